@@ -1,0 +1,28 @@
+"""Errors a user can cause: each carries one sentence that says what was found, what was expected and what to do.
+
+Every class also inherits the builtin that a caller would expect, so that `except ValueError` keeps working.
+"""
+
+
+class HarnessError(Exception):
+    """Base of all errors that the command line prints as one sentence instead of a traceback."""
+
+
+class ConfigError(HarnessError, ValueError):
+    """A suite, task or option that cannot be used as it is written."""
+
+
+class TaskError(HarnessError, ValueError):
+    """A task file, its data or its grader that cannot be used for what it was asked."""
+
+
+class ModelError(HarnessError, ValueError):
+    """A model or tokenizer that cannot be loaded, or that does not fit its teacher."""
+
+
+class RunError(HarnessError, RuntimeError):
+    """A run directory in a state that the command cannot continue from."""
+
+
+class TrainingError(HarnessError, RuntimeError):
+    """Training that cannot go on: a loss that is not finite, a teacher that gives no usable score."""

@@ -1,0 +1,1 @@
+"""Everything that touches lm-eval: tasks and prompts, the evaluator, checks of a task file."""

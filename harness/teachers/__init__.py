@@ -1,0 +1,1 @@
+"""Teachers: how a stage's teacher scores the student's tokens."""

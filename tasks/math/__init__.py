@@ -1,0 +1,1 @@
+"""Math reasoning tasks: GSM8K and the tiny suite's arithmetic."""

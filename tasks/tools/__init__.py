@@ -1,0 +1,1 @@
+"""Tool-use tasks: ToolAlpaca and the tiny suite's tool families."""

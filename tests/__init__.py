@@ -1,0 +1,1 @@
+"""Tests mirror the packages: what the software promises, one file per module."""
