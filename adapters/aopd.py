@@ -1,0 +1,60 @@
+"""Asymmetric on-policy distillation (AOPD, arXiv 2605.06387): imitate where the student overshoots.
+
+L = E[1/|y| sum_t (G_t FKL_t + (1 - G_t) OPD_t)]. Where the advantage is not positive (G_t = 1) the policy gradient only
+pushes the sampled token down; AOPD replaces it by forward KL on the teacher's top K, which says where the mass should go.
+Rows where paper and official code differ are options; the defaults are the paper's.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from adapters.loop import TokenLosses, Tokens
+from adapters.opd import PolicyGradient
+from harness.teachers.base import Needs
+
+
+class AOPD(PolicyGradient):
+    """OPD on tokens the teacher likes better, forward KL on the teacher's top K elsewhere."""
+
+    teacher_needs: ClassVar[Needs] = "top_k"
+
+    top_k: int = Field(32, gt=0)
+    gate: Literal["log_ratio", "prob_diff"] = Field(
+        "log_ratio", description="paper: log_ratio; official code: prob_diff"
+    )
+    threshold: float = Field(0.0, description="how far the student must overshoot before a token goes to forward KL")
+
+    @property
+    def teacher_top_k(self) -> int:
+        """How many of the teacher's tokens the forward KL runs over."""
+        return self.top_k
+
+    def token_losses(self, tokens: Tokens) -> TokenLosses:
+        """Return FKL_t where the gate is open and -A_t log q(y_t) elsewhere, (N,)."""
+        routed = self.routed(tokens)
+        losses = torch.where(routed, truncated_forward_kl(tokens), self.policy_gradient(tokens))
+        return TokenLosses(losses, routed)
+
+    def routed(self, tokens: Tokens) -> Tensor:
+        """Return the gate G_t, (N,) of bool.
+
+        `log_ratio`: log q - log p >= threshold, so that A_t <= 0 goes to forward KL at 0; -inf is pure forward KL, +inf
+        pure OPD. `prob_diff`: q - p > threshold, strict; -1 is pure forward KL, +1 pure OPD.
+        """
+        if self.gate == "log_ratio":
+            return -tokens.advantage >= self.threshold
+        return tokens.logq_old.exp() - tokens.logp.exp() > self.threshold
+
+
+def truncated_forward_kl(tokens: Tokens) -> Tensor:
+    """Return sum over the teacher's top K of p_v (log p_v - log q_v), (N,).
+
+    Both sides are normalised over the whole vocabulary; not renormalised over K, not clamped: the sum may be negative,
+    and a clamp at 0 would kill its gradient.
+    """
+    return (tokens.top_logp.exp() * (tokens.top_logp - tokens.top_logq)).sum(-1)

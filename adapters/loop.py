@@ -1,0 +1,198 @@
+"""The training loop that the methods share: prompts, responses, teacher scores, loss, step.
+
+An adapter states where responses come from (`on_policy`), what it needs of the teacher and a loss per token; batching,
+normalisation, accumulation, timing and the step log are the loop's.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from adapters.diagnostics import StepLog, Timer
+from harness.adapter import Adapter, StageContext, StageResult
+from harness.engines.base import Sampling
+from harness.errors import ConfigError, TaskError
+from harness.logprobs import LogProbs, TeacherScores
+from harness.rollouts import Batch, Example, Reduction, Rollout, make_batches
+from harness.seeding import derive_seed, permutation
+from harness.training import Updater
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The N response tokens of a batch as a loss sees them; log-probabilities in nats over the whole vocabulary.
+
+    `logq` (N,) and `top_logq` (N, K) are the student's, with gradient, at the sampled token and on the teacher's top K;
+    `logq_old` (N,) is the policy that sampled; `logp` (N,) and `top_logp` (N, K) are the teacher's, K may be 0.
+    """
+
+    logq: Tensor
+    logq_old: Tensor
+    logp: Tensor
+    top_logq: Tensor
+    top_logp: Tensor
+
+    @property
+    def advantage(self) -> Tensor:
+        """A_t = sg[log p(y_t) - log q(y_t)], (N,), of the policy that sampled."""
+        return (self.logp - self.logq_old).detach()
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """Losses (N,) with gradient, and the share of tokens (N,) routed to forward KL where a method routes."""
+
+    losses: Tensor
+    routed: Tensor | None = None
+
+
+class LoopAdapter(Adapter):
+    """Base of the methods that differ in their loss per token alone."""
+
+    on_policy: ClassVar[bool] = True
+
+    reduction: Reduction = Field("sequence_mean", description="1/|y| per sequence, or the mean over all tokens")
+    updates_per_rollout: int = Field(1, gt=0, description="optimiser steps that share one batch of rollouts")
+
+    @property
+    def teacher_top_k(self) -> int:
+        """How many of the teacher's most probable tokens the loss uses."""
+        return 0
+
+    @abstractmethod
+    def token_losses(self, tokens: Tokens) -> TokenLosses:
+        """Return the loss of each response token; averaging is the loop's."""
+
+    def train_stage(self, ctx: StageContext) -> StageResult:
+        """Run the stage's budget of rollout batches."""
+        _check_budget(ctx, self.updates_per_rollout)
+        updater = Updater(ctx.student, ctx.training.optimizer, ctx.training.steps * self.updates_per_rollout)
+        ctx.student.train()
+        for step, prompts in enumerate(islice(prompt_batches(ctx), ctx.training.steps)):
+            _Step(self, ctx, updater, step).run(prompts)
+        return StageResult(ctx.training.steps)
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """A micro-batch with what does not change while its updates run."""
+
+    batch: Batch
+    ids: Tensor
+    teacher: TeacherScores
+    logq_old: Tensor | None
+
+
+class _Step:
+    """One batch of prompts: respond, score, update, log."""
+
+    def __init__(self, adapter: LoopAdapter, ctx: StageContext, updater: Updater, step: int) -> None:
+        self.adapter, self.ctx, self.updater, self.step = adapter, ctx, updater, step
+        self.timer = Timer()
+
+    def run(self, prompts: list[Example]) -> None:
+        """Do the step and write its line to the step log."""
+        with self.timer("generate"):
+            rollouts = self._respond(prompts)
+        log = StepLog(rollouts)
+        groups = _split(rollouts, self.adapter.updates_per_rollout)
+        scored = [[self._score(batch) for batch in self._batches(group)] for group in groups]
+        for group in scored:
+            with self.timer("student"):
+                result = self.updater.update(_batches_of(group), self._loss(group, log))
+            log.update(result)
+        self.ctx.log({"step": self.step, **log.summary(), "seconds": self.timer.seconds})
+
+    def _respond(self, prompts: list[Example]) -> list[Rollout]:
+        if not self.adapter.on_policy:
+            limit = self.ctx.training.max_new_tokens
+            return [Rollout(e, e.target[:limit], "stop" if len(e.target) <= limit else "length") for e in prompts]
+        sampling = Sampling(
+            max_new_tokens=self.ctx.training.max_new_tokens,
+            temperature=self.ctx.training.temperature,
+            stop_ids=self.ctx.renderer.stop_ids,
+            seed=derive_seed(self.ctx.seed, "rollouts", self.step),
+        )
+        repeated = [example for example in prompts for _ in range(self.ctx.training.num_generations)]
+        completions = self.ctx.engine.generate([example.prompt for example in repeated], sampling)
+        return [Rollout(e, c.tokens, c.finish) for e, c in zip(repeated, completions, strict=True)]
+
+    def _batches(self, rollouts: Sequence[Rollout]) -> list[Batch]:
+        return make_batches(rollouts, self.adapter.reduction, self.ctx.training.micro_batch, self.ctx.device)
+
+    def _score(self, batch: Batch) -> _Scored:
+        with self.timer("teacher"):
+            teacher = self._teacher_scores(batch)
+        ids = torch.cat([batch.targets[:, None], teacher.top_ids], dim=1)
+        if self.adapter.updates_per_rollout == 1:
+            return _Scored(batch, ids, teacher, None)
+        with self.timer("student"), torch.no_grad():
+            old = self._student(batch, batch.targets[:, None]).chosen[:, 0]
+        return _Scored(batch, ids, teacher, old)
+
+    def _teacher_scores(self, batch: Batch) -> TeacherScores:
+        count = len(batch.targets)
+        if self.ctx.teacher is None or self.adapter.teacher_needs == "none":
+            nothing = torch.zeros(count, 0, device=batch.targets.device)
+            return TeacherScores(torch.full((count,), float("nan")), nothing.long(), nothing)
+        return self.ctx.teacher.score(batch, self.adapter.teacher_top_k, self.ctx.training.temperature)
+
+    def _student(self, batch: Batch, ids: Tensor) -> LogProbs:
+        temperature = self.ctx.training.temperature if self.adapter.on_policy else 1.0
+        return self.ctx.student(batch, ids, temperature)
+
+    def _loss(self, group: list[_Scored], log: StepLog) -> Callable[[Batch], Tensor]:
+        by_batch = {id(scored.batch): scored for scored in group}
+
+        def loss_of(batch: Batch) -> Tensor:
+            scored = by_batch[id(batch)]
+            student = self._student(batch, scored.ids)
+            tokens = _tokens(student, scored)
+            outcome = self.adapter.token_losses(tokens)
+            log.tokens(student, None if self.adapter.teacher_needs == "none" else tokens.advantage, outcome.routed)
+            return (outcome.losses * batch.weights).sum()
+
+        return loss_of
+
+
+def prompt_batches(ctx: StageContext) -> Iterator[list[Example]]:
+    """Yield batches of prompts without end: epoch after epoch, each in an order of its own."""
+    size, queue, epoch = ctx.training.prompts_per_step, list[Example](), 0
+    while True:
+        while len(queue) < size:
+            order = permutation(len(ctx.examples), derive_seed(ctx.seed, "data", epoch))
+            queue += [ctx.examples[i] for i in order]
+            epoch += 1
+        yield queue[:size]
+        queue = queue[size:]
+
+
+def _tokens(student: LogProbs, scored: _Scored) -> Tokens:
+    logq = student.chosen[:, 0]
+    old = logq.detach() if scored.logq_old is None else scored.logq_old
+    return Tokens(logq, old, scored.teacher.sampled, student.chosen[:, 1:], scored.teacher.top_logprobs)
+
+
+def _batches_of(group: list[_Scored]) -> list[Batch]:
+    return [scored.batch for scored in group]
+
+
+def _split(rollouts: list[Rollout], parts: int) -> list[list[Rollout]]:
+    size = -(-len(rollouts) // parts)
+    return [rollouts[start : start + size] for start in range(0, len(rollouts), size)]
+
+
+def _check_budget(ctx: StageContext, updates: int) -> None:
+    if not ctx.examples:
+        raise TaskError(f"task {ctx.task.name} has no training items; a stage needs a `training_split`")
+    rollouts = ctx.training.prompts_per_step * ctx.training.num_generations
+    if rollouts % updates:
+        raise ConfigError(f"updates_per_rollout {updates} does not divide the {rollouts} rollouts of a step")

@@ -1,0 +1,13 @@
+"""The control: a stage that updates nothing, so that any change it shows is the evaluation's own noise."""
+
+from __future__ import annotations
+
+from harness.adapter import Adapter, StageContext, StageResult
+
+
+class NoUpdate(Adapter):
+    """Leave the weights as they are."""
+
+    def train_stage(self, ctx: StageContext) -> StageResult:
+        """Return without training."""
+        return StageResult(steps=0)

@@ -1,0 +1,60 @@
+"""On-policy distillation: the policy gradient of the reverse KL on the student's own samples.
+
+L = -E[1/|y| sum_t A_t log q(y_t|c_t)] with A_t = sg[log p(y_t|c_t) - log q(y_t|c_t)] (MiniLLM, arXiv 2306.08543; Thinking
+Machines 2025; arXiv 2605.06387). The PPO clips are the official AOPD code's options, off as in the paper.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from adapters.loop import LoopAdapter, TokenLosses, Tokens
+from harness.teachers.base import Needs
+
+
+class PolicyGradient(LoopAdapter):
+    """The policy-gradient term and its options, shared by OPD and AOPD."""
+
+    teacher_needs: ClassVar[Needs] = "sampled"
+
+    weight: float = Field(1.0, gt=0, description="factor on the policy-gradient term; the official scripts run 1.25")
+    clip: float | None = Field(
+        None, gt=0, lt=1, description="PPO ratio clip, official code 0.2; null is the plain form"
+    )
+    dual_clip: float | None = Field(
+        None, gt=1, description="bound on the loss of negative advantages, official code 3.0"
+    )
+
+    @model_validator(mode="after")
+    def _dual_clip_needs_clip(self) -> PolicyGradient:
+        if self.dual_clip is not None and self.clip is None:
+            raise ValueError("dual_clip bounds the clipped loss; set clip too (the official code uses 0.2 and 3.0)")
+        return self
+
+    def policy_gradient(self, tokens: Tokens) -> Tensor:
+        """Return the policy-gradient loss of each token, (N,).
+
+        Plain: -A log q. Clipped (PPO, arXiv 1707.06347; dual clip arXiv 1912.09729), with r = q / q_old:
+        -min(r A, clip(r, 1 - c, 1 + c) A), and for A < 0 at most -d A.
+        """
+        advantage = tokens.advantage
+        if self.clip is None:
+            return -self.weight * advantage * tokens.logq
+        ratio = torch.exp(tokens.logq - tokens.logq_old)
+        clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
+        losses = torch.maximum(-advantage * ratio, -advantage * clipped)
+        if self.dual_clip is not None:
+            losses = torch.where(advantage < 0, torch.minimum(losses, -self.dual_clip * advantage), losses)
+        return self.weight * losses
+
+
+class OPD(PolicyGradient):
+    """Reinforce every sampled token by how much more probable the teacher finds it."""
+
+    def token_losses(self, tokens: Tokens) -> TokenLosses:
+        """Return -A_t log q(y_t), (N,)."""
+        return TokenLosses(self.policy_gradient(tokens))

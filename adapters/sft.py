@@ -1,0 +1,19 @@
+"""Supervised fine-tuning on the task's references: -log q(label)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from adapters.loop import LoopAdapter, TokenLosses, Tokens
+from harness.rollouts import Reduction
+
+
+class SFT(LoopAdapter):
+    """Cross-entropy on the reference tokens, stop token included; the mean over all tokens, as TRL has it."""
+
+    on_policy: ClassVar[bool] = False
+    reduction: Reduction = "token_mean"
+
+    def token_losses(self, tokens: Tokens) -> TokenLosses:
+        """Return -log q(label), (N,)."""
+        return TokenLosses(-tokens.logq)

@@ -1,0 +1,170 @@
+"""The command line: thin commands over the pipeline, the sweep and the reports."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    from harness.config import Suite
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+tasks_app = typer.Typer(invoke_without_command=True, help="List the tasks, or check one.")
+app.add_typer(tasks_app, name="tasks")
+console = Console()
+
+SuiteName = Annotated[str, typer.Argument(help="A suite's name (tiny) or the path of its YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. training.optimizer.lr=1e-4.")]
+Include = Annotated[list[Path] | None, typer.Option("--include-path", help="A folder with more tasks and suites.")]
+Out = Annotated[Path, typer.Option(help="Where run directories go.")]
+Names = Annotated[str | None, typer.Option(help="Comma-separated; default: all of the suite's.")]
+
+
+def main() -> None:
+    """Run the command line; an error that a user can mend is one sentence, not a traceback."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    try:
+        app()
+    except HarnessError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+@app.command()
+def run(
+    suite: SuiteName,
+    adapter: Annotated[str, typer.Option(help="One of the suite's adapters.")],
+    seed: Annotated[int | None, typer.Option(help="Default: the suite's first.")] = None,
+    order: Annotated[str, typer.Option(help="A named order of the stages.")] = "default",
+    out: Out = Path("runs"),
+    overrides: Overrides = None,
+    include_path: Include = None,
+    dry_run: Annotated[bool, typer.Option(help="Print what would be done and write nothing.")] = False,
+) -> None:
+    """Adapt a student stage by stage with one adapter and one seed, evaluating after each stage."""
+    loaded = _load(suite, overrides, include_path)
+    _go(loaded, [adapter], [loaded.seeds[0] if seed is None else seed], order, out, 1, dry_run)
+
+
+@app.command()
+def sweep(
+    suite: SuiteName,
+    adapter: Names = None,
+    seed: Names = None,
+    order: Annotated[str, typer.Option(help="A named order of the stages.")] = "default",
+    out: Out = Path("runs"),
+    workers: Annotated[int | None, typer.Option(help="Runs side by side; default: one per free processor.")] = None,
+    overrides: Overrides = None,
+    include_path: Include = None,
+    dry_run: Annotated[bool, typer.Option(help="Print what would be done and write nothing.")] = False,
+) -> None:
+    """Do the runs of several adapters and seeds, then report on them."""
+    loaded = _load(suite, overrides, include_path)
+    adapters = adapter.split(",") if adapter else list(loaded.adapters)
+    seeds = [int(text) for text in seed.split(",")] if seed else list(loaded.seeds)
+    _go(loaded, adapters, seeds, order, out, workers, dry_run)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories, or folders that hold some.")],
+    out: Annotated[Path | None, typer.Option(help="Default: `report` in the first folder.")] = None,
+) -> None:
+    """Render report.html and report.md with figures and tables from run directories."""
+    from reports.build import build_report
+
+    console.print(f"report: {build_report(runs, out or runs[0] / 'report')}")
+
+
+@app.command()
+def evaluate(
+    suite: Annotated[str, typer.Option(help="A suite's name or path; its tasks and decoding are used.")],
+    checkpoints: Annotated[list[Path], typer.Option(help="Model folders, in the order of training.")],
+    more: Annotated[list[Path] | None, typer.Argument(help="More checkpoints after the first.")] = None,
+    out: Out = Path("runs"),
+    overrides: Overrides = None,
+    include_path: Include = None,
+) -> None:
+    """Evaluate checkpoints that were trained elsewhere on a suite's tasks and print the matrix."""
+    from harness.foreign import evaluate_checkpoints, matrix_table
+
+    loaded = _load(suite, overrides, include_path)
+    scores = evaluate_checkpoints(loaded, [*checkpoints, *(more or [])], out)
+    console.print(matrix_table(scores))
+
+
+@tasks_app.callback()
+def tasks(context: typer.Context, include_path: Include = None) -> None:
+    """List the tasks that a suite can name."""
+    context.obj = include_path or []
+    if context.invoked_subcommand is None:
+        from harness.inspection import task_table
+
+        console.print(task_table(context.obj))
+
+
+@tasks_app.command()
+def check(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A task's name, or the path of its YAML file.")],
+    data: Annotated[
+        list[str] | None, typer.Option(help="NAME=PATH of local records, as under a suite's `data`.")
+    ] = None,
+    include_path: Include = None,
+) -> None:
+    """Show one training and one evaluation prompt of a task, grade its reference, and name its traps."""
+    from harness.inspection import check_task
+
+    passed = check_task(console, name, [*context.obj, *(include_path or [])], data or [])
+    raise typer.Exit(0 if passed else 1)
+
+
+def _load(suite: str, overrides: list[str] | None, include: list[Path] | None) -> Suite:
+    from harness.suites import load_suite
+
+    return load_suite(suite, overrides or [], include or [])
+
+
+def _go(
+    suite: Suite, adapters: list[str], seeds: list[int], order: str, out: Path, workers: int | None, dry_run: bool
+) -> None:
+    """Check, then print the plan or do the runs with progress, the retention table and the report at the end."""
+    from harness.adapter import check_adapters
+    from harness.errors import ConfigError
+    from harness.progress import Display
+    from harness.sweep import default_workers, plan
+    from harness.sweep import sweep as do_runs
+
+    if unknown := sorted(set(adapters) - set(suite.adapters)):
+        raise ConfigError(f"suite {suite.name} has no adapter {', '.join(unknown)}; it has {', '.join(suite.adapters)}")
+    check_adapters(suite)
+    try:
+        specs = plan(suite, adapters, seeds, order, out)
+        _ = specs[0].stages
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if dry_run:
+        from harness.inspection import print_plan
+
+        print_plan(console, specs)
+        return
+    with Display(console) as display:
+        do_runs(specs, workers or default_workers(len(specs)), display, lambda _: _render(specs))
+    _summarise(specs)
+
+
+def _render(specs: list) -> None: ...
+def _summarise(specs: list) -> None: ...
+
+
+if __name__ == "__main__":
+    main()

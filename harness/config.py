@@ -1,0 +1,222 @@
+"""What a suite file may say: frozen pydantic models with the paper's settings as defaults. Imports no torch.
+
+A suite names a student, a teacher, the ordered stages, the retention probes (tasks that are never trained), the
+adapters under test and the budgets. Unknown keys are refused. `harness.suites` reads the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Strict(BaseModel):
+    """Base of all configuration: immutable, and a key that is not known is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Chat(Strict):
+    """How a conversation becomes text and where an answer ends; named once for training, teacher and evaluation."""
+
+    template: str | None = Field(None, description="`chatml`, or a Jinja file; null keeps the tokenizer's own")
+    stop: tuple[str, ...] = Field((), description="tokens that end an answer; empty takes the tokenizer's eos token")
+    enable_thinking: bool | None = Field(None, description="passed to the template where it knows the flag")
+
+
+class Architecture(Strict):
+    """Shape of a model built from scratch (Qwen3)."""
+
+    hidden_size: int = Field(128, gt=0)
+    intermediate_size: int = Field(384, gt=0)
+    layers: int = Field(3, gt=0)
+    heads: int = Field(4, gt=0)
+    kv_heads: int = Field(2, gt=0)
+    head_dim: int = Field(32, gt=0)
+    context: int = Field(256, gt=0, description="longest sequence in tokens, prompt and answer together")
+    tie_embeddings: bool = True
+
+
+class TokenizerRecipe(Strict):
+    """A byte-level BPE trained on the rendered training text of some tasks; digits stay single."""
+
+    vocab_size: int = Field(384, gt=260)
+    tasks: tuple[str, ...] = Field(min_length=1)
+    items_per_task: int = Field(2000, gt=0)
+
+
+class Warmup(Strict):
+    """Supervised training that takes random weights to a named strength."""
+
+    mixture: dict[str, float] = Field(description="task to its share of each batch", min_length=1)
+    strengths: dict[str, int] = Field(description="name to the number of optimiser steps", min_length=1)
+    items_per_task: int | None = Field(None, gt=0, description="first training items used; null takes all")
+    batch_size: int = Field(64, gt=0)
+    lr: float = Field(3e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    grad_clip: float = Field(1.0, gt=0)
+    autocast: Literal["bfloat16"] | None = None
+
+
+class Pretrained(Strict):
+    """A causal language model by folder or hub id, base models included."""
+
+    kind: Literal["pretrained"] = "pretrained"
+    path: str
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    chat: Chat = Chat()
+
+
+class Scratch(Strict):
+    """A small model built here: architecture, tokenizer and warm-up make it fully reproducible."""
+
+    kind: Literal["scratch"]
+    architecture: Architecture = Architecture()
+    tokenizer: TokenizerRecipe
+    warmup: Warmup
+    strength: str
+    seed: int | None = Field(None, description="null takes the run's seed, so that seeds differ in their start too")
+    dtype: Literal["float32"] = "float32"
+    chat: Chat = Chat(template="chatml")
+
+    @model_validator(mode="after")
+    def _strength_is_named(self) -> Scratch:
+        if self.strength not in self.warmup.strengths:
+            raise ValueError(f"strength {self.strength!r} is not one of {', '.join(self.warmup.strengths)}")
+        return self
+
+
+Model = Annotated[Pretrained | Scratch, Field(discriminator="kind")]
+
+
+class Optimizer(Strict):
+    """AdamW with the official scripts' settings (METHOD: lr 1e-5 constant, weight decay 0.01, clip 1.0)."""
+
+    lr: float = Field(1e-5, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+
+
+class Training(Strict):
+    """The budget of one stage, the same for every adapter."""
+
+    steps: int = Field(100, gt=0, description="rollout batches; an adapter may take several updates on each")
+    prompts_per_step: int = Field(512, gt=0)
+    num_generations: int = Field(1, gt=0, description="rollouts of each prompt")
+    max_new_tokens: int = Field(2048, gt=0)
+    temperature: float = Field(1.0, gt=0, description="of the rollouts and of both sides' log-probabilities")
+    micro_batch: int | None = Field(None, gt=0, description="sequences in one forward; null takes the whole batch")
+    train_items: int | None = Field(None, gt=0, description="first training items used; null takes all")
+    optimizer: Optimizer = Optimizer()
+
+
+class Decoding(Strict):
+    """Generation settings that replace the tasks' own; null keeps what a task says."""
+
+    until: tuple[str, ...] | None = None
+    do_sample: bool | None = None
+    temperature: float | None = Field(None, ge=0)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0)
+    max_gen_toks: int | None = Field(None, gt=0)
+
+
+class Evaluation(Strict):
+    """How each checkpoint is evaluated after each stage."""
+
+    limit: int | None = Field(None, gt=0, description="first test items of each task; null takes all")
+    batch_size: int = Field(64, gt=0)
+    decoding: Decoding = Decoding()
+    seed: int = 1234
+
+
+class Stage(Strict):
+    """One adaptation step: a task, and what differs from the suite's defaults."""
+
+    task: str
+    training: Training
+    teacher: Model | None = Field(None, description="null takes the suite's teacher")
+
+
+class AdapterEntry(Strict):
+    """One method under test; several entries may use one adapter with other options."""
+
+    adapter: str | None = Field(None, description="registered name; null takes the entry's own")
+    options: dict[str, Any] = {}
+    training: dict[str, Any] = Field({}, description="what differs from the suite's training, for this entry only")
+
+
+class Suite(Strict):
+    """A whole experiment, read from one YAML file."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    description: str = ""
+    student: Model
+    teacher: Model | None = None
+    training: Training = Training()
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    orders: dict[str, tuple[str, ...]] = Field({}, description="name to a permutation of the stages' tasks")
+    probes: tuple[str, ...] = ()
+    adapters: dict[str, AdapterEntry] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    evaluation: Evaluation = Evaluation()
+    data: dict[str, str] = Field({}, description="name to a local path, handed to the tasks' loaders")
+    include: tuple[str, ...] = Field((), description="folders with more task files")
+    engine: Literal["hf"] = "hf"
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    threads: int | None = Field(None, gt=0, description="CPU threads of one run; null leaves torch's default")
+
+    @model_validator(mode="after")
+    def _names_are_consistent(self) -> Suite:
+        tasks = [stage.task for stage in self.stages]
+        if repeated := sorted({t for t in tasks if tasks.count(t) > 1}):
+            raise ValueError(f"stages train {', '.join(repeated)} more than once; give each stage its own task")
+        if trained := sorted(set(self.probes) & set(tasks)):
+            raise ValueError(f"probes {', '.join(trained)} are also trained; a probe is a task that no stage trains")
+        for name, order in self.orders.items():
+            if sorted(order) != sorted(tasks):
+                raise ValueError(f"order {name!r} is {list(order)}, expected a permutation of {tasks}")
+        return self
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """All evaluated tasks: the stages' in the file's order, then the probes."""
+        return (*(stage.task for stage in self.stages), *self.probes)
+
+    def ordered_stages(self, order: str = "default") -> tuple[Stage, ...]:
+        """The stages in a named order; `default` is the file's."""
+        if order == "default" and order not in self.orders:
+            return self.stages
+        if order not in self.orders:
+            known = ", ".join(["default", *self.orders])
+            raise ValueError(f"order {order!r} is not one of {known}")
+        by_task = {stage.task: stage for stage in self.stages}
+        return tuple(by_task[task] for task in self.orders[order])
+
+    def training_for(self, stage: Stage, entry: str) -> Training:
+        """A stage's budget under one adapter entry: the stage's own, then what the entry changes."""
+        changed = merge(stage.training.model_dump(), self.adapters[entry].training)
+        return Training.model_validate(changed)
+
+
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return `base` with `changes` laid over it, mapping by mapping."""
+    merged = dict(base)
+    for key, value in changes.items():
+        below = merged.get(key)
+        merged[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value  # pyright: ignore[reportUnknownArgumentType]
+    return merged
+
+
+def digest(value: Any) -> str:
+    """Return 16 hexadecimal digits that identify a JSON-like value, independent of key order."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

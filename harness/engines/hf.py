@@ -1,0 +1,126 @@
+"""Generation with transformers: prompts batched by length, finished sequences leave the batch.
+
+`model.generate` pays for every sequence until the longest one ends; here the key-value cache is compacted as
+sequences finish. Oracle: the greedy output equals `model.generate`'s (tests/test_engines.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, LogitsProcessorList, StopStringCriteria, TopKLogitsWarper, TopPLogitsWarper
+
+from harness.engines.base import Completion, Sampling
+
+COMPACT_BELOW = 0.75
+
+
+class HFEngine:
+    """Generates with a model that lives in this process, so that new weights are simply there."""
+
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int = 64) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
+        """Return completions of `prompts`; see `Engine`."""
+        was_training = self.model.training
+        self.model.eval()
+        generator = torch.Generator(self.model.device).manual_seed(sampling.seed)
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
+        completions: dict[int, Completion] = {}
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            decoded = _Decoding(self.model, self.tokenizer, sampling, generator).run([prompts[i] for i in rows])
+            completions.update(zip(rows, decoded, strict=True))
+        self.model.train(was_training)
+        return [completions[i] for i in range(len(prompts))]
+
+
+class _Decoding:
+    """One batch on its way: `alive` maps the cache's rows to the batch's."""
+
+    def __init__(self, model: Any, tokenizer: Any, sampling: Sampling, generator: torch.Generator) -> None:
+        self.model, self.sampling, self.generator = model, sampling, generator
+        self.device = model.device
+        self.stop_ids = torch.tensor(sampling.stop_ids, device=self.device, dtype=torch.long)
+        self.warpers = _warpers(sampling)
+        strings = list(sampling.stop_strings)
+        self.stop_strings = StopStringCriteria(tokenizer, strings) if strings else None
+
+    def run(self, prompts: list[list[int]]) -> list[Completion]:
+        """Decode until every row has stopped or used its budget."""
+        ids, mask = _left_padded(prompts, self.device)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        cache = DynamicCache(config=self.model.config)
+        alive = torch.arange(len(prompts), device=self.device)
+        tokens = torch.zeros(len(prompts), self.sampling.max_new_tokens, dtype=torch.long, device=self.device)
+        lengths = torch.full((len(prompts),), self.sampling.max_new_tokens, device=self.device)
+        running = torch.ones(len(prompts), dtype=torch.bool, device=self.device)
+        for step in range(self.sampling.max_new_tokens):
+            drawn = self._next(ids, mask, positions, cache)
+            tokens[alive, step] = drawn
+            stopped = running & self._stops(drawn, tokens[alive, : step + 1])
+            lengths[alive[stopped]] = step + 1
+            running &= ~stopped
+            if not running.any():
+                break
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            ids, positions = drawn[:, None], positions[:, -1:] + 1
+            if running.float().mean() < COMPACT_BELOW:
+                kept = running.nonzero()[:, 0]
+                cache.batch_select_indices(kept)
+                ids, positions, mask, alive, running = (x[kept] for x in (ids, positions, mask, alive, running))
+        stopped_rows = torch.ones(len(prompts), dtype=torch.bool, device=self.device)
+        stopped_rows[alive[running]] = False
+        return _completions(tokens, lengths, stopped_rows)
+
+    def _next(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+        output = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits = output.logits[:, -1].float()
+        if self.sampling.temperature == 0:
+            return logits.argmax(-1)
+        warped = self.warpers(ids, logits / self.sampling.temperature)  # pyright: ignore[reportArgumentType]
+        return torch.multinomial(warped.softmax(-1), 1, generator=self.generator)[:, 0]
+
+    def _stops(self, drawn: Tensor, so_far: Tensor) -> Tensor:
+        stopped = torch.isin(drawn, self.stop_ids)
+        if self.stop_strings is not None:
+            stopped = stopped | self.stop_strings(so_far, None)  # pyright: ignore[reportArgumentType]
+        return stopped
+
+
+def _left_padded(prompts: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.zeros(len(prompts), width, dtype=torch.long)
+    mask = torch.zeros(len(prompts), width, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    return ids.to(device), mask.to(device)
+
+
+def _warpers(sampling: Sampling) -> LogitsProcessorList:
+    warpers = LogitsProcessorList()
+    if sampling.top_k:
+        warpers.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        warpers.append(TopPLogitsWarper(sampling.top_p))
+    return warpers
+
+
+def _completions(tokens: Tensor, lengths: Tensor, stopped: Tensor) -> list[Completion]:
+    rows = zip(tokens.tolist(), lengths.tolist(), stopped.tolist(), strict=True)
+    return [Completion(row[:length], "stop" if done else "length") for row, length, done in rows]

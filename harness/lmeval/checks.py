@@ -1,0 +1,157 @@
+"""What must hold before time is spent: complete generation settings, prompts that fit, graders that can tell.
+
+Each finding is one sentence; `traps` lists what a task file falls into, with what to do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.chat import Renderer
+from harness.config import Decoding
+from harness.errors import TaskError
+from harness.lmeval.tasks import BenchTask, item_id
+from harness.lmeval.yamls import read_task_file
+
+REQUIRED = ("until", "temperature", "max_gen_toks")
+
+
+@dataclass(frozen=True)
+class GradeCheck:
+    """How a task grades a reference and spoiled copies of it; `reference` must be 1 and `spoiled` 0."""
+
+    prompt: str
+    target: str
+    reference: float
+    spoiled: dict[str, float]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the grader tells right from wrong."""
+        return self.reference == 1 and all(score == 0 for score in self.spoiled.values())
+
+
+def settle_generation(task: BenchTask, decoding: Decoding) -> None:
+    """Lay a suite's decoding over the task's and raise `TaskError` when a setting that decides answers is missing.
+
+    lm-eval fills the gaps silently, and differently for its model classes.
+    """
+    if not task.generates:
+        return
+    changes = decoding.model_dump(exclude_none=True, mode="json")
+    stated = {**stated_generation(task), **changes}
+    if missing := [name for name in REQUIRED if name not in stated]:
+        raise TaskError(
+            f"{task.source or task.name}: generation_kwargs lack {', '.join(missing)}; expected until, temperature and "
+            "max_gen_toks, in the task or under the suite's `evaluation.decoding`"
+        )
+    task.set_decoding(changes)
+
+
+def stated_generation(task: BenchTask) -> dict[str, Any]:
+    """Return the generation settings that the task's file really states, without lm-eval's defaults."""
+    if task.source is None:
+        return task.generation
+    return dict(read_task_file(task.source).get("generation_kwargs") or {})
+
+
+def check_stage_task(task: BenchTask) -> None:
+    """Raise `TaskError` for a task that cannot be a stage: it must generate and have training items."""
+    if not task.generates:
+        raise TaskError(
+            f"task {task.name} is {task.task.OUTPUT_TYPE}; a stage needs generate_until (probes may be any)"
+        )
+    task.training_docs(1)
+
+
+def check_fits(task: BenchTask, prompts: Sequence[list[int]], answer_tokens: int, context: int, where: str) -> None:
+    """Raise `TaskError` when the longest prompt and its answer exceed the context, which would be cut silently."""
+    longest = max(map(len, prompts), default=0)
+    if longest + answer_tokens > context:
+        raise TaskError(
+            f"task {task.name}: its longest {where} prompt has {longest} tokens and an answer may take {answer_tokens}, "
+            f"more than the model's context of {context}; lower the answer budget or take a model with more context"
+        )
+
+
+def check_grader(task: BenchTask, doc: dict[str, Any], renderer: Renderer) -> GradeCheck:
+    """Grade an item's reference and spoiled copies of it."""
+    target = task.training_target(doc)
+    scores = {
+        name: task.grade(doc, spoil(target))[task.metric] for name, spoil in SPOILERS.items() if spoil(target) != target
+    }
+    return GradeCheck(task.render(doc, renderer), target, task.grade(doc, target)[task.metric], scores)
+
+
+def traps(task: BenchTask) -> Iterator[str]:
+    """Yield a sentence for each known trap that a task's file falls into."""
+    yield from _generation_traps(task)
+    yield from _scoring_traps(task)
+    yield from _data_traps(task)
+
+
+def shared_items(task: BenchTask, limit: int | None = None) -> int:
+    """Return how many test prompts are also training prompts, word for word."""
+    if not task.task.has_training_docs():
+        return 0
+    train = {str(task.task.doc_to_text(doc)) for doc in task.training_docs()}
+    return sum(str(task.task.doc_to_text(doc)) in train for doc in task.test_docs(limit))
+
+
+def _generation_traps(task: BenchTask) -> Iterator[str]:
+    if not task.generates:
+        yield f"output_type is {task.task.OUTPUT_TYPE}: usable as a probe only, a stage needs generate_until"
+        return
+    stated = stated_generation(task)
+    for name in (*REQUIRED, "do_sample"):
+        if name not in stated:
+            yield f"generation_kwargs lack {name}: lm-eval's hf and vllm classes fill it differently; state it"
+    if stated.get("do_sample") and not stated.get("temperature"):
+        yield "do_sample is true with temperature 0: backends read this differently; set one of them"
+    if task.task.config.repeats != 1:
+        yield "repeats keeps the first answer only; ask for samples in the suite instead"
+
+
+def _scoring_traps(task: BenchTask) -> Iterator[str]:
+    if "metric" not in task.settings:
+        yield f"metadata.harness.metric is not set: {task.metric}, the first metric, is taken as the score"
+    for entry in task.task.config.metric_list or []:
+        for key in ("aggregation", "higher_is_better"):
+            if key not in entry:
+                yield f"metric {entry.get('metric')} does not state {key}: lm-eval guesses it with a warning"
+    target = task.task.doc_to_target(task.test_docs(1)[0])
+    if not isinstance(target, str) and "training_target" not in task.settings:
+        yield f"doc_to_target gives {type(target).__name__}, not text: set metadata.harness.training_target for training"
+    if task.task.config.num_fewshot:
+        yield f"num_fewshot is {task.task.config.num_fewshot}: training prompts carry the same examples"
+
+
+def _data_traps(task: BenchTask) -> Iterator[str]:
+    config = task.task.config
+    if config.dataset_path and not callable(config.custom_dataset) and "revision" not in (config.dataset_kwargs or {}):
+        yield "dataset_kwargs.revision is not pinned: the data may change under the results"
+    if task.settings.get("memorise"):
+        yield "metadata.harness.memorise is set: it trains on its test items on purpose, for plumbing checks only"
+    elif shared := shared_items(task):
+        yield f"{shared} test prompts are also training prompts: scores measure memory"
+    ids = [item_id(doc) for doc in task.test_docs()]
+    if len(set(ids)) < len(ids):
+        yield f"{len(ids) - len(set(ids))} test items are duplicates: intervals would count them twice"
+
+
+def _other_digits(text: str) -> str:
+    return re.sub(r"\d", lambda digit: str((int(digit[0]) + 1) % 10), text)
+
+
+def _other_words(text: str) -> str:
+    return re.sub(r"[A-Za-z]{2,}", lambda word: word[0][::-1] + "x", text)
+
+
+SPOILERS: dict[str, Callable[[str], str]] = {
+    "empty": lambda _: "",
+    "other digits": _other_digits,
+    "other words": _other_words,
+}

@@ -1,0 +1,59 @@
+"""Three keys that say when evaluation results may be reused, graded anew, or put in one matrix.
+
+Generation: what decides the answers. Grading: what decides their grades. Comparability: both, without weights and seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+from harness.config import digest
+from harness.lmeval.tasks import BenchTask
+
+PACKAGES = ("torch", "transformers", "lm_eval", "tokenizers")
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys of one evaluated cell, 16 hexadecimal digits each."""
+
+    generation: str
+    grading: str
+    comparability: str
+
+    def as_dict(self) -> dict[str, str]:
+        """Return the keys by name, as results files hold them."""
+        return asdict(self)
+
+
+def make_keys(task: BenchTask, prompts: Sequence[str], weights: str, seed: int, backend: dict[str, Any]) -> Keys:
+    """Return the keys of `task` on a model with digest `weights`; `backend` names engine, device, dtype, batch size."""
+    shared = {
+        "task": task.name,
+        "prompts": digest(list(prompts)),
+        "settings": task.generation,
+        "backend": backend,
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+    grading = digest(grader_source(task))
+    return Keys(
+        generation=digest({**shared, "weights": weights, "seed": seed}),
+        grading=grading,
+        comparability=digest({**shared, "grading": grading}),
+    )
+
+
+def grader_source(task: BenchTask) -> str:
+    """Return a hash of all that decides a grade: the grader's whole module, filters, metrics and references."""
+    grader = task.task.config.process_results
+    source = ""
+    if callable(grader):
+        module = inspect.getmodule(grader)
+        source = inspect.getsource(module) if module else inspect.getsource(grader)
+    parts = [source, str(task.task.config.filter_list), str(task.task.config.metric_list), task.metric]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

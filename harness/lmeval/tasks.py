@@ -1,0 +1,181 @@
+"""Tasks as lm-eval defines them: one piece of code renders and grades a prompt, in training and in evaluation.
+
+Training prompts come from the task's `training_split` through the same `doc_to_text` and chat template as its test
+prompts, references from `doc_to_target` (or `metadata.harness.training_target`), grades from `process_results`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import apply_template, handle_non_serializable, hash_string
+
+from harness.chat import Renderer
+from harness.errors import TaskError
+from harness.lmeval.yamls import check_files
+from harness.rollouts import Example
+
+TASK_FOLDER = Path(str(files("tasks")))
+
+
+class TaskLibrary:
+    """The tasks that can be named: the shipped ones, those in `include` folders and, when one is asked for, lm-eval's.
+
+    Every file is parsed first, because lm-eval skips a broken one without a word.
+    """
+
+    def __init__(self, include: Sequence[str | Path] = (), data: Mapping[str, str] | None = None) -> None:
+        self.folders = [TASK_FOLDER, *(Path(folder) for folder in include)]
+        self.metadata: dict[str, Any] = {"data": dict(data or {})}
+        check_files(self.folders)
+
+    def names(self) -> list[str]:
+        """Return the names of the tasks in our folders, sorted."""
+        return list(self.manager.all_subtasks)
+
+    def load(self, name: str) -> BenchTask:
+        """Load one task with its data; raises `TaskError` when there is none or its data cannot be read."""
+        manager = self._manager_of(name)
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        try:
+            task = manager.load([name])["tasks"][name]
+        except TaskError:
+            raise
+        except Exception as error:
+            raise TaskError(f"task {name}: {type(error).__name__} while loading it: {error}") from error
+        if not isinstance(task, ConfigurableTask):
+            raise TaskError(f"task {name} is {type(task).__name__}; tasks that are written in YAML are supported")
+        return BenchTask(name, task)
+
+    @cached_property
+    def manager(self) -> TaskManager:
+        """lm-eval's index of our folders; made once, without the defaults, which take seconds to index."""
+        return TaskManager(include_path=list(self.folders), include_defaults=False, metadata=self.metadata)
+
+    @cached_property
+    def _with_defaults(self) -> TaskManager:
+        return TaskManager(include_path=list(self.folders), metadata=self.metadata)
+
+    def _manager_of(self, name: str) -> TaskManager:
+        if name in self.manager.all_subtasks:
+            return self.manager
+        if name in self._with_defaults.all_subtasks:
+            return self._with_defaults
+        near = difflib.get_close_matches(name, self._with_defaults.all_subtasks, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known here are {', '.join(self.names())}"
+        folders = ", ".join(str(folder) for folder in self.folders)
+        raise TaskError(f"there is no task {name!r} in {folders} or in lm-eval; {hint}")
+
+
+class BenchTask:
+    """One lm-eval task as the harness uses it."""
+
+    def __init__(self, name: str, task: ConfigurableTask) -> None:
+        self.name = name
+        self.task = task
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What only the harness reads: `metadata.harness`."""
+        metadata = self.task.config.metadata
+        return dict((metadata or {}).get("harness") or {}) if isinstance(metadata, dict) else {}
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model writes an answer; stages need such tasks."""
+        return self.task.OUTPUT_TYPE == "generate_until"
+
+    @property
+    def metric(self) -> str:
+        """The primary metric, in 0..1, higher is better: `metadata.harness.metric`, else the first listed."""
+        return self.settings.get("metric") or next(iter(self.task.higher_is_better()))
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """The resolved generation settings of the task."""
+        return dict(self.task.config.generation_kwargs or {})
+
+    @property
+    def source(self) -> Path | None:
+        """The task's file, or None for a task that has none."""
+        metadata = self.task.config.metadata
+        name = metadata.get("config_source", "") if isinstance(metadata, dict) else ""
+        return Path(name) if name.endswith(".yaml") else None
+
+    def set_decoding(self, changes: dict[str, Any]) -> None:
+        """Change generation settings on the loaded task, the only place where lm-eval merges them reliably."""
+        self.task.set_config("generation_kwargs", changes, update=True)
+
+    def render(self, doc: dict[str, Any], renderer: Renderer) -> str:
+        """Return a document's prompt, the same text that lm-eval sends to the model."""
+        context = self.task.fewshot_context(
+            doc,
+            num_fewshot=self.task.config.num_fewshot or 0,
+            apply_chat_template=renderer.has_template,
+            fewshot_as_multiturn=True,
+            chat_template=renderer.render if renderer.has_template else None,
+            gen_prefix=self.task.doc_to_prefix(doc),
+        )
+        if not isinstance(context, str):
+            raise TaskError(f"task {self.name} has several prompts for one item; a stage needs one")
+        return context
+
+    def training_target(self, doc: dict[str, Any]) -> str:
+        """Return the text that a supervised learner is trained on.
+
+        `metadata.harness.training_target` names a field or a template; else it is `doc_to_target`, a list's first entry
+        or the choice that an index points to.
+        """
+        field = self.settings.get("training_target")
+        if field is not None:
+            return str(doc[field] if field in doc else apply_template(field, doc))
+        target = self.task.doc_to_target(doc)
+        target = target[0] if isinstance(target, list) else target
+        return str(self.task.doc_to_choice(doc)[target] if isinstance(target, int) else target)
+
+    def training_docs(self, limit: int | None = None) -> list[dict[str, Any]]:
+        """Return the training documents; raises `TaskError` when the task has none."""
+        if not self.task.has_training_docs():
+            raise TaskError(f"task {self.name} has no `training_split`; a stage and a warm-up need one")
+        docs = self.task.training_docs()
+        found = [dict(doc) for _, doc in zip(range(limit or len(docs)), docs, strict=False)]
+        if not found:
+            raise TaskError(f"task {self.name} has an empty training split; say where its records are under `data`")
+        return found
+
+    def training_examples(self, renderer: Renderer, limit: int | None = None) -> list[Example]:
+        """Return training items as token ids, in the task's order."""
+        return [self._example(doc, renderer) for doc in self.training_docs(limit)]
+
+    def test_docs(self, limit: int | None = None) -> list[dict[str, Any]]:
+        """Return the documents that evaluation uses."""
+        return [dict(doc) for _, doc in self.task.doc_iterator(limit=limit)]
+
+    def grade(self, doc: dict[str, Any], response: str) -> dict[str, float]:
+        """Return all metrics of one response, through the task's first filter and its `process_results`."""
+        request = Instance("generate_until", doc, ("", {}), 0, metadata=(self.name, 0, 1), resps=[response])
+        pipeline = self.task._filters[0]
+        pipeline.apply([request])
+        return dict(self.task.process_results(doc, [request.filtered_resps[pipeline.name]]))
+
+    def _example(self, doc: dict[str, Any], renderer: Renderer) -> Example:
+        prompt = renderer.encode_prompt(self.render(doc, renderer))
+        # A chat template ends the prompt itself; plain text needs the delimiter that lm-eval puts before a target.
+        delimiter = "" if renderer.has_template else self.task.config.target_delimiter
+        target = renderer.encode_target(f"{delimiter}{self.training_target(doc)}")
+        return Example(item_id(doc), doc, prompt, target)
+
+
+def item_id(doc: Mapping[str, Any]) -> str:
+    """Return a stable id of a document, from its content: the hash that lm-eval logs as `doc_hash`."""
+    return hash_string(json.dumps(doc, indent=2, default=handle_non_serializable, ensure_ascii=False))

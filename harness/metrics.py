@@ -1,0 +1,214 @@
+"""Continual-learning figures: pure functions from a score matrix to named, cited numbers.
+
+`R[i][j]` is the score on task j after stage i; row 0 is the start, stage j trains task j, T is the number of stages.
+Every function takes a `ScoreMatrix` and returns one number. It is nan where the figure has no meaning (backward
+transfer needs T >= 2, probe change needs a probe) and where a cell that it needs has not been evaluated yet. The
+formulas beside the functions are the ones that reports print.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.errors import ConfigError
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreMatrix:
+    """Scores (T+1, T+P) of one run; columns are the trained tasks in stage order, then the probes.
+
+    A cell that was not evaluated is nan. `joint` (T,) holds the trained tasks' scores of a run that trained them all
+    together; only intransigence needs it. Raises ConfigError when the shapes do not fit the names.
+    """
+
+    scores: Vector
+    trained: tuple[str, ...]
+    probes: tuple[str, ...] = ()
+    joint: Vector | None = None
+
+    def __post_init__(self) -> None:
+        expected = (self.stages + 1, self.stages + len(self.probes))
+        if not self.trained or self.scores.shape != expected:
+            raise ConfigError(
+                f"A score matrix of shape {self.scores.shape} does not fit {self.stages} trained tasks and "
+                f"{len(self.probes)} probes; expected at least one trained task and shape {expected}."
+            )
+        if self.joint is not None and self.joint.shape != (self.stages,):
+            raise ConfigError(f"Joint scores have shape {self.joint.shape}; expected one per trained task.")
+
+    @property
+    def stages(self) -> int:
+        """T, the number of stages."""
+        return len(self.trained)
+
+    @property
+    def learned(self) -> Vector:
+        """`R[j][j]` (T,): each trained task right after its own stage."""
+        return np.diagonal(self.scores[1:])
+
+    @property
+    def unlearned(self) -> Vector:
+        """`R[j-1][j]` (T,): each trained task right before its own stage."""
+        return np.diagonal(self.scores[:-1, : self.stages])
+
+    @property
+    def final(self) -> Vector:
+        """`R[T]` (T+P,): every task after the last stage."""
+        return self.scores[-1]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One named figure: how it is written, where it is defined, and how it is computed."""
+
+    name: str
+    label: str
+    formula: str
+    source: str
+    unit: Literal["%", "points", "ratio"]
+    higher_is_better: bool
+    compute: Callable[[ScoreMatrix], float]
+
+
+FIGURES: dict[str, Figure] = {}
+
+
+def compute_figures(matrix: ScoreMatrix) -> dict[str, float]:
+    """Return every registered figure of one run, by name, in the order in which reports show them."""
+    return {name: figure.compute(matrix) for name, figure in FIGURES.items()}
+
+
+def _figure(
+    label: str, formula: str, source: str, unit: Literal["%", "points", "ratio"] = "points", higher: bool = True
+) -> Callable[[Callable[[ScoreMatrix], float]], Callable[[ScoreMatrix], float]]:
+    """Register the decorated function as a figure under its own name."""
+
+    def register(compute: Callable[[ScoreMatrix], float]) -> Callable[[ScoreMatrix], float]:
+        name = compute.__name__
+        FIGURES[name] = Figure(name, label, formula, source, unit, higher, compute)
+        return compute
+
+    return register
+
+
+_GEM = "Lopez-Paz and Ranzato 2017, arXiv 1706.08840"
+_RWALK = "Chaudhry et al. 2018, arXiv 1801.10112"
+
+
+@_figure("Average accuracy (ACC)", "1/T Σ_j R[T][j]", _GEM, "%")
+def average_accuracy(matrix: ScoreMatrix) -> float:
+    """Return the mean final score of the trained tasks."""
+    return _mean(matrix.final[: matrix.stages])
+
+
+@_figure("Learning accuracy", "1/T Σ_j R[j][j]", "Riemer et al. 2019, arXiv 1810.11910", "%")
+def learning_accuracy(matrix: ScoreMatrix) -> float:
+    """Return the mean score of each trained task right after its own stage."""
+    return _mean(matrix.learned)
+
+
+@_figure("Plasticity", "1/T Σ_j (R[j][j] − R[j−1][j])", "gain over a task's own stage; this harness")
+def plasticity(matrix: ScoreMatrix) -> float:
+    """Return the mean change of each trained task over its own stage; negative where a stage harms its own task."""
+    return _mean(matrix.learned - matrix.unlearned)
+
+
+@_figure("Backward transfer (BWT)", "1/(T−1) Σ_{j<T} (R[T][j] − R[j][j])", f"{_GEM}; TRACE divides by t, CoIN by T")
+def backward_transfer(matrix: ScoreMatrix) -> float:
+    """Return the mean change of the earlier tasks since their own stage; nan when T = 1, as nothing is earlier."""
+    return _mean((matrix.final[: matrix.stages] - matrix.learned)[:-1])
+
+
+@_figure("Forgetting (Chaudhry)", "1/(T−1) Σ_{j<T} (max_{j≤l<T} R[l][j] − R[T][j])", _RWALK, higher=False)
+def forgetting_chaudhry(matrix: ScoreMatrix) -> float:
+    """Return the mean drop of the earlier tasks from their best since their own stage; nan when T = 1."""
+    T = matrix.stages
+    return _mean(np.array([matrix.scores[j + 1 : T, j].max() - matrix.final[j] for j in range(T - 1)]))
+
+
+@_figure(
+    "Forgetting from the start",
+    "1/(T−1) Σ_{j<T} (max_{0≤l<T} R[l][j] − R[T][j])",
+    "Chaudhry's, with the maximum taken from stage 0",
+    higher=False,
+)
+def forgetting_from_start(matrix: ScoreMatrix) -> float:
+    """Return Chaudhry's forgetting with stage 0 in the maximum; nan when T = 1.
+
+    It also shows what a task loses before or during its own stage, which the other variants leave out.
+    """
+    return _mean(drop_from_start(matrix)[: matrix.stages - 1])
+
+
+@_figure(
+    "Forgetting (Avalanche)",
+    "1/(T−1) Σ_{j<T} (R[j][j] − R[T][j])",
+    "Lomonaco et al. 2021, arXiv 2104.00405; equals −BWT",
+    higher=False,
+)
+def forgetting_avalanche(matrix: ScoreMatrix) -> float:
+    """Return the mean drop of the earlier tasks since their own stage, first minus last; nan when T = 1."""
+    return _mean((matrix.learned - matrix.final[: matrix.stages])[:-1])
+
+
+@_figure(
+    "Retention ratio",
+    "mean over j<T with R[j][j] > 0 of R[T][j] / R[j][j]",
+    "share of what was learned that is left; this harness",
+    "ratio",
+)
+def retention_ratio(matrix: ScoreMatrix) -> float:
+    """Return the mean share of the learned score that the earlier tasks keep.
+
+    Tasks that scored 0 after their own stage had nothing to keep and are left out; nan when none is left or T = 1.
+    """
+    learned, final = matrix.learned[:-1], matrix.final[: matrix.stages - 1]
+    nothing = learned == 0
+    return _mean(final[~nothing] / learned[~nothing])
+
+
+@_figure("Average incremental accuracy (AIA)", "1/T Σ_i 1/i Σ_{j≤i} R[i][j]", "Rebuffi et al. 2017, 1611.07725", "%")
+def average_incremental_accuracy(matrix: ScoreMatrix) -> float:
+    """Return the mean over stages of the mean score of the tasks trained so far."""
+    return _mean(np.array([_mean(matrix.scores[i, :i]) for i in range(1, matrix.stages + 1)]))
+
+
+@_figure("Forward transfer (FWT)", "1/(T−1) Σ_{j≥2} (R[j−1][j] − R[0][j])", f"{_GEM}; baseline: the run's own start")
+def forward_transfer(matrix: ScoreMatrix) -> float:
+    """Return how much the later tasks gained before their own stage; nan when T = 1, as nothing is later."""
+    return _mean((matrix.unlearned - matrix.scores[0, : matrix.stages])[1:])
+
+
+@_figure("Intransigence", "1/T Σ_j (R*[j] − R[j][j]), R* from a joint run", _RWALK, higher=False)
+def intransigence(matrix: ScoreMatrix) -> float:
+    """Return how far learning stayed behind a joint run over all tasks; nan without joint scores."""
+    return float("nan") if matrix.joint is None else _mean(matrix.joint - matrix.learned)
+
+
+@_figure("Probe change", "mean_p (R[T][p] − R[0][p])", "tasks that are never trained; this harness")
+def probe_change(matrix: ScoreMatrix) -> float:
+    """Return the mean change of the probes over the whole run; nan without probes."""
+    return _mean(np.array(list(probe_changes(matrix).values())))
+
+
+def probe_changes(matrix: ScoreMatrix) -> dict[str, float]:
+    """Return `R[T][p] - R[0][p]` of each probe, by name."""
+    change = (matrix.final - matrix.scores[0])[matrix.stages :]
+    return dict(zip(matrix.probes, change.tolist(), strict=True))
+
+
+def drop_from_start(matrix: ScoreMatrix) -> Vector:
+    """Return `max_{0<=l<T} R[l][j] - R[T][j]` (T+P,) of every task, probes included; negative where the end is best."""
+    return matrix.scores[:-1].max(axis=0) - matrix.final
+
+
+def _mean(values: Vector) -> float:
+    """Mean without numpy's warning: nan where nothing is averaged."""
+    return float(values.mean()) if values.size else float("nan")

@@ -1,0 +1,254 @@
+"""The staged loop: prepare, evaluate the start, then adapt and evaluate, stage after stage.
+
+Each stage is a function of the checkpoint before it, the run's seed and the suite, and ends on disk; so a killed run
+continues from its last finished stage and ends with the numbers of an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.adapter import Adapter, StageContext, make_adapter
+from harness.checkpoints import Loaded, context_of, load, load_renderer, save, weights_digest
+from harness.config import Model, Stage, Suite, digest, merge
+from harness.engines.hf import HFEngine
+from harness.lmeval.checks import check_fits, check_stage_task, settle_generation
+from harness.lmeval.evaluate import Cell, Subject, evaluate
+from harness.lmeval.keys import Keys
+from harness.lmeval.tasks import BenchTask, TaskLibrary
+from harness.logprobs import StudentForward
+from harness.manifest import environment, now
+from harness.models import checkpoint_of, limit_threads, resolve_device
+from harness.progress import Event, Report, silent
+from harness.seeding import derive_seed
+from harness.store import RunStore, StageFolder, read_cell, write_cell, write_json
+from harness.teachers.base import Teacher
+from harness.teachers.local import LocalTeacher
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run: a suite, one of its adapter entries, an order of stages and a seed."""
+
+    suite: Suite
+    entry: str
+    seed: int
+    order: str = "default"
+    out: Path = Path("runs")
+
+    @property
+    def path(self) -> Path:
+        """The run's directory."""
+        return self.out / self.suite.name / self.entry / self.order / f"seed{self.seed}"
+
+    @property
+    def label(self) -> str:
+        """The run's short name on the terminal."""
+        return f"{self.entry} seed {self.seed}" + ("" if self.order == "default" else f" {self.order}")
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages in this run's order."""
+        return self.suite.ordered_stages(self.order)
+
+    def config(self) -> dict[str, Any]:
+        """Return all that decides this run's numbers, and nothing of its siblings."""
+        suite = self.suite.model_dump(mode="json", exclude={"adapters", "seeds", "orders", "description"})
+        own = {"adapter": self.suite.adapters[self.entry].model_dump(mode="json"), "seed": self.seed}
+        return merge(suite, {**own, "stages": [stage.model_dump(mode="json") for stage in self.stages]})
+
+
+def run(spec: RunSpec, report: Report = silent) -> Path:
+    """Do a run, or what is left of it, and return its directory; a finished run is left alone."""
+    store = RunStore(spec.path)
+    with store.locked():
+        manifest = store.manifest
+        if manifest and manifest.get("finished") and manifest["config_hash"] == digest(spec.config()):
+            return spec.path
+        bench = Bench(spec, report)
+        store.start({**bench.describe(), **environment(), "finished": None})
+        bench.check()
+        checkpoint = bench.start
+        bench.evaluate(store.stage(0, None), checkpoint, "start")
+        for index, stage in enumerate(spec.stages, start=1):
+            folder = store.stage(index, stage.task)
+            checkpoint = bench.adapt(folder, stage, index, checkpoint)
+            bench.evaluate(folder, checkpoint, f"after {stage.task}")
+        store.update_manifest(lambda found: {**found, "weights": bench.weights, "finished": now()})
+    report(Event(spec.label, "done", 1, 1, finished=True))
+    return spec.path
+
+
+class Bench:
+    """What a run works with: tasks, adapter, models, all loaded when first needed."""
+
+    def __init__(self, spec: RunSpec, report: Report) -> None:
+        limit_threads(spec.suite.threads)
+        self.spec, self.suite, self.report = spec, spec.suite, report
+        self.device = resolve_device(self.suite.device)
+        self.library = TaskLibrary(self.suite.include, self.suite.data)
+        self.adapter: Adapter = make_adapter(spec.entry, self.suite.adapters[spec.entry])
+        self.weights: dict[str, str] = {}
+        self._teacher: tuple[Model, Teacher] | None = None
+
+    @cached_property
+    def tasks(self) -> dict[str, BenchTask]:
+        """The evaluated tasks, with their generation settings settled."""
+        tasks = {name: self.library.load(name) for name in self.suite.tasks}
+        for task in tasks.values():
+            settle_generation(task, self.suite.evaluation.decoding)
+        return tasks
+
+    @cached_property
+    def start(self) -> Path:
+        """The student's checkpoint before any stage."""
+        return checkpoint_of(self.suite.student, self.spec.seed, self.library, self._building)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the part of the manifest that says what this run is."""
+        config = self.spec.config()
+        return {
+            "suite": self.suite.name,
+            "adapter": self.spec.entry,
+            "adapter_config": self.adapter.model_dump(mode="json"),
+            "order": self.spec.order,
+            "stages": [stage.task for stage in self.spec.stages],
+            "probes": list(self.suite.probes),
+            "seed": self.spec.seed,
+            "start": getattr(self.suite.student, "strength", None),
+            "config": config,
+            "config_hash": digest(config),
+            "weights": {},
+        }
+
+    def check(self) -> None:
+        """Refuse what would fail or be cut silently hours later: tasks that cannot be stages, prompts that do not fit."""
+        for stage in self.suite.stages:
+            check_stage_task(self.tasks[stage.task])
+        renderer = load_renderer(self.start, self.suite.student)
+        check_prompts(self.suite, self.tasks, renderer, context_of(self.start), self.spec.entry)
+
+    def adapt(self, folder: StageFolder, stage: Stage, index: int, checkpoint: Path) -> Path:
+        """Train one stage from `checkpoint`, unless it is trained already, and return the new checkpoint."""
+        if (done := folder.training_done) is None:
+            with folder.fresh_training() as train:
+                done = self._train(train, stage, index, load(checkpoint, self.suite.student, self.device))
+                write_json(train / "done.json", done)
+        self.weights[f"stage_{index}"] = done["weights"]
+        return folder.checkpoint
+
+    def evaluate(self, folder: StageFolder, checkpoint: Path, when: str) -> None:
+        """Evaluate all tasks that `folder` does not hold yet."""
+        missing = [task for name, task in self.tasks.items() if not folder.evaluated(name)]
+        if not missing:
+            return
+        subject = Subject(
+            checkpoint, weights_digest(checkpoint), self.suite.student.chat, self.suite.student.dtype, self.device
+        )
+        self.weights.setdefault("start", subject.weights)
+        progress = Counter(self.report, self.spec.label, f"evaluate {when}", len(missing))
+        cells = evaluate(subject, missing, self.library, self.suite.evaluation, progress.next, self._shared_cell)
+        for name, cell in cells.items():
+            write_cell(folder.cell(name), {**cell.summary, "stage": _stage_index(folder)}, cell.samples)
+            write_cell(self._shared_folder(cell.summary["keys"]), cell.summary, cell.samples)
+
+    def _train(self, train: Path, stage: Stage, index: int, student: Loaded) -> dict[str, Any]:
+        started = time.perf_counter()
+        context = self._context(train, stage, index, student)
+        torch.manual_seed(context.seed)
+        result = self.adapter.train_stage(context)
+        seconds = time.perf_counter() - started
+        save(student, train / "checkpoint")
+        return {
+            "weights": weights_digest(train / "checkpoint"),
+            "steps": result.steps,
+            "seconds": round(seconds, 3),
+            "prompts": len(context.examples),
+        }
+
+    def _context(self, train: Path, stage: Stage, index: int, student: Loaded) -> StageContext:
+        training = self.suite.training_for(stage, self.spec.entry)
+        task = self.tasks[stage.task]
+        progress = Counter(self.report, self.spec.label, f"stage {index} {stage.task}", training.steps)
+        return StageContext(
+            student=StudentForward(student.model),
+            teacher=self._teacher_of(stage, student),
+            engine=HFEngine(student.model, student.renderer.tokenizer, training.micro_batch or 64),
+            renderer=student.renderer,
+            task=task,
+            examples=task.training_examples(student.renderer, training.train_items),
+            training=training,
+            seed=derive_seed(self.spec.seed, "stage", index, stage.task),
+            device=self.device,
+            log=_step_log(train / "steps.jsonl", progress),
+        )
+
+    def _teacher_of(self, stage: Stage, student: Loaded) -> Teacher | None:
+        spec = stage.teacher or self.suite.teacher
+        if spec is None or self.adapter.teacher_needs == "none":
+            return None
+        if self._teacher is None or self._teacher[0] != spec:
+            folder = checkpoint_of(spec, self.spec.seed, self.library, self._building)
+            loaded = load(folder, spec, self.device)
+            teacher = LocalTeacher(loaded.model, loaded.renderer.tokenizer, student.renderer.tokenizer)
+            self.weights["teacher"] = weights_digest(folder)
+            self._teacher = (spec, teacher)
+        return self._teacher[1]
+
+    def _building(self, what: str, done: int, total: int) -> None:
+        self.report(Event(self.spec.label, f"build {what}", done, total))
+
+    def _shared_folder(self, keys: dict[str, str]) -> Path:
+        return self.spec.out / self.suite.name / "evaluations" / f"{keys['generation']}-{keys['grading']}"
+
+    def _shared_cell(self, keys: Keys) -> Cell | None:
+        found = read_cell(self._shared_folder(keys.as_dict()))
+        return Cell(*found) if found else None
+
+
+class Counter:
+    """Reports an activity of a run that advances one by one."""
+
+    def __init__(self, report: Report, run: str, activity: str, total: int) -> None:
+        self.report, self.run, self.activity, self.total, self.done = report, run, activity, total, 0
+        report(Event(run, activity, 0, total))
+
+    def next(self, _: object = None) -> None:
+        """Count one more."""
+        self.done += 1
+        self.report(Event(self.run, self.activity, self.done, self.total))
+
+
+def check_prompts(suite: Suite, tasks: dict[str, BenchTask], renderer: Any, context: int, entry: str) -> None:
+    """Check every test prompt, and every training prompt of the stages, against the model's context."""
+    for task in tasks.values():
+        if task.generates:
+            prompts = [
+                renderer.encode_prompt(task.render(doc, renderer)) for doc in task.test_docs(suite.evaluation.limit)
+            ]
+            check_fits(task, prompts, task.generation["max_gen_toks"], context, "test")
+    for stage in suite.stages:
+        training = suite.training_for(stage, entry)
+        examples = tasks[stage.task].training_examples(renderer, training.train_items)
+        check_fits(tasks[stage.task], [e.prompt for e in examples], training.max_new_tokens, context, "training")
+
+
+def _step_log(path: Path, progress: Counter) -> Callable[[dict[str, Any]], None]:
+    def log(step: dict[str, Any]) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(step) + "\n")
+        progress.next()
+
+    return log
+
+
+def _stage_index(folder: StageFolder) -> int:
+    return int(folder.path.name.split("_")[1])

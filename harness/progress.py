@@ -1,0 +1,79 @@
+"""Progress of runs: what a run reports, and the terminal display that shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that a run says: which run, what it does now, and how far it is."""
+
+    run: str
+    activity: str
+    done: int = 0
+    total: int | None = None
+    finished: bool = False
+
+
+Report = Callable[[Event], None]
+
+
+def silent(_: Event) -> None:
+    """Ignore events."""
+
+
+class Display:
+    """One bar per run: its name, stage and activity, steps, time elapsed and left."""
+
+    def __init__(self, console: Console) -> None:
+        self.progress = Progress(
+            TextColumn("[bold]{task.fields[run]}"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self.bars: dict[str, TaskID] = {}
+        self.activities: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show an event; a new activity starts its own count and clock."""
+        if event.run not in self.bars:
+            self.bars[event.run] = self.progress.add_task(event.activity, run=event.run, total=event.total)
+        bar = self.bars[event.run]
+        if self.activities.get(event.run) != event.activity:
+            self.activities[event.run] = event.activity
+            self.progress.reset(bar, description=event.activity, total=event.total)
+            self._log_when_not_a_terminal(event)
+        self.progress.update(bar, completed=event.done, total=event.total)
+        if event.finished:
+            self.progress.update(bar, completed=event.total or 1, total=event.total or 1)
+            self.progress.stop_task(bar)
+
+    def _log_when_not_a_terminal(self, event: Event) -> None:
+        console = self.progress.console
+        if not console.is_terminal:
+            console.print(f"{event.run}: {event.activity}", highlight=False)

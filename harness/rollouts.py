@@ -1,0 +1,84 @@
+"""Rollouts and the batches made of them: which positions predict a response token, and what each token weighs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Finish = Literal["stop", "length"]
+Reduction = Literal["sequence_mean", "token_mean"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training item as token ids; `target` ends with the stop token."""
+
+    item_id: str
+    doc: dict[str, Any]
+    prompt: list[int]
+    target: list[int]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A prompt with one response; the response keeps its stop token, so that stopping is learnt too."""
+
+    example: Example
+    response: list[int]
+    finish: Finish
+
+    @property
+    def prompt_and_response(self) -> list[int]:
+        """The whole sequence that student and teacher read."""
+        return self.example.prompt + self.response
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded sequences (B, T); N response tokens in row-major order.
+
+    `predicts` (B, T) is true at position t when token t + 1 belongs to the response; `targets`, `weights` (N,) are
+    those tokens and their share of the loss; masks come from lengths, never from the pad id, which may equal eos.
+    """
+
+    input_ids: Tensor
+    predicts: Tensor
+    targets: Tensor
+    weights: Tensor
+
+
+def make_batches(
+    rollouts: Sequence[Rollout], reduction: Reduction, micro_batch: int | None, device: torch.device | str = "cpu"
+) -> list[Batch]:
+    """Split rollouts into micro-batches of similar length whose weighted losses add up to the one-batch loss.
+
+    `sequence_mean` gives each token 1 / (B |y|), `token_mean` 1 / sum |y|, over all rollouts together; empty responses
+    carry no token and are left out.
+    """
+    filled = sorted((r for r in rollouts if r.response), key=lambda r: len(r.prompt_and_response), reverse=True)
+    if not filled:
+        return []
+    tokens = sum(len(r.response) for r in filled)
+    size = micro_batch or len(filled)
+    groups = [filled[start : start + size] for start in range(0, len(filled), size)]
+    return [_collate(group, reduction, len(filled), tokens, device) for group in groups]
+
+
+def _collate(
+    group: Sequence[Rollout], reduction: Reduction, sequences: int, tokens: int, device: torch.device | str
+) -> Batch:
+    width = max(len(r.prompt_and_response) for r in group)
+    ids = torch.zeros(len(group), width, dtype=torch.long)
+    predicts = torch.zeros(len(group), width, dtype=torch.bool)
+    weights: list[float] = []
+    for row, rollout in enumerate(group):
+        start, length = len(rollout.example.prompt), len(rollout.response)
+        ids[row, : start + length] = torch.tensor(rollout.prompt_and_response)
+        predicts[row, start - 1 : start + length - 1] = True
+        weights += [1 / tokens if reduction == "token_mean" else 1 / (sequences * length)] * length
+    targets = torch.tensor([token for rollout in group for token in rollout.response])
+    return Batch(ids.to(device), predicts.to(device), targets.to(device), torch.tensor(weights, device=device))

@@ -1,0 +1,175 @@
+"""The run directory: the only state of a run, appended to or atomically replaced, never edited in place.
+
+    runs/<suite>/<adapter>/<order>/seed<k>/
+      manifest.json
+      stage_0/eval/<task>/results.json, samples.parquet
+      stage_1_<task>/train/steps.jsonl, checkpoint/, done.json
+      stage_1_<task>/eval/<task>/...
+
+A stage is trained when its `done.json` exists, a task is evaluated when its folder exists; both appear whole or not at
+all. Whatever else lies in a stage's folder is what a killed process left, and is made again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from harness.errors import RunError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """One stage's part of a run directory; stage 0 is the start and has no training."""
+
+    path: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """The weights after this stage."""
+        return self.path / "train" / "checkpoint"
+
+    @property
+    def training_done(self) -> dict[str, Any] | None:
+        """What the finished training recorded (digest, steps, seconds), or None while it is not finished."""
+        return read_json(self.path / "train" / "done.json")
+
+    def cell(self, task: str) -> Path:
+        """The folder of one task's evaluation."""
+        return self.path / "eval" / task
+
+    def evaluated(self, task: str) -> bool:
+        """Whether a task's evaluation is there; the folder appears as a whole."""
+        return (self.cell(task) / "results.json").is_file()
+
+    @contextmanager
+    def fresh_training(self) -> Iterator[Path]:
+        """Give an empty `train` folder in place of what an interrupted training left."""
+        folder = self.path / "train"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        yield folder
+
+
+class RunStore:
+    """One run directory, held by one process at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory; raises `RunError` when another process works in it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise RunError(f"{self.path} is in use by another process; wait for it or choose another --out") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def stage(self, index: int, task: str | None) -> StageFolder:
+        """Return a stage's folder: `stage_0` for the start, else `stage_<index>_<task>`."""
+        return StageFolder(self.path / ("stage_0" if index == 0 else f"stage_{index}_{task}"))
+
+    @property
+    def manifest(self) -> dict[str, Any] | None:
+        """The manifest, or None for a directory that no run has started in."""
+        return read_json(self.path / "manifest.json")
+
+    def start(self, manifest: dict[str, Any]) -> None:
+        """Write the manifest of a new run, or check that the directory's own describes the same run.
+
+        Raises `RunError` when it was made by another configuration, with the keys that differ.
+        """
+        found = self.manifest
+        if found is None:
+            write_json(self.path / "manifest.json", {"schema": SCHEMA, **manifest})
+        elif found.get("schema") != SCHEMA:
+            raise RunError(
+                f"{self.path} has schema {found.get('schema')}, this version writes {SCHEMA}; use another --out"
+            )
+        elif found["config_hash"] != manifest["config_hash"]:
+            changed = ", ".join(sorted(_differences(found["config"], manifest["config"])))
+            raise RunError(
+                f"{self.path} holds a run with another configuration (differs in {changed}); "
+                "use another --out, or remove the folder"
+            )
+
+    def update_manifest(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """Replace the manifest by `change(manifest)`, atomically."""
+        write_json(self.path / "manifest.json", change(self.manifest or {}))
+
+
+def write_cell(folder: Path, summary: dict[str, Any], samples: pd.DataFrame) -> None:
+    """Write one evaluated task; the folder appears only when both files are complete."""
+    with _appears_whole(folder) as partial:
+        samples.to_parquet(partial / "samples.parquet", index=False)
+        write_json(partial / "results.json", summary)
+
+
+def read_cell(folder: Path) -> tuple[dict[str, Any], pd.DataFrame] | None:
+    """Return an evaluated task's summary and samples, or None when it is not there."""
+    summary = read_json(folder / "results.json")
+    return None if summary is None else (summary, pd.read_parquet(folder / "samples.parquet"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file atomically, durable when this returns."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return a JSON file's object, or None when there is none; raises `RunError` for one that does not parse."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError as error:
+        raise RunError(
+            f"{path} is not valid JSON ({error}); it was changed from outside, remove the run folder"
+        ) from error
+
+
+@contextmanager
+def _appears_whole(folder: Path) -> Iterator[Path]:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield partial
+        partial.chmod(0o755)
+        if not folder.exists():
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _differences(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> set[str]:
+    found: set[str] = set()
+    for key in one.keys() | other.keys():
+        here, there = one.get(key), other.get(key)
+        if isinstance(here, dict) and isinstance(there, dict):
+            found |= _differences(here, there, f"{prefix}{key}.")  # pyright: ignore[reportUnknownArgumentType]
+        elif here != there:
+            found.add(f"{prefix}{key}")
+    return found

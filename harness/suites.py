@@ -1,0 +1,171 @@
+"""Reading suite files: found by name or path, overridden from the command line, refused in one clear sentence."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from harness.config import Suite, merge
+from harness.errors import ConfigError
+
+SUITE_FOLDER = Path(str(files("tasks"))) / "suites"
+
+
+def load_suite(name: str, overrides: Sequence[str] = (), include: Sequence[Path] = ()) -> Suite:
+    """Read a suite by name (`tiny`) or path (`my/suite.yaml`) and apply `key.path=value` overrides.
+
+    Relative paths under `data` and `include`, and a chat template's file, count from the suite file's folder.
+    Raises `ConfigError` with file, key, what was found and what was expected.
+    """
+    path = find_suite(name, include)
+    raw = _read_yaml(path)
+    for override in overrides:
+        _apply_override(raw, override)
+    _spread_training(raw)
+    try:
+        suite = Suite.model_validate(raw)
+        for stage in suite.stages:
+            for entry in suite.adapters:
+                suite.training_for(stage, entry)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {explain(error, Suite)}") from error
+    return _with_absolute_paths(suite, path.parent, include)
+
+
+def find_suite(name: str, include: Sequence[Path] = ()) -> Path:
+    """Return the path of a suite given by path or by name, looked up in `include` folders, then among the shipped."""
+    if Path(name).suffix in {".yaml", ".yml"} or "/" in name:
+        if Path(name).is_file():
+            return Path(name).resolve()
+        raise ConfigError(f"suite file {name} does not exist (looked in {Path.cwd()})")
+    folders = [*include, *(folder / "suites" for folder in include), SUITE_FOLDER]
+    for folder in folders:
+        if (folder / f"{name}.yaml").is_file():
+            return (folder / f"{name}.yaml").resolve()
+    known = sorted({path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml")})
+    raise ConfigError(f"there is no suite {name!r}; known are {', '.join(known)}, or give a path that ends in .yaml")
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """Put a validation error's first finding in one sentence: key, what was found, what was expected."""
+    findings = error.errors()
+    first = findings[0]
+    location = [str(part) for part in first["loc"] if part not in {"scratch", "pretrained"}]
+    key = ".".join(location) or "the file"
+    more = f" ({len(findings) - 1} more to fix after this)" if len(findings) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(model, location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"{key}: unknown key; {hint}expected one of {', '.join(sorted(known))}{more}"
+    if first["type"] == "missing":
+        return f"{key}: missing; this key is required{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{key}: found {first['input']!r}; {_lower_first(message)}{more}" if location else f"{message}{more}"
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" line {where.line + 1}" if where else ""
+        raise ConfigError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(
+            f"{path}: found {type(raw).__name__}, expected a mapping with name, student, stages, adapters"
+        )
+    return raw
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    """Set one `a.b.0.c=value`; the value is YAML, a number addresses a list, the model checks the rest."""
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override}: expected KEY=VALUE, for example --set training.optimizer.lr=1e-4")
+    *parents, last = key.split(".")
+    node: Any = raw
+    for parent in parents:
+        node = _step_into(node, parent, override)
+    _assign(node, last, yaml.safe_load(text), override)
+
+
+def _step_into(node: Any, part: str, override: str) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, part, override)]
+    if not isinstance(node, dict):
+        raise ConfigError(f"--set {override}: {part!r} lies below {node!r}, which has no keys")
+    return node.setdefault(part, {})
+
+
+def _assign(node: Any, part: str, value: Any, override: str) -> None:
+    if isinstance(node, list):
+        node[_index(node, part, override)] = value
+    elif isinstance(node, dict):
+        node[part] = value
+    else:
+        raise ConfigError(f"--set {override}: {part!r} lies below {node!r}, which has no keys")
+
+
+def _index(node: list[Any], part: str, override: str) -> int:
+    if part.isdigit() and int(part) < len(node):
+        return int(part)
+    raise ConfigError(f"--set {override}: {part!r} is not an index of a list of {len(node)}")
+
+
+def _spread_training(raw: dict[str, Any]) -> None:
+    """Lay each stage's training over the suite's, so that a stage states only what differs."""
+    shared = raw.get("training") or {}
+    stages = raw.get("stages")
+    if not isinstance(stages, list) or not isinstance(shared, dict):
+        return
+    raw["stages"] = [_stage(stage, shared) for stage in stages]
+
+
+def _stage(stage: Any, shared: dict[str, Any]) -> Any:
+    if isinstance(stage, str):
+        stage = {"task": stage}
+    if not isinstance(stage, dict) or not isinstance(stage.get("training", {}), dict):
+        return stage
+    return {**stage, "training": merge(shared, stage.get("training", {}))}
+
+
+def _keys_at(model: type[BaseModel], location: Iterable[str]) -> list[str]:
+    """Return the keys that are allowed where `location` points to, following nested models and unions."""
+    models: list[type[BaseModel]] = [model]
+    for part in location:
+        if part.isdigit():
+            continue
+        below = [
+            nested for m in models if part in m.model_fields for nested in _models_in(m.model_fields[part].annotation)
+        ]
+        models = below or models
+    return sorted({key for m in models for key in m.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in getattr(annotation, "__args__", ()) for found in _models_in(part)]
+
+
+def _with_absolute_paths(suite: Suite, folder: Path, include: Sequence[Path]) -> Suite:
+    data = {name: str((folder / path).resolve()) for name, path in suite.data.items()}
+    for name, path in data.items():
+        if not Path(path).exists():
+            raise ConfigError(
+                f"data.{name}: {path} does not exist; put the records there or say where they are with "
+                f"--set data.{name}=/absolute/path"
+            )
+    folders = [str((folder / path).resolve()) for path in suite.include] + [str(path.resolve()) for path in include]
+    return suite.model_copy(update={"data": data, "include": tuple(folders)})
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]

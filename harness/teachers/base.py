@@ -1,0 +1,18 @@
+"""What a teacher promises: log-probabilities of the student's exact token ids."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from harness.logprobs import TeacherScores
+from harness.rollouts import Batch
+
+Needs = Literal["none", "sampled", "top_k"]
+
+
+class Teacher(Protocol):
+    """Scores response tokens; never returns a score that it did not compute."""
+
+    def score(self, batch: Batch, top_k: int, temperature: float) -> TeacherScores:
+        """Return log-probabilities of the batch's N targets and of the teacher's `top_k` tokens at each position."""
+        ...

@@ -1,0 +1,40 @@
+"""A teacher that lives in this process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from harness.errors import ModelError, TrainingError
+from harness.logprobs import TeacherScores, head_of, response_hidden, teacher_scores
+from harness.rollouts import Batch
+
+
+class LocalTeacher:
+    """A causal LM whose weights never change.
+
+    Raises `ModelError` when its tokenizer differs from the student's, because ids would mean different tokens.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, student_tokenizer: Any) -> None:
+        if tokenizer.get_vocab() != student_tokenizer.get_vocab():
+            raise ModelError(
+                f"teacher and student do not share a vocabulary ({len(tokenizer)} and {len(student_tokenizer)} tokens); "
+                "on-policy distillation scores the student's exact ids, so take models of one family"
+            )
+        self.model = model.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def score(self, batch: Batch, top_k: int, temperature: float) -> TeacherScores:
+        """See `Teacher`; raises `TrainingError` when a score is not finite, instead of passing it on."""
+        hidden = response_hidden(self.model, batch)
+        head = head_of(self.model, temperature)
+        if top_k > len(head.weight):
+            raise TrainingError(f"top_k is {top_k}, but the teacher's vocabulary has {len(head.weight)} tokens")
+        scores = teacher_scores(hidden, head, batch.targets, top_k)
+        if not torch.isfinite(scores.sampled).all():
+            raise TrainingError(
+                "the teacher returned a log-probability that is not finite; check its weights and dtype"
+            )
+        return scores

@@ -1,0 +1,232 @@
+"""The figures: each function takes a tidy frame and returns a labelled matplotlib Figure, or raises RunError.
+
+Bands and ranges run from the lowest to the highest seed: with two or three seeds they show all there is. Intervals
+are in the tables.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+from harness.errors import RunError
+from reports import style
+from reports.tables import retention
+
+SMOOTHING = 5
+
+Looks = dict[str, dict[str, Any]]
+
+
+@style.styled()
+def retention_heatmap(scores: pd.DataFrame) -> Figure:
+    """Return one stage-by-task panel per label; cells hold the mean score in % and, with seeds, their range.
+
+    The cell of the task that a stage trains is framed; probes stand to the right of a line.
+    """
+    table = retention(scores)
+    labels, widest = list(table["label"].unique()), _most_tasks(table)
+    columns = min(len(labels), max(1, int(14 / (0.75 * widest + 1.5))))
+    rows = -(-len(labels) // columns)
+    size = (columns * (0.75 * widest + 1.5) + 1.0, rows * (0.5 * (table["stage"].max() + 1) + 1.4) + 0.4)
+    figure = Figure(figsize=size, layout="constrained")
+    for number, label in enumerate(labels, start=1):
+        _heatmap_panel(figure.add_subplot(rows, columns, number), table[table["label"] == label])
+    image = figure.axes[0].images[0]
+    figure.colorbar(image, ax=figure.axes, label="score (%)", shrink=0.8, pad=0.01, aspect=25 * rows)
+    figure.suptitle("Score after each stage (%), framed: the task that the stage trained", x=0.005, ha="left")
+    return figure
+
+
+def _most_tasks(table: pd.DataFrame) -> int:
+    return int(table.groupby("label")["task"].nunique().max())
+
+
+def _heatmap_panel(axes: Axes, cells: pd.DataFrame) -> None:
+    tasks = list(cells["task"].unique())
+    names = style.short_names(tasks)
+    grid = cells.pivot(index="stage", columns="task", values="mean")[tasks].to_numpy(dtype=float)
+    axes.imshow(100 * grid, cmap=style.HEAT, vmin=0, vmax=100, aspect="auto")
+    for cell in cells.to_dict("records"):
+        _annotate(axes, tasks.index(cell["task"]), cell)
+    probes = int(cells.drop_duplicates("task")["role"].eq("probe").sum())
+    if probes:
+        axes.axvline(len(tasks) - probes - 0.5, color=style.INK, linewidth=2)
+    rows = ["start" if not task else f"after {names[task]}" for task in cells.drop_duplicates("stage")["stage_task"]]
+    axes.set_yticks(range(len(rows)), rows)
+    columns = [f"{names[task]}{' (probe)' * (i >= len(tasks) - probes)}" for i, task in enumerate(tasks)]
+    axes.set_xticks(range(len(tasks)), columns, rotation=25, ha="right", rotation_mode="anchor")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set(title=_with_seeds(cells), xlabel="task evaluated", ylabel="stage")
+
+
+def _annotate(axes: Axes, column: int, cell: dict) -> None:
+    """Write the cell's numbers in black or white, whichever reads better, and frame the task's own stage."""
+    row, mean = cell["stage"], cell["mean"]
+    if np.isnan(mean):
+        axes.text(column, row, "not yet", ha="center", va="center", fontsize=8)
+        return
+    ink = "black" if np.dot(colormaps[style.HEAT](mean)[:3], (0.3, 0.59, 0.11)) > 0.5 else "white"
+    several = cell["seeds"] > 1
+    axes.text(column, row - 0.15 * several, f"{100 * mean:.0f}", ha="center", va="center", color=ink)
+    if several:
+        spread = f"{100 * cell['smallest']:.0f} to {100 * cell['largest']:.0f}"
+        axes.text(column, row + 0.24, spread, ha="center", va="center", color=ink, fontsize=7)
+    if cell["own"]:
+        box = Rectangle((column - 0.46, row - 0.45), 0.92, 0.9, fill=False, edgecolor=style.PALETTE[1], linewidth=2)
+        axes.add_patch(box)
+
+
+@style.styled()
+def forgetting_curves(scores: pd.DataFrame) -> Figure:
+    """Return one panel per task: its score after each stage, a line per label, its own stage marked."""
+    table = retention(scores).dropna(subset="mean")
+    tasks, names = list(table["task"].unique()), style.short_names(scores["task"])
+    columns = min(3, len(tasks))
+    rows, looks = -(-len(tasks) // columns), _looks(table)
+    figure = Figure(figsize=(3.6 * columns + 0.4, 2.5 * rows + 0.9), layout="constrained")
+    for position, task in enumerate(tasks):
+        axes = figure.add_subplot(rows, columns, position + 1)
+        _forgetting_panel(axes, table[table["task"] == task], looks, names)
+        _name_stages(axes, scores)
+        lowest = position + columns >= len(tasks)
+        axes.tick_params(labelbottom=lowest, labelleft=position % columns == 0)
+        axes.set(xlabel="after stage" * lowest, ylabel="score (%)" * (position % columns == 0))
+    _legend(figure, looks, "Score of each task over the stages, shaded: the stage that trained it")
+    return figure
+
+
+def _forgetting_panel(axes: Axes, cells: pd.DataFrame, looks: Looks, names: dict[str, str]) -> None:
+    probe = cells["role"].iloc[0] == "probe"
+    for stage in cells.loc[cells["own"], "stage"].unique():
+        axes.axvspan(stage - 0.18, stage + 0.18, color=style.RULE, alpha=0.2, linewidth=0)
+    for label, line in cells.groupby("label", sort=False):
+        _line_with_band(axes, line["stage"], line, looks[str(label)])
+    axes.set(title=names[cells["task"].iloc[0]] + " (probe, never trained)" * probe, ylim=(-3, 103))
+    axes.grid(visible=True)
+
+
+def _line_with_band(axes: Axes, x: pd.Series, line: pd.DataFrame, look: dict[str, Any], scale: float = 100) -> None:
+    axes.plot(x, scale * line["mean"], **look)
+    if line["seeds"].max() > 1:
+        low, high = scale * line["smallest"], scale * line["largest"]
+        axes.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
+
+
+def _name_stages(axes: Axes, scores: pd.DataFrame) -> None:
+    """Name the stages on the x axis by their tasks; where runs differ in order, number them."""
+    names, stages = style.short_names(scores["task"]), scores.groupby("stage")["stage_task"].unique()
+    shared = all(len(tasks) == 1 for tasks in stages)
+    ticks = ["start" if not stage else names[tasks[0]] if shared else str(stage) for stage, tasks in stages.items()]
+    axes.set_xticks(list(stages.index), ticks, rotation=25, ha="right", rotation_mode="anchor")
+
+
+@style.styled()
+def learning_curves(scores: pd.DataFrame) -> Figure:
+    """Return the diagonal: each trained task right before (hollow) and right after (filled) its own stage."""
+    table = retention(scores)
+    looks = _looks(table)
+    figure = Figure(figsize=(1.6 * table["stage"].max() + 3.0, 3.8), layout="constrained")
+    axes = figure.subplots()
+    shifts = 0.06 * (np.arange(len(looks)) - (len(looks) - 1) / 2)
+    for (label, look), shift in zip(looks.items(), shifts, strict=True):
+        _learning_line(axes, table[table["label"] == label], look, float(shift))
+    _name_stages(axes, scores[scores["stage"] > 0])
+    axes.set(xlabel="stage, by the task trained in it", ylabel="score on the stage's own task (%)", ylim=(-3, 103))
+    axes.grid(visible=True)
+    _legend(figure, looks, "Learning: score right before (hollow) and right after (filled) the task's own stage")
+    return figure
+
+
+def _learning_line(axes: Axes, cells: pd.DataFrame, look: dict[str, Any], shift: float) -> None:
+    after = cells[cells["own"]]
+    before = after[["stage", "task"]].merge(cells.assign(stage=cells["stage"] + 1), on=["stage", "task"])
+    _line_with_band(axes, after["stage"] + shift, after, look)
+    axes.plot(before["stage"] + shift, 100 * before["mean"], look["marker"], mec=look["color"], mfc="none")
+    both = after.merge(before, on="stage", suffixes=("_after", "_before"))
+    ends = (100 * both["mean_before"], 100 * both["mean_after"])
+    axes.vlines(both["stage"] + shift, *ends, color=look["color"], linewidth=0.8, alpha=0.6)
+
+
+@style.styled()
+def entropy_curves(steps: pd.DataFrame) -> Figure:
+    """Return entropy over training steps, one panel per suite and order, stages named and divided by lines.
+
+    Lines are means over seeds of a centred rolling mean of 5 steps that never reaches over a stage's boundary; bands
+    run from the lowest to the highest seed.
+    """
+    steps = steps.dropna(subset="entropy")
+    if steps.empty:
+        raise RunError("No training step has an entropy yet; expected `entropy` in a stage's train/steps.jsonl.")
+    looks = {label: {**look, "marker": None} for label, look in _looks(steps).items()}
+    orders = list(steps.groupby(["suite", "order"], sort=False))
+    figure = Figure(figsize=(11, 3.2 * len(orders) + 0.6), layout="constrained")
+    for axes, (order, rows) in zip(figure.subplots(len(orders), squeeze=False).flat, orders, strict=True):
+        _entropy_panel(axes, rows, looks)
+        if len(orders) > 1:
+            axes.set_title(", ".join(map(str, order)), pad=18)
+    _legend(figure, looks, f"Entropy during training, rolling mean of {SMOOTHING} steps within a stage")
+    return figure
+
+
+def _entropy_panel(axes: Axes, steps: pd.DataFrame, looks: Looks) -> None:
+    for label, line in smoothed(steps, "entropy").groupby("label", sort=False):
+        _line_with_band(axes, line["global_step"], line, looks[str(label)], scale=1)
+    names, top = style.short_names(steps["task"]), axes.get_xaxis_transform()
+    bounds = steps.groupby(["stage", "task"])["global_step"].agg(["min", "max"]).reset_index()
+    for stage in bounds.to_dict("records"):
+        if stage["min"]:
+            axes.axvline(stage["min"] - 0.5, color=style.RULE, linewidth=1)
+        middle, text = (stage["min"] + stage["max"]) / 2, f"{stage['stage']}: {names[stage['task']]}"
+        axes.text(middle, 1.02, text, transform=top, ha="center", va="bottom")
+    axes.set(xlabel="training step, stages in order", ylabel="entropy of the student\n(nats per answer token)")
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(-0.5, steps["global_step"].max() + 0.5)
+    axes.grid(visible=True)
+
+
+def smoothed(steps: pd.DataFrame, field: str, window: int = SMOOTHING) -> pd.DataFrame:
+    """Return `field` per label and global step: smoothed within each run's stage, then mean and range of seeds."""
+    steps = steps.sort_values("global_step")
+    rolling = steps.groupby(["label", "seed", "stage"])[field].transform(
+        lambda values: values.rolling(window, center=True, min_periods=1).mean()
+    )
+    groups = steps.assign(value=rolling).groupby(["label", "stage", "global_step"], sort=False)["value"]
+    return groups.agg(mean="mean", smallest="min", largest="max", seeds="count").reset_index()
+
+
+def _looks(table: pd.DataFrame) -> Looks:
+    """Colour by adapter, dashes by what else tells labels of one adapter apart, marker by label."""
+    pairs = table[["label", "adapter"]].drop_duplicates()
+    colours = style.colours(pairs["adapter"])
+    variant = pairs.groupby("adapter").cumcount()
+    return {
+        row.label: {
+            "label": row.label,
+            "color": colours[row.adapter],
+            "linestyle": style.DASHES[variant[row.Index] % len(style.DASHES)],
+            "marker": style.MARKERS[position % len(style.MARKERS)],
+        }
+        for position, row in enumerate(pairs.itertuples())
+    }
+
+
+def _legend(figure: Figure, looks: Looks, title: str) -> None:
+    """Name the lines above the panels; the legend's title is the figure's."""
+    handles = [Line2D([], [], **look) for look in looks.values()]
+    legend = figure.legend(handles=handles, loc="outside upper left", ncols=min(6, len(handles)), title=title)
+    legend.set_alignment("left")
+    legend.get_title().set_fontsize(12)
+
+
+def _with_seeds(cells: pd.DataFrame) -> str:
+    seeds = int(cells["seeds"].max())
+    return f"{cells['label'].iloc[0]} ({seeds} seed{'s' * (seeds != 1)})"

@@ -1,0 +1,178 @@
+"""Run directories as tidy pandas frames: everything that tables and figures show is read here, and only here.
+
+A run that is still going on is an ordinary input: its missing cells are rows with score nan, and a line that is being
+written to a step log is left for the next reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.errors import RunError
+from reports.runs import RunDir, find_runs, read_json, read_lines
+
+IDENTITY = ["label", "suite", "adapter", "order", "start", "seed"]
+OUTCOMES = ["correct", "wrong", "unparsed", "truncated"]
+PHASES = ["generate", "teacher", "student", "step"]
+STEP_FIELDS = [
+    *("loss", "entropy", "advantage_mean", "advantage_q05", "advantage_q50", "advantage_q95", "routed_fkl"),
+    *("response_tokens_mean", "truncated_share", "tokens", "grad_norm", "lr"),
+    *(f"seconds_{phase}" for phase in PHASES),
+]
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Everything a report needs. Runs, and with them all rows, are in display order: controls, then by name.
+
+    `label` is what a reader calls a group of seeds: the adapter, and what else differs between the runs (suite, order,
+    start).
+
+    - `scores`: one row per run, stage and task that the suite evaluates; `score` in [0, 1], nan where missing.
+    - `metrics`: one row per run, stage, task and metric of the task.
+    - `steps`: one row per optimiser step; `global_step` counts through the stages on an axis common to all runs of a
+      suite and order.
+    """
+
+    runs: tuple[RunDir, ...]
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """Scores, outcomes and keys of every expected cell; raises RunError where cells are not comparable."""
+        rows = (_score_row(cell) for cell in self._cells)
+        frame = pd.DataFrame(rows)
+        _check_comparable(frame)
+        return frame
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """Every metric of every evaluated cell, in long form."""
+        keys = [*IDENTITY, "stage", "task", "metric", "value"]
+        rows = [
+            {**_base(cell), "metric": metric, "value": value}
+            for cell in self._cells
+            for metric, value in (cell.results or {}).get("metrics", {}).items()
+        ]
+        return pd.DataFrame(rows, columns=pd.Index(keys))
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        """Training steps with STEP_FIELDS as float columns, nan where an adapter has no such quantity."""
+        keys = [*IDENTITY, "stage", "task", "step"]
+        rows = [row for run, label in self._labelled for row in _step_rows(run, label)]
+        frame = pd.DataFrame(rows).reindex(columns=pd.Index([*keys, *STEP_FIELDS]))
+        frame[STEP_FIELDS] = frame[STEP_FIELDS].astype(float)
+        frame = frame.drop_duplicates([*IDENTITY, "stage", "step"], keep="last")
+        return _on_common_axis(frame)
+
+    @property
+    def labels(self) -> list[str]:
+        """The groups of runs, in display order."""
+        return list(dict.fromkeys(label for _, label in self._labelled))
+
+    def samples(self, task: str) -> pd.DataFrame:
+        """Return every stored answer on one task, with the run's identity and the stage; read on demand."""
+        parts = [
+            pd.read_parquet(cell.path / "samples.parquet").assign(**_base(cell))
+            for cell in self._cells
+            if cell.task == task and (cell.path / "samples.parquet").is_file()
+        ]
+        if not parts:
+            raise RunError(f"No stored answers on {task!r}; expected samples.parquet in a stage's eval folder.")
+        return pd.concat(parts, ignore_index=True)
+
+    @cached_property
+    def _labelled(self) -> list[tuple[RunDir, str]]:
+        varying = [key for key in ("suite", "order", "start") if len({getattr(run, key) for run in self.runs}) > 1]
+        return [(run, ", ".join([run.adapter, *(getattr(run, key) for key in varying)])) for run in self.runs]
+
+    @cached_property
+    def _cells(self) -> list[_Cell]:
+        return [cell for run, label in self._labelled for cell in _cells(run, label)]
+
+
+def load(paths: Iterable[Path]) -> Frames:
+    """Read the runs below `paths`; see `find_runs`."""
+    return Frames(tuple(find_runs(paths)))
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One task after one stage of one run; `results` is None when it has not been evaluated."""
+
+    run: RunDir
+    label: str
+    stage: int
+    task: str
+    path: Path
+    results: dict[str, Any] | None
+
+
+def _cells(run: RunDir, label: str) -> Iterator[_Cell]:
+    for stage in range(len(run.stages) + 1):
+        for task in [*run.stages, *run.probes]:
+            path = run.stage_path(stage) / "eval" / task
+            file = path / "results.json"
+            yield _Cell(run, label, stage, task, path, read_json(file) if file.is_file() else None)
+
+
+def _base(cell: _Cell) -> dict[str, Any]:
+    """Columns that say which run, stage and task a row belongs to."""
+    run = cell.run
+    identity = dict(zip(IDENTITY, (cell.label, run.suite, run.adapter, run.order, run.start, run.seed), strict=True))
+    return {**identity, "stage": cell.stage, "task": cell.task}
+
+
+def _score_row(cell: _Cell) -> dict[str, Any]:
+    stages, results = cell.run.stages, cell.results or {}
+    trained = stages[cell.stage - 1] if cell.stage else ""
+    outcomes = results.get("outcomes", {})
+    return {
+        **_base(cell),
+        "stage_task": trained,
+        "role": "trained" if cell.task in stages else "probe",
+        "own": cell.task == trained,
+        "metric": results.get("metric", ""),
+        "score": float(results.get("score", "nan")),
+        "n": int(results.get("n", 0)),
+        **{outcome: int(outcomes.get(outcome, 0)) for outcome in OUTCOMES},
+        "response_tokens_mean": float(results.get("response_tokens_mean") or "nan"),
+        "seconds": float(results.get("seconds") or 0),
+        "weights": results.get("weights", ""),
+        "comparability": results.get("keys", {}).get("comparability", ""),
+    }
+
+
+def _check_comparable(scores: pd.DataFrame) -> None:
+    """Refuse a task whose cells were generated or graded under different conditions."""
+    for (_, task), cells in scores.dropna(subset="score").groupby(["suite", "task"], sort=False):
+        kinds = cells.drop_duplicates("comparability").to_dict("records")
+        if len(kinds) > 1:
+            (a, b), name = kinds[:2], "{label} seed {seed} after stage {stage} (n = {n}, key {comparability})".format
+            raise RunError(
+                f"{task} was evaluated under different conditions by {name(**a)} and {name(**b)}, so these cells "
+                "cannot share a table; evaluate one of them again, or report them apart."
+            )
+
+
+def _step_rows(run: RunDir, label: str) -> Iterator[dict[str, Any]]:
+    for stage, task in enumerate(run.stages, start=1):
+        file = run.stage_path(stage) / "train" / "steps.jsonl"
+        base = _base(_Cell(run, label, stage, task, file.parent, None))
+        for line in read_lines(file):
+            seconds = line.pop("seconds", None) or {}
+            yield {**line, **{f"seconds_{phase}": value for phase, value in seconds.items()}, **base}
+
+
+def _on_common_axis(steps: pd.DataFrame) -> pd.DataFrame:
+    """Add `global_step`: stages follow one another, each as long as the longest run of its suite and order."""
+    lengths = steps.groupby(["suite", "order", "stage"])["step"].max() + 1
+    offsets = lengths.groupby(["suite", "order"]).transform(lambda length: length.cumsum() - length)
+    keys = pd.MultiIndex.from_frame(steps[["suite", "order", "stage"]])
+    return steps.assign(global_step=steps["step"] + offsets.reindex(keys).to_numpy())

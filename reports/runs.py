@@ -1,0 +1,131 @@
+"""Run directories on disk: finding them, reading their manifests, and reading the JSON files in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from harness.errors import RunError
+
+SCHEMA = 1
+CONTROLS_FIRST = ["none", "sft", "opd", "aopd"]
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """One run: its folder and its manifest."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def suite(self) -> str:
+        """Name of the suite."""
+        return self.manifest["suite"]
+
+    @property
+    def adapter(self) -> str:
+        """Name of the adapter entry."""
+        return self.manifest["adapter"]
+
+    @property
+    def order(self) -> str:
+        """Name of the stages' order."""
+        return self.manifest["order"]
+
+    @property
+    def start(self) -> str:
+        """Name of the student's start, empty when it has none."""
+        return self.manifest.get("start") or ""
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.manifest["seed"]
+
+    @property
+    def stages(self) -> list[str]:
+        """The trained tasks, in the order of training."""
+        return list(self.manifest["stages"])
+
+    @property
+    def probes(self) -> list[str]:
+        """The tasks that are evaluated and never trained."""
+        return list(self.manifest["probes"])
+
+    def stage_path(self, stage: int) -> Path:
+        """Return the folder of a stage; 0 is the start."""
+        return self.path / (f"stage_{stage}_{self.stages[stage - 1]}" if stage else "stage_0")
+
+
+def find_runs(paths: Iterable[Path]) -> list[RunDir]:
+    """Return the runs at or below each path (a suite's, an adapter's or a single run's folder), in display order.
+
+    Raises RunError when a path holds no run, a manifest cannot be used, or one run is found in two places.
+    """
+    found: dict[Path, RunDir] = {}
+    for path in paths:
+        manifests = list(_manifests(Path(path)))
+        if not manifests:
+            raise RunError(f"No run at {path}; expected a folder with a manifest.json, or one that holds such folders.")
+        found.update({file.parent.resolve(): _read_run(file) for file in manifests})
+    runs = sorted(found.values(), key=_display_order)
+    _check_distinct(runs)
+    return runs
+
+
+def _manifests(path: Path) -> Iterator[Path]:
+    """Yield the manifests at or below a folder; a run's own folder is not searched further."""
+    if (path / "manifest.json").is_file():
+        yield path / "manifest.json"
+    elif path.is_dir():
+        for child in sorted(path.iterdir()):
+            if not child.name.startswith("."):
+                yield from _manifests(child)
+
+
+def _read_run(file: Path) -> RunDir:
+    manifest = read_json(file)
+    if manifest.get("schema") != SCHEMA:
+        raise RunError(f"{file} has schema {manifest.get('schema')}, expected {SCHEMA}; use the version that wrote it.")
+    missing = [key for key in ("suite", "adapter", "order", "seed", "stages", "probes") if key not in manifest]
+    if missing:
+        raise RunError(f"{file} lacks {', '.join(missing)}; run the command that wrote it again.")
+    return RunDir(file.parent, manifest)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; raises RunError when it cannot be read."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{file} is not valid JSON ({error}); remove it and run the command again.") from error
+
+
+def _display_order(run: RunDir) -> tuple[int, str, str, str, str, int]:
+    rank = CONTROLS_FIRST.index(run.adapter) if run.adapter in CONTROLS_FIRST else len(CONTROLS_FIRST)
+    return rank, run.adapter, run.suite, run.order, run.start, run.seed
+
+
+def _check_distinct(runs: Sequence[RunDir]) -> None:
+    for before, run in pairwise(runs):
+        if _display_order(before) == _display_order(run):
+            raise RunError(
+                f"{before.path} and {run.path} are both {run.suite}, {run.adapter}, {run.order}, seed {run.seed}; "
+                "a report takes each run once: leave one out."
+            )
+
+
+def read_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of a JSON-lines file; the last line may be half written while its run goes on."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield json.loads(line)
+        except ValueError as error:
+            if number < len(lines):
+                raise RunError(f"{file}, line {number} is not valid JSON ({error}); train the stage again.") from error

@@ -1,0 +1,91 @@
+"""One look for all figures: colours that colour-blind readers can tell apart, short names, and how figures are saved.
+
+An adapter has the same colour in every figure of every report. Figures are drawn without pyplot, so that nothing
+global changes, and saved without dates, so that the same numbers give the same bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+INK = "#1b1f24"
+RULE = "#8b949e"
+HEAT = "cividis"
+# Okabe and Ito 2008; grey is kept for the control that updates nothing.
+PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255"]
+KNOWN = {"none": "#7f7f7f", "opd": PALETTE[0], "aopd": PALETTE[1], "sft": PALETTE[2], "gkd": PALETTE[3]}
+DASHES = ["-", "--", ":", "-."]
+MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
+RC = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "axes.titlecolor": INK,
+    "xtick.color": RULE,
+    "ytick.color": RULE,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.grid.axis": "y",
+    "grid.color": RULE,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "continual-harness",
+}
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Apply the style to the figures made inside the block."""
+    with matplotlib.rc_context(RC):
+        yield
+
+
+def colours(adapters: Iterable[str]) -> dict[str, str]:
+    """Return a colour for each adapter: fixed for well-known ones, else the next free one in alphabetical order."""
+    names = sorted(set(adapters))
+    free = [colour for colour in PALETTE if colour not in {KNOWN.get(name) for name in names}] or PALETTE
+    others = [name for name in names if name not in KNOWN]
+    return {name: KNOWN.get(name) or free[others.index(name) % len(free)] for name in names}
+
+
+def short_names(tasks: Iterable[str]) -> dict[str, str]:
+    """Return task names for axes: without the first word if all share it, and with spaces for underscores."""
+    names = list(dict.fromkeys(tasks))
+    heads = {name.partition("_")[0] for name in names}
+    shared = len(heads) == 1 and all("_" in name for name in names)
+    return {name: (name.partition("_")[2] if shared else name).replace("_", " ") for name in names}
+
+
+def save(figure: Figure, stem: Path) -> None:
+    """Write `stem`.png and `stem`.svg, on white, without dates or program names."""
+    with styled():
+        figure.savefig(stem.with_suffix(".png"), dpi=150, facecolor="white", metadata={"Software": None})
+        figure.savefig(stem.with_suffix(".svg"), facecolor="white", metadata={"Date": None, "Creator": None})
+
+
+def inline_svg(figure: Figure, name: str, description: str) -> str:
+    """Return the figure as an `<svg>` element for a page: transparent, in the page's text colour, ids made unique."""
+    buffer = StringIO()
+    with styled():
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg).replace(INK, "currentColor")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{_attribute(description)}"', 1)
+
+
+def _attribute(text: str) -> str:
+    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")

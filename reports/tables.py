@@ -1,0 +1,152 @@
+"""The report's numbers as tidy tables: retention, figures, outcomes, cost and what is missing; and as CSV files.
+
+Scores are shares in [0, 1]. A seed is one observation: intervals are t intervals over seeds, and a single seed has
+none. How much items alone would move a score is said beside the tables, never mixed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from harness import metrics
+from harness.metrics import FIGURES, Figure, ScoreMatrix
+from reports.frames import IDENTITY, OUTCOMES, PHASES, Frames
+
+
+class Interval(NamedTuple):
+    """Mean over seeds with its confidence interval; `low` and `high` are nan for a single seed."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+
+def t_interval(values: pd.Series, level: float = 0.95) -> Interval:
+    """Return the mean and Student's t interval, `mean ± t_{(1+level)/2, n-1} s / sqrt(n)`, of the values not nan."""
+    known = values.dropna().to_numpy(dtype=float)
+    n = len(known)
+    if n < 2:
+        return Interval(float(known[0]) if n else float("nan"), float("nan"), float("nan"), n)
+    mean, error = float(known.mean()), float(known.std(ddof=1) / np.sqrt(n))
+    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def write_tables(frames: Frames, folder: Path) -> list[Path]:
+    """Write every table as CSV below `folder` and return the files; numbers keep full precision."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = {
+        "scores": frames.scores,
+        "metrics": frames.metrics,
+        "retention": retention(frames.scores),
+        "retention_wide": retention_wide(frames.scores),
+        "figures": figure_table(frames.scores),
+        "figures_by_seed": figures_by_seed(frames.scores),
+        "outcomes": outcomes(frames.scores),
+        "cost": cost(frames),
+    }
+    for name, table in tables.items():
+        table.to_csv(folder / f"{name}.csv", index=False)
+    return [folder / f"{name}.csv" for name in tables]
+
+
+def retention(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per label, stage and task: mean, t interval, smallest and largest seed, seeds and items.
+
+    `items` is the number of test items of the task in one evaluation.
+    """
+    keys = ["label", "adapter", "stage", "stage_task", "task", "role", "own"]
+    rows = []
+    for values, cells in scores.groupby(keys, sort=False):
+        score = cells["score"]
+        spread = {"smallest": score.min(), "largest": score.max(), "items": int(cells["n"].max())}
+        rows.append({**dict(zip(keys, values, strict=True)), **t_interval(score)._asdict(), **spread})
+    return pd.DataFrame(rows)
+
+
+def retention_wide(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the retention matrix: one row per label and stage, one column of mean scores per task."""
+    table = retention(scores)
+    tasks = list(table["task"].unique())
+    wide = table.pivot(index=["label", "stage", "stage_task"], columns="task", values="mean")
+    order = table[["label", "stage", "stage_task"]].drop_duplicates()
+    return wide.reindex(pd.MultiIndex.from_frame(order))[tasks].reset_index().rename_axis(columns=None)
+
+
+def score_matrices(scores: pd.DataFrame) -> Iterator[tuple[dict[str, object], ScoreMatrix]]:
+    """Yield each run's identity and its score matrix, trained tasks in stage order."""
+    for values, cells in scores.groupby(IDENTITY, sort=False):
+        trained = tuple(cells.loc[cells["role"] == "trained", "task"].unique())
+        probes = tuple(cells.loc[cells["role"] == "probe", "task"].unique())
+        table = cells.pivot(index="stage", columns="task", values="score")[[*trained, *probes]]
+        yield dict(zip(IDENTITY, values, strict=True)), ScoreMatrix(table.to_numpy(dtype=float), trained, probes)
+
+
+def figures_by_seed(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per run and figure; every probe's own change is a figure called `probe_change:<task>`."""
+    rows = []
+    for identity, matrix in score_matrices(scores):
+        changes = {f"probe_change:{task}": change for task, change in metrics.probe_changes(matrix).items()}
+        values = {**metrics.compute_figures(matrix), **changes}
+        rows += [{**identity, "figure": name, "value": value} for name, value in values.items()]
+    return pd.DataFrame(rows)
+
+
+def figure_table(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per figure and label: mean over seeds, t interval, seeds, formula and source.
+
+    Rows are in the registry's order. Intransigence and probe change are left out where no run has them.
+    """
+    values = figures_by_seed(scores)
+    optional = values["figure"].str.startswith(("intransigence", "probe_change"))
+    known = values.groupby("figure")["value"].transform(lambda column: column.notna().any())
+    rows = []
+    for (name, label), cells in values[~optional | known].groupby(["figure", "label"], sort=False):
+        figure = _describe(str(name))
+        meaning = {"title": figure.label, "unit": figure.unit, "higher_is_better": figure.higher_is_better}
+        reference = {"formula": figure.formula, "source": figure.source}
+        rows.append({"figure": name, "label": label, **meaning, **t_interval(cells["value"])._asdict(), **reference})
+    table, names = pd.DataFrame(rows), list(values["figure"].unique())
+    return table.sort_values("figure", key=lambda column: column.map(names.index), kind="stable", ignore_index=True)
+
+
+def _describe(name: str) -> Figure:
+    figure, _, probe = name.partition(":")
+    if not probe:
+        return FIGURES[figure]
+    return replace(FIGURES[figure], label=f"Change of probe {probe}", formula="R[T][p] − R[0][p]")
+
+
+def outcomes(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the share of each outcome per label and task at the start and at the end, items of all seeds pooled.
+
+    Only cells that were evaluated count; a label whose last stage is missing has no row for the end.
+    """
+    last = scores.groupby(IDENTITY)["stage"].transform("max")
+    ends = scores[scores["stage"].isin([0]) | (scores["stage"] == last)].dropna(subset="score")
+    ends = ends.assign(when=np.where(ends["stage"] == 0, "start", "end"))
+    table = ends.groupby(["label", "task", "role", "when"], sort=False)[["n", *OUTCOMES]].sum().reset_index()
+    table[OUTCOMES] = table[OUTCOMES].div(table["n"], axis=0)
+    return table.rename(columns={"n": "items"})
+
+
+def cost(frames: Frames) -> pd.DataFrame:
+    """Return per label what one run cost on average: seconds by phase, evaluation seconds and trained tokens."""
+    phases = [f"seconds_{phase}" for phase in PHASES]
+    runs = frames.scores.groupby(IDENTITY, sort=False)["seconds"].sum().rename("seconds_evaluate").to_frame()
+    trained = frames.steps.groupby(IDENTITY)[[*phases, "tokens"]].sum()
+    trained["steps"] = frames.steps.groupby(IDENTITY).size()
+    runs = runs.join(trained).fillna(0.0)
+    runs["seconds_total"] = runs[[*phases, "seconds_evaluate"]].sum(axis=1)
+    columns = ["steps", "tokens", *phases, "seconds_evaluate", "seconds_total"]
+    table = runs.groupby("label", sort=False)[columns].mean()
+    table.insert(0, "runs", runs.groupby("label", sort=False).size())
+    return table.reset_index()

@@ -1,0 +1,1 @@
+"""Tests of the reports, on synthetic run directories whose numbers are known."""
