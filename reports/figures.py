@@ -6,6 +6,7 @@ are in the tables.
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -39,9 +40,12 @@ def retention_heatmap(scores: pd.DataFrame) -> Figure:
     figure = Figure(figsize=size, layout="constrained")
     for number, label in enumerate(labels, start=1):
         _heatmap_panel(figure.add_subplot(rows, columns, number), table[table["label"] == label])
-    image = figure.axes[0].images[0]
-    figure.colorbar(image, ax=figure.axes, label="score (%)", shrink=0.8, pad=0.01, aspect=25 * rows)
-    figure.suptitle("Score after each stage (%), framed: the task that the stage trained", x=0.005, ha="left")
+    figure.colorbar(
+        figure.axes[0].collections[0], ax=figure.axes, label="score (%)", shrink=0.8, pad=0.01, aspect=25 * rows
+    )
+    spread = "; small: lowest to highest seed" if table["seeds"].max() > 1 else ""
+    title = f"Score after each stage (%); framed: the stage's own task{spread}"
+    figure.suptitle(title, x=0.005, ha="left")
     return figure
 
 
@@ -50,17 +54,18 @@ def _most_tasks(table: pd.DataFrame) -> int:
 
 
 def _heatmap_panel(axes: Axes, cells: pd.DataFrame) -> None:
-    tasks = list(cells["task"].unique())
-    names = style.short_names(tasks)
-    grid = cells.pivot(index="stage", columns="task", values="mean")[tasks].to_numpy(dtype=float)
-    axes.imshow(100 * grid, cmap=style.HEAT, vmin=0, vmax=100, aspect="auto")
+    """Draw one label's matrix; the cell of column c and row r has its centre at (c, r), the start on top."""
+    tasks, stages = list(cells["task"].unique()), cells.drop_duplicates("stage")
+    names, probes = style.short_names(tasks), int(cells.drop_duplicates("task")["role"].eq("probe").sum())
+    grid = 100 * cells.pivot(index="stage", columns="task", values="mean")[tasks].to_numpy(dtype=float)
+    mesh = {"cmap": style.HEAT, "vmin": 0, "vmax": 100, "shading": "nearest"}
+    axes.pcolormesh(range(len(tasks)), stages["stage"], np.ma.masked_invalid(grid), **mesh)
+    axes.invert_yaxis()
     for cell in cells.to_dict("records"):
         _annotate(axes, tasks.index(cell["task"]), cell)
-    probes = int(cells.drop_duplicates("task")["role"].eq("probe").sum())
     if probes:
         axes.axvline(len(tasks) - probes - 0.5, color=style.INK, linewidth=2)
-    rows = ["start" if not task else f"after {names[task]}" for task in cells.drop_duplicates("stage")["stage_task"]]
-    axes.set_yticks(range(len(rows)), rows)
+    axes.set_yticks(stages["stage"], [f"after {names[task]}" if task else "start" for task in stages["stage_task"]])
     columns = [f"{names[task]}{' (probe)' * (i >= len(tasks) - probes)}" for i, task in enumerate(tasks)]
     axes.set_xticks(range(len(tasks)), columns, rotation=25, ha="right", rotation_mode="anchor")
     axes.tick_params(length=0)
@@ -68,7 +73,7 @@ def _heatmap_panel(axes: Axes, cells: pd.DataFrame) -> None:
     axes.set(title=_with_seeds(cells), xlabel="task evaluated", ylabel="stage")
 
 
-def _annotate(axes: Axes, column: int, cell: dict) -> None:
+def _annotate(axes: Axes, column: int, cell: Mapping[Hashable, Any]) -> None:
     """Write the cell's numbers in black or white, whichever reads better, and frame the task's own stage."""
     row, mean = cell["stage"], cell["mean"]
     if np.isnan(mean):
@@ -89,6 +94,8 @@ def _annotate(axes: Axes, column: int, cell: dict) -> None:
 def forgetting_curves(scores: pd.DataFrame) -> Figure:
     """Return one panel per task: its score after each stage, a line per label, its own stage marked."""
     table = retention(scores).dropna(subset="mean")
+    if table.empty:
+        raise RunError("Nothing has been evaluated yet; expected results.json in a stage's eval folder.")
     tasks, names = list(table["task"].unique()), style.short_names(scores["task"])
     columns = min(3, len(tasks))
     rows, looks = -(-len(tasks) // columns), _looks(table)
@@ -100,7 +107,7 @@ def forgetting_curves(scores: pd.DataFrame) -> Figure:
         lowest = position + columns >= len(tasks)
         axes.tick_params(labelbottom=lowest, labelleft=position % columns == 0)
         axes.set(xlabel="after stage" * lowest, ylabel="score (%)" * (position % columns == 0))
-    _legend(figure, looks, "Score of each task over the stages, shaded: the stage that trained it")
+    _legend(figure, looks, "Score of each task over the stages; shaded: its own stage")
     return figure
 
 
@@ -111,6 +118,7 @@ def _forgetting_panel(axes: Axes, cells: pd.DataFrame, looks: Looks, names: dict
     for label, line in cells.groupby("label", sort=False):
         _line_with_band(axes, line["stage"], line, looks[str(label)])
     axes.set(title=names[cells["task"].iloc[0]] + " (probe, never trained)" * probe, ylim=(-3, 103))
+    axes.set_xlim(-0.3, cells["stage"].max() + 0.3)
     axes.grid(visible=True)
 
 
@@ -209,13 +217,13 @@ def _looks(table: pd.DataFrame) -> Looks:
     colours = style.colours(pairs["adapter"])
     variant = pairs.groupby("adapter").cumcount()
     return {
-        row.label: {
-            "label": row.label,
-            "color": colours[row.adapter],
-            "linestyle": style.DASHES[variant[row.Index] % len(style.DASHES)],
+        label: {
+            "label": label,
+            "color": colours[adapter],
+            "linestyle": style.DASHES[number % len(style.DASHES)],
             "marker": style.MARKERS[position % len(style.MARKERS)],
         }
-        for position, row in enumerate(pairs.itertuples())
+        for position, (label, adapter, number) in enumerate(zip(pairs["label"], pairs["adapter"], variant, strict=True))
     }
 
 

@@ -6,7 +6,7 @@ written to a step log is left for the next reading.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -43,10 +43,15 @@ class Frames:
     runs: tuple[RunDir, ...]
 
     @cached_property
+    def labelled(self) -> list[tuple[RunDir, str]]:
+        """Each run with the label of its group."""
+        varying = [key for key in ("suite", "order", "start") if len({getattr(run, key) for run in self.runs}) > 1]
+        return [(run, ", ".join([run.adapter, *(getattr(run, key) or "-" for key in varying)])) for run in self.runs]
+
+    @cached_property
     def scores(self) -> pd.DataFrame:
         """Scores, outcomes and keys of every expected cell; raises RunError where cells are not comparable."""
-        rows = (_score_row(cell) for cell in self._cells)
-        frame = pd.DataFrame(rows)
+        frame = pd.DataFrame([_score_row(cell) for cell in self._cells])
         _check_comparable(frame)
         return frame
 
@@ -65,7 +70,7 @@ class Frames:
     def steps(self) -> pd.DataFrame:
         """Training steps with STEP_FIELDS as float columns, nan where an adapter has no such quantity."""
         keys = [*IDENTITY, "stage", "task", "step"]
-        rows = [row for run, label in self._labelled for row in _step_rows(run, label)]
+        rows = [row for run, label in self.labelled for row in _step_rows(run, label)]
         frame = pd.DataFrame(rows).reindex(columns=pd.Index([*keys, *STEP_FIELDS]))
         frame[STEP_FIELDS] = frame[STEP_FIELDS].astype(float)
         frame = frame.drop_duplicates([*IDENTITY, "stage", "step"], keep="last")
@@ -74,7 +79,7 @@ class Frames:
     @property
     def labels(self) -> list[str]:
         """The groups of runs, in display order."""
-        return list(dict.fromkeys(label for _, label in self._labelled))
+        return list(dict.fromkeys(label for _, label in self.labelled))
 
     def samples(self, task: str) -> pd.DataFrame:
         """Return every stored answer on one task, with the run's identity and the stage; read on demand."""
@@ -88,13 +93,8 @@ class Frames:
         return pd.concat(parts, ignore_index=True)
 
     @cached_property
-    def _labelled(self) -> list[tuple[RunDir, str]]:
-        varying = [key for key in ("suite", "order", "start") if len({getattr(run, key) for run in self.runs}) > 1]
-        return [(run, ", ".join([run.adapter, *(getattr(run, key) for key in varying)])) for run in self.runs]
-
-    @cached_property
     def _cells(self) -> list[_Cell]:
-        return [cell for run, label in self._labelled for cell in _cells(run, label)]
+        return [cell for run, label in self.labelled for cell in _cells(run, label)]
 
 
 def load(paths: Iterable[Path]) -> Frames:
@@ -154,11 +154,16 @@ def _check_comparable(scores: pd.DataFrame) -> None:
     for (_, task), cells in scores.dropna(subset="score").groupby(["suite", "task"], sort=False):
         kinds = cells.drop_duplicates("comparability").to_dict("records")
         if len(kinds) > 1:
-            (a, b), name = kinds[:2], "{label} seed {seed} after stage {stage} (n = {n}, key {comparability})".format
+            first, second = (_describe_cell(cell) for cell in kinds[:2])
             raise RunError(
-                f"{task} was evaluated under different conditions by {name(**a)} and {name(**b)}, so these cells "
-                "cannot share a table; evaluate one of them again, or report them apart."
+                f"{task} was evaluated under different conditions by {first} and {second}, so these cells cannot share "
+                "a table; evaluate one of them again, or report them apart."
             )
+
+
+def _describe_cell(cell: Mapping[Hashable, Any]) -> str:
+    where = f"{cell['label']} seed {cell['seed']} after stage {cell['stage']}"
+    return f"{where} (n = {cell['n']}, key {cell['comparability']})"
 
 
 def _step_rows(run: RunDir, label: str) -> Iterator[dict[str, Any]]:

@@ -112,6 +112,14 @@ def _display_order(run: RunDir) -> tuple[int, str, str, str, str, int]:
 
 
 def _check_distinct(runs: Sequence[RunDir]) -> None:
+    stages: dict[tuple[str, str], RunDir] = {}
+    for run in runs:
+        first = stages.setdefault((run.suite, run.order), run)
+        if first.stages != run.stages:
+            raise RunError(
+                f"{first.path} trains {', '.join(first.stages)} and {run.path} trains {', '.join(run.stages)}, both as "
+                f"suite {run.suite}, order {run.order}; report them apart, or give the orders different names."
+            )
     for before, run in pairwise(runs):
         if _display_order(before) == _display_order(run):
             raise RunError(

@@ -1,6 +1,6 @@
 """One look for all figures: colours that colour-blind readers can tell apart, short names, and how figures are saved.
 
-An adapter has the same colour in every figure of every report. Figures are drawn without pyplot, so that nothing
+An adapter has one colour in all figures of a report, the well-known ones in all reports. Figures are drawn without pyplot, so that nothing
 global changes, and saved without dates, so that the same numbers give the same bytes.
 """
 
@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import matplotlib
+from markupsafe import escape
 from matplotlib.figure import Figure
 
 INK = "#1b1f24"
@@ -23,7 +24,7 @@ PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 KNOWN = {"none": "#7f7f7f", "opd": PALETTE[0], "aopd": PALETTE[1], "sft": PALETTE[2], "gkd": PALETTE[3]}
 DASHES = ["-", "--", ":", "-."]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
-RC = {
+RC: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
@@ -70,22 +71,15 @@ def short_names(tasks: Iterable[str]) -> dict[str, str]:
 
 
 def save(figure: Figure, stem: Path) -> None:
-    """Write `stem`.png and `stem`.svg, on white, without dates or program names."""
+    """Write `stem`.png on white and `stem`.svg without background, both without dates or program names."""
     with styled():
         figure.savefig(stem.with_suffix(".png"), dpi=150, facecolor="white", metadata={"Software": None})
-        figure.savefig(stem.with_suffix(".svg"), facecolor="white", metadata={"Date": None, "Creator": None})
+        figure.savefig(stem.with_suffix(".svg"), transparent=True, metadata={"Date": None, "Creator": None})
 
 
-def inline_svg(figure: Figure, name: str, description: str) -> str:
-    """Return the figure as an `<svg>` element for a page: transparent, in the page's text colour, ids made unique."""
-    buffer = StringIO()
-    with styled():
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
+def inline_svg(file: Path, description: str) -> str:
+    """Return a saved figure as an `<svg>` element for a page: in the page's text colour, ids unique by file name."""
+    svg = file.read_text(encoding="utf-8")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg).replace(INK, "currentColor")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{_attribute(description)}"', 1)
-
-
-def _attribute(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{file.stem}-", svg).replace(INK, "currentColor")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1)

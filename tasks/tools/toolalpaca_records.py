@@ -144,11 +144,9 @@ def _read_json(path: Path) -> Any:
         raise TaskError(f"ToolAlpaca: {path} does not exist; give the path of a JSON or JSON-lines file")
     text = path.read_text(encoding="utf-8")
     try:
-        return (
-            [json.loads(line) for line in text.split("\n") if line.strip()]
-            if path.suffix == ".jsonl"
-            else json.loads(text)
-        )
+        if path.suffix == ".jsonl":
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
+        return json.loads(text)
     except ValueError as error:
         raise TaskError(f"ToolAlpaca: {path} is not valid JSON ({error})") from error
 

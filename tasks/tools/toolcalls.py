@@ -63,7 +63,8 @@ def strict(calls: Sequence[Call], references: Sequence[Reference]) -> float:
 def sdft(calls: Sequence[Call], references: Sequence[Reference]) -> float:
     """Return 1 if names agree as a multiset and all arguments, merged over the calls, agree, else 0.
 
-    Where several calls give the same argument the last one counts (the grader of arXiv 2601.19897).
+    After the score used with arXiv 2601.19897. Ours: of an argument that several calls give the last one counts, and
+    values compare as in `strict`, where circulating versions find calls with a regular expression.
     """
     if Counter(call.name for call in calls) != Counter(reference.name for reference in references):
         return 0.0

@@ -1,0 +1,171 @@
+"""Builds a report from run directories: one self-contained HTML page, Markdown, figures (PNG, SVG) and CSV tables.
+
+Runs may still be going on, and several processes may build at once: everything is written beside its place and then
+moved there, the page last, so that a reader never opens a half-written file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+
+from harness.errors import RunError
+from reports import figures, style, views, words
+from reports.frames import Frames, load
+from reports.tables import write_tables
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure in a report: file name, heading, what to look for, and the function that draws it."""
+
+    name: str
+    title: str
+    caption: str
+    draw: Callable[[Frames], Figure]
+
+
+DRAWINGS = [
+    Drawing(
+        "retention",
+        "Retention: what each stage did to every task",
+        "Read down a column: how a task fares from stage to stage. A frame marks the stage that trained the task; probes "
+        "(right of the line) are never trained. With several seeds, small numbers run from the lowest to the highest.",
+        lambda frames: figures.retention_heatmap(frames.scores),
+    ),
+    Drawing(
+        "learning",
+        "Learning: each task at its own stage",
+        "Filled marks are scores right after the task's own stage, hollow marks right before it. The band runs from the "
+        "lowest to the highest seed.",
+        lambda frames: figures.learning_curves(frames.scores),
+    ),
+    Drawing(
+        "forgetting",
+        "Forgetting: each task through the stages",
+        "Shading marks the task's own stage; what falls to the right of it is forgotten, what falls to the left was lost "
+        "before the task was trained. The band runs from the lowest to the highest seed.",
+        lambda frames: figures.forgetting_curves(frames.scores),
+    ),
+    Drawing(
+        "entropy",
+        "Entropy through training",
+        "Mean entropy of the student's next-token distribution (full vocabulary) at the answer tokens it was trained on, "
+        "smoothed by a rolling mean of 5 steps within a stage. The band runs from the lowest to the highest seed.",
+        lambda frames: figures.entropy_curves(frames.steps),
+    ),
+]
+
+
+def build_report(paths: Sequence[Path], out: Path) -> Path:
+    """Write report.html, report.md, figures/ and tables/ below `out` from the runs below `paths`; return the page.
+
+    Raises RunError when a path holds no run or the runs are not comparable. What is unfinished is named in the report.
+    """
+    frames = load(paths)
+    out.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out, prefix=".building-") as scratch:
+        _write(frames, Path(scratch))
+        _publish(Path(scratch), out)
+    return out / "report.html"
+
+
+def _write(frames: Frames, folder: Path) -> None:
+    (folder / "figures").mkdir()
+    context = _context(frames, list(_draw(frames, folder / "figures")))
+    environment = _environment()
+    for name in ("report.md", "report.html"):
+        text = environment.get_template(f"{name}.j2").render(context)
+        (folder / name).write_text(text, encoding="utf-8")
+    write_tables(frames, folder / "tables")
+
+
+def _publish(scratch: Path, out: Path) -> None:
+    """Move every file to its place, the page last."""
+    files = sorted((path for path in scratch.rglob("*") if path.is_file()), key=lambda path: path.suffix == ".html")
+    for file in files:
+        target = out / file.relative_to(scratch)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, target)
+
+
+def _draw(frames: Frames, folder: Path) -> Iterator[dict[str, Any]]:
+    """Save each figure and yield what the templates need of it; one without data yields the reason instead."""
+    for drawing in DRAWINGS:
+        entry = {"name": drawing.name, "title": drawing.title, "caption": drawing.caption, "svg": None, "reason": None}
+        try:
+            figure = drawing.draw(frames)
+        except RunError as error:
+            yield {**entry, "reason": str(error)}
+            continue
+        style.save(figure, folder / drawing.name)
+        yield {**entry, "svg": Markup(style.inline_svg(folder / f"{drawing.name}.svg", drawing.title))}
+
+
+def _context(frames: Frames, drawings: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "title": f"{', '.join(dict.fromkeys(run.suite for run in frames.runs))}: what was learned, what was lost",
+        "headline": words.headline(frames),
+        "missing": words.missing(frames),
+        "drawings": {drawing["name"]: drawing for drawing in drawings},
+        "retention": views.retention_grids(frames.scores),
+        "figures": views.figures_grid(frames.scores),
+        "outcomes": views.outcomes_grid(frames.scores),
+        "cost": views.cost_grid(frames),
+        "provenance": [getattr(views, f"{name}_grid")(frames) for name in ("runs", "weights", "packages", "hardware")],
+        "configs": _configs(frames),
+    }
+
+
+def _configs(frames: Frames) -> list[dict[str, str]]:
+    """Return each distinct resolved configuration and adapter configuration once, as text with a title."""
+    found: dict[str, str] = {}
+    for run, label in frames.labelled:
+        found.setdefault(
+            f"Suite, configuration {run.manifest.get('config_hash')}", _as_json(run.manifest.get("config"))
+        )
+        found.setdefault(f"Adapter {label}", _as_json(run.manifest.get("adapter_config")))
+    return [{"title": title, "text": text} for title, text in found.items()]
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("reports"),
+        autoescape=select_autoescape(enabled_extensions=("html.j2",)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"md": _markdown, "indented": _indented, "formula": _formula}
+    return environment
+
+
+def _markdown(text: object) -> str:
+    """Escape what Markdown or the HTML inside it would take as markup, so that a cell stays one cell."""
+    flat = " ".join(str(text).split())
+    return re.sub(r"([\\`*|~]|\](?=\())", r"\\\1", flat.replace("&", "&amp;").replace("<", "&lt;"))
+
+
+def _formula(text: str) -> Markup:
+    """Return a formula with its `_j` and `_{...}` set as subscripts."""
+    return Markup(re.sub(r"_(?:\{([^}]*)\}|(\w))", r"<sub>\1\2</sub>", str(escape(text))))
+
+
+def _indented(text: str) -> str:
+    """Return a Markdown code block that no content can close."""
+    return "\n".join(f"    {line}" for line in text.splitlines())

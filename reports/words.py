@@ -1,0 +1,127 @@
+"""What a report says in sentences: the headline, what is missing, and how numbers are written.
+
+A difference between methods is stated only as a paired difference over the seeds that both have, with its interval;
+with one seed nothing is said about which method is better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import combinations
+
+import pandas as pd
+
+from reports.frames import IDENTITY, Frames
+from reports.runs import RunDir
+from reports.tables import Interval, figures_by_seed, t_interval
+
+COMPARED = {"learning_accuracy": "learning accuracy", "forgetting_chaudhry": "forgetting (Chaudhry)"}
+
+
+def headline(frames: Frames) -> list[str]:
+    """Return the report's opening sentences: the setting, each method's numbers, differences, and what limits them."""
+    values = figures_by_seed(frames.scores)
+    methods = [_method(label, rows) for label, rows in values.groupby("label", sort=False)]
+    return [_setting(frames), *methods, *_differences(values, frames), _limits(frames)]
+
+
+def missing(frames: Frames) -> list[str]:
+    """Return one sentence per run and stage that is not complete; empty when all runs are finished."""
+    runs = frames.scores.groupby(IDENTITY, sort=False)
+    return [sentence for run, (_, cells) in zip(frames.runs, runs, strict=True) for sentence in _gaps(run, cells)]
+
+
+def percent(share: float) -> str:
+    """Write a share as a percentage without its sign, one decimal; a dash where there is none."""
+    return "–" if math.isnan(share) else f"{100 * share:.1f}".replace("-", "−")
+
+
+def points(difference: float) -> str:
+    """Write a difference of shares in percentage points, with its sign."""
+    return "–" if math.isnan(difference) else f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def with_interval(interval: Interval, write: Callable[[float], str] = percent) -> str:
+    """Write `mean [low, high]`; the mean alone for a single seed."""
+    mean, low, high, seeds = interval
+    return write(mean) if seeds < 2 else f"{write(mean)} [{write(low)},\u00a0{write(high)}]"
+
+
+def plural(count: int, noun: str) -> str:
+    """Write a count with its noun."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _setting(frames: Frames) -> str:
+    scores = frames.scores
+    starts, suites = (", ".join(value for value in scores[key].unique() if value) for key in ("start", "suite"))
+    stages = " or ".join(dict.fromkeys(", then ".join(run.stages) for run in frames.runs))
+    probes = list(scores.loc[scores["role"] == "probe", "task"].unique())
+    kept = f" {plural(len(probes), 'probe')} ({', '.join(probes)}) never trained." if probes else ""
+    student = f"student ({starts} start)" if starts else "student"
+    return f"Suite {suites}: the {student} was adapted to {stages}; {', '.join(frames.labels)} are compared.{kept}"
+
+
+def _method(label: object, values: pd.DataFrame) -> str:
+    def figure(name: str) -> Interval:
+        return t_interval(values.loc[values["figure"] == name, "value"])
+
+    learned, final, lost = map(figure, ("learning_accuracy", "average_accuracy", "forgetting_chaudhry"))
+    if not final.seeds:
+        return f"{label} has not finished its last stage, so it has no end figures yet."
+    sentence = (
+        f"{label} ({plural(final.seeds, 'seed')}) scored {with_interval(learned)} % on a task right after its own "
+        f"stage and {with_interval(final)} % at the end"
+    )
+    if not lost.seeds:
+        return f"{sentence}."
+    return f"{sentence}; earlier tasks ended {with_interval(lost)} points below their best (Chaudhry)."
+
+
+def _differences(values: pd.DataFrame, frames: Frames) -> Iterator[str]:
+    """Compare methods pairwise where they share suite and start and are at most three; the control is left out."""
+    labels = list(dict.fromkeys(label for run, label in frames.labelled if run.adapter != "none"))
+    comparable = len(labels) <= 3 and len({(run.suite, run.start) for run in frames.runs}) == 1
+    for first, second in combinations(labels if comparable else [], 2):
+        found = [_difference(values, name, first, second) for name in COMPARED]
+        if min(difference.seeds for difference in found) >= 2:
+            parts = [f"{n} {_judged(d)}" for n, d in zip(COMPARED.values(), found, strict=True)]
+            yield (
+                f"{second} minus {first}, paired over {plural(found[0].seeds, 'seed')}: {'; '.join(parts)}. Forgetting "
+                "compares methods fairly only where they learned about as much."
+            )
+
+
+def _difference(values: pd.DataFrame, name: str, first: str, second: str) -> Interval:
+    seeds = values[values["figure"] == name].pivot(index="seed", columns="label", values="value")
+    return t_interval(seeds[second] - seeds[first])
+
+
+def _judged(difference: Interval) -> str:
+    resolved = difference.low > 0 or difference.high < 0
+    return f"{with_interval(difference, points)} points{'' if resolved else ', not resolved from zero'}"
+
+
+def _limits(frames: Frames) -> str:
+    """Say what the numbers cannot show: items alone move a share by up to 1.96 sqrt(0.25 / n), its widest at one half."""
+    counts = frames.scores.loc[frames.scores["n"] > 0, "n"]
+    if counts.empty:
+        return "Nothing has been evaluated yet."
+    seeds = frames.scores.groupby("label")["seed"].nunique().min()
+    several = "Brackets are 95 % t intervals over seeds."
+    single = "With one seed there is no interval, and no difference between methods is established."
+    error = 100 * 1.96 * math.sqrt(0.25 / counts.min())
+    items = f"On {counts.min()} test items, one seed's score is itself uncertain by up to ±{error:.1f} points."
+    return f"{several if seeds > 1 else single} {items}"
+
+
+def _gaps(run: RunDir, cells: pd.DataFrame) -> Iterator[str]:
+    who, absent = f"{cells['label'].iloc[0]}, seed {run.seed}", cells[cells["score"].isna()]
+    for stage, rows in absent.groupby("stage"):
+        where = f"stage {stage} ({rows['stage_task'].iloc[0] or 'start'})"
+        whole = len(rows) == (cells["stage"] == stage).sum()
+        tasks = "" if whole else f" of {', '.join(rows['task'])}"
+        yield f"{who}: {where} has no evaluation{tasks} yet."
+    if absent.empty and not run.manifest.get("finished"):
+        yield f"{who}: all stages are evaluated, but the run is not marked as finished."

@@ -1,0 +1,165 @@
+"""A report is complete, self-contained, safe against hostile text, honest about gaps, and never half written."""
+
+import re
+import threading
+from html.parser import HTMLParser
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from reports import build, words
+from reports.frames import load
+from reports.terminal import print_retention
+from tests.reports.factory import HOSTILE, write_run
+
+OTHER = [[0.50, 0.10, 0.60], [0.60, 0.20, 0.50], [0.50, 0.70, 0.60]]
+
+
+class Page(HTMLParser):
+    """Collects elements and the addresses they would load or lead to."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.ids: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note one element."""
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "action", "data"):
+                self.addresses.append(value or "")
+            if name == "id":
+                self.ids.append(value or "")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    write_run(root, "none")
+    for seed, scores in enumerate([None, OTHER]):
+        write_run(root, "opd", seed, **({"scores": scores} if scores else {}))
+    write_run(root, "aopd", 0, OTHER)
+    write_run(root, "aopd", 1)
+    return build.build_report([root / "tiny"], root / "report").parent
+
+
+def test_a_report_holds_page_markdown_figures_and_tables_and_nothing_else(report: Path):
+    names = {str(path.relative_to(report)) for path in report.rglob("*") if path.is_file()}
+    drawings = {f"figures/{d.name}.{suffix}" for d in build.DRAWINGS for suffix in ("png", "svg")}
+    assert names >= {"report.html", "report.md", "tables/figures.csv", "tables/retention.csv"} | drawings
+    assert not [path for path in report.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("name", ["report.html", "report.md"])
+def test_both_formats_mention_every_adapter_stage_and_task(report: Path, name: str):
+    text = (report / name).read_text(encoding="utf-8")
+    for word in ("none", "opd", "aopd", "tiny_arithmetic", "tiny_weather", "tiny_long_sums", "after tiny_weather"):
+        assert word in text
+    for word in ("Chaudhry", "f00dfeedf00d", "0123456789abcdef", "digest-start-1", "2.13.0", "harness run tiny"):
+        assert word in text
+
+
+def test_the_page_asks_nothing_of_the_network_and_runs_nothing(report: Path):
+    page = Page((report / "report.html").read_text(encoding="utf-8"))
+    assert all(address.startswith(("#", "data:image/png;base64,")) for address in page.addresses)
+    assert not {"script", "iframe", "object", "link", "form"} & set(page.tags)
+    assert page.tags.count("svg") == 4
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_hostile_text_stays_text(report: Path):
+    html = (report / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in html
+    assert "&lt;script&gt;alert(" in html
+    markdown = (report / "report.md").read_text(encoding="utf-8")
+    hostile = [line for line in markdown.splitlines() if "<script" in line]
+    assert hostile
+    assert all(line.startswith("    ") for line in hostile)
+    assert build._markdown(HOSTILE + "[x](http://evil.example)").count("<") == 0
+    assert r"]\(" not in build._markdown("R[i][j]")
+
+
+def test_markdown_tables_keep_their_columns_and_figures_exist(report: Path):
+    text = (report / "report.md").read_text(encoding="utf-8")
+    for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(widths) == 1, table
+    links = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert len(links) == 4
+    assert all((report / link).is_file() for link in links)
+
+
+def test_building_again_gives_the_same_bytes_and_a_reader_never_meets_half_a_page(report: Path):
+    before = {path: path.read_bytes() for path in report.rglob("*") if path.is_file()}
+    found, done = set(), threading.Event()
+
+    def read() -> None:
+        while not done.wait(0.001):
+            found.add((report / "report.html").read_text(encoding="utf-8").rstrip().endswith("</html>"))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    build.build_report([report.parent / "tiny"], report)
+    done.set()
+    reader.join()
+    assert found == {True}
+    assert {path for path, data in before.items() if path.read_bytes() != data} == set()
+
+
+@pytest.mark.parametrize("evaluated", [4, 8])
+def test_an_unfinished_run_renders_and_says_what_is_missing(tmp_path: Path, evaluated: int):
+    write_run(tmp_path, "opd")
+    write_run(tmp_path, "aopd", evaluated=evaluated)
+    page = build.build_report([tmp_path], tmp_path / "report").read_text(encoding="utf-8")
+    assert "Unfinished." in page
+    assert "aopd has not finished its last stage" in page or evaluated == 8
+    missing = words.missing(load([tmp_path / "tiny"]))
+    assert all(sentence in page for sentence in missing)
+    last = "of tiny_long_sums yet" if evaluated == 8 else "has no evaluation yet"
+    assert missing[-1].startswith("aopd, seed 0: stage 2 (tiny_weather)")
+    assert last in missing[-1]
+
+
+@pytest.mark.parametrize("shape", ["one stage", "no update", "nothing evaluated"])
+def test_small_runs_render(tmp_path: Path, shape: str):
+    if shape == "one stage":
+        write_run(tmp_path, scores=[[0.2], [0.1]], stages=("gsm8k",), probes=())
+    else:
+        write_run(tmp_path, "none", evaluated=0 if shape == "nothing evaluated" else None)
+    page = build.build_report([tmp_path], tmp_path / "report").read_text(encoding="utf-8")
+    assert ("No training step has an entropy yet" in page) == (shape != "one stage")
+
+
+def test_the_headline_gives_paired_differences_over_seeds(report: Path):
+    frames = load([report.parent / "tiny"])
+    sentences = words.headline(frames)
+    # seeds swap roles, so learning differs by -20 and +20 points: mean 0, no resolution
+    difference = next(sentence for sentence in sentences if sentence.startswith("aopd minus opd, paired over 2 seeds"))
+    assert "learning accuracy +0.0 [−254.1,\u00a0+254.1] points, not resolved from zero" in difference
+    assert any(sentence.startswith("opd (2 seeds) scored 75.0 [") for sentence in sentences)
+
+
+def test_with_one_seed_no_method_is_called_better(tmp_path: Path):
+    write_run(tmp_path, "opd")
+    write_run(tmp_path, "aopd", scores=OTHER)
+    sentences = words.headline(load([tmp_path]))
+    assert not [sentence for sentence in sentences if "minus" in sentence]
+    assert "no difference between methods is established" in sentences[-1]
+    assert "±31.0 points" in sentences[-1]  # 196 * sqrt(0.25 / 10)
+
+
+def test_the_terminal_shows_stages_tasks_and_gaps(tmp_path: Path):
+    write_run(tmp_path, "opd", seed=0)
+    write_run(tmp_path, "opd", seed=1, scores=OTHER)
+    write_run(tmp_path, "aopd", evaluated=8)
+    console = Console(file=StringIO(), width=100)
+    print_retention(console, load([tmp_path]))
+    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    for word in ("opd, 2 seeds", "aopd, 1 seed", "after weather", "long sums (probe)", "has no evaluation of"):
+        assert word in text
+    assert "70 ±127" in text  # seeds 0.8 and 0.6: 12.7 * 0.1

@@ -1,0 +1,142 @@
+"""Run directories are found and read as tidy frames, finished or not; what cannot be used is named."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+
+from harness.errors import RunError
+from reports.frames import find_runs, load
+from tests.reports.factory import HOSTILE, SCORES, write_run
+
+
+@pytest.mark.parametrize("below", [".", "tiny", "tiny/aopd", "tiny/aopd/default/seed0"])
+def test_runs_are_found_from_any_folder_above_them(tmp_path: Path, below: str):
+    run = write_run(tmp_path)
+    assert [found.path.resolve() for found in find_runs([tmp_path / below])] == [run.resolve()]
+
+
+def test_overlapping_paths_give_each_run_once_controls_first(tmp_path: Path):
+    for adapter in ("zeta", "aopd", "none", "opd"):
+        write_run(tmp_path, adapter)
+    runs = find_runs([tmp_path, tmp_path / "tiny", tmp_path / "tiny" / "opd"])
+    assert [run.adapter for run in runs] == ["none", "opd", "aopd", "zeta"]
+
+
+@pytest.mark.parametrize("name", ["absent", "empty"])
+def test_a_path_without_a_run_is_named(tmp_path: Path, name: str):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match=f"No run at .*{name}; expected"):
+        find_runs([tmp_path / name])
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [("{", "not valid JSON"), ('{"schema": 2}', "schema 2, expected 1"), ('{"schema": 1}', "lacks suite")],
+)
+def test_a_manifest_that_cannot_be_used_is_named(tmp_path: Path, text: str, problem: str):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(RunError, match=f"manifest.json .*{problem}"):
+        find_runs([tmp_path])
+
+
+def test_one_run_in_two_places_is_refused(tmp_path: Path):
+    write_run(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(RunError, match="leave one out"):
+        find_runs([tmp_path])
+
+
+def test_runs_of_one_order_with_other_stages_are_refused(tmp_path: Path):
+    write_run(tmp_path, "opd")
+    write_run(tmp_path, "aopd", stages=("tiny_weather", "tiny_arithmetic"))
+    with pytest.raises(RunError, match="order default; report them apart"):
+        find_runs([tmp_path])
+
+
+def test_scores_hold_one_row_per_expected_cell(tmp_path: Path):
+    write_run(tmp_path, evaluated=4)
+    scores = load([tmp_path]).scores
+    assert len(scores) == 9
+    assert scores["score"].head(4).tolist() == [0.5, 0.1, 0.6, 0.8]
+    assert scores["score"].tail(5).isna().all()
+    assert scores.loc[scores["own"], ["stage", "task"]].to_numpy().tolist() == [
+        [1, "tiny_arithmetic"],
+        [2, "tiny_weather"],
+    ]
+    assert set(scores.loc[scores["role"] == "probe", "task"]) == {"tiny_long_sums"}
+    assert scores["n"].tolist() == [10] * 4 + [0] * 5
+
+
+def test_every_metric_of_a_cell_is_kept_in_long_form(tmp_path: Path):
+    write_run(tmp_path)
+    metrics = load([tmp_path]).metrics
+    cell = metrics[(metrics["stage"] == 1) & (metrics["task"] == "tiny_arithmetic")]
+    assert dict(zip(cell["metric"], cell["value"], strict=True)) == pytest.approx({"strict": 0.8, "lenient": 0.85})
+
+
+def test_steps_of_all_runs_share_an_axis_that_the_longest_run_sets(tmp_path: Path):
+    write_run(tmp_path, "opd", steps=3)
+    write_run(tmp_path, "aopd", steps=4)
+    steps = load([tmp_path]).steps
+    firsts = steps[steps["step"] == 0].groupby(["adapter", "stage"])["global_step"].first()
+    assert firsts.to_dict() == {("aopd", 1): 0, ("aopd", 2): 4, ("opd", 1): 0, ("opd", 2): 4}
+    assert steps["seconds_generate"].sum() == pytest.approx(0.25 * 14)
+
+
+def test_what_an_adapter_does_not_log_is_nan_and_the_control_has_no_steps(tmp_path: Path):
+    write_run(tmp_path, "none")
+    assert load([tmp_path]).steps.empty
+    write_run(tmp_path, "sft")
+    steps = load([tmp_path]).steps
+    assert set(steps["adapter"]) == {"sft"}
+    assert steps[["advantage_mean", "advantage_q05", "routed_fkl"]].isna().all(axis=None)
+
+
+def test_a_half_written_last_line_waits_and_a_broken_one_before_it_is_an_error(tmp_path: Path):
+    log = write_run(tmp_path) / "stage_1_tiny_arithmetic" / "train" / "steps.jsonl"
+    log.write_text(log.read_text() + '{"step": 4, "lo')
+    assert len(load([tmp_path]).steps) == 8
+    log.write_text(log.read_text() + '\n{"step": 5}\n')
+    with pytest.raises(RunError, match="line 5 is not valid JSON"):
+        _ = load([tmp_path]).steps
+
+
+def test_a_step_that_was_done_again_counts_once(tmp_path: Path):
+    log = write_run(tmp_path) / "stage_1_tiny_arithmetic" / "train" / "steps.jsonl"
+    log.write_text(log.read_text() + json.dumps({"step": 3, "entropy": 9.0}) + "\n")
+    steps = load([tmp_path]).steps
+    again = steps[(steps["stage"] == 1) & (steps["step"] == 3)]
+    assert again["entropy"].tolist() == [9.0]
+
+
+def test_cells_that_are_not_comparable_are_refused(tmp_path: Path):
+    write_run(tmp_path, "opd")
+    write_run(tmp_path, "aopd", comparability="c1")
+    with pytest.raises(RunError, match=r"opd seed 0 after stage 0 \(n = 10, key c0\) and aopd .*key c1"):
+        _ = load([tmp_path]).scores
+
+
+def test_labels_say_what_differs_between_runs(tmp_path: Path):
+    write_run(tmp_path)
+    assert load([tmp_path]).labels == ["aopd"]
+    write_run(tmp_path, order="reversed", stages=("tiny_weather", "tiny_arithmetic"), start=None)
+    assert load([tmp_path]).labels == ["aopd, default, weak", "aopd, reversed, -"]
+
+
+def test_samples_are_read_per_task_with_their_run_and_stage(tmp_path: Path):
+    write_run(tmp_path)
+    samples = load([tmp_path]).samples("tiny_weather")
+    assert samples.groupby("stage")["score"].mean().tolist() == pytest.approx([row[1] for row in SCORES])
+    assert samples["response"].unique().tolist() == [HOSTILE]
+    with pytest.raises(RunError, match="No stored answers on 'absent'"):
+        load([tmp_path]).samples("absent")
+
+
+def test_a_start_without_a_name_does_not_drop_the_run(tmp_path: Path):
+    write_run(tmp_path, start=None)
+    scores = load([tmp_path]).scores
+    assert len(scores.groupby("start")) == 1
+    assert not math.isnan(scores["score"].iloc[0])

@@ -1,0 +1,97 @@
+"""The tables' numbers equal hand computations and plain pandas over the run directory."""
+
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from scipy import stats
+
+from reports import tables
+from reports.frames import Frames, load
+from tests.reports.factory import write_run
+
+OTHER = [[0.50, 0.10, 0.60], [0.60, 0.20, 0.50], [0.50, 0.70, 0.60]]
+
+
+@pytest.fixture
+def frames(tmp_path: Path) -> Frames:
+    write_run(tmp_path, seed=0)
+    write_run(tmp_path, seed=1, scores=OTHER)
+    return load([tmp_path])
+
+
+def test_the_t_interval_is_scipys():
+    values = pd.Series([0.2, 0.5, 0.9, math.nan])
+    known = values.dropna()
+    low, high = stats.t.interval(0.95, 2, loc=known.mean(), scale=stats.sem(known))
+    assert tables.t_interval(values) == pytest.approx((known.mean(), low, high, 3))
+
+
+def test_one_seed_has_a_mean_and_no_interval_and_none_has_nothing():
+    mean, low, high, seeds = tables.t_interval(pd.Series([0.4]))
+    assert (mean, seeds) == (0.4, 1)
+    assert math.isnan(low)
+    assert math.isnan(high)
+    assert tables.t_interval(pd.Series([math.nan])).seeds == 0
+
+
+def test_figures_per_seed_equal_the_hand_computation(frames: Frames):
+    table = tables.figures_by_seed(frames.scores).pivot(index="figure", columns="seed", values="value")
+    expected = {
+        "average_accuracy": (0.6, 0.6),  # (0.3+0.9)/2; (0.5+0.7)/2
+        "learning_accuracy": (0.85, 0.65),  # (0.8+0.9)/2; (0.6+0.7)/2
+        "backward_transfer": (-0.5, -0.1),  # 0.3-0.8; 0.5-0.6
+        "forgetting_chaudhry": (0.5, 0.1),
+        "forgetting_from_start": (0.5, 0.1),  # max(0.5, 0.8)-0.3; max(0.5, 0.6)-0.5
+        "probe_change:tiny_long_sums": (-0.2, 0.0),  # 0.4-0.6; 0.6-0.6
+    }
+    for name, values in expected.items():
+        assert table.loc[name].tolist() == pytest.approx(values), name
+
+
+def test_the_figure_table_has_means_intervals_and_formulas(frames: Frames):
+    table = tables.figure_table(frames.scores).set_index("figure")
+    row = table.loc["forgetting_chaudhry"]
+    half = stats.t.ppf(0.975, 1) * 0.2  # seeds 0.5 and 0.1: s = 0.2828, s/sqrt(2) = 0.2
+    assert (row["mean"], row["low"], row["high"], row["seeds"]) == pytest.approx((0.3, 0.3 - half, 0.3 + half, 2))
+    assert "max" in row["formula"]
+    assert "intransigence" not in table.index
+    assert table.loc["probe_change:tiny_long_sums", "formula"] == "R[T][p] − R[0][p]"
+
+
+def test_csv_files_hold_the_results_files_numbers(frames: Frames, tmp_path: Path):
+    tables.write_tables(frames, tmp_path / "out")
+    files = sorted(tmp_path.glob("tiny/*/*/seed*/stage_*/eval/*/results.json"))
+    raw = pd.DataFrame([json.loads(file.read_text()) for file in files])
+    expected = raw.groupby(["stage", "task"])["score"].agg(["mean", "min", "max", "count"])
+    read = pd.read_csv(tmp_path / "out" / "retention.csv").set_index(["stage", "task"]).loc[expected.index]
+    assert read["mean"].tolist() == pytest.approx(expected["mean"].tolist())
+    assert read["smallest"].tolist() == expected["min"].tolist()
+    assert read["seeds"].tolist() == [2] * 9
+    wide = pd.read_csv(tmp_path / "out" / "retention_wide.csv")
+    assert wide["tiny_arithmetic"].tolist() == pytest.approx([0.5, 0.7, 0.4])
+    assert wide["stage"].tolist() == [0, 1, 2]
+
+
+def test_outcomes_are_shares_of_the_pooled_items_at_both_ends(frames: Frames):
+    table = tables.outcomes(frames.scores).set_index(["task", "when"])
+    row = table.loc[("tiny_arithmetic", "end")]
+    # correct 3 and 5 of 10; wrong half of the rest, 3 and 2; truncated 4 and 3
+    assert row[["correct", "wrong", "unparsed", "truncated"]].tolist() == pytest.approx([0.4, 0.25, 0.0, 0.35])
+    assert row["items"] == 20
+
+
+def test_cost_is_the_mean_over_runs(frames: Frames):
+    row = tables.cost(frames).iloc[0]
+    # 2 stages of 4 steps, 1000 tokens and 0.25 s a phase; 9 evaluations of 1.5 s
+    assert row[["runs", "steps", "tokens", "seconds_teacher", "seconds_evaluate"]].tolist() == [2, 8, 8000, 2.0, 13.5]
+    assert row["seconds_total"] == 4 * 2.0 + 13.5
+
+
+def test_an_unfinished_run_has_no_end_figures_and_no_end_outcomes(tmp_path: Path):
+    write_run(tmp_path, evaluated=5)
+    scores = load([tmp_path]).scores
+    assert tables.figures_by_seed(scores).set_index("figure")["value"].isna().loc["average_accuracy"]
+    assert set(tables.outcomes(scores)["when"]) == {"start"}

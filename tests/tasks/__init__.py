@@ -1,0 +1,1 @@
+"""Tests of the task files, their generators, loaders and graders."""

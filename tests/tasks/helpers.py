@@ -1,0 +1,28 @@
+"""What the task tests share: where things lie, and tasks loaded as lm-eval loads them."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lm_eval.tasks import TaskManager
+
+ROOT = Path(__file__).parents[2]
+TASKS = ROOT / "tasks"
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+TINY = ["tiny_arithmetic", "tiny_long_sums", "tiny_weather", "tiny_currency", "tiny_calendar", "tiny_reminder"]
+
+needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"no real records in {SHARED_DATA}")
+
+
+def load_task(name: str, **metadata: Any) -> Any:
+    """Load one task through lm-eval, with `metadata` for its loader."""
+    manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata)
+    return manager.load([name])["tasks"][name]
+
+
+@cache
+def tiny_task(name: str) -> Any:
+    """Load one generated task, once for all tests."""
+    return load_task(name)
