@@ -23,11 +23,13 @@ class AOPD(PolicyGradient):
 
     teacher_needs: ClassVar[Needs] = "top_k"
 
-    top_k: int = Field(32, gt=0)
+    top_k: int = Field(default=32, gt=0)
     gate: Literal["log_ratio", "prob_diff"] = Field(
-        "log_ratio", description="paper: log_ratio; official code: prob_diff"
+        default="log_ratio", description="paper: log_ratio; official code: prob_diff"
     )
-    threshold: float = Field(0.0, description="how far the student must overshoot before a token goes to forward KL")
+    threshold: float = Field(
+        default=0.0, description="how far the student must overshoot before a token goes to forward KL"
+    )
 
     @property
     def teacher_top_k(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +25,7 @@ class Timer:
         self.phases: dict[str, float] = {"generate": 0.0, "teacher": 0.0, "student": 0.0}
 
     @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
+    def __call__(self, phase: str) -> Generator[None]:
         """Count the block's time to `phase`."""
         start = time.perf_counter()
         yield
@@ -83,8 +83,9 @@ def _advantage(parts: list[Tensor]) -> dict[str, float | None]:
         return dict.fromkeys(["advantage_mean", *names])
     advantage = torch.cat(parts).double()
     levels = torch.tensor(QUANTILES, dtype=torch.float64, device=advantage.device)
-    values = torch.quantile(advantage, levels).tolist()
-    return {"advantage_mean": advantage.mean().item(), **dict(zip(names, values, strict=True))}
+    values = torch.quantile(advantage, levels)
+    quantiles = {name: value.item() for name, value in zip(names, values, strict=True)}
+    return {"advantage_mean": advantage.mean().item(), **quantiles}
 
 
 def _tensor_mean(parts: list[Tensor]) -> float | None:

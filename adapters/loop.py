@@ -59,8 +59,8 @@ class LoopAdapter(Adapter):
 
     on_policy: ClassVar[bool] = True
 
-    reduction: Reduction = Field("sequence_mean", description="1/|y| per sequence, or the mean over all tokens")
-    updates_per_rollout: int = Field(1, gt=0, description="optimiser steps that share one batch of rollouts")
+    reduction: Reduction = Field(default="sequence_mean", description="1/|y| per sequence, or the mean over all tokens")
+    updates_per_rollout: int = Field(default=1, gt=0, description="optimiser steps that share one batch of rollouts")
 
     @property
     def teacher_top_k(self) -> int:

@@ -21,12 +21,14 @@ class PolicyGradient(LoopAdapter):
 
     teacher_needs: ClassVar[Needs] = "sampled"
 
-    weight: float = Field(1.0, gt=0, description="factor on the policy-gradient term; the official scripts run 1.25")
+    weight: float = Field(
+        default=1.0, gt=0, description="factor on the policy-gradient term; the official scripts run 1.25"
+    )
     clip: float | None = Field(
-        None, gt=0, lt=1, description="PPO ratio clip, official code 0.2; null is the plain form"
+        default=None, gt=0, lt=1, description="PPO ratio clip, official code 0.2; null is the plain form"
     )
     dual_clip: float | None = Field(
-        None, gt=1, description="bound on the loss of negative advantages, official code 3.0"
+        default=None, gt=1, description="bound on the loss of negative advantages, official code 3.0"
     )
 
     @model_validator(mode="after")

@@ -41,7 +41,7 @@ def load(folder: Path, spec: Model, device: str) -> Loaded:
     """Load a checkpoint folder with the dtype and chat settings of `spec`."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, spec.dtype))
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, spec.dtype))
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder}: not a causal language model with a tokenizer ({error})") from error
@@ -74,4 +74,4 @@ def _tensor_digests(path: Path) -> list[str]:
 
 def _tensor_digest(name: str, tensor: torch.Tensor) -> str:
     content = tensor.contiguous().flatten().view(torch.uint8).numpy()
-    return f"{name} {tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(content).hexdigest()}"
+    return f"{name} {tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(content.tobytes()).hexdigest()}"

@@ -14,7 +14,10 @@ from rich.console import Console
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from harness.config import Suite
+    from harness.pipeline import RunSpec
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 tasks_app = typer.Typer(invoke_without_command=True, help="List the tasks, or check one.")
@@ -30,6 +33,8 @@ Names = Annotated[str | None, typer.Option(help="Comma-separated; default: all o
 
 def main() -> None:
     """Run the command line; an error that a user can mend is one sentence, not a traceback."""
+    # Libraries' own bars would be drawn over ours; both settings are read when they are first imported.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     try:
@@ -140,6 +145,7 @@ def _go(
     """Check, then print the plan or do the runs with progress, the retention table and the report at the end."""
     from harness.adapter import check_adapters
     from harness.errors import ConfigError
+    from harness.pipeline import is_finished
     from harness.progress import Display
     from harness.sweep import default_workers, plan
     from harness.sweep import sweep as do_runs
@@ -157,13 +163,29 @@ def _go(
 
         print_plan(console, specs)
         return
-    with Display(console) as display:
-        do_runs(specs, workers or default_workers(len(specs)), display, lambda _: _render(specs))
+    todo = [spec for spec in specs if not is_finished(spec)]
+    if todo:
+        with Display(console) as display:
+            do_runs(todo, workers or default_workers(len(todo)), display, lambda _: _render(specs))
+    else:
+        console.print(f"all {len(specs)} runs are finished; nothing to do")
     _summarise(specs)
 
 
-def _render(specs: list) -> None: ...
-def _summarise(specs: list) -> None: ...
+def _render(specs: Sequence[RunSpec]) -> Path | None:
+    """Render the report over those runs that have begun; None while none has."""
+    from reports.build import build_report
+
+    begun = [spec.path for spec in specs if (spec.path / "stage_0").is_dir()]
+    return build_report(begun, specs[0].out / specs[0].suite.name / "report") if begun else None
+
+
+def _summarise(specs: Sequence[RunSpec]) -> None:
+    from reports.frames import load
+    from reports.terminal import print_retention
+
+    print_retention(console, load([spec.path for spec in specs]))
+    console.print(f"report: {_render(specs)}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -22,30 +22,32 @@ class Strict(BaseModel):
 class Chat(Strict):
     """How a conversation becomes text and where an answer ends; named once for training, teacher and evaluation."""
 
-    template: str | None = Field(None, description="`chatml`, or a Jinja file; null keeps the tokenizer's own")
-    stop: tuple[str, ...] = Field((), description="tokens that end an answer; empty takes the tokenizer's eos token")
-    enable_thinking: bool | None = Field(None, description="passed to the template where it knows the flag")
+    template: str | None = Field(default=None, description="`chatml`, or a Jinja file; null keeps the tokenizer's own")
+    stop: tuple[str, ...] = Field(
+        default=(), description="tokens that end an answer; empty takes the tokenizer's eos token"
+    )
+    enable_thinking: bool | None = Field(default=None, description="passed to the template where it knows the flag")
 
 
 class Architecture(Strict):
     """Shape of a model built from scratch (Qwen3)."""
 
-    hidden_size: int = Field(128, gt=0)
-    intermediate_size: int = Field(384, gt=0)
-    layers: int = Field(3, gt=0)
-    heads: int = Field(4, gt=0)
-    kv_heads: int = Field(2, gt=0)
-    head_dim: int = Field(32, gt=0)
-    context: int = Field(256, gt=0, description="longest sequence in tokens, prompt and answer together")
+    hidden_size: int = Field(default=128, gt=0)
+    intermediate_size: int = Field(default=384, gt=0)
+    layers: int = Field(default=3, gt=0)
+    heads: int = Field(default=4, gt=0)
+    kv_heads: int = Field(default=2, gt=0)
+    head_dim: int = Field(default=32, gt=0)
+    context: int = Field(default=256, gt=0, description="longest sequence in tokens, prompt and answer together")
     tie_embeddings: bool = True
 
 
 class TokenizerRecipe(Strict):
     """A byte-level BPE trained on the rendered training text of some tasks; digits stay single."""
 
-    vocab_size: int = Field(384, gt=260)
+    vocab_size: int = Field(default=384, gt=260)
     tasks: tuple[str, ...] = Field(min_length=1)
-    items_per_task: int = Field(2000, gt=0)
+    items_per_task: int = Field(default=2000, gt=0)
 
 
 class Warmup(Strict):
@@ -53,11 +55,11 @@ class Warmup(Strict):
 
     mixture: dict[str, float] = Field(description="task to its share of each batch", min_length=1)
     strengths: dict[str, int] = Field(description="name to the number of optimiser steps", min_length=1)
-    items_per_task: int | None = Field(None, gt=0, description="first training items used; null takes all")
-    batch_size: int = Field(64, gt=0)
-    lr: float = Field(3e-3, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    grad_clip: float = Field(1.0, gt=0)
+    items_per_task: int | None = Field(default=None, gt=0, description="first training items used; null takes all")
+    batch_size: int = Field(default=64, gt=0)
+    lr: float = Field(default=3e-3, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    grad_clip: float = Field(default=1.0, gt=0)
     autocast: Literal["bfloat16"] | None = None
 
 
@@ -79,7 +81,9 @@ class Scratch(Strict):
     tokenizer: TokenizerRecipe
     warmup: Warmup
     strength: str
-    seed: int | None = Field(None, description="null takes the run's seed, so that seeds differ in their start too")
+    seed: int | None = Field(
+        default=None, description="null takes the run's seed, so that seeds differ in their start too"
+    )
     dtype: Literal["float32"] = "float32"
     chat: Chat = Chat(template="chatml")
 
@@ -96,25 +100,27 @@ Model = Annotated[Pretrained | Scratch, Field(discriminator="kind")]
 class Optimizer(Strict):
     """AdamW with the official scripts' settings (METHOD: lr 1e-5 constant, weight decay 0.01, clip 1.0)."""
 
-    lr: float = Field(1e-5, gt=0)
+    lr: float = Field(default=1e-5, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    grad_clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
 
 
 class Training(Strict):
     """The budget of one stage, the same for every adapter."""
 
-    steps: int = Field(100, gt=0, description="rollout batches; an adapter may take several updates on each")
-    prompts_per_step: int = Field(512, gt=0)
-    num_generations: int = Field(1, gt=0, description="rollouts of each prompt")
-    max_new_tokens: int = Field(2048, gt=0)
-    temperature: float = Field(1.0, gt=0, description="of the rollouts and of both sides' log-probabilities")
-    micro_batch: int | None = Field(None, gt=0, description="sequences in one forward; null takes the whole batch")
-    train_items: int | None = Field(None, gt=0, description="first training items used; null takes all")
+    steps: int = Field(default=100, gt=0, description="rollout batches; an adapter may take several updates on each")
+    prompts_per_step: int = Field(default=512, gt=0)
+    num_generations: int = Field(default=1, gt=0, description="rollouts of each prompt")
+    max_new_tokens: int = Field(default=2048, gt=0)
+    temperature: float = Field(default=1.0, gt=0, description="of the rollouts and of both sides' log-probabilities")
+    micro_batch: int | None = Field(
+        default=None, gt=0, description="sequences in one forward; null takes the whole batch"
+    )
+    train_items: int | None = Field(default=None, gt=0, description="first training items used; null takes all")
     optimizer: Optimizer = Optimizer()
 
 
@@ -123,17 +129,17 @@ class Decoding(Strict):
 
     until: tuple[str, ...] | None = None
     do_sample: bool | None = None
-    temperature: float | None = Field(None, ge=0)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0)
-    max_gen_toks: int | None = Field(None, gt=0)
+    temperature: float | None = Field(default=None, ge=0)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0)
+    max_gen_toks: int | None = Field(default=None, gt=0)
 
 
 class Evaluation(Strict):
     """How each checkpoint is evaluated after each stage."""
 
-    limit: int | None = Field(None, gt=0, description="first test items of each task; null takes all")
-    batch_size: int = Field(64, gt=0)
+    limit: int | None = Field(default=None, gt=0, description="first test items of each task; null takes all")
+    batch_size: int = Field(default=64, gt=0)
     decoding: Decoding = Decoding()
     seed: int = 1234
 
@@ -143,15 +149,17 @@ class Stage(Strict):
 
     task: str
     training: Training
-    teacher: Model | None = Field(None, description="null takes the suite's teacher")
+    teacher: Model | None = Field(default=None, description="null takes the suite's teacher")
 
 
 class AdapterEntry(Strict):
     """One method under test; several entries may use one adapter with other options."""
 
-    adapter: str | None = Field(None, description="registered name; null takes the entry's own")
+    adapter: str | None = Field(default=None, description="registered name; null takes the entry's own")
     options: dict[str, Any] = {}
-    training: dict[str, Any] = Field({}, description="what differs from the suite's training, for this entry only")
+    training: dict[str, Any] = Field(
+        default={}, description="what differs from the suite's training, for this entry only"
+    )
 
 
 class Suite(Strict):
@@ -163,16 +171,16 @@ class Suite(Strict):
     teacher: Model | None = None
     training: Training = Training()
     stages: tuple[Stage, ...] = Field(min_length=1)
-    orders: dict[str, tuple[str, ...]] = Field({}, description="name to a permutation of the stages' tasks")
+    orders: dict[str, tuple[str, ...]] = Field(default={}, description="name to a permutation of the stages' tasks")
     probes: tuple[str, ...] = ()
     adapters: dict[str, AdapterEntry] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     evaluation: Evaluation = Evaluation()
-    data: dict[str, str] = Field({}, description="name to a local path, handed to the tasks' loaders")
-    include: tuple[str, ...] = Field((), description="folders with more task files")
+    data: dict[str, str] = Field(default={}, description="name to a local path, handed to the tasks' loaders")
+    include: tuple[str, ...] = Field(default=(), description="folders with more task files")
     engine: Literal["hf"] = "hf"
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    threads: int | None = Field(None, gt=0, description="CPU threads of one run; null leaves torch's default")
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    threads: int | None = Field(default=None, gt=0, description="CPU threads of one run; null leaves torch's default")
 
     @model_validator(mode="after")
     def _names_are_consistent(self) -> Suite:

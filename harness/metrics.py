@@ -99,6 +99,7 @@ def _figure(
 
 
 _GEM = "Lopez-Paz and Ranzato 2017, arXiv 1706.08840"
+_ICARL = "Rebuffi et al. 2017, arXiv 1611.07725"
 _RWALK = "Chaudhry et al. 2018, arXiv 1801.10112"
 
 
@@ -174,7 +175,7 @@ def retention_ratio(matrix: ScoreMatrix) -> float:
     return _mean(final[~nothing] / learned[~nothing])
 
 
-@_figure("Average incremental accuracy (AIA)", "1/T Σ_i 1/i Σ_{j≤i} R[i][j]", "Rebuffi et al. 2017, arXiv 1611.07725", "%")
+@_figure("Average incremental accuracy (AIA)", "1/T Σ_i 1/i Σ_{j≤i} R[i][j]", _ICARL, "%")
 def average_incremental_accuracy(matrix: ScoreMatrix) -> float:
     """Return the mean over stages of the mean score of the tasks trained so far."""
     return _mean(np.array([_mean(matrix.scores[i, :i]) for i in range(1, matrix.stages + 1)]))

@@ -20,16 +20,16 @@ from harness.adapter import Adapter, StageContext, make_adapter
 from harness.checkpoints import Loaded, context_of, load, load_renderer, save, weights_digest
 from harness.config import Model, Stage, Suite, digest, merge
 from harness.engines.hf import HFEngine
-from harness.lmeval.checks import check_fits, check_stage_task, settle_generation
-from harness.lmeval.evaluate import Cell, Subject, evaluate
-from harness.lmeval.keys import Keys
+from harness.lmeval.checks import check_prompts, check_stage_task, settle_generation
+from harness.lmeval.evaluate import Subject, evaluate
+from harness.lmeval.shared import SharedCells
 from harness.lmeval.tasks import BenchTask, TaskLibrary
 from harness.logprobs import StudentForward
 from harness.manifest import environment, now
 from harness.models import checkpoint_of, limit_threads, resolve_device
 from harness.progress import Event, Report, silent
 from harness.seeding import derive_seed
-from harness.store import RunStore, StageFolder, read_cell, write_cell, write_json
+from harness.store import RunStore, StageFolder, write_cell, write_json
 from harness.teachers.base import Teacher
 from harness.teachers.local import LocalTeacher
 
@@ -70,8 +70,7 @@ def run(spec: RunSpec, report: Report = silent) -> Path:
     """Do a run, or what is left of it, and return its directory; a finished run is left alone."""
     store = RunStore(spec.path)
     with store.locked():
-        manifest = store.manifest
-        if manifest and manifest.get("finished") and manifest["config_hash"] == digest(spec.config()):
+        if is_finished(spec):
             return spec.path
         bench = Bench(spec, report)
         store.start({**bench.describe(), **environment(), "finished": None})
@@ -85,6 +84,12 @@ def run(spec: RunSpec, report: Report = silent) -> Path:
         store.update_manifest(lambda found: {**found, "weights": bench.weights, "finished": now()})
     report(Event(spec.label, "done", 1, 1, finished=True))
     return spec.path
+
+
+def is_finished(spec: RunSpec) -> bool:
+    """Return whether a run's directory holds all of it, made by the same configuration."""
+    manifest = RunStore(spec.path).manifest or {}
+    return bool(manifest.get("finished")) and manifest["config_hash"] == digest(spec.config())
 
 
 class Bench:
@@ -155,10 +160,10 @@ class Bench:
         )
         self.weights.setdefault("start", subject.weights)
         progress = Counter(self.report, self.spec.label, f"evaluate {when}", len(missing))
-        cells = evaluate(subject, missing, self.library, self.suite.evaluation, progress.next, self._shared_cell)
+        shared = SharedCells(self.spec.out / self.suite.name)
+        cells = evaluate(subject, missing, self.library, self.suite.evaluation, shared, progress.next)
         for name, cell in cells.items():
             write_cell(folder.cell(name), {**cell.summary, "stage": _stage_index(folder)}, cell.samples)
-            write_cell(self._shared_folder(cell.summary["keys"]), cell.summary, cell.samples)
 
     def _train(self, train: Path, stage: Stage, index: int, student: Loaded) -> dict[str, Any]:
         started = time.perf_counter()
@@ -206,13 +211,6 @@ class Bench:
     def _building(self, what: str, done: int, total: int) -> None:
         self.report(Event(self.spec.label, f"build {what}", done, total))
 
-    def _shared_folder(self, keys: dict[str, str]) -> Path:
-        return self.spec.out / self.suite.name / "evaluations" / f"{keys['generation']}-{keys['grading']}"
-
-    def _shared_cell(self, keys: Keys) -> Cell | None:
-        found = read_cell(self._shared_folder(keys.as_dict()))
-        return Cell(*found) if found else None
-
 
 class Counter:
     """Reports an activity of a run that advances one by one."""
@@ -225,20 +223,6 @@ class Counter:
         """Count one more."""
         self.done += 1
         self.report(Event(self.run, self.activity, self.done, self.total))
-
-
-def check_prompts(suite: Suite, tasks: dict[str, BenchTask], renderer: Any, context: int, entry: str) -> None:
-    """Check every test prompt, and every training prompt of the stages, against the model's context."""
-    for task in tasks.values():
-        if task.generates:
-            prompts = [
-                renderer.encode_prompt(task.render(doc, renderer)) for doc in task.test_docs(suite.evaluation.limit)
-            ]
-            check_fits(task, prompts, task.generation["max_gen_toks"], context, "test")
-    for stage in suite.stages:
-        training = suite.training_for(stage, entry)
-        examples = tasks[stage.task].training_examples(renderer, training.train_items)
-        check_fits(tasks[stage.task], [e.prompt for e in examples], training.max_new_tokens, context, "training")
 
 
 def _step_log(path: Path, progress: Counter) -> Callable[[dict[str, Any]], None]:

@@ -30,8 +30,9 @@ from harness.seeding import derive_seed
 from harness.training import Updater
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-# Digits stay single and runs of punctuation may merge, which keeps sums learnable and JSON short.
-WORDS = Regex(r"\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+")
+# Digits stay single and runs of punctuation may merge, which keeps sums learnable and JSON short. A word never takes its
+# space along, so that it is the same tokens in a request and in a call, and copying is easy to learn.
+WORDS = Regex(r"\p{N}|\p{L}+|[^\s\p{L}\p{N}]+|\s+")
 Progress = Callable[[str, int, int], None]
 Text = tuple[str, str]
 
@@ -97,6 +98,17 @@ def train_tokenizer(spec: Scratch, texts: dict[str, list[Text]]) -> PreTrainedTo
     )
 
 
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer whose tokens are bytes and ChatML's markers, for looking at prompts without a model."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|endoftext|>", eos_token="<|im_end|>")
+
+
 def _build(
     spec: Scratch, seed: int, library: TaskLibrary, texts: dict[str, list[Text]], folder: Path, progress: Progress
 ) -> None:
@@ -136,6 +148,9 @@ def _warm_up(
         schedule="cosine",
         warmup_steps=min(20, steps // 10),
     )
+    if spec.warmup.autocast is not None:
+        # Fused attention in bfloat16 costs more on a CPU than all matrix products together; plain attention does not.
+        model.set_attn_implementation("eager")
     student = StudentForward(model.train())
     updater = Updater(student, settings, steps)
     mixtures = _mixed_batches(spec, examples, derive_seed(seed, "warm-up"))
@@ -164,5 +179,6 @@ def _mixed_batches(spec: Scratch, examples: dict[str, list[Example]], seed: int)
 
 def _tokenizer_text(spec: Scratch, texts: dict[str, list[Text]]) -> Iterator[str]:
     for task in spec.tokenizer.tasks:
-        for pair in texts[task][: spec.tokenizer.items_per_task]:
-            yield from pair
+        for question, answer in texts[task][: spec.tokenizer.items_per_task]:
+            yield f"user\n{question}"
+            yield f"assistant\n{answer}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import numpy as np
@@ -23,7 +23,7 @@ def permutation(count: int, seed: int) -> list[int]:
 
 
 @contextmanager
-def preserved_random_state() -> Iterator[None]:
+def preserved_random_state() -> Generator[None]:
     """Give every global generator its state back afterwards: lm-eval reseeds torch, numpy and random in-process."""
     python, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None

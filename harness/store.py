@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +55,7 @@ class StageFolder:
         return (self.cell(task) / "results.json").is_file()
 
     @contextmanager
-    def fresh_training(self) -> Iterator[Path]:
+    def fresh_training(self) -> Generator[Path]:
         """Give an empty `train` folder in place of what an interrupted training left."""
         folder = self.path / "train"
         shutil.rmtree(folder, ignore_errors=True)
@@ -70,7 +70,7 @@ class RunStore:
         self.path = path
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Generator[None]:
         """Hold the directory; raises `RunError` when another process works in it."""
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / ".lock", timeout=0)
@@ -152,7 +152,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _appears_whole(folder: Path) -> Iterator[Path]:
+def _appears_whole(folder: Path) -> Generator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:

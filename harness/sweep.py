@@ -28,7 +28,7 @@ def default_workers(runs: int) -> int:
 
 
 def sweep(
-    specs: Sequence[RunSpec], workers: int, report: Report, on_finished: Callable[[RunSpec], None] = lambda _: None
+    specs: Sequence[RunSpec], workers: int, report: Report, on_finished: Callable[[RunSpec], object] = lambda _: None
 ) -> None:
     """Do all runs; the first error stops the runs that have not begun and is raised when the others have ended."""
     if workers == 1:
@@ -51,7 +51,7 @@ def _run_in_worker(spec: RunSpec, events: Any) -> None:
     run(spec, events.put)
 
 
-def _drain(pending: dict[Future[None], RunSpec], on_finished: Callable[[RunSpec], None]) -> None:
+def _drain(pending: dict[Future[None], RunSpec], on_finished: Callable[[RunSpec], object]) -> None:
     for future in as_completed(pending):
         error = future.exception()
         if error is not None:

@@ -39,29 +39,29 @@ DRAWINGS = [
     Drawing(
         "retention",
         "Retention: what each stage did to every task",
-        "Read down a column: how a task fares from stage to stage. A frame marks the stage that trained the task; probes "
-        "(right of the line) are never trained. With several seeds, small numbers run from the lowest to the highest.",
+        "Read down a column: how a task fares from stage to stage. A frame marks the stage that trained the task; "
+        "probes (right of the line) are never trained. With several seeds, small numbers are lowest and highest.",
         lambda frames: figures.retention_heatmap(frames.scores),
     ),
     Drawing(
         "learning",
         "Learning: each task at its own stage",
-        "Filled marks are scores right after the task's own stage, hollow marks right before it. The band runs from the "
-        "lowest to the highest seed.",
+        "Filled marks are scores right after the task's own stage, hollow marks right before it. The band runs from "
+        "the lowest to the highest seed.",
         lambda frames: figures.learning_curves(frames.scores),
     ),
     Drawing(
         "forgetting",
         "Forgetting: each task through the stages",
-        "Shading marks the task's own stage; what falls to the right of it is forgotten, what falls to the left was lost "
-        "before the task was trained. The band runs from the lowest to the highest seed.",
+        "Shading marks the task's own stage; what falls to the right of it is forgotten, what falls to the left was "
+        "lost before the task was trained. The band runs from the lowest to the highest seed.",
         lambda frames: figures.forgetting_curves(frames.scores),
     ),
     Drawing(
         "entropy",
         "Entropy through training",
-        "Mean entropy of the student's next-token distribution (full vocabulary) at the answer tokens it was trained on, "
-        "smoothed by a rolling mean of 5 steps within a stage. The band runs from the lowest to the highest seed.",
+        "Mean entropy of the student's next-token distribution (full vocabulary) at the answer tokens it was trained "
+        "on, smoothed by a rolling mean of 5 steps within a stage. The band runs from the lowest to the highest seed.",
         lambda frames: figures.entropy_curves(frames.steps),
     ),
 ]

@@ -7,6 +7,7 @@ are in the tables.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from harness.errors import RunError
 from reports import style
 from reports.tables import retention
 
 SMOOTHING = 5
+NARROWEST = 7.0  # inches: the titles fit
 
 Looks = dict[str, dict[str, Any]]
 
@@ -36,7 +39,10 @@ def retention_heatmap(scores: pd.DataFrame) -> Figure:
     labels, widest = list(table["label"].unique()), _most_tasks(table)
     columns = min(len(labels), max(1, int(14 / (0.75 * widest + 1.5))))
     rows = -(-len(labels) // columns)
-    size = (columns * (0.75 * widest + 1.5) + 1.0, rows * (0.5 * (table["stage"].max() + 1) + 1.4) + 0.4)
+    size = (
+        max(NARROWEST, columns * (0.75 * widest + 1.5) + 1.0),
+        rows * (0.5 * (table["stage"].max() + 1) + 1.4) + 0.4,
+    )
     figure = Figure(figsize=size, layout="constrained")
     for number, label in enumerate(labels, start=1):
         _heatmap_panel(figure.add_subplot(rows, columns, number), table[table["label"] == label])
@@ -58,16 +64,17 @@ def _heatmap_panel(axes: Axes, cells: pd.DataFrame) -> None:
     tasks, stages = list(cells["task"].unique()), cells.drop_duplicates("stage")
     names, probes = style.short_names(tasks), int(cells.drop_duplicates("task")["role"].eq("probe").sum())
     grid = 100 * cells.pivot(index="stage", columns="task", values="mean")[tasks].to_numpy(dtype=float)
-    mesh = {"cmap": style.HEAT, "vmin": 0, "vmax": 100, "shading": "nearest"}
-    axes.pcolormesh(range(len(tasks)), stages["stage"], np.ma.masked_invalid(grid), **mesh)
+    edges = [np.arange(size + 1) - 0.5 for size in reversed(grid.shape)]
+    axes.pcolormesh(*edges, np.ma.masked_invalid(grid), cmap=style.HEAT, vmin=0, vmax=100)
     axes.invert_yaxis()
     for cell in cells.to_dict("records"):
         _annotate(axes, tasks.index(cell["task"]), cell)
     if probes:
         axes.axvline(len(tasks) - probes - 0.5, color=style.INK, linewidth=2)
-    axes.set_yticks(stages["stage"], [f"after {names[task]}" if task else "start" for task in stages["stage_task"]])
-    columns = [f"{names[task]}{' (probe)' * (i >= len(tasks) - probes)}" for i, task in enumerate(tasks)]
-    axes.set_xticks(range(len(tasks)), columns, rotation=25, ha="right", rotation_mode="anchor")
+    rows = [fill(f"after {names[task]}" if task else "start", 18) for task in stages["stage_task"]]
+    axes.set_yticks(stages["stage"], rows)
+    columns = [fill(f"{names[task]}{' (probe)' * (i >= len(tasks) - probes)}", 19) for i, task in enumerate(tasks)]
+    axes.set_xticks(range(len(tasks)), columns, rotation=30, ha="right", rotation_mode="anchor")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set(title=_with_seeds(cells), xlabel="task evaluated", ylabel="stage")
@@ -97,9 +104,9 @@ def forgetting_curves(scores: pd.DataFrame) -> Figure:
     if table.empty:
         raise RunError("Nothing has been evaluated yet; expected results.json in a stage's eval folder.")
     tasks, names = list(table["task"].unique()), style.short_names(scores["task"])
-    columns = min(3, len(tasks))
+    columns = min(3, len(tasks)) if len(tasks) != 4 else 2
     rows, looks = -(-len(tasks) // columns), _looks(table)
-    figure = Figure(figsize=(3.6 * columns + 0.4, 2.5 * rows + 0.9), layout="constrained")
+    figure = Figure(figsize=(max(NARROWEST, 3.6 * columns + 0.4), 2.6 * rows + 0.9), layout="constrained")
     for position, task in enumerate(tasks):
         axes = figure.add_subplot(rows, columns, position + 1)
         _forgetting_panel(axes, table[table["task"] == task], looks, names)
@@ -133,8 +140,10 @@ def _name_stages(axes: Axes, scores: pd.DataFrame) -> None:
     """Name the stages on the x axis by their tasks; where runs differ in order, number them."""
     names, stages = style.short_names(scores["task"]), scores.groupby("stage")["stage_task"].unique()
     shared = all(len(tasks) == 1 for tasks in stages)
-    ticks = ["start" if not stage else names[tasks[0]] if shared else str(stage) for stage, tasks in stages.items()]
-    axes.set_xticks(list(stages.index), ticks, rotation=25, ha="right", rotation_mode="anchor")
+    ticks = [
+        "start" if not stage else fill(names[tasks[0]], 19) if shared else str(stage) for stage, tasks in stages.items()
+    ]
+    axes.set_xticks(list(stages.index), ticks, rotation=30, ha="right", rotation_mode="anchor")
 
 
 @style.styled()
@@ -142,13 +151,13 @@ def learning_curves(scores: pd.DataFrame) -> Figure:
     """Return the diagonal: each trained task right before (hollow) and right after (filled) its own stage."""
     table = retention(scores)
     looks = _looks(table)
-    figure = Figure(figsize=(1.6 * table["stage"].max() + 3.0, 3.8), layout="constrained")
+    figure = Figure(figsize=(max(NARROWEST, 1.6 * table["stage"].max() + 3.0), 3.8), layout="constrained")
     axes = figure.subplots()
     shifts = 0.06 * (np.arange(len(looks)) - (len(looks) - 1) / 2)
     for (label, look), shift in zip(looks.items(), shifts, strict=True):
         _learning_line(axes, table[table["label"] == label], look, float(shift))
     _name_stages(axes, scores[scores["stage"] > 0])
-    axes.set(xlabel="stage, by the task trained in it", ylabel="score on the stage's own task (%)", ylim=(-3, 103))
+    axes.set(xlabel="stage, by the task trained in it", ylabel="score on that task (%)", ylim=(-3, 103))
     axes.grid(visible=True)
     _legend(figure, looks, "Learning: score right before (hollow) and right after (filled) the task's own stage")
     return figure
@@ -193,10 +202,11 @@ def _entropy_panel(axes: Axes, steps: pd.DataFrame, looks: Looks) -> None:
     for stage in bounds.to_dict("records"):
         if stage["min"]:
             axes.axvline(stage["min"] - 0.5, color=style.RULE, linewidth=1)
-        middle, text = (stage["min"] + stage["max"]) / 2, f"{stage['stage']}: {names[stage['task']]}"
+        middle, text = (stage["min"] + stage["max"]) / 2, fill(f"{stage['stage']}: {names[stage['task']]}", 24)
         axes.text(middle, 1.02, text, transform=top, ha="center", va="bottom")
     axes.set(xlabel="training step, stages in order", ylabel="entropy of the student\n(nats per answer token)")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlim(-0.5, steps["global_step"].max() + 0.5)
     axes.grid(visible=True)
 

@@ -21,7 +21,8 @@ IDENTITY = ["label", "suite", "adapter", "order", "start", "seed"]
 OUTCOMES = ["correct", "wrong", "unparsed", "truncated"]
 PHASES = ["generate", "teacher", "student", "step"]
 STEP_FIELDS = [
-    *("loss", "entropy", "advantage_mean", "advantage_q05", "advantage_q50", "advantage_q95", "routed_fkl"),
+    *("loss", "entropy", "routed_fkl", "advantage_mean"),
+    *(f"advantage_q{quantile:02d}" for quantile in (1, 5, 25, 50, 75, 95, 99)),
     *("response_tokens_mean", "truncated_share", "tokens", "grad_norm", "lr"),
     *(f"seconds_{phase}" for phase in PHASES),
 ]

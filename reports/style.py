@@ -1,7 +1,7 @@
 """One look for all figures: colours that colour-blind readers can tell apart, short names, and how figures are saved.
 
-An adapter has one colour in all figures of a report, the well-known ones in all reports. Figures are drawn without pyplot, so that nothing
-global changes, and saved without dates, so that the same numbers give the same bytes.
+An adapter has one colour in all figures of a report, the well-known ones in all reports. Figures are drawn without
+pyplot, so that nothing global changes, and saved without dates, so that the same numbers give the same bytes.
 """
 
 from __future__ import annotations

@@ -139,13 +139,16 @@ def outcomes(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def cost(frames: Frames) -> pd.DataFrame:
-    """Return per label what one run cost on average: seconds by phase, evaluation seconds and trained tokens."""
+    """Return per label what one run cost on average: seconds by phase and of evaluation, steps and tokens.
+
+    `seconds_step` is the whole training step, so it holds the other phases; the total is steps and evaluation.
+    """
     phases = [f"seconds_{phase}" for phase in PHASES]
     runs = frames.scores.groupby(IDENTITY, sort=False)["seconds"].sum().rename("seconds_evaluate").to_frame()
     trained = frames.steps.groupby(IDENTITY)[[*phases, "tokens"]].sum()
     trained["steps"] = frames.steps.groupby(IDENTITY).size()
     runs = runs.join(trained).fillna(0.0)
-    runs["seconds_total"] = runs[[*phases, "seconds_evaluate"]].sum(axis=1)
+    runs["seconds_total"] = runs["seconds_step"] + runs["seconds_evaluate"]
     columns = ["steps", "tokens", *phases, "seconds_evaluate", "seconds_total"]
     table = runs.groupby("label", sort=False)[columns].mean()
     table.insert(0, "runs", runs.groupby("label", sort=False).size())

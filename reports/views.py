@@ -97,12 +97,13 @@ def cost_grid(frames: Frames) -> Grid:
     """Return what one run cost on average, in seconds by phase and tokens."""
     whole = "{:,.0f}".format
     phases = [*PHASES, "evaluate", "total"]
+    names = ["whole step" if phase == "step" else phase for phase in phases]
     rows = [
         [row["label"], str(row["runs"]), whole(row["steps"]), whole(row["tokens"])]
         + [f"{row[f'seconds_{phase}']:,.1f}" for phase in phases]
         for row in tables.cost(frames).to_dict("records")
     ]
-    return Grid("Cost", ["method", "runs", "steps", "tokens", *(f"{phase} s" for phase in phases)], rows)
+    return Grid("Cost", ["method", "runs", "steps", "tokens", *(f"{name} s" for name in names)], rows)
 
 
 def runs_grid(frames: Frames) -> Grid:

@@ -23,7 +23,9 @@ def headline(frames: Frames) -> list[str]:
     """Return the report's opening sentences: the setting, each method's numbers, differences, and what limits them."""
     values = figures_by_seed(frames.scores)
     methods = [_method(label, rows) for label, rows in values.groupby("label", sort=False)]
-    return [_setting(frames), *methods, *_differences(values, frames), _limits(frames)]
+    differences = list(_differences(values, frames))
+    caution = ["Forgetting compares methods fairly only where they learned about as much."] if differences else []
+    return [_setting(frames), *methods, *differences, *caution, _limits(frames)]
 
 
 def missing(frames: Frames) -> list[str]:
@@ -60,7 +62,7 @@ def _setting(frames: Frames) -> str:
     probes = list(scores.loc[scores["role"] == "probe", "task"].unique())
     kept = f" {plural(len(probes), 'probe')} ({', '.join(probes)}) never trained." if probes else ""
     student = f"student ({starts} start)" if starts else "student"
-    return f"Suite {suites}: the {student} was adapted to {stages}; {', '.join(frames.labels)} are compared.{kept}"
+    return f"Suite {suites}: the {student} was adapted to {stages} by {', '.join(frames.labels)}.{kept}"
 
 
 def _method(label: object, values: pd.DataFrame) -> str:
@@ -87,10 +89,7 @@ def _differences(values: pd.DataFrame, frames: Frames) -> Iterator[str]:
         found = [_difference(values, name, first, second) for name in COMPARED]
         if min(difference.seeds for difference in found) >= 2:
             parts = [f"{n} {_judged(d)}" for n, d in zip(COMPARED.values(), found, strict=True)]
-            yield (
-                f"{second} minus {first}, paired over {plural(found[0].seeds, 'seed')}: {'; '.join(parts)}. Forgetting "
-                "compares methods fairly only where they learned about as much."
-            )
+            yield f"{second} minus {first}, paired over {plural(found[0].seeds, 'seed')}: {'; '.join(parts)}."
 
 
 def _difference(values: pd.DataFrame, name: str, first: str, second: str) -> Interval:
@@ -104,7 +103,7 @@ def _judged(difference: Interval) -> str:
 
 
 def _limits(frames: Frames) -> str:
-    """Say what the numbers cannot show: items alone move a share by up to 1.96 sqrt(0.25 / n), its widest at one half."""
+    """Say what the numbers cannot show; items alone move a share by up to 1.96 sqrt(0.25 / n), widest at one half."""
     counts = frames.scores.loc[frames.scores["n"] > 0, "n"]
     if counts.empty:
         return "Nothing has been evaluated yet."

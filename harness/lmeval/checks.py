@@ -6,12 +6,12 @@ Each finding is one sentence; `traps` lists what a task file falls into, with wh
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from harness.chat import Renderer
-from harness.config import Decoding
+from harness.config import Decoding, Suite
 from harness.errors import TaskError
 from harness.lmeval.tasks import BenchTask, item_id
 from harness.lmeval.yamls import read_task_file
@@ -75,6 +75,24 @@ def check_fits(task: BenchTask, prompts: Sequence[list[int]], answer_tokens: int
             f"task {task.name}: its longest {where} prompt has {longest} tokens and an answer may take {answer_tokens}, "
             f"more than the model's context of {context}; lower the answer budget or take a model with more context"
         )
+
+
+def check_test_prompts(tasks: Iterable[BenchTask], renderer: Renderer, context: int, limit: int | None) -> None:
+    """Check every test prompt that a model will answer against its context."""
+    for task in tasks:
+        if task.generates:
+            prompts = [renderer.encode_prompt(task.render(doc, renderer)) for doc in task.test_docs(limit)]
+            check_fits(task, prompts, task.generation["max_gen_toks"], context, "test")
+
+
+def check_prompts(suite: Suite, tasks: dict[str, BenchTask], renderer: Renderer, context: int, entry: str) -> None:
+    """Check every test prompt, and the stages' training prompts under one adapter entry, against a context."""
+    check_test_prompts(tasks.values(), renderer, context, suite.evaluation.limit)
+    for stage in suite.stages:
+        training = suite.training_for(stage, entry)
+        examples = tasks[stage.task].training_examples(renderer, training.train_items)
+        prompts = [example.prompt for example in examples]
+        check_fits(tasks[stage.task], prompts, training.max_new_tokens, context, "training")
 
 
 def check_grader(task: BenchTask, doc: dict[str, Any], renderer: Renderer) -> GradeCheck:

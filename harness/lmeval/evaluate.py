@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from harness.config import Chat, Evaluation
 from harness.errors import TaskError
 from harness.lmeval.hf_model import Ending, HarnessHFLM
 from harness.lmeval.keys import Keys, make_keys
+from harness.lmeval.shared import Cell, SharedCells
 from harness.lmeval.tasks import BenchTask, TaskLibrary, item_id
 from harness.seeding import preserved_random_state
 
@@ -33,23 +35,15 @@ class Subject:
     device: str
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One task's result on one checkpoint: the summary that results.json holds, and one row per item."""
-
-    summary: dict[str, Any]
-    samples: pd.DataFrame
-
-
 def evaluate(
     subject: Subject,
     tasks: Sequence[BenchTask],
     library: TaskLibrary,
     settings: Evaluation,
+    shared: SharedCells,
     on_task: Callable[[str], None] = lambda _: None,
-    reuse: Callable[[Keys], Cell | None] = lambda _: None,
 ) -> dict[str, Cell]:
-    """Evaluate a checkpoint on `tasks`; `reuse` may give a cell whose keys match instead of generating it again."""
+    """Evaluate a checkpoint on `tasks`, by name; a cell whose keys are in `shared` is taken from there."""
     with preserved_random_state():
         model = HarnessHFLM(
             subject.checkpoint,
@@ -61,9 +55,10 @@ def evaluate(
         )
         cells: dict[str, Cell] = {}
         for task in tasks:
-            on_task(task.name)
             keys = _keys(subject, task, model, settings)
-            cells[task.name] = reuse(keys) or _evaluate_task(model, task, library, settings, keys, subject.weights)
+            make = partial(_evaluate_task, model, task, library, settings, keys, subject.weights)
+            cells[task.name] = shared.get_or_make(keys, make)
+            on_task(task.name)
     return cells
 
 

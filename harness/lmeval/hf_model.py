@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import postprocess_generated_text
 
@@ -22,6 +21,8 @@ from harness.engines.hf import HFEngine
 from harness.errors import TaskError
 from harness.rollouts import Finish
 
+# lm-eval registers the class through an untyped decorator, which hides its members from a type checker.
+StockHFLM: Any = HFLM
 KNOWN_SETTINGS = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k"}
 
 
@@ -33,7 +34,7 @@ class Ending:
     tokens: int
 
 
-class HarnessHFLM(HFLM):
+class HarnessHFLM(StockHFLM):
     """A checkpoint as lm-eval's `hf` model; `endings` holds each answer's ending by (task, document index)."""
 
     def __init__(self, checkpoint: Path, chat: Chat, *, device: str, dtype: str, batch_size: int, seed: int) -> None:
@@ -47,7 +48,7 @@ class HarnessHFLM(HFLM):
         """Render a conversation as training does."""
         return self.renderer.render(chat_history, add_generation_prompt)
 
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Answer requests; those with equal settings are decoded together."""
         groups: dict[str, list[int]] = defaultdict(list)
         for index, request in enumerate(requests):
@@ -58,7 +59,7 @@ class HarnessHFLM(HFLM):
             answers.update(zip(indices, self._answer([requests[i] for i in indices], settings), strict=True))
         return [answers[index] for index in range(len(requests))]
 
-    def _answer(self, requests: list[Instance], settings: dict[str, Any]) -> list[str]:
+    def _answer(self, requests: list[Any], settings: dict[str, Any]) -> list[str]:
         sampling = self._sampling(settings, requests[0].task_name)
         prompts = [self.renderer.encode_prompt(request.args[0]) for request in requests]
         self._refuse_truncation(prompts, sampling, requests[0].task_name)
