@@ -37,9 +37,9 @@ def splits(*, data: Mapping[str, str] | None = None, **_: Any) -> DatasetDict:
     return DatasetDict({split: Dataset.from_list([_document(row) for row in rows[split]]) for split in rows})
 
 
-def first_records(*, items: int, data: Mapping[str, str] | None = None, **_: Any) -> DatasetDict:
-    """Load the first `items` training records as both splits: a memorisation check, never a result."""
-    docs = [_document(row) for row in _rows("train", data)[:items]]
+def shortest_records(*, items: int, data: Mapping[str, str] | None = None, **_: Any) -> DatasetDict:
+    """Load the `items` shortest training records as both splits: a memorisation check, never a result."""
+    docs = sorted((_document(row) for row in _rows("train", data)), key=_length)[:items]
     return DatasetDict({"train": Dataset.from_list(docs), "test": Dataset.from_list(docs)})
 
 
@@ -73,6 +73,10 @@ def number(text: str) -> Decimal | None:
     """
     match = PLAIN_NUMBER.fullmatch(text.strip())
     return Decimal(match[1] + match[2].replace(",", "")) if match else None
+
+
+def _length(doc: Mapping[str, str]) -> tuple[int, str]:
+    return len(doc["prompt"]) + len(doc["target"]), doc["prompt"]
 
 
 def _rows(split: str, data: Mapping[str, str] | None) -> list[dict[str, Any]]:
