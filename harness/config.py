@@ -46,6 +46,10 @@ class TokenizerRecipe(Strict):
     """A byte-level BPE trained on the rendered training text of some tasks; digits stay single."""
 
     vocab_size: int = Field(default=384, gt=260)
+    spaces: Literal["own", "leading"] = Field(
+        default="leading",
+        description="`own` makes a space a token, so that a copied word keeps its ids; `leading` is shorter",
+    )
     tasks: tuple[str, ...] = Field(min_length=1)
     items_per_task: int = Field(default=2000, gt=0)
 

@@ -30,9 +30,8 @@ from harness.seeding import derive_seed
 from harness.training import Updater
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-# Digits stay single and runs of punctuation may merge, which keeps sums learnable and JSON short. A word never takes its
-# space along, so that it is the same tokens in a request and in a call, and copying is easy to learn.
-WORDS = Regex(r"\p{N}|\p{L}+|[^\s\p{L}\p{N}]+|\s+")
+# Digits stay single and runs of punctuation may merge, which keeps sums learnable and JSON short.
+WORDS = {"own": r"\p{N}|\p{L}+|[^\s\p{L}\p{N}]+|\s+", "leading": r"\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+"}
 Progress = Callable[[str, int, int], None]
 Text = tuple[str, str]
 
@@ -79,7 +78,7 @@ def recipe_key(spec: Scratch, seed: int, texts: dict[str, list[Text]]) -> str:
 def train_tokenizer(spec: Scratch, texts: dict[str, list[Text]]) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE on the questions and answers of the recipe's tasks."""
     tokenizer = Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(WORDS, behavior="isolated")
+    split = pre_tokenizers.Split(Regex(WORDS[spec.tokenizer.spaces]), behavior="isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]

@@ -110,5 +110,5 @@ def test_every_real_reference_scores_one():
         grades = [gsm8k.process_results(doc, [doc["target"]]) for doc in docs.to_list()]
         assert all(grade == {"strict": 1, "flexible": 1, "parsed": 1} for grade in grades), split
         assert not any("<<" in target for target in docs["target"])
-    smoke = gsm8k.first_records(items=20, data={"gsm8k": str(SHARED_DATA / "gsm8k")})
+    smoke = gsm8k.shortest_records(items=20, data={"gsm8k": str(SHARED_DATA / "gsm8k")})
     assert len(smoke["train"]) == len(smoke["test"]) == 20

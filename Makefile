@@ -1,0 +1,54 @@
+# Every target sets up .venv itself when it is missing or older than pyproject.toml.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+SUITE ?= tiny
+ADAPTERS ?= opd,aopd
+SEEDS ?=
+OUT ?= runs
+RUNS ?= $(OUT)/$(notdir $(basename $(SUITE)))
+SET ?=
+
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.DEFAULT_GOAL := help
+.PHONY: help stage-all report test test-slow check fix bench clean
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+stage-all: $(STAMP)  ## Adapt in stages, evaluate after each, report: SUITE=tiny ADAPTERS=opd,aopd SEEDS=0,1,2 SET="a.b=c ..."
+	$(BIN)/harness sweep $(SUITE) --adapter $(ADAPTERS) $(if $(SEEDS),--seed $(SEEDS)) --out $(OUT) $(foreach s,$(SET),--set $(s))
+
+report: $(STAMP)  ## Render the report of RUNS=runs/tiny again
+	$(BIN)/harness report $(RUNS)
+
+test: $(STAMP)  ## Run the fast tests
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu and not vllm and not browser"
+
+test-slow: $(STAMP)  ## Run the slow tests: whole runs, the wheel, the real records
+	$(BIN)/python -m pytest -m "slow and not gpu and not vllm and not browser"
+
+check: $(STAMP)  ## Lint, check formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+fix: $(STAMP)  ## Format and mend what can be mended automatically
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## Measure throughput against transformers' own and write benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks.run
+
+clean:  ## Remove runs and caches of tools, but not .venv
+	rm -rf runs .pytest_cache .ruff_cache .hypothesis dist build
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11; call make with PYTHON=python3.11 or newer"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $(STAMP)

@@ -1,0 +1,63 @@
+"""What all tests share: no network, one thread, a cache that goes away, and the micro runs that several files read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
+
+from harness.config import Suite
+from harness.lmeval.tasks import TaskLibrary
+from harness.suites import load_suite
+from tests.models import micro_suite, write_yaml
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
+    """Keep built models in a folder of this session, and torch on one thread."""
+    import torch
+
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HARNESS_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def library() -> TaskLibrary:
+    """The shipped tasks."""
+    return TaskLibrary()
+
+
+@pytest.fixture(scope="session")
+def micro_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The micro suite's file."""
+    return write_yaml(tmp_path_factory.mktemp("suite") / "micro.yaml", micro_suite())
+
+
+@pytest.fixture(scope="session")
+def micro(micro_file: Path) -> Suite:
+    """The micro suite."""
+    return load_suite(str(micro_file))
+
+
+@pytest.fixture(scope="session")
+def student_folder(micro: Suite, library: TaskLibrary) -> Path:
+    """A micro student's checkpoint, warmed up so that it answers in the right shape."""
+    from harness.models import checkpoint_of
+
+    return checkpoint_of(micro.student, 0, library)
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(micro: Suite, library: TaskLibrary) -> Path:
+    """A micro teacher's checkpoint: the student's tokenizer, other weights."""
+    from harness.models import checkpoint_of
+
+    assert micro.teacher is not None
+    return checkpoint_of(micro.teacher, 0, library)

@@ -1,0 +1,256 @@
+"""Chosen log-probabilities, their gradients, entropies and teacher scores equal dense autograd, never holding all logits.
+
+Oracle throughout: `log_softmax` of full logits in float64, differentiated by torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from harness import logprobs
+from harness.errors import ModelError
+from harness.logprobs import Head, StudentForward, head_of, selected_logprobs, teacher_scores
+from harness.rollouts import make_batches
+from tests.models import assert_same_gradients, dense_logprobs, gradients, qwen3, rollout
+
+N, H, V, C = 7, 5, 11, 4
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "temperature": {"temperature": 0.7},
+    "scale": {"scale": 0.3},
+    "softcap": {"softcap": 2.0},
+    "bias": {"bias": True},
+    "all": {"temperature": 1.7, "scale": 1.3, "softcap": 3.0, "bias": True},
+}
+
+
+def inputs(variant: str, rows: int = N) -> tuple[Tensor, Head, Tensor, Tensor]:
+    """Return hidden states, a head, ids with a repetition in each row, and the gradient that arrives from above."""
+    generator = torch.Generator().manual_seed(3)
+    options = dict(VARIANTS[variant])
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    bias = normal(V).requires_grad_() if options.pop("bias", False) else None
+    head = Head(normal(V, H).requires_grad_(), bias, **options)
+    ids = torch.randint(V, (rows, C), generator=generator)
+    ids[:, 1] = ids[:, 0]
+    return normal(rows, H).requires_grad_(), head, ids, normal(rows, C)
+
+
+def dense(hidden: Tensor, head: Head, ids: Tensor) -> Tensor:
+    """Return the same by full logits."""
+    return full(hidden, head).log_softmax(-1).gather(-1, ids)
+
+
+def full(hidden: Tensor, head: Head) -> Tensor:
+    raw = hidden @ head.weight.T
+    raw = head.scale * (raw if head.bias is None else raw + head.bias)
+    capped = raw if head.softcap is None else head.softcap * torch.tanh(raw / head.softcap)
+    return capped / head.temperature
+
+
+@pytest.mark.parametrize("rows_in_chunk", [1, 3, 100])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_values_and_gradients_equal_dense_autograd(variant: str, rows_in_chunk: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", rows_in_chunk * V)
+    hidden, head, ids, above = inputs(variant)
+    leaves = [leaf for leaf in (hidden, head.weight, head.bias) if leaf is not None]
+    found = selected_logprobs(hidden, head, ids).chosen
+    expected = dense(hidden, head, ids)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    pairs = zip(
+        torch.autograd.grad((found * above).sum(), leaves),
+        torch.autograd.grad((expected * above).sum(), leaves),
+        strict=True,
+    )
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_no_more_logits_than_a_chunk_are_ever_held(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 2 * V)
+    held: list[int] = []
+    original = Head.logits
+
+    def spy(self: Head, hidden: Tensor) -> Tensor:
+        held.append(len(hidden))
+        return original(self, hidden)
+
+    monkeypatch.setattr(Head, "logits", spy)
+    hidden, head, ids, above = inputs("plain")
+    (selected_logprobs(hidden, head, ids).chosen * above).sum().backward()
+    teacher_scores(hidden, head, ids[:, 0], top_k=2)
+    # 7 rows in chunks of 2: 2+2+2+1, once forward, once backward, once for the teacher
+    assert held == [2, 2, 2, 1] * 3
+
+
+def test_a_vocabulary_larger_than_a_chunk_still_goes_row_by_row(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 1)
+    hidden, head, ids, _ = inputs("plain")
+    torch.testing.assert_close(selected_logprobs(hidden, head, ids).chosen, dense(hidden, head, ids))
+
+
+def test_no_tokens_give_no_values_and_zero_gradients():
+    hidden, head, ids, above = inputs("bias", rows=0)
+    found = selected_logprobs(hidden, head, ids)
+    assert found.chosen.shape == (0, C)
+    assert found.entropy.shape == found.logsumexp.shape == (0,)
+    (found.chosen * above).sum().backward()
+    assert head.weight.grad is not None
+    assert head.weight.grad.shape == (V, H)
+    assert not head.weight.grad.any()
+
+
+def test_no_chosen_ids_give_an_empty_row_and_the_entropy():
+    hidden, head, _, _ = inputs("plain")
+    found = selected_logprobs(hidden, head, torch.zeros(N, 0, dtype=torch.long))
+    assert found.chosen.shape == (N, 0)
+    assert found.entropy.shape == (N,)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_entropy_and_logsumexp_are_those_of_the_full_distribution_and_carry_no_gradient(variant: str):
+    hidden, head, ids, _ = inputs(variant)
+    found = selected_logprobs(hidden, head, ids)
+    logq = full(hidden, head).log_softmax(-1)
+    torch.testing.assert_close(found.entropy, -(logq.exp() * logq).sum(-1).detach())
+    torch.testing.assert_close(found.logsumexp, full(hidden, head).logsumexp(-1).detach())
+    assert found.chosen.requires_grad
+    assert not found.entropy.requires_grad
+    assert not found.logsumexp.requires_grad
+
+
+def test_uniform_logits_give_log_v_by_hand():
+    found = selected_logprobs(torch.zeros(1, H), Head(torch.randn(8, H)), torch.tensor([[3]]))
+    # softmax of zeros over 8 tokens is 1/8: log 1/8 = -2.0794415, entropy log 8
+    assert found.chosen.item() == pytest.approx(-2.0794415)
+    assert found.entropy.item() == pytest.approx(2.0794415)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(-40, 40), min_size=2, max_size=9), st.floats(0.2, 3))
+def test_probabilities_of_all_tokens_add_up_to_one(logits: list[float], temperature: float):
+    size = len(logits)
+    hidden, ids = torch.tensor([logits], dtype=torch.float64), torch.arange(size)[None]
+    found = selected_logprobs(hidden, Head(torch.eye(size, dtype=torch.float64), temperature=temperature), ids)
+    assert found.chosen.exp().sum().item() == pytest.approx(1, abs=1e-12)
+    assert found.chosen.max().item() <= 1e-12
+    assert -1e-9 <= found.entropy.item() <= torch.log(torch.tensor(float(size))).item() + 1e-9
+
+
+def test_enormous_logits_stay_finite():
+    hidden, head, ids, above = inputs("plain")
+    found = selected_logprobs(hidden * 1e4, head, ids)
+    (gradient,) = torch.autograd.grad((found.chosen * above).sum(), hidden)
+    assert torch.isfinite(found.chosen).all()
+    assert torch.isfinite(found.entropy).all()
+    assert torch.isfinite(gradient).all()
+
+
+def test_bfloat16_is_close_to_float64_of_the_same_numbers():
+    hidden, head, ids, above = inputs("plain")
+    narrow = hidden.detach().bfloat16().requires_grad_()
+    weight = head.weight.detach().bfloat16().requires_grad_()
+    found = selected_logprobs(narrow, Head(weight), ids).chosen
+    wide, wide_weight = narrow.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
+    expected = dense(wide, Head(wide_weight), ids)
+    assert found.dtype == torch.float32
+    # bfloat16 keeps 8 bits: logits up to 8 are off by at most 2^-6
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=0.05)
+    (found * above).sum().backward()
+    (expected * above).sum().backward()
+    for ours, theirs in ((narrow.grad, wide.grad), (weight.grad, wide_weight.grad)):
+        assert ours is not None
+        assert theirs is not None
+        assert ours.dtype == torch.bfloat16
+        assert float((ours.double() - theirs).norm() / theirs.norm()) < 0.02
+
+
+@pytest.mark.parametrize("rows_in_chunk", [1, 3, 100])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_teacher_scores_equal_the_dense_distribution(variant: str, rows_in_chunk: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", rows_in_chunk * V)
+    hidden, head, ids, _ = inputs(variant)
+    scores = teacher_scores(hidden, head, ids[:, 0], top_k=3)
+    logp = full(hidden, head).log_softmax(-1).detach()
+    expected = logp.topk(3)
+    torch.testing.assert_close(scores.sampled, logp.gather(-1, ids[:, :1])[:, 0])
+    torch.testing.assert_close(scores.top_logprobs, expected.values)
+    assert torch.equal(scores.top_ids, expected.indices)
+    assert not scores.sampled.requires_grad
+
+
+SEQUENCES = [rollout([3, 4, 5], [6, 7, 2]), rollout([8], [9, 2]), rollout([3, 1, 4, 1, 5], [9]), rollout([5, 6], [2])]
+
+
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_student_forward_equals_full_logits_for_all_parameters(tie: bool, temperature: float):
+    model = qwen3(tie=tie)
+    (batch,) = make_batches(SEQUENCES, "sequence_mean", None)
+    ids = torch.stack([batch.targets, (batch.targets + 1) % 24, batch.targets], dim=1)
+    above = torch.randn(ids.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found = StudentForward(model)(batch, ids, temperature)
+    (found.chosen * above).sum().backward()
+    ours = gradients(model)
+    model.zero_grad()
+    full = (model(input_ids=batch.input_ids).logits / temperature).log_softmax(-1)[batch.predicts]
+    (full.gather(-1, ids) * above).sum().backward()
+    torch.testing.assert_close(found.chosen, full.gather(-1, ids), rtol=0, atol=1e-10)
+    torch.testing.assert_close(found.entropy, -(full.exp() * full).sum(-1).detach())
+    assert_same_gradients(ours, gradients(model), 1e-10)
+
+
+def test_right_padding_without_a_mask_gives_what_each_sequence_gives_alone():
+    model = qwen3()
+    (batch,) = make_batches(SEQUENCES, "sequence_mean", None)
+    together = StudentForward(model)(batch, batch.targets[:, None]).chosen[:, 0]
+    alone: list[Tensor] = []
+    for one in sorted(SEQUENCES, key=lambda r: len(r.prompt_and_response), reverse=True):
+        logq, start = dense_logprobs(model, one.prompt_and_response), len(one.example.prompt)
+        alone += [logq[start + i - 1, token] for i, token in enumerate(one.response)]
+    torch.testing.assert_close(together, torch.stack(alone), rtol=0, atol=1e-10)
+
+
+SHAPE = {
+    "vocab_size": 24, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "max_position_embeddings": 64, "initializer_range": 0.3, "pad_token_id": 0,
+}  # fmt: skip
+FAMILIES: dict[str, dict[str, Any]] = {
+    "Llama": {},
+    "Qwen2": {},
+    "Gemma2": {"final_logit_softcapping": 3.0, "head_dim": 8},
+    "Cohere": {"logit_scale": 0.25},
+    "Granite": {"logits_scaling": 4.0},
+    "Phi": {"num_key_value_heads": 2},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_scaled_capped_and_shifted_as_each_architecture_does(family: str):
+    config = getattr(transformers, f"{family}Config")(**{**SHAPE, **FAMILIES[family]})
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    head_bias = getattr(model.get_output_embeddings(), "bias", None)
+    if head_bias is not None:
+        torch.nn.init.normal_(head_bias)
+    (batch,) = make_batches(SEQUENCES, "sequence_mean", None)
+    with torch.no_grad():
+        found = StudentForward(model)(batch, torch.arange(24).expand(len(batch.targets), -1)).chosen
+        expected = model(input_ids=batch.input_ids).logits.log_softmax(-1)[batch.predicts]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_a_model_without_an_output_layer_is_refused():
+    model = transformers.Qwen3Model(qwen3().config)
+    with pytest.raises(ModelError, match="Qwen3Model has no linear output layer"):
+        head_of(model)
