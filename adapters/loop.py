@@ -147,7 +147,9 @@ class _Step:
 
     def _student(self, batch: Batch, ids: Tensor) -> LogProbs:
         temperature = self.ctx.training.temperature if self.adapter.on_policy else 1.0
-        return self.ctx.student(batch, ids, temperature)
+        kind, enabled = torch.device(self.ctx.device).type, self.ctx.training.autocast is not None
+        with torch.autocast(kind, torch.bfloat16, enabled=enabled):
+            return self.ctx.student(batch, ids, temperature)
 
     def _loss(self, group: list[_Scored], log: StepLog) -> Callable[[Batch], Tensor]:
         by_batch = {id(scored.batch): scored for scored in group}

@@ -124,6 +124,7 @@ class Training(Strict):
     micro_batch: int | None = Field(
         default=None, gt=0, description="sequences in one forward; null takes the whole batch"
     )
+    autocast: Literal["bfloat16"] | None = Field(default=None, description="of the student's forward and backward")
     train_items: int | None = Field(default=None, gt=0, description="first training items used; null takes all")
     optimizer: Optimizer = Optimizer()
 

@@ -67,7 +67,10 @@ def selected_logprobs(hidden: Tensor, head: Head, ids: Tensor) -> LogProbs:
     `hidden` is (N, H), `ids` (N, C). The gradient reaches `hidden`, `head.weight` and `head.bias`:
     d chosen_c / d logits_v = 1[v = ids_c] - softmax_v.
     """
-    chosen, entropy, logsumexp = _SelectedLogProbs.apply(hidden, head.weight, head.bias, ids, head)  # pyright: ignore[reportGeneralTypeIssues]
+    # Log-probabilities are differences of large numbers: under autocast, the head still works in its weights' precision.
+    with torch.autocast(hidden.device.type, enabled=False):
+        values = _SelectedLogProbs.apply(hidden.to(head.weight.dtype), head.weight, head.bias, ids, head)
+    chosen, entropy, logsumexp = values  # pyright: ignore[reportGeneralTypeIssues]
     return LogProbs(chosen, entropy, logsumexp)
 
 
@@ -75,6 +78,7 @@ def selected_logprobs(hidden: Tensor, head: Head, ids: Tensor) -> LogProbs:
 def teacher_scores(hidden: Tensor, head: Head, sampled: Tensor, top_k: int) -> TeacherScores:
     """Return log-probabilities of `sampled` (N,) and of the K most probable tokens, normalised over the vocabulary."""
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    hidden = hidden.to(head.weight.dtype)
     for rows in _chunks(hidden.shape[0], head.weight.shape[0]):
         logits = head.logits(hidden[rows])
         logsumexp = logits.logsumexp(-1, keepdim=True)

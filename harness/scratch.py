@@ -29,6 +29,7 @@ from harness.rollouts import Batch, Example, Rollout, make_batches
 from harness.seeding import derive_seed
 from harness.training import Updater
 
+SHORT_CONTEXT = 256
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 # Digits stay single and runs of punctuation may merge, which keeps sums learnable and JSON short.
 WORDS = {"own": r"\p{N}|\p{L}+|[^\s\p{L}\p{N}]+|\s+", "leading": r"\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+"}
@@ -147,8 +148,8 @@ def _warm_up(
         schedule="cosine",
         warmup_steps=min(20, steps // 10),
     )
-    if spec.warmup.autocast is not None:
-        # Fused attention in bfloat16 costs more on a CPU than all matrix products together; plain attention does not.
+    if spec.warmup.autocast is not None and spec.architecture.context <= SHORT_CONTEXT:
+        # On a CPU, fused attention in bfloat16 costs more than all matrix products of short sequences together.
         model.set_attn_implementation("eager")
     student = StudentForward(model.train())
     updater = Updater(student, settings, steps)

@@ -12,7 +12,9 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
-from harness.config import Suite
+from harness.config import Model, Scratch, Suite, digest
+from harness.lmeval.tasks import TaskLibrary
+from harness.models import checkpoint_of, limit_threads
 from harness.pipeline import RunSpec, run
 from harness.progress import Event, Report
 
@@ -42,23 +44,59 @@ def sweep(
         listener = threading.Thread(target=_forward, args=(events, report), daemon=True)
         listener.start()
         with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            _drain({pool.submit(_run_in_worker, spec, events): spec for spec in specs}, on_finished)
+            _drain(_submit(pool, specs, events), on_finished)
         events.put(None)
         listener.join()
+
+
+def _submit(pool: ProcessPoolExecutor, specs: Sequence[RunSpec], events: Any) -> dict[Future[None], RunSpec | None]:
+    """Queue models and runs: what the first seed needs, its runs, then the other seeds'.
+
+    Models are jobs of their own because runs of one seed would otherwise wait for each other to build them.
+    """
+    first = [spec for spec in specs if spec.seed == specs[0].seed]
+    later = [spec for spec in specs if spec.seed != specs[0].seed]
+    pending: dict[Future[None], RunSpec | None] = {}
+    for group in (first, later):
+        for model, seed in _models(group):
+            pending[pool.submit(_build_in_worker, group[0], model, seed, events)] = None
+        for spec in group:
+            pending[pool.submit(_run_in_worker, spec, events)] = spec
+    return pending
+
+
+def _models(specs: Sequence[RunSpec]) -> list[tuple[Model, int]]:
+    """Return the distinct models of some runs that are built from scratch, teachers first: they take longest."""
+    teachers = [(stage.teacher or spec.suite.teacher, spec.seed) for spec in specs for stage in spec.stages]
+    students = [(spec.suite.student, spec.seed) for spec in specs]
+    wanted = [(model, seed) for model, seed in [*teachers, *students] if isinstance(model, Scratch)]
+    own = [(model, seed if model.seed is None else model.seed) for model, seed in wanted]
+    return list({digest([model.model_dump(mode="json"), seed]): (model, seed) for model, seed in own}.values())
+
+
+def _build_in_worker(spec: RunSpec, model: Model, seed: int, events: Any) -> None:
+    limit_threads(spec.suite.threads)
+    library = TaskLibrary(spec.suite.include, spec.suite.data)
+    label = f"model seed {seed}"
+    checkpoint_of(
+        model, seed, library, lambda what, done, total: events.put(Event(label, f"build {what}", done, total))
+    )
+    events.put(Event(label, "built", 1, 1, finished=True))
 
 
 def _run_in_worker(spec: RunSpec, events: Any) -> None:
     run(spec, events.put)
 
 
-def _drain(pending: dict[Future[None], RunSpec], on_finished: Callable[[RunSpec], object]) -> None:
+def _drain(pending: dict[Future[None], RunSpec | None], on_finished: Callable[[RunSpec], object]) -> None:
     for future in as_completed(pending):
         error = future.exception()
         if error is not None:
             for other in pending:
                 other.cancel()
             raise error
-        on_finished(pending[future])
+        if (spec := pending[future]) is not None:
+            on_finished(spec)
 
 
 def _forward(events: Queue[Event | None], report: Report) -> None:

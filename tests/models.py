@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -205,3 +206,51 @@ def _with_exact_norms(module: nn.Module) -> None:
             setattr(module, name, norm)
         else:
             _with_exact_norms(child)
+
+
+TASK_FILE = {
+    "output_type": "generate_until",
+    "training_split": "train",
+    "test_split": "test",
+    "doc_to_text": "prompt",
+    "doc_to_target": "target",
+    "target_delimiter": "",
+    "num_fewshot": 0,
+    "generation_kwargs": {"until": ["\n"], "do_sample": False, "temperature": 0.0, "max_gen_toks": 8},
+    "metric_list": [
+        {"metric": "strict", "aggregation": "mean", "higher_is_better": True},
+        {"metric": "parsed", "aggregation": "mean", "higher_is_better": True},
+    ],
+    "metadata": {"version": 1.0, "harness": {"metric": "strict", "training_target": "target"}},
+}
+GRADER = 'return {"strict": float(results[0].strip() == doc["target"]), "parsed": float("?" not in results[0])}'
+DOCS = {
+    "train": [{"prompt": f"say {i}", "target": str(i)} for i in range(20, 40)],
+    "test": [{"prompt": f"say {i}", "target": str(i)} for i in range(6)],
+}
+
+
+def write_task(
+    folder: Path,
+    name: str = "made_up",
+    docs: dict[str, list[dict[str, Any]]] | None = None,
+    grader: str | None = GRADER,
+    **changes: Any,
+) -> Path:
+    """Write a task file with its records and grader beside it; a change to None drops a key. Return the file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # Records lie in a file of their own, so that a grader's source says nothing about them.
+    (folder / f"{name}.json").write_text(json.dumps(docs or DOCS), encoding="utf-8")
+    code = [
+        "import json\nfrom pathlib import Path\nfrom datasets import Dataset, DatasetDict",
+        f"def records(**_):\n    docs = json.loads((Path(__file__).parent / '{name}.json').read_text())",
+        "    return DatasetDict({split: Dataset.from_list(rows) for split, rows in docs.items()})",
+        f"def grade(doc, results):\n    {grader or 'raise NotImplementedError'}",
+    ]
+    (folder / f"{name}_code.py").write_text("\n".join(code), encoding="utf-8")
+    config = {k: v for k, v in {"task": name, **TASK_FILE, **changes}.items() if v is not None}
+    functions = [f"custom_dataset: !function {name}_code.records"]
+    functions += [f"process_results: !function {name}_code.grade"] if grader else []
+    path = folder / f"{name}.yaml"
+    path.write_text("\n".join([yaml.safe_dump(config, sort_keys=False), *functions, ""]), encoding="utf-8")
+    return path

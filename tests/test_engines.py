@@ -18,12 +18,12 @@ GENERATOR = torch.Generator().manual_seed(0)
 PROMPTS = [torch.randint(3, 24, (length,), generator=GENERATOR).tolist() for length in (5, 1, 9, 3, 3, 7, 2, 12, 5, 4)]
 BUDGET = 20
 # Tokens that this model's greedy answers contain at different places, so that rows stop at different steps.
-STOPS = (4, 11)
+STOPS = (4, 21)
 
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return qwen3(seed=3)
+    return qwen3(seed=3, tie=False)
 
 
 def engine(model: Any, batch_size: int = 64) -> HFEngine:
@@ -53,7 +53,7 @@ def greedy(model: Any, batch_size: int = 64, stops: tuple[int, ...] = STOPS, **s
 
 def test_greedy_equals_transformers_for_prompts_of_mixed_length_with_stop_tokens(model: Any):
     expected = by_generate(model, PROMPTS, STOPS)
-    assert len({len(tokens) for tokens in expected}) >= 4, "rows must end at different steps for this to test anything"
+    assert len({len(tokens) for tokens in expected}) >= 6, "rows must end at different steps for this to test anything"
     assert [done.tokens for done in greedy(model)] == expected
 
 
