@@ -76,6 +76,7 @@ def run(spec: RunSpec, report: Report = silent) -> Path:
         store.start({**bench.describe(), **environment(), "finished": None})
         bench.check()
         checkpoint = bench.start
+        bench.weights["start"] = weights_digest(checkpoint)
         bench.evaluate(store.stage(0, None), checkpoint, "start")
         for index, stage in enumerate(spec.stages, start=1):
             folder = store.stage(index, stage.task)
@@ -148,6 +149,8 @@ class Bench:
                 done = self._train(train, stage, index, load(checkpoint, self.suite.student, self.device))
                 write_json(train / "done.json", done)
         self.weights[f"stage_{index}"] = done["weights"]
+        if done.get("teacher") is not None:
+            self.weights["teacher"] = done["teacher"]
         return folder.checkpoint
 
     def evaluate(self, folder: StageFolder, checkpoint: Path, when: str) -> None:
@@ -158,7 +161,6 @@ class Bench:
         subject = Subject(
             checkpoint, weights_digest(checkpoint), self.suite.student.chat, self.suite.student.dtype, self.device
         )
-        self.weights.setdefault("start", subject.weights)
         progress = Counter(self.report, self.spec.label, f"evaluate {when}", len(missing))
         shared = SharedCells(self.spec.out / self.suite.name)
         cells = evaluate(subject, missing, self.library, self.suite.evaluation, shared, progress.next)
@@ -174,6 +176,7 @@ class Bench:
         save(student, train / "checkpoint")
         return {
             "weights": weights_digest(train / "checkpoint"),
+            "teacher": None if context.teacher is None else self.weights["teacher"],
             "steps": result.steps,
             "seconds": round(seconds, 3),
             "prompts": len(context.examples),

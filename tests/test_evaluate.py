@@ -179,7 +179,7 @@ def grading_key(folder: Path, **changes: Any) -> str:
     docs = {"train": [DOC], "test": [{**DOC, "target": changes.pop("target", "1")}]}
     write_task(folder, docs=docs, **changes)
     task = TaskLibrary([folder]).load("made_up")
-    return make_keys(task, [item_id(doc) for doc in task.test_docs()], "w", 0, {}).grading
+    return make_keys(task, task.test_docs(), ["say 1"], "w", 0, {}).grading
 
 
 def test_another_grader_or_reference_is_another_grade_of_the_same_answer(tmp_path: Path):
@@ -189,8 +189,9 @@ def test_another_grader_or_reference_is_another_grade_of_the_same_answer(tmp_pat
         grading_key(tmp_path / "lenient", grader=lenient),
         grading_key(tmp_path / "metric", metadata={"version": 1.0, "harness": {"metric": "parsed"}}),
         grading_key(tmp_path / "filter", filter_list=[{"name": "f", "filter": [{"function": "uppercase"}]}]),
+        grading_key(tmp_path / "reference", target="one"),
     ]
-    assert len(set(found)) == 4
+    assert len(set(found)) == 5
     assert grading_key(tmp_path / "again") == found[0]
 
 

@@ -65,8 +65,14 @@ def evaluate(
 def _keys(subject: Subject, task: BenchTask, model: HarnessHFLM, settings: Evaluation) -> Keys:
     docs = task.test_docs(settings.limit)
     prompts = [task.render(doc, model.renderer) for doc in docs] if task.generates else [item_id(doc) for doc in docs]
-    backend = {"engine": "hf", "device": subject.device.split(":")[0], "dtype": subject.dtype}
-    return make_keys(task, prompts, subject.weights, settings.seed, {**backend, "batch_size": settings.batch_size})
+    backend = {
+        "engine": "hf",
+        "device": subject.device.split(":")[0],
+        "dtype": subject.dtype,
+        "batch_size": settings.batch_size,
+        "stop": list(model.renderer.stop_ids),
+    }
+    return make_keys(task, docs, prompts, subject.weights, settings.seed, backend)
 
 
 def _evaluate_task(

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from typing import Any
 
 from harness.config import digest
-from harness.lmeval.tasks import BenchTask
+from harness.lmeval.tasks import BenchTask, item_id
 
 PACKAGES = ("torch", "transformers", "lm_eval", "tokenizers")
 
@@ -31,8 +31,18 @@ class Keys:
         return asdict(self)
 
 
-def make_keys(task: BenchTask, prompts: Sequence[str], weights: str, seed: int, backend: dict[str, Any]) -> Keys:
-    """Return the keys of `task` on a model with digest `weights`; `backend` names engine, device, dtype, batch size."""
+def make_keys(
+    task: BenchTask,
+    docs: Sequence[dict[str, Any]],
+    prompts: Sequence[str],
+    weights: str,
+    seed: int,
+    backend: dict[str, Any],
+) -> Keys:
+    """Return the keys of `task` on a model with digest `weights`.
+
+    `docs` hold the references, `backend` names engine, device, dtype, batch size and stop tokens.
+    """
     shared = {
         "task": task.name,
         "prompts": digest(list(prompts)),
@@ -40,7 +50,7 @@ def make_keys(task: BenchTask, prompts: Sequence[str], weights: str, seed: int, 
         "backend": backend,
         "versions": {name: version(name) for name in PACKAGES},
     }
-    grading = digest(grader_source(task))
+    grading = digest([grader_source(task), [item_id(doc) for doc in docs]])
     return Keys(
         generation=digest({**shared, "weights": weights, "seed": seed}),
         grading=grading,
@@ -49,7 +59,7 @@ def make_keys(task: BenchTask, prompts: Sequence[str], weights: str, seed: int, 
 
 
 def grader_source(task: BenchTask) -> str:
-    """Return a hash of all that decides a grade: the grader's whole module, filters, metrics and references."""
+    """Return a hash of what decides a grade beside the references: the grader's whole module, filters and metrics."""
     grader = task.task.config.process_results
     source = ""
     if callable(grader):
