@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from harness.errors import HarnessError
 
@@ -40,7 +41,8 @@ def main() -> None:
     try:
         app()
     except HarnessError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        sentence = escape(" ".join(str(error).split()))
+        Console(stderr=True).print(f"[bold red]error:[/] {sentence}", highlight=False, emoji=False, soft_wrap=True)
         sys.exit(2)
 
 
@@ -75,7 +77,7 @@ def sweep(
     """Do the runs of several adapters and seeds, then report on them."""
     loaded = _load(suite, overrides, include_path)
     adapters = adapter.split(",") if adapter else list(loaded.adapters)
-    seeds = [int(text) for text in seed.split(",")] if seed else list(loaded.seeds)
+    seeds = _numbers(seed) if seed else list(loaded.seeds)
     _go(loaded, adapters, seeds, order, out, workers, dry_run)
 
 
@@ -131,6 +133,17 @@ def check(
 
     passed = check_task(console, name, [*context.obj, *(include_path or [])], data or [])
     raise typer.Exit(0 if passed else 1)
+
+
+def _numbers(text: str) -> list[int]:
+    from harness.errors import ConfigError
+
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(
+            f"--seed {text}: found {text!r}, expected whole numbers with commas, for example 0,1,2"
+        ) from error
 
 
 def _load(suite: str, overrides: list[str] | None, include: list[Path] | None) -> Suite:

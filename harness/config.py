@@ -54,17 +54,30 @@ class TokenizerRecipe(Strict):
     items_per_task: int = Field(default=2000, gt=0)
 
 
+class Strength(Strict):
+    """How far a warm-up goes: optimiser steps, and how many training items of a task it sees (all where not named)."""
+
+    steps: int = Field(gt=0)
+    items: dict[str, int] = {}
+
+
 class Warmup(Strict):
     """Supervised training that takes random weights to a named strength."""
 
     mixture: dict[str, float] = Field(description="task to its share of each batch", min_length=1)
-    strengths: dict[str, int] = Field(description="name to the number of optimiser steps", min_length=1)
-    items_per_task: int | None = Field(default=None, gt=0, description="first training items used; null takes all")
+    strengths: dict[str, Strength] = Field(min_length=1)
     batch_size: int = Field(default=64, gt=0)
     lr: float = Field(default=3e-3, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     grad_clip: float = Field(default=1.0, gt=0)
     autocast: Literal["bfloat16"] | None = None
+
+    @model_validator(mode="after")
+    def _items_are_of_the_mixture(self) -> Warmup:
+        for name, strength in self.strengths.items():
+            if unknown := sorted(set(strength.items) - set(self.mixture)):
+                raise ValueError(f"strength {name!r} limits items of {', '.join(unknown)}, which the mixture lacks")
+        return self
 
 
 class Pretrained(Strict):

@@ -16,7 +16,14 @@ from harness.chat import Renderer
 from harness.checkpoints import context_of, load_renderer
 from harness.config import Chat, Model, Pretrained, Suite
 from harness.errors import ConfigError, HarnessError
-from harness.lmeval.checks import check_grader, check_prompts, check_stage_task, settle_generation, traps
+from harness.lmeval.checks import (
+    check_grader,
+    check_prompts,
+    check_stage_task,
+    has_training_items,
+    settle_generation,
+    traps,
+)
 from harness.lmeval.tasks import BenchTask, TaskLibrary
 from harness.lmeval.yamls import read_task_file
 from harness.pipeline import RunSpec
@@ -59,7 +66,7 @@ def check_task(console: Console, name: str, include: Sequence[Path], data: Seque
     task = _find(name, include, data)
     renderer = Renderer(byte_tokenizer(), Chat(template="chatml"))
     docs = {"evaluation": task.test_docs(1)[0]}
-    if task.task.has_training_docs() and len(task.task.training_docs()):
+    if has_training_items(task):
         docs = {"training": task.training_docs(1)[0], **docs}
     passed = [_show(console, task, doc, split, renderer) for split, doc in docs.items()] if task.generates else [True]
     found = list(traps(task))

@@ -29,7 +29,7 @@ from harness.manifest import environment, now
 from harness.models import checkpoint_of, limit_threads, resolve_device
 from harness.progress import Event, Report, silent
 from harness.seeding import derive_seed
-from harness.store import RunStore, StageFolder, write_cell, write_json
+from harness.store import RunStore, StageFolder, stderr_to, write_cell, write_json
 from harness.teachers.base import Teacher
 from harness.teachers.local import LocalTeacher
 
@@ -69,7 +69,7 @@ class RunSpec:
 def run(spec: RunSpec, report: Report = silent) -> Path:
     """Do a run, or what is left of it, and return its directory; a finished run is left alone."""
     store = RunStore(spec.path)
-    with store.locked():
+    with store.locked(), stderr_to(spec.path / "log.txt"):
         if is_finished(spec):
             return spec.path
         bench = Bench(spec, report)

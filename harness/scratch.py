@@ -63,7 +63,7 @@ def training_texts(spec: Scratch, library: TaskLibrary) -> dict[str, list[Text]]
     texts: dict[str, list[Text]] = {}
     for name in dict.fromkeys([*spec.tokenizer.tasks, *spec.warmup.mixture]):
         task = library.load(name)
-        docs = task.training_docs(spec.warmup.items_per_task)
+        docs = task.training_docs()
         texts[name] = [(str(task.task.doc_to_text(doc)), task.training_target(doc)) for doc in docs]
     return texts
 
@@ -71,9 +71,9 @@ def training_texts(spec: Scratch, library: TaskLibrary) -> dict[str, list[Text]]
 def recipe_key(spec: Scratch, seed: int, texts: dict[str, list[Text]]) -> str:
     """Return the hash that names a built model."""
     recipe = spec.model_dump(mode="json", exclude={"seed": True, "strength": True, "warmup": {"strengths"}})
-    steps = spec.warmup.strengths[spec.strength]
+    strength = spec.warmup.strengths[spec.strength].model_dump()
     versions = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
-    return digest({"recipe": recipe, "steps": steps, "seed": seed, "texts": digest(texts), "versions": versions})
+    return digest({"recipe": recipe, "strength": strength, "seed": seed, "texts": digest(texts), "versions": versions})
 
 
 def train_tokenizer(spec: Scratch, texts: dict[str, list[Text]]) -> PreTrainedTokenizerFast:
@@ -114,8 +114,8 @@ def _build(
 ) -> None:
     renderer = Renderer(train_tokenizer(spec, texts), spec.chat)
     model = _random_model(spec.architecture, len(renderer.tokenizer), derive_seed(seed, "weights"))
-    limit = spec.warmup.items_per_task
-    examples = {name: library.load(name).training_examples(renderer, limit) for name in spec.warmup.mixture}
+    limits = spec.warmup.strengths[spec.strength].items
+    examples = {name: library.load(name).training_examples(renderer, limits.get(name)) for name in spec.warmup.mixture}
     _warm_up(model, spec, examples, seed, progress)
     save(Loaded(model, renderer), folder)
 
@@ -140,7 +140,7 @@ def _random_model(shape: Architecture, vocabulary: int, seed: int) -> Qwen3ForCa
 def _warm_up(
     model: Qwen3ForCausalLM, spec: Scratch, examples: dict[str, list[Example]], seed: int, progress: Progress
 ) -> None:
-    steps = spec.warmup.strengths[spec.strength]
+    steps = spec.warmup.strengths[spec.strength].steps
     settings = Optimizer(
         lr=spec.warmup.lr,
         weight_decay=spec.warmup.weight_decay,

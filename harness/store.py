@@ -1,7 +1,7 @@
 """The run directory: the only state of a run, appended to or atomically replaced, never edited in place.
 
     runs/<suite>/<adapter>/<order>/seed<k>/
-      manifest.json
+      manifest.json, log.txt
       stage_0/eval/<task>/results.json, samples.parquet
       stage_1_<task>/train/steps.jsonl, checkpoint/, done.json
       stage_1_<task>/eval/<task>/...
@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -114,6 +115,22 @@ class RunStore:
     def update_manifest(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         """Replace the manifest by `change(manifest)`, atomically."""
         write_json(self.path / "manifest.json", change(self.manifest or {}))
+
+
+@contextmanager
+def stderr_to(path: Path) -> Generator[None]:
+    """Send what libraries and their child processes write to stderr to a file, away from the progress display."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as log:
+        os.dup2(log.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(terminal, 2)
+        os.close(terminal)
 
 
 def write_cell(folder: Path, summary: dict[str, Any], samples: pd.DataFrame) -> None:

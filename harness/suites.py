@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from harness.config import Suite, merge
+from harness.config import Model, Suite, Training, merge
 from harness.errors import ConfigError
 
 SUITE_FOLDER = Path(str(files("tasks"))) / "suites"
@@ -30,11 +30,10 @@ def load_suite(name: str, overrides: Sequence[str] = (), include: Sequence[Path]
     _spread_training(raw)
     try:
         suite = Suite.model_validate(raw)
-        for stage in suite.stages:
-            for entry in suite.adapters:
-                suite.training_for(stage, entry)
     except ValidationError as error:
         raise ConfigError(f"{path}: {explain(error, Suite)}") from error
+    for entry in suite.adapters:
+        _check_entry_training(suite, entry, path)
     return _with_absolute_paths(suite, path.parent, include)
 
 
@@ -70,6 +69,14 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     return f"{key}: found {first['input']!r}; {_lower_first(message)}{more}" if location else f"{message}{more}"
 
 
+def _check_entry_training(suite: Suite, entry: str, path: Path) -> None:
+    try:
+        for stage in suite.stages:
+            suite.training_for(stage, entry)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: adapters.{entry}.training.{explain(error, Training)}") from error
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -93,7 +100,11 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     node: Any = raw
     for parent in parents:
         node = _step_into(node, parent, override)
-    _assign(node, last, yaml.safe_load(text), override)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: {text!r} is not valid YAML") from error
+    _assign(node, last, value, override)
 
 
 def _step_into(node: Any, part: str, override: str) -> Any:
@@ -164,7 +175,24 @@ def _with_absolute_paths(suite: Suite, folder: Path, include: Sequence[Path]) ->
                 f"--set data.{name}=/absolute/path"
             )
     folders = [str((folder / path).resolve()) for path in suite.include] + [str(path.resolve()) for path in include]
-    return suite.model_copy(update={"data": data, "include": tuple(folders)})
+    models = {
+        "student": _with_template(suite.student, folder),
+        "teacher": suite.teacher and _with_template(suite.teacher, folder),
+        "stages": tuple(
+            stage.model_copy(update={"teacher": stage.teacher and _with_template(stage.teacher, folder)})
+            for stage in suite.stages
+        ),
+    }
+    return suite.model_copy(update={"data": data, "include": tuple(folders), **models})
+
+
+def _with_template(model: Model, folder: Path) -> Model:
+    template = model.chat.template
+    if template is None or not {"/", "."} & set(template):
+        return model
+    return model.model_copy(
+        update={"chat": model.chat.model_copy(update={"template": str((folder / template).resolve())})}
+    )
 
 
 def _lower_first(text: str) -> str:

@@ -42,7 +42,8 @@ def qwen3(
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = Qwen3ForCausalLM(config).to(dtype).eval()
+        model: Any = Qwen3ForCausalLM(config)
+    model = model.to(dtype).eval()
     if dtype == torch.float64:
         _with_exact_norms(model)
     return model
@@ -170,12 +171,17 @@ def micro_suite() -> dict[str, Any]:
         },
         "tokenizer": {"vocab_size": 300, "tasks": ["tiny_weather", "tiny_currency"], "items_per_task": 100},
         "warmup": {
-            "mixture": {"tiny_weather": 1, "tiny_currency": 1}, "strengths": {"weak": 60}, "batch_size": 16,
-            "items_per_task": 100, "lr": 1e-2,
+            "mixture": {"tiny_weather": 1, "tiny_currency": 1}, "strengths": {"weak": {"steps": 60}}, "batch_size": 16,
+            "lr": 1e-2,
         },
         "strength": "weak",
     }  # fmt: skip
-    teacher = {**student, "warmup": {**student["warmup"], "strengths": {"good": 90}}, "strength": "good", "seed": 1000}
+    teacher = {
+        **student,
+        "warmup": {**student["warmup"], "strengths": {"good": {"steps": 90}}},
+        "strength": "good",
+        "seed": 1000,
+    }
     return {
         "name": "micro",
         "student": student,

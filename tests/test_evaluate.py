@@ -27,6 +27,7 @@ from harness.lmeval.hf_model import HarnessHFLM
 from harness.lmeval.keys import Keys, make_keys
 from harness.lmeval.shared import Cell, SharedCells
 from harness.lmeval.tasks import BenchTask, TaskLibrary, item_id
+from harness.store import read_cell
 from tests.models import dense_logprobs, write_task
 
 CHATML = Chat(template="chatml")
@@ -66,11 +67,10 @@ def stock_answers(folder: Path, task: BenchTask, library: TaskLibrary, limit: in
     """Return the answers of lm-eval's own `hf` model class."""
     stock: Any = HFLM
     model = stock(pretrained=str(folder), device="cpu", dtype="float32", batch_size=5)
-    results = simple_evaluate(
+    results: Any = simple_evaluate(
         model=model, tasks=[task.task], task_manager=library.manager, limit=limit, apply_chat_template=True,
         fewshot_as_multiturn=True, bootstrap_iters=0,
     )  # fmt: skip
-    assert results is not None
     samples = sorted(results["samples"][task.name], key=lambda sample: sample["doc_id"])
     return [sample["resps"][0][0] for sample in samples]
 
@@ -226,9 +226,7 @@ def _seed_everything() -> None:
     torch.manual_seed(13)
 
 
-def test_sampled_answers_depend_on_the_evaluations_seed(
-    student_folder: Path, library: TaskLibrary, tmp_path: Path
-):
+def test_sampled_answers_depend_on_the_evaluations_seed(student_folder: Path, library: TaskLibrary, tmp_path: Path):
     def answers(seed: int, where: str) -> list[str]:
         tasks = settled(library, "tiny_weather", do_sample=True, temperature=2.0)
         shared = SharedCells(tmp_path / where)
@@ -266,9 +264,7 @@ class ScriptedAnswers:
 
 
 @pytest.fixture
-def scripted(
-    student_folder: Path, shared: SharedCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Cell:
+def scripted(student_folder: Path, shared: SharedCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cell:
     """The cell of a made-up task whose six answers are scripted."""
     monkeypatch.setattr(hf_model, "HFEngine", ScriptedAnswers)
     write_task(tmp_path / "task")
@@ -305,9 +301,7 @@ def test_a_cell_read_back_is_the_cell_that_was_made(scripted: Cell, shared: Shar
     pd.testing.assert_frame_equal(found.samples, scripted.samples)
 
 
-def test_identical_documents_keep_ids_of_their_own(
-    student_folder: Path, shared: SharedCells, tmp_path: Path
-):
+def test_identical_documents_keep_ids_of_their_own(student_folder: Path, shared: SharedCells, tmp_path: Path):
     write_task(tmp_path / "task", docs={"train": [DOC], "test": [DOC, DOC, {"prompt": "say 2", "target": "2"}, DOC]})
     library = TaskLibrary([tmp_path / "task"])
     cells = evaluate(subject(student_folder), settled(library, "made_up"), library, Evaluation(), shared)
@@ -319,7 +313,9 @@ def test_item_ids_are_the_same_for_every_checkpoint(
     student_folder: Path, teacher_folder: Path, library: TaskLibrary, shared: SharedCells
 ):
     ids = [
-        evaluate(subject(folder), settled(library, "tiny_weather"), library, Evaluation(limit=5), shared)["tiny_weather"]
+        evaluate(subject(folder), settled(library, "tiny_weather"), library, Evaluation(limit=5), shared)[
+            "tiny_weather"
+        ]
         .samples["item_id"]
         .tolist()
         for folder in (student_folder, teacher_folder)
@@ -387,13 +383,34 @@ def test_requests_with_other_settings_are_answered_with_their_own(student_folder
 def test_foreign_checkpoints_give_a_matrix_with_one_row_each(
     micro: Suite, student_folder: Path, teacher_folder: Path, tmp_path: Path
 ):
-    scores = evaluate_checkpoints(micro, [student_folder, teacher_folder, student_folder], tmp_path)
+    again = tmp_path / "again"
+    shutil.copytree(student_folder, again)
+    checkpoints = [student_folder, teacher_folder, again]
+    scores = evaluate_checkpoints(micro, checkpoints, tmp_path)
     assert list(scores.columns) == ["tiny_weather", "tiny_currency", "tiny_reminder"]
-    assert len(scores) == 3
-    assert scores.iloc[0].tolist() == scores.iloc[2].tolist()
+    assert list(scores.index) == [str(path) for path in checkpoints]
     folder = tmp_path / "micro" / "checkpoints"
     written = pd.read_csv(folder / "matrix.csv", index_col="checkpoint")
     pd.testing.assert_frame_equal(written, scores, check_names=False, check_dtype=False)
-    for name in scores.index:
-        assert (folder / str(name) / "tiny_weather" / "samples.parquet").is_file()
+    weights: list[str] = []
+    for index, path in enumerate(checkpoints):
+        found = read_cell(folder / f"{index}_{path.name}" / "tiny_weather")
+        assert found is not None
+        assert found[0]["score"] == scores.loc[str(path), "tiny_weather"]
+        weights.append(found[0]["weights"])
+    assert weights[0] == weights[2] != weights[1]
     assert matrix_table(scores).row_count == 3
+
+
+def test_a_checkpoint_that_changed_in_its_folder_is_evaluated_again(
+    micro: Suite, student_folder: Path, teacher_folder: Path, tmp_path: Path
+):
+    folder = tmp_path / "model"
+    weights: list[str] = []
+    for source in (student_folder, teacher_folder):
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+        evaluate_checkpoints(micro, [folder], tmp_path / "out")
+        found = read_cell(tmp_path / "out/micro/checkpoints/0_model/tiny_weather")
+        assert found is not None
+        weights.append(found[0]["weights"])
+    assert weights == [weights_digest(student_folder), weights_digest(teacher_folder)]

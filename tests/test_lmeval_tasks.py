@@ -180,15 +180,14 @@ def test_unusable_chat_settings_are_refused():
         byte_renderer(Chat(stop=("<end>",)))
     endless = byte_tokenizer()
     endless.eos_token = None
-    with pytest.raises(ModelError, match="has no eos token; name the stop tokens under `chat.stop`"):
+    with pytest.raises(ModelError, match=r"has no eos token; name the stop tokens under `chat.stop`"):
         Renderer(endless, Chat())
 
 
 def test_item_ids_are_the_hashes_that_lm_eval_logs(tmp_path: Path):
     task = made_up(tmp_path)
     listener = Listener(plain_renderer())
-    results = simple_evaluate(model=listener, tasks=[task.task], task_manager=MANAGER, bootstrap_iters=0)
-    assert results is not None
+    results: Any = simple_evaluate(model=listener, tasks=[task.task], task_manager=MANAGER, bootstrap_iters=0)
     logged = [sample["doc_hash"] for sample in results["samples"]["made_up"]]
     assert [item_id(doc) for doc in task.test_docs()] == logged
     assert len(set(logged)) == len(logged)

@@ -254,3 +254,41 @@ def test_a_model_without_an_output_layer_is_refused():
     model = transformers.Qwen3Model(qwen3().config)
     with pytest.raises(ModelError, match="Qwen3Model has no linear output layer"):
         head_of(model)
+
+
+def test_under_autocast_the_head_still_works_in_its_weights_precision():
+    hidden, head, ids, above = inputs("plain")
+    single = Head(head.weight.detach().float().requires_grad_())
+    narrow = hidden.detach().bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = selected_logprobs(narrow, single, ids).chosen
+    expected = dense(narrow.detach().double(), Head(single.weight.detach().double()), ids)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
+    gradient, weight = torch.autograd.grad((found * above).sum(), [narrow, single.weight])
+    assert (gradient.dtype, weight.dtype) == (torch.bfloat16, torch.float32)
+    exact = dense(hidden.detach().requires_grad_(), head, ids)
+    (reference,) = torch.autograd.grad((exact * above).sum(), head.weight)
+    assert float((weight.double() - reference).norm() / reference.norm()) < 0.02
+
+
+def test_a_student_under_autocast_is_close_to_itself_without():
+    model = qwen3(dtype=torch.float32)
+    (batch,) = make_batches(SEQUENCES, "sequence_mean", None)
+    ids = batch.targets[:, None]
+
+    def run(autocast: bool) -> tuple[Tensor, Tensor]:
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            chosen = StudentForward(model)(batch, ids).chosen
+        (chosen[:, 0] * batch.weights).sum().backward()
+        return chosen.detach(), torch.cat([g.flatten() for g in gradients(model).values()])
+
+    (chosen, found), (exact, expected) = run(True), run(False)
+    assert chosen.dtype == found.dtype == torch.float32
+    assert not torch.equal(chosen, exact)
+    torch.testing.assert_close(chosen, exact, rtol=0, atol=0.2)
+    assert float(nn_cosine(found, expected)) > 0.99
+
+
+def nn_cosine(one: Tensor, other: Tensor) -> Tensor:
+    return torch.nn.functional.cosine_similarity(one, other, dim=0)

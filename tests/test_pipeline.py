@@ -92,7 +92,11 @@ def test_a_run_leaves_the_files_that_its_contract_names(aopd: Path, out: Path):
         assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"} <= {
             path.name for path in (aopd / stage / "train" / "checkpoint").iterdir()
         }
-    assert {path.name for path in aopd.iterdir() if not path.name.startswith(".")} == {"manifest.json", *FOLDERS}
+    assert {path.name for path in aopd.iterdir() if not path.name.startswith(".")} == {
+        "manifest.json",
+        "log.txt",
+        *FOLDERS,
+    }
 
 
 def test_the_manifest_says_what_the_run_was_made_of(aopd: Path, student_folder: Path, teacher_folder: Path):
@@ -222,21 +226,21 @@ def test_a_killed_run_leaves_nothing_half_made(resumed: Path):
     assert manifest(resumed)["finished"]
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """Ends a run from within, as an interruption does."""
 
 
 def stop_at(point: str) -> Callable[[Event], None]:
     def report(event: Event) -> None:
         if f"{event.activity} {event.done}" == point:
-            raise Stopped
+            raise StoppedError
 
     return report
 
 
 def test_an_interrupted_run_is_not_finished_and_goes_on_where_it_stopped(micro: Suite, aopd: Path, tmp_path: Path):
     spec = RunSpec(micro, "aopd", 0, out=tmp_path)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         run(spec, stop_at("stage 2 tiny_currency 1"))
     assert not is_finished(spec)
     trained = spec.path / FOLDERS[1] / "train" / "done.json"
@@ -250,7 +254,7 @@ def test_an_interrupted_run_is_not_finished_and_goes_on_where_it_stopped(micro: 
 
 def test_a_run_interrupted_after_its_last_training_still_names_all_weights(micro: Suite, aopd: Path, tmp_path: Path):
     spec = RunSpec(micro, "aopd", 0, out=tmp_path)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         run(spec, stop_at("evaluate after tiny_currency 0"))
     run(spec)
     assert manifest(spec.path)["weights"] == manifest(aopd)["weights"]
@@ -275,11 +279,11 @@ def test_two_seeds_draw_other_rollouts_from_one_start_although_an_evaluation_com
     assert logs[0][0]["entropy"] != logs[0][1]["entropy"]
 
 
-def test_seeds_differ_in_their_start_where_the_student_has_no_seed_of_its_own(micro: Suite, aopd: Path, out: Path):
-    events: list[Event] = []
-    with pytest.raises(Stopped):
-        run(RunSpec(micro, "aopd", 1, out=out), lambda event: (events.append(event), stop_at("stage 1 tiny_weather 0")(event)))
-    results = json.loads((out / "micro/aopd/default/seed1/stage_0/eval/tiny_weather/results.json").read_text())
+def test_seeds_differ_in_their_start_where_the_student_has_no_seed_of_its_own(micro: Suite, aopd: Path, tmp_path: Path):
+    spec = RunSpec(micro, "aopd", 1, out=tmp_path)
+    with pytest.raises(StoppedError):
+        run(spec, stop_at("stage 1 tiny_weather 0"))
+    results = json.loads((spec.path / "stage_0/eval/tiny_weather/results.json").read_text())
     assert results["weights"] != manifest(aopd)["weights"]["start"]
 
 
@@ -319,7 +323,7 @@ def test_a_named_order_trains_the_stages_in_that_order(tmp_path: Path):
 
 def test_a_budget_that_does_not_fit_the_context_is_refused_before_anything_is_trained(tmp_path: Path):
     suite = changed_suite(tmp_path, lambda raw: raw["training"].update(max_new_tokens=120))
-    with pytest.raises(TaskError, match="longest training prompt has .* more than the model's context of 128"):
+    with pytest.raises(TaskError, match=r"longest training prompt has .* more than the model's context of 128"):
         run(RunSpec(suite, "aopd", 0, out=tmp_path / "runs"))
     assert not list((tmp_path / "runs").rglob("stage_*"))
 
@@ -341,3 +345,25 @@ def test_a_sweep_does_the_first_seeds_comparison_first(micro: Suite, tmp_path: P
     assert [(spec.seed, spec.entry) for spec in specs] == [(3, "opd"), (3, "aopd"), (4, "opd"), (4, "aopd")]
     assert default_workers(1) == 1
     assert 1 <= default_workers(99) <= (os.cpu_count() or 1)
+
+
+@pytest.mark.slow
+def test_runs_side_by_side_end_as_runs_one_after_another(micro: Suite, aopd: Path, control: Path, tmp_path: Path):
+    from harness.sweep import plan, sweep
+
+    finished: list[RunSpec] = []
+    specs = plan(micro, ["aopd", "none"], [0], "default", tmp_path)
+    sweep(specs, 2, lambda _: None, finished.append)
+    assert {spec.entry for spec in finished} == {"aopd", "none"}
+    for spec, alone in zip(specs, (aopd, control), strict=True):
+        assert is_finished(spec)
+        assert manifest(spec.path)["weights"] == manifest(alone)["weights"]
+        assert cells(spec.path) == cells(alone)
+
+
+def test_the_first_error_of_a_sweep_is_raised(tmp_path: Path):
+    from harness.sweep import plan, sweep
+
+    suite = changed_suite(tmp_path, lambda raw: raw["training"].update(max_new_tokens=120))
+    with pytest.raises(TaskError, match="more than the model's context of 128"):
+        sweep(plan(suite, ["none", "opd"], [0], "default", tmp_path / "runs"), 1, lambda _: None)

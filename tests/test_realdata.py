@@ -16,7 +16,7 @@ from tests.tasks.helpers import needs_shared_data
 pytestmark = [pytest.mark.slow, pytest.mark.realdata, needs_shared_data, pytest.mark.timeout(1500)]
 
 SUITE = "gsm8k-toolalpaca-smoke"
-SHORT = ["training.steps=2", "student.warmup.strengths.weak=4", "teacher.warmup.strengths.teacher=4"]
+SHORT = ["training.steps=2", "student.warmup.strengths.weak.steps=4", "teacher.warmup.strengths.teacher.steps=4"]
 
 
 def scores(folder: Path) -> pd.DataFrame:
@@ -25,7 +25,7 @@ def scores(folder: Path) -> pd.DataFrame:
 
 def test_a_student_learns_twenty_real_records_of_each_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
-    suite = load_suite(SUITE, ["stages=[gsm8k_smoke, toolalpaca_smoke]"])
+    suite = load_suite(SUITE, ["stages=[gsm8k_smoke, toolalpaca_smoke]", "adapters.sft.training.steps=250"])
     folder = run(RunSpec(suite, "sft", 0, out=tmp_path / "runs"))
     table = scores(folder)
     own = table[(table["stage"] > 0) & (table["task"] == table["stage_task"])].set_index("task")["score"]

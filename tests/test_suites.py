@@ -53,7 +53,9 @@ def refusal(folder: Path, change: Callable[[dict[str, Any]], object] = lambda _:
 
 def test_a_typo_is_named_with_its_place_and_the_nearest_key(tmp_path: Path):
     found = refusal(tmp_path, lambda raw: raw["student"]["warmup"].update(batch_sise=4))
-    expected = "student.warmup.batch_sise: unknown key; did you mean 'batch_size'? expected one of autocast, batch_size,"
+    expected = (
+        "student.warmup.batch_sise: unknown key; did you mean 'batch_size'? expected one of autocast, batch_size,"
+    )
     assert found.startswith(f"{tmp_path / 'suite.yaml'}: {expected}")
 
 
@@ -66,7 +68,7 @@ def test_a_typo_is_named_with_its_place_and_the_nearest_key(tmp_path: Path):
         ),
         (
             lambda raw: raw["training"].update(stpes=3),
-            "training.stpes: unknown key; did you mean 'steps'? expected one of max_new_tokens,",
+            "training.stpes: unknown key; did you mean 'steps'? expected one of autocast, max_new_tokens,",
         ),
         (
             lambda raw: raw["stages"].__setitem__(0, {"task": "tiny_weather", "trainin": {}}),
@@ -78,13 +80,16 @@ def test_a_typo_is_named_with_its_place_and_the_nearest_key(tmp_path: Path):
         ),
         (
             lambda raw: raw["adapters"]["opd"].update(training={"stpes": 1}),
-            "adapters.opd.training.stpes: unknown key; did you mean 'steps'? expected one of max_new_tokens,",
+            "adapters.opd.training.stpes: unknown key; did you mean 'steps'? expected one of autocast, max_new_tokens,",
         ),
         (
             lambda raw: raw["adapters"]["opd"].update(training={"optimizer": {"lr": -1}}),
             "adapters.opd.training.optimizer.lr: found -1; input should be greater than 0",
         ),
-        (lambda raw: raw["training"].update(steps="many"), "training.steps: found 'many'; input should be a valid integer"),
+        (
+            lambda raw: raw["training"].update(steps="many"),
+            "training.steps: found 'many'; input should be a valid integer",
+        ),
         (lambda raw: raw["training"].update(steps=0), "training.steps: found 0; input should be greater than 0"),
         (lambda raw: raw.pop("name"), "name: missing; this key is required"),
         (lambda raw: raw.pop("student"), "student: missing; this key is required"),
@@ -92,7 +97,10 @@ def test_a_typo_is_named_with_its_place_and_the_nearest_key(tmp_path: Path):
         (lambda raw: raw.update(stages="tiny_weather"), "stages: found 'tiny_weather'; input should be a valid tuple"),
         (lambda raw: raw["stages"].append("tiny_weather"), "stages train tiny_weather more than once; give each stage"),
         (lambda raw: raw["probes"].append("tiny_weather"), "probes tiny_weather are also trained; a probe is a task"),
-        (lambda raw: raw.update(orders={"x": ["tiny_weather"]}), "order 'x' is ['tiny_weather'], expected a permutation"),
+        (
+            lambda raw: raw.update(orders={"x": ["tiny_weather"]}),
+            "order 'x' is ['tiny_weather'], expected a permutation",
+        ),
     ],
 )
 def test_each_mistake_is_one_sentence_with_file_and_key(
@@ -123,7 +131,9 @@ def test_a_file_that_holds_no_mapping_is_refused(tmp_path: Path):
 def test_missing_suites_are_refused_with_where_was_looked(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"suite file no/such.yaml does not exist \(looked in "):
         load_suite("no/such.yaml")
-    with pytest.raises(ConfigError, match=r"there is no suite 'tinny'; known are .*tiny.*, or give a path that ends in"):
+    with pytest.raises(
+        ConfigError, match=r"there is no suite 'tinny'; known are .*tiny.*, or give a path that ends in"
+    ):
         load_suite("tinny")
 
 
@@ -138,7 +148,7 @@ def test_suites_in_included_folders_are_found_by_name_before_the_shipped_ones(tm
 def test_overrides_reach_mappings_lists_and_new_keys(tmp_path: Path):
     sets = (
         "training.optimizer.lr=1e-4", "stages.1=tiny_calendar", "seeds=[3, 4]", "teacher=null", "evaluation.limit=2",
-        "adapters.opd.options.weight=1.25", "student.warmup.strengths.weak=5", "adapters.opd.training.steps=9",
+        "adapters.opd.options.weight=1.25", "student.warmup.strengths.weak.steps=5", "adapters.opd.training.steps=9",
     )  # fmt: skip
     suite = load(tmp_path, lambda _: None, *sets)
     assert suite.training.optimizer.lr == 1e-4
@@ -182,7 +192,11 @@ def test_a_stages_training_overlays_the_suites(tmp_path: Path):
     suite = load(tmp_path, change)
     first, second = suite.stages
     assert (first.training.steps, first.training.optimizer.lr) == (5, 0.5)
-    assert (second.training.steps, second.training.optimizer.lr, second.training.optimizer.weight_decay) == (5, 0.1, 0.25)
+    assert (second.training.steps, second.training.optimizer.lr, second.training.optimizer.weight_decay) == (
+        5,
+        0.1,
+        0.25,
+    )
     long = suite.training_for(second, "long")
     assert (long.steps, long.optimizer.lr, long.optimizer.weight_decay) == (9, 0.1, 0.25)
 

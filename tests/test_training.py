@@ -24,17 +24,19 @@ def settings(**changes: Any) -> Optimizer:
     return Optimizer.model_validate({"lr": 0.1, "weight_decay": 0.0, **changes})
 
 
-def vector(*values: float) -> nn.Module:
-    """Return a module whose only parameter `w` holds `values`."""
-    module = nn.Module()
-    module.w = nn.Parameter(torch.tensor(values, dtype=torch.float64))
-    return module
+class Vector(nn.Module):
+    """A module whose only parameter `w` holds some numbers."""
+
+    def __init__(self, *values: float) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(values, dtype=torch.float64))
 
 
 def with_plain_steps(updater: Updater) -> Updater:
     """Replace AdamW, which hides a gradient's size, by w -= gradient."""
-    updater.optimizer = torch.optim.SGD(updater.parameters, lr=1.0)
-    updater.scheduler = torch.optim.lr_scheduler.LambdaLR(updater.optimizer, lambda _: 1.0)
+    plain: Any = torch.optim.SGD(updater.parameters, lr=1.0)
+    updater.optimizer = plain
+    updater.scheduler = torch.optim.lr_scheduler.LambdaLR(plain, lambda _: 1.0)
     return updater
 
 
@@ -62,7 +64,7 @@ def test_no_schedule_leaves_0_to_1_or_rises_after_its_warm_up(kind: str, warmup:
 
 
 def test_each_update_reports_the_learning_rate_it_used_and_takes_that_step():
-    module = vector(0.0)
+    module = Vector(0.0)
     updater = Updater(module, settings(schedule="linear"), total_updates=4)
     lrs: list[float] = []
     for _ in range(4):
@@ -74,7 +76,7 @@ def test_each_update_reports_the_learning_rate_it_used_and_takes_that_step():
 
 
 def test_losses_and_gradients_of_micro_batches_add_up():
-    module = vector(1.0, 2.0)
+    module = Vector(1.0, 2.0)
     updater = with_plain_steps(Updater(module, settings(grad_clip=100.0), 1))
     shares = iter([2.0, 3.0])
     batches: list[Batch] = [NO_BATCH, NO_BATCH]
@@ -86,7 +88,7 @@ def test_losses_and_gradients_of_micro_batches_add_up():
 
 
 def test_gradients_do_not_carry_over_to_the_next_update():
-    module = vector(0.0)
+    module = Vector(0.0)
     updater = with_plain_steps(Updater(module, settings(grad_clip=100.0), 2))
     for _ in range(2):
         updater.update([NO_BATCH], lambda _: module.w.sum())
@@ -94,7 +96,7 @@ def test_gradients_do_not_carry_over_to_the_next_update():
 
 
 def test_a_large_gradient_is_scaled_to_the_clip_and_reported_unclipped():
-    module = vector(0.0, 0.0)
+    module = Vector(0.0, 0.0)
     updater = with_plain_steps(Updater(module, settings(grad_clip=1.0), 2))
     result = updater.update([NO_BATCH], lambda _: (module.w * torch.tensor([3.0, 4.0])).sum())
     assert result.grad_norm == pytest.approx(5)
@@ -107,7 +109,7 @@ def test_a_large_gradient_is_scaled_to_the_clip_and_reported_unclipped():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(bad: float):
-    module = vector(1.0, 2.0)
+    module = Vector(1.0, 2.0)
     updater = Updater(module, settings(), 1)
     with pytest.raises(TrainingError, match="is not finite; the last checkpoint is kept"):
         updater.update([NO_BATCH], lambda _: module.w.sum() * bad)
@@ -115,7 +117,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(bad: float):
 
 
 def test_a_finite_loss_with_an_infinite_gradient_stops_before_the_weights_change():
-    module = vector(0.0, 2.0)
+    module = Vector(0.0, 2.0)
 
     def loss_of(_: Batch) -> Tensor:
         return module.w.sqrt().sum()  # d sqrt(w)/dw is infinite at 0
@@ -126,8 +128,9 @@ def test_a_finite_loss_with_an_infinite_gradient_stops_before_the_weights_change
 
 
 def test_frozen_parameters_stay_as_they_are():
-    module = vector(1.0)
-    module.frozen = nn.Parameter(torch.ones(1), requires_grad=False)
+    module = Vector(1.0)
+    frozen = nn.Parameter(torch.ones(1), requires_grad=False)
+    module.register_parameter("frozen", frozen)
     Updater(module, settings(weight_decay=0.5), 1).update([NO_BATCH], lambda _: module.w.sum())
-    assert module.frozen.item() == 1
+    assert frozen.item() == 1
     assert module.w.item() < 1

@@ -6,7 +6,7 @@ Each finding is one sentence; `traps` lists what a task file falls into, with wh
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,9 +99,16 @@ def check_grader(task: BenchTask, doc: dict[str, Any], renderer: Renderer) -> Gr
     """Grade an item's reference and spoiled copies of it."""
     target = task.training_target(doc)
     scores = {
-        name: task.grade(doc, spoil(target))[task.metric] for name, spoil in SPOILERS.items() if spoil(target) != target
+        name: task.grade(doc, text)[task.metric] for name, text in {"empty": "", "changed": spoil(target)}.items()
     }
     return GradeCheck(task.render(doc, renderer), target, task.grade(doc, target)[task.metric], scores)
+
+
+def spoil(target: str) -> str:
+    """Return a wrong copy of a reference: every digit raised by one, or every word changed where it has no digit."""
+    if re.search(r"\d", target):
+        return re.sub(r"\d", lambda digit: str((int(digit[0]) + 1) % 10), target)
+    return re.sub(r"[A-Za-z]{2,}", lambda word: word[0][::-1] + "x", target)
 
 
 def traps(task: BenchTask) -> Iterator[str]:
@@ -111,9 +118,14 @@ def traps(task: BenchTask) -> Iterator[str]:
     yield from _data_traps(task)
 
 
+def has_training_items(task: BenchTask) -> bool:
+    """Return whether a task has anything to train on here and now."""
+    return task.task.has_training_docs() and len(task.task.training_docs()) > 0
+
+
 def shared_items(task: BenchTask, limit: int | None = None) -> int:
     """Return how many test prompts are also training prompts, word for word."""
-    if not task.task.has_training_docs():
+    if not has_training_items(task):
         return 0
     train = {str(task.task.doc_to_text(doc)) for doc in task.training_docs()}
     return sum(str(task.task.doc_to_text(doc)) in train for doc in task.test_docs(limit))
@@ -151,6 +163,8 @@ def _data_traps(task: BenchTask) -> Iterator[str]:
     config = task.task.config
     if config.dataset_path and not callable(config.custom_dataset) and "revision" not in (config.dataset_kwargs or {}):
         yield "dataset_kwargs.revision is not pinned: the data may change under the results"
+    if task.task.has_training_docs() and not has_training_items(task):
+        yield "the training split is empty here: usable as a probe only, until its records are named under `data`"
     if task.settings.get("memorise"):
         yield "metadata.harness.memorise is set: it trains on its test items on purpose, for plumbing checks only"
     elif shared := shared_items(task):
@@ -158,18 +172,3 @@ def _data_traps(task: BenchTask) -> Iterator[str]:
     ids = [item_id(doc) for doc in task.test_docs()]
     if len(set(ids)) < len(ids):
         yield f"{len(ids) - len(set(ids))} test items are duplicates: intervals would count them twice"
-
-
-def _other_digits(text: str) -> str:
-    return re.sub(r"\d", lambda digit: str((int(digit[0]) + 1) % 10), text)
-
-
-def _other_words(text: str) -> str:
-    return re.sub(r"[A-Za-z]{2,}", lambda word: word[0][::-1] + "x", text)
-
-
-SPOILERS: dict[str, Callable[[str], str]] = {
-    "empty": lambda _: "",
-    "other digits": _other_digits,
-    "other words": _other_words,
-}
