@@ -11,9 +11,6 @@ OUT ?= runs
 RUNS ?= $(OUT)/$(notdir $(basename $(SUITE)))
 SET ?=
 
-export OMP_NUM_THREADS ?= 1
-export TOKENIZERS_PARALLELISM ?= false
-
 .DEFAULT_GOAL := help
 .PHONY: help stage-all report test test-slow check fix bench clean
 
@@ -27,10 +24,10 @@ report: $(STAMP)  ## Render the report of RUNS=runs/tiny again
 	$(BIN)/harness report $(RUNS)
 
 test: $(STAMP)  ## Run the fast tests
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu and not vllm and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu and not vllm and not browser"
 
 test-slow: $(STAMP)  ## Run the slow tests: whole runs, the wheel, the real records
-	$(BIN)/python -m pytest -m "slow and not gpu and not vllm and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu and not vllm and not browser"
 
 check: $(STAMP)  ## Lint, check formatting and types
 	$(BIN)/ruff check .

@@ -142,7 +142,7 @@ class _Step:
         count = len(batch.targets)
         if self.ctx.teacher is None or self.adapter.teacher_needs == "none":
             nothing = torch.zeros(count, 0, device=batch.targets.device)
-            return TeacherScores(torch.full((count,), float("nan")), nothing.long(), nothing)
+            return TeacherScores(nothing.new_full((count,), float("nan")), nothing.long(), nothing)
         return self.ctx.teacher.score(batch, self.adapter.teacher_top_k, self.ctx.training.temperature)
 
     def _student(self, batch: Batch, ids: Tensor) -> LogProbs:

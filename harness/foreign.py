@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def evaluate_checkpoints(suite: Suite, checkpoints: Sequence[Path], out: Path) -
         subject = Subject(checkpoint, weights_digest(checkpoint), suite.student.chat, suite.student.dtype, device)
         with stderr_to(folder / "log.txt"):
             cells = evaluate(subject, tasks, library, suite.evaluation, SharedCells(out / suite.name))
+        shutil.rmtree(folder / f"{index}_{checkpoint.name}", ignore_errors=True)
         for task, cell in cells.items():
             write_cell(folder / f"{index}_{checkpoint.name}" / task, {**cell.summary, "stage": index}, cell.samples)
         rows[str(checkpoint)] = {task: cell.summary["score"] for task, cell in cells.items()}

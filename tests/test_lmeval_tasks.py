@@ -221,7 +221,7 @@ def test_without_one_the_target_is_doc_to_target_or_the_choice_it_points_to(tmp_
     doc = {"prompt": "1+1", "target": "2", "answers": ["two", "2"], "label": 1}
     docs = {"train": [doc], "test": [doc]}
     text = made_up(tmp_path / "text", docs=docs, metadata=bare)
-    several = made_up(tmp_path / "list", docs=docs, metadata=bare, doc_to_target="answers", grader=None)
+    several = made_up(tmp_path / "list", docs=docs, metadata=bare, doc_to_target="answers")
     choice = made_up(
         tmp_path / "choice", docs=docs, metadata=bare, doc_to_target="label", doc_to_choice="answers", grader=None,
         output_type="multiple_choice", generation_kwargs=None,
@@ -299,7 +299,9 @@ def test_a_missing_folder_is_refused(tmp_path: Path):
 
 def test_records_that_cannot_be_read_are_one_sentence_with_the_task(tmp_path: Path):
     write_task(tmp_path)
-    (tmp_path / "made_up_code.py").write_text("def records(**_):\n    raise OSError('disk on fire')\ngrade = None\n")
+    (tmp_path / "made_up_code.py").write_text(
+        "def records(**_):\n    raise OSError('disk on fire')\ndef grade(*_): ...\n"
+    )
     with pytest.raises(TaskError, match="task made_up: OSError while loading it: disk on fire"):
         TaskLibrary([tmp_path]).load("made_up")
 
