@@ -195,7 +195,8 @@ def tokens(logq: Any, logp: Any, logq_old: Any = None, top_q: Any = None, top_p:
 
 def test_the_advantage_is_the_log_ratio_of_the_policy_that_sampled_and_carries_no_gradient():
     logq = torch.log(torch.tensor([0.5, 0.25], dtype=torch.float64)).requires_grad_()
-    found = tokens(logq, torch.log(torch.tensor([0.25, 0.5])), logq_old=[math.log(0.125), math.log(0.5)]).advantage
+    old = torch.log(torch.tensor([0.125, 0.5], dtype=torch.float64)).requires_grad_()
+    found = tokens(logq, torch.log(torch.tensor([0.25, 0.5])), logq_old=old).advantage
     # log 0.25/0.125 = log 2, log 0.5/0.5 = 0
     assert found.tolist() == pytest.approx([math.log(2), 0], abs=1e-7)
     assert not found.requires_grad
@@ -274,17 +275,21 @@ def test_the_gate_looks_at_the_policy_that_sampled_not_at_the_one_in_training():
     assert AOPD(gate="prob_diff").routed(later).tolist() == [True]
 
 
+OPTIONS: list[dict[str, Any]] = [{}, {"weight": 1.25}, {"clip": 0.2, "dual_clip": 3.0, "weight": 1.25}]
 LOGPROBS = st.lists(st.tuples(st.floats(-6, -0.01), st.floats(-6, -0.01)), min_size=1, max_size=6)
 
 
-@given(LOGPROBS, st.sampled_from(["log_ratio", "prob_diff"]))
-def test_at_its_limits_aopd_is_pure_opd_and_pure_forward_kl(pairs: list[tuple[float, float]], gate: Any):
+@given(LOGPROBS, st.sampled_from(["log_ratio", "prob_diff"]), st.sampled_from(OPTIONS))
+def test_at_its_limits_aopd_is_pure_opd_and_pure_forward_kl(
+    pairs: list[tuple[float, float]], gate: Any, options: dict[str, Any]
+):
     q, p = zip(*pairs, strict=True)
-    found = tokens(q, p, top_q=[[-1.0, -2.0]] * len(q), top_p=[[-0.5, -3.0]] * len(q))
+    old = [value - 0.7 for value in q]
+    found = tokens(q, p, logq_old=old, top_q=[[-1.0, -2.0]] * len(q), top_p=[[-0.5, -3.0]] * len(q))
     limit = 1.0 if gate == "prob_diff" else math.inf
-    all_opd = AOPD(gate=gate, threshold=limit).token_losses(found)
-    all_fkl = AOPD(gate=gate, threshold=-limit).token_losses(found)
-    assert torch.equal(all_opd.losses, OPD().token_losses(found).losses)
+    all_opd = AOPD(gate=gate, threshold=limit, **options).token_losses(found)
+    all_fkl = AOPD(gate=gate, threshold=-limit, **options).token_losses(found)
+    assert torch.equal(all_opd.losses, OPD(**options).token_losses(found).losses)
     assert torch.equal(all_fkl.losses, truncated_forward_kl(found))
     assert all_opd.routed is not None
     assert all_fkl.routed is not None

@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[2]
 TASKS = ROOT / "tasks"
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
-TINY = ["tiny_arithmetic", "tiny_long_sums", "tiny_weather", "tiny_currency", "tiny_calendar", "tiny_reminder"]
+SUMS = ["tiny_arithmetic", "tiny_short_sums", "tiny_long_sums"]
+TINY = [*SUMS, "tiny_weather", "tiny_currency", "tiny_calendar", "tiny_reminder"]
 
 needs_shared_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason=f"no real records in {SHARED_DATA}")
 
