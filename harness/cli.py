@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from harness.errors import HarnessError
+from harness.errors import ConfigError, HarnessError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -136,8 +136,6 @@ def check(
 
 
 def _numbers(text: str) -> list[int]:
-    from harness.errors import ConfigError
-
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
@@ -157,7 +155,6 @@ def _go(
 ) -> None:
     """Check, then print the plan or do the runs with progress, the retention table and the report at the end."""
     from harness.adapter import check_adapters
-    from harness.errors import ConfigError
     from harness.pipeline import is_finished
     from harness.progress import Display
     from harness.sweep import default_workers, plan

@@ -77,12 +77,14 @@ def run(spec: RunSpec, report: Report = silent) -> Path:
         bench.check()
         checkpoint = bench.start
         bench.weights["start"] = weights_digest(checkpoint)
+        bench.weights["start"] = weights_digest(checkpoint)
         bench.evaluate(store.stage(0, None), checkpoint, "start")
         for index, stage in enumerate(spec.stages, start=1):
             folder = store.stage(index, stage.task)
             checkpoint = bench.adapt(folder, stage, index, checkpoint)
             bench.evaluate(folder, checkpoint, f"after {stage.task}")
-        store.update_manifest(lambda found: {**found, "weights": bench.weights, "finished": now()})
+            store.update_manifest(lambda found: {**found, "weights": {**found["weights"], **bench.weights}})
+        store.update_manifest(lambda found: {**found, "finished": now()})
     report(Event(spec.label, "done", 1, 1, finished=True))
     return spec.path
 

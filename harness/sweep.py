@@ -7,12 +7,14 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from itertools import product
 from pathlib import Path
 from queue import Queue
 from typing import Any
 
 from harness.config import Model, Scratch, Suite, digest
+from harness.errors import HarnessError, RunError
 from harness.lmeval.tasks import TaskLibrary
 from harness.models import checkpoint_of, limit_threads
 from harness.pipeline import RunSpec, run
@@ -90,13 +92,23 @@ def _run_in_worker(spec: RunSpec, events: Any) -> None:
 
 def _drain(pending: dict[Future[None], RunSpec | None], on_finished: Callable[[RunSpec], object]) -> None:
     for future in as_completed(pending):
-        error = future.exception()
-        if error is not None:
+        spec = pending[future]
+        if (error := future.exception()) is not None:
             for other in pending:
                 other.cancel()
-            raise error
-        if (spec := pending[future]) is not None:
+            raise _explained(error, spec)
+        if spec is not None:
             on_finished(spec)
+
+
+def _explained(error: BaseException, spec: RunSpec | None) -> BaseException:
+    """Say which run an error belongs to, and what a worker's sudden death means."""
+    if isinstance(error, BrokenProcessPool):
+        return RunError(
+            "a worker process was killed, most often because memory ran out; use fewer --workers, the same command "
+            "continues from the last finished stages"
+        )
+    return type(error)(f"{spec.label}: {error}") if isinstance(error, HarnessError) and spec else error
 
 
 def _forward(events: Queue[Event | None], report: Report) -> None:

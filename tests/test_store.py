@@ -31,11 +31,15 @@ def killed_while(work: Callable[[], object], begun: Callable[[], object]) -> Non
                 work()
         finally:
             os._exit(1)
-    while not begun():
-        time.sleep(0.001)
-    time.sleep(random.Random(child).uniform(0.001, 0.03))
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
+    try:
+        while not begun():
+            time.sleep(0.001)
+            ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            assert ended is None, "the writer ended by itself"
+        time.sleep(random.Random(child).uniform(0.001, 0.03))
+    finally:
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status)
 
 
