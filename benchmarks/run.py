@@ -96,7 +96,7 @@ def _context() -> StageContext:
     return StageContext(
         student=StudentForward(student.model),
         teacher=LocalTeacher(teacher.model, teacher.renderer.tokenizer, student.renderer.tokenizer),
-        engine=HFEngine(student.model, student.renderer.tokenizer),
+        engine=HFEngine(student.renderer.tokenizer),
         renderer=student.renderer,
         task=task,
         examples=task.training_examples(student.renderer, PROMPTS * STEPS),

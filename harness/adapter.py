@@ -91,6 +91,12 @@ def make_adapter(name: str, entry: AdapterEntry) -> Adapter:
 def check_adapters(suite: Suite) -> dict[str, Adapter]:
     """Build every adapter of a suite and refuse those whose teacher the suite does not give."""
     adapters = {name: make_adapter(name, entry) for name, entry in suite.adapters.items()}
+    trained = [name for name, entry in suite.adapters.items() if (entry.adapter or name) != "none"]
+    if trained and suite.student.dtype != "float32":
+        raise ConfigError(
+            f"student.dtype is {suite.student.dtype}; optimiser steps round to nothing in it, so take float32 and set "
+            "training.autocast: bfloat16"
+        )
     for name, adapter in adapters.items():
         lacking = [s.task for s in suite.stages if suite.teacher is None and s.teacher is None]
         if adapter.teacher_needs != "none" and lacking:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from harness.config import Chat
+from harness.config import Chat, digest
 from harness.errors import ModelError
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -48,6 +48,10 @@ class Renderer:
     def encode_target(self, text: str) -> list[int]:
         """Return an answer's ids, ended by the first stop token."""
         return [*self.tokenizer.encode(text, add_special_tokens=False), self.stop_ids[0]]
+
+    def fingerprint(self) -> str:
+        """Return a digest of the vocabulary and the stop tokens; a mended tokenizer is another one."""
+        return digest([sorted(self.tokenizer.get_vocab().items()), self.stop_ids])
 
     def decode(self, ids: list[int]) -> str:
         """Return a response as text without its special tokens."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from harness.chat import Renderer
 from harness.config import Model
 from harness.errors import ModelError
 
-WEIGHT_FILES = ("*.safetensors", "*.bin")
+WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 
 
 @dataclass(frozen=True)
@@ -29,23 +31,22 @@ class Loaded:
 
 def context_of(folder: Path) -> int:
     """Return the longest sequence, in tokens, that a checkpoint's model takes."""
-    return int(AutoConfig.from_pretrained(folder).get_text_config().max_position_embeddings)
+    with _readable(folder):
+        return int(AutoConfig.from_pretrained(folder).get_text_config().max_position_embeddings)
 
 
 def load_renderer(folder: Path, spec: Model) -> Renderer:
     """Load a checkpoint's tokenizer alone."""
-    return Renderer(AutoTokenizer.from_pretrained(folder), spec.chat)
+    with _readable(folder):
+        return Renderer(AutoTokenizer.from_pretrained(folder), spec.chat)
 
 
 def load(folder: Path, spec: Model, device: str) -> Loaded:
     """Load a checkpoint folder with the dtype and chat settings of `spec`."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    try:
+    with _readable(folder):
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, spec.dtype))
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder}: not a causal language model with a tokenizer ({error})") from error
-    return Loaded(model.to(device), Renderer(tokenizer, spec.chat))
+    return Loaded(model.to(device), load_renderer(folder, spec))
 
 
 def save(loaded: Loaded, folder: Path) -> None:
@@ -58,13 +59,23 @@ def save(loaded: Loaded, folder: Path) -> None:
 
 def weights_digest(folder: Path) -> str:
     """Return 16 hexadecimal digits of all weights by name, dtype, shape and bytes, however they are sharded."""
-    files = sorted(path for pattern in WEIGHT_FILES for path in folder.glob(pattern))
-    if not files:
+    files = next((found for pattern in WEIGHT_FILES if (found := sorted(folder.glob(pattern)))), None)
+    if files is None:
         raise ModelError(f"{folder} holds no weights ({' or '.join(WEIGHT_FILES)})")
     if any(path.suffix == ".bin" for path in files):
         return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()[:16]
     tensors = sorted(line for path in files for line in _tensor_digests(path))
     return hashlib.sha256("\n".join(tensors).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _readable(folder: Path) -> Generator[None]:
+    try:
+        yield
+    except ModelError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder}: not a causal language model with a tokenizer ({error})") from error
 
 
 def _tensor_digests(path: Path) -> list[str]:

@@ -40,7 +40,7 @@ def main() -> None:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     try:
         app()
-    except HarnessError as error:
+    except (HarnessError, OSError) as error:
         sentence = escape(" ".join(str(error).split()))
         Console(stderr=True).print(f"[bold red]error:[/] {sentence}", highlight=False, emoji=False, soft_wrap=True)
         sys.exit(2)
@@ -49,7 +49,7 @@ def main() -> None:
 @app.command()
 def run(
     suite: SuiteName,
-    adapter: Annotated[str, typer.Option(help="One of the suite's adapters.")],
+    adapter: Annotated[str | None, typer.Option(help="One of the suite's adapters; default: its first.")] = None,
     seed: Annotated[int | None, typer.Option(help="Default: the suite's first.")] = None,
     order: Annotated[str, typer.Option(help="A named order of the stages.")] = "default",
     out: Out = Path("runs"),
@@ -59,7 +59,15 @@ def run(
 ) -> None:
     """Adapt a student stage by stage with one adapter and one seed, evaluating after each stage."""
     loaded = _load(suite, overrides, include_path)
-    _go(loaded, [adapter], [loaded.seeds[0] if seed is None else seed], order, out, 1, dry_run)
+    _go(
+        loaded,
+        [adapter or next(iter(loaded.adapters))],
+        [loaded.seeds[0] if seed is None else seed],
+        order,
+        out,
+        1,
+        dry_run,
+    )
 
 
 @app.command()
@@ -69,7 +77,9 @@ def sweep(
     seed: Names = None,
     order: Annotated[str, typer.Option(help="A named order of the stages.")] = "default",
     out: Out = Path("runs"),
-    workers: Annotated[int | None, typer.Option(help="Runs side by side; default: one per free processor.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Runs side by side; default: one per free processor.")
+    ] = None,
     overrides: Overrides = None,
     include_path: Include = None,
     dry_run: Annotated[bool, typer.Option(help="Print what would be done and write nothing.")] = False,
@@ -164,7 +174,7 @@ def _go(
         raise ConfigError(f"suite {suite.name} has no adapter {', '.join(unknown)}; it has {', '.join(suite.adapters)}")
     check_adapters(suite)
     try:
-        specs = plan(suite, adapters, seeds, order, out)
+        specs = plan(suite, list(dict.fromkeys(adapters)), list(dict.fromkeys(seeds)), order, out)
         _ = specs[0].stages
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -176,18 +186,18 @@ def _go(
     todo = [spec for spec in specs if not is_finished(spec)]
     if todo:
         with Display(console) as display:
-            do_runs(todo, workers or default_workers(len(todo)), display, lambda _: _render(specs))
+            do_runs(todo, workers or default_workers(todo), display, lambda _: _render(specs))
     else:
         console.print(f"all {len(specs)} runs are finished; nothing to do")
     _summarise(specs)
 
 
-def _render(specs: Sequence[RunSpec]) -> Path | None:
-    """Render the report over those runs that have begun; None while none has."""
+def _render(specs: Sequence[RunSpec]) -> Path:
+    """Render the report over all runs of the suite in this output folder, other commands' included."""
     from reports.build import build_report
 
-    begun = [spec.path for spec in specs if (spec.path / "stage_0").is_dir()]
-    return build_report(begun, specs[0].out / specs[0].suite.name / "report") if begun else None
+    folder = specs[0].out / specs[0].suite.name
+    return build_report([folder], folder / "report")
 
 
 def _summarise(specs: Sequence[RunSpec]) -> None:

@@ -83,7 +83,7 @@ class Warmup(Strict):
 class Pretrained(Strict):
     """A causal language model by folder or hub id, base models included."""
 
-    kind: Literal["pretrained"] = "pretrained"
+    kind: Literal["pretrained"]
     path: str
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -118,7 +118,7 @@ class Optimizer(Strict):
     """AdamW with the official scripts' settings (METHOD: lr 1e-5 constant, weight decay 0.01, clip 1.0)."""
 
     lr: float = Field(default=1e-5, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     grad_clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
@@ -134,6 +134,7 @@ class Training(Strict):
     num_generations: int = Field(default=1, gt=0, description="rollouts of each prompt")
     max_new_tokens: int = Field(default=2048, gt=0)
     temperature: float = Field(default=1.0, gt=0, description="of the rollouts and of both sides' log-probabilities")
+    generation_batch: int = Field(default=64, gt=0, description="prompts decoded together; part of what a seed draws")
     micro_batch: int | None = Field(
         default=None, gt=0, description="sequences in one forward; null takes the whole batch"
     )
@@ -196,7 +197,6 @@ class Suite(Strict):
     evaluation: Evaluation = Evaluation()
     data: dict[str, str] = Field(default={}, description="name to a local path, handed to the tasks' loaders")
     include: tuple[str, ...] = Field(default=(), description="folders with more task files")
-    engine: Literal["hf"] = "hf"
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     threads: int | None = Field(default=None, gt=0, description="CPU threads of one run; null leaves torch's default")
 
@@ -205,6 +205,9 @@ class Suite(Strict):
         tasks = [stage.task for stage in self.stages]
         if repeated := sorted({t for t in tasks if tasks.count(t) > 1}):
             raise ValueError(f"stages train {', '.join(repeated)} more than once; give each stage its own task")
+        for name, values in (("probes", self.probes), ("seeds", self.seeds)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} {list(values)} name one twice; give each once")
         if trained := sorted(set(self.probes) & set(tasks)):
             raise ValueError(f"probes {', '.join(trained)} are also trained; a probe is a task that no stage trains")
         for name, order in self.orders.items():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from harness.errors import ModelError
 from harness.rollouts import Batch
 
-CHUNK_ELEMENTS = 2**22
+CHUNK_ELEMENTS = 2**25
 
 
 @dataclass(frozen=True)

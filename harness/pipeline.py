@@ -31,7 +31,7 @@ from harness.progress import Event, Report, silent
 from harness.seeding import derive_seed
 from harness.store import RunStore, StageFolder, stderr_to, write_cell, write_json
 from harness.teachers.base import Teacher
-from harness.teachers.local import LocalTeacher
+from harness.teachers.local import LocalTeacher, check_same_rows
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,13 @@ def run(spec: RunSpec, report: Report = silent) -> Path:
         if is_finished(spec):
             return spec.path
         bench = Bench(spec, report)
-        store.start({**bench.describe(), **environment(), "finished": None})
+        session = environment()
+        manifest = {**bench.describe(), **session, "sessions": [], "finished": None}
+        store.refuse_another(manifest)
         bench.check()
+        store.start(manifest)
+        store.update_manifest(lambda found: {**found, "sessions": [*found["sessions"], session]})
         checkpoint = bench.start
-        bench.weights["start"] = weights_digest(checkpoint)
         bench.weights["start"] = weights_digest(checkpoint)
         bench.evaluate(store.stage(0, None), checkpoint, "start")
         for index, stage in enumerate(spec.stages, start=1):
@@ -91,8 +94,13 @@ def run(spec: RunSpec, report: Report = silent) -> Path:
 
 def is_finished(spec: RunSpec) -> bool:
     """Return whether a run's directory holds all of it, made by the same configuration."""
-    manifest = RunStore(spec.path).manifest or {}
-    return bool(manifest.get("finished")) and manifest["config_hash"] == digest(spec.config())
+    store = RunStore(spec.path)
+    manifest = store.manifest or {}
+    if not manifest.get("finished") or manifest["config_hash"] != digest(spec.config()):
+        return False
+    folders = [store.stage(0, None), *(store.stage(i, stage.task) for i, stage in enumerate(spec.stages, start=1))]
+    trained = all(folder.training_done for folder in folders[1:])
+    return trained and all(folder.evaluated(task) for folder in folders for task in spec.suite.tasks)
 
 
 class Bench:
@@ -105,7 +113,7 @@ class Bench:
         self.library = TaskLibrary(self.suite.include, self.suite.data)
         self.adapter: Adapter = make_adapter(spec.entry, self.suite.adapters[spec.entry])
         self.weights: dict[str, str] = {}
-        self._teacher: tuple[Model, Teacher] | None = None
+        self._teacher: _HeldTeacher | None = None
 
     @cached_property
     def tasks(self) -> dict[str, BenchTask]:
@@ -151,8 +159,8 @@ class Bench:
                 done = self._train(train, stage, index, load(checkpoint, self.suite.student, self.device))
                 write_json(train / "done.json", done)
         self.weights[f"stage_{index}"] = done["weights"]
-        if done.get("teacher") is not None:
-            self.weights["teacher"] = done["teacher"]
+        if done["teacher"] is not None:
+            self.weights["teacher" if stage.teacher is None else f"stage_{index}_teacher"] = done["teacher"]
         return folder.checkpoint
 
     def evaluate(self, folder: StageFolder, checkpoint: Path, when: str) -> None:
@@ -178,7 +186,7 @@ class Bench:
         save(student, train / "checkpoint")
         return {
             "weights": weights_digest(train / "checkpoint"),
-            "teacher": None if context.teacher is None else self.weights["teacher"],
+            "teacher": None if self._teacher is None else self._teacher.weights,
             "steps": result.steps,
             "seconds": round(seconds, 3),
             "prompts": len(context.examples),
@@ -191,7 +199,7 @@ class Bench:
         return StageContext(
             student=StudentForward(student.model),
             teacher=self._teacher_of(stage, student),
-            engine=HFEngine(student.model, student.renderer.tokenizer, training.micro_batch or 64),
+            engine=HFEngine(student.model, student.renderer.tokenizer, training.generation_batch),
             renderer=student.renderer,
             task=task,
             examples=task.training_examples(student.renderer, training.train_items),
@@ -205,16 +213,26 @@ class Bench:
         spec = stage.teacher or self.suite.teacher
         if spec is None or self.adapter.teacher_needs == "none":
             return None
-        if self._teacher is None or self._teacher[0] != spec:
+        if self._teacher is None or self._teacher.spec != spec:
+            self._teacher = None
             folder = checkpoint_of(spec, self.spec.seed, self.library, self._building)
             loaded = load(folder, spec, self.device)
+            check_same_rows(loaded.model, student.model)
             teacher = LocalTeacher(loaded.model, loaded.renderer.tokenizer, student.renderer.tokenizer)
-            self.weights["teacher"] = weights_digest(folder)
-            self._teacher = (spec, teacher)
-        return self._teacher[1]
+            self._teacher = _HeldTeacher(spec, weights_digest(folder), teacher)
+        return self._teacher.teacher
 
     def _building(self, what: str, done: int, total: int) -> None:
         self.report(Event(self.spec.label, f"build {what}", done, total))
+
+
+@dataclass(frozen=True)
+class _HeldTeacher:
+    """The teacher in memory; stages with the same one share it."""
+
+    spec: Model
+    weights: str
+    teacher: Teacher
 
 
 class Counter:

@@ -94,18 +94,21 @@ class RunStore:
         return read_json(self.path / "manifest.json")
 
     def start(self, manifest: dict[str, Any]) -> None:
-        """Write the manifest of a new run, or check that the directory's own describes the same run.
+        """Write the manifest of a new run, or check that the directory's own describes the same run."""
+        self.refuse_another(manifest)
+        if self.manifest is None:
+            write_json(self.path / "manifest.json", {"schema": SCHEMA, **manifest})
 
-        Raises `RunError` when it was made by another configuration, with the keys that differ.
-        """
+    def refuse_another(self, manifest: dict[str, Any]) -> None:
+        """Raise `RunError` when the directory was made by another configuration, with the keys that differ."""
         found = self.manifest
         if found is None:
-            write_json(self.path / "manifest.json", {"schema": SCHEMA, **manifest})
-        elif found.get("schema") != SCHEMA:
+            return
+        if found.get("schema") != SCHEMA:
             raise RunError(
                 f"{self.path} has schema {found.get('schema')}, this version writes {SCHEMA}; use another --out"
             )
-        elif found["config_hash"] != manifest["config_hash"]:
+        if found["config_hash"] != manifest["config_hash"]:
             changed = ", ".join(sorted(_differences(found["config"], manifest["config"])))
             raise RunError(
                 f"{self.path} holds a run with another configuration (differs in {changed}); "
@@ -175,7 +178,8 @@ def _appears_whole(folder: Path) -> Generator[Path]:
     try:
         yield partial
         partial.chmod(0o755)
-        if not folder.exists():
+        if not (folder / "results.json").is_file():
+            shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -25,6 +26,7 @@ def load_suite(name: str, overrides: Sequence[str] = (), include: Sequence[Path]
     """
     path = find_suite(name, include)
     raw = _read_yaml(path)
+    _name_stages(raw)
     for override in overrides:
         _apply_override(raw, override)
     _spread_training(raw)
@@ -79,7 +81,8 @@ def _check_entry_training(suite: Suite, entry: str, path: Path) -> None:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # Anchors and merges make parts of the tree one object; a copy keeps an override of one from changing the other.
+        raw = json.loads(json.dumps(yaml.safe_load(path.read_text(encoding="utf-8")), default=str))
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}" if where else ""
@@ -104,6 +107,8 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override}: {text!r} is not valid YAML") from error
+    if parents == ["data"] and isinstance(value, str):
+        value = str(Path(value).resolve())
     _assign(node, last, value, override)
 
 
@@ -136,12 +141,17 @@ def _spread_training(raw: dict[str, Any]) -> None:
     stages = raw.get("stages")
     if not isinstance(stages, list) or not isinstance(shared, dict):
         return
-    raw["stages"] = [_stage(stage, shared) for stage in stages]
+    _name_stages(raw)
+    raw["stages"] = [_stage(stage, shared) for stage in raw["stages"]]
+
+
+def _name_stages(raw: dict[str, Any]) -> None:
+    """Write a stage that is only a task's name as a mapping."""
+    if isinstance(raw.get("stages"), list):
+        raw["stages"] = [{"task": stage} if isinstance(stage, str) else stage for stage in raw["stages"]]
 
 
 def _stage(stage: Any, shared: dict[str, Any]) -> Any:
-    if isinstance(stage, str):
-        stage = {"task": stage}
     if not isinstance(stage, dict) or not isinstance(stage.get("training", {}), dict):
         return stage
     return {**stage, "training": merge(shared, stage.get("training", {}))}

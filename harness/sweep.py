@@ -13,10 +13,11 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
+from harness.adapter import make_adapter
 from harness.config import Model, Scratch, Suite, digest
 from harness.errors import HarnessError, RunError
 from harness.lmeval.tasks import TaskLibrary
-from harness.models import checkpoint_of, limit_threads
+from harness.models import checkpoint_of, limit_threads, resolve_device
 from harness.pipeline import RunSpec, run
 from harness.progress import Event, Report
 
@@ -26,9 +27,11 @@ def plan(suite: Suite, entries: Sequence[str], seeds: Sequence[int], order: str,
     return [RunSpec(suite, entry, seed, order, out) for seed, entry in product(seeds, entries)]
 
 
-def default_workers(runs: int) -> int:
-    """Return how many runs go side by side: one per processor this process may use, at most one per run."""
-    return max(1, min(runs, len(os.sched_getaffinity(0))))
+def default_workers(specs: Sequence[RunSpec]) -> int:
+    """Return how many runs go side by side: on a GPU one, else one per processor this process may use."""
+    if resolve_device(specs[0].suite.device).startswith("cuda"):
+        return 1
+    return max(1, min(len(specs), len(os.sched_getaffinity(0))))
 
 
 def sweep(
@@ -45,10 +48,14 @@ def sweep(
         events = manager.Queue()
         listener = threading.Thread(target=_forward, args=(events, report), daemon=True)
         listener.start()
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        pool = ProcessPoolExecutor(workers, mp_context=context)
+        try:
             _drain(_submit(pool, specs, events), on_finished)
-        events.put(None)
-        listener.join()
+        finally:
+            # An error or an interrupt must not start what is still queued.
+            pool.shutdown(wait=True, cancel_futures=True)
+            events.put(None)
+            listener.join()
 
 
 def _submit(pool: ProcessPoolExecutor, specs: Sequence[RunSpec], events: Any) -> dict[Future[None], RunSpec | None]:
@@ -69,7 +76,10 @@ def _submit(pool: ProcessPoolExecutor, specs: Sequence[RunSpec], events: Any) ->
 
 def _models(specs: Sequence[RunSpec]) -> list[tuple[Model, int]]:
     """Return the distinct models of some runs that are built from scratch, teachers first: they take longest."""
-    teachers = [(stage.teacher or spec.suite.teacher, spec.seed) for spec in specs for stage in spec.stages]
+    taught = [
+        spec for spec in specs if make_adapter(spec.entry, spec.suite.adapters[spec.entry]).teacher_needs != "none"
+    ]
+    teachers = [(stage.teacher or spec.suite.teacher, spec.seed) for spec in taught for stage in spec.stages]
     students = [(spec.suite.student, spec.seed) for spec in specs]
     wanted = [(model, seed) for model, seed in [*teachers, *students] if isinstance(model, Scratch)]
     own = [(model, seed if model.seed is None else model.seed) for model, seed in wanted]
@@ -94,8 +104,6 @@ def _drain(pending: dict[Future[None], RunSpec | None], on_finished: Callable[[R
     for future in as_completed(pending):
         spec = pending[future]
         if (error := future.exception()) is not None:
-            for other in pending:
-                other.cancel()
             raise _explained(error, spec)
         if spec is not None:
             on_finished(spec)

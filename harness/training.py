@@ -35,7 +35,7 @@ class Updater:
             betas=settings.betas,
             eps=settings.eps,
             weight_decay=settings.weight_decay,
-            fused=all(p.is_floating_point() for p in self.parameters),
+            fused=True,
         )
         factor = schedule(settings, total_updates)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)

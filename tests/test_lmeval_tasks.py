@@ -242,6 +242,7 @@ def test_only_generating_tasks_with_training_items_can_be_stages(tmp_path: Path)
         tmp_path / "choice", docs={"train": [doc], "test": [doc]}, output_type="multiple_choice", doc_to_target="label",
         doc_to_choice="answers", generation_kwargs=None, grader=None,
         metric_list=[{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        metadata={"version": 1.0},
     )  # fmt: skip
     with pytest.raises(TaskError, match="task made_up is multiple_choice; a stage needs generate_until"):
         check_stage_task(choice)

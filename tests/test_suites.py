@@ -68,7 +68,7 @@ def test_a_typo_is_named_with_its_place_and_the_nearest_key(tmp_path: Path):
         ),
         (
             lambda raw: raw["training"].update(stpes=3),
-            "training.stpes: unknown key; did you mean 'steps'? expected one of autocast, max_new_tokens,",
+            "training.stpes: unknown key; did you mean 'steps'? expected one of autocast, generation_batch,",
         ),
         (
             lambda raw: raw["stages"].__setitem__(0, {"task": "tiny_weather", "trainin": {}}),
@@ -80,7 +80,7 @@ def test_a_typo_is_named_with_its_place_and_the_nearest_key(tmp_path: Path):
         ),
         (
             lambda raw: raw["adapters"]["opd"].update(training={"stpes": 1}),
-            "adapters.opd.training.stpes: unknown key; did you mean 'steps'? expected one of autocast, max_new_tokens,",
+            "adapters.opd.training.stpes: unknown key; did you mean 'steps'? expected one of autocast, generation_batch,",
         ),
         (
             lambda raw: raw["adapters"]["opd"].update(training={"optimizer": {"lr": -1}}),

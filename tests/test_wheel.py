@@ -49,7 +49,7 @@ def test_wheel_holds_the_four_packages_with_their_files_and_no_tests(wheel: Path
 
 
 def test_installed_wheel_plans_the_tiny_suite_in_an_empty_folder(installed: Path, tmp_path: Path):
-    output = harness(installed, tmp_path, "run", "tiny", "--adapter", "aopd", "--dry-run")
+    output = harness(installed, tmp_path, "run", "tiny", "--dry-run")
     assert "tiny_arithmetic" in output
     assert "nothing was written" in output
     assert list(tmp_path.iterdir()) == []

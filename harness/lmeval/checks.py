@@ -16,6 +16,7 @@ from harness.errors import TaskError
 from harness.lmeval.tasks import BenchTask, item_id
 from harness.lmeval.yamls import read_task_file
 
+LOCAL_FORMATS = ("json", "csv", "parquet", "text", "arrow")
 REQUIRED = ("until", "temperature", "max_gen_toks")
 
 
@@ -39,6 +40,11 @@ def settle_generation(task: BenchTask, decoding: Decoding) -> None:
 
     lm-eval fills the gaps silently, and differently for its model classes.
     """
+    if task.metric not in task.task.higher_is_better():
+        raise TaskError(
+            f"{task.source or task.name}: metadata.harness.metric is {task.metric!r}, expected one of metric_list: "
+            f"{', '.join(task.task.higher_is_better())}"
+        )
     if not task.generates:
         return
     changes = decoding.model_dump(exclude_none=True, mode="json")
@@ -108,7 +114,7 @@ def spoil(target: str) -> str:
     """Return a wrong copy of a reference: every digit raised by one, or every word changed where it has no digit."""
     if re.search(r"\d", target):
         return re.sub(r"\d", lambda digit: str((int(digit[0]) + 1) % 10), target)
-    return re.sub(r"[A-Za-z]{2,}", lambda word: word[0][::-1] + "x", target)
+    return re.sub(r"[A-Za-z]{2,}", lambda word: word[0][::-1] + "x", target) + "x"
 
 
 def traps(task: BenchTask) -> Iterator[str]:
@@ -161,7 +167,12 @@ def _scoring_traps(task: BenchTask) -> Iterator[str]:
 
 def _data_traps(task: BenchTask) -> Iterator[str]:
     config = task.task.config
-    if config.dataset_path and not callable(config.custom_dataset) and "revision" not in (config.dataset_kwargs or {}):
+    if (
+        config.dataset_path
+        and config.dataset_path not in LOCAL_FORMATS
+        and not callable(config.custom_dataset)
+        and "revision" not in (config.dataset_kwargs or {})
+    ):
         yield "dataset_kwargs.revision is not pinned: the data may change under the results"
     if task.task.has_training_docs() and not has_training_items(task):
         yield "the training split is empty here: usable as a probe only, until its records are named under `data`"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ def evaluate(
     on_task: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Cell]:
     """Evaluate a checkpoint on `tasks`, by name; a cell whose keys are in `shared` is taken from there."""
-    with preserved_random_state():
+    with preserved_random_state(), shared.locked(subject.weights):
         model = HarnessHFLM(
             subject.checkpoint,
             subject.chat,
@@ -52,14 +51,17 @@ def evaluate(
             dtype=subject.dtype,
             batch_size=settings.batch_size,
             seed=settings.seed,
+            on_task=on_task,
         )
-        cells: dict[str, Cell] = {}
-        for task in tasks:
-            keys = _keys(subject, task, model, settings)
-            make = partial(_evaluate_task, model, task, library, settings, keys, subject.weights)
-            cells[task.name] = shared.get_or_make(keys, make)
-            on_task(task.name)
-    return cells
+        keys = {task.name: _keys(subject, task, model, settings) for task in tasks}
+        cells = {name: found for name in keys if (found := shared.get(keys[name])) is not None}
+        missing = [task for task in tasks if task.name not in cells]
+        for name in cells:
+            on_task(name)
+        for name, cell in _evaluate_tasks(model, missing, library, settings, keys, subject.weights).items():
+            shared.put(keys[name], cell)
+            cells[name] = cell
+    return {task.name: cells[task.name] for task in tasks}
 
 
 def _keys(subject: Subject, task: BenchTask, model: HarnessHFLM, settings: Evaluation) -> Keys:
@@ -70,19 +72,26 @@ def _keys(subject: Subject, task: BenchTask, model: HarnessHFLM, settings: Evalu
         "device": subject.device.split(":")[0],
         "dtype": subject.dtype,
         "batch_size": settings.batch_size,
-        "stop": list(model.renderer.stop_ids),
+        "tokenizer": model.renderer.fingerprint(),
     }
     return make_keys(task, docs, prompts, subject.weights, settings.seed, backend)
 
 
-def _evaluate_task(
-    model: HarnessHFLM, task: BenchTask, library: TaskLibrary, settings: Evaluation, keys: Keys, weights: str
-) -> Cell:
+def _evaluate_tasks(
+    model: HarnessHFLM,
+    tasks: Sequence[BenchTask],
+    library: TaskLibrary,
+    settings: Evaluation,
+    keys: Mapping[str, Keys],
+    weights: str,
+) -> dict[str, Cell]:
+    """Evaluate all tasks in one call, because each call of lm-eval also inspects the whole environment."""
+    if not tasks:
+        return {}
     started = time.perf_counter()
-    model.endings.clear()
     results = simple_evaluate(
         model=model,
-        tasks=[task.task],
+        tasks=[task.task for task in tasks],
         task_manager=library.manager,
         limit=settings.limit,
         apply_chat_template=model.renderer.has_template,
@@ -94,10 +103,15 @@ def _evaluate_task(
         fewshot_random_seed=settings.seed,
     )
     if results is None or "samples" not in results:
-        raise TaskError(f"task {task.name}: lm-eval returned no samples")
-    samples = _samples(task, results["samples"][task.name], model.endings)
-    seconds = time.perf_counter() - started
-    return Cell(_summary(task, samples, keys, weights, seconds), samples)
+        raise TaskError(f"lm-eval returned no samples for {', '.join(task.name for task in tasks)}")
+    samples = {task.name: _samples(task, results["samples"][task.name], model.endings) for task in tasks}
+    per_item = (time.perf_counter() - started) / sum(map(len, samples.values()))
+    return {
+        task.name: Cell(
+            _summary(task, rows := samples[task.name], keys[task.name], weights, per_item * len(rows)), rows
+        )
+        for task in tasks
+    }
 
 
 def _samples(
@@ -118,6 +132,8 @@ def _samples(
 def _row(task: BenchTask, sample: Mapping[str, Any], endings: Mapping[tuple[str, int], list[Ending]]) -> dict[str, Any]:
     metrics = {name: float(sample[name]) for name in sample["metrics"] if isinstance(sample[name], (int, float))}
     ending = endings.get((task.name, sample["doc_id"]), [Ending("stop", 0)])[0]
+    if task.metric not in metrics:
+        raise TaskError(f"task {task.name}: its grader gave {sorted(metrics)}, expected a number for {task.metric!r}")
     score = metrics[task.metric]
     return {
         "prompt": str(sample["arguments"][0][0]),

@@ -7,6 +7,7 @@ answers (tests/test_evaluate.py).
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,22 @@ class Ending:
 class HarnessHFLM(StockHFLM):
     """A checkpoint as lm-eval's `hf` model; `endings` holds each answer's ending by (task, document index)."""
 
-    def __init__(self, checkpoint: Path, chat: Chat, *, device: str, dtype: str, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        checkpoint: Path,
+        chat: Chat,
+        *,
+        device: str,
+        dtype: str,
+        batch_size: int,
+        seed: int,
+        on_task: Callable[[str], None] = lambda _: None,
+    ) -> None:
         super().__init__(pretrained=str(checkpoint), device=device, dtype=dtype, batch_size=batch_size)
         self.renderer = Renderer(self.tokenizer, chat)
         self.engine = HFEngine(self.model, self.tokenizer, batch_size)
         self.seed = seed
+        self.on_task = on_task
         self.endings: dict[tuple[str, int], list[Ending]] = defaultdict(list)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
@@ -49,14 +61,18 @@ class HarnessHFLM(StockHFLM):
         return self.renderer.render(chat_history, add_generation_prompt)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Answer requests; those with equal settings are decoded together."""
+        """Answer requests; those of one task with equal settings are decoded together.
+
+        Tasks never share a batch, so that a task's answers do not depend on what else is evaluated.
+        """
         groups: dict[str, list[int]] = defaultdict(list)
         for index, request in enumerate(requests):
-            groups[repr(sorted(request.args[1].items()))].append(index)
+            groups[f"{request.task_name} {sorted(request.args[1].items())}"].append(index)
         answers: dict[int, str] = {}
         for indices in groups.values():
             settings = requests[indices[0]].args[1]
             answers.update(zip(indices, self._answer([requests[i] for i in indices], settings), strict=True))
+            self.on_task(requests[indices[0]].task_name)
         return [answers[index] for index in range(len(requests))]
 
     def _answer(self, requests: list[Any], settings: dict[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from harness.config import digest
@@ -59,11 +60,17 @@ def make_keys(
 
 
 def grader_source(task: BenchTask) -> str:
-    """Return a hash of what decides a grade beside the references: the grader's whole module, filters and metrics."""
+    """Return a hash of what decides a grade beside the references: the grader's package, filters and metrics."""
     grader = task.task.config.process_results
     source = ""
     if callable(grader):
-        module = inspect.getmodule(grader)
-        source = inspect.getsource(module) if module else inspect.getsource(grader)
+        source = _package_source(Path(inspect.getfile(grader)), grader.__module__)
     parts = [source, str(task.task.config.filter_list), str(task.task.config.metric_list), task.metric]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _package_source(file: Path, module: str) -> str:
+    """Return the source of all modules in the grader's top package, since graders share helpers."""
+    depth = module.count(".") if not Path(module).is_absolute() else 0
+    folder = file.parents[depth - 1] if depth else file.parent
+    return "\0".join(path.read_text(encoding="utf-8") for path in sorted(folder.rglob("*.py")))

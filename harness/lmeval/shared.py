@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +27,19 @@ class SharedCells:
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "evaluations"
 
-    def get_or_make(self, keys: Keys, make: Callable[[], Cell]) -> Cell:
-        """Return the cell with these keys; of several processes that ask at once, one makes it and the others wait."""
-        folder = self.folder / f"{keys.generation}-{keys.grading}"
+    def locked(self, weights: str) -> FileLock:
+        """Return the lock on a checkpoint's cells: of several processes with one start, one evaluates, the others wait."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if (found := read_cell(folder)) is None:
-                cell = make()
-                write_cell(folder, cell.summary, cell.samples)
-                return cell
-        return Cell(*found)
+        return FileLock(self.folder / f"{weights}.lock")
+
+    def get(self, keys: Keys) -> Cell | None:
+        """Return the cell with these keys, or None."""
+        found = read_cell(self._path(keys))
+        return Cell(*found) if found else None
+
+    def put(self, keys: Keys, cell: Cell) -> None:
+        """Keep a cell for others."""
+        write_cell(self._path(keys), cell.summary, cell.samples)
+
+    def _path(self, keys: Keys) -> Path:
+        return self.folder / f"{keys.generation}-{keys.grading}"

@@ -38,3 +38,15 @@ class LocalTeacher:
                 "the teacher returned a log-probability that is not finite; check its weights and dtype"
             )
         return scores
+
+
+def check_same_rows(teacher: Any, student: Any) -> None:
+    """Raise `ModelError` when the output layers differ in size, as 151936 and 152064 do inside one family.
+
+    A teacher's top token could then have no row in the student.
+    """
+    rows = [len(model.get_output_embeddings().weight) for model in (teacher, student)]
+    if rows[0] != rows[1]:
+        raise ModelError(
+            f"teacher and student have {rows[0]} and {rows[1]} rows in their output layers; pad one to the other's size"
+        )
