@@ -14,8 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from harness.adapter import Adapter, StageContext, make_adapter
 from harness.checkpoints import Loaded, context_of, load, load_renderer, save, weights_digest
 from harness.config import Model, Stage, Suite, digest, merge
@@ -28,7 +26,7 @@ from harness.logprobs import StudentForward
 from harness.manifest import environment, now
 from harness.models import checkpoint_of, limit_threads, resolve_device
 from harness.progress import Event, Report, silent
-from harness.seeding import derive_seed
+from harness.seeding import derive_seed, seed_global_generators
 from harness.store import RunStore, StageFolder, stderr_to, write_cell, write_json
 from harness.teachers.base import Teacher
 from harness.teachers.local import LocalTeacher, check_same_rows
@@ -180,7 +178,7 @@ class Bench:
     def _train(self, train: Path, stage: Stage, index: int, student: Loaded) -> dict[str, Any]:
         started = time.perf_counter()
         context = self._context(train, stage, index, student)
-        torch.manual_seed(context.seed)
+        seed_global_generators(context.seed)
         result = self.adapter.train_stage(context)
         seconds = time.perf_counter() - started
         save(student, train / "checkpoint")

@@ -22,6 +22,13 @@ def permutation(count: int, seed: int) -> list[int]:
     return np.random.default_rng(seed).permutation(count).tolist()
 
 
+def seed_global_generators(seed: int) -> None:
+    """Seed python, numpy and torch: nothing here draws from them, but a third party's trainer may."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
 @contextmanager
 def preserved_random_state() -> Generator[None]:
     """Give every global generator its state back afterwards: lm-eval reseeds torch, numpy and random in-process."""

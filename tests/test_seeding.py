@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.seeding import derive_seed, permutation, preserved_random_state
+from harness.seeding import derive_seed, permutation, preserved_random_state, seed_global_generators
 
 SCRIPT = "from harness.seeding import *; print(derive_seed(0, 'stage', 1, 'tiny_weather'), permutation(5, 7))"
 NAMES = st.lists(st.one_of(st.integers(0, 99), st.text("abc", min_size=1, max_size=3)), max_size=4)
@@ -79,3 +79,18 @@ def test_every_generator_gets_its_state_back_after_an_error():
     with pytest.raises(RuntimeError, match="stop"):
         fail()
     assert draw() == expected
+
+
+def test_seeding_the_global_generators_repeats_python_numpy_and_torch():
+    def draws() -> tuple[float, float, float]:
+        return random.random(), float(np.random.random()), torch.rand(1).item()
+
+    with preserved_random_state():
+        seed_global_generators(2**62 + 1)
+        first = draws()
+        seed_global_generators(2**62 + 1)
+        again = draws()
+        seed_global_generators(2**62 + 2)
+        other = draws()
+    assert first == again
+    assert all(a != b for a, b in zip(first, other, strict=True))
