@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+STAMP_TRL := $(VENV)/.installed-trl
 
 SUITE ?= tiny
 ADAPTERS ?= opd,aopd
@@ -10,15 +11,20 @@ SEEDS ?=
 OUT ?= runs
 RUNS ?= $(OUT)/$(notdir $(basename $(SUITE)))
 SET ?=
+BENCH_OUT ?= benchmarks/RESULTS.md
+STUDY ?= tiny
 
 .DEFAULT_GOAL := help
-.PHONY: help stage-all report test test-slow check fix bench clean
+.PHONY: help stage-all study report test test-slow check fix bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 stage-all: $(STAMP)  ## Adapt in stages, evaluate after each, report: SUITE=tiny ADAPTERS=opd,aopd SEEDS=0,1,2 SET="a.b=c ..."
 	$(BIN)/harness sweep $(SUITE) --adapter $(ADAPTERS) $(if $(SEEDS),--seed $(SEEDS)) --out $(OUT) $(foreach s,$(SET),--set $(s))
+
+study: $(STAMP)  ## Vary one factor at a time and write the page of results; up to two hours: STUDY=tiny SET="a.b=c ..."
+	$(BIN)/harness study $(STUDY) --out $(OUT) $(foreach s,$(SET),--set $(s))
 
 report: $(STAMP)  ## Render the report of RUNS=runs/tiny again
 	$(BIN)/harness report $(RUNS)
@@ -38,8 +44,8 @@ fix: $(STAMP)  ## Format and mend what can be mended automatically
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## Measure throughput against transformers' own and write benchmarks/RESULTS.md
-	$(BIN)/python -m benchmarks.run
+bench: $(STAMP_TRL)  ## Measure speed against TRL and transformers, write benchmarks/RESULTS.md (or BENCH_OUT=...)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.run --out $(BENCH_OUT)
 
 clean:  ## Remove runs and caches of tools, but not .venv
 	rm -rf runs .pytest_cache .ruff_cache .hypothesis dist build
@@ -49,3 +55,7 @@ $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $(STAMP)
+
+$(STAMP_TRL): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,trl]'
+	touch $(STAMP_TRL)

@@ -1,179 +1,160 @@
-"""`make bench`: generation against transformers' own, and AOPD's step against OPD's, on the tiny suite's models.
+"""`make bench`: OPD and AOPD against TRL's trainer and each other, our generation, and the share of the machine used.
 
-Each row is a ratio of medians of interleaved repetitions in one process, because machines are shared and drift. Writes
-`benchmarks/RESULTS.md` with the command, commit, threads and hardware.
+All on the tiny suite's models, in one process on one thread, repetition by repetition in turn.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-import statistics
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Annotated, Literal, TypeVar
 
-import torch
+import typer
 
 from adapters.aopd import AOPD
 from adapters.opd import OPD
-from harness.adapter import StageContext
-from harness.checkpoints import Loaded, load
-from harness.config import Model, Optimizer, Training
-from harness.engines.base import Completion, Sampling
-from harness.engines.hf import HFEngine
-from harness.lmeval.tasks import TaskLibrary
-from harness.logprobs import StudentForward
+from benchmarks.generation import engine_tokens, transformers_tokens
+from benchmarks.measure import Row, in_turn, per_second
+from benchmarks.page import Findings, page
+from benchmarks.setting import Setting, make_setting
+from benchmarks.steps import Steps, our_steps
+from benchmarks.trl_step import MISSING, installed, settings_of, trl_steps
+from benchmarks.utilisation import peak_rate, student_rate
 from harness.manifest import environment
-from harness.models import checkpoint_of, limit_threads
-from harness.suites import load_suite
-from harness.teachers.local import LocalTeacher
+from harness.models import limit_threads
 
-REPETITIONS = 7
-PROMPTS = 64
-NEW_TOKENS = 48
-STEPS = 4
 RESULTS = Path(__file__).parent / "RESULTS.md"
+TRL = "TRL `DistillationTrainer`"
+THREADS = 1
+PRECISIONS: tuple[Literal["bfloat16"] | None, ...] = ("bfloat16", None)
+T = TypeVar("T")
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@dataclass(frozen=True)
-class Row:
-    """One measured ratio: what against what, both medians, and the ratio's range over repetitions."""
-
-    what: str
-    baseline: str
-    ours: str
-    theirs: str
-    ratios: list[float]
-
-
-def main() -> None:
-    """Measure and write the results."""
-    threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
-    limit_threads(threads)
-    context = _context()
-    rows = [generation_row(context), step_row(context)]
-    RESULTS.write_text(_page(rows, threads), encoding="utf-8")
-    print(RESULTS.read_text(encoding="utf-8"))
+@app.command()
+def main(
+    suite: Annotated[
+        str, typer.Option(help="A suite's name or file; its models and first task are measured.")
+    ] = "tiny",
+    repetitions: Annotated[int, typer.Option(min=1, help="Rounds that count; one more comes first.")] = 15,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Training steps of a repetition that count; one more comes first.")
+    ] = 3,
+    out: Annotated[Path, typer.Option(help="The page to write.")] = RESULTS,
+) -> None:
+    """Measure everything in turn and write the page."""
+    _quiet()
+    limit_threads(THREADS)
+    settings = [make_setting(suite, steps, autocast) for autocast in PRECISIONS]
+    out.write_text(page(measure(settings, repetitions), environment(), THREADS, repetitions), encoding="utf-8")
+    typer.echo(out.read_text(encoding="utf-8"))
 
 
-def generation_row(context: StageContext) -> Row:
-    """Compare our engine with `model.generate` on the same prompts, sampled at temperature 1."""
-    prompts = [example.prompt for example in context.examples[:PROMPTS]]
-    model = context.student.model
-    rates = _alternate(
-        lambda seed: _count(context.engine.generate(prompts, _sampling(context, seed))),
-        lambda seed: _transformers_tokens(model, context, prompts, seed),
-    )
-    ours, theirs = (f"{statistics.median(rate):,.0f}" for rate in rates)
-    ratios = [a / b for a, b in zip(*rates, strict=True)]
-    return Row("generation, response tokens per second", "transformers `generate`", ours, theirs, ratios)
+def measure(settings: Sequence[Setting], repetitions: int) -> Findings:
+    """Return all figures; TRL's are left out, and it is said so, where it is not installed."""
+    steps = in_turn(_merged(_trainers(setting) for setting in settings), repetitions)
+    rates = in_turn(_merged(_rates(setting) for setting in settings), repetitions)
+    precisions = [setting.precision for setting in settings]
+    rows = [*trl_rows(steps, precisions), *aopd_rows(steps, precisions), *_rate_rows(rates, precisions)]
+    return Findings(rows, steps, notes(settings[0]))
 
 
-def step_row(context: StageContext) -> Row:
-    """Compare one AOPD step with one OPD step at equal rollouts: same student, prompts and seed."""
-    adapters = {"aopd": AOPD(), "opd": OPD()}
-    state = {name: tensor.clone() for name, tensor in context.student.state_dict().items()}
-    seconds: dict[str, list[float]] = {name: [] for name in adapters}
-    for _ in range(REPETITIONS):
-        for name, adapter in adapters.items():
-            context.student.load_state_dict(state)
-            log: list[float] = []
-            fresh = replace(context, log=lambda step, log=log: log.append(_loss_seconds(step)))
-            adapter.train_stage(fresh)
-            seconds[name].append(statistics.median(log))
-    context.student.load_state_dict(state)
-    ours, theirs = (f"{1000 * statistics.median(seconds[name]):,.0f} ms" for name in ("aopd", "opd"))
-    ratios = [a / b for a, b in zip(seconds["aopd"], seconds["opd"], strict=True)]
-    return Row("AOPD step (teacher, forward, backward, update)", "OPD step", ours, theirs, ratios)
+def _trainers(setting: Setting) -> dict[str, Callable[[int], Steps]]:
+    measures: dict[str, Callable[[int], Steps]] = {
+        "OPD": lambda seed: our_steps(OPD(), setting, seed),
+        "AOPD": lambda seed: our_steps(AOPD(), setting, seed),
+    }
+    if installed():
+        measures[TRL] = lambda seed: trl_steps(setting, seed)
+    return {f"{name}, {setting.precision}": work for name, work in measures.items()}
 
 
-def _context() -> StageContext:
-    suite = load_suite("tiny")
-    library = TaskLibrary()
-    student, teacher = _loaded(suite.student, library), _loaded(suite.teacher or suite.student, library)
-    task = library.load("tiny_arithmetic")
-    return StageContext(
-        student=StudentForward(student.model),
-        teacher=LocalTeacher(teacher.model, teacher.renderer.tokenizer, student.renderer.tokenizer),
-        engine=HFEngine(student.renderer.tokenizer),
-        renderer=student.renderer,
-        task=task,
-        examples=task.training_examples(student.renderer, PROMPTS * STEPS),
-        # A rate of nearly zero keeps the policy, so that both methods see the same rollouts in every step.
-        training=Training(
-            steps=STEPS, prompts_per_step=PROMPTS, max_new_tokens=NEW_TOKENS, optimizer=Optimizer(lr=1e-12)
-        ),
-        seed=0,
-        device="cpu",
-        log=lambda _: None,
-    )
+def _rates(setting: Setting) -> dict[str, Callable[[int], float]]:
+    rates = {"student": student_rate(setting), "peak": peak_rate(setting.precision)}
+    # Rollouts are drawn outside autocast, so one precision says it all.
+    if setting.precision == "float32":
+        rates |= {
+            "engine": per_second(engine_tokens(setting)),
+            "transformers": per_second(transformers_tokens(setting)),
+        }
+    return {f"{name}, {setting.precision}": work for name, work in rates.items()}
 
 
-def _loaded(spec: Model, library: TaskLibrary) -> Loaded:
-    return load(checkpoint_of(spec, 0, library), spec, "cpu")
+def trl_rows(steps: Mapping[str, Sequence[Steps]], precisions: Sequence[str]) -> Iterator[Row]:
+    """Compare whole steps with TRL's: in each precision, and with whichever of TRL's is faster."""
+    if not any(name.startswith(TRL) for name in steps):
+        return
+    for precision in precisions:
+        yield _whole_step("OPD", precision, steps, [precision])
+    yield _whole_step("OPD", precisions[0], steps, precisions)
+    yield _whole_step("AOPD", precisions[0], steps, precisions)
 
 
-def _sampling(context: StageContext, seed: int) -> Sampling:
-    return Sampling(NEW_TOKENS, temperature=1.0, stop_ids=context.renderer.stop_ids, seed=seed)
+def _whole_step(ours: str, precision: str, steps: Mapping[str, Sequence[Steps]], against: Sequence[str]) -> Row:
+    rates = {name: [s.tokens_per_second for s in found] for name, found in steps.items()}
+    theirs = [max(values) for values in zip(*(rates[f"{TRL}, {p}"] for p in against), strict=True)]
+    baseline = f"{TRL}, {'the faster of both' if len(against) > 1 else against[0]}"
+    return Row(f"{ours} step, {precision}", "response tokens/s", rates[f"{ours}, {precision}"], baseline, theirs)
 
 
-def _transformers_tokens(model: object, context: StageContext, prompts: list[list[int]], seed: int) -> int:
-    tokenizer = context.renderer.tokenizer
-    tokenizer.padding_side = "left"
-    inputs = tokenizer.pad({"input_ids": prompts}, return_tensors="pt")
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        output = model.generate(  # pyright: ignore[reportAttributeAccessIssue]
-            **inputs,
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            max_new_tokens=NEW_TOKENS,
-            eos_token_id=list(context.renderer.stop_ids),
-            pad_token_id=tokenizer.pad_token_id,
+def aopd_rows(steps: Mapping[str, Sequence[Steps]], precisions: Sequence[str]) -> Iterator[Row]:
+    """Compare what follows generation, so that equal responses cost what they cost."""
+
+    def milliseconds(name: str) -> list[float]:
+        return [1000 * (s.teacher + s.rest) / s.count for s in steps[name]]
+
+    for precision in precisions:
+        what, same = f"AOPD step without generation, {precision}", "OPD, same responses"
+        yield Row(
+            what, "ms, less is better", milliseconds(f"AOPD, {precision}"), same, milliseconds(f"OPD, {precision}")
         )
-    answers = output[:, inputs["input_ids"].shape[1] :]
-    return int((answers != tokenizer.pad_token_id).sum())
 
 
-def _alternate(*measures: Callable[[int], int]) -> list[list[float]]:
-    """Return tokens per second of each measure, in turn A B A B, after one round that is not counted."""
-    rates: list[list[float]] = [[] for _ in measures]
-    for seed in range(REPETITIONS + 1):
-        for rate, measure in zip(rates, measures, strict=True):
-            start = time.perf_counter()
-            tokens = measure(seed)
-            rate.append(tokens / (time.perf_counter() - start))
-    return [rate[1:] for rate in rates]
+def _rate_rows(rates: Mapping[str, list[float]], precisions: Sequence[str]) -> Iterator[Row]:
+    generate = "transformers `generate`"
+    yield Row("generation", "response tokens/s", rates["engine, float32"], generate, rates["transformers, float32"])
+    for precision in precisions:
+        what, product = f"student, forward and backward, {precision}", f"fastest {precision} matrix product"
+        yield Row(what, "GFLOP/s", rates[f"student, {precision}"], product, rates[f"peak, {precision}"])
 
 
-def _count(completions: Sequence[Completion]) -> int:
-    return sum(len(completion.tokens) for completion in completions)
+def _merged(parts: Iterable[dict[str, T]]) -> dict[str, T]:
+    return {name: work for part in parts for name, work in part.items()}
 
 
-def _loss_seconds(step: dict[str, dict[str, float]]) -> float:
-    return step["seconds"]["teacher"] + step["seconds"]["student"]
-
-
-def _page(rows: Sequence[Row], threads: int) -> str:
-    made = environment()
-    hardware = made["hardware"]
-    lines = [
-        "# Benchmarks",
-        "",
-        f"Made by `make bench` at commit `{made['git']['commit']}`, torch {made['packages']['torch']}, "
-        f"{threads} thread(s) of {hardware['cpus']} CPUs, {hardware['memory_gib']} GiB. "
-        f"Medians of {REPETITIONS} repetitions; the range is over repetitions.",
-        "",
-        "| measured | ours | baseline | | ratio (range) |",
-        "|---|---:|---|---:|---:|",
+def notes(setting: Setting) -> list[str]:
+    """Return what a reader must know of how the figures were made."""
+    training = setting.context.training
+    task = " and ".join(setting.context.tasks)
+    said = [
+        f"Task {task}, {training.prompts_per_step} prompts a step, at most {training.max_new_tokens} new tokens, "
+        f"{setting.steps} steps a repetition after one that is not counted. All trainers get the same prompts and a "
+        "learning rate of nearly zero, so that response lengths stay those of the start.",
+        "Weights are float32; bfloat16 is autocast of forward and backward passes with eager attention, as the tiny suite "
+        "trains; TRL gets the same models in the same precision. Rollouts are drawn in float32.",
+        "The student's operations are those that run: padding and the head's recomputation count.",
     ]
-    for row in rows:
-        ratio = f"{statistics.median(row.ratios):.2f} ({min(row.ratios):.2f} to {max(row.ratios):.2f})"
-        lines.append(f"| {row.what} | {row.ours} | {row.baseline} | {row.theirs} | {ratio} |")
-    return "\n".join([*lines, ""])
+    if not installed():
+        return [*said, f"{MISSING}."]
+    options = ", ".join(f"{key}={value}" for key, value in settings_of(setting).items())
+    return [
+        *said,
+        "TRL is always on-policy, one response to a prompt; beta=1 is the reverse KL over the whole vocabulary, which "
+        "OPD estimates from the sampled token. Its steps are timed by a callback inside its own trainer; its teacher "
+        f"phase is the backbone alone, the teacher's head is in the rest. Settings: {options}.",
+    ]
+
+
+def _quiet() -> None:
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":
-    main()
+    app()

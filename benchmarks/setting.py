@@ -1,0 +1,89 @@
+"""What is measured: a suite's student, teacher and first task, as its first stage would train them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Literal
+
+from adapters.loop import prompt_batches
+from harness.adapter import StageContext
+from harness.checkpoints import Loaded, load
+from harness.config import Model, Suite
+from harness.engines.base import Sampling
+from harness.engines.hf import HFEngine
+from harness.lmeval.tasks import TaskLibrary
+from harness.logprobs import StudentForward
+from harness.models import checkpoint_of
+from harness.precision import suit_attention
+from harness.rollouts import Example
+from harness.suites import load_suite
+from harness.teachers.local import LocalTeacher
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Student and teacher in memory, and a stage over them of one step that is not counted and `steps` that are."""
+
+    student: Loaded
+    teacher: Loaded
+    context: StageContext
+
+    @property
+    def precision(self) -> str:
+        """What forward and backward passes run in; the weights are float32."""
+        return self.context.training.autocast or "float32"
+
+    @property
+    def steps(self) -> int:
+        """The steps that count: all but the first."""
+        return self.context.training.steps - 1
+
+    def prompts(self, seed: int) -> list[Example]:
+        """Return the prompts of a stage with this seed, batch after batch, those of the uncounted step first."""
+        batches = islice(prompt_batches(self.with_seed(seed)), self.steps + 1)
+        return [example for batch in batches for example in batch]
+
+    def with_seed(self, seed: int) -> StageContext:
+        """Return the stage with another seed: other prompts, other responses."""
+        return replace(self.context, seed=seed)
+
+    def sampling(self, seed: int) -> Sampling:
+        """Return how rollouts are drawn."""
+        training = self.context.training
+        return Sampling(
+            training.max_new_tokens, training.temperature, stop_ids=self.context.renderer.stop_ids, seed=seed
+        )
+
+
+def make_setting(name: str, steps: int, autocast: Literal["bfloat16"] | None) -> Setting:
+    """Return the first stage of a suite, with `steps` counted steps; models come from the cache or are built."""
+    suite, library = load_suite(name, [f"training.autocast={autocast or 'null'}"]), TaskLibrary()
+    student, teacher = _loaded(suite.student, library), _loaded(suite.teacher or suite.student, library)
+    for loaded in (student, teacher):
+        suit_attention(loaded.model, autocast)
+    return Setting(student, teacher, _context(suite, library, student, teacher, steps))
+
+
+def _context(suite: Suite, library: TaskLibrary, student: Loaded, teacher: Loaded, steps: int) -> StageContext:
+    stage = suite.stages[0]
+    # A rate of nearly zero keeps the policy, so that all methods see responses of the same lengths in every step.
+    optimizer = stage.training.optimizer.model_copy(update={"lr": 1e-12})
+    training = stage.training.model_copy(update={"steps": steps + 1, "optimizer": optimizer})
+    task = library.load(stage.task)
+    return StageContext(
+        student=StudentForward(student.model),
+        teacher=LocalTeacher(teacher.model, teacher.renderer.tokenizer, student.renderer.tokenizer),
+        engine=HFEngine(student.model, student.renderer.tokenizer, training.generation_batch),
+        renderer=student.renderer,
+        tasks={task.name: task},
+        examples=task.training_examples(student.renderer, training.train_items),
+        training=training,
+        seed=0,
+        device="cpu",
+        log=lambda _: None,
+    )
+
+
+def _loaded(spec: Model, library: TaskLibrary) -> Loaded:
+    return load(checkpoint_of(spec, 0, library), spec, "cpu")

@@ -1,0 +1,82 @@
+"""How much of the machine the student's pass uses: its matrix products per second over the fastest ones measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from benchmarks.setting import Setting
+from harness.precision import autocast
+from harness.rollouts import Batch, Rollout, make_batches
+
+SIZES = (256, 512, 1024, 2048)
+PEAK_SECONDS = 0.2
+
+
+def peak_rate(precision: str) -> Callable[[int], float]:
+    """Return a measure of the best matrix-product rate over square sizes in a precision, in GFLOP/s."""
+    dtype = getattr(torch, precision)
+    return lambda _: max(_square_rate(size, dtype) for size in SIZES) / 1e9
+
+
+def student_rate(setting: Setting) -> Callable[[int], float]:
+    """Return a measure of the student's forward and backward over one batch of rollouts, in GFLOP/s.
+
+    Counted are the products that run, those over padding and the head's second pass in the backward included.
+    """
+    batch = rollout_batch(setting)
+    flops = count_flops(lambda: _forward_backward(setting, batch))
+
+    def rate(_: int) -> float:
+        start = time.perf_counter()
+        _forward_backward(setting, batch)
+        return flops / (time.perf_counter() - start) / 1e9
+
+    return rate
+
+
+def count_flops(work: Callable[[], Any]) -> int:
+    """Return the floating-point operations of all matrix products and attention in `work`.
+
+    torch's counter does not know attention on the CPU, so its own formulas for attention are given to it.
+    """
+    ops: Any = torch.ops.aten
+    attention = {
+        ops._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+        ops._scaled_dot_product_flash_attention_for_cpu_backward: (
+            lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+        ),
+    }
+    with FlopCounterMode(display=False, custom_mapping=attention) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def rollout_batch(setting: Setting) -> Batch:
+    """Return one batch of the student's own rollouts."""
+    examples = setting.prompts(0)[: setting.context.training.prompts_per_step]
+    completions = setting.context.engine.generate([e.prompt for e in examples], setting.sampling(0))
+    rollouts = [Rollout(e, c.tokens, c.finish) for e, c in zip(examples, completions, strict=True)]
+    return make_batches(rollouts, "sequence_mean", None)[0]
+
+
+def _forward_backward(setting: Setting, batch: Batch) -> None:
+    student = setting.context.student
+    student.zero_grad(set_to_none=True)
+    with autocast("cpu", setting.context.training.autocast):
+        chosen = student(batch, batch.targets[:, None], setting.context.training.temperature).chosen[:, 0]
+    (-chosen * batch.weights).sum().backward()
+
+
+def _square_rate(size: int, dtype: torch.dtype) -> float:
+    left, right = torch.rand(size, size, dtype=dtype), torch.rand(size, size, dtype=dtype)
+    out = torch.empty(size, size, dtype=dtype)
+    done, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < PEAK_SECONDS / len(SIZES) or not done:
+        torch.mm(left, right, out=out)
+        done += 1
+    return 2 * size**3 * done / elapsed
