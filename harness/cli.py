@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from harness.config import Suite
     from harness.pipeline import RunSpec
+    from harness.study import Plan
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 tasks_app = typer.Typer(invoke_without_command=True, help="List the tasks, or check one.")
@@ -89,6 +91,34 @@ def sweep(
     adapters = adapter.split(",") if adapter else list(loaded.adapters)
     seeds = _numbers(seed) if seed else list(loaded.seeds)
     _go(loaded, adapters, seeds, order, out, workers, dry_run)
+
+
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="A study's name (tiny) or the path of its YAML file.")] = "tiny",
+    out: Out = Path("runs"),
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Runs side by side; default: one per free processor.")
+    ] = None,
+    overrides: Overrides = None,
+    page: Annotated[Path | None, typer.Option(help="The page; default: docs/results/<name>.md.")] = None,
+    max_hours: Annotated[float, typer.Option(help="Refuse to start when the estimate is longer.")] = 2.0,
+    render_only: Annotated[
+        bool, typer.Option(help="Start no run; write the page from those that are finished.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option(help="Print the cost and the runs, and write nothing.")] = False,
+) -> None:
+    """Do the runs of a study that are not finished, one factor varied at a time, then write its page."""
+    from harness.study import plan_study
+
+    planned = plan_study(name, overrides or [], out)
+    if not render_only:
+        _study_runs(planned, workers, max_hours, dry_run)
+    if not dry_run:
+        from reports.study import build_study
+
+        written = build_study(planned, page or Path("docs/results") / f"{planned.study.name}.md")
+        console.print(f"page: {written}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -190,6 +220,38 @@ def _go(
     else:
         console.print(f"all {len(specs)} runs are finished; nothing to do")
     _summarise(specs)
+
+
+def _study_runs(planned: Plan, workers: int | None, max_hours: float, dry_run: bool) -> None:
+    """Print what a study will cost, then do the runs that are left; the page needs all of them, so it comes after."""
+    from harness.adapter import check_adapters
+    from harness.progress import Display
+    from harness.sweep import default_workers
+    from harness.sweep import sweep as do_runs
+
+    todo = planned.todo
+    workers = workers or default_workers(todo or planned.specs)
+    for suite in {spec.suite.name: spec.suite for spec in planned.specs}.values():
+        check_adapters(suite)
+    console.print(planned.cost(workers), highlight=False, soft_wrap=True)
+    if dry_run:
+        console.print("\n".join(str(spec.path) for spec in todo), highlight=False, soft_wrap=True)
+        console.print("dry run: nothing was written")
+        return
+    if (hours := planned.minutes(workers) / 60) > max_hours:
+        raise ConfigError(
+            f"study {planned.study.name} would take about {hours:.1f} hours, more than --max-hours {max_hours:g}; "
+            "allow more, use more --workers, or drop values or seeds from the study"
+        )
+    if todo:
+        with Display(console) as display:
+            finished = count(1)
+            do_runs(
+                todo,
+                workers,
+                display,
+                lambda spec: console.print(f"run {next(finished)} of {len(todo)}: {spec.path}", highlight=False),
+            )
 
 
 def _render(specs: Sequence[RunSpec]) -> Path:

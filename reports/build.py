@@ -76,24 +76,24 @@ def build_report(paths: Sequence[Path], out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out, prefix=".building-") as scratch:
         _write(frames, Path(scratch))
-        _publish(Path(scratch), out)
+        publish(Path(scratch), out)
     return out / "report.html"
 
 
 def _write(frames: Frames, folder: Path) -> None:
     (folder / "figures").mkdir()
     context = _context(frames, list(_draw(frames, folder / "figures")))
-    environment = _environment()
+    templates = environment()
     for name in ("report.md", "report.html"):
-        text = environment.get_template(f"{name}.j2").render(context)
+        text = templates.get_template(f"{name}.j2").render(context)
         (folder / name).write_text(text, encoding="utf-8")
     write_tables(frames, folder / "tables")
 
 
-def _publish(scratch: Path, out: Path) -> None:
-    """Move every file to its place, the page last."""
-    files = sorted((path for path in scratch.rglob("*") if path.is_file()), key=lambda path: path.suffix == ".html")
-    for file in files:
+def publish(scratch: Path, out: Path) -> None:
+    """Move every file to its place below `out`, pages last."""
+    files = (path for path in scratch.rglob("*") if path.is_file())
+    for file in sorted(files, key=lambda path: (path.suffix == ".html", path.suffix == ".md")):
         target = out / file.relative_to(scratch)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(file, target)
@@ -123,6 +123,7 @@ def _context(frames: Frames, drawings: list[dict[str, Any]]) -> dict[str, Any]:
         "outcomes": views.outcomes_grid(frames.scores),
         "cost": views.cost_grid(frames),
         "provenance": [getattr(views, f"{name}_grid")(frames) for name in ("runs", "weights", "packages", "hardware")],
+        "overlap": {"sentences": words.overlap(frames), "grid": views.overlap_grid(frames)},
         "configs": _configs(frames),
     }
 
@@ -142,8 +143,9 @@ def _as_json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Return the templates with the filters `md`, `indented` and `formula`; what a template lacks is an error."""
+    templates = Environment(
         loader=PackageLoader("reports"),
         autoescape=select_autoescape(enabled_extensions=("html.j2",)),
         undefined=StrictUndefined,
@@ -151,8 +153,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"md": _markdown, "indented": _indented, "formula": _formula}
-    return environment
+    templates.filters |= {"md": _markdown, "indented": _indented, "formula": _formula}
+    return templates
 
 
 def _markdown(text: object) -> str:

@@ -14,6 +14,8 @@ from typing import Any
 
 import matplotlib
 from markupsafe import escape
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 INK = "#1b1f24"
@@ -62,6 +64,12 @@ def colours(adapters: Iterable[str]) -> dict[str, str]:
     return {name: KNOWN.get(name) or free[others.index(name) % len(free)] for name in names}
 
 
+def shades(count: int) -> list[str]:
+    """Return colours from light to dark, for lines that stand in an order."""
+    spread = [0.85 * (1 - number / max(1, count - 1)) for number in range(count)]
+    return [to_hex(colormaps[HEAT](share)) for share in spread]
+
+
 def short_names(tasks: Iterable[str]) -> dict[str, str]:
     """Return task names for axes: without the first word if all share it, and with spaces for underscores."""
     names = list(dict.fromkeys(tasks))
@@ -72,9 +80,15 @@ def short_names(tasks: Iterable[str]) -> dict[str, str]:
 
 def save(figure: Figure, stem: Path) -> None:
     """Write `stem`.png on white and `stem`.svg without background, both without dates or program names."""
+    save_png(figure, stem.with_suffix(".png"))
     with styled():
-        figure.savefig(stem.with_suffix(".png"), dpi=150, facecolor="white", metadata={"Software": None})
         figure.savefig(stem.with_suffix(".svg"), transparent=True, metadata={"Date": None, "Creator": None})
+
+
+def save_png(figure: Figure, file: Path, dpi: int = 150) -> None:
+    """Write a PNG on white, without date or program name."""
+    with styled():
+        figure.savefig(file, dpi=dpi, facecolor="white", metadata={"Software": None})
 
 
 def inline_svg(file: Path, description: str) -> str:

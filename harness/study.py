@@ -1,0 +1,177 @@
+"""Studies: many runs of one suite that vary one factor at a time, planned from a short YAML file.
+
+A factor's value that equals the suite's own is the base run itself, so the base is trained once for all factors, and
+runs that a sweep has made already are used as they are. `reports.study` writes the page.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from harness.config import Strict, Suite
+from harness.errors import ConfigError
+from harness.pipeline import RunSpec, is_finished
+from harness.store import RunStore
+from harness.suites import explain, load_suite
+
+STUDY_FOLDER = Path(str(files("tasks"))) / "studies"
+MOST_RUNS = 60
+
+
+class Factor(Strict):
+    """One thing that is varied while all else stays as in the suite."""
+
+    title: str
+    key: str | None = Field(
+        default=None, description="suite key whose value varies; null varies entries or orders only"
+    )
+    values: tuple[Any, ...] = ()
+    fixed: dict[str, Any] = Field(default={}, description="suite keys that are set in every run of this factor")
+    entries: tuple[str, ...] | None = Field(default=None, description="adapters; null takes the study's")
+    orders: tuple[str, ...] = ("default",)
+    seeds: tuple[int, ...] | None = Field(default=None, description="null takes the study's")
+
+    @model_validator(mode="after")
+    def _key_and_values_go_together(self) -> Factor:
+        if (self.key is None) != (not self.values):
+            raise ValueError("key and values go together; give both, or neither to vary entries or orders alone")
+        return self
+
+
+class Study(Strict):
+    """A suite, the methods compared, and the factors varied one at a time."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    title: str
+    suite: str
+    entries: tuple[str, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(min_length=1)
+    minutes_per_run: float = Field(gt=0, description="on one processor, for the estimate while no run is finished")
+    factors: dict[str, Factor] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run in its place in a study; a base run stands under every factor that includes the suite's own value."""
+
+    factor: str
+    value: Any
+    spec: RunSpec
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All points of a study, in the order of its factors, and the suite that they vary."""
+
+    study: Study
+    base: Suite
+    points: tuple[Point, ...]
+
+    @cached_property
+    def specs(self) -> list[RunSpec]:
+        """The distinct runs, seed by seed, so that a stopped study holds whole comparisons."""
+        distinct = {point.spec.path: point.spec for point in self.points}
+        return sorted(distinct.values(), key=lambda spec: spec.seed)
+
+    @property
+    def todo(self) -> list[RunSpec]:
+        """The runs that are not finished yet."""
+        return [spec for spec in self.specs if not is_finished(spec)]
+
+    def minutes(self, workers: int) -> float:
+        """Return the estimated minutes of what is left, from the finished runs' own times where there are any."""
+        each = list(_minutes(self.specs)) or [self.study.minutes_per_run]
+        return len(self.todo) * sum(each) / len(each) / workers
+
+    def cost(self, workers: int) -> str:
+        """Return in one sentence what is left to do: runs, training steps, estimated minutes."""
+        todo = self.todo
+        steps = sum(spec.suite.training_for(stage, spec.entry).steps for spec in todo for stage in spec.stages)
+        if not todo:
+            return f"study {self.study.name}: all {len(self.specs)} runs are finished"
+        return (
+            f"study {self.study.name}: {len(todo)} of {len(self.specs)} runs are left, up to {steps:,} training steps, about "
+            f"{self.minutes(workers):.0f} minutes with {workers} side by side, models aside"
+        )
+
+
+def plan_study(name: str, overrides: Sequence[str] = (), out: Path = Path("runs")) -> Plan:
+    """Return the runs of a study found by name or path; `overrides` change its suite.
+
+    Raises `ConfigError` for a file that does not read, a name that the suite lacks, or more than 60 runs.
+    """
+    study = load_study(name)
+    base = load_suite(study.suite, overrides)
+    plan = Plan(study, base, tuple(_points(study, base, overrides, out)))
+    if len(plan.specs) > MOST_RUNS:
+        raise ConfigError(
+            f"study {study.name} has {len(plan.specs)} runs, at most {MOST_RUNS} are allowed; drop values"
+        )
+    return plan
+
+
+def load_study(name: str) -> Study:
+    """Read a study by name (`tiny`) or path; raises `ConfigError` with key, what was found and what was expected."""
+    path = Path(name) if Path(name).suffix in {".yaml", ".yml"} else STUDY_FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in STUDY_FOLDER.glob("*.yaml")))
+        raise ConfigError(f"there is no study {name!r}; known are {known}, or give a path that ends in .yaml")
+    try:
+        return Study.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML ({error})") from error
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {explain(error, Study)}") from error
+
+
+def _points(study: Study, base: Suite, overrides: Sequence[str], out: Path) -> Iterator[Point]:
+    for name, factor in study.factors.items():
+        for value in factor.values or (None,):
+            suite = _varied(study, name, factor, value, base, overrides)
+            combinations = product(factor.entries or study.entries, factor.orders, factor.seeds or study.seeds)
+            for entry, order, seed in combinations:
+                spec = RunSpec(suite, entry, seed, order, out)
+                _check(spec, study)
+                yield Point(name, value, spec)
+
+
+def _varied(study: Study, name: str, factor: Factor, value: Any, base: Suite, overrides: Sequence[str]) -> Suite:
+    """Return the suite with a factor's value, under a name of its own unless that is what the suite says anyway."""
+    changes = {**factor.fixed, **({factor.key: value} if factor.key else {})}
+    if not changes:
+        return base
+    own = [f"{key}={json.dumps(setting)}" for key, setting in changes.items()]
+    suite = load_suite(study.suite, [*overrides, *own])
+    if suite == base:
+        return base
+    return suite.model_copy(update={"name": re.sub(r"[^A-Za-z0-9._-]", "_", f"{base.name}-{name}-{value}")})
+
+
+def _check(spec: RunSpec, study: Study) -> None:
+    if spec.entry not in spec.suite.adapters:
+        known = ", ".join(spec.suite.adapters)
+        raise ConfigError(f"study {study.name}: suite {study.suite} has no adapter {spec.entry!r}; it has {known}")
+    try:
+        _ = spec.stages
+    except ValueError as error:
+        raise ConfigError(f"study {study.name}: {error}") from error
+
+
+def _minutes(specs: Sequence[RunSpec]) -> Iterator[float]:
+    """Yield how long each finished run took, its models aside: they are made once."""
+    for spec in specs:
+        manifest = RunStore(spec.path).manifest or {}
+        noted = [session["seconds"] for session in manifest.get("sessions", []) if "seconds" in session]
+        if manifest.get("finished") and noted:
+            yield sum(seconds["total"] - seconds["models"] for seconds in noted) / 60

@@ -1,0 +1,161 @@
+"""What the finished runs of a study say: every run's figures, joined to the points of the plan it stands for.
+
+Nothing is filled in: a run that is missing or unfinished is named and left out. Differences are paired over the seeds
+that both sides have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from harness.config import Suite
+from harness.errors import RunError
+from harness.pipeline import RunSpec
+from harness.store import RunStore
+from harness.study import Factor, Plan, Point
+from reports.frames import Frames, load
+from reports.tables import Interval, figures_by_seed, score_matrices, t_interval
+
+OPD, AOPD = "opd", "aopd"
+RUN = ["suite", "adapter", "order", "seed"]
+RATE, STRENGTH, THRESHOLD = "training.optimizer.lr", "student.strength", ".options.threshold"
+
+
+class Config(NamedTuple):
+    """A group of runs that differ in their seed alone."""
+
+    suite: str
+    adapter: str
+    order: str = "default"
+
+
+@dataclass(frozen=True)
+class Results:
+    """The finished runs of a plan; `missing` says in a sentence each what is left out."""
+
+    plan: Plan
+    frames: Frames
+    missing: tuple[str, ...]
+
+    @cached_property
+    def values(self) -> pd.DataFrame:
+        """One row per run (indexed by RUN), one column per figure; shares in [0, 1], entropy in nats."""
+        figures = figures_by_seed(self.frames.scores).pivot(index=RUN, columns="figure", values="value")
+        first = pd.DataFrame(self._first_task()).set_index(RUN)
+        return figures.join(first).join(_training_figures(self.frames.steps)).sort_index()
+
+    @cached_property
+    def points(self) -> pd.DataFrame:
+        """One row per finished point: factor, setting, start, learning rate and RUN; a run has a row per factor."""
+        rows = [_row(point, self.plan.study.factors[point.factor]) for point in self.plan.points]
+        finished = set(self.values.index)
+        return pd.DataFrame([row for row in rows if tuple(row[key] for key in RUN) in finished])
+
+    @property
+    def first_task(self) -> str:
+        """The task of the suite's first stage, whose retention the paper's claim is about."""
+        return self.plan.base.stages[0].task
+
+    def series(self, config: Config, figure: str) -> pd.Series:
+        """Return a figure by seed, nan where it is not defined; empty where the study has no such run."""
+        runs = {key[3]: key for key in self.values.index if key[:3] == config}
+        known = figure in self.values
+        found = [self.values.at[key, figure] if known else float("nan") for key in runs.values()]
+        return pd.Series(found, index=list(runs), dtype=float)
+
+    def mean(self, config: Config, figure: str, seeds: Collection[int] | None = None) -> Interval:
+        """Return a figure's mean and 95 % t interval over seeds; `seeds` limits it to some."""
+        values = self.series(config, figure)
+        return t_interval(values if seeds is None else values[values.index.isin(list(seeds))])
+
+    def paired(self, one: Config, other: Config, figure: str) -> Interval:
+        """Return the mean of `one - other` over the seeds that both have, with its 95 % t interval."""
+        return t_interval(self.series(one, figure) - self.series(other, figure))
+
+    def rates(self, start: str) -> dict[float, str]:
+        """Return the suites of a start by learning rate, where nothing but these two is varied."""
+        return {lr: suite for (found, lr), suite in self._suites.items() if found == start}
+
+    @cached_property
+    def starts(self) -> list[str]:
+        """The students' starts, the suite's own first."""
+        return list(dict.fromkeys(start for start, _ in self._suites))
+
+    @property
+    def rate(self) -> float:
+        """The suite's own learning rate."""
+        return self.plan.base.training.optimizer.lr
+
+    @cached_property
+    def thresholds(self) -> dict[float, Config]:
+        """AOPD's runs by threshold, from the lowest; empty where the study does not vary it."""
+        names = [name for name, factor in self.plan.study.factors.items() if (factor.key or "").endswith(THRESHOLD)]
+        rows = self.points[self.points["factor"].isin(names) & (self.points["adapter"] == AOPD)]
+        found = {float(row["setting"]): Config(row["suite"], AOPD, row["order"]) for _, row in rows.iterrows()}
+        return dict(sorted(found.items()))
+
+    @cached_property
+    def _suites(self) -> dict[tuple[str, float], str]:
+        suites = {self.plan.base.name: self.plan.base}
+        for point in self.plan.points:
+            if self.plan.study.factors[point.factor].key in {RATE, STRENGTH}:
+                suites.setdefault(point.spec.suite.name, point.spec.suite)
+        return {(_start(suite), suite.training.optimizer.lr): name for name, suite in suites.items()}
+
+    def _first_task(self) -> Iterator[dict[str, Any]]:
+        for identity, matrix in score_matrices(self.frames.scores):
+            run = {key: identity[key] for key in RUN}
+            if self.first_task not in matrix.trained:
+                yield {**run, "first_learned": float("nan"), "first_retained": float("nan")}
+                continue
+            task = matrix.trained.index(self.first_task)
+            kept = matrix.final[task] - matrix.learned[task] if matrix.earlier[task] else float("nan")
+            yield {**run, "first_learned": matrix.learned[task], "first_retained": kept}
+
+
+def collect(plan: Plan) -> Results:
+    """Read the finished runs of a plan; raises `RunError` where there is none, or where they are not comparable."""
+    left = {spec.path for spec in plan.todo}
+    done = [spec for spec in plan.specs if spec.path not in left]
+    if not done:
+        raise RunError(f"study {plan.study.name} has no finished run; `harness study {plan.study.name}` makes them")
+    missing = tuple(_absence(spec) for spec in plan.specs if spec.path in left)
+    return Results(plan, load([spec.path for spec in done]), missing)
+
+
+def _row(point: Point, factor: Factor) -> dict[str, Any]:
+    spec = point.spec
+    run = {"suite": spec.suite.name, "adapter": spec.entry, "order": spec.order, "seed": spec.seed}
+    place = {"factor": point.factor, "setting": _setting(point, factor)}
+    return {**place, "start": _start(spec.suite), "learning_rate": spec.suite.training.optimizer.lr, **run}
+
+
+def _setting(point: Point, factor: Factor) -> str:
+    """What a factor is set to at a point: its value, or the order of the stages."""
+    if factor.key is None:
+        return point.spec.order if len(factor.orders) > 1 else ""
+    return f"{point.value:g}" if isinstance(point.value, int | float) else str(point.value)
+
+
+def _start(suite: Suite) -> str:
+    return getattr(suite.student, "strength", None) or ""
+
+
+def _training_figures(steps: pd.DataFrame) -> pd.DataFrame:
+    """Return per run: entropy over all steps and over the last stage's, share of tokens routed, share truncated."""
+    last = steps[steps["stage"] == steps.groupby(RUN)["stage"].transform("max")]
+    columns = {"entropy": "entropy", "routed_fkl": "routed_share", "truncated_share": "truncated_share"}
+    whole = steps.groupby(RUN)[list(columns)].mean().rename(columns=columns)
+    return whole.assign(entropy_last=last.groupby(RUN)["entropy"].mean())
+
+
+def _absence(spec: RunSpec) -> str:
+    manifest = RunStore(spec.path).manifest
+    if manifest is None:
+        return f"{spec.path}: not started"
+    return f"{spec.path}: {'made by another configuration' if manifest.get('finished') else 'not finished'}"
