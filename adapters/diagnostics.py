@@ -1,10 +1,8 @@
-"""What a training step reports about itself: token statistics, lengths, truncation and seconds by phase."""
+"""What a training step reports about itself: token statistics, lengths and truncation."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,27 +13,6 @@ from harness.rollouts import Rollout
 from harness.training import UpdateResult
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-
-
-class Timer:
-    """Adds up wall-clock seconds by phase: generate, teacher, student (forward, backward and optimiser step)."""
-
-    def __init__(self) -> None:
-        self.started = time.perf_counter()
-        self.phases: dict[str, float] = {"generate": 0.0, "teacher": 0.0, "student": 0.0}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Generator[None]:
-        """Count the block's time to `phase`."""
-        start = time.perf_counter()
-        yield
-        self.phases[phase] += time.perf_counter() - start
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Seconds by phase, and of the whole step until now."""
-        total = time.perf_counter() - self.started
-        return {name: round(value, 4) for name, value in {**self.phases, "step": total}.items()}
 
 
 class StepLog:

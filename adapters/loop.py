@@ -9,20 +9,22 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, cycle, islice
 from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from adapters.diagnostics import StepLog, Timer
+from adapters.diagnostics import StepLog
 from harness.adapter import Adapter, StageContext, StageResult
 from harness.engines.base import Sampling
 from harness.errors import ConfigError, TaskError
 from harness.logprobs import LogProbs, TeacherScores
+from harness.precision import autocast
 from harness.rollouts import Batch, Example, Reduction, Rollout, make_batches
 from harness.seeding import derive_seed, permutation
+from harness.timing import Timer
 from harness.training import Updater
 
 
@@ -96,7 +98,7 @@ class _Step:
 
     def __init__(self, adapter: LoopAdapter, ctx: StageContext, updater: Updater, step: int) -> None:
         self.adapter, self.ctx, self.updater, self.step = adapter, ctx, updater, step
-        self.timer = Timer()
+        self.timer = Timer("generate", "teacher", "student", whole="step")
 
     def run(self, prompts: list[Example]) -> None:
         """Do the step and write its line to the step log."""
@@ -143,12 +145,12 @@ class _Step:
         if self.ctx.teacher is None or self.adapter.teacher_needs == "none":
             nothing = torch.zeros(count, 0, device=batch.targets.device)
             return TeacherScores(nothing.new_full((count,), float("nan")), nothing.long(), nothing)
-        return self.ctx.teacher.score(batch, self.adapter.teacher_top_k, self.ctx.training.temperature)
+        with autocast(self.ctx.device, self.ctx.training.autocast):
+            return self.ctx.teacher.score(batch, self.adapter.teacher_top_k, self.ctx.training.temperature)
 
     def _student(self, batch: Batch, ids: Tensor) -> LogProbs:
         temperature = self.ctx.training.temperature if self.adapter.on_policy else 1.0
-        kind, enabled = torch.device(self.ctx.device).type, self.ctx.training.autocast is not None
-        with torch.autocast(kind, torch.bfloat16, enabled=enabled):
+        with autocast(self.ctx.device, self.ctx.training.autocast):
             return self.ctx.student(batch, ids, temperature)
 
     def _loss(self, group: list[_Scored], log: StepLog) -> Callable[[Batch], Tensor]:
@@ -166,15 +168,18 @@ class _Step:
 
 
 def prompt_batches(ctx: StageContext) -> Iterator[list[Example]]:
-    """Yield batches of prompts without end: epoch after epoch, each in an order of its own."""
-    size, queue, epoch = ctx.training.prompts_per_step, list[Example](), 0
+    """Yield batches of prompts without end, the stage's tasks in turn, so that each has an equal share."""
+    in_turn = cycle([_endless(ctx, task) for task in ctx.tasks])
     while True:
-        while len(queue) < size:
-            order = permutation(len(ctx.examples), derive_seed(ctx.seed, "data", epoch))
-            queue += [ctx.examples[i] for i in order]
-            epoch += 1
-        yield queue[:size]
-        queue = queue[size:]
+        yield [next(next(in_turn)) for _ in range(ctx.training.prompts_per_step)]
+
+
+def _endless(ctx: StageContext, task: str) -> Iterator[Example]:
+    """Yield one task's items epoch after epoch, each in an order of its own."""
+    examples = [example for example in ctx.examples if example.task == task]
+    for epoch in count():
+        for i in permutation(len(examples), derive_seed(ctx.seed, "data", task, epoch)):
+            yield examples[i]
 
 
 def _tokens(student: LogProbs, scored: _Scored) -> Tokens:
@@ -193,8 +198,8 @@ def _split(rollouts: list[Rollout], parts: int) -> list[list[Rollout]]:
 
 
 def _check_budget(ctx: StageContext, updates: int) -> None:
-    if not ctx.examples:
-        raise TaskError(f"task {ctx.task.name} has no training items; a stage needs a `training_split`")
+    if empty := set(ctx.tasks) - {example.task for example in ctx.examples}:
+        raise TaskError(f"task {', '.join(sorted(empty))} has no training items; a stage needs a `training_split`")
     rollouts = ctx.training.prompts_per_step * ctx.training.num_generations
     if rollouts % updates:
         raise ConfigError(f"updates_per_rollout {updates} does not divide the {rollouts} rollouts of a step")

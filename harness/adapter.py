@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar
@@ -32,15 +32,15 @@ GROUP = "harness.adapters"
 class StageContext:
     """Everything an adapter may use in one stage.
 
-    `examples` are the stage's training items in the task's order; `seed` belongs to this run and stage alone; `log`
-    takes one mapping per training step and writes it to the step log.
+    `tasks` are those that the stage trains, by name, `examples` their training items in order; `seed` belongs to this
+    run and stage alone; `log` takes one mapping per training step and writes it to the step log.
     """
 
     student: StudentForward
     teacher: Teacher | None
     engine: Engine
     renderer: Renderer
-    task: BenchTask
+    tasks: Mapping[str, BenchTask]
     examples: list[Example]
     training: Training
     seed: int

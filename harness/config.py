@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+JOINT = "joint"  # the order that trains all tasks in one stage
+
 
 class Strict(BaseModel):
     """Base of all configuration: immutable, and a key that is not known is an error."""
@@ -138,7 +140,9 @@ class Training(Strict):
     micro_batch: int | None = Field(
         default=None, gt=0, description="sequences in one forward; null takes the whole batch"
     )
-    autocast: Literal["bfloat16"] | None = Field(default=None, description="of the student's forward and backward")
+    autocast: Literal["bfloat16"] | None = Field(
+        default=None, description="of forward and backward passes of the student, and of a local teacher's forward"
+    )
     train_items: int | None = Field(default=None, gt=0, description="first training items used; null takes all")
     optimizer: Optimizer = Optimizer()
 
@@ -169,6 +173,14 @@ class Stage(Strict):
     task: str
     training: Training
     teacher: Model | None = Field(default=None, description="null takes the suite's teacher")
+    together: tuple[str, ...] = Field(
+        default=(), description="tasks trained in one stage, which `task` then only names"
+    )
+
+    @property
+    def trains(self) -> tuple[str, ...]:
+        """The tasks whose training items this stage draws from."""
+        return self.together or (self.task,)
 
 
 class AdapterEntry(Strict):
@@ -202,38 +214,66 @@ class Suite(Strict):
 
     @model_validator(mode="after")
     def _names_are_consistent(self) -> Suite:
-        tasks = [stage.task for stage in self.stages]
-        if repeated := sorted({t for t in tasks if tasks.count(t) > 1}):
-            raise ValueError(f"stages train {', '.join(repeated)} more than once; give each stage its own task")
+        tasks, names = list(self._trained), [stage.task for stage in self.stages]
+        for values in (tasks, names):
+            if repeated := sorted({value for value in values if values.count(value) > 1}):
+                raise ValueError(f"stages train {', '.join(repeated)} more than once; give each stage its own task")
         for name, values in (("probes", self.probes), ("seeds", self.seeds)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} {list(values)} name one twice; give each once")
         if trained := sorted(set(self.probes) & set(tasks)):
             raise ValueError(f"probes {', '.join(trained)} are also trained; a probe is a task that no stage trains")
+        if JOINT in {*self.orders, *names}:
+            raise ValueError(f"{JOINT!r} is the order that trains all tasks in one stage; choose another name")
         for name, order in self.orders.items():
-            if sorted(order) != sorted(tasks):
-                raise ValueError(f"order {name!r} is {list(order)}, expected a permutation of {tasks}")
+            if sorted(order) != sorted(names):
+                raise ValueError(f"order {name!r} is {list(order)}, expected a permutation of {names}")
         return self
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """All evaluated tasks: the stages' in the file's order, then the probes."""
-        return (*(stage.task for stage in self.stages), *self.probes)
+        return (*self._trained, *self.probes)
+
+    @property
+    def _trained(self) -> tuple[str, ...]:
+        return tuple(task for stage in self.stages for task in stage.trains)
 
     def ordered_stages(self, order: str = "default") -> tuple[Stage, ...]:
-        """The stages in a named order; `default` is the file's."""
+        """The stages in a named order; `default` is the file's, `joint` is one stage over all tasks."""
         if order == "default" and order not in self.orders:
             return self.stages
+        if order == JOINT:
+            return (self._joint_stage(),)
         if order not in self.orders:
-            known = ", ".join(["default", *self.orders])
+            known = ", ".join(["default", JOINT, *self.orders])
             raise ValueError(f"order {order!r} is not one of {known}")
         by_task = {stage.task: stage for stage in self.stages}
         return tuple(by_task[task] for task in self.orders[order])
 
     def training_for(self, stage: Stage, entry: str) -> Training:
         """A stage's budget under one adapter entry: the stage's own, then what the entry changes."""
-        changed = merge(stage.training.model_dump(), self.adapters[entry].training)
-        return Training.model_validate(changed)
+        changed = Training.model_validate(merge(stage.training.model_dump(), self.adapters[entry].training))
+        if stage.task != JOINT:
+            return changed
+        return changed.model_copy(update={"steps": sum(self.training_for(s, entry).steps for s in self.stages)})
+
+    def _joint_stage(self) -> Stage:
+        """One stage over all tasks with the steps of all stages; what else they say of training must agree."""
+        first = self.stages[0]
+        steps = sum(stage.training.steps for stage in self.stages)
+        for stage in self.stages[1:]:
+            if stage.teacher != first.teacher or _but_steps(stage) != _but_steps(first):
+                raise ValueError(
+                    f"order {JOINT!r} trains all tasks in one stage, but stages {first.task} and {stage.task} differ in "
+                    "teacher or training; give them the same, apart from steps"
+                )
+        training = first.training.model_copy(update={"steps": steps})
+        return Stage(task=JOINT, training=training, teacher=first.teacher, together=self._trained)
+
+
+def _but_steps(stage: Stage) -> dict[str, Any]:
+    return stage.training.model_dump(exclude={"steps"})
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

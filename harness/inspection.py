@@ -24,6 +24,7 @@ from harness.lmeval.checks import (
     settle_generation,
     traps,
 )
+from harness.lmeval.overlap import HEADER, Overlap, stream_overlap
 from harness.lmeval.tasks import BenchTask, TaskLibrary
 from harness.lmeval.yamls import read_task_file
 from harness.pipeline import RunSpec
@@ -38,12 +39,15 @@ def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
     tasks = {name: library.load(name) for name in suite.tasks}
     for task in tasks.values():
         settle_generation(task, suite.evaluation.decoding)
-    for stage in suite.stages:
-        check_stage_task(tasks[stage.task])
+    for name in specs[0].trained:
+        check_stage_task(tasks[name])
     console.print(_stage_table(specs[0], tasks))
     console.print(_work_table(specs, tasks))
-    for entry in dict.fromkeys(spec.entry for spec in specs):
-        console.print(f"prompts under {entry}: {_fits(suite, tasks, library, entry)}", highlight=False)
+    entries = {spec.entry: spec for spec in specs}
+    for entry, spec in entries.items():
+        console.print(f"prompts under {entry}: {_fits(spec, tasks, library)}", highlight=False)
+    for overlap in dict.fromkeys(stream_overlap(suite, entry, specs[0].order, tasks, library) for entry in entries):
+        _print_overlap(console, overlap)
     console.print(f"run directories: {', '.join(str(spec.path) for spec in specs)}", highlight=False, soft_wrap=True)
     console.print("dry run: nothing was written")
 
@@ -103,10 +107,11 @@ def _stage_table(spec: RunSpec, tasks: dict[str, BenchTask]) -> Table:
         table.add_column(column, justify="left" if column == "task" else "right")
     for index, stage in enumerate(spec.stages, start=1):
         training = spec.suite.training_for(stage, spec.entry)
-        items = len(tasks[stage.task].training_docs(training.train_items))
+        items = sum(len(tasks[name].training_docs(training.train_items)) for name in stage.trains)
+        tests = sum(_test_items(spec.suite, tasks[name]) for name in stage.trains)
         rollouts = training.prompts_per_step * training.num_generations
-        cells = (index, stage.task, items, training.steps, rollouts, f"{training.optimizer.lr:g}")
-        table.add_row(*map(str, cells), str(_test_items(spec.suite, tasks[stage.task])))
+        cells = (index, ", ".join(stage.trains), items, training.steps, rollouts, f"{training.optimizer.lr:g}", tests)
+        table.add_row(*map(str, cells))
     for probe in spec.suite.probes:
         table.add_row("probe", probe, "", "", "", "", str(_test_items(spec.suite, tasks[probe])))
     return table
@@ -129,16 +134,26 @@ def _work_table(specs: Sequence[RunSpec], tasks: dict[str, BenchTask]) -> Table:
     return table
 
 
+def _print_overlap(console: Console, overlap: Overlap) -> None:
+    if overlap.found:
+        table = Table(*HEADER, title="training prompts in test sets")
+        for row in overlap.found:
+            table.add_row(*row.cells)
+        console.print(table)
+    warned = "[yellow]warning:[/] " if overlap.warning else ""
+    console.print(f"{warned}{escape(overlap.summary)}", highlight=False, soft_wrap=True)
+
+
 def _test_items(suite: Suite, task: BenchTask) -> int:
     return len(task.test_docs(suite.evaluation.limit))
 
 
-def _fits(suite: Suite, tasks: dict[str, BenchTask], library: TaskLibrary, entry: str) -> str:
+def _fits(spec: RunSpec, tasks: dict[str, BenchTask], library: TaskLibrary) -> str:
     try:
-        renderer, context = _tokenizer_without_writing(suite.student, library)
+        renderer, context = _tokenizer_without_writing(spec.suite.student, library)
     except (HarnessError, OSError) as error:
         return f"not checked, the student's tokenizer is not here ({error})"
-    check_prompts(suite, tasks, renderer, context, entry)
+    check_prompts(spec.suite, spec.stages, tasks, renderer, context, spec.entry)
     return f"all fit the context of {context} tokens"
 
 

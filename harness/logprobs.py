@@ -79,12 +79,13 @@ def teacher_scores(hidden: Tensor, head: Head, sampled: Tensor, top_k: int) -> T
     """Return log-probabilities of `sampled` (N,) and of the K most probable tokens, normalised over the vocabulary."""
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     hidden = hidden.to(head.weight.dtype)
-    for rows in _chunks(hidden.shape[0], head.weight.shape[0]):
-        logits = head.logits(hidden[rows])
-        logsumexp = logits.logsumexp(-1, keepdim=True)
-        top = logits.topk(top_k, dim=-1)
-        own = logits.gather(-1, sampled[rows, None]) - logsumexp
-        parts.append((own[:, 0], top.indices, top.values - logsumexp))
+    with torch.autocast(hidden.device.type, enabled=False):
+        for rows in _chunks(hidden.shape[0], head.weight.shape[0]):
+            logits = head.logits(hidden[rows])
+            logsumexp = logits.logsumexp(-1, keepdim=True)
+            top = logits.topk(top_k, dim=-1)
+            own = logits.gather(-1, sampled[rows, None]) - logsumexp
+            parts.append((own[:, 0], top.indices, top.values - logsumexp))
     own, ids, values = (torch.cat(column) for column in zip(*parts, strict=True))
     return TeacherScores(own, ids, values)
 

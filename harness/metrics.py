@@ -1,6 +1,7 @@
 """Continual-learning figures: pure functions from a score matrix to named, cited numbers.
 
 `R[i][j]` is the score on task j after stage i; row 0 is the start, stage j trains task j, T is the number of stages.
+A joint stage trains several tasks at once; `R[j][j]` is then the score right after the stage that trained task j.
 Every function takes a `ScoreMatrix` and returns one number. It is nan where the figure has no meaning (backward
 transfer needs T >= 2, probe change needs a probe) and where a cell that it needs has not been evaluated yet. The
 formulas beside the functions are the ones that reports print.
@@ -22,45 +23,60 @@ Vector = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class ScoreMatrix:
-    """Scores (T+1, T+P) of one run; columns are the trained tasks in stage order, then the probes.
+    """Scores (T+1, J+P) of one run; columns are its J trained tasks in stage order, then the P probes.
 
-    A cell that was not evaluated is nan. `joint` (T,) holds the trained tasks' scores of a run that trained them all
-    together; only intransigence needs it. Raises ConfigError when the shapes do not fit the names.
+    A cell that was not evaluated is nan. `stage_of` (J,) is the stage that trains each task, 1 to T; left out, stage j
+    trains task j. `joint` (J,) holds the trained tasks' scores of a run that trained them all together; only
+    intransigence needs it. Raises ConfigError when the shapes do not fit the names.
     """
 
     scores: Vector
     trained: tuple[str, ...]
     probes: tuple[str, ...] = ()
+    stage_of: tuple[int, ...] = ()
     joint: Vector | None = None
 
     def __post_init__(self) -> None:
-        expected = (self.stages + 1, self.stages + len(self.probes))
-        if not self.trained or self.scores.shape != expected:
+        if not self.stage_of:
+            object.__setattr__(self, "stage_of", tuple(range(1, self.tasks + 1)))
+        expected = (self.stages + 1, self.tasks + len(self.probes))
+        if not self.trained or len(self.stage_of) != self.tasks or self.scores.shape != expected:
             raise ConfigError(
-                f"A score matrix of shape {self.scores.shape} does not fit {self.stages} trained tasks and "
-                f"{len(self.probes)} probes; expected at least one trained task and shape {expected}."
+                f"A score matrix of shape {self.scores.shape} does not fit {self.tasks} trained tasks, "
+                f"{len(self.probes)} probes and {self.stages} stages; expected at least one trained task and shape "
+                f"{expected}."
             )
-        if self.joint is not None and self.joint.shape != (self.stages,):
+        if self.joint is not None and self.joint.shape != (self.tasks,):
             raise ConfigError(f"Joint scores have shape {self.joint.shape}; expected one per trained task.")
+
+    @property
+    def tasks(self) -> int:
+        """J, the number of trained tasks; equal to T where each stage trains one."""
+        return len(self.trained)
 
     @property
     def stages(self) -> int:
         """T, the number of stages."""
-        return len(self.trained)
+        return max(self.stage_of, default=0)
 
     @property
     def learned(self) -> Vector:
-        """`R[j][j]` (T,): each trained task right after its own stage."""
-        return np.diagonal(self.scores[1:])
+        """`R[j][j]` (J,): each trained task right after its own stage."""
+        return self.scores[list(self.stage_of), range(self.tasks)]
 
     @property
     def unlearned(self) -> Vector:
-        """`R[j-1][j]` (T,): each trained task right before its own stage."""
-        return np.diagonal(self.scores[:-1, : self.stages])
+        """`R[j-1][j]` (J,): each trained task right before its own stage."""
+        return self.scores[[stage - 1 for stage in self.stage_of], range(self.tasks)]
+
+    @property
+    def earlier(self) -> NDArray[np.bool_]:
+        """Which trained tasks (J,) have a stage before the last, so that a later stage can take from them."""
+        return np.array(self.stage_of) < self.stages
 
     @property
     def final(self) -> Vector:
-        """`R[T]` (T+P,): every task after the last stage."""
+        """`R[T]` (J+P,): every task after the last stage."""
         return self.scores[-1]
 
 
@@ -106,7 +122,7 @@ _RWALK = "Chaudhry et al. 2018, arXiv 1801.10112"
 @_figure("Average accuracy (ACC)", "1/T Σ_j R[T][j]", _GEM, "%")
 def average_accuracy(matrix: ScoreMatrix) -> float:
     """Return the mean final score of the trained tasks."""
-    return _mean(matrix.final[: matrix.stages])
+    return _mean(matrix.final[: matrix.tasks])
 
 
 @_figure("Learning accuracy", "1/T Σ_j R[j][j]", "Riemer et al. 2019, arXiv 1810.11910", "%")
@@ -124,14 +140,14 @@ def plasticity(matrix: ScoreMatrix) -> float:
 @_figure("Backward transfer (BWT)", "1/(T−1) Σ_{j<T} (R[T][j] − R[j][j])", f"{_GEM}; TRACE divides by t, CoIN by T")
 def backward_transfer(matrix: ScoreMatrix) -> float:
     """Return the mean change of the earlier tasks since their own stage; nan when T = 1, as nothing is earlier."""
-    return _mean((matrix.final[: matrix.stages] - matrix.learned)[:-1])
+    return _mean((matrix.final[: matrix.tasks] - matrix.learned)[matrix.earlier])
 
 
 @_figure("Forgetting (Chaudhry)", "1/(T−1) Σ_{j<T} (max_{j≤l<T} R[l][j] − R[T][j])", _RWALK, higher=False)
 def forgetting_chaudhry(matrix: ScoreMatrix) -> float:
     """Return the mean drop of the earlier tasks from their best since their own stage; nan when T = 1."""
-    T = matrix.stages
-    return _mean(np.array([matrix.scores[j + 1 : T, j].max() - matrix.final[j] for j in range(T - 1)]))
+    T, earlier = matrix.stages, [(j, own) for j, own in enumerate(matrix.stage_of) if own < matrix.stages]
+    return _mean(np.array([matrix.scores[own:T, j].max() - matrix.final[j] for j, own in earlier]))
 
 
 @_figure(
@@ -145,7 +161,7 @@ def forgetting_from_start(matrix: ScoreMatrix) -> float:
 
     It also shows what a task loses before or during its own stage, which the other variants leave out.
     """
-    return _mean(drop_from_start(matrix)[: matrix.stages - 1])
+    return _mean(drop_from_start(matrix)[: matrix.tasks][matrix.earlier])
 
 
 @_figure(
@@ -156,7 +172,7 @@ def forgetting_from_start(matrix: ScoreMatrix) -> float:
 )
 def forgetting_avalanche(matrix: ScoreMatrix) -> float:
     """Return the mean drop of the earlier tasks since their own stage, first minus last; nan when T = 1."""
-    return _mean((matrix.learned - matrix.final[: matrix.stages])[:-1])
+    return _mean((matrix.learned - matrix.final[: matrix.tasks])[matrix.earlier])
 
 
 @_figure(
@@ -170,7 +186,7 @@ def retention_ratio(matrix: ScoreMatrix) -> float:
 
     Tasks that scored 0 after their own stage had nothing to keep and are left out; nan when none is left or T = 1.
     """
-    learned, final = matrix.learned[:-1], matrix.final[: matrix.stages - 1]
+    learned, final = matrix.learned[matrix.earlier], matrix.final[: matrix.tasks][matrix.earlier]
     nothing = learned == 0
     return _mean(final[~nothing] / learned[~nothing])
 
@@ -178,13 +194,16 @@ def retention_ratio(matrix: ScoreMatrix) -> float:
 @_figure("Average incremental accuracy (AIA)", "1/T Σ_i 1/i Σ_{j≤i} R[i][j]", _ICARL, "%")
 def average_incremental_accuracy(matrix: ScoreMatrix) -> float:
     """Return the mean over stages of the mean score of the tasks trained so far."""
-    return _mean(np.array([_mean(matrix.scores[i, :i]) for i in range(1, matrix.stages + 1)]))
+    own = np.array(matrix.stage_of)
+    so_far = [_mean(matrix.scores[i, : matrix.tasks][own <= i]) for i in range(1, matrix.stages + 1)]
+    return _mean(np.array(so_far))
 
 
 @_figure("Forward transfer (FWT)", "1/(T−1) Σ_{j≥2} (R[j−1][j] − R[0][j])", f"{_GEM}; baseline: the run's own start")
 def forward_transfer(matrix: ScoreMatrix) -> float:
     """Return how much the later tasks gained before their own stage; nan when T = 1, as nothing is later."""
-    return _mean((matrix.unlearned - matrix.scores[0, : matrix.stages])[1:])
+    later = np.array(matrix.stage_of) > 1
+    return _mean((matrix.unlearned - matrix.scores[0, : matrix.tasks])[later])
 
 
 @_figure("Intransigence", "1/T Σ_j (R*[j] − R[j][j]), R* from a joint run", _RWALK, higher=False)
@@ -201,12 +220,12 @@ def probe_change(matrix: ScoreMatrix) -> float:
 
 def probe_changes(matrix: ScoreMatrix) -> dict[str, float]:
     """Return `R[T][p] - R[0][p]` of each probe, by name."""
-    change = (matrix.final - matrix.scores[0])[matrix.stages :]
+    change = (matrix.final - matrix.scores[0])[matrix.tasks :]
     return dict(zip(matrix.probes, change.tolist(), strict=True))
 
 
 def drop_from_start(matrix: ScoreMatrix) -> Vector:
-    """Return `max_{0<=l<T} R[l][j] - R[T][j]` (T+P,) of every task, probes included; negative where the end is best."""
+    """Return `max_{0<=l<T} R[l][j] - R[T][j]` (J+P,) of every task, probes included; negative where the end is best."""
     return matrix.scores[:-1].max(axis=0) - matrix.final
 
 

@@ -7,6 +7,7 @@ continues from its last finished stage and ends with the numbers of an undisturb
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,16 +21,21 @@ from harness.config import Model, Stage, Suite, digest, merge
 from harness.engines.hf import HFEngine
 from harness.lmeval.checks import check_prompts, check_stage_task, settle_generation
 from harness.lmeval.evaluate import Subject, evaluate
+from harness.lmeval.overlap import stream_overlap
 from harness.lmeval.shared import SharedCells
 from harness.lmeval.tasks import BenchTask, TaskLibrary
 from harness.logprobs import StudentForward
 from harness.manifest import environment, now
 from harness.models import checkpoint_of, limit_threads, resolve_device
+from harness.precision import suit_attention
 from harness.progress import Event, Report, silent
 from harness.seeding import derive_seed, seed_global_generators
 from harness.store import RunStore, StageFolder, stderr_to, write_cell, write_json
 from harness.teachers.base import Teacher
 from harness.teachers.local import LocalTeacher, check_same_rows
+from harness.timing import Timer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,17 +56,25 @@ class RunSpec:
     @property
     def label(self) -> str:
         """The run's short name on the terminal."""
-        return f"{self.entry} seed {self.seed}" + ("" if self.order == "default" else f" {self.order}")
+        order = "" if self.order == "default" else f" {self.order}"
+        return f"{self.suite.name} {self.entry}{order} seed {self.seed}"
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The stages in this run's order."""
         return self.suite.ordered_stages(self.order)
 
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The tasks that the stages train, in this run's order."""
+        return tuple(task for stage in self.stages for task in stage.trains)
+
     def config(self) -> dict[str, Any]:
         """Return all that decides this run's numbers, and nothing of its siblings."""
         suite = self.suite.model_dump(mode="json", exclude={"adapters", "seeds", "orders", "description"})
-        own = {"adapter": self.suite.adapters[self.entry].model_dump(mode="json"), "seed": self.seed}
+        entry = self.suite.adapters[self.entry]
+        adapter = {**entry.model_dump(mode="json"), "adapter": entry.adapter or self.entry}
+        own = {"adapter": adapter, "seed": self.seed}
         return merge(suite, {**own, "stages": [stage.model_dump(mode="json") for stage in self.stages]})
 
 
@@ -75,7 +89,7 @@ def run(spec: RunSpec, report: Report = silent) -> Path:
         manifest = {**bench.describe(), **session, "sessions": [], "finished": None}
         store.refuse_another(manifest)
         bench.check()
-        store.start(manifest)
+        store.start({**manifest, "overlap": bench.overlap()})
         store.update_manifest(lambda found: {**found, "sessions": [*found["sessions"], session]})
         checkpoint = bench.start
         bench.weights["start"] = weights_digest(checkpoint)
@@ -84,8 +98,8 @@ def run(spec: RunSpec, report: Report = silent) -> Path:
             folder = store.stage(index, stage.task)
             checkpoint = bench.adapt(folder, stage, index, checkpoint)
             bench.evaluate(folder, checkpoint, f"after {stage.task}")
-            store.update_manifest(lambda found: {**found, "weights": {**found["weights"], **bench.weights}})
-        store.update_manifest(lambda found: {**found, "finished": now()})
+            store.update_manifest(bench.progress)
+        store.update_manifest(lambda found: {**bench.progress(found), "finished": now()})
     report(Event(spec.label, "done", 1, 1, finished=True))
     return spec.path
 
@@ -111,6 +125,7 @@ class Bench:
         self.library = TaskLibrary(self.suite.include, self.suite.data)
         self.adapter: Adapter = make_adapter(spec.entry, self.suite.adapters[spec.entry])
         self.weights: dict[str, str] = {}
+        self.timer = Timer("models", "train", "evaluate", whole="total")
         self._teacher: _HeldTeacher | None = None
 
     @cached_property
@@ -124,7 +139,8 @@ class Bench:
     @cached_property
     def start(self) -> Path:
         """The student's checkpoint before any stage."""
-        return checkpoint_of(self.suite.student, self.spec.seed, self.library, self._building)
+        with self.timer("models"):
+            return checkpoint_of(self.suite.student, self.spec.seed, self.library, self._building)
 
     def describe(self) -> dict[str, Any]:
         """Return the part of the manifest that says what this run is."""
@@ -134,7 +150,7 @@ class Bench:
             "adapter": self.spec.entry,
             "adapter_config": self.adapter.model_dump(mode="json"),
             "order": self.spec.order,
-            "stages": [stage.task for stage in self.spec.stages],
+            "stages": [{"name": stage.task, "trains": list(stage.trains)} for stage in self.spec.stages],
             "probes": list(self.suite.probes),
             "seed": self.spec.seed,
             "start": getattr(self.suite.student, "strength", None),
@@ -143,18 +159,35 @@ class Bench:
             "weights": {},
         }
 
+    def progress(self, found: dict[str, Any]) -> dict[str, Any]:
+        """Return a manifest with what is known of it by now: the weights, and this session's seconds by phase."""
+        *before, session = found["sessions"]
+        sessions = [*before, {**session, "seconds": self.timer.seconds}]
+        return {**found, "weights": {**found["weights"], **self.weights}, "sessions": sessions}
+
     def check(self) -> None:
         """Refuse what would fail or be cut silently hours later: tasks that cannot be stages, prompts that do not fit."""
-        for stage in self.suite.stages:
-            check_stage_task(self.tasks[stage.task])
+        for name in self.spec.trained:
+            check_stage_task(self.tasks[name])
         renderer = load_renderer(self.start, self.suite.student)
-        check_prompts(self.suite, self.tasks, renderer, context_of(self.start), self.spec.entry)
+        check_prompts(self.suite, self.spec.stages, self.tasks, renderer, context_of(self.start), self.spec.entry)
+
+    def overlap(self) -> dict[str, Any]:
+        """Return how training prompts overlap with test prompts, for the manifest; say so where they are the same."""
+        found = stream_overlap(self.suite, self.spec.entry, self.spec.order, self.tasks, self.library)
+        if found.warning is not None:
+            log.warning(found.warning)
+            self.report(Event(self.spec.label, found.warning, warning=True))
+        return found.as_dict()
 
     def adapt(self, folder: StageFolder, stage: Stage, index: int, checkpoint: Path) -> Path:
         """Train one stage from `checkpoint`, unless it is trained already, and return the new checkpoint."""
         if (done := folder.training_done) is None:
             with folder.fresh_training() as train:
-                done = self._train(train, stage, index, load(checkpoint, self.suite.student, self.device))
+                with self.timer("models"):
+                    student = load(checkpoint, self.suite.student, self.device)
+                    suit_attention(student.model, self.suite.training_for(stage, self.spec.entry).autocast)
+                done = self._train(train, stage, index, student)
                 write_json(train / "done.json", done)
         self.weights[f"stage_{index}"] = done["weights"]
         if done["teacher"] is not None:
@@ -171,7 +204,8 @@ class Bench:
         )
         progress = Counter(self.report, self.spec.label, f"evaluate {when}", len(missing))
         shared = SharedCells(self.spec.out / self.suite.name)
-        cells = evaluate(subject, missing, self.library, self.suite.evaluation, shared, progress.next)
+        with self.timer("evaluate"):
+            cells = evaluate(subject, missing, self.library, self.suite.evaluation, shared, progress.next)
         for name, cell in cells.items():
             write_cell(folder.cell(name), {**cell.summary, "stage": _stage_index(folder)}, cell.samples)
 
@@ -179,7 +213,8 @@ class Bench:
         started = time.perf_counter()
         context = self._context(train, stage, index, student)
         seed_global_generators(context.seed)
-        result = self.adapter.train_stage(context)
+        with self.timer("train"):
+            result = self.adapter.train_stage(context)
         seconds = time.perf_counter() - started
         save(student, train / "checkpoint")
         return {
@@ -192,15 +227,18 @@ class Bench:
 
     def _context(self, train: Path, stage: Stage, index: int, student: Loaded) -> StageContext:
         training = self.suite.training_for(stage, self.spec.entry)
-        task = self.tasks[stage.task]
+        tasks = {name: self.tasks[name] for name in stage.trains}
+        examples = [
+            e for task in tasks.values() for e in task.training_examples(student.renderer, training.train_items)
+        ]
         progress = Counter(self.report, self.spec.label, f"stage {index} {stage.task}", training.steps)
         return StageContext(
             student=StudentForward(student.model),
             teacher=self._teacher_of(stage, student),
             engine=HFEngine(student.model, student.renderer.tokenizer, training.generation_batch),
             renderer=student.renderer,
-            task=task,
-            examples=task.training_examples(student.renderer, training.train_items),
+            tasks=tasks,
+            examples=examples,
             training=training,
             seed=derive_seed(self.spec.seed, "stage", index, stage.task),
             device=self.device,
@@ -213,12 +251,17 @@ class Bench:
             return None
         if self._teacher is None or self._teacher.spec != spec:
             self._teacher = None
-            folder = checkpoint_of(spec, self.spec.seed, self.library, self._building)
-            loaded = load(folder, spec, self.device)
-            check_same_rows(loaded.model, student.model)
-            teacher = LocalTeacher(loaded.model, loaded.renderer.tokenizer, student.renderer.tokenizer)
-            self._teacher = _HeldTeacher(spec, weights_digest(folder), teacher)
+            with self.timer("models"):
+                self._teacher = self._load_teacher(spec, student)
+                suit_attention(self._teacher.teacher.model, self.suite.training_for(stage, self.spec.entry).autocast)
         return self._teacher.teacher
+
+    def _load_teacher(self, spec: Model, student: Loaded) -> _HeldTeacher:
+        folder = checkpoint_of(spec, self.spec.seed, self.library, self._building)
+        loaded = load(folder, spec, self.device)
+        check_same_rows(loaded.model, student.model)
+        teacher = LocalTeacher(loaded.model, loaded.renderer.tokenizer, student.renderer.tokenizer)
+        return _HeldTeacher(spec, weights_digest(folder), teacher)
 
     def _building(self, what: str, done: int, total: int) -> None:
         self.report(Event(self.spec.label, f"build {what}", done, total))
@@ -230,7 +273,7 @@ class _HeldTeacher:
 
     spec: Model
     weights: str
-    teacher: Teacher
+    teacher: LocalTeacher
 
 
 class Counter:

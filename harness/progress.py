@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,13 +21,14 @@ from rich.progress import (
 
 @dataclass(frozen=True)
 class Event:
-    """Something that a run says: which run, what it does now, and how far it is."""
+    """Something that a run says: which run, what it does now, and how far it is; or a warning in place of these."""
 
     run: str
     activity: str
     done: int = 0
     total: int | None = None
     finished: bool = False
+    warning: bool = False
 
 
 Report = Callable[[Event], None]
@@ -51,6 +53,7 @@ class Display:
         )
         self.bars: dict[str, TaskID] = {}
         self.activities: dict[str, str] = {}
+        self.warnings: set[str] = set()
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -60,7 +63,10 @@ class Display:
         self.progress.stop()
 
     def __call__(self, event: Event) -> None:
-        """Show an event; a new activity starts its own count and clock."""
+        """Show an event; a new activity starts its own count and clock, and runs that share a warning say it once."""
+        if event.warning:
+            self._warn(event.activity)
+            return
         if event.run not in self.bars:
             self.bars[event.run] = self.progress.add_task(event.activity, run=event.run, total=event.total)
         bar = self.bars[event.run]
@@ -72,6 +78,11 @@ class Display:
         if event.finished:
             self.progress.update(bar, completed=event.total or 1, total=event.total or 1)
             self.progress.stop_task(bar)
+
+    def _warn(self, sentence: str) -> None:
+        if sentence not in self.warnings:
+            self.warnings.add(sentence)
+            self.progress.console.print(f"[yellow]warning:[/] {escape(sentence)}", highlight=False)
 
     def _log_when_not_a_terminal(self, event: Event) -> None:
         console = self.progress.console

@@ -15,8 +15,9 @@ Reduction = Literal["sequence_mean", "token_mean"]
 
 @dataclass(frozen=True)
 class Example:
-    """One training item as token ids; `target` ends with the stop token."""
+    """One training item of a task as token ids; `target` ends with the stop token."""
 
+    task: str
     item_id: str
     doc: dict[str, Any]
     prompt: list[int]

@@ -25,11 +25,11 @@ from harness.checkpoints import Loaded, save
 from harness.config import Architecture, Optimizer, Scratch, digest
 from harness.lmeval.tasks import TaskLibrary
 from harness.logprobs import StudentForward
+from harness.precision import autocast, suit_attention
 from harness.rollouts import Batch, Example, Rollout, make_batches
 from harness.seeding import derive_seed
 from harness.training import Updater
 
-SHORT_CONTEXT = 256
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 # Digits stay single and runs of punctuation may merge, which keeps sums learnable and JSON short.
 WORDS = {"own": r"\p{N}|\p{L}+|[^\s\p{L}\p{N}]+|\s+", "leading": r"\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+"}
@@ -148,15 +148,13 @@ def _warm_up(
         schedule="cosine",
         warmup_steps=min(20, steps // 10),
     )
-    if spec.warmup.autocast is not None and spec.architecture.context <= SHORT_CONTEXT:
-        # On a CPU, fused attention in bfloat16 costs more than all matrix products of short sequences together.
-        model.set_attn_implementation("eager")
+    suit_attention(model, spec.warmup.autocast)
     student = StudentForward(model.train())
     updater = Updater(student, settings, steps)
     mixtures = _mixed_batches(spec, examples, derive_seed(seed, "warm-up"))
 
     def loss_of(batch: Batch) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=spec.warmup.autocast is not None):
+        with autocast("cpu", spec.warmup.autocast):
             return -(student(batch, batch.targets[:, None]).chosen[:, 0] * batch.weights).sum()
 
     for step in range(steps):

@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 
 from harness.errors import RunError
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)

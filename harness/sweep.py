@@ -59,31 +59,38 @@ def sweep(
 
 
 def _submit(pool: ProcessPoolExecutor, specs: Sequence[RunSpec], events: Any) -> dict[Future[None], RunSpec | None]:
-    """Queue models and runs: what the first seed needs, its runs, then the other seeds'.
+    """Queue models and runs seed by seed, the models one seed ahead of the runs.
 
-    Models are jobs of their own because runs of one seed would otherwise wait for each other to build them.
+    Models are jobs of their own because runs of one seed would otherwise wait for each other to build them; the next
+    seed's students fill the time in which the first runs wait for the teacher, which takes longest.
     """
-    first = [spec for spec in specs if spec.seed == specs[0].seed]
-    later = [spec for spec in specs if spec.seed != specs[0].seed]
+    seeds = list(dict.fromkeys(spec.seed for spec in specs))
+    groups = [[spec for spec in specs if spec.seed == seed] for seed in seeds]
+    built: set[str] = set()
     pending: dict[Future[None], RunSpec | None] = {}
-    for group in (first, later):
-        for model, seed in _models(group):
-            pending[pool.submit(_build_in_worker, group[0], model, seed, events)] = None
-        for spec in group:
+    for now, runs in enumerate(groups):
+        for key, (spec, model, seed) in _models([spec for group in groups[now : now + 2] for spec in group]).items():
+            if key not in built:
+                pending[pool.submit(_build_in_worker, spec, model, seed, events)] = None
+                built.add(key)
+        for spec in runs:
             pending[pool.submit(_run_in_worker, spec, events)] = spec
     return pending
 
 
-def _models(specs: Sequence[RunSpec]) -> list[tuple[Model, int]]:
-    """Return the distinct models of some runs that are built from scratch, teachers first: they take longest."""
+def _models(specs: Sequence[RunSpec]) -> dict[str, tuple[RunSpec, Model, int]]:
+    """Return the distinct models that are built from scratch by recipe, each with a run that needs it and its seed.
+
+    Teachers come first: they take longest. The runs may be of different suites.
+    """
     taught = [
         spec for spec in specs if make_adapter(spec.entry, spec.suite.adapters[spec.entry]).teacher_needs != "none"
     ]
-    teachers = [(stage.teacher or spec.suite.teacher, spec.seed) for spec in taught for stage in spec.stages]
-    students = [(spec.suite.student, spec.seed) for spec in specs]
-    wanted = [(model, seed) for model, seed in [*teachers, *students] if isinstance(model, Scratch)]
-    own = [(model, seed if model.seed is None else model.seed) for model, seed in wanted]
-    return list({digest([model.model_dump(mode="json"), seed]): (model, seed) for model, seed in own}.values())
+    teachers = [(spec, stage.teacher or spec.suite.teacher) for spec in taught for stage in spec.stages]
+    students = [(spec, spec.suite.student) for spec in specs]
+    wanted = [(spec, model) for spec, model in [*teachers, *students] if isinstance(model, Scratch)]
+    own = [(spec, model, spec.seed if model.seed is None else model.seed) for spec, model in wanted]
+    return {digest([model.model_dump(mode="json"), seed]): (spec, model, seed) for spec, model, seed in own}
 
 
 def _build_in_worker(spec: RunSpec, model: Model, seed: int, events: Any) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from harness.errors import RunError
+from harness.lmeval.overlap import Overlap
 from reports.runs import RunDir, find_runs, read_json, read_lines
 
 IDENTITY = ["label", "suite", "adapter", "order", "start", "seed"]
@@ -48,6 +49,13 @@ class Frames:
         """Each run with the label of its group."""
         varying = [key for key in ("suite", "order", "start") if len({getattr(run, key) for run in self.runs}) > 1]
         return [(run, ", ".join([run.adapter, *(getattr(run, key) or "-" for key in varying)])) for run in self.runs]
+
+    @cached_property
+    def overlap(self) -> Overlap | None:
+        """Every distinct comparison of training with test prompts; None when no run recorded any."""
+        recorded = [Overlap.read(run.manifest["overlap"]) for run in self.runs if "overlap" in run.manifest]
+        rows = dict.fromkeys(row for overlap in recorded for row in overlap.rows)
+        return Overlap(tuple(rows), ()) if recorded else None
 
     @cached_property
     def scores(self) -> pd.DataFrame:
@@ -117,7 +125,7 @@ class _Cell:
 
 def _cells(run: RunDir, label: str) -> Iterator[_Cell]:
     for stage in range(len(run.stages) + 1):
-        for task in [*run.stages, *run.probes]:
+        for task in run.tasks:
             path = run.stage_path(stage) / "eval" / task
             file = path / "results.json"
             yield _Cell(run, label, stage, task, path, read_json(file) if file.is_file() else None)
@@ -131,14 +139,13 @@ def _base(cell: _Cell) -> dict[str, Any]:
 
 
 def _score_row(cell: _Cell) -> dict[str, Any]:
-    stages, results = cell.run.stages, cell.results or {}
-    trained = stages[cell.stage - 1] if cell.stage else ""
+    run, results = cell.run, cell.results or {}
     outcomes = results.get("outcomes", {})
     return {
         **_base(cell),
-        "stage_task": trained,
-        "role": "trained" if cell.task in stages else "probe",
-        "own": cell.task == trained,
+        "stage_task": run.stages[cell.stage - 1] if cell.stage else "",
+        "role": "probe" if cell.task in run.probes else "trained",
+        "own": cell.stage > 0 and cell.task in run.trains[cell.stage - 1],
         "metric": results.get("metric", ""),
         "score": float(results.get("score", "nan")),
         "n": int(results.get("n", 0)),

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
 from harness.errors import RunError
+from harness.store import SCHEMA
 
-SCHEMA = 1
 CONTROLS_FIRST = ["none", "sft", "opd", "aopd"]
 
 
@@ -49,13 +49,30 @@ class RunDir:
 
     @property
     def stages(self) -> list[str]:
-        """The trained tasks, in the order of training."""
-        return list(self.manifest["stages"])
+        """The stages' names, in order: the task's, or `joint` for one stage over all tasks."""
+        return [stage["name"] for stage in self.manifest["stages"]]
+
+    @property
+    def trains(self) -> list[list[str]]:
+        """The tasks that each stage trains."""
+        return [list(stage["trains"]) for stage in self.manifest["stages"]]
+
+    @property
+    def tasks(self) -> list[str]:
+        """All evaluated tasks: the trained ones in the order of training, then the probes."""
+        return [*chain.from_iterable(self.trains), *self.probes]
 
     @property
     def probes(self) -> list[str]:
         """The tasks that are evaluated and never trained."""
         return list(self.manifest["probes"])
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by phase (models, train, evaluate, total) over all sessions of the run; nan where none noted any."""
+        noted = [session["seconds"] for session in self.manifest.get("sessions", []) if "seconds" in session]
+        phases = ("models", "train", "evaluate", "total")
+        return {phase: sum(s[phase] for s in noted) if noted else float("nan") for phase in phases}
 
     def stage_path(self, stage: int) -> Path:
         """Return the folder of a stage; 0 is the start."""

@@ -6,16 +6,17 @@ none. How much items alone would move a score is said beside the tables, never m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from harness import metrics
+from harness.config import JOINT
 from harness.metrics import FIGURES, Figure, ScoreMatrix
 from reports.frames import IDENTITY, OUTCOMES, PHASES, Frames
 
@@ -81,13 +82,42 @@ def retention_wide(scores: pd.DataFrame) -> pd.DataFrame:
     return wide.reindex(pd.MultiIndex.from_frame(order))[tasks].reset_index().rename_axis(columns=None)
 
 
-def score_matrices(scores: pd.DataFrame) -> Iterator[tuple[dict[str, object], ScoreMatrix]]:
-    """Yield each run's identity and its score matrix, trained tasks in stage order."""
+def score_matrices(scores: pd.DataFrame) -> Iterator[tuple[dict[str, Any], ScoreMatrix]]:
+    """Yield each run's identity and its score matrix, trained tasks in stage order.
+
+    A run takes its joint scores from the run of the same adapter, start and seed in the order `joint`, where there is one.
+    """
+    joint = _joint_scores(scores)
     for values, cells in scores.groupby(IDENTITY, sort=False):
-        trained = tuple(cells.loc[cells["role"] == "trained", "task"].unique())
+        identity: dict[str, Any] = dict(zip(IDENTITY, values, strict=True))
+        own = cells[cells["own"]].set_index("task")["stage"]
         probes = tuple(cells.loc[cells["role"] == "probe", "task"].unique())
-        table = cells.pivot(index="stage", columns="task", values="score")[[*trained, *probes]]
-        yield dict(zip(IDENTITY, values, strict=True)), ScoreMatrix(table.to_numpy(dtype=float), trained, probes)
+        table = cells.pivot(index="stage", columns="task", values="score")[[*own.index, *probes]]
+        together = joint.get(_seed_key(identity)) if identity["order"] != JOINT else None
+        yield (
+            identity,
+            ScoreMatrix(
+                table.to_numpy(dtype=float),
+                trained=tuple(own.index),
+                probes=probes,
+                stage_of=tuple(own),
+                joint=None if together is None else together.reindex(own.index).to_numpy(dtype=float),
+            ),
+        )
+
+
+def _joint_scores(scores: pd.DataFrame) -> dict[tuple[object, ...], pd.Series]:
+    """Return each joint run's scores after its one stage, by task."""
+    own = scores[(scores["order"] == JOINT) & scores["own"]]
+    return {
+        _seed_key(cells.iloc[0].to_dict()): cells.set_index("task")["score"]
+        for _, cells in own.groupby(IDENTITY, sort=False)
+    }
+
+
+def _seed_key(identity: Mapping[Any, Any]) -> tuple[object, ...]:
+    """Return what a run and its joint run have in common."""
+    return tuple(identity[key] for key in ("suite", "adapter", "start", "seed"))
 
 
 def figures_by_seed(scores: pd.DataFrame) -> pd.DataFrame:
@@ -139,17 +169,22 @@ def outcomes(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def cost(frames: Frames) -> pd.DataFrame:
-    """Return per label what one run cost on average: seconds by phase and of evaluation, steps and tokens.
+    """Return per label what one run cost on average: seconds by phase and in all, steps and tokens.
 
-    `seconds_step` is the whole training step, so it holds the other phases; the total is steps and evaluation.
+    `seconds_step` is the whole training step and holds generation, teacher and student. `share_outside` is the part of the
+    total outside these three, evaluation and the preparation of models; nan for a run that has not noted its seconds.
     """
     phases = [f"seconds_{phase}" for phase in PHASES]
     runs = frames.scores.groupby(IDENTITY, sort=False)["seconds"].sum().rename("seconds_evaluate").to_frame()
     trained = frames.steps.groupby(IDENTITY)[[*phases, "tokens"]].sum()
     trained["steps"] = frames.steps.groupby(IDENTITY).size()
     runs = runs.join(trained).fillna(0.0)
-    runs["seconds_total"] = runs["seconds_step"] + runs["seconds_evaluate"]
-    columns = ["steps", "tokens", *phases, "seconds_evaluate", "seconds_total"]
+    spent = pd.DataFrame([run.seconds for run in frames.runs], index=runs.index).astype(float)
+    runs["seconds_evaluate"] = spent["evaluate"].fillna(runs["seconds_evaluate"])
+    runs["seconds_models"], runs["seconds_total"] = spent["models"], spent["total"]
+    inside = ["generate", "teacher", "student", "evaluate", "models"]
+    runs["share_outside"] = 1 - runs[[f"seconds_{phase}" for phase in inside]].sum(axis=1) / runs["seconds_total"]
+    columns = ["steps", "tokens", *phases, "seconds_evaluate", "seconds_models", "seconds_total", "share_outside"]
     table = runs.groupby("label", sort=False)[columns].mean()
     table.insert(0, "runs", runs.groupby("label", sort=False).size())
     return table.reset_index()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
+from harness.lmeval.overlap import HEADER
 from reports import tables
 from reports.frames import OUTCOMES, PHASES, Frames
 from reports.style import short_names
@@ -94,16 +96,24 @@ def outcomes_grid(scores: pd.DataFrame) -> Grid:
 
 
 def cost_grid(frames: Frames) -> Grid:
-    """Return what one run cost on average, in seconds by phase and tokens."""
+    """Return what one run cost on average, in seconds by phase and tokens.
+
+    The last column is the share of time outside generation, teacher, student, evaluation and preparation of models.
+    """
     whole = "{:,.0f}".format
-    phases = [*PHASES, "evaluate", "total"]
+    phases = [*PHASES, "evaluate", "models", "total"]
     names = ["whole step" if phase == "step" else phase for phase in phases]
     rows = [
         [row["label"], str(row["runs"]), whole(row["steps"]), whole(row["tokens"])]
-        + [f"{row[f'seconds_{phase}']:,.1f}" for phase in phases]
+        + [_seconds(row[f"seconds_{phase}"]) for phase in phases]
+        + [percent(row["share_outside"])]
         for row in tables.cost(frames).to_dict("records")
     ]
-    return Grid("Cost", ["method", "runs", "steps", "tokens", *(f"{name} s" for name in names)], rows)
+    return Grid("Cost", ["method", "runs", "steps", "tokens", *(f"{name} s" for name in names), "outside %"], rows)
+
+
+def _seconds(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:,.1f}"
 
 
 def runs_grid(frames: Frames) -> Grid:
@@ -136,6 +146,12 @@ def packages_grid(frames: Frames) -> Grid:
 def hardware_grid(frames: Frames) -> Grid:
     """Return the hardware; what differs between runs shows every value."""
     return _settings_grid("Hardware", "part", [run.manifest.get("hardware") or {} for run in frames.runs])
+
+
+def overlap_grid(frames: Frames) -> Grid:
+    """Return the training sets that share prompts or n-grams with a test set; no rows where none does."""
+    found = frames.overlap.found if frames.overlap else []
+    return Grid("Training prompts in test sets", HEADER, [row.cells for row in found])
 
 
 def _settings_grid(title: str, kind: str, settings: Sequence[dict]) -> Grid:

@@ -25,13 +25,22 @@ def headline(frames: Frames) -> list[str]:
     methods = [_method(label, rows) for label, rows in values.groupby("label", sort=False)]
     differences = list(_differences(values, frames))
     caution = ["Forgetting compares methods fairly only where they learned about as much."] if differences else []
-    return [_setting(frames), *methods, *differences, *caution, _limits(frames)]
+    memory = [frames.overlap.warning] if frames.overlap and frames.overlap.warning else []
+    return [_setting(frames), *methods, *differences, *caution, *memory, _limits(frames)]
 
 
 def missing(frames: Frames) -> list[str]:
     """Return one sentence per run and stage that is not complete; empty when all runs are finished."""
     runs = frames.scores.groupby(IDENTITY, sort=False)
     return [sentence for run, (_, cells) in zip(frames.runs, runs, strict=True) for sentence in _gaps(run, cells)]
+
+
+def overlap(frames: Frames) -> list[str]:
+    """Return what the runs recorded of training prompts in test sets, and how many runs recorded nothing."""
+    silent = sum("overlap" not in run.manifest for run in frames.runs)
+    recorded = [frames.overlap.summary] if frames.overlap else []
+    older = f"{plural(silent, 'run')} did not record whether training prompts occur in test sets."
+    return [*recorded, *([older] if silent else [])]
 
 
 def percent(share: float) -> str:

@@ -56,7 +56,7 @@ def byte_renderer(chat: Chat | None = None) -> Renderer:
 
 def example(prompt: Sequence[int], target: Sequence[int] = (STOP,), name: str = "item") -> Example:
     """Return a training item from its ids."""
-    return Example(name, {}, list(prompt), list(target))
+    return Example("fake", name, {}, list(prompt), list(target))
 
 
 def rollout(prompt: Sequence[int], response: Sequence[int]) -> Rollout:
@@ -151,7 +151,8 @@ def context(
     renderer: Any = FakeRenderer()
     task: Any = FakeTask()
     return StageContext(
-        student=StudentForward(model), teacher=teacher, engine=engine, renderer=renderer, task=task, examples=examples,
+        student=StudentForward(model), teacher=teacher, engine=engine, renderer=renderer, tasks={"fake": task},
+        examples=examples,
         training=Training.model_validate(budget), seed=seed, device="cpu", log=lines.append,
     )  # fmt: skip
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -29,7 +30,7 @@ from harness.config import AdapterEntry, Optimizer, Suite
 from harness.engines.hf import HFEngine
 from harness.errors import ConfigError, ModelError, TaskError, TrainingError
 from harness.logprobs import Head, StudentForward, TeacherScores, selected_logprobs
-from harness.rollouts import Batch, Reduction, make_batches
+from harness.rollouts import Batch, Example, Reduction, make_batches
 from harness.teachers.local import LocalTeacher
 from harness.training import UpdateResult
 from tests.models import (
@@ -511,6 +512,19 @@ def batches(seed: int, items: int, size: int, count: int) -> list[list[str]]:
         seed=seed,
     )
     return [[item.item_id for item in batch] for batch in islice(prompt_batches(ctx), count)]
+
+
+def test_the_tasks_of_a_joint_stage_have_equal_shares_whatever_their_size():
+    def items(task: str, count: int) -> list[Example]:
+        return [replace(example([1], name=f"{task}{i}"), task=task) for i in range(count)]
+
+    tasks: Any = {"a": None, "b": None}
+    few_and_many = items("a", 3) + items("b", 50)
+    ctx = replace(context(None, ScriptedEngine([]), few_and_many, {"prompts_per_step": 4}), tasks=tasks)
+    batches = list(islice(prompt_batches(ctx), 3))
+    assert [[item.task for item in batch] for batch in batches] == [["a", "b", "a", "b"]] * 3
+    drawn = [item.item_id for batch in batches for item in batch if item.task == "a"]
+    assert sorted(drawn[:3]) == sorted(drawn[3:]) == ["a0", "a1", "a2"]
 
 
 @settings(max_examples=40, deadline=None)

@@ -105,8 +105,25 @@ def test_orders_are_the_files_or_a_named_permutation():
     found = suite(orders={"reverse": ["tiny_currency", "tiny_weather"]})
     assert [stage.task for stage in found.ordered_stages()] == ["tiny_weather", "tiny_currency"]
     assert [stage.task for stage in found.ordered_stages("reverse")] == ["tiny_currency", "tiny_weather"]
-    with pytest.raises(ValueError, match="order 'revers' is not one of default, reverse"):
+    with pytest.raises(ValueError, match="order 'revers' is not one of default, joint, reverse"):
         found.ordered_stages("revers")
+
+
+def test_the_joint_order_is_one_stage_over_all_tasks_with_all_their_steps():
+    found = suite(adapters={"opd": {}, "short": {"adapter": "opd", "training": {"steps": 1}}})
+    (joint,) = found.ordered_stages("joint")
+    assert joint.task == "joint"
+    assert joint.trains == ("tiny_weather", "tiny_currency")
+    assert found.training_for(joint, "opd").steps == sum(found.training_for(s, "opd").steps for s in found.stages)
+    assert found.training_for(joint, "short").steps == 2
+
+
+def test_a_joint_stage_needs_stages_that_train_alike():
+    raw = micro_suite()
+    hot = {"task": "tiny_currency", "training": {**raw["training"], "temperature": 0.5}}
+    stages = [{"task": "tiny_weather", "training": raw["training"]}, hot]
+    with pytest.raises(ValueError, match="stages tiny_weather and tiny_currency differ in teacher or training"):
+        suite(stages=stages).ordered_stages("joint")
 
 
 @pytest.mark.parametrize(
@@ -116,6 +133,7 @@ def test_orders_are_the_files_or_a_named_permutation():
         ({"probes": ["tiny_weather"]}, "probes tiny_weather are also trained; a probe is a task that no stage trains"),
         ({"orders": {"x": ["tiny_weather"]}}, r"order 'x' is \['tiny_weather'\], expected a permutation of \["),
         ({"orders": {"x": ["tiny_weather"] * 2}}, "expected a permutation"),
+        ({"orders": {"joint": ["tiny_currency", "tiny_weather"]}}, "'joint' is the order that trains all tasks in one"),
         ({"stages": []}, "at least 1 item"),
         ({"adapters": {}}, "at least 1 item"),
         ({"seeds": []}, "at least 1 item"),

@@ -354,8 +354,8 @@ def test_training_prompts_are_checked_with_the_budget_of_their_stage_and_adapter
     raw["adapters"] = {"opd": {}, "long": {"adapter": "opd", "training": {"max_new_tokens": 40}}}
     suite = Suite.model_validate(raw)
     # the longest training prompt "say 20" has 25 tokens
-    check_prompts(suite, {"made_up": task}, renderer, 33, "opd")
+    check_prompts(suite, suite.stages, {"made_up": task}, renderer, 33, "opd")
     with pytest.raises(TaskError, match="its longest training prompt has 25 tokens and an answer may take 40"):
-        check_prompts(suite, {"made_up": task}, renderer, 33, "long")
+        check_prompts(suite, suite.stages, {"made_up": task}, renderer, 33, "long")
     with pytest.raises(TaskError, match="its longest training prompt has 25 tokens and an answer may take 8"):
-        check_prompts(suite, {"made_up": task}, renderer, 32, "opd")
+        check_prompts(suite, suite.stages, {"made_up": task}, renderer, 32, "opd")

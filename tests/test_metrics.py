@@ -48,7 +48,7 @@ GOLDEN = {
 
 
 def matrix(rows=ROWS, trained=("a", "b", "c"), probes=("p",), joint=(0.5, 1.0, 0.9)) -> ScoreMatrix:
-    return ScoreMatrix(np.array(rows), trained, probes, None if joint is None else np.array(joint))
+    return ScoreMatrix(np.array(rows), trained, probes, joint=None if joint is None else np.array(joint))
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -86,6 +86,33 @@ def test_one_stage_gives_nan_where_a_figure_needs_an_earlier_or_later_task():
         "intransigence",
         "probe_change",
     }
+
+
+def test_a_joint_run_learns_all_tasks_in_its_one_stage():
+    rows = [[0.1, 0.2, 0.6], [0.5, 0.8, 0.4]]
+    joint = ScoreMatrix(np.array(rows), ("a", "b"), ("p",), stage_of=(1, 1))
+    values = metrics.compute_figures(joint)
+    assert values["learning_accuracy"] == values["average_accuracy"] == pytest.approx(0.65)
+    # (0.5 - 0.1 + 0.8 - 0.2) / 2
+    assert values["plasticity"] == pytest.approx(0.5)
+    assert values["average_incremental_accuracy"] == pytest.approx(0.65)
+    assert math.isnan(values["backward_transfer"])
+    assert math.isnan(values["forward_transfer"])
+    assert values["probe_change"] == pytest.approx(-0.2)
+
+
+def test_tasks_of_a_stage_with_two_are_both_forgotten_by_the_next():
+    rows = [[0.0, 0.0, 0.3], [0.6, 0.8, 0.1], [0.2, 0.7, 0.9]]
+    values = metrics.compute_figures(ScoreMatrix(np.array(rows), ("a", "b", "c"), stage_of=(1, 1, 2)))
+    # (0.6 - 0.2 + 0.8 - 0.7) / 2; c is trained last
+    assert values["forgetting_chaudhry"] == pytest.approx(0.25)
+    assert values["backward_transfer"] == pytest.approx(-0.25)
+    # (0.2 / 0.6 + 0.7 / 0.8) / 2
+    assert values["retention_ratio"] == pytest.approx((1 / 3 + 0.875) / 2)
+    # c alone comes later: 0.1 - 0.3
+    assert values["forward_transfer"] == pytest.approx(-0.2)
+    # stage 1: (0.6 + 0.8) / 2; stage 2: (0.2 + 0.7 + 0.9) / 3
+    assert values["average_incremental_accuracy"] == pytest.approx((0.7 + 0.6) / 2)
 
 
 def test_a_missing_cell_makes_only_the_figures_that_need_it_nan():

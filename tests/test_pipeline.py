@@ -102,7 +102,7 @@ def test_a_run_leaves_the_files_that_its_contract_names(aopd: Path, out: Path):
 def test_the_manifest_says_what_the_run_was_made_of(aopd: Path, student_folder: Path, teacher_folder: Path):
     found = manifest(aopd)
     assert (found["suite"], found["adapter"], found["order"], found["seed"]) == ("micro", "aopd", "default", 0)
-    assert found["stages"] == ["tiny_weather", "tiny_currency"]
+    assert [stage["name"] for stage in found["stages"]] == ["tiny_weather", "tiny_currency"]
     assert found["probes"] == ["tiny_reminder"]
     assert found["adapter_config"]["top_k"] == 32
     assert found["config"]["training"]["steps"] == 2
@@ -318,7 +318,38 @@ def test_a_named_order_trains_the_stages_in_that_order(tmp_path: Path):
     assert folder == tmp_path / "runs/micro/none/reverse/seed0"
     assert (folder / "stage_1_tiny_currency/train/done.json").is_file()
     assert (folder / "stage_2_tiny_weather/train/done.json").is_file()
-    assert manifest(folder)["stages"] == ["tiny_currency", "tiny_weather"]
+    assert [stage["name"] for stage in manifest(folder)["stages"]] == ["tiny_currency", "tiny_weather"]
+
+
+def test_the_joint_order_trains_all_tasks_in_one_stage(micro: Suite, tmp_path: Path):
+    folder = run(RunSpec(micro, "aopd", 0, "joint", tmp_path / "runs"))
+    assert manifest(folder)["stages"] == [{"name": "joint", "trains": ["tiny_weather", "tiny_currency"]}]
+    done = json.loads((folder / "stage_1_joint/train/done.json").read_text())
+    assert done["steps"] == 4
+    assert sorted(path.name for path in (folder / "stage_1_joint/eval").iterdir()) == sorted(micro.tasks)
+    assert not (folder / "stage_2_joint").exists()
+
+
+def test_a_stage_may_train_several_tasks_together_and_another_follow(tmp_path: Path):
+    def mixed(raw: dict[str, Any]) -> None:
+        raw["stages"] = [{"task": "tools", "together": ["tiny_weather", "tiny_currency"]}, "tiny_short_sums"]
+
+    suite = changed_suite(tmp_path, mixed)
+    folder = run(RunSpec(suite, "none", 0, out=tmp_path / "runs"))
+    assert suite.tasks == ("tiny_weather", "tiny_currency", "tiny_short_sums", *suite.probes)
+    assert [stage["trains"] for stage in manifest(folder)["stages"]] == [
+        ["tiny_weather", "tiny_currency"],
+        ["tiny_short_sums"],
+    ]
+    assert sorted(path.name for path in (folder / "stage_1_tools/eval").iterdir()) == sorted(suite.tasks)
+
+
+def test_a_run_notes_where_its_time_went(aopd: Path):
+    (session,) = manifest(aopd)["sessions"]
+    seconds = session["seconds"]
+    assert set(seconds) == {"models", "train", "evaluate", "total"}
+    assert all(value > 0 for value in seconds.values())
+    assert seconds["models"] + seconds["train"] + seconds["evaluate"] <= seconds["total"]
 
 
 def test_a_budget_that_does_not_fit_the_context_is_refused_before_anything_is_trained(tmp_path: Path):

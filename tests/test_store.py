@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 
 from harness.errors import RunError
-from harness.store import RunStore, StageFolder, read_cell, read_json, stderr_to, write_cell, write_json
+from harness.store import SCHEMA, RunStore, StageFolder, read_cell, read_json, stderr_to, write_cell, write_json
 
 SIZE = 20_000
 
@@ -175,7 +175,7 @@ def test_a_new_run_writes_its_manifest_and_the_same_run_keeps_it(tmp_path: Path)
     store.start({**config(), "created": "second"})
     found = store.manifest
     assert found is not None
-    assert (found["schema"], found["created"]) == (1, "first")
+    assert (found["schema"], found["created"]) == (SCHEMA, "first")
 
 
 def test_another_configuration_is_refused_naming_the_keys_that_differ(tmp_path: Path):
@@ -192,7 +192,7 @@ def test_another_configuration_is_refused_naming_the_keys_that_differ(tmp_path: 
 
 def test_a_directory_of_another_schema_is_refused(tmp_path: Path):
     write_json(tmp_path / "manifest.json", {"schema": 99, **config()})
-    with pytest.raises(RunError, match="has schema 99, this version writes 1; use another --out"):
+    with pytest.raises(RunError, match=f"has schema 99, this version writes {SCHEMA}; use another --out"):
         RunStore(tmp_path).start(config())
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.chat import Renderer
-from harness.config import Decoding, Suite
+from harness.config import Decoding, Stage, Suite
 from harness.errors import TaskError
 from harness.lmeval.tasks import BenchTask, item_id
 from harness.lmeval.yamls import read_task_file
@@ -91,14 +91,16 @@ def check_test_prompts(tasks: Iterable[BenchTask], renderer: Renderer, context: 
             check_fits(task, prompts, task.generation["max_gen_toks"], context, "test")
 
 
-def check_prompts(suite: Suite, tasks: dict[str, BenchTask], renderer: Renderer, context: int, entry: str) -> None:
+def check_prompts(
+    suite: Suite, stages: Iterable[Stage], tasks: dict[str, BenchTask], renderer: Renderer, context: int, entry: str
+) -> None:
     """Check every test prompt, and the stages' training prompts under one adapter entry, against a context."""
     check_test_prompts(tasks.values(), renderer, context, suite.evaluation.limit)
-    for stage in suite.stages:
+    for stage in stages:
         training = suite.training_for(stage, entry)
-        examples = tasks[stage.task].training_examples(renderer, training.train_items)
-        prompts = [example.prompt for example in examples]
-        check_fits(tasks[stage.task], prompts, training.max_new_tokens, context, "training")
+        for name in stage.trains:
+            prompts = [e.prompt for e in tasks[name].training_examples(renderer, training.train_items)]
+            check_fits(tasks[name], prompts, training.max_new_tokens, context, "training")
 
 
 def check_grader(task: BenchTask, doc: dict[str, Any], renderer: Renderer) -> GradeCheck:

@@ -173,7 +173,7 @@ class BenchTask:
         # A chat template ends the prompt itself; plain text needs the delimiter that lm-eval puts before a target.
         delimiter = "" if renderer.has_template else self.task.config.target_delimiter
         target = renderer.encode_target(f"{delimiter}{self.training_target(doc)}")
-        return Example(item_id(doc), doc, prompt, target)
+        return Example(self.name, item_id(doc), doc, prompt, target)
 
 
 def item_id(doc: Mapping[str, Any]) -> str:

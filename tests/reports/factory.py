@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from harness.store import SCHEMA
+
 HOSTILE = "</script><script>alert('owned')</script><img src=http://evil.example/x onerror=alert(1)> | ``` & \x07"
 STAGES = ("tiny_arithmetic", "tiny_weather")
 PROBES = ("tiny_long_sums",)
@@ -27,16 +29,19 @@ def write_run(
     evaluated: int | None = None,
     comparability: str = "c0",
     samples: bool = True,
+    joint: bool = False,
 ) -> Path:
     """Write one run and return its folder; `scores` (T+1, tasks) are shares that `items` can express.
 
-    `evaluated` stops the run after that many evaluations, counted over stages and tasks: an unfinished run.
+    `evaluated` stops the run after that many evaluations, counted over stages and tasks: an unfinished run. `joint` makes
+    one stage of all `stages`.
     """
     run = root / suite / adapter / order / f"seed{seed}"
     tasks, left = [*stages, *probes], evaluated if evaluated is not None else 10**6
-    _write_manifest(run, suite, adapter, seed, stages, probes, order, start, finished=evaluated is None)
-    for stage in range(len(stages) + 1):
-        folder = run / (f"stage_{stage}_{stages[stage - 1]}" if stage else "stage_0")
+    trains = [("joint", list(stages))] if joint else [(stage, [stage]) for stage in stages]
+    _write_manifest(run, suite, adapter, seed, trains, probes, order, start, finished=evaluated is None)
+    for stage in range(len(trains) + 1):
+        folder = run / (f"stage_{stage}_{trains[stage - 1][0]}" if stage else "stage_0")
         if stage and left > 0 and adapter != "none":
             _write_steps(folder / "train", steps, adapter)
         for task, score in zip(tasks, scores[stage], strict=True):
@@ -46,14 +51,14 @@ def write_run(
     return run
 
 
-def _write_manifest(run: Path, suite, adapter, seed, stages, probes, order, start, finished: bool) -> None:
+def _write_manifest(run: Path, suite, adapter, seed, trains, probes, order, start, finished: bool) -> None:
     manifest = {
-        "schema": 1,
+        "schema": SCHEMA,
         "suite": suite,
         "adapter": adapter,
         "adapter_config": {"note": HOSTILE},
         "order": order,
-        "stages": list(stages),
+        "stages": [{"name": name, "trains": tasks} for name, tasks in trains],
         "probes": list(probes),
         "seed": seed,
         "start": start,
@@ -64,6 +69,7 @@ def _write_manifest(run: Path, suite, adapter, seed, stages, probes, order, star
         "hardware": {"cpu": "2 cores"},
         "weights": {"start": f"digest-start-{seed}", "teacher": "digest-teacher"},
         "command": f"harness run {suite} --adapter {adapter} --seed {seed}",
+        "sessions": [{"seconds": {"models": 5.0, "train": 8.2, "evaluate": 13.5, "total": 40.0}}],
         "created": "2026-01-02T03:04:05+00:00",
         "finished": "2026-01-02T04:04:05+00:00" if finished else None,
     }

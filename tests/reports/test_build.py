@@ -1,5 +1,6 @@
 """A report is complete, self-contained, safe against hostile text, honest about gaps, and never half written."""
 
+import json
 import re
 import threading
 from html.parser import HTMLParser
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from harness.lmeval.overlap import Overlap, Row
 from reports import build, words
 from reports.frames import load
 from reports.terminal import print_retention
@@ -123,6 +125,40 @@ def test_an_unfinished_run_renders_and_says_what_is_missing(tmp_path: Path, eval
     last = "of tiny_long_sums yet" if evaluated == 8 else "has no evaluation yet"
     assert missing[-1].startswith("aopd, seed 0: stage 2 (tiny_weather)")
     assert last in missing[-1]
+
+
+def record_overlap(run: Path, *rows: Row) -> None:
+    path = run / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "overlap": Overlap(rows, (("test a", "0f"),)).as_dict()}))
+
+
+CLEAN = Row("warm-up", "tiny_weather", "tiny_arithmetic", 36, 200, 0, 0, 0.0, 200)
+LEAKED = Row("stage 1", "tiny_arithmetic", "tiny_weather", 4000, 200, 7, 9, 0.8123, 100)
+
+
+@pytest.mark.parametrize("name", ["report.html", "report.md"])
+def test_training_prompts_in_test_sets_are_shown_once_and_lead_the_report(tmp_path: Path, name: str):
+    for adapter in ("opd", "aopd"):
+        record_overlap(write_run(tmp_path, adapter), CLEAN, LEAKED)
+    build.build_report([tmp_path], tmp_path / "report")
+    text = (tmp_path / "report" / name).read_text(encoding="utf-8")
+    row = ["stage 1 tiny_arithmetic", "4000", "tiny_weather", "200", "7", "9", "81.2", "100"]
+    assert text.count(f"| {' | '.join(row)} |" if name.endswith("md") else "</td><td>".join(row)) == 1
+    assert "warm-up tiny_weather" not in text
+    # in the headline, and where the report says how it was made
+    assert text.count("are also training prompts (7 of 200 of tiny_weather in stage 1 tiny_arithmetic), where") == 2
+
+
+@pytest.mark.parametrize("name", ["report.html", "report.md"])
+def test_one_sentence_says_that_nothing_overlaps_and_another_that_a_run_recorded_nothing(tmp_path: Path, name: str):
+    record_overlap(write_run(tmp_path, "opd"), CLEAN)
+    write_run(tmp_path, "aopd")
+    build.build_report([tmp_path], tmp_path / "report")
+    text = (tmp_path / "report" / name).read_text(encoding="utf-8")
+    assert "No training prompt occurs in a test set (comparisons: 1; 0 share 13-grams, for which 100 %" in text
+    assert "1 run did not record whether training prompts occur in test sets." in text
+    assert "Training prompts in test sets" not in text
 
 
 @pytest.mark.parametrize("shape", ["one stage", "no update", "nothing evaluated"])

@@ -34,7 +34,7 @@ def test_a_path_without_a_run_is_named(tmp_path: Path, name: str):
 
 @pytest.mark.parametrize(
     ("text", "problem"),
-    [("{", "not valid JSON"), ('{"schema": 2}', "schema 2, expected 1"), ('{"schema": 1}', "lacks suite")],
+    [("{", "not valid JSON"), ('{"schema": 1}', "schema 1, expected 2"), ('{"schema": 2}', "lacks suite")],
 )
 def test_a_manifest_that_cannot_be_used_is_named(tmp_path: Path, text: str, problem: str):
     (tmp_path / "manifest.json").write_text(text)

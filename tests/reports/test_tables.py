@@ -87,7 +87,19 @@ def test_cost_is_the_mean_over_runs(frames: Frames):
     row = tables.cost(frames).iloc[0]
     # 2 stages of 4 steps, 1000 tokens, 0.25 s of teacher and 1 s in all; 9 evaluations of 1.5 s
     assert row[["runs", "steps", "tokens", "seconds_teacher", "seconds_evaluate"]].tolist() == [2, 8, 8000, 2.0, 13.5]
-    assert row["seconds_total"] == 8.0 + 13.5  # the whole step's second holds the phases
+    assert row[["seconds_models", "seconds_total"]].tolist() == [5.0, 40.0]
+    # 5 s of models, 13.5 s of evaluation and 8 steps whose phases take 1 s
+    assert row["share_outside"] == pytest.approx(1 - (5 + 13.5 + 8) / 40)
+
+
+def test_intransigence_is_measured_against_the_joint_run_of_the_same_seed(tmp_path: Path):
+    write_run(tmp_path)
+    write_run(tmp_path, scores=[[0.5, 0.1, 0.6], [0.9, 1.0, 0.5]], order="joint", joint=True)
+    values = tables.figures_by_seed(load([tmp_path]).scores).set_index(["order", "figure"])["value"]
+    # R* = (0.9, 1.0) against R[j][j] = (0.8, 0.9)
+    assert values["default", "intransigence"] == pytest.approx(0.1)
+    assert pd.isna(values["joint", "intransigence"])
+    assert values["joint", "learning_accuracy"] == pytest.approx(0.95)
 
 
 def test_an_unfinished_run_has_no_end_figures_and_no_end_outcomes(tmp_path: Path):

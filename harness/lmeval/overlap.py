@@ -1,0 +1,224 @@
+"""Overlap of training and test prompts over the whole stream: every stage and the warm-up against every test set.
+
+Exact: SHA-256 of the prompt after NFKC, case folding and collapsing white space. N-grams as in GPT-3 (Brown et al. 2020,
+arXiv 2005.14165, appendix C): 13 words without case and punctuation, where what more than 10 training prompts share is
+ignored. That is a template here, an instruction or an API's description, and n-grams that touch one are left out too.
+Prompts are the tasks' `doc_to_text`: without description, few-shot examples and chat template.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
+
+from harness.config import Scratch, Suite, digest
+
+if TYPE_CHECKING:
+    from harness.lmeval.tasks import BenchTask, TaskLibrary
+
+NGRAM = 13
+TEMPLATE = 10
+Ngram = tuple[str, ...]
+HEADER = (
+    "trained in",
+    "training items",
+    "test task",
+    "test items",
+    "exact",
+    "13-gram hits",
+    "mean share %",
+    "too short",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training set against one test set; counts are test items.
+
+    - `exact`: their whole prompt is trained on.
+    - `ngram_items`: at least one n-gram of their own is. `ngram_share_mean`: the mean share of these items' n-grams that
+      are, 0..1: near 1 where an item, or a long text in it, is trained on, small where it shares a phrase.
+    - `too_short`: they have no n-gram of their own and are compared whole only.
+    """
+
+    source: str
+    trained_task: str
+    test_task: str
+    training_items: int
+    test_items: int
+    exact: int
+    ngram_items: int
+    ngram_share_mean: float
+    too_short: int
+
+    @property
+    def found(self) -> bool:
+        """Whether anything of the test set is trained on."""
+        return self.exact > 0 or self.ngram_items > 0
+
+    @property
+    def cells(self) -> list[str]:
+        """The row as readers see it, under `HEADER`."""
+        place = f"{self.source} {self.trained_task}"
+        counts = [self.test_items, self.exact, self.ngram_items]
+        share = f"{100 * self.ngram_share_mean:.1f}"
+        return [place, str(self.training_items), self.test_task, *map(str, counts), share, str(self.too_short)]
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """All comparisons of a run, and a digest of each split's documents: equal ones mean equal items on two machines."""
+
+    rows: tuple[Row, ...]
+    digests: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def read(cls, recorded: Mapping[str, Any]) -> Self:
+        """Return what `as_dict` wrote."""
+        return cls(tuple(Row(**row) for row in recorded["rows"]), tuple(recorded["digests"].items()))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what the manifest records."""
+        rows = [asdict(row) for row in self.rows]
+        return {"ngram": NGRAM, "template": TEMPLATE, "digests": dict(self.digests), "rows": rows}
+
+    @property
+    def found(self) -> list[Row]:
+        """The comparisons in which anything of a test set is trained on."""
+        return [row for row in self.rows if row.found]
+
+    @property
+    def warning(self) -> str | None:
+        """One sentence that names the test prompts that are trained on word for word, or None."""
+        exact = [row for row in self.rows if row.exact]
+        named = [f"{r.exact} of {r.test_items} of {r.test_task} in {r.source} {r.trained_task}" for r in exact[:3]]
+        more = f" and {len(exact) - 3} more" if len(exact) > 3 else ""
+        sentence = (
+            f"Test prompts are also training prompts ({', '.join(named)}{more}), where none was expected: scores on them "
+            "measure memory; take these items out of one of the splits, or do not read their scores as learning."
+        )
+        return sentence if exact else None
+
+    @property
+    def summary(self) -> str:
+        """The warning, or one sentence that says what was compared."""
+        items = sum(row.test_items for row in self.rows)
+        short = 100 * sum(row.too_short for row in self.rows) / max(1, items)
+        return self.warning or (
+            f"No training prompt occurs in a test set (comparisons: {len(self.rows)}; {len(self.found)} share "
+            f"{NGRAM}-grams, for which {short:.0f} % of the test items are too short)."
+        )
+
+
+def stream_overlap(
+    suite: Suite, entry: str, order: str, tasks: Mapping[str, BenchTask], library: TaskLibrary
+) -> Overlap:
+    """Compare what a run trains on, its student's warm-up included, with all that it evaluates.
+
+    `tasks` are the suite's, by name; `library` gives the others that a warm-up mixes in. Raises `TaskError` for a stage
+    without training items.
+    """
+    training = list(_training_splits(suite, entry, order, tasks, library))
+    tests = [read_split(tasks[name], tasks[name].test_docs(suite.evaluation.limit)) for name in suite.tasks]
+    rows = [row for source, split in training for row in compare(source, split, tests)]
+    splits = [*training, *(("test", split) for split in tests)]
+    return Overlap(tuple(rows), tuple((f"{source} {split.task}", split.digest) for source, split in splits))
+
+
+@dataclass(frozen=True)
+class Split:
+    """One task's prompts on one side, normalised once for all comparisons."""
+
+    task: str
+    texts: Sequence[str]
+    digest: str = ""
+
+    @cached_property
+    def hashes(self) -> list[bytes]:
+        """SHA-256 of each prompt."""
+        return [hashlib.sha256(text.encode()).digest() for text in self.texts]
+
+    @cached_property
+    def words(self) -> list[list[str]]:
+        """The words of each prompt, without punctuation."""
+        return [re.findall(r"\w+", text) for text in self.texts]
+
+
+def read_split(task: BenchTask, docs: Sequence[dict[str, Any]]) -> Split:
+    """Return the documents' prompts as a split; its digest covers the documents whole, in any order."""
+    return Split(task.name, [normalised(prompt_of(task, doc)) for doc in docs], digest(sorted(map(digest, docs))))
+
+
+def prompt_of(task: BenchTask, doc: dict[str, Any]) -> str:
+    """Return a document's own text; of a task that gives several contexts (its `doc_to_text` is an index), all of them."""
+    text = task.task.doc_to_text(doc)
+    return "\n".join(map(str, task.task.doc_to_choice(doc))) if isinstance(text, int) else str(text)
+
+
+def normalised(text: str) -> str:
+    """Return a text without differences of case, white space and compatible Unicode forms."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(folded.split())
+
+
+def compare(source: str, training: Split, tests: Sequence[Split]) -> Iterator[Row]:
+    """Yield one row for each test set; the order of items makes no difference."""
+    trained = set(training.hashes)
+    wanted = {ngram for test in tests for words in test.words for ngram in ngrams(words)}
+    seen = _prompts_with(wanted, training) if wanted else Counter[Ngram]()
+    # In a small split a template cannot reach 10 prompts, but it is in most of them.
+    limit = min(TEMPLATE, max(1, len(trained) // 2))
+    templates = {ngram for ngram, prompts in seen.items() if prompts > limit}
+    for test in tests:
+        shares = [share for words in test.words if (share := _share(words, seen.keys(), templates)) is not None]
+        hits = [share for share in shares if share > 0]
+        yield Row(
+            source=source,
+            trained_task=training.task,
+            test_task=test.task,
+            training_items=len(training.texts),
+            test_items=len(test.texts),
+            exact=sum(value in trained for value in test.hashes),
+            ngram_items=len(hits),
+            ngram_share_mean=round(sum(hits) / max(1, len(hits)), 4),
+            too_short=len(test.texts) - len(shares),
+        )
+
+
+def ngrams(words: Sequence[str]) -> list[Ngram]:
+    """Return all runs of 13 words."""
+    return list(zip(*(words[start:] for start in range(NGRAM)), strict=False))
+
+
+def _training_splits(
+    suite: Suite, entry: str, order: str, tasks: Mapping[str, BenchTask], library: TaskLibrary
+) -> Iterator[tuple[str, Split]]:
+    for index, stage in enumerate(suite.ordered_stages(order), start=1):
+        for task in (tasks[name] for name in stage.trains):
+            docs = task.training_docs(suite.training_for(stage, entry).train_items)
+            yield f"stage {index}", read_split(task, docs)
+    if isinstance(suite.student, Scratch):
+        limits = suite.student.warmup.strengths[suite.student.strength].items
+        for name in suite.student.warmup.mixture:
+            task = tasks[name] if name in tasks else library.load(name)
+            yield "warm-up", read_split(task, task.training_docs(limits.get(name)))
+
+
+def _prompts_with(wanted: set[Ngram], training: Split) -> Counter[Ngram]:
+    """Count in how many distinct prompts each n-gram occurs; a repeated prompt is no template."""
+    distinct = dict(zip(training.hashes, training.words, strict=True)).values()
+    return Counter(ngram for words in distinct for ngram in wanted.intersection(ngrams(words)))
+
+
+def _share(words: Sequence[str], seen: Set[Ngram], templates: Set[Ngram]) -> float | None:
+    """Return the share of an item's own n-grams, those without a word of a template, that are trained on."""
+    found = ngrams(words)
+    covered = {start + i for start, ngram in enumerate(found) if ngram in templates for i in range(NGRAM)}
+    own = [ngram for start, ngram in enumerate(found) if covered.isdisjoint(range(start, start + NGRAM))]
+    return sum(ngram in seen for ngram in own) / len(own) if own else None
