@@ -23,6 +23,7 @@ from benchmarks.setting import Setting, make_setting
 from benchmarks.steps import Steps, our_steps
 from benchmarks.trl_step import MISSING, installed, settings_of, trl_steps
 from benchmarks.utilisation import peak_rate, student_rate
+from harness.errors import HarnessError
 from harness.manifest import environment
 from harness.models import limit_threads
 
@@ -48,8 +49,13 @@ def main(
 ) -> None:
     """Measure everything in turn and write the page."""
     _quiet()
+    if not out.parent.is_dir():
+        raise typer.BadParameter(f"{out.parent} is not a folder; make it first, or give another --out")
     limit_threads(THREADS)
-    settings = [make_setting(suite, steps, autocast) for autocast in PRECISIONS]
+    try:
+        settings = [make_setting(suite, steps, autocast) for autocast in PRECISIONS]
+    except HarnessError as error:
+        raise typer.BadParameter(str(error)) from error
     out.write_text(page(measure(settings, repetitions), environment(), THREADS, repetitions), encoding="utf-8")
     typer.echo(out.read_text(encoding="utf-8"))
 
@@ -134,8 +140,9 @@ def notes(setting: Setting) -> list[str]:
         f"Task {task}, {training.prompts_per_step} prompts a step, at most {training.max_new_tokens} new tokens, "
         f"{setting.steps} steps a repetition after one that is not counted. All trainers get the same prompts and a "
         "learning rate of nearly zero, so that response lengths stay those of the start.",
-        "Weights are float32; bfloat16 is autocast of forward and backward passes with eager attention, as the tiny suite "
-        "trains; TRL gets the same models in the same precision. Rollouts are drawn in float32.",
+        "Weights are float32; bfloat16 is autocast of forward and backward passes with eager attention, as the tiny "
+        "suite trains; TRL gets the same models in the same precision. Our rollouts are drawn in float32; TRL's trainer "
+        "decides for its own.",
         "The student's operations are those that run: padding and the head's recomputation count.",
     ]
     if not installed():

@@ -12,6 +12,7 @@ from harness.checkpoints import Loaded, load
 from harness.config import Model, Suite
 from harness.engines.base import Sampling
 from harness.engines.hf import HFEngine
+from harness.errors import ConfigError
 from harness.lmeval.tasks import TaskLibrary
 from harness.logprobs import StudentForward
 from harness.models import checkpoint_of
@@ -58,8 +59,11 @@ class Setting:
 
 def make_setting(name: str, steps: int, autocast: Literal["bfloat16"] | None) -> Setting:
     """Return the first stage of a suite, with `steps` counted steps; models come from the cache or are built."""
-    suite, library = load_suite(name, [f"training.autocast={autocast or 'null'}"]), TaskLibrary()
-    student, teacher = _loaded(suite.student, library), _loaded(suite.teacher or suite.student, library)
+    suite = load_suite(name, [f"training.autocast={autocast or 'null'}"])
+    if suite.teacher is None:
+        raise ConfigError(f"suite {suite.name} has no teacher; distillation is measured with one")
+    library = TaskLibrary(suite.include, suite.data)
+    student, teacher = _loaded(suite.student, library), _loaded(suite.teacher, library)
     for loaded in (student, teacher):
         suit_attention(loaded.model, autocast)
     return Setting(student, teacher, _context(suite, library, student, teacher, steps))
@@ -69,15 +73,16 @@ def _context(suite: Suite, library: TaskLibrary, student: Loaded, teacher: Loade
     stage = suite.stages[0]
     # A rate of nearly zero keeps the policy, so that all methods see responses of the same lengths in every step.
     optimizer = stage.training.optimizer.model_copy(update={"lr": 1e-12})
-    training = stage.training.model_copy(update={"steps": steps + 1, "optimizer": optimizer})
-    task = library.load(stage.task)
+    changes = {"steps": steps + 1, "optimizer": optimizer, "num_generations": 1}
+    training = stage.training.model_copy(update=changes)
+    tasks = [library.load(task) for task in stage.trains]
     return StageContext(
         student=StudentForward(student.model),
         teacher=LocalTeacher(teacher.model, teacher.renderer.tokenizer, student.renderer.tokenizer),
         engine=HFEngine(student.model, student.renderer.tokenizer, training.generation_batch),
         renderer=student.renderer,
-        tasks={task.name: task},
-        examples=task.training_examples(student.renderer, training.train_items),
+        tasks={task.name: task for task in tasks},
+        examples=[e for task in tasks for e in task.training_examples(student.renderer, training.train_items)],
         training=training,
         seed=0,
         device="cpu",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,11 @@ class Renderer:
     def fingerprint(self) -> str:
         """Return a digest of the vocabulary and the stop tokens; a mended tokenizer is another one."""
         return digest([sorted(self.tokenizer.get_vocab().items()), self.stop_ids])
+
+    @cached_property
+    def identity(self) -> str:
+        """A digest of all that decides which ids a conversation becomes."""
+        return digest([self.fingerprint(), self.tokenizer.chat_template, self.template_args])
 
     def decode(self, ids: list[int]) -> str:
         """Return a response as text without its special tokens."""

@@ -112,12 +112,17 @@ def study(
     from harness.study import plan_study
 
     planned = plan_study(name, overrides or [], out)
+    if overrides and page is None and not dry_run:
+        raise ConfigError(
+            f"{planned.page} is the page of study {name} as it stands, and --set changes it; say where this one goes, for "
+            f"example --page {out / 'study.md'}"
+        )
     if not render_only:
         _study_runs(planned, workers, max_hours, dry_run)
     if not dry_run:
         from reports.study import build_study
 
-        written = build_study(planned, page or Path("docs/results") / f"{planned.study.name}.md")
+        written = build_study(planned, page or planned.page)
         console.print(f"page: {written}", highlight=False, soft_wrap=True)
 
 
@@ -216,7 +221,7 @@ def _go(
     todo = [spec for spec in specs if not is_finished(spec)]
     if todo:
         with Display(console) as display:
-            do_runs(todo, workers or default_workers(todo), display, lambda _: _render(specs))
+            do_runs(todo, workers or default_workers(todo), display, lambda _: _render_meanwhile(specs))
     else:
         console.print(f"all {len(specs)} runs are finished; nothing to do")
     _summarise(specs)
@@ -252,6 +257,14 @@ def _study_runs(planned: Plan, workers: int | None, max_hours: float, dry_run: b
                 display,
                 lambda spec: console.print(f"run {next(finished)} of {len(todo)}: {spec.path}", highlight=False),
             )
+
+
+def _render_meanwhile(specs: Sequence[RunSpec]) -> None:
+    """Render while other runs go on; what keeps the report from being made must not stop them."""
+    try:
+        _render(specs)
+    except HarnessError as error:
+        console.print(f"[yellow]no report yet:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
 
 
 def _render(specs: Sequence[RunSpec]) -> Path:

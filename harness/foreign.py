@@ -42,7 +42,7 @@ def evaluate_checkpoints(suite: Suite, checkpoints: Sequence[Path], out: Path) -
         device = resolve_device(suite.device)
         subject = Subject(checkpoint, weights_digest(checkpoint), suite.student.chat, suite.student.dtype, device)
         with stderr_to(folder / "log.txt"):
-            cells = evaluate(subject, tasks, library, suite.evaluation, SharedCells(out / suite.name))
+            cells = evaluate(subject, tasks, library, suite.evaluation, SharedCells(out))
         shutil.rmtree(folder / f"{index}_{checkpoint.name}", ignore_errors=True)
         for task, cell in cells.items():
             write_cell(folder / f"{index}_{checkpoint.name}" / task, {**cell.summary, "stage": index}, cell.samples)

@@ -1,7 +1,9 @@
 """Continual-learning figures: pure functions from a score matrix to named, cited numbers.
 
 `R[i][j]` is the score on task j after stage i; row 0 is the start, stage j trains task j, T is the number of stages.
-A joint stage trains several tasks at once; `R[j][j]` is then the score right after the stage that trained task j.
+A stage may train several tasks at once, so that J tasks have T <= J stages; `R[j][j]` is then the score right after the
+stage that trained task j, and j < T means the tasks of the earlier stages. With one task a stage, J = T and the mean over
+j < T is the papers' 1/(T-1) sum.
 Every function takes a `ScoreMatrix` and returns one number. It is nan where the figure has no meaning (backward
 transfer needs T >= 2, probe change needs a probe) and where a cell that it needs has not been evaluated yet. The
 formulas beside the functions are the ones that reports print.
@@ -119,31 +121,31 @@ _ICARL = "Rebuffi et al. 2017, arXiv 1611.07725"
 _RWALK = "Chaudhry et al. 2018, arXiv 1801.10112"
 
 
-@_figure("Average accuracy (ACC)", "1/T Σ_j R[T][j]", _GEM, "%")
+@_figure("Average accuracy (ACC)", "1/J Σ_j R[T][j]", _GEM, "%")
 def average_accuracy(matrix: ScoreMatrix) -> float:
     """Return the mean final score of the trained tasks."""
     return _mean(matrix.final[: matrix.tasks])
 
 
-@_figure("Learning accuracy", "1/T Σ_j R[j][j]", "Riemer et al. 2019, arXiv 1810.11910", "%")
+@_figure("Learning accuracy", "1/J Σ_j R[j][j]", "Riemer et al. 2019, arXiv 1810.11910", "%")
 def learning_accuracy(matrix: ScoreMatrix) -> float:
     """Return the mean score of each trained task right after its own stage."""
     return _mean(matrix.learned)
 
 
-@_figure("Plasticity", "1/T Σ_j (R[j][j] − R[j−1][j])", "gain over a task's own stage; this harness")
+@_figure("Plasticity", "1/J Σ_j (R[j][j] − R[j−1][j])", "gain over a task's own stage; this harness")
 def plasticity(matrix: ScoreMatrix) -> float:
     """Return the mean change of each trained task over its own stage; negative where a stage harms its own task."""
     return _mean(matrix.learned - matrix.unlearned)
 
 
-@_figure("Backward transfer (BWT)", "1/(T−1) Σ_{j<T} (R[T][j] − R[j][j])", f"{_GEM}; TRACE divides by t, CoIN by T")
+@_figure("Backward transfer (BWT)", "mean_{j<T} (R[T][j] − R[j][j])", f"{_GEM}; TRACE divides by t, CoIN by T")
 def backward_transfer(matrix: ScoreMatrix) -> float:
     """Return the mean change of the earlier tasks since their own stage; nan when T = 1, as nothing is earlier."""
     return _mean((matrix.final[: matrix.tasks] - matrix.learned)[matrix.earlier])
 
 
-@_figure("Forgetting (Chaudhry)", "1/(T−1) Σ_{j<T} (max_{j≤l<T} R[l][j] − R[T][j])", _RWALK, higher=False)
+@_figure("Forgetting (Chaudhry)", "mean_{j<T} (max_{j≤l<T} R[l][j] − R[T][j])", _RWALK, higher=False)
 def forgetting_chaudhry(matrix: ScoreMatrix) -> float:
     """Return the mean drop of the earlier tasks from their best since their own stage; nan when T = 1."""
     T, earlier = matrix.stages, [(j, own) for j, own in enumerate(matrix.stage_of) if own < matrix.stages]
@@ -152,7 +154,7 @@ def forgetting_chaudhry(matrix: ScoreMatrix) -> float:
 
 @_figure(
     "Forgetting from the start",
-    "1/(T−1) Σ_{j<T} (max_{0≤l<T} R[l][j] − R[T][j])",
+    "mean_{j<T} (max_{0≤l<T} R[l][j] − R[T][j])",
     "Chaudhry's, with the maximum taken from stage 0",
     higher=False,
 )
@@ -166,7 +168,7 @@ def forgetting_from_start(matrix: ScoreMatrix) -> float:
 
 @_figure(
     "Forgetting (Avalanche)",
-    "1/(T−1) Σ_{j<T} (R[j][j] − R[T][j])",
+    "mean_{j<T} (R[j][j] − R[T][j])",
     "Lomonaco et al. 2021, arXiv 2104.00405; equals −BWT",
     higher=False,
 )
@@ -191,7 +193,7 @@ def retention_ratio(matrix: ScoreMatrix) -> float:
     return _mean(final[~nothing] / learned[~nothing])
 
 
-@_figure("Average incremental accuracy (AIA)", "1/T Σ_i 1/i Σ_{j≤i} R[i][j]", _ICARL, "%")
+@_figure("Average incremental accuracy (AIA)", "1/T Σ_i mean_{j≤i} R[i][j]", _ICARL, "%")
 def average_incremental_accuracy(matrix: ScoreMatrix) -> float:
     """Return the mean over stages of the mean score of the tasks trained so far."""
     own = np.array(matrix.stage_of)
@@ -199,14 +201,14 @@ def average_incremental_accuracy(matrix: ScoreMatrix) -> float:
     return _mean(np.array(so_far))
 
 
-@_figure("Forward transfer (FWT)", "1/(T−1) Σ_{j≥2} (R[j−1][j] − R[0][j])", f"{_GEM}; baseline: the run's own start")
+@_figure("Forward transfer (FWT)", "mean_{j≥2} (R[j−1][j] − R[0][j])", f"{_GEM}; baseline: the run's own start")
 def forward_transfer(matrix: ScoreMatrix) -> float:
     """Return how much the later tasks gained before their own stage; nan when T = 1, as nothing is later."""
     later = np.array(matrix.stage_of) > 1
     return _mean((matrix.unlearned - matrix.scores[0, : matrix.tasks])[later])
 
 
-@_figure("Intransigence", "1/T Σ_j (R*[j] − R[j][j]), R* from a joint run", _RWALK, higher=False)
+@_figure("Intransigence", "1/J Σ_j (R*[j] − R[j][j]), R* from a joint run", _RWALK, higher=False)
 def intransigence(matrix: ScoreMatrix) -> float:
     """Return how far learning stayed behind a joint run over all tasks; nan without joint scores."""
     return float("nan") if matrix.joint is None else _mean(matrix.joint - matrix.learned)

@@ -203,7 +203,7 @@ class Bench:
             checkpoint, weights_digest(checkpoint), self.suite.student.chat, self.suite.student.dtype, self.device
         )
         progress = Counter(self.report, self.spec.label, f"evaluate {when}", len(missing))
-        shared = SharedCells(self.spec.out / self.suite.name)
+        shared = SharedCells(self.spec.out)
         with self.timer("evaluate"):
             cells = evaluate(subject, missing, self.library, self.suite.evaluation, shared, progress.next)
         for name, cell in cells.items():
@@ -253,7 +253,7 @@ class Bench:
             self._teacher = None
             with self.timer("models"):
                 self._teacher = self._load_teacher(spec, student)
-                suit_attention(self._teacher.teacher.model, self.suite.training_for(stage, self.spec.entry).autocast)
+        suit_attention(self._teacher.teacher.model, self.suite.training_for(stage, self.spec.entry).autocast)
         return self._teacher.teacher
 
     def _load_teacher(self, spec: Model, student: Loaded) -> _HeldTeacher:

@@ -17,8 +17,9 @@ def autocast(device: torch.device | str, dtype: Literal["bfloat16"] | None) -> t
 def suit_attention(model: Any, dtype: Literal["bfloat16"] | None) -> None:
     """Choose the faster attention of a model whose forward passes run under autocast.
 
-    On a CPU, fused attention in bfloat16 costs more than all matrix products of short sequences together.
+    On a CPU, fused attention in bfloat16 costs more than all matrix products of short sequences together; elsewhere the
+    model's own attention stays.
     """
     short = model.config.get_text_config().max_position_embeddings <= SHORT_CONTEXT
-    if dtype is not None and short and model.device.type == "cpu":
-        model.set_attn_implementation("eager")
+    if short and model.device.type == "cpu":
+        model.set_attn_implementation("sdpa" if dtype is None else "eager")

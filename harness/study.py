@@ -1,30 +1,41 @@
 """Studies: many runs of one suite that vary one factor at a time, planned from a short YAML file.
 
-A factor's value that equals the suite's own is the base run itself, so the base is trained once for all factors, and
-runs that a sweep has made already are used as they are. `reports.study` writes the page.
+Points whose configurations differ in the suite's name alone are one run: the base run is trained once for all factors, an
+adapter that a factor's key does not touch is not trained again, and runs that a sweep has made are used as they are.
+`reports.study` writes the page.
 """
 
 from __future__ import annotations
 
-import json
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from harness.config import Strict, Suite
+from harness.config import Strict, Suite, digest
 from harness.errors import ConfigError
 from harness.pipeline import RunSpec, is_finished
 from harness.store import RunStore
 from harness.suites import explain, load_suite
 
+
+def _once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Refuse a list that names something twice; values of a factor need not be hashable."""
+    if repeated := [value for place, value in enumerate(values) if value in values[:place]]:
+        raise ValueError(f"{list(values)} names {repeated[0]!r} twice; give each once")
+    return values
+
+
+Names = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_once)]
+Seeds = Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(_once)]
 STUDY_FOLDER = Path(str(files("tasks"))) / "studies"
 MOST_RUNS = 60
 
@@ -38,14 +49,15 @@ class Factor(Strict):
     )
     values: tuple[Any, ...] = ()
     fixed: dict[str, Any] = Field(default={}, description="suite keys that are set in every run of this factor")
-    entries: tuple[str, ...] | None = Field(default=None, description="adapters; null takes the study's")
-    orders: tuple[str, ...] = ("default",)
-    seeds: tuple[int, ...] | None = Field(default=None, description="null takes the study's")
+    entries: Names | None = Field(default=None, description="adapters; null takes the study's")
+    orders: Names = ("default",)
+    seeds: Seeds | None = Field(default=None, description="null takes the study's")
 
     @model_validator(mode="after")
     def _key_and_values_go_together(self) -> Factor:
         if (self.key is None) != (not self.values):
             raise ValueError("key and values go together; give both, or neither to vary entries or orders alone")
+        _once(self.values)
         return self
 
 
@@ -55,8 +67,8 @@ class Study(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     title: str
     suite: str
-    entries: tuple[str, ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field(min_length=1)
+    entries: Names
+    seeds: Seeds
     minutes_per_run: float = Field(gt=0, description="on one processor, for the estimate while no run is finished")
     factors: dict[str, Factor] = Field(min_length=1)
 
@@ -72,17 +84,31 @@ class Point:
 
 @dataclass(frozen=True)
 class Plan:
-    """All points of a study, in the order of its factors, and the suite that they vary."""
+    """All points of a study, in the order of its factors, the suite that they vary, and what the command was given."""
 
     study: Study
     base: Suite
     points: tuple[Point, ...]
+    name: str
+    overrides: tuple[str, ...] = ()
+    out: Path = Path("runs")
 
     @cached_property
     def specs(self) -> list[RunSpec]:
         """The distinct runs, seed by seed, so that a stopped study holds whole comparisons."""
         distinct = {point.spec.path: point.spec for point in self.points}
         return sorted(distinct.values(), key=lambda spec: spec.seed)
+
+    @property
+    def page(self) -> Path:
+        """Where the page goes when the command names none."""
+        return Path("docs/results") / f"{self.study.name}.md"
+
+    def command(self, page: Path) -> str:
+        """Return the command that makes the runs that are missing, and the page."""
+        words = ["harness", "study", self.name, "--out", str(self.out)]
+        words += [word for override in self.overrides for word in ("--set", override)]
+        return shlex.join([*words, *(["--page", str(page)] if page != self.page else [])])
 
     @property
     def todo(self) -> list[RunSpec]:
@@ -109,11 +135,13 @@ class Plan:
 def plan_study(name: str, overrides: Sequence[str] = (), out: Path = Path("runs")) -> Plan:
     """Return the runs of a study found by name or path; `overrides` change its suite.
 
-    Raises `ConfigError` for a file that does not read, a name that the suite lacks, or more than 60 runs.
+    Raises `ConfigError` for a file that does not read, a name that the suite lacks, values whose runs would share a folder,
+    or more than 60 runs.
     """
     study = load_study(name)
     base = load_suite(study.suite, overrides)
-    plan = Plan(study, base, tuple(_points(study, base, overrides, out)))
+    plan = Plan(study, base, tuple(_points(study, base, overrides, out)), name, tuple(overrides), out)
+    _check_paths(plan)
     if len(plan.specs) > MOST_RUNS:
         raise ConfigError(
             f"study {study.name} has {len(plan.specs)} runs, at most {MOST_RUNS} are allowed; drop values"
@@ -136,26 +164,31 @@ def load_study(name: str) -> Study:
 
 
 def _points(study: Study, base: Suite, overrides: Sequence[str], out: Path) -> Iterator[Point]:
+    known: dict[str, RunSpec] = {}
     for name, factor in study.factors.items():
         for value in factor.values or (None,):
             suite = _varied(study, name, factor, value, base, overrides)
             combinations = product(factor.entries or study.entries, factor.orders, factor.seeds or study.seeds)
             for entry, order, seed in combinations:
-                spec = RunSpec(suite, entry, seed, order, out)
-                _check(spec, study)
-                yield Point(name, value, spec)
+                specs = [RunSpec(each, entry, seed, order, out) for each in (base, suite)]
+                _check(specs[-1], study)
+                for spec in specs:
+                    known.setdefault(_kind(spec), spec)
+                yield Point(name, value, known[_kind(specs[-1])])
 
 
 def _varied(study: Study, name: str, factor: Factor, value: Any, base: Suite, overrides: Sequence[str]) -> Suite:
-    """Return the suite with a factor's value, under a name of its own unless that is what the suite says anyway."""
-    changes = {**factor.fixed, **({factor.key: value} if factor.key else {})}
-    if not changes:
+    """Return the suite with a factor's value, under a name of its own."""
+    settings = {**factor.fixed, **({factor.key: value} if factor.key else {})}
+    if not settings:
         return base
-    own = [f"{key}={json.dumps(setting)}" for key, setting in changes.items()]
-    suite = load_suite(study.suite, [*overrides, *own])
-    if suite == base:
-        return base
+    suite = load_suite(study.suite, overrides, settings=settings)
     return suite.model_copy(update={"name": re.sub(r"[^A-Za-z0-9._-]", "_", f"{base.name}-{name}-{value}")})
+
+
+def _kind(spec: RunSpec) -> str:
+    """Identify what a run does, whatever its suite is called."""
+    return digest([spec.entry, spec.order, {**spec.config(), "name": None}])
 
 
 def _check(spec: RunSpec, study: Study) -> None:
@@ -166,6 +199,18 @@ def _check(spec: RunSpec, study: Study) -> None:
         _ = spec.stages
     except ValueError as error:
         raise ConfigError(f"study {study.name}: {error}") from error
+
+
+def _check_paths(plan: Plan) -> None:
+    """Refuse values that are written alike in a folder's name and mean different runs."""
+    kinds: dict[Path, tuple[str, Any]] = {}
+    for point in plan.points:
+        kind, value = kinds.setdefault(point.spec.path, (_kind(point.spec), point.value))
+        if kind != _kind(point.spec):
+            raise ConfigError(
+                f"study {plan.study.name}: factor {point.factor}'s value {point.value!r} and {value!r} would both run in "
+                f"{point.spec.path}; rename the factor, or write the values so that their letters and digits differ"
+            )
 
 
 def _minutes(specs: Sequence[RunSpec]) -> Iterator[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,12 @@ from harness.errors import ConfigError
 SUITE_FOLDER = Path(str(files("tasks"))) / "suites"
 
 
-def load_suite(name: str, overrides: Sequence[str] = (), include: Sequence[Path] = ()) -> Suite:
+def load_suite(
+    name: str, overrides: Sequence[str] = (), include: Sequence[Path] = (), settings: Mapping[str, Any] | None = None
+) -> Suite:
     """Read a suite by name (`tiny`) or path (`my/suite.yaml`) and apply `key.path=value` overrides.
 
+    `settings` are laid over these: key paths to values that are set as they are, not read as YAML.
     Relative paths under `data` and `include`, and a chat template's file, count from the suite file's folder.
     Raises `ConfigError` with file, key, what was found and what was expected.
     """
@@ -29,6 +32,8 @@ def load_suite(name: str, overrides: Sequence[str] = (), include: Sequence[Path]
     _name_stages(raw)
     for override in overrides:
         _apply_override(raw, override)
+    for key, value in (settings or {}).items():
+        _set(raw, key, value, f"{key}={value}")
     _spread_training(raw)
     try:
         suite = Suite.model_validate(raw)
@@ -99,14 +104,19 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"--set {override}: expected KEY=VALUE, for example --set training.optimizer.lr=1e-4")
-    *parents, last = key.split(".")
-    node: Any = raw
-    for parent in parents:
-        node = _step_into(node, parent, override)
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override}: {text!r} is not valid YAML") from error
+    _set(raw, key, value, override)
+
+
+def _set(raw: dict[str, Any], key: str, value: Any, override: str) -> None:
+    """Set the value at a dotted path; `override` is what a message shows of it."""
+    *parents, last = key.split(".")
+    node: Any = raw
+    for parent in parents:
+        node = _step_into(node, parent, override)
     if parents == ["data"] and isinstance(value, str):
         value = str(Path(value).resolve())
     _assign(node, last, value, override)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup, escape
@@ -24,18 +24,21 @@ from reports import figures, style, views, words
 from reports.frames import Frames, load
 from reports.tables import write_tables
 
+Data = TypeVar("Data")
+
 
 @dataclass(frozen=True)
-class Drawing:
-    """A figure in a report: file name, heading, what to look for, and the function that draws it."""
+class Drawing(Generic[Data]):
+    """A figure on a page: file name, heading, what to look for, how it is drawn, and what its numbers say."""
 
     name: str
     title: str
     caption: str
-    draw: Callable[[Frames], Figure]
+    draw: Callable[[Data], Figure]
+    reading: Callable[[Data], str] = lambda _: ""
 
 
-DRAWINGS = [
+DRAWINGS: list[Drawing[Frames]] = [
     Drawing(
         "retention",
         "Retention: what each stage did to every task",

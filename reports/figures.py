@@ -71,7 +71,7 @@ def _heatmap_panel(axes: Axes, cells: pd.DataFrame) -> None:
         _annotate(axes, tasks.index(cell["task"]), cell)
     if probes:
         axes.axvline(len(tasks) - probes - 0.5, color=style.INK, linewidth=2)
-    rows = [fill(f"after {names[task]}" if task else "start", 18) for task in stages["stage_task"]]
+    rows = [fill(f"after {names.get(task, task)}" if task else "start", 18) for task in stages["stage_task"]]
     axes.set_yticks(stages["stage"], rows)
     columns = [fill(f"{names[task]}{' (probe)' * (i >= len(tasks) - probes)}", 19) for i, task in enumerate(tasks)]
     axes.set_xticks(range(len(tasks)), columns, rotation=30, ha="right", rotation_mode="anchor")
@@ -139,9 +139,10 @@ def _line_with_band(axes: Axes, x: pd.Series, line: pd.DataFrame, look: dict[str
 def _name_stages(axes: Axes, scores: pd.DataFrame) -> None:
     """Name the stages on the x axis by their tasks; where runs differ in order, number them."""
     names, stages = style.short_names(scores["task"]), scores.groupby("stage")["stage_task"].unique()
-    shared = all(len(tasks) == 1 for tasks in stages)
+    shared = all(len(own) == 1 for own in stages)
     ticks = [
-        "start" if not stage else fill(names[tasks[0]], 19) if shared else str(stage) for stage, tasks in stages.items()
+        "start" if not stage else fill(names.get(own[0], own[0]), 19) if shared else str(stage)
+        for stage, own in stages.items()
     ]
     axes.set_xticks(list(stages.index), ticks, rotation=30, ha="right", rotation_mode="anchor")
 
@@ -150,27 +151,29 @@ def _name_stages(axes: Axes, scores: pd.DataFrame) -> None:
 def learning_curves(scores: pd.DataFrame) -> Figure:
     """Return the diagonal: each trained task right before (hollow) and right after (filled) its own stage."""
     table = retention(scores)
-    looks = _looks(table)
-    figure = Figure(figsize=(max(NARROWEST, 1.6 * table["stage"].max() + 3.0), 3.8), layout="constrained")
+    looks, tasks = _looks(table), list(table.loc[table["role"] == "trained", "task"].unique())
+    table = table.assign(place=table["task"].map({task: place for place, task in enumerate(tasks)}))
+    figure = Figure(figsize=(max(NARROWEST, 1.6 * len(tasks) + 3.0), 3.8), layout="constrained")
     axes = figure.subplots()
     shifts = 0.06 * (np.arange(len(looks)) - (len(looks) - 1) / 2)
     for (label, look), shift in zip(looks.items(), shifts, strict=True):
         _learning_line(axes, table[table["label"] == label], look, float(shift))
-    _name_stages(axes, scores[scores["stage"] > 0])
-    axes.set(xlabel="stage, by the task trained in it", ylabel="score on that task (%)", ylim=(-3, 103))
+    names = style.short_names(scores["task"])
+    axes.set_xticks(range(len(tasks)), [names[task] for task in tasks], rotation=30, ha="right", rotation_mode="anchor")
+    axes.set(xlabel="trained task", ylabel="score on that task (%)", ylim=(-3, 103))
     axes.grid(visible=True)
     _legend(figure, looks, "Learning: score right before (hollow) and right after (filled) the task's own stage")
     return figure
 
 
 def _learning_line(axes: Axes, cells: pd.DataFrame, look: dict[str, Any], shift: float) -> None:
-    after = cells[cells["own"]]
+    after = cells[cells["own"]].sort_values("place")
     before = after[["stage", "task"]].merge(cells.assign(stage=cells["stage"] + 1), on=["stage", "task"])
-    _line_with_band(axes, after["stage"] + shift, after, look)
-    axes.plot(before["stage"] + shift, 100 * before["mean"], look["marker"], mec=look["color"], mfc="none")
-    both = after.merge(before, on="stage", suffixes=("_after", "_before"))
+    _line_with_band(axes, after["place"] + shift, after, look)
+    axes.plot(before["place"] + shift, 100 * before["mean"], look["marker"], mec=look["color"], mfc="none")
+    both = after.merge(before, on="task", suffixes=("_after", "_before"))
     ends = (100 * both["mean_before"], 100 * both["mean_after"])
-    axes.vlines(both["stage"] + shift, *ends, color=look["color"], linewidth=0.8, alpha=0.6)
+    axes.vlines(both["place_after"] + shift, *ends, color=look["color"], linewidth=0.8, alpha=0.6)
 
 
 @style.styled()

@@ -6,49 +6,40 @@ the same name with the figures as PNG and every run's figures in `runs.csv`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from harness.errors import RunError
 from harness.study import Plan
-from reports import study_figures, study_views, study_words, style
-from reports.build import environment, publish
-from reports.study_claims import MARGIN, retention_sentences
+from reports import study_figures, study_recipe, study_views, study_words, style
+from reports.build import Drawing, environment, publish
+from reports.study_claims import SEEDS
 from reports.study_data import RUN, Results, collect
+from reports.study_pairs import FORGETTING, MARGIN, RETENTION, matching_sentences
 from reports.views import hardware_grid, packages_grid
 from reports.words import overlap
 
 DPI = 110
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """A figure of the page: file name, what to look for, how it is drawn, and what its numbers say."""
-
-    name: str
-    caption: str
-    draw: Callable[[Results], Figure]
-    reading: Callable[[Results], str]
-
-
-DRAWINGS = [
+DRAWINGS: list[Drawing[Results]] = [
     Drawing(
         "frontier",
-        "Look for the method whose line lies further up and to the left: it learned more and forgot less. Where lines "
-        "cross or bars overlap, neither is ahead. Bars run from the lowest to the highest seed; forgetting is Chaudhry's, "
-        "so what a stage does to its own task counts as learning. Hollow marks: the other start. Dotted: one stage over "
-        "all tasks, its average accuracy.",
+        "Learning accuracy against forgetting",
+        "Look for the method whose line lies further up and to the left: it learned more and forgot less. Bars "
+        "run from the lowest to the highest seed and are no test; the paired tables below are. Forgetting is Chaudhry's, so "
+        "what a stage does to its own task counts as learning. Hollow marks: another start than the suite's. Dotted: one "
+        "stage over all tasks, its average accuracy.",
         study_figures.frontier,
         study_words.frontier,
     ),
     Drawing(
         "training",
+        "Entropy, routed share and truncation over training",
         "Look for a gap between the lines that lasts to the end of a stage, and for jumps where a new stage begins. "
         "Rolling mean of 5 steps within a stage; bands run from the lowest to the highest seed.",
         study_figures.training,
@@ -56,6 +47,7 @@ DRAWINGS = [
     ),
     Drawing(
         "threshold",
+        "Learning, forgetting, entropy and routed share against the threshold",
         "Look for where learning rises without entropy or forgetting rising with it. At τ = −1 every token takes forward "
         "KL, at τ = 1 every token takes OPD's loss, so the line should end on OPD's level.",
         study_figures.threshold,
@@ -63,10 +55,10 @@ DRAWINGS = [
     ),
     Drawing(
         "threshold_training",
+        "Training at each threshold",
         "Look for the routed share falling to zero, from where the run is OPD, and for thresholds whose entropy climbs "
         "within a stage.",
         study_figures.threshold_training,
-        lambda _: "",
     ),
 ]
 
@@ -103,7 +95,7 @@ def _write(results: Results, folder: Path, page: Path) -> None:
 
 def _draw(results: Results, drawing: Drawing, folder: Path) -> dict[str, Any]:
     """Save a figure and return what the page says of it; one without data gives the reason instead."""
-    entry = {"name": drawing.name, "caption": drawing.caption, "reason": None}
+    entry = {"name": drawing.name, "title": drawing.title, "caption": drawing.caption, "reason": None}
     try:
         style.save_png(drawing.draw(results), folder / f"{drawing.name}.png", DPI)
         return {**entry, "reading": drawing.reading(results)}
@@ -117,18 +109,30 @@ def _context(results: Results, drawings: dict[str, dict[str, Any]], page: Path) 
         "study": study,
         "folder": page.stem,
         "done": study_words.done(results),
-        "made": study_words.made(results),
+        "made": study_words.made(results, page),
         "missing": results.missing,
         "claims": study_views.claims_grid(results),
+        "verdicts": study_views.claims_sentence(results),
         "drawings": drawings,
         "margin": f"{100 * MARGIN:g}",
-        "retention": retention_sentences(results),
-        "pairs": study_views.pairs_grid(results),
+        "seeds": SEEDS,
+        "matchings": list(_matchings(results)),
+        "off_policy": results.off_policy,
         "factors": list(_factors(results)),
-        "recipe": {"grid": study_views.recipe_grid(results), "sentence": study_views.recipe_sentence(results)},
+        "recipe": [study_recipe.checks_grid(results), study_recipe.recipe_grid(results)],
         "overlap": overlap(results.frames),
         "provenance": [packages_grid(results.frames), hardware_grid(results.frames)],
     }
+
+
+def _matchings(results: Results) -> Iterator[dict[str, Any]]:
+    for matching in (RETENTION, FORGETTING):
+        grid, sentences = study_views.pairs_grid(results, matching), matching_sentences(results, matching)
+        yield {
+            "title": f"{matching.outcome_as}, at matched {matching.learned_as}",
+            "grid": grid,
+            "sentences": sentences,
+        }
 
 
 def _factors(results: Results) -> Iterator[dict[str, Any]]:

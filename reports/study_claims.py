@@ -1,190 +1,196 @@
 """The paper's claims about AOPD against OPD (arXiv 2605.06387), each judged from a study's runs alone.
 
-A claim shows, or is contradicted, when the 95 % t interval of the paired difference over seeds leaves zero out.
-Retention is judged only between settings that learned about as much.
+A claim shows, or is contradicted, when the paired difference over at least three seeds differs from zero at 5 % in a t
+test, adjusted after Holm (1979) over all claims that can be tested. What is kept is judged only at matched learning.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 
 import pandas as pd
+from scipy import stats
 
-from reports.study_data import AOPD, OPD, Config, Results
+from reports.study_data import AOPD, OPD, Results
+from reports.study_pairs import (
+    FORGETTING,
+    MATCHED,
+    NOTHING,
+    ON_AVERAGE,
+    RETENTION,
+    Matching,
+    Pair,
+    at_matched_learning,
+    pairs,
+)
 from reports.tables import Interval, t_interval
-from reports.words import plural, points, with_interval
+from reports.words import has_width, plural, resolved
 
-SHOWS, CONTRADICTED, NOT_RESOLVED = "shows", "contradicted", "not resolved"
-UNMATCHED, NO_RUNS = "not comparable: learning unmatched", "no runs"
-MARGIN = 0.05  # of learning accuracy, a share
+SHOWS, CONTRADICTED, NOT_RESOLVED, NO_RUNS = "shows", "contradicted", "not resolved", "no runs"
+NOT_SHOWN_TO_MATCH = "not resolved: learning not shown to match"
+UNMATCHED = "not comparable: learning unmatched"
+LEVEL, SEEDS = 0.05, 3
+PAPER = {"weak": 8.34, "strong": 4.09}  # points in math, AOPD over OPD, by start
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim, what was compared for it, the paired difference AOPD minus OPD, and the verdict."""
+    """A claim, what was compared for it, the paired difference AOPD minus OPD, and the verdict.
+
+    `sign` is the difference's where the claim holds, `adjusted` Holm's p value, nan for what is not tested.
+    """
 
     claim: str
     paper: str
     compared: str
     difference: Interval
-    unit: str
-    verdict: str
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An AOPD setting beside the OPD setting of the same start and seeds that learned most nearly as much.
-
-    Differences are AOPD minus OPD, paired over seeds; `retained` is R[T][1] - R[1][1] of the first stage's task.
-    """
-
-    start: str
-    rates: tuple[float, float]
-    configs: tuple[Config, Config]
-    learning: Interval
-    first_learned: Interval
-    forgetting: Interval
-    retained: Interval
-
-    @property
-    def matched(self) -> bool:
-        """Whether the mean learning accuracy differs by at most the margin."""
-        return abs(self.learning.mean) <= MARGIN
-
-    @property
-    def equivalent(self) -> bool:
-        """Whether the whole interval of the learning difference lies within the margin."""
-        return self.learning.low >= -MARGIN and self.learning.high <= MARGIN
-
-
-def judge(difference: Interval) -> str:
-    """Return the verdict on a claim that a difference is positive."""
-    if not difference.seeds:
-        return NO_RUNS
-    if difference.low > 0:
-        return SHOWS
-    return CONTRADICTED if difference.high < 0 else NOT_RESOLVED
+    unit: str = "points"
+    sign: int = 1
+    adjusted: float = float("nan")
+    verdict: str = ""
 
 
 def claims(results: Results) -> list[Claim]:
-    """Return the paper's claims with their verdicts, in the order of METHOD.md."""
-    return [*_learning(results), *_entropy(results), *_retention(results)]
+    """Return the claims with their verdicts: the paper's, and what stands beside them."""
+    found = [*_learning(results), *_entropy(results), *_kept(results)]
+    adjusted = holm([p_value(claim.difference) for claim in found])
+    return [
+        replace(claim, adjusted=p, verdict=claim.verdict or judge(claim.difference, p, claim.sign))
+        for claim, p in zip(found, adjusted, strict=True)
+    ]
 
 
-def pairs(results: Results) -> list[Pair]:
-    """Return for each AOPD setting, by start and learning rate, the OPD setting closest in learning."""
-    found: list[Pair] = []
-    for start in results.starts:
-        rates = results.rates(start)
-        for rate in sorted(rates):
-            candidates = [
-                pair for other in sorted(rates) if (pair := _pair(results, start, rate, other)).learning.seeds > 0
-            ]
-            found += sorted(candidates, key=lambda pair: abs(pair.learning.mean))[:1]
-    return found
+def judge(difference: Interval, adjusted: float, sign: int = 1) -> str:
+    """Return the verdict on a claim that a difference has a sign."""
+    if not difference.seeds:
+        return NO_RUNS
+    if not resolved(difference, SEEDS) or adjusted > LEVEL:
+        return NOT_RESOLVED
+    return SHOWS if sign * difference.mean > 0 else CONTRADICTED
 
 
-def at_matched_learning(results: Results, matched: Sequence[Pair], figure: str) -> Interval:
-    """Return AOPD minus OPD of a figure: the matched pairs' mean of each seed, then the interval over seeds."""
-    each = [results.series(pair.configs[0], figure) - results.series(pair.configs[1], figure) for pair in matched]
-    return (
-        t_interval(pd.concat(each, axis=1).mean(axis=1, skipna=False)) if each else t_interval(pd.Series(dtype=float))
-    )
+def p_value(difference: Interval) -> float:
+    """Return the two-sided p value of the t test behind a 95 % interval; nan below three seeds or without a width."""
+    if not has_width(difference, SEEDS):
+        return float("nan")
+    mean, low, high, seeds = difference
+    error = (high - low) / 2 / stats.t.ppf(0.975, seeds - 1)
+    return float(2 * stats.t.sf(abs(mean) / error, seeds - 1))
 
 
-def best_rate(results: Results, start: str, adapter: str) -> tuple[float, Config] | None:
-    """Return the learning rate at which an adapter learns most on average; None where it has no run."""
-    found = [(rate, Config(suite, adapter)) for rate, suite in results.rates(start).items()]
-    known = [(rate, config) for rate, config in found if results.mean(config, "learning_accuracy").seeds]
-    return max(known, key=lambda item: results.mean(item[1], "learning_accuracy").mean, default=None)
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return Holm's step-down p values, `max_{k<=i} min(1, (m-k+1) p_(k))`; a nan stays one and does not count in m."""
+    known = pd.Series(p_values, dtype=float).dropna().sort_values()
+    steps = known * range(len(known), 0, -1)
+    return list(steps.cummax().clip(upper=1).reindex(range(len(p_values))))
 
 
-def retention_sentences(results: Results) -> list[str]:
-    """Return per start what can be said of retention: from matched pairs only."""
-    found = pairs(results)
-    return [_retention_sentence(results, start, [p for p in found if p.start == start]) for start in results.starts]
+def chosen_rates(results: Results, start: str, adapter: str, figure: str) -> pd.DataFrame:
+    """Return per seed the learning rate at which the other seeds' mean is highest, and the figure there.
+
+    Columns `rate` and `value`; seeds that lack a rate are left out, and no seed is left where there are fewer than two.
+    """
+    by_rate = {rate: results.series(config, figure) for rate, config in results.rates(start, adapter).items()}
+    table = pd.DataFrame(by_rate).dropna(axis="columns", how="all").dropna()
+    if len(table) < 2:
+        return pd.DataFrame({"rate": [], "value": []}, dtype=float)
+    chosen = (table.sum() - table).idxmax(axis="columns")
+    return pd.DataFrame({"rate": chosen, "value": [table.at[seed, rate] for seed, rate in chosen.items()]})
 
 
-def _pair(results: Results, start: str, rate: float, other: float) -> Pair:
-    suites = results.rates(start)
-    configs = Config(suites[rate], AOPD), Config(suites[other], OPD)
-    seeds = [set(results.series(config, "learning_accuracy").dropna().index) for config in configs]
-    figures = ("learning_accuracy", "first_learned", "forgetting_chaudhry", "first_retained")
-    nothing = t_interval(pd.Series(dtype=float))
-    differences = [results.paired(*configs, figure) if seeds[0] == seeds[1] else nothing for figure in figures]
-    return Pair(start, (rate, other), configs, *differences)
-
-
-def _at(results: Results, start: str, adapter: str) -> Config:
-    """The suite's own learning rate from a start; a name that no run has where the study leaves the start out."""
-    return Config(results.rates(start).get(results.rate, ""), adapter)
+def edge(rate: float, tried: Sequence[float]) -> str:
+    """Say where a learning rate lies at the end of those tried, beyond which a better one may lie."""
+    if len(tried) > 1 and rate in {min(tried), max(tried)}:
+        return f", the {'lowest' if rate == min(tried) else 'highest'} tried"
+    return ""
 
 
 def _learning(results: Results) -> Iterator[Claim]:
-    claim = "AOPD learns more than OPD from a {} start"
-    for start, paper in (("strong", "+4.09 points"), ("weak", "+8.34 points")):
-        both = _at(results, start, AOPD), _at(results, start, OPD)
-        yield _claim(results, claim.format(start), paper, f"learning accuracy at lr {results.rate:g}", both)
-    best = [best_rate(results, "weak", adapter) for adapter in (AOPD, OPD)]
-    if best[0] and best[1] and len(results.rates("weak")) > 1:
-        compared = f"each at its best lr, chosen on the same seeds (AOPD {best[0][0]:g}, OPD {best[1][0]:g})"
-        yield _claim(results, claim.format("weak"), "–", f"learning accuracy, {compared}", (best[0][1], best[1][1]))
-    gains = [
-        results.series(_at(results, start, AOPD), "learning_accuracy")
-        - results.series(_at(results, start, OPD), "learning_accuracy")
-        for start in ("weak", "strong")
+    first = f"R[1][1] of {results.first_task}"
+    for start in results.starts:
+        both, where, at = (results.own(start, AOPD), results.own(start, OPD)), _from(start), _at(results)
+        paper = f"{PAPER[start]:+.2f} points, math" if start in PAPER else "–"
+        difference = results.paired(*both, "first_learned")
+        yield Claim(f"AOPD learns {results.first_task} better than OPD{where}", paper, f"{first} {at}", difference)
+        yield from _at_chosen_rates(results, start)
+        difference = results.paired(*both, "learning_accuracy")
+        yield Claim(f"AOPD learns all tasks better than OPD{where}", "–", f"learning accuracy {at}", difference)
+    yield from _larger_gains(results)
+
+
+def _larger_gains(results: Results) -> Iterator[Claim]:
+    """Compare AOPD's gain in the first task between starts, in the paper's order where it has both."""
+    for one, other in combinations(sorted(results.starts, key=lambda start: -PAPER.get(start, 0)), 2):
+        paper = f"{PAPER[one] - PAPER[other]:+.2f} points, math" if {one, other} <= set(PAPER) else "–"
+        text = f"AOPD's gain in {results.first_task} is larger from the {one} start than from the {other} one"
+        compared = f"difference of the two differences in R[1][1] of {results.first_task} {_at(results)}"
+        yield Claim(text, paper, compared, t_interval(_gain(results, one) - _gain(results, other)))
+
+
+def _at_chosen_rates(results: Results, start: str) -> Iterator[Claim]:
+    """Compare each method at its best learning rate; a seed's rate is chosen on the other seeds."""
+    tried = [list(results.rates(start, adapter)) for adapter in (AOPD, OPD)]
+    if max(map(len, tried)) < 2:
+        return
+    chosen = [chosen_rates(results, start, adapter, "first_learned") for adapter in (AOPD, OPD)]
+    parts = [
+        f"{adapter} {' or '.join(f'{rate:g}{edge(rate, rates)}' for rate in table['rate'].unique())}"
+        for adapter, table, rates in zip(("AOPD", "OPD"), chosen, tried, strict=True)
     ]
-    more = t_interval(gains[0] - gains[1])
-    text = "AOPD's gain in learning is larger from the weak start than from the strong one"
-    compared = f"difference of the two differences at lr {results.rate:g}"
-    yield Claim(text, "+4.25 points", compared, more, "points", judge(more))
+    compared = f"R[1][1], each at its best lr, which the other seeds chose ({'; '.join(parts)})"
+    difference = t_interval(chosen[0]["value"] - chosen[1]["value"])
+    yield Claim(f"AOPD learns {results.first_task} better than OPD{_from(start)}, best lr", "–", compared, difference)
 
 
 def _entropy(results: Results) -> Iterator[Claim]:
-    for start in ("strong", "weak"):
-        both = _at(results, start, AOPD), _at(results, start, OPD)
-        difference = results.paired(*both, "entropy")
-        text = f"AOPD keeps a higher entropy in training, {start} start"
-        compared = f"mean entropy over all training steps at lr {results.rate:g}"
-        yield Claim(text, "higher", compared, difference, "nats", judge(difference))
+    for start in results.starts:
+        difference = results.paired(results.own(start, AOPD), results.own(start, OPD), "entropy")
+        compared = f"mean entropy over all training steps {_at(results)}"
+        yield Claim(f"AOPD keeps a higher entropy in training{_from(start)}", "higher", compared, difference, "nats")
 
 
-def _claim(results: Results, text: str, paper: str, compared: str, both: tuple[Config, Config]) -> Claim:
-    difference = results.paired(*both, "learning_accuracy")
-    return Claim(text, paper, compared, difference, "points", judge(difference))
+def _kept(results: Results) -> Iterator[Claim]:
+    for start in results.starts:
+        text = f"at matched learning, AOPD retains {results.first_task} better{_from(start)}"
+        yield _at_matched(results, RETENTION, start, Claim(text, "better", "R[T][1] − R[1][1]", NOTHING))
+        text = f"at matched learning, AOPD forgets less than OPD{_from(start)}"
+        yield _at_matched(results, FORGETTING, start, Claim(text, "–", "forgetting, Chaudhry", NOTHING, sign=-1))
 
 
-def _retention(results: Results) -> Iterator[Claim]:
-    found = pairs(results)
-    for start in ("strong", "weak"):
-        here = [pair for pair in found if pair.start == start]
-        matched = [pair for pair in here if pair.matched]
-        difference = at_matched_learning(results, matched, "first_retained")
-        verdict = judge(difference) if matched or not here else UNMATCHED
-        text = f"AOPD retains {results.first_task} better after the later stages, {start} start"
-        compared = f"R[T][1] − R[1][1], mean of {plural(len(matched), 'pair')} matched in learning"
-        yield Claim(text, "better", compared, difference, "points", verdict)
+def _at_matched(results: Results, matching: Matching, start: str, claim: Claim) -> Claim:
+    """Fill in the difference over the pairs matched in learning, or why there is none."""
+    here = [pair for pair in pairs(results, matching) if pair.start == start]
+    matched = [pair for pair in here if pair.status == MATCHED]
+    average = any(pair.status == ON_AVERAGE for pair in here)
+    verdict = "" if matched or not here else NOT_SHOWN_TO_MATCH if average else UNMATCHED
+    compared = f"{claim.compared}, {_counted(matched, len(here))} matched in {matching.learned_as}{_named(matched)}"
+    difference = at_matched_learning(results, matched, matching)
+    return replace(claim, compared=compared, difference=difference, verdict=verdict)
 
 
-def _retention_sentence(results: Results, start: str, here: Sequence[Pair]) -> str:
-    where = f"From the {start} start" if start else "From the only start"
-    if not here:
-        return f"{where} no AOPD setting has an OPD setting with the same seeds."
-    matched = [pair for pair in here if pair.matched]
+def _counted(matched: Sequence[Pair], found: int) -> str:
+    return f"over the {len(matched)} of {plural(found, 'pair')}" if matched else "no pair is"
+
+
+def _named(matched: Sequence[Pair]) -> str:
+    """Name the learning rates of the pairs and say how they were chosen, since a verdict holds for these alone."""
     if not matched:
-        closest = min((pair.learning.mean for pair in here), key=abs)
-        return f"{where} no pair is matched (closest: {points(closest)} points), so retention is not compared."
-    kept, lost = (at_matched_learning(results, matched, figure) for figure in ("first_retained", "forgetting_chaudhry"))
-    inside = sum(pair.equivalent for pair in matched)
-    judged = {SHOWS: "AOPD retains more", CONTRADICTED: "AOPD retains less"}.get(judge(kept), "not resolved from zero")
-    return (
-        f"{where} {len(matched)} of {plural(len(here), 'AOPD setting')} learned as much as an OPD setting to within "
-        f"±{100 * MARGIN:g} points ({inside} with the whole interval inside). Averaged over these pairs, AOPD minus OPD: "
-        f"retention of {results.first_task} {_points(kept)} points ({judged}), forgetting (Chaudhry) {_points(lost)} points."
-    )
+        return ""
+    rates = "; ".join(f"AOPD {pair.rates[0]:g} beside OPD {pair.rates[1]:g}" for pair in matched)
+    return f" ({rates}; the OPD setting is the closest on the same seeds, and may serve several AOPD settings)"
 
 
-def _points(interval: Interval) -> str:
-    return "–" if math.isnan(interval.mean) else with_interval(interval, points)
+def _gain(results: Results, start: str) -> pd.Series:
+    one, other = (results.series(results.own(start, adapter), "first_learned") for adapter in (AOPD, OPD))
+    return one - other
+
+
+def _at(results: Results) -> str:
+    rates = dict.fromkeys(results.rate(adapter) for adapter in (AOPD, OPD))
+    return f"at lr {' and '.join(f'{rate:g}' for rate in rates)}"
+
+
+def _from(start: str) -> str:
+    return f", {start} start" if start else ""

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from harness.adapter import make_adapter
 from harness.config import Suite
 from harness.errors import RunError
 from harness.pipeline import RunSpec
@@ -47,7 +48,15 @@ class Results:
         """One row per run (indexed by RUN), one column per figure; shares in [0, 1], entropy in nats."""
         figures = figures_by_seed(self.frames.scores).pivot(index=RUN, columns="figure", values="value")
         first = pd.DataFrame(self._first_task()).set_index(RUN)
-        return figures.join(first).join(_training_figures(self.frames.steps)).sort_index()
+        steps = self.frames.steps[~self.frames.steps["adapter"].isin(self.off_policy)]
+        return figures.join(first).join(_training_figures(steps)).sort_index()
+
+    @cached_property
+    def off_policy(self) -> list[str]:
+        """Adapters that train on references: entropy and truncation of their steps are not the student's own answers'."""
+        entries = self.plan.base.adapters
+        used = dict.fromkeys(spec.entry for spec in self.plan.specs)
+        return [name for name in used if not getattr(make_adapter(name, entries[name]), "on_policy", True)]
 
     @cached_property
     def points(self) -> pd.DataFrame:
@@ -77,19 +86,25 @@ class Results:
         """Return the mean of `one - other` over the seeds that both have, with its 95 % t interval."""
         return t_interval(self.series(one, figure) - self.series(other, figure))
 
-    def rates(self, start: str) -> dict[float, str]:
-        """Return the suites of a start by learning rate, where nothing but these two is varied."""
-        return {lr: suite for (found, lr), suite in self._suites.items() if found == start}
+    def rates(self, start: str, adapter: str) -> dict[float, Config]:
+        """Return an adapter's runs from a start by learning rate, lowest first, where nothing but these two is varied."""
+        found = {
+            lr: Config(suite, name) for (at, lr, name), suite in self._suites.items() if (at, name) == (start, adapter)
+        }
+        return dict(sorted(found.items()))
+
+    def own(self, start: str, adapter: str) -> Config:
+        """An adapter's runs from a start at the suite's own learning rate; names no run where the study has none."""
+        return self.rates(start, adapter).get(self.rate(adapter), Config("", adapter))
 
     @cached_property
     def starts(self) -> list[str]:
         """The students' starts, the suite's own first."""
-        return list(dict.fromkeys(start for start, _ in self._suites))
+        return list(dict.fromkeys([_start(self.plan.base), *(start for start, *_ in self._suites)]))
 
-    @property
-    def rate(self) -> float:
-        """The suite's own learning rate."""
-        return self.plan.base.training.optimizer.lr
+    def rate(self, adapter: str) -> float:
+        """The learning rate that the suite gives an adapter."""
+        return _rate(self.plan.base, adapter)
 
     @cached_property
     def thresholds(self) -> dict[float, Config]:
@@ -100,12 +115,20 @@ class Results:
         return dict(sorted(found.items()))
 
     @cached_property
-    def _suites(self) -> dict[tuple[str, float], str]:
-        suites = {self.plan.base.name: self.plan.base}
+    def _suites(self) -> dict[tuple[str, float, str], str]:
+        """Suites by start, learning rate and adapter; raises `RunError` where two suites claim one place."""
+        found: dict[tuple[str, float, str], str] = {}
         for point in self.plan.points:
-            if self.plan.study.factors[point.factor].key in {RATE, STRENGTH}:
-                suites.setdefault(point.spec.suite.name, point.spec.suite)
-        return {(_start(suite), suite.training.optimizer.lr): name for name, suite in suites.items()}
+            suite, entry, factor = point.spec.suite, point.spec.entry, self.plan.study.factors[point.factor]
+            if suite.name != self.plan.base.name and not {factor.key, *factor.fixed} <= {RATE, STRENGTH}:
+                continue
+            place = (_start(suite), _rate(suite, entry), entry)
+            if found.setdefault(place, suite.name) != suite.name:
+                raise RunError(
+                    f"{found[place]} and {suite.name} both train {entry} from start {place[0]!r} at learning rate "
+                    f"{place[1]:g}; leave one of them out of the study"
+                )
+        return found
 
     def _first_task(self) -> Iterator[dict[str, Any]]:
         for identity, matrix in score_matrices(self.frames.scores):
@@ -132,7 +155,7 @@ def _row(point: Point, factor: Factor) -> dict[str, Any]:
     spec = point.spec
     run = {"suite": spec.suite.name, "adapter": spec.entry, "order": spec.order, "seed": spec.seed}
     place = {"factor": point.factor, "setting": _setting(point, factor)}
-    return {**place, "start": _start(spec.suite), "learning_rate": spec.suite.training.optimizer.lr, **run}
+    return {**place, "start": _start(spec.suite), "learning_rate": _rate(spec.suite, spec.entry), **run}
 
 
 def _setting(point: Point, factor: Factor) -> str:
@@ -144,6 +167,10 @@ def _setting(point: Point, factor: Factor) -> str:
 
 def _start(suite: Suite) -> str:
     return getattr(suite.student, "strength", None) or ""
+
+
+def _rate(suite: Suite, entry: str) -> float:
+    return suite.training_for(suite.stages[0], entry).optimizer.lr
 
 
 def _training_figures(steps: pd.DataFrame) -> pd.DataFrame:

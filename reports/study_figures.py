@@ -65,8 +65,8 @@ def frontier(results: Results) -> Figure:
 
 def _frontier_line(axes: Axes, results: Results, start: str, method: str, look: dict[str, Any]) -> bool:
     """Draw one method's learning rates from one start, each with the range of its seeds; return whether it has any."""
-    rates = sorted(results.rates(start).items())
-    ends = [[100 * results.series(Config(suite, method), name) for name in FRONTIER] for _, suite in rates]
+    rates = list(results.rates(start, method).items())
+    ends = [[100 * results.series(config, name) for name in FRONTIER] for _, config in rates]
     drawn = [(rate, x, y) for (rate, _), (x, y) in zip(rates, ends, strict=True) if x.notna().any()]
     for _, x, y in drawn:
         axes.hlines(y.mean(), x.min(), x.max(), color=look["color"], alpha=0.35, linewidth=1.2)
@@ -125,8 +125,8 @@ def training(results: Results) -> Figure:
 def _steps_by_start(results: Results) -> dict[str, pd.DataFrame]:
     """Return OPD's and AOPD's steps at the suite's own learning rate, by start; starts without any are left out."""
     steps = results.frames.steps
-    steps = steps[(steps["order"] == "default") & steps["adapter"].isin([OPD, AOPD])]
-    found = {start: steps[steps["suite"] == results.rates(start).get(results.rate)] for start in results.starts}
+    configs = pd.MultiIndex.from_frame(steps[[*Config._fields]])
+    found = {s: steps[configs.isin([results.own(s, method) for method in (OPD, AOPD)])] for s in results.starts}
     return {start: rows for start, rows in found.items() if not rows.empty}
 
 

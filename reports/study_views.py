@@ -1,33 +1,17 @@
-"""A study's tables and the sentences that stand with them: what was done, claims, pairs, factors, recipe, provenance."""
+"""A study's tables of claims, of pairs matched in learning and of factors, and the sentences below the last."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-import pandas as pd
-
 from harness.study import Factor
-from reports.study_claims import Pair, claims, pairs
+from reports.study_claims import CONTRADICTED, LEVEL, NOT_RESOLVED, SEEDS, SHOWS, Claim, claims
 from reports.study_data import OPD, THRESHOLD, Config, Results
-from reports.style import short_names
+from reports.study_pairs import MATCHED, Matching, Pair, pairs
 from reports.tables import Interval
 from reports.views import Grid
-from reports.words import percent, points, with_interval
-
-LIFTED = 0.20  # a share: what a stage should add to its own task for at least one adapter
-
-
-def nats(value: float) -> str:
-    """Write an entropy; a dash where there is none."""
-    return "–" if math.isnan(value) else f"{value:.3f}".replace("-", "−")
-
-
-def nats_more(value: float) -> str:
-    """Write a difference of entropies, with its sign."""
-    return "–" if math.isnan(value) else f"{value:+.3f}".replace("-", "−")
-
+from reports.words import has_width, nats, nats_more, percent, plural, points, resolved, with_interval
 
 COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "learning_accuracy": ("learning %", percent),
@@ -41,38 +25,38 @@ COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "routed_share": ("routed %", percent),
     "truncated_share": ("truncated %", percent),
 }
-MOVED = {"learning_accuracy": "learning", "forgetting_chaudhry": "forgetting", "entropy": "entropy"}
+MOVED = {
+    "learning_accuracy": ("learning", points, "points"),
+    "forgetting_chaudhry": ("forgetting", points, "points"),
+    "entropy": ("entropy", nats_more, "nats"),
+}
 
 
 def claims_grid(results: Results) -> Grid:
-    """Return the paper's claims with what was compared, the paired difference and the verdict in bold."""
-    rows = []
-    for claim in claims(results):
-        write = points if claim.unit == "points" else nats_more
-        estimate = with_interval(claim.difference, write) + f" {claim.unit}"
-        seeds = str(claim.difference.seeds or "–")
-        shown = estimate if claim.difference.seeds else "–"
-        rows.append([claim.claim, claim.paper, claim.compared, shown, seeds, claim.verdict])
-    header = ["claim", "paper", "compared here, AOPD minus OPD", "difference [95 %]", "seeds", "verdict"]
-    return Grid("Claims", header, rows, frozenset((row, 5) for row in range(len(rows))))
+    """Return the claims with what was compared, the paired difference, Holm's p value and the verdict in bold."""
+    header = ["claim", "paper", "compared here, AOPD minus OPD", "difference [95 %]", "seeds", "p, Holm", "verdict"]
+    rows = [_claim_row(claim) for claim in claims(results)]
+    return Grid("Claims", header, rows, frozenset((row, len(header) - 1) for row in range(len(rows))))
 
 
-def pairs_grid(results: Results) -> Grid:
+def claims_sentence(results: Results) -> str:
+    """Return which claims show, which are contradicted, and how many neither."""
+    found = claims(results)
+    shown, against = ([claim.claim for claim in found if claim.verdict == verdict] for verdict in (SHOWS, CONTRADICTED))
+    left = len(found) - len(shown) - len(against)
+    told = [
+        f"{len(each)} {verb}{' (' * bool(each)}{'; '.join(each)}{')' * bool(each)}"
+        for verb, each in (("show", shown), ("are contradicted", against))
+    ]
+    return f"Of {plural(len(found), 'row')}, {', '.join(told)}, {left} are not resolved or could not be compared."
+
+
+def pairs_grid(results: Results, matching: Matching) -> Grid:
     """Return each AOPD setting beside the OPD setting closest in learning, with paired differences."""
-    first = short_names([stage.task for stage in results.plan.base.stages])[results.first_task]
-    header = ["start", "AOPD lr", "OPD lr", "seeds", "learning", "interval within margin", "forgetting, Chaudhry"]
-    header += [f"{first} after its stage", f"{first} retention", "verdict"]
-    return Grid("Pairs", header, [_pair_row(pair) for pair in pairs(results)])
-
-
-def _pair_row(pair: Pair) -> list[str]:
-    learning, *others = (
-        with_interval(each, points) for each in (pair.learning, pair.forgetting, pair.first_learned, pair.retained)
-    )
-    inside = "yes" if pair.equivalent else "no" if pair.learning.seeds > 1 else "one seed"
-    rates = [f"{rate:g}" for rate in pair.rates]
-    verdict = "matched" if pair.matched else "unmatched"
-    return [pair.start, *rates, str(pair.learning.seeds), learning, inside, *others, verdict]
+    header = ["start", "AOPD lr", "OPD lr", "seeds", matching.learned_as, matching.outcome_as, "learning is"]
+    rows = [_pair_row(pair) for pair in pairs(results, matching)]
+    strong = frozenset((place, len(header) - 1) for place, row in enumerate(rows) if row[-1] == MATCHED)
+    return Grid("Pairs", header, rows, strong)
 
 
 def factor_grid(results: Results, name: str) -> Grid:
@@ -93,14 +77,19 @@ def factor_grid(results: Results, name: str) -> Grid:
 
 
 def factor_sentence(results: Results, name: str) -> str:
-    """Return which settings move learning, forgetting or entropy beyond what seeds do, paired over seeds."""
+    """Return which settings move learning, forgetting or entropy, of how many comparisons, and what could have shown."""
     factor, groups = results.plan.study.factors[name], _groups(results, name)
     reference = "OPD" if _methods_only(factor) else "the same method at the suite's own setting"
-    if max(len(group.seeds) for group in groups) < 2:
-        return f"One seed: no difference from {reference} can be resolved."
-    found = [moved for group in groups for moved in _moved(results, factor, group)]
-    resolved = f"resolved from zero: {'; '.join(found)}." if found else "no difference is resolved from zero."
-    return f"Against {reference}, paired over seeds, {resolved}"
+    changes = [change for group in groups for change in _changes(results, factor, group)]
+    judged = [change for change in changes if has_width(change.difference, SEEDS)]
+    if not judged:
+        return f"No difference from {reference} is judged: fewer than {SEEDS} seeds."
+    found = [change for change in judged if resolved(change.difference)]
+    told = f": {'; '.join(_told(change) for change in found)}" if found else ""
+    return (
+        f"Against {reference}, paired over seeds: {plural(len(judged), 'comparison')}, about {LEVEL * len(judged):.1f} "
+        f"expected by chance to leave zero out, {len(found)} do{told}. {_detectable(judged)}"
+    )
 
 
 class _Group(NamedTuple):
@@ -109,6 +98,44 @@ class _Group(NamedTuple):
     setting: str
     config: Config
     seeds: tuple[int, ...]
+
+
+class _Change(NamedTuple):
+    """How a figure of one setting differs from the reference's."""
+
+    setting: str
+    figure: str
+    difference: Interval
+
+
+def _claim_row(claim: Claim) -> list[str]:
+    write = points if claim.unit == "points" else nats_more
+    known = bool(claim.difference.seeds)
+    shown = f"{with_interval(claim.difference, write)} {claim.unit}" if known else "–"
+    p = "–" if claim.adjusted != claim.adjusted else f"{claim.adjusted:.3f}"
+    return [claim.claim, claim.paper, claim.compared, shown, str(claim.difference.seeds or "–"), p, _verdict(claim)]
+
+
+def _verdict(claim: Claim) -> str:
+    """Say beside `not resolved` what stood in the way: seeds, the width of the interval, or Holm's adjustment."""
+    if claim.verdict != NOT_RESOLVED:
+        return claim.verdict
+    if not has_width(claim.difference, SEEDS):
+        fewer = claim.difference.seeds < SEEDS
+        return f"{NOT_RESOLVED}: {f'fewer than {SEEDS} seeds' if fewer else 'all seeds differ alike'}"
+    adjusted = " after Holm" if resolved(claim.difference) else ""
+    return f"{NOT_RESOLVED}{adjusted} (half-width {_half(claim.difference, claim.unit)} {claim.unit})"
+
+
+def _half(interval: Interval, unit: str) -> str:
+    half = (interval.high - interval.low) / 2
+    return percent(half) if unit == "points" else nats(half)
+
+
+def _pair_row(pair: Pair) -> list[str]:
+    rates = [f"{rate:g}" for rate in pair.rates]
+    differences = [_cell(each, points) for each in (pair.learned, pair.outcome)]
+    return [pair.start, *rates, str(pair.learned.seeds), *differences, pair.status]
 
 
 def _groups(results: Results, name: str) -> list[_Group]:
@@ -131,63 +158,24 @@ def _named(setting: str, config: Config, factor: Factor, results: Results) -> st
     return f"{setting.replace('-', '−') if limits else setting}{limits.get(setting, '')}{' (own)' * own}"
 
 
-def _moved(results: Results, factor: Factor, group: _Group) -> Iterator[str]:
-    setting, config, _ = group
-    reference = Config(results.plan.base.name, OPD if _methods_only(factor) else config.adapter)
-    for figure, called in MOVED.items():
-        change = results.paired(config, reference, figure)
-        if config != reference and (change.low > 0 or change.high < 0):
-            write, unit = (nats_more, " nats") if figure == "entropy" else (points, "")
-            yield f"{' '.join(filter(None, [config.adapter, setting]))}: {called} {with_interval(change, write)}{unit}"
+def _changes(results: Results, factor: Factor, group: _Group) -> Iterator[_Change]:
+    reference = Config(results.plan.base.name, OPD if _methods_only(factor) else group.config.adapter)
+    setting = " ".join(filter(None, [group.config.adapter, group.setting]))
+    for figure in MOVED if group.config != reference else ():
+        yield _Change(setting, figure, results.paired(group.config, reference, figure))
 
 
-def recipe_grid(results: Results) -> Grid:
-    """Return per task the starts' scores and what each method's own stage adds to it, in %, and points."""
-    scores = results.frames.scores
-    own = scores[(scores["suite"].isin(_own_suites(results))) & (scores["order"] == "default")]
-    methods = list(own[["start", "adapter"]].drop_duplicates().itertuples(index=False, name=None))
-    header = ["task", *(f"{start or 'start'}: before any stage" for start in results.starts)]
-    header += [f"{adapter}, {start}: own stage" for start, adapter in methods] + [f"lifted ≥ {100 * LIFTED:g}"]
-    rows = []
-    for task, cells in own.groupby("task", sort=False):
-        before = [_range(cells[(cells["start"] == start) & (cells["stage"] == 0)]) for start in results.starts]
-        gains = [_gain(cells[(cells["start"] == start) & (cells["adapter"] == name)]) for start, name in methods]
-        lifted = "–" if cells["role"].iloc[0] == "probe" else _lifted(gains, methods)
-        rows.append([str(task), *before, *(points(gain) for gain in gains), lifted])
-    return Grid("Recipe", header, rows)
+def _told(change: _Change) -> str:
+    called, write, unit = MOVED[change.figure]
+    return f"{change.setting}: {called} {with_interval(change.difference, write)} {unit}"
 
 
-def _own_suites(results: Results) -> list[str]:
-    return [suite for start in results.starts for rate, suite in results.rates(start).items() if rate == results.rate]
-
-
-def _range(cells: pd.DataFrame) -> str:
-    by_seed = cells.groupby("seed")["score"].first().dropna()
-    if by_seed.empty:
-        return "–"
-    spread = f" ({percent(by_seed.min())} to {percent(by_seed.max())})" if len(by_seed) > 1 else ""
-    return percent(by_seed.mean()) + spread
-
-
-def _gain(cells: pd.DataFrame) -> float:
-    """Mean over seeds of R[j][j] - R[j-1][j]; nan for a probe."""
-    after = cells[cells["own"]].set_index("seed")
-    before = cells[cells["stage"].isin(after["stage"] - 1)].set_index("seed")
-    return float((after["score"] - before["score"]).mean()) if len(after) else float("nan")
-
-
-def _lifted(gains: Sequence[float], methods: Sequence[tuple[Hashable, Hashable]]) -> str:
-    lifting = [
-        f"{name} ({start})" if start else str(name)
-        for gain, (start, name) in zip(gains, methods, strict=True)
-        if gain >= LIFTED
-    ]
-    return ", ".join(lifting) or "no"
-
-
-def recipe_sentence(results: Results) -> str:
-    """Return whether each stage lifts its own task for at least one adapter."""
-    grid = recipe_grid(results)
-    flat = [row[0] for row in grid.rows if row[-1] == "no"]
-    told = f"not so for {', '.join(flat)}" if flat else "so for every stage"
-    return f"A stage should lift its own task by at least {100 * LIFTED:g} points for at least one method: {told}."
+def _detectable(changes: Sequence[_Change]) -> str:
+    """Return the range of half-widths of each figure: what an effect must exceed to leave zero out."""
+    parts = []
+    for figure, (called, _, unit) in MOVED.items():
+        found = sorted((c.difference for c in changes if c.figure == figure), key=lambda d: d.high - d.low)
+        if found:
+            ends = dict.fromkeys(_half(each, unit) for each in (found[0], found[-1]))
+            parts.append(f"{called} {' to '.join(ends)} {unit}")
+    return f"Smallest detectable effect (half-width): {', '.join(parts)}."

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain
+from pathlib import Path
 
 from harness.study import Factor
-from reports.study_claims import best_rate
+from reports.study_claims import edge
 from reports.study_data import AOPD, OPD, Config, Results
-from reports.tables import Interval
-from reports.words import plural, points, with_interval
+from reports.words import nats_more, plural, points, with_interval
 
 
 def done(results: Results) -> list[str]:
@@ -31,19 +31,20 @@ def done(results: Results) -> list[str]:
     ]
 
 
-def made(results: Results) -> list[str]:
-    """Return how the page was made: command, code, dates and time."""
+def made(results: Results, page: Path) -> list[str]:
+    """Return how the page was made: the command that makes it again, code, dates and time."""
     manifests = [run.manifest for run in results.frames.runs]
     dates = sorted(
         str(m[key])[:16].replace("T", " ") for m in manifests for key in ("created", "finished") if m.get(key)
     )
     seconds = [run.seconds["total"] for run in results.frames.runs]
     known = [each for each in seconds if each == each]
-    name = results.plan.study.name
+    command = results.plan.command(page)
+    short = " (`make study`)" if command == "harness study tiny --out runs" else ""
     spent = f"{sum(known) / 3600:.1f} hours" if known else "unknown"
     noted = "" if len(known) == len(seconds) else f", noted by {len(known)} of {len(seconds)} runs"
     return [
-        f"Command: `make study{'' if name == 'tiny' else f' STUDY={name}'}`; the runs' own: {_commands(manifests)}.",
+        f"Command: `{command}`{short}; the runs' own: {_commands(manifests)}.",
         _code(manifests),
         f"Runs made from {dates[0]} to {dates[-1]} UTC; time of all runs added up, models included: {spent}{noted} "
         "(several went side by side).",
@@ -58,14 +59,12 @@ def setting(factor: Factor) -> str:
 
 
 def frontier(results: Results) -> str:
-    """Return per start each method's learning and forgetting at the learning rate at which it learned most."""
+    """Return per start each method's learning and forgetting at the rate where it learned most, or at its only one."""
     methods = [method for method in dict.fromkeys(results.points["adapter"]) if method != "none"]
     sentences = []
     for start in results.starts:
-        best = [(method, *found) for method in methods if (found := best_rate(results, start, method))]
-        where = f"from the {start} start" if start else "here"
-        told = "; ".join(_best(results, *found) for found in best)
-        sentences += [f"Each method at the learning rate where it learned most {where}: {told}."] if best else []
+        told = [sentence for method in methods if (sentence := _at_best_rate(results, start, method))]
+        sentences += [f"{f'From the {start} start' if start else 'Here'}: {'; '.join(told)}."] if told else []
     return " ".join(sentences)
 
 
@@ -73,41 +72,61 @@ def training(results: Results) -> str:
     """Return the paired difference of entropy in the last stage, AOPD minus OPD, per start."""
     found = []
     for start in results.starts:
-        suite = results.rates(start).get(results.rate, "")
-        change = results.paired(Config(suite, AOPD), Config(suite, OPD), "entropy_last")
+        change = results.paired(results.own(start, AOPD), results.own(start, OPD), "entropy_last")
         if change.seeds:
-            found.append(f"{with_interval(change, _nats)} nats from the {start} start ({plural(change.seeds, 'seed')})")
+            where = f" from the {start} start" if start else ""
+            found.append(f"{with_interval(change, nats_more)} nats{where} ({plural(change.seeds, 'seed')})")
     return f"Entropy over the last stage, AOPD minus OPD: {'; '.join(found)}." if found else ""
 
 
 def threshold(results: Results) -> str:
-    """Return where learning is highest and forgetting lowest among AOPD's thresholds."""
-    configs = results.thresholds
-    learned, lost = (
-        {tau: results.mean(config, name) for tau, config in configs.items()}
-        for name in ("learning_accuracy", "forgetting_chaudhry")
-    )
-    most = max(learned, key=lambda tau: learned[tau].mean)
-    least = min(lost, key=lambda tau: lost[tau].mean)
-    caution = "One seed: no difference is established. " if learned[most].seeds < 2 else ""
-    ends = [f"{tau:g}".replace("-", "−") for tau in (most, least)]
-    return (
-        f"{caution}Learning is highest at τ = {ends[0]} ({with_interval(learned[most])} %), forgetting lowest at "
-        f"τ = {ends[1]} ({_points(lost[least])} points)."
-    )
+    """Return where learning is highest and forgetting lowest among AOPD's thresholds, and by how much against OPD."""
+    ends = [
+        _extreme(results, "learning_accuracy", "Learning is highest", "%", max),
+        _extreme(results, "forgetting_chaudhry", "forgetting is lowest", "points", min),
+    ]
+    known = [end for end in ends if end]
+    seeds = max(results.mean(config, "learning_accuracy").seeds for config in results.thresholds.values())
+    caution = "One seed: no difference is established." if seeds < 2 else "Both are chosen on the same seeds."
+    return f"{caution} {'; '.join(known)}." if known else ""
 
 
-def _best(results: Results, method: str, rate: float, config: Config) -> str:
-    learned, lost = (results.mean(config, name) for name in ("learning_accuracy", "forgetting_chaudhry"))
-    return f"{method} ({rate:g}) learned {with_interval(learned)} % and forgot {_points(lost)} points"
+def _extreme(results: Results, figure: str, called: str, unit: str, best: Callable[..., float]) -> str:
+    """Write the threshold where a figure is extreme, with paired differences; empty where no threshold has the figure."""
+    means = {tau: results.mean(config, figure) for tau, config in results.thresholds.items()}
+    known = {tau: mean for tau, mean in means.items() if mean.seeds}
+    if not known:
+        return ""
+    tau = best(known, key=lambda each: known[each].mean)
+    against = _against(results, results.thresholds[tau], figure)
+    return f"{called} at τ = {f'{tau:g}'.replace('-', '−')}, {with_interval(known[tau])} {unit}{against}"
 
 
-def _points(interval: Interval) -> str:
-    return with_interval(interval, points)
+def _against(results: Results, config: Config, figure: str) -> str:
+    """Write the paired differences from OPD and AOPD as in the suite, where these have seeds in common."""
+    changes = {method: results.paired(config, Config(results.plan.base.name, method), figure) for method in (OPD, AOPD)}
+    known = [f"{with_interval(change, points)} against {method}" for method, change in changes.items() if change.seeds]
+    return f" (paired, in points: {', '.join(known)})" if known else ""
 
 
-def _nats(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
+def _at_best_rate(results: Results, start: str, method: str) -> str:
+    """Write one method's figures at the learning rate with the highest mean learning accuracy; empty without runs."""
+    rates = results.rates(start, method)
+    means = {
+        rate: mean.mean for rate, config in rates.items() if (mean := results.mean(config, "learning_accuracy")).seeds
+    }
+    if not means:
+        return ""
+    rate = max(means, key=lambda each: means[each])
+    learned, lost = (results.mean(rates[rate], name) for name in ("learning_accuracy", "forgetting_chaudhry"))
+    forgot = f", forgot {with_interval(lost, points)} points" if lost.seeds else ""
+    return f"{method} {_chosen(rate, list(means))} learned {with_interval(learned)} %{forgot}"
+
+
+def _chosen(rate: float, tried: list[float]) -> str:
+    if len(tried) == 1:
+        return f"(one lr, {rate:g})"
+    return f"(lr {rate:g}{edge(rate, tried)}, where it learned most of {len(tried)})"
 
 
 def _range(counts: Iterable[int]) -> str:

@@ -53,6 +53,26 @@ def points(difference: float) -> str:
     return "–" if math.isnan(difference) else f"{100 * difference:+.1f}".replace("-", "−")
 
 
+def nats(entropy: float) -> str:
+    """Write an entropy; a dash where there is none."""
+    return "–" if math.isnan(entropy) else f"{entropy:.3f}".replace("-", "−")
+
+
+def nats_more(difference: float) -> str:
+    """Write a difference of entropies, with its sign."""
+    return "–" if math.isnan(difference) else f"{difference:+.3f}".replace("-", "−")
+
+
+def has_width(difference: Interval, seeds: int = 2) -> bool:
+    """Whether an interval is over at least so many seeds and has a width beyond rounding."""
+    return difference.seeds >= seeds and difference.high - difference.low > 1e-9
+
+
+def resolved(difference: Interval, seeds: int = 2) -> bool:
+    """Whether such an interval leaves zero out."""
+    return has_width(difference, seeds) and (difference.low > 0 or difference.high < 0)
+
+
 def with_interval(interval: Interval, write: Callable[[float], str] = percent) -> str:
     """Write `mean [low, high]`; the mean alone for a single seed."""
     mean, low, high, seeds = interval
@@ -71,7 +91,12 @@ def _setting(frames: Frames) -> str:
     probes = list(scores.loc[scores["role"] == "probe", "task"].unique())
     kept = f" {plural(len(probes), 'probe')} ({', '.join(probes)}) never trained." if probes else ""
     student = f"student ({starts} start)" if starts else "student"
-    return f"Suite {suites}: the {student} was adapted to {stages} by {', '.join(frames.labels)}.{kept}"
+    return f"Suite {suites}: the {student} was adapted to {stages} by {_listed(frames.labels)}.{kept}"
+
+
+def _listed(labels: list[str]) -> str:
+    """Join labels so that those with commas of their own stay apart."""
+    return ("; " if any("," in label for label in labels) else ", ").join(labels)
 
 
 def _method(label: object, values: pd.DataFrame) -> str:
@@ -107,8 +132,7 @@ def _difference(values: pd.DataFrame, name: str, first: str, second: str) -> Int
 
 
 def _judged(difference: Interval) -> str:
-    resolved = difference.low > 0 or difference.high < 0
-    return f"{with_interval(difference, points)} points{'' if resolved else ', not resolved from zero'}"
+    return f"{with_interval(difference, points)} points{'' if resolved(difference) else ', not resolved from zero'}"
 
 
 def _limits(frames: Frames) -> str:

@@ -133,6 +133,14 @@ def test_a_joint_stage_needs_stages_that_train_alike():
         ({"probes": ["tiny_weather"]}, "probes tiny_weather are also trained; a probe is a task that no stage trains"),
         ({"orders": {"x": ["tiny_weather"]}}, r"order 'x' is \['tiny_weather'\], expected a permutation of \["),
         ({"orders": {"x": ["tiny_weather"] * 2}}, "expected a permutation"),
+        (
+            {"stages": [{"task": "tiny_weather", "training": {}, "together": ["tiny_currency"]}, "tiny_weather"]},
+            "stages train tiny_weather more than once",
+        ),
+        (
+            {"stages": [{"task": "tiny_reminder", "training": {}, "together": ["tiny_currency"]}]},
+            "stage tiny_reminder trains tasks together and is named as one; give it another name",
+        ),
         ({"orders": {"joint": ["tiny_currency", "tiny_weather"]}}, "'joint' is the order that trains all tasks in one"),
         ({"stages": []}, "at least 1 item"),
         ({"adapters": {}}, "at least 1 item"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from harness.cli import main
 from harness.config import digest
 from harness.errors import ConfigError
 from harness.pipeline import is_finished
-from harness.study import MOST_RUNS, STUDY_FOLDER, Plan, load_study, plan_study
+from harness.study import MOST_RUNS, STUDY_FOLDER, Plan, Point, load_study, plan_study
 from harness.sweep import _models
 from tests.reports.study_factory import SEED_SECONDS, constant, study, write_finished
 
@@ -64,6 +65,28 @@ def test_fixed_keys_are_set_at_every_value(tmp_path: Path):
     assert options == [{"gate": "prob_diff", "threshold": -1.0}, {"gate": "prob_diff", "threshold": 0.2}]
 
 
+def test_an_entry_that_the_key_does_not_touch_is_the_base_run(tmp_path: Path):
+    key = "adapters.aopd.options.threshold"
+    plan = study(tmp_path, {"threshold": {"title": "T", "key": key, "values": [0.2, 0.5]}}, seeds=[0])
+    assert names(plan) == {
+        "tiny/opd/default/seed0",
+        "tiny-threshold-0.2/aopd/default/seed0",
+        "tiny-threshold-0.5/aopd/default/seed0",
+    }
+
+
+def test_two_factors_that_reach_one_configuration_share_a_run(tmp_path: Path):
+    plan = study(tmp_path, {"rate": RATES, "speed": {**RATES, "values": [1.0e-4]}}, seeds=[0])
+    assert len(plan.points) == 6
+    assert not [name for name in names(plan) if "speed" in name]
+
+
+def test_values_are_set_as_the_file_gives_them(tmp_path: Path):
+    factor = {"title": "T", "key": "adapters.aopd.options.threshold", "values": [1.0e-5], "entries": ["aopd"]}
+    plan = study(tmp_path, {"threshold": factor}, seeds=[0])
+    assert plan.specs[0].suite.adapters["aopd"].options == {"threshold": 1e-5}
+
+
 def test_seeds_come_one_after_another_so_that_a_stopped_study_holds_whole_comparisons(tmp_path: Path):
     plan = study(tmp_path, {"rate": RATES}, seeds=[0, 1])
     assert [spec.seed for spec in plan.specs] == [0] * 4 + [1] * 4
@@ -81,8 +104,25 @@ def test_shipped_studies_are_valid_and_small_enough(name: str, tmp_path: Path):
     plan = plan_study(name, (), tmp_path)
     assert load_study(name).name == name
     assert 0 < len(plan.specs) <= MOST_RUNS
-    kinds = {(spec.entry, spec.order, digest(spec.config())) for spec in plan.specs}
-    assert len(kinds) == len(plan.specs), "two runs of a study are the same run under two names"
+    assert not repeated(plan), "two runs of a study are the same run under two names"
+
+
+def repeated(plan: Plan) -> list[str]:
+    """Return the runs whose configuration, its name aside, an earlier run of the plan has."""
+    seen: set[tuple[str, str, str]] = set()
+    found = []
+    for spec in plan.specs:
+        kind = (spec.entry, spec.order, digest({**spec.config(), "name": ""}))
+        found += [str(spec.path)] if kind in seen else []
+        seen.add(kind)
+    return found
+
+
+def test_a_run_under_two_names_would_be_noticed(tmp_path: Path):
+    plan = study(tmp_path, {"rate": RATES}, seeds=[0])
+    spec = plan.specs[0]
+    twin = replace(spec, suite=spec.suite.model_copy(update={"name": "tiny-twin"}))
+    assert repeated(replace(plan, points=(*plan.points, Point("rate", 1e-4, twin)))) == [str(twin.path)]
 
 
 @pytest.mark.parametrize(
@@ -95,6 +135,25 @@ def test_shipped_studies_are_valid_and_small_enough(name: str, tmp_path: Path):
         ({"rate": {**RATES, "valus": [1]}}, {}, ["valus"]),
         ({"rate": {"title": "R", "key": "training.steps"}}, {}, ["key and values go together"]),
         ({}, {}, ["factors"]),
+        ({"rate": RATES}, {"seeds": []}, ["seeds", "at least 1"]),
+        ({"rate": RATES}, {"seeds": [0, 1, 0]}, ["seeds", "names 0 twice"]),
+        ({"rate": RATES}, {"entries": ["opd", "opd"]}, ["entries", "names 'opd' twice"]),
+        ({"rate": {**RATES, "seeds": []}}, {}, ["seeds", "at least 1"]),
+        ({"rate": {**RATES, "entries": []}}, {}, ["entries", "at least 1"]),
+        ({"rate": {**RATES, "orders": []}}, {}, ["orders", "at least 1"]),
+        ({"rate": {**RATES, "values": [1.0e-4, 2.0e-4, 1.0e-4]}}, {}, ["names 0.0001 twice"]),
+        (
+            {
+                "gate": {
+                    "title": "G",
+                    "key": "adapters.aopd.options.gate",
+                    "values": ["a b", "a_b"],
+                    "entries": ["aopd"],
+                }
+            },
+            {},
+            ["'a_b' and 'a b' would both run in", "rename"],
+        ),
         ({"rate": RATES}, {"suite": "huge"}, ["huge"]),
     ],
 )
@@ -178,6 +237,26 @@ def test_a_study_of_no_finished_run_has_no_page(trial: Plan, monkeypatch: pytest
     assert command(monkeypatch, "--render-only") == 2
     assert "has no finished run" in capsys.readouterr().err
     assert not Path("docs").exists()
+
+
+def test_another_suite_s_results_do_not_replace_the_study_s_page(
+    trial: Plan, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    monkeypatch.setattr("harness.sweep.sweep", lambda *_: pytest.fail("refused only after the runs"))
+    assert command(monkeypatch, "--set", "training.steps=5") == 2
+    assert "docs/results/trial.md" in (error := capsys.readouterr().err)
+    assert "--page runs/study.md" in error
+    assert not Path("docs").exists()
+
+
+def test_the_page_prints_the_command_that_makes_it(trial: Plan, monkeypatch: pytest.MonkeyPatch):
+    changed = plan_study("trial.yaml", ["training.steps=5"], Path("made here"))
+    for spec in changed.specs:
+        write_finished(spec, constant(spec, 0.8, 0.5))
+    arguments = ("--set", "training.steps=5", "--out", "made here", "--page", "five.md")
+    assert command(monkeypatch, *arguments, "--render-only") == 0
+    line = "Command: `harness study trial.yaml --out 'made here' --set training.steps=5 --page five.md`"
+    assert line in Path("five.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

@@ -22,7 +22,10 @@ class Cell:
 
 
 class SharedCells:
-    """Cells under `<folder>/evaluations/`, named by their generation and grading keys, so by the weights too."""
+    """Cells under `<folder>/evaluations/`, named by their generation and grading keys, so by the weights too.
+
+    One folder serves all suites that write there: what is the same answer does not depend on a suite's name.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "evaluations"

@@ -83,6 +83,7 @@ class BenchTask:
     def __init__(self, name: str, task: ConfigurableTask) -> None:
         self.name = name
         self.task = task
+        self._examples: dict[tuple[str, int | None], list[Example]] = {}
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -154,8 +155,11 @@ class BenchTask:
         return found
 
     def training_examples(self, renderer: Renderer, limit: int | None = None) -> list[Example]:
-        """Return training items as token ids, in the task's order."""
-        return [self._example(doc, renderer) for doc in self.training_docs(limit)]
+        """Return training items as token ids, in the task's order; rendered once, though checks and stages both ask."""
+        key = (renderer.identity, limit)
+        if key not in self._examples:
+            self._examples[key] = [self._example(doc, renderer) for doc in self.training_docs(limit)]
+        return self._examples[key]
 
     def test_docs(self, limit: int | None = None) -> list[dict[str, Any]]:
         """Return the documents that evaluation uses."""

@@ -18,7 +18,13 @@ ITEMS = 200
 SEED_SECONDS = 150.0
 
 
-def study(folder: Path, factors: dict[str, Any], seeds: Sequence[int] = (0, 1, 2), **changes: Any) -> Plan:
+def study(
+    folder: Path,
+    factors: dict[str, Any],
+    seeds: Sequence[int] = (0, 1, 2),
+    overrides: Sequence[str] = (),
+    **changes: Any,
+) -> Plan:
     """Write a study of the tiny suite and return its plan, with runs below `folder`/runs."""
     content = {
         "name": "trial",
@@ -33,7 +39,7 @@ def study(folder: Path, factors: dict[str, Any], seeds: Sequence[int] = (0, 1, 2
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "trial.yaml"
     file.write_text(yaml.safe_dump(content), encoding="utf-8")
-    return plan_study(str(file), (), folder / "runs")
+    return plan_study(str(file), overrides, folder / "runs")
 
 
 def fill(

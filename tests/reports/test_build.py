@@ -171,6 +171,18 @@ def test_small_runs_render(tmp_path: Path, shape: str):
     assert ("No training step has an entropy yet" in page) == (shape != "one stage")
 
 
+def test_joint_runs_and_stages_over_several_tasks_render_beside_the_others(tmp_path: Path):
+    write_run(tmp_path)
+    write_run(tmp_path, scores=[[0.5, 0.1, 0.6], [0.9, 1.0, 0.5]], order="joint", joint=True)
+    text = (build.build_report([tmp_path], tmp_path / "out").parent / "report.md").read_text()
+    assert "| after joint |" in text
+    # R* = (0.9, 1.0) against R[j][j] = (0.8, 0.9)
+    assert "| Intransigence | +10.0 |" in text
+    console = Console(file=StringIO(), width=200)
+    print_retention(console, load([tmp_path]))
+    assert "after joint" in console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_the_headline_gives_paired_differences_over_seeds(report: Path):
     frames = load([report.parent / "tiny"])
     sentences = words.headline(frames)

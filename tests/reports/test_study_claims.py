@@ -1,0 +1,234 @@
+"""A study's verdicts: what they are taken from, at which learning, after how many comparisons, and when there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from scipy import stats
+
+from harness.pipeline import RunSpec
+from reports.study_claims import (
+    CONTRADICTED,
+    NO_RUNS,
+    NOT_RESOLVED,
+    NOT_SHOWN_TO_MATCH,
+    SHOWS,
+    UNMATCHED,
+    chosen_rates,
+    claims,
+    holm,
+    judge,
+    p_value,
+)
+from reports.study_data import Config, Results, collect
+from reports.study_pairs import FORGETTING, RETENTION, matching_sentences, pairs
+from reports.study_views import claims_grid, claims_sentence, factor_sentence, pairs_grid
+from reports.tables import Interval, t_interval
+from tests.reports.study_factory import constant, fill, study, write_finished
+
+NAN = float("nan")
+METHODS: dict[str, Any] = {"title": "Method", "entries": ["opd", "aopd"]}
+RATES: dict[str, Any] = {"title": "Rate", "key": "training.optimizer.lr", "values": [1.0e-4, 2.0e-4, 4.0e-4]}
+
+
+@pytest.mark.parametrize(
+    ("difference", "adjusted", "verdict"),
+    [
+        (Interval(0.1, 0.01, 0.19, 3), 0.04, SHOWS),
+        (Interval(-0.1, -0.19, -0.01, 3), 0.04, CONTRADICTED),
+        (Interval(0.1, -0.01, 0.21, 3), 0.06, NOT_RESOLVED),
+        (Interval(0.1, 0.01, 0.19, 3), 0.06, NOT_RESOLVED),
+        (Interval(0.1, 0.01, 0.19, 2), NAN, NOT_RESOLVED),
+        (Interval(0.1, 0.1, 0.1, 3), NAN, NOT_RESOLVED),
+        (Interval(0.1, NAN, NAN, 1), NAN, NOT_RESOLVED),
+        (Interval(NAN, NAN, NAN, 0), NAN, NO_RUNS),
+    ],
+)
+def test_a_verdict_needs_three_seeds_a_width_and_a_p_value_that_holds_among_all(
+    difference: Interval, adjusted: float, verdict: str
+):
+    assert judge(difference, adjusted) == verdict
+
+
+def test_p_values_are_those_of_the_paired_t_test():
+    values = pd.Series([0.1, 0.13, 0.19])
+    assert p_value(t_interval(values)) == pytest.approx(float(stats.ttest_1samp(values, 0)[1]))
+
+
+def test_holm_s_values_are_worked_by_hand():
+    assert holm([0.04, 0.01, NAN, 0.03]) == pytest.approx([0.06, 0.03, NAN, 0.06], nan_ok=True)
+    assert holm([0.9, 0.8]) == [1, 1]
+
+
+def jitter(spec: RunSpec) -> float:
+    return {"opd": 0.4, "aopd": 0.2}.get(spec.entry, 0.0) + 0.01 * spec.seed * (spec.entry == "aopd")
+
+
+def made(folder: Path, learned: dict[str, list[float]], kept: dict[str, list[float]]) -> Results:
+    """Return a study at one learning rate and the weak start, with scores by method and seed."""
+    plan = study(folder, {"method": METHODS}, seeds=range(len(learned["opd"])))
+    fill(plan, lambda s: constant(s, learned[s.entry][s.seed], kept[s.entry][s.seed]), jitter)
+    return collect(plan)
+
+
+def verdicts(results: Results) -> dict[str, str]:
+    found = {claim.claim.removeprefix("AOPD ").removesuffix(", weak start"): claim.verdict for claim in claims(results)}
+    first = "tiny_arithmetic better"
+    return {
+        "first": found[f"learns {first} than OPD"],
+        "all": found["learns all tasks better than OPD"],
+        "entropy": found["keeps a higher entropy in training"],
+        "retains": found[f"at matched learning, AOPD retains {first}"],
+        "forgets": found["at matched learning, AOPD forgets less than OPD"],
+    }
+
+
+def test_a_clear_gain_shows_and_leaves_what_is_kept_uncompared(tmp_path: Path):
+    learned = {"opd": [0.5, 0.5, 0.5], "aopd": [0.8, 0.79, 0.81]}
+    found = verdicts(made(tmp_path, learned, {"opd": [0.2] * 3, "aopd": [0.75] * 3}))
+    learning = {"first": SHOWS, "all": SHOWS, "entropy": CONTRADICTED}
+    assert found == {**learning, "retains": UNMATCHED, "forgets": UNMATCHED}
+
+
+def test_the_page_opens_with_what_shows_and_what_is_contradicted(tmp_path: Path):
+    learned = {"opd": [0.5, 0.5, 0.5], "aopd": [0.8, 0.79, 0.81]}
+    first, every = "AOPD learns tiny_arithmetic better than OPD", "AOPD learns all tasks better than OPD"
+    shown = f"2 show ({first}, weak start; {every}, weak start)"
+    lost = "1 are contradicted (AOPD keeps a higher entropy in training, weak start)"
+    told = claims_sentence(made(tmp_path, learned, learned))
+    assert told == f"Of 5 rows, {shown}, {lost}, 2 are not resolved or could not be compared."
+
+
+def test_a_clear_loss_contradicts(tmp_path: Path):
+    learned = {"opd": [0.8, 0.8, 0.8], "aopd": [0.5, 0.49, 0.51]}
+    assert verdicts(made(tmp_path, learned, learned))["first"] == CONTRADICTED
+
+
+def test_a_gain_in_one_seed_of_three_is_not_resolved_and_the_page_says_what_could_have_been(tmp_path: Path):
+    learned = {"opd": [0.5, 0.5, 0.5], "aopd": [0.9, 0.5, 0.45]}
+    results = made(tmp_path, learned, learned)
+    assert verdicts(results)["first"] == NOT_RESOLVED
+    interval = t_interval(pd.Series([0.4, 0.0, -0.05]))
+    half = f"(half-width {50 * (interval.high - interval.low):.1f} points)"
+    assert claims_grid(results).rows[0][-1] == f"{NOT_RESOLVED} {half}"
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_fewer_than_three_seeds_resolve_nothing(tmp_path: Path, seeds: int):
+    learned = {"opd": [0.5, 0.5][:seeds], "aopd": [0.9, 0.9001][:seeds]}
+    results = made(tmp_path, learned, learned)
+    assert verdicts(results)["first"] == NOT_RESOLVED
+    assert "fewer than 3 seeds" in claims_grid(results).rows[0][-1]
+
+
+def first_only(spec: RunSpec, first: float, others: float, kept: float) -> list[list[float]]:
+    """Return scores with the first stage's task learned and kept as given, and the others learned alike."""
+    rows = constant(spec, others, others)
+    for stage in range(1, len(rows)):
+        rows[stage][0] = first if stage == 1 else kept
+    return rows
+
+
+def test_the_paper_s_gain_is_looked_for_in_the_first_task_alone(tmp_path: Path):
+    plan = study(tmp_path, {"method": METHODS})
+    fill(plan, lambda s: first_only(s, 0.5, 0.5 + 0.3 * (s.entry == "aopd") + 0.01 * s.seed, 0.3), jitter)
+    results = collect(plan)
+    rows = {claim.claim: claim for claim in claims(results)}
+    first = rows["AOPD learns tiny_arithmetic better than OPD, weak start"]
+    assert (first.difference.mean, first.paper, first.verdict) == (0, "+8.34 points, math", NOT_RESOLVED)
+    every = rows["AOPD learns all tasks better than OPD, weak start"]
+    assert (every.difference.mean, every.paper) == (pytest.approx(0.225), "–")
+
+
+def test_retention_asks_for_equal_learning_of_the_first_task_and_forgetting_of_all(tmp_path: Path):
+    plan = study(tmp_path, {"method": METHODS})
+    gain = {"opd": 0.0, "aopd": 0.4}
+    fill(
+        plan,
+        lambda s: first_only(s, 0.5, 0.4 + gain[s.entry], 0.3 + gain[s.entry] / 4 + 0.01 * s.seed * (s.entry == "opd")),
+    )
+    results = collect(plan)
+    assert [pair.status for pair in pairs(results, RETENTION)] == ["matched"]
+    assert [pair.status for pair in pairs(results, FORGETTING)] == ["unmatched"]
+    found = verdicts(results)
+    assert (found["retains"], found["forgets"]) == (SHOWS, UNMATCHED)
+
+
+@pytest.mark.parametrize(("kept", "verdict"), [(0.5, SHOWS), (0.1, CONTRADICTED), (0.3, NOT_RESOLVED)])
+def test_what_is_kept_is_judged_where_learning_is_matched(tmp_path: Path, kept: float, verdict: str):
+    learned = {"opd": [0.6, 0.6, 0.6], "aopd": [0.62, 0.61, 0.63]}
+    results = made(tmp_path, learned, {"opd": [0.3] * 3, "aopd": [kept, kept + 0.02, kept + 0.05]})
+    found = verdicts(results)
+    assert (found["retains"], found["forgets"]) == (verdict, verdict)
+    (compared,) = [c.compared for c in claims(results) if "retains" in c.claim]
+    assert (
+        "AOPD 0.0002 beside OPD 0.0002; the OPD setting is the closest on the same seeds, and may serve several"
+        in compared
+    )
+
+
+def test_learning_matched_on_average_alone_gives_no_verdict(tmp_path: Path):
+    learned = {"opd": [0.6, 0.6, 0.6], "aopd": [0.7, 0.6, 0.5]}
+    results = made(tmp_path, learned, {"opd": [0.3] * 3, "aopd": [0.69, 0.59, 0.49]})
+    assert verdicts(results)["retains"] == NOT_SHOWN_TO_MATCH
+    assert pairs_grid(results, RETENTION).rows[0][-1] == "matched on average only"
+    assert "0 of 1 AOPD setting matched in R[1][1], 1 on average only" in matching_sentences(results, RETENTION)[0]
+
+
+def rated(folder: Path, level: Callable[[RunSpec, float], float], **changes: Any) -> Results:
+    plan = study(folder, {"rate": RATES}, **changes)
+    fill(plan, lambda s: constant(s, level(s, s.suite.training.optimizer.lr), 0.3), jitter)
+    return collect(plan)
+
+
+def test_each_aopd_setting_stands_beside_the_opd_setting_closest_in_learning(tmp_path: Path):
+    levels = {"opd": {1e-4: 0.4, 2e-4: 0.6, 4e-4: 0.7}, "aopd": {1e-4: 0.58, 2e-4: 0.72, 4e-4: 0.9}}
+    results = rated(tmp_path, lambda s, lr: levels[s.entry][lr], seeds=[0, 1])
+    found = [(pair.rates, pair.status) for pair in pairs(results, FORGETTING)]
+    assert found == [((1e-4, 2e-4), "matched"), ((2e-4, 4e-4), "matched"), ((4e-4, 4e-4), "unmatched")]
+
+
+def test_a_seed_s_learning_rate_is_chosen_by_the_other_seeds(tmp_path: Path):
+    """Seed 0 alone does best at 4e-4, and must not choose it for itself."""
+    levels = {1e-4: [0.2, 0.2, 0.2], 2e-4: [0.5, 0.6, 0.7], 4e-4: [0.95, 0.4, 0.3]}
+    results = rated(tmp_path, lambda s, lr: levels[lr][s.seed])
+    chosen = chosen_rates(results, "weak", "aopd", "first_learned")
+    assert list(chosen["rate"]) == [2e-4, 4e-4, 4e-4]
+    assert list(chosen["value"]) == [0.5, 0.4, 0.3]
+    (claim,) = [claim for claim in claims(results) if "best lr" in claim.claim]
+    assert "which the other seeds chose" in claim.compared
+    assert "AOPD 0.0002 or 0.0004, the highest tried" in claim.compared
+
+
+def test_pairs_have_equal_seeds(tmp_path: Path):
+    plan = study(tmp_path, {"method": {"title": "Method"}}, seeds=[0, 1])
+    for spec in plan.specs:
+        if (spec.entry, spec.seed) != ("opd", 1):
+            write_finished(spec, constant(spec, 0.6, 0.3))
+    assert pairs(collect(plan), RETENTION) == []
+
+
+def test_claims_are_made_for_the_starts_that_the_study_has(tmp_path: Path):
+    overrides = "student.warmup.strengths.middling={steps: 600}"
+    starts = {"title": "Start", "key": "student.strength", "values": ["weak", "middling"]}
+    plan = study(tmp_path, {"start": starts}, overrides=[overrides])
+    gain = {"weak": 0.2, "middling": 0.1}
+    gains = {spec.path: gain[getattr(spec.suite.student, "strength", "")] for spec in plan.specs}
+    fill(plan, lambda s: constant(s, 0.5 + gains[s.path] * (s.entry == "aopd"), 0.3), jitter)
+    found = {claim.claim: claim.paper for claim in claims(collect(plan))}
+    assert found["AOPD learns tiny_arithmetic better than OPD, middling start"] == "–"
+    assert found["AOPD's gain in tiny_arithmetic is larger from the weak start than from the middling one"] == "–"
+    assert not [claim for claim in found if "strong" in claim]
+
+
+def test_a_factor_s_sentence_counts_its_comparisons_and_says_what_could_have_shown(tmp_path: Path):
+    results = rated(tmp_path, lambda s, lr: {1e-4: 0.3, 2e-4: 0.6, 4e-4: 0.6}[lr] + 0.01 * s.seed * (lr != 2e-4))
+    sentence = factor_sentence(results, "rate")
+    assert "8 comparisons, about 0.4 expected by chance to leave zero out, 4 do" in sentence
+    half = t_interval(pd.Series([0.0, 0.01, 0.02]))
+    assert f"learning {50 * (half.high - half.low):.1f} points" in sentence
+    assert results.mean(Config("tiny", "opd"), "learning_accuracy").mean == pytest.approx(0.6)
