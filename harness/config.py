@@ -224,7 +224,9 @@ class Suite(Strict):
         if trained := sorted(set(self.probes) & set(tasks)):
             raise ValueError(f"probes {', '.join(trained)} are also trained; a probe is a task that no stage trains")
         if unclear := sorted({s.task for s in self.stages if s.together} & {*tasks, *self.probes}):
-            raise ValueError(f"stage {', '.join(unclear)} trains tasks together and is named as one; give it another name")
+            raise ValueError(
+                f"stage {', '.join(unclear)} trains tasks together and is named as one; give it another name"
+            )
         if JOINT in {*self.orders, *names}:
             raise ValueError(f"{JOINT!r} is the order that trains all tasks in one stage; choose another name")
         for name, order in self.orders.items():

@@ -43,7 +43,10 @@ def _retention_grid(label: str, cells: pd.DataFrame, compact: bool) -> Grid:
     records, seeds = cells.to_dict("records"), int(cells["seeds"].max())
     texts = {(c["stage"], c["task"]): _compact(c) if compact else _value(c, seeds) for c in records}
     rows = [
-        [f"after {names.get(trained, trained)}" if trained else "start", *(texts.get((stage, task), "–") for task in tasks)]
+        [
+            f"after {names.get(trained, trained)}" if trained else "start",
+            *(texts.get((stage, task), "–") for task in tasks),
+        ]
         for stage, trained in zip(stages["stage"], stages["stage_task"], strict=True)
     ]
     own = frozenset((c["stage"], tasks.index(c["task"]) + 1) for c in records if c["own"])
