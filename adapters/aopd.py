@@ -13,8 +13,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from adapters.loop import TokenLosses, Tokens
 from adapters.opd import PolicyGradient
+from adapters.tokens import TokenLosses, Tokens
+from adapters.topk import Tail, top_k_forward_kl
+from harness.logprobs import Wanted
 from harness.teachers.base import Needs
 
 
@@ -31,15 +33,18 @@ class AOPD(PolicyGradient):
         default=0.0, description="how far the student must overshoot before a token goes to forward KL"
     )
 
+    tail: Tail = Field(default="none", description="what forward KL makes of the mass outside the top K")
+    symmetric: bool = Field(default=False, description="forward KL on every token beyond the threshold, above or below")
+
     @property
-    def teacher_top_k(self) -> int:
-        """How many of the teacher's tokens the forward KL runs over."""
-        return self.top_k
+    def wanted(self) -> Wanted:
+        """The teacher's tokens that the forward KL runs over."""
+        return Wanted(top_k=self.top_k)
 
     def token_losses(self, tokens: Tokens) -> TokenLosses:
         """Return FKL_t where the gate is open and -A_t log q(y_t) elsewhere, (N,)."""
         routed = self.routed(tokens)
-        losses = torch.where(routed, truncated_forward_kl(tokens), self.policy_gradient(tokens))
+        losses = torch.where(routed, top_k_forward_kl(tokens, self.tail), self.policy_gradient(tokens))
         return TokenLosses(losses, routed)
 
     def routed(self, tokens: Tokens) -> Tensor:
@@ -49,14 +54,7 @@ class AOPD(PolicyGradient):
         pure OPD. `prob_diff`: q - p > threshold, strict; -1 is pure forward KL, +1 pure OPD.
         """
         if self.gate == "log_ratio":
-            return -tokens.advantage >= self.threshold
-        return tokens.logq_old.exp() - tokens.logp.exp() > self.threshold
-
-
-def truncated_forward_kl(tokens: Tokens) -> Tensor:
-    """Return sum over the teacher's top K of p_v (log p_v - log q_v), (N,).
-
-    Both sides are normalised over the whole vocabulary; not renormalised over K, not clamped: the sum may be negative,
-    and a clamp at 0 would kill its gradient.
-    """
-    return (tokens.top_logp.exp() * (tokens.top_logp - tokens.top_logq)).sum(-1)
+            overshoot = -tokens.advantage
+            return (overshoot.abs() if self.symmetric else overshoot) >= self.threshold
+        overshoot = tokens.logq_old.exp() - tokens.logp.exp()
+        return (overshoot.abs() if self.symmetric else overshoot) > self.threshold

@@ -10,50 +10,27 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, cycle, islice
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from adapters.diagnostics import StepLog
+from adapters.tokens import TokenLosses, Tokens
 from harness.adapter import Adapter, StageContext, StageResult
+from harness.config import Training
 from harness.engines.base import Sampling
 from harness.errors import ConfigError, TaskError
-from harness.logprobs import LogProbs, TeacherScores
+from harness.logprobs import LogProbs, TeacherScores, Wanted
 from harness.precision import autocast
 from harness.rollouts import Batch, Example, Reduction, Rollout, make_batches
 from harness.seeding import derive_seed, permutation
+from harness.teachers.base import Teacher
 from harness.timing import Timer
 from harness.training import Updater
 
-
-@dataclass(frozen=True)
-class Tokens:
-    """The N response tokens of a batch as a loss sees them; log-probabilities in nats over the whole vocabulary.
-
-    `logq` (N,) and `top_logq` (N, K) are the student's, with gradient, at the sampled token and on the teacher's top K;
-    `logq_old` (N,) is the policy that sampled; `logp` (N,) and `top_logp` (N, K) are the teacher's, K may be 0.
-    """
-
-    logq: Tensor
-    logq_old: Tensor
-    logp: Tensor
-    top_logq: Tensor
-    top_logp: Tensor
-
-    @property
-    def advantage(self) -> Tensor:
-        """A_t = sg[log p(y_t) - log q(y_t)], (N,), of the policy that sampled."""
-        return (self.logp - self.logq_old).detach()
-
-
-@dataclass(frozen=True)
-class TokenLosses:
-    """Losses (N,) with gradient, and the share of tokens (N,) routed to forward KL where a method routes."""
-
-    losses: Tensor
-    routed: Tensor | None = None
+Source = Literal["student", "data", "teacher"]
 
 
 class LoopAdapter(Adapter):
@@ -65,13 +42,34 @@ class LoopAdapter(Adapter):
     updates_per_rollout: int = Field(default=1, gt=0, description="optimiser steps that share one batch of rollouts")
 
     @property
-    def teacher_top_k(self) -> int:
-        """How many of the teacher's most probable tokens the loss uses."""
-        return 0
+    def wanted(self) -> Wanted:
+        """What the loss uses of the teacher beside the sampled token's log-probability."""
+        return Wanted()
 
     @abstractmethod
     def token_losses(self, tokens: Tokens) -> TokenLosses:
         """Return the loss of each response token; averaging is the loop's."""
+
+    @property
+    def scored(self) -> bool:
+        """Whether the teacher scores the responses."""
+        return self.teacher_needs in ("sampled", "top_k", "full")
+
+    def temperature(self, training: Training) -> float:
+        """Return the temperature of both sides' log-probabilities: plain likelihood is taught at 1."""
+        return training.temperature if self.on_policy or self.scored else 1.0
+
+    def divergence(self, logq: Tensor, logp: Tensor) -> Tensor:
+        """Return a loss (n,) over the whole vocabulary from log-probabilities (n, V); needs `wanted.vocabulary`."""
+        raise NotImplementedError
+
+    def source(self, seed: int) -> Source:
+        """Return where a step's responses come from; `seed` is the step's own."""
+        return "student" if self.on_policy else "data"
+
+    def credit(self, ctx: StageContext, rollouts: list[Rollout]) -> list[Rollout]:
+        """Return the rollouts with what each is worth; without rewards nothing is."""
+        return rollouts
 
     def train_stage(self, ctx: StageContext) -> StageResult:
         """Run the stage's budget of rollout batches."""
@@ -90,6 +88,7 @@ class _Scored:
     batch: Batch
     ids: Tensor
     teacher: TeacherScores
+    logref: Tensor | None
     logq_old: Tensor | None
 
 
@@ -103,7 +102,7 @@ class _Step:
     def run(self, prompts: list[Example]) -> None:
         """Do the step and write its line to the step log."""
         with self.timer("generate"):
-            rollouts = self._respond(prompts)
+            rollouts = self.adapter.credit(self.ctx, self._respond(prompts))
         log = StepLog(rollouts)
         groups = _split(rollouts, self.adapter.updates_per_rollout)
         scored = [[self._score(batch) for batch in self._batches(group)] for group in groups]
@@ -114,7 +113,8 @@ class _Step:
         self.ctx.log({"step": self.step, **log.summary(), "seconds": self.timer.seconds})
 
     def _respond(self, prompts: list[Example]) -> list[Rollout]:
-        if not self.adapter.on_policy:
+        source = self.adapter.source(derive_seed(self.ctx.seed, "source", self.step))
+        if source == "data":
             limit = self.ctx.training.max_new_tokens
             return [Rollout(e, e.target[:limit], "stop" if len(e.target) <= limit else "length") for e in prompts]
         sampling = Sampling(
@@ -124,7 +124,9 @@ class _Step:
             seed=derive_seed(self.ctx.seed, "rollouts", self.step),
         )
         repeated = [example for example in prompts for _ in range(self.ctx.training.num_generations)]
-        completions = self.ctx.engine.generate([example.prompt for example in repeated], sampling)
+        engine = self.ctx.engine if source == "student" else self.ctx.teacher_engine
+        assert engine is not None, "a suite whose teacher cannot generate was not refused"
+        completions = engine.generate([example.prompt for example in repeated], sampling)
         return [Rollout(e, c.tokens, c.finish) for e, c in zip(repeated, completions, strict=True)]
 
     def _batches(self, rollouts: Sequence[Rollout]) -> list[Batch]:
@@ -132,36 +134,38 @@ class _Step:
 
     def _score(self, batch: Batch) -> _Scored:
         with self.timer("teacher"):
-            teacher = self._teacher_scores(batch)
+            teacher = self._scores(self.ctx.teacher if self.adapter.scored else None, batch, self.adapter.wanted)
+            logref = self._scores(self.ctx.reference, batch, Wanted()).sampled if self.ctx.reference else None
         ids = torch.cat([batch.targets[:, None], teacher.top_ids], dim=1)
         if self.adapter.updates_per_rollout == 1:
-            return _Scored(batch, ids, teacher, None)
+            return _Scored(batch, ids, teacher, logref, None)
         with self.timer("student"), torch.no_grad():
             old = self._student(batch, batch.targets[:, None]).chosen[:, 0]
-        return _Scored(batch, ids, teacher, old)
+        return _Scored(batch, ids, teacher, logref, old)
 
-    def _teacher_scores(self, batch: Batch) -> TeacherScores:
-        count = len(batch.targets)
-        if self.ctx.teacher is None or self.adapter.teacher_needs == "none":
-            nothing = torch.zeros(count, 0, device=batch.targets.device)
-            return TeacherScores(nothing.new_full((count,), float("nan")), nothing.long(), nothing)
+    def _scores(self, teacher: Teacher | None, batch: Batch, wanted: Wanted) -> TeacherScores:
+        if teacher is None:
+            nothing = torch.zeros(len(batch.targets), 0, device=batch.targets.device)
+            return TeacherScores(nothing.new_full((len(batch.targets),), float("nan")), nothing.long(), nothing)
         with autocast(self.ctx.device, self.ctx.training.autocast):
-            return self.ctx.teacher.score(batch, self.adapter.teacher_top_k, self.ctx.training.temperature)
+            return teacher.score(batch, wanted, self.adapter.temperature(self.ctx.training))
 
-    def _student(self, batch: Batch, ids: Tensor) -> LogProbs:
-        temperature = self.ctx.training.temperature if self.adapter.on_policy else 1.0
+    def _student(self, batch: Batch, ids: Tensor, teacher: TeacherScores | None = None) -> LogProbs:
+        rows = None if teacher is None else teacher.rows
         with autocast(self.ctx.device, self.ctx.training.autocast):
-            return self.ctx.student(batch, ids, temperature)
+            return self.ctx.student(
+                batch, ids, self.adapter.temperature(self.ctx.training), self.adapter.divergence, rows
+            )
 
     def _loss(self, group: list[_Scored], log: StepLog) -> Callable[[Batch], Tensor]:
         by_batch = {id(scored.batch): scored for scored in group}
 
         def loss_of(batch: Batch) -> Tensor:
             scored = by_batch[id(batch)]
-            student = self._student(batch, scored.ids)
+            student = self._student(batch, scored.ids, scored.teacher)
             tokens = _tokens(student, scored)
             outcome = self.adapter.token_losses(tokens)
-            log.tokens(student, None if self.adapter.teacher_needs == "none" else tokens.advantage, outcome.routed)
+            log.tokens(student, tokens.advantage if self.adapter.scored else None, outcome.routed)
             return (outcome.losses * batch.weights).sum()
 
         return loss_of
@@ -184,8 +188,17 @@ def _endless(ctx: StageContext, task: str) -> Iterator[Example]:
 
 def _tokens(student: LogProbs, scored: _Scored) -> Tokens:
     logq = student.chosen[:, 0]
-    old = logq.detach() if scored.logq_old is None else scored.logq_old
-    return Tokens(logq, old, scored.teacher.sampled, student.chosen[:, 1:], scored.teacher.top_logprobs)
+    return Tokens(
+        logq=logq,
+        logq_old=logq.detach() if scored.logq_old is None else scored.logq_old,
+        logp=scored.teacher.sampled,
+        top_logq=student.chosen[:, 1:],
+        top_logp=scored.teacher.top_logprobs,
+        entropy_p=scored.teacher.entropy,
+        divergence=student.divergence,
+        logref=scored.logref,
+        credit=scored.batch.credit,
+    )
 
 
 def _batches_of(group: list[_Scored]) -> list[Batch]:

@@ -12,7 +12,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from adapters.loop import LoopAdapter, TokenLosses, Tokens
+from adapters.loop import LoopAdapter
+from adapters.tokens import TokenLosses, Tokens
 from harness.teachers.base import Needs
 
 
@@ -37,21 +38,12 @@ class PolicyGradient(LoopAdapter):
             raise ValueError("dual_clip bounds the clipped loss; set clip too (the official code uses 0.2 and 3.0)")
         return self
 
-    def policy_gradient(self, tokens: Tokens) -> Tensor:
-        """Return the policy-gradient loss of each token, (N,).
-
-        Plain: -A log q. Clipped (PPO, arXiv 1707.06347; dual clip arXiv 1912.09729), with r = q / q_old:
-        -min(r A, clip(r, 1 - c, 1 + c) A), and for A < 0 at most -d A.
-        """
-        advantage = tokens.advantage
+    def policy_gradient(self, tokens: Tokens, advantage: Tensor | None = None) -> Tensor:
+        """Return the policy-gradient loss of each token, (N,), with A_t where no other advantage is given."""
+        advantage = (tokens.advantage if advantage is None else advantage).detach()
         if self.clip is None:
             return -self.weight * advantage * tokens.logq
-        ratio = torch.exp(tokens.logq - tokens.logq_old)
-        clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
-        losses = torch.maximum(-advantage * ratio, -advantage * clipped)
-        if self.dual_clip is not None:
-            losses = torch.where(advantage < 0, torch.minimum(losses, -self.dual_clip * advantage), losses)
-        return self.weight * losses
+        return self.weight * clipped_policy_gradient(tokens, advantage, self.clip, self.dual_clip)
 
 
 class OPD(PolicyGradient):
@@ -60,3 +52,15 @@ class OPD(PolicyGradient):
     def token_losses(self, tokens: Tokens) -> TokenLosses:
         """Return -A_t log q(y_t), (N,)."""
         return TokenLosses(self.policy_gradient(tokens))
+
+
+def clipped_policy_gradient(tokens: Tokens, advantage: Tensor, clip: float, dual_clip: float | None = None) -> Tensor:
+    """Return -min(r A, clip(r, 1 - c, 1 + c) A) with r = q / q_old, and for A < 0 at most -d A, (N,).
+
+    PPO (arXiv 1707.06347) and its dual clip (arXiv 1912.09729).
+    """
+    ratio = torch.exp(tokens.logq - tokens.logq_old)
+    losses = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
+    if dual_clip is None:
+        return losses
+    return torch.where(advantage < 0, torch.minimum(losses, -dual_clip * advantage), losses)

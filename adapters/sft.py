@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from adapters.loop import LoopAdapter, TokenLosses, Tokens
+from adapters.loop import LoopAdapter
+from adapters.tokens import TokenLosses, Tokens
 from harness.rollouts import Reduction
 
 

@@ -79,6 +79,8 @@ def _context(suite: Suite, library: TaskLibrary, student: Loaded, teacher: Loade
     return StageContext(
         student=StudentForward(student.model),
         teacher=LocalTeacher(teacher.model, teacher.renderer.tokenizer, student.renderer.tokenizer),
+        reference=None,
+        teacher_engine=None,
         engine=HFEngine(student.model, student.renderer.tokenizer, training.generation_batch),
         renderer=student.renderer,
         tasks={task.name: task for task in tasks},

@@ -21,7 +21,7 @@ from harness.engines.base import Engine
 from harness.errors import ConfigError
 from harness.lmeval.tasks import BenchTask
 from harness.logprobs import StudentForward
-from harness.rollouts import Example
+from harness.rollouts import Example, Rollout
 from harness.suites import explain
 from harness.teachers.base import Needs, Teacher
 
@@ -32,13 +32,16 @@ GROUP = "harness.adapters"
 class StageContext:
     """Everything an adapter may use in one stage.
 
-    `tasks` are those that the stage trains, by name, `examples` their training items in order; `seed` belongs to this
+    `reference` scores as the student did at the stage's start; like `teacher_engine`, which generates with the teacher, it
+    is there for adapters that ask for it. `tasks` are those that the stage trains, by name, `examples` their training items in order; `seed` belongs to this
     run and stage alone; `log` takes one mapping per training step and writes it to the step log.
     """
 
     student: StudentForward
     teacher: Teacher | None
+    reference: Teacher | None
     engine: Engine
+    teacher_engine: Engine | None
     renderer: Renderer
     tasks: Mapping[str, BenchTask]
     examples: list[Example]
@@ -46,6 +49,11 @@ class StageContext:
     seed: int
     device: str
     log: Callable[[dict[str, Any]], None]
+
+    def reward(self, rollout: Rollout) -> float:
+        """Return a response's grade, 0..1, by its task's primary metric; the evaluation's own grader gives it."""
+        task = self.tasks[rollout.example.task]
+        return task.grade(rollout.example.doc, self.renderer.decode(rollout.response))[task.metric]
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,7 @@ class Adapter(Strict, ABC):
     """A training method: its fields are its options, its `train_stage` changes the student's weights in place."""
 
     teacher_needs: ClassVar[Needs] = "none"
+    needs_reference: ClassVar[bool] = False
 
     @abstractmethod
     def train_stage(self, ctx: StageContext) -> StageResult:

@@ -7,35 +7,56 @@ wrap for distributed training, because the head must be used inside the wrapped 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from harness.errors import ModelError
 from harness.rollouts import Batch
 
 CHUNK_ELEMENTS = 2**25
+Rows = Callable[[slice], Tensor]
+Divergence = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class LogProbs:
-    """The student at N positions: `chosen` (N, C) with gradient; `entropy` and `logsumexp` (N,) in nats without."""
+    """The student at N positions: `chosen` (N, C) with gradient; `entropy` and `logsumexp` (N,) in nats without.
+
+    `divergence` (N,) with gradient is a loss over the whole vocabulary, where one was asked for.
+    """
 
     chosen: Tensor
     entropy: Tensor
     logsumexp: Tensor
+    divergence: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of a teacher at each position, beside the sampled token's log-probability."""
+
+    top_k: int = 0
+    entropy: bool = False
+    vocabulary: bool = False
 
 
 @dataclass(frozen=True)
 class TeacherScores:
-    """The teacher at N positions: `sampled` (N,), its own `top_ids` (N, K) and their `top_logprobs` (N, K)."""
+    """The teacher at N positions: `sampled` (N,), its own `top_ids` (N, K) and their `top_logprobs` (N, K).
+
+    `entropy` (N,) in nats, and `rows`, which gives a slice's log-probabilities over the vocabulary (n, V), where wanted.
+    """
 
     sampled: Tensor
     top_ids: Tensor
     top_logprobs: Tensor
+    entropy: Tensor | None = None
+    rows: Rows | None = None
 
 
 @dataclass(frozen=True)
@@ -74,20 +95,46 @@ def selected_logprobs(hidden: Tensor, head: Head, ids: Tensor) -> LogProbs:
     return LogProbs(chosen, entropy, logsumexp)
 
 
+def divergence_of(hidden: Tensor, head: Head, teacher: Rows, divergence: Divergence) -> Tensor:
+    """Return `divergence(log q, log p)` (N,) over the whole vocabulary, a chunk of tokens at a time.
+
+    `divergence` maps log-probabilities (n, V) of student and teacher to (n,) losses. A chunk's logits live only while it is
+    computed, and again while its gradient is (activation checkpointing).
+    """
+
+    def chunk(states: Tensor, weight: Tensor, rows: slice) -> Tensor:
+        return divergence(replace(head, weight=weight).logits(states).log_softmax(-1), teacher(rows))
+
+    with torch.autocast(hidden.device.type, enabled=False):
+        hidden = hidden.to(head.weight.dtype)
+        parts = [
+            checkpoint(chunk, hidden[rows], head.weight, rows, use_reentrant=False, preserve_rng_state=False)
+            for rows in _chunks(hidden.shape[0], head.weight.shape[0])
+        ]
+    return torch.cat(parts)  # pyright: ignore[reportArgumentType]
+
+
 @torch.no_grad()
-def teacher_scores(hidden: Tensor, head: Head, sampled: Tensor, top_k: int) -> TeacherScores:
+def teacher_scores(hidden: Tensor, head: Head, sampled: Tensor, wanted: Wanted) -> TeacherScores:
     """Return log-probabilities of `sampled` (N,) and of the K most probable tokens, normalised over the vocabulary."""
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
     hidden = hidden.to(head.weight.dtype)
+
+    @torch.no_grad()
+    def rows_of(rows: slice) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return head.logits(hidden[rows]).log_softmax(-1)
+
+    parts: list[tuple[Tensor, ...]] = []
     with torch.autocast(hidden.device.type, enabled=False):
         for rows in _chunks(hidden.shape[0], head.weight.shape[0]):
             logits = head.logits(hidden[rows])
             logsumexp = logits.logsumexp(-1, keepdim=True)
-            top = logits.topk(top_k, dim=-1)
+            top = logits.topk(wanted.top_k, dim=-1)
             own = logits.gather(-1, sampled[rows, None]) - logsumexp
-            parts.append((own[:, 0], top.indices, top.values - logsumexp))
-    own, ids, values = (torch.cat(column) for column in zip(*parts, strict=True))
-    return TeacherScores(own, ids, values)
+            entropy = _entropy(logits, logsumexp[:, 0]) if wanted.entropy else logsumexp[:, 0]
+            parts.append((own[:, 0], top.indices, top.values - logsumexp, entropy))
+    own, ids, values, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
+    return TeacherScores(own, ids, values, entropy if wanted.entropy else None, rows_of if wanted.vocabulary else None)
 
 
 class StudentForward(nn.Module):
@@ -97,10 +144,23 @@ class StudentForward(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch, ids: Tensor, temperature: float = 1.0) -> LogProbs:
-        """Score `ids` (N, C) at the N positions that predict the batch's response tokens."""
-        hidden = response_hidden(self.model, batch)
-        return selected_logprobs(hidden, head_of(self.model, temperature), ids)
+    def forward(
+        self,
+        batch: Batch,
+        ids: Tensor,
+        temperature: float = 1.0,
+        divergence: Divergence | None = None,
+        teacher: Rows | None = None,
+    ) -> LogProbs:
+        """Score `ids` (N, C) at the N positions that predict the batch's response tokens.
+
+        With `divergence` and the teacher's rows, also the divergence of each position.
+        """
+        hidden, head = response_hidden(self.model, batch), head_of(self.model, temperature)
+        scores = selected_logprobs(hidden, head, ids)
+        if divergence is None or teacher is None:
+            return scores
+        return replace(scores, divergence=divergence_of(hidden, head, teacher, divergence))
 
 
 def response_hidden(model: Any, batch: Batch) -> Tensor:
@@ -153,8 +213,12 @@ class _SelectedLogProbs(torch.autograd.Function):
 def _forward_chunk(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     logsumexp = logits.logsumexp(-1)
     chosen = logits.gather(-1, ids) - logsumexp[:, None]
-    expected = (torch.exp(logits - logsumexp[:, None]) * logits).sum(-1)
-    return chosen, logsumexp - expected, logsumexp
+    return chosen, _entropy(logits, logsumexp), logsumexp
+
+
+def _entropy(logits: Tensor, logsumexp: Tensor) -> Tensor:
+    """Return logsumexp - sum_v softmax_v logits_v, (n,)."""
+    return logsumexp - (torch.exp(logits - logsumexp[:, None]) * logits).sum(-1)
 
 
 def _backward_chunk(head: Head, hidden: Tensor, ids: Tensor, grad: Tensor, logsumexp: Tensor) -> Tensor:

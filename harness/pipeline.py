@@ -6,6 +6,7 @@ continues from its last finished stage and ends with the numbers of an undisturb
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import time
@@ -17,7 +18,8 @@ from typing import Any
 
 from harness.adapter import Adapter, StageContext, make_adapter
 from harness.checkpoints import Loaded, context_of, load, load_renderer, save, weights_digest
-from harness.config import Model, Stage, Suite, digest, merge
+from harness.config import Model, Stage, Suite, Training, digest, merge
+from harness.engines.base import Engine
 from harness.engines.hf import HFEngine
 from harness.lmeval.checks import check_prompts, check_stage_task, settle_generation
 from harness.lmeval.evaluate import Subject, evaluate
@@ -31,7 +33,6 @@ from harness.precision import suit_attention
 from harness.progress import Event, Report, silent
 from harness.seeding import derive_seed, seed_global_generators
 from harness.store import RunStore, StageFolder, stderr_to, write_cell, write_json
-from harness.teachers.base import Teacher
 from harness.teachers.local import LocalTeacher, check_same_rows
 from harness.timing import Timer
 
@@ -235,7 +236,9 @@ class Bench:
         return StageContext(
             student=StudentForward(student.model),
             teacher=self._teacher_of(stage, student),
+            reference=self._reference(student),
             engine=HFEngine(student.model, student.renderer.tokenizer, training.generation_batch),
+            teacher_engine=self._teacher_engine(stage, student, training),
             renderer=student.renderer,
             tasks=tasks,
             examples=examples,
@@ -245,7 +248,7 @@ class Bench:
             log=_step_log(train / "steps.jsonl", progress),
         )
 
-    def _teacher_of(self, stage: Stage, student: Loaded) -> Teacher | None:
+    def _teacher_of(self, stage: Stage, student: Loaded) -> LocalTeacher | None:
         spec = stage.teacher or self.suite.teacher
         if spec is None or self.adapter.teacher_needs == "none":
             return None
@@ -255,6 +258,19 @@ class Bench:
                 self._teacher = self._load_teacher(spec, student)
         suit_attention(self._teacher.teacher.model, self.suite.training_for(stage, self.spec.entry).autocast)
         return self._teacher.teacher
+
+    def _teacher_engine(self, stage: Stage, student: Loaded, training: Training) -> Engine | None:
+        teacher = self._teacher_of(stage, student)
+        if teacher is None or self.adapter.teacher_needs != "generate":
+            return None
+        return HFEngine(teacher.model, student.renderer.tokenizer, training.generation_batch)
+
+    def _reference(self, student: Loaded) -> LocalTeacher | None:
+        """Return a frozen copy of the student as the stage finds it."""
+        if not self.adapter.needs_reference:
+            return None
+        tokenizer = student.renderer.tokenizer
+        return LocalTeacher(copy.deepcopy(student.model), tokenizer, tokenizer)
 
     def _load_teacher(self, spec: Model, student: Loaded) -> _HeldTeacher:
         folder = checkpoint_of(spec, self.spec.seed, self.library, self._building)

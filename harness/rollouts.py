@@ -26,11 +26,15 @@ class Example:
 
 @dataclass(frozen=True)
 class Rollout:
-    """A prompt with one response; the response keeps its stop token, so that stopping is learnt too."""
+    """A prompt with one response; the response keeps its stop token, so that stopping is learnt too.
+
+    `credit` is what reward methods give the response as a whole.
+    """
 
     example: Example
     response: list[int]
     finish: Finish
+    credit: float = 0.0
 
     @property
     def prompt_and_response(self) -> list[int]:
@@ -42,14 +46,16 @@ class Rollout:
 class Batch:
     """Right-padded sequences (B, T); N response tokens in row-major order.
 
-    `predicts` (B, T) is true at position t when token t + 1 belongs to the response; `targets`, `weights` (N,) are
-    those tokens and their share of the loss; masks come from lengths, never from the pad id, which may equal eos.
+    `predicts` (B, T) is true at position t when token t + 1 belongs to the response; `targets`, `weights`, `credit` (N,)
+    are those tokens, their share of the loss and the credit of their response; masks come from lengths, never from the
+    pad id, which may equal eos.
     """
 
     input_ids: Tensor
     predicts: Tensor
     targets: Tensor
     weights: Tensor
+    credit: Tensor
 
 
 def make_batches(
@@ -76,10 +82,13 @@ def _collate(
     ids = torch.zeros(len(group), width, dtype=torch.long)
     predicts = torch.zeros(len(group), width, dtype=torch.bool)
     weights: list[float] = []
+    credit: list[float] = []
     for row, rollout in enumerate(group):
         start, length = len(rollout.example.prompt), len(rollout.response)
         ids[row, : start + length] = torch.tensor(rollout.prompt_and_response)
         predicts[row, start - 1 : start + length - 1] = True
         weights += [1 / tokens if reduction == "token_mean" else 1 / (sequences * length)] * length
+        credit += [rollout.credit] * length
     targets = torch.tensor([token for rollout in group for token in rollout.response])
-    return Batch(ids.to(device), predicts.to(device), targets.to(device), torch.tensor(weights, device=device))
+    shares, credits = torch.tensor(weights, device=device), torch.tensor(credit, device=device)
+    return Batch(ids.to(device), predicts.to(device), targets.to(device), shares, credits)

@@ -144,6 +144,8 @@ def context(
     teacher: Teacher | None = None,
     log: list[dict[str, Any]] | None = None,
     seed: int = 5,
+    reference: Teacher | None = None,
+    teacher_engine: Engine | None = None,
 ) -> StageContext:
     """Return a stage over token numbers; `log` collects the step log."""
     budget = {"steps": 1, "prompts_per_step": len(examples), "max_new_tokens": 8, **(training or {})}
@@ -151,10 +153,19 @@ def context(
     renderer: Any = FakeRenderer()
     task: Any = FakeTask()
     return StageContext(
-        student=StudentForward(model), teacher=teacher, engine=engine, renderer=renderer, tasks={"fake": task},
+        student=StudentForward(model),
+        teacher=teacher,
+        reference=reference,
+        engine=engine,
+        teacher_engine=teacher_engine,
+        renderer=renderer,
+        tasks={"fake": task},
         examples=examples,
-        training=Training.model_validate(budget), seed=seed, device="cpu", log=lines.append,
-    )  # fmt: skip
+        training=Training.model_validate(budget),
+        seed=seed,
+        device="cpu",
+        log=lines.append,
+    )
 
 
 def response_tokens(batches: Sequence[Batch]) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from harness import logprobs
 from harness.errors import ModelError
-from harness.logprobs import Head, StudentForward, head_of, selected_logprobs, teacher_scores
+from harness.logprobs import Head, StudentForward, Wanted, head_of, selected_logprobs, teacher_scores
 from harness.rollouts import make_batches
 from tests.models import assert_same_gradients, dense_logprobs, gradients, qwen3, rollout
 
@@ -88,7 +88,7 @@ def test_no_more_logits_than_a_chunk_are_ever_held(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Head, "logits", spy)
     hidden, head, ids, above = inputs("plain")
     (selected_logprobs(hidden, head, ids).chosen * above).sum().backward()
-    teacher_scores(hidden, head, ids[:, 0], top_k=2)
+    teacher_scores(hidden, head, ids[:, 0], Wanted(top_k=2))
     # 7 rows in chunks of 2: 2+2+2+1, once forward, once backward, once for the teacher
     assert held == [2, 2, 2, 1] * 3
 
@@ -180,7 +180,7 @@ def test_bfloat16_is_close_to_float64_of_the_same_numbers():
 def test_teacher_scores_equal_the_dense_distribution(variant: str, rows_in_chunk: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", rows_in_chunk * V)
     hidden, head, ids, _ = inputs(variant)
-    scores = teacher_scores(hidden, head, ids[:, 0], top_k=3)
+    scores = teacher_scores(hidden, head, ids[:, 0], Wanted(top_k=3))
     logp = full(hidden, head).log_softmax(-1).detach()
     expected = logp.topk(3)
     torch.testing.assert_close(scores.sampled, logp.gather(-1, ids[:, :1])[:, 0])

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
-from harness.logprobs import TeacherScores
+from harness.logprobs import TeacherScores, Wanted
 from harness.rollouts import Batch
 
-Needs = Literal["none", "sampled", "top_k"]
+Needs = Literal["none", "sampled", "top_k", "full", "generate"]
 
 
 class Teacher(Protocol):
     """Scores response tokens; never returns a score that it did not compute."""
 
-    def score(self, batch: Batch, top_k: int, temperature: float) -> TeacherScores:
-        """Return log-probabilities of the batch's N targets and of the teacher's `top_k` tokens at each position."""
+    def score(self, batch: Batch, wanted: Wanted, temperature: float) -> TeacherScores:
+        """Return log-probabilities of the batch's N targets, and what else is wanted at each position."""
         ...

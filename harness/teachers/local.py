@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from harness.errors import ModelError, TrainingError
-from harness.logprobs import TeacherScores, head_of, response_hidden, teacher_scores
+from harness.logprobs import TeacherScores, Wanted, head_of, response_hidden, teacher_scores
 from harness.rollouts import Batch
 
 
@@ -26,14 +26,14 @@ class LocalTeacher:
         self.model = model.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def score(self, batch: Batch, top_k: int, temperature: float) -> TeacherScores:
+    def score(self, batch: Batch, wanted: Wanted, temperature: float) -> TeacherScores:
         """See `Teacher`; raises `TrainingError` when a score is not finite, instead of passing it on."""
         hidden = response_hidden(self.model, batch)
         head = head_of(self.model, temperature)
-        if top_k > len(head.weight):
-            raise TrainingError(f"top_k is {top_k}, but the teacher's vocabulary has {len(head.weight)} tokens")
-        scores = teacher_scores(hidden, head, batch.targets, top_k)
-        if not torch.isfinite(scores.sampled).all():
+        if wanted.top_k > len(head.weight):
+            raise TrainingError(f"top_k is {wanted.top_k}, but the teacher's vocabulary has {len(head.weight)} tokens")
+        scores = teacher_scores(hidden, head, batch.targets, wanted)
+        if not (torch.isfinite(scores.sampled).all() and torch.isfinite(scores.top_logprobs).all()):
             raise TrainingError(
                 "the teacher returned a log-probability that is not finite; check its weights and dtype"
             )

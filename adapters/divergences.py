@@ -1,0 +1,41 @@
+"""Divergences over the whole vocabulary: forward and reverse KL, and the generalised Jensen-Shannon between them.
+
+All map log-probabilities (n, V) of student and teacher to nats per token (n,). `beta` runs in TRL's and GKD's direction:
+0 is the forward KL(p || q), 1 the reverse KL(q || p).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def forward_kl(logq: Tensor, logp: Tensor) -> Tensor:
+    """Return KL(p || q) = sum_v p_v (log p_v - log q_v)."""
+    return _kl(logp, logq)
+
+
+def reverse_kl(logq: Tensor, logp: Tensor) -> Tensor:
+    """Return KL(q || p) = sum_v q_v (log q_v - log p_v)."""
+    return _kl(logq, logp)
+
+
+def generalised_jsd(logq: Tensor, logp: Tensor, beta: float) -> Tensor:
+    """Return beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q (arXiv 2306.13649, eq. 1).
+
+    The limits 0 and 1 are the two KL divergences themselves, as in TRL, not the formula's own limit, which is 0.
+    """
+    if beta == 0:
+        return forward_kl(logq, logp)
+    if beta == 1:
+        return reverse_kl(logq, logp)
+    mixture = torch.logaddexp(logp + math.log(beta), logq + math.log(1 - beta))
+    return beta * _kl(logp, mixture) + (1 - beta) * _kl(logq, mixture)
+
+
+def _kl(first: Tensor, second: Tensor) -> Tensor:
+    # Where the first puts no mass, 0 (log 0 - x) is 0, and so must its gradient be.
+    terms = first.exp() * (first - second)
+    return torch.where(first == -torch.inf, torch.zeros_like(terms), terms).sum(-1)

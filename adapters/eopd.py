@@ -1,0 +1,38 @@
+"""EOPD (arXiv 2603.07079): forward KL where the teacher itself is unsure, so that its alternatives are kept.
+
+L_t = OPD_t (clipped) + 1[H(p) > threshold] FKL_t on the teacher's top 16.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+
+from adapters.opd import PolicyGradient
+from adapters.tokens import TokenLosses, Tokens, given
+from adapters.topk import top_k_forward_kl
+from harness.logprobs import Wanted
+from harness.teachers.base import Needs
+
+
+class EOPD(PolicyGradient):
+    """OPD everywhere, and forward KL beside it at uncertain positions."""
+
+    teacher_needs: ClassVar[Needs] = "top_k"
+
+    clip: float | None = Field(default=0.2, gt=0, lt=1, description="PPO ratio clip")
+    top_k: int = Field(default=16, gt=0)
+    threshold: float = Field(default=0.8, ge=0, description="teacher's entropy in nats above which forward KL is added")
+
+    @property
+    def wanted(self) -> Wanted:
+        """The teacher's top K and entropy."""
+        return Wanted(top_k=self.top_k, entropy=True)
+
+    def token_losses(self, tokens: Tokens) -> TokenLosses:
+        """Return both terms added, (N,)."""
+        unsure = given(tokens.entropy_p, "entropy") > self.threshold
+        extra = torch.where(unsure, top_k_forward_kl(tokens), 0.0)
+        return TokenLosses(self.policy_gradient(tokens) + extra, unsure)

@@ -1,0 +1,27 @@
+"""ExOPD (arXiv 2602.12125): the teacher's reward is extrapolated, lambda times its gain over a reference.
+
+A_t = lambda (log p - log ref) - (log q - log ref), ref the student at the stage's start; lambda 1 is OPD.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from adapters.opd import PolicyGradient
+from adapters.tokens import TokenLosses, Tokens, given
+
+
+class ExOPD(PolicyGradient):
+    """Policy gradient with the extrapolated advantage."""
+
+    needs_reference: ClassVar[bool] = True
+
+    extrapolation: float = Field(default=1.25, gt=0, description="the paper's lambda")
+
+    def token_losses(self, tokens: Tokens) -> TokenLosses:
+        """Return the policy-gradient loss, (N,)."""
+        reference = given(tokens.logref, "reference")
+        gain, drift = tokens.logp - reference, tokens.logq_old - reference
+        return TokenLosses(self.policy_gradient(tokens, self.extrapolation * gain - drift))

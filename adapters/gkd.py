@@ -1,0 +1,48 @@
+"""Generalised knowledge distillation (GKD, arXiv 2306.13649): a divergence over the vocabulary, on- and off-policy mixed.
+
+L = E[1/|y| sum_t JSD_beta(p || q)(c_t)], y from the student with probability `lmbda`, else from the data.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from adapters.divergences import generalised_jsd
+from adapters.loop import LoopAdapter, Source
+from adapters.tokens import TokenLosses, Tokens, given
+from harness.logprobs import Wanted
+from harness.teachers.base import Needs
+
+
+class FullVocabulary(LoopAdapter):
+    """Base of the methods whose loss is their divergence from the teacher over the whole vocabulary."""
+
+    teacher_needs: ClassVar[Needs] = "full"
+
+    @property
+    def wanted(self) -> Wanted:
+        """The teacher's whole distribution."""
+        return Wanted(vocabulary=True)
+
+    def token_losses(self, tokens: Tokens) -> TokenLosses:
+        """Return the divergence at each token, (N,)."""
+        return TokenLosses(given(tokens.divergence, "divergence"))
+
+
+class GKD(FullVocabulary):
+    """The generalised Jensen-Shannon divergence; the defaults are TRL's."""
+
+    beta: float = Field(default=0.5, ge=0, le=1, description="0 is forward KL, 1 reverse KL, as in TRL and the paper")
+    lmbda: float = Field(default=0.5, ge=0, le=1, description="share of steps whose responses are the student's own")
+
+    def divergence(self, logq: Tensor, logp: Tensor) -> Tensor:
+        """Return JSD_beta at each position, (n,)."""
+        return generalised_jsd(logq, logp, self.beta)
+
+    def source(self, seed: int) -> Source:
+        """Return the student's responses with probability `lmbda`, the data's otherwise."""
+        return "student" if random.Random(seed).random() < self.lmbda else "data"

@@ -1,0 +1,50 @@
+"""Group relative policy optimisation (GRPO, arXiv 2402.03300): verifiable rewards, normalised within a prompt's group.
+
+Each response's reward is the task's own grade. A = (r - mean(group)) / (std(group) + eps) weighs all its tokens in the
+clipped policy gradient. No teacher takes part.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import replace
+from typing import ClassVar
+
+from pydantic import Field
+
+from adapters.loop import LoopAdapter
+from adapters.opd import clipped_policy_gradient
+from adapters.tokens import TokenLosses, Tokens, given
+from harness.adapter import StageContext
+from harness.errors import ConfigError
+from harness.rollouts import Rollout
+
+EPSILON = 1e-4
+
+
+class GRPO(LoopAdapter):
+    """Clipped policy gradient on group-normalised grades; needs `training.num_generations` of at least 2."""
+
+    on_policy: ClassVar[bool] = True
+
+    clip: float = Field(default=0.2, gt=0, lt=1, description="PPO ratio clip")
+    scale: bool = Field(default=True, description="divide by the group's standard deviation; Dr. GRPO does not")
+
+    def credit(self, ctx: StageContext, rollouts: list[Rollout]) -> list[Rollout]:
+        """Return the rollouts with their normalised grades."""
+        if ctx.training.num_generations < 2:
+            raise ConfigError(
+                f"grpo compares responses to one prompt, but training.num_generations is {ctx.training.num_generations}; "
+                "set it to 2 or more"
+            )
+        size = ctx.training.num_generations
+        groups = [rollouts[start : start + size] for start in range(0, len(rollouts), size)]
+        return [rollout for group in groups for rollout in self._normalised(group, [ctx.reward(r) for r in group])]
+
+    def token_losses(self, tokens: Tokens) -> TokenLosses:
+        """Return -min(r A, clip(r) A) with the response's A at each of its tokens, (N,)."""
+        return TokenLosses(clipped_policy_gradient(tokens, given(tokens.credit, "credit"), self.clip))
+
+    def _normalised(self, group: list[Rollout], rewards: list[float]) -> list[Rollout]:
+        mean, spread = statistics.fmean(rewards), statistics.pstdev(rewards) if self.scale else 1.0 - EPSILON
+        return [replace(r, credit=(x - mean) / (spread + EPSILON)) for r, x in zip(group, rewards, strict=True)]

@@ -1,0 +1,57 @@
+"""Plain KL divergences on the student's own responses: `fkl` covers the teacher's modes, `rkl` seeks one.
+
+Over the whole vocabulary, or, for forward KL, over the teacher's top K (arXiv 2306.13649, section 3). The reverse KL has no
+top-K form here: on the teacher's support it drains the student's mass off that support and collapses.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from adapters.divergences import forward_kl, reverse_kl
+from adapters.gkd import FullVocabulary
+from adapters.loop import LoopAdapter
+from adapters.tokens import TokenLosses, Tokens
+from adapters.topk import Tail, top_k_forward_kl
+from harness.logprobs import Wanted
+from harness.teachers.base import Needs
+
+
+class ReverseKL(FullVocabulary):
+    """KL(q || p) at every position of the student's response; its gradient flows through the distribution alone."""
+
+    def divergence(self, logq: Tensor, logp: Tensor) -> Tensor:
+        """Return KL(q || p), (n,)."""
+        return reverse_kl(logq, logp)
+
+
+class ForwardKL(LoopAdapter):
+    """KL(p || q) on the teacher's top K, or over the whole vocabulary where `top_k` is null."""
+
+    teacher_needs: ClassVar[Needs] = "top_k"
+
+    top_k: int | None = Field(default=32, gt=0, description="null takes the whole vocabulary, which a server cannot give")
+    tail: Tail = Field(default="none", description="`bucket` gives the mass outside the top K a term of its own")
+
+    @property
+    def needs(self) -> Needs:
+        """What these options need of the teacher."""
+        return "top_k" if self.top_k else "full"
+
+    @property
+    def wanted(self) -> Wanted:
+        """The teacher's top K, or all."""
+        return Wanted(top_k=self.top_k or 0, vocabulary=self.top_k is None)
+
+    def divergence(self, logq: Tensor, logp: Tensor) -> Tensor:
+        """Return KL(p || q), (n,)."""
+        return forward_kl(logq, logp)
+
+    def token_losses(self, tokens: Tokens) -> TokenLosses:
+        """Return the forward KL at each token, (N,)."""
+        if tokens.divergence is not None:
+            return TokenLosses(tokens.divergence)
+        return TokenLosses(top_k_forward_kl(tokens, self.tail))

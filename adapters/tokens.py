@@ -1,0 +1,47 @@
+"""What a loss per token sees, and what it returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The N response tokens of a batch; log-probabilities in nats over the whole vocabulary.
+
+    `logq` (N,) and `top_logq` (N, K) are the student's, with gradient, at the sampled token and on the teacher's top K;
+    `logq_old` (N,) is the policy that sampled; `logp` (N,) and `top_logp` (N, K) are the teacher's, K may be 0. The rest is
+    there for adapters that ask for it: `entropy_p` (N,) of the teacher, `divergence` (N,) of the adapter with gradient,
+    `logref` (N,) under the stage's start, `credit` (N,) of the response that a token belongs to.
+    """
+
+    logq: Tensor
+    logq_old: Tensor
+    logp: Tensor
+    top_logq: Tensor
+    top_logp: Tensor
+    entropy_p: Tensor | None = None
+    divergence: Tensor | None = None
+    logref: Tensor | None = None
+    credit: Tensor | None = None
+
+    @property
+    def advantage(self) -> Tensor:
+        """A_t = sg[log p(y_t) - log q(y_t)], (N,), of the policy that sampled."""
+        return (self.logp - self.logq_old).detach()
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """Losses (N,) with gradient, and the share of tokens (N,) routed to forward KL where a method routes."""
+
+    losses: Tensor
+    routed: Tensor | None = None
+
+
+def given(signal: Tensor | None, name: str) -> Tensor:
+    """Return a signal that the adapter asked for; an adapter that did not ask is a programming error."""
+    assert signal is not None, f"the loop gave no {name}; the adapter must ask for it"
+    return signal

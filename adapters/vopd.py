@@ -1,0 +1,36 @@
+"""vOPD (arXiv 2605.07865): OPD with a baseline in closed form.
+
+The expectation of A_t under the student is -KL(q || p)(c_t), so A_t + KL(q || p)(c_t) has mean zero and less variance.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from adapters.divergences import reverse_kl
+from adapters.opd import PolicyGradient
+from adapters.tokens import TokenLosses, Tokens, given
+from harness.logprobs import Wanted
+from harness.teachers.base import Needs
+
+
+class VOPD(PolicyGradient):
+    """Policy gradient with A_t + KL(q || p)(c_t)."""
+
+    teacher_needs: ClassVar[Needs] = "full"
+
+    @property
+    def wanted(self) -> Wanted:
+        """The teacher's whole distribution, for the baseline."""
+        return Wanted(vocabulary=True)
+
+    def divergence(self, logq: Tensor, logp: Tensor) -> Tensor:
+        """Return KL(q || p), (n,), as a number: the baseline has no gradient."""
+        return reverse_kl(logq.detach(), logp)
+
+    def token_losses(self, tokens: Tokens) -> TokenLosses:
+        """Return the policy-gradient loss with the baseline, (N,)."""
+        baseline = given(tokens.divergence, "divergence").detach()
+        return TokenLosses(self.policy_gradient(tokens, tokens.advantage + baseline))
