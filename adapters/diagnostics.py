@@ -1,57 +1,113 @@
-"""What a training step reports about itself: token statistics, lengths and truncation."""
+"""What a training step reports about itself: losses, token statistics, agreement with the teacher, pulls, truncation."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from harness.logprobs import LogProbs
+from adapters.logit_gradients import gradient_at_chosen, norms, pull_on
+from adapters.tokens import TokenLosses
+from harness.logprobs import LogProbs, TeacherScores, sampled_rows
 from harness.rollouts import Rollout
 from harness.training import UpdateResult
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+MODE = 1  # the column of the teacher's most probable token, after the sampled one
 
 
 class StepLog:
     """Collects one step's token statistics over micro-batches and updates."""
 
-    def __init__(self, rollouts: Sequence[Rollout]) -> None:
-        self.rollouts = rollouts
-        self.entropy: list[Tensor] = []
-        self.advantage: list[Tensor] = []
-        self.routed: list[Tensor] = []
+    def __init__(self, rollouts: Sequence[Rollout], top_k: int = 0) -> None:
+        self.rollouts, self.top_k = rollouts, top_k
+        self.parts: dict[str, list[Tensor]] = defaultdict(list)
         self.updates: list[UpdateResult] = []
 
-    def tokens(self, student: LogProbs, advantage: Tensor | None, routed: Tensor | None) -> None:
+    def tokens(self, student: LogProbs, routed: Tensor | None) -> None:
         """Add a micro-batch's tokens."""
-        self.entropy.append(student.entropy)
-        if advantage is not None:
-            self.advantage.append(advantage)
+        self.parts["entropy"].append(student.entropy)
         if routed is not None:
-            self.routed.append(routed.float())
+            self.parts["routed"].append(routed.float())
+
+    def against_teacher(
+        self,
+        student: LogProbs,
+        ids: Tensor,
+        teacher: TeacherScores,
+        advantage: Tensor,
+        outcome: TokenLosses,
+        weights: Tensor,
+    ) -> None:
+        """Add how a micro-batch's tokens stand to the teacher, and how the losses pull."""
+        self.parts["advantage"].append(advantage)
+        top_logq = student.chosen[:, 1:].detach()
+        self.parts["teacher_top_mass"].append(teacher.top_logprobs.exp().sum(-1))
+        self.parts["student_top_mass"].append(top_logq.exp().sum(-1))
+        if student.own_top is not None:
+            rows = teacher.top_ids[sampled_rows(len(ids))]
+            self.parts["overlap"].append((rows[:, :, None] == student.own_top[:, None, :]).any(-1).float().mean(-1))
+        self._pulls(student.chosen, ids, teacher, outcome, weights)
 
     def update(self, result: UpdateResult) -> None:
         """Add an optimiser update."""
         self.updates.append(result)
 
     def summary(self) -> dict[str, Any]:
-        """Return the step's line: entropy and advantages in nats per response token, shares in 0..1."""
+        """Return the step's line: entropy and advantages in nats per response token, shares in 0..1.
+
+        Masses and overlap are of the teacher's top K, K in `top_k`. `pull_up` and `pull_down` are the mean over all tokens of
+        the descent step on the logit of the teacher's most probable token, over those where the student gives it less
+        or more than the teacher; `fkl_gradient_share` is the routed tokens' share of all |dL/dz|.
+        """
         lengths = [len(r.response) for r in self.rollouts]
         truncated = sum(r.finish == "length" for r in self.rollouts)
         return {
             "loss": _mean([u.loss for u in self.updates]),
             "grad_norm": _mean([u.grad_norm for u in self.updates]),
             "lr": self.updates[-1].lr if self.updates else None,
-            "entropy": _tensor_mean(self.entropy),
-            **_advantage(self.advantage),
-            "routed_fkl": _tensor_mean(self.routed),
+            "entropy": self._average("entropy"),
+            **_advantage(self.parts["advantage"]),
+            "routed_fkl": self._average("routed"),
+            "fkl_gradient_share": self._share("routed_norm", "norm"),
+            "top_k": max(1, self.top_k) if self.parts["overlap"] else None,
+            "teacher_top_mass": self._average("teacher_top_mass"),
+            "student_top_mass": self._average("student_top_mass"),
+            "overlap": self._average("overlap"),
+            "pull_up": self._average("pull_up"),
+            "pull_down": self._average("pull_down"),
             "response_tokens_mean": _mean([float(n) for n in lengths]),
             "truncated_share": truncated / max(1, len(lengths)),
             "tokens": sum(lengths) + sum(len(r.example.prompt) for r in self.rollouts),
         }
+
+    def _pulls(
+        self, chosen: Tensor, ids: Tensor, teacher: TeacherScores, outcome: TokenLosses, weights: Tensor
+    ) -> None:
+        gradient = gradient_at_chosen(outcome.losses, chosen, ids)
+        if not gradient.any():
+            return
+        logq = chosen.detach()
+        below = logq[:, MODE] < teacher.top_logprobs[:, 0]
+        pull = pull_on(MODE, gradient, logq)
+        self.parts["pull_up"].append(torch.where(below, pull, 0.0))
+        self.parts["pull_down"].append(torch.where(below, 0.0, -pull))
+        if outcome.routed is not None:
+            size = weights * norms(gradient, logq, ids)
+            self.parts["norm"].append(size)
+            self.parts["routed_norm"].append(size * outcome.routed)
+
+    def _average(self, name: str) -> float | None:
+        return torch.cat(self.parts[name]).double().mean().item() if self.parts[name] else None
+
+    def _share(self, part: str, whole: str) -> float | None:
+        if not self.parts[whole]:
+            return None
+        total = torch.cat(self.parts[whole]).double().sum().item()
+        return torch.cat(self.parts[part]).double().sum().item() / total if total else None
 
 
 def _advantage(parts: list[Tensor]) -> dict[str, float | None]:
@@ -63,10 +119,6 @@ def _advantage(parts: list[Tensor]) -> dict[str, float | None]:
     values = torch.quantile(advantage, levels)
     quantiles = {name: value.item() for name, value in zip(names, values, strict=True)}
     return {"advantage_mean": advantage.mean().item(), **quantiles}
-
-
-def _tensor_mean(parts: list[Tensor]) -> float | None:
-    return torch.cat(parts).double().mean().item() if parts else None
 
 
 def _mean(values: list[float]) -> float | None:

@@ -16,7 +16,7 @@ from adapters.tokens import TokenLosses, Tokens, given
 class ExOPD(PolicyGradient):
     """Policy gradient with the extrapolated advantage."""
 
-    needs_reference: ClassVar[bool] = True
+    scores_start: ClassVar[bool] = True
 
     extrapolation: float = Field(default=1.25, gt=0, description="the paper's lambda")
 

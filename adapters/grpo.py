@@ -16,6 +16,7 @@ from adapters.loop import LoopAdapter
 from adapters.opd import clipped_policy_gradient
 from adapters.tokens import TokenLosses, Tokens, given
 from harness.adapter import StageContext
+from harness.config import Training
 from harness.errors import ConfigError
 from harness.rollouts import Rollout
 
@@ -30,13 +31,17 @@ class GRPO(LoopAdapter):
     clip: float = Field(default=0.2, gt=0, lt=1, description="PPO ratio clip")
     scale: bool = Field(default=True, description="divide by the group's standard deviation; Dr. GRPO does not")
 
-    def credit(self, ctx: StageContext, rollouts: list[Rollout]) -> list[Rollout]:
-        """Return the rollouts with their normalised grades."""
-        if ctx.training.num_generations < 2:
+    def refuse(self, training: Training) -> None:
+        """Raise `ConfigError` for a group of one."""
+        super().refuse(training)
+        if training.num_generations < 2:
             raise ConfigError(
-                f"grpo compares responses to one prompt, but training.num_generations is {ctx.training.num_generations}; "
+                f"responses to one prompt are compared, but training.num_generations is {training.num_generations}; "
                 "set it to 2 or more"
             )
+
+    def credit(self, ctx: StageContext, rollouts: list[Rollout]) -> list[Rollout]:
+        """Return the rollouts with their normalised grades."""
         size = ctx.training.num_generations
         groups = [rollouts[start : start + size] for start in range(0, len(rollouts), size)]
         return [rollout for group in groups for rollout in self._normalised(group, [ctx.reward(r) for r in group])]

@@ -16,6 +16,7 @@ from adapters.gkd import FullVocabulary
 from adapters.loop import LoopAdapter
 from adapters.tokens import TokenLosses, Tokens
 from adapters.topk import Tail, top_k_forward_kl
+from harness.adapter import Requirements
 from harness.logprobs import Wanted
 from harness.teachers.base import Needs
 
@@ -33,13 +34,15 @@ class ForwardKL(LoopAdapter):
 
     teacher_needs: ClassVar[Needs] = "top_k"
 
-    top_k: int | None = Field(default=32, gt=0, description="null takes the whole vocabulary, which a server cannot give")
+    top_k: int | None = Field(
+        default=32, gt=0, description="null takes the whole vocabulary, which a server cannot give"
+    )
     tail: Tail = Field(default="none", description="`bucket` gives the mass outside the top K a term of its own")
 
     @property
-    def needs(self) -> Needs:
-        """What these options need of the teacher."""
-        return "top_k" if self.top_k else "full"
+    def requirements(self) -> Requirements:
+        """The teacher's top K, or its whole distribution."""
+        return Requirements("top_k" if self.top_k else "full")
 
     @property
     def wanted(self) -> Wanted:

@@ -35,7 +35,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class TokenLosses:
-    """Losses (N,) with gradient, and the share of tokens (N,) routed to forward KL where a method routes."""
+    """Losses (N,) with gradient, and which tokens (N,) a method routes to forward KL, where it routes."""
 
     losses: Tensor
     routed: Tensor | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Literal
 
 from adapters.loop import prompt_batches
@@ -79,8 +80,6 @@ def _context(suite: Suite, library: TaskLibrary, student: Loaded, teacher: Loade
     return StageContext(
         student=StudentForward(student.model),
         teacher=LocalTeacher(teacher.model, teacher.renderer.tokenizer, student.renderer.tokenizer),
-        reference=None,
-        teacher_engine=None,
         engine=HFEngine(student.model, student.renderer.tokenizer, training.generation_batch),
         renderer=student.renderer,
         tasks={task.name: task for task in tasks},
@@ -88,7 +87,9 @@ def _context(suite: Suite, library: TaskLibrary, student: Loaded, teacher: Loade
         training=training,
         seed=0,
         device="cpu",
+        folder=Path(),
         log=lambda _: None,
+        warn=lambda _: None,
     )
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import ValidationError
+from torch import Tensor, nn
 
 from harness.chat import Renderer
 from harness.config import AdapterEntry, Strict, Suite, Training
@@ -22,38 +24,89 @@ from harness.errors import ConfigError
 from harness.lmeval.tasks import BenchTask
 from harness.logprobs import StudentForward
 from harness.rollouts import Example, Rollout
+from harness.snapshots import NO_SNAPSHOTS, Snapshots
 from harness.suites import explain
 from harness.teachers.base import Needs, Teacher
+from harness.teachers.local import LocalTeacher
 
 GROUP = "harness.adapters"
+
+
+TokenPenalty = Callable[[Tensor, Tensor], Tensor]
+WeightPenalty = Callable[[nn.Module], Tensor]
+
+
+@dataclass(frozen=True)
+class Penalties:
+    """What wrappers add to a method's loss.
+
+    `token` maps the log-probabilities (N,) of student and stage's start at the response tokens to losses (N,), averaged as
+    the method's own; `weight` maps the student to a scalar that is added once per optimiser update.
+    """
+
+    token: tuple[TokenPenalty, ...] = ()
+    weight: tuple[WeightPenalty, ...] = ()
+
+    def __add__(self, other: Penalties) -> Penalties:
+        return Penalties(self.token + other.token, self.weight + other.weight)
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What an adapter asks a suite for.
+
+    `teacher`: `none`; `sampled`, the log-probability of each response token; `top_k`, also of its most probable tokens;
+    `full`, of the whole vocabulary; `generate`, responses. `reference`: a frozen copy of the stage's start that scores.
+    """
+
+    teacher: Needs = "none"
+    reference: bool = False
 
 
 @dataclass(frozen=True)
 class StageContext:
     """Everything an adapter may use in one stage.
 
-    `reference` scores as the student did at the stage's start; like `teacher_engine`, which generates with the teacher, it
-    is there for adapters that ask for it. `tasks` are those that the stage trains, by name, `examples` their training items in order; `seed` belongs to this
-    run and stage alone; `log` takes one mapping per training step and writes it to the step log.
+    `tasks` are those that the stage trains, by name, `examples` their training items in order, `past_tasks` and `past` the
+    same of all earlier stages. `shares` says which share of the prompts each task gets; empty means equal shares.
+    `reference` and `teacher_engine` are there for adapters that require them. `seed` belongs to this run and stage alone;
+    `log` takes one mapping per training step and writes it to the step log; `warn` takes a sentence for the user;
+    `snapshots` keeps the state of an unfinished stage. `folder` is the stage's own, for files that a trainer leaves.
     """
 
     student: StudentForward
     teacher: Teacher | None
-    reference: Teacher | None
     engine: Engine
-    teacher_engine: Engine | None
     renderer: Renderer
     tasks: Mapping[str, BenchTask]
     examples: list[Example]
     training: Training
     seed: int
     device: str
+    folder: Path
     log: Callable[[dict[str, Any]], None]
+    warn: Callable[[str], None]
+    snapshots: Snapshots = NO_SNAPSHOTS
+    reference: LocalTeacher | None = None
+    teacher_engine: Engine | None = None
+    past_tasks: Mapping[str, BenchTask] = field(default_factory=dict[str, BenchTask])
+    past: list[Example] = field(default_factory=list[Example])
+    shares: Mapping[str, float] = field(default_factory=dict[str, float])
+    penalties: Penalties = Penalties()
 
     def reward(self, rollout: Rollout) -> float:
         """Return a response's grade, 0..1, by its task's primary metric; the evaluation's own grader gives it."""
         task = self.tasks[rollout.example.task]
-        return task.grade(rollout.example.doc, self.renderer.decode(rollout.response))[task.metric]
+        return float(task.grade(rollout.example.doc, self.renderer.decode(rollout.response))[task.metric])
+
+    def with_demonstration(self, example: Example, shown: str) -> list[int]:
+        """Return an item's prompt with its reference answer in it, by a text that names {question} and {demonstration}."""
+        task = self.tasks[example.task]
+        question, answer = str(task.task.doc_to_text(example.doc)), task.training_target(example.doc)
+        text = shown.replace("{demonstration}", answer).replace("{question}", question)
+        if self.renderer.has_template:
+            text = self.renderer.render([{"role": "user", "content": text}])
+        return self.renderer.encode_prompt(text)
 
 
 @dataclass(frozen=True)
@@ -67,7 +120,25 @@ class Adapter(Strict, ABC):
     """A training method: its fields are its options, its `train_stage` changes the student's weights in place."""
 
     teacher_needs: ClassVar[Needs] = "none"
-    needs_reference: ClassVar[bool] = False
+    takes_penalties: ClassVar[bool] = False
+
+    @property
+    def requirements(self) -> Requirements:
+        """What these options ask a suite for."""
+        return Requirements(self.teacher_needs)
+
+    @property
+    def penalisable(self) -> bool:
+        """Whether `train_stage` adds `ctx.penalties` to its loss."""
+        return self.takes_penalties
+
+    @property
+    def replaces_weights(self) -> bool:
+        """Whether `train_stage` trains other parameters than those of `ctx.student`."""
+        return False
+
+    def refuse(self, training: Training) -> None:
+        """Raise `ConfigError` for a budget that this adapter cannot train with; called when a suite is read."""
 
     @abstractmethod
     def train_stage(self, ctx: StageContext) -> StageResult:
@@ -107,10 +178,20 @@ def check_adapters(suite: Suite) -> dict[str, Adapter]:
             "training.autocast: bfloat16"
         )
     for name, adapter in adapters.items():
-        lacking = [s.task for s in suite.stages if suite.teacher is None and s.teacher is None]
-        if adapter.teacher_needs != "none" and lacking:
-            raise ConfigError(
-                f"adapters.{name}: needs a teacher ({adapter.teacher_needs}), but stages {', '.join(lacking)} have none; "
-                "name one under `teacher`"
-            )
+        _refuse(suite, name, adapter)
     return adapters
+
+
+def _refuse(suite: Suite, name: str, adapter: Adapter) -> None:
+    needed = adapter.requirements.teacher
+    lacking = [s.task for s in suite.stages if suite.teacher is None and s.teacher is None]
+    if needed != "none" and lacking:
+        raise ConfigError(
+            f"adapters.{name}: needs a teacher ({needed}), but stages {', '.join(lacking)} have none; "
+            "name one under `teacher`"
+        )
+    for stage in suite.stages:
+        try:
+            adapter.refuse(suite.training_for(stage, name))
+        except ConfigError as error:
+            raise ConfigError(f"adapters.{name}, stage {stage.task}: {error}") from error

@@ -211,6 +211,9 @@ class Suite(Strict):
     include: tuple[str, ...] = Field(default=(), description="folders with more task files")
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     threads: int | None = Field(default=None, gt=0, description="CPU threads of one run; null leaves torch's default")
+    snapshot_minutes: float | None = Field(
+        default=10, ge=0, description="training time that a kill may cost; null starts an interrupted stage anew"
+    )
 
     @model_validator(mode="after")
     def _names_are_consistent(self) -> Suite:

@@ -27,13 +27,15 @@ Divergence = Callable[[Tensor, Tensor], Tensor]
 class LogProbs:
     """The student at N positions: `chosen` (N, C) with gradient; `entropy` and `logsumexp` (N,) in nats without.
 
-    `divergence` (N,) with gradient is a loss over the whole vocabulary, where one was asked for.
+    `divergence` (N,) with gradient is a loss over the whole vocabulary, where one was asked for; `own_top` (M, K) are the
+    student's own most probable ids at every so-manieth position, for diagnostics.
     """
 
     chosen: Tensor
     entropy: Tensor
     logsumexp: Tensor
     divergence: Tensor | None = None
+    own_top: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,32 @@ def teacher_scores(hidden: Tensor, head: Head, sampled: Tensor, wanted: Wanted) 
     return TeacherScores(own, ids, values, entropy if wanted.entropy else None, rows_of if wanted.vocabulary else None)
 
 
+@torch.no_grad()
+def top_ids(hidden: Tensor, head: Head, k: int) -> Tensor:
+    """Return the K most probable ids (N, K) at hidden states (N, H)."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        return head.logits(hidden.to(head.weight.dtype)).topk(k, dim=-1).indices
+
+
+def sampled_rows(count: int, at_most: int = 128) -> slice:
+    """Return evenly spaced positions, `at_most` of them, for what is too dear to look at everywhere."""
+    return slice(None, None, max(1, -(-count // at_most)))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a forward pass is asked for beside chosen log-probabilities.
+
+    `divergence` is taken against the teacher's rows at each position; `own_top` is a number of the student's most probable
+    ids.
+    """
+
+    temperature: float = 1.0
+    divergence: Divergence | None = None
+    teacher: Rows | None = None
+    own_top: int = 0
+
+
 class StudentForward(nn.Module):
     """A causal LM whose forward returns log-probabilities of chosen tokens instead of logits."""
 
@@ -144,23 +172,15 @@ class StudentForward(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(
-        self,
-        batch: Batch,
-        ids: Tensor,
-        temperature: float = 1.0,
-        divergence: Divergence | None = None,
-        teacher: Rows | None = None,
-    ) -> LogProbs:
-        """Score `ids` (N, C) at the N positions that predict the batch's response tokens.
-
-        With `divergence` and the teacher's rows, also the divergence of each position.
-        """
-        hidden, head = response_hidden(self.model, batch), head_of(self.model, temperature)
+    def forward(self, batch: Batch, ids: Tensor, ask: Asked = Asked()) -> LogProbs:
+        """Score `ids` (N, C) at the N positions that predict the batch's response tokens, and what else is asked."""
+        hidden, head = response_hidden(self.model, batch), head_of(self.model, ask.temperature)
         scores = selected_logprobs(hidden, head, ids)
-        if divergence is None or teacher is None:
-            return scores
-        return replace(scores, divergence=divergence_of(hidden, head, teacher, divergence))
+        if ask.own_top:
+            scores = replace(scores, own_top=top_ids(hidden[sampled_rows(len(hidden))], head, ask.own_top))
+        if ask.divergence is not None and ask.teacher is not None:
+            scores = replace(scores, divergence=divergence_of(hidden, head, ask.teacher, ask.divergence))
+        return scores
 
 
 def response_hidden(model: Any, batch: Batch) -> Tensor:

@@ -6,11 +6,11 @@ continues from its last finished stage and ends with the numbers of an undisturb
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from harness.checkpoints import Loaded, context_of, load, load_renderer, save, w
 from harness.config import Model, Stage, Suite, Training, digest, merge
 from harness.engines.base import Engine
 from harness.engines.hf import HFEngine
+from harness.errors import TrainingError
 from harness.lmeval.checks import check_prompts, check_stage_task, settle_generation
 from harness.lmeval.evaluate import Subject, evaluate
 from harness.lmeval.overlap import stream_overlap
@@ -30,10 +31,12 @@ from harness.logprobs import StudentForward
 from harness.manifest import environment, now
 from harness.models import checkpoint_of, limit_threads, resolve_device
 from harness.precision import suit_attention
-from harness.progress import Event, Report, silent
+from harness.progress import Counter, Event, Report, silent
+from harness.rollouts import Example
 from harness.seeding import derive_seed, seed_global_generators
+from harness.snapshots import FileSnapshots
 from harness.store import RunStore, StageFolder, stderr_to, write_cell, write_json
-from harness.teachers.local import LocalTeacher, check_same_rows
+from harness.teachers.local import LocalTeacher, TeacherShelf, frozen_copy
 from harness.timing import Timer
 
 log = logging.getLogger(__name__)
@@ -72,7 +75,8 @@ class RunSpec:
 
     def config(self) -> dict[str, Any]:
         """Return all that decides this run's numbers, and nothing of its siblings."""
-        suite = self.suite.model_dump(mode="json", exclude={"adapters", "seeds", "orders", "description"})
+        apart = {"adapters", "seeds", "orders", "description", "snapshot_minutes"}
+        suite = self.suite.model_dump(mode="json", exclude=apart)
         entry = self.suite.adapters[self.entry]
         adapter = {**entry.model_dump(mode="json"), "adapter": entry.adapter or self.entry}
         own = {"adapter": adapter, "seed": self.seed}
@@ -127,7 +131,7 @@ class Bench:
         self.adapter: Adapter = make_adapter(spec.entry, self.suite.adapters[spec.entry])
         self.weights: dict[str, str] = {}
         self.timer = Timer("models", "train", "evaluate", whole="total")
-        self._teacher: _HeldTeacher | None = None
+        self.teachers = TeacherShelf(self.device, self._teacher_checkpoint)
 
     @cached_property
     def tasks(self) -> dict[str, BenchTask]:
@@ -177,19 +181,19 @@ class Bench:
         """Return how training prompts overlap with test prompts, for the manifest; say so where they are the same."""
         found = stream_overlap(self.suite, self.spec.entry, self.spec.order, self.tasks, self.library)
         if found.warning is not None:
-            log.warning(found.warning)
-            self.report(Event(self.spec.label, found.warning, warning=True))
+            self._warn(found.warning)
         return found.as_dict()
 
     def adapt(self, folder: StageFolder, stage: Stage, index: int, checkpoint: Path) -> Path:
         """Train one stage from `checkpoint`, unless it is trained already, and return the new checkpoint."""
         if (done := folder.training_done) is None:
-            with folder.fresh_training() as train:
-                with self.timer("models"):
-                    student = load(checkpoint, self.suite.student, self.device)
-                    suit_attention(student.model, self.suite.training_for(stage, self.spec.entry).autocast)
-                done = self._train(train, stage, index, student)
-                write_json(train / "done.json", done)
+            train = folder.open_training()
+            with self.timer("models"):
+                student = load(checkpoint, self.suite.student, self.device)
+                suit_attention(student.model, self.suite.training_for(stage, self.spec.entry).autocast)
+            done = self._train(train, stage, index, student)
+            write_json(train / "done.json", done)
+            FileSnapshots(train, None).clear()
         self.weights[f"stage_{index}"] = done["weights"]
         if done["teacher"] is not None:
             self.weights["teacher" if stage.teacher is None else f"stage_{index}_teacher"] = done["teacher"]
@@ -214,13 +218,13 @@ class Bench:
         started = time.perf_counter()
         context = self._context(train, stage, index, student)
         seed_global_generators(context.seed)
-        with self.timer("train"):
+        with self.timer("train"), _kept_when_it_breaks(student, train / "last_good"):
             result = self.adapter.train_stage(context)
         seconds = time.perf_counter() - started
         save(student, train / "checkpoint")
         return {
             "weights": weights_digest(train / "checkpoint"),
-            "teacher": None if self._teacher is None else self._teacher.weights,
+            "teacher": None if self.teachers.held is None else self.teachers.held.weights,
             "steps": result.steps,
             "seconds": round(seconds, 3),
             "prompts": len(context.examples),
@@ -229,80 +233,66 @@ class Bench:
     def _context(self, train: Path, stage: Stage, index: int, student: Loaded) -> StageContext:
         training = self.suite.training_for(stage, self.spec.entry)
         tasks = {name: self.tasks[name] for name in stage.trains}
-        examples = [
-            e for task in tasks.values() for e in task.training_examples(student.renderer, training.train_items)
-        ]
+        past = {name: self.tasks[name] for earlier in self.spec.stages[: index - 1] for name in earlier.trains}
+        teacher = self._teacher_of(stage, student)
         progress = Counter(self.report, self.spec.label, f"stage {index} {stage.task}", training.steps)
         return StageContext(
             student=StudentForward(student.model),
-            teacher=self._teacher_of(stage, student),
-            reference=self._reference(student),
+            teacher=teacher,
             engine=HFEngine(student.model, student.renderer.tokenizer, training.generation_batch),
-            teacher_engine=self._teacher_engine(stage, student, training),
             renderer=student.renderer,
             tasks=tasks,
-            examples=examples,
+            examples=_training_items(tasks, student, training),
             training=training,
             seed=derive_seed(self.spec.seed, "stage", index, stage.task),
             device=self.device,
+            folder=train,
             log=_step_log(train / "steps.jsonl", progress),
+            warn=self._warn,
+            snapshots=FileSnapshots(train, self.suite.snapshot_minutes),
+            reference=frozen_copy(student) if self.adapter.requirements.reference else None,
+            teacher_engine=self._teacher_engine(teacher, student, training),
+            past_tasks=past,
+            past=_training_items(past, student, training),
         )
 
     def _teacher_of(self, stage: Stage, student: Loaded) -> LocalTeacher | None:
         spec = stage.teacher or self.suite.teacher
-        if spec is None or self.adapter.teacher_needs == "none":
+        if spec is None or self.adapter.requirements.teacher == "none":
             return None
-        if self._teacher is None or self._teacher.spec != spec:
-            self._teacher = None
-            with self.timer("models"):
-                self._teacher = self._load_teacher(spec, student)
-        suit_attention(self._teacher.teacher.model, self.suite.training_for(stage, self.spec.entry).autocast)
-        return self._teacher.teacher
+        with self.timer("models"):
+            teacher = self.teachers.take(spec, student)
+        suit_attention(teacher.model, self.suite.training_for(stage, self.spec.entry).autocast)
+        return teacher
 
-    def _teacher_engine(self, stage: Stage, student: Loaded, training: Training) -> Engine | None:
-        teacher = self._teacher_of(stage, student)
-        if teacher is None or self.adapter.teacher_needs != "generate":
+    def _teacher_engine(self, teacher: LocalTeacher | None, student: Loaded, training: Training) -> Engine | None:
+        if teacher is None or self.adapter.requirements.teacher != "generate":
             return None
         return HFEngine(teacher.model, student.renderer.tokenizer, training.generation_batch)
 
-    def _reference(self, student: Loaded) -> LocalTeacher | None:
-        """Return a frozen copy of the student as the stage finds it."""
-        if not self.adapter.needs_reference:
-            return None
-        tokenizer = student.renderer.tokenizer
-        return LocalTeacher(copy.deepcopy(student.model), tokenizer, tokenizer)
+    def _teacher_checkpoint(self, spec: Model) -> Path:
+        return checkpoint_of(spec, self.spec.seed, self.library, self._building)
 
-    def _load_teacher(self, spec: Model, student: Loaded) -> _HeldTeacher:
-        folder = checkpoint_of(spec, self.spec.seed, self.library, self._building)
-        loaded = load(folder, spec, self.device)
-        check_same_rows(loaded.model, student.model)
-        teacher = LocalTeacher(loaded.model, loaded.renderer.tokenizer, student.renderer.tokenizer)
-        return _HeldTeacher(spec, weights_digest(folder), teacher)
+    def _warn(self, sentence: str) -> None:
+        log.warning("%s: %s", self.spec.label, sentence)
+        self.report(Event(self.spec.label, sentence, warning=True))
 
     def _building(self, what: str, done: int, total: int) -> None:
         self.report(Event(self.spec.label, f"build {what}", done, total))
 
 
-@dataclass(frozen=True)
-class _HeldTeacher:
-    """The teacher in memory; stages with the same one share it."""
-
-    spec: Model
-    weights: str
-    teacher: LocalTeacher
+def _training_items(tasks: Mapping[str, BenchTask], student: Loaded, training: Training) -> list[Example]:
+    return [e for task in tasks.values() for e in task.training_examples(student.renderer, training.train_items)]
 
 
-class Counter:
-    """Reports an activity of a run that advances one by one."""
-
-    def __init__(self, report: Report, run: str, activity: str, total: int) -> None:
-        self.report, self.run, self.activity, self.total, self.done = report, run, activity, total, 0
-        report(Event(run, activity, 0, total))
-
-    def next(self, _: object = None) -> None:
-        """Count one more."""
-        self.done += 1
-        self.report(Event(self.run, self.activity, self.done, self.total))
+@contextmanager
+def _kept_when_it_breaks(student: Loaded, folder: Path) -> Generator[None]:
+    """Save the weights of before the step that failed, and say where they are."""
+    try:
+        yield
+    except TrainingError as error:
+        save(student, folder)
+        raise TrainingError(f"{error}; the weights before this step are kept in {folder}") from error
 
 
 def _step_log(path: Path, progress: Counter) -> Callable[[dict[str, Any]], None]:

@@ -38,6 +38,19 @@ def silent(_: Event) -> None:
     """Ignore events."""
 
 
+class Counter:
+    """Reports an activity of a run that advances one by one."""
+
+    def __init__(self, report: Report, run: str, activity: str, total: int) -> None:
+        self.report, self.run, self.activity, self.total, self.done = report, run, activity, total, 0
+        report(Event(run, activity, 0, total))
+
+    def next(self, _: object = None) -> None:
+        """Count one more."""
+        self.done += 1
+        self.report(Event(self.run, self.activity, self.done, self.total))
+
+
 class Display:
     """One bar per run: its name, stage and activity, steps, time elapsed and left."""
 

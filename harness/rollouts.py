@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -48,7 +48,7 @@ class Batch:
 
     `predicts` (B, T) is true at position t when token t + 1 belongs to the response; `targets`, `weights`, `credit` (N,)
     are those tokens, their share of the loss and the credit of their response; masks come from lengths, never from the
-    pad id, which may equal eos.
+    pad id, which may equal eos. `rollouts` are the rows.
     """
 
     input_ids: Tensor
@@ -56,6 +56,7 @@ class Batch:
     targets: Tensor
     weights: Tensor
     credit: Tensor
+    rollouts: tuple[Rollout, ...]
 
 
 def make_batches(
@@ -91,4 +92,10 @@ def _collate(
         credit += [rollout.credit] * length
     targets = torch.tensor([token for rollout in group for token in rollout.response])
     shares, credits = torch.tensor(weights, device=device), torch.tensor(credit, device=device)
-    return Batch(ids.to(device), predicts.to(device), targets.to(device), shares, credits)
+    return Batch(ids.to(device), predicts.to(device), targets.to(device), shares, credits, tuple(group))
+
+
+def with_prompts(batch: Batch, prompts: Sequence[list[int]]) -> Batch:
+    """Return the batch's responses, in the same order, after other prompts (one per row)."""
+    rows = [replace(r, example=replace(r.example, prompt=p)) for r, p in zip(batch.rollouts, prompts, strict=True)]
+    return _collate(rows, "token_mean", len(rows), len(batch.targets), batch.input_ids.device)

@@ -7,7 +7,8 @@
       stage_1_<task>/eval/<task>/...
 
 A stage is trained when its `done.json` exists, a task is evaluated when its folder exists; both appear whole or not at
-all. Whatever else lies in a stage's folder is what a killed process left, and is made again.
+all. Whatever else lies in a stage's folder is what a killed process left, and is made again; a `snapshot.pt` beside the step
+log lets the stage go on from its step.
 """
 
 from __future__ import annotations
@@ -55,13 +56,13 @@ class StageFolder:
         """Whether a task's evaluation is there; the folder appears as a whole."""
         return (self.cell(task) / "results.json").is_file()
 
-    @contextmanager
-    def fresh_training(self) -> Generator[Path]:
-        """Give an empty `train` folder in place of what an interrupted training left."""
+    def open_training(self) -> Path:
+        """Return the `train` folder: with an interrupted training's snapshot where it left one, else empty."""
         folder = self.path / "train"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        yield folder
+        if not (folder / "snapshot.pt").is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
 
 class RunStore:
@@ -157,6 +158,22 @@ def write_json(path: Path, value: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """Replace a file by what `write` puts at the path that it is given, atomically, durable when this returns."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    write(partial)
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def drop_steps_from(path: Path, step: int) -> None:
+    """Keep a step log's lines before `step`; a line that a kill cut off goes too."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
+    replace_file(path, lambda partial: partial.write_text("".join(kept), encoding="utf-8"))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -84,7 +84,9 @@ def _models(specs: Sequence[RunSpec]) -> dict[str, tuple[RunSpec, Model, int]]:
     Teachers come first: they take longest. The runs may be of different suites.
     """
     taught = [
-        spec for spec in specs if make_adapter(spec.entry, spec.suite.adapters[spec.entry]).teacher_needs != "none"
+        spec
+        for spec in specs
+        if make_adapter(spec.entry, spec.suite.adapters[spec.entry]).requirements.teacher != "none"
     ]
     teachers = [(spec, stage.teacher or spec.suite.teacher) for spec in taught for stage in spec.stages]
     students = [(spec, spec.suite.student) for spec in specs]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,27 +42,40 @@ class Updater:
         factor = schedule(settings, total_updates)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
 
-    def update(self, batches: Iterable[Batch], loss_of: Callable[[Batch], Tensor]) -> UpdateResult:
-        """Add up the gradients of `loss_of` over micro-batches, clip, step.
+    def update(
+        self,
+        batches: Iterable[Batch],
+        loss_of: Callable[[Batch], Tensor],
+        penalties: Iterable[Callable[[], Tensor]] = (),
+    ) -> UpdateResult:
+        """Add up the gradients of `loss_of` over micro-batches and of each penalty once, clip, step.
 
         `loss_of` returns a micro-batch's share of the whole loss, so that accumulation equals one big batch. Raises
         `TrainingError` before the weights change when loss or gradient is not finite.
         """
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
-        for batch in batches:
-            loss = loss_of(batch)
+        for loss in chain((loss_of(batch) for batch in batches), (penalty() for penalty in penalties)):
             loss.backward()
             total += loss.item()
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.grad_clip))
         if not math.isfinite(total) or not math.isfinite(norm):
             raise TrainingError(
-                f"loss {total} or gradient norm {norm} is not finite; the last checkpoint is kept, lower the learning rate"
+                f"loss {total} or gradient norm {norm} is not finite; lower the learning rate or the clip"
             )
         lr = float(self.scheduler.get_last_lr()[0])
         self.optimizer.step()
         self.scheduler.step()
         return UpdateResult(total, norm, lr)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return optimiser and schedule, for a snapshot."""
+        return {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a snapshot's optimiser and schedule."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
 
 
 def schedule(settings: Optimizer, total: int) -> Callable[[int], float]:

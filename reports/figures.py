@@ -141,7 +141,7 @@ def _name_stages(axes: Axes, scores: pd.DataFrame) -> None:
     names, stages = style.short_names(scores["task"]), scores.groupby("stage")["stage_task"].unique()
     shared = all(len(own) == 1 for own in stages)
     ticks = [
-        "start" if not stage else fill(names.get(own[0], own[0]), 19) if shared else str(stage)
+        "start" if not stage else fill(str(names.get(own[0], own[0])), 19) if shared else str(stage)
         for stage, own in stages.items()
     ]
     axes.set_xticks(list(stages.index), ticks, rotation=30, ha="right", rotation_mode="anchor")

@@ -144,7 +144,7 @@ def context(
     teacher: Teacher | None = None,
     log: list[dict[str, Any]] | None = None,
     seed: int = 5,
-    reference: Teacher | None = None,
+    reference: LocalTeacher | None = None,
     teacher_engine: Engine | None = None,
 ) -> StageContext:
     """Return a stage over token numbers; `log` collects the step log."""
@@ -164,7 +164,9 @@ def context(
         training=Training.model_validate(budget),
         seed=seed,
         device="cpu",
+        folder=Path("nowhere"),
         log=lines.append,
+        warn=lambda _: None,
     )
 
 

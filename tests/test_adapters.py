@@ -20,17 +20,21 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from adapters import loop
-from adapters.aopd import AOPD, truncated_forward_kl
-from adapters.loop import LoopAdapter, Tokens, prompt_batches
+from adapters.aopd import AOPD
+from adapters.loop import LoopAdapter
 from adapters.none import NoUpdate
 from adapters.opd import OPD
+from adapters.prompts import prompt_batches
 from adapters.sft import SFT
+from adapters.tokens import Tokens
+from adapters.topk import top_k_forward_kl
 from harness.adapter import check_adapters, make_adapter, registered
 from harness.config import AdapterEntry, Optimizer, Suite
 from harness.engines.hf import HFEngine
 from harness.errors import ConfigError, ModelError, TaskError, TrainingError
 from harness.logprobs import Head, StudentForward, TeacherScores, Wanted, selected_logprobs
 from harness.rollouts import Batch, Example, Reduction, make_batches
+from harness.teachers.base import checked
 from harness.teachers.local import LocalTeacher
 from harness.training import UpdateResult
 from tests.models import (
@@ -67,7 +71,12 @@ class Recorder:
         self.batches: list[list[Batch]] = []
         self.made.append(self)
 
-    def update(self, batches: Iterable[Batch], loss_of: Callable[[Batch], Tensor]) -> UpdateResult:
+    def update(
+        self,
+        batches: Iterable[Batch],
+        loss_of: Callable[[Batch], Tensor],
+        penalties: Iterable[Callable[[], Tensor]] = (),
+    ) -> UpdateResult:
         self.module.zero_grad()
         self.batches.append(list(batches))
         losses = []
@@ -291,18 +300,18 @@ def test_at_its_limits_aopd_is_pure_opd_and_pure_forward_kl(
     all_opd = AOPD(gate=gate, threshold=limit, **options).token_losses(found)
     all_fkl = AOPD(gate=gate, threshold=-limit, **options).token_losses(found)
     assert torch.equal(all_opd.losses, OPD(**options).token_losses(found).losses)
-    assert torch.equal(all_fkl.losses, truncated_forward_kl(found))
+    assert torch.equal(all_fkl.losses, top_k_forward_kl(found))
     assert all_opd.routed is not None
     assert all_fkl.routed is not None
     assert not all_opd.routed.any()
     assert all_fkl.routed.all()
 
 
-def test_truncated_forward_kl_may_be_negative_and_still_has_its_gradient():
+def test_top_k_forward_kl_may_be_negative_and_still_has_its_gradient():
     # Teacher 0.5 and 0.2 on its top two, student 0.6 and 0.3 there:
     # 0.5 log(0.5/0.6) + 0.2 log(0.2/0.3) = -0.0911608 - 0.0810930 = -0.1722538
     top_q = torch.log(torch.tensor([[0.6, 0.3]], dtype=torch.float64)).requires_grad_()
-    loss = truncated_forward_kl(tokens([-1.0], [-1.0], top_q=top_q, top_p=[[math.log(0.5), math.log(0.2)]]))
+    loss = top_k_forward_kl(tokens([-1.0], [-1.0], top_q=top_q, top_p=[[math.log(0.5), math.log(0.2)]]))
     assert loss.item() == pytest.approx(-0.1722538, abs=1e-7)
     loss.sum().backward()
     assert top_q.grad is not None
@@ -548,7 +557,8 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 
 FIELDS = {
     "step", "loss", "grad_norm", "lr", "entropy", "advantage_mean", "routed_fkl", "response_tokens_mean",
-    "truncated_share", "tokens", "seconds",
+    "truncated_share", "tokens", "seconds", "warnings", "fkl_gradient_share", "top_k", "teacher_top_mass",
+    "student_top_mass", "overlap", "pull_up", "pull_down",
 }  # fmt: skip
 
 
@@ -634,8 +644,9 @@ def test_a_teacher_whose_score_is_not_finite_stops_the_run():
     model = qwen3()
     model.lm_head.weight.data[3] = float("nan")
     (batch,) = make_batches([rollout([1, 2], [4, STOP])], "token_mean", None)
+    scores = LocalTeacher(model, FakeTokenizer(), FakeTokenizer()).score(batch, Wanted(), 1.0)
     with pytest.raises(TrainingError, match="not finite; check its weights and dtype"):
-        LocalTeacher(model, FakeTokenizer(), FakeTokenizer()).score(batch, Wanted(), 1.0)
+        checked(scores)
 
 
 def test_more_teacher_tokens_than_the_vocabulary_has_are_refused():

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from harness import logprobs
 from harness.errors import ModelError
-from harness.logprobs import Head, StudentForward, Wanted, head_of, selected_logprobs, teacher_scores
+from harness.logprobs import Asked, Head, StudentForward, Wanted, head_of, selected_logprobs, teacher_scores
 from harness.rollouts import make_batches
 from tests.models import assert_same_gradients, dense_logprobs, gradients, qwen3, rollout
 
@@ -199,7 +199,7 @@ def test_student_forward_equals_full_logits_for_all_parameters(tie: bool, temper
     (batch,) = make_batches(SEQUENCES, "sequence_mean", None)
     ids = torch.stack([batch.targets, (batch.targets + 1) % 24, batch.targets], dim=1)
     above = torch.randn(ids.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    found = StudentForward(model)(batch, ids, temperature)
+    found = StudentForward(model)(batch, ids, Asked(temperature))
     (found.chosen * above).sum().backward()
     ours = gradients(model)
     model.zero_grad()

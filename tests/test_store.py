@@ -208,16 +208,23 @@ def test_updating_the_manifest_changes_what_it_is_told_to(tmp_path: Path):
 
 def test_training_starts_in_an_empty_folder(tmp_path: Path):
     folder = StageFolder(tmp_path / "stage_1_x")
-    with folder.fresh_training() as train:
-        (train / "steps.jsonl").write_text("half a step")
-        (train / "checkpoint").mkdir()
-        (train / "checkpoint" / "model.safetensors").write_text("half a model")
+    train = folder.open_training()
+    (train / "steps.jsonl").write_text("half a step")
+    (train / "checkpoint").mkdir()
+    (train / "checkpoint" / "model.safetensors").write_text("half a model")
     assert folder.training_done is None
-    with folder.fresh_training() as train:
-        assert list(train.iterdir()) == []
-        write_json(train / "done.json", {"weights": "w"})
+    assert list(folder.open_training().iterdir()) == []
+    write_json(train / "done.json", {"weights": "w"})
     assert folder.training_done == {"weights": "w"}
     assert folder.checkpoint == train / "checkpoint"
+
+
+def test_a_snapshot_keeps_the_folder_of_an_interrupted_training(tmp_path: Path):
+    folder = StageFolder(tmp_path / "stage_1_x")
+    train = folder.open_training()
+    (train / "steps.jsonl").write_text("a step")
+    (train / "snapshot.pt").write_text("weights")
+    assert {path.name for path in folder.open_training().iterdir()} == {"steps.jsonl", "snapshot.pt"}
 
 
 def test_stage_folders_have_their_contracts_names(tmp_path: Path):

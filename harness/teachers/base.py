@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
+import torch
+from torch import Tensor
+
+from harness.errors import TrainingError
 from harness.logprobs import TeacherScores, Wanted
 from harness.rollouts import Batch
 
 Needs = Literal["none", "sampled", "top_k", "full", "generate"]
+CERTAIN = 16
 
 
 class Teacher(Protocol):
@@ -16,3 +22,35 @@ class Teacher(Protocol):
     def score(self, batch: Batch, wanted: Wanted, temperature: float) -> TeacherScores:
         """Return log-probabilities of the batch's N targets, and what else is wanted at each position."""
         ...
+
+
+def checked(scores: TeacherScores) -> TeacherScores:
+    """Return scores that a model can have computed.
+
+    Raises `TrainingError` for log-probabilities that are not finite or above 0, and for a top K that holds more than all
+    of the mass.
+    """
+    for name, values in (("a response token", scores.sampled), ("its most probable tokens", scores.top_logprobs)):
+        if not torch.isfinite(values).all():
+            raise TrainingError(
+                f"the teacher's log-probability of {name} is not finite; check its weights and dtype, or its server"
+            )
+        if (values > 1e-4).any():
+            raise TrainingError(
+                f"the teacher's log-probability of {name} is above 0; it must return natural logarithms"
+            )
+    if scores.top_logprobs.shape[-1] and (mass := float(scores.top_logprobs.exp().sum(-1).max())) > 1.01:
+        raise TrainingError(f"the teacher's most probable tokens have a mass of {mass:.3g}, which cannot be above 1")
+    return scores
+
+
+def refuse_certainty(parts: Sequence[Tensor]) -> None:
+    """Raise `TrainingError` when every sampled token of a step has probability 1: nothing was scored.
+
+    A failed request that is filled with zeros looks like this (METHOD section 4); fewer than 16 tokens may be certain.
+    """
+    count = sum(part.numel() for part in parts)
+    if count >= CERTAIN and all(bool((part == 0).all()) for part in parts):
+        raise TrainingError(
+            f"the teacher gave probability 1 to all {count} tokens of a step; its answers were not scored, see its log"
+        )

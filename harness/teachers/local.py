@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from harness.checkpoints import Loaded, load, weights_digest
+from harness.config import Model
 from harness.errors import ModelError, TrainingError
 from harness.logprobs import TeacherScores, Wanted, head_of, response_hidden, teacher_scores
 from harness.rollouts import Batch
@@ -27,17 +33,46 @@ class LocalTeacher:
 
     @torch.no_grad()
     def score(self, batch: Batch, wanted: Wanted, temperature: float) -> TeacherScores:
-        """See `Teacher`; raises `TrainingError` when a score is not finite, instead of passing it on."""
+        """See `Teacher`; raises `TrainingError` for more tokens than there are."""
         hidden = response_hidden(self.model, batch)
         head = head_of(self.model, temperature)
         if wanted.top_k > len(head.weight):
             raise TrainingError(f"top_k is {wanted.top_k}, but the teacher's vocabulary has {len(head.weight)} tokens")
-        scores = teacher_scores(hidden, head, batch.targets, wanted)
-        if not (torch.isfinite(scores.sampled).all() and torch.isfinite(scores.top_logprobs).all()):
-            raise TrainingError(
-                "the teacher returned a log-probability that is not finite; check its weights and dtype"
-            )
-        return scores
+        return teacher_scores(hidden, head, batch.targets, wanted)
+
+
+def frozen_copy(student: Loaded) -> LocalTeacher:
+    """Return a teacher that scores as the student does now."""
+    tokenizer = student.renderer.tokenizer
+    return LocalTeacher(copy.deepcopy(student.model), tokenizer, tokenizer)
+
+
+@dataclass(frozen=True)
+class HeldTeacher:
+    """A teacher in memory with what it was loaded from."""
+
+    spec: Model
+    weights: str
+    teacher: LocalTeacher
+
+
+class TeacherShelf:
+    """Keeps one teacher in memory, so that stages with the same one share it."""
+
+    def __init__(self, device: str, checkpoint_of: Callable[[Model], Path]) -> None:
+        self.device, self.checkpoint_of = device, checkpoint_of
+        self.held: HeldTeacher | None = None
+
+    def take(self, spec: Model, student: Loaded) -> LocalTeacher:
+        """Return the teacher that `spec` describes, for this student; another one is dropped before it is loaded."""
+        if self.held is None or self.held.spec != spec:
+            self.held = None
+            folder = self.checkpoint_of(spec)
+            loaded = load(folder, spec, self.device)
+            check_same_rows(loaded.model, student.model)
+            teacher = LocalTeacher(loaded.model, loaded.renderer.tokenizer, student.renderer.tokenizer)
+            self.held = HeldTeacher(spec, weights_digest(folder), teacher)
+        return self.held.teacher
 
 
 def check_same_rows(teacher: Any, student: Any) -> None:

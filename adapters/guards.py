@@ -1,0 +1,81 @@
+"""Guards in training: signs that a stage goes wrong, said once, in one sentence each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+WINDOW = 10
+Sign = Callable[[list[float], list[float]], str | None]
+
+
+class Guards:
+    """Looks at a stage's step log line by line; means are over 10 steps, `first` those that the stage began with."""
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self.warn = warn
+        self.values: dict[str, list[float]] = {name: [] for name, _, _ in SIGNS}
+        self.said: set[str] = set()
+
+    def look_at(self, line: Mapping[str, Any]) -> list[str]:
+        """Return the names of the warnings that this step raised, after saying them."""
+        for column in self.values:
+            if line.get(column) is not None:
+                self.values[column].append(float(line[column]))
+        raised: list[str] = []
+        for column, name, sign in SIGNS:
+            seen = self.values[column]
+            if name in self.said or len(seen) < WINDOW:
+                continue
+            if sentence := sign(seen[:WINDOW], seen[-WINDOW:]):
+                self.said.add(name)
+                raised.append(name)
+                self.warn(f"step {line['step']}: {sentence}")
+        return raised
+
+
+def _never_routed(_: list[float], last: list[float]) -> str | None:
+    if max(last) > 0:
+        return None
+    return (
+        f"no token has gone to forward KL for {WINDOW} steps, so the method is its policy gradient; look at `threshold`"
+    )
+
+
+def _always_routed(_: list[float], last: list[float]) -> str | None:
+    if min(last) < 1:
+        return None
+    return f"every token has gone to forward KL for {WINDOW} steps, so nothing is reinforced; look at `threshold`"
+
+
+def _collapsed(first: list[float], last: list[float]) -> str | None:
+    if _mean(last) >= 0.1 * _mean(first):
+        return None
+    return f"entropy fell from {_mean(first):.3g} to {_mean(last):.3g} nats per token; lower the learning rate"
+
+
+def _inflated(first: list[float], last: list[float]) -> str | None:
+    if _mean(last) <= 2 * _mean(first):
+        return None
+    return (
+        f"responses grew from {_mean(first):.0f} to {_mean(last):.0f} tokens; look at some, they may repeat themselves"
+    )
+
+
+def _cut(_: list[float], last: list[float]) -> str | None:
+    if _mean(last) <= 0.5:
+        return None
+    return f"{_mean(last):.0%} of the responses are cut off at the length limit; raise training.max_new_tokens"
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+SIGNS: tuple[tuple[str, str, Sign], ...] = (
+    ("routed_fkl", "never routed", _never_routed),
+    ("routed_fkl", "always routed", _always_routed),
+    ("entropy", "entropy collapse", _collapsed),
+    ("response_tokens_mean", "length inflation", _inflated),
+    ("truncated_share", "truncation", _cut),
+)

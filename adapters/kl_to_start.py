@@ -1,0 +1,35 @@
+"""KL to the stage's start, against drifting away from what the model could do before.
+
+Adds beta (log q(y_t) - log q_0(y_t))^2 / 2 per response token. On the student's own samples its expected gradient is that of
+beta KL(q || q_0) ("k2" in J. Schulman, Approximating KL divergence, 2020).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from adapters.wrapper import Wrapper, penalised
+from harness.adapter import Penalties, Requirements, StageContext
+
+
+class KLToStart(Wrapper):
+    """Hold the wrapped trainer near the weights that the stage began with."""
+
+    adds_penalty: ClassVar[bool] = True
+
+    beta: float = Field(default=0.1, gt=0, description="factor on the penalty, in units of the wrapped loss")
+
+    @property
+    def requirements(self) -> Requirements:
+        """Also a copy of the stage's start."""
+        return Requirements(self.inner.requirements.teacher, reference=True)
+
+    def changed(self, ctx: StageContext) -> StageContext:
+        """Return the stage with the penalty."""
+        return penalised(ctx, Penalties(token=(self._penalty,)))
+
+    def _penalty(self, logq: Tensor, logref: Tensor) -> Tensor:
+        return 0.5 * self.beta * (logq - logref) ** 2

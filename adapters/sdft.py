@@ -1,0 +1,60 @@
+"""Self-distillation fine-tuning (SDFT, arXiv 2601.19897): the teacher is the model itself, shown the demonstration.
+
+L = E[1/|y| sum_t KL(q(.|x, y_<t) || p(.|x, demonstration, y_<t))], y from the student; p has the student's weights averaged
+over updates. What the demonstration makes the model do in context is distilled into its weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from adapters.divergences import reverse_kl
+from adapters.gkd import FullVocabulary
+from harness.adapter import Requirements, StageContext
+from harness.rollouts import Rollout
+from harness.teachers.base import Needs, Teacher
+
+SHOWN = "{question}\n\nHere is one good answer:\n{demonstration}\n\nNow answer the question yourself."
+
+
+class SDFT(FullVocabulary):
+    """Reverse KL from the student to itself with the reference answer in its prompt."""
+
+    teacher_needs: ClassVar[Needs] = "none"
+
+    ema_rate: float = Field(
+        default=0.02,
+        ge=0,
+        le=1,
+        description="how far the teacher moves to the student after each update; 0 keeps the stage's start, 1 copies",
+    )
+    shown: str = Field(default=SHOWN, description="the teacher's user message, from {question} and {demonstration}")
+
+    @property
+    def requirements(self) -> Requirements:
+        """A copy of the stage's start, which then follows the student."""
+        return Requirements("none", reference=True)
+
+    def scorer(self, ctx: StageContext) -> Teacher | None:
+        """Return the averaged student."""
+        return ctx.reference
+
+    def divergence(self, logq: Tensor, logp: Tensor) -> Tensor:
+        """Return KL(q || p), (n,)."""
+        return reverse_kl(logq, logp)
+
+    def teacher_prompts(self, ctx: StageContext, rollouts: Sequence[Rollout]) -> list[list[int]] | None:
+        """Return prompts that show the item's reference answer."""
+        return [ctx.with_demonstration(rollout.example, self.shown) for rollout in rollouts]
+
+    @torch.no_grad()
+    def after_update(self, ctx: StageContext) -> None:
+        """Move the teacher: p <- (1 - rate) p + rate q."""
+        assert ctx.reference is not None
+        for old, new in zip(ctx.reference.model.parameters(), ctx.student.model.parameters(), strict=True):
+            old.lerp_(new.to(old.dtype), self.ema_rate)
