@@ -23,7 +23,7 @@ help:  ## Show this list
 stage-all: $(STAMP)  ## Adapt in stages, evaluate after each, report: SUITE=tiny ADAPTERS=opd,aopd SEEDS=0,1,2 SET="a.b=c ..."
 	$(BIN)/harness sweep $(SUITE) --adapter $(ADAPTERS) $(if $(SEEDS),--seed $(SEEDS)) --out $(OUT) $(foreach s,$(SET),--set $(s))
 
-study: $(STAMP)  ## Vary one factor at a time and write the page of results; up to two hours: STUDY=tiny SET="a.b=c ..." PAGE=page.md
+study: $(if $(filter adapters,$(STUDY)),$(STAMP_TRL),$(STAMP))  ## Vary one factor at a time and write the page of results; up to two hours: STUDY=tiny SET="a.b=c ..." PAGE=page.md
 	$(BIN)/harness study $(STUDY) --out $(OUT) $(foreach s,$(SET),--set $(s)) $(if $(PAGE),--page $(PAGE))
 
 report: $(STAMP)  ## Render the report of RUNS=runs/tiny again

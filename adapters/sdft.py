@@ -15,7 +15,9 @@ from torch import Tensor
 
 from adapters.divergences import reverse_kl
 from adapters.gkd import FullVocabulary
+from adapters.loop import Objective
 from harness.adapter import Requirements, StageContext
+from harness.errors import ConfigError
 from harness.rollouts import Rollout
 from harness.teachers.base import Needs, Teacher
 
@@ -40,6 +42,11 @@ class SDFT(FullVocabulary):
         """A copy of the stage's start, which then follows the student."""
         return Requirements("none", reference=True)
 
+    @property
+    def objective(self) -> Objective | None:
+        """The reverse KL from the student that saw the demonstration."""
+        return "reverse_kl"
+
     def scorer(self, ctx: StageContext) -> Teacher | None:
         """Return the averaged student."""
         return ctx.reference
@@ -49,8 +56,19 @@ class SDFT(FullVocabulary):
         return reverse_kl(logq, logp)
 
     def teacher_prompts(self, ctx: StageContext, rollouts: Sequence[Rollout]) -> list[list[int]] | None:
-        """Return prompts that show the item's reference answer."""
-        return [ctx.with_demonstration(rollout.example, self.shown) for rollout in rollouts]
+        """Return prompts that show the item's reference answer.
+
+        Raises `ConfigError` where such a prompt and an answer do not fit the model's context.
+        """
+        prompts = [ctx.with_demonstration(rollout.example, self.shown) for rollout in rollouts]
+        longest = max(map(len, prompts)) + ctx.training.max_new_tokens
+        context = ctx.student.model.config.get_text_config().max_position_embeddings
+        if longest > context:
+            raise ConfigError(
+                f"a prompt with its demonstration and {ctx.training.max_new_tokens} new tokens takes {longest} tokens, the "
+                f"model has {context}; shorten `shown` or lower max_new_tokens"
+            )
+        return prompts
 
     @torch.no_grad()
     def after_update(self, ctx: StageContext) -> None:

@@ -299,7 +299,7 @@ def _step_log(path: Path, progress: Counter) -> Callable[[dict[str, Any]], None]
     def log(step: dict[str, Any]) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(step) + "\n")
-        progress.next()
+        progress.reach(int(step["step"]) + 1)
 
     return log
 

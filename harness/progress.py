@@ -47,8 +47,12 @@ class Counter:
 
     def next(self, _: object = None) -> None:
         """Count one more."""
-        self.done += 1
-        self.report(Event(self.run, self.activity, self.done, self.total))
+        self.reach(self.done + 1)
+
+    def reach(self, done: int) -> None:
+        """Say how many are done; what is taken up again does not begin at none."""
+        self.done = done
+        self.report(Event(self.run, self.activity, done, self.total))
 
 
 class Display:

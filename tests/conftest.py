@@ -10,10 +10,12 @@ import pytest
 
 os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 
+from adapters import loop
 from harness.config import Suite
 from harness.lmeval.tasks import TaskLibrary
 from harness.suites import load_suite
 from tests.models import micro_suite, write_yaml
+from tests.stages import Recorder
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -64,3 +66,12 @@ def teacher_folder(micro: Suite, library: TaskLibrary) -> Path:
 
     assert micro.teacher is not None
     return checkpoint_of(micro.teacher, 0, library)
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> type[Recorder]:
+    """Replace the loop's optimiser by the recorder."""
+    monkeypatch.setattr(Recorder, "made", [])
+    monkeypatch.setattr(Recorder, "rate", 0.0)
+    monkeypatch.setattr(loop, "Updater", Recorder)
+    return Recorder

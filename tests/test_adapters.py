@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from adapters import loop
 from adapters.aopd import AOPD
 from adapters.loop import LoopAdapter
 from adapters.none import NoUpdate
@@ -29,14 +27,13 @@ from adapters.sft import SFT
 from adapters.tokens import Tokens
 from adapters.topk import top_k_forward_kl
 from harness.adapter import check_adapters, make_adapter, registered
-from harness.config import AdapterEntry, Optimizer, Suite
+from harness.config import AdapterEntry, Suite
 from harness.engines.hf import HFEngine
 from harness.errors import ConfigError, ModelError, TaskError, TrainingError
 from harness.logprobs import Head, StudentForward, TeacherScores, Wanted, selected_logprobs
-from harness.rollouts import Batch, Example, Reduction, make_batches
+from harness.rollouts import Batch, Example, make_batches
 from harness.teachers.base import checked
 from harness.teachers.local import LocalTeacher
-from harness.training import UpdateResult
 from tests.models import (
     STOP,
     VOCABULARY,
@@ -52,69 +49,7 @@ from tests.models import (
     qwen3,
     rollout,
 )
-
-PROMPTS = [[3, 4, 5], [8], [3, 1, 4, 1, 5], [9, 10], [11, 12, 13], [7, 7]]
-RESPONSES = [[6, 7, STOP], [9, STOP], [9], [14, 15, 16, 17, STOP], [STOP], [5, 6, 7, 8]]
-REDUCTIONS: list[Reduction] = ["sequence_mean", "token_mean"]
-
-
-class Recorder:
-    """Stands in for the optimiser: keeps each update's gradients and takes a plain step of size `rate`."""
-
-    rate = 0.0
-    made: ClassVar[list[Recorder]] = []
-
-    def __init__(self, module: nn.Module, settings: Optimizer, total_updates: int) -> None:
-        self.module, self.total_updates = module, total_updates
-        self.gradients: list[dict[str, Tensor]] = []
-        self.losses: list[float] = []
-        self.batches: list[list[Batch]] = []
-        self.made.append(self)
-
-    def update(
-        self,
-        batches: Iterable[Batch],
-        loss_of: Callable[[Batch], Tensor],
-        penalties: Iterable[Callable[[], Tensor]] = (),
-    ) -> UpdateResult:
-        self.module.zero_grad()
-        self.batches.append(list(batches))
-        losses = []
-        for batch in self.batches[-1]:
-            loss = loss_of(batch)
-            loss.backward()
-            losses.append(loss.item())
-        self.gradients.append({n.removeprefix("model."): g for n, g in gradients(self.module).items()})
-        self.losses.append(sum(losses))
-        with torch.no_grad():
-            for parameter in self.module.parameters():
-                if parameter.grad is not None:
-                    parameter -= self.rate * parameter.grad
-        return UpdateResult(sum(losses), 0.0, 0.0)
-
-
-@pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> type[Recorder]:
-    """Replace the loop's optimiser by the recorder."""
-    monkeypatch.setattr(Recorder, "made", [])
-    monkeypatch.setattr(Recorder, "rate", 0.0)
-    monkeypatch.setattr(loop, "Updater", Recorder)
-    return Recorder
-
-
-def trained(adapter: LoopAdapter, log: list[dict[str, Any]] | None = None, **training: Any) -> Recorder:
-    """Run one step of an adapter on the scripted rollouts and return what its optimiser saw."""
-    examples = [example(prompt, target) for prompt, target in zip(PROMPTS, RESPONSES, strict=True)]
-    adapter.train_stage(
-        context(qwen3(), ScriptedEngine(_in_order(RESPONSES)), examples, training, local_teacher(), log)
-    )
-    return Recorder.made[-1]
-
-
-def _in_order(responses: list[list[int]]) -> list[list[int]]:
-    """Return responses in the order in which the first batch asks for them."""
-    ctx = context(None, ScriptedEngine([]), [example(p, r) for p, r in zip(PROMPTS, responses, strict=True)])
-    return [item.target for item in next(prompt_batches(ctx))]
+from tests.stages import PROMPTS, REDUCTIONS, RESPONSES, Recorder, in_order, trained
 
 
 def dense_loss(adapter: Any, model: Any, teacher: Any, temperature: float = 1.0) -> Tensor:
@@ -565,7 +500,7 @@ FIELDS = {
 def test_the_step_log_has_every_field_with_its_right_value():
     log: list[dict[str, Any]] = []
     examples = [example(p, r) for p, r in zip(PROMPTS, RESPONSES, strict=True)]
-    engine, teacher = ScriptedEngine(_in_order(RESPONSES)), local_teacher()
+    engine, teacher = ScriptedEngine(in_order(RESPONSES)), local_teacher()
     ctx = context(qwen3(), engine, examples, {"steps": 2, "micro_batch": 4}, teacher, log)
     AOPD(top_k=5).train_stage(ctx)
     assert [line["step"] for line in log] == [0, 1]

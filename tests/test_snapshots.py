@@ -1,0 +1,150 @@
+"""An interrupted stage goes on at its step and ends with the weights, the log and the scores of an undisturbed one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adapters.loop import LoopAdapter
+from adapters.opd import OPD
+from adapters.sdft import SDFT
+from harness.config import Suite
+from harness.errors import RunError, TrainingError
+from harness.pipeline import RunSpec, run
+from harness.progress import Event
+from harness.snapshots import FileSnapshots
+from tests.stages import stage
+from tests.test_pipeline import cells, manifest, steps
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from harness.pipeline import RunSpec, run
+from harness.suites import load_suite
+
+def report(event):
+    if f"{event.activity} {event.done}" == sys.argv[3]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run(RunSpec(load_suite(sys.argv[1], ["snapshot_minutes=0"]), "aopd", 0, out=Path(sys.argv[2])), report)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_killed_within_a_stage_does_only_the_steps_after_its_snapshot(
+    micro: Suite, micro_file: Path, tmp_path: Path
+):
+    undisturbed = run(RunSpec(micro, "aopd", 0, out=tmp_path / "undisturbed"))
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(micro_file), str(tmp_path), "stage 2 tiny_currency 2"],
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+    )
+    assert killed.returncode == -9, killed.stderr[-2000:]
+    spec = RunSpec(micro, "aopd", 0, out=tmp_path)
+    train = spec.path / "stage_2_tiny_currency" / "train"
+    assert (train / "snapshot.pt").is_file()
+    assert len((train / "steps.jsonl").read_text().splitlines()) == 2
+    seen: list[Event] = []
+    run(spec, seen.append)
+    assert [e.done for e in seen if e.activity == "stage 2 tiny_currency"] == [0, 2]
+    assert not (train / "snapshot.pt").exists()
+    assert manifest(spec.path)["weights"] == manifest(undisturbed)["weights"]
+    assert steps(spec.path) == steps(undisturbed)
+    assert cells(spec.path) == cells(undisturbed)
+
+
+class StoppedError(Exception):
+    """Ends a stage from within."""
+
+
+class Demonstrating(SDFT):
+    """Self-distillation without a real task: the demonstration is one more token."""
+
+    def teacher_prompts(self, ctx: Any, rollouts: Any) -> list[list[int]]:
+        return [[20, *r.example.prompt] for r in rollouts]
+
+
+@pytest.mark.parametrize("adapter", [OPD(updates_per_rollout=2), Demonstrating(ema_rate=0.3)], ids=["opd", "sdft"])
+def test_optimiser_schedule_and_moving_teacher_are_taken_up(adapter: LoopAdapter, tmp_path: Path):
+    budget: dict[str, Any] = {
+        "steps": 4, "prompts_per_step": 2, "optimizer": {"lr": 1e-2, "schedule": "linear", "warmup_steps": 1},
+    }  # fmt: skip
+    undisturbed = stage(budget)
+    adapter.train_stage(undisturbed)
+
+    def stopping(line: dict[str, Any]) -> None:
+        if line["step"] == 2:
+            raise StoppedError
+
+    first = stage(budget)
+    kept = FileSnapshots(tmp_path, 0)
+    with pytest.raises(StoppedError):
+        adapter.train_stage(replace(first, snapshots=kept, log=stopping))
+    again = stage(budget)
+    # The scripted engine goes on where a real one, which has no state, would be.
+    again.engine.prompts.extend([[0]] * 4)  # pyright: ignore[reportAttributeAccessIssue]
+    lines: list[dict[str, Any]] = []
+    adapter.train_stage(replace(again, snapshots=FileSnapshots(tmp_path, None), log=lines.append))
+    assert [line["step"] for line in lines] == [2, 3]
+    for ctx in (undisturbed, again):
+        assert ctx.reference is not None
+    for left, right in zip(_tensors(undisturbed), _tensors(again), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_a_step_log_is_taken_back_to_the_snapshot(tmp_path: Path):
+    kept = FileSnapshots(tmp_path, 0)
+    kept.offer(2, lambda: {"weights": torch.ones(2)})
+    (tmp_path / "steps.jsonl").write_text('{"step": 0}\n{"step": 1}\n{"step": 2}\n{"st')
+    state = kept.load()
+    assert state is not None
+    assert state["step"] == 2
+    assert (tmp_path / "steps.jsonl").read_text() == '{"step": 0}\n{"step": 1}\n'
+
+
+def test_snapshots_are_taken_when_they_are_due_only(tmp_path: Path):
+    def never() -> dict[str, Any]:
+        raise AssertionError
+
+    FileSnapshots(tmp_path, None).offer(1, never)
+    FileSnapshots(tmp_path, 10).offer(1, never)
+    assert FileSnapshots(tmp_path, 10).load() is None
+
+
+def test_a_snapshot_that_does_not_load_is_named(tmp_path: Path):
+    (tmp_path / "snapshot.pt").write_text("half a snapshot")
+    with pytest.raises(RunError, match=r"snapshot.pt does not load .*; remove the stage's train folder"):
+        FileSnapshots(tmp_path, None).load()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_weights_before_it(
+    micro: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    losses = OPD.token_losses
+    calls: list[int] = []
+
+    def breaking(self: OPD, tokens: Any) -> Any:
+        calls.append(1)
+        found = losses(self, tokens)
+        return found if len(calls) < 2 else type(found)(found.losses * float("nan"))
+
+    monkeypatch.setattr(OPD, "token_losses", breaking)
+    spec = RunSpec(micro, "opd", 0, out=tmp_path)
+    with pytest.raises(TrainingError, match=r"not finite.*; the weights before this step are kept in .*last_good"):
+        run(spec)
+    kept = spec.path / "stage_1_tiny_weather" / "train" / "last_good"
+    assert (kept / "model.safetensors").is_file()
+    assert (kept / "tokenizer.json").is_file()
+
+
+def _tensors(ctx: Any) -> list[Any]:
+    return [*ctx.student.state_dict().values(), *ctx.reference.model.state_dict().values()]
