@@ -52,12 +52,27 @@ class Factor(Strict):
     entries: Names | None = Field(default=None, description="adapters; null takes the study's")
     orders: Names = ("default",)
     seeds: Seeds | None = Field(default=None, description="null takes the study's")
+    against: str | dict[str, str] = Field(
+        default="opd", description="what entries are compared with: one for all, or pairs `entry: reference`"
+    )
+
+    @property
+    def of_entries(self) -> bool:
+        """Whether entries alone are varied, and so compared with one another."""
+        return self.key is None and len(self.orders) == 1
+
+    def reference(self, entry: str) -> str | None:
+        """Return the entry that another is compared with; None for one that is compared with nothing."""
+        named = self.against.get(entry) if isinstance(self.against, dict) else self.against
+        return None if named == entry else named
 
     @model_validator(mode="after")
     def _key_and_values_go_together(self) -> Factor:
         if (self.key is None) != (not self.values):
             raise ValueError("key and values go together; give both, or neither to vary entries or orders alone")
         _once(self.values)
+        if "against" in self.model_fields_set and not self.of_entries:
+            raise ValueError("`against` is for a factor that varies entries alone; leave it out beside key or orders")
         return self
 
 
@@ -71,6 +86,18 @@ class Study(Strict):
     seeds: Seeds
     minutes_per_run: float = Field(gt=0, description="on one processor, for the estimate while no run is finished")
     factors: dict[str, Factor] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _what_is_compared_is_run(self) -> Study:
+        for name, factor in self.factors.items():
+            pairs = factor.against.items() if isinstance(factor.against, dict) else [(factor.against,)]
+            entries = factor.entries or self.entries
+            unknown = [entry for pair in pairs for entry in pair if entry not in entries]
+            if unknown and "against" in factor.model_fields_set:
+                raise ValueError(
+                    f"{name}.against names {unknown[0]!r}, which is not among the entries {', '.join(entries)}; add it there"
+                )
+        return self
 
 
 @dataclass(frozen=True)

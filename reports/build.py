@@ -20,7 +20,7 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from harness.errors import RunError
-from reports import figures, style, views, words
+from reports import figures, pulls, style, views, words
 from reports.frames import Frames, load
 from reports.tables import write_tables
 
@@ -29,13 +29,17 @@ Data = TypeVar("Data")
 
 @dataclass(frozen=True)
 class Drawing(Generic[Data]):
-    """A figure on a page: file name, heading, what to look for, how it is drawn, and what its numbers say."""
+    """A figure on a page: file name, heading, what to look for, how it is drawn, and what its numbers say.
+
+    An optional one is left out where it has no data; of the others the page says why they are not drawn.
+    """
 
     name: str
     title: str
     caption: str
     draw: Callable[[Data], Figure]
     reading: Callable[[Data], str] = lambda _: ""
+    optional: bool = False
 
 
 DRAWINGS: list[Drawing[Frames]] = [
@@ -66,6 +70,31 @@ DRAWINGS: list[Drawing[Frames]] = [
         "Mean entropy of the student's next-token distribution (full vocabulary) at the answer tokens it was trained "
         "on, smoothed by a rolling mean of 5 steps within a stage. The band runs from the lowest to the highest seed.",
         lambda frames: figures.entropy_curves(frames.steps),
+    ),
+    Drawing(
+        "pulls",
+        "Pulls on the teacher's first choice",
+        "Look for a method that pulls down harder than another: it pushes a confident student back, and noise around the "
+        "teacher drifts to higher entropy. pull = −∂L/∂z_v, how hard a step of descent raises the logit of v, the "
+        "teacher's first choice. Up: mean over the response tokens of pull where q(v) < p(v), else 0; down: mean of −pull "
+        "where q(v) ≥ p(v), else 0; q student, p teacher. On two tokens AOPD pulls up by 2 (1−q)(p−q) and down by "
+        "2 q (q−p), to first order: harder down where q is high. The student is mostly below its teacher, so compare "
+        "methods, not up with down, whose scales differ. Single tokens are sampled, so a mean may be negative. Rolling mean "
+        "of 5 steps within a stage; bands run from the lowest to the highest seed.",
+        lambda frames: pulls.pull_curves(frames.steps),
+        pulls.pulls_reading,
+        optional=True,
+    ),
+    Drawing(
+        "agreement",
+        "Agreement with the teacher",
+        "Above, the share of the teacher's K most probable tokens that are among the student's K; below, the probability "
+        "that student (solid) and teacher (dashed) give these tokens; at the response tokens trained on. K is what "
+        "the method asks of the teacher, 1 for OPD, so levels compare only at equal K; look at how lines move. Rolling "
+        "mean of 5 steps within a stage; bands run from the lowest to the highest seed.",
+        lambda frames: pulls.agreement_curves(frames.steps),
+        pulls.agreement_reading,
+        optional=True,
     ),
 ]
 
@@ -103,16 +132,17 @@ def publish(scratch: Path, out: Path) -> None:
 
 
 def _draw(frames: Frames, folder: Path) -> Iterator[dict[str, Any]]:
-    """Save each figure and yield what the templates need of it; one without data yields the reason instead."""
+    """Save each figure and yield what the templates need of it; one without data yields the reason instead, if any."""
     for drawing in DRAWINGS:
-        entry = {"name": drawing.name, "title": drawing.title, "caption": drawing.caption, "svg": None, "reason": None}
+        entry = {"name": drawing.name, "title": drawing.title, "caption": drawing.caption, "svg": None, "reading": ""}
         try:
             figure = drawing.draw(frames)
         except RunError as error:
-            yield {**entry, "reason": str(error)}
+            yield {**entry, "reason": None if drawing.optional else str(error)}
             continue
         style.save(figure, folder / drawing.name)
-        yield {**entry, "svg": Markup(style.inline_svg(folder / f"{drawing.name}.svg", drawing.title))}
+        svg = Markup(style.inline_svg(folder / f"{drawing.name}.svg", drawing.title))
+        yield {**entry, "reason": None, "svg": svg, "reading": drawing.reading(frames)}
 
 
 def _context(frames: Frames, drawings: list[dict[str, Any]]) -> dict[str, Any]:
@@ -124,6 +154,7 @@ def _context(frames: Frames, drawings: list[dict[str, Any]]) -> dict[str, Any]:
         "retention": views.retention_grids(frames.scores),
         "figures": views.figures_grid(frames.scores),
         "outcomes": views.outcomes_grid(frames.scores),
+        "warnings": {"sentence": words.training_warnings(frames), "grid": views.warnings_grid(frames)},
         "cost": views.cost_grid(frames),
         "provenance": [getattr(views, f"{name}_grid")(frames) for name in ("runs", "weights", "packages", "hardware")],
         "overlap": {"sentences": words.overlap(frames), "grid": views.overlap_grid(frames)},

@@ -105,7 +105,7 @@ def forgetting_curves(scores: pd.DataFrame) -> Figure:
         raise RunError("Nothing has been evaluated yet; expected results.json in a stage's eval folder.")
     tasks, names = list(table["task"].unique()), style.short_names(scores["task"])
     columns = min(3, len(tasks)) if len(tasks) != 4 else 2
-    rows, looks = -(-len(tasks) // columns), _looks(table)
+    rows, looks = -(-len(tasks) // columns), looks_of(table)
     figure = Figure(figsize=(max(NARROWEST, 3.6 * columns + 0.4), 2.6 * rows + 0.9), layout="constrained")
     for position, task in enumerate(tasks):
         axes = figure.add_subplot(rows, columns, position + 1)
@@ -114,7 +114,7 @@ def forgetting_curves(scores: pd.DataFrame) -> Figure:
         lowest = position + columns >= len(tasks)
         axes.tick_params(labelbottom=lowest, labelleft=position % columns == 0)
         axes.set(xlabel="after stage" * lowest, ylabel="score (%)" * (position % columns == 0))
-    _legend(figure, looks, "Score of each task over the stages; shaded: its own stage")
+    legend_above(figure, looks, "Score of each task over the stages; shaded: its own stage")
     return figure
 
 
@@ -123,13 +123,14 @@ def _forgetting_panel(axes: Axes, cells: pd.DataFrame, looks: Looks, names: dict
     for stage in cells.loc[cells["own"], "stage"].unique():
         axes.axvspan(stage - 0.18, stage + 0.18, color=style.RULE, alpha=0.2, linewidth=0)
     for label, line in cells.groupby("label", sort=False):
-        _line_with_band(axes, line["stage"], line, looks[str(label)])
+        line_with_band(axes, line["stage"], line, looks[str(label)])
     axes.set(title=names[cells["task"].iloc[0]] + " (probe, never trained)" * probe, ylim=(-3, 103))
     axes.set_xlim(-0.3, cells["stage"].max() + 0.3)
     axes.grid(visible=True)
 
 
-def _line_with_band(axes: Axes, x: pd.Series, line: pd.DataFrame, look: dict[str, Any], scale: float = 100) -> None:
+def line_with_band(axes: Axes, x: pd.Series, line: pd.DataFrame, look: dict[str, Any], scale: float = 100) -> None:
+    """Draw the column `mean` over x and, with several seeds, a band from `smallest` to `largest`."""
     axes.plot(x, scale * line["mean"], **look)
     if line["seeds"].max() > 1:
         low, high = scale * line["smallest"], scale * line["largest"]
@@ -151,7 +152,7 @@ def _name_stages(axes: Axes, scores: pd.DataFrame) -> None:
 def learning_curves(scores: pd.DataFrame) -> Figure:
     """Return the diagonal: each trained task right before (hollow) and right after (filled) its own stage."""
     table = retention(scores)
-    looks, tasks = _looks(table), list(table.loc[table["role"] == "trained", "task"].unique())
+    looks, tasks = looks_of(table), list(table.loc[table["role"] == "trained", "task"].unique())
     table = table.assign(place=table["task"].map({task: place for place, task in enumerate(tasks)}))
     figure = Figure(figsize=(max(NARROWEST, 1.6 * len(tasks) + 3.0), 3.8), layout="constrained")
     axes = figure.subplots()
@@ -162,14 +163,14 @@ def learning_curves(scores: pd.DataFrame) -> Figure:
     axes.set_xticks(range(len(tasks)), [names[task] for task in tasks], rotation=30, ha="right", rotation_mode="anchor")
     axes.set(xlabel="trained task", ylabel="score on that task (%)", ylim=(-3, 103))
     axes.grid(visible=True)
-    _legend(figure, looks, "Learning: score right before (hollow) and right after (filled) the task's own stage")
+    legend_above(figure, looks, "Learning: score right before (hollow) and right after (filled) the task's own stage")
     return figure
 
 
 def _learning_line(axes: Axes, cells: pd.DataFrame, look: dict[str, Any], shift: float) -> None:
     after = cells[cells["own"]].sort_values("place")
     before = after[["stage", "task"]].merge(cells.assign(stage=cells["stage"] + 1), on=["stage", "task"])
-    _line_with_band(axes, after["place"] + shift, after, look)
+    line_with_band(axes, after["place"] + shift, after, look)
     axes.plot(before["place"] + shift, 100 * before["mean"], look["marker"], mec=look["color"], mfc="none")
     both = after.merge(before, on="task", suffixes=("_after", "_before"))
     ends = (100 * both["mean_before"], 100 * both["mean_after"])
@@ -186,29 +187,35 @@ def entropy_curves(steps: pd.DataFrame) -> Figure:
     steps = steps.dropna(subset="entropy")
     if steps.empty:
         raise RunError("No training step has an entropy yet; expected `entropy` in a stage's train/steps.jsonl.")
-    looks = {label: {**look, "marker": None} for label, look in _looks(steps).items()}
+    looks = {label: {**look, "marker": None} for label, look in looks_of(steps).items()}
     orders = list(steps.groupby(["suite", "order"], sort=False))
     figure = Figure(figsize=(11, 3.2 * len(orders) + 0.6), layout="constrained")
     for axes, (order, rows) in zip(figure.subplots(len(orders), squeeze=False).flat, orders, strict=True):
         _entropy_panel(axes, rows, looks)
         if len(orders) > 1:
             axes.set_title(", ".join(map(str, order)), pad=18)
-    _legend(figure, looks, f"Entropy during training, rolling mean of {SMOOTHING} steps within a stage")
+    legend_above(figure, looks, f"Entropy during training, rolling mean of {SMOOTHING} steps within a stage")
     return figure
 
 
 def _entropy_panel(axes: Axes, steps: pd.DataFrame, looks: Looks) -> None:
     for label, line in smoothed(steps, "entropy").groupby("label", sort=False):
-        _line_with_band(axes, line["global_step"], line, looks[str(label)], scale=1)
+        line_with_band(axes, line["global_step"], line, looks[str(label)], scale=1)
+    axes.set(xlabel="training step, stages in order", ylabel="entropy of the student\n(nats per answer token)")
+    axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
+    mark_stages(axes, steps)
+
+
+def mark_stages(axes: Axes, steps: pd.DataFrame, *, named: bool = True) -> None:
+    """Set the axis of training steps: a line where a stage begins, and the stages' names above."""
     names, top = style.short_names(steps["task"]), axes.get_xaxis_transform()
     bounds = steps.groupby(["stage", "task"])["global_step"].agg(["min", "max"]).reset_index()
     for stage in bounds.to_dict("records"):
         if stage["min"]:
             axes.axvline(stage["min"] - 0.5, color=style.RULE, linewidth=1)
         middle, text = (stage["min"] + stage["max"]) / 2, fill(f"{stage['stage']}: {names[stage['task']]}", 24)
-        axes.text(middle, 1.02, text, transform=top, ha="center", va="bottom")
-    axes.set(xlabel="training step, stages in order", ylabel="entropy of the student\n(nats per answer token)")
-    axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
+        if named:
+            axes.text(middle, 1.02, text, transform=top, ha="center", va="bottom")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlim(-0.5, steps["global_step"].max() + 0.5)
     axes.grid(visible=True)
@@ -224,23 +231,24 @@ def smoothed(steps: pd.DataFrame, field: str, window: int = SMOOTHING) -> pd.Dat
     return groups.agg(mean="mean", smallest="min", largest="max", seeds="count").reset_index()
 
 
-def _looks(table: pd.DataFrame) -> Looks:
-    """Colour by adapter, dashes by what else tells labels of one adapter apart, marker by label."""
+def looks_of(table: pd.DataFrame) -> Looks:
+    """Colour by adapter, dashes by what else tells labels of one colour apart, marker by label."""
     pairs = table[["label", "adapter"]].drop_duplicates()
     colours = style.colours(pairs["adapter"])
-    variant = pairs.groupby("adapter").cumcount()
+    shade = pairs["adapter"].map(colours)
+    variant = pairs.groupby(shade).cumcount()
     return {
         label: {
             "label": label,
-            "color": colours[adapter],
+            "color": colour,
             "linestyle": style.DASHES[number % len(style.DASHES)],
             "marker": style.MARKERS[position % len(style.MARKERS)],
         }
-        for position, (label, adapter, number) in enumerate(zip(pairs["label"], pairs["adapter"], variant, strict=True))
+        for position, (label, colour, number) in enumerate(zip(pairs["label"], shade, variant, strict=True))
     }
 
 
-def _legend(figure: Figure, looks: Looks, title: str) -> None:
+def legend_above(figure: Figure, looks: Looks, title: str) -> None:
     """Name the lines above the panels; the legend's title is the figure's."""
     handles = [Line2D([], [], **look) for look in looks.values()]
     legend = figure.legend(handles=handles, loc="outside upper left", ncols=min(6, len(handles)), title=title)

@@ -24,6 +24,8 @@ PHASES = ["generate", "teacher", "student", "step"]
 STEP_FIELDS = [
     *("loss", "entropy", "routed_fkl", "advantage_mean"),
     *(f"advantage_q{quantile:02d}" for quantile in (1, 5, 25, 50, 75, 95, 99)),
+    *("fkl_gradient_share", "pull_up", "pull_down"),
+    *("top_k", "teacher_top_mass", "student_top_mass", "overlap"),
     *("response_tokens_mean", "truncated_share", "tokens", "grad_norm", "lr"),
     *(f"seconds_{phase}" for phase in PHASES),
 ]
@@ -77,13 +79,23 @@ class Frames:
 
     @cached_property
     def steps(self) -> pd.DataFrame:
-        """Training steps with STEP_FIELDS as float columns, nan where an adapter has no such quantity."""
-        keys = [*IDENTITY, "stage", "task", "step"]
+        """Training steps with STEP_FIELDS as float columns, nan where an adapter has no such quantity.
+
+        `warnings` is the list of what the step raised, nan in logs of versions that did not look for any.
+        """
+        keys = [*IDENTITY, "stage", "task", "step", "warnings"]
         rows = [row for run, label in self.labelled for row in _step_rows(run, label)]
         frame = pd.DataFrame(rows).reindex(columns=pd.Index([*keys, *STEP_FIELDS]))
         frame[STEP_FIELDS] = frame[STEP_FIELDS].astype(float)
         frame = frame.drop_duplicates([*IDENTITY, "stage", "step"], keep="last")
         return _on_common_axis(frame)
+
+    @cached_property
+    def warnings(self) -> pd.DataFrame:
+        """One row per warning that a training step raised, in the order of the runs and their steps."""
+        keys = [*IDENTITY, "stage", "task", "step"]
+        raised = self.steps[[*keys, "warnings"]].explode("warnings").dropna(subset="warnings")
+        return raised.rename(columns={"warnings": "warning"}).reset_index(drop=True)
 
     @property
     def labels(self) -> list[str]:

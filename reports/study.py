@@ -15,18 +15,38 @@ import pandas as pd
 
 from harness.errors import RunError
 from harness.study import Plan
-from reports import study_figures, study_recipe, study_views, study_words, style
+from reports import (
+    study_against,
+    study_family,
+    study_figures,
+    study_recipe,
+    study_training,
+    study_views,
+    study_words,
+    style,
+)
 from reports.build import Drawing, environment, publish
-from reports.study_claims import SEEDS
+from reports.study_claims import LEVEL, SEEDS, judged
 from reports.study_data import RUN, Results, collect
-from reports.study_pairs import FORGETTING, MARGIN, RETENTION, matching_sentences
+from reports.study_pairs import FORGETTING, MARGIN, RETENTION, matching_sentences, varies_rates
 from reports.views import hardware_grid, packages_grid
-from reports.words import overlap
+from reports.words import overlap, training_warnings
 
 DPI = 110
 
 
 DRAWINGS: list[Drawing[Results]] = [
+    Drawing(
+        "family",
+        "Learning accuracy against forgetting",
+        "Look up and to the left: learned more, forgot less. A colour stands for a well-known method and what is named after "
+        "it, joined by a thin line; the others are dark grey. Filled marks are means over seeds, their bars run from "
+        "the lowest to the highest and are no test; a hollow mark is one seed, so its place beside a filled one says "
+        "little. Forgetting is Chaudhry's, so what a stage does to its own task counts as learning, and a method that "
+        "learned less had less to lose.",
+        study_family.family,
+        study_family.family_reading,
+    ),
     Drawing(
         "frontier",
         "Learning accuracy against forgetting",
@@ -94,13 +114,13 @@ def _write(results: Results, folder: Path, page: Path) -> None:
 
 
 def _draw(results: Results, drawing: Drawing, folder: Path) -> dict[str, Any]:
-    """Save a figure and return what the page says of it; one without data gives the reason instead."""
-    entry = {"name": drawing.name, "title": drawing.title, "caption": drawing.caption, "reason": None}
+    """Save a figure and return what the page says of it; one without data is not drawn and not spoken of."""
+    entry = {"name": drawing.name, "title": drawing.title, "caption": drawing.caption}
     try:
         style.save_png(drawing.draw(results), folder / f"{drawing.name}.png", DPI)
-        return {**entry, "reading": drawing.reading(results)}
-    except RunError as error:
-        return {**entry, "reading": "", "reason": str(error)}
+        return {**entry, "drawn": True, "reading": drawing.reading(results)}
+    except RunError:
+        return {**entry, "drawn": False, "reading": ""}
 
 
 def _context(results: Results, drawings: dict[str, dict[str, Any]], page: Path) -> dict[str, Any]:
@@ -111,12 +131,19 @@ def _context(results: Results, drawings: dict[str, dict[str, Any]], page: Path) 
         "done": study_words.done(results),
         "made": study_words.made(results, page),
         "missing": results.missing,
-        "claims": study_views.claims_grid(results),
+        "claims": study_views.claims_grid(results) if judged(results) else None,
         "verdicts": study_views.claims_sentence(results),
+        "beside": _beside(results),
         "drawings": drawings,
         "margin": f"{100 * MARGIN:g}",
         "seeds": SEEDS,
         "matchings": list(_matchings(results)),
+        "pulls": {"grid": study_training.pulls_grid(results), "reading": study_training.pulls_sentence(results)},
+        "warnings": {
+            "sentence": training_warnings(results.frames),
+            "grid": study_training.warnings_grid(results),
+            "meaning": study_training.warnings_meaning(results),
+        },
         "off_policy": results.off_policy,
         "factors": list(_factors(results)),
         "recipe": [study_recipe.checks_grid(results), study_recipe.recipe_grid(results)],
@@ -125,8 +152,17 @@ def _context(results: Results, drawings: dict[str, dict[str, Any]], page: Path) 
     }
 
 
+def _beside(results: Results) -> dict[str, Any]:
+    """Return per factor of entries what is found beside the references, where three seeds allow it, and of how many."""
+    factors = [factor for factor in results.plan.study.factors.values() if factor.of_entries]
+    found = {factor.title: study_against.besides(results, factor) for factor in factors}
+    sentences = {title: study_against.against_sentence(besides) for title, besides in found.items() if besides}
+    return {"sentences": sentences, "count": 2 * sum(map(len, found.values())), "chance": LEVEL}
+
+
 def _matchings(results: Results) -> Iterator[dict[str, Any]]:
-    for matching in (RETENTION, FORGETTING):
+    """Yield what is kept at matched learning, where there are learning rates to match."""
+    for matching in (RETENTION, FORGETTING) if varies_rates(results) else ():
         grid, sentences = study_views.pairs_grid(results, matching), matching_sentences(results, matching)
         yield {
             "title": f"{matching.outcome_as}, at matched {matching.learned_as}",
@@ -139,5 +175,11 @@ def _factors(results: Results) -> Iterator[dict[str, Any]]:
     present = set(results.points["factor"])
     for name, factor in results.plan.study.factors.items():
         if name in present:
-            grid, sentence = study_views.factor_grid(results, name), study_views.factor_sentence(results, name)
-            yield {"title": factor.title, "setting": study_words.setting(factor), "grid": grid, "sentence": sentence}
+            besides = study_against.besides(results, factor) if factor.of_entries else []
+            yield {
+                "title": factor.title,
+                "setting": study_words.setting(factor),
+                "grid": study_views.factor_grid(results, name),
+                "against": study_against.against_grid(besides) if besides else None,
+                "sentence": study_views.factor_sentence(results, name),
+            }

@@ -62,6 +62,12 @@ def claims(results: Results) -> list[Claim]:
     ]
 
 
+def judged(results: Results) -> bool:
+    """Whether a study has runs for any claim, and varies what a claim rests on: more than its methods."""
+    methods_alone = all(factor.of_entries for factor in results.plan.study.factors.values())
+    return not methods_alone and any(claim.difference.seeds for claim in claims(results))
+
+
 def judge(difference: Interval, adjusted: float, sign: int = 1) -> str:
     """Return the verdict on a claim that a difference has a sign."""
     if not difference.seeds:

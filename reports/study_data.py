@@ -20,6 +20,7 @@ from harness.pipeline import RunSpec
 from harness.store import RunStore
 from harness.study import Factor, Plan, Point
 from reports.frames import Frames, load
+from reports.style import PALETTE
 from reports.tables import Interval, figures_by_seed, score_matrices, t_interval
 
 OPD, AOPD = "opd", "aopd"
@@ -65,6 +66,27 @@ class Results:
         finished = set(self.values.index)
         return pd.DataFrame([row for row in rows if tuple(row[key] for key in RUN) in finished])
 
+    @cached_property
+    def methods(self) -> list[str]:
+        """The entries that have finished runs, in the study's order."""
+        return list(dict.fromkeys(self.points["adapter"]))
+
+    @property
+    def many(self) -> bool:
+        """Whether there are more methods than colours, so that figures name each beside its mark."""
+        return len(self.methods) > len(PALETTE)
+
+    @cached_property
+    def configs(self) -> dict[Config, str]:
+        """Every configuration with what sets it apart from the suite as it is: a factor's setting, or nothing."""
+        titles = {name: factor.title for name, factor in self.plan.study.factors.items()}
+        found: dict[Config, str] = {}
+        for row in self.points.to_dict("records"):
+            config = Config(row["suite"], row["adapter"], row["order"])
+            own = config == Config(self.plan.base.name, config.adapter)
+            found.setdefault(config, "" if own else f"{titles[row['factor']]}: {row['setting']}")
+        return found
+
     @property
     def first_task(self) -> str:
         """The task of the suite's first stage, whose retention the paper's claim is about."""
@@ -82,9 +104,10 @@ class Results:
         values = self.series(config, figure)
         return t_interval(values if seeds is None else values[values.index.isin(list(seeds))])
 
-    def paired(self, one: Config, other: Config, figure: str) -> Interval:
-        """Return the mean of `one - other` over the seeds that both have, with its 95 % t interval."""
-        return t_interval(self.series(one, figure) - self.series(other, figure))
+    def paired(self, one: Config, other: Config, figure: str, seeds: Collection[int] | None = None) -> Interval:
+        """Return the mean of `one - other` over the seeds that both have, or some of them, with its 95 % t interval."""
+        change = self.series(one, figure) - self.series(other, figure)
+        return t_interval(change if seeds is None else change[change.index.isin(list(seeds))])
 
     def rates(self, start: str, adapter: str) -> dict[float, Config]:
         """Return an adapter's runs from a start by learning rate, lowest first, where nothing but these two is varied."""
@@ -174,11 +197,12 @@ def _rate(suite: Suite, entry: str) -> float:
 
 
 def _training_figures(steps: pd.DataFrame) -> pd.DataFrame:
-    """Return per run: entropy over all steps and over the last stage's, share of tokens routed, share truncated."""
+    """Return per run the means over all steps, entropy over the last stage's too, and pull down in times of pull up."""
     last = steps[steps["stage"] == steps.groupby(RUN)["stage"].transform("max")]
-    columns = {"entropy": "entropy", "routed_fkl": "routed_share", "truncated_share": "truncated_share"}
-    whole = steps.groupby(RUN)[list(columns)].mean().rename(columns=columns)
-    return whole.assign(entropy_last=last.groupby(RUN)["entropy"].mean())
+    columns = ["entropy", "routed_fkl", "truncated_share", "pull_up", "pull_down", "fkl_gradient_share"]
+    whole = steps.groupby(RUN)[columns].mean().rename(columns={"routed_fkl": "routed_share"})
+    ratio = whole["pull_down"] / whole["pull_up"].where(whole["pull_up"] > 0)
+    return whole.assign(entropy_last=last.groupby(RUN)["entropy"].mean(), pull_ratio=ratio)
 
 
 def _absence(spec: RunSpec) -> str:

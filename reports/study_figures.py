@@ -41,9 +41,11 @@ AGAINST_THRESHOLD = {
 @style.styled()
 def frontier(results: Results) -> Figure:
     """Return learning accuracy against Chaudhry's forgetting: a line per method and start through its learning rates."""
+    methods = results.methods
+    if results.many:
+        raise RunError(f"A legend cannot name {len(methods)} methods.")
     figure = Figure(figsize=(9, 5.6), layout="constrained")
     axes = figure.subplots()
-    methods = list(dict.fromkeys(results.points["adapter"]))
     handles: list[Line2D] = []
     for start in results.starts:
         for method, marker in zip(methods, cycle(style.MARKERS), strict=False):

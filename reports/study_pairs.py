@@ -34,6 +34,13 @@ RETENTION = Matching("first_learned", "first_retained", "R[1][1]", "retention of
 FORGETTING = Matching("learning_accuracy", "forgetting_chaudhry", "learning accuracy", "forgetting (Chaudhry)")
 
 
+def how_matched(learned: Interval) -> str:
+    """Say whether the whole interval of a difference in learning lies within the margin, or the mean alone does."""
+    if learned.low >= -MARGIN and learned.high <= MARGIN:
+        return MATCHED
+    return ON_AVERAGE if abs(learned.mean) <= MARGIN else UNMATCHED
+
+
 @dataclass(frozen=True)
 class Pair:
     """An AOPD setting beside the OPD setting of the same start and seeds that learned most nearly as much.
@@ -49,10 +56,8 @@ class Pair:
 
     @property
     def status(self) -> str:
-        """Whether the whole interval of the learning difference lies within the margin, or the mean alone does."""
-        if self.learned.low >= -MARGIN and self.learned.high <= MARGIN:
-            return MATCHED
-        return ON_AVERAGE if abs(self.learned.mean) <= MARGIN else UNMATCHED
+        """Whether learning is matched."""
+        return how_matched(self.learned)
 
 
 def pairs(results: Results, matching: Matching) -> list[Pair]:
@@ -65,6 +70,12 @@ def pairs(results: Results, matching: Matching) -> list[Pair]:
             known = [pair for pair in candidates if pair.learned.seeds]
             found += sorted(known, key=lambda pair: abs(pair.learned.mean))[:1]
     return found
+
+
+def varies_rates(results: Results) -> bool:
+    """Whether AOPD or OPD ran at several learning rates from a start, and both did: what there is to match."""
+    rates = [[len(results.rates(start, adapter)) for adapter in (AOPD, OPD)] for start in results.starts]
+    return any(min(counts) and max(counts) > 1 for counts in rates)
 
 
 def at_matched_learning(results: Results, matched: Sequence[Pair], matching: Matching) -> Interval:

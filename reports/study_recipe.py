@@ -16,22 +16,21 @@ from reports.words import percent, points
 
 LIFTED = 0.20  # a share: what a stage should add to its own task for at least one method
 STARTS = {"weak": (0.10, 0.60), "strong": (0.60, 0.95)}
+NAMED = 8  # at most, of what fits
 LEAST_LOST, LEAST_KEPT = 0.05, 0.20  # a share, and a share of the learned score
 
 
 def recipe_grid(results: Results) -> Grid:
-    """Return per task the starts' scores in %, what each method's own stage adds in points, and who lifts it."""
-    methods = _methods(results)
-    header = ["task", *(f"{start or 'start'}: before any stage" for start in results.starts)]
-    header += [f"{method}: own stage" for method in methods] + [f"lifted ≥ {100 * LIFTED:g}"]
-    rows = []
-    for task, role in _tasks(results).items():
-        before = [_range(_before(results, start, task)) for start in results.starts]
-        gains = {method: _gain(results, method, task) for method in methods}
-        lifting = [method for method, gain in gains.items() if gain >= LIFTED]
-        lifted = "–" if role == "probe" else ", ".join(lifting) or "no"
-        rows.append([task, *before, *map(points, gains.values()), lifted])
-    return Grid("Recipe", header, rows)
+    """Return by task the starts' scores in %, then what each method's own stage adds in points, enough of it strong."""
+    tasks, starts, methods = _tasks(results), results.starts, _methods(results)
+    rows = [
+        [f"{start or 'start'}: before any stage", *(_range(_before(results, start, task)) for task in tasks)]
+        for start in starts
+    ]
+    gains = [[_gain(results, method, task) for task in tasks] for method in methods]
+    rows += [[method, *map(points, each)] for method, each in zip(methods, gains, strict=True)]
+    lifted = {(len(starts) + i, 1 + j) for i, each in enumerate(gains) for j, gain in enumerate(each) if gain >= LIFTED}
+    return Grid("Recipe", ["start, then methods", *tasks], rows, frozenset(lifted))
 
 
 def checks_grid(results: Results) -> Grid:
@@ -120,4 +119,5 @@ def _forgetting_row(results: Results) -> list[str]:
         f"forgetting measurable and not total for some method and lr: every seed forgets at least {100 * LEAST_LOST:g} points "
         f"(Chaudhry) and keeps at least {100 * LEAST_KEPT:g} % of the learned scores"
     )
-    return [wanted, f"so for {', '.join(fitting) or 'none'}", "yes" if fitting else "no"]
+    more = f" and {len(fitting) - NAMED} more" if len(fitting) > NAMED else ""
+    return [wanted, f"so for {', '.join(fitting[:NAMED]) or 'none'}{more}", "yes" if fitting else "no"]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from harness.study import Factor
 from reports.study_claims import CONTRADICTED, LEVEL, NOT_RESOLVED, SEEDS, SHOWS, Claim, claims
-from reports.study_data import OPD, THRESHOLD, Config, Results
+from reports.study_data import THRESHOLD, Config, Results
 from reports.study_pairs import MATCHED, Matching, Pair, pairs
 from reports.tables import Interval
 from reports.views import Grid
@@ -71,21 +71,24 @@ def factor_grid(results: Results, name: str) -> Grid:
         cells = [_cell(results.mean(config, figure, seeds), COLUMNS[figure][1]) for figure in known]
         rows.append([_named(setting, config, factor, results), config.adapter, str(len(seeds)), *cells])
     header = ["setting", "method", "seeds", *(COLUMNS[figure][0] for figure in known)]
-    if _methods_only(factor):
+    if factor.of_entries:
         return Grid(factor.title, header[1:], [row[1:] for row in rows])
     return Grid(factor.title, header, rows)
 
 
 def factor_sentence(results: Results, name: str) -> str:
-    """Return which settings move learning, forgetting or entropy, of how many comparisons, and what could have shown."""
+    """Return which settings move learning, forgetting or entropy, of how many comparisons, and what could have shown.
+
+    Where entries alone are varied, the table of paired differences says which.
+    """
     factor, groups = results.plan.study.factors[name], _groups(results, name)
-    reference = "OPD" if _methods_only(factor) else "the same method at the suite's own setting"
+    reference = _called(factor)
     changes = [change for group in groups for change in _changes(results, factor, group)]
     judged = [change for change in changes if has_width(change.difference, SEEDS)]
     if not judged:
         return f"No difference from {reference} is judged: fewer than {SEEDS} seeds."
     found = [change for change in judged if resolved(change.difference)]
-    told = f": {'; '.join(_told(change) for change in found)}" if found else ""
+    told = f": {'; '.join(_told(change) for change in found)}" if found and not factor.of_entries else ""
     return (
         f"Against {reference}, paired over seeds: {plural(len(judged), 'comparison')}, about {LEVEL * len(judged):.1f} "
         f"expected by chance to leave zero out, {len(found)} do{told}. {_detectable(judged)}"
@@ -147,10 +150,6 @@ def _cell(interval: Interval, write: Callable[[float], str]) -> str:
     return with_interval(interval, write) if interval.seeds else "–"
 
 
-def _methods_only(factor: Factor) -> bool:
-    return factor.key is None and len(factor.orders) == 1
-
-
 def _named(setting: str, config: Config, factor: Factor, results: Results) -> str:
     """Name a setting, and say which one is the suite's own and which are a method's limits."""
     limits = {"-1": " (pure FKL)", "1": " (pure OPD)"} if (factor.key or "").endswith(THRESHOLD) else {}
@@ -158,11 +157,19 @@ def _named(setting: str, config: Config, factor: Factor, results: Results) -> st
     return f"{setting.replace('-', '−') if limits else setting}{limits.get(setting, '')}{' (own)' * own}"
 
 
+def _called(factor: Factor) -> str:
+    if not factor.of_entries:
+        return "the same method at the suite's own setting"
+    return factor.against if isinstance(factor.against, str) else "each method's reference"
+
+
 def _changes(results: Results, factor: Factor, group: _Group) -> Iterator[_Change]:
-    reference = Config(results.plan.base.name, OPD if _methods_only(factor) else group.config.adapter)
-    setting = " ".join(filter(None, [group.config.adapter, group.setting]))
+    entry = group.config.adapter
+    compared = factor.reference(entry) if factor.of_entries else entry
+    reference = Config(results.plan.base.name, compared or entry)
+    setting = " ".join(filter(None, [entry, group.setting]))
     for figure in MOVED if group.config != reference else ():
-        yield _Change(setting, figure, results.paired(group.config, reference, figure))
+        yield _Change(setting, figure, results.paired(group.config, reference, figure, group.seeds))
 
 
 def _told(change: _Change) -> str:

@@ -40,7 +40,9 @@ def made(results: Results, page: Path) -> list[str]:
     seconds = [run.seconds["total"] for run in results.frames.runs]
     known = [each for each in seconds if each == each]
     command = results.plan.command(page)
-    short = " (`make study`)" if command == "harness study tiny --out runs" else ""
+    name = results.plan.study.name
+    make = {"tiny": "make study", "adapters": "make study STUDY=adapters"}.get(name, "")
+    short = f" (`{make}`)" if make and command == f"harness study {name} --out runs" else ""
     spent = f"{sum(known) / 3600:.1f} hours" if known else "unknown"
     noted = "" if len(known) == len(seconds) else f", noted by {len(known)} of {len(seconds)} runs"
     return [

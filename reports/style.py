@@ -1,7 +1,8 @@
 """One look for all figures: colours that colour-blind readers can tell apart, short names, and how figures are saved.
 
-An adapter has one colour in all figures of a report, the well-known ones in all reports. Figures are drawn without
-pyplot, so that nothing global changes, and saved without dates, so that the same numbers give the same bytes.
+An adapter has one colour in all figures of a report, the well-known ones and what is named after them in all reports.
+Figures are drawn without pyplot, so that nothing global changes, and saved without dates, so that the same numbers give
+the same bytes.
 """
 
 from __future__ import annotations
@@ -56,12 +57,18 @@ def styled() -> Iterator[None]:
         yield
 
 
+def base(adapter: str) -> str:
+    """Return the well-known adapter that an entry is named after (`opd` of `opd_replay`), else its own name."""
+    first = adapter.partition("_")[0]
+    return first if first in KNOWN else adapter
+
+
 def colours(adapters: Iterable[str]) -> dict[str, str]:
-    """Return a colour for each adapter: fixed for well-known ones, else the next free one in alphabetical order."""
-    names = sorted(set(adapters))
-    free = [colour for colour in PALETTE if colour not in {KNOWN.get(name) for name in names}] or PALETTE
-    others = [name for name in names if name not in KNOWN]
-    return {name: KNOWN.get(name) or free[others.index(name) % len(free)] for name in names}
+    """Return a colour for each adapter: its base's where that is well known, else the next free one by alphabet."""
+    bases = {name: base(name) for name in sorted(set(adapters))}
+    free = [colour for colour in PALETTE if colour not in {KNOWN.get(name) for name in bases.values()}] or PALETTE
+    others = [name for name in bases if bases[name] not in KNOWN]
+    return {name: KNOWN.get(of) or free[others.index(name) % len(free)] for name, of in bases.items()}
 
 
 def shades(count: int) -> list[str]:

@@ -14,7 +14,7 @@ from reports import tables
 from reports.frames import OUTCOMES, PHASES, Frames
 from reports.style import short_names
 from reports.tables import Interval
-from reports.words import percent, plural, points, with_interval
+from reports.words import in_words, percent, plural, points, with_interval
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,15 @@ def outcomes_grid(scores: pd.DataFrame) -> Grid:
         changes = [" → ".join(percent(share) for share in ends[outcome]) for outcome in OUTCOMES]
         rows.append([str(label), str(task), f"{cells['items'].max():.0f}", *changes])
     return Grid("Outcomes", ["method", "task", "items", *(f"{outcome} %" for outcome in OUTCOMES)], rows)
+
+
+def warnings_grid(frames: Frames) -> Grid:
+    """Return every warning that training raised: run, stage, step, and the warning in words."""
+    rows = [
+        [row["label"], str(row["seed"]), f"{row['stage']}: {row['task']}", str(row["step"]), in_words(row["warning"])]
+        for row in frames.warnings.to_dict("records")
+    ]
+    return Grid("Warnings in training", ["method", "seed", "stage", "step", "warning"], rows)
 
 
 def cost_grid(frames: Frames) -> Grid:

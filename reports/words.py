@@ -16,6 +16,13 @@ from reports.frames import IDENTITY, Frames
 from reports.runs import RunDir
 from reports.tables import Interval, figures_by_seed, t_interval
 
+WARNINGS = {
+    "never routed": "no token went to forward KL for 10 steps: the method was its policy gradient",
+    "always routed": "every token went to forward KL for 10 steps: nothing was reinforced",
+    "entropy collapse": "entropy fell below a tenth of what the stage began with",
+    "length inflation": "responses grew to more than twice the length that the stage began with",
+    "truncation": "more than half of the responses were cut off at the length limit",
+}
 COMPARED = {"learning_accuracy": "learning accuracy", "forgetting_chaudhry": "forgetting (Chaudhry)"}
 
 
@@ -41,6 +48,24 @@ def overlap(frames: Frames) -> list[str]:
     recorded = [frames.overlap.summary] if frames.overlap else []
     older = f"{plural(silent, 'run')} did not record whether training prompts occur in test sets."
     return [*recorded, *([older] if silent else [])]
+
+
+def training_warnings(frames: Frames) -> str:
+    """Return how many warnings training raised in how many runs, and how many runs' logs do not say."""
+    noted = frames.steps.groupby(IDENTITY)["warnings"].agg(lambda column: bool(column.notna().any())).astype(bool)
+    if not noted.any():
+        return "No step log says whether training raised a warning."
+    raised, silent = frames.warnings, int((~noted).sum())
+    older = f" The step logs of {plural(silent, 'run')} do not say." if silent else ""
+    if raised.empty:
+        return f"No training step raised a warning.{older}"
+    runs = raised.drop_duplicates(IDENTITY)
+    return f"{plural(len(raised), 'warning')} in {len(runs)} of {plural(len(noted), 'run')} that trained.{older}"
+
+
+def in_words(warning: str) -> str:
+    """Return a warning's name with what it means, the name alone where this version does not know it."""
+    return f"{warning}: {WARNINGS[warning]}" if warning in WARNINGS else warning
 
 
 def percent(share: float) -> str:

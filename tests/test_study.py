@@ -13,7 +13,7 @@ from harness.cli import main
 from harness.config import digest
 from harness.errors import ConfigError
 from harness.pipeline import is_finished
-from harness.study import MOST_RUNS, STUDY_FOLDER, Plan, Point, load_study, plan_study
+from harness.study import MOST_RUNS, STUDY_FOLDER, Factor, Plan, Point, load_study, plan_study
 from harness.sweep import _models
 from tests.reports.study_factory import SEED_SECONDS, constant, study, write_finished
 
@@ -99,6 +99,19 @@ def test_overrides_reach_every_run(tmp_path: Path):
     assert plan.base.training.steps == 5
 
 
+@pytest.mark.parametrize(
+    ("against", "references"),
+    [
+        ({}, {"none": "opd", "opd": None, "aopd": "opd"}),
+        ({"against": "aopd"}, {"none": "aopd", "opd": "aopd", "aopd": None}),
+        ({"against": {"aopd": "opd"}}, {"none": None, "opd": None, "aopd": "opd"}),
+    ],
+)
+def test_a_factor_of_entries_says_what_each_is_compared_with(against: dict, references: dict[str, str | None]):
+    factor = Factor(title="Method", entries=("none", "opd", "aopd"), **against)
+    assert {entry: factor.reference(entry) for entry in references} == references
+
+
 @pytest.mark.parametrize("name", sorted(file.stem for file in STUDY_FOLDER.glob("*.yaml")))
 def test_shipped_studies_are_valid_and_small_enough(name: str, tmp_path: Path):
     plan = plan_study(name, (), tmp_path)
@@ -129,7 +142,7 @@ def test_a_run_under_two_names_would_be_noticed(tmp_path: Path):
     ("factors", "changes", "words"),
     [
         ({"rate": RATES}, {"seeds": list(range(40))}, ["160 runs", "at most 60"]),
-        ({"method": {"title": "M", "entries": ["opd", "gkd"]}}, {}, ["no adapter 'gkd'", "aopd, sft, none"]),
+        ({"method": {"title": "M", "entries": ["opd", "mine"]}}, {}, ["no adapter 'mine'", "aopd, sft, none"]),
         ({"order": {"title": "O", "orders": ["default", "backwards"]}}, {}, ["'backwards'", "tools_first"]),
         ({"rate": {**RATES, "key": "training.optimizer.rate"}}, {}, ["training.optimizer.rate"]),
         ({"rate": {**RATES, "valus": [1]}}, {}, ["valus"]),
@@ -155,6 +168,9 @@ def test_a_run_under_two_names_would_be_noticed(tmp_path: Path):
             ["'a_b' and 'a b' would both run in", "rename"],
         ),
         ({"rate": RATES}, {"suite": "huge"}, ["huge"]),
+        ({"rate": {**RATES, "against": "opd"}}, {}, ["`against` is for a factor that varies entries alone"]),
+        ({"method": {**METHODS, "against": "aopd"}}, {}, ["method.against names 'aopd'", "none, opd"]),
+        ({"method": {**METHODS, "against": {"none": "sft"}}}, {}, ["method.against names 'sft'"]),
     ],
 )
 def test_mistakes_are_refused_in_one_sentence(tmp_path: Path, factors: dict, changes: dict, words: list[str]):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -10,6 +11,16 @@ from harness.store import SCHEMA
 HOSTILE = "</script><script>alert('owned')</script><img src=http://evil.example/x onerror=alert(1)> | ``` & \x07"
 STAGES = ("tiny_arithmetic", "tiny_weather")
 PROBES = ("tiny_long_sums",)
+TAUGHT: dict[str, Any] = {
+    "pull_up": 0.02,
+    "pull_down": 0.01,
+    "fkl_gradient_share": None,
+    "top_k": 1,
+    "overlap": 0.9,
+    "student_top_mass": 0.8,
+    "teacher_top_mass": 0.95,
+    "warnings": [],
+}
 SCORES = [[0.50, 0.10, 0.60], [0.80, 0.20, 0.50], [0.30, 0.90, 0.40]]
 
 
@@ -30,11 +41,12 @@ def write_run(
     comparability: str = "c0",
     samples: bool = True,
     joint: bool = False,
+    logged: dict[str, Any] | None = None,
 ) -> Path:
     """Write one run and return its folder; `scores` (T+1, tasks) are shares that `items` can express.
 
     `evaluated` stops the run after that many evaluations, counted over stages and tasks: an unfinished run. `joint` makes
-    one stage of all `stages`.
+    one stage of all `stages`. `logged` is added to every line of the step log; without it the log is an old version's.
     """
     run = root / suite / adapter / order / f"seed{seed}"
     tasks, left = [*stages, *probes], evaluated if evaluated is not None else 10**6
@@ -43,7 +55,7 @@ def write_run(
     for stage in range(len(trains) + 1):
         folder = run / (f"stage_{stage}_{trains[stage - 1][0]}" if stage else "stage_0")
         if stage and left > 0 and adapter != "none":
-            _write_steps(folder / "train", steps, adapter)
+            _write_steps(folder / "train", steps, adapter, logged or {})
         for task, score in zip(tasks, scores[stage], strict=True):
             if left > 0:
                 _write_cell(folder / "eval" / task, task, stage, score, items, comparability, samples)
@@ -103,7 +115,7 @@ def _write_cell(folder: Path, task: str, stage: int, score: float, items: int, c
         frame.assign(score=grades, outcome=outcomes, strict=grades).to_parquet(folder / "samples.parquet")
 
 
-def _write_steps(folder: Path, steps: int, adapter: str) -> None:
+def _write_steps(folder: Path, steps: int, adapter: str, logged: dict[str, Any]) -> None:
     """Entropy falls from 1 by a tenth a step; a step takes a second."""
     folder.mkdir(parents=True)
     on_policy = adapter != "sft"
@@ -121,6 +133,7 @@ def _write_steps(folder: Path, steps: int, adapter: str) -> None:
             "grad_norm": 1.0,
             "lr": 1e-4,
             "seconds": {"generate": 0.25, "teacher": 0.25, "student": 0.5, "step": 1.0},
+            **logged,
         }
         for step in range(steps)
     ]

@@ -46,10 +46,14 @@ def fill(
     plan: Plan,
     scores: Callable[[RunSpec], list[list[float]]],
     entropy: Callable[[RunSpec], float] = lambda _: 0.3,
+    logged: Callable[[RunSpec], dict[str, Any]] = lambda _: {},
 ) -> None:
-    """Write every run of a plan as finished; `scores` gives its (T+1, tasks in stage order, then probes)."""
+    """Write every run of a plan as finished; `scores` gives its (T+1, tasks in stage order, then probes).
+
+    `logged` gives what stands in each of a run's step lines beside the old version's columns.
+    """
     for spec in plan.specs:
-        write_finished(spec, scores(spec), entropy=entropy(spec))
+        write_finished(spec, scores(spec), entropy=entropy(spec), logged=logged(spec))
 
 
 def constant(spec: RunSpec, learned: float, kept: float, start: float = 0.1) -> list[list[float]]:
@@ -63,7 +67,13 @@ def constant(spec: RunSpec, learned: float, kept: float, start: float = 0.1) -> 
 
 
 def write_finished(
-    spec: RunSpec, scores: list[list[float]], *, entropy: float = 0.3, routed: float = 0.25, steps: int = 3
+    spec: RunSpec,
+    scores: list[list[float]],
+    *,
+    entropy: float = 0.3,
+    routed: float = 0.25,
+    steps: int = 3,
+    logged: dict[str, Any] | None = None,
 ) -> None:
     """Write one run as the pipeline leaves it, as far as `is_finished` and the reports read it."""
     _write(spec.path / "manifest.json", _manifest(spec))
@@ -72,7 +82,11 @@ def write_finished(
         folder = spec.path / (f"stage_{index}_{stage.task}" if stage else "stage_0")
         if stage is not None:
             _write(folder / "train" / "done.json", {"steps": steps})
-            lines = [] if spec.entry == "none" else [_step(step, spec, entropy, routed) for step in range(steps)]
+            lines = (
+                []
+                if spec.entry == "none"
+                else [_step(step, spec, entropy, routed) | (logged or {}) for step in range(steps)]
+            )
             (folder / "train" / "steps.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         for task, score in zip([*spec.trained, *spec.suite.probes], row, strict=True):
             _write(folder / "eval" / task / "results.json", _cell(task, index, score))

@@ -3,6 +3,7 @@
 import json
 import re
 import threading
+from html import unescape
 from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
@@ -10,11 +11,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from adapters.guards import SIGNS
 from harness.lmeval.overlap import Overlap, Row
 from reports import build, words
 from reports.frames import load
 from reports.terminal import print_retention
-from tests.reports.factory import HOSTILE, write_run
+from tests.reports.factory import HOSTILE, TAUGHT, write_run
 
 OTHER = [[0.50, 0.10, 0.60], [0.60, 0.20, 0.50], [0.50, 0.70, 0.60]]
 
@@ -43,10 +45,10 @@ class Page(HTMLParser):
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs")
     write_run(root, "none")
-    write_run(root, "opd", 0)
-    write_run(root, "opd", 1, OTHER)
-    write_run(root, "aopd", 0, OTHER)
-    write_run(root, "aopd", 1)
+    write_run(root, "opd", 0, logged=TAUGHT)
+    write_run(root, "opd", 1, OTHER, logged=TAUGHT)
+    write_run(root, "aopd", 0, OTHER, logged=TAUGHT | {"pull_down": 0.04, "top_k": 32})
+    write_run(root, "aopd", 1, logged=TAUGHT | {"warnings": ["truncation", HOSTILE]})
     return build.build_report([root / "tiny"], root / "report").parent
 
 
@@ -70,7 +72,7 @@ def test_the_page_asks_nothing_of_the_network_and_runs_nothing(report: Path):
     page = Page((report / "report.html").read_text(encoding="utf-8"))
     assert all(address.startswith(("#", "data:image/png;base64,")) for address in page.addresses)
     assert not {"script", "iframe", "object", "link", "form"} & set(page.tags)
-    assert page.tags.count("svg") == 4
+    assert page.tags.count("svg") == len(build.DRAWINGS) == 6
     assert len(page.ids) == len(set(page.ids))
 
 
@@ -92,7 +94,7 @@ def test_markdown_tables_keep_their_columns_and_figures_exist(report: Path):
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
         assert len(widths) == 1, table
     links = re.findall(r"!\[.*?\]\((.*?)\)", text)
-    assert len(links) == 4
+    assert len(links) == 6
     assert all((report / link).is_file() for link in links)
 
 
@@ -111,6 +113,42 @@ def test_building_again_gives_the_same_bytes_and_a_reader_never_meets_half_a_pag
     reader.join()
     assert found == {True}
     assert {path for path, data in before.items() if path.read_bytes() != data} == set()
+
+
+@pytest.mark.parametrize("name", ["report.html", "report.md"])
+def test_warnings_are_listed_with_their_step_and_in_words(report: Path, name: str):
+    text = (report / name).read_text(encoding="utf-8")
+    # one run, two stages of four steps, two warnings each
+    assert "16 warnings in 1 of 4 runs that trained." in text
+    said = f"truncation: {words.WARNINGS['truncation']}"
+    row = ["aopd", "1", "2: tiny_weather", "3", said]
+    assert text.count(f"| {' | '.join(row)} |" if name.endswith("md") else "</td><td>".join(row)) == 1
+
+
+@pytest.mark.parametrize("name", ["report.html", "report.md"])
+def test_pulls_and_agreement_are_told_in_numbers(report: Path, name: str):
+    text = unescape((report / name).read_text(encoding="utf-8")).replace("\u00a0", " ")
+    # aopd's runs pull down by 0.04 and 0.01, up by 0.02: ratios 2 and 0.5
+    assert "opd 0.0200 up and 0.0100 down, ratio 0.5000 [0.5000, 0.5000]; aopd 0.0200 up and 0.0250 down" in text
+    assert "ratio 1.2500 [" in text
+    assert "opd (K = 1) overlap 90.0 %, mass 80.0 % of the student's and 95.0 % of the teacher's" in text
+
+
+def test_step_logs_of_earlier_versions_render_without_what_they_lack(tmp_path: Path):
+    write_run(tmp_path, "opd")
+    page = build.build_report([tmp_path], tmp_path / "report").read_text(encoding="utf-8")
+    assert "Pulls on" not in page
+    assert "#pulls" not in page
+    assert "Not drawn" not in page
+    assert "No step log says whether training raised a warning." in page
+    write_run(tmp_path, "aopd", logged=TAUGHT)
+    page = build.build_report([tmp_path / "tiny"], tmp_path / "report").read_text(encoding="utf-8")
+    assert "No training step raised a warning. The step logs of 1 run do not say." in page
+    assert "Mean over all steps: aopd 0.0200 up and 0.0100 down, ratio 0.5000." in page
+
+
+def test_every_warning_of_the_guards_is_put_in_words():
+    assert {name for _, name, _ in SIGNS} == set(words.WARNINGS)
 
 
 @pytest.mark.parametrize("evaluated", [4, 8])

@@ -98,6 +98,16 @@ def test_an_adapter_keeps_its_colour_whatever_else_is_drawn():
     assert len(set(together.values())) == 5
 
 
+def test_an_entry_named_after_a_known_adapter_shares_its_colour_with_other_dashes(tmp_path: Path):
+    for adapter in ("opd", "opd_replay", "mine_replay"):
+        write_run(tmp_path, adapter)
+    colours = style.colours(["opd", "opd_replay", "mine_replay"])
+    assert colours["opd_replay"] == colours["opd"] == style.KNOWN["opd"]
+    assert colours["mine_replay"] != colours["opd"]
+    looks = figures.looks_of(load([tmp_path]).steps)
+    assert looks["opd"]["linestyle"] != looks["opd_replay"]["linestyle"]
+
+
 def test_orders_are_told_apart_and_stages_numbered(tmp_path: Path):
     write_run(tmp_path)
     write_run(tmp_path, order="reversed", stages=("tiny_weather", "tiny_arithmetic"))

@@ -95,6 +95,14 @@ def test_what_an_adapter_does_not_log_is_nan_and_the_control_has_no_steps(tmp_pa
     assert steps[["advantage_mean", "advantage_q05", "routed_fkl"]].isna().all(axis=None)
 
 
+def test_warnings_are_rows_and_old_logs_have_none(tmp_path: Path):
+    log = write_run(tmp_path) / "stage_2_tiny_weather" / "train" / "steps.jsonl"
+    assert load([tmp_path]).warnings.empty
+    log.write_text(log.read_text() + json.dumps({"step": 4, "warnings": ["a", "b"]}) + "\n")
+    raised = load([tmp_path]).warnings
+    assert raised[["stage", "step", "warning"]].to_numpy().tolist() == [[2, 4, "a"], [2, 4, "b"]]
+
+
 def test_a_half_written_last_line_waits_and_a_broken_one_before_it_is_an_error(tmp_path: Path):
     log = write_run(tmp_path) / "stage_1_tiny_arithmetic" / "train" / "steps.jsonl"
     log.write_text(log.read_text() + '{"step": 4, "lo')

@@ -37,11 +37,14 @@ def made(folder: Path, **levels: float) -> Results:
 
 def test_lifts_are_those_of_the_suite_s_own_start_by_methods_that_learn_from_rollouts(tmp_path: Path):
     grid = recipe_grid(made(tmp_path))
-    row = dict(zip(grid.header, grid.rows[0], strict=True))
-    assert row["weak: before any stage"] == "30.0 (30.0 to 30.0)"
-    assert row["strong: before any stage"] == "50.0 (50.0 to 50.0)"
-    assert (row["opd: own stage"], row["aopd: own stage"], row["lifted ≥ 20"]) == ("+10.0", "+30.0", "aopd")
-    assert not [column for column in grid.header if column.startswith(("none", "sft"))]
+    first = grid.header.index("tiny_arithmetic")
+    assert {row[0]: row[first] for row in grid.rows} == {
+        "weak: before any stage": "30.0 (30.0 to 30.0)",
+        "strong: before any stage": "50.0 (50.0 to 50.0)",
+        "opd": "+10.0",
+        "aopd": "+30.0",
+    }
+    assert {grid.rows[row][0] for row, _ in grid.strong} == {"aopd"}
 
 
 def holds(results: Results) -> list[str]:
