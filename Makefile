@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-STAMP_TRL := $(VENV)/.installed-trl
 
 SUITE ?= tiny
 ADAPTERS ?= opd,aopd
@@ -23,7 +22,7 @@ help:  ## Show this list
 stage-all: $(STAMP)  ## Adapt in stages, evaluate after each, report: SUITE=tiny ADAPTERS=opd,aopd SEEDS=0,1,2 SET="a.b=c ..."
 	$(BIN)/harness sweep $(SUITE) --adapter $(ADAPTERS) $(if $(SEEDS),--seed $(SEEDS)) --out $(OUT) $(foreach s,$(SET),--set $(s))
 
-study: $(if $(filter adapters,$(STUDY)),$(STAMP_TRL),$(STAMP))  ## Vary one factor at a time and write the page of results; up to two hours: STUDY=tiny SET="a.b=c ..." PAGE=page.md
+study: $(STAMP)  ## Vary one factor at a time and write the page of results; up to two hours: STUDY=tiny SET="a.b=c ..." PAGE=page.md
 	$(BIN)/harness study $(STUDY) --out $(OUT) $(foreach s,$(SET),--set $(s)) $(if $(PAGE),--page $(PAGE))
 
 report: $(STAMP)  ## Render the report of RUNS=runs/tiny again
@@ -44,7 +43,7 @@ fix: $(STAMP)  ## Format and mend what can be mended automatically
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP_TRL)  ## Measure speed against TRL and transformers, write benchmarks/RESULTS.md (or BENCH_OUT=...)
+bench: $(STAMP)  ## Measure speed against TRL and transformers, write benchmarks/RESULTS.md (or BENCH_OUT=...)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.run --out $(BENCH_OUT)
 
 clean:  ## Remove runs and caches of tools, but not .venv
@@ -55,7 +54,3 @@ $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $(STAMP)
-
-$(STAMP_TRL): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,trl]'
-	touch $(STAMP_TRL)

@@ -25,7 +25,7 @@ class AOPD(PolicyGradient):
 
     teacher_needs: ClassVar[Needs] = "top_k"
 
-    top_k: int = Field(default=32, gt=0)
+    top_k: int = Field(default=32, gt=0, description="the teacher's most probable tokens that forward KL runs over")
     gate: Literal["log_ratio", "prob_diff"] = Field(
         default="log_ratio", description="paper: log_ratio; official code: prob_diff"
     )

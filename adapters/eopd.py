@@ -23,7 +23,7 @@ class EOPD(PolicyGradient):
     teacher_needs: ClassVar[Needs] = "top_k"
 
     clip: float | None = Field(default=0.2, gt=0, lt=1, description="PPO ratio clip")
-    top_k: int = Field(default=16, gt=0)
+    top_k: int = Field(default=16, gt=0, description="the teacher's most probable tokens that forward KL runs over")
     threshold: float = Field(default=0.8, ge=0, description="teacher's entropy in nats above which forward KL is added")
 
     @property

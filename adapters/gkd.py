@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from adapters.divergences import generalised_jsd
-from adapters.loop import LoopAdapter, Source
+from adapters.loop import LoopAdapter, Objective, Source
 from adapters.tokens import TokenLosses, Tokens, given
 from harness.logprobs import Wanted
 from harness.teachers.base import Needs
@@ -38,6 +38,12 @@ class GKD(FullVocabulary):
 
     beta: float = Field(default=0.5, ge=0, le=1, description="0 is forward KL, 1 reverse KL, as in TRL and the paper")
     lmbda: float = Field(default=0.5, ge=0, le=1, description="share of steps whose responses are the student's own")
+
+    @property
+    def objective(self) -> Objective | None:
+        """A KL divergence at either end of `beta`, a mixture of neither between."""
+        ends: dict[float, Objective] = {0.0: "forward_kl", 1.0: "reverse_kl"}
+        return ends.get(self.beta)
 
     def divergence(self, logq: Tensor, logp: Tensor) -> Tensor:
         """Return JSD_beta at each position, (n,)."""

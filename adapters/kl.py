@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adapters.divergences import forward_kl, reverse_kl
 from adapters.gkd import FullVocabulary
-from adapters.loop import LoopAdapter
+from adapters.loop import LoopAdapter, Objective
 from adapters.tokens import TokenLosses, Tokens
 from adapters.topk import Tail, top_k_forward_kl
 from harness.adapter import Requirements
@@ -23,6 +23,11 @@ from harness.teachers.base import Needs
 
 class ReverseKL(FullVocabulary):
     """KL(q || p) at every position of the student's response; its gradient flows through the distribution alone."""
+
+    @property
+    def objective(self) -> Objective | None:
+        """The reverse KL."""
+        return "reverse_kl"
 
     def divergence(self, logq: Tensor, logp: Tensor) -> Tensor:
         """Return KL(q || p), (n,)."""
@@ -43,6 +48,11 @@ class ForwardKL(LoopAdapter):
     def requirements(self) -> Requirements:
         """The teacher's top K, or its whole distribution."""
         return Requirements("top_k" if self.top_k else "full")
+
+    @property
+    def objective(self) -> Objective | None:
+        """The forward KL, exact where the top K is the whole vocabulary."""
+        return "forward_kl"
 
     @property
     def wanted(self) -> Wanted:

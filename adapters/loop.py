@@ -25,9 +25,11 @@ from harness.errors import ConfigError, TaskError
 from harness.logprobs import Wanted
 from harness.rollouts import Reduction, Rollout
 from harness.teachers.base import Teacher
+from harness.teachers.local import LocalTeacher, check_same_rows
 from harness.training import Updater
 
 Source = Literal["student", "data", "teacher"]
+Objective = Literal["forward_kl", "reverse_kl"]
 
 
 class LoopAdapter(Adapter):
@@ -49,6 +51,14 @@ class LoopAdapter(Adapter):
     def wanted(self) -> Wanted:
         """What the loss uses of the teacher beside the sampled token's log-probability."""
         return Wanted()
+
+    @property
+    def objective(self) -> Objective | None:
+        """The divergence from the teacher whose gradient the loss has in expectation, with a top K that leaves nothing out.
+
+        None where it is neither; the conformance suite holds an adapter to what it declares.
+        """
+        return None
 
     @abstractmethod
     def token_losses(self, tokens: Tokens) -> TokenLosses:
@@ -93,6 +103,7 @@ class LoopAdapter(Adapter):
     def train_stage(self, ctx: StageContext) -> StageResult:
         """Run the stage's budget of rollout batches, from its snapshot where there is one."""
         _check_items(ctx)
+        _check_rows(self.scorer(ctx), ctx)
         self.refuse(ctx.training)
         updater = Updater(ctx.student, ctx.training.optimizer, ctx.training.steps * self.updates_per_rollout)
         ctx.student.train()
@@ -121,6 +132,11 @@ def _take_up(ctx: StageContext, updater: Updater) -> int:
 def _state(ctx: StageContext, updater: Updater) -> dict[str, Any]:
     state = {"student": ctx.student.state_dict(), "updater": updater.state_dict(), "random": torch.get_rng_state()}
     return state if ctx.reference is None else {**state, "reference": ctx.reference.model.state_dict()}
+
+
+def _check_rows(scorer: Teacher | None, ctx: StageContext) -> None:
+    if isinstance(scorer, LocalTeacher):
+        check_same_rows(scorer.model, ctx.student.model)
 
 
 def _check_items(ctx: StageContext) -> None:

@@ -16,9 +16,9 @@ from harness.logprobs import StudentForward
 class LoRA(Wrapper):
     """Train factors of rank `rank` beside every linear layer of the decoder (output layer left as it is)."""
 
-    rank: int = Field(default=16, gt=0)
+    rank: int = Field(default=16, gt=0, description="of the factors")
     alpha: float = Field(default=32.0, gt=0, description="factors are scaled by alpha / rank")
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="on the factors' input, in training")
     target_modules: str | tuple[str, ...] = Field(default="all-linear", description="peft's names of layers")
 
     @property

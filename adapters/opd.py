@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from adapters.loop import LoopAdapter
+from adapters.loop import LoopAdapter, Objective
 from adapters.tokens import TokenLosses, Tokens
 from harness.teachers.base import Needs
 
@@ -48,6 +48,11 @@ class PolicyGradient(LoopAdapter):
 
 class OPD(PolicyGradient):
     """Reinforce every sampled token by how much more probable the teacher finds it."""
+
+    @property
+    def objective(self) -> Objective | None:
+        """The reverse KL; a weight scales it."""
+        return "reverse_kl" if self.weight == 1 else None
 
     def token_losses(self, tokens: Tokens) -> TokenLosses:
         """Return -A_t log q(y_t), (N,)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from adapters.loop import Source
+from adapters.loop import Objective, Source
 from adapters.sft import SFT
 from harness.teachers.base import Needs
 
@@ -13,6 +13,11 @@ class SeqKD(SFT):
     """-log q(y), y sampled from the teacher."""
 
     teacher_needs: ClassVar[Needs] = "generate"
+
+    @property
+    def objective(self) -> Objective | None:
+        """The forward KL, in expectation over the teacher's samples."""
+        return "forward_kl"
 
     def source(self, seed: int) -> Source:
         """Return the teacher, for every step."""

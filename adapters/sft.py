@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from pydantic import Field
+
 from adapters.loop import LoopAdapter
 from adapters.tokens import TokenLosses, Tokens
 from harness.rollouts import Reduction
@@ -13,7 +15,7 @@ class SFT(LoopAdapter):
     """Cross-entropy on the reference tokens, stop token included; the mean over all tokens, as TRL has it."""
 
     on_policy: ClassVar[bool] = False
-    reduction: Reduction = "token_mean"
+    reduction: Reduction = Field(default="token_mean", description="1/|y| per sequence, or the mean over all tokens")
 
     def token_losses(self, tokens: Tokens) -> TokenLosses:
         """Return -log q(label), (N,)."""

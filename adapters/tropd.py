@@ -24,7 +24,7 @@ class TrOPD(PolicyGradient):
 
     teacher_needs: ClassVar[Needs] = "top_k"
 
-    top_k: int = Field(default=32, gt=0)
+    top_k: int = Field(default=32, gt=0, description="the teacher's most probable tokens that forward KL runs over")
     trust: float = Field(default=0.1, gt=0, le=1, description="trust below which a token is an outlier")
 
     @property

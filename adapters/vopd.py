@@ -10,6 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from adapters.divergences import reverse_kl
+from adapters.loop import Objective
 from adapters.opd import PolicyGradient
 from adapters.tokens import TokenLosses, Tokens, given
 from harness.logprobs import Wanted
@@ -20,6 +21,11 @@ class VOPD(PolicyGradient):
     """Policy gradient with A_t + KL(q || p)(c_t)."""
 
     teacher_needs: ClassVar[Needs] = "full"
+
+    @property
+    def objective(self) -> Objective | None:
+        """The reverse KL, as without the baseline; a weight scales it."""
+        return "reverse_kl" if self.weight == 1 else None
 
     @property
     def wanted(self) -> Wanted:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -168,16 +168,17 @@ def make_adapter(name: str, entry: AdapterEntry) -> Adapter:
         raise ConfigError(f"adapters.{name}.options.{explain(error, cls)}") from error
 
 
-def check_adapters(suite: Suite) -> dict[str, Adapter]:
-    """Build every adapter of a suite and refuse those whose teacher the suite does not give."""
+def check_adapters(suite: Suite, entries: Collection[str] | None = None) -> dict[str, Adapter]:
+    """Build every adapter of a suite, and refuse `entries` (all where not given) that the suite or machine cannot serve."""
     adapters = {name: make_adapter(name, entry) for name, entry in suite.adapters.items()}
-    trained = [name for name, entry in suite.adapters.items() if (entry.adapter or name) != "none"]
+    chosen = {name: adapter for name, adapter in adapters.items() if entries is None or name in entries}
+    trained = [name for name in chosen if (suite.adapters[name].adapter or name) != "none"]
     if trained and suite.student.dtype != "float32":
         raise ConfigError(
             f"student.dtype is {suite.student.dtype}; optimiser steps round to nothing in it, so take float32 and set "
             "training.autocast: bfloat16"
         )
-    for name, adapter in adapters.items():
+    for name, adapter in chosen.items():
         _refuse(suite, name, adapter)
     return adapters
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 tasks_app = typer.Typer(invoke_without_command=True, help="List the tasks, or check one.")
 app.add_typer(tasks_app, name="tasks")
+adapters_app = typer.Typer(invoke_without_command=True, help="List the adapters, or check one.")
+app.add_typer(adapters_app, name="adapters")
 console = Console()
 
 SuiteName = Annotated[str, typer.Argument(help="A suite's name (tiny) or the path of its YAML file.")]
@@ -180,6 +182,26 @@ def check(
     raise typer.Exit(0 if passed else 1)
 
 
+@adapters_app.callback()
+def adapters(context: typer.Context) -> None:
+    """List the registered adapters with what they need of a teacher, their options and defaults."""
+    if context.invoked_subcommand is None:
+        from adapters.conformance.terminal import adapter_table
+
+        console.print(adapter_table())
+
+
+@adapters_app.command("check")
+def check_adapter(
+    name: Annotated[str, typer.Argument(help="A registered adapter; a wrapper wraps opd unless `of` is given.")],
+    options: Annotated[list[str] | None, typer.Option("--option", help="KEY=VALUE, e.g. top_k=16.")] = None,
+) -> None:
+    """Run the conformance suite on an adapter: gradients, directions, masks, resumption, refusals."""
+    from adapters.conformance.terminal import print_check
+
+    raise typer.Exit(0 if print_check(console, name, options or []) else 1)
+
+
 def _numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
@@ -207,7 +229,7 @@ def _go(
 
     if unknown := sorted(set(adapters) - set(suite.adapters)):
         raise ConfigError(f"suite {suite.name} has no adapter {', '.join(unknown)}; it has {', '.join(suite.adapters)}")
-    check_adapters(suite)
+    check_adapters(suite, adapters)
     try:
         specs = plan(suite, list(dict.fromkeys(adapters)), list(dict.fromkeys(seeds)), order, out)
         _ = specs[0].stages
@@ -237,7 +259,7 @@ def _study_runs(planned: Plan, workers: int | None, max_hours: float, dry_run: b
     todo = planned.todo
     workers = workers or default_workers(todo or planned.specs)
     for suite in {spec.suite.name: spec.suite for spec in planned.specs}.values():
-        check_adapters(suite)
+        check_adapters(suite, {spec.entry for spec in planned.specs if spec.suite.name == suite.name})
     console.print(planned.cost(workers), highlight=False, soft_wrap=True)
     if dry_run:
         console.print("\n".join(str(spec.path) for spec in todo), highlight=False, soft_wrap=True)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ import psutil
 import torch
 
 PACKAGES = ("continual-harness", "torch", "transformers", "tokenizers", "datasets", "lm_eval", "accelerate", "numpy")
+OPTIONAL = ("peft", "trl", "vllm")  # recorded where they are installed
 
 
 def environment() -> dict[str, Any]:
     """Return package versions, hardware, the code's git commit and uncommitted diff, and the command line."""
     return {
         "git": _git(Path(__file__).parent),
-        "packages": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "packages": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}, **_optional()},
         "hardware": _hardware(),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "created": now(),
@@ -31,6 +33,10 @@ def environment() -> dict[str, Any]:
 def now() -> str:
     """Return the current time, UTC, ISO 8601 to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _optional() -> dict[str, str]:
+    return {name: version(name) for name in OPTIONAL if find_spec(name) is not None}
 
 
 def _hardware() -> dict[str, Any]:

@@ -1,0 +1,91 @@
+"""The loss written out over full float64 logits, sequence by sequence, with the adapter's own loss per token.
+
+Nothing of the loop's batches, masks, weights, chunks or teacher requests is used: only which responses were trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapters.conformance.errors import DoesNotApply
+from adapters.conformance.recording import Gradient, gradient_of
+from adapters.loop import LoopAdapter
+from adapters.tokens import Tokens
+from harness.adapter import StageContext
+from harness.rollouts import Reduction, Rollout
+from harness.teachers.local import LocalTeacher
+
+
+def dense_gradient(adapter: LoopAdapter, ctx: StageContext, rollouts: Sequence[Rollout]) -> Gradient:
+    """Return the gradient of the loss over `rollouts`, by parameter name."""
+    losses = adapter.token_losses(dense_tokens(adapter, ctx, rollouts)).losses
+    weights = token_weights(adapter.reduction, [len(r.response) for r in rollouts])
+    return gradient_of((losses * weights).sum(), ctx.student)
+
+
+def token_weights(reduction: Reduction, lengths: Sequence[int]) -> Tensor:
+    """Return 1 / (B |y|) for each token, or 1 / sum |y|, (N,)."""
+    whole = sum(lengths)
+    shares = [1 / whole if reduction == "token_mean" else 1 / (len(lengths) * n) for n in lengths for _ in range(n)]
+    return torch.tensor(shares, dtype=torch.float64)
+
+
+def dense_tokens(adapter: LoopAdapter, ctx: StageContext, rollouts: Sequence[Rollout]) -> Tokens:
+    """Return what a loss per token sees, from full log-probabilities (N, V)."""
+    temperature = adapter.temperature(ctx.training)
+    own = [r.example.prompt for r in rollouts]
+    logq = over_responses(ctx.student.model, own, rollouts, temperature)
+    reference = ctx.reference.model if adapter.scores_start and ctx.reference else None
+    logref = None if reference is None else over_responses(reference, own, rollouts, temperature).detach()
+    targets = torch.tensor([token for r in rollouts for token in r.response])
+    teacher = scoring_model(adapter, ctx)
+    logp = None
+    if teacher is not None:
+        prompts = adapter.teacher_prompts(ctx, list(rollouts)) or own
+        logp = over_responses(teacher, prompts, rollouts, temperature).detach()
+    credit = torch.tensor([r.credit for r in rollouts for _ in r.response], dtype=torch.float64)
+    return tokens_of(adapter, logq, logp, targets, logref, credit)
+
+
+def tokens_of(
+    adapter: LoopAdapter, logq: Tensor, logp: Tensor | None, targets: Tensor, logref: Tensor | None, credit: Tensor
+) -> Tokens:
+    """Return tokens from log-probabilities (N, V) of student, teacher and reference, on-policy: q sampled them."""
+    wanted, column = adapter.wanted, targets[:, None]
+    seen = torch.full_like(logq, float("nan")).detach() if logp is None else logp
+    top = seen.topk(wanted.top_k, dim=-1) if wanted.top_k and logp is not None else seen[:, :0].sort()
+    sampled = logq.gather(-1, column)[:, 0]
+    return Tokens(
+        logq=sampled,
+        logq_old=sampled.detach(),
+        logp=seen.gather(-1, column)[:, 0],
+        top_logq=logq.gather(-1, top.indices),
+        top_logp=top.values,
+        entropy_p=-(seen.exp() * seen).sum(-1) if wanted.entropy else None,
+        divergence=adapter.divergence(logq, seen) if wanted.vocabulary else None,
+        logref=None if logref is None else logref.gather(-1, column)[:, 0],
+        credit=credit,
+    )
+
+
+def over_responses(model: Any, prompts: Sequence[list[int]], rollouts: Sequence[Rollout], temperature: float) -> Tensor:
+    """Return log-probabilities (N, V) at the positions that predict response tokens, one sequence at a time."""
+    rows: list[Tensor] = []
+    for prompt, rollout in zip(prompts, rollouts, strict=True):
+        logits = model(input_ids=torch.tensor([prompt + rollout.response]), use_cache=False).logits[0]
+        rows.append((logits / temperature).log_softmax(-1)[len(prompt) - 1 : -1])
+    return torch.cat(rows)
+
+
+def scoring_model(adapter: LoopAdapter, ctx: StageContext) -> Any:
+    """Return the model that scores an adapter's tokens, None where none does."""
+    scorer = adapter.scorer(ctx)
+    if scorer is None:
+        return None
+    if not isinstance(scorer, LocalTeacher):
+        raise DoesNotApply("it scores with a teacher of its own, whose distribution is not seen from here")
+    return scorer.model

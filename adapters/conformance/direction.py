@@ -1,0 +1,163 @@
+"""Direction checks: what a method follows in expectation, by going through the vocabulary at one position.
+
+E_y[g(y)] with y ~ q, or y ~ p for responses of the teacher; every y is a response of one token in a whole training step, and
+a top K is the whole vocabulary, so that divergences are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapters.conformance.dense import scoring_model
+from adapters.conformance.errors import ConformanceError, DoesNotApply
+from adapters.conformance.recording import Gradient, added, distance, flat, gradient_of, recorded, size
+from adapters.conformance.subject import Subject
+from adapters.divergences import forward_kl, reverse_kl
+from adapters.loop import LoopAdapter
+from harness.adapter import StageContext
+from harness.rollouts import Example, Rollout
+from harness.teachers.local import LocalTeacher
+
+PROMPT = [3, 4, 5]
+TOLERANCE = 1e-6
+NOTHING = 1e-9
+KL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"forward_kl": forward_kl, "reverse_kl": reverse_kl}
+WRITTEN = {"forward_kl": "forward KL(p || q)", "reverse_kl": "reverse KL(q || p)"}
+
+
+def follows_its_objective(subject: Subject) -> None:
+    """In expectation, the gradient is that of the declared divergence from the teacher, and else lowers one of them."""
+    adapter = with_whole_vocabulary(subject)
+    ctx = _one_position(subject)
+    logp = teacher_rows(adapter, ctx)
+    towards = {name: divergence_gradient(ctx, kl, logp) for name, kl in KL.items()}
+    found = expected_gradient(adapter, ctx)
+    if adapter.objective is None:
+        if not any(_dot(found, gradient) > 0 for gradient in towards.values()):
+            raise ConformanceError(
+                "a step against the expected gradient lowers neither KL(p || q) nor KL(q || p) to the teacher; look at the "
+                "sign of the loss, and at which side is the student's"
+            )
+        return
+    _same(found, towards, adapter.objective)
+
+
+def expects_a_gradient(subject: Subject) -> None:
+    """In expectation, the gradient is not zero while student and teacher differ."""
+    adapter = with_whole_vocabulary(subject)
+    ctx = _one_position(subject)
+    found = size(expected_gradient(adapter, ctx))
+    if not found > NOTHING:
+        raise ConformanceError(
+            f"the expected gradient is {found:.1e} although student and teacher differ; the loss has lost its gradient, look "
+            "for a detach or a clamp"
+        )
+
+
+def rests_at_the_teacher(subject: Subject) -> None:
+    """In expectation, a student that is its teacher stays where it is."""
+    adapter = with_whole_vocabulary(subject)
+    ctx = _one_position(subject, teacher_seed=0)
+    if adapter.teacher_prompts(ctx, [_rollout(ctx)]) is not None:
+        raise DoesNotApply("its teacher reads other prompts than the student, so the same weights are another policy")
+    found = size(expected_gradient(adapter, ctx))
+    if not found <= NOTHING:
+        raise ConformanceError(
+            f"teacher and student are the same, but the expected gradient is {found:.1e}, not 0; the loss follows something "
+            "else than the teacher"
+        )
+
+
+def with_whole_vocabulary(subject: Subject) -> LoopAdapter:
+    """Return the method with its top K over the whole vocabulary; raises `DoesNotApply` where no teacher takes part."""
+    adapter = subject.method
+    if adapter.requirements.teacher == "none" and scoring_model(adapter, subject.stage()) is None:
+        raise DoesNotApply("no teacher takes part")
+    if adapter.wanted.top_k and "top_k" not in type(adapter).model_fields:
+        raise DoesNotApply("its top K cannot be set to the whole vocabulary; name the option `top_k`")
+    return adapter.model_copy(update={"top_k": subject.vocabulary}) if adapter.wanted.top_k else adapter
+
+
+def expected_gradient(adapter: LoopAdapter, ctx: StageContext) -> Gradient:
+    """Return E_y[g(y)], each y's gradient weighed by its probability under whoever answers."""
+    probability = student_rows(ctx).detach().exp()[0]
+    if adapter.source(0) == "teacher":
+        probability = teacher_rows(adapter, ctx).exp()[0]
+    parts: list[Gradient] = []
+    for update in recorded(adapter, ctx):
+        for batch, part in zip(update.batches, update.parts, strict=True):
+            # The step is a mean over the responses of an update; an expectation weighs each by its probability.
+            share = float(probability[batch.rollouts[0].response[0]]) * len(update.batches)
+            parts.append(added([part], [share]))
+    return added(parts)
+
+
+def student_rows(ctx: StageContext) -> Tensor:
+    """Return the student's log-probabilities (1, V) after the prompt, with gradient."""
+    return _rows(ctx.student.model, PROMPT)
+
+
+def teacher_rows(adapter: LoopAdapter, ctx: StageContext) -> Tensor:
+    """Return the teacher's log-probabilities (1, V) at the same position, after the prompt that it reads."""
+    model = scoring_model(adapter, ctx)
+    prompts = None if model is None else adapter.teacher_prompts(ctx, [_rollout(ctx)])
+    if model is None:
+        assert isinstance(ctx.teacher, LocalTeacher)
+        model = ctx.teacher.model
+    return _rows(model, PROMPT if prompts is None else prompts[0]).detach()
+
+
+def divergence_gradient(ctx: StageContext, divergence: Callable[[Tensor, Tensor], Tensor], logp: Tensor) -> Gradient:
+    """Return the gradient of a divergence from the teacher by the student's weights."""
+    return gradient_of(divergence(student_rows(ctx), logp).sum(), ctx.student)
+
+
+def _one_position(subject: Subject, teacher_seed: int = 1) -> StageContext:
+    pairs = [(PROMPT, [token]) for token in range(subject.vocabulary)]
+    # A reference is the student's own start; where it is all that teaches, it stands for a teacher.
+    reference_seed = 0 if subject.method.scores_start else teacher_seed
+    ctx = subject.stage(pairs, teacher_seed=teacher_seed, reference_seed=reference_seed, micro_batch=1)
+    if ctx.training.num_generations > 1:
+        raise DoesNotApply("it takes no budget of one response to each prompt, over which the expectation is taken")
+    # Where the teacher is shown the reference answer, it is the same one for every response.
+    return replace(ctx, examples=[replace(example, doc=ctx.examples[0].doc) for example in ctx.examples])
+
+
+def _rollout(ctx: StageContext) -> Rollout:
+    example: Example = ctx.examples[0]
+    return Rollout(example, example.target, "stop")
+
+
+def _rows(model: Any, prompt: list[int]) -> Tensor:
+    return model(input_ids=torch.tensor([prompt]), use_cache=False).logits[:, -1].log_softmax(-1)
+
+
+def _dot(first: Gradient, second: Gradient) -> float:
+    return float(flat(first) @ flat(second))
+
+
+def _same(found: Gradient, towards: dict[str, Gradient], objective: str) -> None:
+    expected = towards.pop(objective)
+    (other, opposite), declared = next(iter(towards.items())), WRITTEN[objective]
+    if (off := distance(found, expected)) <= TOLERANCE:
+        return
+    if distance(found, opposite) <= TOLERANCE:
+        raise ConformanceError(
+            f"the expected gradient is that of the {WRITTEN[other]}, but the adapter declares the {declared}; swap student "
+            "and teacher in the loss, or correct `objective`"
+        )
+    factor = _dot(found, expected) / _dot(expected, expected)
+    if distance(found, added([expected], [factor])) <= TOLERANCE and factor > 0:
+        raise ConformanceError(
+            f"the expected gradient is {factor:.4g} times that of the declared {declared}; drop the factor, for example a "
+            "division by K or a mean over the micro-batch"
+        )
+    raise ConformanceError(
+        f"the expected gradient is {off:.1e} of its size away from that of the declared {declared}; mend the loss, or leave "
+        "`objective` None"
+    )

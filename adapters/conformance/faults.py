@@ -1,0 +1,131 @@
+"""Fault checks: responses without tokens, teachers that give nonsense, vocabularies that do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from adapters.conformance.errors import ConformanceError, DoesNotApply
+from adapters.conformance.subject import PAIRS, Subject, small_model, train, word_tokenizer
+from harness.adapter import StageContext
+from harness.errors import HarnessError, TrainingError
+from harness.logprobs import TeacherScores, Wanted
+from harness.rollouts import Batch
+from harness.teachers.local import LocalTeacher, check_same_rows
+
+EMPTY = [(prompt, list[int]()) for prompt, _ in PAIRS]
+CUT = [(prompt, [9, 8, 7, 6, 5, 4, 3, 2, 9, 8]) for prompt, _ in PAIRS]
+MIXED = [*EMPTY[:2], *CUT[2:4], *PAIRS[4:]]
+
+
+def survives_empty_and_cut_responses(subject: Subject) -> None:
+    """Responses that are empty or cut off leave the weights finite, and training goes on."""
+    for name, pairs in (("all empty", EMPTY), ("all cut off", CUT), ("some empty, some cut off", MIXED)):
+        ctx = subject.stage(pairs, steps=2, dtype=torch.float32)
+        result = train(subject.adapter, ctx)
+        if any(not bool(torch.isfinite(p).all()) for p in ctx.student.model.parameters()):
+            raise ConformanceError(
+                f"with responses {name} the weights are no longer finite; divide by at least one token"
+            )
+        if result.steps not in (0, 2):
+            raise ConformanceError(
+                f"with responses {name} it took {result.steps} of 2 steps; a step without tokens counts too"
+            )
+
+
+def refuses_nan(subject: Subject) -> None:
+    """A teacher whose weights are NaN stops the stage with TrainingError, before the student changes."""
+    ctx = subject.stage(dtype=torch.float32)
+    for teacher in _scoring(subject, ctx):
+        teacher.model.get_output_embeddings().weight.fill_(float("nan"))
+    _must_refuse(subject, ctx, "NaN")
+
+
+def refuses_silent_zeros(subject: Subject) -> None:
+    """A teacher that gives probability 1 to every token, as a failed request does, stops the stage with TrainingError."""
+    ctx = subject.stage(CUT, dtype=torch.float32)
+    certain = {id(teacher): Certain(teacher) for teacher in _scoring(subject, ctx)}
+    # The stand-in has all that a stage asks of a local teacher.
+    parts: dict[str, Any] = {"teacher": certain.get(id(ctx.teacher)), "reference": certain.get(id(ctx.reference))}
+    _must_refuse(subject, replace(ctx, **parts), "log-probability 0 for every token", lambda: _asked(certain.values()))
+
+
+def refuses_other_vocabularies(subject: Subject) -> None:
+    """A teacher with another vocabulary, or with other rows in its output layer, is refused."""
+    if subject.adapter.requirements.teacher == "none":
+        raise DoesNotApply("it needs no teacher")
+    own, size = word_tokenizer(subject.vocabulary), subject.vocabulary + 1
+    larger = small_model(size, 1, torch.float64)
+    refusals: list[Callable[[], object]] = [
+        lambda: LocalTeacher(larger, word_tokenizer(size), own),
+        lambda: check_same_rows(larger, small_model(subject.vocabulary, 0, torch.float64)),
+    ]
+    if subject.adapter.requirements.teacher != "generate":
+        padded = replace(subject.stage(), teacher=LocalTeacher(larger, own, own))
+        refusals.append(lambda: train(subject.adapter, padded))
+    for refusal in refusals:
+        try:
+            refusal()
+        except (HarnessError, ValueError):
+            continue
+        raise ConformanceError(
+            f"a teacher with {size} tokens and a student with {size - 1} trained without a word; call `check_same_rows`"
+        )
+
+
+@dataclass
+class Certain:
+    """A teacher that gives every response token probability 1; counts how often it is asked."""
+
+    teacher: LocalTeacher
+    asked: int = 0
+
+    @property
+    def model(self) -> Any:
+        """The model behind, for methods that move its weights."""
+        return self.teacher.model
+
+    def score(self, batch: Batch, wanted: Wanted, temperature: float) -> TeacherScores:
+        """Return scores that no model has computed."""
+        self.asked += 1
+        scores = self.teacher.score(batch, wanted, temperature)
+        return replace(scores, sampled=torch.zeros_like(scores.sampled))
+
+
+def _scoring(subject: Subject, ctx: StageContext) -> list[LocalTeacher]:
+    """Return the teachers whose scores a stage uses; raises `DoesNotApply` where there is none."""
+    teachers = [ctx.reference] if subject.adapter.requirements.teacher == "generate" else [ctx.teacher, ctx.reference]
+    found = [teacher for teacher in teachers if isinstance(teacher, LocalTeacher)]
+    if not found:
+        raise DoesNotApply("no teacher scores its tokens")
+    return found
+
+
+def _asked(teachers: Iterable[Certain]) -> bool:
+    return any(teacher.asked for teacher in teachers)
+
+
+def _must_refuse(subject: Subject, ctx: StageContext, what: str, asked: Callable[[], bool] = lambda: True) -> None:
+    before = [p.detach().clone() for p in ctx.student.model.parameters()]
+    refused = _training_error(subject, ctx)
+    if not asked():
+        raise DoesNotApply("it reads its teacher's weights and never asks for scores")
+    if not refused:
+        raise ConformanceError(
+            f"the teacher gave {what} and training went on; refuse such scores with `checked` and `refuse_certainty`"
+        )
+    if any(not torch.equal(one, two) for one, two in zip(before, ctx.student.model.parameters(), strict=True)):
+        raise ConformanceError(
+            f"the teacher gave {what} and the weights changed before the stage was refused; check first"
+        )
+
+
+def _training_error(subject: Subject, ctx: StageContext) -> bool:
+    try:
+        train(subject.adapter, ctx)
+    except TrainingError:
+        return True
+    return False

@@ -1,0 +1,48 @@
+"""What a check can say: it passes, it fails with one sentence, it does not apply, or what it needs is not installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from adapters.conformance.errors import ConformanceError, DoesNotApply, NotInstalled
+from adapters.conformance.subject import Subject
+
+Result = Literal["passes", "fails", "does not apply", "skipped"]
+Check = Callable[[Subject], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One check of one adapter; `sentence` says what was found, or what a passed check promises."""
+
+    check: str
+    result: Result
+    sentence: str
+
+
+def outcome_of(name: str, check: Check, subject: Subject) -> Outcome:
+    """Run a check; an error that it did not foresee is a failure, a library that is missing is not."""
+    try:
+        check(subject)
+    except NotInstalled as reason:
+        return Outcome(name, "skipped", _one_line(reason))
+    except DoesNotApply as reason:
+        return Outcome(name, "does not apply", _one_line(reason))
+    except ImportError as error:
+        return Outcome(name, "skipped", f"{_one_line(error)}; install the extra that brings it")
+    except ConformanceError as failure:
+        return Outcome(name, "fails", _one_line(failure))
+    except Exception as error:
+        return Outcome(name, "fails", f"the stage raised {type(error).__name__}: {_one_line(error)}")
+    return Outcome(name, "passes", promise(check))
+
+
+def promise(check: Check) -> str:
+    """Return what a check holds an adapter to: the first line of its docstring."""
+    return (check.__doc__ or "").strip().splitlines()[0].rstrip(".")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,121 @@
+"""Gradients where an optimiser would find them: at the end of `train_stage`, with the whole loop in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from adapters import loop
+from adapters.conformance.errors import DoesNotApply
+from adapters.conformance.subject import train
+from harness.adapter import Adapter, StageContext
+from harness.rollouts import Batch
+from harness.training import UpdateResult
+
+Gradient = dict[str, Tensor]
+TINY = 1e-12
+
+
+@dataclass
+class Update:
+    """One optimiser update: its micro-batches with the gradient of each, and the gradients of its penalties."""
+
+    batches: list[Batch] = field(default_factory=list[Batch])
+    parts: list[Gradient] = field(default_factory=list[Gradient])
+    penalties: list[Gradient] = field(default_factory=list[Gradient])
+
+    @property
+    def gradient(self) -> Gradient:
+        """The sum over micro-batches and penalties."""
+        return added([*self.parts, *self.penalties])
+
+
+def recorded(adapter: Adapter, ctx: StageContext, rate: float = 0.0) -> list[Update]:
+    """Train a stage and return its updates; weights take plain steps of size `rate` along the gradient.
+
+    Raises `DoesNotApply` for an adapter that updates by other means.
+    """
+    with recording(rate) as updates:
+        train(adapter, ctx)
+    if not updates:
+        raise DoesNotApply("it does not update through the shared loop's optimiser, so its gradients are not seen")
+    return updates
+
+
+@contextmanager
+def recording(rate: float = 0.0) -> Generator[list[Update]]:
+    """Replace the loop's optimiser by one that keeps every gradient."""
+    updates: list[Update] = []
+
+    def make(module: nn.Module, *_: object) -> Recorder:
+        return Recorder(module, rate, updates)
+
+    with mock.patch.object(loop, "Updater", make):
+        yield updates
+
+
+class Recorder:
+    """Stands in for `harness.training.Updater`."""
+
+    def __init__(self, module: nn.Module, rate: float, updates: list[Update]) -> None:
+        self.module, self.rate, self.updates = module, rate, updates
+
+    def update(
+        self,
+        batches: Iterable[Batch],
+        loss_of: Callable[[Batch], Tensor],
+        penalties: Iterable[Callable[[], Tensor]] = (),
+    ) -> UpdateResult:
+        """Keep the gradients of micro-batches and penalties, then take a plain step."""
+        update = Update(list(batches))
+        update.parts = [gradient_of(loss_of(batch), self.module) for batch in update.batches]
+        update.penalties = [gradient_of(penalty(), self.module) for penalty in penalties]
+        self.updates.append(update)
+        self._step(update.gradient)
+        return UpdateResult(0.0, 0.0, self.rate)
+
+    @torch.no_grad()
+    def _step(self, gradient: Gradient) -> None:
+        for name, parameter in self.module.named_parameters():
+            if self.rate and name in gradient:
+                parameter -= self.rate * gradient[name]
+
+
+def gradient_of(loss: Tensor, module: nn.Module) -> Gradient:
+    """Return the gradient of a loss by a module's trainable parameters, zeros where there is none."""
+    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    if not loss.requires_grad:
+        return {name: torch.zeros_like(p) for name, p in named.items()}
+    module.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    return {name: torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for name, p in named.items()}
+
+
+def added(gradients: Iterable[Gradient], weights: Iterable[float] | None = None) -> Gradient:
+    """Return the weighted sum of gradients."""
+    total: Gradient = {}
+    parts = list(gradients)
+    for part, weight in zip(parts, [1.0] * len(parts) if weights is None else weights, strict=True):
+        for name, value in part.items():
+            total[name] = total[name] + weight * value if name in total else weight * value
+    return total
+
+
+def flat(gradient: Gradient) -> Tensor:
+    """Return a gradient as one vector."""
+    return torch.cat([value.flatten() for value in gradient.values()]) if gradient else torch.zeros(1)
+
+
+def size(gradient: Gradient) -> float:
+    """Return |gradient| over all parameters."""
+    return float((flat(gradient) ** 2).sum().sqrt())
+
+
+def distance(found: Gradient, expected: Gradient) -> float:
+    """Return |found - expected| / |expected| over all parameters."""
+    return size(added([found, expected], [1, -1])) / max(size(expected), TINY)

@@ -1,0 +1,1 @@
+"""Commands that the `external` adapter can run."""
