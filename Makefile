@@ -43,7 +43,7 @@ fix: $(STAMP)  ## Format and mend what can be mended automatically
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## Measure speed against TRL and transformers, write benchmarks/RESULTS.md (or BENCH_OUT=...)
+bench: $(STAMP)  ## Measure speed and memory against TRL and transformers, write benchmarks/RESULTS.md (or BENCH_OUT=...)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.run --out $(BENCH_OUT)
 
 clean:  ## Remove runs and caches of tools, but not .venv

@@ -14,11 +14,12 @@ from benchmarks.steps import Steps
 
 @dataclass(frozen=True)
 class Findings:
-    """All that the page shows: comparisons, steps of each trainer by repetition, and sentences about them."""
+    """All that the page shows: comparisons, steps of each trainer by repetition, sentences about them, further sections."""
 
     rows: list[Row]
     steps: dict[str, list[Steps]]
     notes: list[str] = field(default_factory=list)
+    sections: list[str] = field(default_factory=list)
 
 
 def page(findings: Findings, made: dict[str, Any], threads: int, repetitions: int) -> str:
@@ -29,7 +30,7 @@ def page(findings: Findings, made: dict[str, Any], threads: int, repetitions: in
         "## Ratios",
         table(
             ["measured", "unit", "ours", "against", "theirs", "ours / theirs (range)"],
-            [_cells(row) for row in findings.rows],
+            [cells(row) for row in findings.rows],
         ),
         "## A training step by phase",
         "Milliseconds, medians; `rest` is the student's forward, backward and update, batching and logging.",
@@ -39,6 +40,7 @@ def page(findings: Findings, made: dict[str, Any], threads: int, repetitions: in
         ),
         "## How it was measured",
         "\n".join(f"- {note}" for note in findings.notes),
+        *findings.sections,
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -68,7 +70,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _cells(row: Row) -> list[str]:
+def cells(row: Row) -> list[str]:
+    """Return a comparison as a table's row."""
     digits = 0 if statistics.median(row.theirs) >= 10 else 2
     ours, theirs = median_of(row.ours, digits), median_of(row.theirs, digits)
     return [row.what, row.unit, ours, row.baseline, theirs, f"**{with_range(row.ratios)}**"]

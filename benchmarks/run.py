@@ -1,6 +1,7 @@
 """`make bench`: OPD and AOPD against TRL's trainer and each other, our generation, and the share of the machine used.
 
-All on the tiny suite's models, in one process on one thread, repetition by repetition in turn.
+All on the tiny suite's models, in one process on one thread, repetition by repetition in turn; then the log-probability
+operation at a real vocabulary, each measurement in a process of its own.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -16,6 +18,7 @@ import typer
 
 from adapters.aopd import AOPD
 from adapters.opd import OPD
+from benchmarks import logprobs
 from benchmarks.generation import engine_tokens, transformers_tokens
 from benchmarks.measure import Row, in_turn, per_second
 from benchmarks.page import Findings, page
@@ -45,6 +48,10 @@ def main(
     steps: Annotated[
         int, typer.Option(min=1, help="Training steps of a repetition that count; one more comes first.")
     ] = 3,
+    logprob_rounds: Annotated[
+        int,
+        typer.Option(min=0, help="Rounds of the log-probability operation, up to ten minutes each; 0 leaves it out."),
+    ] = 3,
     out: Annotated[Path, typer.Option(help="The page to write.")] = RESULTS,
 ) -> None:
     """Measure everything in turn and write the page."""
@@ -56,7 +63,10 @@ def main(
         settings = [make_setting(suite, steps, autocast) for autocast in PRECISIONS]
     except HarnessError as error:
         raise typer.BadParameter(str(error)) from error
-    out.write_text(page(measure(settings, repetitions), environment(), THREADS, repetitions), encoding="utf-8")
+    findings = measure(settings, repetitions)
+    if logprob_rounds:
+        findings = replace(findings, sections=[logprobs.section(logprob_rounds, THREADS)])
+    out.write_text(page(findings, environment(), THREADS, repetitions), encoding="utf-8")
     typer.echo(out.read_text(encoding="utf-8"))
 
 

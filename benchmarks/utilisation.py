@@ -10,17 +10,18 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from benchmarks.setting import Setting
+from harness.logprobs import Asked
 from harness.precision import autocast
 from harness.rollouts import Batch, Rollout, make_batches
 
-SIZES = (256, 512, 1024, 2048)
+SIZES = {"cpu": (256, 512, 1024, 2048), "cuda": (4096, 8192)}
 PEAK_SECONDS = 0.2
 
 
-def peak_rate(precision: str) -> Callable[[int], float]:
+def peak_rate(precision: str, device: str = "cpu") -> Callable[[int], float]:
     """Return a measure of the best matrix-product rate over square sizes in a precision, in GFLOP/s."""
     dtype = getattr(torch, precision)
-    return lambda _: max(_square_rate(size, dtype) for size in SIZES) / 1e9
+    return lambda _: max(_square_rate(size, dtype, device) for size in SIZES[device]) / 1e9
 
 
 def student_rate(setting: Setting) -> Callable[[int], float]:
@@ -68,15 +69,18 @@ def _forward_backward(setting: Setting, batch: Batch) -> None:
     student = setting.context.student
     student.zero_grad(set_to_none=True)
     with autocast("cpu", setting.context.training.autocast):
-        chosen = student(batch, batch.targets[:, None], setting.context.training.temperature).chosen[:, 0]
+        chosen = student(batch, batch.targets[:, None], Asked(setting.context.training.temperature)).chosen[:, 0]
     (-chosen * batch.weights).sum().backward()
 
 
-def _square_rate(size: int, dtype: torch.dtype) -> float:
-    left, right = torch.rand(size, size, dtype=dtype), torch.rand(size, size, dtype=dtype)
-    out = torch.empty(size, size, dtype=dtype)
+def _square_rate(size: int, dtype: torch.dtype, device: str) -> float:
+    left, right, out = (torch.rand(size, size, device=device).to(dtype) for _ in range(3))
+    synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None
+    torch.mm(left, right, out=out)
+    synchronise()
     done, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < PEAK_SECONDS / len(SIZES) or not done:
+    while (elapsed := time.perf_counter() - start) < PEAK_SECONDS / len(SIZES[device]) or not done:
         torch.mm(left, right, out=out)
+        synchronise()
         done += 1
     return 2 * size**3 * done / elapsed

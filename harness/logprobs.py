@@ -1,26 +1,21 @@
 """Log-probabilities of a few chosen tokens without ever holding (tokens, vocabulary) logits.
 
-Every loss here is `alpha * softmax - sparse` in the logits, so one pass over chunks of tokens serves all of them: the
-forward keeps (N, C) numbers, the backward recomputes one chunk of logits at a time. `StudentForward` is the module to
+Every loss here is `alpha * softmax - sparse` in the logits, so one pass over tiles of tokens and vocabulary serves all of
+them: the forward keeps (N, C) numbers, the backward computes each tile's logits again. `StudentForward` is the module to
 wrap for distributed training, because the head must be used inside the wrapped forward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from harness.errors import ModelError
+from harness.head import Divergence, Head, Rows, SelectedLogProbs, WholeVocabulary, scan
 from harness.rollouts import Batch
-
-CHUNK_ELEMENTS = 2**25
-Rows = Callable[[slice], Tensor]
-Divergence = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -61,29 +56,6 @@ class TeacherScores:
     rows: Rows | None = None
 
 
-@dataclass(frozen=True)
-class Head:
-    """The output layer: logits = softcap(scale * (hidden @ weight.T + bias)) / temperature."""
-
-    weight: Tensor
-    bias: Tensor | None = None
-    scale: float = 1.0
-    softcap: float | None = None
-    temperature: float = 1.0
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Return float logits (n, V) of hidden states (n, H)."""
-        raw = self.scale * _accumulating(nn.functional.linear(hidden, self.weight, self.bias))
-        capped = raw if self.softcap is None else self.softcap * torch.tanh(raw / self.softcap)
-        return capped / self.temperature
-
-    def slope(self, logits: Tensor) -> Tensor | float:
-        """Return the derivative of `logits` by the linear layer's output, elementwise."""
-        if self.softcap is None:
-            return self.scale / self.temperature
-        return self.scale / self.temperature * (1 - (logits * self.temperature / self.softcap) ** 2)
-
-
 def selected_logprobs(hidden: Tensor, head: Head, ids: Tensor) -> LogProbs:
     """Return log softmax(head(hidden)) at `ids`, with entropy and logsumexp from the same pass.
 
@@ -92,7 +64,7 @@ def selected_logprobs(hidden: Tensor, head: Head, ids: Tensor) -> LogProbs:
     """
     # Log-probabilities are differences of large numbers: under autocast, the head still works in its weights' precision.
     with torch.autocast(hidden.device.type, enabled=False):
-        values = _SelectedLogProbs.apply(hidden.to(head.weight.dtype), head.weight, head.bias, ids, head)
+        values = SelectedLogProbs.apply(hidden.to(head.weight.dtype), head.weight, head.bias, ids, head)
     chosen, entropy, logsumexp = values  # pyright: ignore[reportGeneralTypeIssues]
     return LogProbs(chosen, entropy, logsumexp)
 
@@ -100,20 +72,12 @@ def selected_logprobs(hidden: Tensor, head: Head, ids: Tensor) -> LogProbs:
 def divergence_of(hidden: Tensor, head: Head, teacher: Rows, divergence: Divergence) -> Tensor:
     """Return `divergence(log q, log p)` (N,) over the whole vocabulary, a chunk of tokens at a time.
 
-    `divergence` maps log-probabilities (n, V) of student and teacher to (n,) losses. A chunk's logits live only while it is
-    computed, and again while its gradient is (activation checkpointing).
+    `divergence` maps log-probabilities (n, V) of student and teacher to (n,) losses. A chunk's rows live only while it is
+    computed, and again, from both heads, while its gradient is.
     """
-
-    def chunk(states: Tensor, weight: Tensor, rows: slice) -> Tensor:
-        return divergence(replace(head, weight=weight).logits(states).log_softmax(-1), teacher(rows))
-
     with torch.autocast(hidden.device.type, enabled=False):
         hidden = hidden.to(head.weight.dtype)
-        parts = [
-            checkpoint(chunk, hidden[rows], head.weight, rows, use_reentrant=False, preserve_rng_state=False)
-            for rows in _chunks(hidden.shape[0], head.weight.shape[0])
-        ]
-    return torch.cat(parts)  # pyright: ignore[reportArgumentType]
+        return WholeVocabulary.apply(hidden, head.weight, head.bias, head, teacher, divergence)  # pyright: ignore[reportReturnType]
 
 
 @torch.no_grad()
@@ -126,17 +90,15 @@ def teacher_scores(hidden: Tensor, head: Head, sampled: Tensor, wanted: Wanted) 
         with torch.autocast(hidden.device.type, enabled=False):
             return head.logits(hidden[rows]).log_softmax(-1)
 
-    parts: list[tuple[Tensor, ...]] = []
     with torch.autocast(hidden.device.type, enabled=False):
-        for rows in _chunks(hidden.shape[0], head.weight.shape[0]):
-            logits = head.logits(hidden[rows])
-            logsumexp = logits.logsumexp(-1, keepdim=True)
-            top = logits.topk(wanted.top_k, dim=-1)
-            own = logits.gather(-1, sampled[rows, None]) - logsumexp
-            entropy = _entropy(logits, logsumexp[:, 0]) if wanted.entropy else logsumexp[:, 0]
-            parts.append((own[:, 0], top.indices, top.values - logsumexp, entropy))
-    own, ids, values, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
-    return TeacherScores(own, ids, values, entropy if wanted.entropy else None, rows_of if wanted.vocabulary else None)
+        seen = scan(hidden, head, sampled[:, None], wanted.top_k)
+    return TeacherScores(
+        sampled=seen.chosen[:, 0],
+        top_ids=seen.top_ids,
+        top_logprobs=seen.top_logprobs,
+        entropy=seen.entropy if wanted.entropy else None,
+        rows=rows_of if wanted.vocabulary else None,
+    )
 
 
 @torch.no_grad()
@@ -202,58 +164,3 @@ def head_of(model: Any, temperature: float = 1.0) -> Head:
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     softcap = getattr(config, "final_logit_softcapping", None)
     return Head(layer.weight, getattr(layer, "bias", None), scale, softcap, temperature)
-
-
-class _SelectedLogProbs(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, head: Head) -> Any:
-        parts = [_forward_chunk(head.logits(hidden[rows]), ids[rows]) for rows in _chunks(len(hidden), len(weight))]
-        chosen, entropy, logsumexp = (torch.cat(column) for column in zip(*parts, strict=True))
-        ctx.save_for_backward(hidden, weight, bias, ids, logsumexp)
-        ctx.head = head
-        ctx.mark_non_differentiable(entropy, logsumexp)
-        return chosen, entropy, logsumexp
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        hidden, weight, bias, ids, logsumexp = ctx.saved_tensors
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=logsumexp.dtype)
-        grad_bias = None if bias is None else torch.zeros_like(bias, dtype=logsumexp.dtype)
-        for rows in _chunks(len(hidden), len(weight)):
-            grad_logits = _backward_chunk(ctx.head, hidden[rows], ids[rows], grads[0][rows], logsumexp[rows])
-            narrow = grad_logits.to(weight.dtype)
-            grad_hidden[rows] = narrow @ weight
-            grad_weight += narrow.T @ hidden[rows]
-            if grad_bias is not None:
-                grad_bias += grad_logits.sum(0)
-        return grad_hidden, grad_weight.to(weight.dtype), None if bias is None else grad_bias.to(bias.dtype), None, None  # pyright: ignore[reportOptionalMemberAccess]
-
-
-def _forward_chunk(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    logsumexp = logits.logsumexp(-1)
-    chosen = logits.gather(-1, ids) - logsumexp[:, None]
-    return chosen, _entropy(logits, logsumexp), logsumexp
-
-
-def _entropy(logits: Tensor, logsumexp: Tensor) -> Tensor:
-    """Return logsumexp - sum_v softmax_v logits_v, (n,)."""
-    return logsumexp - (torch.exp(logits - logsumexp[:, None]) * logits).sum(-1)
-
-
-def _backward_chunk(head: Head, hidden: Tensor, ids: Tensor, grad: Tensor, logsumexp: Tensor) -> Tensor:
-    """Return d loss / d linear output for one chunk: scatter(grad) - sum(grad) * softmax, through cap and scale."""
-    logits = head.logits(hidden)
-    softmax = torch.exp(logits - logsumexp[:, None])
-    grad_logits = softmax.mul_(-grad.sum(-1, keepdim=True)).scatter_add_(-1, ids, grad)
-    return grad_logits * head.slope(logits)
-
-
-def _accumulating(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
-
-
-def _chunks(tokens: int, vocabulary: int) -> Iterator[slice]:
-    size = max(1, CHUNK_ELEMENTS // vocabulary)
-    for start in range(0, max(tokens, 1), size):
-        yield slice(start, start + size)

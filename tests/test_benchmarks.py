@@ -10,12 +10,16 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
+from benchmarks import logprobs
+from benchmarks.logprob_variants import VARIANTS, Size, make_inputs
+from benchmarks.logprob_work import CLEAR_REFS, Measured, measured
 from benchmarks.measure import Row, in_turn, median_of, per_second, with_range
 from benchmarks.page import Findings, page
 from benchmarks.run import TRL, aopd_rows, app, trl_rows
 from benchmarks.steps import Steps, from_log
 from benchmarks.trl_step import MISSING, installed
 from benchmarks.utilisation import count_flops
+from harness.logprobs import Head, selected_logprobs
 
 MADE: dict[str, Any] = {
     "command": "bench",
@@ -106,6 +110,14 @@ def test_operations_of_products_and_attention_are_counted_forward_and_backward()
     assert count_flops(lambda: attend(q, q, q).sum().backward()) == forward + forward * 5 // 2
 
 
+def test_the_operations_of_the_heads_four_products_are_all_counted():
+    tokens, vocabulary, width = 10, 50, 8
+    hidden, weight = (torch.rand(rows, width, requires_grad=True) for rows in (tokens, vocabulary))
+    ids = torch.zeros(tokens, 1, dtype=torch.long)
+    counted = count_flops(lambda: selected_logprobs(hidden, Head(weight), ids).chosen.sum().backward())
+    assert counted == 4 * 2 * tokens * vocabulary * width
+
+
 def test_the_page_names_commit_and_shows_every_row_and_trainer():
     row = Row("thing", "per s", [4.0, 6.0], "peer", [2.0, 2.0])
     text = page(Findings([row], {"OPD": [steps(1, 0.5, 2.5, 160)]}, ["a note"]), MADE, threads=1, repetitions=2)
@@ -114,10 +126,75 @@ def test_the_page_names_commit_and_shows_every_row_and_trainer():
     assert "| OPD | 500 | 250 | 1,250 | 2,000 | 0.50 | 40 | 20.0 |" in text
 
 
+SMALL = Size(tokens=24, vocabulary=200, hidden=8)
+SAME = {
+    "dense_aopd": ("ours_aopd", "ours_aopd_diagnosed"),
+    "ours_opd": ("trl_opd",),
+    "dense_reverse_kl": ("ours_reverse_kl", "trl_reverse_kl"),
+    "dense_jsd": ("ours_jsd", "trl_jsd"),
+    "dense_teacher": ("ours_teacher",),
+}
+
+
+@pytest.mark.parametrize(("one", "other"), [(one, other) for one, others in SAME.items() for other in others])
+def test_variants_that_are_compared_compute_the_same_loss_and_gradients(one: str, other: str):
+    if other.startswith("trl") and not installed():
+        pytest.skip(MISSING)
+
+    def results(name: str) -> list[torch.Tensor]:
+        inputs = make_inputs(SMALL, "cpu").first(SMALL.tokens)
+        loss = VARIANTS[name](inputs)
+        leaves = [inputs.hidden, inputs.weight]
+        return [loss.detach(), *(torch.autograd.grad(loss, leaves) if loss.requires_grad else [])]
+
+    for found, expected in zip(results(other), results(one), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.skipif(not CLEAR_REFS.exists(), reason="the peak of resident memory is read from Linux")
+def test_a_measurement_sees_the_memory_of_full_logits():
+    large = Size(tokens=1000, vocabulary=20_000, hidden=4)
+    logits = 4 * large.tokens * large.vocabulary
+    assert measured(VARIANTS["dense_aopd"], large).bytes > 2 * logits
+    assert 0 <= measured(VARIANTS["ours_aopd"], large).bytes < logits
+
+
+def test_the_section_shows_every_comparison_and_says_that_there_is_no_gpu():
+    def measure(name: str, size: Size, device: str) -> Measured:
+        return Measured(1.5, 2**20) if name.startswith("ours") else Measured(1.0, 4 * 2**20)
+
+    rounds = [logprobs.one_round("cpu", measure)] * 2
+    text = logprobs.text({"cpu": rounds}, threads=1)
+    what = "AOPD, sampled token and top 32, cpu, float32"
+    assert f"| {what}: time | ms | 1,500 | full logits | 1,000 | **1.50 (1.50 to 1.50)** |" in text
+    assert f"| {what}: memory | MiB | 1.00 | full logits | 4.00 | **0.25 (0.25 to 0.25)** |" in text
+    # 3 products of 4,096 x 512 x 151,936 in 1.5 s
+    assert f"| {what}: needed products | GFLOP/s | 1,275 |" in text
+    assert "no GPU here" in text
+    assert ("TRL" in text) == installed()
+
+
+def test_without_trl_its_comparisons_are_left_out(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(logprobs, "installed", lambda: False)
+    assert not [c for c in logprobs.comparisons() if "trl" in c.theirs]
+    assert "TRL" not in "".join(logprobs.notes(1, 1))
+
+
 @pytest.mark.slow
 def test_the_whole_bench_runs_on_the_micro_suite(micro_file: Path, tmp_path: Path):
     out = tmp_path / "results.md"
-    options = ["--suite", str(micro_file), "--repetitions", "1", "--steps", "1", "--out", str(out)]
+    options = [
+        "--suite",
+        str(micro_file),
+        "--repetitions",
+        "1",
+        "--steps",
+        "1",
+        "--logprob-rounds",
+        "0",
+        "--out",
+        str(out),
+    ]
     result = CliRunner().invoke(app, options, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     text = out.read_text(encoding="utf-8")

@@ -5,6 +5,7 @@ Oracle throughout: `log_softmax` of full logits in float64, differentiated by to
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,11 +13,23 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from harness import logprobs
+from adapters.divergences import forward_kl, generalised_jsd, reverse_kl
+from harness import head as tiled
 from harness.errors import ModelError
-from harness.logprobs import Asked, Head, StudentForward, Wanted, head_of, selected_logprobs, teacher_scores
+from harness.logprobs import (
+    Asked,
+    Divergence,
+    Head,
+    StudentForward,
+    Wanted,
+    divergence_of,
+    head_of,
+    selected_logprobs,
+    teacher_scores,
+)
 from harness.rollouts import make_batches
 from tests.models import assert_same_gradients, dense_logprobs, gradients, qwen3, rollout
 
@@ -58,45 +71,108 @@ def full(hidden: Tensor, head: Head) -> Tensor:
     return capped / head.temperature
 
 
-@pytest.mark.parametrize("rows_in_chunk", [1, 3, 100])
+# Of 7 tokens and 11 words: single cells, edges that do not come out even, one side cut, one tile larger than all.
+TILES = [(1, 1), (3, 4), (100, 4), (3, 100), (100, 100)]
+
+
+@pytest.mark.parametrize("tile", TILES)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_values_and_gradients_equal_dense_autograd(variant: str, rows_in_chunk: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", rows_in_chunk * V)
+def test_values_and_gradients_equal_dense_autograd(
+    variant: str, tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tiled, "TILES", {"cpu": tile})
     hidden, head, ids, above = inputs(variant)
     leaves = [leaf for leaf in (hidden, head.weight, head.bias) if leaf is not None]
     found = selected_logprobs(hidden, head, ids).chosen
     expected = dense(hidden, head, ids)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
-    pairs = zip(
-        torch.autograd.grad((found * above).sum(), leaves),
-        torch.autograd.grad((expected * above).sum(), leaves),
-        strict=True,
-    )
-    for ours, theirs in pairs:
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    assert_same_leaf_gradients((found * above).sum(), (expected * above).sum(), leaves)
 
 
-def test_no_more_logits_than_a_chunk_are_ever_held(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 2 * V)
-    held: list[int] = []
-    original = Head.logits
-
-    def spy(self: Head, hidden: Tensor) -> Tensor:
-        held.append(len(hidden))
-        return original(self, hidden)
-
-    monkeypatch.setattr(Head, "logits", spy)
-    hidden, head, ids, above = inputs("plain")
-    (selected_logprobs(hidden, head, ids).chosen * above).sum().backward()
-    teacher_scores(hidden, head, ids[:, 0], Wanted(top_k=2))
-    # 7 rows in chunks of 2: 2+2+2+1, once forward, once backward, once for the teacher
-    assert held == [2, 2, 2, 1] * 3
+def assert_same_leaf_gradients(ours: Tensor, theirs: Tensor, leaves: list[Tensor]) -> None:
+    pairs = zip(torch.autograd.grad(ours, leaves), torch.autograd.grad(theirs, leaves), strict=True)
+    for found, expected in pairs:
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
-def test_a_vocabulary_larger_than_a_chunk_still_goes_row_by_row(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 1)
-    hidden, head, ids, _ = inputs("plain")
-    torch.testing.assert_close(selected_logprobs(hidden, head, ids).chosen, dense(hidden, head, ids))
+DIVERGENCES: dict[str, Divergence] = {
+    "forward KL": forward_kl,
+    "reverse KL": reverse_kl,
+    "JSD": partial(generalised_jsd, beta=0.3),
+}
+
+
+@pytest.mark.parametrize("rows_in_chunk", [1, 3, 100])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_divergences_over_the_vocabulary_equal_dense_autograd(
+    variant: str, divergence: str, rows_in_chunk: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tiled, "CHUNK_ELEMENTS", rows_in_chunk * V)
+    hidden, head, ids, above = inputs(variant)
+    leaves = [leaf for leaf in (hidden, head.weight, head.bias) if leaf is not None]
+    rows = teacher_scores(hidden.flip(0).detach(), head, ids[:, 0], Wanted(vocabulary=True)).rows
+    assert rows is not None
+    logp = full(hidden.flip(0), head).log_softmax(-1).detach()
+    found = divergence_of(hidden, head, rows, DIVERGENCES[divergence])
+    expected = DIVERGENCES[divergence](full(hidden, head).log_softmax(-1), logp)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    assert_same_leaf_gradients((found * above[:, 0]).sum(), (expected * above[:, 0]).sum(), leaves)
+
+
+def _number(logq: Tensor, logp: Tensor) -> Tensor:
+    return reverse_kl(logq.detach(), logp)
+
+
+def test_a_divergence_taken_as_a_number_has_no_gradient():
+    hidden, head, _, _ = inputs("plain")
+    found = divergence_of(hidden, head, lambda rows: torch.full((N, V), -2.0)[rows], _number)
+    assert not torch.autograd.grad(found.sum(), hidden)[0].any()
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight", "bias"])
+def test_what_is_frozen_gets_no_gradient_and_the_rest_the_same(frozen: str):
+    hidden, head, ids, above = inputs("bias")
+    assert head.bias is not None
+    leaves = {"hidden": hidden, "weight": head.weight, "bias": head.bias}
+    leaves.pop(frozen).requires_grad_(False)
+    ours, theirs = ((f(hidden, head, ids) * above).sum() for f in (_chosen, dense))
+    assert_same_leaf_gradients(ours, theirs, list(leaves.values()))
+
+
+def _chosen(hidden: Tensor, head: Head, ids: Tensor) -> Tensor:
+    return selected_logprobs(hidden, head, ids).chosen
+
+
+class Largest(TorchDispatchMode):
+    """Records the elements of the largest tensor that any operation returns, forward or backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        found = result if isinstance(result, list | tuple) else [result]
+        self.elements = max([self.elements, *(value.numel() for value in found if isinstance(value, Tensor))])
+        return result
+
+
+def test_no_tensor_is_larger_than_the_heads_weight_though_the_logits_would_be(monkeypatch: pytest.MonkeyPatch):
+    tokens, vocabulary, width, columns = 48, 640, 4, 5
+    monkeypatch.setattr(tiled, "TILES", {"cpu": (16, 100)})
+    monkeypatch.setattr(tiled, "CHUNK_ELEMENTS", 3 * vocabulary)
+    head = Head(torch.randn(vocabulary, width, requires_grad=True), torch.randn(vocabulary, requires_grad=True))
+    hidden, ids = torch.randn(tokens, width, requires_grad=True), torch.randint(vocabulary, (tokens, columns))
+    with Largest() as ours:
+        selected_logprobs(hidden, head, ids).chosen.sum().backward()
+        scores = teacher_scores(hidden, head, ids[:, 0], Wanted(top_k=columns, entropy=True, vocabulary=True))
+        assert scores.rows is not None
+        divergence_of(hidden, head, scores.rows, reverse_kl).sum().backward()
+    with Largest() as theirs:
+        dense(hidden, head, ids).sum().backward()
+    assert ours.elements == head.weight.numel() == vocabulary * width
+    assert theirs.elements == tokens * vocabulary
 
 
 def test_no_tokens_give_no_values_and_zero_gradients():
@@ -156,7 +232,9 @@ def test_enormous_logits_stay_finite():
     assert torch.isfinite(gradient).all()
 
 
-def test_bfloat16_is_close_to_float64_of_the_same_numbers():
+@pytest.mark.parametrize("tile", [(3, 4), (100, 100)])
+def test_bfloat16_is_close_to_float64_of_the_same_numbers(tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tiled, "TILES", {"cpu": tile})
     hidden, head, ids, above = inputs("plain")
     narrow = hidden.detach().bfloat16().requires_grad_()
     weight = head.weight.detach().bfloat16().requires_grad_()
@@ -175,13 +253,17 @@ def test_bfloat16_is_close_to_float64_of_the_same_numbers():
         assert float((ours.double() - theirs).norm() / theirs.norm()) < 0.02
 
 
-@pytest.mark.parametrize("rows_in_chunk", [1, 3, 100])
+@pytest.mark.parametrize("tile", TILES)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_teacher_scores_equal_the_dense_distribution(variant: str, rows_in_chunk: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", rows_in_chunk * V)
+def test_teacher_scores_equal_the_dense_distribution(
+    variant: str, tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tiled, "TILES", {"cpu": tile})
+    monkeypatch.setattr(tiled, "LONGER", 2)
     hidden, head, ids, _ = inputs(variant)
-    scores = teacher_scores(hidden, head, ids[:, 0], Wanted(top_k=3))
+    scores = teacher_scores(hidden, head, ids[:, 0], Wanted(top_k=3, entropy=True))
     logp = full(hidden, head).log_softmax(-1).detach()
+    torch.testing.assert_close(scores.entropy, -(logp.exp() * logp).sum(-1))
     expected = logp.topk(3)
     torch.testing.assert_close(scores.sampled, logp.gather(-1, ids[:, :1])[:, 0])
     torch.testing.assert_close(scores.top_logprobs, expected.values)
@@ -194,7 +276,10 @@ SEQUENCES = [rollout([3, 4, 5], [6, 7, 2]), rollout([8], [9, 2]), rollout([3, 1,
 
 @pytest.mark.parametrize("tie", [True, False])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_student_forward_equals_full_logits_for_all_parameters(tie: bool, temperature: float):
+def test_student_forward_equals_full_logits_for_all_parameters(
+    tie: bool, temperature: float, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tiled, "TILES", {"cpu": (4, 10)})
     model = qwen3(tie=tie)
     (batch,) = make_batches(SEQUENCES, "sequence_mean", None)
     ids = torch.stack([batch.targets, (batch.targets + 1) % 24, batch.targets], dim=1)
@@ -242,7 +327,7 @@ def test_logits_are_scaled_capped_and_shifted_as_each_architecture_does(family: 
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     head_bias = getattr(model.get_output_embeddings(), "bias", None)
     if head_bias is not None:
-        torch.nn.init.normal_(head_bias)
+        nn.init.normal_(head_bias)
     (batch,) = make_batches(SEQUENCES, "sequence_mean", None)
     with torch.no_grad():
         found = StudentForward(model)(batch, torch.arange(24).expand(len(batch.targets), -1)).chosen
@@ -291,4 +376,4 @@ def test_a_student_under_autocast_is_close_to_itself_without():
 
 
 def nn_cosine(one: Tensor, other: Tensor) -> Tensor:
-    return torch.nn.functional.cosine_similarity(one, other, dim=0)
+    return nn.functional.cosine_similarity(one, other, dim=0)

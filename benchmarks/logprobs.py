@@ -1,0 +1,144 @@
+"""The log-probability operation at a real vocabulary: time and memory against full logits, against TRL, AOPD against OPD.
+
+Every measurement has a process of its own (`benchmarks.logprob_work`); rounds go through all of them in turn.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from benchmarks.logprob_variants import TOP_K, Size
+from benchmarks.logprob_work import Measured
+from benchmarks.measure import Row
+from benchmarks.page import cells, table
+from benchmarks.trl_step import installed
+from benchmarks.utilisation import peak_rate
+
+MIB = 2**20
+FULL, TRL_TILES = "full logits", "TRL, chunked"
+AOPD_SIZE = Size()
+# Full logits of student and teacher, kept for a divergence's gradient, would not fit beside each other with more tokens.
+WHOLE_SIZE = Size(tokens=1024)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One of our variants and what it stands against; `products` of (N, H) and (H, V) are those that full logits need."""
+
+    what: str
+    ours: str
+    baseline: str
+    theirs: str
+    size: Size
+    products: int | None = None
+
+
+COMPARISONS = (
+    Comparison(f"AOPD, sampled token and top {TOP_K}", "ours_aopd", FULL, "dense_aopd", AOPD_SIZE, 3),
+    Comparison("AOPD", "ours_aopd", "our OPD, sampled token", "ours_opd", AOPD_SIZE),
+    Comparison("AOPD with the step log's figures", "ours_aopd_diagnosed", "AOPD alone", "ours_aopd", AOPD_SIZE),
+    Comparison("OPD, sampled token", "ours_opd", f"{TRL_TILES}: the same", "trl_opd", AOPD_SIZE),
+    Comparison(f"teacher, sampled token and top {TOP_K}", "ours_teacher", FULL, "dense_teacher", AOPD_SIZE, 1),
+    Comparison("reverse KL", "ours_reverse_kl", FULL, "dense_reverse_kl", WHOLE_SIZE, 4),
+    Comparison("reverse KL", "ours_reverse_kl", f"{TRL_TILES}: the same", "trl_reverse_kl", WHOLE_SIZE),
+    Comparison("JSD, beta 0.5", "ours_jsd", FULL, "dense_jsd", WHOLE_SIZE, 4),
+    Comparison("JSD, beta 0.5", "ours_jsd", f"{TRL_TILES}: the same", "trl_jsd", WHOLE_SIZE),
+)
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round on a device: what each variant took, and the fastest matrix product's GFLOP/s."""
+
+    measured: Mapping[str, Measured]
+    peak: float
+
+
+def section(rounds: int, threads: int) -> str:
+    """Measure and return the page's section."""
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    measure = partial(in_its_own_process, threads=threads)
+    found = {device: [one_round(device, measure) for _ in range(rounds)] for device in devices}
+    return text(found, threads)
+
+
+def one_round(device: str, measure: Callable[[str, Size, str], Measured]) -> Round:
+    """Measure every variant once."""
+    sizes = {name: c.size for c in comparisons() for name in (c.ours, c.theirs)}
+    measured = {name: measure(name, size, device) for name, size in sizes.items()}
+    return Round(measured, peak_rate(_precision(device), device)(0))
+
+
+def comparisons() -> list[Comparison]:
+    """Return the comparisons that can be made here: without TRL, not those with it."""
+    return [c for c in COMPARISONS if installed() or not c.theirs.startswith("trl_")]
+
+
+def in_its_own_process(variant: str, size: Size, device: str, threads: int) -> Measured:
+    """Measure one variant where no other has been."""
+    numbers = {"tokens": size.tokens, "vocabulary": size.vocabulary, "hidden": size.hidden}
+    options = [f"--{name}={value}" for name, value in numbers.items()]
+    command = [sys.executable, "-m", "benchmarks.logprob_work", "--variant", variant, "--device", device, *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    return Measured(**json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout))
+
+
+def text(found: Mapping[str, Sequence[Round]], threads: int) -> str:
+    """Return the section: a table of all devices, and how to read it."""
+    rows = [row for device, rounds in found.items() for row in _rows(device, rounds)]
+    header = ["measured", "unit", "ours", "against", "theirs", "ours / theirs (range)"]
+    gpu = [] if "cuda" in found else ["no GPU here: its rows are missing."]
+    parts = [
+        f"## Log-probabilities at a vocabulary of {AOPD_SIZE.vocabulary:,}",
+        table(header, [cells(row) for row in rows]),
+        "\n".join(f"- {note}" for note in [*notes(threads, len(found["cpu"])), *gpu]),
+    ]
+    return "\n\n".join(parts)
+
+
+def _rows(device: str, rounds: Sequence[Round]) -> Iterator[Row]:
+    peaks, where, precision = [r.peak for r in rounds], f"{device}, {_precision(device)}", _precision(device)
+    for c in comparisons():
+        ours, theirs = ([r.measured[name] for r in rounds] for name in (c.ours, c.theirs))
+        what, seconds = f"{c.what}, {where}", [m.seconds for m in ours]
+        yield Row(f"{what}: time", "ms", [1000 * s for s in seconds], c.baseline, [1000 * m.seconds for m in theirs])
+        yield Row(f"{what}: memory", "MiB", [m.bytes / MIB for m in ours], c.baseline, [m.bytes / MIB for m in theirs])
+        if c.products:
+            rates = [2 * c.products * c.size.tokens * c.size.vocabulary * c.size.hidden / s / 1e9 for s in seconds]
+            yield Row(f"{what}: needed products", "GFLOP/s", rates, f"fastest {precision} product", peaks)
+
+
+def notes(threads: int, rounds: int) -> list[str]:
+    """Return what a reader must know of how the figures were made."""
+    said = [
+        f"{AOPD_SIZE.tokens:,} tokens ({WHOLE_SIZE.tokens:,} for reverse KL and JSD), hidden size {AOPD_SIZE.hidden}, "
+        f"random states, heads and ids; forward and backward to states and head, the teacher's side forward alone. CPU: "
+        f"float32, threads: {threads}; GPU: bfloat16. Medians of {rounds} rounds in turn; every measurement is one run (GPU: "
+        "the median of five) after a warm-up, in a process of its own.",
+        "Memory is the peak during the run beyond what was in use before it, when inputs were there; the gradient of the "
+        f"head, {AOPD_SIZE.vocabulary * AOPD_SIZE.hidden * 4 / MIB:,.0f} MiB in float32, is part of all but the teacher's. "
+        "CPU: the kernel's own mark of the peak resident set, set back before the run, so no sampling misses it. "
+        "GPU: the allocator's own.",
+        "Full logits are one `hidden @ weight.T`, in float32, `log_softmax`, `gather` or the divergence, by autograd. "
+        "Needed products are those that full logits need; ours computes logits again in the backward (4 for 3 in AOPD, 6 for "
+        "4 in divergences, where the teacher's are computed again too), and that extra work does not count as done.",
+    ]
+    if installed():
+        said.append(
+            "TRL's peers are what its trainers run: `ChunkedLogProbFunction` (one token and the entropy, as ours gives) and "
+            "`DistillationTrainer`'s chunked divergence (beta 1 and 0.5; the student's entropy besides), with TRL's own tile "
+            "sizes; on a GPU both are Triton kernels."
+        )
+    return said
+
+
+def _precision(device: str) -> str:
+    return "bfloat16" if device == "cuda" else "float32"
