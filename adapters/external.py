@@ -9,6 +9,7 @@ It runs without a shell, in the folder that the harness was started in. What it 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -37,6 +38,8 @@ from harness.teachers.local import LocalTeacher
 
 PLACEHOLDERS = ("python", "checkpoint", "output", "prompts", "config", "seed", "teacher", "steps")
 POLL_SECONDS = 1.0
+# What a Python command prints must not come after the error that ended it.
+IN_ORDER = {"PYTHONUNBUFFERED": "1"}
 
 
 class External(Adapter):
@@ -174,7 +177,9 @@ def _run(command: list[str], log: Path, steps: ReturnedSteps) -> None:
 def _started(command: list[str], log: Path) -> subprocess.Popen[bytes]:
     try:
         with log.open("wb") as output:
-            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+            return subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=IN_ORDER | os.environ
+            )
     except OSError as error:
         raise TrainingError(f"the command {_short(command)} cannot be started: {error}; mend its program") from error
 
