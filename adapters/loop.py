@@ -35,7 +35,6 @@ Objective = Literal["forward_kl", "reverse_kl"]
 class LoopAdapter(Adapter):
     """Base of the methods that differ in their loss per token alone."""
 
-    takes_penalties: ClassVar[bool] = True
     on_policy: ClassVar[bool] = True
     scores_start: ClassVar[bool] = False
 
@@ -46,6 +45,11 @@ class LoopAdapter(Adapter):
     def requirements(self) -> Requirements:
         """What the class says that its loss needs."""
         return Requirements(self.teacher_needs, reference=self.scores_start)
+
+    @property
+    def penalisable(self) -> bool:
+        """True: the loop adds `ctx.penalties`."""
+        return True
 
     @property
     def wanted(self) -> Wanted:

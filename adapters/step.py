@@ -20,7 +20,7 @@ from harness.rollouts import Batch, Example, Rollout, make_batches, with_prompts
 from harness.seeding import derive_seed
 from harness.teachers.base import Teacher, checked, refuse_certainty
 from harness.timing import Timer
-from harness.training import Updater
+from harness.training import Updater, UpdateResult
 
 if TYPE_CHECKING:
     from adapters.loop import LoopAdapter
@@ -119,7 +119,7 @@ class Step:
         with autocast(self.ctx.device, self.ctx.training.autocast):
             return self.ctx.student(batch, ids, asked)
 
-    def _update(self, group: list[Scored], log: StepLog) -> Any:
+    def _update(self, group: list[Scored], log: StepLog) -> UpdateResult:
         weights = [partial(penalty, self.ctx.student) for penalty in self.ctx.penalties.weight]
         result = self.updater.update([scored.batch for scored in group], self._loss(group, log), weights)
         self.adapter.after_update(self.ctx)

@@ -120,7 +120,6 @@ class Adapter(Strict, ABC):
     """A training method: its fields are its options, its `train_stage` changes the student's weights in place."""
 
     teacher_needs: ClassVar[Needs] = "none"
-    takes_penalties: ClassVar[bool] = False
 
     @property
     def requirements(self) -> Requirements:
@@ -130,7 +129,7 @@ class Adapter(Strict, ABC):
     @property
     def penalisable(self) -> bool:
         """Whether `train_stage` adds `ctx.penalties` to its loss."""
-        return self.takes_penalties
+        return False
 
     @property
     def replaces_weights(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from harness.errors import RunError
-from harness.store import drop_steps_from, replace_file
+from harness.store import SNAPSHOT, drop_steps_from, replace_file
 
 
 class Snapshots(Protocol):
@@ -46,7 +46,7 @@ class FileSnapshots:
     """
 
     def __init__(self, folder: Path, minutes: float | None) -> None:
-        self.path = folder / "snapshot.pt"
+        self.path = folder / SNAPSHOT
         self.steps = folder / "steps.jsonl"
         self.minutes = minutes
         self.last = time.monotonic()

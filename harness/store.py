@@ -30,6 +30,7 @@ from filelock import FileLock, Timeout
 from harness.errors import RunError
 
 SCHEMA = 2
+SNAPSHOT = "snapshot.pt"
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class StageFolder:
     def open_training(self) -> Path:
         """Return the `train` folder: with an interrupted training's snapshot where it left one, else empty."""
         folder = self.path / "train"
-        if not (folder / "snapshot.pt").is_file():
+        if not (folder / SNAPSHOT).is_file():
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         return folder

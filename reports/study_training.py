@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from reports.pulls import number
-from reports.study_data import AOPD, OPD, Config, Results
+from reports.study_data import Config, Results
+from reports.study_words import by_start
 from reports.views import Grid
-from reports.words import in_words, nats, percent, plural, with_interval
+from reports.words import in_words, nats, percent, with_interval
 
 CONFIG = list(Config._fields)
 PULLS: dict[str, tuple[str, Callable[[float], str]]] = {
@@ -36,13 +37,7 @@ def pulls_grid(results: Results) -> Grid:
 
 def pulls_sentence(results: Results) -> str:
     """Return per start the paired difference of the pulls' ratio, AOPD minus OPD; empty where there is none."""
-    told = []
-    for start in results.starts:
-        change = results.paired(results.own(start, AOPD), results.own(start, OPD), "pull_ratio")
-        if change.seeds:
-            where = f" from the {start} start" if start else ""
-            told.append(f"{with_interval(change, _more)}{where} ({plural(change.seeds, 'seed')})")
-    return f"Down / up, AOPD minus OPD: {'; '.join(told)}." if told else ""
+    return by_start(results, "pull_ratio", "Down / up", _more)
 
 
 def warnings_grid(results: Results) -> Grid:

@@ -72,13 +72,18 @@ def frontier(results: Results) -> str:
 
 def training(results: Results) -> str:
     """Return the paired difference of entropy in the last stage, AOPD minus OPD, per start."""
+    return by_start(results, "entropy_last", "Entropy over the last stage", nats_more, " nats")
+
+
+def by_start(results: Results, figure: str, called: str, write: Callable[[float], str], unit: str = "") -> str:
+    """Return the paired difference of a figure, AOPD minus OPD, from each start; empty where there is none."""
     found = []
     for start in results.starts:
-        change = results.paired(results.own(start, AOPD), results.own(start, OPD), "entropy_last")
+        change = results.paired(results.own(start, AOPD), results.own(start, OPD), figure)
         if change.seeds:
             where = f" from the {start} start" if start else ""
-            found.append(f"{with_interval(change, nats_more)} nats{where} ({plural(change.seeds, 'seed')})")
-    return f"Entropy over the last stage, AOPD minus OPD: {'; '.join(found)}." if found else ""
+            found.append(f"{with_interval(change, write)}{unit}{where} ({plural(change.seeds, 'seed')})")
+    return f"{called}, AOPD minus OPD: {'; '.join(found)}." if found else ""
 
 
 def threshold(results: Results) -> str:
