@@ -132,11 +132,28 @@ def study(
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run directories, or folders that hold some.")],
     out: Annotated[Path | None, typer.Option(help="Default: `report` in the first folder.")] = None,
+    grader: Annotated[
+        str, typer.Option(help="Show the scores that `harness regrade --grader` gave, where a task offers it.")
+    ] = "",
 ) -> None:
     """Render report.html and report.md with figures and tables from run directories."""
     from reports.build import build_report
 
-    console.print(f"report: {build_report(runs, out or runs[0] / 'report')}")
+    console.print(f"report: {build_report(runs, out or runs[0] / 'report', grader)}")
+
+
+@app.command()
+def regrade(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories, or folders that hold some.")],
+    grader: Annotated[
+        str, typer.Option(help="A metric that tasks offer beside their own, e.g. sdft; default: each task's own.")
+    ] = "",
+) -> None:
+    """Grade stored answers anew without generating: with today's grader, or with another one that a task offers."""
+    from harness.regrade import regrade_runs, regrade_table
+    from reports.runs import find_runs
+
+    console.print(regrade_table(regrade_runs([run.path for run in find_runs(runs)], grader)))
 
 
 @app.command()
@@ -152,8 +169,8 @@ def evaluate(
     from harness.foreign import evaluate_checkpoints, matrix_table
 
     loaded = _load(suite, overrides, include_path)
-    scores = evaluate_checkpoints(loaded, [*checkpoints, *(more or [])], out)
-    console.print(matrix_table(scores))
+    for profile, scores in evaluate_checkpoints(loaded, [*checkpoints, *(more or [])], out).items():
+        console.print(matrix_table(scores, profile))
 
 
 @tasks_app.callback()

@@ -10,9 +10,10 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 JOINT = "joint"  # the order that trains all tasks in one stage
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of what becomes part of a folder's name
 
 
 class Strict(BaseModel):
@@ -158,13 +159,56 @@ class Decoding(Strict):
     max_gen_toks: int | None = Field(default=None, gt=0)
 
 
+class Profile(Decoding):
+    """One way of answering: what differs from the suite's `decoding`, and how many answers each item gets."""
+
+    n: int = Field(default=1, gt=0, description="answers of each item, drawn in one call and graded one by one")
+    pass_at: tuple[Annotated[int, Field(gt=0)], ...] = Field(
+        default=(), description="the k of each pass@k, estimated from the n answers"
+    )
+
+    @model_validator(mode="after")
+    def _n_answers_can_tell(self) -> Profile:
+        if self.pass_at and max(self.pass_at) > self.n:
+            raise ValueError(
+                f"pass_at asks for pass@{max(self.pass_at)} and n gives {self.n} answers of each item; raise n or drop it"
+            )
+        if self.n > 1 and (self.temperature == 0 or self.do_sample is False):
+            raise ValueError(
+                f"n is {self.n} and decoding is greedy, which gives one answer {self.n} times; sample, or n: 1"
+            )
+        return self
+
+    def over(self, decoding: Decoding) -> Decoding:
+        """The suite's decoding with this profile's changes; a temperature alone says whether to sample, too."""
+        own = self.model_dump(exclude={"n", "pass_at"}, exclude_none=True)
+        if self.temperature is not None:
+            own = {"do_sample": self.temperature > 0, **own}
+        return Decoding.model_validate({**decoding.model_dump(), **own})
+
+
 class Evaluation(Strict):
     """How each checkpoint is evaluated after each stage."""
 
     limit: int | None = Field(default=None, gt=0, description="first test items of each task; null takes all")
     batch_size: int = Field(default=64, gt=0)
     decoding: Decoding = Decoding()
-    seed: int = 1234
+    profiles: dict[Annotated[str, Field(pattern=NAME)], Profile] = Field(
+        default={},
+        description="ways of answering by name, the first one's scores are the suite's; none is `decoding` alone",
+    )
+    seed: int = Field(default=1234, description="of the engine's draws, whatever the profile")
+
+    @property
+    def all_profiles(self) -> dict[str, Profile]:
+        """The profiles by name, in the file's order; one called `default` where the suite names none."""
+        return self.profiles or {"default": Profile()}
+
+    @model_serializer(mode="wrap")
+    def _no_profiles_no_key(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `profiles` out where there are none, so that suites without any keep the hash that they had before."""
+        dumped: dict[str, Any] = dump(self)
+        return dumped if self.profiles else {key: value for key, value in dumped.items() if key != "profiles"}
 
 
 class Stage(Strict):
@@ -196,7 +240,7 @@ class AdapterEntry(Strict):
 class Suite(Strict):
     """A whole experiment, read from one YAML file."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=NAME)
     description: str = ""
     student: Model
     teacher: Model | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -12,49 +12,62 @@ from rich.table import Table
 from harness.checkpoints import context_of, load_renderer, weights_digest
 from harness.config import Suite
 from harness.errors import ModelError
-from harness.lmeval.checks import check_test_prompts, settle_generation
+from harness.lmeval.checks import check_test_prompts
 from harness.lmeval.evaluate import Subject, evaluate
+from harness.lmeval.profiles import under_profiles
 from harness.lmeval.shared import SharedCells
-from harness.lmeval.tasks import TaskLibrary
+from harness.lmeval.tasks import BenchTask, TaskLibrary
 from harness.models import limit_threads, resolve_device
-from harness.store import stderr_to, write_cell
+from harness.store import cell_name, stderr_to, write_cell
 
 
-def evaluate_checkpoints(suite: Suite, checkpoints: Sequence[Path], out: Path) -> pd.DataFrame:
-    """Evaluate each checkpoint on all tasks of a suite; return scores with one row per checkpoint.
+def evaluate_checkpoints(suite: Suite, checkpoints: Sequence[Path], out: Path) -> dict[str, pd.DataFrame]:
+    """Evaluate each checkpoint on all tasks of a suite; return each profile's scores with one row per checkpoint.
 
-    Results go to `<out>/<suite>/checkpoints/<n>_<name>/<task>/`, the matrix to `matrix.csv` beside them.
+    Results go to `<out>/<suite>/checkpoints/<n>_<name>/<task>/`, the matrix to `matrix.csv` beside them; those of further
+    profiles to `<task>@<profile>/` and `matrix@<profile>.csv`.
     """
     limit_threads(suite.threads)
     library = TaskLibrary(suite.include, suite.data)
-    tasks = [library.load(name) for name in suite.tasks]
-    for task in tasks:
-        settle_generation(task, suite.evaluation.decoding)
-    folder = out / suite.name / "checkpoints"
+    tasks = under_profiles(map(library.load, suite.tasks), suite.evaluation)
+    _check_checkpoints(suite, checkpoints, list(tasks.values()))
+    folder, device = out / suite.name / "checkpoints", resolve_device(suite.device)
+    rows: dict[str, dict[str, float]] = {}
+    for index, checkpoint in enumerate(checkpoints):
+        subject = Subject(checkpoint, weights_digest(checkpoint), suite.student.chat, suite.student.dtype, device)
+        with stderr_to(folder / "log.txt"):
+            cells = evaluate(subject, list(tasks.values()), library, suite.evaluation, SharedCells(out))
+        shutil.rmtree(folder / f"{index}_{checkpoint.name}", ignore_errors=True)
+        for name, cell in cells.items():
+            write_cell(folder / f"{index}_{checkpoint.name}" / name, {**cell.summary, "stage": index}, cell.samples)
+        rows[str(checkpoint)] = {name: cell.summary["score"] for name, cell in cells.items()}
+    return _matrices(suite, tasks, pd.DataFrame.from_dict(rows, orient="index"), folder)
+
+
+def _check_checkpoints(suite: Suite, checkpoints: Sequence[Path], tasks: Sequence[BenchTask]) -> None:
     for checkpoint in checkpoints:
         if not checkpoint.is_dir():
             raise ModelError(f"checkpoint {checkpoint} is not a folder; give folders with weights and tokenizer")
-        check_test_prompts(
-            tasks, load_renderer(checkpoint, suite.student), context_of(checkpoint), suite.evaluation.limit
-        )
-    rows: dict[str, dict[str, float]] = {}
-    for index, checkpoint in enumerate(checkpoints):
-        device = resolve_device(suite.device)
-        subject = Subject(checkpoint, weights_digest(checkpoint), suite.student.chat, suite.student.dtype, device)
-        with stderr_to(folder / "log.txt"):
-            cells = evaluate(subject, tasks, library, suite.evaluation, SharedCells(out))
-        shutil.rmtree(folder / f"{index}_{checkpoint.name}", ignore_errors=True)
-        for task, cell in cells.items():
-            write_cell(folder / f"{index}_{checkpoint.name}" / task, {**cell.summary, "stage": index}, cell.samples)
-        rows[str(checkpoint)] = {task: cell.summary["score"] for task, cell in cells.items()}
-    scores = pd.DataFrame.from_dict(rows, orient="index")
-    scores.to_csv(folder / "matrix.csv", index_label="checkpoint")
-    return scores
+        renderer = load_renderer(checkpoint, suite.student)
+        check_test_prompts(tasks, renderer, context_of(checkpoint), suite.evaluation.limit)
 
 
-def matrix_table(scores: pd.DataFrame) -> Table:
-    """Return a score matrix (checkpoints by tasks, 0..1) as percentages for the terminal."""
-    table = Table(title="score, %")
+def _matrices(
+    suite: Suite, tasks: Mapping[str, BenchTask], scores: pd.DataFrame, folder: Path
+) -> dict[str, pd.DataFrame]:
+    """Write and return one matrix per profile; scores of several profiles never stand in one."""
+    found: dict[str, pd.DataFrame] = {}
+    for number, name in enumerate(suite.evaluation.all_profiles):
+        profile = name if number else ""
+        cells = {cell: task.name for cell, task in tasks.items() if task.profile == profile}
+        found[name] = scores[list(cells)].rename(columns=cells)
+        found[name].to_csv(folder / f"{cell_name('matrix', profile)}.csv", index_label="checkpoint")
+    return found
+
+
+def matrix_table(scores: pd.DataFrame, profile: str = "default") -> Table:
+    """Return one profile's score matrix (checkpoints by tasks, 0..1) as percentages for the terminal."""
+    table = Table(title="score, %" if profile == "default" else f"score under profile {profile}, %")
     table.add_column("checkpoint", overflow="fold")
     for task in scores.columns:
         table.add_column(str(task), justify="right", overflow="fold", min_width=5)

@@ -20,11 +20,12 @@ from harness.lmeval.checks import (
     check_grader,
     check_prompts,
     check_stage_task,
+    check_test_prompts,
     has_training_items,
-    settle_generation,
     traps,
 )
 from harness.lmeval.overlap import HEADER, Overlap, stream_overlap
+from harness.lmeval.profiles import under_profiles
 from harness.lmeval.tasks import BenchTask, TaskLibrary
 from harness.lmeval.yamls import read_task_file
 from harness.pipeline import RunSpec
@@ -36,16 +37,15 @@ def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
     suite = specs[0].suite
     console.print(yaml.safe_dump(suite.model_dump(mode="json"), sort_keys=False, allow_unicode=True), markup=False)
     library = TaskLibrary(suite.include, suite.data)
-    tasks = {name: library.load(name) for name in suite.tasks}
-    for task in tasks.values():
-        settle_generation(task, suite.evaluation.decoding)
+    cells = under_profiles(map(library.load, suite.tasks), suite.evaluation)
+    tasks = {task.name: task for task in cells.values() if not task.profile}
     for name in specs[0].trained:
         check_stage_task(tasks[name])
     console.print(_stage_table(specs[0], tasks))
-    console.print(_work_table(specs, tasks))
+    console.print(_work_table(specs, cells))
     entries = {spec.entry: spec for spec in specs}
     for entry, spec in entries.items():
-        console.print(f"prompts under {entry}: {_fits(spec, tasks, library)}", highlight=False)
+        console.print(f"prompts under {entry}: {_fits(spec, cells, library)}", highlight=False)
     for overlap in dict.fromkeys(stream_overlap(suite, entry, specs[0].order, tasks, library) for entry in entries):
         _print_overlap(console, overlap)
     console.print(f"run directories: {', '.join(str(spec.path) for spec in specs)}", highlight=False, soft_wrap=True)
@@ -117,20 +117,21 @@ def _stage_table(spec: RunSpec, tasks: dict[str, BenchTask]) -> Table:
     return table
 
 
-def _work_table(specs: Sequence[RunSpec], tasks: dict[str, BenchTask]) -> Table:
+def _work_table(specs: Sequence[RunSpec], cells: dict[str, BenchTask]) -> Table:
     """Return the estimated work of all runs; generated tokens are the most that the budgets allow."""
     suite = specs[0].suite
     budgets = [suite.training_for(stage, spec.entry) for spec in specs for stage in spec.stages]
     rollouts = sum(b.steps * b.prompts_per_step * b.num_generations for b in budgets)
     tokens = sum(b.steps * b.prompts_per_step * b.num_generations * b.max_new_tokens for b in budgets)
-    cells = len(tasks) * sum(len(spec.stages) for spec in specs)
-    answers = sum(_test_items(suite, task) for task in tasks.values()) * sum(len(spec.stages) for spec in specs)
+    stages = sum(len(spec.stages) for spec in specs)
+    answers = stages * sum(_test_items(suite, task) * task.generation.get("n", 1) for task in cells.values())
     table = Table("estimated work", "", show_header=True)
     table.add_row("runs", str(len(specs)))
     table.add_row("training steps", f"{sum(b.steps for b in budgets):,}")
     table.add_row("rollouts, or references trained on", f"{rollouts:,}")
     table.add_row("response tokens, at most", f"{tokens:,}")
-    table.add_row("evaluations (task x stage), the common start aside", f"{cells:,} with {answers:,} items")
+    kinds, what = ("task x stage x profile", "answers") if suite.evaluation.profiles else ("task x stage", "items")
+    table.add_row(f"evaluations ({kinds}), the common start aside", f"{stages * len(cells):,} with {answers:,} {what}")
     return table
 
 
@@ -148,12 +149,14 @@ def _test_items(suite: Suite, task: BenchTask) -> int:
     return len(task.test_docs(suite.evaluation.limit))
 
 
-def _fits(spec: RunSpec, tasks: dict[str, BenchTask], library: TaskLibrary) -> str:
+def _fits(spec: RunSpec, cells: dict[str, BenchTask], library: TaskLibrary) -> str:
     try:
         renderer, context = _tokenizer_without_writing(spec.suite.student, library)
     except (HarnessError, OSError) as error:
         return f"not checked, the student's tokenizer is not here ({error})"
+    tasks = {task.name: task for task in cells.values() if not task.profile}
     check_prompts(spec.suite, spec.stages, tasks, renderer, context, spec.entry)
+    check_test_prompts((t for t in cells.values() if t.profile), renderer, context, spec.suite.evaluation.limit)
     return f"all fit the context of {context} tokens"
 
 

@@ -22,9 +22,10 @@ from harness.config import Model, Stage, Suite, Training, digest, merge
 from harness.engines.base import Engine
 from harness.engines.hf import HFEngine
 from harness.errors import TrainingError
-from harness.lmeval.checks import check_prompts, check_stage_task, settle_generation
+from harness.lmeval.checks import check_prompts, check_stage_task, check_test_prompts
 from harness.lmeval.evaluate import Subject, evaluate
 from harness.lmeval.overlap import stream_overlap
+from harness.lmeval.profiles import tasks_by_profile, under_profiles
 from harness.lmeval.shared import SharedCells
 from harness.lmeval.tasks import BenchTask, TaskLibrary
 from harness.logprobs import StudentForward
@@ -35,7 +36,7 @@ from harness.progress import Counter, Event, Report, silent
 from harness.rollouts import Example
 from harness.seeding import derive_seed, seed_global_generators
 from harness.snapshots import FileSnapshots
-from harness.store import RunStore, StageFolder, stderr_to, write_cell, write_json
+from harness.store import RunStore, StageFolder, cell_name, stderr_to, write_cell, write_json
 from harness.teachers.local import LocalTeacher, TeacherShelf, frozen_copy
 from harness.timing import Timer
 
@@ -77,6 +78,9 @@ class RunSpec:
         """Return all that decides this run's numbers, and nothing of its siblings."""
         apart = {"adapters", "seeds", "orders", "description", "snapshot_minutes"}
         suite = self.suite.model_dump(mode="json", exclude=apart)
+        if profiles := suite["evaluation"].get("profiles"):
+            # A hash knows no order of keys, and the first profile is the one whose scores are the suite's.
+            suite["evaluation"]["profiles"] = [{"name": name, **profile} for name, profile in profiles.items()]
         entry = self.suite.adapters[self.entry]
         adapter = {**entry.model_dump(mode="json"), "adapter": entry.adapter or self.entry}
         own = {"adapter": adapter, "seed": self.seed}
@@ -117,7 +121,13 @@ def is_finished(spec: RunSpec) -> bool:
         return False
     folders = [store.stage(0, None), *(store.stage(i, stage.task) for i, stage in enumerate(spec.stages, start=1))]
     trained = all(folder.training_done for folder in folders[1:])
-    return trained and all(folder.evaluated(task) for folder in folders for task in spec.suite.tasks)
+    cells = [*spec.suite.tasks, *_further_cells(manifest.get("profiles") or {})]
+    return trained and all(folder.evaluated(cell) for folder in folders for cell in cells)
+
+
+def _further_cells(profiles: Mapping[str, list[str]]) -> list[str]:
+    """Return the cells of all profiles but the first; which tasks have any is known once tasks were loaded."""
+    return [cell_name(task, name) for name in list(profiles)[1:] for task in profiles[name]]
 
 
 class Bench:
@@ -134,12 +144,14 @@ class Bench:
         self.teachers = TeacherShelf(self.device, self._teacher_checkpoint)
 
     @cached_property
+    def cells(self) -> dict[str, BenchTask]:
+        """What is evaluated, by cell name: the tasks under every profile, with their generation settings settled."""
+        return under_profiles(map(self.library.load, self.suite.tasks), self.suite.evaluation)
+
+    @property
     def tasks(self) -> dict[str, BenchTask]:
-        """The evaluated tasks, with their generation settings settled."""
-        tasks = {name: self.library.load(name) for name in self.suite.tasks}
-        for task in tasks.values():
-            settle_generation(task, self.suite.evaluation.decoding)
-        return tasks
+        """The tasks under the suite's first profile."""
+        return {task.name: task for task in self.cells.values() if not task.profile}
 
     @cached_property
     def start(self) -> Path:
@@ -150,6 +162,8 @@ class Bench:
     def describe(self) -> dict[str, Any]:
         """Return the part of the manifest that says what this run is."""
         config = self.spec.config()
+        evaluation = self.suite.evaluation
+        profiles = {"profiles": tasks_by_profile(self.cells.values(), evaluation)} if evaluation.profiles else {}
         return {
             "suite": self.suite.name,
             "adapter": self.spec.entry,
@@ -157,6 +171,7 @@ class Bench:
             "order": self.spec.order,
             "stages": [{"name": stage.task, "trains": list(stage.trains)} for stage in self.spec.stages],
             "probes": list(self.suite.probes),
+            **profiles,
             "seed": self.spec.seed,
             "start": getattr(self.suite.student, "strength", None),
             "config": config,
@@ -175,7 +190,10 @@ class Bench:
         for name in self.spec.trained:
             check_stage_task(self.tasks[name])
         renderer = load_renderer(self.start, self.suite.student)
-        check_prompts(self.suite, self.spec.stages, self.tasks, renderer, context_of(self.start), self.spec.entry)
+        context = context_of(self.start)
+        check_prompts(self.suite, self.spec.stages, self.tasks, renderer, context, self.spec.entry)
+        further = [task for task in self.cells.values() if task.profile]
+        check_test_prompts(further, renderer, context, self.suite.evaluation.limit)
 
     def overlap(self) -> dict[str, Any]:
         """Return how training prompts overlap with test prompts, for the manifest; say so where they are the same."""
@@ -200,8 +218,8 @@ class Bench:
         return folder.checkpoint
 
     def evaluate(self, folder: StageFolder, checkpoint: Path, when: str) -> None:
-        """Evaluate all tasks that `folder` does not hold yet."""
-        missing = [task for name, task in self.tasks.items() if not folder.evaluated(name)]
+        """Evaluate all tasks under all profiles that `folder` does not hold yet."""
+        missing = [task for name, task in self.cells.items() if not folder.evaluated(name)]
         if not missing:
             return
         subject = Subject(
@@ -212,7 +230,12 @@ class Bench:
         with self.timer("evaluate"):
             cells = evaluate(subject, missing, self.library, self.suite.evaluation, shared, progress.next)
         for name, cell in cells.items():
-            write_cell(folder.cell(name), {**cell.summary, "stage": _stage_index(folder)}, cell.samples)
+            place = {"stage": _stage_index(folder), **self._profile(self.cells[name])}
+            write_cell(folder.cell(name), {**cell.summary, **place}, cell.samples)
+
+    def _profile(self, task: BenchTask) -> dict[str, str]:
+        profiles = self.suite.evaluation.profiles
+        return {"profile": task.profile or next(iter(profiles))} if profiles else {}
 
     def _train(self, train: Path, stage: Stage, index: int, student: Loaded) -> dict[str, Any]:
         started = time.perf_counter()

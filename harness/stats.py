@@ -144,7 +144,9 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
     Raises `ValueError` for more samples than were drawn.
     """
     if not 0 <= correct <= n or not 1 <= k <= n:
-        raise ValueError(f"pass@{k} of {correct} right among {n} samples: expected 0 <= right <= samples and 1 <= k <= samples")
+        raise ValueError(
+            f"pass@{k} of {correct} right among {n} samples: expected 0 <= right <= samples and 1 <= k <= samples"
+        )
     return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
 
 

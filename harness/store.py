@@ -2,7 +2,9 @@
 
     runs/<suite>/<adapter>/<order>/seed<k>/
       manifest.json, log.txt
-      stage_0/eval/<task>/results.json, samples.parquet
+      stage_0/eval/<task>/results.json, samples.parquet            the suite's first profile
+      stage_0/eval/<task>@<profile>/...                            each further profile
+      stage_0/regraded/<task>[@<profile>]/<grader>-<digest>/...    the same answers graded anew
       stage_1_<task>/train/steps.jsonl, checkpoint/, done.json
       stage_1_<task>/eval/<task>/...
 
@@ -13,6 +15,7 @@ log lets the stage go on from its step.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -50,12 +53,28 @@ class StageFolder:
         return read_json(self.path / "train" / "done.json")
 
     def cell(self, task: str) -> Path:
-        """The folder of one task's evaluation."""
+        """The folder of one task's evaluation, or of one under a further profile by its `cell_name`."""
         return self.path / "eval" / task
 
     def evaluated(self, task: str) -> bool:
         """Whether a task's evaluation is there; the folder appears as a whole."""
         return (self.cell(task) / "results.json").is_file()
+
+    def regraded(self, cell: str) -> Path:
+        """The folder that holds a cell's later gradings, one folder each."""
+        return self.path / "regraded" / cell
+
+    def newest_grading(self, cell: str, grader: str) -> Path | None:
+        """The folder of the last grading of a cell's present answers by one grader; None where they have only their first."""
+        if (evaluated := _results(self.cell(cell))) is None:
+            return None
+        found = [
+            (summary["regraded"]["when"], folder)
+            for folder in self.regraded(cell).glob(f"{glob.escape(grader)}-{'[0-9a-f]' * 16}")
+            if (summary := _results(folder)) is not None
+            and summary["keys"]["generation"] == evaluated["keys"]["generation"]
+        ]
+        return max(found)[1] if found else None
 
     def open_training(self) -> Path:
         """Return the `train` folder: with an interrupted training's snapshot where it left one, else empty."""
@@ -138,6 +157,11 @@ def stderr_to(path: Path) -> Generator[None]:
         os.close(terminal)
 
 
+def cell_name(task: str, profile: str = "") -> str:
+    """Return a cell's name: the task's under the suite's first profile, `<task>@<profile>` under a further one."""
+    return f"{task}@{profile}" if profile else task
+
+
 def write_cell(folder: Path, summary: dict[str, Any], samples: pd.DataFrame) -> None:
     """Write one evaluated task; the folder appears only when both files are complete."""
     with _appears_whole(folder) as partial:
@@ -147,8 +171,12 @@ def write_cell(folder: Path, summary: dict[str, Any], samples: pd.DataFrame) -> 
 
 def read_cell(folder: Path) -> tuple[dict[str, Any], pd.DataFrame] | None:
     """Return an evaluated task's summary and samples, or None when it is not there."""
-    summary = read_json(folder / "results.json")
+    summary = _results(folder)
     return None if summary is None else (summary, pd.read_parquet(folder / "samples.parquet"))
+
+
+def _results(folder: Path) -> dict[str, Any] | None:
+    return read_json(folder / "results.json")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -99,12 +99,13 @@ DRAWINGS: list[Drawing[Frames]] = [
 ]
 
 
-def build_report(paths: Sequence[Path], out: Path) -> Path:
+def build_report(paths: Sequence[Path], out: Path, grader: str = "") -> Path:
     """Write report.html, report.md, figures/ and tables/ below `out` from the runs below `paths`; return the page.
 
-    Raises RunError when a path holds no run or the runs are not comparable. What is unfinished is named in the report.
+    `grader` shows the scores that it gave, where a task was regraded with it. Raises RunError when a path holds no run or
+    the runs are not comparable. What is unfinished is named in the report.
     """
-    frames = load(paths)
+    frames = load(paths, grader)
     out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out, prefix=".building-") as scratch:
         _write(frames, Path(scratch))
@@ -146,19 +147,32 @@ def _draw(frames: Frames, folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _context(frames: Frames, drawings: list[dict[str, Any]]) -> dict[str, Any]:
+    graded = f" (graded by {frames.grader} where a task offers it)" if frames.grader else ""
     return {
-        "title": f"{', '.join(dict.fromkeys(run.suite for run in frames.runs))}: what was learned, what was lost",
+        "title": f"{', '.join(dict.fromkeys(run.suite for run in frames.runs))}: what was learned, what was lost{graded}",
         "headline": words.headline(frames),
         "missing": words.missing(frames),
         "drawings": {drawing["name"]: drawing for drawing in drawings},
         "retention": views.retention_grids(frames.scores),
         "figures": views.figures_grid(frames.scores),
+        "several": views.several_answers_grid(frames),
+        "profiles": [_profile(frames.under(name)) for name in frames.profiles],
         "outcomes": views.outcomes_grid(frames.scores),
         "warnings": {"sentence": words.training_warnings(frames), "grid": views.warnings_grid(frames)},
         "cost": views.cost_grid(frames),
         "provenance": [getattr(views, f"{name}_grid")(frames) for name in ("runs", "weights", "packages", "hardware")],
         "overlap": {"sentences": words.overlap(frames), "grid": views.overlap_grid(frames)},
         "configs": _configs(frames),
+    }
+
+
+def _profile(frames: Frames) -> dict[str, Any]:
+    """Return what the templates need of a further profile: a matrix of its own, never mixed with the first one's."""
+    return {
+        "name": frames.profile,
+        "retention": views.retention_grids(frames.scores),
+        "figures": views.figures_grid(frames.scores),
+        "several": views.several_answers_grid(frames),
     }
 
 

@@ -6,14 +6,15 @@ written to a step log is left for the next reading.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from harness.comparability import differing, in_words
 from harness.errors import RunError
 from harness.lmeval.overlap import Overlap
 from reports.runs import RunDir, find_runs, read_json, read_lines
@@ -42,9 +43,14 @@ class Frames:
     - `metrics`: one row per run, stage, task and metric of the task.
     - `steps`: one row per optimiser step; `global_step` counts through the stages on an axis common to all runs of a
       suite and order.
+
+    Cells are those of one evaluation profile, the suite's first where `profile` is empty, and of the tasks' own graders, or
+    of `grader` where a task was regraded with it.
     """
 
     runs: tuple[RunDir, ...]
+    profile: str = ""
+    grader: str = ""
 
     @cached_property
     def labelled(self) -> list[tuple[RunDir, str]]:
@@ -62,9 +68,8 @@ class Frames:
     @cached_property
     def scores(self) -> pd.DataFrame:
         """Scores, outcomes and keys of every expected cell; raises RunError where cells are not comparable."""
-        frame = pd.DataFrame([_score_row(cell) for cell in self._cells])
-        _check_comparable(frame)
-        return frame
+        _check_comparable(self._cells)
+        return pd.DataFrame([_score_row(cell) for cell in self._cells])
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
@@ -98,6 +103,15 @@ class Frames:
         return raised.rename(columns={"warnings": "warning"}).reset_index(drop=True)
 
     @property
+    def profiles(self) -> list[str]:
+        """The evaluation profiles beside the first one that any run has; each has a matrix of its own."""
+        return list(dict.fromkeys(name for run in self.runs for name in run.further_profiles))
+
+    def under(self, profile: str) -> Frames:
+        """Return the cells of a further profile, of the runs that have it."""
+        return replace(self, runs=tuple(run for run in self.runs if profile in run.further_profiles), profile=profile)
+
+    @property
     def labels(self) -> list[str]:
         """The groups of runs, in display order."""
         return list(dict.fromkeys(label for _, label in self.labelled))
@@ -115,12 +129,18 @@ class Frames:
 
     @cached_property
     def _cells(self) -> list[_Cell]:
-        return [cell for run, label in self.labelled for cell in _cells(run, label)]
+        return [cell for run, label in self.labelled for cell in _cells(run, label, self.profile, self.grader)]
 
 
-def load(paths: Iterable[Path]) -> Frames:
-    """Read the runs below `paths`; see `find_runs`."""
-    return Frames(tuple(find_runs(paths)))
+def load(paths: Iterable[Path], grader: str = "") -> Frames:
+    """Read the runs below `paths`; see `find_runs`. Raises RunError when nothing there was graded by `grader`."""
+    frames = Frames(tuple(find_runs(paths)), grader=grader)
+    if grader and grader not in set(frames.scores["metric"]):
+        where = " ".join(str(run.path) for run in frames.runs)
+        raise RunError(
+            f"No cell is graded by {grader!r}; grade the answers with: harness regrade {where} --grader {grader}"
+        )
+    return frames
 
 
 @dataclass(frozen=True)
@@ -135,10 +155,10 @@ class _Cell:
     results: dict[str, Any] | None
 
 
-def _cells(run: RunDir, label: str) -> Iterator[_Cell]:
+def _cells(run: RunDir, label: str, profile: str, grader: str) -> Iterator[_Cell]:
     for stage in range(len(run.stages) + 1):
-        for task in run.tasks:
-            path = run.stage_path(stage) / "eval" / task
+        for task in run.tasks_under(profile):
+            path = run.cell_path(stage, task, profile, grader)
             file = path / "results.json"
             yield _Cell(run, label, stage, task, path, read_json(file) if file.is_file() else None)
 
@@ -161,6 +181,7 @@ def _score_row(cell: _Cell) -> dict[str, Any]:
         "metric": results.get("metric", ""),
         "score": float(results.get("score", "nan")),
         "n": int(results.get("n", 0)),
+        "answers": int(results.get("n", 0)) * int(results.get("samples", 1)),
         **{outcome: int(outcomes.get(outcome, 0)) for outcome in OUTCOMES},
         "response_tokens_mean": float(results.get("response_tokens_mean") or "nan"),
         "seconds": float(results.get("seconds") or 0),
@@ -169,21 +190,43 @@ def _score_row(cell: _Cell) -> dict[str, Any]:
     }
 
 
-def _check_comparable(scores: pd.DataFrame) -> None:
+def _check_comparable(cells: Sequence[_Cell]) -> None:
     """Refuse a task whose cells were generated or graded under different conditions."""
-    for (_, task), cells in scores.dropna(subset="score").groupby(["suite", "task"], sort=False):
-        kinds = cells.drop_duplicates("comparability").to_dict("records")
-        if len(kinds) > 1:
-            first, second = (_describe_cell(cell) for cell in kinds[:2])
+    kinds: dict[tuple[str, str], dict[str, list[_Cell]]] = {}
+    for cell in cells:
+        if cell.results is not None:
+            key = str(cell.results.get("keys", {}).get("comparability", ""))
+            kinds.setdefault((cell.run.suite, cell.task), {}).setdefault(key, []).append(cell)
+    for (_, task), by_key in kinds.items():
+        if len(by_key) > 1:
+            first, second = list(by_key.values())[:2]
             raise RunError(
-                f"{task} was evaluated under different conditions by {first} and {second}, so these cells cannot share "
-                "a table; evaluate one of them again, or report them apart."
+                f"{task} was evaluated under different conditions by {_describe_cell(first[0])} and "
+                f"{_describe_cell(second[0])}, so these cells cannot share a table: {_what_differs(first[-1], second[-1])}"
             )
 
 
-def _describe_cell(cell: Mapping[Hashable, Any]) -> str:
-    where = f"{cell['label']} seed {cell['seed']} after stage {cell['stage']}"
-    return f"{where} (n = {cell['n']}, key {cell['comparability']})"
+def _describe_cell(cell: _Cell) -> str:
+    results = cell.results or {}
+    where = f"{cell.label} seed {cell.run.seed} after stage {cell.stage}"
+    return f"{where} (n = {results.get('n')}, key {results.get('keys', {}).get('comparability')})"
+
+
+def _what_differs(one: _Cell, other: _Cell) -> str:
+    """Name the fields that differ, and the command that makes the cells comparable."""
+    fields = [(cell.results or {}).get("keys", {}).get("fields") or {} for cell in (one, other)]
+    found = differing(*fields) if all(fields) else {}
+    if set(found) == {"grading"}:
+        folders = " ".join(dict.fromkeys(str(cell.run.path) for cell in (one, other)))
+        return f"{in_words(found)} differs; grade both with today's grader: harness regrade {folders}"
+    said = f"{in_words(found)} differ" if found else "an earlier version did not record in what they differ"
+    checkpoints = " ".join(_checkpoint(cell) for cell in (one, other))
+    return f"{said}; evaluate both alike: harness evaluate --suite {one.run.suite} --checkpoints {checkpoints}"
+
+
+def _checkpoint(cell: _Cell) -> str:
+    folder = cell.run.stage_path(cell.stage) / "train" / "checkpoint"
+    return str(folder) if cell.stage else f"<the start of {cell.run.path}>"
 
 
 def _step_rows(run: RunDir, label: str) -> Iterator[dict[str, Any]]:

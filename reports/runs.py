@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import RunError
-from harness.store import SCHEMA
+from harness.store import SCHEMA, StageFolder, cell_name
 
 CONTROLS_FIRST = ["none", "sft", "opd", "aopd"]
 
@@ -66,6 +66,27 @@ class RunDir:
     def probes(self) -> list[str]:
         """The tasks that are evaluated and never trained."""
         return list(self.manifest["probes"])
+
+    @property
+    def further_profiles(self) -> list[str]:
+        """The evaluation profiles beside the suite's first one."""
+        return list(self.manifest.get("profiles") or {})[1:]
+
+    def tasks_under(self, profile: str) -> list[str]:
+        """The tasks that a profile evaluates, in order; all of them under the first one, whose name here is empty."""
+        return [task for task in self.tasks if not profile or task in self.manifest["profiles"][profile]]
+
+    def cell_path(self, stage: int, task: str, profile: str = "", grader: str = "") -> Path:
+        """Return the folder with a cell's grades: by `grader` where there are any, else by the task's own.
+
+        Of grades by one grader the newest count, those that `harness regrade` wrote after the evaluation.
+        """
+        folder, name = StageFolder(self.stage_path(stage)), cell_name(task, profile)
+        if not folder.regraded(name).is_dir() or not folder.evaluated(name):
+            return folder.cell(name)
+        own = read_json(folder.cell(name) / "results.json")["metric"]
+        chosen = folder.newest_grading(name, grader) if grader else None
+        return chosen or folder.newest_grading(name, own) or folder.cell(name)
 
     @property
     def seconds(self) -> dict[str, float]:

@@ -42,7 +42,10 @@ def t_interval(values: pd.Series, level: float = 0.95) -> Interval:
 
 
 def write_tables(frames: Frames, folder: Path) -> list[Path]:
-    """Write every table as CSV below `folder` and return the files; numbers keep full precision."""
+    """Write every table as CSV below `folder` and return the files; numbers keep full precision.
+
+    A further profile's tables are named `<table>@<profile>`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tables = {
         "scores": frames.scores,
@@ -54,9 +57,20 @@ def write_tables(frames: Frames, folder: Path) -> list[Path]:
         "outcomes": outcomes(frames.scores),
         "cost": cost(frames),
     }
+    for profile in frames.profiles:
+        tables |= {f"{name}@{profile}": table for name, table in _profile_tables(frames.under(profile)).items()}
     for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", index=False)
     return [folder / f"{name}.csv" for name in tables]
+
+
+def _profile_tables(frames: Frames) -> dict[str, pd.DataFrame]:
+    return {
+        "scores": frames.scores,
+        "metrics": frames.metrics,
+        "retention": retention(frames.scores),
+        "figures": figure_table(frames.scores),
+    }
 
 
 def retention(scores: pd.DataFrame) -> pd.DataFrame:
@@ -156,16 +170,23 @@ def _describe(name: str) -> Figure:
 
 
 def outcomes(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return the share of each outcome per label and task at the start and at the end, items of all seeds pooled.
+    """Return the share of each outcome per label and task at the start and at the end, answers of all seeds pooled.
 
     Only cells that were evaluated count; a label whose last stage is missing has no row for the end.
     """
     last = scores.groupby(IDENTITY)["stage"].transform("max")
     ends = scores[scores["stage"].isin([0]) | (scores["stage"] == last)].dropna(subset="score")
     ends = ends.assign(when=np.where(ends["stage"] == 0, "start", "end"))
-    table = ends.groupby(["label", "task", "role", "when"], sort=False)[["n", *OUTCOMES]].sum().reset_index()
-    table[OUTCOMES] = table[OUTCOMES].div(table["n"], axis=0)
-    return table.rename(columns={"n": "items"})
+    counted = ["n", "answers", *OUTCOMES]
+    table = ends.groupby(["label", "task", "role", "when"], sort=False)[counted].sum().reset_index()
+    table[OUTCOMES] = table[OUTCOMES].div(table["answers"], axis=0)
+    return table.drop(columns="answers").rename(columns={"n": "items"})
+
+
+def several_answers(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return mean@n and pass@k per label, task and stage, mean over seeds; empty where items have one answer each."""
+    chosen = metrics[metrics["metric"].str.contains("@", regex=False)]
+    return chosen.groupby(["label", "task", "stage", "metric"], sort=False)["value"].mean().reset_index()
 
 
 def cost(frames: Frames) -> pd.DataFrame:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -19,6 +21,9 @@ def print_retention(console: Console, frames: Frames) -> None:
     """
     for grid in retention_grids(frames.scores, compact=True):
         console.print(_table(grid))
+    for profile in frames.profiles:
+        for grid in retention_grids(frames.under(profile).scores, compact=True):
+            console.print(_table(replace(grid, title=f"{grid.title}, profile {profile}")))
     for sentence in words.missing(frames):
         console.print(f"[yellow]{escape(sentence)}[/yellow]")
 

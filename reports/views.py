@@ -98,6 +98,18 @@ def outcomes_grid(scores: pd.DataFrame) -> Grid:
     return Grid("Outcomes", ["method", "task", "items", *(f"{outcome} %" for outcome in OUTCOMES)], rows)
 
 
+def several_answers_grid(frames: Frames) -> Grid:
+    """Return mean@n and pass@k of each task from the start to the end, in %, mean over seeds; no rows without any."""
+    table = tables.several_answers(frames.metrics)
+    names = list(table["metric"].unique())
+    rows = []
+    for (label, task), cells in table.groupby(["label", "task"], sort=False):
+        values = cells.pivot(index="stage", columns="metric", values="value").reindex(columns=names).sort_index()
+        ends = (" → ".join(percent(value) for value in values[name].iloc[[0, -1]]) for name in names)
+        rows.append([str(label), str(task), *ends])
+    return Grid("Several answers of each item", ["method", "task", *(f"{name} %" for name in names)], rows)
+
+
 def warnings_grid(frames: Frames) -> Grid:
     """Return every warning that training raised: run, stage, step, and the warning in words."""
     rows = [

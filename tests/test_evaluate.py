@@ -16,15 +16,18 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 
 from harness.checkpoints import load, weights_digest
+from harness.comparability import differing
 from harness.config import Chat, Decoding, Evaluation, Suite
 from harness.engines.base import Completion, Sampling
 from harness.errors import TaskError
 from harness.foreign import evaluate_checkpoints, matrix_table
+from harness.lmeval import evaluate as evaluator
 from harness.lmeval import hf_model
 from harness.lmeval.checks import settle_generation
 from harness.lmeval.evaluate import Subject, evaluate
 from harness.lmeval.hf_model import HarnessHFLM
 from harness.lmeval.keys import Keys, make_keys
+from harness.lmeval.regrade import regrade
 from harness.lmeval.shared import Cell, SharedCells
 from harness.lmeval.tasks import BenchTask, TaskLibrary, item_id
 from harness.store import read_cell
@@ -63,13 +66,22 @@ def generations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counted
 
 
-def stock_answers(folder: Path, task: BenchTask, library: TaskLibrary, limit: int) -> list[str]:
+class SilentEngine:
+    """Stands in for an engine that must not be called."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def generate(self, *_: Any) -> list[Completion]:
+        raise AssertionError("the engine was called")
+
+
+def stock_answers(folder: Path, task: BenchTask, library: TaskLibrary, limit: int, **more: Any) -> list[str]:
     """Return the answers of lm-eval's own `hf` model class."""
     stock: Any = HFLM
     model = stock(pretrained=str(folder), device="cpu", dtype="float32", batch_size=5)
     results: Any = simple_evaluate(
         model=model, tasks=[task.task], task_manager=library.manager, limit=limit, apply_chat_template=True,
-        fewshot_as_multiturn=True, bootstrap_iters=0,
+        fewshot_as_multiturn=True, bootstrap_iters=0, **more,
     )  # fmt: skip
     samples = sorted(results["samples"][task.name], key=lambda sample: sample["doc_id"])
     return [sample["resps"][0][0] for sample in samples]
@@ -127,6 +139,72 @@ def test_two_checkpoints_never_share_an_answer(
     assert one.samples["response"].tolist() != other.samples["response"].tolist()
 
 
+def test_lm_evals_caches_are_never_used_and_would_share_an_answer(
+    student_folder: Path,
+    teacher_folder: Path,
+    library: TaskLibrary,
+    shared: SharedCells,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    asked: list[dict[str, Any]] = []
+
+    def spy(**settings: Any) -> Any:
+        asked.append(settings)
+        return simple_evaluate(**settings)
+
+    monkeypatch.setattr(evaluator, "simple_evaluate", spy)
+    settings, ours, cached = Evaluation(limit=4), list[list[str]](), list[list[str]]()
+    for folder in (student_folder, teacher_folder):
+        tasks = settled(library, "tiny_weather")
+        cells = evaluate(subject(folder), tasks, library, settings, shared)
+        ours.append(cells["tiny_weather"].samples["response"].tolist())
+        cached.append(stock_answers(folder, tasks[0], library, 4, use_cache=str(tmp_path / "cache")))
+    assert [(a["use_cache"], a["cache_requests"]) for a in asked] == [(None, False)] * 2
+    assert ours[0] != ours[1]
+    assert cached[0] == cached[1] == ours[0], "the trap is gone: lm-eval's cache knows weights now"
+
+
+def test_another_grader_grades_stored_answers_and_generates_nothing(
+    student_folder: Path, teacher_folder: Path, shared: SharedCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def cell(name: str, folder: Path = student_folder, **changes: Any) -> Cell:
+        write_task(tmp_path / name, **changes)
+        library = TaskLibrary([tmp_path / name])
+        return evaluate(subject(folder), settled(library, "made_up"), library, Evaluation(), shared)["made_up"]
+
+    first = cell("first")
+    monkeypatch.setattr(hf_model, "HFEngine", SilentEngine)
+    lenient = 'return {"strict": 1.0, "parsed": 1.0}'
+    again = cell("lenient", grader=lenient)
+    assert (first.summary["score"], again.summary["score"]) == (0.0, 1.0)
+    assert again.summary["keys"]["generation"] == first.summary["keys"]["generation"]
+    assert again.summary["regraded"]["from"] == {
+        "metric": "strict", "score": 0.0, "grading": first.summary["keys"]["grading"],
+    }  # fmt: skip
+    kept = ["item_id", "sample", "prompt", "target", "response", "finish", "tokens"]
+    pd.testing.assert_frame_equal(again.samples[kept], first.samples[kept])
+    assert list(again.samples.columns) == list(first.samples.columns)
+    assert differing(first.summary["keys"]["fields"], again.summary["keys"]["fields"]).keys() == {"grading"}
+    assert cell("first").summary == first.summary
+    with pytest.raises(AssertionError, match="the engine was called"):
+        cell("lenient", teacher_folder, grader=lenient)  # other weights
+
+
+def test_answers_are_not_graded_against_another_question(student_folder: Path, shared: SharedCells, tmp_path: Path):
+    write_task(tmp_path / "task")
+    library = TaskLibrary([tmp_path / "task"])
+    (task,) = settled(library, "made_up")
+    cell = evaluate(subject(student_folder), [task], library, Evaluation(), shared)["made_up"]
+    keys, docs = Keys(**cell.summary["keys"]), task.test_docs()
+    with pytest.raises(
+        TaskError, match=r"was given to another question than the item in its place asks now \('say 5'\)"
+    ):
+        regrade(task, docs[::-1], cell, keys)
+    with pytest.raises(TaskError, match="6 items have stored answers and its test split has 5 now"):
+        regrade(task, docs[:5], cell, keys)
+
+
 def test_the_same_weights_in_another_folder_are_not_generated_again(
     student_folder: Path, library: TaskLibrary, shared: SharedCells, generations: list[int], tmp_path: Path
 ):
@@ -170,6 +248,8 @@ def test_other_settings_of_a_generation_are_other_cells(
     assert len(generation) == len(generations) == 6
     assert reseeded.comparability == plain.comparability
     assert plain.comparability not in {keys.comparability for keys in others}
+    assert differing(plain.fields, others[1].fields) == {"settings.max_gen_toks": (24, 9)}
+    assert list(differing(plain.fields, others[3].fields)) == ["backend.tokenizer"]
 
 
 DOC = {"prompt": "say 1", "target": "1"}
@@ -240,7 +320,19 @@ def test_sampled_answers_depend_on_the_evaluations_seed(student_folder: Path, li
     assert answers(2, "c") != first
 
 
-COLUMNS = {"item_id", "prompt", "target", "response", "finish", "tokens", "score", "outcome", "strict", "parsed"}
+COLUMNS = {
+    "item_id",
+    "sample",
+    "prompt",
+    "target",
+    "response",
+    "finish",
+    "tokens",
+    "score",
+    "outcome",
+    "strict",
+    "parsed",
+}
 
 
 class ScriptedAnswers:
@@ -375,7 +467,7 @@ def test_requests_with_other_settings_are_answered_with_their_own(student_folder
             self.args = ("say", {"until": ["\n"], "temperature": 0.0, "max_gen_toks": budget})
 
     model.generate_until([Request(0, 3), Request(1, 5), Request(2, 3)])
-    assert [model.endings["t", i][0].tokens for i in range(3)] == [3, 5, 3]
+    assert [model.answers["t", i][0].tokens for i in range(3)] == [3, 5, 3]
 
 
 def test_foreign_checkpoints_give_a_matrix_with_one_row_each(
@@ -384,7 +476,7 @@ def test_foreign_checkpoints_give_a_matrix_with_one_row_each(
     again = tmp_path / "again"
     shutil.copytree(student_folder, again)
     checkpoints = [student_folder, teacher_folder, again]
-    scores = evaluate_checkpoints(micro, checkpoints, tmp_path)
+    (scores,) = evaluate_checkpoints(micro, checkpoints, tmp_path).values()
     assert list(scores.columns) == ["tiny_weather", "tiny_currency", "tiny_reminder"]
     assert list(scores.index) == [str(path) for path in checkpoints]
     folder = tmp_path / "micro" / "checkpoints"

@@ -34,5 +34,5 @@ class Engine(Protocol):
     """Generates one completion for each prompt, in the prompts' order."""
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
-        """Return completions of `prompts`, lists of token ids."""
+        """Return completions of `prompts`, lists of token ids; equal prompts in one call are drawn independently."""
         ...

@@ -35,10 +35,10 @@ class GradeCheck:
         return self.reference == 1 and all(score == 0 for score in self.spoiled.values())
 
 
-def settle_generation(task: BenchTask, decoding: Decoding) -> None:
+def settle_generation(task: BenchTask, decoding: Decoding, n: int = 1) -> None:
     """Lay a suite's decoding over the task's and raise `TaskError` when a setting that decides answers is missing.
 
-    lm-eval fills the gaps silently, and differently for its model classes.
+    lm-eval fills the gaps silently, and differently for its model classes. `n` is the number of answers of each item.
     """
     if task.metric not in task.task.higher_is_better():
         raise TaskError(
@@ -54,7 +54,12 @@ def settle_generation(task: BenchTask, decoding: Decoding) -> None:
             f"{task.source or task.name}: generation_kwargs lack {', '.join(missing)}; expected until, temperature and "
             "max_gen_toks, in the task or under the suite's `evaluation.decoding`"
         )
-    task.set_decoding(changes)
+    if n > 1 and not (stated["temperature"] and stated.get("do_sample", True)):
+        raise TaskError(
+            f"task {task.name}: profile {task.profile or 'of the suite'} asks for {n} answers of each item and decoding is "
+            "greedy, which gives the same one each time; set the profile's temperature above 0"
+        )
+    task.set_decoding(changes if n == 1 else {**changes, "n": n})
 
 
 def stated_generation(task: BenchTask) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,24 @@ PACKAGES = ("torch", "transformers", "lm_eval", "tokenizers")
 
 @dataclass(frozen=True)
 class Keys:
-    """The keys of one evaluated cell, 16 hexadecimal digits each."""
+    """The keys of one evaluated cell, 16 hexadecimal digits each, and the fields that comparability is a digest of."""
 
     generation: str
     grading: str
     comparability: str
+    fields: dict[str, Any] = field(default_factory=dict, compare=False)
 
-    def as_dict(self) -> dict[str, str]:
+    def as_dict(self) -> dict[str, Any]:
         """Return the keys by name, as results files hold them."""
         return asdict(self)
+
+    def regraded(self, grading: str) -> Keys:
+        """Return the keys of the same answers with other grades.
+
+        Cells of versions that recorded no fields get their old key as the one field `unrecorded`.
+        """
+        fields = {**(self.fields or {"unrecorded": self.comparability}), "grading": grading}
+        return Keys(self.generation, grading, digest(fields), fields)
 
 
 def make_keys(
@@ -51,12 +60,15 @@ def make_keys(
         "backend": backend,
         "versions": {name: version(name) for name in PACKAGES},
     }
-    grading = digest([grader_source(task), [item_id(doc) for doc in docs]])
-    return Keys(
-        generation=digest({**shared, "weights": weights, "seed": seed}),
-        grading=grading,
-        comparability=digest({**shared, "grading": grading}),
-    )
+    grading = grading_key(task, docs)
+    fields = {**shared, "grading": grading}
+    return Keys(digest({**shared, "weights": weights, "seed": seed}), grading, digest(fields), fields)
+
+
+def grading_key(task: BenchTask, docs: Sequence[dict[str, Any]]) -> str:
+    """Return the digest of what makes grades of answers: the grader, its primary metric, the references, each pass@k."""
+    parts: list[Any] = [grader_source(task), [item_id(doc) for doc in docs]]
+    return digest([*parts, list(task.pass_at)] if task.pass_at else parts)
 
 
 def grader_source(task: BenchTask) -> str:

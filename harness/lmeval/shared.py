@@ -15,7 +15,7 @@ from harness.store import read_cell, write_cell
 
 @dataclass(frozen=True)
 class Cell:
-    """One task's result on one checkpoint: the summary that results.json holds, and one row per item."""
+    """One task's result on one checkpoint: the summary that results.json holds, and one row per item and answer."""
 
     summary: dict[str, Any]
     samples: pd.DataFrame
@@ -39,6 +39,13 @@ class SharedCells:
         """Return the cell with these keys, or None."""
         found = read_cell(self._path(keys))
         return Cell(*found) if found else None
+
+    def with_answers(self, keys: Keys) -> Cell | None:
+        """Return a cell that holds the answers which these keys ask for, whoever graded them; None where there is none."""
+        for folder in sorted(self.folder.glob(f"{keys.generation}-*")):
+            if (found := read_cell(folder)) is not None:
+                return Cell(*found)
+        return None
 
     def put(self, keys: Keys, cell: Cell) -> None:
         """Keep a cell for others."""

@@ -6,6 +6,7 @@ prompts, references from `doc_to_target` (or `metadata.harness.training_target`)
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import logging
@@ -24,6 +25,7 @@ from harness.chat import Renderer
 from harness.errors import TaskError
 from harness.lmeval.yamls import check_files
 from harness.rollouts import Example
+from harness.store import cell_name
 
 TASK_FOLDER = Path(str(files("tasks")))
 
@@ -78,12 +80,34 @@ class TaskLibrary:
 
 
 class BenchTask:
-    """One lm-eval task as the harness uses it."""
+    """One lm-eval task as the harness uses it, under one evaluation profile and one of its graders.
 
-    def __init__(self, name: str, task: ConfigurableTask) -> None:
+    `profile` is empty for the suite's first one, `grader` for the task's own; `pass_at` holds the k of each pass@k.
+    """
+
+    def __init__(
+        self, name: str, task: ConfigurableTask, profile: str = "", pass_at: Sequence[int] = (), grader: str = ""
+    ) -> None:
         self.name = name
         self.task = task
+        self.profile = profile
+        self.pass_at = tuple(pass_at)
+        self.grader = grader
         self._examples: dict[tuple[str, int | None], list[Example]] = {}
+
+    def under(self, profile: str, pass_at: Sequence[int] = (), grader: str = "") -> BenchTask:
+        """Return the task with settings of its own for another profile or grader; data and functions are shared."""
+        twin = copy.copy(self.task)
+        twin._config = copy.copy(self.task.config)
+        twin.set_config("generation_kwargs", copy.deepcopy(self.task.config.generation_kwargs))
+        # lm-eval's own repeats hand a grader nested lists; several answers are drawn by a profile's `n`.
+        twin.set_config("repeats", 1)
+        return BenchTask(self.name, twin, profile, pass_at, grader)
+
+    @property
+    def cell(self) -> str:
+        """The name of this task's cells."""
+        return cell_name(self.name, self.profile)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -98,8 +122,13 @@ class BenchTask:
 
     @property
     def metric(self) -> str:
-        """The primary metric, in 0..1, higher is better: `metadata.harness.metric`, else the first listed."""
-        return self.settings.get("metric") or next(iter(self.task.higher_is_better()))
+        """The primary metric, in 0..1: the chosen grader's, else `metadata.harness.metric`, else the first listed."""
+        return self.grader or self.settings.get("metric") or self.graders[0]
+
+    @property
+    def graders(self) -> list[str]:
+        """The metrics that one call of the task's `process_results` gives side by side; each can be the score."""
+        return list(self.task.higher_is_better())
 
     @property
     def generation(self) -> dict[str, Any]:

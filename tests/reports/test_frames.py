@@ -127,6 +127,33 @@ def test_cells_that_are_not_comparable_are_refused(tmp_path: Path):
         _ = load([tmp_path]).scores
 
 
+def change_keys(run: Path, **fields) -> None:
+    for file in run.glob("stage_*/eval/*/results.json"):
+        results = json.loads(file.read_text())
+        results["keys"] |= {"comparability": str(fields), "fields": fields}
+        file.write_text(json.dumps(results))
+
+
+def test_a_refusal_names_the_fields_that_differ_and_the_command_that_mends_it(tmp_path: Path):
+    one, other = write_run(tmp_path, "opd"), write_run(tmp_path, "aopd")
+    settings = {"max_gen_toks": 24, "until": ["x"]}
+    change_keys(one, settings=settings, versions={"torch": "2.13.0"}, grading="g1")
+    change_keys(other, settings={**settings, "max_gen_toks": 9}, versions={"torch": "2.14.0"}, grading="g1")
+    with pytest.raises(RunError) as error:
+        _ = load([tmp_path]).scores
+    last = "stage_2_tiny_weather/train/checkpoint"
+    assert "settings.max_gen_toks (24 and 9), versions.torch (2.13.0 and 2.14.0) differ; evaluate both alike: " in str(
+        error.value
+    )
+    assert str(error.value).endswith(f"harness evaluate --suite tiny --checkpoints {one / last} {other / last}")
+    change_keys(other, settings=settings, versions={"torch": "2.13.0"}, grading="g2")
+    with pytest.raises(RunError) as error:
+        _ = load([tmp_path]).scores
+    assert str(error.value).endswith(
+        f"grading (g1 and g2) differs; grade both with today's grader: harness regrade {one} {other}"
+    )
+
+
 def test_labels_say_what_differs_between_runs(tmp_path: Path):
     write_run(tmp_path)
     assert load([tmp_path]).labels == ["aopd"]

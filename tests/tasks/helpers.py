@@ -1,5 +1,6 @@
 """What the task tests share: where things lie, and tasks loaded as lm-eval loads them."""
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,3 +28,11 @@ def load_task(name: str, **metadata: Any) -> Any:
 def tiny_task(name: str) -> Any:
     """Load one generated task, once for all tests."""
     return load_task(name)
+
+
+def boxed_folder(folder: Path) -> Path:
+    """Write made-up problems with boxed answers, two to train on and two to test, and return their folder."""
+    for split, numbers in {"train": (3, 4), "test": (5, 6)}.items():
+        records = [{"problem": f"Half of {n}?", "answer": rf"\frac{{{n}}}{{2}}"} for n in numbers]
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    return folder

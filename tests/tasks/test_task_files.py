@@ -10,9 +10,11 @@ import pytest
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from tests.tasks.helpers import ROOT, SHARED_DATA, TASKS, TINY, load_task, needs_shared_data, tiny_task
+from tests.tasks.helpers import ROOT, SHARED_DATA, TASKS, TINY, boxed_folder, load_task, needs_shared_data, tiny_task
 
 FILES = sorted(path for folder in ("math", "tools") for path in (TASKS / folder).glob("*.yaml"))
+BOXED = ["math_boxed"]
+REAL = [path for path in FILES if path.stem not in [*TINY, *BOXED]]
 REAL_DATA = {
     "gsm8k": str(SHARED_DATA / "gsm8k"),
     "toolalpaca_eval": str(SHARED_DATA / "toolalpaca/eval_simulated.json"),
@@ -38,7 +40,9 @@ def test_every_file_states_its_settings(path: Path):
     assert settings["do_sample"] is False
     assert settings["temperature"] == 0.0
     assert settings["max_gen_toks"] > 0
-    assert all(metric["aggregation"] == "mean" and metric["higher_is_better"] for metric in config["metric_list"])
+    for metric in config["metric_list"]:
+        assert metric["aggregation"] == "mean"
+        assert metric["higher_is_better"] is (metric["metric"] != "timed_out")
     assert harness["metric"] in {metric["metric"] for metric in config["metric_list"]}
     assert harness["capability"] == path.parent.name
     assert harness["training_target"] == "target"
@@ -57,7 +61,7 @@ def test_generated_tasks_load_and_render(name: str):
 
 @pytest.mark.realdata
 @needs_shared_data
-@pytest.mark.parametrize("path", [path for path in FILES if path.stem not in TINY], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem)
 def test_real_tasks_load_and_grade_their_references(path: Path):
     task = load_task(path.stem, data=REAL_DATA)
     for doc in task.test_docs():
@@ -93,11 +97,16 @@ def test_generated_tasks_run_under_bare_lm_eval(tiny_model: Path, tmp_path: Path
 
 
 @pytest.mark.slow
+def test_boxed_answers_run_under_bare_lm_eval(tiny_model: Path, tmp_path: Path):
+    data = {name: str(boxed_folder(tmp_path)) for name in BOXED}
+    _run_lm_eval(BOXED, tiny_model, tmp_path / "out", "--metadata", json.dumps({"data": data}))
+
+
+@pytest.mark.slow
 @pytest.mark.realdata
 @needs_shared_data
 def test_real_tasks_run_under_bare_lm_eval(tiny_model: Path, tmp_path: Path):
-    names = [path.stem for path in FILES if path.stem not in TINY]
-    _run_lm_eval(names, tiny_model, tmp_path, "--metadata", json.dumps({"data": REAL_DATA}))
+    _run_lm_eval([path.stem for path in REAL], tiny_model, tmp_path, "--metadata", json.dumps({"data": REAL_DATA}))
 
 
 def _run_lm_eval(names: list[str], model: Path, output: Path, *more: str) -> None:

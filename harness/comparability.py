@@ -1,0 +1,32 @@
+"""What makes two evaluated cells comparable, field by field: the task, prompts, settings, backend, versions and grading.
+
+A cell's `keys.fields` holds them beside their digest, so that a refusal can say what differs. Weights and seed are no part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+ABSENT = "absent"
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the fields that differ by their dotted names, each with both values; `absent` where one has none."""
+    left, right = dict(_leaves(one)), dict(_leaves(other))
+    names = dict.fromkeys([*left, *right])
+    pairs = {name: (left.get(name, ABSENT), right.get(name, ABSENT)) for name in names}
+    return {name: (here, there) for name, (here, there) in pairs.items() if here != there}
+
+
+def in_words(found: Mapping[str, tuple[Any, Any]]) -> str:
+    """Write differing fields as `settings.max_gen_toks (24 and 9), versions.torch (2.12.0 and 2.13.0)`."""
+    return ", ".join(f"{name} ({here} and {there})" for name, (here, there) in found.items())
+
+
+def _leaves(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,108 @@
+"""Answers for lm-eval from an engine of ours: what every backend's model class shares.
+
+A backend is a class `class X(Answering, StockClass)` that opens a checkpoint and calls `answer_with`; everything but
+`generate_until` and the chat template stays the stock class's own.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lm_eval.models.utils import postprocess_generated_text
+
+from harness.chat import Renderer
+from harness.engines.base import Completion, Engine, Sampling
+from harness.errors import TaskError
+from harness.rollouts import Finish
+
+KNOWN_SETTINGS = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k", "n"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer: its text up to a stop string, how it ended, and its tokens, stop token included."""
+
+    text: str
+    finish: Finish
+    tokens: int
+
+
+class Answering:
+    """`generate_until` on an `Engine`, mixed in before one of lm-eval's model classes.
+
+    - `answers`: all answers by (task, document index), in the order they were drawn; lm-eval gets each item's first.
+    - `made_with`: what of the backend decides the answers, for the generation key.
+    """
+
+    max_length: int
+
+    def answer_with(
+        self, engine: Engine, renderer: Renderer, made_with: dict[str, Any], seed: int, on_task: Callable[[str], None]
+    ) -> None:
+        """Set what answers are made with; `seed` decides every draw, whatever random state lm-eval leaves behind."""
+        self.engine, self.renderer = engine, renderer
+        self.made_with = {**made_with, "tokenizer": renderer.fingerprint()}
+        self.seed, self.on_task = seed, on_task
+        self.answers: dict[tuple[str, int], list[Answer]] = defaultdict(list)
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Render a conversation as training does."""
+        return self.renderer.render(chat_history, add_generation_prompt)
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Answer requests; those of one task with equal settings are decoded together.
+
+        Tasks never share a batch, so that a task's answers do not depend on what else is evaluated.
+        """
+        groups: dict[str, list[int]] = defaultdict(list)
+        for index, request in enumerate(requests):
+            groups[f"{request.task_name} {sorted(request.args[1].items())}"].append(index)
+        first: dict[int, str] = {}
+        for indices in groups.values():
+            settings = requests[indices[0]].args[1]
+            first.update(zip(indices, self._answer([requests[i] for i in indices], settings), strict=True))
+            self.on_task(requests[indices[0]].task_name)
+        return [first[index] for index in range(len(requests))]
+
+    def _answer(self, requests: list[Any], settings: dict[str, Any]) -> list[str]:
+        """Draw all answers of all items in one call of the engine; return each item's first."""
+        task, n = str(requests[0].task_name), int(settings.get("n", 1))
+        sampling = self._sampling(settings, task)
+        prompts = [self.renderer.encode_prompt(request.args[0]) for request in requests]
+        self._refuse_truncation(prompts, sampling, task)
+        done = self.engine.generate([prompt for prompt in prompts for _ in range(n)], sampling)
+        drawn = [self._read(completion, sampling) for completion in done]
+        for index, request in enumerate(requests):
+            self.answers[task, int(request.doc_id or 0)] += drawn[index * n : (index + 1) * n]
+        return [answer.text for answer in drawn[::n]]
+
+    def _read(self, done: Completion, sampling: Sampling) -> Answer:
+        text = postprocess_generated_text(self.renderer.decode(done.tokens), list(sampling.stop_strings), None)
+        return Answer(text, done.finish, len(done.tokens))
+
+    def _sampling(self, settings: dict[str, Any], task: str) -> Sampling:
+        if unknown := sorted(set(settings) - KNOWN_SETTINGS):
+            raise TaskError(
+                f"task {task}: generation_kwargs {unknown} are not known; expected {sorted(KNOWN_SETTINGS)}"
+            )
+        until = settings["until"]
+        return Sampling(
+            max_new_tokens=settings["max_gen_toks"],
+            temperature=settings["temperature"] if settings.get("do_sample", settings["temperature"] > 0) else 0.0,
+            top_p=settings.get("top_p", 1.0),
+            top_k=settings.get("top_k", 0),
+            stop_ids=self.renderer.stop_ids,
+            stop_strings=tuple([until] if isinstance(until, str) else until),
+            seed=self.seed,
+        )
+
+    def _refuse_truncation(self, prompts: list[list[int]], sampling: Sampling, task: str) -> None:
+        longest = max(len(prompt) for prompt in prompts)
+        if longest + sampling.max_new_tokens > self.max_length:
+            raise TaskError(
+                f"task {task}: the longest prompt has {longest} tokens and its answer may take {sampling.max_new_tokens}, "
+                f"more than the model's context of {self.max_length}; lower max_gen_toks or take a model with more context"
+            )

@@ -1,0 +1,68 @@
+r"""The process that asks math-verify: a JSON line in with `gold`, `answer` and `seconds`, `true` or `false` out.
+
+A script that `verdicts.py` starts; it imports nothing of ours and ends when its input does. A question that takes longer
+than its `seconds` ends the whole process through the kernel's timer, which waits neither for Python nor for the parent:
+whatever happens to the parent, nothing goes on calculating.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+from typing import Any, TextIO
+
+from math_verify.grader import verify
+from math_verify.parser import LatexExtractionConfig, parse
+
+MEMORY_BYTES = 2 << 30
+# What is no LaTeX in its box is compared as text: no other number or formula is looked for around it.
+BOX_ONLY = [LatexExtractionConfig(try_extract_without_anchor=False, boxed_match_priority=0)]
+
+
+def main() -> None:
+    """Answer questions until the input ends."""
+    _prepare()
+    equal(r"\frac{1}{2}", "3")  # The first parse builds tables, which no question's time should pay for.
+    replies = _own_output()
+    for line in sys.stdin:
+        question = json.loads(line)
+        signal.setitimer(signal.ITIMER_REAL, question["seconds"])
+        verdict = equal(question["gold"], question["answer"])
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        print(json.dumps(verdict), file=replies, flush=True)
+
+
+def equal(gold: str, answer: str) -> bool:
+    """Return math-verify's verdict, the reference parsed and given first; its own timeouts are off."""
+    return verify(_parsed(gold), _parsed(answer), timeout_seconds=0)
+
+
+def _parsed(text: str) -> list[Any]:
+    return parse(rf"\boxed{{{text}}}", BOX_ONLY, parsing_timeout=0)
+
+
+def _prepare() -> None:
+    logging.disable(logging.CRITICAL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent handles an interrupt, and ends this process with it.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    if most == resource.RLIM_INFINITY or most > MEMORY_BYTES:
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, most))
+
+
+def _own_output() -> TextIO:
+    """Return the output for replies alone; what libraries print or warn goes nowhere from here on."""
+    replies = os.fdopen(os.dup(1), "w")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    return replies
+
+
+if __name__ == "__main__":
+    main()
