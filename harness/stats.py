@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -131,7 +131,9 @@ def detectable(spread: float, n: int, level: float = LEVEL, power: float = POWER
     return spread * _standardised(n, 1 - level, power) if n > 1 else math.nan
 
 
-def seeds_needed(mean: float, spread: float, level: float = LEVEL, power: float = POWER, most: int = 1000) -> int | None:
+def seeds_needed(
+    mean: float, spread: float, level: float = LEVEL, power: float = POWER, most: int = 1000
+) -> int | None:
     """Return the seeds with which a true difference of `mean` would be found with the given power; None above `most`."""
     if spread == 0:
         return 2
@@ -161,12 +163,15 @@ def _standardised(n: int, alpha: float, power: float) -> float:
 
     def lacking(effect: float) -> float:
         shift = effect * math.sqrt(n)
-        return float(stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift)) - power
+        # Far out, where it is zero, the other tail comes as nan.
+        other = np.nan_to_num(stats.nct.cdf(-critical, n - 1, shift))
+        return float(stats.nct.sf(critical, n - 1, shift) + other) - power
 
     high = 1.0
     while lacking(high) < 0:
-        high *= 2
-    return float(optimize.brentq(lacking, 0.0, high))
+        high *= 1.25
+    root: Any = optimize.brentq(lacking, 0.0, high)
+    return float(root)
 
 
 def _paired(before: pd.Series, after: pd.Series) -> tuple[pd.Series, pd.Series]:

@@ -14,10 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from harness.errors import RunError
+from harness.stats import Interval, t_interval
 from reports import style
 from reports.figures import SMOOTHING, Looks, legend_above, line_with_band, looks_of, mark_stages, smoothed
 from reports.frames import Frames
-from reports.tables import Interval, t_interval
 from reports.words import percent, with_interval
 
 Lines = tuple[tuple[str, str, str], ...]

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from harness.stats import Interval
 from harness.study import Factor
 from reports.study_claims import SEEDS
 from reports.study_data import Config, Results
 from reports.study_pairs import MATCHED, how_matched
 from reports.study_views import MOVED
-from reports.tables import Interval
 from reports.views import Grid
 from reports.words import points, resolved, with_interval
 

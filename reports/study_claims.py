@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 import pandas as pd
-from scipy import stats
 
+from harness.stats import Interval, holm, p_value, t_interval
 from reports.study_data import AOPD, OPD, Results
 from reports.study_pairs import (
     FORGETTING,
@@ -25,7 +25,6 @@ from reports.study_pairs import (
     at_matched_learning,
     pairs,
 )
-from reports.tables import Interval, t_interval
 from reports.words import has_width, plural, resolved
 
 SHOWS, CONTRADICTED, NOT_RESOLVED, NO_RUNS = "shows", "contradicted", "not resolved", "no runs"
@@ -55,7 +54,7 @@ class Claim:
 def claims(results: Results) -> list[Claim]:
     """Return the claims with their verdicts: the paper's, and what stands beside them."""
     found = [*_learning(results), *_entropy(results), *_kept(results)]
-    adjusted = holm([p_value(claim.difference) for claim in found])
+    adjusted = holm([_p(claim.difference) for claim in found])
     return [
         replace(claim, adjusted=p, verdict=claim.verdict or judge(claim.difference, p, claim.sign))
         for claim, p in zip(found, adjusted, strict=True)
@@ -77,20 +76,9 @@ def judge(difference: Interval, adjusted: float, sign: int = 1) -> str:
     return SHOWS if sign * difference.mean > 0 else CONTRADICTED
 
 
-def p_value(difference: Interval) -> float:
-    """Return the two-sided p value of the t test behind a 95 % interval; nan below three seeds or without a width."""
-    if not has_width(difference, SEEDS):
-        return float("nan")
-    mean, low, high, seeds = difference
-    error = (high - low) / 2 / stats.t.ppf(0.975, seeds - 1)
-    return float(2 * stats.t.sf(abs(mean) / error, seeds - 1))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return Holm's step-down p values, `max_{k<=i} min(1, (m-k+1) p_(k))`; a nan stays one and does not count in m."""
-    known = pd.Series(p_values, dtype=float).dropna().sort_values()
-    steps = known * range(len(known), 0, -1)
-    return list(steps.cummax().clip(upper=1).reindex(range(len(p_values))))
+def _p(difference: Interval) -> float:
+    """Return the p value of a difference over enough seeds to be judged, else nan."""
+    return p_value(difference) if has_width(difference, SEEDS) else float("nan")
 
 
 def chosen_rates(results: Results, start: str, adapter: str, figure: str) -> pd.DataFrame:

@@ -17,11 +17,12 @@ from harness.adapter import make_adapter
 from harness.config import Suite
 from harness.errors import RunError
 from harness.pipeline import RunSpec
+from harness.stats import Interval, t_interval
 from harness.store import RunStore
 from harness.study import Factor, Plan, Point
 from reports.frames import Frames, load
 from reports.style import PALETTE
-from reports.tables import Interval, figures_by_seed, score_matrices, t_interval
+from reports.tables import figures_by_seed, score_matrices
 
 OPD, AOPD = "opd", "aopd"
 RUN = ["suite", "adapter", "order", "seed"]

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from harness.stats import Interval, t_interval
 from reports.study_data import AOPD, OPD, Config, Results
-from reports.tables import Interval, t_interval
 from reports.words import plural, points, with_interval
 
 MARGIN = 0.05  # a share, of what is matched

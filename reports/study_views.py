@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from harness.stats import Interval
 from harness.study import Factor
 from reports.study_claims import CONTRADICTED, LEVEL, NOT_RESOLVED, SEEDS, SHOWS, Claim, claims
 from reports.study_data import THRESHOLD, Config, Results
 from reports.study_pairs import MATCHED, Matching, Pair, pairs
-from reports.tables import Interval
 from reports.views import Grid
 from reports.words import has_width, nats, nats_more, percent, plural, points, resolved, with_interval
 

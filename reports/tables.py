@@ -9,36 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from harness import metrics
 from harness.config import JOINT
 from harness.metrics import FIGURES, Figure, ScoreMatrix
+from harness.stats import t_interval
 from reports.frames import IDENTITY, OUTCOMES, PHASES, Frames
-
-
-class Interval(NamedTuple):
-    """Mean over seeds with its confidence interval; `low` and `high` are nan for a single seed."""
-
-    mean: float
-    low: float
-    high: float
-    seeds: int
-
-
-def t_interval(values: pd.Series, level: float = 0.95) -> Interval:
-    """Return the mean and Student's t interval, `mean ± t_{(1+level)/2, n-1} s / sqrt(n)`, of the values not nan."""
-    known = values.dropna().to_numpy(dtype=float)
-    n = len(known)
-    if n < 2:
-        return Interval(float(known[0]) if n else float("nan"), float("nan"), float("nan"), n)
-    mean, error = float(known.mean()), float(known.std(ddof=1) / np.sqrt(n))
-    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error
-    return Interval(mean, mean - half, mean + half, n)
 
 
 def write_tables(frames: Frames, folder: Path) -> list[Path]:

@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 
 from harness.lmeval.overlap import HEADER
+from harness.stats import Interval
 from reports import tables
 from reports.frames import OUTCOMES, PHASES, Frames
 from reports.style import short_names
-from reports.tables import Interval
 from reports.words import in_words, percent, plural, points, with_interval
 
 

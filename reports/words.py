@@ -12,9 +12,10 @@ from itertools import combinations
 
 import pandas as pd
 
+from harness.stats import Interval, t_interval
 from reports.frames import IDENTITY, Frames
 from reports.runs import RunDir
-from reports.tables import Interval, figures_by_seed, t_interval
+from reports.tables import figures_by_seed
 
 WARNINGS = {
     "never routed": "no token went to forward KL for 10 steps: the method was its policy gradient",

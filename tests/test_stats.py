@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -76,7 +77,8 @@ def test_items_that_are_not_the_same_are_refused():
 
 def test_holm_is_statsmodels_and_leaves_nan_out():
     values = [0.01, 0.04, 0.03, 0.005]
-    assert holm(values) == pytest.approx(list(multipletests(values, method="holm")[1]))
+    peer: Any = multipletests(values, method="holm")[1]
+    assert holm(values) == pytest.approx(list(peer))
     found = holm([0.01, math.nan, 0.04])
     assert found[0] == pytest.approx(0.02)
     assert math.isnan(found[1])

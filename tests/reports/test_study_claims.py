@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 from harness.pipeline import RunSpec
+from harness.stats import Interval, holm, p_value, t_interval
 from reports.study_claims import (
     CONTRADICTED,
     NO_RUNS,
@@ -20,14 +21,11 @@ from reports.study_claims import (
     UNMATCHED,
     chosen_rates,
     claims,
-    holm,
     judge,
-    p_value,
 )
 from reports.study_data import Config, Results, collect
 from reports.study_pairs import FORGETTING, RETENTION, matching_sentences, pairs
 from reports.study_views import claims_grid, claims_sentence, factor_sentence, pairs_grid
-from reports.tables import Interval, t_interval
 from tests.reports.study_factory import constant, fill, study, write_finished
 
 NAN = float("nan")
