@@ -12,7 +12,7 @@ from rich.console import Console
 from harness.config import Suite
 from harness.errors import ConfigError, TaskError
 from harness.inspection import check_task, print_plan, task_table
-from harness.pipeline import RunSpec
+from harness.spec import RunSpec
 from harness.suites import load_suite
 from tests.models import DOCS, TASK_FILE, micro_suite, write_task, write_yaml
 
