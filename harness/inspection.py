@@ -28,8 +28,8 @@ from harness.lmeval.overlap import HEADER, Overlap, stream_overlap
 from harness.lmeval.profiles import under_profiles
 from harness.lmeval.tasks import BenchTask, TaskLibrary
 from harness.lmeval.yamls import read_task_file
-from harness.pipeline import RunSpec
 from harness.scratch import byte_tokenizer, train_tokenizer, training_texts
+from harness.spec import RunSpec
 
 
 def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:

@@ -22,7 +22,8 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from harness.config import Strict, Suite, digest
 from harness.errors import ConfigError
-from harness.pipeline import RunSpec, is_finished
+from harness.pipeline import is_finished
+from harness.spec import RunSpec
 from harness.store import RunStore
 from harness.suites import explain, load_suite
 

@@ -18,8 +18,9 @@ from harness.config import Model, Scratch, Suite, digest
 from harness.errors import HarnessError, RunError
 from harness.lmeval.tasks import TaskLibrary
 from harness.models import checkpoint_of, limit_threads, resolve_device
-from harness.pipeline import RunSpec, run
+from harness.pipeline import run
 from harness.progress import Event, Report
+from harness.spec import RunSpec
 
 
 def plan(suite: Suite, entries: Sequence[str], seeds: Sequence[int], order: str, out: Path) -> list[RunSpec]:

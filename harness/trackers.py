@@ -19,6 +19,10 @@ from harness.errors import ConfigError
 Log = Callable[[Mapping[str, Any], int], None]
 
 
+def untracked(values: Mapping[str, Any], step: int) -> None:
+    """Take figures to no tracker."""
+
+
 def check_trackers(names: Sequence[Tracker]) -> None:
     """Raise `ConfigError` for a tracker whose package is not installed."""
     available = {str(tracker) for tracker in get_available_trackers()}

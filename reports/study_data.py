@@ -16,7 +16,7 @@ import pandas as pd
 from harness.adapter import make_adapter
 from harness.config import Suite
 from harness.errors import RunError
-from harness.pipeline import RunSpec
+from harness.spec import RunSpec
 from harness.stats import Interval, t_interval
 from harness.store import RunStore
 from harness.study import Factor, Plan, Point

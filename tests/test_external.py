@@ -20,8 +20,9 @@ from adapters.prompts import prompt_batches
 from harness.adapter import StageContext, StageResult, check_adapters, make_adapter
 from harness.config import AdapterEntry, Suite
 from harness.errors import ConfigError, TrainingError
-from harness.pipeline import RunSpec, run
+from harness.pipeline import run
 from harness.scratch import byte_tokenizer
+from harness.spec import RunSpec
 from harness.suites import load_suite
 from harness.teachers.local import LocalTeacher
 from tests.models import ScriptedEngine, byte_renderer, context, example, micro_suite, qwen3, write_yaml

@@ -13,7 +13,7 @@ from harness.config import Suite
 from harness.errors import ConfigError, TaskError
 from harness.inspection import check_task, print_plan, task_table
 from harness.lmeval.checks import spoil
-from harness.pipeline import RunSpec
+from harness.spec import RunSpec
 from harness.suites import load_suite
 from tests.models import DOCS, TASK_FILE, micro_suite, write_task, write_yaml
 

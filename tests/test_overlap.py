@@ -18,8 +18,9 @@ from harness.config import Scratch, Suite
 from harness.inspection import print_plan
 from harness.lmeval.overlap import Overlap, Row, Split, compare, normalised, prompt_of, read_split, stream_overlap
 from harness.lmeval.tasks import TaskLibrary
-from harness.pipeline import RunSpec, run
+from harness.pipeline import run
 from harness.progress import Display, Event
+from harness.spec import RunSpec
 from harness.suites import load_suite
 from tests.models import DOCS, micro_suite, write_task, write_yaml
 from tests.tasks.helpers import SHARED_DATA, needs_shared_data

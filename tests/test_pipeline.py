@@ -16,8 +16,9 @@ import pytest
 from harness.checkpoints import weights_digest
 from harness.config import Suite
 from harness.errors import RunError, TaskError
-from harness.pipeline import RunSpec, is_finished, run
+from harness.pipeline import is_finished, run
 from harness.progress import Event
+from harness.spec import RunSpec
 from harness.suites import load_suite
 from tests.models import micro_suite, write_yaml
 
@@ -169,7 +170,8 @@ def test_the_control_keeps_weights_and_scores(control: Path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from harness.pipeline import RunSpec, run
+from harness.pipeline import run
+from harness.spec import RunSpec
 from harness.suites import load_suite
 
 suite, out, *points = sys.argv[1:]

@@ -22,8 +22,9 @@ from harness.lmeval.evaluate import Subject, evaluate
 from harness.lmeval.profiles import tasks_by_profile, under_profiles
 from harness.lmeval.shared import Cell, SharedCells
 from harness.lmeval.tasks import TaskLibrary
-from harness.pipeline import RunSpec, is_finished, run
+from harness.pipeline import is_finished, run
 from harness.regrade import regrade_runs
+from harness.spec import RunSpec
 from harness.suites import load_suite
 from reports.build import build_report
 from reports.frames import load

@@ -7,7 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.pipeline import RunSpec, run
+from harness.pipeline import run
+from harness.spec import RunSpec
 from harness.suites import load_suite
 from reports.build import build_report
 from reports.frames import load

@@ -13,8 +13,9 @@ from harness.cli import main
 from harness.config import Suite, digest
 from harness.errors import RunError, TaskError
 from harness.lmeval import hf_model
-from harness.pipeline import RunSpec, run
+from harness.pipeline import run
 from harness.regrade import regrade_runs, regrade_table
+from harness.spec import RunSpec
 from harness.store import StageFolder
 from reports.frames import load
 from tests.models import write_task

@@ -17,16 +17,18 @@ from adapters.opd import OPD
 from adapters.sdft import SDFT
 from harness.config import Suite
 from harness.errors import RunError, TrainingError
-from harness.pipeline import RunSpec, run
+from harness.pipeline import run
 from harness.progress import Event
 from harness.snapshots import FileSnapshots
+from harness.spec import RunSpec
 from tests.stages import stage
 from tests.test_pipeline import cells, manifest, steps
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from harness.pipeline import RunSpec, run
+from harness.pipeline import run
+from harness.spec import RunSpec
 from harness.suites import load_suite
 
 def report(event):

@@ -19,7 +19,8 @@ from harness.chat import Renderer
 from harness.checkpoints import load
 from harness.config import Chat, Suite
 from harness.errors import ConfigError, TrainingError
-from harness.pipeline import RunSpec, run
+from harness.pipeline import run
+from harness.spec import RunSpec
 from harness.suites import load_suite
 from harness.teachers.local import LocalTeacher
 from tests.models import ScriptedEngine, byte_renderer, context, example, micro_suite, qwen3, write_yaml

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from harness.config import digest
-from harness.pipeline import RunSpec
+from harness.spec import RunSpec
 from harness.store import SCHEMA
 from harness.study import Plan, plan_study
 

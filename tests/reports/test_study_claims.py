@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from harness.pipeline import RunSpec
+from harness.spec import RunSpec
 from harness.stats import Interval, holm, p_value, t_interval
 from reports.study_claims import (
     CONTRADICTED,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness.errors import RunError
-from harness.pipeline import RunSpec
+from harness.spec import RunSpec
 from harness.study import Plan
 from reports.study import build_study
 from reports.study_against import against_grid, against_sentence, besides

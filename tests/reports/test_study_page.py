@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from harness.pipeline import RunSpec
+from harness.spec import RunSpec
 from harness.study import Plan
 from reports.study import build_study
 from reports.study_data import Config, collect

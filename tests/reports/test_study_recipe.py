@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from harness.errors import RunError
-from harness.pipeline import RunSpec
+from harness.spec import RunSpec
 from reports.study import build_study
 from reports.study_data import Results, collect
 from reports.study_recipe import checks_grid, recipe_grid

@@ -1,0 +1,135 @@
+"""One stage of training: load the student, run the adapter, save the checkpoint, and say so in `done.json`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from harness.adapter import StageContext
+from harness.bench import Bench
+from harness.checkpoints import Loaded, load, save, weights_digest
+from harness.config import Stage, Training
+from harness.engines.base import Engine
+from harness.engines.hf import HFEngine
+from harness.errors import TrainingError
+from harness.lmeval.tasks import BenchTask
+from harness.logprobs import StudentForward
+from harness.precision import suit_attention
+from harness.progress import SHOWN, Counter
+from harness.rollouts import Example
+from harness.seeding import derive_seed, seed_global_generators
+from harness.snapshots import FileSnapshots
+from harness.store import StageFolder, write_json
+from harness.teachers.local import LocalTeacher, TeacherShelf, frozen_copy
+from harness.trackers import Log
+
+
+class Adaptation:
+    """Trains the stages of one run on its bench; a teacher is kept from one stage to the next."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench, self.spec, self.suite = bench, bench.spec, bench.suite
+        self.adapter, self.device, self.timer = bench.adapter, bench.device, bench.timer
+        self.teachers = TeacherShelf(bench.device, bench.checkpoint_of)
+
+    def adapt(self, folder: StageFolder, stage: Stage, index: int, checkpoint: Path) -> Path:
+        """Train one stage from `checkpoint`, unless it is trained already, and return the new checkpoint."""
+        if (done := folder.training_done) is None:
+            train = folder.open_training()
+            with self.timer("models"):
+                student = load(checkpoint, self.suite.student, self.device)
+                suit_attention(student.model, self.suite.training_for(stage, self.spec.entry).autocast)
+            done = self._train(train, stage, index, student)
+            write_json(train / "done.json", done)
+            FileSnapshots(train, None).clear()
+        self.bench.weights[f"stage_{index}"] = done["weights"]
+        if done["teacher"] is not None:
+            self.bench.weights["teacher" if stage.teacher is None else f"stage_{index}_teacher"] = done["teacher"]
+        return folder.checkpoint
+
+    def _train(self, train: Path, stage: Stage, index: int, student: Loaded) -> dict[str, Any]:
+        started = time.perf_counter()
+        context = self._context(train, stage, index, student)
+        seed_global_generators(context.seed)
+        with self.timer("train"), _kept_when_it_breaks(student, train / "last_good"):
+            result = self.adapter.train_stage(context)
+        seconds = time.perf_counter() - started
+        save(student, train / "checkpoint")
+        return {
+            "weights": weights_digest(train / "checkpoint"),
+            "teacher": None if self.teachers.held is None else self.teachers.held.weights,
+            "steps": result.steps,
+            "seconds": round(seconds, 3),
+            "prompts": len(context.examples),
+        }
+
+    def _context(self, train: Path, stage: Stage, index: int, student: Loaded) -> StageContext:
+        training = self.suite.training_for(stage, self.spec.entry)
+        tasks = {name: self.bench.tasks[name] for name in stage.trains}
+        past = {name: self.bench.tasks[name] for earlier in self.spec.stages[: index - 1] for name in earlier.trains}
+        teacher = self._teacher_of(stage, student)
+        progress = Counter(self.bench.report, self.spec.label, f"stage {index} {stage.task}", training.steps)
+        return StageContext(
+            student=StudentForward(student.model),
+            teacher=teacher,
+            engine=HFEngine(student.model, student.renderer.tokenizer, training.generation_batch),
+            renderer=student.renderer,
+            tasks=tasks,
+            examples=_training_items(tasks, student, training),
+            training=training,
+            seed=derive_seed(self.spec.seed, "stage", index, stage.task),
+            device=self.device,
+            folder=train,
+            log=_step_log(train / "steps.jsonl", progress, self.bench.track, self.spec.steps_before(index)),
+            warn=self.bench.warn,
+            snapshots=FileSnapshots(train, self.suite.snapshot_minutes),
+            reference=frozen_copy(student) if self.adapter.requirements.reference else None,
+            teacher_engine=self._teacher_engine(teacher, student, training),
+            past_tasks=past,
+            past=_training_items(past, student, training),
+        )
+
+    def _teacher_of(self, stage: Stage, student: Loaded) -> LocalTeacher | None:
+        spec = stage.teacher or self.suite.teacher
+        if spec is None or self.adapter.requirements.teacher == "none":
+            return None
+        with self.timer("models"):
+            teacher = self.teachers.take(spec, student)
+        suit_attention(teacher.model, self.suite.training_for(stage, self.spec.entry).autocast)
+        return teacher
+
+    def _teacher_engine(self, teacher: LocalTeacher | None, student: Loaded, training: Training) -> Engine | None:
+        if teacher is None or self.adapter.requirements.teacher != "generate":
+            return None
+        return HFEngine(teacher.model, student.renderer.tokenizer, training.generation_batch)
+
+
+def _training_items(tasks: Mapping[str, BenchTask], student: Loaded, training: Training) -> list[Example]:
+    return [e for task in tasks.values() for e in task.training_examples(student.renderer, training.train_items)]
+
+
+@contextmanager
+def _kept_when_it_breaks(student: Loaded, folder: Path) -> Generator[None]:
+    """Save the weights of before the step that failed, and say where they are."""
+    try:
+        yield
+    except TrainingError as error:
+        save(student, folder)
+        raise TrainingError(f"{error}; the weights before this step are kept in {folder}") from error
+
+
+def _step_log(path: Path, progress: Counter, track: Log, before: int) -> Callable[[dict[str, Any]], None]:
+    """Return what takes a step's line to the step log, the display and the trackers; `before` steps are earlier stages'."""
+
+    def log(step: dict[str, Any]) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(step) + "\n")
+        number = int(step["step"])
+        progress.reach(number + 1, {name: step[name] for name in SHOWN if step.get(name) is not None})
+        track({"train": step}, before + number)
+
+    return log
