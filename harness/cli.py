@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,14 +12,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from harness.commands import do_runs, do_study, whole_numbers
 from harness.errors import ConfigError, HarnessError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from harness.config import Suite
-    from harness.pipeline import RunSpec
-    from harness.study import Plan
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 tasks_app = typer.Typer(invoke_without_command=True, help="List the tasks, or check one.")
@@ -63,7 +59,8 @@ def run(
 ) -> None:
     """Adapt a student stage by stage with one adapter and one seed, evaluating after each stage."""
     loaded = _load(suite, overrides, include_path)
-    _go(
+    do_runs(
+        console,
         loaded,
         [adapter or next(iter(loaded.adapters))],
         [loaded.seeds[0] if seed is None else seed],
@@ -91,8 +88,8 @@ def sweep(
     """Do the runs of several adapters and seeds, then report on them."""
     loaded = _load(suite, overrides, include_path)
     adapters = adapter.split(",") if adapter else list(loaded.adapters)
-    seeds = _numbers(seed) if seed else list(loaded.seeds)
-    _go(loaded, adapters, seeds, order, out, workers, dry_run)
+    seeds = whole_numbers("--seed", seed) if seed else list(loaded.seeds)
+    do_runs(console, loaded, adapters, seeds, order, out, workers, dry_run)
 
 
 @app.command()
@@ -120,7 +117,7 @@ def study(
             f"example --page {out / 'study.md'}"
         )
     if not render_only:
-        _study_runs(planned, workers, max_hours, dry_run)
+        do_study(console, planned, workers, max_hours, dry_run)
     if not dry_run:
         from reports.study import build_study
 
@@ -219,107 +216,10 @@ def check_adapter(
     raise typer.Exit(0 if print_check(console, name, options or []) else 1)
 
 
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ConfigError(
-            f"--seed {text}: found {text!r}, expected whole numbers with commas, for example 0,1,2"
-        ) from error
-
-
 def _load(suite: str, overrides: list[str] | None, include: list[Path] | None) -> Suite:
     from harness.suites import load_suite
 
     return load_suite(suite, overrides or [], include or [])
-
-
-def _go(
-    suite: Suite, adapters: list[str], seeds: list[int], order: str, out: Path, workers: int | None, dry_run: bool
-) -> None:
-    """Check, then print the plan or do the runs with progress, the retention table and the report at the end."""
-    from harness.adapter import check_adapters
-    from harness.pipeline import is_finished
-    from harness.progress import Display
-    from harness.sweep import default_workers, plan
-    from harness.sweep import sweep as do_runs
-
-    if unknown := sorted(set(adapters) - set(suite.adapters)):
-        raise ConfigError(f"suite {suite.name} has no adapter {', '.join(unknown)}; it has {', '.join(suite.adapters)}")
-    check_adapters(suite, adapters)
-    try:
-        specs = plan(suite, list(dict.fromkeys(adapters)), list(dict.fromkeys(seeds)), order, out)
-        _ = specs[0].stages
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    if dry_run:
-        from harness.inspection import print_plan
-
-        print_plan(console, specs)
-        return
-    todo = [spec for spec in specs if not is_finished(spec)]
-    if todo:
-        with Display(console) as display:
-            do_runs(todo, workers or default_workers(todo), display, lambda _: _render_meanwhile(specs))
-    else:
-        console.print(f"all {len(specs)} runs are finished; nothing to do")
-    _summarise(specs)
-
-
-def _study_runs(planned: Plan, workers: int | None, max_hours: float, dry_run: bool) -> None:
-    """Print what a study will cost, then do the runs that are left; the page needs all of them, so it comes after."""
-    from harness.adapter import check_adapters
-    from harness.progress import Display
-    from harness.sweep import default_workers
-    from harness.sweep import sweep as do_runs
-
-    todo = planned.todo
-    workers = workers or default_workers(todo or planned.specs)
-    for suite in {spec.suite.name: spec.suite for spec in planned.specs}.values():
-        check_adapters(suite, {spec.entry for spec in planned.specs if spec.suite.name == suite.name})
-    console.print(planned.cost(workers), highlight=False, soft_wrap=True)
-    if dry_run:
-        console.print("\n".join(str(spec.path) for spec in todo), highlight=False, soft_wrap=True)
-        console.print("dry run: nothing was written")
-        return
-    if (hours := planned.minutes(workers) / 60) > max_hours:
-        raise ConfigError(
-            f"study {planned.study.name} would take about {hours:.1f} hours, more than --max-hours {max_hours:g}; "
-            "allow more, use more --workers, or drop values or seeds from the study"
-        )
-    if todo:
-        with Display(console) as display:
-            finished = count(1)
-            do_runs(
-                todo,
-                workers,
-                display,
-                lambda spec: console.print(f"run {next(finished)} of {len(todo)}: {spec.path}", highlight=False),
-            )
-
-
-def _render_meanwhile(specs: Sequence[RunSpec]) -> None:
-    """Render while other runs go on; what keeps the report from being made must not stop them."""
-    try:
-        _render(specs)
-    except HarnessError as error:
-        console.print(f"[yellow]no report yet:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-
-
-def _render(specs: Sequence[RunSpec]) -> Path:
-    """Render the report over all runs of the suite in this output folder, other commands' included."""
-    from reports.build import build_report
-
-    folder = specs[0].out / specs[0].suite.name
-    return build_report([folder], folder / "report")
-
-
-def _summarise(specs: Sequence[RunSpec]) -> None:
-    from reports.frames import load
-    from reports.terminal import print_retention
-
-    print_retention(console, load([spec.path for spec in specs]))
-    console.print(f"report: {_render(specs)}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
