@@ -22,6 +22,8 @@ from rich.progress import (
 from harness.sparkline import sparkline
 
 SHOWN = {"entropy": "entropy", "reward_mean": "reward"}
+OTHER_COLUMNS = 90  # of a bar's text, with long names
+NARROWEST, WIDEST = 4, 16
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Display:
         self.progress = Progress(
             TextColumn("[bold]{task.fields[run]}"),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
@@ -105,11 +107,15 @@ class Display:
             self.progress.stop_task(bar)
 
     def _course(self, event: Event) -> str:
-        """Return the run's figures so far, over all of its stages, each with its last value."""
+        """Return the run's figures so far, over all of its stages, each with its last value, where there is room."""
         figures = self.courses[event.run]
         for name, value in event.figures.items():
             figures[name].append(value)
-        return "  ".join(f"{SHOWN[name]} {sparkline(values)} {values[-1]:.3g}" for name, values in figures.items())
+        width = (self.progress.console.width - OTHER_COLUMNS) // max(1, len(figures)) - len("entropy  0.123  ")
+        if width < NARROWEST:
+            return ""
+        lines = {name: sparkline(values, min(width, WIDEST)) for name, values in figures.items()}
+        return "  ".join(f"{SHOWN[name]} {line} {figures[name][-1]:.3g}" for name, line in lines.items())
 
     def _warn(self, sentence: str) -> None:
         if sentence not in self.warnings:
