@@ -12,7 +12,7 @@ from torch import Tensor
 from adapters.logit_gradients import gradient_at_chosen, norms, pull_on
 from adapters.tokens import TokenLosses
 from harness.logprobs import LogProbs, TeacherScores, sampled_rows
-from harness.rollouts import Rollout
+from harness.rollouts import Batch, Rollout
 from harness.training import UpdateResult
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -52,6 +52,13 @@ class StepLog:
             self.parts["overlap"].append((rows[:, :, None] == student.own_top[:, None, :]).any(-1).float().mean(-1))
         self._pulls(student.chosen, ids, teacher, outcome, weights)
 
+    def against_engine(self, logq: Tensor, batch: Batch) -> None:
+        """Add how far the log-probabilities (N,) of a micro-batch's tokens are from those that the engine drew them with."""
+        drawn = [rollout.logprobs for rollout in batch.rollouts]
+        told = [logprob for logprobs in drawn if logprobs is not None for logprob in logprobs]
+        if len(told) == len(logq):
+            self.parts["mismatch"].append(logq.detach() - torch.tensor(told, device=logq.device))
+
     def update(self, result: UpdateResult) -> None:
         """Add an optimiser update."""
         self.updates.append(result)
@@ -81,6 +88,7 @@ class StepLog:
             "pull_up": self._average("pull_up"),
             "pull_down": self._average("pull_down"),
             "reward_mean": _mean(rewards),
+            **_mismatch(self.parts["mismatch"]),
             "response_tokens_mean": _mean([float(n) for n in lengths]),
             "truncated_share": truncated / max(1, len(lengths)),
             "tokens": sum(lengths) + sum(len(r.example.prompt) for r in self.rollouts),
@@ -121,6 +129,22 @@ def _advantage(parts: list[Tensor]) -> dict[str, float | None]:
     values = torch.quantile(advantage, levels)
     quantiles = {name: value.item() for name, value in zip(names, values, strict=True)}
     return {"advantage_mean": advantage.mean().item(), **quantiles}
+
+
+def _mismatch(parts: list[Tensor]) -> dict[str, float | None]:
+    """Return by how much trainer and engine disagree about tokens that the engine drew, in nats.
+
+    Mean and maximum of |d|, d the trainer's log-probability minus the engine's, and `mismatch_kl`, the mean of e^d - 1 - d: an
+    unbiased, never negative estimate of KL(engine || trainer).
+    """
+    if not parts:
+        return dict.fromkeys(["mismatch_mean", "mismatch_max", "mismatch_kl"])
+    apart = torch.cat(parts).double()
+    return {
+        "mismatch_mean": apart.abs().mean().item(),
+        "mismatch_max": apart.abs().max().item(),
+        "mismatch_kl": (apart.expm1() - apart).mean().item(),
+    }
 
 
 def _mean(values: list[float]) -> float | None:

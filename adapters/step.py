@@ -75,7 +75,7 @@ class Step:
         )
         repeated = [example for example in prompts for _ in range(training.num_generations)]
         completions = engine.generate([example.prompt for example in repeated], sampling)
-        return [Rollout(e, c.tokens, c.finish) for e, c in zip(repeated, completions, strict=True)]
+        return [Rollout(e, c.tokens, c.finish, logprobs=c.logprobs) for e, c in zip(repeated, completions, strict=True)]
 
     def _batches(self, rollouts: Sequence[Rollout]) -> list[Batch]:
         return make_batches(rollouts, self.adapter.reduction, self.ctx.training.micro_batch, self.ctx.device)
@@ -136,6 +136,7 @@ class Step:
             if self.scorer is not None:
                 log.against_teacher(student, scored.ids, scored.teacher, tokens.advantage, outcome, batch.weights)
             log.tokens(student, outcome.routed)
+            log.against_engine(tokens.logq_old, batch)
             return (self._penalised(outcome.losses, tokens) * batch.weights).sum()
 
         return loss_of

@@ -15,6 +15,7 @@ from harness.checkpoints import Loaded, load, save, weights_digest
 from harness.config import Stage, Training
 from harness.engines.base import Engine
 from harness.engines.hf import HFEngine
+from harness.engines.student import StudentEngine
 from harness.errors import TrainingError
 from harness.lmeval.tasks import BenchTask
 from harness.logprobs import StudentForward
@@ -43,7 +44,7 @@ class Adaptation:
             with self.timer("models"):
                 student = load(checkpoint, self.suite.student, self.device)
                 suit_attention(student.model, self.suite.training_for(stage, self.spec.entry).autocast)
-            done = self._train(train, stage, index, student)
+            done = self._train(train, stage, index, student, self._engine(student, stage, checkpoint))
             write_json(train / "done.json", done)
             FileSnapshots(train, None).clear()
         self.bench.weights[f"stage_{index}"] = done["weights"]
@@ -51,9 +52,9 @@ class Adaptation:
             self.bench.weights["teacher" if stage.teacher is None else f"stage_{index}_teacher"] = done["teacher"]
         return folder.checkpoint
 
-    def _train(self, train: Path, stage: Stage, index: int, student: Loaded) -> dict[str, Any]:
+    def _train(self, train: Path, stage: Stage, index: int, student: Loaded, engine: Engine) -> dict[str, Any]:
         started = time.perf_counter()
-        context = self._context(train, stage, index, student)
+        context = self._context(train, stage, index, student, engine)
         seed_global_generators(context.seed)
         with self.timer("train"), _kept_when_it_breaks(student, train / "last_good"):
             result = self.adapter.train_stage(context)
@@ -67,7 +68,7 @@ class Adaptation:
             "prompts": len(context.examples),
         }
 
-    def _context(self, train: Path, stage: Stage, index: int, student: Loaded) -> StageContext:
+    def _context(self, train: Path, stage: Stage, index: int, student: Loaded, engine: Engine) -> StageContext:
         training = self.suite.training_for(stage, self.spec.entry)
         tasks = {name: self.bench.tasks[name] for name in stage.trains}
         past = {name: self.bench.tasks[name] for earlier in self.spec.stages[: index - 1] for name in earlier.trains}
@@ -76,7 +77,7 @@ class Adaptation:
         return StageContext(
             student=StudentForward(student.model),
             teacher=teacher,
-            engine=HFEngine(student.model, student.renderer.tokenizer, training.generation_batch),
+            engine=engine,
             renderer=student.renderer,
             tasks=tasks,
             examples=_training_items(tasks, student, training),
@@ -92,6 +93,14 @@ class Adaptation:
             past_tasks=past,
             past=_training_items(past, student, training),
         )
+
+    def _engine(self, student: Loaded, stage: Stage, checkpoint: Path) -> Engine:
+        """Return what generates the student's rollouts: this process, or the run's engine with the weights of the moment."""
+        engine = self.bench.engine_on(checkpoint)
+        if engine is not None:
+            return StudentEngine(engine, student.model)
+        batch = self.suite.training_for(stage, self.spec.entry).generation_batch
+        return HFEngine(student.model, student.renderer.tokenizer, batch)
 
     def _teacher_of(self, stage: Stage, student: Loaded) -> LocalTeacher | None:
         spec = stage.teacher or self.suite.teacher

@@ -212,6 +212,23 @@ class Evaluation(Strict):
         return dumped if self.profiles else {key: value for key, value in dumped.items() if key != "profiles"}
 
 
+class VLLM(Strict):
+    """How vLLM runs, where `backend` is vllm."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        default=None, description="of weights and activations; null takes the student's"
+    )
+    gpu_memory_utilization: float = Field(
+        default=0.4, gt=0, le=1, description="share of the GPU that vLLM takes; training needs the rest"
+    )
+    cpu_cache_gib: int = Field(default=1, gt=0, description="key-value cache on a CPU, in GiB")
+    max_model_len: int | None = Field(default=None, gt=0, description="null takes the model's own context")
+    max_num_seqs: int = Field(default=256, gt=0, description="sequences decoded together")
+    tensor_parallel_size: int = Field(default=1, gt=0)
+    enforce_eager: bool = Field(default=False, description="no CUDA graphs; a CPU never compiles")
+    seed: int = Field(default=1234, description="of the engine; every answer has a seed of its own beside it")
+
+
 class Stage(Strict):
     """One adaptation step: a task, and what differs from the suite's defaults."""
 
@@ -252,6 +269,8 @@ class Suite(Strict):
     adapters: dict[str, AdapterEntry] = Field(min_length=1)
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     evaluation: Evaluation = Evaluation()
+    backend: Literal["hf", "vllm"] = Field(default="hf", description="what generates rollouts and evaluates")
+    vllm: VLLM = VLLM()
     data: dict[str, str] = Field(default={}, description="name to a local path, handed to the tasks' loaders")
     include: tuple[str, ...] = Field(default=(), description="folders with more task files")
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
@@ -262,6 +281,12 @@ class Suite(Strict):
     snapshot_minutes: float | None = Field(
         default=10, ge=0, description="training time that a kill may cost; null starts an interrupted stage anew"
     )
+
+    @model_serializer(mode="wrap")
+    def _no_vllm_no_keys(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the backend out where it is the one that suites without the key have, so that they keep their hash."""
+        dumped: dict[str, Any] = dump(self)
+        return {key: value for key, value in dumped.items() if self.backend != "hf" or key not in ("backend", "vllm")}
 
     @model_validator(mode="after")
     def _names_are_consistent(self) -> Suite:

@@ -7,6 +7,7 @@ continues from its last finished stage and ends with the numbers of an undisturb
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 from harness.adaptation import Adaptation
@@ -35,7 +36,7 @@ def run(spec: RunSpec, report: Report = silent) -> Path:
         store.update_manifest(lambda found: {**found, "sessions": [*found["sessions"], session]})
         checkpoint = bench.start
         bench.weights["start"] = weights_digest(checkpoint)
-        with bench.tracked() as bench.track:
+        with closing(bench), bench.tracked() as bench.track:
             bench.evaluate(store.stage(0, None), checkpoint, "start")
             for index, stage in enumerate(spec.stages, start=1):
                 folder = store.stage(index, stage.task)

@@ -28,7 +28,8 @@ class Example:
 class Rollout:
     """A prompt with one response; the response keeps its stop token, so that stopping is learnt too.
 
-    `reward` is its task's grade where a method asked for it, `credit` what reward methods give it as a whole.
+    `logprobs` are its tokens' log-probabilities as the engine drew them, where it told. `reward` is its task's grade where
+    a method asked for it, `credit` what reward methods give it as a whole.
     """
 
     example: Example
@@ -36,6 +37,7 @@ class Rollout:
     finish: Finish
     credit: float = 0.0
     reward: float | None = None
+    logprobs: tuple[float, ...] | None = None
 
     @property
     def prompt_and_response(self) -> list[int]:

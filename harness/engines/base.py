@@ -24,10 +24,14 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """A response's ids, stop token included, and whether it ended by itself (`stop`) or by its budget (`length`)."""
+    """A response's ids, stop token included, and whether it ended by itself (`stop`) or by its budget (`length`).
+
+    `logprobs` are the ids' log-probabilities as they were drawn, where an engine tells them.
+    """
 
     tokens: list[int]
     finish: Finish
+    logprobs: tuple[float, ...] | None = None
 
 
 class Engine(Protocol):

@@ -15,6 +15,7 @@ from typing import Any
 from lm_eval.evaluator import simple_evaluate
 
 from harness.config import Chat, Evaluation
+from harness.engines.vllm import VLLMEngine
 from harness.errors import TaskError
 from harness.lmeval.answering import Answering
 from harness.lmeval.hf_model import HarnessHFLM
@@ -28,13 +29,14 @@ from harness.seeding import preserved_random_state
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated: a saved checkpoint, the digest of its weights, and how to run it."""
+    """What is evaluated: a saved checkpoint, the digest of its weights, and how to run it: on `engine`, or in this process."""
 
     checkpoint: Path
     weights: str
     chat: Chat
     dtype: str
     device: str
+    engine: VLLMEngine | None = None
 
 
 def evaluate(
@@ -69,6 +71,19 @@ def evaluate(
 
 def open_model(subject: Subject, settings: Evaluation, on_task: Callable[[str], None]) -> Answering:
     """Load a checkpoint as a model of lm-eval; the one place that chooses a backend."""
+    if subject.engine is not None:
+        # Importing vLLM takes seconds, and it need not be installed.
+        from harness.lmeval.vllm_model import HarnessVLLM
+
+        return HarnessVLLM(
+            subject.engine,
+            subject.checkpoint,
+            subject.weights,
+            subject.chat,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            on_task=on_task,
+        )
     return HarnessHFLM(
         subject.checkpoint,
         subject.chat,

@@ -1,0 +1,59 @@
+"""Rollouts of a model in training by an engine that lives elsewhere: its weights are handed over before every call."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
+
+from harness.engines.base import Completion, Sampling
+from harness.engines.vllm import VLLMEngine
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+class StudentEngine:
+    """An `Engine` that answers with the weights that `model` has at the time of the call.
+
+    They go through a file in shared memory where the system has it and the weights take less than half of what is free there.
+    """
+
+    def __init__(self, engine: VLLMEngine, model: Any) -> None:
+        self.engine, self.model = engine, model
+
+    def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
+        """Hand the weights over, then return completions; see `Engine`."""
+        weights = whole_weights(self.model)
+        with tempfile.TemporaryDirectory(dir=_roomy(weights), prefix="harness-weights-") as folder:
+            self.model.save_pretrained(folder, state_dict=weights)
+            self.engine.load(Path(folder))
+            return self.engine.generate(prompts, sampling)
+
+
+def whole_weights(model: Any) -> dict[str, Tensor]:
+    """Return a model's weights by the plain architecture's names, low-rank factors added to what they stand beside."""
+    weights: dict[str, Tensor] = {}
+    tuned = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    for name, tensor in model.state_dict().items():
+        layer = next((prefix for prefix in tuned if name.startswith(f"{prefix}.")), None)
+        if layer is None:
+            weights[name] = tensor
+        elif name.startswith(f"{layer}.base_layer."):
+            part = name.removeprefix(f"{layer}.base_layer.")
+            weights[f"{layer}.{part}"] = tensor + _added(tuned[layer]) if part == "weight" else tensor
+    return weights
+
+
+def _added(module: Any) -> Any:
+    return sum(module.get_delta_weight(adapter) for adapter in module.active_adapters)
+
+
+def _roomy(weights: dict[str, Tensor]) -> Path | None:
+    """Return the folder in memory to write to, None for the system's own place of temporary files."""
+    size = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+    return SHARED_MEMORY if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 2 * size else None

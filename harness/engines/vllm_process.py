@@ -1,0 +1,96 @@
+"""The process that vLLM lives in: `python -m harness.engines.vllm_process FD`, started by `harness.engines.vllm`.
+
+A process of its own gives its memory back when it ends, needs no guarded `__main__` in the user's script, and may die without
+taking the run along. The engine core runs in this same process, so an error is raised here with its own cause. Requests come
+as (name, arguments) on the connection whose file descriptor it is given; replies are (True, value) or (False, sentence).
+It ends when the connection does.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+# Read when vLLM is imported: no second process for the core, no statistics sent anywhere.
+os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
+
+
+class Served:
+    """vLLM with what the harness asks of it; every method takes and returns plain values."""
+
+    def __init__(self, model: str, options: dict[str, Any]) -> None:
+        from vllm import LLM  # pyright: ignore[reportMissingImports]
+
+        # Log-probabilities as they were sampled from, temperature included, like the trainer's.
+        self.llm = LLM(model=model, generation_config="vllm", logprobs_mode="processed_logprobs", **options)
+
+    def load(self, folder: str) -> None:
+        """Take the weights of another checkpoint of the same architecture, and forget what the old ones computed."""
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        self.llm.apply_model(_prepare_output_layer)
+        self.llm.reset_prefix_cache()
+
+    def generate(
+        self, prompts: Sequence[list[int]], seeds: Sequence[int], settings: dict[str, Any]
+    ) -> list[tuple[list[int], str, list[float]]]:
+        """Return each prompt's response ids, finish reason and the ids' log-probabilities."""
+        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+
+        asked = [SamplingParams(seed=seed, logprobs=0, **settings) for seed in seeds]
+        outputs = [output.outputs[0] for output in self._run(prompts, asked)]
+        return [(list(o.token_ids), str(o.finish_reason), _of_drawn(o)) for o in outputs]
+
+    def prompt_logprobs(self, prompts: Sequence[list[int]]) -> list[list[dict[int, float] | None]]:
+        """Return at each position of each prompt the log-probabilities of its token and of the most probable one."""
+        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+
+        asked = SamplingParams(temperature=0.0, prompt_logprobs=1, max_tokens=1, detokenize=False)
+        return [
+            [None if at is None else {token: entry.logprob for token, entry in at.items()} for at in o.prompt_logprobs]
+            for o in self._run(prompts, [asked] * len(prompts))
+        ]
+
+    def _run(self, prompts: Sequence[list[int]], asked: Sequence[Any]) -> list[Any]:
+        return self.llm.generate([{"prompt_token_ids": ids} for ids in prompts], list(asked), use_tqdm=False)
+
+
+def _prepare_output_layer(model: Any) -> None:
+    """Prepare the output layer anew: one that is tied to the embeddings is in no checkpoint, so vLLM's reload passes it by.
+
+    On a CPU it then goes on using a packed copy of the old weights, without a word that would stop anyone.
+    """
+    head = getattr(model, "lm_head", None)
+    if hasattr(head, "quant_method"):
+        head.quant_method.process_weights_after_loading(head)
+
+
+def _of_drawn(output: Any) -> list[float]:
+    return [at[token].logprob for token, at in zip(output.token_ids, output.logprobs, strict=True)]
+
+
+def main(connection: Connection) -> None:
+    """Start the engine that the first message describes, then answer requests until nobody asks any more."""
+    served: Any = None
+    while True:
+        try:
+            name, arguments = connection.recv()
+        except EOFError:
+            return
+        try:
+            if name == "start":
+                served, value = Served(**arguments), None
+            else:
+                value = getattr(served, name)(**arguments)
+        except Exception as error:
+            traceback.print_exc()
+            connection.send((False, f"{type(error).__name__}: {error}"))
+        else:
+            connection.send((True, value))
+
+
+if __name__ == "__main__":
+    main(Connection(int(sys.argv[1])))
