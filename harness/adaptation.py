@@ -96,7 +96,8 @@ class Adaptation:
 
     def _engine(self, student: Loaded, stage: Stage, checkpoint: Path) -> Engine:
         """Return what generates the student's rollouts: this process, or the run's engine with the weights of the moment."""
-        engine = self.bench.engine_on(checkpoint)
+        with self.timer("models"):
+            engine = self.bench.engines.take(checkpoint)
         if engine is not None:
             return StudentEngine(engine, student.model)
         batch = self.suite.training_for(stage, self.spec.entry).generation_batch

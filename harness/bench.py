@@ -11,7 +11,7 @@ from typing import Any
 from harness.adapter import Adapter, make_adapter
 from harness.checkpoints import context_of, load_renderer, weights_digest
 from harness.config import Model, Stage, digest
-from harness.engines.vllm import Place, VLLMEngine, check_vllm
+from harness.engines.shelf import EngineShelf
 from harness.lmeval.checks import check_prompts, check_stage_task, check_test_prompts
 from harness.lmeval.evaluate import Subject, evaluate
 from harness.lmeval.overlap import stream_overlap
@@ -39,7 +39,7 @@ class Bench:
         self.adapter: Adapter = make_adapter(spec.entry, self.suite.adapters[spec.entry])
         self.weights: dict[str, str] = {}
         self.track: Log = untracked
-        self._engine: VLLMEngine | None = None
+        self.engines = EngineShelf(self.suite, self.device, spec.path / "vllm.txt")
         self.timer = Timer("models", "train", "evaluate", whole="total")
 
     @cached_property
@@ -91,8 +91,7 @@ class Bench:
     def check(self) -> None:
         """Refuse what would fail or be cut silently hours later: tasks that cannot be stages, prompts that do not fit."""
         check_trackers(self.suite.trackers)
-        if self.suite.backend == "vllm":
-            check_vllm(self.device)
+        self.engines.check()
         for name in self.spec.trained:
             check_stage_task(self.tasks[name])
         renderer = load_renderer(self.start, self.suite.student)
@@ -113,13 +112,15 @@ class Bench:
         missing = [task for name, task in self.cells.items() if not folder.evaluated(name)]
         if not missing:
             return
+        with self.timer("models"):
+            engine = self.engines.take(checkpoint)
         subject = Subject(
             checkpoint,
             weights_digest(checkpoint),
             self.suite.student.chat,
             self.suite.student.dtype,
             self.device,
-            self.engine_on(checkpoint),
+            engine,
         )
         progress = Counter(self.report, self.spec.label, f"evaluate {when}", len(missing))
         shared = SharedCells(self.spec.out)
@@ -130,23 +131,6 @@ class Bench:
             write_cell(folder.cell(name), {**cell.summary, **place}, cell.samples)
         scores = {name: cell.summary["score"] for name, cell in cells.items()}
         self.track({"score": scores}, self.spec.steps_before(_stage_index(folder) + 1))
-
-    def engine_on(self, checkpoint: Path) -> VLLMEngine | None:
-        """Return the run's one engine, started on `checkpoint` where it does not run yet; None where the backend is hf."""
-        if self.suite.backend == "hf":
-            return None
-        if self._engine is None:
-            student, log = self.suite.student, self.spec.path / "vllm.txt"
-            place = Place(self.device, student.dtype, self.suite.threads, log)
-            with self.timer("models"):
-                self._engine = VLLMEngine(checkpoint, self.suite.vllm, place)
-        return self._engine
-
-    def close(self) -> None:
-        """End what runs beside this process."""
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None
 
     def tracked(self) -> AbstractContextManager[Log]:
         """Return the suite's trackers, which take figures at a step counted through the stages until they are closed."""

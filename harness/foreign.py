@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from harness.checkpoints import context_of, load_renderer, weights_digest
 from harness.config import Suite
+from harness.engines.shelf import EngineShelf
 from harness.errors import ModelError
 from harness.lmeval.checks import check_test_prompts
 from harness.lmeval.evaluate import Subject, evaluate
@@ -33,14 +35,17 @@ def evaluate_checkpoints(suite: Suite, checkpoints: Sequence[Path], out: Path) -
     _check_checkpoints(suite, checkpoints, list(tasks.values()))
     folder, device = out / suite.name / "checkpoints", resolve_device(suite.device)
     rows: dict[str, dict[str, float]] = {}
-    for index, checkpoint in enumerate(checkpoints):
-        subject = Subject(checkpoint, weights_digest(checkpoint), suite.student.chat, suite.student.dtype, device)
-        with stderr_to(folder / "log.txt"):
-            cells = evaluate(subject, list(tasks.values()), library, suite.evaluation, SharedCells(out))
-        shutil.rmtree(folder / f"{index}_{checkpoint.name}", ignore_errors=True)
-        for name, cell in cells.items():
-            write_cell(folder / f"{index}_{checkpoint.name}" / name, {**cell.summary, "stage": index}, cell.samples)
-        rows[str(checkpoint)] = {name: cell.summary["score"] for name, cell in cells.items()}
+    with closing(EngineShelf(suite, device, folder / "vllm.txt")) as engines:
+        engines.check()
+        for index, checkpoint in enumerate(checkpoints):
+            weights, student = weights_digest(checkpoint), suite.student
+            with stderr_to(folder / "log.txt"):
+                subject = Subject(checkpoint, weights, student.chat, student.dtype, device, engines.take(checkpoint))
+                cells = evaluate(subject, list(tasks.values()), library, suite.evaluation, SharedCells(out))
+            shutil.rmtree(folder / f"{index}_{checkpoint.name}", ignore_errors=True)
+            for name, cell in cells.items():
+                write_cell(folder / f"{index}_{checkpoint.name}" / name, {**cell.summary, "stage": index}, cell.samples)
+            rows[str(checkpoint)] = {name: cell.summary["score"] for name, cell in cells.items()}
     return _matrices(suite, tasks, pd.DataFrame.from_dict(rows, orient="index"), folder)
 
 

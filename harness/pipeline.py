@@ -36,7 +36,7 @@ def run(spec: RunSpec, report: Report = silent) -> Path:
         store.update_manifest(lambda found: {**found, "sessions": [*found["sessions"], session]})
         checkpoint = bench.start
         bench.weights["start"] = weights_digest(checkpoint)
-        with closing(bench), bench.tracked() as bench.track:
+        with closing(bench.engines), bench.tracked() as bench.track:
             bench.evaluate(store.stage(0, None), checkpoint, "start")
             for index, stage in enumerate(spec.stages, start=1):
                 folder = store.stage(index, stage.task)

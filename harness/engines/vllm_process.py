@@ -64,7 +64,7 @@ def _prepare_output_layer(model: Any) -> None:
     On a CPU it then goes on using a packed copy of the old weights, without a word that would stop anyone.
     """
     head = getattr(model, "lm_head", None)
-    if hasattr(head, "quant_method"):
+    if head is not None and hasattr(head, "quant_method"):
         head.quant_method.process_weights_after_loading(head)
 
 
