@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,18 @@ from typing import Any
 from harness.adapter import Adapter, make_adapter
 from harness.checkpoints import context_of, load_renderer, weights_digest
 from harness.config import Model, digest
+from harness.errors import RunError
 from harness.lmeval.checks import check_prompts, check_stage_task, check_test_prompts
 from harness.lmeval.evaluate import Subject, evaluate
+from harness.lmeval.groups import Evaluated, group_cell, load_evaluated
 from harness.lmeval.overlap import stream_overlap
-from harness.lmeval.profiles import tasks_by_profile, under_profiles
-from harness.lmeval.shared import SharedCells
+from harness.lmeval.profiles import tasks_by_profile
+from harness.lmeval.shared import Cell, SharedCells
 from harness.lmeval.tasks import BenchTask, TaskLibrary
 from harness.models import checkpoint_of, limit_threads, resolve_device
 from harness.progress import Counter, Event, Report
 from harness.spec import RunSpec
-from harness.store import StageFolder, write_cell
+from harness.store import StageFolder, read_cell, write_cell
 from harness.timing import Timer
 
 log = logging.getLogger(__name__)
@@ -38,14 +41,19 @@ class Bench:
         self.timer = Timer("models", "train", "evaluate", whole="total")
 
     @cached_property
-    def cells(self) -> dict[str, BenchTask]:
-        """What is evaluated, by cell name: the tasks under every profile, with their generation settings settled."""
-        return under_profiles(map(self.library.load, self.suite.tasks), self.suite.evaluation)
+    def evaluated(self) -> Evaluated:
+        """What is evaluated: tasks and groups under every profile, with their generation settings settled."""
+        return load_evaluated(self.library, self.suite)
 
     @property
+    def cells(self) -> dict[str, BenchTask]:
+        """The tasks under every profile, by cell name."""
+        return self.evaluated.cells
+
+    @cached_property
     def tasks(self) -> dict[str, BenchTask]:
         """The tasks under the suite's first profile."""
-        return {task.name: task for task in self.cells.values() if not task.profile}
+        return self.evaluated.tasks
 
     @cached_property
     def start(self) -> Path:
@@ -57,14 +65,15 @@ class Bench:
         """Return the part of the manifest that says what this run is."""
         config = self.spec.config()
         evaluation = self.suite.evaluation
-        profiles = {"profiles": tasks_by_profile(self.cells.values(), evaluation)} if evaluation.profiles else {}
+        named = [*self.cells.values(), *self.evaluated.groups.values()]
+        profiles = {"profiles": tasks_by_profile(named, evaluation)} if evaluation.profiles else {}
         return {
             "suite": self.suite.name,
             "adapter": self.spec.entry,
             "adapter_config": self.adapter.model_dump(mode="json"),
             "order": self.spec.order,
             "stages": [{"name": stage.task, "trains": list(stage.trains)} for stage in self.spec.stages],
-            "probes": list(self.suite.probes),
+            "probes": list(self.evaluated.probes),
             **profiles,
             "seed": self.spec.seed,
             "start": getattr(self.suite.student, "strength", None),
@@ -99,8 +108,14 @@ class Bench:
     def evaluate(self, folder: StageFolder, checkpoint: Path, when: str) -> None:
         """Evaluate all tasks under all profiles that `folder` does not hold yet."""
         missing = [task for name, task in self.cells.items() if not folder.evaluated(name)]
-        if not missing:
-            return
+        if missing:
+            self._evaluate(folder, checkpoint, when, missing)
+        for name, group in self.evaluated.groups.items():
+            if not folder.evaluated(name):
+                cell = group_cell(group, {task: stored(folder, cell) for task, cell in group.members().items()})
+                write_cell(folder.cell(name), {**cell.summary, **self._place(folder, group.profile)}, cell.samples)
+
+    def _evaluate(self, folder: StageFolder, checkpoint: Path, when: str, missing: Sequence[BenchTask]) -> None:
         subject = Subject(
             checkpoint, weights_digest(checkpoint), self.suite.student.chat, self.suite.student.dtype, self.device
         )
@@ -109,12 +124,14 @@ class Bench:
         with self.timer("evaluate"):
             cells = evaluate(subject, missing, self.library, self.suite.evaluation, shared, progress.next)
         for name, cell in cells.items():
-            place = {"stage": _stage_index(folder), **self._profile(self.cells[name])}
+            place = self._place(folder, self.cells[name].profile)
             write_cell(folder.cell(name), {**cell.summary, **place}, cell.samples)
 
-    def _profile(self, task: BenchTask) -> dict[str, str]:
+    def _place(self, folder: StageFolder, profile: str) -> dict[str, Any]:
+        """Return where a cell stands in the run: its stage, and its profile where the suite has any."""
         profiles = self.suite.evaluation.profiles
-        return {"profile": task.profile or next(iter(profiles))} if profiles else {}
+        stage = {"stage": int(folder.path.name.split("_")[1])}
+        return {**stage, "profile": profile or next(iter(profiles))} if profiles else stage
 
     def checkpoint_of(self, spec: Model) -> Path:
         """Return the folder of a model of this run, built or fetched where it is not there."""
@@ -129,5 +146,9 @@ class Bench:
         self.report(Event(self.spec.label, f"build {what}", done, total))
 
 
-def _stage_index(folder: StageFolder) -> int:
-    return int(folder.path.name.split("_")[1])
+def stored(folder: StageFolder, cell: str) -> Cell:
+    """Return an evaluated cell of a stage."""
+    found = read_cell(folder.cell(cell))
+    if found is None:
+        raise RunError(f"{folder.cell(cell)} is gone; run the command again to evaluate it anew")
+    return Cell(*found)

@@ -54,7 +54,7 @@ def is_finished(spec: RunSpec) -> bool:
         return False
     folders = [store.stage(0, None), *(store.stage(i, stage.task) for i, stage in enumerate(spec.stages, start=1))]
     trained = all(folder.training_done for folder in folders[1:])
-    cells = [*spec.suite.tasks, *_further_cells(manifest.get("profiles") or {})]
+    cells = [*spec.trained, *manifest["probes"], *_further_cells(manifest.get("profiles") or {})]
     return trained and all(folder.evaluated(cell) for folder in folders for cell in cells)
 
 
