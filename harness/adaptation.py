@@ -25,6 +25,7 @@ from harness.seeding import derive_seed, seed_global_generators
 from harness.snapshots import FileSnapshots
 from harness.store import StageFolder, write_json
 from harness.teachers.local import LocalTeacher, TeacherShelf, frozen_copy
+from harness.trajectories import Keep, Trajectories
 
 
 class Adaptation:
@@ -42,17 +43,22 @@ class Adaptation:
             with self.timer("models"):
                 student = load(checkpoint, self.suite.student, self.device)
                 suit_attention(student.model, self.suite.training_for(stage, self.spec.entry).autocast)
-            done = self._train(train, stage, index, student)
+            trajectories = Trajectories(train, student.renderer, self.suite.keep_rollouts)
+            done = self._train(train, stage, index, student, trajectories)
+            trajectories.finish()
             write_json(train / "done.json", done)
             FileSnapshots(train, None).clear()
+            trajectories.clear()
         self.bench.weights[f"stage_{index}"] = done["weights"]
         if done["teacher"] is not None:
             self.bench.weights["teacher" if stage.teacher is None else f"stage_{index}_teacher"] = done["teacher"]
         return folder.checkpoint
 
-    def _train(self, train: Path, stage: Stage, index: int, student: Loaded) -> dict[str, Any]:
+    def _train(
+        self, train: Path, stage: Stage, index: int, student: Loaded, trajectories: Trajectories
+    ) -> dict[str, Any]:
         started = time.perf_counter()
-        context = self._context(train, stage, index, student)
+        context = self._context(train, stage, index, student, trajectories.keep)
         seed_global_generators(context.seed)
         with self.timer("train"), _kept_when_it_breaks(student, train / "last_good"):
             result = self.adapter.train_stage(context)
@@ -66,7 +72,7 @@ class Adaptation:
             "prompts": len(context.examples),
         }
 
-    def _context(self, train: Path, stage: Stage, index: int, student: Loaded) -> StageContext:
+    def _context(self, train: Path, stage: Stage, index: int, student: Loaded, keep: Keep) -> StageContext:
         training = self.suite.training_for(stage, self.spec.entry)
         tasks = {name: self.bench.tasks[name] for name in stage.trains}
         past = {name: self.bench.tasks[name] for earlier in self.spec.stages[: index - 1] for name in earlier.trains}
@@ -86,6 +92,7 @@ class Adaptation:
             log=_step_log(train / "steps.jsonl", progress),
             warn=self.bench.warn,
             snapshots=FileSnapshots(train, self.suite.snapshot_minutes),
+            keep=keep,
             reference=frozen_copy(student) if self.adapter.requirements.reference else None,
             teacher_engine=self._teacher_engine(teacher, student, training),
             past_tasks=past,

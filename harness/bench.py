@@ -1,28 +1,25 @@
-"""What a run works with: its tasks, adapter and models, each loaded when first needed, and how a stage is evaluated."""
+"""What a run works with: its tasks, adapter and models, each loaded when first needed."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from harness.adapter import Adapter, make_adapter
-from harness.checkpoints import context_of, load_renderer, weights_digest
+from harness.checkpoints import context_of, load_renderer
 from harness.config import Model, digest
-from harness.errors import RunError
+from harness.errors import ConfigError
 from harness.lmeval.checks import check_prompts, check_stage_task, check_test_prompts
-from harness.lmeval.evaluate import Subject, evaluate
-from harness.lmeval.groups import Evaluated, group_cell, load_evaluated
+from harness.lmeval.groups import Evaluated, load_evaluated
 from harness.lmeval.overlap import stream_overlap
 from harness.lmeval.profiles import tasks_by_profile
-from harness.lmeval.shared import Cell, SharedCells
 from harness.lmeval.tasks import BenchTask, TaskLibrary
 from harness.models import checkpoint_of, limit_threads, resolve_device
-from harness.progress import Counter, Event, Report
+from harness.progress import Event, Report
 from harness.spec import RunSpec
-from harness.store import StageFolder, read_cell, write_cell
 from harness.timing import Timer
 
 log = logging.getLogger(__name__)
@@ -75,12 +72,24 @@ class Bench:
             "stages": [{"name": stage.task, "trains": list(stage.trains)} for stage in self.spec.stages],
             "probes": list(self.evaluated.probes),
             **profiles,
+            **self._noise(),
             "seed": self.spec.seed,
             "start": getattr(self.suite.student, "strength", None),
             "config": config,
             "config_hash": digest(config),
             "weights": {},
         }
+
+    def _noise(self) -> dict[str, Any]:
+        """Return which cells the start is evaluated on again and how often; refuse to where the answers would be the same."""
+        if not (repeats := self.suite.evaluation.noise_floor):
+            return {}
+        if not (cells := list(sampled_cells(self.cells))):
+            raise ConfigError(
+                f"evaluation.noise_floor is {repeats} and no profile samples, so the answers would be the same each time; "
+                "name a profile with a temperature above 0, or leave noise_floor out"
+            )
+        return {"noise": {"repeats": repeats, "cells": cells}}
 
     def progress(self, found: dict[str, Any]) -> dict[str, Any]:
         """Return a manifest with what is known of it by now: the weights, and this session's seconds by phase."""
@@ -105,34 +114,6 @@ class Bench:
             self.warn(found.warning)
         return found.as_dict()
 
-    def evaluate(self, folder: StageFolder, checkpoint: Path, when: str) -> None:
-        """Evaluate all tasks under all profiles that `folder` does not hold yet."""
-        missing = [task for name, task in self.cells.items() if not folder.evaluated(name)]
-        if missing:
-            self._evaluate(folder, checkpoint, when, missing)
-        for name, group in self.evaluated.groups.items():
-            if not folder.evaluated(name):
-                cell = group_cell(group, {task: stored(folder, cell) for task, cell in group.members().items()})
-                write_cell(folder.cell(name), {**cell.summary, **self._place(folder, group.profile)}, cell.samples)
-
-    def _evaluate(self, folder: StageFolder, checkpoint: Path, when: str, missing: Sequence[BenchTask]) -> None:
-        subject = Subject(
-            checkpoint, weights_digest(checkpoint), self.suite.student.chat, self.suite.student.dtype, self.device
-        )
-        progress = Counter(self.report, self.spec.label, f"evaluate {when}", len(missing))
-        shared = SharedCells(self.spec.out)
-        with self.timer("evaluate"):
-            cells = evaluate(subject, missing, self.library, self.suite.evaluation, shared, progress.next)
-        for name, cell in cells.items():
-            place = self._place(folder, self.cells[name].profile)
-            write_cell(folder.cell(name), {**cell.summary, **place}, cell.samples)
-
-    def _place(self, folder: StageFolder, profile: str) -> dict[str, Any]:
-        """Return where a cell stands in the run: its stage, and its profile where the suite has any."""
-        profiles = self.suite.evaluation.profiles
-        stage = {"stage": int(folder.path.name.split("_")[1])}
-        return {**stage, "profile": profile or next(iter(profiles))} if profiles else stage
-
     def checkpoint_of(self, spec: Model) -> Path:
         """Return the folder of a model of this run, built or fetched where it is not there."""
         return checkpoint_of(spec, self.spec.seed, self.library, self._building)
@@ -146,9 +127,10 @@ class Bench:
         self.report(Event(self.spec.label, f"build {what}", done, total))
 
 
-def stored(folder: StageFolder, cell: str) -> Cell:
-    """Return an evaluated cell of a stage."""
-    found = read_cell(folder.cell(cell))
-    if found is None:
-        raise RunError(f"{folder.cell(cell)} is gone; run the command again to evaluate it anew")
-    return Cell(*found)
+def sampled_cells(cells: Mapping[str, BenchTask]) -> dict[str, BenchTask]:
+    """Return the cells whose answers depend on the engine's seed."""
+    return {
+        name: task
+        for name, task in cells.items()
+        if task.generates and task.generation.get("temperature") and task.generation.get("do_sample", True)
+    }

@@ -22,7 +22,7 @@ from harness.lmeval.keys import Keys, make_keys
 from harness.lmeval.regrade import regrade
 from harness.lmeval.scoring import first_grades, sample_rows, summarise
 from harness.lmeval.shared import Cell, SharedCells
-from harness.lmeval.tasks import BenchTask, TaskLibrary
+from harness.lmeval.tasks import FEWSHOT_SEED, BenchTask, TaskLibrary
 from harness.seeding import preserved_random_state
 
 
@@ -82,7 +82,7 @@ def open_model(subject: Subject, settings: Evaluation, on_task: Callable[[str], 
 
 def _keys(subject: Subject, task: BenchTask, model: Answering, settings: Evaluation) -> Keys:
     docs = task.test_docs(settings.limit)
-    asked = task.asked(docs, model.renderer, settings.seed)
+    asked = task.asked(docs, model.renderer)
     return make_keys(task, docs, asked, subject.weights, settings.seed, model.made_with)
 
 
@@ -136,7 +136,7 @@ def _logged_samples(
         random_seed=settings.seed,
         numpy_random_seed=settings.seed,
         torch_random_seed=settings.seed,
-        fewshot_random_seed=settings.seed,
+        fewshot_random_seed=FEWSHOT_SEED,
     )
     if results is None or "samples" not in results:
         raise TaskError(f"lm-eval returned no samples for {', '.join(task.name for task in tasks)}")

@@ -30,6 +30,7 @@ from harness.lmeval.yamls import check_files, lacks_members, members, unreadable
 from harness.rollouts import Example
 from harness.store import cell_name
 
+FEWSHOT_SEED = 1234  # lm-eval's own; the seed of an evaluation is that of its draws alone
 TASK_FOLDER = Path(str(files("tasks")))
 
 
@@ -188,12 +189,12 @@ class BenchTask:
             raise TaskError(f"task {self.name} has several prompts for one item; a stage needs one")
         return context
 
-    def asked(self, docs: Sequence[dict[str, Any]], renderer: Renderer, seed: int) -> list[str]:
+    def asked(self, docs: Sequence[dict[str, Any]], renderer: Renderer) -> list[str]:
         """Return all that a model is asked about each document: the prompt, or every context with its continuation.
 
-        `seed` draws the examples of few-shot prompts, as lm-eval draws them.
+        The examples of few-shot prompts are those that the evaluation draws, whatever was rendered before.
         """
-        self.task.set_fewshot_seed(seed)
+        self.task.set_fewshot_seed(FEWSHOT_SEED)
         if self.generates:
             return [self.render(doc, renderer) for doc in docs]
         return [json.dumps(self._requests(doc, renderer), default=str, ensure_ascii=False) for doc in docs]
@@ -245,7 +246,7 @@ class BenchTask:
         """Return training items as token ids, in the task's order; rendered once, though checks and stages both ask."""
         key = (renderer.identity, limit)
         if key not in self._examples:
-            self.task.set_fewshot_seed(0)
+            self.task.set_fewshot_seed(FEWSHOT_SEED)
             self._examples[key] = [self._example(doc, renderer) for doc in self.training_docs(limit)]
         return self._examples[key]
 
