@@ -44,6 +44,8 @@ GOLDEN = {
     "intransigence": 0.1,
     # 0.3 - 0.6
     "probe_change": -0.3,
+    # max(0.6, 0.5, 0.7) - 0.3
+    "probe_forgetting": 0.4,
 }
 
 
@@ -68,6 +70,14 @@ def test_per_task_figures_are_in_column_order():
     # a: 0.5 - 0.2; b: 0.9 - 0.6; c: max(0.2, 0.1, 0.0) - 0.8; probe: 0.7 - 0.3
     assert metrics.drop_from_start(matrix()) == pytest.approx([0.3, 0.3, -0.6, 0.4])
     assert metrics.probe_changes(matrix()) == pytest.approx({"p": -0.3})
+
+
+def test_tasks_not_trained_yet_and_probes_change_against_the_start():
+    nan = math.nan
+    expected = [[0, 0, 0, 0], [nan, 0.2, -0.1, -0.1], [nan, nan, -0.2, 0.1], [nan, nan, nan, -0.3]]
+    np.testing.assert_allclose(metrics.changes_untrained(matrix()), expected, atol=1e-12)
+    # What each changed by just before its own stage is forward transfer: (0.2 - 0.2) / 2.
+    assert metrics.forward_transfer(matrix()) == pytest.approx((0.2 - 0.2) / 2)
 
 
 def test_one_stage_gives_nan_where_a_figure_needs_an_earlier_or_later_task():
