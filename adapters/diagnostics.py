@@ -57,13 +57,14 @@ class StepLog:
         self.updates.append(result)
 
     def summary(self) -> dict[str, Any]:
-        """Return the step's line: entropy and advantages in nats per response token, shares in 0..1.
+        """Return the step's line: entropy and advantages in nats per response token, rewards and shares in 0..1.
 
         Masses and overlap are of the teacher's top K, K in `top_k`. `pull_up` and `pull_down` are the mean over all tokens of
         the descent step on the logit of the teacher's most probable token, over those where the student gives it less
         or more than the teacher; `fkl_gradient_share` is the routed tokens' share of all |dL/dz|.
         """
         lengths = [len(r.response) for r in self.rollouts]
+        rewards = [r.reward for r in self.rollouts if r.reward is not None]
         truncated = sum(r.finish == "length" for r in self.rollouts)
         return {
             "loss": _mean([u.loss for u in self.updates]),
@@ -79,6 +80,7 @@ class StepLog:
             "overlap": self._average("overlap"),
             "pull_up": self._average("pull_up"),
             "pull_down": self._average("pull_down"),
+            "reward_mean": _mean(rewards),
             "response_tokens_mean": _mean([float(n) for n in lengths]),
             "truncated_share": truncated / max(1, len(lengths)),
             "tokens": sum(lengths) + sum(len(r.example.prompt) for r in self.rollouts),

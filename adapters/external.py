@@ -21,10 +21,9 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import Field, field_validator
 
 from adapters.prompts import prompt_batches
@@ -49,6 +48,8 @@ class External(Adapter):
     checkpoint, {python} this interpreter. Lines of numbers that the command appends to {steps} become the step log.
     """
 
+    on_policy: ClassVar[bool] = False  # What a command trains on is not known here.
+
     command: tuple[str, ...] = Field(min_length=1, description="program and arguments, with placeholders in braces")
 
     @field_validator("command")
@@ -67,6 +68,11 @@ class External(Adapter):
     def requirements(self) -> Requirements:
         """The whole teacher, where the command names {teacher}."""
         return Requirements("full" if self._uses("teacher") else "none")
+
+    @property
+    def needs_whole_weights(self) -> bool:
+        """True: the command is given a whole checkpoint and gives one back."""
+        return True
 
     def refuse(self, training: Training) -> None:
         """Raise `ConfigError` for a program that is not there."""
@@ -98,8 +104,6 @@ class External(Adapter):
 
     def _hand_over(self, ctx: StageContext, folder: Path) -> dict[str, str]:
         """Write what the command reads and return what the placeholders stand for."""
-        if any(isinstance(module, BaseTunerLayer) for module in ctx.student.modules()):
-            raise TrainingError("a command is given whole weights, but `lora` trains factors; leave the wrapper out")
         shutil.rmtree(folder, ignore_errors=True)
         save(Loaded(ctx.student.model, ctx.renderer), folder / "checkpoint")
         if isinstance(ctx.teacher, LocalTeacher):

@@ -52,4 +52,6 @@ class GRPO(LoopAdapter):
 
     def _normalised(self, group: list[Rollout], rewards: list[float]) -> list[Rollout]:
         mean, spread = statistics.fmean(rewards), statistics.pstdev(rewards) if self.scale else 1.0 - EPSILON
-        return [replace(r, credit=(x - mean) / (spread + EPSILON)) for r, x in zip(group, rewards, strict=True)]
+        return [
+            replace(r, credit=(x - mean) / (spread + EPSILON), reward=x) for r, x in zip(group, rewards, strict=True)
+        ]

@@ -17,7 +17,7 @@ from adapters.divergences import reverse_kl
 from adapters.gkd import FullVocabulary
 from adapters.loop import Objective
 from harness.adapter import Requirements, StageContext
-from harness.errors import ConfigError, TrainingError
+from harness.errors import ConfigError
 from harness.rollouts import Rollout
 from harness.teachers.base import Needs, Teacher
 
@@ -41,6 +41,11 @@ class SDFT(FullVocabulary):
     def requirements(self) -> Requirements:
         """A copy of the stage's start, which then follows the student."""
         return Requirements("none", reference=True)
+
+    @property
+    def needs_whole_weights(self) -> bool:
+        """True where the teacher averages them."""
+        return self.ema_rate > 0
 
     @property
     def objective(self) -> Objective | None:
@@ -72,13 +77,11 @@ class SDFT(FullVocabulary):
 
     @torch.no_grad()
     def after_update(self, ctx: StageContext) -> None:
-        """Move the teacher: p <- (1 - rate) p + rate q; raises `TrainingError` where the student has other parameters."""
+        """Move the teacher: p <- (1 - rate) p + rate q."""
         if self.ema_rate == 0:
             return
         assert ctx.reference is not None
         moved = dict(ctx.reference.model.named_parameters())
         student = dict(ctx.student.model.named_parameters())
-        if moved.keys() != student.keys():
-            raise TrainingError("the teacher averages whole weights, but `lora` trains factors; set ema_rate to 0")
         for name, old in moved.items():
             old.lerp_(student[name].to(old.dtype), self.ema_rate)

@@ -48,6 +48,11 @@ class Wrapper(Adapter):
             raise ValueError(
                 f"{self.of.adapter!r} trains other weights than the model's own; put this wrapper inside it"
             )
+        if self.replaces_weights and inner.needs_whole_weights:
+            raise ValueError(
+                f"{self.of.adapter!r} with these options needs the model's own weights, and this wrapper trains others; "
+                "leave it out"
+            )
         if self.adds_penalty and not inner.penalisable:
             raise ValueError(f"{self.of.adapter!r} has a loss of its own, which takes no penalty; wrap another trainer")
         return self
@@ -71,6 +76,11 @@ class Wrapper(Adapter):
     def replaces_weights(self) -> bool:
         """Whether the wrapped adapter does."""
         return self.inner.replaces_weights
+
+    @property
+    def needs_whole_weights(self) -> bool:
+        """Whether the wrapped adapter does."""
+        return self.inner.needs_whole_weights
 
     def refuse(self, training: Training) -> None:
         """Refuse what the wrapped adapter refuses."""

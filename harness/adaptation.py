@@ -19,12 +19,13 @@ from harness.errors import TrainingError
 from harness.lmeval.tasks import BenchTask
 from harness.logprobs import StudentForward
 from harness.precision import suit_attention
-from harness.progress import Counter
+from harness.progress import SHOWN, Counter
 from harness.rollouts import Example
 from harness.seeding import derive_seed, seed_global_generators
 from harness.snapshots import FileSnapshots
 from harness.store import StageFolder, write_json
 from harness.teachers.local import LocalTeacher, TeacherShelf, frozen_copy
+from harness.trackers import Log
 from harness.trajectories import Keep, Trajectories
 
 
@@ -89,7 +90,7 @@ class Adaptation:
             seed=derive_seed(self.spec.seed, "stage", index, stage.task),
             device=self.device,
             folder=train,
-            log=_step_log(train / "steps.jsonl", progress),
+            log=_step_log(train / "steps.jsonl", progress, self.bench.track, self.spec.steps_before(index)),
             warn=self.bench.warn,
             snapshots=FileSnapshots(train, self.suite.snapshot_minutes),
             keep=keep,
@@ -128,10 +129,14 @@ def _kept_when_it_breaks(student: Loaded, folder: Path) -> Generator[None]:
         raise TrainingError(f"{error}; the weights before this step are kept in {folder}") from error
 
 
-def _step_log(path: Path, progress: Counter) -> Callable[[dict[str, Any]], None]:
+def _step_log(path: Path, progress: Counter, track: Log, before: int) -> Callable[[dict[str, Any]], None]:
+    """Return what takes a step's line to the step log, the display and the trackers; `before` steps are earlier stages'."""
+
     def log(step: dict[str, Any]) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(step) + "\n")
-        progress.reach(int(step["step"]) + 1)
+        number = int(step["step"])
+        progress.reach(number + 1, {name: step[name] for name in SHOWN if step.get(name) is not None})
+        track({"train": step}, before + number)
 
     return log

@@ -139,6 +139,11 @@ class Adapter(Strict, ABC):
         """Whether `train_stage` trains other parameters than those of `ctx.student`."""
         return False
 
+    @property
+    def needs_whole_weights(self) -> bool:
+        """Whether `train_stage` reads or writes the model's own parameters, so that none can stand in for them."""
+        return False
+
     def refuse(self, training: Training) -> None:
         """Raise `ConfigError` for a budget that this adapter cannot train with; called when a suite is read."""
 

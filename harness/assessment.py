@@ -63,6 +63,7 @@ class Assessment:
         cells = evaluate(subject, missing, self.bench.library, self.settings, self.shared, progress.next)
         for name, cell in cells.items():
             self._write(folder, folder.cell(name), self.bench.cells[name].profile, cell)
+        self._track(folder, "score", {name: cell.summary["score"] for name, cell in cells.items()})
 
     def _groups(self, folder: StageFolder) -> None:
         for name, group in self.bench.evaluated.groups.items():
@@ -103,6 +104,7 @@ class Assessment:
             rows = pd.concat([drift.as_frame(self.answers), rows.drop(columns=["task", "item_id"])], axis=1)
         place = {"stage": _stage_index(folder), "weights": subject.weights, "start": start}
         write_cell(folder.drift, {**place, **summary}, rows)
+        self._track(folder, "drift", {name: summary[name] for name in drift.FIGURES})
 
     @cached_property
     def answers(self) -> list[drift.Answered]:
@@ -136,6 +138,9 @@ class Assessment:
         """The tasks whose prompts the start answers: of groups, which may be many, none."""
         hidden = self.bench.evaluated.in_groups()
         return (task for task in self.bench.tasks.values() if task.generates and task.name not in hidden)
+
+    def _track(self, folder: StageFolder, what: str, figures: dict[str, float]) -> None:
+        self.bench.track({what: figures}, self.spec.steps_before(_stage_index(folder) + 1))
 
     def _write(self, folder: StageFolder, place: Path, profile: str, cell: Cell) -> None:
         """Write a cell with what it cannot know itself: its stage, and its profile where the suite has any."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from harness.adapter import Adapter, make_adapter
 from harness.checkpoints import context_of, load_renderer
-from harness.config import Model, digest
+from harness.config import Model, Stage, digest
 from harness.errors import ConfigError
 from harness.lmeval.checks import check_prompts, check_stage_task, check_test_prompts
 from harness.lmeval.groups import Evaluated, load_evaluated
@@ -21,6 +22,7 @@ from harness.models import checkpoint_of, limit_threads, resolve_device
 from harness.progress import Event, Report
 from harness.spec import RunSpec
 from harness.timing import Timer
+from harness.trackers import Log, check_trackers, tracked, untracked
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ class Bench:
         self.library = TaskLibrary(self.suite.include, self.suite.data)
         self.adapter: Adapter = make_adapter(spec.entry, self.suite.adapters[spec.entry])
         self.weights: dict[str, str] = {}
+        self.track: Log = untracked
         self.timer = Timer("models", "train", "evaluate", whole="total")
 
     @cached_property
@@ -69,7 +72,7 @@ class Bench:
             "adapter": self.spec.entry,
             "adapter_config": self.adapter.model_dump(mode="json"),
             "order": self.spec.order,
-            "stages": [{"name": stage.task, "trains": list(stage.trains)} for stage in self.spec.stages],
+            "stages": [self._stage(stage) for stage in self.spec.stages],
             "probes": list(self.evaluated.probes),
             **profiles,
             **self._noise(),
@@ -91,6 +94,10 @@ class Bench:
             )
         return {"noise": {"repeats": repeats, "cells": cells}}
 
+    def _stage(self, stage: Stage) -> dict[str, Any]:
+        steps = self.suite.training_for(stage, self.spec.entry).steps
+        return {"name": stage.task, "trains": list(stage.trains), "steps": steps}
+
     def progress(self, found: dict[str, Any]) -> dict[str, Any]:
         """Return a manifest with what is known of it by now: the weights, and this session's seconds by phase."""
         *before, session = found["sessions"]
@@ -99,6 +106,7 @@ class Bench:
 
     def check(self) -> None:
         """Refuse what would fail or be cut silently hours later: tasks that cannot be stages, prompts that do not fit."""
+        check_trackers(self.suite.trackers)
         for name in self.spec.trained:
             check_stage_task(self.tasks[name])
         renderer = load_renderer(self.start, self.suite.student)
@@ -113,6 +121,11 @@ class Bench:
         if found.warning is not None:
             self.warn(found.warning)
         return found.as_dict()
+
+    def tracked(self) -> AbstractContextManager[Log]:
+        """Return the suite's trackers, which take figures at a step counted through the stages until they are closed."""
+        folder = self.spec.path / "trackers"
+        return tracked(self.suite.trackers, self.suite.name, self.spec.label, folder, self.spec.config(), self.warn)
 
     def checkpoint_of(self, spec: Model) -> Path:
         """Return the folder of a model of this run, built or fetched where it is not there."""

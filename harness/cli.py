@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,14 +12,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from harness.commands import do_runs, do_study, whole_numbers
 from harness.errors import ConfigError, HarnessError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from harness.config import Suite
-    from harness.spec import RunSpec
-    from harness.study import Plan
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 tasks_app = typer.Typer(invoke_without_command=True, help="List the tasks, or check one.")
@@ -33,6 +29,9 @@ SuiteName = Annotated[str, typer.Argument(help="A suite's name (tiny) or the pat
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. training.optimizer.lr=1e-4.")]
 Include = Annotated[list[Path] | None, typer.Option("--include-path", help="A folder with more tasks and suites.")]
 Out = Annotated[Path, typer.Option(help="Where run directories go.")]
+Track = Annotated[
+    str | None, typer.Option(help="Trackers that get a copy of the figures: tensorboard, wandb, trackio, mlflow.")
+]
 Names = Annotated[str | None, typer.Option(help="Comma-separated; default: all of the suite's.")]
 
 
@@ -59,11 +58,13 @@ def run(
     out: Out = Path("runs"),
     overrides: Overrides = None,
     include_path: Include = None,
+    track: Track = None,
     dry_run: Annotated[bool, typer.Option(help="Print what would be done and write nothing.")] = False,
 ) -> None:
     """Adapt a student stage by stage with one adapter and one seed, evaluating after each stage."""
-    loaded = _load(suite, overrides, include_path)
-    _go(
+    loaded = _load(suite, [*(overrides or []), *_trackers(track)], include_path)
+    do_runs(
+        console,
         loaded,
         [adapter or next(iter(loaded.adapters))],
         [loaded.seeds[0] if seed is None else seed],
@@ -86,13 +87,14 @@ def sweep(
     ] = None,
     overrides: Overrides = None,
     include_path: Include = None,
+    track: Track = None,
     dry_run: Annotated[bool, typer.Option(help="Print what would be done and write nothing.")] = False,
 ) -> None:
     """Do the runs of several adapters and seeds, then report on them."""
-    loaded = _load(suite, overrides, include_path)
+    loaded = _load(suite, [*(overrides or []), *_trackers(track)], include_path)
     adapters = adapter.split(",") if adapter else list(loaded.adapters)
-    seeds = _numbers(seed) if seed else list(loaded.seeds)
-    _go(loaded, adapters, seeds, order, out, workers, dry_run)
+    seeds = whole_numbers("--seed", seed) if seed else list(loaded.seeds)
+    do_runs(console, loaded, adapters, seeds, order, out, workers, dry_run)
 
 
 @app.command()
@@ -120,7 +122,7 @@ def study(
             f"example --page {out / 'study.md'}"
         )
     if not render_only:
-        _study_runs(planned, workers, max_hours, dry_run)
+        do_study(console, planned, workers, max_hours, dry_run)
     if not dry_run:
         from reports.study import build_study
 
@@ -140,6 +142,18 @@ def report(
     from reports.build import build_report
 
     console.print(f"report: {build_report(runs, out or runs[0] / 'report', grader)}")
+
+
+@app.command()
+def watch(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories, or folders that hold some.")],
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
+    once: Annotated[bool, typer.Option(help="Look once and leave.")] = False,
+) -> None:
+    """Follow runs from another terminal: stage, step, time left, entropy and reward, until all are finished."""
+    from reports.watch import watch as follow
+
+    follow(console, runs, every, once)
 
 
 @app.command()
@@ -219,107 +233,14 @@ def check_adapter(
     raise typer.Exit(0 if print_check(console, name, options or []) else 1)
 
 
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ConfigError(
-            f"--seed {text}: found {text!r}, expected whole numbers with commas, for example 0,1,2"
-        ) from error
+def _trackers(names: str | None) -> list[str]:
+    return [f"trackers=[{names}]"] if names else []
 
 
 def _load(suite: str, overrides: list[str] | None, include: list[Path] | None) -> Suite:
     from harness.suites import load_suite
 
     return load_suite(suite, overrides or [], include or [])
-
-
-def _go(
-    suite: Suite, adapters: list[str], seeds: list[int], order: str, out: Path, workers: int | None, dry_run: bool
-) -> None:
-    """Check, then print the plan or do the runs with progress, the retention table and the report at the end."""
-    from harness.adapter import check_adapters
-    from harness.pipeline import is_finished
-    from harness.progress import Display
-    from harness.sweep import default_workers, plan
-    from harness.sweep import sweep as do_runs
-
-    if unknown := sorted(set(adapters) - set(suite.adapters)):
-        raise ConfigError(f"suite {suite.name} has no adapter {', '.join(unknown)}; it has {', '.join(suite.adapters)}")
-    check_adapters(suite, adapters)
-    try:
-        specs = plan(suite, list(dict.fromkeys(adapters)), list(dict.fromkeys(seeds)), order, out)
-        _ = specs[0].stages
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    if dry_run:
-        from harness.inspection import print_plan
-
-        print_plan(console, specs)
-        return
-    todo = [spec for spec in specs if not is_finished(spec)]
-    if todo:
-        with Display(console) as display:
-            do_runs(todo, workers or default_workers(todo), display, lambda _: _render_meanwhile(specs))
-    else:
-        console.print(f"all {len(specs)} runs are finished; nothing to do")
-    _summarise(specs)
-
-
-def _study_runs(planned: Plan, workers: int | None, max_hours: float, dry_run: bool) -> None:
-    """Print what a study will cost, then do the runs that are left; the page needs all of them, so it comes after."""
-    from harness.adapter import check_adapters
-    from harness.progress import Display
-    from harness.sweep import default_workers
-    from harness.sweep import sweep as do_runs
-
-    todo = planned.todo
-    workers = workers or default_workers(todo or planned.specs)
-    for suite in {spec.suite.name: spec.suite for spec in planned.specs}.values():
-        check_adapters(suite, {spec.entry for spec in planned.specs if spec.suite.name == suite.name})
-    console.print(planned.cost(workers), highlight=False, soft_wrap=True)
-    if dry_run:
-        console.print("\n".join(str(spec.path) for spec in todo), highlight=False, soft_wrap=True)
-        console.print("dry run: nothing was written")
-        return
-    if (hours := planned.minutes(workers) / 60) > max_hours:
-        raise ConfigError(
-            f"study {planned.study.name} would take about {hours:.1f} hours, more than --max-hours {max_hours:g}; "
-            "allow more, use more --workers, or drop values or seeds from the study"
-        )
-    if todo:
-        with Display(console) as display:
-            finished = count(1)
-            do_runs(
-                todo,
-                workers,
-                display,
-                lambda spec: console.print(f"run {next(finished)} of {len(todo)}: {spec.path}", highlight=False),
-            )
-
-
-def _render_meanwhile(specs: Sequence[RunSpec]) -> None:
-    """Render while other runs go on; what keeps the report from being made must not stop them."""
-    try:
-        _render(specs)
-    except HarnessError as error:
-        console.print(f"[yellow]no report yet:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-
-
-def _render(specs: Sequence[RunSpec]) -> Path:
-    """Render the report over all runs of the suite in this output folder, other commands' included."""
-    from reports.build import build_report
-
-    folder = specs[0].out / specs[0].suite.name
-    return build_report([folder], folder / "report")
-
-
-def _summarise(specs: Sequence[RunSpec]) -> None:
-    from reports.frames import load
-    from reports.terminal import print_retention
-
-    print_retention(console, load([spec.path for spec in specs]))
-    console.print(f"report: {_render(specs)}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 JOINT = "joint"  # the order that trains all tasks in one stage
+Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of what becomes part of a folder's name
 
 
@@ -270,6 +271,9 @@ class Suite(Strict):
     include: tuple[str, ...] = Field(default=(), description="folders with more task files")
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     threads: int | None = Field(default=None, gt=0, description="CPU threads of one run; null leaves torch's default")
+    trackers: tuple[Tracker, ...] = Field(
+        default=(), description="experiment trackers that get a copy of the figures as a run goes on"
+    )
     snapshot_minutes: float | None = Field(
         default=10, ge=0, description="training time that a kill may cost; null starts an interrupted stage anew"
     )

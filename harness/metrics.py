@@ -221,7 +221,10 @@ def probe_change(matrix: ScoreMatrix) -> float:
 
 
 @_figure(
-    "Probe forgetting", "mean_p (max_{0≤l<T} R[l][p] − R[T][p])", "Chaudhry's, with the maximum taken from stage 0", higher=False
+    "Probe forgetting",
+    "mean_p (max_{0≤l<T} R[l][p] − R[T][p])",
+    "Chaudhry's, with the maximum taken from stage 0",
+    higher=False,
 )
 def probe_forgetting(matrix: ScoreMatrix) -> float:
     """Return the mean drop of the probes from their best since the start; nan without probes."""

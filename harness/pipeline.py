@@ -38,12 +38,13 @@ def run(spec: RunSpec, report: Report = silent) -> Path:
         store.update_manifest(lambda found: {**found, "sessions": [*found["sessions"], session]})
         checkpoint = bench.start
         bench.weights["start"] = weights_digest(checkpoint)
-        assessment.assess(store.stage(0, None), checkpoint, "start")
-        for index, stage in enumerate(spec.stages, start=1):
-            folder = store.stage(index, stage.task)
-            checkpoint = adaptation.adapt(folder, stage, index, checkpoint)
-            assessment.assess(folder, checkpoint, f"after {stage.task}")
-            store.update_manifest(bench.progress)
+        with bench.tracked() as bench.track:
+            assessment.assess(store.stage(0, None), checkpoint, "start")
+            for index, stage in enumerate(spec.stages, start=1):
+                folder = store.stage(index, stage.task)
+                checkpoint = adaptation.adapt(folder, stage, index, checkpoint)
+                assessment.assess(folder, checkpoint, f"after {stage.task}")
+                store.update_manifest(bench.progress)
         store.update_manifest(lambda found: {**bench.progress(found), "finished": now()})
     report(Event(spec.label, "done", 1, 1, finished=True))
     return spec.path

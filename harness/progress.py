@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Self
 
 from rich.console import Console
@@ -18,10 +19,16 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from harness.sparkline import sparkline
+
+SHOWN = {"entropy": "entropy", "reward_mean": "reward"}
+OTHER_COLUMNS = 90  # of a bar's text, with long names
+NARROWEST, WIDEST = 4, 16
+
 
 @dataclass(frozen=True)
 class Event:
-    """Something that a run says: which run, what it does now, and how far it is; or a warning in place of these."""
+    """Something that a run says: which run, what it does now, how far it is and its figures there; or a warning."""
 
     run: str
     activity: str
@@ -29,6 +36,7 @@ class Event:
     total: int | None = None
     finished: bool = False
     warning: bool = False
+    figures: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 Report = Callable[[Event], None]
@@ -49,28 +57,30 @@ class Counter:
         """Count one more."""
         self.reach(self.done + 1)
 
-    def reach(self, done: int) -> None:
-        """Say how many are done; what is taken up again does not begin at none."""
+    def reach(self, done: int, figures: Mapping[str, float] | None = None) -> None:
+        """Say how many are done, and the last one's figures; what is taken up again does not begin at none."""
         self.done = done
-        self.report(Event(self.run, self.activity, done, self.total))
+        self.report(Event(self.run, self.activity, done, self.total, figures=figures or {}))
 
 
 class Display:
-    """One bar per run: its name, stage and activity, steps, time elapsed and left."""
+    """One bar per run: its name, stage and activity, steps, time elapsed and left, and its figures as sparklines."""
 
     def __init__(self, console: Console) -> None:
         self.progress = Progress(
             TextColumn("[bold]{task.fields[run]}"),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[course]}"),
             console=console,
         )
         self.bars: dict[str, TaskID] = {}
         self.activities: dict[str, str] = {}
         self.warnings: set[str] = set()
+        self.courses: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -85,16 +95,27 @@ class Display:
             self._warn(event.activity)
             return
         if event.run not in self.bars:
-            self.bars[event.run] = self.progress.add_task(event.activity, run=event.run, total=event.total)
+            self.bars[event.run] = self.progress.add_task(event.activity, run=event.run, total=event.total, course="")
         bar = self.bars[event.run]
         if self.activities.get(event.run) != event.activity:
             self.activities[event.run] = event.activity
             self.progress.reset(bar, description=event.activity, total=event.total)
             self._log_when_not_a_terminal(event)
-        self.progress.update(bar, completed=event.done, total=event.total)
+        self.progress.update(bar, completed=event.done, total=event.total, course=self._course(event))
         if event.finished:
             self.progress.update(bar, completed=event.total or 1, total=event.total or 1)
             self.progress.stop_task(bar)
+
+    def _course(self, event: Event) -> str:
+        """Return the run's figures so far, over all of its stages, each with its last value, where there is room."""
+        figures = self.courses[event.run]
+        for name, value in event.figures.items():
+            figures[name].append(value)
+        width = (self.progress.console.width - OTHER_COLUMNS) // max(1, len(figures)) - len("entropy  0.123  ")
+        if width < NARROWEST:
+            return ""
+        lines = {name: sparkline(values, min(width, WIDEST)) for name, values in figures.items()}
+        return "  ".join(f"{SHOWN[name]} {line} {figures[name][-1]:.3g}" for name, line in lines.items())
 
     def _warn(self, sentence: str) -> None:
         if sentence not in self.warnings:

@@ -28,13 +28,14 @@ class Example:
 class Rollout:
     """A prompt with one response; the response keeps its stop token, so that stopping is learnt too.
 
-    `credit` is what reward methods give the response as a whole.
+    `reward` is its task's grade where a method asked for it, `credit` what reward methods give it as a whole.
     """
 
     example: Example
     response: list[int]
     finish: Finish
     credit: float = 0.0
+    reward: float | None = None
 
     @property
     def prompt_and_response(self) -> list[int]:

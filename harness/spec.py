@@ -40,9 +40,13 @@ class RunSpec:
         """The tasks that the stages train, in this run's order."""
         return tuple(task for stage in self.stages for task in stage.trains)
 
+    def steps_before(self, stage: int) -> int:
+        """Return the training steps of all stages before one, counted from 1; after the last there are all of them."""
+        return sum(self.suite.training_for(s, self.entry).steps for s in self.stages[: stage - 1])
+
     def config(self) -> dict[str, Any]:
         """Return all that decides this run's numbers, and nothing of its siblings."""
-        apart = {"adapters", "seeds", "orders", "description", "snapshot_minutes", "keep_rollouts"}
+        apart = {"adapters", "seeds", "orders", "description", "snapshot_minutes", "keep_rollouts", "trackers"}
         suite = self.suite.model_dump(mode="json", exclude=apart)
         if profiles := suite["evaluation"].get("profiles"):
             # A hash knows no order of keys, and the first profile is the one whose scores are the suite's.

@@ -28,7 +28,7 @@ STEP_FIELDS = [
     *(f"advantage_q{quantile:02d}" for quantile in (1, 5, 25, 50, 75, 95, 99)),
     *("fkl_gradient_share", "pull_up", "pull_down"),
     *("top_k", "teacher_top_mass", "student_top_mass", "overlap"),
-    *("response_tokens_mean", "truncated_share", "tokens", "grad_norm", "lr"),
+    *("reward_mean", "response_tokens_mean", "truncated_share", "tokens", "grad_norm", "lr"),
     *(f"seconds_{phase}" for phase in PHASES),
 ]
 

@@ -89,6 +89,19 @@ class RunDir:
         return chosen or folder.newest_grading(name, own) or folder.cell(name)
 
     @property
+    def steps(self) -> list[int]:
+        """The training steps that each stage takes; 0 in manifests of versions that did not note them."""
+        return [int(stage.get("steps", 0)) for stage in self.manifest["stages"]]
+
+    def evaluated(self, stage: int) -> bool:
+        """Return whether every cell of a stage is there."""
+        folder = StageFolder(self.stage_path(stage))
+        cells = [
+            cell_name(task, profile) for profile in ("", *self.further_profiles) for task in self.tasks_under(profile)
+        ]
+        return all(folder.evaluated(cell) for cell in cells)
+
+    @property
     def seconds(self) -> dict[str, float]:
         """Seconds by phase (models, train, evaluate, total) over all sessions of the run; nan where none noted any."""
         noted = [session["seconds"] for session in self.manifest.get("sessions", []) if "seconds" in session]

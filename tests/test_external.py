@@ -254,14 +254,6 @@ def test_weights_saved_more_coarsely_are_taken_with_a_warning(tmp_path: Path):
     assert "torch.bfloat16, which rounds small updates away" in sentence
 
 
-def test_factors_of_lora_cannot_be_handed_over(tmp_path: Path):
-    adapter = make_adapter(
-        "lora", AdapterEntry(options={"of": {"adapter": "external", "options": {"command": PLAIN_SFT}}})
-    )
-    with pytest.raises(TrainingError, match="`lora` trains factors; leave the wrapper out"):
-        adapter.train_stage(stage(tmp_path))
-
-
 @pytest.mark.parametrize(
     ("command", "said"),
     [

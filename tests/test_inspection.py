@@ -12,6 +12,7 @@ from rich.console import Console
 from harness.config import Suite
 from harness.errors import ConfigError, TaskError
 from harness.inspection import check_task, print_plan, task_table
+from harness.lmeval.checks import spoil
 from harness.spec import RunSpec
 from harness.suites import load_suite
 from tests.models import DOCS, TASK_FILE, micro_suite, write_task, write_yaml
@@ -205,3 +206,16 @@ def test_a_plan_refuses_what_the_run_would_refuse(tmp_path: Path):
     write_task(tmp_path / "tasks", training_split=None)
     with pytest.raises(TaskError, match="task made_up has no `training_split`"):
         plan(changed(tmp_path, stages=["made_up"], include=["tasks"]), "opd")
+
+
+@pytest.mark.parametrize(
+    ("target", "spoiled"),
+    [
+        ("19 + 3 = 22", "20 + 4 = 33"),
+        (r"The area is 2 times as large, so \boxed{\pi}", r"The area is 3 times as large, so \dexobx{\ipx}"),
+        ("12 is odd: no ).", "23 is odd: onx )."),
+        ("no", "onxx"),
+    ],
+)
+def test_a_spoiled_reference_is_wrong_where_its_answer_stands(target: str, spoiled: str):
+    assert spoil(target) == spoiled

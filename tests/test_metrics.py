@@ -95,6 +95,7 @@ def test_one_stage_gives_nan_where_a_figure_needs_an_earlier_or_later_task():
         "retention_ratio",
         "intransigence",
         "probe_change",
+        "probe_forgetting",
     }
 
 
@@ -181,8 +182,10 @@ def test_final_accuracy_is_what_was_learned_plus_what_changed_since(m: ScoreMatr
 def test_accuracies_stay_within_the_scores_and_probes_touch_no_trained_figure(m: ScoreMatrix):
     bare = ScoreMatrix(m.scores[:, : m.stages], m.trained)
     with_probes, without = metrics.compute_figures(m), metrics.compute_figures(bare)
-    for name in set(with_probes) - {"probe_change"}:
+    for name in set(with_probes) - {"probe_change", "probe_forgetting"}:
         assert with_probes[name] == pytest.approx(without[name], nan_ok=True)
+    # The best of all stages is no worse than the start.
+    assert not with_probes["probe_forgetting"] < -with_probes["probe_change"] - 1e-12
     for name in ("average_accuracy", "learning_accuracy", "average_incremental_accuracy"):
         assert -1e-12 <= with_probes[name] <= 1 + 1e-12
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from harness.checkpoints import weights_digest
 from harness.config import Suite
@@ -89,7 +90,8 @@ def test_a_run_leaves_the_files_that_its_contract_names(aopd: Path, out: Path):
             assert len(pd.read_parquet(aopd / stage / "eval" / task / "samples.parquet")) == 4
     assert not (aopd / "stage_0" / "train").exists()
     for stage in FOLDERS[1:]:
-        assert {path.name for path in (aopd / stage / "train").iterdir()} == {"steps.jsonl", "checkpoint", "done.json"}
+        files = {path.name for path in (aopd / stage / "train").iterdir()}
+        assert files == {"steps.jsonl", "rollouts.parquet", "checkpoint", "done.json"}
         assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"} <= {
             path.name for path in (aopd / stage / "train" / "checkpoint").iterdir()
         }
@@ -325,7 +327,7 @@ def test_a_named_order_trains_the_stages_in_that_order(tmp_path: Path):
 
 def test_the_joint_order_trains_all_tasks_in_one_stage(micro: Suite, tmp_path: Path):
     folder = run(RunSpec(micro, "aopd", 0, "joint", tmp_path / "runs"))
-    assert manifest(folder)["stages"] == [{"name": "joint", "trains": ["tiny_weather", "tiny_currency"]}]
+    assert manifest(folder)["stages"] == [{"name": "joint", "trains": ["tiny_weather", "tiny_currency"], "steps": 4}]
     done = json.loads((folder / "stage_1_joint/train/done.json").read_text())
     assert done["steps"] == 4
     assert sorted(path.name for path in (folder / "stage_1_joint/eval").iterdir()) == sorted(micro.tasks)
@@ -400,3 +402,21 @@ def test_the_first_error_of_a_sweep_is_raised(tmp_path: Path):
     suite = changed_suite(tmp_path, lambda raw: raw["training"].update(max_new_tokens=120))
     with pytest.raises(TaskError, match="more than the model's context of 128"):
         sweep(plan(suite, ["none", "opd"], [0], "default", tmp_path / "runs"), 1, lambda _: None)
+
+
+def test_a_tracker_gets_steps_and_scores_and_changes_no_number(micro: Suite, aopd: Path, tmp_path: Path):
+    folder = run(RunSpec(micro.model_copy(update={"trackers": ("tensorboard",)}), "aopd", 0, out=tmp_path))
+    assert manifest(folder)["config_hash"] == manifest(aopd)["config_hash"]
+    assert steps(folder) == steps(aopd)
+    events = EventAccumulator(str(folder / "trackers/tensorboard")).Reload()
+    entropies = [(event.step, pytest.approx(event.value, rel=1e-5)) for event in events.Scalars("train/entropy")]
+    assert entropies == [(number, line["entropy"]) for number, line in enumerate(steps(folder))]
+    lengths = [stage["steps"] for stage in manifest(folder)["stages"]]
+    assert [event.step for event in events.Scalars("score/tiny_weather")] == [0, lengths[0], sum(lengths)]
+
+
+def test_the_display_is_told_entropy_at_every_step(micro: Suite, tmp_path: Path):
+    said: list[Event] = []
+    folder = run(RunSpec(micro, "aopd", 0, out=tmp_path), said.append)
+    told = [event.figures["entropy"] for event in said if event.figures]
+    assert told == [line["entropy"] for line in steps(folder)]

@@ -161,11 +161,23 @@ def test_under_lora_the_engine_generates_with_the_factors():
         ("ewc", "none", "'none' has a loss of its own, which takes no penalty; wrap another trainer"),
         ("kl_to_start", "none", "'none' has a loss of its own"),
         ("ewc", {"adapter": "lora", "options": {"of": "opd"}}, "'lora' trains other weights than the model's own; put"),
+        (
+            "lora",
+            {"adapter": "external", "options": {"command": ["x", "{output}"]}},
+            "'external' with these options needs",
+        ),
+        ("lora", "sdft", "'sdft' with these options needs the model's own weights, and this wrapper trains others"),
+        ("lora", {"adapter": "replay", "options": {"of": "sdft"}}, "'replay' with these options needs the model's own"),
     ],
 )
 def test_what_cannot_be_wrapped_is_refused_when_the_suite_is_read(name: str, of: Any, message: str):
     with pytest.raises(ConfigError, match=message):
         wrapped(name, of)
+
+
+def test_lora_goes_around_a_trainer_that_keeps_its_hands_off_whole_weights():
+    assert wrapped("lora", {"adapter": "sdft", "options": {"ema_rate": 0}}).requirements.reference
+    assert wrapped("lora", {"adapter": "ewc", "options": {"of": "opd"}}).replaces_weights
 
 
 def test_a_wrapper_requires_and_refuses_what_its_inner_adapter_does():

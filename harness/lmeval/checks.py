@@ -123,10 +123,21 @@ def check_grader(task: BenchTask, doc: dict[str, Any], renderer: Renderer) -> Gr
 
 
 def spoil(target: str) -> str:
-    """Return a wrong copy of a reference: every digit raised by one, or every word changed where it has no digit."""
-    if re.search(r"\d", target):
-        return re.sub(r"\d", lambda digit: str((int(digit[0]) + 1) % 10), target)
-    return re.sub(r"[A-Za-z]{2,}", lambda word: word[0][::-1] + "x", target) + "x"
+    """Return a wrong copy of a reference: every digit raised by one, and its last word changed where that has no digit.
+
+    The last word is where an answer stands: in a worked solution that ends in a box with pi, digits alone decide nothing.
+    """
+    raised = re.sub(r"\d", lambda digit: str((int(digit[0]) + 1) % 10), target)
+    if raised == target:
+        return _changed_words(target) + "x"
+    *_, last = re.finditer(r"\S*[A-Za-z0-9]\S*", raised)
+    if re.search(r"\d", last[0]):
+        return raised
+    return raised[: last.start()] + _changed_words(last[0]) + raised[last.end() :]
+
+
+def _changed_words(text: str) -> str:
+    return re.sub(r"[A-Za-z]+", lambda word: word[0][::-1] + "x", text)
 
 
 def traps(task: BenchTask) -> Iterator[str]:

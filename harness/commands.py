@@ -1,0 +1,128 @@
+"""What the command line's longer commands do: runs with progress and a report at the end, a study's runs, lists of numbers.
+
+Like `harness.cli`, whose body this is, it may import from everywhere, and does so inside functions to start quickly.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+
+from harness.errors import ConfigError, HarnessError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from harness.config import Suite
+    from harness.spec import RunSpec
+    from harness.study import Plan
+
+
+def do_runs(
+    console: Console,
+    suite: Suite,
+    adapters: list[str],
+    seeds: list[int],
+    order: str,
+    out: Path,
+    workers: int | None,
+    dry_run: bool,
+) -> None:
+    """Check, then print the plan or do the runs with progress, the retention table and the report at the end."""
+    from harness.adapter import check_adapters
+    from harness.pipeline import is_finished
+    from harness.progress import Display
+    from harness.sweep import default_workers, plan, sweep
+    from harness.trackers import check_trackers
+
+    if unknown := sorted(set(adapters) - set(suite.adapters)):
+        raise ConfigError(f"suite {suite.name} has no adapter {', '.join(unknown)}; it has {', '.join(suite.adapters)}")
+    check_adapters(suite, adapters)
+    check_trackers(suite.trackers)
+    try:
+        specs = plan(suite, list(dict.fromkeys(adapters)), list(dict.fromkeys(seeds)), order, out)
+        _ = specs[0].stages
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if dry_run:
+        from harness.inspection import print_plan
+
+        print_plan(console, specs)
+        return
+    todo = [spec for spec in specs if not is_finished(spec)]
+    if todo:
+        with Display(console) as display:
+            sweep(todo, workers or default_workers(todo), display, lambda _: _render_meanwhile(console, specs))
+    else:
+        console.print(f"all {len(specs)} runs are finished; nothing to do")
+    _summarise(console, specs)
+
+
+def do_study(console: Console, planned: Plan, workers: int | None, max_hours: float, dry_run: bool) -> None:
+    """Print what a study will cost, then do the runs that are left; the page needs all of them, so it comes after."""
+    from harness.adapter import check_adapters
+    from harness.progress import Display
+    from harness.sweep import default_workers, sweep
+
+    todo = planned.todo
+    workers = workers or default_workers(todo or planned.specs)
+    for suite in {spec.suite.name: spec.suite for spec in planned.specs}.values():
+        check_adapters(suite, {spec.entry for spec in planned.specs if spec.suite.name == suite.name})
+    console.print(planned.cost(workers), highlight=False, soft_wrap=True)
+    if dry_run:
+        console.print("\n".join(str(spec.path) for spec in todo), highlight=False, soft_wrap=True)
+        console.print("dry run: nothing was written")
+        return
+    if (hours := planned.minutes(workers) / 60) > max_hours:
+        raise ConfigError(
+            f"study {planned.study.name} would take about {hours:.1f} hours, more than --max-hours {max_hours:g}; "
+            "allow more, use more --workers, or drop values or seeds from the study"
+        )
+    if todo:
+        with Display(console) as display:
+            finished = count(1)
+            sweep(
+                todo,
+                workers,
+                display,
+                lambda spec: console.print(f"run {next(finished)} of {len(todo)}: {spec.path}", highlight=False),
+            )
+
+
+def _render_meanwhile(console: Console, specs: Sequence[RunSpec]) -> None:
+    """Render while other runs go on; what keeps the report from being made must not stop them."""
+    try:
+        _render(specs)
+    except HarnessError as error:
+        console.print(f"[yellow]no report yet:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+
+
+def _render(specs: Sequence[RunSpec]) -> Path:
+    """Render the report over all runs of the suite in this output folder, other commands' included."""
+    from reports.build import build_report
+
+    folder = specs[0].out / specs[0].suite.name
+    return build_report([folder], folder / "report")
+
+
+def _summarise(console: Console, specs: Sequence[RunSpec]) -> None:
+    from reports.frames import load
+    from reports.terminal import print_retention
+
+    print_retention(console, load([spec.path for spec in specs]))
+    console.print(f"report: {_render(specs)}", highlight=False, soft_wrap=True)
+
+
+def whole_numbers(option: str, text: str) -> list[int]:
+    """Return the numbers of a comma-separated option; raises `ConfigError` where one is none."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(
+            f"{option} {text}: found {text!r}, expected whole numbers with commas, for example 0,1,2"
+        ) from error
