@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -118,6 +118,25 @@ class StepLog:
             return None
         total = torch.cat(self.parts[whole]).double().sum().item()
         return torch.cat(self.parts[part]).double().sum().item() / total if total else None
+
+
+class RolloutFigures:
+    """What a step knows of each rollout, as means over its tokens: what `ctx.keep` writes beside the texts."""
+
+    def __init__(self) -> None:
+        self.found: dict[int, dict[str, float]] = {}
+
+    def add(self, rollouts: Sequence[Rollout], tokens: Mapping[str, Tensor | None]) -> None:
+        """Add a micro-batch's values (N,) by name, N tokens in the order of its rollouts; None is left out."""
+        known = {name: values.detach().double() for name, values in tokens.items() if values is not None}
+        lengths = [len(rollout.response) for rollout in rollouts]
+        split = {name: torch.split(values.cpu(), lengths) for name, values in known.items()}
+        for row, rollout in enumerate(rollouts):
+            self.found[id(rollout)] = {name: float(parts[row].mean()) for name, parts in split.items()}
+
+    def of(self, rollout: Rollout) -> dict[str, float]:
+        """Return a rollout's figures; nothing for one without tokens."""
+        return self.found.get(id(rollout), {})
 
 
 def _advantage(parts: list[Tensor]) -> dict[str, float | None]:

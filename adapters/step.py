@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from adapters.diagnostics import StepLog
-from adapters.tokens import Tokens
+from adapters.diagnostics import RolloutFigures, StepLog
+from adapters.tokens import TokenLosses, Tokens
 from harness.adapter import StageContext
 from harness.engines.base import Sampling
 from harness.logprobs import Asked, LogProbs, TeacherScores, Wanted
@@ -23,7 +23,7 @@ from harness.timing import Timer
 from harness.training import Updater, UpdateResult
 
 if TYPE_CHECKING:
-    from adapters.loop import LoopAdapter
+    from adapters.loop import LoopAdapter, Source
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Step:
     def __init__(self, adapter: LoopAdapter, ctx: StageContext, updater: Updater, index: int) -> None:
         self.adapter, self.ctx, self.updater, self.index = adapter, ctx, updater, index
         self.scorer = adapter.scorer(ctx)
+        self.figures = RolloutFigures()
         self.timer = Timer("generate", "teacher", "student", whole="step")
 
     def run(self, prompts: list[Example]) -> dict[str, Any]:
@@ -57,15 +58,15 @@ class Step:
         for group in scored:
             with self.timer("student"):
                 log.update(self._update(group, log))
+        self.ctx.keep(self.index, self._source, rollouts, [self.figures.of(rollout) for rollout in rollouts])
         return {"step": self.index, **log.summary(), "seconds": self.timer.seconds}
 
     def _respond(self, prompts: list[Example]) -> list[Rollout]:
         training = self.ctx.training
-        source = self.adapter.source(derive_seed(self.ctx.seed, "source", self.index))
-        if source == "data":
+        if self._source == "data":
             limit = training.max_new_tokens
             return [Rollout(e, e.target[:limit], "stop" if len(e.target) <= limit else "length") for e in prompts]
-        engine = self.ctx.engine if source == "student" else self.ctx.teacher_engine
+        engine = self.ctx.engine if self._source == "student" else self.ctx.teacher_engine
         assert engine is not None, "the adapter did not require a teacher that generates"
         sampling = Sampling(
             max_new_tokens=training.max_new_tokens,
@@ -76,6 +77,10 @@ class Step:
         repeated = [example for example in prompts for _ in range(training.num_generations)]
         completions = engine.generate([example.prompt for example in repeated], sampling)
         return [Rollout(e, c.tokens, c.finish, logprobs=c.logprobs) for e, c in zip(repeated, completions, strict=True)]
+
+    @property
+    def _source(self) -> Source:
+        return self.adapter.source(derive_seed(self.ctx.seed, "source", self.index))
 
     def _batches(self, rollouts: Sequence[Rollout]) -> list[Batch]:
         return make_batches(rollouts, self.adapter.reduction, self.ctx.training.micro_batch, self.ctx.device)
@@ -137,9 +142,24 @@ class Step:
                 log.against_teacher(student, scored.ids, scored.teacher, tokens.advantage, outcome, batch.weights)
             log.tokens(student, outcome.routed)
             log.against_engine(tokens.logq_old, batch)
+            self.figures.add(batch.rollouts, self._known(student, scored, tokens, outcome))
             return (self._penalised(outcome.losses, tokens) * batch.weights).sum()
 
         return loss_of
+
+    def _known(
+        self, student: LogProbs, scored: Scored, tokens: Tokens, outcome: TokenLosses
+    ) -> dict[str, Tensor | None]:
+        """Return what is known of each token, by the names of `harness.trajectories`."""
+        taught = self.scorer is not None
+        return {
+            "student_logprob": tokens.logq_old,
+            "entropy": student.entropy,
+            "teacher_logprob": tokens.logp if taught else None,
+            "advantage": tokens.advantage if taught else None,
+            "teacher_top1": scored.ids[:, 0] == scored.teacher.top_ids[:, 0] if taught else None,
+            "routed_fkl": outcome.routed,
+        }
 
     def _penalised(self, losses: Tensor, tokens: Tokens) -> Tensor:
         for penalty in self.ctx.penalties.token:

@@ -27,6 +27,7 @@ from harness.snapshots import FileSnapshots
 from harness.store import StageFolder, write_json
 from harness.teachers.local import LocalTeacher, TeacherShelf, frozen_copy
 from harness.trackers import Log
+from harness.trajectories import Keep, Trajectories
 
 
 class Adaptation:
@@ -44,17 +45,20 @@ class Adaptation:
             with self.timer("models"):
                 student = load(checkpoint, self.suite.student, self.device)
                 suit_attention(student.model, self.suite.training_for(stage, self.spec.entry).autocast)
-            done = self._train(train, stage, index, student, self._engine(student, stage, checkpoint))
+            trajectories = Trajectories(train, student.renderer, self.suite.keep_rollouts)
+            engine = self._engine(student, stage, checkpoint)
+            done = self._train(train, self._context(train, stage, index, student, engine, trajectories.keep), student)
+            trajectories.finish()
             write_json(train / "done.json", done)
             FileSnapshots(train, None).clear()
+            trajectories.clear()
         self.bench.weights[f"stage_{index}"] = done["weights"]
         if done["teacher"] is not None:
             self.bench.weights["teacher" if stage.teacher is None else f"stage_{index}_teacher"] = done["teacher"]
         return folder.checkpoint
 
-    def _train(self, train: Path, stage: Stage, index: int, student: Loaded, engine: Engine) -> dict[str, Any]:
+    def _train(self, train: Path, context: StageContext, student: Loaded) -> dict[str, Any]:
         started = time.perf_counter()
-        context = self._context(train, stage, index, student, engine)
         seed_global_generators(context.seed)
         with self.timer("train"), _kept_when_it_breaks(student, train / "last_good"):
             result = self.adapter.train_stage(context)
@@ -68,7 +72,9 @@ class Adaptation:
             "prompts": len(context.examples),
         }
 
-    def _context(self, train: Path, stage: Stage, index: int, student: Loaded, engine: Engine) -> StageContext:
+    def _context(
+        self, train: Path, stage: Stage, index: int, student: Loaded, engine: Engine, keep: Keep
+    ) -> StageContext:
         training = self.suite.training_for(stage, self.spec.entry)
         tasks = {name: self.bench.tasks[name] for name in stage.trains}
         past = {name: self.bench.tasks[name] for earlier in self.spec.stages[: index - 1] for name in earlier.trains}
@@ -88,6 +94,7 @@ class Adaptation:
             log=_step_log(train / "steps.jsonl", progress, self.bench.track, self.spec.steps_before(index)),
             warn=self.bench.warn,
             snapshots=FileSnapshots(train, self.suite.snapshot_minutes),
+            keep=keep,
             reference=frozen_copy(student) if self.adapter.requirements.reference else None,
             teacher_engine=self._teacher_engine(teacher, student, training),
             past_tasks=past,
@@ -96,8 +103,7 @@ class Adaptation:
 
     def _engine(self, student: Loaded, stage: Stage, checkpoint: Path) -> Engine:
         """Return what generates the student's rollouts: this process, or the run's engine with the weights of the moment."""
-        with self.timer("models"):
-            engine = self.bench.engines.take(checkpoint)
+        engine = self.bench.engine_on(checkpoint)
         if engine is not None:
             return StudentEngine(engine, student.model)
         batch = self.suite.training_for(stage, self.spec.entry).generation_batch

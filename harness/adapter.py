@@ -28,6 +28,7 @@ from harness.snapshots import NO_SNAPSHOTS, Snapshots
 from harness.suites import explain
 from harness.teachers.base import Needs, Teacher
 from harness.teachers.local import LocalTeacher
+from harness.trajectories import Keep, keep_nothing
 
 GROUP = "harness.adapters"
 
@@ -71,7 +72,8 @@ class StageContext:
     same of all earlier stages. `shares` says which share of the prompts each task gets; empty means equal shares.
     `reference` and `teacher_engine` are there for adapters that require them. `seed` belongs to this run and stage alone;
     `log` takes one mapping per training step and writes it to the step log; `warn` takes a sentence for the user;
-    `snapshots` keeps the state of an unfinished stage. `folder` is the stage's own, for files that a trainer leaves.
+    `snapshots` keeps the state of an unfinished stage, `keep` a step's rollouts for
+    reading. `folder` is the stage's own, for files that a trainer leaves.
     """
 
     student: StudentForward
@@ -87,6 +89,7 @@ class StageContext:
     log: Callable[[dict[str, Any]], None]
     warn: Callable[[str], None]
     snapshots: Snapshots = NO_SNAPSHOTS
+    keep: Keep = keep_nothing
     reference: LocalTeacher | None = None
     teacher_engine: Engine | None = None
     past_tasks: Mapping[str, BenchTask] = field(default_factory=dict[str, BenchTask])

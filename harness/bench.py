@@ -1,27 +1,28 @@
-"""What a run works with: its tasks, adapter and models, each loaded when first needed, and how a stage is evaluated."""
+"""What a run works with: its tasks, adapter and models, each loaded when first needed."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from harness.adapter import Adapter, make_adapter
-from harness.checkpoints import context_of, load_renderer, weights_digest
+from harness.checkpoints import context_of, load_renderer
 from harness.config import Model, Stage, digest
 from harness.engines.shelf import EngineShelf
+from harness.engines.vllm import VLLMEngine
+from harness.errors import ConfigError
 from harness.lmeval.checks import check_prompts, check_stage_task, check_test_prompts
-from harness.lmeval.evaluate import Subject, evaluate
+from harness.lmeval.groups import Evaluated, load_evaluated
 from harness.lmeval.overlap import stream_overlap
-from harness.lmeval.profiles import tasks_by_profile, under_profiles
-from harness.lmeval.shared import SharedCells
+from harness.lmeval.profiles import tasks_by_profile
 from harness.lmeval.tasks import BenchTask, TaskLibrary
 from harness.models import checkpoint_of, limit_threads, resolve_device
-from harness.progress import Counter, Event, Report
+from harness.progress import Event, Report
 from harness.spec import RunSpec
-from harness.store import StageFolder, write_cell
 from harness.timing import Timer
 from harness.trackers import Log, check_trackers, tracked, untracked
 
@@ -43,14 +44,19 @@ class Bench:
         self.timer = Timer("models", "train", "evaluate", whole="total")
 
     @cached_property
-    def cells(self) -> dict[str, BenchTask]:
-        """What is evaluated, by cell name: the tasks under every profile, with their generation settings settled."""
-        return under_profiles(map(self.library.load, self.suite.tasks), self.suite.evaluation)
+    def evaluated(self) -> Evaluated:
+        """What is evaluated: tasks and groups under every profile, with their generation settings settled."""
+        return load_evaluated(self.library, self.suite)
 
     @property
+    def cells(self) -> dict[str, BenchTask]:
+        """The tasks under every profile, by cell name."""
+        return self.evaluated.cells
+
+    @cached_property
     def tasks(self) -> dict[str, BenchTask]:
         """The tasks under the suite's first profile."""
-        return {task.name: task for task in self.cells.values() if not task.profile}
+        return self.evaluated.tasks
 
     @cached_property
     def start(self) -> Path:
@@ -62,21 +68,34 @@ class Bench:
         """Return the part of the manifest that says what this run is."""
         config = self.spec.config()
         evaluation = self.suite.evaluation
-        profiles = {"profiles": tasks_by_profile(self.cells.values(), evaluation)} if evaluation.profiles else {}
+        named = [*self.cells.values(), *self.evaluated.groups.values()]
+        profiles = {"profiles": tasks_by_profile(named, evaluation)} if evaluation.profiles else {}
         return {
             "suite": self.suite.name,
             "adapter": self.spec.entry,
             "adapter_config": self.adapter.model_dump(mode="json"),
             "order": self.spec.order,
             "stages": [self._stage(stage) for stage in self.spec.stages],
-            "probes": list(self.suite.probes),
+            "probes": list(self.evaluated.probes),
             **profiles,
+            **self._noise(),
             "seed": self.spec.seed,
             "start": getattr(self.suite.student, "strength", None),
             "config": config,
             "config_hash": digest(config),
             "weights": {},
         }
+
+    def _noise(self) -> dict[str, Any]:
+        """Return which cells the start is evaluated on again and how often; refuse to where the answers would be the same."""
+        if not (repeats := self.suite.evaluation.noise_floor):
+            return {}
+        if not (cells := list(sampled_cells(self.cells))):
+            raise ConfigError(
+                f"evaluation.noise_floor is {repeats} and no profile samples, so the answers would be the same each time; "
+                "name a profile with a temperature above 0, or leave noise_floor out"
+            )
+        return {"noise": {"repeats": repeats, "cells": cells}}
 
     def _stage(self, stage: Stage) -> dict[str, Any]:
         steps = self.suite.training_for(stage, self.spec.entry).steps
@@ -107,39 +126,15 @@ class Bench:
             self.warn(found.warning)
         return found.as_dict()
 
-    def evaluate(self, folder: StageFolder, checkpoint: Path, when: str) -> None:
-        """Evaluate all tasks under all profiles that `folder` does not hold yet."""
-        missing = [task for name, task in self.cells.items() if not folder.evaluated(name)]
-        if not missing:
-            return
+    def engine_on(self, checkpoint: Path) -> VLLMEngine | None:
+        """Return the run's engine outside this process, started on `checkpoint` where it does not run yet; None without."""
         with self.timer("models"):
-            engine = self.engines.take(checkpoint)
-        subject = Subject(
-            checkpoint,
-            weights_digest(checkpoint),
-            self.suite.student.chat,
-            self.suite.student.dtype,
-            self.device,
-            engine,
-        )
-        progress = Counter(self.report, self.spec.label, f"evaluate {when}", len(missing))
-        shared = SharedCells(self.spec.out)
-        with self.timer("evaluate"):
-            cells = evaluate(subject, missing, self.library, self.suite.evaluation, shared, progress.next)
-        for name, cell in cells.items():
-            place = {"stage": _stage_index(folder), **self._profile(self.cells[name])}
-            write_cell(folder.cell(name), {**cell.summary, **place}, cell.samples)
-        scores = {name: cell.summary["score"] for name, cell in cells.items()}
-        self.track({"score": scores}, self.spec.steps_before(_stage_index(folder) + 1))
+            return self.engines.take(checkpoint)
 
     def tracked(self) -> AbstractContextManager[Log]:
         """Return the suite's trackers, which take figures at a step counted through the stages until they are closed."""
         folder = self.spec.path / "trackers"
         return tracked(self.suite.trackers, self.suite.name, self.spec.label, folder, self.spec.config(), self.warn)
-
-    def _profile(self, task: BenchTask) -> dict[str, str]:
-        profiles = self.suite.evaluation.profiles
-        return {"profile": task.profile or next(iter(profiles))} if profiles else {}
 
     def checkpoint_of(self, spec: Model) -> Path:
         """Return the folder of a model of this run, built or fetched where it is not there."""
@@ -154,5 +149,10 @@ class Bench:
         self.report(Event(self.spec.label, f"build {what}", done, total))
 
 
-def _stage_index(folder: StageFolder) -> int:
-    return int(folder.path.name.split("_")[1])
+def sampled_cells(cells: Mapping[str, BenchTask]) -> dict[str, BenchTask]:
+    """Return the cells whose answers depend on the engine's seed."""
+    return {
+        name: task
+        for name, task in cells.items()
+        if task.generates and task.generation.get("temperature") and task.generation.get("do_sample", True)
+    }

@@ -188,6 +188,13 @@ class Profile(Decoding):
         return Decoding.model_validate({**decoding.model_dump(), **own})
 
 
+class Drift(Strict):
+    """How the distance from the start is measured: on the start's sampled answers to each generating task's first items."""
+
+    items: int = Field(default=16, gt=0, description="first test items of each generating task")
+    max_new_tokens: int = Field(default=256, gt=0, description="of an answer, where a task allows no less")
+
+
 class Evaluation(Strict):
     """How each checkpoint is evaluated after each stage."""
 
@@ -200,16 +207,24 @@ class Evaluation(Strict):
     )
     seed: int = Field(default=1234, description="of the engine's draws, whatever the profile")
 
+    drift: Drift | None = Field(
+        default=Drift(), description="KL to the start and entropy after every stage, whatever the adapter; null is off"
+    )
+    noise_floor: int = Field(
+        default=0, ge=0, description="further evaluations of the start with other seeds, under profiles that sample"
+    )
+
     @property
     def all_profiles(self) -> dict[str, Profile]:
         """The profiles by name, in the file's order; one called `default` where the suite names none."""
         return self.profiles or {"default": Profile()}
 
     @model_serializer(mode="wrap")
-    def _no_profiles_no_key(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave `profiles` out where there are none, so that suites without any keep the hash that they had before."""
+    def _only_what_is_asked_for(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out later keys at their defaults, so that suites which do not name them keep the hash that they had."""
         dumped: dict[str, Any] = dump(self)
-        return dumped if self.profiles else {key: value for key, value in dumped.items() if key != "profiles"}
+        later: dict[str, Any] = {"profiles": {}, "drift": Drift(), "noise_floor": 0}
+        return {key: value for key, value in dumped.items() if key not in later or getattr(self, key) != later[key]}
 
 
 class VLLM(Strict):
@@ -280,6 +295,10 @@ class Suite(Strict):
     )
     snapshot_minutes: float | None = Field(
         default=10, ge=0, description="training time that a kill may cost; null starts an interrupted stage anew"
+    )
+
+    keep_rollouts: int | None = Field(
+        default=64, ge=0, description="training rollouts of each step kept in rollouts.parquet; null keeps all"
     )
 
     @model_serializer(mode="wrap")

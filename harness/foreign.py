@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from harness.engines.shelf import EngineShelf
 from harness.errors import ModelError
 from harness.lmeval.checks import check_test_prompts
 from harness.lmeval.evaluate import Subject, evaluate
-from harness.lmeval.profiles import under_profiles
+from harness.lmeval.groups import Evaluated, group_cell, load_evaluated
 from harness.lmeval.shared import SharedCells
 from harness.lmeval.tasks import BenchTask, TaskLibrary
 from harness.models import limit_threads, resolve_device
@@ -31,7 +31,8 @@ def evaluate_checkpoints(suite: Suite, checkpoints: Sequence[Path], out: Path) -
     """
     limit_threads(suite.threads)
     library = TaskLibrary(suite.include, suite.data)
-    tasks = under_profiles(map(library.load, suite.tasks), suite.evaluation)
+    evaluated = load_evaluated(library, suite)
+    tasks = evaluated.cells
     _check_checkpoints(suite, checkpoints, list(tasks.values()))
     folder, device = out / suite.name / "checkpoints", resolve_device(suite.device)
     rows: dict[str, dict[str, float]] = {}
@@ -42,11 +43,15 @@ def evaluate_checkpoints(suite: Suite, checkpoints: Sequence[Path], out: Path) -
             with stderr_to(folder / "log.txt"):
                 subject = Subject(checkpoint, weights, student.chat, student.dtype, device, engines.take(checkpoint))
                 cells = evaluate(subject, list(tasks.values()), library, suite.evaluation, SharedCells(out))
+            cells |= {
+                name: group_cell(group, {task: cells[cell] for task, cell in group.members().items()})
+                for name, group in evaluated.groups.items()
+            }
             shutil.rmtree(folder / f"{index}_{checkpoint.name}", ignore_errors=True)
             for name, cell in cells.items():
                 write_cell(folder / f"{index}_{checkpoint.name}" / name, {**cell.summary, "stage": index}, cell.samples)
             rows[str(checkpoint)] = {name: cell.summary["score"] for name, cell in cells.items()}
-    return _matrices(suite, tasks, pd.DataFrame.from_dict(rows, orient="index"), folder)
+    return _matrices(suite, evaluated, pd.DataFrame.from_dict(rows, orient="index"), folder)
 
 
 def _check_checkpoints(suite: Suite, checkpoints: Sequence[Path], tasks: Sequence[BenchTask]) -> None:
@@ -57,14 +62,12 @@ def _check_checkpoints(suite: Suite, checkpoints: Sequence[Path], tasks: Sequenc
         check_test_prompts(tasks, renderer, context_of(checkpoint), suite.evaluation.limit)
 
 
-def _matrices(
-    suite: Suite, tasks: Mapping[str, BenchTask], scores: pd.DataFrame, folder: Path
-) -> dict[str, pd.DataFrame]:
+def _matrices(suite: Suite, evaluated: Evaluated, scores: pd.DataFrame, folder: Path) -> dict[str, pd.DataFrame]:
     """Write and return one matrix per profile; scores of several profiles never stand in one."""
     found: dict[str, pd.DataFrame] = {}
     for number, name in enumerate(suite.evaluation.all_profiles):
         profile = name if number else ""
-        cells = {cell: task.name for cell, task in tasks.items() if task.profile == profile}
+        cells = evaluated.shown(profile)
         found[name] = scores[list(cells)].rename(columns=cells)
         found[name].to_csv(folder / f"{cell_name('matrix', profile)}.csv", index_label="checkpoint")
     return found

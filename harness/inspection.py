@@ -24,8 +24,8 @@ from harness.lmeval.checks import (
     has_training_items,
     traps,
 )
+from harness.lmeval.groups import Evaluated, load_evaluated
 from harness.lmeval.overlap import HEADER, Overlap, stream_overlap
-from harness.lmeval.profiles import under_profiles
 from harness.lmeval.tasks import BenchTask, TaskLibrary
 from harness.lmeval.yamls import read_task_file
 from harness.scratch import byte_tokenizer, train_tokenizer, training_texts
@@ -37,11 +37,11 @@ def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
     suite = specs[0].suite
     console.print(yaml.safe_dump(suite.model_dump(mode="json"), sort_keys=False, allow_unicode=True), markup=False)
     library = TaskLibrary(suite.include, suite.data)
-    cells = under_profiles(map(library.load, suite.tasks), suite.evaluation)
-    tasks = {task.name: task for task in cells.values() if not task.profile}
+    evaluated = load_evaluated(library, suite)
+    cells, tasks = evaluated.cells, evaluated.tasks
     for name in specs[0].trained:
         check_stage_task(tasks[name])
-    console.print(_stage_table(specs[0], tasks))
+    console.print(_stage_table(specs[0], evaluated))
     console.print(_work_table(specs, cells))
     entries = {spec.entry: spec for spec in specs}
     for entry, spec in entries.items():
@@ -101,7 +101,8 @@ def _show(console: Console, task: BenchTask, doc: dict[str, Any], split: str, re
     return grades.passed
 
 
-def _stage_table(spec: RunSpec, tasks: dict[str, BenchTask]) -> Table:
+def _stage_table(spec: RunSpec, evaluated: Evaluated) -> Table:
+    tasks = evaluated.tasks
     table = Table(title=f"stages of {spec.suite.name}, order {spec.order}")
     for column in ("stage", "task", "training items", "steps", "rollouts a step", "learning rate", "test items"):
         table.add_column(column, justify="left" if column == "task" else "right")
@@ -112,8 +113,10 @@ def _stage_table(spec: RunSpec, tasks: dict[str, BenchTask]) -> Table:
         rollouts = training.prompts_per_step * training.num_generations
         cells = (index, ", ".join(stage.trains), items, training.steps, rollouts, f"{training.optimizer.lr:g}", tests)
         table.add_row(*map(str, cells))
-    for probe in spec.suite.probes:
-        table.add_row("probe", probe, "", "", "", "", str(_test_items(spec.suite, tasks[probe])))
+    for probe in evaluated.probes:
+        members = evaluated.groups[probe].tasks if probe in evaluated.groups else (probe,)
+        items = sum(_test_items(spec.suite, tasks[name]) for name in members)
+        table.add_row("probe", probe, "", "", "", "", str(items))
     return table
 
 

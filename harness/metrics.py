@@ -220,10 +220,28 @@ def probe_change(matrix: ScoreMatrix) -> float:
     return _mean(np.array(list(probe_changes(matrix).values())))
 
 
+@_figure(
+    "Probe forgetting",
+    "mean_p (max_{0≤l<T} R[l][p] − R[T][p])",
+    "Chaudhry's, with the maximum taken from stage 0",
+    higher=False,
+)
+def probe_forgetting(matrix: ScoreMatrix) -> float:
+    """Return the mean drop of the probes from their best since the start; nan without probes."""
+    return _mean(drop_from_start(matrix)[matrix.tasks :])
+
+
 def probe_changes(matrix: ScoreMatrix) -> dict[str, float]:
     """Return `R[T][p] - R[0][p]` of each probe, by name."""
     change = (matrix.final - matrix.scores[0])[matrix.tasks :]
     return dict(zip(matrix.probes, change.tolist(), strict=True))
+
+
+def changes_untrained(matrix: ScoreMatrix) -> Vector:
+    """Return `R[i][j] - R[0][j]` (T+1, J+P) while task j is not trained yet, and of probes always; nan from its stage on."""
+    stage_of = np.array([*matrix.stage_of, *[matrix.stages + 1] * len(matrix.probes)])
+    untrained = np.arange(matrix.stages + 1)[:, None] < stage_of
+    return np.where(untrained, matrix.scores - matrix.scores[0], np.nan)
 
 
 def drop_from_start(matrix: ScoreMatrix) -> Vector:

@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from harness.adaptation import Adaptation
+from harness.assessment import Assessment
 from harness.bench import Bench
 from harness.checkpoints import weights_digest
 from harness.config import digest
 from harness.manifest import environment, now
 from harness.progress import Event, Report, silent
 from harness.spec import RunSpec
-from harness.store import RunStore, cell_name, stderr_to
+from harness.store import RunStore, StageFolder, cell_name, stderr_to, written
 
 
 def run(spec: RunSpec, report: Report = silent) -> Path:
@@ -28,6 +30,7 @@ def run(spec: RunSpec, report: Report = silent) -> Path:
             return spec.path
         bench = Bench(spec, report)
         adaptation = Adaptation(bench)
+        assessment = Assessment(bench, store.stage(0, None))
         session = environment()
         manifest = {**bench.describe(), **session, "sessions": [], "finished": None}
         store.refuse_another(manifest)
@@ -37,11 +40,11 @@ def run(spec: RunSpec, report: Report = silent) -> Path:
         checkpoint = bench.start
         bench.weights["start"] = weights_digest(checkpoint)
         with closing(bench.engines), bench.tracked() as bench.track:
-            bench.evaluate(store.stage(0, None), checkpoint, "start")
+            assessment.assess(store.stage(0, None), checkpoint, "start")
             for index, stage in enumerate(spec.stages, start=1):
                 folder = store.stage(index, stage.task)
                 checkpoint = adaptation.adapt(folder, stage, index, checkpoint)
-                bench.evaluate(folder, checkpoint, f"after {stage.task}")
+                assessment.assess(folder, checkpoint, f"after {stage.task}")
                 store.update_manifest(bench.progress)
         store.update_manifest(lambda found: {**bench.progress(found), "finished": now()})
     report(Event(spec.label, "done", 1, 1, finished=True))
@@ -56,8 +59,15 @@ def is_finished(spec: RunSpec) -> bool:
         return False
     folders = [store.stage(0, None), *(store.stage(i, stage.task) for i, stage in enumerate(spec.stages, start=1))]
     trained = all(folder.training_done for folder in folders[1:])
-    cells = [*spec.suite.tasks, *_further_cells(manifest.get("profiles") or {})]
-    return trained and all(folder.evaluated(cell) for folder in folders for cell in cells)
+    cells = [*spec.trained, *manifest["probes"], *_further_cells(manifest.get("profiles") or {})]
+    evaluated = all(folder.evaluated(cell) for folder in folders for cell in cells)
+    drifted = spec.suite.evaluation.drift is None or all(written(folder.drift) for folder in folders)
+    return trained and evaluated and drifted and _noise_is_measured(folders[0], manifest.get("noise"))
+
+
+def _noise_is_measured(start: StageFolder, noise: Mapping[str, Any] | None) -> bool:
+    repeats = range(1, noise["repeats"] + 1) if noise else ()
+    return all(written(start.noise(cell, repeat)) for repeat in repeats for cell in (noise or {})["cells"])
 
 
 def _further_cells(profiles: Mapping[str, list[str]]) -> list[str]:

@@ -78,16 +78,25 @@ def _stored_cells(run: Path) -> Iterator[_Stored]:
     config = manifest["config"]
     library = TaskLibrary(config.get("include", ()), config.get("data", {}))
     loaded: dict[str, tuple[BenchTask, list[dict[str, Any]]]] = {}
+    in_groups = _tasks_in_groups(run)
     names = [None, *(stage["name"] for stage in manifest["stages"])]
     for folder in (store.stage(index, name) for index, name in enumerate(names)):
         for path in sorted((folder.path / "eval").glob("[!.]*")):
             if (summary := read_json(path / "results.json")) is None:
                 continue
             name = summary["task"]
+            if name in in_groups or "group" in summary:
+                continue
             if name not in loaded:
                 task = library.load(name)
                 loaded[name] = task, task.test_docs(config["evaluation"]["limit"])
             yield _Stored(run, folder, path.name, *loaded[name])
+
+
+def _tasks_in_groups(run: Path) -> set[str]:
+    """Return the tasks whose grades a group's score was made of: they stay together as they are."""
+    summaries = (read_json(path) or {} for path in run.glob("stage_0/eval/[!.]*/results.json"))
+    return {task for summary in summaries for task in summary.get("group", {}).get("tasks", {})}
 
 
 def _regrade(stored: _Stored, grader: str) -> Regraded:

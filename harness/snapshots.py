@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from harness.errors import RunError
-from harness.store import SNAPSHOT, drop_steps_from, replace_file
+from harness.store import ROLLOUT_LOG, SNAPSHOT, drop_steps_from, replace_file
 
 
 class Snapshots(Protocol):
@@ -42,12 +42,12 @@ NO_SNAPSHOTS = NoSnapshots()
 class FileSnapshots:
     """One file in the stage's training folder, replaced when `minutes` have passed; None keeps nothing.
 
-    Loading takes the step log back to the lines before the snapshot, because the steps after it are done again.
+    Loading takes the logs of steps and rollouts back to the lines before the snapshot: the steps after it are done again.
     """
 
     def __init__(self, folder: Path, minutes: float | None) -> None:
         self.path = folder / SNAPSHOT
-        self.steps = folder / "steps.jsonl"
+        self.logs = [folder / "steps.jsonl", folder / ROLLOUT_LOG]
         self.minutes = minutes
         self.last = time.monotonic()
 
@@ -59,7 +59,9 @@ class FileSnapshots:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception as error:
             raise RunError(f"{self.path} does not load ({error}); remove the stage's train folder") from error
-        drop_steps_from(self.steps, int(state["step"]))
+        for log in self.logs:
+            if log.is_file():
+                drop_steps_from(log, int(state["step"]))
         return state
 
     def offer(self, step: int, state: Callable[[], dict[str, Any]]) -> None:

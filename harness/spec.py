@@ -46,7 +46,7 @@ class RunSpec:
 
     def config(self) -> dict[str, Any]:
         """Return all that decides this run's numbers, and nothing of its siblings."""
-        apart = {"adapters", "seeds", "orders", "description", "snapshot_minutes", "trackers"}
+        apart = {"adapters", "seeds", "orders", "description", "snapshot_minutes", "keep_rollouts", "trackers"}
         suite = self.suite.model_dump(mode="json", exclude=apart)
         if profiles := suite["evaluation"].get("profiles"):
             # A hash knows no order of keys, and the first profile is the one whose scores are the suite's.

@@ -5,7 +5,9 @@
       stage_0/eval/<task>/results.json, samples.parquet            the suite's first profile
       stage_0/eval/<task>@<profile>/...                            each further profile
       stage_0/regraded/<task>[@<profile>]/<grader>-<digest>/...    the same answers graded anew
-      stage_1_<task>/train/steps.jsonl, checkpoint/, done.json
+      stage_0/noise/<cell>/<n>/...                                 the start evaluated again with other seeds
+      stage_0/drift/results.json, samples.parquet                  distance to the start and entropy; so in every stage
+      stage_1_<task>/train/steps.jsonl, rollouts.parquet, checkpoint/, done.json
       stage_1_<task>/eval/<task>/...
 
 A stage is trained when its `done.json` exists, a task is evaluated when its folder exists; both appear whole or not at
@@ -34,6 +36,7 @@ from harness.errors import RunError
 
 SCHEMA = 2
 SNAPSHOT = "snapshot.pt"
+ROLLOUT_LOG = "rollouts.jsonl"
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,16 @@ class StageFolder:
 
     def evaluated(self, task: str) -> bool:
         """Whether a task's evaluation is there; the folder appears as a whole."""
-        return (self.cell(task) / "results.json").is_file()
+        return written(self.cell(task))
+
+    @property
+    def drift(self) -> Path:
+        """The folder of the distance to the start and of the entropy, see `harness.drift`; it appears as a whole."""
+        return self.path / "drift"
+
+    def noise(self, cell: str, repeat: int) -> Path:
+        """The folder of one more evaluation of a cell, with another seed of the engine; `repeat` counts from 1."""
+        return self.path / "noise" / cell / str(repeat)
 
     def regraded(self, cell: str) -> Path:
         """The folder that holds a cell's later gradings, one folder each."""
@@ -173,6 +185,11 @@ def read_cell(folder: Path) -> tuple[dict[str, Any], pd.DataFrame] | None:
     """Return an evaluated task's summary and samples, or None when it is not there."""
     summary = _results(folder)
     return None if summary is None else (summary, pd.read_parquet(folder / "samples.parquet"))
+
+
+def written(folder: Path) -> bool:
+    """Whether a folder of `write_cell` is there."""
+    return (folder / "results.json").is_file()
 
 
 def _results(folder: Path) -> dict[str, Any] | None:

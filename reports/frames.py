@@ -17,6 +17,7 @@ import pandas as pd
 from harness.comparability import differing, in_words
 from harness.errors import RunError
 from harness.lmeval.overlap import Overlap
+from reports.drift import drift_frame, noise_frame
 from reports.runs import RunDir, find_runs, read_json, read_lines
 
 IDENTITY = ["label", "suite", "adapter", "order", "start", "seed"]
@@ -94,6 +95,16 @@ class Frames:
         frame[STEP_FIELDS] = frame[STEP_FIELDS].astype(float)
         frame = frame.drop_duplicates([*IDENTITY, "stage", "step"], keep="last")
         return _on_common_axis(frame)
+
+    @cached_property
+    def drift(self) -> pd.DataFrame:
+        """The distance from the start and the entropy after every stage, see `drift_frame`."""
+        return drift_frame(self.labelled)
+
+    @cached_property
+    def noise(self) -> pd.DataFrame:
+        """How much the start's sampled scores vary by the engine's seed alone, see `noise_frame`."""
+        return noise_frame(self.labelled)
 
     @cached_property
     def warnings(self) -> pd.DataFrame:

@@ -130,7 +130,7 @@ def figure_table(scores: pd.DataFrame) -> pd.DataFrame:
     Rows are in the registry's order. Intransigence and probe change are left out where no run has them.
     """
     values = figures_by_seed(scores)
-    optional = values["figure"].str.startswith(("intransigence", "probe_change"))
+    optional = values["figure"].str.startswith(("intransigence", "probe_"))
     known = values.groupby("figure")["value"].transform(lambda column: column.notna().any())
     rows = []
     for (name, label), cells in values[~optional | known].groupby(["figure", "label"], sort=False):

@@ -103,7 +103,7 @@ TWICE: dict[str, Any] = {"docs": {"train": DOCS["train"], "test": [*DOCS["test"]
         ({"repeats": 3}, "repeats keeps the first answer only"),
         (SAME, "2 test prompts are also training prompts: scores measure memory"),
         (TWICE, "2 test items are duplicates: intervals would count them twice"),
-        ({"metadata": {"version": 1.0}}, "metadata.harness.metric is not set: strict, the first metric"),
+        ({"metadata": {"version": 1.0}}, "metadata.harness.metric is not set: strict is taken"),
         (
             {"metric_list": [{"metric": "strict", "aggregation": "mean"}]},
             "metric strict does not state higher_is_better",

@@ -44,6 +44,8 @@ GOLDEN = {
     "intransigence": 0.1,
     # 0.3 - 0.6
     "probe_change": -0.3,
+    # max(0.6, 0.5, 0.7) - 0.3
+    "probe_forgetting": 0.4,
 }
 
 
@@ -70,6 +72,14 @@ def test_per_task_figures_are_in_column_order():
     assert metrics.probe_changes(matrix()) == pytest.approx({"p": -0.3})
 
 
+def test_tasks_not_trained_yet_and_probes_change_against_the_start():
+    nan = math.nan
+    expected = [[0, 0, 0, 0], [nan, 0.2, -0.1, -0.1], [nan, nan, -0.2, 0.1], [nan, nan, nan, -0.3]]
+    np.testing.assert_allclose(metrics.changes_untrained(matrix()), expected, atol=1e-12)
+    # What each changed by just before its own stage is forward transfer: (0.2 - 0.2) / 2.
+    assert metrics.forward_transfer(matrix()) == pytest.approx((0.2 - 0.2) / 2)
+
+
 def test_one_stage_gives_nan_where_a_figure_needs_an_earlier_or_later_task():
     single = matrix([[0.17], [0.07]], ("math",), (), None)
     values = metrics.compute_figures(single)
@@ -85,6 +95,7 @@ def test_one_stage_gives_nan_where_a_figure_needs_an_earlier_or_later_task():
         "retention_ratio",
         "intransigence",
         "probe_change",
+        "probe_forgetting",
     }
 
 
@@ -171,8 +182,10 @@ def test_final_accuracy_is_what_was_learned_plus_what_changed_since(m: ScoreMatr
 def test_accuracies_stay_within_the_scores_and_probes_touch_no_trained_figure(m: ScoreMatrix):
     bare = ScoreMatrix(m.scores[:, : m.stages], m.trained)
     with_probes, without = metrics.compute_figures(m), metrics.compute_figures(bare)
-    for name in set(with_probes) - {"probe_change"}:
+    for name in set(with_probes) - {"probe_change", "probe_forgetting"}:
         assert with_probes[name] == pytest.approx(without[name], nan_ok=True)
+    # The best of all stages is no worse than the start.
+    assert not with_probes["probe_forgetting"] < -with_probes["probe_change"] - 1e-12
     for name in ("average_accuracy", "learning_accuracy", "average_incremental_accuracy"):
         assert -1e-12 <= with_probes[name] <= 1 + 1e-12
 

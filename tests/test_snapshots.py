@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
@@ -62,6 +63,9 @@ def test_a_run_killed_within_a_stage_does_only_the_steps_after_its_snapshot(
     assert manifest(spec.path)["weights"] == manifest(undisturbed)["weights"]
     assert steps(spec.path) == steps(undisturbed)
     assert cells(spec.path) == cells(undisturbed)
+    for file in ("train/rollouts.parquet", "drift/samples.parquet"):
+        found, expected = (pd.read_parquet(path / "stage_2_tiny_currency" / file) for path in (spec.path, undisturbed))
+        pd.testing.assert_frame_equal(found, expected)
 
 
 class StoppedError(Exception):

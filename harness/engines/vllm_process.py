@@ -8,6 +8,7 @@ It ends when the connection does.
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import traceback
@@ -23,10 +24,9 @@ class Served:
     """vLLM with what the harness asks of it; every method takes and returns plain values."""
 
     def __init__(self, model: str, options: dict[str, Any]) -> None:
-        from vllm import LLM  # pyright: ignore[reportMissingImports]
-
+        self.vllm: Any = importlib.import_module("vllm")
         # Log-probabilities as they were sampled from, temperature included, like the trainer's.
-        self.llm = LLM(model=model, generation_config="vllm", logprobs_mode="processed_logprobs", **options)
+        self.llm = self.vllm.LLM(model=model, generation_config="vllm", logprobs_mode="processed_logprobs", **options)
 
     def load(self, folder: str) -> None:
         """Take the weights of another checkpoint of the same architecture, and forget what the old ones computed."""
@@ -38,17 +38,13 @@ class Served:
         self, prompts: Sequence[list[int]], seeds: Sequence[int], settings: dict[str, Any]
     ) -> list[tuple[list[int], str, list[float]]]:
         """Return each prompt's response ids, finish reason and the ids' log-probabilities."""
-        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
-
-        asked = [SamplingParams(seed=seed, logprobs=0, **settings) for seed in seeds]
+        asked = [self.vllm.SamplingParams(seed=seed, logprobs=0, **settings) for seed in seeds]
         outputs = [output.outputs[0] for output in self._run(prompts, asked)]
         return [(list(o.token_ids), str(o.finish_reason), _of_drawn(o)) for o in outputs]
 
     def prompt_logprobs(self, prompts: Sequence[list[int]]) -> list[list[dict[int, float] | None]]:
         """Return at each position of each prompt the log-probabilities of its token and of the most probable one."""
-        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
-
-        asked = SamplingParams(temperature=0.0, prompt_logprobs=1, max_tokens=1, detokenize=False)
+        asked = self.vllm.SamplingParams(temperature=0.0, prompt_logprobs=1, max_tokens=1, detokenize=False)
         return [
             [None if at is None else {token: entry.logprob for token, entry in at.items()} for at in o.prompt_logprobs]
             for o in self._run(prompts, [asked] * len(prompts))

@@ -13,10 +13,10 @@ from typing import Any
 from harness.chat import Renderer
 from harness.config import Decoding, Stage, Suite
 from harness.errors import TaskError
+from harness.lmeval.primary import can_be_score
 from harness.lmeval.tasks import BenchTask, item_id
-from harness.lmeval.yamls import read_task_file
+from harness.lmeval.yamls import LOCAL_FORMATS, read_task_file
 
-LOCAL_FORMATS = ("json", "csv", "parquet", "text", "arrow")
 REQUIRED = ("until", "temperature", "max_gen_toks")
 
 
@@ -44,6 +44,11 @@ def settle_generation(task: BenchTask, decoding: Decoding, n: int = 1) -> None:
         raise TaskError(
             f"{task.source or task.name}: metadata.harness.metric is {task.metric!r}, expected one of metric_list: "
             f"{', '.join(task.task.higher_is_better())}"
+        )
+    if task.metric not in can_be_score(task.task):
+        raise TaskError(
+            f"{task.source or task.name}: lower is better in {task.metric!r}, and a fall of it would be shown as a loss; "
+            f"name another in metadata.harness.metric ({', '.join(can_be_score(task.task)) or 'none of its metrics fits'})"
         )
     if not task.generates:
         return
@@ -171,7 +176,7 @@ def _generation_traps(task: BenchTask) -> Iterator[str]:
 
 def _scoring_traps(task: BenchTask) -> Iterator[str]:
     if "metric" not in task.settings:
-        yield f"metadata.harness.metric is not set: {task.metric}, the first metric, is taken as the score"
+        yield f"metadata.harness.metric is not set: {task.metric} is taken as the score"
     for entry in task.task.config.metric_list or []:
         for key in ("aggregation", "higher_is_better"):
             if key not in entry:

@@ -21,9 +21,9 @@ from harness.lmeval.answering import Answering
 from harness.lmeval.hf_model import HarnessHFLM
 from harness.lmeval.keys import Keys, make_keys
 from harness.lmeval.regrade import regrade
-from harness.lmeval.scoring import sample_rows, summarise
+from harness.lmeval.scoring import first_grades, sample_rows, summarise
 from harness.lmeval.shared import Cell, SharedCells
-from harness.lmeval.tasks import BenchTask, TaskLibrary, item_id
+from harness.lmeval.tasks import FEWSHOT_SEED, BenchTask, TaskLibrary
 from harness.seeding import preserved_random_state
 
 
@@ -97,8 +97,8 @@ def open_model(subject: Subject, settings: Evaluation, on_task: Callable[[str], 
 
 def _keys(subject: Subject, task: BenchTask, model: Answering, settings: Evaluation) -> Keys:
     docs = task.test_docs(settings.limit)
-    prompts = [task.render(doc, model.renderer) for doc in docs] if task.generates else [item_id(doc) for doc in docs]
-    return make_keys(task, docs, prompts, subject.weights, settings.seed, model.made_with)
+    asked = task.asked(docs, model.renderer)
+    return make_keys(task, docs, asked, subject.weights, settings.seed, model.made_with)
 
 
 def _stored(task: BenchTask, keys: Keys, settings: Evaluation, shared: SharedCells) -> Cell | None:
@@ -128,7 +128,10 @@ def _evaluate_tasks(
     per_row = (time.perf_counter() - started) / sum(map(len, samples.values()))
     for task in tasks:
         rows, name = samples[task.cell], task.cell
-        yield name, Cell(summarise(task, rows, keys[name], weights, settings.seed, per_row * len(rows)), rows)
+        grades, seconds = first_grades(logged[task.name]), per_row * len(rows)
+        if not task.generates:
+            model.on_task(name)
+        yield name, Cell(summarise(task, rows, grades, keys[name], weights, settings.seed, seconds), rows)
 
 
 def _logged_samples(
@@ -148,7 +151,7 @@ def _logged_samples(
         random_seed=settings.seed,
         numpy_random_seed=settings.seed,
         torch_random_seed=settings.seed,
-        fewshot_random_seed=settings.seed,
+        fewshot_random_seed=FEWSHOT_SEED,
     )
     if results is None or "samples" not in results:
         raise TaskError(f"lm-eval returned no samples for {', '.join(task.name for task in tasks)}")

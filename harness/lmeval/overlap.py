@@ -125,7 +125,7 @@ def stream_overlap(
     without training items.
     """
     training = list(_training_splits(suite, entry, order, tasks, library))
-    tests = [read_split(tasks[name], tasks[name].test_docs(suite.evaluation.limit)) for name in suite.tasks]
+    tests = [read_split(tasks[name], tasks[name].test_docs(suite.evaluation.limit)) for name in tasks]
     rows = [row for source, split in training for row in compare(source, split, tests)]
     splits = [*training, *(("test", split) for split in tests)]
     return Overlap(tuple(rows), tuple((f"{source} {split.task}", split.digest) for source, split in splits))

@@ -6,10 +6,25 @@ A profile changes the loaded task (`task.set_config`): lm-eval's global `gen_kwa
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Protocol
 
 from harness.config import Evaluation
 from harness.lmeval.checks import settle_generation
 from harness.lmeval.tasks import BenchTask
+
+
+class InProfile(Protocol):
+    """A task, or a group of them, under a profile."""
+
+    @property
+    def name(self) -> str:
+        """The task's or group's name."""
+        ...
+
+    @property
+    def profile(self) -> str:
+        """The profile's name, empty for the suite's first one."""
+        ...
 
 
 def under_profiles(tasks: Iterable[BenchTask], evaluation: Evaluation) -> dict[str, BenchTask]:
@@ -28,8 +43,8 @@ def under_profiles(tasks: Iterable[BenchTask], evaluation: Evaluation) -> dict[s
     return found
 
 
-def tasks_by_profile(cells: Iterable[BenchTask], evaluation: Evaluation) -> dict[str, list[str]]:
-    """Return the names of the tasks that each profile evaluates, profiles by name, in order."""
+def tasks_by_profile(cells: Iterable[InProfile], evaluation: Evaluation) -> dict[str, list[str]]:
+    """Return the names of the tasks and groups that each profile evaluates, profiles by name, in order."""
     names = list(evaluation.all_profiles)
     found: dict[str, list[str]] = {name: [] for name in names}
     for task in cells:

@@ -20,25 +20,28 @@ def regrade(task: BenchTask, docs: Sequence[dict[str, Any]], stored: Cell, keys:
 
     `docs` are the task's test documents of today, in their order; `regraded` in the summary says what was before.
     """
-    samples = _graded_samples(task, docs, stored.samples)
+    samples, grades = _graded_samples(task, docs, stored.samples)
     before = stored.summary
-    summary = summarise(
-        task, samples, keys, before["weights"], before.get("seed", -1), seconds=float(before.get("seconds", 0.0))
-    )
+    seconds = float(before.get("seconds", 0.0))
+    summary = summarise(task, samples, grades, keys, before["weights"], before.get("seed", -1), seconds)
     origin = {"metric": before["metric"], "score": before["score"], "grading": before["keys"]["grading"]}
     return Cell(
         {**summary, "regraded": {"when": datetime.now(UTC).isoformat(), "grader": task.metric, "from": origin}}, samples
     )
 
 
-def _graded_samples(task: BenchTask, docs: Sequence[dict[str, Any]], samples: pd.DataFrame) -> pd.DataFrame:
+def _graded_samples(
+    task: BenchTask, docs: Sequence[dict[str, Any]], samples: pd.DataFrame
+) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    """Return the rows with their new grades, and each item's first grades as the task's grader gave them."""
     items = samples["item_id"].nunique()
     if items != len(docs):
         raise TaskError(
             f"task {task.name}: {items} items have stored answers and its test split has {len(docs)} now; answers are graded "
             "against the items they were asked about, so evaluate the checkpoint again"
         )
-    each, ids, rows = len(samples) // items, numbered_ids(docs), list[dict[str, Any]]()
+    each, ids = len(samples) // items, numbered_ids(docs)
+    rows, first = list[dict[str, Any]](), list[dict[str, Any]]()
     for position, answer in enumerate(samples.to_dict("records")):
         index, number = divmod(position, each)
         doc = docs[index]
@@ -52,8 +55,10 @@ def _graded_samples(task: BenchTask, docs: Sequence[dict[str, Any]], samples: pd
             "finish": answer["finish"],
             "tokens": answer["tokens"],
         }
-        rows.append(graded_row(task, facts, task.grade(doc, str(answer["response"]))))
-    return pd.DataFrame(rows)
+        grades = task.grade(doc, str(answer["response"]))
+        rows.append(graded_row(task, facts, grades))
+        first += [grades] if number == 0 else []
+    return pd.DataFrame(rows), first
 
 
 def _refuse_another_question(task: BenchTask, doc: dict[str, Any], prompt: str) -> None:

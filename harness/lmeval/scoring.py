@@ -3,7 +3,12 @@
 samples.parquet has one row per item and answer, the answers of an item one after another:
 - `item_id`: the document's hash, numbered where documents are identical; `sample`: 0 to n - 1 within the item.
 - `prompt`, `target`, `response`: text; `finish`: `stop` or `length`; `tokens`: of the response, stop token included.
-- `score`: the primary metric; `outcome`: correct, wrong, unparsed or truncated; then every metric of the task.
+- `score`: the primary metric, see `harness.lmeval.primary`; `outcome`: correct, wrong, unparsed or truncated; then every
+  metric of the task that has a value for one item, in its own unit.
+
+A task that is scored by likelihoods has no answers: `response` is the choice with the highest likelihood, empty where there
+are no choices; `finish` is null, `tokens` 0, `loglikelihoods` holds one number for each request in nats, `outcome` is
+correct or wrong, and null under a perplexity.
 """
 
 from __future__ import annotations
@@ -16,17 +21,20 @@ import pandas as pd
 from harness.errors import TaskError
 from harness.lmeval.answering import Answer
 from harness.lmeval.keys import Keys
+from harness.lmeval.likelihoods import likelihood_facts
+from harness.lmeval.primary import aggregates, has_outcome, item_value, score_of
 from harness.lmeval.tasks import BenchTask, item_id
 from harness.stats import pass_at_k
 
 FIXED = ("item_id", "sample", "prompt", "target", "response", "finish", "tokens", "score", "outcome")
+TINY = 1e-6
 OUTCOMES = ("correct", "wrong", "unparsed", "truncated")
 Answers = Mapping[tuple[str, int], list[Answer]]
 
 
 def sample_rows(task: BenchTask, logged: Sequence[Mapping[str, Any]], answers: Answers) -> pd.DataFrame:
     """Return one row per item and answer, of the task's first filter."""
-    chosen = [sample for sample in logged if sample["filter"] == logged[0]["filter"]]
+    chosen = _of_first_filter(logged)
     ids = numbered_ids(sample["doc"] for sample in chosen)
     return pd.DataFrame(
         row for identity, sample in zip(ids, chosen, strict=True) for row in _rows(task, identity, sample, answers)
@@ -45,9 +53,11 @@ def numbered_ids(docs: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def _rows(task: BenchTask, identity: str, sample: Mapping[str, Any], answers: Answers) -> Iterator[dict[str, Any]]:
     """Yield an item's rows: lm-eval has graded the first answer, the others go the same way, one by one."""
-    given = answers.get((task.name, sample["doc_id"])) or [Answer(str(sample["resps"]), "stop", 0)]
-    for number, answer in enumerate(given):
-        first = {name: sample[name] for name in sample["metrics"]}
+    first = _graded(sample)
+    if not task.generates:
+        yield graded_row(task, {"item_id": identity, "sample": 0, **likelihood_facts(task, sample)}, first)
+        return
+    for number, answer in enumerate(answers[task.name, sample["doc_id"]]):
         facts = {
             "item_id": identity,
             "sample": number,
@@ -60,18 +70,42 @@ def _rows(task: BenchTask, identity: str, sample: Mapping[str, Any], answers: An
         yield graded_row(task, facts, first if number == 0 else task.grade(dict(sample["doc"]), answer.text))
 
 
+def first_grades(logged: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the metrics of logged samples under the task's first filter, as `process_results` gave them."""
+    return [_graded(sample) for sample in _of_first_filter(logged)]
+
+
+def _graded(sample: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: sample[name] for name in sample["metrics"]}
+
+
+def _of_first_filter(logged: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [sample for sample in logged if sample["filter"] == logged[0]["filter"]]
+
+
 def graded_row(task: BenchTask, facts: Mapping[str, Any], grades: Mapping[str, Any]) -> dict[str, Any]:
     """Return an answer's row: what is known of it, its score, outcome and metrics."""
-    metrics = {name: float(value) for name, value in grades.items() if isinstance(value, (int, float))}
+    values = {name: item_value(task.task, name, value) for name, value in grades.items()}
+    metrics = {name: value for name, value in values.items() if value is not None}
     if task.metric not in metrics:
-        raise TaskError(f"task {task.name}: its grader gave {sorted(metrics)}, expected a number for {task.metric!r}")
-    score = metrics[task.metric]
-    found = {"score": score, "outcome": _outcome(score, metrics, facts["finish"])}
+        raise TaskError(
+            f"task {task.name}: its grader gave {sorted(metrics)}, expected a number of each item for {task.metric!r}; "
+            "name another of its metrics in metadata.harness.metric"
+        )
+    score = score_of(task.metric, metrics[task.metric])
+    if not -TINY <= score <= 1 + TINY:
+        raise TaskError(
+            f"task {task.name}: {task.metric} of an item is {score:g}, expected 0 to 1, because scores are shown and compared "
+            "as shares; name another of its metrics in metadata.harness.metric"
+        )
+    found = {"score": score, "outcome": outcome_of(task.metric, score, metrics, facts["finish"])}
     return {**facts, **found, **{name: value for name, value in metrics.items() if name not in FIXED}}
 
 
-def _outcome(score: float, metrics: Mapping[str, float], finish: str) -> str:
+def outcome_of(metric: str, score: float, metrics: Mapping[str, float] = {}, finish: str | None = None) -> str | None:
     """Tell apart what a plain score mixes: an answer that was cut off, could not be parsed, or was wrong."""
+    if not has_outcome(metric):
+        return None
     if score >= 1:
         return "correct"
     if finish == "length":
@@ -85,30 +119,45 @@ def item_scores(samples: pd.DataFrame) -> pd.Series:
 
 
 def summarise(
-    task: BenchTask, samples: pd.DataFrame, keys: Keys, weights: str, seed: int, seconds: float
+    task: BenchTask,
+    samples: pd.DataFrame,
+    grades: Iterable[Mapping[str, Any]],
+    keys: Keys,
+    weights: str,
+    seed: int,
+    seconds: float,
 ) -> dict[str, Any]:
-    """Return what results.json holds of a cell.
+    """Return what results.json holds of a cell; `grades` are the first answers' as `process_results` gave them."""
+    apart = {*FIXED, "loglikelihoods"}
+    means = {str(name): float(samples[name].mean()) for name in samples.columns if name not in apart}
+    return {
+        **summary_of(task.name, task.metric, samples),
+        "metrics": {**means, **aggregates(task.task, grades), **_of_several(task, samples)},
+        **({"pass_at": list(task.pass_at)} if task.pass_at else {}),
+        "seconds": round(seconds, 3),
+        "weights": weights,
+        "seed": seed,
+        "keys": keys.as_dict(),
+    }
+
+
+def summary_of(name: str, metric: str, samples: pd.DataFrame) -> dict[str, Any]:
+    """Return the part of a cell's summary that its rows decide.
 
     The score is the mean over items of the mean over each item's answers; outcomes count answers.
     """
     counts = samples["outcome"].value_counts()
     items = item_scores(samples)
-    means = {str(name): float(samples[name].mean()) for name in samples.columns if name not in FIXED}
     return {
-        "task": task.name,
-        "metric": task.metric,
+        "task": name,
+        "metric": metric,
         "score": float(items.mean()),
-        "metrics": {**means, **_of_several(task, samples)},
+        "metrics": {metric: float(items.mean())},
         "n": len(items),
         "samples": len(samples) // len(items),
-        **({"pass_at": list(task.pass_at)} if task.pass_at else {}),
         "outcomes": {name: int(counts.get(name, 0)) for name in OUTCOMES},
         "response_tokens_mean": float(samples["tokens"].mean()),
         "response_tokens_max": int(samples["tokens"].max()),
-        "seconds": round(seconds, 3),
-        "weights": weights,
-        "seed": seed,
-        "keys": keys.as_dict(),
     }
 
 

@@ -16,17 +16,21 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from lm_eval.api.group import Group
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import Kind
 from lm_eval.utils import apply_template, handle_non_serializable, hash_string
 
 from harness.chat import Renderer
 from harness.errors import TaskError
-from harness.lmeval.yamls import check_files
+from harness.lmeval.primary import default_metric
+from harness.lmeval.yamls import check_files, lacks_members, members, unreadable_data
 from harness.rollouts import Example
 from harness.store import cell_name
 
+FEWSHOT_SEED = 1234  # lm-eval's own; the seed of an evaluation is that of its draws alone
 TASK_FOLDER = Path(str(files("tasks")))
 
 
@@ -47,17 +51,26 @@ class TaskLibrary:
 
     def load(self, name: str) -> BenchTask:
         """Load one task with its data; raises `TaskError` when there is none or its data cannot be read."""
-        manager = self._manager_of(name)
-        logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        try:
-            task = manager.load([name])["tasks"][name]
-        except TaskError:
-            raise
-        except Exception as error:
-            raise TaskError(f"task {name}: {type(error).__name__} while loading it: {error}") from error
-        if not isinstance(task, ConfigurableTask):
-            raise TaskError(f"task {name} is {type(task).__name__}; tasks that are written in YAML are supported")
-        return BenchTask(name, task)
+        if self.is_group(name):
+            raise TaskError(
+                f"{name} is a group of {len(self.members(name))} tasks; a stage and a warm-up take single tasks, so name "
+                "one of them (a probe can be a group)"
+            )
+        return _bench_task(name, self._load(name)["tasks"][name])
+
+    def load_group(self, name: str) -> tuple[list[BenchTask], Group | None]:
+        """Load the tasks of a group, with the settings that the group gives them, or of a tag, which is no group."""
+        loaded = self._load(name)
+        tasks = [_bench_task(member, task) for member, task in loaded["tasks"].items()]
+        return tasks, loaded.get("groups", {}).get(name)
+
+    def is_group(self, name: str) -> bool:
+        """Whether a name stands for several tasks: a group or a tag; raises `TaskError` for a name that is not known."""
+        return self._manager_of(name).task_index[name].kind in (Kind.GROUP, Kind.TAG)
+
+    def members(self, name: str) -> list[str]:
+        """Return the names of the tasks that a task, group or tag stands for; reads no data."""
+        return [member for member, _ in members(self._manager_of(name).task_index, name)]
 
     @cached_property
     def manager(self) -> TaskManager:
@@ -69,14 +82,37 @@ class TaskLibrary:
         return TaskManager(include_path=list(self.folders), metadata=self.metadata)
 
     def _manager_of(self, name: str) -> TaskManager:
-        if name in self.manager.all_subtasks:
+        # A group of ours may name tasks of lm-eval.
+        if name in self.manager.task_index and not lacks_members(self.manager.task_index, name):
             return self.manager
-        if name in self._with_defaults.all_subtasks:
+        if name in self._with_defaults.task_index:
             return self._with_defaults
-        near = difflib.get_close_matches(name, self._with_defaults.all_subtasks, n=3)
+        near = difflib.get_close_matches(name, self._with_defaults.all_tasks, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known here are {', '.join(self.names())}"
         folders = ", ".join(str(folder) for folder in self.folders)
         raise TaskError(f"there is no task {name!r} in {folders} or in lm-eval; {hint}")
+
+    def _load(self, name: str) -> Any:
+        manager = self._manager_of(name)
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        try:
+            return manager.load([name])
+        except TaskError:
+            raise
+        except ModuleNotFoundError as error:
+            raise TaskError(
+                f"task {name}: it needs the Python package {error.name!r}, which is not installed here; install it, or "
+                "lm-eval's extra for this task"
+            ) from error
+        except Exception as error:
+            unread = unreadable_data(manager.task_index, name, error)
+            raise TaskError(unread or f"task {name}: {type(error).__name__} while loading it: {error}") from error
+
+
+def _bench_task(name: str, task: Any) -> BenchTask:
+    if not isinstance(task, ConfigurableTask):
+        raise TaskError(f"task {name} is {type(task).__name__}; tasks that are written in YAML are supported")
+    return BenchTask(name, task)
 
 
 class BenchTask:
@@ -122,8 +158,8 @@ class BenchTask:
 
     @property
     def metric(self) -> str:
-        """The primary metric, in 0..1: the chosen grader's, else `metadata.harness.metric`, else the first listed."""
-        return self.grader or self.settings.get("metric") or self.graders[0]
+        """The primary metric: the chosen grader's, else `metadata.harness.metric`, else what `default_metric` chooses."""
+        return self.grader or self.settings.get("metric") or default_metric(self.task)
 
     @property
     def graders(self) -> list[str]:
@@ -148,7 +184,33 @@ class BenchTask:
 
     def render(self, doc: dict[str, Any], renderer: Renderer) -> str:
         """Return a document's prompt, the same text that lm-eval sends to the model."""
-        context = self.task.fewshot_context(
+        context = self._context(doc, renderer)
+        if not isinstance(context, str):
+            raise TaskError(f"task {self.name} has several prompts for one item; a stage needs one")
+        return context
+
+    def asked(self, docs: Sequence[dict[str, Any]], renderer: Renderer) -> list[str]:
+        """Return all that a model is asked about each document: the prompt, or every context with its continuation.
+
+        The examples of few-shot prompts are those that the evaluation draws, whatever was rendered before.
+        """
+        self.task.set_fewshot_seed(FEWSHOT_SEED)
+        if self.generates:
+            return [self.render(doc, renderer) for doc in docs]
+        return [json.dumps(self._requests(doc, renderer), default=str, ensure_ascii=False) for doc in docs]
+
+    def _requests(self, doc: dict[str, Any], renderer: Renderer) -> list[Any]:
+        made = self.task.construct_requests(
+            doc,
+            self._context(doc, renderer),
+            metadata=(self.name, 0, 1),
+            apply_chat_template=renderer.has_template,
+            chat_template=renderer.render if renderer.has_template else None,
+        )
+        return [request.args for request in (made if isinstance(made, list) else [made])]
+
+    def _context(self, doc: dict[str, Any], renderer: Renderer) -> Any:
+        return self.task.fewshot_context(
             doc,
             num_fewshot=self.task.config.num_fewshot or 0,
             apply_chat_template=renderer.has_template,
@@ -156,9 +218,6 @@ class BenchTask:
             chat_template=renderer.render if renderer.has_template else None,
             gen_prefix=self.task.doc_to_prefix(doc),
         )
-        if not isinstance(context, str):
-            raise TaskError(f"task {self.name} has several prompts for one item; a stage needs one")
-        return context
 
     def training_target(self, doc: dict[str, Any]) -> str:
         """Return the text that a supervised learner is trained on.
@@ -187,6 +246,7 @@ class BenchTask:
         """Return training items as token ids, in the task's order; rendered once, though checks and stages both ask."""
         key = (renderer.identity, limit)
         if key not in self._examples:
+            self.task.set_fewshot_seed(FEWSHOT_SEED)
             self._examples[key] = [self._example(doc, renderer) for doc in self.training_docs(limit)]
         return self._examples[key]
 
