@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.markup import escape
 
 from harness.errors import ConfigError, HarnessError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.console import Console
 
@@ -114,6 +115,44 @@ def _summarise(console: Console, specs: Sequence[RunSpec]) -> None:
 
     print_retention(console, load([spec.path for spec in specs]))
     console.print(f"report: {_render(specs)}", highlight=False, soft_wrap=True)
+
+
+def do_compare(
+    console: Console,
+    paths: Sequence[Path],
+    out: Path | None,
+    kind: str | None,
+    stage: str | None,
+    task: str | None,
+    shown: Mapping[str, Any],
+    margin: float,
+    shared_items: bool,
+) -> None:
+    """Print a comparison, its sentences and notes, and write it as files where a folder is given."""
+    from reports.compare import Comparison, Stages
+    from reports.compare_views import FORMATS, print_comparison, rendered, write_comparison
+    from reports.headline import sentences_of
+    from reports.methods import find_methods
+
+    if kind not in (None, *FORMATS):
+        raise ConfigError(f"--format {kind}: expected one of {', '.join(FORMATS)}")
+    stages = whole_numbers("--stage", stage) if stage else []
+    if len(stages) > 2:
+        raise ConfigError(f"--stage {stage}: expected one stage, or two to compare a run with itself")
+    methods = find_methods(paths, **shown, least=1 if len(stages) == 2 else 2)
+    tasks = task.split(",") if task else []
+    if len(stages) == 2:
+        compared, sentences = Stages(methods, *stages, tasks=tasks), []
+    else:
+        compared = Comparison(methods, stages[0] if stages else None, tasks, shared_items, margin)
+        sentences = [] if tasks or stages else sentences_of(compared)
+    if kind is None:
+        print_comparison(console, compared)
+        console.print("\n".join(map(escape, sentences)), highlight=False)
+    else:
+        typer.echo(rendered(compared, kind, sentences))
+    for file in write_comparison(compared, out, sentences) if out else []:
+        console.print(f"written: {file}", highlight=False, soft_wrap=True)
 
 
 def whole_numbers(option: str, text: str) -> list[int]:
