@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from harness.commands import do_compare, do_runs, do_study, whole_numbers
+from harness.commands import do_compare, do_runs, do_study, read_claim_files, report_claims, whole_numbers
 from harness.errors import ConfigError, HarnessError
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ SuiteName = Annotated[str, typer.Argument(help="A suite's name (tiny) or the pat
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. training.optimizer.lr=1e-4.")]
 Include = Annotated[list[Path] | None, typer.Option("--include-path", help="A folder with more tasks and suites.")]
 Out = Annotated[Path, typer.Option(help="Where run directories go.")]
+Claims = Annotated[
+    list[str] | None, typer.Option(help="A file of claims to judge on these runs, or a shipped one's name (aopd).")
+]
 Names = Annotated[str | None, typer.Option(help="Comma-separated; default: all of the suite's.")]
 
 
@@ -132,11 +135,15 @@ def report(
     grader: Annotated[
         str, typer.Option(help="Show the scores that `harness regrade --grader` gave, where a task offers it.")
     ] = "",
+    claims: Claims = None,
 ) -> None:
     """Render report.html and report.md with figures and tables from run directories."""
     from reports.build import build_report
 
-    console.print(f"report: {build_report(runs, out or runs[0] / 'report', grader)}")
+    folder = out or runs[0] / "report"
+    files = read_claim_files(claims or [])
+    console.print(f"report: {build_report(runs, folder, grader)}")
+    report_claims(console, files, runs, folder, grader)
 
 
 @app.command()
@@ -162,10 +169,11 @@ def compare(
     shared_items: Annotated[
         bool, typer.Option(help="Where evaluations hold other items, compare those that both have.")
     ] = False,
+    claims: Claims = None,
 ) -> None:
     """Compare methods by paired differences: learned, forgotten, entropy, final scores, with what the sample could show."""
     shown = {"order": order, "profile": profile, "grader": grader}
-    do_compare(console, methods, out, format_, stage, task, shown, margin / 100, shared_items)
+    do_compare(console, methods, out, format_, stage, task, shown, margin / 100, shared_items, claims or [])
 
 
 @app.command()

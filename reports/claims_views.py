@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from harness.stats import Interval
-from reports.claims_file import ClaimEntry
+from reports.claims_file import ClaimEntry, ClaimFile
 from reports.claims_judge import (
     MOST_SEEDS,
     NOT_RESOLVED,
@@ -18,6 +24,12 @@ from reports.claims_judge import (
 from reports.views import Grid
 from reports.words import has_width, nats, nats_more, percent, points, resolved, with_interval
 
+RULE = (
+    f"Supported: the 95 % t interval of the effect, paired over at least {SEEDS} seeds, lies wholly beyond the smallest "
+    "effect of interest in the claimed direction. Contradicted: it lies wholly short of it. Both need a t test against that effect at "
+    "5 %, adjusted after Holm over all claims judged together. Otherwise not resolved; the seeds to resolve it are those at "
+    f"which an effect of this size and spread is found with 80 % power (more than {MOST_SEEDS} are not counted)."
+)
 WRITE: dict[str, tuple[Callable[[float], str], Callable[[float], str]]] = {
     "points": (percent, points),
     "nats": (nats, nats_more),
@@ -30,6 +42,28 @@ def verdicts_grid(found: Sequence[Verdict]) -> Grid:
     header = ["claim", "reported", "effect [95 %]", "smallest", "seeds", "p, Holm", "verdict", "seeds to resolve"]
     rows = [_row(verdict) for verdict in found]
     return Grid("Claims", header, rows, frozenset((row, 6) for row in range(len(rows))))
+
+
+def print_verdicts(console: Console, found: Sequence[Verdict]) -> None:
+    """Print the verdicts."""
+    grid = verdicts_grid(found)
+    table = Table(title="Claims", title_justify="left", show_lines=True)
+    for name in grid.header:
+        table.add_column(Text(name))
+    for row in grid.rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def write_verdicts(found: Sequence[Verdict], claims: Sequence[ClaimFile], folder: Path) -> list[Path]:
+    """Write claims.md, with the rule of judgement, and claims.csv, in full precision, below `folder`; return the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    grid = verdicts_grid(found)
+    table = pd.DataFrame(list(grid.rows), columns=pd.Index(grid.header)).to_markdown(index=False, disable_numparse=True)
+    sources = "\n".join(f"- {file.title}: {file.source}" for file in claims)
+    (folder / "claims.md").write_text(f"# Claims\n\n{sources}\n\n{RULE}\n\n{table}\n", encoding="utf-8")
+    pd.DataFrame([_record(verdict) for verdict in found]).to_csv(folder / "claims.csv", index=False)
+    return [folder / "claims.md", folder / "claims.csv"]
 
 
 def said(verdict: Verdict) -> str:
@@ -80,6 +114,27 @@ def _row(verdict: Verdict) -> list[str]:
         said(verdict),
         _needed(verdict),
     ]
+
+
+def _record(verdict: Verdict) -> dict[str, object]:
+    entry, place, effect = verdict.entry, verdict.place, verdict.effect
+    return {
+        "claim": entry.name,
+        "start": place.start,
+        "other_start": place.other,
+        "task": place.task,
+        "expression": entry.expression,
+        "unit": "share" if entry.unit == "points" else entry.unit,
+        "effect": effect.mean,
+        "low": effect.low,
+        "high": effect.high,
+        "smallest_effect": entry.smallest,
+        "seeds": effect.seeds,
+        "p": verdict.p,
+        "p_holm": verdict.adjusted,
+        "verdict": verdict.verdict,
+        "seeds_to_resolve": verdict.needed,
+    }
 
 
 def _needed(verdict: Verdict) -> str:

@@ -21,6 +21,7 @@ from reports.compare_rows import (
     FORGOTTEN,
     LEARNED,
     MARGIN,
+    SCORE,
     UNMATCHED,
     Measure,
     Row,
@@ -191,7 +192,7 @@ class Stages:
             for seed, evaluations in method.by_seed.items()
         ]
         names = [f"{method.name} after stage {stage}" for stage in (self.before, self.after)]
-        return Row(FINAL, task, names[0], names[1], compare_pairs(pairs), noise=noise_floor(pairs))
+        return Row(SCORE, task, names[0], names[1], compare_pairs(pairs), noise=noise_floor(pairs))
 
 
 def _check_tasks(methods: Sequence[Method], tasks: Sequence[str]) -> None:

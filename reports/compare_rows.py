@@ -67,6 +67,7 @@ FORGOTTEN = Measure("forgotten", "mean_{j<T} (max_{j≤l<T} R[l][j] − R[T][j])
 BACKWARD = Measure("BWT", "mean_{j<T} (R[T][j] − R[j][j])", _backward, retention=True)
 ENTROPY = Measure("entropy", "mean over training steps", lambda *_: [], unit="nats")
 FINAL = Measure("final score", "R[T][j]", _final)
+SCORE = Measure("score", "R[i][j]", _final)
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ from rich.text import Text
 from harness.stats import Interval
 from reports.compare import Comparison, Stages
 from reports.compare_rows import Row, frame, frame_by_seed
-from reports.words import nats, nats_more, percent, points, resolved
+from reports.words import nats, nats_more, percent, points
 
-LATEX = {"−": "$-$", "–": "--", "\u00a0": "~", "×": r"$\times$"}
+LATEX = {"<": "$<$", "−": "$-$", "–": "--", "\u00a0": "~", "×": r"$\times$"}
+LEVEL = 0.05
 FORMATS = ("markdown", "csv", "latex")
 READING = (
     "Brackets are 95 % intervals: over seeds, Student's t of the paired differences; over items, a BCa bootstrap with the "
@@ -33,16 +34,17 @@ READING = (
 
 
 def tables(compared: Comparison | Stages) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Yield each method's title and table of texts, in the order given."""
+    """Yield each method's title and table of texts, in the order given; columns that say nothing are left out."""
     for names in dict.fromkeys((row.base, row.other) for row in compared.rows):
-        rows = [row for row in compared.rows if (row.base, row.other) == names]
-        yield f"{names[1]} minus {names[0]}", pd.DataFrame([_texts(row) for row in rows])
+        table = pd.DataFrame([_texts(row) for row in compared.rows if (row.base, row.other) == names])
+        told = [bool((table[name] != "–").any()) for name in table.columns]
+        yield f"{names[1]} minus {names[0]}", table.loc[:, told]
 
 
 def print_comparison(console: Console, compared: Comparison | Stages) -> None:
-    """Print the tables and notes; differences whose interval over seeds leaves zero out, and that may be judged, are bold."""
+    """Print the tables and notes; bold is what leaves zero out after Holm's adjustment."""
     for title, table in tables(compared):
-        strong = [row.judged and resolved(row.difference.seeds) for row in compared.rows if _title(row) == title]
+        strong = [row.adjusted <= LEVEL for row in compared.rows if _title(row) == title]
         console.print(_terminal(title, table, strong))
     for note in compared.notes():
         console.print(f"[yellow]{escape(note)}[/yellow]", highlight=False)
@@ -149,10 +151,9 @@ def _plain(title: str) -> str:
 
 
 def _terminal(title: str, table: pd.DataFrame, strong: Sequence[bool]) -> Table:
-    shown = table.loc[:, [bool((table[name] != "–").any()) for name in table.columns]]
     drawn = Table(title=Text(f"{title}, in percentage points"), title_justify="left")
-    for place, name in enumerate(shown.columns):
-        drawn.add_column(Text(str(name)), justify="right" if place else "left")
-    for bold, cells in zip(strong, shown.itertuples(index=False), strict=True):
+    for place, name in enumerate(table.columns):
+        drawn.add_column(Text(str(name)), justify="right" if place else "left", overflow="fold")
+    for bold, cells in zip(strong, table.itertuples(index=False), strict=True):
         drawn.add_row(*(Text(str(cell)) for cell in cells), style="bold" if bold else "")
     return drawn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -123,10 +124,22 @@ def _names(found: Sequence[tuple[Path, Sequence[RunDir]]]) -> list[str]:
     if len(set(names)) < len(names) and all(len(group) == 1 for _, group in found):
         names = [f"{name}, seed {run.seed}" for name, run in zip(names, firsts, strict=True)]
     if len(set(names)) < len(names):
-        names = [f"{name} at {path}" for name, (path, _) in zip(names, found, strict=True)]
+        names = [
+            f"{name} at {place}"
+            for name, place in zip(names, _what_sets_apart([path for path, _ in found]), strict=True)
+        ]
     if repeated := [name for place, name in enumerate(names) if name in names[:place]]:
         raise RunError(f"{repeated[0]} is named twice; name each method once")
     return names
+
+
+def _what_sets_apart(paths: Sequence[Path]) -> list[str]:
+    """Return what is left of each path without the parts that all begin and end with."""
+    parts = [path.resolve().parts for path in paths]
+    before = len(os.path.commonprefix(parts))
+    left = [each[before:] for each in parts]
+    after = len(os.path.commonprefix([each[::-1] for each in left]))
+    return ["/".join(each[: len(each) - after]) or str(path) for each, path in zip(left, paths, strict=True)]
 
 
 def _shown(group: Sequence[RunDir], profile: str, grader: str) -> Frames:
