@@ -151,7 +151,7 @@ def do_compare(
         compared, sentences = Stages(methods, *stages, tasks=tasks), []
     else:
         compared = Comparison(methods, stages[0] if stages else None, tasks, shared_items, margin)
-        sentences = [] if tasks or stages else sentences_of(compared)
+        sentences = sentences_of(compared)
     if kind is None:
         print_comparison(console, compared)
         for sentence in sentences:

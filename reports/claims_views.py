@@ -26,9 +26,9 @@ from reports.words import has_width, nats, nats_more, percent, points, resolved,
 
 RULE = (
     f"Supported: the 95 % t interval of the effect, paired over at least {SEEDS} seeds, lies wholly beyond the smallest "
-    "effect of interest in the claimed direction. Contradicted: it lies wholly short of it. Both need a t test against that effect at "
-    "5 %, adjusted after Holm over all claims judged together. Otherwise not resolved; the seeds to resolve it are those at "
-    f"which an effect of this size and spread is found with 80 % power (more than {MOST_SEEDS} are not counted)."
+    "effect of interest in the claimed direction. Contradicted: it lies wholly short of it. Both need a t test against that "
+    "effect at 5 %, adjusted after Holm over all claims judged together. Otherwise not resolved; the seeds to resolve it are "
+    f"those at which an effect of this size and spread is found with 80 % power; more than {MOST_SEEDS} are not counted."
 )
 WRITE: dict[str, tuple[Callable[[float], str], Callable[[float], str]]] = {
     "points": (percent, points),

@@ -22,7 +22,6 @@ from reports.compare_rows import (
     LEARNED,
     MARGIN,
     SCORE,
-    UNMATCHED,
     Measure,
     Row,
     how_matched,
@@ -55,12 +54,17 @@ class Comparison:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """All rows, method by method, with Holm's p values."""
+        """The rows that are shown, method by method."""
+        return [row for row in self._all if not self.tasks or row.task in self.tasks]
+
+    @cached_property
+    def _all(self) -> list[Row]:
+        """All rows with Holm's p values, so that these do not depend on what is shown."""
         return with_holm([row for method in self.methods[1:] for row in self._rows(method)])
 
     def row(self, other: str, measure: Measure, task: str = "") -> Row | None:
         """Return one row; None where it cannot be compared."""
-        found = [row for row in self.rows if (row.other, row.measure, row.task) == (other, measure, task)]
+        found = [row for row in self._all if (row.other, row.measure, row.task) == (other, measure, task)]
         return found[0] if found else None
 
     def last(self, method: Method) -> int:
@@ -96,24 +100,24 @@ class Comparison:
             raise RunError(
                 f"{self.base.name} has seeds {ours} and {method.name} {theirs}, none in common; run both with the same seeds"
             )
-        shown = [task for task in method.tasks if task in self.base.tasks and task in (self.tasks or method.tasks)]
+        shown = [task for task in method.tasks if task in self.base.tasks]
         trained = [self._trained(each) for each in (self.base, method)]
-        both = [task for task in shown if all(task in names for names in trained)]
-        averages = not self.tasks and set(trained[0]) == set(trained[1]) != set()
-        learned = self._row(method, LEARNED, AVERAGE) if set(trained[0]) == set(trained[1]) != set() else None
-        matched = how_matched(learned.difference.seeds, self.margin) if learned else UNMATCHED
-        yield from (self._row(method, LEARNED, task) for task in both)
-        if averages and learned:
-            yield learned
-            for measure in (FORGOTTEN, BACKWARD):
-                row = self._row(method, measure, "", matched)
-                if row.difference.seeds.seeds:
-                    yield row
-            if self.base.on_policy and method.on_policy:
-                yield from self._entropy(method)
+        yield from (self._row(method, LEARNED, task) for task in shown if all(task in names for names in trained))
+        averages = set(trained[0]) == set(trained[1]) != set()
+        if averages:
+            yield from self._averages(method)
+        if averages and self.base.on_policy and method.on_policy:
+            yield from self._entropy(method)
         yield from (self._row(method, FINAL, task) for task in shown)
         if averages:
             yield self._row(method, FINAL, AVERAGE)
+
+    def _averages(self, method: Method) -> Iterator[Row]:
+        learned = self._row(method, LEARNED, AVERAGE)
+        yield learned
+        matched = how_matched(learned.difference.seeds, self.margin)
+        kept = [self._row(method, measure, "", matched) for measure in (FORGOTTEN, BACKWARD)]
+        yield from (row for row in kept if row.difference.seeds.seeds)
 
     def _row(self, method: Method, measure: Measure, task: str, learning: str = "") -> Row:
         pairs = self.pairs(method, measure, task or AVERAGE)
@@ -138,7 +142,9 @@ class Comparison:
         paired = self.seeds(method)
         for each, seeds in ((self.base, [one for one, _ in paired]), (method, [other for _, other in paired])):
             if alone := [str(seed) for seed in each.by_seed if seed not in seeds]:
-                yield f"{each.name}: seed {', '.join(alone)} has no partner and is left out."
+                many = len(alone) > 1
+                told = f"seeds {', '.join(alone)} have" if many else f"seed {alone[0]} has"
+                yield f"{each.name}: {told} no partner and {'are' if many else 'is'} left out."
         if any(one != other for one, other in paired):
             yield f"{self.base.name} and {method.name} differ in their seed: items are paired, seeds are not."
         if self.base.first.trains != method.first.trains:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 
 import pandas as pd
@@ -136,10 +136,14 @@ def _names(found: Sequence[tuple[Path, Sequence[RunDir]]]) -> list[str]:
 def _what_sets_apart(paths: Sequence[Path]) -> list[str]:
     """Return what is left of each path without the parts that all begin and end with."""
     parts = [path.resolve().parts for path in paths]
-    before = len(os.path.commonprefix(parts))
-    left = [each[before:] for each in parts]
-    after = len(os.path.commonprefix([each[::-1] for each in left]))
+    left = [each[_alike(parts) :] for each in parts]
+    after = _alike([each[::-1] for each in left])
     return ["/".join(each[: len(each) - after]) or str(path) for each, path in zip(left, paths, strict=True)]
+
+
+def _alike(parts: Sequence[Sequence[str]]) -> int:
+    """Return how many parts all begin with."""
+    return sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False)))
 
 
 def _shown(group: Sequence[RunDir], profile: str, grader: str) -> Frames:

@@ -81,6 +81,25 @@ class Evaluations:
         return None if samples is None else samples.groupby("item_id", sort=False)["score"].mean()
 
 
+class Seen(NamedTuple):
+    """One cell with the evaluations that it is of."""
+
+    evaluations: Evaluations
+    task: str
+    stage: int
+
+    @property
+    def cell(self) -> Cell:
+        """The evaluated cell."""
+        return self.evaluations.cell(self.task, self.stage)
+
+    @property
+    def item_ids(self) -> set[str]:
+        """The items it was evaluated on; empty where answers were not kept."""
+        samples = self.evaluations.samples(self.task, self.stage)
+        return set() if samples is None else set(samples["item_id"])
+
+
 class Side(NamedTuple):
     """One side of a pair: a run's evaluations and the terms whose mean is compared."""
 
@@ -104,8 +123,9 @@ class Pair(NamedTuple):
 
 def check_pair(pair: Pair, shared_items: bool = False) -> None:
     """Raise `RunError` where a cell of one side is not comparable with the other side's of the same task."""
-    for cell, partner in _partners(pair):
-        keys = [(one.results or {}).get("keys", {}) for one in (cell, partner)]
+    for one, other in _partners(pair):
+        cell, partner = one.cell, other.cell
+        keys = [(each.results or {}).get("keys", {}) for each in (cell, partner)]
         if keys[0].get("comparability") == keys[1].get("comparability"):
             continue
         fields = [found.get("fields") or {} for found in keys]
@@ -123,11 +143,11 @@ def restriction(pairs: Sequence[Pair]) -> str:
     """Say to how many items of how many pairs are restricted, per task; empty where both sides have the same items."""
     told: dict[str, None] = {}
     for pair in pairs:
-        for cell, partner in _partners(pair):
-            sets = [_known_items(side.evaluations, at) for side, at in ((pair.base, cell), (pair.other, partner))]
-            if sets[0] and sets[1] and sets[0] != sets[1]:
+        for one, other in _partners(pair):
+            sets = (one.item_ids, other.item_ids)
+            if all(sets) and sets[0] != sets[1]:
                 both = len(sets[0] & sets[1])
-                told[f"{cell.task}: {both} items in both, of {len(sets[0])} and {len(sets[1])}"] = None
+                told[f"{one.task}: {both} items in both, of {len(sets[0])} and {len(sets[1])}"] = None
     return "; ".join(told)
 
 
@@ -182,21 +202,14 @@ def _texts(side: Side, term: Term, items: pd.Index) -> pd.DataFrame:
     return samples.drop_duplicates("item_id").set_index("item_id").loc[items, ["prompt", "target"]]
 
 
-def _partners(pair: Pair) -> list[tuple[Cell, Cell]]:
-    """Return each cell of the pair beside the other side's first cell of the same task, where there is one."""
+def _partners(pair: Pair) -> list[tuple[Seen, Seen]]:
+    """Return the base's first cell of each task beside every other cell of that task, of both sides."""
     cells = [
-        [
-            side.evaluations.cell(term.task, stage)
-            for term in side.terms
-            for stage in (term.stage, term.minus)
-            if stage is not None
-        ]
+        Seen(side.evaluations, term.task, stage)
         for side in (pair.base, pair.other)
+        for term in side.terms
+        for stage in (term.stage, term.minus)
+        if stage is not None
     ]
-    first = {cell.task: cell for cell in reversed(cells[0])}
-    return [(first[cell.task], cell) for cell in [*cells[1], *cells[0]] if cell.task in first]
-
-
-def _known_items(evaluations: Evaluations, cell: Cell) -> set[str]:
-    samples = evaluations.samples(cell.task, cell.stage)
-    return set() if samples is None else set(samples["item_id"])
+    first: dict[str, Seen] = {}
+    return [(first.setdefault(seen.task, seen), seen) for seen in cells]
