@@ -30,6 +30,7 @@ from reports.compare_rows import (
 from reports.methods import Method
 from reports.paired import compare_pairs, compare_values, noise_floor
 from reports.paired_cells import Pair, Side, Term, restriction
+from reports.words import plural
 
 
 @dataclass(frozen=True)
@@ -157,11 +158,9 @@ class Comparison:
         for each in (self.base, method):
             if not each.on_policy:
                 yield f"{each.name} trains on references, so its entropy in training is not compared."
-        missing = [
-            row.title for row in self.rows if row.other == method.name and row.difference.seeds.seeds < len(paired)
-        ]
-        if missing:
-            yield f"{method.name}: not evaluated for every seed yet: {', '.join(missing)}."
+        rows = [row for row in self.rows if row.other == method.name]
+        if fewer := [row for row in rows if row.difference.seeds.seeds < len(paired)]:
+            yield f"{method.name}: {len(fewer)} of {plural(len(rows), 'row')} leave out seeds that are not evaluated yet."
         if told := restriction(self.pairs(method, FINAL, AVERAGE)):
             yield f"Restricted to the items that both have: {told}; that their grader is the same was not checked."
 

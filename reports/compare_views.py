@@ -23,6 +23,7 @@ from reports.words import nats, nats_more, percent, points
 
 LATEX = {"<": "$<$", "−": "$-$", "–": "--", "\u00a0": "~", "×": r"$\times$"}
 LEVEL = 0.05
+FILES_ALONE = ("sd seeds; items", "noise")  # too much for a terminal
 FORMATS = ("markdown", "csv", "latex")
 READING = (
     "Brackets are 95 % intervals: over seeds, Student's t of the paired differences; over items, a BCa bootstrap with the "
@@ -152,8 +153,9 @@ def _plain(title: str) -> str:
 
 def _terminal(title: str, table: pd.DataFrame, strong: Sequence[bool]) -> Table:
     drawn = Table(title=Text(f"{title}, in percentage points"), title_justify="left")
-    for place, name in enumerate(table.columns):
-        drawn.add_column(Text(str(name)), justify="right" if place else "left", overflow="fold")
-    for bold, cells in zip(strong, table.itertuples(index=False), strict=True):
-        drawn.add_row(*(Text(str(cell)) for cell in cells), style="bold" if bold else "")
+    shown = table.loc[:, [name for name in table.columns if name not in FILES_ALONE]]
+    for place, name in enumerate(shown.columns):
+        drawn.add_column(Text(str(name)), justify="right" if place else "left", no_wrap=not place, overflow="fold")
+    for bold, cells in zip(strong, shown.itertuples(index=False), strict=True):
+        drawn.add_row(*(Text(str(cell).replace("\u00a0", " ")) for cell in cells), style="bold" if bold else "")
     return drawn

@@ -55,7 +55,8 @@ def _told(compared: Comparison, other: Method) -> str:
     parts = [f"{other.name} learned {_amount(learned)} than {base.name}"]
     after = ""
     if lost is None:
-        after = " Forgetting is not known yet." if len(base.first.stages) > 1 else ""
+        several = min(compared.last(base), compared.last(other)) > 1
+        after = " Forgetting is not known yet." if several else ""
     elif lost.learning == MATCHED:
         parts.append(f"forgot {_amount(lost, unit=False)}")
     else:

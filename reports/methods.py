@@ -67,10 +67,11 @@ class Method:
             return True
 
     def training(self, column: str, stage: int) -> pd.Series:
-        """Return by seed the mean of a step log's column over the steps up to a stage; empty where nothing was logged."""
-        steps = self.frames.steps
-        values = steps[steps["stage"] <= stage].groupby("seed")[column].mean()
-        return values.dropna()
+        """Return by seed the mean of a step log's column over the steps up to a stage that is trained and evaluated."""
+        steps, last = self.frames.steps, [task for task, own in self.stage_of.items() if own == stage]
+        done = [seed for seed, found in self.by_seed.items() if all(found.cell(task, stage).results for task in last)]
+        steps = steps[(steps["stage"] <= stage) & steps["seed"].isin(done)]
+        return steps.groupby("seed")[column].mean().dropna()
 
 
 def find_methods(
