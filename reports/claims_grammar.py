@@ -140,4 +140,4 @@ def _combined(op: ast.operator, left: Value, right: Value) -> Value:
         return left - right
     if isinstance(op, ast.Mult):
         return left * right
-    return left / right if isinstance(right, pd.Series) or right else math.nan
+    return left / right if isinstance(right, pd.Series) or right else left * math.nan

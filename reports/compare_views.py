@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -18,12 +19,12 @@ from rich.text import Text
 
 from harness.stats import Interval
 from reports.compare import Comparison, Stages
-from reports.compare_rows import Row, frame, frame_by_seed
+from reports.compare_rows import AVERAGE, Row, frame, frame_by_seed
+from reports.style import short_names
 from reports.words import nats, nats_more, percent, points
 
 LATEX = {"<": "$<$", "−": "$-$", "–": "--", "\u00a0": "~", "×": r"$\times$"}
 LEVEL = 0.05
-FILES_ALONE = ("sd seeds; items", "noise")  # too much for a terminal
 FORMATS = ("markdown", "csv", "latex")
 READING = (
     "Brackets are 95 % intervals: over seeds, Student's t of the paired differences; over items, a BCa bootstrap with the "
@@ -36,7 +37,7 @@ READING = (
 
 def tables(compared: Comparison | Stages) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yield each method's title and table of texts, in the order given; columns that say nothing are left out."""
-    for names in dict.fromkeys((row.base, row.other) for row in compared.rows):
+    for names in _pairs(compared):
         table = pd.DataFrame([_texts(row) for row in compared.rows if (row.base, row.other) == names])
         told = [bool((table[name] != "–").any()) for name in table.columns]
         yield f"{names[1]} minus {names[0]}", table.loc[:, told]
@@ -44,9 +45,9 @@ def tables(compared: Comparison | Stages) -> Iterator[tuple[str, pd.DataFrame]]:
 
 def print_comparison(console: Console, compared: Comparison | Stages) -> None:
     """Print the tables and notes; bold is what leaves zero out after Holm's adjustment."""
-    for title, table in tables(compared):
-        strong = [row.adjusted <= LEVEL for row in compared.rows if _title(row) == title]
-        console.print(_terminal(title, table, strong))
+    for names in _pairs(compared):
+        rows = [row for row in compared.rows if (row.base, row.other) == names]
+        console.print(_terminal(f"{names[1]} minus {names[0]}", rows))
     for note in compared.notes():
         console.print(f"[yellow]{escape(note)}[/yellow]", highlight=False)
 
@@ -98,8 +99,8 @@ def csv(compared: Comparison | Stages) -> str:
     return frame(compared.rows).to_csv(index=False)
 
 
-def _title(row: Row) -> str:
-    return f"{row.other} minus {row.base}"
+def _pairs(compared: Comparison | Stages) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((row.base, row.other) for row in compared.rows))
 
 
 def _texts(row: Row) -> dict[str, str]:
@@ -151,11 +152,25 @@ def _plain(title: str) -> str:
     return title.replace("_", r"\_").replace("&", r"\&").replace("%", r"\%").replace("#", r"\#")
 
 
-def _terminal(title: str, table: pd.DataFrame, strong: Sequence[bool]) -> Table:
-    drawn = Table(title=Text(f"{title}, in percentage points"), title_justify="left")
-    shown = table.loc[:, [name for name in table.columns if name not in FILES_ALONE]]
-    for place, name in enumerate(shown.columns):
-        drawn.add_column(Text(str(name)), justify="right" if place else "left", no_wrap=not place, overflow="fold")
-    for bold, cells in zip(strong, shown.itertuples(index=False), strict=True):
-        drawn.add_row(*(Text(str(cell).replace("\u00a0", " ")) for cell in cells), style="bold" if bold else "")
-    return drawn
+def _terminal(title: str, rows: Sequence[Row]) -> Table:
+    """Draw a table of two lines a row, so that it fits 80 columns; its header says which is which."""
+    table = Table(title=Text(f"{title}, in points"), title_justify="left", box=box.SIMPLE, padding=(0, 1))
+    names = (f"{rows[0].base}\n{rows[0].other}", "difference\nn", "95 % seeds\nitems", "p, Holm\ndetects")
+    table.add_column("", overflow="fold", ratio=1)
+    for name in (*names, "lost / gained\nMcNemar p"):
+        table.add_column(Text(name), justify="right", overflow="fold", no_wrap=name.startswith("95 %"))
+    short = short_names([row.task for row in rows if row.task not in ("", AVERAGE)]) | {AVERAGE: AVERAGE}
+    for row in rows:
+        cells = {name: text.replace("\u00a0", " ") for name, text in _texts(row).items()}
+        lines = (
+            (row.base, row.other),
+            ("difference", "seeds × items"),
+            ("over seeds", "over items"),
+            ("p, Holm", "detects"),
+            ("lost / gained", "McNemar p"),
+        )
+        unit = "nats" if row.measure.unit == "nats" else ""
+        told = [f"{cells[above]}\n{cells[below]}" for above, below in lines]
+        title = f"{row.measure.name}\n{short.get(row.task, unit)}"
+        table.add_row(*map(Text, (title, *told)), style="bold" if row.adjusted <= LEVEL else "")
+    return table
