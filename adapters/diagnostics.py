@@ -127,9 +127,13 @@ class RolloutFigures:
         self.found: dict[int, dict[str, float]] = {}
 
     def add(self, rollouts: Sequence[Rollout], tokens: Mapping[str, Tensor | None]) -> None:
-        """Add a micro-batch's values (N,) by name, N tokens in the order of its rollouts; None is left out."""
-        known = {name: values.detach().double() for name, values in tokens.items() if values is not None}
+        """Add a micro-batch's values (N,) by name, N tokens in the order of its rollouts; None is left out.
+
+        So are values of other tokens than the rollouts', of which nothing can be said here.
+        """
         lengths = [len(rollout.response) for rollout in rollouts]
+        given = {name: values for name, values in tokens.items() if values is not None}
+        known = {name: values.detach().double() for name, values in given.items() if len(values) == sum(lengths)}
         split = {name: torch.split(values.cpu(), lengths) for name, values in known.items()}
         for row, rollout in enumerate(rollouts):
             self.found[id(rollout)] = {name: float(parts[row].mean()) for name, parts in split.items()}

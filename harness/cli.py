@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from harness.commands import do_runs, do_study, whole_numbers
+from harness.commands import do_compare, do_runs, do_study, read_claim_files, report_claims, whole_numbers
 from harness.errors import ConfigError, HarnessError
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ Include = Annotated[list[Path] | None, typer.Option("--include-path", help="A fo
 Out = Annotated[Path, typer.Option(help="Where run directories go.")]
 Track = Annotated[
     str | None, typer.Option(help="Trackers that get a copy of the figures: tensorboard, wandb, trackio, mlflow.")
+]
+Claims = Annotated[
+    list[str] | None, typer.Option(help="A file of claims to judge on these runs, or a shipped one's name (aopd).")
 ]
 Names = Annotated[str | None, typer.Option(help="Comma-separated; default: all of the suite's.")]
 
@@ -137,11 +140,45 @@ def report(
     grader: Annotated[
         str, typer.Option(help="Show the scores that `harness regrade --grader` gave, where a task offers it.")
     ] = "",
+    claims: Claims = None,
 ) -> None:
     """Render report.html and report.md with figures and tables from run directories."""
     from reports.build import build_report
 
-    console.print(f"report: {build_report(runs, out or runs[0] / 'report', grader)}")
+    folder = out or runs[0] / "report"
+    files = read_claim_files(claims or [])
+    console.print(f"report: {build_report(runs, folder, grader)}")
+    report_claims(console, files, runs, folder, grader)
+
+
+@app.command()
+def compare(
+    methods: Annotated[
+        list[Path], typer.Argument(help="Methods' folders (runs/tiny/opd) or single runs, the baseline first.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Also write Markdown, LaTeX and CSV into this folder.")] = None,
+    format_: Annotated[
+        str | None, typer.Option("--format", help="Print markdown, csv or latex in place of the tables.")
+    ] = None,
+    stage: Annotated[
+        str | None,
+        typer.Option(help="The last stage that counts, e.g. 2; or two, e.g. 1,4, to compare a run with itself."),
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Comma-separated; show these tasks alone.")] = None,
+    order: Annotated[str | None, typer.Option(help="The order of the stages, where a folder holds several.")] = None,
+    profile: Annotated[str, typer.Option(help="An evaluation profile; default: the suite's first.")] = "",
+    grader: Annotated[str, typer.Option(help="Scores that `harness regrade --grader` gave.")] = "",
+    margin: Annotated[
+        float, typer.Option(min=0, help="Points within which learning counts as matched, so that forgetting is judged.")
+    ] = 5.0,
+    shared_items: Annotated[
+        bool, typer.Option(help="Where evaluations hold other items, compare those that both have.")
+    ] = False,
+    claims: Claims = None,
+) -> None:
+    """Compare methods by paired differences: learned, forgotten, entropy, final scores, with what the sample could show."""
+    shown = {"order": order, "profile": profile, "grader": grader}
+    do_compare(console, methods, out, format_, stage, task, shown, margin / 100, shared_items, claims or [])
 
 
 @app.command()

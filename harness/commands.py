@@ -7,20 +7,23 @@ from __future__ import annotations
 
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.markup import escape
 
 from harness.errors import ConfigError, HarnessError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.console import Console
 
     from harness.config import Suite
     from harness.spec import RunSpec
     from harness.study import Plan
+    from reports.claims_file import ClaimFile
+    from reports.methods import Method
 
 
 def do_runs(
@@ -116,6 +119,93 @@ def _summarise(console: Console, specs: Sequence[RunSpec]) -> None:
 
     print_retention(console, load([spec.path for spec in specs]))
     console.print(f"report: {_render(specs)}", highlight=False, soft_wrap=True)
+
+
+def do_compare(
+    console: Console,
+    paths: Sequence[Path],
+    out: Path | None,
+    kind: str | None,
+    stage: str | None,
+    task: str | None,
+    shown: Mapping[str, Any],
+    margin: float,
+    shared_items: bool,
+    claims: Sequence[str],
+) -> None:
+    """Print a comparison, its sentences and notes, and write it as files where a folder is given."""
+    from reports.compare import Comparison, Stages
+    from reports.compare_views import FORMATS, print_comparison, rendered, write_comparison
+    from reports.headline import sentences_of
+    from reports.methods import find_methods
+
+    if kind not in (None, *FORMATS):
+        raise ConfigError(f"--format {kind}: expected one of {', '.join(FORMATS)}")
+    stages = whole_numbers("--stage", stage) if stage else []
+    if len(stages) > 2:
+        raise ConfigError(f"--stage {stage}: expected one stage, or two to compare a run with itself")
+    if claims and len(stages) == 2:
+        raise ConfigError("--claims is about methods, and two stages compare a run with itself; give one of the two")
+    files = read_claim_files(claims)
+    methods = find_methods(paths, **shown, least=1 if len(stages) == 2 else 2)
+    tasks = task.split(",") if task else []
+    if len(stages) == 2:
+        compared, sentences = Stages(methods, *stages, tasks=tasks), []
+    else:
+        compared = Comparison(methods, stages[0] if stages else None, tasks, shared_items, margin)
+        sentences = sentences_of(compared)
+    if kind is None:
+        print_comparison(console, compared)
+        for sentence in sentences:
+            console.print(escape(sentence), highlight=False)
+    else:
+        typer.echo(rendered(compared, kind, sentences))
+    if out:
+        _name_files(write_comparison(compared, out, sentences))
+    if files:
+        _judge(None if kind else console, files, methods, margin, out)
+
+
+def read_claim_files(names: Sequence[str]) -> list[ClaimFile]:
+    """Read files of claims, by path or by a shipped one's name, before anything else is done."""
+    if not names:
+        return []
+    from reports.claims_file import read_claims
+
+    return [read_claims(name) for name in names]
+
+
+def report_claims(
+    console: Console, files: Sequence[ClaimFile], runs: Sequence[Path], folder: Path, grader: str
+) -> None:
+    """Judge claims on all methods of a report, print the verdicts, and write them beside it."""
+    if not files:
+        return
+    from reports.compare_rows import MARGIN
+    from reports.frames import load
+    from reports.methods import methods_of
+
+    _judge(console, files, methods_of(load(runs, grader)), MARGIN, folder)
+
+
+def _judge(
+    console: Console | None, files: Sequence[ClaimFile], methods: Sequence[Method], margin: float, folder: Path | None
+) -> None:
+    """Judge claims on methods, print the verdicts where there is a console, and write them where there is a folder."""
+    from reports.claims_judge import verdicts
+    from reports.claims_views import print_verdicts, write_verdicts
+
+    found = verdicts([claim for file in files for claim in file.claims], methods, margin)
+    if console:
+        print_verdicts(console, found)
+    if folder:
+        _name_files(write_verdicts(found, files, folder))
+
+
+def _name_files(written: Sequence[Path]) -> None:
+    """Name what was written on stderr, so that a table on stdout can be piped."""
+    for file in written:
+        typer.echo(f"written: {file}", err=True)
 
 
 def whole_numbers(option: str, text: str) -> list[int]:

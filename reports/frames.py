@@ -139,7 +139,7 @@ class Frames:
         return pd.concat(parts, ignore_index=True)
 
     @cached_property
-    def _cells(self) -> list[_Cell]:
+    def _cells(self) -> list[Cell]:
         return [cell for run, label in self.labelled for cell in _cells(run, label, self.profile, self.grader)]
 
 
@@ -155,7 +155,7 @@ def load(paths: Iterable[Path], grader: str = "") -> Frames:
 
 
 @dataclass(frozen=True)
-class _Cell:
+class Cell:
     """One task after one stage of one run; `results` is None when it has not been evaluated."""
 
     run: RunDir
@@ -166,22 +166,22 @@ class _Cell:
     results: dict[str, Any] | None
 
 
-def _cells(run: RunDir, label: str, profile: str, grader: str) -> Iterator[_Cell]:
+def _cells(run: RunDir, label: str, profile: str, grader: str) -> Iterator[Cell]:
     for stage in range(len(run.stages) + 1):
         for task in run.tasks_under(profile):
             path = run.cell_path(stage, task, profile, grader)
             file = path / "results.json"
-            yield _Cell(run, label, stage, task, path, read_json(file) if file.is_file() else None)
+            yield Cell(run, label, stage, task, path, read_json(file) if file.is_file() else None)
 
 
-def _base(cell: _Cell) -> dict[str, Any]:
+def _base(cell: Cell) -> dict[str, Any]:
     """Columns that say which run, stage and task a row belongs to."""
     run = cell.run
     identity = dict(zip(IDENTITY, (cell.label, run.suite, run.adapter, run.order, run.start, run.seed), strict=True))
     return {**identity, "stage": cell.stage, "task": cell.task}
 
 
-def _score_row(cell: _Cell) -> dict[str, Any]:
+def _score_row(cell: Cell) -> dict[str, Any]:
     run, results = cell.run, cell.results or {}
     outcomes = results.get("outcomes", {})
     return {
@@ -201,9 +201,9 @@ def _score_row(cell: _Cell) -> dict[str, Any]:
     }
 
 
-def _check_comparable(cells: Sequence[_Cell]) -> None:
+def _check_comparable(cells: Sequence[Cell]) -> None:
     """Refuse a task whose cells were generated or graded under different conditions."""
-    kinds: dict[tuple[str, str], dict[str, list[_Cell]]] = {}
+    kinds: dict[tuple[str, str], dict[str, list[Cell]]] = {}
     for cell in cells:
         if cell.results is not None:
             key = str(cell.results.get("keys", {}).get("comparability", ""))
@@ -212,18 +212,19 @@ def _check_comparable(cells: Sequence[_Cell]) -> None:
         if len(by_key) > 1:
             first, second = list(by_key.values())[:2]
             raise RunError(
-                f"{task} was evaluated under different conditions by {_describe_cell(first[0])} and "
-                f"{_describe_cell(second[0])}, so these cells cannot share a table: {_what_differs(first[-1], second[-1])}"
+                f"{task} was evaluated under different conditions by {describe_cell(first[0])} and "
+                f"{describe_cell(second[0])}, so these cells cannot share a table: {what_differs(first[-1], second[-1])}"
             )
 
 
-def _describe_cell(cell: _Cell) -> str:
+def describe_cell(cell: Cell) -> str:
+    """Say which run and stage a cell is of, with its items and key."""
     results = cell.results or {}
     where = f"{cell.label} seed {cell.run.seed} after stage {cell.stage}"
     return f"{where} (n = {results.get('n')}, key {results.get('keys', {}).get('comparability')})"
 
 
-def _what_differs(one: _Cell, other: _Cell) -> str:
+def what_differs(one: Cell, other: Cell) -> str:
     """Name the fields that differ, and the command that makes the cells comparable."""
     fields = [(cell.results or {}).get("keys", {}).get("fields") or {} for cell in (one, other)]
     found = differing(*fields) if all(fields) else {}
@@ -235,7 +236,7 @@ def _what_differs(one: _Cell, other: _Cell) -> str:
     return f"{said}; evaluate both alike: harness evaluate --suite {one.run.suite} --checkpoints {checkpoints}"
 
 
-def _checkpoint(cell: _Cell) -> str:
+def _checkpoint(cell: Cell) -> str:
     folder = cell.run.stage_path(cell.stage) / "train" / "checkpoint"
     return str(folder) if cell.stage else f"<the start of {cell.run.path}>"
 
@@ -243,7 +244,7 @@ def _checkpoint(cell: _Cell) -> str:
 def _step_rows(run: RunDir, label: str) -> Iterator[dict[str, Any]]:
     for stage, task in enumerate(run.stages, start=1):
         file = run.stage_path(stage) / "train" / "steps.jsonl"
-        base = _base(_Cell(run, label, stage, task, file.parent, None))
+        base = _base(Cell(run, label, stage, task, file.parent, None))
         for line in read_lines(file):
             seconds = line.pop("seconds", None) or {}
             yield {**line, **{f"seconds_{phase}": value for phase, value in seconds.items()}, **base}

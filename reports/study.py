@@ -26,9 +26,11 @@ from reports import (
     style,
 )
 from reports.build import Drawing, environment, publish
-from reports.study_claims import LEVEL, SEEDS, judged
+from reports.claims_judge import LEVEL, SEEDS
+from reports.compare_rows import MARGIN
+from reports.study_claims import judged
 from reports.study_data import RUN, Results, collect
-from reports.study_pairs import FORGETTING, MARGIN, RETENTION, matching_sentences, varies_rates
+from reports.study_pairs import FORGETTING, RETENTION, matching_sentences, varies_rates
 from reports.views import hardware_grid, packages_grid
 from reports.words import overlap, training_warnings
 

@@ -7,9 +7,12 @@ from typing import NamedTuple
 
 from harness.stats import Interval
 from harness.study import Factor
-from reports.study_claims import CONTRADICTED, LEVEL, NOT_RESOLVED, SEEDS, SHOWS, Claim, claims
+from reports.claims_judge import CONTRADICTED, LEVEL, NOT_RESOLVED, SEEDS, SUPPORTED
+from reports.claims_views import half_width, unresolved
+from reports.compare_rows import MATCHED
+from reports.study_claims import Claim, claims
 from reports.study_data import THRESHOLD, Config, Results
-from reports.study_pairs import MATCHED, Matching, Pair, pairs
+from reports.study_pairs import Matching, Pair, pairs
 from reports.views import Grid
 from reports.words import has_width, nats, nats_more, percent, plural, points, resolved, with_interval
 
@@ -42,11 +45,13 @@ def claims_grid(results: Results) -> Grid:
 def claims_sentence(results: Results) -> str:
     """Return which claims show, which are contradicted, and how many neither."""
     found = claims(results)
-    shown, against = ([claim.claim for claim in found if claim.verdict == verdict] for verdict in (SHOWS, CONTRADICTED))
+    shown, against = (
+        [claim.claim for claim in found if claim.verdict == verdict] for verdict in (SUPPORTED, CONTRADICTED)
+    )
     left = len(found) - len(shown) - len(against)
     told = [
         f"{len(each)} {verb}{' (' * bool(each)}{'; '.join(each)}{')' * bool(each)}"
-        for verb, each in (("show", shown), ("are contradicted", against))
+        for verb, each in (("are supported", shown), ("are contradicted", against))
     ]
     return f"Of {plural(len(found), 'row')}, {', '.join(told)}, {left} are not resolved or could not be compared."
 
@@ -112,27 +117,19 @@ class _Change(NamedTuple):
 
 
 def _claim_row(claim: Claim) -> list[str]:
-    write = points if claim.unit == "points" else nats_more
+    unit = claim.entry.unit
+    write = points if unit == "points" else nats_more
     known = bool(claim.difference.seeds)
-    shown = f"{with_interval(claim.difference, write)} {claim.unit}" if known else "–"
+    shown = f"{with_interval(claim.difference, write)} {unit}" if known else "–"
     p = "–" if claim.adjusted != claim.adjusted else f"{claim.adjusted:.3f}"
     return [claim.claim, claim.paper, claim.compared, shown, str(claim.difference.seeds or "–"), p, _verdict(claim)]
 
 
 def _verdict(claim: Claim) -> str:
-    """Say beside `not resolved` what stood in the way: seeds, the width of the interval, or Holm's adjustment."""
+    """Say beside `not resolved` what stood in the way."""
     if claim.verdict != NOT_RESOLVED:
         return claim.verdict
-    if not has_width(claim.difference, SEEDS):
-        fewer = claim.difference.seeds < SEEDS
-        return f"{NOT_RESOLVED}: {f'fewer than {SEEDS} seeds' if fewer else 'all seeds differ alike'}"
-    adjusted = " after Holm" if resolved(claim.difference) else ""
-    return f"{NOT_RESOLVED}{adjusted} (half-width {_half(claim.difference, claim.unit)} {claim.unit})"
-
-
-def _half(interval: Interval, unit: str) -> str:
-    half = (interval.high - interval.low) / 2
-    return percent(half) if unit == "points" else nats(half)
+    return unresolved(claim.difference, claim.entry.unit, claim.entry.parsed.sign * claim.entry.smallest)
 
 
 def _pair_row(pair: Pair) -> list[str]:
@@ -183,6 +180,6 @@ def _detectable(changes: Sequence[_Change]) -> str:
     for figure, (called, _, unit) in MOVED.items():
         found = sorted((c.difference for c in changes if c.figure == figure), key=lambda d: d.high - d.low)
         if found:
-            ends = dict.fromkeys(_half(each, unit) for each in (found[0], found[-1]))
+            ends = dict.fromkeys(half_width(each, unit) for each in (found[0], found[-1]))
             parts.append(f"{called} {' to '.join(ends)} {unit}")
     return f"Smallest detectable effect (half-width): {', '.join(parts)}."

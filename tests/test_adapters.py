@@ -493,7 +493,7 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 FIELDS = {
     "step", "loss", "grad_norm", "lr", "entropy", "advantage_mean", "routed_fkl", "response_tokens_mean",
     "truncated_share", "tokens", "seconds", "warnings", "fkl_gradient_share", "top_k", "teacher_top_mass",
-    "student_top_mass", "overlap", "pull_up", "pull_down",
+    "student_top_mass", "overlap", "pull_up", "pull_down", "reward_mean", "mismatch_mean", "mismatch_max", "mismatch_kl",
 }  # fmt: skip
 
 
@@ -526,6 +526,8 @@ def test_the_step_log_has_every_field_with_its_right_value():
     assert first["advantage_q05"] == pytest.approx(advantage.quantile(0.05).item())
     assert first["routed_fkl"] == pytest.approx((advantage <= 0).double().mean().item())
     assert 0 < first["routed_fkl"] < 1
+    assert first["reward_mean"] is None
+    assert first["mismatch_mean"] is None
     # responses of 3 2 1 5 1 4 tokens; [9] and [5 6 7 8] lack the stop token; prompts of 3 1 5 2 3 2 tokens
     assert first["response_tokens_mean"] == pytest.approx(16 / 6)
     assert first["truncated_share"] == pytest.approx(2 / 6)

@@ -88,6 +88,7 @@ def write_finished(
                 else [_step(step, spec, entropy, routed) | (logged or {}) for step in range(steps)]
             )
             (folder / "train" / "steps.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        _write(folder / "drift" / "results.json", {})
         for task, score in zip([*spec.trained, *spec.suite.probes], row, strict=True):
             _write(folder / "eval" / task / "results.json", _cell(task, index, score))
 

@@ -12,17 +12,16 @@ from scipy import stats
 
 from harness.spec import RunSpec
 from harness.stats import Interval, holm, p_value, t_interval
-from reports.study_claims import (
+from reports.claims_judge import (
     CONTRADICTED,
     NO_RUNS,
     NOT_RESOLVED,
     NOT_SHOWN_TO_MATCH,
-    SHOWS,
+    SUPPORTED,
     UNMATCHED,
-    chosen_rates,
-    claims,
     judge,
 )
+from reports.study_claims import chosen_rates, claims
 from reports.study_data import Config, Results, collect
 from reports.study_pairs import FORGETTING, RETENTION, matching_sentences, pairs
 from reports.study_views import claims_grid, claims_sentence, factor_sentence, pairs_grid
@@ -36,7 +35,7 @@ RATES: dict[str, Any] = {"title": "Rate", "key": "training.optimizer.lr", "value
 @pytest.mark.parametrize(
     ("difference", "adjusted", "verdict"),
     [
-        (Interval(0.1, 0.01, 0.19, 3), 0.04, SHOWS),
+        (Interval(0.1, 0.01, 0.19, 3), 0.04, SUPPORTED),
         (Interval(-0.1, -0.19, -0.01, 3), 0.04, CONTRADICTED),
         (Interval(0.1, -0.01, 0.21, 3), 0.06, NOT_RESOLVED),
         (Interval(0.1, 0.01, 0.19, 3), 0.06, NOT_RESOLVED),
@@ -89,14 +88,14 @@ def verdicts(results: Results) -> dict[str, str]:
 def test_a_clear_gain_shows_and_leaves_what_is_kept_uncompared(tmp_path: Path):
     learned = {"opd": [0.5, 0.5, 0.5], "aopd": [0.8, 0.79, 0.81]}
     found = verdicts(made(tmp_path, learned, {"opd": [0.2] * 3, "aopd": [0.75] * 3}))
-    learning = {"first": SHOWS, "all": SHOWS, "entropy": CONTRADICTED}
+    learning = {"first": SUPPORTED, "all": SUPPORTED, "entropy": CONTRADICTED}
     assert found == {**learning, "retains": UNMATCHED, "forgets": UNMATCHED}
 
 
 def test_the_page_opens_with_what_shows_and_what_is_contradicted(tmp_path: Path):
     learned = {"opd": [0.5, 0.5, 0.5], "aopd": [0.8, 0.79, 0.81]}
     first, every = "AOPD learns tiny_arithmetic better than OPD", "AOPD learns all tasks better than OPD"
-    shown = f"2 show ({first}, weak start; {every}, weak start)"
+    shown = f"2 are supported ({first}, weak start; {every}, weak start)"
     lost = "1 are contradicted (AOPD keeps a higher entropy in training, weak start)"
     told = claims_sentence(made(tmp_path, learned, learned))
     assert told == f"Of 5 rows, {shown}, {lost}, 2 are not resolved or could not be compared."
@@ -154,10 +153,10 @@ def test_retention_asks_for_equal_learning_of_the_first_task_and_forgetting_of_a
     assert [pair.status for pair in pairs(results, RETENTION)] == ["matched"]
     assert [pair.status for pair in pairs(results, FORGETTING)] == ["unmatched"]
     found = verdicts(results)
-    assert (found["retains"], found["forgets"]) == (SHOWS, UNMATCHED)
+    assert (found["retains"], found["forgets"]) == (SUPPORTED, UNMATCHED)
 
 
-@pytest.mark.parametrize(("kept", "verdict"), [(0.5, SHOWS), (0.1, CONTRADICTED), (0.3, NOT_RESOLVED)])
+@pytest.mark.parametrize(("kept", "verdict"), [(0.5, SUPPORTED), (0.1, CONTRADICTED), (0.3, NOT_RESOLVED)])
 def test_what_is_kept_is_judged_where_learning_is_matched(tmp_path: Path, kept: float, verdict: str):
     learned = {"opd": [0.6, 0.6, 0.6], "aopd": [0.62, 0.61, 0.63]}
     results = made(tmp_path, learned, {"opd": [0.3] * 3, "aopd": [kept, kept + 0.02, kept + 0.05]})

@@ -1,0 +1,143 @@
+"""The expressions that claims are written in: `metric(aopd, learned) > metric(opd, learned) + 0.02`.
+
+One comparison by > or <; on both sides numbers, `metric(adapter, name)` and + - * /, with parentheses. Python's parser reads
+it, nothing is ever evaluated as Python: a syntax tree with any other node is refused.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pandas as pd
+
+LONGEST, LARGEST = 500, 1e6
+FORM = "expected one comparison by > or < of numbers, metric(adapter, name) and + - * /, for example metric(aopd, learned) > 0"
+
+
+class Metric(NamedTuple):
+    """A named figure of one adapter's runs; `start` is empty for the start that the claim is judged from."""
+
+    adapter: str
+    name: str
+    start: str = ""
+
+
+Value = pd.Series | float
+Lookup = Callable[[Metric], pd.Series]
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A parsed comparison: the effect is its left side minus its right side, and `sign` the one that is claimed."""
+
+    text: str
+    left: ast.expr
+    right: ast.expr
+    sign: int
+
+    @property
+    def metrics(self) -> list[Metric]:
+        """The metrics that the expression names, in order, each once."""
+        return list(dict.fromkeys([*_metrics(self.left), *_metrics(self.right)]))
+
+    @property
+    def adapters(self) -> list[str]:
+        """The adapters that the expression names, in order, each once."""
+        return list(dict.fromkeys(metric.adapter for metric in self.metrics))
+
+    def effect(self, lookup: Lookup) -> pd.Series:
+        """Return left minus right by seed, over the seeds that every metric has; what is not finite is left out."""
+        change = _value(self.left, lookup) - _value(self.right, lookup)
+        assert isinstance(change, pd.Series)
+        return change[change.map(math.isfinite)]
+
+
+def parse(text: str) -> Expression:
+    """Return the expression in a text; raises `ValueError` that says what was found and what is allowed."""
+    if len(text) > LONGEST:
+        raise ValueError(f"an expression of {len(text)} characters; {LONGEST} are allowed")
+    try:
+        found = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"{text!r} cannot be read ({error}); {FORM}") from error
+    if not isinstance(found, ast.Compare) or len(found.ops) != 1 or not isinstance(found.ops[0], ast.Gt | ast.Lt):
+        raise ValueError(f"{text!r} is not one comparison; {FORM}")
+    left, right = found.left, found.comparators[0]
+    _check(left)
+    _check(right)
+    expression = Expression(text, left, right, 1 if isinstance(found.ops[0], ast.Gt) else -1)
+    if not expression.metrics:
+        raise ValueError(f"{text!r} names no metric, so there is nothing to judge; {FORM}")
+    return expression
+
+
+def _check(node: ast.expr) -> None:
+    """Refuse every node that the grammar does not have."""
+    match node:
+        case ast.BinOp(left=left, op=ast.Add() | ast.Sub() | ast.Mult() | ast.Div(), right=right):
+            _check(left)
+            _check(right)
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            _check(operand)
+        case ast.Constant(value=int(number) | float(number)) if not isinstance(number, bool):
+            if not abs(number) <= LARGEST:
+                raise ValueError(f"the number {ast.unparse(node)[:30]} is larger than {LARGEST:g}")
+        case ast.Call():
+            _metric(node)
+        case _:
+            raise ValueError(f"{ast.unparse(node)[:60]!r} is not allowed; {FORM}")
+
+
+def _metric(node: ast.Call) -> Metric:
+    known = isinstance(node.func, ast.Name) and node.func.id == "metric"
+    keywords = {keyword.arg: keyword.value for keyword in node.keywords}
+    if not known or len(node.args) != 2 or not set(keywords) <= {"start"} or len(keywords) < len(node.keywords):
+        raise ValueError(
+            f"{ast.unparse(node)[:60]!r} is not allowed; the one function is metric(adapter, name), or "
+            "metric(adapter, name, start=weak)"
+        )
+    return Metric(_word(node.args[0]), _word(node.args[1]), _word(keywords["start"]) if keywords else "")
+
+
+def _word(node: ast.expr) -> str:
+    match node:
+        case ast.Name(id=name):
+            return name
+        case ast.Constant(value=str(text)):
+            return text
+        case _:
+            raise ValueError(f"{ast.unparse(node)[:60]!r} is no name; expected a word, or one in quotes")
+
+
+def _metrics(node: ast.expr) -> Iterator[Metric]:
+    for found in ast.walk(node):
+        if isinstance(found, ast.Call):
+            yield _metric(found)
+
+
+def _value(node: ast.expr, lookup: Lookup) -> Value:
+    match node:
+        case ast.BinOp(left=left, op=op, right=right):
+            return _combined(op, _value(left, lookup), _value(right, lookup))
+        case ast.UnaryOp(operand=operand):
+            return -_value(operand, lookup)
+        case ast.Constant(value=int(number) | float(number)):
+            return float(number)
+        case ast.Call():
+            return lookup(_metric(node))
+        case _:
+            raise ValueError(f"{ast.unparse(node)!r} is not allowed; {FORM}")
+
+
+def _combined(op: ast.operator, left: Value, right: Value) -> Value:
+    if isinstance(op, ast.Add):
+        return left + right
+    if isinstance(op, ast.Sub):
+        return left - right
+    if isinstance(op, ast.Mult):
+        return left * right
+    return left / right if isinstance(right, pd.Series) or right else left * math.nan

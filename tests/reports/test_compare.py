@@ -1,0 +1,300 @@
+"""`harness compare`: methods found and paired, rows by hand, retention at matched learning alone, and its files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from harness.cli import main
+from harness.errors import RunError
+from harness.metrics import FIGURES
+from harness.stats import Interval, holm
+from reports.compare import Comparison, Stages
+from reports.compare_rows import (
+    AVERAGE,
+    BACKWARD,
+    ENTROPY,
+    FINAL,
+    FORGOTTEN,
+    LEARNED,
+    frame,
+    frame_by_seed,
+    how_matched,
+)
+from reports.compare_views import latex, markdown
+from reports.frames import load
+from reports.methods import find_methods
+from reports.tables import figures_by_seed
+from tests.reports.factory import PROBES, SCORES, STAGES, write_run
+
+START = [0.5, 0.1, 0.6]
+LOW = [START, [0.6, 0.2, 0.5], [0.4, 0.7, 0.5]]
+HIGH = [START, [0.8, 0.2, 0.5], [0.3, 0.9, 0.4]]
+
+
+def shifted(scores: list[list[float]], by: float) -> list[list[float]]:
+    """Return scores whose first task after its stage is moved."""
+    return [scores[0], [scores[1][0] + by, *scores[1][1:]], scores[2]]
+
+
+def write_three(
+    tmp_path: Path, adapter: str, scores: list[list[float]], moves=(0.0, 0.1, -0.1), **options: Any
+) -> Path:
+    for seed, move in enumerate(moves):
+        write_run(tmp_path, adapter, seed, shifted(scores, move), **options)
+    return tmp_path / "tiny" / adapter
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> list[Path]:
+    """OPD and AOPD with three seeds: AOPD learned 0.2 more of each task and forgot 0.3 more."""
+    return [write_three(tmp_path, "opd", LOW), write_three(tmp_path, "aopd", HIGH, (0.0, 0.0, 0.0))]
+
+
+def test_rows_are_the_figures_of_the_report(two: list[Path]):
+    """Every average is the paired mean of what the report's own figures say of each run."""
+    compared = Comparison(find_methods(two))
+    figures = figures_by_seed(load(two).scores).pivot(index="seed", columns=["figure", "adapter"], values="value")
+    named = {"learning_accuracy": (LEARNED, AVERAGE), "forgetting_chaudhry": (FORGOTTEN, "")}
+    named |= {"backward_transfer": (BACKWARD, ""), "average_accuracy": (FINAL, AVERAGE)}
+    assert set(named) <= set(FIGURES)
+    for figure, (measure, task) in named.items():
+        row = compared.row("aopd", measure, task)
+        assert row is not None
+        change = figures[figure]["aopd"] - figures[figure]["opd"]
+        assert list(row.difference.by_seed) == pytest.approx(list(change))
+        assert row.difference.items.mean == pytest.approx(change.mean())
+
+
+def test_a_row_by_hand(two: list[Path]):
+    table = frame(Comparison(find_methods(two)).rows).set_index(["measure", "task"])
+    row: Any = table.loc[("learned", "tiny_arithmetic")]
+    assert (row["baseline_value"], row["method_value"], row["difference"]) == pytest.approx((0.6, 0.8, 0.2))
+    assert (row["low"], row["high"]) == pytest.approx((0.2 - 4.302653 * 0.1 / 3**0.5, 0.2 + 4.302653 * 0.1 / 3**0.5))
+    assert (row["lost"], row["gained"], row["seeds"], row["items"]) == (0, 2 + 1 + 3, 3, 10)
+    assert row["p_holm"] == row["p"]
+    assert pd.isna(table.loc[("learned", "tiny_weather"), "p"])
+    assert len(frame_by_seed(Comparison(find_methods(two)).rows)) == 3 * len(table)
+
+
+def test_the_best_stage_counts_for_forgetting(tmp_path: Path):
+    stages = (*STAGES, "tiny_currency")
+    rises = [[0.1] * 3, [0.4, 0.1, 0.1], [0.9, 0.5, 0.1], [0.2, 0.5, 0.5]]
+    falls = [[0.1] * 3, [0.4, 0.1, 0.1], [0.3, 0.5, 0.1], [0.2, 0.5, 0.5]]
+    paths = [
+        write_run(tmp_path, name, 0, scores, stages=stages, probes=())
+        for name, scores in (("opd", falls), ("aopd", rises))
+    ]
+    row = Comparison(find_methods(paths)).row("aopd", FORGOTTEN)
+    assert row is not None
+    assert (row.difference.base, row.difference.other) == (pytest.approx(0.1), pytest.approx(0.35))
+
+
+def test_forgetting_is_judged_only_at_matched_learning(tmp_path: Path, two: list[Path]):
+    unmatched = Comparison(find_methods(two)).row("aopd", FORGOTTEN)
+    assert unmatched is not None
+    assert (unmatched.learning, unmatched.judged, pd.isna(unmatched.adjusted)) == ("unmatched", False, True)
+    kept = [write_three(tmp_path / "b", "opd", LOW), write_three(tmp_path / "b", "sft", [*LOW[:2], [0.2, 0.7, 0.5]])]
+    for seed, last in enumerate((0.1, 0.2, 0.4)):
+        shutil.rmtree(tmp_path / "b" / "tiny" / "sft" / "default" / f"seed{seed}")
+        scores = [*shifted(LOW, (0.0, 0.1, -0.1)[seed])[:2], [last, 0.7, 0.5]]
+        write_run(tmp_path / "b", "sft", seed, scores)
+    matched = Comparison(find_methods(kept)).row("sft", FORGOTTEN)
+    assert matched is not None
+    assert (matched.learning, matched.judged) == ("matched", True)
+    assert matched.adjusted == pytest.approx(matched.difference.p)
+
+
+@pytest.mark.parametrize(
+    ("learned", "status"),
+    [
+        (Interval(0.0, -0.05, 0.05, 3), "matched"),
+        (Interval(0.0, -0.06, 0.05, 3), "matched on average only"),
+        (Interval(0.06, 0.02, 0.1, 3), "unmatched"),
+        (Interval(0.0, float("nan"), float("nan"), 1), "matched on average only"),
+    ],
+)
+def test_matched_means_the_whole_interval(learned: Interval, status: str):
+    assert how_matched(learned) == status
+
+
+def test_holm_counts_tasks_and_methods_within_a_measure(tmp_path: Path):
+    paths = [
+        write_three(tmp_path, "opd", LOW),
+        write_three(tmp_path, "aopd", HIGH, (0.0, 0.0, 0.1)),
+        write_three(tmp_path, "gkd", HIGH, (0.1, 0.0, 0.0)),
+    ]
+    every = Comparison(find_methods(paths))
+    rows = [row for row in every.rows if row.measure == LEARNED and row.task != AVERAGE]
+    assert len(rows) == 4
+    assert [row.adjusted for row in rows] == pytest.approx(holm([row.difference.p for row in rows]), nan_ok=True)
+    shown = Comparison(every.methods, tasks=["tiny_arithmetic"])
+    assert {row.task for row in shown.rows} == {"tiny_arithmetic"}
+    assert shown.rows[0].adjusted == rows[0].adjusted
+
+
+def test_an_earlier_stage_ends_the_comparison_there(two: list[Path]):
+    compared = Comparison(find_methods(two), stage=1)
+    assert compared.row("aopd", FORGOTTEN) is None
+    average = compared.row("aopd", LEARNED, AVERAGE)
+    assert average is not None
+    assert average.difference.seeds.mean == pytest.approx(0.2)
+    assert [row.title for row in compared.rows if row.measure == FINAL] == [
+        *(f"final score: {task}" for task in (*STAGES, *PROBES)),
+        "final score: average",
+    ]
+
+
+def test_two_stages_of_a_method(two: list[Path]):
+    rows = {row.task: row for row in Stages(find_methods(two[1:], least=1), 1, 2).rows}
+    found = rows["tiny_arithmetic"].difference
+    assert (found.base, found.other, found.lost, found.gained) == (pytest.approx(0.8), pytest.approx(0.3), 15, 0)
+
+
+def test_entropy_is_of_own_answers_alone(tmp_path: Path):
+    paths = [write_three(tmp_path, name, LOW) for name in ("opd", "aopd", "sft")]
+    compared = Comparison(find_methods(paths))
+    row = compared.row("aopd", ENTROPY)
+    assert row is not None
+    assert row.difference.base == pytest.approx(1 - 0.1 * 1.5)
+    assert compared.row("sft", ENTROPY) is None
+    assert "sft trains on references, so its entropy in training is not compared." in compared.notes()
+
+
+def test_seeds_without_a_partner_are_named(tmp_path: Path):
+    paths = [write_three(tmp_path, "opd", LOW), write_three(tmp_path, "aopd", HIGH, (0.0,))]
+    compared = Comparison(find_methods(paths))
+    assert {row.difference.seeds.seeds for row in compared.rows} == {1}
+    assert "opd: seeds 1, 2 have no partner and are left out." in compared.notes()
+
+
+def test_no_seed_in_common_is_refused(tmp_path: Path):
+    paths = [write_three(tmp_path, "opd", LOW, (0.0, 0.0)), tmp_path / "tiny" / "aopd"]
+    for seed in (2, 3):
+        write_run(tmp_path, "aopd", seed, HIGH)
+    with pytest.raises(
+        RunError, match="opd has seeds 0, 1 and aopd 2, 3, none in common; run both with the same seeds"
+    ):
+        _ = Comparison(find_methods(paths)).rows
+
+
+def test_two_single_runs_are_paired_by_items_whatever_their_seeds(two: list[Path]):
+    paths = [two[0] / "default" / "seed0", two[0] / "default" / "seed1"]
+    compared = Comparison(find_methods(paths))
+    assert [method.name for method in compared.methods] == ["opd, seed 0", "opd, seed 1"]
+    row = compared.row("opd, seed 1", LEARNED, "tiny_arithmetic")
+    assert row is not None
+    assert (row.difference.seeds.mean, row.difference.gained) == (pytest.approx(0.1), 1)
+    assert "differ in their seed" in compared.notes()[0]
+
+
+def test_a_copy_from_another_machine_is_named_by_what_sets_its_path_apart(tmp_path: Path, two: list[Path]):
+    copy = tmp_path / "there" / "runs"
+    shutil.copytree(two[0].parent, copy / "tiny")
+    names = [method.name for method in find_methods([two[0], copy / "tiny" / "opd"])]
+    assert names[1] == "opd at there/runs"
+    assert len(set(names)) == 2
+
+
+def test_a_folder_of_several_methods_gives_them_all(two: list[Path]):
+    assert [method.name for method in find_methods([two[0].parent])] == ["opd", "aopd"]
+
+
+def test_several_orders_need_a_choice(tmp_path: Path, two: list[Path]):
+    write_run(tmp_path, "opd", 0, LOW, order="back")
+    with pytest.raises(RunError, match=r"has runs in the orders back, default; choose one with --order"):
+        find_methods(two)
+    assert find_methods(two, order="default")[0].first.order == "default"
+    with pytest.raises(RunError, match=r"no run in order 'joint'; it has back, default"):
+        find_methods(two, order="joint")
+
+
+def test_mistakes_name_what_there_is(two: list[Path]):
+    with pytest.raises(RunError, match="holds one method, opd; name at least 2 methods"):
+        find_methods(two[:1])
+    with pytest.raises(RunError, match="has no profile 'sampled'; it has default"):
+        find_methods(two, profile="sampled")
+    with pytest.raises(RunError, match="is named twice"):
+        find_methods([two[0], two[0]])
+    methods = find_methods(two)
+    with pytest.raises(RunError, match="--stage 3: the runs have the stages 0"):
+        Comparison(methods, stage=3)
+    with pytest.raises(RunError, match="--task weather: no run has it; they have tiny_arithmetic"):
+        Comparison(methods, tasks=["weather"])
+
+
+def test_other_conditions_across_suites_are_refused(tmp_path: Path):
+    paths = [
+        write_run(tmp_path, "opd", 0, SCORES),
+        write_run(tmp_path, "opd", 0, SCORES, suite="tiny-lr", comparability="c1"),
+    ]
+    with pytest.raises(RunError, match="cannot be paired"):
+        _ = Comparison(find_methods(paths)).rows
+
+
+def test_latex_is_booktabs_without_a_character_that_pdflatex_lacks(two: list[Path]):
+    text = latex(Comparison(find_methods(two)))
+    assert r"\toprule" in text
+    assert r"learned: tiny\_arithmetic & 60.0 & 80.0 & +20.0" in text
+    assert text.isascii()
+
+
+def test_markdown_has_one_line_per_row(two: list[Path]):
+    compared = Comparison(find_methods(two))
+    lines = markdown(compared, ["A sentence."]).splitlines()
+    assert lines[0] == "A sentence."
+    assert sum(line.startswith("| ") for line in lines) == len(compared.rows) + 1
+
+
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "argv", ["harness", "compare", *arguments])
+    code = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_the_command_writes_its_files(two: list[Path], tmp_path: Path, monkeypatch: Any, capsys: Any):
+    out = tmp_path / "out"
+    code, shown, _ = call(monkeypatch, capsys, *map(str, two), "--out", str(out), "--claims", "aopd")
+    assert code == 0
+    assert "aopd learned 20.0 points more" in " ".join(shown.split())
+    names = {"compare.md", "compare.tex", "compare.csv", "compare_by_seed.csv", "claims.md", "claims.csv"}
+    assert {file.name for file in out.iterdir()} == names
+    assert set(pd.read_csv(out / "claims.csv")["verdict"]) >= {"not resolved"}
+
+
+def test_csv_on_standard_output_is_nothing_but_csv(two: list[Path], tmp_path: Path, monkeypatch: Any, capsys: Any):
+    code, shown, told = call(monkeypatch, capsys, *map(str, two), "--format", "csv", "--out", str(tmp_path / "o"))
+    rows = list(csv.DictReader(io.StringIO(shown.strip())))
+    assert code == 0
+    assert {row["method"] for row in rows} == {"aopd"}
+    assert "written:" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--format", "html"], "--format html: expected one of markdown, csv, latex"),
+        (["--stage", "0,1,2"], "--stage 0,1,2: expected one stage, or two"),
+        (["--stage", "one"], "--stage one: found 'one', expected whole numbers"),
+        (["--stage", "0,1", "--claims", "aopd"], "--claims is about methods"),
+        (["--claims", "nowhere.yaml"], "there is no claims file nowhere.yaml"),
+    ],
+)
+def test_mistakes_are_one_line(two: list[Path], arguments: list[str], sentence: str, monkeypatch: Any, capsys: Any):
+    code, _, told = call(monkeypatch, capsys, *map(str, two), *arguments)
+    assert code == 2
+    assert sentence in told
+    assert len(told.strip().splitlines()) == 1
