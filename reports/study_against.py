@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from harness.stats import Interval
 from harness.study import Factor
+from reports.page import Grid
 from reports.study_claims import SEEDS
 from reports.study_data import Config, Results
 from reports.study_pairs import MATCHED, how_matched
 from reports.study_views import MOVED
-from reports.views import Grid
 from reports.words import points, resolved, with_interval
 
 

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 import pandas as pd
 
 from harness.stats import Interval, t_interval
+from reports.matching import MATCHED, ON_AVERAGE, how_matched
 from reports.study_data import AOPD, OPD, Config, Results
 from reports.words import plural, points, with_interval
 
-MARGIN = 0.05  # a share, of what is matched
-MATCHED, ON_AVERAGE, UNMATCHED = "matched", "matched on average only", "unmatched"
 NOTHING = t_interval(pd.Series(dtype=float))
 
 
@@ -32,13 +31,6 @@ class Matching:
 
 RETENTION = Matching("first_learned", "first_retained", "R[1][1]", "retention of the first task (R[T][1] − R[1][1])")
 FORGETTING = Matching("learning_accuracy", "forgetting_chaudhry", "learning accuracy", "forgetting (Chaudhry)")
-
-
-def how_matched(learned: Interval) -> str:
-    """Say whether the whole interval of a difference in learning lies within the margin, or the mean alone does."""
-    if learned.low >= -MARGIN and learned.high <= MARGIN:
-        return MATCHED
-    return ON_AVERAGE if abs(learned.mean) <= MARGIN else UNMATCHED
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from harness.stats import Interval
 from harness.study import Factor
+from reports.page import Grid
 from reports.study_claims import CONTRADICTED, LEVEL, NOT_RESOLVED, SEEDS, SHOWS, Claim, claims
 from reports.study_data import THRESHOLD, Config, Results
 from reports.study_pairs import MATCHED, Matching, Pair, pairs
-from reports.views import Grid
 from reports.words import has_width, nats, nats_more, percent, plural, points, resolved, with_interval
 
 COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
