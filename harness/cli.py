@@ -147,7 +147,7 @@ def report(
 
     folder = out or runs[0] / "report"
     files = read_claim_files(claims or [])
-    console.print(f"report: {build_report(runs, folder, grader)}")
+    console.print(f"report: {build_report(runs, folder, grader, files)}")
     report_claims(console, files, runs, folder, grader)
 
 

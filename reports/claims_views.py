@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,8 +20,8 @@ from reports.claims_judge import (
     Verdict,
     filled,
 )
-from reports.views import Grid
-from reports.words import has_width, nats, nats_more, percent, points, resolved, with_interval
+from reports.page import Grid
+from reports.words import has_width, nats, nats_more, p_value, percent, points, resolved, with_interval
 
 RULE = (
     f"Supported: the 95 % t interval of the effect, paired over at least {SEEDS} seeds, lies wholly beyond the smallest "
@@ -110,7 +109,7 @@ def _row(verdict: Verdict) -> list[str]:
         f"{with_interval(effect, write)} {entry.unit}" if effect.seeds else "–",
         f"{write(entry.parsed.sign * entry.smallest)}" if entry.smallest else "any",
         str(effect.seeds or "–"),
-        "–" if math.isnan(verdict.adjusted) else f"{verdict.adjusted:.3f}",
+        p_value(verdict.adjusted),
         said(verdict),
         _needed(verdict),
     ]

@@ -21,7 +21,7 @@ from harness.stats import Interval
 from reports.compare import Comparison, Stages
 from reports.compare_rows import AVERAGE, Row, frame, frame_by_seed
 from reports.style import short_names
-from reports.words import nats, nats_more, percent, points
+from reports.words import nats, nats_more, p_value, percent, points
 
 LATEX = {"<": "$<$", "−": "$-$", "–": "--", "\u00a0": "~", "×": r"$\times$"}
 LEVEL = 0.05
@@ -113,9 +113,9 @@ def _texts(row: Row) -> dict[str, str]:
         "difference": change(found.seeds.mean),
         "over seeds": _bracket(found.seeds, change, 2),
         "over items": _bracket(found.items, change, 1),
-        "p, Holm": row.learning if not row.judged else _p(row.adjusted),
+        "p, Holm": row.learning if not row.judged else p_value(row.adjusted),
         "lost / gained": f"{found.lost} / {found.gained}" if found.flips else "–",
-        "McNemar p": _p(found.mcnemar),
+        "McNemar p": p_value(found.mcnemar),
         "sd seeds; items": "; ".join(level(value) for value in sd) if found.item_count else "–",
         "detects": _detects(row, level),
         "noise": level(row.noise),
@@ -140,12 +140,6 @@ def _detects(row: Row, level: Callable[[float], str]) -> str:
     if math.isnan(over_seeds) and not math.isnan(over_items):
         return f"{level(over_items)} (items)"
     return level(over_seeds)
-
-
-def _p(value: float) -> str:
-    if math.isnan(value):
-        return "–"
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _plain(title: str) -> str:

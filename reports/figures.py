@@ -12,15 +12,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from harness.errors import RunError
 from reports import style
+from reports.figures_many import learning_rows, task_strips
 from reports.tables import retention
 
 SMOOTHING = 5
@@ -86,15 +85,14 @@ def _annotate(axes: Axes, column: int, cell: Mapping[Hashable, Any]) -> None:
     if np.isnan(mean):
         axes.text(column, row, "not yet", ha="center", va="center", fontsize=8)
         return
-    ink = "black" if np.dot(colormaps[style.HEAT](mean)[:3], (0.3, 0.59, 0.11)) > 0.5 else "white"
+    ink = style.ink_on(mean)
     several = cell["seeds"] > 1
     axes.text(column, row - 0.15 * several, f"{100 * mean:.0f}", ha="center", va="center", color=ink)
     if several:
         spread = f"{100 * cell['smallest']:.0f} to {100 * cell['largest']:.0f}"
         axes.text(column, row + 0.24, spread, ha="center", va="center", color=ink, fontsize=7)
     if cell["own"]:
-        box = Rectangle((column - 0.46, row - 0.45), 0.92, 0.9, fill=False, edgecolor=style.PALETTE[1], linewidth=2)
-        axes.add_patch(box)
+        axes.add_patch(style.frame(column, row))
 
 
 @style.styled()
@@ -103,6 +101,8 @@ def forgetting_curves(scores: pd.DataFrame) -> Figure:
     table = retention(scores).dropna(subset="mean")
     if table.empty:
         raise RunError("Nothing has been evaluated yet; expected results.json in a stage's eval folder.")
+    if table["label"].nunique() > style.MANY:
+        return task_strips(table)
     tasks, names = list(table["task"].unique()), style.short_names(scores["task"])
     columns = min(3, len(tasks)) if len(tasks) != 4 else 2
     rows, looks = -(-len(tasks) // columns), looks_of(table)
@@ -152,6 +152,8 @@ def _name_stages(axes: Axes, scores: pd.DataFrame) -> None:
 def learning_curves(scores: pd.DataFrame) -> Figure:
     """Return the diagonal: each trained task right before (hollow) and right after (filled) its own stage."""
     table = retention(scores)
+    if table["label"].nunique() > style.MANY:
+        return learning_rows(table)
     looks, tasks = looks_of(table), list(table.loc[table["role"] == "trained", "task"].unique())
     table = table.assign(place=table["task"].map({task: place for place, task in enumerate(tasks)}))
     figure = Figure(figsize=(max(NARROWEST, 1.6 * len(tasks) + 3.0), 3.8), layout="constrained")
@@ -179,31 +181,61 @@ def _learning_line(axes: Axes, cells: pd.DataFrame, look: dict[str, Any], shift:
 
 @style.styled()
 def entropy_curves(steps: pd.DataFrame) -> Figure:
-    """Return entropy over training steps, one panel per suite and order, stages named and divided by lines.
+    """Return the student's entropy over training steps, as `training_curves` draws it."""
+    title = f"Entropy during training, rolling mean of {SMOOTHING} steps within a stage"
+    return training_curves(steps, "entropy", "entropy of the student\n(nats per answer token)", title)
 
-    Lines are means over seeds of a centred rolling mean of 5 steps that never reaches over a stage's boundary; bands
-    run from the lowest to the highest seed.
+
+@style.styled()
+def training_curves(steps: pd.DataFrame, field: str, unit: str, title: str, scale: float = 1) -> Figure:
+    """Return a field of the step log over training, one panel per suite and order, stages named and divided by lines.
+
+    Lines are means over seeds of a centred rolling mean of 5 steps that never reaches over a stage's boundary; bands run from
+    the lowest to the highest seed. More labels than colours get a panel each, with the reference's line in grey. Raises
+    RunError where no step has the field.
     """
-    steps = steps.dropna(subset="entropy")
+    steps = steps.dropna(subset=field)
     if steps.empty:
-        raise RunError("No training step has an entropy yet; expected `entropy` in a stage's train/steps.jsonl.")
+        raise RunError(f"No training step has an {field} yet; expected `{field}` in a stage's train/steps.jsonl.")
     looks = {label: {**look, "marker": None} for label, look in looks_of(steps).items()}
+    if len(looks) > style.MANY:
+        return _many_curves(steps, field, unit, title, scale, looks)
     orders = list(steps.groupby(["suite", "order"], sort=False))
     figure = Figure(figsize=(11, 3.2 * len(orders) + 0.6), layout="constrained")
     for axes, (order, rows) in zip(figure.subplots(len(orders), squeeze=False).flat, orders, strict=True):
-        _entropy_panel(axes, rows, looks)
+        _curves_panel(axes, rows, field, looks, scale)
+        axes.set(xlabel="training step, stages in order", ylabel=unit)
         if len(orders) > 1:
             axes.set_title(", ".join(map(str, order)), pad=18)
-    legend_above(figure, looks, f"Entropy during training, rolling mean of {SMOOTHING} steps within a stage")
+    legend_above(figure, looks, title)
     return figure
 
 
-def _entropy_panel(axes: Axes, steps: pd.DataFrame, looks: Looks) -> None:
-    for label, line in smoothed(steps, "entropy").groupby("label", sort=False):
-        line_with_band(axes, line["global_step"], line, looks[str(label)], scale=1)
-    axes.set(xlabel="training step, stages in order", ylabel="entropy of the student\n(nats per answer token)")
-    axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
-    mark_stages(axes, steps)
+def _curves_panel(axes: Axes, steps: pd.DataFrame, field: str, looks: Looks, scale: float, *, named=True) -> None:
+    for label, line in smoothed(steps, field).groupby("label", sort=False):
+        line_with_band(axes, line["global_step"], line, looks[str(label)], scale=scale)
+    axes.set_ylim(0, max(1.05 * axes.get_ylim()[1], 1e-6))
+    mark_stages(axes, steps, named=named)
+
+
+def _many_curves(steps: pd.DataFrame, field: str, unit: str, title: str, scale: float, looks: Looks) -> Figure:
+    """Draw a panel per label on common axes, the reference's mean behind each in grey."""
+    first = style.reference(list(looks))
+    rows = -(-len(looks) // 4)
+    figure = Figure(figsize=(12, 1.9 * rows + 1.2), layout="constrained")
+    grid = figure.subplots(rows, 4, sharex=True, sharey=True, squeeze=False)
+    behind = smoothed(steps[steps["label"] == first], field)
+    for axes, label in zip(grid.flat, looks, strict=False):
+        axes.plot(behind["global_step"], scale * behind["mean"], color=style.RULE, linewidth=1)
+        _curves_panel(axes, steps[steps["label"] == label], field, looks, scale, named=False)
+        axes.set_title(label)
+    for axes in grid.flat[len(looks) :]:
+        axes.set_axis_off()
+    grid[0, 0].set_ylim(0, 1.05 * scale * smoothed(steps, field)["largest"].max())
+    figure.supxlabel("training step, stages in order, divided by lines")
+    figure.supylabel(unit)
+    figure.suptitle(f"{title}; grey: {first}", x=0.005, ha="left")
+    return figure
 
 
 def mark_stages(axes: Axes, steps: pd.DataFrame, *, named: bool = True) -> None:

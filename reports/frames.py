@@ -139,6 +139,16 @@ class Frames:
         return pd.concat(parts, ignore_index=True)
 
     @cached_property
+    def answers(self) -> pd.DataFrame:
+        """One row per run, stage, task and item: its `outcome`, without texts; where an item has several, the first not right.
+
+        `last` is the run's last stage and `own_stage` the one that trains the task, 0 where none does.
+        """
+        parts = [_outcomes(cell) for cell in self._cells if (cell.path / "samples.parquet").is_file()]
+        keys = [*IDENTITY, "stage", "task", "item_id", "outcome", "last", "own_stage"]
+        return pd.concat(parts, ignore_index=True)[keys] if parts else pd.DataFrame(columns=pd.Index(keys))
+
+    @cached_property
     def _cells(self) -> list[Cell]:
         return [cell for run, label in self.labelled for cell in _cells(run, label, self.profile, self.grader)]
 
@@ -199,6 +209,15 @@ def _score_row(cell: Cell) -> dict[str, Any]:
         "weights": results.get("weights", ""),
         "comparability": results.get("keys", {}).get("comparability", ""),
     }
+
+
+def _outcomes(cell: Cell) -> pd.DataFrame:
+    answers = pd.read_parquet(cell.path / "samples.parquet", columns=["item_id", "outcome"])
+    if answers["item_id"].duplicated().any():
+        right = answers["outcome"] == "correct"
+        answers = pd.concat([answers[~right], answers[right]]).drop_duplicates("item_id")
+    own = next((stage for stage, tasks in enumerate(cell.run.trains, start=1) if cell.task in tasks), 0)
+    return answers.assign(**_base(cell), last=len(cell.run.stages), own_stage=own)
 
 
 def _check_comparable(cells: Sequence[Cell]) -> None:

@@ -17,6 +17,7 @@ SIZE = 8.5
 RADII = (7, 12, 19, 28, 39, 52, 68)
 ANGLES = (0, 180, 90, 270, 30, 330, 150, 210, 60, 300, 120, 240)
 MARK = 5.0  # half the width of what a mark keeps free
+ARM = 60.0  # how far a bar through a mark is kept free
 CLOSE = 14  # without a leading line
 
 
@@ -46,10 +47,11 @@ class Box:
         return max(0.0, wide) * max(0.0, high)
 
 
-def write_names(axes: Axes, names: Sequence[Name]) -> None:
+def write_names(axes: Axes, names: Sequence[Name], *, crosses: bool = False) -> None:
     """Write each name where it covers neither marks nor names; the axes' place and limits must be final.
 
-    The most crowded mark chooses first; the same marks give the same places.
+    With `crosses`, a horizontal and a vertical bar through each mark are kept free too, as far as a name may reach. The most
+    crowded mark chooses first; the same marks give the same places.
     """
     figure = axes.get_figure()
     assert figure is not None
@@ -58,6 +60,8 @@ def write_names(axes: Axes, names: Sequence[Name]) -> None:
     marks = [Box(float(x), float(y), MARK, MARK) for x, y in places]
     corners: list[list[float]] = (inch * axes.get_window_extent().get_points()).tolist()
     taken = list(marks)
+    if crosses:
+        taken += [Box(mark.x, mark.y, *half) for mark in marks for half in ((ARM, 1.0), (1.0, ARM))]
     for number in sorted(range(len(names)), key=lambda i: -sum(_near(marks[i], other) for other in marks)):
         radius, place = min(_places(names[number].text, marks[number]), key=lambda found: _cost(found, taken, corners))
         taken.append(place)
@@ -100,4 +104,4 @@ def _write(axes: Axes, name: Name, offset: tuple[float, float], *, lead: bool) -
         arrowprops=line,
         zorder=5,
     )
-    text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
+    text.set_path_effects([withStroke(linewidth=2.5, foreground=style.HALO)])

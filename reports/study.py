@@ -6,12 +6,14 @@ the same name with the figures as PNG and every run's figures in `runs.csv`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from harness.errors import RunError
 from harness.study import Plan
@@ -25,9 +27,9 @@ from reports import (
     study_words,
     style,
 )
-from reports.build import Drawing, environment, publish
 from reports.claims_judge import LEVEL, SEEDS
 from reports.compare_rows import MARGIN
+from reports.rendering import environment, publish
 from reports.study_claims import judged
 from reports.study_data import RUN, Results, collect
 from reports.study_pairs import FORGETTING, RETENTION, matching_sentences, varies_rates
@@ -37,7 +39,18 @@ from reports.words import overlap, training_warnings
 DPI = 110
 
 
-DRAWINGS: list[Drawing[Results]] = [
+@dataclass(frozen=True)
+class Drawing:
+    """A figure on the page: file name, heading, what to look for, how it is drawn, and what its numbers say."""
+
+    name: str
+    title: str
+    caption: str
+    draw: Callable[[Results], Figure]
+    reading: Callable[[Results], str] = lambda _: ""
+
+
+DRAWINGS: list[Drawing] = [
     Drawing(
         "family",
         "Learning accuracy against forgetting",

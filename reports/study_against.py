@@ -13,9 +13,9 @@ from harness.stats import Interval
 from harness.study import Factor
 from reports.claims_judge import SEEDS
 from reports.compare_rows import MATCHED, how_matched
+from reports.page import Grid
 from reports.study_data import Config, Results
 from reports.study_views import MOVED
-from reports.views import Grid
 from reports.words import points, resolved, with_interval
 
 

@@ -92,7 +92,7 @@ def _name_rate(axes: Axes, rate: float, place: tuple[float, float], colour: str,
         color=colour,
         zorder=5,
     )
-    text.set_path_effects([withStroke(linewidth=3, foreground="white")])
+    text.set_path_effects([withStroke(linewidth=3, foreground=style.HALO)])
 
 
 def _joint_lines(axes: Axes, results: Results) -> Iterator[Line2D]:

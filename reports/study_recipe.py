@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from reports.page import Grid
 from reports.study_data import Results
-from reports.views import Grid
 from reports.words import percent, points
 
 LIFTED = 0.20  # a share: what a stage should add to its own task for at least one method

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from reports.page import Grid
 from reports.pulls import number
 from reports.study_data import Config, Results
 from reports.study_words import by_start
-from reports.views import Grid
 from reports.words import in_words, nats, percent, with_interval
 
 CONFIG = list(Config._fields)

@@ -10,10 +10,10 @@ from harness.study import Factor
 from reports.claims_judge import CONTRADICTED, LEVEL, NOT_RESOLVED, SEEDS, SUPPORTED
 from reports.claims_views import half_width, unresolved
 from reports.compare_rows import MATCHED
+from reports.page import Grid
 from reports.study_claims import Claim, claims
 from reports.study_data import THRESHOLD, Config, Results
 from reports.study_pairs import Matching, Pair, pairs
-from reports.views import Grid
 from reports.words import has_width, nats, nats_more, percent, plural, points, resolved, with_interval
 
 COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {

@@ -8,23 +8,30 @@ the same bytes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from markupsafe import escape
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 INK = "#1b1f24"
 RULE = "#8b949e"
+HALO = "#fefefe"  # around names; on a page it takes the page's colour
 HEAT = "cividis"
+CHANGE = "PuOr"
 # Okabe and Ito 2008; grey is kept for the control that updates nothing.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255"]
 KNOWN = {"none": "#7f7f7f", "opd": PALETTE[0], "aopd": PALETTE[1], "sft": PALETTE[2], "gkd": PALETTE[3]}
+OUTCOME_COLOURS = {"correct": "#009E73", "wrong": "#D55E00", "unparsed": "#CC79A7", "truncated": "#E69F00"}
+DARK = {"#0072b2": "#58b0e8", "#882255": "#d67ba6", "#d55e00": "#f08438", "#009e73": "#2bc79b", "#7f7f7f": "#a8a8a8"}
+MANY = 7  # labels that one set of axes holds; more get panels of their own
 DASHES = ["-", "--", ":", "-."]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 RC: dict[Any, Any] = {
@@ -71,6 +78,21 @@ def colours(adapters: Iterable[str]) -> dict[str, str]:
     return {name: KNOWN.get(of) or free[others.index(name) % len(free)] for name, of in bases.items()}
 
 
+def reference(labels: Sequence[str]) -> str:
+    """Return the label that the others are compared with: OPD's where there is one, else the first."""
+    return next((label for label in labels if label.split(",")[0] == "opd"), labels[0])
+
+
+def ink_on(share: float, colours: str = HEAT) -> str:
+    """Return black or white, whichever reads better on a colour map at a share of 0 to 1."""
+    return "black" if np.dot(colormaps[colours](share)[:3], (0.3, 0.59, 0.11)) > 0.5 else "white"
+
+
+def frame(column: float, row: float) -> Rectangle:
+    """Return the frame around the cell of a matrix whose centre is at (column, row): the stage's own task."""
+    return Rectangle((column - 0.46, row - 0.45), 0.92, 0.9, fill=False, edgecolor=PALETTE[1], linewidth=2)
+
+
 def shades(count: int) -> list[str]:
     """Return colours from light to dark, for lines that stand in an order."""
     spread = [0.85 * (1 - number / max(1, count - 1)) for number in range(count)]
@@ -99,8 +121,19 @@ def save_png(figure: Figure, file: Path, dpi: int = 150) -> None:
 
 
 def inline_svg(file: Path, description: str) -> str:
-    """Return a saved figure as an `<svg>` element for a page: in the page's text colour, ids unique by file name."""
+    """Return a saved figure as an `<svg>` element for a page, ids unique by file name, coordinates to a hundredth of a point.
+
+    Text takes the page's colour, halos the page's background, and colours too dark for a dark page its lighter ones.
+    """
     svg = file.read_text(encoding="utf-8")
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{file.stem}-", svg).replace(INK, "currentColor")
+    svg = svg.replace(HALO, "var(--paper)")
+    svg = re.sub("|".join(DARK), lambda colour: f"var(--c{colour.group()[1:]})", svg)
+    svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path.group()), svg)
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1)
+
+
+def page_colours() -> dict[str, tuple[str, str]]:
+    """Return the name, the light and the dark value of each colour that figures leave to the page's style sheet."""
+    return {f"--c{light[1:]}": (light, dark) for light, dark in DARK.items()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,12 @@ from harness.metrics import FIGURES, Figure, ScoreMatrix
 from harness.stats import t_interval
 from reports.frames import IDENTITY, OUTCOMES, PHASES, Frames
 
+FRONTIER = {"learned": "learning_accuracy", "final": "average_accuracy", "forgot": "forgetting_chaudhry"}
+ADVANTAGE = ["advantage_mean", *(f"advantage_q{quantile:02d}" for quantile in (1, 5, 25, 50, 75, 95, 99))]
 
-def write_tables(frames: Frames, folder: Path) -> list[Path]:
-    """Write every table as CSV below `folder` and return the files; numbers keep full precision.
+
+def write_tables(frames: Frames, folder: Path, more: Mapping[str, pd.DataFrame] = MappingProxyType({})) -> list[Path]:
+    """Write every table, and `more` of them, as CSV below `folder` and return the files; numbers keep full precision.
 
     A further profile's tables are named `<table>@<profile>`.
     """
@@ -36,6 +40,7 @@ def write_tables(frames: Frames, folder: Path) -> list[Path]:
         "figures_by_seed": figures_by_seed(frames.scores),
         "outcomes": outcomes(frames.scores),
         "cost": cost(frames),
+        **more,
     }
     for profile in frames.profiles:
         tables |= {f"{name}@{profile}": table for name, table in _profile_tables(frames.under(profile)).items()}
@@ -147,6 +152,32 @@ def _describe(name: str) -> Figure:
     if not probe:
         return FIGURES[figure]
     return replace(FIGURES[figure], label=f"Change of probe {probe}", formula="R[T][p] − R[0][p]")
+
+
+def frontier(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per label: learning accuracy, final accuracy and Chaudhry's forgetting with t intervals over seeds."""
+    values, rows = figures_by_seed(scores), []
+    for (label, adapter), cells in values.groupby(["label", "adapter"], sort=False):
+        row: dict[str, Any] = {"label": label, "adapter": adapter}
+        for name, figure in FRONTIER.items():
+            mean, low, high, seeds = t_interval(cells.loc[cells["figure"] == figure, "value"])
+            row |= {name: mean, f"{name}_low": low, f"{name}_high": high, f"{name}_seeds": seeds}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def advantage(steps: pd.DataFrame) -> pd.DataFrame:
+    """Return per label the mean over steps, then over seeds, of the advantage's mean and quantiles and of the routed share.
+
+    `tail` is how much further the lowest hundredth of tokens lies from zero than the highest, in absolute value.
+    """
+    known = steps.dropna(subset="advantage_mean")
+    by_seed = known.groupby(IDENTITY, sort=False)[[*ADVANTAGE, "routed_fkl"]].mean()
+    table = by_seed.groupby("label", sort=False).mean().reset_index()
+    tail = table["advantage_q01"].abs() / table["advantage_q99"].abs()
+    return table.assign(
+        tail=tail.where(np.isfinite(tail)), seeds=by_seed.groupby("label", sort=False).size().to_numpy()
+    )
 
 
 def outcomes(scores: pd.DataFrame) -> pd.DataFrame:

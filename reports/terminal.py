@@ -11,7 +11,8 @@ from rich.text import Text
 
 from reports import words
 from reports.frames import Frames
-from reports.views import Grid, retention_grids
+from reports.page import Grid
+from reports.views import retention_grids
 
 
 def print_retention(console: Console, frames: Frames) -> None:

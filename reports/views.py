@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -13,18 +12,9 @@ from harness.lmeval.overlap import HEADER
 from harness.stats import Interval
 from reports import tables
 from reports.frames import OUTCOMES, PHASES, Frames
+from reports.page import Grid
 from reports.style import short_names
 from reports.words import in_words, percent, plural, points, with_interval
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table of strings; `strong` holds the (row, column) of cells that stand out."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    strong: frozenset[tuple[int, int]] = field(default_factory=frozenset)
 
 
 def retention_grids(scores: pd.DataFrame, *, compact: bool = False) -> list[Grid]:

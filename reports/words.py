@@ -27,13 +27,18 @@ WARNINGS = {
 COMPARED = {"learning_accuracy": "learning accuracy", "forgetting_chaudhry": "forgetting (Chaudhry)"}
 
 
-def headline(frames: Frames) -> list[str]:
-    """Return the report's opening sentences: the setting, each method's numbers, differences, and what limits them."""
+def headline(frames: Frames, *, brief: bool = False) -> list[str]:
+    """Return the report's opening sentences: the setting, each method's numbers, differences, and what limits them.
+
+    `brief` leaves the methods and their differences to others: the setting and what limits the numbers.
+    """
+    memory = [frames.overlap.warning] if frames.overlap and frames.overlap.warning else []
+    if brief:
+        return [_setting(frames), *memory, _limits(frames)]
     values = figures_by_seed(frames.scores)
     methods = [_method(label, rows) for label, rows in values.groupby("label", sort=False)]
     differences = list(_differences(values, frames))
     caution = ["Forgetting compares methods fairly only where they learned about as much."] if differences else []
-    memory = [frames.overlap.warning] if frames.overlap and frames.overlap.warning else []
     return [_setting(frames), *methods, *differences, *caution, *memory, _limits(frames)]
 
 
@@ -103,6 +108,13 @@ def with_interval(interval: Interval, write: Callable[[float], str] = percent) -
     """Write `mean [low, high]`; the mean alone for a single seed."""
     mean, low, high, seeds = interval
     return write(mean) if seeds < 2 else f"{write(mean)} [{write(low)},\u00a0{write(high)}]"
+
+
+def p_value(p: float) -> str:
+    """Write a p value with three decimals; a dash where nothing was tested."""
+    if math.isnan(p):
+        return "–"
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def plural(count: int, noun: str) -> str:

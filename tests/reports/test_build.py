@@ -15,10 +15,18 @@ from adapters.guards import SIGNS
 from harness.lmeval.overlap import Overlap, Row
 from reports import build, words
 from reports.frames import load
+from reports.rendering import markdown
 from reports.terminal import print_retention
-from tests.reports.factory import HOSTILE, TAUGHT, write_run
+from tests.reports.factory import HOSTILE, PROBES, STAGES, TAUGHT, write_run
 
 OTHER = [[0.50, 0.10, 0.60], [0.60, 0.20, 0.50], [0.50, 0.70, 0.60]]
+
+
+DRAWN = (
+    *("frontier", "retention", "learning", "forgetting", "flips", "decomposition", "entropy", "routed", "advantage"),
+    *("pulls", "agreement", "cost"),
+)
+ITEMS = {f"items/{task}.html" for task in (*STAGES, *PROBES)}
 
 
 class Page(HTMLParser):
@@ -41,6 +49,11 @@ class Page(HTMLParser):
                 self.ids.append(value or "")
 
 
+def html_row(cells: list[str]) -> str:
+    """A table's row as the page has it: its first cell heads it."""
+    return f'<tr><th scope="row">{cells[0]}</th><td>{"</td><td>".join(cells[1:])}</td></tr>'
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs")
@@ -54,8 +67,11 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_report_holds_page_markdown_figures_and_tables_and_nothing_else(report: Path):
     names = {str(path.relative_to(report)) for path in report.rglob("*") if path.is_file()}
-    drawings = {f"figures/{d.name}.{suffix}" for d in build.DRAWINGS for suffix in ("png", "svg")}
-    assert names >= {"report.html", "report.md", "tables/figures.csv", "tables/retention.csv"} | drawings
+    drawings = {f"figures/{name}.{suffix}" for name in DRAWN for suffix in ("png", "svg")}
+    items = {f"items/{task}.html" for task in (*STAGES, *PROBES)}
+    tables = {f"tables/{name}.csv" for name in ("figures", "retention", "frontier", "matched", "flips", "advantage")}
+    assert names >= {"report.html", "report.md"} | drawings | items | tables
+    assert {name for name in names if name.startswith("figures/")} == drawings
     assert not [path for path in report.iterdir() if path.name.startswith(".")]
 
 
@@ -70,9 +86,10 @@ def test_both_formats_mention_every_adapter_stage_and_task(report: Path, name: s
 
 def test_the_page_asks_nothing_of_the_network_and_runs_nothing(report: Path):
     page = Page((report / "report.html").read_text(encoding="utf-8"))
-    assert all(address.startswith(("#", "data:image/png;base64,")) for address in page.addresses)
+    others = {address for address in page.addresses if not address.startswith(("#", "data:image/png;base64,"))}
+    assert others == ITEMS
     assert not {"script", "iframe", "object", "link", "form"} & set(page.tags)
-    assert page.tags.count("svg") == len(build.DRAWINGS) == 6
+    assert page.tags.count("svg") == len(DRAWN)
     assert len(page.ids) == len(set(page.ids))
 
 
@@ -80,12 +97,12 @@ def test_hostile_text_stays_text(report: Path):
     html = (report / "report.html").read_text(encoding="utf-8")
     assert "<script" not in html
     assert "&lt;script&gt;alert(" in html
-    markdown = (report / "report.md").read_text(encoding="utf-8")
-    hostile = [line for line in markdown.splitlines() if "<script" in line]
+    text = (report / "report.md").read_text(encoding="utf-8")
+    hostile = [line for line in text.splitlines() if "<script" in line]
     assert hostile
     assert all(line.startswith("    ") for line in hostile)
-    assert build._markdown(HOSTILE + "[x](http://evil.example)").count("<") == 0
-    assert r"]\(" not in build._markdown("R[i][j]")
+    assert markdown(HOSTILE + "[x](http://evil.example)").count("<") == 0
+    assert r"]\(" not in markdown("R[i][j]")
 
 
 def test_markdown_tables_keep_their_columns_and_figures_exist(report: Path):
@@ -94,7 +111,7 @@ def test_markdown_tables_keep_their_columns_and_figures_exist(report: Path):
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
         assert len(widths) == 1, table
     links = re.findall(r"!\[.*?\]\((.*?)\)", text)
-    assert len(links) == 6
+    assert len(links) == len(DRAWN)
     assert all((report / link).is_file() for link in links)
 
 
@@ -122,7 +139,7 @@ def test_warnings_are_listed_with_their_step_and_in_words(report: Path, name: st
     assert "16 warnings in 1 of 4 runs that trained." in text
     said = f"truncation: {words.WARNINGS['truncation']}"
     row = ["aopd", "1", "2: tiny_weather", "3", said]
-    assert text.count(f"| {' | '.join(row)} |" if name.endswith("md") else "</td><td>".join(row)) == 1
+    assert text.count(f"| {' | '.join(row)} |" if name.endswith("md") else html_row(row)) == 1
 
 
 @pytest.mark.parametrize("name", ["report.html", "report.md"])
@@ -157,7 +174,6 @@ def test_an_unfinished_run_renders_and_says_what_is_missing(tmp_path: Path, eval
     write_run(tmp_path, "aopd", evaluated=evaluated)
     page = build.build_report([tmp_path], tmp_path / "report").read_text(encoding="utf-8")
     assert "Unfinished." in page
-    assert "aopd has not finished its last stage" in page or evaluated == 8
     missing = words.missing(load([tmp_path / "tiny"]))
     assert all(sentence in page for sentence in missing)
     last = "of tiny_long_sums yet" if evaluated == 8 else "has no evaluation yet"
@@ -182,7 +198,7 @@ def test_training_prompts_in_test_sets_are_shown_once_and_lead_the_report(tmp_pa
     build.build_report([tmp_path], tmp_path / "report")
     text = (tmp_path / "report" / name).read_text(encoding="utf-8")
     row = ["stage 1 tiny_arithmetic", "4000", "tiny_weather", "200", "7", "9", "81.2", "100"]
-    assert text.count(f"| {' | '.join(row)} |" if name.endswith("md") else "</td><td>".join(row)) == 1
+    assert text.count(f"| {' | '.join(row)} |" if name.endswith("md") else html_row(row)) == 1
     assert "warm-up tiny_weather" not in text
     # in the headline, and where the report says how it was made
     assert text.count("are also training prompts (7 of 200 of tiny_weather in stage 1 tiny_arithmetic), where") == 2

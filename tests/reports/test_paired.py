@@ -47,7 +47,7 @@ def runs(tmp_path: Path, *scores: tuple[float, float], **options: Any) -> list[P
             write_run(tmp_path, adapter, seed, [[0.5], [score]], stages=(TASK,), probes=(), **options)
             for adapter, score in zip(("opd", "aopd"), both, strict=True)
         ]
-        found.append(pair(*map(evaluations, written), Term(TASK, 1), seed=seed))
+        found.append(pair(evaluations(written[0]), evaluations(written[1]), Term(TASK, 1), seed=seed))
     return found
 
 
@@ -194,7 +194,9 @@ def test_the_noise_floor_is_of_equal_weights_under_other_engine_seeds(tmp_path: 
     assert math.isnan(noise_floor([found]))
     for side, seed in ((found.base, 1), (found.other, 2)):
         change_cell(side.evaluations.run.path, f"stage_1_{TASK}", lambda results, seed=seed: results.update(seed=seed))
-    (fresh,) = [pair(*(evaluations(side.evaluations.run.path) for side in found[1:]), Term(TASK, 1))]
+    fresh = pair(
+        evaluations(found.base.evaluations.run.path), evaluations(found.other.evaluations.run.path), Term(TASK, 1)
+    )
     assert noise_floor([fresh]) == pytest.approx(np.std([0.4, 0.6], ddof=1))
 
 
