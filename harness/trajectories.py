@@ -28,6 +28,7 @@ SCHEMA = pa.schema(
         ("response_ids", pa.list_(pa.int32())),
         ("tokens", pa.int32()),
         ("finish", pa.string()),
+        ("reward", pa.float64()),
         ("credit", pa.float64()),
         *((name, pa.float64()) for name in FIGURES),
     ]
@@ -79,6 +80,7 @@ class Trajectories:
             "response_ids": rollout.response,
             "tokens": len(rollout.response),
             "finish": rollout.finish,
+            "reward": rollout.reward,
             "credit": rollout.credit,
         }
 

@@ -120,9 +120,10 @@ def test_adapters_that_train_elsewhere_leave_none(micro: Suite, tmp_path: Path):
 def test_a_large_log_is_written_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("harness.trajectories.LINES", 3)
     trajectories = Trajectories(tmp_path, byte_renderer(), None)
-    rollouts: list[Any] = [Rollout(example([65]), [66, 67], "length", 0.5)] * 7
+    rollouts: list[Any] = [Rollout(example([65]), [66, 67], "length", 0.5, 0.25)] * 7
     trajectories.keep(0, "student", rollouts, [{}] * 7)
     trajectories.finish()
     rows = pd.read_parquet(trajectories.parquet)
     assert rows["rollout"].tolist() == list(range(7))
     assert set(rows["credit"]) == {0.5}
+    assert set(rows["reward"]) == {0.25}

@@ -1,0 +1,40 @@
+"""What the documentation lists is what the code writes: every column and field of the run directory has its meaning told."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from adapters.diagnostics import QUANTILES, StepLog
+from harness.drift import FIGURES, Answered
+from harness.lmeval.scoring import FIXED
+from harness.trajectories import SCHEMA
+
+PAGE = (Path(__file__).parents[1] / "docs" / "run-directory.md").read_text(encoding="utf-8")
+
+
+def documented(heading: str) -> set[str]:
+    """Return all names in backticks under a heading."""
+    section = re.split(r"^## ", PAGE, flags=re.MULTILINE)
+    (found,) = [part for part in section if part.startswith(f"{heading}\n")]
+    return set(re.findall(r"`([^`]+)`", found))
+
+
+@pytest.mark.parametrize(
+    ("heading", "names"),
+    [
+        ("eval: samples.parquet", set(FIXED)),
+        ("train/rollouts.parquet", set(SCHEMA.names)),
+        ("drift", {*FIGURES, *Answered.__dataclass_fields__, "prompt_tokens", "response_tokens"}),
+    ],
+)
+def test_every_column_is_documented(heading: str, names: set[str]):
+    assert names - documented(heading) == set()
+
+
+def test_every_field_of_the_step_log_is_documented():
+    quantiles = {f"advantage_q{round(100 * q):02d}" for q in QUANTILES}
+    written = {*StepLog([]).summary(), "step", "seconds", "warnings"} - quantiles
+    assert written - documented("train/steps.jsonl") == set()
