@@ -245,7 +245,7 @@ def test_a_run_goes_through_all_stages_on_one_engine_and_survives_a_kill(tmp_pat
     assert manifest["finished"]
     assert len(manifest["sessions"]) == 2
     assert manifest["config"]["backend"] == "vllm"
-    assert (folder / "vllm.txt").read_text().count("Initializing a V1 LLM engine") == 2
+    assert (folder / "vllm.txt").read_text().count("starting vLLM on ") == 2
     for path in folder.glob("stage_*/train/steps.jsonl"):
         for line in map(json.loads, path.read_text().splitlines()):
             assert 0 < line["mismatch_mean"] < 1e-4

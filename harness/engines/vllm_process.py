@@ -24,6 +24,8 @@ class Served:
     """vLLM with what the harness asks of it; every method takes and returns plain values."""
 
     def __init__(self, model: str, options: dict[str, Any]) -> None:
+        # Of our own: what vLLM itself logs depends on a level that libraries beside it change.
+        print(f"starting vLLM on {model} with {options}", flush=True)
         self.vllm: Any = importlib.import_module("vllm")
         # Log-probabilities as they were sampled from, temperature included, like the trainer's.
         self.llm = self.vllm.LLM(model=model, generation_config="vllm", logprobs_mode="processed_logprobs", **options)
