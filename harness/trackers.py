@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 
 from harness.config import Tracker
@@ -46,6 +47,8 @@ def tracked(
 
     TensorBoard writes below `folder`. `config` is what the trackers show as the run's hyperparameters.
     """
+    if names:
+        PartialState()  # accelerate's trackers log through it, and not all of them make it themselves.
     living = {name: _start(name, project, run, folder) for name in names}
     settings = _flat(config)
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from harness import trackers
 from harness.errors import ConfigError
 from harness.trackers import check_trackers, numbers, tracked
+from tests.models import micro_suite, write_yaml
 
 
 def test_figures_are_in_tensorboards_files(tmp_path: Path):
@@ -24,6 +29,25 @@ def test_figures_are_in_tensorboards_files(tmp_path: Path):
     assert [(e.step, e.value) for e in events.Scalars("entropy")] == [(0, 1.0), (1, 0.75), (2, 0.5)]
     assert [(e.step, e.value) for e in events.Scalars("eval/tiny_weather")] == [(3, 0.5)]
     assert said == []
+
+
+@pytest.mark.slow
+def test_a_run_sends_every_step_to_all_trackers_at_once(tmp_path: Path):
+    suite = write_yaml(tmp_path / "micro.yaml", micro_suite())
+    command = ["run", str(suite), "--adapter", "aopd", "--track", "wandb,trackio,mlflow,tensorboard"]
+    places = {"WANDB_MODE": "offline", "TRACKIO_DIR": str(tmp_path / "trackio")}
+    subprocess.run(
+        [sys.executable, "-m", "harness.cli", *command], cwd=tmp_path, env={**os.environ, **places}, check=True, timeout=240
+    )  # fmt: skip
+    steps = micro_suite()["training"]["steps"] * len(micro_suite()["stages"])
+    with sqlite3.connect(tmp_path / "mlflow.db") as found:
+        assert found.execute("SELECT count(*) FROM metrics WHERE key = 'train/entropy'").fetchone() == (steps,)
+    (file,) = (tmp_path / "trackio").glob("*.db")
+    with sqlite3.connect(file) as found:
+        rows = found.execute("SELECT CAST(metrics AS TEXT) FROM metrics").fetchall()
+    assert sum("train/entropy" in row for (row,) in rows) == steps
+    (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    assert file.read_bytes().count(b"train/entropy") >= steps
 
 
 class Breaking:
