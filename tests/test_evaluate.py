@@ -19,7 +19,7 @@ from harness.checkpoints import load, weights_digest
 from harness.comparability import differing
 from harness.config import Chat, Decoding, Evaluation, Suite
 from harness.engines.base import Completion, Sampling
-from harness.errors import TaskError
+from harness.errors import ModelError, TaskError
 from harness.foreign import evaluate_checkpoints, matrix_table
 from harness.lmeval import evaluate as evaluator
 from harness.lmeval import hf_model
@@ -490,6 +490,24 @@ def test_foreign_checkpoints_give_a_matrix_with_one_row_each(
         weights.append(found[0]["weights"])
     assert weights[0] == weights[2] != weights[1]
     assert matrix_table(scores).row_count == 3
+
+
+SPOILED = {
+    "tokenizer_config.json": '{"tokenizer_class": "TokenizerOfAnotherVersion"}',
+    "tokenizer.json": '{"version": "9.0", "model": {}}',
+    "config.json": '{"model_type": "qwen9"}',
+}
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_every_checkpoint_is_read_before_time_is_spent_on_the_first(
+    name: str, micro: Suite, student_folder: Path, tmp_path: Path, generations: list[int]
+):
+    shutil.copytree(student_folder, tmp_path / "later")
+    (tmp_path / "later" / name).write_text(SPOILED[name])
+    with pytest.raises(ModelError, match="later: not a causal language model with a tokenizer"):
+        evaluate_checkpoints(micro, [student_folder, tmp_path / "later"], tmp_path)
+    assert generations == []
 
 
 def test_a_checkpoint_that_changed_in_its_folder_is_evaluated_again(

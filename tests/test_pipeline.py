@@ -382,6 +382,21 @@ def test_a_sweep_does_the_first_seeds_comparison_first(micro: Suite, tmp_path: P
     assert 1 <= default_workers(specs) <= (os.cpu_count() or 1)
 
 
+def test_runs_side_by_side_share_the_processors(micro: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from harness import sweep
+
+    seen: list[int] = []
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(sweep, "run", lambda *_: seen.append(torch.get_num_threads()))
+    queue: Any = SimpleQueue()
+    for named in (None, 1):
+        spec = RunSpec(micro.model_copy(update={"threads": named}), "none", 0, out=tmp_path)
+        sweep._run_in_worker(spec, sweep.threads_of(spec.suite, 2), queue)
+    assert seen == [4, 1]
+    assert sweep.threads_of(micro.model_copy(update={"threads": None}), 1) is None
+
+
 @pytest.mark.slow
 def test_runs_side_by_side_end_as_runs_one_after_another(micro: Suite, aopd: Path, control: Path, tmp_path: Path):
     from harness.sweep import plan, sweep
