@@ -22,7 +22,7 @@ from harness.engines.base import Completion, Sampling
 from harness.errors import ModelError, TaskError
 from harness.foreign import evaluate_checkpoints, matrix_table
 from harness.lmeval import evaluate as evaluator
-from harness.lmeval import hf_model
+from harness.lmeval import hf_model, keys
 from harness.lmeval.checks import settle_generation
 from harness.lmeval.evaluate import Subject, evaluate
 from harness.lmeval.hf_model import HarnessHFLM
@@ -250,6 +250,20 @@ def test_other_settings_of_a_generation_are_other_cells(
     assert plain.comparability not in {keys.comparability for keys in others}
     assert differing(plain.fields, others[1].fields) == {"settings.max_gen_toks": (24, 9)}
     assert list(differing(plain.fields, others[3].fields)) == ["backend.tokenizer"]
+
+
+@pytest.mark.parametrize("package", ["torch", "transformers", "lm_eval", "tokenizers"])
+def test_another_version_of_a_library_is_another_cell(
+    package: str, library: TaskLibrary, monkeypatch: pytest.MonkeyPatch
+):
+    (task,) = settled(library, "tiny_weather")
+    here, docs = keys.version, task.test_docs(1)
+    found = [make_keys(task, docs, ["say 1"], "w", 0, {})]
+    monkeypatch.setattr(keys, "version", lambda name: "99" if name == package else here(name))
+    found.append(make_keys(task, docs, ["say 1"], "w", 0, {}))
+    assert found[0].generation != found[1].generation
+    assert found[0].comparability != found[1].comparability
+    assert found[0].grading == found[1].grading
 
 
 DOC = {"prompt": "say 1", "target": "1"}
@@ -492,11 +506,7 @@ def test_foreign_checkpoints_give_a_matrix_with_one_row_each(
     assert matrix_table(scores).row_count == 3
 
 
-SPOILED = {
-    "tokenizer_config.json": '{"tokenizer_class": "TokenizerOfAnotherVersion"}',
-    "tokenizer.json": '{"version": "9.0", "model": {}}',
-    "config.json": '{"model_type": "qwen9"}',
-}
+SPOILED = {"tokenizer.json": '{"version": "9.0", "model": {}}', "config.json": '{"model_type": "qwen9"}'}
 
 
 @pytest.mark.parametrize("name", SPOILED)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from harness.checkpoints import weights_digest
-from harness.config import Chat, Decoding, Evaluation
+from harness.checkpoints import load, save, weights_digest
+from harness.config import Chat, Decoding, Evaluation, Suite
 from harness.engines.base import Completion, Sampling
 from harness.lmeval import hf_model
 from harness.lmeval.checks import settle_generation
@@ -71,6 +71,15 @@ def test_tasks_of_one_evaluation_keep_their_own_examples_and_budgets(
     asked = {name: cell.samples["prompt"][0].count("say") for name, cell in found.items()}
     assert asked == {"bare": 1, "shown": 3}
     assert budgets == [8, 5]
+
+
+def test_a_base_model_is_asked_plain_text(micro: Suite, student_folder: Path, tmp_path: Path):
+    base = load(student_folder, micro.student, "cpu")
+    base.renderer.tokenizer.chat_template = None
+    save(base, tmp_path / "base")
+    write_task(tmp_path / "task")
+    found = cells(tmp_path / "task", on_cpu(tmp_path / "base", Chat()), tmp_path, "made_up", limit=2)["made_up"]
+    assert found.samples["prompt"].tolist() == ["say 0", "say 1"]
 
 
 @pytest.mark.parametrize(("flag", "text"), [(None, "say 0"), (True, "say 0"), (False, "say 0<no thinking>")])
