@@ -59,10 +59,10 @@ def read_pitfalls() -> list[Pitfall]:
 
 
 def render(pitfalls: Sequence[Pitfall], failures: Mapping[str, str]) -> str:
-    """Return the page; `failures` holds, by an entry's name, the line that its test failed with."""
+    """Return the page; `failures` holds, by an entry's name, the `cell` of what its test failed with."""
     parts = [HEAD]
     for area, entries in groupby(pitfalls, key=lambda entry: entry.area):
-        rows = [f"{row(entry)}{cell(failures[entry.name])} |" for entry in entries]
+        rows = [f"{row(entry)}{failures[entry.name]} |" for entry in entries]
         parts.append("\n".join([f"## {area}", _line(COLUMNS), _line(["---"] * len(COLUMNS)), *rows, ""]))
     return "\n".join(parts)
 
