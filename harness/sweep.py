@@ -31,7 +31,7 @@ def plan(suite: Suite, entries: Sequence[str], seeds: Sequence[int], order: str,
 def threads_of(suite: Suite, workers: int) -> int | None:
     """Return the CPU threads of one run among `workers`: the suite's, else its share of the processors; None alone.
 
-    Every worker would otherwise take all of them, and with more threads than free processors a step is many times slower.
+    Every worker would otherwise take all of them, and a step is many times slower with more threads than processors.
     """
     if suite.threads is not None or workers == 1:
         return suite.threads

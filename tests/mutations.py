@@ -1,6 +1,6 @@
-"""Take each pitfall's guard out and see that its test fails: `python -m tests.mutations [NAME...] [--write docs/pitfalls.md]`.
+"""Take each pitfall's guard out and see that its test fails: `python -m tests.mutations [NAME...] [--write PAGE]`.
 
-Works in a copy of the tree. A mutation is killed by a test that runs and fails; one that cannot be imported is no proof.
+Works in a copy of the tree. A mutation is killed by a test that runs and fails; code that cannot be imported is no proof.
 """
 
 from __future__ import annotations
@@ -29,7 +29,16 @@ from tests.pitfalls import ROOT, Pitfall, cell, failures_on, read_pitfalls, rend
 BROKEN = ("ImportError", "ModuleNotFoundError", "SyntaxError", "IndentationError", "NameError")
 LONGEST = 110
 OURS = ("harness", "adapters", "reports", "tasks", "tests", "benchmarks")
-LIBRARIES = ["pytest", "torch", "transformers", "datasets", "lm_eval.evaluator", "lm_eval.models.huggingface", "peft", "scipy.stats"]
+LIBRARIES = [
+    "pytest",
+    "torch",
+    "transformers",
+    "datasets",
+    "lm_eval.evaluator",
+    "lm_eval.models.huggingface",
+    "peft",
+    "scipy.stats",
+]
 SECONDS = 900
 console = Console(width=160)
 
@@ -80,7 +89,7 @@ def copied_tree() -> Generator[Path]:
             if (ROOT / name).is_file():
                 (tree / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, tree / name)
-        # Without byte code: a file that changes twice in a second would be taken for unchanged. lm-eval's cache goes away.
+        # Without byte code: a file that changes twice in a second would be taken for unchanged.
         os.environ.update(
             PYTHONDONTWRITEBYTECODE="1", OMP_NUM_THREADS="1", LM_HARNESS_CACHE_PATH=str(tree.parent / "lm-eval"),
             HF_HUB_OFFLINE="1", TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false",
@@ -119,7 +128,7 @@ def try_mutation(entry: Pitfall, tree: Path) -> Outcome:
 
 
 def run_tests(tests: Sequence[str], tree: Path) -> Outcome:
-    """Run tests in the copy, in a process that is forked from one with the libraries in memory: importing them takes longest."""
+    """Run tests in the copy, forked from a process that has the libraries in memory: importing them takes longest."""
     shutil.rmtree(tree.parent / "lm-eval", ignore_errors=True)
     report = tree.parent / "report.xml"
     report.unlink(missing_ok=True)

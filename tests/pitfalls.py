@@ -17,9 +17,9 @@ DATA = Path(__file__).with_name("pitfalls.yaml")
 PAGE = ROOT / "docs" / "pitfalls.md"
 HEAD = """# Pitfalls, their guards, and what happens without them
 
-Each row is a way in which lm-eval, vLLM, a data set, a grader or a small machine gives wrong numbers or a useless error. The
-guard is what the harness does about it. The mutation was tried: with it in place of the guard, the test failed as the last column
-says. `make mutations` tries all of them again and writes this page; the data are in
+Each row is a way in which lm-eval, vLLM, a data set, a grader or a small machine gives wrong numbers or a useless
+error. The guard is what the harness does about it. The mutation was tried: with it in place of the guard, the test
+failed as the last column says. `make mutations` tries all of them again and writes this page; the data are in
 [tests/pitfalls.yaml](../tests/pitfalls.yaml).
 """
 COLUMNS = ("pitfall", "guard", "test", "mutation", "without the guard the test fails with")

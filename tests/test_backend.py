@@ -68,7 +68,9 @@ def test_the_record_names_vllm_once_and_leaves_a_real_one_alone(tmp_path: Path, 
     assert write_record() is None
 
 
-def test_a_run_counts_with_the_context_that_vllm_is_given(micro: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_counts_with_the_context_that_vllm_is_given(
+    micro: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr("harness.engines.shelf.check_vllm", lambda _: None)
     small = {**micro.model_dump(), "backend": "vllm", "vllm": {"max_model_len": 64}}
     spec = RunSpec(Suite.model_validate(small), "opd", 0, out=tmp_path)

@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from harness.adapter import make_adapter
 from harness.config import AdapterEntry
-from harness.logprobs import LogProbs, StudentForward
-from harness.rollouts import make_batches
+from harness.logprobs import Asked, LogProbs, StudentForward
+from harness.rollouts import Batch, make_batches
 from tests.models import assert_same_gradients, gradients, qwen3, rollout
 from tests.stages import Recorder, stage
 
@@ -57,10 +57,10 @@ class Watched(StudentForward):
         hollow = copy.deepcopy(layer).to("meta")
         model.get_output_embeddings = lambda: layer if self.inside else hollow
 
-    def forward(self, *args: Any) -> LogProbs:
+    def forward(self, batch: Batch, ids: Tensor, ask: Asked = Asked()) -> LogProbs:
         self.inside = True
         try:
-            return super().forward(*args)
+            return super().forward(batch, ids, ask)
         finally:
             self.inside = False
 

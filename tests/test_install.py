@@ -33,7 +33,9 @@ def python_calls(folder: Path, gpu: bool) -> list[str]:
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @pytest.mark.parametrize("gpu", [True, False])
 def test_vllm_is_installed_in_the_form_that_runs_here(gpu: bool, tmp_path: Path):
-    after_pip = [call.removeprefix("-m pip ").replace(" --disable-pip-version-check", "") for call in python_calls(tmp_path, gpu)]
+    after_pip = [
+        call.removeprefix("-m pip ").replace(" --disable-pip-version-check", "") for call in python_calls(tmp_path, gpu)
+    ]
     if gpu:
         assert after_pip == ["install --quiet -e .[dev,vllm]"]
         return

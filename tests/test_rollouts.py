@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from harness.lmeval.tasks import TaskLibrary
 from harness.logprobs import StudentForward
 from harness.rollouts import Batch, Reduction, Rollout, make_batches
-from tests.models import byte_renderer, assert_same_gradients, gradients, qwen3, response_tokens, rollout
+from tests.models import assert_same_gradients, byte_renderer, gradients, qwen3, response_tokens, rollout
 
 PAD = 0
 # Longest first: prompt 5 6 7 with answer 9 8 and stop 0, then prompt 5 with answer 7 and stop 0; the stop IS the pad id.

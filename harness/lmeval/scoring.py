@@ -59,8 +59,8 @@ def _rows(task: BenchTask, identity: str, sample: Mapping[str, Any], answers: An
         return
     if not (given := answers.get((task.name, sample["doc_id"]))):
         raise TaskError(
-            f"task {task.name}: the model was never asked item {sample['doc_id']} that lm-eval has an answer to; switch off "
-            "whatever answered in its place, such as a cache"
+            f"task {task.name}: the model was never asked item {sample['doc_id']}, which lm-eval has an answer to; switch "
+            "off whatever answered in its place, such as a cache"
         )
     for number, answer in enumerate(given):
         facts = {

@@ -36,8 +36,8 @@ def check_files(folders: Sequence[Path]) -> None:
 def _refuse_in_a_run(path: Path) -> None:
     if (run := next(filter(is_run_directory, path.resolve().parents), None)) is not None:
         raise TaskError(
-            f"{path} lies in the run directory {run}; a task file names code that is executed, so keep it where no run writes, "
-            "or leave this folder out of --include-path"
+            f"{path} lies in the run directory {run}; a task file names code that is executed, so keep it where no run "
+            "writes, or leave this folder out of --include-path"
         )
 
 
@@ -97,8 +97,9 @@ def unreadable_data(index: Index, name: str, error: Exception) -> str | None:
     sets = [path for path in dict.fromkeys(paths) if isinstance(path, str) and path not in LOCAL_FORMATS]
     if sets and "Dataset scripts are no longer supported" in str(error):
         return (
-            f"task {name}: its data set {', '.join(sets)} is a Python script, which the library datasets no longer runs; save it "
-            "as JSON or Parquet files, name a revision that holds such files, or write a loader (custom_dataset: !function)"
+            f"task {name}: its data set {', '.join(sets)} is a Python script, which the library datasets no longer runs; "
+            "save it as JSON or Parquet files, name a revision that holds such files, or write a loader "
+            "(custom_dataset: !function)"
         )
     if not sets or not isinstance(error, OSError):
         return None
