@@ -26,6 +26,7 @@ ROLLOUTS = [
     rollout([3, 1], [4, 1, 2]),
     rollout([7], [5, 5, 2]),
 ]
+PLAIN = Asked()
 
 
 def loss_of(student: Any, part: list[Any]) -> Tensor:
@@ -57,7 +58,7 @@ class Watched(StudentForward):
         hollow = copy.deepcopy(layer).to("meta")
         model.get_output_embeddings = lambda: layer if self.inside else hollow
 
-    def forward(self, batch: Batch, ids: Tensor, ask: Asked = Asked()) -> LogProbs:
+    def forward(self, batch: Batch, ids: Tensor, ask: Asked = PLAIN) -> LogProbs:
         self.inside = True
         try:
             return super().forward(batch, ids, ask)
