@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -16,7 +17,7 @@ from harness.checkpoints import Loaded, load, weights_digest
 from harness.config import Chat, Evaluation, Suite
 from harness.engines.base import Sampling
 from harness.engines.vllm import VLLMEngine
-from harness.errors import TaskError
+from harness.errors import RunError, TaskError
 from harness.lmeval.evaluate import Subject, evaluate
 from harness.lmeval.shared import SharedCells
 from harness.lmeval.tasks import TaskLibrary
@@ -117,6 +118,15 @@ def test_a_script_without_a_main_guard_may_start_an_engine(student_folder: Path,
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-500:]
     assert len(json.loads(done.stdout)) == 4
+
+
+def test_an_error_inside_the_engines_core_is_told_with_its_own_cause(student_folder: Path, tmp_path: Path):
+    broken = shutil.copytree(student_folder, tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(RunError) as caught:
+        start(broken, tmp_path / "vllm.txt")
+    assert "SafetensorError" in str(caught.value)
+    assert "root cause" not in str(caught.value).lower()
 
 
 def test_a_closed_engine_leaves_no_process_behind(student_folder: Path, tmp_path: Path):
