@@ -27,7 +27,7 @@ from rich.table import Table
 from tests.pitfalls import ROOT, Pitfall, cell, failures_on, read_pitfalls, render
 
 BROKEN = ("ImportError", "ModuleNotFoundError", "SyntaxError", "IndentationError", "NameError")
-LONGEST = 110
+LONGEST = 90
 OURS = ("harness", "adapters", "reports", "tasks", "tests", "benchmarks")
 LIBRARIES = [
     "pytest",

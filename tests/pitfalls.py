@@ -86,8 +86,8 @@ def failures_on(page: str, pitfalls: Sequence[Pitfall]) -> dict[str, str]:
 
 
 def cell(text: str) -> str:
-    """Return text as it may stand in a table's cell."""
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    """Return text as code in a table's cell."""
+    return "`" + text.replace("`", "'").replace("|", "\\|").replace("\n", " ") + "`"
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -57,5 +57,5 @@ def test_a_failure_is_read_back_from_the_page_as_it_was_written():
     failure = cell("assert {'a | b'} == <c>")
     page = render([entry], {entry.name: failure})
     assert failures_on(page, [entry]) == {entry.name: failure}
-    assert failure == "assert {'a \\| b'} == &lt;c>"
+    assert failure == "`assert {'a \\| b'} == <c>`"
     assert row(entry) in page

@@ -122,7 +122,8 @@ def test_a_script_without_a_main_guard_may_start_an_engine(student_folder: Path,
 
 def test_an_error_inside_the_engines_core_is_told_with_its_own_cause(student_folder: Path, tmp_path: Path):
     broken = shutil.copytree(student_folder, tmp_path / "broken")
-    (broken / "model.safetensors").write_bytes(b"no weights")
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(RunError) as caught:
         start(broken, tmp_path / "vllm.txt")
     assert "SafetensorError" in str(caught.value)
