@@ -114,7 +114,7 @@ class Bench:
         for name in self.spec.trained:
             check_stage_task(self.tasks[name])
         renderer = load_renderer(self.start, self.suite.student)
-        context = context_of(self.start)
+        context = self.suite.context(context_of(self.start))
         check_prompts(self.suite, self.spec.stages, self.tasks, renderer, context, self.spec.entry)
         further = [task for task in self.cells.values() if task.profile]
         check_test_prompts(further, renderer, context, self.suite.evaluation.limit)

@@ -329,6 +329,11 @@ class Suite(Strict):
                 raise ValueError(f"order {name!r} is {list(order)}, expected a permutation of {names}")
         return self
 
+    def context(self, of_model: int) -> int:
+        """The longest sequence, in tokens, that the backend takes of a model with a context of `of_model`."""
+        own = self.vllm.max_model_len if self.backend == "vllm" else None
+        return min(of_model, own or of_model)
+
     @property
     def tasks(self) -> tuple[str, ...]:
         """All evaluated tasks: the stages' in the file's order, then the probes."""

@@ -59,7 +59,7 @@ def _check_checkpoints(suite: Suite, checkpoints: Sequence[Path], tasks: Sequenc
         if not checkpoint.is_dir():
             raise ModelError(f"checkpoint {checkpoint} is not a folder; give folders with weights and tokenizer")
         renderer = load_renderer(checkpoint, suite.student)
-        check_test_prompts(tasks, renderer, context_of(checkpoint), suite.evaluation.limit)
+        check_test_prompts(tasks, renderer, suite.context(context_of(checkpoint)), suite.evaluation.limit)
 
 
 def _matrices(suite: Suite, evaluated: Evaluated, scores: pd.DataFrame, folder: Path) -> dict[str, pd.DataFrame]:

@@ -153,6 +153,12 @@ class RunStore:
         write_json(self.path / "manifest.json", change(self.manifest or {}))
 
 
+def is_run_directory(folder: Path) -> bool:
+    """Whether a folder holds a run; a manifest.json of other software is none."""
+    manifest = folder / "manifest.json"
+    return manifest.is_file() and '"config_hash"' in manifest.read_text(encoding="utf-8", errors="replace")
+
+
 @contextmanager
 def stderr_to(path: Path) -> Generator[None]:
     """Send what libraries and their child processes write to stderr to a file, away from the progress display."""

@@ -28,6 +28,16 @@ def plan(suite: Suite, entries: Sequence[str], seeds: Sequence[int], order: str,
     return [RunSpec(suite, entry, seed, order, out) for seed, entry in product(seeds, entries)]
 
 
+def threads_of(suite: Suite, workers: int) -> int | None:
+    """Return the CPU threads of one run among `workers`: the suite's, else its share of the processors; None alone.
+
+    Every worker would otherwise take all of them, and a step is many times slower with more threads than processors.
+    """
+    if suite.threads is not None or workers == 1:
+        return suite.threads
+    return max(1, len(os.sched_getaffinity(0)) // workers)
+
+
 def default_workers(specs: Sequence[RunSpec]) -> int:
     """Return how many runs go side by side: on a GPU one, else one per processor this process may use."""
     if resolve_device(specs[0].suite.device).startswith("cuda"):
@@ -51,7 +61,7 @@ def sweep(
         listener.start()
         pool = ProcessPoolExecutor(workers, mp_context=context)
         try:
-            _drain(_submit(pool, specs, events), on_finished)
+            _drain(_submit(pool, specs, workers, events), on_finished)
         finally:
             # An error or an interrupt must not start what is still queued.
             pool.shutdown(wait=True, cancel_futures=True)
@@ -59,7 +69,9 @@ def sweep(
             listener.join()
 
 
-def _submit(pool: ProcessPoolExecutor, specs: Sequence[RunSpec], events: Any) -> dict[Future[None], RunSpec | None]:
+def _submit(
+    pool: ProcessPoolExecutor, specs: Sequence[RunSpec], workers: int, events: Any
+) -> dict[Future[None], RunSpec | None]:
     """Queue models and runs seed by seed, the models one seed ahead of the runs.
 
     Models are jobs of their own because runs of one seed would otherwise wait for each other to build them; the next
@@ -72,10 +84,11 @@ def _submit(pool: ProcessPoolExecutor, specs: Sequence[RunSpec], events: Any) ->
     for now, runs in enumerate(groups):
         for key, (spec, model, seed) in _models([spec for group in groups[now : now + 2] for spec in group]).items():
             if key not in built:
-                pending[pool.submit(_build_in_worker, spec, model, seed, events)] = None
+                threads = threads_of(spec.suite, workers)
+                pending[pool.submit(_build_in_worker, spec, model, seed, threads, events)] = None
                 built.add(key)
         for spec in runs:
-            pending[pool.submit(_run_in_worker, spec, events)] = spec
+            pending[pool.submit(_run_in_worker, spec, threads_of(spec.suite, workers), events)] = spec
     return pending
 
 
@@ -96,8 +109,8 @@ def _models(specs: Sequence[RunSpec]) -> dict[str, tuple[RunSpec, Model, int]]:
     return {digest([model.model_dump(mode="json"), seed]): (spec, model, seed) for spec, model, seed in own}
 
 
-def _build_in_worker(spec: RunSpec, model: Model, seed: int, events: Any) -> None:
-    limit_threads(spec.suite.threads)
+def _build_in_worker(spec: RunSpec, model: Model, seed: int, threads: int | None, events: Any) -> None:
+    limit_threads(threads)
     library = TaskLibrary(spec.suite.include, spec.suite.data)
     label = f"model seed {seed}"
     checkpoint_of(
@@ -106,7 +119,8 @@ def _build_in_worker(spec: RunSpec, model: Model, seed: int, events: Any) -> Non
     events.put(Event(label, "built", 1, 1, finished=True))
 
 
-def _run_in_worker(spec: RunSpec, events: Any) -> None:
+def _run_in_worker(spec: RunSpec, threads: int | None, events: Any) -> None:
+    limit_threads(threads)
     run(spec, events.put)
 
 

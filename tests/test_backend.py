@@ -11,13 +11,15 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from harness.bench import Bench
 from harness.config import Suite
 from harness.engines import vllm
 from harness.engines.shelf import EngineShelf
 from harness.engines.student import whole_weights
 from harness.engines.vllm import check_vllm
 from harness.engines.vllm_cpu import write_record
-from harness.errors import ConfigError
+from harness.errors import ConfigError, TaskError
+from harness.spec import RunSpec
 from tests.models import qwen3
 
 
@@ -64,6 +66,17 @@ def test_the_record_names_vllm_once_and_leaves_a_real_one_alone(tmp_path: Path, 
     make_distribution(other, "vllm", "0.31.0")
     monkeypatch.syspath_prepend(other)
     assert write_record() is None
+
+
+def test_a_run_counts_with_the_context_that_vllm_is_given(
+    micro: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("harness.engines.shelf.check_vllm", lambda _: None)
+    small = {**micro.model_dump(), "backend": "vllm", "vllm": {"max_model_len": 64}}
+    spec = RunSpec(Suite.model_validate(small), "opd", 0, out=tmp_path)
+    with pytest.raises(TaskError, match="more than the model's context of 64"):
+        Bench(spec, lambda _: None).check()
+    assert [micro.context(128), spec.suite.context(128), spec.suite.context(32)] == [128, 64, 32]
 
 
 @pytest.mark.parametrize("tie", [True, False])

@@ -1,8 +1,10 @@
-"""The student in DistributedDataParallel: two processes with half a batch each have the whole batch's gradients."""
+"""The student in a wrapper: every loss stays inside its forward, and two processes have the whole batch's gradients."""
 
 from __future__ import annotations
 
+import copy
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,12 @@ import torch
 from torch import Tensor, distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
-from harness.logprobs import StudentForward
-from harness.rollouts import make_batches
+from harness.adapter import make_adapter
+from harness.config import AdapterEntry
+from harness.logprobs import Asked, LogProbs, StudentForward
+from harness.rollouts import Batch, make_batches
 from tests.models import assert_same_gradients, gradients, qwen3, rollout
+from tests.stages import Recorder, stage
 
 ROLLOUTS = [
     rollout([3, 4, 5], [6, 7, 2]),
@@ -21,6 +26,7 @@ ROLLOUTS = [
     rollout([3, 1], [4, 1, 2]),
     rollout([7], [5, 5, 2]),
 ]
+PLAIN = Asked()
 
 
 def loss_of(student: Any, part: list[Any]) -> Tensor:
@@ -39,6 +45,34 @@ def work(rank: int, folder: str) -> None:
     loss_of(wrapped, ROLLOUTS[2 * rank : 2 * rank + 2]).backward()
     torch.save(gradients(wrapped.module), f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
+
+
+class Watched(StudentForward):
+    """The student whose output layer has values only while its forward runs, as under FSDP; outside it has a size."""
+
+    inside = False
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        layer = model.get_output_embeddings()
+        hollow = copy.deepcopy(layer).to("meta")
+        model.get_output_embeddings = lambda: layer if self.inside else hollow
+
+    def forward(self, batch: Batch, ids: Tensor, ask: Asked = PLAIN) -> LogProbs:
+        self.inside = True
+        try:
+            return super().forward(batch, ids, ask)
+        finally:
+            self.inside = False
+
+
+@pytest.mark.parametrize("name", ["sft", "opd", "aopd", "gkd", "fkl", "rkl", "eopd", "tropd", "vopd"])
+def test_no_loss_reaches_the_output_layer_outside_the_wrapped_forward(name: str, recorder: type[Recorder]):
+    student = Watched(qwen3())
+    few = {"top_k": 4} if name in ("aopd", "fkl", "tropd") else {}
+    make_adapter(name, AdapterEntry(options=few)).train_stage(replace(stage(), student=student))
+    assert any(value.any() for value in recorder.made[-1].gradients[0].values())
+    assert not student.inside
 
 
 @pytest.mark.slow

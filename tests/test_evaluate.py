@@ -19,10 +19,10 @@ from harness.checkpoints import load, weights_digest
 from harness.comparability import differing
 from harness.config import Chat, Decoding, Evaluation, Suite
 from harness.engines.base import Completion, Sampling
-from harness.errors import TaskError
+from harness.errors import ModelError, TaskError
 from harness.foreign import evaluate_checkpoints, matrix_table
 from harness.lmeval import evaluate as evaluator
-from harness.lmeval import hf_model
+from harness.lmeval import hf_model, keys
 from harness.lmeval.checks import settle_generation
 from harness.lmeval.evaluate import Subject, evaluate
 from harness.lmeval.hf_model import HarnessHFLM
@@ -250,6 +250,20 @@ def test_other_settings_of_a_generation_are_other_cells(
     assert plain.comparability not in {keys.comparability for keys in others}
     assert differing(plain.fields, others[1].fields) == {"settings.max_gen_toks": (24, 9)}
     assert list(differing(plain.fields, others[3].fields)) == ["backend.tokenizer"]
+
+
+@pytest.mark.parametrize("package", ["torch", "transformers", "lm_eval", "tokenizers"])
+def test_another_version_of_a_library_is_another_cell(
+    package: str, library: TaskLibrary, monkeypatch: pytest.MonkeyPatch
+):
+    (task,) = settled(library, "tiny_weather")
+    here, docs = keys.version, task.test_docs(1)
+    found = [make_keys(task, docs, ["say 1"], "w", 0, {})]
+    monkeypatch.setattr(keys, "version", lambda name: "99" if name == package else here(name))
+    found.append(make_keys(task, docs, ["say 1"], "w", 0, {}))
+    assert found[0].generation != found[1].generation
+    assert found[0].comparability != found[1].comparability
+    assert found[0].grading == found[1].grading
 
 
 DOC = {"prompt": "say 1", "target": "1"}
@@ -490,6 +504,20 @@ def test_foreign_checkpoints_give_a_matrix_with_one_row_each(
         weights.append(found[0]["weights"])
     assert weights[0] == weights[2] != weights[1]
     assert matrix_table(scores).row_count == 3
+
+
+SPOILED = {"tokenizer.json": '{"version": "9.0", "model": {}}', "config.json": '{"model_type": "qwen9"}'}
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_every_checkpoint_is_read_before_time_is_spent_on_the_first(
+    name: str, micro: Suite, student_folder: Path, tmp_path: Path, generations: list[int]
+):
+    shutil.copytree(student_folder, tmp_path / "later")
+    (tmp_path / "later" / name).write_text(SPOILED[name])
+    with pytest.raises(ModelError, match="later: not a causal language model with a tokenizer"):
+        evaluate_checkpoints(micro, [student_folder, tmp_path / "later"], tmp_path)
+    assert generations == []
 
 
 def test_a_checkpoint_that_changed_in_its_folder_is_evaluated_again(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from rich.console import Console
 from harness.config import Suite
 from harness.errors import ConfigError, TaskError
 from harness.inspection import check_task, print_plan, task_table
+from harness.lmeval import checks
 from harness.lmeval.checks import spoil
+from harness.lmeval.tasks import TaskLibrary
 from harness.spec import RunSpec
 from harness.suites import load_suite
 from tests.models import DOCS, TASK_FILE, micro_suite, write_task, write_yaml
@@ -126,6 +129,19 @@ def test_each_trap_is_named(changes: dict[str, Any], trap: str, tmp_path: Path):
     _, text = checked("made_up", tmp_path)
     joined = " ".join(traps(text)) or text
     assert trap in joined
+
+
+def test_data_that_is_fetched_without_a_revision_is_a_trap(tmp_path: Path):
+    for split, docs in DOCS.items():
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, docs)))
+    plain = {"task": "fetched", **TASK_FILE, "dataset_path": str(tmp_path / "data"), "process_results": None}
+    found = []
+    for pinned in ({}, {"dataset_kwargs": {"revision": "0" * 40}}):
+        write_yaml(tmp_path / "tasks" / "fetched.yaml", {**plain, **pinned})
+        task = TaskLibrary([tmp_path / "tasks"]).load("fetched")
+        found.append([trap for trap in checks.traps(task) if "revision" in trap])
+    assert found == [["dataset_kwargs.revision is not pinned: the data may change under the results"], []]
 
 
 def test_a_task_with_several_faults_is_found_out_in_all_of_them(tmp_path: Path):

@@ -11,12 +11,13 @@ from lm_eval.evaluator import simple_evaluate
 from tokenizers.processors import TemplateProcessing
 
 from harness.chat import Renderer
-from harness.config import Chat, Decoding, Suite
+from harness.config import Chat, Decoding, Suite, digest
 from harness.errors import ModelError, TaskError
 from harness.lmeval.checks import check_prompts, check_stage_task, check_test_prompts, settle_generation, traps
 from harness.lmeval.tasks import BenchTask, TaskLibrary, item_id
 from harness.scratch import byte_tokenizer
-from tests.models import DOCS, byte_renderer, micro_suite, write_task
+from harness.store import RunStore
+from tests.models import DOCS, TASK_FILE, byte_renderer, micro_suite, write_task, write_yaml
 
 # Without it lm-eval indexes its thousands of built-in tasks, once for each call.
 MANAGER = TaskLibrary().manager
@@ -249,6 +250,15 @@ def test_only_generating_tasks_with_training_items_can_be_stages(tmp_path: Path)
     settle_generation(choice, Decoding())
 
 
+@pytest.fixture
+def run_directory(tmp_path: Path) -> Path:
+    """A run directory as far as its manifest."""
+    folder = tmp_path / "runs" / "seed0"
+    RunStore(folder).path.mkdir(parents=True)
+    RunStore(folder).start({"config": {}, "config_hash": digest({})})
+    return folder
+
+
 def refusal(folder: Path) -> str:
     with pytest.raises(TaskError) as error:
         TaskLibrary([folder])
@@ -305,6 +315,27 @@ def test_records_that_cannot_be_read_are_one_sentence_with_the_task(tmp_path: Pa
     )
     with pytest.raises(TaskError, match="task made_up: OSError while loading it: disk on fire"):
         TaskLibrary([tmp_path]).load("made_up")
+
+
+def test_a_data_set_that_is_a_script_is_one_sentence_that_says_what_to_do(tmp_path: Path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "old.py").write_text("raise RuntimeError('executed')")
+    write_yaml(tmp_path / "made_up.yaml", {"task": "made_up", **TASK_FILE, "dataset_path": str(tmp_path / "old")})
+    with pytest.raises(TaskError, match=r"its data set .*old is a Python script, .*JSON or Parquet.*custom_dataset"):
+        TaskLibrary([tmp_path]).load("made_up")
+
+
+def test_checking_files_executes_nothing(tmp_path: Path):
+    write_task(tmp_path)
+    (tmp_path / "made_up_code.py").write_text("raise SystemExit('executed')")
+    TaskLibrary([tmp_path])
+
+
+def test_task_files_are_not_taken_from_a_run_directory_or_a_url(run_directory: Path):
+    write_task(run_directory / "stage_0")
+    for folder in (run_directory.parent, run_directory, run_directory / "stage_0"):
+        assert refusal(folder).startswith(f"{run_directory / 'stage_0/made_up.yaml'} lies in the run directory")
+    assert "does not exist" in refusal(Path("https://example.org/tasks"))
 
 
 COMPLETE = {"until": ["\n"], "do_sample": False, "temperature": 0.0, "max_gen_toks": 8}

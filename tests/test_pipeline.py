@@ -8,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from harness.checkpoints import weights_digest
@@ -380,6 +382,21 @@ def test_a_sweep_does_the_first_seeds_comparison_first(micro: Suite, tmp_path: P
     assert [(spec.seed, spec.entry) for spec in specs] == [(3, "opd"), (3, "aopd"), (4, "opd"), (4, "aopd")]
     assert default_workers(specs[:1]) == 1
     assert 1 <= default_workers(specs) <= (os.cpu_count() or 1)
+
+
+def test_runs_side_by_side_share_the_processors(micro: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from harness import sweep
+
+    seen: list[int] = []
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(sweep, "run", lambda *_: seen.append(torch.get_num_threads()))
+    queue: Any = SimpleQueue()
+    for named in (None, 1):
+        spec = RunSpec(micro.model_copy(update={"threads": named}), "none", 0, out=tmp_path)
+        sweep._run_in_worker(spec, sweep.threads_of(spec.suite, 2), queue)
+    assert seen == [4, 1]
+    assert sweep.threads_of(micro.model_copy(update={"threads": None}), 1) is None
 
 
 @pytest.mark.slow

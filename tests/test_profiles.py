@@ -115,6 +115,12 @@ def test_a_task_of_likelihoods_stands_under_the_first_profile_alone(tmp_path: Pa
     assert tasks_by_profile(cells.values(), evaluation()) == expected
 
 
+def test_repeats_of_a_task_file_draw_and_drop_nothing(student_folder: Path, tmp_path: Path):
+    write_task(tmp_path / "task", repeats=3)
+    found = cells_of(student_folder, TaskLibrary([tmp_path / "task"]), Evaluation(limit=2), tmp_path, ["made_up"])
+    assert found["made_up"].samples["sample"].tolist() == [0, 0]
+
+
 class SomeRight:
     """Stands in for an engine that gets 0, 1, 2, 3, 4 and 4 of the four answers right to `say 0` to `say 5`."""
 

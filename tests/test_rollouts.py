@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.lmeval.tasks import TaskLibrary
 from harness.logprobs import StudentForward
 from harness.rollouts import Batch, Reduction, Rollout, make_batches
-from tests.models import assert_same_gradients, gradients, qwen3, response_tokens, rollout
+from tests.models import assert_same_gradients, byte_renderer, gradients, qwen3, response_tokens, rollout
 
 PAD = 0
 # Longest first: prompt 5 6 7 with answer 9 8 and stop 0, then prompt 5 with answer 7 and stop 0; the stop IS the pad id.
@@ -45,6 +46,15 @@ def test_empty_responses_are_left_out_and_do_not_dilute_the_rest():
     assert batch.weights.tolist() == pytest.approx([1 / 6] * 3 + [1 / 4] * 2)
     assert make_batches([empty], "token_mean", 2) == []
     assert make_batches([], "token_mean", None) == []
+
+
+def test_where_tokens_have_several_characters_exactly_the_reference_is_supervised(library: TaskLibrary):
+    renderer = byte_renderer()
+    examples = library.load("tiny_weather").training_examples(renderer, 3)
+    (batch,) = make_batches([Rollout(e, e.target, "stop") for e in examples], "token_mean", None)
+    for row, supervised in enumerate(batch.predicts):
+        text = renderer.tokenizer.decode(batch.input_ids[row, 1:][supervised[:-1]])
+        assert text == batch.rollouts[row].example.doc["target"] + "<|im_end|>"
 
 
 ROLLOUTS = st.lists(

@@ -62,6 +62,7 @@ class VLLMEngine:
         self.place = place
         self.version = version("vllm")
         self.dtype = settings.dtype or place.dtype
+        self.max_model_len = settings.max_model_len
         self.weights: str | None = None
         self._connection, theirs = Pipe()
         place.log.parent.mkdir(parents=True, exist_ok=True)

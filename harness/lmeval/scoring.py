@@ -57,7 +57,12 @@ def _rows(task: BenchTask, identity: str, sample: Mapping[str, Any], answers: An
     if not task.generates:
         yield graded_row(task, {"item_id": identity, "sample": 0, **likelihood_facts(task, sample)}, first)
         return
-    for number, answer in enumerate(answers[task.name, sample["doc_id"]]):
+    if not (given := answers.get((task.name, sample["doc_id"]))):
+        raise TaskError(
+            f"task {task.name}: the model was never asked item {sample['doc_id']}, which lm-eval has an answer to; switch "
+            "off whatever answered in its place, such as a cache"
+        )
+    for number, answer in enumerate(given):
         facts = {
             "item_id": identity,
             "sample": number,

@@ -50,7 +50,8 @@ class HarnessVLLM(Answering, StockVLLM):
         engine.load(checkpoint, weights)
         self.model = engine
         self.tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
-        self.batch_size, self._max_length = batch_size, context_of(checkpoint)
+        context = context_of(checkpoint)
+        self.batch_size, self._max_length = batch_size, min(context, engine.max_model_len or context)
         self.add_bos_token = self.custom_prefix_token_id = self.enable_thinking = self.think_end_token = None
         self.data_parallel_size, self.chat_template_args = 1, {}
         made_with = {

@@ -14,6 +14,7 @@ from lm_eval.tasks._index import Entry, Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from harness.errors import TaskError
+from harness.store import is_run_directory
 
 LOCAL_FORMATS = ("json", "csv", "parquet", "text", "arrow")
 Index = Mapping[str, Entry]
@@ -26,9 +27,18 @@ def check_files(folders: Sequence[Path]) -> None:
             raise TaskError(f"task folder {folder} does not exist; --include-path takes a folder with task files")
         for path in sorted(folder.rglob("*.yaml")):
             if path.parent.name != "suites":
+                _refuse_in_a_run(path)
                 read_task_file(path)
         for path in sorted(folder.rglob("*.yml")):
             raise TaskError(f"{path}: lm-eval reads only files that end in .yaml; rename it to {path.stem}.yaml")
+
+
+def _refuse_in_a_run(path: Path) -> None:
+    if (run := next(filter(is_run_directory, path.resolve().parents), None)) is not None:
+        raise TaskError(
+            f"{path} lies in the run directory {run}; a task file names code that is executed, so keep it where no run "
+            "writes, or leave this folder out of --include-path"
+        )
 
 
 def read_task_file(path: Path) -> dict[str, Any]:
@@ -85,6 +95,12 @@ def unreadable_data(index: Index, name: str, error: Exception) -> str | None:
     """Return the sentence for a data set that could not be fetched and what to do; None where that is not what failed."""
     paths = (content.get("dataset_path") for _, content in members(index, name))
     sets = [path for path in dict.fromkeys(paths) if isinstance(path, str) and path not in LOCAL_FORMATS]
+    if sets and "Dataset scripts are no longer supported" in str(error):
+        return (
+            f"task {name}: its data set {', '.join(sets)} is a Python script, which the library datasets no longer runs; "
+            "save it as JSON or Parquet files, name a revision that holds such files, or write a loader "
+            "(custom_dataset: !function)"
+        )
     if not sets or not isinstance(error, OSError):
         return None
     first = next(iter(str(error).strip().splitlines()), "no more is said")

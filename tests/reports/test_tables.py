@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from reports import tables
+from harness.metrics import FIGURES
+from reports import tables, views
 from reports.frames import Frames, load
 from tests.reports.factory import write_run
 
@@ -59,6 +60,15 @@ def test_the_figure_table_has_means_intervals_and_formulas(frames: Frames):
     assert "max" in row["formula"]
     assert "intransigence" not in table.index
     assert table.loc["probe_change:tiny_long_sums", "formula"] == "R[T][p] − R[0][p]"
+
+
+def test_definitions_of_forgetting_stand_side_by_side_with_formula_and_source(frames: Frames):
+    grid = views.figures_grid(frames.scores)
+    rows = [dict(zip(grid.header, row, strict=True)) for row in grid.rows if "orgetting" in str(row[0])]
+    kinds = ("forgetting_chaudhry", "forgetting_from_start", "forgetting_avalanche", "probe_forgetting")
+    expected = [(FIGURES[kind].formula, FIGURES[kind].source) for kind in kinds]
+    assert [(row["formula"], row["source"]) for row in rows] == expected
+    assert len({row["figure"] for row in rows}) == 4
 
 
 def test_csv_files_hold_the_results_files_numbers(frames: Frames, tmp_path: Path):
