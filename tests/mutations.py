@@ -100,7 +100,7 @@ def copied_tree() -> Generator[Path]:
 def check_unmutated(pitfalls: Sequence[Pitfall], tree: Path) -> None:
     """Stop where a test does not pass as the code is; those of one marker run together."""
     for marker in dict.fromkeys(entry.marker for entry in pitfalls):
-        tests = list(dict.fromkeys(entry.test for entry in pitfalls if entry.marker == marker))
+        tests = sorted({entry.test for entry in pitfalls if entry.marker == marker})
         console.print(f"{len(tests)} tests ({marker or 'fast'}) without a mutation")
         outcome = run_tests(tests, tree)
         if outcome.status or outcome.passed < len(tests):

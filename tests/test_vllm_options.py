@@ -56,7 +56,10 @@ def test_the_engines_seed_is_the_suites(engine: VLLMEngine):
     assert "seed=1234," in engine.place.log.read_text(encoding="utf-8")
 
 
-def test_log_probabilities_of_a_prompt_are_few_and_at_temperature_one(engine: VLLMEngine, student: Loaded):
+def test_log_probabilities_of_a_prompt_are_few_and_at_temperature_one(
+    engine: VLLMEngine, student_folder: Path, student: Loaded
+):
+    engine.load(student_folder, weights_digest(student_folder))
     for prompt, found in zip(PROMPTS, engine.prompt_logprobs(PROMPTS), strict=True):
         expected = dense_logprobs(student.model, prompt).detach()
         assert found[0] is None
