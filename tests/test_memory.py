@@ -30,7 +30,7 @@ def test_a_phase_holds_its_own_peak_and_its_inner_ones():
 def test_a_phase_that_fails_is_closed_and_a_phase_that_comes_again_keeps_the_higher_peak():
     memory = PeakMemory("cpu")
     with pytest.raises(ZeroDivisionError), memory("train"):
-        float(np.ones(BIG // 8).sum()) / int("0")
+        _ = float(np.ones(BIG // 8).sum()) / int("0")
     peak = memory.summary["train"]
     with memory("train"):
         pass
