@@ -14,7 +14,7 @@ from reports import tables
 from reports.frames import OUTCOMES, PHASES, Frames
 from reports.page import Grid
 from reports.style import short_names
-from reports.words import in_words, percent, plural, points, with_interval
+from reports.words import decimal, in_words, percent, plural, points, with_interval
 
 
 def retention_grids(scores: pd.DataFrame, *, compact: bool = False) -> list[Grid]:
@@ -66,7 +66,7 @@ def figures_grid(scores: pd.DataFrame) -> Grid:
     rows = []
     for _, cells in table.groupby("figure", sort=False):
         line = cells.iloc[0]
-        write = {"%": percent, "points": points, "ratio": "{:.2f}".format}[line["unit"]]
+        write = {"%": percent, "points": points, "ratio": decimal}[line["unit"]]
         by_label = {cell["label"]: _value(cell, seeds[cell["label"]], write) for cell in cells.to_dict("records")}
         values = [by_label.get(label, "–") for label in labels]
         unit = f"{line['unit']}\u00a0{'↑' if line['higher_is_better'] else '↓'}"
@@ -125,7 +125,7 @@ def cost_grid(frames: Frames) -> Grid:
         for row in tables.cost(frames).to_dict("records")
     ]
     first = ["method", "runs", "steps", "tokens", "peak GiB, training", "peak GiB, evaluation"]
-    return Grid("Cost", [*first, *(f"{name} s" for name in names), "outside %"], rows)
+    return Grid("Cost", [*first, *(f"{name}\u00a0s" for name in names), "outside\u00a0%"], rows)
 
 
 def _gib(size: float) -> str:

@@ -11,7 +11,8 @@ from reports.tables import cost
 
 NOTE = (
     "Mean per run. Seconds of generation, teacher scoring and student (forward, backward, optimiser), which the "
-    "whole step holds, and of evaluation; tokens of prompts and answers in training."
+    "whole step holds, of evaluation, and of models, built once by the first run that needs them and loaded by the others; "
+    "tokens of prompts and answers in training."
 )
 MEMORY = {
     "gpu": "Peak memory is what tensors took of the GPU, the highest of all runs; vLLM's own process is not in it.",
