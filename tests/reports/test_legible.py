@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib import colormaps
+from matplotlib.patches import Rectangle
 
 from reports import style
 from reports.build import _flat
@@ -57,7 +58,8 @@ def test_ink_is_whichever_of_black_and_white_has_the_higher_contrast(colours: st
 def test_the_longest_bar_ends_short_of_the_frame(findings: Findings):
     figure = decomposition(findings.flip_shares)
     low, high = figure.axes[0].get_xlim()
-    ends = [end for bar in figure.axes[0].patches for end in (bar.get_bbox().x0, bar.get_bbox().x1)]
+    bars = [bar for bar in figure.axes[0].patches if isinstance(bar, Rectangle)]
+    ends = [end for bar in bars for end in (bar.get_x(), bar.get_x() + bar.get_width())]
     assert low < min(ends) < 0
     assert max(ends) < high
 
