@@ -89,7 +89,7 @@ def test_a_mark_that_turns_text_around_is_named_and_turns_nothing(hostile: Path,
     text = "".join(page.locator("article").all_text_contents())
     assert "\u202e" not in text
     assert "before ⟨U+202E⟩olleh⟨U+202C⟩ after" in text
-    assert "before␀after␛[31m" in text
+    assert "before⟨U+0000⟩after⟨U+001B⟩[31m⟨U+009B⟩" in text
 
 
 def test_filters_and_search_work_on_hostile_texts(hostile: Path, open_page: Open):
