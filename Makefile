@@ -16,7 +16,7 @@ BENCH_OUT ?= benchmarks/RESULTS.md
 STUDY ?= tiny
 
 .DEFAULT_GOAL := help
-.PHONY: help stage-all study report test test-slow test-vllm test-gpu mutations vllm check fix bench clean
+.PHONY: help stage-all study report test test-slow test-vllm test-browser test-gpu mutations vllm check fix bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,9 @@ test-slow: $(STAMP)  ## Run the slow tests: whole runs, the wheel, the real reco
 
 test-vllm: $(VLLM)  ## Run the tests on real vLLM, on a CPU where there is no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "vllm and not gpu"
+
+test-browser: $(STAMP)  ## Open the report of a short real run in Chromium (apt-get install chromium); skipped where there is none
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser
 
 test-gpu: $(VLLM)  ## Run the tests that need a CUDA device
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu

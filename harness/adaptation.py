@@ -35,14 +35,14 @@ class Adaptation:
 
     def __init__(self, bench: Bench) -> None:
         self.bench, self.spec, self.suite = bench, bench.spec, bench.suite
-        self.adapter, self.device, self.timer = bench.adapter, bench.device, bench.timer
+        self.adapter, self.device, self.phase = bench.adapter, bench.device, bench.phase
         self.teachers = TeacherShelf(bench.device, bench.checkpoint_of)
 
     def adapt(self, folder: StageFolder, stage: Stage, index: int, checkpoint: Path) -> Path:
         """Train one stage from `checkpoint`, unless it is trained already, and return the new checkpoint."""
         if (done := folder.training_done) is None:
             train = folder.open_training()
-            with self.timer("models"):
+            with self.phase("models"):
                 student = load(checkpoint, self.suite.student, self.device)
                 suit_attention(student.model, self.suite.training_for(stage, self.spec.entry).autocast)
             trajectories = Trajectories(train, student.renderer, self.suite.keep_rollouts)
@@ -60,7 +60,7 @@ class Adaptation:
     def _train(self, train: Path, context: StageContext, student: Loaded) -> dict[str, Any]:
         started = time.perf_counter()
         seed_global_generators(context.seed)
-        with self.timer("train"), _kept_when_it_breaks(student, train / "last_good"):
+        with self.phase("train"), _kept_when_it_breaks(student, train / "last_good"):
             result = self.adapter.train_stage(context)
         seconds = time.perf_counter() - started
         save(student, train / "checkpoint")
@@ -113,7 +113,7 @@ class Adaptation:
         spec = stage.teacher or self.suite.teacher
         if spec is None or self.adapter.requirements.teacher == "none":
             return None
-        with self.timer("models"):
+        with self.phase("models"):
             teacher = self.teachers.take(spec, student)
         suit_attention(teacher.model, self.suite.training_for(stage, self.spec.entry).autocast)
         return teacher

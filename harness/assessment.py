@@ -43,7 +43,7 @@ class Assessment:
         weights = weights_digest(checkpoint)
         student, engine = self.suite.student, self.bench.engine_on(checkpoint)
         subject = Subject(checkpoint, weights, student.chat, student.dtype, self.bench.device, engine)
-        with self.bench.timer("evaluate"):
+        with self.bench.phase("evaluate"):
             self._cells(folder, subject, when)
             self._groups(folder)
             if folder == self.start_folder:

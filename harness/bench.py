@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from harness.lmeval.groups import Evaluated, load_evaluated
 from harness.lmeval.overlap import stream_overlap
 from harness.lmeval.profiles import tasks_by_profile
 from harness.lmeval.tasks import BenchTask, TaskLibrary
+from harness.memory import PeakMemory
 from harness.models import checkpoint_of, limit_threads, resolve_device
 from harness.progress import Event, Report
 from harness.spec import RunSpec
@@ -42,6 +43,7 @@ class Bench:
         self.track: Log = untracked
         self.engines = EngineShelf(self.suite, self.device, spec.path / "vllm.txt")
         self.timer = Timer("models", "train", "evaluate", whole="total")
+        self.memory = PeakMemory(self.device)
 
     @cached_property
     def evaluated(self) -> Evaluated:
@@ -61,7 +63,7 @@ class Bench:
     @cached_property
     def start(self) -> Path:
         """The student's checkpoint before any stage."""
-        with self.timer("models"):
+        with self.phase("models"):
             return self.checkpoint_of(self.suite.student)
 
     def describe(self) -> dict[str, Any]:
@@ -101,10 +103,16 @@ class Bench:
         steps = self.suite.training_for(stage, self.spec.entry).steps
         return {"name": stage.task, "trains": list(stage.trains), "steps": steps}
 
+    @contextmanager
+    def phase(self, name: str) -> Generator[None]:
+        """Count the block's seconds and peak memory to a phase: models, train or evaluate."""
+        with self.timer(name), self.memory(name):
+            yield
+
     def progress(self, found: dict[str, Any]) -> dict[str, Any]:
-        """Return a manifest with what is known of it by now: the weights, and this session's seconds by phase."""
+        """Return a manifest with what is known of it by now: the weights, and this session's seconds and memory by phase."""
         *before, session = found["sessions"]
-        sessions = [*before, {**session, "seconds": self.timer.seconds}]
+        sessions = [*before, {**session, "seconds": self.timer.seconds, "peak_memory": self.memory.summary}]
         return {**found, "weights": {**found["weights"], **self.weights}, "sessions": sessions}
 
     def check(self) -> None:
@@ -128,7 +136,7 @@ class Bench:
 
     def engine_on(self, checkpoint: Path) -> VLLMEngine | None:
         """Return the run's engine outside this process, started on `checkpoint` where it does not run yet; None without."""
-        with self.timer("models"):
+        with self.phase("models"):
             return self.engines.take(checkpoint)
 
     def tracked(self) -> AbstractContextManager[Log]:

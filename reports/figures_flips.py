@@ -83,8 +83,7 @@ def decomposition(shares: pd.DataFrame) -> Figure:
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes, task in zip(grid.flat, tasks, strict=False):
         _bars(axes, cells[cells["task"] == task].set_index("label"), labels)
-        axes.set(title=names[task], xlabel="% of items: lost to the left, gained to the right")
-        axes.set_xlabel("lost ← % of items → gained")
+        axes.set(title=names[task], xlabel="lost ← % of items → gained")
     for axes in grid.flat[len(tasks) :]:
         axes.set_axis_off()
     colours = {f"lost: {how}": style.OUTCOME_COLOURS[how] for how in HOW_LOST} | {
@@ -100,6 +99,7 @@ def decomposition(shares: pd.DataFrame) -> Figure:
 
 def _bars(axes: Axes, cells: pd.DataFrame, labels: list[str]) -> None:
     cells = cells.reindex(labels)
+    axes.use_sticky_edges = False  # else the longest bar ends in the frame and looks cut off
     left, rows = np.zeros(len(labels)), range(len(labels))
     for how in HOW_LOST:
         share = 100 * cells[f"lost_{how}"].fillna(0).to_numpy(dtype=float)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -33,7 +34,7 @@ def advantage_tails(steps: pd.DataFrame) -> Figure:
         raise RunError("No training step has advantage quantiles; methods that a teacher scores have.")
     looks, columns = looks_of(steps), 2 if steps["label"].nunique() < 3 else 3
     rows = -(-len(looks) // columns)
-    figure = Figure(figsize=(11, 2.3 * rows + 0.7), layout="constrained")
+    figure = Figure(figsize=(11, 2.6 * rows + 0.7), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes, (label, look) in zip(grid.flat, looks.items(), strict=False):
         own = steps[steps["label"] == label]
@@ -48,16 +49,27 @@ def advantage_tails(steps: pd.DataFrame) -> Figure:
             if q in line:
                 axes.plot(line[q]["global_step"], line[q]["mean"], color=look["color"], linewidth=width)
         axes.set_yscale("symlog", linthresh=0.1)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
+        _name_tails(axes, line)
         mark_stages(axes, own, named=False)
         axes.axhline(0, color=style.RULE, linewidth=0.8)
         axes.set_title(label)
     for axes in grid.flat[len(looks) :]:
         axes.set_axis_off()
     figure.supxlabel("training step, stages in order, divided by lines")
-    figure.supylabel("advantage, log p(y) − log q(y) (nats)")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("advantage (nats)")
     title = f"Advantage: median, middle 50 and 90 %, lowest and highest 1 %; rolling mean of {SMOOTHING} steps"
     figure.suptitle(title, x=0.005, ha="left")
     return figure
+
+
+def _name_tails(axes: Axes, line: dict[str, pd.DataFrame]) -> None:
+    """Name the two outer lines where they begin, so that no legend is needed."""
+    for q, name in (("01", "lowest 1 %"), ("99", "highest 1 %")):
+        if q in line:
+            start = line[q][["global_step", "mean"]].iloc[0]
+            axes.annotate(name, tuple(start), (4, 3), textcoords="offset points", fontsize=8)
 
 
 def _quantiles(steps: pd.DataFrame) -> list[str]:

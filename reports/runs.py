@@ -108,6 +108,21 @@ class RunDir:
         phases = ("models", "train", "evaluate", "total")
         return {phase: sum(s[phase] for s in noted) if noted else float("nan") for phase in phases}
 
+    @property
+    def peak_memory(self) -> dict[str, float]:
+        """The highest memory of any session in bytes, in training and in evaluation; nan where none noted it."""
+        noted = [session.get("peak_memory", {}) for session in self.manifest.get("sessions", [])]
+        return {
+            phase: max((float(peaks[phase]) for peaks in noted if phase in peaks), default=float("nan"))
+            for phase in ("train", "evaluate")
+        }
+
+    @property
+    def memory_of(self) -> str:
+        """Whose memory that is: `gpu` or `process`; empty where no session noted it."""
+        noted = [session.get("peak_memory", {}) for session in self.manifest.get("sessions", [])]
+        return next((str(peaks["of"]) for peaks in reversed(noted) if "of" in peaks), "")
+
     def stage_path(self, stage: int) -> Path:
         """Return the folder of a stage; 0 is the start."""
         return self.path / (f"stage_{stage}_{self.stages[stage - 1]}" if stage else "stage_0")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 from markupsafe import escape
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
@@ -84,8 +83,12 @@ def reference(labels: Sequence[str]) -> str:
 
 
 def ink_on(share: float, colours: str = HEAT) -> str:
-    """Return black or white, whichever reads better on a colour map at a share of 0 to 1."""
-    return "black" if np.dot(colormaps[colours](share)[:3], (0.3, 0.59, 0.11)) > 0.5 else "white"
+    """Return black or white, whichever has the higher contrast (WCAG 2) on a colour map at a share of 0 to 1."""
+    red, green, blue = (
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colormaps[colours](share)[:3]
+    )
+    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    return "black" if (luminance + 0.05) ** 2 > 0.05 * 1.05 else "white"
 
 
 def frame(column: float, row: float) -> Rectangle:

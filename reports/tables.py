@@ -201,10 +201,11 @@ def several_answers(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def cost(frames: Frames) -> pd.DataFrame:
-    """Return per label what one run cost on average: seconds by phase and in all, steps and tokens.
+    """Return per label what one run cost on average: seconds by phase and in all, steps, tokens, and peak memory.
 
     `seconds_step` is the whole training step and holds generation, teacher and student. `share_outside` is the part of the
     total outside these three, evaluation and the preparation of models; nan for a run that has not noted its seconds.
+    `memory_train` and `memory_evaluate` are the highest of all runs, in bytes; nan where none has noted any.
     """
     phases = [f"seconds_{phase}" for phase in PHASES]
     runs = frames.scores.groupby(IDENTITY, sort=False)["seconds"].sum().rename("seconds_evaluate").to_frame()
@@ -217,6 +218,12 @@ def cost(frames: Frames) -> pd.DataFrame:
     inside = ["generate", "teacher", "student", "evaluate", "models"]
     runs["share_outside"] = 1 - runs[[f"seconds_{phase}" for phase in inside]].sum(axis=1) / runs["seconds_total"]
     columns = ["steps", "tokens", *phases, "seconds_evaluate", "seconds_models", "seconds_total", "share_outside"]
-    table = runs.groupby("label", sort=False)[columns].mean()
-    table.insert(0, "runs", runs.groupby("label", sort=False).size())
-    return table.reset_index()
+    by_label = runs.groupby("label", sort=False)
+    table = by_label[columns].mean()
+    table.insert(0, "runs", by_label.size())
+    return table.join(_peak_memory(frames)).reset_index()
+
+
+def _peak_memory(frames: Frames) -> pd.DataFrame:
+    peaks = pd.DataFrame([run.peak_memory for run in frames.runs]).add_prefix("memory_").astype(float)
+    return peaks.groupby([label for _, label in frames.labelled], sort=False).max()

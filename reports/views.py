@@ -14,7 +14,7 @@ from reports import tables
 from reports.frames import OUTCOMES, PHASES, Frames
 from reports.page import Grid
 from reports.style import short_names
-from reports.words import in_words, percent, plural, points, with_interval
+from reports.words import decimal, in_words, percent, plural, points, with_interval
 
 
 def retention_grids(scores: pd.DataFrame, *, compact: bool = False) -> list[Grid]:
@@ -66,7 +66,7 @@ def figures_grid(scores: pd.DataFrame) -> Grid:
     rows = []
     for _, cells in table.groupby("figure", sort=False):
         line = cells.iloc[0]
-        write = {"%": percent, "points": points, "ratio": "{:.2f}".format}[line["unit"]]
+        write = {"%": percent, "points": points, "ratio": decimal}[line["unit"]]
         by_label = {cell["label"]: _value(cell, seeds[cell["label"]], write) for cell in cells.to_dict("records")}
         values = [by_label.get(label, "–") for label in labels]
         unit = f"{line['unit']}\u00a0{'↑' if line['higher_is_better'] else '↓'}"
@@ -110,7 +110,7 @@ def warnings_grid(frames: Frames) -> Grid:
 
 
 def cost_grid(frames: Frames) -> Grid:
-    """Return what one run cost on average, in seconds by phase and tokens.
+    """Return what one run cost on average, in tokens and seconds by phase, and the peak memory of all runs.
 
     The last column is the share of time outside generation, teacher, student, evaluation and preparation of models.
     """
@@ -119,11 +119,17 @@ def cost_grid(frames: Frames) -> Grid:
     names = ["whole step" if phase == "step" else phase for phase in phases]
     rows = [
         [row["label"], str(row["runs"]), whole(row["steps"]), whole(row["tokens"])]
+        + [_gib(row[f"memory_{phase}"]) for phase in ("train", "evaluate")]
         + [_seconds(row[f"seconds_{phase}"]) for phase in phases]
         + [percent(row["share_outside"])]
         for row in tables.cost(frames).to_dict("records")
     ]
-    return Grid("Cost", ["method", "runs", "steps", "tokens", *(f"{name} s" for name in names), "outside %"], rows)
+    first = ["method", "runs", "steps", "tokens", "peak GiB, training", "peak GiB, evaluation"]
+    return Grid("Cost", [*first, *(f"{name}\u00a0s" for name in names), "outside\u00a0%"], rows)
+
+
+def _gib(size: float) -> str:
+    return "–" if math.isnan(size) else f"{size / 2**30:.2f}"
 
 
 def _seconds(value: float) -> str:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 
 LONGEST = 1_200  # characters of one text on a page
-_CONTROLS = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\t\n"} | {0x7F: "\u2421"}
-_NAMED = [*range(0x80, 0xA0), 0x061C, 0x200B, *range(0x200E, 0x2010), *range(0x2028, 0x202F), *range(0x2060, 0x2070)]
+_NAMED = [*range(0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0)]  # all controls but the tab and the line feed
+_NAMED += [0x061C, 0x200B, *range(0x200E, 0x2010), *range(0x2028, 0x202F), *range(0x2060, 0x2070)]
 _NAMED += [0xFEFF, 0xFFFE, 0xFFFF, *range(0xFFF9, 0xFFFC)]
-_TABLE = _CONTROLS | {code: f"⟨U+{code:04X}⟩" for code in _NAMED}
+_TABLE = {code: f"⟨U+{code:04X}⟩" for code in _NAMED}
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 

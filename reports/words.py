@@ -84,6 +84,11 @@ def points(difference: float) -> str:
     return "–" if math.isnan(difference) else f"{100 * difference:+.1f}".replace("-", "−")
 
 
+def decimal(value: float, *, signed: bool = False) -> str:
+    """Write a number with two decimals, its plus sign where `signed`; a dash where there is none."""
+    return "–" if math.isnan(value) else f"{value:{'+' * signed}.2f}".replace("-", "−")
+
+
 def nats(entropy: float) -> str:
     """Write an entropy; a dash where there is none."""
     return "–" if math.isnan(entropy) else f"{entropy:.3f}".replace("-", "−")

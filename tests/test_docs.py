@@ -10,6 +10,7 @@ import pytest
 from adapters.diagnostics import QUANTILES, StepLog
 from harness.drift import FIGURES, Answered
 from harness.lmeval.scoring import FIXED
+from harness.memory import PeakMemory
 from harness.trajectories import SCHEMA
 
 PAGE = (Path(__file__).parents[1] / "docs" / "run-directory.md").read_text(encoding="utf-8")
@@ -25,6 +26,7 @@ def documented(heading: str) -> set[str]:
 @pytest.mark.parametrize(
     ("heading", "names"),
     [
+        ("manifest.json", {"sessions", "seconds", "peak_memory", *PeakMemory("cpu").summary}),
         ("eval: samples.parquet", set(FIXED)),
         ("train/rollouts.parquet", set(SCHEMA.names)),
         ("drift", {*FIGURES, *Answered.__dataclass_fields__, "prompt_tokens", "response_tokens"}),

@@ -358,6 +358,14 @@ def test_a_run_notes_where_its_time_went(aopd: Path):
     assert seconds["models"] + seconds["train"] + seconds["evaluate"] <= seconds["total"]
 
 
+def test_a_run_notes_its_peak_memory(aopd: Path):
+    (session,) = manifest(aopd)["sessions"]
+    peaks = session["peak_memory"]
+    assert set(peaks) == {"of", "models", "train", "evaluate"}
+    assert peaks["of"] == "process"  # micro runs are on the CPU
+    assert min(peaks["models"], peaks["train"], peaks["evaluate"]) > 100 * 2**20  # torch alone takes more
+
+
 def test_a_budget_that_does_not_fit_the_context_is_refused_before_anything_is_trained(tmp_path: Path):
     suite = changed_suite(tmp_path, lambda raw: raw["training"].update(max_new_tokens=120))
     with pytest.raises(TaskError, match=r"longest training prompt has .* more than the model's context of 128"):

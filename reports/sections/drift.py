@@ -10,6 +10,7 @@ from reports.figures_frontier import drift_scatter, rank_correlation
 from reports.findings import Findings
 from reports.frames import IDENTITY
 from reports.page import Picture, Section, Text
+from reports.words import decimal
 
 TITLE = "KL to the start against forgetting"
 CAPTION = (
@@ -29,7 +30,9 @@ def section(findings: Findings) -> Section:
         return Section("drift", "KL to the start", TITLE, [Text(ABSENT, "missing")])
     rows = against_forgetting(drift, findings.frames.scores)
     rank = rank_correlation(rows)
-    told = [] if math.isnan(rank) else [Text(f"Rank correlation (Spearman) over all marks: {rank:.2f}.", "measured")]
+    told = (
+        [] if math.isnan(rank) else [Text(f"Rank correlation (Spearman) over all marks: {decimal(rank)}.", "measured")]
+    )
     picture = Picture(
         "drift", TITLE, CAPTION, lambda: drift_scatter(rows), "Scatter of forgetting against the KL to the start."
     )

@@ -30,13 +30,23 @@ def section(findings: Findings) -> Section:
 
 
 def configurations(frames: Frames) -> dict[str, str]:
-    """Return each distinct resolved configuration and adapter configuration once, as text by title."""
-    found: dict[str, str] = {}
+    """Return each distinct suite's configuration, adapter and seed aside, and each adapter's, as text by title."""
+    suites: dict[str, list[str]] = {}
+    adapters: dict[str, str] = {}
     for run, label in frames.labelled:
-        suite = f"Suite, configuration {run.manifest.get('config_hash')}"
-        found.setdefault(suite, _as_json(run.manifest.get("config")))
-        found.setdefault(f"Adapter {label}", _as_json(run.manifest.get("adapter_config")))
-    return found
+        config = dict(run.manifest.get("config") or {})
+        entry = config.pop("adapter", None)
+        config.pop("seed", None)
+        suites.setdefault(_as_json(config), []).append(f"{label}, seed {run.seed}")
+        resolved = run.manifest.get("adapter_config")
+        adapters.setdefault(f"Adapter {label}", _as_json({"entry": entry, "resolved": resolved} if entry else resolved))
+    return {_suite_title(runs, len(suites)): text for text, runs in suites.items()} | adapters
+
+
+def _suite_title(runs: list[str], suites: int) -> str:
+    """Name the runs that a configuration belongs to where there are several configurations."""
+    aside = "Configuration of the suite, adapter and seed aside"
+    return aside if suites == 1 else f"{aside}: {'; '.join(runs)}"
 
 
 def _as_json(value: Any) -> str:

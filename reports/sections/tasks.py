@@ -45,7 +45,10 @@ def _changes(items: TaskItems | None) -> list[Block]:
     if not items.items:
         return [Text("No stored answer changed between right and not right.", "note")]
     example = [Folded("One of them", [_answers(items.example)])] if items.example else []
-    return [Link(items.path, f"Read the answers that changed ({len(items.items):,} of {items.total:,})"), *example]
+    return [
+        Link(items.path, f"Read the answers of {items.task} that changed ({len(items.items):,} of {items.total:,})"),
+        *example,
+    ]
 
 
 def _answers(item: Item) -> Answers:

@@ -8,7 +8,7 @@ from reports.figures_training import advantage_tails
 from reports.findings import Findings
 from reports.page import Folded, Grid, Picture, Section, Text
 from reports.tables import ADVANTAGE, advantage
-from reports.words import percent
+from reports.words import decimal, percent
 
 ENTROPY = (
     "Mean entropy of the student's next-token distribution (full vocabulary) at the answer tokens it was trained "
@@ -72,8 +72,22 @@ def routing(findings: Findings) -> Section | None:
         "Quantiles of the advantage over training steps, one panel per method; the table below holds their means.",
         optional=True,
     )
+    told = [Text(reading, "measured") for reading in tails_reading(findings)]
     table = Folded("Advantage and routed share as a table", [advantage_grid(findings)])
-    return Section("routing", "Routing and advantage", "Routed share and the advantage's tails", [share, tails, table])
+    title = "Routed share and the advantage's tails"
+    return Section("routing", "Routing and advantage", title, [share, tails, *told, table])
+
+
+def tails_reading(findings: Findings) -> list[str]:
+    """Return a sentence on where the lowest and the highest hundredth of the advantage lie; none where no step noted both."""
+    known = advantage(findings.frames.steps).dropna(subset=["advantage_q01", "advantage_q99"])
+    told = [
+        f"{row['label']} {decimal(row['advantage_q01'])} and {decimal(row['advantage_q99'], signed=True)} nats, "
+        f"a ratio of {decimal(row['tail'])}"
+        for row in known.to_dict("records")
+    ]
+    opening = "Advantage of the lowest and of the highest hundredth of tokens, mean over all steps"
+    return [f"{opening}: {'; '.join(told)}."] if told else []
 
 
 def advantage_grid(findings: Findings) -> Grid:

@@ -21,6 +21,8 @@ TAUGHT: dict[str, Any] = {
     "teacher_top_mass": 0.95,
     "warnings": [],
 }
+SECONDS = {"models": 5.0, "train": 8.2, "evaluate": 13.5, "total": 40.0}
+MEMORY: dict[str, Any] = {"of": "process", "train": 2**30, "evaluate": 3 * 2**29}
 SCORES = [[0.50, 0.10, 0.60], [0.80, 0.20, 0.50], [0.30, 0.90, 0.40]]
 
 
@@ -81,7 +83,7 @@ def _write_manifest(run: Path, suite, adapter, seed, trains, probes, order, star
         "hardware": {"cpu": "2 cores"},
         "weights": {"start": f"digest-start-{seed}", "teacher": "digest-teacher"},
         "command": f"harness run {suite} --adapter {adapter} --seed {seed}",
-        "sessions": [{"seconds": {"models": 5.0, "train": 8.2, "evaluate": 13.5, "total": 40.0}}],
+        "sessions": [{"seconds": SECONDS, "peak_memory": MEMORY | {"train": (seed + 1) * 2**30}}],
         "created": "2026-01-02T03:04:05+00:00",
         "finished": "2026-01-02T04:04:05+00:00" if finished else None,
     }

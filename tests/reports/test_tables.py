@@ -10,7 +10,9 @@ from scipy import stats
 
 from harness.metrics import FIGURES
 from reports import tables, views
+from reports.findings import Findings
 from reports.frames import Frames, load
+from reports.sections import cost
 from tests.reports.factory import write_run
 
 OTHER = [[0.50, 0.10, 0.60], [0.60, 0.20, 0.50], [0.50, 0.70, 0.60]]
@@ -100,6 +102,29 @@ def test_cost_is_the_mean_over_runs(frames: Frames):
     assert row[["seconds_models", "seconds_total"]].tolist() == [5.0, 40.0]
     # 5 s of models, 13.5 s of evaluation and 8 steps whose phases take 1 s
     assert row["share_outside"] == pytest.approx(1 - (5 + 13.5 + 8) / 40)
+
+
+def test_peak_memory_is_the_highest_of_all_sessions_and_runs(tmp_path: Path):
+    run = write_run(tmp_path, "opd", 0) / "manifest.json"
+    write_run(tmp_path, "opd", 1)
+    write_run(tmp_path, "aopd", 0)
+    found = json.loads(run.read_text())
+    resumed = {"peak_memory": {"of": "process", "train": 5 * 2**30}}
+    run.write_text(json.dumps({**found, "sessions": [*found["sessions"], resumed]}))
+    frames = load([tmp_path])
+    peaks = tables.cost(frames).set_index("label")[["memory_train", "memory_evaluate"]]
+    assert (peaks / 2**30).T.to_dict("list") == {"opd": [5.0, 1.5], "aopd": [1.0, 1.5]}
+    grid = views.cost_grid(frames)
+    assert [row[4:6] for row in grid.rows] == [["5.00", "1.50"], ["1.00", "1.50"]]
+    assert list(grid.header[4:6]) == ["peak GiB, training", "peak GiB, evaluation"]
+
+
+def test_runs_that_noted_no_memory_have_a_dash_and_the_section_says_so(tmp_path: Path):
+    path = write_run(tmp_path, "opd") / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "sessions": []}))
+    findings = Findings(load([tmp_path]), ())
+    assert views.cost_grid(findings.frames).rows[0][4:6] == ["–", "–"]
+    assert "not recorded by every run" in str(cost.section(findings).blocks[-1])
 
 
 def test_intransigence_is_measured_against_the_joint_run_of_the_same_seed(tmp_path: Path):

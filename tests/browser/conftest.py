@@ -1,0 +1,72 @@
+"""A browser, the report of a real tiny run, and the report of runs whose every text is hostile."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.browser.chromium import CHROMIUM, DESKTOP, MISSING, chromium
+from tests.browser.opened import Opened
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+SHORTENED = {
+    "stages": "[tiny_arithmetic,tiny_weather,tiny_currency,tiny_calendar]",
+    "training.steps": 8,
+    "training.prompts_per_step": 32,
+    "evaluation.limit": 30,
+    "student.warmup.strengths.weak.steps": 200,
+    "teacher.warmup.strengths.teacher.steps": 400,
+}
+
+Open = Callable[..., Opened]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Generator[Browser]:
+    """Chromium; tests are skipped where it or Playwright is not installed."""
+    pytest.importorskip("playwright", reason="needs Playwright: pip install -e '.[dev]'")
+    if not CHROMIUM.exists():
+        pytest.skip(MISSING)
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def report(browser: Browser, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the report that `harness sweep` makes of OPD and AOPD on two seeds of the tiny suite, shortened.
+
+    BROWSER_REPORT names a report that is there already, for who works on the page and would not wait for the runs.
+    """
+    if given := os.environ.get("BROWSER_REPORT"):
+        return Path(given).resolve()
+    out = tmp_path_factory.mktemp("runs")
+    sets = [part for key, value in SHORTENED.items() for part in ("--set", f"{key}={value}")]
+    command = [sys.executable, "-m", "harness.cli", "sweep", "tiny", "--adapter", "opd,aopd", "--seed", "0,1"]
+    done = subprocess.run([*command, "--out", str(out), *sets], env=os.environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return out / "tiny" / "report"
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Generator[Open]:
+    """Open a file in a context of its own, with what a test asks of it; every request and complaint is noted."""
+    contexts = []
+
+    def opened(file: Path, size: tuple[int, int] = DESKTOP, **asked: Any) -> Opened:
+        context = browser.new_context(viewport={"width": size[0], "height": size[1]}, **asked)
+        contexts.append(context)
+        found = Opened(context.new_page())
+        found.page.goto(file.as_uri())
+        return found
+
+    yield opened
+    for context in contexts:
+        context.close()
