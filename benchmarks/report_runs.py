@@ -17,7 +17,9 @@ from harness.store import SCHEMA, StageFolder, write_cell, write_json
 ADAPTERS = ("opd", "aopd", "gkd", "grpo", "sft")
 STAGES = ("math_word_problems", "tools_weather", "tools_currency", "tools_calendar")
 PROBES = ("general_knowledge",)
-WORDS = [f"{a}{b}" for a in ("ba", "co", "di", "fu", "me", "no", "ri", "ta", "vo", "zu") for b in ("n", "rt", "lla", "s")]
+WORDS = [
+    f"{a}{b}" for a in ("ba", "co", "di", "fu", "me", "no", "ri", "ta", "vo", "zu") for b in ("n", "rt", "lla", "s")
+]
 QUANTILES = {"q01": -4.0, "q05": -1.5, "q25": -0.2, "q50": 0.0, "q75": 0.1, "q95": 0.4, "q99": 0.8}
 OUTCOMES = ("correct", "wrong", "unparsed", "truncated")
 
@@ -177,18 +179,24 @@ def _line(step: int, adapter: str, noise: np.ndarray) -> dict[str, Any]:
     }
     if not taught:
         return fields
-    advantage = {f"advantage_{q}": value * (1.2 - 0.6 * done) + 0.02 * n for (q, value), n in zip(QUANTILES.items(), noise)}
-    return fields | advantage | {
-        "advantage_mean": -0.1 + 0.05 * done + 0.01 * noise[6],
-        "routed_fkl": 0.3 - 0.1 * done + 0.01 * noise[7] if adapter.startswith("aopd") else None,
-        "fkl_gradient_share": 0.4 if adapter.startswith("aopd") else None,
-        "top_k": 32 if adapter.startswith("aopd") else 1,
-        "overlap": 0.8 + 0.1 * done,
-        "student_top_mass": 0.85 + 0.1 * done,
-        "teacher_top_mass": 0.97,
-        "pull_up": 0.02 + 0.002 * noise[8],
-        "pull_down": 0.01 + 0.001 * noise[9],
+    advantage = {
+        f"advantage_{q}": value * (1.2 - 0.6 * done) + 0.02 * n for (q, value), n in zip(QUANTILES.items(), noise)
     }
+    return (
+        fields
+        | advantage
+        | {
+            "advantage_mean": -0.1 + 0.05 * done + 0.01 * noise[6],
+            "routed_fkl": 0.3 - 0.1 * done + 0.01 * noise[7] if adapter.startswith("aopd") else None,
+            "fkl_gradient_share": 0.4 if adapter.startswith("aopd") else None,
+            "top_k": 32 if adapter.startswith("aopd") else 1,
+            "overlap": 0.8 + 0.1 * done,
+            "student_top_mass": 0.85 + 0.1 * done,
+            "teacher_top_mass": 0.97,
+            "pull_up": 0.02 + 0.002 * noise[8],
+            "pull_down": 0.01 + 0.001 * noise[9],
+        }
+    )
 
 
 def _write_drift(folder: Path, scale: Scale, stage: int, random: np.random.Generator) -> None:

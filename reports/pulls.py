@@ -80,7 +80,7 @@ def down_to_up(runs: pd.DataFrame) -> Interval:
 
 def number(value: float) -> str:
     """Write a ratio, or a pull; a dash where there is none."""
-    return "–" if math.isnan(value) else f"{value:.4f}".replace("-", "−")
+    return "–" if math.isnan(value) else f"{value:z.4f}".replace("-", "−")
 
 
 def agreement_reading(frames: Frames) -> str:
