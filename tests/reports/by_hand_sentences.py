@@ -62,9 +62,11 @@ def _beside(runs: Runs, base: str, other: str) -> str:
     items = sum(len(terms) for terms in _items(runs, base, other, LEARNED))
     parts, after = [f"{other} learned {_amount(learned)} than {base}"], ""
     matched = seeds > 1 and how_matched(learned) == MATCHED
-    if matched:
+    if math.isnan(forgot[0]):
+        after = " Forgetting is not known yet." * (len(runs.of(other)[0]["stages"]) > 1)
+    elif matched:
         parts.append(f"forgot {_amount(forgot, unit='')}")
-    elif not math.isnan(forgot[0]):
+    else:
         why = (
             "learning is not shown to match within ±5 points"
             if seeds > 1

@@ -99,9 +99,9 @@ def _outside(m: dict[str, Any], steps: pd.DataFrame) -> float:
     return 1 - (sum(inside) + _session(m, "evaluate") + _session(m, "models")) / _session(m, "total")
 
 
-def claims(runs: Runs, _: Match[str]) -> Grid:
+def claims(runs: Runs, match: Match[str]) -> Grid:
     """The paper's claims: effects by seed, t tests, Holm over all, and seeds to resolve by statsmodels' power."""
-    found = list(_claims(runs))
+    found = list(_claims(runs, f", {match['order']}" if match["order"] else ""))
     raw = [_p(effect) if not blocked else NAN for *_, effect, blocked in found]
     known = [place for place, p in enumerate(raw) if p == p]
     adjusted = dict(zip(known, multipletests([raw[i] for i in known], method="holm")[1], strict=True)) if known else {}
@@ -112,15 +112,15 @@ def claims(runs: Runs, _: Match[str]) -> Grid:
     return ["claim", "reported", "effect [95 %]", "smallest", "seeds", "p, Holm", "verdict", "seeds to resolve"], rows
 
 
-def _claims(runs: Runs) -> Iterator[tuple[str, str, str, int, pd.Series, str]]:
+def _claims(runs: Runs, order: str) -> Iterator[tuple[str, str, str, int, pd.Series, str]]:
     """Yield text, what is reported, unit, claimed direction, effect by seed, and why it may not be judged."""
     texts = {c["name"]: c["text"] for c in yaml.safe_load(CLAIMS.read_text(encoding="utf-8"))["claims"]}
     first, start = runs.manifests[0]["stages"][0]["trains"][0], runs.manifests[0]["start"]
-    sides = [("aopd", "learned"), ("opd", "learned")]
-    values = {adapter: _of_first_task(runs, adapter, first) for adapter, _ in sides}
-    learned, kept = (values["aopd"][name] - values["opd"][name] for name in ("learned", "retained"))
+    aopd, opd = f"aopd{order}", f"opd{order}"
+    values = {label: _of_first_task(runs, label, first) for label in (aopd, opd)}
+    learned, kept = (values[aopd][name] - values[opd][name] for name in ("learned", "retained"))
     accuracy, forgot = (
-        figure_by_seed(runs, "aopd", name) - figure_by_seed(runs, "opd", name)
+        figure_by_seed(runs, aopd, name) - figure_by_seed(runs, opd, name)
         for name in ("learning_accuracy", "forgetting_chaudhry")
     )
     entropy = runs.steps.groupby(WHO)["entropy"].mean()
@@ -128,17 +128,16 @@ def _claims(runs: Runs) -> Iterator[tuple[str, str, str, int, pd.Series, str]]:
     names = {name: text.replace("{task}", first) + at for name, text in texts.items()}
     yield names["learns-first"], told, "points", 1, learned, ""
     yield names["learns-all"], "–", "points", 1, accuracy, ""
-    yield names["entropy"], "higher", "nats", 1, entropy["aopd"] - entropy["opd"], ""
+    yield names["entropy"], "higher", "nats", 1, entropy[aopd] - entropy[opd], ""
     yield names["retains-first"], "better", "points", 1, kept, _not_matched(learned)
     yield names["forgets-less"], "–", "points", -1, forgot, _not_matched(accuracy)
 
 
 def _of_first_task(runs: Runs, label: str, task: str) -> Series:
-    own, last = 1, len(runs.of(label)[0]["stages"])
-    scores = {
-        stage: pd.Series({m["seed"]: runs.score(m, stage, task) for m in runs.of(label)}) for stage in (own, last)
-    }
-    return {"learned": scores[own], "retained": scores[last] - scores[own]}
+    """The score right after its own stage, the first, and what became of it by the end, where a stage follows."""
+    last = len(runs.of(label)[0]["stages"])
+    learned, final = (pd.Series({m["seed"]: runs.score(m, s, task) for m in runs.of(label)}) for s in (1, last))
+    return {"learned": learned, "retained": final - learned if last > 1 else final * NAN}
 
 
 def _not_matched(learned: pd.Series) -> str:
@@ -154,6 +153,8 @@ def _p(effect: pd.Series) -> float:
 
 def _judged(effect: pd.Series, unit: str, p: float, sign: int, blocked: str, tests: int) -> list[str]:
     interval = t_interval(effect)
+    if not interval[3]:
+        return ["–", "any", "–", "–", "no runs", "–"]
     write = points if unit == "points" else (lambda nats: f"{nats:+.3f}".replace("-", "−"))
     verdict, needed = blocked, "–"
     if not blocked:
@@ -231,7 +232,7 @@ def settings(key: str, kind: str) -> Callable[[Runs, Match[str]], Grid]:
 RECOMPUTED: dict[str, Callable[[Runs, Match[str]], Grid]] = {
     r"Methods at a glance, mean with 95 % interval over seeds": tables.glance,
     r"What was kept where learning is matched": tables.matched,
-    r"Claims": claims,
+    r"Claims(, (?P<order>.+))?": claims,
     r"(?P<label>.+), (?P<seeds>\d+) seeds?": tables.retention,
     r"Flips, (?P<label>.+), % of items": tables.flips_by_stage,
     r"Items lost and gained between a task's own stage and the end, mean over seeds": tables.lost_since_own_stage,

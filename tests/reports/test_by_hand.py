@@ -69,11 +69,13 @@ def unfinished(root: Path) -> Path:
 
 
 def joint(root: Path) -> Path:
-    """A method beside the same over all tasks at once, two seeds each."""
-    for seed in (0, 1):
-        write_run(root, "aopd", seed, items=13, scores=[[2 / 13, 0, 1], [(9 + seed) / 13, 0, 1], [4 / 13, 8 / 13, 1]])
-        ends = [[2 / 13, 0, 1], [12 / 13, (11 - seed) / 13, 1]]
-        write_run(root, "aopd", seed, ends, order="joint", joint=True, items=13)
+    """Two methods beside the same over all tasks at once, two seeds each."""
+    for place, adapter in enumerate(("opd", "aopd")):
+        for seed in (0, 1):
+            stages = [[2 / 13, 0, 1], [(8 + place + seed) / 13, 0, 1], [(4 + 2 * place) / 13, 8 / 13, 1]]
+            write_run(root, adapter, seed, stages, items=13)
+            ends = [[2 / 13, 0, 1], [(11 + place) / 13, (11 - seed) / 13, 1]]
+            write_run(root, adapter, seed, ends, order="joint", joint=True, items=13)
     return root
 
 
