@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from harness.errors import RunError
 from reports import style
-from reports.figures import SMOOTHING, legend_above, looks_of, mark_stages, smoothed
+from reports.lines import ACROSS, SMOOTHING, legend_above, looks_of, mark_stages, panels, smoothed
 
 PHASES = {
     "generate": style.PALETTE[5],
@@ -31,11 +31,11 @@ def advantage_tails(steps: pd.DataFrame) -> Figure:
     steps = steps.dropna(subset="advantage_q50")
     if steps.empty:
         raise RunError("No training step has advantage quantiles; methods that a teacher scores have.")
-    looks, columns = looks_of(steps), 2 if steps["label"].nunique() < 3 else 3
-    rows = -(-len(looks) // columns)
-    figure = Figure(figsize=(11, 2.3 * rows + 0.7), layout="constrained")
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for axes, (label, look) in zip(grid.flat, looks.items(), strict=False):
+    looks = looks_of(steps)
+    columns = max(2, min(3, len(looks))) if len(looks) <= style.MANY else ACROSS
+    figure = Figure(figsize=(11, max(3.4, 1.9 * -(-len(looks) // columns) + 0.8)), layout="constrained")
+    grid = panels(figure, len(looks), columns, sharex=True, sharey=True)
+    for axes, (label, look) in zip(grid, looks.items(), strict=True):
         own = steps[steps["label"] == label]
         line = {q: smoothed(own.dropna(subset=f"advantage_q{q}"), f"advantage_q{q}") for q in _quantiles(own)}
         for low, high, alpha in (("05", "95", 0.2), ("25", "75", 0.4)):
@@ -48,13 +48,11 @@ def advantage_tails(steps: pd.DataFrame) -> Figure:
             if q in line:
                 axes.plot(line[q]["global_step"], line[q]["mean"], color=look["color"], linewidth=width)
         axes.set_yscale("symlog", linthresh=0.1)
-        mark_stages(axes, own, named=False)
+        mark_stages(axes, own, named=False, ticks=6 if columns < ACROSS else 4)
         axes.axhline(0, color=style.RULE, linewidth=0.8)
         axes.set_title(label)
-    for axes in grid.flat[len(looks) :]:
-        axes.set_axis_off()
-    figure.supxlabel("training step, stages in order, divided by lines")
-    figure.supylabel("advantage, log p(y) − log q(y) (nats)")
+    figure.supxlabel("training step, stages in order, divided by lines", fontsize="medium")
+    figure.supylabel("advantage, log p(y) − log q(y) (nats)", fontsize="medium")
     title = f"Advantage: median, middle 50 and 90 %, lowest and highest 1 %; rolling mean of {SMOOTHING} steps"
     figure.suptitle(title, x=0.005, ha="left")
     return figure

@@ -8,8 +8,9 @@ the same bytes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import matplotlib
 import numpy as np
 from markupsafe import escape
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -56,12 +58,29 @@ RC: dict[Any, Any] = {
     "svg.hashsalt": "continual-harness",
 }
 
+_SHARED: ContextVar[dict[str, str]] = ContextVar("shared adapters", default={})  # noqa: B039
+
 
 @contextmanager
 def styled() -> Iterator[None]:
     """Apply the style to the figures made inside the block."""
     with matplotlib.rc_context(RC):
         yield
+
+
+@contextmanager
+def shared(adapters: Mapping[str, str]) -> Iterator[None]:
+    """Give all labels of a report one look in the figures drawn inside the block; `adapters` are theirs, by label."""
+    token = _SHARED.set(dict(adapters))
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)
+
+
+def shared_adapters() -> dict[str, str]:
+    """Return the adapters of the report's labels, none outside of `shared`."""
+    return _SHARED.get()
 
 
 def base(adapter: str) -> str:
@@ -71,8 +90,11 @@ def base(adapter: str) -> str:
 
 
 def colours(adapters: Iterable[str]) -> dict[str, str]:
-    """Return a colour for each adapter: its base's where that is well known, else the next free one by alphabet."""
-    bases = {name: base(name) for name in sorted(set(adapters))}
+    """Return a colour for each adapter: its base's where that is well known, else the next free one by alphabet.
+
+    Inside `shared` the report's adapters take part, so that a figure which lacks some of them gives the same colours.
+    """
+    bases = {name: base(name) for name in sorted({*adapters, *shared_adapters().values()})}
     free = [colour for colour in PALETTE if colour not in {KNOWN.get(name) for name in bases.values()}] or PALETTE
     others = [name for name in bases if bases[name] not in KNOWN]
     return {name: KNOWN.get(of) or free[others.index(name) % len(free)] for name, of in bases.items()}
@@ -86,6 +108,13 @@ def reference(labels: Sequence[str]) -> str:
 def ink_on(share: float, colours: str = HEAT) -> str:
     """Return black or white, whichever reads better on a colour map at a share of 0 to 1."""
     return "black" if np.dot(colormaps[colours](share)[:3], (0.3, 0.59, 0.11)) > 0.5 else "white"
+
+
+def colour_bar(figure: Figure, axes: Sequence[Axes], label: str) -> None:
+    """Add the scale of the panels' colours at their right, above, of one size however many rows there are."""
+    height = figure.get_figheight()
+    bar = {"shrink": min(0.8, 3.0 / height), "anchor": (0.0, 1.0), "aspect": 25, "pad": 0.01}
+    figure.colorbar(axes[0].collections[0], ax=list(axes), label=label, **bar)  # pyright: ignore[reportArgumentType]
 
 
 def frame(column: float, row: float) -> Rectangle:
