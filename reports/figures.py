@@ -32,7 +32,7 @@ from reports.lines import (
 from reports.tables import retention
 
 NARROWEST = 7.0  # inches: the titles fit
-SIDES = 3.0  # inches beside the matrices: names of stages, and the scale
+SIDES = 2.5  # inches beside the matrices: names of stages, and the scale
 
 
 @style.styled()
@@ -43,9 +43,9 @@ def retention_heatmap(scores: pd.DataFrame) -> Figure:
     """
     table = retention(scores)
     labels, widest = list(table["label"].unique()), _most_tasks(table)
-    columns = min(len(labels), max(1, int((14 - SIDES) / (0.75 * widest + 0.3))))
+    columns = min(len(labels), max(1, int((14 - SIDES) / (0.7 * widest + 0.3))))
     rows = -(-len(labels) // columns)
-    width = max(NARROWEST, columns * (0.75 * widest + 0.3) + SIDES)
+    width = max(NARROWEST, columns * (0.7 * widest + 0.3) + SIDES)
     figure = Figure(figsize=(width, rows * (0.5 * (table["stage"].max() + 1) + 0.4) + 1.6), layout="constrained")
     shown = panels(figure, len(labels), columns)
     for axes, label in zip(shown, labels, strict=True):

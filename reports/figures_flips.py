@@ -29,7 +29,7 @@ def flips_by_stage(shares: pd.DataFrame, own: pd.DataFrame) -> Figure:
     if cells.empty:
         raise RunError("No stored answers of two stages can be compared; expected samples.parquet beside results.json.")
     labels, tasks = list(cells["label"].unique()), list(cells["task"].unique())
-    columns = min(COLUMNS if len(labels) <= style.MANY else COLUMNS + 1, len(labels))
+    columns = min(COLUMNS, len(labels))
     rows, stages = -(-len(labels) // columns), int(cells["after"].max())
     width = max(7.0, columns * (0.85 * len(tasks) + 0.7))
     figure = Figure(figsize=(min(14.0, width), rows * (0.36 * stages + 0.4) + 1.6), layout="constrained")

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from harness.errors import RunError
 from reports import style
-from reports.lines import ACROSS, SMOOTHING, legend_above, looks_of, mark_stages, panels, smoothed
+from reports.lines import ACROSS, SMOOTHING, legend_above, looks_of, mark_stages, on_common_axes, panels, smoothed
 
 PHASES = {
     "generate": style.PALETTE[5],
@@ -34,8 +34,8 @@ def advantage_tails(steps: pd.DataFrame) -> Figure:
     looks = looks_of(steps)
     columns = max(2, min(3, len(looks))) if len(looks) <= style.MANY else ACROSS
     figure = Figure(figsize=(11, max(3.4, 1.9 * -(-len(looks) // columns) + 0.8)), layout="constrained")
-    grid = panels(figure, len(looks), columns, sharex=True, sharey=True)
-    for axes, (label, look) in zip(grid, looks.items(), strict=True):
+    shown = panels(figure, len(looks), columns)
+    for axes, (label, look) in zip(shown, looks.items(), strict=True):
         own = steps[steps["label"] == label]
         line = {q: smoothed(own.dropna(subset=f"advantage_q{q}"), f"advantage_q{q}") for q in _quantiles(own)}
         for low, high, alpha in (("05", "95", 0.2), ("25", "75", 0.4)):
@@ -51,6 +51,7 @@ def advantage_tails(steps: pd.DataFrame) -> Figure:
         mark_stages(axes, own, named=False, ticks=6 if columns < ACROSS else 4)
         axes.axhline(0, color=style.RULE, linewidth=0.8)
         axes.set_title(label)
+    on_common_axes(shown, columns)
     figure.supxlabel("training step, stages in order, divided by lines", fontsize="medium")
     figure.supylabel("advantage, log p(y) − log q(y) (nats)", fontsize="medium")
     title = f"Advantage: median, middle 50 and 90 %, lowest and highest 1 %; rolling mean of {SMOOTHING} steps"

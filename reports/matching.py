@@ -25,8 +25,8 @@ FIGURES = {"learned": "learning_accuracy", "forgot": "forgetting_chaudhry"}
 def matched(frames: Frames) -> pd.DataFrame:
     """Return one row per pair of methods: differences in learning and in forgetting, and whether learning is matched.
 
-    Columns `learned` and `forgot` (with `_low`, `_high`, `_seeds`) are the first minus the second, shares; `status` is matched,
-    matched on average only, unmatched, and one seed where there is no interval.
+    Columns `learned` and `forgot` (with `_low`, `_high`, `_seeds`) are the first minus the second, shares; `status` is
+    matched, matched on average only, unmatched, or one seed where there is no interval.
     """
     values = figures_by_seed(frames.scores)
     return pd.DataFrame([_row(values, *pair) for pair in _pairs(frames)])

@@ -30,9 +30,9 @@ HEAT = "cividis"
 CHANGE = "PuOr"
 # Okabe and Ito 2008; grey is kept for the control that updates nothing.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255"]
-KNOWN = {"none": "#7f7f7f", "opd": PALETTE[0], "aopd": PALETTE[1], "sft": PALETTE[2], "gkd": PALETTE[3]}
+KNOWN = {"none": "#6c6c6c", "opd": PALETTE[0], "aopd": PALETTE[1], "sft": PALETTE[2], "gkd": PALETTE[3]}
 OUTCOME_COLOURS = {"correct": "#009E73", "wrong": "#D55E00", "unparsed": "#CC79A7", "truncated": "#E69F00"}
-DARK = {"#0072b2": "#58b0e8", "#882255": "#d67ba6", "#d55e00": "#f08438", "#009e73": "#2bc79b", "#7f7f7f": "#a8a8a8"}
+DARK = {"#0072b2": "#58b0e8", "#882255": "#d67ba6", "#d55e00": "#f08438", "#009e73": "#2bc79b", "#6c6c6c": "#a8a8a8"}
 MANY = 7  # labels that one set of axes holds; more get panels of their own
 DASHES = ["-", "--", ":", "-."]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
@@ -137,7 +137,14 @@ def short_names(tasks: Iterable[str]) -> dict[str, str]:
 
 
 def save(figure: Figure, stem: Path) -> None:
-    """Write `stem`.png on white and `stem`.svg without background, both without dates or program names."""
+    """Write `stem`.png on white and `stem`.svg without background, both without dates or program names.
+
+    Places are worked out once for both.
+    """
+    if (layout := figure.get_layout_engine()) is not None:
+        with styled():
+            layout.execute(figure)
+        figure.set_layout_engine("none")
     save_png(figure, stem.with_suffix(".png"))
     with styled():
         figure.savefig(stem.with_suffix(".svg"), transparent=True, metadata={"Date": None, "Creator": None})
