@@ -180,7 +180,8 @@ def _line(step: int, adapter: str, noise: np.ndarray) -> dict[str, Any]:
     if not taught:
         return fields
     advantage = {
-        f"advantage_{q}": value * (1.2 - 0.6 * done) + 0.02 * n for (q, value), n in zip(QUANTILES.items(), noise)
+        f"advantage_{q}": value * (1.2 - 0.6 * done) + 0.02 * n
+        for (q, value), n in zip(QUANTILES.items(), noise, strict=False)
     }
     return (
         fields
@@ -212,6 +213,6 @@ def _write_drift(folder: Path, scale: Scale, stage: int, random: np.random.Gener
             "entropy_prompt": 1.5 + 0.05 * random.random(count * len(scale.tasks)),
         }
     )
-    by_task = rows.groupby("task", sort=False)[list(FIGURES)].mean()
+    by_task: Any = rows.groupby("task", sort=False)[list(FIGURES)].mean()
     tasks = {str(task): {**means, "items": count} for task, means in by_task.to_dict("index").items()}
     write_cell(folder, {**by_task.mean().to_dict(), "tasks": tasks, "answers": "a", "seconds": 20.0}, rows)

@@ -62,7 +62,7 @@ def retention_heatmap(scores: pd.DataFrame) -> Figure:
 def _alike(table: pd.DataFrame) -> bool:
     """Whether all labels have the same stages and tasks, in the same order."""
     columns = ["stage", "stage_task", "task"]
-    return table.groupby("label")[columns].apply(lambda cells: tuple(cells.itertuples(index=False))).nunique() == 1
+    return len({tuple(cells[columns].itertuples(index=False)) for _, cells in table.groupby("label")}) == 1
 
 
 def _most_tasks(table: pd.DataFrame) -> int:

@@ -30,7 +30,7 @@ def compared(frames: Frames) -> pd.DataFrame:
     )
     runs = by_run[["last", "own_stage"]].first().reset_index()
     rows = pd.concat(_pairs(outcomes, runs["last"], runs["own_stage"])).sort_values("run", kind="stable")
-    placed = runs.take(rows["run"]).reset_index(drop=True)
+    placed = runs.take(rows["run"].to_numpy()).reset_index(drop=True)
     return pd.concat([placed, rows.reset_index(drop=True)], axis=1)[keys]
 
 

@@ -47,7 +47,8 @@ class Runs:
 
     @cached_property
     def _scores(self) -> dict[tuple[Any, ...], float]:
-        return self.cells.set_index([*WHO, "stage", "task"])["score"].to_dict()
+        scores: Any = self.cells.set_index([*WHO, "stage", "task"])["score"]
+        return scores.to_dict()
 
     def answers_of(self, manifest: dict[str, Any], stage: int, task: str) -> pd.DataFrame:
         """The answers of one cell; empty where none were kept."""
@@ -213,7 +214,7 @@ def t_interval(values: Sequence[float] | pd.Series) -> tuple[float, float, float
     known = pd.Series(list(values), dtype=float).dropna()
     if len(known) < 2:
         return (float(known.iloc[0]) if len(known) else NAN), NAN, NAN, len(known)
-    half = float(stats.t.ppf(0.975, len(known) - 1) * known.sem())
+    half = float(stats.t.ppf(0.975, len(known) - 1)) * float(known.std()) / math.sqrt(len(known))
     return float(known.mean()), float(known.mean()) - half, float(known.mean()) + half, len(known)
 
 

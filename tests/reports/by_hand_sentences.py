@@ -96,7 +96,7 @@ def _difference(runs: Runs, base: str, other: str, name: str) -> Found:
 
 
 def _items(runs: Runs, base: str, other: str, name: str) -> list[np.ndarray]:
-    """By task the items' differences, mean over seeds: of scores after the own stage, or of the drop from the best to the end."""
+    """By task the items' differences, mean over seeds: of scores after the own stage, or of drops from the best to the end."""
     both = [(b, o) for b in runs.of(base) for o in runs.of(other) if b["seed"] == o["seed"]]
     last = len(both[0][0]["stages"])
     found = []
@@ -213,7 +213,7 @@ def _training(runs: Runs) -> Iterator[str]:
         yield f"{counted(len(raised), 'warning')} in {warned} of {counted(trained, 'run')} that trained.{older}"
         yield from [f"All {len(raised)}"] * (len(raised) > 10)
     if "pull_up" in steps and steps["pull_up"].notna().any():
-        means = steps.dropna(subset="pull_up").groupby(WHO)[["pull_up", "pull_down"]].mean()
+        means: Any = steps.dropna(subset="pull_up").groupby(WHO)[["pull_up", "pull_down"]].mean()
         told = []
         for label in [x for x in runs.labels if x in means.index]:
             up, down = means.loc[label, "pull_up"], means.loc[label, "pull_down"]
@@ -227,7 +227,7 @@ def _training(runs: Runs) -> Iterator[str]:
 def _agreements(runs: Runs) -> Iterator[str]:
     fields = ["overlap", "student_top_mass", "teacher_top_mass", "top_k"]
     last = runs.steps[runs.steps["stage"] == runs.steps.groupby(WHO)["stage"].transform("max")]
-    means = last.dropna(subset="overlap").groupby(WHO)[fields].mean()
+    means: Any = last.dropna(subset="overlap").groupby(WHO)[fields].mean()
     for label in [x for x in runs.labels if x in means.index]:
         overlap, student, teacher, k = means.loc[label].mean()
         yield (

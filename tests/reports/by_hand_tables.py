@@ -87,7 +87,7 @@ def _pair(runs: Runs, earlier: str, later: str) -> list[str]:
 def how_matched(learned: tuple[float, float, float, int]) -> str:
     """Whether the interval of a difference in learning lies within 5 points, or its mean alone."""
     value, low, high, _ = learned
-    if -0.05 <= low and high <= 0.05:
+    if low >= -0.05 and high <= 0.05:
         return MATCHED
     return "matched on average only" if abs(value) <= 0.05 else "unmatched"
 

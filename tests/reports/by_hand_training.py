@@ -8,7 +8,6 @@ from pathlib import Path
 from re import Match
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import yaml
 from scipy import stats
@@ -29,7 +28,7 @@ def advantage(runs: Runs, _: Match[str]) -> Grid:
     """Advantage: means over a run's steps, then over seeds; the tail ratio of the means."""
     names = ["advantage_mean", *(f"advantage_q{q}" for q in QUANTILES)]
     steps = runs.steps.reindex(columns=[*WHO, *names, "routed_fkl"]).dropna(subset="advantage_mean")
-    means = steps.groupby(WHO)[[*names, "routed_fkl"]].agg(lambda column: column.astype(float).mean())
+    means: Any = steps.groupby(WHO)[[*names, "routed_fkl"]].agg(lambda column: column.astype(float).mean())
     rows = []
     for label in runs.labels:
         if label in means.index:
@@ -56,47 +55,43 @@ def warnings(runs: Runs, _: Match[str]) -> Grid:
     return ["method", "seed", "stage", "step", "warning"], rows
 
 
-# A column of the table of costs: from a run's manifest, its steps (with seconds_<phase>) and its cells to a number.
-COST: dict[str, tuple[Callable[[dict[str, Any], pd.DataFrame, pd.DataFrame], float], str]] = {
-    "steps": (lambda m, steps, cells: len(steps), "{:,.0f}"),
-    "tokens": (lambda m, steps, cells: steps["tokens"].sum(), "{:,.0f}"),
-    "generate s": (lambda m, steps, cells: _seconds(steps, "generate"), "{:,.1f}"),
-    "teacher s": (lambda m, steps, cells: _seconds(steps, "teacher"), "{:,.1f}"),
-    "student s": (lambda m, steps, cells: _seconds(steps, "student"), "{:,.1f}"),
-    "whole step s": (lambda m, steps, cells: _seconds(steps, "step"), "{:,.1f}"),
-    "evaluate s": (lambda m, steps, cells: _session(m, "evaluate"), "{:,.1f}"),
-    "models s": (lambda m, steps, cells: _session(m, "models"), "{:,.1f}"),
-    "total s": (lambda m, steps, cells: _session(m, "total"), "{:,.1f}"),
-    "outside %": (lambda m, steps, cells: _outside(m, steps), "%"),
-}
+COUNTS = ("steps", "tokens")
 
 
 def cost(runs: Runs, _: Match[str]) -> Grid:
     """Means over a label's runs."""
-    rows = []
+    rows, names = [], []
     for label in runs.labels:
-        found = {name: [] for name in COST}
-        for m in runs.of(label):
-            steps = runs.steps[(runs.steps["label"] == label) & (runs.steps["seed"] == m["seed"])]
-            for name, (make, _unused) in COST.items():
-                found[name].append(make(m, steps, runs.cells))
-        values = {name: float(np.mean(each)) for name, each in found.items()}
-        texts = [percent(v) if COST[n][1] == "%" else COST[n][1].format(v) for n, v in values.items()]
-        rows.append([label, str(len(runs.of(label))), *texts])
-    return ["method", "runs", *COST], rows
+        logs = [runs.steps[(runs.steps["label"] == label) & (runs.steps["seed"] == m["seed"])] for m in runs.of(label)]
+        found = pd.DataFrame([_cost_of(m, log) for m, log in zip(runs.of(label), logs, strict=True)]).mean()
+        names = [str(name) for name in found.index]
+        rows.append([label, str(len(logs)), *(_cost_text(name, found[name]) for name in names)])
+    return ["method", "runs", *names], rows
+
+
+def _cost_of(m: dict[str, Any], steps: pd.DataFrame) -> dict[str, float]:
+    """What one run cost, by the columns of the table."""
+    spent = {phase: _seconds(steps, phase) for phase in ("generate", "teacher", "student")}
+    sessions = {phase: sum(s["seconds"][phase] for s in m["sessions"]) for phase in ("evaluate", "models", "total")}
+    inside = sum(spent.values()) + sessions["evaluate"] + sessions["models"]
+    return {
+        "steps": len(steps),
+        "tokens": steps["tokens"].sum(),
+        **{f"{phase} s": seconds for phase, seconds in spent.items()},
+        "whole step s": _seconds(steps, "step"),
+        **{f"{phase} s": seconds for phase, seconds in sessions.items()},
+        "outside %": 1 - inside / sessions["total"],
+    }
+
+
+def _cost_text(name: str, value: float) -> str:
+    if name.endswith("%"):
+        return percent(value)
+    return f"{value:,.0f}" if name in COUNTS else f"{value:,.1f}"
 
 
 def _seconds(steps: pd.DataFrame, phase: str) -> float:
     return sum(spent[phase] for spent in steps["seconds"])
-
-
-def _session(m: dict[str, Any], phase: str) -> float:
-    return sum(session["seconds"][phase] for session in m["sessions"])
-
-
-def _outside(m: dict[str, Any], steps: pd.DataFrame) -> float:
-    inside = [_seconds(steps, phase) for phase in ("generate", "teacher", "student")]
-    return 1 - (sum(inside) + _session(m, "evaluate") + _session(m, "models")) / _session(m, "total")
 
 
 def claims(runs: Runs, match: Match[str]) -> Grid:
@@ -104,7 +99,8 @@ def claims(runs: Runs, match: Match[str]) -> Grid:
     found = list(_claims(runs, f", {match['order']}" if match["order"] else ""))
     raw = [_p(effect) if not blocked else NAN for *_, effect, blocked in found]
     known = [place for place, p in enumerate(raw) if p == p]
-    adjusted = dict(zip(known, multipletests([raw[i] for i in known], method="holm")[1], strict=True)) if known else {}
+    after_holm: Any = multipletests([raw[i] for i in known], method="holm")[1] if known else []
+    adjusted: dict[int, float] = dict(zip(known, after_holm, strict=True))
     rows = [
         [text, reported, *_judged(effect, unit, adjusted.get(place, NAN), sign, blocked, len(known))]
         for place, (text, reported, unit, sign, effect, blocked) in enumerate(found)
@@ -192,8 +188,12 @@ def overlap(runs: Runs, _: Match[str]) -> Grid:
     """Every distinct comparison of training with test prompts that found something."""
     rows = {tuple(sorted(row.items())): row for m in runs.manifests for row in m.get("overlap", {}).get("rows", [])}
     texts = [
-        [f"{r['source']} {r['trained_task']}", str(r["training_items"]), r["test_task"], str(r["test_items"])]
-        + [str(r["exact"]), str(r["ngram_items"]), percent(r["ngram_share_mean"]), str(r["too_short"])]
+        [
+            f"{r['source']} {r['trained_task']}",
+            *(str(r[key]) for key in ("training_items", "test_task", "test_items", "exact", "ngram_items")),
+            percent(r["ngram_share_mean"]),
+            str(r["too_short"]),
+        ]
         for r in rows.values()
         if r["exact"] or r["ngram_items"]
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def named_colours(figure: Figure, labels: set[str]) -> Iterator[tuple[str, str]]
     for axes in figure.axes:
         yield from ((text.get_text(), str(text.get_color())) for text in axes.texts if text.get_text() in labels)
         if (title := axes.get_title(loc="left")) in labels:
-            colours = [line.get_color() for line in axes.lines]
+            colours: list[Any] = [line.get_color() for line in axes.lines]
             colours += [c for found in axes.collections if found.get_array() is None for c in found.get_facecolor()]
             yield from ((title, to_hex(c)) for c in colours if to_hex(c) != to_hex(style.RULE))
 
