@@ -1,7 +1,7 @@
 """`make bench`: OPD and AOPD against TRL's trainer and each other, our generation, and the share of the machine used.
 
 All on the tiny suite's models, in one process on one thread, repetition by repetition in turn; then the log-probability
-operation at a real vocabulary, each measurement in a process of its own.
+operation at a real vocabulary, and a large report, each measurement in a process of its own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import typer
 
 from adapters.aopd import AOPD
 from adapters.opd import OPD
-from benchmarks import logprobs, vllm_weights
+from benchmarks import logprobs, report, vllm_weights
 from benchmarks.generation import engine_tokens, transformers_tokens
 from benchmarks.measure import Row, in_turn, per_second
 from benchmarks.page import Findings, page
@@ -52,6 +52,7 @@ def main(
         int,
         typer.Option(min=0, help="Rounds of the log-probability operation, up to ten minutes each; 0 leaves it out."),
     ] = 3,
+    report_rounds: Annotated[int, typer.Option(min=0, help="Builds of a large report; 0 leaves it out.")] = 3,
     vllm_rounds: Annotated[int, typer.Option(min=1, help="Cold starts of vLLM, where it is installed.")] = 5,
     out: Annotated[Path, typer.Option(help="The page to write.")] = RESULTS,
 ) -> None:
@@ -67,6 +68,8 @@ def main(
     findings = measure(settings, repetitions)
     if logprob_rounds:
         findings = replace(findings, sections=[logprobs.section(logprob_rounds, THREADS)])
+    if report_rounds:
+        findings = replace(findings, sections=[*findings.sections, report.section(report_rounds)])
     if vllm_weights.installed():
         own = vllm_weights.section(settings[-1], vllm_rounds, THREADS)
         findings = replace(findings, sections=[*findings.sections, own])

@@ -54,13 +54,15 @@ def _write(findings: Findings, folder: Path) -> None:
     (folder / "figures").mkdir()
     (folder / FOLDER).mkdir()
     templates, parts = environment(), sections(findings)
+    with style.shared({label: run.adapter for run, label in findings.frames.labelled}):
+        drawn = dict(_draw(parts, folder / "figures"))
     context = {
         "title": title(findings.frames),
         "lead": (told := headline(findings.frames)),
         "headline": words.headline(findings.frames, brief=bool(told)),
         "missing": words.missing(findings.frames),
         "sections": parts,
-        "drawn": dict(_draw(parts, folder / "figures")),
+        "drawn": drawn,
         "colours": style.page_colours(),
     }
     for name in ("report.md", "report.html"):

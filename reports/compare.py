@@ -91,6 +91,11 @@ class Comparison:
         """Return in sentences what was left out, restricted or never measured."""
         return [note for method in self.methods[1:] for note in dict.fromkeys(self._notes(method))]
 
+    def averages(self, method: Method) -> list[Row]:
+        """Return a method's rows over all trained tasks, p values not adjusted; none where the two trained on other tasks."""
+        ours, theirs = (set(self._trained(each)) for each in (self.base, method))
+        return list(self._averages(method)) if ours == theirs != set() else []
+
     def _side(self, method: Method, seed: int, measure: Measure, task: str) -> Side:
         evaluations = method.by_seed[seed]
         return Side(evaluations, measure.terms(method, evaluations, self.last(method), task))
@@ -104,9 +109,8 @@ class Comparison:
         shown = [task for task in method.tasks if task in self.base.tasks]
         trained = [self._trained(each) for each in (self.base, method)]
         yield from (self._row(method, LEARNED, task) for task in shown if all(task in names for names in trained))
-        averages = set(trained[0]) == set(trained[1]) != set()
-        if averages:
-            yield from self._averages(method)
+        averages = self.averages(method)
+        yield from averages
         if averages and self.base.on_policy and method.on_policy:
             yield from self._entropy(method)
         yield from (self._row(method, FINAL, task) for task in shown)

@@ -14,18 +14,25 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from harness.errors import RunError
 from reports import style
-from reports.figures_many import learning_rows, task_strips
+from reports.figures_many import learning_rows, many_curves, task_strips
+from reports.lines import (
+    SMOOTHING,
+    Looks,
+    legend_above,
+    line_with_band,
+    looks_of,
+    mark_stages,
+    outer_labels,
+    panels,
+    smoothed,
+)
 from reports.tables import retention
 
-SMOOTHING = 5
 NARROWEST = 7.0  # inches: the titles fit
-
-Looks = dict[str, dict[str, Any]]
+SIDES = 2.5  # inches beside the matrices: names of stages, and the scale
 
 
 @style.styled()
@@ -36,22 +43,26 @@ def retention_heatmap(scores: pd.DataFrame) -> Figure:
     """
     table = retention(scores)
     labels, widest = list(table["label"].unique()), _most_tasks(table)
-    columns = min(len(labels), max(1, int(14 / (0.75 * widest + 1.5))))
+    columns = min(len(labels), max(1, int((14 - SIDES) / (0.7 * widest + 0.3))))
     rows = -(-len(labels) // columns)
-    size = (
-        max(NARROWEST, columns * (0.75 * widest + 1.5) + 1.0),
-        rows * (0.5 * (table["stage"].max() + 1) + 1.4) + 0.4,
-    )
-    figure = Figure(figsize=size, layout="constrained")
-    for number, label in enumerate(labels, start=1):
-        _heatmap_panel(figure.add_subplot(rows, columns, number), table[table["label"] == label])
-    figure.colorbar(
-        figure.axes[0].collections[0], ax=figure.axes, label="score (%)", shrink=0.8, pad=0.01, aspect=25 * rows
-    )
+    width = max(NARROWEST, columns * (0.7 * widest + 0.3) + SIDES)
+    figure = Figure(figsize=(width, rows * (0.5 * (table["stage"].max() + 1) + 0.4) + 1.6), layout="constrained")
+    shown = panels(figure, len(labels), columns)
+    for axes, label in zip(shown, labels, strict=True):
+        _heatmap_panel(axes, table[table["label"] == label])
+    if _alike(table):
+        outer_labels(shown, columns)
+    style.colour_bar(figure, shown, "score (%)")
     spread = "; small: lowest to highest seed" if table["seeds"].max() > 1 else ""
     title = f"Score after each stage (%); framed: the stage's own task{spread}"
     figure.suptitle(title, x=0.005, ha="left")
     return figure
+
+
+def _alike(table: pd.DataFrame) -> bool:
+    """Whether all labels have the same stages and tasks, in the same order."""
+    columns = ["stage", "stage_task", "task"]
+    return len({tuple(cells[columns].itertuples(index=False)) for _, cells in table.groupby("label")}) == 1
 
 
 def _most_tasks(table: pd.DataFrame) -> int:
@@ -129,14 +140,6 @@ def _forgetting_panel(axes: Axes, cells: pd.DataFrame, looks: Looks, names: dict
     axes.grid(visible=True)
 
 
-def line_with_band(axes: Axes, x: pd.Series, line: pd.DataFrame, look: dict[str, Any], scale: float = 100) -> None:
-    """Draw the column `mean` over x and, with several seeds, a band from `smallest` to `largest`."""
-    axes.plot(x, scale * line["mean"], **look)
-    if line["seeds"].max() > 1:
-        low, high = scale * line["smallest"], scale * line["largest"]
-        axes.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
-
-
 def _name_stages(axes: Axes, scores: pd.DataFrame) -> None:
     """Name the stages on the x axis by their tasks; where runs differ in order, number them."""
     names, stages = style.short_names(scores["task"]), scores.groupby("stage")["stage_task"].unique()
@@ -191,7 +194,7 @@ def training_curves(steps: pd.DataFrame, field: str, unit: str, title: str, scal
     """Return a field of the step log over training, one panel per suite and order, stages named and divided by lines.
 
     Lines are means over seeds of a centred rolling mean of 5 steps that never reaches over a stage's boundary; bands run from
-    the lowest to the highest seed. More labels than colours get a panel each, with the reference's line in grey. Raises
+    the lowest to the highest seed. More labels than colours get a panel each, see `many_curves`. Raises
     RunError where no step has the field.
     """
     steps = steps.dropna(subset=field)
@@ -199,7 +202,7 @@ def training_curves(steps: pd.DataFrame, field: str, unit: str, title: str, scal
         raise RunError(f"No training step has an {field} yet; expected `{field}` in a stage's train/steps.jsonl.")
     looks = {label: {**look, "marker": None} for label, look in looks_of(steps).items()}
     if len(looks) > style.MANY:
-        return _many_curves(steps, field, unit, title, scale, looks)
+        return many_curves(steps, {field: "-"}, (unit, title), scale)
     orders = list(steps.groupby(["suite", "order"], sort=False))
     figure = Figure(figsize=(11, 3.2 * len(orders) + 0.6), layout="constrained")
     for axes, (order, rows) in zip(figure.subplots(len(orders), squeeze=False).flat, orders, strict=True):
@@ -211,81 +214,11 @@ def training_curves(steps: pd.DataFrame, field: str, unit: str, title: str, scal
     return figure
 
 
-def _curves_panel(axes: Axes, steps: pd.DataFrame, field: str, looks: Looks, scale: float, *, named=True) -> None:
+def _curves_panel(axes: Axes, steps: pd.DataFrame, field: str, looks: Looks, scale: float) -> None:
     for label, line in smoothed(steps, field).groupby("label", sort=False):
         line_with_band(axes, line["global_step"], line, looks[str(label)], scale=scale)
     axes.set_ylim(0, max(1.05 * axes.get_ylim()[1], 1e-6))
-    mark_stages(axes, steps, named=named)
-
-
-def _many_curves(steps: pd.DataFrame, field: str, unit: str, title: str, scale: float, looks: Looks) -> Figure:
-    """Draw a panel per label on common axes, the reference's mean behind each in grey."""
-    first = style.reference(list(looks))
-    rows = -(-len(looks) // 4)
-    figure = Figure(figsize=(12, 1.9 * rows + 1.2), layout="constrained")
-    grid = figure.subplots(rows, 4, sharex=True, sharey=True, squeeze=False)
-    behind = smoothed(steps[steps["label"] == first], field)
-    for axes, label in zip(grid.flat, looks, strict=False):
-        axes.plot(behind["global_step"], scale * behind["mean"], color=style.RULE, linewidth=1)
-        _curves_panel(axes, steps[steps["label"] == label], field, looks, scale, named=False)
-        axes.set_title(label)
-    for axes in grid.flat[len(looks) :]:
-        axes.set_axis_off()
-    grid[0, 0].set_ylim(0, 1.05 * scale * smoothed(steps, field)["largest"].max())
-    figure.supxlabel("training step, stages in order, divided by lines")
-    figure.supylabel(unit)
-    figure.suptitle(f"{title}; grey: {first}", x=0.005, ha="left")
-    return figure
-
-
-def mark_stages(axes: Axes, steps: pd.DataFrame, *, named: bool = True) -> None:
-    """Set the axis of training steps: a line where a stage begins, and the stages' names above."""
-    names, top = style.short_names(steps["task"]), axes.get_xaxis_transform()
-    bounds = steps.groupby(["stage", "task"])["global_step"].agg(["min", "max"]).reset_index()
-    for stage in bounds.to_dict("records"):
-        if stage["min"]:
-            axes.axvline(stage["min"] - 0.5, color=style.RULE, linewidth=1)
-        middle, text = (stage["min"] + stage["max"]) / 2, fill(f"{stage['stage']}: {names[stage['task']]}", 24)
-        if named:
-            axes.text(middle, 1.02, text, transform=top, ha="center", va="bottom")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlim(-0.5, steps["global_step"].max() + 0.5)
-    axes.grid(visible=True)
-
-
-def smoothed(steps: pd.DataFrame, field: str, window: int = SMOOTHING) -> pd.DataFrame:
-    """Return `field` per label and global step: smoothed within each run's stage, then mean and range of seeds."""
-    steps = steps.sort_values("global_step")
-    rolling = steps.groupby(["label", "seed", "stage"])[field].transform(
-        lambda values: values.rolling(window, center=True, min_periods=1).mean()
-    )
-    groups = steps.assign(value=rolling).groupby(["label", "stage", "global_step"], sort=False)["value"]
-    return groups.agg(mean="mean", smallest="min", largest="max", seeds="count").reset_index()
-
-
-def looks_of(table: pd.DataFrame) -> Looks:
-    """Colour by adapter, dashes by what else tells labels of one colour apart, marker by label."""
-    pairs = table[["label", "adapter"]].drop_duplicates()
-    colours = style.colours(pairs["adapter"])
-    shade = pairs["adapter"].map(colours)
-    variant = pairs.groupby(shade).cumcount()
-    return {
-        label: {
-            "label": label,
-            "color": colour,
-            "linestyle": style.DASHES[number % len(style.DASHES)],
-            "marker": style.MARKERS[position % len(style.MARKERS)],
-        }
-        for position, (label, colour, number) in enumerate(zip(pairs["label"], shade, variant, strict=True))
-    }
-
-
-def legend_above(figure: Figure, looks: Looks, title: str) -> None:
-    """Name the lines above the panels; the legend's title is the figure's."""
-    handles = [Line2D([], [], **look) for look in looks.values()]
-    legend = figure.legend(handles=handles, loc="outside upper left", ncols=min(6, len(handles)), title=title)
-    legend.set_alignment("left")
-    legend.get_title().set_fontsize(12)
+    mark_stages(axes, steps)
 
 
 def _with_seeds(cells: pd.DataFrame) -> str:

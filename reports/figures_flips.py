@@ -13,6 +13,7 @@ from matplotlib.patches import Patch
 from harness.errors import RunError
 from reports import style
 from reports.flips import HOW_LOST, SINCE_OWN, STAGE
+from reports.lines import outer_labels, panels
 
 COLUMNS = 3
 
@@ -31,18 +32,17 @@ def flips_by_stage(shares: pd.DataFrame, own: pd.DataFrame) -> Figure:
     columns = min(COLUMNS, len(labels))
     rows, stages = -(-len(labels) // columns), int(cells["after"].max())
     width = max(7.0, columns * (0.85 * len(tasks) + 0.7))
-    figure = Figure(figsize=(min(14.0, width), rows * (0.42 * stages + 1.3) + 0.5), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
+    figure = Figure(figsize=(min(14.0, width), rows * (0.36 * stages + 0.4) + 1.6), layout="constrained")
+    shown = panels(figure, len(labels), columns)
     limit = max(5.0, 100 * float((cells["gained"] - cells["lost"]).abs().max()))
-    for axes, label in zip(grid.flat, labels, strict=False):
+    for axes, label in zip(shown, labels, strict=True):
         _flips_panel(axes, cells[cells["label"] == label], tasks, limit)
         for row in own[own["label"] == label].to_dict("records"):
             axes.add_patch(style.frame(tasks.index(row["task"]), row["stage"] - 1))
         axes.set_title(label)
-    for axes in grid.flat[len(labels) :]:
-        axes.set_axis_off()
-    shown = [axes for axes in grid.flat if axes.collections]
-    figure.colorbar(shown[0].collections[0], ax=list(grid.flat), label="net change (points)", shrink=0.8, pad=0.01)
+    if cells.groupby("label")["after"].max().nunique() == 1:
+        outer_labels(shown, columns)
+    style.colour_bar(figure, shown, "net change (points)")
     figure.suptitle("Items lost (−) and gained (+) over each stage (%); framed: its own task", x=0.005, ha="left")
     return figure
 
@@ -61,6 +61,7 @@ def _flips_panel(axes: Axes, cells: pd.DataFrame, tasks: list[str], limit: float
     axes.set_ylim(len(stages) - 0.5, -0.5)
     axes.set_yticks(range(len(stages)), [f"stage {stage}" for stage in stages])
     axes.set_xticks(range(len(tasks)), [names[task] for task in tasks], rotation=30, ha="right", rotation_mode="anchor")
+    axes.set(xlabel="task evaluated", ylabel="over")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 

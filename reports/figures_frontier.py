@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 
 from harness.errors import RunError
 from reports import style
-from reports.figures import legend_above, looks_of
+from reports.figures_many import drift_panels
 from reports.labels import Name, write_names
+from reports.lines import legend_above, looks_of
 
 
 @style.styled()
@@ -67,12 +68,16 @@ def _limits(values: pd.Series) -> tuple[float, float]:
 def drift_scatter(rows: pd.DataFrame) -> Figure:
     """Return forgetting (points) against the KL from the start (nats per token): a mark per run, stage and task.
 
+    More labels than colours get a panel each.
+
     `rows` has the columns label, adapter, kl_to_start and forgot. Raises RunError where none has both.
     """
     rows = rows.dropna(subset=["kl_to_start", "forgot"])
     if rows.empty:
         raise RunError("No evaluated stage has noted its KL to the start.")
     looks = looks_of(rows)
+    if len(looks) > style.MANY:
+        return drift_panels(rows)
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     axes = figure.subplots()
     for label, cells in rows.groupby("label", sort=False):

@@ -1,6 +1,8 @@
-"""Figures for more methods than there are colours: a row per method, named at the axis, so that no legend is needed."""
+"""Figures for more methods than there are colours: a row or a panel per method that bears its name, so no legend is needed."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -8,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from reports import style
+from reports.lines import ACROSS, line_with_band, looks_of, mark_stages, on_common_axes, panels, smoothed
 
 
 @style.styled()
@@ -81,4 +84,59 @@ def learning_rows(table: pd.DataFrame) -> Figure:
     grid[0, 0].set_yticks(range(len(labels)), labels)
     title = "Learning: score right before (hollow) and right after (filled) the task's own stage"
     figure.suptitle(title, x=0.005, ha="left")
+    return figure
+
+
+@style.styled()
+def many_curves(
+    steps: pd.DataFrame, fields: Mapping[str, str], told: tuple[str, str], scale: float = 1, *, symlog: float = 0
+) -> Figure:
+    """Return a panel per label on common axes: columns of the step log over training, the first of the reference in grey.
+
+    `fields` gives each column its dashes, `told` is unit and title; `symlog` is where a logarithmic axis becomes linear.
+    """
+    looks, (unit, title) = looks_of(steps), told
+    first, main = style.reference(list(looks)), next(iter(fields))
+    figure = Figure(figsize=(12, 1.6 * -(-len(looks) // ACROSS) + 1.2), layout="constrained")
+    lines = {field: dict(list(smoothed(steps, field).groupby("label"))) for field in fields}
+    behind = lines[main][first]
+    shown = panels(figure, len(looks), ACROSS)
+    for axes, label in zip(shown, looks, strict=True):
+        own = steps[steps["label"] == label]
+        axes.plot(behind["global_step"], scale * behind["mean"], color=style.RULE, linewidth=1)
+        for field, dashes in fields.items():
+            line = lines[field][label]
+            line_with_band(
+                axes, line["global_step"], line, {"color": looks[label]["color"], "linestyle": dashes}, scale
+            )
+        mark_stages(axes, own, named=False, ticks=4)
+        axes.set_title(label)
+        if symlog:
+            axes.set_yscale("symlog", linthresh=symlog)
+        else:
+            axes.set_ylim(bottom=0)
+    on_common_axes(shown, ACROSS)
+    figure.supxlabel("training step, stages in order, divided by lines", fontsize="medium")
+    figure.supylabel(unit, fontsize="medium")
+    figure.suptitle(f"{title}; grey: {first}", x=0.005, ha="left")
+    return figure
+
+
+@style.styled()
+def drift_panels(rows: pd.DataFrame) -> Figure:
+    """Return a panel per label on common axes: its marks of forgetting against the KL to the start, all others' in grey."""
+    looks = looks_of(rows)
+    figure = Figure(figsize=(12, 1.5 * -(-len(looks) // 6) + 1.0), layout="constrained")
+    shown = panels(figure, len(looks), 6)
+    for axes, label in zip(shown, looks, strict=True):
+        own, others = rows[rows["label"] == label], rows[rows["label"] != label]
+        axes.scatter(others["kl_to_start"], 100 * others["forgot"], s=3, color=style.RULE, alpha=0.3, rasterized=True)
+        axes.scatter(own["kl_to_start"], 100 * own["forgot"], s=12, color=looks[label]["color"])
+        axes.set_title(label, fontsize=9)
+        axes.locator_params(axis="x", nbins=4)
+        axes.grid(visible=True, axis="both")
+    on_common_axes(shown, 6)
+    figure.supxlabel("KL(start ‖ now), nats per token", fontsize="medium")
+    figure.supylabel("below the best so far (points)", fontsize="medium")
+    figure.suptitle("KL to the start against forgetting; grey: all other methods", x=0.005, ha="left")
     return figure

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from harness.errors import RunError
 from reports import style
-from reports.figures import SMOOTHING, legend_above, looks_of, mark_stages, smoothed
+from reports.lines import ACROSS, SMOOTHING, legend_above, looks_of, mark_stages, on_common_axes, panels, smoothed
 
 PHASES = {
     "generate": style.PALETTE[5],
@@ -32,11 +32,11 @@ def advantage_tails(steps: pd.DataFrame) -> Figure:
     steps = steps.dropna(subset="advantage_q50")
     if steps.empty:
         raise RunError("No training step has advantage quantiles; methods that a teacher scores have.")
-    looks, columns = looks_of(steps), 2 if steps["label"].nunique() < 3 else 3
-    rows = -(-len(looks) // columns)
-    figure = Figure(figsize=(11, 2.6 * rows + 0.7), layout="constrained")
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for axes, (label, look) in zip(grid.flat, looks.items(), strict=False):
+    looks = looks_of(steps)
+    columns = max(2, min(3, len(looks))) if len(looks) <= style.MANY else ACROSS
+    figure = Figure(figsize=(11, max(3.4, 1.9 * -(-len(looks) // columns) + 0.8)), layout="constrained")
+    shown = panels(figure, len(looks), columns)
+    for axes, (label, look) in zip(shown, looks.items(), strict=True):
         own = steps[steps["label"] == label]
         line = {q: smoothed(own.dropna(subset=f"advantage_q{q}"), f"advantage_q{q}") for q in _quantiles(own)}
         for low, high, alpha in (("05", "95", 0.2), ("25", "75", 0.4)):
@@ -51,14 +51,12 @@ def advantage_tails(steps: pd.DataFrame) -> Figure:
         axes.set_yscale("symlog", linthresh=0.1)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
         _name_tails(axes, line)
-        mark_stages(axes, own, named=False)
+        mark_stages(axes, own, named=False, ticks=6 if columns < ACROSS else 4)
         axes.axhline(0, color=style.RULE, linewidth=0.8)
         axes.set_title(label)
-    for axes in grid.flat[len(looks) :]:
-        axes.set_axis_off()
-    figure.supxlabel("training step, stages in order, divided by lines")
-    for axes in grid[:, 0]:
-        axes.set_ylabel("advantage (nats)")
+    on_common_axes(shown, columns)
+    figure.supxlabel("training step, stages in order, divided by lines", fontsize="medium")
+    figure.supylabel("advantage, log p(y) − log q(y) (nats)", fontsize="medium")
     title = f"Advantage: median, middle 50 and 90 %, lowest and highest 1 %; rolling mean of {SMOOTHING} steps"
     figure.suptitle(title, x=0.005, ha="left")
     return figure

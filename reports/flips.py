@@ -21,9 +21,17 @@ HOW_LOST = ["wrong", "unparsed", "truncated"]
 
 def compared(frames: Frames) -> pd.DataFrame:
     """Return one row per run, comparison and item with what became of its answer: `was` and `now`, names of outcomes."""
-    parts = [part for _, answers in frames.answers.groupby([*IDENTITY, "task"], sort=False) for part in _of(answers)]
     keys = [*IDENTITY, *CELL, "item_id", "was", "now"]
-    return pd.concat(parts, ignore_index=True)[keys] if parts else pd.DataFrame(columns=pd.Index(keys))
+    if frames.answers.empty:
+        return pd.DataFrame(columns=pd.Index(keys))
+    by_run = frames.answers.groupby([*IDENTITY, "task"], sort=False)
+    outcomes = frames.answers.assign(run=by_run.ngroup()).pivot(
+        index=["run", "item_id"], columns="stage", values="outcome"
+    )
+    runs = by_run[["last", "own_stage"]].first().reset_index()
+    rows = pd.concat(_pairs(outcomes, runs["last"], runs["own_stage"])).sort_values("run", kind="stable")
+    placed = runs.take(rows["run"].to_numpy()).reset_index(drop=True)
+    return pd.concat([placed, rows.reset_index(drop=True)], axis=1)[keys]
 
 
 def count(items: pd.DataFrame) -> pd.DataFrame:
@@ -50,15 +58,14 @@ def shares(counted: pd.DataFrame) -> pd.DataFrame:
     return groups.agg({**dict.fromkeys(names, "mean"), "items": "max", "seed": "nunique"}).reset_index()
 
 
-def _of(answers: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """Yield the comparisons of one run and task."""
-    first = answers.iloc[0]
-    last, own = int(first["last"]), int(first["own_stage"])
-    wide = answers.pivot(index="item_id", columns="stage", values="outcome")
-    pairs = [(STAGE, stage - 1, stage) for stage in range(1, last + 1)]
-    pairs += [(SINCE_OWN, own, last)] * (0 < own < last) + [(WHOLE, 0, last)]
-    for kind, before, after in pairs:
-        if before in wide and after in wide:
-            both = wide[[before, after]].set_axis(["was", "now"], axis=1).dropna().reset_index()
-            where = {"task": first["task"], "kind": kind, "before": before, "after": after}
-            yield both.assign(**{key: first[key] for key in IDENTITY}, **where)
+def _pairs(outcomes: pd.DataFrame, last: pd.Series, own: pd.Series) -> Iterator[pd.DataFrame]:
+    """Yield the items of all runs by what is compared; `outcomes` has a row per run and item, `last` and `own` one per run."""
+    run, stages = outcomes.index.get_level_values("run"), range(1, int(last.max()) + 1)
+    compared = [(STAGE, stage - 1, stage, last >= stage) for stage in stages]
+    later = [(before, after) for before in stages for after in stages if before < after]
+    compared += [(SINCE_OWN, before, after, (own == before) & (last == after)) for before, after in later]
+    compared += [(WHOLE, 0, stage, last == stage) for stage in stages]
+    for kind, before, after, having in compared:
+        if before in outcomes and after in outcomes:
+            both = outcomes.loc[having.to_numpy()[run], [before, after]].set_axis(["was", "now"], axis=1).dropna()
+            yield both.reset_index().assign(kind=kind, before=before, after=after)

@@ -6,19 +6,20 @@ written to a step log is left for the next reading.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from harness.comparability import differing, in_words
 from harness.errors import RunError
 from harness.lmeval.overlap import Overlap
 from reports.drift import drift_frame, noise_frame
-from reports.runs import RunDir, find_runs, read_json, read_lines
+from reports.runs import RunDir, find_runs, read_json, read_lines, read_parquet
 
 IDENTITY = ["label", "suite", "adapter", "order", "start", "seed"]
 OUTCOMES = ["correct", "wrong", "unparsed", "truncated"]
@@ -127,16 +128,17 @@ class Frames:
         """The groups of runs, in display order."""
         return list(dict.fromkeys(label for _, label in self.labelled))
 
-    def samples(self, task: str) -> pd.DataFrame:
-        """Return every stored answer on one task, with the run's identity and the stage; read on demand."""
-        parts = [
-            pd.read_parquet(cell.path / "samples.parquet").assign(**_base(cell))
-            for cell in self._cells
-            if cell.task == task and (cell.path / "samples.parquet").is_file()
-        ]
-        if not parts:
+    def samples(self, task: str, columns: Sequence[str] | None = None, items: Set[str] | None = None) -> pd.DataFrame:
+        """Return the stored answers on one task, with the run's identity and the stage; read on demand.
+
+        `columns` (with `item_id`) and `items` limit what is kept.
+        """
+        found = [(cell, read_parquet(cell.answers, columns)) for cell in self._answered if cell.task == task]
+        if not found:
             raise RunError(f"No stored answers on {task!r}; expected samples.parquet in a stage's eval folder.")
-        return pd.concat(parts, ignore_index=True)
+        if items is not None:
+            found = [(cell, rows[rows["item_id"].isin(items)]) for cell, rows in found]
+        return _placed(found)
 
     @cached_property
     def answers(self) -> pd.DataFrame:
@@ -144,9 +146,13 @@ class Frames:
 
         `last` is the run's last stage and `own_stage` the one that trains the task, 0 where none does.
         """
-        parts = [_outcomes(cell) for cell in self._cells if (cell.path / "samples.parquet").is_file()]
+        found = [(cell, _outcomes(cell)) for cell in self._answered]
         keys = [*IDENTITY, "stage", "task", "item_id", "outcome", "last", "own_stage"]
-        return pd.concat(parts, ignore_index=True)[keys] if parts else pd.DataFrame(columns=pd.Index(keys))
+        return _placed(found)[keys] if found else pd.DataFrame(columns=pd.Index(keys))
+
+    @property
+    def _answered(self) -> Iterator[Cell]:
+        return (cell for cell in self._cells if cell.answers.is_file())
 
     @cached_property
     def _cells(self) -> list[Cell]:
@@ -174,6 +180,11 @@ class Cell:
     task: str
     path: Path
     results: dict[str, Any] | None
+
+    @property
+    def answers(self) -> Path:
+        """The file of its graded answers."""
+        return self.path / "samples.parquet"
 
 
 def _cells(run: RunDir, label: str, profile: str, grader: str) -> Iterator[Cell]:
@@ -212,12 +223,19 @@ def _score_row(cell: Cell) -> dict[str, Any]:
 
 
 def _outcomes(cell: Cell) -> pd.DataFrame:
-    answers = pd.read_parquet(cell.path / "samples.parquet", columns=["item_id", "outcome"])
-    if answers["item_id"].duplicated().any():
+    answers = read_parquet(cell.answers, ["item_id", "outcome"])
+    if not answers["item_id"].is_unique:
         right = answers["outcome"] == "correct"
         answers = pd.concat([answers[~right], answers[right]]).drop_duplicates("item_id")
     own = next((stage for stage, tasks in enumerate(cell.run.trains, start=1) if cell.task in tasks), 0)
-    return answers.assign(**_base(cell), last=len(cell.run.stages), own_stage=own)
+    return answers.assign(last=len(cell.run.stages), own_stage=own)
+
+
+def _placed(found: Sequence[tuple[Cell, pd.DataFrame]]) -> pd.DataFrame:
+    """Put the cells' rows one after another, each with its run, stage and task."""
+    places = pd.DataFrame([_base(cell) for cell, _ in found])
+    repeated = places.take(np.repeat(np.arange(len(found)), [len(rows) for _, rows in found])).reset_index(drop=True)
+    return pd.concat([repeated, pd.concat([rows for _, rows in found], ignore_index=True)], axis=1)
 
 
 def _check_comparable(cells: Sequence[Cell]) -> None:

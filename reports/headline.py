@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from harness.stats import Interval
 from reports.compare import Comparison
-from reports.compare_rows import AVERAGE, FORGOTTEN, LEARNED, MATCHED, Row
+from reports.compare_rows import FORGOTTEN, LEARNED, MATCHED, Row
 from reports.frames import Frames
 from reports.methods import Method, methods_of
 from reports.words import has_width, percent, plural
@@ -46,12 +46,13 @@ def _sentence(base: Method, other: Method) -> str:
 
 def _told(compared: Comparison, other: Method) -> str:
     base = compared.base
-    learned = compared.row(other.name, LEARNED, AVERAGE)
+    rows = {row.measure.name: row for row in compared.averages(other)}
+    learned = rows.get(LEARNED.name)
     if learned is None:
         return f"{other.name} and {base.name} were not trained on the same tasks, so no average of them is compared."
     if not learned.difference.seeds.seeds:
         return f"{other.name} and {base.name}: no seed has every trained task evaluated yet, so nothing is compared."
-    lost = compared.row(other.name, FORGOTTEN)
+    lost = rows.get(FORGOTTEN.name)
     parts = [f"{other.name} learned {_amount(learned)} than {base.name}"]
     after = ""
     if lost is None:

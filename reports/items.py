@@ -125,8 +125,7 @@ def _with_texts(frames: Frames, task: str, chosen: pd.DataFrame) -> Iterator[Ite
 def _texts(frames: Frames, task: str, items: set[str]) -> dict[tuple[Any, ...], dict[str, str]]:
     """Return the stored texts by run, stage and item: of several answers the first not right, as in `Frames.answers`."""
     keys = [*IDENTITY, "stage", "item_id"]
-    samples = frames.samples(task)
-    samples = samples[samples["item_id"].isin(items)]
+    samples = frames.samples(task, ["item_id", "prompt", "target", "response", "outcome"], items)
     samples = samples.assign(right=samples["outcome"] == "correct").sort_values("right", kind="stable")
     samples = samples.drop_duplicates(keys)
     columns = samples[["prompt", "target", "response"]].astype(str).to_dict("records")

@@ -25,8 +25,8 @@ FIGURES = {"learned": "learning_accuracy", "forgot": "forgetting_chaudhry"}
 def matched(frames: Frames) -> pd.DataFrame:
     """Return one row per pair of methods: differences in learning and in forgetting, and whether learning is matched.
 
-    Columns `learned` and `forgot` (with `_low`, `_high`) are the first minus the second, shares; `status` is one of matched,
-    matched on average only, unmatched, and one seed where there is no interval.
+    Columns `learned` and `forgot` (with `_low`, `_high`, `_seeds`) are the first minus the second, shares; `status` is
+    matched, matched on average only, unmatched, or one seed where there is no interval.
     """
     values = figures_by_seed(frames.scores)
     return pd.DataFrame([_row(values, *pair) for pair in _pairs(frames)])
@@ -52,7 +52,8 @@ def _row(values: pd.DataFrame, one: str, other: str) -> dict[str, object]:
     status = how_matched(found["learned"]) if found["learned"].seeds > 1 else SINGLE
     row: dict[str, object] = {"label": one, "against": other, "seeds": found["learned"].seeds, "status": status}
     for name, interval in found.items():
-        row |= {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+        mean, low, high, seeds = interval
+        row |= {name: mean, f"{name}_low": low, f"{name}_high": high, f"{name}_seeds": seeds}
     return row
 
 

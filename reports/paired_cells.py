@@ -16,7 +16,7 @@ from harness.comparability import differing
 from harness.errors import RunError
 from harness.stats import differences
 from reports.frames import Cell, describe_cell, what_differs
-from reports.runs import RunDir, read_json
+from reports.runs import RunDir, read_json, read_parquet
 
 ITEM_KEYS = {"prompts", "grading"}  # the fields of comparability that hold which items there are
 
@@ -62,7 +62,7 @@ class Evaluations:
             if not file.is_file():
                 return None
             columns = ["item_id", "prompt", "target", "score"]
-            self._samples[task, stage] = pd.read_parquet(file, columns=columns)
+            self._samples[task, stage] = read_parquet(file, columns)
         return self._samples[task, stage]
 
     def items(self, term: Term) -> pd.Series | None:

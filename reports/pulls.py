@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from harness.errors import RunError
 from harness.stats import Interval, t_interval
 from reports import style
-from reports.figures import SMOOTHING, Looks, legend_above, line_with_band, looks_of, mark_stages, smoothed
+from reports.figures_many import many_curves
 from reports.frames import Frames
+from reports.lines import SMOOTHING, Looks, legend_above, line_with_band, looks_of, mark_stages, smoothed
 from reports.words import percent, with_interval
 
 Lines = tuple[tuple[str, str, str], ...]
@@ -33,6 +34,10 @@ def pull_curves(steps: pd.DataFrame) -> Figure:
     The scales are the panels' own: the student is mostly below its teacher, so up is many times down.
     """
     steps = _known(steps, "pull_up")
+    if steps["label"].nunique() > style.MANY:
+        title = f"Pulls up (solid) and down (dashed), rolling mean of {SMOOTHING} steps within a stage"
+        told = ("pull on the logit of the teacher's first choice", title)
+        return many_curves(steps, {UP[0]: "-", DOWN[0]: "--"}, told, symlog=1e-3)
     looks, groups = _colours(steps), _groups(steps)
     figure = Figure(figsize=(11, 4.8 * len(groups) + 0.6), layout="constrained")
     for (above, below), (name, rows) in _panels(figure, groups):
@@ -50,8 +55,14 @@ def pull_curves(steps: pd.DataFrame) -> Figure:
 def agreement_curves(steps: pd.DataFrame) -> Figure:
     """Return overlap, and the mass that student (solid) and teacher (dashed) give the teacher's top K, over training."""
     steps = _known(steps, "overlap")
-    steps = steps.assign(label=_with_k(steps))
-    looks, groups = _colours(steps), _groups(steps)
+    if steps["label"].nunique() > style.MANY:
+        title = f"Overlap (solid), mass of student (dashed) and teacher (dotted), rolling mean of {SMOOTHING} steps"
+        dashes = {"overlap": "-", STUDENT[0]: "--", TEACHER[0]: ":"}
+        return many_curves(steps, dashes, ("on the teacher's top K (%)", title), 100)
+    named = _with_k(steps)
+    looks = {named[label]: look | {"label": named[label]} for label, look in _colours(steps).items()}
+    steps = steps.assign(label=steps["label"].map(named))
+    groups = _groups(steps)
     figure = Figure(figsize=(11, 5.2 * len(groups) + 0.6), layout="constrained")
     for (above, below), (name, rows) in _panels(figure, groups):
         _panel(above, rows, looks, (("overlap", "-", ""),), 100)
@@ -80,7 +91,7 @@ def down_to_up(runs: pd.DataFrame) -> Interval:
 
 def number(value: float) -> str:
     """Write a ratio, or a pull; a dash where there is none."""
-    return "–" if math.isnan(value) else f"{value:.4f}".replace("-", "−")
+    return "–" if math.isnan(value) else f"{value:z.4f}".replace("-", "−")
 
 
 def agreement_reading(frames: Frames) -> str:
@@ -104,10 +115,10 @@ def _known(steps: pd.DataFrame, field: str) -> pd.DataFrame:
     return known
 
 
-def _with_k(steps: pd.DataFrame) -> pd.Series:
+def _with_k(steps: pd.DataFrame) -> dict[str, str]:
+    """Name each label with its K."""
     sizes = {label: sorted(set(column)) for label, column in steps.groupby("label")["top_k"]}
-    named = {label: f"{label} (K = {' or '.join(f'{k:.0f}' for k in found)})" for label, found in sizes.items()}
-    return steps["label"].map(named)
+    return {str(label): f"{label} (K = {' or '.join(f'{k:.0f}' for k in found)})" for label, found in sizes.items()}
 
 
 def _panels(figure: Figure, groups: dict[str, pd.DataFrame]) -> Iterator[tuple[Any, tuple[str, pd.DataFrame]]]:

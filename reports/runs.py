@@ -9,6 +9,9 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+from pyarrow.parquet import ParquetFile
+
 from harness.errors import RunError
 from harness.store import SCHEMA, StageFolder, cell_name
 
@@ -170,6 +173,11 @@ def read_json(file: Path) -> dict[str, Any]:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise RunError(f"{file} is not valid JSON ({error}); remove it and run the command again.") from error
+
+
+def read_parquet(file: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return a Parquet file's columns; a report opens thousands, so this goes around what pandas does for each."""
+    return ParquetFile(file).read(columns=None if columns is None else list(columns)).to_pandas()
 
 
 def _display_order(run: RunDir) -> tuple[int, str, str, str, str, int]:

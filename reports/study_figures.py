@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from harness.config import JOINT
 from harness.errors import RunError
 from reports import style
-from reports.figures import smoothed
+from reports.lines import smoothed
 from reports.study_data import AOPD, OPD, Config, Results
 
 Looks = dict[str, dict[str, Any]]

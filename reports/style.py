@@ -8,14 +8,16 @@ the same bytes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from markupsafe import escape
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -27,9 +29,9 @@ HEAT = "cividis"
 CHANGE = "PuOr"
 # Okabe and Ito 2008; grey is kept for the control that updates nothing.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255"]
-KNOWN = {"none": "#7f7f7f", "opd": PALETTE[0], "aopd": PALETTE[1], "sft": PALETTE[2], "gkd": PALETTE[3]}
+KNOWN = {"none": "#6c6c6c", "opd": PALETTE[0], "aopd": PALETTE[1], "sft": PALETTE[2], "gkd": PALETTE[3]}
 OUTCOME_COLOURS = {"correct": "#009E73", "wrong": "#D55E00", "unparsed": "#CC79A7", "truncated": "#E69F00"}
-DARK = {"#0072b2": "#58b0e8", "#882255": "#d67ba6", "#d55e00": "#f08438", "#009e73": "#2bc79b", "#7f7f7f": "#a8a8a8"}
+DARK = {"#0072b2": "#58b0e8", "#882255": "#d67ba6", "#d55e00": "#f08438", "#009e73": "#2bc79b", "#6c6c6c": "#a8a8a8"}
 MANY = 7  # labels that one set of axes holds; more get panels of their own
 DASHES = ["-", "--", ":", "-."]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
@@ -55,12 +57,29 @@ RC: dict[Any, Any] = {
     "svg.hashsalt": "continual-harness",
 }
 
+_SHARED: ContextVar[dict[str, str]] = ContextVar("shared adapters", default={})  # noqa: B039
+
 
 @contextmanager
 def styled() -> Iterator[None]:
     """Apply the style to the figures made inside the block."""
     with matplotlib.rc_context(RC):
         yield
+
+
+@contextmanager
+def shared(adapters: Mapping[str, str]) -> Iterator[None]:
+    """Give all labels of a report one look in the figures drawn inside the block; `adapters` are theirs, by label."""
+    token = _SHARED.set(dict(adapters))
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)
+
+
+def shared_adapters() -> dict[str, str]:
+    """Return the adapters of the report's labels, none outside of `shared`."""
+    return _SHARED.get()
 
 
 def base(adapter: str) -> str:
@@ -70,8 +89,11 @@ def base(adapter: str) -> str:
 
 
 def colours(adapters: Iterable[str]) -> dict[str, str]:
-    """Return a colour for each adapter: its base's where that is well known, else the next free one by alphabet."""
-    bases = {name: base(name) for name in sorted(set(adapters))}
+    """Return a colour for each adapter: its base's where that is well known, else the next free one by alphabet.
+
+    Inside `shared` the report's adapters take part, so that a figure which lacks some of them gives the same colours.
+    """
+    bases = {name: base(name) for name in sorted({*adapters, *shared_adapters().values()})}
     free = [colour for colour in PALETTE if colour not in {KNOWN.get(name) for name in bases.values()}] or PALETTE
     others = [name for name in bases if bases[name] not in KNOWN]
     return {name: KNOWN.get(of) or free[others.index(name) % len(free)] for name, of in bases.items()}
@@ -89,6 +111,13 @@ def ink_on(share: float, colours: str = HEAT) -> str:
     )
     luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
     return "black" if (luminance + 0.05) ** 2 > 0.05 * 1.05 else "white"
+
+
+def colour_bar(figure: Figure, axes: Sequence[Axes], label: str) -> None:
+    """Add the scale of the panels' colours at their right, above, of one size however many rows there are."""
+    height = figure.get_figheight()
+    bar = {"shrink": min(0.8, 3.0 / height), "anchor": (0.0, 1.0), "aspect": 25, "pad": 0.01}
+    figure.colorbar(axes[0].collections[0], ax=list(axes), label=label, **bar)  # pyright: ignore[reportArgumentType]
 
 
 def frame(column: float, row: float) -> Rectangle:
@@ -111,7 +140,14 @@ def short_names(tasks: Iterable[str]) -> dict[str, str]:
 
 
 def save(figure: Figure, stem: Path) -> None:
-    """Write `stem`.png on white and `stem`.svg without background, both without dates or program names."""
+    """Write `stem`.png on white and `stem`.svg without background, both without dates or program names.
+
+    Places are worked out once for both.
+    """
+    if (layout := figure.get_layout_engine()) is not None:
+        with styled():
+            layout.execute(figure)
+        figure.set_layout_engine("none")
     save_png(figure, stem.with_suffix(".png"))
     with styled():
         figure.savefig(stem.with_suffix(".svg"), transparent=True, metadata={"Date": None, "Creator": None})

@@ -76,12 +76,12 @@ def in_words(warning: str) -> str:
 
 def percent(share: float) -> str:
     """Write a share as a percentage without its sign, one decimal; a dash where there is none."""
-    return "–" if math.isnan(share) else f"{100 * share:.1f}".replace("-", "−")
+    return "–" if math.isnan(share) else f"{100 * share:z.1f}".replace("-", "−")
 
 
 def points(difference: float) -> str:
     """Write a difference of shares in percentage points, with its sign."""
-    return "–" if math.isnan(difference) else f"{100 * difference:+.1f}".replace("-", "−")
+    return "–" if math.isnan(difference) else f"{100 * difference:+z.1f}".replace("-", "−")
 
 
 def decimal(value: float, *, signed: bool = False) -> str:
@@ -91,12 +91,12 @@ def decimal(value: float, *, signed: bool = False) -> str:
 
 def nats(entropy: float) -> str:
     """Write an entropy; a dash where there is none."""
-    return "–" if math.isnan(entropy) else f"{entropy:.3f}".replace("-", "−")
+    return "–" if math.isnan(entropy) else f"{entropy:z.3f}".replace("-", "−")
 
 
 def nats_more(difference: float) -> str:
     """Write a difference of entropies, with its sign."""
-    return "–" if math.isnan(difference) else f"{difference:+.3f}".replace("-", "−")
+    return "–" if math.isnan(difference) else f"{difference:+z.3f}".replace("-", "−")
 
 
 def has_width(difference: Interval, seeds: int = 2) -> bool:

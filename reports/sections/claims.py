@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from reports.claims_file import ClaimFile, read_claims
+from collections.abc import Sequence
+from dataclasses import replace
+
+from reports.claims_file import ClaimEntry, ClaimFile, read_claims
 from reports.claims_judge import verdicts
 from reports.claims_views import RULE, verdicts_grid
 from reports.findings import Findings
 from reports.frames import Frames
-from reports.methods import methods_of
-from reports.page import Section, Text
+from reports.methods import Method, methods_of
+from reports.page import Grid, Section, Text
 
 SHIPPED = {"aopd": {"opd", "aopd"}}
 
@@ -18,11 +21,23 @@ def section(findings: Findings) -> Section | None:
     files = findings.claims or shipped_for(findings.frames)
     if not files:
         return None
-    found = verdicts([claim for file in files for claim in file.claims], methods_of(findings.frames))
+    claims = [claim for file in files for claim in file.claims]
     sources = [Text(f"{file.title}, claimed in {file.source}.") for file in files]
-    return Section(
-        "claims", "Claims", "Claims, judged on these runs", [*sources, verdicts_grid(found), Text(RULE, "note")]
-    )
+    grids = grids_by_setting(claims, methods_of(findings.frames))
+    return Section("claims", "Claims", "Claims, judged on these runs", [*sources, *grids, Text(RULE, "note")])
+
+
+def grids_by_setting(claims: Sequence[ClaimEntry], methods: Sequence[Method]) -> list[Grid]:
+    """Return a grid per suite and order, because a claim speaks of one method by its adapter's name and its start."""
+    settings: dict[tuple[str, str], list[Method]] = {}
+    for method in methods:
+        settings.setdefault((method.first.suite, method.first.order), []).append(method)
+    varying = [place for place in (0, 1) if len({setting[place] for setting in settings}) > 1]
+    grids = {setting: verdicts_grid(verdicts(claims, found)) for setting, found in settings.items()}
+    return [
+        replace(grid, title=", ".join([grid.title, *(setting[place] for place in varying)]))
+        for setting, grid in grids.items()
+    ]
 
 
 def shipped_for(frames: Frames) -> list[ClaimFile]:

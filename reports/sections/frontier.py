@@ -74,8 +74,7 @@ def _unjudged(status: str) -> str:
 
 
 def _cell(row: dict[Any, Any], name: str, *, signed: bool = False) -> str:
-    seeds = int(row[f"{name}_seeds"] if f"{name}_seeds" in row else row["seeds"])
-    interval = Interval(row[name], row[f"{name}_low"], row[f"{name}_high"], seeds)
+    interval = Interval(row[name], row[f"{name}_low"], row[f"{name}_high"], int(row[f"{name}_seeds"]))
     return with_interval(interval, points if signed else percent)
 
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from harness.errors import RunError
-from reports import figures, style
+from reports import figures, lines, style
 from reports.frames import Frames, load
 from tests.reports.factory import write_run
 
@@ -81,7 +81,7 @@ def test_entropy_names_the_stages_and_divides_them(frames: Frames):
 
 
 def test_smoothing_stays_within_a_stage(frames: Frames):
-    smooth = figures.smoothed(frames.steps, "entropy").set_index(["label", "global_step"])["mean"]
+    smooth = lines.smoothed(frames.steps, "entropy").set_index(["label", "global_step"])["mean"]
     # entropies 1, .9, .8, .7 in each stage; the window of 5 holds 3, 4, 4, 3 of them
     assert smooth.loc["opd"].tolist() == pytest.approx([0.9, 0.85, 0.85, 0.8] * 2)
 
@@ -104,7 +104,7 @@ def test_an_entry_named_after_a_known_adapter_shares_its_colour_with_other_dashe
     colours = style.colours(["opd", "opd_replay", "mine_replay"])
     assert colours["opd_replay"] == colours["opd"] == style.KNOWN["opd"]
     assert colours["mine_replay"] != colours["opd"]
-    looks = figures.looks_of(load([tmp_path]).steps)
+    looks = lines.looks_of(load([tmp_path]).steps)
     assert looks["opd"]["linestyle"] != looks["opd_replay"]["linestyle"]
 
 
