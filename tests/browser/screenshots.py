@@ -29,7 +29,7 @@ class Picture:
     height: int
 
 
-PAGE = (Picture("desktop.png", DESKTOP[0], 2150), Picture("phone.png", PHONE[0], 1700))
+PAGE = (Picture("desktop.png", DESKTOP[0], 1600), Picture("phone.png", PHONE[0], 1700))
 ITEMS = Picture("items.png", DESKTOP[0], 900)
 
 
@@ -61,9 +61,8 @@ def shot(browser: Browser, file: Path, picture: Picture) -> Image.Image:
 
 
 def save(picture: Image.Image, file: Path) -> None:
-    """Write a PNG of 256 colours; an octree keeps rare ones, such as a line's, better than a median cut."""
-    colours = picture.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    colours.save(file, optimize=True)
+    """Write a PNG as small as it gets with all its colours: a palette would lose the cards' pale grey or the lines' hues."""
+    picture.convert("RGB").save(file, optimize=True)
 
 
 if __name__ == "__main__":
