@@ -13,7 +13,7 @@ PITFALLS = read_pitfalls()
 
 
 @cache
-def tests_in(file: str) -> set[str]:
+def functions_of(file: str) -> set[str]:
     """Return the names of a file's test functions."""
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
@@ -26,7 +26,7 @@ def test_a_mutation_fits_the_code_and_its_test_exists(entry: Pitfall):
         assert found == 1, f"{edit.find!r} stands {found} times in {edit.file}; mend tests/pitfalls.yaml"
         assert edit.replace != edit.find
     file, _, name = entry.test.partition("::")
-    assert name.partition("[")[0] in tests_in(file)
+    assert name.partition("[")[0] in functions_of(file)
 
 
 def test_names_are_given_once_and_areas_stand_together():
