@@ -31,7 +31,7 @@ from reports.lines import (
 )
 from reports.tables import retention
 
-NARROWEST = 7.0  # inches: the titles fit
+NARROWEST = 7.6  # inches: the titles fit
 SIDES = 2.5  # inches beside the matrices: names of stages, and the scale
 
 

@@ -235,7 +235,9 @@ def _placed(found: Sequence[tuple[Cell, pd.DataFrame]]) -> pd.DataFrame:
     """Put the cells' rows one after another, each with its run, stage and task."""
     places = pd.DataFrame([_base(cell) for cell, _ in found])
     repeated = places.take(np.repeat(np.arange(len(found)), [len(rows) for _, rows in found])).reset_index(drop=True)
-    return pd.concat([repeated, pd.concat([rows for _, rows in found], ignore_index=True)], axis=1)
+    rows = pd.concat([rows for _, rows in found], ignore_index=True)
+    # A group's rows say of which of its tasks they are; here all of a cell's are of the cell's.
+    return pd.concat([repeated, rows.drop(columns=repeated.columns, errors="ignore")], axis=1)
 
 
 def _check_comparable(cells: Sequence[Cell]) -> None:

@@ -124,6 +124,8 @@ def _with_k(steps: pd.DataFrame) -> dict[str, str]:
 def _panels(figure: Figure, groups: dict[str, pd.DataFrame]) -> Iterator[tuple[Any, tuple[str, pd.DataFrame]]]:
     """Yield two axes, one above the other, with each group."""
     axes = figure.subplots(2 * len(groups), squeeze=False).reshape(len(groups), 2)
+    for upper, _ in axes:
+        upper.tick_params(labelbottom=False)
     yield from zip(axes, groups.items(), strict=True)
 
 

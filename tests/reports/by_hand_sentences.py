@@ -212,6 +212,9 @@ def _training(runs: Runs) -> Iterator[str]:
         trained, warned = steps.groupby(WHO).ngroups, len({(row[0], row[1]) for row in raised})
         yield f"{counted(len(raised), 'warning')} in {warned} of {counted(trained, 'run')} that trained.{older}"
         yield from [f"All {len(raised)}"] * (len(raised) > 10)
+    if "advantage_q01" in steps and steps["advantage_q01"].notna().any():
+        told = "; ".join(f"{row[0]} {' and '.join(row[1:3])} nats, a ratio of {row[3]}" for row in _tails(runs))
+        yield f"Measured. Advantage of the lowest and of the highest hundredth of tokens, mean over all steps: {told}."
     if "pull_up" in steps and steps["pull_up"].notna().any():
         means: Any = steps.dropna(subset="pull_up").groupby(WHO)[["pull_up", "pull_down"]].mean()
         told = []
@@ -222,6 +225,14 @@ def _training(runs: Runs) -> Iterator[str]:
         yield f"Measured. Mean over all steps: {'; '.join(told)}."
     if "overlap" in steps and steps["overlap"].notna().any():
         yield f"Measured. Over the last stage: {'; '.join(_agreements(runs))}."
+
+
+def _tails(runs: Runs) -> Iterator[tuple[str, str, str, str]]:
+    """Name, lowest and highest hundredth, and their ratio: means over a run's steps, then over seeds."""
+    means: Any = runs.steps.dropna(subset="advantage_q01").groupby(WHO)[["advantage_q01", "advantage_q99"]].mean()
+    for label in [x for x in runs.labels if x in means.index]:
+        low, high = means.loc[label].mean()
+        yield label, f"{low:.2f}".replace("-", "−"), f"{high:+.2f}".replace("-", "−"), f"{abs(low) / abs(high):.2f}"
 
 
 def _agreements(runs: Runs) -> Iterator[str]:
@@ -251,7 +262,7 @@ def _drift(runs: Runs) -> Iterator[str]:
     rows = drops(runs)
     if len(rows):
         rank = stats.spearmanr(rows["kl_to_start"], rows["forgot"]).statistic
-        yield f"Measured. Rank correlation (Spearman) over all marks: {rank:.2f}."
+        yield f"Measured. Rank correlation (Spearman) over all marks: {rank:.2f}.".replace("-", "−")
 
 
 def _links(runs: Runs) -> Iterator[str]:
@@ -265,4 +276,4 @@ def _links(runs: Runs) -> Iterator[str]:
             found = [flips(runs, m, task, *pair) for pair in pairs]
             total += sum(int(items["lost"].sum() + items["gained"].sum()) for items in found)
         if total:
-            yield f"Read the answers that changed ({min(total, SHOWN, SHOWN_IN_ALL // len(tasks)):,} of {total:,})"
+            yield f"Read the answers of {task} that changed ({min(total, SHOWN, SHOWN_IN_ALL // len(tasks)):,} of {total:,})"

@@ -42,7 +42,11 @@ FIGURES: dict[str, tuple[str, str]] = {
     "probe_change": ("Probe change", "points\u00a0↑"),
     "probe_forgetting": ("Probe forgetting", "points\u00a0↓"),
 }
-WRITE: dict[str, Callable[[float], str]] = {"%": percent, "points": points, "ratio": "{:.2f}".format}
+WRITE: dict[str, Callable[[float], str]] = {
+    "%": percent,
+    "points": points,
+    "ratio": lambda ratio: f"{ratio:.2f}".replace("-", "−"),
+}
 
 
 def glance(runs: Runs, _: Match[str]) -> Grid:

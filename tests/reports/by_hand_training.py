@@ -56,14 +56,16 @@ def warnings(runs: Runs, _: Match[str]) -> Grid:
 
 
 COUNTS = ("steps", "tokens")
+PEAKS = {"peak GiB, training": "train", "peak GiB, evaluation": "evaluate"}
 
 
 def cost(runs: Runs, _: Match[str]) -> Grid:
-    """Means over a label's runs."""
+    """Means over a label's runs; of peak memory the highest."""
     rows, names = [], []
     for label in runs.labels:
         logs = [runs.steps[(runs.steps["label"] == label) & (runs.steps["seed"] == m["seed"])] for m in runs.of(label)]
-        found = pd.DataFrame([_cost_of(m, log) for m, log in zip(runs.of(label), logs, strict=True)]).mean()
+        each = pd.DataFrame([_cost_of(m, log) for m, log in zip(runs.of(label), logs, strict=True)])
+        found = each.mean().where(~each.columns.isin(list(PEAKS)), each.max())
         names = [str(name) for name in found.index]
         rows.append([label, str(len(logs)), *(_cost_text(name, found[name]) for name in names)])
     return ["method", "runs", *names], rows
@@ -77,14 +79,22 @@ def _cost_of(m: dict[str, Any], steps: pd.DataFrame) -> dict[str, float]:
     return {
         "steps": len(steps),
         "tokens": steps["tokens"].sum(),
-        **{f"{phase} s": seconds for phase, seconds in spent.items()},
-        "whole step s": _seconds(steps, "step"),
-        **{f"{phase} s": seconds for phase, seconds in sessions.items()},
-        "outside %": 1 - inside / sessions["total"],
+        **{column: _peak(m, phase) for column, phase in PEAKS.items()},
+        **{f"{phase}\u00a0s": seconds for phase, seconds in spent.items()},
+        "whole step\u00a0s": _seconds(steps, "step"),
+        **{f"{phase}\u00a0s": seconds for phase, seconds in sessions.items()},
+        "outside\u00a0%": 1 - inside / sessions["total"],
     }
 
 
+def _peak(m: dict[str, Any], phase: str) -> float:
+    """Bytes, the highest of a run's sessions."""
+    return max((s.get("peak_memory", {}).get(phase, NAN) for s in m["sessions"]), default=NAN)
+
+
 def _cost_text(name: str, value: float) -> str:
+    if name in PEAKS:
+        return "–" if value != value else f"{value / 2**30:.2f}"
     if name.endswith("%"):
         return percent(value)
     return f"{value:,.0f}" if name in COUNTS else f"{value:,.1f}"
