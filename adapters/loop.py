@@ -44,7 +44,7 @@ class LoopAdapter(Adapter):
     @property
     def requirements(self) -> Requirements:
         """What the class says that its loss needs."""
-        return Requirements(self.teacher_needs, reference=self.scores_start)
+        return Requirements(self.teacher_needs, reference=self.scores_start, top_k=self.wanted.top_k)
 
     @property
     def penalisable(self) -> bool:
@@ -72,9 +72,19 @@ class LoopAdapter(Adapter):
         """Return a loss (n,) over the whole vocabulary from log-probabilities (n, V); needs `wanted.vocabulary`."""
         raise NotImplementedError
 
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Where responses may come from over a stage's steps."""
+        return ("student",) if self.on_policy else ("data",)
+
+    @property
+    def off_policy(self) -> bool:
+        """Whether any step's responses may be others' than the student's."""
+        return self.sources != ("student",)
+
     def source(self, seed: int) -> Source:
-        """Return where a step's responses come from; `seed` is the step's own."""
-        return "student" if self.on_policy else "data"
+        """Return where a step's responses come from, one of `sources`; `seed` is the step's own."""
+        return self.sources[0]
 
     def scorer(self, ctx: StageContext) -> Teacher | None:
         """Return who scores the responses: the teacher, for adapters that need its scores."""
@@ -96,13 +106,16 @@ class LoopAdapter(Adapter):
         """Do what a method does after each optimiser update, such as moving an average of the weights."""
 
     def refuse(self, training: Training) -> None:
-        """Raise `ConfigError` when the updates do not divide the rollouts."""
-        rollouts = training.prompts_per_step * training.num_generations
-        if rollouts % self.updates_per_rollout:
-            raise ConfigError(
-                f"updates_per_rollout {self.updates_per_rollout} does not divide the {rollouts} rollouts of a step; "
-                "change prompts_per_step or num_generations"
-            )
+        """Raise `ConfigError` when the updates do not divide the responses of a step, whichever source gives them."""
+        for source in self.sources:
+            # The data answers each prompt once, with its reference.
+            each = 1 if source == "data" else training.num_generations
+            if (rollouts := training.prompts_per_step * each) % self.updates_per_rollout:
+                raise ConfigError(
+                    f"updates_per_rollout {self.updates_per_rollout} does not divide the {rollouts} rollouts of a step "
+                    f"({training.prompts_per_step} prompts, {each} of each from the {source}); change "
+                    f"{'prompts_per_step' if source == 'data' else 'prompts_per_step or num_generations'}"
+                )
 
     def train_stage(self, ctx: StageContext) -> StageResult:
         """Run the stage's budget of rollout batches, from its snapshot where there is one."""
@@ -144,5 +157,5 @@ def _check_rows(scorer: Teacher | None, ctx: StageContext) -> None:
 
 
 def _check_items(ctx: StageContext) -> None:
-    if empty := set(ctx.tasks) - {example.task for example in [*ctx.examples, *ctx.past]}:
+    if empty := set(ctx.tasks) - {example.task for example in ctx.examples}:
         raise TaskError(f"task {', '.join(sorted(empty))} has no training items; a stage needs a `training_split`")

@@ -7,14 +7,15 @@ point group `harness.adapters`; nothing here imports one by name.
 from __future__ import annotations
 
 import difflib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 from torch import Tensor, nn
 
 from harness.chat import Renderer
@@ -58,10 +59,12 @@ class Requirements:
 
     `teacher`: `none`; `sampled`, the log-probability of each response token; `top_k`, also of its most probable tokens;
     `full`, of the whole vocabulary; `generate`, responses. `reference`: a frozen copy of the stage's start that scores.
+    `top_k`: how many tokens are asked for at a position, which the vocabulary must have.
     """
 
     teacher: Needs = "none"
     reference: bool = False
+    top_k: int = 0
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,14 @@ class Adapter(Strict, ABC):
 
     teacher_needs: ClassVar[Needs] = "none"
 
+    @model_validator(mode="after")
+    def _numbers_are_numbers(self) -> Self:
+        """Refuse nan: every comparison with it is false, so an option that is nan switches something off unseen."""
+        for name, value in self:
+            if isinstance(value, float) and math.isnan(value):
+                raise ValueError(f"{name} is nan, which is no number; give one")
+        return self
+
     @property
     def requirements(self) -> Requirements:
         """What these options ask a suite for."""
@@ -142,6 +153,16 @@ class Adapter(Strict, ABC):
     @property
     def needs_whole_weights(self) -> bool:
         """Whether `train_stage` reads or writes the model's own parameters, so that none can stand in for them."""
+        return False
+
+    @property
+    def moves_reference(self) -> bool:
+        """Whether `train_stage` moves the weights of `ctx.reference`, so that it stops being the stage's start."""
+        return False
+
+    @property
+    def off_policy(self) -> bool:
+        """Whether any response that `train_stage` trains on is not the student's own."""
         return False
 
     def refuse(self, training: Training) -> None:

@@ -52,6 +52,25 @@ def test_replay_draws_its_share_of_prompts_from_earlier_tasks_in_equal_parts():
     assert drawn(ctx, 10) == {"fake": 60, "a": 10, "b": 10}
 
 
+def test_every_epoch_of_a_replayed_task_holds_each_item_once():
+    ctx = wrapped("replay", "opd", share=0.5).changed(with_past(stage({"prompts_per_step": 6}), "a"))
+    names = [e.item_id for batch in islice(prompt_batches(ctx), 8) for e in batch if e.task == "a"]
+    epochs = [names[start : start + 3] for start in range(0, 24, 3)]
+    assert [sorted(epoch) for epoch in epochs] == [["a-5", "a-6", "a-7"]] * 8
+
+
+def test_a_stage_that_comes_again_draws_each_of_its_own_items_once_an_epoch():
+    ctx = stage({"prompts_per_step": 6})
+    own: dict[str, Any] = {"fake": FakeTask(), "a": FakeTask("a")}
+    again = replace(ctx, past_tasks=own, past=[*ctx.examples, *(item("a", 5 + i) for i in range(3))])
+    for changed in (again, wrapped("replay", "opd", share=0.5).changed(again)):
+        order = [id(e) for batch in islice(prompt_batches(changed), 6) for e in batch if e.task == "fake"]
+        assert len(order) >= 18
+        assert all(len(set(order[start : start + 6])) == 6 for start in range(0, 18, 6))
+    # its share is its own, and what is replayed is the other task alone
+    assert drawn(wrapped("replay", "opd", share=0.5).changed(again), 10) == {"fake": 30, "a": 30}
+
+
 def test_the_first_stage_has_nothing_to_replay():
     ctx = stage()
     assert wrapped("replay", "opd").changed(ctx) is ctx
