@@ -41,8 +41,8 @@ class AOPD(PolicyGradient):
     def _symmetric_leaves_a_policy_gradient(self) -> AOPD:
         if self.symmetric and -math.inf < self.threshold <= 0:
             raise ValueError(
-                f"symmetric with threshold {self.threshold:g} sends every token to forward KL, above or below; set a threshold "
-                "above 0 (-.inf is forward KL everywhere)"
+                f"symmetric with threshold {self.threshold:g} sends every token to forward KL, above or below; set a "
+                "threshold above 0 (-.inf is forward KL everywhere)"
             )
         return self
 

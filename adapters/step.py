@@ -54,7 +54,7 @@ class Step:
         groups = _split(rollouts, self.adapter.updates_per_rollout)
         scored = [[self._score(batch) for batch in self._batches(group)] for group in groups]
         if self.scorer is not None:
-            refuse_certainty([s.teacher.sampled for group in scored for s in group])
+            refuse_certainty([(s.batch, s.teacher.sampled) for group in scored for s in group])
         for group in scored:
             with self.timer("student"):
                 log.update(self._update(group, log))

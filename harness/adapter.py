@@ -22,6 +22,7 @@ from harness.chat import Renderer
 from harness.config import AdapterEntry, Strict, Suite, Training
 from harness.engines.base import Engine
 from harness.errors import ConfigError
+from harness.lmeval.answering import stop_strings, up_to
 from harness.lmeval.tasks import BenchTask
 from harness.logprobs import StudentForward
 from harness.rollouts import Example, Rollout
@@ -101,9 +102,13 @@ class StageContext:
     penalties: Penalties = Penalties()
 
     def reward(self, rollout: Rollout) -> float:
-        """Return a response's grade, 0..1, by its task's primary metric; the evaluation's own grader gives it."""
+        """Return a response's grade, 0..1, by its task's primary metric.
+
+        The evaluation's own grader gives it, to the same part of the text: up to the task's first stop string.
+        """
         task = self.tasks[rollout.example.task]
-        return float(task.grade(rollout.example.doc, self.renderer.decode(rollout.response))[task.metric])
+        answer = up_to(self.renderer.decode(rollout.response), stop_strings(task.generation))
+        return float(task.grade(rollout.example.doc, answer)[task.metric])
 
     def with_demonstration(self, example: Example, shown: str) -> list[int]:
         """Return an item's prompt with its reference answer in it, by a text that names {question} and {demonstration}."""
