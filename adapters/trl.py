@@ -20,11 +20,11 @@ import torch
 from pydantic import Field
 from transformers import PrinterCallback, TrainerCallback
 
-from adapters.guards import Guards
+from adapters.guards import Guards, broken_step
 from adapters.prompts import prompt_batches
 from harness.adapter import Adapter, StageContext, StageResult
 from harness.config import Training
-from harness.errors import ConfigError, TrainingError
+from harness.errors import ConfigError, NotFiniteError, TrainingError
 from harness.seeding import preserved_random_state
 from harness.teachers.base import Needs
 from harness.teachers.local import LocalTeacher, check_same_rows
@@ -189,11 +189,12 @@ class _Log(TrainerCallback):
         """Called before a step's responses are generated."""
         self.timer = _timer()
 
-    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called between clipping and the update."""
         gradients = [p.grad for p in self.ctx.student.parameters() if p.grad is not None]
         if not all(bool(gradient.isfinite().all()) for gradient in gradients):
-            raise TrainingError("the gradient of TRL's loss is not finite; lower the learning rate")
+            self.ctx.log(broken_step(state.global_step))
+            raise NotFiniteError("the gradient of TRL's loss is not finite; lower the learning rate")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Called once a step, and once at the end with a summary, which has no `loss`."""

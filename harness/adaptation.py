@@ -60,7 +60,7 @@ class Adaptation:
     def _train(self, train: Path, context: StageContext, student: Loaded) -> dict[str, Any]:
         started = time.perf_counter()
         seed_global_generators(context.seed)
-        with self.timer("train"), _kept_when_it_breaks(student, train / "last_good"):
+        with self.timer("train"), _kept_when_it_breaks(student, train.parent / "last_good"):
             result = self.adapter.train_stage(context)
         seconds = time.perf_counter() - started
         save(student, train / "checkpoint")
@@ -130,12 +130,12 @@ def _training_items(tasks: Mapping[str, BenchTask], student: Loaded, training: T
 
 @contextmanager
 def _kept_when_it_breaks(student: Loaded, folder: Path) -> Generator[None]:
-    """Save the weights of before the step that failed, and say where they are."""
+    """Save the weights of before the update that failed, and say where they are: beside the training, which begins anew."""
     try:
         yield
     except TrainingError as error:
         save(student, folder)
-        raise TrainingError(f"{error}; the weights before this step are kept in {folder}") from error
+        raise TrainingError(f"{error}; the weights before this update are kept in {folder}") from error
 
 
 def _step_log(path: Path, progress: Counter, track: Log, before: int) -> Callable[[dict[str, Any]], None]:
