@@ -13,8 +13,7 @@ from harness.adapter import StageContext
 class Replay(Wrapper):
     """Draw `share` of the prompts from all earlier tasks, in equal parts; the stage's teacher scores them.
 
-    The first stage has nothing to replay, nor has one whose earlier tasks are all its own. The budget of prompts stays the
-    same, so the stage's own task gets less of it.
+    The first stage has nothing to replay. The budget of prompts stays the same, so the stage's own task gets less of it.
     """
 
     share: float = Field(default=0.2, gt=0, lt=1, description="of the prompts of each step")
@@ -29,12 +28,10 @@ class Replay(Wrapper):
         return self
 
     def changed(self, ctx: StageContext) -> StageContext:
-        """Return the stage with earlier tasks among its own; a task that it trains itself is not replayed beside."""
-        past = {name: task for name, task in ctx.past_tasks.items() if name not in ctx.tasks}
-        if not past:
+        """Return the stage with earlier tasks among its own."""
+        if not ctx.past_tasks:
             return ctx
         own = ctx.shares or dict.fromkeys(ctx.tasks, 1.0)
         shares = {task: (1 - self.share) * share / sum(own.values()) for task, share in own.items()}
-        shares |= {task: self.share / len(past) for task in past}
-        replayed = [example for example in ctx.past if example.task in past]
-        return replace(ctx, tasks={**ctx.tasks, **past}, examples=[*ctx.examples, *replayed], shares=shares)
+        shares |= {task: self.share / len(ctx.past_tasks) for task in ctx.past_tasks}
+        return replace(ctx, tasks={**ctx.tasks, **ctx.past_tasks}, examples=[*ctx.examples, *ctx.past], shares=shares)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from harness.engines.base import Engine
 from harness.engines.hf import HFEngine
 from harness.engines.student import StudentEngine
 from harness.errors import TrainingError
-from harness.lmeval.tasks import BenchTask
 from harness.logprobs import StudentForward
 from harness.precision import suit_attention
 from harness.progress import SHOWN, Counter
@@ -77,7 +76,7 @@ class Adaptation:
     ) -> StageContext:
         training = self.suite.training_for(stage, self.spec.entry)
         tasks = {name: self.bench.tasks[name] for name in stage.trains}
-        past = {name: self.bench.tasks[name] for earlier in self.spec.stages[: index - 1] for name in earlier.trains}
+        past = self._past(index)
         teacher = self._teacher_of(stage, student)
         progress = Counter(self.bench.report, self.spec.label, f"stage {index} {stage.task}", training.steps)
         return StageContext(
@@ -86,7 +85,7 @@ class Adaptation:
             engine=engine,
             renderer=student.renderer,
             tasks=tasks,
-            examples=_training_items(tasks, student, training),
+            examples=[e for name in tasks for e in self._items(name, student, training.train_items)],
             training=training,
             seed=derive_seed(self.spec.seed, "stage", index, stage.task),
             device=self.device,
@@ -97,9 +96,17 @@ class Adaptation:
             keep=keep,
             reference=frozen_copy(student) if self.adapter.requirements.reference else None,
             teacher_engine=self._teacher_engine(teacher, student, training),
-            past_tasks=past,
-            past=_training_items(past, student, training),
+            past_tasks={name: self.bench.tasks[name] for name, _ in past},
+            past=[e for name, limit in past for e in self._items(name, student, limit)],
         )
+
+    def _past(self, index: int) -> list[tuple[str, int | None]]:
+        """Return the tasks of all earlier stages, each with how many of its items its own stage trained on."""
+        limits = [(s, self.suite.training_for(s, self.spec.entry).train_items) for s in self.spec.stages[: index - 1]]
+        return [(name, limit) for stage, limit in limits for name in stage.trains]
+
+    def _items(self, task: str, student: Loaded, limit: int | None) -> list[Example]:
+        return self.bench.tasks[task].training_examples(student.renderer, limit)
 
     def _engine(self, student: Loaded, stage: Stage, checkpoint: Path) -> Engine:
         """Return what generates the student's rollouts: this process, or the run's engine with the weights of the moment."""
@@ -122,10 +129,6 @@ class Adaptation:
         if teacher is None or self.adapter.requirements.teacher != "generate":
             return None
         return HFEngine(teacher.model, student.renderer.tokenizer, training.generation_batch)
-
-
-def _training_items(tasks: Mapping[str, BenchTask], student: Loaded, training: Training) -> list[Example]:
-    return [e for task in tasks.values() for e in task.training_examples(student.renderer, training.train_items)]
 
 
 @contextmanager

@@ -59,18 +59,6 @@ def test_every_epoch_of_a_replayed_task_holds_each_item_once():
     assert [sorted(epoch) for epoch in epochs] == [["a-5", "a-6", "a-7"]] * 8
 
 
-def test_a_stage_that_comes_again_draws_each_of_its_own_items_once_an_epoch():
-    ctx = stage({"prompts_per_step": 6})
-    own: dict[str, Any] = {"fake": FakeTask(), "a": FakeTask("a")}
-    again = replace(ctx, past_tasks=own, past=[*ctx.examples, *(item("a", 5 + i) for i in range(3))])
-    for changed in (again, wrapped("replay", "opd", share=0.5).changed(again)):
-        order = [id(e) for batch in islice(prompt_batches(changed), 6) for e in batch if e.task == "fake"]
-        assert len(order) >= 18
-        assert all(len(set(order[start : start + 6])) == 6 for start in range(0, 18, 6))
-    # its share is its own, and what is replayed is the other task alone
-    assert drawn(wrapped("replay", "opd", share=0.5).changed(again), 10) == {"fake": 30, "a": 30}
-
-
 def test_the_first_stage_has_nothing_to_replay():
     ctx = stage()
     assert wrapped("replay", "opd").changed(ctx) is ctx
@@ -105,6 +93,15 @@ def test_fisher_is_the_mean_of_squared_gradients_of_the_references_log_likelihoo
         1e-6,
     )
     assert all(torch.equal(anchor, p) for (_, anchor), p in zip(found.values(), ctx.student.parameters(), strict=True))
+
+
+def test_fisher_reads_no_more_of_a_reference_than_a_stage_trains_on():
+    long = [Example("a", "long", {}, [3, 4], [5, 6, 7, 8, 2])]
+    cut = [Example("a", "cut", {}, [3, 4], [5, 6])]
+    found, expected = (fisher(stage({"max_new_tokens": 2}), items) for items in (long, cut))
+    assert all(torch.equal(found[name][0], expected[name][0]) for name in expected)
+    whole = fisher(stage({"max_new_tokens": 8}), long)
+    assert not all(torch.equal(whole[name][0], expected[name][0]) for name in expected)
 
 
 def test_ewcs_penalty_is_half_lambda_times_importance_times_the_squared_move():
