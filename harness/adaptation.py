@@ -17,7 +17,7 @@ from harness.engines.base import Engine
 from harness.engines.hf import HFEngine
 from harness.engines.student import StudentEngine
 from harness.errors import TrainingError
-from harness.logprobs import StudentForward
+from harness.logprobs import StudentForward, check_head
 from harness.precision import suit_attention
 from harness.progress import SHOWN, Counter
 from harness.rollouts import Example
@@ -43,6 +43,7 @@ class Adaptation:
             train = folder.open_training()
             with self.timer("models"):
                 student = load(checkpoint, self.suite.student, self.device)
+                check_head(student.model)
                 suit_attention(student.model, self.suite.training_for(stage, self.spec.entry).autocast)
             trajectories = Trajectories(train, student.renderer, self.suite.keep_rollouts)
             engine = self._engine(student, stage, checkpoint)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.errors import ModelError
+
 # Tokens and vocabulary of a tile: on a CPU what its caches hold, elsewhere what keeps the device busy.
 TILES = {"cpu": (2048, 1024)}
 LARGE_TILE = (4096, 8192)
@@ -135,6 +137,7 @@ class Seen:
 
 def scan(hidden: Tensor, head: Head, ids: Tensor, top_k: int = 0) -> Seen:
     """Go once over the vocabulary of N positions, tile by tile; `hidden` is (N, H), `ids` (N, C)."""
+    _refuse_other_ids(ids, head)
     tokens, width = tile_size(hidden)
     if top_k:
         tokens, width = max(1, tokens // LONGER), width * LONGER
@@ -145,6 +148,16 @@ def scan(hidden: Tensor, head: Head, ids: Tensor, top_k: int = 0) -> Seen:
             running.add(head.part(columns).logits(hidden[rows]), columns)
         blocks.append(running.result())
     return Seen(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
+
+
+def _refuse_other_ids(ids: Tensor, head: Head) -> None:
+    rows = len(head.weight)
+    lowest, highest = torch.stack(torch.aminmax(ids)).tolist() if ids.numel() else (0, 0)
+    if lowest < 0 or highest >= rows:
+        raise ModelError(
+            f"token ids from {lowest} to {highest} were asked for, but the output layer has {rows} rows; the tokenizer, or "
+            "the other model's vocabulary, does not fit"
+        )
 
 
 class _Running:
@@ -172,7 +185,8 @@ class _Running:
         peak = torch.maximum(self.peak, logits.amax(-1))
         kept, exponentials = torch.exp(self.peak - peak), torch.exp_(logits - peak[:, None])
         self.mass = self.mass * kept + exponentials.sum(-1)
-        self.moment = self.moment * kept + exponentials.mul_(logits).sum(-1)
+        # Where a logit is -inf, 0 times -inf would be nan; it adds nothing to the entropy.
+        self.moment = self.moment * kept + exponentials.mul_(logits.clamp_(min=torch.finfo(logits.dtype).min)).sum(-1)
         self.peak = peak
 
     def _add_top(self, logits: Tensor, columns: slice) -> None:

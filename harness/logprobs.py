@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import ModelError
-from harness.head import Divergence, Head, Rows, SelectedLogProbs, WholeVocabulary, scan
+from harness.head import Divergence, Head, Rows, SelectedLogProbs, WholeVocabulary, scan, wide
 from harness.rollouts import Batch
 
 
@@ -153,9 +153,9 @@ def response_hidden(model: Any, batch: Batch) -> Tensor:
 
 
 def head_of(model: Any, temperature: float = 1.0) -> Head:
-    """Return the output layer of a causal LM with the scaling its architecture applies to logits.
+    """Return the output layer of a causal LM with the scaling that architectures known here apply to logits.
 
-    Raises `ModelError` for an architecture whose logits are made in a way that is not known here.
+    Raises `ModelError` for a model without a linear one. `check_head` finds architectures that do something else.
     """
     layer = model.get_output_embeddings()
     if not isinstance(getattr(layer, "weight", None), Tensor):
@@ -164,3 +164,23 @@ def head_of(model: Any, temperature: float = 1.0) -> Head:
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     softcap = getattr(config, "final_logit_softcapping", None)
     return Head(layer.weight, getattr(layer, "bias", None), scale, softcap, temperature)
+
+
+@torch.no_grad()
+def check_head(model: Any) -> None:
+    """Raise `ModelError` when the logits that are trained on here are not the model's own, on one short sequence.
+
+    An architecture may scale, cap or shift them in a way that `head_of` does not know.
+    """
+    head = head_of(model)
+    ids = torch.arange(min(8, len(head.weight)), device=head.weight.device)[None]
+    own = model(input_ids=ids, use_cache=False).logits[0].to(wide(head.weight))
+    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
+    ours = head.logits(hidden.to(head.weight.dtype))
+    # A rounding or two of the largest logit; other kernels of one type may differ by as much.
+    allowed = max(1e-4, 4 * torch.finfo(model.dtype).eps) * float(own.abs().max())
+    if not (apart := float((ours - own).abs().max())) <= allowed:
+        raise ModelError(
+            f"{type(model).__name__} makes its logits in a way that is not known here: they are up to {apart:.2g} away from "
+            f"those of its output layer, expected at most {allowed:.2g}; take a model of another architecture"
+        )

@@ -5,6 +5,7 @@ Oracle throughout: `log_softmax` of full logits in float64, differentiated by to
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,7 @@ from harness.logprobs import (
     Head,
     StudentForward,
     Wanted,
+    check_head,
     divergence_of,
     head_of,
     selected_logprobs,
@@ -333,6 +335,87 @@ def test_logits_are_scaled_capped_and_shifted_as_each_architecture_does(family: 
         found = StudentForward(model)(batch, torch.arange(24).expand(len(batch.targets), -1)).chosen
         expected = model(input_ids=batch.input_ids).logits.log_softmax(-1)[batch.predicts]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+STRANGE: dict[str, dict[str, Any]] = {
+    "RecurrentGemma": {
+        "vocab_size": 24, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "num_key_value_heads": 1, "lru_width": 32, "logits_soft_cap": 1.0, "attention_window_size": 16,
+    },
+    "FalconH1": {
+        "vocab_size": 24, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1,
+        "mamba_d_state": 8, "mamba_chunk_size": 16, "lm_head_multiplier": 0.2, "head_dim": 16, "initializer_range": 0.5,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", STRANGE)
+def test_an_architecture_that_makes_its_logits_otherwise_is_refused(family: str):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**STRANGE[family])
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    if family == "RecurrentGemma":
+        model.get_input_embeddings().weight.data.mul_(20)
+    with pytest.raises(
+        ModelError, match=rf"{family}ForCausalLM makes its logits in a way that is not known here: they are"
+    ):
+        check_head(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_known_architectures_are_taken_in_every_precision(family: str, dtype: torch.dtype):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**{**SHAPE, **FAMILIES[family]})
+    check_head(getattr(transformers, f"{family}ForCausalLM")(config).eval().to(dtype))
+
+
+@pytest.mark.parametrize("ids", [[[3], [V]], [[-1], [0]]])
+def test_ids_that_have_no_row_are_refused(ids: list[list[int]]):
+    hidden, head, _, _ = inputs("plain", rows=2)
+    with pytest.raises(ValueError, match=f"were asked for, but the output layer has {V} rows; the tokenizer"):
+        selected_logprobs(hidden, head, torch.tensor(ids))
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_a_token_without_any_mass_leaves_entropy_and_gradients_as_they_are(
+    tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tiled, "TILES", {"cpu": tile})
+    hidden, head, ids, above = inputs("bias")
+    assert head.bias is not None
+    with torch.no_grad():
+        head.bias[V - 1] = -torch.inf
+    ids = ids % (V - 1)
+    found = selected_logprobs(hidden, head, ids)
+    logq = full(hidden, head)[:, :-1].log_softmax(-1)
+    torch.testing.assert_close(found.entropy, -(logq.exp() * logq).sum(-1).detach())
+    leaves = [hidden, head.weight]
+    assert_same_leaf_gradients((found.chosen * above).sum(), (logq.gather(-1, ids) * above).sum(), leaves)
+
+
+@pytest.mark.parametrize("teacher_too", [True, False])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_divergences_and_their_gradients_are_right_where_the_student_puts_no_mass(divergence: str, teacher_too: bool):
+    hidden, head, _, above = inputs("bias")
+    assert head.bias is not None
+    with torch.no_grad():
+        head.bias[V - 1] = -torch.inf
+    some = full(hidden.flip(0), head)[:, :-1].detach()
+    last = torch.full((N, 1), -torch.inf if teacher_too else 0.0, dtype=torch.float64)
+    logp = torch.cat([some, last], -1).log_softmax(-1)
+    found = divergence_of(hidden, head, lambda rows: logp[rows], DIVERGENCES[divergence])
+    logq = full(hidden, head)[:, :-1].log_softmax(-1)
+    expected = DIVERGENCES[divergence](logq, logp[:, :-1])
+    if not teacher_too:
+        # What the teacher has there alone: infinitely much for the forward KL, beta p log(p / beta p) for the JSD.
+        lost = {"forward KL": math.inf, "reverse KL": 0.0, "JSD": 0.3 * -math.log(0.3)}[divergence]
+        expected = expected + lost * logp[:, -1].exp()
+    torch.testing.assert_close(found, expected)
+    if expected.isfinite().all():
+        leaves = [hidden, head.weight]
+        assert_same_leaf_gradients((found * above[:, 0]).sum(), (expected * above[:, 0]).sum(), leaves)
 
 
 def test_a_model_without_an_output_layer_is_refused():

@@ -9,8 +9,8 @@ import pytest
 
 from adapters.loop import LoopAdapter
 from harness.adapter import make_adapter
-from harness.config import AdapterEntry, Training
-from harness.errors import ConfigError
+from harness.config import AdapterEntry, Suite, Training
+from harness.errors import ConfigError, ModelError
 from harness.pipeline import run
 from harness.spec import RunSpec
 from harness.suites import load_suite
@@ -93,6 +93,21 @@ def test_a_step_takes_as_many_updates_as_were_asked_for(
     adapter.train_stage(stage({"num_generations": 2}))
     (found,) = recorder.made
     assert len(found.losses) == found.total_updates == updates
+
+
+def _strange(_: Any) -> None:
+    raise ModelError("makes its logits in a way that is not known here")
+
+
+@pytest.mark.parametrize("where", ["harness.adaptation", "harness.teachers.local"], ids=["student", "teacher"])
+def test_a_student_or_teacher_of_an_unknown_architecture_is_refused_before_it_trains(
+    where: str, micro: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(f"{where}.check_head", _strange)
+    spec = RunSpec(micro, "opd", 0, out=tmp_path)
+    with pytest.raises(ModelError, match="makes its logits"):
+        run(spec)
+    assert not list(spec.path.glob("stage_1_*/train/steps.jsonl"))
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
