@@ -48,8 +48,8 @@ class AOPD(PolicyGradient):
 
     @property
     def wanted(self) -> Wanted:
-        """The teacher's tokens that the forward KL runs over."""
-        return Wanted(top_k=self.top_k)
+        """The teacher's tokens that the forward KL runs over, and the rest where it has a term."""
+        return Wanted(top_k=self.top_k, rest=self.tail == "bucket")
 
     def token_losses(self, tokens: Tokens) -> TokenLosses:
         """Return FKL_t where the gate is open and -A_t log q(y_t) elsewhere, (N,)."""

@@ -65,8 +65,8 @@ class ForwardKL(LoopAdapter):
 
     @property
     def wanted(self) -> Wanted:
-        """The teacher's top K, or all."""
-        return Wanted(top_k=self.top_k or 0, vocabulary=self.top_k is None)
+        """The teacher's top K, and the rest where it has a term, or all."""
+        return Wanted(top_k=self.top_k or 0, vocabulary=self.top_k is None, rest=self.tail == "bucket")
 
     def divergence(self, logq: Tensor, logp: Tensor) -> Tensor:
         """Return KL(p || q), (n,)."""

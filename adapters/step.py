@@ -120,7 +120,8 @@ class Step:
         temperature = self.adapter.temperature(self.ctx.training)
         asked = Asked(temperature)
         if teacher is not None and self.scorer is not None:
-            asked = Asked(temperature, self.adapter.divergence, teacher.rows, own_top=teacher.top_ids.shape[1])
+            held = slice(1, None) if self.adapter.wanted.rest else None
+            asked = Asked(temperature, self.adapter.divergence, teacher.rows, teacher.top_ids.shape[1], held)
         with autocast(self.ctx.device, self.ctx.training.autocast):
             return self.ctx.student(batch, ids, asked)
 
@@ -180,6 +181,7 @@ def _tokens(student: LogProbs, scored: Scored, top_k: int) -> Tokens:
         divergence=student.divergence,
         logref=scored.logref,
         credit=scored.batch.credit,
+        rest_logq=student.rest,
     )
 
 

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapters.divergences import forward_kl, generalised_jsd, reverse_kl
+from adapters.tokens import Tokens
+from adapters.topk import top_k_forward_kl
 from harness import head as tiled
 from harness.errors import ModelError
 from harness.logprobs import (
@@ -369,6 +371,53 @@ def test_known_architectures_are_taken_in_every_precision(family: str, dtype: to
     torch.manual_seed(0)
     config = getattr(transformers, f"{family}Config")(**{**SHAPE, **FAMILIES[family]})
     check_head(getattr(transformers, f"{family}ForCausalLM")(config).eval().to(dtype))
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_rest_is_all_that_is_not_held_with_its_gradient(
+    variant: str, tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tiled, "TILES", {"cpu": tile})
+    hidden, head, ids, above = inputs(variant)
+    leaves = [leaf for leaf in (hidden, head.weight, head.bias) if leaf is not None]
+    held = ids[:, 1:]  # with a repetition where a draw has one
+    found = selected_logprobs(hidden, head, ids, held)
+    logq = full(hidden, head).log_softmax(-1)
+    rest = logq.scatter(-1, held, -torch.inf).logsumexp(-1)
+    torch.testing.assert_close(found.rest, rest)
+    assert found.rest is not None
+    ours, theirs = (found.chosen * above).sum() + (found.rest * above[:, 2]).sum(), (logq.gather(-1, ids) * above).sum()
+    assert_same_leaf_gradients(ours, theirs + (rest * above[:, 2]).sum(), leaves)
+
+
+def test_a_rest_of_nothing_has_no_mass_and_no_gradient():
+    hidden, head, ids, _ = inputs("plain")
+    found = selected_logprobs(hidden, head, ids, torch.arange(V).expand(N, -1))
+    assert found.rest is not None
+    assert found.rest.isneginf().all()
+    logp = torch.zeros(N, V, dtype=torch.float64).log_softmax(-1)
+    empty = torch.zeros(N)
+    loss = top_k_forward_kl(Tokens(empty, empty, empty, logp, logp, rest_logq=found.rest), "bucket")
+    assert not torch.autograd.grad(loss.sum(), hidden)[0].any()
+
+
+@pytest.mark.parametrize("sure", [5.0, 17.0, 30.0, 60.0])
+def test_the_buckets_gradient_in_float32_is_that_of_dense_float64_however_sure_the_student_is(sure: float):
+    raw, ids = torch.tensor([[sure, 0.0, -1.0, -5.0]]), torch.tensor([[0, 1]])
+    logp = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
+    logits, empty = raw.clone().requires_grad_(), torch.zeros(1)
+    found = selected_logprobs(logits, Head(torch.eye(4)), ids, ids)
+    tokens = Tokens(empty, empty, empty, found.chosen, logp[:, :2], rest_logq=found.rest)
+    loss = top_k_forward_kl(tokens, "bucket").sum()
+    exact = raw.double().requires_grad_()
+    logq, p = exact.log_softmax(-1), logp.double().exp()
+    outside = logq[:, 2:].logsumexp(-1)
+    expected = (p[:, :2] * (p[:, :2].log() - logq[:, :2])).sum() + (0.3 * (math.log(0.3) - outside)).sum()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
+    (ours,), (theirs,) = torch.autograd.grad(loss, logits), torch.autograd.grad(expected, exact)
+    torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=1e-6)
+    assert theirs.abs().max() > 0.1
 
 
 @pytest.mark.parametrize("ids", [[[3], [V]], [[-1], [0]]])
