@@ -7,10 +7,11 @@ Rows where paper and official code differ are options; the defaults are the pape
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from adapters.opd import PolicyGradient
@@ -36,10 +37,19 @@ class AOPD(PolicyGradient):
     tail: Tail = Field(default="none", description="what forward KL makes of the mass outside the top K")
     symmetric: bool = Field(default=False, description="forward KL on every token beyond the threshold, above or below")
 
+    @model_validator(mode="after")
+    def _symmetric_leaves_a_policy_gradient(self) -> AOPD:
+        if self.symmetric and -math.inf < self.threshold <= 0:
+            raise ValueError(
+                f"symmetric with threshold {self.threshold:g} sends every token to forward KL, above or below; set a "
+                "threshold above 0 (-.inf is forward KL everywhere)"
+            )
+        return self
+
     @property
     def wanted(self) -> Wanted:
-        """The teacher's tokens that the forward KL runs over."""
-        return Wanted(top_k=self.top_k)
+        """The teacher's tokens that the forward KL runs over, and the rest where it has a term."""
+        return Wanted(top_k=self.top_k, rest=self.tail == "bucket")
 
     def token_losses(self, tokens: Tokens) -> TokenLosses:
         """Return FKL_t where the gate is open and -A_t log q(y_t) elsewhere, (N,)."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapters.logit_gradients import gradient_at_chosen, norms, pull_on
+from adapters.logit_gradients import gradient_at, gradient_at_chosen, norms, pull_on
 from adapters.tokens import TokenLosses
 from harness.logprobs import LogProbs, TeacherScores, sampled_rows
 from harness.rollouts import Batch, Rollout
@@ -50,7 +50,7 @@ class StepLog:
         if student.own_top is not None:
             rows = teacher.top_ids[sampled_rows(len(ids))]
             self.parts["overlap"].append((rows[:, :, None] == student.own_top[:, None, :]).any(-1).float().mean(-1))
-        self._pulls(student.chosen, ids, teacher, outcome, weights)
+        self._pulls(student, ids, teacher, outcome, weights)
 
     def against_engine(self, logq: Tensor, batch: Batch) -> None:
         """Add how far the log-probabilities (N,) of a micro-batch's tokens are from those that the engine drew them with."""
@@ -95,18 +95,19 @@ class StepLog:
         }
 
     def _pulls(
-        self, chosen: Tensor, ids: Tensor, teacher: TeacherScores, outcome: TokenLosses, weights: Tensor
+        self, student: LogProbs, ids: Tensor, teacher: TeacherScores, outcome: TokenLosses, weights: Tensor
     ) -> None:
-        gradient = gradient_at_chosen(outcome.losses, chosen, ids)
+        gradient = gradient_at_chosen(outcome.losses, student.chosen, ids)
         if not gradient.any():
             return
-        logq = chosen.detach()
+        at_rest = gradient_at(outcome.losses, student.rest)
+        logq, rest = student.chosen.detach(), None if student.rest is None else student.rest.detach()
         below = logq[:, MODE] < teacher.top_logprobs[:, 0]
-        pull = pull_on(MODE, gradient, logq)
+        pull = pull_on(MODE, gradient, logq, at_rest)
         self.parts["pull_up"].append(torch.where(below, pull, 0.0))
         self.parts["pull_down"].append(torch.where(below, 0.0, -pull))
         if outcome.routed is not None:
-            size = weights * norms(gradient, logq, ids)
+            size = weights * norms(gradient, logq, ids, at_rest, rest)
             self.parts["norm"].append(size)
             self.parts["routed_norm"].append(size * outcome.routed)
 

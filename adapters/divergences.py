@@ -31,11 +31,17 @@ def generalised_jsd(logq: Tensor, logp: Tensor, beta: float) -> Tensor:
         return forward_kl(logq, logp)
     if beta == 1:
         return reverse_kl(logq, logp)
-    mixture = torch.logaddexp(logp + math.log(beta), logq + math.log(1 - beta))
+    mixture = _mixture(logq, logp, beta)
     return beta * _kl(logp, mixture) + (1 - beta) * _kl(logq, mixture)
 
 
+def _mixture(logq: Tensor, logp: Tensor, beta: float) -> Tensor:
+    # Where neither puts any mass, logaddexp has no gradient; what stands there is multiplied by 0 below.
+    neither = (logq == -torch.inf) & (logp == -torch.inf)
+    logp, logq = (side.masked_fill(neither, 0.0) for side in (logp, logq))
+    return torch.logaddexp(logp + math.log(beta), logq + math.log(1 - beta))
+
+
 def _kl(first: Tensor, second: Tensor) -> Tensor:
-    # Where the first puts no mass, 0 (log 0 - x) is 0, and so must its gradient be.
-    terms = first.exp() * (first - second)
-    return torch.where(first == -torch.inf, torch.zeros_like(terms), terms).sum(-1)
+    # Where the first puts no mass, 0 (log 0 - x) is 0, and so is its gradient.
+    return (first.exp() * (first - second).masked_fill(first == -torch.inf, 0.0)).sum(-1)

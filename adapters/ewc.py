@@ -50,7 +50,8 @@ def fisher(ctx: StageContext, examples: list[Example]) -> Importance:
     named = {name: p for name, p in ctx.student.named_parameters() if p.requires_grad}
     squares = {name: torch.zeros_like(p) for name, p in named.items()}
     for example in examples:
-        (batch,) = make_batches([Rollout(example, example.target, "stop")], "token_mean", None, ctx.device)
+        target = example.target[: ctx.training.max_new_tokens]  # as much of it as the methods that take it are given
+        (batch,) = make_batches([Rollout(example, target, "stop")], "token_mean", None, ctx.device)
         ctx.student.zero_grad(set_to_none=True)
         with autocast(ctx.device, ctx.training.autocast):
             ctx.student(batch, batch.targets[:, None]).chosen.sum().backward()

@@ -168,8 +168,7 @@ def _run(command: list[str], log: Path, steps: ReturnedSteps) -> None:
             steps.pass_on()
     finally:
         if process.poll() is None:
-            process.kill()
-            process.wait()
+            _end(process)
     steps.pass_on(whole=True)
     if code := process.returncode:
         how = f"was ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"ended with exit code {code}"
@@ -178,11 +177,23 @@ def _run(command: list[str], log: Path, steps: ReturnedSteps) -> None:
         )
 
 
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a command and what it started: workers of a distributed trainer would keep the accelerator."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 def _started(command: list[str], log: Path) -> subprocess.Popen[bytes]:
     try:
         with log.open("wb") as output:
             return subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=IN_ORDER | os.environ
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=IN_ORDER | os.environ,
+                start_new_session=True,
             )
     except OSError as error:
         raise TrainingError(f"the command {_short(command)} cannot be started: {error}; mend its program") from error

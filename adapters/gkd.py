@@ -49,6 +49,13 @@ class GKD(FullVocabulary):
         """Return JSD_beta at each position, (n,)."""
         return generalised_jsd(logq, logp, self.beta)
 
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The student, the data, or both, by `lmbda`."""
+        if self.lmbda == 1:
+            return ("student",)
+        return ("student", "data") if self.lmbda else ("data",)
+
     def source(self, seed: int) -> Source:
         """Return the student's responses with probability `lmbda`, the data's otherwise."""
         return "student" if random.Random(seed).random() < self.lmbda else "data"

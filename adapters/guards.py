@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 WINDOW = 10
+NOT_FINITE = "non-finite"
 Sign = Callable[[list[float], list[float]], str | None]
 
 
@@ -19,10 +21,11 @@ class Guards:
 
     def look_at(self, line: Mapping[str, Any]) -> list[str]:
         """Return the names of the warnings that this step raised, after saying them."""
-        for column in self.values:
-            if line.get(column) is not None:
-                self.values[column].append(float(line[column]))
-        raised: list[str] = []
+        raised = self._loss_is_a_number(line)
+        for column, values in self.values.items():
+            value = line.get(column)
+            if value is not None and math.isfinite(value):
+                values.append(float(value))
         for column, name, sign in SIGNS:
             seen = self.values[column]
             if name in self.said or len(seen) < WINDOW:
@@ -32,6 +35,28 @@ class Guards:
                 raised.append(name)
                 self.warn(f"step {line['step']}: {sentence}")
         return raised
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was seen and said, for a snapshot."""
+        return {"values": self.values, "said": sorted(self.said)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a snapshot's."""
+        self.values = {name: list(state["values"].get(name, [])) for name in self.values}
+        self.said = set(state["said"])
+
+    def _loss_is_a_number(self, line: Mapping[str, Any]) -> list[str]:
+        loss = line.get("loss")
+        if loss is None or math.isfinite(loss) or NOT_FINITE in self.said:
+            return []
+        self.said.add(NOT_FINITE)
+        self.warn(f"step {line['step']}: the loss is {loss}, which is no number; lower the learning rate")
+        return [NOT_FINITE]
+
+
+def broken_step(step: int) -> dict[str, Any]:
+    """Return the line of a step that a loss or gradient ended which is not finite: it says so and nothing else."""
+    return {"step": step, "loss": None, "warnings": [NOT_FINITE]}
 
 
 def _never_routed(_: list[float], last: list[float]) -> str | None:
@@ -68,6 +93,15 @@ def _cut(_: list[float], last: list[float]) -> str | None:
     return f"{_mean(last):.0%} of the responses are cut off at the length limit; raise training.max_new_tokens"
 
 
+def _unrewarded(first: list[float], last: list[float]) -> str | None:
+    if _mean(last) >= 0.5 * _mean(first):
+        return None
+    return (
+        f"the mean reward fell from {_mean(first):.3g} to {_mean(last):.3g}, though it is what training raises; lower the "
+        "learning rate"
+    )
+
+
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
@@ -78,4 +112,5 @@ SIGNS: tuple[tuple[str, str, Sign], ...] = (
     ("entropy", "entropy collapse", _collapsed),
     ("response_tokens_mean", "length inflation", _inflated),
     ("truncated_share", "truncation", _cut),
+    ("reward_mean", "reward fell", _unrewarded),
 )

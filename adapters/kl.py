@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from adapters.divergences import forward_kl, reverse_kl
@@ -44,10 +44,19 @@ class ForwardKL(LoopAdapter):
     )
     tail: Tail = Field(default="none", description="`bucket` gives the mass outside the top K a term of its own")
 
+    @model_validator(mode="after")
+    def _a_tail_needs_a_top_k(self) -> ForwardKL:
+        if self.top_k is None and self.tail != "none":
+            raise ValueError(
+                f"tail: {self.tail} says what is made of the mass outside a top K, but top_k is null, which leaves none "
+                "outside; leave tail out, or set top_k"
+            )
+        return self
+
     @property
     def requirements(self) -> Requirements:
         """The teacher's top K, or its whole distribution."""
-        return Requirements("top_k" if self.top_k else "full")
+        return Requirements("top_k" if self.top_k else "full", top_k=self.top_k or 0)
 
     @property
     def objective(self) -> Objective | None:
@@ -56,8 +65,8 @@ class ForwardKL(LoopAdapter):
 
     @property
     def wanted(self) -> Wanted:
-        """The teacher's top K, or all."""
-        return Wanted(top_k=self.top_k or 0, vocabulary=self.top_k is None)
+        """The teacher's top K, and the rest where it has a term, or all."""
+        return Wanted(top_k=self.top_k or 0, vocabulary=self.top_k is None, rest=self.tail == "bucket")
 
     def divergence(self, logq: Tensor, logp: Tensor) -> Tensor:
         """Return KL(p || q), (n,)."""

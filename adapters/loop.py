@@ -7,7 +7,8 @@ normalisation, accumulation, timing, snapshots, guards and the step log are the 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, ClassVar, Literal
 
@@ -15,13 +16,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from adapters.guards import Guards
+from adapters.guards import Guards, broken_step
 from adapters.prompts import prompt_batches
 from adapters.step import Step
 from adapters.tokens import TokenLosses, Tokens
 from harness.adapter import Adapter, Requirements, StageContext, StageResult
 from harness.config import Training
-from harness.errors import ConfigError, TaskError
+from harness.errors import ConfigError, NotFiniteError, TaskError
 from harness.logprobs import Wanted
 from harness.rollouts import Reduction, Rollout
 from harness.teachers.base import Teacher
@@ -44,7 +45,7 @@ class LoopAdapter(Adapter):
     @property
     def requirements(self) -> Requirements:
         """What the class says that its loss needs."""
-        return Requirements(self.teacher_needs, reference=self.scores_start)
+        return Requirements(self.teacher_needs, reference=self.scores_start, top_k=self.wanted.top_k)
 
     @property
     def penalisable(self) -> bool:
@@ -72,9 +73,19 @@ class LoopAdapter(Adapter):
         """Return a loss (n,) over the whole vocabulary from log-probabilities (n, V); needs `wanted.vocabulary`."""
         raise NotImplementedError
 
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Where responses may come from over a stage's steps."""
+        return ("student",) if self.on_policy else ("data",)
+
+    @property
+    def off_policy(self) -> bool:
+        """Whether any step's responses may be others' than the student's."""
+        return self.sources != ("student",)
+
     def source(self, seed: int) -> Source:
-        """Return where a step's responses come from; `seed` is the step's own."""
-        return "student" if self.on_policy else "data"
+        """Return where a step's responses come from, one of `sources`; `seed` is the step's own."""
+        return self.sources[0]
 
     def scorer(self, ctx: StageContext) -> Teacher | None:
         """Return who scores the responses: the teacher, for adapters that need its scores."""
@@ -96,13 +107,16 @@ class LoopAdapter(Adapter):
         """Do what a method does after each optimiser update, such as moving an average of the weights."""
 
     def refuse(self, training: Training) -> None:
-        """Raise `ConfigError` when the updates do not divide the rollouts."""
-        rollouts = training.prompts_per_step * training.num_generations
-        if rollouts % self.updates_per_rollout:
-            raise ConfigError(
-                f"updates_per_rollout {self.updates_per_rollout} does not divide the {rollouts} rollouts of a step; "
-                "change prompts_per_step or num_generations"
-            )
+        """Raise `ConfigError` when the updates do not divide the responses of a step, whichever source gives them."""
+        for source in self.sources:
+            # The data answers each prompt once, with its reference.
+            each = 1 if source == "data" else training.num_generations
+            if (rollouts := training.prompts_per_step * each) % self.updates_per_rollout:
+                raise ConfigError(
+                    f"updates_per_rollout {self.updates_per_rollout} does not divide the {rollouts} rollouts of a step "
+                    f"({training.prompts_per_step} prompts, {each} of each from the {source}); change "
+                    f"{'prompts_per_step' if source == 'data' else 'prompts_per_step or num_generations'}"
+                )
 
     def train_stage(self, ctx: StageContext) -> StageResult:
         """Run the stage's budget of rollout batches, from its snapshot where there is one."""
@@ -111,31 +125,61 @@ class LoopAdapter(Adapter):
         self.refuse(ctx.training)
         updater = Updater(ctx.student, ctx.training.optimizer, ctx.training.steps * self.updates_per_rollout)
         ctx.student.train()
-        first = _take_up(ctx, updater)
         guards = Guards(ctx.warn)
+        first = _take_up(ctx, updater, guards)
         for index, prompts in enumerate(islice(prompt_batches(ctx), first, ctx.training.steps), start=first):
-            line = Step(self, ctx, updater, index).run(prompts)
+            with _said_when_not_finite(ctx, index):
+                line = Step(self, ctx, updater, index).run(prompts)
             ctx.log({**line, "warnings": guards.look_at(line)})
-            ctx.snapshots.offer(index + 1, lambda: _state(ctx, updater))
+            ctx.snapshots.offer(index + 1, lambda: _state(ctx, updater, guards))
         return StageResult(ctx.training.steps)
 
 
-def _take_up(ctx: StageContext, updater: Updater) -> int:
+@contextmanager
+def _said_when_not_finite(ctx: StageContext, index: int) -> Generator[None]:
+    """Leave a line in the step log for a step that ends the stage, so that reports show why it ended."""
+    try:
+        yield
+    except NotFiniteError:
+        ctx.log(broken_step(index))
+        raise
+
+
+def _take_up(ctx: StageContext, updater: Updater, guards: Guards) -> int:
     """Return the first step to do, with everything as it was before that step."""
     state = ctx.snapshots.load()
     if state is None:
         return 0
     ctx.student.load_state_dict(state["student"])
     updater.load_state_dict(state["updater"])
-    torch.set_rng_state(state["random"])
+    guards.load_state_dict(state["guards"])
+    _set_generators(state)
     if ctx.reference is not None:
         ctx.reference.model.load_state_dict(state["reference"])
     return int(state["step"])
 
 
-def _state(ctx: StageContext, updater: Updater) -> dict[str, Any]:
-    state = {"student": ctx.student.state_dict(), "updater": updater.state_dict(), "random": torch.get_rng_state()}
+def _state(ctx: StageContext, updater: Updater, guards: Guards) -> dict[str, Any]:
+    state = {
+        "student": ctx.student.state_dict(),
+        "updater": updater.state_dict(),
+        "guards": guards.state_dict(),
+        **_generators(),
+    }
     return state if ctx.reference is None else {**state, "reference": ctx.reference.model.state_dict()}
+
+
+def _generators() -> dict[str, Any]:
+    """Return the states of torch's generators: the CPU's, and every GPU's, which draw dropout and samples there."""
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"random": torch.get_rng_state(), "random_cuda": devices}
+
+
+def _set_generators(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["random"])
+    # A run may be taken up on a machine with another number of GPUs; they draw from their own seeds then.
+    if torch.cuda.is_available() and len(state["random_cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["random_cuda"])
 
 
 def _check_rows(scorer: Teacher | None, ctx: StageContext) -> None:
@@ -144,5 +188,5 @@ def _check_rows(scorer: Teacher | None, ctx: StageContext) -> None:
 
 
 def _check_items(ctx: StageContext) -> None:
-    if empty := set(ctx.tasks) - {example.task for example in [*ctx.examples, *ctx.past]}:
+    if empty := set(ctx.tasks) - {example.task for example in ctx.examples}:
         raise TaskError(f"task {', '.join(sorted(empty))} has no training items; a stage needs a `training_split`")

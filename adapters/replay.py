@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from adapters.wrapper import Wrapper
 from harness.adapter import StageContext
@@ -17,6 +17,15 @@ class Replay(Wrapper):
     """
 
     share: float = Field(default=0.2, gt=0, lt=1, description="of the prompts of each step")
+
+    @model_validator(mode="after")
+    def _replays_once(self) -> Replay:
+        inner = self.inner
+        while isinstance(inner, Wrapper):
+            if isinstance(inner, Replay):
+                raise ValueError("the wrapped trainer replays already; name replay once, with the whole share")
+            inner = inner.inner
+        return self
 
     def changed(self, ctx: StageContext) -> StageContext:
         """Return the stage with earlier tasks among its own."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import transformers
 
+from adapters.guards import Guards
 from harness.adapter import StageContext
 from harness.errors import TrainingError
 
@@ -24,7 +26,7 @@ def take_up(ctx: StageContext, folder: Path) -> None:
     """Load a checkpoint's weights into the student, in place.
 
     Raises `TrainingError`, before anything changes, for a folder without a checkpoint, another architecture or vocabulary,
-    and weights that are missing.
+    and weights that are missing or not finite.
     """
     if not (folder / "config.json").is_file():
         raise TrainingError(
@@ -42,6 +44,7 @@ def take_up(ctx: StageContext, folder: Path) -> None:
             f"the command's checkpoint in {folder} cannot be loaded ({reason}); look at how it is saved"
         ) from error
     _refuse_other_weights(folder, info)
+    _refuse_what_is_no_number(folder, model)
     student = ctx.student.model
     if model.dtype != student.dtype:
         ctx.warn(
@@ -51,10 +54,13 @@ def take_up(ctx: StageContext, folder: Path) -> None:
 
 
 class ReturnedSteps:
-    """The step log that a command writes: a JSON object of numbers per line, with a mapping of numbers under `seconds`."""
+    """The step log that a command writes: a JSON object of numbers per line, with a mapping of numbers under `seconds`.
+
+    Steps are counted here, whatever the command calls them, and looked at by the guards as every other trainer's.
+    """
 
     def __init__(self, path: Path, ctx: StageContext) -> None:
-        self.path, self.ctx = path, ctx
+        self.path, self.ctx, self.guards = path, ctx, Guards(ctx.warn)
         self.read, self.count, self.warned = 0, 0, False
 
     def pass_on(self, whole: bool = False) -> None:
@@ -72,7 +78,9 @@ class ReturnedSteps:
     def _pass(self, line: str) -> None:
         found = _numbers(line)
         if found is not None:
-            self.ctx.log({"step": self.count, **found})
+            step = {**found, "step": self.count}
+            warnings = self.guards.look_at(step)
+            self.ctx.log({**_without_nan(step), "warnings": warnings})
             self.count += 1
         elif not self.warned:
             self.warned = True
@@ -86,6 +94,13 @@ def _numbers(line: str) -> dict[str, Any] | None:
     except (ValueError, TypeError, AttributeError):
         return None
     return found if all(value is None or isinstance(value, int | float) for value in values) else None
+
+
+def _without_nan(line: dict[str, Any]) -> dict[str, Any]:
+    """Return a line as JSON can hold it."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in line.items()
+    }
 
 
 def _refuse_another_kind(ctx: StageContext, folder: Path) -> None:
@@ -114,4 +129,13 @@ def _refuse_other_weights(folder: Path, info: dict[str, Any]) -> None:
             raise TrainingError(
                 f"the command's checkpoint in {folder} does not fit its own config: {name} is {what}; save it with "
                 "save_pretrained"
+            )
+
+
+def _refuse_what_is_no_number(folder: Path, model: Any) -> None:
+    for name, weight in model.state_dict().items():
+        if weight.is_floating_point() and not bool(weight.isfinite().all()):
+            raise TrainingError(
+                f"the command's checkpoint in {folder} has weights in {name} that are nan or infinite; its training broke, "
+                "lower its learning rate"
             )

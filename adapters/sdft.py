@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from adapters.divergences import reverse_kl
@@ -37,6 +37,16 @@ class SDFT(FullVocabulary):
     )
     shown: str = Field(default=SHOWN, description="the teacher's user message, from {question} and {demonstration}")
 
+    @field_validator("shown")
+    @classmethod
+    def _shows_the_demonstration(cls, shown: str) -> str:
+        if "{demonstration}" not in shown:
+            raise ValueError(
+                "the text has no {demonstration}, so the teacher would see no more than the student; put it where the "
+                "reference answer is to stand"
+            )
+        return shown
+
     @property
     def requirements(self) -> Requirements:
         """A copy of the stage's start, which then follows the student."""
@@ -45,6 +55,11 @@ class SDFT(FullVocabulary):
     @property
     def needs_whole_weights(self) -> bool:
         """True where the teacher averages them."""
+        return self.ema_rate > 0
+
+    @property
+    def moves_reference(self) -> bool:
+        """True where the teacher, which is the reference, follows the student."""
         return self.ema_rate > 0
 
     @property

@@ -19,6 +19,7 @@ class SeqKD(SFT):
         """The forward KL, in expectation over the teacher's samples."""
         return "forward_kl"
 
-    def source(self, seed: int) -> Source:
-        """Return the teacher, for every step."""
-        return "teacher"
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The teacher alone."""
+        return ("teacher",)

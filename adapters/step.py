@@ -54,7 +54,7 @@ class Step:
         groups = _split(rollouts, self.adapter.updates_per_rollout)
         scored = [[self._score(batch) for batch in self._batches(group)] for group in groups]
         if self.scorer is not None:
-            refuse_certainty([s.teacher.sampled for group in scored for s in group])
+            refuse_certainty([(s.batch, s.teacher.sampled) for group in scored for s in group])
         for group in scored:
             with self.timer("student"):
                 log.update(self._update(group, log))
@@ -120,7 +120,8 @@ class Step:
         temperature = self.adapter.temperature(self.ctx.training)
         asked = Asked(temperature)
         if teacher is not None and self.scorer is not None:
-            asked = Asked(temperature, self.adapter.divergence, teacher.rows, own_top=teacher.top_ids.shape[1])
+            held = slice(1, None) if self.adapter.wanted.rest else None
+            asked = Asked(temperature, self.adapter.divergence, teacher.rows, teacher.top_ids.shape[1], held)
         with autocast(self.ctx.device, self.ctx.training.autocast):
             return self.ctx.student(batch, ids, asked)
 
@@ -180,6 +181,7 @@ def _tokens(student: LogProbs, scored: Scored, top_k: int) -> Tokens:
         divergence=student.divergence,
         logref=scored.logref,
         credit=scored.batch.credit,
+        rest_logq=student.rest,
     )
 
 

@@ -14,7 +14,8 @@ class Tokens:
     `logq` (N,) and `top_logq` (N, K) are the student's, with gradient, at the sampled token and on the teacher's top K;
     `logq_old` (N,) is the policy that sampled; `logp` (N,) and `top_logp` (N, K) are the teacher's, K may be 0. The rest is
     there for adapters that ask for it: `entropy_p` (N,) of the teacher, `divergence` (N,) of the adapter with gradient,
-    `logref` (N,) under the stage's start, `credit` (N,) of the response that a token belongs to.
+    `logref` (N,) under the stage's start, `credit` (N,) of the response that a token belongs to, `rest_logq` (N,) the
+    student's of all tokens outside the teacher's top K together, with gradient.
     """
 
     logq: Tensor
@@ -26,6 +27,7 @@ class Tokens:
     divergence: Tensor | None = None
     logref: Tensor | None = None
     credit: Tensor | None = None
+    rest_logq: Tensor | None = None
 
     @property
     def advantage(self) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from adapters.tokens import Tokens
+from adapters.tokens import Tokens, given
 
 Tail = Literal["none", "bucket", "renormalise"]
 
@@ -23,12 +23,15 @@ def top_k_forward_kl(tokens: Tokens, tail: Tail = "none") -> Tensor:
     if tail == "renormalise":
         logp, logq = logp.log_softmax(-1), logq.log_softmax(-1)
     inside = (logp.exp() * (logp - logq)).sum(-1)
-    if tail != "bucket":
-        return inside
-    outside_p, outside_q = _outside(logp), _outside(logq)
-    return inside + outside_p * (outside_p.log() - outside_q.log())
+    return inside + _outside(logp, given(tokens.rest_logq, "rest")) if tail == "bucket" else inside
 
 
-def _outside(logprobs: Tensor) -> Tensor:
-    """Return the mass outside, kept above rounding so that its logarithm and gradient are finite."""
-    return (1 - logprobs.exp().sum(-1)).clamp(min=torch.finfo(logprobs.dtype).eps)
+def _outside(logp: Tensor, rest_logq: Tensor) -> Tensor:
+    """Return p log(p / q) of the mass outside, 0 where nothing is outside.
+
+    The student's comes as a logarithm of its own: 1 - sum q is 0 in float32, without gradient, where the student is sure. The
+    teacher's is a weight, which float64 gives as exactly as its log-probabilities are.
+    """
+    outside = (1 - logp.double().exp().sum(-1)).clamp(min=0)
+    terms = torch.xlogy(outside, outside) - outside * rest_logq.masked_fill(rest_logq == -torch.inf, 0.0)
+    return torch.where(rest_logq == -torch.inf, 0.0, terms).to(logp.dtype)

@@ -8,10 +8,12 @@ schedule and stop tokens are the stage's; generation, loss and the training loop
 from __future__ import annotations
 
 import copy
+import gc
 import importlib
 import importlib.util
 import tempfile
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import Any, ClassVar
@@ -20,11 +22,11 @@ import torch
 from pydantic import Field
 from transformers import PrinterCallback, TrainerCallback
 
-from adapters.guards import Guards
+from adapters.guards import Guards, broken_step
 from adapters.prompts import prompt_batches
 from harness.adapter import Adapter, StageContext, StageResult
 from harness.config import Training
-from harness.errors import ConfigError, TrainingError
+from harness.errors import ConfigError, NotFiniteError, TrainingError
 from harness.seeding import preserved_random_state
 from harness.teachers.base import Needs
 from harness.teachers.local import LocalTeacher, check_same_rows
@@ -69,10 +71,11 @@ class TRLDistillation(Adapter):
             _only_weights_change(*models),
         ):
             self._trainer(ctx, teacher, folder).train()
+        gc.collect()  # The trainer is in cycles with its models and optimiser, and the next stage needs their memory.
         return StageResult(ctx.training.steps)
 
     def _trainer(self, ctx: StageContext, teacher: LocalTeacher, folder: str) -> Any:
-        trl: Any = importlib.import_module("trl")
+        trl = _trl()
         datasets: Any = importlib.import_module("datasets")
         updater = Updater(ctx.student, ctx.training.optimizer, ctx.training.steps)
         log = _Log(ctx)
@@ -88,6 +91,22 @@ class TRLDistillation(Adapter):
         trainer.remove_callback(PrinterCallback)
         trainer.eos_token_ids = list(ctx.renderer.stop_ids)
         return trainer
+
+
+def _trl() -> Any:
+    """Return TRL, imported on a stack of its own.
+
+    It imports vLLM where that is installed, which keeps the traceback of an optional import that failed; a traceback holds all
+    frames below it, and ours hold the models of a stage.
+    """
+
+    def imported() -> Any:
+        trl: Any = importlib.import_module("trl")
+        _ = trl.DistillationTrainer, trl.DistillationConfig  # TRL imports them when they are first named.
+        return trl
+
+    with ThreadPoolExecutor(1) as elsewhere:
+        return elsewhere.submit(imported).result()
 
 
 def _rollouts(training: Training) -> int:
@@ -189,11 +208,12 @@ class _Log(TrainerCallback):
         """Called before a step's responses are generated."""
         self.timer = _timer()
 
-    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called between clipping and the update."""
         gradients = [p.grad for p in self.ctx.student.parameters() if p.grad is not None]
         if not all(bool(gradient.isfinite().all()) for gradient in gradients):
-            raise TrainingError("the gradient of TRL's loss is not finite; lower the learning rate")
+            self.ctx.log(broken_step(state.global_step))
+            raise NotFiniteError("the gradient of TRL's loss is not finite; lower the learning rate")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Called once a step, and once at the end with a summary, which has no `loss`."""

@@ -82,6 +82,16 @@ class Wrapper(Adapter):
         """Whether the wrapped adapter does."""
         return self.inner.needs_whole_weights
 
+    @property
+    def moves_reference(self) -> bool:
+        """Whether the wrapped adapter does."""
+        return self.inner.moves_reference
+
+    @property
+    def off_policy(self) -> bool:
+        """Whether the wrapped adapter is."""
+        return self.inner.off_policy
+
     def refuse(self, training: Training) -> None:
         """Refuse what the wrapped adapter refuses."""
         self.inner.refuse(training)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,7 @@ from harness.engines.base import Engine
 from harness.engines.hf import HFEngine
 from harness.engines.student import StudentEngine
 from harness.errors import TrainingError
-from harness.lmeval.tasks import BenchTask
-from harness.logprobs import StudentForward
+from harness.logprobs import StudentForward, check_head
 from harness.precision import suit_attention
 from harness.progress import SHOWN, Counter
 from harness.rollouts import Example
@@ -44,6 +43,7 @@ class Adaptation:
             train = folder.open_training()
             with self.phase("models"):
                 student = load(checkpoint, self.suite.student, self.device)
+                check_head(student.model)
                 suit_attention(student.model, self.suite.training_for(stage, self.spec.entry).autocast)
             trajectories = Trajectories(train, student.renderer, self.suite.keep_rollouts)
             engine = self._engine(student, stage, checkpoint)
@@ -60,7 +60,7 @@ class Adaptation:
     def _train(self, train: Path, context: StageContext, student: Loaded) -> dict[str, Any]:
         started = time.perf_counter()
         seed_global_generators(context.seed)
-        with self.phase("train"), _kept_when_it_breaks(student, train / "last_good"):
+        with self.phase("train"), _kept_when_it_breaks(student, train.parent / "last_good"):
             result = self.adapter.train_stage(context)
         seconds = time.perf_counter() - started
         save(student, train / "checkpoint")
@@ -77,7 +77,7 @@ class Adaptation:
     ) -> StageContext:
         training = self.suite.training_for(stage, self.spec.entry)
         tasks = {name: self.bench.tasks[name] for name in stage.trains}
-        past = {name: self.bench.tasks[name] for earlier in self.spec.stages[: index - 1] for name in earlier.trains}
+        past = self._past(index)
         teacher = self._teacher_of(stage, student)
         progress = Counter(self.bench.report, self.spec.label, f"stage {index} {stage.task}", training.steps)
         return StageContext(
@@ -86,7 +86,7 @@ class Adaptation:
             engine=engine,
             renderer=student.renderer,
             tasks=tasks,
-            examples=_training_items(tasks, student, training),
+            examples=[e for name in tasks for e in self._items(name, student, training.train_items)],
             training=training,
             seed=derive_seed(self.spec.seed, "stage", index, stage.task),
             device=self.device,
@@ -97,9 +97,17 @@ class Adaptation:
             keep=keep,
             reference=frozen_copy(student) if self.adapter.requirements.reference else None,
             teacher_engine=self._teacher_engine(teacher, student, training),
-            past_tasks=past,
-            past=_training_items(past, student, training),
+            past_tasks={name: self.bench.tasks[name] for name, _ in past},
+            past=[e for name, limit in past for e in self._items(name, student, limit)],
         )
+
+    def _past(self, index: int) -> list[tuple[str, int | None]]:
+        """Return the tasks of all earlier stages, each with how many of its items its own stage trained on."""
+        limits = [(s, self.suite.training_for(s, self.spec.entry).train_items) for s in self.spec.stages[: index - 1]]
+        return [(name, limit) for stage, limit in limits for name in stage.trains]
+
+    def _items(self, task: str, student: Loaded, limit: int | None) -> list[Example]:
+        return self.bench.tasks[task].training_examples(student.renderer, limit)
 
     def _engine(self, student: Loaded, stage: Stage, checkpoint: Path) -> Engine:
         """Return what generates the student's rollouts: this process, or the run's engine with the weights of the moment."""
@@ -124,18 +132,14 @@ class Adaptation:
         return HFEngine(teacher.model, student.renderer.tokenizer, training.generation_batch)
 
 
-def _training_items(tasks: Mapping[str, BenchTask], student: Loaded, training: Training) -> list[Example]:
-    return [e for task in tasks.values() for e in task.training_examples(student.renderer, training.train_items)]
-
-
 @contextmanager
 def _kept_when_it_breaks(student: Loaded, folder: Path) -> Generator[None]:
-    """Save the weights of before the step that failed, and say where they are."""
+    """Save the weights of before the update that failed, and say where they are: beside the training, which begins anew."""
     try:
         yield
     except TrainingError as error:
         save(student, folder)
-        raise TrainingError(f"{error}; the weights before this step are kept in {folder}") from error
+        raise TrainingError(f"{error}; the weights before this update are kept in {folder}") from error
 
 
 def _step_log(path: Path, progress: Counter, track: Log, before: int) -> Callable[[dict[str, Any]], None]:

@@ -7,20 +7,22 @@ point group `harness.adapters`; nothing here imports one by name.
 from __future__ import annotations
 
 import difflib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 from torch import Tensor, nn
 
 from harness.chat import Renderer
 from harness.config import AdapterEntry, Strict, Suite, Training
 from harness.engines.base import Engine
 from harness.errors import ConfigError
+from harness.lmeval.answering import stop_strings, up_to
 from harness.lmeval.tasks import BenchTask
 from harness.logprobs import StudentForward
 from harness.rollouts import Example, Rollout
@@ -58,10 +60,12 @@ class Requirements:
 
     `teacher`: `none`; `sampled`, the log-probability of each response token; `top_k`, also of its most probable tokens;
     `full`, of the whole vocabulary; `generate`, responses. `reference`: a frozen copy of the stage's start that scores.
+    `top_k`: how many tokens are asked for at a position, which the vocabulary must have.
     """
 
     teacher: Needs = "none"
     reference: bool = False
+    top_k: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,9 +102,13 @@ class StageContext:
     penalties: Penalties = Penalties()
 
     def reward(self, rollout: Rollout) -> float:
-        """Return a response's grade, 0..1, by its task's primary metric; the evaluation's own grader gives it."""
+        """Return a response's grade, 0..1, by its task's primary metric.
+
+        The evaluation's own grader gives it, to the same part of the text: up to the task's first stop string.
+        """
         task = self.tasks[rollout.example.task]
-        return float(task.grade(rollout.example.doc, self.renderer.decode(rollout.response))[task.metric])
+        answer = up_to(self.renderer.decode(rollout.response), stop_strings(task.generation))
+        return float(task.grade(rollout.example.doc, answer)[task.metric])
 
     def with_demonstration(self, example: Example, shown: str) -> list[int]:
         """Return an item's prompt with its reference answer in it, by a text that names {question} and {demonstration}."""
@@ -124,6 +132,14 @@ class Adapter(Strict, ABC):
 
     teacher_needs: ClassVar[Needs] = "none"
 
+    @model_validator(mode="after")
+    def _numbers_are_numbers(self) -> Self:
+        """Refuse nan: every comparison with it is false, so an option that is nan switches something off unseen."""
+        for name, value in self:
+            if isinstance(value, float) and math.isnan(value):
+                raise ValueError(f"{name} is nan, which is no number; give one")
+        return self
+
     @property
     def requirements(self) -> Requirements:
         """What these options ask a suite for."""
@@ -142,6 +158,16 @@ class Adapter(Strict, ABC):
     @property
     def needs_whole_weights(self) -> bool:
         """Whether `train_stage` reads or writes the model's own parameters, so that none can stand in for them."""
+        return False
+
+    @property
+    def moves_reference(self) -> bool:
+        """Whether `train_stage` moves the weights of `ctx.reference`, so that it stops being the stage's start."""
+        return False
+
+    @property
+    def off_policy(self) -> bool:
+        """Whether any response that `train_stage` trains on is not the student's own."""
         return False
 
     def refuse(self, training: Training) -> None:

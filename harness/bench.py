@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.adapter import Adapter, make_adapter
-from harness.checkpoints import context_of, load_renderer
+from harness.checkpoints import context_of, load_renderer, vocabulary_of
 from harness.config import Model, Stage, digest
 from harness.engines.shelf import EngineShelf
 from harness.engines.vllm import VLLMEngine
@@ -121,11 +121,19 @@ class Bench:
         self.engines.check()
         for name in self.spec.trained:
             check_stage_task(self.tasks[name])
+        self._check_top_k()
         renderer = load_renderer(self.start, self.suite.student)
         context = self.suite.context(context_of(self.start))
         check_prompts(self.suite, self.spec.stages, self.tasks, renderer, context, self.spec.entry)
         further = [task for task in self.cells.values() if task.profile]
         check_test_prompts(further, renderer, context, self.suite.evaluation.limit)
+
+    def _check_top_k(self) -> None:
+        top_k, tokens = self.adapter.requirements.top_k, vocabulary_of(self.start)
+        if top_k > tokens:
+            raise ConfigError(
+                f"adapters.{self.spec.entry}: top_k is {top_k}, but the vocabulary has {tokens} tokens; lower top_k"
+            )
 
     def overlap(self) -> dict[str, Any]:
         """Return how training prompts overlap with test prompts, for the manifest; say so where they are the same."""

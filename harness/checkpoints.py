@@ -35,6 +35,12 @@ def context_of(folder: Path) -> int:
         return int(AutoConfig.from_pretrained(folder).get_text_config().max_position_embeddings)
 
 
+def vocabulary_of(folder: Path) -> int:
+    """Return the rows of a checkpoint's output layer."""
+    with _readable(folder):
+        return int(AutoConfig.from_pretrained(folder).get_text_config().vocab_size)
+
+
 def load_renderer(folder: Path, spec: Model) -> Renderer:
     """Load a checkpoint's tokenizer alone."""
     with _readable(folder):

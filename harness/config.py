@@ -135,7 +135,9 @@ class Training(Strict):
 
     steps: int = Field(default=100, gt=0, description="rollout batches; an adapter may take several updates on each")
     prompts_per_step: int = Field(default=512, gt=0)
-    num_generations: int = Field(default=1, gt=0, description="rollouts of each prompt")
+    num_generations: int = Field(
+        default=1, gt=0, description="rollouts of each prompt; references from the data come once"
+    )
     max_new_tokens: int = Field(default=2048, gt=0)
     temperature: float = Field(default=1.0, gt=0, description="of the rollouts and of both sides' log-probabilities")
     generation_batch: int = Field(default=64, gt=0, description="prompts decoded together; part of what a seed draws")

@@ -26,3 +26,7 @@ class RunError(HarnessError, RuntimeError):
 
 class TrainingError(HarnessError, RuntimeError):
     """Training that cannot go on: a loss that is not finite, a teacher that gives no usable score."""
+
+
+class NotFiniteError(TrainingError):
+    """A loss or gradient that is not finite, found before the weights changed."""

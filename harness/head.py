@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.errors import ModelError
+from harness.head_gradients import Gradients, wide
+
 # Tokens and vocabulary of a tile: on a CPU what its caches hold, elsewhere what keeps the device busy.
 TILES = {"cpu": (2048, 1024)}
 LARGE_TILE = (4096, 8192)
@@ -59,31 +62,44 @@ class Head:
 
 
 class SelectedLogProbs(torch.autograd.Function):
-    """Log-probabilities (N, C) at `ids` (N, C) with gradient, entropy and logsumexp (N,) without."""
+    """Log-probabilities (N, C) at `ids` (N, C) with gradient, entropy and logsumexp (N,) without.
+
+    And with gradient that of all tokens but `held` (N, K) together, (N,); None where nothing is held.
+    """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, head: Head) -> Any:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, head: Head, held: Tensor | None
+    ) -> Any:
         """Scan the vocabulary once; weight and bias are those of the head, given apart so that autograd sees them."""
-        seen = scan(hidden, head, ids)
-        ctx.save_for_backward(hidden, weight, bias, ids, seen.logsumexp)
+        seen = scan(hidden, head, ids, held=held)
+        ctx.save_for_backward(hidden, weight, bias, ids, seen.logsumexp, held, seen.rest)
         ctx.head = head
         ctx.mark_non_differentiable(seen.entropy, seen.logsumexp)
-        return seen.chosen, seen.entropy, seen.logsumexp
+        return seen.chosen, seen.entropy, seen.logsumexp, None if held is None else seen.rest
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        """Per tile: dL/dz = scatter(g) - sum(g) softmax, and on to hidden states and head."""
-        hidden, weight, bias, ids, logsumexp = ctx.saved_tensors
-        total = _Gradients(hidden, weight, bias, ctx.needs_input_grad)
+        """Per tile: dL/dz = scatter(g) - sum(g) softmax, and on to hidden states and head.
+
+        The rest adds its own softmax, over the tokens that are not held, to the first term.
+        """
+        hidden, weight, bias, ids, logsumexp, held, rest = ctx.saved_tensors
+        above = grads[0].sum(-1, keepdim=True) + (0 if held is None else grads[3][:, None])
+        total = Gradients(hidden, weight, bias, ctx.needs_input_grad)
         tokens, width = tile_size(hidden)
         for rows, columns in product(spans(len(hidden), tokens), spans(len(weight), width)):
             part = ctx.head.part(columns)
             logits = part.logits(hidden[rows])
-            grad = torch.exp_(logits - logsumexp[rows, None]).mul_(-grads[0][rows].sum(-1, keepdim=True))
+            grad = torch.exp_(logits - logsumexp[rows, None]).mul_(-above[rows])
             local, inside = within(ids[rows], columns)
             grad.scatter_add_(-1, local, torch.where(inside, grads[0][rows], 0.0))
+            if held is not None:
+                whole = (rest[rows] + logsumexp[rows])[:, None].clamp(min=torch.finfo(logits.dtype).min)
+                share = torch.exp_(logits - whole).masked_fill_(marked(held[rows], columns), 0.0)
+                grad += share.mul_(grads[3][rows, None])
             total.add(rows, columns, part.to_linear(grad, logits))
-        return *total.result(), None, None
+        return *total.result(), None, None, None
 
 
 class WholeVocabulary(torch.autograd.Function):
@@ -103,7 +119,7 @@ class WholeVocabulary(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         """Compute each chunk's rows again and differentiate the divergence there."""
         hidden, weight, bias = ctx.saved_tensors
-        total = _Gradients(hidden, weight, bias, ctx.needs_input_grad)
+        total = Gradients(hidden, weight, bias, ctx.needs_input_grad)
         for rows in row_chunks(hidden, weight):
             logits = ctx.head.logits(hidden[rows])
             grad = _divergence_gradient(logits, ctx.teacher(rows), ctx.divergence, grads[0][rows])
@@ -124,44 +140,61 @@ def _divergence_gradient(logits: Tensor, logp: Tensor, divergence: Divergence, a
 
 @dataclass(frozen=True)
 class Seen:
-    """Log-probabilities of N positions at C ids, entropy and logsumexp, and the K most probable tokens."""
+    """Log-probabilities of N positions at C ids, of all but the held, and of the top K; entropy and logsumexp."""
 
     chosen: Tensor
     entropy: Tensor
     logsumexp: Tensor
+    rest: Tensor
     top_logprobs: Tensor
     top_ids: Tensor
 
 
-def scan(hidden: Tensor, head: Head, ids: Tensor, top_k: int = 0) -> Seen:
-    """Go once over the vocabulary of N positions, tile by tile; `hidden` is (N, H), `ids` (N, C)."""
+def scan(hidden: Tensor, head: Head, ids: Tensor, top_k: int = 0, held: Tensor | None = None) -> Seen:
+    """Go once over the vocabulary of N positions, tile by tile; `hidden` is (N, H), `ids` (N, C), `held` (N, K)."""
+    _refuse_other_ids(ids, head)
     tokens, width = tile_size(hidden)
     if top_k:
         tokens, width = max(1, tokens // LONGER), width * LONGER
     blocks: list[tuple[Tensor, ...]] = []
     for rows in spans(max(1, len(hidden)), tokens):
-        running = _Running(ids[rows], wide(head.weight), top_k)
+        running = _Running(ids[rows], wide(head.weight), top_k, None if held is None else held[rows])
         for columns in spans(len(head.weight), width):
             running.add(head.part(columns).logits(hidden[rows]), columns)
         blocks.append(running.result())
     return Seen(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
 
 
-class _Running:
-    """What the tiles so far say of n positions: sums of exp(z - peak) and of exp(z - peak) z, z at the ids, the top K."""
+def _refuse_other_ids(ids: Tensor, head: Head) -> None:
+    rows = len(head.weight)
+    lowest, highest = torch.stack(torch.aminmax(ids)).tolist() if ids.numel() else (0, 0)
+    if lowest < 0 or highest >= rows:
+        raise ModelError(
+            f"token ids from {lowest} to {highest} were asked for, but the output layer has {rows} rows; the tokenizer, or "
+            "the other model's vocabulary, does not fit"
+        )
 
-    def __init__(self, ids: Tensor, dtype: torch.dtype, top_k: int) -> None:
+
+class _Running:
+    """What the tiles so far say of n positions: sums of exp(z - peak) and of exp(z - peak) z, z at the ids, the top K.
+
+    And the logarithm of the sum of exp(z) over all that is not held, which a difference from the whole would lose.
+    """
+
+    def __init__(self, ids: Tensor, dtype: torch.dtype, top_k: int, held: Tensor | None) -> None:
         zeros = torch.zeros(len(ids), dtype=dtype, device=ids.device)
-        self.ids, self.top_k = ids, top_k
+        self.ids, self.top_k, self.held = ids, top_k, held
+        self.rest = zeros - torch.inf
         self.peak, self.mass, self.moment = zeros + torch.finfo(dtype).min, zeros, zeros
         self.chosen = zeros[:, None].repeat(1, ids.shape[1])
         self.top, self.top_ids = self.chosen[:, :0], ids[:, :0]
 
-    def result(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def result(self) -> tuple[Tensor, ...]:
         """Return the fields of `Seen`."""
         logsumexp = self.peak + self.mass.log()
         shift = logsumexp[:, None]
-        return self.chosen - shift, logsumexp - self.moment / self.mass, logsumexp, self.top - shift, self.top_ids
+        entropy = logsumexp - self.moment / self.mass
+        return self.chosen - shift, entropy, logsumexp, self.rest - logsumexp, self.top - shift, self.top_ids
 
     def add(self, logits: Tensor, columns: slice) -> None:
         """Take in the next tile, (n, v)."""
@@ -169,10 +202,14 @@ class _Running:
         self.chosen = torch.where(inside, logits.gather(-1, local), self.chosen)
         if self.top_k:
             self._add_top(logits, columns)
+        if self.held is not None:
+            part = logits.masked_fill(marked(self.held, columns), -torch.inf).logsumexp(-1)
+            self.rest = torch.logaddexp(self.rest, part)
         peak = torch.maximum(self.peak, logits.amax(-1))
         kept, exponentials = torch.exp(self.peak - peak), torch.exp_(logits - peak[:, None])
         self.mass = self.mass * kept + exponentials.sum(-1)
-        self.moment = self.moment * kept + exponentials.mul_(logits).sum(-1)
+        # Where a logit is -inf, 0 times -inf would be nan; it adds nothing to the entropy.
+        self.moment = self.moment * kept + exponentials.mul_(logits.clamp_(min=torch.finfo(logits.dtype).min)).sum(-1)
         self.peak = peak
 
     def _add_top(self, logits: Tensor, columns: slice) -> None:
@@ -180,46 +217,6 @@ class _Running:
         values = torch.cat([self.top, new.values], dim=-1)
         self.top, order = values.topk(min(self.top_k, values.shape[1]), dim=-1)
         self.top_ids = torch.cat([self.top_ids, new.indices + columns.start], dim=-1).gather(-1, order)
-
-
-class _Gradients:
-    """Gradients of hidden states and head, those that are needed, added up from tiles in float32 or wider."""
-
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needed: tuple[bool, ...]) -> None:
-        self.inputs = (hidden, weight, bias)
-        self.sums = [
-            torch.zeros_like(leaf, dtype=wide(leaf)) if leaf is not None and need else None
-            for leaf, need in zip(self.inputs, needed, strict=False)
-        ]
-
-    def add(self, rows: slice, columns: slice, grad: Tensor) -> None:
-        """Add what the gradient (n, v) at the linear layer's output says."""
-        (hidden, weight, _), (to_hidden, to_weight, to_bias) = self.inputs, self.sums
-        narrow = grad.to(weight.dtype)
-        if to_hidden is not None:
-            _add_product(to_hidden[rows], narrow, weight[columns])
-        if to_weight is not None:
-            _add_product(to_weight[columns], narrow.T, hidden[rows])
-        if to_bias is not None:
-            to_bias[columns] += grad.sum(0)
-
-    def result(self) -> Iterator[Tensor | None]:
-        """Return the sums as their inputs' types."""
-        for leaf, total in zip(self.inputs, self.sums, strict=True):
-            yield None if total is None or leaf is None else total.to(leaf.dtype)
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add left @ right to `total` without rounding the product to the inputs' type first."""
-    if left.is_cuda and left.dtype != total.dtype:
-        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
-    else:
-        torch.addmm(total, left.to(total.dtype), right.to(total.dtype), out=total)
-
-
-def wide(tensor: Tensor) -> torch.dtype:
-    """Return the type that sums and logits are kept in: float32, or float64 where the weights are."""
-    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def tile_size(hidden: Tensor) -> tuple[int, int]:
@@ -241,3 +238,10 @@ def within(ids: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
     """Return ids counted from a tile's first column, and which of them lie in it; the others are moved to its edge."""
     local = ids - columns.start
     return local.clamp(0, columns.stop - columns.start - 1), (local >= 0) & (ids < columns.stop)
+
+
+def marked(ids: Tensor, columns: slice) -> Tensor:
+    """Return which columns (n, v) of a tile are among ids (n, K)."""
+    local, inside = within(ids, columns)
+    counts = torch.zeros(len(ids), columns.stop - columns.start, dtype=torch.int32, device=ids.device)
+    return counts.scatter_add_(-1, local, inside.int()) > 0

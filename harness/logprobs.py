@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from harness.errors import ModelError
 from harness.head import Divergence, Head, Rows, SelectedLogProbs, WholeVocabulary, scan
+from harness.head_gradients import wide
 from harness.rollouts import Batch
 
 
@@ -23,7 +24,8 @@ class LogProbs:
     """The student at N positions: `chosen` (N, C) with gradient; `entropy` and `logsumexp` (N,) in nats without.
 
     `divergence` (N,) with gradient is a loss over the whole vocabulary, where one was asked for; `own_top` (M, K) are the
-    student's own most probable ids at every so-manieth position, for diagnostics.
+    student's own most probable ids at every so-manieth position, for diagnostics; `rest` (N,) with gradient is the
+    log-probability of all tokens that are not held.
     """
 
     chosen: Tensor
@@ -31,15 +33,20 @@ class LogProbs:
     logsumexp: Tensor
     divergence: Tensor | None = None
     own_top: Tensor | None = None
+    rest: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked of a teacher at each position, beside the sampled token's log-probability."""
+    """What is asked of a teacher at each position, beside the sampled token's log-probability.
+
+    `rest` asks the student for the log-probability of all that is outside the teacher's top K.
+    """
 
     top_k: int = 0
     entropy: bool = False
     vocabulary: bool = False
+    rest: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,17 +63,17 @@ class TeacherScores:
     rows: Rows | None = None
 
 
-def selected_logprobs(hidden: Tensor, head: Head, ids: Tensor) -> LogProbs:
+def selected_logprobs(hidden: Tensor, head: Head, ids: Tensor, held: Tensor | None = None) -> LogProbs:
     """Return log softmax(head(hidden)) at `ids`, with entropy and logsumexp from the same pass.
 
-    `hidden` is (N, H), `ids` (N, C). The gradient reaches `hidden`, `head.weight` and `head.bias`:
-    d chosen_c / d logits_v = 1[v = ids_c] - softmax_v.
+    `hidden` is (N, H), `ids` (N, C); `held` (N, K) asks for the log-probability of all other tokens together. The gradient
+    reaches `hidden`, `head.weight` and `head.bias`: d chosen_c / d logits_v = 1[v = ids_c] - softmax_v.
     """
     # Log-probabilities are differences of large numbers: under autocast, the head still works in its weights' precision.
     with torch.autocast(hidden.device.type, enabled=False):
-        values = SelectedLogProbs.apply(hidden.to(head.weight.dtype), head.weight, head.bias, ids, head)
-    chosen, entropy, logsumexp = values  # pyright: ignore[reportGeneralTypeIssues]
-    return LogProbs(chosen, entropy, logsumexp)
+        values = SelectedLogProbs.apply(hidden.to(head.weight.dtype), head.weight, head.bias, ids, head, held)
+    chosen, entropy, logsumexp, rest = values  # pyright: ignore[reportGeneralTypeIssues]
+    return LogProbs(chosen, entropy, logsumexp, rest=rest)
 
 
 def divergence_of(hidden: Tensor, head: Head, teacher: Rows, divergence: Divergence) -> Tensor:
@@ -118,13 +125,14 @@ class Asked:
     """What a forward pass is asked for beside chosen log-probabilities.
 
     `divergence` is taken against the teacher's rows at each position; `own_top` is a number of the student's most probable
-    ids.
+    ids; `held` are the columns of the ids beside which the rest is asked for.
     """
 
     temperature: float = 1.0
     divergence: Divergence | None = None
     teacher: Rows | None = None
     own_top: int = 0
+    held: slice | None = None
 
 
 class StudentForward(nn.Module):
@@ -137,7 +145,7 @@ class StudentForward(nn.Module):
     def forward(self, batch: Batch, ids: Tensor, ask: Asked = Asked()) -> LogProbs:
         """Score `ids` (N, C) at the N positions that predict the batch's response tokens, and what else is asked."""
         hidden, head = response_hidden(self.model, batch), head_of(self.model, ask.temperature)
-        scores = selected_logprobs(hidden, head, ids)
+        scores = selected_logprobs(hidden, head, ids, None if ask.held is None else ids[:, ask.held])
         if ask.own_top:
             scores = replace(scores, own_top=top_ids(hidden[sampled_rows(len(hidden))], head, ask.own_top))
         if ask.divergence is not None and ask.teacher is not None:
@@ -153,9 +161,9 @@ def response_hidden(model: Any, batch: Batch) -> Tensor:
 
 
 def head_of(model: Any, temperature: float = 1.0) -> Head:
-    """Return the output layer of a causal LM with the scaling its architecture applies to logits.
+    """Return the output layer of a causal LM with the scaling that architectures known here apply to logits.
 
-    Raises `ModelError` for an architecture whose logits are made in a way that is not known here.
+    Raises `ModelError` for a model without a linear one. `check_head` finds architectures that do something else.
     """
     layer = model.get_output_embeddings()
     if not isinstance(getattr(layer, "weight", None), Tensor):
@@ -164,3 +172,23 @@ def head_of(model: Any, temperature: float = 1.0) -> Head:
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     softcap = getattr(config, "final_logit_softcapping", None)
     return Head(layer.weight, getattr(layer, "bias", None), scale, softcap, temperature)
+
+
+@torch.no_grad()
+def check_head(model: Any) -> None:
+    """Raise `ModelError` when the logits that are trained on here are not the model's own, on one short sequence.
+
+    An architecture may scale, cap or shift them in a way that `head_of` does not know.
+    """
+    head = head_of(model)
+    ids = torch.arange(min(8, len(head.weight)), device=head.weight.device)[None]
+    own = model(input_ids=ids, use_cache=False).logits[0].to(wide(head.weight))
+    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
+    ours = head.logits(hidden.to(head.weight.dtype))
+    # A rounding or two of the largest logit; other kernels of one type may differ by as much.
+    allowed = max(1e-4, 4 * torch.finfo(model.dtype).eps) * float(own.abs().max())
+    if not (apart := float((ours - own).abs().max())) <= allowed:
+        raise ModelError(
+            f"{type(model).__name__} makes its logits in a way that is not known here: they are up to {apart:.2g} away from "
+            f"those of its output layer, expected at most {allowed:.2g}; take a model of another architecture"
+        )

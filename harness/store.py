@@ -12,7 +12,7 @@
 
 A stage is trained when its `done.json` exists, a task is evaluated when its folder exists; both appear whole or not at
 all. Whatever else lies in a stage's folder is what a killed process left, and is made again; a `snapshot.pt` beside the step
-log lets the stage go on from its step.
+log lets the stage go on from its step. `last_good` holds the weights before an update that broke a training, for the user.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.config import Optimizer
-from harness.errors import TrainingError
+from harness.errors import NotFiniteError
 from harness.rollouts import Batch
 
 
@@ -51,7 +51,7 @@ class Updater:
         """Add up the gradients of `loss_of` over micro-batches and of each penalty once, clip, step.
 
         `loss_of` returns a micro-batch's share of the whole loss, so that accumulation equals one big batch. Raises
-        `TrainingError` before the weights change when loss or gradient is not finite.
+        `NotFiniteError` before the weights change when loss or gradient is not finite.
         """
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
@@ -60,7 +60,7 @@ class Updater:
             total += loss.item()
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.grad_clip))
         if not math.isfinite(total) or not math.isfinite(norm):
-            raise TrainingError(
+            raise NotFiniteError(
                 f"loss {total} or gradient norm {norm} is not finite; lower the learning rate or the clip"
             )
         lr = float(self.scheduler.get_last_lr()[0])

@@ -22,6 +22,8 @@ WARNINGS = {
     "always routed": "every token went to forward KL for 10 steps: nothing was reinforced",
     "entropy collapse": "entropy fell below a tenth of what the stage began with",
     "length inflation": "responses grew to more than twice the length that the stage began with",
+    "reward fell": "the mean reward fell to less than half of what the stage began with",
+    "non-finite": "a loss or gradient was not finite: training stopped before the weights changed",
     "truncation": "more than half of the responses were cut off at the length limit",
 }
 COMPARED = {"learning_accuracy": "learning accuracy", "forgetting_chaudhry": "forgetting (Chaudhry)"}

@@ -16,14 +16,19 @@ from adapters import loop, step
 from adapters.aopd import AOPD
 from adapters.divergences import forward_kl
 from adapters.eopd import EOPD
+from adapters.exopd import ExOPD
+from adapters.grpo import GRPO
 from adapters.kl import ForwardKL, ReverseKL
 from adapters.kl_to_start import KLToStart
 from adapters.loop import Objective
 from adapters.opd import OPD
+from adapters.sdft import SDFT
+from adapters.sft import SFT
 from adapters.tokens import TokenLosses, Tokens
 from adapters.topk import top_k_forward_kl
 from adapters.wrapper import Inner
 from harness.adapter import StageContext, StageResult
+from harness.errors import TrainingError
 from harness.logprobs import TeacherScores
 from harness.rollouts import Batch, make_batches
 from harness.training import Updater
@@ -189,6 +194,18 @@ class SwallowedZeros(OPD):
             return super().train_stage(ctx)
 
 
+class OneByOne(OPD):
+    """Only a step in which nothing at all was scored is noticed; single failed requests are not."""
+
+    def train_stage(self, ctx: StageContext) -> StageResult:
+        def whole_step(parts: Any) -> None:
+            if all(bool((scores == 0).all()) for _, scores in parts):
+                raise TrainingError("nothing was scored")
+
+        with mock.patch.object(step, "refuse_certainty", whole_step):
+            return super().train_stage(ctx)
+
+
 class SwallowedNaN(OPD):
     """A teacher's failure is filled with zeros, which is probability 1 (the official AOPD code)."""
 
@@ -207,6 +224,53 @@ class AnyVocabulary(OPD):
     def train_stage(self, ctx: StageContext) -> StageResult:
         with mock.patch.object(loop, "check_same_rows"):
             return super().train_stage(ctx)
+
+
+class FailsOtherwise(OPD):
+    """Stops on any stage, whatever the vocabularies."""
+
+    def train_stage(self, ctx: StageContext) -> StageResult:
+        raise ValueError("something else entirely")
+
+
+class NegativeSFT(SFT):
+    """Unlearns the references."""
+
+    def token_losses(self, tokens: Tokens) -> TokenLosses:
+        return TokenLosses(tokens.logq)
+
+
+class NegativeGRPO(GRPO):
+    """Minimises the reward."""
+
+    def token_losses(self, tokens: Tokens) -> TokenLosses:
+        return TokenLosses(-super().token_losses(tokens).losses)
+
+
+class UpsideDownCredit(GRPO):
+    """Credits the responses that are worse than their group."""
+
+    def credit(self, ctx: StageContext, rollouts: list[Any]) -> list[Any]:
+        return [replace(r, credit=-r.credit) for r in super().credit(ctx, rollouts)]
+
+
+class WrongExOPD(ExOPD):
+    """The extrapolation is on the student's drift, not on the teacher's gain: only the formula written out can tell."""
+
+    def token_losses(self, tokens: Tokens) -> TokenLosses:
+        assert tokens.logref is not None
+        gain, drift = tokens.logp - tokens.logref, tokens.logq_old - tokens.logref
+        return TokenLosses(self.policy_gradient(tokens, gain - self.extrapolation * drift))
+
+
+class InvertedEMA(SDFT):
+    """The average keeps `ema_rate` of the teacher and takes the rest from the student (trl 4935)."""
+
+    @torch.no_grad()
+    def after_update(self, ctx: StageContext) -> None:
+        assert ctx.reference is not None
+        for old, new in zip(ctx.reference.model.parameters(), ctx.student.model.parameters(), strict=True):
+            old.lerp_(new.to(old.dtype), 1 - self.ema_rate)
 
 
 class DividesByTokens(OPD):

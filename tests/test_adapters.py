@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,9 +31,10 @@ from harness.adapter import check_adapters, make_adapter, registered
 from harness.config import AdapterEntry, Suite
 from harness.engines.hf import HFEngine
 from harness.errors import ConfigError, ModelError, TaskError, TrainingError
+from harness.lmeval.tasks import TaskLibrary
 from harness.logprobs import Head, StudentForward, TeacherScores, Wanted, selected_logprobs
-from harness.rollouts import Batch, Example, make_batches
-from harness.teachers.base import checked
+from harness.rollouts import Batch, Example, Rollout, make_batches
+from harness.teachers.base import checked, refuse_certainty
 from harness.teachers.local import LocalTeacher
 from tests.models import (
     STOP,
@@ -40,6 +42,7 @@ from tests.models import (
     FakeTokenizer,
     ScriptedEngine,
     assert_same_gradients,
+    byte_renderer,
     context,
     dense_logprobs,
     example,
@@ -48,6 +51,7 @@ from tests.models import (
     micro_suite,
     qwen3,
     rollout,
+    write_task,
 )
 from tests.stages import PROMPTS, REDUCTIONS, RESPONSES, Recorder, in_order, trained
 
@@ -601,6 +605,28 @@ def test_a_local_teacher_scores_as_its_dense_distribution_and_takes_no_gradient(
     torch.testing.assert_close(scores.sampled, logp[range(3), sequence.response])
     torch.testing.assert_close(scores.top_logprobs, logp.topk(4).values)
     assert not any(p.requires_grad for p in teacher.model.parameters())
+
+
+def test_a_response_that_the_teacher_did_not_score_stops_the_step_and_short_certain_ones_do_not():
+    rollouts = [rollout([1, 2], [4] * 8), rollout([1], [5] * 7), rollout([3], [6, STOP])]
+    (batch,) = make_batches(rollouts, "token_mean", None)
+    scores = torch.full((17,), -1e-7)
+    scores[1:-1] = 0.0  # all but two tokens, among them a whole response of seven, of which a teacher may be certain
+    refuse_certainty([(batch, scores)])
+    scores[0] = 0.0
+    with pytest.raises(TrainingError, match="to all 8 tokens of a response to item item of fake; its request was not"):
+        refuse_certainty([(batch, scores)])
+
+
+def test_a_rewards_grader_sees_what_the_evaluations_sees_the_answer_up_to_the_first_stop_string(tmp_path: Path):
+    write_task(tmp_path)
+    task, renderer = TaskLibrary([tmp_path]).load("made_up"), byte_renderer()
+    doc = task.training_docs()[0]
+    ctx = replace(context(None, ScriptedEngine([]), [example([1])]), renderer=renderer, tasks={"made_up": task})
+    item = Example("made_up", "0", doc, [], [])
+    assert task.generation["until"] == ["\n"]
+    for said, worth in ((doc["target"], 1.0), (f"{doc['target']}\nThe end.", 1.0), (f"no\n{doc['target']}", 0.0)):
+        assert ctx.reward(Rollout(item, renderer.encode_target(said), "stop")) == worth, said
 
 
 def test_the_shipped_adapters_are_registered():

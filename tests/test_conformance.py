@@ -18,6 +18,7 @@ from adapters.conformance.suite import CHECKS, check_adapter, failures
 from adapters.conformance.terminal import WRAPPED
 from adapters.divergences import generalised_jsd
 from adapters.opd import OPD
+from adapters.seqkd import SeqKD
 from adapters.sft import SFT
 from adapters.tokens import Tokens
 from adapters.topk import top_k_forward_kl
@@ -28,7 +29,15 @@ from harness.config import AdapterEntry
 from harness.errors import ConfigError
 from tests import broken
 
-LOSS = ("gradient", "accumulation", "no detached branch", "expected gradient", "direction", "teacher = student")
+LOSS = (
+    "gradient",
+    "accumulation",
+    "no detached branch",
+    "expected gradient",
+    "direction",
+    "teacher = student",
+    "credit",
+)
 GATE = ("limits of the gate", "advantage zero")
 TRAINER = "import shutil; from safetensors.numpy import load_file, save_file; a, b = '{checkpoint}', '{output}'; \
 shutil.copytree(a, b); f = '/model.safetensors'; w = load_file(a + f); save_file({k: 0.9 * v for k, v in w.items()}, b + f, \
@@ -110,8 +119,13 @@ BROKEN: list[tuple[type[Adapter], str, str]] = [
     (broken.DroppedStop, "masks", "the stop token 1 of response [14, 15, 0, 17, 1] is not in the loss"),
     (broken.PromptsToo, "masks", "a prompt token is in the loss: positions "),
     (broken.SwallowedZeros, "teacher zeros", "the teacher gave log-probability 0 for every token and training went on"),
+    (broken.OneByOne, "failed request", "gave log-probability 0 for every token of one response and training went on"),
     (broken.SwallowedNaN, "teacher NaN", "the teacher gave NaN and training went on"),
     (broken.AnyVocabulary, "vocabulary", "a teacher with 41 tokens and a student with 40 trained without a word"),
+    (broken.FailsOtherwise, "vocabulary", "the stage raised ValueError: something else entirely"),
+    (broken.NegativeSFT, "credit", "a step against the gradient makes references less probable; look at the sign"),
+    (broken.NegativeGRPO, "credit", "a step against the gradient makes responses with a high reward less probable"),
+    (broken.UpsideDownCredit, "credit", "a step against the gradient makes responses with a high reward less probable"),
     (broken.DividesByTokens, "empty and cut responses", "the stage raised ZeroDivisionError: division by zero"),
     (broken.ForgetfulOptimiser, "resume", "taken up from its snapshot, ends with other weights"),
     (broken.DrawsByItself, "same seed, same weights", "two runs with one seed end with other weights"),
@@ -147,7 +161,16 @@ def test_checks_that_say_nothing_of_an_adapter_say_why():
     assert sft["direction"].sentence == "no teacher takes part"
     assert none["gradient"].sentence.startswith("it has a trainer of its own")
     assert wrapper["gradient"].sentence.startswith("it wraps another adapter")
-    assert set(reasons(OPD())) == set(GATE)
+    assert set(reasons(OPD())) == {*GATE, "credit"}
+
+
+def test_an_adapter_that_is_never_called_is_not_said_to_refuse_vocabularies():
+    class Blind(SeqKD):
+        def train_stage(self, ctx: Any) -> StageResult:
+            raise AssertionError("called")
+
+    (outcome,) = check_adapter(Blind(), ["vocabulary"])
+    assert (outcome.result, outcome.sentence.split(";")[0]) == ("does not apply", "its teacher only answers")
 
 
 def test_a_method_of_the_loop_with_an_optimiser_of_its_own_is_not_said_to_pass():
@@ -256,7 +279,9 @@ def test_top_k_forward_kl_is_the_dense_sum_over_the_teachers_top_k(top_k: int, t
     if tail == "bucket" and top_k < 11:
         expected = expected + ((1 - held_p) * ((1 - held_p) / (1 - held_q)).log())[:, 0]
     logq, empty = logits.log_softmax(-1), torch.zeros(9, dtype=torch.float64)
-    found = top_k_forward_kl(Tokens(empty, empty, empty, logq.gather(1, top.indices), top.values.log()), tail)
+    rest = logq.masked_fill(kept.bool(), -torch.inf).logsumexp(-1)
+    tokens = Tokens(empty, empty, empty, logq.gather(1, top.indices), top.values.log(), rest_logq=rest)
+    found = top_k_forward_kl(tokens, tail)
     torch.testing.assert_close(found, expected)
     if tail != "renormalise" or top_k > 1:
         assert found.abs().max() > 0.01

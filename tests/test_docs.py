@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 
 from adapters.diagnostics import QUANTILES, StepLog
+from adapters.loop import LoopAdapter
 from harness.drift import FIGURES, Answered
 from harness.lmeval.scoring import FIXED
 from harness.memory import PeakMemory
 from harness.trajectories import SCHEMA
 
-PAGE = (Path(__file__).parents[1] / "docs" / "run-directory.md").read_text(encoding="utf-8")
+PAGE_FOLDER = Path(__file__).parents[1] / "docs"
+PAGE = (PAGE_FOLDER / "run-directory.md").read_text(encoding="utf-8")
+# What follows from the rest, and what the loop itself is.
+DERIVED = {"requirements", "penalisable", "off_policy", "token_losses", "train_stage"}
 
 
 def documented(heading: str) -> set[str]:
@@ -40,3 +44,12 @@ def test_every_field_of_the_step_log_is_documented():
     quantiles = {f"advantage_q{round(100 * q):02d}" for q in QUANTILES}
     written = {*StepLog([]).summary(), "step", "seconds", "warnings"} - quantiles
     assert written - documented("train/steps.jsonl") == set()
+
+
+def test_all_that_a_method_of_the_loop_may_override_is_in_the_guide():
+    guide = (PAGE_FOLDER / "add-an-adapter.md").read_text(encoding="utf-8")
+    table = guide.split("| of `LoopAdapter` |")[1].split("\n\n")[0]
+    own = {name for name in vars(LoopAdapter) if not name.startswith(("_", "model_"))} - set(LoopAdapter.model_fields)
+    own |= {"teacher_needs", *LoopAdapter.__annotations__} - set(LoopAdapter.model_fields)
+    named = {row.split("`")[1] for row in table.splitlines() if row.startswith("| `")}
+    assert own - named == DERIVED

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +20,7 @@ from adapters import external
 from adapters.examples.plain_sft import read_steps
 from adapters.external import External
 from adapters.prompts import prompt_batches
+from adapters.returned import ReturnedSteps
 from harness.adapter import StageContext, StageResult, check_adapters, make_adapter
 from harness.config import AdapterEntry, Suite
 from harness.errors import ConfigError, TrainingError
@@ -168,7 +172,10 @@ def test_lines_that_the_command_writes_become_the_step_log_and_others_are_named_
     code = f"import sys; open(sys.argv[2], 'w').write({chr(10).join(lines)!r}); {COPY.replace('sys.argv[2]', 'sys.argv[3]')}"
     log, warned = [], []
     result = python(code, "{checkpoint}", "{steps}").train_stage(stage(tmp_path, log, warned))
-    assert log == [{"step": 0, "loss": 1.5, "seconds": {"step": 2}}, {"step": 7, "entropy": None}]
+    assert log == [
+        {"step": 0, "loss": 1.5, "seconds": {"step": 2}, "warnings": []},
+        {"step": 1, "entropy": None, "warnings": []},
+    ]
     assert result == StageResult(2)
     (sentence,) = warned
     assert "'epoch 1' is no JSON object of numbers" in sentence
@@ -242,6 +249,70 @@ def test_a_checkpoint_with_another_vocabulary_is_refused(tmp_path: Path):
     sentence = refused(python(COPY, str(tmp_path / "other")), ctx)
     count = len(ctx.renderer.tokenizer)
     assert f"another vocabulary ({count + 1} tokens, expected {count})" in sentence
+
+
+def written(path: Path, lines: list[str], warned: list[str]) -> list[dict[str, Any]]:
+    """Return the step log that a command's lines become."""
+    log: list[dict[str, Any]] = []
+    (path / "steps.jsonl").write_text("\n".join(lines))
+    ReturnedSteps(path / "steps.jsonl", stage(path, log, warned)).pass_on(whole=True)
+    return log
+
+
+def test_a_commands_own_count_of_steps_is_left_out(tmp_path: Path):
+    log = written(tmp_path, ['{"step": null, "loss": 1.0}', '{"step": 100, "loss": 2.0}'], [])
+    assert [(line["step"], line["loss"]) for line in log] == [(0, 1.0), (1, 2.0)]
+
+
+def test_guards_look_at_a_commands_steps_as_at_any_others(tmp_path: Path):
+    warned: list[str] = []
+    lines = [json.dumps({"entropy": 1.0 if i < 10 else 0.01, "loss": 1.0}) for i in range(25)] + ['{"loss": NaN}']
+    log = written(tmp_path, lines, warned)
+    assert [line["warnings"] for line in log if line["warnings"]] == [["entropy collapse"], ["non-finite"]]
+    assert [sentence.split(":")[0] for sentence in warned] == ["step 19", "step 25"]
+    assert log[-1]["loss"] is None
+
+
+def test_a_checkpoint_with_weights_that_are_no_numbers_is_refused(tmp_path: Path):
+    ctx = stage(tmp_path)
+    ctx.student.model.save_pretrained(tmp_path / "other")
+    file = tmp_path / "other" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, file, {"format": "pt"})
+    sentence = refused(python(COPY, str(tmp_path / "other")), ctx)
+    assert "has weights in model.norm.weight that are nan or infinite" in sentence
+
+
+def test_an_interrupt_ends_what_the_command_started_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = tmp_path / "child"
+    code = (
+        "import subprocess as s, sys, time; p = s.Popen(['sleep', '600']); open(sys.argv[1], 'w').write(f'{p.pid}\\n'); \
+time.sleep(600)"
+    )
+
+    def interrupting(self: ReturnedSteps, whole: bool = False) -> None:
+        if file.is_file() and file.read_text().endswith("\n"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ReturnedSteps, "pass_on", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        python(code, str(file)).train_stage(stage(tmp_path))
+    assert _gone(int(file.read_text()))
+
+
+def _gone(pid: int) -> bool:
+    """Whether a process ends within some seconds; one that nobody has waited for yet is a zombie, and has ended."""
+    for _ in range(100):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.05)
+    os.kill(pid, signal.SIGKILL)
+    return False
 
 
 def test_weights_saved_more_coarsely_are_taken_with_a_warning(tmp_path: Path):

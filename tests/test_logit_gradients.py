@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from adapters.aopd import AOPD
-from adapters.logit_gradients import gradient_at_chosen, norms, pull_on
+from adapters.logit_gradients import gradient_at, gradient_at_chosen, norms, pull_on
 from adapters.loop import LoopAdapter
 from adapters.opd import OPD
 from adapters.tokens import Tokens
@@ -25,7 +25,8 @@ def tokens_of(logits: Tensor, logp: Tensor, sampled: Tensor, top_k: int) -> tupl
     ids = torch.cat([sampled[:, None], top.indices], 1)
     chosen = logits.log_softmax(-1).gather(-1, ids)
     own = logp.gather(-1, sampled[:, None])[:, 0]
-    return Tokens(chosen[:, 0], chosen[:, 0].detach(), own, chosen[:, 1:], top.values), chosen, ids
+    rest = logits.log_softmax(-1).scatter(-1, top.indices, -torch.inf).logsumexp(-1)
+    return Tokens(chosen[:, 0], chosen[:, 0].detach(), own, chosen[:, 1:], top.values, rest_logq=rest), chosen, ids
 
 
 def expected_pull(adapter: LoopAdapter, q: float, p: float) -> float:
@@ -62,7 +63,10 @@ def test_to_first_order_the_pulls_are_those_derived(off: float):
     assert expected_pull(AOPD(top_k=2), q, p) == pytest.approx(first_order, rel=0.02)
 
 
-@given(st.integers(0, 10_000), st.sampled_from([AOPD(top_k=3), AOPD(top_k=3, threshold=math.inf), OPD()]))
+KINDS = [AOPD(top_k=3), AOPD(top_k=3, tail="bucket"), AOPD(top_k=3, threshold=math.inf), OPD()]
+
+
+@given(st.integers(0, 10_000), st.sampled_from(KINDS))
 def test_norms_and_pulls_equal_dense_autograd(seed: int, adapter: LoopAdapter):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(6, 7, generator=generator, dtype=torch.float64).requires_grad_()
@@ -71,10 +75,13 @@ def test_norms_and_pulls_equal_dense_autograd(seed: int, adapter: LoopAdapter):
     tokens, chosen, ids = tokens_of(logits, logp, sampled, 3)
     losses = adapter.token_losses(tokens).losses
     gradient = gradient_at_chosen(losses, chosen, ids)
-    (dense,) = torch.autograd.grad(losses.sum(), logits)
-    assert torch.allclose(norms(gradient, chosen.detach(), ids), dense.abs().sum(-1))
+    (dense,) = torch.autograd.grad(losses.sum(), logits, retain_graph=True)
+    rest = tokens.rest_logq
+    assert rest is not None
+    at_rest = gradient_at(losses, rest)
+    assert torch.allclose(norms(gradient, chosen.detach(), ids, at_rest, rest.detach()), dense.abs().sum(-1))
     mode = ids[:, MODE]
-    assert torch.allclose(pull_on(MODE, gradient, chosen.detach()), -dense.gather(-1, mode[:, None])[:, 0])
+    assert torch.allclose(pull_on(MODE, gradient, chosen.detach(), at_rest), -dense.gather(-1, mode[:, None])[:, 0])
 
 
 def test_a_loss_that_does_not_use_the_chosen_tokens_pulls_at_none():

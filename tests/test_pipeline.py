@@ -16,6 +16,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from adapters.none import NoUpdate
+from harness.adapter import StageContext, StageResult
 from harness.checkpoints import weights_digest
 from harness.config import Suite
 from harness.errors import RunError, TaskError
@@ -283,6 +285,21 @@ def test_two_seeds_draw_other_rollouts_from_one_start_although_an_evaluation_com
     # one and the same prompt each time, so that only the draws can differ
     assert all(one["entropy"] != other["entropy"] for one, other in zip(*logs, strict=True))
     assert logs[0][0]["entropy"] != logs[0][1]["entropy"]
+
+
+def test_what_is_replayed_is_what_earlier_stages_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen: list[tuple[int, list[str]]] = []
+
+    def looking(self: NoUpdate, ctx: StageContext) -> StageResult:
+        seen.append((len(ctx.examples), [example.task for example in ctx.past]))
+        return StageResult(0)
+
+    monkeypatch.setattr(NoUpdate, "train_stage", looking)
+    limits = {"tiny_weather": 3, "tiny_currency": 5}
+    stages = [{"task": task, "training": {"train_items": limit}} for task, limit in limits.items()]
+    suite = load_suite(str(write_yaml(tmp_path / "micro.yaml", {**micro_suite(), "stages": stages})))
+    run(RunSpec(suite, "none", 0, out=tmp_path))
+    assert seen == [(3, []), (5, ["tiny_weather"] * 3)]
 
 
 def test_seeds_differ_in_their_start_where_the_student_has_no_seed_of_its_own(micro: Suite, aopd: Path, tmp_path: Path):

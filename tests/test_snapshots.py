@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
+from adapters import guards, loop
 from adapters.loop import LoopAdapter
 from adapters.opd import OPD
 from adapters.sdft import SDFT
@@ -20,8 +22,12 @@ from harness.config import Suite
 from harness.errors import RunError, TrainingError
 from harness.pipeline import run
 from harness.progress import Event
-from harness.snapshots import FileSnapshots
+from harness.snapshots import NO_SNAPSHOTS, FileSnapshots
 from harness.spec import RunSpec
+from harness.store import StageFolder
+from reports.frames import load
+from reports.views import warnings_grid
+from tests.models import ScriptedEngine
 from tests.stages import stage
 from tests.test_pipeline import cells, manifest, steps
 
@@ -30,6 +36,9 @@ import os, signal, sys
 from pathlib import Path
 from harness.pipeline import run
 from harness.spec import RunSpec
+from harness.store import StageFolder
+from reports.frames import load
+from reports.views import warnings_grid
 from harness.suites import load_suite
 
 def report(event):
@@ -145,11 +154,68 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_weights_before_it
 
     monkeypatch.setattr(OPD, "token_losses", breaking)
     spec = RunSpec(micro, "opd", 0, out=tmp_path)
-    with pytest.raises(TrainingError, match=r"not finite.*; the weights before this step are kept in .*last_good"):
+    with pytest.raises(TrainingError, match=r"not finite.*; the weights before this update are kept in .*last_good"):
         run(spec)
-    kept = spec.path / "stage_1_tiny_weather" / "train" / "last_good"
-    assert (kept / "model.safetensors").is_file()
-    assert (kept / "tokenizer.json").is_file()
+    stage = spec.path / "stage_1_tiny_weather"
+    assert (stage / "last_good" / "model.safetensors").is_file()
+    assert (stage / "last_good" / "tokenizer.json").is_file()
+    lines = [json.loads(line) for line in (stage / "train" / "steps.jsonl").read_text().splitlines()]
+    assert lines[-1] == {"step": 1, "loss": None, "warnings": ["non-finite"]}
+    assert lines[0]["loss"] is not None
+    raised = load([tmp_path])
+    assert [(row.stage, row.step, row.warning) for row in raised.warnings.itertuples()] == [(1, 1, "non-finite")]
+    (row,) = warnings_grid(raised).rows
+    assert row[-1] == "non-finite: a loss or gradient was not finite: training stopped before the weights changed"
+    # The next run begins the stage anew, and leaves what the sentence named.
+    StageFolder(stage).open_training()
+    assert not (stage / "train" / "steps.jsonl").exists()
+    assert (stage / "last_good" / "model.safetensors").is_file()
+
+
+def test_warnings_of_a_killed_stage_are_those_of_an_undisturbed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(guards, "WINDOW", 2)
+    # Every response is cut off, which a guard over two steps says once, at the second.
+    cut = replace(stage({"steps": 6, "prompts_per_step": 2}), engine=ScriptedEngine([[5]]))
+    state = {name: value.clone() for name, value in cut.student.state_dict().items()}
+    whole = _lines_and_words(cut, NO_SNAPSHOTS)
+    assert [name for line in whole[0] for name in line["warnings"]].count("truncation") == 1
+    first: tuple[list[dict[str, Any]], list[str]] = ([], [])
+    cut.student.load_state_dict(state)
+    with pytest.raises(StoppedError):
+        _lines_and_words(cut, FileSnapshots(tmp_path, 0), first, stop=4)
+    second = _lines_and_words(cut, FileSnapshots(tmp_path, None))
+    assert [line["warnings"] for line in first[0] + second[0]] == [line["warnings"] for line in whole[0]]
+    assert first[1] + second[1] == whole[1]
+
+
+def _lines_and_words(
+    ctx: Any, snapshots: Any, kept: tuple[list[dict[str, Any]], list[str]] | None = None, stop: int | None = None
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Train a stage and return its step log and what was said; it is killed when it logs step `stop`."""
+    lines, said = ([], []) if kept is None else kept
+
+    def log(line: dict[str, Any]) -> None:
+        if line["step"] == stop:
+            raise StoppedError
+        lines.append(line)
+
+    OPD().train_stage(replace(ctx, snapshots=snapshots, log=log, warn=said.append))
+    return lines, said
+
+
+def test_a_snapshot_holds_the_generators_of_every_device(monkeypatch: pytest.MonkeyPatch):
+    devices, taken = [torch.arange(4), torch.arange(4, 8)], list[Any]()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: devices)
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", taken.append)
+    state = loop._generators()
+    torch.rand(3)
+    loop._set_generators(state)
+    assert torch.equal(torch.get_rng_state(), state["random"])
+    assert taken == [devices]
+    loop._set_generators({**state, "random_cuda": devices[:1]})
+    assert taken == [devices], "another number of devices draws from its own seeds"
 
 
 def _tensors(ctx: Any) -> list[Any]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from harness.config import Optimizer
-from harness.errors import TrainingError
+from harness.errors import NotFiniteError
 from harness.rollouts import Batch
 from harness.training import Updater, schedule
 
@@ -111,7 +111,7 @@ def test_a_large_gradient_is_scaled_to_the_clip_and_reported_unclipped():
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(bad: float):
     module = Vector(1.0, 2.0)
     updater = Updater(module, settings(), 1)
-    with pytest.raises(TrainingError, match="is not finite; lower the learning rate"):
+    with pytest.raises(NotFiniteError, match="is not finite; lower the learning rate"):
         updater.update([NO_BATCH], lambda _: module.w.sum() * bad)
     assert module.w.tolist() == [1, 2]
 
@@ -122,7 +122,7 @@ def test_a_finite_loss_with_an_infinite_gradient_stops_before_the_weights_change
     def loss_of(_: Batch) -> Tensor:
         return module.w.sqrt().sum()  # d sqrt(w)/dw is infinite at 0
 
-    with pytest.raises(TrainingError, match="gradient norm inf"):
+    with pytest.raises(NotFiniteError, match="gradient norm inf"):
         Updater(module, settings(), 1).update([NO_BATCH], loss_of)
     assert module.w.tolist() == [0, 2]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -241,3 +243,29 @@ def test_the_renderer_is_left_as_it_was(tmp_path: Path):
     before = renderer.identity, renderer.tokenizer.padding_side, renderer.tokenizer.pad_token
     TRLDistillation().train_stage(ctx)
     assert (Renderer.identity.func(renderer), renderer.tokenizer.padding_side, renderer.tokenizer.pad_token) == before  # pyright: ignore[reportAttributeAccessIssue]
+
+
+RELEASED = """
+import gc, tempfile, weakref
+from pathlib import Path
+import torch
+from adapters.conformance.subject import Subject, train
+from adapters.trl import TRLDistillation
+
+subject = Subject(TRLDistillation(), Path(tempfile.mkdtemp()))
+ctx = subject.stage(dtype=torch.float32, scripted=False)
+model = weakref.ref(ctx.student.model)
+train(subject.adapter, ctx)
+del ctx
+gc.collect()
+optimisers = [o for o in gc.get_objects() if isinstance(o, torch.optim.Optimizer)]
+assert model() is None, "the student lives on"
+assert not optimisers, optimisers
+"""
+
+
+@pytest.mark.slow
+def test_a_stages_models_and_optimiser_are_gone_when_it_is_over():
+    # In a process of its own: what kept them was the first import of TRL.
+    done = subprocess.run([sys.executable, "-c", RELEASED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

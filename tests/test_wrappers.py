@@ -52,6 +52,13 @@ def test_replay_draws_its_share_of_prompts_from_earlier_tasks_in_equal_parts():
     assert drawn(ctx, 10) == {"fake": 60, "a": 10, "b": 10}
 
 
+def test_every_epoch_of_a_replayed_task_holds_each_item_once():
+    ctx = wrapped("replay", "opd", share=0.5).changed(with_past(stage({"prompts_per_step": 6}), "a"))
+    names = [e.item_id for batch in islice(prompt_batches(ctx), 8) for e in batch if e.task == "a"]
+    epochs = [names[start : start + 3] for start in range(0, 24, 3)]
+    assert [sorted(epoch) for epoch in epochs] == [["a-5", "a-6", "a-7"]] * 8
+
+
 def test_the_first_stage_has_nothing_to_replay():
     ctx = stage()
     assert wrapped("replay", "opd").changed(ctx) is ctx
@@ -86,6 +93,15 @@ def test_fisher_is_the_mean_of_squared_gradients_of_the_references_log_likelihoo
         1e-6,
     )
     assert all(torch.equal(anchor, p) for (_, anchor), p in zip(found.values(), ctx.student.parameters(), strict=True))
+
+
+def test_fisher_reads_no_more_of_a_reference_than_a_stage_trains_on():
+    long = [Example("a", "long", {}, [3, 4], [5, 6, 7, 8, 2])]
+    cut = [Example("a", "cut", {}, [3, 4], [5, 6])]
+    found, expected = (fisher(stage({"max_new_tokens": 2}), items) for items in (long, cut))
+    assert all(torch.equal(found[name][0], expected[name][0]) for name in expected)
+    whole = fisher(stage({"max_new_tokens": 8}), long)
+    assert not all(torch.equal(whole[name][0], expected[name][0]) for name in expected)
 
 
 def test_ewcs_penalty_is_half_lambda_times_importance_times_the_squared_move():

@@ -69,6 +69,7 @@ def tokens_of(
         divergence=adapter.divergence(logq, seen) if wanted.vocabulary else None,
         logref=None if logref is None else logref.gather(-1, column)[:, 0],
         credit=credit,
+        rest_logq=logq.scatter(-1, top.indices, -torch.inf).logsumexp(-1) if wanted.rest else None,
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -29,7 +28,7 @@ def has_its_limits(subject: Subject) -> None:
     tokens, _ = sample_tokens(adapter, subject.vocabulary, scored=True)
     for gate, end in ENDS.items():
         for threshold, routed in ((end, False), (-end, True)):
-            found, outcome = _slopes(_set(adapter, gate=gate, threshold=threshold), tokens)
+            found, outcome = _slopes(_set(adapter, gate, threshold), tokens)
             expected = _forward_kl(adapter, tokens) if routed else _policy_gradient(adapter, tokens)
             _compare(f"gate {gate}, threshold {threshold:g}", outcome, found, expected, routed)
 
@@ -40,7 +39,7 @@ def routes_advantage_zero(subject: Subject) -> None:
     tokens, _ = sample_tokens(adapter, subject.vocabulary, scored=True)
     level = replace(tokens, logp=tokens.logq_old)
     for gate, expected in (("log_ratio", True), ("prob_diff", False)):
-        found, outcome = _slopes(_set(adapter, gate=gate, threshold=0.0), level)
+        found, outcome = _slopes(_set(adapter, gate, 0.0), level)
         if outcome.routed is None or not bool((outcome.routed == expected).all()):
             right, wrong = BRANCHES if expected else BRANCHES[::-1]
             raise ConformanceError(
@@ -58,11 +57,13 @@ def _gated(subject: Subject) -> LoopAdapter:
     return adapter
 
 
-def _set(adapter: LoopAdapter, **options: Any) -> LoopAdapter:
+def _set(adapter: LoopAdapter, gate: str, threshold: float) -> LoopAdapter:
     try:
-        return type(adapter).model_validate({**adapter.model_dump(), **options})
+        gated = type(adapter).model_validate({**adapter.model_dump(), "gate": gate})
     except ValidationError as error:
         raise DoesNotApply(f"its gate is not AOPD's: {error.errors()[0]['msg']}") from error
+    # Options may refuse a limit, where a method has nothing to gain from it; its loss still has one.
+    return gated.model_copy(update={"threshold": threshold})
 
 
 def _slopes(adapter: LoopAdapter, tokens: Tokens) -> tuple[Slopes, TokenLosses]:

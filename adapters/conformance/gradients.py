@@ -103,8 +103,14 @@ def _branches(adapter: LoopAdapter, outcome: TokenLosses) -> list[tuple[str, Ten
 
 def _check_inputs(adapter: LoopAdapter, tokens: Tokens) -> None:
     """Refuse a loss that moves with an input of the student's, on some token, without any gradient for it."""
-    inputs = {"logq": "log q of the sampled token", "top_logq": "log q on the teacher's top K"}
+    inputs = {
+        "logq": "log q of the sampled token",
+        "top_logq": "log q on the teacher's top K",
+        "rest_logq": "log q of all outside it",
+    }
     for name, text in inputs.items():
+        if getattr(tokens, name) is None:
+            continue
         leaf: Tensor = getattr(tokens, name).detach().requires_grad_()
         before = adapter.token_losses(replace(tokens, **{name: leaf})).losses
         moved = adapter.token_losses(replace(tokens, **{name: leaf.detach() - 1e-4})).losses

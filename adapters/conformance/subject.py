@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -198,6 +198,7 @@ class SmallTask:
     """A task over number words, graded by the share of even numbers in the answer."""
 
     metric = "even"
+    generation: ClassVar[dict[str, Any]] = {"until": []}
 
     def __init__(self, name: str) -> None:
         self.name, self.task = name, self

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from adapters.conformance import direction, faults, gate, gradients, masks, options, repeat
+from adapters.conformance import credit, direction, faults, gate, gradients, masks, options, repeat
 from adapters.conformance.outcome import Check, Outcome, outcome_of
 from adapters.conformance.subject import Subject
 from harness.adapter import Adapter
@@ -26,12 +26,14 @@ CHECKS: dict[str, Check] = {
     "expected gradient": direction.expects_a_gradient,
     "direction": direction.follows_its_objective,
     "teacher = student": direction.rests_at_the_teacher,
+    "credit": credit.raises_what_it_credits,
     "limits of the gate": gate.has_its_limits,
     "advantage zero": gate.routes_advantage_zero,
     "empty and cut responses": faults.survives_empty_and_cut_responses,
     "vocabulary": faults.refuses_other_vocabularies,
     "teacher NaN": faults.refuses_nan,
     "teacher zeros": faults.refuses_silent_zeros,
+    "failed request": faults.refuses_a_failed_request,
 }
 
 

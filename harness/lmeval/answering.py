@@ -7,7 +7,7 @@ A backend is a class `class X(Answering, StockClass)` that opens a checkpoint an
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +80,7 @@ class Answering:
         return [answer.text for answer in drawn[::n]]
 
     def _read(self, done: Completion, sampling: Sampling) -> Answer:
-        text = postprocess_generated_text(self.renderer.decode(done.tokens), list(sampling.stop_strings), None)
+        text = up_to(self.renderer.decode(done.tokens), sampling.stop_strings)
         return Answer(text, done.finish, len(done.tokens))
 
     def _sampling(self, settings: dict[str, Any], task: str) -> Sampling:
@@ -88,14 +88,13 @@ class Answering:
             raise TaskError(
                 f"task {task}: generation_kwargs {unknown} are not known; expected {sorted(KNOWN_SETTINGS)}"
             )
-        until = settings["until"]
         return Sampling(
             max_new_tokens=settings["max_gen_toks"],
             temperature=settings["temperature"] if settings.get("do_sample", settings["temperature"] > 0) else 0.0,
             top_p=settings.get("top_p", 1.0),
             top_k=settings.get("top_k", 0),
             stop_ids=self.renderer.stop_ids,
-            stop_strings=tuple([until] if isinstance(until, str) else until),
+            stop_strings=stop_strings(settings),
             seed=self.seed,
         )
 
@@ -106,3 +105,14 @@ class Answering:
                 f"task {task}: the longest prompt has {longest} tokens and its answer may take {sampling.max_new_tokens}, "
                 f"more than the model's context of {self.max_length}; lower max_gen_toks or take a model with more context"
             )
+
+
+def stop_strings(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the strings that end an answer under a task's generation settings."""
+    until = settings["until"]
+    return (until,) if isinstance(until, str) else tuple(until)
+
+
+def up_to(text: str, stops: Sequence[str]) -> str:
+    """Return what a grader sees of a text: the part before the first stop string."""
+    return postprocess_generated_text(text, list(stops), None)

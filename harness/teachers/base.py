@@ -13,7 +13,7 @@ from harness.logprobs import TeacherScores, Wanted
 from harness.rollouts import Batch
 
 Needs = Literal["none", "sampled", "top_k", "full", "generate"]
-CERTAIN = 16
+CERTAIN_STEP, CERTAIN_RESPONSE = 16, 8
 
 
 class Teacher(Protocol):
@@ -44,13 +44,30 @@ def checked(scores: TeacherScores) -> TeacherScores:
     return scores
 
 
-def refuse_certainty(parts: Sequence[Tensor]) -> None:
-    """Raise `TrainingError` when every sampled token of a step has probability 1: nothing was scored.
+def refuse_certainty(parts: Sequence[tuple[Batch, Tensor]]) -> None:
+    """Raise `TrainingError` when every token of a response, or of a whole step, has probability 1: nothing was scored.
 
-    A failed request that is filled with zeros looks like this (METHOD section 4); fewer than 16 tokens may be certain.
+    `parts` are a step's batches with the teacher's log-probabilities (N,) of their targets. A failed request that is filled
+    with zeros looks like this (METHOD section 4). Short answers may be certain: where a teacher puts less than 6e-8 elsewhere,
+    float32 rounds its logarithm to 0. A response of 8 tokens without any doubt at all, or 16 tokens of a step, is no answer
+    of a model's.
     """
-    count = sum(part.numel() for part in parts)
-    if count >= CERTAIN and all(bool((part == 0).all()) for part in parts):
+    count = sum(scores.numel() for _, scores in parts)
+    if count >= CERTAIN_STEP and all(bool((scores == 0).all()) for _, scores in parts):
         raise TrainingError(
             f"the teacher gave probability 1 to all {count} tokens of a step; its answers were not scored, see its log"
         )
+    for batch, scores in parts:
+        _refuse_certain_responses(batch, scores)
+
+
+def _refuse_certain_responses(batch: Batch, scores: Tensor) -> None:
+    lengths = [len(rollout.response) for rollout in batch.rollouts]
+    if len(scores) != sum(lengths):
+        return
+    for rollout, part in zip(batch.rollouts, torch.split(scores == 0, lengths), strict=True):
+        if len(part) >= CERTAIN_RESPONSE and bool(part.all()):
+            raise TrainingError(
+                f"the teacher gave probability 1 to all {len(part)} tokens of a response to item {rollout.example.item_id} of "
+                f"{rollout.example.task}; its request was not scored, see the teacher's log"
+            )

@@ -13,7 +13,7 @@ import torch
 from harness.checkpoints import Loaded, load, weights_digest
 from harness.config import Model
 from harness.errors import ModelError, TrainingError
-from harness.logprobs import TeacherScores, Wanted, head_of, response_hidden, teacher_scores
+from harness.logprobs import TeacherScores, Wanted, check_head, head_of, response_hidden, teacher_scores
 from harness.rollouts import Batch
 
 
@@ -69,6 +69,7 @@ class TeacherShelf:
             self.held = None
             folder = self.checkpoint_of(spec)
             loaded = load(folder, spec, self.device)
+            check_head(loaded.model)
             check_same_rows(loaded.model, student.model)
             teacher = LocalTeacher(loaded.model, loaded.renderer.tokenizer, student.renderer.tokenizer)
             self.held = HeldTeacher(spec, weights_digest(folder), teacher)
