@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -228,6 +232,31 @@ def test_one_changed_weight_changes_the_digest_and_its_file_layout_does_not(stud
     assert weights_digest(tmp_path / "changed") != weights_digest(student_folder)
 
 
+def with_config(folder: Path, target: Path, **changes: Any) -> Path:
+    """Return a copy of a checkpoint whose config.json says something else, with the same weights."""
+    shutil.copytree(folder, target)
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(config | changes))
+    return target
+
+
+def test_the_same_tensors_under_another_configuration_are_another_model(
+    student_folder: Path, library: TaskLibrary, shared: SharedCells, generations: list[int], tmp_path: Path
+):
+    rotary = {"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}, "rms_norm_eps": 5.0}
+    other = with_config(student_folder, tmp_path / "other", **rotary)
+    moved = with_config(student_folder, tmp_path / "moved", transformers_version="4.0.0", dtype="bfloat16")
+    assert weights_digest(other) == weights_digest(student_folder)
+    tasks = settled(library, "tiny_weather")
+    here, there, again = (
+        evaluate(subject(folder), tasks, library, Evaluation(limit=2), shared)["tiny_weather"].summary["keys"]
+        for folder in (student_folder, other, moved)
+    )
+    assert generations == [2, 2]
+    assert here["generation"] == again["generation"] != there["generation"]
+    assert here["comparability"] == there["comparability"]
+
+
 def test_other_settings_of_a_generation_are_other_cells(
     student_folder: Path, library: TaskLibrary, shared: SharedCells, generations: list[int]
 ):
@@ -258,9 +287,9 @@ def test_another_version_of_a_library_is_another_cell(
 ):
     (task,) = settled(library, "tiny_weather")
     here, docs = keys.version, task.test_docs(1)
-    found = [make_keys(task, docs, ["say 1"], "w", 0, {})]
+    found = [make_keys(task, docs, ["say 1"], "w", "c", 0, {})]
     monkeypatch.setattr(keys, "version", lambda name: "99" if name == package else here(name))
-    found.append(make_keys(task, docs, ["say 1"], "w", 0, {}))
+    found.append(make_keys(task, docs, ["say 1"], "w", "c", 0, {}))
     assert found[0].generation != found[1].generation
     assert found[0].comparability != found[1].comparability
     assert found[0].grading == found[1].grading
@@ -273,7 +302,7 @@ def grading_key(folder: Path, **changes: Any) -> str:
     docs = {"train": [DOC], "test": [{**DOC, "target": changes.pop("target", "1")}]}
     write_task(folder, docs=docs, **changes)
     task = TaskLibrary([folder]).load("made_up")
-    return make_keys(task, task.test_docs(), ["say 1"], "w", 0, {}).grading
+    return make_keys(task, task.test_docs(), ["say 1"], "w", "c", 0, {}).grading
 
 
 def test_another_grader_or_reference_is_another_grade_of_the_same_answer(tmp_path: Path):
@@ -287,6 +316,68 @@ def test_another_grader_or_reference_is_another_grade_of_the_same_answer(tmp_pat
     ]
     assert len(set(found)) == 5
     assert grading_key(tmp_path / "again") == found[0]
+
+
+OWN_METRIC = [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]
+CHOICES = {"output_type": "multiple_choice", "generation_kwargs": None, "doc_to_choice": "{{[target, prompt]}}"}
+
+
+def test_another_target_or_list_of_choices_is_another_grade_where_lm_eval_grades(tmp_path: Path):
+    plain = {"grader": None, "metric_list": OWN_METRIC, "metadata": {"version": 1.0}}
+    choice = {**plain, **CHOICES, "metric_list": [{**OWN_METRIC[0], "metric": "acc"}], "doc_to_target": 0}
+    found = [
+        grading_key(tmp_path / "plain", **plain),
+        grading_key(tmp_path / "target", **plain, doc_to_target="prompt"),
+        grading_key(tmp_path / "choice", **choice),
+        grading_key(tmp_path / "index", **{**choice, "doc_to_target": 1}),
+        grading_key(tmp_path / "choices", **{**choice, "doc_to_choice": "{{[prompt, target]}}"}),
+    ]
+    assert len(set(found)) == 5
+    assert grading_key(tmp_path / "again", **plain) == found[0]
+
+
+FUNCTIONS = """
+def agg(found):
+    return sum(found) / len(found)
+def kept(resps, docs):
+    return resps
+"""
+KEY_SCRIPT = """
+import sys
+from harness.lmeval.keys import grading_key
+from harness.lmeval.tasks import TaskLibrary
+task = TaskLibrary([sys.argv[1]]).load("made_up")
+print(grading_key(task, task.test_docs()))
+"""
+
+
+def with_functions(folder: Path) -> Path:
+    """Write a task in the shape of ifeval, with functions for aggregation and filter; return its folder."""
+    filters = [{"name": "f", "filter": [{"function": "custom", "filter_fn": "KEPT"}, {"function": "take_first"}]}]
+    listed = [{"metric": name, "aggregation": "AGG", "higher_is_better": True} for name in ("strict", "parsed")]
+    path = write_task(folder, filter_list=filters, metric_list=listed)
+    text = path.read_text().replace("AGG", "!function made_up_code.agg").replace("KEPT", "!function made_up_code.kept")
+    path.write_text(text)
+    code = folder / "made_up_code.py"
+    code.write_text(code.read_text() + FUNCTIONS)
+    return folder
+
+
+def test_functions_in_a_task_file_give_one_grading_key_in_all_processes_and_folders(tmp_path: Path):
+    folders = [with_functions(tmp_path / name) for name in ("one", "other")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", KEY_SCRIPT, str(folder)], env=environment, capture_output=True, text=True, check=True
+        ).stdout
+        for folder in folders
+    ]
+    task = TaskLibrary([folders[0]]).load("made_up")
+    here = keys.grading_key(task, task.test_docs())
+    assert found == [f"{here}\n"] * 2
+    (folders[1] / "made_up_code.py").write_text((folders[1] / "made_up_code.py").read_text().replace("sum", "max"))
+    changed = TaskLibrary([folders[1]]).load("made_up")
+    assert keys.grading_key(changed, changed.test_docs()) != here
 
 
 def test_a_corrected_reference_is_graded_anew_although_the_prompt_is_the_same(

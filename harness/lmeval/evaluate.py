@@ -9,11 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lm_eval.evaluator import simple_evaluate
 
+from harness.checkpoints import config_digest
 from harness.config import Chat, Evaluation
 from harness.engines.vllm import VLLMEngine
 from harness.errors import TaskError
@@ -37,6 +39,11 @@ class Subject:
     dtype: str
     device: str
     engine: VLLMEngine | None = None
+
+    @cached_property
+    def config(self) -> str:
+        """The digest of the checkpoint's model configuration."""
+        return config_digest(self.checkpoint)
 
 
 def evaluate(
@@ -98,7 +105,7 @@ def open_model(subject: Subject, settings: Evaluation, on_task: Callable[[str], 
 def _keys(subject: Subject, task: BenchTask, model: Answering, settings: Evaluation) -> Keys:
     docs = task.test_docs(settings.limit)
     asked = task.asked(docs, model.renderer)
-    return make_keys(task, docs, asked, subject.weights, settings.seed, model.made_with)
+    return make_keys(task, docs, asked, subject.weights, subject.config, settings.seed, model.made_with)
 
 
 def _stored(task: BenchTask, keys: Keys, settings: Evaluation, shared: SharedCells) -> Cell | None:
