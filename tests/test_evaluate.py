@@ -18,8 +18,10 @@ import pytest
 import torch
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
+from transformers import AutoTokenizer
 
-from harness.checkpoints import load, weights_digest
+from harness.chat import Renderer
+from harness.checkpoints import load, load_renderer, save, weights_digest
 from harness.comparability import differing
 from harness.config import Chat, Decoding, Evaluation, Suite
 from harness.engines.base import Completion, Sampling
@@ -27,7 +29,7 @@ from harness.errors import ModelError, TaskError
 from harness.foreign import evaluate_checkpoints, matrix_table
 from harness.lmeval import evaluate as evaluator
 from harness.lmeval import hf_model, keys
-from harness.lmeval.checks import settle_generation
+from harness.lmeval.checks import check_test_prompts, settle_generation
 from harness.lmeval.evaluate import Subject, evaluate
 from harness.lmeval.hf_model import HarnessHFLM
 from harness.lmeval.keys import Keys, make_keys
@@ -551,6 +553,31 @@ def test_a_prompt_that_would_be_cut_is_refused(student_folder: Path, library: Ta
         evaluate(subject(student_folder), tasks, library, Evaluation(limit=2), shared)
 
 
+def test_a_scored_text_that_would_be_cut_is_refused_by_the_evaluator_and_before_it(
+    student_folder: Path, shared: SharedCells, tmp_path: Path
+):
+    choice = {"grader": None, **CHOICES, "doc_to_target": 0, "metric_list": [{**OWN_METRIC[0], "metric": "acc"}]}
+    rows = [{"prompt": "x y z " * 100, "target": "a"}, {"prompt": "say", "target": "b"}]
+    write_task(tmp_path, docs={"train": rows, "test": rows}, metadata={"version": 1.0}, **choice)
+    library = TaskLibrary([tmp_path])
+    task, renderer = library.load("made_up"), load(student_folder, _spec(), "cpu").renderer
+    with pytest.raises(TaskError, match=r"task made_up: its longest prompt with a continuation .* context of 128"):
+        evaluate(subject(student_folder), [task], library, Evaluation(), shared)
+    with pytest.raises(TaskError, match=r"task made_up: its longest test prompt with a continuation .* context of 128"):
+        check_test_prompts([task], renderer, 128, None)
+    check_test_prompts([task], renderer, 2000, None)
+
+
+def test_a_scored_text_may_fill_the_context_and_its_last_token(student_folder: Path):
+    model: Any = HarnessHFLM(student_folder, CHATML, device="cpu", dtype="float32", batch_size=1, seed=0)
+    model._asked_by = {("", ""): "t"}
+    (score,) = model._loglikelihood_tokens([(("", ""), [5] * 120, [6] * 9)], disable_tqdm=True)
+    assert np.isfinite(score[0])
+    with pytest.raises(TaskError, match="has 130 tokens and would be cut to the 129"):
+        model._loglikelihood_tokens([(("", ""), [5] * 120, [6] * 10)], disable_tqdm=True)
+    assert len(model._loglikelihood_tokens([(None, [5] * 128, [6])], disable_tqdm=True)) == 1
+
+
 def test_generation_settings_that_would_be_ignored_are_refused(
     student_folder: Path, shared: SharedCells, tmp_path: Path
 ):
@@ -573,6 +600,33 @@ def test_requests_with_other_settings_are_answered_with_their_own(student_folder
 
     model.generate_until([Request(0, 3), Request(1, 5), Request(2, 3)])
     assert [model.answers["t", i][0].tokens for i in range(3)] == [3, 5, 3]
+
+
+def test_a_tokenizer_that_merges_otherwise_is_another_one_and_a_saved_one_the_same(
+    student_folder: Path, tmp_path: Path
+):
+    here = load(student_folder, _spec(), "cpu")
+    save(here, tmp_path / "saved")
+    shutil.copytree(student_folder, tmp_path / "merges")
+    file = tmp_path / "merges" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"]["merges"].reverse()
+    file.write_text(json.dumps(content))
+    saved, merges = (load_renderer(tmp_path / name, _spec()).fingerprint() for name in ("saved", "merges"))
+    assert merges != here.renderer.fingerprint() == saved
+    before = here.renderer.fingerprint()
+    here.renderer.tokenizer(["a", "bb ccc"], padding=True, truncation=True, max_length=2)
+    assert here.renderer.fingerprint() == before
+
+
+def test_a_tokenizer_without_a_padding_token_is_the_same_when_saved(student_folder: Path, tmp_path: Path):
+    tokenizer = AutoTokenizer.from_pretrained(student_folder)
+    tokenizer.pad_token = None
+    chat = Chat(template="chatml", stop=("<|im_end|>",))
+    first = Renderer(tokenizer, chat)
+    tokenizer.save_pretrained(tmp_path)
+    again = Renderer(AutoTokenizer.from_pretrained(tmp_path), chat)
+    assert again.fingerprint() == first.fingerprint()
 
 
 def test_foreign_checkpoints_give_a_matrix_with_one_row_each(
