@@ -203,10 +203,13 @@ def test_answers_are_not_graded_against_another_question(student_folder: Path, s
     (task,) = settled(library, "made_up")
     cell = evaluate(subject(student_folder), [task], library, Evaluation(), shared)["made_up"]
     keys, docs = Keys(**cell.summary["keys"]), task.test_docs()
-    with pytest.raises(
-        TaskError, match=r"was given to another question than the item in its place asks now \('say 5'\)"
-    ):
-        regrade(task, docs[::-1], cell, keys)
+    recorded_none = Cell({k: v for k, v in cell.summary.items() if k != "questions"}, cell.samples)
+    parts = [{**doc, "prompt": doc["prompt"][:1]} for doc in docs]
+    for stored, asked in ((cell, docs[::-1]), (recorded_none, docs[::-1]), (cell, parts)):
+        with pytest.raises(TaskError, match=r"were given to other questions than the items in their places ask now"):
+            regrade(task, asked, stored, keys)
+    for stored in (cell, recorded_none):
+        assert regrade(task, docs, stored, keys).summary["questions"] == cell.summary["questions"]
     with pytest.raises(TaskError, match="6 items have stored answers and its test split has 5 now"):
         regrade(task, docs[:5], cell, keys)
 

@@ -81,9 +81,9 @@ class Answering:
         longest, text = max(whole, key=lambda each: each[0], default=(0, ("", "")))
         if longest > (room := self.max_length + self.beyond_context):
             raise TaskError(
-                f"task {self._asked_by[text]}: its longest prompt with a continuation has {longest} tokens and would be cut to "
-                f"the {room} that a model with a context of {self.max_length} scores; ask for fewer few-shot examples, or take a "
-                "model with more context"
+                f"task {self._asked_by[text]}: its longest prompt with a continuation has {longest} tokens and would be cut "
+                f"to the {room} that a context of {self.max_length} scores; ask for fewer few-shot examples, or take a model "
+                "with more context"
             )
         stock: Any = super()
         return stock._loglikelihood_tokens(requests, *args, **kwargs)

@@ -22,7 +22,7 @@ from harness.errors import TaskError
 from harness.lmeval.answering import Answering
 from harness.lmeval.hf_model import HarnessHFLM
 from harness.lmeval.keys import Keys, make_keys
-from harness.lmeval.regrade import regrade
+from harness.lmeval.regrade import questions_digest, regrade
 from harness.lmeval.scoring import first_grades, sample_rows, summarise
 from harness.lmeval.shared import Cell, SharedCells
 from harness.lmeval.tasks import FEWSHOT_SEED, BenchTask, TaskLibrary
@@ -138,7 +138,9 @@ def _evaluate_tasks(
         grades, seconds = first_grades(logged[task.name]), per_row * len(rows)
         if not task.generates:
             model.on_task(name)
-        yield name, Cell(summarise(task, rows, grades, keys[name], weights, settings.seed, seconds), rows)
+        summary = summarise(task, rows, grades, keys[name], weights, settings.seed, seconds)
+        asked = {"questions": questions_digest(task, task.test_docs(settings.limit))} if task.generates else {}
+        yield name, Cell({**summary, **asked}, rows)
 
 
 def _logged_samples(
