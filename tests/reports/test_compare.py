@@ -303,6 +303,18 @@ def test_csv_on_standard_output_is_nothing_but_csv(two: list[Path], tmp_path: Pa
 
 
 @pytest.mark.parametrize(
+    ("kind", "told"), [("csv", "claim,start,"), ("markdown", "# Claims"), ("latex", r"\caption{Claims}")]
+)
+def test_verdicts_are_printed_in_the_format_that_is_asked_for(
+    kind: str, told: str, two: list[Path], monkeypatch: Any, capsys: Any
+):
+    code, shown, _ = call(monkeypatch, capsys, *map(str, two), "--format", kind, "--claims", "aopd")
+    assert code == 0
+    assert told in shown
+    assert "not resolved" in shown[shown.index(told) :]
+
+
+@pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["--format", "html"], "--format html: expected one of markdown, csv, latex"),
