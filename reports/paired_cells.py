@@ -16,7 +16,8 @@ from harness.comparability import differing
 from harness.errors import RunError
 from harness.stats import differences
 from harness.store import cell_name
-from reports.frames import Cell, describe_cell, what_differs
+from reports.frames import Cell
+from reports.mending import describe_cell, what_differs
 from reports.runs import RunDir, read_json
 
 ITEM_KEYS = {"prompts", "grading"}  # the fields of comparability that hold which items there are
