@@ -15,7 +15,7 @@ import pandas as pd
 
 from harness import drift
 from harness.bench import Bench, sampled_cells
-from harness.checkpoints import load, weights_digest
+from harness.checkpoints import config_digest, load, weights_digest
 from harness.config import digest
 from harness.errors import RunError
 from harness.lmeval.evaluate import Subject, evaluate
@@ -95,7 +95,7 @@ class Assessment:
         assert self.settings.drift is not None
         started = time.perf_counter()
         start = self.bench.weights["start"]
-        same = subject.weights == start
+        same = subject.weights == start and subject.config == config_digest(self.bench.start)
         with preserved_random_state():
             rows = drift.measure(
                 self.bench.start, subject.checkpoint, self.suite.student, self.bench.device, self.answers, same
@@ -133,7 +133,8 @@ class Assessment:
         versions = [version(name) for name in PACKAGES]
         made_with = [self.bench.device, self.suite.student.dtype, self.settings.batch_size, versions]
         settings = [self.settings.drift.model_dump(), self.settings.seed, budgets]
-        return digest([self.bench.weights["start"], renderer, dict(asked), settings, made_with])
+        model = [self.bench.weights["start"], config_digest(self.bench.start)]
+        return digest([model, renderer, dict(asked), settings, made_with])
 
     def _generating(self) -> Iterator[BenchTask]:
         """The tasks whose prompts the start answers: of groups, which may be many, none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,12 @@ class Renderer:
         return [*self.tokenizer.encode(text, add_special_tokens=False), self.stop_ids[0]]
 
     def fingerprint(self) -> str:
-        """Return a digest of the vocabulary and the stop tokens; a mended tokenizer is another one."""
-        return digest([sorted(self.tokenizer.get_vocab().items()), self.stop_ids])
+        """Return a digest of all that makes ids of a text, and of the stop tokens; a mended tokenizer is another one."""
+        if (backend := getattr(self.tokenizer, "backend_tokenizer", None)) is None:
+            return digest([sorted(self.tokenizer.get_vocab().items()), self.stop_ids])
+        parts = json.loads(backend.to_str())
+        # Whoever pads a batch leaves these behind.
+        return digest([{**parts, "truncation": None, "padding": None}, self.stop_ids])
 
     @cached_property
     def identity(self) -> str:

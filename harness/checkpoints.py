@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,12 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from harness.chat import Renderer
-from harness.config import Model
+from harness.config import Model, digest
 from harness.errors import ModelError
 
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
+# Of a config.json: where it came from, and what the harness decides itself.
+NOT_COMPUTED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,15 @@ def weights_digest(folder: Path) -> str:
     return hashlib.sha256("\n".join(tensors).encode()).hexdigest()[:16]
 
 
+def config_digest(folder: Path) -> str:
+    """Return 16 hexadecimal digits of what a checkpoint's model computes with its weights: rotary base, norms, tied layers.
+
+    The file is read as transformers reads it, so that an older writer's names for the same settings change nothing.
+    """
+    with _readable(folder):
+        return digest(_computed(AutoConfig.from_pretrained(folder).to_dict()))
+
+
 @contextmanager
 def _readable(folder: Path) -> Generator[None]:
     try:
@@ -82,6 +93,11 @@ def _readable(folder: Path) -> Generator[None]:
         raise
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: not a causal language model with a tokenizer ({error})") from error
+
+
+def _computed(config: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {str(name): value for name, value in config.items() if name not in NOT_COMPUTED}
+    return {name: _computed(value) if isinstance(value, Mapping) else value for name, value in kept.items()}
 
 
 def _tensor_digests(path: Path) -> list[str]:

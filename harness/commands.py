@@ -163,7 +163,7 @@ def do_compare(
     if out:
         _name_files(write_comparison(compared, out, sentences))
     if files:
-        _judge(None if kind else console, files, methods, margin, out)
+        _judge(console, files, methods, margin, out, kind)
 
 
 def read_claim_files(names: Sequence[str]) -> list[ClaimFile]:
@@ -189,14 +189,21 @@ def report_claims(
 
 
 def _judge(
-    console: Console | None, files: Sequence[ClaimFile], methods: Sequence[Method], margin: float, folder: Path | None
+    console: Console,
+    files: Sequence[ClaimFile],
+    methods: Sequence[Method],
+    margin: float,
+    folder: Path | None,
+    kind: str | None = None,
 ) -> None:
-    """Judge claims on methods, print the verdicts where there is a console, and write them where there is a folder."""
+    """Judge claims on methods, print the verdicts, in a format where one is named, and write them where there is a folder."""
     from reports.claims_judge import verdicts
-    from reports.claims_views import print_verdicts, write_verdicts
+    from reports.claims_views import print_verdicts, rendered_verdicts, write_verdicts
 
     found = verdicts([claim for file in files for claim in file.claims], methods, margin)
-    if console:
+    if kind:
+        typer.echo(f"\n{rendered_verdicts(found, files, kind)}")
+    else:
         print_verdicts(console, found)
     if folder:
         _name_files(write_verdicts(found, files, folder))

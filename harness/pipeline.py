@@ -35,7 +35,7 @@ def run(spec: RunSpec, report: Report = silent) -> Path:
         manifest = {**bench.describe(), **session, "sessions": [], "finished": None}
         store.refuse_another(manifest)
         bench.check()
-        store.start({**manifest, "overlap": bench.overlap()})
+        store.start({**manifest, "overlap": bench.overlap(), "start_checkpoint": str(bench.start)})
         store.update_manifest(lambda found: {**found, "sessions": [*found["sessions"], session]})
         checkpoint = bench.start
         bench.weights["start"] = weights_digest(checkpoint)

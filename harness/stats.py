@@ -94,9 +94,12 @@ def item_interval(differences: ArrayLike, seed: int = 0, resamples: int = 9999, 
 def flips(before: pd.Series, after: pd.Series) -> Flips:
     """Count items lost and gained between two evaluations, scores indexed by item; right is a score of 1.
 
+    An item without a score (nan) in either is neither right nor wrong, and not counted.
     Raises `ValueError` where the items are not the same, because a paired figure over other items is no figure.
     """
     left, right = _paired(before, after)
+    known = left.notna() & right.notna()
+    left, right = left[known], right[known]
     was, is_ = left >= 1, right >= 1
     return Flips(int((was & ~is_).sum()), int((~was & is_).sum()), len(left))
 
@@ -108,8 +111,10 @@ def differences(before: pd.Series, after: pd.Series) -> pd.Series:
 
 
 def variances(by_seed: Sequence[ArrayLike]) -> Variances:
-    """Return the variance of per-item differences by its source, one array of items per seed."""
+    """Return the variance of per-item differences by its source, one array of items per seed; nan for a single item."""
     arrays = [_known(values) for values in by_seed]
+    if any(len(array) < 2 for array in arrays):
+        return Variances(math.nan, math.nan)
     within = float(np.mean([array.var(ddof=1) / len(array) for array in arrays]))
     if len(arrays) < 2:
         return Variances(within, math.nan)
@@ -119,7 +124,7 @@ def variances(by_seed: Sequence[ArrayLike]) -> Variances:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return Holm's step-down p values, `max_{k<=i} min(1, (m-k+1) p_(k))`; a nan stays one and does not count in m."""
     known = pd.Series(p_values, dtype=float).dropna().sort_values()
-    steps = known * range(len(known), 0, -1)
+    steps = known * np.arange(len(known), 0, -1)
     return list(steps.cummax().clip(upper=1).reindex(range(len(p_values))))
 
 
@@ -154,7 +159,8 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 
 def noise_floor(repeated: Sequence[float]) -> float:
     """Return the standard deviation of one score over evaluations that differ in the engine's seed alone; nan for one."""
-    return float(np.std(_known(repeated), ddof=1)) if len(repeated) > 1 else math.nan
+    known = _known(repeated)
+    return float(np.std(known, ddof=1)) if len(known) > 1 else math.nan
 
 
 def _standardised(n: int, alpha: float, power: float) -> float:

@@ -14,7 +14,7 @@ from harness.config import Strict
 from harness.errors import ConfigError
 from harness.suites import explain
 from reports.claims_grammar import Expression, parse
-from reports.claims_metrics import METRICS, PER_TASK
+from reports.claims_metrics import METRICS, PER_TASK, UNIT_OF
 
 FOLDER = Path(str(files("reports"))) / "claims"
 UNITS = {"points": 100.0, "nats": 1.0, "ratio": 1.0}  # how many of the unit make one of the metric's own
@@ -66,6 +66,8 @@ class ClaimEntry(Strict):
         named = [metric.name for metric in self.parsed.metrics] + ([self.matched] if self.matched else [])
         if unknown := [name for name in named if name not in METRICS]:
             raise ValueError(f"there is no metric {unknown[0]!r}; there are {', '.join(METRICS)}")
+        if (unit := self.parsed.unit(UNIT_OF)) != self.unit:
+            raise ValueError(f"the expression is in {unit} and unit is {self.unit}; give the unit {unit}")
         if not self.scope.tasks and (needing := [name for name in named if name in PER_TASK]):
             raise ValueError(f"metric {needing[0]!r} is of one task; give scope.tasks, for example [first] or [each]")
         if self.matched and len(self.parsed.adapters) != 2:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import pandas as pd
 
 LONGEST, LARGEST = 500, 1e6
+RATIO = "ratio"
 FORM = "expected one comparison by > or < of numbers, metric(adapter, name) and + - * /, for example metric(aopd, learned) > 0"
 
 
@@ -48,6 +49,10 @@ class Expression:
     def adapters(self) -> list[str]:
         """The adapters that the expression names, in order, each once."""
         return list(dict.fromkeys(metric.adapter for metric in self.metrics))
+
+    def unit(self, units: Mapping[str, str]) -> str:
+        """Return the effect's unit from those of the metrics; raises `ValueError` where it would mix several."""
+        return _alike(_unit(self.left, units), _unit(self.right, units))
 
     def effect(self, lookup: Lookup) -> pd.Series:
         """Return left minus right by seed, over the seeds that every metric has; what is not finite is left out."""
@@ -117,6 +122,45 @@ def _metrics(node: ast.expr) -> Iterator[Metric]:
     for found in ast.walk(node):
         if isinstance(found, ast.Call):
             yield _metric(found)
+
+
+def _unit(node: ast.expr, units: Mapping[str, str]) -> str:
+    """Return the unit of a part of an expression; empty for numbers, which take that of what they stand beside."""
+    match node:
+        case ast.Call():
+            return units[_metric(node).name]
+        case ast.UnaryOp(operand=operand):
+            return _unit(operand, units)
+        case ast.BinOp(left=left, op=op, right=right):
+            sides = _unit(left, units), _unit(right, units)
+            if isinstance(op, ast.Add | ast.Sub):
+                return _alike(*sides)
+            return _quotient(*sides) if isinstance(op, ast.Div) else _product(*sides)
+        case _:
+            return ""
+
+
+def _alike(left: str, right: str) -> str:
+    if left and right and left != right:
+        raise ValueError(f"it adds or compares {left} and {right}; give both sides the same unit")
+    return left or right
+
+
+def _product(left: str, right: str) -> str:
+    plain = [unit for unit in (left, right) if unit not in ("", RATIO)]
+    if len(plain) > 1:
+        raise ValueError(f"it multiplies {left} by {right}, which has no unit; multiply by numbers and ratios")
+    return plain[0] if plain else left or right
+
+
+def _quotient(left: str, right: str) -> str:
+    if right in ("", RATIO):
+        return left or right
+    if left != right:
+        raise ValueError(
+            f"it divides {left or 'a number'} by {right}, which has no unit; divide by the same unit, or by a number"
+        )
+    return RATIO
 
 
 def _value(node: ast.expr, lookup: Lookup) -> Value:

@@ -121,8 +121,31 @@ def _judged(found: Verdict, adjusted: float, tests: int) -> Verdict:
 def _at_places(entry: ClaimEntry, methods: Sequence[Method], margin: float) -> Iterator[Verdict]:
     starts = list(dict.fromkeys(method.first.start for method in methods))
     trained = list(dict.fromkeys(task for method in methods for task in method.stage_of))
+    _check_scope(entry, starts, methods)
     for place in places(entry, starts, trained):
         yield _verdict(entry, place, methods, margin)
+
+
+def _check_scope(entry: ClaimEntry, starts: Sequence[str], methods: Sequence[Method]) -> None:
+    """Raise `ConfigError` for a start, task or stage that no run has, which would leave a claim out without a word."""
+    named = [entry.scope.start, *(metric.start for metric in entry.parsed.metrics)]
+    _refuse_unknown(entry, "start", named, ["", "each", "pairs", "one", "other"], starts)
+    tasks = list(dict.fromkeys(task for method in methods for task in method.tasks))
+    _refuse_unknown(entry, "scope.tasks", entry.scope.tasks, ["first", "each"], tasks)
+    stages = [len(method.first.stages) for method in methods if method.first.adapter in entry.parsed.adapters]
+    if entry.scope.stage is not None and stages and entry.scope.stage > min(stages):
+        raise ConfigError(
+            f"claim {entry.name}: scope.stage is {entry.scope.stage}, and the runs have the stages 1 to {min(stages)}; name "
+            "one of them, or null for the last"
+        )
+
+
+def _refuse_unknown(
+    entry: ClaimEntry, key: str, named: Sequence[str], always: Sequence[str], known: Sequence[str]
+) -> None:
+    if unknown := [name for name in named if name not in (*always, *known)]:
+        there = ", ".join(name for name in known if name) or "none"
+        raise ConfigError(f"claim {entry.name}: {key} names {unknown[0]!r}, which no run has; the runs have {there}")
 
 
 def _verdict(entry: ClaimEntry, place: Place, methods: Sequence[Method], margin: float) -> Verdict:

@@ -27,6 +27,11 @@ TRAINING = {
 }
 RUN = {name: figure.formula for name, figure in FIGURES.items()}
 METRICS = {**PER_TASK, **TRAINING, **RUN}
+UNIT_OF = {
+    **dict.fromkeys([*PER_TASK, *TRAINING], "points"),
+    **dict.fromkeys(["entropy", "entropy_last"], "nats"),
+    **{name: "ratio" if figure.unit == "ratio" else "points" for name, figure in FIGURES.items()},
+}
 
 
 def metric_series(method: Method, name: str, task: str = "", stage: int | None = None) -> pd.Series:

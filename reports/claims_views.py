@@ -20,6 +20,7 @@ from reports.claims_judge import (
     Verdict,
     filled,
 )
+from reports.compare_views import latex_table
 from reports.page import Grid
 from reports.words import has_width, nats, nats_more, p_value, percent, points, resolved, with_interval
 
@@ -57,12 +58,21 @@ def print_verdicts(console: Console, found: Sequence[Verdict]) -> None:
 def write_verdicts(found: Sequence[Verdict], claims: Sequence[ClaimFile], folder: Path) -> list[Path]:
     """Write claims.md, with the rule of judgement, and claims.csv, in full precision, below `folder`; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    grid = verdicts_grid(found)
-    table = pd.DataFrame(list(grid.rows), columns=pd.Index(grid.header)).to_markdown(index=False, disable_numparse=True)
-    sources = "\n".join(f"- {file.title}: {file.source}" for file in claims)
-    (folder / "claims.md").write_text(f"# Claims\n\n{sources}\n\n{RULE}\n\n{table}\n", encoding="utf-8")
-    pd.DataFrame([_record(verdict) for verdict in found]).to_csv(folder / "claims.csv", index=False)
+    for name, kind in (("claims.md", "markdown"), ("claims.csv", "csv")):
+        (folder / name).write_text(rendered_verdicts(found, claims, kind), encoding="utf-8")
     return [folder / "claims.md", folder / "claims.csv"]
+
+
+def rendered_verdicts(found: Sequence[Verdict], claims: Sequence[ClaimFile], kind: str) -> str:
+    """Return the verdicts in one of the formats of a comparison."""
+    if kind == "csv":
+        return pd.DataFrame([_record(verdict) for verdict in found]).to_csv(index=False)
+    grid = verdicts_grid(found)
+    table = pd.DataFrame(list(grid.rows), columns=pd.Index(grid.header))
+    if kind == "latex":
+        return latex_table(table, grid.title)
+    sources = "\n".join(f"- {file.title}: {file.source}" for file in claims)
+    return f"# Claims\n\n{sources}\n\n{RULE}\n\n{table.to_markdown(index=False, disable_numparse=True)}\n"
 
 
 def said(verdict: Verdict) -> str:
@@ -137,7 +147,7 @@ def _record(verdict: Verdict) -> dict[str, object]:
 
 
 def _needed(verdict: Verdict) -> str:
-    """Write how many seeds would have resolved an effect of this size; nothing where a verdict was reached."""
-    if verdict.verdict != NOT_RESOLVED or verdict.effect.seeds < 2:
+    """Write how many seeds would have resolved an effect of this size; nothing where a verdict was reached or seeds agree."""
+    if verdict.verdict != NOT_RESOLVED or not has_width(verdict.effect):
         return "–"
     return f">{MOST_SEEDS}" if verdict.needed is None else str(verdict.needed)

@@ -13,6 +13,7 @@ from functools import cached_property
 import pandas as pd
 
 from harness.errors import RunError
+from harness.stats import t_interval
 from reports.compare_rows import (
     AVERAGE,
     BACKWARD,
@@ -31,6 +32,10 @@ from reports.methods import Method
 from reports.paired import compare_pairs, compare_values, noise_floor
 from reports.paired_cells import Pair, Side, Term, restriction
 from reports.words import plural
+
+OTHER_TASKS = (
+    "{base} and {other} end with other tasks, so they can forget other ones: forgetting and BWT are not compared."
+)
 
 
 @dataclass(frozen=True)
@@ -120,14 +125,23 @@ class Comparison:
     def _averages(self, method: Method) -> Iterator[Row]:
         learned = self._row(method, LEARNED, AVERAGE)
         yield learned
-        matched = how_matched(learned.difference.seeds, self.margin)
-        kept = [self._row(method, measure, "", matched) for measure in (FORGOTTEN, BACKWARD)]
-        yield from (row for row in kept if row.difference.seeds.seeds)
+        kept = [self._retention(method, measure, learned) for measure in (FORGOTTEN, BACKWARD)]
+        yield from (row for row in kept if row is not None and row.difference.seeds.seeds)
 
-    def _row(self, method: Method, measure: Measure, task: str, learning: str = "") -> Row:
+    def _retention(self, method: Method, measure: Measure, learned: Row) -> Row | None:
+        """Return what was kept, over seeds that the row of learning has; None where it is of other tasks on the two sides."""
+        by_seed = learned.difference.by_seed
+        pairs = [pair for pair in self.pairs(method, measure, AVERAGE) if pair.seed in by_seed.index]
+        if not same_tasks(pairs):
+            return None
+        found = compare_pairs(pairs, self.shared_items)
+        matched = how_matched(t_interval(by_seed.reindex(found.by_seed.index)), self.margin)
+        return Row(measure, "", self.base.name, method.name, found, matched, noise=noise_floor(pairs))
+
+    def _row(self, method: Method, measure: Measure, task: str) -> Row:
         pairs = self.pairs(method, measure, task or AVERAGE)
         found = compare_pairs(pairs, self.shared_items)
-        return Row(measure, task, self.base.name, method.name, found, learning, noise=noise_floor(pairs))
+        return Row(measure, task, self.base.name, method.name, found, noise=noise_floor(pairs))
 
     def _entropy(self, method: Method) -> Iterator[Row]:
         ours, theirs = (each.training("entropy", self.last(each)) for each in (self.base, method))
@@ -154,6 +168,8 @@ class Comparison:
             yield f"{self.base.name} and {method.name} differ in their seed: items are paired, seeds are not."
         if self.base.first.trains != method.first.trains:
             yield f"{self.base.name} and {method.name} were not trained on the same stages; tasks are compared by name."
+        if not same_tasks(self.pairs(method, BACKWARD, AVERAGE)):
+            yield OTHER_TASKS.format(base=self.base.name, other=method.name)
         others = [
             task for task in [*self.base.tasks, *method.tasks] if (task in self.base.tasks) != (task in method.tasks)
         ]
@@ -167,6 +183,11 @@ class Comparison:
             yield f"{method.name}: {len(fewer)} of {plural(len(rows), 'row')} leave out seeds that are not evaluated yet."
         if told := restriction(self.pairs(method, FINAL, AVERAGE)):
             yield f"Restricted to the items that both have: {told}; that their grader is the same was not checked."
+
+
+def same_tasks(pairs: Sequence[Pair]) -> bool:
+    """Whether both sides of every pair have terms of the same tasks, in whatever order these were trained."""
+    return all({t.task for t in pair.base.terms} == {t.task for t in pair.other.terms} for pair in pairs)
 
 
 @dataclass(frozen=True)

@@ -84,11 +84,13 @@ def markdown(compared: Comparison | Stages, sentences: Sequence[str] = ()) -> st
 
 def latex(compared: Comparison | Stages) -> str:
     """Return one booktabs table per method; it needs the package booktabs and nothing else."""
-    parts = [
-        table.to_latex(index=False, escape=True, column_format="l" + "r" * (table.shape[1] - 1), caption=_plain(title))
-        for title, table in tables(compared)
-    ]
-    text = "\n".join(parts)
+    return "\n".join(latex_table(table, title) for title, table in tables(compared))
+
+
+def latex_table(table: pd.DataFrame, title: str) -> str:
+    """Return a table of texts as LaTeX, in characters that pdflatex has."""
+    form = "l" + "r" * (table.shape[1] - 1)
+    text = table.to_latex(index=False, escape=True, column_format=form, caption=_plain(title))
     for sign, command in LATEX.items():
         text = text.replace(sign, command)
     return text

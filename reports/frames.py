@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.comparability import differing, in_words
 from harness.errors import RunError
 from harness.lmeval.overlap import Overlap
 from reports.drift import drift_frame, noise_frame
+from reports.mending import describe_cell, what_differs
 from reports.runs import RunDir, find_runs, read_json, read_lines, read_parquet
 
 IDENTITY = ["label", "suite", "adapter", "order", "start", "seed"]
@@ -254,30 +254,6 @@ def _check_comparable(cells: Sequence[Cell]) -> None:
                 f"{task} was evaluated under different conditions by {describe_cell(first[0])} and "
                 f"{describe_cell(second[0])}, so these cells cannot share a table: {what_differs(first[-1], second[-1])}"
             )
-
-
-def describe_cell(cell: Cell) -> str:
-    """Say which run and stage a cell is of, with its items and key."""
-    results = cell.results or {}
-    where = f"{cell.label} seed {cell.run.seed} after stage {cell.stage}"
-    return f"{where} (n = {results.get('n')}, key {results.get('keys', {}).get('comparability')})"
-
-
-def what_differs(one: Cell, other: Cell) -> str:
-    """Name the fields that differ, and the command that makes the cells comparable."""
-    fields = [(cell.results or {}).get("keys", {}).get("fields") or {} for cell in (one, other)]
-    found = differing(*fields) if all(fields) else {}
-    if set(found) == {"grading"}:
-        folders = " ".join(dict.fromkeys(str(cell.run.path) for cell in (one, other)))
-        return f"{in_words(found)} differs; grade both with today's grader: harness regrade {folders}"
-    said = f"{in_words(found)} differ" if found else "an earlier version did not record in what they differ"
-    checkpoints = " ".join(_checkpoint(cell) for cell in (one, other))
-    return f"{said}; evaluate both alike: harness evaluate --suite {one.run.suite} --checkpoints {checkpoints}"
-
-
-def _checkpoint(cell: Cell) -> str:
-    folder = cell.run.stage_path(cell.stage) / "train" / "checkpoint"
-    return str(folder) if cell.stage else f"<the start of {cell.run.path}>"
 
 
 def _step_rows(run: RunDir, label: str) -> Iterator[dict[str, Any]]:

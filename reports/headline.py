@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 
 from harness.stats import Interval
-from reports.compare import Comparison
-from reports.compare_rows import FORGOTTEN, LEARNED, MATCHED, Row
+from reports.compare import OTHER_TASKS, Comparison, same_tasks
+from reports.compare_rows import AVERAGE, BACKWARD, FORGOTTEN, LEARNED, MATCHED, Row
 from reports.frames import Frames
 from reports.methods import Method, methods_of
 from reports.words import has_width, percent, plural
@@ -55,13 +55,15 @@ def _told(compared: Comparison, other: Method) -> str:
     lost = rows.get(FORGOTTEN.name)
     parts = [f"{other.name} learned {_amount(learned)} than {base.name}"]
     after = ""
-    if lost is None:
+    if not same_tasks(compared.pairs(other, BACKWARD, AVERAGE)):
+        after = f" {OTHER_TASKS.format(base=base.name, other=other.name)}"
+    elif lost is None:
         several = min(compared.last(base), compared.last(other)) > 1
         after = " Forgetting is not known yet." if several else ""
     elif lost.learning == MATCHED:
-        parts.append(f"forgot {_amount(lost, unit=False)}")
+        parts.append(f"forgot {_amount(lost, unit=False)}{_counted(lost, learned)}")
     else:
-        after = _unmatched(lost, compared.margin)
+        after = _unmatched(lost, learned, compared.margin)
     return f"{' and '.join(parts)}; {_basis(learned)}.{after}"
 
 
@@ -72,6 +74,12 @@ def _amount(row: Row, *, unit: bool = True) -> str:
     low, high = (low, high) if more else (-high, -low)
     bracket = "" if math.isnan(low) else f" [{percent(low)},\u00a0{percent(high)}]"
     return f"{percent(abs(mean))}{' points' * unit} {'more' if more else 'less'}{bracket}"
+
+
+def _counted(row: Row, learned: Row) -> str:
+    """Say over how many seeds a row is, where the sentence counts others."""
+    seeds = row.difference.seeds.seeds
+    return "" if seeds == learned.difference.seeds.seeds else f" (over {plural(seeds, 'seed')})"
 
 
 def _interval(row: Row) -> Interval:
@@ -91,9 +99,9 @@ def _basis(row: Row) -> str:
     return f"{counted}{'; the difference in learning is not resolved from zero' * zero}"
 
 
-def _unmatched(row: Row, margin: float) -> str:
+def _unmatched(row: Row, learned: Row, margin: float) -> str:
     """Say why forgetting is not judged, and what was measured."""
     bound = f"±{100 * margin:g} points"
     one = row.difference.seeds.seeds == 1
     why = "one seed cannot show that learning matches" if one else f"learning is not shown to match within {bound}"
-    return f" It forgot {_amount(row)}, which is not judged: {why}."
+    return f" It forgot {_amount(row)}{_counted(row, learned)}, which is not judged: {why}."

@@ -8,8 +8,9 @@ interval is over seeds' differences, the bootstrap interval over items' differen
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,7 @@ from harness.stats import (
     variances,
 )
 from harness.stats import noise_floor as repeats
-from reports.paired_cells import Pair, check_pair, item_tables, restriction
+from reports.paired_cells import Pair, Side, check_pairs, item_tables, restriction
 
 NOTHING = t_interval([])
 UNKNOWN = Variances(math.nan, math.nan)
@@ -100,8 +101,7 @@ def compare_pairs(pairs: Sequence[Pair], shared_items: bool = False) -> Differen
     sides = ([pair.base.value for pair in pairs], [pair.other.value for pair in pairs])
     values = [pd.Series(side, index=index, dtype=float) for side in sides]
     complete = [pair for pair in pairs if not math.isnan(pair.base.value) and not math.isnan(pair.other.value)]
-    for pair in complete:
-        check_pair(pair, shared_items)
+    check_pairs(complete, shared_items)
     tables = item_tables(complete, shared_items)
     if not tables:
         return compare_values(*values)
@@ -115,18 +115,26 @@ def compare_pairs(pairs: Sequence[Pair], shared_items: bool = False) -> Differen
 def noise_floor(pairs: Sequence[Pair]) -> float:
     """Return the largest standard deviation of a score over evaluations of one model that differ in the engine's seed alone.
 
-    Looked for among all stages of the quantity's tasks; nan where no weights were evaluated twice. In 0..1.
+    Looked for among all stages of the quantity's tasks, and the start's own repeats (`evaluation.noise_floor`); nan where no
+    weights were evaluated twice. In 0..1.
     """
     scores: dict[tuple[str, str, str], dict[object, float]] = {}
     for pair in pairs:
         for side in (pair.base, pair.other):
-            for term in side.terms:
-                for stage in range(len(side.evaluations.run.stages) + 1):
-                    results = side.evaluations.cell(term.task, stage).results
-                    if results is not None and results.get("seed") is not None:
-                        key = (term.task, results["weights"], results["keys"]["comparability"])
-                        scores.setdefault(key, {})[results["seed"]] = results["score"]
+            for task, results in _evaluated(side):
+                if results.get("seed") is not None:
+                    key = (task, results["weights"], results["keys"]["comparability"])
+                    scores.setdefault(key, {})[results["seed"]] = results["score"]
     return max((repeats(list(found.values())) for found in scores.values() if len(found) > 1), default=math.nan)
+
+
+def _evaluated(side: Side) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield all results of a side's run on its tasks, the start's repeats among them."""
+    found = side.evaluations
+    for term in side.terms:
+        stages = (found.cell(term.task, stage).results for stage in range(len(found.run.stages) + 1))
+        yield from ((term.task, results) for results in stages if results is not None)
+        yield from ((term.task, results) for results in found.repeated(term.task))
 
 
 def _with_items(found: Difference, tables: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], binary: bool) -> Difference:

@@ -8,14 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from harness.comparability import differing
 from harness.errors import RunError
 from harness.stats import differences
-from reports.frames import Cell, describe_cell, what_differs
+from harness.store import cell_name
+from reports.frames import Cell
+from reports.mending import describe_cell, what_differs
 from reports.runs import RunDir, read_json, read_parquet
 
 ITEM_KEYS = {"prompts", "grading"}  # the fields of comparability that hold which items there are
@@ -73,6 +75,13 @@ class Evaluations:
         before = self._items(term.task, term.minus)
         return None if before is None else differences(before, values)
 
+    def repeated(self, task: str) -> list[dict[str, Any]]:
+        """Return the results of a task's further evaluations at the start, with other seeds of the engine."""
+        folder = self.run.stage_path(0) / "noise" / cell_name(task, self.profile)
+        found = [read_json(file) for file in sorted(folder.glob("*/results.json"))]
+        metric = (self.cell(task, 0).results or {}).get("metric")
+        return [results for results in found if results["metric"] == metric]
+
     def _score(self, task: str, stage: int) -> float:
         return float((self.cell(task, stage).results or {}).get("score", math.nan))
 
@@ -121,9 +130,9 @@ class Pair(NamedTuple):
     other: Side
 
 
-def check_pair(pair: Pair, shared_items: bool = False) -> None:
-    """Raise `RunError` where a cell of one side is not comparable with the other side's of the same task."""
-    for one, other in _partners(pair):
+def check_pairs(pairs: Sequence[Pair], shared_items: bool = False) -> None:
+    """Raise `RunError` where a cell is not comparable with the others of the same task: the other side's, the other seeds'."""
+    for one, other in _partners(pairs):
         cell, partner = one.cell, other.cell
         keys = [(each.results or {}).get("keys", {}) for each in (cell, partner)]
         if keys[0].get("comparability") == keys[1].get("comparability"):
@@ -140,33 +149,50 @@ def check_pair(pair: Pair, shared_items: bool = False) -> None:
 
 
 def restriction(pairs: Sequence[Pair]) -> str:
-    """Say to how many items of how many pairs are restricted, per task; empty where both sides have the same items."""
+    """Say to how many items of how many pairs are restricted, per task; empty where all sides have the same items."""
     told: dict[str, None] = {}
-    for pair in pairs:
-        for one, other in _partners(pair):
-            sets = (one.item_ids, other.item_ids)
-            if all(sets) and sets[0] != sets[1]:
-                both = len(sets[0] & sets[1])
-                told[f"{one.task}: {both} items in both, of {len(sets[0])} and {len(sets[1])}"] = None
+    for one, other in _partners(pairs):
+        sets = (one.item_ids, other.item_ids)
+        if all(sets) and sets[0] != sets[1]:
+            both = len(sets[0] & sets[1])
+            told[f"{one.task}: {both} items in both, of {len(sets[0])} and {len(sets[1])}"] = None
     return "; ".join(told)
 
 
 def item_tables(pairs: Sequence[Pair], shared: bool) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
-    """Return by task both sides' values, items (rows) by pairs (columns); empty where any answers were not kept."""
+    """Return by task both sides' values, items (rows) by pairs (columns); empty where any answers were not kept.
+
+    Both sides have terms of the same tasks, each in its own order.
+    """
     columns: dict[str, list[tuple[pd.Series, pd.Series]]] = {}
     for pair in pairs:
-        for here, there in zip(pair.base.terms, pair.other.terms, strict=True):
+        theirs = {term.task: term for term in pair.other.terms}
+        for here in pair.base.terms:
+            there = theirs[here.task]
             base, other = pair.base.evaluations.items(here), pair.other.evaluations.items(there)
             if base is None or other is None:
                 return {}
             if set(base.index) != set(other.index):
                 base, other = _restricted(pair, here, there, base, other, shared)
             columns.setdefault(here.task, []).append((base, other))
-    return {task: _aligned(found) for task, found in columns.items()}
+    return {task: _aligned(task, found, shared) for task, found in columns.items()}
 
 
-def _aligned(found: Sequence[tuple[pd.Series, pd.Series]]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Put the pairs side by side over the items that all of them have."""
+def _aligned(
+    task: str, found: Sequence[tuple[pd.Series, pd.Series]], shared: bool
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Put the pairs side by side over the items that all of them have; refuses other items unless asked to."""
+    items = [set(base.index) for base, _ in found]
+    both = set.intersection(*items)
+    if any(each != both for each in items) and not (shared and both):
+        raise RunError(
+            f"{task}: seeds share {len(both)} items of {' and '.join(map(str, sorted({len(each) for each in items})))}; "
+            + (
+                "compare those with --shared-items, or evaluate all seeds on the same items"
+                if both
+                else "nothing to pair"
+            )
+        )
     sides = [pd.concat([pair[side] for pair in found], axis=1, join="inner", keys=range(len(found))) for side in (0, 1)]
     return sides[0], sides[1].reindex(sides[0].index)
 
@@ -202,10 +228,11 @@ def _texts(side: Side, term: Term, items: pd.Index) -> pd.DataFrame:
     return samples.drop_duplicates("item_id").set_index("item_id").loc[items, ["prompt", "target"]]
 
 
-def _partners(pair: Pair) -> list[tuple[Seen, Seen]]:
-    """Return the base's first cell of each task beside every other cell of that task, of both sides."""
+def _partners(pairs: Sequence[Pair]) -> list[tuple[Seen, Seen]]:
+    """Return the first base's first cell of each task beside every other cell of that task, of all sides."""
     cells = [
         Seen(side.evaluations, term.task, stage)
+        for pair in pairs
         for side in (pair.base, pair.other)
         for term in side.terms
         for stage in (term.stage, term.minus)

@@ -20,6 +20,7 @@ from harness.spec import RunSpec
 from harness.store import read_cell
 from harness.suites import load_suite
 from tests.models import dense_logprobs, micro_suite, write_yaml
+from tests.test_evaluate import with_config
 from tests.test_pipeline import FOLDERS, aopd, changed_suite, control, manifest, opd, out  # noqa: F401
 
 
@@ -128,6 +129,24 @@ def test_a_run_that_lacks_a_measurement_gets_it_and_no_more(micro: Suite, out: P
     assert [stage["answers"] for stage in figures(spec.path)] == [stage["answers"] for stage in figures(control)]
     assert (spec.path / "stage_1_tiny_weather/train/done.json").stat().st_mtime_ns == before
     assert not [name for name in (tmp_path / "evaluations").iterdir() if name.is_dir() and "start-" not in name.name]
+
+
+def test_a_start_with_the_same_tensors_and_another_configuration_answers_itself(
+    micro: Suite, student_folder: Path, tmp_path: Path
+):
+    other = with_config(student_folder, tmp_path / "other", rms_norm_eps=5.0)
+    found = list[dict[str, Any]]()
+    for number, folder in enumerate((student_folder, other)):
+        pretrained = {
+            "kind": "pretrained",
+            "path": str(folder),
+            "dtype": "float32",
+            "chat": micro.student.chat.model_dump(),
+        }
+        suite = Suite.model_validate({**micro.model_dump(), "name": f"m{number}", "student": pretrained})
+        found.append(figures(run(RunSpec(suite, "none", 0, out=tmp_path)))[0])
+    assert found[0]["weights"] == found[1]["weights"]
+    assert found[0]["answers"] != found[1]["answers"]
 
 
 def test_a_suite_can_turn_it_off_and_others_keep_their_hash(tmp_path: Path):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +18,10 @@ import pytest
 import torch
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
+from transformers import AutoTokenizer
 
-from harness.checkpoints import load, weights_digest
+from harness.chat import Renderer
+from harness.checkpoints import load, load_renderer, save, weights_digest
 from harness.comparability import differing
 from harness.config import Chat, Decoding, Evaluation, Suite
 from harness.engines.base import Completion, Sampling
@@ -23,7 +29,7 @@ from harness.errors import ModelError, TaskError
 from harness.foreign import evaluate_checkpoints, matrix_table
 from harness.lmeval import evaluate as evaluator
 from harness.lmeval import hf_model, keys
-from harness.lmeval.checks import settle_generation
+from harness.lmeval.checks import check_test_prompts, settle_generation
 from harness.lmeval.evaluate import Subject, evaluate
 from harness.lmeval.hf_model import HarnessHFLM
 from harness.lmeval.keys import Keys, make_keys
@@ -197,10 +203,13 @@ def test_answers_are_not_graded_against_another_question(student_folder: Path, s
     (task,) = settled(library, "made_up")
     cell = evaluate(subject(student_folder), [task], library, Evaluation(), shared)["made_up"]
     keys, docs = Keys(**cell.summary["keys"]), task.test_docs()
-    with pytest.raises(
-        TaskError, match=r"was given to another question than the item in its place asks now \('say 5'\)"
-    ):
-        regrade(task, docs[::-1], cell, keys)
+    recorded_none = Cell({k: v for k, v in cell.summary.items() if k != "questions"}, cell.samples)
+    parts = [{**doc, "prompt": doc["prompt"][:1]} for doc in docs]
+    for stored, asked in ((cell, docs[::-1]), (recorded_none, docs[::-1]), (cell, parts)):
+        with pytest.raises(TaskError, match=r"were given to other questions than the items in their places ask now"):
+            regrade(task, asked, stored, keys)
+    for stored in (cell, recorded_none):
+        assert regrade(task, docs, stored, keys).summary["questions"] == cell.summary["questions"]
     with pytest.raises(TaskError, match="6 items have stored answers and its test split has 5 now"):
         regrade(task, docs[:5], cell, keys)
 
@@ -226,6 +235,31 @@ def test_one_changed_weight_changes_the_digest_and_its_file_layout_does_not(stud
         next(iter(loaded.model.parameters())).view(-1)[0] += 1e-3
     loaded.model.save_pretrained(tmp_path / "changed")
     assert weights_digest(tmp_path / "changed") != weights_digest(student_folder)
+
+
+def with_config(folder: Path, target: Path, **changes: Any) -> Path:
+    """Return a copy of a checkpoint whose config.json says something else, with the same weights."""
+    shutil.copytree(folder, target)
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(config | changes))
+    return target
+
+
+def test_the_same_tensors_under_another_configuration_are_another_model(
+    student_folder: Path, library: TaskLibrary, shared: SharedCells, generations: list[int], tmp_path: Path
+):
+    rotary = {"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}, "rms_norm_eps": 5.0}
+    other = with_config(student_folder, tmp_path / "other", **rotary)
+    moved = with_config(student_folder, tmp_path / "moved", transformers_version="4.0.0", dtype="bfloat16")
+    assert weights_digest(other) == weights_digest(student_folder)
+    tasks = settled(library, "tiny_weather")
+    here, there, again = (
+        evaluate(subject(folder), tasks, library, Evaluation(limit=2), shared)["tiny_weather"].summary["keys"]
+        for folder in (student_folder, other, moved)
+    )
+    assert generations == [2, 2]
+    assert here["generation"] == again["generation"] != there["generation"]
+    assert here["comparability"] == there["comparability"]
 
 
 def test_other_settings_of_a_generation_are_other_cells(
@@ -258,9 +292,9 @@ def test_another_version_of_a_library_is_another_cell(
 ):
     (task,) = settled(library, "tiny_weather")
     here, docs = keys.version, task.test_docs(1)
-    found = [make_keys(task, docs, ["say 1"], "w", 0, {})]
+    found = [make_keys(task, docs, ["say 1"], "w", "c", 0, {})]
     monkeypatch.setattr(keys, "version", lambda name: "99" if name == package else here(name))
-    found.append(make_keys(task, docs, ["say 1"], "w", 0, {}))
+    found.append(make_keys(task, docs, ["say 1"], "w", "c", 0, {}))
     assert found[0].generation != found[1].generation
     assert found[0].comparability != found[1].comparability
     assert found[0].grading == found[1].grading
@@ -273,7 +307,7 @@ def grading_key(folder: Path, **changes: Any) -> str:
     docs = {"train": [DOC], "test": [{**DOC, "target": changes.pop("target", "1")}]}
     write_task(folder, docs=docs, **changes)
     task = TaskLibrary([folder]).load("made_up")
-    return make_keys(task, task.test_docs(), ["say 1"], "w", 0, {}).grading
+    return make_keys(task, task.test_docs(), ["say 1"], "w", "c", 0, {}).grading
 
 
 def test_another_grader_or_reference_is_another_grade_of_the_same_answer(tmp_path: Path):
@@ -287,6 +321,68 @@ def test_another_grader_or_reference_is_another_grade_of_the_same_answer(tmp_pat
     ]
     assert len(set(found)) == 5
     assert grading_key(tmp_path / "again") == found[0]
+
+
+OWN_METRIC = [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]
+CHOICES = {"output_type": "multiple_choice", "generation_kwargs": None, "doc_to_choice": "{{[target, prompt]}}"}
+
+
+def test_another_target_or_list_of_choices_is_another_grade_where_lm_eval_grades(tmp_path: Path):
+    plain = {"grader": None, "metric_list": OWN_METRIC, "metadata": {"version": 1.0}}
+    choice = {**plain, **CHOICES, "metric_list": [{**OWN_METRIC[0], "metric": "acc"}], "doc_to_target": 0}
+    found = [
+        grading_key(tmp_path / "plain", **plain),
+        grading_key(tmp_path / "target", **plain, doc_to_target="prompt"),
+        grading_key(tmp_path / "choice", **choice),
+        grading_key(tmp_path / "index", **{**choice, "doc_to_target": 1}),
+        grading_key(tmp_path / "choices", **{**choice, "doc_to_choice": "{{[prompt, target]}}"}),
+    ]
+    assert len(set(found)) == 5
+    assert grading_key(tmp_path / "again", **plain) == found[0]
+
+
+FUNCTIONS = """
+def agg(found):
+    return sum(found) / len(found)
+def kept(resps, docs):
+    return resps
+"""
+KEY_SCRIPT = """
+import sys
+from harness.lmeval.keys import grading_key
+from harness.lmeval.tasks import TaskLibrary
+task = TaskLibrary([sys.argv[1]]).load("made_up")
+print(grading_key(task, task.test_docs()))
+"""
+
+
+def with_functions(folder: Path) -> Path:
+    """Write a task in the shape of ifeval, with functions for aggregation and filter; return its folder."""
+    filters = [{"name": "f", "filter": [{"function": "custom", "filter_fn": "KEPT"}, {"function": "take_first"}]}]
+    listed = [{"metric": name, "aggregation": "AGG", "higher_is_better": True} for name in ("strict", "parsed")]
+    path = write_task(folder, filter_list=filters, metric_list=listed)
+    text = path.read_text().replace("AGG", "!function made_up_code.agg").replace("KEPT", "!function made_up_code.kept")
+    path.write_text(text)
+    code = folder / "made_up_code.py"
+    code.write_text(code.read_text() + FUNCTIONS)
+    return folder
+
+
+def test_functions_in_a_task_file_give_one_grading_key_in_all_processes_and_folders(tmp_path: Path):
+    folders = [with_functions(tmp_path / name) for name in ("one", "other")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", KEY_SCRIPT, str(folder)], env=environment, capture_output=True, text=True, check=True
+        ).stdout
+        for folder in folders
+    ]
+    task = TaskLibrary([folders[0]]).load("made_up")
+    here = keys.grading_key(task, task.test_docs())
+    assert found == [f"{here}\n"] * 2
+    (folders[1] / "made_up_code.py").write_text((folders[1] / "made_up_code.py").read_text().replace("sum", "max"))
+    changed = TaskLibrary([folders[1]]).load("made_up")
+    assert keys.grading_key(changed, changed.test_docs()) != here
 
 
 def test_a_corrected_reference_is_graded_anew_although_the_prompt_is_the_same(
@@ -460,6 +556,31 @@ def test_a_prompt_that_would_be_cut_is_refused(student_folder: Path, library: Ta
         evaluate(subject(student_folder), tasks, library, Evaluation(limit=2), shared)
 
 
+def test_a_scored_text_that_would_be_cut_is_refused_by_the_evaluator_and_before_it(
+    student_folder: Path, shared: SharedCells, tmp_path: Path
+):
+    choice = {"grader": None, **CHOICES, "doc_to_target": 0, "metric_list": [{**OWN_METRIC[0], "metric": "acc"}]}
+    rows = [{"prompt": "x y z " * 100, "target": "a"}, {"prompt": "say", "target": "b"}]
+    write_task(tmp_path, docs={"train": rows, "test": rows}, metadata={"version": 1.0}, **choice)
+    library = TaskLibrary([tmp_path])
+    task, renderer = library.load("made_up"), load(student_folder, _spec(), "cpu").renderer
+    with pytest.raises(TaskError, match=r"task made_up: its longest prompt with a continuation .* context of 128"):
+        evaluate(subject(student_folder), [task], library, Evaluation(), shared)
+    with pytest.raises(TaskError, match=r"task made_up: its longest test prompt with a continuation .* context of 128"):
+        check_test_prompts([task], renderer, 128, None)
+    check_test_prompts([task], renderer, 2000, None)
+
+
+def test_a_scored_text_may_fill_the_context_and_its_last_token(student_folder: Path):
+    model: Any = HarnessHFLM(student_folder, CHATML, device="cpu", dtype="float32", batch_size=1, seed=0)
+    model._asked_by = {("", ""): "t"}
+    (score,) = model._loglikelihood_tokens([(("", ""), [5] * 120, [6] * 9)], disable_tqdm=True)
+    assert np.isfinite(score[0])
+    with pytest.raises(TaskError, match="has 130 tokens and would be cut to the 129"):
+        model._loglikelihood_tokens([(("", ""), [5] * 120, [6] * 10)], disable_tqdm=True)
+    assert len(model._loglikelihood_tokens([(None, [5] * 128, [6])], disable_tqdm=True)) == 1
+
+
 def test_generation_settings_that_would_be_ignored_are_refused(
     student_folder: Path, shared: SharedCells, tmp_path: Path
 ):
@@ -482,6 +603,33 @@ def test_requests_with_other_settings_are_answered_with_their_own(student_folder
 
     model.generate_until([Request(0, 3), Request(1, 5), Request(2, 3)])
     assert [model.answers["t", i][0].tokens for i in range(3)] == [3, 5, 3]
+
+
+def test_a_tokenizer_that_merges_otherwise_is_another_one_and_a_saved_one_the_same(
+    student_folder: Path, tmp_path: Path
+):
+    here = load(student_folder, _spec(), "cpu")
+    save(here, tmp_path / "saved")
+    shutil.copytree(student_folder, tmp_path / "merges")
+    file = tmp_path / "merges" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"]["merges"].reverse()
+    file.write_text(json.dumps(content))
+    saved, merges = (load_renderer(tmp_path / name, _spec()).fingerprint() for name in ("saved", "merges"))
+    assert merges != here.renderer.fingerprint() == saved
+    before = here.renderer.fingerprint()
+    here.renderer.tokenizer(["a", "bb ccc"], padding=True, truncation=True, max_length=2)
+    assert here.renderer.fingerprint() == before
+
+
+def test_a_tokenizer_without_a_padding_token_is_the_same_when_saved(student_folder: Path, tmp_path: Path):
+    tokenizer = AutoTokenizer.from_pretrained(student_folder)
+    tokenizer.pad_token = None
+    chat = Chat(template="chatml", stop=("<|im_end|>",))
+    first = Renderer(tokenizer, chat)
+    tokenizer.save_pretrained(tmp_path)
+    again = Renderer(AutoTokenizer.from_pretrained(tmp_path), chat)
+    assert again.fingerprint() == first.fingerprint()
 
 
 def test_foreign_checkpoints_give_a_matrix_with_one_row_each(

@@ -75,6 +75,17 @@ def test_items_that_are_not_the_same_are_refused():
         flips(pd.Series([1.0, 0.0], index=["a", "a"]), pd.Series([1.0, 0.0], index=["a", "a"]))
 
 
+def test_an_item_without_a_score_is_neither_lost_nor_gained():
+    index = list("abc")
+    assert flips(pd.Series([1, math.nan, 0.0], index), pd.Series([math.nan, 1, 1.0], index)) == (0, 1, 1)
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_too_little_to_vary_is_nan_without_a_warning():
+    assert all(map(math.isnan, (*variances([[1.0], [0.5]]), *variances([[1.0]]), noise_floor([0.1, math.nan]))))
+    assert holm([0.01, math.nan, 0.04])[::2] == [0.02, 0.04]
+
+
 def test_holm_is_statsmodels_and_leaves_nan_out():
     values = [0.01, 0.04, 0.03, 0.005]
     peer: Any = multipletests(values, method="holm")[1]

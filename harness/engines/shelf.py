@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from harness.checkpoints import config_digest
 from harness.config import Suite
 from harness.engines.vllm import Place, VLLMEngine, check_vllm
 
@@ -15,6 +16,7 @@ class EngineShelf:
         self.suite = suite
         self.place = Place(device, suite.student.dtype, suite.threads, log)
         self.held: VLLMEngine | None = None
+        self.config = ""
 
     def check(self) -> None:
         """Raise `ConfigError` where the backend is not installed."""
@@ -22,9 +24,16 @@ class EngineShelf:
             check_vllm(self.place.device)
 
     def take(self, checkpoint: Path) -> VLLMEngine | None:
-        """Return the engine, started on `checkpoint` where it does not run yet; None where the backend needs none."""
-        if self.suite.backend == "vllm" and self.held is None:
-            self.held = VLLMEngine(checkpoint, self.suite.vllm, self.place)
+        """Return the engine, started on `checkpoint` where none runs for its configuration; None where the backend needs none.
+
+        vLLM takes the weights of another architecture in part, without a word: such a checkpoint gets an engine of its own.
+        """
+        if self.suite.backend != "vllm":
+            return None
+        config = config_digest(checkpoint)
+        if self.held is None or config != self.config:
+            self.close()
+            self.held, self.config = VLLMEngine(checkpoint, self.suite.vllm, self.place), config
         return self.held
 
     def close(self) -> None:

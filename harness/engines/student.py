@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
@@ -15,6 +18,7 @@ from harness.engines.base import Completion, Sampling
 from harness.engines.vllm import VLLMEngine
 
 SHARED_MEMORY = Path("/dev/shm")
+PREFIX = "harness-weights-"
 
 
 class StudentEngine:
@@ -25,11 +29,14 @@ class StudentEngine:
 
     def __init__(self, engine: VLLMEngine, model: Any) -> None:
         self.engine, self.model = engine, model
+        _clear_after_killed()
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
         """Hand the weights over, then return completions; see `Engine`."""
         weights = whole_weights(self.model)
-        with tempfile.TemporaryDirectory(dir=_roomy(weights), prefix="harness-weights-") as folder:
+        with tempfile.TemporaryDirectory(
+            dir=_roomy(weights), prefix=f"{PREFIX}{_namespace()}-{os.getpid()}-"
+        ) as folder:
             self.model.save_pretrained(folder, state_dict=weights)
             self.engine.load(Path(folder))
             return self.engine.generate(prompts, sampling)
@@ -51,6 +58,20 @@ def whole_weights(model: Any) -> dict[str, Tensor]:
 
 def _added(module: Any) -> Any:
     return sum(module.get_delta_weight(adapter) for adapter in module.active_adapters)
+
+
+def _clear_after_killed() -> None:
+    """Remove the weights that processes left in memory which were killed during a handover."""
+    for folder in SHARED_MEMORY.glob(f"{PREFIX}{_namespace()}-*"):
+        owner = re.match(rf"{PREFIX}\d+-(\d+)-", folder.name)
+        if owner and not psutil.pid_exists(int(owner[1])):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _namespace() -> int:
+    """Return the number of the space that process ids are of: containers may share memory, and not their ids."""
+    space = Path("/proc/self/ns/pid")
+    return space.stat().st_ino if space.exists() else 0
 
 
 def _roomy(weights: dict[str, Tensor]) -> Path | None:

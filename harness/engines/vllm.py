@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import Pipe
@@ -62,18 +63,19 @@ class VLLMEngine:
         self.place = place
         self.version = version("vllm")
         self.dtype = settings.dtype or place.dtype
-        self.max_model_len = settings.max_model_len
+        self.options = _options(settings, place, self.dtype)
         self.weights: str | None = None
         self._connection, theirs = Pipe()
         place.log.parent.mkdir(parents=True, exist_ok=True)
         with place.log.open("ab") as log:
+            self._said_before = log.tell()
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "harness.engines.vllm_process", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()], env=_environment(settings, place), stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         # Ours must be the only other end, or a dead process would never be noticed.
         theirs.close()
-        self._ask("start", model=str(checkpoint), options=_options(settings, place, self.dtype))
+        self._ask("start", model=str(checkpoint), options=self.options)
 
     def load(self, checkpoint: Path, weights: str | None = None) -> None:
         """Take a checkpoint's weights; nothing is done where `weights`, their digest, says that they are there already."""
@@ -95,13 +97,11 @@ class VLLMEngine:
         return self._ask("prompt_logprobs", prompts=list(prompts))
 
     def close(self) -> None:
-        """End the process; it has nothing to save."""
+        """End the process and all that it started; it has nothing to save."""
         self._connection.close()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._kill()
 
     def _ask(self, name: str, **arguments: Any) -> Any:
         try:
@@ -114,15 +114,24 @@ class VLLMEngine:
         return value
 
     def _cause(self, sentence: str) -> str:
-        """Return what went wrong: vLLM's own sentence, or the first error of its log where that only points there."""
+        """Return what went wrong: vLLM's own sentence, or this engine's first logged error where that only points there."""
         said = " ".join(sentence.split())
         if "root cause" not in said.lower():
             return said
-        found = CAUSE.search(self.place.log.read_text(encoding="utf-8", errors="replace"))
+        with self.place.log.open("rb") as log:
+            log.seek(self._said_before)
+            found = CAUSE.search(log.read().decode("utf-8", errors="replace"))
         return f"{found[1]}: {found[2].strip()}" if found else said
 
+    def _kill(self) -> int:
+        """End what is left of the process's group, which may hold memory without its leader; return the leader's status."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        return self._process.wait()
+
     def _obituary(self) -> str:
-        code = self._process.wait()
+        self._process.wait()
+        code = self._kill()
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
         return (
             f"vLLM's process {how}, which happens when memory runs out or someone kills it; its output is in "

@@ -1,7 +1,7 @@
 """Answers for lm-eval from an engine of ours: what every backend's model class shares.
 
 A backend is a class `class X(Answering, StockClass)` that opens a checkpoint and calls `answer_with`; everything but
-`generate_until` and the chat template stays the stock class's own.
+`generate_until` and the chat template stays the stock class's own. What either would cut to fit the context is refused.
 """
 
 from __future__ import annotations
@@ -35,9 +35,11 @@ class Answering:
 
     - `answers`: all answers by (task, document index), in the order they were drawn; lm-eval gets each item's first.
     - `made_with`: what of the backend decides the answers, for the generation key.
+    - `beyond_context`: how many tokens more than its context the stock class scores without cutting.
     """
 
     max_length: int
+    beyond_context: int
 
     def answer_with(
         self, engine: Engine, renderer: Renderer, made_with: dict[str, Any], seed: int, on_task: Callable[[str], None]
@@ -66,6 +68,25 @@ class Answering:
             first.update(zip(indices, self._answer([requests[i] for i in indices], settings), strict=True))
             self.on_task(requests[indices[0]].task_name)
         return [first[index] for index in range(len(requests))]
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Score continuations as the stock class does, which would cut a context from the left with a warning at most."""
+        self._asked_by = {tuple(request.args): str(request.task_name) for request in requests}
+        stock: Any = super()
+        return stock.loglikelihood(requests, disable_tqdm=disable_tqdm)
+
+    def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
+        # The windows of a perplexity come without their text, and fit.
+        whole = [(len(context) + len(rest), text) for text, context, rest in requests if text is not None]
+        longest, text = max(whole, key=lambda each: each[0], default=(0, ("", "")))
+        if longest > (room := self.max_length + self.beyond_context):
+            raise TaskError(
+                f"task {self._asked_by[text]}: its longest prompt with a continuation has {longest} tokens and would be cut "
+                f"to the {room} that a context of {self.max_length} scores; ask for fewer few-shot examples, or take a model "
+                "with more context"
+            )
+        stock: Any = super()
+        return stock._loglikelihood_tokens(requests, *args, **kwargs)
 
     def _answer(self, requests: list[Any], settings: dict[str, Any]) -> list[str]:
         """Draw all answers of all items in one call of the engine; return each item's first."""

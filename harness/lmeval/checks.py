@@ -5,6 +5,7 @@ Each finding is one sentence; `traps` lists what a task file falls into, with wh
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -94,11 +95,25 @@ def check_fits(task: BenchTask, prompts: Sequence[list[int]], answer_tokens: int
 
 
 def check_test_prompts(tasks: Iterable[BenchTask], renderer: Renderer, context: int, limit: int | None) -> None:
-    """Check every test prompt that a model will answer against its context."""
+    """Check every test prompt that a model will answer, and every one with a continuation that it will score."""
     for task in tasks:
         if task.generates:
             prompts = [renderer.encode_prompt(task.render(doc, renderer)) for doc in task.test_docs(limit)]
             check_fits(task, prompts, task.generation["max_gen_toks"], context, "test")
+        elif task.task.OUTPUT_TYPE != "loglikelihood_rolling":  # which is scored in windows
+            _check_scored(task, renderer, context, limit)
+
+
+def _check_scored(task: BenchTask, renderer: Renderer, context: int, limit: int | None) -> None:
+    requests = [request for asked in task.asked(task.test_docs(limit), renderer) for request in json.loads(asked)]
+    # A token is a byte of text or more, so that few need a tokenizer; the last one is predicted and never read.
+    long = [text for request in requests if len((text := "".join(request)).encode()) > context + 1]
+    longest = max((len(renderer.tokenizer.encode(text, add_special_tokens=False)) for text in long), default=0)
+    if longest > context + 1:
+        raise TaskError(
+            f"task {task.name}: its longest test prompt with a continuation has {longest} tokens, more than the model's "
+            f"context of {context} scores; ask for fewer few-shot examples, or take a model with more context"
+        )
 
 
 def check_prompts(

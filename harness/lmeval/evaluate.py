@@ -9,18 +9,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lm_eval.evaluator import simple_evaluate
 
+from harness.checkpoints import config_digest
 from harness.config import Chat, Evaluation
 from harness.engines.vllm import VLLMEngine
 from harness.errors import TaskError
 from harness.lmeval.answering import Answering
 from harness.lmeval.hf_model import HarnessHFLM
 from harness.lmeval.keys import Keys, make_keys
-from harness.lmeval.regrade import regrade
+from harness.lmeval.regrade import questions_digest, regrade
 from harness.lmeval.scoring import first_grades, sample_rows, summarise
 from harness.lmeval.shared import Cell, SharedCells
 from harness.lmeval.tasks import FEWSHOT_SEED, BenchTask, TaskLibrary
@@ -37,6 +39,11 @@ class Subject:
     dtype: str
     device: str
     engine: VLLMEngine | None = None
+
+    @cached_property
+    def config(self) -> str:
+        """The digest of the checkpoint's model configuration."""
+        return config_digest(self.checkpoint)
 
 
 def evaluate(
@@ -98,7 +105,7 @@ def open_model(subject: Subject, settings: Evaluation, on_task: Callable[[str], 
 def _keys(subject: Subject, task: BenchTask, model: Answering, settings: Evaluation) -> Keys:
     docs = task.test_docs(settings.limit)
     asked = task.asked(docs, model.renderer)
-    return make_keys(task, docs, asked, subject.weights, settings.seed, model.made_with)
+    return make_keys(task, docs, asked, subject.weights, subject.config, settings.seed, model.made_with)
 
 
 def _stored(task: BenchTask, keys: Keys, settings: Evaluation, shared: SharedCells) -> Cell | None:
@@ -131,7 +138,9 @@ def _evaluate_tasks(
         grades, seconds = first_grades(logged[task.name]), per_row * len(rows)
         if not task.generates:
             model.on_task(name)
-        yield name, Cell(summarise(task, rows, grades, keys[name], weights, settings.seed, seconds), rows)
+        summary = summarise(task, rows, grades, keys[name], weights, settings.seed, seconds)
+        asked = {"questions": questions_digest(task, task.test_docs(settings.limit))} if task.generates else {}
+        yield name, Cell({**summary, **asked}, rows)
 
 
 def _logged_samples(

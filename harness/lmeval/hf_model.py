@@ -24,6 +24,8 @@ StockHFLM: Any = HFLM
 class HarnessHFLM(Answering, StockHFLM):
     """A checkpoint as lm-eval's `hf` model, see `Answering`."""
 
+    beyond_context = 1  # the last token is predicted and never read
+
     def __init__(
         self,
         checkpoint: Path,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness.config import digest
 from harness.errors import TaskError
 from harness.lmeval.keys import Keys
 from harness.lmeval.scoring import graded_row, numbered_ids, summarise
@@ -20,32 +21,30 @@ def regrade(task: BenchTask, docs: Sequence[dict[str, Any]], stored: Cell, keys:
 
     `docs` are the task's test documents of today, in their order; `regraded` in the summary says what was before.
     """
-    samples, grades = _graded_samples(task, docs, stored.samples)
     before = stored.summary
+    _refuse_other_questions(task, docs, stored)
+    samples, grades = _graded_samples(task, docs, stored.samples)
     seconds = float(before.get("seconds", 0.0))
     summary = summarise(task, samples, grades, keys, before["weights"], before.get("seed", -1), seconds)
     origin = {"metric": before["metric"], "score": before["score"], "grading": before["keys"]["grading"]}
-    return Cell(
-        {**summary, "regraded": {"when": datetime.now(UTC).isoformat(), "grader": task.metric, "from": origin}}, samples
-    )
+    regraded = {"when": datetime.now(UTC).isoformat(), "grader": task.metric, "from": origin}
+    return Cell({**summary, "questions": questions_digest(task, docs), "regraded": regraded}, samples)
+
+
+def questions_digest(task: BenchTask, docs: Sequence[dict[str, Any]]) -> str:
+    """Return the digest of what documents ask, in their order, which says later whether stored answers are theirs."""
+    return digest([str(task.task.doc_to_text(doc)) for doc in docs])
 
 
 def _graded_samples(
     task: BenchTask, docs: Sequence[dict[str, Any]], samples: pd.DataFrame
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """Return the rows with their new grades, and each item's first grades as the task's grader gave them."""
-    items = samples["item_id"].nunique()
-    if items != len(docs):
-        raise TaskError(
-            f"task {task.name}: {items} items have stored answers and its test split has {len(docs)} now; answers are graded "
-            "against the items they were asked about, so evaluate the checkpoint again"
-        )
-    each, ids = len(samples) // items, numbered_ids(docs)
+    each, ids = len(samples) // len(docs), numbered_ids(docs)
     rows, first = list[dict[str, Any]](), list[dict[str, Any]]()
     for position, answer in enumerate(samples.to_dict("records")):
         index, number = divmod(position, each)
         doc = docs[index]
-        _refuse_another_question(task, doc, str(answer["prompt"]))
         facts = {
             "item_id": ids[index],
             "sample": number,
@@ -61,10 +60,21 @@ def _graded_samples(
     return pd.DataFrame(rows), first
 
 
-def _refuse_another_question(task: BenchTask, doc: dict[str, Any], prompt: str) -> None:
-    question = str(task.task.doc_to_text(doc)).strip()
-    if question not in prompt:
+def _refuse_other_questions(task: BenchTask, docs: Sequence[dict[str, Any]], stored: Cell) -> None:
+    """Raise `TaskError` where the answers were given to other questions; cells without a digest of them hold the prompts."""
+    prompts = stored.samples.drop_duplicates("item_id")["prompt"]
+    if len(prompts) != len(docs):
         raise TaskError(
-            f"task {task.name}: a stored answer was given to another question than the item in its place asks now "
-            f"({question[:60]!r}); the records or the template changed, so evaluate the checkpoint again"
+            f"task {task.name}: {len(prompts)} items have stored answers and its test split has {len(docs)} now; answers are "
+            "graded against the items they were asked about, so evaluate the checkpoint again"
+        )
+    asked = stored.summary.get("questions")
+    if asked is None:
+        same = all(str(task.task.doc_to_text(doc)).strip() in prompt for doc, prompt in zip(docs, prompts, strict=True))
+    else:
+        same = asked == questions_digest(task, docs)
+    if not same:
+        raise TaskError(
+            f"task {task.name}: stored answers were given to other questions than the items in their places ask now; the "
+            "records or the template changed, so evaluate the checkpoint again"
         )

@@ -23,6 +23,7 @@ from harness.lmeval.answering import Answering
 
 # lm-eval registers the class through an untyped decorator, which hides its members from a type checker.
 StockVLLM: Any = vllm_causallms.VLLM
+DECIDING = ("tensor_parallel_size", "enforce_eager", "max_num_seqs")  # options that change the order of sums
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Scored:
 
 class HarnessVLLM(Answering, StockVLLM):
     """A checkpoint as lm-eval's `vllm` model, see `Answering`."""
+
+    beyond_context = -1  # a request to vLLM generates at least one token
 
     def __init__(
         self,
@@ -51,7 +54,7 @@ class HarnessVLLM(Answering, StockVLLM):
         self.model = engine
         self.tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
         context = context_of(checkpoint)
-        self.batch_size, self._max_length = batch_size, min(context, engine.max_model_len or context)
+        self.batch_size, self._max_length = batch_size, min(context, engine.options["max_model_len"] or context)
         self.add_bos_token = self.custom_prefix_token_id = self.enable_thinking = self.think_end_token = None
         self.data_parallel_size, self.chat_template_args = 1, {}
         made_with = {
@@ -60,6 +63,8 @@ class HarnessVLLM(Answering, StockVLLM):
             "device": engine.place.device.split(":")[0],
             "dtype": engine.dtype,
             "batch_size": batch_size,
+            "max_model_len": self._max_length,
+            **{name: engine.options[name] for name in DECIDING},
         }
         self.answer_with(engine, Renderer(self.tokenizer, chat), made_with, seed, on_task)
 

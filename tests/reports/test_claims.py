@@ -28,7 +28,7 @@ from reports.claims_judge import (
     seeds_to_resolve,
     verdicts,
 )
-from reports.claims_metrics import METRICS, metric_series
+from reports.claims_metrics import METRICS, UNIT_OF, metric_series
 from reports.claims_views import reported, said, verdicts_grid, write_verdicts
 from reports.methods import find_methods
 from tests.reports.factory import write_run
@@ -168,11 +168,34 @@ def write_claims(folder: Path, *changes: dict[str, Any]) -> Path:
         ),
         ({"scope": {"start": "pairs", "tasks": ["first"]}}, "go together with scope.start: pairs"),
         ({"scop": {}}, "claim learns: claims.0.scop: unknown key"),
+        (
+            {"expression": "metric(aopd, entropy) > metric(opd, entropy)"},
+            "the expression is in nats and unit is points; give the unit nats",
+        ),
+        (
+            {"expression": "metric(aopd, entropy) > metric(opd, learned)"},
+            "it adds or compares nats and points; give both sides the same unit",
+        ),
+        ({"expression": "metric(aopd, entropy) * metric(opd, learned) > 0"}, "it multiplies nats by points"),
+        ({"expression": "1 / metric(opd, learned) > 0"}, "it divides a number by points"),
     ],
 )
 def test_a_mistake_names_file_claim_and_key(tmp_path: Path, change: dict[str, Any], told: str):
     with pytest.raises(ConfigError, match=told):
         read_claims(write_claims(tmp_path, change))
+
+
+@pytest.mark.parametrize(
+    ("expression", "unit"),
+    [
+        ("metric(aopd, learned) > 2 * metric(opd, learned) - 0.1", "points"),
+        ("metric(aopd, learned) / metric(opd, final) > 1", "ratio"),
+        ("metric(aopd, learned) / metric(opd, final) * metric(aopd, truncated_share) > 0.1", "points"),
+        ("-metric(aopd, entropy_last) / 2 < 0", "nats"),
+    ],
+)
+def test_the_unit_is_the_metrics(expression: str, unit: str):
+    assert parse(expression).unit(UNIT_OF) == unit
 
 
 def test_a_missing_key_a_broken_file_and_a_name_given_twice(tmp_path: Path):
@@ -269,6 +292,27 @@ def test_verdicts_on_runs(tmp_path: Path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("scope", "told"),
+    [
+        ({"start": "strang"}, "claim learns: start names 'strang', which no run has; the runs have weak"),
+        (
+            {"tasks": ["tiny_wether"]},
+            r"claim learns: scope.tasks names 'tiny_wether', .*; the runs have tiny_arithmetic, ",
+        ),
+        ({"stage": 99}, "claim learns: scope.stage is 99, and the runs have the stages 1 to 2; name one of them"),
+    ],
+)
+def test_a_scope_that_no_run_has_is_refused_with_what_they_have(tmp_path: Path, scope: dict[str, Any], told: str):
+    write(tmp_path, "opd", [0.5], [0.3])
+    write(tmp_path, "aopd", [0.5], [0.3])
+    with pytest.raises(ConfigError, match=told):
+        judged(tmp_path, {"scope": {"tasks": ["first"], **scope}})
+    with pytest.raises(ConfigError, match="start names 'strang'"):
+        judged(tmp_path, {"expression": "metric(aopd, learned, start=strang) > 0"})
+    assert judged(tmp_path, {"scope": {"tasks": ["tiny_long_sums"]}, "expression": "metric(aopd, final) > 0"})
+
+
 def test_what_is_kept_is_judged_at_matched_learning(tmp_path: Path):
     write(tmp_path, "opd", [0.5, 0.5, 0.5], [0.3, 0.3, 0.3])
     write(tmp_path, "aopd", [0.5, 0.51, 0.5], [0.45, 0.46, 0.47])
@@ -313,12 +357,15 @@ def test_metrics_of_a_run_by_hand_and_up_to_a_stage(tmp_path: Path):
 def test_what_stood_in_the_way_is_said_and_how_many_seeds_would_do(tmp_path: Path):
     write(tmp_path, "opd", [0.5, 0.5, 0.5], [0.3] * 3)
     write(tmp_path, "aopd", [0.5, 0.7, 0.6], [0.3] * 3)
-    found = verdicts(read_claims(write_claims(tmp_path, {})).claims, find_methods([tmp_path]))
+    methods = find_methods([tmp_path])
+    found = verdicts(read_claims(write_claims(tmp_path, {})).claims, methods)
     assert said(found[0]).startswith("not resolved (half-width 24.8 points)")
     row = verdicts_grid(found).rows[0]
     assert row[0] == "AOPD learns tiny_arithmetic, weak start"
     assert row[3] == "+5.0"
     assert int(row[-1]) > 3
+    alike = verdicts(read_claims(write_claims(tmp_path, {"expression": "metric(opd, learned) > 0"})).claims, methods)
+    assert verdicts_grid(alike).rows[0][-2:] == ["not resolved: all seeds differ alike", "–"]
     written = write_verdicts(found, [read_claims(write_claims(tmp_path, {}))], tmp_path / "out")
     assert "A trial: nowhere" in written[0].read_text(encoding="utf-8")
     assert pd.read_csv(written[1]).loc[0, "verdict"] == NOT_RESOLVED

@@ -209,6 +209,23 @@ def test_a_folder_of_several_methods_gives_them_all(two: list[Path]):
     assert [method.name for method in find_methods([two[0].parent])] == ["opd", "aopd"]
 
 
+def test_two_orders_of_the_same_tasks_are_paired_by_task_without_what_they_forget(tmp_path: Path):
+    turned = [[0.1, 0.5, 0.6], [0.7, 0.5, 0.5], [0.6, 0.8, 0.5]]
+    for seed in (0, 1):
+        write_run(tmp_path, "opd", seed, LOW)
+        write_run(tmp_path, "opd", seed, turned, order="back", stages=STAGES[::-1])
+    compared = Comparison(find_methods([tmp_path / "tiny/opd" / order for order in ("default", "back")]))
+    learned = compared.row("opd, back", LEARNED, AVERAGE)
+    assert learned is not None
+    assert learned.difference.seeds.mean == pytest.approx((0.8 + 0.7) / 2 - (0.6 + 0.7) / 2)
+    assert learned.difference.items.mean == pytest.approx(learned.difference.seeds.mean)
+    final = compared.row("opd, back", FINAL, "tiny_arithmetic")
+    assert final is not None
+    assert final.difference.seeds.mean == pytest.approx(0.8 - 0.4)
+    assert {row.measure for row in compared.rows}.isdisjoint({FORGOTTEN, BACKWARD})
+    assert any("can forget other ones" in note for note in compared.notes())
+
+
 def test_several_orders_need_a_choice(tmp_path: Path, two: list[Path]):
     write_run(tmp_path, "opd", 0, LOW, order="back")
     with pytest.raises(RunError, match=r"has runs in the orders back, default; choose one with --order"):
@@ -283,6 +300,18 @@ def test_csv_on_standard_output_is_nothing_but_csv(two: list[Path], tmp_path: Pa
     assert code == 0
     assert {row["method"] for row in rows} == {"aopd"}
     assert "written:" in told
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"), [("csv", "claim,start,"), ("markdown", "# Claims"), ("latex", r"\caption{Claims}")]
+)
+def test_verdicts_are_printed_in_the_format_that_is_asked_for(
+    kind: str, told: str, two: list[Path], monkeypatch: Any, capsys: Any
+):
+    code, shown, _ = call(monkeypatch, capsys, *map(str, two), "--format", kind, "--claims", "aopd")
+    assert code == 0
+    assert told in shown
+    assert "not resolved" in shown[shown.index(told) :]
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,15 @@
 
 import json
 import math
+import shlex
 import shutil
+import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from harness.cli import main
 from harness.errors import RunError
 from reports.frames import find_runs, load
 from tests.reports.factory import HOSTILE, SCORES, write_run
@@ -141,17 +145,82 @@ def test_a_refusal_names_the_fields_that_differ_and_the_command_that_mends_it(tm
     change_keys(other, settings={**settings, "max_gen_toks": 9}, versions={"torch": "2.14.0"}, grading="g1")
     with pytest.raises(RunError) as error:
         _ = load([tmp_path]).scores
-    last = "stage_2_tiny_weather/train/checkpoint"
-    assert "settings.max_gen_toks (24 and 9), versions.torch (2.13.0 and 2.14.0) differ; evaluate both alike: " in str(
-        error.value
+    assert str(error.value).endswith(
+        f"settings.max_gen_toks (24 and 9), versions.torch (2.13.0 and 2.14.0) differ; remove {one}/stage_*/eval "
+        f"{other}/stage_*/eval and evaluate them anew, alike: harness run tiny --adapter opd --seed 0 && harness run tiny "
+        "--adapter aopd --seed 0"
     )
-    assert str(error.value).endswith(f"harness evaluate --suite tiny --checkpoints {one / last} {other / last}")
     change_keys(other, settings=settings, versions={"torch": "2.13.0"}, grading="g2")
     with pytest.raises(RunError) as error:
         _ = load([tmp_path]).scores
     assert str(error.value).endswith(
         f"grading (g1 and g2) differs; grade both with today's grader: harness regrade {one} {other}"
     )
+
+
+def change_manifest(run: Path, **changes) -> None:
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps(manifest | changes))
+
+
+def test_runs_that_are_configured_to_evaluate_otherwise_are_told_of_their_checkpoints(tmp_path: Path):
+    one, other = write_run(tmp_path, "opd"), write_run(tmp_path, "aopd", evaluated=3)
+    for run, budget in ((one, 24), (other, 9)):
+        change_keys(run, settings={"max_gen_toks": budget})
+        config = {"evaluation": {"decoding": {"max_gen_toks": budget}}}
+        change_manifest(
+            run, config=config, command="harness sweep my/tiny.yaml --seed 0", start_checkpoint=f"/at/{run.name}"
+        )
+    with pytest.raises(RunError) as error:
+        _ = load([tmp_path]).scores
+    assert str(error.value).endswith(
+        "in one matrix: harness evaluate --suite my/tiny.yaml --checkpoints "
+        f"{one}/stage_2_tiny_weather/train/checkpoint /at/seed0"
+    )
+
+
+@pytest.fixture
+def damaged(micro_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two finished runs of the micro suite, one of them evaluated by another version of torch, as its keys say."""
+    for adapter in ("none", "sft"):
+        command(monkeypatch, "run", str(micro_file), "--adapter", adapter, "--seed", "0", "--out", str(tmp_path))
+    for file in tmp_path.glob("micro/sft/default/seed0/stage_*/eval/*/results.json"):
+        results = json.loads(file.read_text())
+        results["keys"]["fields"]["versions"]["torch"] = "1.0"
+        results["keys"]["comparability"] = "another"
+        file.write_text(json.dumps(results))
+    shutil.rmtree(tmp_path / "evaluations")
+    return tmp_path
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["harness", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+
+
+def test_what_a_refusal_says_to_do_mends_it(damaged: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(RunError) as error:
+        _ = load([damaged / "micro"]).scores
+    removed, commands = str(error.value).split("remove ")[1].split(" and evaluate them anew, alike: ")
+    for pattern in removed.split():
+        for folder in damaged.glob(str(Path(pattern).relative_to(damaged))):
+            shutil.rmtree(folder)
+    for line in commands.split(" && "):
+        command(monkeypatch, *shlex.split(line)[1:])
+    assert load([damaged / "micro"]).scores["score"].notna().all()
+
+
+def test_the_named_checkpoints_are_evaluated_in_one_matrix(damaged: Path, monkeypatch: pytest.MonkeyPatch):
+    change_manifest(damaged / "micro/sft/default/seed0", config={"evaluation": {"limit": 3}})
+    for file in damaged.glob("micro/sft/default/seed0/stage_[12]*/eval/*/results.json"):
+        file.unlink()
+    with pytest.raises(RunError) as error:
+        _ = load([damaged / "micro"]).scores
+    line = str(error.value).split("in one matrix: ")[1]
+    command(monkeypatch, *shlex.split(line)[1:], "--out", str(damaged))
+    assert len(pd.read_csv(damaged / "micro/checkpoints/matrix.csv")) == 2
 
 
 def test_labels_say_what_differs_between_runs(tmp_path: Path):

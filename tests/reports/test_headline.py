@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from reports.compare import Comparison
 from reports.frames import load
-from reports.headline import headline
+from reports.headline import headline, sentences_of
+from reports.methods import find_methods
 from tests.reports.factory import write_run
 
 START = [0.5, 0.1, 0.6]
@@ -96,6 +99,30 @@ def test_forgetting_waits_for_the_last_stage(tmp_path: Path):
     (sentence,) = told(tmp_path)
     assert "2 seeds, 20 items" in sentence
     assert "forgot" in sentence
+
+
+def test_forgetting_is_of_seeds_that_learning_has_and_says_where_they_are_fewer(tmp_path: Path):
+    """The factory evaluates stage by stage: 7 cells leave the last stage with its first task alone."""
+    write(tmp_path, "opd", [0.6, 0.6, 0.6], [0.2, 0.2, 0.2])
+    for seed, (kept, evaluated) in enumerate([(0.4, None), (0.4, None), (0.1, 7)]):
+        write_run(tmp_path, "aopd", seed, [START, [0.6, 0.2, 0.5], [kept, 0.7, 0.5]], evaluated=evaluated)
+    (sentence,) = told(tmp_path)
+    assert "forgot 20.0 less" in sentence
+    assert "2 seeds, 20 items" in sentence
+    for run in (tmp_path / "tiny/aopd/default").glob("seed1/stage_2*/eval/tiny_arithmetic"):
+        shutil.rmtree(run)
+    (sentence,) = told(tmp_path)
+    assert "(over 1 seed), which is not judged" in sentence
+
+
+def test_orders_that_end_with_other_tasks_are_compared_in_learning_alone(tmp_path: Path):
+    write_run(tmp_path, "opd", 0, [START, [0.6, 0.2, 0.5], [0.2, 0.7, 0.5]])
+    turned = [[0.1, 0.5, 0.6], [0.8, 0.5, 0.5], [0.5, 0.9, 0.5]]
+    write_run(tmp_path, "opd", 0, turned, order="back", stages=("tiny_weather", "tiny_arithmetic"))
+    one, other = (tmp_path / "tiny/opd" / order for order in ("default", "back"))
+    (sentence,) = sentences_of(Comparison(find_methods([one, other])))
+    assert "learned 20.0 points more" in sentence
+    assert sentence.endswith("so they can forget other ones: forgetting and BWT are not compared.")
 
 
 @pytest.mark.parametrize("seeds", [(0, 1), (5, 6)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,12 @@ def runs(tmp_path: Path, *scores: tuple[float, float], **options: Any) -> list[P
         ]
         found.append(pair(evaluations(written[0]), evaluations(written[1]), Term(TASK, 1), seed=seed))
     return found
+
+
+def afresh(found: Pair) -> Pair:
+    """Return a pair that reads its cells again."""
+    base, other = (evaluations(side.evaluations.run.path) for side in (found.base, found.other))
+    return pair(base, other, *found.base.terms, seed=found.seed)
 
 
 def test_a_difference_over_three_seeds_of_ten_items_by_hand(tmp_path: Path):
@@ -133,7 +140,7 @@ def test_what_is_not_comparable_is_refused_with_the_field_and_the_remedy(tmp_pat
         found.other.evaluations.run.path, f"stage_1_{TASK}", keyed({**FIELDS, "settings": {"max_gen_toks": 9}}, "b")
     )
     with pytest.raises(
-        RunError, match=r"settings.max_gen_toks \(24 and 9\) differ; evaluate both alike: harness evaluate"
+        RunError, match=r"settings.max_gen_toks \(24 and 9\) differ; remove .*/stage_\*/eval and evaluate them anew"
     ):
         compare_pairs([found])
     with pytest.raises(RunError, match="max_gen_toks"):
@@ -194,10 +201,39 @@ def test_the_noise_floor_is_of_equal_weights_under_other_engine_seeds(tmp_path: 
     assert math.isnan(noise_floor([found]))
     for side, seed in ((found.base, 1), (found.other, 2)):
         change_cell(side.evaluations.run.path, f"stage_1_{TASK}", lambda results, seed=seed: results.update(seed=seed))
-    fresh = pair(
-        evaluations(found.base.evaluations.run.path), evaluations(found.other.evaluations.run.path), Term(TASK, 1)
-    )
-    assert noise_floor([fresh]) == pytest.approx(np.std([0.4, 0.6], ddof=1))
+    assert noise_floor([afresh(found)]) == pytest.approx(np.std([0.4, 0.6], ddof=1))
+
+
+def test_the_noise_floor_counts_the_starts_own_repeats(tmp_path: Path):
+    (found,) = runs(tmp_path, (0.4, 0.6))
+    start = found.base.evaluations.run.path / "stage_0"
+    for number, (score, metric) in enumerate([(0.7, "strict"), (0.6, "strict"), (0.0, "lenient")], start=1):
+        folder = shutil.copytree(start / "eval" / TASK, start / "noise" / TASK / str(number))
+        results = json.loads((folder / "results.json").read_text())
+        results.update(seed=100 + number, score=score, metric=metric)
+        (folder / "results.json").write_text(json.dumps(results))
+    assert noise_floor([found]) == pytest.approx(np.std([0.7, 0.6], ddof=1))
+    change_cell(found.base.evaluations.run.path, "stage_0", lambda results: results.update(seed=100))
+    assert noise_floor([afresh(found)]) == pytest.approx(np.std([0.5, 0.7, 0.6], ddof=1))
+
+
+def test_seeds_that_hold_other_items_are_refused_unless_asked_for(tmp_path: Path):
+    pairs = runs(tmp_path, (0.4, 0.6), (0.4, 0.6))
+    for side in (pairs[1].base, pairs[1].other):
+        drop_items(side.evaluations.run.path, slice(0, 5))
+    with pytest.raises(RunError, match="seeds share 5 items of 5 and 10; compare those with --shared-items"):
+        compare_pairs(pairs)
+    shared = compare_pairs(pairs, shared_items=True)
+    assert (shared.item_count, shared.base, shared.other) == (5, pytest.approx(0.8), pytest.approx(1.0))
+    assert restriction(pairs) == f"{TASK}: 5 items in both, of 10 and 5"
+    for side in (pairs[1].base, pairs[1].other):
+        change_cell(side.evaluations.run.path, f"stage_1_{TASK}", keyed({**FIELDS, "prompts": "b"}, "b"))
+    for side in (pairs[0].base, pairs[0].other):
+        change_cell(side.evaluations.run.path, f"stage_1_{TASK}", keyed(FIELDS, "a"))
+    fresh = [afresh(each) for each in pairs]
+    with pytest.raises(RunError, match=r"opd seed 0 .* and opd seed 1 .*prompts \(p and b\).*--shared-items"):
+        compare_pairs(fresh)
+    assert compare_pairs(fresh, shared_items=True).item_count == 5
 
 
 ITEMS = st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=2, max_size=12)
