@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from adapters.guards import SIGNS
+from adapters.guards import NOT_FINITE, SIGNS
 from harness.lmeval.overlap import Overlap, Row
 from reports import build, words
 from reports.frames import load
@@ -165,7 +165,7 @@ def test_step_logs_of_earlier_versions_render_without_what_they_lack(tmp_path: P
 
 
 def test_every_warning_of_the_guards_is_put_in_words():
-    assert {name for _, name, _ in SIGNS} == set(words.WARNINGS)
+    assert {NOT_FINITE, *(name for _, name, _ in SIGNS)} == set(words.WARNINGS)
 
 
 @pytest.mark.parametrize("evaluated", [4, 8])
