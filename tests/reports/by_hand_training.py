@@ -183,9 +183,9 @@ def _verdict(interval: tuple[float, float, float, int], p: float, sign: int, uni
 
 def _needed(effect: pd.Series, tests: int) -> str:
     """The fewest seeds, more than there are and at least 3, with 80 % power at 5 % over the number of tests; to 200."""
-    if len(effect) < 2:
+    if len(effect) < 2 or effect.std() <= 1e-9:
         return "–"
-    size, most = abs(effect.mean()) / effect.std() if effect.std() > 1e-9 else 0.0, 200
+    size, most = abs(effect.mean()) / effect.std(), 200
     power = TTestPower()
     enough = (
         n for n in range(2, most + 1) if power.power(size, n, 0.05 / max(tests, 1), alternative="two-sided") >= 0.8
