@@ -97,11 +97,13 @@ def test_a_checkpoint_of_another_configuration_gets_an_engine_of_its_own(
     assert (started, ended) == ([student_folder, untied], [student_folder])
 
 
+@pytest.mark.vllm
 @pytest.mark.parametrize(
     ("setting", "value"),
     [("max_model_len", 64), ("tensor_parallel_size", 2), ("enforce_eager", True), ("max_num_seqs", 1)],
 )
 def test_what_vllm_is_asked_for_is_part_of_what_makes_cells_comparable(setting: str, value: Any, student_folder: Path):
+    pytest.importorskip("vllm", reason="vLLM is not installed; `make vllm` installs it")
     from harness.lmeval.vllm_model import HarnessVLLM
 
     def made_with(**changes: Any) -> dict[str, Any]:
