@@ -11,6 +11,7 @@ import time
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pandas as pd
 import psutil
@@ -43,7 +44,9 @@ PROMPTS = [[5, 6, 7, 8], [9, 10], [5, 6, 7, 8], [30, 31, 32, 33, 34, 35]]
 
 
 def start(folder: Path, log: Path, **settings: Any) -> VLLMEngine:
-    return VLLMEngine(folder, VLLM.model_validate(settings), Place("cpu", "float32", 1, log))
+    """Return a started engine whose log says what vLLM made of its options: importing TRL asks vLLM for errors alone."""
+    with mock.patch.dict(os.environ, VLLM_LOGGING_LEVEL="INFO"):
+        return VLLMEngine(folder, VLLM.model_validate(settings), Place("cpu", "float32", 1, log))
 
 
 def wide_suite() -> dict[str, Any]:
