@@ -6,6 +6,7 @@ written to a step log is left for the next reading.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -163,10 +164,8 @@ def load(paths: Iterable[Path], grader: str = "") -> Frames:
     """Read the runs below `paths`; see `find_runs`. Raises RunError when nothing there was graded by `grader`."""
     frames = Frames(tuple(find_runs(paths)), grader=grader)
     if grader and grader not in set(frames.scores["metric"]):
-        where = " ".join(str(run.path) for run in frames.runs)
-        raise RunError(
-            f"No cell is graded by {grader!r}; grade the answers with: harness regrade {where} --grader {grader}"
-        )
+        command = shlex.join(["harness", "regrade", *(str(run.path) for run in frames.runs), "--grader", grader])
+        raise RunError(f"No cell is graded by {grader!r}; grade the answers with: {command}")
     return frames
 
 
