@@ -124,7 +124,8 @@ def _config(ctx: StageContext, seed: int) -> str:
 def _lines(ctx: StageContext) -> Iterator[str]:
     for step, batch in enumerate(islice(prompt_batches(ctx), ctx.training.steps)):
         for example in batch:
-            yield json.dumps(_line(ctx, step, example), ensure_ascii=False) + "\n"
+            # ASCII: many readers take U+2028 and its like for the end of a line.
+            yield json.dumps(_line(ctx, step, example)) + "\n"
 
 
 def _line(ctx: StageContext, step: int, example: Example) -> dict[str, Any]:
