@@ -78,7 +78,7 @@ def do_study(console: Console, planned: Plan, workers: int | None, max_hours: fl
         check_adapters(suite, {spec.entry for spec in planned.specs if spec.suite.name == suite.name})
     console.print(planned.cost(workers), highlight=False, soft_wrap=True)
     if dry_run:
-        console.print("\n".join(str(spec.path) for spec in todo), highlight=False, soft_wrap=True)
+        console.print("\n".join(str(spec.path) for spec in todo), markup=False, highlight=False, soft_wrap=True)
         console.print("dry run: nothing was written")
         return
     if (hours := planned.minutes(workers) / 60) > max_hours:
@@ -93,7 +93,9 @@ def do_study(console: Console, planned: Plan, workers: int | None, max_hours: fl
                 todo,
                 workers,
                 display,
-                lambda spec: console.print(f"run {next(finished)} of {len(todo)}: {spec.path}", highlight=False),
+                lambda spec: console.print(
+                    f"run {next(finished)} of {len(todo)}: {spec.path}", markup=False, highlight=False
+                ),
             )
 
 
@@ -118,7 +120,7 @@ def _summarise(console: Console, specs: Sequence[RunSpec]) -> None:
     from reports.terminal import print_retention
 
     print_retention(console, load([spec.path for spec in specs]))
-    console.print(f"report: {_render(specs)}", highlight=False, soft_wrap=True)
+    console.print(f"report: {_render(specs)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def do_compare(
