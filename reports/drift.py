@@ -15,7 +15,6 @@ from reports.runs import RunDir, read_json
 
 IDENTITY = ["label", "suite", "adapter", "order", "start", "seed"]
 DRIFT = [*IDENTITY, "stage", "task", *measured.FIGURES, "answers"]
-ITEMS = [*IDENTITY, "stage", "task", "item_id", "prompt_tokens", "response_tokens", *measured.FIGURES]
 NOISE = [*IDENTITY, "task", "profile", "score", "repeats", "noise_floor"]
 Labelled = Iterable[tuple[RunDir, str]]
 
@@ -27,17 +26,6 @@ def drift_frame(runs: Labelled) -> pd.DataFrame:
     answers: rows are comparable where it is the same.
     """
     return pd.DataFrame([row for run, label in runs for row in _drift_rows(run, label)], columns=pd.Index(DRIFT))
-
-
-def drift_items(runs: Labelled) -> pd.DataFrame:
-    """Return one row per run, stage and item, for paired intervals; without the start's texts."""
-    parts = [
-        pd.read_parquet(folder.drift / "samples.parquet").assign(**_identity(run, label), stage=stage)
-        for run, label in runs
-        for stage, folder in _stages(run)
-        if (folder.drift / "results.json").is_file()
-    ]
-    return pd.concat(parts, ignore_index=True)[ITEMS] if parts else pd.DataFrame(columns=pd.Index(ITEMS))
 
 
 def noise_frame(runs: Labelled) -> pd.DataFrame:
