@@ -159,6 +159,10 @@ def write_claims(folder: Path, *changes: dict[str, Any]) -> Path:
             {"expression": "metric(aopd, learnt) > 0"},
             r"claim learns: claims.0: there is no metric 'learnt'; there are before",
         ),
+        (
+            {"expression": "metric(aopd, intransigence) < 0"},
+            r"claim learns: claims.0: there is no metric 'intransigence'; there are before",
+        ),
         ({"scope": {}}, "metric 'learned' is of one task; give scope.tasks"),
         ({"unit": "percent"}, r"claim learns: claims.0.unit: found 'percent'"),
         ({"smallest_effect": -1}, r"claim learns: claims.0.smallest_effect: found -1"),
