@@ -180,14 +180,18 @@ def read_claim_files(names: Sequence[str]) -> list[ClaimFile]:
 def report_claims(
     console: Console, files: Sequence[ClaimFile], runs: Sequence[Path], folder: Path, grader: str
 ) -> None:
-    """Judge claims on all methods of a report, print the verdicts, and write them beside it."""
+    """Judge claims on all methods of a report, print the verdicts, and write them beside it: of each suite and order apart."""
     if not files:
         return
     from reports.compare_rows import MARGIN
     from reports.frames import load
-    from reports.methods import methods_of
+    from reports.methods import by_setting, methods_of
 
-    _judge(console, files, methods_of(load(runs, grader)), MARGIN, folder)
+    settings = by_setting(methods_of(load(runs, grader)))
+    for (suite, order), methods in settings.items():
+        if len(settings) > 1:
+            console.print(f"{suite}, {order}", highlight=False)
+        _judge(console, files, methods, MARGIN, folder if len(settings) == 1 else folder / f"claims_{suite}_{order}")
 
 
 def _judge(
