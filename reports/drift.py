@@ -11,9 +11,8 @@ import pandas as pd
 from harness import drift as measured
 from harness.stats import noise_floor
 from harness.store import StageFolder, cell_name
-from reports.runs import RunDir, read_json
+from reports.runs import IDENTITY, RunDir, identity, read_json
 
-IDENTITY = ["label", "suite", "adapter", "order", "start", "seed"]
 DRIFT = [*IDENTITY, "stage", "task", *measured.FIGURES, "answers"]
 NOISE = [*IDENTITY, "task", "profile", "score", "repeats", "noise_floor"]
 Labelled = Iterable[tuple[RunDir, str]]
@@ -40,7 +39,7 @@ def _drift_rows(run: RunDir, label: str) -> Iterator[dict[str, Any]]:
         for task, figures in {"": found, **found.get("tasks", {})}.items():
             values = {name: float(figures.get(name, "nan")) for name in measured.FIGURES}
             place = {"stage": stage, "task": task, "answers": found.get("answers", "")}
-            yield {**_identity(run, label), **place, **values}
+            yield {**identity(run, label), **place, **values}
 
 
 def _noise_rows(run: RunDir, label: str) -> Iterator[dict[str, Any]]:
@@ -52,7 +51,7 @@ def _noise_rows(run: RunDir, label: str) -> Iterator[dict[str, Any]]:
             first = _scores([start.cell(cell) / "results.json"])
             if repeats and first:
                 found = {"score": first[0], "repeats": len(repeats), "noise_floor": noise_floor([*first, *repeats])}
-                yield {**_identity(run, label), "task": task, "profile": profile, **found}
+                yield {**identity(run, label), "task": task, "profile": profile, **found}
 
 
 def _scores(files: Iterable[Path]) -> list[float]:
@@ -61,7 +60,3 @@ def _scores(files: Iterable[Path]) -> list[float]:
 
 def _stages(run: RunDir) -> Iterator[tuple[int, StageFolder]]:
     return ((stage, StageFolder(run.stage_path(stage))) for stage in range(len(run.stages) + 1))
-
-
-def _identity(run: RunDir, label: str) -> dict[str, Any]:
-    return dict(zip(IDENTITY, (label, run.suite, run.adapter, run.order, run.start, run.seed), strict=True))

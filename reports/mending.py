@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness.comparability import differing, in_words
+from reports.cells import Cell
 from reports.runs import RunDir
-
-if TYPE_CHECKING:
-    from reports.frames import Cell
 
 EVALUATING = ("evaluation", "backend", "vllm", "device", "data", "include")  # a configuration's part in answers
 OF_STUDENT = ("dtype", "chat")

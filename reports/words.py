@@ -13,8 +13,8 @@ from itertools import combinations
 import pandas as pd
 
 from harness.stats import Interval, t_interval
-from reports.frames import IDENTITY, Frames
-from reports.runs import RunDir
+from reports.frames import Frames
+from reports.runs import IDENTITY, RunDir
 from reports.tables import figures_by_seed
 
 WARNINGS = {

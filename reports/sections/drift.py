@@ -8,8 +8,8 @@ import pandas as pd
 
 from reports.figures_frontier import drift_scatter, rank_correlation
 from reports.findings import Findings
-from reports.frames import IDENTITY
 from reports.page import Picture, Section, Text
+from reports.runs import IDENTITY
 from reports.words import decimal
 
 TITLE = "KL to the start against forgetting"
