@@ -60,6 +60,10 @@ class External(Adapter):
             raise ValueError(
                 f"there is no placeholder {{{unknown[0]}}}; known are {', '.join(PLACEHOLDERS)}, in braces"
             )
+        if late := [name for name in re.findall(r"\{(\w+)\}", command[0]) if name != "python"]:
+            raise ValueError(
+                f"the program cannot be named by {{{late[0]}}}, which is not there yet; name one, or {{python}}"
+            )
         if "output" not in named:
             raise ValueError("the command has no {output}, so it cannot know where to leave its checkpoint; add it")
         return command

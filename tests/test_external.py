@@ -333,6 +333,7 @@ def test_weights_saved_more_coarsely_are_taken_with_a_warning(tmp_path: Path):
     [
         (["train", "{output}", "{chekpoint}"], "there is no placeholder {chekpoint}; known are python, checkpoint"),
         (["train", "{checkpoint}"], "has no {output}"),
+        (["{checkpoint}/train.sh", "{output}"], "the program cannot be named by {checkpoint}, which is not there yet"),
         ([], "at least 1 item"),
     ],
 )
