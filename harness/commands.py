@@ -37,21 +37,11 @@ def do_runs(
     dry_run: bool,
 ) -> None:
     """Check, then print the plan or do the runs with progress, the retention table and the report at the end."""
-    from harness.adapter import check_adapters
     from harness.pipeline import is_finished
     from harness.progress import Display
-    from harness.sweep import default_workers, plan, sweep
-    from harness.trackers import check_trackers
+    from harness.sweep import default_workers, sweep
 
-    if unknown := sorted(set(adapters) - set(suite.adapters)):
-        raise ConfigError(f"suite {suite.name} has no adapter {', '.join(unknown)}; it has {', '.join(suite.adapters)}")
-    check_adapters(suite, adapters)
-    check_trackers(suite.trackers)
-    try:
-        specs = plan(suite, list(dict.fromkeys(adapters)), list(dict.fromkeys(seeds)), order, out)
-        _ = specs[0].stages
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    specs = _checked(suite, adapters, seeds, order, out)
     if dry_run:
         from harness.inspection import print_plan
 
@@ -64,6 +54,24 @@ def do_runs(
     else:
         console.print(f"all {len(specs)} runs are finished; nothing to do")
     _summarise(console, specs)
+
+
+def _checked(suite: Suite, adapters: list[str], seeds: list[int], order: str, out: Path) -> list[RunSpec]:
+    """Return the runs asked for, each once; raises `ConfigError` for what the suite or this machine does not have."""
+    from harness.adapter import check_adapters
+    from harness.sweep import plan
+    from harness.trackers import check_trackers
+
+    if unknown := sorted(set(adapters) - set(suite.adapters)):
+        raise ConfigError(f"suite {suite.name} has no adapter {', '.join(unknown)}; it has {', '.join(suite.adapters)}")
+    check_adapters(suite, adapters)
+    check_trackers(suite.trackers)
+    try:
+        specs = plan(suite, list(dict.fromkeys(adapters)), list(dict.fromkeys(seeds)), order, out)
+        _ = specs[0].stages
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return specs
 
 
 def do_study(console: Console, planned: Plan, workers: int | None, max_hours: float, dry_run: bool) -> None:
@@ -143,11 +151,7 @@ def do_compare(
 
     if kind not in (None, *FORMATS):
         raise ConfigError(f"--format {kind}: expected one of {', '.join(FORMATS)}")
-    stages = whole_numbers("--stage", stage) if stage else []
-    if len(stages) > 2:
-        raise ConfigError(f"--stage {stage}: expected one stage, or two to compare a run with itself")
-    if claims and len(stages) == 2:
-        raise ConfigError("--claims is about methods, and two stages compare a run with itself; give one of the two")
+    stages = _stages(stage, claims)
     files = read_claim_files(claims)
     methods = find_methods(paths, **shown, least=1 if len(stages) == 2 else 2)
     tasks = task.split(",") if task else []
@@ -166,6 +170,16 @@ def do_compare(
         _name_files(write_comparison(compared, out, sentences))
     if files:
         _judge(console, files, methods, margin, out, kind)
+
+
+def _stages(stage: str | None, claims: Sequence[str]) -> list[int]:
+    """Return the stages of `--stage`: none, the last that counts, or two between which a run is compared with itself."""
+    stages = whole_numbers("--stage", stage) if stage else []
+    if len(stages) > 2:
+        raise ConfigError(f"--stage {stage}: expected one stage, or two to compare a run with itself")
+    if claims and len(stages) == 2:
+        raise ConfigError("--claims is about methods, and two stages compare a run with itself; give one of the two")
+    return stages
 
 
 def read_claim_files(names: Sequence[str]) -> list[ClaimFile]:

@@ -38,19 +38,7 @@ def advantage_tails(steps: pd.DataFrame) -> Figure:
     shown = panels(figure, len(looks), columns)
     for axes, (label, look) in zip(shown, looks.items(), strict=True):
         own = steps[steps["label"] == label]
-        line = {q: smoothed(own.dropna(subset=f"advantage_q{q}"), f"advantage_q{q}") for q in _quantiles(own)}
-        for low, high, alpha in (("05", "95", 0.2), ("25", "75", 0.4)):
-            if {low, high} <= set(line):
-                x = line[low]["global_step"]
-                axes.fill_between(
-                    x, line[low]["mean"], line[high]["mean"], color=look["color"], alpha=alpha, linewidth=0
-                )
-        for q, width in (("50", 1.4), ("01", 0.8), ("99", 0.8)):
-            if q in line:
-                axes.plot(line[q]["global_step"], line[q]["mean"], color=look["color"], linewidth=width)
-        axes.set_yscale("symlog", linthresh=0.1)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
-        _name_tails(axes, line)
+        _tails_panel(axes, own, look["color"])
         mark_stages(axes, own, named=False, ticks=6 if columns < ACROSS else 4)
         axes.axhline(0, color=style.RULE, linewidth=0.8)
         axes.set_title(label)
@@ -60,6 +48,21 @@ def advantage_tails(steps: pd.DataFrame) -> Figure:
     title = f"Advantage: median, middle 50 and 90 %, lowest and highest 1 %; rolling mean of {SMOOTHING} steps"
     figure.suptitle(title, x=0.005, ha="left")
     return figure
+
+
+def _tails_panel(axes: Axes, steps: pd.DataFrame, colour: str) -> None:
+    """Draw one label's bands and lines, on a scale that shows both tails."""
+    line = {q: smoothed(steps.dropna(subset=f"advantage_q{q}"), f"advantage_q{q}") for q in _quantiles(steps)}
+    for low, high, alpha in (("05", "95", 0.2), ("25", "75", 0.4)):
+        if {low, high} <= set(line):
+            x = line[low]["global_step"]
+            axes.fill_between(x, line[low]["mean"], line[high]["mean"], color=colour, alpha=alpha, linewidth=0)
+    for q, width in (("50", 1.4), ("01", 0.8), ("99", 0.8)):
+        if q in line:
+            axes.plot(line[q]["global_step"], line[q]["mean"], color=colour, linewidth=width)
+    axes.set_yscale("symlog", linthresh=0.1)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
+    _name_tails(axes, line)
 
 
 def _name_tails(axes: Axes, line: dict[str, pd.DataFrame]) -> None:
