@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from harness.errors import RunError
 from reports import style
+from reports.frames import ADVANTAGE
 from reports.lines import ACROSS, SMOOTHING, legend_above, looks_of, mark_stages, on_common_axes, panels, smoothed
 
 PHASES = {
@@ -74,7 +75,7 @@ def _name_tails(axes: Axes, line: dict[str, pd.DataFrame]) -> None:
 
 
 def _quantiles(steps: pd.DataFrame) -> list[str]:
-    return [q for q in ("01", "05", "25", "50", "75", "95", "99") if steps[f"advantage_q{q}"].notna().any()]
+    return [name.removeprefix("advantage_q") for name in ADVANTAGE[1:] if steps[name].notna().any()]
 
 
 @style.styled()

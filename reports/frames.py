@@ -23,9 +23,9 @@ from reports.mending import describe_cell, what_differs
 from reports.runs import IDENTITY, RunDir, find_runs, read_lines, read_parquet
 
 PHASES = ["generate", "teacher", "student", "step"]
+ADVANTAGE = ["advantage_mean", *(f"advantage_q{quantile:02d}" for quantile in (1, 5, 25, 50, 75, 95, 99))]
 STEP_FIELDS = [
-    *("loss", "entropy", "routed_fkl", "advantage_mean"),
-    *(f"advantage_q{quantile:02d}" for quantile in (1, 5, 25, 50, 75, 95, 99)),
+    *("loss", "entropy", "routed_fkl", *ADVANTAGE),
     *("fkl_gradient_share", "pull_up", "pull_down"),
     *("top_k", "teacher_top_mass", "student_top_mass", "overlap"),
     *("reward_mean", "response_tokens_mean", "truncated_share", "tokens", "grad_norm", "lr"),
