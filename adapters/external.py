@@ -60,6 +60,10 @@ class External(Adapter):
             raise ValueError(
                 f"there is no placeholder {{{unknown[0]}}}; known are {', '.join(PLACEHOLDERS)}, in braces"
             )
+        if late := [name for name in re.findall(r"\{(\w+)\}", command[0]) if name != "python"]:
+            raise ValueError(
+                f"the program cannot be named by {{{late[0]}}}, which is not there yet; name one, or {{python}}"
+            )
         if "output" not in named:
             raise ValueError("the command has no {output}, so it cannot know where to leave its checkpoint; add it")
         return command
@@ -124,7 +128,8 @@ def _config(ctx: StageContext, seed: int) -> str:
 def _lines(ctx: StageContext) -> Iterator[str]:
     for step, batch in enumerate(islice(prompt_batches(ctx), ctx.training.steps)):
         for example in batch:
-            yield json.dumps(_line(ctx, step, example), ensure_ascii=False) + "\n"
+            # ASCII: many readers take U+2028 and its like for the end of a line.
+            yield json.dumps(_line(ctx, step, example)) + "\n"
 
 
 def _line(ctx: StageContext, step: int, example: Example) -> dict[str, Any]:

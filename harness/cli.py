@@ -130,7 +130,7 @@ def study(
         from reports.study import build_study
 
         written = build_study(planned, page or planned.page)
-        console.print(f"page: {written}", highlight=False, soft_wrap=True)
+        console.print(f"page: {written}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -147,7 +147,8 @@ def report(
 
     folder = out or runs[0] / "report"
     files = read_claim_files(claims or [])
-    console.print(f"report: {build_report(runs, folder, grader, files)}")
+    page = build_report(runs, folder, grader, files)
+    console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
     report_claims(console, files, runs, folder, grader)
 
 

@@ -37,21 +37,11 @@ def do_runs(
     dry_run: bool,
 ) -> None:
     """Check, then print the plan or do the runs with progress, the retention table and the report at the end."""
-    from harness.adapter import check_adapters
     from harness.pipeline import is_finished
     from harness.progress import Display
-    from harness.sweep import default_workers, plan, sweep
-    from harness.trackers import check_trackers
+    from harness.sweep import default_workers, sweep
 
-    if unknown := sorted(set(adapters) - set(suite.adapters)):
-        raise ConfigError(f"suite {suite.name} has no adapter {', '.join(unknown)}; it has {', '.join(suite.adapters)}")
-    check_adapters(suite, adapters)
-    check_trackers(suite.trackers)
-    try:
-        specs = plan(suite, list(dict.fromkeys(adapters)), list(dict.fromkeys(seeds)), order, out)
-        _ = specs[0].stages
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    specs = _checked(suite, adapters, seeds, order, out)
     if dry_run:
         from harness.inspection import print_plan
 
@@ -66,6 +56,24 @@ def do_runs(
     _summarise(console, specs)
 
 
+def _checked(suite: Suite, adapters: list[str], seeds: list[int], order: str, out: Path) -> list[RunSpec]:
+    """Return the runs asked for, each once; raises `ConfigError` for what the suite or this machine does not have."""
+    from harness.adapter import check_adapters
+    from harness.sweep import plan
+    from harness.trackers import check_trackers
+
+    if unknown := sorted(set(adapters) - set(suite.adapters)):
+        raise ConfigError(f"suite {suite.name} has no adapter {', '.join(unknown)}; it has {', '.join(suite.adapters)}")
+    check_adapters(suite, adapters)
+    check_trackers(suite.trackers)
+    try:
+        specs = plan(suite, list(dict.fromkeys(adapters)), list(dict.fromkeys(seeds)), order, out)
+        _ = specs[0].stages
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return specs
+
+
 def do_study(console: Console, planned: Plan, workers: int | None, max_hours: float, dry_run: bool) -> None:
     """Print what a study will cost, then do the runs that are left; the page needs all of them, so it comes after."""
     from harness.adapter import check_adapters
@@ -78,7 +86,7 @@ def do_study(console: Console, planned: Plan, workers: int | None, max_hours: fl
         check_adapters(suite, {spec.entry for spec in planned.specs if spec.suite.name == suite.name})
     console.print(planned.cost(workers), highlight=False, soft_wrap=True)
     if dry_run:
-        console.print("\n".join(str(spec.path) for spec in todo), highlight=False, soft_wrap=True)
+        console.print("\n".join(str(spec.path) for spec in todo), markup=False, highlight=False, soft_wrap=True)
         console.print("dry run: nothing was written")
         return
     if (hours := planned.minutes(workers) / 60) > max_hours:
@@ -93,7 +101,9 @@ def do_study(console: Console, planned: Plan, workers: int | None, max_hours: fl
                 todo,
                 workers,
                 display,
-                lambda spec: console.print(f"run {next(finished)} of {len(todo)}: {spec.path}", highlight=False),
+                lambda spec: console.print(
+                    f"run {next(finished)} of {len(todo)}: {spec.path}", markup=False, highlight=False
+                ),
             )
 
 
@@ -118,7 +128,7 @@ def _summarise(console: Console, specs: Sequence[RunSpec]) -> None:
     from reports.terminal import print_retention
 
     print_retention(console, load([spec.path for spec in specs]))
-    console.print(f"report: {_render(specs)}", highlight=False, soft_wrap=True)
+    console.print(f"report: {_render(specs)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def do_compare(
@@ -141,11 +151,7 @@ def do_compare(
 
     if kind not in (None, *FORMATS):
         raise ConfigError(f"--format {kind}: expected one of {', '.join(FORMATS)}")
-    stages = whole_numbers("--stage", stage) if stage else []
-    if len(stages) > 2:
-        raise ConfigError(f"--stage {stage}: expected one stage, or two to compare a run with itself")
-    if claims and len(stages) == 2:
-        raise ConfigError("--claims is about methods, and two stages compare a run with itself; give one of the two")
+    stages = _stages(stage, claims)
     files = read_claim_files(claims)
     methods = find_methods(paths, **shown, least=1 if len(stages) == 2 else 2)
     tasks = task.split(",") if task else []
@@ -166,6 +172,16 @@ def do_compare(
         _judge(console, files, methods, margin, out, kind)
 
 
+def _stages(stage: str | None, claims: Sequence[str]) -> list[int]:
+    """Return the stages of `--stage`: none, the last that counts, or two between which a run is compared with itself."""
+    stages = whole_numbers("--stage", stage) if stage else []
+    if len(stages) > 2:
+        raise ConfigError(f"--stage {stage}: expected one stage, or two to compare a run with itself")
+    if claims and len(stages) == 2:
+        raise ConfigError("--claims is about methods, and two stages compare a run with itself; give one of the two")
+    return stages
+
+
 def read_claim_files(names: Sequence[str]) -> list[ClaimFile]:
     """Read files of claims, by path or by a shipped one's name, before anything else is done."""
     if not names:
@@ -178,14 +194,18 @@ def read_claim_files(names: Sequence[str]) -> list[ClaimFile]:
 def report_claims(
     console: Console, files: Sequence[ClaimFile], runs: Sequence[Path], folder: Path, grader: str
 ) -> None:
-    """Judge claims on all methods of a report, print the verdicts, and write them beside it."""
+    """Judge claims on all methods of a report, print the verdicts, and write them beside it: of each suite and order apart."""
     if not files:
         return
     from reports.compare_rows import MARGIN
     from reports.frames import load
-    from reports.methods import methods_of
+    from reports.methods import by_setting, methods_of
 
-    _judge(console, files, methods_of(load(runs, grader)), MARGIN, folder)
+    settings = by_setting(methods_of(load(runs, grader)))
+    for (suite, order), methods in settings.items():
+        if len(settings) > 1:
+            console.print(f"{suite}, {order}", highlight=False)
+        _judge(console, files, methods, MARGIN, folder if len(settings) == 1 else folder / f"claims_{suite}_{order}")
 
 
 def _judge(

@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pandas as pd
+from rich.markup import escape
 from rich.table import Table
 
 from harness.checkpoints import context_of, load_renderer, weights_digest
@@ -80,5 +81,5 @@ def matrix_table(scores: pd.DataFrame, profile: str = "default") -> Table:
     for task in scores.columns:
         table.add_column(str(task), justify="right", overflow="fold", min_width=5)
     for name, row in scores.iterrows():
-        table.add_row(str(name), *(f"{100 * score:.1f}" for score in row))
+        table.add_row(escape(str(name)), *(f"{100 * score:.1f}" for score in row))
     return table

@@ -45,10 +45,11 @@ def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
     console.print(_work_table(specs, cells))
     entries = {spec.entry: spec for spec in specs}
     for entry, spec in entries.items():
-        console.print(f"prompts under {entry}: {_fits(spec, cells, library)}", highlight=False)
+        console.print(f"prompts under {entry}: {_fits(spec, cells, library)}", markup=False, highlight=False)
     for overlap in dict.fromkeys(stream_overlap(suite, entry, specs[0].order, tasks, library) for entry in entries):
         _print_overlap(console, overlap)
-    console.print(f"run directories: {', '.join(str(spec.path) for spec in specs)}", highlight=False, soft_wrap=True)
+    folders = ", ".join(str(spec.path) for spec in specs)
+    console.print(f"run directories: {folders}", markup=False, highlight=False, soft_wrap=True)
     console.print("dry run: nothing was written")
 
 
@@ -61,7 +62,7 @@ def task_table(include: Sequence[Path]) -> Table:
     for name in library.names():
         path = Path(str(library.manager.task_index[name].yaml_path))
         settings = (read_task_file(path).get("metadata") or {}).get("harness") or {}
-        table.add_row(name, settings.get("capability", ""), settings.get("metric", ""), str(path))
+        table.add_row(name, settings.get("capability", ""), settings.get("metric", ""), escape(str(path)))
     return table
 
 
@@ -82,8 +83,10 @@ def check_task(console: Console, name: str, include: Sequence[Path], data: Seque
 
 def _find(name: str, include: Sequence[Path], data: Sequence[str]) -> BenchTask:
     paths: dict[str, str] = {key: path for key, _, path in (pair.partition("=") for pair in data)}
+    if bare := [pair for pair in data if not all(pair.partition("="))]:
+        raise ConfigError(f"--data {bare[0]}: expected NAME=PATH, for example gsm8k=/data/gsm8k")
     if missing := [path for path in paths.values() if not Path(path).exists()]:
-        raise ConfigError(f"--data: {', '.join(missing) or 'a path'} does not exist; expected NAME=PATH")
+        raise ConfigError(f"--data: {', '.join(missing)} does not exist; expected NAME=PATH")
     if not name.endswith(".yaml"):
         return TaskLibrary(include, paths).load(name)
     task_name = read_task_file(Path(name)).get("task") if Path(name).is_file() else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -25,7 +26,7 @@ def environment() -> dict[str, Any]:
         "git": _git(Path(__file__).parent),
         "packages": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}, **_optional()},
         "hardware": _hardware(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "created": now(),
     }
 
@@ -49,7 +50,9 @@ def _git(folder: Path) -> dict[str, Any]:
     """Return commit, dirtiness and diff of the checkout that the code runs from; nothing for an installed package."""
 
     def git(*args: str) -> str:
-        return subprocess.run(["git", *args], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+        # A diff holds the bytes of the files, whatever they are written in.
+        done = subprocess.run(["git", *args], cwd=folder, capture_output=True, check=True)
+        return done.stdout.decode(errors="replace").strip()
 
     try:
         if Path(git("rev-parse", "--show-toplevel")) != folder.parent:

@@ -237,13 +237,6 @@ def probe_changes(matrix: ScoreMatrix) -> dict[str, float]:
     return dict(zip(matrix.probes, change.tolist(), strict=True))
 
 
-def changes_untrained(matrix: ScoreMatrix) -> Vector:
-    """Return `R[i][j] - R[0][j]` (T+1, J+P) while task j is not trained yet, and of probes always; nan from its stage on."""
-    stage_of = np.array([*matrix.stage_of, *[matrix.stages + 1] * len(matrix.probes)])
-    untrained = np.arange(matrix.stages + 1)[:, None] < stage_of
-    return np.where(untrained, matrix.scores - matrix.scores[0], np.nan)
-
-
 def drop_from_start(matrix: ScoreMatrix) -> Vector:
     """Return `max_{0<=l<T} R[l][j] - R[T][j]` (J+P,) of every task, probes included; negative where the end is best."""
     return matrix.scores[:-1].max(axis=0) - matrix.final

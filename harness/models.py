@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,10 +11,9 @@ from huggingface_hub import snapshot_download
 from harness.config import Model, Pretrained
 from harness.errors import ModelError
 from harness.lmeval.tasks import TaskLibrary
-from harness.scratch import ensure_built
+from harness.scratch import Progress, ensure_built
 
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
-Progress = Callable[[str, int, int], None]
 
 
 def checkpoint_of(spec: Model, seed: int, library: TaskLibrary, progress: Progress = lambda *_: None) -> Path:

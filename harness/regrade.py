@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from harness.config import digest
@@ -143,5 +144,5 @@ def regrade_table(rows: Sequence[Regraded]) -> Table:
         table.add_column(name, justify="right")
     for row in rows:
         scores = f"{100 * row.before:.1f}", f"{100 * row.after:.1f}", f"{row.changed} of {row.items}"
-        table.add_row(*((str(row.run),) if several else ()), row.cell, row.stage, row.grader, *scores)
+        table.add_row(*((escape(str(row.run)),) if several else ()), row.cell, row.stage, row.grader, *scores)
     return table

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from harness.config import Strict, Suite, digest
+from harness.config import NAME, Strict, Suite, digest
 from harness.errors import ConfigError
 from harness.pipeline import is_finished
 from harness.spec import RunSpec
@@ -80,7 +80,7 @@ class Factor(Strict):
 class Study(Strict):
     """A suite, the methods compared, and the factors varied one at a time."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=NAME)
     title: str
     suite: str
     entries: Names
@@ -185,7 +185,7 @@ def load_study(name: str) -> Study:
         raise ConfigError(f"there is no study {name!r}; known are {known}, or give a path that ends in .yaml")
     try:
         return Study.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML ({error})") from error
     except ValidationError as error:
         raise ConfigError(f"{path}: {explain(error, Study)}") from error

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from harness.config import Strict
+from harness.config import NAME, Strict
 from harness.errors import ConfigError
 from harness.suites import explain
 from reports.claims_grammar import Expression, parse
@@ -34,7 +34,7 @@ class Scope(Strict):
 class ClaimEntry(Strict):
     """One claim: a comparison of metrics, the smallest effect that matters, and where it is judged."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=NAME)
     text: str = Field(min_length=1, description="{task}, {one} and {other} are filled in")
     expression: str
     unit: Literal["points", "nats", "ratio"]

@@ -11,11 +11,9 @@ import pandas as pd
 from harness import drift as measured
 from harness.stats import noise_floor
 from harness.store import StageFolder, cell_name
-from reports.runs import RunDir, read_json
+from reports.runs import IDENTITY, RunDir, identity, read_json
 
-IDENTITY = ["label", "suite", "adapter", "order", "start", "seed"]
 DRIFT = [*IDENTITY, "stage", "task", *measured.FIGURES, "answers"]
-ITEMS = [*IDENTITY, "stage", "task", "item_id", "prompt_tokens", "response_tokens", *measured.FIGURES]
 NOISE = [*IDENTITY, "task", "profile", "score", "repeats", "noise_floor"]
 Labelled = Iterable[tuple[RunDir, str]]
 
@@ -27,17 +25,6 @@ def drift_frame(runs: Labelled) -> pd.DataFrame:
     answers: rows are comparable where it is the same.
     """
     return pd.DataFrame([row for run, label in runs for row in _drift_rows(run, label)], columns=pd.Index(DRIFT))
-
-
-def drift_items(runs: Labelled) -> pd.DataFrame:
-    """Return one row per run, stage and item, for paired intervals; without the start's texts."""
-    parts = [
-        pd.read_parquet(folder.drift / "samples.parquet").assign(**_identity(run, label), stage=stage)
-        for run, label in runs
-        for stage, folder in _stages(run)
-        if (folder.drift / "results.json").is_file()
-    ]
-    return pd.concat(parts, ignore_index=True)[ITEMS] if parts else pd.DataFrame(columns=pd.Index(ITEMS))
 
 
 def noise_frame(runs: Labelled) -> pd.DataFrame:
@@ -52,7 +39,7 @@ def _drift_rows(run: RunDir, label: str) -> Iterator[dict[str, Any]]:
         for task, figures in {"": found, **found.get("tasks", {})}.items():
             values = {name: float(figures.get(name, "nan")) for name in measured.FIGURES}
             place = {"stage": stage, "task": task, "answers": found.get("answers", "")}
-            yield {**_identity(run, label), **place, **values}
+            yield {**identity(run, label), **place, **values}
 
 
 def _noise_rows(run: RunDir, label: str) -> Iterator[dict[str, Any]]:
@@ -64,7 +51,7 @@ def _noise_rows(run: RunDir, label: str) -> Iterator[dict[str, Any]]:
             first = _scores([start.cell(cell) / "results.json"])
             if repeats and first:
                 found = {"score": first[0], "repeats": len(repeats), "noise_floor": noise_floor([*first, *repeats])}
-                yield {**_identity(run, label), "task": task, "profile": profile, **found}
+                yield {**identity(run, label), "task": task, "profile": profile, **found}
 
 
 def _scores(files: Iterable[Path]) -> list[float]:
@@ -73,7 +60,3 @@ def _scores(files: Iterable[Path]) -> list[float]:
 
 def _stages(run: RunDir) -> Iterator[tuple[int, StageFolder]]:
     return ((stage, StageFolder(run.stage_path(stage))) for stage in range(len(run.stages) + 1))
-
-
-def _identity(run: RunDir, label: str) -> dict[str, Any]:
-    return dict(zip(IDENTITY, (label, run.suite, run.adapter, run.order, run.start, run.seed), strict=True))

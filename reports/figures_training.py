@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from harness.errors import RunError
 from reports import style
+from reports.frames import ADVANTAGE
 from reports.lines import ACROSS, SMOOTHING, legend_above, looks_of, mark_stages, on_common_axes, panels, smoothed
 
 PHASES = {
@@ -38,19 +39,7 @@ def advantage_tails(steps: pd.DataFrame) -> Figure:
     shown = panels(figure, len(looks), columns)
     for axes, (label, look) in zip(shown, looks.items(), strict=True):
         own = steps[steps["label"] == label]
-        line = {q: smoothed(own.dropna(subset=f"advantage_q{q}"), f"advantage_q{q}") for q in _quantiles(own)}
-        for low, high, alpha in (("05", "95", 0.2), ("25", "75", 0.4)):
-            if {low, high} <= set(line):
-                x = line[low]["global_step"]
-                axes.fill_between(
-                    x, line[low]["mean"], line[high]["mean"], color=look["color"], alpha=alpha, linewidth=0
-                )
-        for q, width in (("50", 1.4), ("01", 0.8), ("99", 0.8)):
-            if q in line:
-                axes.plot(line[q]["global_step"], line[q]["mean"], color=look["color"], linewidth=width)
-        axes.set_yscale("symlog", linthresh=0.1)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
-        _name_tails(axes, line)
+        _tails_panel(axes, own, look["color"])
         mark_stages(axes, own, named=False, ticks=6 if columns < ACROSS else 4)
         axes.axhline(0, color=style.RULE, linewidth=0.8)
         axes.set_title(label)
@@ -62,6 +51,21 @@ def advantage_tails(steps: pd.DataFrame) -> Figure:
     return figure
 
 
+def _tails_panel(axes: Axes, steps: pd.DataFrame, colour: str) -> None:
+    """Draw one label's bands and lines, on a scale that shows both tails."""
+    line = {q: smoothed(steps.dropna(subset=f"advantage_q{q}"), f"advantage_q{q}") for q in _quantiles(steps)}
+    for low, high, alpha in (("05", "95", 0.2), ("25", "75", 0.4)):
+        if {low, high} <= set(line):
+            x = line[low]["global_step"]
+            axes.fill_between(x, line[low]["mean"], line[high]["mean"], color=colour, alpha=alpha, linewidth=0)
+    for q, width in (("50", 1.4), ("01", 0.8), ("99", 0.8)):
+        if q in line:
+            axes.plot(line[q]["global_step"], line[q]["mean"], color=colour, linewidth=width)
+    axes.set_yscale("symlog", linthresh=0.1)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
+    _name_tails(axes, line)
+
+
 def _name_tails(axes: Axes, line: dict[str, pd.DataFrame]) -> None:
     """Name the two outer lines where they begin, so that no legend is needed."""
     for q, name in (("01", "lowest 1 %"), ("99", "highest 1 %")):
@@ -71,7 +75,7 @@ def _name_tails(axes: Axes, line: dict[str, pd.DataFrame]) -> None:
 
 
 def _quantiles(steps: pd.DataFrame) -> list[str]:
-    return [q for q in ("01", "05", "25", "50", "75", "95", "99") if steps[f"advantage_q{q}"].notna().any()]
+    return [name.removeprefix("advantage_q") for name in ADVANTAGE[1:] if steps[name].notna().any()]
 
 
 @style.styled()

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from harness.stats import Flips
-from reports.frames import IDENTITY, Frames
+from reports.frames import Frames
+from reports.runs import IDENTITY
 
 STAGE, SINCE_OWN, WHOLE = "over the stage", "since its own stage", "from the start"
 CELL = ["task", "kind", "before", "after"]

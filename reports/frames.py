@@ -6,27 +6,26 @@ written to a step log is left for the next reading.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from harness.errors import RunError
 from harness.lmeval.overlap import Overlap
+from reports.cells import Cell, cells_of, outcome_rows, place_of, placed, score_row
 from reports.drift import drift_frame, noise_frame
 from reports.mending import describe_cell, what_differs
-from reports.runs import RunDir, find_runs, read_json, read_lines, read_parquet
+from reports.runs import IDENTITY, RunDir, find_runs, read_lines, read_parquet
 
-IDENTITY = ["label", "suite", "adapter", "order", "start", "seed"]
-OUTCOMES = ["correct", "wrong", "unparsed", "truncated"]
 PHASES = ["generate", "teacher", "student", "step"]
+ADVANTAGE = ["advantage_mean", *(f"advantage_q{quantile:02d}" for quantile in (1, 5, 25, 50, 75, 95, 99))]
 STEP_FIELDS = [
-    *("loss", "entropy", "routed_fkl", "advantage_mean"),
-    *(f"advantage_q{quantile:02d}" for quantile in (1, 5, 25, 50, 75, 95, 99)),
+    *("loss", "entropy", "routed_fkl", *ADVANTAGE),
     *("fkl_gradient_share", "pull_up", "pull_down"),
     *("top_k", "teacher_top_mass", "student_top_mass", "overlap"),
     *("reward_mean", "response_tokens_mean", "truncated_share", "tokens", "grad_norm", "lr"),
@@ -71,14 +70,14 @@ class Frames:
     def scores(self) -> pd.DataFrame:
         """Scores, outcomes and keys of every expected cell; raises RunError where cells are not comparable."""
         _check_comparable(self._cells)
-        return pd.DataFrame([_score_row(cell) for cell in self._cells])
+        return pd.DataFrame([score_row(cell) for cell in self._cells])
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
         """Every metric of every evaluated cell, in long form."""
         keys = [*IDENTITY, "stage", "task", "metric", "value"]
         rows = [
-            {**_base(cell), "metric": metric, "value": value}
+            {**place_of(cell), "metric": metric, "value": value}
             for cell in self._cells
             for metric, value in (cell.results or {}).get("metrics", {}).items()
         ]
@@ -138,7 +137,7 @@ class Frames:
             raise RunError(f"No stored answers on {task!r}; expected samples.parquet in a stage's eval folder.")
         if items is not None:
             found = [(cell, rows[rows["item_id"].isin(items)]) for cell, rows in found]
-        return _placed(found)
+        return placed(found)
 
     @cached_property
     def answers(self) -> pd.DataFrame:
@@ -146,9 +145,9 @@ class Frames:
 
         `last` is the run's last stage and `own_stage` the one that trains the task, 0 where none does.
         """
-        found = [(cell, _outcomes(cell)) for cell in self._answered]
+        found = [(cell, outcome_rows(cell)) for cell in self._answered]
         keys = [*IDENTITY, "stage", "task", "item_id", "outcome", "last", "own_stage"]
-        return _placed(found)[keys] if found else pd.DataFrame(columns=pd.Index(keys))
+        return placed(found)[keys] if found else pd.DataFrame(columns=pd.Index(keys))
 
     @property
     def _answered(self) -> Iterator[Cell]:
@@ -156,88 +155,16 @@ class Frames:
 
     @cached_property
     def _cells(self) -> list[Cell]:
-        return [cell for run, label in self.labelled for cell in _cells(run, label, self.profile, self.grader)]
+        return [cell for run, label in self.labelled for cell in cells_of(run, label, self.profile, self.grader)]
 
 
 def load(paths: Iterable[Path], grader: str = "") -> Frames:
     """Read the runs below `paths`; see `find_runs`. Raises RunError when nothing there was graded by `grader`."""
     frames = Frames(tuple(find_runs(paths)), grader=grader)
     if grader and grader not in set(frames.scores["metric"]):
-        where = " ".join(str(run.path) for run in frames.runs)
-        raise RunError(
-            f"No cell is graded by {grader!r}; grade the answers with: harness regrade {where} --grader {grader}"
-        )
+        command = shlex.join(["harness", "regrade", *(str(run.path) for run in frames.runs), "--grader", grader])
+        raise RunError(f"No cell is graded by {grader!r}; grade the answers with: {command}")
     return frames
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One task after one stage of one run; `results` is None when it has not been evaluated."""
-
-    run: RunDir
-    label: str
-    stage: int
-    task: str
-    path: Path
-    results: dict[str, Any] | None
-
-    @property
-    def answers(self) -> Path:
-        """The file of its graded answers."""
-        return self.path / "samples.parquet"
-
-
-def _cells(run: RunDir, label: str, profile: str, grader: str) -> Iterator[Cell]:
-    for stage in range(len(run.stages) + 1):
-        for task in run.tasks_under(profile):
-            path = run.cell_path(stage, task, profile, grader)
-            file = path / "results.json"
-            yield Cell(run, label, stage, task, path, read_json(file) if file.is_file() else None)
-
-
-def _base(cell: Cell) -> dict[str, Any]:
-    """Columns that say which run, stage and task a row belongs to."""
-    run = cell.run
-    identity = dict(zip(IDENTITY, (cell.label, run.suite, run.adapter, run.order, run.start, run.seed), strict=True))
-    return {**identity, "stage": cell.stage, "task": cell.task}
-
-
-def _score_row(cell: Cell) -> dict[str, Any]:
-    run, results = cell.run, cell.results or {}
-    outcomes = results.get("outcomes", {})
-    return {
-        **_base(cell),
-        "stage_task": run.stages[cell.stage - 1] if cell.stage else "",
-        "role": "probe" if cell.task in run.probes else "trained",
-        "own": cell.stage > 0 and cell.task in run.trains[cell.stage - 1],
-        "metric": results.get("metric", ""),
-        "score": float(results.get("score", "nan")),
-        "n": int(results.get("n", 0)),
-        "answers": int(results.get("n", 0)) * int(results.get("samples", 1)),
-        **{outcome: int(outcomes.get(outcome, 0)) for outcome in OUTCOMES},
-        "response_tokens_mean": float(results.get("response_tokens_mean") or "nan"),
-        "seconds": float(results.get("seconds") or 0),
-        "weights": results.get("weights", ""),
-        "comparability": results.get("keys", {}).get("comparability", ""),
-    }
-
-
-def _outcomes(cell: Cell) -> pd.DataFrame:
-    answers = read_parquet(cell.answers, ["item_id", "outcome"])
-    if not answers["item_id"].is_unique:
-        right = answers["outcome"] == "correct"
-        answers = pd.concat([answers[~right], answers[right]]).drop_duplicates("item_id")
-    own = next((stage for stage, tasks in enumerate(cell.run.trains, start=1) if cell.task in tasks), 0)
-    return answers.assign(last=len(cell.run.stages), own_stage=own)
-
-
-def _placed(found: Sequence[tuple[Cell, pd.DataFrame]]) -> pd.DataFrame:
-    """Put the cells' rows one after another, each with its run, stage and task."""
-    places = pd.DataFrame([_base(cell) for cell, _ in found])
-    repeated = places.take(np.repeat(np.arange(len(found)), [len(rows) for _, rows in found])).reset_index(drop=True)
-    rows = pd.concat([rows for _, rows in found], ignore_index=True)
-    # A group's rows say of which of its tasks they are; here all of a cell's are of the cell's.
-    return pd.concat([repeated, rows.drop(columns=repeated.columns, errors="ignore")], axis=1)
 
 
 def _check_comparable(cells: Sequence[Cell]) -> None:
@@ -259,7 +186,7 @@ def _check_comparable(cells: Sequence[Cell]) -> None:
 def _step_rows(run: RunDir, label: str) -> Iterator[dict[str, Any]]:
     for stage, task in enumerate(run.stages, start=1):
         file = run.stage_path(stage) / "train" / "steps.jsonl"
-        base = _base(Cell(run, label, stage, task, file.parent, None))
+        base = place_of(Cell(run, label, stage, task, file.parent, None))
         for line in read_lines(file):
             seconds = line.pop("seconds", None) or {}
             yield {**line, **{f"seconds_{phase}": value for phase, value in seconds.items()}, **base}

@@ -13,7 +13,8 @@ from typing import Any
 import pandas as pd
 
 from reports.flips import SINCE_OWN, STAGE, WHOLE, changed
-from reports.frames import IDENTITY, Frames
+from reports.frames import Frames
+from reports.runs import IDENTITY
 from reports.visible import cut
 
 PER_TASK, PER_REPORT = 300, 3_000

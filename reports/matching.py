@@ -32,6 +32,12 @@ def matched(frames: Frames) -> pd.DataFrame:
     return pd.DataFrame([_row(values, *pair) for pair in _pairs(frames)])
 
 
+def difference(values: pd.DataFrame, figure: str, one: str, other: str) -> Interval:
+    """Return label `one` minus label `other` of a figure, paired over seeds; `values` is `tables.figures_by_seed`'s."""
+    by_label = values[values["figure"] == figure].pivot(index="seed", columns="label", values="value")
+    return t_interval(by_label[one] - by_label[other])
+
+
 def _pairs(frames: Frames) -> Iterator[tuple[str, str]]:
     """Yield pairs of methods that share suite, order and start; a control that updates nothing is left out."""
     settings: dict[tuple[str, str, str], list[str]] = {}
@@ -48,15 +54,10 @@ def _pairs(frames: Frames) -> Iterator[tuple[str, str]]:
 
 
 def _row(values: pd.DataFrame, one: str, other: str) -> dict[str, object]:
-    found = {name: _difference(values, figure, one, other) for name, figure in FIGURES.items()}
+    found = {name: difference(values, figure, one, other) for name, figure in FIGURES.items()}
     status = how_matched(found["learned"]) if found["learned"].seeds > 1 else SINGLE
     row: dict[str, object] = {"label": one, "against": other, "seeds": found["learned"].seeds, "status": status}
     for name, interval in found.items():
         mean, low, high, seeds = interval
         row |= {name: mean, f"{name}_low": low, f"{name}_high": high, f"{name}_seeds": seeds}
     return row
-
-
-def _difference(values: pd.DataFrame, figure: str, one: str, other: str) -> Interval:
-    by_label = values[values["figure"] == figure].pivot(index="seed", columns="label", values="value")
-    return t_interval(by_label[one] - by_label[other])

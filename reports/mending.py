@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness.comparability import differing, in_words
+from reports.cells import Cell
 from reports.runs import RunDir
-
-if TYPE_CHECKING:
-    from reports.frames import Cell
 
 EVALUATING = ("evaluation", "backend", "vllm", "device", "data", "include")  # a configuration's part in answers
 OF_STUDENT = ("dtype", "chat")
@@ -33,17 +30,19 @@ def what_differs(one: Cell, other: Cell) -> str:
     fields = [(cell.results or {}).get("keys", {}).get("fields") or {} for cell in (one, other)]
     found = differing(*fields) if all(fields) else {}
     runs = list({cell.run.path: cell.run for cell in (one, other)}.values())
-    folders = " ".join(str(run.path) for run in runs)
     if set(found) == {"grading"}:
-        return f"{in_words(found)} differs; grade both with today's grader: harness regrade {folders}"
+        folders = [str(run.path) for run in runs]
+        return (
+            f"{in_words(found)} differs; grade both with today's grader: {shlex.join(['harness', 'regrade', *folders])}"
+        )
     said = f"{in_words(found)} differ" if found else "an earlier version did not record in what they differ"
     if _evaluating(one.run) == _evaluating(other.run):
-        evaluated = " ".join(f"{run.path}/stage_*/eval" for run in runs)
+        evaluated = " ".join(f"{shlex.quote(str(run.path))}/stage_*/eval" for run in runs)
         return f"{said}; remove {evaluated} and evaluate them anew, alike: {' && '.join(_commands(runs))}"
     checkpoints = " ".join(_checkpoint(cell) for cell in (one, other))
     return (
-        f"{said}; evaluate their checkpoints alike, in one matrix: harness evaluate --suite {_suite(one.run)} --checkpoints "
-        f"{checkpoints}"
+        f"{said}; evaluate their checkpoints alike, in one matrix: harness evaluate --suite {shlex.quote(_suite(one.run))} "
+        f"--checkpoints {checkpoints}"
     )
 
 
@@ -62,8 +61,10 @@ def _commands(runs: list[RunDir]) -> list[str]:
 def _command(run: RunDir) -> str:
     if _arguments(run):
         return str(run.manifest["command"])
-    out = run.path.parents[3]
-    return f"harness run {run.suite} --adapter {run.adapter} --seed {run.seed} --order {run.order} --out {out}"
+    options = {"adapter": run.adapter, "seed": run.seed, "order": run.order, "out": run.path.parents[3]}
+    return shlex.join(
+        ["harness", "run", run.suite, *(w for key, value in options.items() for w in (f"--{key}", f"{value}"))]
+    )
 
 
 def _suite(run: RunDir) -> str:
@@ -73,14 +74,17 @@ def _suite(run: RunDir) -> str:
 
 def _arguments(run: RunDir) -> list[str]:
     """Return what the run's command gave after `harness run` or `harness sweep`; nothing for another command."""
-    words = shlex.split(str(run.manifest.get("command", "")))
+    try:
+        words = shlex.split(str(run.manifest.get("command", "")))
+    except ValueError:  # earlier versions wrote an apostrophe as it is
+        return []
     return words[2:] if len(words) > 2 and words[0] == "harness" and words[1] in RUNNING else []
 
 
 def _checkpoint(cell: Cell) -> str:
-    """Return a cell's checkpoint; manifests of earlier versions do not say where a start that was built is."""
+    """Return a cell's checkpoint for a shell; manifests of earlier versions do not say where a start that was built is."""
     if cell.stage:
-        return str(cell.run.stage_path(cell.stage) / "train" / "checkpoint")
+        return shlex.quote(str(cell.run.stage_path(cell.stage) / "train" / "checkpoint"))
     student = (cell.run.manifest.get("config") or {}).get("student") or {}
     start = cell.run.manifest.get("start_checkpoint") or student.get("path")
-    return str(start or Path("~/.cache/continual-harness/models") / f"{cell.run.start}-*")
+    return shlex.quote(str(start)) if start else f"~/.cache/continual-harness/models/{cell.run.start}-*"

@@ -99,6 +99,14 @@ def methods_of(frames: Frames) -> list[Method]:
     return [Method(label, replace(frames, runs=tuple(runs))) for label, runs in by_label.items()]
 
 
+def by_setting(methods: Sequence[Method]) -> dict[tuple[str, str], list[Method]]:
+    """Return methods by suite and order: within one, an adapter's name and its start say which method is meant."""
+    settings: dict[tuple[str, str], list[Method]] = {}
+    for method in methods:
+        settings.setdefault((method.first.suite, method.first.order), []).append(method)
+    return settings
+
+
 def _groups(path: Path, order: str | None) -> list[list[RunDir]]:
     runs = find_runs([path])
     orders = list(dict.fromkeys(run.order for run in runs))

@@ -16,7 +16,7 @@ from harness.comparability import differing
 from harness.errors import RunError
 from harness.stats import differences
 from harness.store import cell_name
-from reports.frames import Cell
+from reports.cells import Cell, cell_at
 from reports.mending import describe_cell, what_differs
 from reports.runs import RunDir, read_json, read_parquet
 
@@ -47,10 +47,7 @@ class Evaluations:
     def cell(self, task: str, stage: int) -> Cell:
         """Return a task's evaluation after a stage; its results are None where it has not been evaluated."""
         if (task, stage) not in self._cells:
-            path = self.run.cell_path(stage, task, self.profile, self.grader)
-            file = path / "results.json"
-            results = read_json(file) if file.is_file() else None
-            self._cells[task, stage] = Cell(self.run, self.name, stage, task, path, results)
+            self._cells[task, stage] = cell_at(self.run, self.name, stage, task, self.profile, self.grader)
         return self._cells[task, stage]
 
     def score(self, term: Term) -> float:
@@ -60,7 +57,7 @@ class Evaluations:
     def samples(self, task: str, stage: int) -> pd.DataFrame | None:
         """Return the graded answers of a cell; None where they were not kept."""
         if (task, stage) not in self._samples:
-            file = self.cell(task, stage).path / "samples.parquet"
+            file = self.cell(task, stage).answers
             if not file.is_file():
                 return None
             columns = ["item_id", "prompt", "target", "score"]

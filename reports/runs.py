@@ -16,6 +16,7 @@ from harness.errors import RunError
 from harness.store import SCHEMA, StageFolder, cell_name
 
 CONTROLS_FIRST = ["none", "sft", "opd", "aopd"]
+IDENTITY = ["label", "suite", "adapter", "order", "start", "seed"]
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,11 @@ class RunDir:
     def stage_path(self, stage: int) -> Path:
         """Return the folder of a stage; 0 is the start."""
         return self.path / (f"stage_{stage}_{self.stages[stage - 1]}" if stage else "stage_0")
+
+
+def identity(run: RunDir, label: str) -> dict[str, Any]:
+    """Return the columns of IDENTITY, which say in every table what run a row is of and what a reader calls its group."""
+    return dict(zip(IDENTITY, (label, run.suite, run.adapter, run.order, run.start, run.seed), strict=True))
 
 
 def find_runs(paths: Iterable[Path]) -> list[RunDir]:

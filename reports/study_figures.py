@@ -20,10 +20,9 @@ from matplotlib.ticker import MaxNLocator
 from harness.config import JOINT
 from harness.errors import RunError
 from reports import style
-from reports.lines import smoothed
+from reports.lines import Looks, smoothed
 from reports.study_data import AOPD, OPD, Config, Results
 
-Looks = dict[str, dict[str, Any]]
 FRONTIER = ("forgetting_chaudhry", "learning_accuracy")
 STEPS = {
     "entropy": "entropy\n(nats per answer token)",

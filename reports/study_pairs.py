@@ -13,10 +13,9 @@ import pandas as pd
 
 from harness.stats import Interval, t_interval
 from reports.compare_rows import MATCHED, ON_AVERAGE, how_matched
+from reports.paired import NOTHING
 from reports.study_data import AOPD, OPD, Config, Results
 from reports.words import plural, points, with_interval
-
-NOTHING = t_interval(pd.Series(dtype=float))
 
 
 @dataclass(frozen=True)

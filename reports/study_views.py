@@ -8,13 +8,13 @@ from typing import NamedTuple
 from harness.stats import Interval
 from harness.study import Factor
 from reports.claims_judge import CONTRADICTED, LEVEL, NOT_RESOLVED, SEEDS, SUPPORTED
-from reports.claims_views import half_width, unresolved
+from reports.claims_views import WRITE, half_width, unresolved
 from reports.compare_rows import MATCHED
 from reports.page import Grid
 from reports.study_claims import Claim, claims
 from reports.study_data import THRESHOLD, Config, Results
 from reports.study_pairs import Matching, Pair, pairs
-from reports.words import has_width, nats, nats_more, percent, plural, points, resolved, with_interval
+from reports.words import has_width, nats, nats_more, p_value, percent, plural, points, resolved, with_interval
 
 COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "learning_accuracy": ("learning %", percent),
@@ -117,12 +117,10 @@ class _Change(NamedTuple):
 
 
 def _claim_row(claim: Claim) -> list[str]:
-    unit = claim.entry.unit
-    write = points if unit == "points" else nats_more
-    known = bool(claim.difference.seeds)
-    shown = f"{with_interval(claim.difference, write)} {unit}" if known else "–"
-    p = "–" if claim.adjusted != claim.adjusted else f"{claim.adjusted:.3f}"
-    return [claim.claim, claim.paper, claim.compared, shown, str(claim.difference.seeds or "–"), p, _verdict(claim)]
+    unit, seeds = claim.entry.unit, claim.difference.seeds
+    shown = f"{with_interval(claim.difference, WRITE[unit][1])} {unit}" if seeds else "–"
+    told = [shown, str(seeds or "–"), p_value(claim.adjusted), _verdict(claim)]
+    return [claim.claim, claim.paper, claim.compared, *told]
 
 
 def _verdict(claim: Claim) -> str:

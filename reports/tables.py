@@ -19,10 +19,11 @@ from harness import metrics
 from harness.config import JOINT
 from harness.metrics import FIGURES, Figure, ScoreMatrix
 from harness.stats import t_interval
-from reports.frames import IDENTITY, OUTCOMES, PHASES, Frames
+from reports.cells import OUTCOMES
+from reports.frames import ADVANTAGE, PHASES, Frames
+from reports.runs import IDENTITY
 
 FRONTIER = {"learned": "learning_accuracy", "final": "average_accuracy", "forgot": "forgetting_chaudhry"}
-ADVANTAGE = ["advantage_mean", *(f"advantage_q{quantile:02d}" for quantile in (1, 5, 25, 50, 75, 95, 99))]
 
 
 def write_tables(frames: Frames, folder: Path, more: Mapping[str, pd.DataFrame] = MappingProxyType({})) -> list[Path]:

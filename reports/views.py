@@ -11,7 +11,8 @@ import pandas as pd
 from harness.lmeval.overlap import HEADER
 from harness.stats import Interval
 from reports import tables
-from reports.frames import OUTCOMES, PHASES, Frames
+from reports.cells import OUTCOMES
+from reports.frames import PHASES, Frames
 from reports.page import Grid
 from reports.style import short_names
 from reports.words import decimal, in_words, percent, plural, points, with_interval

@@ -13,8 +13,9 @@ from itertools import combinations
 import pandas as pd
 
 from harness.stats import Interval, t_interval
-from reports.frames import IDENTITY, Frames
-from reports.runs import RunDir
+from reports import matching
+from reports.frames import Frames
+from reports.runs import IDENTITY, RunDir
 from reports.tables import figures_by_seed
 
 WARNINGS = {
@@ -165,15 +166,10 @@ def _differences(values: pd.DataFrame, frames: Frames) -> Iterator[str]:
     labels = list(dict.fromkeys(label for run, label in frames.labelled if run.adapter != "none"))
     comparable = len(labels) <= 3 and len({(run.suite, run.start) for run in frames.runs}) == 1
     for first, second in combinations(labels if comparable else [], 2):
-        found = [_difference(values, name, first, second) for name in COMPARED]
-        if min(difference.seeds for difference in found) >= 2:
+        found = [matching.difference(values, name, second, first) for name in COMPARED]
+        if min(each.seeds for each in found) >= 2:
             parts = [f"{n} {_judged(d)}" for n, d in zip(COMPARED.values(), found, strict=True)]
             yield f"{second} minus {first}, paired over {plural(found[0].seeds, 'seed')}: {'; '.join(parts)}."
-
-
-def _difference(values: pd.DataFrame, name: str, first: str, second: str) -> Interval:
-    seeds = values[values["figure"] == name].pivot(index="seed", columns="label", values="value")
-    return t_interval(seeds[second] - seeds[first])
 
 
 def _judged(difference: Interval) -> str:

@@ -205,3 +205,22 @@ def test_weights_under_lora_are_those_of_the_merged_model(tie: bool):
     assert set(found) == names == set(merged)
     assert all(torch.allclose(found[name], merged[name], atol=1e-6) for name in names)
     assert any((found[name] != qwen3(tie=tie, dtype=torch.float32).state_dict()[name]).any() for name in names)
+
+
+def test_an_engine_whose_start_is_interrupted_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made: list[subprocess.Popen[Any]] = []
+
+    def started(*args: Any, **kwargs: Any) -> subprocess.Popen[Any]:
+        made.append(subprocess.Popen(*args, **kwargs))
+        return made[-1]
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vllm, "version", lambda _: "1")
+    monkeypatch.setattr(vllm, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": started}))
+    monkeypatch.setattr(VLLMEngine, "_ask", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        VLLMEngine(tmp_path, VLLM(), Place("cpu", "float32", 1, tmp_path / "vllm.txt"))
+    (process,) = made
+    assert process.poll() is not None

@@ -49,6 +49,12 @@ def harness(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return call
 
 
+def test_a_folder_in_brackets_is_printed_as_it_is(harness: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("reports.build.build_report", lambda _, out, *__: out / "report.html")
+    result = harness("report", "runs/[red]/[/x]")
+    assert (result.code, result.out) == (0, "report: runs/[red]/[/x]/report/report.html\n")
+
+
 def test_a_dry_run_prints_stages_and_work_and_writes_nothing(harness: Any, here: Path, micro_file: Path):
     result = harness("run", str(micro_file), "--adapter", "aopd", "--dry-run")
     assert result.code == 0, result.err

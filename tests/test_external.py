@@ -35,7 +35,8 @@ PLAIN_SFT = [
     *("{python}", "-m", "adapters.examples.plain_sft", "--checkpoint", "{checkpoint}", "--prompts", "{prompts}"),
     *("--config", "{config}", "--output", "{output}", "--steps", "{steps}"),
 ]
-ITEMS = {"a": ("ABC", "ab"), "b": ("D", "c"), "c": ("EF", "def"), "d": ("GH", "g")}
+# The second holds what Python, too, takes for ends of lines.
+ITEMS = {"a": ("ABC", "ab"), "b": ("D\u2028\x85", "c"), "c": ("EF", "def"), "d": ("GH", "g")}
 STAGE = "stage_1_tiny_weather/train"
 COPY = "import shutil, sys; shutil.copytree(sys.argv[1], sys.argv[2])"
 
@@ -133,6 +134,8 @@ def test_the_command_is_given_prompts_in_every_adapters_order_and_the_resolved_b
         assert [item["target_ids"] for item in items] == [e.target for e in examples]
     item = next(item for step in steps for item in step if item["item_id"] == "c")
     assert (item["task"], item["prompt"], item["target"]) == ("fake", "EF", "def")
+    lines = (tmp_path / "external" / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["item_id"] for line in lines] == [item["item_id"] for step in steps for item in step]
     config = json.loads((tmp_path / "external" / "config.json").read_text())
     assert (len(steps), config["steps"], config["max_new_tokens"]) == (2, 2, 7)
     assert (config["optimizer"]["lr"], config["device"]) == (1e-2, "cpu")
@@ -330,6 +333,7 @@ def test_weights_saved_more_coarsely_are_taken_with_a_warning(tmp_path: Path):
     [
         (["train", "{output}", "{chekpoint}"], "there is no placeholder {chekpoint}; known are python, checkpoint"),
         (["train", "{checkpoint}"], "has no {output}"),
+        (["{checkpoint}/train.sh", "{output}"], "the program cannot be named by {checkpoint}, which is not there yet"),
         ([], "at least 1 item"),
     ],
 )

@@ -72,14 +72,6 @@ def test_per_task_figures_are_in_column_order():
     assert metrics.probe_changes(matrix()) == pytest.approx({"p": -0.3})
 
 
-def test_tasks_not_trained_yet_and_probes_change_against_the_start():
-    nan = math.nan
-    expected = [[0, 0, 0, 0], [nan, 0.2, -0.1, -0.1], [nan, nan, -0.2, 0.1], [nan, nan, nan, -0.3]]
-    np.testing.assert_allclose(metrics.changes_untrained(matrix()), expected, atol=1e-12)
-    # What each changed by just before its own stage is forward transfer: (0.2 - 0.2) / 2.
-    assert metrics.forward_transfer(matrix()) == pytest.approx((0.2 - 0.2) / 2)
-
-
 def test_one_stage_gives_nan_where_a_figure_needs_an_earlier_or_later_task():
     single = matrix([[0.17], [0.07]], ("math",), (), None)
     values = metrics.compute_figures(single)

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from harness.cli import main
 from harness.config import Suite, digest
 from harness.errors import RunError, TaskError
+from harness.foreign import matrix_table
 from harness.lmeval import hf_model
 from harness.pipeline import run
-from harness.regrade import regrade_runs, regrade_table
+from harness.regrade import Regraded, regrade_runs, regrade_table
 from harness.spec import RunSpec
 from harness.store import StageFolder
 from reports.frames import load
@@ -61,6 +63,14 @@ def test_another_grader_of_the_task_becomes_the_score_beside_the_old_one(finishe
         assert results["stage"] == STAGES.index(row.stage)
     assert [(row.before, row.after, row.changed) for row in rows if row.cell == "made_up"] == [(0.0, 0.5, 2)] * 3
     assert regrade_table(rows).row_count == len(rows)
+
+
+def test_the_table_shows_a_folder_in_brackets_as_it_is(capsys: pytest.CaptureFixture[str]):
+    rows = [Regraded(Path(name), "stage_0", "a", "m", 0.0, 1.0, 1, 1) for name in ("[red]", "[/x]")]
+    Console(width=120).print(regrade_table(rows))
+    Console(width=120).print(matrix_table(pd.DataFrame({"a": [0.5]}, index=["[blue]"])))
+    shown = capsys.readouterr().out
+    assert [name for name in ("[red]", "[/x]", "[blue]") if name in shown] == ["[red]", "[/x]", "[blue]"]
 
 
 def test_regrading_again_writes_nothing_and_says_the_same(finished: Path):

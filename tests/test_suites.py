@@ -10,6 +10,7 @@ import pytest
 
 from harness.config import Suite
 from harness.errors import ConfigError
+from harness.study import load_study
 from harness.suites import SUITE_FOLDER, find_suite, load_suite
 from tests.models import micro_suite, write_yaml
 
@@ -120,6 +121,14 @@ def test_yaml_that_does_not_parse_is_named_with_its_line(tmp_path: Path):
     with pytest.raises(ConfigError) as error:
         load_suite(str(path))
     assert str(error.value).startswith(f"{path} line 3: not valid YAML (")
+
+
+def test_a_file_in_another_encoding_is_refused(tmp_path: Path):
+    path = tmp_path / "suite.yaml"
+    path.write_bytes(b"name: caf\xe9\n")
+    for read in (load_suite, load_study):
+        with pytest.raises(ConfigError, match=r"suite.yaml: not valid YAML \(.*can't decode byte 0xe9"):
+            read(str(path))
 
 
 def test_a_file_that_holds_no_mapping_is_refused(tmp_path: Path):

@@ -75,7 +75,12 @@ class VLLMEngine:
             )  # fmt: skip
         # Ours must be the only other end, or a dead process would never be noticed.
         theirs.close()
-        self._ask("start", model=str(checkpoint), options=self.options)
+        try:
+            self._ask("start", model=str(checkpoint), options=self.options)
+        except BaseException:
+            # Nobody holds an engine that did not start; while it loads, it would not notice that we are gone.
+            self.close()
+            raise
 
     def load(self, checkpoint: Path, weights: str | None = None) -> None:
         """Take a checkpoint's weights; nothing is done where `weights`, their digest, says that they are there already."""

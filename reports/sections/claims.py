@@ -10,7 +10,7 @@ from reports.claims_judge import verdicts
 from reports.claims_views import RULE, verdicts_grid
 from reports.findings import Findings
 from reports.frames import Frames
-from reports.methods import Method, methods_of
+from reports.methods import Method, by_setting, methods_of
 from reports.page import Grid, Section, Text
 
 SHIPPED = {"aopd": {"opd", "aopd"}}
@@ -29,9 +29,7 @@ def section(findings: Findings) -> Section | None:
 
 def grids_by_setting(claims: Sequence[ClaimEntry], methods: Sequence[Method]) -> list[Grid]:
     """Return a grid per suite and order, because a claim speaks of one method by its adapter's name and its start."""
-    settings: dict[tuple[str, str], list[Method]] = {}
-    for method in methods:
-        settings.setdefault((method.first.suite, method.first.order), []).append(method)
+    settings = by_setting(methods)
     varying = [place for place in (0, 1) if len({setting[place] for setting in settings}) > 1]
     grids = {setting: verdicts_grid(verdicts(claims, found)) for setting, found in settings.items()}
     return [

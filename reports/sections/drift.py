@@ -8,8 +8,8 @@ import pandas as pd
 
 from reports.figures_frontier import drift_scatter, rank_correlation
 from reports.findings import Findings
-from reports.frames import IDENTITY
 from reports.page import Picture, Section, Text
+from reports.runs import IDENTITY
 from reports.words import decimal
 
 TITLE = "KL to the start against forgetting"
@@ -25,8 +25,8 @@ ABSENT = (
 
 def section(findings: Findings) -> Section:
     """Return the section, or one sentence on why it is empty."""
-    drift = getattr(findings.frames, "drift", None)
-    if drift is None or drift.empty or drift["kl_to_start"].isna().all():
+    drift = findings.frames.drift
+    if drift["kl_to_start"].isna().all():
         return Section("drift", "KL to the start", TITLE, [Text(ABSENT, "missing")])
     rows = against_forgetting(drift, findings.frames.scores)
     rank = rank_correlation(rows)

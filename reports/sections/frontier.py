@@ -10,9 +10,9 @@ from harness.stats import Interval
 from reports.compare_rows import MARGIN, MATCHED
 from reports.figures_frontier import frontier
 from reports.findings import Findings
-from reports.frames import IDENTITY
 from reports.matching import FIGURES, SINGLE
 from reports.page import Grid, Picture, Section, Text
+from reports.runs import IDENTITY
 from reports.tables import figures_by_seed
 from reports.words import percent, points, with_interval
 

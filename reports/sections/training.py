@@ -6,8 +6,9 @@ from reports import figures, views, words
 from reports import pulls as pull
 from reports.figures_training import advantage_tails
 from reports.findings import Findings
+from reports.frames import ADVANTAGE
 from reports.page import Folded, Grid, Picture, Section, Text
-from reports.tables import ADVANTAGE, advantage
+from reports.tables import advantage
 from reports.words import decimal, percent
 
 ENTROPY = (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import pytest
 import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
+from rich.console import Console
 
+from harness.commands import report_claims
 from harness.errors import ConfigError
 from harness.stats import Interval, detectable, t_interval
 from reports.claims_file import read_claims
@@ -158,6 +162,10 @@ def write_claims(folder: Path, *changes: dict[str, Any]) -> Path:
         (
             {"expression": "metric(aopd, learnt) > 0"},
             r"claim learns: claims.0: there is no metric 'learnt'; there are before",
+        ),
+        (
+            {"expression": "metric(aopd, intransigence) < 0"},
+            r"claim learns: claims.0: there is no metric 'intransigence'; there are before",
         ),
         ({"scope": {}}, "metric 'learned' is of one task; give scope.tasks"),
         ({"unit": "percent"}, r"claim learns: claims.0.unit: found 'percent'"),
@@ -369,3 +377,19 @@ def test_what_stood_in_the_way_is_said_and_how_many_seeds_would_do(tmp_path: Pat
     written = write_verdicts(found, [read_claims(write_claims(tmp_path, {}))], tmp_path / "out")
     assert "A trial: nowhere" in written[0].read_text(encoding="utf-8")
     assert pd.read_csv(written[1]).loc[0, "verdict"] == NOT_RESOLVED
+
+
+def test_a_report_s_claims_are_judged_for_each_suite_and_order_apart(tmp_path: Path):
+    runs = tmp_path / "runs"
+    for suite, adapter, seed in product(("tiny", "other"), ("opd", "aopd"), range(3)):
+        write_run(runs, adapter, seed, suite=suite)
+    files, text = [read_claims("aopd")], io.StringIO()
+    report_claims(Console(file=text, width=150), files, [runs], tmp_path / "several", "")
+    report_claims(Console(file=text, width=150), files, [runs / "tiny"], tmp_path / "one", "")
+    assert ["other, default" in text.getvalue(), "tiny, default" in text.getvalue()] == [True, True]
+    several, one = (
+        sorted(str(p.relative_to(tmp_path)) for p in tmp_path.glob(f"{name}/**/*.csv")) for name in ("several", "one")
+    )
+    assert several == ["several/claims_other_default/claims.csv", "several/claims_tiny_default/claims.csv"]
+    assert one == ["one/claims.csv"]
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / several[1]), pd.read_csv(tmp_path / one[0]))

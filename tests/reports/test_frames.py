@@ -179,6 +179,37 @@ def test_runs_that_are_configured_to_evaluate_otherwise_are_told_of_their_checkp
     )
 
 
+def refusal_at(folder: Path, **changes) -> str:
+    one, other = write_run(folder, "opd"), write_run(folder, "aopd")
+    change_keys(one, settings={"max_gen_toks": 24})
+    change_keys(other, settings={"max_gen_toks": 9})
+    for run in (one, other):
+        change_manifest(run, **changes)
+    with pytest.raises(RunError) as error:
+        _ = load([folder]).scores
+    return str(error.value)
+
+
+def test_what_a_refusal_says_to_do_can_be_pasted_where_a_folder_has_a_space(tmp_path: Path):
+    folder = tmp_path / "my runs"
+    said = refusal_at(folder, command="harness run 'my suite.yaml' --seed 0")
+    assert f"remove '{folder}/tiny/opd/default/seed0'/stage_*/eval " in said
+    assert said.endswith("anew, alike: harness run 'my suite.yaml' --seed 0")
+    one, other = (folder / f"tiny/{adapter}/default/seed0" for adapter in ("opd", "aopd"))
+    change_manifest(one, config={"evaluation": {"limit": 3}})
+    last = "stage_2_tiny_weather/train/checkpoint"
+    with pytest.raises(RunError, match=rf"--suite 'my suite.yaml' --checkpoints '{one}/{last}' '{other}/{last}'$"):
+        _ = load([folder]).scores
+    change_keys(other, settings={"max_gen_toks": 24})
+    with pytest.raises(RunError, match=rf"harness regrade '{one}' '{other}' --grader sdft$"):
+        load([one, other], "sdft")
+
+
+def test_a_command_that_no_shell_could_read_is_no_reason_to_fail(tmp_path: Path):
+    said = refusal_at(tmp_path, command="harness run o'brien.yaml")
+    assert said.endswith(f"harness run tiny --adapter aopd --seed 0 --order default --out {tmp_path}")
+
+
 @pytest.fixture
 def damaged(micro_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two finished runs of the micro suite, one of them evaluated by another version of torch, as its keys say."""

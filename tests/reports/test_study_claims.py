@@ -115,6 +115,11 @@ def test_a_gain_in_one_seed_of_three_is_not_resolved_and_the_page_says_what_coul
     assert claims_grid(results).rows[0][-1] == f"{NOT_RESOLVED} {half}"
 
 
+def test_a_p_value_is_never_written_as_zero(tmp_path: Path):
+    learned = {"opd": [0.5] * 6, "aopd": [0.8, 0.81, 0.79] * 2}
+    assert claims_grid(made(tmp_path, learned, learned)).rows[0][-2] == "<0.001"
+
+
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_fewer_than_three_seeds_resolve_nothing(tmp_path: Path, seeds: int):
     learned = {"opd": [0.5, 0.5][:seeds], "aopd": [0.9, 0.9001][:seeds]}
