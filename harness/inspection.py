@@ -81,6 +81,8 @@ def check_task(console: Console, name: str, include: Sequence[Path], data: Seque
 
 
 def _find(name: str, include: Sequence[Path], data: Sequence[str]) -> BenchTask:
+    if wrong := [pair for pair in data if "=" not in pair]:
+        raise ConfigError(f"--data {wrong[0]}: found no '=', expected NAME=PATH, for example gsm8k=/data/gsm8k")
     paths: dict[str, str] = {key: path for key, _, path in (pair.partition("=") for pair in data)}
     if missing := [path for path in paths.values() if not Path(path).exists()]:
         raise ConfigError(f"--data: {', '.join(missing) or 'a path'} does not exist; expected NAME=PATH")

@@ -157,6 +157,8 @@ def test_missing_records_are_refused_with_what_was_expected(tmp_path: Path):
     console, _ = wide_console()
     with pytest.raises(ConfigError, match=r"--data: .*nowhere does not exist; expected NAME=PATH"):
         check_task(console, "tiny_weather", [], [f"x={tmp_path / 'nowhere'}"])
+    with pytest.raises(ConfigError, match=r"--data records: found no '=', expected NAME=PATH"):
+        check_task(console, "tiny_weather", [], ["records"])
 
 
 def test_the_list_names_every_task_with_its_metric_and_file(tmp_path: Path):
