@@ -34,6 +34,7 @@ def load_suite(
     _name_stages(raw)
     for override in overrides:
         _apply_override(raw, override)
+        _name_stages(raw)
     for key, value in (settings or {}).items():
         _set(raw, key, value, f"{key}={value}")
     _spread_training(raw)

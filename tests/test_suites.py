@@ -121,6 +121,14 @@ def test_a_mistake_in_the_suites_training_counts_once_not_again_in_each_stage(tm
     assert found.endswith("(1 more to fix after this)")
 
 
+def test_stages_given_on_the_command_line_take_further_overrides(tmp_path: Path):
+    suite = load(tmp_path, lambda _: None, "stages=[tiny_currency, tiny_weather]", "stages.1.training.steps=7")
+    assert [(stage.task, stage.training.steps == 7) for stage in suite.stages] == [
+        ("tiny_currency", False),
+        ("tiny_weather", True),
+    ]
+
+
 def test_the_keys_named_are_those_of_the_kind_of_model(tmp_path: Path):
     found = refusal(tmp_path, lambda raw: raw["student"].update(path="elsewhere"))
     assert "student.path: unknown key; expected one of architecture, chat, dtype, kind, seed, strength" in found
