@@ -185,7 +185,7 @@ def load_study(name: str) -> Study:
         raise ConfigError(f"there is no study {name!r}; known are {known}, or give a path that ends in .yaml")
     try:
         return Study.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML ({error})") from error
     except ValidationError as error:
         raise ConfigError(f"{path}: {explain(error, Study)}") from error

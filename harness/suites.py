@@ -103,7 +103,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         # Anchors and merges make parts of the tree one object; a copy keeps an override of one from changing the other.
         raw = json.loads(json.dumps(yaml.safe_load(path.read_text(encoding="utf-8")), default=str))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}" if where else ""
         raise ConfigError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error

@@ -140,6 +140,9 @@ def test_yaml_that_does_not_parse_is_named_with_its_line(tmp_path: Path):
     with pytest.raises(ConfigError) as error:
         load_suite(str(path))
     assert str(error.value).startswith(f"{path} line 3: not valid YAML (")
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"suite.yaml: not valid YAML \(.*invalid start byte\)"):
+        load_suite(str(path))
 
 
 def test_a_file_that_holds_no_mapping_is_refused(tmp_path: Path):
