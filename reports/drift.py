@@ -11,7 +11,7 @@ import pandas as pd
 from harness import drift as measured
 from harness.stats import noise_floor
 from harness.store import StageFolder, cell_name
-from reports.runs import RunDir, read_json
+from reports.runs import RunDir, read_json, read_parquet
 
 IDENTITY = ["label", "suite", "adapter", "order", "start", "seed"]
 DRIFT = [*IDENTITY, "stage", "task", *measured.FIGURES, "answers"]
@@ -32,7 +32,7 @@ def drift_frame(runs: Labelled) -> pd.DataFrame:
 def drift_items(runs: Labelled) -> pd.DataFrame:
     """Return one row per run, stage and item, for paired intervals; without the start's texts."""
     parts = [
-        pd.read_parquet(folder.drift / "samples.parquet").assign(**_identity(run, label), stage=stage)
+        read_parquet(folder.drift / "samples.parquet").assign(**_identity(run, label), stage=stage)
         for run, label in runs
         for stage, folder in _stages(run)
         if (folder.drift / "results.json").is_file()
