@@ -186,7 +186,7 @@ def registered() -> dict[str, EntryPoint]:
 def make_adapter(name: str, entry: AdapterEntry) -> Adapter:
     """Build the adapter that a suite's entry describes.
 
-    Raises `ConfigError` for a name that is not registered and for options that the adapter does not have.
+    Raises `ConfigError` for a name that is not registered or cannot be loaded and for options that the adapter does not have.
     """
     kind = entry.adapter or name
     known = registered()
@@ -194,11 +194,21 @@ def make_adapter(name: str, entry: AdapterEntry) -> Adapter:
         near = difflib.get_close_matches(kind, known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigError(f"adapters.{name}: there is no adapter {kind!r}; {hint}registered are {', '.join(known)}")
-    cls = known[kind].load()
+    cls = _loaded(name, known[kind])
     try:
         return cls.model_validate(entry.options)
     except ValidationError as error:
         raise ConfigError(f"adapters.{name}.options.{explain(error, cls)}") from error
+
+
+def _loaded(name: str, point: EntryPoint) -> type[Adapter]:
+    try:
+        return point.load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"adapters.{name}: the entry point {point.name} = {point.value} cannot be loaded ({error}); mend or uninstall "
+            "the package that declares it"
+        ) from error
 
 
 def check_adapters(suite: Suite, entries: Collection[str] | None = None) -> dict[str, Adapter]:

@@ -18,7 +18,8 @@ from harness.errors import ConfigError, HarnessError
 if TYPE_CHECKING:
     from harness.config import Suite
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+ABOUT = "Adapt a language model in stages, evaluate every task after each, and compare what methods gained and lost."
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=ABOUT)
 tasks_app = typer.Typer(invoke_without_command=True, help="List the tasks, or check one.")
 app.add_typer(tasks_app, name="tasks")
 adapters_app = typer.Typer(invoke_without_command=True, help="List the adapters, or check one.")
@@ -28,6 +29,7 @@ console = Console()
 SuiteName = Annotated[str, typer.Argument(help="A suite's name (tiny) or the path of its YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. training.optimizer.lr=1e-4.")]
 Include = Annotated[list[Path] | None, typer.Option("--include-path", help="A folder with more tasks and suites.")]
+Order = Annotated[str, typer.Option(help="One of the suite's orders; `joint` trains all tasks in one stage.")]
 Out = Annotated[Path, typer.Option(help="Where run directories go.")]
 Track = Annotated[
     str | None, typer.Option(help="Trackers that get a copy of the figures: tensorboard, wandb, trackio, mlflow.")
@@ -57,7 +59,7 @@ def run(
     suite: SuiteName,
     adapter: Annotated[str | None, typer.Option(help="One of the suite's adapters; default: its first.")] = None,
     seed: Annotated[int | None, typer.Option(help="Default: the suite's first.")] = None,
-    order: Annotated[str, typer.Option(help="A named order of the stages.")] = "default",
+    order: Order = "default",
     out: Out = Path("runs"),
     overrides: Overrides = None,
     include_path: Include = None,
@@ -83,7 +85,7 @@ def sweep(
     suite: SuiteName,
     adapter: Names = None,
     seed: Names = None,
-    order: Annotated[str, typer.Option(help="A named order of the stages.")] = "default",
+    order: Order = "default",
     out: Out = Path("runs"),
     workers: Annotated[
         int | None, typer.Option(min=1, help="Runs side by side; default: one per free processor.")
@@ -213,7 +215,7 @@ def evaluate(
     suite: Annotated[str, typer.Option(help="A suite's name or path; its tasks and decoding are used.")],
     checkpoints: Annotated[list[Path], typer.Option(help="Model folders, in the order of training.")],
     more: Annotated[list[Path] | None, typer.Argument(help="More checkpoints after the first.")] = None,
-    out: Out = Path("runs"),
+    out: Annotated[Path, typer.Option(help="The matrix goes to <out>/<suite>/checkpoints.")] = Path("runs"),
     overrides: Overrides = None,
     include_path: Include = None,
 ) -> None:

@@ -190,7 +190,21 @@ def write_cell(folder: Path, summary: dict[str, Any], samples: pd.DataFrame) -> 
 def read_cell(folder: Path) -> tuple[dict[str, Any], pd.DataFrame] | None:
     """Return an evaluated task's summary and samples, or None when it is not there."""
     summary = _results(folder)
-    return None if summary is None else (summary, pd.read_parquet(folder / "samples.parquet"))
+    if summary is None:
+        return None
+    with readable(folder / "samples.parquet") as file:
+        return summary, pd.read_parquet(file)
+
+
+@contextmanager
+def readable(file: Path) -> Generator[Path]:
+    """Read a Parquet file in this context; one that is damaged raises `RunError`."""
+    try:
+        yield file
+    except ValueError as error:  # ArrowInvalid is one.
+        raise RunError(
+            f"{file} is not a Parquet file; it was changed from outside, remove its folder and evaluate again"
+        ) from error
 
 
 def written(folder: Path) -> bool:

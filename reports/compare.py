@@ -93,8 +93,9 @@ class Comparison:
         return [(seed, seed) for seed in ours if seed in theirs]
 
     def notes(self) -> list[str]:
-        """Return in sentences what was left out, restricted or never measured."""
-        return [note for method in self.methods[1:] for note in dict.fromkeys(self._notes(method))]
+        """Return in sentences whose grades are shown, and what was left out, restricted or never measured."""
+        found = [note for method in self.methods[1:] for note in dict.fromkeys(self._notes(method))]
+        return [*graded_by(self.methods), *found]
 
     def averages(self, method: Method) -> list[Row]:
         """Return a method's rows over all trained tasks, p values not adjusted; none where the two trained on other tasks."""
@@ -190,6 +191,15 @@ def same_tasks(pairs: Sequence[Pair]) -> bool:
     return all({t.task for t in pair.base.terms} == {t.task for t in pair.other.terms} for pair in pairs)
 
 
+def graded_by(methods: Sequence[Method]) -> list[str]:
+    """Say which grader was chosen, and which tasks show their own grades because they have none by it."""
+    grader = methods[0].frames.grader
+    scores = pd.concat([method.frames.scores for method in methods])
+    own = dict.fromkeys(scores.loc[~scores["metric"].isin(["", grader]), "task"])
+    kept = f"; {', '.join(own)}, not graded by it, by their own" if own else ""
+    return [f"Scores are by grader {grader}{kept}."] if grader else []
+
+
 @dataclass(frozen=True)
 class Stages:
     """Each method's scores after one stage beside those after another, on the same items: what the stages between did."""
@@ -210,8 +220,8 @@ class Stages:
         return with_holm([self._row(method, task) for method in self.methods for task in self._shown(method)])
 
     def notes(self) -> list[str]:
-        """Return nothing: a run's own cells are on the same items."""
-        return []
+        """Return whose grades are shown; nothing else, as a run's own cells are on the same items."""
+        return graded_by(self.methods)
 
     def _shown(self, method: Method) -> list[str]:
         return [task for task in method.tasks if task in (self.tasks or method.tasks)]

@@ -137,7 +137,7 @@ def _names(found: Sequence[tuple[Path, Sequence[RunDir]]]) -> list[str]:
             f"{name} at {place}"
             for name, place in zip(names, _what_sets_apart([path for path, _ in found]), strict=True)
         ]
-    if repeated := [name for place, name in enumerate(names) if name in names[:place]]:
+    if repeated := [path for (path, _), name in zip(found, names, strict=True) if names.count(name) > 1]:
         raise RunError(f"{repeated[0]} is named twice; name each method once")
     return names
 

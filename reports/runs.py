@@ -13,7 +13,7 @@ import pandas as pd
 from pyarrow.parquet import ParquetFile
 
 from harness.errors import RunError
-from harness.store import SCHEMA, StageFolder, cell_name
+from harness.store import SCHEMA, StageFolder, cell_name, readable
 
 CONTROLS_FIRST = ["none", "sft", "opd", "aopd"]
 IDENTITY = ["label", "suite", "adapter", "order", "start", "seed"]
@@ -183,7 +183,8 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def read_parquet(file: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """Return a Parquet file's columns; a report opens thousands, so this goes around what pandas does for each."""
-    return ParquetFile(file).read(columns=None if columns is None else list(columns)).to_pandas()
+    with readable(file):
+        return ParquetFile(file).read(columns=None if columns is None else list(columns)).to_pandas()
 
 
 def _display_order(run: RunDir) -> tuple[int, str, str, str, str, int]:

@@ -42,11 +42,14 @@ class Status:
 def watch(console: Console, folders: Iterable[Path], every: float = 2.0, once: bool = False) -> None:
     """Show runs until all are finished, read anew every so many seconds; `once` shows them a single time."""
     folders = list(folders)
+    if once:
+        console.print(view([status(run) for run in find_runs(folders)]))
+        return
     with Live(console=console, auto_refresh=False) as live:
         while True:
             statuses = [status(run) for run in find_runs(folders)]
             live.update(view(statuses), refresh=True)
-            if once or all(found.finished for found in statuses):
+            if all(found.finished for found in statuses):
                 return
             time.sleep(every)
 

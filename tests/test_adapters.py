@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -646,6 +647,15 @@ def refusal(name: str, **fields: Any) -> str:
 
 def test_an_unknown_adapter_is_refused_with_the_nearest_name():
     assert refusal("aodp").startswith("adapters.aodp: there is no adapter 'aodp'; did you mean 'aopd'? registered are ")
+
+
+def test_an_entry_point_that_cannot_be_loaded_is_refused_by_name(monkeypatch: pytest.MonkeyPatch):
+    for value, cause in (("no_such_module:X", "No module named 'no_such_module'"), ("adapters.opd:Opd", "'Opd'")):
+        point = EntryPoint("gone", value, "harness.adapters")
+        monkeypatch.setattr("harness.adapter.entry_points", lambda point=point, **_: [point])
+        found = refusal("gone")
+        assert found.startswith(f"adapters.gone: the entry point gone = {value} cannot be loaded (")
+        assert cause in found
 
 
 def test_an_entry_may_have_a_name_of_its_own():

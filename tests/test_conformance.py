@@ -6,6 +6,7 @@ import math
 import re
 import sys
 from importlib import import_module
+from importlib.metadata import EntryPoint
 from typing import Any
 
 import pytest
@@ -247,6 +248,10 @@ def test_mistakes_on_the_command_line_are_one_sentence(
     assert "--option clip: found no '=', expected KEY=VALUE" in capsys.readouterr().err
     assert harness("adapters", "check", "odp", monkeypatch=monkeypatch) == 2
     assert "there is no adapter 'odp'; did you mean 'opd'?" in capsys.readouterr().err
+    point = EntryPoint("gone", "no_such_module:X", "harness.adapters")
+    monkeypatch.setattr("harness.adapter.entry_points", lambda **_: [point])
+    assert harness("adapters", "check", "gone", monkeypatch=monkeypatch) == 2
+    assert "gone = no_such_module:X cannot be loaded" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.1, 0.5, 0.9, 1.0])

@@ -9,9 +9,12 @@ import pytest
 
 from adapters.diagnostics import QUANTILES, StepLog
 from adapters.loop import LoopAdapter
+from harness.adapter import check_adapters
+from harness.config import AdapterEntry, Evaluation, Stage, Suite
 from harness.drift import FIGURES, Answered
 from harness.lmeval.scoring import FIXED
 from harness.memory import PeakMemory
+from harness.suites import load_suite
 from harness.trajectories import SCHEMA
 
 PAGE_FOLDER = Path(__file__).parents[1] / "docs"
@@ -53,3 +56,19 @@ def test_all_that_a_method_of_the_loop_may_override_is_in_the_guide():
     own |= {"teacher_needs", *LoopAdapter.__annotations__} - set(LoopAdapter.model_fields)
     named = {row.split("`")[1] for row in table.splitlines() if row.startswith("| `")}
     assert own - named == DERIVED
+
+
+def test_the_suite_in_the_guide_is_read_and_every_key_is_in_its_table(tmp_path: Path):
+    guide = (PAGE_FOLDER / "write-a-suite.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^```yaml\n(.*?)^```$", guide, flags=re.MULTILINE | re.DOTALL)
+    (tmp_path / "my-suite.yaml").write_text(text, encoding="utf-8")
+    suite = load_suite(str(tmp_path / "my-suite.yaml"), ["stages.1.training.steps=20"])
+    assert [stage.training.steps for stage in suite.stages] == [100, 20]
+    assert set(check_adapters(suite)) == {"opd", "aopd", "aopd_k8"}
+    told = {name for row in guide.splitlines() if row.startswith("| `") for name in re.findall(r"`(\w+)`", row)}
+    assert {
+        *Suite.model_fields,
+        *Evaluation.model_fields,
+        *Stage.model_fields,
+        *AdapterEntry.model_fields,
+    } - told == set()

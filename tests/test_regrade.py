@@ -19,7 +19,9 @@ from harness.pipeline import run
 from harness.regrade import Regraded, regrade_runs, regrade_table
 from harness.spec import RunSpec
 from harness.store import StageFolder
+from reports.compare import Stages
 from reports.frames import load
+from reports.methods import find_methods
 from tests.models import write_task
 
 TASKS = ("made_up", "tiny_currency", "tiny_reminder", "tiny_weather")
@@ -146,3 +148,10 @@ def test_the_command_prints_old_and_new_scores(
     assert "items changed" in text
     assert text.count("tiny_reminder") == 3
     assert "made_up" not in text, "it does not offer this grader"
+
+
+def test_a_comparison_says_whose_grades_it_shows(finished: Path):
+    regrade_runs([finished], "aopd")
+    assert Stages(find_methods([finished], least=1), 0, 2).notes() == []
+    notes = Stages(find_methods([finished], grader="aopd", least=1), 0, 2).notes()
+    assert notes == ["Scores are by grader aopd; made_up, not graded by it, by their own."]

@@ -18,6 +18,7 @@ import pytest
 
 from harness.errors import RunError
 from harness.store import SCHEMA, RunStore, StageFolder, read_cell, read_json, stderr_to, write_cell, write_json
+from reports.runs import read_parquet
 
 SIZE = 20_000
 
@@ -135,6 +136,12 @@ def test_missing_is_none_and_broken_is_an_error_that_names_the_file(tmp_path: Pa
     (tmp_path / "broken.json").write_text('{"a": ')
     with pytest.raises(RunError, match=r"broken.json is not valid JSON \(.*it was changed from outside"):
         read_json(tmp_path / "broken.json")
+    write_cell(tmp_path / "cell", {"score": 1}, pd.DataFrame({"a": [1]}))
+    (tmp_path / "cell" / "samples.parquet").write_text("broken")
+    with pytest.raises(RunError, match=r"cell/samples.parquet is not a Parquet file; .* evaluate again"):
+        read_cell(tmp_path / "cell")
+    with pytest.raises(RunError, match=r"cell/samples.parquet is not a Parquet file; .* evaluate again"):
+        read_parquet(tmp_path / "cell" / "samples.parquet")
 
 
 HOLD = """

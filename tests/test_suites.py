@@ -115,12 +115,35 @@ def test_several_mistakes_show_the_first_and_how_many_more(tmp_path: Path):
     assert found.endswith("(2 more to fix after this)")
 
 
+def test_a_mistake_in_the_suites_training_counts_once_not_again_in_each_stage(tmp_path: Path):
+    found = refusal(tmp_path, lambda raw: raw["training"].update(stpes=3))
+    assert "more to fix" not in found
+    found = refusal(tmp_path, lambda raw: raw.update(training={"stpes": 3}, threads="y"))
+    assert found.endswith("(1 more to fix after this)")
+
+
+def test_stages_given_on_the_command_line_take_further_overrides(tmp_path: Path):
+    suite = load(tmp_path, lambda _: None, "stages=[tiny_currency, tiny_weather]", "stages.1.training.steps=7")
+    assert [(stage.task, stage.training.steps == 7) for stage in suite.stages] == [
+        ("tiny_currency", False),
+        ("tiny_weather", True),
+    ]
+
+
+def test_the_keys_named_are_those_of_the_kind_of_model(tmp_path: Path):
+    found = refusal(tmp_path, lambda raw: raw["student"].update(path="elsewhere"))
+    assert "student.path: unknown key; expected one of architecture, chat, dtype, kind, seed, strength" in found
+
+
 def test_yaml_that_does_not_parse_is_named_with_its_line(tmp_path: Path):
     path = tmp_path / "suite.yaml"
     path.write_text("name: x\nstudent: [1, 2\nstages: y\n")
     with pytest.raises(ConfigError) as error:
         load_suite(str(path))
     assert str(error.value).startswith(f"{path} line 3: not valid YAML (")
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"suite.yaml: not valid YAML \(.*invalid start byte\)"):
+        load_suite(str(path))
 
 
 def test_a_file_in_another_encoding_is_refused(tmp_path: Path):

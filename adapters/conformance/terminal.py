@@ -49,9 +49,11 @@ def print_check(console: Console, name: str, options: Sequence[str]) -> bool:
 def _made(name: str, options: dict[str, Any]) -> Adapter:
     """Build an adapter; a wrapper that does not say what it wraps takes OPD."""
     point = registered().get(name)
-    if point is not None and _is_wrapper(point.load()):
-        options = {"of": WRAPPED, **options}
-    return make_adapter(name, AdapterEntry(adapter=name, options=options))
+    try:
+        wraps = point is not None and _is_wrapper(point.load())
+    except (ImportError, AttributeError):
+        wraps = False  # `make_adapter` says what is wrong.
+    return make_adapter(name, AdapterEntry(adapter=name, options={"of": WRAPPED, **options} if wraps else options))
 
 
 def _parsed(options: Sequence[str]) -> dict[str, Any]:
@@ -68,7 +70,7 @@ def _is_wrapper(cls: type[Adapter]) -> bool:
 def _row(name: str, point: EntryPoint) -> tuple[str, str, str, str]:
     try:
         cls = point.load()
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:
         return name, f"cannot be loaded: {error}", "", ""
     fields = cls.model_fields.items()
     options = "\n".join(f"{key}: {_default(field)}" for key, field in fields)

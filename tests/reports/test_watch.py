@@ -103,6 +103,13 @@ def test_watching_ends_when_the_last_run_does(tmp_path: Path):
     assert "finished" in text.getvalue()
 
 
+def test_a_single_look_is_a_whole_table_with_its_last_line_ended(tmp_path: Path):
+    write_run(tmp_path, evaluated=4)
+    text = io.StringIO()
+    watch(Console(file=text, width=200), [tmp_path], once=True)
+    assert text.getvalue().endswith("┘\n")
+
+
 @pytest.mark.parametrize(("seconds", "written"), [(0.2, "0:00"), (61, "1:01"), (3723, "1:02:03"), (-1, "0:00")])
 def test_times_are_written_as_clocks(seconds: float, written: str):
     assert clock(seconds) == written
