@@ -116,6 +116,20 @@ def test_the_two_variances_are_worked_by_hand():
     # seeds that differ by 1 in mean, items all alike: 0 within, variance of (0, 1) is 1/2
     assert variances([[0, 0, 0], [1, 1, 1]]) == pytest.approx((0.0, 0.5))
     assert math.isnan(variances([[0, 1]]).seeds)
+    # items that change alike for both seeds, 1/12 within: the means 0.5 and 1.5 differ by the seeds alone
+    assert variances([[0, 1, 0, 1], [1, 2, 1, 2]]) == pytest.approx((1 / 12, 0.5))
+    # the third item has no score for one seed; of the others +-1/4 is left in all four cells, r = 1/4
+    assert variances([[0, 0, math.nan], [1, 2, 7]]) == pytest.approx((1 / 8, 9 / 8 - 1 / 8))
+
+
+def test_the_seeds_variance_is_found_though_items_share_their_difficulty():
+    generator = np.random.default_rng(0)
+    true, found = 0.03**2, list[float]()
+    for _ in range(400):
+        shared = generator.normal(0, 0.6, 200)
+        seeds = generator.normal(0, math.sqrt(true), 3)
+        found.append(variances([shared + seed + generator.normal(0, 0.1, 200) for seed in seeds]).seeds)
+    assert np.mean(found) == pytest.approx(true, rel=0.15)
 
 
 def test_what_is_detectable_is_found_with_its_power_by_statsmodels():

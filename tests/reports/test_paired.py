@@ -70,12 +70,17 @@ def test_a_difference_over_three_seeds_of_ten_items_by_hand(tmp_path: Path):
 
 
 def test_the_variances_stand_apart(tmp_path: Path):
+    """What is left of two-way effects of seed and item is the noise between seeds, as statsmodels has it."""
+    from statsmodels.formula.api import ols
+
     found = compare_pairs(runs(tmp_path, (0.2, 0.5), (0.3, 0.5), (0.4, 0.3)))
-    within = np.mean(
-        [np.var([0] * 7 + [1] * 3, ddof=1), np.var([0] * 8 + [1] * 2, ddof=1), np.var([0] * 9 + [-1], ddof=1)]
-    )
-    assert found.variances.items == pytest.approx(within / 10)
-    assert found.variances.seeds == pytest.approx(np.var([0.3, 0.2, -0.1], ddof=1) - within / 10)
+    changes = np.zeros((3, 10))
+    changes[0, 2:5], changes[1, 3:5], changes[2, 3] = 1, 1, -1
+    assert found.variances.items == pytest.approx(changes.var(axis=1, ddof=1).mean() / 10)
+    seed, item = np.indices(changes.shape)
+    table = pd.DataFrame({"change": changes.ravel(), "seed": seed.ravel(), "item": item.ravel()})
+    left: Any = ols("change ~ C(seed) + C(item)", table).fit()
+    assert found.variances.seeds == pytest.approx(np.var([0.3, 0.2, -0.1], ddof=1) - left.mse_resid / 10)
 
 
 def test_mcnemar_over_seeds_is_bonferroni_s_because_seeds_share_items(tmp_path: Path):
