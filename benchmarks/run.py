@@ -56,7 +56,7 @@ def main(
     vllm_rounds: Annotated[int, typer.Option(min=1, help="Cold starts of vLLM, where it is installed.")] = 5,
     out: Annotated[Path, typer.Option(help="The page to write.")] = RESULTS,
 ) -> None:
-    """Measure everything in turn and write the page."""
+    """Measure everything in turn; the page is written after each section, so that a later one that fails costs no other."""
     _quiet()
     if not out.parent.is_dir():
         raise typer.BadParameter(f"{out.parent} is not a folder; make it first, or give another --out")
@@ -65,18 +65,25 @@ def main(
         settings = [make_setting(suite, steps, autocast) for autocast in PRECISIONS]
     except HarnessError as error:
         raise typer.BadParameter(str(error)) from error
+    here = environment()
     findings = measure(settings, repetitions)
-    if logprob_rounds:
-        findings = replace(findings, sections=[logprobs.section(logprob_rounds, THREADS)])
-    if report_rounds:
-        findings = replace(findings, sections=[*findings.sections, report.section(report_rounds)])
-    if vllm_weights.installed():
-        own = vllm_weights.section(settings[-1], vllm_rounds, THREADS)
-        findings = replace(findings, sections=[*findings.sections, own])
-    else:
+    if not vllm_weights.installed():
         findings = replace(findings, notes=[*findings.notes, f"{vllm_weights.MISSING}."])
-    out.write_text(page(findings, environment(), THREADS, repetitions), encoding="utf-8")
+    out.write_text(page(findings, here, THREADS, repetitions), encoding="utf-8")
+    for section in _sections(settings[-1], logprob_rounds, report_rounds, vllm_rounds):
+        findings = replace(findings, sections=[*findings.sections, section])
+        out.write_text(page(findings, here, THREADS, repetitions), encoding="utf-8")
     typer.echo(out.read_text(encoding="utf-8"))
+
+
+def _sections(setting: Setting, logprob_rounds: int, report_rounds: int, vllm_rounds: int) -> Iterator[str]:
+    """Yield the sections that are asked for, each as soon as it is measured."""
+    if logprob_rounds:
+        yield logprobs.section(logprob_rounds, THREADS)
+    if report_rounds:
+        yield report.section(report_rounds)
+    if vllm_weights.installed():
+        yield vllm_weights.section(setting, vllm_rounds, THREADS)
 
 
 def measure(settings: Sequence[Setting], repetitions: int) -> Findings:

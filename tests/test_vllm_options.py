@@ -56,6 +56,14 @@ def test_the_engines_seed_is_the_suites(engine: VLLMEngine):
     assert "seed=1234," in engine.place.log.read_text(encoding="utf-8")
 
 
+def test_more_prompts_than_one_pass_takes_are_sampled_with_their_seeds(engine: VLLMEngine):
+    """In one pass vLLM reads up to 4,096 tokens; a prompt that it split there ended the run where its answer had a seed."""
+    prompts = [[5 + number % 7] * 200 for number in range(48)]
+    once, again = (engine.generate(prompts, Sampling(4, temperature=1.0, seed=3)) for _ in range(2))
+    assert [done.tokens for done in once] == [done.tokens for done in again]
+    assert {len(done.tokens) for done in once} == {4}
+
+
 def test_log_probabilities_of_a_prompt_are_few_and_at_temperature_one(
     engine: VLLMEngine, student_folder: Path, student: Loaded
 ):

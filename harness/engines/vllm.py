@@ -159,11 +159,15 @@ def _settings(sampling: Sampling) -> dict[str, Any]:
 
 
 def _options(settings: VLLM, place: Place, dtype: str) -> dict[str, Any]:
-    """Return the engine's own options; on a CPU nothing is compiled, which would take longer than a tiny suite."""
+    """Return the engine's own options.
+
+    On a CPU nothing is compiled, which would take longer than a tiny suite, and no prompt is read in parts: after a part vLLM
+    sets the request's seeded generator back, which those of a CPU cannot do.
+    """
     on_gpu = place.device.startswith("cuda")
-    memory = {"gpu_memory_utilization": settings.gpu_memory_utilization} if on_gpu else {}
+    own = {"gpu_memory_utilization": settings.gpu_memory_utilization} if on_gpu else {"enable_chunked_prefill": False}
     return {
-        **memory,
+        **own,
         "dtype": dtype,
         "enforce_eager": settings.enforce_eager or not on_gpu,
         "tensor_parallel_size": settings.tensor_parallel_size,
