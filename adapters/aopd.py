@@ -14,10 +14,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from adapters.loop.tokens import TokenLosses, Tokens
+from adapters.loop.topk import Tail, top_k_forward_kl
 from adapters.opd import PolicyGradient
-from adapters.tokens import TokenLosses, Tokens
-from adapters.topk import Tail, top_k_forward_kl
-from harness.logprobs import Wanted
+from harness.lm.logprobs import Wanted
 from harness.teachers.base import Needs
 
 

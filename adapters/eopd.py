@@ -10,10 +10,10 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
+from adapters.loop.tokens import TokenLosses, Tokens, given
+from adapters.loop.topk import top_k_forward_kl
 from adapters.opd import PolicyGradient
-from adapters.tokens import TokenLosses, Tokens, given
-from adapters.topk import top_k_forward_kl
-from harness.logprobs import Wanted
+from harness.lm.logprobs import Wanted
 from harness.teachers.base import Needs
 
 

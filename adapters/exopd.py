@@ -9,8 +9,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from adapters.loop.tokens import TokenLosses, Tokens, given
 from adapters.opd import PolicyGradient
-from adapters.tokens import TokenLosses, Tokens, given
 
 
 class ExOPD(PolicyGradient):

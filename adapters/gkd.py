@@ -11,10 +11,10 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from adapters.divergences import generalised_jsd
-from adapters.loop import LoopAdapter, Objective, Source
-from adapters.tokens import TokenLosses, Tokens, given
-from harness.logprobs import Wanted
+from adapters.loop.divergences import generalised_jsd
+from adapters.loop.loop import LoopAdapter, Objective, Source
+from adapters.loop.tokens import TokenLosses, Tokens, given
+from harness.lm.logprobs import Wanted
 from harness.teachers.base import Needs
 
 

@@ -12,13 +12,13 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from adapters.loop import LoopAdapter
+from adapters.loop.loop import LoopAdapter
+from adapters.loop.tokens import TokenLosses, Tokens, given
 from adapters.opd import clipped_policy_gradient
-from adapters.tokens import TokenLosses, Tokens, given
 from harness.adapter import StageContext
-from harness.config import Training
+from harness.config.training import Training
 from harness.errors import ConfigError
-from harness.rollouts import Rollout
+from harness.lm.rollouts import Rollout
 
 EPSILON = 1e-4
 

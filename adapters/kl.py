@@ -11,13 +11,13 @@ from typing import ClassVar
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from adapters.divergences import forward_kl, reverse_kl
 from adapters.gkd import FullVocabulary
-from adapters.loop import LoopAdapter, Objective
-from adapters.tokens import TokenLosses, Tokens
-from adapters.topk import Tail, top_k_forward_kl
+from adapters.loop.divergences import forward_kl, reverse_kl
+from adapters.loop.loop import LoopAdapter, Objective
+from adapters.loop.tokens import TokenLosses, Tokens
+from adapters.loop.topk import Tail, top_k_forward_kl
 from harness.adapter import Requirements
-from harness.logprobs import Wanted
+from harness.lm.logprobs import Wanted
 from harness.teachers.base import Needs
 
 

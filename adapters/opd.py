@@ -12,8 +12,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from adapters.loop import LoopAdapter, Objective
-from adapters.tokens import TokenLosses, Tokens
+from adapters.loop.loop import LoopAdapter, Objective
+from adapters.loop.tokens import TokenLosses, Tokens
 from harness.teachers.base import Needs
 
 

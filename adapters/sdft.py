@@ -13,12 +13,12 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from adapters.divergences import reverse_kl
 from adapters.gkd import FullVocabulary
-from adapters.loop import Objective
+from adapters.loop.divergences import reverse_kl
+from adapters.loop.loop import Objective
 from harness.adapter import Requirements, StageContext
 from harness.errors import ConfigError
-from harness.rollouts import Rollout
+from harness.lm.rollouts import Rollout
 from harness.teachers.base import Needs, Teacher
 
 SHOWN = "{question}\n\nHere is one good answer:\n{demonstration}\n\nNow answer the question yourself."

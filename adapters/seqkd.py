@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from adapters.loop import Objective, Source
+from adapters.loop.loop import Objective, Source
 from adapters.sft import SFT
 from harness.teachers.base import Needs
 

@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from adapters.loop import LoopAdapter
-from adapters.tokens import TokenLosses, Tokens
-from harness.rollouts import Reduction
+from adapters.loop.loop import LoopAdapter
+from adapters.loop.tokens import TokenLosses, Tokens
+from harness.lm.rollouts import Reduction
 
 
 class SFT(LoopAdapter):

@@ -9,11 +9,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from adapters.divergences import reverse_kl
-from adapters.loop import Objective
+from adapters.loop.divergences import reverse_kl
+from adapters.loop.loop import Objective
+from adapters.loop.tokens import TokenLosses, Tokens, given
 from adapters.opd import PolicyGradient
-from adapters.tokens import TokenLosses, Tokens, given
-from harness.logprobs import Wanted
+from harness.lm.logprobs import Wanted
 from harness.teachers.base import Needs
 
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from adapters.aopd import AOPD
-from adapters.diagnostics import StepLog
-from adapters.divergences import generalised_jsd, reverse_kl
+from adapters.loop.diagnostics import StepLog
+from adapters.loop.divergences import generalised_jsd, reverse_kl
+from adapters.loop.tokens import TokenLosses, Tokens
 from adapters.opd import OPD
-from adapters.tokens import TokenLosses, Tokens
-from harness.logprobs import (
+from harness.lm.logprobs import (
     Head,
     LogProbs,
     TeacherScores,

@@ -47,7 +47,7 @@ def section(rounds: int, scale: Scale | None = None) -> str:
 def built(runs: Path, out: Path) -> Built:
     """Build a report where no other has been built, and measure it."""
     started, before = time.perf_counter(), _processor()
-    subprocess.run([sys.executable, "-m", "harness.cli", "report", str(runs), "--out", str(out)], check=True)
+    subprocess.run([sys.executable, "-m", "harness.cli.app", "report", str(runs), "--out", str(out)], check=True)
     seconds, processor = time.perf_counter() - started, _processor() - before
     sizes = {file.relative_to(out): file.stat().st_size for file in out.rglob("*") if file.is_file()}
     items = [size for file, size in sizes.items() if file.parts[0] == "items"]

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.drift import FIGURES
-from harness.store import SCHEMA, StageFolder, write_cell, write_json
+from harness.evaluation.drift import FIGURES
+from harness.rundir.files import write_cell, write_json
+from harness.rundir.store import SCHEMA, StageFolder
 
 ADAPTERS = ("opd", "aopd", "gkd", "grpo", "sft")
 STAGES = ("math_word_problems", "tools_weather", "tools_currency", "tools_calendar")

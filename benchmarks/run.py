@@ -27,8 +27,8 @@ from benchmarks.steps import Steps, our_steps
 from benchmarks.trl_step import MISSING, installed, settings_of, trl_steps
 from benchmarks.utilisation import peak_rate, student_rate
 from harness.errors import HarnessError
-from harness.manifest import environment
-from harness.models import limit_threads
+from harness.pipeline.models import limit_threads
+from harness.rundir.manifest import environment
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 TRL = "TRL `DistillationTrainer`"

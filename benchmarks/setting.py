@@ -7,19 +7,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from adapters.loop import prompt_batches
+from adapters.loop.loop import prompt_batches
 from harness.adapter import StageContext
-from harness.checkpoints import Loaded, load
-from harness.config import Model, Suite
+from harness.config.load import load_suite
+from harness.config.models import Model
+from harness.config.suite import Suite
 from harness.engines.base import Sampling
 from harness.engines.hf import HFEngine
 from harness.errors import ConfigError
-from harness.lmeval.tasks import TaskLibrary
-from harness.logprobs import StudentForward
-from harness.models import checkpoint_of
-from harness.precision import suit_attention
-from harness.rollouts import Example
-from harness.suites import load_suite
+from harness.lm.checkpoints import Loaded, load
+from harness.lm.logprobs import StudentForward
+from harness.lm.precision import suit_attention
+from harness.lm.rollouts import Example
+from harness.lmeval.library import TaskLibrary
+from harness.pipeline.models import checkpoint_of
 from harness.teachers.local import LocalTeacher
 
 

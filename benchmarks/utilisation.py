@@ -10,9 +10,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from benchmarks.setting import Setting
-from harness.logprobs import Asked
-from harness.precision import autocast
-from harness.rollouts import Batch, Rollout, make_batches
+from harness.lm.logprobs import Asked
+from harness.lm.precision import autocast
+from harness.lm.rollouts import Batch, Rollout, make_batches
 
 SIZES = {"cpu": (256, 512, 1024, 2048), "cuda": (4096, 8192)}
 PEAK_SECONDS = 0.2

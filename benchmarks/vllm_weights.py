@@ -11,10 +11,10 @@ from pathlib import Path
 from benchmarks.measure import Row
 from benchmarks.page import cells, table
 from benchmarks.setting import Setting
-from harness.checkpoints import save
-from harness.config import VLLM
+from harness.config.suite import VLLM
 from harness.engines.hf import HFEngine
 from harness.engines.vllm import Place, VLLMEngine
+from harness.lm.checkpoints import save
 
 MISSING = "vLLM is not installed here, so its section is missing: `make vllm`, then `make bench`"
 

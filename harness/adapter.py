@@ -18,19 +18,21 @@ from typing import Any, ClassVar, Self
 from pydantic import ValidationError, model_validator
 from torch import Tensor, nn
 
-from harness.chat import Renderer
-from harness.config import AdapterEntry, Strict, Suite, Training
+from harness.config.base import Strict
+from harness.config.explain import explain
+from harness.config.suite import AdapterEntry, Suite
+from harness.config.training import Training
 from harness.engines.base import Engine
 from harness.errors import ConfigError
-from harness.lmeval.answering import stop_strings, up_to
-from harness.lmeval.tasks import BenchTask
-from harness.logprobs import StudentForward
-from harness.rollouts import Example, Rollout
-from harness.snapshots import NO_SNAPSHOTS, Snapshots
-from harness.suites import explain
+from harness.evaluation.answering import stop_strings, up_to
+from harness.lm.chat import Renderer
+from harness.lm.logprobs import StudentForward
+from harness.lm.rollouts import Example, Rollout
+from harness.lmeval.task import BenchTask
+from harness.rundir.rollout_log import Keep, keep_nothing
+from harness.rundir.snapshots import NO_SNAPSHOTS, Snapshots
 from harness.teachers.base import Needs, Teacher
 from harness.teachers.local import LocalTeacher
-from harness.trajectories import Keep, keep_nothing
 
 GROUP = "harness.adapters"
 

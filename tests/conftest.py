@@ -10,12 +10,12 @@ import pytest
 
 os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 
-from adapters import loop
-from harness.config import Suite
-from harness.lmeval.tasks import TaskLibrary
-from harness.suites import load_suite
-from tests.models import micro_suite, write_yaml
-from tests.stages import Recorder
+from adapters.loop import loop
+from harness.config.load import load_suite
+from harness.config.suite import Suite
+from harness.lmeval.library import TaskLibrary
+from tests.support.models import micro_suite, write_yaml
+from tests.support.stages import Recorder
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,7 +54,7 @@ def micro(micro_file: Path) -> Suite:
 @pytest.fixture(scope="session")
 def student_folder(micro: Suite, library: TaskLibrary) -> Path:
     """A micro student's checkpoint, warmed up so that it answers in the right shape."""
-    from harness.models import checkpoint_of
+    from harness.pipeline.models import checkpoint_of
 
     return checkpoint_of(micro.student, 0, library)
 
@@ -62,7 +62,7 @@ def student_folder(micro: Suite, library: TaskLibrary) -> Path:
 @pytest.fixture(scope="session")
 def teacher_folder(micro: Suite, library: TaskLibrary) -> Path:
     """A micro teacher's checkpoint: the student's tokenizer, other weights."""
-    from harness.models import checkpoint_of
+    from harness.pipeline.models import checkpoint_of
 
     assert micro.teacher is not None
     return checkpoint_of(micro.teacher, 0, library)

@@ -13,7 +13,7 @@ from adapters.conformance.errors import ConformanceError, DoesNotApply
 from adapters.conformance.recording import Gradient, flat, gradient_of, recorded
 from adapters.conformance.subject import Subject
 from harness.adapter import StageContext
-from harness.rollouts import Rollout
+from harness.lm.rollouts import Rollout
 
 
 def raises_what_it_credits(subject: Subject) -> None:

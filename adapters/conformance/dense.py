@@ -13,10 +13,10 @@ from torch import Tensor
 
 from adapters.conformance.errors import DoesNotApply
 from adapters.conformance.recording import Gradient, gradient_of
-from adapters.loop import LoopAdapter
-from adapters.tokens import Tokens
+from adapters.loop.loop import LoopAdapter
+from adapters.loop.tokens import Tokens
 from harness.adapter import StageContext
-from harness.rollouts import Reduction, Rollout
+from harness.lm.rollouts import Reduction, Rollout
 from harness.teachers.local import LocalTeacher
 
 

@@ -17,10 +17,10 @@ from adapters.conformance.dense import scoring_model
 from adapters.conformance.errors import ConformanceError, DoesNotApply
 from adapters.conformance.recording import Gradient, added, distance, flat, gradient_of, recorded, size
 from adapters.conformance.subject import Subject
-from adapters.divergences import forward_kl, reverse_kl
-from adapters.loop import LoopAdapter
+from adapters.loop.divergences import forward_kl, reverse_kl
+from adapters.loop.loop import LoopAdapter
 from harness.adapter import StageContext
-from harness.rollouts import Example, Rollout
+from harness.lm.rollouts import Example, Rollout
 from harness.teachers.local import LocalTeacher
 
 PROMPT = [3, 4, 5]

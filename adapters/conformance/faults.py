@@ -12,8 +12,8 @@ from adapters.conformance.errors import ConformanceError, DoesNotApply
 from adapters.conformance.subject import PAIRS, Subject, small_model, train, word_tokenizer
 from harness.adapter import StageContext
 from harness.errors import ModelError, TrainingError
-from harness.logprobs import TeacherScores, Wanted
-from harness.rollouts import Batch
+from harness.lm.logprobs import TeacherScores, Wanted
+from harness.lm.rollouts import Batch
 from harness.teachers.local import LocalTeacher
 
 EMPTY = [(prompt, list[int]()) for prompt, _ in PAIRS]

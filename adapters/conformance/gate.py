@@ -13,9 +13,9 @@ from adapters.aopd import AOPD
 from adapters.conformance.errors import ConformanceError, DoesNotApply
 from adapters.conformance.gradients import sample_tokens
 from adapters.conformance.subject import Subject
-from adapters.loop import LoopAdapter
-from adapters.tokens import TokenLosses, Tokens
-from adapters.topk import top_k_forward_kl
+from adapters.loop.loop import LoopAdapter
+from adapters.loop.tokens import TokenLosses, Tokens
+from adapters.loop.topk import top_k_forward_kl
 
 BRANCHES = ("forward KL", "the policy gradient")
 ENDS = {"log_ratio": math.inf, "prob_diff": 1.0}

@@ -11,8 +11,8 @@ from adapters.conformance.dense import dense_gradient, scoring_model, tokens_of
 from adapters.conformance.errors import ConformanceError
 from adapters.conformance.recording import TINY, distance, recorded, size
 from adapters.conformance.subject import Subject
-from adapters.loop import LoopAdapter
-from adapters.tokens import TokenLosses, Tokens
+from adapters.loop.loop import LoopAdapter
+from adapters.loop.tokens import TokenLosses, Tokens
 
 TOLERANCE = 1e-6
 RATE = 0.02

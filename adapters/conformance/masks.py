@@ -7,7 +7,7 @@ from typing import Any
 from adapters.conformance.errors import ConformanceError
 from adapters.conformance.recording import recorded
 from adapters.conformance.subject import STOP, Script, Subject
-from harness.rollouts import Batch
+from harness.lm.rollouts import Batch
 
 MEND = "masks come from lengths: position t predicts token t + 1 of the response"
 

@@ -10,12 +10,12 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from adapters import loop
 from adapters.conformance.errors import DoesNotApply
 from adapters.conformance.subject import train
+from adapters.loop import loop
 from harness.adapter import Adapter, StageContext
-from harness.rollouts import Batch
-from harness.training import UpdateResult
+from harness.lm.optimiser import UpdateResult
+from harness.lm.rollouts import Batch
 
 Gradient = dict[str, Tensor]
 TINY = 1e-12
@@ -60,7 +60,7 @@ def recording(rate: float = 0.0) -> Generator[list[Update]]:
 
 
 class Recorder:
-    """Stands in for `harness.training.Updater`."""
+    """Stands in for `harness.lm.optimiser.Updater`."""
 
     def __init__(self, module: nn.Module, rate: float, updates: list[Update]) -> None:
         self.module, self.rate, self.updates = module, rate, updates

@@ -72,11 +72,11 @@ class Kept:
     stop_at: int | None = None
 
     def load(self) -> dict[str, Any] | None:
-        """See `harness.snapshots.Snapshots`."""
+        """See `harness.rundir.snapshots.Snapshots`."""
         return None if self.state is None else torch.load(io.BytesIO(self.state), weights_only=True)
 
     def offer(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
-        """See `harness.snapshots.Snapshots`."""
+        """See `harness.rundir.snapshots.Snapshots`."""
         if step == self.stop_at:
             buffer = io.BytesIO()
             torch.save({"step": step, **state()}, buffer)

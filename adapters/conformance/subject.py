@@ -19,17 +19,18 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 from adapters.conformance.errors import ConformanceError, DoesNotApply, NotInstalled
-from adapters.loop import LoopAdapter
-from adapters.wrapper import Wrapper
+from adapters.loop.loop import LoopAdapter
+from adapters.wrappers.wrapper import Wrapper
 from harness.adapter import Adapter, StageContext, StageResult
-from harness.chat import Renderer
-from harness.config import Chat, Training
+from harness.config.models import Chat
+from harness.config.training import Training
 from harness.engines.base import Completion, Sampling
 from harness.engines.hf import HFEngine
 from harness.errors import ConfigError
-from harness.logprobs import StudentForward
-from harness.rollouts import Example
-from harness.seeding import preserved_random_state, seed_global_generators
+from harness.lm.chat import Renderer
+from harness.lm.logprobs import StudentForward
+from harness.lm.rollouts import Example
+from harness.lm.seeding import preserved_random_state, seed_global_generators
 from harness.teachers.local import LocalTeacher
 
 VOCABULARY, STOP, UNKNOWN = 40, 1, 2

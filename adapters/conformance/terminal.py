@@ -13,9 +13,9 @@ from rich.table import Table
 
 from adapters.conformance.outcome import Result
 from adapters.conformance.suite import check_adapter
-from adapters.wrapper import Wrapper
+from adapters.wrappers.wrapper import Wrapper
 from harness.adapter import Adapter, make_adapter, registered
-from harness.config import AdapterEntry
+from harness.config.suite import AdapterEntry
 from harness.errors import ConfigError
 
 WRAPPED = "opd"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from harness.rollouts import Finish
+from harness.lm.rollouts import Finish
 
 
 @dataclass(frozen=True)

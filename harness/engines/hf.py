@@ -1,7 +1,7 @@
 """Generation with transformers: prompts batched by length, finished sequences leave the batch.
 
 `model.generate` pays for every sequence until the longest one ends; here the key-value cache is compacted as
-sequences finish. Oracle: the greedy output equals `model.generate`'s (tests/test_engines.py).
+sequences finish. Oracle: the greedy output equals `model.generate`'s (tests/engines/test_engines.py).
 """
 
 from __future__ import annotations

@@ -19,10 +19,10 @@ from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
-from harness.config import VLLM
+from harness.config.suite import VLLM
 from harness.engines.base import Completion, Sampling
 from harness.errors import ConfigError, RunError
-from harness.seeding import derive_seed
+from harness.lm.seeding import derive_seed
 
 CAUSE = re.compile(r"\b(\w*(?:Error|Exception)): (.+)")
 

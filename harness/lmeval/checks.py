@@ -11,12 +11,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.chat import Renderer
-from harness.config import Decoding, Stage, Suite
+from harness.config.evaluation import Decoding
+from harness.config.suite import Stage, Suite
 from harness.errors import TaskError
-from harness.lmeval.primary import can_be_score
-from harness.lmeval.tasks import BenchTask, item_id
-from harness.lmeval.yamls import LOCAL_FORMATS, read_task_file
+from harness.lm.chat import Renderer
+from harness.lmeval.score import can_be_score
+from harness.lmeval.task import BenchTask, item_id
+from harness.lmeval.task_files import LOCAL_FORMATS, read_task_file
 
 REQUIRED = ("until", "temperature", "max_gen_toks")
 

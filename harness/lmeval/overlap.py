@@ -17,10 +17,13 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-from harness.config import Scratch, Suite, digest
+from harness.config.base import digest
+from harness.config.models import Scratch
+from harness.config.suite import Suite
 
 if TYPE_CHECKING:
-    from harness.lmeval.tasks import BenchTask, TaskLibrary
+    from harness.lmeval.library import TaskLibrary
+    from harness.lmeval.task import BenchTask
 
 NGRAM = 13
 TEMPLATE = 10

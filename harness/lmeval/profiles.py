@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from harness.config import Evaluation
+from harness.config.evaluation import Evaluation
 from harness.lmeval.checks import settle_generation
-from harness.lmeval.tasks import BenchTask
+from harness.lmeval.task import BenchTask
 
 
 class InProfile(Protocol):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from harness.errors import TrainingError
-from harness.logprobs import TeacherScores, Wanted
-from harness.rollouts import Batch
+from harness.lm.logprobs import TeacherScores, Wanted
+from harness.lm.rollouts import Batch
 
 Needs = Literal["none", "sampled", "top_k", "full", "generate"]
 CERTAIN_STEP, CERTAIN_RESPONSE = 16, 8

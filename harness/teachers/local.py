@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from harness.checkpoints import Loaded, load, weights_digest
-from harness.config import Model
+from harness.config.models import Model
 from harness.errors import ModelError, TrainingError
-from harness.logprobs import TeacherScores, Wanted, check_head, head_of, response_hidden, teacher_scores
-from harness.rollouts import Batch
+from harness.lm.checkpoints import Loaded, load, weights_digest
+from harness.lm.logprobs import TeacherScores, Wanted, check_head, head_of, response_hidden, teacher_scores
+from harness.lm.rollouts import Batch
 
 
 class LocalTeacher:

@@ -49,7 +49,7 @@ def report(browser: Browser, cache: Path, tmp_path_factory: pytest.TempPathFacto
         return Path(given).resolve()
     out = tmp_path_factory.mktemp("runs")
     sets = [part for key, value in SHORTENED.items() for part in ("--set", f"{key}={value}")]
-    command = [sys.executable, "-m", "harness.cli", "sweep", "tiny", "--adapter", "opd,aopd", "--seed", "0,1"]
+    command = [sys.executable, "-m", "harness.cli.app", "sweep", "tiny", "--adapter", "opd,aopd", "--seed", "0,1"]
     done = subprocess.run([*command, "--out", str(out), *sets], env=os.environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return out / "tiny" / "report"

@@ -9,12 +9,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from reports.build import build_report
-from reports.visible import visible
+from reports.document.sanitize import visible
+from reports.report.build import build_report
 from tests.browser.chromium import DESKTOP, PHONE
 from tests.browser.conftest import Open
 from tests.browser.opened import overflowing
-from tests.reports.factory import HOSTILE, TAUGHT, write_run
+from tests.support.run_factory import HOSTILE, TAUGHT, write_run
 
 CHANGED = "items/tiny_arithmetic.html"  # ten items in a row change there, so every text is shown
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]

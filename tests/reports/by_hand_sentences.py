@@ -11,17 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from tests.reports.by_hand import (
-    WHO,
-    Runs,
-    bracketed,
-    counted,
-    figure_by_seed,
-    flips,
-    percent,
-    points,
-    t_interval,
-)
+from tests.reports.by_hand import WHO, Runs, bracketed, counted, figure_by_seed, flips, percent, points, t_interval
 from tests.reports.by_hand_tables import MATCHED, how_matched
 from tests.reports.by_hand_training import four_decimals, warnings
 

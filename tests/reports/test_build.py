@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from adapters.guards import NOT_FINITE, SIGNS
+from adapters.loop.guards import NOT_FINITE, SIGNS
 from harness.lmeval.overlap import Overlap, Row
-from reports import build, words
-from reports.frames import load
-from reports.rendering import markdown
-from reports.terminal import print_retention
-from tests.reports.factory import HOSTILE, PROBES, STAGES, TAUGHT, write_run
+from reports.data.frames import load
+from reports.document import sentences as words
+from reports.document.rendering import markdown
+from reports.report import build
+from reports.terminal.retention_table import print_retention
+from tests.support.run_factory import HOSTILE, PROBES, STAGES, TAUGHT, write_run
 
 OTHER = [[0.50, 0.10, 0.60], [0.60, 0.20, 0.50], [0.50, 0.70, 0.60]]
 

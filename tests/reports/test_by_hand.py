@@ -13,20 +13,20 @@ from typing import Any
 
 import pytest
 
-import reports.sections
+import reports.report.sections
 from benchmarks.report_runs import STAGES, Scale, write_runs
-from harness.pipeline import run
-from harness.spec import RunSpec
-from harness.suites import load_suite
-from reports import words
-from reports.build import build_report
-from reports.claims_views import RULE
-from tests.models import micro_suite, write_yaml
+from harness.config.load import load_suite
+from harness.config.run_spec import RunSpec
+from harness.pipeline.run import run
+from reports.claims.verdict_views import RULE
+from reports.document import sentences as words
+from reports.report.build import build_report
 from tests.reports.by_hand import Runs, read_runs
 from tests.reports.by_hand_sentences import sentences
 from tests.reports.by_hand_training import recompute
-from tests.reports.factory import TAUGHT, write_run
-from tests.reports.parsed_page import ParsedPage, parse
+from tests.support.models import micro_suite, write_yaml
+from tests.support.parsed_page import ParsedPage, parse
+from tests.support.run_factory import TAUGHT, write_run
 
 LOGGED = TAUGHT | {"advantage_q01": -4.0, "advantage_q25": -0.3, "advantage_q75": 0.1, "advantage_q99": 0.8}
 TABLES = "The same as tables, with 95 % t intervals over seeds"
@@ -123,7 +123,10 @@ def check_sentences(root: Path, page: ParsedPage) -> None:
 
 def explanations() -> set[str]:
     """The sections' fixed texts: what is the same whatever the runs."""
-    modules = [import_module(f"reports.sections.{found.name}") for found in iter_modules(reports.sections.__path__)]
+    modules = [
+        import_module(f"reports.report.sections.{found.name}")
+        for found in iter_modules(reports.report.sections.__path__)
+    ]
     return {RULE, TABLES, *(value for module in modules for value in vars(module).values() if isinstance(value, str))}
 
 

@@ -15,12 +15,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from harness.commands import report_claims
+from harness.cli.commands import report_claims
 from harness.errors import ConfigError
-from harness.stats import Interval, detectable, t_interval
-from reports.claims_file import read_claims
-from reports.claims_grammar import Metric, parse
-from reports.claims_judge import (
+from harness.stats.intervals import Interval, t_interval
+from harness.stats.power import detectable
+from reports.claims.claim_file import read_claims
+from reports.claims.claim_metrics import METRICS, UNIT_OF, metric_series
+from reports.claims.grammar import Metric, parse
+from reports.claims.judge import (
     CONTRADICTED,
     NO_RUNS,
     NOT_RESOLVED,
@@ -32,10 +34,9 @@ from reports.claims_judge import (
     seeds_to_resolve,
     verdicts,
 )
-from reports.claims_metrics import METRICS, UNIT_OF, metric_series
-from reports.claims_views import reported, said, verdicts_grid, write_verdicts
-from reports.methods import find_methods
-from tests.reports.factory import write_run
+from reports.claims.verdict_views import reported, said, verdicts_grid, write_verdicts
+from reports.data.methods import find_methods
+from tests.support.run_factory import write_run
 
 START = [0.5, 0.1, 0.6]
 VALUES = {

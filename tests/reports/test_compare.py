@@ -14,12 +14,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from harness.cli import main
+from harness.cli.app import main
 from harness.errors import RunError
-from harness.metrics import FIGURES
-from harness.stats import Interval, holm
-from reports.compare import Comparison, Stages
-from reports.compare_rows import (
+from harness.stats.continual import FIGURES
+from harness.stats.intervals import Interval
+from harness.stats.significance import holm
+from reports.compare.comparison import Comparison, Stages
+from reports.compare.rows import (
     AVERAGE,
     BACKWARD,
     ENTROPY,
@@ -30,11 +31,11 @@ from reports.compare_rows import (
     frame_by_seed,
     how_matched,
 )
-from reports.compare_views import latex, markdown
-from reports.frames import load
-from reports.methods import find_methods
-from reports.tables import figures_by_seed
-from tests.reports.factory import PROBES, SCORES, STAGES, write_run
+from reports.compare.views import latex, markdown
+from reports.data.frames import load
+from reports.data.methods import find_methods
+from reports.data.tables import figures_by_seed
+from tests.support.run_factory import PROBES, SCORES, STAGES, write_run
 
 START = [0.5, 0.1, 0.6]
 LOW = [START, [0.6, 0.2, 0.5], [0.4, 0.7, 0.5]]

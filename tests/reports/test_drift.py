@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.config import Suite
-from harness.pipeline import run
-from harness.spec import RunSpec
-from reports.frames import load
-from tests.test_pipeline import changed_suite
+from harness.config.run_spec import RunSpec
+from harness.config.suite import Suite
+from harness.pipeline.run import run
+from reports.data.frames import load
+from tests.pipeline.test_pipeline import changed_suite
 
 
 @pytest.fixture(scope="module")

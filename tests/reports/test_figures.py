@@ -8,9 +8,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from harness.errors import RunError
-from reports import figures, lines, style
-from reports.frames import Frames, load
-from tests.reports.factory import write_run
+from reports.data.frames import Frames, load
+from reports.figures import curves as lines
+from reports.figures import scores as figures
+from reports.figures import style
+from tests.support.run_factory import write_run
 
 OTHER = [[0.50, 0.10, 0.60], [0.60, 0.20, 0.50], [0.50, 0.70, 0.60]]
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.cli import main
+from harness.cli.app import main
 from harness.errors import RunError
-from reports.frames import find_runs, load
-from tests.reports.factory import HOSTILE, SCORES, write_run
+from reports.data.frames import find_runs, load
+from tests.support.run_factory import HOSTILE, SCORES, write_run
 
 
 @pytest.mark.parametrize("below", [".", "tiny", "tiny/aopd", "tiny/aopd/default/seed0"])

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from reports.compare import Comparison
-from reports.frames import load
-from reports.headline import headline, sentences_of
-from reports.methods import find_methods
-from tests.reports.factory import write_run
+from reports.compare.comparison import Comparison
+from reports.compare.headline import headline, sentences_of
+from reports.data.frames import load
+from reports.data.methods import find_methods
+from tests.support.run_factory import write_run
 
 START = [0.5, 0.1, 0.6]
 

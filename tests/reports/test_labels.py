@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
-from reports.labels import Box, Name, write_names
+from reports.figures.label_placement import Box, Name, write_names
 
 CROWD = [Name(f"method_{i}", 10 + 0.8 * (i % 5), 50 + 1.5 * (i // 5), "black") for i in range(20)]
 CORNERS = [Name("a_long_name_at_a_corner", x, y, "black") for x in (0, 20) for y in (40, 60)]

@@ -10,16 +10,16 @@ import pytest
 from matplotlib import colormaps
 from matplotlib.patches import Rectangle
 
-from reports import style
-from reports.build import _flat
-from reports.figures_flips import decomposition
-from reports.findings import Findings
-from reports.frames import load
-from reports.page import Picture
-from reports.sections import sections
-from reports.sections.made import configurations
-from reports.sections.training import tails_reading
-from tests.reports.factory import TAUGHT, write_run
+from reports.data.frames import load
+from reports.document.blocks import Picture
+from reports.figures import style
+from reports.figures.flips_figures import decomposition
+from reports.report.build import _flat
+from reports.report.report_data import Findings
+from reports.report.sections import sections
+from reports.report.sections.made import configurations
+from reports.report.sections.training import tails_reading
+from tests.support.run_factory import TAUGHT, write_run
 
 QUANTILES = {"advantage_q01": -9.0, "advantage_q25": -0.1, "advantage_q75": 0.1, "advantage_q99": 0.6}
 

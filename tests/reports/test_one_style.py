@@ -14,11 +14,11 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from benchmarks.report_runs import STAGES, Scale, write_runs
-from reports import style
-from reports.findings import Findings
-from reports.frames import Frames, load
-from reports.page import Block, Folded, Picture
-from reports.sections import sections
+from reports.data.frames import Frames, load
+from reports.document.blocks import Block, Folded, Picture
+from reports.figures import style
+from reports.report.report_data import Findings
+from reports.report.sections import sections
 
 MANY = [*("none", "sft", "opd", "aopd", "gkd", "grpo", "eopd", "vopd", "mine"), *(f"opd_{n}" for n in range(21))]
 # Machado, Oliveira and Fernandes 2009: what deuteranopes and protanopes see, on linear RGB.

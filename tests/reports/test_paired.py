@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import RunError
-from harness.stats import item_interval, t_interval
-from reports.paired import Difference, _pooled, compare_pairs, noise_floor
-from reports.paired_cells import Evaluations, Pair, Side, Term, restriction
-from reports.runs import find_runs
-from tests.reports.factory import write_run
+from harness.rundir.reader import find_runs
+from harness.stats.intervals import item_interval, t_interval
+from reports.compare.paired import Difference, _pooled, compare_pairs, noise_floor
+from reports.data.paired_cells import Evaluations, Pair, Side, Term, restriction
+from tests.support.run_factory import write_run
 
 TASK = "tiny_arithmetic"
 

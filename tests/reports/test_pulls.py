@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from harness.errors import RunError
-from reports import style
-from reports.frames import Frames, load
-from reports.pulls import agreement_curves, agreement_reading, pull_curves, pulls_reading
-from tests.reports.factory import TAUGHT, write_run
+from reports.data.frames import Frames, load
+from reports.figures import style
+from reports.figures.pulls import agreement_curves, agreement_reading, pull_curves, pulls_reading
+from tests.support.run_factory import TAUGHT, write_run
 
 
 @pytest.fixture

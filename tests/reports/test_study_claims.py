@@ -10,22 +10,15 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from harness.spec import RunSpec
-from harness.stats import Interval, holm, p_value, t_interval
-from reports.claims_judge import (
-    CONTRADICTED,
-    NO_RUNS,
-    NOT_RESOLVED,
-    NOT_SHOWN_TO_MATCH,
-    SUPPORTED,
-    UNMATCHED,
-    judge,
-)
-from reports.study_claims import chosen_rates, claims
-from reports.study_data import Config, Results, collect
-from reports.study_pairs import FORGETTING, RETENTION, matching_sentences, pairs
-from reports.study_views import claims_grid, claims_sentence, factor_sentence, pairs_grid
-from tests.reports.study_factory import constant, fill, study, write_finished
+from harness.config.run_spec import RunSpec
+from harness.stats.intervals import Interval, t_interval
+from harness.stats.significance import holm, p_value
+from reports.claims.judge import CONTRADICTED, NO_RUNS, NOT_RESOLVED, NOT_SHOWN_TO_MATCH, SUPPORTED, UNMATCHED, judge
+from reports.study.data import Config, Results, collect
+from reports.study.pairs import FORGETTING, RETENTION, matching_sentences, pairs
+from reports.study.study_claims import chosen_rates, claims
+from reports.study.study_views import claims_grid, claims_sentence, factor_sentence, pairs_grid
+from tests.support.study_factory import constant, fill, study, write_finished
 
 NAN = float("nan")
 METHODS: dict[str, Any] = {"title": "Method", "entries": ["opd", "aopd"]}

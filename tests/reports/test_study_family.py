@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
+from harness.config.run_spec import RunSpec
 from harness.errors import RunError
-from harness.spec import RunSpec
-from harness.study import Plan
-from reports.study import build_study
-from reports.study_against import against_grid, against_sentence, besides
-from reports.study_data import Results, collect
-from reports.study_family import family, family_reading, method_places
-from reports.study_figures import frontier
-from reports.study_training import pulls_grid, pulls_sentence, warnings_grid, warnings_meaning
-from reports.words import WARNINGS
-from tests.reports.factory import TAUGHT
-from tests.reports.study_factory import constant, fill, study
+from harness.pipeline.study import Plan
+from reports.document.sentences import WARNINGS
+from reports.study.against import against_grid, against_sentence, besides
+from reports.study.data import Results, collect
+from reports.study.family import family, family_reading, method_places
+from reports.study.study_figures import frontier
+from reports.study.study_page import build_study
+from reports.study.study_training import pulls_grid, pulls_sentence, warnings_grid, warnings_meaning
+from tests.support.run_factory import TAUGHT
+from tests.support.study_factory import constant, fill, study
 
 FACTORS: dict[str, Any] = {
     "family": {"title": "Family", "entries": ["none", "sft", "opd", "aopd", "fkl", "rkl", "gkd"], "seeds": [0]},

@@ -13,12 +13,12 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from harness.spec import RunSpec
-from harness.study import Plan
-from reports.study import build_study
-from reports.study_data import Config, collect
-from reports.study_views import factor_grid
-from tests.reports.study_factory import constant, fill, study
+from harness.config.run_spec import RunSpec
+from harness.pipeline.study import Plan
+from reports.study.data import Config, collect
+from reports.study.study_page import build_study
+from reports.study.study_views import factor_grid
+from tests.support.study_factory import constant, fill, study
 
 FACTORS: dict[str, Any] = {
     "method": {"title": "Method", "entries": ["none", "opd", "aopd"]},

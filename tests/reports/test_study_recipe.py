@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
+from harness.config.run_spec import RunSpec
 from harness.errors import RunError
-from harness.spec import RunSpec
-from reports.study import build_study
-from reports.study_data import Results, collect
-from reports.study_recipe import checks_grid, recipe_grid
-from reports.study_views import factor_grid
-from reports.study_words import frontier, threshold
-from tests.reports.study_factory import constant, fill, study
+from reports.study.data import Results, collect
+from reports.study.recipe import checks_grid, recipe_grid
+from reports.study.study_page import build_study
+from reports.study.study_views import factor_grid
+from reports.study.study_words import frontier, threshold
+from tests.support.study_factory import constant, fill, study
 
 METHODS: dict[str, Any] = {"title": "Method", "entries": ["none", "sft", "opd", "aopd"]}
 RATES: dict[str, Any] = {"title": "Rate", "key": "training.optimizer.lr", "values": [1.0e-4, 2.0e-4]}

@@ -8,12 +8,13 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from harness.metrics import FIGURES
-from reports import tables, views
-from reports.findings import Findings
-from reports.frames import Frames, load
-from reports.sections import cost
-from tests.reports.factory import write_run
+from harness.stats.continual import FIGURES
+from reports.data import tables
+from reports.data.frames import Frames, load
+from reports.document import grids as views
+from reports.report.report_data import Findings
+from reports.report.sections import cost
+from tests.support.run_factory import write_run
 
 OTHER = [[0.50, 0.10, 0.60], [0.60, 0.20, 0.50], [0.50, 0.70, 0.60]]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from reports.runs import RunDir, find_runs
-from reports.watch import clock, status, view, watch
-from tests.reports.factory import write_run
+from harness.rundir.reader import RunDir, find_runs
+from reports.terminal.watch import clock, status, view, watch
+from tests.support.run_factory import write_run
 
 
 def only_run(root: Path) -> RunDir:

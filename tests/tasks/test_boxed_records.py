@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 
 from harness.errors import TaskError
-from harness.inspection import check_task
-from harness.lmeval.tasks import TaskLibrary
+from harness.lmeval.library import TaskLibrary
+from harness.pipeline.plan import check_task
 from tasks.math.boxed_records import splits
-from tests.tasks.helpers import TASKS, boxed_folder, load_task
+from tests.support.task_files import TASKS, boxed_folder, load_task
 
 
 def written(folder: Path, *lines: Any, name: str = "test") -> dict[str, str]:

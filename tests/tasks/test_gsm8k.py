@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from harness.errors import TaskError
 from tasks.math import gsm8k
-from tests.tasks.helpers import SHARED_DATA, load_task, needs_shared_data
+from tests.support.task_files import SHARED_DATA, load_task, needs_shared_data
 
 RECORD = {"question": "Two bags of 3 pears?", "answer": "There are 2*3 = <<2*3=6>>6 pears.\n#### 6"}
 

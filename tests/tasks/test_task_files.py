@@ -10,7 +10,16 @@ import pytest
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from tests.tasks.helpers import ROOT, SHARED_DATA, TASKS, TINY, boxed_folder, load_task, needs_shared_data, tiny_task
+from tests.support.task_files import (
+    ROOT,
+    SHARED_DATA,
+    TASKS,
+    TINY,
+    boxed_folder,
+    load_task,
+    needs_shared_data,
+    tiny_task,
+)
 
 FILES = sorted(path for folder in ("math", "tools") for path in (TASKS / folder).glob("*.yaml"))
 BOXED = ["math_boxed"]

@@ -12,7 +12,7 @@ from harness.errors import TaskError
 from tasks.math import arithmetic
 from tasks.splits import disjoint_splits, in_test
 from tasks.tools import requests
-from tests.tasks.helpers import ROOT, TINY, tiny_task
+from tests.support.task_files import ROOT, TINY, tiny_task
 
 DIGEST = """
 import hashlib, json

@@ -11,7 +11,7 @@ from harness.errors import TaskError
 from tasks.tools import toolalpaca
 from tasks.tools.toolalpaca_records import NotCoveredError, read_records, read_reference
 from tasks.tools.toolcalls import Reference, load_references, process_results
-from tests.tasks.helpers import SHARED_DATA, load_task, needs_shared_data
+from tests.support.task_files import SHARED_DATA, load_task, needs_shared_data
 
 REAL = SHARED_DATA / "toolalpaca" / "eval_simulated.json"
 PARTS = ("media", "business", "security")

@@ -20,7 +20,7 @@ import pytest
 from harness.errors import TaskError
 from tasks.math import verdicts
 from tasks.math.verdicts import same
-from tests.tasks.helpers import ROOT
+from tests.support.task_files import ROOT
 
 ENDLESS = r"9^{9^{9^{9}}}"
 

@@ -4,8 +4,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from adapters.loop import LoopAdapter
-from adapters.tokens import TokenLosses, Tokens
+from adapters.loop.loop import LoopAdapter
+from adapters.loop.tokens import TokenLosses, Tokens
 from harness.teachers.base import Needs
 
 

@@ -1,0 +1,175 @@
+"""What a training step reports about itself: losses, token statistics, agreement with the teacher, pulls, truncation."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapters.loop.logit_gradients import gradient_at, gradient_at_chosen, norms, pull_on
+from adapters.loop.tokens import TokenLosses
+from harness.lm.logprobs import LogProbs, TeacherScores, sampled_rows
+from harness.lm.optimiser import UpdateResult
+from harness.lm.rollouts import Batch, Rollout
+
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+MODE = 1  # the column of the teacher's most probable token, after the sampled one
+
+
+class StepLog:
+    """Collects one step's token statistics over micro-batches and updates."""
+
+    def __init__(self, rollouts: Sequence[Rollout], top_k: int = 0) -> None:
+        self.rollouts, self.top_k = rollouts, top_k
+        self.parts: dict[str, list[Tensor]] = defaultdict(list)
+        self.updates: list[UpdateResult] = []
+
+    def tokens(self, student: LogProbs, routed: Tensor | None) -> None:
+        """Add a micro-batch's tokens."""
+        self.parts["entropy"].append(student.entropy)
+        if routed is not None:
+            self.parts["routed"].append(routed.float())
+
+    def against_teacher(
+        self,
+        student: LogProbs,
+        ids: Tensor,
+        teacher: TeacherScores,
+        advantage: Tensor,
+        outcome: TokenLosses,
+        weights: Tensor,
+    ) -> None:
+        """Add how a micro-batch's tokens stand to the teacher, and how the losses pull."""
+        self.parts["advantage"].append(advantage)
+        top_logq = student.chosen[:, 1:].detach()
+        self.parts["teacher_top_mass"].append(teacher.top_logprobs.exp().sum(-1))
+        self.parts["student_top_mass"].append(top_logq.exp().sum(-1))
+        if student.own_top is not None:
+            rows = teacher.top_ids[sampled_rows(len(ids))]
+            self.parts["overlap"].append((rows[:, :, None] == student.own_top[:, None, :]).any(-1).float().mean(-1))
+        self._pulls(student, ids, teacher, outcome, weights)
+
+    def against_engine(self, logq: Tensor, batch: Batch) -> None:
+        """Add how far the log-probabilities (N,) of a micro-batch's tokens are from those that the engine drew them with."""
+        drawn = [rollout.logprobs for rollout in batch.rollouts]
+        told = [logprob for logprobs in drawn if logprobs is not None for logprob in logprobs]
+        if len(told) == len(logq):
+            self.parts["mismatch"].append(logq.detach() - torch.tensor(told, device=logq.device))
+
+    def update(self, result: UpdateResult) -> None:
+        """Add an optimiser update."""
+        self.updates.append(result)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the step's line: entropy and advantages in nats per response token, rewards and shares in 0..1.
+
+        Masses and overlap are of the teacher's top K, K in `top_k`. `pull_up` and `pull_down` are the mean over all tokens of
+        the descent step on the logit of the teacher's most probable token, over those where the student gives it less
+        or more than the teacher; `fkl_gradient_share` is the routed tokens' share of all |dL/dz|.
+        """
+        lengths = [len(r.response) for r in self.rollouts]
+        rewards = [r.reward for r in self.rollouts if r.reward is not None]
+        truncated = sum(r.finish == "length" for r in self.rollouts)
+        return {
+            "loss": _mean([u.loss for u in self.updates]),
+            "grad_norm": _mean([u.grad_norm for u in self.updates]),
+            "lr": self.updates[-1].lr if self.updates else None,
+            "entropy": self._average("entropy"),
+            **_advantage(self.parts["advantage"]),
+            "routed_fkl": self._average("routed"),
+            "fkl_gradient_share": self._share("routed_norm", "norm"),
+            "top_k": max(1, self.top_k) if self.parts["overlap"] else None,
+            "teacher_top_mass": self._average("teacher_top_mass"),
+            "student_top_mass": self._average("student_top_mass"),
+            "overlap": self._average("overlap"),
+            "pull_up": self._average("pull_up"),
+            "pull_down": self._average("pull_down"),
+            "reward_mean": _mean(rewards),
+            **_mismatch(self.parts["mismatch"]),
+            "response_tokens_mean": _mean([float(n) for n in lengths]),
+            "truncated_share": truncated / max(1, len(lengths)),
+            "tokens": sum(lengths) + sum(len(r.example.prompt) for r in self.rollouts),
+        }
+
+    def _pulls(
+        self, student: LogProbs, ids: Tensor, teacher: TeacherScores, outcome: TokenLosses, weights: Tensor
+    ) -> None:
+        gradient = gradient_at_chosen(outcome.losses, student.chosen, ids)
+        if not gradient.any():
+            return
+        at_rest = gradient_at(outcome.losses, student.rest)
+        logq, rest = student.chosen.detach(), None if student.rest is None else student.rest.detach()
+        below = logq[:, MODE] < teacher.top_logprobs[:, 0]
+        pull = pull_on(MODE, gradient, logq, at_rest)
+        self.parts["pull_up"].append(torch.where(below, pull, 0.0))
+        self.parts["pull_down"].append(torch.where(below, 0.0, -pull))
+        if outcome.routed is not None:
+            size = weights * norms(gradient, logq, ids, at_rest, rest)
+            self.parts["norm"].append(size)
+            self.parts["routed_norm"].append(size * outcome.routed)
+
+    def _average(self, name: str) -> float | None:
+        return torch.cat(self.parts[name]).double().mean().item() if self.parts[name] else None
+
+    def _share(self, part: str, whole: str) -> float | None:
+        if not self.parts[whole]:
+            return None
+        total = torch.cat(self.parts[whole]).double().sum().item()
+        return torch.cat(self.parts[part]).double().sum().item() / total if total else None
+
+
+class RolloutFigures:
+    """What a step knows of each rollout, as means over its tokens: what `ctx.keep` writes beside the texts."""
+
+    def __init__(self) -> None:
+        self.found: dict[int, dict[str, float]] = {}
+
+    def add(self, rollouts: Sequence[Rollout], tokens: Mapping[str, Tensor | None]) -> None:
+        """Add a micro-batch's values (N,) by name, N tokens in the order of its rollouts; None is left out.
+
+        So are values of other tokens than the rollouts', of which nothing can be said here.
+        """
+        lengths = [len(rollout.response) for rollout in rollouts]
+        given = {name: values for name, values in tokens.items() if values is not None}
+        known = {name: values.detach().double() for name, values in given.items() if len(values) == sum(lengths)}
+        split = {name: torch.split(values.cpu(), lengths) for name, values in known.items()}
+        for row, rollout in enumerate(rollouts):
+            self.found[id(rollout)] = {name: float(parts[row].mean()) for name, parts in split.items()}
+
+    def of(self, rollout: Rollout) -> dict[str, float]:
+        """Return a rollout's figures; nothing for one without tokens."""
+        return self.found.get(id(rollout), {})
+
+
+def _advantage(parts: list[Tensor]) -> dict[str, float | None]:
+    names = [f"advantage_q{round(100 * q):02d}" for q in QUANTILES]
+    if not parts:
+        return dict.fromkeys(["advantage_mean", *names])
+    advantage = torch.cat(parts).double()
+    levels = torch.tensor(QUANTILES, dtype=torch.float64, device=advantage.device)
+    values = torch.quantile(advantage, levels)
+    quantiles = {name: value.item() for name, value in zip(names, values, strict=True)}
+    return {"advantage_mean": advantage.mean().item(), **quantiles}
+
+
+def _mismatch(parts: list[Tensor]) -> dict[str, float | None]:
+    """Return by how much trainer and engine disagree about tokens that the engine drew, in nats.
+
+    Mean and maximum of |d|, d the trainer's log-probability minus the engine's, and `mismatch_kl`, the mean of e^d - 1 - d: an
+    unbiased, never negative estimate of KL(engine || trainer).
+    """
+    if not parts:
+        return dict.fromkeys(["mismatch_mean", "mismatch_max", "mismatch_kl"])
+    apart = torch.cat(parts).double()
+    return {
+        "mismatch_mean": apart.abs().mean().item(),
+        "mismatch_max": apart.abs().max().item(),
+        "mismatch_kl": (apart.expm1() - apart).mean().item(),
+    }
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None

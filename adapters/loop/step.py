@@ -1,0 +1,190 @@
+"""One training step: respond to a batch of prompts, score the responses, update, and say what happened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from adapters.loop.diagnostics import RolloutFigures, StepLog
+from adapters.loop.tokens import TokenLosses, Tokens
+from harness.adapter import StageContext
+from harness.engines.base import Sampling
+from harness.lm.logprobs import Asked, LogProbs, TeacherScores, Wanted
+from harness.lm.optimiser import Updater, UpdateResult
+from harness.lm.precision import autocast
+from harness.lm.rollouts import Batch, Example, Rollout, make_batches, with_prompts
+from harness.lm.seeding import derive_seed
+from harness.rundir.timing import Timer
+from harness.teachers.base import Teacher, checked, refuse_certainty
+
+if TYPE_CHECKING:
+    from adapters.loop.loop import LoopAdapter, Source
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A micro-batch with what does not change while its updates run; `ids` (N, 1 + K) starts with the sampled tokens."""
+
+    batch: Batch
+    ids: Tensor
+    teacher: TeacherScores
+    logref: Tensor | None
+    logq_old: Tensor | None
+
+
+class Step:
+    """One batch of prompts under one adapter."""
+
+    def __init__(self, adapter: LoopAdapter, ctx: StageContext, updater: Updater, index: int) -> None:
+        self.adapter, self.ctx, self.updater, self.index = adapter, ctx, updater, index
+        self.scorer = adapter.scorer(ctx)
+        self.figures = RolloutFigures()
+        self.timer = Timer("generate", "teacher", "student", whole="step")
+
+    def run(self, prompts: list[Example]) -> dict[str, Any]:
+        """Do the step and return its line of the step log."""
+        with self.timer("generate"):
+            rollouts = self.adapter.credit(self.ctx, self._respond(prompts))
+        log = StepLog(rollouts, self.adapter.wanted.top_k)
+        groups = _split(rollouts, self.adapter.updates_per_rollout)
+        scored = [[self._score(batch) for batch in self._batches(group)] for group in groups]
+        if self.scorer is not None:
+            refuse_certainty([(s.batch, s.teacher.sampled) for group in scored for s in group])
+        for group in scored:
+            with self.timer("student"):
+                log.update(self._update(group, log))
+        self.ctx.keep(self.index, self._source, rollouts, [self.figures.of(rollout) for rollout in rollouts])
+        return {"step": self.index, **log.summary(), "seconds": self.timer.seconds}
+
+    def _respond(self, prompts: list[Example]) -> list[Rollout]:
+        training = self.ctx.training
+        if self._source == "data":
+            limit = training.max_new_tokens
+            return [Rollout(e, e.target[:limit], "stop" if len(e.target) <= limit else "length") for e in prompts]
+        engine = self.ctx.engine if self._source == "student" else self.ctx.teacher_engine
+        assert engine is not None, "the adapter did not require a teacher that generates"
+        sampling = Sampling(
+            max_new_tokens=training.max_new_tokens,
+            temperature=training.temperature,
+            stop_ids=self.ctx.renderer.stop_ids,
+            seed=derive_seed(self.ctx.seed, "rollouts", self.index),
+        )
+        repeated = [example for example in prompts for _ in range(training.num_generations)]
+        completions = engine.generate([example.prompt for example in repeated], sampling)
+        return [Rollout(e, c.tokens, c.finish, logprobs=c.logprobs) for e, c in zip(repeated, completions, strict=True)]
+
+    @property
+    def _source(self) -> Source:
+        return self.adapter.source(derive_seed(self.ctx.seed, "source", self.index))
+
+    def _batches(self, rollouts: Sequence[Rollout]) -> list[Batch]:
+        return make_batches(rollouts, self.adapter.reduction, self.ctx.training.micro_batch, self.ctx.device)
+
+    def _score(self, batch: Batch) -> Scored:
+        with self.timer("teacher"):
+            teacher = self._teacher_scores(batch)
+            logref = self._log_reference(batch)
+        ids = torch.cat([batch.targets[:, None], teacher.top_ids], dim=1)
+        if self.adapter.updates_per_rollout == 1:
+            return Scored(batch, ids, teacher, logref, None)
+        with self.timer("student"), torch.no_grad():
+            old = self._student(batch, batch.targets[:, None]).chosen[:, 0]
+        return Scored(batch, ids, teacher, logref, old)
+
+    def _teacher_scores(self, batch: Batch) -> TeacherScores:
+        if self.scorer is None:
+            nothing = torch.zeros(len(batch.targets), 0, device=batch.targets.device)
+            return TeacherScores(nothing.new_full((len(batch.targets),), float("nan")), nothing.long(), nothing)
+        prompts = self.adapter.teacher_prompts(self.ctx, batch.rollouts)
+        seen = batch if prompts is None else with_prompts(batch, prompts)
+        wanted = self.adapter.wanted
+        # The teacher's first choice is always asked for: the diagnostics follow it for every method.
+        return self._scores(self.scorer, seen, replace(wanted, top_k=max(1, wanted.top_k)))
+
+    def _log_reference(self, batch: Batch) -> Tensor | None:
+        if not (self.adapter.scores_start or self.ctx.penalties.token):
+            return None
+        assert self.ctx.reference is not None, "the adapter did not require a reference"
+        return self._scores(self.ctx.reference, batch, Wanted()).sampled
+
+    def _scores(self, teacher: Teacher, batch: Batch, wanted: Wanted) -> TeacherScores:
+        with autocast(self.ctx.device, self.ctx.training.autocast):
+            return checked(teacher.score(batch, wanted, self.adapter.temperature(self.ctx.training)))
+
+    def _student(self, batch: Batch, ids: Tensor, teacher: TeacherScores | None = None) -> LogProbs:
+        temperature = self.adapter.temperature(self.ctx.training)
+        asked = Asked(temperature)
+        if teacher is not None and self.scorer is not None:
+            held = slice(1, None) if self.adapter.wanted.rest else None
+            asked = Asked(temperature, self.adapter.divergence, teacher.rows, teacher.top_ids.shape[1], held)
+        with autocast(self.ctx.device, self.ctx.training.autocast):
+            return self.ctx.student(batch, ids, asked)
+
+    def _update(self, group: list[Scored], log: StepLog) -> UpdateResult:
+        weights = [partial(penalty, self.ctx.student) for penalty in self.ctx.penalties.weight]
+        result = self.updater.update([scored.batch for scored in group], self._loss(group, log), weights)
+        self.adapter.after_update(self.ctx)
+        return result
+
+    def _loss(self, group: list[Scored], log: StepLog) -> Callable[[Batch], Tensor]:
+        by_batch = {id(scored.batch): scored for scored in group}
+
+        def loss_of(batch: Batch) -> Tensor:
+            scored = by_batch[id(batch)]
+            student = self._student(batch, scored.ids, scored.teacher)
+            tokens = _tokens(student, scored, self.adapter.wanted.top_k)
+            outcome = self.adapter.token_losses(tokens)
+            if self.scorer is not None:
+                log.against_teacher(student, scored.ids, scored.teacher, tokens.advantage, outcome, batch.weights)
+            log.tokens(student, outcome.routed)
+            log.against_engine(tokens.logq_old, batch)
+            self.figures.add(batch.rollouts, self._known(student, scored, tokens, outcome))
+            return (self._penalised(outcome.losses, tokens) * batch.weights).sum()
+
+        return loss_of
+
+    def _known(
+        self, student: LogProbs, scored: Scored, tokens: Tokens, outcome: TokenLosses
+    ) -> dict[str, Tensor | None]:
+        """Return what is known of each token, by the names of `harness.rundir.rollout_log`."""
+        taught = self.scorer is not None
+        return {
+            "student_logprob": tokens.logq_old,
+            "entropy": student.entropy,
+            "teacher_logprob": tokens.logp if taught else None,
+            "advantage": tokens.advantage if taught else None,
+            "teacher_top1": scored.ids[:, 0] == scored.teacher.top_ids[:, 0] if taught else None,
+            "routed_fkl": outcome.routed,
+        }
+
+    def _penalised(self, losses: Tensor, tokens: Tokens) -> Tensor:
+        for penalty in self.ctx.penalties.token:
+            assert tokens.logref is not None
+            losses = losses + penalty(tokens.logq, tokens.logref)
+        return losses
+
+
+def _tokens(student: LogProbs, scored: Scored, top_k: int) -> Tokens:
+    logq = student.chosen[:, 0]
+    return Tokens(
+        logq=logq,
+        logq_old=logq.detach() if scored.logq_old is None else scored.logq_old,
+        logp=scored.teacher.sampled,
+        top_logq=student.chosen[:, 1 : 1 + top_k],
+        top_logp=scored.teacher.top_logprobs[:, :top_k],
+        entropy_p=scored.teacher.entropy,
+        divergence=student.divergence,
+        logref=scored.logref,
+        credit=scored.batch.credit,
+        rest_logq=student.rest,
+    )
+
+
+def _split(rollouts: list[Rollout], parts: int) -> list[list[Rollout]]:
+    size = -(-len(rollouts) // parts)
+    return [rollouts[start : start + size] for start in range(0, len(rollouts), size)]

@@ -1,0 +1,1 @@
+"""Trainers from outside: TRL, and a command of the user's own."""

@@ -1,0 +1,1 @@
+"""Wrappers: methods against forgetting that compose with a trainer."""

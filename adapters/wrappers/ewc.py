@@ -1,0 +1,68 @@
+"""Elastic weight consolidation (EWC, arXiv 1612.00796): weights that mattered for earlier tasks are held more firmly.
+
+Adds lambda/2 sum_i F_i (theta_i - theta*_i)^2. theta* are the weights at the stage's start; F is the diagonal of the empirical
+Fisher information there, the mean over earlier tasks' items of the squared gradient of log q(reference | prompt). Taking it
+anew at each start, over all earlier tasks, needs no state beyond the checkpoint.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from adapters.wrappers.wrapper import Wrapper, penalised
+from harness.adapter import Penalties, StageContext
+from harness.lm.precision import autocast
+from harness.lm.rollouts import Example, Rollout, make_batches
+from harness.lm.seeding import derive_seed, permutation
+
+Importance = dict[str, tuple[Tensor, Tensor]]
+
+
+class EWC(Wrapper):
+    """Penalise moves of weights by their importance for earlier tasks; the first stage has none."""
+
+    adds_penalty: ClassVar[bool] = True
+    holds_weights: ClassVar[bool] = True
+
+    strength: float = Field(default=400.0, gt=0, description="the paper's lambda; TRACE (arXiv 2310.06762) takes 400")
+    items: int = Field(default=128, gt=0, description="earlier training items, over all tasks, that Fisher is taken on")
+
+    def changed(self, ctx: StageContext) -> StageContext:
+        """Return the stage with the penalty."""
+        if not ctx.past:
+            return ctx
+        importance = fisher(ctx, _some(ctx, self.items))
+        return penalised(ctx, Penalties(weight=(lambda student: self.penalty(student, importance),)))
+
+    def penalty(self, student: nn.Module, importance: Importance) -> Tensor:
+        """Return lambda/2 sum_i F_i (theta_i - theta*_i)^2."""
+        named = dict(student.named_parameters())
+        terms = [(weight * (named[name] - anchor) ** 2).sum() for name, (weight, anchor) in importance.items()]
+        return 0.5 * self.strength * torch.stack(terms).sum()
+
+
+def fisher(ctx: StageContext, examples: list[Example]) -> Importance:
+    """Return for each trainable parameter the diagonal Fisher information and its present value."""
+    named = {name: p for name, p in ctx.student.named_parameters() if p.requires_grad}
+    squares = {name: torch.zeros_like(p) for name, p in named.items()}
+    for example in examples:
+        target = example.target[: ctx.training.max_new_tokens]  # as much of it as the methods that take it are given
+        (batch,) = make_batches([Rollout(example, target, "stop")], "token_mean", None, ctx.device)
+        ctx.student.zero_grad(set_to_none=True)
+        with autocast(ctx.device, ctx.training.autocast):
+            ctx.student(batch, batch.targets[:, None]).chosen.sum().backward()
+        for name, p in named.items():
+            if p.grad is not None:
+                squares[name] += p.grad**2
+    ctx.student.zero_grad(set_to_none=True)
+    return {name: (square / len(examples), named[name].detach().clone()) for name, square in squares.items()}
+
+
+def _some(ctx: StageContext, count: int) -> list[Example]:
+    """Return items of the earlier tasks, chosen by the stage's seed."""
+    order = permutation(len(ctx.past), derive_seed(ctx.seed, "fisher"))
+    return [ctx.past[i] for i in order[:count]]

@@ -1,0 +1,51 @@
+"""KL to the stage's start, against drifting away from what the model could do before.
+
+Adds beta (log q(y_t) - log q_0(y_t))^2 / 2 per response token. On the student's own samples its expected gradient is that of
+beta KL(q || q_0) ("k2" in J. Schulman, Approximating KL divergence, 2020); on other responses it is not, so trainers that use
+some are refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from adapters.wrappers.wrapper import Wrapper, penalised
+from harness.adapter import Penalties, Requirements, StageContext
+
+
+class KLToStart(Wrapper):
+    """Hold the wrapped trainer near the weights that the stage began with."""
+
+    adds_penalty: ClassVar[bool] = True
+
+    beta: float = Field(default=0.1, gt=0, description="factor on the penalty, in units of the wrapped loss")
+
+    @model_validator(mode="after")
+    def _start_stays_and_student_samples(self) -> KLToStart:
+        if self.inner.moves_reference:
+            raise ValueError(
+                f"{self.of.adapter!r} with these options moves the copy of the start that this penalty holds to; wrap "
+                "another trainer, or keep the copy still (ema_rate: 0)"
+            )
+        if self.inner.off_policy:
+            raise ValueError(
+                f"{self.of.adapter!r} with these options trains on responses that are not the student's own, where this "
+                "penalty does not follow the KL to the start; wrap an on-policy trainer"
+            )
+        return self
+
+    @property
+    def requirements(self) -> Requirements:
+        """Also a copy of the stage's start."""
+        return replace(self.inner.requirements, reference=True)
+
+    def changed(self, ctx: StageContext) -> StageContext:
+        """Return the stage with the penalty."""
+        return penalised(ctx, Penalties(token=(self._penalty,)))
+
+    def _penalty(self, logq: Tensor, logref: Tensor) -> Tensor:
+        return 0.5 * self.beta * (logq - logref) ** 2

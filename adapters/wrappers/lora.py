@@ -1,0 +1,40 @@
+"""LoRA (arXiv 2106.09685): the wrapped trainer changes low-rank factors alone, merged into the weights after the stage."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from peft import LoraConfig, get_peft_model
+from pydantic import Field
+
+from adapters.wrappers.wrapper import Wrapper
+from harness.adapter import StageContext, StageResult
+from harness.lm.logprobs import StudentForward
+
+
+class LoRA(Wrapper):
+    """Train factors of rank `rank` beside every linear layer of the decoder (output layer left as it is)."""
+
+    rank: int = Field(default=16, gt=0, description="of the factors")
+    alpha: float = Field(default=32.0, gt=0, description="factors are scaled by alpha / rank")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="on the factors' input, in training")
+    target_modules: str | tuple[str, ...] = Field(default="all-linear", description="peft's names of layers")
+
+    @property
+    def replaces_weights(self) -> bool:
+        """True: factors are trained in place of the weights."""
+        return True
+
+    def train_stage(self, ctx: StageContext) -> StageResult:
+        """Add the factors, train them, merge them; the model ends as the plain architecture that it was."""
+        trainable = {name: p.requires_grad for name, p in ctx.student.model.named_parameters()}
+        targets = self.target_modules if isinstance(self.target_modules, str) else list(self.target_modules)
+        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=targets)  # pyright: ignore[reportArgumentType]
+        adapted: Any = get_peft_model(ctx.student.model, config)
+        try:
+            return self.inner.train_stage(replace(ctx, student=StudentForward(adapted.base_model.model)))
+        finally:
+            merged = adapted.merge_and_unload()
+            for name, parameter in merged.named_parameters():
+                parameter.requires_grad_(trainable[name])

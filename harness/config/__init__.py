@@ -1,0 +1,1 @@
+"""What suites and studies may say. Imports no torch."""

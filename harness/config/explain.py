@@ -1,0 +1,70 @@
+"""One sentence for what pydantic finds wrong: the key, what was found, what was expected."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from harness.config.models import Pretrained, Scratch
+
+KINDS: dict[str, type[BaseModel]] = {"scratch": Scratch, "pretrained": Pretrained}
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """Put a validation error's first finding in one sentence: key, what was found, what was expected."""
+    findings = _as_written(error.errors())
+    first = findings[0]
+    location = [str(part) for part in first["loc"] if part not in KINDS]
+    key = ".".join(location) or "the file"
+    more = f" ({len(findings) - 1} more to fix after this)" if len(findings) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(model, [str(part) for part in first["loc"][:-1]])
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"{key}: unknown key; {hint}expected one of {', '.join(sorted(known))}{more}"
+    if first["type"] == "missing":
+        return f"{key}: missing; this key is required{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{key}: found {first['input']!r}; {_lower_first(message)}{more}" if location else f"{message}{more}"
+
+
+def _as_written(findings: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """Leave out what follows from another finding: a stage's copy of the suite's training, a list short of refused items."""
+    places = {finding["loc"] for finding in findings}
+    above = {place[:depth] for place in places for depth in range(len(place))}
+    return [
+        finding
+        for finding in findings
+        if not (finding["loc"][:1] == ("stages",) and finding["loc"][2:] in places)
+        and not (finding["type"] == "too_short" and finding["loc"] in above)
+    ]
+
+
+def _keys_at(model: type[BaseModel], location: Iterable[str]) -> list[str]:
+    """Return the keys that are allowed where `location` points to, following nested models and unions by their `kind`."""
+    models: list[type[BaseModel]] = [model]
+    for part in location:
+        if part.isdigit():
+            continue
+        if KINDS.get(part) in models:
+            models = [KINDS[part]]
+            continue
+        below = [
+            nested for m in models if part in m.model_fields for nested in _models_in(m.model_fields[part].annotation)
+        ]
+        models = below or models
+    return sorted({key for m in models for key in m.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in getattr(annotation, "__args__", ()) for found in _models_in(part)]
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]

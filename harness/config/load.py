@@ -1,0 +1,182 @@
+"""Reading suite files: found by name or path, overridden from the command line, refused in one clear sentence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from harness.config.base import merge
+from harness.config.explain import explain
+from harness.config.models import Model
+from harness.config.suite import Suite
+from harness.config.training import Training
+from harness.errors import ConfigError
+
+SUITE_FOLDER = Path(str(files("tasks"))) / "suites"
+
+
+def load_suite(
+    name: str, overrides: Sequence[str] = (), include: Sequence[Path] = (), settings: Mapping[str, Any] | None = None
+) -> Suite:
+    """Read a suite by name (`tiny`) or path (`my/suite.yaml`) and apply `key.path=value` overrides.
+
+    `settings` are laid over these: key paths to values that are set as they are, not read as YAML.
+    Relative paths under `data` and `include`, and a chat template's file, count from the suite file's folder.
+    Raises `ConfigError` with file, key, what was found and what was expected.
+    """
+    path = find_suite(name, include)
+    raw = _read_yaml(path)
+    _name_stages(raw)
+    for override in overrides:
+        _apply_override(raw, override)
+        _name_stages(raw)
+    for key, value in (settings or {}).items():
+        _set(raw, key, value, f"{key}={value}")
+    _spread_training(raw)
+    try:
+        suite = Suite.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {explain(error, Suite)}") from error
+    for entry in suite.adapters:
+        _check_entry_training(suite, entry, path)
+    return _with_absolute_paths(suite, path.parent, include)
+
+
+def find_suite(name: str, include: Sequence[Path] = ()) -> Path:
+    """Return the path of a suite given by path or by name, looked up in `include` folders, then among the shipped."""
+    if Path(name).suffix in {".yaml", ".yml"} or "/" in name:
+        if Path(name).is_file():
+            return Path(name).resolve()
+        raise ConfigError(f"suite file {name} does not exist (looked in {Path.cwd()})")
+    folders = [*include, *(folder / "suites" for folder in include), SUITE_FOLDER]
+    for folder in folders:
+        if (folder / f"{name}.yaml").is_file():
+            return (folder / f"{name}.yaml").resolve()
+    known = sorted({path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml")})
+    raise ConfigError(f"there is no suite {name!r}; known are {', '.join(known)}, or give a path that ends in .yaml")
+
+
+def _check_entry_training(suite: Suite, entry: str, path: Path) -> None:
+    try:
+        for stage in suite.stages:
+            suite.training_for(stage, entry)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: adapters.{entry}.training.{explain(error, Training)}") from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        # Anchors and merges make parts of the tree one object; a copy keeps an override of one from changing the other.
+        raw = json.loads(json.dumps(yaml.safe_load(path.read_text(encoding="utf-8")), default=str))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" line {where.line + 1}" if where else ""
+        raise ConfigError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(
+            f"{path}: found {type(raw).__name__}, expected a mapping with name, student, stages, adapters"
+        )
+    return raw
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    """Set one `a.b.0.c=value`; the value is YAML, a number addresses a list, the model checks the rest."""
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override}: expected KEY=VALUE, for example --set training.optimizer.lr=1e-4")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: {text!r} is not valid YAML") from error
+    _set(raw, key, value, override)
+
+
+def _set(raw: dict[str, Any], key: str, value: Any, override: str) -> None:
+    """Set the value at a dotted path; `override` is what a message shows of it."""
+    *parents, last = key.split(".")
+    node: Any = raw
+    for parent in parents:
+        node = _step_into(node, parent, override)
+    if parents == ["data"] and isinstance(value, str):
+        value = str(Path(value).resolve())
+    _assign(node, last, value, override)
+
+
+def _step_into(node: Any, part: str, override: str) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, part, override)]
+    if not isinstance(node, dict):
+        raise ConfigError(f"--set {override}: {part!r} lies below {node!r}, which has no keys")
+    return node.setdefault(part, {})
+
+
+def _assign(node: Any, part: str, value: Any, override: str) -> None:
+    if isinstance(node, list):
+        node[_index(node, part, override)] = value
+    elif isinstance(node, dict):
+        node[part] = value
+    else:
+        raise ConfigError(f"--set {override}: {part!r} lies below {node!r}, which has no keys")
+
+
+def _index(node: list[Any], part: str, override: str) -> int:
+    if part.isdigit() and int(part) < len(node):
+        return int(part)
+    raise ConfigError(f"--set {override}: {part!r} is not an index of a list of {len(node)}")
+
+
+def _spread_training(raw: dict[str, Any]) -> None:
+    """Lay each stage's training over the suite's, so that a stage states only what differs."""
+    shared = raw.get("training") or {}
+    stages = raw.get("stages")
+    if not isinstance(stages, list) or not isinstance(shared, dict):
+        return
+    _name_stages(raw)
+    raw["stages"] = [_stage(stage, shared) for stage in raw["stages"]]
+
+
+def _name_stages(raw: dict[str, Any]) -> None:
+    """Write a stage that is only a task's name as a mapping."""
+    if isinstance(raw.get("stages"), list):
+        raw["stages"] = [{"task": stage} if isinstance(stage, str) else stage for stage in raw["stages"]]
+
+
+def _stage(stage: Any, shared: dict[str, Any]) -> Any:
+    if not isinstance(stage, dict) or not isinstance(stage.get("training", {}), dict):
+        return stage
+    return {**stage, "training": merge(shared, stage.get("training", {}))}
+
+
+def _with_absolute_paths(suite: Suite, folder: Path, include: Sequence[Path]) -> Suite:
+    data = {name: str((folder / path).resolve()) for name, path in suite.data.items()}
+    for name, path in data.items():
+        if not Path(path).exists():
+            raise ConfigError(
+                f"data.{name}: {path} does not exist; put the records there or say where they are with "
+                f"--set data.{name}=/absolute/path"
+            )
+    folders = [str((folder / path).resolve()) for path in suite.include] + [str(path.resolve()) for path in include]
+    models = {
+        "student": _with_template(suite.student, folder),
+        "teacher": suite.teacher and _with_template(suite.teacher, folder),
+        "stages": tuple(
+            stage.model_copy(update={"teacher": stage.teacher and _with_template(stage.teacher, folder)})
+            for stage in suite.stages
+        ),
+    }
+    return suite.model_copy(update={"data": data, "include": tuple(folders), **models})
+
+
+def _with_template(model: Model, folder: Path) -> Model:
+    template = model.chat.template
+    if template is None or not {"/", "."} & set(template):
+        return model
+    return model.model_copy(
+        update={"chat": model.chat.model_copy(update={"template": str((folder / template).resolve())})}
+    )

@@ -1,0 +1,104 @@
+"""What a suite says of a model: a pretrained checkpoint, or a recipe that builds a small one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from harness.config.base import Strict
+
+
+class Chat(Strict):
+    """How a conversation becomes text and where an answer ends; named once for training, teacher and evaluation."""
+
+    template: str | None = Field(default=None, description="`chatml`, or a Jinja file; null keeps the tokenizer's own")
+    stop: tuple[str, ...] = Field(
+        default=(), description="tokens that end an answer; empty takes the tokenizer's eos token"
+    )
+    enable_thinking: bool | None = Field(default=None, description="passed to the template where it knows the flag")
+
+
+class Architecture(Strict):
+    """Shape of a model built from scratch (Qwen3)."""
+
+    hidden_size: int = Field(default=128, gt=0)
+    intermediate_size: int = Field(default=384, gt=0)
+    layers: int = Field(default=3, gt=0)
+    heads: int = Field(default=4, gt=0)
+    kv_heads: int = Field(default=2, gt=0)
+    head_dim: int = Field(default=32, gt=0)
+    context: int = Field(default=256, gt=0, description="longest sequence in tokens, prompt and answer together")
+    tie_embeddings: bool = True
+
+
+class TokenizerRecipe(Strict):
+    """A byte-level BPE trained on the rendered training text of some tasks; digits stay single."""
+
+    vocab_size: int = Field(default=384, gt=260)
+    spaces: Literal["own", "leading"] = Field(
+        default="leading",
+        description="`own` makes a space a token, so that a copied word keeps its ids; `leading` is shorter",
+    )
+    tasks: tuple[str, ...] = Field(min_length=1)
+    items_per_task: int = Field(default=2000, gt=0)
+
+
+class Strength(Strict):
+    """How far a warm-up goes: optimiser steps, and how many training items of a task it sees (all where not named)."""
+
+    steps: int = Field(gt=0)
+    items: dict[str, int] = Field(default={})
+
+
+class Warmup(Strict):
+    """Supervised training that takes random weights to a named strength."""
+
+    mixture: dict[str, float] = Field(description="task to its share of each batch", min_length=1)
+    strengths: dict[str, Strength] = Field(min_length=1)
+    batch_size: int = Field(default=64, gt=0)
+    lr: float = Field(default=3e-3, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    grad_clip: float = Field(default=1.0, gt=0)
+    autocast: Literal["bfloat16"] | None = None
+
+    @model_validator(mode="after")
+    def _items_are_of_the_mixture(self) -> Warmup:
+        for name, strength in self.strengths.items():
+            if unknown := sorted(set(strength.items) - set(self.mixture)):
+                raise ValueError(f"strength {name!r} limits items of {', '.join(unknown)}, which the mixture lacks")
+        return self
+
+
+class Pretrained(Strict):
+    """A causal language model by folder or hub id, base models included."""
+
+    kind: Literal["pretrained"]
+    path: str
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    chat: Chat = Chat()
+
+
+class Scratch(Strict):
+    """A small model built here: architecture, tokenizer and warm-up make it fully reproducible."""
+
+    kind: Literal["scratch"]
+    architecture: Architecture = Architecture()
+    tokenizer: TokenizerRecipe
+    warmup: Warmup
+    strength: str
+    seed: int | None = Field(
+        default=None, description="null takes the run's seed, so that seeds differ in their start too"
+    )
+    dtype: Literal["float32"] = "float32"
+    chat: Chat = Chat(template="chatml")
+
+    @model_validator(mode="after")
+    def _strength_is_named(self) -> Scratch:
+        if self.strength not in self.warmup.strengths:
+            raise ValueError(f"strength {self.strength!r} is not one of {', '.join(self.warmup.strengths)}")
+        return self
+
+
+Model = Annotated[Pretrained | Scratch, Field(discriminator="kind")]

@@ -1,0 +1,100 @@
+"""What a study file may say: a suite, the methods compared, and the factors varied one at a time."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from harness.config.base import NAME, Strict
+from harness.config.explain import explain
+from harness.errors import ConfigError
+
+
+def _once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Refuse a list that names something twice; values of a factor need not be hashable."""
+    if repeated := [value for place, value in enumerate(values) if value in values[:place]]:
+        raise ValueError(f"{list(values)} names {repeated[0]!r} twice; give each once")
+    return values
+
+
+Names = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_once)]
+Seeds = Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(_once)]
+STUDY_FOLDER = Path(str(files("tasks"))) / "studies"
+
+
+class Factor(Strict):
+    """One thing that is varied while all else stays as in the suite."""
+
+    title: str
+    key: str | None = Field(
+        default=None, description="suite key whose value varies; null varies entries or orders only"
+    )
+    values: tuple[Any, ...] = ()
+    fixed: dict[str, Any] = Field(default={}, description="suite keys that are set in every run of this factor")
+    entries: Names | None = Field(default=None, description="adapters; null takes the study's")
+    orders: Names = ("default",)
+    seeds: Seeds | None = Field(default=None, description="null takes the study's")
+    against: str | dict[str, str] = Field(
+        default="opd", description="what entries are compared with: one for all, or pairs `entry: reference`"
+    )
+
+    @property
+    def of_entries(self) -> bool:
+        """Whether entries alone are varied, and so compared with one another."""
+        return self.key is None and len(self.orders) == 1
+
+    def reference(self, entry: str) -> str | None:
+        """Return the entry that another is compared with; None for one that is compared with nothing."""
+        named = self.against.get(entry) if isinstance(self.against, dict) else self.against
+        return None if named == entry else named
+
+    @model_validator(mode="after")
+    def _key_and_values_go_together(self) -> Factor:
+        if (self.key is None) != (not self.values):
+            raise ValueError("key and values go together; give both, or neither to vary entries or orders alone")
+        _once(self.values)
+        if "against" in self.model_fields_set and not self.of_entries:
+            raise ValueError("`against` is for a factor that varies entries alone; leave it out beside key or orders")
+        return self
+
+
+class Study(Strict):
+    """A suite, the methods compared, and the factors varied one at a time."""
+
+    name: str = Field(pattern=NAME)
+    title: str
+    suite: str
+    entries: Names
+    seeds: Seeds
+    minutes_per_run: float = Field(gt=0, description="on one processor, for the estimate while no run is finished")
+    factors: dict[str, Factor] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _what_is_compared_is_run(self) -> Study:
+        for name, factor in self.factors.items():
+            pairs = factor.against.items() if isinstance(factor.against, dict) else [(factor.against,)]
+            entries = factor.entries or self.entries
+            unknown = [entry for pair in pairs for entry in pair if entry not in entries]
+            if unknown and "against" in factor.model_fields_set:
+                raise ValueError(
+                    f"{name}.against names {unknown[0]!r}, which is not among the entries {', '.join(entries)}; add it there"
+                )
+        return self
+
+
+def load_study(name: str) -> Study:
+    """Read a study by name (`tiny`) or path; raises `ConfigError` with key, what was found and what was expected."""
+    path = Path(name) if Path(name).suffix in {".yaml", ".yml"} else STUDY_FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in STUDY_FOLDER.glob("*.yaml")))
+        raise ConfigError(f"there is no study {name!r}; known are {known}, or give a path that ends in .yaml")
+    try:
+        return Study.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML ({error})") from error
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {explain(error, Study)}") from error

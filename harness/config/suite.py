@@ -1,0 +1,172 @@
+"""What a suite file may say: frozen pydantic models with the paper's settings as defaults. Imports no torch.
+
+A suite names a student, a teacher, the ordered stages, the retention probes (tasks that are never trained), the
+adapters under test and the budgets. Unknown keys are refused. `harness.config.load` reads the files.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from harness.config.base import NAME, Strict, merge
+from harness.config.evaluation import Evaluation
+from harness.config.models import Model
+from harness.config.training import Training
+
+JOINT = "joint"  # the order that trains all tasks in one stage
+Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+
+
+class VLLM(Strict):
+    """How vLLM runs, where `backend` is vllm."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        default=None, description="of weights and activations; null takes the student's"
+    )
+    gpu_memory_utilization: float = Field(
+        default=0.4, gt=0, le=1, description="share of the GPU that vLLM takes; training needs the rest"
+    )
+    cpu_cache_gib: int = Field(default=1, gt=0, description="key-value cache on a CPU, in GiB")
+    max_model_len: int | None = Field(default=None, gt=0, description="null takes the model's own context")
+    max_num_seqs: int = Field(default=256, gt=0, description="sequences decoded together")
+    tensor_parallel_size: int = Field(default=1, gt=0)
+    enforce_eager: bool = Field(default=False, description="no CUDA graphs; a CPU never compiles")
+    seed: int = Field(default=1234, description="of the engine; every answer has a seed of its own beside it")
+
+
+class Stage(Strict):
+    """One adaptation step: a task, and what differs from the suite's defaults."""
+
+    task: str
+    training: Training
+    teacher: Model | None = Field(default=None, description="null takes the suite's teacher")
+    together: tuple[str, ...] = Field(
+        default=(), description="tasks trained in one stage, which `task` then only names"
+    )
+
+    @property
+    def trains(self) -> tuple[str, ...]:
+        """The tasks whose training items this stage draws from."""
+        return self.together or (self.task,)
+
+
+class AdapterEntry(Strict):
+    """One method under test; several entries may use one adapter with other options."""
+
+    adapter: str | None = Field(default=None, description="registered name; null takes the entry's own")
+    options: dict[str, Any] = Field(default={})
+    training: dict[str, Any] = Field(
+        default={}, description="what differs from the suite's training, for this entry only"
+    )
+
+
+class Suite(Strict):
+    """A whole experiment, read from one YAML file."""
+
+    name: str = Field(pattern=NAME)
+    description: str = ""
+    student: Model
+    teacher: Model | None = None
+    training: Training = Training()
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    orders: dict[str, tuple[str, ...]] = Field(default={}, description="name to a permutation of the stages' tasks")
+    probes: tuple[str, ...] = ()
+    adapters: dict[str, AdapterEntry] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    evaluation: Evaluation = Evaluation()
+    backend: Literal["hf", "vllm"] = Field(default="hf", description="what generates rollouts and evaluates")
+    vllm: VLLM = VLLM()
+    data: dict[str, str] = Field(default={}, description="name to a local path, handed to the tasks' loaders")
+    include: tuple[str, ...] = Field(default=(), description="folders with more task files")
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    threads: int | None = Field(default=None, gt=0, description="CPU threads of one run; null leaves torch's default")
+    trackers: tuple[Tracker, ...] = Field(
+        default=(), description="experiment trackers that get a copy of the figures as a run goes on"
+    )
+    snapshot_minutes: float | None = Field(
+        default=10, ge=0, description="training time that a kill may cost; null starts an interrupted stage anew"
+    )
+
+    keep_rollouts: int | None = Field(
+        default=64, ge=0, description="training rollouts of each step kept in rollouts.parquet; null keeps all"
+    )
+
+    @model_serializer(mode="wrap")
+    def _no_vllm_no_keys(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the backend out where it is the one that suites without the key have, so that they keep their hash."""
+        dumped: dict[str, Any] = dump(self)
+        return {key: value for key, value in dumped.items() if self.backend != "hf" or key not in ("backend", "vllm")}
+
+    @model_validator(mode="after")
+    def _names_are_consistent(self) -> Suite:
+        tasks, names = list(self._trained), [stage.task for stage in self.stages]
+        for values in (tasks, names):
+            if repeated := sorted({value for value in values if values.count(value) > 1}):
+                raise ValueError(f"stages train {', '.join(repeated)} more than once; give each stage its own task")
+        for name, values in (("probes", self.probes), ("seeds", self.seeds)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} {list(values)} name one twice; give each once")
+        if trained := sorted(set(self.probes) & set(tasks)):
+            raise ValueError(f"probes {', '.join(trained)} are also trained; a probe is a task that no stage trains")
+        if unclear := sorted({s.task for s in self.stages if s.together} & {*tasks, *self.probes}):
+            raise ValueError(
+                f"stage {', '.join(unclear)} trains tasks together and is named as one; give it another name"
+            )
+        if JOINT in {*self.orders, *names}:
+            raise ValueError(f"{JOINT!r} is the order that trains all tasks in one stage; choose another name")
+        for name, order in self.orders.items():
+            if sorted(order) != sorted(names):
+                raise ValueError(f"order {name!r} is {list(order)}, expected a permutation of {names}")
+        return self
+
+    def context(self, of_model: int) -> int:
+        """The longest sequence, in tokens, that the backend takes of a model with a context of `of_model`."""
+        own = self.vllm.max_model_len if self.backend == "vllm" else None
+        return min(of_model, own or of_model)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """All evaluated tasks: the stages' in the file's order, then the probes."""
+        return (*self._trained, *self.probes)
+
+    @property
+    def _trained(self) -> tuple[str, ...]:
+        return tuple(task for stage in self.stages for task in stage.trains)
+
+    def ordered_stages(self, order: str = "default") -> tuple[Stage, ...]:
+        """The stages in a named order; `default` is the file's, `joint` is one stage over all tasks."""
+        if order == "default" and order not in self.orders:
+            return self.stages
+        if order == JOINT:
+            return (self._joint_stage(),)
+        if order not in self.orders:
+            known = ", ".join(["default", JOINT, *self.orders])
+            raise ValueError(f"order {order!r} is not one of {known}")
+        by_task = {stage.task: stage for stage in self.stages}
+        return tuple(by_task[task] for task in self.orders[order])
+
+    def training_for(self, stage: Stage, entry: str) -> Training:
+        """A stage's budget under one adapter entry: the stage's own, then what the entry changes."""
+        changed = Training.model_validate(merge(stage.training.model_dump(), self.adapters[entry].training))
+        if stage.task != JOINT:
+            return changed
+        return changed.model_copy(update={"steps": sum(self.training_for(s, entry).steps for s in self.stages)})
+
+    def _joint_stage(self) -> Stage:
+        """One stage over all tasks with the steps of all stages; what else they say of training must agree."""
+        first = self.stages[0]
+        steps = sum(stage.training.steps for stage in self.stages)
+        for stage in self.stages[1:]:
+            if stage.teacher != first.teacher or _but_steps(stage) != _but_steps(first):
+                raise ValueError(
+                    f"order {JOINT!r} trains all tasks in one stage, but stages {first.task} and {stage.task} differ in "
+                    "teacher or training; give them the same, apart from steps"
+                )
+        training = first.training.model_copy(update={"steps": steps})
+        return Stage(task=JOINT, training=training, teacher=first.teacher, together=self._trained)
+
+
+def _but_steps(stage: Stage) -> dict[str, Any]:
+    return stage.training.model_dump(exclude={"steps"})

@@ -1,0 +1,1 @@
+"""Evaluation of checkpoints: answers, grades, cells, and what makes cells comparable."""

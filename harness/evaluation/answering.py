@@ -1,0 +1,139 @@
+"""Answers for lm-eval from an engine of ours: what every backend's model class shares.
+
+A backend is a class `class X(Answering, StockClass)` that opens a checkpoint and calls `answer_with`; everything but
+`generate_until` and the chat template stays the stock class's own. What either would cut to fit the context is refused.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lm_eval.models.utils import postprocess_generated_text
+
+from harness.engines.base import Completion, Engine, Sampling
+from harness.errors import TaskError
+from harness.lm.chat import Renderer
+from harness.lm.rollouts import Finish
+
+KNOWN_SETTINGS = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k", "n"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer: its text up to a stop string, how it ended, and its tokens, stop token included."""
+
+    text: str
+    finish: Finish
+    tokens: int
+
+
+class Answering:
+    """`generate_until` on an `Engine`, mixed in before one of lm-eval's model classes.
+
+    - `answers`: all answers by (task, document index), in the order they were drawn; lm-eval gets each item's first.
+    - `made_with`: what of the backend decides the answers, for the generation key.
+    - `beyond_context`: how many tokens more than its context the stock class scores without cutting.
+    """
+
+    max_length: int
+    beyond_context: int
+
+    def answer_with(
+        self, engine: Engine, renderer: Renderer, made_with: dict[str, Any], seed: int, on_task: Callable[[str], None]
+    ) -> None:
+        """Set what answers are made with; `seed` decides every draw, whatever random state lm-eval leaves behind."""
+        self.engine, self.renderer = engine, renderer
+        self.made_with = {**made_with, "tokenizer": renderer.fingerprint()}
+        self.seed, self.on_task = seed, on_task
+        self.answers: dict[tuple[str, int], list[Answer]] = defaultdict(list)
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Render a conversation as training does."""
+        return self.renderer.render(chat_history, add_generation_prompt)
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Answer requests; those of one task with equal settings are decoded together.
+
+        Tasks never share a batch, so that a task's answers do not depend on what else is evaluated.
+        """
+        groups: dict[str, list[int]] = defaultdict(list)
+        for index, request in enumerate(requests):
+            groups[f"{request.task_name} {sorted(request.args[1].items())}"].append(index)
+        first: dict[int, str] = {}
+        for indices in groups.values():
+            settings = requests[indices[0]].args[1]
+            first.update(zip(indices, self._answer([requests[i] for i in indices], settings), strict=True))
+            self.on_task(requests[indices[0]].task_name)
+        return [first[index] for index in range(len(requests))]
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Score continuations as the stock class does, which would cut a context from the left with a warning at most."""
+        self._asked_by = {tuple(request.args): str(request.task_name) for request in requests}
+        stock: Any = super()
+        return stock.loglikelihood(requests, disable_tqdm=disable_tqdm)
+
+    def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
+        # The windows of a perplexity come without their text, and fit.
+        whole = [(len(context) + len(rest), text) for text, context, rest in requests if text is not None]
+        longest, text = max(whole, key=lambda each: each[0], default=(0, ("", "")))
+        if longest > (room := self.max_length + self.beyond_context):
+            raise TaskError(
+                f"task {self._asked_by[text]}: its longest prompt with a continuation has {longest} tokens and would be cut "
+                f"to the {room} that a context of {self.max_length} scores; ask for fewer few-shot examples, or take a model "
+                "with more context"
+            )
+        stock: Any = super()
+        return stock._loglikelihood_tokens(requests, *args, **kwargs)
+
+    def _answer(self, requests: list[Any], settings: dict[str, Any]) -> list[str]:
+        """Draw all answers of all items in one call of the engine; return each item's first."""
+        task, n = str(requests[0].task_name), int(settings.get("n", 1))
+        sampling = self._sampling(settings, task)
+        prompts = [self.renderer.encode_prompt(request.args[0]) for request in requests]
+        self._refuse_truncation(prompts, sampling, task)
+        done = self.engine.generate([prompt for prompt in prompts for _ in range(n)], sampling)
+        drawn = [self._read(completion, sampling) for completion in done]
+        for index, request in enumerate(requests):
+            self.answers[task, int(request.doc_id or 0)] += drawn[index * n : (index + 1) * n]
+        return [answer.text for answer in drawn[::n]]
+
+    def _read(self, done: Completion, sampling: Sampling) -> Answer:
+        text = up_to(self.renderer.decode(done.tokens), sampling.stop_strings)
+        return Answer(text, done.finish, len(done.tokens))
+
+    def _sampling(self, settings: dict[str, Any], task: str) -> Sampling:
+        if unknown := sorted(set(settings) - KNOWN_SETTINGS):
+            raise TaskError(
+                f"task {task}: generation_kwargs {unknown} are not known; expected {sorted(KNOWN_SETTINGS)}"
+            )
+        return Sampling(
+            max_new_tokens=settings["max_gen_toks"],
+            temperature=settings["temperature"] if settings.get("do_sample", settings["temperature"] > 0) else 0.0,
+            top_p=settings.get("top_p", 1.0),
+            top_k=settings.get("top_k", 0),
+            stop_ids=self.renderer.stop_ids,
+            stop_strings=stop_strings(settings),
+            seed=self.seed,
+        )
+
+    def _refuse_truncation(self, prompts: list[list[int]], sampling: Sampling, task: str) -> None:
+        longest = max(len(prompt) for prompt in prompts)
+        if longest + sampling.max_new_tokens > self.max_length:
+            raise TaskError(
+                f"task {task}: the longest prompt has {longest} tokens and its answer may take {sampling.max_new_tokens}, "
+                f"more than the model's context of {self.max_length}; lower max_gen_toks or take a model with more context"
+            )
+
+
+def stop_strings(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the strings that end an answer under a task's generation settings."""
+    until = settings["until"]
+    return (until,) if isinstance(until, str) else tuple(until)
+
+
+def up_to(text: str, stops: Sequence[str]) -> str:
+    """Return what a grader sees of a text: the part before the first stop string."""
+    return postprocess_generated_text(text, list(stops), None)

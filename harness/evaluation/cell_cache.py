@@ -1,0 +1,55 @@
+"""Evaluated cells shared between runs: the common start of all adapters is generated once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock
+
+from harness.evaluation.keys import Keys
+from harness.rundir.files import read_cell, write_cell
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One task's result on one checkpoint: the summary that results.json holds, and one row per item and answer."""
+
+    summary: dict[str, Any]
+    samples: pd.DataFrame
+
+
+class SharedCells:
+    """Cells under `<folder>/evaluations/`, named by their generation and grading keys, so by the weights too.
+
+    One folder serves all suites that write there: what is the same answer does not depend on a suite's name.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "evaluations"
+
+    def locked(self, weights: str) -> FileLock:
+        """Return the lock on a checkpoint's cells: of several processes with one start, one evaluates, the others wait."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.folder / f"{weights}.lock")
+
+    def get(self, keys: Keys) -> Cell | None:
+        """Return the cell with these keys, or None."""
+        found = read_cell(self._path(keys))
+        return Cell(*found) if found else None
+
+    def with_answers(self, keys: Keys) -> Cell | None:
+        """Return a cell that holds the answers which these keys ask for, whoever graded them; None where there is none."""
+        for folder in sorted(self.folder.glob(f"{keys.generation}-*")):
+            if (found := read_cell(folder)) is not None:
+                return Cell(*found)
+        return None
+
+    def put(self, keys: Keys, cell: Cell) -> None:
+        """Keep a cell for others."""
+        write_cell(self._path(keys), cell.summary, cell.samples)
+
+    def _path(self, keys: Keys) -> Path:
+        return self.folder / f"{keys.generation}-{keys.grading}"

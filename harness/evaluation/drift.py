@@ -1,0 +1,213 @@
+"""How far a model has moved from its start, measured alike after every stage, whatever the adapter.
+
+The start p answers fixed prompts once, by sampling at temperature 1: the first test items of each generating task. After each
+stage the current model q reads the same prompts and the same answers of the start, so that methods and stages are compared at
+the same states c_t. For each item with prompt x and answer y:
+
+- `kl_to_start` = 1/|y| sum_t KL(p(.|c_t) || q(.|c_t)), t over the tokens of y: full vocabulary, nats per token. The start
+  samples and stands first: the forward direction, which grows where q loses what the start could say (arXiv 2509.04259).
+- `entropy` = 1/|y| sum_t H(q(.|c_t)), t over the tokens of y; `entropy_prompt` the same over those of x but its first.
+
+A task's figure is the mean over its items, the overall figure the mean over tasks. No (tokens, vocabulary) logits are held.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from harness.config.base import digest
+from harness.config.evaluation import Drift, Evaluation
+from harness.config.models import Model
+from harness.engines.base import Sampling
+from harness.engines.hf import HFEngine
+from harness.errors import ModelError
+from harness.evaluation.scoring import numbered_ids
+from harness.lm.checkpoints import Loaded, load
+from harness.lm.logprobs import divergence_of, head_of, response_hidden
+from harness.lm.output_layer import Head, scan
+from harness.lm.rollouts import Batch, Example, Rollout, make_batches
+from harness.lm.seeding import derive_seed
+from harness.lmeval.task import BenchTask
+
+FIGURES = ("kl_to_start", "entropy", "entropy_prompt")
+SEQUENCES = 32  # in one forward pass
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A fixed prompt with the start's answer to it, as token ids and as text."""
+
+    task: str
+    item_id: str
+    prompt_ids: list[int]
+    response_ids: list[int]
+    finish: str
+    prompt: str
+    response: str
+
+
+def probed(tasks: Iterable[BenchTask], evaluation: Evaluation, settings: Drift) -> dict[str, tuple[BenchTask, int]]:
+    """Return the tasks whose prompts the start answers, with the number of their first test items, by name."""
+    count = min(settings.items, evaluation.limit or settings.items)
+    return {task.name: (task, count) for task in tasks if task.generates}
+
+
+def answers_of(
+    start: Loaded, tasks: Mapping[str, tuple[BenchTask, int]], evaluation: Evaluation, settings: Drift
+) -> list[Answered]:
+    """Return the start's sampled answers; each task's depend on that task and on the evaluation's seed alone."""
+    engine = HFEngine(start.model, start.renderer.tokenizer, evaluation.batch_size)
+    return [
+        answered
+        for task, count in tasks.values()
+        for answered in _answer(start, engine, task, task.test_docs(count), evaluation.seed, settings)
+    ]
+
+
+def measure(
+    start: Path, current: Path, spec: Model, device: str, answered: Sequence[Answered], same: bool
+) -> pd.DataFrame:
+    """Return one row per item with FIGURES: checkpoint `current` against checkpoint `start`; `same` says they are equal.
+
+    One model is in memory at a time, beside the start's output layer and its hidden states at the answers' tokens.
+    Raises `ModelError` where the two have output layers of different sizes.
+    """
+    first = load(start, spec, device)
+    batches = _batches(answered, device)
+    reference = [_hidden(first.model, batch)[_of_answer(batch, answered)] for batch in batches]
+    head = head_of(first.model)
+    model = first.model if same else None
+    del first
+    model = model if model is not None else load(current, spec, device).model
+    _refuse_another_vocabulary(head, head_of(model), current)
+    rows = [
+        row
+        for batch, hidden in zip(batches, reference, strict=True)
+        for row in _rows(model, batch, hidden, head, answered)
+    ]
+    return pd.DataFrame(rows).sort_values("index").drop(columns="index").reset_index(drop=True)
+
+
+def summarise(rows: pd.DataFrame, answered: Sequence[Answered], settings: Drift, started: float) -> dict[str, Any]:
+    """Return what drift/results.json holds beside stage and weights; `answers` is the digest of prompts and answers."""
+    tasks = {
+        str(task): {**{name: float(part[name].mean()) for name in FIGURES}, "items": len(part)}
+        for task, part in rows.groupby("task", sort=False)
+    }
+    return {
+        **{name: float(pd.Series([found[name] for found in tasks.values()]).mean()) for name in FIGURES},
+        "tasks": tasks,
+        "settings": settings.model_dump(mode="json"),
+        "answers": digest([[a.task, a.item_id, a.prompt_ids, a.response_ids] for a in answered]),
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+
+
+def as_frame(answered: Sequence[Answered]) -> pd.DataFrame:
+    """Return the answers as columns, to be stored beside the start's figures."""
+    return pd.DataFrame([vars(answer) for answer in answered])
+
+
+def from_frame(rows: pd.DataFrame) -> list[Answered]:
+    """Read the answers back."""
+    fields = [name for name in Answered.__dataclass_fields__ if not name.endswith("_ids")]
+    return [
+        Answered(
+            **{name: row[name] for name in fields},
+            prompt_ids=[int(i) for i in row["prompt_ids"]],
+            response_ids=[int(i) for i in row["response_ids"]],
+        )
+        for row in rows.to_dict("records")
+    ]
+
+
+def token_kl(start_hidden: Tensor, start_head: Head, hidden: Tensor, head: Head) -> Tensor:
+    """Return KL(start || current) (N,) in nats over the full vocabulary, at hidden states (N, H) of both."""
+
+    def start_rows(rows: slice) -> Tensor:
+        return start_head.logits(start_hidden[rows].to(start_head.weight.dtype)).log_softmax(-1)
+
+    return divergence_of(hidden, head, start_rows, lambda logq, logp: (logp.exp() * (logp - logq)).sum(-1))
+
+
+def _answer(
+    start: Loaded, engine: HFEngine, task: BenchTask, docs: Sequence[dict[str, Any]], seed: int, settings: Drift
+) -> Iterator[Answered]:
+    renderer = start.renderer
+    texts = task.asked(docs, renderer)
+    prompts = [renderer.encode_prompt(text) for text in texts]
+    sampling = Sampling(
+        max_new_tokens=min(settings.max_new_tokens, task.generation["max_gen_toks"]),
+        stop_ids=renderer.stop_ids,
+        seed=derive_seed(seed, "drift", task.name),
+    )
+    answers = engine.generate(prompts, sampling)
+    for identity, text, prompt, done in zip(numbered_ids(docs), texts, prompts, answers, strict=True):
+        response = renderer.decode(done.tokens)
+        yield Answered(task.name, identity, prompt, done.tokens, done.finish, text, response)
+
+
+def _batches(answered: Sequence[Answered], device: str) -> list[Batch]:
+    """Return batches whose every token but the first counts as a response; an example's id is the answer's index."""
+    rollouts = [
+        Rollout(Example(a.task, str(i), {}, whole[:1], []), whole[1:], "stop")
+        for i, a in enumerate(answered)
+        if (whole := a.prompt_ids + a.response_ids)
+    ]
+    return make_batches(rollouts, "token_mean", SEQUENCES, device)
+
+
+def _of_answer(batch: Batch, answered: Sequence[Answered]) -> Tensor:
+    """Return which of a batch's positions (N,) predict a token of the answer."""
+    lengths = [(len(r.response), len(answered[_index(r)].response_ids)) for r in batch.rollouts]
+    parts = [torch.arange(whole) >= whole - answer for whole, answer in lengths]
+    return torch.cat(parts).to(batch.targets.device)
+
+
+def _index(rollout: Rollout) -> int:
+    return int(rollout.example.item_id)
+
+
+@torch.no_grad()
+def _hidden(model: Any, batch: Batch) -> Tensor:
+    return response_hidden(model.eval(), batch)
+
+
+@torch.no_grad()
+def _rows(
+    model: Any, batch: Batch, start_hidden: Tensor, start_head: Head, answered: Sequence[Answered]
+) -> Iterator[dict[str, Any]]:
+    hidden, head = _hidden(model, batch), head_of(model)
+    inside = _of_answer(batch, answered)
+    entropy = scan(hidden.to(head.weight.dtype), head, batch.targets[:, None]).entropy.double().cpu()
+    kl = token_kl(start_hidden, start_head, hidden[inside], head).double().cpu()
+    lengths = [len(answered[_index(r)].response_ids) for r in batch.rollouts]
+    by_row = entropy.split([len(r.response) for r in batch.rollouts])
+    for rollout, answer, divergence, entropies in zip(batch.rollouts, lengths, kl.split(lengths), by_row, strict=True):
+        found = answered[_index(rollout)]
+        yield {
+            "index": _index(rollout),
+            "task": found.task,
+            "item_id": found.item_id,
+            "prompt_tokens": len(found.prompt_ids),
+            "response_tokens": answer,
+            "kl_to_start": divergence.mean().item(),
+            "entropy": entropies[len(entropies) - answer :].mean().item(),
+            "entropy_prompt": entropies[: len(entropies) - answer].mean().item(),
+        }
+
+
+def _refuse_another_vocabulary(start: Head, current: Head, folder: Path) -> None:
+    if len(start.weight) != len(current.weight):
+        raise ModelError(
+            f"{folder} has {len(current.weight)} rows in its output layer and the start has {len(start.weight)}; the distance "
+            "to the start needs one vocabulary, so keep it, or turn this off with evaluation.drift: null"
+        )

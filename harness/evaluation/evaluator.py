@@ -1,0 +1,169 @@
+"""The evaluator: one checkpoint on many tasks through lm-eval's `simple_evaluate`, in one place.
+
+It always loads the saved checkpoint, never the model in training, and gives every random generator its state back.
+Answers that are stored already are taken, or graded anew; lm-eval's own caches are never used, they do not know weights.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lm_eval.evaluator import simple_evaluate
+
+from harness.config.evaluation import Evaluation
+from harness.config.models import Chat
+from harness.engines.vllm import VLLMEngine
+from harness.errors import TaskError
+from harness.evaluation.answering import Answering
+from harness.evaluation.cell_cache import Cell, SharedCells
+from harness.evaluation.hf_model import HarnessHFLM
+from harness.evaluation.keys import Keys, make_keys
+from harness.evaluation.regrading import questions_digest, regrade
+from harness.evaluation.scoring import first_grades, sample_rows, summarise
+from harness.lm.checkpoints import config_digest
+from harness.lm.seeding import preserved_random_state
+from harness.lmeval.library import TaskLibrary
+from harness.lmeval.task import FEWSHOT_SEED, BenchTask
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: a saved checkpoint, the digest of its weights, and how to run it: on `engine`, or in this process."""
+
+    checkpoint: Path
+    weights: str
+    chat: Chat
+    dtype: str
+    device: str
+    engine: VLLMEngine | None = None
+
+    @cached_property
+    def config(self) -> str:
+        """The digest of the checkpoint's model configuration."""
+        return config_digest(self.checkpoint)
+
+
+def evaluate(
+    subject: Subject,
+    tasks: Sequence[BenchTask],
+    library: TaskLibrary,
+    settings: Evaluation,
+    shared: SharedCells,
+    on_task: Callable[[str], None] = lambda _: None,
+) -> dict[str, Cell]:
+    """Evaluate a checkpoint on `tasks`, by cell name; a cell whose keys are in `shared` is taken from there.
+
+    Where the stored answers are the ones asked for and only the grader or a reference differs, they are graded anew.
+    """
+    with preserved_random_state(), shared.locked(subject.weights):
+        model = open_model(subject, settings, on_task)
+        keys = {task.cell: _keys(subject, task, model, settings) for task in tasks}
+        cells = {
+            task.cell: cell for task in tasks if (cell := _stored(task, keys[task.cell], settings, shared)) is not None
+        }
+        for name in cells:
+            on_task(name)
+        missing = [task for task in tasks if task.cell not in cells]
+        for profile in dict.fromkeys(task.profile for task in missing):
+            of_profile = [task for task in missing if task.profile == profile]
+            made = dict(_evaluate_tasks(model, of_profile, library, settings, keys, subject.weights))
+            for name, cell in made.items():
+                shared.put(keys[name], cell)
+            cells |= made
+    return {task.cell: cells[task.cell] for task in tasks}
+
+
+def open_model(subject: Subject, settings: Evaluation, on_task: Callable[[str], None]) -> Answering:
+    """Load a checkpoint as a model of lm-eval; the one place that chooses a backend."""
+    if subject.engine is not None:
+        # Importing vLLM takes seconds, and it need not be installed.
+        from harness.evaluation.vllm_model import HarnessVLLM
+
+        return HarnessVLLM(
+            subject.engine,
+            subject.checkpoint,
+            subject.weights,
+            subject.chat,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            on_task=on_task,
+        )
+    return HarnessHFLM(
+        subject.checkpoint,
+        subject.chat,
+        device=subject.device,
+        dtype=subject.dtype,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        on_task=on_task,
+    )
+
+
+def _keys(subject: Subject, task: BenchTask, model: Answering, settings: Evaluation) -> Keys:
+    docs = task.test_docs(settings.limit)
+    asked = task.asked(docs, model.renderer)
+    return make_keys(task, docs, asked, subject.weights, subject.config, settings.seed, model.made_with)
+
+
+def _stored(task: BenchTask, keys: Keys, settings: Evaluation, shared: SharedCells) -> Cell | None:
+    """Return a stored cell, or a stored one's answers with the present grades; None where answers are to be made."""
+    if (found := shared.get(keys)) is not None:
+        return found
+    if not task.generates or (answered := shared.with_answers(keys)) is None:
+        return None
+    cell = regrade(task, task.test_docs(settings.limit), answered, keys)
+    shared.put(keys, cell)
+    return cell
+
+
+def _evaluate_tasks(
+    model: Answering,
+    tasks: Sequence[BenchTask],
+    library: TaskLibrary,
+    settings: Evaluation,
+    keys: Mapping[str, Keys],
+    weights: str,
+) -> Iterator[tuple[str, Cell]]:
+    """Evaluate tasks of one profile in one call, because each call of lm-eval also inspects the whole environment."""
+    started = time.perf_counter()
+    model.answers.clear()
+    logged = _logged_samples(model, tasks, library, settings)
+    samples = {task.cell: sample_rows(task, logged[task.name], model.answers) for task in tasks}
+    per_row = (time.perf_counter() - started) / sum(map(len, samples.values()))
+    for task in tasks:
+        rows, name = samples[task.cell], task.cell
+        grades, seconds = first_grades(logged[task.name]), per_row * len(rows)
+        if not task.generates:
+            model.on_task(name)
+        summary = summarise(task, rows, grades, keys[name], weights, settings.seed, seconds)
+        asked = {"questions": questions_digest(task, task.test_docs(settings.limit))} if task.generates else {}
+        yield name, Cell({**summary, **asked}, rows)
+
+
+def _logged_samples(
+    model: Answering, tasks: Sequence[BenchTask], library: TaskLibrary, settings: Evaluation
+) -> dict[str, Any]:
+    handed: Any = model
+    results = simple_evaluate(
+        model=handed,
+        tasks=[task.task for task in tasks],
+        task_manager=library.manager,
+        limit=settings.limit,
+        use_cache=None,
+        cache_requests=False,
+        apply_chat_template=model.renderer.has_template,
+        fewshot_as_multiturn=True,
+        bootstrap_iters=0,
+        random_seed=settings.seed,
+        numpy_random_seed=settings.seed,
+        torch_random_seed=settings.seed,
+        fewshot_random_seed=FEWSHOT_SEED,
+    )
+    if results is None or "samples" not in results:
+        raise TaskError(f"lm-eval returned no samples for {', '.join(task.name for task in tasks)}")
+    return results["samples"]

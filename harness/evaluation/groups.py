@@ -1,0 +1,183 @@
+"""Groups of lm-eval as probes: what a suite's names stand for, and a group's cell made of its tasks' cells.
+
+A group whose file says how its tasks make one score (`aggregate_metric_list`) is one probe with that score; its tasks are
+evaluated as cells of their own beside it. A tag, or a group without such a list, only names tasks: each is a probe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+from lm_eval.api.group import Group
+
+from harness.config.base import digest
+from harness.config.suite import Suite
+from harness.errors import TaskError
+from harness.evaluation.cell_cache import Cell
+from harness.evaluation.keys import Keys
+from harness.evaluation.scoring import FIXED, outcome_of, summary_of
+from harness.lmeval.library import TaskLibrary
+from harness.lmeval.profiles import under_profiles
+from harness.lmeval.task import BenchTask
+from harness.rundir.store import cell_name
+
+
+@dataclass(frozen=True)
+class TaskGroup:
+    """A group with one score: the names of its tasks, the metric, and whether every item or every task counts alike."""
+
+    name: str
+    tasks: tuple[str, ...]
+    metric: str
+    by_size: bool
+    profile: str = ""
+
+    @property
+    def cell(self) -> str:
+        """The name of this group's cells."""
+        return cell_name(self.name, self.profile)
+
+    def members(self) -> dict[str, str]:
+        """The cells of its tasks: task to the cell's name."""
+        return {task: cell_name(task, self.profile) for task in self.tasks}
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What a suite evaluates: tasks and groups under every profile by cell name, and the probes that its names stand for."""
+
+    cells: dict[str, BenchTask]
+    groups: dict[str, TaskGroup]
+    probes: tuple[str, ...]
+
+    @property
+    def tasks(self) -> dict[str, BenchTask]:
+        """The tasks under the suite's first profile, those of groups included."""
+        return {task.name: task for task in self.cells.values() if not task.profile}
+
+    def in_groups(self) -> set[str]:
+        """The tasks that stand in a group's score, and in no table of their own."""
+        return {task for group in self.groups.values() for task in group.tasks}
+
+    def shown(self, profile: str) -> dict[str, str]:
+        """What a table of one profile shows, groups for their tasks: cell to name."""
+        hidden = self.in_groups()
+        tasks = {name: t.name for name, t in self.cells.items() if t.profile == profile and t.name not in hidden}
+        return {**tasks, **{name: group.name for name, group in self.groups.items() if group.profile == profile}}
+
+
+def load_evaluated(library: TaskLibrary, suite: Suite) -> Evaluated:
+    """Load all that a suite evaluates, with its data and settled generation settings.
+
+    Raises `TaskError` for a task that two names stand for, a group as a stage, and what loading or settling raises.
+    """
+    trained = [name for name in suite.tasks if name not in suite.probes]
+    loaded = {name: [library.load(name)] for name in trained}
+    groups: dict[str, TaskGroup] = {}
+    probes: list[str] = []
+    for name in suite.probes:
+        loaded[name], group = _load_probe(library, name)
+        probes += [name] if group else [task.name for task in loaded[name]]
+        groups |= {name: group} if group else {}
+    _refuse_twice(loaded)
+    cells = under_profiles([task for tasks in loaded.values() for task in tasks], suite.evaluation)
+    return Evaluated(cells, dict(_under_profiles(groups.values(), cells)), tuple(probes))
+
+
+def group_cell(group: TaskGroup, cells: Mapping[str, Cell]) -> Cell:
+    """Return a group's cell from its tasks' cells, by task, weighted as lm-eval's `aggregate_metric_list` says.
+
+    Where every item counts alike (`weight_by_size`), the items are those of all tasks, as `<task>/<item>`. Where every
+    task does, the items of the cell are its tasks, with their scores: so in both a score is the mean over items.
+    """
+    parts = [_items(group, task, cells[task].samples) for task in group.tasks]
+    if not group.by_size:
+        parts = [_as_item(task, part) for task, part in zip(group.tasks, parts, strict=True)]
+    samples = pd.concat(parts, ignore_index=True)
+    summaries = [cells[task].summary for task in group.tasks]
+    members = {s["task"]: {"score": s["score"], "metric": s["metric"], "n": s["n"]} for s in summaries}
+    return Cell(
+        {
+            **summary_of(group.name, group.metric, samples),
+            "seconds": round(sum(s["seconds"] for s in summaries), 3),
+            "weights": summaries[0]["weights"],
+            "seed": summaries[0]["seed"],
+            "keys": _keys(group, {s["task"]: s["keys"] for s in summaries}).as_dict(),
+            "group": {"weight_by_size": group.by_size, "tasks": members},
+        },
+        samples,
+    )
+
+
+def _load_probe(library: TaskLibrary, name: str) -> tuple[list[BenchTask], TaskGroup | None]:
+    if not library.is_group(name):
+        return [library.load(name)], None
+    tasks, group = library.load_group(name)
+    return tasks, None if group is None or not group.has_aggregation else _task_group(group, tasks)
+
+
+def _task_group(group: Group, tasks: Sequence[BenchTask]) -> TaskGroup:
+    assert group.aggregate_metric_list
+    first = group.aggregate_metric_list[0]
+    if callable(first.aggregation):
+        raise TaskError(
+            f"group {group.name} combines its tasks by a function of its own; name its tasks as probes: "
+            f"{', '.join(task.name for task in tasks)}"
+        )
+    for task in tasks:
+        if task.metric != first.metric and not task.task.higher_is_better().get(first.metric):
+            raise TaskError(
+                f"group {group.name} averages {first.metric}, which its task {task.name} does not offer with higher "
+                f"better (it offers {', '.join(task.graders)}); name its tasks as probes"
+            )
+    return TaskGroup(group.name, tuple(task.name for task in tasks), first.metric, first.weight_by_size)
+
+
+def _under_profiles(groups: Any, cells: Mapping[str, BenchTask]) -> Iterator[tuple[str, TaskGroup]]:
+    """Yield each group under every profile that evaluates all its tasks."""
+    for profile in dict.fromkeys(task.profile for task in cells.values()):
+        for group in (replace(group, profile=profile) for group in groups):
+            if all(cell in cells for cell in group.members().values()):
+                yield group.cell, group
+
+
+def _refuse_twice(loaded: Mapping[str, Sequence[BenchTask]]) -> None:
+    named: dict[str, str] = {}
+    for name, tasks in loaded.items():
+        for task in tasks:
+            if (other := named.setdefault(task.name, name)) != name:
+                raise TaskError(
+                    f"task {task.name} is named twice by the suite, by {other} and by {name}; leave one out, because a "
+                    "probe is no task that a stage trains, and a score counts once"
+                )
+
+
+def _items(group: TaskGroup, task: str, samples: pd.DataFrame) -> pd.DataFrame:
+    """Return a task's rows with the group's metric as their score."""
+    part = samples[[name for name in FIXED if name in samples]].assign(task=task)
+    part["item_id"] = task + "/" + samples["item_id"]
+    if group.metric in samples and outcome_of(group.metric, 0.0) is not None:
+        part["score"] = samples[group.metric]
+        part["outcome"] = [
+            old if (score >= 1) == (old == "correct") else outcome_of(group.metric, score)
+            for old, score in zip(samples["outcome"], part["score"], strict=True)
+        ]
+    return part
+
+
+def _as_item(task: str, items: pd.DataFrame) -> pd.DataFrame:
+    score = items.groupby("item_id", sort=False)["score"].mean().mean()
+    row = {"item_id": task, "sample": 0, "prompt": "", "target": "", "response": "", "tokens": 0, "score": score}
+    return pd.DataFrame([{**row, "finish": None, "outcome": None, "task": task}])[list(items.columns)]
+
+
+def _keys(group: TaskGroup, members: Mapping[str, Mapping[str, Any]]) -> Keys:
+    generation, grading = ([keys[part] for keys in members.values()] for part in ("generation", "grading"))
+    fields = {
+        "task": group.name, "metric": group.metric, "weight_by_size": group.by_size,
+        "tasks": {task: keys["comparability"] for task, keys in members.items()},
+    }  # fmt: skip
+    return Keys(digest(generation), digest([grading, group.metric, group.by_size]), digest(fields), fields)

@@ -1,0 +1,177 @@
+"""Grades of answers as rows and their summary: what samples.parquet and results.json hold.
+
+samples.parquet has one row per item and answer, the answers of an item one after another:
+- `item_id`: the document's hash, numbered where documents are identical; `sample`: 0 to n - 1 within the item.
+- `prompt`, `target`, `response`: text; `finish`: `stop` or `length`; `tokens`: of the response, stop token included.
+- `score`: the primary metric, see `harness.lmeval.score`; `outcome`: correct, wrong, unparsed or truncated; then every
+  metric of the task that has a value for one item, in its own unit.
+
+A task that is scored by likelihoods has no answers: `response` is the choice with the highest likelihood, empty where there
+are no choices; `finish` is null, `tokens` 0, `loglikelihoods` holds one number for each request in nats, `outcome` is
+correct or wrong, and null under a perplexity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from harness.errors import TaskError
+from harness.evaluation.answering import Answer
+from harness.evaluation.keys import Keys
+from harness.evaluation.likelihoods import likelihood_facts
+from harness.lmeval.score import aggregates, has_outcome, item_value, score_of
+from harness.lmeval.task import BenchTask, item_id
+from harness.stats.sampling import pass_at_k
+
+FIXED = ("item_id", "sample", "prompt", "target", "response", "finish", "tokens", "score", "outcome")
+TINY = 1e-6
+OUTCOMES = ("correct", "wrong", "unparsed", "truncated")
+Answers = Mapping[tuple[str, int], list[Answer]]
+
+
+def sample_rows(task: BenchTask, logged: Sequence[Mapping[str, Any]], answers: Answers) -> pd.DataFrame:
+    """Return one row per item and answer, of the task's first filter."""
+    chosen = _of_first_filter(logged)
+    ids = numbered_ids(sample["doc"] for sample in chosen)
+    return pd.DataFrame(
+        row for identity, sample in zip(ids, chosen, strict=True) for row in _rows(task, identity, sample, answers)
+    )
+
+
+def numbered_ids(docs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the documents' ids; those of identical documents get a running number."""
+    seen: dict[str, int] = {}
+    ids: list[str] = []
+    for base in map(item_id, docs):
+        seen[base] = seen.get(base, 0) + 1
+        ids.append(base if seen[base] == 1 else f"{base}#{seen[base]}")
+    return ids
+
+
+def _rows(task: BenchTask, identity: str, sample: Mapping[str, Any], answers: Answers) -> Iterator[dict[str, Any]]:
+    """Yield an item's rows: lm-eval has graded the first answer, the others go the same way, one by one."""
+    first = _graded(sample)
+    if not task.generates:
+        yield graded_row(task, {"item_id": identity, "sample": 0, **likelihood_facts(task, sample)}, first)
+        return
+    if not (given := answers.get((task.name, sample["doc_id"]))):
+        raise TaskError(
+            f"task {task.name}: the model was never asked item {sample['doc_id']}, which lm-eval has an answer to; switch "
+            "off whatever answered in its place, such as a cache"
+        )
+    for number, answer in enumerate(given):
+        facts = {
+            "item_id": identity,
+            "sample": number,
+            "prompt": str(sample["arguments"][0][0]),
+            "target": str(sample["target"]),
+            "response": answer.text,
+            "finish": answer.finish,
+            "tokens": answer.tokens,
+        }
+        yield graded_row(task, facts, first if number == 0 else task.grade(dict(sample["doc"]), answer.text))
+
+
+def first_grades(logged: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the metrics of logged samples under the task's first filter, as `process_results` gave them."""
+    return [_graded(sample) for sample in _of_first_filter(logged)]
+
+
+def _graded(sample: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: sample[name] for name in sample["metrics"]}
+
+
+def _of_first_filter(logged: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [sample for sample in logged if sample["filter"] == logged[0]["filter"]]
+
+
+def graded_row(task: BenchTask, facts: Mapping[str, Any], grades: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an answer's row: what is known of it, its score, outcome and metrics."""
+    values = {name: item_value(task.task, name, value) for name, value in grades.items()}
+    metrics = {name: value for name, value in values.items() if value is not None}
+    if task.metric not in metrics:
+        raise TaskError(
+            f"task {task.name}: its grader gave {sorted(metrics)}, expected a number of each item for {task.metric!r}; "
+            "name another of its metrics in metadata.harness.metric"
+        )
+    score = score_of(task.metric, metrics[task.metric])
+    if not -TINY <= score <= 1 + TINY:
+        raise TaskError(
+            f"task {task.name}: {task.metric} of an item is {score:g}, expected 0 to 1, because scores are shown and compared "
+            "as shares; name another of its metrics in metadata.harness.metric"
+        )
+    found = {"score": score, "outcome": outcome_of(task.metric, score, metrics, facts["finish"])}
+    return {**facts, **found, **{name: value for name, value in metrics.items() if name not in FIXED}}
+
+
+def outcome_of(metric: str, score: float, metrics: Mapping[str, float] = {}, finish: str | None = None) -> str | None:
+    """Tell apart what a plain score mixes: an answer that was cut off, could not be parsed, or was wrong."""
+    if not has_outcome(metric):
+        return None
+    if score >= 1:
+        return "correct"
+    if finish == "length":
+        return "truncated"
+    return "unparsed" if metrics.get("parsed", 1.0) == 0 else "wrong"
+
+
+def item_scores(samples: pd.DataFrame) -> pd.Series:
+    """Return each item's score, the mean over its answers, in the items' order."""
+    return samples.groupby("item_id", sort=False)["score"].mean()
+
+
+def summarise(
+    task: BenchTask,
+    samples: pd.DataFrame,
+    grades: Iterable[Mapping[str, Any]],
+    keys: Keys,
+    weights: str,
+    seed: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """Return what results.json holds of a cell; `grades` are the first answers' as `process_results` gave them."""
+    apart = {*FIXED, "loglikelihoods"}
+    means = {str(name): float(samples[name].mean()) for name in samples.columns if name not in apart}
+    return {
+        **summary_of(task.name, task.metric, samples),
+        "metrics": {**means, **aggregates(task.task, grades), **_of_several(task, samples)},
+        **({"pass_at": list(task.pass_at)} if task.pass_at else {}),
+        "seconds": round(seconds, 3),
+        "weights": weights,
+        "seed": seed,
+        "keys": keys.as_dict(),
+    }
+
+
+def summary_of(name: str, metric: str, samples: pd.DataFrame) -> dict[str, Any]:
+    """Return the part of a cell's summary that its rows decide.
+
+    The score is the mean over items of the mean over each item's answers; outcomes count answers.
+    """
+    counts = samples["outcome"].value_counts()
+    items = item_scores(samples)
+    return {
+        "task": name,
+        "metric": metric,
+        "score": float(items.mean()),
+        "metrics": {metric: float(items.mean())},
+        "n": len(items),
+        "samples": len(samples) // len(items),
+        "outcomes": {name: int(counts.get(name, 0)) for name in OUTCOMES},
+        "response_tokens_mean": float(samples["tokens"].mean()),
+        "response_tokens_max": int(samples["tokens"].max()),
+    }
+
+
+def _of_several(task: BenchTask, samples: pd.DataFrame) -> dict[str, float]:
+    """Return mean@n where items have several answers, and each pass@k; an answer solves an item with a score of 1."""
+    items = samples.groupby("item_id", sort=False)["score"]
+    drawn, solved = items.size(), items.agg(lambda scores: int((scores >= 1).sum()))
+    n = int(drawn.iloc[0])
+    found = {f"mean@{n}": float(items.mean().mean())} if n > 1 else {}
+    for k in task.pass_at:
+        found[f"pass@{k}"] = float(pd.Series([pass_at_k(n, int(correct), k) for correct in solved]).mean())
+    return found

@@ -1,0 +1,74 @@
+"""lm-eval's `vllm` model class on the engine that also generates rollouts, which is handed the checkpoint's weights.
+
+Likelihoods are lm-eval's own code on vLLM's prompt log-probabilities. The stock class is not opened, because it would start a
+second engine: what its methods read is set here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.model import TemplateLM
+from lm_eval.models import vllm_causallms
+from transformers import AutoTokenizer
+
+from harness.config.models import Chat
+from harness.engines.vllm import VLLMEngine
+from harness.evaluation.answering import Answering
+from harness.lm.chat import Renderer
+from harness.lm.checkpoints import context_of
+
+# lm-eval registers the class through an untyped decorator, which hides its members from a type checker.
+StockVLLM: Any = vllm_causallms.VLLM
+DECIDING = ("tensor_parallel_size", "enforce_eager", "max_num_seqs")  # options that change the order of sums
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What lm-eval reads of one of vLLM's outputs."""
+
+    prompt_logprobs: list[dict[int, float] | None]
+
+
+class HarnessVLLM(Answering, StockVLLM):
+    """A checkpoint as lm-eval's `vllm` model, see `Answering`."""
+
+    beyond_context = -1  # a request to vLLM generates at least one token
+
+    def __init__(
+        self,
+        engine: VLLMEngine,
+        checkpoint: Path,
+        weights: str,
+        chat: Chat,
+        *,
+        batch_size: int,
+        seed: int,
+        on_task: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        TemplateLM.__init__(self)  # pyright: ignore[reportAbstractUsage]
+        engine.load(checkpoint, weights)
+        self.model = engine
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
+        context = context_of(checkpoint)
+        self.batch_size, self._max_length = batch_size, min(context, engine.options["max_model_len"] or context)
+        self.add_bos_token = self.custom_prefix_token_id = self.enable_thinking = self.think_end_token = None
+        self.data_parallel_size, self.chat_template_args = 1, {}
+        made_with = {
+            "engine": "vllm",
+            "vllm": engine.version,
+            "device": engine.place.device.split(":")[0],
+            "dtype": engine.dtype,
+            "batch_size": batch_size,
+            "max_model_len": self._max_length,
+            **{name: engine.options[name] for name in DECIDING},
+        }
+        self.answer_with(engine, Renderer(self.tokenizer, chat), made_with, seed, on_task)
+
+    def _model_generate(self, requests: Sequence[list[int]], generate: bool = False, **_: Any) -> list[Scored]:
+        """Return the log-probabilities of prompts; answers never come this way."""
+        assert not generate, "answers go through the engine, see Answering"
+        return [Scored(found) for found in self.model.prompt_logprobs(requests)]

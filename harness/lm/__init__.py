@@ -1,0 +1,1 @@
+"""Language models: chat, checkpoints, batches, log-probabilities, optimiser."""

@@ -1,0 +1,94 @@
+"""One optimiser update over micro-batches, shared by warm-up and every adapter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.config.training import Optimizer
+from harness.errors import NotFiniteError
+from harness.lm.rollouts import Batch
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """What an update did: total loss, gradient norm before clipping, learning rate used."""
+
+    loss: float
+    grad_norm: float
+    lr: float
+
+
+class Updater:
+    """AdamW over a module's trainable parameters, with clipping and a schedule over `total_updates`."""
+
+    def __init__(self, module: nn.Module, settings: Optimizer, total_updates: int) -> None:
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.grad_clip = settings.grad_clip
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=settings.lr,
+            betas=settings.betas,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        factor = schedule(settings, total_updates)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+
+    def update(
+        self,
+        batches: Iterable[Batch],
+        loss_of: Callable[[Batch], Tensor],
+        penalties: Iterable[Callable[[], Tensor]] = (),
+    ) -> UpdateResult:
+        """Add up the gradients of `loss_of` over micro-batches and of each penalty once, clip, step.
+
+        `loss_of` returns a micro-batch's share of the whole loss, so that accumulation equals one big batch. Raises
+        `NotFiniteError` before the weights change when loss or gradient is not finite.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for loss in chain((loss_of(batch) for batch in batches), (penalty() for penalty in penalties)):
+            loss.backward()
+            total += loss.item()
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.grad_clip))
+        if not math.isfinite(total) or not math.isfinite(norm):
+            raise NotFiniteError(
+                f"loss {total} or gradient norm {norm} is not finite; lower the learning rate or the clip"
+            )
+        lr = float(self.scheduler.get_last_lr()[0])
+        self.optimizer.step()
+        self.scheduler.step()
+        return UpdateResult(total, norm, lr)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return optimiser and schedule, for a snapshot."""
+        return {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a snapshot's optimiser and schedule."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+
+
+def schedule(settings: Optimizer, total: int) -> Callable[[int], float]:
+    """Return the factor on the learning rate at each update: linear warm-up, then constant, linear or cosine to 0."""
+
+    def factor(update: int) -> float:
+        if update < settings.warmup_steps:
+            return (update + 1) / (settings.warmup_steps + 1)
+        done = (update - settings.warmup_steps) / max(1, total - settings.warmup_steps)
+        if settings.schedule == "linear":
+            return 1 - min(1.0, done)
+        if settings.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return 1.0
+
+    return factor

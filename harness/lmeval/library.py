@@ -1,0 +1,103 @@
+"""The library of tasks: files found by name, loaded through lm-eval, each once."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.group import Group
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import Kind
+
+from harness.errors import TaskError
+from harness.lmeval.task import BenchTask
+from harness.lmeval.task_files import check_files, lacks_members, members, unreadable_data
+
+TASK_FOLDER = Path(str(files("tasks")))
+
+
+class TaskLibrary:
+    """The tasks that can be named: the shipped ones, those in `include` folders and, when one is asked for, lm-eval's.
+
+    Every file is parsed first, because lm-eval skips a broken one without a word.
+    """
+
+    def __init__(self, include: Sequence[str | Path] = (), data: Mapping[str, str] | None = None) -> None:
+        self.folders = [TASK_FOLDER, *(Path(folder) for folder in include)]
+        self.metadata: dict[str, Any] = {"data": dict(data or {})}
+        check_files(self.folders)
+
+    def names(self) -> list[str]:
+        """Return the names of the tasks in our folders, sorted."""
+        return list(self.manager.all_subtasks)
+
+    def load(self, name: str) -> BenchTask:
+        """Load one task with its data; raises `TaskError` when there is none or its data cannot be read."""
+        if self.is_group(name):
+            raise TaskError(
+                f"{name} is a group of {len(self.members(name))} tasks; a stage and a warm-up take single tasks, so name "
+                "one of them (a probe can be a group)"
+            )
+        return _bench_task(name, self._load(name)["tasks"][name])
+
+    def load_group(self, name: str) -> tuple[list[BenchTask], Group | None]:
+        """Load the tasks of a group, with the settings that the group gives them, or of a tag, which is no group."""
+        loaded = self._load(name)
+        tasks = [_bench_task(member, task) for member, task in loaded["tasks"].items()]
+        return tasks, loaded.get("groups", {}).get(name)
+
+    def is_group(self, name: str) -> bool:
+        """Whether a name stands for several tasks: a group or a tag; raises `TaskError` for a name that is not known."""
+        return self._manager_of(name).task_index[name].kind in (Kind.GROUP, Kind.TAG)
+
+    def members(self, name: str) -> list[str]:
+        """Return the names of the tasks that a task, group or tag stands for; reads no data."""
+        return [member for member, _ in members(self._manager_of(name).task_index, name)]
+
+    @cached_property
+    def manager(self) -> TaskManager:
+        """lm-eval's index of our folders; made once, without the defaults, which take seconds to index."""
+        return TaskManager(include_path=list(self.folders), include_defaults=False, metadata=self.metadata)
+
+    @cached_property
+    def _with_defaults(self) -> TaskManager:
+        return TaskManager(include_path=list(self.folders), metadata=self.metadata)
+
+    def _manager_of(self, name: str) -> TaskManager:
+        # A group of ours may name tasks of lm-eval.
+        if name in self.manager.task_index and not lacks_members(self.manager.task_index, name):
+            return self.manager
+        if name in self._with_defaults.task_index:
+            return self._with_defaults
+        near = difflib.get_close_matches(name, self._with_defaults.all_tasks, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known here are {', '.join(self.names())}"
+        folders = ", ".join(str(folder) for folder in self.folders)
+        raise TaskError(f"there is no task {name!r} in {folders} or in lm-eval; {hint}")
+
+    def _load(self, name: str) -> Any:
+        manager = self._manager_of(name)
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        try:
+            return manager.load([name])
+        except TaskError:
+            raise
+        except ModuleNotFoundError as error:
+            raise TaskError(
+                f"task {name}: it needs the Python package {error.name!r}, which is not installed here; install it, or "
+                "lm-eval's extra for this task"
+            ) from error
+        except Exception as error:
+            unread = unreadable_data(manager.task_index, name, error)
+            raise TaskError(unread or f"task {name}: {type(error).__name__} while loading it: {error}") from error
+
+
+def _bench_task(name: str, task: Any) -> BenchTask:
+    if not isinstance(task, ConfigurableTask):
+        raise TaskError(f"task {name} is {type(task).__name__}; tasks that are written in YAML are supported")
+    return BenchTask(name, task)

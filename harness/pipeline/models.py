@@ -1,0 +1,50 @@
+"""Where models come from: a folder, the hub, or a recipe that builds them; and the device and threads they run on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+
+from harness.config.models import Model, Pretrained
+from harness.errors import ModelError
+from harness.lmeval.library import TaskLibrary
+from harness.pipeline.scratch import Progress, ensure_built
+
+HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+
+
+def checkpoint_of(spec: Model, seed: int, library: TaskLibrary, progress: Progress = lambda *_: None) -> Path:
+    """Return the folder that holds a model's weights, building or downloading it when it is not there.
+
+    `progress` receives (what, done, total) while a model is built.
+    """
+    if not isinstance(spec, Pretrained):
+        return ensure_built(spec, seed if spec.seed is None else spec.seed, library, progress)
+    if Path(spec.path).is_dir():
+        return Path(spec.path).resolve()
+    try:
+        return Path(snapshot_download(spec.path, revision=spec.revision, allow_patterns=HUB_PATTERNS))
+    except Exception as error:
+        raise ModelError(
+            f"model {spec.path!r} is neither a local folder nor a hub model that can be fetched now ({error}); "
+            "give a folder, or download it first"
+        ) from error
+
+
+def resolve_device(device: str) -> str:
+    """Return `cuda` or `cpu` for `auto`; raises `ModelError` for a GPU that is not there."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError(f"device is {device}, but torch sees no GPU; use --set device=cpu")
+    return device
+
+
+def limit_threads(threads: int | None) -> None:
+    """Use `threads` CPU threads in this process; with busy neighbours, more threads than free cores are far slower."""
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        torch.set_num_threads(threads)

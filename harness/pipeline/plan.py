@@ -1,0 +1,176 @@
+"""What the command line shows before anything runs: the plan of a suite, the list of tasks, the check of one task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+
+from harness.config.models import Chat, Model, Pretrained
+from harness.config.run_spec import RunSpec
+from harness.config.suite import Suite
+from harness.errors import ConfigError, HarnessError
+from harness.evaluation.groups import Evaluated, load_evaluated
+from harness.lm.chat import Renderer
+from harness.lm.checkpoints import context_of, load_renderer
+from harness.lmeval.checks import (
+    check_grader,
+    check_prompts,
+    check_stage_task,
+    check_test_prompts,
+    has_training_items,
+    traps,
+)
+from harness.lmeval.library import TaskLibrary
+from harness.lmeval.overlap import HEADER, Overlap, stream_overlap
+from harness.lmeval.task import BenchTask
+from harness.lmeval.task_files import read_task_file
+from harness.pipeline.scratch import byte_tokenizer, train_tokenizer, training_texts
+
+
+def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
+    """Print the resolved suite, the stages, the work ahead and the checks of tasks and prompts; write nothing."""
+    suite = specs[0].suite
+    console.print(yaml.safe_dump(suite.model_dump(mode="json"), sort_keys=False, allow_unicode=True), markup=False)
+    library = TaskLibrary(suite.include, suite.data)
+    evaluated = load_evaluated(library, suite)
+    cells, tasks = evaluated.cells, evaluated.tasks
+    for name in specs[0].trained:
+        check_stage_task(tasks[name])
+    console.print(_stage_table(specs[0], evaluated))
+    console.print(_work_table(specs, cells))
+    entries = {spec.entry: spec for spec in specs}
+    for entry, spec in entries.items():
+        console.print(f"prompts under {entry}: {_fits(spec, cells, library)}", markup=False, highlight=False)
+    for overlap in dict.fromkeys(stream_overlap(suite, entry, specs[0].order, tasks, library) for entry in entries):
+        _print_overlap(console, overlap)
+    folders = ", ".join(str(spec.path) for spec in specs)
+    console.print(f"run directories: {folders}", markup=False, highlight=False, soft_wrap=True)
+    console.print("dry run: nothing was written")
+
+
+def task_table(include: Sequence[Path]) -> Table:
+    """Return the tasks that can be named, with where they are defined."""
+    library = TaskLibrary(include)
+    table = Table(title="tasks")
+    for column in ("name", "capability", "primary metric", "file"):
+        table.add_column(column)
+    for name in library.names():
+        path = Path(str(library.manager.task_index[name].yaml_path))
+        settings = (read_task_file(path).get("metadata") or {}).get("harness") or {}
+        table.add_row(name, settings.get("capability", ""), settings.get("metric", ""), escape(str(path)))
+    return table
+
+
+def check_task(console: Console, name: str, include: Sequence[Path], data: Sequence[str]) -> bool:
+    """Show a task's prompts and grades and name its traps; return whether its grader tells right from wrong."""
+    task = _find(name, include, data)
+    renderer = Renderer(byte_tokenizer(), Chat(template="chatml"))
+    docs = {"evaluation": task.test_docs(1)[0]}
+    if has_training_items(task):
+        docs = {"training": task.training_docs(1)[0], **docs}
+    passed = [_show(console, task, doc, split, renderer) for split, doc in docs.items()] if task.generates else [True]
+    found = list(traps(task))
+    for trap in found:
+        console.print(f"[yellow]trap:[/] {escape(trap)}", highlight=False)
+    console.print(f"{name}: grader {'passes' if all(passed) else 'FAILS'}, {len(found)} traps", highlight=False)
+    return all(passed)
+
+
+def _find(name: str, include: Sequence[Path], data: Sequence[str]) -> BenchTask:
+    paths: dict[str, str] = {key: path for key, _, path in (pair.partition("=") for pair in data)}
+    if bare := [pair for pair in data if not all(pair.partition("="))]:
+        raise ConfigError(f"--data {bare[0]}: expected NAME=PATH, for example gsm8k=/data/gsm8k")
+    if missing := [path for path in paths.values() if not Path(path).exists()]:
+        raise ConfigError(f"--data: {', '.join(missing)} does not exist; expected NAME=PATH")
+    if not name.endswith(".yaml"):
+        return TaskLibrary(include, paths).load(name)
+    task_name = read_task_file(Path(name)).get("task") if Path(name).is_file() else None
+    if not isinstance(task_name, str):
+        raise ConfigError(f"{name} is not a task file; expected an existing YAML file with a `task:` name")
+    return TaskLibrary([*include, Path(name).resolve().parent], paths).load(task_name)
+
+
+def _show(console: Console, task: BenchTask, doc: dict[str, Any], split: str, renderer: Renderer) -> bool:
+    grades = check_grader(task, doc, renderer)
+    body = f"{escape(grades.prompt)}[bold green]{escape(grades.target)}[/]"
+    console.print(Panel(body, title=f"{task.name}: {split} prompt and reference", title_align="left"))
+    spoiled = ", ".join(f"{name} {score:g}" for name, score in grades.spoiled.items())
+    console.print(f"{task.metric}: reference {grades.reference:g} (must be 1); spoiled: {spoiled} (must be 0)")
+    return grades.passed
+
+
+def _stage_table(spec: RunSpec, evaluated: Evaluated) -> Table:
+    tasks = evaluated.tasks
+    table = Table(title=f"stages of {spec.suite.name}, order {spec.order}")
+    for column in ("stage", "task", "training items", "steps", "rollouts a step", "learning rate", "test items"):
+        table.add_column(column, justify="left" if column == "task" else "right")
+    for index, stage in enumerate(spec.stages, start=1):
+        training = spec.suite.training_for(stage, spec.entry)
+        items = sum(len(tasks[name].training_docs(training.train_items)) for name in stage.trains)
+        tests = sum(_test_items(spec.suite, tasks[name]) for name in stage.trains)
+        rollouts = training.prompts_per_step * training.num_generations
+        cells = (index, ", ".join(stage.trains), items, training.steps, rollouts, f"{training.optimizer.lr:g}", tests)
+        table.add_row(*map(str, cells))
+    for probe in evaluated.probes:
+        members = evaluated.groups[probe].tasks if probe in evaluated.groups else (probe,)
+        items = sum(_test_items(spec.suite, tasks[name]) for name in members)
+        table.add_row("probe", probe, "", "", "", "", str(items))
+    return table
+
+
+def _work_table(specs: Sequence[RunSpec], cells: dict[str, BenchTask]) -> Table:
+    """Return the estimated work of all runs; generated tokens are the most that the budgets allow."""
+    suite = specs[0].suite
+    budgets = [suite.training_for(stage, spec.entry) for spec in specs for stage in spec.stages]
+    rollouts = sum(b.steps * b.prompts_per_step * b.num_generations for b in budgets)
+    tokens = sum(b.steps * b.prompts_per_step * b.num_generations * b.max_new_tokens for b in budgets)
+    stages = sum(len(spec.stages) for spec in specs)
+    answers = stages * sum(_test_items(suite, task) * task.generation.get("n", 1) for task in cells.values())
+    table = Table("estimated work", "", show_header=True)
+    table.add_row("runs", str(len(specs)))
+    table.add_row("training steps", f"{sum(b.steps for b in budgets):,}")
+    table.add_row("rollouts, or references trained on", f"{rollouts:,}")
+    table.add_row("response tokens, at most", f"{tokens:,}")
+    kinds, what = ("task x stage x profile", "answers") if suite.evaluation.profiles else ("task x stage", "items")
+    table.add_row(f"evaluations ({kinds}), the common start aside", f"{stages * len(cells):,} with {answers:,} {what}")
+    return table
+
+
+def _print_overlap(console: Console, overlap: Overlap) -> None:
+    if overlap.found:
+        table = Table(*HEADER, title="training prompts in test sets")
+        for row in overlap.found:
+            table.add_row(*row.cells)
+        console.print(table)
+    warned = "[yellow]warning:[/] " if overlap.warning else ""
+    console.print(f"{warned}{escape(overlap.summary)}", highlight=False, soft_wrap=True)
+
+
+def _test_items(suite: Suite, task: BenchTask) -> int:
+    return len(task.test_docs(suite.evaluation.limit))
+
+
+def _fits(spec: RunSpec, cells: dict[str, BenchTask], library: TaskLibrary) -> str:
+    try:
+        renderer, context = _tokenizer_without_writing(spec.suite.student, library)
+    except (HarnessError, OSError) as error:
+        return f"not checked, the student's tokenizer is not here ({error})"
+    tasks = {task.name: task for task in cells.values() if not task.profile}
+    check_prompts(spec.suite, spec.stages, tasks, renderer, context, spec.entry)
+    check_test_prompts((t for t in cells.values() if t.profile), renderer, context, spec.suite.evaluation.limit)
+    return f"all fit the context of {context} tokens"
+
+
+def _tokenizer_without_writing(spec: Model, library: TaskLibrary) -> tuple[Renderer, int]:
+    if isinstance(spec, Pretrained):
+        if not Path(spec.path).is_dir():
+            raise ConfigError(f"{spec.path} is not a local folder; the run itself will download and check it")
+        return load_renderer(Path(spec.path), spec), context_of(Path(spec.path))
+    return Renderer(train_tokenizer(spec, training_texts(spec, library)), spec.chat), spec.architecture.context

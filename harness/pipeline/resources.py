@@ -1,0 +1,177 @@
+"""What a run works with: its tasks, adapter and models, each loaded when first needed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from harness.adapter import Adapter, make_adapter
+from harness.config.base import digest
+from harness.config.models import Model
+from harness.config.run_spec import RunSpec
+from harness.config.suite import Stage
+from harness.engines.pool import EngineShelf
+from harness.engines.vllm import VLLMEngine
+from harness.errors import ConfigError
+from harness.evaluation.groups import Evaluated, load_evaluated
+from harness.lm.checkpoints import context_of, load_renderer, vocabulary_of
+from harness.lmeval.checks import check_prompts, check_stage_task, check_test_prompts
+from harness.lmeval.library import TaskLibrary
+from harness.lmeval.overlap import stream_overlap
+from harness.lmeval.profiles import tasks_by_profile
+from harness.lmeval.task import BenchTask
+from harness.pipeline.models import checkpoint_of, limit_threads, resolve_device
+from harness.rundir.memory import PeakMemory
+from harness.rundir.progress import Event, Report
+from harness.rundir.timing import Timer
+from harness.rundir.trackers import Log, check_trackers, tracked, untracked
+
+log = logging.getLogger(__name__)
+
+
+class Bench:
+    """What a run works with: tasks, adapter, models, all loaded when first needed."""
+
+    def __init__(self, spec: RunSpec, report: Report) -> None:
+        limit_threads(spec.suite.threads)
+        self.spec, self.suite, self.report = spec, spec.suite, report
+        self.device = resolve_device(self.suite.device)
+        self.library = TaskLibrary(self.suite.include, self.suite.data)
+        self.adapter: Adapter = make_adapter(spec.entry, self.suite.adapters[spec.entry])
+        self.weights: dict[str, str] = {}
+        self.track: Log = untracked
+        self.engines = EngineShelf(self.suite, self.device, spec.path / "vllm.txt")
+        self.timer = Timer("models", "train", "evaluate", whole="total")
+        self.memory = PeakMemory(self.device)
+
+    @cached_property
+    def evaluated(self) -> Evaluated:
+        """What is evaluated: tasks and groups under every profile, with their generation settings settled."""
+        return load_evaluated(self.library, self.suite)
+
+    @property
+    def cells(self) -> dict[str, BenchTask]:
+        """The tasks under every profile, by cell name."""
+        return self.evaluated.cells
+
+    @cached_property
+    def tasks(self) -> dict[str, BenchTask]:
+        """The tasks under the suite's first profile."""
+        return self.evaluated.tasks
+
+    @cached_property
+    def start(self) -> Path:
+        """The student's checkpoint before any stage."""
+        with self.phase("models"):
+            return self.checkpoint_of(self.suite.student)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the part of the manifest that says what this run is."""
+        config = self.spec.config()
+        evaluation = self.suite.evaluation
+        named = [*self.cells.values(), *self.evaluated.groups.values()]
+        profiles = {"profiles": tasks_by_profile(named, evaluation)} if evaluation.profiles else {}
+        return {
+            "suite": self.suite.name,
+            "adapter": self.spec.entry,
+            "adapter_config": self.adapter.model_dump(mode="json"),
+            "order": self.spec.order,
+            "stages": [self._stage(stage) for stage in self.spec.stages],
+            "probes": list(self.evaluated.probes),
+            **profiles,
+            **self._noise(),
+            "seed": self.spec.seed,
+            "start": getattr(self.suite.student, "strength", None),
+            "config": config,
+            "config_hash": digest(config),
+            "weights": {},
+        }
+
+    def _noise(self) -> dict[str, Any]:
+        """Return which cells the start is evaluated on again and how often; refuse to where the answers would be the same."""
+        if not (repeats := self.suite.evaluation.noise_floor):
+            return {}
+        if not (cells := list(sampled_cells(self.cells))):
+            raise ConfigError(
+                f"evaluation.noise_floor is {repeats} and no profile samples, so the answers would be the same each time; "
+                "name a profile with a temperature above 0, or leave noise_floor out"
+            )
+        return {"noise": {"repeats": repeats, "cells": cells}}
+
+    def _stage(self, stage: Stage) -> dict[str, Any]:
+        steps = self.suite.training_for(stage, self.spec.entry).steps
+        return {"name": stage.task, "trains": list(stage.trains), "steps": steps}
+
+    @contextmanager
+    def phase(self, name: str) -> Generator[None]:
+        """Count the block's seconds and peak memory to a phase: models, train or evaluate."""
+        with self.timer(name), self.memory(name):
+            yield
+
+    def progress(self, found: dict[str, Any]) -> dict[str, Any]:
+        """Return a manifest with what is known of it by now: the weights, and this session's seconds and memory by phase."""
+        *before, session = found["sessions"]
+        sessions = [*before, {**session, "seconds": self.timer.seconds, "peak_memory": self.memory.summary}]
+        return {**found, "weights": {**found["weights"], **self.weights}, "sessions": sessions}
+
+    def check(self) -> None:
+        """Refuse what would fail or be cut silently hours later: tasks that cannot be stages, prompts that do not fit."""
+        check_trackers(self.suite.trackers)
+        self.engines.check()
+        for name in self.spec.trained:
+            check_stage_task(self.tasks[name])
+        self._check_top_k()
+        renderer = load_renderer(self.start, self.suite.student)
+        context = self.suite.context(context_of(self.start))
+        check_prompts(self.suite, self.spec.stages, self.tasks, renderer, context, self.spec.entry)
+        further = [task for task in self.cells.values() if task.profile]
+        check_test_prompts(further, renderer, context, self.suite.evaluation.limit)
+
+    def _check_top_k(self) -> None:
+        top_k, tokens = self.adapter.requirements.top_k, vocabulary_of(self.start)
+        if top_k > tokens:
+            raise ConfigError(
+                f"adapters.{self.spec.entry}: top_k is {top_k}, but the vocabulary has {tokens} tokens; lower top_k"
+            )
+
+    def overlap(self) -> dict[str, Any]:
+        """Return how training prompts overlap with test prompts, for the manifest; say so where they are the same."""
+        found = stream_overlap(self.suite, self.spec.entry, self.spec.order, self.tasks, self.library)
+        if found.warning is not None:
+            self.warn(found.warning)
+        return found.as_dict()
+
+    def engine_on(self, checkpoint: Path) -> VLLMEngine | None:
+        """Return the run's engine outside this process, started on `checkpoint` where it does not run yet; None without."""
+        with self.phase("models"):
+            return self.engines.take(checkpoint)
+
+    def tracked(self) -> AbstractContextManager[Log]:
+        """Return the suite's trackers, which take figures at a step counted through the stages until they are closed."""
+        folder = self.spec.path / "trackers"
+        return tracked(self.suite.trackers, self.suite.name, self.spec.label, folder, self.spec.config(), self.warn)
+
+    def checkpoint_of(self, spec: Model) -> Path:
+        """Return the folder of a model of this run, built or fetched where it is not there."""
+        return checkpoint_of(spec, self.spec.seed, self.library, self._building)
+
+    def warn(self, sentence: str) -> None:
+        """Tell the user a sentence, and the run's log."""
+        log.warning("%s: %s", self.spec.label, sentence)
+        self.report(Event(self.spec.label, sentence, warning=True))
+
+    def _building(self, what: str, done: int, total: int) -> None:
+        self.report(Event(self.spec.label, f"build {what}", done, total))
+
+
+def sampled_cells(cells: Mapping[str, BenchTask]) -> dict[str, BenchTask]:
+    """Return the cells whose answers depend on the engine's seed."""
+    return {
+        name: task
+        for name, task in cells.items()
+        if task.generates and task.generation.get("temperature") and task.generation.get("do_sample", True)
+    }

@@ -1,0 +1,50 @@
+"""The staged loop: prepare, evaluate the start, then adapt and evaluate, stage after stage.
+
+Each stage is a function of the checkpoint before it, the run's seed and the suite, and ends on disk; so a killed run
+continues from its last finished stage and ends with the numbers of an undisturbed one.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+from harness.config.run_spec import RunSpec
+from harness.lm.checkpoints import weights_digest
+from harness.pipeline.evaluate_stage import Assessment
+from harness.pipeline.resources import Bench
+from harness.pipeline.train_stage import Adaptation
+from harness.rundir.files import stderr_to
+from harness.rundir.finished import is_finished
+from harness.rundir.manifest import environment, now
+from harness.rundir.progress import Event, Report, silent
+from harness.rundir.store import RunStore
+
+
+def run(spec: RunSpec, report: Report = silent) -> Path:
+    """Do a run, or what is left of it, and return its directory; a finished run is left alone."""
+    store = RunStore(spec.path)
+    with store.locked(), stderr_to(spec.path / "log.txt"):
+        if is_finished(spec):
+            return spec.path
+        bench = Bench(spec, report)
+        adaptation = Adaptation(bench)
+        assessment = Assessment(bench, store.stage(0, None))
+        session = environment()
+        manifest = {**bench.describe(), **session, "sessions": [], "finished": None}
+        store.refuse_another(manifest)
+        bench.check()
+        store.start({**manifest, "overlap": bench.overlap(), "start_checkpoint": str(bench.start)})
+        store.update_manifest(lambda found: {**found, "sessions": [*found["sessions"], session]})
+        checkpoint = bench.start
+        bench.weights["start"] = weights_digest(checkpoint)
+        with closing(bench.engines), bench.tracked() as bench.track:
+            assessment.assess(store.stage(0, None), checkpoint, "start")
+            for index, stage in enumerate(spec.stages, start=1):
+                folder = store.stage(index, stage.task)
+                checkpoint = adaptation.adapt(folder, stage, index, checkpoint)
+                assessment.assess(folder, checkpoint, f"after {stage.task}")
+                store.update_manifest(bench.progress)
+        store.update_manifest(lambda found: {**bench.progress(found), "finished": now()})
+    report(Event(spec.label, "done", 1, 1, finished=True))
+    return spec.path

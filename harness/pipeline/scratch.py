@@ -1,0 +1,184 @@
+"""Small models built from nothing: a Qwen3 architecture, a BPE tokenizer, and a supervised warm-up.
+
+The code path is the one that a hub model takes afterwards. A built model is cached under a hash of its recipe, which
+covers the settings, the seed, the training text and the library versions.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from harness.config.base import digest
+from harness.config.models import Architecture, Scratch
+from harness.config.training import Optimizer
+from harness.lm.chat import Renderer
+from harness.lm.checkpoints import Loaded, save
+from harness.lm.logprobs import StudentForward
+from harness.lm.optimiser import Updater
+from harness.lm.precision import autocast, suit_attention
+from harness.lm.rollouts import Batch, Example, Rollout, make_batches
+from harness.lm.seeding import derive_seed
+from harness.lmeval.library import TaskLibrary
+
+SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+# Digits stay single and runs of punctuation may merge, which keeps sums learnable and JSON short.
+WORDS = {"own": r"\p{N}|\p{L}+|[^\s\p{L}\p{N}]+|\s+", "leading": r"\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+"}
+Progress = Callable[[str, int, int], None]
+Text = tuple[str, str]
+
+
+def cache_folder() -> Path:
+    """Return where built models are kept: `$HARNESS_CACHE`, else `~/.cache/continual-harness`."""
+    return Path(os.environ.get("HARNESS_CACHE") or Path.home() / ".cache" / "continual-harness")
+
+
+def ensure_built(spec: Scratch, seed: int, library: TaskLibrary, progress: Progress) -> Path:
+    """Return the folder of the model that `spec` and `seed` describe, building it once; safe beside other processes."""
+    texts = training_texts(spec, library)
+    folder = cache_folder() / "models" / f"{spec.strength}-{recipe_key(spec, seed, texts)}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+            try:
+                _build(spec, seed, library, texts, partial, progress)
+                partial.rename(folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def training_texts(spec: Scratch, library: TaskLibrary) -> dict[str, list[Text]]:
+    """Return (question, answer) pairs of every task that tokenizer or warm-up reads."""
+    texts: dict[str, list[Text]] = {}
+    for name in dict.fromkeys([*spec.tokenizer.tasks, *spec.warmup.mixture]):
+        task = library.load(name)
+        docs = task.training_docs()
+        texts[name] = [(str(task.task.doc_to_text(doc)), task.training_target(doc)) for doc in docs]
+    return texts
+
+
+def recipe_key(spec: Scratch, seed: int, texts: dict[str, list[Text]]) -> str:
+    """Return the hash that names a built model."""
+    recipe = spec.model_dump(mode="json", exclude={"seed": True, "strength": True, "warmup": {"strengths"}})
+    strength = spec.warmup.strengths[spec.strength].model_dump()
+    versions = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
+    return digest({"recipe": recipe, "strength": strength, "seed": seed, "texts": digest(texts), "versions": versions})
+
+
+def train_tokenizer(spec: Scratch, texts: dict[str, list[Text]]) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE on the questions and answers of the recipe's tasks."""
+    tokenizer = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(WORDS[spec.tokenizer.spaces]), behavior="isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    trainer = trainers.BpeTrainer(
+        vocab_size=spec.tokenizer.vocab_size,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_tokenizer_text(spec, texts), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        model_max_length=spec.architecture.context,
+    )
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer whose tokens are bytes and ChatML's markers, for looking at prompts without a model."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|endoftext|>", eos_token="<|im_end|>")
+
+
+def _build(
+    spec: Scratch, seed: int, library: TaskLibrary, texts: dict[str, list[Text]], folder: Path, progress: Progress
+) -> None:
+    renderer = Renderer(train_tokenizer(spec, texts), spec.chat)
+    model = _random_model(spec.architecture, len(renderer.tokenizer), derive_seed(seed, "weights"))
+    limits = spec.warmup.strengths[spec.strength].items
+    examples = {name: library.load(name).training_examples(renderer, limits.get(name)) for name in spec.warmup.mixture}
+    _warm_up(model, spec, examples, seed, progress)
+    save(Loaded(model, renderer), folder)
+
+
+def _random_model(shape: Architecture, vocabulary: int, seed: int) -> Qwen3ForCausalLM:
+    config = Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        max_position_embeddings=shape.context,
+        tie_word_embeddings=shape.tie_embeddings,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Qwen3ForCausalLM(config)
+
+
+def _warm_up(
+    model: Qwen3ForCausalLM, spec: Scratch, examples: dict[str, list[Example]], seed: int, progress: Progress
+) -> None:
+    steps = spec.warmup.strengths[spec.strength].steps
+    settings = Optimizer(
+        lr=spec.warmup.lr,
+        weight_decay=spec.warmup.weight_decay,
+        grad_clip=spec.warmup.grad_clip,
+        schedule="cosine",
+        warmup_steps=min(20, steps // 10),
+    )
+    suit_attention(model, spec.warmup.autocast)
+    student = StudentForward(model.train())
+    updater = Updater(student, settings, steps)
+    mixtures = _mixed_batches(spec, examples, derive_seed(seed, "warm-up"))
+
+    def loss_of(batch: Batch) -> Tensor:
+        with autocast("cpu", spec.warmup.autocast):
+            return -(student(batch, batch.targets[:, None]).chosen[:, 0] * batch.weights).sum()
+
+    for step in range(steps):
+        updater.update(make_batches(next(mixtures), "token_mean", None), loss_of)
+        progress(f"{spec.strength} warm-up", step + 1, steps)
+    model.eval()
+
+
+def _mixed_batches(spec: Scratch, examples: dict[str, list[Example]], seed: int) -> Iterator[list[Rollout]]:
+    """Yield batches whose items come from each task with its share of the mixture."""
+    generator = np.random.default_rng(seed)
+    tasks = list(spec.warmup.mixture)
+    shares = np.array([spec.warmup.mixture[task] for task in tasks])
+    while True:
+        drawn = generator.choice(len(tasks), size=spec.warmup.batch_size, p=shares / shares.sum())
+        pools = [examples[tasks[i]] for i in drawn]
+        items = [pool[generator.integers(len(pool))] for pool in pools]
+        yield [Rollout(item, item.target, "stop") for item in items]
+
+
+def _tokenizer_text(spec: Scratch, texts: dict[str, list[Text]]) -> Iterator[str]:
+    for task in spec.tokenizer.tasks:
+        for question, answer in texts[task][: spec.tokenizer.items_per_task]:
+            yield f"user\n{question}"
+            yield f"assistant\n{answer}"

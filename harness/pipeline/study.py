@@ -1,0 +1,163 @@
+"""Studies: many runs of one suite that vary one factor at a time, planned from a short YAML file.
+
+Points whose configurations differ in the suite's name alone are one run: the base run is trained once for all factors, an
+adapter that a factor's key does not touch is not trained again, and runs that a sweep has made are used as they are.
+`reports.study.study_page` writes the page.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from harness.config.base import digest
+from harness.config.load import load_suite
+from harness.config.run_spec import RunSpec
+from harness.config.study import Factor, Study, load_study
+from harness.config.suite import Suite
+from harness.errors import ConfigError
+from harness.rundir.finished import is_finished
+from harness.rundir.store import RunStore
+
+MOST_RUNS = 60
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run in its place in a study; a base run stands under every factor that includes the suite's own value."""
+
+    factor: str
+    value: Any
+    spec: RunSpec
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All points of a study, in the order of its factors, the suite that they vary, and what the command was given."""
+
+    study: Study
+    base: Suite
+    points: tuple[Point, ...]
+    name: str
+    overrides: tuple[str, ...] = ()
+    out: Path = Path("runs")
+
+    @cached_property
+    def specs(self) -> list[RunSpec]:
+        """The distinct runs, seed by seed, so that a stopped study holds whole comparisons."""
+        distinct = {point.spec.path: point.spec for point in self.points}
+        return sorted(distinct.values(), key=lambda spec: spec.seed)
+
+    @property
+    def page(self) -> Path:
+        """Where the page goes when the command names none."""
+        return Path("docs/results") / f"{self.study.name}.md"
+
+    def command(self, page: Path) -> str:
+        """Return the command that makes the runs that are missing, and the page."""
+        words = ["harness", "study", self.name, "--out", str(self.out)]
+        words += [word for override in self.overrides for word in ("--set", override)]
+        return shlex.join([*words, *(["--page", str(page)] if page != self.page else [])])
+
+    @property
+    def todo(self) -> list[RunSpec]:
+        """The runs that are not finished yet."""
+        return [spec for spec in self.specs if not is_finished(spec)]
+
+    def minutes(self, workers: int) -> float:
+        """Return the estimated minutes of what is left, from the finished runs' own times where there are any."""
+        each = list(_minutes(self.specs)) or [self.study.minutes_per_run]
+        return len(self.todo) * sum(each) / len(each) / workers
+
+    def cost(self, workers: int) -> str:
+        """Return in one sentence what is left to do: runs, training steps, estimated minutes."""
+        todo = self.todo
+        steps = sum(spec.suite.training_for(stage, spec.entry).steps for spec in todo for stage in spec.stages)
+        if not todo:
+            return f"study {self.study.name}: all {len(self.specs)} runs are finished"
+        return (
+            f"study {self.study.name}: {len(todo)} of {len(self.specs)} runs are left, up to {steps:,} training steps, about "
+            f"{self.minutes(workers):.0f} minutes with {workers} side by side, models aside"
+        )
+
+
+def plan_study(name: str, overrides: Sequence[str] = (), out: Path = Path("runs")) -> Plan:
+    """Return the runs of a study found by name or path; `overrides` change its suite.
+
+    Raises `ConfigError` for a file that does not read, a name that the suite lacks, values whose runs would share a folder,
+    or more than 60 runs.
+    """
+    study = load_study(name)
+    base = load_suite(study.suite, overrides)
+    plan = Plan(study, base, tuple(_points(study, base, overrides, out)), name, tuple(overrides), out)
+    _check_paths(plan)
+    if len(plan.specs) > MOST_RUNS:
+        raise ConfigError(
+            f"study {study.name} has {len(plan.specs)} runs, at most {MOST_RUNS} are allowed; drop values"
+        )
+    return plan
+
+
+def _points(study: Study, base: Suite, overrides: Sequence[str], out: Path) -> Iterator[Point]:
+    known: dict[str, RunSpec] = {}
+    for name, factor in study.factors.items():
+        for value in factor.values or (None,):
+            suite = _varied(study, name, factor, value, base, overrides)
+            combinations = product(factor.entries or study.entries, factor.orders, factor.seeds or study.seeds)
+            for entry, order, seed in combinations:
+                specs = [RunSpec(each, entry, seed, order, out) for each in (base, suite)]
+                _check(specs[-1], study)
+                for spec in specs:
+                    known.setdefault(_kind(spec), spec)
+                yield Point(name, value, known[_kind(specs[-1])])
+
+
+def _varied(study: Study, name: str, factor: Factor, value: Any, base: Suite, overrides: Sequence[str]) -> Suite:
+    """Return the suite with a factor's value, under a name of its own."""
+    settings = {**factor.fixed, **({factor.key: value} if factor.key else {})}
+    if not settings:
+        return base
+    suite = load_suite(study.suite, overrides, settings=settings)
+    return suite.model_copy(update={"name": re.sub(r"[^A-Za-z0-9._-]", "_", f"{base.name}-{name}-{value}")})
+
+
+def _kind(spec: RunSpec) -> str:
+    """Identify what a run does, whatever its suite is called."""
+    return digest([spec.entry, spec.order, {**spec.config(), "name": None}])
+
+
+def _check(spec: RunSpec, study: Study) -> None:
+    if spec.entry not in spec.suite.adapters:
+        known = ", ".join(spec.suite.adapters)
+        raise ConfigError(f"study {study.name}: suite {study.suite} has no adapter {spec.entry!r}; it has {known}")
+    try:
+        _ = spec.stages
+    except ValueError as error:
+        raise ConfigError(f"study {study.name}: {error}") from error
+
+
+def _check_paths(plan: Plan) -> None:
+    """Refuse values that are written alike in a folder's name and mean different runs."""
+    kinds: dict[Path, tuple[str, Any]] = {}
+    for point in plan.points:
+        kind, value = kinds.setdefault(point.spec.path, (_kind(point.spec), point.value))
+        if kind != _kind(point.spec):
+            raise ConfigError(
+                f"study {plan.study.name}: factor {point.factor}'s value {point.value!r} and {value!r} would both run in "
+                f"{point.spec.path}; rename the factor, or write the values so that their letters and digits differ"
+            )
+
+
+def _minutes(specs: Sequence[RunSpec]) -> Iterator[float]:
+    """Yield how long each finished run took, its models aside: they are made once."""
+    for spec in specs:
+        manifest = RunStore(spec.path).manifest or {}
+        noted = [session["seconds"] for session in manifest.get("sessions", []) if "seconds" in session]
+        if manifest.get("finished") and noted:
+            yield sum(seconds["total"] - seconds["models"] for seconds in noted) / 60

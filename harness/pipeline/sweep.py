@@ -1,0 +1,150 @@
+"""Many runs: side by side in a pool of processes on this machine, one after another where there is one worker."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from itertools import product
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+from harness.adapter import make_adapter
+from harness.config.base import digest
+from harness.config.models import Model, Scratch
+from harness.config.run_spec import RunSpec
+from harness.config.suite import Suite
+from harness.errors import HarnessError, RunError
+from harness.lmeval.library import TaskLibrary
+from harness.pipeline.models import checkpoint_of, limit_threads, resolve_device
+from harness.pipeline.run import run
+from harness.rundir.progress import Event, Report
+
+
+def plan(suite: Suite, entries: Sequence[str], seeds: Sequence[int], order: str, out: Path) -> list[RunSpec]:
+    """Return the runs of a sweep, seed by seed, so that the first seed's comparison is complete first."""
+    return [RunSpec(suite, entry, seed, order, out) for seed, entry in product(seeds, entries)]
+
+
+def threads_of(suite: Suite, workers: int) -> int | None:
+    """Return the CPU threads of one run among `workers`: the suite's, else its share of the processors; None alone.
+
+    Every worker would otherwise take all of them, and a step is many times slower with more threads than processors.
+    """
+    if suite.threads is not None or workers == 1:
+        return suite.threads
+    return max(1, len(os.sched_getaffinity(0)) // workers)
+
+
+def default_workers(specs: Sequence[RunSpec]) -> int:
+    """Return how many runs go side by side: on a GPU one, else one per processor this process may use."""
+    if resolve_device(specs[0].suite.device).startswith("cuda"):
+        return 1
+    return max(1, min(len(specs), len(os.sched_getaffinity(0))))
+
+
+def sweep(
+    specs: Sequence[RunSpec], workers: int, report: Report, on_finished: Callable[[RunSpec], object] = lambda _: None
+) -> None:
+    """Do all runs; the first error stops the runs that have not begun and is raised when the others have ended."""
+    if workers == 1:
+        for spec in specs:
+            run(spec, report)
+            on_finished(spec)
+        return
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        events = manager.Queue()
+        listener = threading.Thread(target=_forward, args=(events, report), daemon=True)
+        listener.start()
+        pool = ProcessPoolExecutor(workers, mp_context=context)
+        try:
+            _drain(_submit(pool, specs, workers, events), on_finished)
+        finally:
+            # An error or an interrupt must not start what is still queued.
+            pool.shutdown(wait=True, cancel_futures=True)
+            events.put(None)
+            listener.join()
+
+
+def _submit(
+    pool: ProcessPoolExecutor, specs: Sequence[RunSpec], workers: int, events: Any
+) -> dict[Future[None], RunSpec | None]:
+    """Queue models and runs seed by seed, the models one seed ahead of the runs.
+
+    Models are jobs of their own because runs of one seed would otherwise wait for each other to build them; the next
+    seed's students fill the time in which the first runs wait for the teacher, which takes longest.
+    """
+    seeds = list(dict.fromkeys(spec.seed for spec in specs))
+    groups = [[spec for spec in specs if spec.seed == seed] for seed in seeds]
+    built: set[str] = set()
+    pending: dict[Future[None], RunSpec | None] = {}
+    for now, runs in enumerate(groups):
+        for key, (spec, model, seed) in _models([spec for group in groups[now : now + 2] for spec in group]).items():
+            if key not in built:
+                threads = threads_of(spec.suite, workers)
+                pending[pool.submit(_build_in_worker, spec, model, seed, threads, events)] = None
+                built.add(key)
+        for spec in runs:
+            pending[pool.submit(_run_in_worker, spec, threads_of(spec.suite, workers), events)] = spec
+    return pending
+
+
+def _models(specs: Sequence[RunSpec]) -> dict[str, tuple[RunSpec, Model, int]]:
+    """Return the distinct models that are built from scratch by recipe, each with a run that needs it and its seed.
+
+    Teachers come first: they take longest. The runs may be of different suites.
+    """
+    taught = [
+        spec
+        for spec in specs
+        if make_adapter(spec.entry, spec.suite.adapters[spec.entry]).requirements.teacher != "none"
+    ]
+    teachers = [(spec, stage.teacher or spec.suite.teacher) for spec in taught for stage in spec.stages]
+    students = [(spec, spec.suite.student) for spec in specs]
+    wanted = [(spec, model) for spec, model in [*teachers, *students] if isinstance(model, Scratch)]
+    own = [(spec, model, spec.seed if model.seed is None else model.seed) for spec, model in wanted]
+    return {digest([model.model_dump(mode="json"), seed]): (spec, model, seed) for spec, model, seed in own}
+
+
+def _build_in_worker(spec: RunSpec, model: Model, seed: int, threads: int | None, events: Any) -> None:
+    limit_threads(threads)
+    library = TaskLibrary(spec.suite.include, spec.suite.data)
+    label = f"model seed {seed}"
+    checkpoint_of(
+        model, seed, library, lambda what, done, total: events.put(Event(label, f"build {what}", done, total))
+    )
+    events.put(Event(label, "built", 1, 1, finished=True))
+
+
+def _run_in_worker(spec: RunSpec, threads: int | None, events: Any) -> None:
+    limit_threads(threads)
+    run(spec, events.put)
+
+
+def _drain(pending: dict[Future[None], RunSpec | None], on_finished: Callable[[RunSpec], object]) -> None:
+    for future in as_completed(pending):
+        spec = pending[future]
+        if (error := future.exception()) is not None:
+            raise _explained(error, spec)
+        if spec is not None:
+            on_finished(spec)
+
+
+def _explained(error: BaseException, spec: RunSpec | None) -> BaseException:
+    """Say which run an error belongs to, and what a worker's sudden death means."""
+    if isinstance(error, BrokenProcessPool):
+        return RunError(
+            "a worker process was killed, most often because memory ran out; use fewer --workers, the same command "
+            "continues from the last finished stages"
+        )
+    return type(error)(f"{spec.label}: {error}") if isinstance(error, HarnessError) and spec else error
+
+
+def _forward(events: Queue[Event | None], report: Report) -> None:
+    while (event := events.get()) is not None:
+        report(event)

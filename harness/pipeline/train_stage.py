@@ -1,0 +1,157 @@
+"""One stage of training: load the student, run the adapter, save the checkpoint, and say so in `done.json`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from harness.adapter import StageContext
+from harness.config.suite import Stage
+from harness.config.training import Training
+from harness.engines.base import Engine
+from harness.engines.hf import HFEngine
+from harness.engines.student import StudentEngine
+from harness.errors import TrainingError
+from harness.lm.checkpoints import Loaded, load, save, weights_digest
+from harness.lm.logprobs import StudentForward, check_head
+from harness.lm.precision import suit_attention
+from harness.lm.rollouts import Example
+from harness.lm.seeding import derive_seed, seed_global_generators
+from harness.pipeline.resources import Bench
+from harness.rundir.files import write_json
+from harness.rundir.progress import SHOWN, Counter
+from harness.rundir.rollout_log import Keep, Trajectories
+from harness.rundir.snapshots import FileSnapshots
+from harness.rundir.store import StageFolder
+from harness.rundir.trackers import Log
+from harness.teachers.local import LocalTeacher, TeacherShelf, frozen_copy
+
+
+class Adaptation:
+    """Trains the stages of one run on its bench; a teacher is kept from one stage to the next."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench, self.spec, self.suite = bench, bench.spec, bench.suite
+        self.adapter, self.device, self.phase = bench.adapter, bench.device, bench.phase
+        self.teachers = TeacherShelf(bench.device, bench.checkpoint_of)
+
+    def adapt(self, folder: StageFolder, stage: Stage, index: int, checkpoint: Path) -> Path:
+        """Train one stage from `checkpoint`, unless it is trained already, and return the new checkpoint."""
+        if (done := folder.training_done) is None:
+            train = folder.open_training()
+            with self.phase("models"):
+                student = load(checkpoint, self.suite.student, self.device)
+                check_head(student.model)
+                suit_attention(student.model, self.suite.training_for(stage, self.spec.entry).autocast)
+            trajectories = Trajectories(train, student.renderer, self.suite.keep_rollouts)
+            engine = self._engine(student, stage, checkpoint)
+            done = self._train(train, self._context(train, stage, index, student, engine, trajectories.keep), student)
+            trajectories.finish()
+            write_json(train / "done.json", done)
+            FileSnapshots(train, None).clear()
+            trajectories.clear()
+        self.bench.weights[f"stage_{index}"] = done["weights"]
+        if done["teacher"] is not None:
+            self.bench.weights["teacher" if stage.teacher is None else f"stage_{index}_teacher"] = done["teacher"]
+        return folder.checkpoint
+
+    def _train(self, train: Path, context: StageContext, student: Loaded) -> dict[str, Any]:
+        started = time.perf_counter()
+        seed_global_generators(context.seed)
+        with self.phase("train"), _kept_when_it_breaks(student, train.parent / "last_good"):
+            result = self.adapter.train_stage(context)
+        seconds = time.perf_counter() - started
+        save(student, train / "checkpoint")
+        return {
+            "weights": weights_digest(train / "checkpoint"),
+            "teacher": None if self.teachers.held is None else self.teachers.held.weights,
+            "steps": result.steps,
+            "seconds": round(seconds, 3),
+            "prompts": len(context.examples),
+        }
+
+    def _context(
+        self, train: Path, stage: Stage, index: int, student: Loaded, engine: Engine, keep: Keep
+    ) -> StageContext:
+        training = self.suite.training_for(stage, self.spec.entry)
+        tasks = {name: self.bench.tasks[name] for name in stage.trains}
+        past = self._past(index)
+        teacher = self._teacher_of(stage, student)
+        progress = Counter(self.bench.report, self.spec.label, f"stage {index} {stage.task}", training.steps)
+        return StageContext(
+            student=StudentForward(student.model),
+            teacher=teacher,
+            engine=engine,
+            renderer=student.renderer,
+            tasks=tasks,
+            examples=[e for name in tasks for e in self._items(name, student, training.train_items)],
+            training=training,
+            seed=derive_seed(self.spec.seed, "stage", index, stage.task),
+            device=self.device,
+            folder=train,
+            log=_step_log(train / "steps.jsonl", progress, self.bench.track, self.spec.steps_before(index)),
+            warn=self.bench.warn,
+            snapshots=FileSnapshots(train, self.suite.snapshot_minutes),
+            keep=keep,
+            reference=frozen_copy(student) if self.adapter.requirements.reference else None,
+            teacher_engine=self._teacher_engine(teacher, student, training),
+            past_tasks={name: self.bench.tasks[name] for name, _ in past},
+            past=[e for name, limit in past for e in self._items(name, student, limit)],
+        )
+
+    def _past(self, index: int) -> list[tuple[str, int | None]]:
+        """Return the tasks of all earlier stages, each with how many of its items its own stage trained on."""
+        limits = [(s, self.suite.training_for(s, self.spec.entry).train_items) for s in self.spec.stages[: index - 1]]
+        return [(name, limit) for stage, limit in limits for name in stage.trains]
+
+    def _items(self, task: str, student: Loaded, limit: int | None) -> list[Example]:
+        return self.bench.tasks[task].training_examples(student.renderer, limit)
+
+    def _engine(self, student: Loaded, stage: Stage, checkpoint: Path) -> Engine:
+        """Return what generates the student's rollouts: this process, or the run's engine with the weights of the moment."""
+        engine = self.bench.engine_on(checkpoint)
+        if engine is not None:
+            return StudentEngine(engine, student.model)
+        batch = self.suite.training_for(stage, self.spec.entry).generation_batch
+        return HFEngine(student.model, student.renderer.tokenizer, batch)
+
+    def _teacher_of(self, stage: Stage, student: Loaded) -> LocalTeacher | None:
+        spec = stage.teacher or self.suite.teacher
+        if spec is None or self.adapter.requirements.teacher == "none":
+            return None
+        with self.phase("models"):
+            teacher = self.teachers.take(spec, student)
+        suit_attention(teacher.model, self.suite.training_for(stage, self.spec.entry).autocast)
+        return teacher
+
+    def _teacher_engine(self, teacher: LocalTeacher | None, student: Loaded, training: Training) -> Engine | None:
+        if teacher is None or self.adapter.requirements.teacher != "generate":
+            return None
+        return HFEngine(teacher.model, student.renderer.tokenizer, training.generation_batch)
+
+
+@contextmanager
+def _kept_when_it_breaks(student: Loaded, folder: Path) -> Generator[None]:
+    """Save the weights of before the update that failed, and say where they are: beside the training, which begins anew."""
+    try:
+        yield
+    except TrainingError as error:
+        save(student, folder)
+        raise TrainingError(f"{error}; the weights before this update are kept in {folder}") from error
+
+
+def _step_log(path: Path, progress: Counter, track: Log, before: int) -> Callable[[dict[str, Any]], None]:
+    """Return what takes a step's line to the step log, the display and the trackers; `before` steps are earlier stages'."""
+
+    def log(step: dict[str, Any]) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(step) + "\n")
+        number = int(step["step"])
+        progress.reach(number + 1, {name: step[name] for name in SHOWN if step.get(name) is not None})
+        track({"train": step}, before + number)
+
+    return log

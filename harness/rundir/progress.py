@@ -1,0 +1,128 @@
+"""Progress of runs: what a run reports, and the terminal display that shows it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from harness.rundir.sparkline import sparkline
+
+SHOWN = {"entropy": "entropy", "reward_mean": "reward"}
+OTHER_COLUMNS = 90  # of a bar's text, with long names
+NARROWEST, WIDEST = 4, 16
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that a run says: which run, what it does now, how far it is and its figures there; or a warning."""
+
+    run: str
+    activity: str
+    done: int = 0
+    total: int | None = None
+    finished: bool = False
+    warning: bool = False
+    figures: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+Report = Callable[[Event], None]
+
+
+def silent(_: Event) -> None:
+    """Ignore events."""
+
+
+class Counter:
+    """Reports an activity of a run that advances one by one."""
+
+    def __init__(self, report: Report, run: str, activity: str, total: int) -> None:
+        self.report, self.run, self.activity, self.total, self.done = report, run, activity, total, 0
+        report(Event(run, activity, 0, total))
+
+    def next(self, _: object = None) -> None:
+        """Count one more."""
+        self.reach(self.done + 1)
+
+    def reach(self, done: int, figures: Mapping[str, float] | None = None) -> None:
+        """Say how many are done, and the last one's figures; what is taken up again does not begin at none."""
+        self.done = done
+        self.report(Event(self.run, self.activity, done, self.total, figures=figures or {}))
+
+
+class Display:
+    """One bar per run: its name, stage and activity, steps, time elapsed and left, and its figures as sparklines."""
+
+    def __init__(self, console: Console) -> None:
+        self.progress = Progress(
+            TextColumn("[bold]{task.fields[run]}"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=12),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[course]}"),
+            console=console,
+        )
+        self.bars: dict[str, TaskID] = {}
+        self.activities: dict[str, str] = {}
+        self.warnings: set[str] = set()
+        self.courses: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show an event; a new activity starts its own count and clock, and runs that share a warning say it once."""
+        if event.warning:
+            self._warn(event.activity)
+            return
+        if event.run not in self.bars:
+            self.bars[event.run] = self.progress.add_task(event.activity, run=event.run, total=event.total, course="")
+        bar = self.bars[event.run]
+        if self.activities.get(event.run) != event.activity:
+            self.activities[event.run] = event.activity
+            self.progress.reset(bar, description=event.activity, total=event.total)
+            self._log_when_not_a_terminal(event)
+        self.progress.update(bar, completed=event.done, total=event.total, course=self._course(event))
+        if event.finished:
+            self.progress.update(bar, completed=event.total or 1, total=event.total or 1)
+            self.progress.stop_task(bar)
+
+    def _course(self, event: Event) -> str:
+        """Return the run's figures so far, over all of its stages, each with its last value, where there is room."""
+        figures = self.courses[event.run]
+        for name, value in event.figures.items():
+            figures[name].append(value)
+        width = (self.progress.console.width - OTHER_COLUMNS) // max(1, len(figures)) - len("entropy  0.123  ")
+        if width < NARROWEST:
+            return ""
+        lines = {name: sparkline(values, min(width, WIDEST)) for name, values in figures.items()}
+        return "  ".join(f"{SHOWN[name]} {line} {figures[name][-1]:.3g}" for name, line in lines.items())
+
+    def _warn(self, sentence: str) -> None:
+        if sentence not in self.warnings:
+            self.warnings.add(sentence)
+            self.progress.console.print(f"[yellow]warning:[/] {escape(sentence)}", highlight=False)
+
+    def _log_when_not_a_terminal(self, event: Event) -> None:
+        console = self.progress.console
+        if not console.is_terminal:
+            console.print(f"{event.run}: {event.activity}", highlight=False)

@@ -1,0 +1,96 @@
+"""Training rollouts kept for reading and analysis: `train/rollouts.parquet`, one row per kept rollout.
+
+While a stage trains they are lines of `rollouts.jsonl`, because a Parquet file cannot be appended to: a snapshot takes the
+lines back to its step as it does the step log's, and the Parquet file is written whole when the stage ends.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from harness.lm.chat import Renderer
+from harness.lm.rollouts import Rollout
+from harness.rundir.files import replace_file
+from harness.rundir.store import ROLLOUT_LOG
+
+LINES = 1024  # in memory at a time while the Parquet file is written
+FIGURES = ("student_logprob", "entropy", "teacher_logprob", "advantage", "teacher_top1", "routed_fkl")
+SCHEMA = pa.schema(
+    [
+        *((name, pa.int32()) for name in ("step", "rollout")),
+        *((name, pa.string()) for name in ("task", "item_id", "source", "prompt", "response")),
+        ("response_ids", pa.list_(pa.int32())),
+        ("tokens", pa.int32()),
+        ("finish", pa.string()),
+        ("reward", pa.float64()),
+        ("credit", pa.float64()),
+        *((name, pa.float64()) for name in FIGURES),
+    ]
+)
+
+Keep = Callable[[int, str, Sequence[Rollout], Sequence[Mapping[str, float]]], None]
+
+
+def keep_nothing(step: int, source: str, rollouts: Sequence[Rollout], figures: Sequence[Mapping[str, float]]) -> None:
+    """Keep no rollouts."""
+
+
+class Trajectories:
+    """The kept rollouts of one stage, the first `per_step` of each step; None keeps all, 0 none.
+
+    A step's prompts are in random order, so its first rollouts are a fair sample of it.
+    """
+
+    def __init__(self, folder: Path, renderer: Renderer, per_step: int | None) -> None:
+        self.log, self.parquet = folder / ROLLOUT_LOG, folder / "rollouts.parquet"
+        self.renderer, self.per_step = renderer, per_step
+
+    def keep(self, step: int, source: str, rollouts: Sequence[Rollout], figures: Sequence[Mapping[str, float]]) -> None:
+        """Append a step's rollouts; `source` says who wrote them, `figures` holds what is known of each, by FIGURES' names."""
+        rows = enumerate(islice(zip(rollouts, figures, strict=True), self.per_step))
+        lines = [
+            json.dumps({"step": step, "rollout": number, "source": source, **self._facts(rollout), **known})
+            for number, (rollout, known) in rows
+        ]
+        if lines:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write("\n".join([*lines, ""]))
+
+    def finish(self) -> None:
+        """Write the Parquet file of a stage that is trained; the lines stay until `clear`."""
+        if self.log.is_file():
+            replace_file(self.parquet, self._write)
+
+    def clear(self) -> None:
+        """Remove the lines of a stage that is finished."""
+        self.log.unlink(missing_ok=True)
+
+    def _facts(self, rollout: Rollout) -> dict[str, Any]:
+        return {
+            "task": rollout.example.task,
+            "item_id": rollout.example.item_id,
+            "prompt": self.renderer.tokenizer.decode(rollout.example.prompt),
+            "response": self.renderer.decode(rollout.response),
+            "response_ids": rollout.response,
+            "tokens": len(rollout.response),
+            "finish": rollout.finish,
+            "reward": rollout.reward,
+            "credit": rollout.credit,
+        }
+
+    def _write(self, path: Path) -> None:
+        with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
+            for rows in self._chunks():
+                writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+
+    def _chunks(self) -> Iterator[list[dict[str, Any]]]:
+        with self.log.open(encoding="utf-8") as lines:
+            while rows := [json.loads(line) for line in islice(lines, LINES)]:
+                yield rows

@@ -1,0 +1,62 @@
+"""Sampling noise: pass@k, the noise floor, and the variance of a paired difference by its source."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from harness.stats.intervals import _known
+
+
+class Variances(NamedTuple):
+    """The variance of a mean paired difference by its source; a difference over one seed has items alone.
+
+    `items` is the mean over seeds of s_item^2 / N. `seeds`, of one seed and not of their mean, is what the seeds' means vary
+    beyond their noise: max(0, s_mean^2 - r / N) with r the mean square that is left of d_si - d_s - d_i + d, on (S-1)(N-1)
+    degrees of freedom (two-way analysis of variance). Every seed is asked the same items, so an item that changes alike for
+    all seeds moves all means together and is no noise between them.
+    """
+
+    items: float
+    seeds: float
+
+
+def variances(by_seed: Sequence[ArrayLike]) -> Variances:
+    """Return the variance of per-item differences by its source, one array per seed of the same items; nan for a single item.
+
+    An item without a score (nan) for some seed is left out; raises `ValueError` for arrays of several lengths.
+    """
+    table = np.stack([np.asarray(values, dtype=np.float64).ravel() for values in by_seed])
+    table = table[:, ~np.isnan(table).any(axis=0)]
+    seeds, items = table.shape
+    if items < 2:
+        return Variances(math.nan, math.nan)
+    within = float(table.var(axis=1, ddof=1).mean() / items)
+    if seeds < 2:
+        return Variances(within, math.nan)
+    means = table.mean(axis=1)
+    left = table - means[:, None] - table.mean(axis=0) + table.mean()
+    noise = float((left**2).sum() / ((seeds - 1) * (items - 1)) / items)
+    return Variances(within, max(0.0, float(means.var(ddof=1)) - noise))
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Return the unbiased estimate 1 - C(n-c, k) / C(n, k) of solving an item with k samples (arXiv 2107.03374, eq. 1).
+
+    Raises `ValueError` for more samples than were drawn.
+    """
+    if not 0 <= correct <= n or not 1 <= k <= n:
+        raise ValueError(
+            f"pass@{k} of {correct} right among {n} samples: expected 0 <= right <= samples and 1 <= k <= samples"
+        )
+    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
+
+
+def noise_floor(repeated: Sequence[float]) -> float:
+    """Return the standard deviation of one score over evaluations that differ in the engine's seed alone; nan for one."""
+    known = _known(repeated)
+    return float(np.std(known, ddof=1)) if len(known) > 1 else math.nan

@@ -1,0 +1,129 @@
+"""Claims as data: the schema of a claims file, and how one is read. Every mistake names the file, the claim and the key."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from harness.config.base import NAME, Strict
+from harness.config.explain import explain
+from harness.errors import ConfigError
+from reports.claims.claim_metrics import METRICS, PER_TASK, UNIT_OF
+from reports.claims.grammar import Expression, parse
+
+FOLDER = Path(str(files("reports"))) / "claims"
+UNITS = {"points": 100.0, "nats": 1.0, "ratio": 1.0}  # how many of the unit make one of the metric's own
+
+
+class Scope(Strict):
+    """Where a claim is judged."""
+
+    start: str = Field(default="each", description="a start's name; `each`; `pairs`, named `one` and `other`")
+    stage: int | None = Field(default=None, ge=1, description="the last stage that counts; null is the run's last")
+    tasks: tuple[str, ...] = Field(default=(), description="one row per task; `first`, `each` or names")
+    rate: Literal["own", "best"] = Field(
+        default="own", description="best: each method at the learning rate that the other seeds choose; studies only"
+    )
+
+
+class ClaimEntry(Strict):
+    """One claim: a comparison of metrics, the smallest effect that matters, and where it is judged."""
+
+    name: str = Field(pattern=NAME)
+    text: str = Field(min_length=1, description="{task}, {one} and {other} are filled in")
+    expression: str
+    unit: Literal["points", "nats", "ratio"]
+    smallest_effect: float = Field(ge=0, description="in the unit; 0 where any effect in the direction counts")
+    compared: str = ""
+    reported: str | dict[str, float] = Field(default="–", description="what the source found, in the unit, by start")
+    reported_in: str = ""
+    matched: str | None = Field(default=None, description="a metric that must be matched between the two adapters")
+    scope: Scope = Scope()
+
+    @cached_property
+    def parsed(self) -> Expression:
+        """The expression as it is judged."""
+        return parse(self.expression)
+
+    @property
+    def smallest(self) -> float:
+        """The smallest effect of interest in the metrics' own unit."""
+        return self.smallest_effect / UNITS[self.unit]
+
+    @field_validator("expression")
+    @classmethod
+    def _can_be_read(cls, text: str) -> str:
+        parse(text)
+        return text
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ClaimEntry:
+        named = [metric.name for metric in self.parsed.metrics] + ([self.matched] if self.matched else [])
+        if unknown := [name for name in named if name not in METRICS]:
+            raise ValueError(f"there is no metric {unknown[0]!r}; there are {', '.join(METRICS)}")
+        if (unit := self.parsed.unit(UNIT_OF)) != self.unit:
+            raise ValueError(f"the expression is in {unit} and unit is {self.unit}; give the unit {unit}")
+        if not self.scope.tasks and (needing := [name for name in named if name in PER_TASK]):
+            raise ValueError(f"metric {needing[0]!r} is of one task; give scope.tasks, for example [first] or [each]")
+        if self.matched and len(self.parsed.adapters) != 2:
+            raise ValueError("matched needs an expression over two adapters, no more and no fewer")
+        starts = {metric.start for metric in self.parsed.metrics}
+        if (self.scope.start == "pairs") != bool(starts & {"one", "other"}):
+            raise ValueError("start=one and start=other go together with scope.start: pairs")
+        return self
+
+
+class ClaimFile(Strict):
+    """A file of claims and where they were made."""
+
+    title: str
+    source: str
+    claims: tuple[ClaimEntry, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_once(self) -> ClaimFile:
+        names = [claim.name for claim in self.claims]
+        if repeated := [name for place, name in enumerate(names) if name in names[:place]]:
+            raise ValueError(f"two claims are called {repeated[0]!r}; give each a name of its own")
+        return self
+
+
+def read_claims(name: str | Path) -> ClaimFile:
+    """Return a file of claims by its path, or a shipped one by its name; raises `ConfigError` for what cannot be used."""
+    path = FOLDER / f"{name}.yaml" if (FOLDER / f"{name}.yaml").is_file() else Path(name)
+    if not path.is_file():
+        shipped = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
+        raise ConfigError(f"there is no claims file {name}; expected a YAML file, or one of {shipped}")
+    try:
+        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds {type(content).__name__}; expected the keys title, source and claims")
+    try:
+        return ClaimFile.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_claim(content, error)}{_explained(error)}") from error
+
+
+def _claim(content: dict[str, Any], error: ValidationError) -> str:
+    """Name the claim that the first mistake is in."""
+    place = error.errors()[0]["loc"]
+    listed = content.get("claims")
+    if len(place) < 2 or not isinstance(place[1], int) or not isinstance(listed, list):
+        return ""
+    entry = listed[place[1]]
+    return f"claim {entry['name']}: " if isinstance(entry, dict) and isinstance(entry.get("name"), str) else ""
+
+
+def _explained(error: ValidationError) -> str:
+    """Say what is wrong with a key; of a whole claim, without repeating it."""
+    first = error.errors()[0]
+    if not isinstance(first["input"], dict) or first["type"] != "value_error":
+        return explain(error, ClaimFile)
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}".removeprefix(": ")

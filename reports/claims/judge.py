@@ -1,0 +1,198 @@
+"""Judging claims: supported, contradicted or not resolved, by the interval of the effect over seeds, and nothing else.
+
+Supported where the 95 % t interval over at least three seeds lies wholly beyond the smallest effect of interest in the claimed
+direction; contradicted where it lies wholly short of it (so also where it lies on the other side); not resolved otherwise.
+Either needs, besides, the p value of the t test against that smallest effect, adjusted after Holm over all claims judged
+together, at or below 5 %. With a smallest effect of 0 this is the test of the effect's sign.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import pandas as pd
+from scipy import stats
+
+from harness.errors import ConfigError
+from harness.stats.intervals import Interval, t_interval
+from harness.stats.power import seeds_needed
+from harness.stats.significance import holm, p_value
+from reports.claims.claim_file import ClaimEntry
+from reports.claims.claim_metrics import metric_series
+from reports.claims.grammar import Metric
+from reports.compare.rows import MARGIN, MATCHED, ON_AVERAGE, how_matched
+from reports.data.methods import Method
+from reports.document.sentences import has_width, resolved
+
+SUPPORTED, CONTRADICTED, NOT_RESOLVED, NO_RUNS = "supported", "contradicted", "not resolved", "no runs"
+NOT_SHOWN_TO_MATCH = "not resolved: learning not shown to match"
+UNMATCHED = "not comparable: learning unmatched"
+LEVEL, SEEDS, MOST_SEEDS = 0.05, 3, 200
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one row of a claim is judged: a start or two, and a task, each empty where the claim has none."""
+
+    start: str = ""
+    other: str = ""
+    task: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim at one place: the effect by seed, its interval, Holm's p value and the verdict; `needed` seeds to resolve it."""
+
+    entry: ClaimEntry
+    place: Place
+    effect: Interval
+    p: float = math.nan
+    adjusted: float = math.nan
+    verdict: str = ""
+    needed: int | None = None
+
+
+def judge(difference: Interval, adjusted: float, sign: int = 1, smallest: float = 0.0) -> str:
+    """Return the verdict on a claim that a difference has a sign and at least the smallest size."""
+    if not difference.seeds:
+        return NO_RUNS
+    beyond = _beyond(difference, sign, smallest)
+    if not resolved(beyond, SEEDS) or not adjusted <= LEVEL:
+        return NOT_RESOLVED
+    return SUPPORTED if beyond.mean > 0 else CONTRADICTED
+
+
+def p_of(difference: Interval, sign: int = 1, smallest: float = 0.0) -> float:
+    """Return the p value of a difference over enough seeds to be judged against the smallest effect, else nan."""
+    return p_value(_beyond(difference, sign, smallest)) if has_width(difference, SEEDS) else math.nan
+
+
+def seeds_to_resolve(effect: Interval, sign: int = 1, smallest: float = 0.0, tests: int = 1) -> int | None:
+    """Return the seeds that would resolve an effect of this size and spread with 80 % power, as one of so many tests.
+
+    The size is the distance from the smallest effect of interest, the level LEVEL / tests. None where more than MOST_SEEDS
+    were needed, and where fewer than two seeds say nothing about the spread.
+    """
+    if not has_width(effect):
+        return None
+    spread = (effect.high - effect.low) / 2 / float(stats.t.ppf(0.975, effect.seeds - 1)) * math.sqrt(effect.seeds)
+    distance = _beyond(effect, sign, smallest).mean
+    found = seeds_needed(distance, spread, level=1 - LEVEL / max(tests, 1), most=MOST_SEEDS)
+    return None if found is None else max(found, effect.seeds + 1, SEEDS)
+
+
+def verdicts(claims: Iterable[ClaimEntry], methods: Sequence[Method], margin: float = MARGIN) -> list[Verdict]:
+    """Judge claims on methods, found by their adapter's name and their start; p values are adjusted over all of them."""
+    judged = [
+        verdict for entry in claims if entry.scope.rate == "own" for verdict in _at_places(entry, methods, margin)
+    ]
+    adjusted, tests = holm([each.p for each in judged]), sum(not math.isnan(each.p) for each in judged)
+    return [_judged(each, p, tests) for each, p in zip(judged, adjusted, strict=True)]
+
+
+def places(entry: ClaimEntry, starts: Sequence[str], trained: Sequence[str]) -> Iterator[Place]:
+    """Yield where a claim is judged; two starts in the order of what is reported for them, the largest first."""
+    tasks = [task for name in entry.scope.tasks for task in _tasks(name, trained)] if entry.scope.tasks else [""]
+    for start, other in _starts(entry, starts):
+        yield from (Place(start, other, task) for task in dict.fromkeys(tasks))
+
+
+def filled(text: str, place: Place) -> str:
+    """Fill a text's {task}, {one} and {other} in; braces of any other name stay as they are."""
+    values = {"{task}": place.task, "{one}": place.start, "{other}": place.other}
+    for name, value in values.items():
+        text = text.replace(name, value)
+    return text
+
+
+def effect_at(entry: ClaimEntry, place: Place, methods: Sequence[Method]) -> pd.Series:
+    """Return a claim's effect by seed at one place; empty where there are no such runs."""
+    return entry.parsed.effect(lambda metric: _series(metric, entry, place, methods))
+
+
+def _judged(found: Verdict, adjusted: float, tests: int) -> Verdict:
+    sign, smallest = found.entry.parsed.sign, found.entry.smallest
+    verdict = found.verdict or judge(found.effect, adjusted, sign, smallest)
+    needed = seeds_to_resolve(found.effect, sign, smallest, tests) if verdict == NOT_RESOLVED else None
+    return replace(found, adjusted=adjusted, verdict=verdict, needed=needed)
+
+
+def _at_places(entry: ClaimEntry, methods: Sequence[Method], margin: float) -> Iterator[Verdict]:
+    starts = list(dict.fromkeys(method.first.start for method in methods))
+    trained = list(dict.fromkeys(task for method in methods for task in method.stage_of))
+    _check_scope(entry, starts, methods)
+    for place in places(entry, starts, trained):
+        yield _verdict(entry, place, methods, margin)
+
+
+def _check_scope(entry: ClaimEntry, starts: Sequence[str], methods: Sequence[Method]) -> None:
+    """Raise `ConfigError` for a start, task or stage that no run has, which would leave a claim out without a word."""
+    named = [entry.scope.start, *(metric.start for metric in entry.parsed.metrics)]
+    _refuse_unknown(entry, "start", named, ["", "each", "pairs", "one", "other"], starts)
+    tasks = list(dict.fromkeys(task for method in methods for task in method.tasks))
+    _refuse_unknown(entry, "scope.tasks", entry.scope.tasks, ["first", "each"], tasks)
+    stages = [len(method.first.stages) for method in methods if method.first.adapter in entry.parsed.adapters]
+    if entry.scope.stage is not None and stages and entry.scope.stage > min(stages):
+        raise ConfigError(
+            f"claim {entry.name}: scope.stage is {entry.scope.stage}, and the runs have the stages 1 to {min(stages)}; name "
+            "one of them, or null for the last"
+        )
+
+
+def _refuse_unknown(
+    entry: ClaimEntry, key: str, named: Sequence[str], always: Sequence[str], known: Sequence[str]
+) -> None:
+    if unknown := [name for name in named if name not in (*always, *known)]:
+        there = ", ".join(name for name in known if name) or "none"
+        raise ConfigError(f"claim {entry.name}: {key} names {unknown[0]!r}, which no run has; the runs have {there}")
+
+
+def _verdict(entry: ClaimEntry, place: Place, methods: Sequence[Method], margin: float) -> Verdict:
+    interval = t_interval(effect_at(entry, place, methods))
+    if entry.matched and interval.seeds and (why := _not_matched(entry, place, methods, margin)):
+        return Verdict(entry, place, interval, verdict=why)
+    return Verdict(entry, place, interval, p_of(interval, entry.parsed.sign, entry.smallest))
+
+
+def _not_matched(entry: ClaimEntry, place: Place, methods: Sequence[Method], margin: float) -> str:
+    """Say why what is kept cannot be judged; empty where the two adapters learned equally."""
+    one, other = (_series(Metric(name, entry.matched or ""), entry, place, methods) for name in entry.parsed.adapters)
+    status = how_matched(t_interval(one - other), margin)
+    return {MATCHED: "", ON_AVERAGE: NOT_SHOWN_TO_MATCH}.get(status, UNMATCHED)
+
+
+def _series(metric: Metric, entry: ClaimEntry, place: Place, methods: Sequence[Method]) -> pd.Series:
+    named = {"one": place.start, "other": place.other, "": place.start}
+    start = named.get(metric.start, metric.start)
+    found = [method for method in methods if (method.first.adapter, method.first.start) == (metric.adapter, start)]
+    if len(found) > 1:
+        raise ConfigError(
+            f"claim {entry.name}: {metric.adapter} is {' and '.join(method.name for method in found)} here; name the "
+            "methods of one suite and order"
+        )
+    if not found:
+        return pd.Series(dtype=float)
+    return metric_series(found[0], metric.name, place.task, entry.scope.stage)
+
+
+def _starts(entry: ClaimEntry, starts: Sequence[str]) -> list[tuple[str, str]]:
+    reported = entry.reported if isinstance(entry.reported, dict) else {}
+    if entry.scope.start == "pairs":
+        return list(combinations(sorted(starts, key=lambda start: -reported.get(start, 0)), 2))
+    return [(start, "") for start in starts if entry.scope.start in ("each", start)]
+
+
+def _tasks(name: str, trained: Sequence[str]) -> Sequence[str]:
+    if name == "each":
+        return trained
+    return trained[:1] if name == "first" else [name]
+
+
+def _beyond(difference: Interval, sign: int, smallest: float) -> Interval:
+    """Return the effect in the claimed direction, less the smallest one of interest."""
+    mean, low, high, seeds = difference
+    low, high = (low, high) if sign > 0 else (-high, -low)
+    return Interval(sign * mean - smallest, low - smallest, high - smallest, seeds)

@@ -1,0 +1,146 @@
+"""Verdicts on claims for readers: a table, and what stands beside `not resolved`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from harness.stats.intervals import Interval
+from reports.claims.claim_file import ClaimEntry, ClaimFile
+from reports.claims.judge import MOST_SEEDS, NOT_RESOLVED, SEEDS, Place, Verdict, filled
+from reports.compare.views import latex_table
+from reports.document.blocks import Grid
+from reports.document.sentences import has_width, nats, nats_more, p_value, percent, points, resolved, with_interval
+
+RULE = (
+    f"Supported: the 95 % t interval of the effect, paired over at least {SEEDS} seeds, lies wholly beyond the smallest "
+    "effect of interest in the claimed direction. Contradicted: it lies wholly short of it. Both need a t test against that "
+    "effect at 5 %, adjusted after Holm over all claims judged together. Otherwise not resolved; the seeds to resolve it are "
+    f"those at which an effect of this size and spread is found with 80 % power; more than {MOST_SEEDS} are not counted."
+)
+WRITE: dict[str, tuple[Callable[[float], str], Callable[[float], str]]] = {
+    "points": (percent, points),
+    "nats": (nats, nats_more),
+    "ratio": (nats, nats_more),
+}
+
+
+def verdicts_grid(found: Sequence[Verdict]) -> Grid:
+    """Return the claims with what the source reports, the effect, its smallest size of interest, and the verdict strong."""
+    header = ["claim", "reported", "effect [95 %]", "smallest", "seeds", "p, Holm", "verdict", "seeds to resolve"]
+    rows = [_row(verdict) for verdict in found]
+    return Grid("Claims", header, rows, frozenset((row, 6) for row in range(len(rows))))
+
+
+def print_verdicts(console: Console, found: Sequence[Verdict]) -> None:
+    """Print the verdicts."""
+    grid = verdicts_grid(found)
+    table = Table(title="Claims", title_justify="left", show_lines=True)
+    for name in grid.header:
+        table.add_column(Text(name))
+    for row in grid.rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def write_verdicts(found: Sequence[Verdict], claims: Sequence[ClaimFile], folder: Path) -> list[Path]:
+    """Write claims.md, with the rule of judgement, and claims.csv, in full precision, below `folder`; return the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, kind in (("claims.md", "markdown"), ("claims.csv", "csv")):
+        (folder / name).write_text(rendered_verdicts(found, claims, kind), encoding="utf-8")
+    return [folder / "claims.md", folder / "claims.csv"]
+
+
+def rendered_verdicts(found: Sequence[Verdict], claims: Sequence[ClaimFile], kind: str) -> str:
+    """Return the verdicts in one of the formats of a comparison."""
+    if kind == "csv":
+        return pd.DataFrame([_record(verdict) for verdict in found]).to_csv(index=False)
+    grid = verdicts_grid(found)
+    table = pd.DataFrame(list(grid.rows), columns=pd.Index(grid.header))
+    if kind == "latex":
+        return latex_table(table, grid.title)
+    sources = "\n".join(f"- {file.title}: {file.source}" for file in claims)
+    return f"# Claims\n\n{sources}\n\n{RULE}\n\n{table.to_markdown(index=False, disable_numparse=True)}\n"
+
+
+def said(verdict: Verdict) -> str:
+    """Return the verdict, and beside `not resolved` what stood in the way: seeds, their width, or Holm's adjustment."""
+    entry, effect = verdict.entry, verdict.effect
+    if verdict.verdict != NOT_RESOLVED:
+        return verdict.verdict
+    return unresolved(effect, entry.unit, entry.parsed.sign * entry.smallest)
+
+
+def unresolved(effect: Interval, unit: str, threshold: float = 0.0) -> str:
+    """Say what stood in the way of a verdict: seeds, their width, or Holm's adjustment."""
+    if not has_width(effect, SEEDS):
+        return f"{NOT_RESOLVED}: {f'fewer than {SEEDS} seeds' if effect.seeds < SEEDS else 'all seeds differ alike'}"
+    beyond = Interval(effect.mean - threshold, effect.low - threshold, effect.high - threshold, effect.seeds)
+    adjusted = " after Holm" if resolved(beyond) else ""
+    return f"{NOT_RESOLVED}{adjusted} (half-width {half_width(effect, unit)} {unit})"
+
+
+def half_width(interval: Interval, unit: str) -> str:
+    """Write half the width of an interval in its unit, without the unit."""
+    return WRITE[unit][0]((interval.high - interval.low) / 2)
+
+
+def reported(entry: ClaimEntry, place: Place) -> str:
+    """Return what the source reports for a place: a text, its figure, or the difference of its figures."""
+    if isinstance(entry.reported, str):
+        return entry.reported
+    starts = [start for start in (place.start, place.other) if start]
+    if not starts or not set(starts) <= set(entry.reported):
+        return "–"
+    value = entry.reported[starts[0]] - (entry.reported[starts[1]] if len(starts) > 1 else 0.0)
+    where = f", {entry.reported_in}" if entry.reported_in else ""
+    return f"{value:+.2f} {entry.unit}{where}".replace("-", "−", 1 if value < 0 else 0)
+
+
+def _row(verdict: Verdict) -> list[str]:
+    entry, effect = verdict.entry, verdict.effect
+    write = WRITE[entry.unit][1]
+    start = f", {verdict.place.start} start" if verdict.place.start and not verdict.place.other else ""
+    return [
+        f"{filled(entry.text, verdict.place)}{start}",
+        reported(entry, verdict.place),
+        f"{with_interval(effect, write)} {entry.unit}" if effect.seeds else "–",
+        f"{write(entry.parsed.sign * entry.smallest)}" if entry.smallest else "any",
+        str(effect.seeds or "–"),
+        p_value(verdict.adjusted),
+        said(verdict),
+        _needed(verdict),
+    ]
+
+
+def _record(verdict: Verdict) -> dict[str, object]:
+    entry, place, effect = verdict.entry, verdict.place, verdict.effect
+    return {
+        "claim": entry.name,
+        "start": place.start,
+        "other_start": place.other,
+        "task": place.task,
+        "expression": entry.expression,
+        "unit": "share" if entry.unit == "points" else entry.unit,
+        "effect": effect.mean,
+        "low": effect.low,
+        "high": effect.high,
+        "smallest_effect": entry.smallest,
+        "seeds": effect.seeds,
+        "p": verdict.p,
+        "p_holm": verdict.adjusted,
+        "verdict": verdict.verdict,
+        "seeds_to_resolve": verdict.needed,
+    }
+
+
+def _needed(verdict: Verdict) -> str:
+    """Write how many seeds would have resolved an effect of this size; nothing where a verdict was reached or seeds agree."""
+    if verdict.verdict != NOT_RESOLVED or not has_width(verdict.effect):
+        return "–"
+    return f">{MOST_SEEDS}" if verdict.needed is None else str(verdict.needed)

@@ -1,0 +1,1 @@
+"""Methods next to a baseline: paired differences."""

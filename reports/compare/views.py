@@ -1,0 +1,172 @@
+"""A comparison for readers: one table per method beside the baseline, on the terminal, as Markdown, LaTeX and CSV.
+
+Differences are in percentage points (entropy: nats). `detects` is the smallest difference found with 80 % power: over these
+seeds, or, for a single seed, over these items.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from harness.stats.intervals import Interval
+from reports.compare.comparison import Comparison, Stages
+from reports.compare.rows import AVERAGE, Row, frame, frame_by_seed
+from reports.document.sentences import nats, nats_more, p_value, percent, points
+from reports.figures.style import short_names
+
+LATEX = {"<": "$<$", "−": "$-$", "–": "--", "\u00a0": "~", "×": r"$\times$"}
+LEVEL = 0.05
+FORMATS = ("markdown", "csv", "latex")
+READING = (
+    "Brackets are 95 % intervals: over seeds, Student's t of the paired differences; over items, a BCa bootstrap with the "
+    "seeds given. p: paired t test over seeds, adjusted after Holm over a measure's tasks and all methods compared. "
+    "Lost and gained: items right before the difference and wrong after it, and the reverse, added over seeds; McNemar's "
+    "exact p is the smallest of the seeds' times their number. sd: of one seed's difference, by what varies. Detects: the "
+    "smallest difference found with 80 % power, over these seeds, or (items) within one."
+)
+
+
+def tables(compared: Comparison | Stages) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield each method's title and table of texts, in the order given; columns that say nothing are left out."""
+    for names in _pairs(compared):
+        table = pd.DataFrame([_texts(row) for row in compared.rows if (row.base, row.other) == names])
+        told = [bool((table[name] != "–").any()) for name in table.columns]
+        yield f"{names[1]} minus {names[0]}", table.loc[:, told]
+
+
+def print_comparison(console: Console, compared: Comparison | Stages) -> None:
+    """Print the tables and notes; bold is what leaves zero out after Holm's adjustment."""
+    for names in _pairs(compared):
+        rows = [row for row in compared.rows if (row.base, row.other) == names]
+        console.print(_terminal(f"{names[1]} minus {names[0]}", rows))
+    for note in compared.notes():
+        console.print(f"[yellow]{escape(note)}[/yellow]", highlight=False)
+
+
+def write_comparison(compared: Comparison | Stages, folder: Path, sentences: Sequence[str] = ()) -> list[Path]:
+    """Write compare.md, compare.tex (booktabs), compare.csv and compare_by_seed.csv below `folder`; return the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "compare.md": markdown(compared, sentences),
+        "compare.tex": latex(compared),
+        "compare.csv": csv(compared),
+        "compare_by_seed.csv": frame_by_seed(compared.rows).to_csv(index=False),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return [folder / name for name in texts]
+
+
+def rendered(compared: Comparison | Stages, kind: str, sentences: Sequence[str] = ()) -> str:
+    """Return the comparison in one of FORMATS."""
+    if kind == "markdown":
+        return markdown(compared, sentences)
+    return csv(compared) if kind == "csv" else latex(compared)
+
+
+def markdown(compared: Comparison | Stages, sentences: Sequence[str] = ()) -> str:
+    """Return the tables with their reading and notes as Markdown."""
+    parts = [*sentences]
+    for title, table in tables(compared):
+        align = ["left", *["right"] * (table.shape[1] - 1)]
+        parts += [f"## {title}", table.to_markdown(index=False, disable_numparse=True, colalign=align)]
+    return "\n\n".join([*parts, READING, *compared.notes()]) + "\n"
+
+
+def latex(compared: Comparison | Stages) -> str:
+    """Return one booktabs table per method; it needs the package booktabs and nothing else."""
+    return "\n".join(latex_table(table, title) for title, table in tables(compared))
+
+
+def latex_table(table: pd.DataFrame, title: str) -> str:
+    """Return a table of texts as LaTeX, in characters that pdflatex has."""
+    form = "l" + "r" * (table.shape[1] - 1)
+    text = table.to_latex(index=False, escape=True, column_format=form, caption=_plain(title))
+    for sign, command in LATEX.items():
+        text = text.replace(sign, command)
+    return text
+
+
+def csv(compared: Comparison | Stages) -> str:
+    """Return every figure in full precision, one line per row."""
+    return frame(compared.rows).to_csv(index=False)
+
+
+def _pairs(compared: Comparison | Stages) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((row.base, row.other) for row in compared.rows))
+
+
+def _texts(row: Row) -> dict[str, str]:
+    found, level, change = row.difference, *_writers(row)
+    sd = [math.sqrt(value) for value in (found.variances.seeds, found.variances.items)]
+    return {
+        "": f"{row.title}{', nats' * (row.measure.unit == 'nats')}",
+        row.base: level(found.base),
+        row.other: level(found.other),
+        "difference": change(found.seeds.mean),
+        "over seeds": _bracket(found.seeds, change, 2),
+        "over items": _bracket(found.items, change, 1),
+        "p, Holm": row.learning if not row.judged else p_value(row.adjusted),
+        "lost / gained": f"{found.lost} / {found.gained}" if found.flips else "–",
+        "McNemar p": p_value(found.mcnemar),
+        "sd seeds; items": "; ".join(level(value) for value in sd) if found.item_count else "–",
+        "detects": _detects(row, level),
+        "noise": level(row.noise),
+        "seeds × items": f"{found.seeds.seeds} × {found.item_count or '–'}",
+    }
+
+
+def _writers(row: Row) -> tuple[Callable[[float], str], Callable[[float], str]]:
+    """Return how the row's levels and its differences are written."""
+    if row.measure.unit == "nats":
+        return nats, nats_more
+    return percent, points
+
+
+def _bracket(interval: Interval, write: Callable[[float], str], seeds: int) -> str:
+    known = interval.seeds >= seeds and not math.isnan(interval.low)
+    return f"[{write(interval.low)},\u00a0{write(interval.high)}]" if known else "–"
+
+
+def _detects(row: Row, level: Callable[[float], str]) -> str:
+    over_seeds, over_items = row.difference.detectable_seeds, row.difference.detectable_items
+    if math.isnan(over_seeds) and not math.isnan(over_items):
+        return f"{level(over_items)} (items)"
+    return level(over_seeds)
+
+
+def _plain(title: str) -> str:
+    return title.replace("_", r"\_").replace("&", r"\&").replace("%", r"\%").replace("#", r"\#")
+
+
+def _terminal(title: str, rows: Sequence[Row]) -> Table:
+    """Draw a table of two lines a row, so that it fits 80 columns; its header says which is which."""
+    table = Table(title=Text(f"{title}, in points"), title_justify="left", box=box.SIMPLE, padding=(0, 1))
+    names = (f"{rows[0].base}\n{rows[0].other}", "difference\nn", "95 % seeds\nitems", "p, Holm\ndetects")
+    table.add_column("", overflow="fold", ratio=1)
+    for name in (*names, "lost / gained\nMcNemar p"):
+        table.add_column(Text(name), justify="right", overflow="fold", no_wrap=name.startswith("95 %"))
+    short = short_names([row.task for row in rows if row.task not in ("", AVERAGE)]) | {AVERAGE: AVERAGE}
+    for row in rows:
+        cells = {name: text.replace("\u00a0", " ") for name, text in _texts(row).items()}
+        lines = (
+            (row.base, row.other),
+            ("difference", "seeds × items"),
+            ("over seeds", "over items"),
+            ("p, Holm", "detects"),
+            ("lost / gained", "McNemar p"),
+        )
+        unit = "nats" if row.measure.unit == "nats" else ""
+        told = [f"{cells[above]}\n{cells[below]}" for above, below in lines]
+        title = f"{row.measure.name}\n{short.get(row.task, unit)}"
+        table.add_row(*map(Text, (title, *told)), style="bold" if row.adjusted <= LEVEL else "")
+    return table

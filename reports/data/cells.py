@@ -1,0 +1,91 @@
+"""One task after one stage of one run: its evaluated cell, and the rows that frames make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness.rundir.reader import RunDir, identity, read_json, read_parquet
+
+OUTCOMES = ["correct", "wrong", "unparsed", "truncated"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One task after one stage of one run; `results` is None when it has not been evaluated."""
+
+    run: RunDir
+    label: str
+    stage: int
+    task: str
+    path: Path
+    results: dict[str, Any] | None
+
+    @property
+    def answers(self) -> Path:
+        """The file of its graded answers."""
+        return self.path / "samples.parquet"
+
+
+def cell_at(run: RunDir, label: str, stage: int, task: str, profile: str = "", grader: str = "") -> Cell:
+    """Return a task's cell after a stage, graded by `grader` where there are such grades."""
+    path = run.cell_path(stage, task, profile, grader)
+    file = path / "results.json"
+    return Cell(run, label, stage, task, path, read_json(file) if file.is_file() else None)
+
+
+def cells_of(run: RunDir, label: str, profile: str, grader: str) -> Iterator[Cell]:
+    """Yield every cell that a run is to have under a profile, stage by stage."""
+    for stage in range(len(run.stages) + 1):
+        for task in run.tasks_under(profile):
+            yield cell_at(run, label, stage, task, profile, grader)
+
+
+def place_of(cell: Cell) -> dict[str, Any]:
+    """Return the columns that say which run, stage and task a row belongs to."""
+    return {**identity(cell.run, cell.label), "stage": cell.stage, "task": cell.task}
+
+
+def score_row(cell: Cell) -> dict[str, Any]:
+    """Return a cell's row of scores, outcomes and keys; score nan where it has not been evaluated."""
+    run, results = cell.run, cell.results or {}
+    outcomes = results.get("outcomes", {})
+    return {
+        **place_of(cell),
+        "stage_task": run.stages[cell.stage - 1] if cell.stage else "",
+        "role": "probe" if cell.task in run.probes else "trained",
+        "own": cell.stage > 0 and cell.task in run.trains[cell.stage - 1],
+        "metric": results.get("metric", ""),
+        "score": float(results.get("score", "nan")),
+        "n": int(results.get("n", 0)),
+        "answers": int(results.get("n", 0)) * int(results.get("samples", 1)),
+        **{outcome: int(outcomes.get(outcome, 0)) for outcome in OUTCOMES},
+        "response_tokens_mean": float(results.get("response_tokens_mean") or "nan"),
+        "seconds": float(results.get("seconds") or 0),
+        "weights": results.get("weights", ""),
+        "comparability": results.get("keys", {}).get("comparability", ""),
+    }
+
+
+def outcome_rows(cell: Cell) -> pd.DataFrame:
+    """Return a cell's items with their outcome, of several answers the first not right; see `Frames.answers`."""
+    answers = read_parquet(cell.answers, ["item_id", "outcome"])
+    if not answers["item_id"].is_unique:
+        right = answers["outcome"] == "correct"
+        answers = pd.concat([answers[~right], answers[right]]).drop_duplicates("item_id")
+    own = next((stage for stage, tasks in enumerate(cell.run.trains, start=1) if cell.task in tasks), 0)
+    return answers.assign(last=len(cell.run.stages), own_stage=own)
+
+
+def placed(found: Sequence[tuple[Cell, pd.DataFrame]]) -> pd.DataFrame:
+    """Put the cells' rows one after another, each with its run, stage and task."""
+    places = pd.DataFrame([place_of(cell) for cell, _ in found])
+    repeated = places.take(np.repeat(np.arange(len(found)), [len(rows) for _, rows in found])).reset_index(drop=True)
+    rows = pd.concat([rows for _, rows in found], ignore_index=True)
+    # A group's rows say of which of its tasks they are; here all of a cell's are of the cell's.
+    return pd.concat([repeated, rows.drop(columns=repeated.columns, errors="ignore")], axis=1)

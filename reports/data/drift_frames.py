@@ -1,0 +1,62 @@
+"""What runs measured of themselves beside scores, as tidy frames: the distance from the start, and the noise of its scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.evaluation import drift as measured
+from harness.rundir.reader import IDENTITY, RunDir, identity, read_json
+from harness.rundir.store import StageFolder, cell_name
+from harness.stats.sampling import noise_floor
+
+DRIFT = [*IDENTITY, "stage", "task", *measured.FIGURES, "answers"]
+NOISE = [*IDENTITY, "task", "profile", "score", "repeats", "noise_floor"]
+Labelled = Iterable[tuple[RunDir, str]]
+
+
+def drift_frame(runs: Labelled) -> pd.DataFrame:
+    """Return one row per run, stage and task, and one with task "" for the mean over tasks; nats per token.
+
+    Runs of versions that did not measure it have the overall row alone, with nan. `answers` is the digest of prompts and
+    answers: rows are comparable where it is the same.
+    """
+    return pd.DataFrame([row for run, label in runs for row in _drift_rows(run, label)], columns=pd.Index(DRIFT))
+
+
+def noise_frame(runs: Labelled) -> pd.DataFrame:
+    """Return one row per run and cell whose start was evaluated again: its first score and the standard deviation of all."""
+    return pd.DataFrame([row for run, label in runs for row in _noise_rows(run, label)], columns=pd.Index(NOISE))
+
+
+def _drift_rows(run: RunDir, label: str) -> Iterator[dict[str, Any]]:
+    for stage, folder in _stages(run):
+        file = folder.drift / "results.json"
+        found = read_json(file) if file.is_file() else {}
+        for task, figures in {"": found, **found.get("tasks", {})}.items():
+            values = {name: float(figures.get(name, "nan")) for name in measured.FIGURES}
+            place = {"stage": stage, "task": task, "answers": found.get("answers", "")}
+            yield {**identity(run, label), **place, **values}
+
+
+def _noise_rows(run: RunDir, label: str) -> Iterator[dict[str, Any]]:
+    profiles: Sequence[str] = ["", *run.further_profiles]
+    for profile in profiles:
+        for task in run.tasks_under(profile):
+            cell, start = cell_name(task, profile), StageFolder(run.stage_path(0))
+            repeats = _scores((start.path / "noise" / cell).glob("*/results.json"))
+            first = _scores([start.cell(cell) / "results.json"])
+            if repeats and first:
+                found = {"score": first[0], "repeats": len(repeats), "noise_floor": noise_floor([*first, *repeats])}
+                yield {**identity(run, label), "task": task, "profile": profile, **found}
+
+
+def _scores(files: Iterable[Path]) -> list[float]:
+    return [float(read_json(file)["score"]) for file in sorted(files) if file.is_file()]
+
+
+def _stages(run: RunDir) -> Iterator[tuple[int, StageFolder]]:
+    return ((stage, StageFolder(run.stage_path(stage))) for stage in range(len(run.stages) + 1))

@@ -1,0 +1,72 @@
+"""Answers that turned from right to wrong (lost) or from wrong to right (gained), on the same items (arXiv 2510.17776).
+
+Three comparisons, each between two stages of one run: every stage with the one before it, a task's own stage with the end,
+which is what forgetting takes, and the start with the end. Where an item has several answers it is right if all are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from harness.rundir.reader import IDENTITY
+from harness.stats.significance import Flips
+from reports.data.frames import Frames
+
+STAGE, SINCE_OWN, WHOLE = "over the stage", "since its own stage", "from the start"
+CELL = ["task", "kind", "before", "after"]
+HOW_LOST = ["wrong", "unparsed", "truncated"]
+
+
+def compared(frames: Frames) -> pd.DataFrame:
+    """Return one row per run, comparison and item with what became of its answer: `was` and `now`, names of outcomes."""
+    keys = [*IDENTITY, *CELL, "item_id", "was", "now"]
+    if frames.answers.empty:
+        return pd.DataFrame(columns=pd.Index(keys))
+    by_run = frames.answers.groupby([*IDENTITY, "task"], sort=False)
+    outcomes = frames.answers.assign(run=by_run.ngroup()).pivot(
+        index=["run", "item_id"], columns="stage", values="outcome"
+    )
+    runs = by_run[["last", "own_stage"]].first().reset_index()
+    rows = pd.concat(_pairs(outcomes, runs["last"], runs["own_stage"])).sort_values("run", kind="stable")
+    placed = runs.take(rows["run"].to_numpy()).reset_index(drop=True)
+    return pd.concat([placed, rows.reset_index(drop=True)], axis=1)[keys]
+
+
+def count(items: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per run and comparison: items, lost and gained, the lost by what they became, and McNemar's p value."""
+    was, now = items["was"] == "correct", items["now"] == "correct"
+    columns = {"items": 1, "lost": was & ~now, "gained": ~was & now}
+    columns |= {f"lost_{how}": was & (items["now"] == how) for how in HOW_LOST}
+    table = items.assign(**columns).groupby([*IDENTITY, *CELL], sort=False)[list(columns)].sum().reset_index()
+    tests = [Flips(lost, gained, n).p_value for lost, gained, n in table[["lost", "gained", "items"]].to_numpy()]
+    return table.assign(p_value=tests)
+
+
+def changed(items: pd.DataFrame) -> pd.DataFrame:
+    """Return the items that were lost or gained, with the column `change`."""
+    was, now = items["was"] == "correct", items["now"] == "correct"
+    return items[was != now].assign(change=np.where(was[was != now], "lost", "gained"))
+
+
+def shares(counted: pd.DataFrame) -> pd.DataFrame:
+    """Return per label and comparison the mean over seeds of each count as a share of the items."""
+    names = ["lost", "gained", *(f"lost_{how}" for how in HOW_LOST)]
+    by_seed = counted.assign(**{name: counted[name] / counted["items"] for name in names})
+    groups = by_seed.groupby(["label", "adapter", *CELL], sort=False)
+    return groups.agg({**dict.fromkeys(names, "mean"), "items": "max", "seed": "nunique"}).reset_index()
+
+
+def _pairs(outcomes: pd.DataFrame, last: pd.Series, own: pd.Series) -> Iterator[pd.DataFrame]:
+    """Yield the items of all runs by what is compared; `outcomes` has a row per run and item, `last` and `own` one per run."""
+    run, stages = outcomes.index.get_level_values("run"), range(1, int(last.max()) + 1)
+    compared = [(STAGE, stage - 1, stage, last >= stage) for stage in stages]
+    later = [(before, after) for before in stages for after in stages if before < after]
+    compared += [(SINCE_OWN, before, after, (own == before) & (last == after)) for before, after in later]
+    compared += [(WHOLE, 0, stage, last == stage) for stage in stages]
+    for kind, before, after, having in compared:
+        if before in outcomes and after in outcomes:
+            both = outcomes.loc[having.to_numpy()[run], [before, after]].set_axis(["was", "now"], axis=1).dropna()
+            yield both.reset_index().assign(kind=kind, before=before, after=after)

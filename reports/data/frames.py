@@ -1,0 +1,200 @@
+"""Run directories as tidy pandas frames: everything that tables and figures show is read here, and only here.
+
+A run that is still going on is an ordinary input: its missing cells are rows with score nan, and a line that is being
+written to a step log is left for the next reading.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.errors import RunError
+from harness.lmeval.overlap import Overlap
+from harness.rundir.reader import IDENTITY, RunDir, find_runs, read_lines, read_parquet
+from reports.data.cells import Cell, cells_of, outcome_rows, place_of, placed, score_row
+from reports.data.drift_frames import drift_frame, noise_frame
+from reports.data.repair_hints import describe_cell, what_differs
+
+PHASES = ["generate", "teacher", "student", "step"]
+ADVANTAGE = ["advantage_mean", *(f"advantage_q{quantile:02d}" for quantile in (1, 5, 25, 50, 75, 95, 99))]
+STEP_FIELDS = [
+    *("loss", "entropy", "routed_fkl", *ADVANTAGE),
+    *("fkl_gradient_share", "pull_up", "pull_down"),
+    *("top_k", "teacher_top_mass", "student_top_mass", "overlap"),
+    *("reward_mean", "response_tokens_mean", "truncated_share", "tokens", "grad_norm", "lr"),
+    *(f"seconds_{phase}" for phase in PHASES),
+]
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Everything a report needs. Runs, and with them all rows, are in display order: controls, then by name.
+
+    `label` is what a reader calls a group of seeds: the adapter, and what else differs between the runs (suite, order,
+    start).
+
+    - `scores`: one row per run, stage and task that the suite evaluates; `score` in [0, 1], nan where missing.
+    - `metrics`: one row per run, stage, task and metric of the task.
+    - `steps`: one row per optimiser step; `global_step` counts through the stages on an axis common to all runs of a
+      suite and order.
+
+    Cells are those of one evaluation profile, the suite's first where `profile` is empty, and of the tasks' own graders, or
+    of `grader` where a task was regraded with it.
+    """
+
+    runs: tuple[RunDir, ...]
+    profile: str = ""
+    grader: str = ""
+
+    @cached_property
+    def labelled(self) -> list[tuple[RunDir, str]]:
+        """Each run with the label of its group."""
+        varying = [key for key in ("suite", "order", "start") if len({getattr(run, key) for run in self.runs}) > 1]
+        return [(run, ", ".join([run.adapter, *(getattr(run, key) or "-" for key in varying)])) for run in self.runs]
+
+    @cached_property
+    def overlap(self) -> Overlap | None:
+        """Every distinct comparison of training with test prompts; None when no run recorded any."""
+        recorded = [Overlap.read(run.manifest["overlap"]) for run in self.runs if "overlap" in run.manifest]
+        rows = dict.fromkeys(row for overlap in recorded for row in overlap.rows)
+        return Overlap(tuple(rows), ()) if recorded else None
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """Scores, outcomes and keys of every expected cell; raises RunError where cells are not comparable."""
+        _check_comparable(self._cells)
+        return pd.DataFrame([score_row(cell) for cell in self._cells])
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """Every metric of every evaluated cell, in long form."""
+        keys = [*IDENTITY, "stage", "task", "metric", "value"]
+        rows = [
+            {**place_of(cell), "metric": metric, "value": value}
+            for cell in self._cells
+            for metric, value in (cell.results or {}).get("metrics", {}).items()
+        ]
+        return pd.DataFrame(rows, columns=pd.Index(keys))
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        """Training steps with STEP_FIELDS as float columns, nan where an adapter has no such quantity.
+
+        `warnings` is the list of what the step raised, nan in logs of versions that did not look for any.
+        """
+        keys = [*IDENTITY, "stage", "task", "step", "warnings"]
+        rows = [row for run, label in self.labelled for row in _step_rows(run, label)]
+        frame = pd.DataFrame(rows).reindex(columns=pd.Index([*keys, *STEP_FIELDS]))
+        frame[STEP_FIELDS] = frame[STEP_FIELDS].astype(float)
+        frame = frame.drop_duplicates([*IDENTITY, "stage", "step"], keep="last")
+        return _on_common_axis(frame)
+
+    @cached_property
+    def drift(self) -> pd.DataFrame:
+        """The distance from the start and the entropy after every stage, see `drift_frame`."""
+        return drift_frame(self.labelled)
+
+    @cached_property
+    def noise(self) -> pd.DataFrame:
+        """How much the start's sampled scores vary by the engine's seed alone, see `noise_frame`."""
+        return noise_frame(self.labelled)
+
+    @cached_property
+    def warnings(self) -> pd.DataFrame:
+        """One row per warning that a training step raised, in the order of the runs and their steps."""
+        keys = [*IDENTITY, "stage", "task", "step"]
+        raised = self.steps[[*keys, "warnings"]].explode("warnings").dropna(subset="warnings")
+        return raised.rename(columns={"warnings": "warning"}).reset_index(drop=True)
+
+    @property
+    def profiles(self) -> list[str]:
+        """The evaluation profiles beside the first one that any run has; each has a matrix of its own."""
+        return list(dict.fromkeys(name for run in self.runs for name in run.further_profiles))
+
+    def under(self, profile: str) -> Frames:
+        """Return the cells of a further profile, of the runs that have it."""
+        return replace(self, runs=tuple(run for run in self.runs if profile in run.further_profiles), profile=profile)
+
+    @property
+    def labels(self) -> list[str]:
+        """The groups of runs, in display order."""
+        return list(dict.fromkeys(label for _, label in self.labelled))
+
+    def samples(self, task: str, columns: Sequence[str] | None = None, items: Set[str] | None = None) -> pd.DataFrame:
+        """Return the stored answers on one task, with the run's identity and the stage; read on demand.
+
+        `columns` (with `item_id`) and `items` limit what is kept.
+        """
+        found = [(cell, read_parquet(cell.answers, columns)) for cell in self._answered if cell.task == task]
+        if not found:
+            raise RunError(f"No stored answers on {task!r}; expected samples.parquet in a stage's eval folder.")
+        if items is not None:
+            found = [(cell, rows[rows["item_id"].isin(items)]) for cell, rows in found]
+        return placed(found)
+
+    @cached_property
+    def answers(self) -> pd.DataFrame:
+        """One row per run, stage, task and item: its `outcome`, without texts; where an item has several, the first not right.
+
+        `last` is the run's last stage and `own_stage` the one that trains the task, 0 where none does.
+        """
+        found = [(cell, outcome_rows(cell)) for cell in self._answered]
+        keys = [*IDENTITY, "stage", "task", "item_id", "outcome", "last", "own_stage"]
+        return placed(found)[keys] if found else pd.DataFrame(columns=pd.Index(keys))
+
+    @property
+    def _answered(self) -> Iterator[Cell]:
+        return (cell for cell in self._cells if cell.answers.is_file())
+
+    @cached_property
+    def _cells(self) -> list[Cell]:
+        return [cell for run, label in self.labelled for cell in cells_of(run, label, self.profile, self.grader)]
+
+
+def load(paths: Iterable[Path], grader: str = "") -> Frames:
+    """Read the runs below `paths`; see `find_runs`. Raises RunError when nothing there was graded by `grader`."""
+    frames = Frames(tuple(find_runs(paths)), grader=grader)
+    if grader and grader not in set(frames.scores["metric"]):
+        command = shlex.join(["harness", "regrade", *(str(run.path) for run in frames.runs), "--grader", grader])
+        raise RunError(f"No cell is graded by {grader!r}; grade the answers with: {command}")
+    return frames
+
+
+def _check_comparable(cells: Sequence[Cell]) -> None:
+    """Refuse a task whose cells were generated or graded under different conditions."""
+    kinds: dict[tuple[str, str], dict[str, list[Cell]]] = {}
+    for cell in cells:
+        if cell.results is not None:
+            key = str(cell.results.get("keys", {}).get("comparability", ""))
+            kinds.setdefault((cell.run.suite, cell.task), {}).setdefault(key, []).append(cell)
+    for (_, task), by_key in kinds.items():
+        if len(by_key) > 1:
+            first, second = list(by_key.values())[:2]
+            raise RunError(
+                f"{task} was evaluated under different conditions by {describe_cell(first[0])} and "
+                f"{describe_cell(second[0])}, so these cells cannot share a table: {what_differs(first[-1], second[-1])}"
+            )
+
+
+def _step_rows(run: RunDir, label: str) -> Iterator[dict[str, Any]]:
+    for stage, task in enumerate(run.stages, start=1):
+        file = run.stage_path(stage) / "train" / "steps.jsonl"
+        base = place_of(Cell(run, label, stage, task, file.parent, None))
+        for line in read_lines(file):
+            seconds = line.pop("seconds", None) or {}
+            yield {**line, **{f"seconds_{phase}": value for phase, value in seconds.items()}, **base}
+
+
+def _on_common_axis(steps: pd.DataFrame) -> pd.DataFrame:
+    """Add `global_step`: stages follow one another, each as long as the longest run of its suite and order."""
+    lengths = steps.groupby(["suite", "order", "stage"])["step"].max() + 1
+    offsets = lengths.groupby(["suite", "order"]).transform(lambda length: length.cumsum() - length)
+    keys = pd.MultiIndex.from_frame(steps[["suite", "order", "stage"]])
+    return steps.assign(global_step=steps["step"] + offsets.reindex(keys).to_numpy())

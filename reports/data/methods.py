@@ -1,0 +1,165 @@
+"""What `harness compare` is given: methods, one run per seed, found at the paths a user names, and paired by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import takewhile
+from pathlib import Path
+
+import pandas as pd
+
+from harness.adapter import make_adapter, registered
+from harness.config.suite import AdapterEntry
+from harness.errors import ConfigError, RunError
+from harness.rundir.reader import RunDir, find_runs
+from reports.data.frames import Frames, load
+from reports.data.paired_cells import Evaluations
+
+VARYING = ("suite", "order", "start")
+
+
+@dataclass(frozen=True)
+class Method:
+    """Runs of one adapter, suite, order and start that differ in their seed alone, under one profile and grader."""
+
+    name: str
+    frames: Frames
+
+    @property
+    def first(self) -> RunDir:
+        """The run that stands for all in what they have in common: tasks, stages, probes."""
+        return self.frames.runs[0]
+
+    @cached_property
+    def by_seed(self) -> dict[int, Evaluations]:
+        """Each seed's evaluations."""
+        shown = (self.frames.profile, self.frames.grader)
+        return {run.seed: Evaluations(run, self.name, *shown) for run in self.frames.runs}
+
+    @property
+    def control(self) -> bool:
+        """Whether this is a control that trains nothing."""
+        return self.first.adapter == "none"
+
+    @property
+    def tasks(self) -> list[str]:
+        """The evaluated tasks, in order."""
+        return self.first.tasks_under(self.frames.profile)
+
+    @property
+    def stage_of(self) -> dict[str, int]:
+        """The stage that trains each trained task."""
+        stages = enumerate(self.first.trains, start=1)
+        return {task: stage for stage, trained in stages for task in trained if task in self.tasks}
+
+    @cached_property
+    def on_policy(self) -> bool:
+        """Whether training is on the student's own answers, as its entropy then is; an unknown adapter's is taken so."""
+        recorded = self.first.manifest.get("config", {}).get("adapter")
+        name = self.first.adapter
+        try:
+            if isinstance(recorded, dict) and "options" in recorded:
+                return bool(getattr(make_adapter(name, AdapterEntry.model_validate(recorded)), "on_policy", True))
+            return bool(getattr(registered()[name].load(), "on_policy", True)) if name in registered() else True
+        except (ConfigError, ImportError):
+            return True
+
+    def training(self, column: str, stage: int) -> pd.Series:
+        """Return by seed the mean of a step log's column over the steps up to a stage that is trained and evaluated."""
+        steps, last = self.frames.steps, [task for task, own in self.stage_of.items() if own == stage]
+        done = [seed for seed, found in self.by_seed.items() if all(found.cell(task, stage).results for task in last)]
+        steps = steps[(steps["stage"] <= stage) & steps["seed"].isin(done)]
+        return steps.groupby("seed")[column].mean().dropna()
+
+
+def find_methods(
+    paths: Sequence[Path], *, order: str | None = None, profile: str = "", grader: str = "", least: int = 2
+) -> list[Method]:
+    """Return the methods at each path, in the order given; a folder that holds several gives them in display order.
+
+    Raises `RunError` for fewer than `least`, several orders with none chosen, and a profile or grader that no run has.
+    """
+    found = [(path, group) for path in paths for group in _groups(path, order)]
+    if len(found) < least:
+        raise RunError(
+            f"{', '.join(map(str, paths))} holds one method, {found[0][1][0].adapter}; name at least {least} methods, runs "
+            "or folders, the baseline first"
+        )
+    names = _names(found)
+    return [Method(name, _shown(group, profile, grader)) for name, (_, group) in zip(names, found, strict=True)]
+
+
+def methods_of(frames: Frames) -> list[Method]:
+    """Return the methods that a report's runs are of, by their labels there, in display order."""
+    by_label: dict[str, list[RunDir]] = {}
+    for run, label in frames.labelled:
+        by_label.setdefault(label, []).append(run)
+    return [Method(label, replace(frames, runs=tuple(runs))) for label, runs in by_label.items()]
+
+
+def by_setting(methods: Sequence[Method]) -> dict[tuple[str, str], list[Method]]:
+    """Return methods by suite and order: within one, an adapter's name and its start say which method is meant."""
+    settings: dict[tuple[str, str], list[Method]] = {}
+    for method in methods:
+        settings.setdefault((method.first.suite, method.first.order), []).append(method)
+    return settings
+
+
+def _groups(path: Path, order: str | None) -> list[list[RunDir]]:
+    runs = find_runs([path])
+    orders = list(dict.fromkeys(run.order for run in runs))
+    kept = [run for run in runs if order in (None, run.order)]
+    if not kept:
+        raise RunError(f"{path} has no run in order {order!r}; it has {', '.join(orders)}")
+    groups: dict[tuple[str, ...], list[RunDir]] = {}
+    for run in kept:
+        groups.setdefault((run.suite, run.adapter, run.order, run.start), []).append(run)
+    if len(orders) > 1 and order is None:
+        raise RunError(
+            f"{path} has runs in the orders {', '.join(orders)}; choose one with --order, or name its folder"
+        )
+    return list(groups.values())
+
+
+def _names(found: Sequence[tuple[Path, Sequence[RunDir]]]) -> list[str]:
+    """Name methods by their adapter, then by what else differs, then by seed, and at last by their path."""
+    firsts = [group[0] for _, group in found]
+    names = [run.adapter for run in firsts]
+    if len(set(names)) < len(names):
+        varying = [key for key in VARYING if len({getattr(run, key) for run in firsts}) > 1]
+        names = [", ".join([run.adapter, *(getattr(run, key) or "-" for key in varying)]) for run in firsts]
+    if len(set(names)) < len(names) and all(len(group) == 1 for _, group in found):
+        names = [f"{name}, seed {run.seed}" for name, run in zip(names, firsts, strict=True)]
+    if len(set(names)) < len(names):
+        names = [
+            f"{name} at {place}"
+            for name, place in zip(names, _what_sets_apart([path for path, _ in found]), strict=True)
+        ]
+    if repeated := [path for (path, _), name in zip(found, names, strict=True) if names.count(name) > 1]:
+        raise RunError(f"{repeated[0]} is named twice; name each method once")
+    return names
+
+
+def _what_sets_apart(paths: Sequence[Path]) -> list[str]:
+    """Return what is left of each path without the parts that all begin and end with."""
+    parts = [path.resolve().parts for path in paths]
+    left = [each[_alike(parts) :] for each in parts]
+    after = _alike([each[::-1] for each in left])
+    return ["/".join(each[: len(each) - after]) or str(path) for each, path in zip(left, paths, strict=True)]
+
+
+def _alike(parts: Sequence[Sequence[str]]) -> int:
+    """Return how many parts all begin with."""
+    return sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False)))
+
+
+def _shown(group: Sequence[RunDir], profile: str, grader: str) -> Frames:
+    frames = load([run.path for run in group], grader)
+    own, *further = [list(run.manifest.get("profiles") or {"default": ()}) for run in frames.runs]
+    if profile in ("", own[0]):
+        return frames
+    if any(profile not in names for names in (own, *further)):
+        raise RunError(f"{frames.runs[0].path} has no profile {profile!r}; it has {', '.join(own)}")
+    return replace(frames.under(profile), grader=grader)

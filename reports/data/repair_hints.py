@@ -1,0 +1,90 @@
+"""What keeps two evaluated cells out of one table, and the command that mends it: the end of every refusal to compare."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from harness.rundir.comparability import differing, in_words
+from harness.rundir.reader import RunDir
+from reports.data.cells import Cell
+
+EVALUATING = ("evaluation", "backend", "vllm", "device", "data", "include")  # a configuration's part in answers
+OF_STUDENT = ("dtype", "chat")
+RUNNING = ("run", "sweep")
+
+
+def describe_cell(cell: Cell) -> str:
+    """Say which run and stage a cell is of, with its items and key."""
+    results = cell.results or {}
+    where = f"{cell.label} seed {cell.run.seed} after stage {cell.stage}"
+    return f"{where} (n = {results.get('n')}, key {results.get('keys', {}).get('comparability')})"
+
+
+def what_differs(one: Cell, other: Cell) -> str:
+    """Name the fields that differ, and what makes the cells comparable.
+
+    Other grades of the same answers are mended by grading them. Where both runs are configured to evaluate alike, their own
+    commands evaluate anew what is not there. Where they are not, no command makes them so: their checkpoints can be.
+    """
+    fields = [(cell.results or {}).get("keys", {}).get("fields") or {} for cell in (one, other)]
+    found = differing(*fields) if all(fields) else {}
+    runs = list({cell.run.path: cell.run for cell in (one, other)}.values())
+    if set(found) == {"grading"}:
+        folders = [str(run.path) for run in runs]
+        return (
+            f"{in_words(found)} differs; grade both with today's grader: {shlex.join(['harness', 'regrade', *folders])}"
+        )
+    said = f"{in_words(found)} differ" if found else "an earlier version did not record in what they differ"
+    if _evaluating(one.run) == _evaluating(other.run):
+        evaluated = " ".join(f"{shlex.quote(str(run.path))}/stage_*/eval" for run in runs)
+        return f"{said}; remove {evaluated} and evaluate them anew, alike: {' && '.join(_commands(runs))}"
+    checkpoints = " ".join(_checkpoint(cell) for cell in (one, other))
+    return (
+        f"{said}; evaluate their checkpoints alike, in one matrix: harness evaluate --suite {shlex.quote(_suite(one.run))} "
+        f"--checkpoints {checkpoints}"
+    )
+
+
+def _evaluating(run: RunDir) -> dict[str, Any]:
+    """Return what of a run's configuration decides its answers beside the weights."""
+    config = run.manifest.get("config") or {}
+    student = config.get("student") or {}
+    return {name: config.get(name) for name in EVALUATING} | {name: student.get(name) for name in OF_STUDENT}
+
+
+def _commands(runs: list[RunDir]) -> list[str]:
+    """Return the commands that made some runs, each once; of a run made from Python, one that does the same."""
+    return list(dict.fromkeys(_command(run) for run in runs))
+
+
+def _command(run: RunDir) -> str:
+    if _arguments(run):
+        return str(run.manifest["command"])
+    options = {"adapter": run.adapter, "seed": run.seed, "order": run.order, "out": run.path.parents[3]}
+    return shlex.join(
+        ["harness", "run", run.suite, *(w for key, value in options.items() for w in (f"--{key}", f"{value}"))]
+    )
+
+
+def _suite(run: RunDir) -> str:
+    """Return the suite as the run's command named it: by name, or by the path of its file."""
+    return next((word for word in _arguments(run) if not word.startswith("-")), run.suite)
+
+
+def _arguments(run: RunDir) -> list[str]:
+    """Return what the run's command gave after `harness run` or `harness sweep`; nothing for another command."""
+    try:
+        words = shlex.split(str(run.manifest.get("command", "")))
+    except ValueError:  # earlier versions wrote an apostrophe as it is
+        return []
+    return words[2:] if len(words) > 2 and words[0] == "harness" and words[1] in RUNNING else []
+
+
+def _checkpoint(cell: Cell) -> str:
+    """Return a cell's checkpoint for a shell; manifests of earlier versions do not say where a start that was built is."""
+    if cell.stage:
+        return shlex.quote(str(cell.run.stage_path(cell.stage) / "train" / "checkpoint"))
+    student = (cell.run.manifest.get("config") or {}).get("student") or {}
+    start = cell.run.manifest.get("start_checkpoint") or student.get("path")
+    return shlex.quote(str(start)) if start else f"~/.cache/continual-harness/models/{cell.run.start}-*"

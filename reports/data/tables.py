@@ -1,0 +1,230 @@
+"""The report's numbers as tidy tables: retention, figures, outcomes, cost and what is missing; and as CSV files.
+
+Scores are shares in [0, 1]. A seed is one observation: intervals are t intervals over seeds, and a single seed has
+none. How much items alone would move a score is said beside the tables, never mixed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness.config.suite import JOINT
+from harness.rundir.reader import IDENTITY
+from harness.stats import continual as metrics
+from harness.stats.continual import FIGURES, Figure, ScoreMatrix
+from harness.stats.intervals import t_interval
+from reports.data.cells import OUTCOMES
+from reports.data.frames import ADVANTAGE, PHASES, Frames
+
+FRONTIER = {"learned": "learning_accuracy", "final": "average_accuracy", "forgot": "forgetting_chaudhry"}
+
+
+def write_tables(frames: Frames, folder: Path, more: Mapping[str, pd.DataFrame] = MappingProxyType({})) -> list[Path]:
+    """Write every table, and `more` of them, as CSV below `folder` and return the files; numbers keep full precision.
+
+    A further profile's tables are named `<table>@<profile>`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = {
+        "scores": frames.scores,
+        "metrics": frames.metrics,
+        "retention": retention(frames.scores),
+        "retention_wide": retention_wide(frames.scores),
+        "figures": figure_table(frames.scores),
+        "figures_by_seed": figures_by_seed(frames.scores),
+        "outcomes": outcomes(frames.scores),
+        "cost": cost(frames),
+        **more,
+    }
+    for profile in frames.profiles:
+        tables |= {f"{name}@{profile}": table for name, table in _profile_tables(frames.under(profile)).items()}
+    for name, table in tables.items():
+        table.to_csv(folder / f"{name}.csv", index=False)
+    return [folder / f"{name}.csv" for name in tables]
+
+
+def _profile_tables(frames: Frames) -> dict[str, pd.DataFrame]:
+    return {
+        "scores": frames.scores,
+        "metrics": frames.metrics,
+        "retention": retention(frames.scores),
+        "figures": figure_table(frames.scores),
+    }
+
+
+def retention(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per label, stage and task: mean, t interval, smallest and largest seed, seeds and items.
+
+    `items` is the number of test items of the task in one evaluation.
+    """
+    keys = ["label", "adapter", "stage", "stage_task", "task", "role", "own"]
+    rows = []
+    for values, cells in scores.groupby(keys, sort=False):
+        score = cells["score"]
+        spread = {"smallest": score.min(), "largest": score.max(), "items": int(cells["n"].max())}
+        rows.append({**dict(zip(keys, values, strict=True)), **t_interval(score)._asdict(), **spread})
+    return pd.DataFrame(rows)
+
+
+def retention_wide(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the retention matrix: one row per label and stage, one column of mean scores per task."""
+    table = retention(scores)
+    tasks = list(table["task"].unique())
+    wide = table.pivot(index=["label", "stage", "stage_task"], columns="task", values="mean")
+    order = table[["label", "stage", "stage_task"]].drop_duplicates()
+    return wide.reindex(pd.MultiIndex.from_frame(order))[tasks].reset_index().rename_axis(columns=None)
+
+
+def score_matrices(scores: pd.DataFrame) -> Iterator[tuple[dict[str, Any], ScoreMatrix]]:
+    """Yield each run's identity and its score matrix, trained tasks in stage order.
+
+    A run takes its joint scores from the run of the same adapter, start and seed in the order `joint`, where there is one.
+    """
+    joint = _joint_scores(scores)
+    for values, cells in scores.groupby(IDENTITY, sort=False):
+        identity: dict[str, Any] = dict(zip(IDENTITY, values, strict=True))
+        own = cells[cells["own"]].set_index("task")["stage"]
+        probes = tuple(cells.loc[cells["role"] == "probe", "task"].unique())
+        table = cells.pivot(index="stage", columns="task", values="score")[[*own.index, *probes]]
+        together = joint.get(_seed_key(identity)) if identity["order"] != JOINT else None
+        yield (
+            identity,
+            ScoreMatrix(
+                table.to_numpy(dtype=float),
+                trained=tuple(own.index),
+                probes=probes,
+                stage_of=tuple(own),
+                joint=None if together is None else together.reindex(own.index).to_numpy(dtype=float),
+            ),
+        )
+
+
+def _joint_scores(scores: pd.DataFrame) -> dict[tuple[object, ...], pd.Series]:
+    """Return each joint run's scores after its one stage, by task."""
+    own = scores[(scores["order"] == JOINT) & scores["own"]]
+    return {
+        _seed_key(cells.iloc[0].to_dict()): cells.set_index("task")["score"]
+        for _, cells in own.groupby(IDENTITY, sort=False)
+    }
+
+
+def _seed_key(identity: Mapping[Any, Any]) -> tuple[object, ...]:
+    """Return what a run and its joint run have in common."""
+    return tuple(identity[key] for key in ("suite", "adapter", "start", "seed"))
+
+
+def figures_by_seed(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per run and figure; every probe's own change is a figure called `probe_change:<task>`."""
+    rows = []
+    for identity, matrix in score_matrices(scores):
+        changes = {f"probe_change:{task}": change for task, change in metrics.probe_changes(matrix).items()}
+        values = {**metrics.compute_figures(matrix), **changes}
+        rows += [{**identity, "figure": name, "value": value} for name, value in values.items()]
+    return pd.DataFrame(rows)
+
+
+def figure_table(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per figure and label: mean over seeds, t interval, seeds, formula and source.
+
+    Rows are in the registry's order. Intransigence and probe change are left out where no run has them.
+    """
+    values = figures_by_seed(scores)
+    optional = values["figure"].str.startswith(("intransigence", "probe_"))
+    known = values.groupby("figure")["value"].transform(lambda column: column.notna().any())
+    rows = []
+    for (name, label), cells in values[~optional | known].groupby(["figure", "label"], sort=False):
+        figure = _describe(str(name))
+        meaning = {"title": figure.label, "unit": figure.unit, "higher_is_better": figure.higher_is_better}
+        reference = {"formula": figure.formula, "source": figure.source}
+        rows.append({"figure": name, "label": label, **meaning, **t_interval(cells["value"])._asdict(), **reference})
+    table, names = pd.DataFrame(rows), list(values["figure"].unique())
+    return table.sort_values("figure", key=lambda column: column.map(names.index), kind="stable", ignore_index=True)
+
+
+def _describe(name: str) -> Figure:
+    figure, _, probe = name.partition(":")
+    if not probe:
+        return FIGURES[figure]
+    return replace(FIGURES[figure], label=f"Change of probe {probe}", formula="R[T][p] − R[0][p]")
+
+
+def frontier(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per label: learning accuracy, final accuracy and Chaudhry's forgetting with t intervals over seeds."""
+    values, rows = figures_by_seed(scores), []
+    for (label, adapter), cells in values.groupby(["label", "adapter"], sort=False):
+        row: dict[str, Any] = {"label": label, "adapter": adapter}
+        for name, figure in FRONTIER.items():
+            mean, low, high, seeds = t_interval(cells.loc[cells["figure"] == figure, "value"])
+            row |= {name: mean, f"{name}_low": low, f"{name}_high": high, f"{name}_seeds": seeds}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def advantage(steps: pd.DataFrame) -> pd.DataFrame:
+    """Return per label the mean over steps, then over seeds, of the advantage's mean and quantiles and of the routed share.
+
+    `tail` is how much further the lowest hundredth of tokens lies from zero than the highest, in absolute value.
+    """
+    known = steps.dropna(subset="advantage_mean")
+    by_seed = known.groupby(IDENTITY, sort=False)[[*ADVANTAGE, "routed_fkl"]].mean()
+    table = by_seed.groupby("label", sort=False).mean().reset_index()
+    tail = table["advantage_q01"].abs() / table["advantage_q99"].abs()
+    return table.assign(
+        tail=tail.where(np.isfinite(tail)), seeds=by_seed.groupby("label", sort=False).size().to_numpy()
+    )
+
+
+def outcomes(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the share of each outcome per label and task at the start and at the end, answers of all seeds pooled.
+
+    Only cells that were evaluated count; a label whose last stage is missing has no row for the end.
+    """
+    last = scores.groupby(IDENTITY)["stage"].transform("max")
+    ends = scores[scores["stage"].isin([0]) | (scores["stage"] == last)].dropna(subset="score")
+    ends = ends.assign(when=np.where(ends["stage"] == 0, "start", "end"))
+    counted = ["n", "answers", *OUTCOMES]
+    table = ends.groupby(["label", "task", "role", "when"], sort=False)[counted].sum().reset_index()
+    table[OUTCOMES] = table[OUTCOMES].div(table["answers"], axis=0)
+    return table.drop(columns="answers").rename(columns={"n": "items"})
+
+
+def several_answers(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return mean@n and pass@k per label, task and stage, mean over seeds; empty where items have one answer each."""
+    chosen = metrics[metrics["metric"].str.contains("@", regex=False)]
+    return chosen.groupby(["label", "task", "stage", "metric"], sort=False)["value"].mean().reset_index()
+
+
+def cost(frames: Frames) -> pd.DataFrame:
+    """Return per label what one run cost on average: seconds by phase and in all, steps, tokens, and peak memory.
+
+    `seconds_step` is the whole training step and holds generation, teacher and student. `share_outside` is the part of the
+    total outside these three, evaluation and the preparation of models; nan for a run that has not noted its seconds.
+    `memory_train` and `memory_evaluate` are the highest of all runs, in bytes; nan where none has noted any.
+    """
+    phases = [f"seconds_{phase}" for phase in PHASES]
+    runs = frames.scores.groupby(IDENTITY, sort=False)["seconds"].sum().rename("seconds_evaluate").to_frame()
+    trained = frames.steps.groupby(IDENTITY)[[*phases, "tokens"]].sum()
+    trained["steps"] = frames.steps.groupby(IDENTITY).size()
+    runs = runs.join(trained).fillna(0.0)
+    spent = pd.DataFrame([run.seconds for run in frames.runs], index=runs.index).astype(float)
+    runs["seconds_evaluate"] = spent["evaluate"].fillna(runs["seconds_evaluate"])
+    runs["seconds_models"], runs["seconds_total"] = spent["models"], spent["total"]
+    inside = ["generate", "teacher", "student", "evaluate", "models"]
+    runs["share_outside"] = 1 - runs[[f"seconds_{phase}" for phase in inside]].sum(axis=1) / runs["seconds_total"]
+    columns = ["steps", "tokens", *phases, "seconds_evaluate", "seconds_models", "seconds_total", "share_outside"]
+    by_label = runs.groupby("label", sort=False)
+    table = by_label[columns].mean()
+    table.insert(0, "runs", by_label.size())
+    return table.join(_peak_memory(frames)).reset_index()
+
+
+def _peak_memory(frames: Frames) -> pd.DataFrame:
+    peaks = pd.DataFrame([run.peak_memory for run in frames.runs]).add_prefix("memory_").astype(float)
+    return peaks.groupby([label for _, label in frames.labelled], sort=False).max()

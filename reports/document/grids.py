@@ -1,0 +1,181 @@
+"""Tables as readers see them: one grid of strings per table, shared by HTML, Markdown and the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from harness.lmeval.overlap import HEADER
+from harness.stats.intervals import Interval
+from reports.data import tables
+from reports.data.cells import OUTCOMES
+from reports.data.frames import PHASES, Frames
+from reports.document.blocks import Grid
+from reports.document.sentences import decimal, in_words, percent, plural, points, with_interval
+from reports.figures.style import short_names
+
+
+def retention_grids(scores: pd.DataFrame, *, compact: bool = False) -> list[Grid]:
+    """Return one stage-by-task grid per label, the stage's own task strong; in %, with interval where seeds allow.
+
+    `compact` shortens task names and intervals for a terminal.
+    """
+    table = tables.retention(scores)
+    return [_retention_grid(str(label), cells, compact) for label, cells in table.groupby("label", sort=False)]
+
+
+def _retention_grid(label: str, cells: pd.DataFrame, compact: bool) -> Grid:
+    tasks, stages = list(cells["task"].unique()), cells.drop_duplicates("stage")
+    names = short_names(tasks) if compact else {task: task for task in tasks}
+    probes = set(cells.loc[cells["role"] == "probe", "task"])
+    records, seeds = cells.to_dict("records"), int(cells["seeds"].max())
+    texts = {(c["stage"], c["task"]): _compact(c) if compact else _value(c, seeds) for c in records}
+    rows = [
+        [
+            f"after {names.get(trained, trained)}" if trained else "start",
+            *(texts.get((stage, task), "–") for task in tasks),
+        ]
+        for stage, trained in zip(stages["stage"], stages["stage_task"], strict=True)
+    ]
+    own = frozenset((c["stage"], tasks.index(c["task"]) + 1) for c in records if c["own"])
+    header = ["stage", *(names[task] + (" (probe)" if task in probes else "") for task in tasks)]
+    return Grid(f"{label}, {plural(seeds, 'seed')}", header, rows, own)
+
+
+def _compact(cell: Mapping[Hashable, Any]) -> str:
+    half = f" ±{50 * (cell['high'] - cell['low']):.0f}" if cell["seeds"] > 1 else ""
+    return f"{100 * cell['mean']:.0f}{half}" if cell["seeds"] else "–"
+
+
+def _value(cell: Mapping[Hashable, Any], expected: int, write: Callable[[float], str] = percent) -> str:
+    """Write a mean with its interval; say how many seeds it covers where that is fewer than expected."""
+    if not cell["seeds"]:
+        return "–"
+    fewer = f" ({plural(cell['seeds'], 'seed')})" if cell["seeds"] < expected else ""
+    return with_interval(Interval(cell["mean"], cell["low"], cell["high"], cell["seeds"]), write) + fewer
+
+
+def figures_grid(scores: pd.DataFrame) -> Grid:
+    """Return the named figures, one column per label, with formula and source beside them."""
+    table = tables.figure_table(scores)
+    labels = list(table["label"].unique())
+    seeds = scores.groupby("label")["seed"].nunique()
+    methods = [f"{label} ({_seed_note(int(seeds[label]))})" for label in labels]
+    rows = []
+    for _, cells in table.groupby("figure", sort=False):
+        line = cells.iloc[0]
+        write = {"%": percent, "points": points, "ratio": decimal}[line["unit"]]
+        by_label = {cell["label"]: _value(cell, seeds[cell["label"]], write) for cell in cells.to_dict("records")}
+        values = [by_label.get(label, "–") for label in labels]
+        unit = f"{line['unit']}\u00a0{'↑' if line['higher_is_better'] else '↓'}"
+        rows.append([line["title"], *values, unit, line["formula"], line["source"]])
+    return Grid("Figures", ["figure", *methods, "unit", "formula", "source"], rows)
+
+
+def _seed_note(seeds: int) -> str:
+    return "one seed: no interval" if seeds == 1 else f"{seeds} seeds"
+
+
+def outcomes_grid(scores: pd.DataFrame) -> Grid:
+    """Return what became of the answers from the start to the end, in % of items, all seeds pooled."""
+    rows = []
+    for (label, task), cells in tables.outcomes(scores).groupby(["label", "task"], sort=False):
+        ends = cells.set_index("when").reindex(["start", "end"])
+        changes = [" → ".join(percent(share) for share in ends[outcome]) for outcome in OUTCOMES]
+        rows.append([str(label), str(task), f"{cells['items'].max():.0f}", *changes])
+    return Grid("Outcomes", ["method", "task", "items", *(f"{outcome} %" for outcome in OUTCOMES)], rows)
+
+
+def several_answers_grid(frames: Frames) -> Grid:
+    """Return mean@n and pass@k of each task from the start to the end, in %, mean over seeds; no rows without any."""
+    table = tables.several_answers(frames.metrics)
+    names = list(table["metric"].unique())
+    rows = []
+    for (label, task), cells in table.groupby(["label", "task"], sort=False):
+        values = cells.pivot(index="stage", columns="metric", values="value").reindex(columns=names).sort_index()
+        ends = (" → ".join(percent(value) for value in values[name].iloc[[0, -1]]) for name in names)
+        rows.append([str(label), str(task), *ends])
+    return Grid("Several answers of each item", ["method", "task", *(f"{name} %" for name in names)], rows)
+
+
+def warnings_grid(frames: Frames) -> Grid:
+    """Return every warning that training raised: run, stage, step, and the warning in words."""
+    rows = [
+        [row["label"], str(row["seed"]), f"{row['stage']}: {row['task']}", str(row["step"]), in_words(row["warning"])]
+        for row in frames.warnings.to_dict("records")
+    ]
+    return Grid("Warnings in training", ["method", "seed", "stage", "step", "warning"], rows)
+
+
+def cost_grid(frames: Frames) -> Grid:
+    """Return what one run cost on average, in tokens and seconds by phase, and the peak memory of all runs.
+
+    The last column is the share of time outside generation, teacher, student, evaluation and preparation of models.
+    """
+    whole = "{:,.0f}".format
+    phases = [*PHASES, "evaluate", "models", "total"]
+    names = ["whole step" if phase == "step" else phase for phase in phases]
+    rows = [
+        [row["label"], str(row["runs"]), whole(row["steps"]), whole(row["tokens"])]
+        + [_gib(row[f"memory_{phase}"]) for phase in ("train", "evaluate")]
+        + [_seconds(row[f"seconds_{phase}"]) for phase in phases]
+        + [percent(row["share_outside"])]
+        for row in tables.cost(frames).to_dict("records")
+    ]
+    first = ["method", "runs", "steps", "tokens", "peak GiB, training", "peak GiB, evaluation"]
+    return Grid("Cost", [*first, *(f"{name}\u00a0s" for name in names), "outside\u00a0%"], rows)
+
+
+def _gib(size: float) -> str:
+    return "–" if math.isnan(size) else f"{size / 2**30:.2f}"
+
+
+def _seconds(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:,.1f}"
+
+
+def runs_grid(frames: Frames) -> Grid:
+    """Return what identifies each run: seed, code, configuration, times and command."""
+    rows = []
+    for run, label in frames.labelled:
+        m, git = run.manifest, run.manifest.get("git") or {}
+        code = f"{(git.get('commit') or 'unknown')[:12]}{' with local changes' * bool(git.get('dirty'))}"
+        times = [str(m.get("created") or "–")[:16], str(m.get("finished") or "not finished")[:16]]
+        rows.append([label, str(run.seed), code, str(m.get("config_hash", "–")), *times, str(m.get("command", "–"))])
+    return Grid("Runs", ["method", "seed", "commit", "configuration", "created", "finished", "command"], rows)
+
+
+def weights_grid(frames: Frames) -> Grid:
+    """Return the digests of the weights that each run used and made."""
+    weights = [run.manifest.get("weights") or {} for run in frames.runs]
+    names = list(dict.fromkeys(name for digests in weights for name in digests))
+    rows = [
+        [label, str(run.seed), *(str(digests.get(name, "–")) for name in names)]
+        for (run, label), digests in zip(frames.labelled, weights, strict=True)
+    ]
+    return Grid("Weights", ["method", "seed", *names], rows)
+
+
+def packages_grid(frames: Frames) -> Grid:
+    """Return the package versions; a package that differs between runs shows every version."""
+    return _settings_grid("Packages", "package", [run.manifest.get("packages") or {} for run in frames.runs])
+
+
+def hardware_grid(frames: Frames) -> Grid:
+    """Return the hardware; what differs between runs shows every value."""
+    return _settings_grid("Hardware", "part", [run.manifest.get("hardware") or {} for run in frames.runs])
+
+
+def overlap_grid(frames: Frames) -> Grid:
+    """Return the training sets that share prompts or n-grams with a test set; no rows where none does."""
+    found = frames.overlap.found if frames.overlap else []
+    return Grid("Training prompts in test sets", HEADER, [row.cells for row in found])
+
+
+def _settings_grid(title: str, kind: str, settings: Sequence[dict]) -> Grid:
+    names = dict.fromkeys(name for setting in settings for name in setting)
+    values = {name: dict.fromkeys(str(s.get(name, "absent")) for s in settings) for name in names}
+    return Grid(title, [kind, "value"], [[name, " / ".join(found)] for name, found in values.items()])

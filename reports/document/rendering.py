@@ -1,0 +1,61 @@
+"""Templates, their filters, and moving finished files to their place."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup, escape
+
+from reports.document.sanitize import visible
+
+
+def environment() -> Environment:
+    """Return the templates with the filters `md`, `indented` and `formula`; what a template lacks is an error.
+
+    Every text that a template writes goes through `visible`, and in HTML is escaped.
+    """
+    templates = Environment(
+        loader=PackageLoader("reports.document"),
+        autoescape=select_autoescape(enabled_extensions=("html.j2",)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=_shown,
+    )
+    templates.filters |= {"md": markdown, "indented": _indented, "formula": _formula}
+    return templates
+
+
+def publish(scratch: Path, out: Path) -> None:
+    """Move every file to its place below `out`, pages last."""
+    files = (path for path in scratch.rglob("*") if path.is_file())
+    for file in sorted(files, key=lambda path: (path.parent == scratch, path.suffix == ".html", path.suffix == ".md")):
+        target = out / file.relative_to(scratch)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, target)
+
+
+def markdown(text: object) -> str:
+    """Escape what Markdown or the HTML inside it would take as markup, so that a cell stays one cell."""
+    flat = " ".join(str(text).split())
+    return re.sub(r"([\\`*|~]|\](?=\())", r"\\\1", flat.replace("&", "&amp;").replace("<", "&lt;"))
+
+
+def _shown(value: Any) -> Any:
+    """Write out what text hides; markup that the software made itself stays."""
+    return visible(value) if type(value) is str else value
+
+
+def _formula(text: str) -> Markup:
+    """Return a formula with its `_j` and `_{...}` set as subscripts."""
+    return Markup(re.sub(r"_(?:\{([^}]*)\}|(\w))", r"<sub>\1\2</sub>", str(escape(visible(text)))))
+
+
+def _indented(text: str) -> str:
+    """Return a Markdown code block that no content can close."""
+    return "\n".join(f"    {line}" for line in text.splitlines())

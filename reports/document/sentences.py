@@ -1,0 +1,200 @@
+"""What a report says in sentences: the headline, what is missing, and how numbers are written.
+
+A difference between methods is stated only as a paired difference over the seeds that both have, with its interval;
+with one seed nothing is said about which method is better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import combinations
+
+import pandas as pd
+
+from harness.rundir.reader import IDENTITY, RunDir
+from harness.stats.intervals import Interval, t_interval
+from reports.compare import matching
+from reports.data.frames import Frames
+from reports.data.tables import figures_by_seed
+
+WARNINGS = {
+    "never routed": "no token went to forward KL for 10 steps: the method was its policy gradient",
+    "always routed": "every token went to forward KL for 10 steps: nothing was reinforced",
+    "entropy collapse": "entropy fell below a tenth of what the stage began with",
+    "length inflation": "responses grew to more than twice the length that the stage began with",
+    "reward fell": "the mean reward fell to less than half of what the stage began with",
+    "non-finite": "a loss or gradient was not finite: training stopped before the weights changed",
+    "truncation": "more than half of the responses were cut off at the length limit",
+}
+COMPARED = {"learning_accuracy": "learning accuracy", "forgetting_chaudhry": "forgetting (Chaudhry)"}
+
+
+def headline(frames: Frames, *, brief: bool = False) -> list[str]:
+    """Return the report's opening sentences: the setting, each method's numbers, differences, and what limits them.
+
+    `brief` leaves the methods and their differences to others: the setting and what limits the numbers.
+    """
+    memory = [frames.overlap.warning] if frames.overlap and frames.overlap.warning else []
+    if brief:
+        return [_setting(frames), *memory, _limits(frames)]
+    values = figures_by_seed(frames.scores)
+    methods = [_method(label, rows) for label, rows in values.groupby("label", sort=False)]
+    differences = list(_differences(values, frames))
+    caution = ["Forgetting compares methods fairly only where they learned about as much."] if differences else []
+    return [_setting(frames), *methods, *differences, *caution, *memory, _limits(frames)]
+
+
+def missing(frames: Frames) -> list[str]:
+    """Return one sentence per run and stage that is not complete; empty when all runs are finished."""
+    runs = frames.scores.groupby(IDENTITY, sort=False)
+    return [sentence for run, (_, cells) in zip(frames.runs, runs, strict=True) for sentence in _gaps(run, cells)]
+
+
+def overlap(frames: Frames) -> list[str]:
+    """Return what the runs recorded of training prompts in test sets, and how many runs recorded nothing."""
+    silent = sum("overlap" not in run.manifest for run in frames.runs)
+    recorded = [frames.overlap.summary] if frames.overlap else []
+    older = f"{plural(silent, 'run')} did not record whether training prompts occur in test sets."
+    return [*recorded, *([older] if silent else [])]
+
+
+def training_warnings(frames: Frames) -> str:
+    """Return how many warnings training raised in how many runs, and how many runs' logs do not say."""
+    noted = frames.steps.groupby(IDENTITY)["warnings"].agg(lambda column: bool(column.notna().any())).astype(bool)
+    if not noted.any():
+        return "No step log says whether training raised a warning."
+    raised, silent = frames.warnings, int((~noted).sum())
+    older = f" The step logs of {plural(silent, 'run')} do not say." if silent else ""
+    if raised.empty:
+        return f"No training step raised a warning.{older}"
+    runs = raised.drop_duplicates(IDENTITY)
+    return f"{plural(len(raised), 'warning')} in {len(runs)} of {plural(len(noted), 'run')} that trained.{older}"
+
+
+def in_words(warning: str) -> str:
+    """Return a warning's name with what it means, the name alone where this version does not know it."""
+    return f"{warning}: {WARNINGS[warning]}" if warning in WARNINGS else warning
+
+
+def percent(share: float) -> str:
+    """Write a share as a percentage without its sign, one decimal; a dash where there is none."""
+    return "–" if math.isnan(share) else f"{100 * share:z.1f}".replace("-", "−")
+
+
+def points(difference: float) -> str:
+    """Write a difference of shares in percentage points, with its sign."""
+    return "–" if math.isnan(difference) else f"{100 * difference:+z.1f}".replace("-", "−")
+
+
+def decimal(value: float, *, signed: bool = False) -> str:
+    """Write a number with two decimals, its plus sign where `signed`; a dash where there is none."""
+    return "–" if math.isnan(value) else f"{value:{'+' * signed}.2f}".replace("-", "−")
+
+
+def nats(entropy: float) -> str:
+    """Write an entropy; a dash where there is none."""
+    return "–" if math.isnan(entropy) else f"{entropy:z.3f}".replace("-", "−")
+
+
+def nats_more(difference: float) -> str:
+    """Write a difference of entropies, with its sign."""
+    return "–" if math.isnan(difference) else f"{difference:+z.3f}".replace("-", "−")
+
+
+def has_width(difference: Interval, seeds: int = 2) -> bool:
+    """Whether an interval is over at least so many seeds and has a width beyond rounding."""
+    return difference.seeds >= seeds and difference.high - difference.low > 1e-9
+
+
+def resolved(difference: Interval, seeds: int = 2) -> bool:
+    """Whether such an interval leaves zero out."""
+    return has_width(difference, seeds) and (difference.low > 0 or difference.high < 0)
+
+
+def with_interval(interval: Interval, write: Callable[[float], str] = percent) -> str:
+    """Write `mean [low, high]`; the mean alone for a single seed."""
+    mean, low, high, seeds = interval
+    return write(mean) if seeds < 2 else f"{write(mean)} [{write(low)},\u00a0{write(high)}]"
+
+
+def p_value(p: float) -> str:
+    """Write a p value with three decimals; a dash where nothing was tested."""
+    if math.isnan(p):
+        return "–"
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def plural(count: int, noun: str) -> str:
+    """Write a count with its noun."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _setting(frames: Frames) -> str:
+    scores = frames.scores
+    starts, suites = (", ".join(value for value in scores[key].unique() if value) for key in ("start", "suite"))
+    stages = " or ".join(dict.fromkeys(", then ".join(run.stages) for run in frames.runs))
+    probes = list(scores.loc[scores["role"] == "probe", "task"].unique())
+    kept = f" {plural(len(probes), 'probe')} ({', '.join(probes)}) never trained." if probes else ""
+    student = f"student ({starts} start)" if starts else "student"
+    return f"Suite {suites}: the {student} was adapted to {stages} by {_listed(frames.labels)}.{kept}"
+
+
+def _listed(labels: list[str]) -> str:
+    """Join labels so that those with commas of their own stay apart."""
+    return ("; " if any("," in label for label in labels) else ", ").join(labels)
+
+
+def _method(label: object, values: pd.DataFrame) -> str:
+    def figure(name: str) -> Interval:
+        return t_interval(values.loc[values["figure"] == name, "value"])
+
+    learned, final, lost = map(figure, ("learning_accuracy", "average_accuracy", "forgetting_chaudhry"))
+    if not final.seeds:
+        return f"{label} has not finished its last stage, so it has no end figures yet."
+    sentence = (
+        f"{label} ({plural(final.seeds, 'seed')}) scored {with_interval(learned)} % on a task right after its own "
+        f"stage and {with_interval(final)} % at the end"
+    )
+    if not lost.seeds:
+        return f"{sentence}."
+    return f"{sentence}; earlier tasks ended {with_interval(lost)} points below their best (Chaudhry)."
+
+
+def _differences(values: pd.DataFrame, frames: Frames) -> Iterator[str]:
+    """Compare methods pairwise where they share suite and start and are at most three; the control is left out."""
+    labels = list(dict.fromkeys(label for run, label in frames.labelled if run.adapter != "none"))
+    comparable = len(labels) <= 3 and len({(run.suite, run.start) for run in frames.runs}) == 1
+    for first, second in combinations(labels if comparable else [], 2):
+        found = [matching.difference(values, name, second, first) for name in COMPARED]
+        if min(each.seeds for each in found) >= 2:
+            parts = [f"{n} {_judged(d)}" for n, d in zip(COMPARED.values(), found, strict=True)]
+            yield f"{second} minus {first}, paired over {plural(found[0].seeds, 'seed')}: {'; '.join(parts)}."
+
+
+def _judged(difference: Interval) -> str:
+    return f"{with_interval(difference, points)} points{'' if resolved(difference) else ', not resolved from zero'}"
+
+
+def _limits(frames: Frames) -> str:
+    """Say what the numbers cannot show; items alone move a share by up to 1.96 sqrt(0.25 / n), widest at one half."""
+    counts = frames.scores.loc[frames.scores["n"] > 0, "n"]
+    if counts.empty:
+        return "Nothing has been evaluated yet."
+    seeds = frames.scores.groupby("label")["seed"].nunique().min()
+    several = "Brackets are 95 % t intervals over seeds."
+    single = "With one seed there is no interval, and no difference between methods is established."
+    error = 100 * 1.96 * math.sqrt(0.25 / counts.min())
+    items = f"On {counts.min()} test items, one seed's score is itself uncertain by up to ±{error:.1f} points."
+    return f"{several if seeds > 1 else single} {items}"
+
+
+def _gaps(run: RunDir, cells: pd.DataFrame) -> Iterator[str]:
+    who, absent = f"{cells['label'].iloc[0]}, seed {run.seed}", cells[cells["score"].isna()]
+    for stage, rows in absent.groupby("stage"):
+        where = f"stage {stage} ({rows['stage_task'].iloc[0] or 'start'})"
+        whole = len(rows) == (cells["stage"] == stage).sum()
+        tasks = "" if whole else f" of {', '.join(rows['task'])}"
+        yield f"{who}: {where} has no evaluation{tasks} yet."
+    if absent.empty and not run.manifest.get("finished"):
+        yield f"{who}: all stages are evaluated, but the run is not marked as finished."

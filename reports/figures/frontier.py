@@ -1,0 +1,99 @@
+"""Learning against forgetting, a mark per method with its intervals, and forgetting against how far the student moved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from harness.errors import RunError
+from reports.figures import style
+from reports.figures.curves import legend_above, looks_of
+from reports.figures.label_placement import Name, write_names
+from reports.figures.many_methods import drift_panels
+
+
+@style.styled()
+def frontier(points: pd.DataFrame, by_seed: pd.DataFrame) -> Figure:
+    """Return learning accuracy (%) against Chaudhry's forgetting (points): a named mark per label.
+
+    `points` is `tables.frontier`'s; `by_seed` has the columns label, learned, forgot, one row per run, drawn small. Bars are
+    t intervals over seeds, cut where they leave the axes; a hollow mark is one seed. Raises RunError without any mark.
+    """
+    points = points.dropna(subset=["learned", "forgot"])
+    if points.empty:
+        raise RunError("No run has both learning accuracy and forgetting yet; forgetting needs two finished stages.")
+    figure = Figure(figsize=(10, 4.8))
+    axes = figure.add_axes((0.08, 0.1, 0.9, 0.82))
+    looks = looks_of(points)
+    for row in points.to_dict("records"):
+        _mark(axes, {str(key): value for key, value in row.items()}, looks[str(row["label"])])
+    small = by_seed.dropna()
+    axes.scatter(
+        100 * small["forgot"], 100 * small["learned"], s=10, alpha=0.5, c=[looks[x]["color"] for x in small["label"]]
+    )
+    axes.set(xlabel="forgetting, Chaudhry (points; less is better)", ylabel="learning accuracy (%; more is better)")
+    axes.set_title("Learning against forgetting; best is up and to the left")
+    axes.set(xlim=_limits(100 * small["forgot"]), ylim=_limits(100 * small["learned"]))
+    axes.grid(visible=True, axis="both")
+    marks = points[["label", "forgot", "learned"]].to_numpy()
+    names = [Name(label, 100 * x, 100 * y, looks[label]["color"]) for label, x, y in marks]
+    write_names(axes, names, crosses=True)
+    return figure
+
+
+def _mark(axes: Axes, row: dict[str, Any], look: dict[str, Any]) -> None:
+    """Draw a label's mean and, where it has several seeds, a bar for each of its two intervals."""
+    x, y = 100 * row["forgot"], 100 * row["learned"]
+    single = row["forgot_seeds"] < 2
+    if not single:
+        bar: dict[str, Any] = {"color": look["color"], "alpha": 0.55, "linewidth": 1.4}
+        axes.plot([100 * row["forgot_low"], 100 * row["forgot_high"]], [y, y], **bar)
+        axes.plot([x, x], [100 * row["learned_low"], 100 * row["learned_high"]], **bar)
+    face = "none" if single else look["color"]
+    axes.plot(x, y, look["marker"], color=look["color"], markerfacecolor=face, markersize=8)
+
+
+def _limits(values: pd.Series) -> tuple[float, float]:
+    """Return an axis' ends: the seeds' values with room for names, at least ten points in all."""
+    low, high = float(values.min()), float(values.max())
+    room = max(5.0, 0.25 * (high - low))
+    return low - room, high + room
+
+
+@style.styled()
+def drift_scatter(rows: pd.DataFrame) -> Figure:
+    """Return forgetting (points) against the KL from the start (nats per token): a mark per run, stage and task.
+
+    More labels than colours get a panel each.
+
+    `rows` has the columns label, adapter, kl_to_start and forgot. Raises RunError where none has both.
+    """
+    rows = rows.dropna(subset=["kl_to_start", "forgot"])
+    if rows.empty:
+        raise RunError("No evaluated stage has noted its KL to the start.")
+    looks = looks_of(rows)
+    if len(looks) > style.MANY:
+        return drift_panels(rows)
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for label, cells in rows.groupby("label", sort=False):
+        look = looks[str(label)] | {"linestyle": "", "markersize": 5, "alpha": 0.7}
+        axes.plot(cells["kl_to_start"], 100 * cells["forgot"], **look)
+    axes.set(xlabel="KL(start ‖ now), nats per token", ylabel="below the best so far (points)")
+    axes.grid(visible=True, axis="both")
+    legend_above(
+        figure, {name: {**look, "linestyle": ""} for name, look in looks.items()}, "KL to the start against forgetting"
+    )
+    return figure
+
+
+def rank_correlation(rows: pd.DataFrame) -> float:
+    """Return Spearman's rank correlation of KL and forgetting; nan for fewer than three rows or where one is constant."""
+    known = rows[["kl_to_start", "forgot"]].dropna().rank()
+    if len(known) < 3 or (known.nunique() < 2).any():
+        return float("nan")
+    return float(np.corrcoef(known.to_numpy().T)[0, 1])

@@ -1,0 +1,101 @@
+"""Builds a report from run directories: a self-contained HTML page, Markdown, figures (PNG, SVG), CSV tables, items.
+
+Runs may still be going on, and several processes may build at once: everything is written beside its place and then
+moved there, the page last, so that a reader never opens a half-written file.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.resources import files
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from jinja2 import Environment
+from markupsafe import Markup
+
+from harness.errors import RunError
+from reports.claims.claim_file import ClaimFile
+from reports.compare.headline import headline
+from reports.data.frames import Frames, load
+from reports.data.tables import write_tables
+from reports.document import sentences as words
+from reports.document.blocks import Block, Folded, Picture, Section
+from reports.document.rendering import environment, publish
+from reports.figures import style
+from reports.report.items import FOLDER
+from reports.report.report_data import Findings
+from reports.report.sections import sections
+
+
+def build_report(paths: Sequence[Path], out: Path, grader: str = "", claims: Sequence[ClaimFile] = ()) -> Path:
+    """Write report.html, report.md, figures/, tables/ and items/ below `out` from the runs below `paths`; return the page.
+
+    `grader` shows the scores that it gave, where a task was regraded with it; `claims` are judged on the runs. Raises RunError
+    when a path holds no run or the runs are not comparable. What is unfinished is named in the report.
+    """
+    findings = Findings(load(paths, grader), claims)
+    out.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out, prefix=".building-") as scratch:
+        _write(findings, Path(scratch))
+        publish(Path(scratch), out)
+    return out / "report.html"
+
+
+def title(frames: Frames) -> str:
+    """Return the report's title: the suites, and the grader where one was asked for."""
+    graded = f" (graded by {frames.grader} where a task offers it)" if frames.grader else ""
+    return f"{', '.join(dict.fromkeys(run.suite for run in frames.runs))}: what was learned, what was lost{graded}"
+
+
+def _write(findings: Findings, folder: Path) -> None:
+    (folder / "figures").mkdir()
+    (folder / FOLDER).mkdir()
+    templates, parts = environment(), sections(findings)
+    with style.shared({label: run.adapter for run, label in findings.frames.labelled}):
+        drawn = dict(_draw(parts, folder / "figures"))
+    context = {
+        "title": title(findings.frames),
+        "lead": (told := headline(findings.frames)),
+        "headline": words.headline(findings.frames, brief=bool(told)),
+        "missing": words.missing(findings.frames),
+        "sections": parts,
+        "drawn": drawn,
+        "colours": style.page_colours(),
+    }
+    for name in ("report.md", "report.html"):
+        (folder / name).write_text(templates.get_template(f"{name}.j2").render(context), encoding="utf-8")
+    _write_items(findings, folder, templates)
+    write_tables(findings.frames, folder / "tables", findings.tables)
+
+
+def _draw(parts: Iterable[Section], folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Save each figure and yield its name with its `<svg>`; one without data has the reason instead."""
+    for picture in (block for part in parts for block in _flat(part.blocks) if isinstance(block, Picture)):
+        try:
+            figure = picture.draw()
+        except RunError as error:
+            yield picture.name, {"svg": None, "reason": None if picture.optional else str(error)}
+            continue
+        style.save(figure, folder / picture.name)
+        svg = style.inline_svg(folder / f"{picture.name}.svg", picture.alt or picture.title)
+        yield picture.name, {"svg": Markup(svg), "reason": None}
+
+
+def _flat(blocks: Iterable[Block]) -> Iterator[Block]:
+    for block in blocks:
+        yield block
+        yield from _flat(block.blocks) if isinstance(block, Folded) else ()
+
+
+def _write_items(findings: Findings, folder: Path, templates: Environment) -> None:
+    """Write a page per task with the answers that changed; the only script is ours, allowed by its digest."""
+    script = files("reports.document").joinpath("templates", "items.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page = templates.get_template("items.html.j2")
+    context = {"script": Markup(script), "digest": Markup(digest), "colours": style.page_colours()}
+    for items in findings.items:
+        (folder / items.path).write_text(page.render(task=items, **context), encoding="utf-8")

@@ -1,0 +1,69 @@
+"""All that the page's sections draw on, each table computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import pandas as pd
+
+from reports.claims.claim_file import ClaimFile
+from reports.compare import matching
+from reports.data import flips, tables
+from reports.data.frames import Frames
+from reports.report.items import TaskItems, task_items
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The frames of a set of runs with the tables made of them, and the claims that are judged on them."""
+
+    frames: Frames
+    claims: Sequence[ClaimFile] = ()
+
+    @cached_property
+    def retention(self) -> pd.DataFrame:
+        """Scores by label, stage and task; see `tables.retention`."""
+        return tables.retention(self.frames.scores)
+
+    @cached_property
+    def frontier(self) -> pd.DataFrame:
+        """Learning and forgetting by label; see `tables.frontier`."""
+        return tables.frontier(self.frames.scores)
+
+    @cached_property
+    def matched(self) -> pd.DataFrame:
+        """Pairs of methods and whether they learned as much; see `matching.matched`."""
+        return matching.matched(self.frames)
+
+    @cached_property
+    def compared(self) -> pd.DataFrame:
+        """What became of every item between two stages; see `flips.compared`."""
+        return flips.compared(self.frames)
+
+    @cached_property
+    def flips(self) -> pd.DataFrame:
+        """Items lost and gained by run and comparison; see `flips.count`."""
+        return flips.count(self.compared)
+
+    @cached_property
+    def flip_shares(self) -> pd.DataFrame:
+        """The same as shares, mean over seeds; see `flips.shares`."""
+        return flips.shares(self.flips)
+
+    @cached_property
+    def items(self) -> list[TaskItems]:
+        """The answers that changed, by task; see `items.task_items`."""
+        return list(task_items(self.frames, self.compared))
+
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The tables that are written as CSV beside those of `tables.write_tables`."""
+        return {
+            "frontier": self.frontier,
+            "matched": self.matched,
+            "flips": self.flips,
+            "flip_shares": self.flip_shares,
+            "advantage": tables.advantage(self.frames.steps),
+        }

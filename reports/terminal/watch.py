@@ -1,0 +1,147 @@
+"""A live view of runs from their directories: what each does now, how far it is, and how training goes.
+
+Everything comes from the files that a run writes, so any terminal that sees them can follow, on another machine too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from harness.rundir.progress import SHOWN
+from harness.rundir.reader import RunDir, find_runs, read_lines
+from harness.rundir.sparkline import sparkline
+
+RECENT = 20
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where one run stands: steps of its present stage, the seconds that these still take, and its figures by step."""
+
+    label: str
+    activity: str
+    done: int
+    total: int
+    seconds_left: float | None
+    figures: dict[str, list[float]]
+    warnings: int
+    idle_seconds: float
+    finished: bool
+
+
+def watch(console: Console, folders: Iterable[Path], every: float = 2.0, once: bool = False) -> None:
+    """Show runs until all are finished, read anew every so many seconds; `once` shows them a single time."""
+    folders = list(folders)
+    if once:
+        console.print(view([status(run) for run in find_runs(folders)]))
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            statuses = [status(run) for run in find_runs(folders)]
+            live.update(view(statuses), refresh=True)
+            if all(found.finished for found in statuses):
+                return
+            time.sleep(every)
+
+
+def status(run: RunDir, now: float | None = None) -> Status:
+    """Return where a run stands, from its manifest, step logs and evaluated cells."""
+    label = " ".join([run.suite, run.adapter, *([run.order] if run.order != "default" else []), f"seed {run.seed}"])
+    lines = [_steps(run, stage) for stage in range(1, len(run.stages) + 1)]
+    stage, activity = _place(run, lines)
+    present = lines[stage - 1] if stage else []
+    total = run.steps[stage - 1] if stage else 0
+    everything = [line for stage_lines in lines for line in stage_lines]
+    return Status(
+        label=label,
+        activity=activity,
+        done=len(present),
+        total=total,
+        seconds_left=_seconds_left(present, total),
+        figures={name: [float(v) for line in everything if (v := line.get(name)) is not None] for name in SHOWN},
+        warnings=sum(len(line.get("warnings") or ()) for line in everything),
+        idle_seconds=(time.time() if now is None else now) - _last_written(run.path),
+        finished=bool(run.manifest.get("finished")),
+    )
+
+
+def view(statuses: Sequence[Status]) -> Table:
+    """Return one row per run: its stage, a bar over the stage's steps, time left, and each figure's course and last value."""
+    figures = [name for name in SHOWN if any(found.figures[name] for found in statuses)]
+    table = Table(title="runs", title_justify="left")
+    for name in ("run", "now", "", "steps", "left", *(SHOWN[name] for name in figures), "written"):
+        table.add_column(name, no_wrap=name != "now")
+    for found in statuses:
+        table.add_row(
+            Text(found.label, style="bold"),
+            _activity(found),
+            ProgressBar(total=max(found.total, 1), completed=found.done, width=16),
+            f"{found.done}/{found.total}" if found.total else "",
+            "" if found.seconds_left is None else clock(found.seconds_left),
+            *(_course(found.figures[name]) for name in figures),
+            "" if found.finished else f"{clock(found.idle_seconds)} ago",
+        )
+    return table
+
+
+def clock(seconds: float) -> str:
+    """Write seconds as `1:02:03` or `2:03`."""
+    minutes, rest = divmod(round(max(seconds, 0)), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+
+
+def _place(run: RunDir, lines: Sequence[Sequence[Any]]) -> tuple[int, str]:
+    """Return the stage that a run is at, 0 for the start, and what it does there."""
+    if run.manifest.get("finished"):
+        return len(run.stages), "finished"
+    reached = max((number for number, found in enumerate(lines, start=1) if found), default=0)
+    if reached == 0 and not run.evaluated(0):
+        return 0, "evaluate the start"
+    if reached and not (run.stage_path(reached) / "train" / "done.json").is_file():
+        return reached, f"stage {reached} {run.stages[reached - 1]}"
+    if reached and not run.evaluated(reached):
+        return reached, f"evaluate after {run.stages[reached - 1]}"
+    return min(reached + 1, len(run.stages)), f"begin stage {min(reached + 1, len(run.stages))}"
+
+
+def _activity(found: Status) -> Text:
+    text = Text(found.activity, style="green" if found.finished else "")
+    if found.warnings:
+        text.append(f" ({found.warnings} warning{'s' if found.warnings > 1 else ''})", style="yellow")
+    return text
+
+
+def _course(values: Sequence[float]) -> str:
+    return f"{sparkline(values)} {values[-1]:.3g}" if values else ""
+
+
+def _seconds_left(lines: Sequence[dict[str, Any]], total: int) -> float | None:
+    """Return what the steps that are left take at the pace of the last ones; None where that is not known."""
+    paces = [line["seconds"]["step"] for line in lines[-RECENT:] if (line.get("seconds") or {}).get("step")]
+    return sum(paces) / len(paces) * (total - len(lines)) if paces and len(lines) < total else None
+
+
+def _steps(run: RunDir, stage: int) -> list[dict[str, Any]]:
+    """Return a stage's steps; of a step that was done again after a kill the last counts."""
+    lines = read_lines(run.stage_path(stage) / "train" / "steps.jsonl")
+    return list({line["step"]: line for line in lines}.values())
+
+
+def _last_written(path: Path) -> float:
+    times: list[float] = []
+    for file in path.rglob("*"):
+        try:
+            times.append(file.stat().st_mtime)
+        except FileNotFoundError:  # A file that was moved into its place while we looked.
+            continue
+    return max(times, default=path.stat().st_mtime)

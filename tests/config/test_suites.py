@@ -1,0 +1,261 @@
+"""Suite files: every shipped one loads, and every mistake is one sentence with file, key, what was found and expected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.config.load import SUITE_FOLDER, find_suite, load_suite
+from harness.config.study import load_study
+from harness.config.suite import Suite
+from harness.errors import ConfigError
+from tests.support.models import micro_suite, write_yaml
+
+SHIPPED = sorted(SUITE_FOLDER.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_suite_loads_under_its_name(path: Path):
+    try:
+        suite = load_suite(path.stem)
+    except ConfigError as error:
+        if str(error).startswith("data."):
+            pytest.skip(str(error))
+        raise
+    assert suite.name == path.stem
+    assert suite.stages
+    for stage in suite.stages:
+        for entry in suite.adapters:
+            suite.training_for(stage, entry)
+
+
+def test_the_embedded_default_is_among_them():
+    assert "tiny" in {path.stem for path in SHIPPED}
+
+
+def load(folder: Path, change: Callable[[dict[str, Any]], object] = lambda _: None, *overrides: str) -> Suite:
+    raw = micro_suite()
+    change(raw)
+    return load_suite(str(write_yaml(folder / "suite.yaml", raw)), overrides)
+
+
+def refusal(folder: Path, change: Callable[[dict[str, Any]], object] = lambda _: None, *overrides: str) -> str:
+    """Return the sentence that refuses a changed suite."""
+    with pytest.raises(ConfigError) as error:
+        load(folder, change, *overrides)
+    sentence = str(error.value)
+    assert "\n" not in sentence
+    assert "validation error" not in sentence
+    return sentence
+
+
+def test_a_typo_is_named_with_its_place_and_the_nearest_key(tmp_path: Path):
+    found = refusal(tmp_path, lambda raw: raw["student"]["warmup"].update(batch_sise=4))
+    expected = (
+        "student.warmup.batch_sise: unknown key; did you mean 'batch_size'? expected one of autocast, batch_size,"
+    )
+    assert found.startswith(f"{tmp_path / 'suite.yaml'}: {expected}")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            lambda raw: raw.update(stagess=[]),
+            "stagess: unknown key; did you mean 'stages'? expected one of adapters, backend, data,",
+        ),
+        (
+            lambda raw: raw["training"].update(stpes=3),
+            "training.stpes: unknown key; did you mean 'steps'? expected one of autocast, generation_batch,",
+        ),
+        (
+            lambda raw: raw["stages"].__setitem__(0, {"task": "tiny_weather", "trainin": {}}),
+            "stages.0.trainin: unknown key; did you mean 'training'? expected one of task, teacher, together,",
+        ),
+        (
+            lambda raw: raw["adapters"]["opd"].update(optoins={}),
+            "adapters.opd.optoins: unknown key; did you mean 'options'? expected one of adapter, options, training",
+        ),
+        (
+            lambda raw: raw["adapters"]["opd"].update(training={"stpes": 1}),
+            "adapters.opd.training.stpes: unknown key; did you mean 'steps'? expected one of autocast, generation_batch,",
+        ),
+        (
+            lambda raw: raw["adapters"]["opd"].update(training={"optimizer": {"lr": -1}}),
+            "adapters.opd.training.optimizer.lr: found -1; input should be greater than 0",
+        ),
+        (
+            lambda raw: raw["training"].update(steps="many"),
+            "training.steps: found 'many'; input should be a valid integer",
+        ),
+        (lambda raw: raw["training"].update(steps=0), "training.steps: found 0; input should be greater than 0"),
+        (lambda raw: raw.pop("name"), "name: missing; this key is required"),
+        (lambda raw: raw.pop("student"), "student: missing; this key is required"),
+        (lambda raw: raw["student"].pop("strength"), "student.strength: missing; this key is required"),
+        (lambda raw: raw.update(stages="tiny_weather"), "stages: found 'tiny_weather'; input should be a valid tuple"),
+        (lambda raw: raw["stages"].append("tiny_weather"), "stages train tiny_weather more than once; give each stage"),
+        (lambda raw: raw["probes"].append("tiny_weather"), "probes tiny_weather are also trained; a probe is a task"),
+        (
+            lambda raw: raw.update(orders={"x": ["tiny_weather"]}),
+            "order 'x' is ['tiny_weather'], expected a permutation",
+        ),
+    ],
+)
+def test_each_mistake_is_one_sentence_with_file_and_key(
+    change: Callable[[dict[str, Any]], object], sentence: str, tmp_path: Path
+):
+    assert refusal(tmp_path, change).startswith(f"{tmp_path / 'suite.yaml'}: {sentence}")
+
+
+def test_several_mistakes_show_the_first_and_how_many_more(tmp_path: Path):
+    found = refusal(tmp_path, lambda raw: raw.update(seeds="x", threads="y", device="z"))
+    assert found.endswith("(2 more to fix after this)")
+
+
+def test_a_mistake_in_the_suites_training_counts_once_not_again_in_each_stage(tmp_path: Path):
+    found = refusal(tmp_path, lambda raw: raw["training"].update(stpes=3))
+    assert "more to fix" not in found
+    found = refusal(tmp_path, lambda raw: raw.update(training={"stpes": 3}, threads="y"))
+    assert found.endswith("(1 more to fix after this)")
+
+
+def test_stages_given_on_the_command_line_take_further_overrides(tmp_path: Path):
+    suite = load(tmp_path, lambda _: None, "stages=[tiny_currency, tiny_weather]", "stages.1.training.steps=7")
+    assert [(stage.task, stage.training.steps == 7) for stage in suite.stages] == [
+        ("tiny_currency", False),
+        ("tiny_weather", True),
+    ]
+
+
+def test_the_keys_named_are_those_of_the_kind_of_model(tmp_path: Path):
+    found = refusal(tmp_path, lambda raw: raw["student"].update(path="elsewhere"))
+    assert "student.path: unknown key; expected one of architecture, chat, dtype, kind, seed, strength" in found
+
+
+def test_yaml_that_does_not_parse_is_named_with_its_line(tmp_path: Path):
+    path = tmp_path / "suite.yaml"
+    path.write_text("name: x\nstudent: [1, 2\nstages: y\n")
+    with pytest.raises(ConfigError) as error:
+        load_suite(str(path))
+    assert str(error.value).startswith(f"{path} line 3: not valid YAML (")
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"suite.yaml: not valid YAML \(.*invalid start byte\)"):
+        load_suite(str(path))
+
+
+def test_a_file_in_another_encoding_is_refused(tmp_path: Path):
+    path = tmp_path / "suite.yaml"
+    path.write_bytes(b"name: caf\xe9\n")
+    for read in (load_suite, load_study):
+        with pytest.raises(ConfigError, match=r"suite.yaml: not valid YAML \(.*can't decode byte 0xe9"):
+            read(str(path))
+
+
+def test_a_file_that_holds_no_mapping_is_refused(tmp_path: Path):
+    path = write_yaml(tmp_path / "suite.yaml", ["a"])
+    with pytest.raises(ConfigError, match="found list, expected a mapping with name, student, stages, adapters"):
+        load_suite(str(path))
+
+
+def test_missing_suites_are_refused_with_where_was_looked(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"suite file no/such.yaml does not exist \(looked in "):
+        load_suite("no/such.yaml")
+    with pytest.raises(
+        ConfigError, match=r"there is no suite 'tinny'; known are .*tiny.*, or give a path that ends in"
+    ):
+        load_suite("tinny")
+
+
+def test_suites_in_included_folders_are_found_by_name_before_the_shipped_ones(tmp_path: Path):
+    below = write_yaml(tmp_path / "suites" / "mine.yaml", micro_suite())
+    own = write_yaml(tmp_path / "tiny.yaml", micro_suite())
+    assert find_suite("mine", [tmp_path]) == below
+    assert find_suite("tiny", [tmp_path]) == own
+    assert find_suite("tiny") == (SUITE_FOLDER / "tiny.yaml").resolve()
+
+
+def test_overrides_reach_mappings_lists_and_new_keys(tmp_path: Path):
+    sets = (
+        "training.optimizer.lr=1e-4", "stages.1=tiny_calendar", "seeds=[3, 4]", "teacher=null", "evaluation.limit=2",
+        "adapters.opd.options.weight=1.25", "student.warmup.strengths.weak.steps=5", "adapters.opd.training.steps=9",
+    )  # fmt: skip
+    suite = load(tmp_path, lambda _: None, *sets)
+    assert suite.training.optimizer.lr == 1e-4
+    assert [stage.task for stage in suite.stages] == ["tiny_weather", "tiny_calendar"]
+    assert suite.stages[0].training.optimizer.lr == 1e-4
+    assert suite.seeds == (3, 4)
+    assert suite.teacher is None
+    assert suite.evaluation.limit == 2
+    assert suite.adapters["opd"].options == {"weight": 1.25}
+    assert suite.training_for(suite.stages[0], "opd").steps == 9
+    assert suite.training_for(suite.stages[0], "aopd").steps == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("training.steps", "--set training.steps: expected KEY=VALUE, for example --set training.optimizer.lr=1e-4"),
+        ("=3", "--set =3: expected KEY=VALUE"),
+        ("name.x=3", "--set name.x=3: 'x' lies below 'micro', which has no keys"),
+        ("name.x.y=3", "--set name.x.y=3: 'x' lies below 'micro', which has no keys"),
+        ("stages.2=tiny_calendar", "--set stages.2=tiny_calendar: '2' is not an index of a list of 2"),
+        ("stages.first=x", "--set stages.first=x: 'first' is not an index of a list of 2"),
+        ("stages.7.task=x", "--set stages.7.task=x: '7' is not an index of a list of 2"),
+        ("seeds=[1", "--set seeds=[1: "),
+        ("training.steps=few", "training.steps: found 'few'; input should be a valid integer"),
+        ("training.stpes=3", "training.stpes: unknown key; did you mean 'steps'?"),
+        ("trainig.steps=3", "trainig: unknown key; did you mean 'training'?"),
+    ],
+)
+def test_overrides_that_cannot_be_are_one_sentence(override: str, sentence: str, tmp_path: Path):
+    found = refusal(tmp_path, lambda _: None, override)
+    assert found.removeprefix(f"{tmp_path / 'suite.yaml'}: ").startswith(sentence)
+
+
+def test_a_stages_training_overlays_the_suites(tmp_path: Path):
+    def change(raw: dict[str, Any]) -> None:
+        raw["training"] = {"steps": 5, "optimizer": {"lr": 0.5, "weight_decay": 0.25}}
+        raw["stages"][1] = {"task": "tiny_currency", "training": {"optimizer": {"lr": 0.1}}}
+        raw["adapters"] = {"opd": {}, "long": {"adapter": "opd", "training": {"steps": 9}}}
+
+    suite = load(tmp_path, change)
+    first, second = suite.stages
+    assert (first.training.steps, first.training.optimizer.lr) == (5, 0.5)
+    assert (second.training.steps, second.training.optimizer.lr, second.training.optimizer.weight_decay) == (
+        5,
+        0.1,
+        0.25,
+    )
+    long = suite.training_for(second, "long")
+    assert (long.steps, long.optimizer.lr, long.optimizer.weight_decay) == (9, 0.1, 0.25)
+
+
+def test_relative_paths_count_from_the_suite_file_and_missing_data_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "records").mkdir()
+    (tmp_path / "mine.jinja").write_text("{{ messages }}")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+    def change(raw: dict[str, Any]) -> None:
+        raw["data"] = {"gsm8k": "records"}
+        raw["include"] = ["records"]
+        raw["student"]["chat"] = {"template": "mine.jinja"}
+
+    suite = load(tmp_path, change)
+    assert suite.data == {"gsm8k": str(tmp_path / "records")}
+    assert suite.include == (str(tmp_path / "records"),)
+    assert suite.student.chat.template == str(tmp_path / "mine.jinja")
+    found = refusal(tmp_path, lambda raw: raw.update(data={"gsm8k": "recrods"}))
+    assert found == (
+        f"data.gsm8k: {tmp_path / 'recrods'} does not exist; put the records there or say where they are with "
+        "--set data.gsm8k=/absolute/path"
+    )
+
+
+def test_a_named_template_is_not_taken_for_a_file(tmp_path: Path):
+    assert load(tmp_path).student.chat.template == "chatml"

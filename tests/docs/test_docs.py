@@ -1,0 +1,75 @@
+"""What the documentation lists is what the code writes: every column and field of the run directory has its meaning told."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from adapters.loop.diagnostics import QUANTILES, StepLog
+from adapters.loop.loop import LoopAdapter
+from harness.adapter import check_adapters
+from harness.config.evaluation import Evaluation
+from harness.config.load import load_suite
+from harness.config.suite import AdapterEntry, Stage, Suite
+from harness.evaluation.drift import FIGURES, Answered
+from harness.evaluation.scoring import FIXED
+from harness.rundir.memory import PeakMemory
+from harness.rundir.rollout_log import SCHEMA
+
+PAGE_FOLDER = Path(__file__).parents[2] / "docs"
+PAGE = (PAGE_FOLDER / "run-directory.md").read_text(encoding="utf-8")
+# What follows from the rest, and what the loop itself is.
+DERIVED = {"requirements", "penalisable", "off_policy", "token_losses", "train_stage"}
+
+
+def documented(heading: str) -> set[str]:
+    """Return all names in backticks under a heading."""
+    section = re.split(r"^## ", PAGE, flags=re.MULTILINE)
+    (found,) = [part for part in section if part.startswith(f"{heading}\n")]
+    return set(re.findall(r"`([^`]+)`", found))
+
+
+@pytest.mark.parametrize(
+    ("heading", "names"),
+    [
+        ("manifest.json", {"sessions", "seconds", "peak_memory", *PeakMemory("cpu").summary}),
+        ("eval: samples.parquet", set(FIXED)),
+        ("train/rollouts.parquet", set(SCHEMA.names)),
+        ("drift", {*FIGURES, *Answered.__dataclass_fields__, "prompt_tokens", "response_tokens"}),
+    ],
+)
+def test_every_column_is_documented(heading: str, names: set[str]):
+    assert names - documented(heading) == set()
+
+
+def test_every_field_of_the_step_log_is_documented():
+    quantiles = {f"advantage_q{round(100 * q):02d}" for q in QUANTILES}
+    written = {*StepLog([]).summary(), "step", "seconds", "warnings"} - quantiles
+    assert written - documented("train/steps.jsonl") == set()
+
+
+def test_all_that_a_method_of_the_loop_may_override_is_in_the_guide():
+    guide = (PAGE_FOLDER / "add-an-adapter.md").read_text(encoding="utf-8")
+    table = guide.split("| of `LoopAdapter` |")[1].split("\n\n")[0]
+    own = {name for name in vars(LoopAdapter) if not name.startswith(("_", "model_"))} - set(LoopAdapter.model_fields)
+    own |= {"teacher_needs", *LoopAdapter.__annotations__} - set(LoopAdapter.model_fields)
+    named = {row.split("`")[1] for row in table.splitlines() if row.startswith("| `")}
+    assert own - named == DERIVED
+
+
+def test_the_suite_in_the_guide_is_read_and_every_key_is_in_its_table(tmp_path: Path):
+    guide = (PAGE_FOLDER / "write-a-suite.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^```yaml\n(.*?)^```$", guide, flags=re.MULTILINE | re.DOTALL)
+    (tmp_path / "my-suite.yaml").write_text(text, encoding="utf-8")
+    suite = load_suite(str(tmp_path / "my-suite.yaml"), ["stages.1.training.steps=20"])
+    assert [stage.training.steps for stage in suite.stages] == [100, 20]
+    assert set(check_adapters(suite)) == {"opd", "aopd", "aopd_k8"}
+    told = {name for row in guide.splitlines() if row.startswith("| `") for name in re.findall(r"`(\w+)`", row)}
+    assert {
+        *Suite.model_fields,
+        *Evaluation.model_fields,
+        *Stage.model_fields,
+        *AdapterEntry.model_fields,
+    } - told == set()

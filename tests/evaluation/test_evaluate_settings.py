@@ -1,0 +1,95 @@
+"""Every task is asked as its own file and its suite say, whatever options and caches lm-eval has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.config.evaluation import Decoding, Evaluation
+from harness.config.models import Chat
+from harness.config.suite import Suite
+from harness.engines.base import Completion, Sampling
+from harness.evaluation import hf_model
+from harness.evaluation.cell_cache import Cell, SharedCells
+from harness.evaluation.evaluator import Subject, evaluate
+from harness.lm.checkpoints import load, save, weights_digest
+from harness.lmeval.checks import settle_generation
+from harness.lmeval.library import TaskLibrary
+from tests.support.models import TASK_FILE, write_task
+
+# As Qwen3's own: an undefined flag thinks, and so does one that is None.
+THINKING = (
+    "{% for m in messages %}{{ m.content }}{% endfor %}"
+    "{% if enable_thinking is defined and enable_thinking is false %}<no thinking>{% endif %}"
+)
+
+
+def cells(folder: Path, subject: Subject, out: Path, *names: str, **settings: Any) -> dict[str, Cell]:
+    """Evaluate the tasks in a folder as their files say."""
+    library = TaskLibrary([folder])
+    tasks = [library.load(name) for name in names]
+    for task in tasks:
+        settle_generation(task, Decoding())
+    return evaluate(subject, tasks, library, Evaluation.model_validate(settings), SharedCells(out))
+
+
+def on_cpu(folder: Path, chat: Chat) -> Subject:
+    return Subject(folder, weights_digest(folder), chat, "float32", "cpu")
+
+
+def test_an_edited_prompt_is_asked_as_it_stands(student_folder: Path, tmp_path: Path):
+    subject, asked = on_cpu(student_folder, Chat(template="chatml")), list[str]()
+    for template in ("{{prompt}}", "Please {{prompt}}"):
+        write_task(tmp_path / "task", doc_to_text=template)
+        found = cells(tmp_path / "task", subject, tmp_path, "made_up", limit=1)["made_up"]
+        asked += found.samples["prompt"].tolist()
+    assert [text.count("Please say 0") for text in asked] == [0, 1]
+
+
+@pytest.fixture
+def budgets(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Note the budget of each call of the engine."""
+    noted: list[int] = []
+    original = hf_model.HFEngine.generate
+
+    def spy(self: Any, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
+        noted.append(sampling.max_new_tokens)
+        return original(self, prompts, sampling)
+
+    monkeypatch.setattr(hf_model.HFEngine, "generate", spy)
+    return noted
+
+
+def test_tasks_of_one_evaluation_keep_their_own_examples_and_budgets(
+    student_folder: Path, tmp_path: Path, budgets: list[int]
+):
+    shots = {"num_fewshot": 2, "fewshot_split": "train", "fewshot_config": {"sampler": "first_n"}}
+    write_task(tmp_path, "bare")
+    write_task(tmp_path, "shown", **shots, generation_kwargs={**TASK_FILE["generation_kwargs"], "max_gen_toks": 5})
+    found = cells(tmp_path, on_cpu(student_folder, Chat(template="chatml")), tmp_path, "bare", "shown", limit=2)
+    asked = {name: cell.samples["prompt"][0].count("say") for name, cell in found.items()}
+    assert asked == {"bare": 1, "shown": 3}
+    assert budgets == [8, 5]
+
+
+def test_a_base_model_is_asked_plain_text(micro: Suite, student_folder: Path, tmp_path: Path):
+    base = load(student_folder, micro.student, "cpu")
+    base.renderer.tokenizer.chat_template = None
+    save(base, tmp_path / "base")
+    write_task(tmp_path / "task")
+    found = cells(tmp_path / "task", on_cpu(tmp_path / "base", Chat()), tmp_path, "made_up", limit=2)["made_up"]
+    assert found.samples["prompt"].tolist() == ["say 0", "say 1"]
+
+
+@pytest.mark.parametrize(("flag", "text"), [(None, "say 0"), (True, "say 0"), (False, "say 0<no thinking>")])
+def test_the_thinking_flag_is_in_the_prompts_that_are_asked(
+    flag: bool | None, text: str, student_folder: Path, tmp_path: Path
+):
+    (tmp_path / "thinking.jinja").write_text(THINKING)
+    write_task(tmp_path / "task")
+    subject = on_cpu(student_folder, Chat(template=str(tmp_path / "thinking.jinja"), enable_thinking=flag))
+    found = cells(tmp_path / "task", subject, tmp_path, "made_up", limit=1)["made_up"]
+    assert found.samples["prompt"].tolist() == [text]

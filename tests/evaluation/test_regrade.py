@@ -1,0 +1,158 @@
+"""`harness regrade`: stored answers graded anew beside the old grades, and nothing is generated."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from harness.cli.app import main
+from harness.config.base import digest
+from harness.config.run_spec import RunSpec
+from harness.config.suite import Suite
+from harness.errors import RunError, TaskError
+from harness.evaluation import hf_model
+from harness.evaluation.regrade_runs import Regraded, regrade_runs, regrade_table
+from harness.pipeline.checkpoint_matrix import matrix_table
+from harness.pipeline.run import run
+from harness.rundir.store import StageFolder
+from reports.compare.comparison import Stages
+from reports.data.frames import load
+from reports.data.methods import find_methods
+from tests.support.models import write_task
+
+TASKS = ("made_up", "tiny_currency", "tiny_reminder", "tiny_weather")
+STAGES = ("stage_0", "stage_1_tiny_weather", "stage_2_tiny_currency")
+
+
+@pytest.fixture
+def finished(micro: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A finished run of the control; after it, the engine must not be called.
+
+    `made_up` calls every second answer parsed and none right, so that its two graders differ.
+    """
+    write_task(tmp_path / "tasks", grader='return {"strict": 0.0, "parsed": float(int(doc["target"]) % 2)}')
+    change = {"probes": ("tiny_reminder", "made_up"), "include": (str(tmp_path / "tasks"),)}
+    folder = run(RunSpec(micro.model_copy(update=change), "none", 0, out=tmp_path / "runs"))
+    monkeypatch.setattr(hf_model.HFEngine, "generate", lambda *_: pytest.fail("generated"))
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.glob("stage_*/eval/*/*")}
+
+
+def test_another_grader_of_the_task_becomes_the_score_beside_the_old_one(finished: Path):
+    before = contents(finished)
+    rows = regrade_runs([finished], "parsed")
+    assert contents(finished) == before
+    assert [(row.stage, row.cell) for row in rows] == [(stage, task) for stage in STAGES for task in TASKS]
+    for row in rows:
+        samples = pd.read_parquet(finished / row.stage / "eval" / row.cell / "samples.parquet")
+        assert row.before == samples["strict"].mean()
+        assert row.after == samples["parsed"].mean()
+        assert (row.items, row.changed) == (4, (samples["strict"] != samples["parsed"]).sum())
+        (folder,) = (finished / row.stage / "regraded" / row.cell).iterdir()
+        results = json.loads((folder / "results.json").read_text())
+        assert folder.name == f"parsed-{digest([results['keys']['generation'], results['keys']['grading']])}"
+        assert (results["metric"], results["score"]) == ("parsed", row.after)
+        assert results["regraded"]["grader"] == "parsed"
+        assert results["regraded"]["from"]["metric"] == "strict"
+        assert results["regraded"]["from"]["score"] == row.before
+        assert results["stage"] == STAGES.index(row.stage)
+    assert [(row.before, row.after, row.changed) for row in rows if row.cell == "made_up"] == [(0.0, 0.5, 2)] * 3
+    assert regrade_table(rows).row_count == len(rows)
+
+
+def test_the_table_shows_a_folder_in_brackets_as_it_is(capsys: pytest.CaptureFixture[str]):
+    rows = [Regraded(Path(name), "stage_0", "a", "m", 0.0, 1.0, 1, 1) for name in ("[red]", "[/x]")]
+    Console(width=120).print(regrade_table(rows))
+    Console(width=120).print(matrix_table(pd.DataFrame({"a": [0.5]}, index=["[blue]"])))
+    shown = capsys.readouterr().out
+    assert [name for name in ("[red]", "[/x]", "[blue]") if name in shown] == ["[red]", "[/x]", "[blue]"]
+
+
+def test_regrading_again_writes_nothing_and_says_the_same(finished: Path):
+    first = regrade_runs([finished], "parsed")
+    written = {str(path): path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    assert regrade_runs([finished], "parsed") == first
+    assert {str(path): path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == written
+
+
+def test_todays_grader_that_is_the_old_one_changes_nothing(finished: Path):
+    assert all(row.changed == 0 and row.before == row.after for row in regrade_runs([finished]))
+    assert not list(finished.glob("stage_*/regraded"))
+
+
+def test_a_report_shows_the_chosen_graders_scores(finished: Path):
+    own = load([finished]).scores
+    with pytest.raises(RunError, match=r"No cell is graded by 'parsed'; .*harness regrade .* --grader parsed"):
+        load([finished], "parsed")
+    rows = regrade_runs([finished], "parsed")
+    shown = load([finished], "parsed").scores.set_index(["stage", "task"])
+    assert set(shown["metric"]) == {"parsed"}
+    assert all(shown.loc[(STAGES.index(row.stage), row.cell), "score"] == row.after for row in rows)
+    pd.testing.assert_frame_equal(load([finished]).scores, own)
+
+
+def test_grades_of_answers_that_were_replaced_since_are_not_shown(finished: Path):
+    regrade_runs([finished], "parsed")
+    file = finished / "stage_0/eval/made_up/results.json"
+    results = json.loads(file.read_text())
+    results["keys"]["generation"] = "0" * 16
+    file.write_text(json.dumps(results))
+    folder = StageFolder(finished / "stage_0")
+    assert folder.newest_grading("made_up", "parsed") is None
+    assert folder.newest_grading("tiny_weather", "parsed") is not None
+
+
+def test_a_grader_that_no_task_offers_is_refused_with_those_they_do(finished: Path):
+    with pytest.raises(TaskError, match=r"--grader nice: no task with stored answers offers it; .*strict, sdft, aopd"):
+        regrade_runs([finished], "nice")
+
+
+def test_a_mended_grader_regrades_and_reports_show_the_newest_grades(
+    micro: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tasks = tmp_path / "tasks"
+    write_task(tasks, grader='return {"strict": 0.0, "parsed": 1.0}')
+    suite = micro.model_copy(update={"probes": ("made_up",), "include": (str(tasks),)})
+    folder = run(RunSpec(suite, "none", 0, out=tmp_path / "runs"))
+    monkeypatch.setattr(hf_model.HFEngine, "generate", lambda *_: pytest.fail("generated"))
+    write_task(tasks, grader='return {"strict": 1.0, "parsed": 1.0}')
+    changed = {row.stage: row for row in regrade_runs([folder]) if row.cell == "made_up"}
+    assert [(changed[s].before, changed[s].after, changed[s].changed) for s in STAGES] == [(0.0, 1.0, 4)] * 3
+    assert shown(folder) == {1.0}
+    write_task(tasks, grader='return {"strict": 0.0, "parsed": 1.0}')
+    assert all(row.changed == 0 for row in regrade_runs([folder]))
+    assert shown(folder) == {0.0}, "the grader is as it was"
+
+
+def shown(folder: Path) -> set[float]:
+    scores = load([folder]).scores
+    return set(scores.loc[scores["task"] == "made_up", "score"])
+
+
+def test_the_command_prints_old_and_new_scores(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "argv", ["harness", "regrade", str(finished.parent), "--grader", "aopd"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    text = capsys.readouterr().out
+    assert "items changed" in text
+    assert text.count("tiny_reminder") == 3
+    assert "made_up" not in text, "it does not offer this grader"
+
+
+def test_a_comparison_says_whose_grades_it_shows(finished: Path):
+    regrade_runs([finished], "aopd")
+    assert Stages(find_methods([finished], least=1), 0, 2).notes() == []
+    notes = Stages(find_methods([finished], grader="aopd", least=1), 0, 2).notes()
+    assert notes == ["Scores are by grader aopd; made_up, not graded by it, by their own."]

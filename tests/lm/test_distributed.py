@@ -1,0 +1,84 @@
+"""The student in a wrapper: every loss stays inside its forward, and two processes have the whole batch's gradients."""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed, multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+
+from harness.adapter import make_adapter
+from harness.config.suite import AdapterEntry
+from harness.lm.logprobs import Asked, LogProbs, StudentForward
+from harness.lm.rollouts import Batch, make_batches
+from tests.support.models import assert_same_gradients, gradients, qwen3, rollout
+from tests.support.stages import Recorder, stage
+
+ROLLOUTS = [
+    rollout([3, 4, 5], [6, 7, 2]),
+    rollout([8], [9, 10, 2]),
+    rollout([3, 1], [4, 1, 2]),
+    rollout([7], [5, 5, 2]),
+]
+PLAIN = Asked()
+
+
+def loss_of(student: Any, part: list[Any]) -> Tensor:
+    """Return the mean negative log-likelihood of rollouts of equal length."""
+    (batch,) = make_batches(part, "token_mean", None)
+    return -(student(batch, batch.targets[:, None]).chosen[:, 0] * batch.weights).sum()
+
+
+def work(rank: int, folder: str) -> None:
+    """Take one half's gradients inside the wrapper and save what this process then holds."""
+    torch.set_num_threads(1)
+    # A machine's other interfaces may lead nowhere.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    wrapped = DistributedDataParallel(StudentForward(qwen3()))
+    loss_of(wrapped, ROLLOUTS[2 * rank : 2 * rank + 2]).backward()
+    torch.save(gradients(wrapped.module), f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+class Watched(StudentForward):
+    """The student whose output layer has values only while its forward runs, as under FSDP; outside it has a size."""
+
+    inside = False
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        layer = model.get_output_embeddings()
+        hollow = copy.deepcopy(layer).to("meta")
+        model.get_output_embeddings = lambda: layer if self.inside else hollow
+
+    def forward(self, batch: Batch, ids: Tensor, ask: Asked = PLAIN) -> LogProbs:
+        self.inside = True
+        try:
+            return super().forward(batch, ids, ask)
+        finally:
+            self.inside = False
+
+
+@pytest.mark.parametrize("name", ["sft", "opd", "aopd", "gkd", "fkl", "rkl", "eopd", "tropd", "vopd"])
+def test_no_loss_reaches_the_output_layer_outside_the_wrapped_forward(name: str, recorder: type[Recorder]):
+    student = Watched(qwen3())
+    few = {"top_k": 4} if name in ("aopd", "fkl", "tropd") else {}
+    make_adapter(name, AdapterEntry(options=few)).train_stage(replace(stage(), student=student))
+    assert any(value.any() for value in recorder.made[-1].gradients[0].values())
+    assert not student.inside
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_gradients_of_the_whole_batch(tmp_path: Path):
+    multiprocessing.spawn(work, (str(tmp_path),), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+    student = StudentForward(qwen3())
+    loss_of(student, ROLLOUTS).backward()
+    for rank in range(2):
+        assert_same_gradients(torch.load(tmp_path / f"{rank}.pt"), gradients(student), 1e-9)

@@ -1,0 +1,123 @@
+"""On a CUDA device: log-probabilities, gradients and memory are what they are on a CPU, and a whole run works there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from adapters.loop.divergences import generalised_jsd, reverse_kl
+from harness.lm import output_layer as tiled
+from harness.lm.logprobs import Divergence, Head, Wanted, divergence_of, selected_logprobs, teacher_scores
+from tests.lm.test_logprobs import VARIANTS, C, V, assert_same_leaf_gradients, dense, full, inputs
+from tests.support.models import micro_suite, write_yaml
+
+DEVICE = "cuda"
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="torch sees no CUDA device"),
+]
+
+
+def on_device(variant: str) -> tuple[Tensor, Head, Tensor, Tensor]:
+    """Return the CPU tests' inputs as leaves on the device."""
+    hidden, head, ids, above = inputs(variant)
+    weight = head.weight.detach().to(DEVICE).requires_grad_()
+    bias = None if head.bias is None else head.bias.detach().to(DEVICE).requires_grad_()
+    moved = Head(weight, bias, head.scale, head.softcap, head.temperature)
+    return hidden.detach().to(DEVICE).requires_grad_(), moved, ids.to(DEVICE), above.to(DEVICE)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_values_and_gradients_equal_dense_autograd(variant: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tiled, "LARGE_TILE", (3, 4))
+    hidden, head, ids, above = on_device(variant)
+    leaves = [leaf for leaf in (hidden, head.weight, head.bias) if leaf is not None]
+    found, expected = selected_logprobs(hidden, head, ids).chosen, dense(hidden, head, ids)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    assert_same_leaf_gradients((found * above).sum(), (expected * above).sum(), leaves)
+
+
+@pytest.mark.parametrize("divergence", [reverse_kl, lambda logq, logp: generalised_jsd(logq, logp, 0.3)])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_divergences_equal_dense_autograd(variant: str, divergence: Divergence):
+    hidden, head, ids, above = on_device(variant)
+    leaves = [leaf for leaf in (hidden, head.weight, head.bias) if leaf is not None]
+    rows = teacher_scores(hidden.flip(0).detach(), head, ids[:, 0], Wanted(vocabulary=True)).rows
+    assert rows is not None
+    found = divergence_of(hidden, head, rows, divergence)
+    logp = full(hidden.flip(0), head).log_softmax(-1).detach()
+    expected = divergence(full(hidden, head).log_softmax(-1), logp)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    assert_same_leaf_gradients((found * above[:, 0]).sum(), (expected * above[:, 0]).sum(), leaves)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_bfloat16_weights_get_the_gradients_of_float32_products(variant: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tiled, "LARGE_TILE", (3, 4))
+    hidden, head, ids, above = on_device(variant)
+    narrow = [None if x is None else x.detach().bfloat16() for x in (hidden, head.weight, head.bias)]
+    ours = [None if x is None else x.clone().requires_grad_() for x in narrow]
+    exact = [None if x is None else x.double().requires_grad_() for x in narrow]
+    for states, weight, bias, score in ((*ours, _selected), (*exact, dense)):
+        assert states is not None
+        assert weight is not None
+        made = Head(weight, bias, head.scale, head.softcap, head.temperature)
+        (score(states, made, ids) * above).sum().backward()
+    for mine, theirs in zip(ours, exact, strict=True):
+        if mine is not None and theirs is not None:
+            assert mine.grad is not None
+            assert theirs.grad is not None
+            torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=0.05, atol=0.05)
+
+
+def _selected(hidden: Tensor, head: Head, ids: Tensor) -> Tensor:
+    return selected_logprobs(hidden, head, ids).chosen.double()
+
+
+def test_the_teachers_top_is_that_of_full_logits(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tiled, "LARGE_TILE", (3, 1))
+    hidden, head, ids, _ = on_device("all")
+    scores = teacher_scores(hidden, head, ids[:, 0], Wanted(top_k=C, entropy=True))
+    expected = full(hidden, head).log_softmax(-1)
+    torch.testing.assert_close(scores.top_logprobs, expected.topk(C).values)
+    assert (scores.top_ids == expected.topk(C).indices).all()
+    assert scores.entropy is not None
+    torch.testing.assert_close(scores.entropy, -(expected.exp() * expected).sum(-1))
+    assert int(scores.top_ids.max()) < V
+
+
+def test_the_peak_at_a_real_vocabulary_is_at_most_a_quarter_of_full_logits():
+    tokens, vocabulary, width = 4096, 151_936, 1024
+    head = Head(torch.randn(vocabulary, width, device=DEVICE, dtype=torch.bfloat16, requires_grad=True))
+    hidden = torch.randn(tokens, width, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
+    ids = torch.randint(vocabulary, (tokens, 33), device=DEVICE)
+
+    def peak(of: Tensor) -> int:
+        of.backward()
+        return torch.cuda.max_memory_allocated() - before
+
+    peaks: list[int] = []
+    for score in (_selected, lambda h, w, i: (h @ w.weight.T).float().log_softmax(-1).gather(-1, i)):
+        hidden.grad = head.weight.grad = None
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        peaks.append(peak(score(hidden, head, ids).sum()))
+    assert peaks[0] <= peaks[1] / 4, peaks
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("adapter", ["aopd", "sft"])
+def test_a_whole_run_on_the_device(adapter: str, tmp_path: Path):
+    suite = write_yaml(tmp_path / "micro.yaml", {**micro_suite(), "device": DEVICE})
+    command = [sys.executable, "-m", "harness.cli.app", "run", str(suite), "--adapter", adapter, "--out", str(tmp_path)]
+    subprocess.run(command, check=True, timeout=500)
+    manifest = json.loads((tmp_path / "micro" / adapter / "default/seed0/manifest.json").read_text())
+    assert manifest["finished"]
+    assert manifest["hardware"]["gpus"]

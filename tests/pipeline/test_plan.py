@@ -1,0 +1,240 @@
+"""What is shown before anything runs: the plan, the list of tasks, and a check that finds a bad task out."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from harness.config.load import load_suite
+from harness.config.run_spec import RunSpec
+from harness.config.suite import Suite
+from harness.errors import ConfigError, TaskError
+from harness.lmeval import checks
+from harness.lmeval.checks import spoil
+from harness.lmeval.library import TaskLibrary
+from harness.pipeline.plan import check_task, print_plan, task_table
+from tests.support.models import DOCS, TASK_FILE, micro_suite, write_task, write_yaml
+
+
+def wide_console() -> tuple[Console, io.StringIO]:
+    text = io.StringIO()
+    return Console(file=text, width=200, no_color=True), text
+
+
+def checked(name: str, include: Path | None = None) -> tuple[bool, str]:
+    console, text = wide_console()
+    passed = check_task(console, name, [include] if include else [], [])
+    return passed, text.getvalue()
+
+
+def traps(text: str) -> list[str]:
+    return [line.removeprefix("trap: ") for line in text.splitlines() if line.startswith("trap: ")]
+
+
+@pytest.mark.parametrize("name", ["tiny_weather", "tiny_arithmetic", "tiny_long_sums", "tiny_reminder"])
+def test_shipped_tasks_pass_without_a_trap(name: str):
+    passed, text = checked(name)
+    assert passed
+    assert traps(text) == []
+    assert f"{name}: grader passes, 0 traps" in text
+
+
+def test_a_check_shows_prompts_references_and_grades():
+    _, text = checked("tiny_weather")
+    for split in ("training", "evaluation"):
+        assert f"tiny_weather: {split} prompt and reference" in text
+    assert "<|im_start|>user" in text
+    assert '{"name":"weather","arguments":{"city":' in text
+    assert text.count("strict: reference 1 (must be 1); spoiled: empty 0, changed 0 (must be 0)") == 2
+
+
+def test_a_sound_made_up_task_passes(tmp_path: Path):
+    write_task(tmp_path)
+    passed, text = checked("made_up", tmp_path)
+    assert passed, text
+    assert traps(text) == []
+
+
+def test_a_task_can_be_checked_by_its_path(tmp_path: Path):
+    assert checked(str(write_task(tmp_path)))[0]
+    with pytest.raises(ConfigError, match="is not a task file; expected an existing YAML file with a `task:` name"):
+        checked(str(tmp_path / "none.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("grader", "shown"),
+    [
+        ('return {"strict": 1.0, "parsed": 1.0}', "reference 1 (must be 1); spoiled: empty 1,"),
+        ('return {"strict": 0.0, "parsed": 1.0}', "reference 0 (must be 1)"),
+        ('return {"strict": float(doc["target"][0] in results[0] or not results[0]), "parsed": 1.0}', "empty 1,"),
+    ],
+)
+def test_a_grader_that_cannot_tell_right_from_wrong_is_found_out(grader: str, shown: str, tmp_path: Path):
+    write_task(tmp_path, grader=grader)
+    passed, text = checked("made_up", tmp_path)
+    assert not passed
+    assert shown in text
+    assert "made_up: grader FAILS" in text
+
+
+def without(*keys: str) -> dict[str, Any]:
+    generation: Any = TASK_FILE["generation_kwargs"]
+    return {"generation_kwargs": {key: value for key, value in generation.items() if key not in keys}}
+
+
+SAME: dict[str, Any] = {"docs": {"train": DOCS["train"][:3], "test": [*DOCS["train"][:2], *DOCS["test"]]}}
+TWICE: dict[str, Any] = {"docs": {"train": DOCS["train"], "test": [*DOCS["test"], *DOCS["test"][:2]]}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "trap"),
+    [
+        (without("max_gen_toks"), "generation_kwargs lack max_gen_toks"),
+        (without("until"), "generation_kwargs lack until"),
+        (without("temperature"), "generation_kwargs lack temperature"),
+        (without("do_sample"), "generation_kwargs lack do_sample"),
+        (
+            {"generation_kwargs": {**without()["generation_kwargs"], "do_sample": True}},
+            "do_sample is true with temperature 0",
+        ),
+        ({"docs": {"train": [], "test": DOCS["test"]}}, "the training split is empty here: usable as a probe only"),
+        ({"repeats": 3}, "repeats keeps the first answer only"),
+        (SAME, "2 test prompts are also training prompts: scores measure memory"),
+        (TWICE, "2 test items are duplicates: intervals would count them twice"),
+        ({"metadata": {"version": 1.0}}, "metadata.harness.metric is not set: strict is taken"),
+        (
+            {"metric_list": [{"metric": "strict", "aggregation": "mean"}]},
+            "metric strict does not state higher_is_better",
+        ),
+        ({"num_fewshot": 2, "fewshot_split": "train"}, "num_fewshot is 2: training prompts carry the same examples"),
+        (
+            {
+                "metadata": {
+                    "version": 1.0,
+                    "harness": {"metric": "strict", "training_target": "target", "memorise": True},
+                }
+            },
+            "metadata.harness.memorise is set",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_each_trap_is_named(changes: dict[str, Any], trap: str, tmp_path: Path):
+    write_task(tmp_path, **changes)
+    _, text = checked("made_up", tmp_path)
+    joined = " ".join(traps(text)) or text
+    assert trap in joined
+
+
+def test_data_that_is_fetched_without_a_revision_is_a_trap(tmp_path: Path):
+    for split, docs in DOCS.items():
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, docs)))
+    plain = {"task": "fetched", **TASK_FILE, "dataset_path": str(tmp_path / "data"), "process_results": None}
+    found = []
+    for pinned in ({}, {"dataset_kwargs": {"revision": "0" * 40}}):
+        write_yaml(tmp_path / "tasks" / "fetched.yaml", {**plain, **pinned})
+        task = TaskLibrary([tmp_path / "tasks"]).load("fetched")
+        found.append([trap for trap in checks.traps(task) if "revision" in trap])
+    assert found == [["dataset_kwargs.revision is not pinned: the data may change under the results"], []]
+
+
+def test_a_task_with_several_faults_is_found_out_in_all_of_them(tmp_path: Path):
+    same = {"train": DOCS["test"], "test": DOCS["test"]}
+    write_task(tmp_path, docs=same, grader='return {"strict": 1.0, "parsed": 1.0}', **without("max_gen_toks"))
+    passed, text = checked("made_up", tmp_path)
+    assert not passed
+    assert "grader FAILS, 2 traps" in text
+    assert "6 test prompts are also training prompts" in text
+
+
+def test_missing_records_are_refused_with_what_was_expected(tmp_path: Path):
+    console, _ = wide_console()
+    with pytest.raises(ConfigError, match=r"--data: .*nowhere does not exist; expected NAME=PATH"):
+        check_task(console, "tiny_weather", [], [f"x={tmp_path / 'nowhere'}"])
+    for bare in ("gsm8k", "gsm8k=", "=/data"):
+        with pytest.raises(ConfigError, match=rf"--data {bare}: expected NAME=PATH"):
+            check_task(console, "tiny_weather", [], [bare])
+
+
+def test_the_list_names_every_task_with_its_metric_and_file(tmp_path: Path):
+    write_task(tmp_path)
+    console, text = wide_console()
+    console.print(task_table([tmp_path]))
+    rows = {line.split("│")[1].strip(): line for line in text.getvalue().splitlines() if line.startswith("│")}
+    assert {"made_up", "tiny_weather", "tiny_arithmetic", "gsm8k", "toolalpaca"} <= set(rows)
+    assert "strict" in rows["tiny_weather"]
+    assert "tools" in rows["tiny_weather"]
+    assert "made_up.yaml" in "".join(text.getvalue().split()).replace("│", "")
+
+
+def plan(suite: Suite, *entries: str) -> str:
+    console, text = wide_console()
+    print_plan(console, [RunSpec(suite, entry, 0) for entry in entries])
+    return text.getvalue()
+
+
+def test_a_plan_shows_the_resolved_suite_its_stages_and_the_work(micro: Suite):
+    text = plan(micro, "opd", "aopd")
+    assert "batch_size: 16" in text
+    assert "schedule: constant" in text  # a default that the file does not state
+    assert "stages of micro, order default" in text
+    # 2 runs of 2 stages of 2 steps of 4 rollouts of at most 24 tokens; after each stage 3 tasks of 4 items
+    for what, value in {
+        "runs": "2",
+        "training steps": "8",
+        "rollouts": "32",
+        "response tokens, at most": "768",
+    }.items():
+        (line,) = [line for line in text.splitlines() if line.startswith(f"│ {what}")]
+        assert line.split("│")[2].strip() == value
+    assert "12 with 48 items" in text
+    for entry in ("opd", "aopd"):
+        assert f"prompts under {entry}: all fit the context of 128 tokens" in text
+    assert "runs/micro/opd/default/seed0, runs/micro/aopd/default/seed0" in text
+    assert text.rstrip().endswith("dry run: nothing was written")
+
+
+def changed(folder: Path, **changes: Any) -> Suite:
+    return load_suite(str(write_yaml(folder / "suite.yaml", {**micro_suite(), **changes})))
+
+
+def test_a_plan_says_so_where_a_model_is_not_here_to_be_checked(tmp_path: Path):
+    suite = changed(tmp_path, student={"kind": "pretrained", "path": "Qwen/Qwen3-0.6B-Base"})
+    text = plan(suite, "opd")
+    assert (
+        "prompts under opd: not checked, the student's tokenizer is not here (Qwen/Qwen3-0.6B-Base is not a local"
+        in text
+    )
+
+
+def test_a_plan_checks_prompts_of_a_local_model(tmp_path: Path, student_folder: Path):
+    student = {"kind": "pretrained", "path": str(student_folder)}
+    assert "prompts under opd: all fit the context of 128 tokens" in plan(changed(tmp_path, student=student), "opd")
+
+
+def test_a_plan_refuses_what_the_run_would_refuse(tmp_path: Path):
+    long = {**micro_suite()["training"], "max_new_tokens": 120}
+    with pytest.raises(TaskError, match="more than the model's context of 128"):
+        plan(changed(tmp_path, training=long), "opd")
+    write_task(tmp_path / "tasks", training_split=None)
+    with pytest.raises(TaskError, match="task made_up has no `training_split`"):
+        plan(changed(tmp_path, stages=["made_up"], include=["tasks"]), "opd")
+
+
+@pytest.mark.parametrize(
+    ("target", "spoiled"),
+    [
+        ("19 + 3 = 22", "20 + 4 = 33"),
+        (r"The area is 2 times as large, so \boxed{\pi}", r"The area is 3 times as large, so \dexobx{\ipx}"),
+        ("12 is odd: no ).", "23 is odd: onx )."),
+        ("no", "onxx"),
+    ],
+)
+def test_a_spoiled_reference_is_wrong_where_its_answer_stands(target: str, spoiled: str):
+    assert spoil(target) == spoiled

@@ -1,0 +1,45 @@
+"""The real path on real records: GSM8K and ToolAlpaca are read, rendered, trained on and graded, and can be learnt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from harness.config.load import load_suite
+from harness.config.run_spec import RunSpec
+from harness.pipeline.run import run
+from reports.data.frames import load
+from reports.report.build import build_report
+from tests.support.task_files import needs_shared_data
+
+pytestmark = [pytest.mark.slow, pytest.mark.realdata, needs_shared_data, pytest.mark.timeout(1500)]
+
+SUITE = "gsm8k-toolalpaca-smoke"
+SHORT = ["training.steps=2", "student.warmup.strengths.weak.steps=4", "teacher.warmup.strengths.teacher.steps=4"]
+
+
+def scores(folder: Path) -> pd.DataFrame:
+    return load([folder]).scores
+
+
+def test_a_student_learns_twenty_real_records_of_each_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    suite = load_suite(SUITE, ["stages=[gsm8k_smoke, toolalpaca_smoke]", "adapters.sft.training.steps=250"])
+    folder = run(RunSpec(suite, "sft", 0, out=tmp_path / "runs"))
+    table = scores(folder)
+    own = table[(table["stage"] > 0) & (table["task"] == table["stage_task"])].set_index("task")["score"]
+    assert set(own.index) == {"gsm8k_smoke", "toolalpaca_smoke"}
+    assert (own >= 0.95).all(), own
+
+
+@pytest.mark.parametrize("entry", ["opd", "aopd"])
+def test_the_smoke_suite_completes_with_a_report(entry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    suite = load_suite(SUITE, SHORT)
+    folder = run(RunSpec(suite, entry, 0, out=tmp_path / "runs"))
+    page = build_report([folder], tmp_path / "report").read_text(encoding="utf-8")
+    for task in suite.tasks:
+        assert task in page
+    assert len(scores(folder)) == (1 + len(suite.stages)) * len(suite.tasks)

@@ -1,0 +1,222 @@
+"""An interrupted stage goes on at its step and ends with the weights, the log and the scores of an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from adapters.loop import guards, loop
+from adapters.loop.loop import LoopAdapter
+from adapters.opd import OPD
+from adapters.sdft import SDFT
+from harness.config.run_spec import RunSpec
+from harness.config.suite import Suite
+from harness.errors import RunError, TrainingError
+from harness.pipeline.run import run
+from harness.rundir.progress import Event
+from harness.rundir.snapshots import NO_SNAPSHOTS, FileSnapshots
+from harness.rundir.store import StageFolder
+from reports.data.frames import load
+from reports.document.grids import warnings_grid
+from tests.pipeline.test_pipeline import cells, manifest, steps
+from tests.support.models import ScriptedEngine
+from tests.support.stages import stage
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from harness.pipeline.run import run
+from harness.config.run_spec import RunSpec
+from harness.rundir.store import StageFolder
+from reports.data.frames import load
+from reports.document.grids import warnings_grid
+from harness.config.load import load_suite
+
+def report(event):
+    if f"{event.activity} {event.done}" == sys.argv[3]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run(RunSpec(load_suite(sys.argv[1], ["snapshot_minutes=0"]), "aopd", 0, out=Path(sys.argv[2])), report)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_killed_within_a_stage_does_only_the_steps_after_its_snapshot(
+    micro: Suite, micro_file: Path, tmp_path: Path
+):
+    undisturbed = run(RunSpec(micro, "aopd", 0, out=tmp_path / "undisturbed"))
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(micro_file), str(tmp_path), "stage 2 tiny_currency 2"],
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+    )
+    assert killed.returncode == -9, killed.stderr[-2000:]
+    spec = RunSpec(micro, "aopd", 0, out=tmp_path)
+    train = spec.path / "stage_2_tiny_currency" / "train"
+    assert (train / "snapshot.pt").is_file()
+    assert len((train / "steps.jsonl").read_text().splitlines()) == 2
+    seen: list[Event] = []
+    run(spec, seen.append)
+    assert [e.done for e in seen if e.activity == "stage 2 tiny_currency"] == [0, 2]
+    assert not (train / "snapshot.pt").exists()
+    assert manifest(spec.path)["weights"] == manifest(undisturbed)["weights"]
+    assert steps(spec.path) == steps(undisturbed)
+    assert cells(spec.path) == cells(undisturbed)
+    for file in ("train/rollouts.parquet", "drift/samples.parquet"):
+        found, expected = (pd.read_parquet(path / "stage_2_tiny_currency" / file) for path in (spec.path, undisturbed))
+        pd.testing.assert_frame_equal(found, expected)
+
+
+class StoppedError(Exception):
+    """Ends a stage from within."""
+
+
+class Demonstrating(SDFT):
+    """Self-distillation without a real task: the demonstration is one more token."""
+
+    def teacher_prompts(self, ctx: Any, rollouts: Any) -> list[list[int]]:
+        return [[20, *r.example.prompt] for r in rollouts]
+
+
+@pytest.mark.parametrize("adapter", [OPD(updates_per_rollout=2), Demonstrating(ema_rate=0.3)], ids=["opd", "sdft"])
+def test_optimiser_schedule_and_moving_teacher_are_taken_up(adapter: LoopAdapter, tmp_path: Path):
+    budget: dict[str, Any] = {
+        "steps": 4, "prompts_per_step": 2, "optimizer": {"lr": 1e-2, "schedule": "linear", "warmup_steps": 1},
+    }  # fmt: skip
+    undisturbed = stage(budget)
+    adapter.train_stage(undisturbed)
+
+    def stopping(line: dict[str, Any]) -> None:
+        if line["step"] == 2:
+            raise StoppedError
+
+    first = stage(budget)
+    kept = FileSnapshots(tmp_path, 0)
+    with pytest.raises(StoppedError):
+        adapter.train_stage(replace(first, snapshots=kept, log=stopping))
+    again = stage(budget)
+    # The scripted engine goes on where a real one, which has no state, would be.
+    again.engine.prompts.extend([[0]] * 4)  # pyright: ignore[reportAttributeAccessIssue]
+    lines: list[dict[str, Any]] = []
+    adapter.train_stage(replace(again, snapshots=FileSnapshots(tmp_path, None), log=lines.append))
+    assert [line["step"] for line in lines] == [2, 3]
+    for ctx in (undisturbed, again):
+        assert ctx.reference is not None
+    for left, right in zip(_tensors(undisturbed), _tensors(again), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_a_step_log_is_taken_back_to_the_snapshot(tmp_path: Path):
+    kept = FileSnapshots(tmp_path, 0)
+    kept.offer(2, lambda: {"weights": torch.ones(2)})
+    (tmp_path / "steps.jsonl").write_text('{"step": 0}\n{"step": 1}\n{"step": 2}\n{"st')
+    state = kept.load()
+    assert state is not None
+    assert state["step"] == 2
+    assert (tmp_path / "steps.jsonl").read_text() == '{"step": 0}\n{"step": 1}\n'
+
+
+def test_snapshots_are_taken_when_they_are_due_only(tmp_path: Path):
+    def never() -> dict[str, Any]:
+        raise AssertionError
+
+    FileSnapshots(tmp_path, None).offer(1, never)
+    FileSnapshots(tmp_path, 10).offer(1, never)
+    assert FileSnapshots(tmp_path, 10).load() is None
+
+
+def test_a_snapshot_that_does_not_load_is_named(tmp_path: Path):
+    (tmp_path / "snapshot.pt").write_text("half a snapshot")
+    with pytest.raises(RunError, match=r"snapshot.pt does not load .*; remove the stage's train folder"):
+        FileSnapshots(tmp_path, None).load()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_weights_before_it(
+    micro: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    losses = OPD.token_losses
+    calls: list[int] = []
+
+    def breaking(self: OPD, tokens: Any) -> Any:
+        calls.append(1)
+        found = losses(self, tokens)
+        return found if len(calls) < 2 else type(found)(found.losses * float("nan"))
+
+    monkeypatch.setattr(OPD, "token_losses", breaking)
+    spec = RunSpec(micro, "opd", 0, out=tmp_path)
+    with pytest.raises(TrainingError, match=r"not finite.*; the weights before this update are kept in .*last_good"):
+        run(spec)
+    stage = spec.path / "stage_1_tiny_weather"
+    assert (stage / "last_good" / "model.safetensors").is_file()
+    assert (stage / "last_good" / "tokenizer.json").is_file()
+    lines = [json.loads(line) for line in (stage / "train" / "steps.jsonl").read_text().splitlines()]
+    assert lines[-1] == {"step": 1, "loss": None, "warnings": ["non-finite"]}
+    assert lines[0]["loss"] is not None
+    raised = load([tmp_path])
+    assert [(row.stage, row.step, row.warning) for row in raised.warnings.itertuples()] == [(1, 1, "non-finite")]
+    (row,) = warnings_grid(raised).rows
+    assert row[-1] == "non-finite: a loss or gradient was not finite: training stopped before the weights changed"
+    # The next run begins the stage anew, and leaves what the sentence named.
+    StageFolder(stage).open_training()
+    assert not (stage / "train" / "steps.jsonl").exists()
+    assert (stage / "last_good" / "model.safetensors").is_file()
+
+
+def test_warnings_of_a_killed_stage_are_those_of_an_undisturbed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(guards, "WINDOW", 2)
+    # Every response is cut off, which a guard over two steps says once, at the second.
+    cut = replace(stage({"steps": 6, "prompts_per_step": 2}), engine=ScriptedEngine([[5]]))
+    state = {name: value.clone() for name, value in cut.student.state_dict().items()}
+    whole = _lines_and_words(cut, NO_SNAPSHOTS)
+    assert [name for line in whole[0] for name in line["warnings"]].count("truncation") == 1
+    first: tuple[list[dict[str, Any]], list[str]] = ([], [])
+    cut.student.load_state_dict(state)
+    with pytest.raises(StoppedError):
+        _lines_and_words(cut, FileSnapshots(tmp_path, 0), first, stop=4)
+    second = _lines_and_words(cut, FileSnapshots(tmp_path, None))
+    assert [line["warnings"] for line in first[0] + second[0]] == [line["warnings"] for line in whole[0]]
+    assert first[1] + second[1] == whole[1]
+
+
+def _lines_and_words(
+    ctx: Any, snapshots: Any, kept: tuple[list[dict[str, Any]], list[str]] | None = None, stop: int | None = None
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Train a stage and return its step log and what was said; it is killed when it logs step `stop`."""
+    lines, said = ([], []) if kept is None else kept
+
+    def log(line: dict[str, Any]) -> None:
+        if line["step"] == stop:
+            raise StoppedError
+        lines.append(line)
+
+    OPD().train_stage(replace(ctx, snapshots=snapshots, log=log, warn=said.append))
+    return lines, said
+
+
+def test_a_snapshot_holds_the_generators_of_every_device(monkeypatch: pytest.MonkeyPatch):
+    devices, taken = [torch.arange(4), torch.arange(4, 8)], list[Any]()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: devices)
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", taken.append)
+    state = loop._generators()
+    torch.rand(3)
+    loop._set_generators(state)
+    assert torch.equal(torch.get_rng_state(), state["random"])
+    assert taken == [devices]
+    loop._set_generators({**state, "random_cuda": devices[:1]})
+    assert taken == [devices], "another number of devices draws from its own seeds"
+
+
+def _tensors(ctx: Any) -> list[Any]:
+    return [*ctx.student.state_dict().values(), *ctx.reference.model.state_dict().values()]

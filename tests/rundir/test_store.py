@@ -1,0 +1,260 @@
+"""The run directory: whole files or none, one process at a time, one configuration, nothing left of what was interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from harness.errors import RunError
+from harness.rundir.files import read_cell, read_json, stderr_to, write_cell, write_json
+from harness.rundir.reader import read_parquet
+from harness.rundir.store import SCHEMA, RunStore, StageFolder
+
+SIZE = 20_000
+
+
+def killed_while(work: Callable[[], object], begun: Callable[[], object]) -> None:
+    """Run `work` in a process of its own, again and again, and kill it at a random moment after `begun()` is true."""
+    child = os.fork()
+    if child == 0:
+        try:
+            while True:
+                work()
+        finally:
+            os._exit(1)
+    try:
+        while not begun():
+            time.sleep(0.001)
+            ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            assert ended is None, "the writer ended by itself"
+        time.sleep(random.Random(child).uniform(0.001, 0.03))
+    finally:
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status)
+
+
+def test_a_json_file_is_the_old_or_the_new_one_whenever_the_writer_is_killed(tmp_path: Path):
+    path, count = tmp_path / "value.json", [0]
+
+    def write() -> None:
+        count[0] += 1
+        write_json(path, {"round": count[0], "values": [count[0]] * SIZE})
+
+    def rounds() -> int:
+        return (read_json(path) or {"round": 0})["round"]
+
+    for _ in range(15):
+        killed_while(write, lambda: rounds() > 2)
+        found = read_json(path)
+        assert found is not None
+        assert found["values"] == [found["round"]] * SIZE
+
+
+def test_readers_never_see_a_json_file_half_written(tmp_path: Path):
+    path = tmp_path / "value.json"
+    script = f"""
+from pathlib import Path
+from harness.rundir.files import write_json
+for i in range(10**6):
+    write_json(Path({str(path)!r}), {{"round": i, "values": [i] * {SIZE}}})
+"""
+    writer = subprocess.Popen([sys.executable, "-c", script])
+    try:
+        while not path.exists():
+            time.sleep(0.01)
+        rounds = [json.loads(path.read_text())["round"] for _ in range(200)]
+    finally:
+        writer.kill()
+        writer.wait()
+    assert len(set(rounds)) > 1
+    assert rounds == sorted(rounds)
+
+
+def test_a_cell_is_there_whole_or_not_at_all_whenever_the_writer_is_killed(tmp_path: Path):
+    samples = pd.DataFrame({"item_id": [str(i) for i in range(2000)], "score": [1.0] * 2000})
+
+    def writer(folder: Path) -> Callable[[], None]:
+        numbers = iter(range(10**6))
+
+        def write() -> None:
+            number = next(numbers)
+            write_cell(folder / f"task{number}", {"score": number}, samples)
+
+        return write
+
+    for i in range(8):
+        folder = tmp_path / str(i)
+        killed_while(writer(folder), (folder / "task3").exists)
+        cells = list(folder.glob("task*"))
+        assert len(cells) > 3
+        for cell in cells:
+            found = read_cell(cell)
+            assert found is not None
+            assert found[0] == {"score": int(cell.name.removeprefix("task"))}
+            pd.testing.assert_frame_equal(found[1], samples)
+
+
+def test_what_a_killed_writer_left_is_no_evaluated_task(tmp_path: Path):
+    folder = StageFolder(tmp_path / "stage_0")
+    left = folder.cell("tiny").with_name(".tiny.abc")
+    left.mkdir(parents=True)
+    (left / "results.json").write_text("{}")
+    assert not folder.evaluated("tiny")
+    write_cell(folder.cell("tiny"), {"score": 1}, pd.DataFrame({"score": [1.0]}))
+    assert folder.evaluated("tiny")
+
+
+def test_an_error_while_a_cell_is_written_leaves_nothing(tmp_path: Path):
+    with pytest.raises(TypeError):
+        write_cell(tmp_path / "task", {"score": object()}, pd.DataFrame({"score": [1.0]}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cell_that_is_there_is_never_replaced(tmp_path: Path):
+    for score in (1, 2):
+        write_cell(tmp_path / "task", {"score": score}, pd.DataFrame({"score": [float(score)]}))
+    found = read_cell(tmp_path / "task")
+    assert found is not None
+    assert found[0] == {"score": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["task"]
+
+
+def test_missing_is_none_and_broken_is_an_error_that_names_the_file(tmp_path: Path):
+    assert read_json(tmp_path / "no.json") is None
+    assert read_cell(tmp_path / "no") is None
+    (tmp_path / "broken.json").write_text('{"a": ')
+    with pytest.raises(RunError, match=r"broken.json is not valid JSON \(.*it was changed from outside"):
+        read_json(tmp_path / "broken.json")
+    write_cell(tmp_path / "cell", {"score": 1}, pd.DataFrame({"a": [1]}))
+    (tmp_path / "cell" / "samples.parquet").write_text("broken")
+    with pytest.raises(RunError, match=r"cell/samples.parquet is not a Parquet file; .* evaluate again"):
+        read_cell(tmp_path / "cell")
+    with pytest.raises(RunError, match=r"cell/samples.parquet is not a Parquet file; .* evaluate again"):
+        read_parquet(tmp_path / "cell" / "samples.parquet")
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from harness.rundir.store import RunStore
+with RunStore(Path(sys.argv[1])).locked():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_process_is_refused_while_one_works_and_let_in_after_it_was_killed(tmp_path: Path):
+    store = RunStore(tmp_path / "run")
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(store.path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        refusal = "is in use by another process; wait for it or choose another --out"
+        with pytest.raises(RunError, match=refusal), store.locked():
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+    with store.locked():
+        pass
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    found = {"name": "x", "training": {"steps": 2, "optimizer": {"lr": 1.0}}, "seed": 0, **changes}
+    return {"config": found, "config_hash": json.dumps(found, sort_keys=True)}
+
+
+def test_a_new_run_writes_its_manifest_and_the_same_run_keeps_it(tmp_path: Path):
+    store = RunStore(tmp_path)
+    assert store.manifest is None
+    store.start({**config(), "created": "first"})
+    store.start({**config(), "created": "second"})
+    found = store.manifest
+    assert found is not None
+    assert (found["schema"], found["created"]) == (SCHEMA, "first")
+
+
+def test_another_configuration_is_refused_naming_the_keys_that_differ(tmp_path: Path):
+    store = RunStore(tmp_path)
+    store.start(config())
+    before = (tmp_path / "manifest.json").read_bytes()
+    other = config(training={"steps": 3, "optimizer": {"lr": 2.0}}, probe="new")
+    with pytest.raises(
+        RunError, match=r"\(differs in probe, training.optimizer.lr, training.steps\); use another --out"
+    ):
+        store.start(other)
+    assert (tmp_path / "manifest.json").read_bytes() == before
+
+
+def test_a_directory_of_another_schema_is_refused(tmp_path: Path):
+    write_json(tmp_path / "manifest.json", {"schema": 99, **config()})
+    with pytest.raises(RunError, match=f"has schema 99, this version writes {SCHEMA}; use another --out"):
+        RunStore(tmp_path).start(config())
+
+
+def test_updating_the_manifest_changes_what_it_is_told_to(tmp_path: Path):
+    store = RunStore(tmp_path)
+    store.start(config())
+    store.update_manifest(lambda found: {**found, "finished": "now"})
+    found = store.manifest
+    assert found is not None
+    assert found["finished"] == "now"
+    assert found["config"] == config()["config"]
+
+
+def test_training_starts_in_an_empty_folder(tmp_path: Path):
+    folder = StageFolder(tmp_path / "stage_1_x")
+    train = folder.open_training()
+    (train / "steps.jsonl").write_text("half a step")
+    (train / "checkpoint").mkdir()
+    (train / "checkpoint" / "model.safetensors").write_text("half a model")
+    assert folder.training_done is None
+    assert list(folder.open_training().iterdir()) == []
+    write_json(train / "done.json", {"weights": "w"})
+    assert folder.training_done == {"weights": "w"}
+    assert folder.checkpoint == train / "checkpoint"
+
+
+def test_a_snapshot_keeps_the_folder_of_an_interrupted_training(tmp_path: Path):
+    folder = StageFolder(tmp_path / "stage_1_x")
+    train = folder.open_training()
+    (train / "steps.jsonl").write_text("a step")
+    (train / "snapshot.pt").write_text("weights")
+    assert {path.name for path in folder.open_training().iterdir()} == {"steps.jsonl", "snapshot.pt"}
+
+
+def test_stage_folders_have_their_contracts_names(tmp_path: Path):
+    store = RunStore(tmp_path)
+    assert store.stage(0, None).path == tmp_path / "stage_0"
+    assert store.stage(2, "tiny_weather").path == tmp_path / "stage_2_tiny_weather"
+    assert store.stage(0, None).cell("t") == tmp_path / "stage_0" / "eval" / "t"
+
+
+def test_stderr_goes_to_the_log_of_children_too_and_back_to_the_terminal_after_an_error(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    def fail() -> None:
+        with stderr_to(tmp_path / "run" / "log.txt"):
+            subprocess.run([sys.executable, "-c", "import sys; print('a child', file=sys.stderr)"], check=True)
+            os.write(2, b"a library\n")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
+    os.write(2, b"afterwards\n")
+    assert capfd.readouterr().err == "afterwards\n"
+    with stderr_to(tmp_path / "run" / "log.txt"):
+        os.write(2, b"again\n")
+    assert (tmp_path / "run" / "log.txt").read_text().splitlines() == ["a child", "a library", "again"]

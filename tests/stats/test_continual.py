@@ -1,0 +1,191 @@
+"""The figures equal what one computes by hand, and obey the identities that follow from their formulas."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from harness.errors import ConfigError
+from harness.stats import continual as metrics
+from harness.stats.continual import ScoreMatrix
+
+# Three stages and one probe. Rows: start, after a, after b, after c.
+#          a     b     c     probe
+ROWS = [
+    [0.50, 0.10, 0.20, 0.60],
+    [0.40, 0.30, 0.10, 0.50],
+    [0.45, 0.90, 0.00, 0.70],
+    [0.20, 0.60, 0.80, 0.30],
+]
+GOLDEN = {
+    # R[T]: (0.2 + 0.6 + 0.8) / 3
+    "average_accuracy": 1.6 / 3,
+    # diagonal: (0.4 + 0.9 + 0.8) / 3
+    "learning_accuracy": 2.1 / 3,
+    # (0.4-0.5) + (0.9-0.3) + (0.8-0.0) = 1.3
+    "plasticity": 1.3 / 3,
+    # (0.2-0.4) + (0.6-0.9) = -0.5
+    "backward_transfer": -0.25,
+    # a: max(0.4, 0.45) - 0.2 = 0.25; b: 0.9 - 0.6 = 0.3
+    "forgetting_chaudhry": 0.275,
+    # a: max(0.5, 0.4, 0.45) - 0.2 = 0.3; b: 0.9 - 0.6 = 0.3
+    "forgetting_from_start": 0.3,
+    "forgetting_avalanche": 0.25,
+    # a: 0.2/0.4 = 1/2; b: 0.6/0.9 = 2/3
+    "retention_ratio": 7 / 12,
+    # 0.4; (0.45+0.9)/2 = 0.675; 1.6/3
+    "average_incremental_accuracy": (0.4 + 0.675 + 1.6 / 3) / 3,
+    # b: 0.3-0.1 = 0.2; c: 0.0-0.2 = -0.2
+    "forward_transfer": 0.0,
+    # (0.5-0.4) + (1.0-0.9) + (0.9-0.8) = 0.3
+    "intransigence": 0.1,
+    # 0.3 - 0.6
+    "probe_change": -0.3,
+    # max(0.6, 0.5, 0.7) - 0.3
+    "probe_forgetting": 0.4,
+}
+
+
+def matrix(rows=ROWS, trained=("a", "b", "c"), probes=("p",), joint=(0.5, 1.0, 0.9)) -> ScoreMatrix:
+    return ScoreMatrix(np.array(rows), trained, probes, joint=None if joint is None else np.array(joint))
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_a_figure_equals_the_hand_computation(name: str):
+    assert metrics.compute_figures(matrix())[name] == pytest.approx(GOLDEN[name])
+
+
+def test_every_registered_figure_has_a_golden_value_and_says_what_it_is():
+    assert set(metrics.FIGURES) == set(GOLDEN)
+    for figure in metrics.FIGURES.values():
+        assert figure.label
+        assert "R" in figure.formula
+        assert figure.source
+
+
+def test_per_task_figures_are_in_column_order():
+    # a: 0.5 - 0.2; b: 0.9 - 0.6; c: max(0.2, 0.1, 0.0) - 0.8; probe: 0.7 - 0.3
+    assert metrics.drop_from_start(matrix()) == pytest.approx([0.3, 0.3, -0.6, 0.4])
+    assert metrics.probe_changes(matrix()) == pytest.approx({"p": -0.3})
+
+
+def test_one_stage_gives_nan_where_a_figure_needs_an_earlier_or_later_task():
+    single = matrix([[0.17], [0.07]], ("math",), (), None)
+    values = metrics.compute_figures(single)
+    assert values["average_accuracy"] == values["learning_accuracy"] == 0.07
+    assert values["plasticity"] == pytest.approx(-0.10)
+    undefined = {name for name, value in values.items() if math.isnan(value)}
+    assert undefined == {
+        "backward_transfer",
+        "forward_transfer",
+        "forgetting_chaudhry",
+        "forgetting_from_start",
+        "forgetting_avalanche",
+        "retention_ratio",
+        "intransigence",
+        "probe_change",
+        "probe_forgetting",
+    }
+
+
+def test_a_joint_run_learns_all_tasks_in_its_one_stage():
+    rows = [[0.1, 0.2, 0.6], [0.5, 0.8, 0.4]]
+    joint = ScoreMatrix(np.array(rows), ("a", "b"), ("p",), stage_of=(1, 1))
+    values = metrics.compute_figures(joint)
+    assert values["learning_accuracy"] == values["average_accuracy"] == pytest.approx(0.65)
+    # (0.5 - 0.1 + 0.8 - 0.2) / 2
+    assert values["plasticity"] == pytest.approx(0.5)
+    assert values["average_incremental_accuracy"] == pytest.approx(0.65)
+    assert math.isnan(values["backward_transfer"])
+    assert math.isnan(values["forward_transfer"])
+    assert values["probe_change"] == pytest.approx(-0.2)
+
+
+def test_tasks_of_a_stage_with_two_are_both_forgotten_by_the_next():
+    rows = [[0.0, 0.0, 0.3], [0.6, 0.8, 0.1], [0.2, 0.7, 0.9]]
+    values = metrics.compute_figures(ScoreMatrix(np.array(rows), ("a", "b", "c"), stage_of=(1, 1, 2)))
+    # (0.6 - 0.2 + 0.8 - 0.7) / 2; c is trained last
+    assert values["forgetting_chaudhry"] == pytest.approx(0.25)
+    assert values["backward_transfer"] == pytest.approx(-0.25)
+    # (0.2 / 0.6 + 0.7 / 0.8) / 2
+    assert values["retention_ratio"] == pytest.approx((1 / 3 + 0.875) / 2)
+    # c alone comes later: 0.1 - 0.3
+    assert values["forward_transfer"] == pytest.approx(-0.2)
+    # stage 1: (0.6 + 0.8) / 2; stage 2: (0.2 + 0.7 + 0.9) / 3
+    assert values["average_incremental_accuracy"] == pytest.approx((0.7 + 0.6) / 2)
+
+
+def test_a_missing_cell_makes_only_the_figures_that_need_it_nan():
+    rows = [row[:] for row in ROWS]
+    rows[3] = [math.nan] * 4
+    values = metrics.compute_figures(matrix(rows))
+    assert math.isnan(values["average_accuracy"])
+    assert math.isnan(values["retention_ratio"])
+    assert math.isnan(values["learning_accuracy"])
+    assert values["forward_transfer"] == pytest.approx(0.0)
+
+
+def test_a_task_that_learned_nothing_is_left_out_of_the_retention_ratio():
+    rows = [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.5, 0.0], [0.0, 0.25, 0.5]]
+    assert metrics.retention_ratio(matrix(rows, probes=(), joint=None)) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"rows": ROWS[:3]}, {"probes": ()}, {"trained": ()}, {"joint": (0.5,)}],
+    ids=["a stage short", "a probe unnamed", "nothing trained", "joint too short"],
+)
+def test_shapes_that_do_not_fit_are_refused(arguments: dict):
+    with pytest.raises(ConfigError, match="shape"):
+        matrix(**arguments)
+
+
+@st.composite
+def matrices(draw: st.DrawFn, min_stages: int = 2) -> ScoreMatrix:
+    stages, probes = draw(st.integers(min_stages, 5)), draw(st.integers(0, 2))
+    shape = (stages + 1, stages + probes)
+    scores = draw(arrays(np.float64, shape, elements=st.floats(0, 1, allow_subnormal=False)))
+    return ScoreMatrix(scores, tuple(f"t{j}" for j in range(stages)), tuple(f"p{j}" for j in range(probes)))
+
+
+@given(matrices())
+def test_backward_transfer_is_minus_avalanche_forgetting(m: ScoreMatrix):
+    assert metrics.backward_transfer(m) == pytest.approx(-metrics.forgetting_avalanche(m))
+
+
+@given(matrices())
+def test_a_maximum_over_more_stages_never_shows_less_forgetting(m: ScoreMatrix):
+    avalanche, chaudhry = metrics.forgetting_avalanche(m), metrics.forgetting_chaudhry(m)
+    assert metrics.forgetting_from_start(m) >= chaudhry - 1e-12
+    assert chaudhry >= avalanche - 1e-12
+
+
+@given(matrices())
+def test_final_accuracy_is_what_was_learned_plus_what_changed_since(m: ScoreMatrix):
+    T = m.stages
+    expected = metrics.learning_accuracy(m) + (T - 1) / T * metrics.backward_transfer(m)
+    assert metrics.average_accuracy(m) == pytest.approx(expected)
+
+
+@given(matrices(min_stages=1))
+def test_accuracies_stay_within_the_scores_and_probes_touch_no_trained_figure(m: ScoreMatrix):
+    bare = ScoreMatrix(m.scores[:, : m.stages], m.trained)
+    with_probes, without = metrics.compute_figures(m), metrics.compute_figures(bare)
+    for name in set(with_probes) - {"probe_change", "probe_forgetting"}:
+        assert with_probes[name] == pytest.approx(without[name], nan_ok=True)
+    # The best of all stages is no worse than the start.
+    assert not with_probes["probe_forgetting"] < -with_probes["probe_change"] - 1e-12
+    for name in ("average_accuracy", "learning_accuracy", "average_incremental_accuracy"):
+        assert -1e-12 <= with_probes[name] <= 1 + 1e-12
+
+
+@given(st.integers(2, 5), st.floats(0.01, 1))
+def test_a_model_that_never_changes_neither_learns_nor_forgets(stages: int, score: float):
+    m = ScoreMatrix(np.full((stages + 1, stages), score), tuple(f"t{j}" for j in range(stages)))
+    values = metrics.compute_figures(m)
+    assert values["retention_ratio"] == pytest.approx(1)
+    for name in ("plasticity", "backward_transfer", "forward_transfer", "forgetting_from_start"):
+        assert values[name] == pytest.approx(0, abs=1e-12)

@@ -1,0 +1,177 @@
+"""Statistics: values worked by hand, peers as oracles, and intervals that cover as often as they say, by simulation."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+from statsmodels.stats.multitest import multipletests
+
+from harness.stats.intervals import Interval, item_interval, t_interval
+from harness.stats.power import detectable, seeds_needed
+from harness.stats.sampling import noise_floor, pass_at_k, variances
+from harness.stats.significance import Flips, differences, flips, holm, p_value
+
+
+def test_the_t_interval_is_worked_by_hand():
+    # mean 0.2, s = 0.1, t_{0.975, 2} = 4.30265: half-width 4.30265 * 0.1 / sqrt(3)
+    assert t_interval([0.1, 0.2, 0.3]) == pytest.approx((0.2, 0.2 - 0.248414, 0.2 + 0.248414, 3), abs=1e-6)
+    one = t_interval([0.4, math.nan])
+    assert (one.mean, one.seeds) == (0.4, 1)
+    assert math.isnan(one.low)
+
+
+def test_p_values_are_those_of_the_t_test():
+    values = [0.10, 0.13, 0.19]
+    assert p_value(t_interval(values)) == pytest.approx(float(scipy_stats.ttest_1samp(values, 0)[1]))  # pyright: ignore
+    assert math.isnan(p_value(Interval(0.1, 0.1, 0.1, 3)))
+    assert math.isnan(p_value(t_interval([0.1])))
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "p"),
+    [
+        (0, 0, 1.0),
+        # two-sided binomial: 2 * (1 + 8) / 2^8
+        (1, 7, 2 * 9 / 256),
+        (5, 5, 1.0),
+        # 2 / 2^5
+        (5, 0, 0.0625),
+    ],
+)
+def test_mcnemars_exact_test_is_worked_by_hand(lost: int, gained: int, p: float):
+    assert Flips(lost, gained, 100).p_value == pytest.approx(p)
+
+
+def test_flips_and_differences_pair_items_by_their_id_in_any_order():
+    before = pd.Series({"a": 1.0, "b": 1.0, "c": 0.0, "d": 0.5})
+    after = pd.Series({"d": 1.0, "c": 1.0, "b": 0.0, "a": 1.0})
+    assert flips(before, after) == Flips(1, 2, 4)
+    assert differences(before, after).to_dict() == {"a": 0.0, "b": -1.0, "c": 1.0, "d": 0.5}
+
+
+def test_items_that_are_not_the_same_are_refused():
+    with pytest.raises(ValueError, match="1 items are in one evaluation only, 'b' first"):
+        differences(pd.Series({"a": 1.0, "b": 0.0}), pd.Series({"a": 1.0}))
+    with pytest.raises(ValueError, match="an item occurs twice"):
+        flips(pd.Series([1.0, 0.0], index=["a", "a"]), pd.Series([1.0, 0.0], index=["a", "a"]))
+
+
+def test_an_item_without_a_score_is_neither_lost_nor_gained():
+    index = list("abc")
+    assert flips(pd.Series([1, math.nan, 0.0], index), pd.Series([math.nan, 1, 1.0], index)) == (0, 1, 1)
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_too_little_to_vary_is_nan_without_a_warning():
+    assert all(map(math.isnan, (*variances([[1.0], [0.5]]), *variances([[1.0]]), noise_floor([0.1, math.nan]))))
+    assert holm([0.01, math.nan, 0.04])[::2] == [0.02, 0.04]
+
+
+def test_holm_is_statsmodels_and_leaves_nan_out():
+    values = [0.01, 0.04, 0.03, 0.005]
+    peer: Any = multipletests(values, method="holm")[1]
+    assert holm(values) == pytest.approx(list(peer))
+    found = holm([0.01, math.nan, 0.04])
+    assert found[0] == pytest.approx(0.02)
+    assert math.isnan(found[1])
+    assert found[2] == pytest.approx(0.04)
+
+
+@given(st.integers(1, 12), st.data())
+def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_sample(n: int, data: st.DataObject):
+    correct, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
+    samples = [True] * correct + [False] * (n - correct)
+    draws = [any(draw) for draw in combinations(samples, k)]
+    assert pass_at_k(n, correct, k) == pytest.approx(sum(draws) / len(draws))
+
+
+def test_pass_at_k_is_refused_for_more_than_was_drawn():
+    with pytest.raises(ValueError, match="pass@5 of 1 right among 4 samples"):
+        pass_at_k(4, 1, 5)
+
+
+def test_the_two_variances_are_worked_by_hand():
+    # items: variances 1/3 (0 1 0 1 -> mean 1/2) and 1/3, over 4 items each 1/12; means 0.5 and 0.5: nothing beyond
+    same = variances([[0, 1, 0, 1], [1, 0, 1, 0]])
+    assert same == pytest.approx((1 / 12, 0.0))
+    # seeds that differ by 1 in mean, items all alike: 0 within, variance of (0, 1) is 1/2
+    assert variances([[0, 0, 0], [1, 1, 1]]) == pytest.approx((0.0, 0.5))
+    assert math.isnan(variances([[0, 1]]).seeds)
+    # items that change alike for both seeds, 1/12 within: the means 0.5 and 1.5 differ by the seeds alone
+    assert variances([[0, 1, 0, 1], [1, 2, 1, 2]]) == pytest.approx((1 / 12, 0.5))
+    # the third item has no score for one seed; of the others +-1/4 is left in all four cells, r = 1/4
+    assert variances([[0, 0, math.nan], [1, 2, 7]]) == pytest.approx((1 / 8, 9 / 8 - 1 / 8))
+
+
+def test_the_seeds_variance_is_found_though_items_share_their_difficulty():
+    generator = np.random.default_rng(0)
+    true, found = 0.03**2, list[float]()
+    for _ in range(400):
+        shared = generator.normal(0, 0.6, 200)
+        seeds = generator.normal(0, math.sqrt(true), 3)
+        found.append(variances([shared + seed + generator.normal(0, 0.1, 200) for seed in seeds]).seeds)
+    assert np.mean(found) == pytest.approx(true, rel=0.15)
+
+
+def test_what_is_detectable_is_found_with_its_power_by_statsmodels():
+    from statsmodels.stats.power import TTestPower
+
+    for n in (3, 5, 200):
+        effect = detectable(1.0, n)
+        assert TTestPower().power(effect, n, 0.05) == pytest.approx(0.8, abs=1e-4)
+    assert detectable(0.1, 200) == pytest.approx(0.1 * detectable(1.0, 200))
+    assert math.isnan(detectable(1.0, 1))
+
+
+def test_the_seeds_needed_are_the_first_that_suffice():
+    needed = seeds_needed(0.05, 0.05)
+    assert needed is not None
+    assert detectable(0.05, needed) <= 0.05 < detectable(0.05, needed - 1)
+    assert seeds_needed(0.0, 0.05) is None
+    assert seeds_needed(0.0, 0.0) == 2
+
+
+def test_the_noise_floor_is_the_standard_deviation_of_repeats():
+    assert noise_floor([0.5, 0.6]) == pytest.approx(0.0707107)
+    assert math.isnan(noise_floor([0.5]))
+
+
+def coverage(covered: list[bool]) -> float:
+    return sum(covered) / len(covered)
+
+
+def test_t_intervals_over_three_seeds_cover_as_often_as_they_say():
+    generator = np.random.default_rng(0)
+    found = [t_interval(generator.normal(0.1, 0.05, 3)) for _ in range(4000)]
+    # binomial standard error at 4000: 0.0034
+    assert coverage([i.low <= 0.1 <= i.high for i in found]) == pytest.approx(0.95, abs=0.012)
+
+
+@pytest.mark.parametrize("shares", [(0.05, 0.15), (0.02, 0.02), (0.10, 0.40)])
+def test_item_intervals_cover_as_often_as_they_say(shares: tuple[float, float]):
+    generator = np.random.default_rng(1)
+    lost, gained = shares
+    covered = []
+    for _ in range(400):
+        values = generator.choice([-1.0, 0.0, 1.0], size=200, p=[lost, 1 - lost - gained, gained])
+        interval = item_interval(values, resamples=999)
+        covered.append(interval.low <= gained - lost <= interval.high)
+    # standard error 0.011; discrete differences of 200 items cover a little less than they say
+    assert 0.91 <= coverage(covered) <= 0.985
+
+
+def test_items_that_all_changed_alike_have_an_interval_without_width():
+    assert item_interval([0.0] * 20) == (0.0, 0.0, 0.0, 1)
+
+
+def test_the_same_items_give_the_same_interval():
+    values = np.random.default_rng(3).choice([-1.0, 0.0, 1.0], size=50)
+    assert item_interval(values, seed=4) == item_interval(values, seed=4)
