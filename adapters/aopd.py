@@ -17,7 +17,7 @@ from torch import Tensor
 from adapters.loop.tokens import TokenLosses, Tokens
 from adapters.loop.topk import Tail, top_k_forward_kl
 from adapters.opd import PolicyGradient
-from harness.lm.logprobs import Wanted
+from harness.lm.logprobs import TeacherRequest
 from harness.teachers.base import Needs
 
 
@@ -47,9 +47,9 @@ class AOPD(PolicyGradient):
         return self
 
     @property
-    def wanted(self) -> Wanted:
+    def wanted(self) -> TeacherRequest:
         """The teacher's tokens that the forward KL runs over, and the rest where it has a term."""
-        return Wanted(top_k=self.top_k, rest=self.tail == "bucket")
+        return TeacherRequest(top_k=self.top_k, rest=self.tail == "bucket")
 
     def token_losses(self, tokens: Tokens) -> TokenLosses:
         """Return FKL_t where the gate is open and -A_t log q(y_t) elsewhere, (N,)."""

@@ -13,7 +13,7 @@ from pydantic import Field
 from adapters.loop.tokens import TokenLosses, Tokens, given
 from adapters.loop.topk import top_k_forward_kl
 from adapters.opd import PolicyGradient
-from harness.lm.logprobs import Wanted
+from harness.lm.logprobs import TeacherRequest
 from harness.teachers.base import Needs
 
 
@@ -27,9 +27,9 @@ class EOPD(PolicyGradient):
     threshold: float = Field(default=0.8, ge=0, description="teacher's entropy in nats above which forward KL is added")
 
     @property
-    def wanted(self) -> Wanted:
+    def wanted(self) -> TeacherRequest:
         """The teacher's top K and entropy."""
-        return Wanted(top_k=self.top_k, entropy=True)
+        return TeacherRequest(top_k=self.top_k, entropy=True)
 
     def token_losses(self, tokens: Tokens) -> TokenLosses:
         """Return both terms added, (N,)."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from adapters.loop.divergences import generalised_jsd
 from adapters.loop.loop import LoopAdapter, Objective, Source
 from adapters.loop.tokens import TokenLosses, Tokens, given
-from harness.lm.logprobs import Wanted
+from harness.lm.logprobs import TeacherRequest
 from harness.teachers.base import Needs
 
 
@@ -24,9 +24,9 @@ class FullVocabulary(LoopAdapter):
     teacher_needs: ClassVar[Needs] = "full"
 
     @property
-    def wanted(self) -> Wanted:
+    def wanted(self) -> TeacherRequest:
         """The teacher's whole distribution."""
-        return Wanted(vocabulary=True)
+        return TeacherRequest(vocabulary=True)
 
     def token_losses(self, tokens: Tokens) -> TokenLosses:
         """Return the divergence at each token, (N,)."""

@@ -17,7 +17,7 @@ from adapters.loop.loop import LoopAdapter, Objective
 from adapters.loop.tokens import TokenLosses, Tokens
 from adapters.loop.topk import Tail, top_k_forward_kl
 from harness.adapter import Requirements
-from harness.lm.logprobs import Wanted
+from harness.lm.logprobs import TeacherRequest
 from harness.teachers.base import Needs
 
 
@@ -64,9 +64,9 @@ class ForwardKL(LoopAdapter):
         return "forward_kl"
 
     @property
-    def wanted(self) -> Wanted:
+    def wanted(self) -> TeacherRequest:
         """The teacher's top K, and the rest where it has a term, or all."""
-        return Wanted(top_k=self.top_k or 0, vocabulary=self.top_k is None, rest=self.tail == "bucket")
+        return TeacherRequest(top_k=self.top_k or 0, vocabulary=self.top_k is None, rest=self.tail == "bucket")
 
     def divergence(self, logq: Tensor, logp: Tensor) -> Tensor:
         """Return KL(p || q), (n,)."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from adapters.loop.tokens import TokenLosses, Tokens
 from adapters.loop.topk import top_k_forward_kl
 from adapters.opd import PolicyGradient
-from harness.lm.logprobs import Wanted
+from harness.lm.logprobs import TeacherRequest
 from harness.teachers.base import Needs
 
 
@@ -28,9 +28,9 @@ class TrOPD(PolicyGradient):
     trust: float = Field(default=0.1, gt=0, le=1, description="trust below which a token is an outlier")
 
     @property
-    def wanted(self) -> Wanted:
+    def wanted(self) -> TeacherRequest:
         """The teacher's tokens that the forward KL runs over."""
-        return Wanted(top_k=self.top_k)
+        return TeacherRequest(top_k=self.top_k)
 
     def token_losses(self, tokens: Tokens) -> TokenLosses:
         """Return FKL_t for outliers and -A_t log q(y_t) elsewhere, (N,)."""

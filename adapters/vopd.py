@@ -13,7 +13,7 @@ from adapters.loop.divergences import reverse_kl
 from adapters.loop.loop import Objective
 from adapters.loop.tokens import TokenLosses, Tokens, given
 from adapters.opd import PolicyGradient
-from harness.lm.logprobs import Wanted
+from harness.lm.logprobs import TeacherRequest
 from harness.teachers.base import Needs
 
 
@@ -28,9 +28,9 @@ class VOPD(PolicyGradient):
         return "reverse_kl" if self.weight == 1 else None
 
     @property
-    def wanted(self) -> Wanted:
+    def wanted(self) -> TeacherRequest:
         """The teacher's whole distribution, for the baseline."""
-        return Wanted(vocabulary=True)
+        return TeacherRequest(vocabulary=True)
 
     def divergence(self, logq: Tensor, logp: Tensor) -> Tensor:
         """Return KL(q || p), (n,), as a number: the baseline has no gradient."""

@@ -21,8 +21,8 @@ from adapters.opd import OPD
 from harness.lm.logprobs import (
     Head,
     LogProbs,
+    TeacherRequest,
     TeacherScores,
-    Wanted,
     divergence_of,
     sampled_rows,
     selected_logprobs,
@@ -158,7 +158,9 @@ def dense_teacher(inputs: Inputs) -> Tensor:
 
 def ours_teacher(inputs: Inputs) -> Tensor:
     """The same by `teacher_scores`."""
-    scores = teacher_scores(inputs.teacher_hidden, Head(inputs.teacher_weight), inputs.ids[:, 0], Wanted(top_k=TOP_K))
+    scores = teacher_scores(
+        inputs.teacher_hidden, Head(inputs.teacher_weight), inputs.ids[:, 0], TeacherRequest(top_k=TOP_K)
+    )
     return scores.sampled.sum() + scores.top_logprobs.sum()
 
 

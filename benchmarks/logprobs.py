@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.logprob_variants import TOP_K, Size
 from benchmarks.logprob_work import Measured
-from benchmarks.measure import Row
+from benchmarks.measure import Measurement
 from benchmarks.page import cells, table
 from benchmarks.trl_step import installed
 from benchmarks.utilisation import peak_rate
@@ -104,16 +104,20 @@ def text(found: Mapping[str, Sequence[Round]], threads: int) -> str:
     return "\n\n".join(parts)
 
 
-def _rows(device: str, rounds: Sequence[Round]) -> Iterator[Row]:
+def _rows(device: str, rounds: Sequence[Round]) -> Iterator[Measurement]:
     peaks, where, precision = [r.peak for r in rounds], f"{device}, {_precision(device)}", _precision(device)
     for c in comparisons():
         ours, theirs = ([r.measured[name] for r in rounds] for name in (c.ours, c.theirs))
         what, seconds = f"{c.what}, {where}", [m.seconds for m in ours]
-        yield Row(f"{what}: time", "ms", [1000 * s for s in seconds], c.baseline, [1000 * m.seconds for m in theirs])
-        yield Row(f"{what}: memory", "MiB", [m.bytes / MIB for m in ours], c.baseline, [m.bytes / MIB for m in theirs])
+        yield Measurement(
+            f"{what}: time", "ms", [1000 * s for s in seconds], c.baseline, [1000 * m.seconds for m in theirs]
+        )
+        yield Measurement(
+            f"{what}: memory", "MiB", [m.bytes / MIB for m in ours], c.baseline, [m.bytes / MIB for m in theirs]
+        )
         if c.products:
             rates = [2 * c.products * c.size.tokens * c.size.vocabulary * c.size.hidden / s / 1e9 for s in seconds]
-            yield Row(f"{what}: needed products", "GFLOP/s", rates, f"fastest {precision} product", peaks)
+            yield Measurement(f"{what}: needed products", "GFLOP/s", rates, f"fastest {precision} product", peaks)
 
 
 def notes(threads: int, rounds: int) -> list[str]:

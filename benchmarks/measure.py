@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Row:
+class Measurement:
     """One comparison: `ours` and `theirs` hold a value of each repetition, in the same unit."""
 
     what: str

@@ -8,21 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Row, median_of, with_range
+from benchmarks.measure import Measurement, median_of, with_range
 from benchmarks.steps import Steps
 
 
 @dataclass(frozen=True)
-class Findings:
+class BenchmarkResults:
     """All that the page shows: comparisons, steps of each trainer by repetition, sentences about them, further sections."""
 
-    rows: list[Row]
+    rows: list[Measurement]
     steps: dict[str, list[Steps]]
     notes: list[str] = field(default_factory=list)
     sections: list[str] = field(default_factory=list)
 
 
-def page(findings: Findings, made: dict[str, Any], threads: int, repetitions: int) -> str:
+def page(findings: BenchmarkResults, made: dict[str, Any], threads: int, repetitions: int) -> str:
     """Return the whole page; `made` is the manifest's environment."""
     sections = [
         "# Benchmarks",
@@ -70,7 +70,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def cells(row: Row) -> list[str]:
+def cells(row: Measurement) -> list[str]:
     """Return a comparison as a table's row."""
     digits = 0 if statistics.median(row.theirs) >= 10 else 2
     ours, theirs = median_of(row.ours, digits), median_of(row.theirs, digits)

@@ -20,8 +20,8 @@ from adapters.aopd import AOPD
 from adapters.opd import OPD
 from benchmarks import logprobs, report, vllm_weights
 from benchmarks.generation import engine_tokens, transformers_tokens
-from benchmarks.measure import Row, in_turn, per_second
-from benchmarks.page import Findings, page
+from benchmarks.measure import Measurement, in_turn, per_second
+from benchmarks.page import BenchmarkResults, page
 from benchmarks.setting import Setting, make_setting
 from benchmarks.steps import Steps, our_steps
 from benchmarks.trl_step import MISSING, installed, settings_of, trl_steps
@@ -86,13 +86,13 @@ def _sections(setting: Setting, logprob_rounds: int, report_rounds: int, vllm_ro
         yield vllm_weights.section(setting, vllm_rounds, THREADS)
 
 
-def measure(settings: Sequence[Setting], repetitions: int) -> Findings:
+def measure(settings: Sequence[Setting], repetitions: int) -> BenchmarkResults:
     """Return all figures; TRL's are left out, and it is said so, where it is not installed."""
     steps = in_turn(_merged(_trainers(setting) for setting in settings), repetitions)
     rates = in_turn(_merged(_rates(setting) for setting in settings), repetitions)
     precisions = [setting.precision for setting in settings]
     rows = [*trl_rows(steps, precisions), *aopd_rows(steps, precisions), *_rate_rows(rates, precisions)]
-    return Findings(rows, steps, notes(settings[0]))
+    return BenchmarkResults(rows, steps, notes(settings[0]))
 
 
 def _trainers(setting: Setting) -> dict[str, Callable[[int], Steps]]:
@@ -116,7 +116,7 @@ def _rates(setting: Setting) -> dict[str, Callable[[int], float]]:
     return {f"{name}, {setting.precision}": work for name, work in rates.items()}
 
 
-def trl_rows(steps: Mapping[str, Sequence[Steps]], precisions: Sequence[str]) -> Iterator[Row]:
+def trl_rows(steps: Mapping[str, Sequence[Steps]], precisions: Sequence[str]) -> Iterator[Measurement]:
     """Compare whole steps with TRL's: in each precision, and with whichever of TRL's is faster."""
     if not any(name.startswith(TRL) for name in steps):
         return
@@ -126,14 +126,16 @@ def trl_rows(steps: Mapping[str, Sequence[Steps]], precisions: Sequence[str]) ->
     yield _whole_step("AOPD", precisions[0], steps, precisions)
 
 
-def _whole_step(ours: str, precision: str, steps: Mapping[str, Sequence[Steps]], against: Sequence[str]) -> Row:
+def _whole_step(ours: str, precision: str, steps: Mapping[str, Sequence[Steps]], against: Sequence[str]) -> Measurement:
     rates = {name: [s.tokens_per_second for s in found] for name, found in steps.items()}
     theirs = [max(values) for values in zip(*(rates[f"{TRL}, {p}"] for p in against), strict=True)]
     baseline = f"{TRL}, {'the faster of both' if len(against) > 1 else against[0]}"
-    return Row(f"{ours} step, {precision}", "response tokens/s", rates[f"{ours}, {precision}"], baseline, theirs)
+    return Measurement(
+        f"{ours} step, {precision}", "response tokens/s", rates[f"{ours}, {precision}"], baseline, theirs
+    )
 
 
-def aopd_rows(steps: Mapping[str, Sequence[Steps]], precisions: Sequence[str]) -> Iterator[Row]:
+def aopd_rows(steps: Mapping[str, Sequence[Steps]], precisions: Sequence[str]) -> Iterator[Measurement]:
     """Compare what follows generation, so that equal responses cost what they cost."""
 
     def milliseconds(name: str) -> list[float]:
@@ -141,17 +143,19 @@ def aopd_rows(steps: Mapping[str, Sequence[Steps]], precisions: Sequence[str]) -
 
     for precision in precisions:
         what, same = f"AOPD step without generation, {precision}", "OPD, same responses"
-        yield Row(
+        yield Measurement(
             what, "ms, less is better", milliseconds(f"AOPD, {precision}"), same, milliseconds(f"OPD, {precision}")
         )
 
 
-def _rate_rows(rates: Mapping[str, list[float]], precisions: Sequence[str]) -> Iterator[Row]:
+def _rate_rows(rates: Mapping[str, list[float]], precisions: Sequence[str]) -> Iterator[Measurement]:
     generate = "transformers `generate`"
-    yield Row("generation", "response tokens/s", rates["engine, float32"], generate, rates["transformers, float32"])
+    yield Measurement(
+        "generation", "response tokens/s", rates["engine, float32"], generate, rates["transformers, float32"]
+    )
     for precision in precisions:
         what, product = f"student, forward and backward, {precision}", f"fastest {precision} matrix product"
-        yield Row(what, "GFLOP/s", rates[f"student, {precision}"], product, rates[f"peak, {precision}"])
+        yield Measurement(what, "GFLOP/s", rates[f"student, {precision}"], product, rates[f"peak, {precision}"])
 
 
 def _merged(parts: Iterable[dict[str, T]]) -> dict[str, T]:

@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from benchmarks.setting import Setting
-from harness.lm.logprobs import Asked
+from harness.lm.logprobs import StudentRequest
 from harness.lm.precision import autocast
 from harness.lm.rollouts import Batch, Rollout, make_batches
 
@@ -69,7 +69,9 @@ def _forward_backward(setting: Setting, batch: Batch) -> None:
     student = setting.context.student
     student.zero_grad(set_to_none=True)
     with autocast("cpu", setting.context.training.autocast):
-        chosen = student(batch, batch.targets[:, None], Asked(setting.context.training.temperature)).chosen[:, 0]
+        chosen = student(batch, batch.targets[:, None], StudentRequest(setting.context.training.temperature)).chosen[
+            :, 0
+        ]
     (-chosen * batch.weights).sum().backward()
 
 

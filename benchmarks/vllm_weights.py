@@ -8,12 +8,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.measure import Row
+from benchmarks.measure import Measurement
 from benchmarks.page import cells, table
 from benchmarks.setting import Setting
 from harness.config.suite import VLLM
 from harness.engines.hf import HFEngine
-from harness.engines.vllm import Place, VLLMEngine
+from harness.engines.vllm import EngineSite, VLLMEngine
 from harness.lm.checkpoints import save
 
 MISSING = "vLLM is not installed here, so its section is missing: `make vllm`, then `make bench`"
@@ -37,20 +37,24 @@ def installed() -> bool:
 def section(setting: Setting, rounds: int, threads: int) -> str:
     """Measure and return the page's section."""
     with tempfile.TemporaryDirectory() as folder:
-        place = Place("cpu", "float32", threads, Path(folder) / "vllm.txt")
+        place = EngineSite("cpu", "float32", threads, Path(folder) / "vllm.txt")
         checkpoints = [Path(folder) / name for name in ("student", "teacher")]
         for loaded, checkpoint in zip((setting.student, setting.teacher), checkpoints, strict=True):
             save(loaded, checkpoint)
         found = [_round(setting, checkpoints, place, seed) for seed in range(rounds)]
     rows = [
-        Row("new weights", "s, less is better", [r.weights for r in found], "cold start", [r.start for r in found]),
-        Row("generation", "response tokens/s", [r.vllm_rate for r in found], "our engine", [r.our_rate for r in found]),
+        Measurement(
+            "new weights", "s, less is better", [r.weights for r in found], "cold start", [r.start for r in found]
+        ),
+        Measurement(
+            "generation", "response tokens/s", [r.vllm_rate for r in found], "our engine", [r.our_rate for r in found]
+        ),
     ]
     header = ["measured", "unit", "vLLM", "against", "theirs", "ratio (range)"]
     return "\n\n".join(["## vLLM on this machine", table(header, [cells(row) for row in rows]), _note(rounds, setting)])
 
 
-def _round(setting: Setting, checkpoints: list[Path], place: Place, seed: int) -> Round:
+def _round(setting: Setting, checkpoints: list[Path], place: EngineSite, seed: int) -> Round:
     """Start an engine on the student, warm it up, generate, then give it the teacher's weights and the student's again."""
     started = time.perf_counter()
     engine = VLLMEngine(checkpoints[0], VLLM(), place)

@@ -28,7 +28,7 @@ from harness.evaluation.answering import stop_strings, up_to
 from harness.lm.chat import Renderer
 from harness.lm.logprobs import StudentForward
 from harness.lm.rollouts import Example, Rollout
-from harness.lmeval.task import BenchTask
+from harness.lmeval.task import Task
 from harness.rundir.rollout_log import Keep, keep_nothing
 from harness.rundir.snapshots import NO_SNAPSHOTS, Snapshots
 from harness.teachers.base import Needs, Teacher
@@ -86,7 +86,7 @@ class StageContext:
     teacher: Teacher | None
     engine: Engine
     renderer: Renderer
-    tasks: Mapping[str, BenchTask]
+    tasks: Mapping[str, Task]
     examples: list[Example]
     training: Training
     seed: int
@@ -98,7 +98,7 @@ class StageContext:
     keep: Keep = keep_nothing
     reference: LocalTeacher | None = None
     teacher_engine: Engine | None = None
-    past_tasks: Mapping[str, BenchTask] = field(default_factory=dict[str, BenchTask])
+    past_tasks: Mapping[str, Task] = field(default_factory=dict[str, Task])
     past: list[Example] = field(default_factory=list[Example])
     shares: Mapping[str, float] = field(default_factory=dict[str, float])
     penalties: Penalties = Penalties()

@@ -12,7 +12,7 @@ from adapters.conformance.errors import ConformanceError, DoesNotApply
 from adapters.conformance.subject import PAIRS, Subject, small_model, train, word_tokenizer
 from harness.adapter import StageContext
 from harness.errors import ModelError, TrainingError
-from harness.lm.logprobs import TeacherScores, Wanted
+from harness.lm.logprobs import TeacherRequest, TeacherScores
 from harness.lm.rollouts import Batch
 from harness.teachers.local import LocalTeacher
 
@@ -98,7 +98,7 @@ class Certain:
         """The model behind, for methods that move its weights."""
         return self.teacher.model
 
-    def score(self, batch: Batch, wanted: Wanted, temperature: float) -> TeacherScores:
+    def score(self, batch: Batch, wanted: TeacherRequest, temperature: float) -> TeacherScores:
         """Return scores that no model has computed."""
         self.asked += 1
         scores = self.teacher.score(batch, wanted, temperature)

@@ -45,14 +45,14 @@ def repeats_with_its_seed(subject: Subject) -> None:
 def resumes(subject: Subject) -> None:
     """A stage that was stopped and taken up from its snapshot ends with the weights of an undisturbed one, to the bit."""
     undisturbed = _trained(subject, _stage(subject))
-    kept = Kept(stop_at=STOPPED_AFTER)
+    kept = MemorySnapshots(stop_at=STOPPED_AFTER)
     try:
         train(subject.adapter, replace(_stage(subject), snapshots=kept))
     except Killed:
         pass
     else:
         raise DoesNotApply("it keeps no snapshots, so a stage that was stopped begins again")
-    resumed = _trained(subject, replace(_stage(subject), snapshots=Kept(kept.state)))
+    resumed = _trained(subject, replace(_stage(subject), snapshots=MemorySnapshots(kept.state)))
     if _differ(undisturbed, resumed):
         raise ConformanceError(
             f"a stage of {STEPS} steps, stopped after {STOPPED_AFTER} and taken up from its snapshot, ends with other "
@@ -65,7 +65,7 @@ class Killed(BaseException):
 
 
 @dataclass
-class Kept:
+class MemorySnapshots:
     """One snapshot in memory, gone through `torch.save` as a file's would be; the stage is killed when it is taken."""
 
     state: bytes | None = None

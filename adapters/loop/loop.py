@@ -23,7 +23,7 @@ from adapters.loop.tokens import TokenLosses, Tokens
 from harness.adapter import Adapter, Requirements, StageContext, StageResult
 from harness.config.training import Training
 from harness.errors import ConfigError, NotFiniteError, TaskError
-from harness.lm.logprobs import Wanted
+from harness.lm.logprobs import TeacherRequest
 from harness.lm.optimiser import Updater
 from harness.lm.rollouts import Reduction, Rollout
 from harness.teachers.base import Teacher
@@ -53,9 +53,9 @@ class LoopAdapter(Adapter):
         return True
 
     @property
-    def wanted(self) -> Wanted:
+    def wanted(self) -> TeacherRequest:
         """What the loss uses of the teacher beside the sampled token's log-probability."""
-        return Wanted()
+        return TeacherRequest()
 
     @property
     def objective(self) -> Objective | None:

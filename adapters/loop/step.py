@@ -14,7 +14,7 @@ from adapters.loop.diagnostics import RolloutFigures, StepLog
 from adapters.loop.tokens import TokenLosses, Tokens
 from harness.adapter import StageContext
 from harness.engines.base import Sampling
-from harness.lm.logprobs import Asked, LogProbs, TeacherScores, Wanted
+from harness.lm.logprobs import LogProbs, StudentRequest, TeacherRequest, TeacherScores
 from harness.lm.optimiser import Updater, UpdateResult
 from harness.lm.precision import autocast
 from harness.lm.rollouts import Batch, Example, Rollout, make_batches, with_prompts
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredRollouts:
     """A micro-batch with what does not change while its updates run; `ids` (N, 1 + K) starts with the sampled tokens."""
 
     batch: Batch
@@ -85,16 +85,16 @@ class Step:
     def _batches(self, rollouts: Sequence[Rollout]) -> list[Batch]:
         return make_batches(rollouts, self.adapter.reduction, self.ctx.training.micro_batch, self.ctx.device)
 
-    def _score(self, batch: Batch) -> Scored:
+    def _score(self, batch: Batch) -> ScoredRollouts:
         with self.timer("teacher"):
             teacher = self._teacher_scores(batch)
             logref = self._log_reference(batch)
         ids = torch.cat([batch.targets[:, None], teacher.top_ids], dim=1)
         if self.adapter.updates_per_rollout == 1:
-            return Scored(batch, ids, teacher, logref, None)
+            return ScoredRollouts(batch, ids, teacher, logref, None)
         with self.timer("student"), torch.no_grad():
             old = self._student(batch, batch.targets[:, None]).chosen[:, 0]
-        return Scored(batch, ids, teacher, logref, old)
+        return ScoredRollouts(batch, ids, teacher, logref, old)
 
     def _teacher_scores(self, batch: Batch) -> TeacherScores:
         if self.scorer is None:
@@ -110,28 +110,28 @@ class Step:
         if not (self.adapter.scores_start or self.ctx.penalties.token):
             return None
         assert self.ctx.reference is not None, "the adapter did not require a reference"
-        return self._scores(self.ctx.reference, batch, Wanted()).sampled
+        return self._scores(self.ctx.reference, batch, TeacherRequest()).sampled
 
-    def _scores(self, teacher: Teacher, batch: Batch, wanted: Wanted) -> TeacherScores:
+    def _scores(self, teacher: Teacher, batch: Batch, wanted: TeacherRequest) -> TeacherScores:
         with autocast(self.ctx.device, self.ctx.training.autocast):
             return checked(teacher.score(batch, wanted, self.adapter.temperature(self.ctx.training)))
 
     def _student(self, batch: Batch, ids: Tensor, teacher: TeacherScores | None = None) -> LogProbs:
         temperature = self.adapter.temperature(self.ctx.training)
-        asked = Asked(temperature)
+        asked = StudentRequest(temperature)
         if teacher is not None and self.scorer is not None:
             held = slice(1, None) if self.adapter.wanted.rest else None
-            asked = Asked(temperature, self.adapter.divergence, teacher.rows, teacher.top_ids.shape[1], held)
+            asked = StudentRequest(temperature, self.adapter.divergence, teacher.rows, teacher.top_ids.shape[1], held)
         with autocast(self.ctx.device, self.ctx.training.autocast):
             return self.ctx.student(batch, ids, asked)
 
-    def _update(self, group: list[Scored], log: StepLog) -> UpdateResult:
+    def _update(self, group: list[ScoredRollouts], log: StepLog) -> UpdateResult:
         weights = [partial(penalty, self.ctx.student) for penalty in self.ctx.penalties.weight]
         result = self.updater.update([scored.batch for scored in group], self._loss(group, log), weights)
         self.adapter.after_update(self.ctx)
         return result
 
-    def _loss(self, group: list[Scored], log: StepLog) -> Callable[[Batch], Tensor]:
+    def _loss(self, group: list[ScoredRollouts], log: StepLog) -> Callable[[Batch], Tensor]:
         by_batch = {id(scored.batch): scored for scored in group}
 
         def loss_of(batch: Batch) -> Tensor:
@@ -149,7 +149,7 @@ class Step:
         return loss_of
 
     def _known(
-        self, student: LogProbs, scored: Scored, tokens: Tokens, outcome: TokenLosses
+        self, student: LogProbs, scored: ScoredRollouts, tokens: Tokens, outcome: TokenLosses
     ) -> dict[str, Tensor | None]:
         """Return what is known of each token, by the names of `harness.rundir.rollout_log`."""
         taught = self.scorer is not None
@@ -169,7 +169,7 @@ class Step:
         return losses
 
 
-def _tokens(student: LogProbs, scored: Scored, top_k: int) -> Tokens:
+def _tokens(student: LogProbs, scored: ScoredRollouts, top_k: int) -> Tokens:
     logq = student.chosen[:, 0]
     return Tokens(
         logq=logq,

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.config.suite import Suite
-from harness.engines.vllm import Place, VLLMEngine, check_vllm
+from harness.engines.vllm import EngineSite, VLLMEngine, check_vllm
 from harness.lm.checkpoints import config_digest
 
 
-class EngineShelf:
+class EnginePool:
     """Holds the engine that a suite's `backend` names; with backend `hf` there is none, generation is this process's own."""
 
     def __init__(self, suite: Suite, device: str, log: Path) -> None:
         self.suite = suite
-        self.place = Place(device, suite.student.dtype, suite.threads, log)
+        self.place = EngineSite(device, suite.student.dtype, suite.threads, log)
         self.held: VLLMEngine | None = None
         self.config = ""
 

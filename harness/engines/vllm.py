@@ -28,7 +28,7 @@ CAUSE = re.compile(r"\b(\w*(?:Error|Exception)): (.+)")
 
 
 @dataclass(frozen=True)
-class Place:
+class EngineSite:
     """Where and how an engine runs: `cpu` or `cuda`, the weights' dtype, CPU threads (None: all), and the log file."""
 
     device: str
@@ -59,7 +59,7 @@ class VLLMEngine:
     Raises `RunError` with the root cause where vLLM does not start, fails, or its process is killed.
     """
 
-    def __init__(self, checkpoint: Path, settings: VLLM, place: Place) -> None:
+    def __init__(self, checkpoint: Path, settings: VLLM, place: EngineSite) -> None:
         self.place = place
         self.version = version("vllm")
         self.dtype = settings.dtype or place.dtype
@@ -158,7 +158,7 @@ def _settings(sampling: Sampling) -> dict[str, Any]:
     }
 
 
-def _options(settings: VLLM, place: Place, dtype: str) -> dict[str, Any]:
+def _options(settings: VLLM, place: EngineSite, dtype: str) -> dict[str, Any]:
     """Return the engine's own options.
 
     On a CPU nothing is compiled, which would take longer than a tiny suite, and no prompt is read in parts: after a part vLLM
@@ -178,7 +178,7 @@ def _options(settings: VLLM, place: Place, dtype: str) -> dict[str, Any]:
     }
 
 
-def _environment(settings: VLLM, place: Place) -> dict[str, str]:
+def _environment(settings: VLLM, place: EngineSite) -> dict[str, str]:
     threads = {"OMP_NUM_THREADS": str(place.threads)} if place.threads else {}
     return {
         **os.environ,

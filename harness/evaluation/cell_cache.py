@@ -14,7 +14,7 @@ from harness.rundir.files import read_cell, write_cell
 
 
 @dataclass(frozen=True)
-class Cell:
+class CellResult:
     """One task's result on one checkpoint: the summary that results.json holds, and one row per item and answer."""
 
     summary: dict[str, Any]
@@ -35,19 +35,19 @@ class SharedCells:
         self.folder.mkdir(parents=True, exist_ok=True)
         return FileLock(self.folder / f"{weights}.lock")
 
-    def get(self, keys: Keys) -> Cell | None:
+    def get(self, keys: Keys) -> CellResult | None:
         """Return the cell with these keys, or None."""
         found = read_cell(self._path(keys))
-        return Cell(*found) if found else None
+        return CellResult(*found) if found else None
 
-    def with_answers(self, keys: Keys) -> Cell | None:
+    def with_answers(self, keys: Keys) -> CellResult | None:
         """Return a cell that holds the answers which these keys ask for, whoever graded them; None where there is none."""
         for folder in sorted(self.folder.glob(f"{keys.generation}-*")):
             if (found := read_cell(folder)) is not None:
-                return Cell(*found)
+                return CellResult(*found)
         return None
 
-    def put(self, keys: Keys, cell: Cell) -> None:
+    def put(self, keys: Keys, cell: CellResult) -> None:
         """Keep a cell for others."""
         write_cell(self._path(keys), cell.summary, cell.samples)
 

@@ -35,14 +35,14 @@ from harness.lm.logprobs import divergence_of, head_of, response_hidden
 from harness.lm.output_layer import Head, scan
 from harness.lm.rollouts import Batch, Example, Rollout, make_batches
 from harness.lm.seeding import derive_seed
-from harness.lmeval.task import BenchTask
+from harness.lmeval.task import Task
 
 FIGURES = ("kl_to_start", "entropy", "entropy_prompt")
 SEQUENCES = 32  # in one forward pass
 
 
 @dataclass(frozen=True)
-class Answered:
+class DriftAnswers:
     """A fixed prompt with the start's answer to it, as token ids and as text."""
 
     task: str
@@ -54,15 +54,15 @@ class Answered:
     response: str
 
 
-def probed(tasks: Iterable[BenchTask], evaluation: Evaluation, settings: Drift) -> dict[str, tuple[BenchTask, int]]:
+def probed(tasks: Iterable[Task], evaluation: Evaluation, settings: Drift) -> dict[str, tuple[Task, int]]:
     """Return the tasks whose prompts the start answers, with the number of their first test items, by name."""
     count = min(settings.items, evaluation.limit or settings.items)
     return {task.name: (task, count) for task in tasks if task.generates}
 
 
 def answers_of(
-    start: Loaded, tasks: Mapping[str, tuple[BenchTask, int]], evaluation: Evaluation, settings: Drift
-) -> list[Answered]:
+    start: Loaded, tasks: Mapping[str, tuple[Task, int]], evaluation: Evaluation, settings: Drift
+) -> list[DriftAnswers]:
     """Return the start's sampled answers; each task's depend on that task and on the evaluation's seed alone."""
     engine = HFEngine(start.model, start.renderer.tokenizer, evaluation.batch_size)
     return [
@@ -73,7 +73,7 @@ def answers_of(
 
 
 def measure(
-    start: Path, current: Path, spec: Model, device: str, answered: Sequence[Answered], same: bool
+    start: Path, current: Path, spec: Model, device: str, answered: Sequence[DriftAnswers], same: bool
 ) -> pd.DataFrame:
     """Return one row per item with FIGURES: checkpoint `current` against checkpoint `start`; `same` says they are equal.
 
@@ -96,7 +96,7 @@ def measure(
     return pd.DataFrame(rows).sort_values("index").drop(columns="index").reset_index(drop=True)
 
 
-def summarise(rows: pd.DataFrame, answered: Sequence[Answered], settings: Drift, started: float) -> dict[str, Any]:
+def summarise(rows: pd.DataFrame, answered: Sequence[DriftAnswers], settings: Drift, started: float) -> dict[str, Any]:
     """Return what drift/results.json holds beside stage and weights; `answers` is the digest of prompts and answers."""
     tasks = {
         str(task): {**{name: float(part[name].mean()) for name in FIGURES}, "items": len(part)}
@@ -111,16 +111,16 @@ def summarise(rows: pd.DataFrame, answered: Sequence[Answered], settings: Drift,
     }
 
 
-def as_frame(answered: Sequence[Answered]) -> pd.DataFrame:
+def as_frame(answered: Sequence[DriftAnswers]) -> pd.DataFrame:
     """Return the answers as columns, to be stored beside the start's figures."""
     return pd.DataFrame([vars(answer) for answer in answered])
 
 
-def from_frame(rows: pd.DataFrame) -> list[Answered]:
+def from_frame(rows: pd.DataFrame) -> list[DriftAnswers]:
     """Read the answers back."""
-    fields = [name for name in Answered.__dataclass_fields__ if not name.endswith("_ids")]
+    fields = [name for name in DriftAnswers.__dataclass_fields__ if not name.endswith("_ids")]
     return [
-        Answered(
+        DriftAnswers(
             **{name: row[name] for name in fields},
             prompt_ids=[int(i) for i in row["prompt_ids"]],
             response_ids=[int(i) for i in row["response_ids"]],
@@ -139,8 +139,8 @@ def token_kl(start_hidden: Tensor, start_head: Head, hidden: Tensor, head: Head)
 
 
 def _answer(
-    start: Loaded, engine: HFEngine, task: BenchTask, docs: Sequence[dict[str, Any]], seed: int, settings: Drift
-) -> Iterator[Answered]:
+    start: Loaded, engine: HFEngine, task: Task, docs: Sequence[dict[str, Any]], seed: int, settings: Drift
+) -> Iterator[DriftAnswers]:
     renderer = start.renderer
     texts = task.asked(docs, renderer)
     prompts = [renderer.encode_prompt(text) for text in texts]
@@ -152,10 +152,10 @@ def _answer(
     answers = engine.generate(prompts, sampling)
     for identity, text, prompt, done in zip(numbered_ids(docs), texts, prompts, answers, strict=True):
         response = renderer.decode(done.tokens)
-        yield Answered(task.name, identity, prompt, done.tokens, done.finish, text, response)
+        yield DriftAnswers(task.name, identity, prompt, done.tokens, done.finish, text, response)
 
 
-def _batches(answered: Sequence[Answered], device: str) -> list[Batch]:
+def _batches(answered: Sequence[DriftAnswers], device: str) -> list[Batch]:
     """Return batches whose every token but the first counts as a response; an example's id is the answer's index."""
     rollouts = [
         Rollout(Example(a.task, str(i), {}, whole[:1], []), whole[1:], "stop")
@@ -165,7 +165,7 @@ def _batches(answered: Sequence[Answered], device: str) -> list[Batch]:
     return make_batches(rollouts, "token_mean", SEQUENCES, device)
 
 
-def _of_answer(batch: Batch, answered: Sequence[Answered]) -> Tensor:
+def _of_answer(batch: Batch, answered: Sequence[DriftAnswers]) -> Tensor:
     """Return which of a batch's positions (N,) predict a token of the answer."""
     lengths = [(len(r.response), len(answered[_index(r)].response_ids)) for r in batch.rollouts]
     parts = [torch.arange(whole) >= whole - answer for whole, answer in lengths]
@@ -183,7 +183,7 @@ def _hidden(model: Any, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def _rows(
-    model: Any, batch: Batch, start_hidden: Tensor, start_head: Head, answered: Sequence[Answered]
+    model: Any, batch: Batch, start_hidden: Tensor, start_head: Head, answered: Sequence[DriftAnswers]
 ) -> Iterator[dict[str, Any]]:
     hidden, head = _hidden(model, batch), head_of(model)
     inside = _of_answer(batch, answered)

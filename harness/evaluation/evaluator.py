@@ -20,7 +20,7 @@ from harness.config.models import Chat
 from harness.engines.vllm import VLLMEngine
 from harness.errors import TaskError
 from harness.evaluation.answering import Answering
-from harness.evaluation.cell_cache import Cell, SharedCells
+from harness.evaluation.cell_cache import CellResult, SharedCells
 from harness.evaluation.hf_model import HarnessHFLM
 from harness.evaluation.keys import Keys, make_keys
 from harness.evaluation.regrading import questions_digest, regrade
@@ -28,7 +28,7 @@ from harness.evaluation.scoring import first_grades, sample_rows, summarise
 from harness.lm.checkpoints import config_digest
 from harness.lm.seeding import preserved_random_state
 from harness.lmeval.library import TaskLibrary
-from harness.lmeval.task import FEWSHOT_SEED, BenchTask
+from harness.lmeval.task import FEWSHOT_SEED, Task
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ class Subject:
 
 def evaluate(
     subject: Subject,
-    tasks: Sequence[BenchTask],
+    tasks: Sequence[Task],
     library: TaskLibrary,
     settings: Evaluation,
     shared: SharedCells,
     on_task: Callable[[str], None] = lambda _: None,
-) -> dict[str, Cell]:
+) -> dict[str, CellResult]:
     """Evaluate a checkpoint on `tasks`, by cell name; a cell whose keys are in `shared` is taken from there.
 
     Where the stored answers are the ones asked for and only the grader or a reference differs, they are graded anew.
@@ -104,13 +104,13 @@ def open_model(subject: Subject, settings: Evaluation, on_task: Callable[[str], 
     )
 
 
-def _keys(subject: Subject, task: BenchTask, model: Answering, settings: Evaluation) -> Keys:
+def _keys(subject: Subject, task: Task, model: Answering, settings: Evaluation) -> Keys:
     docs = task.test_docs(settings.limit)
     asked = task.asked(docs, model.renderer)
     return make_keys(task, docs, asked, subject.weights, subject.config, settings.seed, model.made_with)
 
 
-def _stored(task: BenchTask, keys: Keys, settings: Evaluation, shared: SharedCells) -> Cell | None:
+def _stored(task: Task, keys: Keys, settings: Evaluation, shared: SharedCells) -> CellResult | None:
     """Return a stored cell, or a stored one's answers with the present grades; None where answers are to be made."""
     if (found := shared.get(keys)) is not None:
         return found
@@ -123,12 +123,12 @@ def _stored(task: BenchTask, keys: Keys, settings: Evaluation, shared: SharedCel
 
 def _evaluate_tasks(
     model: Answering,
-    tasks: Sequence[BenchTask],
+    tasks: Sequence[Task],
     library: TaskLibrary,
     settings: Evaluation,
     keys: Mapping[str, Keys],
     weights: str,
-) -> Iterator[tuple[str, Cell]]:
+) -> Iterator[tuple[str, CellResult]]:
     """Evaluate tasks of one profile in one call, because each call of lm-eval also inspects the whole environment."""
     started = time.perf_counter()
     model.answers.clear()
@@ -142,11 +142,11 @@ def _evaluate_tasks(
             model.on_task(name)
         summary = summarise(task, rows, grades, keys[name], weights, settings.seed, seconds)
         asked = {"questions": questions_digest(task, task.test_docs(settings.limit))} if task.generates else {}
-        yield name, Cell({**summary, **asked}, rows)
+        yield name, CellResult({**summary, **asked}, rows)
 
 
 def _logged_samples(
-    model: Answering, tasks: Sequence[BenchTask], library: TaskLibrary, settings: Evaluation
+    model: Answering, tasks: Sequence[Task], library: TaskLibrary, settings: Evaluation
 ) -> dict[str, Any]:
     handed: Any = model
     results = simple_evaluate(

@@ -16,12 +16,12 @@ from lm_eval.api.group import Group
 from harness.config.base import digest
 from harness.config.suite import Suite
 from harness.errors import TaskError
-from harness.evaluation.cell_cache import Cell
+from harness.evaluation.cell_cache import CellResult
 from harness.evaluation.keys import Keys
 from harness.evaluation.scoring import FIXED, outcome_of, summary_of
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.profiles import under_profiles
-from harness.lmeval.task import BenchTask
+from harness.lmeval.task import Task
 from harness.rundir.store import cell_name
 
 
@@ -46,15 +46,15 @@ class TaskGroup:
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class EvaluationPlan:
     """What a suite evaluates: tasks and groups under every profile by cell name, and the probes that its names stand for."""
 
-    cells: dict[str, BenchTask]
+    cells: dict[str, Task]
     groups: dict[str, TaskGroup]
     probes: tuple[str, ...]
 
     @property
-    def tasks(self) -> dict[str, BenchTask]:
+    def tasks(self) -> dict[str, Task]:
         """The tasks under the suite's first profile, those of groups included."""
         return {task.name: task for task in self.cells.values() if not task.profile}
 
@@ -69,7 +69,7 @@ class Evaluated:
         return {**tasks, **{name: group.name for name, group in self.groups.items() if group.profile == profile}}
 
 
-def load_evaluated(library: TaskLibrary, suite: Suite) -> Evaluated:
+def load_evaluation_plan(library: TaskLibrary, suite: Suite) -> EvaluationPlan:
     """Load all that a suite evaluates, with its data and settled generation settings.
 
     Raises `TaskError` for a task that two names stand for, a group as a stage, and what loading or settling raises.
@@ -84,10 +84,10 @@ def load_evaluated(library: TaskLibrary, suite: Suite) -> Evaluated:
         groups |= {name: group} if group else {}
     _refuse_twice(loaded)
     cells = under_profiles([task for tasks in loaded.values() for task in tasks], suite.evaluation)
-    return Evaluated(cells, dict(_under_profiles(groups.values(), cells)), tuple(probes))
+    return EvaluationPlan(cells, dict(_under_profiles(groups.values(), cells)), tuple(probes))
 
 
-def group_cell(group: TaskGroup, cells: Mapping[str, Cell]) -> Cell:
+def group_cell(group: TaskGroup, cells: Mapping[str, CellResult]) -> CellResult:
     """Return a group's cell from its tasks' cells, by task, weighted as lm-eval's `aggregate_metric_list` says.
 
     Where every item counts alike (`weight_by_size`), the items are those of all tasks, as `<task>/<item>`. Where every
@@ -99,7 +99,7 @@ def group_cell(group: TaskGroup, cells: Mapping[str, Cell]) -> Cell:
     samples = pd.concat(parts, ignore_index=True)
     summaries = [cells[task].summary for task in group.tasks]
     members = {s["task"]: {"score": s["score"], "metric": s["metric"], "n": s["n"]} for s in summaries}
-    return Cell(
+    return CellResult(
         {
             **summary_of(group.name, group.metric, samples),
             "seconds": round(sum(s["seconds"] for s in summaries), 3),
@@ -112,14 +112,14 @@ def group_cell(group: TaskGroup, cells: Mapping[str, Cell]) -> Cell:
     )
 
 
-def _load_probe(library: TaskLibrary, name: str) -> tuple[list[BenchTask], TaskGroup | None]:
+def _load_probe(library: TaskLibrary, name: str) -> tuple[list[Task], TaskGroup | None]:
     if not library.is_group(name):
         return [library.load(name)], None
     tasks, group = library.load_group(name)
     return tasks, None if group is None or not group.has_aggregation else _task_group(group, tasks)
 
 
-def _task_group(group: Group, tasks: Sequence[BenchTask]) -> TaskGroup:
+def _task_group(group: Group, tasks: Sequence[Task]) -> TaskGroup:
     assert group.aggregate_metric_list
     first = group.aggregate_metric_list[0]
     if callable(first.aggregation):
@@ -136,7 +136,7 @@ def _task_group(group: Group, tasks: Sequence[BenchTask]) -> TaskGroup:
     return TaskGroup(group.name, tuple(task.name for task in tasks), first.metric, first.weight_by_size)
 
 
-def _under_profiles(groups: Any, cells: Mapping[str, BenchTask]) -> Iterator[tuple[str, TaskGroup]]:
+def _under_profiles(groups: Any, cells: Mapping[str, Task]) -> Iterator[tuple[str, TaskGroup]]:
     """Yield each group under every profile that evaluates all its tasks."""
     for profile in dict.fromkeys(task.profile for task in cells.values()):
         for group in (replace(group, profile=profile) for group in groups):
@@ -144,7 +144,7 @@ def _under_profiles(groups: Any, cells: Mapping[str, BenchTask]) -> Iterator[tup
                 yield group.cell, group
 
 
-def _refuse_twice(loaded: Mapping[str, Sequence[BenchTask]]) -> None:
+def _refuse_twice(loaded: Mapping[str, Sequence[Task]]) -> None:
     named: dict[str, str] = {}
     for name, tasks in loaded.items():
         for task in tasks:

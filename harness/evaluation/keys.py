@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.base import digest
-from harness.lmeval.task import BenchTask, item_id
+from harness.lmeval.task import Task, item_id
 
 PACKAGES = ("torch", "transformers", "lm_eval", "tokenizers")
 
@@ -42,7 +42,7 @@ class Keys:
 
 
 def make_keys(
-    task: BenchTask,
+    task: Task,
     docs: Sequence[dict[str, Any]],
     prompts: Sequence[str],
     weights: str,
@@ -66,13 +66,13 @@ def make_keys(
     return Keys(digest({**shared, "weights": weights, "config": config, "seed": seed}), grading, digest(fields), fields)
 
 
-def grading_key(task: BenchTask, docs: Sequence[dict[str, Any]]) -> str:
+def grading_key(task: Task, docs: Sequence[dict[str, Any]]) -> str:
     """Return the digest of what makes grades of answers: the grader, its primary metric, the references, each pass@k."""
     parts: list[Any] = [grader_source(task), [item_id(doc) for doc in docs], *_references(task, docs)]
     return digest([*parts, list(task.pass_at)] if task.pass_at else parts)
 
 
-def grader_source(task: BenchTask) -> str:
+def grader_source(task: Task) -> str:
     """Return a hash of what decides a grade beside the references: the grader's package, filters and metrics."""
     config = task.task.config
     source = _package_source(config.process_results) if callable(config.process_results) else ""
@@ -80,7 +80,7 @@ def grader_source(task: BenchTask) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _references(task: BenchTask, docs: Sequence[dict[str, Any]]) -> list[str]:
+def _references(task: Task, docs: Sequence[dict[str, Any]]) -> list[str]:
     """Return what lm-eval's own grading compares with; a `process_results` of the task reads documents, which are known."""
     if callable(task.task.config.process_results):
         return []

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from harness.lmeval.task import BenchTask
+from harness.lmeval.task import Task
 
 
-def likelihood_facts(task: BenchTask, sample: Mapping[str, Any]) -> dict[str, Any]:
+def likelihood_facts(task: Task, sample: Mapping[str, Any]) -> dict[str, Any]:
     """Return prompt, target, chosen response and log-likelihoods of one logged item."""
     values = [float(found[0] if isinstance(found, (tuple, list)) else found) for found in sample["filtered_resps"]]
     requests = [tuple(map(str, request)) for request in sample["arguments"]]
@@ -28,7 +28,7 @@ def likelihood_facts(task: BenchTask, sample: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def _choices(task: BenchTask, doc: Any, requests: list[tuple[str, ...]]) -> list[str]:
+def _choices(task: Task, doc: Any, requests: list[tuple[str, ...]]) -> list[str]:
     """Return the choices as text: contexts where a task puts them there, else continuations."""
     if task.task.OUTPUT_TYPE != "multiple_choice":
         return []

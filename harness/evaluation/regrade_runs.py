@@ -16,12 +16,12 @@ from rich.table import Table
 
 from harness.config.base import digest
 from harness.errors import RunError, TaskError
-from harness.evaluation.cell_cache import Cell
+from harness.evaluation.cell_cache import CellResult
 from harness.evaluation.keys import Keys, grading_key
 from harness.evaluation.regrading import regrade
 from harness.evaluation.scoring import item_scores
 from harness.lmeval.library import TaskLibrary
-from harness.lmeval.task import BenchTask
+from harness.lmeval.task import Task
 from harness.rundir.files import read_cell, read_json, write_cell, write_json
 from harness.rundir.store import RunStore, StageFolder
 
@@ -64,15 +64,15 @@ class _Stored:
     run: Path
     folder: StageFolder
     name: str
-    task: BenchTask
+    task: Task
     docs: list[dict[str, Any]]
 
-    def read(self) -> Cell:
+    def read(self) -> CellResult:
         """Return what the evaluation wrote; read when needed, because answers of many runs are large."""
         found = read_cell(self.folder.cell(self.name))
         if found is None:
             raise RunError(f"{self.folder.cell(self.name)} vanished while it was graded; is it being evaluated again?")
-        return Cell(*found)
+        return CellResult(*found)
 
 
 def _stored_cells(run: Path) -> Iterator[_Stored]:
@@ -80,7 +80,7 @@ def _stored_cells(run: Path) -> Iterator[_Stored]:
     manifest = store.manifest or {}
     config = manifest["config"]
     library = TaskLibrary(config.get("include", ()), config.get("data", {}))
-    loaded: dict[str, tuple[BenchTask, list[dict[str, Any]]]] = {}
+    loaded: dict[str, tuple[Task, list[dict[str, Any]]]] = {}
     in_groups = _tasks_in_groups(run)
     names = [None, *(stage["name"] for stage in manifest["stages"])]
     for folder in (store.stage(index, name) for index, name in enumerate(names)):
@@ -115,7 +115,7 @@ def _regrade(stored: _Stored, grader: str) -> Regraded:
     )  # fmt: skip
 
 
-def _graded(stored: _Stored, before: Cell, task: BenchTask, keys: Keys) -> Cell:
+def _graded(stored: _Stored, before: CellResult, task: Task, keys: Keys) -> CellResult:
     """Return the cell with these grades: the evaluation's own, those that an earlier command wrote, or made and written now.
 
     Reports show a grader's newest grades, so a grader that is as it was before another one is written as the newest again.
@@ -125,7 +125,7 @@ def _graded(stored: _Stored, before: Cell, task: BenchTask, keys: Keys) -> Cell:
         return before
     folder = stored.folder.regraded(stored.name) / f"{task.metric}-{digest([keys.generation, keys.grading])}"
     if folder == shown and (found := read_cell(folder)) is not None:
-        return Cell(*found)
+        return CellResult(*found)
     made = regrade(task, stored.docs, before, keys)
     summary = {
         **made.summary,
@@ -133,7 +133,7 @@ def _graded(stored: _Stored, before: Cell, task: BenchTask, keys: Keys) -> Cell:
     }
     write_cell(folder, summary, made.samples)
     write_json(folder / "results.json", summary)
-    return Cell(summary, made.samples)
+    return CellResult(summary, made.samples)
 
 
 def regrade_table(rows: Sequence[Regraded]) -> Table:

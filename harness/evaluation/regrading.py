@@ -10,13 +10,13 @@ import pandas as pd
 
 from harness.config.base import digest
 from harness.errors import TaskError
-from harness.evaluation.cell_cache import Cell
+from harness.evaluation.cell_cache import CellResult
 from harness.evaluation.keys import Keys
 from harness.evaluation.scoring import graded_row, numbered_ids, summarise
-from harness.lmeval.task import BenchTask
+from harness.lmeval.task import Task
 
 
-def regrade(task: BenchTask, docs: Sequence[dict[str, Any]], stored: Cell, keys: Keys) -> Cell:
+def regrade(task: Task, docs: Sequence[dict[str, Any]], stored: CellResult, keys: Keys) -> CellResult:
     """Return a cell with the answers of `stored` and the grades that `task` gives them now.
 
     `docs` are the task's test documents of today, in their order; `regraded` in the summary says what was before.
@@ -28,16 +28,16 @@ def regrade(task: BenchTask, docs: Sequence[dict[str, Any]], stored: Cell, keys:
     summary = summarise(task, samples, grades, keys, before["weights"], before.get("seed", -1), seconds)
     origin = {"metric": before["metric"], "score": before["score"], "grading": before["keys"]["grading"]}
     regraded = {"when": datetime.now(UTC).isoformat(), "grader": task.metric, "from": origin}
-    return Cell({**summary, "questions": questions_digest(task, docs), "regraded": regraded}, samples)
+    return CellResult({**summary, "questions": questions_digest(task, docs), "regraded": regraded}, samples)
 
 
-def questions_digest(task: BenchTask, docs: Sequence[dict[str, Any]]) -> str:
+def questions_digest(task: Task, docs: Sequence[dict[str, Any]]) -> str:
     """Return the digest of what documents ask, in their order, which says later whether stored answers are theirs."""
     return digest([str(task.task.doc_to_text(doc)) for doc in docs])
 
 
 def _graded_samples(
-    task: BenchTask, docs: Sequence[dict[str, Any]], samples: pd.DataFrame
+    task: Task, docs: Sequence[dict[str, Any]], samples: pd.DataFrame
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """Return the rows with their new grades, and each item's first grades as the task's grader gave them."""
     each, ids = len(samples) // len(docs), numbered_ids(docs)
@@ -60,7 +60,7 @@ def _graded_samples(
     return pd.DataFrame(rows), first
 
 
-def _refuse_other_questions(task: BenchTask, docs: Sequence[dict[str, Any]], stored: Cell) -> None:
+def _refuse_other_questions(task: Task, docs: Sequence[dict[str, Any]], stored: CellResult) -> None:
     """Raise `TaskError` where the answers were given to other questions; cells without a digest of them hold the prompts."""
     prompts = stored.samples.drop_duplicates("item_id")["prompt"]
     if len(prompts) != len(docs):

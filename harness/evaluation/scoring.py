@@ -23,7 +23,7 @@ from harness.evaluation.answering import Answer
 from harness.evaluation.keys import Keys
 from harness.evaluation.likelihoods import likelihood_facts
 from harness.lmeval.score import aggregates, has_outcome, item_value, score_of
-from harness.lmeval.task import BenchTask, item_id
+from harness.lmeval.task import Task, item_id
 from harness.stats.sampling import pass_at_k
 
 FIXED = ("item_id", "sample", "prompt", "target", "response", "finish", "tokens", "score", "outcome")
@@ -32,7 +32,7 @@ OUTCOMES = ("correct", "wrong", "unparsed", "truncated")
 Answers = Mapping[tuple[str, int], list[Answer]]
 
 
-def sample_rows(task: BenchTask, logged: Sequence[Mapping[str, Any]], answers: Answers) -> pd.DataFrame:
+def sample_rows(task: Task, logged: Sequence[Mapping[str, Any]], answers: Answers) -> pd.DataFrame:
     """Return one row per item and answer, of the task's first filter."""
     chosen = _of_first_filter(logged)
     ids = numbered_ids(sample["doc"] for sample in chosen)
@@ -51,7 +51,7 @@ def numbered_ids(docs: Iterable[Mapping[str, Any]]) -> list[str]:
     return ids
 
 
-def _rows(task: BenchTask, identity: str, sample: Mapping[str, Any], answers: Answers) -> Iterator[dict[str, Any]]:
+def _rows(task: Task, identity: str, sample: Mapping[str, Any], answers: Answers) -> Iterator[dict[str, Any]]:
     """Yield an item's rows: lm-eval has graded the first answer, the others go the same way, one by one."""
     first = _graded(sample)
     if not task.generates:
@@ -88,7 +88,7 @@ def _of_first_filter(logged: Sequence[Mapping[str, Any]]) -> list[Mapping[str, A
     return [sample for sample in logged if sample["filter"] == logged[0]["filter"]]
 
 
-def graded_row(task: BenchTask, facts: Mapping[str, Any], grades: Mapping[str, Any]) -> dict[str, Any]:
+def graded_row(task: Task, facts: Mapping[str, Any], grades: Mapping[str, Any]) -> dict[str, Any]:
     """Return an answer's row: what is known of it, its score, outcome and metrics."""
     values = {name: item_value(task.task, name, value) for name, value in grades.items()}
     metrics = {name: value for name, value in values.items() if value is not None}
@@ -124,7 +124,7 @@ def item_scores(samples: pd.DataFrame) -> pd.Series:
 
 
 def summarise(
-    task: BenchTask,
+    task: Task,
     samples: pd.DataFrame,
     grades: Iterable[Mapping[str, Any]],
     keys: Keys,
@@ -166,7 +166,7 @@ def summary_of(name: str, metric: str, samples: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _of_several(task: BenchTask, samples: pd.DataFrame) -> dict[str, float]:
+def _of_several(task: Task, samples: pd.DataFrame) -> dict[str, float]:
     """Return mean@n where items have several answers, and each pass@k; an answer solves an item with a score of 1."""
     items = samples.groupby("item_id", sort=False)["score"]
     drawn, solved = items.size(), items.agg(lambda scores: int((scores >= 1).sum()))

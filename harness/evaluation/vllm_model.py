@@ -27,7 +27,7 @@ DECIDING = ("tensor_parallel_size", "enforce_eager", "max_num_seqs")  # options 
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredPrompt:
     """What lm-eval reads of one of vLLM's outputs."""
 
     prompt_logprobs: list[dict[int, float] | None]
@@ -68,7 +68,7 @@ class HarnessVLLM(Answering, StockVLLM):
         }
         self.answer_with(engine, Renderer(self.tokenizer, chat), made_with, seed, on_task)
 
-    def _model_generate(self, requests: Sequence[list[int]], generate: bool = False, **_: Any) -> list[Scored]:
+    def _model_generate(self, requests: Sequence[list[int]], generate: bool = False, **_: Any) -> list[ScoredPrompt]:
         """Return the log-probabilities of prompts; answers never come this way."""
         assert not generate, "answers go through the engine, see Answering"
-        return [Scored(found) for found in self.model.prompt_logprobs(requests)]
+        return [ScoredPrompt(found) for found in self.model.prompt_logprobs(requests)]

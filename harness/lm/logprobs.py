@@ -37,7 +37,7 @@ class LogProbs:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class TeacherRequest:
     """What is asked of a teacher at each position, beside the sampled token's log-probability.
 
     `rest` asks the student for the log-probability of all that is outside the teacher's top K.
@@ -88,7 +88,7 @@ def divergence_of(hidden: Tensor, head: Head, teacher: Rows, divergence: Diverge
 
 
 @torch.no_grad()
-def teacher_scores(hidden: Tensor, head: Head, sampled: Tensor, wanted: Wanted) -> TeacherScores:
+def teacher_scores(hidden: Tensor, head: Head, sampled: Tensor, wanted: TeacherRequest) -> TeacherScores:
     """Return log-probabilities of `sampled` (N,) and of the K most probable tokens, normalised over the vocabulary."""
     hidden = hidden.to(head.weight.dtype)
 
@@ -121,7 +121,7 @@ def sampled_rows(count: int, at_most: int = 128) -> slice:
 
 
 @dataclass(frozen=True)
-class Asked:
+class StudentRequest:
     """What a forward pass is asked for beside chosen log-probabilities.
 
     `divergence` is taken against the teacher's rows at each position; `own_top` is a number of the student's most probable
@@ -142,7 +142,7 @@ class StudentForward(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch, ids: Tensor, ask: Asked = Asked()) -> LogProbs:
+    def forward(self, batch: Batch, ids: Tensor, ask: StudentRequest = StudentRequest()) -> LogProbs:
         """Score `ids` (N, C) at the N positions that predict the batch's response tokens, and what else is asked."""
         hidden, head = response_hidden(self.model, batch), head_of(self.model, ask.temperature)
         scores = selected_logprobs(hidden, head, ids, None if ask.held is None else ids[:, ask.held])

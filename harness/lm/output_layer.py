@@ -139,7 +139,7 @@ def _divergence_gradient(logits: Tensor, logp: Tensor, divergence: Divergence, a
 
 
 @dataclass(frozen=True)
-class Seen:
+class ScanResult:
     """Log-probabilities of N positions at C ids, of all but the held, and of the top K; entropy and logsumexp."""
 
     chosen: Tensor
@@ -150,7 +150,7 @@ class Seen:
     top_ids: Tensor
 
 
-def scan(hidden: Tensor, head: Head, ids: Tensor, top_k: int = 0, held: Tensor | None = None) -> Seen:
+def scan(hidden: Tensor, head: Head, ids: Tensor, top_k: int = 0, held: Tensor | None = None) -> ScanResult:
     """Go once over the vocabulary of N positions, tile by tile; `hidden` is (N, H), `ids` (N, C), `held` (N, K)."""
     _refuse_other_ids(ids, head)
     tokens, width = tile_size(hidden)
@@ -162,7 +162,7 @@ def scan(hidden: Tensor, head: Head, ids: Tensor, top_k: int = 0, held: Tensor |
         for columns in spans(len(head.weight), width):
             running.add(head.part(columns).logits(hidden[rows]), columns)
         blocks.append(running.result())
-    return Seen(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
+    return ScanResult(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
 
 
 def _refuse_other_ids(ids: Tensor, head: Head) -> None:
@@ -190,7 +190,7 @@ class _Running:
         self.top, self.top_ids = self.chosen[:, :0], ids[:, :0]
 
     def result(self) -> tuple[Tensor, ...]:
-        """Return the fields of `Seen`."""
+        """Return the fields of `ScanResult`."""
         logsumexp = self.peak + self.mass.log()
         shift = logsumexp[:, None]
         entropy = logsumexp - self.moment / self.mass

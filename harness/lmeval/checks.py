@@ -16,7 +16,7 @@ from harness.config.suite import Stage, Suite
 from harness.errors import TaskError
 from harness.lm.chat import Renderer
 from harness.lmeval.score import can_be_score
-from harness.lmeval.task import BenchTask, item_id
+from harness.lmeval.task import Task, item_id
 from harness.lmeval.task_files import LOCAL_FORMATS, read_task_file
 
 REQUIRED = ("until", "temperature", "max_gen_toks")
@@ -37,7 +37,7 @@ class GradeCheck:
         return self.reference == 1 and all(score == 0 for score in self.spoiled.values())
 
 
-def settle_generation(task: BenchTask, decoding: Decoding, n: int = 1) -> None:
+def settle_generation(task: Task, decoding: Decoding, n: int = 1) -> None:
     """Lay a suite's decoding over the task's and raise `TaskError` when a setting that decides answers is missing.
 
     lm-eval fills the gaps silently, and differently for its model classes. `n` is the number of answers of each item.
@@ -69,14 +69,14 @@ def settle_generation(task: BenchTask, decoding: Decoding, n: int = 1) -> None:
     task.set_decoding(changes if n == 1 else {**changes, "n": n})
 
 
-def stated_generation(task: BenchTask) -> dict[str, Any]:
+def stated_generation(task: Task) -> dict[str, Any]:
     """Return the generation settings that the task's file really states, without lm-eval's defaults."""
     if task.source is None:
         return task.generation
     return dict(read_task_file(task.source).get("generation_kwargs") or {})
 
 
-def check_stage_task(task: BenchTask) -> None:
+def check_stage_task(task: Task) -> None:
     """Raise `TaskError` for a task that cannot be a stage: it must generate and have training items."""
     if not task.generates:
         raise TaskError(
@@ -85,7 +85,7 @@ def check_stage_task(task: BenchTask) -> None:
     task.training_docs(1)
 
 
-def check_fits(task: BenchTask, prompts: Sequence[list[int]], answer_tokens: int, context: int, where: str) -> None:
+def check_fits(task: Task, prompts: Sequence[list[int]], answer_tokens: int, context: int, where: str) -> None:
     """Raise `TaskError` when the longest prompt and its answer exceed the context, which would be cut silently."""
     longest = max(map(len, prompts), default=0)
     if longest + answer_tokens > context:
@@ -95,7 +95,7 @@ def check_fits(task: BenchTask, prompts: Sequence[list[int]], answer_tokens: int
         )
 
 
-def check_test_prompts(tasks: Iterable[BenchTask], renderer: Renderer, context: int, limit: int | None) -> None:
+def check_test_prompts(tasks: Iterable[Task], renderer: Renderer, context: int, limit: int | None) -> None:
     """Check every test prompt that a model will answer, and every one with a continuation that it will score."""
     for task in tasks:
         if task.generates:
@@ -105,7 +105,7 @@ def check_test_prompts(tasks: Iterable[BenchTask], renderer: Renderer, context: 
             _check_scored(task, renderer, context, limit)
 
 
-def _check_scored(task: BenchTask, renderer: Renderer, context: int, limit: int | None) -> None:
+def _check_scored(task: Task, renderer: Renderer, context: int, limit: int | None) -> None:
     requests = [request for asked in task.asked(task.test_docs(limit), renderer) for request in json.loads(asked)]
     # A token is a byte of text or more, so that few need a tokenizer; the last one is predicted and never read.
     long = [text for request in requests if len((text := "".join(request)).encode()) > context + 1]
@@ -118,7 +118,7 @@ def _check_scored(task: BenchTask, renderer: Renderer, context: int, limit: int 
 
 
 def check_prompts(
-    suite: Suite, stages: Iterable[Stage], tasks: dict[str, BenchTask], renderer: Renderer, context: int, entry: str
+    suite: Suite, stages: Iterable[Stage], tasks: dict[str, Task], renderer: Renderer, context: int, entry: str
 ) -> None:
     """Check every test prompt, and the stages' training prompts under one adapter entry, against a context."""
     check_test_prompts(tasks.values(), renderer, context, suite.evaluation.limit)
@@ -129,7 +129,7 @@ def check_prompts(
             check_fits(tasks[name], prompts, training.max_new_tokens, context, "training")
 
 
-def check_grader(task: BenchTask, doc: dict[str, Any], renderer: Renderer) -> GradeCheck:
+def check_grader(task: Task, doc: dict[str, Any], renderer: Renderer) -> GradeCheck:
     """Grade an item's reference and spoiled copies of it."""
     target = task.training_target(doc)
     scores = {
@@ -156,19 +156,19 @@ def _changed_words(text: str) -> str:
     return re.sub(r"[A-Za-z]+", lambda word: word[0][::-1] + "x", text)
 
 
-def traps(task: BenchTask) -> Iterator[str]:
+def traps(task: Task) -> Iterator[str]:
     """Yield a sentence for each known trap that a task's file falls into."""
     yield from _generation_traps(task)
     yield from _scoring_traps(task)
     yield from _data_traps(task)
 
 
-def has_training_items(task: BenchTask) -> bool:
+def has_training_items(task: Task) -> bool:
     """Return whether a task has anything to train on here and now."""
     return task.task.has_training_docs() and len(task.task.training_docs()) > 0
 
 
-def shared_items(task: BenchTask, limit: int | None = None) -> int:
+def shared_items(task: Task, limit: int | None = None) -> int:
     """Return how many test prompts are also training prompts, word for word."""
     if not has_training_items(task):
         return 0
@@ -176,7 +176,7 @@ def shared_items(task: BenchTask, limit: int | None = None) -> int:
     return sum(str(task.task.doc_to_text(doc)) in train for doc in task.test_docs(limit))
 
 
-def _generation_traps(task: BenchTask) -> Iterator[str]:
+def _generation_traps(task: Task) -> Iterator[str]:
     if not task.generates:
         yield f"output_type is {task.task.OUTPUT_TYPE}: usable as a probe only, a stage needs generate_until"
         return
@@ -190,7 +190,7 @@ def _generation_traps(task: BenchTask) -> Iterator[str]:
         yield "repeats keeps the first answer only; ask for samples in the suite instead"
 
 
-def _scoring_traps(task: BenchTask) -> Iterator[str]:
+def _scoring_traps(task: Task) -> Iterator[str]:
     if "metric" not in task.settings:
         yield f"metadata.harness.metric is not set: {task.metric} is taken as the score"
     for entry in task.task.config.metric_list or []:
@@ -204,7 +204,7 @@ def _scoring_traps(task: BenchTask) -> Iterator[str]:
         yield f"num_fewshot is {task.task.config.num_fewshot}: training prompts carry the same examples"
 
 
-def _data_traps(task: BenchTask) -> Iterator[str]:
+def _data_traps(task: Task) -> Iterator[str]:
     config = task.task.config
     if (
         config.dataset_path

@@ -16,7 +16,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Kind
 
 from harness.errors import TaskError
-from harness.lmeval.task import BenchTask
+from harness.lmeval.task import Task
 from harness.lmeval.task_files import check_files, lacks_members, members, unreadable_data
 
 TASK_FOLDER = Path(str(files("tasks")))
@@ -37,7 +37,7 @@ class TaskLibrary:
         """Return the names of the tasks in our folders, sorted."""
         return list(self.manager.all_subtasks)
 
-    def load(self, name: str) -> BenchTask:
+    def load(self, name: str) -> Task:
         """Load one task with its data; raises `TaskError` when there is none or its data cannot be read."""
         if self.is_group(name):
             raise TaskError(
@@ -46,7 +46,7 @@ class TaskLibrary:
             )
         return _bench_task(name, self._load(name)["tasks"][name])
 
-    def load_group(self, name: str) -> tuple[list[BenchTask], Group | None]:
+    def load_group(self, name: str) -> tuple[list[Task], Group | None]:
         """Load the tasks of a group, with the settings that the group gives them, or of a tag, which is no group."""
         loaded = self._load(name)
         tasks = [_bench_task(member, task) for member, task in loaded["tasks"].items()]
@@ -97,7 +97,7 @@ class TaskLibrary:
             raise TaskError(unread or f"task {name}: {type(error).__name__} while loading it: {error}") from error
 
 
-def _bench_task(name: str, task: Any) -> BenchTask:
+def _bench_task(name: str, task: Any) -> Task:
     if not isinstance(task, ConfigurableTask):
         raise TaskError(f"task {name} is {type(task).__name__}; tasks that are written in YAML are supported")
-    return BenchTask(name, task)
+    return Task(name, task)

@@ -23,7 +23,7 @@ from harness.config.suite import Suite
 
 if TYPE_CHECKING:
     from harness.lmeval.library import TaskLibrary
-    from harness.lmeval.task import BenchTask
+    from harness.lmeval.task import Task
 
 NGRAM = 13
 TEMPLATE = 10
@@ -41,7 +41,7 @@ HEADER = (
 
 
 @dataclass(frozen=True)
-class Row:
+class OverlapRow:
     """One training set against one test set; counts are test items.
 
     - `exact`: their whole prompt is trained on.
@@ -78,13 +78,13 @@ class Row:
 class Overlap:
     """All comparisons of a run, and a digest of each split's documents: equal ones mean equal items on two machines."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[OverlapRow, ...]
     digests: tuple[tuple[str, str], ...]
 
     @classmethod
     def read(cls, recorded: Mapping[str, Any]) -> Self:
         """Return what `as_dict` wrote."""
-        return cls(tuple(Row(**row) for row in recorded["rows"]), tuple(recorded["digests"].items()))
+        return cls(tuple(OverlapRow(**row) for row in recorded["rows"]), tuple(recorded["digests"].items()))
 
     def as_dict(self) -> dict[str, Any]:
         """Return what the manifest records."""
@@ -92,7 +92,7 @@ class Overlap:
         return {"ngram": NGRAM, "template": TEMPLATE, "digests": dict(self.digests), "rows": rows}
 
     @property
-    def found(self) -> list[Row]:
+    def found(self) -> list[OverlapRow]:
         """The comparisons in which anything of a test set is trained on."""
         return [row for row in self.rows if row.found]
 
@@ -119,9 +119,7 @@ class Overlap:
         )
 
 
-def stream_overlap(
-    suite: Suite, entry: str, order: str, tasks: Mapping[str, BenchTask], library: TaskLibrary
-) -> Overlap:
+def stream_overlap(suite: Suite, entry: str, order: str, tasks: Mapping[str, Task], library: TaskLibrary) -> Overlap:
     """Compare what a run trains on, its student's warm-up included, with all that it evaluates.
 
     `tasks` are the suite's, by name; `library` gives the others that a warm-up mixes in. Raises `TaskError` for a stage
@@ -153,12 +151,12 @@ class Split:
         return [re.findall(r"\w+", text) for text in self.texts]
 
 
-def read_split(task: BenchTask, docs: Sequence[dict[str, Any]]) -> Split:
+def read_split(task: Task, docs: Sequence[dict[str, Any]]) -> Split:
     """Return the documents' prompts as a split; its digest covers the documents whole, in any order."""
     return Split(task.name, [normalised(prompt_of(task, doc)) for doc in docs], digest(sorted(map(digest, docs))))
 
 
-def prompt_of(task: BenchTask, doc: dict[str, Any]) -> str:
+def prompt_of(task: Task, doc: dict[str, Any]) -> str:
     """Return a document's own text; of a task that gives several contexts (its `doc_to_text` is an index), all of them."""
     text = task.task.doc_to_text(doc)
     return "\n".join(map(str, task.task.doc_to_choice(doc))) if isinstance(text, int) else str(text)
@@ -170,7 +168,7 @@ def normalised(text: str) -> str:
     return " ".join(folded.split())
 
 
-def compare(source: str, training: Split, tests: Sequence[Split]) -> Iterator[Row]:
+def compare(source: str, training: Split, tests: Sequence[Split]) -> Iterator[OverlapRow]:
     """Yield one row for each test set; the order of items makes no difference."""
     trained = set(training.hashes)
     wanted = {ngram for test in tests for words in test.words for ngram in ngrams(words)}
@@ -181,7 +179,7 @@ def compare(source: str, training: Split, tests: Sequence[Split]) -> Iterator[Ro
     for test in tests:
         shares = [share for words in test.words if (share := _share(words, seen.keys(), templates)) is not None]
         hits = [share for share in shares if share > 0]
-        yield Row(
+        yield OverlapRow(
             source=source,
             trained_task=training.task,
             test_task=test.task,
@@ -200,7 +198,7 @@ def ngrams(words: Sequence[str]) -> list[Ngram]:
 
 
 def _training_splits(
-    suite: Suite, entry: str, order: str, tasks: Mapping[str, BenchTask], library: TaskLibrary
+    suite: Suite, entry: str, order: str, tasks: Mapping[str, Task], library: TaskLibrary
 ) -> Iterator[tuple[str, Split]]:
     for index, stage in enumerate(suite.ordered_stages(order), start=1):
         for task in (tasks[name] for name in stage.trains):

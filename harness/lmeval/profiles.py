@@ -10,7 +10,7 @@ from typing import Protocol
 
 from harness.config.evaluation import Evaluation
 from harness.lmeval.checks import settle_generation
-from harness.lmeval.task import BenchTask
+from harness.lmeval.task import Task
 
 
 class InProfile(Protocol):
@@ -27,14 +27,14 @@ class InProfile(Protocol):
         ...
 
 
-def under_profiles(tasks: Iterable[BenchTask], evaluation: Evaluation) -> dict[str, BenchTask]:
+def under_profiles(tasks: Iterable[Task], evaluation: Evaluation) -> dict[str, Task]:
     """Return every task under every profile by its cell's name, settings settled, the first profile's tasks first.
 
     A task that is scored by likelihoods draws no answers, so it stands under the first profile alone.
     Raises `TaskError` where a setting that decides answers is missing or several answers would be one.
     """
     loaded = list(tasks)
-    found: dict[str, BenchTask] = {}
+    found: dict[str, Task] = {}
     for number, (name, profile) in enumerate(evaluation.all_profiles.items()):
         for task in (task for task in loaded if task.generates or number == 0):
             settled = task.under(name if number else "", profile.pass_at if task.generates else ())

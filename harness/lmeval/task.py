@@ -26,7 +26,7 @@ from harness.rundir.store import cell_name
 FEWSHOT_SEED = 1234  # lm-eval's own; the seed of an evaluation is that of its draws alone
 
 
-class BenchTask:
+class Task:
     """One lm-eval task as the harness uses it, under one evaluation profile and one of its graders.
 
     `profile` is empty for the suite's first one, `grader` for the task's own; `pass_at` holds the k of each pass@k.
@@ -42,14 +42,14 @@ class BenchTask:
         self.grader = grader
         self._examples: dict[tuple[str, int | None], list[Example]] = {}
 
-    def under(self, profile: str, pass_at: Sequence[int] = (), grader: str = "") -> BenchTask:
+    def under(self, profile: str, pass_at: Sequence[int] = (), grader: str = "") -> Task:
         """Return the task with settings of its own for another profile or grader; data and functions are shared."""
         twin = copy.copy(self.task)
         twin._config = copy.copy(self.task.config)
         twin.set_config("generation_kwargs", copy.deepcopy(self.task.config.generation_kwargs))
         # lm-eval's own repeats hand a grader nested lists; several answers are drawn by a profile's `n`.
         twin.set_config("repeats", 1)
-        return BenchTask(self.name, twin, profile, pass_at, grader)
+        return Task(self.name, twin, profile, pass_at, grader)
 
     @property
     def cell(self) -> str:

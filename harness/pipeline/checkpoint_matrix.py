@@ -12,15 +12,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness.config.suite import Suite
-from harness.engines.pool import EngineShelf
+from harness.engines.pool import EnginePool
 from harness.errors import ModelError
 from harness.evaluation.cell_cache import SharedCells
 from harness.evaluation.evaluator import Subject, evaluate
-from harness.evaluation.groups import Evaluated, group_cell, load_evaluated
+from harness.evaluation.groups import EvaluationPlan, group_cell, load_evaluation_plan
 from harness.lm.checkpoints import context_of, load_renderer, weights_digest
 from harness.lmeval.checks import check_test_prompts
 from harness.lmeval.library import TaskLibrary
-from harness.lmeval.task import BenchTask
+from harness.lmeval.task import Task
 from harness.pipeline.models import limit_threads, resolve_device
 from harness.rundir.files import stderr_to, write_cell
 from harness.rundir.store import cell_name
@@ -34,12 +34,12 @@ def evaluate_checkpoints(suite: Suite, checkpoints: Sequence[Path], out: Path) -
     """
     limit_threads(suite.threads)
     library = TaskLibrary(suite.include, suite.data)
-    evaluated = load_evaluated(library, suite)
+    evaluated = load_evaluation_plan(library, suite)
     tasks = evaluated.cells
     _check_checkpoints(suite, checkpoints, list(tasks.values()))
     folder, device = out / suite.name / "checkpoints", resolve_device(suite.device)
     rows: dict[str, dict[str, float]] = {}
-    with closing(EngineShelf(suite, device, folder / "vllm.txt")) as engines:
+    with closing(EnginePool(suite, device, folder / "vllm.txt")) as engines:
         engines.check()
         for index, checkpoint in enumerate(checkpoints):
             weights, student = weights_digest(checkpoint), suite.student
@@ -57,7 +57,7 @@ def evaluate_checkpoints(suite: Suite, checkpoints: Sequence[Path], out: Path) -
     return _matrices(suite, evaluated, pd.DataFrame.from_dict(rows, orient="index"), folder)
 
 
-def _check_checkpoints(suite: Suite, checkpoints: Sequence[Path], tasks: Sequence[BenchTask]) -> None:
+def _check_checkpoints(suite: Suite, checkpoints: Sequence[Path], tasks: Sequence[Task]) -> None:
     for checkpoint in checkpoints:
         if not checkpoint.is_dir():
             raise ModelError(f"checkpoint {checkpoint} is not a folder; give folders with weights and tokenizer")
@@ -65,7 +65,7 @@ def _check_checkpoints(suite: Suite, checkpoints: Sequence[Path], tasks: Sequenc
         check_test_prompts(tasks, renderer, suite.context(context_of(checkpoint)), suite.evaluation.limit)
 
 
-def _matrices(suite: Suite, evaluated: Evaluated, scores: pd.DataFrame, folder: Path) -> dict[str, pd.DataFrame]:
+def _matrices(suite: Suite, evaluated: EvaluationPlan, scores: pd.DataFrame, folder: Path) -> dict[str, pd.DataFrame]:
     """Write and return one matrix per profile; scores of several profiles never stand in one."""
     found: dict[str, pd.DataFrame] = {}
     for number, name in enumerate(suite.evaluation.all_profiles):

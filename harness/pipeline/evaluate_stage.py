@@ -16,25 +16,25 @@ import pandas as pd
 from harness.config.base import digest
 from harness.errors import RunError
 from harness.evaluation import drift
-from harness.evaluation.cell_cache import Cell, SharedCells
+from harness.evaluation.cell_cache import CellResult, SharedCells
 from harness.evaluation.evaluator import Subject, evaluate
 from harness.evaluation.groups import group_cell
 from harness.evaluation.keys import PACKAGES
 from harness.lm.checkpoints import config_digest, load, weights_digest
 from harness.lm.seeding import preserved_random_state
-from harness.lmeval.task import BenchTask
-from harness.pipeline.resources import Bench, sampled_cells
+from harness.lmeval.task import Task
+from harness.pipeline.resources import RunResources, sampled_cells
 from harness.rundir.files import read_cell, write_cell, written
 from harness.rundir.progress import Counter
 from harness.rundir.store import StageFolder
 
 
-class Assessment:
+class StageEvaluator:
     """Measures the checkpoints of one run on its bench; what they all share with the start is read once."""
 
-    def __init__(self, bench: Bench, start_folder: StageFolder) -> None:
-        self.bench, self.spec, self.suite = bench, bench.spec, bench.suite
-        self.settings, self.shared = bench.suite.evaluation, SharedCells(bench.spec.out)
+    def __init__(self, resources: RunResources, start_folder: StageFolder) -> None:
+        self.resources, self.spec, self.suite = resources, resources.spec, resources.suite
+        self.settings, self.shared = resources.suite.evaluation, SharedCells(resources.spec.out)
         self.start_folder = start_folder
 
     def assess(self, folder: StageFolder, checkpoint: Path, when: str) -> None:
@@ -42,9 +42,9 @@ class Assessment:
         if self._holds_all(folder):
             return
         weights = weights_digest(checkpoint)
-        student, engine = self.suite.student, self.bench.engine_on(checkpoint)
-        subject = Subject(checkpoint, weights, student.chat, student.dtype, self.bench.device, engine)
-        with self.bench.phase("evaluate"):
+        student, engine = self.suite.student, self.resources.engine_on(checkpoint)
+        subject = Subject(checkpoint, weights, student.chat, student.dtype, self.resources.device, engine)
+        with self.resources.phase("evaluate"):
             self._cells(folder, subject, when)
             self._groups(folder)
             if folder == self.start_folder:
@@ -53,22 +53,22 @@ class Assessment:
                 self._drift(folder, subject)
 
     def _holds_all(self, folder: StageFolder) -> bool:
-        cells = [*self.bench.cells, *self.bench.evaluated.groups]
+        cells = [*self.resources.cells, *self.resources.evaluated.groups]
         measured = all(map(folder.evaluated, cells)) and (self.settings.drift is None or written(folder.drift))
         return measured and (folder != self.start_folder or not any(map(self._missing_noise, self._repeats)))
 
     def _cells(self, folder: StageFolder, subject: Subject, when: str) -> None:
-        missing = [task for name, task in self.bench.cells.items() if not folder.evaluated(name)]
+        missing = [task for name, task in self.resources.cells.items() if not folder.evaluated(name)]
         if not missing:
             return
-        progress = Counter(self.bench.report, self.spec.label, f"evaluate {when}", len(missing))
-        cells = evaluate(subject, missing, self.bench.library, self.settings, self.shared, progress.next)
+        progress = Counter(self.resources.report, self.spec.label, f"evaluate {when}", len(missing))
+        cells = evaluate(subject, missing, self.resources.library, self.settings, self.shared, progress.next)
         for name, cell in cells.items():
-            self._write(folder, folder.cell(name), self.bench.cells[name].profile, cell)
+            self._write(folder, folder.cell(name), self.resources.cells[name].profile, cell)
         self._track(folder, "score", {name: cell.summary["score"] for name, cell in cells.items()})
 
     def _groups(self, folder: StageFolder) -> None:
-        for name, group in self.bench.evaluated.groups.items():
+        for name, group in self.resources.evaluated.groups.items():
             if not folder.evaluated(name):
                 members = {task: _stored(folder, cell) for task, cell in group.members().items()}
                 self._write(folder, folder.cell(name), group.profile, group_cell(group, members))
@@ -79,27 +79,27 @@ class Assessment:
             if not (missing := self._missing_noise(repeat)):
                 continue
             settings = self.settings.model_copy(update={"seed": self.settings.seed + repeat})
-            progress = Counter(self.bench.report, self.spec.label, f"noise {repeat}", len(missing))
-            cells = evaluate(subject, missing, self.bench.library, settings, self.shared, progress.next)
+            progress = Counter(self.resources.report, self.spec.label, f"noise {repeat}", len(missing))
+            cells = evaluate(subject, missing, self.resources.library, settings, self.shared, progress.next)
             for name, cell in cells.items():
-                self._write(folder, folder.noise(name, repeat), self.bench.cells[name].profile, cell)
+                self._write(folder, folder.noise(name, repeat), self.resources.cells[name].profile, cell)
 
     @property
     def _repeats(self) -> range:
         return range(1, self.settings.noise_floor + 1)
 
-    def _missing_noise(self, repeat: int) -> list[BenchTask]:
-        sampled = sampled_cells(self.bench.cells)
+    def _missing_noise(self, repeat: int) -> list[Task]:
+        sampled = sampled_cells(self.resources.cells)
         return [task for name, task in sampled.items() if not written(self.start_folder.noise(name, repeat))]
 
     def _drift(self, folder: StageFolder, subject: Subject) -> None:
         assert self.settings.drift is not None
         started = time.perf_counter()
-        start = self.bench.weights["start"]
-        same = subject.weights == start and subject.config == config_digest(self.bench.start)
+        start = self.resources.weights["start"]
+        same = subject.weights == start and subject.config == config_digest(self.resources.start)
         with preserved_random_state():
             rows = drift.measure(
-                self.bench.start, subject.checkpoint, self.suite.student, self.bench.device, self.answers, same
+                self.resources.start, subject.checkpoint, self.suite.student, self.resources.device, self.answers, same
             )
         summary = drift.summarise(rows, self.answers, self.settings.drift, started)
         if folder == self.start_folder:
@@ -109,17 +109,17 @@ class Assessment:
         self._track(folder, "drift", {name: summary[name] for name in drift.FIGURES})
 
     @cached_property
-    def answers(self) -> list[drift.Answered]:
+    def answers(self) -> list[drift.DriftAnswers]:
         """The start's answers to the fixed prompts: this run's, else another's with this start, else drawn."""
         if (own := read_cell(self.start_folder.drift)) is not None:
             return drift.from_frame(own[1])
         assert self.settings.drift is not None
         with preserved_random_state():
-            start = load(self.bench.start, self.suite.student, self.bench.device)
+            start = load(self.resources.start, self.suite.student, self.resources.device)
             tasks = drift.probed(self._generating(), self.settings, self.settings.drift)
             asked = {name: task.asked(task.test_docs(count), start.renderer) for name, (task, count) in tasks.items()}
             key = self._answers_key(start.renderer.identity, asked, tasks)
-            with self.shared.locked(self.bench.weights["start"]):
+            with self.shared.locked(self.resources.weights["start"]):
                 if (found := read_cell(self.shared.folder / f"start-{key}")) is not None:
                     return drift.from_frame(found[1])
                 drawn = drift.answers_of(start, tasks, self.settings, self.settings.drift)
@@ -127,36 +127,36 @@ class Assessment:
                 return drawn
 
     def _answers_key(
-        self, renderer: str, asked: Mapping[str, Sequence[str]], tasks: Mapping[str, tuple[BenchTask, int]]
+        self, renderer: str, asked: Mapping[str, Sequence[str]], tasks: Mapping[str, tuple[Task, int]]
     ) -> str:
         assert self.settings.drift is not None
         budgets = {name: task.generation["max_gen_toks"] for name, (task, _) in tasks.items()}
         versions = [version(name) for name in PACKAGES]
-        made_with = [self.bench.device, self.suite.student.dtype, self.settings.batch_size, versions]
+        made_with = [self.resources.device, self.suite.student.dtype, self.settings.batch_size, versions]
         settings = [self.settings.drift.model_dump(), self.settings.seed, budgets]
-        model = [self.bench.weights["start"], config_digest(self.bench.start)]
+        model = [self.resources.weights["start"], config_digest(self.resources.start)]
         return digest([model, renderer, dict(asked), settings, made_with])
 
-    def _generating(self) -> Iterator[BenchTask]:
+    def _generating(self) -> Iterator[Task]:
         """The tasks whose prompts the start answers: of groups, which may be many, none."""
-        hidden = self.bench.evaluated.in_groups()
-        return (task for task in self.bench.tasks.values() if task.generates and task.name not in hidden)
+        hidden = self.resources.evaluated.in_groups()
+        return (task for task in self.resources.tasks.values() if task.generates and task.name not in hidden)
 
     def _track(self, folder: StageFolder, what: str, figures: dict[str, float]) -> None:
-        self.bench.track({what: figures}, self.spec.steps_before(_stage_index(folder) + 1))
+        self.resources.track({what: figures}, self.spec.steps_before(_stage_index(folder) + 1))
 
-    def _write(self, folder: StageFolder, place: Path, profile: str, cell: Cell) -> None:
+    def _write(self, folder: StageFolder, place: Path, profile: str, cell: CellResult) -> None:
         """Write a cell with what it cannot know itself: its stage, and its profile where the suite has any."""
         profiles = self.settings.profiles
         named = {"profile": profile or next(iter(profiles))} if profiles else {}
         write_cell(place, {**cell.summary, "stage": _stage_index(folder), **named}, cell.samples)
 
 
-def _stored(folder: StageFolder, cell: str) -> Cell:
+def _stored(folder: StageFolder, cell: str) -> CellResult:
     found = read_cell(folder.cell(cell))
     if found is None:
         raise RunError(f"{folder.cell(cell)} is gone; run the command again to evaluate it anew")
-    return Cell(*found)
+    return CellResult(*found)
 
 
 def _stage_index(folder: StageFolder) -> int:

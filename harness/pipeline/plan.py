@@ -16,7 +16,7 @@ from harness.config.models import Chat, Model, Pretrained
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.errors import ConfigError, HarnessError
-from harness.evaluation.groups import Evaluated, load_evaluated
+from harness.evaluation.groups import EvaluationPlan, load_evaluation_plan
 from harness.lm.chat import Renderer
 from harness.lm.checkpoints import context_of, load_renderer
 from harness.lmeval.checks import (
@@ -29,7 +29,7 @@ from harness.lmeval.checks import (
 )
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.overlap import HEADER, Overlap, stream_overlap
-from harness.lmeval.task import BenchTask
+from harness.lmeval.task import Task
 from harness.lmeval.task_files import read_task_file
 from harness.pipeline.scratch import byte_tokenizer, train_tokenizer, training_texts
 
@@ -39,7 +39,7 @@ def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
     suite = specs[0].suite
     console.print(yaml.safe_dump(suite.model_dump(mode="json"), sort_keys=False, allow_unicode=True), markup=False)
     library = TaskLibrary(suite.include, suite.data)
-    evaluated = load_evaluated(library, suite)
+    evaluated = load_evaluation_plan(library, suite)
     cells, tasks = evaluated.cells, evaluated.tasks
     for name in specs[0].trained:
         check_stage_task(tasks[name])
@@ -83,7 +83,7 @@ def check_task(console: Console, name: str, include: Sequence[Path], data: Seque
     return all(passed)
 
 
-def _find(name: str, include: Sequence[Path], data: Sequence[str]) -> BenchTask:
+def _find(name: str, include: Sequence[Path], data: Sequence[str]) -> Task:
     paths: dict[str, str] = {key: path for key, _, path in (pair.partition("=") for pair in data)}
     if bare := [pair for pair in data if not all(pair.partition("="))]:
         raise ConfigError(f"--data {bare[0]}: expected NAME=PATH, for example gsm8k=/data/gsm8k")
@@ -97,7 +97,7 @@ def _find(name: str, include: Sequence[Path], data: Sequence[str]) -> BenchTask:
     return TaskLibrary([*include, Path(name).resolve().parent], paths).load(task_name)
 
 
-def _show(console: Console, task: BenchTask, doc: dict[str, Any], split: str, renderer: Renderer) -> bool:
+def _show(console: Console, task: Task, doc: dict[str, Any], split: str, renderer: Renderer) -> bool:
     grades = check_grader(task, doc, renderer)
     body = f"{escape(grades.prompt)}[bold green]{escape(grades.target)}[/]"
     console.print(Panel(body, title=f"{task.name}: {split} prompt and reference", title_align="left"))
@@ -106,7 +106,7 @@ def _show(console: Console, task: BenchTask, doc: dict[str, Any], split: str, re
     return grades.passed
 
 
-def _stage_table(spec: RunSpec, evaluated: Evaluated) -> Table:
+def _stage_table(spec: RunSpec, evaluated: EvaluationPlan) -> Table:
     tasks = evaluated.tasks
     table = Table(title=f"stages of {spec.suite.name}, order {spec.order}")
     for column in ("stage", "task", "training items", "steps", "rollouts a step", "learning rate", "test items"):
@@ -125,7 +125,7 @@ def _stage_table(spec: RunSpec, evaluated: Evaluated) -> Table:
     return table
 
 
-def _work_table(specs: Sequence[RunSpec], cells: dict[str, BenchTask]) -> Table:
+def _work_table(specs: Sequence[RunSpec], cells: dict[str, Task]) -> Table:
     """Return the estimated work of all runs; generated tokens are the most that the budgets allow."""
     suite = specs[0].suite
     budgets = [suite.training_for(stage, spec.entry) for spec in specs for stage in spec.stages]
@@ -153,11 +153,11 @@ def _print_overlap(console: Console, overlap: Overlap) -> None:
     console.print(f"{warned}{escape(overlap.summary)}", highlight=False, soft_wrap=True)
 
 
-def _test_items(suite: Suite, task: BenchTask) -> int:
+def _test_items(suite: Suite, task: Task) -> int:
     return len(task.test_docs(suite.evaluation.limit))
 
 
-def _fits(spec: RunSpec, cells: dict[str, BenchTask], library: TaskLibrary) -> str:
+def _fits(spec: RunSpec, cells: dict[str, Task], library: TaskLibrary) -> str:
     try:
         renderer, context = _tokenizer_without_writing(spec.suite.student, library)
     except (HarnessError, OSError) as error:

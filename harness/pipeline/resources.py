@@ -14,16 +14,16 @@ from harness.config.base import digest
 from harness.config.models import Model
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Stage
-from harness.engines.pool import EngineShelf
+from harness.engines.pool import EnginePool
 from harness.engines.vllm import VLLMEngine
 from harness.errors import ConfigError
-from harness.evaluation.groups import Evaluated, load_evaluated
+from harness.evaluation.groups import EvaluationPlan, load_evaluation_plan
 from harness.lm.checkpoints import context_of, load_renderer, vocabulary_of
 from harness.lmeval.checks import check_prompts, check_stage_task, check_test_prompts
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.overlap import stream_overlap
 from harness.lmeval.profiles import tasks_by_profile
-from harness.lmeval.task import BenchTask
+from harness.lmeval.task import Task
 from harness.pipeline.models import checkpoint_of, limit_threads, resolve_device
 from harness.rundir.memory import PeakMemory
 from harness.rundir.progress import Event, Report
@@ -33,7 +33,7 @@ from harness.rundir.trackers import Log, check_trackers, tracked, untracked
 log = logging.getLogger(__name__)
 
 
-class Bench:
+class RunResources:
     """What a run works with: tasks, adapter, models, all loaded when first needed."""
 
     def __init__(self, spec: RunSpec, report: Report) -> None:
@@ -44,22 +44,22 @@ class Bench:
         self.adapter: Adapter = make_adapter(spec.entry, self.suite.adapters[spec.entry])
         self.weights: dict[str, str] = {}
         self.track: Log = untracked
-        self.engines = EngineShelf(self.suite, self.device, spec.path / "vllm.txt")
+        self.engines = EnginePool(self.suite, self.device, spec.path / "vllm.txt")
         self.timer = Timer("models", "train", "evaluate", whole="total")
         self.memory = PeakMemory(self.device)
 
     @cached_property
-    def evaluated(self) -> Evaluated:
+    def evaluated(self) -> EvaluationPlan:
         """What is evaluated: tasks and groups under every profile, with their generation settings settled."""
-        return load_evaluated(self.library, self.suite)
+        return load_evaluation_plan(self.library, self.suite)
 
     @property
-    def cells(self) -> dict[str, BenchTask]:
+    def cells(self) -> dict[str, Task]:
         """The tasks under every profile, by cell name."""
         return self.evaluated.cells
 
     @cached_property
-    def tasks(self) -> dict[str, BenchTask]:
+    def tasks(self) -> dict[str, Task]:
         """The tasks under the suite's first profile."""
         return self.evaluated.tasks
 
@@ -168,7 +168,7 @@ class Bench:
         self.report(Event(self.spec.label, f"build {what}", done, total))
 
 
-def sampled_cells(cells: Mapping[str, BenchTask]) -> dict[str, BenchTask]:
+def sampled_cells(cells: Mapping[str, Task]) -> dict[str, Task]:
     """Return the cells whose answers depend on the engine's seed."""
     return {
         name: task

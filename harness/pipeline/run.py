@@ -11,8 +11,8 @@ from pathlib import Path
 
 from harness.config.run_spec import RunSpec
 from harness.lm.checkpoints import weights_digest
-from harness.pipeline.evaluate_stage import Assessment
-from harness.pipeline.resources import Bench
+from harness.pipeline.evaluate_stage import StageEvaluator
+from harness.pipeline.resources import RunResources
 from harness.pipeline.train_stage import Adaptation
 from harness.rundir.files import stderr_to
 from harness.rundir.finished import is_finished
@@ -27,24 +27,24 @@ def run(spec: RunSpec, report: Report = silent) -> Path:
     with store.locked(), stderr_to(spec.path / "log.txt"):
         if is_finished(spec):
             return spec.path
-        bench = Bench(spec, report)
-        adaptation = Adaptation(bench)
-        assessment = Assessment(bench, store.stage(0, None))
+        resources = RunResources(spec, report)
+        adaptation = Adaptation(resources)
+        assessment = StageEvaluator(resources, store.stage(0, None))
         session = environment()
-        manifest = {**bench.describe(), **session, "sessions": [], "finished": None}
+        manifest = {**resources.describe(), **session, "sessions": [], "finished": None}
         store.refuse_another(manifest)
-        bench.check()
-        store.start({**manifest, "overlap": bench.overlap(), "start_checkpoint": str(bench.start)})
+        resources.check()
+        store.start({**manifest, "overlap": resources.overlap(), "start_checkpoint": str(resources.start)})
         store.update_manifest(lambda found: {**found, "sessions": [*found["sessions"], session]})
-        checkpoint = bench.start
-        bench.weights["start"] = weights_digest(checkpoint)
-        with closing(bench.engines), bench.tracked() as bench.track:
+        checkpoint = resources.start
+        resources.weights["start"] = weights_digest(checkpoint)
+        with closing(resources.engines), resources.tracked() as resources.track:
             assessment.assess(store.stage(0, None), checkpoint, "start")
             for index, stage in enumerate(spec.stages, start=1):
                 folder = store.stage(index, stage.task)
                 checkpoint = adaptation.adapt(folder, stage, index, checkpoint)
                 assessment.assess(folder, checkpoint, f"after {stage.task}")
-                store.update_manifest(bench.progress)
-        store.update_manifest(lambda found: {**bench.progress(found), "finished": now()})
+                store.update_manifest(resources.progress)
+        store.update_manifest(lambda found: {**resources.progress(found), "finished": now()})
     report(Event(spec.label, "done", 1, 1, finished=True))
     return spec.path

@@ -21,7 +21,7 @@ from harness.lm.logprobs import StudentForward, check_head
 from harness.lm.precision import suit_attention
 from harness.lm.rollouts import Example
 from harness.lm.seeding import derive_seed, seed_global_generators
-from harness.pipeline.resources import Bench
+from harness.pipeline.resources import RunResources
 from harness.rundir.files import write_json
 from harness.rundir.progress import SHOWN, Counter
 from harness.rundir.rollout_log import Keep, Trajectories
@@ -34,10 +34,10 @@ from harness.teachers.local import LocalTeacher, TeacherShelf, frozen_copy
 class Adaptation:
     """Trains the stages of one run on its bench; a teacher is kept from one stage to the next."""
 
-    def __init__(self, bench: Bench) -> None:
-        self.bench, self.spec, self.suite = bench, bench.spec, bench.suite
-        self.adapter, self.device, self.phase = bench.adapter, bench.device, bench.phase
-        self.teachers = TeacherShelf(bench.device, bench.checkpoint_of)
+    def __init__(self, resources: RunResources) -> None:
+        self.resources, self.spec, self.suite = resources, resources.spec, resources.suite
+        self.adapter, self.device, self.phase = resources.adapter, resources.device, resources.phase
+        self.teachers = TeacherShelf(resources.device, resources.checkpoint_of)
 
     def adapt(self, folder: StageFolder, stage: Stage, index: int, checkpoint: Path) -> Path:
         """Train one stage from `checkpoint`, unless it is trained already, and return the new checkpoint."""
@@ -54,9 +54,9 @@ class Adaptation:
             write_json(train / "done.json", done)
             FileSnapshots(train, None).clear()
             trajectories.clear()
-        self.bench.weights[f"stage_{index}"] = done["weights"]
+        self.resources.weights[f"stage_{index}"] = done["weights"]
         if done["teacher"] is not None:
-            self.bench.weights["teacher" if stage.teacher is None else f"stage_{index}_teacher"] = done["teacher"]
+            self.resources.weights["teacher" if stage.teacher is None else f"stage_{index}_teacher"] = done["teacher"]
         return folder.checkpoint
 
     def _train(self, train: Path, context: StageContext, student: Loaded) -> dict[str, Any]:
@@ -78,10 +78,10 @@ class Adaptation:
         self, train: Path, stage: Stage, index: int, student: Loaded, engine: Engine, keep: Keep
     ) -> StageContext:
         training = self.suite.training_for(stage, self.spec.entry)
-        tasks = {name: self.bench.tasks[name] for name in stage.trains}
+        tasks = {name: self.resources.tasks[name] for name in stage.trains}
         past = self._past(index)
         teacher = self._teacher_of(stage, student)
-        progress = Counter(self.bench.report, self.spec.label, f"stage {index} {stage.task}", training.steps)
+        progress = Counter(self.resources.report, self.spec.label, f"stage {index} {stage.task}", training.steps)
         return StageContext(
             student=StudentForward(student.model),
             teacher=teacher,
@@ -93,13 +93,13 @@ class Adaptation:
             seed=derive_seed(self.spec.seed, "stage", index, stage.task),
             device=self.device,
             folder=train,
-            log=_step_log(train / "steps.jsonl", progress, self.bench.track, self.spec.steps_before(index)),
-            warn=self.bench.warn,
+            log=_step_log(train / "steps.jsonl", progress, self.resources.track, self.spec.steps_before(index)),
+            warn=self.resources.warn,
             snapshots=FileSnapshots(train, self.suite.snapshot_minutes),
             keep=keep,
             reference=frozen_copy(student) if self.adapter.requirements.reference else None,
             teacher_engine=self._teacher_engine(teacher, student, training),
-            past_tasks={name: self.bench.tasks[name] for name, _ in past},
+            past_tasks={name: self.resources.tasks[name] for name, _ in past},
             past=[e for name, limit in past for e in self._items(name, student, limit)],
         )
 
@@ -109,11 +109,11 @@ class Adaptation:
         return [(name, limit) for stage, limit in limits for name in stage.trains]
 
     def _items(self, task: str, student: Loaded, limit: int | None) -> list[Example]:
-        return self.bench.tasks[task].training_examples(student.renderer, limit)
+        return self.resources.tasks[task].training_examples(student.renderer, limit)
 
     def _engine(self, student: Loaded, stage: Stage, checkpoint: Path) -> Engine:
         """Return what generates the student's rollouts: this process, or the run's engine with the weights of the moment."""
-        engine = self.bench.engine_on(checkpoint)
+        engine = self.resources.engine_on(checkpoint)
         if engine is not None:
             return StudentEngine(engine, student.model)
         batch = self.suite.training_for(stage, self.spec.entry).generation_batch

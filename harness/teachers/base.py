@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import TrainingError
-from harness.lm.logprobs import TeacherScores, Wanted
+from harness.lm.logprobs import TeacherRequest, TeacherScores
 from harness.lm.rollouts import Batch
 
 Needs = Literal["none", "sampled", "top_k", "full", "generate"]
@@ -19,7 +19,7 @@ CERTAIN_STEP, CERTAIN_RESPONSE = 16, 8
 class Teacher(Protocol):
     """Scores response tokens; never returns a score that it did not compute."""
 
-    def score(self, batch: Batch, wanted: Wanted, temperature: float) -> TeacherScores:
+    def score(self, batch: Batch, wanted: TeacherRequest, temperature: float) -> TeacherScores:
         """Return log-probabilities of the batch's N targets, and what else is wanted at each position."""
         ...
 

@@ -13,7 +13,7 @@ import torch
 from harness.config.models import Model
 from harness.errors import ModelError, TrainingError
 from harness.lm.checkpoints import Loaded, load, weights_digest
-from harness.lm.logprobs import TeacherScores, Wanted, check_head, head_of, response_hidden, teacher_scores
+from harness.lm.logprobs import TeacherRequest, TeacherScores, check_head, head_of, response_hidden, teacher_scores
 from harness.lm.rollouts import Batch
 
 
@@ -32,7 +32,7 @@ class LocalTeacher:
         self.model = model.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def score(self, batch: Batch, wanted: Wanted, temperature: float) -> TeacherScores:
+    def score(self, batch: Batch, wanted: TeacherRequest, temperature: float) -> TeacherScores:
         """See `Teacher`; raises `TrainingError` for more tokens than there are."""
         hidden = response_hidden(self.model, batch)
         head = head_of(self.model, temperature)

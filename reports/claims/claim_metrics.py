@@ -8,7 +8,7 @@ import pandas as pd
 
 from harness.stats.continual import FIGURES
 from reports.data.methods import Method
-from reports.data.paired_cells import Evaluations, Term
+from reports.data.paired_cells import RunScores, Term
 from reports.data.tables import score_matrices
 
 PER_TASK = {
@@ -55,7 +55,7 @@ def _training(method: Method, name: str, last: int) -> pd.Series:
     return steps[steps["stage"] == last].groupby("seed")["entropy"].mean().dropna()
 
 
-def _of_task(method: Method, found: Evaluations, name: str, task: str, last: int) -> float:
+def _of_task(method: Method, found: RunScores, name: str, task: str, last: int) -> float:
     own = method.stage_of.get(task, last + 1)
     if task not in method.tasks or (name in ("learned", "gained", "retained") and own > last):
         return math.nan

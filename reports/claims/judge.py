@@ -34,7 +34,7 @@ LEVEL, SEEDS, MOST_SEEDS = 0.05, 3, 200
 
 
 @dataclass(frozen=True)
-class Place:
+class ClaimScope:
     """Where one row of a claim is judged: a start or two, and a task, each empty where the claim has none."""
 
     start: str = ""
@@ -47,7 +47,7 @@ class Verdict:
     """A claim at one place: the effect by seed, its interval, Holm's p value and the verdict; `needed` seeds to resolve it."""
 
     entry: ClaimEntry
-    place: Place
+    place: ClaimScope
     effect: Interval
     p: float = math.nan
     adjusted: float = math.nan
@@ -93,14 +93,14 @@ def verdicts(claims: Iterable[ClaimEntry], methods: Sequence[Method], margin: fl
     return [_judged(each, p, tests) for each, p in zip(judged, adjusted, strict=True)]
 
 
-def places(entry: ClaimEntry, starts: Sequence[str], trained: Sequence[str]) -> Iterator[Place]:
+def places(entry: ClaimEntry, starts: Sequence[str], trained: Sequence[str]) -> Iterator[ClaimScope]:
     """Yield where a claim is judged; two starts in the order of what is reported for them, the largest first."""
     tasks = [task for name in entry.scope.tasks for task in _tasks(name, trained)] if entry.scope.tasks else [""]
     for start, other in _starts(entry, starts):
-        yield from (Place(start, other, task) for task in dict.fromkeys(tasks))
+        yield from (ClaimScope(start, other, task) for task in dict.fromkeys(tasks))
 
 
-def filled(text: str, place: Place) -> str:
+def filled(text: str, place: ClaimScope) -> str:
     """Fill a text's {task}, {one} and {other} in; braces of any other name stay as they are."""
     values = {"{task}": place.task, "{one}": place.start, "{other}": place.other}
     for name, value in values.items():
@@ -108,7 +108,7 @@ def filled(text: str, place: Place) -> str:
     return text
 
 
-def effect_at(entry: ClaimEntry, place: Place, methods: Sequence[Method]) -> pd.Series:
+def effect_at(entry: ClaimEntry, place: ClaimScope, methods: Sequence[Method]) -> pd.Series:
     """Return a claim's effect by seed at one place; empty where there are no such runs."""
     return entry.parsed.effect(lambda metric: _series(metric, entry, place, methods))
 
@@ -150,21 +150,21 @@ def _refuse_unknown(
         raise ConfigError(f"claim {entry.name}: {key} names {unknown[0]!r}, which no run has; the runs have {there}")
 
 
-def _verdict(entry: ClaimEntry, place: Place, methods: Sequence[Method], margin: float) -> Verdict:
+def _verdict(entry: ClaimEntry, place: ClaimScope, methods: Sequence[Method], margin: float) -> Verdict:
     interval = t_interval(effect_at(entry, place, methods))
     if entry.matched and interval.seeds and (why := _not_matched(entry, place, methods, margin)):
         return Verdict(entry, place, interval, verdict=why)
     return Verdict(entry, place, interval, p_of(interval, entry.parsed.sign, entry.smallest))
 
 
-def _not_matched(entry: ClaimEntry, place: Place, methods: Sequence[Method], margin: float) -> str:
+def _not_matched(entry: ClaimEntry, place: ClaimScope, methods: Sequence[Method], margin: float) -> str:
     """Say why what is kept cannot be judged; empty where the two adapters learned equally."""
     one, other = (_series(Metric(name, entry.matched or ""), entry, place, methods) for name in entry.parsed.adapters)
     status = how_matched(t_interval(one - other), margin)
     return {MATCHED: "", ON_AVERAGE: NOT_SHOWN_TO_MATCH}.get(status, UNMATCHED)
 
 
-def _series(metric: Metric, entry: ClaimEntry, place: Place, methods: Sequence[Method]) -> pd.Series:
+def _series(metric: Metric, entry: ClaimEntry, place: ClaimScope, methods: Sequence[Method]) -> pd.Series:
     named = {"one": place.start, "other": place.other, "": place.start}
     start = named.get(metric.start, metric.start)
     found = [method for method in methods if (method.first.adapter, method.first.start) == (metric.adapter, start)]

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from harness.stats.intervals import Interval
 from reports.claims.claim_file import ClaimEntry, ClaimFile
-from reports.claims.judge import MOST_SEEDS, NOT_RESOLVED, SEEDS, Place, Verdict, filled
+from reports.claims.judge import MOST_SEEDS, NOT_RESOLVED, SEEDS, ClaimScope, Verdict, filled
 from reports.compare.views import latex_table
 from reports.document.blocks import Grid
 from reports.document.sentences import has_width, nats, nats_more, p_value, percent, points, resolved, with_interval
@@ -90,7 +90,7 @@ def half_width(interval: Interval, unit: str) -> str:
     return WRITE[unit][0]((interval.high - interval.low) / 2)
 
 
-def reported(entry: ClaimEntry, place: Place) -> str:
+def reported(entry: ClaimEntry, place: ClaimScope) -> str:
     """Return what the source reports for a place: a text, its figure, or the difference of its figures."""
     if isinstance(entry.reported, str):
         return entry.reported

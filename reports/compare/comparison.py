@@ -24,13 +24,13 @@ from reports.compare.rows import (
     LEARNED,
     MARGIN,
     SCORE,
+    ComparisonRow,
     Measure,
-    Row,
     how_matched,
     with_holm,
 )
 from reports.data.methods import Method
-from reports.data.paired_cells import Pair, Side, Term, restriction
+from reports.data.paired_cells import SeedPair, Side, Term, restriction
 from reports.document.sentences import plural
 
 OTHER_TASKS = (
@@ -59,16 +59,16 @@ class Comparison:
         return self.methods[0]
 
     @cached_property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[ComparisonRow]:
         """The rows that are shown, method by method."""
         return [row for row in self._all if not self.tasks or row.task in self.tasks]
 
     @cached_property
-    def _all(self) -> list[Row]:
+    def _all(self) -> list[ComparisonRow]:
         """All rows with Holm's p values, so that these do not depend on what is shown."""
         return with_holm([row for method in self.methods[1:] for row in self._rows(method)])
 
-    def row(self, other: str, measure: Measure, task: str = "") -> Row | None:
+    def row(self, other: str, measure: Measure, task: str = "") -> ComparisonRow | None:
         """Return one row; None where it cannot be compared."""
         found = [row for row in self._all if (row.other, row.measure, row.task) == (other, measure, task)]
         return found[0] if found else None
@@ -77,11 +77,11 @@ class Comparison:
         """The last stage that counts of a method."""
         return len(method.first.stages) if self.stage is None else self.stage
 
-    def pairs(self, method: Method, measure: Measure, task: str) -> list[Pair]:
+    def pairs(self, method: Method, measure: Measure, task: str) -> list[SeedPair]:
         """Return the runs of a method and of the baseline at the same seeds, with the measure's terms of each."""
         sides = ((self.base, one, method, other) for one, other in self.seeds(method))
         return [
-            Pair(one, self._side(b, one, measure, task), self._side(m, other, measure, task))
+            SeedPair(one, self._side(b, one, measure, task), self._side(m, other, measure, task))
             for b, one, m, other in sides
         ]
 
@@ -97,7 +97,7 @@ class Comparison:
         found = [note for method in self.methods[1:] for note in dict.fromkeys(self._notes(method))]
         return [*graded_by(self.methods), *found]
 
-    def averages(self, method: Method) -> list[Row]:
+    def averages(self, method: Method) -> list[ComparisonRow]:
         """Return a method's rows over all trained tasks, p values not adjusted; none where the two trained on other tasks."""
         ours, theirs = (set(self._trained(each)) for each in (self.base, method))
         return list(self._averages(method)) if ours == theirs != set() else []
@@ -106,7 +106,7 @@ class Comparison:
         evaluations = method.by_seed[seed]
         return Side(evaluations, measure.terms(method, evaluations, self.last(method), task))
 
-    def _rows(self, method: Method) -> Iterator[Row]:
+    def _rows(self, method: Method) -> Iterator[ComparisonRow]:
         if not self.seeds(method):
             ours, theirs = (", ".join(map(str, each.by_seed)) for each in (self.base, method))
             raise RunError(
@@ -123,13 +123,13 @@ class Comparison:
         if averages:
             yield self._row(method, FINAL, AVERAGE)
 
-    def _averages(self, method: Method) -> Iterator[Row]:
+    def _averages(self, method: Method) -> Iterator[ComparisonRow]:
         learned = self._row(method, LEARNED, AVERAGE)
         yield learned
         kept = [self._retention(method, measure, learned) for measure in (FORGOTTEN, BACKWARD)]
         yield from (row for row in kept if row is not None and row.difference.seeds.seeds)
 
-    def _retention(self, method: Method, measure: Measure, learned: Row) -> Row | None:
+    def _retention(self, method: Method, measure: Measure, learned: ComparisonRow) -> ComparisonRow | None:
         """Return what was kept, over seeds that the row of learning has; None where it is of other tasks on the two sides."""
         by_seed = learned.difference.by_seed
         pairs = [pair for pair in self.pairs(method, measure, AVERAGE) if pair.seed in by_seed.index]
@@ -137,14 +137,14 @@ class Comparison:
             return None
         found = compare_pairs(pairs, self.shared_items)
         matched = how_matched(t_interval(by_seed.reindex(found.by_seed.index)), self.margin)
-        return Row(measure, "", self.base.name, method.name, found, matched, noise=noise_floor(pairs))
+        return ComparisonRow(measure, "", self.base.name, method.name, found, matched, noise=noise_floor(pairs))
 
-    def _row(self, method: Method, measure: Measure, task: str) -> Row:
+    def _row(self, method: Method, measure: Measure, task: str) -> ComparisonRow:
         pairs = self.pairs(method, measure, task or AVERAGE)
         found = compare_pairs(pairs, self.shared_items)
-        return Row(measure, task, self.base.name, method.name, found, noise=noise_floor(pairs))
+        return ComparisonRow(measure, task, self.base.name, method.name, found, noise=noise_floor(pairs))
 
-    def _entropy(self, method: Method) -> Iterator[Row]:
+    def _entropy(self, method: Method) -> Iterator[ComparisonRow]:
         ours, theirs = (each.training("entropy", self.last(each)) for each in (self.base, method))
         paired = [(one, other) for one, other in self.seeds(method) if one in ours.index and other in theirs.index]
         if paired:
@@ -153,7 +153,7 @@ class Comparison:
                 pd.Series([ours[one] for one, _ in paired], index),
                 pd.Series([theirs[o] for _, o in paired], index),
             )
-            yield Row(ENTROPY, "", self.base.name, method.name, compare_values(*values))
+            yield ComparisonRow(ENTROPY, "", self.base.name, method.name, compare_values(*values))
 
     def _trained(self, method: Method) -> list[str]:
         return [task for task, stage in method.stage_of.items() if stage <= self.last(method)]
@@ -186,7 +186,7 @@ class Comparison:
             yield f"Restricted to the items that both have: {told}; that their grader is the same was not checked."
 
 
-def same_tasks(pairs: Sequence[Pair]) -> bool:
+def same_tasks(pairs: Sequence[SeedPair]) -> bool:
     """Whether both sides of every pair have terms of the same tasks, in whatever order these were trained."""
     return all({t.task for t in pair.base.terms} == {t.task for t in pair.other.terms} for pair in pairs)
 
@@ -215,7 +215,7 @@ class Stages:
             _check_stage(self.methods, stage)
 
     @cached_property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[ComparisonRow]:
         """A row per method and task, with Holm's p values."""
         return with_holm([self._row(method, task) for method in self.methods for task in self._shown(method)])
 
@@ -226,13 +226,13 @@ class Stages:
     def _shown(self, method: Method) -> list[str]:
         return [task for task in method.tasks if task in (self.tasks or method.tasks)]
 
-    def _row(self, method: Method, task: str) -> Row:
+    def _row(self, method: Method, task: str) -> ComparisonRow:
         pairs = [
-            Pair(seed, Side(evaluations, [Term(task, self.before)]), Side(evaluations, [Term(task, self.after)]))
+            SeedPair(seed, Side(evaluations, [Term(task, self.before)]), Side(evaluations, [Term(task, self.after)]))
             for seed, evaluations in method.by_seed.items()
         ]
         names = [f"{method.name} after stage {stage}" for stage in (self.before, self.after)]
-        return Row(SCORE, task, names[0], names[1], compare_pairs(pairs), noise=noise_floor(pairs))
+        return ComparisonRow(SCORE, task, names[0], names[1], compare_pairs(pairs), noise=noise_floor(pairs))
 
 
 def _check_tasks(methods: Sequence[Method], tasks: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from harness.stats.intervals import Interval
 from reports.compare.comparison import OTHER_TASKS, Comparison, same_tasks
-from reports.compare.rows import AVERAGE, BACKWARD, FORGOTTEN, LEARNED, MATCHED, Row
+from reports.compare.rows import AVERAGE, BACKWARD, FORGOTTEN, LEARNED, MATCHED, ComparisonRow
 from reports.data.frames import Frames
 from reports.data.methods import Method, methods_of
 from reports.document.sentences import has_width, percent, plural
@@ -67,7 +67,7 @@ def _told(compared: Comparison, other: Method) -> str:
     return f"{' and '.join(parts)}; {_basis(learned)}.{after}"
 
 
-def _amount(row: Row, *, unit: bool = True) -> str:
+def _amount(row: ComparisonRow, *, unit: bool = True) -> str:
     """Write a difference as so many points more or less, its interval in the direction of that word."""
     mean, low, high, _ = _interval(row)
     more = mean >= 0
@@ -76,18 +76,18 @@ def _amount(row: Row, *, unit: bool = True) -> str:
     return f"{percent(abs(mean))}{' points' * unit} {'more' if more else 'less'}{bracket}"
 
 
-def _counted(row: Row, learned: Row) -> str:
+def _counted(row: ComparisonRow, learned: ComparisonRow) -> str:
     """Say over how many seeds a row is, where the sentence counts others."""
     seeds = row.difference.seeds.seeds
     return "" if seeds == learned.difference.seeds.seeds else f" (over {plural(seeds, 'seed')})"
 
 
-def _interval(row: Row) -> Interval:
+def _interval(row: ComparisonRow) -> Interval:
     """The interval over seeds, or over items for a single seed."""
     return row.difference.seeds if row.difference.seeds.seeds > 1 else row.difference.items_or_mean
 
 
-def _basis(row: Row) -> str:
+def _basis(row: ComparisonRow) -> str:
     """Say what an interval rests on, and whether it leaves zero out."""
     found = row.difference
     items = f", {plural(found.item_count, 'item')}" if found.item_count else ""
@@ -99,7 +99,7 @@ def _basis(row: Row) -> str:
     return f"{counted}{'; the difference in learning is not resolved from zero' * zero}"
 
 
-def _unmatched(row: Row, learned: Row, margin: float) -> str:
+def _unmatched(row: ComparisonRow, learned: ComparisonRow, margin: float) -> str:
     """Say why forgetting is not judged, and what was measured."""
     bound = f"±{100 * margin:g} points"
     one = row.difference.seeds.seeds == 1

@@ -20,7 +20,7 @@ from harness.stats.power import detectable
 from harness.stats.sampling import Variances, variances
 from harness.stats.sampling import noise_floor as repeats
 from harness.stats.significance import Flips, flips, p_value
-from reports.data.paired_cells import Pair, Side, check_pairs, item_tables, restriction
+from reports.data.paired_cells import SeedPair, Side, check_pairs, item_tables, restriction
 
 NOTHING = t_interval([])
 UNKNOWN = Variances(math.nan, math.nan)
@@ -84,7 +84,7 @@ def compare_values(base: pd.Series, other: pd.Series) -> Difference:
     return Difference(kept[0], kept[1], t_interval(change), detectable_seeds=found, by_seed=change)
 
 
-def compare_pairs(pairs: Sequence[Pair], shared_items: bool = False) -> Difference:
+def compare_pairs(pairs: Sequence[SeedPair], shared_items: bool = False) -> Difference:
     """Return the difference of a quantity over pairs of runs; pairs that lack a cell are left out.
 
     Raises `RunError` where cells are not comparable, with what differs and the command that mends it, and where the items
@@ -105,7 +105,7 @@ def compare_pairs(pairs: Sequence[Pair], shared_items: bool = False) -> Differen
     return _with_items(compare_values(*values), tables, binary)
 
 
-def noise_floor(pairs: Sequence[Pair]) -> float:
+def noise_floor(pairs: Sequence[SeedPair]) -> float:
     """Return the largest standard deviation of a score over evaluations of one model that differ in the engine's seed alone.
 
     Looked for among all stages of the quantity's tasks, and the start's own repeats (`evaluation.noise_floor`); nan where no

@@ -14,12 +14,12 @@ from harness.stats.intervals import Interval, item_interval
 from harness.stats.significance import holm
 from reports.compare.paired import Difference
 from reports.data.methods import Method
-from reports.data.paired_cells import Evaluations, Term
+from reports.data.paired_cells import RunScores, Term
 
 MARGIN = 0.05  # a share, of learning accuracy
 MATCHED, ON_AVERAGE, UNMATCHED = "matched", "matched on average only", "unmatched"
 AVERAGE = "average"
-Terms = Callable[[Method, Evaluations, int, str], list[Term]]
+Terms = Callable[[Method, RunScores, int, str], list[Term]]
 
 
 class Measure(NamedTuple):
@@ -39,21 +39,21 @@ def how_matched(learned: Interval, margin: float = MARGIN) -> str:
     return ON_AVERAGE if abs(learned.mean) <= margin else UNMATCHED
 
 
-def _learned(method: Method, _: Evaluations, last: int, task: str) -> list[Term]:
+def _learned(method: Method, _: RunScores, last: int, task: str) -> list[Term]:
     own = {name: stage for name, stage in method.stage_of.items() if stage <= last}
     return [Term(name, stage) for name, stage in own.items() if task in (name, AVERAGE)]
 
 
-def _final(method: Method, _: Evaluations, last: int, task: str) -> list[Term]:
+def _final(method: Method, _: RunScores, last: int, task: str) -> list[Term]:
     trained = [name for name, stage in method.stage_of.items() if stage <= last]
     return [Term(name, last) for name in (trained if task == AVERAGE else [task])]
 
 
-def _backward(method: Method, _: Evaluations, last: int, task: str) -> list[Term]:
+def _backward(method: Method, _: RunScores, last: int, task: str) -> list[Term]:
     return [Term(name, last, own) for name, own in method.stage_of.items() if own < last and task in (name, AVERAGE)]
 
 
-def _forgotten(method: Method, evaluations: Evaluations, last: int, task: str) -> list[Term]:
+def _forgotten(method: Method, evaluations: RunScores, last: int, task: str) -> list[Term]:
     """Return the drop from the best stage since a task's own, the best stage being that of the mean over items."""
     found = []
     for name, own in method.stage_of.items():
@@ -72,7 +72,7 @@ SCORE = Measure("score", "R[i][j]", _final)
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """One measure of one method beside the baseline; `learning` says whether it is matched, for retention alone."""
 
     measure: Measure
@@ -95,7 +95,7 @@ class Row:
         return self.learning in ("", MATCHED)
 
 
-def with_holm(rows: Sequence[Row]) -> list[Row]:
+def with_holm(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
     """Adjust the p values of the rows that may be judged, each measure's tasks (and, apart, its averages) a family."""
     families: dict[tuple[str, bool], list[int]] = {}
     for place, row in enumerate(rows):
@@ -107,17 +107,17 @@ def with_holm(rows: Sequence[Row]) -> list[Row]:
     return [replace(row, adjusted=adjusted[place]) for place, row in enumerate(rows)]
 
 
-def frame(rows: Sequence[Row]) -> pd.DataFrame:
+def frame(rows: Sequence[ComparisonRow]) -> pd.DataFrame:
     """Return one line per row with every figure in full precision; scores in 0..1, entropy in nats."""
     return pd.DataFrame([_record(row) for row in rows])
 
 
-def frame_by_seed(rows: Sequence[Row]) -> pd.DataFrame:
+def frame_by_seed(rows: Sequence[ComparisonRow]) -> pd.DataFrame:
     """Return one line per row and seed: the difference, its bootstrap interval over items, and the items that turned."""
     return pd.DataFrame([record for row in rows for record in _seed_records(row)])
 
 
-def _record(row: Row) -> dict[str, object]:
+def _record(row: ComparisonRow) -> dict[str, object]:
     found = row.difference
     return {
         "baseline": row.base,
@@ -149,7 +149,7 @@ def _record(row: Row) -> dict[str, object]:
     }
 
 
-def _seed_records(row: Row) -> Iterator[dict[str, object]]:
+def _seed_records(row: ComparisonRow) -> Iterator[dict[str, object]]:
     found = row.difference
     for place, (seed, change) in enumerate(found.by_seed.items()):
         items = item_interval(found.items_by_seed[place]) if found.items_by_seed else None

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from harness.stats.intervals import Interval
 from reports.compare.comparison import Comparison, Stages
-from reports.compare.rows import AVERAGE, Row, frame, frame_by_seed
+from reports.compare.rows import AVERAGE, ComparisonRow, frame, frame_by_seed
 from reports.document.sentences import nats, nats_more, p_value, percent, points
 from reports.figures.style import short_names
 
@@ -105,7 +105,7 @@ def _pairs(compared: Comparison | Stages) -> list[tuple[str, str]]:
     return list(dict.fromkeys((row.base, row.other) for row in compared.rows))
 
 
-def _texts(row: Row) -> dict[str, str]:
+def _texts(row: ComparisonRow) -> dict[str, str]:
     found, level, change = row.difference, *_writers(row)
     sd = [math.sqrt(value) for value in (found.variances.seeds, found.variances.items)]
     return {
@@ -125,7 +125,7 @@ def _texts(row: Row) -> dict[str, str]:
     }
 
 
-def _writers(row: Row) -> tuple[Callable[[float], str], Callable[[float], str]]:
+def _writers(row: ComparisonRow) -> tuple[Callable[[float], str], Callable[[float], str]]:
     """Return how the row's levels and its differences are written."""
     if row.measure.unit == "nats":
         return nats, nats_more
@@ -137,7 +137,7 @@ def _bracket(interval: Interval, write: Callable[[float], str], seeds: int) -> s
     return f"[{write(interval.low)},\u00a0{write(interval.high)}]" if known else "–"
 
 
-def _detects(row: Row, level: Callable[[float], str]) -> str:
+def _detects(row: ComparisonRow, level: Callable[[float], str]) -> str:
     over_seeds, over_items = row.difference.detectable_seeds, row.difference.detectable_items
     if math.isnan(over_seeds) and not math.isnan(over_items):
         return f"{level(over_items)} (items)"
@@ -148,7 +148,7 @@ def _plain(title: str) -> str:
     return title.replace("_", r"\_").replace("&", r"\&").replace("%", r"\%").replace("#", r"\#")
 
 
-def _terminal(title: str, rows: Sequence[Row]) -> Table:
+def _terminal(title: str, rows: Sequence[ComparisonRow]) -> Table:
     """Draw a table of two lines a row, so that it fits 80 columns; its header says which is which."""
     table = Table(title=Text(f"{title}, in points"), title_justify="left", box=box.SIMPLE, padding=(0, 1))
     names = (f"{rows[0].base}\n{rows[0].other}", "difference\nn", "95 % seeds\nitems", "p, Holm\ndetects")

@@ -16,7 +16,7 @@ OUTCOMES = ["correct", "wrong", "unparsed", "truncated"]
 
 
 @dataclass(frozen=True)
-class Cell:
+class CellRef:
     """One task after one stage of one run; `results` is None when it has not been evaluated."""
 
     run: RunDir
@@ -32,26 +32,26 @@ class Cell:
         return self.path / "samples.parquet"
 
 
-def cell_at(run: RunDir, label: str, stage: int, task: str, profile: str = "", grader: str = "") -> Cell:
+def cell_at(run: RunDir, label: str, stage: int, task: str, profile: str = "", grader: str = "") -> CellRef:
     """Return a task's cell after a stage, graded by `grader` where there are such grades."""
     path = run.cell_path(stage, task, profile, grader)
     file = path / "results.json"
-    return Cell(run, label, stage, task, path, read_json(file) if file.is_file() else None)
+    return CellRef(run, label, stage, task, path, read_json(file) if file.is_file() else None)
 
 
-def cells_of(run: RunDir, label: str, profile: str, grader: str) -> Iterator[Cell]:
+def cells_of(run: RunDir, label: str, profile: str, grader: str) -> Iterator[CellRef]:
     """Yield every cell that a run is to have under a profile, stage by stage."""
     for stage in range(len(run.stages) + 1):
         for task in run.tasks_under(profile):
             yield cell_at(run, label, stage, task, profile, grader)
 
 
-def place_of(cell: Cell) -> dict[str, Any]:
+def place_of(cell: CellRef) -> dict[str, Any]:
     """Return the columns that say which run, stage and task a row belongs to."""
     return {**identity(cell.run, cell.label), "stage": cell.stage, "task": cell.task}
 
 
-def score_row(cell: Cell) -> dict[str, Any]:
+def score_row(cell: CellRef) -> dict[str, Any]:
     """Return a cell's row of scores, outcomes and keys; score nan where it has not been evaluated."""
     run, results = cell.run, cell.results or {}
     outcomes = results.get("outcomes", {})
@@ -72,7 +72,7 @@ def score_row(cell: Cell) -> dict[str, Any]:
     }
 
 
-def outcome_rows(cell: Cell) -> pd.DataFrame:
+def outcome_rows(cell: CellRef) -> pd.DataFrame:
     """Return a cell's items with their outcome, of several answers the first not right; see `Frames.answers`."""
     answers = read_parquet(cell.answers, ["item_id", "outcome"])
     if not answers["item_id"].is_unique:
@@ -82,7 +82,7 @@ def outcome_rows(cell: Cell) -> pd.DataFrame:
     return answers.assign(last=len(cell.run.stages), own_stage=own)
 
 
-def placed(found: Sequence[tuple[Cell, pd.DataFrame]]) -> pd.DataFrame:
+def placed(found: Sequence[tuple[CellRef, pd.DataFrame]]) -> pd.DataFrame:
     """Put the cells' rows one after another, each with its run, stage and task."""
     places = pd.DataFrame([place_of(cell) for cell, _ in found])
     repeated = places.take(np.repeat(np.arange(len(found)), [len(rows) for _, rows in found])).reset_index(drop=True)

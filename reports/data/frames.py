@@ -18,7 +18,7 @@ import pandas as pd
 from harness.errors import RunError
 from harness.lmeval.overlap import Overlap
 from harness.rundir.reader import IDENTITY, RunDir, find_runs, read_lines, read_parquet
-from reports.data.cells import Cell, cells_of, outcome_rows, place_of, placed, score_row
+from reports.data.cells import CellRef, cells_of, outcome_rows, place_of, placed, score_row
 from reports.data.drift_frames import drift_frame, noise_frame
 from reports.data.repair_hints import describe_cell, what_differs
 
@@ -150,11 +150,11 @@ class Frames:
         return placed(found)[keys] if found else pd.DataFrame(columns=pd.Index(keys))
 
     @property
-    def _answered(self) -> Iterator[Cell]:
+    def _answered(self) -> Iterator[CellRef]:
         return (cell for cell in self._cells if cell.answers.is_file())
 
     @cached_property
-    def _cells(self) -> list[Cell]:
+    def _cells(self) -> list[CellRef]:
         return [cell for run, label in self.labelled for cell in cells_of(run, label, self.profile, self.grader)]
 
 
@@ -167,9 +167,9 @@ def load(paths: Iterable[Path], grader: str = "") -> Frames:
     return frames
 
 
-def _check_comparable(cells: Sequence[Cell]) -> None:
+def _check_comparable(cells: Sequence[CellRef]) -> None:
     """Refuse a task whose cells were generated or graded under different conditions."""
-    kinds: dict[tuple[str, str], dict[str, list[Cell]]] = {}
+    kinds: dict[tuple[str, str], dict[str, list[CellRef]]] = {}
     for cell in cells:
         if cell.results is not None:
             key = str(cell.results.get("keys", {}).get("comparability", ""))
@@ -186,7 +186,7 @@ def _check_comparable(cells: Sequence[Cell]) -> None:
 def _step_rows(run: RunDir, label: str) -> Iterator[dict[str, Any]]:
     for stage, task in enumerate(run.stages, start=1):
         file = run.stage_path(stage) / "train" / "steps.jsonl"
-        base = place_of(Cell(run, label, stage, task, file.parent, None))
+        base = place_of(CellRef(run, label, stage, task, file.parent, None))
         for line in read_lines(file):
             seconds = line.pop("seconds", None) or {}
             yield {**line, **{f"seconds_{phase}": value for phase, value in seconds.items()}, **base}

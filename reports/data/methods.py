@@ -15,7 +15,7 @@ from harness.config.suite import AdapterEntry
 from harness.errors import ConfigError, RunError
 from harness.rundir.reader import RunDir, find_runs
 from reports.data.frames import Frames, load
-from reports.data.paired_cells import Evaluations
+from reports.data.paired_cells import RunScores
 
 VARYING = ("suite", "order", "start")
 
@@ -33,10 +33,10 @@ class Method:
         return self.frames.runs[0]
 
     @cached_property
-    def by_seed(self) -> dict[int, Evaluations]:
+    def by_seed(self) -> dict[int, RunScores]:
         """Each seed's evaluations."""
         shown = (self.frames.profile, self.frames.grader)
-        return {run.seed: Evaluations(run, self.name, *shown) for run in self.frames.runs}
+        return {run.seed: RunScores(run, self.name, *shown) for run in self.frames.runs}
 
     @property
     def control(self) -> bool:

@@ -17,7 +17,7 @@ from harness.rundir.comparability import differing
 from harness.rundir.reader import RunDir, read_json, read_parquet
 from harness.rundir.store import cell_name
 from harness.stats.significance import differences
-from reports.data.cells import Cell, cell_at
+from reports.data.cells import CellRef, cell_at
 from reports.data.repair_hints import describe_cell, what_differs
 
 ITEM_KEYS = {"prompts", "grading"}  # the fields of comparability that hold which items there are
@@ -32,19 +32,19 @@ class Term(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Evaluations:
+class RunScores:
     """The cells of one run under one profile and grader; what was read is kept."""
 
     run: RunDir
     name: str
     profile: str = ""
     grader: str = ""
-    _cells: dict[tuple[str, int], Cell] = field(default_factory=dict[tuple[str, int], Cell], compare=False)
+    _cells: dict[tuple[str, int], CellRef] = field(default_factory=dict[tuple[str, int], CellRef], compare=False)
     _samples: dict[tuple[str, int], pd.DataFrame] = field(
         default_factory=dict[tuple[str, int], pd.DataFrame], compare=False
     )
 
-    def cell(self, task: str, stage: int) -> Cell:
+    def cell(self, task: str, stage: int) -> CellRef:
         """Return a task's evaluation after a stage; its results are None where it has not been evaluated."""
         if (task, stage) not in self._cells:
             self._cells[task, stage] = cell_at(self.run, self.name, stage, task, self.profile, self.grader)
@@ -87,15 +87,15 @@ class Evaluations:
         return None if samples is None else samples.groupby("item_id", sort=False)["score"].mean()
 
 
-class Seen(NamedTuple):
+class CellOfRun(NamedTuple):
     """One cell with the evaluations that it is of."""
 
-    evaluations: Evaluations
+    evaluations: RunScores
     task: str
     stage: int
 
     @property
-    def cell(self) -> Cell:
+    def cell(self) -> CellRef:
         """The evaluated cell."""
         return self.evaluations.cell(self.task, self.stage)
 
@@ -109,7 +109,7 @@ class Seen(NamedTuple):
 class Side(NamedTuple):
     """One side of a pair: a run's evaluations and the terms whose mean is compared."""
 
-    evaluations: Evaluations
+    evaluations: RunScores
     terms: Sequence[Term]
 
     @property
@@ -119,7 +119,7 @@ class Side(NamedTuple):
         return sum(values) / len(values) if values else math.nan
 
 
-class Pair(NamedTuple):
+class SeedPair(NamedTuple):
     """The two sides at one seed; the difference is `other` minus `base`."""
 
     seed: int
@@ -127,7 +127,7 @@ class Pair(NamedTuple):
     other: Side
 
 
-def check_pairs(pairs: Sequence[Pair], shared_items: bool = False) -> None:
+def check_pairs(pairs: Sequence[SeedPair], shared_items: bool = False) -> None:
     """Raise `RunError` where a cell is not comparable with the others of the same task: the other side's, the other seeds'."""
     for one, other in _partners(pairs):
         cell, partner = one.cell, other.cell
@@ -145,7 +145,7 @@ def check_pairs(pairs: Sequence[Pair], shared_items: bool = False) -> None:
         )
 
 
-def restriction(pairs: Sequence[Pair]) -> str:
+def restriction(pairs: Sequence[SeedPair]) -> str:
     """Say to how many items of how many pairs are restricted, per task; empty where all sides have the same items."""
     told: dict[str, None] = {}
     for one, other in _partners(pairs):
@@ -156,7 +156,7 @@ def restriction(pairs: Sequence[Pair]) -> str:
     return "; ".join(told)
 
 
-def item_tables(pairs: Sequence[Pair], shared: bool) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
+def item_tables(pairs: Sequence[SeedPair], shared: bool) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
     """Return by task both sides' values, items (rows) by pairs (columns); empty where any answers were not kept.
 
     Both sides have terms of the same tasks, each in its own order.
@@ -195,7 +195,7 @@ def _aligned(
 
 
 def _restricted(
-    pair: Pair, here: Term, there: Term, base: pd.Series, other: pd.Series, shared: bool
+    pair: SeedPair, here: Term, there: Term, base: pd.Series, other: pd.Series, shared: bool
 ) -> tuple[pd.Series, pd.Series]:
     """Return both sides at the items that both have; refuses unless asked to, and items that are not the same question."""
     both = base.index.intersection(other.index)
@@ -225,15 +225,15 @@ def _texts(side: Side, term: Term, items: pd.Index) -> pd.DataFrame:
     return samples.drop_duplicates("item_id").set_index("item_id").loc[items, ["prompt", "target"]]
 
 
-def _partners(pairs: Sequence[Pair]) -> list[tuple[Seen, Seen]]:
+def _partners(pairs: Sequence[SeedPair]) -> list[tuple[CellOfRun, CellOfRun]]:
     """Return the first base's first cell of each task beside every other cell of that task, of all sides."""
     cells = [
-        Seen(side.evaluations, term.task, stage)
+        CellOfRun(side.evaluations, term.task, stage)
         for pair in pairs
         for side in (pair.base, pair.other)
         for term in side.terms
         for stage in (term.stage, term.minus)
         if stage is not None
     ]
-    first: dict[str, Seen] = {}
+    first: dict[str, CellOfRun] = {}
     return [(first.setdefault(seen.task, seen), seen) for seen in cells]

@@ -7,21 +7,21 @@ from typing import Any
 
 from harness.rundir.comparability import differing, in_words
 from harness.rundir.reader import RunDir
-from reports.data.cells import Cell
+from reports.data.cells import CellRef
 
 EVALUATING = ("evaluation", "backend", "vllm", "device", "data", "include")  # a configuration's part in answers
 OF_STUDENT = ("dtype", "chat")
 RUNNING = ("run", "sweep")
 
 
-def describe_cell(cell: Cell) -> str:
+def describe_cell(cell: CellRef) -> str:
     """Say which run and stage a cell is of, with its items and key."""
     results = cell.results or {}
     where = f"{cell.label} seed {cell.run.seed} after stage {cell.stage}"
     return f"{where} (n = {results.get('n')}, key {results.get('keys', {}).get('comparability')})"
 
 
-def what_differs(one: Cell, other: Cell) -> str:
+def what_differs(one: CellRef, other: CellRef) -> str:
     """Name the fields that differ, and what makes the cells comparable.
 
     Other grades of the same answers are mended by grading them. Where both runs are configured to evaluate alike, their own
@@ -81,7 +81,7 @@ def _arguments(run: RunDir) -> list[str]:
     return words[2:] if len(words) > 2 and words[0] == "harness" and words[1] in RUNNING else []
 
 
-def _checkpoint(cell: Cell) -> str:
+def _checkpoint(cell: CellRef) -> str:
     """Return a cell's checkpoint for a shell; manifests of earlier versions do not say where a start that was built is."""
     if cell.stage:
         return shlex.quote(str(cell.run.stage_path(cell.stage) / "train" / "checkpoint"))

@@ -27,7 +27,7 @@ from reports.document.blocks import Block, Folded, Picture, Section
 from reports.document.rendering import environment, publish
 from reports.figures import style
 from reports.report.items import FOLDER
-from reports.report.report_data import Findings
+from reports.report.report_data import ReportData
 from reports.report.sections import sections
 
 
@@ -37,10 +37,10 @@ def build_report(paths: Sequence[Path], out: Path, grader: str = "", claims: Seq
     `grader` shows the scores that it gave, where a task was regraded with it; `claims` are judged on the runs. Raises RunError
     when a path holds no run or the runs are not comparable. What is unfinished is named in the report.
     """
-    findings = Findings(load(paths, grader), claims)
+    report_data = ReportData(load(paths, grader), claims)
     out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out, prefix=".building-") as scratch:
-        _write(findings, Path(scratch))
+        _write(report_data, Path(scratch))
         publish(Path(scratch), out)
     return out / "report.html"
 
@@ -51,25 +51,25 @@ def title(frames: Frames) -> str:
     return f"{', '.join(dict.fromkeys(run.suite for run in frames.runs))}: what was learned, what was lost{graded}"
 
 
-def _write(findings: Findings, folder: Path) -> None:
+def _write(report_data: ReportData, folder: Path) -> None:
     (folder / "figures").mkdir()
     (folder / FOLDER).mkdir()
-    templates, parts = environment(), sections(findings)
-    with style.shared({label: run.adapter for run, label in findings.frames.labelled}):
+    templates, parts = environment(), sections(report_data)
+    with style.shared({label: run.adapter for run, label in report_data.frames.labelled}):
         drawn = dict(_draw(parts, folder / "figures"))
     context = {
-        "title": title(findings.frames),
-        "lead": (told := headline(findings.frames)),
-        "headline": words.headline(findings.frames, brief=bool(told)),
-        "missing": words.missing(findings.frames),
+        "title": title(report_data.frames),
+        "lead": (told := headline(report_data.frames)),
+        "headline": words.headline(report_data.frames, brief=bool(told)),
+        "missing": words.missing(report_data.frames),
         "sections": parts,
         "drawn": drawn,
         "colours": style.page_colours(),
     }
     for name in ("report.md", "report.html"):
         (folder / name).write_text(templates.get_template(f"{name}.j2").render(context), encoding="utf-8")
-    _write_items(findings, folder, templates)
-    write_tables(findings.frames, folder / "tables", findings.tables)
+    _write_items(report_data, folder, templates)
+    write_tables(report_data.frames, folder / "tables", report_data.tables)
 
 
 def _draw(parts: Iterable[Section], folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -91,11 +91,11 @@ def _flat(blocks: Iterable[Block]) -> Iterator[Block]:
         yield from _flat(block.blocks) if isinstance(block, Folded) else ()
 
 
-def _write_items(findings: Findings, folder: Path, templates: Environment) -> None:
+def _write_items(report_data: ReportData, folder: Path, templates: Environment) -> None:
     """Write a page per task with the answers that changed; the only script is ours, allowed by its digest."""
     script = files("reports.document").joinpath("templates", "items.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = templates.get_template("items.html.j2")
     context = {"script": Markup(script), "digest": Markup(digest), "colours": style.page_colours()}
-    for items in findings.items:
+    for items in report_data.items:
         (folder / items.path).write_text(page.render(task=items, **context), encoding="utf-8")

@@ -16,7 +16,7 @@ from reports.report.items import TaskItems, task_items
 
 
 @dataclass(frozen=True)
-class Findings:
+class ReportData:
     """The frames of a set of runs with the tables made of them, and the claims that are judged on them."""
 
     frames: Frames

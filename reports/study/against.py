@@ -20,7 +20,7 @@ from reports.study.study_views import MOVED
 
 
 @dataclass(frozen=True)
-class Beside:
+class PairedContrast:
     """An entry and its reference, with the paired differences entry minus reference of MOVED."""
 
     entry: str
@@ -38,18 +38,18 @@ class Beside:
         return self.differences[1]
 
 
-def besides(results: Results, factor: Factor) -> list[Beside]:
+def besides(results: Results, factor: Factor) -> list[PairedContrast]:
     """Return the entries of a factor that have a reference and share at least three seeds with it."""
     study, suite = results.plan.study, results.plan.base.name
     seeds, found = factor.seeds or study.seeds, []
     for entry in factor.entries or study.entries:
         if reference := factor.reference(entry):
             pair = (Config(suite, entry), Config(suite, reference))
-            found.append(Beside(entry, reference, tuple(results.paired(*pair, name, seeds) for name in MOVED)))
+            found.append(PairedContrast(entry, reference, tuple(results.paired(*pair, name, seeds) for name in MOVED)))
     return [beside for beside in found if beside.learned.seeds >= SEEDS]
 
 
-def against_grid(found: Sequence[Beside]) -> Grid:
+def against_grid(found: Sequence[PairedContrast]) -> Grid:
     """Return the paired differences, those that leave zero out strong, and whether learning is matched."""
     headings = [f"{called}, {unit}" for called, _, unit in MOVED.values()]
     rows, strong = [], set()
@@ -65,7 +65,7 @@ def against_grid(found: Sequence[Beside]) -> Grid:
     return Grid("Paired differences", header, rows, frozenset(strong))
 
 
-def against_sentence(found: Sequence[Beside]) -> str:
+def against_sentence(found: Sequence[PairedContrast]) -> str:
     """Return what leaves zero out: who learned more or less, and who forgot less or more where learning is matched."""
     told = [told for beside in found for told in _told(beside)]
     unlike = [b.entry for b in found if how_matched(b.learned) != MATCHED and resolved(b.lost, SEEDS)]
@@ -74,7 +74,7 @@ def against_sentence(found: Sequence[Beside]) -> str:
     return f"{'; '.join(told) or 'no difference in learning or forgetting leaves zero out'}."
 
 
-def _told(beside: Beside) -> Iterator[str]:
+def _told(beside: PairedContrast) -> Iterator[str]:
     if resolved(beside.learned, SEEDS):
         more = "more" if beside.learned.mean > 0 else "less"
         yield f"{beside.entry} learned {more} than {beside.reference} ({with_interval(beside.learned, points)})"

@@ -33,7 +33,7 @@ FORGETTING = Matching("learning_accuracy", "forgetting_chaudhry", "learning accu
 
 
 @dataclass(frozen=True)
-class Pair:
+class MatchedPair:
     """An AOPD setting beside the OPD setting of the same start and seeds that learned most nearly as much.
 
     Differences are AOPD minus OPD, paired over seeds.
@@ -51,9 +51,9 @@ class Pair:
         return how_matched(self.learned)
 
 
-def pairs(results: Results, matching: Matching) -> list[Pair]:
+def pairs(results: Results, matching: Matching) -> list[MatchedPair]:
     """Return for each AOPD setting, by start and learning rate, the OPD setting closest in what is matched."""
-    found: list[Pair] = []
+    found: list[MatchedPair] = []
     for start in results.starts:
         for rate, config in results.rates(start, AOPD).items():
             others = results.rates(start, OPD).items()
@@ -69,7 +69,7 @@ def varies_rates(results: Results) -> bool:
     return any(min(counts) and max(counts) > 1 for counts in rates)
 
 
-def at_matched_learning(results: Results, matched: Sequence[Pair], matching: Matching) -> Interval:
+def at_matched_learning(results: Results, matched: Sequence[MatchedPair], matching: Matching) -> Interval:
     """Return AOPD minus OPD of the outcome: the matched pairs' mean of each seed, then the interval over seeds."""
     each = [
         results.series(one, matching.outcome) - results.series(other, matching.outcome) for one, other in _both(matched)
@@ -85,18 +85,18 @@ def matching_sentences(results: Results, matching: Matching) -> list[str]:
 
 def _pair(
     results: Results, matching: Matching, start: str, rates: tuple[float, float], configs: tuple[Config, Config]
-) -> Pair:
+) -> MatchedPair:
     seeds = [set(results.series(config, matching.learned).dropna().index) for config in configs]
     figures = (matching.learned, matching.outcome)
     learned, outcome = (results.paired(*configs, name) if seeds[0] == seeds[1] else NOTHING for name in figures)
-    return Pair(start, rates, configs, learned, outcome)
+    return MatchedPair(start, rates, configs, learned, outcome)
 
 
-def _both(matched: Sequence[Pair]) -> list[tuple[Config, Config]]:
+def _both(matched: Sequence[MatchedPair]) -> list[tuple[Config, Config]]:
     return [pair.configs for pair in matched]
 
 
-def _sentence(results: Results, matching: Matching, start: str, here: Sequence[Pair]) -> str:
+def _sentence(results: Results, matching: Matching, start: str, here: Sequence[MatchedPair]) -> str:
     where = f"From the {start} start" if start else "From the only start"
     if not here:
         return f"{where} no AOPD setting has an OPD setting with the same seeds."

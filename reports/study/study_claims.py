@@ -15,13 +15,13 @@ import pandas as pd
 from harness.stats.intervals import Interval, t_interval
 from harness.stats.significance import holm
 from reports.claims.claim_file import ClaimEntry, read_claims
-from reports.claims.judge import NOT_SHOWN_TO_MATCH, UNMATCHED, Place, effect_at, filled, judge, p_of, places
+from reports.claims.judge import NOT_SHOWN_TO_MATCH, UNMATCHED, ClaimScope, effect_at, filled, judge, p_of, places
 from reports.claims.verdict_views import reported
 from reports.compare.rows import MATCHED, ON_AVERAGE
 from reports.data.methods import Method
 from reports.document.sentences import plural
 from reports.study.data import AOPD, OPD, Results
-from reports.study.pairs import FORGETTING, NOTHING, RETENTION, Pair, at_matched_learning, pairs
+from reports.study.pairs import FORGETTING, NOTHING, RETENTION, MatchedPair, at_matched_learning, pairs
 
 CLAIMS = "aopd"
 MATCHINGS = {matching.learned: matching for matching in (RETENTION, FORGETTING)}
@@ -92,7 +92,7 @@ def _rows(results: Results, entry: ClaimEntry, methods: Sequence[Method]) -> Ite
             yield _claim(entry, place, compared, t_interval(effect_at(entry, place, methods)))
 
 
-def _claim(entry: ClaimEntry, place: Place, compared: str, difference: Interval, verdict: str = "") -> Claim:
+def _claim(entry: ClaimEntry, place: ClaimScope, compared: str, difference: Interval, verdict: str = "") -> Claim:
     start = "" if place.other else _from(place.start)
     best = ", best lr" if entry.scope.rate == "best" else ""
     text = f"{filled(entry.text, place)}{start}{best}"
@@ -114,7 +114,7 @@ def _methods(results: Results) -> list[Method]:
     return found
 
 
-def _at_chosen_rates(results: Results, entry: ClaimEntry, place: Place) -> Iterator[Claim]:
+def _at_chosen_rates(results: Results, entry: ClaimEntry, place: ClaimScope) -> Iterator[Claim]:
     """Compare each method at its best learning rate; a seed's rate is chosen on the other seeds."""
     tried = [list(results.rates(place.start, adapter)) for adapter in (AOPD, OPD)]
     if max(map(len, tried)) < 2:
@@ -129,7 +129,7 @@ def _at_chosen_rates(results: Results, entry: ClaimEntry, place: Place) -> Itera
     yield _claim(entry, place, compared, t_interval(chosen[0]["value"] - chosen[1]["value"]))
 
 
-def _at_matched(results: Results, entry: ClaimEntry, place: Place) -> Claim:
+def _at_matched(results: Results, entry: ClaimEntry, place: ClaimScope) -> Claim:
     """Fill in the difference over the pairs matched in learning, or why there is none."""
     matching = MATCHINGS[FIGURES.get(entry.matched or "", entry.matched or "")]
     here = [pair for pair in pairs(results, matching) if pair.start == place.start]
@@ -141,11 +141,11 @@ def _at_matched(results: Results, entry: ClaimEntry, place: Place) -> Claim:
     return _claim(entry, place, compared, difference, verdict)
 
 
-def _counted(matched: Sequence[Pair], found: int) -> str:
+def _counted(matched: Sequence[MatchedPair], found: int) -> str:
     return f"over the {len(matched)} of {plural(found, 'pair')}" if matched else "no pair is"
 
 
-def _named(matched: Sequence[Pair]) -> str:
+def _named(matched: Sequence[MatchedPair]) -> str:
     """Name the learning rates of the pairs and say how they were chosen, since a verdict holds for these alone."""
     if not matched:
         return ""

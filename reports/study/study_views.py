@@ -23,7 +23,7 @@ from reports.document.sentences import (
     with_interval,
 )
 from reports.study.data import THRESHOLD, Config, Results
-from reports.study.pairs import Matching, Pair, pairs
+from reports.study.pairs import MatchedPair, Matching, pairs
 from reports.study.study_claims import Claim, claims
 
 COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
@@ -140,7 +140,7 @@ def _verdict(claim: Claim) -> str:
     return unresolved(claim.difference, claim.entry.unit, claim.entry.parsed.sign * claim.entry.smallest)
 
 
-def _pair_row(pair: Pair) -> list[str]:
+def _pair_row(pair: MatchedPair) -> list[str]:
     rates = [f"{rate:g}" for rate in pair.rates]
     differences = [_cell(each, points) for each in (pair.learned, pair.outcome)]
     return [pair.start, *rates, str(pair.learned.seeds), *differences, pair.status]

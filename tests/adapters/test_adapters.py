@@ -32,7 +32,7 @@ from harness.adapter import check_adapters, make_adapter, registered
 from harness.config.suite import AdapterEntry, Suite
 from harness.engines.hf import HFEngine
 from harness.errors import ConfigError, ModelError, TaskError, TrainingError
-from harness.lm.logprobs import Head, StudentForward, TeacherScores, Wanted, selected_logprobs
+from harness.lm.logprobs import Head, StudentForward, TeacherRequest, TeacherScores, selected_logprobs
 from harness.lm.rollouts import Batch, Example, Rollout, make_batches
 from harness.lmeval.library import TaskLibrary
 from harness.teachers.base import checked, refuse_certainty
@@ -586,7 +586,7 @@ def test_a_teacher_whose_score_is_not_finite_stops_the_run():
     model = qwen3()
     model.lm_head.weight.data[3] = float("nan")
     (batch,) = make_batches([rollout([1, 2], [4, STOP])], "token_mean", None)
-    scores = LocalTeacher(model, FakeTokenizer(), FakeTokenizer()).score(batch, Wanted(), 1.0)
+    scores = LocalTeacher(model, FakeTokenizer(), FakeTokenizer()).score(batch, TeacherRequest(), 1.0)
     with pytest.raises(TrainingError, match="not finite; check its weights and dtype"):
         checked(scores)
 
@@ -594,14 +594,14 @@ def test_a_teacher_whose_score_is_not_finite_stops_the_run():
 def test_more_teacher_tokens_than_the_vocabulary_has_are_refused():
     (batch,) = make_batches([rollout([1, 2], [4, STOP])], "token_mean", None)
     with pytest.raises(TrainingError, match="top_k is 25, but the teacher's vocabulary has 24 tokens"):
-        local_teacher().score(batch, Wanted(top_k=25), 1.0)
+        local_teacher().score(batch, TeacherRequest(top_k=25), 1.0)
 
 
 def test_a_local_teacher_scores_as_its_dense_distribution_and_takes_no_gradient():
     teacher = local_teacher()
     sequence = rollout([1, 2, 3], [4, 5, STOP])
     (batch,) = make_batches([sequence], "token_mean", None)
-    scores: TeacherScores = teacher.score(batch, Wanted(top_k=4), 0.8)
+    scores: TeacherScores = teacher.score(batch, TeacherRequest(top_k=4), 0.8)
     logp = dense_logprobs(teacher.model, sequence.prompt_and_response, 0.8)[2:-1]
     torch.testing.assert_close(scores.sampled, logp[range(3), sequence.response])
     torch.testing.assert_close(scores.top_logprobs, logp.topk(4).values)

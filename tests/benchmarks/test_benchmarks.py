@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from benchmarks import logprobs
 from benchmarks.logprob_variants import VARIANTS, Size, make_inputs
 from benchmarks.logprob_work import CLEAR_REFS, Measured, measured
-from benchmarks.measure import Row, in_turn, median_of, per_second, with_range
-from benchmarks.page import Findings, page
+from benchmarks.measure import Measurement, in_turn, median_of, per_second, with_range
+from benchmarks.page import BenchmarkResults, page
 from benchmarks.run import TRL, aopd_rows, app, trl_rows
 from benchmarks.steps import Steps, from_log
 from benchmarks.trl_step import MISSING, installed
@@ -53,7 +53,7 @@ def test_a_rate_is_work_over_the_time_it_took(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_ratio_is_taken_inside_each_repetition():
-    row = Row("x", "u", ours=[2.0, 12.0, 3.0], baseline="y", theirs=[1.0, 4.0, 6.0])
+    row = Measurement("x", "u", ours=[2.0, 12.0, 3.0], baseline="y", theirs=[1.0, 4.0, 6.0])
     assert row.ratios == [2.0, 3.0, 0.5]
     assert with_range(row.ratios) == "2.00 (0.50 to 3.00)"
     assert median_of([1000.0, 3000.0], 0) == "2,000"
@@ -119,8 +119,8 @@ def test_the_operations_of_the_heads_four_products_are_all_counted():
 
 
 def test_the_page_names_commit_and_shows_every_row_and_trainer():
-    row = Row("thing", "per s", [4.0, 6.0], "peer", [2.0, 2.0])
-    text = page(Findings([row], {"OPD": [steps(1, 0.5, 2.5, 160)]}, ["a note"]), MADE, threads=1, repetitions=2)
+    row = Measurement("thing", "per s", [4.0, 6.0], "peer", [2.0, 2.0])
+    text = page(BenchmarkResults([row], {"OPD": [steps(1, 0.5, 2.5, 160)]}, ["a note"]), MADE, threads=1, repetitions=2)
     assert "`0123456789ab` with uncommitted changes" in text
     assert "| thing | per s | 5.00 | peer | 2.00 | **2.50 (2.00 to 3.00)** |" in text
     assert "| OPD | 500 | 250 | 1,250 | 2,000 | 0.50 | 40 | 20.0 |" in text

@@ -13,7 +13,7 @@ from harness.adapter import check_adapters
 from harness.config.evaluation import Evaluation
 from harness.config.load import load_suite
 from harness.config.suite import AdapterEntry, Stage, Suite
-from harness.evaluation.drift import FIGURES, Answered
+from harness.evaluation.drift import FIGURES, DriftAnswers
 from harness.evaluation.scoring import FIXED
 from harness.rundir.memory import PeakMemory
 from harness.rundir.rollout_log import SCHEMA
@@ -37,7 +37,7 @@ def documented(heading: str) -> set[str]:
         ("manifest.json", {"sessions", "seconds", "peak_memory", *PeakMemory("cpu").summary}),
         ("eval: samples.parquet", set(FIXED)),
         ("train/rollouts.parquet", set(SCHEMA.names)),
-        ("drift", {*FIGURES, *Answered.__dataclass_fields__, "prompt_tokens", "response_tokens"}),
+        ("drift", {*FIGURES, *DriftAnswers.__dataclass_fields__, "prompt_tokens", "response_tokens"}),
     ],
 )
 def test_every_column_is_documented(heading: str, names: set[str]):

@@ -20,12 +20,12 @@ from harness.config.run_spec import RunSpec
 from harness.config.suite import VLLM, Suite
 from harness.engines import student, vllm
 from harness.engines.base import Sampling
-from harness.engines.pool import EngineShelf
+from harness.engines.pool import EnginePool
 from harness.engines.student import whole_weights
-from harness.engines.vllm import Place, VLLMEngine, check_vllm
+from harness.engines.vllm import EngineSite, VLLMEngine, check_vllm
 from harness.engines.vllm_cpu import write_record
 from harness.errors import ConfigError, RunError, TaskError
-from harness.pipeline.resources import Bench
+from harness.pipeline.resources import RunResources
 from harness.rundir.comparability import differing
 from tests.evaluation.test_evaluate import with_config
 from tests.support.models import qwen3
@@ -35,7 +35,7 @@ def test_a_suite_without_a_backend_keeps_its_hash_and_starts_nothing(micro: Suit
     assert {"backend", "vllm"}.isdisjoint(micro.model_dump())
     named = Suite.model_validate({**micro.model_dump(), "backend": "vllm"})
     assert named.model_dump()["vllm"]["max_num_seqs"] == 256
-    shelf = EngineShelf(micro, "cpu", tmp_path / "vllm.txt")
+    shelf = EnginePool(micro, "cpu", tmp_path / "vllm.txt")
     shelf.check()
     assert shelf.take(tmp_path) is None
     shelf.close()
@@ -92,7 +92,7 @@ def test_a_checkpoint_of_another_configuration_gets_an_engine_of_its_own(
     monkeypatch.setattr("harness.engines.pool.VLLMEngine", Engine)
     untied = with_config(student_folder, tmp_path / "untied", tie_word_embeddings=False)
     moved = with_config(student_folder, tmp_path / "moved", transformers_version="4.0.0")
-    shelf = EngineShelf(Suite.model_validate({**micro.model_dump(), "backend": "vllm"}), "cpu", tmp_path / "vllm.txt")
+    shelf = EnginePool(Suite.model_validate({**micro.model_dump(), "backend": "vllm"}), "cpu", tmp_path / "vllm.txt")
     held = [shelf.take(folder) for folder in (student_folder, moved, untied)]
     assert held[0] is held[1] is not held[2]
     assert (started, ended) == ([student_folder, untied], [student_folder])
@@ -108,7 +108,7 @@ def test_what_vllm_is_asked_for_is_part_of_what_makes_cells_comparable(setting: 
     from harness.evaluation.vllm_model import HarnessVLLM
 
     def made_with(**changes: Any) -> dict[str, Any]:
-        place = Place("cuda", "float32", None, Path("vllm.txt"))
+        place = EngineSite("cuda", "float32", None, Path("vllm.txt"))
         options = vllm._options(VLLM.model_validate(changes), place, "float32")
         engine: Any = SimpleNamespace(load=lambda *_: None, version="0", place=place, dtype="float32", options=options)
         return HarnessVLLM(engine, student_folder, "w", Chat(template="chatml"), batch_size=8, seed=1).made_with
@@ -143,12 +143,12 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_cause_is_this_engines_own_and_not_an_earlier_sessions(fake: Path):
     fake.write_text("OutOfMemoryError: yesterday's cause\n")
     with pytest.raises(RunError, match="vLLM failed: ValueError: today's cause; its whole output"):
-        VLLMEngine(Path("broken"), VLLM(), Place("cpu", "float32", 1, fake))
+        VLLMEngine(Path("broken"), VLLM(), EngineSite("cpu", "float32", 1, fake))
 
 
 @pytest.mark.parametrize("killed", [False, True])
 def test_what_the_engine_started_ends_with_it(killed: bool, fake: Path):
-    engine = VLLMEngine(Path("fine"), VLLM(), Place("cpu", "float32", 1, fake))
+    engine = VLLMEngine(Path("fine"), VLLM(), EngineSite("cpu", "float32", 1, fake))
     (worker,) = (
         psutil.Process(int(line.split()[1])) for line in fake.read_text().splitlines() if line[:7] == "worker "
     )
@@ -188,7 +188,7 @@ def test_a_run_counts_with_the_context_that_vllm_is_given(
     small = {**micro.model_dump(), "backend": "vllm", "vllm": {"max_model_len": 64}}
     spec = RunSpec(Suite.model_validate(small), "opd", 0, out=tmp_path)
     with pytest.raises(TaskError, match="more than the model's context of 64"):
-        Bench(spec, lambda _: None).check()
+        RunResources(spec, lambda _: None).check()
     assert [micro.context(128), spec.suite.context(128), spec.suite.context(32)] == [128, 64, 32]
 
 
@@ -222,6 +222,6 @@ def test_an_engine_whose_start_is_interrupted_leaves_no_process(tmp_path: Path, 
     monkeypatch.setattr(vllm, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": started}))
     monkeypatch.setattr(VLLMEngine, "_ask", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        VLLMEngine(tmp_path, VLLM(), Place("cpu", "float32", 1, tmp_path / "vllm.txt"))
+        VLLMEngine(tmp_path, VLLM(), EngineSite("cpu", "float32", 1, tmp_path / "vllm.txt"))
     (process,) = made
     assert process.poll() is not None

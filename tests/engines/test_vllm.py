@@ -26,7 +26,7 @@ from harness.config.suite import VLLM, Suite
 from harness.engines.base import Sampling
 from harness.engines.hf import HFEngine
 from harness.engines.student import StudentEngine
-from harness.engines.vllm import Place, VLLMEngine
+from harness.engines.vllm import EngineSite, VLLMEngine
 from harness.errors import RunError
 from harness.evaluation.cell_cache import SharedCells
 from harness.evaluation.evaluator import Subject, evaluate
@@ -48,7 +48,7 @@ PROMPTS = [[5, 6, 7, 8], [9, 10], [5, 6, 7, 8], [30, 31, 32, 33, 34, 35]]
 def start(folder: Path, log: Path, **settings: Any) -> VLLMEngine:
     """Return a started engine whose log says what vLLM made of its options: importing TRL asks vLLM for errors alone."""
     with mock.patch.dict(os.environ, VLLM_LOGGING_LEVEL="INFO"):
-        return VLLMEngine(folder, VLLM.model_validate(settings), Place("cpu", "float32", 1, log))
+        return VLLMEngine(folder, VLLM.model_validate(settings), EngineSite("cpu", "float32", 1, log))
 
 
 def wide_suite() -> dict[str, Any]:

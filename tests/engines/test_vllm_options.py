@@ -39,9 +39,9 @@ import sys
 from pathlib import Path
 from harness.config.suite import VLLM
 from harness.engines.base import Sampling
-from harness.engines.vllm import Place, VLLMEngine
+from harness.engines.vllm import EngineSite, VLLMEngine
 
-started = VLLMEngine(Path(sys.argv[1]), VLLM(), Place("cpu", "float32", 1, Path(sys.argv[2])))
+started = VLLMEngine(Path(sys.argv[1]), VLLM(), EngineSite("cpu", "float32", 1, Path(sys.argv[2])))
 print(started.generate([[5, 6, 7, 8]], Sampling(4, temperature=0))[0].tokens)
 started.close()
 """

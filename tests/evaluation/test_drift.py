@@ -37,14 +37,14 @@ def rows(folder: Path, stage: str) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def answered() -> list[drift.Answered]:
+def answered() -> list[drift.DriftAnswers]:
     """Sequences of unequal lengths over the micro student's vocabulary, an empty prompt remainder among them."""
     ids = [([5, 9, 17, 30], [40, 41, 2]), ([7], [8, 9]), ([11, 12, 13, 14, 15, 16], [17]), ([3, 4], [5, 6, 7, 8, 2])]
-    return [drift.Answered("a" if i % 2 else "b", str(i), p, r, "stop", "", "") for i, (p, r) in enumerate(ids)]
+    return [drift.DriftAnswers("a" if i % 2 else "b", str(i), p, r, "stop", "", "") for i, (p, r) in enumerate(ids)]
 
 
 def test_kl_and_entropy_are_those_of_dense_logits(
-    answered: list[drift.Answered], student_folder: Path, teacher_folder: Path, micro: Suite,
+    answered: list[drift.DriftAnswers], student_folder: Path, teacher_folder: Path, micro: Suite,
     monkeypatch: pytest.MonkeyPatch,
 ):  # fmt: skip
     monkeypatch.setattr(drift, "SEQUENCES", 3)
@@ -74,14 +74,14 @@ def test_kl_and_entropy_are_those_of_dense_logits(
 
 @pytest.mark.parametrize("same", [True, False])
 def test_the_start_is_at_no_distance_from_itself(
-    same: bool, answered: list[drift.Answered], student_folder: Path, micro: Suite
+    same: bool, answered: list[drift.DriftAnswers], student_folder: Path, micro: Suite
 ):
     found = drift.measure(student_folder, student_folder, micro.student, "cpu", answered, same=same)
     assert found["kl_to_start"].abs().max() <= 1e-6
     assert (found["entropy"] > 0).all()
 
 
-def test_a_task_counts_by_its_items_and_the_whole_by_its_tasks(answered: list[drift.Answered]):
+def test_a_task_counts_by_its_items_and_the_whole_by_its_tasks(answered: list[drift.DriftAnswers]):
     table = pd.DataFrame(
         [("b", 1.0), ("a", 2.0), ("b", 3.0), ("b", 5.0)], columns=pd.Index(["task", "kl_to_start"])
     ).assign(entropy=1.0, entropy_prompt=float("nan"))
@@ -165,7 +165,7 @@ def test_a_suite_can_turn_it_off_and_others_keep_their_hash(tmp_path: Path):
 
 
 def test_another_vocabulary_is_refused(
-    answered: list[drift.Answered], student_folder: Path, micro: Suite, tmp_path: Path
+    answered: list[drift.DriftAnswers], student_folder: Path, micro: Suite, tmp_path: Path
 ):
     loaded = load(student_folder, micro.student, "cpu")
     loaded.model.resize_token_embeddings(len(loaded.renderer.tokenizer) + 8)

@@ -26,7 +26,7 @@ from harness.config.suite import Suite
 from harness.engines.base import Completion, Sampling
 from harness.errors import ModelError, TaskError
 from harness.evaluation import evaluator, hf_model, keys
-from harness.evaluation.cell_cache import Cell, SharedCells
+from harness.evaluation.cell_cache import CellResult, SharedCells
 from harness.evaluation.evaluator import Subject, evaluate
 from harness.evaluation.hf_model import HarnessHFLM
 from harness.evaluation.keys import Keys, make_keys
@@ -35,7 +35,7 @@ from harness.lm.chat import Renderer
 from harness.lm.checkpoints import load, load_renderer, save, weights_digest
 from harness.lmeval.checks import check_test_prompts, settle_generation
 from harness.lmeval.library import TaskLibrary
-from harness.lmeval.task import BenchTask, item_id
+from harness.lmeval.task import Task, item_id
 from harness.pipeline.checkpoint_matrix import evaluate_checkpoints, matrix_table
 from harness.rundir.comparability import differing
 from harness.rundir.files import read_cell
@@ -48,7 +48,7 @@ def subject(folder: Path, chat: Chat = CHATML) -> Subject:
     return Subject(folder, weights_digest(folder), chat, "float32", "cpu")
 
 
-def settled(library: TaskLibrary, *names: str, **decoding: Any) -> list[BenchTask]:
+def settled(library: TaskLibrary, *names: str, **decoding: Any) -> list[Task]:
     tasks = [library.load(name) for name in names]
     for task in tasks:
         settle_generation(task, Decoding.model_validate({"max_gen_toks": 24, **decoding}))
@@ -83,7 +83,7 @@ class SilentEngine:
         raise AssertionError("the engine was called")
 
 
-def stock_answers(folder: Path, task: BenchTask, library: TaskLibrary, limit: int, **more: Any) -> list[str]:
+def stock_answers(folder: Path, task: Task, library: TaskLibrary, limit: int, **more: Any) -> list[str]:
     """Return the answers of lm-eval's own `hf` model class."""
     stock: Any = HFLM
     model = stock(pretrained=str(folder), device="cpu", dtype="float32", batch_size=5)
@@ -176,7 +176,7 @@ def test_lm_evals_caches_are_never_used_and_would_share_an_answer(
 def test_another_grader_grades_stored_answers_and_generates_nothing(
     student_folder: Path, teacher_folder: Path, shared: SharedCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def cell(name: str, folder: Path = student_folder, **changes: Any) -> Cell:
+    def cell(name: str, folder: Path = student_folder, **changes: Any) -> CellResult:
         write_task(tmp_path / name, **changes)
         library = TaskLibrary([tmp_path / name])
         return evaluate(subject(folder), settled(library, "made_up"), library, Evaluation(), shared)["made_up"]
@@ -205,7 +205,7 @@ def test_answers_are_not_graded_against_another_question(student_folder: Path, s
     (task,) = settled(library, "made_up")
     cell = evaluate(subject(student_folder), [task], library, Evaluation(), shared)["made_up"]
     keys, docs = Keys(**cell.summary["keys"]), task.test_docs()
-    recorded_none = Cell({k: v for k, v in cell.summary.items() if k != "questions"}, cell.samples)
+    recorded_none = CellResult({k: v for k, v in cell.summary.items() if k != "questions"}, cell.samples)
     parts = [{**doc, "prompt": doc["prompt"][:1]} for doc in docs]
     for stored, asked in ((cell, docs[::-1]), (recorded_none, docs[::-1]), (cell, parts)):
         with pytest.raises(TaskError, match=r"were given to other questions than the items in their places ask now"):
@@ -468,7 +468,7 @@ class ScriptedAnswers:
 
 
 @pytest.fixture
-def scripted(student_folder: Path, shared: SharedCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cell:
+def scripted(student_folder: Path, shared: SharedCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CellResult:
     """The cell of a made-up task whose six answers are scripted."""
     monkeypatch.setattr(hf_model, "HFEngine", ScriptedAnswers)
     write_task(tmp_path / "task")
@@ -476,7 +476,7 @@ def scripted(student_folder: Path, shared: SharedCells, tmp_path: Path, monkeypa
     return evaluate(subject(student_folder), settled(library, "made_up"), library, Evaluation(), shared)["made_up"]
 
 
-def test_outcomes_tell_apart_wrong_unparsed_and_truncated(scripted: Cell):
+def test_outcomes_tell_apart_wrong_unparsed_and_truncated(scripted: CellResult):
     expected = ["correct", "wrong", "unparsed", "truncated", "correct", "correct"]
     assert scripted.samples["outcome"].tolist() == expected
     assert scripted.summary["outcomes"] == {"correct": 3, "wrong": 1, "unparsed": 1, "truncated": 1}
@@ -485,7 +485,7 @@ def test_outcomes_tell_apart_wrong_unparsed_and_truncated(scripted: Cell):
     assert scripted.summary["n"] == 6
 
 
-def test_samples_keep_what_was_asked_answered_and_how_it_ended(scripted: Cell, tmp_path: Path):
+def test_samples_keep_what_was_asked_answered_and_how_it_ended(scripted: CellResult, tmp_path: Path):
     samples = scripted.samples
     assert set(samples.columns) == COLUMNS
     assert samples["target"].tolist() == ["0", "1", "2", "3", "4", "5"]
@@ -496,7 +496,7 @@ def test_samples_keep_what_was_asked_answered_and_how_it_ended(scripted: Cell, t
     assert samples["item_id"].tolist() == [item_id(doc) for doc in docs]
 
 
-def test_a_cell_read_back_is_the_cell_that_was_made(scripted: Cell, shared: SharedCells):
+def test_a_cell_read_back_is_the_cell_that_was_made(scripted: CellResult, shared: SharedCells):
     found = shared.get(Keys(**scripted.summary["keys"]))
     assert found is not None
     assert found.summary == scripted.summary

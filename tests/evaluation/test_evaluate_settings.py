@@ -13,7 +13,7 @@ from harness.config.models import Chat
 from harness.config.suite import Suite
 from harness.engines.base import Completion, Sampling
 from harness.evaluation import hf_model
-from harness.evaluation.cell_cache import Cell, SharedCells
+from harness.evaluation.cell_cache import CellResult, SharedCells
 from harness.evaluation.evaluator import Subject, evaluate
 from harness.lm.checkpoints import load, save, weights_digest
 from harness.lmeval.checks import settle_generation
@@ -27,7 +27,7 @@ THINKING = (
 )
 
 
-def cells(folder: Path, subject: Subject, out: Path, *names: str, **settings: Any) -> dict[str, Cell]:
+def cells(folder: Path, subject: Subject, out: Path, *names: str, **settings: Any) -> dict[str, CellResult]:
     """Evaluate the tasks in a folder as their files say."""
     library = TaskLibrary([folder])
     tasks = [library.load(name) for name in names]

@@ -19,9 +19,9 @@ from harness.config.models import Chat
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.errors import TaskError
-from harness.evaluation.cell_cache import Cell, SharedCells
+from harness.evaluation.cell_cache import CellResult, SharedCells
 from harness.evaluation.evaluator import Subject, evaluate
-from harness.evaluation.groups import group_cell, load_evaluated
+from harness.evaluation.groups import group_cell, load_evaluation_plan
 from harness.evaluation.regrade_runs import regrade_runs
 from harness.lm.checkpoints import load_renderer, weights_digest
 from harness.lmeval.checks import settle_generation
@@ -93,7 +93,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, student_folder: Path) -
 
 
 @pytest.fixture(scope="module")
-def found(folder: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cell]:
+def found(folder: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, CellResult]:
     """Every task's cell on the micro student."""
     library = TaskLibrary([folder])
     tasks = [library.load(name) for name in ("orders", "few_orders", "endings", "texts", "written")]
@@ -124,7 +124,7 @@ def stock(folder: Path, checkpoint: Path) -> dict[str, Any]:
     return found
 
 
-def test_choices_are_scored_as_lm_eval_scores_them(found: dict[str, Cell], stock: dict[str, Any]):
+def test_choices_are_scored_as_lm_eval_scores_them(found: dict[str, CellResult], stock: dict[str, Any]):
     cell, theirs = found["orders"], stock["results"]["orders"]
     assert cell.summary["metric"] == "acc"
     assert cell.summary["score"] == pytest.approx(theirs["acc,none"])
@@ -137,7 +137,7 @@ def test_choices_are_scored_as_lm_eval_scores_them(found: dict[str, Cell], stock
 
 
 def test_a_continuation_is_scored_by_acc_though_its_perplexity_stands_first(
-    found: dict[str, Cell], stock: dict[str, Any]
+    found: dict[str, CellResult], stock: dict[str, Any]
 ):
     cell, theirs = found["endings"], stock["results"]["endings"]
     assert cell.summary["metric"] == "acc"
@@ -147,7 +147,9 @@ def test_a_continuation_is_scored_by_acc_though_its_perplexity_stands_first(
     assert cell.samples["perplexity"].tolist() == pytest.approx(expected)
 
 
-def test_a_perplexity_is_scored_by_its_reciprocal_and_shown_as_it_is(found: dict[str, Cell], stock: dict[str, Any]):
+def test_a_perplexity_is_scored_by_its_reciprocal_and_shown_as_it_is(
+    found: dict[str, CellResult], stock: dict[str, Any]
+):
     cell, theirs = found["texts"], stock["results"]["texts"]
     assert cell.summary["metric"] == "word_perplexity"
     for metric in ("word_perplexity", "byte_perplexity", "bits_per_byte"):
@@ -167,9 +169,9 @@ def suite_with(folder: Path, tmp_path: Path, probes: list[str], **evaluation: An
 
 @pytest.mark.parametrize(("group", "metric"), [("all_orders", "acc"), ("even_orders", "acc_norm")])
 def test_a_group_has_the_mean_that_lm_eval_gives_it(
-    group: str, metric: str, folder: Path, tmp_path: Path, found: dict[str, Cell], stock: dict[str, Any]
+    group: str, metric: str, folder: Path, tmp_path: Path, found: dict[str, CellResult], stock: dict[str, Any]
 ):
-    evaluated = load_evaluated(TaskLibrary([folder]), suite_with(folder, tmp_path, [group]))
+    evaluated = load_evaluation_plan(TaskLibrary([folder]), suite_with(folder, tmp_path, [group]))
     cell = group_cell(evaluated.groups[group], found)
     assert evaluated.probes == (group,)
     assert cell.summary["score"] == pytest.approx(stock["groups"][group][f"{metric},none"])
@@ -180,7 +182,7 @@ def test_a_group_has_the_mean_that_lm_eval_gives_it(
 
 def test_a_group_without_a_mean_and_a_tag_only_name_tasks(folder: Path, tmp_path: Path):
     library = TaskLibrary([folder])
-    evaluated = load_evaluated(library, suite_with(folder, tmp_path, ["mixed", "orderly"]))
+    evaluated = load_evaluation_plan(library, suite_with(folder, tmp_path, ["mixed", "orderly"]))
     assert evaluated.probes == ("endings", "written", "few_orders")
     assert not evaluated.groups
     assert library.members("all_orders") == ["orders", "few_orders"]
@@ -217,7 +219,7 @@ def test_a_group_stands_under_a_further_profile_where_all_its_tasks_generate(fol
     write_yaml(folder / "more" / "answers.yaml", {"group": "answers", "task": ["written", "written_too"], **mean})
     profiles = {"greedy": {}, "sampled": {"temperature": 1.0, "n": 2}}
     suite = suite_with(folder, tmp_path, ["answers", "all_orders"], profiles=profiles)
-    evaluated = load_evaluated(TaskLibrary([folder]), suite)
+    evaluated = load_evaluation_plan(TaskLibrary([folder]), suite)
     assert set(evaluated.groups) == {"answers", "answers@sampled", "all_orders"}
     shown = {"tiny_weather@sampled", "tiny_currency@sampled", "answers@sampled"}
     assert set(evaluated.shown("sampled")) == shown
@@ -232,7 +234,7 @@ def test_a_group_stands_under_a_further_profile_where_all_its_tasks_generate(fol
 )
 def test_a_task_that_two_names_stand_for_is_refused(probes: list[str], sentence: str, folder: Path, tmp_path: Path):
     with pytest.raises(TaskError, match=sentence):
-        load_evaluated(TaskLibrary([folder]), suite_with(folder, tmp_path, probes))
+        load_evaluation_plan(TaskLibrary([folder]), suite_with(folder, tmp_path, probes))
 
 
 def test_a_group_cannot_be_a_stage(folder: Path):
@@ -329,8 +331,8 @@ def test_lm_evals_own_tasks_are_indexed_only_when_one_is_named(folder: Path, mon
     assert asked == [False, True]
 
 
-def test_answers_of_a_group_hold_what_its_tasks_rows_hold(folder: Path, tmp_path: Path, found: dict[str, Cell]):
-    evaluated = load_evaluated(TaskLibrary([folder]), suite_with(folder, tmp_path, ["all_orders"]))
+def test_answers_of_a_group_hold_what_its_tasks_rows_hold(folder: Path, tmp_path: Path, found: dict[str, CellResult]):
+    evaluated = load_evaluation_plan(TaskLibrary([folder]), suite_with(folder, tmp_path, ["all_orders"]))
     rows = group_cell(evaluated.groups["all_orders"], found).samples
     few = rows[rows["task"] == "few_orders"].reset_index(drop=True)
     theirs = found["few_orders"].samples

@@ -20,7 +20,7 @@ from harness.config.suite import Suite
 from harness.engines.base import Completion, Sampling
 from harness.errors import RunError, TaskError
 from harness.evaluation import hf_model
-from harness.evaluation.cell_cache import Cell, SharedCells
+from harness.evaluation.cell_cache import CellResult, SharedCells
 from harness.evaluation.evaluator import Subject, evaluate
 from harness.evaluation.regrade_runs import regrade_runs
 from harness.lm.checkpoints import weights_digest
@@ -43,7 +43,7 @@ def evaluation(**profiles: Any) -> Evaluation:
 
 def cells_of(
     folder: Path, library: TaskLibrary, settings: Evaluation, out: Path, names: Sequence[str] = ("tiny_weather",)
-) -> dict[str, Cell]:
+) -> dict[str, CellResult]:
     subject = Subject(folder, weights_digest(folder), Chat(template="chatml"), "float32", "cpu")
     tasks = under_profiles(map(library.load, names), settings)
     return evaluate(subject, list(tasks.values()), library, settings, SharedCells(out))
@@ -146,7 +146,7 @@ class SomeRight:
 
 
 @pytest.fixture
-def golden(student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cell:
+def golden(student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CellResult:
     """The sampled cell of a task whose grader takes one answer at a time."""
     monkeypatch.setattr(SomeRight, "calls", [], raising=False)
     monkeypatch.setattr(hf_model, "HFEngine", SomeRight)
@@ -161,7 +161,7 @@ def golden(student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ]
 
 
-def test_mean_and_pass_at_k_are_worked_out_from_the_same_answers(golden: Cell):
+def test_mean_and_pass_at_k_are_worked_out_from_the_same_answers(golden: CellResult):
     # by hand from c = 0, 1, 2, 3, 4, 4 of n = 4: pass@2 = (0 + 3/6 + 5/6 + 1 + 1 + 1) / 6
     expected = {"mean@4": 14 / 24, "pass@1": 14 / 24, "pass@2": 13 / 18, "pass@4": 5 / 6, "strict": 14 / 24}
     assert golden.summary["score"] == pytest.approx(14 / 24)
@@ -169,7 +169,7 @@ def test_mean_and_pass_at_k_are_worked_out_from_the_same_answers(golden: Cell):
     assert (golden.summary["n"], golden.summary["samples"], golden.summary["pass_at"]) == (6, 4, [1, 2, 4])
 
 
-def test_every_answer_has_a_row_and_an_outcome_of_its_own(golden: Cell):
+def test_every_answer_has_a_row_and_an_outcome_of_its_own(golden: CellResult):
     rows = golden.samples
     assert rows["sample"].tolist() == [0, 1, 2, 3] * 6
     assert rows.groupby("item_id", sort=False)["score"].sum().tolist() == [0, 1, 2, 3, 4, 4]
@@ -178,7 +178,7 @@ def test_every_answer_has_a_row_and_an_outcome_of_its_own(golden: Cell):
     assert golden.summary["response_tokens_max"] == 2
 
 
-def test_all_answers_come_from_one_call_whose_seed_is_recorded(golden: Cell):
+def test_all_answers_come_from_one_call_whose_seed_is_recorded(golden: CellResult):
     assert SomeRight.calls == [(6, 77), (24, 77)]
     assert golden.summary["seed"] == 77
     assert golden.summary["keys"]["fields"]["settings"]["n"] == 4

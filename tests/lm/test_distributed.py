@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from harness.adapter import make_adapter
 from harness.config.suite import AdapterEntry
-from harness.lm.logprobs import Asked, LogProbs, StudentForward
+from harness.lm.logprobs import LogProbs, StudentForward, StudentRequest
 from harness.lm.rollouts import Batch, make_batches
 from tests.support.models import assert_same_gradients, gradients, qwen3, rollout
 from tests.support.stages import Recorder, stage
@@ -26,7 +26,7 @@ ROLLOUTS = [
     rollout([3, 1], [4, 1, 2]),
     rollout([7], [5, 5, 2]),
 ]
-PLAIN = Asked()
+PLAIN = StudentRequest()
 
 
 def loss_of(student: Any, part: list[Any]) -> Tensor:
@@ -58,7 +58,7 @@ class Watched(StudentForward):
         hollow = copy.deepcopy(layer).to("meta")
         model.get_output_embeddings = lambda: layer if self.inside else hollow
 
-    def forward(self, batch: Batch, ids: Tensor, ask: Asked = PLAIN) -> LogProbs:
+    def forward(self, batch: Batch, ids: Tensor, ask: StudentRequest = PLAIN) -> LogProbs:
         self.inside = True
         try:
             return super().forward(batch, ids, ask)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adapters.loop.divergences import generalised_jsd, reverse_kl
 from harness.lm import output_layer as tiled
-from harness.lm.logprobs import Divergence, Head, Wanted, divergence_of, selected_logprobs, teacher_scores
+from harness.lm.logprobs import Divergence, Head, TeacherRequest, divergence_of, selected_logprobs, teacher_scores
 from tests.lm.test_logprobs import VARIANTS, C, V, assert_same_leaf_gradients, dense, full, inputs
 from tests.support.models import micro_suite, write_yaml
 
@@ -48,7 +48,7 @@ def test_values_and_gradients_equal_dense_autograd(variant: str, monkeypatch: py
 def test_divergences_equal_dense_autograd(variant: str, divergence: Divergence):
     hidden, head, ids, above = on_device(variant)
     leaves = [leaf for leaf in (hidden, head.weight, head.bias) if leaf is not None]
-    rows = teacher_scores(hidden.flip(0).detach(), head, ids[:, 0], Wanted(vocabulary=True)).rows
+    rows = teacher_scores(hidden.flip(0).detach(), head, ids[:, 0], TeacherRequest(vocabulary=True)).rows
     assert rows is not None
     found = divergence_of(hidden, head, rows, divergence)
     logp = full(hidden.flip(0), head).log_softmax(-1).detach()
@@ -83,7 +83,7 @@ def _selected(hidden: Tensor, head: Head, ids: Tensor) -> Tensor:
 def test_the_teachers_top_is_that_of_full_logits(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tiled, "LARGE_TILE", (3, 1))
     hidden, head, ids, _ = on_device("all")
-    scores = teacher_scores(hidden, head, ids[:, 0], Wanted(top_k=C, entropy=True))
+    scores = teacher_scores(hidden, head, ids[:, 0], TeacherRequest(top_k=C, entropy=True))
     expected = full(hidden, head).log_softmax(-1)
     torch.testing.assert_close(scores.top_logprobs, expected.topk(C).values)
     assert (scores.top_ids == expected.topk(C).indices).all()

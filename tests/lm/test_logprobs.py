@@ -23,11 +23,11 @@ from adapters.loop.topk import top_k_forward_kl
 from harness.errors import ModelError
 from harness.lm import output_layer as tiled
 from harness.lm.logprobs import (
-    Asked,
     Divergence,
     Head,
     StudentForward,
-    Wanted,
+    StudentRequest,
+    TeacherRequest,
     check_head,
     divergence_of,
     head_of,
@@ -115,7 +115,7 @@ def test_divergences_over_the_vocabulary_equal_dense_autograd(
     monkeypatch.setattr(tiled, "CHUNK_ELEMENTS", rows_in_chunk * V)
     hidden, head, ids, above = inputs(variant)
     leaves = [leaf for leaf in (hidden, head.weight, head.bias) if leaf is not None]
-    rows = teacher_scores(hidden.flip(0).detach(), head, ids[:, 0], Wanted(vocabulary=True)).rows
+    rows = teacher_scores(hidden.flip(0).detach(), head, ids[:, 0], TeacherRequest(vocabulary=True)).rows
     assert rows is not None
     logp = full(hidden.flip(0), head).log_softmax(-1).detach()
     found = divergence_of(hidden, head, rows, DIVERGENCES[divergence])
@@ -170,7 +170,7 @@ def test_no_tensor_is_larger_than_the_heads_weight_though_the_logits_would_be(mo
     hidden, ids = torch.randn(tokens, width, requires_grad=True), torch.randint(vocabulary, (tokens, columns))
     with Largest() as ours:
         selected_logprobs(hidden, head, ids).chosen.sum().backward()
-        scores = teacher_scores(hidden, head, ids[:, 0], Wanted(top_k=columns, entropy=True, vocabulary=True))
+        scores = teacher_scores(hidden, head, ids[:, 0], TeacherRequest(top_k=columns, entropy=True, vocabulary=True))
         assert scores.rows is not None
         divergence_of(hidden, head, scores.rows, reverse_kl).sum().backward()
     with Largest() as theirs:
@@ -265,7 +265,7 @@ def test_teacher_scores_equal_the_dense_distribution(
     monkeypatch.setattr(tiled, "TILES", {"cpu": tile})
     monkeypatch.setattr(tiled, "LONGER", 2)
     hidden, head, ids, _ = inputs(variant)
-    scores = teacher_scores(hidden, head, ids[:, 0], Wanted(top_k=3, entropy=True))
+    scores = teacher_scores(hidden, head, ids[:, 0], TeacherRequest(top_k=3, entropy=True))
     logp = full(hidden, head).log_softmax(-1).detach()
     torch.testing.assert_close(scores.entropy, -(logp.exp() * logp).sum(-1))
     expected = logp.topk(3)
@@ -288,7 +288,7 @@ def test_student_forward_equals_full_logits_for_all_parameters(
     (batch,) = make_batches(SEQUENCES, "sequence_mean", None)
     ids = torch.stack([batch.targets, (batch.targets + 1) % 24, batch.targets], dim=1)
     above = torch.randn(ids.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    found = StudentForward(model)(batch, ids, Asked(temperature))
+    found = StudentForward(model)(batch, ids, StudentRequest(temperature))
     (found.chosen * above).sum().backward()
     ours = gradients(model)
     model.zero_grad()

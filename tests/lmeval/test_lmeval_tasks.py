@@ -18,7 +18,7 @@ from harness.errors import ModelError, TaskError
 from harness.lm.chat import Renderer
 from harness.lmeval.checks import check_prompts, check_stage_task, check_test_prompts, settle_generation, traps
 from harness.lmeval.library import TaskLibrary
-from harness.lmeval.task import BenchTask, item_id
+from harness.lmeval.task import Task, item_id
 from harness.pipeline.scratch import byte_tokenizer
 from harness.rundir.store import RunStore
 from tests.support.models import DOCS, TASK_FILE, byte_renderer, micro_suite, write_task, write_yaml
@@ -61,7 +61,7 @@ def plain_renderer() -> Renderer:
     return Renderer(byte_tokenizer(), Chat())
 
 
-def sent_by_lm_eval(task: BenchTask, renderer: Renderer, limit: int = 5) -> list[str]:
+def sent_by_lm_eval(task: Task, renderer: Renderer, limit: int = 5) -> list[str]:
     """Return the prompts that lm-eval sends to a model, in the documents' order."""
     listener = Listener(renderer)
     simple_evaluate(
@@ -76,7 +76,7 @@ def sent_by_lm_eval(task: BenchTask, renderer: Renderer, limit: int = 5) -> list
     return [request.args[0] for request in sorted(listener.requests, key=lambda request: request.doc_id)]
 
 
-def made_up(folder: Path, **changes: Any) -> BenchTask:
+def made_up(folder: Path, **changes: Any) -> Task:
     """Return a task written for one test."""
     write_task(folder, **changes)
     return TaskLibrary([folder]).load("made_up")

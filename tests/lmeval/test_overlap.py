@@ -19,7 +19,16 @@ from harness.config.models import Scratch
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.lmeval.library import TaskLibrary
-from harness.lmeval.overlap import Overlap, Row, Split, compare, normalised, prompt_of, read_split, stream_overlap
+from harness.lmeval.overlap import (
+    Overlap,
+    OverlapRow,
+    Split,
+    compare,
+    normalised,
+    prompt_of,
+    read_split,
+    stream_overlap,
+)
 from harness.pipeline.plan import print_plan
 from harness.pipeline.run import run
 from harness.rundir.progress import Display, Event
@@ -34,7 +43,7 @@ def split(*texts: str) -> Split:
     return Split("made_up", [normalised(text) for text in texts])
 
 
-def compared(training: Sequence[str], test: Sequence[str]) -> Row:
+def compared(training: Sequence[str], test: Sequence[str]) -> OverlapRow:
     (row,) = compare("stage 1", split(*training), [split(*test)])
     return row
 

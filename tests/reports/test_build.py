@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from adapters.loop.guards import NOT_FINITE, SIGNS
-from harness.lmeval.overlap import Overlap, Row
+from harness.lmeval.overlap import Overlap, OverlapRow
 from reports.data.frames import load
 from reports.document import sentences as words
 from reports.document.rendering import markdown
@@ -182,14 +182,14 @@ def test_an_unfinished_run_renders_and_says_what_is_missing(tmp_path: Path, eval
     assert last in missing[-1]
 
 
-def record_overlap(run: Path, *rows: Row) -> None:
+def record_overlap(run: Path, *rows: OverlapRow) -> None:
     path = run / "manifest.json"
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps({**manifest, "overlap": Overlap(rows, (("test a", "0f"),)).as_dict()}))
 
 
-CLEAN = Row("warm-up", "tiny_weather", "tiny_arithmetic", 36, 200, 0, 0, 0.0, 200)
-LEAKED = Row("stage 1", "tiny_arithmetic", "tiny_weather", 4000, 200, 7, 9, 0.8123, 100)
+CLEAN = OverlapRow("warm-up", "tiny_weather", "tiny_arithmetic", 36, 200, 0, 0, 0.0, 200)
+LEAKED = OverlapRow("stage 1", "tiny_arithmetic", "tiny_weather", 4000, 200, 7, 9, 0.8123, 100)
 
 
 @pytest.mark.parametrize("name", ["report.html", "report.md"])

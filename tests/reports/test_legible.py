@@ -15,7 +15,7 @@ from reports.document.blocks import Picture
 from reports.figures import style
 from reports.figures.flips_figures import decomposition
 from reports.report.build import _flat
-from reports.report.report_data import Findings
+from reports.report.report_data import ReportData
 from reports.report.sections import sections
 from reports.report.sections.made import configurations
 from reports.report.sections.training import tails_reading
@@ -25,16 +25,16 @@ QUANTILES = {"advantage_q01": -9.0, "advantage_q25": -0.1, "advantage_q75": 0.1,
 
 
 @pytest.fixture(scope="module")
-def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
+def report_data(tmp_path_factory: pytest.TempPathFactory) -> ReportData:
     root = tmp_path_factory.mktemp("runs")
     for adapter in ("opd", "aopd"):
         for seed in (0, 1):
             write_run(root, adapter, seed, logged=TAUGHT | QUANTILES)
-    return Findings(load([root]), ())
+    return ReportData(load([root]), ())
 
 
-def test_no_text_leaves_its_figure(findings: Findings):
-    blocks = [block for part in sections(findings) for block in _flat(part.blocks)]
+def test_no_text_leaves_its_figure(report_data: ReportData):
+    blocks = [block for part in sections(report_data) for block in _flat(part.blocks)]
     drawn = [block for block in blocks if isinstance(block, Picture) and block.name != "drift"]
     assert len(drawn) > 10
     for picture in drawn:
@@ -55,8 +55,8 @@ def test_ink_is_whichever_of_black_and_white_has_the_higher_contrast(colours: st
         assert contrast[style.ink_on(float(share), colours)] == max(contrast.values()) > 4.5
 
 
-def test_the_longest_bar_ends_short_of_the_frame(findings: Findings):
-    figure = decomposition(findings.flip_shares)
+def test_the_longest_bar_ends_short_of_the_frame(report_data: ReportData):
+    figure = decomposition(report_data.flip_shares)
     low, high = figure.axes[0].get_xlim()
     bars = [bar for bar in figure.axes[0].patches if isinstance(bar, Rectangle)]
     ends = [end for bar in bars for end in (bar.get_x(), bar.get_x() + bar.get_width())]
@@ -64,11 +64,11 @@ def test_the_longest_bar_ends_short_of_the_frame(findings: Findings):
     assert max(ends) < high
 
 
-def test_the_tails_of_the_advantage_are_told_in_numbers(findings: Findings, tmp_path: Path):
-    (sentence,) = tails_reading(findings)
+def test_the_tails_of_the_advantage_are_told_in_numbers(report_data: ReportData, tmp_path: Path):
+    (sentence,) = tails_reading(report_data)
     assert "opd −9.00 and +0.60 nats, a ratio of 15.00; aopd −9.00 and +0.60 nats" in sentence
     write_run(tmp_path, "opd")  # a step log without the outer quantiles
-    assert tails_reading(Findings(load([tmp_path]), ())) == []
+    assert tails_reading(ReportData(load([tmp_path]), ())) == []
 
 
 def test_a_configuration_that_differs_by_adapter_and_seed_alone_is_shown_once(tmp_path: Path):

@@ -18,14 +18,14 @@ from harness.errors import RunError
 from harness.rundir.reader import find_runs
 from harness.stats.intervals import item_interval, t_interval
 from reports.compare.paired import Difference, _pooled, compare_pairs, noise_floor
-from reports.data.paired_cells import Evaluations, Pair, Side, Term, restriction
+from reports.data.paired_cells import RunScores, SeedPair, Side, Term, restriction
 from tests.support.run_factory import write_run
 
 TASK = "tiny_arithmetic"
 
 
-def evaluations(folder: Path) -> Evaluations:
-    return Evaluations(find_runs([folder])[0], folder.parts[-3])
+def evaluations(folder: Path) -> RunScores:
+    return RunScores(find_runs([folder])[0], folder.parts[-3])
 
 
 def change_cell(run: Path, stage: str, change: Any, task: str = TASK) -> None:
@@ -36,11 +36,11 @@ def change_cell(run: Path, stage: str, change: Any, task: str = TASK) -> None:
     file.write_text(json.dumps(results))
 
 
-def pair(one: Evaluations, other: Evaluations, *terms: Term, seed: int = 0) -> Pair:
-    return Pair(seed, Side(one, list(terms)), Side(other, list(terms)))
+def pair(one: RunScores, other: RunScores, *terms: Term, seed: int = 0) -> SeedPair:
+    return SeedPair(seed, Side(one, list(terms)), Side(other, list(terms)))
 
 
-def runs(tmp_path: Path, *scores: tuple[float, float], **options: Any) -> list[Pair]:
+def runs(tmp_path: Path, *scores: tuple[float, float], **options: Any) -> list[SeedPair]:
     """Write pairs of one-stage runs whose task scores as given after it, and pair them."""
     found = []
     for seed, both in enumerate(scores):
@@ -52,7 +52,7 @@ def runs(tmp_path: Path, *scores: tuple[float, float], **options: Any) -> list[P
     return found
 
 
-def afresh(found: Pair) -> Pair:
+def afresh(found: SeedPair) -> SeedPair:
     """Return a pair that reads its cells again."""
     base, other = (evaluations(side.evaluations.run.path) for side in (found.base, found.other))
     return pair(base, other, *found.base.terms, seed=found.seed)
@@ -111,7 +111,7 @@ def test_a_change_between_stages_is_paired_with_a_change(tmp_path: Path):
 
 def test_two_stages_of_one_run_are_a_pair(tmp_path: Path):
     run = evaluations(write_run(tmp_path, "opd", scores=[[0.5, 0.1, 0.6], [0.8, 0.2, 0.5], [0.3, 0.9, 0.4]]))
-    found = compare_pairs([Pair(0, Side(run, [Term(TASK, 1)]), Side(run, [Term(TASK, 2)]))])
+    found = compare_pairs([SeedPair(0, Side(run, [Term(TASK, 1)]), Side(run, [Term(TASK, 2)]))])
     assert (found.lost, found.gained, found.seeds.mean) == (5, 0, pytest.approx(-0.5))
 
 
@@ -157,7 +157,7 @@ def drop_items(run: Path, keep: slice) -> None:
     pd.read_parquet(file).iloc[keep].to_parquet(file)
 
 
-def other_items(tmp_path: Path) -> Pair:
+def other_items(tmp_path: Path) -> SeedPair:
     """Two evaluations on items 0-7 and 4-9 of ten: right are 0-3 of the one and 4-5 of the other."""
     (found,) = runs(tmp_path, (0.4, 0.6))
     paths = [side.evaluations.run.path for side in (found.base, found.other)]

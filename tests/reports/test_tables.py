@@ -12,7 +12,7 @@ from harness.stats.continual import FIGURES
 from reports.data import tables
 from reports.data.frames import Frames, load
 from reports.document import grids as views
-from reports.report.report_data import Findings
+from reports.report.report_data import ReportData
 from reports.report.sections import cost
 from tests.support.run_factory import write_run
 
@@ -123,9 +123,9 @@ def test_peak_memory_is_the_highest_of_all_sessions_and_runs(tmp_path: Path):
 def test_runs_that_noted_no_memory_have_a_dash_and_the_section_says_so(tmp_path: Path):
     path = write_run(tmp_path, "opd") / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "sessions": []}))
-    findings = Findings(load([tmp_path]), ())
-    assert views.cost_grid(findings.frames).rows[0][4:6] == ["–", "–"]
-    assert "not recorded by every run" in str(cost.section(findings).blocks[-1])
+    report_data = ReportData(load([tmp_path]), ())
+    assert views.cost_grid(report_data.frames).rows[0][4:6] == ["–", "–"]
+    assert "not recorded by every run" in str(cost.section(report_data).blocks[-1])
 
 
 def test_intransigence_is_measured_against_the_joint_run_of_the_same_seed(tmp_path: Path):

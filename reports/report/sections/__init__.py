@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from reports.document.blocks import Section
-from reports.report.report_data import Findings
+from reports.report.report_data import ReportData
 from reports.report.sections import (
     answers,
     claims,
@@ -41,6 +41,6 @@ MAKERS = (
 )
 
 
-def sections(findings: Findings) -> list[Section]:
+def sections(report_data: ReportData) -> list[Section]:
     """Return the sections that a set of runs has something to say for."""
-    return [section for make in MAKERS if (section := make(findings)) is not None]
+    return [section for make in MAKERS if (section := make(report_data)) is not None]

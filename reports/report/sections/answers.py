@@ -8,7 +8,7 @@ from reports.data.flips import STAGE
 from reports.document.blocks import Folded, Grid, Picture, Section, Text
 from reports.document.sentences import percent
 from reports.figures.flips_figures import flips_by_stage
-from reports.report.report_data import Findings
+from reports.report.report_data import ReportData
 
 CAPTION = (
     "Each cell: items that were answered rightly before the stage and wrongly after it (−), and the other way round "
@@ -20,10 +20,10 @@ SOURCE = (
 )
 
 
-def flips(findings: Findings) -> Section:
+def flips(report_data: ReportData) -> Section:
     """Return the section."""
     title = "Flips: items lost and gained over each stage"
-    scores, shares = findings.frames.scores, findings.flip_shares
+    scores, shares = report_data.frames.scores, report_data.flip_shares
     own = scores.loc[scores["own"], ["label", "task", "stage"]].drop_duplicates()
     alt = "Share of items lost and gained by stage and task, one panel per method; the tables below hold its numbers."
     picture = Picture("flips", title, CAPTION, lambda: flips_by_stage(shares, own), alt)

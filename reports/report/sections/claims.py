@@ -11,19 +11,19 @@ from reports.claims.verdict_views import RULE, verdicts_grid
 from reports.data.frames import Frames
 from reports.data.methods import Method, by_setting, methods_of
 from reports.document.blocks import Grid, Section, Text
-from reports.report.report_data import Findings
+from reports.report.report_data import ReportData
 
 SHIPPED = {"aopd": {"opd", "aopd"}}
 
 
-def section(findings: Findings) -> Section | None:
+def section(report_data: ReportData) -> Section | None:
     """Return the section; None where no claims were named and no shipped file speaks of these runs' methods."""
-    files = findings.claims or shipped_for(findings.frames)
+    files = report_data.claims or shipped_for(report_data.frames)
     if not files:
         return None
     claims = [claim for file in files for claim in file.claims]
     sources = [Text(f"{file.title}, claimed in {file.source}.") for file in files]
-    grids = grids_by_setting(claims, methods_of(findings.frames))
+    grids = grids_by_setting(claims, methods_of(report_data.frames))
     return Section("claims", "Claims", "Claims, judged on these runs", [*sources, *grids, Text(RULE, "note")])
 
 

@@ -7,7 +7,7 @@ from reports.data.tables import cost
 from reports.document import grids as views
 from reports.document.blocks import Picture, Section, Text
 from reports.figures.training import cost_bars
-from reports.report.report_data import Findings
+from reports.report.report_data import ReportData
 
 NOTE = (
     "Mean per run. Seconds of generation, teacher scoring and student (forward, backward, optimiser), which the "
@@ -24,9 +24,9 @@ MEMORY = {
 }
 
 
-def section(findings: Findings) -> Section:
+def section(report_data: ReportData) -> Section:
     """Return the section."""
-    frames, table = findings.frames, cost(findings.frames)
+    frames, table = report_data.frames, cost(report_data.frames)
     alt = "Seconds of one run by phase, a bar per method; the table below holds its numbers."
     picture = Picture("cost", "Seconds of one run by phase", "Mean over runs.", lambda: cost_bars(table), alt)
     notes = [Text(" ".join([NOTE, *_memory(frames)]), "note")]

@@ -10,7 +10,7 @@ from harness.rundir.reader import IDENTITY
 from reports.document.blocks import Picture, Section, Text
 from reports.document.sentences import decimal
 from reports.figures.frontier import drift_scatter, rank_correlation
-from reports.report.report_data import Findings
+from reports.report.report_data import ReportData
 
 TITLE = "KL to the start against forgetting"
 CAPTION = (
@@ -23,12 +23,12 @@ ABSENT = (
 )
 
 
-def section(findings: Findings) -> Section:
+def section(report_data: ReportData) -> Section:
     """Return the section, or one sentence on why it is empty."""
-    drift = findings.frames.drift
+    drift = report_data.frames.drift
     if drift["kl_to_start"].isna().all():
         return Section("drift", "KL to the start", TITLE, [Text(ABSENT, "missing")])
-    rows = against_forgetting(drift, findings.frames.scores)
+    rows = against_forgetting(drift, report_data.frames.scores)
     rank = rank_correlation(rows)
     told = (
         [] if math.isnan(rank) else [Text(f"Rank correlation (Spearman) over all marks: {decimal(rank)}.", "measured")]

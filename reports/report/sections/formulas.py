@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from reports.document import grids as views
 from reports.document.blocks import Section, Text
-from reports.report.report_data import Findings
+from reports.report.report_data import ReportData
 
 NOTE = (
     "R[i][j] is the score on task j after stage i, R[0] is the start, stage j trains task j, T is the number of "
@@ -14,11 +14,11 @@ NOTE = (
 )
 
 
-def section(findings: Findings) -> Section:
+def section(report_data: ReportData) -> Section:
     """Return the section."""
     return Section(
         "figures",
         "Formulas",
         "Figures and their formulas",
-        [Text(NOTE, "note"), views.figures_grid(findings.frames.scores)],
+        [Text(NOTE, "note"), views.figures_grid(report_data.frames.scores)],
     )

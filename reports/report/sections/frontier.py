@@ -14,7 +14,7 @@ from reports.data.tables import figures_by_seed
 from reports.document.blocks import Grid, Picture, Section, Text
 from reports.document.sentences import percent, points, with_interval
 from reports.figures.frontier import frontier
-from reports.report.report_data import Findings
+from reports.report.report_data import ReportData
 
 CAPTION = (
     "Up: learned more. Left: forgot less. Large marks are means over seeds, small dots single seeds, bars 95 % t "
@@ -27,19 +27,23 @@ JUDGED = (
 )
 
 
-def section(findings: Findings) -> Section:
+def section(report_data: ReportData) -> Section:
     """Return the section."""
-    values = figures_by_seed(findings.frames.scores)
+    values = figures_by_seed(report_data.frames.scores)
     by_seed = values.pivot(index=IDENTITY, columns="figure", values="value")
     names = {figure: name for name, figure in FIGURES.items()}
     dots = by_seed[list(names)].rename(columns=names).reset_index()
     picture = Picture(
-        "frontier", "Learning against forgetting", CAPTION, lambda: frontier(findings.frontier, dots), _alt(findings)
+        "frontier",
+        "Learning against forgetting",
+        CAPTION,
+        lambda: frontier(report_data.frontier, dots),
+        _alt(report_data),
     )
-    pairs = matched_grid(findings.matched)
+    pairs = matched_grid(report_data.matched)
     compared = [Text(JUDGED, "note"), pairs] if pairs.rows else []
     return Section(
-        "frontier", "Learning and forgetting", picture.title, [glance_grid(findings.frontier), picture, *compared]
+        "frontier", "Learning and forgetting", picture.title, [glance_grid(report_data.frontier), picture, *compared]
     )
 
 
@@ -78,9 +82,9 @@ def _cell(row: dict[Any, Any], name: str, *, signed: bool = False) -> str:
     return with_interval(interval, points if signed else percent)
 
 
-def _alt(findings: Findings) -> str:
+def _alt(report_data: ReportData) -> str:
     told = [
         f"{row['label']} learned {percent(row['learned'])} % and forgot {points(row['forgot'])} points"
-        for row in findings.frontier.to_dict("records")
+        for row in report_data.frontier.to_dict("records")
     ]
     return f"Scatter of learning accuracy against forgetting: {'; '.join(told)}."

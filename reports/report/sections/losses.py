@@ -9,7 +9,7 @@ from reports.document import grids as views
 from reports.document.blocks import Folded, Grid, Picture, Section, Text
 from reports.document.sentences import percent, points
 from reports.figures.flips_figures import decomposition
-from reports.report.report_data import Findings
+from reports.report.report_data import ReportData
 
 CAPTION = (
     "Items that were right after the task's own stage and no longer are at the end, by what their answer is now: "
@@ -22,15 +22,15 @@ ENDS = (
 )
 
 
-def section(findings: Findings) -> Section:
+def section(report_data: ReportData) -> Section:
     """Return the section."""
     title = "What forgetting is made of"
-    shares = findings.flip_shares
+    shares = report_data.flip_shares
     alt = "Bars of items lost by outcome and of items gained, by task and method; the table below holds its numbers."
     picture = Picture("decomposition", title, CAPTION, lambda: decomposition(shares), alt)
     grid = lost_grid(shares)
     ends = Folded(
-        "Outcomes from the start to the end", [Text(ENDS, "note"), views.outcomes_grid(findings.frames.scores)]
+        "Outcomes from the start to the end", [Text(ENDS, "note"), views.outcomes_grid(report_data.frames.scores)]
     )
     return Section(
         "outcomes", "Outcomes", title, [picture, *([Folded("The same as a table", [grid])] * bool(grid.rows)), ends]

@@ -9,7 +9,7 @@ from reports.data.frames import Frames
 from reports.document import grids as views
 from reports.document import sentences as words
 from reports.document.blocks import Code, Folded, Section, Text
-from reports.report.report_data import Findings
+from reports.report.report_data import ReportData
 
 OVERLAP = (
     "Exact: test items whose whole prompt is trained on. 13-gram hits: test items that share 13 words in a row with "
@@ -18,9 +18,9 @@ OVERLAP = (
 )
 
 
-def section(findings: Findings) -> Section:
+def section(report_data: ReportData) -> Section:
     """Return the section."""
-    frames = findings.frames
+    frames = report_data.frames
     overlap = views.overlap_grid(frames)
     shared = [Folded(overlap.title, [Text(OVERLAP, "note"), overlap], opened=True)] if overlap.rows else []
     grids = [views.runs_grid, views.weights_grid, views.packages_grid, views.hardware_grid]

@@ -5,15 +5,15 @@ from __future__ import annotations
 from reports.data.frames import Frames
 from reports.document import grids as views
 from reports.document.blocks import Block, Folded, Heading, Section, Text
-from reports.report.report_data import Findings
+from reports.report.report_data import ReportData
 
 SEVERAL = "mean@n and unbiased pass@k from the same n answers, from the start to the end, mean over seeds."
 OTHER = "The same checkpoints and items, answered with the settings of this profile; a matrix of its own."
 
 
-def section(findings: Findings) -> Section | None:
+def section(report_data: ReportData) -> Section | None:
     """Return the section; None where the runs have one profile and one answer per item."""
-    frames = findings.frames
+    frames = report_data.frames
     blocks = [*_several(frames)]
     for number, name in enumerate(frames.profiles, start=1):
         under = frames.under(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from reports.document import grids as views
 from reports.document.blocks import Folded, Picture, Section, Text
 from reports.figures import scores as figures
-from reports.report.report_data import Findings
+from reports.report.report_data import ReportData
 
 MATRIX = (
     "Read down a column: how a task fares from stage to stage. A frame marks the stage that trained the task; "
@@ -25,9 +25,9 @@ TABLES = (
 )
 
 
-def section(findings: Findings) -> Section:
+def section(report_data: ReportData) -> Section:
     """Return the matrix as a figure and as tables."""
-    scores = findings.frames.scores
+    scores = report_data.frames.scores
     picture = Picture(
         "retention",
         "Retention: what each stage did to every task",
@@ -41,10 +41,10 @@ def section(findings: Findings) -> Section:
     return Section("retention", "Retention", picture.title, [picture, tables])
 
 
-def learning(findings: Findings) -> Section:
+def learning(report_data: ReportData) -> Section:
     """Return each task's score before and after its own stage."""
     title = "Learning: each task at its own stage"
-    scores = findings.frames.scores
+    scores = report_data.frames.scores
     alt = "Score of each trained task right before and right after its own stage, by method."
     return Section(
         "learning",
@@ -54,10 +54,10 @@ def learning(findings: Findings) -> Section:
     )
 
 
-def forgetting(findings: Findings) -> Section:
+def forgetting(report_data: ReportData) -> Section:
     """Return each task's score through the stages."""
     title = "Forgetting: each task through the stages"
-    scores = findings.frames.scores
+    scores = report_data.frames.scores
     alt = "Score of each task from the start to the last stage, by method, its own stage marked."
     return Section(
         "forgetting",

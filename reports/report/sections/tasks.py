@@ -8,17 +8,17 @@ from harness.stats.intervals import Interval
 from reports.document.blocks import Answers, Block, Folded, Grid, Heading, Link, Section, Text
 from reports.document.sentences import percent, with_interval
 from reports.report.items import Item, TaskItems
-from reports.report.report_data import Findings
+from reports.report.report_data import ReportData
 
 
-def section(findings: Findings) -> Section:
+def section(report_data: ReportData) -> Section:
     """Return the section."""
-    shown = {items.task: items for items in findings.items}
+    shown = {items.task: items for items in report_data.items}
     blocks: list[Block] = []
-    for number, task in enumerate(findings.retention["task"].unique(), start=1):
-        role = findings.retention.loc[findings.retention["task"] == task, "role"].iloc[0]
+    for number, task in enumerate(report_data.retention["task"].unique(), start=1):
+        role = report_data.retention.loc[report_data.retention["task"] == task, "role"].iloc[0]
         name = f"{task}, a probe that is never trained" if role == "probe" else str(task)
-        blocks += [Heading(f"task-{number}", name), task_grid(findings.retention, str(task))]
+        blocks += [Heading(f"task-{number}", name), task_grid(report_data.retention, str(task))]
         blocks += _changes(shown.get(str(task)))
     return Section("tasks", "Tasks", "Task by task, with the answers that changed", blocks)
 

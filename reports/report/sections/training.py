@@ -11,7 +11,7 @@ from reports.document.sentences import decimal, percent
 from reports.figures import pulls as pull
 from reports.figures import scores as figures
 from reports.figures.training import advantage_tails
-from reports.report.report_data import Findings
+from reports.report.report_data import ReportData
 
 ENTROPY = (
     "Mean entropy of the student's next-token distribution (full vocabulary) at the answer tokens it was trained "
@@ -43,18 +43,18 @@ AGREEMENT = (
 )
 
 
-def entropy(findings: Findings) -> Section:
+def entropy(report_data: ReportData) -> Section:
     """Return entropy through training."""
-    title, steps = "Entropy through training", findings.frames.steps
+    title, steps = "Entropy through training", report_data.frames.steps
     alt = "Entropy of the student over training steps, by method, with the boundaries of stages."
     return Section(
         "entropy", "Entropy", title, [Picture("entropy", title, ENTROPY, lambda: figures.entropy_curves(steps), alt)]
     )
 
 
-def routing(findings: Findings) -> Section | None:
+def routing(report_data: ReportData) -> Section | None:
     """Return the routed share and the advantage's tails; None where no step has either."""
-    steps = findings.frames.steps
+    steps = report_data.frames.steps
     if steps[["routed_fkl", "advantage_q50"]].isna().all(axis=None):
         return None
     routed = steps.dropna(subset="routed_fkl")
@@ -75,15 +75,15 @@ def routing(findings: Findings) -> Section | None:
         "Quantiles of the advantage over training steps, one panel per method; the table below holds their means.",
         optional=True,
     )
-    told = [Text(reading, "measured") for reading in tails_reading(findings)]
-    table = Folded("Advantage and routed share as a table", [advantage_grid(findings)])
+    told = [Text(reading, "measured") for reading in tails_reading(report_data)]
+    table = Folded("Advantage and routed share as a table", [advantage_grid(report_data)])
     title = "Routed share and the advantage's tails"
     return Section("routing", "Routing and advantage", title, [share, tails, *told, table])
 
 
-def tails_reading(findings: Findings) -> list[str]:
+def tails_reading(report_data: ReportData) -> list[str]:
     """Return a sentence on where the lowest and the highest hundredth of the advantage lie; none where no step noted both."""
-    known = advantage(findings.frames.steps).dropna(subset=["advantage_q01", "advantage_q99"])
+    known = advantage(report_data.frames.steps).dropna(subset=["advantage_q01", "advantage_q99"])
     told = [
         f"{row['label']} {decimal(row['advantage_q01'])} and {decimal(row['advantage_q99'], signed=True)} nats, "
         f"a ratio of {decimal(row['tail'])}"
@@ -93,7 +93,7 @@ def tails_reading(findings: Findings) -> list[str]:
     return [f"{opening}: {'; '.join(told)}."] if told else []
 
 
-def advantage_grid(findings: Findings) -> Grid:
+def advantage_grid(report_data: ReportData) -> Grid:
     """Return per method the advantage's mean and quantiles, its tail ratio and the routed share, over all steps."""
     names = [name.removeprefix("advantage_").replace("q0", "q").replace("q", "") for name in ADVANTAGE]
     header = ["method", "seeds", *(n if n == "mean" else f"{n} %" for n in names), "tail ratio", "routed %"]
@@ -105,14 +105,14 @@ def advantage_grid(findings: Findings) -> Grid:
             pull.number(row["tail"]),
             percent(row["routed_fkl"]),
         ]
-        for row in advantage(findings.frames.steps).to_dict("records")
+        for row in advantage(report_data.frames.steps).to_dict("records")
     ]
     return Grid("Advantage in nats, mean over steps and seeds; tail ratio: |1 %| over |99 %|", header, rows)
 
 
-def pulls(findings: Findings) -> Section | None:
+def pulls(report_data: ReportData) -> Section | None:
     """Return the pulls on the teacher's first choice; None where no step logged them."""
-    frames = findings.frames
+    frames = report_data.frames
     if frames.steps["pull_up"].isna().all():
         return None
     title, reading = "Pulls on the teacher's first choice", pull.pulls_reading(frames)
@@ -120,9 +120,9 @@ def pulls(findings: Findings) -> Section | None:
     return Section("pulls", "Pulls", title, [picture, Text(reading, "measured")])
 
 
-def agreement(findings: Findings) -> Section | None:
+def agreement(report_data: ReportData) -> Section | None:
     """Return the agreement with the teacher; None where no step logged it."""
-    frames = findings.frames
+    frames = report_data.frames
     if frames.steps["overlap"].isna().all():
         return None
     title, reading = "Agreement with the teacher", pull.agreement_reading(frames)
@@ -130,8 +130,8 @@ def agreement(findings: Findings) -> Section | None:
     return Section("agreement", "Agreement", title, [picture, Text(reading, "measured")])
 
 
-def warnings(findings: Findings) -> Section:
+def warnings(report_data: ReportData) -> Section:
     """Return what the guards raised in training."""
-    grid = views.warnings_grid(findings.frames)
+    grid = views.warnings_grid(report_data.frames)
     listed = [grid] if 0 < len(grid.rows) <= 10 else [Folded(f"All {len(grid.rows)}", [grid])] * bool(grid.rows)
-    return Section("warnings", "Warnings", grid.title, [Text(words.training_warnings(findings.frames)), *listed])
+    return Section("warnings", "Warnings", grid.title, [Text(words.training_warnings(report_data.frames)), *listed])
