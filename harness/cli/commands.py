@@ -146,7 +146,7 @@ def do_compare(
     """Print a comparison, its sentences and notes, and write it as files where a folder is given."""
     from reports.compare.comparison import Comparison, Stages
     from reports.compare.headline import sentences_of
-    from reports.compare.views import FORMATS, print_comparison, rendered, write_comparison
+    from reports.compare.render_comparison import FORMATS, print_comparison, render_comparison, write_comparison
     from reports.data.methods import find_methods
 
     if kind not in (None, *FORMATS):
@@ -165,7 +165,7 @@ def do_compare(
         for sentence in sentences:
             console.print(escape(sentence), highlight=False)
     else:
-        typer.echo(rendered(compared, kind, sentences))
+        typer.echo(render_comparison(compared, kind, sentences))
     if out:
         _name_files(write_comparison(compared, out, sentences))
     if files:
@@ -197,7 +197,7 @@ def report_claims(
     """Judge claims on all methods of a report, print the verdicts, and write them beside it: of each suite and order apart."""
     if not files:
         return
-    from reports.compare.rows import MARGIN
+    from harness.stats.matching import MARGIN
     from reports.data.frames import load
     from reports.data.methods import by_setting, methods_of
 
@@ -217,12 +217,12 @@ def _judge(
     kind: str | None = None,
 ) -> None:
     """Judge claims on methods, print the verdicts, in a format where one is named, and write them where there is a folder."""
-    from reports.claims.judge import verdicts
-    from reports.claims.verdict_views import print_verdicts, rendered_verdicts, write_verdicts
+    from reports.claims.judge_claims import verdicts
+    from reports.claims.render_verdicts import print_verdicts, render_verdicts, write_verdicts
 
     found = verdicts([claim for file in files for claim in file.claims], methods, margin)
     if kind:
-        typer.echo(f"\n{rendered_verdicts(found, files, kind)}")
+        typer.echo(f"\n{render_verdicts(found, files, kind)}")
     else:
         print_verdicts(console, found)
     if folder:

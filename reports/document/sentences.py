@@ -13,8 +13,8 @@ from itertools import combinations
 import pandas as pd
 
 from harness.rundir.reader import IDENTITY, RunDir
-from harness.stats.intervals import Interval, t_interval
-from reports.compare import matching
+from harness.stats.intervals import Interval, resolved, t_interval
+from reports.compare import matched_pairs
 from reports.data.frames import Frames
 from reports.data.tables import figures_by_seed
 
@@ -102,23 +102,14 @@ def nats_more(difference: float) -> str:
     return "–" if math.isnan(difference) else f"{difference:+z.3f}".replace("-", "−")
 
 
-def has_width(difference: Interval, seeds: int = 2) -> bool:
-    """Whether an interval is over at least so many seeds and has a width beyond rounding."""
-    return difference.seeds >= seeds and difference.high - difference.low > 1e-9
-
-
-def resolved(difference: Interval, seeds: int = 2) -> bool:
-    """Whether such an interval leaves zero out."""
-    return has_width(difference, seeds) and (difference.low > 0 or difference.high < 0)
-
-
 def with_interval(interval: Interval, write: Callable[[float], str] = percent) -> str:
     """Write `mean [low, high]`; the mean alone for a single seed."""
-    mean, low, high, seeds = interval
-    return write(mean) if seeds < 2 else f"{write(mean)} [{write(low)},\u00a0{write(high)}]"
+    if interval.seeds < 2:
+        return write(interval.mean)
+    return f"{write(interval.mean)} [{write(interval.low)},\u00a0{write(interval.high)}]"
 
 
-def p_value(p: float) -> str:
+def format_p(p: float) -> str:
     """Write a p value with three decimals; a dash where nothing was tested."""
     if math.isnan(p):
         return "–"
@@ -166,7 +157,7 @@ def _differences(values: pd.DataFrame, frames: Frames) -> Iterator[str]:
     labels = list(dict.fromkeys(label for run, label in frames.labelled if run.adapter != "none"))
     comparable = len(labels) <= 3 and len({(run.suite, run.start) for run in frames.runs}) == 1
     for first, second in combinations(labels if comparable else [], 2):
-        found = [matching.difference(values, name, second, first) for name in COMPARED]
+        found = [matched_pairs.difference(values, name, second, first) for name in COMPARED]
         if min(each.seeds for each in found) >= 2:
             parts = [f"{n} {_judged(d)}" for n, d in zip(COMPARED.values(), found, strict=True)]
             yield f"{second} minus {first}, paired over {plural(found[0].seeds, 'seed')}: {'; '.join(parts)}."

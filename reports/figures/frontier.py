@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,7 +22,7 @@ def frontier(points: pd.DataFrame, by_seed: pd.DataFrame) -> Figure:
     `points` is `tables.frontier`'s; `by_seed` has the columns label, learned, forgot, one row per run, drawn small. Bars are
     t intervals over seeds, cut where they leave the axes; a hollow mark is one seed. Raises RunError without any mark.
     """
-    points = points.dropna(subset=["learned", "forgot"])
+    points = points[[all(i.seeds for i in pair) for pair in points[["learned", "forgot"]].to_numpy()]]
     if points.empty:
         raise RunError("No run has both learning accuracy and forgetting yet; forgetting needs two finished stages.")
     figure = Figure(figsize=(10, 4.8))
@@ -40,19 +39,19 @@ def frontier(points: pd.DataFrame, by_seed: pd.DataFrame) -> Figure:
     axes.set(xlim=_limits(100 * small["forgot"]), ylim=_limits(100 * small["learned"]))
     axes.grid(visible=True, axis="both")
     marks = points[["label", "forgot", "learned"]].to_numpy()
-    names = [Name(label, 100 * x, 100 * y, looks[label]["color"]) for label, x, y in marks]
+    names = [Name(label, 100 * x.mean, 100 * y.mean, looks[label]["color"]) for label, x, y in marks]
     write_names(axes, names, crosses=True)
     return figure
 
 
 def _mark(axes: Axes, row: dict[str, Any], look: dict[str, Any]) -> None:
     """Draw a label's mean and, where it has several seeds, a bar for each of its two intervals."""
-    x, y = 100 * row["forgot"], 100 * row["learned"]
-    single = row["forgot_seeds"] < 2
+    forgot, learned = row["forgot"], row["learned"]
+    x, y, single = 100 * forgot.mean, 100 * learned.mean, forgot.seeds < 2
     if not single:
         bar: dict[str, Any] = {"color": look["color"], "alpha": 0.55, "linewidth": 1.4}
-        axes.plot([100 * row["forgot_low"], 100 * row["forgot_high"]], [y, y], **bar)
-        axes.plot([x, x], [100 * row["learned_low"], 100 * row["learned_high"]], **bar)
+        axes.plot([100 * forgot.low, 100 * forgot.high], [y, y], **bar)
+        axes.plot([x, x], [100 * learned.low, 100 * learned.high], **bar)
     face = "none" if single else look["color"]
     axes.plot(x, y, look["marker"], color=look["color"], markerfacecolor=face, markersize=8)
 
@@ -89,11 +88,3 @@ def drift_scatter(rows: pd.DataFrame) -> Figure:
         figure, {name: {**look, "linestyle": ""} for name, look in looks.items()}, "KL to the start against forgetting"
     )
     return figure
-
-
-def rank_correlation(rows: pd.DataFrame) -> float:
-    """Return Spearman's rank correlation of KL and forgetting; nan for fewer than three rows or where one is constant."""
-    known = rows[["kl_to_start", "forgot"]].dropna().rank()
-    if len(known) < 3 or (known.nunique() < 2).any():
-        return float("nan")
-    return float(np.corrcoef(known.to_numpy().T)[0, 1])

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from harness.errors import RunError
-from harness.stats.intervals import Interval, t_interval
+from harness.stats.sampling import mean_ratio
 from reports.data.frames import Frames
 from reports.document.sentences import percent, with_interval
 from reports.figures import style
@@ -80,13 +80,9 @@ def pulls_reading(frames: Frames) -> str:
     told = []
     for label, runs in _means(frames.steps, ["pull_up", "pull_down"]):
         up, down = runs.mean()
-        told.append(f"{label} {number(up)} up and {number(down)} down, ratio {with_interval(down_to_up(runs), number)}")
+        ratio = mean_ratio(runs["pull_down"], runs["pull_up"])
+        told.append(f"{label} {number(up)} up and {number(down)} down, ratio {with_interval(ratio, number)}")
     return f"Mean over all steps: {'; '.join(told)}."
-
-
-def down_to_up(runs: pd.DataFrame) -> Interval:
-    """Return the mean over runs of the ratio of their pull down to their pull up, with its 95 % t interval."""
-    return t_interval(runs["pull_down"] / runs["pull_up"].where(runs["pull_up"] > 0))
 
 
 def number(value: float) -> str:

@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pandas as pd
-
-from harness.stats.intervals import Interval, t_interval
-from reports.compare.paired import NOTHING
-from reports.compare.rows import MATCHED, ON_AVERAGE, how_matched
+from harness.stats import matching as stats_matching
+from harness.stats.intervals import NOTHING, Interval
+from harness.stats.matching import MATCHED, ON_AVERAGE, how_matched
 from reports.document.sentences import plural, points, with_interval
 from reports.study.data import AOPD, OPD, Config, Results
 
@@ -71,10 +69,9 @@ def varies_rates(results: Results) -> bool:
 
 def at_matched_learning(results: Results, matched: Sequence[MatchedPair], matching: Matching) -> Interval:
     """Return AOPD minus OPD of the outcome: the matched pairs' mean of each seed, then the interval over seeds."""
-    each = [
-        results.series(one, matching.outcome) - results.series(other, matching.outcome) for one, other in _both(matched)
-    ]
-    return t_interval(pd.concat(each, axis=1).mean(axis=1, skipna=False)) if each else NOTHING
+    sides = [[results.by_seed(config, matching.outcome) for config in pair.configs] for pair in matched]
+    changes = [{seed: one[seed] - other[seed] for seed in one if seed in other} for one, other in sides]
+    return stats_matching.at_matched_learning(changes)
 
 
 def matching_sentences(results: Results, matching: Matching) -> list[str]:
@@ -90,10 +87,6 @@ def _pair(
     figures = (matching.learned, matching.outcome)
     learned, outcome = (results.paired(*configs, name) if seeds[0] == seeds[1] else NOTHING for name in figures)
     return MatchedPair(start, rates, configs, learned, outcome)
-
-
-def _both(matched: Sequence[MatchedPair]) -> list[tuple[Config, Config]]:
-    return [pair.configs for pair in matched]
 
 
 def _sentence(results: Results, matching: Matching, start: str, here: Sequence[MatchedPair]) -> str:

@@ -12,16 +12,18 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from harness.stats.intervals import Interval, t_interval
+from harness.stats import rates
+from harness.stats.intervals import NOTHING, Interval, t_interval
+from harness.stats.matching import MATCHED, ON_AVERAGE
 from harness.stats.significance import holm
+from harness.stats.verdicts import judge, p_of
 from reports.claims.claim_file import ClaimEntry, read_claims
-from reports.claims.judge import NOT_SHOWN_TO_MATCH, UNMATCHED, ClaimScope, effect_at, filled, judge, p_of, places
-from reports.claims.verdict_views import reported
-from reports.compare.rows import MATCHED, ON_AVERAGE
+from reports.claims.judge_claims import NOT_SHOWN_TO_MATCH, UNMATCHED, ClaimScope, effect_at, filled, places
+from reports.claims.render_verdicts import reported
 from reports.data.methods import Method
 from reports.document.sentences import plural
 from reports.study.data import AOPD, OPD, Results
-from reports.study.pairs import FORGETTING, NOTHING, RETENTION, MatchedPair, at_matched_learning, pairs
+from reports.study.pairs import FORGETTING, RETENTION, MatchedPair, at_matched_learning, pairs
 
 CLAIMS = "aopd"
 MATCHINGS = {matching.learned: matching for matching in (RETENTION, FORGETTING)}
@@ -66,12 +68,9 @@ def chosen_rates(results: Results, start: str, adapter: str, figure: str) -> pd.
 
     Columns `rate` and `value`; seeds that lack a rate are left out, and no seed is left where there are fewer than two.
     """
-    by_rate = {rate: results.series(config, figure) for rate, config in results.rates(start, adapter).items()}
-    table = pd.DataFrame(by_rate).dropna(axis="columns", how="all").dropna()
-    if len(table) < 2:
-        return pd.DataFrame({"rate": [], "value": []}, dtype=float)
-    chosen = (table.sum() - table).idxmax(axis="columns")
-    return pd.DataFrame({"rate": chosen, "value": [table.at[seed, rate] for seed, rate in chosen.items()]})
+    by_rate = {rate: results.by_seed(config, figure) for rate, config in results.rates(start, adapter).items()}
+    chosen = rates.chosen_rates(by_rate)
+    return pd.DataFrame.from_dict(chosen, orient="index", columns=rates.Chosen._fields, dtype=float)
 
 
 def edge(rate: float, tried: Sequence[float]) -> str:
@@ -89,7 +88,7 @@ def _rows(results: Results, entry: ClaimEntry, methods: Sequence[Method]) -> Ite
             yield _at_matched(results, entry, place)
         else:
             compared = f"{filled(entry.compared, place)} {_at(results)}"
-            yield _claim(entry, place, compared, t_interval(effect_at(entry, place, methods)))
+            yield _claim(entry, place, compared, t_interval(effect_at(entry, place, methods).by_seed))
 
 
 def _claim(entry: ClaimEntry, place: ClaimScope, compared: str, difference: Interval, verdict: str = "") -> Claim:
@@ -122,8 +121,8 @@ def _at_chosen_rates(results: Results, entry: ClaimEntry, place: ClaimScope) -> 
     figure = FIGURES[entry.parsed.metrics[0].name]
     chosen = [chosen_rates(results, place.start, adapter, figure) for adapter in (AOPD, OPD)]
     parts = [
-        f"{adapter} {' or '.join(f'{rate:g}{edge(rate, rates)}' for rate in table['rate'].unique())}"
-        for adapter, table, rates in zip(("AOPD", "OPD"), chosen, tried, strict=True)
+        f"{adapter} {' or '.join(f'{rate:g}{edge(rate, all_rates)}' for rate in table['rate'].unique())}"
+        for adapter, table, all_rates in zip(("AOPD", "OPD"), chosen, tried, strict=True)
     ]
     compared = f"{entry.compared}, each at its best lr, which the other seeds chose ({'; '.join(parts)})"
     yield _claim(entry, place, compared, t_interval(chosen[0]["value"] - chosen[1]["value"]))
@@ -149,13 +148,13 @@ def _named(matched: Sequence[MatchedPair]) -> str:
     """Name the learning rates of the pairs and say how they were chosen, since a verdict holds for these alone."""
     if not matched:
         return ""
-    rates = "; ".join(f"AOPD {pair.rates[0]:g} beside OPD {pair.rates[1]:g}" for pair in matched)
-    return f" ({rates}; the OPD setting is the closest on the same seeds, and may serve several AOPD settings)"
+    named = "; ".join(f"AOPD {pair.rates[0]:g} beside OPD {pair.rates[1]:g}" for pair in matched)
+    return f" ({named}; the OPD setting is the closest on the same seeds, and may serve several AOPD settings)"
 
 
 def _at(results: Results) -> str:
-    rates = dict.fromkeys(results.rate(adapter) for adapter in (AOPD, OPD))
-    return f"at lr {' and '.join(f'{rate:g}' for rate in rates)}"
+    used = dict.fromkeys(results.rate(adapter) for adapter in (AOPD, OPD))
+    return f"at lr {' and '.join(f'{rate:g}' for rate in used)}"
 
 
 def _from(start: str) -> str:

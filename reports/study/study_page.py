@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 
 from harness.errors import RunError
 from harness.pipeline.study import Plan
-from reports.claims.judge import LEVEL, SEEDS
-from reports.compare.rows import MARGIN
+from harness.stats.matching import MARGIN
+from harness.stats.verdicts import LEVEL, SEEDS
 from reports.document.grids import hardware_grid, packages_grid
 from reports.document.rendering import environment, publish
 from reports.document.sentences import overlap, training_warnings

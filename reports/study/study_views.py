@@ -6,20 +6,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from harness.config.study import Factor
-from harness.stats.intervals import Interval
-from reports.claims.judge import CONTRADICTED, LEVEL, NOT_RESOLVED, SEEDS, SUPPORTED
-from reports.claims.verdict_views import WRITE, half_width, unresolved
-from reports.compare.rows import MATCHED
+from harness.stats.intervals import Interval, has_width, resolved
+from harness.stats.matching import MATCHED
+from harness.stats.verdicts import CONTRADICTED, LEVEL, NOT_RESOLVED, SEEDS, SUPPORTED
+from reports.claims.render_verdicts import WRITE, half_width, unresolved
 from reports.document.blocks import Grid
 from reports.document.sentences import (
-    has_width,
+    format_p,
     nats,
     nats_more,
-    p_value,
     percent,
     plural,
     points,
-    resolved,
     with_interval,
 )
 from reports.study.data import THRESHOLD, Config, Results
@@ -129,7 +127,7 @@ class _Change(NamedTuple):
 def _claim_row(claim: Claim) -> list[str]:
     unit, seeds = claim.entry.unit, claim.difference.seeds
     shown = f"{with_interval(claim.difference, WRITE[unit][1])} {unit}" if seeds else "–"
-    told = [shown, str(seeds or "–"), p_value(claim.adjusted), _verdict(claim)]
+    told = [shown, str(seeds or "–"), format_p(claim.adjusted), _verdict(claim)]
     return [claim.claim, claim.paper, claim.compared, *told]
 
 

@@ -18,7 +18,7 @@ from benchmarks.report_runs import STAGES, Scale, write_runs
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
 from harness.pipeline.run import run
-from reports.claims.verdict_views import RULE
+from reports.claims.render_verdicts import RULE
 from reports.document import sentences as words
 from reports.report.build import build_report
 from tests.reports.by_hand import Runs, read_runs

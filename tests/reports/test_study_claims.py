@@ -13,7 +13,8 @@ from scipy import stats
 from harness.config.run_spec import RunSpec
 from harness.stats.intervals import Interval, t_interval
 from harness.stats.significance import holm, p_value
-from reports.claims.judge import CONTRADICTED, NO_RUNS, NOT_RESOLVED, NOT_SHOWN_TO_MATCH, SUPPORTED, UNMATCHED, judge
+from harness.stats.verdicts import CONTRADICTED, NO_RUNS, NOT_RESOLVED, SUPPORTED, judge
+from reports.claims.judge_claims import NOT_SHOWN_TO_MATCH, UNMATCHED
 from reports.study.data import Config, Results, collect
 from reports.study.pairs import FORGETTING, RETENTION, matching_sentences, pairs
 from reports.study.study_claims import chosen_rates, claims

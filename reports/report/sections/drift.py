@@ -7,9 +7,10 @@ import math
 import pandas as pd
 
 from harness.rundir.reader import IDENTITY
+from harness.stats.sampling import rank_correlation
 from reports.document.blocks import Picture, Section, Text
 from reports.document.sentences import decimal
-from reports.figures.frontier import drift_scatter, rank_correlation
+from reports.figures.frontier import drift_scatter
 from reports.report.report_data import ReportData
 
 TITLE = "KL to the start against forgetting"
@@ -29,7 +30,7 @@ def section(report_data: ReportData) -> Section:
     if drift["kl_to_start"].isna().all():
         return Section("drift", "KL to the start", TITLE, [Text(ABSENT, "missing")])
     rows = against_forgetting(drift, report_data.frames.scores)
-    rank = rank_correlation(rows)
+    rank = rank_correlation(rows["kl_to_start"], rows["forgot"])
     told = (
         [] if math.isnan(rank) else [Text(f"Rank correlation (Spearman) over all marks: {decimal(rank)}.", "measured")]
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pandas as pd
 
-from harness.stats.intervals import Interval
 from reports.document.blocks import Answers, Block, Folded, Grid, Heading, Link, Section, Text
 from reports.document.sentences import percent, with_interval
 from reports.report.items import Item, TaskItems
@@ -36,7 +35,7 @@ def task_grid(retention: pd.DataFrame, task: str) -> Grid:
 
 
 def _cell(cell: dict) -> str:
-    return with_interval(Interval(*(cell[key] for key in Interval._fields)), percent) if cell["seeds"] else "–"
+    return with_interval(cell["interval"], percent) if cell["seeds"] else "–"
 
 
 def _changes(items: TaskItems | None) -> list[Block]:

@@ -1,4 +1,4 @@
-"""A comparison for readers: one table per method beside the baseline, on the terminal, as Markdown, LaTeX and CSV.
+"""A comparison for readers: one table per method next to the baseline, on the terminal, as Markdown, LaTeX and CSV.
 
 Differences are in percentage points (entropy: nats). `detects` is the smallest difference found with 80 % power: over these
 seeds, or, for a single seed, over these items.
@@ -19,8 +19,8 @@ from rich.text import Text
 
 from harness.stats.intervals import Interval
 from reports.compare.comparison import Comparison, Stages
-from reports.compare.rows import AVERAGE, ComparisonRow, frame, frame_by_seed
-from reports.document.sentences import nats, nats_more, p_value, percent, points
+from reports.compare.rows import AVERAGE, ComparisonRow, comparison_table, comparison_table_by_seed
+from reports.document.sentences import format_p, nats, nats_more, percent, points
 from reports.figures.style import short_names
 
 LATEX = {"<": "$<$", "−": "$-$", "–": "--", "\u00a0": "~", "×": r"$\times$"}
@@ -59,14 +59,14 @@ def write_comparison(compared: Comparison | Stages, folder: Path, sentences: Seq
         "compare.md": markdown(compared, sentences),
         "compare.tex": latex(compared),
         "compare.csv": csv(compared),
-        "compare_by_seed.csv": frame_by_seed(compared.rows).to_csv(index=False),
+        "compare_by_seed.csv": comparison_table_by_seed(compared.rows).to_csv(index=False),
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     return [folder / name for name in texts]
 
 
-def rendered(compared: Comparison | Stages, kind: str, sentences: Sequence[str] = ()) -> str:
+def render_comparison(compared: Comparison | Stages, kind: str, sentences: Sequence[str] = ()) -> str:
     """Return the comparison in one of FORMATS."""
     if kind == "markdown":
         return markdown(compared, sentences)
@@ -98,7 +98,7 @@ def latex_table(table: pd.DataFrame, title: str) -> str:
 
 def csv(compared: Comparison | Stages) -> str:
     """Return every figure in full precision, one line per row."""
-    return frame(compared.rows).to_csv(index=False)
+    return comparison_table(compared.rows).to_csv(index=False)
 
 
 def _pairs(compared: Comparison | Stages) -> list[tuple[str, str]]:
@@ -109,15 +109,15 @@ def _texts(row: ComparisonRow) -> dict[str, str]:
     found, level, change = row.difference, *_writers(row)
     sd = [math.sqrt(value) for value in (found.variances.seeds, found.variances.items)]
     return {
-        "": f"{row.title}{', nats' * (row.measure.unit == 'nats')}",
+        "": f"{row.title}{', nats' * (row.quantity.unit == 'nats')}",
         row.base: level(found.base),
         row.other: level(found.other),
         "difference": change(found.seeds.mean),
         "over seeds": _bracket(found.seeds, change, 2),
         "over items": _bracket(found.items, change, 1),
-        "p, Holm": row.learning if not row.judged else p_value(row.adjusted),
+        "p, Holm": row.learning if not row.judged else format_p(row.adjusted),
         "lost / gained": f"{found.lost} / {found.gained}" if found.flips else "–",
-        "McNemar p": p_value(found.mcnemar),
+        "McNemar p": format_p(found.mcnemar),
         "sd seeds; items": "; ".join(level(value) for value in sd) if found.item_count else "–",
         "detects": _detects(row, level),
         "noise": level(row.noise),
@@ -127,7 +127,7 @@ def _texts(row: ComparisonRow) -> dict[str, str]:
 
 def _writers(row: ComparisonRow) -> tuple[Callable[[float], str], Callable[[float], str]]:
     """Return how the row's levels and its differences are written."""
-    if row.measure.unit == "nats":
+    if row.quantity.unit == "nats":
         return nats, nats_more
     return percent, points
 
@@ -165,8 +165,8 @@ def _terminal(title: str, rows: Sequence[ComparisonRow]) -> Table:
             ("p, Holm", "detects"),
             ("lost / gained", "McNemar p"),
         )
-        unit = "nats" if row.measure.unit == "nats" else ""
+        unit = "nats" if row.quantity.unit == "nats" else ""
         told = [f"{cells[above]}\n{cells[below]}" for above, below in lines]
-        title = f"{row.measure.name}\n{short.get(row.task, unit)}"
+        title = f"{row.quantity.short}\n{short.get(row.task, unit)}"
         table.add_row(*map(Text, (title, *told)), style="bold" if row.adjusted <= LEVEL else "")
     return table
