@@ -50,8 +50,9 @@ def read_pitfalls() -> list[Pitfall]:
 
 def read_markers(file: Path) -> Iterator[Pitfall]:
     """Yield the markers of a file in the order of its lines."""
-    for function in ast.parse(file.read_text(encoding="utf-8")).body:
-        for marker in function.decorator_list if isinstance(function, ast.FunctionDef) else ():
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for function in [node for node in tree.body if isinstance(node, ast.FunctionDef)]:
+        for marker in function.decorator_list:
             if isinstance(marker, ast.Call) and ast.unparse(marker.func) == "pytest.mark.pitfall":
                 values = {word.arg or "": ast.literal_eval(word.value) for word in marker.keywords}
                 (title,) = [ast.literal_eval(argument) for argument in marker.args]
