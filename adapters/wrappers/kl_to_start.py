@@ -28,7 +28,7 @@ class KLToStart(PenaltyWrapper):
                 f"{self.of.adapter!r} with these options moves the copy of the start that this penalty holds to; wrap "
                 "another trainer, or keep the copy still (ema_rate: 0)"
             )
-        if self.inner.capabilities.trains_on != {"student"}:
+        if not self.inner.capabilities.trains_on <= {"student"}:
             raise ValueError(
                 f"{self.of.adapter!r} with these options trains on responses that are not the student's own, where this "
                 "penalty does not follow the KL to the start; wrap an on-policy trainer"
