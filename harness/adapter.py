@@ -134,7 +134,7 @@ class StageContext:
     def with_demonstration(self, example: Example, shown: str) -> list[int]:
         """Return an item's prompt with its reference answer in it, by a text that names {question} and {demonstration}."""
         task = self.tasks[example.task]
-        question, answer = str(task.task.doc_to_text(example.doc)), task.training_target(example.doc)
+        question, answer = task.prompt_text(example.doc), task.training_target(example.doc)
         text = shown.replace("{demonstration}", answer).replace("{question}", question)
         if self.renderer.has_template:
             text = self.renderer.render([{"role": "user", "content": text}])
