@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.lmeval.overlap import HEADER
+from harness.rundir.overlap_record import OVERLAP_HEADER
 from harness.stats.intervals import Interval
 from reports.data import tables
 from reports.data.cells import OUTCOMES
@@ -185,7 +185,7 @@ def hardware_grid(frames: Frames) -> Grid:
 def overlap_grid(frames: Frames) -> Grid:
     """Return the training sets that share prompts or n-grams with a test set; no rows where none does."""
     found = frames.overlap.found if frames.overlap else []
-    return Grid("Training prompts in test sets", HEADER, [row.cells for row in found])
+    return Grid("Training prompts in test sets", OVERLAP_HEADER, [row.cells for row in found])
 
 
 def _settings_grid(title: str, kind: str, settings: Sequence[dict]) -> Grid:
