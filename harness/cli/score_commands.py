@@ -40,6 +40,6 @@ def regrade(
 
     found = find_runs(runs)
 
-    from harness.evaluation.regrade_runs import regrade_runs, regrade_table
+    from harness.evaluation.regrading import regrade_runs, regrade_table
 
     Console().print(regrade_table(regrade_runs([run.path for run in found], grader)))
