@@ -88,7 +88,7 @@ def stock_answers(folder: Path, task: Task, library: TaskLibrary, limit: int, **
     stock: Any = HFLM
     model = stock(pretrained=str(folder), device="cpu", dtype="float32", batch_size=5)
     results: Any = simple_evaluate(
-        model=model, tasks=[task.task], task_manager=library.manager, limit=limit, apply_chat_template=True,
+        model=model, tasks=[task.lmeval], task_manager=library.manager, limit=limit, apply_chat_template=True,
         fewshot_as_multiturn=True, bootstrap_iters=0, **more,
     )  # fmt: skip
     samples = sorted(results["samples"][task.name], key=lambda sample: sample["doc_id"])

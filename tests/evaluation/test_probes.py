@@ -22,7 +22,7 @@ from harness.errors import TaskError
 from harness.evaluation.cell_cache import CellResult, SharedCells
 from harness.evaluation.evaluator import Subject, evaluate
 from harness.evaluation.groups import group_cell, load_evaluation_plan
-from harness.evaluation.regrade_runs import regrade_runs
+from harness.evaluation.regrading import regrade_runs
 from harness.lm.checkpoints import load_renderer, weights_digest
 from harness.lmeval.checks import settle_generation
 from harness.lmeval.library import TaskLibrary

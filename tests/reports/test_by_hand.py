@@ -14,7 +14,7 @@ from benchmarks.report_runs import STAGES, Scale, write_runs
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
 from harness.pipeline.run import run
-from reports.document import sentences as words
+from reports.document.sentences import format_nats, format_nats_change, format_percent, format_points
 from reports.report.build import build_report
 from tests.reports.by_hand import Runs, read_runs
 from tests.reports.by_hand_pairs import headline_numbers
@@ -115,7 +115,7 @@ def check_headline(root: Path, page: ParsedPage) -> None:
         assert any(all(number in text for number in numbers) for text in naming), (base, other, numbers)
 
 
-@pytest.mark.parametrize("write", [words.percent, words.points, words.nats, words.nats_more])
+@pytest.mark.parametrize("write", [format_percent, format_points, format_nats, format_nats_change])
 def test_what_rounds_to_zero_has_no_minus_sign(write: Callable[[float], str]):
     assert write(-1e-9) == write(0.0)
     assert "−" in write(-0.01)
