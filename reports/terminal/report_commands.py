@@ -38,7 +38,7 @@ def report(
     page = build_report(runs, folder, grader, files)
     console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
     if files:
-        _judge_by_setting(console, files, runs, folder, grader)
+        judge_by_setting(console, files, runs, folder, grader)
 
 
 def compare(
@@ -122,7 +122,7 @@ def _read_claim_files(names: Sequence[str]) -> list[ClaimFile]:
     return [read_claims(name) for name in names]
 
 
-def _judge_by_setting(
+def judge_by_setting(
     console: Console, files: Sequence[ClaimFile], runs: Sequence[Path], folder: Path, grader: str
 ) -> None:
     """Judge claims on all methods of a report, for each suite and order apart, and write the verdicts next to it."""
