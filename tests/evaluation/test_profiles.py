@@ -118,6 +118,12 @@ def test_a_task_of_likelihoods_stands_under_the_first_profile_alone(tmp_path: Pa
     assert tasks_by_profile(cells.values(), evaluation()) == expected
 
 
+@pytest.mark.pitfall(
+    "with `repeats`, lm-eval keeps only the first answer of each item, and graders get nested lists",
+    area="lm-eval",
+    guard="`harness/lmeval/task.py` sets repeats to 1; the `n` of a profile draws several answers",
+    evidence="the task keeps its repeats",
+)
 def test_repeats_of_a_task_file_draw_and_drop_nothing(student_folder: Path, tmp_path: Path):
     write_task(tmp_path / "task", repeats=3)
     found = cells_of(student_folder, TaskLibrary([tmp_path / "task"]), Evaluation(limit=2), tmp_path, ["made_up"])
@@ -161,6 +167,12 @@ def golden(student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ]
 
 
+@pytest.mark.pitfall(
+    "only the first of several answers is graded, so mean@n and pass@k come from different samples or from none",
+    area="lm-eval",
+    guard="`harness/evaluation/scoring.py` grades every answer and computes both figures from the same grades",
+    evidence="every answer gets the grade of the first",
+)
 def test_mean_and_pass_at_k_are_worked_out_from_the_same_answers(golden: CellResult):
     # by hand from c = 0, 1, 2, 3, 4, 4 of n = 4: pass@2 = (0 + 3/6 + 5/6 + 1 + 1 + 1) / 6
     expected = {"mean@4": 14 / 24, "pass@1": 14 / 24, "pass@2": 13 / 18, "pass@4": 5 / 6, "strict": 14 / 24}

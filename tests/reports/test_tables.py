@@ -65,6 +65,12 @@ def test_the_figure_table_has_means_intervals_and_formulas(frames: Frames):
     assert table.loc["probe_change:tiny_long_sums", "formula"] == "R[T][p] − R[0][p]"
 
 
+@pytest.mark.pitfall(
+    "a figure named forgetting means nothing without its formula",
+    area="Grading",
+    guard="`reports/document/grids.py` prints formula and source next to every figure",
+    evidence="only the name is printed",
+)
 def test_definitions_of_forgetting_stand_side_by_side_with_formula_and_source(frames: Frames):
     grid = views.figures_grid(frames.scores)
     rows = [dict(zip(grid.header, row, strict=True)) for row in grid.rows if "orgetting" in str(row[0])]
