@@ -1,7 +1,7 @@
 """The evaluator: one checkpoint on many tasks through lm-eval's `simple_evaluate`, in one place.
 
-It always loads the saved checkpoint, never the model in training, and gives every random generator its state back.
-Answers that are stored already are taken, or graded anew; lm-eval's own caches are never used, they do not know weights.
+It always loads the saved checkpoint, never the model in training, and restores every random generator. It uses stored
+answers, graded again where the grader changed. It never uses lm-eval's own caches, whose keys do not include the weights.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from lm_eval.evaluator import simple_evaluate
 
 from harness.config.evaluation import Evaluation
 from harness.config.models import Chat
-from harness.engines.vllm import VLLMEngine
+from harness.engines.base import CheckpointEngine
 from harness.errors import TaskError
 from harness.evaluation.answering import Answering
 from harness.evaluation.cell_cache import CellResult, SharedCells
@@ -33,14 +34,14 @@ from harness.lmeval.task import FEWSHOT_SEED, Task
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated: a saved checkpoint, the digest of its weights, and how to run it: on `engine`, or in this process."""
+    """What is evaluated: a saved checkpoint, the digest of its weights, and how it runs: on `engine`, or in this process."""
 
     checkpoint: Path
     weights: str
     chat: Chat
     dtype: str
     device: str
-    engine: VLLMEngine | None = None
+    engine: CheckpointEngine | None = None
 
     @cached_property
     def config(self) -> str:
@@ -81,10 +82,8 @@ def evaluate(
 def open_model(subject: Subject, settings: Evaluation, on_task: Callable[[str], None]) -> Answering:
     """Load a checkpoint as a model of lm-eval; the one place that chooses a backend."""
     if subject.engine is not None:
-        # Importing vLLM takes seconds, and it need not be installed.
-        from harness.evaluation.vllm_model import HarnessVLLM
-
-        return HarnessVLLM(
+        # The class is imported by its name, because a backend's libraries may take seconds or may not be installed.
+        return resolve_name(subject.engine.backend.model_class)(
             subject.engine,
             subject.checkpoint,
             subject.weights,
