@@ -31,7 +31,7 @@ from harness.engines.vllm import VLLMEngine
 from harness.engines.vllm_backend import VLLM
 from harness.errors import RunError
 from harness.evaluation.cell_cache import SharedCells
-from harness.evaluation.evaluator import Subject, evaluate
+from harness.evaluation.evaluator import ServedCheckpoint, evaluate
 from harness.lm.checkpoints import Loaded, load, save, weights_digest
 from harness.lmeval.library import TaskLibrary
 from harness.pipeline.models import checkpoint_of
@@ -92,8 +92,8 @@ def changed(student: Loaded, tmp_path: Path) -> Path:
     return tmp_path / "changed"
 
 
-def subject(folder: Path, engine: VLLMEngine | None = None) -> Subject:
-    return Subject(folder, weights_digest(folder), CHATML, "float32", "cpu", engine)
+def subject(folder: Path, engine: VLLMEngine | None = None) -> ServedCheckpoint:
+    return ServedCheckpoint(folder, weights_digest(folder), CHATML, "float32", "cpu", engine)
 
 
 @pytest.mark.pitfall(

@@ -21,8 +21,8 @@ from harness.engines.base import Completion, Sampling
 from harness.errors import RunError, TaskError
 from harness.evaluation import hf_model
 from harness.evaluation.cell_cache import CellResult, SharedCells
-from harness.evaluation.evaluator import Subject, evaluate
-from harness.evaluation.regrade_runs import regrade_runs
+from harness.evaluation.evaluator import ServedCheckpoint, evaluate
+from harness.evaluation.regrading import regrade_runs
 from harness.lm.checkpoints import weights_digest
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.profiles import tasks_by_profile, under_profiles
@@ -44,7 +44,7 @@ def evaluation(**profiles: Any) -> Evaluation:
 def cells_of(
     folder: Path, library: TaskLibrary, settings: Evaluation, out: Path, names: Sequence[str] = ("tiny_weather",)
 ) -> dict[str, CellResult]:
-    subject = Subject(folder, weights_digest(folder), Chat(template="chatml"), "float32", "cpu")
+    subject = ServedCheckpoint(folder, weights_digest(folder), Chat(template="chatml"), "float32", "cpu")
     tasks = under_profiles(map(library.load, names), settings)
     return evaluate(subject, list(tasks.values()), library, settings, SharedCells(out))
 
@@ -96,7 +96,7 @@ def test_each_profile_has_settings_of_its_own_on_the_loaded_task(library: TaskLi
     assert greedy.generation == {**before, "max_gen_toks": 24}
     assert sampled.generation == {**before, "max_gen_toks": 24, "n": 4, "temperature": 1.0, "do_sample": True}
     assert task.generation == before
-    assert sampled.task.dataset is task.task.dataset
+    assert sampled.lmeval.dataset is task.lmeval.dataset
 
 
 def test_several_greedy_answers_are_refused_where_the_task_decides(library: TaskLibrary):

@@ -66,7 +66,7 @@ def sent_by_lm_eval(task: Task, renderer: Renderer, limit: int = 5) -> list[str]
     listener = Listener(renderer)
     simple_evaluate(
         model=listener,
-        tasks=[task.task],
+        tasks=[task.lmeval],
         task_manager=MANAGER,
         limit=limit,
         apply_chat_template=renderer.has_template,
@@ -217,7 +217,7 @@ def test_unusable_chat_settings_are_refused():
 def test_item_ids_are_the_hashes_that_lm_eval_logs(tmp_path: Path):
     task = made_up(tmp_path)
     listener = Listener(plain_renderer())
-    results: Any = simple_evaluate(model=listener, tasks=[task.task], task_manager=MANAGER, bootstrap_iters=0)
+    results: Any = simple_evaluate(model=listener, tasks=[task.lmeval], task_manager=MANAGER, bootstrap_iters=0)
     logged = [sample["doc_hash"] for sample in results["samples"]["made_up"]]
     assert [item_id(doc) for doc in task.test_docs()] == logged
     assert len(set(logged)) == len(logged)
