@@ -1,4 +1,4 @@
-"""Samples: pass@k, noise floor, the variance of a paired difference by its source, ratios of runs, rank correlation."""
+"""Samples: pass@k, the noise floor, the variance of a paired difference by its source, and ratios of runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from harness.stats.intervals import Interval, known_values, t_interval
 
@@ -70,12 +69,3 @@ def mean_ratio(numerators: ArrayLike, denominators: ArrayLike) -> Interval:
     """
     above, below = (np.asarray(values, dtype=np.float64) for values in (numerators, denominators))
     return t_interval(above[below > 0] / below[below > 0])
-
-
-def rank_correlation(one: ArrayLike, other: ArrayLike) -> float:
-    """Return Spearman's rank correlation over the pairs that are both known; nan for fewer than three, or a constant side."""
-    pairs = np.stack([np.asarray(values, dtype=np.float64).ravel() for values in (one, other)])
-    left, right = pairs[:, ~np.isnan(pairs).any(axis=0)]
-    if len(left) < 3 or np.ptp(left) == 0 or np.ptp(right) == 0:
-        return math.nan
-    return float(stats.spearmanr(left, right).statistic)

@@ -16,7 +16,14 @@ from reports.claims.claim_file import ClaimEntry, ClaimFile
 from reports.claims.judge_claims import ClaimScope, Verdict, filled
 from reports.compare.render_comparison import latex_table
 from reports.document.blocks import Grid
-from reports.document.sentences import format_p, nats, nats_more, percent, points, with_interval
+from reports.document.sentences import (
+    format_interval,
+    format_nats,
+    format_nats_change,
+    format_p,
+    format_percent,
+    format_points,
+)
 
 RULE = (
     f"Supported: the 95 % t interval of the effect, paired over at least {SEEDS} seeds, lies wholly beyond the smallest "
@@ -25,9 +32,9 @@ RULE = (
     f"those at which an effect of this size and spread is found with 80 % power; more than {MOST_SEEDS} are not counted."
 )
 WRITE: dict[str, tuple[Callable[[float], str], Callable[[float], str]]] = {
-    "points": (percent, points),
-    "nats": (nats, nats_more),
-    "ratio": (nats, nats_more),
+    "points": (format_percent, format_points),
+    "nats": (format_nats, format_nats_change),
+    "ratio": (format_nats, format_nats_change),
 }
 
 
@@ -109,7 +116,7 @@ def _row(verdict: Verdict) -> list[str]:
     return [
         f"{filled(entry.text, verdict.place)}{start}",
         reported(entry, verdict.place),
-        f"{with_interval(effect, write)} {entry.unit}" if effect.seeds else "–",
+        f"{format_interval(effect, write)} {entry.unit}" if effect.seeds else "–",
         f"{write(entry.parsed.sign * entry.smallest)}" if entry.smallest else "any",
         str(effect.seeds or "–"),
         format_p(verdict.adjusted),

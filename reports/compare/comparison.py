@@ -22,7 +22,7 @@ from harness.stats.paired import compare
 from reports.compare.rows import AVERAGE, ComparisonRow, with_holm
 from reports.data.methods import ENTROPY, Method, TrainingFigure
 from reports.data.paired_cells import SeedPair, compare_pairs, noise_floor, restriction
-from reports.document.sentences import plural
+from reports.document.sentences import format_count
 
 SCORE = replace(ACCURACY, short="score", formula="R[i][j]")
 OTHER_TASKS = (
@@ -180,7 +180,7 @@ class Comparison:
                 yield f"{each.name} trains on references, so its entropy in training is not compared."
         rows = [row for row in self.rows if row.other == method.name]
         if fewer := [row for row in rows if row.difference.seeds.seeds < len(paired)]:
-            yield f"{method.name}: {len(fewer)} of {plural(len(rows), 'row')} leave out seeds that are not evaluated yet."
+            yield f"{method.name}: {len(fewer)} of {format_count(len(rows), 'row')} leave out seeds that are not evaluated yet."
         if told := restriction(self.pairs(method, ACCURACY)):
             yield f"Restricted to the items that both have: {told}; that their grader is the same was not checked."
 

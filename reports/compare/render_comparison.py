@@ -20,7 +20,7 @@ from rich.text import Text
 from harness.stats.intervals import Interval
 from reports.compare.comparison import Comparison, Stages
 from reports.compare.rows import AVERAGE, ComparisonRow, comparison_table, comparison_table_by_seed
-from reports.document.sentences import format_p, nats, nats_more, percent, points
+from reports.document.sentences import format_nats, format_nats_change, format_p, format_percent, format_points
 from reports.figures.style import short_names
 
 LATEX = {"<": "$<$", "−": "$-$", "–": "--", "\u00a0": "~", "×": r"$\times$"}
@@ -128,8 +128,8 @@ def _texts(row: ComparisonRow) -> dict[str, str]:
 def _writers(row: ComparisonRow) -> tuple[Callable[[float], str], Callable[[float], str]]:
     """Return how the row's levels and its differences are written."""
     if row.quantity.unit == "nats":
-        return nats, nats_more
-    return percent, points
+        return format_nats, format_nats_change
+    return format_percent, format_points
 
 
 def _bracket(interval: Interval, write: Callable[[float], str], seeds: int) -> str:

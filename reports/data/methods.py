@@ -9,7 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from harness.adapter import make_adapter, registered
+from harness.adapter import Adapter, make_adapter, registered
 from harness.config.suite import AdapterEntry
 from harness.errors import ConfigError, RunError
 from harness.rundir.reader import RunDir, find_runs
@@ -90,9 +90,9 @@ class Method:
         name = self.first.adapter
         try:
             if isinstance(recorded, dict) and "options" in recorded:
-                return bool(getattr(make_adapter(name, AdapterEntry.model_validate(recorded)), "on_policy", True))
-            return bool(getattr(registered()[name].load(), "on_policy", True)) if name in registered() else True
-        except (ConfigError, ImportError):
+                return _on_policy(make_adapter(name, AdapterEntry.model_validate(recorded)))
+            return _on_policy(make_adapter(name, AdapterEntry())) if name in registered() else True
+        except ConfigError:
             return True
 
     def training(self, figure: TrainingFigure, last: int) -> dict[int, float]:
@@ -110,6 +110,11 @@ class Method:
         if isinstance(figure, TrainingFigure):
             return Estimate(self.training(figure, last) if self.on_policy else {})
         return estimate_of({seed: found.side(figure, last, task) for seed, found in self.by_seed.items()})
+
+
+def _on_policy(adapter: Adapter) -> bool:
+    trains_on = adapter.capabilities.trains_on
+    return not trains_on or "student" in trains_on
 
 
 def find_methods(

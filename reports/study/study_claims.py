@@ -21,7 +21,7 @@ from reports.claims.claim_file import ClaimEntry, read_claims
 from reports.claims.judge_claims import NOT_SHOWN_TO_MATCH, UNMATCHED, ClaimScope, effect_at, filled, places
 from reports.claims.render_verdicts import reported
 from reports.data.methods import Method
-from reports.document.sentences import plural
+from reports.document.sentences import format_count
 from reports.study.data import AOPD, OPD, Results
 from reports.study.pairs import FORGETTING, RETENTION, MatchedPair, at_matched_learning, pairs
 
@@ -141,7 +141,7 @@ def _at_matched(results: Results, entry: ClaimEntry, place: ClaimScope) -> Claim
 
 
 def _counted(matched: Sequence[MatchedPair], found: int) -> str:
-    return f"over the {len(matched)} of {plural(found, 'pair')}" if matched else "no pair is"
+    return f"over the {len(matched)} of {format_count(found, 'pair')}" if matched else "no pair is"
 
 
 def _named(matched: Sequence[MatchedPair]) -> str:

@@ -16,7 +16,7 @@ from statsmodels.stats.multitest import multipletests
 from harness.stats.intervals import Interval, item_interval, t_interval
 from harness.stats.power import detectable, seeds_needed
 from harness.stats.rates import chosen_rates
-from harness.stats.sampling import mean_ratio, noise_floor, pass_at_k, rank_correlation, variances
+from harness.stats.sampling import mean_ratio, noise_floor, pass_at_k, variances
 from harness.stats.significance import Flips, flips, holm, p_value
 
 
@@ -66,13 +66,6 @@ def test_an_item_without_a_score_is_neither_lost_nor_gained():
 
 def test_the_mean_ratio_leaves_out_what_cannot_be_divided_by():
     assert bounds(mean_ratio([1.0, 3.0, 5.0], [2.0, 2.0, 0.0])) == bounds(t_interval([0.5, 1.5]))
-
-
-def test_rank_correlation_is_scipy_s_over_known_pairs():
-    one, other = [1.0, 5.0, 3.0, math.nan, 2.0], [2.0, 9.0, 4.0, 1.0, 3.0]
-    assert rank_correlation(one, other) == pytest.approx(1.0)
-    assert math.isnan(rank_correlation([1.0, 2.0, math.nan], [1.0, 2.0, 3.0]))
-    assert math.isnan(rank_correlation([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]))
 
 
 def test_a_seed_s_rate_is_chosen_by_the_other_seeds():

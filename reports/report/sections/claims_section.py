@@ -1,0 +1,44 @@
+"""What a source claims, judged on these runs: the claim files that the user named, or the shipped ones that apply."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from reports.claims.claim_file import ClaimEntry, ClaimFile, read_claims
+from reports.claims.judge_claims import verdicts
+from reports.claims.render_verdicts import RULE, verdicts_grid
+from reports.data.frames import Frames
+from reports.data.methods import Method, by_setting, methods_of
+from reports.document.blocks import Grid, Section, Text
+from reports.report.report_data import ReportData
+
+SHIPPED = {"aopd": {"opd", "aopd"}}
+
+
+def make_section(report_data: ReportData) -> Section | None:
+    """Return the section; None where no claims were named and no shipped file speaks of these runs' methods."""
+    files = report_data.claims or shipped_for(report_data.frames)
+    if not files:
+        return None
+    claims = [claim for file in files for claim in file.claims]
+    sources = [Text(f"{file.title}, claimed in {file.source}.") for file in files]
+    grids = grids_by_setting(claims, methods_of(report_data.frames))
+    return Section("claims", "Claims", "Claims, judged on these runs", [*sources, *grids, Text(RULE, "note")])
+
+
+def grids_by_setting(claims: Sequence[ClaimEntry], methods: Sequence[Method]) -> list[Grid]:
+    """Return a grid per suite and order, because a claim speaks of one method by its adapter's name and its start."""
+    settings = by_setting(methods)
+    varying = [place for place in (0, 1) if len({setting[place] for setting in settings}) > 1]
+    grids = {setting: verdicts_grid(verdicts(claims, found)) for setting, found in settings.items()}
+    return [
+        replace(grid, title=", ".join([grid.title, *(setting[place] for place in varying)]))
+        for setting, grid in grids.items()
+    ]
+
+
+def shipped_for(frames: Frames) -> list[ClaimFile]:
+    """Return the shipped claim files whose methods are all among the runs."""
+    adapters = {run.adapter for run in frames.runs}
+    return [read_claims(name) for name, needed in SHIPPED.items() if needed <= adapters]

@@ -1,0 +1,38 @@
+"""What the runs cost: time by phase, tokens, and peak memory."""
+
+from __future__ import annotations
+
+from reports.data.frames import Frames
+from reports.data.tables import cost_table
+from reports.document import grids
+from reports.document.blocks import Picture, Section, Text
+from reports.figures.draw_cost import draw_cost
+from reports.report.report_data import ReportData
+
+NOTE = (
+    "Mean per run. Seconds of generation, teacher scoring and student (forward, backward, optimiser), which the "
+    "whole step holds, of evaluation, and of models, built once by the first run that needs them and loaded by the others; "
+    "tokens of prompts and answers in training."
+)
+MEMORY = {
+    "gpu": "Peak memory is what tensors took of the GPU, the highest of all runs; vLLM's own process is not in it.",
+    "process": (
+        "Peak memory is the whole process's, libraries included, the highest of all runs; a child process, such as "
+        "vLLM's, is not in it."
+    ),
+    "": "Peak memory was not recorded by every run; runs of this version record it.",
+}
+
+
+def make_section(report_data: ReportData) -> Section:
+    """Return the section."""
+    frames, table = report_data.frames, cost_table(report_data.frames)
+    alt = "Seconds of one run by phase, a bar per method; the table below holds its numbers."
+    picture = Picture("cost", "Seconds of one run by phase", "Mean over runs.", lambda: draw_cost(table), alt)
+    notes = [Text(" ".join([NOTE, *_memory(frames)]), "note")]
+    return Section("cost", "Cost", "What it cost", [picture, grids.cost_grid(frames), *notes])
+
+
+def _memory(frames: Frames) -> list[str]:
+    """Say whose the peak memory is; of runs on unlike devices, for each."""
+    return [MEMORY[of] for of in dict.fromkeys(run.memory_of for run in frames.runs)]

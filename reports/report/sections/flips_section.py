@@ -1,0 +1,47 @@
+"""Flips: answers that turned from right to wrong and back, far more sensitive than a difference of means."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from reports.data.flips import STAGE
+from reports.document.blocks import Folded, Grid, Picture, Section, Text
+from reports.document.sentences import format_percent
+from reports.figures.draw_flips import draw_flips
+from reports.report.report_data import ReportData
+
+CAPTION = (
+    "Each cell: items that were answered rightly before the stage and wrongly after it (−), and the other way round "
+    "(+), in % of the task's items, mean over seeds. A small net change can hide many of both."
+)
+SOURCE = (
+    "Items are those of the stored answers; where an item has several answers, it is right if all of them are "
+    "(arXiv 2510.17776)."
+)
+
+
+def make_section(report_data: ReportData) -> Section:
+    """Return the section."""
+    title = "Flips: items lost and gained over each stage"
+    scores, shares = report_data.frames.scores, report_data.flip_shares
+    own = scores.loc[scores["own"], ["label", "task", "stage"]].drop_duplicates()
+    alt = "Share of items lost and gained by stage and task, one panel per method; the tables below hold its numbers."
+    picture = Picture("flips", title, CAPTION, lambda: draw_flips(shares, own), alt)
+    tables = [Folded("The same as tables", [*flip_grids(shares), Text(SOURCE, "note")])] if len(shares) else []
+    return Section("flips", "Flips", title, [picture, *tables])
+
+
+def flip_grids(shares: pd.DataFrame) -> list[Grid]:
+    """Return one grid per label: a row per stage, a column per task, `−lost +gained` in % of items."""
+    grids = []
+    for label, cells in shares[shares["kind"] == STAGE].groupby("label", sort=False):
+        tasks = list(cells["task"].unique())
+        texts = {(c["after"], c["task"]): _change(c["lost"], c["gained"]) for c in cells.to_dict("records")}
+        stages = sorted(cells["after"].unique())
+        rows = [[f"stage {stage}", *(texts.get((stage, task), "–") for task in tasks)] for stage in stages]
+        grids.append(Grid(f"Flips, {label}, % of items", ["stage", *tasks], rows))
+    return grids
+
+
+def _change(lost: float, gained: float) -> str:
+    return f"−{format_percent(lost)} +{format_percent(gained)}"

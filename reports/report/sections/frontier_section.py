@@ -1,0 +1,88 @@
+"""Learning against forgetting: each method's place, and what was kept where two methods learned as much."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from harness.rundir.reader import IDENTITY
+from harness.stats.matching import MARGIN, MATCHED
+from reports.compare.matched_pairs import FIGURES, SINGLE
+from reports.data.tables import figures_by_seed
+from reports.document.blocks import Grid, Picture, Section, Text
+from reports.document.sentences import format_interval, format_percent, format_points
+from reports.figures.draw_frontier import draw_frontier
+from reports.report.report_data import ReportData
+
+CAPTION = (
+    "Up: learned more. Left: forgot less. Large marks are means over seeds, small dots single seeds, bars 95 % t "
+    "intervals over seeds, cut at the frame; a hollow mark is one seed."
+)
+JUDGED = (
+    f"A method that learned less had less to lose, so forgetting is compared only where learning is matched: where the whole "
+    f"95 % interval of the difference in learning accuracy lies within ±{100 * MARGIN:g} points. Differences are the first "
+    "minus the second, paired over seeds."
+)
+
+
+def make_section(report_data: ReportData) -> Section:
+    """Return the section."""
+    values = figures_by_seed(report_data.frames.scores)
+    by_seed = values.pivot(index=IDENTITY, columns="figure", values="value")
+    names = {figure: name for name, figure in FIGURES.items()}
+    dots = by_seed[list(names)].rename(columns=names).reset_index()
+    picture = Picture(
+        "frontier",
+        "Learning against forgetting",
+        CAPTION,
+        lambda: draw_frontier(report_data.frontier, dots),
+        _alt(report_data),
+    )
+    pairs = matched_grid(report_data.matched)
+    compared = [Text(JUDGED, "note"), pairs] if pairs.rows else []
+    return Section(
+        "frontier", "Learning and forgetting", picture.title, [glance_grid(report_data.frontier), picture, *compared]
+    )
+
+
+def glance_grid(frontier: pd.DataFrame) -> Grid:
+    """Return the methods at a glance: learned, final and forgotten, with intervals."""
+    rows = [
+        [
+            str(row["label"]),
+            str(row["learned"].seeds),
+            *(_cell(row, name) for name in ("learned", "final")),
+            _cell(row, "forgot", signed=True),
+        ]
+        for row in frontier.to_dict("records")
+    ]
+    header = ["method", "seeds", "learned % ↑", "at the end % ↑", "forgotten, points ↓"]
+    return Grid("Methods at a glance, mean with 95 % interval over seeds", header, rows)
+
+
+def matched_grid(pairs: pd.DataFrame) -> Grid:
+    """Return the pairs of methods: the difference in learning, whether it is matched, and in forgetting where it is."""
+    rows = []
+    for row in pairs.to_dict("records"):
+        forgot = _cell(row, "forgot", signed=True) if row["status"] == MATCHED else _unjudged(str(row["status"]))
+        difference = _cell(row, "learned", signed=True)
+        rows.append([f"{row['label']} − {row['against']}", str(row["seeds"]), difference, str(row["status"]), forgot])
+    header = ["methods", "seeds", "learned, points", "learning is", "forgotten, points ↓"]
+    return Grid("What was kept where learning is matched", header, rows)
+
+
+def _unjudged(status: str) -> str:
+    return "not judged: one seed" if status == SINGLE else "unmatched"
+
+
+def _cell(row: dict[Any, Any], name: str, *, signed: bool = False) -> str:
+    return format_interval(row[name], format_points if signed else format_percent)
+
+
+def _alt(report_data: ReportData) -> str:
+    told = [
+        f"{row['label']} learned {format_percent(row['learned'].mean)} % and forgot {format_points(row['forgot'].mean)} points"
+        for row in report_data.frontier.to_dict("records")
+    ]
+    return f"Scatter of learning accuracy against forgetting: {'; '.join(told)}."

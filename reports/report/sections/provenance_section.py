@@ -1,0 +1,53 @@
+"""How the report was made: overlap of training and test sets, runs, weights, packages, hardware and configurations."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from reports.data.frames import Frames
+from reports.document import grids, sentences
+from reports.document.blocks import Code, Folded, Section, Text
+from reports.report.report_data import ReportData
+
+OVERLAP = (
+    "Exact: test items whose whole prompt is trained on. 13-gram hits: test items that share 13 words in a row with "
+    "a training prompt, templates aside; mean share: how much of these items is shared so. Too short: compared "
+    "whole only."
+)
+
+
+def make_section(report_data: ReportData) -> Section:
+    """Return the section."""
+    frames = report_data.frames
+    overlap = grids.overlap_grid(frames)
+    shared = [Folded(overlap.title, [Text(OVERLAP, "note"), overlap], opened=True)] if overlap.rows else []
+    made = [grids.runs_grid, grids.weights_grid, grids.packages_grid, grids.hardware_grid]
+    folded = [Folded(grid.title, [grid]) for grid in (make(frames) for make in made)]
+    configs = [Folded(title, [Code(text)]) for title, text in configurations(frames).items()]
+    told = Text(" ".join(sentences.describe_overlap(frames)), "note")
+    return Section("provenance", "How this was made", "How this was made", [told, *shared, *folded, *configs])
+
+
+def configurations(frames: Frames) -> dict[str, str]:
+    """Return each distinct suite's configuration, adapter and seed aside, and each adapter's, as text by title."""
+    suites: dict[str, list[str]] = {}
+    adapters: dict[str, str] = {}
+    for run, label in frames.labelled:
+        config = dict(run.manifest.get("config") or {})
+        entry = config.pop("adapter", None)
+        config.pop("seed", None)
+        suites.setdefault(_as_json(config), []).append(f"{label}, seed {run.seed}")
+        resolved = run.manifest.get("adapter_config")
+        adapters.setdefault(f"Adapter {label}", _as_json({"entry": entry, "resolved": resolved} if entry else resolved))
+    return {_suite_title(runs, len(suites)): text for text, runs in suites.items()} | adapters
+
+
+def _suite_title(runs: list[str], suites: int) -> str:
+    """Name the runs that a configuration belongs to where there are several configurations."""
+    aside = "Configuration of the suite, adapter and seed aside"
+    return aside if suites == 1 else f"{aside}: {'; '.join(runs)}"
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)

@@ -1,0 +1,67 @@
+"""The retention matrix, and what it shows read along its diagonal (learning) and down its columns (forgetting)."""
+
+from __future__ import annotations
+
+from reports.document import grids
+from reports.document.blocks import Folded, Picture, Section, Text
+from reports.figures.draw_scores import draw_forgetting, draw_learning, draw_retention
+from reports.report.report_data import ReportData
+
+MATRIX = (
+    "Read down a column: how a task fares from stage to stage. A frame marks the stage that trained the task; "
+    "probes (right of the line) are never trained. With several seeds, small numbers are lowest and highest."
+)
+DIAGONAL = (
+    "Filled marks are scores right after the task's own stage, hollow marks right before it. The band runs from the "
+    "lowest to the highest seed."
+)
+COLUMNS = (
+    "Shading marks the task's own stage; what falls to the right of it is forgotten, what falls to the left was "
+    "lost before the task was trained. The band runs from the lowest to the highest seed."
+)
+TABLES = (
+    "Score in %. Bold: the task that the stage trained. A t interval over few seeds is wide and may reach beyond 0 "
+    "and 100."
+)
+
+
+def make_section(report_data: ReportData) -> Section:
+    """Return the matrix as a figure and as tables."""
+    scores = report_data.frames.scores
+    picture = Picture(
+        "retention",
+        "Retention: what each stage did to every task",
+        MATRIX,
+        lambda: draw_retention(scores),
+        "Matrix of scores by stage and task, one per method; the tables below hold its numbers.",
+    )
+    tables = Folded(
+        "The same as tables, with 95 % t intervals over seeds", [*grids.retention_grids(scores), Text(TABLES, "note")]
+    )
+    return Section("retention", "Retention", picture.title, [picture, tables])
+
+
+def make_learning(report_data: ReportData) -> Section:
+    """Return each task's score before and after its own stage."""
+    title = "Learning: each task at its own stage"
+    scores = report_data.frames.scores
+    alt = "Score of each trained task right before and right after its own stage, by method."
+    return Section(
+        "learning",
+        "Learning",
+        title,
+        [Picture("learning", title, DIAGONAL, lambda: draw_learning(scores), alt)],
+    )
+
+
+def make_forgetting(report_data: ReportData) -> Section:
+    """Return each task's score through the stages."""
+    title = "Forgetting: each task through the stages"
+    scores = report_data.frames.scores
+    alt = "Score of each task from the start to the last stage, by method, its own stage marked."
+    return Section(
+        "forgetting",
+        "Forgetting",
+        title,
+        [Picture("forgetting", title, COLUMNS, lambda: draw_forgetting(scores), alt)],
+    )

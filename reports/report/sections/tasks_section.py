@@ -1,0 +1,54 @@
+"""Task by task: every method's scores over the stages, one changed answer in full, and the way to all of them."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from reports.document.blocks import Answers, Block, Folded, Grid, Heading, Link, Section, Text
+from reports.document.sentences import format_interval, format_percent
+from reports.report.items import Item, TaskItems
+from reports.report.report_data import ReportData
+
+
+def make_section(report_data: ReportData) -> Section:
+    """Return the section."""
+    shown = {items.task: items for items in report_data.items}
+    blocks: list[Block] = []
+    for number, task in enumerate(report_data.retention["task"].unique(), start=1):
+        role = report_data.retention.loc[report_data.retention["task"] == task, "role"].iloc[0]
+        name = f"{task}, a probe that is never trained" if role == "probe" else str(task)
+        blocks += [Heading(f"task-{number}", name), task_grid(report_data.retention, str(task))]
+        blocks += _changes(shown.get(str(task)))
+    return Section("tasks", "Tasks", "Task by task, with the answers that changed", blocks)
+
+
+def task_grid(retention: pd.DataFrame, task: str) -> Grid:
+    """Return one task's scores: a row per method, a column per stage, its own stage strong."""
+    cells = retention[retention["task"] == task]
+    labels, stages = list(cells["label"].unique()), sorted(cells["stage"].unique())
+    records = cells.to_dict("records")
+    texts = {(c["label"], c["stage"]): _cell(c) for c in records}
+    rows = [[str(label), *(texts.get((label, stage), "–") for stage in stages)] for label in labels]
+    own = frozenset((labels.index(c["label"]), stages.index(c["stage"]) + 1) for c in records if c["own"])
+    header = ["method", *(f"after stage {stage}" if stage else "start" for stage in stages)]
+    return Grid(f"{task}: score in %", header, rows, own)
+
+
+def _cell(cell: dict) -> str:
+    return format_interval(cell["interval"], format_percent) if cell["seeds"] else "–"
+
+
+def _changes(items: TaskItems | None) -> list[Block]:
+    if items is None:
+        return [Text("Its answers were not stored at two stages, so none can be compared.", "missing")]
+    if not items.items:
+        return [Text("No stored answer changed between right and not right.", "note")]
+    example = [Folded("One of them", [_answers(items.example)])] if items.example else []
+    return [
+        Link(items.path, f"Read the answers of {items.task} that changed ({len(items.items):,} of {items.total:,})"),
+        *example,
+    ]
+
+
+def _answers(item: Item) -> Answers:
+    return Answers(item.title, item.prompt, item.target, item.before, item.after, item.before_title, item.after_title)
