@@ -2,7 +2,7 @@
 
 - `continual`: the figures, each defined once as terms of the score matrix.
 - `estimates`: a quantity by seed and by item, and its arithmetic.
-- `intervals`: t intervals over seeds and bootstrap intervals over items.
+- `intervals`: t intervals over seeds, and over items or clusters of items.
 - `paired`: the difference of two estimates, with all that says how sure it is.
 - `significance`: p values, items lost and gained, Holm's correction.
 - `power`, `sampling`: detectable effects, pass@k, the noise floor, variances by source.

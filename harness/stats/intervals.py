@@ -1,4 +1,4 @@
-"""Intervals of a mean: Student's t over seeds, and a bootstrap over items.
+"""Intervals of a mean: Student's t over seeds, and a cluster-robust t over items.
 
 Seeds and items are two sources of variance: a seed selects start, data order and rollouts, an item is one question that all
 seeds and methods answer. Scores are in 0..1.
@@ -7,7 +7,7 @@ seeds and methods answer. Scores are in 0..1.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,22 +62,30 @@ def interval_from(mean: float, error: float, df: float, seeds: int, level: float
     return Interval(mean, mean - half, mean + half, seeds, error, df)
 
 
-def item_interval(differences: ArrayLike, seed: int = 0, resamples: int = 9999, level: float = LEVEL) -> Interval:
-    """Return the mean over items and its BCa bootstrap interval (Efron 1987); items alone vary, the seed is given.
+def item_interval(differences: ArrayLike, clusters: Sequence[str] | None = None, level: float = LEVEL) -> Interval:
+    """Return the mean over items and its cluster-robust t interval; items alone vary, the seed is given.
 
-    Differences that are all equal have an interval without width.
+    The variance of the mean is `G / (G - 1) sum_c u_c^2` with `u_c = sum_{i in c} (x_i - mean) / n` over G clusters (Liang and
+    Zeger 1986). The degrees of freedom are those of `effective_clusters`, so few or unequal clusters widen the interval.
+    Without `clusters` each item is its own, and this is Student's t over items. Values that are all equal have no width.
     """
-    known = known_values(differences)
-    if len(known) < 2:
-        return Interval(float(known[0]) if len(known) else math.nan, math.nan, math.nan, 1)
-    mean = float(known.mean())
-    if np.ptp(known) <= ROUNDING:
-        return Interval(mean, mean, mean, 1)
-    generator = np.random.default_rng(seed)
-    result = stats.bootstrap(
-        (known,), np.mean, n_resamples=resamples, confidence_level=level, method="BCa", rng=generator, batch=1000
-    )
-    return Interval(mean, float(result.confidence_interval.low), float(result.confidence_interval.high), 1)
+    values = np.asarray(differences, dtype=np.float64).ravel()
+    known = ~np.isnan(values)
+    names = np.arange(len(values)) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
+    values, names = values[known], names[known]
+    sizes = np.bincount(names)[np.unique(names)]
+    if len(sizes) < 2:
+        return Interval(float(values.mean()) if len(values) else math.nan, math.nan, math.nan, 1)
+    mean, groups = float(values.mean()), len(sizes)
+    shares = np.bincount(names, values - mean) / len(values)
+    error = math.sqrt(groups / (groups - 1) * float((shares**2).sum()))
+    return interval_from(mean, error if error > ROUNDING else 0.0, effective_clusters(sizes) - 1, 1, level)
+
+
+def effective_clusters(sizes: ArrayLike) -> float:
+    """Return `(sum n_c)^2 / sum n_c^2`: the number of equal clusters that vary as much as clusters of these sizes."""
+    counts = np.asarray(sizes, dtype=np.float64)
+    return float(counts.sum() ** 2 / (counts**2).sum())
 
 
 def has_width(interval: Interval, seeds: int = 2) -> bool:

@@ -1,7 +1,7 @@
 """Paired differences: two methods, two stages of a run, or two machines on the same items.
 
 Every quantity has a difference for each seed and a share in it for each item, and the two stay apart: the t interval is over
-the seeds' differences, the bootstrap interval over the items' differences with the seeds given.
+the seeds' differences, and the interval over items is of the items' differences with the seeds given.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ UNKNOWN = Variances(math.nan, math.nan)
 class Difference:
     """Other minus base of one quantity, in 0..1 (or its own unit), with everything that says how sure it is.
 
-    `seeds` is the mean with its t interval over seeds, `items` the same mean with its bootstrap interval over items, the
+    `seeds` is the mean with its t interval over seeds, `items` the same mean with its interval over items, the
     seeds given. `flips` holds each seed's items lost and gained, for quantities that are right or wrong by item.
     `detectable` is the smallest difference found with 80 % power: over these seeds, and over these items in one seed.
     `by_seed` is the difference by seed, `items_by_seed` the items' differences of each of them.

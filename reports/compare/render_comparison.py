@@ -27,7 +27,7 @@ LATEX = {"<": "$<$", "−": "$-$", "–": "--", "\u00a0": "~", "×": r"$\times$"
 LEVEL = 0.05
 FORMATS = ("markdown", "csv", "latex")
 READING = (
-    "Brackets are 95 % intervals: over seeds, Student's t of the paired differences; over items, a BCa bootstrap with the "
+    "Brackets are 95 % intervals: over seeds, Student's t of the paired differences; over items, the same with the "
     "seeds given. p: paired t test over seeds, adjusted after Holm over a measure's tasks and all methods compared. "
     "Lost and gained: items right before the difference and wrong after it, and the reverse, added over seeds; McNemar's "
     "exact p is the smallest of the seeds' times their number. sd: of one seed's difference, by what varies. Detects: the "

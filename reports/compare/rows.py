@@ -63,7 +63,7 @@ def comparison_table(rows: Sequence[ComparisonRow]) -> pd.DataFrame:
 
 
 def comparison_table_by_seed(rows: Sequence[ComparisonRow]) -> pd.DataFrame:
-    """Return one line per row and seed: the difference, its bootstrap interval over items, and the items that turned."""
+    """Return one line per row and seed: the difference, its interval over items, and the items that turned."""
     return pd.DataFrame([record for row in rows for record in _seed_records(row)])
 
 

@@ -170,7 +170,7 @@ def test_item_intervals_cover_as_often_as_they_say(shares: tuple[float, float]):
     covered = []
     for _ in range(400):
         values = generator.choice([-1.0, 0.0, 1.0], size=200, p=[lost, 1 - lost - gained, gained])
-        interval = item_interval(values, resamples=999)
+        interval = item_interval(values)
         covered.append(interval.low <= gained - lost <= interval.high)
     # standard error 0.011; discrete differences of 200 items cover a little less than they say
     assert 0.91 <= coverage(covered) <= 0.985
@@ -180,6 +180,22 @@ def test_items_that_all_changed_alike_have_an_interval_without_width():
     assert bounds(item_interval([0.0] * 20)) == (0.0, 0.0, 0.0, 1)
 
 
-def test_the_same_items_give_the_same_interval():
+def test_an_item_interval_is_student_s_where_each_item_is_its_own_cluster():
     values = np.random.default_rng(3).choice([-1.0, 0.0, 1.0], size=50)
-    assert item_interval(values, seed=4) == item_interval(values, seed=4)
+    assert bounds(item_interval(values))[:3] == pytest.approx(bounds(t_interval(values))[:3])
+    assert bounds(item_interval([*values, math.nan])) == bounds(item_interval(values))
+
+
+def test_a_clustered_item_interval_is_statsmodels_cluster_robust_one():
+    import statsmodels.api as sm
+
+    generator = np.random.default_rng(4)
+    clusters = np.repeat(np.arange(12), 5)
+    values = generator.normal(0, 1, 12)[clusters] + generator.normal(0, 0.5, 60)
+    peer: Any = sm.OLS(values, np.ones((60, 1))).fit(
+        cov_type="cluster", cov_kwds={"groups": clusters, "df_correction": True}
+    )
+    found = item_interval(values, list(map(str, clusters)))
+    # statsmodels' correction is G / (G - 1) * (n - 1) / (n - 1) for a mean
+    assert found.error == pytest.approx(peer.bse[0])
+    assert found.df == pytest.approx(11)
