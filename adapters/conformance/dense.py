@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapters.conformance.errors import DoesNotApply
+from adapters.conformance.outcomes import DoesNotApply
 from adapters.conformance.recording import Gradient, gradient_of
-from adapters.loop.loop import LoopAdapter
 from adapters.loop.tokens import Tokens
+from adapters.loop.training_loop import LoopAdapter
 from harness.adapter import StageContext
 from harness.lm.rollouts import Reduction, Rollout
 from harness.teachers.local import LocalTeacher
@@ -55,7 +55,7 @@ def tokens_of(
     adapter: LoopAdapter, logq: Tensor, logp: Tensor | None, targets: Tensor, logref: Tensor | None, credit: Tensor
 ) -> Tokens:
     """Return tokens from log-probabilities (N, V) of student, teacher and reference, on-policy: q sampled them."""
-    wanted, column = adapter.wanted, targets[:, None]
+    wanted, column = adapter.teacher_request, targets[:, None]
     seen = torch.full_like(logq, float("nan")).detach() if logp is None else logp
     top = seen.topk(wanted.top_k, dim=-1) if wanted.top_k and logp is not None else seen[:, :0].sort()
     sampled = logq.gather(-1, column)[:, 0]

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from adapters.conformance.outcome import Result
-from adapters.conformance.suite import check_adapter
+from adapters.conformance.all_checks import check_adapter
+from adapters.conformance.outcomes import Result
 from adapters.wrappers.wrapper import Wrapper
 from harness.adapter import Adapter, make_adapter, registered
 from harness.config.suite import AdapterEntry

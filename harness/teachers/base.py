@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,7 +12,6 @@ from harness.errors import TrainingError
 from harness.lm.logprobs import TeacherRequest, TeacherScores
 from harness.lm.rollouts import Batch
 
-Needs = Literal["none", "sampled", "top_k", "full", "generate"]
 CERTAIN_STEP, CERTAIN_RESPONSE = 16, 8
 
 

@@ -14,15 +14,13 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from adapters.conformance.outcome import Outcome
-from adapters.conformance.suite import CHECKS, check_adapter, failures
+from adapters.conformance.all_checks import CHECKS, check_adapter, failures
+from adapters.conformance.outcomes import Outcome
 from adapters.conformance.terminal import WRAPPED
-from adapters.loop.divergences import generalised_jsd
+from adapters.loop.divergences import generalised_jsd, top_k_forward_kl
 from adapters.loop.tokens import Tokens
-from adapters.loop.topk import top_k_forward_kl
 from adapters.opd import OPD
-from adapters.seqkd import SeqKD
-from adapters.sft import SFT
+from adapters.sft import SFT, SeqKD
 from adapters.wrappers.wrapper import Wrapper
 from harness.adapter import Adapter, StageResult, make_adapter, registered
 from harness.cli.app import main
@@ -186,7 +184,7 @@ def test_a_method_of_the_loop_with_an_optimiser_of_its_own_is_not_said_to_pass()
     }
     assert found.pop("trains").result == "passes"
     assert {o.result for o in found.values()} == {"does not apply"}
-    assert found["gradient"].sentence.startswith("it does not update through the shared loop's optimiser")
+    assert found["gradient"].sentence.startswith("it does not update through the optimiser of the stage")
 
 
 def test_an_adapter_whose_library_is_missing_is_skipped_with_the_reason():

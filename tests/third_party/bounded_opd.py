@@ -4,9 +4,9 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from adapters.loop.loop import LoopAdapter
 from adapters.loop.tokens import TokenLosses, Tokens
-from harness.teachers.base import Needs
+from adapters.loop.training_loop import LoopAdapter
+from harness.adapter import Needs
 
 
 class BoundedOPD(LoopAdapter):

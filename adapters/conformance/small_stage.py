@@ -18,8 +18,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
-from adapters.conformance.errors import ConformanceError, DoesNotApply, NotInstalled
-from adapters.loop.loop import LoopAdapter
+from adapters.conformance.outcomes import ConformanceError, DoesNotApply, NotInstalled
+from adapters.loop.training_loop import LoopAdapter
 from adapters.wrappers.wrapper import Wrapper
 from harness.adapter import Adapter, StageContext, StageResult
 from harness.config.models import Chat
@@ -47,7 +47,7 @@ EARLIER: Pairs = (([20, 21], [22, 23, STOP]), ([24], [25, STOP]))
 
 
 @dataclass(frozen=True)
-class Subject:
+class AdapterUnderTest:
     """An adapter as it stands, with a folder for what its trainer leaves behind."""
 
     adapter: Adapter
@@ -78,7 +78,9 @@ class Subject:
     @property
     def vocabulary(self) -> int:
         """The size of the vocabulary, with room for the method's top K."""
-        return max(VOCABULARY, self.inner.wanted.top_k + 8) if isinstance(self.inner, LoopAdapter) else VOCABULARY
+        return (
+            max(VOCABULARY, self.inner.teacher_request.top_k + 8) if isinstance(self.inner, LoopAdapter) else VOCABULARY
+        )
 
     def stage(
         self,
