@@ -1,7 +1,7 @@
-"""The adapter under test, and the small stage that it is put through: scripted answers, a teacher, an earlier task.
+"""The adapter under test, and the small stage that it trains: scripted answers, a teacher, an earlier task.
 
-Vocabulary, weights and answers are made here and fixed, so that a dense float64 reference is cheap. The pad token is the
-stop token, a prompt contains it, and responses contain id 0: masks that look at ids instead of lengths go wrong.
+Vocabulary, weights and answers are fixed, and so small that a dense float64 reference is cheap. The pad token is the stop
+token, a prompt contains it, and responses contain id 0: masks that look at ids instead of lengths are wrong here.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ class SmallTask:
     def __init__(self, name: str) -> None:
         self.name, self.task = name, self
 
-    def doc_to_text(self, doc: dict[str, Any]) -> str:
+    def prompt_text(self, doc: dict[str, Any]) -> str:
         """Return an item's question."""
         return doc["prompt"]
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from adapters.commands.adapter_check import WRAPPED
 from adapters.conformance.all_checks import CHECKS, check_adapter, failures
 from adapters.conformance.outcomes import Outcome
-from adapters.conformance.terminal import WRAPPED
 from adapters.loop.divergences import generalised_jsd, top_k_forward_kl
 from adapters.loop.tokens import Tokens
 from adapters.opd import OPD
@@ -233,7 +233,7 @@ def test_the_command_line_checks_an_adapter_and_its_exit_code_says_how_it_went(
     out = capsys.readouterr().out
     assert "share=0.5" in out
     assert "0 fails" in out
-    monkeypatch.setattr("adapters.conformance.terminal.make_adapter", lambda *_: broken.Lenient())
+    monkeypatch.setattr("adapters.commands.adapter_check.make_adapter", lambda *_: broken.Lenient())
     assert harness("adapters", "check", "opd", monkeypatch=monkeypatch) == 1
     assert "option taste has no description" in capsys.readouterr().out
 

@@ -4,9 +4,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from adapters.loop.tokens import TokenLosses, Tokens
-from adapters.loop.training_loop import LoopAdapter
-from harness.adapter import Needs
+from adapters import LoopAdapter, Needs, TokenLosses, Tokens
 
 
 class BoundedOPD(LoopAdapter):
