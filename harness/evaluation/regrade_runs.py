@@ -17,12 +17,13 @@ from rich.table import Table
 from harness.config.base import digest
 from harness.errors import RunError, TaskError
 from harness.evaluation.cell_cache import CellResult
-from harness.evaluation.keys import Keys, grading_key
+from harness.evaluation.keys import grading_key
 from harness.evaluation.regrading import regrade
 from harness.evaluation.scoring import item_scores
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task
-from harness.rundir.files import read_cell, read_json, write_cell, write_json
+from harness.rundir.files import read_cell, read_results, write_cell, write_record
+from harness.rundir.schema import Keys
 from harness.rundir.store import RunStore, StageFolder
 
 
@@ -77,18 +78,19 @@ class _Stored:
 
 def _stored_cells(run: Path) -> Iterator[_Stored]:
     store = RunStore(run)
-    manifest = store.manifest or {}
-    config = manifest["config"]
+    if (manifest := store.manifest) is None:
+        raise RunError(f"{run} has no manifest.json; expected the folder of a run")
+    config = manifest.config
     library = TaskLibrary(config.get("include", ()), config.get("data", {}))
     loaded: dict[str, tuple[Task, list[dict[str, Any]]]] = {}
     in_groups = _tasks_in_groups(run)
-    names = [None, *(stage["name"] for stage in manifest["stages"])]
+    names = ["", *(stage.name for stage in manifest.stages)]
     for folder in (store.stage(index, name) for index, name in enumerate(names)):
         for path in sorted((folder.path / "eval").glob("[!.]*")):
-            if (summary := read_json(path / "results.json")) is None:
+            if (summary := read_results(path)) is None:
                 continue
-            name = summary["task"]
-            if name in in_groups or "group" in summary:
+            name = summary.task
+            if name in in_groups or summary.group is not None:
                 continue
             if name not in loaded:
                 task = library.load(name)
@@ -98,19 +100,19 @@ def _stored_cells(run: Path) -> Iterator[_Stored]:
 
 def _tasks_in_groups(run: Path) -> set[str]:
     """Return the tasks whose grades a group's score was made of: they stay together as they are."""
-    summaries = (read_json(path) or {} for path in run.glob("stage_0/eval/[!.]*/results.json"))
-    return {task for summary in summaries for task in summary.get("group", {}).get("tasks", {})}
+    summaries = map(read_results, run.glob("stage_0/eval/[!.]*"))
+    return {task for summary in summaries if summary and summary.group for task in summary.group.tasks}
 
 
 def _regrade(stored: _Stored, grader: str) -> Regraded:
     before = stored.read()
     profile = stored.name.partition("@")[2]
-    task = stored.task.under(profile, before.summary.get("pass_at", ()), grader)
-    keys = Keys(**before.summary["keys"]).regraded(grading_key(task, stored.docs))
+    task = stored.task.under(profile, before.summary.pass_at, grader)
+    keys = before.summary.keys.regraded(grading_key(task, stored.docs))
     after = _graded(stored, before, task, keys)
     scores = item_scores(before.samples).to_numpy(), item_scores(after.samples).to_numpy()
     return Regraded(
-        stored.run, stored.folder.path.name, stored.name, task.metric, before.summary["score"], after.summary["score"],
+        stored.run, stored.folder.path.name, stored.name, task.metric, before.summary.score, after.summary.score,
         len(scores[0]), int((scores[0] != scores[1]).sum()),
     )  # fmt: skip
 
@@ -121,18 +123,16 @@ def _graded(stored: _Stored, before: CellResult, task: Task, keys: Keys) -> Cell
     Reports show a grader's newest grades, so a grader that is as it was before another one is written as the newest again.
     """
     shown = stored.folder.newest_grading(stored.name, task.metric)
-    if shown is None and keys.grading == before.summary["keys"]["grading"]:
+    if shown is None and keys.grading == before.summary.keys.grading:
         return before
     folder = stored.folder.regraded(stored.name) / f"{task.metric}-{digest([keys.generation, keys.grading])}"
     if folder == shown and (found := read_cell(folder)) is not None:
         return CellResult(*found)
     made = regrade(task, stored.docs, before, keys)
-    summary = {
-        **made.summary,
-        **{name: before.summary[name] for name in ("stage", "profile") if name in before.summary},
-    }
+    place = {name: getattr(before.summary, name) for name in {"stage", "profile"} & before.summary.model_fields_set}
+    summary = made.summary.model_copy(update=place)
     write_cell(folder, summary, made.samples)
-    write_json(folder / "results.json", summary)
+    write_record(folder / "results.json", summary)
     return CellResult(summary, made.samples)
 
 

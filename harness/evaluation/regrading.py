@@ -11,9 +11,9 @@ import pandas as pd
 from harness.config.base import digest
 from harness.errors import TaskError
 from harness.evaluation.cell_cache import CellResult
-from harness.evaluation.keys import Keys
 from harness.evaluation.scoring import graded_row, numbered_ids, summarise
 from harness.lmeval.task import Task
+from harness.rundir.schema import EarlierGrade, Keys, Regrading
 
 
 def regrade(task: Task, docs: Sequence[dict[str, Any]], stored: CellResult, keys: Keys) -> CellResult:
@@ -24,11 +24,12 @@ def regrade(task: Task, docs: Sequence[dict[str, Any]], stored: CellResult, keys
     before = stored.summary
     _refuse_other_questions(task, docs, stored)
     samples, grades = _graded_samples(task, docs, stored.samples)
-    seconds = float(before.get("seconds", 0.0))
-    summary = summarise(task, samples, grades, keys, before["weights"], before.get("seed", -1), seconds)
-    origin = {"metric": before["metric"], "score": before["score"], "grading": before["keys"]["grading"]}
-    regraded = {"when": datetime.now(UTC).isoformat(), "grader": task.metric, "from": origin}
-    return CellResult({**summary, "questions": questions_digest(task, docs), "regraded": regraded}, samples)
+    seed = -1 if before.seed is None else before.seed
+    summary = summarise(task, samples, grades, keys, before.weights, seed, before.seconds)
+    origin = EarlierGrade(metric=before.metric, score=before.score, grading=before.keys.grading)
+    regraded = Regrading(when=datetime.now(UTC).isoformat(), grader=task.metric, before=origin)
+    found = {"questions": questions_digest(task, docs), "regraded": regraded}
+    return CellResult(summary.model_copy(update=found), samples)
 
 
 def questions_digest(task: Task, docs: Sequence[dict[str, Any]]) -> str:
@@ -68,7 +69,7 @@ def _refuse_other_questions(task: Task, docs: Sequence[dict[str, Any]], stored: 
             f"task {task.name}: {len(prompts)} items have stored answers and its test split has {len(docs)} now; answers are "
             "graded against the items they were asked about, so evaluate the checkpoint again"
         )
-    asked = stored.summary.get("questions")
+    asked = stored.summary.questions
     if asked is None:
         same = all(str(task.task.doc_to_text(doc)).strip() in prompt for doc, prompt in zip(docs, prompts, strict=True))
     else:

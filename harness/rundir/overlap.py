@@ -1,0 +1,89 @@
+"""What the manifest records of training prompts that occur in test sets, and the sentence that a reader gets.
+
+`harness.lmeval.overlap` compares the prompts.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from harness.config.base import Record
+
+NGRAM = 13
+TEMPLATE = 10
+HEADER = (
+    "trained in",
+    "training items",
+    "test task",
+    "test items",
+    "exact",
+    "13-gram hits",
+    "mean share %",
+    "too short",
+)
+
+
+class OverlapRow(Record):
+    """One training set compared with one test set; counts are test items."""
+
+    source: str = Field(description="where the set is trained: `stage 1`, `warm-up`")
+    trained_task: str = Field(description="the task of the training set")
+    test_task: str = Field(description="the task of the test set")
+    training_items: int = Field(description="items of the training set")
+    test_items: int = Field(description="items of the test set")
+    exact: int = Field(description="test items whose whole prompt is trained on")
+    ngram_items: int = Field(description="test items of which at least one n-gram of their own is trained on")
+    ngram_share_mean: float = Field(
+        description="mean share, 0..1, of these items' n-grams that are trained on: near 1 where an item, or a long text in "
+        "it, is trained on, small where it shares a phrase"
+    )
+    too_short: int = Field(description="test items without an n-gram of their own, which are compared whole only")
+
+    @property
+    def found(self) -> bool:
+        """Whether anything of the test set is trained on."""
+        return self.exact > 0 or self.ngram_items > 0
+
+    @property
+    def cells(self) -> list[str]:
+        """The row as readers see it, under `HEADER`."""
+        place = f"{self.source} {self.trained_task}"
+        counts = [self.test_items, self.exact, self.ngram_items]
+        share = f"{100 * self.ngram_share_mean:.1f}"
+        return [place, str(self.training_items), self.test_task, *map(str, counts), share, str(self.too_short)]
+
+
+class Overlap(Record):
+    """All comparisons of a run; equal digests mean equal items, on two machines too."""
+
+    ngram: int = Field(default=NGRAM, description="words of an n-gram")
+    template: int = Field(default=TEMPLATE, description="an n-gram of more training prompts is ignored as a template")
+    digests: dict[str, str] = Field(default={}, description="split to the digest of its documents")
+    rows: tuple[OverlapRow, ...] = Field(description="one comparison of a training set with a test set each")
+
+    @property
+    def found(self) -> list[OverlapRow]:
+        """The comparisons in which anything of a test set is trained on."""
+        return [row for row in self.rows if row.found]
+
+    @property
+    def warning(self) -> str | None:
+        """One sentence that names the test prompts that are trained on word for word, or None."""
+        exact = [row for row in self.rows if row.exact]
+        named = [f"{r.exact} of {r.test_items} of {r.test_task} in {r.source} {r.trained_task}" for r in exact[:3]]
+        more = f" and {len(exact) - 3} more" if len(exact) > 3 else ""
+        sentence = (
+            f"Test prompts are also training prompts ({', '.join(named)}{more}), where none was expected: scores on them "
+            "measure memory; take these items out of one of the splits, or do not read their scores as learning."
+        )
+        return sentence if exact else None
+
+    @property
+    def summary(self) -> str:
+        """The warning, or one sentence that says what was compared."""
+        items = sum(row.test_items for row in self.rows)
+        short = 100 * sum(row.too_short for row in self.rows) / max(1, items)
+        return self.warning or (
+            f"No training prompt occurs in a test set (comparisons: {len(self.rows)}; {len(self.found)} share "
+            f"{NGRAM}-grams, for which {short:.0f} % of the test items are too short)."
+        )
