@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from harness.config.base import digest
 from harness.config.models import Scratch
 from harness.config.suite import Suite
-from harness.rundir.overlap import NGRAM, TEMPLATE, Overlap, OverlapRow
+from harness.rundir.overlap_record import NGRAM, TEMPLATE, Overlap, OverlapRow
 
 if TYPE_CHECKING:
     from harness.lmeval.library import TaskLibrary
@@ -64,13 +64,7 @@ class Split:
 
 def read_split(task: Task, docs: Sequence[dict[str, Any]]) -> Split:
     """Return the documents' prompts as a split; its digest covers the documents whole, in any order."""
-    return Split(task.name, [normalised(prompt_of(task, doc)) for doc in docs], digest(sorted(map(digest, docs))))
-
-
-def prompt_of(task: Task, doc: dict[str, Any]) -> str:
-    """Return a document's own text; of a task that gives several contexts (its `doc_to_text` is an index), all of them."""
-    text = task.task.doc_to_text(doc)
-    return "\n".join(map(str, task.task.doc_to_choice(doc))) if isinstance(text, int) else str(text)
+    return Split(task.name, [normalised(task.prompt_text(doc)) for doc in docs], digest(sorted(map(digest, docs))))
 
 
 def normalised(text: str) -> str:

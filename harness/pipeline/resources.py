@@ -25,9 +25,9 @@ from harness.lmeval.profiles import tasks_by_profile
 from harness.lmeval.task import Task
 from harness.pipeline.models import checkpoint_of, limit_threads, resolve_device
 from harness.rundir.memory import PeakMemory
-from harness.rundir.overlap import Overlap
+from harness.rundir.overlap_record import Overlap
 from harness.rundir.progress import Event, Report
-from harness.rundir.schema import SCHEMA, Manifest, Noise, Source, StageRecord
+from harness.rundir.schema import SCHEMA, SOURCES, Manifest, Noise, StageRecord
 from harness.rundir.timing import Timer
 from harness.rundir.trackers import Log, check_trackers, tracked, untracked
 
@@ -81,7 +81,7 @@ class RunResources:
             suite=self.suite.name,
             adapter=self.spec.entry,
             kind=self.suite.adapters[self.spec.entry].adapter or self.spec.entry,
-            trains_on=trains_on(self.adapter),
+            trains_on=tuple(source for source in SOURCES if source in self.adapter.capabilities.trains_on),
             adapter_config=self.adapter.model_dump(mode="json"),
             order=self.spec.order,
             stages=tuple(self._stage(stage) for stage in self.spec.stages),
@@ -171,14 +171,6 @@ class RunResources:
 
     def _building(self, what: str, done: int, total: int) -> None:
         self.report(Event(self.spec.label, f"build {what}", done, total))
-
-
-def trains_on(adapter: Adapter) -> tuple[Source, ...]:
-    """Return who wrote the answers that an adapter trains on; empty where it trains nothing, or where nobody can know."""
-    adapter = getattr(adapter, "inner", adapter)
-    if (sources := getattr(adapter, "sources", None)) is not None:
-        return tuple(sources)
-    return ("student",) if getattr(adapter, "on_policy", False) else ()
 
 
 def sampled_cells(cells: Mapping[str, Task]) -> dict[str, Task]:

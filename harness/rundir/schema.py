@@ -13,10 +13,11 @@ from pydantic import ConfigDict, Field
 
 from harness.config.base import Record, digest
 from harness.errors import RunError
-from harness.rundir.overlap import Overlap
+from harness.rundir.overlap_record import Overlap
 
 SCHEMA = 3
 Source = Literal["student", "data", "teacher"]  # who wrote the answers that an adapter trains on
+SOURCES: tuple[Source, ...] = ("student", "data", "teacher")
 CONTROL = "none"  # the kind of adapter that updates nothing
 TINY = 1e-6  # rounding of a mean of scores
 
@@ -74,8 +75,7 @@ class Manifest(Record):
     adapter: str = Field(description="the entry's name in the suite")
     kind: str = Field(description="the adapter's registered name; `none` is the control, which updates nothing")
     trains_on: tuple[Source, ...] = Field(
-        description="who wrote the answers that it trains on: `student`, `data`, `teacher`; empty for a control, and where "
-        "the harness cannot know"
+        description="who wrote the answers that it trains on: `student`, `data`, `teacher`; empty for a control"
     )
     adapter_config: dict[str, Any] = Field(default={}, description="the adapter's options, defaults filled in")
     order: str = Field(description="the order of the stages; `default` is the suite's own")
@@ -350,5 +350,5 @@ def _trained_on(kind: str, options: Mapping[str, Any]) -> tuple[Source, ...]:
     if kind == "gkd":
         share = float(options.get("lmbda", 0.5))
         return ("student",) if share == 1 else ("student", "data") if share else ("data",)
-    known: dict[str, tuple[Source, ...]] = {"sft": ("data",), "seqkd": ("teacher",), CONTROL: (), "external": ()}
+    known: dict[str, tuple[Source, ...]] = {"sft": ("data",), "seqkd": ("teacher",), "external": ("data",), CONTROL: ()}
     return known.get(kind, ("student",))

@@ -7,36 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from adapters.gkd import GKD
-from adapters.none import NoUpdate
-from adapters.opd import OPD
-from adapters.sft import SFT
-from adapters.trainers.external import External
-from adapters.wrappers.replay import Replay
-from harness.adapter import Adapter
-from harness.pipeline.resources import trains_on
-from harness.rundir.schema import Source
 from reports.compare.comparison import Comparison
+from reports.compare.rows import ENTROPY
 from reports.data.methods import find_methods
 from tests.support.run_factory import write_run
-
-
-@pytest.mark.parametrize(
-    ("adapter", "sources"),
-    [
-        (OPD(), ("student",)),
-        (SFT(), ("data",)),
-        (GKD(lmbda=0), ("data",)),
-        (GKD(lmbda=1), ("student",)),
-        (GKD(lmbda=0.5), ("student", "data")),
-        (Replay.model_validate({"of": "sft"}), ("data",)),
-        (Replay.model_validate({"of": "opd"}), ("student",)),
-        (NoUpdate(), ()),
-        (External(command=("true", "{output}")), ()),
-    ],
-)
-def test_the_manifest_says_who_wrote_the_answers_that_a_method_trains_on(adapter: Adapter, sources: tuple[Source, ...]):
-    assert trains_on(adapter) == sources
 
 
 @pytest.mark.parametrize(

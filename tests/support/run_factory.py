@@ -9,7 +9,7 @@ import pandas as pd
 from harness.rundir.schema import SCHEMA
 
 HOSTILE = "</script><script>alert('owned')</script><img src=http://evil.example/x onerror=alert(1)> | ``` & \x07"
-TRAINS_ON = {"none": [], "sft": ["data"], "seqkd": ["teacher"], "external": []}
+TRAINS_ON = {"none": [], "sft": ["data"], "seqkd": ["teacher"], "external": ["data"]}
 STAGES = ("tiny_arithmetic", "tiny_weather")
 PROBES = ("tiny_long_sums",)
 TAUGHT: dict[str, Any] = {

@@ -12,7 +12,6 @@ import yaml
 from harness.adapter import make_adapter
 from harness.config.base import digest
 from harness.config.run_spec import RunSpec
-from harness.pipeline.resources import trains_on
 from harness.pipeline.study import Plan, plan_study
 from harness.rundir.schema import SCHEMA
 
@@ -115,7 +114,7 @@ def _manifest(spec: RunSpec) -> dict[str, Any]:
         "suite": spec.suite.name,
         "adapter": spec.entry,
         "kind": spec.suite.adapters[spec.entry].adapter or spec.entry,
-        "trains_on": trains_on(make_adapter(spec.entry, spec.suite.adapters[spec.entry])),
+        "trains_on": sorted(make_adapter(spec.entry, spec.suite.adapters[spec.entry]).capabilities.trains_on),
         "adapter_config": {},
         "order": spec.order,
         "stages": [{"name": stage.task, "trains": list(stage.trains)} for stage in spec.stages],

@@ -11,7 +11,7 @@ from harness.config.base import Record
 
 NGRAM = 13
 TEMPLATE = 10
-HEADER = (
+OVERLAP_HEADER = (
     "trained in",
     "training items",
     "test task",
@@ -46,7 +46,7 @@ class OverlapRow(Record):
 
     @property
     def cells(self) -> list[str]:
-        """The row as readers see it, under `HEADER`."""
+        """The row as readers see it, under `OVERLAP_HEADER`."""
         place = f"{self.source} {self.trained_task}"
         counts = [self.test_items, self.exact, self.ngram_items]
         share = f"{100 * self.ngram_share_mean:.1f}"
