@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from lm_eval.evaluator import simple_evaluate
 
 from harness.config.evaluation import Evaluation
 from harness.config.models import Chat
-from harness.engines.vllm import VLLMEngine
+from harness.engines.base import CheckpointEngine
 from harness.errors import TaskError
 from harness.evaluation.answering import Answering
 from harness.evaluation.cell_cache import CellResult, SharedCells
@@ -42,7 +43,7 @@ class ServedCheckpoint:
     chat: Chat
     dtype: str
     device: str
-    engine: VLLMEngine | None = None
+    engine: CheckpointEngine | None = None
 
     @cached_property
     def config(self) -> str:
@@ -83,10 +84,8 @@ def evaluate(
 def open_model(served: ServedCheckpoint, settings: Evaluation, on_task: Callable[[str], None]) -> Answering:
     """Load a checkpoint as a model of lm-eval; the one place that chooses a backend."""
     if served.engine is not None:
-        # Importing vLLM takes seconds, and it need not be installed.
-        from harness.evaluation.vllm_model import HarnessVLLM
-
-        return HarnessVLLM(
+        # The class is imported by its name, because a backend's libraries may take seconds or may not be installed.
+        return resolve_name(served.engine.backend.model_class)(
             served.engine,
             served.folder,
             served.weights,

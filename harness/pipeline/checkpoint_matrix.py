@@ -39,7 +39,7 @@ def evaluate_checkpoints(suite: Suite, checkpoints: Sequence[Path], out: Path) -
     _check_checkpoints(suite, checkpoints, list(tasks.values()))
     folder, device = out / suite.name / "checkpoints", resolve_device(suite.device)
     rows: dict[str, dict[str, float]] = {}
-    with closing(EnginePool(suite, device, folder / "vllm.txt")) as engines:
+    with closing(EnginePool(suite, device, folder)) as engines:
         engines.check()
         for index, checkpoint in enumerate(checkpoints):
             weights, student = weights_digest(checkpoint), suite.student

@@ -182,6 +182,9 @@ class CellSummary(Record):
     score: float = Field(ge=-TINY, le=1 + TINY, description="its mean over items, 0..1, higher is better")
     metrics: dict[str, float] = Field(default={}, description="the mean of every metric that the grader gives")
     n: int = Field(gt=0, description="items")
+    clusters: int | None = Field(
+        default=None, gt=0, description="groups of items that are independent of each other; `n` where no items depend"
+    )
     samples: int = Field(default=1, gt=0, description="answers of each item")
     pass_at: tuple[int, ...] = Field(default=(), description="the k of each pass@k among `metrics`")
     outcomes: dict[str, int] = Field(

@@ -22,11 +22,13 @@ import yaml
 from harness.config.evaluation import Evaluation
 from harness.config.load import load_suite
 from harness.config.models import Chat
-from harness.config.suite import VLLM, Suite
+from harness.config.suite import Suite
+from harness.engines.backend import EngineSite
 from harness.engines.base import Sampling
 from harness.engines.hf import HFEngine
 from harness.engines.student import StudentEngine
-from harness.engines.vllm import EngineSite, VLLMEngine
+from harness.engines.vllm import VLLMEngine
+from harness.engines.vllm_backend import VLLM
 from harness.errors import RunError
 from harness.evaluation.cell_cache import SharedCells
 from harness.evaluation.evaluator import ServedCheckpoint, evaluate

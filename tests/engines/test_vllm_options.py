@@ -37,9 +37,10 @@ CONTEXT = 512
 SCRIPT = """
 import sys
 from pathlib import Path
-from harness.config.suite import VLLM
+from harness.engines.backend import EngineSite
 from harness.engines.base import Sampling
-from harness.engines.vllm import EngineSite, VLLMEngine
+from harness.engines.vllm import VLLMEngine
+from harness.engines.vllm_backend import VLLM
 
 started = VLLMEngine(Path(sys.argv[1]), VLLM(), EngineSite("cpu", "float32", 1, Path(sys.argv[2])))
 print(started.generate([[5, 6, 7, 8]], Sampling(4, temperature=0))[0].tokens)
@@ -61,7 +62,7 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> Suite:
     evidence="the engine gets no seed",
 )
 def test_the_engines_seed_is_the_suites(engine: VLLMEngine):
-    assert "seed=1234," in engine.place.log.read_text(encoding="utf-8")
+    assert "seed=1234," in engine.site.log.read_text(encoding="utf-8")
 
 
 @pytest.mark.pitfall(
