@@ -22,6 +22,7 @@ from harness.config.explain import explain
 from harness.config.suite import AdapterEntry, Suite
 from harness.config.training import Optimizer, Training
 from harness.errors import ConfigError
+from harness.rundir.schema import Source
 
 if TYPE_CHECKING:
     # Types alone: what only reads a suite or lists adapters loads no torch.
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
 GROUP = "harness.adapters"
 
-Source = Literal["student", "data", "teacher"]
 Needs = Literal["none", "sampled", "top_k", "full", "generate"]
 
 
