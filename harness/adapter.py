@@ -13,13 +13,14 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import ValidationError, model_validator
 
 from harness.config.base import Strict
 from harness.config.explain import explain
 from harness.config.suite import AdapterEntry, Suite
+from harness.config.teacher import Needs
 from harness.config.training import Optimizer, Training
 from harness.errors import ConfigError
 from harness.rundir.schema import Source
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
     UpdaterFactory = Callable[[nn.Module, Optimizer, int], Updater]
 
 GROUP = "harness.adapters"
-
-Needs = Literal["none", "sampled", "top_k", "full", "generate"]
 
 
 @dataclass(frozen=True)

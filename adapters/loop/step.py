@@ -102,9 +102,9 @@ class Step:
             return TeacherScores(nothing.new_full((len(batch.targets),), float("nan")), nothing.long(), nothing)
         prompts = self.adapter.teacher_prompts(self.ctx, batch.rollouts)
         seen = batch if prompts is None else with_prompts(batch, prompts)
-        wanted = self.adapter.teacher_request
+        request = self.adapter.teacher_request
         # The teacher's first choice is always asked for: the diagnostics follow it for every method.
-        return self._scores(self.scorer, seen, replace(wanted, top_k=max(1, wanted.top_k)))
+        return self._scores(self.scorer, seen, replace(request, top_k=max(1, request.top_k)))
 
     def _log_reference(self, batch: Batch) -> Tensor | None:
         if not (self.adapter.scores_start or self.ctx.penalties.token):
@@ -112,9 +112,9 @@ class Step:
         assert self.ctx.reference is not None, "the adapter did not require a reference"
         return self._scores(self.ctx.reference, batch, TeacherRequest()).sampled
 
-    def _scores(self, teacher: Teacher, batch: Batch, wanted: TeacherRequest) -> TeacherScores:
+    def _scores(self, teacher: Teacher, batch: Batch, request: TeacherRequest) -> TeacherScores:
         with autocast(self.ctx.device, self.ctx.training.autocast):
-            return checked(teacher.score(batch, wanted, self.adapter.temperature(self.ctx.training)))
+            return checked(teacher.score(batch, request, self.adapter.temperature(self.ctx.training)))
 
     def _student(self, batch: Batch, ids: Tensor, teacher: TeacherScores | None = None) -> LogProbs:
         temperature = self.adapter.temperature(self.ctx.training)
