@@ -129,7 +129,7 @@ def study(
     if not render_only:
         do_study(console, planned, workers, max_hours, dry_run)
     if not dry_run:
-        from reports.study.study_page import build_study
+        from reports.study.build_study import build_study
 
         written = build_study(planned, page or planned.page)
         console.print(f"page: {written}", markup=False, highlight=False, soft_wrap=True)
