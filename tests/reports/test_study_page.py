@@ -236,7 +236,7 @@ def test_what_is_compared_comes_from_the_study_whatever_its_entries_are_called(t
     )
     text = build_study(plan, tmp_path / "page.md").read_text(encoding="utf-8").replace("\\", "")
     assert "Of 1 row, 1 are supported (mine learns all tasks better than theirs, weak start)" in text
-    assert "3 of 3 settings of mine matched in learning accuracy" in text
+    assert "3 of 3 settings of mine matched in learning accuracy" in text, text[:9000]
     assert "Entropy over the last stage, mine minus theirs:" in text
     assert "theirs (lr 0.0001, the lowest tried, where it learned most of 3) learned 60.0" in text
     assert "mine at 0.0001" in text or "mine: learning is highest at" in text
