@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import chain
-from typing import Any
 
+from harness.rundir.schema import Manifest
 from reports.document.sentences import format_count
 from reports.study.study_results import RUN, Results
 
@@ -29,28 +28,25 @@ def describe_study(results: Results) -> list[str]:
 def describe_making(results: Results) -> list[str]:
     """Return how the page was made: the command that makes it again, code, dates and time."""
     manifests = [run.manifest for run in results.frames.runs]
-    sessions = list(chain.from_iterable(m.get("sessions") or [m] for m in manifests))
-    times = sorted(
-        str(m[key])[:16].replace("T", " ") for m in manifests for key in ("created", "finished") if m.get(key)
-    )
+    times = sorted(when[:16].replace("T", " ") for m in manifests for when in (m.made.created, m.finished) if when)
     seconds = [run.seconds["total"] for run in results.frames.runs]
     known = [each for each in seconds if each == each]
     spent = f"{sum(known) / 3600:.1f} hours" if known else "unknown"
     noted = "" if len(known) == len(seconds) else f", noted by {len(known)} of {len(seconds)} runs"
-    commands = dict.fromkeys(str(session.get("command", "unknown")) for session in sessions)
+    commands = dict.fromkeys(session.command or "unknown" for manifest in manifests for session in manifest.sessions)
     return [
         f"Command: {results.command}",
         f"Commands of the runs: {'; '.join(commands)}",
-        _describe_code(manifests, sessions),
+        _describe_code(manifests),
         f"Runs made from {times[0]} to {times[-1]} UTC; time of all runs added up, models included: {spent}{noted} "
         "(several went side by side).",
     ]
 
 
-def _describe_code(manifests: Sequence[Any], sessions: Sequence[Any]) -> str:
+def _describe_code(manifests: Sequence[Manifest]) -> str:
     """Say which commits the runs come from, and whether files differed from them."""
-    commits = dict.fromkeys(((session.get("git") or {}).get("commit") or "unknown")[:12] for session in sessions)
-    dirty = sum(any((s.get("git") or {}).get("dirty") for s in m.get("sessions") or [m]) for m in manifests)
+    commits = dict.fromkeys((session.git.commit or "unknown")[:12] for m in manifests for session in m.sessions)
+    dirty = sum(any(session.git.dirty for session in m.sessions) for m in manifests)
     where = f"Commit {next(iter(commits))}" if len(commits) == 1 else f"The runs differ in commit: {', '.join(commits)}"
     changed = f"{dirty} of {format_count(len(manifests), 'run')} were made with uncommitted changes"
     return f"{where}; {changed if dirty else 'no local changes'}."

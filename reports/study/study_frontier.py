@@ -107,7 +107,8 @@ def _describe_least(results: Results, own: Mapping[str, Config], reference: str)
 def _describe_starts(results: Results) -> Iterator[str]:
     """Yield per start each method's learning and forgetting at the rate where it learned most, or at its only one."""
     for start in results.starts:
-        told = [sentence for method in results.methods if (sentence := _at_best_rate(results, start, method))]
+        methods = [method for method in results.methods if method not in results.controls]
+        told = [sentence for method in methods if (sentence := _at_best_rate(results, start, method))]
         if told:
             yield f"{f'From the {start} start' if start else 'Here'}: {'; '.join(told)}."
 
