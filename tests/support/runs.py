@@ -18,7 +18,9 @@ FOLDERS = ("stage_0", "stage_1_tiny_weather", "stage_2_tiny_currency")
 
 
 def manifest(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "manifest.json").read_text())
+    """Return a run's manifest, with what its first session says of the machine."""
+    found = json.loads((folder / "manifest.json").read_text())
+    return {**found["sessions"][0], **found}
 
 
 def steps(folder: Path) -> list[dict[str, Any]]:
