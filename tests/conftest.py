@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, settings
 
 os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 
-from adapters.loop import loop
 from harness.config.load import load_suite
 from harness.config.models import Scratch
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
+from harness.lm import optimiser
 from harness.lmeval.library import TaskLibrary
 from harness.pipeline.run import run
 from tests.support.models import micro_suite, write_yaml
@@ -107,5 +107,5 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> type[Recorder]:
     """Replace the loop's optimiser by the recorder."""
     monkeypatch.setattr(Recorder, "made", [])
     monkeypatch.setattr(Recorder, "rate", 0.0)
-    monkeypatch.setattr(loop, "Updater", Recorder)
+    monkeypatch.setattr(optimiser, "Updater", Recorder)
     return Recorder

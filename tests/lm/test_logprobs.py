@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adapters.loop.divergences import forward_kl, generalised_jsd, reverse_kl
+from adapters.loop.divergences import forward_kl, generalised_jsd, reverse_kl, top_k_forward_kl
 from adapters.loop.tokens import Tokens
-from adapters.loop.topk import top_k_forward_kl
 from harness.errors import ModelError
 from harness.lm import output_layer as tiled
 from harness.lm.logprobs import (
