@@ -10,14 +10,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from harness.errors import RunError
 from harness.rundir.comparability import differing
-from harness.rundir.reader import RunDir, read_json, read_parquet
+from harness.rundir.files import read_results
+from harness.rundir.reader import RunDir, read_parquet
+from harness.rundir.schema import CellSummary, Keys
 from harness.rundir.store import cell_name
 from harness.stats.continual import Figure, ScoreMatrix, Term
 from harness.stats.estimates import Estimate, ItemTable
@@ -62,7 +64,8 @@ class RunScores:
 
     def score(self, task: str, stage: int) -> float:
         """Return a cell's score, nan where it is missing."""
-        return float((self.cell(task, stage).results or {}).get("score", math.nan))
+        results = self.cell(task, stage).results
+        return math.nan if results is None else results.score
 
     def samples(self, task: str, stage: int) -> pd.DataFrame | None:
         """Return the graded answers of a cell; None where they were not kept."""
@@ -79,12 +82,12 @@ class RunScores:
         samples = self.samples(task, stage)
         return None if samples is None else samples.groupby("item_id", sort=False)["score"].mean()
 
-    def repeated(self, task: str) -> list[dict[str, Any]]:
+    def repeated(self, task: str) -> list[CellSummary]:
         """Return the results of a task's further evaluations at the start, with other seeds of the engine."""
-        folder = self.run.stage_path(0) / "noise" / cell_name(task, self.profile)
-        found = [read_json(file) for file in sorted(folder.glob("*/results.json"))]
-        metric = (self.cell(task, 0).results or {}).get("metric")
-        return [results for results in found if results["metric"] == metric]
+        folder = self.run.stage(0).path / "noise" / cell_name(task, self.profile)
+        found = map(read_results, sorted(folder.glob("*")))
+        first = self.cell(task, 0).results
+        return [each for each in found if each is not None and first is not None and each.metric == first.metric]
 
     def side(self, figure: Figure, last: int, task: str = "") -> Side:
         """Return a figure's terms of this run, or of one of its tasks, as if `last` were the last stage."""
@@ -179,9 +182,9 @@ def noise_floor(pairs: Sequence[SeedPair]) -> float:
     for pair in pairs:
         for side in (pair.base, pair.other):
             for task, results in _evaluated(side):
-                if results.get("seed") is not None:
-                    key = (task, results["weights"], results["keys"]["comparability"])
-                    scores.setdefault(key, {})[results["seed"]] = results["score"]
+                if results.seed is not None:
+                    key = (task, results.weights, results.keys.comparability)
+                    scores.setdefault(key, {})[results.seed] = results.score
     return max((repeats(list(found.values())) for found in scores.values() if len(found) > 1), default=math.nan)
 
 
@@ -189,10 +192,10 @@ def check_pairs(pairs: Sequence[SeedPair], shared_items: bool = False) -> None:
     """Raise `RunError` where a cell is not comparable with the others of the same task: the other side's, the other seeds'."""
     for one, other in _partners(pairs):
         cell, partner = one.cell, other.cell
-        keys = [(each.results or {}).get("keys", {}) for each in (cell, partner)]
-        if keys[0].get("comparability") == keys[1].get("comparability"):
+        keys = [each.results.keys if each.results else Keys() for each in (cell, partner)]
+        if keys[0].comparability == keys[1].comparability:
             continue
-        fields = [found.get("fields") or {} for found in keys]
+        fields = [found.fields for found in keys]
         only_items = all(fields) and {name.split(".")[0] for name in differing(*fields)} <= ITEM_KEYS
         if shared_items and only_items:
             continue
@@ -260,7 +263,7 @@ def _flips(pair: SeedPair, tables: Tables, place: int) -> Flips:
     return Flips(*(sum(each[column] for each in counted) for column in range(3)))
 
 
-def _evaluated(side: Side) -> Iterator[tuple[str, dict[str, Any]]]:
+def _evaluated(side: Side) -> Iterator[tuple[str, CellSummary]]:
     """Yield all results of a side's run on its tasks, the start's repeats among them."""
     found = side.evaluations
     for task in side.tasks:
