@@ -40,8 +40,9 @@ def draw_frontier(
     for labels in (lines or {}).values():
         for label in labels:
             looks[label] = looks[label] | {"marker": looks[labels[0]]["marker"]}
-        ends = 100 * points.set_index("label").loc[list(labels), ["forgot", "learned"]]
-        axes.plot(ends["forgot"], ends["learned"], color=looks[labels[0]]["color"], linewidth=1.2, alpha=0.6, zorder=1)
+        ends = points.set_index("label").loc[list(labels)]
+        x, y = ([100 * interval.mean for interval in ends[name]] for name in ("forgot", "learned"))
+        axes.plot(x, y, color=looks[labels[0]]["color"], linewidth=1.2, alpha=0.6, zorder=1)
     for row in points.to_dict("records"):
         _mark(axes, {str(key): value for key, value in row.items()}, looks[str(row["label"])])
     small = by_seed.dropna()

@@ -97,7 +97,8 @@ def test_one_seed_has_items_and_no_interval_over_seeds(tmp_path: Path):
     assert math.isnan(found.p)
     assert math.isnan(found.variances.seeds)
     assert math.isnan(found.detectable_seeds)
-    assert found.items.low > 0
+    # three of ten items turned: 0.3 ± t_{0.975, 9} sqrt(0.21 / 9)
+    assert found.items.half_width == pytest.approx(2.262157 * math.sqrt(0.21 / 9), rel=1e-6)
     assert found.detectable_items > 0.3
 
 
