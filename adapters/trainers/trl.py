@@ -29,7 +29,7 @@ from harness.config.training import Training
 from harness.errors import ConfigError, NotFiniteError, TrainingError
 from harness.lm.optimiser import Updater
 from harness.lm.seeding import preserved_random_state
-from harness.rundir.timing import Timer
+from harness.rundir.session import Timer
 from harness.teachers.base import Needs
 from harness.teachers.local import LocalTeacher, check_same_rows
 

@@ -56,7 +56,7 @@ class HeldTeacher:
     teacher: LocalTeacher
 
 
-class TeacherShelf:
+class TeacherPool:
     """Keeps one teacher in memory, so that stages with the same one share it."""
 
     def __init__(self, device: str, checkpoint_of: Callable[[Model], Path]) -> None:

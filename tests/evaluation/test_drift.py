@@ -20,7 +20,7 @@ from harness.evaluation import drift
 from harness.lm.checkpoints import load, save
 from harness.pipeline.run import run
 from harness.rundir.files import read_cell
-from harness.rundir.finished import is_finished
+from harness.rundir.store import is_finished
 from tests.evaluation.test_evaluate import with_config
 from tests.pipeline.test_pipeline import FOLDERS, aopd, changed_suite, control, manifest, opd, out  # noqa: F401
 from tests.support.models import dense_logprobs, micro_suite, write_yaml

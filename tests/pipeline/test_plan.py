@@ -17,7 +17,8 @@ from harness.errors import ConfigError, TaskError
 from harness.lmeval import checks
 from harness.lmeval.checks import spoil
 from harness.lmeval.library import TaskLibrary
-from harness.pipeline.plan import check_task, print_plan, task_table
+from harness.pipeline.plan import print_plan
+from harness.pipeline.task_check import check_task, task_table
 from tests.support.models import DOCS, TASK_FILE, micro_suite, write_task, write_yaml
 
 
