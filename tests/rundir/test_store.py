@@ -182,8 +182,8 @@ def config(**changes: Any) -> Manifest:
 
 
 def test_a_new_run_writes_its_manifest_and_the_same_run_keeps_it(tmp_path: Path):
+    assert RunStore(tmp_path).manifest is None
     store = RunStore(tmp_path)
-    assert store.manifest is None
     store.start(config().model_copy(update={"start": "first"}), Session(command="one"))
     store.start(config().model_copy(update={"start": "second"}), Session(command="two"))
     found = store.manifest
