@@ -1,15 +1,17 @@
-"""One run: a suite, one of its adapter entries, an order of stages and a seed, with its stages settled."""
+"""Runs named: a suite, one of its adapter entries, an order of stages and a seed each, with the stages settled."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from harness.config.base import merge
-from harness.config.models import Model
 from harness.config.suite import Suite
+from harness.config.teacher import TeacherSpec
 from harness.config.training import Training
 
 
@@ -25,7 +27,7 @@ class PlannedStage:
     name: str
     trains: tuple[str, ...]
     training: Training
-    teacher: Model | None
+    teacher: TeacherSpec | None
     own_teacher: bool = False
 
 
@@ -91,3 +93,8 @@ class RunSpec:
         own = {"adapter": adapter, "seed": self.seed}
         stages = [stage.model_dump(mode="json") for stage in self.suite.ordered_stages(self.order)]
         return merge(suite, {**own, "stages": stages})
+
+
+def plan_runs(suite: Suite, entries: Sequence[str], seeds: Sequence[int], order: str, out: Path) -> list[RunSpec]:
+    """Return the runs of a sweep, seed by seed, so that the first seed's comparison is complete first."""
+    return [RunSpec(suite, entry, seed, order, out) for seed, entry in product(seeds, entries)]

@@ -25,7 +25,7 @@ from harness.lmeval.checks import (
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.overlap import stream_overlap
 from harness.lmeval.task import Task
-from harness.pipeline.scratch import train_tokenizer, training_texts
+from harness.pipeline.scratch_tokenizer import train_tokenizer, training_texts
 from harness.rundir.overlap_record import OVERLAP_HEADER, Overlap
 
 

@@ -30,7 +30,7 @@ def run(spec: RunSpec, report: Report = silent) -> Path:
         trainer, evaluator = StageTrainer(resources), StageEvaluator(resources, store.stage(0))
         _prepare(resources, store)
         checkpoint = resources.start
-        with closing(resources.engines), resources.tracked() as resources.track:
+        with closing(resources.engines), closing(resources.teachers), resources.tracked() as resources.track:
             evaluator.evaluate(store.stage(0), checkpoint, "start")
             for stage in spec.stages:
                 folder = store.stage(stage.index, stage.name)

@@ -21,7 +21,7 @@ from harness.lmeval.checks import (
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task
 from harness.lmeval.task_files import read_task_file
-from harness.pipeline.scratch import byte_tokenizer
+from harness.pipeline.scratch_tokenizer import byte_tokenizer
 
 
 def task_table(include: Sequence[Path]) -> Table:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from harness.adapter import StageContext
 from harness.config.run_spec import PlannedStage
@@ -28,7 +28,8 @@ from harness.rundir.schema import DoneFile, StepLine
 from harness.rundir.snapshots import FileSnapshots
 from harness.rundir.store import StageFolder
 from harness.rundir.trackers import Log
-from harness.teachers.local import LocalTeacher, TeacherPool, frozen_copy
+from harness.teachers.base import OpenTeacher
+from harness.teachers.local import LocalTeacher, frozen_copy
 
 
 class StageTrainer:
@@ -37,7 +38,7 @@ class StageTrainer:
     def __init__(self, resources: RunResources) -> None:
         self.resources, self.spec, self.suite = resources, resources.spec, resources.suite
         self.adapter, self.device, self.phase = resources.adapter, resources.device, resources.phase
-        self.teachers = TeacherPool(resources.device, resources.checkpoint_of)
+        self.teachers = resources.teachers
 
     def train(self, folder: StageFolder, stage: PlannedStage, checkpoint: Path) -> Path:
         """Train one stage from `checkpoint`, unless it is trained already, and return the new checkpoint."""
@@ -68,7 +69,7 @@ class StageTrainer:
         save(student, train / "checkpoint")
         return DoneFile(
             weights=weights_digest(train / "checkpoint"),
-            teacher=None if self.teachers.held is None else self.teachers.held.weights,
+            teacher=None if self.teachers.teacher is None else self.teachers.teacher.identity,
             steps=result.steps,
             seconds=round(seconds, 3),
             prompts=len(context.examples),
@@ -116,18 +117,21 @@ class StageTrainer:
             return StudentEngine(engine, student.model)
         return HFEngine(student.model, student.renderer.tokenizer, stage.training.generation_batch)
 
-    def _teacher_of(self, stage: PlannedStage, student: Loaded) -> LocalTeacher | None:
+    def _teacher_of(self, stage: PlannedStage, student: Loaded) -> OpenTeacher | None:
         if stage.teacher is None or self.adapter.requirements.teacher == "none":
             return None
         with self.phase("models"):
             teacher = self.teachers.take(stage.teacher, student)
-        suit_attention(teacher.model, stage.training.autocast)
+        if isinstance(teacher, LocalTeacher):
+            suit_attention(teacher.model, stage.training.autocast)
         return teacher
 
-    def _teacher_engine(self, teacher: LocalTeacher | None, student: Loaded, training: Training) -> Engine | None:
+    def _teacher_engine(self, teacher: OpenTeacher | None, student: Loaded, training: Training) -> Engine | None:
         if teacher is None or self.adapter.requirements.teacher != "generate":
             return None
-        return HFEngine(teacher.model, student.renderer.tokenizer, training.generation_batch)
+        if isinstance(teacher, LocalTeacher):
+            return HFEngine(teacher.model, student.renderer.tokenizer, training.generation_batch)
+        return cast(Engine, teacher)  # a kind that provides `generate` promises it
 
 
 @contextmanager

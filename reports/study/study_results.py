@@ -1,4 +1,4 @@
-"""What the finished runs of a study say: every run's figures, joined to the points of the plan it stands for.
+"""The finished runs of a study: every run's figures, joined to the points of the plan that it stands for.
 
 Nothing is filled in: a run that is missing or unfinished is named and left out. Differences are paired over the seeds
 that both sides have.
@@ -22,11 +22,9 @@ from harness.rundir.store import RunStore
 from harness.stats.intervals import Interval, t_interval
 from reports.data.frames import Frames, load
 from reports.data.tables import figures_by_seed, score_matrices
-from reports.figures.style import PALETTE
 
-OPD, AOPD = "opd", "aopd"
 RUN = ["suite", "adapter", "order", "seed"]
-RATE, STRENGTH, THRESHOLD = "training.optimizer.lr", "student.strength", ".options.threshold"
+RATE, STRENGTH = "training.optimizer.lr", "student.strength"
 
 
 class Config(NamedTuple):
@@ -39,11 +37,15 @@ class Config(NamedTuple):
 
 @dataclass(frozen=True)
 class Results:
-    """The finished runs of a plan; `missing` says in a sentence each what is left out."""
+    """The finished runs of a plan; `missing` says in a sentence each what is left out.
+
+    `command` makes the runs that are missing, and the page.
+    """
 
     plan: Plan
     frames: Frames
     missing: tuple[str, ...]
+    command: str = ""
 
     @cached_property
     def values(self) -> pd.DataFrame:
@@ -76,11 +78,6 @@ class Results:
         """The entries that have finished runs, in the study's order."""
         return list(dict.fromkeys(self.points["adapter"]))
 
-    @property
-    def many(self) -> bool:
-        """Whether there are more methods than colours, so that figures name each beside its mark."""
-        return len(self.methods) > len(PALETTE)
-
     @cached_property
     def configs(self) -> dict[Config, str]:
         """Every configuration with what sets it apart from the suite as it is: a factor's setting, or nothing."""
@@ -94,7 +91,7 @@ class Results:
 
     @property
     def first_task(self) -> str:
-        """The task of the suite's first stage, whose retention the paper's claim is about."""
+        """The task of the suite's first stage, whose learning and retention claims are judged on."""
         return self.plan.base.stages[0].task
 
     def series(self, config: Config, figure: str) -> pd.Series:
@@ -134,13 +131,22 @@ class Results:
         """The learning rate that the suite gives an adapter."""
         return _rate(self.plan.base, adapter)
 
-    @cached_property
-    def thresholds(self) -> dict[float, Config]:
-        """AOPD's runs by threshold, from the lowest; empty where the study does not vary it."""
-        names = [name for name, factor in self.plan.study.factors.items() if (factor.key or "").endswith(THRESHOLD)]
-        rows = self.points[self.points["factor"].isin(names) & (self.points["adapter"] == AOPD)]
-        found = {float(row["setting"]): Config(row["suite"], AOPD, row["order"]) for _, row in rows.iterrows()}
-        return dict(sorted(found.items()))
+    def swept(self, name: str) -> dict[str, dict[float, Config]]:
+        """Return a factor's runs by entry and value, lowest first; empty where its values are not three numbers or more."""
+        rows = self.points[self.points["factor"] == name]
+        values = self.plan.study.factors[name].values
+        if not values or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+            return {}
+        found: dict[str, dict[float, Config]] = {}
+        for row in rows.to_dict("records"):
+            config = Config(row["suite"], row["adapter"], row["order"])
+            found.setdefault(row["adapter"], {})[float(row["setting"])] = config
+        return {entry: dict(sorted(by_value.items())) for entry, by_value in found.items() if len(by_value) > 2}
+
+    def steps_of(self, configs: Collection[Config]) -> pd.DataFrame:
+        """Return the training steps of some configurations."""
+        steps = self.frames.steps
+        return steps[pd.MultiIndex.from_frame(steps[[*Config._fields]]).isin(list(configs))]
 
     @cached_property
     def _suites(self) -> dict[tuple[str, float, str], str]:
@@ -169,14 +175,14 @@ class Results:
             yield {**run, "first_learned": matrix.learned[task], "first_retained": kept}
 
 
-def collect(plan: Plan) -> Results:
+def collect(plan: Plan, command: str = "") -> Results:
     """Read the finished runs of a plan; raises `RunError` where there is none, or where they are not comparable."""
     left = {spec.path for spec in plan.todo}
     done = [spec for spec in plan.specs if spec.path not in left]
     if not done:
         raise RunError(f"study {plan.study.name} has no finished run; `harness study {plan.study.name}` makes them")
     missing = tuple(_absence(spec) for spec in plan.specs if spec.path in left)
-    return Results(plan, load([spec.path for spec in done]), missing)
+    return Results(plan, load([spec.path for spec in done]), missing, command)
 
 
 def _row(point: Point, factor: Factor) -> dict[str, Any]:

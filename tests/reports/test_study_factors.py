@@ -1,4 +1,4 @@
-"""What a study's results hold for which methods and rates, and whether its recipe is one to learn from."""
+"""What a study's results hold for which methods and rates, and what a factor's values did."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 
 from harness.config.run_spec import RunSpec
 from harness.errors import RunError
-from reports.study.data import Results, collect
-from reports.study.recipe import checks_grid, recipe_grid
-from reports.study.study_page import build_study
-from reports.study.study_views import factor_grid
-from reports.study.study_words import frontier, threshold
+from reports.document.blocks import Text
+from reports.study.build_study import build_study
+from reports.study.factors import describe_extremes, factor_grid
+from reports.study.study_frontier import frontier_blocks
+from reports.study.study_results import Results, collect
 from tests.support.study_factory import constant, fill, study
 
 METHODS: dict[str, Any] = {"title": "Method", "entries": ["none", "sft", "opd", "aopd"]}
@@ -35,37 +35,6 @@ def made(folder: Path, **levels: float) -> Results:
     return collect(plan)
 
 
-def test_lifts_are_those_of_the_suite_s_own_start_by_methods_that_learn_from_rollouts(tmp_path: Path):
-    grid = recipe_grid(made(tmp_path))
-    first = grid.header.index("tiny_arithmetic")
-    assert {row[0]: row[first] for row in grid.rows} == {
-        "weak: before any stage": "30.0 (30.0 to 30.0)",
-        "strong: before any stage": "50.0 (50.0 to 50.0)",
-        "opd": "+10.0",
-        "aopd": "+30.0",
-    }
-    assert {grid.rows[row][0] for row, _ in grid.strong} == {"aopd"}
-
-
-def holds(results: Results) -> list[str]:
-    return [row[2] for row in checks_grid(results).rows]
-
-
-def test_a_start_outside_its_band_fails_and_is_named(tmp_path: Path):
-    weak, strong, lift, forgetting = holds(made(tmp_path))
-    assert (weak, lift, forgetting) == ("yes", "yes", "yes")
-    assert "tiny_arithmetic seed 0: 50.0" in strong
-
-
-def test_a_stage_that_only_sft_lifts_fails(tmp_path: Path):
-    assert holds(made(tmp_path, learned=0.45))[2].startswith("no (tiny_arithmetic, tiny_weather")
-
-
-@pytest.mark.parametrize("kept", [0.6, 0.05])
-def test_forgetting_that_is_nothing_or_all_fails(tmp_path: Path, kept: float):
-    assert holds(made(tmp_path, weak=0.5, kept=kept))[3] == "no"
-
-
 def test_a_method_trained_on_references_has_no_entropy_of_its_own_answers(tmp_path: Path):
     results = made(tmp_path)
     grid = factor_grid(results, "method")
@@ -77,15 +46,10 @@ def test_a_method_trained_on_references_has_no_entropy_of_its_own_answers(tmp_pa
 
 
 def test_a_method_with_one_learning_rate_is_not_said_to_learn_most_there(tmp_path: Path):
-    told = frontier(made(tmp_path))
-    assert "sft (one lr, 0.0002) learned 100.0" in told
-    assert "opd (lr 0.0001, the lowest tried, where it learned most of 2)" in told
-
-
-def test_the_page_says_that_bars_are_no_test(tmp_path: Path):
-    page = build_study(made(tmp_path).plan, tmp_path / "page.md").read_text(encoding="utf-8")
-    assert "are no test; the paired tables below are" in page
-    assert "neither is ahead" not in page
+    told = frontier_blocks(made(tmp_path))[-1]
+    assert isinstance(told, Text)
+    assert "sft (one lr, 0.0002) learned 100.0" in told.text
+    assert "opd (lr 0.0001, the lowest tried, where it learned most of 2)" in told.text
 
 
 def test_a_rate_is_that_of_the_method_s_own_training(tmp_path: Path):
@@ -113,23 +77,23 @@ def test_two_suites_at_one_rate_are_refused(tmp_path: Path):
 
 
 def thresholds(folder: Path, learned: float) -> Results:
-    factor = {"title": "T", "key": "adapters.aopd.options.threshold", "values": [-1.0, 0.2], "entries": ["aopd"]}
+    factor = {"title": "T", "key": "adapters.aopd.options.threshold", "values": [-1.0, 0.2, 0.5], "entries": ["aopd"]}
     plan = study(folder, {"method": METHODS, "threshold": factor}, seeds=[0, 1])
     fill(plan, lambda spec: scores(spec, learned=learned if "--1.0" in spec.suite.name else 0.5))
     return collect(plan)
 
 
 def test_thresholds_are_told_as_paired_differences(tmp_path: Path):
-    told = threshold(thresholds(tmp_path, 0.7))
-    assert "Learning is highest at τ = −1, 70.0" in told
-    assert "(paired, in points: +30.0" in told
-    assert "against opd, +20.0" in told
+    told = describe_extremes(thresholds(tmp_path, 0.7), "threshold", "aopd")
+    assert "learning is highest at −1, 70.0" in told
+    assert "(paired, in points: +20.0" in told
+    assert "against aopd at the suite's own setting, +30.0" in told
 
 
 def test_a_figure_that_no_threshold_has_is_not_told(tmp_path: Path):
-    factor = {"title": "T", "key": "adapters.aopd.options.threshold", "values": [0.0, 0.2], "entries": ["aopd"]}
+    factor = {"title": "T", "key": "adapters.aopd.options.threshold", "values": [0.0, 0.2, 0.5], "entries": ["aopd"]}
     plan = study(tmp_path, {"threshold": {**factor, "orders": ["joint"]}}, seeds=[0, 1])
     fill(plan, lambda spec: constant(spec, 0.5, 0.5))
-    told = threshold(collect(plan))
+    told = describe_extremes(collect(plan), "threshold", "aopd")
     assert "forgetting" not in told
     assert "nan" not in told
