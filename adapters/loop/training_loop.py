@@ -1,7 +1,7 @@
 """The training loop that the methods share: prompts, responses, teacher scores, loss, step.
 
-An adapter states where responses come from (`source`), what it needs of the teacher (`wanted`) and a loss per token; batching,
-normalisation, accumulation, timing, snapshots, guards and the step log are the loop's.
+An adapter states where responses come from (`sources`), what its loss uses of the teacher (`teacher_request`) and the loss of
+each token. The loop does the rest: batches, averages, accumulation, optimiser, snapshots, guards and the step log.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -24,16 +24,17 @@ from harness.adapter import Adapter, Capabilities, Requirements, Source, StageCo
 from harness.config.training import Training
 from harness.errors import ConfigError, NotFiniteError, TaskError
 from harness.lm.logprobs import TeacherRequest
-from harness.lm.optimiser import Updater
 from harness.lm.rollouts import Reduction, Rollout
-from harness.teachers.base import Teacher
-from harness.teachers.local import LocalTeacher, check_same_rows
+
+if TYPE_CHECKING:
+    from harness.lm.optimiser import Updater
+    from harness.teachers.base import Teacher
 
 Objective = Literal["forward_kl", "reverse_kl"]
 
 
 class LoopAdapter(Adapter):
-    """Base of the methods that differ in their loss per token alone."""
+    """Base of the methods that differ only in their loss per token."""
 
     scores_start: ClassVar[bool] = False
 
@@ -43,7 +44,7 @@ class LoopAdapter(Adapter):
     @property
     def requirements(self) -> Requirements:
         """What the class says that its loss needs."""
-        return Requirements(self.teacher_needs, reference=self.scores_start, top_k=self.wanted.top_k)
+        return Requirements(self.teacher_needs, reference=self.scores_start, top_k=self.teacher_request.top_k)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -51,15 +52,15 @@ class LoopAdapter(Adapter):
         return Capabilities(trains_on=frozenset(self.sources), takes_penalties=True)
 
     @property
-    def wanted(self) -> TeacherRequest:
-        """What the loss uses of the teacher beside the sampled token's log-probability."""
+    def teacher_request(self) -> TeacherRequest:
+        """What the loss uses of the teacher in addition to the log-probability of the sampled token."""
         return TeacherRequest()
 
     @property
     def objective(self) -> Objective | None:
-        """The divergence from the teacher whose gradient the loss has in expectation, with a top K that leaves nothing out.
+        """The divergence whose gradient the loss has in expectation, if its top K is the whole vocabulary.
 
-        None where it is neither; the conformance suite holds an adapter to what it declares.
+        None where it is neither; the conformance suite checks what an adapter declares.
         """
         return None
 
@@ -68,7 +69,7 @@ class LoopAdapter(Adapter):
         """Return the loss of each response token; averaging is the loop's."""
 
     def divergence(self, logq: Tensor, logp: Tensor) -> Tensor:
-        """Return a loss (n,) over the whole vocabulary from log-probabilities (n, V); needs `wanted.vocabulary`."""
+        """Return a loss (n,) over the whole vocabulary from log-probabilities (n, V); needs `teacher_request.vocabulary`."""
         raise NotImplementedError
 
     @property
@@ -81,7 +82,7 @@ class LoopAdapter(Adapter):
         return self.sources[0]
 
     def scorer(self, ctx: StageContext) -> Teacher | None:
-        """Return who scores the responses: the teacher, for adapters that need its scores."""
+        """Return the model that scores the responses: the teacher, for adapters that need its scores."""
         return ctx.teacher if self.requirements.teacher in ("sampled", "top_k", "full") else None
 
     def teacher_prompts(self, ctx: StageContext, rollouts: Sequence[Rollout]) -> list[list[int]] | None:
@@ -93,16 +94,16 @@ class LoopAdapter(Adapter):
         return training.temperature
 
     def credit(self, ctx: StageContext, rollouts: list[Rollout]) -> list[Rollout]:
-        """Return the rollouts with what each is worth; without rewards nothing is."""
+        """Return the rollouts with their `credit`, what each is worth; 0 without rewards."""
         return rollouts
 
     def after_update(self, ctx: StageContext) -> None:
         """Do what a method does after each optimiser update, such as moving an average of the weights."""
 
     def refuse(self, training: Training) -> None:
-        """Raise `ConfigError` when the updates do not divide the responses of a step, whichever source gives them."""
+        """Raise `ConfigError` when the updates do not divide the responses of a step, from any source."""
         for source in self.sources:
-            # The data answers each prompt once, with its reference.
+            # The data has one reference for each prompt.
             each = 1 if source == "data" else training.num_generations
             if (rollouts := training.prompts_per_step * each) % self.updates_per_rollout:
                 raise ConfigError(
@@ -112,16 +113,20 @@ class LoopAdapter(Adapter):
                 )
 
     def train_stage(self, ctx: StageContext) -> StageResult:
-        """Run the stage's budget of rollout batches, from its snapshot where there is one."""
+        """Run the stage's budget of rollout batches, from its snapshot where there is one.
+
+        Raises `TaskError` for a task without training items, `TrainingError` for scores that no teacher computes.
+        """
         _check_items(ctx)
         _check_rows(self.scorer(ctx), ctx)
         self.refuse(ctx.training)
-        updater = Updater(ctx.student, ctx.training.optimizer, ctx.training.steps * self.updates_per_rollout)
+        updates = ctx.training.steps * self.updates_per_rollout
+        updater = ctx.make_updater(ctx.student, ctx.training.optimizer, updates)
         ctx.student.train()
         guards = Guards(ctx.warn)
-        first = _take_up(ctx, updater, guards)
+        first = _resume(ctx, updater, guards)
         for index, prompts in enumerate(islice(prompt_batches(ctx), first, ctx.training.steps), start=first):
-            with _said_when_not_finite(ctx, index):
+            with _log_non_finite_step(ctx, index):
                 line = Step(self, ctx, updater, index).run(prompts)
             ctx.log({**line, "warnings": guards.look_at(line)})
             ctx.snapshots.offer(index + 1, lambda: _state(ctx, updater, guards))
@@ -129,8 +134,8 @@ class LoopAdapter(Adapter):
 
 
 @contextmanager
-def _said_when_not_finite(ctx: StageContext, index: int) -> Generator[None]:
-    """Leave a line in the step log for a step that ends the stage, so that reports show why it ended."""
+def _log_non_finite_step(ctx: StageContext, index: int) -> Generator[None]:
+    """Log a line for a step that ends the stage, so that reports show why it ended."""
     try:
         yield
     except NotFiniteError:
@@ -138,8 +143,8 @@ def _said_when_not_finite(ctx: StageContext, index: int) -> Generator[None]:
         raise
 
 
-def _take_up(ctx: StageContext, updater: Updater, guards: Guards) -> int:
-    """Return the first step to do, with everything as it was before that step."""
+def _resume(ctx: StageContext, updater: Updater, guards: Guards) -> int:
+    """Restore the state of the snapshot, where there is one, and return the first step to do."""
     state = ctx.snapshots.load()
     if state is None:
         return 0
@@ -170,12 +175,14 @@ def _generators() -> dict[str, Any]:
 
 def _set_generators(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["random"])
-    # A run may be taken up on a machine with another number of GPUs; they draw from their own seeds then.
+    # A run may resume on a machine with a different number of GPUs; they then draw from their own seeds.
     if torch.cuda.is_available() and len(state["random_cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["random_cuda"])
 
 
 def _check_rows(scorer: Teacher | None, ctx: StageContext) -> None:
+    from harness.teachers.local import LocalTeacher, check_same_rows  # imports transformers
+
     if isinstance(scorer, LocalTeacher):
         check_same_rows(scorer.model, ctx.student.model)
 

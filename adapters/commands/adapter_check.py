@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from adapters.conformance.outcome import Result
-from adapters.conformance.suite import check_adapter
+from adapters.conformance.all_checks import check_adapter
+from adapters.conformance.outcomes import Result
 from adapters.wrappers.wrapper import Wrapper
 from harness.adapter import Adapter, make_adapter, registered
 from harness.config.suite import AdapterEntry
@@ -23,10 +23,8 @@ COLOURS: dict[Result, str] = {"passes": "green", "fails": "bold red", "does not 
 
 def print_check(console: Console, name: str, options: Sequence[str]) -> bool:
     """Run the suite on an adapter and print each outcome; return whether nothing failed."""
-    adapter = _made(name, _parsed(options))
-    table = Table(
-        "check", "result", "what was found, or is promised", title=escape(f"{name}: {adapter!r}"), title_justify="left"
-    )
+    adapter = _make(name, _parse(options))
+    table = Table("check", "result", "finding, or promise", title=escape(f"{name}: {adapter!r}"), title_justify="left")
     counts = dict.fromkeys(COLOURS, 0)
     for outcome in check_adapter(adapter):
         counts[outcome.result] += 1
@@ -37,7 +35,7 @@ def print_check(console: Console, name: str, options: Sequence[str]) -> bool:
     return not counts["fails"]
 
 
-def _made(name: str, options: dict[str, Any]) -> Adapter:
+def _make(name: str, options: dict[str, Any]) -> Adapter:
     """Build an adapter; a wrapper that does not say what it wraps takes OPD."""
     point = registered().get(name)
     try:
@@ -47,7 +45,7 @@ def _made(name: str, options: dict[str, Any]) -> Adapter:
     return make_adapter(name, AdapterEntry(adapter=name, options={"of": WRAPPED, **options} if wraps else options))
 
 
-def _parsed(options: Sequence[str]) -> dict[str, Any]:
+def _parse(options: Sequence[str]) -> dict[str, Any]:
     pairs = [option.partition("=") for option in options]
     if wrong := [key for key, equals, _ in pairs if not equals]:
         raise ConfigError(f"--option {wrong[0]}: found no '=', expected KEY=VALUE, for example top_k=16")

@@ -1,16 +1,31 @@
-"""What a check can say: it passes, it fails with one sentence, it does not apply, or what it needs is not installed."""
+"""The outcomes of a check: it passes, it fails with one sentence, it does not apply, or a library is not installed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from adapters.conformance.errors import ConformanceError, DoesNotApply, NotInstalled
-from adapters.conformance.subject import Subject
+from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    from adapters.conformance.small_stage import AdapterUnderTest
+
 
 Result = Literal["passes", "fails", "does not apply", "skipped"]
-Check = Callable[[Subject], None]
+Check = Callable[["AdapterUnderTest"], None]
+
+
+class ConformanceError(HarnessError, AssertionError):
+    """An adapter that breaks a promise: what was found, what was expected, what to do."""
+
+
+class DoesNotApply(Exception):  # noqa: N818
+    """A check that says nothing about this adapter, and why."""
+
+
+class NotInstalled(DoesNotApply):
+    """An adapter that cannot run here, because a library that it needs is missing."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +37,7 @@ class Outcome:
     sentence: str
 
 
-def outcome_of(name: str, check: Check, subject: Subject) -> Outcome:
+def outcome_of(name: str, check: Check, subject: AdapterUnderTest) -> Outcome:
     """Run a check; an error that it did not foresee is a failure, a library that is missing is not."""
     try:
         check(subject)

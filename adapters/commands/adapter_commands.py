@@ -14,7 +14,7 @@ adapters = typer.Typer(add_completion=False, help="List the adapters, or check o
 def list_adapters(context: typer.Context) -> None:
     """List the registered adapters with what they need of a teacher, their options and defaults."""
     if context.invoked_subcommand is None:
-        from adapters.adapter_list import adapter_table
+        from adapters.commands.adapter_list import adapter_table
 
         Console().print(adapter_table())
 
@@ -25,6 +25,6 @@ def check(
     options: Annotated[list[str] | None, typer.Option("--option", help="KEY=VALUE, e.g. top_k=16.")] = None,
 ) -> None:
     """Run the conformance suite on an adapter: gradients, directions, masks, resumption, refusals."""
-    from adapters.conformance.terminal import print_check
+    from adapters.commands.adapter_check import print_check
 
     raise typer.Exit(0 if print_check(Console(), name, options or []) else 1)

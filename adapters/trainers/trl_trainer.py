@@ -1,103 +1,71 @@
-"""TRL's `DistillationTrainer` behind our contract: on-policy distillation as a library outside this one does it.
-
-It minimises the generalised Jensen-Shannon divergence (GKD, arXiv 2306.13649) over the whole vocabulary on the student's own
-responses, averaged over all tokens of a step: `gkd` with `lmbda: 1` and `reduction: token_mean`. Prompts, budget, optimiser,
-schedule and stop tokens are the stage's; generation, loss and the training loop are TRL's. An interrupted stage starts anew.
-"""
+"""TRL's trainer with a stage's prompts, optimiser and stop tokens; its metrics become lines of the step log."""
 
 from __future__ import annotations
 
 import copy
 import gc
 import importlib
-import importlib.util
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from pydantic import Field
 from transformers import PrinterCallback, TrainerCallback
 
 from adapters.loop.guards import Guards, broken_step
 from adapters.loop.prompts import prompt_batches
-from harness.adapter import Adapter, StageContext, StageResult
-from harness.config.training import Training
-from harness.errors import ConfigError, NotFiniteError, TrainingError
+from harness.adapter import StageContext
+from harness.errors import NotFiniteError, TrainingError
 from harness.lm.optimiser import Updater
 from harness.lm.seeding import preserved_random_state
 from harness.rundir.session import Timer
-from harness.teachers.base import Needs
 from harness.teachers.local import LocalTeacher, check_same_rows
 
 QUIET = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "logging_steps": 1}
-# A filter would show the last finite loss in place of one that is not.
+# The filter would log the last finite loss in place of one that is not finite.
 PLAIN = {"shuffle_dataset": False, "logging_nan_inf_filter": False}
 
 
-class TRLDistillation(Adapter):
-    """Train with TRL; the options have its names and defaults.
+def train(ctx: StageContext, options: Mapping[str, Any]) -> None:
+    """Train `ctx.student` in place with TRL's options; raises `TrainingError` for a gradient that is not finite."""
+    teacher = _local(ctx)
+    models = ctx.student.model, teacher.model
+    with (
+        tempfile.TemporaryDirectory(dir=ctx.folder) as folder,
+        preserved_random_state(),
+        _only_weights_change(*models),
+    ):
+        _trainer(ctx, teacher, folder, options).train()
+    gc.collect()  # The trainer is in cycles with its models and optimiser, and the next stage needs their memory.
 
-    It has no `lmbda`, because all responses are the student's own, and decodes all prompts of a step together.
-    """
 
-    teacher_needs: ClassVar[Needs] = "full"
-
-    beta: float = Field(default=1.0, ge=0, le=1, description="0 is forward KL, 1 reverse KL, between them JSD")
-    disable_dropout: bool = Field(default=False, description="train the student without its own dropout")
-    gradient_checkpointing: bool = Field(default=True, description="less memory for a fifth more time")
-
-    def refuse(self, training: Training) -> None:
-        """Raise `ConfigError` when TRL is not installed, or micro-batches do not divide the rollouts."""
-        if importlib.util.find_spec("trl") is None:
-            raise ConfigError("trains with TRL, which is not installed; install it with `pip install -e '.[trl]'`")
-        if (rollouts := _rollouts(training)) % (training.micro_batch or rollouts):
-            raise ConfigError(
-                f"TRL takes micro-batches of one size, but micro_batch {training.micro_batch} does not divide the "
-                f"{rollouts} rollouts of a step; change micro_batch, prompts_per_step or num_generations"
-            )
-
-    def train_stage(self, ctx: StageContext) -> StageResult:
-        """Train `ctx.student` in place; raises `TrainingError` for a gradient that is not finite, before it is applied."""
-        self.refuse(ctx.training)
-        teacher = _local(ctx)
-        models = ctx.student.model, teacher.model
-        with (
-            tempfile.TemporaryDirectory(dir=ctx.folder) as folder,
-            preserved_random_state(),
-            _only_weights_change(*models),
-        ):
-            self._trainer(ctx, teacher, folder).train()
-        gc.collect()  # The trainer is in cycles with its models and optimiser, and the next stage needs their memory.
-        return StageResult(ctx.training.steps)
-
-    def _trainer(self, ctx: StageContext, teacher: LocalTeacher, folder: str) -> Any:
-        trl = _trl()
-        datasets: Any = importlib.import_module("datasets")
-        updater = Updater(ctx.student, ctx.training.optimizer, ctx.training.steps)
-        log = _Log(ctx)
-        trainer = _trainer_class(trl, log, teacher.model)(
-            model=ctx.student.model,
-            teacher_model=teacher.model,
-            args=trl.DistillationConfig(folder, **QUIET, **PLAIN, **self.model_dump(), **_settings(ctx)),
-            train_dataset=datasets.Dataset.from_dict({"prompt": _prompts(ctx)}),
-            processing_class=ctx.renderer.tokenizer,
-            callbacks=[log],
-            optimizers=(updater.optimizer, updater.scheduler),
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.eos_token_ids = list(ctx.renderer.stop_ids)
-        return trainer
+def _trainer(ctx: StageContext, teacher: LocalTeacher, folder: str, options: Mapping[str, Any]) -> Any:
+    trl = _trl()
+    datasets: Any = importlib.import_module("datasets")
+    updater = Updater(ctx.student, ctx.training.optimizer, ctx.training.steps)
+    log = _Log(ctx)
+    trainer = _trainer_class(trl, log, teacher.model)(
+        model=ctx.student.model,
+        teacher_model=teacher.model,
+        args=trl.DistillationConfig(folder, **QUIET, **PLAIN, **options, **_settings(ctx)),
+        train_dataset=datasets.Dataset.from_dict({"prompt": _prompts(ctx)}),
+        processing_class=ctx.renderer.tokenizer,
+        callbacks=[log],
+        optimizers=(updater.optimizer, updater.scheduler),
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.eos_token_ids = list(ctx.renderer.stop_ids)
+    return trainer
 
 
 def _trl() -> Any:
-    """Return TRL, imported on a stack of its own.
+    """Return TRL, imported in another thread.
 
-    It imports vLLM where that is installed, which keeps the traceback of an optional import that failed; a traceback holds all
-    frames below it, and ours hold the models of a stage.
+    TRL imports vLLM where that is installed, and vLLM keeps the traceback of an optional import that failed. A traceback keeps
+    all frames below it alive; in this thread they would keep the models of a stage.
     """
 
     def imported() -> Any:
@@ -107,10 +75,6 @@ def _trl() -> Any:
 
     with ThreadPoolExecutor(1) as elsewhere:
         return elsewhere.submit(imported).result()
-
-
-def _rollouts(training: Training) -> int:
-    return training.prompts_per_step * training.num_generations
 
 
 def _local(ctx: StageContext) -> LocalTeacher:
@@ -128,7 +92,7 @@ def _local(ctx: StageContext) -> LocalTeacher:
 
 def _settings(ctx: StageContext) -> dict[str, Any]:
     training = ctx.training
-    rollouts = _rollouts(training)
+    rollouts = training.prompts_per_step * training.num_generations
     size = training.micro_batch or rollouts
     return {
         "use_cpu": ctx.device == "cpu",
@@ -155,7 +119,7 @@ def _trainer_class(trl: Any, log: _Log, teacher: Any) -> Any:
     parent = trl.DistillationTrainer
 
     class Trainer(parent):
-        """Takes prompts as ids: as text, a tokenizer could read other ids than those that are evaluated. Tells the time."""
+        """Takes prompts as ids, because a tokenizer may read different ids from their text, and times its phases."""
 
         def _tokenize_prompts(self, prompts: list[list[int]]) -> Any:
             return prompts, None, {}
@@ -173,7 +137,7 @@ def _trainer_class(trl: Any, log: _Log, teacher: Any) -> Any:
 
 @contextmanager
 def _only_weights_change(student: Any, teacher: Any) -> Generator[None]:
-    """Give the models back as they were but for the student's weights: TRL writes token ids, tags and more into them."""
+    """Restore all but the student's weights: TRL writes token ids, tags and more into the models."""
     settings: dict[str, Any] = student.config.__dict__
     before, generation, tags = dict(settings), copy.deepcopy(student.generation_config), student.model_tags
     checkpointing, device = student.is_gradient_checkpointing, student.device
@@ -194,9 +158,9 @@ def _only_weights_change(student: Any, teacher: Any) -> Generator[None]:
 
 
 class _Log(TrainerCallback):
-    """Writes TRL's own metrics as lines of our step log; what it does not report is left out.
+    """Writes TRL's metrics as lines of the step log, without what TRL does not report.
 
-    Of the seconds, `teacher` is its backbone; its output layer is part of TRL's loss and, like all the rest, in `student`.
+    The seconds of `teacher` are those of its backbone; its output layer is part of TRL's loss, so in `student`.
     """
 
     def __init__(self, ctx: StageContext) -> None:

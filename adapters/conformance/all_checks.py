@@ -1,4 +1,4 @@
-"""All checks in the order in which they are reported, and the functions that run them."""
+"""All checks, in the order of the report, and the functions that run them."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from adapters.conformance import credit, direction, faults, gate, gradients, masks, options, repeat
-from adapters.conformance.outcome import Check, Outcome, outcome_of
-from adapters.conformance.subject import Subject
+from adapters.conformance import contract, direction, faults, gate, gradients, masks
+from adapters.conformance.outcomes import Check, Outcome, outcome_of
+from adapters.conformance.small_stage import AdapterUnderTest
 from harness.adapter import Adapter
 
 CHECKS: dict[str, Check] = {
-    "options are frozen": options.are_frozen,
-    "options are described": options.are_described,
-    "options refuse unknown keys": options.refuse_unknown_keys,
-    "options are read back": options.are_read_back,
-    "trains": repeat.trains,
-    "same seed, same weights": repeat.repeats_with_its_seed,
-    "resume": repeat.resumes,
+    "options are frozen": contract.are_frozen,
+    "options are described": contract.are_described,
+    "options refuse unknown keys": contract.refuse_unknown_keys,
+    "options are read back": contract.are_read_back,
+    "trains": contract.trains,
+    "same seed, same weights": contract.repeats_with_its_seed,
+    "resume": contract.resumes,
     "gradient": gradients.equals_autograd,
     "accumulation": gradients.accumulates,
     "masks": masks.masks_are_exact,
@@ -26,7 +26,7 @@ CHECKS: dict[str, Check] = {
     "expected gradient": direction.expects_a_gradient,
     "direction": direction.follows_its_objective,
     "teacher = student": direction.rests_at_the_teacher,
-    "credit": credit.raises_what_it_credits,
+    "credit": direction.raises_what_it_credits,
     "limits of the gate": gate.has_its_limits,
     "advantage zero": gate.routes_advantage_zero,
     "empty and cut responses": faults.survives_empty_and_cut_responses,
@@ -40,7 +40,7 @@ CHECKS: dict[str, Check] = {
 def check_adapter(adapter: Adapter, checks: Iterable[str] = CHECKS) -> Iterator[Outcome]:
     """Yield the outcome of each named check of an adapter."""
     with tempfile.TemporaryDirectory(prefix="conformance-") as folder:
-        subject = Subject(adapter, Path(folder))
+        subject = AdapterUnderTest(adapter, Path(folder))
         for name in checks:
             yield outcome_of(name, CHECKS[name], subject)
 

@@ -1,7 +1,7 @@
-"""The adapter under test, and the small stage that it is put through: scripted answers, a teacher, an earlier task.
+"""The adapter under test, and the small stage that it trains: scripted answers, a teacher, an earlier task.
 
-Vocabulary, weights and answers are made here and fixed, so that a dense float64 reference is cheap. The pad token is the
-stop token, a prompt contains it, and responses contain id 0: masks that look at ids instead of lengths go wrong.
+Vocabulary, weights and answers are fixed, and so small that a dense float64 reference is cheap. The pad token is the stop
+token, a prompt contains it, and responses contain id 0: masks that look at ids instead of lengths are wrong here.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
-from adapters.conformance.errors import ConformanceError, DoesNotApply, NotInstalled
-from adapters.loop.loop import LoopAdapter
+from adapters.conformance.outcomes import ConformanceError, DoesNotApply, NotInstalled
+from adapters.loop.training_loop import LoopAdapter
 from adapters.wrappers.wrapper import Wrapper
 from harness.adapter import Adapter, StageContext, StageResult
 from harness.config.models import Chat
@@ -47,7 +47,7 @@ EARLIER: Pairs = (([20, 21], [22, 23, STOP]), ([24], [25, STOP]))
 
 
 @dataclass(frozen=True)
-class Subject:
+class AdapterUnderTest:
     """An adapter as it stands, with a folder for what its trainer leaves behind."""
 
     adapter: Adapter
@@ -78,7 +78,9 @@ class Subject:
     @property
     def vocabulary(self) -> int:
         """The size of the vocabulary, with room for the method's top K."""
-        return max(VOCABULARY, self.inner.wanted.top_k + 8) if isinstance(self.inner, LoopAdapter) else VOCABULARY
+        return (
+            max(VOCABULARY, self.inner.teacher_request.top_k + 8) if isinstance(self.inner, LoopAdapter) else VOCABULARY
+        )
 
     def stage(
         self,
@@ -204,7 +206,7 @@ class SmallTask:
     def __init__(self, name: str) -> None:
         self.name, self.task = name, self
 
-    def doc_to_text(self, doc: dict[str, Any]) -> str:
+    def prompt_text(self, doc: dict[str, Any]) -> str:
         """Return an item's question."""
         return doc["prompt"]
 

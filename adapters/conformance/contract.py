@@ -1,4 +1,4 @@
-"""Repetition checks: training does something, a seed decides all of it, and an interrupted stage ends the same."""
+"""Checks of the contract that every adapter keeps, with any trainer: its options, budget, seed and snapshots."""
 
 from __future__ import annotations
 
@@ -8,16 +8,56 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
-from adapters.conformance.errors import ConformanceError, DoesNotApply
-from adapters.conformance.subject import Subject, train
+from adapters.conformance.outcomes import ConformanceError, DoesNotApply
+from adapters.conformance.small_stage import AdapterUnderTest, train
 from harness.adapter import StageContext
 
 STEPS, STOPPED_AFTER = 4, 2
 
 
-def trains(subject: Subject) -> None:
+def are_frozen(subject: AdapterUnderTest) -> None:
+    """Options are a frozen pydantic model: a run's manifest names what was trained with."""
+    adapter = subject.adapter
+    if not isinstance(adapter, BaseModel):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConformanceError(
+            f"{type(adapter).__name__} is no pydantic model; derive it from `harness.adapter.Adapter`"
+        )
+    if not adapter.model_config.get("frozen"):
+        raise ConformanceError("its options can be changed after they were read; keep `frozen=True` of `Adapter`")
+
+
+def are_described(subject: AdapterUnderTest) -> None:
+    """Every option has a description."""
+    fields = type(subject.adapter).model_fields
+    if bare := [name for name, field in fields.items() if not field.description]:
+        raise ConformanceError(
+            f"option {', '.join(bare)} has no description; say what it does in `Field(description=...)`"
+        )
+
+
+def refuse_unknown_keys(subject: AdapterUnderTest) -> None:
+    """An option that does not exist is refused."""
+    known = subject.adapter.model_dump()
+    try:
+        type(subject.adapter).model_validate({**known, "no_such_option": 1})
+    except ValidationError:
+        return
+    raise ConformanceError("`no_such_option: 1` is taken without a word; keep `extra='forbid'` of `Adapter`")
+
+
+def are_read_back(subject: AdapterUnderTest) -> None:
+    """Options written out and read again are the same, defaults included."""
+    again = type(subject.adapter).model_validate(subject.adapter.model_dump())
+    if again != subject.adapter:
+        raise ConformanceError(
+            "its options, written out and read again, are others; a manifest could not repeat the run"
+        )
+
+
+def trains(subject: AdapterUnderTest) -> None:
     """The steps that a stage reports are its budget and change the weights; a stage without steps changes nothing."""
     ctx = _stage(subject)
     before = _weights(ctx)
@@ -33,7 +73,7 @@ def trains(subject: Subject) -> None:
         )
 
 
-def repeats_with_its_seed(subject: Subject) -> None:
+def repeats_with_its_seed(subject: AdapterUnderTest) -> None:
     """The same seed gives the same weights, to the bit."""
     first, second = (_trained(subject, _stage(subject)) for _ in range(2))
     if _differ(first, second):
@@ -42,7 +82,7 @@ def repeats_with_its_seed(subject: Subject) -> None:
         )
 
 
-def resumes(subject: Subject) -> None:
+def resumes(subject: AdapterUnderTest) -> None:
     """A stage that was stopped and taken up from its snapshot ends with the weights of an undisturbed one, to the bit."""
     undisturbed = _trained(subject, _stage(subject))
     kept = MemorySnapshots(stop_at=STOPPED_AFTER)
@@ -84,12 +124,12 @@ class MemorySnapshots:
             raise Killed
 
 
-def _stage(subject: Subject) -> StageContext:
+def _stage(subject: AdapterUnderTest) -> StageContext:
     """Return a stage in which the student itself answers; the reference is its start, as in a run."""
     return subject.stage(steps=STEPS, dtype=torch.float32, scripted=False, reference_seed=0)
 
 
-def _trained(subject: Subject, ctx: StageContext) -> dict[str, Tensor]:
+def _trained(subject: AdapterUnderTest, ctx: StageContext) -> dict[str, Tensor]:
     train(subject.adapter, ctx)
     return _weights(ctx)
 
