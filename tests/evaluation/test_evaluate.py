@@ -33,7 +33,8 @@ from harness.evaluation.keys import Keys, make_keys
 from harness.evaluation.regrading import regrade
 from harness.lm.chat import Renderer
 from harness.lm.checkpoints import load, load_renderer, save, weights_digest
-from harness.lmeval.checks import check_test_prompts, settle_generation
+from harness.lmeval.checks import check_test_prompts
+from harness.lmeval.decoding import settle_generation
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task, item_id
 from harness.pipeline.checkpoint_matrix import evaluate_checkpoints, matrix_table

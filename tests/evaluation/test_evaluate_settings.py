@@ -16,7 +16,7 @@ from harness.evaluation import hf_model
 from harness.evaluation.cell_cache import CellResult, SharedCells
 from harness.evaluation.evaluator import ServedCheckpoint, evaluate
 from harness.lm.checkpoints import load, save, weights_digest
-from harness.lmeval.checks import settle_generation
+from harness.lmeval.decoding import settle_generation
 from harness.lmeval.library import TaskLibrary
 from tests.support.models import TASK_FILE, write_task
 
