@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import ValidationError, model_validator
 from torch import Tensor, nn
@@ -24,19 +24,20 @@ from harness.config.suite import AdapterEntry, Suite
 from harness.config.training import Training
 from harness.engines.base import Engine
 from harness.errors import ConfigError
-from harness.evaluation.answering import stop_strings, up_to
 from harness.lm.chat import Renderer
 from harness.lm.logprobs import StudentForward
 from harness.lm.rollouts import Example, Rollout
-from harness.lmeval.task import Task
 from harness.rundir.rollout_log import Keep, keep_nothing
+from harness.rundir.schema import Source
 from harness.rundir.snapshots import NO_SNAPSHOTS, Snapshots
 from harness.teachers.base import Needs, Teacher
-from harness.teachers.local import LocalTeacher
+
+if TYPE_CHECKING:
+    from harness.lmeval.task import Task
+    from harness.teachers.local import LocalTeacher
 
 GROUP = "harness.adapters"
 
-Source = Literal["student", "data", "teacher"]
 TokenPenalty = Callable[[Tensor, Tensor], Tensor]
 WeightPenalty = Callable[[nn.Module], Tensor]
 
@@ -117,7 +118,7 @@ class StageContext:
     keep: Keep = keep_nothing
     reference: LocalTeacher | None = None
     teacher_engine: Engine | None = None
-    past_tasks: Mapping[str, Task] = field(default_factory=dict[str, Task])
+    past_tasks: Mapping[str, Task] = field(default_factory=dict)
     past: list[Example] = field(default_factory=list[Example])
     shares: Mapping[str, float] = field(default_factory=dict[str, float])
     penalties: Penalties = Penalties()
@@ -127,6 +128,8 @@ class StageContext:
 
         The evaluation's own grader gives it, to the same part of the text: up to the task's first stop string.
         """
+        from harness.evaluation.answering import stop_strings, up_to
+
         task = self.tasks[rollout.example.task]
         answer = up_to(self.renderer.decode(rollout.response), stop_strings(task.generation))
         return float(task.grade(rollout.example.doc, answer)[task.metric])

@@ -12,6 +12,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="
 
 from adapters.loop import loop
 from harness.config.load import load_suite
+from harness.config.models import Scratch
 from harness.config.suite import Suite
 from harness.lmeval.library import TaskLibrary
 from tests.support.models import micro_suite, write_yaml
@@ -64,7 +65,7 @@ def teacher_folder(micro: Suite, library: TaskLibrary) -> Path:
     """A micro teacher's checkpoint: the student's tokenizer, other weights."""
     from harness.pipeline.models import checkpoint_of
 
-    assert micro.teacher is not None
+    assert isinstance(micro.teacher, Scratch)
     return checkpoint_of(micro.teacher, 0, library)
 
 

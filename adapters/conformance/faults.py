@@ -98,10 +98,10 @@ class Certain:
         """The model behind, for methods that move its weights."""
         return self.teacher.model
 
-    def score(self, batch: Batch, wanted: TeacherRequest, temperature: float) -> TeacherScores:
+    def score(self, batch: Batch, request: TeacherRequest, temperature: float) -> TeacherScores:
         """Return scores that no model has computed."""
         self.asked += 1
-        scores = self.teacher.score(batch, wanted, temperature)
+        scores = self.teacher.score(batch, request, temperature)
         failed = sum(len(rollout.response) for rollout in batch.rollouts[: self.rows])
         return replace(scores, sampled=torch.cat([torch.zeros_like(scores.sampled[:failed]), scores.sampled[failed:]]))
 

@@ -16,7 +16,6 @@ from harness.errors import TaskError
 from harness.lmeval.failures import describe_splits
 from harness.lmeval.task import Task
 
-
 CONSTANT = ("doc_to_choice", "gen_prefix")  # keys whose value may well be a constant text
 
 

@@ -25,7 +25,7 @@ from harness.lmeval.task import Task
 from harness.lmeval.task_files import read_task_file
 from harness.lmeval.traps import traps
 from harness.lmeval.trial import GradeCheck, describe_items, item_warnings, try_task
-from harness.pipeline.scratch import byte_tokenizer, train_tokenizer, training_texts
+from harness.pipeline.scratch_tokenizer import byte_tokenizer, train_tokenizer, training_texts
 from harness.rundir.overlap_record import OVERLAP_HEADER, Overlap
 
 
@@ -45,8 +45,12 @@ def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
     entries = {spec.entry: spec for spec in specs}
     for entry, spec in entries.items():
         console.print(f"prompts under {entry}: {_fits(spec, cells, library)}", markup=False, highlight=False)
-    for overlap in dict.fromkeys(stream_overlap(suite, entry, specs[0].order, tasks, library) for entry in entries):
-        _print_overlap(console, overlap)
+    overlaps: list[Overlap] = []
+    for entry in entries:
+        overlap = stream_overlap(suite, entry, specs[0].order, tasks, library)
+        if overlap not in overlaps:
+            overlaps.append(overlap)
+            _print_overlap(console, overlap)
     folders = ", ".join(str(spec.path) for spec in specs)
     console.print(f"run directories: {folders}", markup=False, highlight=False, soft_wrap=True)
     console.print("dry run: nothing was written")

@@ -27,7 +27,7 @@ from harness.config.run_spec import RunSpec
 from harness.config.suite import AdapterEntry, Suite
 from harness.errors import ConfigError, TrainingError
 from harness.pipeline.run import run
-from harness.pipeline.scratch import byte_tokenizer
+from harness.pipeline.scratch_tokenizer import byte_tokenizer
 from harness.teachers.local import LocalTeacher
 from tests.support.models import ScriptedEngine, byte_renderer, context, example, micro_suite, qwen3, write_yaml
 

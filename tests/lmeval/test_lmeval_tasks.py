@@ -21,9 +21,10 @@ from harness.lmeval.decoding import settle_generation
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task, item_id
 from harness.lmeval.traps import traps
-from harness.pipeline.scratch import byte_tokenizer
+from harness.pipeline.scratch_tokenizer import byte_tokenizer
 from harness.rundir.store import RunStore
 from tests.support.models import DOCS, TASK_FILE, byte_renderer, micro_suite, write_task, write_yaml
+from tests.support.records import manifest_of
 
 # Without it lm-eval indexes its thousands of built-in tasks, once for each call.
 MANAGER = TaskLibrary().manager
@@ -206,7 +207,7 @@ def test_stop_tokens_are_the_named_ones_or_eos():
 
 
 def test_unusable_chat_settings_are_refused():
-    with pytest.raises(ModelError, match="'chatmll' was not found; give a Jinja file or one of chatml"):
+    with pytest.raises(ModelError, match="'chatmll' was not found; "):
         byte_renderer(Chat(template="chatmll"))
     with pytest.raises(ModelError, match=r"chat.stop names \['<end>'\], which are not single tokens"):
         byte_renderer(Chat(stop=("<end>",)))
@@ -298,7 +299,7 @@ def run_directory(tmp_path: Path) -> Path:
     """A run directory as far as its manifest."""
     folder = tmp_path / "runs" / "seed0"
     RunStore(folder).path.mkdir(parents=True)
-    RunStore(folder).start({"config": {}, "config_hash": digest({})})
+    RunStore(folder).start(manifest_of(config={}, config_hash=digest({})))
     return folder
 
 

@@ -57,7 +57,8 @@ def control(micro: Suite, out: Path) -> Path:
 
 
 def manifest(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "manifest.json").read_text())
+    found = json.loads((folder / "manifest.json").read_text())
+    return {**found["sessions"][0], **found}
 
 
 def steps(folder: Path) -> list[dict[str, Any]]:
@@ -418,9 +419,10 @@ def test_a_stage_may_have_a_teacher_of_its_own(aopd: Path, tmp_path: Path):
 
 
 def test_a_sweep_does_the_first_seeds_comparison_first(micro: Suite, tmp_path: Path):
-    from harness.pipeline.sweep import default_workers, plan
+    from harness.config.run_spec import plan_runs
+    from harness.pipeline.sweep import default_workers
 
-    specs = plan(micro, ["opd", "aopd"], [3, 4], "default", tmp_path)
+    specs = plan_runs(micro, ["opd", "aopd"], [3, 4], "default", tmp_path)
     assert [(spec.seed, spec.entry) for spec in specs] == [(3, "opd"), (3, "aopd"), (4, "opd"), (4, "aopd")]
     assert default_workers(specs[:1]) == 1
     assert 1 <= default_workers(specs) <= (os.cpu_count() or 1)
@@ -449,10 +451,11 @@ def test_runs_side_by_side_share_the_processors(micro: Suite, tmp_path: Path, mo
 
 @pytest.mark.slow
 def test_runs_side_by_side_end_as_runs_one_after_another(micro: Suite, aopd: Path, control: Path, tmp_path: Path):
-    from harness.pipeline.sweep import plan, sweep
+    from harness.config.run_spec import plan_runs
+    from harness.pipeline.sweep import sweep
 
     finished: list[RunSpec] = []
-    specs = plan(micro, ["aopd", "none"], [0], "default", tmp_path)
+    specs = plan_runs(micro, ["aopd", "none"], [0], "default", tmp_path)
     sweep(specs, 2, lambda _: None, finished.append)
     assert {spec.entry for spec in finished} == {"aopd", "none"}
     for spec, alone in zip(specs, (aopd, control), strict=True):
@@ -462,11 +465,12 @@ def test_runs_side_by_side_end_as_runs_one_after_another(micro: Suite, aopd: Pat
 
 
 def test_the_first_error_of_a_sweep_is_raised(tmp_path: Path):
-    from harness.pipeline.sweep import plan, sweep
+    from harness.config.run_spec import plan_runs
+    from harness.pipeline.sweep import sweep
 
     suite = changed_suite(tmp_path, lambda raw: raw["training"].update(max_new_tokens=120))
     with pytest.raises(TaskError, match="more than the model's context of 128"):
-        sweep(plan(suite, ["none", "opd"], [0], "default", tmp_path / "runs"), 1, lambda _: None)
+        sweep(plan_runs(suite, ["none", "opd"], [0], "default", tmp_path / "runs"), 1, lambda _: None)
 
 
 def test_a_tracker_gets_steps_and_scores_and_changes_no_number(micro: Suite, aopd: Path, tmp_path: Path):
