@@ -10,22 +10,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness.config.models import Model, Pretrained
+from harness.config.models import Chat, Model, Pretrained
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.errors import ConfigError, HarnessError
 from harness.evaluation.groups import EvaluationPlan, load_evaluation_plan
 from harness.lm.chat import Renderer
 from harness.lm.checkpoints import context_of, load_renderer
-from harness.lmeval.checks import (
-    check_prompts,
-    check_stage_task,
-    check_test_prompts,
-)
+from harness.lmeval.checks import check_prompts, check_stage_task, check_test_prompts
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.overlap import stream_overlap
 from harness.lmeval.task import Task
-from harness.pipeline.scratch_tokenizer import train_tokenizer, training_texts
+from harness.lmeval.trial import describe_items, item_warnings, try_task
+from harness.pipeline.scratch_tokenizer import byte_tokenizer, train_tokenizer, training_texts
 from harness.rundir.overlap_record import OVERLAP_HEADER, Overlap
 
 
@@ -40,6 +37,8 @@ def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
         check_stage_task(tasks[name])
     console.print(_stage_table(specs[0], evaluated))
     console.print(_work_table(specs, cells))
+    for task in tasks.values():
+        _print_items(console, suite, task)
     entries = {spec.entry: spec for spec in specs}
     for entry, spec in entries.items():
         console.print(f"prompts under {entry}: {_fits(spec, cells, library)}", markup=False, highlight=False)
@@ -97,6 +96,17 @@ def _work_table(specs: Sequence[RunSpec], cells: dict[str, Task]) -> Table:
     kinds, what = ("task x stage x profile", "answers") if suite.evaluation.profiles else ("task x stage", "items")
     table.add_row(f"evaluations ({kinds}), the common start aside", f"{stages * len(cells):,} with {answers:,} {what}")
     return table
+
+
+def _print_items(console: Console, suite: Suite, task: Task) -> None:
+    """Try one item of a task; print how many items it has, which of them are independent, and what is wrong with them."""
+    tried = try_task(task, Renderer(byte_tokenizer(), Chat(template="chatml")))
+    facts = describe_items(task, suite.evaluation.limit)
+    console.print(f"{task.name}: {facts}", markup=False, highlight=False, soft_wrap=True)
+    worth = {split: grades.reference for split, grades in tried.items() if grades.reference != 1}
+    graded = [f"the {split} reference is graded {score:g}, expected 1" for split, score in worth.items()]
+    for warning in [*graded, *item_warnings(task, suite.evaluation.limit)]:
+        console.print(f"[yellow]warning:[/] {task.name}: {escape(warning)}", highlight=False, soft_wrap=True)
 
 
 def _print_overlap(console: Console, overlap: Overlap) -> None:

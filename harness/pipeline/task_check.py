@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,13 +13,11 @@ from rich.table import Table
 from harness.config.models import Chat
 from harness.errors import ConfigError
 from harness.lm.chat import Renderer
-from harness.lmeval.checks import (
-    check_grader,
-    traps,
-)
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task
 from harness.lmeval.task_files import read_task_file
+from harness.lmeval.traps import traps
+from harness.lmeval.trial import GradeCheck, describe_items, try_task
 from harness.pipeline.scratch_tokenizer import byte_tokenizer
 
 
@@ -40,11 +37,10 @@ def task_table(include: Sequence[Path]) -> Table:
 def check_task(console: Console, name: str, include: Sequence[Path], data: Sequence[str]) -> bool:
     """Show a task's prompts and grades and name its traps; return whether its grader tells right from wrong."""
     task = _find(name, include, data)
-    renderer = Renderer(byte_tokenizer(), Chat(template="chatml"))
-    docs = {"evaluation": task.test_docs(1)[0]}
-    if task.has_training_items:
-        docs = {"training": task.training_docs(1)[0], **docs}
-    passed = [_show(console, task, doc, split, renderer) for split, doc in docs.items()] if task.generates else [True]
+    # No model is named here, so prompts are shown in ChatML.
+    tried = try_task(task, Renderer(byte_tokenizer(), Chat(template="chatml")))
+    passed = [_show(console, task, split, grades) for split, grades in tried.items()]
+    console.print(describe_items(task), markup=False, highlight=False)
     found = list(traps(task))
     for trap in found:
         console.print(f"[yellow]trap:[/] {escape(trap)}", highlight=False)
@@ -66,10 +62,9 @@ def _find(name: str, include: Sequence[Path], data: Sequence[str]) -> Task:
     return TaskLibrary([*include, Path(name).resolve().parent], paths).load(task_name)
 
 
-def _show(console: Console, task: Task, doc: dict[str, Any], split: str, renderer: Renderer) -> bool:
-    grades = check_grader(task, doc, renderer)
+def _show(console: Console, task: Task, split: str, grades: GradeCheck) -> bool:
     body = f"{escape(grades.prompt)}[bold green]{escape(grades.target)}[/]"
-    console.print(Panel(body, title=f"{task.name}: {split} prompt and reference", title_align="left"))
+    console.print(Panel(body, title=f"{task.name}: {split} prompt and reference, in ChatML", title_align="left"))
     spoiled = ", ".join(f"{name} {score:g}" for name, score in grades.spoiled.items())
     console.print(f"{task.metric}: reference {grades.reference:g} (must be 1); spoiled: {spoiled} (must be 0)")
     return grades.passed
