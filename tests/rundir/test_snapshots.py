@@ -27,8 +27,8 @@ from harness.rundir.snapshots import NO_SNAPSHOTS, FileSnapshots
 from harness.rundir.store import StageFolder
 from reports.data.frames import load
 from reports.document.grids import warnings_grid
-from tests.pipeline.test_pipeline import cells, manifest, steps
 from tests.support.models import ScriptedEngine
+from tests.support.runs import cells, manifest, steps
 from tests.support.stages import stage
 
 KILLED = """

@@ -24,14 +24,12 @@ from harness.evaluation.cell_cache import SharedCells
 from harness.evaluation.evaluator import ServedCheckpoint, evaluate
 from harness.lm.checkpoints import Loaded, load, weights_digest
 from harness.lmeval.library import TaskLibrary
-from tests.engines.test_vllm import PROMPTS, changed, engine, start, student, student_folder, subject, wide_suite
-from tests.evaluation.test_evaluate import settled
-from tests.evaluation.test_evaluate_settings import THINKING, cells
+from tests.support.evaluation import THINKING, cells, settled
 from tests.support.models import dense_logprobs, write_task, write_yaml
+from tests.support.vllm import PROMPTS, start, subject, wide_suite
 
 pytest.importorskip("vllm", reason="vLLM is not installed; `make vllm` installs it")
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
-__all__ = ["changed", "engine", "student", "student_folder"]
 
 CONTEXT = 512
 SCRIPT = """

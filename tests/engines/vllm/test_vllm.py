@@ -8,92 +8,32 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
 import pandas as pd
 import psutil
 import pytest
-import torch
 import yaml
 
 from harness.config.evaluation import Evaluation
-from harness.config.load import load_suite
-from harness.config.models import Chat
-from harness.config.suite import Suite
-from harness.engines.backend import EngineSite
 from harness.engines.base import Sampling
 from harness.engines.hf import HFEngine
 from harness.engines.student import StudentEngine
 from harness.engines.vllm import VLLMEngine
-from harness.engines.vllm_backend import VLLM
 from harness.errors import RunError
 from harness.evaluation.cell_cache import SharedCells
-from harness.evaluation.evaluator import ServedCheckpoint, evaluate
-from harness.lm.checkpoints import Loaded, load, save, weights_digest
+from harness.evaluation.evaluator import evaluate
+from harness.lm.checkpoints import Loaded, weights_digest
 from harness.lmeval.library import TaskLibrary
-from harness.pipeline.models import checkpoint_of
-from tests.evaluation.test_evaluate import settled
-from tests.support.models import dense_logprobs, micro_suite, write_yaml
+from tests.support.evaluation import settled
+from tests.support.models import dense_logprobs, write_yaml
+from tests.support.vllm import CHATML, PROMPTS, start, subject, wide_suite
 
 pytest.importorskip("vllm", reason="vLLM is not installed; `make vllm` installs it")
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
-CHATML = Chat(template="chatml")
 TASKS = ("tiny_weather", "tiny_currency", "tiny_arithmetic")
 NEAR_TIE = 1e-3
-PROMPTS = [[5, 6, 7, 8], [9, 10], [5, 6, 7, 8], [30, 31, 32, 33, 34, 35]]
-
-
-def start(folder: Path, log: Path, **settings: Any) -> VLLMEngine:
-    """Return a started engine whose log says what vLLM made of its options: importing TRL asks vLLM for errors alone."""
-    with mock.patch.dict(os.environ, VLLM_LOGGING_LEVEL="INFO"):
-        return VLLMEngine(folder, VLLM.model_validate(settings), EngineSite("cpu", "float32", 1, log))
-
-
-def wide_suite() -> dict[str, Any]:
-    """Return the micro suite with heads of a width that vLLM's attention has on a CPU."""
-    return json.loads(json.dumps(micro_suite()).replace('"head_dim": 16', '"head_dim": 32'))
-
-
-@pytest.fixture(scope="module")
-def micro(tmp_path_factory: pytest.TempPathFactory) -> Suite:
-    return load_suite(str(write_yaml(tmp_path_factory.mktemp("suite") / "wide.yaml", wide_suite())))
-
-
-@pytest.fixture(scope="module")
-def student_folder(micro: Suite, library: TaskLibrary) -> Path:
-    return checkpoint_of(micro.student, 0, library)
-
-
-@pytest.fixture(scope="module")
-def engine(student_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[VLLMEngine]:
-    """One engine for all tests that leave it alive, as for all stages of a run."""
-    started = start(student_folder, tmp_path_factory.mktemp("vllm") / "vllm.txt")
-    yield started
-    started.close()
-
-
-@pytest.fixture
-def student(student_folder: Path, micro: Suite) -> Loaded:
-    return load(student_folder, micro.student, "cpu")
-
-
-@pytest.fixture
-def changed(student: Loaded, tmp_path: Path) -> Path:
-    """A second checkpoint of the same architecture, with weights far from the first."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in student.model.parameters():
-            parameter += 0.3 * parameter.std() * torch.randn(parameter.shape, generator=generator)
-    save(student, tmp_path / "changed")
-    return tmp_path / "changed"
-
-
-def subject(folder: Path, engine: VLLMEngine | None = None) -> ServedCheckpoint:
-    return ServedCheckpoint(folder, weights_digest(folder), CHATML, "float32", "cpu", engine)
 
 
 @pytest.mark.pitfall(
