@@ -14,11 +14,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from adapters.loop.divergences import Tail, top_k_forward_kl
 from adapters.loop.tokens import TokenLosses, Tokens
-from adapters.loop.topk import Tail, top_k_forward_kl
 from adapters.opd import PolicyGradient
+from harness.adapter import Needs
 from harness.lm.logprobs import TeacherRequest
-from harness.teachers.base import Needs
 
 
 class AOPD(PolicyGradient):
@@ -47,7 +47,7 @@ class AOPD(PolicyGradient):
         return self
 
     @property
-    def wanted(self) -> TeacherRequest:
+    def teacher_request(self) -> TeacherRequest:
         """The teacher's tokens that the forward KL runs over, and the rest where it has a term."""
         return TeacherRequest(top_k=self.top_k, rest=self.tail == "bucket")
 

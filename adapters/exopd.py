@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from adapters.loop.tokens import TokenLosses, Tokens, given
+from adapters.loop.tokens import TokenLosses, Tokens, require
 from adapters.opd import PolicyGradient
 
 
@@ -22,6 +22,6 @@ class ExOPD(PolicyGradient):
 
     def token_losses(self, tokens: Tokens) -> TokenLosses:
         """Return the policy-gradient loss, (N,)."""
-        reference = given(tokens.logref, "reference")
+        reference = require(tokens.logref, "reference")
         gain, drift = tokens.logp - reference, tokens.logq_old - reference
         return TokenLosses(self.policy_gradient(tokens, self.extrapolation * gain - drift))

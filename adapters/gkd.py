@@ -12,11 +12,10 @@ from pydantic import Field
 from torch import Tensor
 
 from adapters.loop.divergences import generalised_jsd
-from adapters.loop.loop import LoopAdapter, Objective
-from adapters.loop.tokens import TokenLosses, Tokens, given
-from harness.adapter import Source
+from adapters.loop.tokens import TokenLosses, Tokens, require
+from adapters.loop.training_loop import LoopAdapter, Objective
+from harness.adapter import Needs, Source
 from harness.lm.logprobs import TeacherRequest
-from harness.teachers.base import Needs
 
 
 class FullVocabulary(LoopAdapter):
@@ -25,13 +24,13 @@ class FullVocabulary(LoopAdapter):
     teacher_needs: ClassVar[Needs] = "full"
 
     @property
-    def wanted(self) -> TeacherRequest:
+    def teacher_request(self) -> TeacherRequest:
         """The teacher's whole distribution."""
         return TeacherRequest(vocabulary=True)
 
     def token_losses(self, tokens: Tokens) -> TokenLosses:
         """Return the divergence at each token, (N,)."""
-        return TokenLosses(given(tokens.divergence, "divergence"))
+        return TokenLosses(require(tokens.divergence, "divergence"))
 
 
 class GKD(FullVocabulary):

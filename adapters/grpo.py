@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from pydantic import Field
 
-from adapters.loop.loop import LoopAdapter
-from adapters.loop.tokens import TokenLosses, Tokens, given
+from adapters.loop.tokens import TokenLosses, Tokens, require
+from adapters.loop.training_loop import LoopAdapter
 from adapters.opd import clipped_policy_gradient
 from harness.adapter import StageContext
 from harness.config.training import Training
@@ -45,7 +45,7 @@ class GRPO(LoopAdapter):
 
     def token_losses(self, tokens: Tokens) -> TokenLosses:
         """Return -min(r A, clip(r) A) with the response's A at each of its tokens, (N,)."""
-        return TokenLosses(clipped_policy_gradient(tokens, given(tokens.credit, "credit"), self.clip))
+        return TokenLosses(clipped_policy_gradient(tokens, require(tokens.credit, "credit"), self.clip))
 
     def _normalised(self, group: list[Rollout], rewards: list[float]) -> list[Rollout]:
         mean, spread = statistics.fmean(rewards), statistics.pstdev(rewards) if self.scale else 1.0 - EPSILON

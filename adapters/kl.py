@@ -12,13 +12,11 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from adapters.gkd import FullVocabulary
-from adapters.loop.divergences import forward_kl, reverse_kl
-from adapters.loop.loop import LoopAdapter, Objective
+from adapters.loop.divergences import Tail, forward_kl, reverse_kl, top_k_forward_kl
 from adapters.loop.tokens import TokenLosses, Tokens
-from adapters.loop.topk import Tail, top_k_forward_kl
-from harness.adapter import Requirements
+from adapters.loop.training_loop import LoopAdapter, Objective
+from harness.adapter import Needs, Requirements
 from harness.lm.logprobs import TeacherRequest
-from harness.teachers.base import Needs
 
 
 class ReverseKL(FullVocabulary):
@@ -64,7 +62,7 @@ class ForwardKL(LoopAdapter):
         return "forward_kl"
 
     @property
-    def wanted(self) -> TeacherRequest:
+    def teacher_request(self) -> TeacherRequest:
         """The teacher's top K, and the rest where it has a term, or all."""
         return TeacherRequest(top_k=self.top_k or 0, vocabulary=self.top_k is None, rest=self.tail == "bucket")
 

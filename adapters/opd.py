@@ -12,9 +12,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from adapters.loop.loop import LoopAdapter, Objective
 from adapters.loop.tokens import TokenLosses, Tokens
-from harness.teachers.base import Needs
+from adapters.loop.training_loop import LoopAdapter, Objective
+from harness.adapter import Needs
 
 
 class PolicyGradient(LoopAdapter):

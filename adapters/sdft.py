@@ -16,11 +16,11 @@ from torch import Tensor
 
 from adapters.gkd import FullVocabulary
 from adapters.loop.divergences import reverse_kl
-from adapters.loop.loop import Objective
-from harness.adapter import Capabilities, Requirements, StageContext
+from adapters.loop.training_loop import Objective
+from harness.adapter import Capabilities, Needs, Requirements, StageContext
 from harness.errors import ConfigError
 from harness.lm.rollouts import Rollout
-from harness.teachers.base import Needs, Teacher
+from harness.teachers.base import Teacher
 
 SHOWN = "{question}\n\nHere is one good answer:\n{demonstration}\n\nNow answer the question yourself."
 

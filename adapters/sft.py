@@ -1,12 +1,14 @@
-"""Supervised fine-tuning on the task's references: -log q(label)."""
+"""Supervised fine-tuning: on the task's references, or, as sequence-level distillation, on the teacher's samples."""
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
-from adapters.loop.loop import LoopAdapter
 from adapters.loop.tokens import TokenLosses, Tokens
-from harness.adapter import Source
+from adapters.loop.training_loop import LoopAdapter, Objective
+from harness.adapter import Needs, Source
 from harness.config.training import Training
 from harness.lm.rollouts import Reduction
 
@@ -28,3 +30,19 @@ class SFT(LoopAdapter):
     def token_losses(self, tokens: Tokens) -> TokenLosses:
         """Return -log q(label), (N,)."""
         return TokenLosses(-tokens.logq)
+
+
+class SeqKD(SFT):
+    """Sequence-level distillation (arXiv 1606.07947): -log q(y), y sampled from the teacher."""
+
+    teacher_needs: ClassVar[Needs] = "generate"
+
+    @property
+    def objective(self) -> Objective | None:
+        """The forward KL, in expectation over the teacher's samples."""
+        return "forward_kl"
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The teacher alone."""
+        return ("teacher",)

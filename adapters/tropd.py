@@ -12,11 +12,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from adapters.loop.divergences import top_k_forward_kl
 from adapters.loop.tokens import TokenLosses, Tokens
-from adapters.loop.topk import top_k_forward_kl
 from adapters.opd import PolicyGradient
+from harness.adapter import Needs
 from harness.lm.logprobs import TeacherRequest
-from harness.teachers.base import Needs
 
 
 class TrOPD(PolicyGradient):
@@ -28,7 +28,7 @@ class TrOPD(PolicyGradient):
     trust: float = Field(default=0.1, gt=0, le=1, description="trust below which a token is an outlier")
 
     @property
-    def wanted(self) -> TeacherRequest:
+    def teacher_request(self) -> TeacherRequest:
         """The teacher's tokens that the forward KL runs over."""
         return TeacherRequest(top_k=self.top_k)
 

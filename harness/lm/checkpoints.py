@@ -1,7 +1,8 @@
 """Checkpoints: a model with its renderer, read from and written to a folder, known by a digest of its weights.
 
 A folder is refused with one `ModelError` that names it when it cannot be read, when its tensors are not exactly those of its
-configuration, and when loading it would run code that it brings along.
+configuration, and when loading it would run code that it brings along. transformers' Auto classes take seconds to import,
+so they are imported where a checkpoint is read.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from harness.config.base import digest
 from harness.config.models import Chat, Model
@@ -60,6 +60,8 @@ def load_renderer(folder: Path, spec: Model) -> Renderer:
 
 def read_renderer(folder: Path, chat: Chat, tokenizer: Any = None) -> Renderer:
     """Return a checkpoint's renderer; without `chat.stop`, its generation_config.json may name further stop tokens."""
+    from transformers import AutoTokenizer
+
     with _readable(folder):
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(folder, **OWN_CODE)
@@ -70,6 +72,8 @@ def eos_of(folder: Path) -> tuple[int, ...]:
     """Return the ids that end an answer by a checkpoint's generation_config.json; empty without that file."""
     if not (folder / "generation_config.json").is_file():
         return ()
+    from transformers import GenerationConfig
+
     with _readable(folder):
         found: Any = GenerationConfig.from_pretrained(folder).eos_token_id
     return tuple(found) if isinstance(found, list) else () if found is None else (int(found),)
@@ -113,6 +117,8 @@ def save_model(model: Any, folder: Path, **kwargs: Any) -> None:
 
     transformers loads a generation_config.json that sets temperature without do_sample, and refuses to save it.
     """
+    from transformers import GenerationConfig
+
     own = model.generation_config
     try:
         model.generation_config = GenerationConfig()
@@ -144,16 +150,21 @@ def config_digest(folder: Path) -> str:
 
 
 def _config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
     with _readable(folder):
         return AutoConfig.from_pretrained(folder, **OWN_CODE)
 
 
 def _load_model(folder: Path, **how: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
     logging.getLogger("transformers").setLevel(logging.ERROR)
     with _readable(folder):
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, output_loading_info=True, ignore_mismatched_sizes=True, **OWN_CODE, **how
         )
+    model, info = loaded
     if (unfit := unfit_tensor(info)) is not None:
         raise ModelError(
             f"{folder}: its weights do not fit its config.json: {unfit}; save the model again with save_pretrained, "

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adapters.loop.diagnostics import QUANTILES, StepLog
-from adapters.loop.loop import LoopAdapter
+from adapters.loop.training_loop import LoopAdapter
 from harness.adapter import check_adapters
 from harness.config.evaluation import Evaluation
 from harness.config.load import load_suite

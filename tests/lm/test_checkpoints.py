@@ -116,7 +116,8 @@ def test_every_end_that_a_checkpoint_names_stops_an_answer_and_is_saved(folder: 
 
 def test_a_target_ends_with_the_stop_token_that_the_template_writes():
     tokenizer = byte_tokenizer()
-    end, turn = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    ids: Any = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    end, turn = ids
     tokenizer.eos_token = "<|endoftext|>"
     renderer = Renderer(tokenizer, Chat(template="chatml"), eos=[end, turn])
     assert renderer.stop_ids == (turn, end)
