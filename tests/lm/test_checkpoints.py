@@ -16,7 +16,7 @@ from harness.config.suite import Suite
 from harness.errors import ModelError
 from harness.lm.chat import Renderer
 from harness.lm.checkpoints import check_weights, config_digest, load, load_model, load_renderer, save, weights_digest
-from harness.pipeline.scratch import byte_tokenizer
+from harness.pipeline.scratch_tokenizer import byte_tokenizer
 
 
 @pytest.fixture
