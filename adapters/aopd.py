@@ -24,6 +24,15 @@ from harness.lm.logprobs import TeacherRequest
 class AOPD(PolicyGradient):
     """OPD on tokens the teacher likes better, forward KL on the teacher's top K elsewhere."""
 
+    formula: ClassVar[str] = (
+        "G_t FKL_t - (1 - G_t) A_t log q(y_t), G_t = 1 where A_t <= -threshold, FKL_t = sum over the teacher's top K "
+        "of p (log p - log q), y ~ q"
+    )
+    paper: ClassVar[str] = "arXiv 2605.06387"
+    deviation: ClassVar[str] = (
+        "The defaults are the paper's. Where the official code differs (gate prob_diff, clips, weight 1.25), it is an"
+        " option."
+    )
     teacher_needs: ClassVar[Needs] = "top_k"
 
     top_k: int = Field(default=32, gt=0, description="the teacher's most probable tokens that forward KL runs over")

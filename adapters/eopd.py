@@ -20,6 +20,9 @@ from harness.lm.logprobs import TeacherRequest
 class EOPD(PolicyGradient):
     """OPD everywhere, and forward KL beside it at uncertain positions."""
 
+    formula: ClassVar[str] = "-A_t log q(y_t), clipped, + 1[H(p) > threshold] FKL_t, y ~ q"
+    paper: ClassVar[str] = "arXiv 2603.07079"
+    deviation: ClassVar[str] = "Clip, K and normalisation are taken from secondary sources."
     teacher_needs: ClassVar[Needs] = "top_k"
 
     clip: float | None = Field(default=0.2, gt=0, lt=1, description="PPO ratio clip")

@@ -36,6 +36,13 @@ class FullVocabulary(LoopAdapter):
 class GKD(FullVocabulary):
     """The generalised Jensen-Shannon divergence; the defaults are TRL's."""
 
+    formula: ClassVar[str] = (
+        "beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q; y ~ q with probability lmbda, else the "
+        "reference"
+    )
+    paper: ClassVar[str] = "Agarwal et al. 2024 (arXiv 2306.13649)"
+    deviation: ClassVar[str] = "The defaults are TRL's."
+
     beta: float = Field(default=0.5, ge=0, le=1, description="0 is forward KL, 1 reverse KL, as in TRL and the paper")
     lmbda: float = Field(default=0.5, ge=0, le=1, description="share of steps whose responses are the student's own")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import replace
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -24,6 +25,14 @@ EPSILON = 1e-4
 
 class GRPO(LoopAdapter):
     """Clipped policy gradient on group-normalised grades; needs `training.num_generations` of at least 2."""
+
+    paper: ClassVar[str] = "Shao et al. 2024 (arXiv 2402.03300)"
+
+    formula: ClassVar[str] = (
+        "-min(r_t A, clip(r_t, 1 - clip, 1 + clip) A), A = (reward - mean) / std over the group, y ~ q"
+    )
+    paper: ClassVar[str] = "Shao et al. 2024 (arXiv 2402.03300)"
+    deviation: ClassVar[str] = "There is no KL to a reference."
 
     clip: float = Field(default=0.2, gt=0, lt=1, description="PPO ratio clip")
     scale: bool = Field(default=True, description="divide by the group's standard deviation; Dr. GRPO does not")

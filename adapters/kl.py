@@ -22,6 +22,10 @@ from harness.lm.logprobs import TeacherRequest
 class ReverseKL(FullVocabulary):
     """KL(q || p) at every position of the student's response; its gradient flows through the distribution alone."""
 
+    formula: ClassVar[str] = "KL(q || p)_t over the vocabulary, y ~ q"
+    paper: ClassVar[str] = "Gu et al. 2024 (arXiv 2306.08543) and Agarwal et al. 2024 (arXiv 2306.13649)"
+    deviation: ClassVar[str] = "The divergence of each token alone: no gradient through the sampled prefix."
+
     @property
     def objective(self) -> Objective | None:
         """The reverse KL."""
@@ -35,6 +39,11 @@ class ReverseKL(FullVocabulary):
 class ForwardKL(LoopAdapter):
     """KL(p || q) on the teacher's top K, or over the whole vocabulary where `top_k` is null."""
 
+    formula: ClassVar[str] = (
+        "sum over the teacher's top K of p (log p - log q), or KL(p || q)_t over the vocabulary, y ~ q"
+    )
+    paper: ClassVar[str] = "Agarwal et al. 2024 (arXiv 2306.13649)"
+    deviation: ClassVar[str] = "The paper uses the whole vocabulary (top_k: null)."
     teacher_needs: ClassVar[Needs] = "top_k"
 
     top_k: int | None = Field(

@@ -49,6 +49,9 @@ class PolicyGradient(LoopAdapter):
 class OPD(PolicyGradient):
     """Reinforce every sampled token by how much more probable the teacher finds it."""
 
+    formula: ClassVar[str] = "-A_t log q(y_t), A_t = log p(y_t) - log q(y_t) without gradient, y ~ q"
+    paper: ClassVar[str] = "Thinking Machines 2025, On-Policy Distillation; the baseline of AOPD (arXiv 2605.06387)"
+
     @property
     def objective(self) -> Objective | None:
         """The reverse KL; a weight scales it."""

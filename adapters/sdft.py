@@ -28,6 +28,14 @@ SHOWN = "{question}\n\nHere is one good answer:\n{demonstration}\n\nNow answer t
 class SDFT(FullVocabulary):
     """Reverse KL from the student to itself with the reference answer in its prompt."""
 
+    formula: ClassVar[str] = (
+        "KL(q || p)_t over the vocabulary, p the averaged student that reads the reference answer, y ~ q"
+    )
+    paper: ClassVar[str] = "arXiv 2601.19897"
+    deviation: ClassVar[str] = (
+        "Reverse KL, direction and rate of the average are the paper's; the prompt template is not, and the first "
+        "tokens are not masked."
+    )
     teacher_needs: ClassVar[Needs] = "none"
 
     ema_rate: float = Field(

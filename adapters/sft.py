@@ -16,6 +16,8 @@ from harness.lm.rollouts import Reduction
 class SFT(LoopAdapter):
     """Cross-entropy on the reference tokens, stop token included; the mean over all tokens, as TRL has it."""
 
+    formula: ClassVar[str] = "-log q(y_t), y the reference"
+
     reduction: Reduction = Field(default="token_mean", description="1/|y| per sequence, or the mean over all tokens")
 
     @property
@@ -35,6 +37,11 @@ class SFT(LoopAdapter):
 class SeqKD(SFT):
     """Sequence-level distillation (arXiv 1606.07947): -log q(y), y sampled from the teacher."""
 
+    formula: ClassVar[str] = "-log q(y_t), y ~ p"
+    paper: ClassVar[str] = "Kim and Rush 2016 (arXiv 1606.07947)"
+    deviation: ClassVar[str] = (
+        "The paper decodes the teacher's mode by beam search; this samples, whose expectation is the forward KL."
+    )
     teacher_needs: ClassVar[Needs] = "generate"
 
     @property

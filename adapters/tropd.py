@@ -22,6 +22,10 @@ from harness.lm.logprobs import TeacherRequest
 class TrOPD(PolicyGradient):
     """OPD inside the trust region, top-K forward KL outside."""
 
+    paper: ClassVar[str] = "arXiv 2606.01249"
+    formula: ClassVar[str] = "-A_t log q(y_t) where p / q >= trust, else FKL_t on the teacher's top K, y ~ q"
+    paper: ClassVar[str] = "arXiv 2606.01249"
+    deviation: ClassVar[str] = "The gate is a threshold; there is no off-policy guidance."
     teacher_needs: ClassVar[Needs] = "top_k"
 
     top_k: int = Field(default=32, gt=0, description="the teacher's most probable tokens that forward KL runs over")

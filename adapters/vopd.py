@@ -20,6 +20,11 @@ from harness.lm.logprobs import TeacherRequest
 class VOPD(PolicyGradient):
     """Policy gradient with A_t + KL(q || p)(c_t)."""
 
+    formula: ClassVar[str] = "-(A_t + KL(q || p)_t) log q(y_t), y ~ q"
+    paper: ClassVar[str] = "arXiv 2605.07865"
+    deviation: ClassVar[str] = (
+        "The baseline has mean zero only while q sampled the response: with one update per rollout."
+    )
     teacher_needs: ClassVar[Needs] = "full"
 
     @property

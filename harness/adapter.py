@@ -181,6 +181,10 @@ class StageResult:
 class Adapter(Strict, ABC):
     """A training method: its fields are its options, its `train_stage` changes the student's weights in place."""
 
+    # For docs/adapters.md: the loss of a response token, the paper, and how the adapter differs from it.
+    formula: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    deviation: ClassVar[str] = ""
     teacher_needs: ClassVar[Needs] = "none"
 
     @model_validator(mode="after")

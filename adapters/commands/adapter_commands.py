@@ -1,4 +1,4 @@
-"""The commands about adapters: list them, check one."""
+"""The commands about adapters: list them, document them, check one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ adapters = typer.Typer(add_completion=False, help="List the adapters, or check o
 
 
 @adapters.callback(invoke_without_command=True)
-def list_adapters(context: typer.Context) -> None:
+def list_adapters(
+    context: typer.Context,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/adapters.md.")] = False,
+) -> None:
     """List the registered adapters with what they need of a teacher, their options and defaults."""
-    if context.invoked_subcommand is None:
-        from adapters.commands.adapter_list import adapter_table
+    if context.invoked_subcommand is not None:
+        return
+    from adapters.commands.adapter_list import adapter_page, adapter_table
 
+    if markdown:
+        typer.echo(adapter_page(), nl=False)
+    else:
         Console().print(adapter_table())
 
 

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -35,6 +35,8 @@ class External(Adapter):
     {prompts} is a JSON-lines file, {config} a JSON file of the stage's budget, {seed} below 2^31, {teacher} the teacher's
     checkpoint, {python} this interpreter. Lines of numbers that the command appends to {steps} become the step log.
     """
+
+    formula: ClassVar[str] = "the command's own"
 
     command: tuple[str, ...] = Field(min_length=1, description="program and arguments, with placeholders in braces")
     trains_on: tuple[Source, ...] = Field(

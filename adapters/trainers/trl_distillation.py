@@ -23,6 +23,11 @@ class TRLDistillation(Adapter):
     It has no `lmbda`, because all responses are the student's own, and decodes all prompts of a step together.
     """
 
+    formula: ClassVar[str] = "beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q, y ~ q"
+    paper: ClassVar[str] = "TRL's DistillationTrainer; Agarwal et al. 2024 (arXiv 2306.13649)"
+    deviation: ClassVar[str] = (
+        "Generation, loss and training loop are TRL's; prompts, budget, optimiser and stop tokens are the stage's."
+    )
     teacher_needs: ClassVar[Needs] = "full"
 
     beta: float = Field(default=1.0, ge=0, le=1, description="0 is forward KL, 1 reverse KL, between them JSD")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,10 @@ from harness.lm.logprobs import StudentForward
 
 class LoRA(Wrapper):
     """Train factors of rank `rank` on every linear layer of the decoder, not on the output layer."""
+
+    formula: ClassVar[str] = "that of the wrapped trainer"
+    paper: ClassVar[str] = "Hu et al. 2021 (arXiv 2106.09685)"
+    deviation: ClassVar[str] = "All linear layers of the decoder, where the paper adapts attention alone."
 
     rank: int = Field(default=16, gt=0, description="of the factors")
     alpha: float = Field(default=32.0, gt=0, description="factors are scaled by alpha / rank")

@@ -26,7 +26,8 @@ class Renderer:
 
     Without `chat.stop`, an answer ends at the tokenizer's eos token and at every further one of `eos`, the ids that the
     checkpoint names. Raises `ModelError` when a named stop token is not one token of the vocabulary, when the template file
-    is missing, and for a template that does not end.
+    is missing or its rendering does not end, and when the tokenizer ends every text with a special token, after which a
+    model has nothing to continue.
     """
 
     def __init__(self, tokenizer: Any, chat: Chat, eos: Sequence[int] = ()) -> None:
@@ -37,6 +38,7 @@ class Renderer:
         self.stop_ids = _stop_ids(tokenizer, chat.stop) if chat.stop else self._own_stop_ids(eos)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(self.stop_ids[0])
+        _refuse_ended_prompts(tokenizer)
 
     def _own_stop_ids(self, eos: Sequence[int]) -> tuple[int, ...]:
         """Return the tokens at which the checkpoint itself ends an answer, the one that ends a turn of the template first."""
@@ -63,7 +65,10 @@ class Renderer:
         return self.tokenizer.chat_template is not None
 
     def render(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Return a conversation as text; lm-eval calls this with the same arguments."""
+        """Return a conversation as text; lm-eval calls this with the same arguments.
+
+        Raises `ModelError` where the template refuses it, as some refuse a system turn, and where it does not end.
+        """
         options = {
             "tokenize": False,
             "add_generation_prompt": add_generation_prompt,
@@ -76,7 +81,8 @@ class Renderer:
         except TemplateError as error:
             roles = ", ".join(message["role"] for message in messages)
             raise ModelError(
-                f"the chat template refuses a conversation of {roles} ({error}); use another template"
+                f"the model's chat template refuses a conversation of {roles} ({error}); a task's `description` is a system "
+                "turn, so leave it out of the task, or name another template under `chat.template`"
             ) from error
         if len(text) > TEMPLATE_CHARACTERS:
             raise ModelError(
@@ -85,12 +91,21 @@ class Renderer:
         return text
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Return a prompt's ids; a template writes its own BOS, so none is added to templated text."""
-        return list(self.tokenizer.encode(text, add_special_tokens=not self.has_template))
+        """Return a prompt's ids as bare lm-eval makes them: the tokenizer adds its BOS unless the text begins with it."""
+        bos = self.tokenizer.bos_token
+        return list(self.tokenizer.encode(text, add_special_tokens=not (bos and text.startswith(bos))))
 
-    def encode_target(self, text: str) -> list[int]:
-        """Return an answer's ids, ended by the first stop token."""
-        return [*self.tokenizer.encode(text, add_special_tokens=False), self.stop_ids[0]]
+    def encode_target(self, text: str, after: str = "") -> list[int]:
+        """Return an answer's ids, ended by the first stop token.
+
+        `after` is the end of the prompt. Prompt and answer are encoded together and the prompt's ids are taken off, because
+        some tokenizers put a space before every text. Where the two share a token, the answer is encoded alone.
+        """
+        before = self.tokenizer.encode(after, add_special_tokens=False) if after else []
+        whole = self.tokenizer.encode(after + text, add_special_tokens=False)
+        alone = whole[: len(before)] != before
+        ids = self.tokenizer.encode(text, add_special_tokens=False) if alone else whole[len(before) :]
+        return [*ids, self.stop_ids[0]]
 
     def fingerprint(self) -> str:
         """Return a digest of everything that turns text into ids, and of the stop tokens."""
@@ -127,6 +142,18 @@ def _time_limit(seconds: float) -> Generator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def _refuse_ended_prompts(tokenizer: Any) -> None:
+    plain = tokenizer.encode("a", add_special_tokens=False)
+    whole = tokenizer.encode("a")
+    if plain and whole[-len(plain) :] != plain:
+        ending = tokenizer.convert_ids_to_tokens(whole[-1])
+        raise ModelError(
+            f"the tokenizer puts {ending} at the end of every text, so each prompt would be over before its answer; set "
+            "`add_eos_token` to false in its tokenizer_config.json, or take the token out of the post_processor in its "
+            "tokenizer.json"
+        )
 
 
 def _read_template(name: str) -> str:
