@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from harness.terminal.console import SafeConsole
 
 adapters = typer.Typer(add_completion=False, help="List the adapters, or check one.")
 
@@ -16,7 +17,7 @@ def list_adapters(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         from adapters.adapter_list import adapter_table
 
-        Console().print(adapter_table())
+        SafeConsole().print(adapter_table())
 
 
 @adapters.command()
@@ -27,4 +28,4 @@ def check(
     """Run the conformance suite on an adapter: gradients, directions, masks, resumption, refusals."""
     from adapters.conformance.terminal import print_check
 
-    raise typer.Exit(0 if print_check(Console(), name, options or []) else 1)
+    raise typer.Exit(0 if print_check(SafeConsole(), name, options or []) else 1)

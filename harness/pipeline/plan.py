@@ -1,4 +1,4 @@
-"""What the command line shows before anything runs: the plan of a suite, the list of tasks, the check of one task."""
+"""What the command line shows before anything runs: the plan of a suite, the check of a task."""
 
 from __future__ import annotations
 
@@ -57,19 +57,6 @@ def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
     folders = ", ".join(str(spec.path) for spec in specs)
     console.print(f"run directories: {folders}", markup=False, highlight=False, soft_wrap=True)
     console.print("dry run: nothing was written")
-
-
-def task_table(include: Sequence[Path]) -> Table:
-    """Return the tasks that can be named, with where they are defined."""
-    library = TaskLibrary(include)
-    table = Table(title="tasks")
-    for column in ("name", "capability", "primary metric", "file"):
-        table.add_column(column)
-    for name in library.names():
-        path = Path(str(library.manager.task_index[name].yaml_path))
-        settings = (read_task_file(path).get("metadata") or {}).get("harness") or {}
-        table.add_row(name, settings.get("capability", ""), settings.get("metric", ""), escape(str(path)))
-    return table
 
 
 def check_task(console: Console, name: str, include: Sequence[Path], data: Sequence[str]) -> bool:
