@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from adapters.loop.loop import prompt_batches
+from adapters.loop.training_loop import prompt_batches
 from harness.adapter import StageContext
 from harness.config.load import load_suite
 from harness.config.models import Model, Pretrained, Scratch

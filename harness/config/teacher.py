@@ -7,7 +7,7 @@ keys. `pretrained` and `scratch` are models of this process.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Discriminator, PlainValidator, SerializeAsAny, Tag, TypeAdapter
 
@@ -17,6 +17,9 @@ from harness.config.plugins import load_plugin, registered
 
 GROUP = "harness.teachers"
 MODELS = ("pretrained", "scratch")
+
+
+Needs = Literal["none", "sampled", "top_k", "full", "generate"]  # what a method asks of a teacher
 
 
 class TeacherSettings(Strict):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from rich.console import Console
@@ -19,17 +18,13 @@ from harness.errors import ConfigError, HarnessError
 from harness.evaluation.groups import EvaluationPlan, load_evaluation_plan
 from harness.lm.chat import Renderer
 from harness.lm.checkpoints import context_of, load_renderer
-from harness.lmeval.checks import (
-    check_grader,
-    check_prompts,
-    check_stage_task,
-    check_test_prompts,
-    traps,
-)
+from harness.lmeval.checks import check_prompts, check_stage_task, check_test_prompts
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.overlap import stream_overlap
 from harness.lmeval.task import Task
 from harness.lmeval.task_files import read_task_file
+from harness.lmeval.traps import traps
+from harness.lmeval.trial import GradeCheck, describe_items, item_warnings, try_task
 from harness.pipeline.scratch_tokenizer import byte_tokenizer, train_tokenizer, training_texts
 from harness.rundir.overlap_record import OVERLAP_HEADER, Overlap
 
@@ -45,6 +40,8 @@ def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
         check_stage_task(tasks[name])
     console.print(_stage_table(specs[0], evaluated))
     console.print(_work_table(specs, cells))
+    for task in tasks.values():
+        _print_items(console, suite, task)
     entries = {spec.entry: spec for spec in specs}
     for entry, spec in entries.items():
         console.print(f"prompts under {entry}: {_fits(spec, cells, library)}", markup=False, highlight=False)
@@ -62,11 +59,10 @@ def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
 def check_task(console: Console, name: str, include: Sequence[Path], data: Sequence[str]) -> bool:
     """Show a task's prompts and grades and name its traps; return whether its grader tells right from wrong."""
     task = _find(name, include, data)
-    renderer = Renderer(byte_tokenizer(), Chat(template="chatml"))
-    docs = {"evaluation": task.test_docs(1)[0]}
-    if task.has_training_items:
-        docs = {"training": task.training_docs(1)[0], **docs}
-    passed = [_show(console, task, doc, split, renderer) for split, doc in docs.items()] if task.generates else [True]
+    # No model is named here, so prompts are shown in ChatML.
+    tried = try_task(task, Renderer(byte_tokenizer(), Chat(template="chatml")))
+    passed = [_show(console, task, split, grades) for split, grades in tried.items()]
+    console.print(describe_items(task), markup=False, highlight=False)
     found = list(traps(task))
     for trap in found:
         console.print(f"[yellow]trap:[/] {escape(trap)}", highlight=False)
@@ -88,10 +84,9 @@ def _find(name: str, include: Sequence[Path], data: Sequence[str]) -> Task:
     return TaskLibrary([*include, Path(name).resolve().parent], paths).load(task_name)
 
 
-def _show(console: Console, task: Task, doc: dict[str, Any], split: str, renderer: Renderer) -> bool:
-    grades = check_grader(task, doc, renderer)
+def _show(console: Console, task: Task, split: str, grades: GradeCheck) -> bool:
     body = f"{escape(grades.prompt)}[bold green]{escape(grades.target)}[/]"
-    console.print(Panel(body, title=f"{task.name}: {split} prompt and reference", title_align="left"))
+    console.print(Panel(body, title=f"{task.name}: {split} prompt and reference, in ChatML", title_align="left"))
     spoiled = ", ".join(f"{name} {score:g}" for name, score in grades.spoiled.items())
     console.print(f"{task.metric}: reference {grades.reference:g} (must be 1); spoiled: {spoiled} (must be 0)")
     return grades.passed
@@ -132,6 +127,17 @@ def _work_table(specs: Sequence[RunSpec], cells: dict[str, Task]) -> Table:
     kinds, what = ("task x stage x profile", "answers") if suite.evaluation.profiles else ("task x stage", "items")
     table.add_row(f"evaluations ({kinds}), the common start aside", f"{stages * len(cells):,} with {answers:,} {what}")
     return table
+
+
+def _print_items(console: Console, suite: Suite, task: Task) -> None:
+    """Try one item of a task; print how many items it has, which of them are independent, and what is wrong with them."""
+    tried = try_task(task, Renderer(byte_tokenizer(), Chat(template="chatml")))
+    facts = describe_items(task, suite.evaluation.limit)
+    console.print(f"{task.name}: {facts}", markup=False, highlight=False, soft_wrap=True)
+    worth = {split: grades.reference for split, grades in tried.items() if grades.reference != 1}
+    graded = [f"the {split} reference is graded {score:g}, expected 1" for split, score in worth.items()]
+    for warning in [*graded, *item_warnings(task, suite.evaluation.limit)]:
+        console.print(f"[yellow]warning:[/] {task.name}: {escape(warning)}", highlight=False, soft_wrap=True)
 
 
 def _print_overlap(console: Console, overlap: Overlap) -> None:

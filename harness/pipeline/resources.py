@@ -19,10 +19,11 @@ from harness.errors import ConfigError
 from harness.evaluation.groups import EvaluationPlan, load_evaluation_plan
 from harness.lm.checkpoints import context_of, load_renderer, vocabulary_of
 from harness.lmeval.checks import check_prompts, check_stage_task, check_test_prompts
+from harness.lmeval.decoding import tasks_by_profile
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.overlap import stream_overlap
-from harness.lmeval.profiles import tasks_by_profile
 from harness.lmeval.task import Task
+from harness.lmeval.trial import try_task
 from harness.pipeline.models import checkpoint_of, limit_threads, resolve_device
 from harness.rundir.memory import PeakMemory
 from harness.rundir.overlap_record import Overlap
@@ -134,6 +135,8 @@ class RunResources:
             check_stage_task(self.tasks[name])
         self._check_top_k()
         renderer = load_renderer(self.start, self.suite.student)
+        for task in self.tasks.values():
+            try_task(task, renderer)
         context = self.suite.context(context_of(self.start))
         check_prompts(self.suite, self.spec.stages, self.tasks, renderer, context, self.spec.entry)
         further = [task for task in self.cells.values() if task.profile]

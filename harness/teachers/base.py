@@ -12,18 +12,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from harness.config.teacher import TeacherSettings
+from harness.config.teacher import Needs, TeacherSettings
 from harness.errors import TrainingError
 from harness.lm.checkpoints import Loaded
 from harness.lm.logprobs import TeacherRequest, TeacherScores
 from harness.lm.rollouts import Batch
 
-Needs = Literal["none", "sampled", "top_k", "full", "generate"]
 CERTAIN_STEP, CERTAIN_RESPONSE = 16, 8
 
 

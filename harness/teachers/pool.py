@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness.config.models import Model, Pretrained, Scratch
-from harness.config.teacher import TeacherSettings
+from harness.config.teacher import Needs, TeacherSettings
 from harness.errors import ConfigError
 from harness.lm.checkpoints import Loaded
-from harness.teachers.base import Needs, OpenTeacher, TeacherKind, TeacherSite
+from harness.teachers.base import OpenTeacher, TeacherKind, TeacherSite
 from harness.teachers.local import open_local
 
 Spec = Pretrained | Scratch | TeacherSettings

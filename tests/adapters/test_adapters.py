@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from adapters.aopd import AOPD
-from adapters.loop.loop import LoopAdapter
+from adapters.loop.divergences import top_k_forward_kl
 from adapters.loop.prompts import prompt_batches
 from adapters.loop.tokens import Tokens
-from adapters.loop.topk import top_k_forward_kl
+from adapters.loop.training_loop import LoopAdapter
 from adapters.none import NoUpdate
 from adapters.opd import OPD
 from adapters.sft import SFT
