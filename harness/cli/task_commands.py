@@ -35,7 +35,7 @@ def check(
     include_path: Include = None,
 ) -> None:
     """Show one training and one evaluation prompt of a task, grade its reference, and name its traps."""
-    from harness.pipeline.plan import check_task
+    from harness.pipeline.task_check import check_task
 
     passed = check_task(SafeConsole(), name, [*context.obj, *(include_path or [])], data or [])
     raise typer.Exit(0 if passed else 1)

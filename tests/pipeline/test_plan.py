@@ -18,7 +18,8 @@ from harness.errors import ConfigError, TaskError
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.traps import traps as traps_of
 from harness.lmeval.trial import spoil
-from harness.pipeline.plan import check_task, print_plan
+from harness.pipeline.plan import print_plan
+from harness.pipeline.task_check import check_task
 from tests.support.models import DOCS, TASK_FILE, micro_suite, write_task, write_yaml
 
 
