@@ -57,8 +57,9 @@ class HFEngine:
 
 
 def drops_rows(model: Any) -> bool:
-    """Return whether all that a model keeps between steps is a cache from which finished rows can be taken."""
-    if getattr(model, "_is_stateful", False) or "past_key_values" not in inspect.signature(model.forward).parameters:
+    """Return whether a model keeps nothing but a cache that can drop rows, and takes positions, so that it may be padded."""
+    takes = inspect.signature(model.forward).parameters
+    if getattr(model, "_is_stateful", False) or not {"past_key_values", "position_ids"} <= set(takes):
         return False
     return all(hasattr(layer, "batch_select_indices") for layer in DynamicCache(config=model.config).layers)
 

@@ -55,6 +55,9 @@ OWN: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
     "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8},
 }
+# Latent attention: the rotary part's width is that of a head.
+for latent in ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "minicpm3", "youtu"):
+    OWN[latent] = {"head_dim": 8, "qk_rope_head_dim": 8, "num_key_value_heads": 4}
 LARGEST = 20_000_000
 BUDGET, STOPS = 12, (3, 7, 11, 20, 33)
 PROMPTS = [[5, 9, 12, 40, 8], [6, 21], [17, 30, 31, 32, 33, 34, 35, 36], [50, 51, 52]]
