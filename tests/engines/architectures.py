@@ -115,7 +115,7 @@ def judge(name: str) -> Verdict:
     except Exception as error:
         return Verdict(name, "not built", "not built", _line(error))
     logprobs, reason = _compared(_same_logprobs, model)
-    generation, further = _compared(_same_answers, model)
+    generation, further = _compared(_same_answers, model) if logprobs != "refused" else ("refused", "")
     return Verdict(name, logprobs, generation, reason or further or ("" if drops_rows(model) else "by model.generate"))
 
 
@@ -156,6 +156,7 @@ def _same_answers(model: Any) -> str:
 
 @torch.no_grad()
 def _stock_answer(model: Any, prompt: list[int]) -> list[int]:
+    model.generation_config = transformers.GenerationConfig()  # a forced last token would not be the suite's
     options = {"do_sample": False, "max_new_tokens": BUDGET, "eos_token_id": list(STOPS), "pad_token_id": 0}
     return model.generate(torch.tensor([prompt]), **options)[0, len(prompt) :].tolist()
 
