@@ -17,10 +17,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from harness.rundir.progress import SHOWN
+from harness.rundir.progress import SHOWN, sparkline
 from harness.rundir.reader import RunDir, find_runs
 from harness.rundir.schema import StepLine
-from harness.rundir.sparkline import sparkline
 
 RECENT = 20
 
@@ -46,13 +45,19 @@ def follow(console: Console, folders: Iterable[Path], every: float = 2.0, once: 
     if once:
         console.print(view([status(run) for run in find_runs(folders)]))
         return
+    named = ", ".join(map(str, folders))
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            statuses = [status(run) for run in find_runs(folders)]
-            live.update(view(statuses), refresh=True)
-            if all(found.finished for found in statuses):
+            statuses = [status(run) for run in _started(folders)]
+            live.update(view(statuses) if statuses else f"No run has started in {named} yet.", refresh=True)
+            if statuses and all(found.finished for found in statuses):
                 return
             time.sleep(every)
+
+
+def _started(folders: Iterable[Path]) -> list[RunDir]:
+    """Return the runs that have a manifest; a folder that has none yet is waited for."""
+    return find_runs([folder for folder in folders if any(folder.rglob("manifest.json"))])
 
 
 def status(run: RunDir, now: float | None = None) -> Status:
