@@ -182,7 +182,8 @@ def _set_mode(student: nn.Module, disable_dropout: bool) -> None:
     An engine sets modes too, so this follows the rollouts of every step.
     """
     student.train(not disable_dropout)
-    for name, module in student.named_modules():
+    modules: Any = student.named_modules()
+    for name, module in modules:
         if "lora_dropout" in name:
             module.train()
 

@@ -19,7 +19,7 @@ from harness.teachers.local import LocalTeacher
 from tests.support.models import STOP, VOCABULARY, FakeTokenizer, ScriptedEngine, context, example, qwen3
 from tests.support.stages import PROMPTS, RESPONSES, in_order, stage
 
-IDS = {"vocab_size": VOCABULARY, "bos_token_id": STOP, "eos_token_id": STOP, "pad_token_id": STOP}
+IDS: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": STOP, "eos_token_id": STOP, "pad_token_id": STOP}
 
 
 def gpt2() -> Any:
