@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -182,10 +182,9 @@ def _set_mode(student: nn.Module, disable_dropout: bool) -> None:
     An engine sets modes too, so this follows the rollouts of every step.
     """
     student.train(not disable_dropout)
-    modules: Any = student.named_modules()
-    for name, module in modules:
+    for name in cast("list[str]", [name for name, _ in student.named_modules()]):  # pyright: ignore[reportUnknownVariableType]
         if "lora_dropout" in name:
-            module.train()
+            student.get_submodule(name).train()
 
 
 def _tokens(student: LogProbs, scored: ScoredRollouts, top_k: int) -> Tokens:
