@@ -225,7 +225,7 @@ def test_the_command_line_lists_adapters_with_needs_options_and_defaults(
     out = capsys.readouterr().out
     assert all(name in out for name in registered())
     assert "gate: log_ratio" in out
-    assert "as what it wraps" in out
+    assert "as the wrapped" in out
 
 
 def test_the_command_line_checks_an_adapter_and_its_exit_code_says_how_it_went(
