@@ -34,6 +34,7 @@ from harness.config.run_spec import RunSpec
 from harness.errors import RunError
 from harness.rundir.differences import find_differences
 from harness.rundir.files import as_record, read_json, read_record, read_results, replace_file, write_record, written
+from harness.rundir.locks import refuse_without_flock
 from harness.rundir.schema import DoneFile, Manifest, Noise, Session, upgrade
 
 MANIFEST = "manifest.json"
@@ -115,6 +116,7 @@ class RunStore:
     def locked(self) -> Generator[None]:
         """Hold the directory; raises `RunError` when another process works in it."""
         self.path.mkdir(parents=True, exist_ok=True)
+        refuse_without_flock(self.path)
         lock = FileLock(self.path / ".lock", timeout=0)
         try:
             lock.acquire()
