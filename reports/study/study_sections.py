@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from reports.claims.judge import LEVEL, SEEDS, Verdict
-from reports.claims.verdict_views import RULE, count_verdicts, verdicts_grid
+from reports.claims.verdict_views import RULE, verdicts_grid
 from reports.compare.rows import MARGIN
 from reports.document.blocks import Block, Bullets, Grid, Section, Text
 from reports.document.grids import hardware_grid, packages_grid
@@ -95,7 +95,7 @@ def _findings(results: Results, verdicts: list[Verdict]) -> Section:
     if verdicts:
         files = claim_files(results)
         blocks += [Text(f"{file.title}, claimed in {file.source}. {file.note}".strip()) for file in files]
-        blocks += [Text(count_verdicts(verdicts), "measured"), verdicts_grid(verdicts), Text(RULE, "note")]
+        blocks += [verdicts_grid(verdicts), Text(RULE, "note")]
     factors = [factor for factor in results.plan.study.factors.values() if factor.of_entries]
     found = {factor.title: contrasts for factor in factors if (contrasts := find_contrasts(results, factor))}
     if found:
