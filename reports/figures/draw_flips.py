@@ -27,7 +27,9 @@ def draw_flips(shares: pd.DataFrame, own: pd.DataFrame) -> Figure:
     """
     cells = shares[shares["kind"] == STAGE]
     if cells.empty:
-        raise RunError("No stored answers of two stages can be compared; expected samples.parquet next to results.json.")
+        raise RunError(
+            "No stored answers of two stages can be compared; expected samples.parquet next to results.json."
+        )
     labels, tasks = list(cells["label"].unique()), list(cells["task"].unique())
     columns = min(COLUMNS, len(labels))
     rows, stages = -(-len(labels) // columns), int(cells["after"].max())

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from adapters.commands.adapter_list import adapter_page
-from adapters.loop.diagnostics import QUANTILES, StepLog
+from adapters.loop.diagnostics import StepLog
 from adapters.loop.training_loop import LoopAdapter
 from harness.adapter import check_adapters, registered
 from harness.config.evaluation import Evaluation
