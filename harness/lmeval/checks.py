@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 
-from harness.config.suite import Stage, Suite
+from harness.config.run_spec import RunSpec
 from harness.errors import TaskError
 from harness.lm.chat import Renderer
 from harness.lmeval.task import Task
@@ -50,13 +50,10 @@ def _check_scored(task: Task, renderer: Renderer, context: int, limit: int | Non
         )
 
 
-def check_prompts(
-    suite: Suite, stages: Iterable[Stage], tasks: dict[str, Task], renderer: Renderer, context: int, entry: str
-) -> None:
-    """Check every test prompt, and the stages' training prompts under one adapter entry, against a context."""
-    check_test_prompts(tasks.values(), renderer, context, suite.evaluation.limit)
-    for stage in stages:
-        training = suite.training_for(stage, entry)
+def check_prompts(spec: RunSpec, tasks: dict[str, Task], renderer: Renderer, context: int) -> None:
+    """Check every test prompt, and the training prompts of a run's stages, against a context."""
+    check_test_prompts(tasks.values(), renderer, context, spec.suite.evaluation.limit)
+    for stage in spec.stages:
         for name in stage.trains:
-            prompts = [e.prompt for e in tasks[name].training_examples(renderer, training.train_items)]
-            check_fits(tasks[name], prompts, training.max_new_tokens, context, "training")
+            prompts = [e.prompt for e in tasks[name].training_examples(renderer, stage.training.train_items)]
+            check_fits(tasks[name], prompts, stage.training.max_new_tokens, context, "training")

@@ -1,4 +1,4 @@
-"""What the command line shows before anything runs: the plan of a suite, the list of tasks, the check of one task."""
+"""The dry run: a suite resolved, its stages, the work ahead, and the checks of tasks and prompts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 from rich.markup import escape
-from rich.panel import Panel
 from rich.table import Table
 
 from harness.config.models import Chat, Model, Pretrained
@@ -22,9 +21,7 @@ from harness.lmeval.checks import check_prompts, check_stage_task, check_test_pr
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.overlap import stream_overlap
 from harness.lmeval.task import Task
-from harness.lmeval.task_files import read_task_file
-from harness.lmeval.traps import traps
-from harness.lmeval.trial import GradeCheck, describe_items, item_warnings, try_task
+from harness.lmeval.trial import describe_items, item_warnings, try_task
 from harness.pipeline.scratch_tokenizer import byte_tokenizer, train_tokenizer, training_texts
 from harness.rundir.overlap_record import OVERLAP_HEADER, Overlap
 
@@ -46,8 +43,8 @@ def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
     for entry, spec in entries.items():
         console.print(f"prompts under {entry}: {_fits(spec, cells, library)}", markup=False, highlight=False)
     overlaps: list[Overlap] = []
-    for entry in entries:
-        overlap = stream_overlap(suite, entry, specs[0].order, tasks, library)
+    for spec in entries.values():
+        overlap = stream_overlap(spec, tasks, library)
         if overlap not in overlaps:
             overlaps.append(overlap)
             _print_overlap(console, overlap)
@@ -56,66 +53,25 @@ def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
     console.print("dry run: nothing was written")
 
 
-def task_table(include: Sequence[Path]) -> Table:
-    """Return the tasks that can be named, with where they are defined."""
-    library = TaskLibrary(include)
-    table = Table(title="tasks")
-    for column in ("name", "capability", "primary metric", "file"):
-        table.add_column(column)
-    for name in library.names():
-        path = Path(str(library.manager.task_index[name].yaml_path))
-        settings = (read_task_file(path).get("metadata") or {}).get("harness") or {}
-        table.add_row(name, settings.get("capability", ""), settings.get("metric", ""), escape(str(path)))
-    return table
-
-
-def check_task(console: Console, name: str, include: Sequence[Path], data: Sequence[str]) -> bool:
-    """Show a task's prompts and grades and name its traps; return whether its grader tells right from wrong."""
-    task = _find(name, include, data)
-    # No model is named here, so prompts are shown in ChatML.
-    tried = try_task(task, Renderer(byte_tokenizer(), Chat(template="chatml")))
-    passed = [_show(console, task, split, grades) for split, grades in tried.items()]
-    console.print(describe_items(task), markup=False, highlight=False)
-    found = list(traps(task))
-    for trap in found:
-        console.print(f"[yellow]trap:[/] {escape(trap)}", highlight=False)
-    console.print(f"{name}: grader {'passes' if all(passed) else 'FAILS'}, {len(found)} traps", highlight=False)
-    return all(passed)
-
-
-def _find(name: str, include: Sequence[Path], data: Sequence[str]) -> Task:
-    paths: dict[str, str] = {key: path for key, _, path in (pair.partition("=") for pair in data)}
-    if bare := [pair for pair in data if not all(pair.partition("="))]:
-        raise ConfigError(f"--data {bare[0]}: expected NAME=PATH, for example gsm8k=/data/gsm8k")
-    if missing := [path for path in paths.values() if not Path(path).exists()]:
-        raise ConfigError(f"--data: {', '.join(missing)} does not exist; expected NAME=PATH")
-    if not name.endswith(".yaml"):
-        return TaskLibrary(include, paths).load(name)
-    task_name = read_task_file(Path(name)).get("task") if Path(name).is_file() else None
-    if not isinstance(task_name, str):
-        raise ConfigError(f"{name} is not a task file; expected an existing YAML file with a `task:` name")
-    return TaskLibrary([*include, Path(name).resolve().parent], paths).load(task_name)
-
-
-def _show(console: Console, task: Task, split: str, grades: GradeCheck) -> bool:
-    body = f"{escape(grades.prompt)}[bold green]{escape(grades.target)}[/]"
-    console.print(Panel(body, title=f"{task.name}: {split} prompt and reference, in ChatML", title_align="left"))
-    spoiled = ", ".join(f"{name} {score:g}" for name, score in grades.spoiled.items())
-    console.print(f"{task.metric}: reference {grades.reference:g} (must be 1); spoiled: {spoiled} (must be 0)")
-    return grades.passed
-
-
 def _stage_table(spec: RunSpec, evaluated: EvaluationPlan) -> Table:
     tasks = evaluated.tasks
     table = Table(title=f"stages of {spec.suite.name}, order {spec.order}")
     for column in ("stage", "task", "training items", "steps", "rollouts a step", "learning rate", "test items"):
         table.add_column(column, justify="left" if column == "task" else "right")
-    for index, stage in enumerate(spec.stages, start=1):
-        training = spec.suite.training_for(stage, spec.entry)
+    for stage in spec.stages:
+        training = stage.training
         items = sum(len(tasks[name].training_docs(training.train_items)) for name in stage.trains)
         tests = sum(_test_items(spec.suite, tasks[name]) for name in stage.trains)
         rollouts = training.prompts_per_step * training.num_generations
-        cells = (index, ", ".join(stage.trains), items, training.steps, rollouts, f"{training.optimizer.lr:g}", tests)
+        cells = (
+            stage.index,
+            ", ".join(stage.trains),
+            items,
+            training.steps,
+            rollouts,
+            f"{training.optimizer.lr:g}",
+            tests,
+        )
         table.add_row(*map(str, cells))
     for probe in evaluated.probes:
         members = evaluated.groups[probe].tasks if probe in evaluated.groups else (probe,)
@@ -127,7 +83,7 @@ def _stage_table(spec: RunSpec, evaluated: EvaluationPlan) -> Table:
 def _work_table(specs: Sequence[RunSpec], cells: dict[str, Task]) -> Table:
     """Return the estimated work of all runs; generated tokens are the most that the budgets allow."""
     suite = specs[0].suite
-    budgets = [suite.training_for(stage, spec.entry) for spec in specs for stage in spec.stages]
+    budgets = [stage.training for spec in specs for stage in spec.stages]
     rollouts = sum(b.steps * b.prompts_per_step * b.num_generations for b in budgets)
     tokens = sum(b.steps * b.prompts_per_step * b.num_generations * b.max_new_tokens for b in budgets)
     stages = sum(len(spec.stages) for spec in specs)
@@ -173,7 +129,7 @@ def _fits(spec: RunSpec, cells: dict[str, Task], library: TaskLibrary) -> str:
     except (HarnessError, OSError) as error:
         return f"not checked, the student's tokenizer is not here ({error})"
     tasks = {task.name: task for task in cells.values() if not task.profile}
-    check_prompts(spec.suite, spec.stages, tasks, renderer, context, spec.entry)
+    check_prompts(spec, tasks, renderer, context)
     check_test_prompts((t for t in cells.values() if t.profile), renderer, context, spec.suite.evaluation.limit)
     return f"all fit the context of {context} tokens"
 

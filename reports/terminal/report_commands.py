@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from harness.cli.options import Runs, whole_numbers
 from harness.errors import ConfigError
+from harness.terminal.console import SafeConsole
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from reports.claims.claim_file import ClaimFile
     from reports.data.methods import Method
 
@@ -33,10 +35,10 @@ def report(
     """Render report.html and report.md with figures and tables from run directories."""
     from reports.report.build import build_report
 
-    console, folder = Console(), out or runs[0] / "report"
+    console, folder = SafeConsole(), out or runs[0] / "report"
     files = _read_claim_files(claims or [])
     page = build_report(runs, folder, grader, files)
-    console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
+    console.say(f"report: {page}")
     if files:
         judge_by_setting(console, files, runs, folder, grader)
 
@@ -68,12 +70,12 @@ def compare(
     """Compare methods by paired differences: learned, forgotten, entropy, final scores, with what the sample could show."""
     from reports.compare.comparison import Comparison, Stages
     from reports.compare.headline import sentences_of
-    from reports.compare.views import FORMATS, print_comparison, rendered, write_comparison
+    from reports.compare.render_comparison import FORMATS, print_comparison, render_comparison, write_comparison
     from reports.data.methods import find_methods
 
     if format_ not in (None, *FORMATS):
         raise ConfigError(f"--format {format_}: expected one of {', '.join(FORMATS)}")
-    console, files = Console(), _read_claim_files(claims or [])
+    console, files = SafeConsole(), _read_claim_files(claims or [])
     stages = _stages(stage, with_claims=bool(files))
     found = find_methods(methods, order=order, profile=profile, grader=grader, least=1 if len(stages) == 2 else 2)
     tasks = task.split(",") if task else []
@@ -87,7 +89,7 @@ def compare(
         for sentence in sentences:
             console.print(escape(sentence), highlight=False)
     else:
-        typer.echo(rendered(compared, format_, sentences))
+        typer.echo(render_comparison(compared, format_, sentences))
     if out:
         _name_files(write_comparison(compared, out, sentences))
     if files:
@@ -102,7 +104,7 @@ def watch(
     """Follow runs from another terminal: stage, step, time left, entropy and reward, until all are finished."""
     from reports.terminal.watch import follow
 
-    follow(Console(), runs, every, once)
+    follow(SafeConsole(), runs, every, once)
 
 
 def _stages(stage: str | None, with_claims: bool) -> list[int]:
@@ -126,7 +128,7 @@ def judge_by_setting(
     console: Console, files: Sequence[ClaimFile], runs: Sequence[Path], folder: Path, grader: str
 ) -> None:
     """Judge claims on all methods of a report, for each suite and order apart, and write the verdicts next to it."""
-    from reports.compare.rows import MARGIN
+    from harness.stats.matching import MARGIN
     from reports.data.frames import load
     from reports.data.methods import by_setting, methods_of
 
@@ -146,12 +148,12 @@ def _judge(
     kind: str | None = None,
 ) -> None:
     """Judge claims on methods, print the verdicts, in a format where one is named, and write them where there is a folder."""
-    from reports.claims.judge import verdicts
-    from reports.claims.verdict_views import print_verdicts, rendered_verdicts, write_verdicts
+    from reports.claims.judge_claims import verdicts
+    from reports.claims.render_verdicts import print_verdicts, render_verdicts, write_verdicts
 
     found = verdicts([claim for file in files for claim in file.claims], methods, margin)
     if kind:
-        typer.echo(f"\n{rendered_verdicts(found, files, kind)}")
+        typer.echo(f"\n{render_verdicts(found, files, kind)}")
     else:
         print_verdicts(console, found)
     if folder:

@@ -20,7 +20,8 @@ from harness.evaluation import drift
 from harness.lm.checkpoints import load, save
 from harness.pipeline.run import run
 from harness.rundir.files import read_cell
-from harness.rundir.finished import is_finished
+from harness.rundir.schema import DriftSummary
+from harness.rundir.store import is_finished
 from tests.support.evaluation import with_config
 from tests.support.models import dense_logprobs, micro_suite, write_yaml
 from tests.support.runs import FOLDERS, changed_suite, manifest
@@ -31,7 +32,7 @@ def figures(folder: Path) -> list[dict[str, Any]]:
 
 
 def rows(folder: Path, stage: str) -> pd.DataFrame:
-    found = read_cell(folder / stage / "drift")
+    found = read_cell(folder / stage / "drift", DriftSummary)
     assert found is not None
     return found[1]
 
@@ -110,6 +111,7 @@ def test_a_run_measures_every_stage_at_the_starts_own_answers(aopd: Path):
     assert "prompt" not in later
 
 
+@pytest.mark.slow
 def test_methods_from_one_start_are_measured_at_the_same_answers(aopd: Path, opd: Path, control: Path):
     for stage in range(3):
         assert len({figures(run_)[stage]["answers"] for run_ in (aopd, opd, control)}) == 1
@@ -133,6 +135,7 @@ def test_a_run_that_lacks_a_measurement_gets_it_and_no_more(micro: Suite, out: P
     assert not [name for name in (tmp_path / "evaluations").iterdir() if name.is_dir() and "start-" not in name.name]
 
 
+@pytest.mark.slow
 def test_a_start_with_the_same_tensors_and_another_configuration_answers_itself(
     micro: Suite, student_folder: Path, tmp_path: Path
 ):

@@ -28,7 +28,7 @@ from harness.lmeval.decoding import tasks_by_profile, under_profiles
 from harness.lmeval.library import TaskLibrary
 from harness.pipeline.checkpoint_matrix import evaluate_checkpoints
 from harness.pipeline.run import run
-from harness.rundir.finished import is_finished
+from harness.rundir.store import is_finished
 from reports.data.frames import load
 from reports.report.build import build_report
 from tests.support.models import micro_suite, write_task, write_yaml

@@ -13,6 +13,7 @@ from tokenizers.processors import TemplateProcessing
 from harness.config.base import digest
 from harness.config.evaluation import Decoding
 from harness.config.models import Chat
+from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.errors import ModelError, TaskError
 from harness.lm.chat import Renderer
@@ -22,6 +23,7 @@ from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task, item_id
 from harness.lmeval.traps import traps
 from harness.pipeline.scratch_tokenizer import byte_tokenizer
+from harness.rundir.schema import Session
 from harness.rundir.store import RunStore
 from tests.support.models import DOCS, TASK_FILE, byte_renderer, micro_suite, write_task, write_yaml
 from tests.support.records import manifest_of
@@ -299,7 +301,7 @@ def run_directory(tmp_path: Path) -> Path:
     """A run directory as far as its manifest."""
     folder = tmp_path / "runs" / "seed0"
     RunStore(folder).path.mkdir(parents=True)
-    RunStore(folder).start(manifest_of(config={}, config_hash=digest({})))
+    RunStore(folder).start(manifest_of(config={}, config_hash=digest({})), Session())
     return folder
 
 
@@ -310,6 +312,7 @@ def refusal(folder: Path) -> str:
     return str(error.value)
 
 
+@pytest.mark.slow
 def test_an_unknown_task_is_refused_with_the_nearest_name(library: TaskLibrary):
     with pytest.raises(TaskError) as error:
         library.load("tiny_wether")
@@ -495,8 +498,8 @@ def test_training_prompts_are_checked_with_the_budget_of_their_stage_and_adapter
     raw["adapters"] = {"opd": {}, "long": {"adapter": "opd", "training": {"max_new_tokens": 40}}}
     suite = Suite.model_validate(raw)
     # the longest training prompt "say 20" has 25 tokens
-    check_prompts(suite, suite.stages, {"made_up": task}, renderer, 33, "opd")
+    check_prompts(RunSpec(suite, "opd", 0), {"made_up": task}, renderer, 33)
     with pytest.raises(TaskError, match="its longest training prompt has 25 tokens and an answer may take 40"):
-        check_prompts(suite, suite.stages, {"made_up": task}, renderer, 33, "long")
+        check_prompts(RunSpec(suite, "long", 0), {"made_up": task}, renderer, 33)
     with pytest.raises(TaskError, match="its longest training prompt has 25 tokens and an answer may take 8"):
-        check_prompts(suite, suite.stages, {"made_up": task}, renderer, 32, "opd")
+        check_prompts(RunSpec(suite, "opd", 0), {"made_up": task}, renderer, 32)
