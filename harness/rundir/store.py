@@ -43,6 +43,7 @@ from harness.rundir.files import (
     write_record,
     written,
 )
+from harness.rundir.locks import refuse_without_flock
 from harness.rundir.schema import DoneFile, Manifest, Noise, Session, upgrade
 
 MANIFEST = "manifest.json"
@@ -122,6 +123,7 @@ class RunStore:
     def locked(self) -> Generator[None]:
         """Hold the directory; raises `RunError` when another process works in it."""
         self.path.mkdir(parents=True, exist_ok=True)
+        refuse_without_flock(self.path)
         lock = FileLock(self.path / ".lock", timeout=0)
         try:
             lock.acquire()
