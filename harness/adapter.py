@@ -45,6 +45,15 @@ if TYPE_CHECKING:
     UpdaterFactory = Callable[[nn.Module, Optimizer, int], Updater]
 
 GROUP = "harness.adapters"
+RENAMED = {
+    "wanted": "`teacher_request`",
+    "on_policy": "`sources`",
+    "off_policy": "`sources`",
+    **dict.fromkeys(
+        ("penalisable", "replaces_weights", "needs_whole_weights", "moves_reference"), "the field of `capabilities`"
+    ),
+    **dict.fromkeys(("adds_penalty", "holds_weights"), "`PenaltyWrapper`"),
+}
 
 
 @dataclass(frozen=True)
@@ -186,6 +195,13 @@ class Adapter(Strict, ABC):
     paper: ClassVar[str] = ""
     deviation: ClassVar[str] = ""
     teacher_needs: ClassVar[Needs] = "none"
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a class that is written for an earlier contract: the loop would ignore what it defines."""
+        super().__pydantic_init_subclass__(**kwargs)
+        if old := [name for name in RENAMED if name in vars(cls)]:
+            raise ConfigError(f"{cls.__name__} defines `{old[0]}`, which has no effect; use {RENAMED[old[0]]}")
 
     @model_validator(mode="after")
     def _numbers_are_numbers(self) -> Self:
