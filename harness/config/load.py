@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 from pydantic import ValidationError
@@ -14,6 +13,7 @@ from pydantic import ValidationError
 from harness.config.base import merge
 from harness.config.explain import explain
 from harness.config.models import Pretrained, Scratch
+from harness.config.read_yaml import parse_yaml, read_yaml
 from harness.config.suite import Suite
 from harness.config.teacher import TeacherSettings
 from harness.config.training import Training
@@ -33,7 +33,7 @@ def load_suite(
     Raises `ConfigError` with file, key, what was found and what was expected.
     """
     path = find_suite(name, include)
-    raw = _read_yaml(path)
+    raw = _read_mapping(path)
     _name_stages(raw)
     for override in overrides:
         _apply_override(raw, override)
@@ -68,7 +68,7 @@ def read_suite_files(include: Sequence[Path] = ()) -> Iterator[tuple[Path, dict[
     """Yield the suites that can be named, by file: of each what its YAML holds, not checked; files of tasks are left out."""
     for folder in _suite_folders(include):
         for path in sorted(folder.glob("*.yaml")):
-            raw = _read_yaml(path)
+            raw = _read_mapping(path)
             if "stages" in raw:
                 yield path.resolve(), raw
 
@@ -85,19 +85,13 @@ def _check_entry_training(suite: Suite, entry: str, path: Path) -> None:
         raise ConfigError(f"{path}: adapters.{entry}.training.{explain(error, Training)}") from error
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        # Anchors and merges make parts of the tree one object; a copy keeps an override of one from changing the other.
-        raw = json.loads(json.dumps(yaml.safe_load(path.read_text(encoding="utf-8")), default=str))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" line {where.line + 1}" if where else ""
-        raise ConfigError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
+def _read_mapping(path: Path) -> dict[str, Any]:
+    raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise ConfigError(
             f"{path}: found {type(raw).__name__}, expected a mapping with name, student, stages, adapters"
         )
-    return raw
+    return cast(dict[str, Any], raw)
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
@@ -106,7 +100,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     if not separator or not key:
         raise ConfigError(f"--set {override}: expected KEY=VALUE, for example --set training.optimizer.lr=1e-4")
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override}: {text!r} is not valid YAML") from error
     _set(raw, key, value, override)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from harness.config.base import Record, digest
+from harness.config.base import PathPart, Record, digest
 from harness.errors import RunError
 from harness.rundir.overlap_record import Overlap
 
@@ -60,8 +60,8 @@ class Session(Record):
 class StageRecord(Record):
     """One planned stage."""
 
-    name: str = Field(description="the task's name, or the stage's where it trains several tasks")
-    trains: tuple[str, ...] = Field(description="the tasks that it trains")
+    name: PathPart = Field(description="the task's name, or the stage's where it trains several tasks")
+    trains: tuple[PathPart, ...] = Field(description="the tasks that it trains")
     steps: int = Field(default=0, ge=0, description="its training steps; 0 where an early version did not record them")
 
 
@@ -90,8 +90,8 @@ class Manifest(Record):
     start: str = Field(default="", description="name of the student's strength, empty where it has none")
     start_checkpoint: str | None = Field(default=None, description="folder of the student before any stage")
     stages: tuple[StageRecord, ...] = Field(description="the planned stages, in order")
-    probes: tuple[str, ...] = Field(description="tasks that are evaluated and never trained")
-    profiles: dict[str, tuple[str, ...]] = Field(
+    probes: tuple[PathPart, ...] = Field(description="tasks that are evaluated and never trained")
+    profiles: dict[PathPart, tuple[PathPart, ...]] = Field(
         default={}, description="evaluation profile to its tasks, the suite's first one first; empty without profiles"
     )
     noise: Noise | None = Field(
