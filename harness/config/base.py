@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeGuard, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -28,10 +28,10 @@ class Strict(BaseModel):
     @classmethod
     def _true_is_not_one(cls, data: Any) -> Any:
         """Let no number be written as `true`: pydantic takes it for 1; as a word it is refused where it stands."""
-        if not isinstance(data, dict):
+        if not is_mapping(data):
             return data
         numbers = {name for name, field in cls.model_fields.items() if _takes_numbers(field.annotation)}
-        return {key: _worded(value) if key in numbers else value for key, value in data.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        return {key: _worded(value) if key in numbers else value for key, value in data.items()}
 
 
 class Record(BaseModel):
@@ -76,12 +76,22 @@ def _worded(value: Any) -> Any:
     return value
 
 
+def is_mapping(value: Any) -> TypeGuard[dict[str, Any]]:
+    """Return whether a value is a mapping, as YAML and JSON write one."""
+    return isinstance(value, dict)
+
+
+def is_list(value: Any) -> TypeGuard[list[Any]]:
+    """Return whether a value is a list, as YAML and JSON write one."""
+    return isinstance(value, list)
+
+
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """Return `base` with `changes` laid over it, mapping by mapping."""
     merged = dict(base)
     for key, value in changes.items():
         below = merged.get(key)
-        merged[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value  # pyright: ignore[reportUnknownArgumentType]
+        merged[key] = merge(below, value) if is_mapping(below) and is_mapping(value) else value
     return merged
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
-from harness.config.base import merge
+from harness.config.base import is_list, is_mapping, merge
 from harness.config.explain import explain
 from harness.config.models import Pretrained, Scratch
 from harness.config.read_yaml import parse_yaml, read_yaml
@@ -87,11 +87,11 @@ def _check_entry_training(suite: Suite, entry: str, path: Path) -> None:
 
 def _read_mapping(path: Path) -> dict[str, Any]:
     raw = read_yaml(path)
-    if not isinstance(raw, dict):
+    if not is_mapping(raw):
         raise ConfigError(
             f"{path}: found {type(raw).__name__}, expected a mapping with name, student, stages, adapters"
         )
-    return cast(dict[str, Any], raw)
+    return raw
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
@@ -118,17 +118,17 @@ def _set(raw: dict[str, Any], key: str, value: Any, override: str) -> None:
 
 
 def _step_into(node: Any, part: str, override: str) -> Any:
-    if isinstance(node, list):
+    if is_list(node):
         return node[_index(node, part, override)]
-    if not isinstance(node, dict):
+    if not is_mapping(node):
         raise ConfigError(f"--set {override}: {part!r} lies below {node!r}, which has no keys")
     return node.setdefault(part, {})
 
 
 def _assign(node: Any, part: str, value: Any, override: str) -> None:
-    if isinstance(node, list):
+    if is_list(node):
         node[_index(node, part, override)] = value
-    elif isinstance(node, dict):
+    elif is_mapping(node):
         node[part] = value
     else:
         raise ConfigError(f"--set {override}: {part!r} lies below {node!r}, which has no keys")
@@ -142,9 +142,9 @@ def _index(node: list[Any], part: str, override: str) -> int:
 
 def _spread_training(raw: dict[str, Any]) -> None:
     """Lay each stage's training over the suite's, so that a stage states only what differs."""
-    shared = raw.get("training") or {}
+    shared: Any = raw.get("training") or {}
     stages = raw.get("stages")
-    if not isinstance(stages, list) or not isinstance(shared, dict):
+    if not is_list(stages) or not is_mapping(shared):
         return
     _name_stages(raw)
     raw["stages"] = [_stage(stage, shared) for stage in raw["stages"]]
@@ -157,9 +157,8 @@ def _name_stages(raw: dict[str, Any]) -> None:
 
 
 def _stage(stage: Any, shared: dict[str, Any]) -> Any:
-    if not isinstance(stage, dict) or not isinstance(stage.get("training", {}), dict):
-        return stage
-    return {**stage, "training": merge(shared, stage.get("training", {}))}
+    own = stage.get("training", {}) if is_mapping(stage) else None
+    return {**stage, "training": merge(shared, own)} if is_mapping(stage) and is_mapping(own) else stage
 
 
 def _with_absolute_paths(suite: Suite, folder: Path, include: Sequence[Path]) -> Suite:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from harness.config.base import is_list, is_mapping
 from harness.errors import ConfigError
 
 LARGEST = 100_000  # values in a file, those of aliases counted as often as they stand
@@ -37,10 +38,11 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag not in _CHANGED]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789"))
+for _tag, _pattern, _first in (
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    ("int", r"^[-+]?(?:0|[1-9][0-9_]*)$", "-+0123456789"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))  # pyright: ignore[reportUnknownMemberType]
 
 
 def read_yaml(path: Path) -> Any:
@@ -69,14 +71,13 @@ def _refuse_size(value: Any) -> None:
     open_: set[int] = set()
 
     def size(part: Any) -> int:
-        if not isinstance(part, (dict, list)):
+        if not is_mapping(part) and not is_list(part):
             return 1
         if id(part) in open_:
             raise yaml.YAMLError("an anchor holds an alias of itself; write the value out")
         if id(part) not in sizes:
             open_.add(id(part))
-            below: Any = part.values() if isinstance(part, dict) else part
-            sizes[id(part)] = 1 + sum(map(size, below))
+            sizes[id(part)] = 1 + sum(size(below) for below in (part.values() if is_mapping(part) else part))
             open_.discard(id(part))
         return sizes[id(part)]
 
@@ -86,8 +87,8 @@ def _refuse_size(value: Any) -> None:
 
 def _copied(value: Any) -> Any:
     """Return a value in which nothing is shared, so that changing one place leaves the others; keys become text."""
-    if isinstance(value, dict):
-        return {str(key): _copied(part) for key, part in value.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    if isinstance(value, list):
-        return [_copied(part) for part in value]  # pyright: ignore[reportUnknownVariableType]
+    if is_mapping(value):
+        return {str(key): _copied(part) for key, part in value.items()}
+    if is_list(value):
+        return [_copied(part) for part in value]
     return value if isinstance(value, (bool, int, float)) or value is None else str(value)

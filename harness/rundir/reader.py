@@ -1,5 +1,7 @@
 """Run directories on disk: finding them, reading their manifests, and reading the files in them."""
 
+# pyright: standard
+# pyarrow has no types.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence

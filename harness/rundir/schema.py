@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from harness.config.base import PathPart, Record, digest
+from harness.config.base import PathPart, Record, digest, is_mapping
 from harness.errors import RunError
 from harness.rundir.overlap_record import Overlap
 
@@ -319,26 +319,27 @@ class StepLine(Record):
 
 def upgrade(raw: Any, place: str) -> Any:
     """Return a manifest of an earlier version as this version has it; raises `RunError` for a version that is not known."""
-    if not isinstance(raw, dict):
+    if not is_mapping(raw):
         raise RunError(f"{place} holds {type(raw).__name__}, expected the manifest of a run; restore it from a copy")
     version = raw.get("schema")
     if version == SCHEMA:
-        return raw  # pyright: ignore[reportUnknownVariableType]
+        return raw
     if version != 2:
         raise RunError(
             f"{place} has schema {version!r}, expected {SCHEMA} or 2; read it with the version that wrote it."
         )
-    first, *later = raw.get("sessions") or [{}]
+    sessions: Any = raw.get("sessions") or [{}]
     made = {name: raw[name] for name in ("git", "packages", "hardware", "command", "created") if name in raw}
-    entry = (raw.get("config") or {}).get("adapter")
-    kind = str((entry.get("adapter") if isinstance(entry, dict) else None) or raw.get("adapter"))
+    config: Any = raw.get("config") or {}
+    entry = config.get("adapter")
+    kind = str((entry.get("adapter") if is_mapping(entry) else None) or raw.get("adapter"))
     return {
         **{name: value for name, value in raw.items() if name not in made},
         "schema": SCHEMA,
         "kind": kind,
         "trains_on": _trained_on(kind, raw.get("adapter_config") or {}),
         "start": raw.get("start") or "",
-        "sessions": [{**made, **first}, *later],
+        "sessions": [{**made, **sessions[0]}, *sessions[1:]],
     }
 
 
@@ -346,7 +347,7 @@ def _trained_on(kind: str, options: Mapping[str, Any]) -> tuple[Source, ...]:
     """Return what a run of schema 2, which did not record it, trained on: known for the adapters that existed then."""
     if isinstance(inner := options.get("of"), str):
         return _trained_on(inner, {})
-    if isinstance(inner, Mapping):
+    if is_mapping(inner):
         return _trained_on(str(inner.get("adapter")), inner.get("options") or {})
     if kind == "gkd":
         share = float(options.get("lmbda", 0.5))
