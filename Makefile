@@ -19,7 +19,7 @@ BENCH_OUT ?= benchmarks/RESULTS.md
 STUDY ?= tiny
 
 .DEFAULT_GOAL := help
-.PHONY: help stage-all study report test test-slow test-vllm test-browser test-gpu pitfalls docs mutations vllm check fix bench clean
+.PHONY: help stage-all study report test test-slow test-vllm test-browser test-gpu pitfalls docs mutations architectures vllm check fix bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,9 @@ test: $(DEV)  ## Run the fast tests
 
 test-slow: $(DEV)  ## Run the slow tests: whole runs, the wheel, the real records
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu and not vllm and not browser"
+
+architectures: $(DEV)  ## Try every causal architecture of transformers at small random weights: equal, refused or different
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.engines.architectures
 
 test-vllm: $(DEV) $(VLLM)  ## Run the tests on real vLLM, on a CPU where there is no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "vllm and not gpu"
