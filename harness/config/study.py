@@ -57,7 +57,9 @@ class Factor(Strict):
             raise ValueError("key and values go together; give both, or neither to vary entries or orders alone")
         _once(self.values)
         if self.against is not None and not self.of_entries:
-            raise ValueError("`against` is for a factor that varies entries alone; leave it out beside key or orders")
+            raise ValueError(
+                "`against` is for a factor that varies entries alone; leave it out where there are a key or orders"
+            )
         return self
 
 

@@ -85,7 +85,7 @@ class Suite(Strict):
         default=(), description="experiment trackers that get a copy of the figures as a run goes on"
     )
     snapshot_minutes: float | None = Field(
-        default=10, ge=0, description="training time that a kill may cost; null starts an interrupted stage anew"
+        default=10, ge=0, description="most training time lost if the process dies; null disables snapshots"
     )
 
     keep_rollouts: int | None = Field(
