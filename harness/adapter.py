@@ -15,7 +15,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import ValidationError, model_validator
+from pydantic import ConfigDict, ValidationError, model_validator
 
 from harness.config.base import Strict
 from harness.config.explain import explain
@@ -194,6 +194,7 @@ class Adapter(Strict, ABC):
     formula: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     deviation: ClassVar[str] = ""
+    model_config = ConfigDict(allow_inf_nan=True)  # An option may be infinite, such as a threshold that nothing passes.
     teacher_needs: ClassVar[Needs] = "none"
 
     @classmethod

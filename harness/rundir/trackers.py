@@ -4,6 +4,8 @@ The run directory stays the state; what a tracker gets is a copy. A tracker that
 with a warning, because its server must not decide whether a run ends.
 """
 
+# pyright: standard
+# accelerate has no types.
 from __future__ import annotations
 
 import contextlib
