@@ -4,6 +4,8 @@ While a stage trains they are lines of `rollouts.jsonl`, because a Parquet file 
 lines back to its step as it does the step log's, and the Parquet file is written whole when the stage ends.
 """
 
+# pyright: standard
+# pyarrow has no types.
 from __future__ import annotations
 
 import json
@@ -17,8 +19,7 @@ import pyarrow.parquet as pq
 
 from harness.lm.chat import Renderer
 from harness.lm.rollouts import Rollout
-from harness.rundir.files import json_line, replace_file
-from harness.rundir.store import ROLLOUT_LOG
+from harness.rundir.files import ROLLOUT_LOG, json_line, replace_file
 
 LINES = 1024  # in memory at a time while the Parquet file is written
 FIGURES = ("student_logprob", "entropy", "teacher_logprob", "advantage", "teacher_top1", "routed_fkl")

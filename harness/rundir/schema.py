@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from harness.config.base import Record, digest
+from harness.config.base import PathPart, Record, digest, is_mapping
+from harness.config.run_spec import identity_of
 from harness.errors import RunError
 from harness.rundir.overlap_record import Overlap
 
@@ -50,6 +51,10 @@ class Session(Record):
     seconds: dict[str, float] | None = Field(
         default=None, description="wall-clock seconds by phase: models, train, evaluate, and total"
     )
+    settings: dict[str, Any] = Field(
+        default={},
+        description="what a session may set for itself: device, threads, folders, sizes of batches and caches",
+    )
     peak_memory: dict[str, Any] = Field(
         default={},
         description="bytes by phase. `of` says whose: `gpu`, what this process's tensors took at most, or `process`, its "
@@ -60,8 +65,8 @@ class Session(Record):
 class StageRecord(Record):
     """One planned stage."""
 
-    name: str = Field(description="the task's name, or the stage's where it trains several tasks")
-    trains: tuple[str, ...] = Field(description="the tasks that it trains")
+    name: PathPart = Field(description="the task's name, or the stage's where it trains several tasks")
+    trains: tuple[PathPart, ...] = Field(description="the tasks that it trains")
     steps: int = Field(default=0, ge=0, description="its training steps; 0 where an early version did not record them")
 
 
@@ -90,17 +95,22 @@ class Manifest(Record):
     start: str = Field(default="", description="name of the student's strength, empty where it has none")
     start_checkpoint: str | None = Field(default=None, description="folder of the student before any stage")
     stages: tuple[StageRecord, ...] = Field(description="the planned stages, in order")
-    probes: tuple[str, ...] = Field(description="tasks that are evaluated and never trained")
-    profiles: dict[str, tuple[str, ...]] = Field(
+    probes: tuple[PathPart, ...] = Field(description="tasks that are evaluated and never trained")
+    profiles: dict[PathPart, tuple[PathPart, ...]] = Field(
         default={}, description="evaluation profile to its tasks, the suite's first one first; empty without profiles"
     )
     noise: Noise | None = Field(
         default=None, description="further evaluations of the start, where the suite asks for any"
     )
     config: dict[str, Any] = Field(default={}, description="the suite as it was resolved for this run")
-    config_hash: str = Field(default="", description="digest of `config`: a run goes on only under the same one")
+    config_hash: str = Field(
+        default="", description="digest of what in `config` decides numbers: a run goes on only under the same one"
+    )
     weights: dict[str, str] = Field(
         default={}, description="digests of the start's, the teacher's and each stage's weights"
+    )
+    inputs: dict[str, str] = Field(
+        default={}, description="digests of the start's configuration and tokenizer files and of a chat template"
     )
     overlap: Overlap | None = Field(default=None, description="overlap of training prompts with test sets")
     sessions: tuple[Session, ...] = Field(default=(), description="the processes that worked on the run, in order")
@@ -244,6 +254,7 @@ class DoneFile(Record):
     """A finished training: train/done.json, written last."""
 
     weights: str = Field(default="", description="digest of the stage's checkpoint")
+    files: str = Field(default="", description="digest of the checkpoint's configuration and tokenizer files")
     teacher: str | None = Field(default=None, description="digest of the teacher's weights; null without a teacher")
     steps: int = Field(ge=0, description="training steps taken")
     seconds: float = Field(default=0.0, description="wall-clock seconds of the training")
@@ -319,26 +330,28 @@ class StepLine(Record):
 
 def upgrade(raw: Any, place: str) -> Any:
     """Return a manifest of an earlier version as this version has it; raises `RunError` for a version that is not known."""
-    if not isinstance(raw, dict):
+    if not is_mapping(raw):
         raise RunError(f"{place} holds {type(raw).__name__}, expected the manifest of a run; restore it from a copy")
     version = raw.get("schema")
     if version == SCHEMA:
-        return raw  # pyright: ignore[reportUnknownVariableType]
+        return raw
     if version != 2:
         raise RunError(
             f"{place} has schema {version!r}, expected {SCHEMA} or 2; read it with the version that wrote it."
         )
-    first, *later = raw.get("sessions") or [{}]
+    sessions: Any = raw.get("sessions") or [{}]
     made = {name: raw[name] for name in ("git", "packages", "hardware", "command", "created") if name in raw}
-    entry = (raw.get("config") or {}).get("adapter")
-    kind = str((entry.get("adapter") if isinstance(entry, dict) else None) or raw.get("adapter"))
+    config: Any = raw.get("config") or {}
+    entry = config.get("adapter")
+    kind = str((entry.get("adapter") if is_mapping(entry) else None) or raw.get("adapter"))
     return {
         **{name: value for name, value in raw.items() if name not in made},
         "schema": SCHEMA,
         "kind": kind,
         "trains_on": _trained_on(kind, raw.get("adapter_config") or {}),
         "start": raw.get("start") or "",
-        "sessions": [{**made, **first}, *later],
+        "config_hash": digest(identity_of(config)),
+        "sessions": [{**made, **sessions[0]}, *sessions[1:]],
     }
 
 
@@ -346,7 +359,7 @@ def _trained_on(kind: str, options: Mapping[str, Any]) -> tuple[Source, ...]:
     """Return what a run of schema 2, which did not record it, trained on: known for the adapters that existed then."""
     if isinstance(inner := options.get("of"), str):
         return _trained_on(inner, {})
-    if isinstance(inner, Mapping):
+    if is_mapping(inner):
         return _trained_on(str(inner.get("adapter")), inner.get("options") or {})
     if kind == "gkd":
         share = float(options.get("lmbda", 0.5))
