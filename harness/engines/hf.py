@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessorList, StopStringCriteria, TopKLogitsWarper, TopPLogitsWarper
 
 from harness.engines.base import Completion, Sampling
+from harness.lm.seeding import prompt_seeds, race_times
 
 COMPACT_BELOW = 0.75
 
@@ -31,12 +32,12 @@ class HFEngine:
         """Return completions of `prompts`; see `Engine`."""
         was_training = self.model.training
         self.model.eval()
-        generator = torch.Generator(self.model.device).manual_seed(sampling.seed)
+        seeds = torch.tensor(prompt_seeds(prompts, sampling.seed), device=self.model.device, dtype=torch.long)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
         completions: dict[int, Completion] = {}
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            decoded = _Decoding(self.model, self.tokenizer, sampling, generator).run([prompts[i] for i in rows])
+            decoded = _Decoding(self.model, self.tokenizer, sampling).run([prompts[i] for i in rows], seeds[rows])
             completions.update(zip(rows, decoded, strict=True))
         self.model.train(was_training)
         return [completions[i] for i in range(len(prompts))]
@@ -45,16 +46,17 @@ class HFEngine:
 class _Decoding:
     """One batch on its way: `alive` maps the cache's rows to the batch's."""
 
-    def __init__(self, model: Any, tokenizer: Any, sampling: Sampling, generator: torch.Generator) -> None:
-        self.model, self.sampling, self.generator = model, sampling, generator
+    def __init__(self, model: Any, tokenizer: Any, sampling: Sampling) -> None:
+        self.model, self.sampling = model, sampling
         self.device = model.device
         self.stop_ids = torch.tensor(sampling.stop_ids, device=self.device, dtype=torch.long)
         self.warpers = _warpers(sampling)
+        self._no_ids: Any = None  # the warpers that we use read no ids
         strings = list(sampling.stop_strings)
         self.stop_strings = StopStringCriteria(tokenizer, strings) if strings else None
 
-    def run(self, prompts: list[list[int]]) -> list[Completion]:
-        """Decode until every row has stopped or used its budget."""
+    def run(self, prompts: list[list[int]], seeds: Tensor) -> list[Completion]:
+        """Decode until every row has stopped or used its budget; `seeds` (rows,) decide each row's draws."""
         ids, mask = _left_padded(prompts, self.device)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         cache = DynamicCache(config=self.model.config)
@@ -63,7 +65,7 @@ class _Decoding:
         lengths = torch.full((len(prompts),), self.sampling.max_new_tokens, device=self.device)
         running = torch.ones(len(prompts), dtype=torch.bool, device=self.device)
         for step in range(self.sampling.max_new_tokens):
-            drawn = self._next(ids, mask, positions, cache)
+            drawn = self._draw(self._next(ids, mask, positions, cache), seeds[alive], step)
             tokens[alive, step] = drawn
             stopped = running & self._stops(drawn, tokens[alive, : step + 1])
             lengths[alive[stopped]] = step + 1
@@ -89,11 +91,13 @@ class _Decoding:
             use_cache=True,
             logits_to_keep=1,
         )
-        logits = output.logits[:, -1].float()
+        return output.logits[:, -1].float()
+
+    def _draw(self, logits: Tensor, seeds: Tensor, position: int) -> Tensor:
         if self.sampling.temperature == 0:
             return logits.argmax(-1)
-        warped = self.warpers(ids, logits / self.sampling.temperature)  # pyright: ignore[reportArgumentType]
-        return torch.multinomial(warped.softmax(-1), 1, generator=self.generator)[:, 0]
+        warped = self.warpers(self._no_ids, logits / self.sampling.temperature)
+        return (warped - race_times(seeds, position, logits.shape[-1]).log()).argmax(-1)
 
     def _stops(self, drawn: Tensor, so_far: Tensor) -> Tensor:
         stopped = torch.isin(drawn, self.stop_ids)

@@ -22,7 +22,7 @@ from typing import Any
 from harness.config.suite import VLLM
 from harness.engines.base import Completion, Sampling
 from harness.errors import ConfigError, RunError
-from harness.lm.seeding import derive_seed
+from harness.lm.seeding import prompt_seeds
 
 CAUSE = re.compile(r"\b(\w*(?:Error|Exception)): (.+)")
 
@@ -90,7 +90,7 @@ class VLLMEngine:
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
         """Return completions with the log-probabilities that they were drawn with; see `Engine`."""
-        seeds = [derive_seed(sampling.seed, "answer", number) for number in range(len(prompts))]
+        seeds = prompt_seeds(prompts, sampling.seed)
         made = self._ask("generate", prompts=list(prompts), seeds=seeds, settings=_settings(sampling))
         return [
             Completion(ids, "length" if finish == "length" else "stop", tuple(logprobs))
