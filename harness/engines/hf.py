@@ -96,7 +96,7 @@ class _Decoding:
     def _draw(self, logits: Tensor, seeds: Tensor, position: int) -> Tensor:
         if self.sampling.temperature == 0:
             return logits.argmax(-1)
-        warped = self.warpers(self._no_ids, logits / self.sampling.temperature)
+        warped = self.warpers(self._no_ids, logits / self.sampling.temperature)  # pyright: ignore[reportArgumentType]
         return (warped - race_times(seeds, position, logits.shape[-1]).log()).argmax(-1)
 
     def _stops(self, drawn: Tensor, so_far: Tensor) -> Tensor:

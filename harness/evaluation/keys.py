@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.base import digest
+from harness.lm.seeding import DRAWS
 from harness.lmeval.task import Task, item_id
 
 PACKAGES = ("torch", "transformers", "lm_eval", "tokenizers")
@@ -63,7 +64,9 @@ def make_keys(
     }
     grading = grading_key(task, docs)
     fields = {**shared, "grading": grading}
-    return Keys(digest({**shared, "weights": weights, "config": config, "seed": seed}), grading, digest(fields), fields)
+    draws = {"draws": DRAWS} if task.generation.get("temperature") else {}
+    made = digest({**shared, **draws, "weights": weights, "config": config, "seed": seed})
+    return Keys(made, grading, digest(fields), fields)
 
 
 def grading_key(task: Task, docs: Sequence[dict[str, Any]]) -> str:

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 
+DRAWS = "race"  # how sampled answers are drawn: part of the key of stored ones
+
+
 def derive_seed(seed: int, *names: str | int) -> int:
     """Return a 63-bit seed for the stream that `names` describe, e.g. `derive_seed(0, "rollouts", stage, step)`."""
     text = "/".join(str(part) for part in (seed, *names))
