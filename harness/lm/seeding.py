@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
 DRAWS = "race"  # how sampled answers are drawn: part of the key of stored ones
 
 
