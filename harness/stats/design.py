@@ -92,11 +92,11 @@ class Planned:
     power: float
 
 
-def estimate_components(differences: ArrayLike, answer_variances: ArrayLike = 0.0) -> Components:
+def estimate_components(differences: ArrayLike, answer_variance: ArrayLike = 0.0, answers: int = 1) -> Components:
     """Return the components from paired differences (S, C) of a pilot, each the mean of a cluster in one seed.
 
-    `answer_variances`, a number or (S, C), are the sampling variances of these means, both methods together, multiplied by the
-    number of answers that each mean is of. Analysis of variance of the crossed design; a negative estimate counts as 0.
+    `answer_variance`, a number or (S, C), is the variance of one sampled answer, both methods together; each mean is of
+    `answers` of them. Analysis of variance of the crossed design; a negative estimate counts as 0.
     Raises `ValueError` for fewer than two seeds or clusters.
     """
     table = np.asarray(differences, dtype=np.float64)
@@ -107,9 +107,12 @@ def estimate_components(differences: ArrayLike, answer_variances: ArrayLike = 0.
     rest = table - rows[:, None] - columns + mean
     of_rest = float((rest**2).sum() / ((S - 1) * (C - 1)))
     of_seeds, of_clusters = C * float(rows.var(ddof=1)), S * float(columns.var(ddof=1))
-    answers = float(np.mean(np.asarray(answer_variances, dtype=np.float64)))
+    answer = float(np.mean(np.asarray(answer_variance, dtype=np.float64)))
     return Components(
-        max(0.0, (of_seeds - of_rest) / C), max(0.0, (of_clusters - of_rest) / S), max(0.0, of_rest - answers), answers
+        seeds=max(0.0, (of_seeds - of_rest) / C),
+        clusters=max(0.0, (of_clusters - of_rest) / S),
+        interaction=max(0.0, of_rest - answer / answers),
+        answers=answer,
     )
 
 

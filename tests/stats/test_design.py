@@ -52,9 +52,9 @@ def p_values(tables: np.ndarray) -> np.ndarray:
 
 def test_components_are_recovered_from_a_pilot():
     generator = np.random.default_rng(0)
-    true = Components(seeds=0.06**2, clusters=0.12**2, interaction=0.20**2, answers=0.02)
-    tables = simulated(generator, true, Design(12, 60), 0.03, 400)
-    found = [estimate_components(table, true.answers) for table in tables]
+    true = Components(seeds=0.06**2, clusters=0.12**2, interaction=0.20**2, answers=0.08)
+    tables = simulated(generator, true, Design(12, 60, answers=4), 0.03, 400)
+    found = [estimate_components(table, true.answers, answers=4) for table in tables]
     for name in ("seeds", "clusters", "interaction", "answers"):
         assert np.mean([getattr(one, name) for one in found]) == pytest.approx(getattr(true, name), rel=0.08), name
 
