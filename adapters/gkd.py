@@ -12,8 +12,9 @@ from pydantic import Field
 from torch import Tensor
 
 from adapters.loop.divergences import generalised_jsd
-from adapters.loop.loop import LoopAdapter, Objective, Source
+from adapters.loop.loop import LoopAdapter, Objective
 from adapters.loop.tokens import TokenLosses, Tokens, given
+from harness.adapter import Source
 from harness.lm.logprobs import TeacherRequest
 from harness.teachers.base import Needs
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import replace
-from typing import ClassVar
 
 from pydantic import Field
 
@@ -25,8 +24,6 @@ EPSILON = 1e-4
 
 class GRPO(LoopAdapter):
     """Clipped policy gradient on group-normalised grades; needs `training.num_generations` of at least 2."""
-
-    on_policy: ClassVar[bool] = True
 
     clip: float = Field(default=0.2, gt=0, lt=1, description="PPO ratio clip")
     scale: bool = Field(default=True, description="divide by the group's standard deviation; Dr. GRPO does not")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from harness.adapter import Adapter, StageContext, StageResult
+from harness.adapter import Adapter, Capabilities, StageContext, StageResult
 
 
 class NoUpdate(Adapter):
     """Leave the weights as they are."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """It trains on nothing."""
+        return Capabilities(trains_on=frozenset())
 
     def train_stage(self, ctx: StageContext) -> StageResult:
         """Return without training."""

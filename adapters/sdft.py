@@ -7,6 +7,7 @@ over updates. What the demonstration makes the model do in context is distilled 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from adapters.gkd import FullVocabulary
 from adapters.loop.divergences import reverse_kl
 from adapters.loop.loop import Objective
-from harness.adapter import Requirements, StageContext
+from harness.adapter import Capabilities, Requirements, StageContext
 from harness.errors import ConfigError
 from harness.lm.rollouts import Rollout
 from harness.teachers.base import Needs, Teacher
@@ -53,14 +54,10 @@ class SDFT(FullVocabulary):
         return Requirements("none", reference=True)
 
     @property
-    def needs_whole_weights(self) -> bool:
-        """True where the teacher averages them."""
-        return self.ema_rate > 0
-
-    @property
-    def moves_reference(self) -> bool:
-        """True where the teacher, which is the reference, follows the student."""
-        return self.ema_rate > 0
+    def capabilities(self) -> Capabilities:
+        """Unless `ema_rate` is 0, the teacher, which is the reference, averages the student's own weights."""
+        averages = self.ema_rate > 0
+        return replace(super().capabilities, needs_whole_weights=averages, moves_reference=averages)
 
     @property
     def objective(self) -> Objective | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from adapters.loop.loop import Objective, Source
+from adapters.loop.loop import Objective
 from adapters.sft import SFT
+from harness.adapter import Source
 from harness.teachers.base import Needs
 
 

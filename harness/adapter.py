@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import ValidationError, model_validator
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ from harness.teachers.local import LocalTeacher
 
 GROUP = "harness.adapters"
 
-
+Source = Literal["student", "data", "teacher"]
 TokenPenalty = Callable[[Tensor, Tensor], Tensor]
 WeightPenalty = Callable[[nn.Module], Tensor]
 
@@ -68,6 +68,25 @@ class Requirements:
     teacher: Needs = "none"
     reference: bool = False
     top_k: int = 0
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a training method does, as far as wrappers, manifests and reports have to know.
+
+    `trains_on`: whose responses it trains on; empty for a control, which trains on nothing. Entropy and truncation of a step
+    log describe the student's own answers only where it is `{"student"}`.
+    `takes_penalties`: it adds `ctx.penalties` to its loss.
+    `replaces_weights`: it trains parameters that stand in for those of `ctx.student`, such as low-rank factors.
+    `needs_whole_weights`: it reads or writes the model's own parameters, so that none can stand in for them.
+    `moves_reference`: it moves the weights of `ctx.reference`, which then is not the stage's start any more.
+    """
+
+    trains_on: frozenset[Source] = frozenset({"student"})
+    takes_penalties: bool = False
+    replaces_weights: bool = False
+    needs_whole_weights: bool = False
+    moves_reference: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,7 +134,7 @@ class StageContext:
     def with_demonstration(self, example: Example, shown: str) -> list[int]:
         """Return an item's prompt with its reference answer in it, by a text that names {question} and {demonstration}."""
         task = self.tasks[example.task]
-        question, answer = str(task.task.doc_to_text(example.doc)), task.training_target(example.doc)
+        question, answer = task.prompt_text(example.doc), task.training_target(example.doc)
         text = shown.replace("{demonstration}", answer).replace("{question}", question)
         if self.renderer.has_template:
             text = self.renderer.render([{"role": "user", "content": text}])
@@ -139,7 +158,7 @@ class Adapter(Strict, ABC):
         """Refuse nan: every comparison with it is false, so an option that is nan switches something off unseen."""
         for name, value in self:
             if isinstance(value, float) and math.isnan(value):
-                raise ValueError(f"{name} is nan, which is no number; give one")
+                raise ValueError(f"{name} is NaN; expected a number")
         return self
 
     @property
@@ -148,29 +167,9 @@ class Adapter(Strict, ABC):
         return Requirements(self.teacher_needs)
 
     @property
-    def penalisable(self) -> bool:
-        """Whether `train_stage` adds `ctx.penalties` to its loss."""
-        return False
-
-    @property
-    def replaces_weights(self) -> bool:
-        """Whether `train_stage` trains other parameters than those of `ctx.student`."""
-        return False
-
-    @property
-    def needs_whole_weights(self) -> bool:
-        """Whether `train_stage` reads or writes the model's own parameters, so that none can stand in for them."""
-        return False
-
-    @property
-    def moves_reference(self) -> bool:
-        """Whether `train_stage` moves the weights of `ctx.reference`, so that it stops being the stage's start."""
-        return False
-
-    @property
-    def off_policy(self) -> bool:
-        """Whether any response that `train_stage` trains on is not the student's own."""
-        return False
+    def capabilities(self) -> Capabilities:
+        """What the method does with these options; unless it says more, it trains on the student's own responses."""
+        return Capabilities()
 
     def refuse(self, training: Training) -> None:
         """Raise `ConfigError` for a budget that this adapter cannot train with; called when a suite is read."""
@@ -208,8 +207,8 @@ def _loaded(name: str, point: EntryPoint) -> type[Adapter]:
         return point.load()
     except (ImportError, AttributeError) as error:
         raise ConfigError(
-            f"adapters.{name}: the entry point {point.name} = {point.value} cannot be loaded ({error}); mend or uninstall "
-            "the package that declares it"
+            f"adapters.{name}: the entry point {point.name} = {point.value} cannot be loaded ({error}); fix or uninstall "
+            "the package that registers it"
         ) from error
 
 

@@ -20,7 +20,7 @@ from adapters.loop.guards import Guards, broken_step
 from adapters.loop.prompts import prompt_batches
 from adapters.loop.step import Step
 from adapters.loop.tokens import TokenLosses, Tokens
-from harness.adapter import Adapter, Requirements, StageContext, StageResult
+from harness.adapter import Adapter, Capabilities, Requirements, Source, StageContext, StageResult
 from harness.config.training import Training
 from harness.errors import ConfigError, NotFiniteError, TaskError
 from harness.lm.logprobs import TeacherRequest
@@ -29,14 +29,12 @@ from harness.lm.rollouts import Reduction, Rollout
 from harness.teachers.base import Teacher
 from harness.teachers.local import LocalTeacher, check_same_rows
 
-Source = Literal["student", "data", "teacher"]
 Objective = Literal["forward_kl", "reverse_kl"]
 
 
 class LoopAdapter(Adapter):
     """Base of the methods that differ in their loss per token alone."""
 
-    on_policy: ClassVar[bool] = True
     scores_start: ClassVar[bool] = False
 
     reduction: Reduction = Field(default="sequence_mean", description="1/|y| per sequence, or the mean over all tokens")
@@ -48,9 +46,9 @@ class LoopAdapter(Adapter):
         return Requirements(self.teacher_needs, reference=self.scores_start, top_k=self.wanted.top_k)
 
     @property
-    def penalisable(self) -> bool:
-        """True: the loop adds `ctx.penalties`."""
-        return True
+    def capabilities(self) -> Capabilities:
+        """It trains on responses of its `sources`, and the loop adds `ctx.penalties`."""
+        return Capabilities(trains_on=frozenset(self.sources), takes_penalties=True)
 
     @property
     def wanted(self) -> TeacherRequest:
@@ -76,12 +74,7 @@ class LoopAdapter(Adapter):
     @property
     def sources(self) -> tuple[Source, ...]:
         """Where responses may come from over a stage's steps."""
-        return ("student",) if self.on_policy else ("data",)
-
-    @property
-    def off_policy(self) -> bool:
-        """Whether any step's responses may be others' than the student's."""
-        return self.sources != ("student",)
+        return ("student",)
 
     def source(self, seed: int) -> Source:
         """Return where a step's responses come from, one of `sources`; `seed` is the step's own."""
@@ -96,8 +89,8 @@ class LoopAdapter(Adapter):
         return None
 
     def temperature(self, training: Training) -> float:
-        """Return the temperature of both sides' log-probabilities: plain likelihood is taught at 1."""
-        return training.temperature if self.on_policy else 1.0
+        """Return the temperature of both sides' log-probabilities: that of the rollouts."""
+        return training.temperature
 
     def credit(self, ctx: StageContext, rollouts: list[Rollout]) -> list[Rollout]:
         """Return the rollouts with what each is worth; without rewards nothing is."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adapters.loop.diagnostics import RolloutFigures, StepLog
 from adapters.loop.tokens import TokenLosses, Tokens
-from harness.adapter import StageContext
+from harness.adapter import Source, StageContext
 from harness.engines.base import Sampling
 from harness.lm.logprobs import LogProbs, StudentRequest, TeacherRequest, TeacherScores
 from harness.lm.optimiser import Updater, UpdateResult
@@ -23,7 +23,7 @@ from harness.rundir.timing import Timer
 from harness.teachers.base import Teacher, checked, refuse_certainty
 
 if TYPE_CHECKING:
-    from adapters.loop.loop import LoopAdapter, Source
+    from adapters.loop.loop import LoopAdapter
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,14 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from pydantic import Field, field_validator
 
 from adapters.loop.prompts import prompt_batches
 from adapters.trainers.external_results import ReturnedSteps, take_up
-from harness.adapter import Adapter, Requirements, StageContext, StageResult
+from harness.adapter import Adapter, Capabilities, Requirements, Source, StageContext, StageResult
 from harness.config.training import Training
 from harness.errors import ConfigError, TrainingError
 from harness.lm.checkpoints import Loaded, save
@@ -48,9 +48,10 @@ class External(Adapter):
     checkpoint, {python} this interpreter. Lines of numbers that the command appends to {steps} become the step log.
     """
 
-    on_policy: ClassVar[bool] = False  # What a command trains on is not known here.
-
     command: tuple[str, ...] = Field(min_length=1, description="program and arguments, with placeholders in braces")
+    trains_on: tuple[Source, ...] = Field(
+        default=("data",), min_length=1, description="whose responses the command trains on, as reports take it"
+    )
 
     @field_validator("command")
     @classmethod
@@ -74,9 +75,9 @@ class External(Adapter):
         return Requirements("full" if self._uses("teacher") else "none")
 
     @property
-    def needs_whole_weights(self) -> bool:
-        """True: the command is given a whole checkpoint and gives one back."""
-        return True
+    def capabilities(self) -> Capabilities:
+        """The command is given a whole checkpoint and returns one."""
+        return Capabilities(frozenset(self.trains_on), needs_whole_weights=True)
 
     def refuse(self, training: Training) -> None:
         """Raise `ConfigError` for a program that is not there."""

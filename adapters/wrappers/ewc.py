@@ -7,13 +7,11 @@ anew at each start, over all earlier tasks, needs no state beyond the checkpoint
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from adapters.wrappers.wrapper import Wrapper, penalised
+from adapters.wrappers.wrapper import PenaltyWrapper, penalised
 from harness.adapter import Penalties, StageContext
 from harness.lm.precision import autocast
 from harness.lm.rollouts import Example, Rollout, make_batches
@@ -22,14 +20,19 @@ from harness.lm.seeding import derive_seed, permutation
 Importance = dict[str, tuple[Tensor, Tensor]]
 
 
-class EWC(Wrapper):
+class EWC(PenaltyWrapper):
     """Penalise moves of weights by their importance for earlier tasks; the first stage has none."""
-
-    adds_penalty: ClassVar[bool] = True
-    holds_weights: ClassVar[bool] = True
 
     strength: float = Field(default=400.0, gt=0, description="the paper's lambda; TRACE (arXiv 2310.06762) takes 400")
     items: int = Field(default=128, gt=0, description="earlier training items, over all tasks, that Fisher is taken on")
+
+    @model_validator(mode="after")
+    def _inner_trains_the_weights_that_are_held(self) -> EWC:
+        if self.inner.capabilities.replaces_weights:
+            raise ValueError(
+                f"{self.of.adapter!r} trains parameters that replace the model's own, which EWC holds; put EWC inside it"
+            )
+        return self
 
     def changed(self, ctx: StageContext) -> StageContext:
         """Return the stage with the penalty."""

@@ -8,30 +8,27 @@ some are refused.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
 
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from adapters.wrappers.wrapper import Wrapper, penalised
+from adapters.wrappers.wrapper import PenaltyWrapper, penalised
 from harness.adapter import Penalties, Requirements, StageContext
 
 
-class KLToStart(Wrapper):
+class KLToStart(PenaltyWrapper):
     """Hold the wrapped trainer near the weights that the stage began with."""
-
-    adds_penalty: ClassVar[bool] = True
 
     beta: float = Field(default=0.1, gt=0, description="factor on the penalty, in units of the wrapped loss")
 
     @model_validator(mode="after")
     def _start_stays_and_student_samples(self) -> KLToStart:
-        if self.inner.moves_reference:
+        if self.inner.capabilities.moves_reference:
             raise ValueError(
                 f"{self.of.adapter!r} with these options moves the copy of the start that this penalty holds to; wrap "
                 "another trainer, or keep the copy still (ema_rate: 0)"
             )
-        if self.inner.off_policy:
+        if not self.inner.capabilities.trains_on <= {"student"}:
             raise ValueError(
                 f"{self.of.adapter!r} with these options trains on responses that are not the student's own, where this "
                 "penalty does not follow the KL to the start; wrap an on-policy trainer"

@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from peft import LoraConfig, get_peft_model
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from adapters.wrappers.wrapper import Wrapper
-from harness.adapter import StageContext, StageResult
+from harness.adapter import Capabilities, StageContext, StageResult
 from harness.lm.logprobs import StudentForward
 
 
@@ -21,10 +21,19 @@ class LoRA(Wrapper):
     dropout: float = Field(default=0.0, ge=0, lt=1, description="on the factors' input, in training")
     target_modules: str | tuple[str, ...] = Field(default="all-linear", description="peft's names of layers")
 
+    @model_validator(mode="after")
+    def _inner_trains_what_it_is_given(self) -> LoRA:
+        if self.inner.capabilities.needs_whole_weights:
+            raise ValueError(
+                f"{self.of.adapter!r} with these options needs the model's own weights, but LoRA trains factors in their "
+                "place; leave LoRA out"
+            )
+        return self
+
     @property
-    def replaces_weights(self) -> bool:
-        """True: factors are trained in place of the weights."""
-        return True
+    def capabilities(self) -> Capabilities:
+        """Factors are trained in place of the weights."""
+        return replace(super().capabilities, replaces_weights=True)
 
     def train_stage(self, ctx: StageContext) -> StageResult:
         """Add the factors, train them, merge them; the model ends as the plain architecture that it was."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from harness.adapter import Adapter, Penalties, Requirements, StageContext, StageResult, make_adapter
+from harness.adapter import Adapter, Capabilities, Penalties, Requirements, StageContext, StageResult, make_adapter
 from harness.config.base import Strict
 from harness.config.suite import AdapterEntry
 from harness.config.training import Training
@@ -30,9 +30,6 @@ class Inner(Strict):
 class Wrapper(Adapter):
     """Trains through another adapter, with something changed about the stage."""
 
-    adds_penalty: ClassVar[bool] = False
-    holds_weights: ClassVar[bool] = False
-
     of: Inner = Field(description="the trainer: its name, or `adapter` and `options`")
 
     @field_validator("of", mode="before")
@@ -41,22 +38,11 @@ class Wrapper(Adapter):
         return {"adapter": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _inner_fits(self) -> Wrapper:
+    def _inner_is_an_adapter(self) -> Wrapper:
         try:
-            inner = self.inner
+            _ = self.inner
         except ConfigError as error:
             raise ValueError(str(error)) from error
-        if self.holds_weights and inner.replaces_weights:
-            raise ValueError(
-                f"{self.of.adapter!r} trains other weights than the model's own; put this wrapper inside it"
-            )
-        if self.replaces_weights and inner.needs_whole_weights:
-            raise ValueError(
-                f"{self.of.adapter!r} with these options needs the model's own weights, and this wrapper trains others; "
-                "leave it out"
-            )
-        if self.adds_penalty and not inner.penalisable:
-            raise ValueError(f"{self.of.adapter!r} has a loss of its own, which takes no penalty; wrap another trainer")
         return self
 
     @cached_property
@@ -70,29 +56,9 @@ class Wrapper(Adapter):
         return self.inner.requirements
 
     @property
-    def penalisable(self) -> bool:
-        """Whether the wrapped adapter is."""
-        return self.inner.penalisable
-
-    @property
-    def replaces_weights(self) -> bool:
-        """Whether the wrapped adapter does."""
-        return self.inner.replaces_weights
-
-    @property
-    def needs_whole_weights(self) -> bool:
-        """Whether the wrapped adapter does."""
-        return self.inner.needs_whole_weights
-
-    @property
-    def moves_reference(self) -> bool:
-        """Whether the wrapped adapter does."""
-        return self.inner.moves_reference
-
-    @property
-    def off_policy(self) -> bool:
-        """Whether the wrapped adapter is."""
-        return self.inner.off_policy
+    def capabilities(self) -> Capabilities:
+        """What the wrapped adapter does."""
+        return self.inner.capabilities
 
     def refuse(self, training: Training) -> None:
         """Refuse what the wrapped adapter refuses."""
@@ -105,6 +71,16 @@ class Wrapper(Adapter):
     def changed(self, ctx: StageContext) -> StageContext:
         """Return the stage as the wrapped adapter is to see it."""
         return ctx
+
+
+class PenaltyWrapper(Wrapper):
+    """A wrapper that adds to the wrapped trainer's loss."""
+
+    @model_validator(mode="after")
+    def _inner_takes_penalties(self) -> PenaltyWrapper:
+        if not self.inner.capabilities.takes_penalties:
+            raise ValueError(f"{self.of.adapter!r} has a loss of its own, which takes no penalty; wrap another trainer")
+        return self
 
 
 def penalised(ctx: StageContext, penalties: Penalties) -> StageContext:

@@ -204,7 +204,7 @@ def regrade(
     ] = "",
 ) -> None:
     """Grade stored answers anew without generating: with today's grader, or with another one that a task offers."""
-    from harness.evaluation.regrade_runs import regrade_runs, regrade_table
+    from harness.evaluation.regrading import regrade_runs, regrade_table
     from harness.rundir.reader import find_runs
 
     console.print(regrade_table(regrade_runs([run.path for run in find_runs(runs)], grader)))

@@ -151,7 +151,7 @@ def _logged_samples(
     handed: Any = model
     results = simple_evaluate(
         model=handed,
-        tasks=[task.task for task in tasks],
+        tasks=[task.lmeval for task in tasks],
         task_manager=library.manager,
         limit=settings.limit,
         use_cache=None,

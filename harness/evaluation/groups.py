@@ -128,7 +128,7 @@ def _task_group(group: Group, tasks: Sequence[Task]) -> TaskGroup:
             f"{', '.join(task.name for task in tasks)}"
         )
     for task in tasks:
-        if task.metric != first.metric and not task.task.higher_is_better().get(first.metric):
+        if task.metric != first.metric and not task.higher_is_better.get(first.metric):
             raise TaskError(
                 f"group {group.name} averages {first.metric}, which its task {task.name} does not offer with higher "
                 f"better (it offers {', '.join(task.graders)}); name its tasks as probes"

@@ -1,25 +1,83 @@
-"""Stored answers graded anew: the task's present filter and `process_results`, and nothing is generated."""
+"""Stored answers graded again by a task's filter and grader of today; nothing is generated.
+
+A grader is a metric that a task's `process_results` gives next to its own: choosing one makes it the score. `regrade` grades
+one cell. `regrade_runs` grades all of some runs and writes to `stage_<k>/regraded/<cell>/<grader>-<digest>/`; what the
+evaluation wrote stays as it is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich.markup import escape
+from rich.table import Table
 
 from harness.config.base import digest
-from harness.errors import TaskError
+from harness.errors import RunError, TaskError
 from harness.evaluation.cell_cache import CellResult
-from harness.evaluation.keys import Keys
-from harness.evaluation.scoring import graded_row, numbered_ids, summarise
+from harness.evaluation.keys import Keys, grading_key
+from harness.evaluation.scoring import graded_row, item_scores, numbered_ids, summarise
+from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task
+from harness.rundir.files import read_cell, read_json, write_cell, write_json
+from harness.rundir.store import RunStore, StageFolder
+
+
+@dataclass(frozen=True)
+class RegradedCell:
+    """One cell before and after: scores in 0..1, and how many items' scores changed."""
+
+    run: Path
+    stage: str
+    cell: str
+    grader: str
+    before: float
+    after: float
+    items: int
+    changed: int
+
+
+def regrade_runs(folders: Sequence[Path], grader: str = "") -> list[RegradedCell]:
+    """Grade every stored answer of some runs again, by `grader` or by each task's own, and return what changed.
+
+    Tasks that do not offer the grader are left out, and so are tasks that are scored by likelihoods.
+    Raises `TaskError` if no task offers the grader, `RunError` if nothing is evaluated.
+    """
+    stored = [cell for folder in folders for cell in _stored_cells(folder) if cell.task.generates]
+    if not stored:
+        raise RunError(f"{', '.join(map(str, folders))}: no generated answers are stored there; evaluate first")
+    chosen = [cell for cell in stored if not grader or grader in cell.task.graders]
+    if not chosen:
+        offers = {cell.task.name: ", ".join(cell.task.graders) for cell in stored}
+        known = "; ".join(f"{name} offers {graders}" for name, graders in offers.items())
+        raise TaskError(f"--grader {grader}: no task with stored answers offers it; {known}")
+    return [_regrade(cell, grader) for cell in chosen]
+
+
+def regrade_table(rows: Sequence[RegradedCell]) -> Table:
+    """Return what regrading changed as a table for the terminal: scores in %, one row per cell."""
+    table = Table(title="regraded, scores in %")
+    several = len({row.run for row in rows}) > 1
+    for name in (*(("run",) if several else ()), "task", "stage", "grader"):
+        table.add_column(name, overflow="fold")
+    for name in ("old", "new", "items changed"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        scores = f"{100 * row.before:.1f}", f"{100 * row.after:.1f}", f"{row.changed} of {row.items}"
+        table.add_row(*((escape(str(row.run)),) if several else ()), row.cell, row.stage, row.grader, *scores)
+    return table
 
 
 def regrade(task: Task, docs: Sequence[dict[str, Any]], stored: CellResult, keys: Keys) -> CellResult:
     """Return a cell with the answers of `stored` and the grades that `task` gives them now.
 
-    `docs` are the task's test documents of today, in their order; `regraded` in the summary says what was before.
+    `docs` are the task's present test documents, in their order. The summary's `regraded` holds the earlier score.
+    Raises `TaskError` where the answers were given to other questions.
     """
     before = stored.summary
     _refuse_other_questions(task, docs, stored)
@@ -33,13 +91,92 @@ def regrade(task: Task, docs: Sequence[dict[str, Any]], stored: CellResult, keys
 
 def questions_digest(task: Task, docs: Sequence[dict[str, Any]]) -> str:
     """Return the digest of what documents ask, in their order, which says later whether stored answers are theirs."""
-    return digest([str(task.task.doc_to_text(doc)) for doc in docs])
+    return digest(list(map(task.prompt_text, docs)))
+
+
+@dataclass(frozen=True)
+class _StoredCell:
+    """One evaluated cell of a run, its task, and the task's present test documents."""
+
+    run: Path
+    folder: StageFolder
+    name: str
+    task: Task
+    docs: list[dict[str, Any]]
+
+    def read(self) -> CellResult:
+        """Return what the evaluation wrote; read when needed, because answers of many runs are large."""
+        found = read_cell(self.folder.cell(self.name))
+        if found is None:
+            raise RunError(f"{self.folder.cell(self.name)} vanished while it was graded; is it being evaluated again?")
+        return CellResult(*found)
+
+
+def _stored_cells(run: Path) -> Iterator[_StoredCell]:
+    store = RunStore(run)
+    manifest = store.manifest or {}
+    config = manifest["config"]
+    library = TaskLibrary(config.get("include", ()), config.get("data", {}))
+    loaded: dict[str, tuple[Task, list[dict[str, Any]]]] = {}
+    in_groups = _tasks_in_groups(run)
+    names = [None, *(stage["name"] for stage in manifest["stages"])]
+    for folder in (store.stage(index, name) for index, name in enumerate(names)):
+        for path in sorted((folder.path / "eval").glob("[!.]*")):
+            if (summary := read_json(path / "results.json")) is None:
+                continue
+            name = summary["task"]
+            if name in in_groups or "group" in summary:
+                continue
+            if name not in loaded:
+                task = library.load(name)
+                loaded[name] = task, task.test_docs(config["evaluation"]["limit"])
+            yield _StoredCell(run, folder, path.name, *loaded[name])
+
+
+def _tasks_in_groups(run: Path) -> set[str]:
+    """Return the tasks of groups: a group's score was made of their grades, so these stay as they are."""
+    summaries = (read_json(path) or {} for path in run.glob("stage_0/eval/[!.]*/results.json"))
+    return {task for summary in summaries for task in summary.get("group", {}).get("tasks", {})}
+
+
+def _regrade(stored: _StoredCell, grader: str) -> RegradedCell:
+    before = stored.read()
+    profile = stored.name.partition("@")[2]
+    task = stored.task.under(profile, before.summary.get("pass_at", ()), grader)
+    keys = Keys(**before.summary["keys"]).regraded(grading_key(task, stored.docs))
+    after = _graded(stored, before, task, keys)
+    scores = item_scores(before.samples).to_numpy(), item_scores(after.samples).to_numpy()
+    return RegradedCell(
+        stored.run, stored.folder.path.name, stored.name, task.metric, before.summary["score"], after.summary["score"],
+        len(scores[0]), int((scores[0] != scores[1]).sum()),
+    )  # fmt: skip
+
+
+def _graded(stored: _StoredCell, before: CellResult, task: Task, keys: Keys) -> CellResult:
+    """Return the cell with these grades: the evaluation's own, those that an earlier command wrote, or new ones, written now.
+
+    Reports show a grader's newest grades. So a grader that was edited and changed back is written again, as the newest.
+    """
+    shown = stored.folder.newest_grading(stored.name, task.metric)
+    if shown is None and keys.grading == before.summary["keys"]["grading"]:
+        return before
+    folder = stored.folder.regraded(stored.name) / f"{task.metric}-{digest([keys.generation, keys.grading])}"
+    if folder == shown and (found := read_cell(folder)) is not None:
+        return CellResult(*found)
+    made = regrade(task, stored.docs, before, keys)
+    summary = {
+        **made.summary,
+        **{name: before.summary[name] for name in ("stage", "profile") if name in before.summary},
+    }
+    write_cell(folder, summary, made.samples)
+    write_json(folder / "results.json", summary)
+    return CellResult(summary, made.samples)
 
 
 def _graded_samples(
     task: Task, docs: Sequence[dict[str, Any]], samples: pd.DataFrame
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
-    """Return the rows with their new grades, and each item's first grades as the task's grader gave them."""
+    """Return the rows with new grades, and for each item the grades of its first answer as the grader gave them."""
     each, ids = len(samples) // len(docs), numbered_ids(docs)
     rows, first = list[dict[str, Any]](), list[dict[str, Any]]()
     for position, answer in enumerate(samples.to_dict("records")):
@@ -49,7 +186,7 @@ def _graded_samples(
             "item_id": ids[index],
             "sample": number,
             "prompt": answer["prompt"],
-            "target": str(task.task.doc_to_target(doc)),
+            "target": task.reference(doc),
             "response": answer["response"],
             "finish": answer["finish"],
             "tokens": answer["tokens"],
@@ -61,20 +198,20 @@ def _graded_samples(
 
 
 def _refuse_other_questions(task: Task, docs: Sequence[dict[str, Any]], stored: CellResult) -> None:
-    """Raise `TaskError` where the answers were given to other questions; cells without a digest of them hold the prompts."""
+    """Raise `TaskError` if the answers belong to other questions; cells without a digest are compared by their prompts."""
     prompts = stored.samples.drop_duplicates("item_id")["prompt"]
     if len(prompts) != len(docs):
         raise TaskError(
-            f"task {task.name}: {len(prompts)} items have stored answers and its test split has {len(docs)} now; answers are "
-            "graded against the items they were asked about, so evaluate the checkpoint again"
+            f"task {task.name}: {len(prompts)} items have stored answers and its test split has {len(docs)} now; an answer "
+            "can only be graded against its own item, so evaluate the checkpoint again"
         )
     asked = stored.summary.get("questions")
     if asked is None:
-        same = all(str(task.task.doc_to_text(doc)).strip() in prompt for doc, prompt in zip(docs, prompts, strict=True))
+        same = all(task.prompt_text(doc).strip() in prompt for doc, prompt in zip(docs, prompts, strict=True))
     else:
         same = asked == questions_digest(task, docs)
     if not same:
         raise TaskError(
-            f"task {task.name}: stored answers were given to other questions than the items in their places ask now; the "
-            "records or the template changed, so evaluate the checkpoint again"
+            f"task {task.name}: the stored answers belong to other questions than the test split asks now; the records or "
+            "the template changed, so evaluate the checkpoint again"
         )

@@ -16,13 +16,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from harness.errors import TaskError
 from harness.evaluation.answering import Answer
 from harness.evaluation.keys import Keys
-from harness.evaluation.likelihoods import likelihood_facts
-from harness.lmeval.score import aggregates, has_outcome, item_value, score_of
+from harness.lmeval.score import has_outcome, score_of
 from harness.lmeval.task import Task, item_id
 from harness.stats.sampling import pass_at_k
 
@@ -55,7 +55,7 @@ def _rows(task: Task, identity: str, sample: Mapping[str, Any], answers: Answers
     """Yield an item's rows: lm-eval has graded the first answer, the others go the same way, one by one."""
     first = _graded(sample)
     if not task.generates:
-        yield graded_row(task, {"item_id": identity, "sample": 0, **likelihood_facts(task, sample)}, first)
+        yield graded_row(task, {"item_id": identity, "sample": 0, **_likelihood_facts(task, sample)}, first)
         return
     if not (given := answers.get((task.name, sample["doc_id"]))):
         raise TaskError(
@@ -75,6 +75,38 @@ def _rows(task: Task, identity: str, sample: Mapping[str, Any], answers: Answers
         yield graded_row(task, facts, first if number == 0 else task.grade(dict(sample["doc"]), answer.text))
 
 
+def _likelihood_facts(task: Task, sample: Mapping[str, Any]) -> dict[str, Any]:
+    """Return prompt, target, chosen response and log-likelihoods of one logged item."""
+    values = [float(found[0] if isinstance(found, (tuple, list)) else found) for found in sample["filtered_resps"]]
+    requests = [tuple(map(str, request)) for request in sample["arguments"]]
+    choices = _choices(task, sample["doc"], requests)
+    target = sample["target"]
+    if choices and isinstance(target, int) and 0 <= target < len(choices):
+        target = choices[target]
+    return {
+        "prompt": requests[0][0],
+        "target": "" if task.output_type == "loglikelihood_rolling" else str(target),
+        "response": _most_likely(choices, values[: len(choices)], task.metric) if choices else "",
+        "finish": None,
+        "tokens": 0,
+        "loglikelihoods": values,
+    }
+
+
+def _choices(task: Task, doc: Any, requests: list[tuple[str, ...]]) -> list[str]:
+    """Return the choices as text: contexts where a task puts them there, else continuations."""
+    if task.output_type != "multiple_choice":
+        return []
+    named = task.choices(doc)
+    return [request[0] for request in requests[: len(named)]] if task.multiple_input else named
+
+
+def _most_likely(choices: list[str], values: list[float], metric: str) -> str:
+    """Return the choice that is counted as the answer; acc_norm divides by the choice's length in characters."""
+    lengths = [max(1, len(choice)) if metric == "acc_norm" else 1 for choice in choices]
+    return choices[int(np.argmax(np.array(values) / np.array(lengths)))]
+
+
 def first_grades(logged: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the metrics of logged samples under the task's first filter, as `process_results` gave them."""
     return [_graded(sample) for sample in _of_first_filter(logged)]
@@ -90,8 +122,7 @@ def _of_first_filter(logged: Sequence[Mapping[str, Any]]) -> list[Mapping[str, A
 
 def graded_row(task: Task, facts: Mapping[str, Any], grades: Mapping[str, Any]) -> dict[str, Any]:
     """Return an answer's row: what is known of it, its score, outcome and metrics."""
-    values = {name: item_value(task.task, name, value) for name, value in grades.items()}
-    metrics = {name: value for name, value in values.items() if value is not None}
+    metrics = task.item_values(grades)
     if task.metric not in metrics:
         raise TaskError(
             f"task {task.name}: its grader gave {sorted(metrics)}, expected a number of each item for {task.metric!r}; "
@@ -137,7 +168,7 @@ def summarise(
     means = {str(name): float(samples[name].mean()) for name in samples.columns if name not in apart}
     return {
         **summary_of(task.name, task.metric, samples),
-        "metrics": {**means, **aggregates(task.task, grades), **_of_several(task, samples)},
+        "metrics": {**means, **task.aggregates(grades), **_of_several(task, samples)},
         **({"pass_at": list(task.pass_at)} if task.pass_at else {}),
         "seconds": round(seconds, 3),
         "weights": weights,

@@ -42,15 +42,16 @@ def settle_generation(task: Task, decoding: Decoding, n: int = 1) -> None:
 
     lm-eval fills the gaps silently, and differently for its model classes. `n` is the number of answers of each item.
     """
-    if task.metric not in task.task.higher_is_better():
+    if task.metric not in task.graders:
         raise TaskError(
             f"{task.source or task.name}: metadata.harness.metric is {task.metric!r}, expected one of metric_list: "
-            f"{', '.join(task.task.higher_is_better())}"
+            f"{', '.join(task.graders)}"
         )
-    if task.metric not in can_be_score(task.task):
+    fitting = can_be_score(task.higher_is_better)
+    if task.metric not in fitting:
         raise TaskError(
             f"{task.source or task.name}: lower is better in {task.metric!r}, and a fall of it would be shown as a loss; "
-            f"name another in metadata.harness.metric ({', '.join(can_be_score(task.task)) or 'none of its metrics fits'})"
+            f"name another in metadata.harness.metric ({', '.join(fitting) or 'none of its metrics fits'})"
         )
     if not task.generates:
         return
@@ -79,9 +80,7 @@ def stated_generation(task: Task) -> dict[str, Any]:
 def check_stage_task(task: Task) -> None:
     """Raise `TaskError` for a task that cannot be a stage: it must generate and have training items."""
     if not task.generates:
-        raise TaskError(
-            f"task {task.name} is {task.task.OUTPUT_TYPE}; a stage needs generate_until (probes may be any)"
-        )
+        raise TaskError(f"task {task.name} is {task.output_type}; a stage needs generate_until (probes may be any)")
     task.training_docs(1)
 
 
@@ -101,7 +100,7 @@ def check_test_prompts(tasks: Iterable[Task], renderer: Renderer, context: int, 
         if task.generates:
             prompts = [renderer.encode_prompt(task.render(doc, renderer)) for doc in task.test_docs(limit)]
             check_fits(task, prompts, task.generation["max_gen_toks"], context, "test")
-        elif task.task.OUTPUT_TYPE != "loglikelihood_rolling":  # which is scored in windows
+        elif task.output_type != "loglikelihood_rolling":  # which is scored in windows
             _check_scored(task, renderer, context, limit)
 
 
@@ -163,22 +162,17 @@ def traps(task: Task) -> Iterator[str]:
     yield from _data_traps(task)
 
 
-def has_training_items(task: Task) -> bool:
-    """Return whether a task has anything to train on here and now."""
-    return task.task.has_training_docs() and len(task.task.training_docs()) > 0
-
-
 def shared_items(task: Task, limit: int | None = None) -> int:
     """Return how many test prompts are also training prompts, word for word."""
-    if not has_training_items(task):
+    if not task.has_training_items:
         return 0
-    train = {str(task.task.doc_to_text(doc)) for doc in task.training_docs()}
-    return sum(str(task.task.doc_to_text(doc)) in train for doc in task.test_docs(limit))
+    train = set(map(task.prompt_text, task.training_docs()))
+    return sum(task.prompt_text(doc) in train for doc in task.test_docs(limit))
 
 
 def _generation_traps(task: Task) -> Iterator[str]:
     if not task.generates:
-        yield f"output_type is {task.task.OUTPUT_TYPE}: usable as a probe only, a stage needs generate_until"
+        yield f"output_type is {task.output_type}: usable as a probe only, a stage needs generate_until"
         return
     stated = stated_generation(task)
     for name in (*REQUIRED, "do_sample"):
@@ -186,26 +180,26 @@ def _generation_traps(task: Task) -> Iterator[str]:
             yield f"generation_kwargs lack {name}: lm-eval's hf and vllm classes fill it differently; state it"
     if stated.get("do_sample") and not stated.get("temperature"):
         yield "do_sample is true with temperature 0: backends read this differently; set one of them"
-    if task.task.config.repeats != 1:
+    if task.config.repeats != 1:
         yield "repeats keeps the first answer only; ask for samples in the suite instead"
 
 
 def _scoring_traps(task: Task) -> Iterator[str]:
     if "metric" not in task.settings:
         yield f"metadata.harness.metric is not set: {task.metric} is taken as the score"
-    for entry in task.task.config.metric_list or []:
+    for entry in task.config.metric_list or []:
         for key in ("aggregation", "higher_is_better"):
             if key not in entry:
                 yield f"metric {entry.get('metric')} does not state {key}: lm-eval guesses it with a warning"
-    target = task.task.doc_to_target(task.test_docs(1)[0])
+    target = task.lmeval.doc_to_target(task.test_docs(1)[0])
     if not isinstance(target, str) and "training_target" not in task.settings:
         yield f"doc_to_target gives {type(target).__name__}, not text: set metadata.harness.training_target for training"
-    if task.task.config.num_fewshot:
-        yield f"num_fewshot is {task.task.config.num_fewshot}: training prompts carry the same examples"
+    if task.config.num_fewshot:
+        yield f"num_fewshot is {task.config.num_fewshot}: training prompts carry the same examples"
 
 
 def _data_traps(task: Task) -> Iterator[str]:
-    config = task.task.config
+    config = task.config
     if (
         config.dataset_path
         and config.dataset_path not in LOCAL_FORMATS
@@ -213,7 +207,7 @@ def _data_traps(task: Task) -> Iterator[str]:
         and "revision" not in (config.dataset_kwargs or {})
     ):
         yield "dataset_kwargs.revision is not pinned: the data may change under the results"
-    if task.task.has_training_docs() and not has_training_items(task):
+    if task.has_training_split and not task.has_training_items:
         yield "the training split is empty here: usable as a probe only, until its records are named under `data`"
     if task.settings.get("memorise"):
         yield "metadata.harness.memorise is set: it trains on its test items on purpose, for plumbing checks only"

@@ -30,9 +30,9 @@ def default_metric(task: Any) -> str:
     return next(plain, None) or next(perplexities, None) or listed[0]
 
 
-def can_be_score(task: Any) -> list[str]:
-    """Return the listed metrics of lm-eval's `task` that can be its score."""
-    return [name for name, higher in task.higher_is_better().items() if higher or name in PERPLEXITIES]
+def can_be_score(higher_is_better: Mapping[str, bool]) -> list[str]:
+    """Return the metrics that can be a task's score: those with higher better, and perplexities by their reciprocal."""
+    return [name for name, higher in higher_is_better.items() if higher or name in PERPLEXITIES]
 
 
 def item_value(task: Any, metric: str, found: Any) -> float | None:

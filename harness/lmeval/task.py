@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
+from lm_eval.config.task import TaskConfig
 from lm_eval.utils import apply_template, handle_non_serializable, hash_string
 
 from harness.errors import TaskError
 from harness.lm.chat import Renderer
 from harness.lm.rollouts import Example
-from harness.lmeval.score import default_metric
+from harness.lmeval.score import aggregates, default_metric, item_value
 from harness.rundir.store import cell_name
 
 FEWSHOT_SEED = 1234  # lm-eval's own; the seed of an evaluation is that of its draws alone
@@ -30,23 +31,24 @@ class Task:
     """One lm-eval task as the harness uses it, under one evaluation profile and one of its graders.
 
     `profile` is empty for the suite's first one, `grader` for the task's own; `pass_at` holds the k of each pass@k.
+    `lmeval` is lm-eval's own object: only this folder and the evaluator, which hands it back to lm-eval, use it.
     """
 
     def __init__(
-        self, name: str, task: ConfigurableTask, profile: str = "", pass_at: Sequence[int] = (), grader: str = ""
+        self, name: str, lmeval: ConfigurableTask, profile: str = "", pass_at: Sequence[int] = (), grader: str = ""
     ) -> None:
         self.name = name
-        self.task = task
+        self.lmeval = lmeval
         self.profile = profile
         self.pass_at = tuple(pass_at)
         self.grader = grader
         self._examples: dict[tuple[str, int | None], list[Example]] = {}
 
     def under(self, profile: str, pass_at: Sequence[int] = (), grader: str = "") -> Task:
-        """Return the task with settings of its own for another profile or grader; data and functions are shared."""
-        twin = copy.copy(self.task)
-        twin._config = copy.copy(self.task.config)
-        twin.set_config("generation_kwargs", copy.deepcopy(self.task.config.generation_kwargs))
+        """Return the task with its own settings for another profile or grader; data and functions are shared."""
+        twin = copy.copy(self.lmeval)
+        twin._config = copy.copy(self.lmeval.config)
+        twin.set_config("generation_kwargs", copy.deepcopy(self.lmeval.config.generation_kwargs))
         # lm-eval's own repeats hand a grader nested lists; several answers are drawn by a profile's `n`.
         twin.set_config("repeats", 1)
         return Task(self.name, twin, profile, pass_at, grader)
@@ -59,39 +61,84 @@ class Task:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """What only the harness reads: `metadata.harness`."""
-        metadata = self.task.config.metadata
+        metadata = self.config.metadata
         return dict((metadata or {}).get("harness") or {}) if isinstance(metadata, dict) else {}
+
+    @property
+    def config(self) -> TaskConfig:
+        """What the task's file says, as lm-eval reads it."""
+        return self.lmeval.config
+
+    @property
+    def output_type(self) -> str:
+        """What a model is asked for: generate_until, multiple_choice, loglikelihood or loglikelihood_rolling."""
+        return str(self.lmeval.OUTPUT_TYPE)
+
+    @property
+    def multiple_input(self) -> bool:
+        """Whether the choices are contexts, each with the same continuation."""
+        return bool(self.lmeval.multiple_input)
 
     @property
     def generates(self) -> bool:
         """Whether the model writes an answer; stages need such tasks."""
-        return self.task.OUTPUT_TYPE == "generate_until"
+        return self.output_type == "generate_until"
 
     @property
     def metric(self) -> str:
         """The primary metric: the chosen grader's, else `metadata.harness.metric`, else what `default_metric` chooses."""
-        return self.grader or self.settings.get("metric") or default_metric(self.task)
+        return self.grader or self.settings.get("metric") or default_metric(self.lmeval)
+
+    @property
+    def higher_is_better(self) -> dict[str, bool]:
+        """The metrics that one call of the task's `process_results` gives, and whether more of each is better."""
+        return dict(self.lmeval.higher_is_better())
 
     @property
     def graders(self) -> list[str]:
-        """The metrics that one call of the task's `process_results` gives side by side; each can be the score."""
-        return list(self.task.higher_is_better())
+        """The names of these metrics; each that `can_be_score` can be the score."""
+        return list(self.higher_is_better)
 
     @property
     def generation(self) -> dict[str, Any]:
         """The resolved generation settings of the task."""
-        return dict(self.task.config.generation_kwargs or {})
+        return dict(self.config.generation_kwargs or {})
 
     @property
     def source(self) -> Path | None:
         """The task's file, or None for a task that has none."""
-        metadata = self.task.config.metadata
+        metadata = self.config.metadata
         name = metadata.get("config_source", "") if isinstance(metadata, dict) else ""
         return Path(name) if name.endswith(".yaml") else None
 
     def set_decoding(self, changes: dict[str, Any]) -> None:
         """Change generation settings on the loaded task, the only place where lm-eval merges them reliably."""
-        self.task.set_config("generation_kwargs", changes, update=True)
+        self.lmeval.set_config("generation_kwargs", changes, update=True)
+
+    def prompt_text(self, doc: Mapping[str, Any]) -> str:
+        """Return a document's own text, without description, few-shot examples and chat template.
+
+        Where a task gives several contexts (its `doc_to_text` is an index), it is all of them, one a line.
+        """
+        text = self.lmeval.doc_to_text(doc)
+        return "\n".join(self.choices(doc)) if isinstance(text, int) else str(text)
+
+    def reference(self, doc: Mapping[str, Any]) -> str:
+        """Return what `doc_to_target` gives as text, an index as its digits, a list as Python prints it."""
+        return str(self.lmeval.doc_to_target(dict(doc)))
+
+    def target_text(self, doc: Mapping[str, Any]) -> str:
+        """Return the right answer as text: of a list the first, the choice that an index points to."""
+        target = self.lmeval.doc_to_target(dict(doc))
+        target = target[0] if isinstance(target, list) else target
+        choices = self.choices(doc) if isinstance(target, int) else []
+        return choices[int(target)] if choices else str(target)
+
+    def choices(self, doc: Mapping[str, Any]) -> list[str]:
+        """Return a document's choices; empty for a task without `doc_to_choice`."""
+        if self.config.doc_to_choice is None:
+            return []
+        return [str(choice) for choice in self.lmeval.doc_to_choice(dict(doc))]
 
     def render(self, doc: dict[str, Any], renderer: Renderer) -> str:
         """Return a document's prompt, the same text that lm-eval sends to the model."""
@@ -105,13 +152,13 @@ class Task:
 
         The examples of few-shot prompts are those that the evaluation draws, whatever was rendered before.
         """
-        self.task.set_fewshot_seed(FEWSHOT_SEED)
+        self.lmeval.set_fewshot_seed(FEWSHOT_SEED)
         if self.generates:
             return [self.render(doc, renderer) for doc in docs]
         return [json.dumps(self._requests(doc, renderer), default=str, ensure_ascii=False) for doc in docs]
 
     def _requests(self, doc: dict[str, Any], renderer: Renderer) -> list[Any]:
-        made = self.task.construct_requests(
+        made = self.lmeval.construct_requests(
             doc,
             self._context(doc, renderer),
             metadata=(self.name, 0, 1),
@@ -121,13 +168,13 @@ class Task:
         return [request.args for request in (made if isinstance(made, list) else [made])]
 
     def _context(self, doc: dict[str, Any], renderer: Renderer) -> Any:
-        return self.task.fewshot_context(
+        return self.lmeval.fewshot_context(
             doc,
-            num_fewshot=self.task.config.num_fewshot or 0,
+            num_fewshot=self.lmeval.config.num_fewshot or 0,
             apply_chat_template=renderer.has_template,
             fewshot_as_multiturn=True,
             chat_template=renderer.render if renderer.has_template else None,
-            gen_prefix=self.task.doc_to_prefix(doc),
+            gen_prefix=self.lmeval.doc_to_prefix(doc),
         )
 
     def training_target(self, doc: dict[str, Any]) -> str:
@@ -139,15 +186,23 @@ class Task:
         field = self.settings.get("training_target")
         if field is not None:
             return str(doc[field] if field in doc else apply_template(field, doc))
-        target = self.task.doc_to_target(doc)
-        target = target[0] if isinstance(target, list) else target
-        return str(self.task.doc_to_choice(doc)[target] if isinstance(target, int) else target)
+        return self.target_text(doc)
+
+    @property
+    def has_training_split(self) -> bool:
+        """Whether the task's file names a training split, which may be empty here."""
+        return bool(self.lmeval.has_training_docs())
+
+    @property
+    def has_training_items(self) -> bool:
+        """Whether the task has anything to train on here and now."""
+        return self.has_training_split and len(self.lmeval.training_docs()) > 0
 
     def training_docs(self, limit: int | None = None) -> list[dict[str, Any]]:
         """Return the training documents; raises `TaskError` when the task has none."""
-        if not self.task.has_training_docs():
+        if not self.has_training_split:
             raise TaskError(f"task {self.name} has no `training_split`; a stage and a warm-up need one")
-        docs = self.task.training_docs()
+        docs = self.lmeval.training_docs()
         found = [dict(doc) for _, doc in zip(range(limit or len(docs)), docs, strict=False)]
         if not found:
             raise TaskError(f"task {self.name} has an empty training split; say where its records are under `data`")
@@ -157,25 +212,34 @@ class Task:
         """Return training items as token ids, in the task's order; rendered once, though checks and stages both ask."""
         key = (renderer.identity, limit)
         if key not in self._examples:
-            self.task.set_fewshot_seed(FEWSHOT_SEED)
+            self.lmeval.set_fewshot_seed(FEWSHOT_SEED)
             self._examples[key] = [self._example(doc, renderer) for doc in self.training_docs(limit)]
         return self._examples[key]
 
     def test_docs(self, limit: int | None = None) -> list[dict[str, Any]]:
         """Return the documents that evaluation uses."""
-        return [dict(doc) for _, doc in self.task.doc_iterator(limit=limit)]
+        return [dict(doc) for _, doc in self.lmeval.doc_iterator(limit=limit)]
 
     def grade(self, doc: dict[str, Any], response: str) -> dict[str, float]:
         """Return all metrics of one response, through the task's first filter and its `process_results`."""
         request = Instance("generate_until", doc, ("", {}), 0, metadata=(self.name, 0, 1), resps=[response])
-        pipeline = self.task._filters[0]
+        pipeline = self.lmeval._filters[0]
         pipeline.apply([request])
-        return dict(self.task.process_results(doc, [request.filtered_resps[pipeline.name]]))
+        return dict(self.lmeval.process_results(doc, [request.filtered_resps[pipeline.name]]))
+
+    def item_values(self, grades: Mapping[str, Any]) -> dict[str, float]:
+        """Return one item's metrics as numbers, in each metric's own unit; those without a value for one item are left out."""
+        values = {name: item_value(self.lmeval, name, value) for name, value in grades.items()}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def aggregates(self, grades: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+        """Return the figures that no mean over items gives, see `harness.lmeval.score.aggregates`."""
+        return aggregates(self.lmeval, grades)
 
     def _example(self, doc: dict[str, Any], renderer: Renderer) -> Example:
         prompt = renderer.encode_prompt(self.render(doc, renderer))
         # A chat template ends the prompt itself; plain text needs the delimiter that lm-eval puts before a target.
-        delimiter = "" if renderer.has_template else self.task.config.target_delimiter
+        delimiter = "" if renderer.has_template else self.lmeval.config.target_delimiter
         target = renderer.encode_target(f"{delimiter}{self.training_target(doc)}")
         return Example(self.name, item_id(doc), doc, prompt, target)
 

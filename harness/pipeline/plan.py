@@ -24,14 +24,14 @@ from harness.lmeval.checks import (
     check_prompts,
     check_stage_task,
     check_test_prompts,
-    has_training_items,
     traps,
 )
 from harness.lmeval.library import TaskLibrary
-from harness.lmeval.overlap import HEADER, Overlap, stream_overlap
+from harness.lmeval.overlap import stream_overlap
 from harness.lmeval.task import Task
 from harness.lmeval.task_files import read_task_file
 from harness.pipeline.scratch import byte_tokenizer, train_tokenizer, training_texts
+from harness.rundir.overlap_record import OVERLAP_HEADER, Overlap
 
 
 def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
@@ -73,7 +73,7 @@ def check_task(console: Console, name: str, include: Sequence[Path], data: Seque
     task = _find(name, include, data)
     renderer = Renderer(byte_tokenizer(), Chat(template="chatml"))
     docs = {"evaluation": task.test_docs(1)[0]}
-    if has_training_items(task):
+    if task.has_training_items:
         docs = {"training": task.training_docs(1)[0], **docs}
     passed = [_show(console, task, doc, split, renderer) for split, doc in docs.items()] if task.generates else [True]
     found = list(traps(task))
@@ -145,7 +145,7 @@ def _work_table(specs: Sequence[RunSpec], cells: dict[str, Task]) -> Table:
 
 def _print_overlap(console: Console, overlap: Overlap) -> None:
     if overlap.found:
-        table = Table(*HEADER, title="training prompts in test sets")
+        table = Table(*OVERLAP_HEADER, title="training prompts in test sets")
         for row in overlap.found:
             table.add_row(*row.cells)
         console.print(table)

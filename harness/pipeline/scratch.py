@@ -66,7 +66,7 @@ def training_texts(spec: Scratch, library: TaskLibrary) -> dict[str, list[Text]]
     for name in dict.fromkeys([*spec.tokenizer.tasks, *spec.warmup.mixture]):
         task = library.load(name)
         docs = task.training_docs()
-        texts[name] = [(str(task.task.doc_to_text(doc)), task.training_target(doc)) for doc in docs]
+        texts[name] = [(task.prompt_text(doc), task.training_target(doc)) for doc in docs]
     return texts
 
 

@@ -15,7 +15,16 @@ from reports.claims.claim_file import ClaimEntry, ClaimFile
 from reports.claims.judge import MOST_SEEDS, NOT_RESOLVED, SEEDS, ClaimScope, Verdict, filled
 from reports.compare.views import latex_table
 from reports.document.blocks import Grid
-from reports.document.sentences import has_width, nats, nats_more, p_value, percent, points, resolved, with_interval
+from reports.document.sentences import (
+    format_interval,
+    format_nats,
+    format_nats_change,
+    format_p,
+    format_percent,
+    format_points,
+    has_width,
+    resolved,
+)
 
 RULE = (
     f"Supported: the 95 % t interval of the effect, paired over at least {SEEDS} seeds, lies wholly beyond the smallest "
@@ -24,9 +33,9 @@ RULE = (
     f"those at which an effect of this size and spread is found with 80 % power; more than {MOST_SEEDS} are not counted."
 )
 WRITE: dict[str, tuple[Callable[[float], str], Callable[[float], str]]] = {
-    "points": (percent, points),
-    "nats": (nats, nats_more),
-    "ratio": (nats, nats_more),
+    "points": (format_percent, format_points),
+    "nats": (format_nats, format_nats_change),
+    "ratio": (format_nats, format_nats_change),
 }
 
 
@@ -109,10 +118,10 @@ def _row(verdict: Verdict) -> list[str]:
     return [
         f"{filled(entry.text, verdict.place)}{start}",
         reported(entry, verdict.place),
-        f"{with_interval(effect, write)} {entry.unit}" if effect.seeds else "–",
+        f"{format_interval(effect, write)} {entry.unit}" if effect.seeds else "–",
         f"{write(entry.parsed.sign * entry.smallest)}" if entry.smallest else "any",
         str(effect.seeds or "–"),
-        p_value(verdict.adjusted),
+        format_p(verdict.adjusted),
         said(verdict),
         _needed(verdict),
     ]

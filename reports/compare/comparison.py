@@ -31,7 +31,7 @@ from reports.compare.rows import (
 )
 from reports.data.methods import Method
 from reports.data.paired_cells import SeedPair, Side, Term, restriction
-from reports.document.sentences import plural
+from reports.document.sentences import format_count
 
 OTHER_TASKS = (
     "{base} and {other} end with other tasks, so they can forget other ones: forgetting and BWT are not compared."
@@ -181,7 +181,8 @@ class Comparison:
                 yield f"{each.name} trains on references, so its entropy in training is not compared."
         rows = [row for row in self.rows if row.other == method.name]
         if fewer := [row for row in rows if row.difference.seeds.seeds < len(paired)]:
-            yield f"{method.name}: {len(fewer)} of {plural(len(rows), 'row')} leave out seeds that are not evaluated yet."
+            counted = f"{len(fewer)} of {format_count(len(rows), 'row')}"
+            yield f"{method.name}: {counted} leave out seeds that are not evaluated yet."
         if told := restriction(self.pairs(method, FINAL, AVERAGE)):
             yield f"Restricted to the items that both have: {told}; that their grader is the same was not checked."
 

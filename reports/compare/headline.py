@@ -14,7 +14,7 @@ from reports.compare.comparison import OTHER_TASKS, Comparison, same_tasks
 from reports.compare.rows import AVERAGE, BACKWARD, FORGOTTEN, LEARNED, MATCHED, ComparisonRow
 from reports.data.frames import Frames
 from reports.data.methods import Method, methods_of
-from reports.document.sentences import has_width, percent, plural
+from reports.document.sentences import format_count, format_percent, has_width
 
 
 def headline(frames: Frames) -> list[str]:
@@ -72,14 +72,14 @@ def _amount(row: ComparisonRow, *, unit: bool = True) -> str:
     mean, low, high, _ = _interval(row)
     more = mean >= 0
     low, high = (low, high) if more else (-high, -low)
-    bracket = "" if math.isnan(low) else f" [{percent(low)},\u00a0{percent(high)}]"
-    return f"{percent(abs(mean))}{' points' * unit} {'more' if more else 'less'}{bracket}"
+    bracket = "" if math.isnan(low) else f" [{format_percent(low)},\u00a0{format_percent(high)}]"
+    return f"{format_percent(abs(mean))}{' points' * unit} {'more' if more else 'less'}{bracket}"
 
 
 def _counted(row: ComparisonRow, learned: ComparisonRow) -> str:
     """Say over how many seeds a row is, where the sentence counts others."""
     seeds = row.difference.seeds.seeds
-    return "" if seeds == learned.difference.seeds.seeds else f" (over {plural(seeds, 'seed')})"
+    return "" if seeds == learned.difference.seeds.seeds else f" (over {format_count(seeds, 'seed')})"
 
 
 def _interval(row: ComparisonRow) -> Interval:
@@ -90,8 +90,8 @@ def _interval(row: ComparisonRow) -> Interval:
 def _basis(row: ComparisonRow) -> str:
     """Say what an interval rests on, and whether it leaves zero out."""
     found = row.difference
-    items = f", {plural(found.item_count, 'item')}" if found.item_count else ""
-    counted = f"{plural(found.seeds.seeds, 'seed')}{items}"
+    items = f", {format_count(found.item_count, 'item')}" if found.item_count else ""
+    counted = f"{format_count(found.seeds.seeds, 'seed')}{items}"
     if found.seeds.seeds == 1:
         over = "the bracket is over items of this seed alone" if found.item_count else "there is no interval"
         return f"{counted}, so {over} and says nothing about other seeds"

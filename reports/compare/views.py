@@ -20,7 +20,7 @@ from rich.text import Text
 from harness.stats.intervals import Interval
 from reports.compare.comparison import Comparison, Stages
 from reports.compare.rows import AVERAGE, ComparisonRow, frame, frame_by_seed
-from reports.document.sentences import nats, nats_more, p_value, percent, points
+from reports.document.sentences import format_nats, format_nats_change, format_p, format_percent, format_points
 from reports.figures.style import short_names
 
 LATEX = {"<": "$<$", "−": "$-$", "–": "--", "\u00a0": "~", "×": r"$\times$"}
@@ -115,9 +115,9 @@ def _texts(row: ComparisonRow) -> dict[str, str]:
         "difference": change(found.seeds.mean),
         "over seeds": _bracket(found.seeds, change, 2),
         "over items": _bracket(found.items, change, 1),
-        "p, Holm": row.learning if not row.judged else p_value(row.adjusted),
+        "p, Holm": row.learning if not row.judged else format_p(row.adjusted),
         "lost / gained": f"{found.lost} / {found.gained}" if found.flips else "–",
-        "McNemar p": p_value(found.mcnemar),
+        "McNemar p": format_p(found.mcnemar),
         "sd seeds; items": "; ".join(level(value) for value in sd) if found.item_count else "–",
         "detects": _detects(row, level),
         "noise": level(row.noise),
@@ -128,8 +128,8 @@ def _texts(row: ComparisonRow) -> dict[str, str]:
 def _writers(row: ComparisonRow) -> tuple[Callable[[float], str], Callable[[float], str]]:
     """Return how the row's levels and its differences are written."""
     if row.measure.unit == "nats":
-        return nats, nats_more
-    return percent, points
+        return format_nats, format_nats_change
+    return format_percent, format_points
 
 
 def _bracket(interval: Interval, write: Callable[[float], str], seeds: int) -> str:

@@ -20,7 +20,7 @@ CELL = ["task", "kind", "before", "after"]
 HOW_LOST = ["wrong", "unparsed", "truncated"]
 
 
-def compared(frames: Frames) -> pd.DataFrame:
+def compare_answers(frames: Frames) -> pd.DataFrame:
     """Return one row per run, comparison and item with what became of its answer: `was` and `now`, names of outcomes."""
     keys = [*IDENTITY, *CELL, "item_id", "was", "now"]
     if frames.answers.empty:
@@ -35,7 +35,7 @@ def compared(frames: Frames) -> pd.DataFrame:
     return pd.concat([placed, rows.reset_index(drop=True)], axis=1)[keys]
 
 
-def count(items: pd.DataFrame) -> pd.DataFrame:
+def count_flips(items: pd.DataFrame) -> pd.DataFrame:
     """Return one row per run and comparison: items, lost and gained, the lost by what they became, and McNemar's p value."""
     was, now = items["was"] == "correct", items["now"] == "correct"
     columns = {"items": 1, "lost": was & ~now, "gained": ~was & now}
@@ -45,13 +45,13 @@ def count(items: pd.DataFrame) -> pd.DataFrame:
     return table.assign(p_value=tests)
 
 
-def changed(items: pd.DataFrame) -> pd.DataFrame:
+def select_changed(items: pd.DataFrame) -> pd.DataFrame:
     """Return the items that were lost or gained, with the column `change`."""
     was, now = items["was"] == "correct", items["now"] == "correct"
     return items[was != now].assign(change=np.where(was[was != now], "lost", "gained"))
 
 
-def shares(counted: pd.DataFrame) -> pd.DataFrame:
+def average_flips(counted: pd.DataFrame) -> pd.DataFrame:
     """Return per label and comparison the mean over seeds of each count as a share of the items."""
     names = ["lost", "gained", *(f"lost_{how}" for how in HOW_LOST)]
     by_seed = counted.assign(**{name: counted[name] / counted["items"] for name in names})
@@ -62,11 +62,11 @@ def shares(counted: pd.DataFrame) -> pd.DataFrame:
 def _pairs(outcomes: pd.DataFrame, last: pd.Series, own: pd.Series) -> Iterator[pd.DataFrame]:
     """Yield the items of all runs by what is compared; `outcomes` has a row per run and item, `last` and `own` one per run."""
     run, stages = outcomes.index.get_level_values("run"), range(1, int(last.max()) + 1)
-    compared = [(STAGE, stage - 1, stage, last >= stage) for stage in stages]
+    compare_answers = [(STAGE, stage - 1, stage, last >= stage) for stage in stages]
     later = [(before, after) for before in stages for after in stages if before < after]
-    compared += [(SINCE_OWN, before, after, (own == before) & (last == after)) for before, after in later]
-    compared += [(WHOLE, 0, stage, last == stage) for stage in stages]
-    for kind, before, after, having in compared:
+    compare_answers += [(SINCE_OWN, before, after, (own == before) & (last == after)) for before, after in later]
+    compare_answers += [(WHOLE, 0, stage, last == stage) for stage in stages]
+    for kind, before, after, having in compare_answers:
         if before in outcomes and after in outcomes:
             both = outcomes.loc[having.to_numpy()[run], [before, after]].set_axis(["was", "now"], axis=1).dropna()
             yield both.reset_index().assign(kind=kind, before=before, after=after)

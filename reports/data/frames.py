@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from harness.errors import RunError
-from harness.lmeval.overlap import Overlap
+from harness.rundir.overlap_record import Overlap
 from harness.rundir.reader import IDENTITY, RunDir, find_runs, read_lines, read_parquet
 from reports.data.cells import CellRef, cells_of, outcome_rows, place_of, placed, score_row
 from reports.data.drift_frames import drift_frame, noise_frame

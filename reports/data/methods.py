@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.adapter import make_adapter, registered
+from harness.adapter import Adapter, make_adapter, registered
 from harness.config.suite import AdapterEntry
 from harness.errors import ConfigError, RunError
 from harness.rundir.reader import RunDir, find_runs
@@ -61,9 +61,9 @@ class Method:
         name = self.first.adapter
         try:
             if isinstance(recorded, dict) and "options" in recorded:
-                return bool(getattr(make_adapter(name, AdapterEntry.model_validate(recorded)), "on_policy", True))
-            return bool(getattr(registered()[name].load(), "on_policy", True)) if name in registered() else True
-        except (ConfigError, ImportError):
+                return _on_policy(make_adapter(name, AdapterEntry.model_validate(recorded)))
+            return _on_policy(make_adapter(name, AdapterEntry())) if name in registered() else True
+        except ConfigError:
             return True
 
     def training(self, column: str, stage: int) -> pd.Series:
@@ -72,6 +72,11 @@ class Method:
         done = [seed for seed, found in self.by_seed.items() if all(found.cell(task, stage).results for task in last)]
         steps = steps[(steps["stage"] <= stage) & steps["seed"].isin(done)]
         return steps.groupby("seed")[column].mean().dropna()
+
+
+def _on_policy(adapter: Adapter) -> bool:
+    trains_on = adapter.capabilities.trains_on
+    return not trains_on or "student" in trains_on
 
 
 def find_methods(

@@ -35,12 +35,12 @@ def write_tables(frames: Frames, folder: Path, more: Mapping[str, pd.DataFrame] 
     tables = {
         "scores": frames.scores,
         "metrics": frames.metrics,
-        "retention": retention(frames.scores),
-        "retention_wide": retention_wide(frames.scores),
+        "retention": retention_table(frames.scores),
+        "retention_wide": wide_retention_table(frames.scores),
         "figures": figure_table(frames.scores),
         "figures_by_seed": figures_by_seed(frames.scores),
-        "outcomes": outcomes(frames.scores),
-        "cost": cost(frames),
+        "outcomes": outcomes_table(frames.scores),
+        "cost": cost_table(frames),
         **more,
     }
     for profile in frames.profiles:
@@ -54,12 +54,12 @@ def _profile_tables(frames: Frames) -> dict[str, pd.DataFrame]:
     return {
         "scores": frames.scores,
         "metrics": frames.metrics,
-        "retention": retention(frames.scores),
+        "retention": retention_table(frames.scores),
         "figures": figure_table(frames.scores),
     }
 
 
-def retention(scores: pd.DataFrame) -> pd.DataFrame:
+def retention_table(scores: pd.DataFrame) -> pd.DataFrame:
     """Return one row per label, stage and task: mean, t interval, smallest and largest seed, seeds and items.
 
     `items` is the number of test items of the task in one evaluation.
@@ -73,9 +73,9 @@ def retention(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def retention_wide(scores: pd.DataFrame) -> pd.DataFrame:
+def wide_retention_table(scores: pd.DataFrame) -> pd.DataFrame:
     """Return the retention matrix: one row per label and stage, one column of mean scores per task."""
-    table = retention(scores)
+    table = retention_table(scores)
     tasks = list(table["task"].unique())
     wide = table.pivot(index=["label", "stage", "stage_task"], columns="task", values="mean")
     order = table[["label", "stage", "stage_task"]].drop_duplicates()
@@ -155,7 +155,7 @@ def _describe(name: str) -> Figure:
     return replace(FIGURES[figure], label=f"Change of probe {probe}", formula="R[T][p] − R[0][p]")
 
 
-def frontier(scores: pd.DataFrame) -> pd.DataFrame:
+def frontier_table(scores: pd.DataFrame) -> pd.DataFrame:
     """Return one row per label: learning accuracy, final accuracy and Chaudhry's forgetting with t intervals over seeds."""
     values, rows = figures_by_seed(scores), []
     for (label, adapter), cells in values.groupby(["label", "adapter"], sort=False):
@@ -167,7 +167,7 @@ def frontier(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def advantage(steps: pd.DataFrame) -> pd.DataFrame:
+def advantage_table(steps: pd.DataFrame) -> pd.DataFrame:
     """Return per label the mean over steps, then over seeds, of the advantage's mean and quantiles and of the routed share.
 
     `tail` is how much further the lowest hundredth of tokens lies from zero than the highest, in absolute value.
@@ -181,7 +181,7 @@ def advantage(steps: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def outcomes(scores: pd.DataFrame) -> pd.DataFrame:
+def outcomes_table(scores: pd.DataFrame) -> pd.DataFrame:
     """Return the share of each outcome per label and task at the start and at the end, answers of all seeds pooled.
 
     Only cells that were evaluated count; a label whose last stage is missing has no row for the end.
@@ -195,13 +195,13 @@ def outcomes(scores: pd.DataFrame) -> pd.DataFrame:
     return table.drop(columns="answers").rename(columns={"n": "items"})
 
 
-def several_answers(metrics: pd.DataFrame) -> pd.DataFrame:
+def several_answers_table(metrics: pd.DataFrame) -> pd.DataFrame:
     """Return mean@n and pass@k per label, task and stage, mean over seeds; empty where items have one answer each."""
     chosen = metrics[metrics["metric"].str.contains("@", regex=False)]
     return chosen.groupby(["label", "task", "stage", "metric"], sort=False)["value"].mean().reset_index()
 
 
-def cost(frames: Frames) -> pd.DataFrame:
+def cost_table(frames: Frames) -> pd.DataFrame:
     """Return per label what one run cost on average: seconds by phase and in all, steps, tokens, and peak memory.
 
     `seconds_step` is the whole training step and holds generation, teacher and student. `share_outside` is the part of the

@@ -8,13 +8,20 @@ from typing import Any
 
 import pandas as pd
 
-from harness.lmeval.overlap import HEADER
+from harness.rundir.overlap_record import OVERLAP_HEADER
 from harness.stats.intervals import Interval
 from reports.data import tables
 from reports.data.cells import OUTCOMES
 from reports.data.frames import PHASES, Frames
 from reports.document.blocks import Grid
-from reports.document.sentences import decimal, in_words, percent, plural, points, with_interval
+from reports.document.sentences import (
+    describe_warning,
+    format_count,
+    format_decimal,
+    format_interval,
+    format_percent,
+    format_points,
+)
 from reports.figures.style import short_names
 
 
@@ -23,7 +30,7 @@ def retention_grids(scores: pd.DataFrame, *, compact: bool = False) -> list[Grid
 
     `compact` shortens task names and intervals for a terminal.
     """
-    table = tables.retention(scores)
+    table = tables.retention_table(scores)
     return [_retention_grid(str(label), cells, compact) for label, cells in table.groupby("label", sort=False)]
 
 
@@ -42,7 +49,7 @@ def _retention_grid(label: str, cells: pd.DataFrame, compact: bool) -> Grid:
     ]
     own = frozenset((c["stage"], tasks.index(c["task"]) + 1) for c in records if c["own"])
     header = ["stage", *(names[task] + (" (probe)" if task in probes else "") for task in tasks)]
-    return Grid(f"{label}, {plural(seeds, 'seed')}", header, rows, own)
+    return Grid(f"{label}, {format_count(seeds, 'seed')}", header, rows, own)
 
 
 def _compact(cell: Mapping[Hashable, Any]) -> str:
@@ -50,12 +57,12 @@ def _compact(cell: Mapping[Hashable, Any]) -> str:
     return f"{100 * cell['mean']:.0f}{half}" if cell["seeds"] else "–"
 
 
-def _value(cell: Mapping[Hashable, Any], expected: int, write: Callable[[float], str] = percent) -> str:
+def _value(cell: Mapping[Hashable, Any], expected: int, write: Callable[[float], str] = format_percent) -> str:
     """Write a mean with its interval; say how many seeds it covers where that is fewer than expected."""
     if not cell["seeds"]:
         return "–"
-    fewer = f" ({plural(cell['seeds'], 'seed')})" if cell["seeds"] < expected else ""
-    return with_interval(Interval(cell["mean"], cell["low"], cell["high"], cell["seeds"]), write) + fewer
+    fewer = f" ({format_count(cell['seeds'], 'seed')})" if cell["seeds"] < expected else ""
+    return format_interval(Interval(cell["mean"], cell["low"], cell["high"], cell["seeds"]), write) + fewer
 
 
 def figures_grid(scores: pd.DataFrame) -> Grid:
@@ -67,7 +74,7 @@ def figures_grid(scores: pd.DataFrame) -> Grid:
     rows = []
     for _, cells in table.groupby("figure", sort=False):
         line = cells.iloc[0]
-        write = {"%": percent, "points": points, "ratio": decimal}[line["unit"]]
+        write = {"%": format_percent, "points": format_points, "ratio": format_decimal}[line["unit"]]
         by_label = {cell["label"]: _value(cell, seeds[cell["label"]], write) for cell in cells.to_dict("records")}
         values = [by_label.get(label, "–") for label in labels]
         unit = f"{line['unit']}\u00a0{'↑' if line['higher_is_better'] else '↓'}"
@@ -82,21 +89,21 @@ def _seed_note(seeds: int) -> str:
 def outcomes_grid(scores: pd.DataFrame) -> Grid:
     """Return what became of the answers from the start to the end, in % of items, all seeds pooled."""
     rows = []
-    for (label, task), cells in tables.outcomes(scores).groupby(["label", "task"], sort=False):
+    for (label, task), cells in tables.outcomes_table(scores).groupby(["label", "task"], sort=False):
         ends = cells.set_index("when").reindex(["start", "end"])
-        changes = [" → ".join(percent(share) for share in ends[outcome]) for outcome in OUTCOMES]
+        changes = [" → ".join(format_percent(share) for share in ends[outcome]) for outcome in OUTCOMES]
         rows.append([str(label), str(task), f"{cells['items'].max():.0f}", *changes])
     return Grid("Outcomes", ["method", "task", "items", *(f"{outcome} %" for outcome in OUTCOMES)], rows)
 
 
 def several_answers_grid(frames: Frames) -> Grid:
     """Return mean@n and pass@k of each task from the start to the end, in %, mean over seeds; no rows without any."""
-    table = tables.several_answers(frames.metrics)
+    table = tables.several_answers_table(frames.metrics)
     names = list(table["metric"].unique())
     rows = []
     for (label, task), cells in table.groupby(["label", "task"], sort=False):
         values = cells.pivot(index="stage", columns="metric", values="value").reindex(columns=names).sort_index()
-        ends = (" → ".join(percent(value) for value in values[name].iloc[[0, -1]]) for name in names)
+        ends = (" → ".join(format_percent(value) for value in values[name].iloc[[0, -1]]) for name in names)
         rows.append([str(label), str(task), *ends])
     return Grid("Several answers of each item", ["method", "task", *(f"{name} %" for name in names)], rows)
 
@@ -104,7 +111,13 @@ def several_answers_grid(frames: Frames) -> Grid:
 def warnings_grid(frames: Frames) -> Grid:
     """Return every warning that training raised: run, stage, step, and the warning in words."""
     rows = [
-        [row["label"], str(row["seed"]), f"{row['stage']}: {row['task']}", str(row["step"]), in_words(row["warning"])]
+        [
+            row["label"],
+            str(row["seed"]),
+            f"{row['stage']}: {row['task']}",
+            str(row["step"]),
+            describe_warning(row["warning"]),
+        ]
         for row in frames.warnings.to_dict("records")
     ]
     return Grid("Warnings in training", ["method", "seed", "stage", "step", "warning"], rows)
@@ -122,8 +135,8 @@ def cost_grid(frames: Frames) -> Grid:
         [row["label"], str(row["runs"]), whole(row["steps"]), whole(row["tokens"])]
         + [_gib(row[f"memory_{phase}"]) for phase in ("train", "evaluate")]
         + [_seconds(row[f"seconds_{phase}"]) for phase in phases]
-        + [percent(row["share_outside"])]
-        for row in tables.cost(frames).to_dict("records")
+        + [format_percent(row["share_outside"])]
+        for row in tables.cost_table(frames).to_dict("records")
     ]
     first = ["method", "runs", "steps", "tokens", "peak GiB, training", "peak GiB, evaluation"]
     return Grid("Cost", [*first, *(f"{name}\u00a0s" for name in names), "outside\u00a0%"], rows)
@@ -172,7 +185,7 @@ def hardware_grid(frames: Frames) -> Grid:
 def overlap_grid(frames: Frames) -> Grid:
     """Return the training sets that share prompts or n-grams with a test set; no rows where none does."""
     found = frames.overlap.found if frames.overlap else []
-    return Grid("Training prompts in test sets", HEADER, [row.cells for row in found])
+    return Grid("Training prompts in test sets", OVERLAP_HEADER, [row.cells for row in found])
 
 
 def _settings_grid(title: str, kind: str, settings: Sequence[dict]) -> Grid:

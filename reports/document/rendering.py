@@ -10,10 +10,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup, escape
 
-from reports.document.sanitize import visible
+from reports.document.sanitize import show_hidden
 
 
-def environment() -> Environment:
+def load_templates() -> Environment:
     """Return the templates with the filters `md`, `indented` and `formula`; what a template lacks is an error.
 
     Every text that a template writes goes through `visible`, and in HTML is escaped.
@@ -27,7 +27,7 @@ def environment() -> Environment:
         keep_trailing_newline=True,
         finalize=_shown,
     )
-    templates.filters |= {"md": markdown, "indented": _indented, "formula": _formula}
+    templates.filters |= {"md": escape_markdown, "indented": _indented, "formula": _formula}
     return templates
 
 
@@ -40,7 +40,7 @@ def publish(scratch: Path, out: Path) -> None:
         os.replace(file, target)
 
 
-def markdown(text: object) -> str:
+def escape_markdown(text: object) -> str:
     """Escape what Markdown or the HTML inside it would take as markup, so that a cell stays one cell."""
     flat = " ".join(str(text).split())
     return re.sub(r"([\\`*|~]|\](?=\())", r"\\\1", flat.replace("&", "&amp;").replace("<", "&lt;"))
@@ -48,12 +48,12 @@ def markdown(text: object) -> str:
 
 def _shown(value: Any) -> Any:
     """Write out what text hides; markup that the software made itself stays."""
-    return visible(value) if type(value) is str else value
+    return show_hidden(value) if type(value) is str else value
 
 
 def _formula(text: str) -> Markup:
     """Return a formula with its `_j` and `_{...}` set as subscripts."""
-    return Markup(re.sub(r"_(?:\{([^}]*)\}|(\w))", r"<sub>\1\2</sub>", str(escape(visible(text)))))
+    return Markup(re.sub(r"_(?:\{([^}]*)\}|(\w))", r"<sub>\1\2</sub>", str(escape(show_hidden(text)))))
 
 
 def _indented(text: str) -> str:

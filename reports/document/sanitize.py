@@ -16,13 +16,13 @@ _TABLE = {code: f"⟨U+{code:04X}⟩" for code in _NAMED}
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
-def visible(text: str) -> str:
+def show_hidden(text: str) -> str:
     """Return text with control characters, reordering marks and half characters written out; line breaks and tabs stay."""
     shown = text.replace("\r\n", "\n").translate(_TABLE)
     return _SURROGATES.sub(lambda found: f"⟨U+{ord(found.group()):04X}⟩", shown)
 
 
-def cut(text: str, longest: int = LONGEST) -> str:
+def cut_text(text: str, longest: int = LONGEST) -> str:
     """Return the beginning of a long text, and say how much is left out."""
     left = len(text) - longest
     return text if left <= 0 else f"{text[:longest]} … ({left:,} more characters)"

@@ -30,7 +30,7 @@ WARNINGS = {
 COMPARED = {"learning_accuracy": "learning accuracy", "forgetting_chaudhry": "forgetting (Chaudhry)"}
 
 
-def headline(frames: Frames, *, brief: bool = False) -> list[str]:
+def opening_sentences(frames: Frames, *, brief: bool = False) -> list[str]:
     """Return the report's opening sentences: the setting, each method's numbers, differences, and what limits them.
 
     `brief` leaves the methods and their differences to others: the setting and what limits the numbers.
@@ -45,61 +45,66 @@ def headline(frames: Frames, *, brief: bool = False) -> list[str]:
     return [_setting(frames), *methods, *differences, *caution, *memory, _limits(frames)]
 
 
-def missing(frames: Frames) -> list[str]:
+def list_missing(frames: Frames) -> list[str]:
     """Return one sentence per run and stage that is not complete; empty when all runs are finished."""
     runs = frames.scores.groupby(IDENTITY, sort=False)
     return [sentence for run, (_, cells) in zip(frames.runs, runs, strict=True) for sentence in _gaps(run, cells)]
 
 
-def overlap(frames: Frames) -> list[str]:
+def describe_overlap(frames: Frames) -> list[str]:
     """Return what the runs recorded of training prompts in test sets, and how many runs recorded nothing."""
     silent = sum("overlap" not in run.manifest for run in frames.runs)
     recorded = [frames.overlap.summary] if frames.overlap else []
-    older = f"{plural(silent, 'run')} did not record whether training prompts occur in test sets."
+    older = f"{format_count(silent, 'run')} did not record whether training prompts occur in test sets."
     return [*recorded, *([older] if silent else [])]
 
 
-def training_warnings(frames: Frames) -> str:
+def count_warnings(frames: Frames) -> str:
     """Return how many warnings training raised in how many runs, and how many runs' logs do not say."""
     noted = frames.steps.groupby(IDENTITY)["warnings"].agg(lambda column: bool(column.notna().any())).astype(bool)
     if not noted.any():
         return "No step log says whether training raised a warning."
     raised, silent = frames.warnings, int((~noted).sum())
-    older = f" The step logs of {plural(silent, 'run')} do not say." if silent else ""
+    older = f" The step logs of {format_count(silent, 'run')} do not say." if silent else ""
     if raised.empty:
         return f"No training step raised a warning.{older}"
     runs = raised.drop_duplicates(IDENTITY)
-    return f"{plural(len(raised), 'warning')} in {len(runs)} of {plural(len(noted), 'run')} that trained.{older}"
+    return f"{format_count(len(raised), 'warning')} in {len(runs)} of {format_count(len(noted), 'run')} that trained.{older}"
 
 
-def in_words(warning: str) -> str:
+def describe_warning(warning: str) -> str:
     """Return a warning's name with what it means, the name alone where this version does not know it."""
     return f"{warning}: {WARNINGS[warning]}" if warning in WARNINGS else warning
 
 
-def percent(share: float) -> str:
+def format_percent(share: float) -> str:
     """Write a share as a percentage without its sign, one decimal; a dash where there is none."""
     return "–" if math.isnan(share) else f"{100 * share:z.1f}".replace("-", "−")
 
 
-def points(difference: float) -> str:
+def format_points(difference: float) -> str:
     """Write a difference of shares in percentage points, with its sign."""
     return "–" if math.isnan(difference) else f"{100 * difference:+z.1f}".replace("-", "−")
 
 
-def decimal(value: float, *, signed: bool = False) -> str:
+def format_decimal(value: float, *, signed: bool = False) -> str:
     """Write a number with two decimals, its plus sign where `signed`; a dash where there is none."""
     return "–" if math.isnan(value) else f"{value:{'+' * signed}.2f}".replace("-", "−")
 
 
-def nats(entropy: float) -> str:
+def format_nats(entropy: float) -> str:
     """Write an entropy; a dash where there is none."""
     return "–" if math.isnan(entropy) else f"{entropy:z.3f}".replace("-", "−")
 
 
-def nats_more(difference: float) -> str:
+def format_nats_change(difference: float) -> str:
     """Write a difference of entropies, with its sign."""
     return "–" if math.isnan(difference) else f"{difference:+z.3f}".replace("-", "−")
+
+
+def format_pull(value: float) -> str:
+    """Write a pull, or a ratio of two, with four decimals; a dash where there is none."""
+    return "–" if math.isnan(value) else f"{value:z.4f}".replace("-", "−")
 
 
 def has_width(difference: Interval, seeds: int = 2) -> bool:
@@ -112,20 +117,20 @@ def resolved(difference: Interval, seeds: int = 2) -> bool:
     return has_width(difference, seeds) and (difference.low > 0 or difference.high < 0)
 
 
-def with_interval(interval: Interval, write: Callable[[float], str] = percent) -> str:
+def format_interval(interval: Interval, write: Callable[[float], str] = format_percent) -> str:
     """Write `mean [low, high]`; the mean alone for a single seed."""
     mean, low, high, seeds = interval
     return write(mean) if seeds < 2 else f"{write(mean)} [{write(low)},\u00a0{write(high)}]"
 
 
-def p_value(p: float) -> str:
+def format_p(p: float) -> str:
     """Write a p value with three decimals; a dash where nothing was tested."""
     if math.isnan(p):
         return "–"
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def plural(count: int, noun: str) -> str:
+def format_count(count: int, noun: str) -> str:
     """Write a count with its noun."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
@@ -135,7 +140,7 @@ def _setting(frames: Frames) -> str:
     starts, suites = (", ".join(value for value in scores[key].unique() if value) for key in ("start", "suite"))
     stages = " or ".join(dict.fromkeys(", then ".join(run.stages) for run in frames.runs))
     probes = list(scores.loc[scores["role"] == "probe", "task"].unique())
-    kept = f" {plural(len(probes), 'probe')} ({', '.join(probes)}) never trained." if probes else ""
+    kept = f" {format_count(len(probes), 'probe')} ({', '.join(probes)}) never trained." if probes else ""
     student = f"student ({starts} start)" if starts else "student"
     return f"Suite {suites}: the {student} was adapted to {stages} by {_listed(frames.labels)}.{kept}"
 
@@ -153,12 +158,12 @@ def _method(label: object, values: pd.DataFrame) -> str:
     if not final.seeds:
         return f"{label} has not finished its last stage, so it has no end figures yet."
     sentence = (
-        f"{label} ({plural(final.seeds, 'seed')}) scored {with_interval(learned)} % on a task right after its own "
-        f"stage and {with_interval(final)} % at the end"
+        f"{label} ({format_count(final.seeds, 'seed')}) scored {format_interval(learned)} % on a task right after its own "
+        f"stage and {format_interval(final)} % at the end"
     )
     if not lost.seeds:
         return f"{sentence}."
-    return f"{sentence}; earlier tasks ended {with_interval(lost)} points below their best (Chaudhry)."
+    return f"{sentence}; earlier tasks ended {format_interval(lost)} points below their best (Chaudhry)."
 
 
 def _differences(values: pd.DataFrame, frames: Frames) -> Iterator[str]:
@@ -169,11 +174,11 @@ def _differences(values: pd.DataFrame, frames: Frames) -> Iterator[str]:
         found = [matching.difference(values, name, second, first) for name in COMPARED]
         if min(each.seeds for each in found) >= 2:
             parts = [f"{n} {_judged(d)}" for n, d in zip(COMPARED.values(), found, strict=True)]
-            yield f"{second} minus {first}, paired over {plural(found[0].seeds, 'seed')}: {'; '.join(parts)}."
+            yield f"{second} minus {first}, paired over {format_count(found[0].seeds, 'seed')}: {'; '.join(parts)}."
 
 
 def _judged(difference: Interval) -> str:
-    return f"{with_interval(difference, points)} points{'' if resolved(difference) else ', not resolved from zero'}"
+    return f"{format_interval(difference, format_points)} points{'' if resolved(difference) else ', not resolved from zero'}"
 
 
 def _limits(frames: Frames) -> str:

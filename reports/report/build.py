@@ -22,13 +22,13 @@ from reports.claims.claim_file import ClaimFile
 from reports.compare.headline import headline
 from reports.data.frames import Frames, load
 from reports.data.tables import write_tables
-from reports.document import sentences as words
+from reports.document import sentences
 from reports.document.blocks import Block, Folded, Picture, Section
-from reports.document.rendering import environment, publish
+from reports.document.rendering import load_templates, publish
 from reports.figures import style
 from reports.report.items import FOLDER
 from reports.report.report_data import ReportData
-from reports.report.sections import sections
+from reports.report.sections import make_sections
 
 
 def build_report(paths: Sequence[Path], out: Path, grader: str = "", claims: Sequence[ClaimFile] = ()) -> Path:
@@ -54,14 +54,14 @@ def title(frames: Frames) -> str:
 def _write(report_data: ReportData, folder: Path) -> None:
     (folder / "figures").mkdir()
     (folder / FOLDER).mkdir()
-    templates, parts = environment(), sections(report_data)
+    templates, parts = load_templates(), make_sections(report_data)
     with style.shared({label: run.adapter for run, label in report_data.frames.labelled}):
         drawn = dict(_draw(parts, folder / "figures"))
     context = {
         "title": title(report_data.frames),
         "lead": (told := headline(report_data.frames)),
-        "headline": words.headline(report_data.frames, brief=bool(told)),
-        "missing": words.missing(report_data.frames),
+        "headline": sentences.opening_sentences(report_data.frames, brief=bool(told)),
+        "missing": sentences.list_missing(report_data.frames),
         "sections": parts,
         "drawn": drawn,
         "colours": style.page_colours(),

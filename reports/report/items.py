@@ -13,9 +13,9 @@ from typing import Any
 import pandas as pd
 
 from harness.rundir.reader import IDENTITY
-from reports.data.flips import SINCE_OWN, STAGE, WHOLE, changed
+from reports.data.flips import SINCE_OWN, STAGE, WHOLE, select_changed
 from reports.data.frames import Frames
-from reports.document.sanitize import cut
+from reports.document.sanitize import cut_text
 
 PER_TASK, PER_REPORT = 300, 3_000
 FOLDER = "items"
@@ -87,7 +87,7 @@ def task_items(frames: Frames, compared: pd.DataFrame) -> Iterator[TaskItems]:
 
     `compared` is `flips.compared`'s.
     """
-    changes = changed(compared)
+    changes = select_changed(compared)
     tasks = list(compared["task"].unique())
     room = min(PER_TASK, PER_REPORT // max(1, len(tasks)))
     for task in tasks:
@@ -114,10 +114,10 @@ def _with_texts(frames: Frames, task: str, chosen: pd.DataFrame) -> Iterator[Ite
             int(row["seed"]),
             KINDS[str(row["kind"])].format(after=row["after"]),
             str(row["change"]),
-            cut(before["prompt"]),
-            cut(before["target"]),
-            cut(before["response"]),
-            cut(after["response"]),
+            cut_text(before["prompt"]),
+            cut_text(before["target"]),
+            cut_text(before["response"]),
+            cut_text(after["response"]),
             f"{_stage(int(row['before']))}: {row['was']}",
             f"{_stage(int(row['after']))}: {row['now']}",
         )

@@ -25,12 +25,12 @@ class ReportData:
     @cached_property
     def retention(self) -> pd.DataFrame:
         """Scores by label, stage and task; see `tables.retention`."""
-        return tables.retention(self.frames.scores)
+        return tables.retention_table(self.frames.scores)
 
     @cached_property
     def frontier(self) -> pd.DataFrame:
         """Learning and forgetting by label; see `tables.frontier`."""
-        return tables.frontier(self.frames.scores)
+        return tables.frontier_table(self.frames.scores)
 
     @cached_property
     def matched(self) -> pd.DataFrame:
@@ -40,17 +40,17 @@ class ReportData:
     @cached_property
     def compared(self) -> pd.DataFrame:
         """What became of every item between two stages; see `flips.compared`."""
-        return flips.compared(self.frames)
+        return flips.compare_answers(self.frames)
 
     @cached_property
     def flips(self) -> pd.DataFrame:
         """Items lost and gained by run and comparison; see `flips.count`."""
-        return flips.count(self.compared)
+        return flips.count_flips(self.compared)
 
     @cached_property
     def flip_shares(self) -> pd.DataFrame:
         """The same as shares, mean over seeds; see `flips.shares`."""
-        return flips.shares(self.flips)
+        return flips.average_flips(self.flips)
 
     @cached_property
     def items(self) -> list[TaskItems]:
@@ -65,5 +65,5 @@ class ReportData:
             "matched": self.matched,
             "flips": self.flips,
             "flip_shares": self.flip_shares,
-            "advantage": tables.advantage(self.frames.steps),
+            "advantage": tables.advantage_table(self.frames.steps),
         }

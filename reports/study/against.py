@@ -14,7 +14,7 @@ from harness.stats.intervals import Interval
 from reports.claims.judge import SEEDS
 from reports.compare.rows import MATCHED, how_matched
 from reports.document.blocks import Grid
-from reports.document.sentences import points, resolved, with_interval
+from reports.document.sentences import format_interval, format_points, resolved
 from reports.study.data import Config, Results
 from reports.study.study_views import MOVED
 
@@ -55,7 +55,7 @@ def against_grid(found: Sequence[PairedContrast]) -> Grid:
     rows, strong = [], set()
     for place, beside in enumerate(found):
         cells = [
-            with_interval(difference, write) if difference.seeds else "–"
+            format_interval(difference, write) if difference.seeds else "–"
             for difference, (_, write, _) in zip(beside.differences, MOVED.values(), strict=True)
         ]
         strong |= {(place, 3 + i) for i, difference in enumerate(beside.differences) if resolved(difference, SEEDS)}
@@ -77,8 +77,8 @@ def against_sentence(found: Sequence[PairedContrast]) -> str:
 def _told(beside: PairedContrast) -> Iterator[str]:
     if resolved(beside.learned, SEEDS):
         more = "more" if beside.learned.mean > 0 else "less"
-        yield f"{beside.entry} learned {more} than {beside.reference} ({with_interval(beside.learned, points)})"
+        yield f"{beside.entry} learned {more} than {beside.reference} ({format_interval(beside.learned, format_points)})"
     if resolved(beside.lost, SEEDS) and how_matched(beside.learned) == MATCHED:
         more = "more" if beside.lost.mean > 0 else "less"
-        change = with_interval(beside.lost, points)
+        change = format_interval(beside.lost, format_points)
         yield f"{beside.entry} forgot {more} than {beside.reference} at matched learning ({change})"

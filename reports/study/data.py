@@ -59,7 +59,8 @@ class Results:
         """Adapters that train on references: entropy and truncation of their steps are not the student's own answers'."""
         entries = self.plan.base.adapters
         used = dict.fromkeys(spec.entry for spec in self.plan.specs)
-        return [name for name in used if not getattr(make_adapter(name, entries[name]), "on_policy", True)]
+        trains_on = {name: make_adapter(name, entries[name]).capabilities.trains_on for name in used}
+        return [name for name, sources in trains_on.items() if sources and "student" not in sources]
 
     @cached_property
     def points(self) -> pd.DataFrame:

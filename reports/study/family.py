@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from harness.errors import RunError
-from reports.document.sentences import plural
+from reports.document.sentences import format_count
 from reports.figures import style
 from reports.figures.label_placement import Name, write_names
 from reports.study.data import OPD, Results
@@ -25,7 +25,7 @@ def family(results: Results) -> Figure:
     A thin line leads to a method from the one that it is named after, whose colour it has.
     """
     if not results.many:
-        raise RunError(f"The study has {plural(len(results.methods), 'method')}; a legend names them.")
+        raise RunError(f"The study has {format_count(len(results.methods), 'method')}; a legend names them.")
     places = method_places(results)
     if places.empty:
         raise RunError("No run of the study has both learning accuracy and forgetting; expected at least two stages.")
@@ -52,7 +52,9 @@ def family_reading(results: Results) -> str:
         equal = places[(places["y"] >= places.at[OPD, "y"]) & (places.index != OPD)]
         told.append(_least(equal, "that learned at least as much as opd", "points"))
     single = int((places["seeds"] == 1).sum())
-    told.append(f"{plural(single, 'method')} of {len(places)} ran with one seed, which establishes no difference.")
+    told.append(
+        f"{format_count(single, 'method')} of {len(places)} ran with one seed, which establishes no difference."
+    )
     return " ".join(filter(None, told))
 
 

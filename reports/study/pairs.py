@@ -14,7 +14,7 @@ import pandas as pd
 from harness.stats.intervals import Interval, t_interval
 from reports.compare.paired import NOTHING
 from reports.compare.rows import MATCHED, ON_AVERAGE, how_matched
-from reports.document.sentences import plural, points, with_interval
+from reports.document.sentences import format_count, format_interval, format_points
 from reports.study.data import AOPD, OPD, Config, Results
 
 
@@ -103,11 +103,12 @@ def _sentence(results: Results, matching: Matching, start: str, here: Sequence[M
     matched = [pair for pair in here if pair.status == MATCHED]
     average = sum(pair.status == ON_AVERAGE for pair in here)
     counted = (
-        f"{where} {len(matched)} of {plural(len(here), 'AOPD setting')} matched in {matching.learned_as}, "
+        f"{where} {len(matched)} of {format_count(len(here), 'AOPD setting')} matched in {matching.learned_as}, "
         f"{average} on average only"
     )
     if not matched:
         closest = min((pair.learned.mean for pair in here), key=abs)
-        return f"{counted} (closest: {points(closest)} points), so {matching.outcome_as} is not compared."
+        return f"{counted} (closest: {format_points(closest)} points), so {matching.outcome_as} is not compared."
     kept = at_matched_learning(results, matched, matching)
-    return f"{counted}. Over the matched ones, AOPD minus OPD, {matching.outcome_as}: {with_interval(kept, points)} points."
+    change = f"{matching.outcome_as}: {format_interval(kept, format_points)} points"
+    return f"{counted}. Over the matched ones, AOPD minus OPD, {change}."

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from reports.document.blocks import Grid
-from reports.document.sentences import percent, points
+from reports.document.sentences import format_percent, format_points
 from reports.study.data import Results
 
 LIFTED = 0.20  # a share: what a stage should add to its own task for at least one method
@@ -28,7 +28,7 @@ def recipe_grid(results: Results) -> Grid:
         for start in starts
     ]
     gains = [[_gain(results, method, task) for task in tasks] for method in methods]
-    rows += [[method, *map(points, each)] for method, each in zip(methods, gains, strict=True)]
+    rows += [[method, *map(format_points, each)] for method, each in zip(methods, gains, strict=True)]
     lifted = {(len(starts) + i, 1 + j) for i, each in enumerate(gains) for j, gain in enumerate(each) if gain >= LIFTED}
     return Grid("Recipe", ["start, then methods", *tasks], rows, frozenset(lifted))
 
@@ -67,8 +67,8 @@ def _before(results: Results, start: str, task: str) -> pd.Series:
 def _range(by_seed: pd.Series) -> str:
     if by_seed.empty:
         return "–"
-    spread = f" ({percent(by_seed.min())} to {percent(by_seed.max())})" if len(by_seed) > 1 else ""
-    return percent(by_seed.mean()) + spread
+    spread = f" ({format_percent(by_seed.min())} to {format_percent(by_seed.max())})" if len(by_seed) > 1 else ""
+    return format_percent(by_seed.mean()) + spread
 
 
 def _gain(results: Results, method: str, task: str) -> float:
@@ -90,10 +90,12 @@ def _start_rows(results: Results) -> Iterator[list[str]]:
             continue
         low, high = STARTS[start]
         outside = [
-            f"{task} seed {seed}: {percent(score)}" for (task, seed), score in found.items() if not low <= score <= high
+            f"{task} seed {seed}: {format_percent(score)}"
+            for (task, seed), score in found.items()
+            if not low <= score <= high
         ]
         wanted = f"{start} start: every task and seed between {100 * low:g} and {100 * high:g} % before any stage"
-        measured = f"{percent(min(found.values()))} to {percent(max(found.values()))} %"
+        measured = f"{format_percent(min(found.values()))} to {format_percent(max(found.values()))} %"
         yield [wanted, measured, f"no ({'; '.join(outside)})" if outside else "yes"]
 
 
@@ -102,7 +104,7 @@ def _lift_row(results: Results) -> list[str]:
     best = {task: [(gain, m) for m in _methods(results) if (gain := _gain(results, m, task)) == gain] for task in tasks}
     most = {task: max(found, default=(float("nan"), "–")) for task, found in best.items()}
     flat = [task for task, (gain, _) in most.items() if not gain >= LIFTED]
-    measured = "; ".join(f"{task} {points(gain)} ({method})" for task, (gain, method) in most.items())
+    measured = "; ".join(f"{task} {format_points(gain)} ({method})" for task, (gain, method) in most.items())
     wanted = f"each stage lifts its own task by at least {100 * LIFTED:g} points for at least one on-policy method"
     return [wanted, f"most: {measured}", f"no ({', '.join(flat)})" if flat else "yes"]
 

@@ -19,7 +19,7 @@ from reports.claims.judge import NOT_SHOWN_TO_MATCH, UNMATCHED, ClaimScope, effe
 from reports.claims.verdict_views import reported
 from reports.compare.rows import MATCHED, ON_AVERAGE
 from reports.data.methods import Method
-from reports.document.sentences import plural
+from reports.document.sentences import format_count
 from reports.study.data import AOPD, OPD, Results
 from reports.study.pairs import FORGETTING, NOTHING, RETENTION, MatchedPair, at_matched_learning, pairs
 
@@ -142,7 +142,7 @@ def _at_matched(results: Results, entry: ClaimEntry, place: ClaimScope) -> Claim
 
 
 def _counted(matched: Sequence[MatchedPair], found: int) -> str:
-    return f"over the {len(matched)} of {plural(found, 'pair')}" if matched else "no pair is"
+    return f"over the {len(matched)} of {format_count(found, 'pair')}" if matched else "no pair is"
 
 
 def _named(matched: Sequence[MatchedPair]) -> str:

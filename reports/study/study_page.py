@@ -20,8 +20,8 @@ from harness.pipeline.study import Plan
 from reports.claims.judge import LEVEL, SEEDS
 from reports.compare.rows import MARGIN
 from reports.document.grids import hardware_grid, packages_grid
-from reports.document.rendering import environment, publish
-from reports.document.sentences import overlap, training_warnings
+from reports.document.rendering import load_templates, publish
+from reports.document.sentences import count_warnings, describe_overlap
 from reports.figures import style
 from reports.study import against as study_against
 from reports.study import family as study_family
@@ -119,7 +119,7 @@ def _write(results: Results, folder: Path, page: Path) -> None:
     beside.mkdir()
     drawings = {drawing.name: _draw(results, drawing, beside) for drawing in DRAWINGS}
     figures_by_run(results).to_csv(beside / "runs.csv", index=False, float_format="%.8g")
-    text = environment().get_template("study.md.j2").render(_context(results, drawings, page))
+    text = load_templates().get_template("study.md.j2").render(_context(results, drawings, page))
     (folder / page.name).write_text(text, encoding="utf-8")
 
 
@@ -150,14 +150,14 @@ def _context(results: Results, drawings: dict[str, dict[str, Any]], page: Path) 
         "matchings": list(_matchings(results)),
         "pulls": {"grid": study_training.pulls_grid(results), "reading": study_training.pulls_sentence(results)},
         "warnings": {
-            "sentence": training_warnings(results.frames),
+            "sentence": count_warnings(results.frames),
             "grid": study_training.warnings_grid(results),
             "meaning": study_training.warnings_meaning(results),
         },
         "off_policy": results.off_policy,
         "factors": list(_factors(results)),
         "recipe": [study_recipe.checks_grid(results), study_recipe.recipe_grid(results)],
-        "overlap": overlap(results.frames),
+        "overlap": describe_overlap(results.frames),
         "provenance": [packages_grid(results.frames), hardware_grid(results.frames)],
     }
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from reports.document.blocks import Grid
-from reports.document.sentences import in_words, nats, percent, with_interval
-from reports.figures.pulls import number
+from reports.document.sentences import describe_warning, format_interval, format_nats, format_percent, format_pull
 from reports.study.data import Config, Results
 from reports.study.study_words import by_start
 
 CONFIG = list(Config._fields)
 PULLS: dict[str, tuple[str, Callable[[float], str]]] = {
-    "pull_up": ("pull up", number),
-    "pull_down": ("pull down", number),
-    "pull_ratio": ("down / up", number),
-    "entropy": ("entropy, nats", nats),
-    "routed_share": ("routed %", percent),
-    "fkl_gradient_share": ("forward KL's share of the gradient %", percent),
+    "pull_up": ("pull up", format_pull),
+    "pull_down": ("pull down", format_pull),
+    "pull_ratio": ("down / up", format_pull),
+    "entropy": ("entropy, nats", format_nats),
+    "routed_share": ("routed %", format_percent),
+    "fkl_gradient_share": ("forward KL's share of the gradient %", format_percent),
 }
 
 
@@ -28,7 +27,7 @@ def pulls_grid(results: Results) -> Grid:
         means = [results.mean(config, figure) for figure in PULLS]
         if means[0].seeds:
             cells = [
-                with_interval(mean, write) if mean.seeds else "–"
+                format_interval(mean, write) if mean.seeds else "–"
                 for mean, (_, write) in zip(means, PULLS.values(), strict=True)
             ]
             rows.append([config.adapter, setting, str(means[0].seeds), *cells])
@@ -57,7 +56,7 @@ def warnings_grid(results: Results) -> Grid:
 
 def warnings_meaning(results: Results) -> list[str]:
     """Return the kinds of warnings that were raised, in words."""
-    return [in_words(kind) for kind in _kinds(results)]
+    return [describe_warning(kind) for kind in _kinds(results)]
 
 
 def _kinds(results: Results) -> list[str]:

@@ -12,36 +12,36 @@ from reports.claims.verdict_views import WRITE, half_width, unresolved
 from reports.compare.rows import MATCHED
 from reports.document.blocks import Grid
 from reports.document.sentences import (
+    format_count,
+    format_interval,
+    format_nats,
+    format_nats_change,
+    format_p,
+    format_percent,
+    format_points,
     has_width,
-    nats,
-    nats_more,
-    p_value,
-    percent,
-    plural,
-    points,
     resolved,
-    with_interval,
 )
 from reports.study.data import THRESHOLD, Config, Results
 from reports.study.pairs import MatchedPair, Matching, pairs
 from reports.study.study_claims import Claim, claims
 
 COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
-    "learning_accuracy": ("learning %", percent),
-    "average_accuracy": ("ACC %", percent),
-    "forgetting_chaudhry": ("forgetting, Chaudhry", points),
-    "forgetting_from_start": ("forgetting, from start", points),
-    "backward_transfer": ("BWT", points),
-    "intransigence": ("intransigence", points),
-    "entropy": ("entropy, nats", nats),
-    "entropy_last": ("entropy, last stage", nats),
-    "routed_share": ("routed %", percent),
-    "truncated_share": ("truncated %", percent),
+    "learning_accuracy": ("learning %", format_percent),
+    "average_accuracy": ("ACC %", format_percent),
+    "forgetting_chaudhry": ("forgetting, Chaudhry", format_points),
+    "forgetting_from_start": ("forgetting, from start", format_points),
+    "backward_transfer": ("BWT", format_points),
+    "intransigence": ("intransigence", format_points),
+    "entropy": ("entropy, nats", format_nats),
+    "entropy_last": ("entropy, last stage", format_nats),
+    "routed_share": ("routed %", format_percent),
+    "truncated_share": ("truncated %", format_percent),
 }
 MOVED = {
-    "learning_accuracy": ("learning", points, "points"),
-    "forgetting_chaudhry": ("forgetting", points, "points"),
-    "entropy": ("entropy", nats_more, "nats"),
+    "learning_accuracy": ("learning", format_points, "points"),
+    "forgetting_chaudhry": ("forgetting", format_points, "points"),
+    "entropy": ("entropy", format_nats_change, "nats"),
 }
 
 
@@ -63,7 +63,7 @@ def claims_sentence(results: Results) -> str:
         f"{len(each)} {verb}{' (' * bool(each)}{'; '.join(each)}{')' * bool(each)}"
         for verb, each in (("are supported", shown), ("are contradicted", against))
     ]
-    return f"Of {plural(len(found), 'row')}, {', '.join(told)}, {left} are not resolved or could not be compared."
+    return f"Of {format_count(len(found), 'row')}, {', '.join(told)}, {left} are not resolved or could not be compared."
 
 
 def pairs_grid(results: Results, matching: Matching) -> Grid:
@@ -105,7 +105,7 @@ def factor_sentence(results: Results, name: str) -> str:
     found = [change for change in judged if resolved(change.difference)]
     told = f": {'; '.join(_told(change) for change in found)}" if found and not factor.of_entries else ""
     return (
-        f"Against {reference}, paired over seeds: {plural(len(judged), 'comparison')}, about {LEVEL * len(judged):.1f} "
+        f"Against {reference}, paired over seeds: {format_count(len(judged), 'comparison')}, about {LEVEL * len(judged):.1f} "
         f"expected by chance to leave zero out, {len(found)} do{told}. {_detectable(judged)}"
     )
 
@@ -128,8 +128,8 @@ class _Change(NamedTuple):
 
 def _claim_row(claim: Claim) -> list[str]:
     unit, seeds = claim.entry.unit, claim.difference.seeds
-    shown = f"{with_interval(claim.difference, WRITE[unit][1])} {unit}" if seeds else "–"
-    told = [shown, str(seeds or "–"), p_value(claim.adjusted), _verdict(claim)]
+    shown = f"{format_interval(claim.difference, WRITE[unit][1])} {unit}" if seeds else "–"
+    told = [shown, str(seeds or "–"), format_p(claim.adjusted), _verdict(claim)]
     return [claim.claim, claim.paper, claim.compared, *told]
 
 
@@ -142,7 +142,7 @@ def _verdict(claim: Claim) -> str:
 
 def _pair_row(pair: MatchedPair) -> list[str]:
     rates = [f"{rate:g}" for rate in pair.rates]
-    differences = [_cell(each, points) for each in (pair.learned, pair.outcome)]
+    differences = [_cell(each, format_points) for each in (pair.learned, pair.outcome)]
     return [pair.start, *rates, str(pair.learned.seeds), *differences, pair.status]
 
 
@@ -152,7 +152,7 @@ def _groups(results: Results, name: str) -> list[_Group]:
 
 
 def _cell(interval: Interval, write: Callable[[float], str]) -> str:
-    return with_interval(interval, write) if interval.seeds else "–"
+    return format_interval(interval, write) if interval.seeds else "–"
 
 
 def _named(setting: str, config: Config, factor: Factor, results: Results) -> str:
@@ -179,7 +179,7 @@ def _changes(results: Results, factor: Factor, group: _Group) -> Iterator[_Chang
 
 def _told(change: _Change) -> str:
     called, write, unit = MOVED[change.figure]
-    return f"{change.setting}: {called} {with_interval(change.difference, write)} {unit}"
+    return f"{change.setting}: {called} {format_interval(change.difference, write)} {unit}"
 
 
 def _detectable(changes: Sequence[_Change]) -> str:

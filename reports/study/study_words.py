@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 from harness.config.study import Factor
-from reports.document.sentences import nats_more, plural, points, with_interval
+from reports.document.sentences import format_count, format_interval, format_nats_change, format_points
 from reports.study.data import AOPD, OPD, Config, Results
 from reports.study.study_claims import edge
 
@@ -26,8 +26,8 @@ def done(results: Results) -> list[str]:
         f"probes, never trained: {', '.join(base.probes) or 'none'}.",
         f"Methods {', '.join(entries)}; seeds {seeds}, where a factor does not say fewer; "
         f"{evaluated} test items per task.",
-        f"{plural(len(results.frames.runs), 'run')} of {_range(steps)} steps each, {steps.sum():,} steps in all. One factor "
-        f"is varied at a time: {', '.join(factor.title for factor in study.factors.values())}.",
+        f"{format_count(len(results.frames.runs), 'run')} of {_range(steps)} steps each, {steps.sum():,} steps in all. "
+        f"One factor is varied at a time: {', '.join(factor.title for factor in study.factors.values())}.",
     ]
 
 
@@ -72,7 +72,7 @@ def frontier(results: Results) -> str:
 
 def training(results: Results) -> str:
     """Return the paired difference of entropy in the last stage, AOPD minus OPD, per start."""
-    return by_start(results, "entropy_last", "Entropy over the last stage", nats_more, " nats")
+    return by_start(results, "entropy_last", "Entropy over the last stage", format_nats_change, " nats")
 
 
 def by_start(results: Results, figure: str, called: str, write: Callable[[float], str], unit: str = "") -> str:
@@ -82,7 +82,7 @@ def by_start(results: Results, figure: str, called: str, write: Callable[[float]
         change = results.paired(results.own(start, AOPD), results.own(start, OPD), figure)
         if change.seeds:
             where = f" from the {start} start" if start else ""
-            found.append(f"{with_interval(change, write)}{unit}{where} ({plural(change.seeds, 'seed')})")
+            found.append(f"{format_interval(change, write)}{unit}{where} ({format_count(change.seeds, 'seed')})")
     return f"{called}, AOPD minus OPD: {'; '.join(found)}." if found else ""
 
 
@@ -106,13 +106,17 @@ def _extreme(results: Results, figure: str, called: str, unit: str, best: Callab
         return ""
     tau = best(known, key=lambda each: known[each].mean)
     against = _against(results, results.thresholds[tau], figure)
-    return f"{called} at τ = {f'{tau:g}'.replace('-', '−')}, {with_interval(known[tau])} {unit}{against}"
+    return f"{called} at τ = {f'{tau:g}'.replace('-', '−')}, {format_interval(known[tau])} {unit}{against}"
 
 
 def _against(results: Results, config: Config, figure: str) -> str:
     """Write the paired differences from OPD and AOPD as in the suite, where these have seeds in common."""
     changes = {method: results.paired(config, Config(results.plan.base.name, method), figure) for method in (OPD, AOPD)}
-    known = [f"{with_interval(change, points)} against {method}" for method, change in changes.items() if change.seeds]
+    known = [
+        f"{format_interval(change, format_points)} against {method}"
+        for method, change in changes.items()
+        if change.seeds
+    ]
     return f" (paired, in points: {', '.join(known)})" if known else ""
 
 
@@ -126,8 +130,8 @@ def _at_best_rate(results: Results, start: str, method: str) -> str:
         return ""
     rate = max(means, key=lambda each: means[each])
     learned, lost = (results.mean(rates[rate], name) for name in ("learning_accuracy", "forgetting_chaudhry"))
-    forgot = f", forgot {with_interval(lost, points)} points" if lost.seeds else ""
-    return f"{method} {_chosen(rate, list(means))} learned {with_interval(learned)} %{forgot}"
+    forgot = f", forgot {format_interval(lost, format_points)} points" if lost.seeds else ""
+    return f"{method} {_chosen(rate, list(means))} learned {format_interval(learned)} %{forgot}"
 
 
 def _chosen(rate: float, tried: list[float]) -> str:
@@ -154,7 +158,7 @@ def _code(manifests: list) -> str:
     dirty = sum(any((s.get("git") or {}).get("dirty") for s in m.get("sessions") or [m]) for m in manifests)
     where = f"Commit {next(iter(commits))}" if len(commits) == 1 else f"The runs differ in commit: {', '.join(commits)}"
     changed = (
-        f"{dirty} of {plural(len(manifests), 'run')} were made with uncommitted changes"
+        f"{dirty} of {format_count(len(manifests), 'run')} were made with uncommitted changes"
         if dirty
         else "no local changes"
     )

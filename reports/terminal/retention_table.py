@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reports.data.frames import Frames
-from reports.document import sentences as words
+from reports.document import sentences
 from reports.document.blocks import Grid
 from reports.document.grids import retention_grids
 
@@ -25,7 +25,7 @@ def print_retention(console: Console, frames: Frames) -> None:
     for profile in frames.profiles:
         for grid in retention_grids(frames.under(profile).scores, compact=True):
             console.print(_table(replace(grid, title=f"{grid.title}, profile {profile}")))
-    for sentence in words.missing(frames):
+    for sentence in sentences.list_missing(frames):
         console.print(f"[yellow]{escape(sentence)}[/yellow]")
 
 

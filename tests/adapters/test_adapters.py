@@ -577,6 +577,12 @@ def test_no_update_leaves_the_weights_alone_and_asks_nobody():
     assert engine.prompts == []
 
 
+@pytest.mark.pitfall(
+    "a teacher with a different vocabulary scores other text than the student wrote",
+    area="lm-eval",
+    guard="`harness/teachers/local.py` refuses such a teacher, and scores the student's exact token ids",
+    evidence="the vocabularies are not compared",
+)
 def test_a_teacher_with_another_vocabulary_is_refused():
     with pytest.raises(ModelError, match=r"do not share a vocabulary \(25 and 24 tokens\)"):
         LocalTeacher(qwen3(25), FakeTokenizer(25), FakeTokenizer(24))

@@ -176,13 +176,13 @@ def test_under_lora_the_engine_generates_with_the_factors():
         ),
         ("ewc", "none", "'none' has a loss of its own, which takes no penalty; wrap another trainer"),
         ("kl_to_start", "none", "'none' has a loss of its own"),
-        ("ewc", {"adapter": "lora", "options": {"of": "opd"}}, "'lora' trains other weights than the model's own; put"),
+        ("ewc", {"adapter": "lora", "options": {"of": "opd"}}, "'lora' trains parameters that replace the model's own"),
         (
             "lora",
             {"adapter": "external", "options": {"command": ["x", "{output}"]}},
             "'external' with these options needs",
         ),
-        ("lora", "sdft", "'sdft' with these options needs the model's own weights, and this wrapper trains others"),
+        ("lora", "sdft", "'sdft' with these options needs the model's own weights"),
         ("lora", {"adapter": "replay", "options": {"of": "sdft"}}, "'replay' with these options needs the model's own"),
     ],
 )
@@ -193,7 +193,27 @@ def test_what_cannot_be_wrapped_is_refused_when_the_suite_is_read(name: str, of:
 
 def test_lora_goes_around_a_trainer_that_keeps_its_hands_off_whole_weights():
     assert wrapped("lora", {"adapter": "sdft", "options": {"ema_rate": 0}}).requirements.reference
-    assert wrapped("lora", {"adapter": "ewc", "options": {"of": "opd"}}).replaces_weights
+    assert wrapped("lora", {"adapter": "ewc", "options": {"of": "opd"}}).capabilities.replaces_weights
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sources"),
+    [
+        ("opd", {}, {"student"}),
+        ("sft", {}, {"data"}),
+        ("seqkd", {}, {"teacher"}),
+        ("gkd", {}, {"student", "data"}),
+        ("gkd", {"lmbda": 0}, {"data"}),
+        ("gkd", {"lmbda": 1}, {"student"}),
+        ("none", {}, set()),
+        ("external", {"command": ["x", "{output}"], "trains_on": ["student"]}, {"student"}),
+        ("trl", {}, {"student"}),
+        ("replay", {"of": "sft"}, {"data"}),
+        ("lora", {"of": {"adapter": "replay", "options": {"of": "seqkd"}}}, {"teacher"}),
+    ],
+)
+def test_an_adapter_says_whose_responses_it_trains_on(name: str, options: dict[str, Any], sources: set[str]):
+    assert make_adapter(name, AdapterEntry(options=options)).capabilities.trains_on == sources
 
 
 def test_a_wrapper_requires_and_refuses_what_its_inner_adapter_does():

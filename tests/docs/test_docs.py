@@ -21,7 +21,7 @@ from harness.rundir.rollout_log import SCHEMA
 PAGE_FOLDER = Path(__file__).parents[2] / "docs"
 PAGE = (PAGE_FOLDER / "run-directory.md").read_text(encoding="utf-8")
 # What follows from the rest, and what the loop itself is.
-DERIVED = {"requirements", "penalisable", "off_policy", "token_losses", "train_stage"}
+DERIVED = {"requirements", "capabilities", "token_losses", "train_stage"}
 
 
 def documented(heading: str) -> set[str]:

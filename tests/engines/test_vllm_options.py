@@ -54,10 +54,23 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> Suite:
     return load_suite(str(write_yaml(tmp_path_factory.mktemp("suite") / "long.yaml", raw)))
 
 
+@pytest.mark.pitfall(
+    "lm-eval's seed does not change the seed of vLLM's engine",
+    area="vLLM",
+    guard="`harness/engines/vllm.py` starts the engine with the suite's seed",
+    evidence="the engine gets no seed",
+)
 def test_the_engines_seed_is_the_suites(engine: VLLMEngine):
     assert "seed=1234," in engine.place.log.read_text(encoding="utf-8")
 
 
+@pytest.mark.pitfall(
+    'on a CPU, a prompt that vLLM reads in two parts stops a run whose answers have seeds ("CPU Generator does '
+    'not use offset")',
+    area="vLLM",
+    guard="`harness/engines/vllm.py` makes vLLM read prompts whole on a CPU",
+    evidence="prompts are read in parts, which is vLLM's default",
+)
 def test_more_prompts_than_one_pass_takes_are_sampled_with_their_seeds(engine: VLLMEngine):
     """In one pass vLLM reads up to 4,096 tokens; a prompt that it split there ended the run where its answer had a seed."""
     prompts = [[5 + number % 7] * 200 for number in range(48)]
@@ -66,6 +79,12 @@ def test_more_prompts_than_one_pass_takes_are_sampled_with_their_seeds(engine: V
     assert {len(done.tokens) for done in once} == {4}
 
 
+@pytest.mark.pitfall(
+    "log-probabilities of a prompt over a large vocabulary run out of memory",
+    area="vLLM",
+    guard="`harness/engines/vllm_process.py` requests those of the token itself and of the most likely one only",
+    evidence="as many are requested as vLLM gives",
+)
 def test_log_probabilities_of_a_prompt_are_few_and_at_temperature_one(
     engine: VLLMEngine, student_folder: Path, student: Loaded
 ):
@@ -79,6 +98,12 @@ def test_log_probabilities_of_a_prompt_are_few_and_at_temperature_one(
             assert entries == pytest.approx({token: float(expected[position, token]) for token in entries}, abs=1e-4)
 
 
+@pytest.mark.pitfall(
+    "after a reload the prefix cache still holds what the old weights computed for a prompt",
+    area="vLLM",
+    guard="`harness/engines/vllm_process.py` resets the cache",
+    evidence="the cache is not reset",
+)
 def test_what_the_old_weights_computed_of_a_prompt_is_forgotten_with_them(
     engine: VLLMEngine, student_folder: Path, student: Loaded, changed: Path, micro: Suite
 ):
@@ -92,6 +117,12 @@ def test_what_the_old_weights_computed_of_a_prompt_is_forgotten_with_them(
             assert done.logprobs == pytest.approx(logprobs[range(4), done.tokens].tolist(), abs=1e-3)
 
 
+@pytest.mark.pitfall(
+    "lm-eval's vllm class drops the thinking flag when it arrives in chat_template_args",
+    area="lm-eval",
+    guard="`harness/evaluation/answering.py` renders the prompts for every backend instead of lm-eval's class",
+    evidence="lm-eval's class renders, with its flag unset",
+)
 @pytest.mark.parametrize(("flag", "text"), [(None, "say 0"), (True, "say 0"), (False, "say 0<no thinking>")])
 def test_the_thinking_flag_is_in_the_prompts_that_are_asked(
     flag: bool | None, text: str, engine: VLLMEngine, student_folder: Path, tmp_path: Path
@@ -104,6 +135,12 @@ def test_the_thinking_flag_is_in_the_prompts_that_are_asked(
     assert found.samples["prompt"].tolist() == [text]
 
 
+@pytest.mark.pitfall(
+    "a different version of vLLM gives different scores",
+    area="vLLM",
+    guard="`harness/evaluation/vllm_model.py` puts the version into the keys, and `pyproject.toml` pins it",
+    evidence="the keys leave the version out",
+)
 def test_vllms_version_is_part_of_what_makes_cells_comparable(
     engine: VLLMEngine, student_folder: Path, library: TaskLibrary, tmp_path: Path
 ):
@@ -113,6 +150,12 @@ def test_vllms_version_is_part_of_what_makes_cells_comparable(
     assert fields["backend"].get("vllm") == version("vllm")
 
 
+@pytest.mark.pitfall(
+    "an engine started with a shorter context than the model's cuts answers off silently",
+    area="vLLM",
+    guard="`harness/evaluation/vllm_model.py` uses the shorter of the two",
+    evidence="the model's context is used",
+)
 def test_an_engine_with_less_context_than_its_model_refuses_what_it_would_cut(
     student_folder: Path, library: TaskLibrary, tmp_path: Path
 ):
@@ -123,6 +166,12 @@ def test_an_engine_with_less_context_than_its_model_refuses_what_it_would_cut(
     small.close()
 
 
+@pytest.mark.pitfall(
+    "a script without a main guard that starts vLLM runs a second time and fails",
+    area="vLLM",
+    guard="`harness/engines/vllm.py` starts one of our modules as a separate process",
+    evidence="multiprocessing spawns the process",
+)
 def test_a_script_without_a_main_guard_may_start_an_engine(student_folder: Path, tmp_path: Path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
@@ -133,6 +182,15 @@ def test_a_script_without_a_main_guard_may_start_an_engine(student_folder: Path,
     assert len(json.loads(done.stdout)) == 4
 
 
+@pytest.mark.pitfall(
+    "vLLM reports only that its engine core failed to start, and the cause stands far above in its output",
+    area="vLLM",
+    guard=(
+        "`harness/engines/vllm_process.py` runs the core in the same process, and `harness/engines/vllm.py` passes "
+        "the original error on"
+    ),
+    evidence="the core runs in a second process and vLLM's last lines are shown",
+)
 def test_an_error_inside_the_engines_core_is_told_with_its_own_cause(student_folder: Path, tmp_path: Path):
     broken = shutil.copytree(student_folder, tmp_path / "broken")
     weights = broken / "model.safetensors"
@@ -143,6 +201,12 @@ def test_an_error_inside_the_engines_core_is_told_with_its_own_cause(student_fol
     assert "root cause" not in str(caught.value).lower()
 
 
+@pytest.mark.pitfall(
+    "vLLM does not free its memory while its process lives",
+    area="vLLM",
+    guard="`harness/engines/vllm.py` ends the engine's process when the engine is closed",
+    evidence="closing does nothing",
+)
 def test_a_closed_engine_leaves_no_process_behind(student_folder: Path, tmp_path: Path):
     started = start(student_folder, tmp_path / "vllm.txt")
     before = psutil.Process(started._process.pid)

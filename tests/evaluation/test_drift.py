@@ -174,6 +174,12 @@ def test_another_vocabulary_is_refused(
         drift.measure(student_folder, tmp_path / "wider", micro.student, "cpu", answered, same=False)
 
 
+@pytest.mark.pitfall(
+    "a noise floor that is measured with one seed is zero",
+    area="lm-eval",
+    guard="`harness/pipeline/evaluate_stage.py` evaluates the start again with a different seed each time",
+    evidence="each repeat has the suite's seed",
+)
 def test_noise_of_the_start_is_measured_where_answers_are_sampled(tmp_path: Path):
     profiles = {"greedy": {}, "sampled": {"temperature": 1.0, "n": 2}}
     suite = changed_suite(tmp_path, lambda raw: raw["evaluation"].update(noise_floor=2, profiles=profiles))

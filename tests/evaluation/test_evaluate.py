@@ -88,7 +88,7 @@ def stock_answers(folder: Path, task: Task, library: TaskLibrary, limit: int, **
     stock: Any = HFLM
     model = stock(pretrained=str(folder), device="cpu", dtype="float32", batch_size=5)
     results: Any = simple_evaluate(
-        model=model, tasks=[task.task], task_manager=library.manager, limit=limit, apply_chat_template=True,
+        model=model, tasks=[task.lmeval], task_manager=library.manager, limit=limit, apply_chat_template=True,
         fewshot_as_multiturn=True, bootstrap_iters=0, **more,
     )  # fmt: skip
     samples = sorted(results["samples"][task.name], key=lambda sample: sample["doc_id"])
@@ -134,6 +134,19 @@ def _spec() -> Any:
     return Spec()
 
 
+@pytest.mark.pitfall(
+    "lm-eval's answer cache knows prompts and settings but not weights, so a later checkpoint gets the answers "
+    "of an earlier one and seems to forget nothing",
+    area="lm-eval",
+    guard="`harness/evaluation/evaluator.py` gives lm-eval no cache",
+    evidence="lm-eval gets one cache file for all checkpoints",
+)
+@pytest.mark.pitfall(
+    "a store of answers whose key leaves the weights out returns the answers of another checkpoint",
+    area="lm-eval",
+    guard="`harness/evaluation/keys.py` puts the digest of the weights into the generation key",
+    evidence="the key leaves the weights out",
+)
 def test_two_checkpoints_never_share_an_answer(
     student_folder: Path, teacher_folder: Path, library: TaskLibrary, shared: SharedCells, generations: list[int]
 ):
@@ -173,6 +186,12 @@ def test_lm_evals_caches_are_never_used_and_would_share_an_answer(
     assert cached[0] == cached[1] == ours[0], "the trap is gone: lm-eval's cache knows weights now"
 
 
+@pytest.mark.pitfall(
+    "another grader cannot be applied once the answers are gone",
+    area="Grading",
+    guard="`harness/evaluation/evaluator.py` grades stored answers again instead of generating",
+    evidence="stored answers are not looked for",
+)
 def test_another_grader_grades_stored_answers_and_generates_nothing(
     student_folder: Path, teacher_folder: Path, shared: SharedCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -288,6 +307,12 @@ def test_other_settings_of_a_generation_are_other_cells(
     assert list(differing(plain.fields, others[3].fields)) == ["backend.tokenizer"]
 
 
+@pytest.mark.pitfall(
+    "a different version of torch, transformers, lm-eval or tokenizers gives different scores",
+    area="vLLM",
+    guard="`harness/evaluation/keys.py` puts their versions into the generation key and the comparability key",
+    evidence="the keys leave the versions out",
+)
 @pytest.mark.parametrize("package", ["torch", "transformers", "lm_eval", "tokenizers"])
 def test_another_version_of_a_library_is_another_cell(
     package: str, library: TaskLibrary, monkeypatch: pytest.MonkeyPatch
@@ -401,6 +426,13 @@ def test_a_corrected_reference_is_graded_anew_although_the_prompt_is_the_same(
     assert scores == [0.0, 1.0]
 
 
+@pytest.mark.pitfall(
+    "simple_evaluate reseeds python, numpy and torch, so training after it in the same process draws the same "
+    "numbers whatever its seed",
+    area="lm-eval",
+    guard="`harness/evaluation/evaluator.py` restores the state of every generator",
+    evidence="the states are not restored",
+)
 def test_evaluation_gives_every_random_generator_its_state_back(
     student_folder: Path, library: TaskLibrary, shared: SharedCells
 ):
@@ -418,6 +450,12 @@ def _seed_everything() -> None:
     torch.manual_seed(13)
 
 
+@pytest.mark.pitfall(
+    "lm-eval's seed does not reach the engine, so every evaluation draws the same answers",
+    area="lm-eval",
+    guard="`harness/evaluation/answering.py` seeds the engine's draws",
+    evidence="the engine's draws have a fixed seed",
+)
 def test_sampled_answers_depend_on_the_evaluations_seed(student_folder: Path, library: TaskLibrary, tmp_path: Path):
     def answers(seed: int, where: str) -> list[str]:
         tasks = settled(library, "tiny_weather", do_sample=True, temperature=2.0)
@@ -476,6 +514,15 @@ def scripted(student_folder: Path, shared: SharedCells, tmp_path: Path, monkeypa
     return evaluate(subject(student_folder), settled(library, "made_up"), library, Evaluation(), shared)["made_up"]
 
 
+@pytest.mark.pitfall(
+    "an answer that was cut off counts as a wrong answer",
+    area="lm-eval",
+    guard=(
+        "`harness/evaluation/scoring.py` keeps the finish reason and counts truncated, unparsed and wrong answers "
+        "separately"
+    ),
+    evidence="the finish reason is ignored",
+)
 def test_outcomes_tell_apart_wrong_unparsed_and_truncated(scripted: CellResult):
     expected = ["correct", "wrong", "unparsed", "truncated", "correct", "correct"]
     assert scripted.samples["outcome"].tolist() == expected
@@ -485,6 +532,12 @@ def test_outcomes_tell_apart_wrong_unparsed_and_truncated(scripted: CellResult):
     assert scripted.summary["n"] == 6
 
 
+@pytest.mark.pitfall(
+    "lm-eval's model classes return only text, so nothing shows whether an answer ended by itself",
+    area="lm-eval",
+    guard="`harness/evaluation/answering.py` keeps each answer's finish reason and length from the engine",
+    evidence="every answer is recorded as finished",
+)
 def test_samples_keep_what_was_asked_answered_and_how_it_ended(scripted: CellResult, tmp_path: Path):
     samples = scripted.samples
     assert set(samples.columns) == COLUMNS
@@ -552,6 +605,12 @@ def test_a_multiple_choice_probe_is_scored_by_the_models_likelihoods(
     assert set(cell.samples["outcome"]) == {"correct", "wrong"}
 
 
+@pytest.mark.pitfall(
+    "a caller that evaluates without checking the prompts first has its prompts cut",
+    area="lm-eval",
+    guard="`harness/evaluation/answering.py` refuses a prompt that would be cut",
+    evidence="the refusal is removed",
+)
 def test_a_prompt_that_would_be_cut_is_refused(student_folder: Path, library: TaskLibrary, shared: SharedCells):
     tasks = settled(library, "tiny_weather", max_gen_toks=120)
     with pytest.raises(TaskError, match=r"its answer may take 120, more than the model's context of 128"):
@@ -659,6 +718,12 @@ def test_foreign_checkpoints_give_a_matrix_with_one_row_each(
 SPOILED = {"tokenizer.json": '{"version": "9.0", "model": {}}', "config.json": '{"model_type": "qwen9"}'}
 
 
+@pytest.mark.pitfall(
+    "a checkpoint written by a different version of transformers may not load, which shows only at its turn",
+    area="Small machines",
+    guard="`harness/pipeline/checkpoint_matrix.py` reads every checkpoint before it evaluates the first",
+    evidence="only the folder is looked for",
+)
 @pytest.mark.parametrize("name", SPOILED)
 def test_every_checkpoint_is_read_before_time_is_spent_on_the_first(
     name: str, micro: Suite, student_folder: Path, tmp_path: Path, generations: list[int]

@@ -40,6 +40,12 @@ def on_cpu(folder: Path, chat: Chat) -> Subject:
     return Subject(folder, weights_digest(folder), chat, "float32", "cpu")
 
 
+@pytest.mark.pitfall(
+    "lm-eval caches requests in site-packages and does not notice that a prompt was edited",
+    area="lm-eval",
+    guard="`harness/evaluation/evaluator.py` switches the cache off",
+    evidence="the cache is on",
+)
 def test_an_edited_prompt_is_asked_as_it_stands(student_folder: Path, tmp_path: Path):
     subject, asked = on_cpu(student_folder, Chat(template="chatml")), list[str]()
     for template in ("{{prompt}}", "Please {{prompt}}"):
@@ -63,6 +69,18 @@ def budgets(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return noted
 
 
+@pytest.mark.pitfall(
+    "a number of few-shot examples given to lm-eval changes every task except those whose file sets 0",
+    area="lm-eval",
+    guard="`harness/evaluation/evaluator.py` passes no number; the task file decides",
+    evidence="all tasks get one example",
+)
+@pytest.mark.pitfall(
+    "generation settings given to lm-eval override those of every task",
+    area="lm-eval",
+    guard="`harness/lmeval/profiles.py` sets them on each loaded task, and lm-eval gets none",
+    evidence="all tasks get one budget through gen_kwargs",
+)
 def test_tasks_of_one_evaluation_keep_their_own_examples_and_budgets(
     student_folder: Path, tmp_path: Path, budgets: list[int]
 ):
@@ -75,6 +93,12 @@ def test_tasks_of_one_evaluation_keep_their_own_examples_and_budgets(
     assert budgets == [8, 5]
 
 
+@pytest.mark.pitfall(
+    "a base model may have no chat template, so rendering a chat fails or asks something else",
+    area="lm-eval",
+    guard="`harness/evaluation/evaluator.py` applies a template only where there is one, as training does",
+    evidence="a template is always applied",
+)
 def test_a_base_model_is_asked_plain_text(micro: Suite, student_folder: Path, tmp_path: Path):
     base = load(student_folder, micro.student, "cpu")
     base.renderer.tokenizer.chat_template = None
@@ -84,6 +108,12 @@ def test_a_base_model_is_asked_plain_text(micro: Suite, student_folder: Path, tm
     assert found.samples["prompt"].tolist() == ["say 0", "say 1"]
 
 
+@pytest.mark.pitfall(
+    "the thinking flag does not reach the rendered prompt, and a model thinks although it should not",
+    area="lm-eval",
+    guard="`harness/lm/chat.py` passes enable_thinking to the template, both for training and for lm-eval",
+    evidence="the renderer passes no arguments to the template",
+)
 @pytest.mark.parametrize(("flag", "text"), [(None, "say 0"), (True, "say 0"), (False, "say 0<no thinking>")])
 def test_the_thinking_flag_is_in_the_prompts_that_are_asked(
     flag: bool | None, text: str, student_folder: Path, tmp_path: Path

@@ -22,7 +22,7 @@ from harness.errors import TaskError
 from harness.evaluation.cell_cache import CellResult, SharedCells
 from harness.evaluation.evaluator import Subject, evaluate
 from harness.evaluation.groups import group_cell, load_evaluation_plan
-from harness.evaluation.regrade_runs import regrade_runs
+from harness.evaluation.regrading import regrade_runs
 from harness.lm.checkpoints import load_renderer, weights_digest
 from harness.lmeval.checks import settle_generation
 from harness.lmeval.library import TaskLibrary
@@ -311,6 +311,12 @@ def test_the_names_of_lm_eval_resolve_and_missing_data_is_one_sentence(tmp_path:
         assert "\n" not in str(told.value)
 
 
+@pytest.mark.pitfall(
+    "indexing lm-eval's own tasks takes seconds each time",
+    area="lm-eval",
+    guard="`harness/lmeval/task.py` indexes them only when a suite names one of them",
+    evidence="the first index contains them",
+)
 def test_lm_evals_own_tasks_are_indexed_only_when_one_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch):
     asked: list[bool] = []
     from harness.lmeval import library as tasks

@@ -22,7 +22,7 @@ from harness.errors import RunError, TaskError
 from harness.evaluation import hf_model
 from harness.evaluation.cell_cache import CellResult, SharedCells
 from harness.evaluation.evaluator import Subject, evaluate
-from harness.evaluation.regrade_runs import regrade_runs
+from harness.evaluation.regrading import regrade_runs
 from harness.lm.checkpoints import weights_digest
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.profiles import tasks_by_profile, under_profiles
@@ -96,7 +96,7 @@ def test_each_profile_has_settings_of_its_own_on_the_loaded_task(library: TaskLi
     assert greedy.generation == {**before, "max_gen_toks": 24}
     assert sampled.generation == {**before, "max_gen_toks": 24, "n": 4, "temperature": 1.0, "do_sample": True}
     assert task.generation == before
-    assert sampled.task.dataset is task.task.dataset
+    assert sampled.lmeval.dataset is task.lmeval.dataset
 
 
 def test_several_greedy_answers_are_refused_where_the_task_decides(library: TaskLibrary):
@@ -118,6 +118,12 @@ def test_a_task_of_likelihoods_stands_under_the_first_profile_alone(tmp_path: Pa
     assert tasks_by_profile(cells.values(), evaluation()) == expected
 
 
+@pytest.mark.pitfall(
+    "with `repeats`, lm-eval keeps only the first answer of each item, and graders get nested lists",
+    area="lm-eval",
+    guard="`harness/lmeval/task.py` sets repeats to 1; the `n` of a profile draws several answers",
+    evidence="the task keeps its repeats",
+)
 def test_repeats_of_a_task_file_draw_and_drop_nothing(student_folder: Path, tmp_path: Path):
     write_task(tmp_path / "task", repeats=3)
     found = cells_of(student_folder, TaskLibrary([tmp_path / "task"]), Evaluation(limit=2), tmp_path, ["made_up"])
@@ -161,6 +167,12 @@ def golden(student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ]
 
 
+@pytest.mark.pitfall(
+    "only the first of several answers is graded, so mean@n and pass@k come from different samples or from none",
+    area="lm-eval",
+    guard="`harness/evaluation/scoring.py` grades every answer and computes both figures from the same grades",
+    evidence="every answer gets the grade of the first",
+)
 def test_mean_and_pass_at_k_are_worked_out_from_the_same_answers(golden: CellResult):
     # by hand from c = 0, 1, 2, 3, 4, 4 of n = 4: pass@2 = (0 + 3/6 + 5/6 + 1 + 1 + 1) / 6
     expected = {"mean@4": 14 / 24, "pass@1": 14 / 24, "pass@2": 13 / 18, "pass@4": 5 / 6, "strict": 14 / 24}

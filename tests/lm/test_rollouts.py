@@ -48,6 +48,12 @@ def test_empty_responses_are_left_out_and_do_not_dilute_the_rest():
     assert make_batches([], "token_mean", None) == []
 
 
+@pytest.mark.pitfall(
+    "a prompt whose length is counted in characters is masked wrongly, and the loss looks normal",
+    area="Small machines",
+    guard="`harness/lm/rollouts.py` counts token ids",
+    evidence="the mask begins at the number of characters",
+)
 def test_where_tokens_have_several_characters_exactly_the_reference_is_supervised(library: TaskLibrary):
     renderer = byte_renderer()
     examples = library.load("tiny_weather").training_examples(renderer, 3)

@@ -66,7 +66,7 @@ def sent_by_lm_eval(task: Task, renderer: Renderer, limit: int = 5) -> list[str]
     listener = Listener(renderer)
     simple_evaluate(
         model=listener,
-        tasks=[task.task],
+        tasks=[task.lmeval],
         task_manager=MANAGER,
         limit=limit,
         apply_chat_template=renderer.has_template,
@@ -114,6 +114,12 @@ def test_shipped_tasks_render_what_lm_eval_sends(name: str, library: TaskLibrary
     assert sent[0] == f"<|im_start|>user\n{task.test_docs(1)[0]['prompt']}<|im_end|>\n<|im_start|>assistant\n"
 
 
+@pytest.mark.pitfall(
+    "a target without its stop token teaches a model never to stop",
+    area="lm-eval",
+    guard="`harness/lm/chat.py` ends every target with the first stop token",
+    evidence="only the target's text is supervised",
+)
 def test_the_supervised_ids_are_the_reference_and_the_stop_token(library: TaskLibrary):
     renderer = byte_renderer()
     example = library.load("tiny_weather").training_examples(renderer, 1)[0]
@@ -122,6 +128,13 @@ def test_the_supervised_ids_are_the_reference_and_the_stop_token(library: TaskLi
     assert renderer.tokenizer.decode(example.prompt).endswith("<|im_start|>assistant\n")
 
 
+@pytest.mark.pitfall(
+    "lm-eval puts target_delimiter before a target, so a base model trained without it learns other tokens than "
+    "the evaluation expects",
+    area="lm-eval",
+    guard="`harness/lmeval/task.py` puts the delimiter before plain-text targets",
+    evidence="the delimiter is left out",
+)
 def test_a_base_models_target_has_the_delimiter_that_lm_eval_puts_before_it(tmp_path: Path):
     task = made_up(tmp_path, target_delimiter=" ")
     plain, chat = plain_renderer(), byte_renderer()
@@ -139,6 +152,12 @@ def with_bos(chat: Chat) -> Renderer:
     return Renderer(tokenizer, chat)
 
 
+@pytest.mark.pitfall(
+    "a template writes a BOS token and the tokenizer adds a second one, which has changed published scores",
+    area="lm-eval",
+    guard="`harness/lm/chat.py` adds no special tokens to templated text, and engines get token ids, never text",
+    evidence="special tokens are always added",
+)
 def test_bos_is_never_doubled(tmp_path: Path):
     template = tmp_path / "bos.jinja"
     template.write_text("<s>{% for m in messages %}{{ m.content }}{% endfor %}")
@@ -170,6 +189,12 @@ def test_a_conversation_that_ends_with_an_answer_begun_is_continued():
     assert byte_renderer().render(messages, add_generation_prompt=False).endswith("<|im_start|>assistant\nIt is")
 
 
+@pytest.mark.pitfall(
+    "the eos token of a base model is often not the token that ends a turn in its chat template",
+    area="lm-eval",
+    guard="`harness/lm/chat.py` stops at the tokens that the suite names",
+    evidence="generation always stops at the tokenizer's eos",
+)
 def test_stop_tokens_are_the_named_ones_or_eos():
     vocabulary = byte_tokenizer().get_vocab()
     assert byte_renderer().stop_ids == (vocabulary["<|im_end|>"],)
@@ -192,7 +217,7 @@ def test_unusable_chat_settings_are_refused():
 def test_item_ids_are_the_hashes_that_lm_eval_logs(tmp_path: Path):
     task = made_up(tmp_path)
     listener = Listener(plain_renderer())
-    results: Any = simple_evaluate(model=listener, tasks=[task.task], task_manager=MANAGER, bootstrap_iters=0)
+    results: Any = simple_evaluate(model=listener, tasks=[task.lmeval], task_manager=MANAGER, bootstrap_iters=0)
     logged = [sample["doc_hash"] for sample in results["samples"]["made_up"]]
     assert [item_id(doc) for doc in task.test_docs()] == logged
     assert len(set(logged)) == len(logged)
@@ -213,6 +238,12 @@ TARGETS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.pitfall(
+    "doc_to_target may be the bare answer although a model should learn the worked solution",
+    area="lm-eval",
+    guard="`harness/lmeval/task.py` reads `metadata.harness.training_target`",
+    evidence="the key is not read",
+)
 @pytest.mark.parametrize("kind", TARGETS)
 def test_worked_solutions_can_be_the_training_target(kind: str, tmp_path: Path):
     harness, expected = TARGETS[kind]
@@ -221,6 +252,12 @@ def test_worked_solutions_can_be_the_training_target(kind: str, tmp_path: Path):
     assert task.training_target(task.training_docs()[0]) == expected
 
 
+@pytest.mark.pitfall(
+    "doc_to_target may be a list of answers or the index of a choice",
+    area="lm-eval",
+    guard="`harness/lmeval/task.py` trains on the first answer, or on the text of the choice",
+    evidence="training uses the index itself",
+)
 def test_without_one_the_target_is_doc_to_target_or_the_choice_it_points_to(tmp_path: Path):
     bare = {"version": 1.0}
     doc = {"prompt": "1+1", "target": "2", "answers": ["two", "2"], "label": 1}
@@ -282,12 +319,24 @@ def test_a_built_in_task_of_lm_eval_can_be_named(library: TaskLibrary):
     assert "hellaswag" in library._manager_of("hellaswag").all_subtasks
 
 
+@pytest.mark.pitfall(
+    "lm-eval skips a YAML file that does not parse and then reports its task as unknown",
+    area="lm-eval",
+    guard="`harness/lmeval/task.py` parses every file first, and errors name file and line",
+    evidence="files are not parsed first",
+)
 def test_broken_yaml_is_named_with_file_and_line(tmp_path: Path):
     path = tmp_path / "broken.yaml"
     path.write_text("task: broken\noutput_type: generate_until\ndoc_to_text: [prompt\nmetadata: 1\n")
     assert refusal(tmp_path).startswith(f"{path} line 4: not valid YAML")
 
 
+@pytest.mark.pitfall(
+    "lm-eval skips a task file whose `include` does not exist and then reports its task as unknown",
+    area="lm-eval",
+    guard="`harness/lmeval/task_files.py` follows includes when it parses the files",
+    evidence="a missing include is ignored",
+)
 def test_a_missing_include_is_named(tmp_path: Path):
     path = tmp_path / "lonely.yaml"
     path.write_text("include: _common\ntask: lonely\n")
@@ -296,6 +345,12 @@ def test_a_missing_include_is_named(tmp_path: Path):
     assert "_common" in found
 
 
+@pytest.mark.pitfall(
+    "lm-eval ignores files that end in .yml",
+    area="lm-eval",
+    guard="`harness/lmeval/task_files.py` refuses such a file and gives the name that it needs",
+    evidence=".yml files are not looked for",
+)
 def test_a_yml_file_which_lm_eval_would_skip_is_refused(tmp_path: Path):
     path = tmp_path / "short.yml"
     path.write_text("task: short\n")
@@ -308,6 +363,12 @@ def test_a_yaml_that_is_no_mapping_is_named(tmp_path: Path):
     assert str(path) in refusal(tmp_path)
 
 
+@pytest.mark.pitfall(
+    "lm-eval accepts a task folder that does not exist",
+    area="lm-eval",
+    guard="`harness/lmeval/task_files.py` refuses it",
+    evidence="a missing folder is ignored",
+)
 def test_a_missing_folder_is_refused(tmp_path: Path):
     assert refusal(tmp_path / "nowhere").startswith(f"task folder {tmp_path / 'nowhere'} does not exist")
 
@@ -321,6 +382,12 @@ def test_records_that_cannot_be_read_are_one_sentence_with_the_task(tmp_path: Pa
         TaskLibrary([tmp_path]).load("made_up")
 
 
+@pytest.mark.pitfall(
+    "data sets that are Python scripts do not load any more, and the error does not say what to do",
+    area="lm-eval",
+    guard="`harness/lmeval/task_files.py` says it in one sentence",
+    evidence="the user sees the library's own error",
+)
 def test_a_data_set_that_is_a_script_is_one_sentence_that_says_what_to_do(tmp_path: Path):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "old.py").write_text("raise RuntimeError('executed')")
@@ -329,12 +396,24 @@ def test_a_data_set_that_is_a_script_is_one_sentence_that_says_what_to_do(tmp_pa
         TaskLibrary([tmp_path]).load("made_up")
 
 
+@pytest.mark.pitfall(
+    "`!function` runs code that lies in the task's folder, so reading all files of a folder would run all of it",
+    area="lm-eval",
+    guard="`harness/lmeval/task_files.py` leaves functions as text when it checks files",
+    evidence="functions are loaded",
+)
 def test_checking_files_executes_nothing(tmp_path: Path):
     write_task(tmp_path)
     (tmp_path / "made_up_code.py").write_text("raise SystemExit('executed')")
     TaskLibrary([tmp_path])
 
 
+@pytest.mark.pitfall(
+    "a task file in a run directory, perhaps someone else's, would be executed",
+    area="lm-eval",
+    guard="`harness/lmeval/task_files.py` refuses task files inside a run directory, and URLs",
+    evidence="the refusal is removed",
+)
 def test_task_files_are_not_taken_from_a_run_directory_or_a_url(run_directory: Path):
     write_task(run_directory / "stage_0")
     for folder in (run_directory.parent, run_directory, run_directory / "stage_0"):
@@ -345,6 +424,24 @@ def test_task_files_are_not_taken_from_a_run_directory_or_a_url(run_directory: P
 COMPLETE = {"until": ["\n"], "do_sample": False, "temperature": 0.0, "max_gen_toks": 8}
 
 
+@pytest.mark.pitfall(
+    "without do_sample and temperature, lm-eval decodes greedily with hf and samples at 1.0 with vLLM",
+    area="lm-eval",
+    guard="`harness/lmeval/checks.py` refuses a task or suite that sets no temperature",
+    evidence="temperature is not required",
+)
+@pytest.mark.pitfall(
+    "without `until`, an answer ends at lm-eval's default, which differs between its model classes",
+    area="lm-eval",
+    guard="`harness/lmeval/checks.py` refuses a task or suite that sets no `until`",
+    evidence="`until` is not required",
+)
+@pytest.mark.pitfall(
+    "without a budget, lm-eval generates 256 tokens, too few for an answer with reasoning",
+    area="lm-eval",
+    guard="`harness/lmeval/checks.py` requires max_gen_toks",
+    evidence="max_gen_toks is not required",
+)
 @pytest.mark.parametrize("missing", ["until", "temperature", "max_gen_toks"])
 def test_a_task_without_a_setting_that_decides_answers_is_refused_unless_the_suite_gives_it(
     missing: str, tmp_path: Path
@@ -361,6 +458,12 @@ def test_a_task_without_a_setting_that_decides_answers_is_refused_unless_the_sui
     assert task.generation[missing] == (["END"] if missing == "until" else given)
 
 
+@pytest.mark.pitfall(
+    "a mapping of overrides replaces all of a task's generation settings",
+    area="lm-eval",
+    guard="`harness/lmeval/task.py` merges the overrides into the loaded task",
+    evidence="set_config is called without update",
+)
 def test_a_suites_decoding_replaces_only_what_it_names(tmp_path: Path):
     task = made_up(tmp_path)
     settle_generation(task, Decoding(max_gen_toks=31))

@@ -20,17 +20,15 @@ from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.overlap import (
-    Overlap,
-    OverlapRow,
     Split,
     compare,
     normalised,
-    prompt_of,
     read_split,
     stream_overlap,
 )
 from harness.pipeline.plan import print_plan
 from harness.pipeline.run import run
+from harness.rundir.overlap_record import Overlap, OverlapRow
 from harness.rundir.progress import Display, Event
 from tests.support.models import DOCS, micro_suite, write_task, write_yaml
 from tests.support.task_files import SHARED_DATA, needs_shared_data
@@ -137,8 +135,8 @@ def test_multiple_choice_prompts_are_compared_by_their_text(tmp_path: Path):
     write_task(tmp_path, "contexts", docs, None, **choice, doc_to_text="target", doc_to_choice=["in a", "b"])
     library = TaskLibrary([tmp_path])
     plain, contexts = library.load("made_up"), library.load("contexts")
-    assert prompt_of(plain, plain.test_docs()[0]) == "Which is it?"
-    assert prompt_of(contexts, contexts.test_docs()[0]) == "in a\nb"
+    assert plain.prompt_text(plain.test_docs()[0]) == "Which is it?"
+    assert contexts.prompt_text(contexts.test_docs()[0]) == "in a\nb"
 
 
 def test_the_tiny_suite_trains_on_no_test_prompt():

@@ -269,6 +269,12 @@ def test_a_run_interrupted_after_its_last_training_still_names_all_weights(micro
     assert manifest(spec.path)["weights"] == manifest(aopd)["weights"]
 
 
+@pytest.mark.pitfall(
+    "after an evaluation, two training seeds draw the same rollouts",
+    area="lm-eval",
+    guard="`harness/engines/hf.py` draws from its own generator, seeded by run, stage and step",
+    evidence="rollouts are drawn from torch's global generator, which evaluations and stages reseed",
+)
 def test_two_seeds_draw_other_rollouts_from_one_start_although_an_evaluation_comes_before(tmp_path: Path):
     def one_prompt_one_start(raw: dict[str, Any]) -> None:
         raw["student"]["seed"] = 0
@@ -384,6 +390,16 @@ def test_a_run_notes_its_peak_memory(aopd: Path):
     assert min(peaks["models"], peaks["train"], peaks["evaluate"]) > 100 * 2**20  # torch alone takes more
 
 
+@pytest.mark.pitfall(
+    "where a prompt and its answer budget exceed the context, lm-eval cuts the start of the prompt, but its log "
+    "shows the whole prompt",
+    area="lm-eval",
+    guard=(
+        "`harness/pipeline/resources.py` renders every prompt before a run and refuses, with the numbers, what does "
+        "not fit"
+    ),
+    evidence="the check of a run's prompts is removed",
+)
 def test_a_budget_that_does_not_fit_the_context_is_refused_before_anything_is_trained(tmp_path: Path):
     suite = changed_suite(tmp_path, lambda raw: raw["training"].update(max_new_tokens=120))
     with pytest.raises(TaskError, match=r"longest training prompt has .* more than the model's context of 128"):
@@ -410,6 +426,12 @@ def test_a_sweep_does_the_first_seeds_comparison_first(micro: Suite, tmp_path: P
     assert 1 <= default_workers(specs) <= (os.cpu_count() or 1)
 
 
+@pytest.mark.pitfall(
+    "parallel runs that each use all processors are many times slower",
+    area="Small machines",
+    guard="`harness/pipeline/sweep.py` gives each worker its share of the processors unless the suite sets the threads",
+    evidence="workers get the suite's value or no limit",
+)
 def test_runs_side_by_side_share_the_processors(micro: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from harness.pipeline import sweep
 

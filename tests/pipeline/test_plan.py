@@ -91,6 +91,12 @@ SAME: dict[str, Any] = {"docs": {"train": DOCS["train"][:3], "test": [*DOCS["tra
 TWICE: dict[str, Any] = {"docs": {"train": DOCS["train"], "test": [*DOCS["test"], *DOCS["test"][:2]]}}
 
 
+@pytest.mark.pitfall(
+    "lm-eval's model classes read a task file without do_sample differently when it runs under bare lm-eval",
+    area="lm-eval",
+    guard="`harness/lmeval/checks.py` reports it as a trap in `harness tasks check`",
+    evidence="the trap looks only at the required settings",
+)
 @pytest.mark.parametrize(
     ("changes", "trap"),
     [
@@ -131,6 +137,12 @@ def test_each_trap_is_named(changes: dict[str, Any], trap: str, tmp_path: Path):
     assert trap in joined
 
 
+@pytest.mark.pitfall(
+    "a data set on the hub without a pinned revision may change after the results are made",
+    area="lm-eval",
+    guard="`harness/lmeval/checks.py` reports it as a trap",
+    evidence="the trap is removed",
+)
 def test_data_that_is_fetched_without_a_revision_is_a_trap(tmp_path: Path):
     for split, docs in DOCS.items():
         (tmp_path / "data").mkdir(exist_ok=True)

@@ -129,7 +129,7 @@ def task_scores(runs: Runs, match: Match[str]) -> Grid:
     return ["method", *(f"after stage {stage}" if stage else "start" for stage in stages)], rows
 
 
-def flips_by_stage(runs: Runs, match: Match[str]) -> Grid:
+def draw_flips(runs: Runs, match: Match[str]) -> Grid:
     """Items lost and gained over each stage, mean over seeds of the share."""
     m = runs.of(match["label"])[0]
     rows = []

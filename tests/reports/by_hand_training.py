@@ -244,7 +244,7 @@ RECOMPUTED: dict[str, Callable[[Runs, Match[str]], Grid]] = {
     r"What was kept where learning is matched": tables.matched,
     r"Claims(, (?P<order>.+))?": claims,
     r"(?P<label>.+), (?P<seeds>\d+) seeds?": tables.retention,
-    r"Flips, (?P<label>.+), % of items": tables.flips_by_stage,
+    r"Flips, (?P<label>.+), % of items": tables.draw_flips,
     r"Items lost and gained between a task's own stage and the end, mean over seeds": tables.lost_since_own_stage,
     r"Outcomes": tables.outcomes,
     r"Advantage in nats, mean over steps and seeds; tail ratio: \|1 %\| over \|99 %\|": advantage,

@@ -12,10 +12,10 @@ import pytest
 from rich.console import Console
 
 from adapters.loop.guards import NOT_FINITE, SIGNS
-from harness.lmeval.overlap import Overlap, OverlapRow
+from harness.rundir.overlap_record import Overlap, OverlapRow
 from reports.data.frames import load
-from reports.document import sentences as words
-from reports.document.rendering import markdown
+from reports.document import sentences
+from reports.document.rendering import escape_markdown
 from reports.report import build
 from reports.terminal.retention_table import print_retention
 from tests.support.run_factory import HOSTILE, PROBES, STAGES, TAUGHT, write_run
@@ -102,8 +102,8 @@ def test_hostile_text_stays_text(report: Path):
     hostile = [line for line in text.splitlines() if "<script" in line]
     assert hostile
     assert all(line.startswith("    ") for line in hostile)
-    assert markdown(HOSTILE + "[x](http://evil.example)").count("<") == 0
-    assert r"]\(" not in markdown("R[i][j]")
+    assert escape_markdown(HOSTILE + "[x](http://evil.example)").count("<") == 0
+    assert r"]\(" not in escape_markdown("R[i][j]")
 
 
 def test_markdown_tables_keep_their_columns_and_figures_exist(report: Path):
@@ -138,7 +138,7 @@ def test_warnings_are_listed_with_their_step_and_in_words(report: Path, name: st
     text = (report / name).read_text(encoding="utf-8")
     # one run, two stages of four steps, two warnings each
     assert "16 warnings in 1 of 4 runs that trained." in text
-    said = f"truncation: {words.WARNINGS['truncation']}"
+    said = f"truncation: {sentences.WARNINGS['truncation']}"
     row = ["aopd", "1", "2: tiny_weather", "3", said]
     assert text.count(f"| {' | '.join(row)} |" if name.endswith("md") else html_row(row)) == 1
 
@@ -166,7 +166,7 @@ def test_step_logs_of_earlier_versions_render_without_what_they_lack(tmp_path: P
 
 
 def test_every_warning_of_the_guards_is_put_in_words():
-    assert {NOT_FINITE, *(name for _, name, _ in SIGNS)} == set(words.WARNINGS)
+    assert {NOT_FINITE, *(name for _, name, _ in SIGNS)} == set(sentences.WARNINGS)
 
 
 @pytest.mark.parametrize("evaluated", [4, 8])
@@ -175,7 +175,7 @@ def test_an_unfinished_run_renders_and_says_what_is_missing(tmp_path: Path, eval
     write_run(tmp_path, "aopd", evaluated=evaluated)
     page = build.build_report([tmp_path], tmp_path / "report").read_text(encoding="utf-8")
     assert "Unfinished." in page
-    missing = words.missing(load([tmp_path / "tiny"]))
+    missing = sentences.list_missing(load([tmp_path / "tiny"]))
     assert all(sentence in page for sentence in missing)
     last = "of tiny_long_sums yet" if evaluated == 8 else "has no evaluation yet"
     assert missing[-1].startswith("aopd, seed 0: stage 2 (tiny_weather)")
@@ -240,20 +240,20 @@ def test_joint_runs_and_stages_over_several_tasks_render_beside_the_others(tmp_p
 
 def test_the_headline_gives_paired_differences_over_seeds(report: Path):
     frames = load([report.parent / "tiny"])
-    sentences = words.headline(frames)
+    opening = sentences.opening_sentences(frames)
     # seeds swap roles, so learning differs by -20 and +20 points: mean 0, no resolution
-    difference = next(sentence for sentence in sentences if sentence.startswith("aopd minus opd, paired over 2 seeds"))
+    difference = next(sentence for sentence in opening if sentence.startswith("aopd minus opd, paired over 2 seeds"))
     assert "learning accuracy +0.0 [−254.1,\u00a0+254.1] points, not resolved from zero" in difference
-    assert any(sentence.startswith("opd (2 seeds) scored 75.0 [") for sentence in sentences)
+    assert any(sentence.startswith("opd (2 seeds) scored 75.0 [") for sentence in opening)
 
 
 def test_with_one_seed_no_method_is_called_better(tmp_path: Path):
     write_run(tmp_path, "opd")
     write_run(tmp_path, "aopd", scores=OTHER)
-    sentences = words.headline(load([tmp_path]))
-    assert not [sentence for sentence in sentences if "minus" in sentence]
-    assert "no difference between methods is established" in sentences[-1]
-    assert "±31.0 points" in sentences[-1]  # 196 * sqrt(0.25 / 10)
+    opening = sentences.opening_sentences(load([tmp_path]))
+    assert not [sentence for sentence in opening if "minus" in sentence]
+    assert "no difference between methods is established" in opening[-1]
+    assert "±31.0 points" in opening[-1]  # 196 * sqrt(0.25 / 10)
 
 
 def test_the_terminal_shows_stages_tasks_and_gaps(tmp_path: Path):

@@ -19,7 +19,7 @@ from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
 from harness.pipeline.run import run
 from reports.claims.verdict_views import RULE
-from reports.document import sentences as words
+from reports.document.sentences import format_nats, format_nats_change, format_percent, format_points
 from reports.report.build import build_report
 from tests.reports.by_hand import Runs, read_runs
 from tests.reports.by_hand_sentences import sentences
@@ -130,7 +130,7 @@ def explanations() -> set[str]:
     return {RULE, TABLES, *(value for module in modules for value in vars(module).values() if isinstance(value, str))}
 
 
-@pytest.mark.parametrize("write", [words.percent, words.points, words.nats, words.nats_more])
+@pytest.mark.parametrize("write", [format_percent, format_points, format_nats, format_nats_change])
 def test_what_rounds_to_zero_has_no_minus_sign(write: Callable[[float], str]):
     assert write(-1e-9) == write(0.0)
     assert "−" in write(-0.01)

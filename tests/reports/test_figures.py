@@ -10,8 +10,7 @@ from matplotlib.patches import Rectangle
 from harness.errors import RunError
 from reports.data.frames import Frames, load
 from reports.figures import curves as lines
-from reports.figures import scores as figures
-from reports.figures import style
+from reports.figures import draw_scores, draw_training, style
 from tests.support.run_factory import write_run
 
 OTHER = [[0.50, 0.10, 0.60], [0.60, 0.20, 0.50], [0.50, 0.70, 0.60]]
@@ -30,7 +29,7 @@ def texts(figure: Figure, axes: int) -> list[str]:
 
 
 def test_the_heatmap_writes_mean_and_range_into_every_cell(frames: Frames):
-    figure = figures.retention_heatmap(frames.scores)
+    figure = draw_scores.draw_retention(frames.scores)
     means = [[50, 10, 60], [70, 20, 50], [40, 80, 50]]
     assert [int(text) for text in texts(figure, 0)[::2]] == [mean for row in means for mean in row]
     assert texts(figure, 0)[7] == "60 to 80"
@@ -42,7 +41,7 @@ def test_the_heatmap_writes_mean_and_range_into_every_cell(frames: Frames):
 
 
 def test_the_heatmap_frames_the_stages_own_tasks(frames: Frames):
-    boxes = figures.retention_heatmap(frames.scores).axes[1].patches
+    boxes = draw_scores.draw_retention(frames.scores).axes[1].patches
     centres = [
         (round(box.get_x() + 0.46, 6), round(box.get_y() + 0.45, 6)) for box in boxes if isinstance(box, Rectangle)
     ]
@@ -51,12 +50,12 @@ def test_the_heatmap_frames_the_stages_own_tasks(frames: Frames):
 
 def test_a_cell_that_is_missing_says_so(tmp_path: Path):
     write_run(tmp_path, evaluated=8)
-    figure = figures.retention_heatmap(load([tmp_path]).scores)
+    figure = draw_scores.draw_retention(load([tmp_path]).scores)
     assert texts(figure, 0) == ["50", "10", "60", "80", "20", "50", "30", "90", "not yet"]
 
 
 def test_forgetting_has_a_panel_per_task_and_a_line_per_method(frames: Frames):
-    figure = figures.forgetting_curves(frames.scores)
+    figure = draw_scores.draw_forgetting(frames.scores)
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles == ["arithmetic", "weather", "long sums (probe, never trained)"]
     assert np.asarray(figure.axes[0].lines[0].get_ydata()) == pytest.approx([50, 70, 40])
@@ -66,7 +65,7 @@ def test_forgetting_has_a_panel_per_task_and_a_line_per_method(frames: Frames):
 
 
 def test_learning_is_the_diagonal(frames: Frames):
-    axes = figures.learning_curves(frames.scores).axes[0]
+    axes = draw_scores.draw_learning(frames.scores).axes[0]
     after, before = axes.lines[0], axes.lines[1]
     assert np.asarray(after.get_ydata()) == pytest.approx([70, 80])
     assert np.asarray(before.get_ydata()) == pytest.approx([50, 20])
@@ -74,7 +73,7 @@ def test_learning_is_the_diagonal(frames: Frames):
 
 
 def test_entropy_names_the_stages_and_divides_them(frames: Frames):
-    axes = figures.entropy_curves(frames.steps).axes[0]
+    axes = draw_training.draw_entropy(frames.steps).axes[0]
     assert [text.get_text() for text in axes.texts] == ["1: arithmetic", "2: weather"]
     assert "nats" in axes.get_ylabel()
     assert "step" in axes.get_xlabel()
@@ -91,7 +90,7 @@ def test_smoothing_stays_within_a_stage(frames: Frames):
 def test_without_any_entropy_the_figure_is_refused(tmp_path: Path):
     write_run(tmp_path, "none")
     with pytest.raises(RunError, match="No training step has an entropy yet"):
-        figures.entropy_curves(load([tmp_path]).steps)
+        draw_training.draw_entropy(load([tmp_path]).steps)
 
 
 def test_an_adapter_keeps_its_colour_whatever_else_is_drawn():
@@ -114,15 +113,15 @@ def test_orders_are_told_apart_and_stages_numbered(tmp_path: Path):
     write_run(tmp_path)
     write_run(tmp_path, order="reversed", stages=("tiny_weather", "tiny_arithmetic"))
     frames = load([tmp_path])
-    axes = figures.forgetting_curves(frames.scores).axes[0]
+    axes = draw_scores.draw_forgetting(frames.scores).axes[0]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["start", "1", "2"]
     assert len({line.get_linestyle() for line in axes.lines}) == 2
-    assert len(figures.entropy_curves(frames.steps).axes) == 2
+    assert len(draw_training.draw_entropy(frames.steps).axes) == 2
 
 
 def test_saved_figures_are_the_same_bytes_each_time(frames: Frames, tmp_path: Path):
     for name in ("a", "b"):
-        style.save(figures.learning_curves(frames.scores), tmp_path / name)
+        style.save(draw_scores.draw_learning(frames.scores), tmp_path / name)
     for suffix in (".png", ".svg"):
         assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
     assert b"<dc:date>" not in (tmp_path / "a.svg").read_bytes()
@@ -143,6 +142,6 @@ def test_short_names_drop_only_a_whole_shared_word(tasks: list[str], expected: l
 
 def test_a_single_task_still_has_a_visible_cell(tmp_path: Path):
     write_run(tmp_path, scores=[[0.2], [0.1]], stages=("gsm8k",), probes=())
-    mesh = figures.retention_heatmap(load([tmp_path]).scores).axes[0].collections[0]
+    mesh = draw_scores.draw_retention(load([tmp_path]).scores).axes[0].collections[0]
     corners = mesh.get_paths()[0].vertices
     assert np.ptp(np.asarray(corners), axis=0).tolist() == [1.0, 1.0]

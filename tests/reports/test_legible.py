@@ -13,12 +13,12 @@ from matplotlib.patches import Rectangle
 from reports.data.frames import load
 from reports.document.blocks import Picture
 from reports.figures import style
-from reports.figures.flips_figures import decomposition
+from reports.figures.draw_flips import draw_outcomes
 from reports.report.build import _flat
 from reports.report.report_data import ReportData
-from reports.report.sections import sections
-from reports.report.sections.made import configurations
-from reports.report.sections.training import tails_reading
+from reports.report.sections import make_sections
+from reports.report.sections.provenance_section import configurations
+from reports.report.sections.training_section import read_tails
 from tests.support.run_factory import TAUGHT, write_run
 
 QUANTILES = {"advantage_q01": -9.0, "advantage_q25": -0.1, "advantage_q75": 0.1, "advantage_q99": 0.6}
@@ -34,7 +34,7 @@ def report_data(tmp_path_factory: pytest.TempPathFactory) -> ReportData:
 
 
 def test_no_text_leaves_its_figure(report_data: ReportData):
-    blocks = [block for part in sections(report_data) for block in _flat(part.blocks)]
+    blocks = [block for part in make_sections(report_data) for block in _flat(part.blocks)]
     drawn = [block for block in blocks if isinstance(block, Picture) and block.name != "drift"]
     assert len(drawn) > 10
     for picture in drawn:
@@ -56,7 +56,7 @@ def test_ink_is_whichever_of_black_and_white_has_the_higher_contrast(colours: st
 
 
 def test_the_longest_bar_ends_short_of_the_frame(report_data: ReportData):
-    figure = decomposition(report_data.flip_shares)
+    figure = draw_outcomes(report_data.flip_shares)
     low, high = figure.axes[0].get_xlim()
     bars = [bar for bar in figure.axes[0].patches if isinstance(bar, Rectangle)]
     ends = [end for bar in bars for end in (bar.get_x(), bar.get_x() + bar.get_width())]
@@ -65,10 +65,10 @@ def test_the_longest_bar_ends_short_of_the_frame(report_data: ReportData):
 
 
 def test_the_tails_of_the_advantage_are_told_in_numbers(report_data: ReportData, tmp_path: Path):
-    (sentence,) = tails_reading(report_data)
+    (sentence,) = read_tails(report_data)
     assert "opd −9.00 and +0.60 nats, a ratio of 15.00; aopd −9.00 and +0.60 nats" in sentence
     write_run(tmp_path, "opd")  # a step log without the outer quantiles
-    assert tails_reading(ReportData(load([tmp_path]), ())) == []
+    assert read_tails(ReportData(load([tmp_path]), ())) == []
 
 
 def test_a_configuration_that_differs_by_adapter_and_seed_alone_is_shown_once(tmp_path: Path):

@@ -18,7 +18,7 @@ from reports.data.frames import Frames, load
 from reports.document.blocks import Block, Folded, Picture
 from reports.figures import style
 from reports.report.report_data import ReportData
-from reports.report.sections import sections
+from reports.report.sections import make_sections
 
 MANY = [*("none", "sft", "opd", "aopd", "gkd", "grpo", "eopd", "vopd", "mine"), *(f"opd_{n}" for n in range(21))]
 # Machado, Oliveira and Fernandes 2009: what deuteranopes and protanopes see, on linear RGB.
@@ -37,7 +37,7 @@ FEW = {"sft", "opd", "aopd", "gkd", "grpo"}
 def drawn(frames: Frames) -> dict[str, Figure]:
     """Draw every figure of a report as the page does."""
     with style.shared({label: run.adapter for run, label in frames.labelled}):
-        return {p.name: p.draw() for part in sections(ReportData(frames)) for p in pictures(part.blocks)}
+        return {p.name: p.draw() for part in make_sections(ReportData(frames)) for p in pictures(part.blocks)}
 
 
 def pictures(blocks: Iterable[Block]) -> Iterator[Picture]:

@@ -10,7 +10,8 @@ import pytest
 from harness.errors import RunError
 from reports.data.frames import Frames, load
 from reports.figures import style
-from reports.figures.pulls import agreement_curves, agreement_reading, pull_curves, pulls_reading
+from reports.figures.draw_pulls import draw_agreement, draw_pulls
+from reports.report.sections.pulls_section import read_agreement, read_pulls
 from tests.support.run_factory import TAUGHT, write_run
 
 
@@ -30,7 +31,7 @@ def levels(axes) -> dict[str, tuple[str, float]]:
 
 
 def test_up_is_solid_above_and_down_dashed_below(frames: Frames):
-    above, below = pull_curves(frames.steps).axes
+    above, below = draw_pulls(frames.steps).axes
     assert levels(above) == {
         n: ("-", pytest.approx(up)) for n, up in (("opd", 0.02), ("aopd", 0.02), ("opd_replay", 0.03))
     }
@@ -41,14 +42,14 @@ def test_up_is_solid_above_and_down_dashed_below(frames: Frames):
 
 
 def test_methods_of_one_colour_are_told_apart_by_their_marks(frames: Frames):
-    lines = {line.get_label(): line for line in pull_curves(frames.steps).axes[0].lines}
+    lines = {line.get_label(): line for line in draw_pulls(frames.steps).axes[0].lines}
     assert lines["opd"].get_color() == lines["opd_replay"].get_color() == style.KNOWN["opd"]
     assert lines["opd"].get_marker() != lines["opd_replay"].get_marker()
     assert lines["aopd"].get_marker() in (None, "None")
 
 
 def test_agreement_is_in_percent_and_names_each_method_s_k(frames: Frames):
-    above, below = agreement_curves(frames.steps).axes
+    above, below = draw_agreement(frames.steps).axes
     assert levels(above)["opd (K = 1)"] == ("-", pytest.approx(90))
     assert levels(above)["aopd (K = 32)"] == ("-", pytest.approx(50))
     masses = {(line.get_label(), line.get_linestyle()): np.asarray(line.get_ydata()).mean() for line in below.lines}
@@ -57,30 +58,30 @@ def test_agreement_is_in_percent_and_names_each_method_s_k(frames: Frames):
 
 
 def test_the_numbers_are_told_per_method_and_methods_without_any_left_out(frames: Frames):
-    told = pulls_reading(frames)
+    told = read_pulls(frames)
     assert told.startswith(
         "Mean over all steps: opd 0.0200 up and 0.0100 down, ratio 0.5000; aopd 0.0200 up and 0.0400 down"
     )
     assert "opd_replay 0.0300 up and 0.0100 down, ratio 0.3333." in told
     assert "sft" not in told
-    assert "aopd (K = 32) overlap 50.0 %" in agreement_reading(frames)
+    assert "aopd (K = 32) overlap 50.0 %" in read_agreement(frames)
 
 
 def test_starts_have_panels_of_their_own(tmp_path: Path):
     write_run(tmp_path, "opd", logged=TAUGHT)
     write_run(tmp_path, "opd", suite="tiny-strong", start="strong", logged=TAUGHT)
-    titles = [axes.get_title(loc="left") for axes in pull_curves(load([tmp_path]).steps).axes]
+    titles = [axes.get_title(loc="left") for axes in draw_pulls(load([tmp_path]).steps).axes]
     assert [title for title in titles if title] == ["tiny, default, weak", "tiny-strong, default, strong"]
 
 
 def test_a_method_that_never_pulls_up_has_no_ratio(tmp_path: Path):
     write_run(tmp_path, "opd", logged=TAUGHT | {"pull_up": 0.0})
-    assert pulls_reading(load([tmp_path])).endswith("0.0000 up and 0.0100 down, ratio –.")
+    assert read_pulls(load([tmp_path])).endswith("0.0000 up and 0.0100 down, ratio –.")
 
 
 def test_step_logs_without_pulls_are_refused(tmp_path: Path):
     write_run(tmp_path, "opd")
     steps = load([tmp_path]).steps
-    for draw in (pull_curves, agreement_curves):
+    for draw in (draw_pulls, draw_agreement):
         with pytest.raises(RunError, match="No training step has noted"):
             draw(steps)

@@ -11,9 +11,9 @@ from scipy import stats
 from harness.stats.continual import FIGURES
 from reports.data import tables
 from reports.data.frames import Frames, load
-from reports.document import grids as views
+from reports.document import grids
 from reports.report.report_data import ReportData
-from reports.report.sections import cost
+from reports.report.sections import cost_section
 from tests.support.run_factory import write_run
 
 OTHER = [[0.50, 0.10, 0.60], [0.60, 0.20, 0.50], [0.50, 0.70, 0.60]]
@@ -65,8 +65,14 @@ def test_the_figure_table_has_means_intervals_and_formulas(frames: Frames):
     assert table.loc["probe_change:tiny_long_sums", "formula"] == "R[T][p] − R[0][p]"
 
 
+@pytest.mark.pitfall(
+    "a figure named forgetting means nothing without its formula",
+    area="Grading",
+    guard="`reports/document/grids.py` prints formula and source next to every figure",
+    evidence="only the name is printed",
+)
 def test_definitions_of_forgetting_stand_side_by_side_with_formula_and_source(frames: Frames):
-    grid = views.figures_grid(frames.scores)
+    grid = grids.figures_grid(frames.scores)
     rows = [dict(zip(grid.header, row, strict=True)) for row in grid.rows if "orgetting" in str(row[0])]
     kinds = ("forgetting_chaudhry", "forgetting_from_start", "forgetting_avalanche", "probe_forgetting")
     expected = [(FIGURES[kind].formula, FIGURES[kind].source) for kind in kinds]
@@ -89,7 +95,7 @@ def test_csv_files_hold_the_results_files_numbers(frames: Frames, tmp_path: Path
 
 
 def test_outcomes_are_shares_of_the_pooled_items_at_both_ends(frames: Frames):
-    table = tables.outcomes(frames.scores)
+    table = tables.outcomes_table(frames.scores)
     row = table[(table["task"] == "tiny_arithmetic") & (table["when"] == "end")].iloc[0]
     # correct 3 and 5 of 10; wrong half of the rest, 3 and 2; truncated 4 and 3
     assert row[["correct", "wrong", "unparsed", "truncated"]].tolist() == pytest.approx([0.4, 0.25, 0.0, 0.35])
@@ -97,7 +103,7 @@ def test_outcomes_are_shares_of_the_pooled_items_at_both_ends(frames: Frames):
 
 
 def test_cost_is_the_mean_over_runs(frames: Frames):
-    row = tables.cost(frames).iloc[0]
+    row = tables.cost_table(frames).iloc[0]
     # 2 stages of 4 steps, 1000 tokens, 0.25 s of teacher and 1 s in all; 9 evaluations of 1.5 s
     assert row[["runs", "steps", "tokens", "seconds_teacher", "seconds_evaluate"]].tolist() == [2, 8, 8000, 2.0, 13.5]
     assert row[["seconds_models", "seconds_total"]].tolist() == [5.0, 40.0]
@@ -113,9 +119,9 @@ def test_peak_memory_is_the_highest_of_all_sessions_and_runs(tmp_path: Path):
     resumed = {"peak_memory": {"of": "process", "train": 5 * 2**30}}
     run.write_text(json.dumps({**found, "sessions": [*found["sessions"], resumed]}))
     frames = load([tmp_path])
-    peaks = tables.cost(frames).set_index("label")[["memory_train", "memory_evaluate"]]
+    peaks = tables.cost_table(frames).set_index("label")[["memory_train", "memory_evaluate"]]
     assert (peaks / 2**30).T.to_dict("list") == {"opd": [5.0, 1.5], "aopd": [1.0, 1.5]}
-    grid = views.cost_grid(frames)
+    grid = grids.cost_grid(frames)
     assert [row[4:6] for row in grid.rows] == [["5.00", "1.50"], ["1.00", "1.50"]]
     assert list(grid.header[4:6]) == ["peak GiB, training", "peak GiB, evaluation"]
 
@@ -124,8 +130,8 @@ def test_runs_that_noted_no_memory_have_a_dash_and_the_section_says_so(tmp_path:
     path = write_run(tmp_path, "opd") / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "sessions": []}))
     report_data = ReportData(load([tmp_path]), ())
-    assert views.cost_grid(report_data.frames).rows[0][4:6] == ["–", "–"]
-    assert "not recorded by every run" in str(cost.section(report_data).blocks[-1])
+    assert grids.cost_grid(report_data.frames).rows[0][4:6] == ["–", "–"]
+    assert "not recorded by every run" in str(cost_section.make_section(report_data).blocks[-1])
 
 
 def test_intransigence_is_measured_against_the_joint_run_of_the_same_seed(tmp_path: Path):
@@ -142,4 +148,4 @@ def test_an_unfinished_run_has_no_end_figures_and_no_end_outcomes(tmp_path: Path
     write_run(tmp_path, evaluated=5)
     scores = load([tmp_path]).scores
     assert tables.figures_by_seed(scores).set_index("figure")["value"].isna().loc["average_accuracy"]
-    assert set(tables.outcomes(scores)["when"]) == {"start"}
+    assert set(tables.outcomes_table(scores)["when"]) == {"start"}

@@ -53,6 +53,18 @@ def matrix(rows=ROWS, trained=("a", "b", "c"), probes=("p",), joint=(0.5, 1.0, 0
     return ScoreMatrix(np.array(rows), trained, probes, joint=None if joint is None else np.array(joint))
 
 
+@pytest.mark.pitfall(
+    "forgetting has several definitions under one name",
+    area="Grading",
+    guard="`harness/stats/continual.py` has each definition under its own name with its source",
+    evidence="Avalanche's definition is computed as Chaudhry's",
+)
+@pytest.mark.pitfall(
+    "Chaudhry's maximum begins at a task's own stage, other papers' maximum at the start",
+    area="Grading",
+    guard="`harness/stats/continual.py` keeps the two apart",
+    evidence="the maximum is taken from the start",
+)
 @pytest.mark.parametrize("name", GOLDEN)
 def test_a_figure_equals_the_hand_computation(name: str):
     assert metrics.compute_figures(matrix())[name] == pytest.approx(GOLDEN[name])

@@ -14,6 +14,12 @@ NO_ANSWER = Grade(strict=False, flexible=False, parsed=False, timed_out=False)
 TOO_LONG = Grade(strict=False, flexible=False, parsed=True, timed_out=True)
 
 
+@pytest.mark.pitfall(
+    "an answer may contain several boxes",
+    area="Grading",
+    guard="`tasks/math/boxed.py` takes the last one",
+    evidence="the first one is taken",
+)
 @pytest.mark.parametrize(
     ("text", "content"),
     [
@@ -177,11 +183,35 @@ ENDLESS = [
 ]
 
 
+@pytest.mark.pitfall(
+    "a percentage equals its number, its fraction, or neither, depending on how it is written",
+    area="Grading",
+    guard=(
+        "`tests/tasks/test_boxed.py` lists every verdict in a table, and `tasks/math/boxed.py` keeps the text of the "
+        "box whole"
+    ),
+    evidence="the percent sign is dropped before the verdict",
+)
 @pytest.mark.parametrize(("gold", "answer"), EQUAL)
 def test_equal_answers(gold: str, answer: str):
     assert grade(rf"It is $\boxed{{{answer}}}$.", gold) == RIGHT
 
 
+@pytest.mark.pitfall(
+    "math-verify's verdict depends on which of the two texts is called the reference",
+    area="Grading",
+    guard="`tasks/math/verdict_worker.py` passes the reference first",
+    evidence="the answer is passed first",
+)
+@pytest.mark.pitfall(
+    "by default, math-verify picks a number out of words, units and currency signs",
+    area="Grading",
+    guard=(
+        "`tasks/math/verdict_worker.py` lets it read only the content of the box; a table lists the verdicts that "
+        "may surprise"
+    ),
+    evidence="math-verify reads its own way",
+)
 @pytest.mark.parametrize(("gold", "answer"), DIFFERENT)
 def test_different_answers(gold: str, answer: str):
     assert grade(rf"It is $\boxed{{{answer}}}$.", gold) == WRONG

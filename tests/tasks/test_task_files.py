@@ -59,6 +59,12 @@ def test_every_file_states_its_settings(path: Path):
     json.dumps(config["metadata"])
 
 
+@pytest.mark.pitfall(
+    "lm-eval calls a function that loads records with all of the metadata and with config_source as keyword arguments",
+    area="lm-eval",
+    guard="the shipped loaders take `**_`, for example `tasks/tools/requests.py`",
+    evidence="a loader lacks `**_`",
+)
 @pytest.mark.parametrize("name", TINY)
 def test_generated_tasks_load_and_render(name: str):
     task = tiny_task(name)

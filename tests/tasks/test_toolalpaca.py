@@ -93,6 +93,12 @@ def files(tmp_path: Path) -> dict[str, str]:
     return written
 
 
+@pytest.mark.pitfall(
+    "ToolAlpaca's golden inputs are not JSON where a value comes from an earlier call",
+    area="ToolAlpaca",
+    guard="`tasks/tools/toolalpaca_records.py` reads them by a declared rule",
+    evidence="only JSON is read",
+)
 def test_simulated_records_are_read_and_the_uncovered_left_out(files: dict[str, str]):
     records = read_records(files["simulated"])
     assert records.form == "simulated"
@@ -121,12 +127,24 @@ def test_a_declared_default_may_be_omitted_and_a_placeholder_filled(files: dict[
     assert process_results(second, [filled]) == PERFECT
 
 
+@pytest.mark.pitfall(
+    "lm-eval passes no tools to a chat template",
+    area="lm-eval",
+    guard="`tasks/tools/toolalpaca_records.py` writes tools and schemas into the text of the prompt",
+    evidence="the prompt lacks the tools",
+)
 def test_the_prompt_shows_tools_request_and_format(files: dict[str, str]):
     prompt = read_records(files["simulated"]).docs[0]["prompt"]
     for part in ("getDetails:", API["NLDocumentation"], "Request: Find Rex.", "Action Input:", "${VALUE from TOOL}"):
         assert part in prompt
 
 
+@pytest.mark.pitfall(
+    "ToolAlpaca's training records have a different schema, with calls inside intermediate_steps",
+    area="ToolAlpaca",
+    guard="`tasks/tools/toolalpaca_records.py` has a loader for it",
+    evidence="a step is read without its nested observation",
+)
 def test_training_apis_are_read_and_instances_without_a_usable_call_left_out(files: dict[str, str]):
     records = read_records(files["training"])
     assert records.form == "apis"
@@ -137,6 +155,12 @@ def test_training_apis_are_read_and_instances_without_a_usable_call_left_out(fil
     assert [item.reason for item in records.left_out] == ["no tool call", "input is no JSON object: not JSON"]
 
 
+@pytest.mark.pitfall(
+    "the files that the code of AOPD and SDFT reads have a third schema",
+    area="ToolAlpaca",
+    guard="`tasks/tools/toolalpaca_records.py` has a loader for it and keeps its prompts",
+    evidence="the loader does not know this schema",
+)
 def test_rows_keep_their_prompt(files: dict[str, str], tmp_path: Path):
     lines = tmp_path / "rows.jsonl"
     lines.write_text("\n".join(json.dumps(row) for row in ROWS))
@@ -146,6 +170,12 @@ def test_rows_keep_their_prompt(files: dict[str, str], tmp_path: Path):
         assert process_results(records.docs[0], [records.docs[0]["target"]]) == PERFECT
 
 
+@pytest.mark.pitfall(
+    "a placeholder may name a call that was never made, and accepting it would be a guess",
+    area="ToolAlpaca",
+    guard="`tasks/tools/toolalpaca_records.py` leaves the item out",
+    evidence="any source is accepted",
+)
 @pytest.mark.parametrize(
     ("golden", "reason"),
     [
@@ -223,6 +253,12 @@ def test_missing_or_unfitting_data_is_refused(files: dict[str, str]):
         toolalpaca.splits(data={"toolalpaca_eval": files["rows"]}, categories=["Animals"])
 
 
+@pytest.mark.pitfall(
+    "leaving items out silently makes a different benchmark",
+    area="ToolAlpaca",
+    guard="`tasks/tools/toolalpaca.py` logs how many of how many items it leaves out",
+    evidence="nothing is logged",
+)
 def test_what_is_left_out_is_counted_in_the_log(files: dict[str, str], caplog: pytest.LogCaptureFixture):
     toolalpaca.splits(data={"toolalpaca_eval": files["simulated"]})
     assert "left out 2 of 4 items" in caplog.text

@@ -35,6 +35,12 @@ def test_bare_json_is_read_with_text_around_it():
     assert parse_calls(text) == [Call("weather", {"city": "Oslo"})]
 
 
+@pytest.mark.pitfall(
+    "a regular expression ends a call at its first closing brace, so a perfect nested call scores 0",
+    area="Grading",
+    guard="`tasks/tools/toolcalls.py` reads JSON with a scanner",
+    evidence="a regular expression reads up to the first closing brace",
+)
 def test_nested_arguments_survive():
     assert parse_calls(json.dumps({"name": "search", "arguments": NESTED})) == [Call("search", NESTED)]
 
@@ -45,6 +51,18 @@ def test_braces_and_quotes_in_strings_survive():
     assert parse_calls(f"Action: echo\nAction Input: {json.dumps(arguments)}") == [Call("echo", arguments)]
 
 
+@pytest.mark.pitfall(
+    "an answer in a different format than the prompt asks for is not read",
+    area="ToolAlpaca",
+    guard="`tasks/tools/toolcalls.py` reads the Action and Action Input lines that the prompt shows",
+    evidence="only bare JSON is read",
+)
+@pytest.mark.pitfall(
+    "the name of a tool may contain hyphens",
+    area="Grading",
+    guard="`tasks/tools/toolcalls.py` takes the whole rest of the line",
+    evidence="only word characters are read",
+)
 def test_several_calls_in_both_forms():
     calls = [Call("get-item", {"id": 1}), Call("put_item", {"id": 2, "tags": {"x": {}}})]
     as_json = "\n".join(json.dumps({"name": call.name, "arguments": call.arguments}) for call in calls)
@@ -71,6 +89,12 @@ def test_json_that_is_no_call_is_passed_over():
     assert parse_calls("no call at all") == []
 
 
+@pytest.mark.pitfall(
+    "1 and 1.0 are the same number, and true is not 1",
+    area="Grading",
+    guard="`tasks/tools/toolcalls.py` compares numbers by value, and booleans separately",
+    evidence="values are compared as JSON text",
+)
 def test_strict_compares_values_not_types_of_numbers():
     assert one({"n": 1}, {"n": 1.0}) == 1
     assert one({"n": 1}, {"n": True}) == 0
@@ -81,6 +105,18 @@ def test_strict_compares_values_not_types_of_numbers():
     assert one({"n": {"a": 1, "b": [True]}}, {"n": {"b": [True], "a": 1.0}}) == 1
 
 
+@pytest.mark.pitfall(
+    "a grader that looks only at the first call gives full marks for half an answer",
+    area="Grading",
+    guard="in `tasks/tools/toolcalls.py`, `strict` requires every call, in order",
+    evidence="`strict` compares only as many calls as the answer has",
+)
+@pytest.mark.pitfall(
+    "the order of a call's arguments has no meaning",
+    area="Grading",
+    guard="`tasks/tools/toolcalls.py` compares arguments by name",
+    evidence="names must have the order of the reference",
+)
 def test_strict_ignores_the_order_of_arguments_but_not_of_calls():
     references = [Reference("a", {"x": 1, "y": 2}), Reference("b", {})]
     assert strict([Call("a", {"y": 2, "x": 1}), Call("b", {})], references) == 1
@@ -96,6 +132,12 @@ def test_strict_wants_exact_names_and_keys():
     assert one({"a": "x"}, {"a": "X"}) == 0
 
 
+@pytest.mark.pitfall(
+    "an argument that is left out and one that states its default mean the same",
+    area="Grading",
+    guard="`tasks/tools/toolcalls.py` treats declared defaults as not given",
+    evidence="defaults are ignored",
+)
 def test_empty_and_default_values_count_as_not_given_on_both_sides():
     assert one({"a": 1, "b": "", "c": None}, {"a": 1}) == 1
     assert one({"a": 1}, {"a": 1, "b": "", "c": None}) == 1
@@ -106,6 +148,12 @@ def test_empty_and_default_values_count_as_not_given_on_both_sides():
     assert one({"flag": False, "n": 0, "l": []}, {}) == 0
 
 
+@pytest.mark.pitfall(
+    "the record does not contain a value that comes from an earlier call, so a right answer never equals it",
+    area="ToolAlpaca",
+    guard="`tasks/tools/toolcalls.py` accepts any value that the answer gives for it",
+    evidence="it is compared like any other value",
+)
 def test_a_placeholder_accepts_any_given_value():
     free = {"placeholders": frozenset({"id"})}
     assert one({"id": "${id from find}", "b": 1}, {"id": 77, "b": 1}, **free) == 1
@@ -115,6 +163,12 @@ def test_a_placeholder_accepts_any_given_value():
     assert one({"id": "${id from find}", "b": 1}, {"id": 77, "b": 2}, **free) == 0
 
 
+@pytest.mark.pitfall(
+    "the score used with SDFT takes names as a multiset and merges arguments, which strict does not",
+    area="Grading",
+    guard="`tasks/tools/toolcalls.py` has it as a separate grader",
+    evidence="sdft requires the names in order",
+)
 def test_sdft_takes_names_as_a_multiset_and_merges_arguments():
     references = [Reference("a", {"x": 1}), Reference("b", {"y": 2}), Reference("a", {"x": 1})]
     calls = [Call("b", {"x": 1}), Call("a", {"y": 2}), Call("a", {})]
@@ -130,6 +184,12 @@ def test_sdft_merges_placeholders_with_the_last_call_deciding():
     assert sdft([Call("a", {"x": 5}), Call("a", {"x": 6})], [free, fixed]) == 0
 
 
+@pytest.mark.pitfall(
+    "papers grade the same calls differently, so one score cannot be compared with theirs",
+    area="Grading",
+    guard="`tasks/tools/toolcalls.py` gives the grades strict, sdft and aopd for every answer",
+    evidence="aopd grades as strict does",
+)
 def test_aopd_looks_at_the_first_call_only_and_ignores_case():
     references = [Reference("getItem", {"Query": "Oslo", "n": 1}), Reference("other", {})]
     assert aopd([Call("GETITEM", {"query": "OSLO", "n": 1.0})], references) == 1
@@ -152,6 +212,12 @@ def test_references_survive_their_text_form_and_score_one():
     assert process_results(doc, ["nothing"]) == {"strict": 0.0, "sdft": 0.0, "aopd": 0.0, "parsed": 0.0}
 
 
+@pytest.mark.pitfall(
+    "a grader gets a text or, with repeats and take_first_k, a list of texts",
+    area="lm-eval",
+    guard="`tasks/answers.py` takes the one text out of both shapes and refuses several",
+    evidence="the first entry is taken as it is",
+)
 def test_one_nested_sample_is_graded_and_several_are_refused():
     doc = {"calls": dump_references([Reference("a", {})])}
     answer = '{"name":"a","arguments":{}}'

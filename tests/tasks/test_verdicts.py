@@ -60,6 +60,12 @@ def test_one_worker_lives_through_many_questions():
     assert worker().pid == before
 
 
+@pytest.mark.pitfall(
+    "math-verify never finishes on some answers",
+    area="Grading",
+    guard="the kernel's timer ends `tasks/math/verdict_worker.py`",
+    evidence="there is no timer",
+)
 def test_what_takes_too_long_is_ended_and_the_next_question_is_answered():
     before = worker()
     started = time.monotonic()
@@ -106,6 +112,12 @@ def test_an_interrupted_question_leaves_no_verdict_for_the_next_one():
     assert same("1", "2") is False
 
 
+@pytest.mark.pitfall(
+    "math-verify's own time limit is signal.alarm, which raises on every thread except the main one",
+    area="Grading",
+    guard="`tasks/math/verdicts.py` runs it in a separate process",
+    evidence="math-verify is called directly, as its documentation does",
+)
 def test_threads_get_their_own_verdicts():
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(verdicts_of, [[number] for number in range(40)]))

@@ -1,46 +1,53 @@
-"""The page's sections, in the order in which a reader meets them: the answer first, then where it comes from, then how."""
+"""The page's sections, in the order in which a reader meets them: the answer first, then where it comes from, then how.
+
+To add a section, write a module `<anchor>_section.py` whose `make_section` returns a `Section` (or None where there is
+nothing to show), and add it to `MAKERS`: `docs/add-a-section.md` does it step by step.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from reports.document.blocks import Section
 from reports.report.report_data import ReportData
 from reports.report.sections import (
-    answers,
-    claims,
-    cost,
-    drift,
-    formulas,
-    frontier,
-    losses,
-    made,
-    profiles,
-    retention,
-    tasks,
-    training,
+    claims_section,
+    cost_section,
+    drift_section,
+    figures_section,
+    flips_section,
+    frontier_section,
+    outcomes_section,
+    profiles_section,
+    provenance_section,
+    pulls_section,
+    retention_section,
+    tasks_section,
+    training_section,
 )
 
-MAKERS = (
-    frontier.section,
-    claims.section,
-    retention.section,
-    retention.learning,
-    retention.forgetting,
-    answers.flips,
-    losses.section,
-    training.entropy,
-    drift.section,
-    training.routing,
-    training.pulls,
-    training.agreement,
-    training.warnings,
-    profiles.section,
-    tasks.section,
-    cost.section,
-    formulas.section,
-    made.section,
+MAKERS: tuple[Callable[[ReportData], Section | None], ...] = (
+    frontier_section.make_section,
+    claims_section.make_section,
+    retention_section.make_section,
+    retention_section.make_learning,
+    retention_section.make_forgetting,
+    tasks_section.make_section,
+    flips_section.make_section,
+    outcomes_section.make_section,
+    training_section.make_warnings,
+    training_section.make_entropy,
+    drift_section.make_section,
+    training_section.make_routing,
+    pulls_section.make_pulls,
+    pulls_section.make_agreement,
+    profiles_section.make_section,
+    cost_section.make_section,
+    figures_section.make_section,
+    provenance_section.make_section,
 )
 
 
-def sections(report_data: ReportData) -> list[Section]:
-    """Return the sections that a set of runs has something to say for."""
+def make_sections(report_data: ReportData) -> list[Section]:
+    """Return the sections that a set of runs has something to show in."""
     return [section for make in MAKERS if (section := make(report_data)) is not None]

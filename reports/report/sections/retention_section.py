@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from reports.document import grids as views
+from reports.document import grids
 from reports.document.blocks import Folded, Picture, Section, Text
-from reports.figures import scores as figures
+from reports.figures.draw_scores import draw_forgetting, draw_learning, draw_retention
 from reports.report.report_data import ReportData
 
 MATRIX = (
@@ -25,23 +25,23 @@ TABLES = (
 )
 
 
-def section(report_data: ReportData) -> Section:
+def make_section(report_data: ReportData) -> Section:
     """Return the matrix as a figure and as tables."""
     scores = report_data.frames.scores
     picture = Picture(
         "retention",
         "Retention: what each stage did to every task",
         MATRIX,
-        lambda: figures.retention_heatmap(scores),
+        lambda: draw_retention(scores),
         "Matrix of scores by stage and task, one per method; the tables below hold its numbers.",
     )
     tables = Folded(
-        "The same as tables, with 95 % t intervals over seeds", [*views.retention_grids(scores), Text(TABLES, "note")]
+        "The same as tables, with 95 % t intervals over seeds", [*grids.retention_grids(scores), Text(TABLES, "note")]
     )
     return Section("retention", "Retention", picture.title, [picture, tables])
 
 
-def learning(report_data: ReportData) -> Section:
+def make_learning(report_data: ReportData) -> Section:
     """Return each task's score before and after its own stage."""
     title = "Learning: each task at its own stage"
     scores = report_data.frames.scores
@@ -50,11 +50,11 @@ def learning(report_data: ReportData) -> Section:
         "learning",
         "Learning",
         title,
-        [Picture("learning", title, DIAGONAL, lambda: figures.learning_curves(scores), alt)],
+        [Picture("learning", title, DIAGONAL, lambda: draw_learning(scores), alt)],
     )
 
 
-def forgetting(report_data: ReportData) -> Section:
+def make_forgetting(report_data: ReportData) -> Section:
     """Return each task's score through the stages."""
     title = "Forgetting: each task through the stages"
     scores = report_data.frames.scores
@@ -63,5 +63,5 @@ def forgetting(report_data: ReportData) -> Section:
         "forgetting",
         "Forgetting",
         title,
-        [Picture("forgetting", title, COLUMNS, lambda: figures.forgetting_curves(scores), alt)],
+        [Picture("forgetting", title, COLUMNS, lambda: draw_forgetting(scores), alt)],
     )

@@ -1,23 +1,21 @@
-"""Learning against forgetting, a mark per method with its intervals, and forgetting against how far the student moved."""
+"""Draw learning against forgetting: a named mark per method, with its intervals."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from harness.errors import RunError
 from reports.figures import style
-from reports.figures.curves import legend_above, looks_of
+from reports.figures.curves import looks_of
 from reports.figures.label_placement import Name, write_names
-from reports.figures.many_methods import drift_panels
 
 
 @style.styled()
-def frontier(points: pd.DataFrame, by_seed: pd.DataFrame) -> Figure:
+def draw_frontier(points: pd.DataFrame, by_seed: pd.DataFrame) -> Figure:
     """Return learning accuracy (%) against Chaudhry's forgetting (points): a named mark per label.
 
     `points` is `tables.frontier`'s; `by_seed` has the columns label, learned, forgot, one row per run, drawn small. Bars are
@@ -62,38 +60,3 @@ def _limits(values: pd.Series) -> tuple[float, float]:
     low, high = float(values.min()), float(values.max())
     room = max(5.0, 0.25 * (high - low))
     return low - room, high + room
-
-
-@style.styled()
-def drift_scatter(rows: pd.DataFrame) -> Figure:
-    """Return forgetting (points) against the KL from the start (nats per token): a mark per run, stage and task.
-
-    More labels than colours get a panel each.
-
-    `rows` has the columns label, adapter, kl_to_start and forgot. Raises RunError where none has both.
-    """
-    rows = rows.dropna(subset=["kl_to_start", "forgot"])
-    if rows.empty:
-        raise RunError("No evaluated stage has noted its KL to the start.")
-    looks = looks_of(rows)
-    if len(looks) > style.MANY:
-        return drift_panels(rows)
-    figure = Figure(figsize=(9, 4.6), layout="constrained")
-    axes = figure.subplots()
-    for label, cells in rows.groupby("label", sort=False):
-        look = looks[str(label)] | {"linestyle": "", "markersize": 5, "alpha": 0.7}
-        axes.plot(cells["kl_to_start"], 100 * cells["forgot"], **look)
-    axes.set(xlabel="KL(start ‖ now), nats per token", ylabel="below the best so far (points)")
-    axes.grid(visible=True, axis="both")
-    legend_above(
-        figure, {name: {**look, "linestyle": ""} for name, look in looks.items()}, "KL to the start against forgetting"
-    )
-    return figure
-
-
-def rank_correlation(rows: pd.DataFrame) -> float:
-    """Return Spearman's rank correlation of KL and forgetting; nan for fewer than three rows or where one is constant."""
-    known = rows[["kl_to_start", "forgot"]].dropna().rank()
-    if len(known) < 3 or (known.nunique() < 2).any():
-        return float("nan")
-    return float(np.corrcoef(known.to_numpy().T)[0, 1])

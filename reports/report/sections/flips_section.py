@@ -6,8 +6,8 @@ import pandas as pd
 
 from reports.data.flips import STAGE
 from reports.document.blocks import Folded, Grid, Picture, Section, Text
-from reports.document.sentences import percent
-from reports.figures.flips_figures import flips_by_stage
+from reports.document.sentences import format_percent
+from reports.figures.draw_flips import draw_flips
 from reports.report.report_data import ReportData
 
 CAPTION = (
@@ -20,13 +20,13 @@ SOURCE = (
 )
 
 
-def flips(report_data: ReportData) -> Section:
+def make_section(report_data: ReportData) -> Section:
     """Return the section."""
     title = "Flips: items lost and gained over each stage"
     scores, shares = report_data.frames.scores, report_data.flip_shares
     own = scores.loc[scores["own"], ["label", "task", "stage"]].drop_duplicates()
     alt = "Share of items lost and gained by stage and task, one panel per method; the tables below hold its numbers."
-    picture = Picture("flips", title, CAPTION, lambda: flips_by_stage(shares, own), alt)
+    picture = Picture("flips", title, CAPTION, lambda: draw_flips(shares, own), alt)
     tables = [Folded("The same as tables", [*flip_grids(shares), Text(SOURCE, "note")])] if len(shares) else []
     return Section("flips", "Flips", title, [picture, *tables])
 
@@ -44,4 +44,4 @@ def flip_grids(shares: pd.DataFrame) -> list[Grid]:
 
 
 def _change(lost: float, gained: float) -> str:
-    return f"−{percent(lost)} +{percent(gained)}"
+    return f"−{format_percent(lost)} +{format_percent(gained)}"

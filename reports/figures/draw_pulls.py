@@ -1,11 +1,10 @@
-"""How the losses pulled at the student, and how far it agreed with its teacher: two figures over training, and their means.
+"""Draw over training how the losses pulled at the student, and how far it agreed with its teacher.
 
-Methods without a teacher's scores log neither, nor do step logs of earlier versions: they are left out.
+Methods without a teacher's scores log neither: they are left out.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,21 +13,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from harness.errors import RunError
-from harness.stats.intervals import Interval, t_interval
-from reports.data.frames import Frames
-from reports.document.sentences import percent, with_interval
 from reports.figures import style
 from reports.figures.curves import SMOOTHING, Looks, legend_above, line_with_band, looks_of, mark_stages, smoothed
-from reports.figures.many_methods import many_curves
+from reports.figures.draw_training import draw_training_panels
 
 Lines = tuple[tuple[str, str, str], ...]
 UP, DOWN = ("pull_up", "-", "up"), ("pull_down", "--", "down")
 STUDENT, TEACHER = ("student_top_mass", "-", "student, below"), ("teacher_top_mass", "--", "teacher, below")
-RUN = ["label", "suite", "order", "start", "seed"]
 
 
 @style.styled()
-def pull_curves(steps: pd.DataFrame) -> Figure:
+def draw_pulls(steps: pd.DataFrame) -> Figure:
     """Return the mean pull up (solid) and down (dashed) over training, two panels per suite, order and start.
 
     The scales are the panels' own: the student is mostly below its teacher, so up is many times down.
@@ -37,7 +32,7 @@ def pull_curves(steps: pd.DataFrame) -> Figure:
     if steps["label"].nunique() > style.MANY:
         title = f"Pulls up (solid) and down (dashed), rolling mean of {SMOOTHING} steps within a stage"
         told = ("pull on the logit of the teacher's first choice", title)
-        return many_curves(steps, {UP[0]: "-", DOWN[0]: "--"}, told, symlog=1e-3)
+        return draw_training_panels(steps, {UP[0]: "-", DOWN[0]: "--"}, told, symlog=1e-3)
     looks, groups = _colours(steps), _groups(steps)
     figure = Figure(figsize=(11, 4.8 * len(groups) + 0.6), layout="constrained")
     for (above, below), (name, rows) in _panels(figure, groups):
@@ -52,13 +47,13 @@ def pull_curves(steps: pd.DataFrame) -> Figure:
 
 
 @style.styled()
-def agreement_curves(steps: pd.DataFrame) -> Figure:
+def draw_agreement(steps: pd.DataFrame) -> Figure:
     """Return overlap, and the mass that student (solid) and teacher (dashed) give the teacher's top K, over training."""
     steps = _known(steps, "overlap")
     if steps["label"].nunique() > style.MANY:
         title = f"Overlap (solid), mass of student (dashed) and teacher (dotted), rolling mean of {SMOOTHING} steps"
         dashes = {"overlap": "-", STUDENT[0]: "--", TEACHER[0]: ":"}
-        return many_curves(steps, dashes, ("on the teacher's top K (%)", title), 100)
+        return draw_training_panels(steps, dashes, ("on the teacher's top K (%)", title), 100)
     named = _with_k(steps)
     looks = {named[label]: look | {"label": named[label]} for label, look in _colours(steps).items()}
     steps = steps.assign(label=steps["label"].map(named))
@@ -73,39 +68,6 @@ def agreement_curves(steps: pd.DataFrame) -> Figure:
     title = f"Agreement with the teacher, rolling mean of {SMOOTHING} steps within a stage"
     legend_above(figure, _with_lines(looks, (STUDENT, TEACHER)), title)
     return figure
-
-
-def pulls_reading(frames: Frames) -> str:
-    """Return per label the mean pulls over all steps, and the ratio of down to up with its interval over seeds."""
-    told = []
-    for label, runs in _means(frames.steps, ["pull_up", "pull_down"]):
-        up, down = runs.mean()
-        told.append(f"{label} {number(up)} up and {number(down)} down, ratio {with_interval(down_to_up(runs), number)}")
-    return f"Mean over all steps: {'; '.join(told)}."
-
-
-def down_to_up(runs: pd.DataFrame) -> Interval:
-    """Return the mean over runs of the ratio of their pull down to their pull up, with its 95 % t interval."""
-    return t_interval(runs["pull_down"] / runs["pull_up"].where(runs["pull_up"] > 0))
-
-
-def number(value: float) -> str:
-    """Write a ratio, or a pull; a dash where there is none."""
-    return "–" if math.isnan(value) else f"{value:z.4f}".replace("-", "−")
-
-
-def agreement_reading(frames: Frames) -> str:
-    """Return per label overlap and masses over each run's last stage."""
-    steps = frames.steps
-    last = steps[steps["stage"] == steps.groupby(RUN)["stage"].transform("max")]
-    told = []
-    for label, runs in _means(last, ["overlap", "student_top_mass", "teacher_top_mass", "top_k"]):
-        overlap, student, teacher, k = runs.mean()
-        told.append(
-            f"{label} (K = {k:.0f}) overlap {percent(overlap)} %, mass {percent(student)} % of the student's and "
-            f"{percent(teacher)} % of the teacher's"
-        )
-    return f"Over the last stage: {'; '.join(told)}."
 
 
 def _known(steps: pd.DataFrame, field: str) -> pd.DataFrame:
@@ -163,10 +125,3 @@ def _panel(
 def _with_lines(looks: Looks, lines: Lines) -> Looks:
     """Add to a legend's entries what solid and dashed lines stand for."""
     return looks | {called: {"color": style.RULE, "linestyle": dashes, "label": called} for _, dashes, called in lines}
-
-
-def _means(steps: pd.DataFrame, fields: list[str]) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Yield each label with its runs' means of the fields, labels without any left out."""
-    runs = steps.dropna(subset=fields[0]).groupby(RUN, sort=False)[fields].mean()
-    for label, means in runs.groupby("label", sort=False):
-        yield str(label), means

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reports.document import grids as views
+from reports.document import grids
 from reports.document.blocks import Section, Text
 from reports.report.report_data import ReportData
 
@@ -14,11 +14,11 @@ NOTE = (
 )
 
 
-def section(report_data: ReportData) -> Section:
+def make_section(report_data: ReportData) -> Section:
     """Return the section."""
     return Section(
         "figures",
         "Formulas",
         "Figures and their formulas",
-        [Text(NOTE, "note"), views.figures_grid(report_data.frames.scores)],
+        [Text(NOTE, "note"), grids.figures_grid(report_data.frames.scores)],
     )

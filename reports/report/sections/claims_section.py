@@ -16,7 +16,7 @@ from reports.report.report_data import ReportData
 SHIPPED = {"aopd": {"opd", "aopd"}}
 
 
-def section(report_data: ReportData) -> Section | None:
+def make_section(report_data: ReportData) -> Section | None:
     """Return the section; None where no claims were named and no shipped file speaks of these runs' methods."""
     files = report_data.claims or shipped_for(report_data.frames)
     if not files:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pandas as pd
 
 from reports.data.flips import HOW_LOST, SINCE_OWN
-from reports.document import grids as views
+from reports.document import grids
 from reports.document.blocks import Folded, Grid, Picture, Section, Text
-from reports.document.sentences import percent, points
-from reports.figures.flips_figures import decomposition
+from reports.document.sentences import format_percent, format_points
+from reports.figures.draw_flips import draw_outcomes
 from reports.report.report_data import ReportData
 
 CAPTION = (
@@ -22,15 +22,15 @@ ENDS = (
 )
 
 
-def section(report_data: ReportData) -> Section:
+def make_section(report_data: ReportData) -> Section:
     """Return the section."""
     title = "What forgetting is made of"
     shares = report_data.flip_shares
     alt = "Bars of items lost by outcome and of items gained, by task and method; the table below holds its numbers."
-    picture = Picture("decomposition", title, CAPTION, lambda: decomposition(shares), alt)
+    picture = Picture("decomposition", title, CAPTION, lambda: draw_outcomes(shares), alt)
     grid = lost_grid(shares)
     ends = Folded(
-        "Outcomes from the start to the end", [Text(ENDS, "note"), views.outcomes_grid(report_data.frames.scores)]
+        "Outcomes from the start to the end", [Text(ENDS, "note"), grids.outcomes_grid(report_data.frames.scores)]
     )
     return Section(
         "outcomes", "Outcomes", title, [picture, *([Folded("The same as a table", [grid])] * bool(grid.rows)), ends]
@@ -43,10 +43,10 @@ def lost_grid(shares: pd.DataFrame) -> Grid:
         [
             str(row["label"]),
             str(row["task"]),
-            percent(row["lost"]),
-            *(percent(row[f"lost_{how}"]) for how in HOW_LOST),
-            percent(row["gained"]),
-            points(row["gained"] - row["lost"]),
+            format_percent(row["lost"]),
+            *(format_percent(row[f"lost_{how}"]) for how in HOW_LOST),
+            format_percent(row["gained"]),
+            format_points(row["gained"] - row["lost"]),
         ]
         for row in shares[shares["kind"] == SINCE_OWN].to_dict("records")
     ]

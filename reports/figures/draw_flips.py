@@ -19,7 +19,7 @@ COLUMNS = 3
 
 
 @style.styled()
-def flips_by_stage(shares: pd.DataFrame, own: pd.DataFrame) -> Figure:
+def draw_flips(shares: pd.DataFrame, own: pd.DataFrame) -> Figure:
     """Return one panel per label, a row per stage and a column per task: items lost and gained over that stage, in %.
 
     `shares` is `flips.shares`'s; `own` has label, task and stage of the cells to frame. Colour is the net change. Raises
@@ -67,7 +67,7 @@ def _flips_panel(axes: Axes, cells: pd.DataFrame, tasks: list[str], limit: float
 
 
 @style.styled()
-def decomposition(shares: pd.DataFrame) -> Figure:
+def draw_outcomes(shares: pd.DataFrame) -> Figure:
     """Return one panel per earlier task, a bar per label: items lost since its own stage by what they became, and gained.
 
     Lost to the left, in % of the task's items; gained to the right. Raises RunError where no task has a later stage.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from reports.data.frames import Frames
-from reports.data.tables import cost
-from reports.document import grids as views
+from reports.data.tables import cost_table
+from reports.document import grids
 from reports.document.blocks import Picture, Section, Text
-from reports.figures.training import cost_bars
+from reports.figures.draw_cost import draw_cost
 from reports.report.report_data import ReportData
 
 NOTE = (
@@ -24,13 +24,13 @@ MEMORY = {
 }
 
 
-def section(report_data: ReportData) -> Section:
+def make_section(report_data: ReportData) -> Section:
     """Return the section."""
-    frames, table = report_data.frames, cost(report_data.frames)
+    frames, table = report_data.frames, cost_table(report_data.frames)
     alt = "Seconds of one run by phase, a bar per method; the table below holds its numbers."
-    picture = Picture("cost", "Seconds of one run by phase", "Mean over runs.", lambda: cost_bars(table), alt)
+    picture = Picture("cost", "Seconds of one run by phase", "Mean over runs.", lambda: draw_cost(table), alt)
     notes = [Text(" ".join([NOTE, *_memory(frames)]), "note")]
-    return Section("cost", "Cost", "What it cost", [picture, views.cost_grid(frames), *notes])
+    return Section("cost", "Cost", "What it cost", [picture, grids.cost_grid(frames), *notes])
 
 
 def _memory(frames: Frames) -> list[str]:

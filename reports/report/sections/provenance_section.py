@@ -6,8 +6,7 @@ import json
 from typing import Any
 
 from reports.data.frames import Frames
-from reports.document import grids as views
-from reports.document import sentences as words
+from reports.document import grids, sentences
 from reports.document.blocks import Code, Folded, Section, Text
 from reports.report.report_data import ReportData
 
@@ -18,15 +17,15 @@ OVERLAP = (
 )
 
 
-def section(report_data: ReportData) -> Section:
+def make_section(report_data: ReportData) -> Section:
     """Return the section."""
     frames = report_data.frames
-    overlap = views.overlap_grid(frames)
+    overlap = grids.overlap_grid(frames)
     shared = [Folded(overlap.title, [Text(OVERLAP, "note"), overlap], opened=True)] if overlap.rows else []
-    grids = [views.runs_grid, views.weights_grid, views.packages_grid, views.hardware_grid]
-    folded = [Folded(grid.title, [grid]) for grid in (make(frames) for make in grids)]
+    made = [grids.runs_grid, grids.weights_grid, grids.packages_grid, grids.hardware_grid]
+    folded = [Folded(grid.title, [grid]) for grid in (make(frames) for make in made)]
     configs = [Folded(title, [Code(text)]) for title, text in configurations(frames).items()]
-    told = Text(" ".join(words.overlap(frames)), "note")
+    told = Text(" ".join(sentences.describe_overlap(frames)), "note")
     return Section("provenance", "How this was made", "How this was made", [told, *shared, *folded, *configs])
 
 

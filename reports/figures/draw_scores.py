@@ -1,7 +1,7 @@
-"""The figures: each function takes a tidy frame and returns a labelled matplotlib Figure, or raises RunError.
+"""Draw scores: the retention matrix, each task through the stages (forgetting), and each task at its own stage (learning).
 
 Bands and ranges run from the lowest to the highest seed: with two or three seeds they show all there is. Intervals
-are in the tables.
+are in the tables. More labels than colours get a row each, so that no legend is needed.
 """
 
 from __future__ import annotations
@@ -16,32 +16,28 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from harness.errors import RunError
-from reports.data.tables import retention
+from reports.data.tables import retention_table
 from reports.figures import style
 from reports.figures.curves import (
-    SMOOTHING,
     Looks,
     legend_above,
     line_with_band,
     looks_of,
-    mark_stages,
     outer_labels,
     panels,
-    smoothed,
 )
-from reports.figures.many_methods import learning_rows, many_curves, task_strips
 
 NARROWEST = 7.6  # inches: the titles fit
 SIDES = 2.5  # inches beside the matrices: names of stages, and the scale
 
 
 @style.styled()
-def retention_heatmap(scores: pd.DataFrame) -> Figure:
+def draw_retention(scores: pd.DataFrame) -> Figure:
     """Return one stage-by-task panel per label; cells hold the mean score in % and, with seeds, their range.
 
     The cell of the task that a stage trains is framed; probes stand to the right of a line.
     """
-    table = retention(scores)
+    table = retention_table(scores)
     labels, widest = list(table["label"].unique()), _most_tasks(table)
     columns = min(len(labels), max(1, int((14 - SIDES) / (0.7 * widest + 0.3))))
     rows = -(-len(labels) // columns)
@@ -106,14 +102,19 @@ def _annotate(axes: Axes, column: int, cell: Mapping[Hashable, Any]) -> None:
         axes.add_patch(style.frame(column, row))
 
 
+def _with_seeds(cells: pd.DataFrame) -> str:
+    seeds = int(cells["seeds"].max())
+    return f"{cells['label'].iloc[0]} ({seeds} seed{'s' * (seeds != 1)})"
+
+
 @style.styled()
-def forgetting_curves(scores: pd.DataFrame) -> Figure:
+def draw_forgetting(scores: pd.DataFrame) -> Figure:
     """Return one panel per task: its score after each stage, a line per label, its own stage marked."""
-    table = retention(scores).dropna(subset="mean")
+    table = retention_table(scores).dropna(subset="mean")
     if table.empty:
         raise RunError("Nothing has been evaluated yet; expected results.json in a stage's eval folder.")
     if table["label"].nunique() > style.MANY:
-        return task_strips(table)
+        return draw_task_strips(table)
     tasks, names = list(table["task"].unique()), style.short_names(scores["task"])
     columns = min(3, len(tasks)) if len(tasks) != 4 else 2
     rows, looks = -(-len(tasks) // columns), looks_of(table)
@@ -152,11 +153,53 @@ def _name_stages(axes: Axes, scores: pd.DataFrame) -> None:
 
 
 @style.styled()
-def learning_curves(scores: pd.DataFrame) -> Figure:
+def draw_task_strips(table: pd.DataFrame) -> Figure:
+    """Return one panel per task, a row per label and a column per stage: the mean score in %, its own stage framed.
+
+    `table` is `tables.retention`'s.
+    """
+    labels, tasks = list(table["label"].unique()), list(table["task"].unique())
+    names, columns = style.short_names(tasks), 3
+    rows = -(-len(tasks) // columns)
+    figure = Figure(figsize=(12, rows * (0.24 * len(labels) + 1.0) + 0.4), layout="constrained")
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for axes, task in zip(grid.flat, tasks, strict=False):
+        _strip(axes, table[table["task"] == task], labels)
+        axes.set_title(names[task])
+        axes.set_xlabel("after stage")
+    for axes in grid.flat[len(tasks) :]:
+        axes.set_axis_off()
+    figure.suptitle("Score of each task over the stages (%); framed: its own stage", x=0.005, ha="left")
+    return figure
+
+
+def _strip(axes: Axes, cells: pd.DataFrame, labels: list[str]) -> None:
+    wide = 100 * cells.pivot(index="label", columns="stage", values="mean").reindex(labels)
+    values = wide.to_numpy(dtype=float)
+    edges = [np.arange(size + 1) - 0.5 for size in reversed(values.shape)]
+    axes.pcolormesh(*edges, np.ma.masked_invalid(values), cmap=style.HEAT, vmin=0, vmax=100)
+    for (row, column), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            axes.text(
+                column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=style.ink_on(value / 100)
+            )
+    for row, label in enumerate(labels):
+        own = cells.loc[(cells["label"] == label) & cells["own"], "stage"]
+        for stage in own:
+            axes.add_patch(style.frame(stage, row))
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_xticks(range(values.shape[1]), [str(stage) if stage else "start" for stage in wide.columns])
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+@style.styled()
+def draw_learning(scores: pd.DataFrame) -> Figure:
     """Return the diagonal: each trained task right before (hollow) and right after (filled) its own stage."""
-    table = retention(scores)
+    table = retention_table(scores)
     if table["label"].nunique() > style.MANY:
-        return learning_rows(table)
+        return draw_learning_rows(table)
     looks, tasks = looks_of(table), list(table.loc[table["role"] == "trained", "task"].unique())
     table = table.assign(place=table["task"].map({task: place for place, task in enumerate(tasks)}))
     figure = Figure(figsize=(max(NARROWEST, 1.6 * len(tasks) + 3.0), 3.8), layout="constrained")
@@ -183,44 +226,32 @@ def _learning_line(axes: Axes, cells: pd.DataFrame, look: dict[str, Any], shift:
 
 
 @style.styled()
-def entropy_curves(steps: pd.DataFrame) -> Figure:
-    """Return the student's entropy over training steps, as `training_curves` draws it."""
-    title = f"Entropy during training, rolling mean of {SMOOTHING} steps within a stage"
-    return training_curves(steps, "entropy", "entropy of the student\n(nats per answer token)", title)
+def draw_learning_rows(table: pd.DataFrame) -> Figure:
+    """Return one panel per trained task, a row per label: its score right before (hollow) and right after its own stage.
 
-
-@style.styled()
-def training_curves(steps: pd.DataFrame, field: str, unit: str, title: str, scale: float = 1) -> Figure:
-    """Return a field of the step log over training, one panel per suite and order, stages named and divided by lines.
-
-    Lines are means over seeds of a centred rolling mean of 5 steps that never reaches over a stage's boundary; bands run from
-    the lowest to the highest seed. More labels than colours get a panel each, see `many_curves`. Raises
-    RunError where no step has the field.
+    Thin lines run from the lowest to the highest seed.
     """
-    steps = steps.dropna(subset=field)
-    if steps.empty:
-        raise RunError(f"No training step has an {field} yet; expected `{field}` in a stage's train/steps.jsonl.")
-    looks = {label: {**look, "marker": None} for label, look in looks_of(steps).items()}
-    if len(looks) > style.MANY:
-        return many_curves(steps, {field: "-"}, (unit, title), scale)
-    orders = list(steps.groupby(["suite", "order"], sort=False))
-    figure = Figure(figsize=(11, 3.2 * len(orders) + 0.6), layout="constrained")
-    for axes, (order, rows) in zip(figure.subplots(len(orders), squeeze=False).flat, orders, strict=True):
-        _curves_panel(axes, rows, field, looks, scale)
-        axes.set(xlabel="training step, stages in order", ylabel=unit)
-        if len(orders) > 1:
-            axes.set_title(", ".join(map(str, order)), pad=18)
-    legend_above(figure, looks, title)
+    labels = list(table["label"].unique())
+    colour = style.colours(table["adapter"])
+    tasks = list(table.loc[table["role"] == "trained", "task"].unique())
+    names, columns = style.short_names(table["task"]), min(4, len(tasks))
+    rows = -(-len(tasks) // columns)
+    figure = Figure(figsize=(12, rows * (0.22 * len(labels) + 1.0) + 0.6), layout="constrained")
+    grid = figure.subplots(rows, columns, sharey=True, sharex=True, squeeze=False)
+    for axes, task in zip(grid.flat, tasks, strict=False):
+        cells = table[table["task"] == task]
+        for cell in cells[cells["own"]].to_dict("records"):
+            before = cells.loc[(cells["label"] == cell["label"]) & (cells["stage"] == cell["stage"] - 1), "mean"]
+            row, look = labels.index(str(cell["label"])), colour[str(cell["adapter"])]
+            axes.hlines(row, 100 * cell["smallest"], 100 * cell["largest"], color=look, linewidth=3, alpha=0.3)
+            axes.plot([100 * before.mean(), 100 * cell["mean"]], [row, row], color=look, linewidth=1)
+            axes.plot(100 * before, [row] * len(before), "o", mec=look, mfc="none")
+            axes.plot(100 * cell["mean"], row, "o", color=look)
+        axes.set(title=names[task], xlabel="score (%)", xlim=(-3, 103), ylim=(len(labels) - 0.5, -0.5))
+        axes.grid(visible=True, axis="both")
+    for axes in grid.flat[len(tasks) :]:
+        axes.set_axis_off()
+    grid[0, 0].set_yticks(range(len(labels)), labels)
+    title = "Learning: score right before (hollow) and right after (filled) the task's own stage"
+    figure.suptitle(title, x=0.005, ha="left")
     return figure
-
-
-def _curves_panel(axes: Axes, steps: pd.DataFrame, field: str, looks: Looks, scale: float) -> None:
-    for label, line in smoothed(steps, field).groupby("label", sort=False):
-        line_with_band(axes, line["global_step"], line, looks[str(label)], scale=scale)
-    axes.set_ylim(0, max(1.05 * axes.get_ylim()[1], 1e-6))
-    mark_stages(axes, steps)
-
-
-def _with_seeds(cells: pd.DataFrame) -> str:
-    seeds = int(cells["seeds"].max())
-    return f"{cells['label'].iloc[0]} ({seeds} seed{'s' * (seeds != 1)})"

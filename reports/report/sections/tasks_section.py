@@ -6,12 +6,12 @@ import pandas as pd
 
 from harness.stats.intervals import Interval
 from reports.document.blocks import Answers, Block, Folded, Grid, Heading, Link, Section, Text
-from reports.document.sentences import percent, with_interval
+from reports.document.sentences import format_interval, format_percent
 from reports.report.items import Item, TaskItems
 from reports.report.report_data import ReportData
 
 
-def section(report_data: ReportData) -> Section:
+def make_section(report_data: ReportData) -> Section:
     """Return the section."""
     shown = {items.task: items for items in report_data.items}
     blocks: list[Block] = []
@@ -36,7 +36,7 @@ def task_grid(retention: pd.DataFrame, task: str) -> Grid:
 
 
 def _cell(cell: dict) -> str:
-    return with_interval(Interval(*(cell[key] for key in Interval._fields)), percent) if cell["seeds"] else "–"
+    return format_interval(Interval(*(cell[key] for key in Interval._fields)), format_percent) if cell["seeds"] else "–"
 
 
 def _changes(items: TaskItems | None) -> list[Block]:

@@ -12,8 +12,8 @@ from reports.compare.matching import FIGURES, SINGLE
 from reports.compare.rows import MARGIN, MATCHED
 from reports.data.tables import figures_by_seed
 from reports.document.blocks import Grid, Picture, Section, Text
-from reports.document.sentences import percent, points, with_interval
-from reports.figures.frontier import frontier
+from reports.document.sentences import format_interval, format_percent, format_points
+from reports.figures.draw_frontier import draw_frontier
 from reports.report.report_data import ReportData
 
 CAPTION = (
@@ -27,7 +27,7 @@ JUDGED = (
 )
 
 
-def section(report_data: ReportData) -> Section:
+def make_section(report_data: ReportData) -> Section:
     """Return the section."""
     values = figures_by_seed(report_data.frames.scores)
     by_seed = values.pivot(index=IDENTITY, columns="figure", values="value")
@@ -37,7 +37,7 @@ def section(report_data: ReportData) -> Section:
         "frontier",
         "Learning against forgetting",
         CAPTION,
-        lambda: frontier(report_data.frontier, dots),
+        lambda: draw_frontier(report_data.frontier, dots),
         _alt(report_data),
     )
     pairs = matched_grid(report_data.matched)
@@ -79,12 +79,12 @@ def _unjudged(status: str) -> str:
 
 def _cell(row: dict[Any, Any], name: str, *, signed: bool = False) -> str:
     interval = Interval(row[name], row[f"{name}_low"], row[f"{name}_high"], int(row[f"{name}_seeds"]))
-    return with_interval(interval, points if signed else percent)
+    return format_interval(interval, format_points if signed else format_percent)
 
 
 def _alt(report_data: ReportData) -> str:
     told = [
-        f"{row['label']} learned {percent(row['learned'])} % and forgot {points(row['forgot'])} points"
+        f"{row['label']} learned {format_percent(row['learned'])} % and forgot {format_points(row['forgot'])} points"
         for row in report_data.frontier.to_dict("records")
     ]
     return f"Scatter of learning accuracy against forgetting: {'; '.join(told)}."

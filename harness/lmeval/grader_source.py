@@ -1,0 +1,55 @@
+"""What decides a grade, as digests: the grader's source, its settings, and the references that it compares with."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.config.base import digest
+from harness.lmeval.task import Task
+
+
+def grader_source(task: Task) -> str:
+    """Return a hash of what decides a grade apart from the references: the grader's package, filters and metrics."""
+    config = task.config
+    source = _package_source(config.process_results) if callable(config.process_results) else ""
+    parts = [source, *(str(_plain(listed)) for listed in (config.filter_list, config.metric_list)), task.metric]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def references(task: Task, docs: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a digest of what lm-eval's own grading compares answers with.
+
+    It is empty where the task has a `process_results`, which reads the documents themselves.
+    """
+    if callable(task.config.process_results):
+        return []
+    choices = [task.choices(doc) for doc in docs] if task.config.doc_to_choice is not None else []
+    return [digest([[task.reference(doc) for doc in docs], choices])]
+
+
+def _plain(value: Any) -> Any:
+    """Return a setting with every function by name and source: what Python prints of one is an address in memory."""
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if not callable(value):
+        return value
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    return [name, hashlib.sha256(_package_source(value).encode()).hexdigest()]
+
+
+def _package_source(function: Any) -> str:
+    """Return the source of all modules in a function's top package, since graders share helpers."""
+    module = str(function.__module__)
+    try:
+        file = Path(inspect.getfile(function))
+    except TypeError:  # builtins and plain values have no file
+        return module
+    depth = module.count(".") if not Path(module).is_absolute() else 0
+    folder = file.parents[depth - 1] if depth else file.parent
+    return "\0".join(path.read_text(encoding="utf-8") for path in sorted(folder.rglob("*.py")))

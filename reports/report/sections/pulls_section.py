@@ -1,0 +1,92 @@
+"""How the losses pulled at the student, and how far it agreed with its teacher, with their means in words.
+
+Methods without a teacher's scores log neither, nor do step logs of earlier versions: they are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from harness.rundir.reader import IDENTITY
+from harness.stats.intervals import Interval, t_interval
+from reports.data.frames import Frames
+from reports.document.blocks import Picture, Section, Text
+from reports.document.sentences import format_interval, format_percent, format_pull
+from reports.figures.draw_pulls import draw_agreement, draw_pulls
+from reports.report.report_data import ReportData
+
+PULLS = (
+    "Look for a method that pulls down harder than another: it pushes a confident student back, and noise around "
+    "the teacher drifts to higher entropy. pull = −∂L/∂z_v, how hard a step of descent raises the logit of v, the "
+    "teacher's first choice. Up: mean over the response tokens of pull where q(v) < p(v), else 0; down: mean of "
+    "−pull where q(v) ≥ p(v), else 0; q student, p teacher. On two tokens AOPD pulls up by 2 (1−q)(p−q) and down by "
+    "2 q (q−p), to first order: harder down where q is high. The student is mostly below its teacher, so compare "
+    "methods, not up with down, whose scales differ. Single tokens are sampled, so a mean may be negative. Rolling "
+    "mean of 5 steps within a stage; bands run from the lowest to the highest seed."
+)
+AGREEMENT = (
+    "Above, the share of the teacher's K most probable tokens that are among the student's K; below, the "
+    "probability that student (solid) and teacher (dashed) give these tokens; at the response tokens trained on. K "
+    "is what the method asks of the teacher, 1 for OPD, so levels compare only at equal K; look at how lines move. "
+    "Rolling mean of 5 steps within a stage; bands run from the lowest to the highest seed."
+)
+
+
+def make_pulls(report_data: ReportData) -> Section | None:
+    """Return the pulls on the teacher's first choice; None where no step logged them."""
+    frames = report_data.frames
+    if frames.steps["pull_up"].isna().all():
+        return None
+    title, reading = "Pulls on the teacher's first choice", read_pulls(frames)
+    picture = Picture("pulls", title, PULLS, lambda: draw_pulls(frames.steps), reading)
+    return Section("pulls", "Pulls", title, [picture, Text(reading, "measured")])
+
+
+def make_agreement(report_data: ReportData) -> Section | None:
+    """Return the agreement with the teacher; None where no step logged it."""
+    frames = report_data.frames
+    if frames.steps["overlap"].isna().all():
+        return None
+    title, reading = "Agreement with the teacher", read_agreement(frames)
+    picture = Picture("agreement", title, AGREEMENT, lambda: draw_agreement(frames.steps), reading)
+    return Section("agreement", "Agreement", title, [picture, Text(reading, "measured")])
+
+
+def read_pulls(frames: Frames) -> str:
+    """Return per label the mean pulls over all steps, and the ratio of down to up with its interval over seeds."""
+    told = []
+    for label, runs in _means(frames.steps, ["pull_up", "pull_down"]):
+        up, down = runs.mean()
+        told.append(
+            f"{label} {format_pull(up)} up and {format_pull(down)} down, "
+            f"ratio {format_interval(down_to_up(runs), format_pull)}"
+        )
+    return f"Mean over all steps: {'; '.join(told)}."
+
+
+def down_to_up(runs: pd.DataFrame) -> Interval:
+    """Return the mean over runs of the ratio of their pull down to their pull up, with its 95 % t interval."""
+    return t_interval(runs["pull_down"] / runs["pull_up"].where(runs["pull_up"] > 0))
+
+
+def read_agreement(frames: Frames) -> str:
+    """Return per label overlap and masses over each run's last stage."""
+    steps = frames.steps
+    last = steps[steps["stage"] == steps.groupby(IDENTITY)["stage"].transform("max")]
+    told = []
+    for label, runs in _means(last, ["overlap", "student_top_mass", "teacher_top_mass", "top_k"]):
+        overlap, student, teacher, k = runs.mean()
+        told.append(
+            f"{label} (K = {k:.0f}) overlap {format_percent(overlap)} %, "
+            f"mass {format_percent(student)} % of the student's and {format_percent(teacher)} % of the teacher's"
+        )
+    return f"Over the last stage: {'; '.join(told)}."
+
+
+def _means(steps: pd.DataFrame, fields: list[str]) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield each label with its runs' means of the fields, labels without any left out."""
+    runs = steps.dropna(subset=fields[0]).groupby(IDENTITY, sort=False)[fields].mean()
+    for label, means in runs.groupby("label", sort=False):
+        yield str(label), means

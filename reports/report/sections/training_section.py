@@ -1,0 +1,97 @@
+"""Training over its steps: entropy, routing with the tails of the advantage, and warnings."""
+
+from __future__ import annotations
+
+from reports.data.frames import ADVANTAGE
+from reports.data.tables import advantage_table
+from reports.document import grids, sentences
+from reports.document.blocks import Folded, Grid, Picture, Section, Text
+from reports.document.sentences import format_decimal, format_percent, format_pull
+from reports.figures.draw_training import draw_advantage, draw_entropy, draw_training
+from reports.report.report_data import ReportData
+
+ENTROPY = (
+    "Mean entropy of the student's next-token distribution (full vocabulary) at the answer tokens it was trained "
+    "on, smoothed by a rolling mean of 5 steps within a stage. The band runs from the lowest to the highest seed."
+)
+ROUTED = (
+    "Share of answer tokens that took the forward KL instead of the policy gradient. Rolling mean of 5 steps within "
+    "a stage; the band runs from the lowest to the highest seed."
+)
+TAILS = (
+    "Advantage of the sampled token, log p(y) − log q(y). A token that the teacher would hardly write has a large "
+    "negative one, without bound; the positive side is bounded, P(A ≥ a) ≤ e^−a. Linear within ±0.1, logarithmic "
+    "beyond."
+)
+
+
+def make_entropy(report_data: ReportData) -> Section:
+    """Return entropy through training."""
+    title, steps = "Entropy through training", report_data.frames.steps
+    alt = "Entropy of the student over training steps, by method, with the boundaries of stages."
+    return Section("entropy", "Entropy", title, [Picture("entropy", title, ENTROPY, lambda: draw_entropy(steps), alt)])
+
+
+def make_routing(report_data: ReportData) -> Section | None:
+    """Return the routed share and the advantage's tails; None where no step has either."""
+    steps = report_data.frames.steps
+    if steps[["routed_fkl", "advantage_q50"]].isna().all(axis=None):
+        return None
+    routed = steps.dropna(subset="routed_fkl")
+    name = "Tokens routed to forward KL, rolling mean of 5 steps within a stage"
+    share = Picture(
+        "routed",
+        "Tokens routed to forward KL",
+        ROUTED,
+        lambda: draw_training(routed, "routed_fkl", "tokens routed to\nforward KL (%)", name, 100),
+        "Share of tokens routed to forward KL over training steps, by method.",
+        optional=True,
+    )
+    tails = Picture(
+        "advantage",
+        "The advantage's tails",
+        TAILS,
+        lambda: draw_advantage(steps),
+        "Quantiles of the advantage over training steps, one panel per method; the table below holds their means.",
+        optional=True,
+    )
+    told = [Text(reading, "measured") for reading in read_tails(report_data)]
+    table = Folded("Advantage and routed share as a table", [advantage_grid(report_data)])
+    title = "Routed share and the advantage's tails"
+    return Section("routing", "Routing and advantage", title, [share, tails, *told, table])
+
+
+def read_tails(report_data: ReportData) -> list[str]:
+    """Return a sentence on where the lowest and the highest hundredth of the advantage lie; none where no step noted both."""
+    known = advantage_table(report_data.frames.steps).dropna(subset=["advantage_q01", "advantage_q99"])
+    told = [
+        f"{row['label']} {format_decimal(row['advantage_q01'])} and {format_decimal(row['advantage_q99'], signed=True)} nats, "
+        f"a ratio of {format_decimal(row['tail'])}"
+        for row in known.to_dict("records")
+    ]
+    opening = "Advantage of the lowest and of the highest hundredth of tokens, mean over all steps"
+    return [f"{opening}: {'; '.join(told)}."] if told else []
+
+
+def advantage_grid(report_data: ReportData) -> Grid:
+    """Return per method the advantage's mean and quantiles, its tail ratio and the routed share, over all steps."""
+    names = [name.removeprefix("advantage_").replace("q0", "q").replace("q", "") for name in ADVANTAGE]
+    header = ["method", "seeds", *(n if n == "mean" else f"{n} %" for n in names), "tail ratio", "routed %"]
+    rows = [
+        [
+            str(row["label"]),
+            str(row["seeds"]),
+            *(format_pull(row[name]) for name in ADVANTAGE),
+            format_pull(row["tail"]),
+            format_percent(row["routed_fkl"]),
+        ]
+        for row in advantage_table(report_data.frames.steps).to_dict("records")
+    ]
+    return Grid("Advantage in nats, mean over steps and seeds; tail ratio: |1 %| over |99 %|", header, rows)
+
+
+def make_warnings(report_data: ReportData) -> Section:
+    """Return what the guards raised in training."""
+    grid = grids.warnings_grid(report_data.frames)
+    listed = [grid] if 0 < len(grid.rows) <= 10 else [Folded(f"All {len(grid.rows)}", [grid])] * bool(grid.rows)
+    return Section("warnings", "Warnings", grid.title, [Text(sentences.count_warnings(report_data.frames)), *listed])
