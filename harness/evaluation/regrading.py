@@ -184,6 +184,7 @@ def _graded_samples(
         doc = docs[index]
         facts = {
             "item_id": ids[index],
+            "cluster": task.cluster(doc),
             "sample": number,
             "prompt": answer["prompt"],
             "target": task.reference(doc),

@@ -2,6 +2,8 @@
 
 samples.parquet has one row per item and answer, the answers of an item one after another:
 - `item_id`: the document's hash, numbered where documents are identical; `sample`: 0 to n - 1 within the item.
+- `cluster`: items with one value depend on each other, see `Task.cluster`; resampling draws clusters. Without
+  `metadata.harness.cluster` each document is a cluster of its own.
 - `prompt`, `target`, `response`: text; `finish`: `stop` or `length`; `tokens`: of the response, stop token included.
 - `score`: the primary metric, see `harness.lmeval.score`; `outcome`: correct, wrong, unparsed or truncated; then every
   metric of the task that has a value for one item, in its own unit.
@@ -26,7 +28,7 @@ from harness.lmeval.score import has_outcome, score_of
 from harness.lmeval.task import Task, item_id
 from harness.stats.sampling import pass_at_k
 
-FIXED = ("item_id", "sample", "prompt", "target", "response", "finish", "tokens", "score", "outcome")
+FIXED = ("item_id", "cluster", "sample", "prompt", "target", "response", "finish", "tokens", "score", "outcome")
 TINY = 1e-6
 OUTCOMES = ("correct", "wrong", "unparsed", "truncated")
 Answers = Mapping[tuple[str, int], list[Answer]]
@@ -53,9 +55,10 @@ def numbered_ids(docs: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def _rows(task: Task, identity: str, sample: Mapping[str, Any], answers: Answers) -> Iterator[dict[str, Any]]:
     """Yield an item's rows: lm-eval has graded the first answer, the others go the same way, one by one."""
-    first = _graded(sample)
+    first, cluster = _graded(sample), task.cluster(sample["doc"])
     if not task.generates:
-        yield graded_row(task, {"item_id": identity, "sample": 0, **_likelihood_facts(task, sample)}, first)
+        facts = {"item_id": identity, "cluster": cluster, "sample": 0, **_likelihood_facts(task, sample)}
+        yield graded_row(task, facts, first)
         return
     if not (given := answers.get((task.name, sample["doc_id"]))):
         raise TaskError(
@@ -65,6 +68,7 @@ def _rows(task: Task, identity: str, sample: Mapping[str, Any], answers: Answers
     for number, answer in enumerate(given):
         facts = {
             "item_id": identity,
+            "cluster": cluster,
             "sample": number,
             "prompt": str(sample["arguments"][0][0]),
             "target": str(sample["target"]),
@@ -180,7 +184,8 @@ def summarise(
 def summary_of(name: str, metric: str, samples: pd.DataFrame) -> dict[str, Any]:
     """Return the part of a cell's summary that its rows decide.
 
-    The score is the mean over items of the mean over each item's answers; outcomes count answers.
+    The score is the mean over items of the mean over each item's answers; outcomes count answers. `clusters` counts the
+    groups of items that are independent of each other: as many as items where none depend on each other.
     """
     counts = samples["outcome"].value_counts()
     items = item_scores(samples)
@@ -190,6 +195,7 @@ def summary_of(name: str, metric: str, samples: pd.DataFrame) -> dict[str, Any]:
         "score": float(items.mean()),
         "metrics": {metric: float(items.mean())},
         "n": len(items),
+        "clusters": int(samples["cluster"].nunique()),
         "samples": len(samples) // len(items),
         "outcomes": {name: int(counts.get(name, 0)) for name in OUTCOMES},
         "response_tokens_mean": float(samples["tokens"].mean()),

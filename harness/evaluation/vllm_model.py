@@ -1,7 +1,7 @@
 """lm-eval's `vllm` model class on the engine that also generates rollouts, which is handed the checkpoint's weights.
 
-Likelihoods are lm-eval's own code on vLLM's prompt log-probabilities. The stock class is not opened, because it would start a
-second engine: what its methods read is set here.
+Likelihoods are lm-eval's own code on vLLM's log-probabilities of prompts. The stock class is not opened, because it would
+start a second engine; what its methods read is set here.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from lm_eval.models import vllm_causallms
 from transformers import AutoTokenizer
 
 from harness.config.models import Chat
-from harness.engines.vllm import VLLMEngine
+from harness.engines.base import CheckpointEngine
 from harness.evaluation.answering import Answering
 from harness.lm.chat import Renderer
 from harness.lm.checkpoints import context_of
 
 # lm-eval registers the class through an untyped decorator, which hides its members from a type checker.
 StockVLLM: Any = vllm_causallms.VLLM
-DECIDING = ("tensor_parallel_size", "enforce_eager", "max_num_seqs")  # options that change the order of sums
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class HarnessVLLM(Answering, StockVLLM):
 
     def __init__(
         self,
-        engine: VLLMEngine,
+        engine: CheckpointEngine,
         checkpoint: Path,
         weights: str,
         chat: Chat,
@@ -53,19 +52,10 @@ class HarnessVLLM(Answering, StockVLLM):
         engine.load(checkpoint, weights)
         self.model = engine
         self.tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
-        context = context_of(checkpoint)
-        self.batch_size, self._max_length = batch_size, min(context, engine.options["max_model_len"] or context)
+        self.batch_size, self._max_length = batch_size, engine.backend.context(context_of(checkpoint))
         self.add_bos_token = self.custom_prefix_token_id = self.enable_thinking = self.think_end_token = None
         self.data_parallel_size, self.chat_template_args = 1, {}
-        made_with = {
-            "engine": "vllm",
-            "vllm": engine.version,
-            "device": engine.place.device.split(":")[0],
-            "dtype": engine.dtype,
-            "batch_size": batch_size,
-            "max_model_len": self._max_length,
-            **{name: engine.options[name] for name in DECIDING},
-        }
+        made_with = {**engine.describe(), "batch_size": batch_size, "max_model_len": self._max_length}
         self.answer_with(engine, Renderer(self.tokenizer, chat), made_with, seed, on_task)
 
     def _model_generate(self, requests: Sequence[list[int]], generate: bool = False, **_: Any) -> list[ScoredPrompt]:

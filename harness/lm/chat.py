@@ -1,4 +1,4 @@
-"""One way to turn conversations into token ids, shared by training, teachers and evaluation."""
+"""Turns conversations into token ids, in the same way for training, teachers and evaluation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 class Renderer:
-    """A tokenizer with its chat template, stop tokens and thinking flag settled once.
+    """A tokenizer with its chat template, stop tokens and thinking flag, each chosen once.
 
     Raises `ModelError` when a named stop token is not one token of the vocabulary or the template file is missing.
     """
@@ -31,11 +31,11 @@ class Renderer:
 
     @property
     def has_template(self) -> bool:
-        """Whether prompts are chats; base models without a template get plain text."""
+        """Whether prompts are rendered as chats; base models without a template get plain text."""
         return self.tokenizer.chat_template is not None
 
     def render(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Return the text of a conversation; the signature is the one that lm-eval calls."""
+        """Return a conversation as text; lm-eval calls this with the same arguments."""
         return self.tokenizer.apply_chat_template(
             messages,
             tokenize=False,
@@ -53,16 +53,16 @@ class Renderer:
         return [*self.tokenizer.encode(text, add_special_tokens=False), self.stop_ids[0]]
 
     def fingerprint(self) -> str:
-        """Return a digest of all that makes ids of a text, and of the stop tokens; a mended tokenizer is another one."""
+        """Return a digest of everything that turns text into ids, and of the stop tokens."""
         if (backend := getattr(self.tokenizer, "backend_tokenizer", None)) is None:
             return digest([sorted(self.tokenizer.get_vocab().items()), self.stop_ids])
         parts = json.loads(backend.to_str())
-        # Whoever pads a batch leaves these behind.
+        # Padding a batch changes these settings, which do not matter here.
         return digest([{**parts, "truncation": None, "padding": None}, self.stop_ids])
 
     @cached_property
     def identity(self) -> str:
-        """A digest of all that decides which ids a conversation becomes."""
+        """A digest of everything that decides the ids of a conversation."""
         return digest([self.fingerprint(), self.tokenizer.chat_template, self.template_args])
 
     def decode(self, ids: list[int]) -> str:
@@ -74,7 +74,7 @@ def _read_template(name: str) -> str:
     path = TEMPLATES / f"{name}.jinja" if "/" not in name and "." not in name else Path(name)
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in TEMPLATES.glob("*.jinja")))
-        raise ModelError(f"chat template {name!r} was not found; give a Jinja file or one of {known}")
+        raise ModelError(f"chat template {name!r} was not found; expected a Jinja file or one of {known}")
     return path.read_text(encoding="utf-8")
 
 

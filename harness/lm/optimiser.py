@@ -1,4 +1,4 @@
-"""One optimiser update over micro-batches, shared by warm-up and every adapter."""
+"""One optimiser update over micro-batches, shared by the warm-up and every adapter that uses the training loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from harness.lm.rollouts import Batch
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """What an update did: total loss, gradient norm before clipping, learning rate used."""
+    """What an update did: total loss, gradient norm before clipping, and the learning rate that it used."""
 
     loss: float
     grad_norm: float
@@ -61,7 +61,7 @@ class Updater:
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.grad_clip))
         if not math.isfinite(total) or not math.isfinite(norm):
             raise NotFiniteError(
-                f"loss {total} or gradient norm {norm} is not finite; lower the learning rate or the clip"
+                f"loss {total} or gradient norm {norm} is not finite; lower the learning rate or grad_clip"
             )
         lr = float(self.scheduler.get_last_lr()[0])
         self.optimizer.step()
@@ -69,11 +69,11 @@ class Updater:
         return UpdateResult(total, norm, lr)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return optimiser and schedule, for a snapshot."""
+        """Return the state of optimiser and schedule for a snapshot."""
         return {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a snapshot's optimiser and schedule."""
+        """Restore optimiser and schedule from a snapshot."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
 

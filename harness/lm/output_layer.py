@@ -1,7 +1,7 @@
 """The output layer, and passes over it that never hold (tokens, vocabulary) logits.
 
-A tile of tokens and vocabulary is small enough for a processor's caches, so what is done to logits elementwise costs little
-beside the matrix products. The backward computes logits again: four products where full logits, kept, need three.
+The passes go tile by tile. A tile of tokens and vocabulary fits a processor's caches, so elementwise work on logits is cheap
+next to the matrix products. The backward pass computes the logits again: four products, where stored logits need three.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import ModelError
-from harness.lm.output_layer_gradients import Gradients, wide
 
 # Tokens and vocabulary of a tile: on a CPU what its caches hold, elsewhere what keeps the device busy.
 TILES = {"cpu": (2048, 1024)}
 LARGE_TILE = (4096, 8192)
-# How much longer, and fewer, the rows are where the most probable tokens are looked for: short rows take a slow sort.
+# Top-k tiles are this many times wider and shorter, because torch sorts short rows slowly.
 LONGER = 8
-# Where a loss needs whole rows of the vocabulary: the elements of a chunk of rows.
+# Elements of a chunk of rows, for losses that need the whole vocabulary at once.
 CHUNK_ELEMENTS = 2**24
 Rows = Callable[[slice], Tensor]
 Divergence = Callable[[Tensor, Tensor], Tensor]
@@ -40,7 +39,7 @@ class Head:
 
     @property
     def factor(self) -> float:
-        """What logits are multiplied by, the cap aside."""
+        """The factor on logits, apart from the softcap."""
         return self.scale / self.temperature
 
     def part(self, columns: slice) -> Head:
@@ -55,34 +54,35 @@ class Head:
         return raw.mul_(self.scale / self.softcap).tanh_().mul_(self.softcap / self.temperature)
 
     def to_linear(self, grad: Tensor, logits: Tensor) -> Tensor:
-        """Return the gradient (n, V) at the linear layer's output, given that at the logits, which is overwritten."""
+        """Return the gradient (n, V) at the linear layer's output from the gradient at the logits, which it overwrites."""
         if self.softcap is not None:
             grad.mul_(1 - (logits * (self.temperature / self.softcap)) ** 2)
         return grad if self.factor == 1 else grad.mul_(self.factor)
 
 
 class SelectedLogProbs(torch.autograd.Function):
-    """Log-probabilities (N, C) at `ids` (N, C) with gradient, entropy and logsumexp (N,) without.
+    """Log-probabilities (N, C) at `ids` (N, C) with gradient; entropy and logsumexp (N,) without gradient.
 
-    And with gradient that of all tokens but `held` (N, K) together, (N,); None where nothing is held.
+    The fourth output is the log-probability (N,) of all tokens outside `held` (N, K) together, with gradient; None without
+    `held`.
     """
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, head: Head, held: Tensor | None
     ) -> Any:
-        """Scan the vocabulary once; weight and bias are those of the head, given apart so that autograd sees them."""
-        seen = scan(hidden, head, ids, held=held)
-        ctx.save_for_backward(hidden, weight, bias, ids, seen.logsumexp, held, seen.rest)
+        """Scan the vocabulary once; weight and bias are the head's, passed separately so that autograd sees them."""
+        found = scan(hidden, head, ids, held=held)
+        ctx.save_for_backward(hidden, weight, bias, ids, found.logsumexp, held, found.rest)
         ctx.head = head
-        ctx.mark_non_differentiable(seen.entropy, seen.logsumexp)
-        return seen.chosen, seen.entropy, seen.logsumexp, None if held is None else seen.rest
+        ctx.mark_non_differentiable(found.entropy, found.logsumexp)
+        return found.chosen, found.entropy, found.logsumexp, None if held is None else found.rest
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        """Per tile: dL/dz = scatter(g) - sum(g) softmax, and on to hidden states and head.
+        """Per tile: dL/dz = scatter(g) - sum(g) softmax, then the gradients of hidden states and head.
 
-        The rest adds its own softmax, over the tokens that are not held, to the first term.
+        The log-probability of the rest adds its own softmax, over the tokens outside `held`.
         """
         hidden, weight, bias, ids, logsumexp, held, rest = ctx.saved_tensors
         above = grads[0].sum(-1, keepdim=True) + (0 if held is None else grads[3][:, None])
@@ -103,13 +103,13 @@ class SelectedLogProbs(torch.autograd.Function):
 
 
 class WholeVocabulary(torch.autograd.Function):
-    """`divergence(log q, log p)` (N,), rows of the vocabulary in chunks of tokens."""
+    """`divergence(log q, log p)` (N,) over the whole vocabulary, in chunks of tokens."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, teacher: Rows, divergence: Divergence
     ) -> Tensor:
-        """Compute the losses; weight and bias are those of the head, given apart so that autograd sees them."""
+        """Compute the losses; weight and bias are the head's, passed separately so that autograd sees them."""
         ctx.save_for_backward(hidden, weight, bias)
         ctx.head, ctx.teacher, ctx.divergence = head, teacher, divergence
         chunks = row_chunks(hidden, weight)
@@ -117,7 +117,7 @@ class WholeVocabulary(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        """Compute each chunk's rows again and differentiate the divergence there."""
+        """Compute each chunk's logits again and differentiate the divergence there."""
         hidden, weight, bias = ctx.saved_tensors
         total = Gradients(hidden, weight, bias, ctx.needs_input_grad)
         for rows in row_chunks(hidden, weight):
@@ -128,7 +128,7 @@ class WholeVocabulary(torch.autograd.Function):
 
 
 def _divergence_gradient(logits: Tensor, logp: Tensor, divergence: Divergence, above: Tensor) -> Tensor:
-    """Return d loss / d logits (n, V), zeros where the divergence is a number without gradient."""
+    """Return d loss / d logits (n, V); zeros where the divergence has no gradient."""
     logq = logits.log_softmax(-1).requires_grad_()
     with torch.enable_grad():
         losses = divergence(logq, logp)
@@ -140,7 +140,11 @@ def _divergence_gradient(logits: Tensor, logp: Tensor, divergence: Divergence, a
 
 @dataclass(frozen=True)
 class ScanResult:
-    """Log-probabilities of N positions at C ids, of all but the held, and of the top K; entropy and logsumexp."""
+    """What `scan` computes at N positions, all log-probabilities normalised over the vocabulary, in nats.
+
+    `chosen` (N, C) at the ids; `entropy`, `logsumexp` (N,); `rest` (N,) of all tokens outside `held`; the K most probable
+    tokens as `top_logprobs` (N, K) and `top_ids` (N, K).
+    """
 
     chosen: Tensor
     entropy: Tensor
@@ -151,8 +155,11 @@ class ScanResult:
 
 
 def scan(hidden: Tensor, head: Head, ids: Tensor, top_k: int = 0, held: Tensor | None = None) -> ScanResult:
-    """Go once over the vocabulary of N positions, tile by tile; `hidden` is (N, H), `ids` (N, C), `held` (N, K)."""
-    _refuse_other_ids(ids, head)
+    """Go once over the vocabulary of N positions, tile by tile; `hidden` is (N, H), `ids` (N, C), `held` (N, K).
+
+    Raises `ModelError` for ids outside the output layer.
+    """
+    _refuse_ids_outside(ids, head)
     tokens, width = tile_size(hidden)
     if top_k:
         tokens, width = max(1, tokens // LONGER), width * LONGER
@@ -165,20 +172,20 @@ def scan(hidden: Tensor, head: Head, ids: Tensor, top_k: int = 0, held: Tensor |
     return ScanResult(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
 
 
-def _refuse_other_ids(ids: Tensor, head: Head) -> None:
+def _refuse_ids_outside(ids: Tensor, head: Head) -> None:
     rows = len(head.weight)
     lowest, highest = torch.stack(torch.aminmax(ids)).tolist() if ids.numel() else (0, 0)
     if lowest < 0 or highest >= rows:
         raise ModelError(
-            f"token ids from {lowest} to {highest} were asked for, but the output layer has {rows} rows; the tokenizer, or "
-            "the other model's vocabulary, does not fit"
+            f"found token ids from {lowest} to {highest}, expected 0 to {rows - 1}, the rows of the output layer; check that "
+            "tokenizer, student and teacher belong together"
         )
 
 
 class _Running:
-    """What the tiles so far say of n positions: sums of exp(z - peak) and of exp(z - peak) z, z at the ids, the top K.
+    """Sums over the tiles read so far, at n positions: exp(z - peak), exp(z - peak) z, z at the ids, the top K.
 
-    And the logarithm of the sum of exp(z) over all that is not held, which a difference from the whole would lose.
+    `rest` is the logarithm of the sum of exp(z) outside `held`; computing it as 1 minus the held part would cancel.
     """
 
     def __init__(self, ids: Tensor, dtype: torch.dtype, top_k: int, held: Tensor | None) -> None:
@@ -197,7 +204,7 @@ class _Running:
         return self.chosen - shift, entropy, logsumexp, self.rest - logsumexp, self.top - shift, self.top_ids
 
     def add(self, logits: Tensor, columns: slice) -> None:
-        """Take in the next tile, (n, v)."""
+        """Add the logits (n, v) of the next tile."""
         local, inside = within(self.ids, columns)
         self.chosen = torch.where(inside, logits.gather(-1, local), self.chosen)
         if self.top_k:
@@ -208,7 +215,7 @@ class _Running:
         peak = torch.maximum(self.peak, logits.amax(-1))
         kept, exponentials = torch.exp(self.peak - peak), torch.exp_(logits - peak[:, None])
         self.mass = self.mass * kept + exponentials.sum(-1)
-        # Where a logit is -inf, 0 times -inf would be nan; it adds nothing to the entropy.
+        # A logit of -inf adds nothing to the entropy, but 0 * -inf would be nan.
         self.moment = self.moment * kept + exponentials.mul_(logits.clamp_(min=torch.finfo(logits.dtype).min)).sum(-1)
         self.peak = peak
 
@@ -220,22 +227,22 @@ class _Running:
 
 
 def tile_size(hidden: Tensor) -> tuple[int, int]:
-    """Return the tokens and the part of the vocabulary that a tile covers."""
+    """Return the number of tokens and of vocabulary entries in a tile."""
     return TILES.get(hidden.device.type, LARGE_TILE)
 
 
 def row_chunks(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
-    """Yield chunks of tokens whose rows over the whole vocabulary have CHUNK_ELEMENTS elements; one where there are none."""
+    """Yield chunks of tokens with about CHUNK_ELEMENTS logits each; one empty chunk where there are no tokens."""
     return spans(max(1, len(hidden)), max(1, CHUNK_ELEMENTS // len(weight)))
 
 
 def spans(count: int, size: int) -> Iterator[slice]:
-    """Yield slices of `size`, the last one shorter, that cover `count`."""
+    """Yield slices of length `size` that cover `count`; the last one may be shorter."""
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
 def within(ids: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
-    """Return ids counted from a tile's first column, and which of them lie in it; the others are moved to its edge."""
+    """Return ids counted from a tile's first column, clamped to the tile, and which of them lie inside it."""
     local = ids - columns.start
     return local.clamp(0, columns.stop - columns.start - 1), (local >= 0) & (ids < columns.stop)
 
@@ -245,3 +252,43 @@ def marked(ids: Tensor, columns: slice) -> Tensor:
     local, inside = within(ids, columns)
     counts = torch.zeros(len(ids), columns.stop - columns.start, dtype=torch.int32, device=ids.device)
     return counts.scatter_add_(-1, local, inside.int()) > 0
+
+
+class Gradients:
+    """Gradients of hidden states and head, those that are needed, added up from tiles in float32 or wider."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needed: tuple[bool, ...]) -> None:
+        self.inputs = (hidden, weight, bias)
+        self.sums = [
+            torch.zeros_like(leaf, dtype=wide(leaf)) if leaf is not None and need else None
+            for leaf, need in zip(self.inputs, needed, strict=False)
+        ]
+
+    def add(self, rows: slice, columns: slice, grad: Tensor) -> None:
+        """Add the contribution of the gradient (n, v) at the linear layer's output."""
+        (hidden, weight, _), (to_hidden, to_weight, to_bias) = self.inputs, self.sums
+        narrow = grad.to(weight.dtype)
+        if to_hidden is not None:
+            _add_product(to_hidden[rows], narrow, weight[columns])
+        if to_weight is not None:
+            _add_product(to_weight[columns], narrow.T, hidden[rows])
+        if to_bias is not None:
+            to_bias[columns] += grad.sum(0)
+
+    def result(self) -> Iterator[Tensor | None]:
+        """Yield the sums in their inputs' dtypes, None where no gradient is needed."""
+        for leaf, total in zip(self.inputs, self.sums, strict=True):
+            yield None if total is None or leaf is None else total.to(leaf.dtype)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left @ right to `total` without rounding the product to the inputs' dtype first."""
+    if left.is_cuda and left.dtype != total.dtype:
+        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
+    else:
+        torch.addmm(total, left.to(total.dtype), right.to(total.dtype), out=total)
+
+
+def wide(tensor: Tensor) -> torch.dtype:
+    """Return the dtype of sums and logits: float32, or float64 for float64 weights."""
+    return torch.promote_types(tensor.dtype, torch.float32)

@@ -1,4 +1,4 @@
-"""Rollouts and the batches made of them: which positions predict a response token, and what each token weighs."""
+"""Rollouts, and the batches made of them: which positions predict a response token, and the weight of each token."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Example:
 
 @dataclass(frozen=True)
 class Rollout:
-    """A prompt with one response; the response keeps its stop token, so that stopping is learnt too.
+    """A prompt with one response; the response keeps its stop token, so that the student also learns to stop.
 
-    `logprobs` are its tokens' log-probabilities as the engine drew them, where it told. `reward` is its task's grade where
-    a method asked for it, `credit` what reward methods give it as a whole.
+    `logprobs` are the log-probabilities with which the engine drew the tokens, if the engine reports them. `reward` is the
+    task's grade, if a method asked for it; `credit` is the advantage that reward methods give to the whole response.
     """
 
     example: Example
@@ -41,7 +41,7 @@ class Rollout:
 
     @property
     def prompt_and_response(self) -> list[int]:
-        """The whole sequence that student and teacher read."""
+        """The sequence that student and teacher read."""
         return self.example.prompt + self.response
 
 
@@ -49,9 +49,9 @@ class Rollout:
 class Batch:
     """Right-padded sequences (B, T); N response tokens in row-major order.
 
-    `predicts` (B, T) is true at position t when token t + 1 belongs to the response; `targets`, `weights`, `credit` (N,)
-    are those tokens, their share of the loss and the credit of their response; masks come from lengths, never from the
-    pad id, which may equal eos. `rollouts` are the rows.
+    `predicts` (B, T) is true at position t when token t + 1 belongs to the response. `targets`, `weights` and `credit` (N,)
+    are those tokens, their share of the loss and the credit of their response. Masks come from lengths, never from the pad
+    id, which may equal eos. `rollouts` has one entry per row.
     """
 
     input_ids: Tensor
@@ -67,8 +67,8 @@ def make_batches(
 ) -> list[Batch]:
     """Split rollouts into micro-batches of similar length whose weighted losses add up to the one-batch loss.
 
-    `sequence_mean` gives each token 1 / (B |y|), `token_mean` 1 / sum |y|, over all rollouts together; empty responses
-    carry no token and are left out.
+    `sequence_mean` gives each token the weight 1 / (B |y|), `token_mean` 1 / sum |y|, over all rollouts together. Empty
+    responses have no tokens and are left out.
     """
     filled = sorted((r for r in rollouts if r.response), key=lambda r: len(r.prompt_and_response), reverse=True)
     if not filled:
@@ -99,6 +99,6 @@ def _collate(
 
 
 def with_prompts(batch: Batch, prompts: Sequence[list[int]]) -> Batch:
-    """Return the batch's responses, in the same order, after other prompts (one per row)."""
+    """Return a batch of the same responses in the same order after different prompts, one per row."""
     rows = [replace(r, example=replace(r.example, prompt=p)) for r, p in zip(batch.rollouts, prompts, strict=True)]
     return _collate(rows, "token_mean", len(rows), len(batch.targets), batch.input_ids.device)

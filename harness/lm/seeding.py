@@ -1,4 +1,4 @@
-"""Random streams: every use has its own, derived by name from the run's seed, so that nothing disturbs anything."""
+"""Random streams: each use has its own stream, derived by name from the run's seed, so that no use disturbs another."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ def _shifted(values: Tensor, bits: int) -> Tensor:
 
 
 def permutation(count: int, seed: int) -> list[int]:
-    """Return 0..count-1 in an order that depends on `seed` alone."""
+    """Return 0..count-1 in an order that depends only on `seed`."""
     return np.random.default_rng(seed).permutation(count).tolist()
 
 
 def seed_global_generators(seed: int) -> None:
-    """Seed python, numpy and torch: nothing here draws from them, but a third party's trainer may."""
+    """Seed python, numpy and torch. The harness does not draw from them, but a third party's trainer may."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -77,7 +77,7 @@ def seed_global_generators(seed: int) -> None:
 
 @contextmanager
 def preserved_random_state() -> Generator[None]:
-    """Give every global generator its state back afterwards: lm-eval reseeds torch, numpy and random in-process."""
+    """Restore the state of every global generator afterwards, because lm-eval reseeds torch, numpy and random."""
     python, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:

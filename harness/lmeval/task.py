@@ -184,9 +184,17 @@ class Task:
         or the choice that an index points to.
         """
         field = self.settings.get("training_target")
-        if field is not None:
-            return str(doc[field] if field in doc else apply_template(field, doc))
-        return self.target_text(doc)
+        return self.target_text(doc) if field is None else str(_named(field, doc))
+
+    def cluster(self, doc: Mapping[str, Any]) -> str:
+        """Return what makes a document dependent on others: those with one value are right or wrong together.
+
+        `metadata.harness.cluster` names a field, a template or a function of the document. Without it, or where it gives
+        nothing, the document is a cluster of its own, named by its `item_id`.
+        """
+        named = self.settings.get("cluster")
+        value = None if named is None else named(doc) if callable(named) else _named(named, doc)
+        return item_id(doc) if value is None or value == "" else str(value)
 
     @property
     def has_training_split(self) -> bool:
@@ -242,6 +250,11 @@ class Task:
         delimiter = "" if renderer.has_template else self.lmeval.config.target_delimiter
         target = renderer.encode_target(f"{delimiter}{self.training_target(doc)}")
         return Example(self.name, item_id(doc), doc, prompt, target)
+
+
+def _named(field: str, doc: Mapping[str, Any]) -> Any:
+    """Return a document's field, or a Jinja template filled from it."""
+    return doc[field] if field in doc else apply_template(field, dict(doc))
 
 
 def item_id(doc: Mapping[str, Any]) -> str:

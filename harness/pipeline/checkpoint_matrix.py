@@ -15,7 +15,7 @@ from harness.config.suite import Suite
 from harness.engines.pool import EnginePool
 from harness.errors import ModelError
 from harness.evaluation.cell_cache import SharedCells
-from harness.evaluation.evaluator import Subject, evaluate
+from harness.evaluation.evaluator import ServedCheckpoint, evaluate
 from harness.evaluation.groups import EvaluationPlan, group_cell, load_evaluation_plan
 from harness.lm.checkpoints import context_of, load_renderer, weights_digest
 from harness.lmeval.checks import check_test_prompts
@@ -39,13 +39,15 @@ def evaluate_checkpoints(suite: Suite, checkpoints: Sequence[Path], out: Path) -
     _check_checkpoints(suite, checkpoints, list(tasks.values()))
     folder, device = out / suite.name / "checkpoints", resolve_device(suite.device)
     rows: dict[str, dict[str, float]] = {}
-    with closing(EnginePool(suite, device, folder / "vllm.txt")) as engines:
+    with closing(EnginePool(suite, device, folder)) as engines:
         engines.check()
         for index, checkpoint in enumerate(checkpoints):
             weights, student = weights_digest(checkpoint), suite.student
             with stderr_to(folder / "log.txt"):
-                subject = Subject(checkpoint, weights, student.chat, student.dtype, device, engines.take(checkpoint))
-                cells = evaluate(subject, list(tasks.values()), library, suite.evaluation, SharedCells(out))
+                served = ServedCheckpoint(
+                    checkpoint, weights, student.chat, student.dtype, device, engines.take(checkpoint)
+                )
+                cells = evaluate(served, list(tasks.values()), library, suite.evaluation, SharedCells(out))
             cells |= {
                 name: group_cell(group, {task: cells[cell] for task, cell in group.members().items()})
                 for name, group in evaluated.groups.items()

@@ -17,7 +17,7 @@ from harness.config.base import digest
 from harness.errors import RunError
 from harness.evaluation import drift
 from harness.evaluation.cell_cache import CellResult, SharedCells
-from harness.evaluation.evaluator import Subject, evaluate
+from harness.evaluation.evaluator import ServedCheckpoint, evaluate
 from harness.evaluation.groups import group_cell
 from harness.evaluation.keys import PACKAGES
 from harness.lm.checkpoints import config_digest, load, weights_digest
@@ -43,26 +43,26 @@ class StageEvaluator:
             return
         weights = weights_digest(checkpoint)
         student, engine = self.suite.student, self.resources.engine_on(checkpoint)
-        subject = Subject(checkpoint, weights, student.chat, student.dtype, self.resources.device, engine)
+        served = ServedCheckpoint(checkpoint, weights, student.chat, student.dtype, self.resources.device, engine)
         with self.resources.phase("evaluate"):
-            self._cells(folder, subject, when)
+            self._cells(folder, served, when)
             self._groups(folder)
             if folder == self.start_folder:
-                self._noise(folder, subject)
+                self._noise(folder, served)
             if self.settings.drift is not None and not written(folder.drift):
-                self._drift(folder, subject)
+                self._drift(folder, served)
 
     def _holds_all(self, folder: StageFolder) -> bool:
         cells = [*self.resources.cells, *self.resources.evaluated.groups]
         measured = all(map(folder.evaluated, cells)) and (self.settings.drift is None or written(folder.drift))
         return measured and (folder != self.start_folder or not any(map(self._missing_noise, self._repeats)))
 
-    def _cells(self, folder: StageFolder, subject: Subject, when: str) -> None:
+    def _cells(self, folder: StageFolder, served: ServedCheckpoint, when: str) -> None:
         missing = [task for name, task in self.resources.cells.items() if not folder.evaluated(name)]
         if not missing:
             return
         progress = Counter(self.resources.report, self.spec.label, f"evaluate {when}", len(missing))
-        cells = evaluate(subject, missing, self.resources.library, self.settings, self.shared, progress.next)
+        cells = evaluate(served, missing, self.resources.library, self.settings, self.shared, progress.next)
         for name, cell in cells.items():
             self._write(folder, folder.cell(name), self.resources.cells[name].profile, cell)
         self._track(folder, "score", {name: cell.summary["score"] for name, cell in cells.items()})
@@ -73,14 +73,14 @@ class StageEvaluator:
                 members = {task: _stored(folder, cell) for task, cell in group.members().items()}
                 self._write(folder, folder.cell(name), group.profile, group_cell(group, members))
 
-    def _noise(self, folder: StageFolder, subject: Subject) -> None:
+    def _noise(self, folder: StageFolder, served: ServedCheckpoint) -> None:
         """Evaluate the start again where answers are sampled, each time with another seed of the engine."""
         for repeat in self._repeats:
             if not (missing := self._missing_noise(repeat)):
                 continue
             settings = self.settings.model_copy(update={"seed": self.settings.seed + repeat})
             progress = Counter(self.resources.report, self.spec.label, f"noise {repeat}", len(missing))
-            cells = evaluate(subject, missing, self.resources.library, settings, self.shared, progress.next)
+            cells = evaluate(served, missing, self.resources.library, settings, self.shared, progress.next)
             for name, cell in cells.items():
                 self._write(folder, folder.noise(name, repeat), self.resources.cells[name].profile, cell)
 
@@ -92,19 +92,19 @@ class StageEvaluator:
         sampled = sampled_cells(self.resources.cells)
         return [task for name, task in sampled.items() if not written(self.start_folder.noise(name, repeat))]
 
-    def _drift(self, folder: StageFolder, subject: Subject) -> None:
+    def _drift(self, folder: StageFolder, served: ServedCheckpoint) -> None:
         assert self.settings.drift is not None
         started = time.perf_counter()
         start = self.resources.weights["start"]
-        same = subject.weights == start and subject.config == config_digest(self.resources.start)
+        same = served.weights == start and served.config == config_digest(self.resources.start)
         with preserved_random_state():
             rows = drift.measure(
-                self.resources.start, subject.checkpoint, self.suite.student, self.resources.device, self.answers, same
+                self.resources.start, served.folder, self.suite.student, self.resources.device, self.answers, same
             )
         summary = drift.summarise(rows, self.answers, self.settings.drift, started)
         if folder == self.start_folder:
             rows = pd.concat([drift.as_frame(self.answers), rows.drop(columns=["task", "item_id"])], axis=1)
-        place = {"stage": _stage_index(folder), "weights": subject.weights, "start": start}
+        place = {"stage": _stage_index(folder), "weights": served.weights, "start": start}
         write_cell(folder.drift, {**place, **summary}, rows)
         self._track(folder, "drift", {name: summary[name] for name in drift.FIGURES})
 

@@ -14,8 +14,8 @@ from harness.config.base import digest
 from harness.config.models import Model
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Stage
+from harness.engines.base import CheckpointEngine
 from harness.engines.pool import EnginePool
-from harness.engines.vllm import VLLMEngine
 from harness.errors import ConfigError
 from harness.evaluation.groups import EvaluationPlan, load_evaluation_plan
 from harness.lm.checkpoints import context_of, load_renderer, vocabulary_of
@@ -44,7 +44,7 @@ class RunResources:
         self.adapter: Adapter = make_adapter(spec.entry, self.suite.adapters[spec.entry])
         self.weights: dict[str, str] = {}
         self.track: Log = untracked
-        self.engines = EnginePool(self.suite, self.device, spec.path / "vllm.txt")
+        self.engines = EnginePool(self.suite, self.device, spec.path)
         self.timer = Timer("models", "train", "evaluate", whole="total")
         self.memory = PeakMemory(self.device)
 
@@ -145,8 +145,8 @@ class RunResources:
             self.warn(found.warning)
         return found.as_dict()
 
-    def engine_on(self, checkpoint: Path) -> VLLMEngine | None:
-        """Return the run's engine outside this process, started on `checkpoint` where it does not run yet; None without."""
+    def engine_on(self, checkpoint: Path) -> CheckpointEngine | None:
+        """Return the run's engine, started on `checkpoint` if needed; None where models of this process generate."""
         with self.phase("models"):
             return self.engines.take(checkpoint)
 

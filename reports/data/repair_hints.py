@@ -9,7 +9,7 @@ from harness.rundir.comparability import differing, in_words
 from harness.rundir.reader import RunDir
 from reports.data.cells import CellRef
 
-EVALUATING = ("evaluation", "backend", "vllm", "device", "data", "include")  # a configuration's part in answers
+EVALUATING = ("evaluation", "backend", "device", "data", "include")  # a configuration's part in answers
 OF_STUDENT = ("dtype", "chat")
 RUNNING = ("run", "sweep")
 
@@ -50,7 +50,8 @@ def _evaluating(run: RunDir) -> dict[str, Any]:
     """Return what of a run's configuration decides its answers beside the weights."""
     config = run.manifest.get("config") or {}
     student = config.get("student") or {}
-    return {name: config.get(name) for name in EVALUATING} | {name: student.get(name) for name in OF_STUDENT}
+    named = (*EVALUATING, str(config.get("backend")))  # a backend's settings stand under its name
+    return {name: config.get(name) for name in named} | {name: student.get(name) for name in OF_STUDENT}
 
 
 def _commands(runs: list[RunDir]) -> list[str]:

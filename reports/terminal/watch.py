@@ -39,7 +39,7 @@ class Status:
     finished: bool
 
 
-def watch(console: Console, folders: Iterable[Path], every: float = 2.0, once: bool = False) -> None:
+def follow(console: Console, folders: Iterable[Path], every: float = 2.0, once: bool = False) -> None:
     """Show runs until all are finished, read anew every so many seconds; `once` shows them a single time."""
     folders = list(folders)
     if once:

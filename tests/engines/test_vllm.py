@@ -22,14 +22,16 @@ import yaml
 from harness.config.evaluation import Evaluation
 from harness.config.load import load_suite
 from harness.config.models import Chat
-from harness.config.suite import VLLM, Suite
+from harness.config.suite import Suite
+from harness.engines.backend import EngineSite
 from harness.engines.base import Sampling
 from harness.engines.hf import HFEngine
 from harness.engines.student import StudentEngine
-from harness.engines.vllm import EngineSite, VLLMEngine
+from harness.engines.vllm import VLLMEngine
+from harness.engines.vllm_backend import VLLM
 from harness.errors import RunError
 from harness.evaluation.cell_cache import SharedCells
-from harness.evaluation.evaluator import Subject, evaluate
+from harness.evaluation.evaluator import ServedCheckpoint, evaluate
 from harness.lm.checkpoints import Loaded, load, save, weights_digest
 from harness.lmeval.library import TaskLibrary
 from harness.pipeline.models import checkpoint_of
@@ -90,8 +92,8 @@ def changed(student: Loaded, tmp_path: Path) -> Path:
     return tmp_path / "changed"
 
 
-def subject(folder: Path, engine: VLLMEngine | None = None) -> Subject:
-    return Subject(folder, weights_digest(folder), CHATML, "float32", "cpu", engine)
+def subject(folder: Path, engine: VLLMEngine | None = None) -> ServedCheckpoint:
+    return ServedCheckpoint(folder, weights_digest(folder), CHATML, "float32", "cpu", engine)
 
 
 @pytest.mark.pitfall(

@@ -21,7 +21,7 @@ from harness.engines.base import Sampling
 from harness.engines.vllm import VLLMEngine
 from harness.errors import RunError, TaskError
 from harness.evaluation.cell_cache import SharedCells
-from harness.evaluation.evaluator import Subject, evaluate
+from harness.evaluation.evaluator import ServedCheckpoint, evaluate
 from harness.lm.checkpoints import Loaded, load, weights_digest
 from harness.lmeval.library import TaskLibrary
 from tests.engines.test_vllm import PROMPTS, changed, engine, start, student, student_folder, subject, wide_suite
@@ -37,9 +37,10 @@ CONTEXT = 512
 SCRIPT = """
 import sys
 from pathlib import Path
-from harness.config.suite import VLLM
+from harness.engines.backend import EngineSite
 from harness.engines.base import Sampling
-from harness.engines.vllm import EngineSite, VLLMEngine
+from harness.engines.vllm import VLLMEngine
+from harness.engines.vllm_backend import VLLM
 
 started = VLLMEngine(Path(sys.argv[1]), VLLM(), EngineSite("cpu", "float32", 1, Path(sys.argv[2])))
 print(started.generate([[5, 6, 7, 8]], Sampling(4, temperature=0))[0].tokens)
@@ -61,7 +62,7 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> Suite:
     evidence="the engine gets no seed",
 )
 def test_the_engines_seed_is_the_suites(engine: VLLMEngine):
-    assert "seed=1234," in engine.place.log.read_text(encoding="utf-8")
+    assert "seed=1234," in engine.site.log.read_text(encoding="utf-8")
 
 
 @pytest.mark.pitfall(
@@ -130,7 +131,7 @@ def test_the_thinking_flag_is_in_the_prompts_that_are_asked(
     (tmp_path / "thinking.jinja").write_text(THINKING)
     write_task(tmp_path / "task")
     chat = Chat(template=str(tmp_path / "thinking.jinja"), enable_thinking=flag)
-    asked = Subject(student_folder, weights_digest(student_folder), chat, "float32", "cpu", engine)
+    asked = ServedCheckpoint(student_folder, weights_digest(student_folder), chat, "float32", "cpu", engine)
     found = cells(tmp_path / "task", asked, tmp_path, "made_up", limit=1)["made_up"]
     assert found.samples["prompt"].tolist() == [text]
 

@@ -27,7 +27,7 @@ from harness.engines.base import Completion, Sampling
 from harness.errors import ModelError, TaskError
 from harness.evaluation import evaluator, hf_model, keys
 from harness.evaluation.cell_cache import CellResult, SharedCells
-from harness.evaluation.evaluator import Subject, evaluate
+from harness.evaluation.evaluator import ServedCheckpoint, evaluate
 from harness.evaluation.hf_model import HarnessHFLM
 from harness.evaluation.keys import Keys, make_keys
 from harness.evaluation.regrading import regrade
@@ -44,8 +44,8 @@ from tests.support.models import dense_logprobs, write_task
 CHATML = Chat(template="chatml")
 
 
-def subject(folder: Path, chat: Chat = CHATML) -> Subject:
-    return Subject(folder, weights_digest(folder), chat, "float32", "cpu")
+def subject(folder: Path, chat: Chat = CHATML) -> ServedCheckpoint:
+    return ServedCheckpoint(folder, weights_digest(folder), chat, "float32", "cpu")
 
 
 def settled(library: TaskLibrary, *names: str, **decoding: Any) -> list[Task]:

@@ -14,7 +14,7 @@ from harness.config.suite import Suite
 from harness.engines.base import Completion, Sampling
 from harness.evaluation import hf_model
 from harness.evaluation.cell_cache import CellResult, SharedCells
-from harness.evaluation.evaluator import Subject, evaluate
+from harness.evaluation.evaluator import ServedCheckpoint, evaluate
 from harness.lm.checkpoints import load, save, weights_digest
 from harness.lmeval.checks import settle_generation
 from harness.lmeval.library import TaskLibrary
@@ -27,7 +27,7 @@ THINKING = (
 )
 
 
-def cells(folder: Path, subject: Subject, out: Path, *names: str, **settings: Any) -> dict[str, CellResult]:
+def cells(folder: Path, subject: ServedCheckpoint, out: Path, *names: str, **settings: Any) -> dict[str, CellResult]:
     """Evaluate the tasks in a folder as their files say."""
     library = TaskLibrary([folder])
     tasks = [library.load(name) for name in names]
@@ -36,8 +36,8 @@ def cells(folder: Path, subject: Subject, out: Path, *names: str, **settings: An
     return evaluate(subject, tasks, library, Evaluation.model_validate(settings), SharedCells(out))
 
 
-def on_cpu(folder: Path, chat: Chat) -> Subject:
-    return Subject(folder, weights_digest(folder), chat, "float32", "cpu")
+def on_cpu(folder: Path, chat: Chat) -> ServedCheckpoint:
+    return ServedCheckpoint(folder, weights_digest(folder), chat, "float32", "cpu")
 
 
 @pytest.mark.pitfall(

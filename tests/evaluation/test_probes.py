@@ -20,7 +20,7 @@ from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.errors import TaskError
 from harness.evaluation.cell_cache import CellResult, SharedCells
-from harness.evaluation.evaluator import Subject, evaluate
+from harness.evaluation.evaluator import ServedCheckpoint, evaluate
 from harness.evaluation.groups import group_cell, load_evaluation_plan
 from harness.evaluation.regrading import regrade_runs
 from harness.lm.checkpoints import load_renderer, weights_digest
@@ -100,7 +100,7 @@ def found(folder: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFacto
     settings = Evaluation(batch_size=8)
     for task in tasks:
         settle_generation(task, settings.decoding)
-    subject = Subject(checkpoint, weights_digest(checkpoint), CHATML, "float32", "cpu")
+    subject = ServedCheckpoint(checkpoint, weights_digest(checkpoint), CHATML, "float32", "cpu")
     return evaluate(subject, tasks, library, settings, SharedCells(tmp_path_factory.mktemp("shared")))
 
 
@@ -259,7 +259,7 @@ def test_a_score_outside_0_to_1_is_refused(tmp_path: Path, checkpoint: Path):
     )
     (tmp_path / "g.py").write_text("def grade(doc, results):\n    return {'exact_match': 23.5}\n")
     library = TaskLibrary([tmp_path])
-    subject = Subject(checkpoint, weights_digest(checkpoint), CHATML, "float32", "cpu")
+    subject = ServedCheckpoint(checkpoint, weights_digest(checkpoint), CHATML, "float32", "cpu")
     with pytest.raises(TaskError, match=r"task written: exact_match of an item is 23\.5, expected 0 to 1"):
         evaluate(subject, [library.load("written")], library, Evaluation(), SharedCells(tmp_path))
 

@@ -21,7 +21,7 @@ from harness.engines.base import Completion, Sampling
 from harness.errors import RunError, TaskError
 from harness.evaluation import hf_model
 from harness.evaluation.cell_cache import CellResult, SharedCells
-from harness.evaluation.evaluator import Subject, evaluate
+from harness.evaluation.evaluator import ServedCheckpoint, evaluate
 from harness.evaluation.regrading import regrade_runs
 from harness.lm.checkpoints import weights_digest
 from harness.lmeval.library import TaskLibrary
@@ -44,7 +44,7 @@ def evaluation(**profiles: Any) -> Evaluation:
 def cells_of(
     folder: Path, library: TaskLibrary, settings: Evaluation, out: Path, names: Sequence[str] = ("tiny_weather",)
 ) -> dict[str, CellResult]:
-    subject = Subject(folder, weights_digest(folder), Chat(template="chatml"), "float32", "cpu")
+    subject = ServedCheckpoint(folder, weights_digest(folder), Chat(template="chatml"), "float32", "cpu")
     tasks = under_profiles(map(library.load, names), settings)
     return evaluate(subject, list(tasks.values()), library, settings, SharedCells(out))
 

@@ -58,10 +58,10 @@ class Watched(StudentForward):
         hollow = copy.deepcopy(layer).to("meta")
         model.get_output_embeddings = lambda: layer if self.inside else hollow
 
-    def forward(self, batch: Batch, ids: Tensor, ask: StudentRequest = PLAIN) -> LogProbs:
+    def forward(self, batch: Batch, ids: Tensor, request: StudentRequest = PLAIN) -> LogProbs:
         self.inside = True
         try:
-            return super().forward(batch, ids, ask)
+            return super().forward(batch, ids, request)
         finally:
             self.inside = False
 

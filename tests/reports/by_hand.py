@@ -234,8 +234,3 @@ def bracketed(found: tuple[float, float, float, int], write: Callable[[float], s
     """Write `mean [low, high]`, the mean alone for fewer than two values."""
     value, low, high, seeds = found
     return write(value) if seeds < 2 else f"{write(value)} [{write(low)},\u00a0{write(high)}]"
-
-
-def counted(count: int, noun: str) -> str:
-    """Write a count with its noun."""
-    return f"{count} {noun}" + "s" * (count != 1)

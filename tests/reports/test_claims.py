@@ -15,7 +15,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from harness.cli.commands import report_claims
 from harness.errors import ConfigError
 from harness.stats.intervals import Interval, t_interval
 from harness.stats.power import detectable
@@ -36,6 +35,7 @@ from reports.claims.judge import (
 )
 from reports.claims.verdict_views import reported, said, verdicts_grid, write_verdicts
 from reports.data.methods import find_methods
+from reports.terminal.report_commands import judge_by_setting
 from tests.support.run_factory import write_run
 
 START = [0.5, 0.1, 0.6]
@@ -385,8 +385,8 @@ def test_a_report_s_claims_are_judged_for_each_suite_and_order_apart(tmp_path: P
     for suite, adapter, seed in product(("tiny", "other"), ("opd", "aopd"), range(3)):
         write_run(runs, adapter, seed, suite=suite)
     files, text = [read_claims("aopd")], io.StringIO()
-    report_claims(Console(file=text, width=150), files, [runs], tmp_path / "several", "")
-    report_claims(Console(file=text, width=150), files, [runs / "tiny"], tmp_path / "one", "")
+    judge_by_setting(Console(file=text, width=150), files, [runs], tmp_path / "several", "")
+    judge_by_setting(Console(file=text, width=150), files, [runs / "tiny"], tmp_path / "one", "")
     assert ["other, default" in text.getvalue(), "tiny, default" in text.getvalue()] == [True, True]
     several, one = (
         sorted(str(p.relative_to(tmp_path)) for p in tmp_path.glob(f"{name}/**/*.csv")) for name in ("several", "one")

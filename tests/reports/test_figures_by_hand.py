@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from benchmarks.report_runs import STAGES, Scale, write_runs
 from reports.data.frames import load
 from tests.reports.by_hand import Runs, figure_by_seed, read_runs
-from tests.reports.by_hand_sentences import drops
+from tests.reports.by_hand_pairs import drops
 from tests.reports.by_hand_tables import shares
 from tests.reports.test_one_style import drawn
 

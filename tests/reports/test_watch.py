@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from harness.rundir.reader import RunDir, find_runs
-from reports.terminal.watch import clock, status, view, watch
+from reports.terminal.watch import clock, follow, status, view
 from tests.support.run_factory import write_run
 
 
@@ -91,7 +91,7 @@ def test_the_view_has_a_line_per_run(tmp_path: Path):
 def test_watching_ends_when_the_last_run_does(tmp_path: Path):
     run = write_run(tmp_path, evaluated=4)
     text = io.StringIO()
-    watcher = threading.Thread(target=watch, args=(Console(file=text, width=200), [tmp_path], 0.05))
+    watcher = threading.Thread(target=follow, args=(Console(file=text, width=200), [tmp_path], 0.05))
     watcher.start()
     time.sleep(0.3)
     assert watcher.is_alive()
@@ -106,7 +106,7 @@ def test_watching_ends_when_the_last_run_does(tmp_path: Path):
 def test_a_single_look_is_a_whole_table_with_its_last_line_ended(tmp_path: Path):
     write_run(tmp_path, evaluated=4)
     text = io.StringIO()
-    watch(Console(file=text, width=200), [tmp_path], once=True)
+    follow(Console(file=text, width=200), [tmp_path], once=True)
     assert text.getvalue().endswith("┘\n")
 
 

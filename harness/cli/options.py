@@ -1,0 +1,46 @@
+"""Options that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from harness.config.suite import Suite
+
+SuiteName = Annotated[str, typer.Argument(help="A suite's name (tiny) or the path of its YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. training.optimizer.lr=1e-4.")]
+Include = Annotated[list[Path] | None, typer.Option("--include-path", help="A folder with more tasks and suites.")]
+Order = Annotated[str, typer.Option(help="One of the suite's orders; `joint` trains all tasks in one stage.")]
+Out = Annotated[Path, typer.Option(help="Where run directories go.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Runs side by side; default: one per free processor.")]
+DryRun = Annotated[bool, typer.Option(help="Print what would be done and write nothing.")]
+Track = Annotated[
+    str | None, typer.Option(help="Trackers that get a copy of the figures: tensorboard, wandb, trackio, mlflow.")
+]
+Names = Annotated[str | None, typer.Option(help="Comma-separated; default: all of the suite's.")]
+Runs = Annotated[list[Path], typer.Argument(help="Run directories, or folders that hold some.")]
+
+
+def read_suite(name: str, overrides: Sequence[str] | None, include: Sequence[Path] | None, track: str | None) -> Suite:
+    """Return the suite that a command names, with what its options change."""
+    from harness.config.load import load_suite
+
+    trackers = [f"trackers=[{track}]"] if track else []
+    return load_suite(name, [*(overrides or []), *trackers], include or [])
+
+
+def whole_numbers(option: str, text: str) -> list[int]:
+    """Return the numbers of a comma-separated option; raises `ConfigError` where one is not a whole number."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(
+            f"{option} {text}: found {text!r}, expected whole numbers with commas, for example 0,1,2"
+        ) from error

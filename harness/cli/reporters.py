@@ -1,0 +1,86 @@
+"""What shows results while runs go on and at their end: found by entry point, because reports are built on the harness.
+
+Without a reporter, runs are done all the same, and the command says that nothing renders them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from rich.console import Console
+from rich.markup import escape
+
+from harness.errors import ConfigError, HarnessError
+
+if TYPE_CHECKING:
+    from harness.config.run_spec import RunSpec
+    from harness.pipeline.study import Plan
+
+GROUP = "harness.reporters"
+
+
+class Reporter(Protocol):
+    """What an entry point in the group `harness.reporters` names: a module or an object that shows runs of one suite."""
+
+    def render(self, specs: Sequence[RunSpec]) -> object:
+        """Write a report of the runs that are finished; called after each run, while others go on."""
+        ...
+
+    def summarise(self, console: Console, specs: Sequence[RunSpec]) -> None:
+        """Show the results of finished runs and where their report is."""
+        ...
+
+    def write_study(self, console: Console, plan: Plan, page: Path) -> None:
+        """Write a study's page from its finished runs and say where it is."""
+        ...
+
+
+class Reporters:
+    """All reporters that are installed, called one after another."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def render(self, specs: Sequence[RunSpec]) -> None:
+        """Let every reporter render; one that cannot yet, or not at all, must not stop the runs."""
+        for reporter in _installed():
+            try:
+                reporter.render(specs)
+            except HarnessError as error:
+                self.console.print(f"[yellow]no report yet:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+
+    def summarise(self, specs: Sequence[RunSpec]) -> None:
+        """Let every reporter show the results."""
+        for reporter in _installed() or self._none(f"The runs are in {specs[0].out / specs[0].suite.name}"):
+            reporter.summarise(self.console, specs)
+
+    def write_study(self, plan: Plan, page: Path) -> None:
+        """Let every reporter write the study's page."""
+        for reporter in _installed() or self._none(f"{page} is not written"):
+            reporter.write_study(self.console, plan, page)
+
+    def _none(self, consequence: str) -> list[Reporter]:
+        self.console.print(
+            f"{consequence}: no installed package renders reports (entry point group {GROUP})",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        return []
+
+
+def _installed() -> list[Reporter]:
+    return [_loaded(point) for point in sorted(entry_points(group=GROUP), key=lambda point: point.name)]
+
+
+def _loaded(point: EntryPoint) -> Reporter:
+    try:
+        return point.load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"the entry point {point.name} = {point.value} of {GROUP} cannot be loaded ({error}); fix or uninstall the "
+            "package that registers it"
+        ) from error

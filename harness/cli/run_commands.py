@@ -1,0 +1,173 @@
+"""The commands that train: `run`, `sweep` and `study`."""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from harness.cli.options import (
+    DryRun,
+    Include,
+    Names,
+    Order,
+    Out,
+    Overrides,
+    SuiteName,
+    Track,
+    Workers,
+    read_suite,
+    whole_numbers,
+)
+from harness.cli.reporters import Reporters
+from harness.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from harness.config.run_spec import RunSpec
+    from harness.config.suite import Suite
+    from harness.pipeline.study import Plan
+
+
+def run(
+    suite: SuiteName,
+    adapter: Annotated[str | None, typer.Option(help="One of the suite's adapters; default: its first.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Default: the suite's first.")] = None,
+    order: Order = "default",
+    out: Out = Path("runs"),
+    overrides: Overrides = None,
+    include_path: Include = None,
+    track: Track = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Adapt a student stage by stage with one adapter and one seed, evaluating after each stage."""
+    loaded = read_suite(suite, overrides, include_path, track)
+    entry = adapter or next(iter(loaded.adapters))
+    specs = _plan(loaded, [entry], [loaded.seeds[0] if seed is None else seed], order, out)
+    _do_runs(specs, 1, dry_run)
+
+
+def sweep(
+    suite: SuiteName,
+    adapter: Names = None,
+    seed: Names = None,
+    order: Order = "default",
+    out: Out = Path("runs"),
+    workers: Workers = None,
+    overrides: Overrides = None,
+    include_path: Include = None,
+    track: Track = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Do the runs of several adapters and seeds, then report on them."""
+    loaded = read_suite(suite, overrides, include_path, track)
+    entries = adapter.split(",") if adapter else list(loaded.adapters)
+    seeds = whole_numbers("--seed", seed) if seed else list(loaded.seeds)
+    _do_runs(_plan(loaded, entries, seeds, order, out), workers, dry_run)
+
+
+def study(
+    name: Annotated[str, typer.Argument(help="A study's name (tiny) or the path of its YAML file.")] = "tiny",
+    out: Out = Path("runs"),
+    workers: Workers = None,
+    overrides: Overrides = None,
+    page: Annotated[Path | None, typer.Option(help="The page; default: docs/results/<name>.md.")] = None,
+    max_hours: Annotated[float, typer.Option(help="Refuse to start when the estimate is longer.")] = 2.0,
+    render_only: Annotated[
+        bool, typer.Option(help="Start no run; write the page from those that are finished.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option(help="Print the cost and the runs, and write nothing.")] = False,
+) -> None:
+    """Do the runs of a study that are not finished, one factor varied at a time, then write its page."""
+    from harness.pipeline.study import plan_study
+
+    console = Console()
+    planned = plan_study(name, overrides or [], out)
+    if overrides and page is None and not dry_run:
+        raise ConfigError(
+            f"{planned.page} is the page of study {name} without --set; say where the page of this variant goes, for "
+            f"example --page {out / 'study.md'}"
+        )
+    if not render_only:
+        _do_study(console, planned, workers, max_hours, dry_run)
+    if not dry_run:
+        Reporters(console).write_study(planned, page or planned.page)
+
+
+def _plan(suite: Suite, entries: list[str], seeds: list[int], order: str, out: Path) -> list[RunSpec]:
+    """Return the runs asked for, each once; raises `ConfigError` for what the suite or this machine does not have."""
+    if unknown := sorted(set(entries) - set(suite.adapters)):
+        raise ConfigError(f"suite {suite.name} has no adapter {', '.join(unknown)}; it has {', '.join(suite.adapters)}")
+
+    from harness.adapter import check_adapters
+    from harness.pipeline.sweep import plan
+    from harness.rundir.trackers import check_trackers
+
+    check_adapters(suite, entries)
+    check_trackers(suite.trackers)
+    try:
+        specs = plan(suite, list(dict.fromkeys(entries)), list(dict.fromkeys(seeds)), order, out)
+        _ = specs[0].stages
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return specs
+
+
+def _do_runs(specs: Sequence[RunSpec], workers: int | None, dry_run: bool) -> None:
+    """Print the plan, or do the runs that are not finished with progress, then the reports."""
+    console = Console()
+    if dry_run:
+        from harness.pipeline.plan import print_plan
+
+        print_plan(console, specs)
+        return
+
+    from harness.pipeline.sweep import default_workers, sweep
+    from harness.rundir.finished import is_finished
+    from harness.rundir.progress import Display
+
+    reporters = Reporters(console)
+    todo = [spec for spec in specs if not is_finished(spec)]
+    if todo:
+        with Display(console) as display:
+            sweep(todo, workers or default_workers(todo), display, lambda _: reporters.render(specs))
+    else:
+        console.print(f"all {len(specs)} runs are finished; nothing to do")
+    reporters.summarise(specs)
+
+
+def _do_study(console: Console, planned: Plan, workers: int | None, max_hours: float, dry_run: bool) -> None:
+    """Print what a study will cost, then do the runs that are left; the page needs all of them, so it comes after."""
+    from harness.adapter import check_adapters
+    from harness.pipeline.sweep import default_workers, sweep
+    from harness.rundir.progress import Display
+
+    todo = planned.todo
+    workers = workers or default_workers(todo or planned.specs)
+    for suite in {spec.suite.name: spec.suite for spec in planned.specs}.values():
+        check_adapters(suite, {spec.entry for spec in planned.specs if spec.suite.name == suite.name})
+    console.print(planned.cost(workers), highlight=False, soft_wrap=True)
+    if dry_run:
+        console.print("\n".join(str(spec.path) for spec in todo), markup=False, highlight=False, soft_wrap=True)
+        console.print("dry run: nothing was written")
+        return
+    if (hours := planned.minutes(workers) / 60) > max_hours:
+        raise ConfigError(
+            f"study {planned.study.name} would take about {hours:.1f} hours, more than --max-hours {max_hours:g}; "
+            "allow more, use more --workers, or drop values or seeds from the study"
+        )
+    if todo:
+        finished = count(1)
+        with Display(console) as display:
+            sweep(
+                todo,
+                workers,
+                display,
+                lambda spec: console.print(
+                    f"run {next(finished)} of {len(todo)}: {spec.path}", markup=False, highlight=False
+                ),
+            )

@@ -1,0 +1,45 @@
+"""The commands that score without training: `evaluate` checkpoints from elsewhere, `regrade` stored answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from harness.cli.options import Include, Overrides, Runs, read_suite
+
+
+def evaluate(
+    suite: Annotated[str, typer.Option(help="A suite's name or path; its tasks and decoding are used.")],
+    checkpoints: Annotated[list[Path], typer.Option(help="Model folders, in the order of training.")],
+    more: Annotated[list[Path] | None, typer.Argument(help="More checkpoints after the first.")] = None,
+    out: Annotated[Path, typer.Option(help="The matrix goes to <out>/<suite>/checkpoints.")] = Path("runs"),
+    overrides: Overrides = None,
+    include_path: Include = None,
+) -> None:
+    """Evaluate checkpoints that were trained elsewhere on a suite's tasks and print the matrix."""
+    loaded = read_suite(suite, overrides, include_path, None)
+
+    from harness.pipeline.checkpoint_matrix import evaluate_checkpoints, matrix_table
+
+    console = Console()
+    for profile, scores in evaluate_checkpoints(loaded, [*checkpoints, *(more or [])], out).items():
+        console.print(matrix_table(scores, profile))
+
+
+def regrade(
+    runs: Runs,
+    grader: Annotated[
+        str, typer.Option(help="A metric that tasks offer beside their own, e.g. sdft; default: each task's own.")
+    ] = "",
+) -> None:
+    """Grade stored answers again without generating: with today's grader, or with another one that a task offers."""
+    from harness.rundir.reader import find_runs
+
+    found = find_runs(runs)
+
+    from harness.evaluation.regrading import regrade_runs, regrade_table
+
+    Console().print(regrade_table(regrade_runs([run.path for run in found], grader)))

@@ -1,0 +1,37 @@
+"""The settings of the backend that a suite names, validated by the class that is registered under that name.
+
+A suite says `backend: NAME` and, in a block called NAME, how that backend runs. This module knows no backend: the group
+`harness.engines` maps each name to a `Backend` (see `harness.engines.backend`), whose fields are the block's keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import create_model
+
+from harness.config.base import Strict
+from harness.config.plugins import load_plugin
+
+GROUP = "harness.engines"
+
+
+class BackendSettings(Strict):
+    """What the configuration needs to know of a backend."""
+
+    def context(self, of_model: int) -> int:
+        """Return the longest sequence, in tokens, that the backend takes of a model with a context of `of_model`."""
+        return of_model
+
+
+def settings_class(name: str) -> type[BackendSettings]:
+    """Return the class of a registered backend; raises `ConfigError` for a name that is not registered."""
+    return load_plugin(GROUP, name, "backend", BackendSettings)
+
+
+def read_settings(blocks: Mapping[str, Any]) -> dict[str, BackendSettings]:
+    """Validate the blocks of several backends by name; a `ValidationError` names the block and its key."""
+    fields: dict[str, Any] = {name: (settings_class(name), ...) for name in blocks}
+    read = create_model("Backends", __base__=Strict, **fields).model_validate(dict(blocks))
+    return {name: getattr(read, name) for name in blocks}

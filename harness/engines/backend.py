@@ -1,0 +1,68 @@
+"""What a backend promises, and the default one. A suite names a backend; the backend starts the engine of its runs.
+
+To add a backend, write one file with two classes and register the first one under the entry point group `harness.engines`:
+
+- a `Backend`: its fields are the keys of the suite's block, its `start` returns
+- a `CheckpointEngine` (see `harness.engines.base`): `generate`, `load`, `prompt_logprobs`, `describe` and `close`.
+
+Evaluation needs nothing more: `harness.evaluation.engine_model` puts any such engine behind lm-eval's interface. This file
+imports no torch, because reading a suite imports the backend that it names.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from harness.config.backend import BackendSettings
+from harness.config.suite import Suite
+from harness.errors import ConfigError
+
+if TYPE_CHECKING:
+    from harness.engines.base import CheckpointEngine
+
+
+@dataclass(frozen=True)
+class EngineSite:
+    """Where and how an engine runs: `cpu` or `cuda`, the weights' dtype, CPU threads (None: all), and its log file."""
+
+    device: str
+    dtype: str
+    threads: int | None
+    log: Path
+
+
+class Backend(BackendSettings, ABC):
+    """A way to generate rollouts and to evaluate checkpoints; its fields are its settings in the suite."""
+
+    in_process: ClassVar[bool] = False  # whether the harness's own models generate, so that no engine is started
+    model_class: ClassVar[str] = "harness.evaluation.engine_model:EngineModel"  # lm-eval's view of the engine
+
+    def check(self, device: str) -> None:
+        """Raise `ConfigError` where this backend cannot run on this machine; called before anything is done."""
+
+    @abstractmethod
+    def start(self, checkpoint: Path, site: EngineSite) -> CheckpointEngine:
+        """Return an engine that holds a checkpoint's weights; raises `RunError` with the cause where it does not start."""
+
+
+class HF(Backend):
+    """The default: transformers, with the models that live in this process."""
+
+    in_process: ClassVar[bool] = True
+    model_class: ClassVar[str] = "harness.evaluation.hf_model:HarnessHFLM"
+
+    def start(self, checkpoint: Path, site: EngineSite) -> CheckpointEngine:
+        """Raise `ConfigError`: models of this process need no engine."""
+        raise ConfigError("backend hf generates with the models of this process and starts no engine")
+
+
+def backend_of(suite: Suite) -> Backend:
+    """Return the backend that a suite names; raises `ConfigError` for a registered class that is not a `Backend`."""
+    if not isinstance(suite.engine, Backend):
+        raise ConfigError(
+            f"backend: {type(suite.engine).__qualname__} is not a subclass of harness.engines.backend.Backend"
+        )
+    return suite.engine

@@ -1,0 +1,164 @@
+"""The commands that read finished and running runs: `report`, `compare` and `watch`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from harness.cli.options import Runs, whole_numbers
+from harness.errors import ConfigError
+
+if TYPE_CHECKING:
+    from reports.claims.claim_file import ClaimFile
+    from reports.data.methods import Method
+
+Claims = Annotated[
+    list[str] | None, typer.Option(help="A file of claims to judge on these runs, or a shipped one's name (aopd).")
+]
+
+
+def report(
+    runs: Runs,
+    out: Annotated[Path | None, typer.Option(help="Default: `report` in the first folder.")] = None,
+    grader: Annotated[
+        str, typer.Option(help="Show the scores that `harness regrade --grader` gave, where a task offers it.")
+    ] = "",
+    claims: Claims = None,
+) -> None:
+    """Render report.html and report.md with figures and tables from run directories."""
+    from reports.report.build import build_report
+
+    console, folder = Console(), out or runs[0] / "report"
+    files = _read_claim_files(claims or [])
+    page = build_report(runs, folder, grader, files)
+    console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
+    if files:
+        judge_by_setting(console, files, runs, folder, grader)
+
+
+def compare(
+    methods: Annotated[
+        list[Path], typer.Argument(help="Methods' folders (runs/tiny/opd) or single runs, the baseline first.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Also write Markdown, LaTeX and CSV into this folder.")] = None,
+    format_: Annotated[
+        str | None, typer.Option("--format", help="Print markdown, csv or latex in place of the tables.")
+    ] = None,
+    stage: Annotated[
+        str | None,
+        typer.Option(help="The last stage that counts, e.g. 2; or two, e.g. 1,4, to compare a run with itself."),
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Comma-separated; show these tasks alone.")] = None,
+    order: Annotated[str | None, typer.Option(help="The order of the stages, where a folder holds several.")] = None,
+    profile: Annotated[str, typer.Option(help="An evaluation profile; default: the suite's first.")] = "",
+    grader: Annotated[str, typer.Option(help="Scores that `harness regrade --grader` gave.")] = "",
+    margin: Annotated[
+        float, typer.Option(min=0, help="Points within which learning counts as matched, so that forgetting is judged.")
+    ] = 5.0,
+    shared_items: Annotated[
+        bool, typer.Option(help="Where evaluations hold other items, compare those that both have.")
+    ] = False,
+    claims: Claims = None,
+) -> None:
+    """Compare methods by paired differences: learned, forgotten, entropy, final scores, with what the sample could show."""
+    from reports.compare.comparison import Comparison, Stages
+    from reports.compare.headline import sentences_of
+    from reports.compare.views import FORMATS, print_comparison, rendered, write_comparison
+    from reports.data.methods import find_methods
+
+    if format_ not in (None, *FORMATS):
+        raise ConfigError(f"--format {format_}: expected one of {', '.join(FORMATS)}")
+    console, files = Console(), _read_claim_files(claims or [])
+    stages = _stages(stage, with_claims=bool(files))
+    found = find_methods(methods, order=order, profile=profile, grader=grader, least=1 if len(stages) == 2 else 2)
+    tasks = task.split(",") if task else []
+    if len(stages) == 2:
+        compared, sentences = Stages(found, *stages, tasks=tasks), []
+    else:
+        compared = Comparison(found, stages[0] if stages else None, tasks, shared_items, margin / 100)
+        sentences = sentences_of(compared)
+    if format_ is None:
+        print_comparison(console, compared)
+        for sentence in sentences:
+            console.print(escape(sentence), highlight=False)
+    else:
+        typer.echo(rendered(compared, format_, sentences))
+    if out:
+        _name_files(write_comparison(compared, out, sentences))
+    if files:
+        _judge(console, files, found, margin / 100, out, format_)
+
+
+def watch(
+    runs: Runs,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
+    once: Annotated[bool, typer.Option(help="Look once and leave.")] = False,
+) -> None:
+    """Follow runs from another terminal: stage, step, time left, entropy and reward, until all are finished."""
+    from reports.terminal.watch import follow
+
+    follow(Console(), runs, every, once)
+
+
+def _stages(stage: str | None, with_claims: bool) -> list[int]:
+    """Return the stages of `--stage`: none, the last that counts, or two between which a run is compared with itself."""
+    stages = whole_numbers("--stage", stage) if stage else []
+    if len(stages) > 2:
+        raise ConfigError(f"--stage {stage}: expected one stage, or two to compare a run with itself")
+    if with_claims and len(stages) == 2:
+        raise ConfigError("--claims is about methods, and two stages compare a run with itself; give one of the two")
+    return stages
+
+
+def _read_claim_files(names: Sequence[str]) -> list[ClaimFile]:
+    """Read files of claims, by path or by a shipped one's name, before anything else is done."""
+    from reports.claims.claim_file import read_claims
+
+    return [read_claims(name) for name in names]
+
+
+def judge_by_setting(
+    console: Console, files: Sequence[ClaimFile], runs: Sequence[Path], folder: Path, grader: str
+) -> None:
+    """Judge claims on all methods of a report, for each suite and order apart, and write the verdicts next to it."""
+    from reports.compare.rows import MARGIN
+    from reports.data.frames import load
+    from reports.data.methods import by_setting, methods_of
+
+    settings = by_setting(methods_of(load(runs, grader)))
+    for (suite, order), methods in settings.items():
+        if len(settings) > 1:
+            console.print(f"{suite}, {order}", highlight=False)
+        _judge(console, files, methods, MARGIN, folder if len(settings) == 1 else folder / f"claims_{suite}_{order}")
+
+
+def _judge(
+    console: Console,
+    files: Sequence[ClaimFile],
+    methods: Sequence[Method],
+    margin: float,
+    folder: Path | None,
+    kind: str | None = None,
+) -> None:
+    """Judge claims on methods, print the verdicts, in a format where one is named, and write them where there is a folder."""
+    from reports.claims.judge import verdicts
+    from reports.claims.verdict_views import print_verdicts, rendered_verdicts, write_verdicts
+
+    found = verdicts([claim for file in files for claim in file.claims], methods, margin)
+    if kind:
+        typer.echo(f"\n{rendered_verdicts(found, files, kind)}")
+    else:
+        print_verdicts(console, found)
+    if folder:
+        _name_files(write_verdicts(found, files, folder))
+
+
+def _name_files(written: Sequence[Path]) -> None:
+    """Name what was written on stderr, so that a table on stdout can be piped."""
+    for file in written:
+        typer.echo(f"written: {file}", err=True)

@@ -1,0 +1,124 @@
+"""Commands and reporters by entry point: a package adds its own, and one that is broken or absent takes nothing away."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from harness.cli.commands import OWN
+from harness.cli.reporters import Reporters
+from harness.config.load import load_suite
+from harness.config.run_spec import RunSpec
+
+MODULE = '''"""Commands of another package."""
+
+import typer
+
+group = typer.Typer(help="A group of commands from outside.")
+
+
+@group.command()
+def one() -> None:
+    """First."""
+    print("one of a group")
+
+
+@group.command()
+def two() -> None:
+    """Second."""
+
+
+def greet(name: str = "you") -> None:
+    """Greet somebody."""
+    print(f"good morning, {name}")
+'''
+
+
+def package(folder: Path, module: str, entry_points: str) -> None:
+    """Write a package as pip leaves one installed: a module and the metadata that registers its entry points."""
+    (folder / "outside.py").write_text(module, encoding="utf-8")
+    info = folder / "outside-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text(entry_points, encoding="utf-8")
+
+
+def harness(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Call the command line with a package on the path."""
+    env = {**os.environ, "PYTHONPATH": str(folder), "COLUMNS": "120"}
+    command = [sys.executable, "-m", "harness.cli.app", *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True)
+
+
+def test_a_package_adds_a_command_and_a_group_of_commands(tmp_path: Path):
+    package(tmp_path, MODULE, "[harness.commands]\ngreet = outside:greet\nmany = outside:group\n")
+    listed = harness(tmp_path, "--help")
+    assert listed.returncode == 0, listed.stderr
+    assert "Greet somebody." in listed.stdout
+    assert "A group of commands from outside." in listed.stdout
+    assert harness(tmp_path, "greet", "--name", "Ada").stdout == "good morning, Ada\n"
+    assert harness(tmp_path, "many", "one").stdout == "one of a group\n"
+
+
+def test_a_command_that_cannot_be_loaded_says_so_and_leaves_the_others(tmp_path: Path):
+    package(tmp_path, "raise RuntimeError('no licence')", "[harness.commands]\nbroken = outside:broken\n")
+    listed = harness(tmp_path, "--help")
+    assert listed.returncode == 0, listed.stderr
+    assert {"broken", "compare", *OWN} <= set(listed.stdout.replace("│", " ").split())
+    called = harness(tmp_path, "broken")
+    assert called.returncode == 2
+    assert called.stderr.startswith("error: command broken: the entry point outside:broken cannot be loaded")
+    assert "no licence" in called.stderr
+    assert called.stderr.count("\n") == 1
+
+
+def test_a_package_cannot_replace_a_command_of_the_harness(tmp_path: Path):
+    package(tmp_path, MODULE, "[harness.commands]\nrun = outside:greet\n")
+    assert "Adapt a student stage by stage" in " ".join(harness(tmp_path, "run", "--help").stdout.split())
+
+
+def test_h_version_and_completion_work(tmp_path: Path):
+    assert harness(tmp_path, "run", "-h").stdout == harness(tmp_path, "run", "--help").stdout
+    assert harness(tmp_path, "--version").stdout.startswith("harness ")
+    shown = harness(tmp_path, "--show-completion", "bash")
+    assert shown.returncode == 0, shown.stderr
+
+
+@pytest.fixture
+def specs(tmp_path: Path, micro_file: Path) -> list[RunSpec]:
+    return [RunSpec(load_suite(str(micro_file)), "none", 0, "default", tmp_path / "runs")]
+
+
+def test_without_a_reporter_the_runs_are_done_and_the_command_says_that_nothing_renders_them(
+    specs: list[RunSpec], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("harness.cli.reporters.entry_points", lambda **_: [])
+    reporters = Reporters(Console(width=200))
+    reporters.render(specs)
+    assert capsys.readouterr().out == ""
+    reporters.summarise(specs)
+    assert "no installed package renders reports (entry point group harness.reporters)" in capsys.readouterr().out
+
+
+def test_a_reporter_of_another_package_is_called(
+    specs: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    module = "def summarise(console, specs):\n    console.print(f'{len(specs)} runs seen')\n"
+    package(tmp_path, module, "[harness.reporters]\noutside = outside\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("harness.cli.reporters.entry_points", _only(tmp_path))
+    Reporters(Console(width=200)).summarise(specs)
+    assert capsys.readouterr().out == "1 runs seen\n"
+
+
+def _only(folder: Path) -> Any:
+    from importlib.metadata import PathDistribution
+
+    points = PathDistribution(folder / "outside-1.0.dist-info").entry_points
+    return lambda group: points.select(group=group)

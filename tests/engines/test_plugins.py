@@ -1,0 +1,104 @@
+"""Backends from outside: one file and an entry point, and every part of a run uses it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.config.load import load_suite
+from harness.config.run_spec import RunSpec
+from harness.config.suite import Suite
+from harness.engines.backend import HF, EngineSite, backend_of
+from harness.errors import ConfigError
+from harness.evaluation.engine_model import EngineModel
+from harness.evaluation.hf_model import HarnessHFLM
+from harness.lm.checkpoints import weights_digest
+from harness.pipeline.run import run
+from tests.support.models import micro_suite, write_yaml
+from tests.support.packages import install
+
+PACKAGE = Path(__file__).parents[1] / "third_party_backend"
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(PACKAGE, tmp_path / "site", monkeypatch)
+
+
+def suite_with(folder: Path, **changes: Any) -> Suite:
+    return load_suite(str(write_yaml(folder / "suite.yaml", {**micro_suite(), **changes})))
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_backend_from_outside_draws_the_rollouts_and_evaluates(tmp_path: Path):
+    shortened = {"stages": ["tiny_weather"], "probes": [], "adapters": {"opd": {}}}
+    hf = RunSpec(suite_with(tmp_path, **shortened), "opd", 0, out=tmp_path / "hf")
+    other = RunSpec(suite_with(tmp_path, **shortened, backend="toy"), "opd", 0, out=tmp_path / "toy")
+    found: list[dict[str, Any]] = []
+    for spec in (hf, other):
+        run(spec)
+        cell = json.loads(next(spec.path.glob("stage_1_*/eval/tiny_weather/results.json")).read_text())
+        found.append({"weights": json.loads((spec.path / "manifest.json").read_text())["weights"], **cell})
+    assert (other.path / "toy.txt").read_text().startswith("started on ")
+    assert found[0]["weights"] == found[1]["weights"], "the same rollouts, so the same weights to the bit"
+    assert found[0]["score"] == found[1]["score"]
+    assert found[1]["keys"]["fields"]["backend"]["engine"] == "toy"
+    assert found[0]["keys"]["comparability"] != found[1]["keys"]["comparability"]
+
+
+@pytest.mark.usefixtures("toy")
+def test_likelihoods_of_an_engine_are_those_of_lm_evals_own_class(student_folder: Path, tmp_path: Path, micro: Suite):
+    backend = backend_of(Suite.model_validate({**micro.model_dump(), "backend": "toy"}))
+    engine = backend.start(student_folder, EngineSite("cpu", "float32", 1, tmp_path / "toy.txt"))
+    chat, asked = (
+        micro.student.chat,
+        [(("", ""), [5, 6, 7], [8]), (("", ""), [9], [10, 11]), (("", ""), [7] * 9, [1, 2])],
+    )
+    ours = EngineModel(engine, student_folder, weights_digest(student_folder), chat, batch_size=4, seed=1)
+    stock = HarnessHFLM(student_folder, chat, device="cpu", dtype="float32", batch_size=4, seed=1)
+    found, expected = ours._loglikelihood_tokens(asked), stock._loglikelihood_tokens(asked)
+    assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], abs=1e-4)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    assert ours.tok_encode("3+4") == stock.tok_encode("3+4")
+
+
+@pytest.mark.usefixtures("toy")
+def test_settings_stand_in_a_block_of_the_backends_name(tmp_path: Path):
+    suite = suite_with(tmp_path, backend="toy", toy={"max_length": 64})
+    assert suite.context(128) == 64
+    assert suite.model_dump()["toy"] == {"batch_size": 64, "max_length": 64}
+    assert Suite.model_validate(suite.model_dump()) == suite
+    with pytest.raises(ConfigError, match=r"toy\.max_lenght: unknown key; did you mean 'max_length'\?"):
+        suite_with(tmp_path, backend="toy", toy={"max_lenght": 64})
+    with pytest.raises(ConfigError, match=r"vllm\.max_num_seqs: found 0; input should be greater than 0"):
+        suite_with(tmp_path, vllm={"max_num_seqs": 0})
+
+
+def test_a_suite_may_hold_settings_of_a_backend_that_it_does_not_use(tmp_path: Path):
+    plain, both = suite_with(tmp_path), suite_with(tmp_path, vllm={"max_num_seqs": 4})
+    assert plain.model_dump() == both.model_dump()
+    assert backend_of(both) == HF()
+    used = suite_with(tmp_path, vllm={"max_num_seqs": 4}, backend="vllm")
+    assert used.model_dump()["vllm"]["max_num_seqs"] == 4
+
+
+def test_an_unknown_backend_is_refused_with_those_that_are_registered(tmp_path: Path):
+    with pytest.raises(
+        ConfigError, match=r"backend: there is no engine 'vlm'; did you mean 'vllm'\? registered are hf, "
+    ):
+        suite_with(tmp_path, backend="vlm")
+
+
+def test_reading_a_suite_on_vllm_imports_no_torch(tmp_path: Path):
+    path = write_yaml(tmp_path / "suite.yaml", {**micro_suite(), "backend": "vllm", "vllm": {"max_model_len": 64}})
+    code = (
+        "import sys; from harness.config.load import load_suite; "
+        f"load_suite({str(path)!r}); print(sorted({{'torch', 'transformers', 'vllm'}} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
