@@ -63,9 +63,8 @@ class VLLMEngine:
             self.weights = weights
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
-        """Return completions with the log-probabilities that they were drawn with; see `Engine`."""
-        seeds = prompt_seeds(prompts, sampling.seed)
         """Return completions with the log-probabilities with which they were drawn; see `Engine`."""
+        seeds = prompt_seeds(prompts, sampling.seed)
         made = self._ask("generate", prompts=list(prompts), seeds=seeds, settings=_settings(sampling))
         return [
             Completion(ids, "length" if finish == "length" else "stop", tuple(logprobs))
