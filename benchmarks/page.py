@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from benchmarks.measure import Measurement, median_of, with_range
 from benchmarks.steps import Steps
+from harness.rundir.schema import Session
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class BenchmarkResults:
     sections: list[str] = field(default_factory=list)
 
 
-def page(findings: BenchmarkResults, made: dict[str, Any], threads: int, repetitions: int) -> str:
-    """Return the whole page; `made` is the manifest's environment."""
+def page(findings: BenchmarkResults, made: Session, threads: int, repetitions: int) -> str:
+    """Return the whole page; `made` says what the process was made of."""
     sections = [
         "# Benchmarks",
         provenance(made, threads, repetitions),
@@ -45,13 +45,13 @@ def page(findings: BenchmarkResults, made: dict[str, Any], threads: int, repetit
     return "\n\n".join(sections) + "\n"
 
 
-def provenance(made: dict[str, Any], threads: int, repetitions: int) -> str:
+def provenance(made: Session, threads: int, repetitions: int) -> str:
     """Say by which command, commit, libraries and machine the figures were made."""
-    git, hardware, packages = made["git"], made["hardware"], made["packages"]
-    commit = f"commit `{(git['commit'] or 'unknown')[:12]}`" + (" with uncommitted changes" if git["dirty"] else "")
+    hardware, packages = made.hardware, made.packages
+    commit = f"commit `{(made.git.commit or 'unknown')[:12]}`" + (" with uncommitted changes" if made.git.dirty else "")
     libraries = ", ".join(f"{name} {packages[name]}" for name in ("torch", "transformers"))
     return (
-        f"Made by `{made['command']}` at {commit}, {made['created']}; {libraries}; {threads} thread of "
+        f"Made by `{made.command}` at {commit}, {made.created}; {libraries}; {threads} thread of "
         f"{hardware['cpus']} CPUs ({cpu_model()}), {hardware['memory_gib']} GiB. Medians of {repetitions} repetitions "
         "in turn, ranges over repetitions; a ratio is taken inside each repetition."
     )

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from harness.evaluation.drift import FIGURES
-from harness.rundir.files import write_cell, write_json
-from harness.rundir.store import SCHEMA, StageFolder
+from harness.rundir.files import write_cell, write_record
+from harness.rundir.schema import SCHEMA, CellSummary, DriftSummary, Keys, Manifest, Session, StageRecord
+from harness.rundir.store import MANIFEST, stage_folder
 
 ADAPTERS = ("opd", "aopd", "gkd", "grpo", "sft")
 STAGES = ("math_word_problems", "tools_weather", "tools_currency", "tools_calendar")
@@ -66,9 +67,9 @@ def write_runs(root: Path, scale: Scale) -> Path:
 def _write_run(run: Path, scale: Scale, place: int, adapter: str, seed: int) -> None:
     random = np.random.default_rng([place, seed])
     run.mkdir(parents=True)
-    write_json(run / "manifest.json", _manifest(scale, adapter, seed))
+    write_record(run / MANIFEST, _manifest(scale, adapter, seed))
     for stage in range(len(scale.stages) + 1):
-        folder = StageFolder(run / (f"stage_{stage}_{scale.stages[stage - 1]}" if stage else "stage_0"))
+        folder = stage_folder(run, stage, scale.stages[stage - 1])
         if stage:
             _write_steps(folder.path / "train", scale, adapter, random)
         for number, task in enumerate(scale.tasks):
@@ -86,28 +87,35 @@ def _ability(stage: int, task: int, place: int, stages: int) -> float:
     return 0.2 if stage < own else learned - (0.04 + 0.02 * (place % 4)) * (stage - own)
 
 
-def _manifest(scale: Scale, adapter: str, seed: int) -> dict[str, Any]:
-    return {
-        "schema": SCHEMA,
-        "suite": "large",
-        "adapter": adapter,
-        "adapter_config": {"adapter": adapter, "learning_rate": 1e-5},
-        "order": "default",
-        "stages": [{"name": name, "trains": [name], "steps": scale.steps} for name in scale.stages],
-        "probes": list(scale.probes),
-        "seed": seed,
-        "start": "weak",
-        "config": {"name": "large", "stages": list(scale.stages), "seeds": list(range(scale.seeds))},
-        "config_hash": "0123456789abcdef",
-        "git": {"commit": "f00dfeed" * 5, "dirty": False},
-        "packages": {"torch": "2.13.0", "transformers": "5.17.0", "lm_eval": "0.4.13"},
-        "hardware": {"cpus": 16, "memory_gib": 128},
-        "weights": {name: f"{name}-{seed}" for name in ("start", "teacher", *scale.stages)},
-        "command": f"harness run large --adapter {adapter} --seed {seed}",
-        "sessions": [{"seconds": {"models": 30.0, "train": 5200.0, "evaluate": 900.0, "total": 6300.0}}],
-        "created": "2026-01-02T03:04:05+00:00",
-        "finished": "2026-01-02T04:49:05+00:00",
-    }
+def _manifest(scale: Scale, adapter: str, seed: int) -> Manifest:
+    session = Session.model_validate(
+        {
+            "git": {"commit": "f00dfeed" * 5, "dirty": False},
+            "packages": {"torch": "2.13.0", "transformers": "5.17.0", "lm_eval": "0.4.13"},
+            "hardware": {"cpus": 16, "memory_gib": 128},
+            "command": f"harness run large --adapter {adapter} --seed {seed}",
+            "created": "2026-01-02T03:04:05+00:00",
+            "seconds": {"models": 30.0, "train": 5200.0, "evaluate": 900.0, "total": 6300.0},
+        }
+    )
+    return Manifest(
+        version=SCHEMA,
+        suite="large",
+        adapter=adapter,
+        kind=adapter,
+        trains_on=("data",) if adapter == "sft" else ("student",),
+        adapter_config={"adapter": adapter, "learning_rate": 1e-5},
+        order="default",
+        stages=tuple(StageRecord(name=name, trains=(name,), steps=scale.steps) for name in scale.stages),
+        probes=tuple(scale.probes),
+        seed=seed,
+        start="weak",
+        config={"name": "large", "stages": list(scale.stages), "seeds": list(range(scale.seeds))},
+        config_hash="0123456789abcdef",
+        weights={name: f"{name}-{seed}" for name in ("start", "teacher", *scale.stages)},
+        sessions=(session,),
+        finished="2026-01-02T04:49:05+00:00",
+    )
 
 
 def _write_cell(folder: Path, scale: Scale, task: tuple[int, str], ability: float, random: np.random.Generator) -> None:
@@ -138,21 +146,21 @@ def _texts(words: np.ndarray) -> Iterator[str]:
     return (" ".join(map(WORDS.__getitem__, row)) for row in words.tolist())
 
 
-def _results(task: str, samples: pd.DataFrame) -> dict[str, Any]:
+def _results(task: str, samples: pd.DataFrame) -> CellSummary:
     score, counts = float(samples["score"].mean()), samples["outcome"].value_counts()
-    return {
-        "task": task,
-        "metric": "strict",
-        "score": score,
-        "metrics": {"strict": score, "parsed": 1 - float(counts.get("unparsed", 0)) / len(samples)},
-        "n": len(samples),
-        "samples": 1,
-        "outcomes": {name: int(counts.get(name, 0)) for name in OUTCOMES},
-        "response_tokens_mean": float(samples["tokens"].mean()),
-        "seconds": 36.0,
-        "weights": "digest",
-        "keys": {"generation": "g", "grading": "r", "comparability": "c"},
-    }
+    return CellSummary(
+        task=task,
+        metric="strict",
+        score=score,
+        metrics={"strict": score, "parsed": 1 - float(counts.get("unparsed", 0)) / len(samples)},
+        n=len(samples),
+        samples=1,
+        outcomes={name: int(counts.get(name, 0)) for name in OUTCOMES},
+        response_tokens_mean=float(samples["tokens"].mean()),
+        seconds=36.0,
+        weights="digest",
+        keys=Keys(generation="g", grading="r", comparability="c"),
+    )
 
 
 def _write_steps(folder: Path, scale: Scale, adapter: str, random: np.random.Generator) -> None:
@@ -216,4 +224,5 @@ def _write_drift(folder: Path, scale: Scale, stage: int, random: np.random.Gener
     )
     by_task: Any = rows.groupby("task", sort=False)[list(FIGURES)].mean()
     tasks = {str(task): {**means, "items": count} for task, means in by_task.to_dict("index").items()}
-    write_cell(folder, {**by_task.mean().to_dict(), "tasks": tasks, "answers": "a", "seconds": 20.0}, rows)
+    found = {**by_task.mean().to_dict(), "tasks": tasks, "answers": "a", "seconds": 20.0}
+    write_cell(folder, DriftSummary.model_validate(found), rows)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import ValidationError, model_validator
 from torch import Tensor, nn
@@ -30,13 +30,13 @@ from harness.lm.logprobs import StudentForward
 from harness.lm.rollouts import Example, Rollout
 from harness.lmeval.task import Task
 from harness.rundir.rollout_log import Keep, keep_nothing
+from harness.rundir.schema import Source
 from harness.rundir.snapshots import NO_SNAPSHOTS, Snapshots
 from harness.teachers.base import Needs, Teacher
 from harness.teachers.local import LocalTeacher
 
 GROUP = "harness.adapters"
 
-Source = Literal["student", "data", "teacher"]
 TokenPenalty = Callable[[Tensor, Tensor], Tensor]
 WeightPenalty = Callable[[nn.Module], Tensor]
 

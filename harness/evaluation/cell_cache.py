@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from filelock import FileLock
 
-from harness.evaluation.keys import Keys
 from harness.rundir.files import read_cell, write_cell
+from harness.rundir.schema import CellSummary, Keys
 
 
 @dataclass(frozen=True)
 class CellResult:
     """One task's result on one checkpoint: the summary that results.json holds, and one row per item and answer."""
 
-    summary: dict[str, Any]
+    summary: CellSummary
     samples: pd.DataFrame
 
 

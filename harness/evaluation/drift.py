@@ -36,8 +36,9 @@ from harness.lm.output_layer import Head, scan
 from harness.lm.rollouts import Batch, Example, Rollout, make_batches
 from harness.lm.seeding import derive_seed
 from harness.lmeval.task import Task
+from harness.rundir.schema import DriftFigures, DriftSummary, TaskDrift
 
-FIGURES = ("kl_to_start", "entropy", "entropy_prompt")
+FIGURES = tuple(DriftFigures.model_fields)
 SEQUENCES = 32  # in one forward pass
 
 
@@ -96,19 +97,21 @@ def measure(
     return pd.DataFrame(rows).sort_values("index").drop(columns="index").reset_index(drop=True)
 
 
-def summarise(rows: pd.DataFrame, answered: Sequence[DriftAnswers], settings: Drift, started: float) -> dict[str, Any]:
-    """Return what drift/results.json holds beside stage and weights; `answers` is the digest of prompts and answers."""
+def summarise(rows: pd.DataFrame, answered: Sequence[DriftAnswers], settings: Drift, started: float) -> DriftSummary:
+    """Return the drift's summary without stage and weights; `answers` is the digest of prompts and answers."""
     tasks = {
-        str(task): {**{name: float(part[name].mean()) for name in FIGURES}, "items": len(part)}
+        str(task): TaskDrift(**{name: float(part[name].mean()) for name in FIGURES}, items=len(part))
         for task, part in rows.groupby("task", sort=False)
     }
-    return {
-        **{name: float(pd.Series([found[name] for found in tasks.values()]).mean()) for name in FIGURES},
-        "tasks": tasks,
-        "settings": settings.model_dump(mode="json"),
-        "answers": digest([[a.task, a.item_id, a.prompt_ids, a.response_ids] for a in answered]),
-        "seconds": round(time.perf_counter() - started, 3),
+    means: dict[str, float] = {
+        name: float(pd.Series([getattr(found, name) for found in tasks.values()]).mean()) for name in FIGURES
     }
+    return DriftSummary(
+        tasks=tasks,
+        settings=settings.model_dump(mode="json"),
+        answers=digest([[a.task, a.item_id, a.prompt_ids, a.response_ids] for a in answered]),
+        seconds=round(time.perf_counter() - started, 3),
+    ).model_copy(update=means)
 
 
 def as_frame(answered: Sequence[DriftAnswers]) -> pd.DataFrame:

@@ -24,13 +24,14 @@ from harness.errors import TaskError
 from harness.evaluation.answering import Answering
 from harness.evaluation.cell_cache import CellResult, SharedCells
 from harness.evaluation.hf_model import HarnessHFLM
-from harness.evaluation.keys import Keys, make_keys
+from harness.evaluation.keys import make_keys
 from harness.evaluation.regrading import questions_digest, regrade
 from harness.evaluation.scoring import first_grades, sample_rows, summarise
 from harness.lm.checkpoints import config_digest
 from harness.lm.seeding import preserved_random_state
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import FEWSHOT_SEED, Task
+from harness.rundir.schema import Keys
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,10 @@ def _evaluate_tasks(
         if not task.generates:
             model.on_task(name)
         summary = summarise(task, rows, grades, keys[name], weights, settings.seed, seconds)
-        asked = {"questions": questions_digest(task, task.test_docs(settings.limit))} if task.generates else {}
-        yield name, CellResult({**summary, **asked}, rows)
+        if task.generates:
+            asked = questions_digest(task, task.test_docs(settings.limit))
+            summary = summary.model_copy(update={"questions": asked})
+        yield name, CellResult(summary, rows)
 
 
 def _logged_samples(

@@ -17,11 +17,11 @@ from harness.config.base import digest
 from harness.config.suite import Suite
 from harness.errors import TaskError
 from harness.evaluation.cell_cache import CellResult
-from harness.evaluation.keys import Keys
 from harness.evaluation.scoring import FIXED, outcome_of, summary_of
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.profiles import under_profiles
 from harness.lmeval.task import Task
+from harness.rundir.schema import GroupRecord, Keys, Member
 from harness.rundir.store import cell_name
 
 
@@ -98,18 +98,15 @@ def group_cell(group: TaskGroup, cells: Mapping[str, CellResult]) -> CellResult:
         parts = [_as_item(task, part) for task, part in zip(group.tasks, parts, strict=True)]
     samples = pd.concat(parts, ignore_index=True)
     summaries = [cells[task].summary for task in group.tasks]
-    members = {s["task"]: {"score": s["score"], "metric": s["metric"], "n": s["n"]} for s in summaries}
-    return CellResult(
-        {
-            **summary_of(group.name, group.metric, samples),
-            "seconds": round(sum(s["seconds"] for s in summaries), 3),
-            "weights": summaries[0]["weights"],
-            "seed": summaries[0]["seed"],
-            "keys": _keys(group, {s["task"]: s["keys"] for s in summaries}).as_dict(),
-            "group": {"weight_by_size": group.by_size, "tasks": members},
-        },
-        samples,
-    )
+    members = {s.task: Member(score=s.score, metric=s.metric, n=s.n) for s in summaries}
+    found = {
+        "seconds": round(sum(s.seconds for s in summaries), 3),
+        "weights": summaries[0].weights,
+        "seed": summaries[0].seed,
+        "keys": _keys(group, {s.task: s.keys for s in summaries}),
+        "group": GroupRecord(weight_by_size=group.by_size, tasks=members),
+    }
+    return CellResult(summary_of(group.name, group.metric, samples).model_copy(update=found), samples)
 
 
 def _load_probe(library: TaskLibrary, name: str) -> tuple[list[Task], TaskGroup | None]:
@@ -185,10 +182,11 @@ def _as_item(task: str, items: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame([{**row, "finish": None, "outcome": None, "task": task}])[list(items.columns)]
 
 
-def _keys(group: TaskGroup, members: Mapping[str, Mapping[str, Any]]) -> Keys:
-    generation, grading = ([keys[part] for keys in members.values()] for part in ("generation", "grading"))
+def _keys(group: TaskGroup, members: Mapping[str, Keys]) -> Keys:
+    generation, grading = [keys.generation for keys in members.values()], [keys.grading for keys in members.values()]
     fields = {
         "task": group.name, "metric": group.metric, "weight_by_size": group.by_size,
-        "tasks": {task: keys["comparability"] for task, keys in members.items()},
+        "tasks": {task: keys.comparability for task, keys in members.items()},
     }  # fmt: skip
-    return Keys(digest(generation), digest([grading, group.metric, group.by_size]), digest(fields), fields)
+    graded = digest([grading, group.metric, group.by_size])
+    return Keys(generation=digest(generation), grading=graded, comparability=digest(fields), fields=fields)

@@ -6,7 +6,6 @@ Generation: what decides the answers. Grading: what decides their grades. Compar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -14,30 +13,9 @@ from harness.config.base import digest
 from harness.lm.seeding import DRAWS
 from harness.lmeval.grader_source import grader_source, references
 from harness.lmeval.task import Task, item_id
+from harness.rundir.schema import Keys
 
 PACKAGES = ("torch", "transformers", "lm_eval", "tokenizers")
-
-
-@dataclass(frozen=True)
-class Keys:
-    """The keys of one evaluated cell, 16 hexadecimal digits each, and the fields that comparability is a digest of."""
-
-    generation: str
-    grading: str
-    comparability: str
-    fields: dict[str, Any] = field(default_factory=dict, compare=False)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the keys by name, as results files hold them."""
-        return asdict(self)
-
-    def regraded(self, grading: str) -> Keys:
-        """Return the keys of the same answers with other grades.
-
-        Cells of versions that recorded no fields get their old key as the one field `unrecorded`.
-        """
-        fields = {**(self.fields or {"unrecorded": self.comparability}), "grading": grading}
-        return Keys(self.generation, grading, digest(fields), fields)
 
 
 def make_keys(
@@ -63,8 +41,8 @@ def make_keys(
     grading = grading_key(task, docs)
     fields = {**shared, "grading": grading}
     draws = {"draws": DRAWS} if task.generation.get("temperature") else {}
-    made = digest({**shared, **draws, "weights": weights, "config": config, "seed": seed})
-    return Keys(made, grading, digest(fields), fields)
+    generation = digest({**shared, **draws, "weights": weights, "config": config, "seed": seed})
+    return Keys(generation=generation, grading=grading, comparability=digest(fields), fields=fields)
 
 
 def grading_key(task: Task, docs: Sequence[dict[str, Any]]) -> str:

@@ -20,11 +20,12 @@ from rich.table import Table
 from harness.config.base import digest
 from harness.errors import RunError, TaskError
 from harness.evaluation.cell_cache import CellResult
-from harness.evaluation.keys import Keys, grading_key
+from harness.evaluation.keys import grading_key
 from harness.evaluation.scoring import graded_row, item_scores, numbered_ids, summarise
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task
-from harness.rundir.files import read_cell, read_json, write_cell, write_json
+from harness.rundir.files import read_cell, read_results, write_cell, write_record
+from harness.rundir.schema import EarlierGrade, Keys, Regrading
 from harness.rundir.store import RunStore, StageFolder
 
 
@@ -82,11 +83,12 @@ def regrade(task: Task, docs: Sequence[dict[str, Any]], stored: CellResult, keys
     before = stored.summary
     _refuse_other_questions(task, docs, stored)
     samples, grades = _graded_samples(task, docs, stored.samples)
-    seconds = float(before.get("seconds", 0.0))
-    summary = summarise(task, samples, grades, keys, before["weights"], before.get("seed", -1), seconds)
-    origin = {"metric": before["metric"], "score": before["score"], "grading": before["keys"]["grading"]}
-    regraded = {"when": datetime.now(UTC).isoformat(), "grader": task.metric, "from": origin}
-    return CellResult({**summary, "questions": questions_digest(task, docs), "regraded": regraded}, samples)
+    seed = -1 if before.seed is None else before.seed
+    summary = summarise(task, samples, grades, keys, before.weights, seed, before.seconds)
+    origin = EarlierGrade(metric=before.metric, score=before.score, grading=before.keys.grading)
+    regraded = Regrading(when=datetime.now(UTC).isoformat(), grader=task.metric, before=origin)
+    found = {"questions": questions_digest(task, docs), "regraded": regraded}
+    return CellResult(summary.model_copy(update=found), samples)
 
 
 def questions_digest(task: Task, docs: Sequence[dict[str, Any]]) -> str:
@@ -114,18 +116,19 @@ class _StoredCell:
 
 def _stored_cells(run: Path) -> Iterator[_StoredCell]:
     store = RunStore(run)
-    manifest = store.manifest or {}
-    config = manifest["config"]
+    if (manifest := store.manifest) is None:
+        raise RunError(f"{run} has no manifest.json; expected the folder of a run")
+    config = manifest.config
     library = TaskLibrary(config.get("include", ()), config.get("data", {}))
     loaded: dict[str, tuple[Task, list[dict[str, Any]]]] = {}
     in_groups = _tasks_in_groups(run)
-    names = [None, *(stage["name"] for stage in manifest["stages"])]
+    names = ["", *(stage.name for stage in manifest.stages)]
     for folder in (store.stage(index, name) for index, name in enumerate(names)):
         for path in sorted((folder.path / "eval").glob("[!.]*")):
-            if (summary := read_json(path / "results.json")) is None:
+            if (summary := read_results(path)) is None:
                 continue
-            name = summary["task"]
-            if name in in_groups or "group" in summary:
+            name = summary.task
+            if name in in_groups or summary.group is not None:
                 continue
             if name not in loaded:
                 task = library.load(name)
@@ -135,19 +138,19 @@ def _stored_cells(run: Path) -> Iterator[_StoredCell]:
 
 def _tasks_in_groups(run: Path) -> set[str]:
     """Return the tasks of groups: a group's score was made of their grades, so these stay as they are."""
-    summaries = (read_json(path) or {} for path in run.glob("stage_0/eval/[!.]*/results.json"))
-    return {task for summary in summaries for task in summary.get("group", {}).get("tasks", {})}
+    summaries = map(read_results, run.glob("stage_0/eval/[!.]*"))
+    return {task for summary in summaries if summary and summary.group for task in summary.group.tasks}
 
 
 def _regrade(stored: _StoredCell, grader: str) -> RegradedCell:
     before = stored.read()
     profile = stored.name.partition("@")[2]
-    task = stored.task.under(profile, before.summary.get("pass_at", ()), grader)
-    keys = Keys(**before.summary["keys"]).regraded(grading_key(task, stored.docs))
+    task = stored.task.under(profile, before.summary.pass_at, grader)
+    keys = before.summary.keys.regraded(grading_key(task, stored.docs))
     after = _graded(stored, before, task, keys)
     scores = item_scores(before.samples).to_numpy(), item_scores(after.samples).to_numpy()
     return RegradedCell(
-        stored.run, stored.folder.path.name, stored.name, task.metric, before.summary["score"], after.summary["score"],
+        stored.run, stored.folder.path.name, stored.name, task.metric, before.summary.score, after.summary.score,
         len(scores[0]), int((scores[0] != scores[1]).sum()),
     )  # fmt: skip
 
@@ -158,18 +161,16 @@ def _graded(stored: _StoredCell, before: CellResult, task: Task, keys: Keys) -> 
     Reports show a grader's newest grades. So a grader that was edited and changed back is written again, as the newest.
     """
     shown = stored.folder.newest_grading(stored.name, task.metric)
-    if shown is None and keys.grading == before.summary["keys"]["grading"]:
+    if shown is None and keys.grading == before.summary.keys.grading:
         return before
     folder = stored.folder.regraded(stored.name) / f"{task.metric}-{digest([keys.generation, keys.grading])}"
     if folder == shown and (found := read_cell(folder)) is not None:
         return CellResult(*found)
     made = regrade(task, stored.docs, before, keys)
-    summary = {
-        **made.summary,
-        **{name: before.summary[name] for name in ("stage", "profile") if name in before.summary},
-    }
+    place = {name: getattr(before.summary, name) for name in {"stage", "profile"} & before.summary.model_fields_set}
+    summary = made.summary.model_copy(update=place)
     write_cell(folder, summary, made.samples)
-    write_json(folder / "results.json", summary)
+    write_record(folder / "results.json", summary)
     return CellResult(summary, made.samples)
 
 
@@ -206,7 +207,7 @@ def _refuse_other_questions(task: Task, docs: Sequence[dict[str, Any]], stored: 
             f"task {task.name}: {len(prompts)} items have stored answers and its test split has {len(docs)} now; an answer "
             "can only be graded against its own item, so evaluate the checkpoint again"
         )
-    asked = stored.summary.get("questions")
+    asked = stored.summary.questions
     if asked is None:
         same = all(task.prompt_text(doc).strip() in prompt for doc, prompt in zip(docs, prompts, strict=True))
     else:

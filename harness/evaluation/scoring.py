@@ -23,9 +23,9 @@ import pandas as pd
 
 from harness.errors import TaskError
 from harness.evaluation.answering import Answer
-from harness.evaluation.keys import Keys
 from harness.lmeval.score import has_outcome, score_of
 from harness.lmeval.task import Task, item_id
+from harness.rundir.schema import CellSummary, Keys
 from harness.stats.sampling import pass_at_k
 
 FIXED = ("item_id", "cluster", "sample", "prompt", "target", "response", "finish", "tokens", "score", "outcome")
@@ -166,22 +166,22 @@ def summarise(
     weights: str,
     seed: int,
     seconds: float,
-) -> dict[str, Any]:
-    """Return what results.json holds of a cell; `grades` are the first answers' as `process_results` gave them."""
+) -> CellSummary:
+    """Return a cell's summary; `grades` are the first answers' as `process_results` gave them."""
     apart = {*FIXED, "loglikelihoods"}
     means = {str(name): float(samples[name].mean()) for name in samples.columns if name not in apart}
-    return {
-        **summary_of(task.name, task.metric, samples),
+    found = {
         "metrics": {**means, **task.aggregates(grades), **_of_several(task, samples)},
-        **({"pass_at": list(task.pass_at)} if task.pass_at else {}),
+        **({"pass_at": task.pass_at} if task.pass_at else {}),
         "seconds": round(seconds, 3),
         "weights": weights,
         "seed": seed,
-        "keys": keys.as_dict(),
+        "keys": keys,
     }
+    return summary_of(task.name, task.metric, samples).model_copy(update=found)
 
 
-def summary_of(name: str, metric: str, samples: pd.DataFrame) -> dict[str, Any]:
+def summary_of(name: str, metric: str, samples: pd.DataFrame) -> CellSummary:
     """Return the part of a cell's summary that its rows decide.
 
     The score is the mean over items of the mean over each item's answers; outcomes count answers. `clusters` counts the
@@ -189,18 +189,18 @@ def summary_of(name: str, metric: str, samples: pd.DataFrame) -> dict[str, Any]:
     """
     counts = samples["outcome"].value_counts()
     items = item_scores(samples)
-    return {
-        "task": name,
-        "metric": metric,
-        "score": float(items.mean()),
-        "metrics": {metric: float(items.mean())},
-        "n": len(items),
-        "clusters": int(samples["cluster"].nunique()),
-        "samples": len(samples) // len(items),
-        "outcomes": {name: int(counts.get(name, 0)) for name in OUTCOMES},
-        "response_tokens_mean": float(samples["tokens"].mean()),
-        "response_tokens_max": int(samples["tokens"].max()),
-    }
+    return CellSummary(
+        task=name,
+        metric=metric,
+        score=float(items.mean()),
+        metrics={metric: float(items.mean())},
+        n=len(items),
+        clusters=int(samples["cluster"].nunique()),
+        samples=len(samples) // len(items),
+        outcomes={name: int(counts.get(name, 0)) for name in OUTCOMES},
+        response_tokens_mean=float(samples["tokens"].mean()),
+        response_tokens_max=int(samples["tokens"].max()),
+    )
 
 
 def _of_several(task: Task, samples: pd.DataFrame) -> dict[str, float]:

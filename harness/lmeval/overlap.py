@@ -39,7 +39,8 @@ def stream_overlap(suite: Suite, entry: str, order: str, tasks: Mapping[str, Tas
     tests = [read_split(tasks[name], tasks[name].test_docs(suite.evaluation.limit)) for name in tasks]
     rows = [row for source, split in training for row in compare(source, split, tests)]
     splits = [*training, *(("test", split) for split in tests)]
-    return Overlap(tuple(rows), tuple((f"{source} {split.task}", split.digest) for source, split in splits))
+    digests = {f"{source} {split.task}": split.digest for source, split in splits}
+    return Overlap(ngram=NGRAM, template=TEMPLATE, digests=digests, rows=tuple(rows))
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,9 @@ def evaluate_checkpoints(suite: Suite, checkpoints: Sequence[Path], out: Path) -
             }
             shutil.rmtree(folder / f"{index}_{checkpoint.name}", ignore_errors=True)
             for name, cell in cells.items():
-                write_cell(folder / f"{index}_{checkpoint.name}" / name, {**cell.summary, "stage": index}, cell.samples)
-            rows[str(checkpoint)] = {name: cell.summary["score"] for name, cell in cells.items()}
+                summary = cell.summary.model_copy(update={"stage": index})
+                write_cell(folder / f"{index}_{checkpoint.name}" / name, summary, cell.samples)
+            rows[str(checkpoint)] = {name: cell.summary.score for name, cell in cells.items()}
     return _matrices(suite, evaluated, pd.DataFrame.from_dict(rows, orient="index"), folder)
 
 

@@ -26,6 +26,7 @@ from harness.lmeval.task import Task
 from harness.pipeline.resources import RunResources, sampled_cells
 from harness.rundir.files import read_cell, write_cell, written
 from harness.rundir.progress import Counter
+from harness.rundir.schema import DriftSummary, StartAnswers
 from harness.rundir.store import StageFolder
 
 
@@ -65,7 +66,7 @@ class StageEvaluator:
         cells = evaluate(served, missing, self.resources.library, self.settings, self.shared, progress.next)
         for name, cell in cells.items():
             self._write(folder, folder.cell(name), self.resources.cells[name].profile, cell)
-        self._track(folder, "score", {name: cell.summary["score"] for name, cell in cells.items()})
+        self._track(folder, "score", {name: cell.summary.score for name, cell in cells.items()})
 
     def _groups(self, folder: StageFolder) -> None:
         for name, group in self.resources.evaluated.groups.items():
@@ -105,13 +106,13 @@ class StageEvaluator:
         if folder == self.start_folder:
             rows = pd.concat([drift.as_frame(self.answers), rows.drop(columns=["task", "item_id"])], axis=1)
         place = {"stage": _stage_index(folder), "weights": served.weights, "start": start}
-        write_cell(folder.drift, {**place, **summary}, rows)
-        self._track(folder, "drift", {name: summary[name] for name in drift.FIGURES})
+        write_cell(folder.drift, summary.model_copy(update=place), rows)
+        self._track(folder, "drift", {name: getattr(summary, name) for name in drift.FIGURES})
 
     @cached_property
     def answers(self) -> list[drift.DriftAnswers]:
         """The start's answers to the fixed prompts: this run's, else another's with this start, else drawn."""
-        if (own := read_cell(self.start_folder.drift)) is not None:
+        if (own := read_cell(self.start_folder.drift, DriftSummary)) is not None:
             return drift.from_frame(own[1])
         assert self.settings.drift is not None
         with preserved_random_state():
@@ -120,10 +121,10 @@ class StageEvaluator:
             asked = {name: task.asked(task.test_docs(count), start.renderer) for name, (task, count) in tasks.items()}
             key = self._answers_key(start.renderer.identity, asked, tasks)
             with self.shared.locked(self.resources.weights["start"]):
-                if (found := read_cell(self.shared.folder / f"start-{key}")) is not None:
+                if (found := read_cell(self.shared.folder / f"start-{key}", StartAnswers)) is not None:
                     return drift.from_frame(found[1])
                 drawn = drift.answers_of(start, tasks, self.settings, self.settings.drift)
-                write_cell(self.shared.folder / f"start-{key}", {"key": key}, drift.as_frame(drawn))
+                write_cell(self.shared.folder / f"start-{key}", StartAnswers(key=key), drift.as_frame(drawn))
                 return drawn
 
     def _answers_key(
@@ -149,13 +150,14 @@ class StageEvaluator:
         """Write a cell with what it cannot know itself: its stage, and its profile where the suite has any."""
         profiles = self.settings.profiles
         named = {"profile": profile or next(iter(profiles))} if profiles else {}
-        write_cell(place, {**cell.summary, "stage": _stage_index(folder), **named}, cell.samples)
+        found = {"stage": _stage_index(folder), **named}
+        write_cell(place, cell.summary.model_copy(update=found), cell.samples)
 
 
 def _stored(folder: StageFolder, cell: str) -> CellResult:
     found = read_cell(folder.cell(cell))
     if found is None:
-        raise RunError(f"{folder.cell(cell)} is gone; run the command again to evaluate it anew")
+        raise RunError(f"{folder.cell(cell)} is gone; run the command again to evaluate it again")
     return CellResult(*found)
 
 

@@ -48,8 +48,12 @@ def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
     entries = {spec.entry: spec for spec in specs}
     for entry, spec in entries.items():
         console.print(f"prompts under {entry}: {_fits(spec, cells, library)}", markup=False, highlight=False)
-    for overlap in dict.fromkeys(stream_overlap(suite, entry, specs[0].order, tasks, library) for entry in entries):
-        _print_overlap(console, overlap)
+    overlaps: list[Overlap] = []
+    for entry in entries:
+        overlap = stream_overlap(suite, entry, specs[0].order, tasks, library)
+        if overlap not in overlaps:
+            overlaps.append(overlap)
+            _print_overlap(console, overlap)
     folders = ", ".join(str(spec.path) for spec in specs)
     console.print(f"run directories: {folders}", markup=False, highlight=False, soft_wrap=True)
     console.print("dry run: nothing was written")

@@ -7,7 +7,6 @@ from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from harness.adapter import Adapter, make_adapter
 from harness.config.base import digest
@@ -26,7 +25,9 @@ from harness.lmeval.profiles import tasks_by_profile
 from harness.lmeval.task import Task
 from harness.pipeline.models import checkpoint_of, limit_threads, resolve_device
 from harness.rundir.memory import PeakMemory
+from harness.rundir.overlap_record import Overlap
 from harness.rundir.progress import Event, Report
+from harness.rundir.schema import SCHEMA, SOURCES, Manifest, Noise, StageRecord
 from harness.rundir.timing import Timer
 from harness.rundir.trackers import Log, check_trackers, tracked, untracked
 
@@ -69,42 +70,47 @@ class RunResources:
         with self.phase("models"):
             return self.checkpoint_of(self.suite.student)
 
-    def describe(self) -> dict[str, Any]:
-        """Return the part of the manifest that says what this run is."""
+    def describe(self) -> Manifest:
+        """Return the manifest of a new run: what it is, and nothing of what it did."""
         config = self.spec.config()
         evaluation = self.suite.evaluation
         named = [*self.cells.values(), *self.evaluated.groups.values()]
-        profiles = {"profiles": tasks_by_profile(named, evaluation)} if evaluation.profiles else {}
-        return {
-            "suite": self.suite.name,
-            "adapter": self.spec.entry,
-            "adapter_config": self.adapter.model_dump(mode="json"),
-            "order": self.spec.order,
-            "stages": [self._stage(stage) for stage in self.spec.stages],
-            "probes": list(self.evaluated.probes),
-            **profiles,
-            **self._noise(),
-            "seed": self.spec.seed,
-            "start": getattr(self.suite.student, "strength", None),
-            "config": config,
-            "config_hash": digest(config),
-            "weights": {},
-        }
+        profiles = tasks_by_profile(named, evaluation) if evaluation.profiles else {}
+        return Manifest(
+            version=SCHEMA,
+            suite=self.suite.name,
+            adapter=self.spec.entry,
+            kind=self.suite.adapters[self.spec.entry].adapter or self.spec.entry,
+            trains_on=tuple(source for source in SOURCES if source in self.adapter.capabilities.trains_on),
+            adapter_config=self.adapter.model_dump(mode="json"),
+            order=self.spec.order,
+            stages=tuple(self._stage(stage) for stage in self.spec.stages),
+            probes=tuple(self.evaluated.probes),
+            profiles={name: tuple(tasks) for name, tasks in profiles.items()},
+            noise=self._noise(),
+            seed=self.spec.seed,
+            start=getattr(self.suite.student, "strength", None) or "",
+            config=config,
+            config_hash=digest(config),
+            weights={},
+            sessions=(),
+            finished=None,
+        )
 
-    def _noise(self) -> dict[str, Any]:
+    def _noise(self) -> Noise | None:
         """Return which cells the start is evaluated on again and how often; refuse to where the answers would be the same."""
         if not (repeats := self.suite.evaluation.noise_floor):
-            return {}
+            return None
         if not (cells := list(sampled_cells(self.cells))):
             raise ConfigError(
                 f"evaluation.noise_floor is {repeats} and no profile samples, so the answers would be the same each time; "
                 "name a profile with a temperature above 0, or leave noise_floor out"
             )
-        return {"noise": {"repeats": repeats, "cells": cells}}
+        return Noise(repeats=repeats, cells=tuple(cells))
 
-    def _stage(self, stage: Stage) -> dict[str, Any]:
+    def _stage(self, stage: Stage) -> StageRecord:
         steps = self.suite.training_for(stage, self.spec.entry).steps
-        return {"name": stage.task, "trains": list(stage.trains), "steps": steps}
+        return StageRecord(name=stage.task, trains=stage.trains, steps=steps)
 
     @contextmanager
     def phase(self, name: str) -> Generator[None]:
@@ -112,11 +118,10 @@ class RunResources:
         with self.timer(name), self.memory(name):
             yield
 
-    def progress(self, found: dict[str, Any]) -> dict[str, Any]:
-        """Return a manifest with what is known of it by now: the weights, and this session's seconds and memory by phase."""
-        *before, session = found["sessions"]
-        sessions = [*before, {**session, "seconds": self.timer.seconds, "peak_memory": self.memory.summary}]
-        return {**found, "weights": {**found["weights"], **self.weights}, "sessions": sessions}
+    def progress(self, found: Manifest) -> Manifest:
+        """Return a manifest with what is known by now: the weights, and this session's seconds and memory by phase."""
+        found = found.with_last_session(seconds=self.timer.seconds, peak_memory=self.memory.summary)
+        return found.model_copy(update={"weights": {**found.weights, **self.weights}})
 
     def check(self) -> None:
         """Refuse what would fail or be cut silently hours later: tasks that cannot be stages, prompts that do not fit."""
@@ -138,12 +143,12 @@ class RunResources:
                 f"adapters.{self.spec.entry}: top_k is {top_k}, but the vocabulary has {tokens} tokens; lower top_k"
             )
 
-    def overlap(self) -> dict[str, Any]:
-        """Return how training prompts overlap with test prompts, for the manifest; say so where they are the same."""
+    def overlap(self) -> Overlap:
+        """Return how training prompts overlap with test prompts; warn where they are the same."""
         found = stream_overlap(self.suite, self.spec.entry, self.spec.order, self.tasks, self.library)
         if found.warning is not None:
             self.warn(found.warning)
-        return found.as_dict()
+        return found
 
     def engine_on(self, checkpoint: Path) -> CheckpointEngine | None:
         """Return the run's engine, started on `checkpoint` if needed; None where models of this process generate."""

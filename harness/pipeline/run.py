@@ -29,22 +29,23 @@ def run(spec: RunSpec, report: Report = silent) -> Path:
             return spec.path
         resources = RunResources(spec, report)
         adaptation = Adaptation(resources)
-        assessment = StageEvaluator(resources, store.stage(0, None))
+        assessment = StageEvaluator(resources, store.stage(0))
         session = environment()
-        manifest = {**resources.describe(), **session, "sessions": [], "finished": None}
+        manifest = resources.describe()
         store.refuse_another(manifest)
         resources.check()
-        store.start({**manifest, "overlap": resources.overlap(), "start_checkpoint": str(resources.start)})
-        store.update_manifest(lambda found: {**found, "sessions": [*found["sessions"], session]})
+        facts = {"overlap": resources.overlap(), "start_checkpoint": str(resources.start)}
+        store.start(manifest.model_copy(update=facts))
+        store.update_manifest(lambda found: found.with_session(session))
         checkpoint = resources.start
         resources.weights["start"] = weights_digest(checkpoint)
         with closing(resources.engines), resources.tracked() as resources.track:
-            assessment.assess(store.stage(0, None), checkpoint, "start")
+            assessment.assess(store.stage(0), checkpoint, "start")
             for index, stage in enumerate(spec.stages, start=1):
                 folder = store.stage(index, stage.task)
                 checkpoint = adaptation.adapt(folder, stage, index, checkpoint)
                 assessment.assess(folder, checkpoint, f"after {stage.task}")
                 store.update_manifest(resources.progress)
-        store.update_manifest(lambda found: {**resources.progress(found), "finished": now()})
+        store.update_manifest(lambda found: resources.progress(found).model_copy(update={"finished": now()}))
     report(Event(spec.label, "done", 1, 1, finished=True))
     return spec.path

@@ -157,7 +157,7 @@ def _check_paths(plan: Plan) -> None:
 def _minutes(specs: Sequence[RunSpec]) -> Iterator[float]:
     """Yield how long each finished run took, its models aside: they are made once."""
     for spec in specs:
-        manifest = RunStore(spec.path).manifest or {}
-        noted = [session["seconds"] for session in manifest.get("sessions", []) if "seconds" in session]
-        if manifest.get("finished") and noted:
-            yield sum(seconds["total"] - seconds["models"] for seconds in noted) / 60
+        manifest = RunStore(spec.path).manifest
+        recorded = [s.seconds for s in manifest.sessions if s.seconds is not None] if manifest else []
+        if manifest and manifest.finished and recorded:
+            yield sum(seconds["total"] - seconds["models"] for seconds in recorded) / 60

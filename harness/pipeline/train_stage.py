@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -22,9 +21,10 @@ from harness.lm.precision import suit_attention
 from harness.lm.rollouts import Example
 from harness.lm.seeding import derive_seed, seed_global_generators
 from harness.pipeline.resources import RunResources
-from harness.rundir.files import write_json
+from harness.rundir.files import as_record, json_line, write_record
 from harness.rundir.progress import SHOWN, Counter
 from harness.rundir.rollout_log import Keep, Trajectories
+from harness.rundir.schema import DoneFile, StepLine
 from harness.rundir.snapshots import FileSnapshots
 from harness.rundir.store import StageFolder
 from harness.rundir.trackers import Log
@@ -51,28 +51,28 @@ class Adaptation:
             engine = self._engine(student, stage, checkpoint)
             done = self._train(train, self._context(train, stage, index, student, engine, trajectories.keep), student)
             trajectories.finish()
-            write_json(train / "done.json", done)
+            write_record(train / "done.json", done)
             FileSnapshots(train, None).clear()
             trajectories.clear()
-        self.resources.weights[f"stage_{index}"] = done["weights"]
-        if done["teacher"] is not None:
-            self.resources.weights["teacher" if stage.teacher is None else f"stage_{index}_teacher"] = done["teacher"]
+        self.resources.weights[f"stage_{index}"] = done.weights
+        if done.teacher is not None:
+            self.resources.weights["teacher" if stage.teacher is None else f"stage_{index}_teacher"] = done.teacher
         return folder.checkpoint
 
-    def _train(self, train: Path, context: StageContext, student: Loaded) -> dict[str, Any]:
+    def _train(self, train: Path, context: StageContext, student: Loaded) -> DoneFile:
         started = time.perf_counter()
         seed_global_generators(context.seed)
         with self.phase("train"), _kept_when_it_breaks(student, train.parent / "last_good"):
             result = self.adapter.train_stage(context)
         seconds = time.perf_counter() - started
         save(student, train / "checkpoint")
-        return {
-            "weights": weights_digest(train / "checkpoint"),
-            "teacher": None if self.teachers.held is None else self.teachers.held.weights,
-            "steps": result.steps,
-            "seconds": round(seconds, 3),
-            "prompts": len(context.examples),
-        }
+        return DoneFile(
+            weights=weights_digest(train / "checkpoint"),
+            teacher=None if self.teachers.held is None else self.teachers.held.weights,
+            steps=result.steps,
+            seconds=round(seconds, 3),
+            prompts=len(context.examples),
+        )
 
     def _context(
         self, train: Path, stage: Stage, index: int, student: Loaded, engine: Engine, keep: Keep
@@ -148,10 +148,10 @@ def _step_log(path: Path, progress: Counter, track: Log, before: int) -> Callabl
     """Return what takes a step's line to the step log, the display and the trackers; `before` steps are earlier stages'."""
 
     def log(step: dict[str, Any]) -> None:
+        line = as_record(step, StepLine, "a step that the trainer logged")
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(step) + "\n")
-        number = int(step["step"])
-        progress.reach(number + 1, {name: step[name] for name in SHOWN if step.get(name) is not None})
-        track({"train": step}, before + number)
+            file.write(json_line(line.as_json()))
+        progress.reach(line.step + 1, {name: figure for name in SHOWN if (figure := getattr(line, name)) is not None})
+        track({"train": step}, before + line.step)
 
     return log

@@ -7,14 +7,20 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
+from pydantic import ValidationError
 
+from harness.config.base import Record, json_value
+from harness.config.explain import explain
 from harness.errors import RunError
+from harness.rundir.schema import CellSummary
+
+R = TypeVar("R", bound=Record)
 
 
 @contextmanager
@@ -33,16 +39,16 @@ def stderr_to(path: Path) -> Generator[None]:
         os.close(terminal)
 
 
-def write_cell(folder: Path, summary: dict[str, Any], samples: pd.DataFrame) -> None:
-    """Write one evaluated task; the folder appears only when both files are complete."""
+def write_cell(folder: Path, summary: Record, samples: pd.DataFrame) -> None:
+    """Write one evaluated cell; the folder appears only when both files are complete."""
     with _appears_whole(folder) as partial:
         samples.to_parquet(partial / "samples.parquet", index=False)
-        write_json(partial / "results.json", summary)
+        write_record(partial / "results.json", summary)
 
 
-def read_cell(folder: Path) -> tuple[dict[str, Any], pd.DataFrame] | None:
-    """Return an evaluated task's summary and samples, or None when it is not there."""
-    summary = read_results(folder)
+def read_cell(folder: Path, kind: type[R] = CellSummary) -> tuple[R, pd.DataFrame] | None:
+    """Return an evaluated cell's summary, a record of `kind`, and its samples, or None when it is not there."""
+    summary = read_results(folder, kind)
     if summary is None:
         return None
     with readable(folder / "samples.parquet") as file:
@@ -65,19 +71,41 @@ def written(folder: Path) -> bool:
     return (folder / "results.json").is_file()
 
 
-def read_results(folder: Path) -> dict[str, Any] | None:
+def read_results(folder: Path, kind: type[R] = CellSummary) -> R | None:
     """Return the summary of an evaluated cell, or None when the folder does not hold one."""
-    return read_json(folder / "results.json")
+    return read_record(folder / "results.json", kind)
+
+
+def read_record(file: Path, kind: type[R]) -> R | None:
+    """Return a JSON file as a record, or None when there is none; raises `RunError` with file, field and what was found."""
+    found = read_json(file)
+    return None if found is None else as_record(found, kind, file)
+
+
+def as_record(value: Any, kind: type[R], place: Path | str) -> R:
+    """Return a JSON value as a record; raises `RunError` with `place`, field, what was found and what was expected."""
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise RunError(
+            f"{place}: {explain(error, kind)}; it was changed from outside, restore it from a copy"
+        ) from error
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Replace a JSON file by a record, see `write_json`."""
+    write_json(path, record.as_json())
 
 
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file atomically, durable when this returns."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    text = json.dumps(json_value(value), indent=2, ensure_ascii=False, allow_nan=False)
+    replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def json_line(value: Any) -> str:
+    """Return a value as one line of a JSON-lines file."""
+    return json.dumps(json_value(value), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
@@ -89,16 +117,29 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
     partial.replace(path)
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Return a JSON file's object, or None when there is none; raises `RunError` for one that does not parse."""
+def read_json(path: Path) -> Any:
+    """Return the value in a JSON file, or None when there is none; raises `RunError` for one that does not parse."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise RunError(
-            f"{path} is not valid JSON ({error}); it was changed from outside, remove the run folder"
+            f"{path} is not valid JSON ({error}); it was changed from outside, restore it from a copy"
         ) from error
+
+
+def read_lines(file: Path, kind: type[R]) -> Iterator[R]:
+    """Yield the records of a JSON-lines file; the last line may be half written while its run goes on."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            if number < len(lines):
+                raise RunError(f"{file}, line {number} is not valid JSON ({error}); train the stage again.") from error
+        else:
+            yield as_record(value, kind, f"{file}, line {number}")
 
 
 @contextmanager

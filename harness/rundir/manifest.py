@@ -16,19 +16,21 @@ from typing import Any
 import psutil
 import torch
 
+from harness.rundir.schema import Git, Session
+
 PACKAGES = ("continual-harness", "torch", "transformers", "tokenizers", "datasets", "lm_eval", "accelerate", "numpy")
 OPTIONAL = ("peft", "trl", "vllm")  # recorded where they are installed
 
 
-def environment() -> dict[str, Any]:
-    """Return package versions, hardware, the code's git commit and uncommitted diff, and the command line."""
-    return {
-        "git": _git(Path(__file__).parents[1]),
-        "packages": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}, **_optional()},
-        "hardware": _hardware(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "created": now(),
-    }
+def environment() -> Session:
+    """Return a session with package versions, hardware, the code's git commit and uncommitted diff, and the command line."""
+    return Session(
+        git=_git(Path(__file__).parents[1]),
+        packages={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}, **_optional()},
+        hardware=_hardware(),
+        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        created=now(),
+    )
 
 
 def now() -> str:
@@ -46,7 +48,7 @@ def _hardware() -> dict[str, Any]:
     return {"machine": platform.machine(), "cpus": os.cpu_count(), "memory_gib": memory, "gpus": gpus}
 
 
-def _git(folder: Path) -> dict[str, Any]:
+def _git(folder: Path) -> Git:
     """Return commit, dirtiness and diff of the checkout that the code runs from; nothing for an installed package."""
 
     def git(*args: str) -> str:
@@ -56,8 +58,8 @@ def _git(folder: Path) -> dict[str, Any]:
 
     try:
         if Path(git("rev-parse", "--show-toplevel")) != folder.parent:
-            return {"commit": None, "dirty": None, "diff": None}
+            return Git()
         diff = git("diff", "HEAD")
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(diff), "diff": diff or None}
+        return Git(commit=git("rev-parse", "HEAD"), dirty=bool(diff), diff=diff or None)
     except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "dirty": None, "diff": None}
+        return Git()

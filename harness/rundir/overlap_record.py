@@ -1,13 +1,13 @@
-"""What a manifest records of overlap between training and test prompts, as `harness.lmeval.overlap` counts it.
+"""What the manifest records of training prompts that occur in test sets, and the sentence that a reader gets.
 
-It needs no tasks and no models, so that reports read it without loading any.
+`harness.lmeval.overlap` compares the prompts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from pydantic import Field
+
+from harness.config.base import Record
 
 NGRAM = 13
 TEMPLATE = 10
@@ -23,25 +23,21 @@ OVERLAP_HEADER = (
 )
 
 
-@dataclass(frozen=True)
-class OverlapRow:
-    """One training set against one test set; counts are test items.
+class OverlapRow(Record):
+    """One training set compared with one test set; counts are test items."""
 
-    - `exact`: their whole prompt is trained on.
-    - `ngram_items`: at least one n-gram of their own is. `ngram_share_mean`: the mean share of these items' n-grams that
-      are, 0..1: near 1 where an item, or a long text in it, is trained on, small where it shares a phrase.
-    - `too_short`: they have no n-gram of their own and are compared whole only.
-    """
-
-    source: str
-    trained_task: str
-    test_task: str
-    training_items: int
-    test_items: int
-    exact: int
-    ngram_items: int
-    ngram_share_mean: float
-    too_short: int
+    source: str = Field(description="where the set is trained: `stage 1`, `warm-up`")
+    trained_task: str = Field(description="the task of the training set")
+    test_task: str = Field(description="the task of the test set")
+    training_items: int = Field(description="items of the training set")
+    test_items: int = Field(description="items of the test set")
+    exact: int = Field(description="test items whose whole prompt is trained on")
+    ngram_items: int = Field(description="test items of which at least one n-gram of their own is trained on")
+    ngram_share_mean: float = Field(
+        description="mean share, 0..1, of these items' n-grams that are trained on: near 1 where an item, or a long text in "
+        "it, is trained on, small where it shares a phrase"
+    )
+    too_short: int = Field(description="test items without an n-gram of their own, which are compared whole only")
 
     @property
     def found(self) -> bool:
@@ -57,22 +53,13 @@ class OverlapRow:
         return [place, str(self.training_items), self.test_task, *map(str, counts), share, str(self.too_short)]
 
 
-@dataclass(frozen=True)
-class Overlap:
-    """All comparisons of a run, and a digest of each split's documents: equal ones mean equal items on two machines."""
+class Overlap(Record):
+    """All comparisons of a run; equal digests mean equal items, on two machines too."""
 
-    rows: tuple[OverlapRow, ...]
-    digests: tuple[tuple[str, str], ...]
-
-    @classmethod
-    def read(cls, recorded: Mapping[str, Any]) -> Self:
-        """Return what `as_dict` wrote."""
-        return cls(tuple(OverlapRow(**row) for row in recorded["rows"]), tuple(recorded["digests"].items()))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return what the manifest records."""
-        rows = [asdict(row) for row in self.rows]
-        return {"ngram": NGRAM, "template": TEMPLATE, "digests": dict(self.digests), "rows": rows}
+    ngram: int = Field(default=NGRAM, description="words of an n-gram")
+    template: int = Field(default=TEMPLATE, description="an n-gram of more training prompts is ignored as a template")
+    digests: dict[str, str] = Field(default={}, description="split to the digest of its documents")
+    rows: tuple[OverlapRow, ...] = Field(description="one comparison of a training set with a test set each")
 
     @property
     def found(self) -> list[OverlapRow]:

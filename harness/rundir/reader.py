@@ -1,9 +1,8 @@
-"""Run directories on disk: finding them, reading their manifests, and reading the JSON files in them."""
+"""Run directories on disk: finding them, reading their manifests, and reading the files in them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
@@ -13,10 +12,11 @@ import pandas as pd
 from pyarrow.parquet import ParquetFile
 
 from harness.errors import RunError
-from harness.rundir.files import readable
-from harness.rundir.store import SCHEMA, StageFolder, cell_name
+from harness.rundir.files import read_lines, read_results, readable
+from harness.rundir.schema import Manifest, StepLine
+from harness.rundir.store import StageFolder, cell_name, read_manifest, stage_folder
 
-CONTROLS_FIRST = ["none", "sft", "opd", "aopd"]
+SHOWN_FIRST = ["sft", "opd", "aopd"]  # entries, after the controls
 IDENTITY = ["label", "suite", "adapter", "order", "start", "seed"]
 
 
@@ -25,42 +25,42 @@ class RunDir:
     """One run: its folder and its manifest."""
 
     path: Path
-    manifest: Mapping[str, Any]
+    manifest: Manifest
 
     @property
     def suite(self) -> str:
         """Name of the suite."""
-        return self.manifest["suite"]
+        return self.manifest.suite
 
     @property
     def adapter(self) -> str:
         """Name of the adapter entry."""
-        return self.manifest["adapter"]
+        return self.manifest.adapter
 
     @property
     def order(self) -> str:
         """Name of the stages' order."""
-        return self.manifest["order"]
+        return self.manifest.order
 
     @property
     def start(self) -> str:
         """Name of the student's start, empty when it has none."""
-        return self.manifest.get("start") or ""
+        return self.manifest.start
 
     @property
     def seed(self) -> int:
         """The run's seed."""
-        return self.manifest["seed"]
+        return self.manifest.seed
 
     @property
     def stages(self) -> list[str]:
         """The stages' names, in order: the task's, or `joint` for one stage over all tasks."""
-        return [stage["name"] for stage in self.manifest["stages"]]
+        return [stage.name for stage in self.manifest.stages]
 
     @property
     def trains(self) -> list[list[str]]:
         """The tasks that each stage trains."""
-        return [list(stage["trains"]) for stage in self.manifest["stages"]]
+        return [list(stage.trains) for stage in self.manifest.stages]
 
     @property
     def tasks(self) -> list[str]:
@@ -70,37 +70,36 @@ class RunDir:
     @property
     def probes(self) -> list[str]:
         """The tasks that are evaluated and never trained."""
-        return list(self.manifest["probes"])
+        return list(self.manifest.probes)
 
     @property
     def further_profiles(self) -> list[str]:
-        """The evaluation profiles beside the suite's first one."""
-        return list(self.manifest.get("profiles") or {})[1:]
+        """The evaluation profiles after the suite's first one."""
+        return list(self.manifest.profile_names[1:])
 
     def tasks_under(self, profile: str) -> list[str]:
         """The tasks that a profile evaluates, in order; all of them under the first one, whose name here is empty."""
-        return [task for task in self.tasks if not profile or task in self.manifest["profiles"][profile]]
+        return [task for task in self.tasks if not profile or task in self.manifest.profiles[profile]]
 
     def cell_path(self, stage: int, task: str, profile: str = "", grader: str = "") -> Path:
         """Return the folder with a cell's grades: by `grader` where there are any, else by the task's own.
 
         Of grades by one grader the newest count, those that `harness regrade` wrote after the evaluation.
         """
-        folder, name = StageFolder(self.stage_path(stage)), cell_name(task, profile)
-        if not folder.regraded(name).is_dir() or not folder.evaluated(name):
+        folder, name = self.stage(stage), cell_name(task, profile)
+        if not folder.regraded(name).is_dir() or (evaluated := read_results(folder.cell(name))) is None:
             return folder.cell(name)
-        own = read_json(folder.cell(name) / "results.json")["metric"]
         chosen = folder.newest_grading(name, grader) if grader else None
-        return chosen or folder.newest_grading(name, own) or folder.cell(name)
+        return chosen or folder.newest_grading(name, evaluated.metric) or folder.cell(name)
 
     @property
     def steps(self) -> list[int]:
-        """The training steps that each stage takes; 0 in manifests of versions that did not note them."""
-        return [int(stage.get("steps", 0)) for stage in self.manifest["stages"]]
+        """The training steps that each stage takes; 0 in manifests of versions that did not record them."""
+        return [stage.steps for stage in self.manifest.stages]
 
     def evaluated(self, stage: int) -> bool:
         """Return whether every cell of a stage is there."""
-        folder = StageFolder(self.stage_path(stage))
+        folder = self.stage(stage)
         cells = [
             cell_name(task, profile) for profile in ("", *self.further_profiles) for task in self.tasks_under(profile)
         ]
@@ -108,29 +107,33 @@ class RunDir:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds by phase (models, train, evaluate, total) over all sessions of the run; nan where none noted any."""
-        noted = [session["seconds"] for session in self.manifest.get("sessions", []) if "seconds" in session]
+        """Seconds by phase (models, train, evaluate, total) over all sessions of the run; nan where none recorded any."""
+        recorded = [session.seconds for session in self.manifest.sessions if session.seconds is not None]
         phases = ("models", "train", "evaluate", "total")
-        return {phase: sum(s[phase] for s in noted) if noted else float("nan") for phase in phases}
+        return {phase: sum(s[phase] for s in recorded) if recorded else float("nan") for phase in phases}
 
     @property
     def peak_memory(self) -> dict[str, float]:
-        """The highest memory of any session in bytes, in training and in evaluation; nan where none noted it."""
-        noted = [session.get("peak_memory", {}) for session in self.manifest.get("sessions", [])]
+        """The highest memory of any session in bytes, in training and in evaluation; nan where none recorded it."""
+        recorded = [session.peak_memory for session in self.manifest.sessions]
         return {
-            phase: max((float(peaks[phase]) for peaks in noted if phase in peaks), default=float("nan"))
+            phase: max((float(peaks[phase]) for peaks in recorded if phase in peaks), default=float("nan"))
             for phase in ("train", "evaluate")
         }
 
     @property
     def memory_of(self) -> str:
-        """Whose memory that is: `gpu` or `process`; empty where no session noted it."""
-        noted = [session.get("peak_memory", {}) for session in self.manifest.get("sessions", [])]
-        return next((str(peaks["of"]) for peaks in reversed(noted) if "of" in peaks), "")
+        """Whose memory that is: `gpu` or `process`; empty where no session recorded it."""
+        recorded = [session.peak_memory for session in self.manifest.sessions]
+        return next((str(peaks["of"]) for peaks in reversed(recorded) if "of" in peaks), "")
 
-    def stage_path(self, stage: int) -> Path:
-        """Return the folder of a stage; 0 is the start."""
-        return self.path / (f"stage_{stage}_{self.stages[stage - 1]}" if stage else "stage_0")
+    def stage(self, stage: int) -> StageFolder:
+        """Return a stage's folder; 0 is the start."""
+        return stage_folder(self.path, stage, self.stages[stage - 1] if stage else "")
+
+    def step_lines(self, stage: int) -> Iterator[StepLine]:
+        """Yield the lines of a stage's step log; a line that is being written is left for the next reading."""
+        return read_lines(self.stage(stage).step_log, StepLine)
 
 
 def identity(run: RunDir, label: str) -> dict[str, Any]:
@@ -165,21 +168,10 @@ def _manifests(path: Path) -> Iterator[Path]:
 
 
 def _read_run(file: Path) -> RunDir:
-    manifest = read_json(file)
-    if manifest.get("schema") != SCHEMA:
-        raise RunError(f"{file} has schema {manifest.get('schema')}, expected {SCHEMA}; use the version that wrote it.")
-    missing = [key for key in ("suite", "adapter", "order", "seed", "stages", "probes") if key not in manifest]
-    if missing:
-        raise RunError(f"{file} lacks {', '.join(missing)}; run the command that wrote it again.")
+    manifest = read_manifest(file.parent)
+    if manifest is None:
+        raise RunError(f"{file} was removed while it was read; run the command again.")
     return RunDir(file.parent, manifest)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; raises RunError when it cannot be read."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(f"{file} is not valid JSON ({error}); remove it and run the command again.") from error
 
 
 def read_parquet(file: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
@@ -189,7 +181,8 @@ def read_parquet(file: Path, columns: Sequence[str] | None = None) -> pd.DataFra
 
 
 def _display_order(run: RunDir) -> tuple[int, str, str, str, str, int]:
-    rank = CONTROLS_FIRST.index(run.adapter) if run.adapter in CONTROLS_FIRST else len(CONTROLS_FIRST)
+    first = SHOWN_FIRST.index(run.adapter) if run.adapter in SHOWN_FIRST else len(SHOWN_FIRST)
+    rank = -1 if run.manifest.control else first
     return rank, run.adapter, run.suite, run.order, run.start, run.seed
 
 
@@ -208,14 +201,3 @@ def _check_distinct(runs: Sequence[RunDir]) -> None:
                 f"{before.path} and {run.path} are both {run.suite}, {run.adapter}, {run.order}, seed {run.seed}; "
                 "a report takes each run once: leave one out."
             )
-
-
-def read_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a JSON-lines file; the last line may be half written while its run goes on."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    for number, line in enumerate(lines, start=1):
-        try:
-            yield json.loads(line)
-        except ValueError as error:
-            if number < len(lines):
-                raise RunError(f"{file}, line {number} is not valid JSON ({error}); train the stage again.") from error

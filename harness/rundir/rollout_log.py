@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from harness.lm.chat import Renderer
 from harness.lm.rollouts import Rollout
-from harness.rundir.files import replace_file
+from harness.rundir.files import json_line, replace_file
 from harness.rundir.store import ROLLOUT_LOG
 
 LINES = 1024  # in memory at a time while the Parquet file is written
@@ -56,12 +56,12 @@ class Trajectories:
         """Append a step's rollouts; `source` says who wrote them, `figures` holds what is known of each, by FIGURES' names."""
         rows = enumerate(islice(zip(rollouts, figures, strict=True), self.per_step))
         lines = [
-            json.dumps({"step": step, "rollout": number, "source": source, **self._facts(rollout), **known})
+            json_line({"step": step, "rollout": number, "source": source, **self._facts(rollout), **known})
             for number, (rollout, known) in rows
         ]
         if lines:
             with self.log.open("a", encoding="utf-8") as file:
-                file.write("\n".join([*lines, ""]))
+                file.writelines(lines)
 
     def finish(self) -> None:
         """Write the Parquet file of a stage that is trained; the lines stay until `clear`."""

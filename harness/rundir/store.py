@@ -24,14 +24,15 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from harness.errors import RunError
-from harness.rundir.files import read_json, read_results, replace_file, write_json, written
+from harness.rundir.comparability import differing
+from harness.rundir.files import as_record, read_json, read_record, read_results, replace_file, write_record, written
+from harness.rundir.schema import DoneFile, Manifest, upgrade
 
-SCHEMA = 2
+MANIFEST = "manifest.json"
 SNAPSHOT = "snapshot.pt"
 ROLLOUT_LOG = "rollouts.jsonl"
 
@@ -48,9 +49,14 @@ class StageFolder:
         return self.path / "train" / "checkpoint"
 
     @property
-    def training_done(self) -> dict[str, Any] | None:
-        """What the finished training recorded (digest, steps, seconds), or None while it is not finished."""
-        return read_json(self.path / "train" / "done.json")
+    def step_log(self) -> Path:
+        """The file with one line per training step."""
+        return self.path / "train" / "steps.jsonl"
+
+    @property
+    def training_done(self) -> DoneFile | None:
+        """What the finished training recorded, or None while it is not finished."""
+        return read_record(self.path / "train" / "done.json", DoneFile)
 
     def cell(self, task: str) -> Path:
         """The folder of one task's evaluation, or of one under a further profile by its `cell_name`."""
@@ -78,10 +84,11 @@ class StageFolder:
         if (evaluated := read_results(self.cell(cell))) is None:
             return None
         found = [
-            (summary["regraded"]["when"], folder)
+            (summary.regraded.when, folder)
             for folder in self.regraded(cell).glob(f"{glob.escape(grader)}-{'[0-9a-f]' * 16}")
             if (summary := read_results(folder)) is not None
-            and summary["keys"]["generation"] == evaluated["keys"]["generation"]
+            and summary.regraded is not None
+            and summary.keys.generation == evaluated.keys.generation
         ]
         return max(found)[1] if found else None
 
@@ -114,45 +121,56 @@ class RunStore:
         finally:
             lock.release()
 
-    def stage(self, index: int, task: str | None) -> StageFolder:
-        """Return a stage's folder: `stage_0` for the start, else `stage_<index>_<task>`."""
-        return StageFolder(self.path / ("stage_0" if index == 0 else f"stage_{index}_{task}"))
+    def stage(self, index: int, name: str = "") -> StageFolder:
+        """Return a stage's folder, see `stage_folder`."""
+        return stage_folder(self.path, index, name)
 
     @property
-    def manifest(self) -> dict[str, Any] | None:
+    def manifest(self) -> Manifest | None:
         """The manifest, or None for a directory that no run has started in."""
-        return read_json(self.path / "manifest.json")
+        return read_manifest(self.path)
 
-    def start(self, manifest: dict[str, Any]) -> None:
+    def start(self, manifest: Manifest) -> None:
         """Write the manifest of a new run, or check that the directory's own describes the same run."""
         self.refuse_another(manifest)
         if self.manifest is None:
-            write_json(self.path / "manifest.json", {"schema": SCHEMA, **manifest})
+            write_record(self.path / MANIFEST, manifest)
 
-    def refuse_another(self, manifest: dict[str, Any]) -> None:
+    def refuse_another(self, manifest: Manifest) -> None:
         """Raise `RunError` when the directory was made by another configuration, with the keys that differ."""
         found = self.manifest
-        if found is None:
-            return
-        if found.get("schema") != SCHEMA:
-            raise RunError(
-                f"{self.path} has schema {found.get('schema')}, this version writes {SCHEMA}; use another --out"
-            )
-        if found["config_hash"] != manifest["config_hash"]:
-            changed = ", ".join(sorted(_differences(found["config"], manifest["config"])))
+        if found is not None and found.config_hash != manifest.config_hash:
+            changed = ", ".join(sorted(differing(found.config, manifest.config)))
             raise RunError(
                 f"{self.path} holds a run with another configuration (differs in {changed}); "
                 "use another --out, or remove the folder"
             )
 
-    def update_manifest(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    def update_manifest(self, change: Callable[[Manifest], Manifest]) -> None:
         """Replace the manifest by `change(manifest)`, atomically."""
-        write_json(self.path / "manifest.json", change(self.manifest or {}))
+        found = self.manifest
+        if found is None:
+            raise RunError(f"{self.path / MANIFEST} is gone; restore it from a copy, or use another --out")
+        write_record(self.path / MANIFEST, change(found))
+
+
+def stage_folder(run: Path, index: int, name: str = "") -> StageFolder:
+    """Return the folder of a run's stage: `stage_0` for the start, else `stage_<index>_<name>`."""
+    return StageFolder(run / (f"stage_{index}_{name}" if index else "stage_0"))
+
+
+def read_manifest(run: Path) -> Manifest | None:
+    """Return a run's manifest, one of an earlier version upgraded, or None where there is none; raises `RunError`."""
+    file = run / MANIFEST
+    found = read_json(file)
+    if found is None:
+        return None
+    return as_record(upgrade(found, str(file)), Manifest, file)
 
 
 def is_run_directory(folder: Path) -> bool:
     """Whether a folder holds a run; a manifest.json of other software is none."""
-    manifest = folder / "manifest.json"
+    manifest = folder / MANIFEST
     return manifest.is_file() and '"config_hash"' in manifest.read_text(encoding="utf-8", errors="replace")
 
 
@@ -166,14 +184,3 @@ def drop_steps_from(path: Path, step: int) -> None:
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
     replace_file(path, lambda partial: partial.write_text("".join(kept), encoding="utf-8"))
-
-
-def _differences(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> set[str]:
-    found: set[str] = set()
-    for key in one.keys() | other.keys():
-        here, there = one.get(key), other.get(key)
-        if isinstance(here, dict) and isinstance(there, dict):
-            found |= _differences(here, there, f"{prefix}{key}.")  # pyright: ignore[reportUnknownArgumentType]
-        elif here != there:
-            found.add(f"{prefix}{key}")
-    return found

@@ -177,7 +177,7 @@ class Comparison:
         if others:
             yield f"Only one of {self.base.name} and {method.name} has {', '.join(others)}: left out."
         for each in (self.base, method):
-            if not each.on_policy:
+            if not (each.on_policy or each.control):
                 yield f"{each.name} trains on references, so its entropy in training is not compared."
         rows = [row for row in self.rows if row.other == method.name]
         if fewer := [row for row in rows if row.difference.seeds.seeds < len(paired)]:

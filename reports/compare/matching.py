@@ -43,7 +43,7 @@ def _pairs(frames: Frames) -> Iterator[tuple[str, str]]:
     settings: dict[tuple[str, str, str], list[str]] = {}
     for run, label in frames.labelled:
         group = settings.setdefault((run.suite, run.order, run.start), [])
-        if run.adapter != "none" and label not in group:
+        if not run.manifest.control and label not in group:
             group.append(label)
     for labels in filter(None, settings.values()):
         if len(labels) <= FEW:

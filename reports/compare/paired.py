@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from harness.rundir.schema import CellSummary
 from harness.stats.intervals import Interval, item_interval, t_interval
 from harness.stats.power import detectable
 from harness.stats.sampling import Variances, variances
@@ -115,13 +115,13 @@ def noise_floor(pairs: Sequence[SeedPair]) -> float:
     for pair in pairs:
         for side in (pair.base, pair.other):
             for task, results in _evaluated(side):
-                if results.get("seed") is not None:
-                    key = (task, results["weights"], results["keys"]["comparability"])
-                    scores.setdefault(key, {})[results["seed"]] = results["score"]
+                if results.seed is not None:
+                    key = (task, results.weights, results.keys.comparability)
+                    scores.setdefault(key, {})[results.seed] = results.score
     return max((repeats(list(found.values())) for found in scores.values() if len(found) > 1), default=math.nan)
 
 
-def _evaluated(side: Side) -> Iterator[tuple[str, dict[str, Any]]]:
+def _evaluated(side: Side) -> Iterator[tuple[str, CellSummary]]:
     """Yield all results of a side's run on its tasks, the start's repeats among them."""
     found = side.evaluations
     for term in side.terms:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.rundir.reader import RunDir, identity, read_json, read_parquet
+from harness.rundir.files import read_results
+from harness.rundir.reader import RunDir, identity, read_parquet
+from harness.rundir.schema import CellSummary
 
 OUTCOMES = ["correct", "wrong", "unparsed", "truncated"]
+NOT_EVALUATED = {
+    **{"metric": "", "score": math.nan, "n": 0, "answers": 0, **dict.fromkeys(OUTCOMES, 0)},
+    **{"response_tokens_mean": math.nan, "seconds": 0.0, "weights": "", "comparability": ""},
+}
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,7 @@ class CellRef:
     stage: int
     task: str
     path: Path
-    results: dict[str, Any] | None
+    results: CellSummary | None
 
     @property
     def answers(self) -> Path:
@@ -35,8 +42,7 @@ class CellRef:
 def cell_at(run: RunDir, label: str, stage: int, task: str, profile: str = "", grader: str = "") -> CellRef:
     """Return a task's cell after a stage, graded by `grader` where there are such grades."""
     path = run.cell_path(stage, task, profile, grader)
-    file = path / "results.json"
-    return CellRef(run, label, stage, task, path, read_json(file) if file.is_file() else None)
+    return CellRef(run, label, stage, task, path, read_results(path))
 
 
 def cells_of(run: RunDir, label: str, profile: str, grader: str) -> Iterator[CellRef]:
@@ -53,22 +59,26 @@ def place_of(cell: CellRef) -> dict[str, Any]:
 
 def score_row(cell: CellRef) -> dict[str, Any]:
     """Return a cell's row of scores, outcomes and keys; score nan where it has not been evaluated."""
-    run, results = cell.run, cell.results or {}
-    outcomes = results.get("outcomes", {})
-    return {
+    run, results = cell.run, cell.results
+    place = {
         **place_of(cell),
         "stage_task": run.stages[cell.stage - 1] if cell.stage else "",
         "role": "probe" if cell.task in run.probes else "trained",
         "own": cell.stage > 0 and cell.task in run.trains[cell.stage - 1],
-        "metric": results.get("metric", ""),
-        "score": float(results.get("score", "nan")),
-        "n": int(results.get("n", 0)),
-        "answers": int(results.get("n", 0)) * int(results.get("samples", 1)),
-        **{outcome: int(outcomes.get(outcome, 0)) for outcome in OUTCOMES},
-        "response_tokens_mean": float(results.get("response_tokens_mean") or "nan"),
-        "seconds": float(results.get("seconds") or 0),
-        "weights": results.get("weights", ""),
-        "comparability": results.get("keys", {}).get("comparability", ""),
+    }
+    if results is None:
+        return {**place, **NOT_EVALUATED}
+    return {
+        **place,
+        "metric": results.metric,
+        "score": results.score,
+        "n": results.n,
+        "answers": results.n * results.samples,
+        **{outcome: results.outcomes.get(outcome, 0) for outcome in OUTCOMES},
+        "response_tokens_mean": results.response_tokens_mean or math.nan,
+        "seconds": results.seconds,
+        "weights": results.weights,
+        "comparability": results.keys.comparability,
     }
 
 

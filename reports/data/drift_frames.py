@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from harness.evaluation import drift as measured
-from harness.rundir.reader import IDENTITY, RunDir, identity, read_json
-from harness.rundir.store import StageFolder, cell_name
+from harness.rundir.files import read_results
+from harness.rundir.reader import IDENTITY, RunDir, identity
+from harness.rundir.schema import DriftFigures, DriftSummary
+from harness.rundir.store import cell_name
 from harness.stats.sampling import noise_floor
 
-DRIFT = [*IDENTITY, "stage", "task", *measured.FIGURES, "answers"]
+FIGURES = tuple(DriftFigures.model_fields)
+DRIFT = [*IDENTITY, "stage", "task", *FIGURES, "answers"]
 NOISE = [*IDENTITY, "task", "profile", "score", "repeats", "noise_floor"]
 Labelled = Iterable[tuple[RunDir, str]]
 
@@ -33,12 +36,11 @@ def noise_frame(runs: Labelled) -> pd.DataFrame:
 
 
 def _drift_rows(run: RunDir, label: str) -> Iterator[dict[str, Any]]:
-    for stage, folder in _stages(run):
-        file = folder.drift / "results.json"
-        found = read_json(file) if file.is_file() else {}
-        for task, figures in {"": found, **found.get("tasks", {})}.items():
-            values = {name: float(figures.get(name, "nan")) for name in measured.FIGURES}
-            place = {"stage": stage, "task": task, "answers": found.get("answers", "")}
+    for stage in range(len(run.stages) + 1):
+        found = read_results(run.stage(stage).drift, DriftSummary) or DriftSummary()
+        for task, figures in {"": found, **found.tasks}.items():
+            values = {name: math.nan if (value := getattr(figures, name)) is None else value for name in FIGURES}
+            place = {"stage": stage, "task": task, "answers": found.answers}
             yield {**identity(run, label), **place, **values}
 
 
@@ -46,17 +48,13 @@ def _noise_rows(run: RunDir, label: str) -> Iterator[dict[str, Any]]:
     profiles: Sequence[str] = ["", *run.further_profiles]
     for profile in profiles:
         for task in run.tasks_under(profile):
-            cell, start = cell_name(task, profile), StageFolder(run.stage_path(0))
-            repeats = _scores((start.path / "noise" / cell).glob("*/results.json"))
-            first = _scores([start.cell(cell) / "results.json"])
+            cell, start = cell_name(task, profile), run.stage(0)
+            repeats = _scores((start.path / "noise" / cell).glob("*"))
+            first = _scores([start.cell(cell)])
             if repeats and first:
                 found = {"score": first[0], "repeats": len(repeats), "noise_floor": noise_floor([*first, *repeats])}
                 yield {**identity(run, label), "task": task, "profile": profile, **found}
 
 
-def _scores(files: Iterable[Path]) -> list[float]:
-    return [float(read_json(file)["score"]) for file in sorted(files) if file.is_file()]
-
-
-def _stages(run: RunDir) -> Iterator[tuple[int, StageFolder]]:
-    return ((stage, StageFolder(run.stage_path(stage))) for stage in range(len(run.stages) + 1))
+def _scores(folders: Iterable[Path]) -> list[float]:
+    return [found.score for folder in sorted(folders) if (found := read_results(folder)) is not None]

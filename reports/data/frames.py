@@ -17,7 +17,7 @@ import pandas as pd
 
 from harness.errors import RunError
 from harness.rundir.overlap_record import Overlap
-from harness.rundir.reader import IDENTITY, RunDir, find_runs, read_lines, read_parquet
+from harness.rundir.reader import IDENTITY, RunDir, find_runs, read_parquet
 from reports.data.cells import CellRef, cells_of, outcome_rows, place_of, placed, score_row
 from reports.data.drift_frames import drift_frame, noise_frame
 from reports.data.repair_hints import describe_cell, what_differs
@@ -62,9 +62,9 @@ class Frames:
     @cached_property
     def overlap(self) -> Overlap | None:
         """Every distinct comparison of training with test prompts; None when no run recorded any."""
-        recorded = [Overlap.read(run.manifest["overlap"]) for run in self.runs if "overlap" in run.manifest]
+        recorded = [run.manifest.overlap for run in self.runs if run.manifest.overlap is not None]
         rows = dict.fromkeys(row for overlap in recorded for row in overlap.rows)
-        return Overlap(tuple(rows), ()) if recorded else None
+        return Overlap(rows=tuple(rows)) if recorded else None
 
     @cached_property
     def scores(self) -> pd.DataFrame:
@@ -79,7 +79,8 @@ class Frames:
         rows = [
             {**place_of(cell), "metric": metric, "value": value}
             for cell in self._cells
-            for metric, value in (cell.results or {}).get("metrics", {}).items()
+            if cell.results is not None
+            for metric, value in cell.results.metrics.items()
         ]
         return pd.DataFrame(rows, columns=pd.Index(keys))
 
@@ -172,7 +173,7 @@ def _check_comparable(cells: Sequence[CellRef]) -> None:
     kinds: dict[tuple[str, str], dict[str, list[CellRef]]] = {}
     for cell in cells:
         if cell.results is not None:
-            key = str(cell.results.get("keys", {}).get("comparability", ""))
+            key = cell.results.keys.comparability
             kinds.setdefault((cell.run.suite, cell.task), {}).setdefault(key, []).append(cell)
     for (_, task), by_key in kinds.items():
         if len(by_key) > 1:
@@ -185,11 +186,10 @@ def _check_comparable(cells: Sequence[CellRef]) -> None:
 
 def _step_rows(run: RunDir, label: str) -> Iterator[dict[str, Any]]:
     for stage, task in enumerate(run.stages, start=1):
-        file = run.stage_path(stage) / "train" / "steps.jsonl"
-        base = place_of(CellRef(run, label, stage, task, file.parent, None))
-        for line in read_lines(file):
-            seconds = line.pop("seconds", None) or {}
-            yield {**line, **{f"seconds_{phase}": value for phase, value in seconds.items()}, **base}
+        base = place_of(CellRef(run, label, stage, task, run.stage(stage).path, None))
+        for line in run.step_lines(stage):
+            spent = {f"seconds_{phase}": value for phase, value in (line.seconds or {}).items()}
+            yield {**line.figures, **spent, **base}
 
 
 def _on_common_axis(steps: pd.DataFrame) -> pd.DataFrame:

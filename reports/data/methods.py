@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.adapter import Adapter, make_adapter, registered
-from harness.config.suite import AdapterEntry
-from harness.errors import ConfigError, RunError
+from harness.errors import RunError
 from harness.rundir.reader import RunDir, find_runs
 from reports.data.frames import Frames, load
 from reports.data.paired_cells import RunScores
@@ -41,7 +39,7 @@ class Method:
     @property
     def control(self) -> bool:
         """Whether this is a control that trains nothing."""
-        return self.first.adapter == "none"
+        return self.first.manifest.control
 
     @property
     def tasks(self) -> list[str]:
@@ -54,17 +52,10 @@ class Method:
         stages = enumerate(self.first.trains, start=1)
         return {task: stage for stage, trained in stages for task in trained if task in self.tasks}
 
-    @cached_property
+    @property
     def on_policy(self) -> bool:
-        """Whether training is on the student's own answers, as its entropy then is; an unknown adapter's is taken so."""
-        recorded = self.first.manifest.get("config", {}).get("adapter")
-        name = self.first.adapter
-        try:
-            if isinstance(recorded, dict) and "options" in recorded:
-                return _on_policy(make_adapter(name, AdapterEntry.model_validate(recorded)))
-            return _on_policy(make_adapter(name, AdapterEntry())) if name in registered() else True
-        except ConfigError:
-            return True
+        """Whether it trains on the student's own answers, so that the entropy in its step log is that of them."""
+        return "student" in self.first.manifest.trains_on
 
     def training(self, column: str, stage: int) -> pd.Series:
         """Return by seed the mean of a step log's column over the steps up to a stage that is trained and evaluated."""
@@ -72,11 +63,6 @@ class Method:
         done = [seed for seed, found in self.by_seed.items() if all(found.cell(task, stage).results for task in last)]
         steps = steps[(steps["stage"] <= stage) & steps["seed"].isin(done)]
         return steps.groupby("seed")[column].mean().dropna()
-
-
-def _on_policy(adapter: Adapter) -> bool:
-    trains_on = adapter.capabilities.trains_on
-    return not trains_on or "student" in trains_on
 
 
 def find_methods(
@@ -162,7 +148,7 @@ def _alike(parts: Sequence[Sequence[str]]) -> int:
 
 def _shown(group: Sequence[RunDir], profile: str, grader: str) -> Frames:
     frames = load([run.path for run in group], grader)
-    own, *further = [list(run.manifest.get("profiles") or {"default": ()}) for run in frames.runs]
+    own, *further = [list(run.manifest.profile_names) for run in frames.runs]
     if profile in ("", own[0]):
         return frames
     if any(profile not in names for names in (own, *further)):

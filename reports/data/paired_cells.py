@@ -8,13 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
 from harness.errors import RunError
 from harness.rundir.comparability import differing
-from harness.rundir.reader import RunDir, read_json, read_parquet
+from harness.rundir.files import read_results
+from harness.rundir.reader import RunDir, read_parquet
+from harness.rundir.schema import CellSummary, Keys
 from harness.rundir.store import cell_name
 from harness.stats.significance import differences
 from reports.data.cells import CellRef, cell_at
@@ -72,15 +74,16 @@ class RunScores:
         before = self._items(term.task, term.minus)
         return None if before is None else differences(before, values)
 
-    def repeated(self, task: str) -> list[dict[str, Any]]:
+    def repeated(self, task: str) -> list[CellSummary]:
         """Return the results of a task's further evaluations at the start, with other seeds of the engine."""
-        folder = self.run.stage_path(0) / "noise" / cell_name(task, self.profile)
-        found = [read_json(file) for file in sorted(folder.glob("*/results.json"))]
-        metric = (self.cell(task, 0).results or {}).get("metric")
-        return [results for results in found if results["metric"] == metric]
+        folder = self.run.stage(0).path / "noise" / cell_name(task, self.profile)
+        found = map(read_results, sorted(folder.glob("*")))
+        first = self.cell(task, 0).results
+        return [each for each in found if each is not None and first is not None and each.metric == first.metric]
 
     def _score(self, task: str, stage: int) -> float:
-        return float((self.cell(task, stage).results or {}).get("score", math.nan))
+        results = self.cell(task, stage).results
+        return math.nan if results is None else results.score
 
     def _items(self, task: str, stage: int) -> pd.Series | None:
         samples = self.samples(task, stage)
@@ -131,10 +134,10 @@ def check_pairs(pairs: Sequence[SeedPair], shared_items: bool = False) -> None:
     """Raise `RunError` where a cell is not comparable with the others of the same task: the other side's, the other seeds'."""
     for one, other in _partners(pairs):
         cell, partner = one.cell, other.cell
-        keys = [(each.results or {}).get("keys", {}) for each in (cell, partner)]
-        if keys[0].get("comparability") == keys[1].get("comparability"):
+        keys = [each.results.keys if each.results else Keys() for each in (cell, partner)]
+        if keys[0].comparability == keys[1].comparability:
             continue
-        fields = [found.get("fields") or {} for found in keys]
+        fields = [found.fields for found in keys]
         only_items = all(fields) and {name.split(".")[0] for name in differing(*fields)} <= ITEM_KEYS
         if shared_items and only_items:
             continue

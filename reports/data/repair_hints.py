@@ -16,9 +16,10 @@ RUNNING = ("run", "sweep")
 
 def describe_cell(cell: CellRef) -> str:
     """Say which run and stage a cell is of, with its items and key."""
-    results = cell.results or {}
     where = f"{cell.label} seed {cell.run.seed} after stage {cell.stage}"
-    return f"{where} (n = {results.get('n')}, key {results.get('keys', {}).get('comparability')})"
+    if cell.results is None:
+        return f"{where} (not evaluated)"
+    return f"{where} (n = {cell.results.n}, key {cell.results.keys.comparability})"
 
 
 def what_differs(one: CellRef, other: CellRef) -> str:
@@ -27,7 +28,7 @@ def what_differs(one: CellRef, other: CellRef) -> str:
     Other grades of the same answers are mended by grading them. Where both runs are configured to evaluate alike, their own
     commands evaluate anew what is not there. Where they are not, no command makes them so: their checkpoints can be.
     """
-    fields = [(cell.results or {}).get("keys", {}).get("fields") or {} for cell in (one, other)]
+    fields = [cell.results.keys.fields if cell.results else {} for cell in (one, other)]
     found = differing(*fields) if all(fields) else {}
     runs = list({cell.run.path: cell.run for cell in (one, other)}.values())
     if set(found) == {"grading"}:
@@ -48,7 +49,7 @@ def what_differs(one: CellRef, other: CellRef) -> str:
 
 def _evaluating(run: RunDir) -> dict[str, Any]:
     """Return what of a run's configuration decides its answers beside the weights."""
-    config = run.manifest.get("config") or {}
+    config = run.manifest.config
     student = config.get("student") or {}
     named = (*EVALUATING, str(config.get("backend")))  # a backend's settings stand under its name
     return {name: config.get(name) for name in named} | {name: student.get(name) for name in OF_STUDENT}
@@ -61,7 +62,7 @@ def _commands(runs: list[RunDir]) -> list[str]:
 
 def _command(run: RunDir) -> str:
     if _arguments(run):
-        return str(run.manifest["command"])
+        return run.manifest.made.command
     options = {"adapter": run.adapter, "seed": run.seed, "order": run.order, "out": run.path.parents[3]}
     return shlex.join(
         ["harness", "run", run.suite, *(w for key, value in options.items() for w in (f"--{key}", f"{value}"))]
@@ -76,7 +77,7 @@ def _suite(run: RunDir) -> str:
 def _arguments(run: RunDir) -> list[str]:
     """Return what the run's command gave after `harness run` or `harness sweep`; nothing for another command."""
     try:
-        words = shlex.split(str(run.manifest.get("command", "")))
+        words = shlex.split(run.manifest.made.command)
     except ValueError:  # earlier versions wrote an apostrophe as it is
         return []
     return words[2:] if len(words) > 2 and words[0] == "harness" and words[1] in RUNNING else []
@@ -85,7 +86,7 @@ def _arguments(run: RunDir) -> list[str]:
 def _checkpoint(cell: CellRef) -> str:
     """Return a cell's checkpoint for a shell; manifests of earlier versions do not say where a start that was built is."""
     if cell.stage:
-        return shlex.quote(str(cell.run.stage_path(cell.stage) / "train" / "checkpoint"))
-    student = (cell.run.manifest.get("config") or {}).get("student") or {}
-    start = cell.run.manifest.get("start_checkpoint") or student.get("path")
+        return shlex.quote(str(cell.run.stage(cell.stage).checkpoint))
+    student = cell.run.manifest.config.get("student") or {}
+    start = cell.run.manifest.start_checkpoint or student.get("path")
     return shlex.quote(str(start)) if start else f"~/.cache/continual-harness/models/{cell.run.start}-*"

@@ -154,16 +154,16 @@ def runs_grid(frames: Frames) -> Grid:
     """Return what identifies each run: seed, code, configuration, times and command."""
     rows = []
     for run, label in frames.labelled:
-        m, git = run.manifest, run.manifest.get("git") or {}
-        code = f"{(git.get('commit') or 'unknown')[:12]}{' with local changes' * bool(git.get('dirty'))}"
-        times = [str(m.get("created") or "–")[:16], str(m.get("finished") or "not finished")[:16]]
-        rows.append([label, str(run.seed), code, str(m.get("config_hash", "–")), *times, str(m.get("command", "–"))])
+        m, made = run.manifest, run.manifest.made
+        code = f"{(made.git.commit or 'unknown')[:12]}{' with local changes' * bool(made.git.dirty)}"
+        times = [(made.created or "–")[:16], (m.finished or "not finished")[:16]]
+        rows.append([label, str(run.seed), code, m.config_hash or "–", *times, made.command or "–"])
     return Grid("Runs", ["method", "seed", "commit", "configuration", "created", "finished", "command"], rows)
 
 
 def weights_grid(frames: Frames) -> Grid:
     """Return the digests of the weights that each run used and made."""
-    weights = [run.manifest.get("weights") or {} for run in frames.runs]
+    weights = [run.manifest.weights for run in frames.runs]
     names = list(dict.fromkeys(name for digests in weights for name in digests))
     rows = [
         [label, str(run.seed), *(str(digests.get(name, "–")) for name in names)]
@@ -174,12 +174,12 @@ def weights_grid(frames: Frames) -> Grid:
 
 def packages_grid(frames: Frames) -> Grid:
     """Return the package versions; a package that differs between runs shows every version."""
-    return _settings_grid("Packages", "package", [run.manifest.get("packages") or {} for run in frames.runs])
+    return _settings_grid("Packages", "package", [run.manifest.made.packages for run in frames.runs])
 
 
 def hardware_grid(frames: Frames) -> Grid:
     """Return the hardware; what differs between runs shows every value."""
-    return _settings_grid("Hardware", "part", [run.manifest.get("hardware") or {} for run in frames.runs])
+    return _settings_grid("Hardware", "part", [run.manifest.made.hardware for run in frames.runs])
 
 
 def overlap_grid(frames: Frames) -> Grid:

@@ -53,7 +53,7 @@ def list_missing(frames: Frames) -> list[str]:
 
 def describe_overlap(frames: Frames) -> list[str]:
     """Return what the runs recorded of training prompts in test sets, and how many runs recorded nothing."""
-    silent = sum("overlap" not in run.manifest for run in frames.runs)
+    silent = sum(run.manifest.overlap is None for run in frames.runs)
     recorded = [frames.overlap.summary] if frames.overlap else []
     older = f"{format_count(silent, 'run')} did not record whether training prompts occur in test sets."
     return [*recorded, *([older] if silent else [])]
@@ -168,7 +168,7 @@ def _method(label: object, values: pd.DataFrame) -> str:
 
 def _differences(values: pd.DataFrame, frames: Frames) -> Iterator[str]:
     """Compare methods pairwise where they share suite and start and are at most three; the control is left out."""
-    labels = list(dict.fromkeys(label for run, label in frames.labelled if run.adapter != "none"))
+    labels = list(dict.fromkeys(label for run, label in frames.labelled if not run.manifest.control))
     comparable = len(labels) <= 3 and len({(run.suite, run.start) for run in frames.runs}) == 1
     for first, second in combinations(labels if comparable else [], 2):
         found = [matching.difference(values, name, second, first) for name in COMPARED]
@@ -201,5 +201,5 @@ def _gaps(run: RunDir, cells: pd.DataFrame) -> Iterator[str]:
         whole = len(rows) == (cells["stage"] == stage).sum()
         tasks = "" if whole else f" of {', '.join(rows['task'])}"
         yield f"{who}: {where} has no evaluation{tasks} yet."
-    if absent.empty and not run.manifest.get("finished"):
+    if absent.empty and not run.manifest.finished:
         yield f"{who}: all stages are evaluated, but the run is not marked as finished."

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from harness.adapter import make_adapter
 from harness.config.run_spec import RunSpec
 from harness.config.study import Factor
 from harness.config.suite import Suite
@@ -55,12 +54,15 @@ class Results:
         return figures.join(first).join(_training_figures(steps)).sort_index()
 
     @cached_property
+    def controls(self) -> set[str]:
+        """Entries that train nothing."""
+        return {run.adapter for run in self.frames.runs if run.manifest.control}
+
+    @cached_property
     def off_policy(self) -> list[str]:
         """Adapters that train on references: entropy and truncation of their steps are not the student's own answers'."""
-        entries = self.plan.base.adapters
-        used = dict.fromkeys(spec.entry for spec in self.plan.specs)
-        trains_on = {name: make_adapter(name, entries[name]).capabilities.trains_on for name in used}
-        return [name for name, sources in trains_on.items() if sources and "student" not in sources]
+        manifests = (run.manifest for run in self.frames.runs)
+        return list(dict.fromkeys(m.adapter for m in manifests if not m.control and "student" not in m.trains_on))
 
     @cached_property
     def points(self) -> pd.DataFrame:
@@ -212,4 +214,4 @@ def _absence(spec: RunSpec) -> str:
     manifest = RunStore(spec.path).manifest
     if manifest is None:
         return f"{spec.path}: not started"
-    return f"{spec.path}: {'made by another configuration' if manifest.get('finished') else 'not finished'}"
+    return f"{spec.path}: {'made by another configuration' if manifest.finished else 'not finished'}"

@@ -41,8 +41,7 @@ def checks_grid(results: Results) -> Grid:
 
 def _methods(results: Results) -> list[str]:
     """Return the methods with runs at the suite's own start and rate; the control and off-policy ones are left out."""
-    entries = results.plan.base.adapters
-    teaching = [m for m in dict.fromkeys(results.points["adapter"]) if (entries[m].adapter or m) != "none"]
+    teaching = [m for m in dict.fromkeys(results.points["adapter"]) if m not in results.controls]
     own = results.starts[0]
     return [
         method

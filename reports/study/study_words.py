@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 
 from harness.config.study import Factor
+from harness.rundir.schema import Manifest
 from reports.document.sentences import format_count, format_interval, format_nats_change, format_points
 from reports.study.data import AOPD, OPD, Config, Results
 from reports.study.study_claims import edge
@@ -34,9 +35,7 @@ def done(results: Results) -> list[str]:
 def made(results: Results, page: Path) -> list[str]:
     """Return how the page was made: the command that makes it again, code, dates and time."""
     manifests = [run.manifest for run in results.frames.runs]
-    dates = sorted(
-        str(m[key])[:16].replace("T", " ") for m in manifests for key in ("created", "finished") if m.get(key)
-    )
+    dates = sorted(when[:16].replace("T", " ") for m in manifests for when in (m.made.created, m.finished) if when)
     seconds = [run.seconds["total"] for run in results.frames.runs]
     known = [each for each in seconds if each == each]
     command = results.plan.command(page)
@@ -62,7 +61,7 @@ def setting(factor: Factor) -> str:
 
 def frontier(results: Results) -> str:
     """Return per start each method's learning and forgetting at the rate where it learned most, or at its only one."""
-    methods = [method for method in dict.fromkeys(results.points["adapter"]) if method != "none"]
+    methods = [method for method in dict.fromkeys(results.points["adapter"]) if method not in results.controls]
     sentences = []
     for start in results.starts:
         told = [sentence for method in methods if (sentence := _at_best_rate(results, start, method))]
@@ -145,17 +144,15 @@ def _range(counts: Iterable[int]) -> str:
     return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}" if found else "no"
 
 
-def _commands(manifests: list) -> str:
-    sessions = chain.from_iterable(m.get("sessions") or [m] for m in manifests)
-    return ", ".join(f"`{command}`" for command in dict.fromkeys(str(s.get("command", "unknown")) for s in sessions))
+def _commands(manifests: Sequence[Manifest]) -> str:
+    sessions = chain.from_iterable(m.sessions for m in manifests)
+    return ", ".join(f"`{command}`" for command in dict.fromkeys(s.command or "unknown" for s in sessions))
 
 
-def _code(manifests: list) -> str:
+def _code(manifests: Sequence[Manifest]) -> str:
     """Say which commits the runs come from, and whether files differed from them."""
-    sessions = list(chain.from_iterable(m.get("sessions") or [m] for m in manifests))
-    gits = [session.get("git") or {} for session in sessions]
-    commits = dict.fromkeys((git.get("commit") or "unknown")[:12] for git in gits)
-    dirty = sum(any((s.get("git") or {}).get("dirty") for s in m.get("sessions") or [m]) for m in manifests)
+    commits = dict.fromkeys((session.git.commit or "unknown")[:12] for m in manifests for session in m.sessions)
+    dirty = sum(any(session.git.dirty for session in m.sessions) for m in manifests)
     where = f"Commit {next(iter(commits))}" if len(commits) == 1 else f"The runs differ in commit: {', '.join(commits)}"
     changed = (
         f"{dirty} of {format_count(len(manifests), 'run')} were made with uncommitted changes"

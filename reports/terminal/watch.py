@@ -18,7 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.rundir.progress import SHOWN
-from harness.rundir.reader import RunDir, find_runs, read_lines
+from harness.rundir.reader import RunDir, find_runs
+from harness.rundir.schema import StepLine
 from harness.rundir.sparkline import sparkline
 
 RECENT = 20
@@ -68,10 +69,10 @@ def status(run: RunDir, now: float | None = None) -> Status:
         done=len(present),
         total=total,
         seconds_left=_seconds_left(present, total),
-        figures={name: [float(v) for line in everything if (v := line.get(name)) is not None] for name in SHOWN},
-        warnings=sum(len(line.get("warnings") or ()) for line in everything),
+        figures={name: [v for line in everything if (v := getattr(line, name)) is not None] for name in SHOWN},
+        warnings=sum(len(line.warnings or ()) for line in everything),
         idle_seconds=(time.time() if now is None else now) - _last_written(run.path),
-        finished=bool(run.manifest.get("finished")),
+        finished=bool(run.manifest.finished),
     )
 
 
@@ -102,12 +103,12 @@ def clock(seconds: float) -> str:
 
 def _place(run: RunDir, lines: Sequence[Sequence[Any]]) -> tuple[int, str]:
     """Return the stage that a run is at, 0 for the start, and what it does there."""
-    if run.manifest.get("finished"):
+    if run.manifest.finished:
         return len(run.stages), "finished"
     reached = max((number for number, found in enumerate(lines, start=1) if found), default=0)
     if reached == 0 and not run.evaluated(0):
         return 0, "evaluate the start"
-    if reached and not (run.stage_path(reached) / "train" / "done.json").is_file():
+    if reached and run.stage(reached).training_done is None:
         return reached, f"stage {reached} {run.stages[reached - 1]}"
     if reached and not run.evaluated(reached):
         return reached, f"evaluate after {run.stages[reached - 1]}"
@@ -125,16 +126,15 @@ def _course(values: Sequence[float]) -> str:
     return f"{sparkline(values)} {values[-1]:.3g}" if values else ""
 
 
-def _seconds_left(lines: Sequence[dict[str, Any]], total: int) -> float | None:
+def _seconds_left(lines: Sequence[StepLine], total: int) -> float | None:
     """Return what the steps that are left take at the pace of the last ones; None where that is not known."""
-    paces = [line["seconds"]["step"] for line in lines[-RECENT:] if (line.get("seconds") or {}).get("step")]
+    paces = [pace for line in lines[-RECENT:] if (pace := (line.seconds or {}).get("step"))]
     return sum(paces) / len(paces) * (total - len(lines)) if paces and len(lines) < total else None
 
 
-def _steps(run: RunDir, stage: int) -> list[dict[str, Any]]:
+def _steps(run: RunDir, stage: int) -> list[StepLine]:
     """Return a stage's steps; of a step that was done again after a kill the last counts."""
-    lines = read_lines(run.stage_path(stage) / "train" / "steps.jsonl")
-    return list({line["step"]: line for line in lines}.values())
+    return list({line.step: line for line in run.step_lines(stage)}.values())
 
 
 def _last_written(path: Path) -> float:

@@ -20,6 +20,7 @@ from benchmarks.steps import Steps, from_log
 from benchmarks.trl_step import MISSING, installed
 from benchmarks.utilisation import count_flops
 from harness.lm.logprobs import Head, selected_logprobs
+from harness.rundir.schema import Session
 
 MADE: dict[str, Any] = {
     "command": "bench",
@@ -120,7 +121,8 @@ def test_the_operations_of_the_heads_four_products_are_all_counted():
 
 def test_the_page_names_commit_and_shows_every_row_and_trainer():
     row = Measurement("thing", "per s", [4.0, 6.0], "peer", [2.0, 2.0])
-    text = page(BenchmarkResults([row], {"OPD": [steps(1, 0.5, 2.5, 160)]}, ["a note"]), MADE, threads=1, repetitions=2)
+    results = BenchmarkResults([row], {"OPD": [steps(1, 0.5, 2.5, 160)]}, ["a note"])
+    text = page(results, Session.model_validate(MADE), threads=1, repetitions=2)
     assert "`0123456789ab` with uncommitted changes" in text
     assert "| thing | per s | 5.00 | peer | 2.00 | **2.50 (2.00 to 3.00)** |" in text
     assert "| OPD | 500 | 250 | 1,250 | 2,000 | 0.50 | 40 | 20.0 |" in text

@@ -176,14 +176,14 @@ def test_greedy_answers_are_those_of_transformers_but_for_near_ties(
     vllm = evaluate(subject(student_folder, engine), tasks, library, settings, SharedCells(tmp_path))
     apart: dict[str, float] = {}
     for name in TASKS:
-        assert hf[name].summary["keys"]["comparability"] != vllm[name].summary["keys"]["comparability"]
+        assert hf[name].summary.keys.comparability != vllm[name].summary.keys.comparability
         for prompt in differing_answers(hf[name].samples, vllm[name].samples):
             apart[prompt] = gap_where_they_part(student.renderer.encode_prompt(prompt), student, engine)
     print(f"{len(apart)} of {100 * len(TASKS)} answers differ, gaps {sorted(apart.values())}")
     assert all(gap < NEAR_TIE for gap in apart.values()), apart
     assert len(apart) < 15
-    assert sum(vllm[name].summary["outcomes"]["truncated"] for name in TASKS) == sum(
-        hf[name].summary["outcomes"]["truncated"] for name in TASKS
+    assert sum(vllm[name].summary.outcomes["truncated"] for name in TASKS) == sum(
+        hf[name].summary.outcomes["truncated"] for name in TASKS
     )
 
 

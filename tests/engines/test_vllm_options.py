@@ -147,7 +147,7 @@ def test_vllms_version_is_part_of_what_makes_cells_comparable(
 ):
     tasks = settled(library, "tiny_weather")
     found = evaluate(subject(student_folder, engine), tasks, library, Evaluation(limit=2), SharedCells(tmp_path))
-    fields = found["tiny_weather"].summary["keys"]["fields"]
+    fields = found["tiny_weather"].summary.keys.fields
     assert fields["backend"].get("vllm") == version("vllm")
 
 

@@ -10,7 +10,7 @@ from harness.config.base import digest
 from harness.evaluation.answering import Answer
 from harness.evaluation.cell_cache import CellResult
 from harness.evaluation.groups import TaskGroup, group_cell
-from harness.evaluation.keys import Keys, grading_key
+from harness.evaluation.keys import grading_key
 from harness.evaluation.scoring import sample_rows, summary_of
 from harness.lmeval.grader_source import grader_source, references
 from harness.lmeval.library import TaskLibrary
@@ -52,14 +52,14 @@ def test_items_of_one_cluster_share_its_value_and_one_without_a_value_stands_alo
     samples = rows(task)
     alone = item_id(task.test_docs()[3])
     assert list(samples["cluster"]) == ["one", "one", "one", "one", "two", "two", alone, alone]
-    assert summary_of("made_up", "strict", samples)["clusters"] == 3
+    assert summary_of("made_up", "strict", samples).clusters == 3
 
 
 def test_without_a_cluster_each_document_is_one_of_its_own(tmp_path: Path):
     samples = rows(made_up(tmp_path, None))
     assert list(samples["cluster"]) == list(samples["item_id"])
     summary = summary_of("made_up", "strict", samples)
-    assert summary["clusters"] == summary["n"] == 4
+    assert summary.clusters == summary.n == 4
 
 
 def test_clusters_are_part_of_the_grading_key_only_where_a_file_names_them(tmp_path: Path):
@@ -72,10 +72,7 @@ def test_clusters_are_part_of_the_grading_key_only_where_a_file_names_them(tmp_p
 
 def test_a_groups_items_keep_their_tasks_clusters_and_old_cells_count_each_item(tmp_path: Path):
     samples = rows(made_up(tmp_path, "topic"))
-    keys = Keys("g", "r", "c").as_dict()
-    cell = CellResult(
-        {**summary_of("t", "strict", samples), "seconds": 0.0, "weights": "w", "seed": 0, "keys": keys}, samples
-    )
+    cell = CellResult(summary_of("t", "strict", samples).model_copy(update={"weights": "w", "seed": 0}), samples)
     old = CellResult(cell.summary, samples.drop(columns="cluster"))
     group = TaskGroup("g", ("t", "old"), "strict", by_size=True)
     found = group_cell(group, {"t": cell, "old": old}).samples.drop_duplicates("item_id")

@@ -86,8 +86,8 @@ def test_a_task_counts_by_its_items_and_the_whole_by_its_tasks(answered: list[dr
         [("b", 1.0), ("a", 2.0), ("b", 3.0), ("b", 5.0)], columns=pd.Index(["task", "kl_to_start"])
     ).assign(entropy=1.0, entropy_prompt=float("nan"))
     found = drift.summarise(table, answered, drift.Drift(), 0.0)
-    assert found["tasks"]["b"]["kl_to_start"] == pytest.approx(3.0)
-    assert found["kl_to_start"] == pytest.approx((3.0 + 2.0) / 2)
+    assert found.tasks["b"].kl_to_start == pytest.approx(3.0)
+    assert found.kl_to_start == pytest.approx((3.0 + 2.0) / 2)
 
 
 def test_a_run_measures_every_stage_at_the_starts_own_answers(aopd: Path):  # noqa: F811

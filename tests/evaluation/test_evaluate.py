@@ -29,7 +29,7 @@ from harness.evaluation import evaluator, hf_model, keys
 from harness.evaluation.cell_cache import CellResult, SharedCells
 from harness.evaluation.evaluator import ServedCheckpoint, evaluate
 from harness.evaluation.hf_model import HarnessHFLM
-from harness.evaluation.keys import Keys, make_keys
+from harness.evaluation.keys import make_keys
 from harness.evaluation.regrading import regrade
 from harness.lm.chat import Renderer
 from harness.lm.checkpoints import load, load_renderer, save, weights_digest
@@ -39,6 +39,7 @@ from harness.lmeval.task import Task, item_id
 from harness.pipeline.checkpoint_matrix import evaluate_checkpoints, matrix_table
 from harness.rundir.comparability import differing
 from harness.rundir.files import read_cell
+from harness.rundir.schema import EarlierGrade, Keys
 from tests.support.models import dense_logprobs, write_task
 
 CHATML = Chat(template="chatml")
@@ -155,8 +156,8 @@ def test_two_checkpoints_never_share_an_answer(
     second = evaluate(subject(teacher_folder), settled(library, "tiny_weather"), library, settings, shared)
     assert generations == [4, 4]
     one, other = first["tiny_weather"], second["tiny_weather"]
-    assert one.summary["keys"]["generation"] != other.summary["keys"]["generation"]
-    assert one.summary["keys"]["comparability"] == other.summary["keys"]["comparability"]
+    assert one.summary.keys.generation != other.summary.keys.generation
+    assert one.summary.keys.comparability == other.summary.keys.comparability
     assert one.samples["response"].tolist() != other.samples["response"].tolist()
 
 
@@ -204,15 +205,14 @@ def test_another_grader_grades_stored_answers_and_generates_nothing(
     monkeypatch.setattr(hf_model, "HFEngine", SilentEngine)
     lenient = 'return {"strict": 1.0, "parsed": 1.0}'
     again = cell("lenient", grader=lenient)
-    assert (first.summary["score"], again.summary["score"]) == (0.0, 1.0)
-    assert again.summary["keys"]["generation"] == first.summary["keys"]["generation"]
-    assert again.summary["regraded"]["from"] == {
-        "metric": "strict", "score": 0.0, "grading": first.summary["keys"]["grading"],
-    }  # fmt: skip
+    assert (first.summary.score, again.summary.score) == (0.0, 1.0)
+    assert again.summary.keys.generation == first.summary.keys.generation
+    assert again.summary.regraded is not None
+    assert again.summary.regraded.before == EarlierGrade(metric="strict", score=0.0, grading=first.summary.keys.grading)
     kept = ["item_id", "sample", "prompt", "target", "response", "finish", "tokens"]
     pd.testing.assert_frame_equal(again.samples[kept], first.samples[kept])
     assert list(again.samples.columns) == list(first.samples.columns)
-    assert differing(first.summary["keys"]["fields"], again.summary["keys"]["fields"]).keys() == {"grading"}
+    assert differing(first.summary.keys.fields, again.summary.keys.fields).keys() == {"grading"}
     assert cell("first").summary == first.summary
     with pytest.raises(AssertionError, match="the engine was called"):
         cell("lenient", teacher_folder, grader=lenient)  # other weights
@@ -223,14 +223,14 @@ def test_answers_are_not_graded_against_another_question(student_folder: Path, s
     library = TaskLibrary([tmp_path / "task"])
     (task,) = settled(library, "made_up")
     cell = evaluate(subject(student_folder), [task], library, Evaluation(), shared)["made_up"]
-    keys, docs = Keys(**cell.summary["keys"]), task.test_docs()
-    recorded_none = CellResult({k: v for k, v in cell.summary.items() if k != "questions"}, cell.samples)
+    keys, docs = cell.summary.keys, task.test_docs()
+    recorded_none = CellResult(cell.summary.model_copy(update={"questions": None}), cell.samples)
     parts = [{**doc, "prompt": doc["prompt"][:1]} for doc in docs]
     for stored, asked in ((cell, docs[::-1]), (recorded_none, docs[::-1]), (cell, parts)):
         with pytest.raises(TaskError, match=r"were given to other questions than the items in their places ask now"):
             regrade(task, asked, stored, keys)
     for stored in (cell, recorded_none):
-        assert regrade(task, docs, stored, keys).summary["questions"] == cell.summary["questions"]
+        assert regrade(task, docs, stored, keys).summary.questions == cell.summary.questions
     with pytest.raises(TaskError, match="6 items have stored answers and its test split has 5 now"):
         regrade(task, docs[:5], cell, keys)
 
@@ -275,12 +275,12 @@ def test_the_same_tensors_under_another_configuration_are_another_model(
     assert weights_digest(other) == weights_digest(student_folder)
     tasks = settled(library, "tiny_weather")
     here, there, again = (
-        evaluate(subject(folder), tasks, library, Evaluation(limit=2), shared)["tiny_weather"].summary["keys"]
+        evaluate(subject(folder), tasks, library, Evaluation(limit=2), shared)["tiny_weather"].summary.keys
         for folder in (student_folder, other, moved)
     )
     assert generations == [2, 2]
-    assert here["generation"] == again["generation"] != there["generation"]
-    assert here["comparability"] == there["comparability"]
+    assert here.generation == again.generation != there.generation
+    assert here.comparability == there.comparability
 
 
 def test_other_settings_of_a_generation_are_other_cells(
@@ -289,7 +289,7 @@ def test_other_settings_of_a_generation_are_other_cells(
     def key(settings: Evaluation, chat: Chat = CHATML, **decoding: Any) -> Keys:
         tasks = settled(library, "tiny_weather", **decoding)
         cells = evaluate(subject(student_folder, chat), tasks, library, settings, shared)
-        return Keys(**cells["tiny_weather"].summary["keys"])
+        return cells["tiny_weather"].summary.keys
 
     plain = key(Evaluation(limit=2))
     reseeded = key(Evaluation(limit=2, seed=7))
@@ -422,7 +422,7 @@ def test_a_corrected_reference_is_graded_anew_although_the_prompt_is_the_same(
         write_task(folder, docs={"train": [DOC], "test": [{"prompt": "say", "target": target}]}, grader=answer)
         library = TaskLibrary([folder])
         cells = evaluate(subject(student_folder), settled(library, "made_up"), library, Evaluation(), shared)
-        scores.append(cells["made_up"].summary["score"])
+        scores.append(cells["made_up"].summary.score)
     assert scores == [0.0, 1.0]
 
 
@@ -526,10 +526,10 @@ def scripted(student_folder: Path, shared: SharedCells, tmp_path: Path, monkeypa
 def test_outcomes_tell_apart_wrong_unparsed_and_truncated(scripted: CellResult):
     expected = ["correct", "wrong", "unparsed", "truncated", "correct", "correct"]
     assert scripted.samples["outcome"].tolist() == expected
-    assert scripted.summary["outcomes"] == {"correct": 3, "wrong": 1, "unparsed": 1, "truncated": 1}
-    assert scripted.summary["score"] == pytest.approx(3 / 6)
-    assert scripted.summary["metrics"] == {"strict": pytest.approx(3 / 6), "parsed": pytest.approx(5 / 6)}
-    assert scripted.summary["n"] == 6
+    assert scripted.summary.outcomes == {"correct": 3, "wrong": 1, "unparsed": 1, "truncated": 1}
+    assert scripted.summary.score == pytest.approx(3 / 6)
+    assert scripted.summary.metrics == {"strict": pytest.approx(3 / 6), "parsed": pytest.approx(5 / 6)}
+    assert scripted.summary.n == 6
 
 
 @pytest.mark.pitfall(
@@ -550,7 +550,7 @@ def test_samples_keep_what_was_asked_answered_and_how_it_ended(scripted: CellRes
 
 
 def test_a_cell_read_back_is_the_cell_that_was_made(scripted: CellResult, shared: SharedCells):
-    found = shared.get(Keys(**scripted.summary["keys"]))
+    found = shared.get(scripted.summary.keys)
     assert found is not None
     assert found.summary == scripted.summary
     pd.testing.assert_frame_equal(found.samples, scripted.samples)
@@ -709,8 +709,8 @@ def test_foreign_checkpoints_give_a_matrix_with_one_row_each(
     for index, path in enumerate(checkpoints):
         found = read_cell(folder / f"{index}_{path.name}" / "tiny_weather")
         assert found is not None
-        assert found[0]["score"] == scores.loc[str(path), "tiny_weather"]
-        weights.append(found[0]["weights"])
+        assert found[0].score == scores.loc[str(path), "tiny_weather"]
+        weights.append(found[0].weights)
     assert weights[0] == weights[2] != weights[1]
     assert matrix_table(scores).row_count == 3
 
@@ -745,5 +745,5 @@ def test_a_checkpoint_that_changed_in_its_folder_is_evaluated_again(
         evaluate_checkpoints(micro, [folder], tmp_path / "out")
         found = read_cell(tmp_path / "out/micro/checkpoints/0_model/tiny_weather")
         assert found is not None
-        weights.append(found[0]["weights"])
+        weights.append(found[0].weights)
     assert weights == [weights_digest(student_folder), weights_digest(teacher_folder)]

@@ -126,10 +126,10 @@ def stock(folder: Path, checkpoint: Path) -> dict[str, Any]:
 
 def test_choices_are_scored_as_lm_eval_scores_them(found: dict[str, CellResult], stock: dict[str, Any]):
     cell, theirs = found["orders"], stock["results"]["orders"]
-    assert cell.summary["metric"] == "acc"
-    assert cell.summary["score"] == pytest.approx(theirs["acc,none"])
-    assert 0 < cell.summary["score"] < 1
-    assert cell.summary["metrics"]["acc_norm"] == pytest.approx(theirs["acc_norm,none"])
+    assert cell.summary.metric == "acc"
+    assert cell.summary.score == pytest.approx(theirs["acc,none"])
+    assert 0 < cell.summary.score < 1
+    assert cell.summary.metrics["acc_norm"] == pytest.approx(theirs["acc_norm,none"])
     rows = cell.samples
     assert set(rows["outcome"]) == {"correct", "wrong"}
     assert ((rows["response"] == rows["target"]) == (rows["score"] == 1)).all()
@@ -140,9 +140,9 @@ def test_a_continuation_is_scored_by_acc_though_its_perplexity_stands_first(
     found: dict[str, CellResult], stock: dict[str, Any]
 ):
     cell, theirs = found["endings"], stock["results"]["endings"]
-    assert cell.summary["metric"] == "acc"
-    assert cell.summary["score"] == pytest.approx(theirs["acc,none"])
-    assert cell.summary["metrics"]["perplexity"] == pytest.approx(theirs["perplexity,none"])
+    assert cell.summary.metric == "acc"
+    assert cell.summary.score == pytest.approx(theirs["acc,none"])
+    assert cell.summary.metrics["perplexity"] == pytest.approx(theirs["perplexity,none"])
     expected = [math.exp(-ll[0]) for ll in cell.samples["loglikelihoods"]]
     assert cell.samples["perplexity"].tolist() == pytest.approx(expected)
 
@@ -151,14 +151,14 @@ def test_a_perplexity_is_scored_by_its_reciprocal_and_shown_as_it_is(
     found: dict[str, CellResult], stock: dict[str, Any]
 ):
     cell, theirs = found["texts"], stock["results"]["texts"]
-    assert cell.summary["metric"] == "word_perplexity"
+    assert cell.summary.metric == "word_perplexity"
     for metric in ("word_perplexity", "byte_perplexity", "bits_per_byte"):
-        assert cell.summary["metrics"][metric] == pytest.approx(theirs[f"{metric},none"])
+        assert cell.summary.metrics[metric] == pytest.approx(theirs[f"{metric},none"])
     per_word = [math.exp(ll[0] / 5) for ll in cell.samples["loglikelihoods"]]
     assert cell.samples["score"].tolist() == pytest.approx(per_word)
-    assert cell.summary["score"] == pytest.approx(sum(per_word) / 5)
+    assert cell.summary.score == pytest.approx(sum(per_word) / 5)
     assert cell.samples["outcome"].isna().all()
-    assert sum(cell.summary["outcomes"].values()) == 0
+    assert sum(cell.summary.outcomes.values()) == 0
 
 
 def suite_with(folder: Path, tmp_path: Path, probes: list[str], **evaluation: Any) -> Suite:
@@ -174,9 +174,9 @@ def test_a_group_has_the_mean_that_lm_eval_gives_it(
     evaluated = load_evaluation_plan(TaskLibrary([folder]), suite_with(folder, tmp_path, [group]))
     cell = group_cell(evaluated.groups[group], found)
     assert evaluated.probes == (group,)
-    assert cell.summary["score"] == pytest.approx(stock["groups"][group][f"{metric},none"])
-    assert cell.summary["score"] == pytest.approx(cell.samples.groupby("item_id")["score"].mean().mean())
-    assert cell.summary["n"] == (25 if group == "all_orders" else 2)
+    assert cell.summary.score == pytest.approx(stock["groups"][group][f"{metric},none"])
+    assert cell.summary.score == pytest.approx(cell.samples.groupby("item_id")["score"].mean().mean())
+    assert cell.summary.n == (25 if group == "all_orders" else 2)
     assert set(cell.samples["task"]) == {"orders", "few_orders"}
 
 

@@ -176,9 +176,9 @@ def golden(student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_mean_and_pass_at_k_are_worked_out_from_the_same_answers(golden: CellResult):
     # by hand from c = 0, 1, 2, 3, 4, 4 of n = 4: pass@2 = (0 + 3/6 + 5/6 + 1 + 1 + 1) / 6
     expected = {"mean@4": 14 / 24, "pass@1": 14 / 24, "pass@2": 13 / 18, "pass@4": 5 / 6, "strict": 14 / 24}
-    assert golden.summary["score"] == pytest.approx(14 / 24)
-    assert {k: v for k, v in golden.summary["metrics"].items() if k != "parsed"} == pytest.approx(expected)
-    assert (golden.summary["n"], golden.summary["samples"], golden.summary["pass_at"]) == (6, 4, [1, 2, 4])
+    assert golden.summary.score == pytest.approx(14 / 24)
+    assert {k: v for k, v in golden.summary.metrics.items() if k != "parsed"} == pytest.approx(expected)
+    assert (golden.summary.n, golden.summary.samples, golden.summary.pass_at) == (6, 4, [1, 2, 4])
 
 
 def test_every_answer_has_a_row_and_an_outcome_of_its_own(golden: CellResult):
@@ -186,14 +186,14 @@ def test_every_answer_has_a_row_and_an_outcome_of_its_own(golden: CellResult):
     assert rows["sample"].tolist() == [0, 1, 2, 3] * 6
     assert rows.groupby("item_id", sort=False)["score"].sum().tolist() == [0, 1, 2, 3, 4, 4]
     assert rows["outcome"].tolist()[:4] == ["wrong", "unparsed", "truncated", "wrong"]
-    assert golden.summary["outcomes"] == {"correct": 14, "wrong": 5, "unparsed": 2, "truncated": 3}
-    assert golden.summary["response_tokens_max"] == 2
+    assert golden.summary.outcomes == {"correct": 14, "wrong": 5, "unparsed": 2, "truncated": 3}
+    assert golden.summary.response_tokens_max == 2
 
 
 def test_all_answers_come_from_one_call_whose_seed_is_recorded(golden: CellResult):
     assert SomeRight.calls == [(6, 77), (24, 77)]
-    assert golden.summary["seed"] == 77
-    assert golden.summary["keys"]["fields"]["settings"]["n"] == 4
+    assert golden.summary.seed == 77
+    assert golden.summary.keys.fields["settings"]["n"] == 4
 
 
 def test_sampled_answers_vary_within_an_item_and_repeat_with_the_seed(
@@ -206,7 +206,7 @@ def test_sampled_answers_vary_within_an_item_and_repeat_with_the_seed(
     pd.testing.assert_frame_equal(sampled, again["tiny_weather@sampled"].samples)
     plain = cells_of(student_folder, library, Evaluation(limit=3, decoding=Decoding(max_gen_toks=24)), tmp_path / "c")
     pd.testing.assert_frame_equal(first["tiny_weather"].samples, plain["tiny_weather"].samples)
-    assert first["tiny_weather"].summary["keys"] == plain["tiny_weather"].summary["keys"]
+    assert first["tiny_weather"].summary.keys == plain["tiny_weather"].summary.keys
 
 
 def test_another_pass_at_is_another_grading_of_the_same_answers(
@@ -215,8 +215,8 @@ def test_another_pass_at_is_another_grading_of_the_same_answers(
     first = cells_of(student_folder, library, evaluation(sampled={**SAMPLED, "pass_at": []}), tmp_path)["tiny_weather"]
     monkeypatch.setattr(hf_model.HFEngine, "generate", lambda *_: pytest.fail("generated again"))
     second = cells_of(student_folder, library, evaluation(sampled=SAMPLED), tmp_path)["tiny_weather"]
-    assert not any("pass@" in name for name in first.summary["metrics"])
-    assert {"pass@1", "pass@2", "pass@4"} <= set(second.summary["metrics"])
+    assert not any("pass@" in name for name in first.summary.metrics)
+    assert {"pass@1", "pass@2", "pass@4"} <= set(second.summary.metrics)
     pd.testing.assert_frame_equal(first.samples, second.samples)
 
 

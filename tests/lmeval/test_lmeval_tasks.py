@@ -22,6 +22,7 @@ from harness.lmeval.task import Task, item_id
 from harness.pipeline.scratch import byte_tokenizer
 from harness.rundir.store import RunStore
 from tests.support.models import DOCS, TASK_FILE, byte_renderer, micro_suite, write_task, write_yaml
+from tests.support.records import manifest_of
 
 # Without it lm-eval indexes its thousands of built-in tasks, once for each call.
 MANAGER = TaskLibrary().manager
@@ -296,7 +297,7 @@ def run_directory(tmp_path: Path) -> Path:
     """A run directory as far as its manifest."""
     folder = tmp_path / "runs" / "seed0"
     RunStore(folder).path.mkdir(parents=True)
-    RunStore(folder).start({"config": {}, "config_hash": digest({})})
+    RunStore(folder).start(manifest_of(config={}, config_hash=digest({})))
     return folder
 
 

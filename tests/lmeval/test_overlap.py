@@ -206,7 +206,7 @@ def leaking(folder: Path) -> Suite:
 def test_the_manifest_records_every_comparison_and_an_older_one_goes_on(micro: Suite, tmp_path: Path):
     path, events = started(micro, tmp_path)
     recorded = json.loads(path.read_text())
-    assert Overlap.read(recorded["overlap"]) == overlap_of(micro)
+    assert Overlap.model_validate(recorded["overlap"]) == overlap_of(micro)
     assert set(recorded["overlap"]["digests"]) >= {"stage 1 tiny_weather", "warm-up tiny_weather", "test tiny_reminder"}
     assert not [event for event in events if event.warning]
     del recorded["overlap"]
@@ -219,7 +219,7 @@ def test_a_run_that_trains_on_test_prompts_says_so_and_goes_on(tmp_path: Path, c
     (warning,) = [event.activity for event in events if event.warning]
     assert "Test prompts are also training prompts (2 of 4 of made_up in stage 2 made_up), where none was" in warning
     assert warning in caplog.text
-    (row,) = Overlap.read(json.loads(path.read_text())["overlap"]).found
+    (row,) = Overlap.model_validate(json.loads(path.read_text())["overlap"]).found
     assert (row.source, row.trained_task, row.test_task, row.training_items, row.exact) == (
         *("stage 2", "made_up", "made_up", 22, 2),
     )

@@ -57,7 +57,8 @@ def control(micro: Suite, out: Path) -> Path:
 
 
 def manifest(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "manifest.json").read_text())
+    found = json.loads((folder / "manifest.json").read_text())
+    return {**found["sessions"][0], **found}
 
 
 def steps(folder: Path) -> list[dict[str, Any]]:

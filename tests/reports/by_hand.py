@@ -72,7 +72,8 @@ class Runs:
 
 def read_runs(root: Path, profile: str = "") -> Runs:
     """Read every run below a folder, controls first, then by name."""
-    found = [{**json.loads(file.read_text()), "path": file.parent} for file in sorted(root.rglob("manifest.json"))]
+    read = [(file, json.loads(file.read_text())) for file in sorted(root.rglob("manifest.json"))]
+    found = [{**m["sessions"][0], **m, "path": file.parent} for file, m in read]
     found = [m for m in found if not profile or profile in (m.get("profiles") or {})]
     rank = {m["adapter"]: FIRST.index(m["adapter"]) if m["adapter"] in FIRST else 9 for m in found}
     found.sort(key=lambda m: (rank[m["adapter"]], m["adapter"], m["order"], m["start"] or "", m["seed"]))

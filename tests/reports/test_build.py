@@ -185,11 +185,15 @@ def test_an_unfinished_run_renders_and_says_what_is_missing(tmp_path: Path, eval
 def record_overlap(run: Path, *rows: OverlapRow) -> None:
     path = run / "manifest.json"
     manifest = json.loads(path.read_text())
-    path.write_text(json.dumps({**manifest, "overlap": Overlap(rows, (("test a", "0f"),)).as_dict()}))
+    path.write_text(json.dumps({**manifest, "overlap": Overlap(rows=rows, digests={"test a": "0f"}).as_json()}))
 
 
-CLEAN = OverlapRow("warm-up", "tiny_weather", "tiny_arithmetic", 36, 200, 0, 0, 0.0, 200)
-LEAKED = OverlapRow("stage 1", "tiny_arithmetic", "tiny_weather", 4000, 200, 7, 9, 0.8123, 100)
+def compared(*values: object) -> OverlapRow:
+    return OverlapRow.model_validate(dict(zip(OverlapRow.model_fields, values, strict=True)))
+
+
+CLEAN = compared("warm-up", "tiny_weather", "tiny_arithmetic", 36, 200, 0, 0, 0.0, 200)
+LEAKED = compared("stage 1", "tiny_arithmetic", "tiny_weather", 4000, 200, 7, 9, 0.8123, 100)
 
 
 @pytest.mark.parametrize("name", ["report.html", "report.md"])

@@ -38,11 +38,11 @@ def test_a_path_without_a_run_is_named(tmp_path: Path, name: str):
 
 @pytest.mark.parametrize(
     ("text", "problem"),
-    [("{", "not valid JSON"), ('{"schema": 1}', "schema 1, expected 2"), ('{"schema": 2}', "lacks suite")],
+    [("{", "not valid JSON"), ('{"schema": 1}', "schema 1, expected 3"), ('{"schema": 2}', "suite: missing")],
 )
 def test_a_manifest_that_cannot_be_used_is_named(tmp_path: Path, text: str, problem: str):
     (tmp_path / "manifest.json").write_text(text)
-    with pytest.raises(RunError, match=f"manifest.json .*{problem}"):
+    with pytest.raises(RunError, match=f"manifest.json.*{problem}"):
         find_runs([tmp_path])
 
 
@@ -160,7 +160,8 @@ def test_a_refusal_names_the_fields_that_differ_and_the_command_that_mends_it(tm
 
 def change_manifest(run: Path, **changes) -> None:
     manifest = json.loads((run / "manifest.json").read_text())
-    (run / "manifest.json").write_text(json.dumps(manifest | changes))
+    first = manifest["sessions"][0] | {name: changes.pop(name) for name in ("command",) if name in changes}
+    (run / "manifest.json").write_text(json.dumps(manifest | {"sessions": [first]} | changes))
 
 
 def test_runs_that_are_configured_to_evaluate_otherwise_are_told_of_their_checkpoints(tmp_path: Path):

@@ -15,18 +15,18 @@ from harness.rundir import manifest
 def test_the_command_can_be_pasted(monkeypatch: pytest.MonkeyPatch):
     words = ["harness", "run", "my suite.yaml", "--out", "o'brien's", "--set", "name=a b"]
     monkeypatch.setattr(sys, "argv", ["/usr/bin/harness", *words[1:]])
-    assert shlex.split(manifest.environment()["command"]) == words
+    assert shlex.split(manifest.environment().command) == words
 
 
 def test_a_diff_that_is_not_utf_8_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    package = tmp_path / "harness"
-    package.mkdir()
+    package = tmp_path / "harness" / "rundir"
+    package.mkdir(parents=True)
     (package / "manifest.py").write_bytes(b"before\n")
     git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.org"]
     for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "first"]):
         subprocess.run([*git, *arguments], cwd=tmp_path, check=True)
     (package / "manifest.py").write_bytes(b"caf\xe9\n")
     monkeypatch.setattr(manifest, "__file__", str(package / "manifest.py"))
-    found = manifest.environment()["git"]
-    assert found["dirty"]
-    assert "+caf\N{REPLACEMENT CHARACTER}" in found["diff"]
+    found = manifest.environment().git
+    assert found.dirty
+    assert "+caf\N{REPLACEMENT CHARACTER}" in (found.diff or "")

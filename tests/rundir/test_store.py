@@ -19,7 +19,9 @@ import pytest
 from harness.errors import RunError
 from harness.rundir.files import read_cell, read_json, stderr_to, write_cell, write_json
 from harness.rundir.reader import read_parquet
-from harness.rundir.store import SCHEMA, RunStore, StageFolder
+from harness.rundir.schema import SCHEMA, DoneFile, Manifest
+from harness.rundir.store import RunStore, StageFolder
+from tests.support.records import cell_of, manifest_of
 
 SIZE = 20_000
 
@@ -90,7 +92,7 @@ def test_a_cell_is_there_whole_or_not_at_all_whenever_the_writer_is_killed(tmp_p
 
         def write() -> None:
             number = next(numbers)
-            write_cell(folder / f"task{number}", {"score": number}, samples)
+            write_cell(folder / f"task{number}", cell_of(0, n=number + 1), samples)
 
         return write
 
@@ -102,7 +104,7 @@ def test_a_cell_is_there_whole_or_not_at_all_whenever_the_writer_is_killed(tmp_p
         for cell in cells:
             found = read_cell(cell)
             assert found is not None
-            assert found[0] == {"score": int(cell.name.removeprefix("task"))}
+            assert found[0].n == int(cell.name.removeprefix("task")) + 1
             pd.testing.assert_frame_equal(found[1], samples)
 
 
@@ -112,32 +114,35 @@ def test_what_a_killed_writer_left_is_no_evaluated_task(tmp_path: Path):
     left.mkdir(parents=True)
     (left / "results.json").write_text("{}")
     assert not folder.evaluated("tiny")
-    write_cell(folder.cell("tiny"), {"score": 1}, pd.DataFrame({"score": [1.0]}))
+    write_cell(folder.cell("tiny"), cell_of(1), pd.DataFrame({"score": [1.0]}))
     assert folder.evaluated("tiny")
 
 
 def test_an_error_while_a_cell_is_written_leaves_nothing(tmp_path: Path):
     with pytest.raises(TypeError):
-        write_cell(tmp_path / "task", {"score": object()}, pd.DataFrame({"score": [1.0]}))
+        write_cell(tmp_path / "task", cell_of(1, keys={"fields": {"a": object()}}), pd.DataFrame({"score": [1.0]}))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_cell_that_is_there_is_never_replaced(tmp_path: Path):
-    for score in (1, 2):
-        write_cell(tmp_path / "task", {"score": score}, pd.DataFrame({"score": [float(score)]}))
+    for score in (1, 0):
+        write_cell(tmp_path / "task", cell_of(score), pd.DataFrame({"score": [float(score)]}))
     found = read_cell(tmp_path / "task")
     assert found is not None
-    assert found[0] == {"score": 1}
+    assert found[0] == cell_of(1)
     assert [path.name for path in tmp_path.iterdir()] == ["task"]
 
 
 def test_missing_is_none_and_broken_is_an_error_that_names_the_file(tmp_path: Path):
     assert read_json(tmp_path / "no.json") is None
     assert read_cell(tmp_path / "no") is None
+    (tmp_path / "bytes.json").write_bytes(b"\xff")
+    with pytest.raises(RunError, match=r"bytes.json is not valid JSON"):
+        read_json(tmp_path / "bytes.json")
     (tmp_path / "broken.json").write_text('{"a": ')
     with pytest.raises(RunError, match=r"broken.json is not valid JSON \(.*it was changed from outside"):
         read_json(tmp_path / "broken.json")
-    write_cell(tmp_path / "cell", {"score": 1}, pd.DataFrame({"a": [1]}))
+    write_cell(tmp_path / "cell", cell_of(1), pd.DataFrame({"a": [1]}))
     (tmp_path / "cell" / "samples.parquet").write_text("broken")
     with pytest.raises(RunError, match=r"cell/samples.parquet is not a Parquet file; .* evaluate again"):
         read_cell(tmp_path / "cell")
@@ -171,19 +176,19 @@ def test_a_second_process_is_refused_while_one_works_and_let_in_after_it_was_kil
         pass
 
 
-def config(**changes: Any) -> dict[str, Any]:
+def config(**changes: Any) -> Manifest:
     found = {"name": "x", "training": {"steps": 2, "optimizer": {"lr": 1.0}}, "seed": 0, **changes}
-    return {"config": found, "config_hash": json.dumps(found, sort_keys=True)}
+    return manifest_of(config=found, config_hash=json.dumps(found, sort_keys=True))
 
 
 def test_a_new_run_writes_its_manifest_and_the_same_run_keeps_it(tmp_path: Path):
     store = RunStore(tmp_path)
     assert store.manifest is None
-    store.start({**config(), "created": "first"})
-    store.start({**config(), "created": "second"})
+    store.start(config().model_copy(update={"start": "first"}))
+    store.start(config().model_copy(update={"start": "second"}))
     found = store.manifest
     assert found is not None
-    assert (found["schema"], found["created"]) == (SCHEMA, "first")
+    assert (found.version, found.start) == (SCHEMA, "first")
 
 
 def test_another_configuration_is_refused_naming_the_keys_that_differ(tmp_path: Path):
@@ -199,19 +204,21 @@ def test_another_configuration_is_refused_naming_the_keys_that_differ(tmp_path: 
 
 
 def test_a_directory_of_another_schema_is_refused(tmp_path: Path):
-    write_json(tmp_path / "manifest.json", {"schema": 99, **config()})
-    with pytest.raises(RunError, match=f"has schema 99, this version writes {SCHEMA}; use another --out"):
+    write_json(tmp_path / "manifest.json", {**config().as_json(), "schema": 99})
+    with pytest.raises(
+        RunError, match=f"manifest.json has schema 99, expected {SCHEMA} or 2; read it with the version that wrote it"
+    ):
         RunStore(tmp_path).start(config())
 
 
 def test_updating_the_manifest_changes_what_it_is_told_to(tmp_path: Path):
     store = RunStore(tmp_path)
     store.start(config())
-    store.update_manifest(lambda found: {**found, "finished": "now"})
+    store.update_manifest(lambda found: found.model_copy(update={"finished": "now"}))
     found = store.manifest
     assert found is not None
-    assert found["finished"] == "now"
-    assert found["config"] == config()["config"]
+    assert found.finished == "now"
+    assert found.config == config().config
 
 
 def test_training_starts_in_an_empty_folder(tmp_path: Path):
@@ -222,8 +229,8 @@ def test_training_starts_in_an_empty_folder(tmp_path: Path):
     (train / "checkpoint" / "model.safetensors").write_text("half a model")
     assert folder.training_done is None
     assert list(folder.open_training().iterdir()) == []
-    write_json(train / "done.json", {"weights": "w"})
-    assert folder.training_done == {"weights": "w"}
+    write_json(train / "done.json", {"weights": "w", "steps": 2})
+    assert folder.training_done == DoneFile(weights="w", steps=2)
     assert folder.checkpoint == train / "checkpoint"
 
 
@@ -237,9 +244,9 @@ def test_a_snapshot_keeps_the_folder_of_an_interrupted_training(tmp_path: Path):
 
 def test_stage_folders_have_their_contracts_names(tmp_path: Path):
     store = RunStore(tmp_path)
-    assert store.stage(0, None).path == tmp_path / "stage_0"
+    assert store.stage(0).path == tmp_path / "stage_0"
     assert store.stage(2, "tiny_weather").path == tmp_path / "stage_2_tiny_weather"
-    assert store.stage(0, None).cell("t") == tmp_path / "stage_0" / "eval" / "t"
+    assert store.stage(0).cell("t") == tmp_path / "stage_0" / "eval" / "t"
 
 
 def test_stderr_goes_to_the_log_of_children_too_and_back_to_the_terminal_after_an_error(

@@ -6,9 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from harness.rundir.store import SCHEMA
+from harness.rundir.schema import SCHEMA
 
 HOSTILE = "</script><script>alert('owned')</script><img src=http://evil.example/x onerror=alert(1)> | ``` & \x07"
+TRAINS_ON = {"none": [], "sft": ["data"], "seqkd": ["teacher"], "external": ["data"]}
 STAGES = ("tiny_arithmetic", "tiny_weather")
 PROBES = ("tiny_long_sums",)
 TAUGHT: dict[str, Any] = {
@@ -44,16 +45,18 @@ def write_run(
     samples: bool = True,
     joint: bool = False,
     logged: dict[str, Any] | None = None,
+    kind: str | None = None,
 ) -> Path:
     """Write one run and return its folder; `scores` (T+1, tasks) are shares that `items` can express.
 
     `evaluated` stops the run after that many evaluations, counted over stages and tasks: an unfinished run. `joint` makes
-    one stage of all `stages`. `logged` is added to every line of the step log; without it the log is an old version's.
+    one stage of all `stages`. `kind` is the entry's adapter.
+    `logged` is added to every line of the step log; without it the log is an old version's.
     """
     run = root / suite / adapter / order / f"seed{seed}"
     tasks, left = [*stages, *probes], evaluated if evaluated is not None else 10**6
     trains = [("joint", list(stages))] if joint else [(stage, [stage]) for stage in stages]
-    _write_manifest(run, suite, adapter, seed, trains, probes, order, start, finished=evaluated is None)
+    _write_manifest(run, suite, adapter, seed, trains, probes, order, start, finished=evaluated is None, kind=kind)
     for stage in range(len(trains) + 1):
         folder = run / (f"stage_{stage}_{trains[stage - 1][0]}" if stage else "stage_0")
         if stage and left > 0 and adapter != "none":
@@ -65,26 +68,33 @@ def write_run(
     return run
 
 
-def _write_manifest(run: Path, suite, adapter, seed, trains, probes, order, start, finished: bool) -> None:
+def _write_manifest(run: Path, suite, adapter, seed, trains, probes, order, start, finished: bool, kind) -> None:
     manifest = {
         "schema": SCHEMA,
         "suite": suite,
         "adapter": adapter,
+        "kind": kind or adapter,
+        "trains_on": TRAINS_ON.get(kind or adapter, ["student"]),
         "adapter_config": {"note": HOSTILE},
         "order": order,
         "stages": [{"name": name, "trains": tasks} for name, tasks in trains],
         "probes": list(probes),
         "seed": seed,
-        "start": start,
+        "start": start or "",
         "config": {"name": suite, "description": HOSTILE},
         "config_hash": "0123456789abcdef",
-        "git": {"commit": "f00dfeed" * 5, "dirty": True},
-        "packages": {"torch": "2.13.0", "lm_eval": "0.4.13"},
-        "hardware": {"cpu": "2 cores"},
         "weights": {"start": f"digest-start-{seed}", "teacher": "digest-teacher"},
-        "command": f"harness run {suite} --adapter {adapter} --seed {seed}",
-        "sessions": [{"seconds": SECONDS, "peak_memory": MEMORY | {"train": (seed + 1) * 2**30}}],
-        "created": "2026-01-02T03:04:05+00:00",
+        "sessions": [
+            {
+                "git": {"commit": "f00dfeed" * 5, "dirty": True},
+                "packages": {"torch": "2.13.0", "lm_eval": "0.4.13"},
+                "hardware": {"cpu": "2 cores"},
+                "command": f"harness run {suite} --adapter {adapter} --seed {seed}",
+                "created": "2026-01-02T03:04:05+00:00",
+                "seconds": SECONDS,
+                "peak_memory": MEMORY | {"train": (seed + 1) * 2**30},
+            }
+        ],
         "finished": "2026-01-02T04:04:05+00:00" if finished else None,
     }
     run.mkdir(parents=True)

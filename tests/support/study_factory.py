@@ -9,10 +9,11 @@ from typing import Any
 
 import yaml
 
+from harness.adapter import make_adapter
 from harness.config.base import digest
 from harness.config.run_spec import RunSpec
 from harness.pipeline.study import Plan, plan_study
-from harness.rundir.store import SCHEMA
+from harness.rundir.schema import SCHEMA
 
 ITEMS = 200
 SEED_SECONDS = 150.0
@@ -112,16 +113,17 @@ def _manifest(spec: RunSpec) -> dict[str, Any]:
         "schema": SCHEMA,
         "suite": spec.suite.name,
         "adapter": spec.entry,
+        "kind": spec.suite.adapters[spec.entry].adapter or spec.entry,
+        "trains_on": sorted(make_adapter(spec.entry, spec.suite.adapters[spec.entry]).capabilities.trains_on),
         "adapter_config": {},
         "order": spec.order,
         "stages": [{"name": stage.task, "trains": list(stage.trains)} for stage in spec.stages],
         "probes": list(spec.suite.probes),
         "seed": spec.seed,
-        "start": getattr(spec.suite.student, "strength", None),
+        "start": getattr(spec.suite.student, "strength", None) or "",
         "config": config,
         "config_hash": digest(config),
         "weights": {},
-        **made,
         "sessions": [{**made, "seconds": seconds}],
         "finished": "2026-01-02T04:04:05+00:00",
     }

@@ -34,11 +34,11 @@ def configurations(frames: Frames) -> dict[str, str]:
     suites: dict[str, list[str]] = {}
     adapters: dict[str, str] = {}
     for run, label in frames.labelled:
-        config = dict(run.manifest.get("config") or {})
+        config = dict(run.manifest.config)
         entry = config.pop("adapter", None)
         config.pop("seed", None)
         suites.setdefault(_as_json(config), []).append(f"{label}, seed {run.seed}")
-        resolved = run.manifest.get("adapter_config")
+        resolved = run.manifest.adapter_config
         adapters.setdefault(f"Adapter {label}", _as_json({"entry": entry, "resolved": resolved} if entry else resolved))
     return {_suite_title(runs, len(suites)): text for text, runs in suites.items()} | adapters
 
