@@ -14,16 +14,25 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from adapters.loop.divergences import Tail, top_k_forward_kl
 from adapters.loop.tokens import TokenLosses, Tokens
-from adapters.loop.topk import Tail, top_k_forward_kl
 from adapters.opd import PolicyGradient
+from harness.adapter import Needs
 from harness.lm.logprobs import TeacherRequest
-from harness.teachers.base import Needs
 
 
 class AOPD(PolicyGradient):
     """OPD on tokens the teacher likes better, forward KL on the teacher's top K elsewhere."""
 
+    formula: ClassVar[str] = (
+        "G_t FKL_t - (1 - G_t) A_t log q(y_t), G_t = 1 where A_t <= -threshold, FKL_t = sum over the teacher's top K "
+        "of p (log p - log q), y ~ q"
+    )
+    paper: ClassVar[str] = "arXiv 2605.06387"
+    deviation: ClassVar[str] = (
+        "The defaults are the paper's. Where the official code differs (gate prob_diff, clips, weight 1.25), it is an"
+        " option."
+    )
     teacher_needs: ClassVar[Needs] = "top_k"
 
     top_k: int = Field(default=32, gt=0, description="the teacher's most probable tokens that forward KL runs over")
@@ -47,7 +56,7 @@ class AOPD(PolicyGradient):
         return self
 
     @property
-    def wanted(self) -> TeacherRequest:
+    def teacher_request(self) -> TeacherRequest:
         """The teacher's tokens that the forward KL runs over, and the rest where it has a term."""
         return TeacherRequest(top_k=self.top_k, rest=self.tail == "bucket")
 

@@ -10,16 +10,19 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
-from adapters.loop.tokens import TokenLosses, Tokens, given
-from adapters.loop.topk import top_k_forward_kl
+from adapters.loop.divergences import top_k_forward_kl
+from adapters.loop.tokens import TokenLosses, Tokens, require
 from adapters.opd import PolicyGradient
+from harness.adapter import Needs
 from harness.lm.logprobs import TeacherRequest
-from harness.teachers.base import Needs
 
 
 class EOPD(PolicyGradient):
     """OPD everywhere, and forward KL beside it at uncertain positions."""
 
+    formula: ClassVar[str] = "-A_t log q(y_t), clipped, + 1[H(p) > threshold] FKL_t, y ~ q"
+    paper: ClassVar[str] = "arXiv 2603.07079"
+    deviation: ClassVar[str] = "Clip, K and normalisation are taken from secondary sources."
     teacher_needs: ClassVar[Needs] = "top_k"
 
     clip: float | None = Field(default=0.2, gt=0, lt=1, description="PPO ratio clip")
@@ -27,12 +30,12 @@ class EOPD(PolicyGradient):
     threshold: float = Field(default=0.8, ge=0, description="teacher's entropy in nats above which forward KL is added")
 
     @property
-    def wanted(self) -> TeacherRequest:
+    def teacher_request(self) -> TeacherRequest:
         """The teacher's top K and entropy."""
         return TeacherRequest(top_k=self.top_k, entropy=True)
 
     def token_losses(self, tokens: Tokens) -> TokenLosses:
         """Return both terms added, (N,)."""
-        unsure = given(tokens.entropy_p, "entropy") > self.threshold
+        unsure = require(tokens.entropy_p, "entropy") > self.threshold
         extra = torch.where(unsure, top_k_forward_kl(tokens), 0.0)
         return TokenLosses(self.policy_gradient(tokens) + extra, unsure)

@@ -9,19 +9,24 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from adapters.loop.tokens import TokenLosses, Tokens, given
+from adapters.loop.tokens import TokenLosses, Tokens, require
 from adapters.opd import PolicyGradient
 
 
 class ExOPD(PolicyGradient):
     """Policy gradient with the extrapolated advantage."""
 
+    formula: ClassVar[str] = (
+        "-A_t log q(y_t), A_t = extrapolation (log p - log ref) - (log q - log ref), ref the stage's start, y ~ q"
+    )
+    paper: ClassVar[str] = "arXiv 2602.12125"
+    deviation: ClassVar[str] = "The reference is the student at the start of the stage."
     scores_start: ClassVar[bool] = True
 
     extrapolation: float = Field(default=1.25, gt=0, description="the paper's lambda")
 
     def token_losses(self, tokens: Tokens) -> TokenLosses:
         """Return the policy-gradient loss, (N,)."""
-        reference = given(tokens.logref, "reference")
+        reference = require(tokens.logref, "reference")
         gain, drift = tokens.logp - reference, tokens.logq_old - reference
         return TokenLosses(self.policy_gradient(tokens, self.extrapolation * gain - drift))

@@ -12,11 +12,10 @@ from pydantic import Field
 from torch import Tensor
 
 from adapters.loop.divergences import generalised_jsd
-from adapters.loop.loop import LoopAdapter, Objective
-from adapters.loop.tokens import TokenLosses, Tokens, given
-from harness.adapter import Source
+from adapters.loop.tokens import TokenLosses, Tokens, require
+from adapters.loop.training_loop import LoopAdapter, Objective
+from harness.adapter import Needs, Source
 from harness.lm.logprobs import TeacherRequest
-from harness.teachers.base import Needs
 
 
 class FullVocabulary(LoopAdapter):
@@ -25,17 +24,24 @@ class FullVocabulary(LoopAdapter):
     teacher_needs: ClassVar[Needs] = "full"
 
     @property
-    def wanted(self) -> TeacherRequest:
+    def teacher_request(self) -> TeacherRequest:
         """The teacher's whole distribution."""
         return TeacherRequest(vocabulary=True)
 
     def token_losses(self, tokens: Tokens) -> TokenLosses:
         """Return the divergence at each token, (N,)."""
-        return TokenLosses(given(tokens.divergence, "divergence"))
+        return TokenLosses(require(tokens.divergence, "divergence"))
 
 
 class GKD(FullVocabulary):
     """The generalised Jensen-Shannon divergence; the defaults are TRL's."""
+
+    formula: ClassVar[str] = (
+        "beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q; y ~ q with probability lmbda, else the "
+        "reference"
+    )
+    paper: ClassVar[str] = "Agarwal et al. 2024 (arXiv 2306.13649)"
+    deviation: ClassVar[str] = "The defaults are TRL's."
 
     beta: float = Field(default=0.5, ge=0, le=1, description="0 is forward KL, 1 reverse KL, as in TRL and the paper")
     lmbda: float = Field(default=0.5, ge=0, le=1, description="share of steps whose responses are the student's own")

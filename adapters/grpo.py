@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import replace
+from typing import ClassVar
 
 from pydantic import Field
 
-from adapters.loop.loop import LoopAdapter
-from adapters.loop.tokens import TokenLosses, Tokens, given
+from adapters.loop.tokens import TokenLosses, Tokens, require
+from adapters.loop.training_loop import LoopAdapter
 from adapters.opd import clipped_policy_gradient
 from harness.adapter import StageContext
 from harness.config.training import Training
@@ -24,6 +25,14 @@ EPSILON = 1e-4
 
 class GRPO(LoopAdapter):
     """Clipped policy gradient on group-normalised grades; needs `training.num_generations` of at least 2."""
+
+    paper: ClassVar[str] = "Shao et al. 2024 (arXiv 2402.03300)"
+
+    formula: ClassVar[str] = (
+        "-min(r_t A, clip(r_t, 1 - clip, 1 + clip) A), A = (reward - mean) / std over the group, y ~ q"
+    )
+    paper: ClassVar[str] = "Shao et al. 2024 (arXiv 2402.03300)"
+    deviation: ClassVar[str] = "There is no KL to a reference."
 
     clip: float = Field(default=0.2, gt=0, lt=1, description="PPO ratio clip")
     scale: bool = Field(default=True, description="divide by the group's standard deviation; Dr. GRPO does not")
@@ -45,7 +54,7 @@ class GRPO(LoopAdapter):
 
     def token_losses(self, tokens: Tokens) -> TokenLosses:
         """Return -min(r A, clip(r) A) with the response's A at each of its tokens, (N,)."""
-        return TokenLosses(clipped_policy_gradient(tokens, given(tokens.credit, "credit"), self.clip))
+        return TokenLosses(clipped_policy_gradient(tokens, require(tokens.credit, "credit"), self.clip))
 
     def _normalised(self, group: list[Rollout], rewards: list[float]) -> list[Rollout]:
         mean, spread = statistics.fmean(rewards), statistics.pstdev(rewards) if self.scale else 1.0 - EPSILON

@@ -12,17 +12,19 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from adapters.gkd import FullVocabulary
-from adapters.loop.divergences import forward_kl, reverse_kl
-from adapters.loop.loop import LoopAdapter, Objective
+from adapters.loop.divergences import Tail, forward_kl, reverse_kl, top_k_forward_kl
 from adapters.loop.tokens import TokenLosses, Tokens
-from adapters.loop.topk import Tail, top_k_forward_kl
-from harness.adapter import Requirements
+from adapters.loop.training_loop import LoopAdapter, Objective
+from harness.adapter import Needs, Requirements
 from harness.lm.logprobs import TeacherRequest
-from harness.teachers.base import Needs
 
 
 class ReverseKL(FullVocabulary):
     """KL(q || p) at every position of the student's response; its gradient flows through the distribution alone."""
+
+    formula: ClassVar[str] = "KL(q || p)_t over the vocabulary, y ~ q"
+    paper: ClassVar[str] = "Gu et al. 2024 (arXiv 2306.08543) and Agarwal et al. 2024 (arXiv 2306.13649)"
+    deviation: ClassVar[str] = "The divergence of each token alone: no gradient through the sampled prefix."
 
     @property
     def objective(self) -> Objective | None:
@@ -37,6 +39,11 @@ class ReverseKL(FullVocabulary):
 class ForwardKL(LoopAdapter):
     """KL(p || q) on the teacher's top K, or over the whole vocabulary where `top_k` is null."""
 
+    formula: ClassVar[str] = (
+        "sum over the teacher's top K of p (log p - log q), or KL(p || q)_t over the vocabulary, y ~ q"
+    )
+    paper: ClassVar[str] = "Agarwal et al. 2024 (arXiv 2306.13649)"
+    deviation: ClassVar[str] = "The paper uses the whole vocabulary (top_k: null)."
     teacher_needs: ClassVar[Needs] = "top_k"
 
     top_k: int | None = Field(
@@ -64,7 +71,7 @@ class ForwardKL(LoopAdapter):
         return "forward_kl"
 
     @property
-    def wanted(self) -> TeacherRequest:
+    def teacher_request(self) -> TeacherRequest:
         """The teacher's top K, and the rest where it has a term, or all."""
         return TeacherRequest(top_k=self.top_k or 0, vocabulary=self.top_k is None, rest=self.tail == "bucket")
 

@@ -12,9 +12,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from adapters.loop.loop import LoopAdapter, Objective
 from adapters.loop.tokens import TokenLosses, Tokens
-from harness.teachers.base import Needs
+from adapters.loop.training_loop import LoopAdapter, Objective
+from harness.adapter import Needs
 
 
 class PolicyGradient(LoopAdapter):
@@ -48,6 +48,9 @@ class PolicyGradient(LoopAdapter):
 
 class OPD(PolicyGradient):
     """Reinforce every sampled token by how much more probable the teacher finds it."""
+
+    formula: ClassVar[str] = "-A_t log q(y_t), A_t = log p(y_t) - log q(y_t) without gradient, y ~ q"
+    paper: ClassVar[str] = "Thinking Machines 2025, On-Policy Distillation; the baseline of AOPD (arXiv 2605.06387)"
 
     @property
     def objective(self) -> Objective | None:

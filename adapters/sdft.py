@@ -16,11 +16,11 @@ from torch import Tensor
 
 from adapters.gkd import FullVocabulary
 from adapters.loop.divergences import reverse_kl
-from adapters.loop.loop import Objective
-from harness.adapter import Capabilities, Requirements, StageContext
+from adapters.loop.training_loop import Objective
+from harness.adapter import Capabilities, Needs, Requirements, StageContext
 from harness.errors import ConfigError
 from harness.lm.rollouts import Rollout
-from harness.teachers.base import Needs, Teacher
+from harness.teachers.base import Teacher
 
 SHOWN = "{question}\n\nHere is one good answer:\n{demonstration}\n\nNow answer the question yourself."
 
@@ -28,6 +28,14 @@ SHOWN = "{question}\n\nHere is one good answer:\n{demonstration}\n\nNow answer t
 class SDFT(FullVocabulary):
     """Reverse KL from the student to itself with the reference answer in its prompt."""
 
+    formula: ClassVar[str] = (
+        "KL(q || p)_t over the vocabulary, p the averaged student that reads the reference answer, y ~ q"
+    )
+    paper: ClassVar[str] = "arXiv 2601.19897"
+    deviation: ClassVar[str] = (
+        "Reverse KL, direction and rate of the average are the paper's; the prompt template is not, and the first "
+        "tokens are not masked."
+    )
     teacher_needs: ClassVar[Needs] = "none"
 
     ema_rate: float = Field(

@@ -1,18 +1,22 @@
-"""Supervised fine-tuning on the task's references: -log q(label)."""
+"""Supervised fine-tuning: on the task's references, or, as sequence-level distillation, on the teacher's samples."""
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
-from adapters.loop.loop import LoopAdapter
 from adapters.loop.tokens import TokenLosses, Tokens
-from harness.adapter import Source
+from adapters.loop.training_loop import LoopAdapter, Objective
+from harness.adapter import Needs, Source
 from harness.config.training import Training
 from harness.lm.rollouts import Reduction
 
 
 class SFT(LoopAdapter):
     """Cross-entropy on the reference tokens, stop token included; the mean over all tokens, as TRL has it."""
+
+    formula: ClassVar[str] = "-log q(y_t), y the reference"
 
     reduction: Reduction = Field(default="token_mean", description="1/|y| per sequence, or the mean over all tokens")
 
@@ -28,3 +32,24 @@ class SFT(LoopAdapter):
     def token_losses(self, tokens: Tokens) -> TokenLosses:
         """Return -log q(label), (N,)."""
         return TokenLosses(-tokens.logq)
+
+
+class SeqKD(SFT):
+    """Sequence-level distillation (arXiv 1606.07947): -log q(y), y sampled from the teacher."""
+
+    formula: ClassVar[str] = "-log q(y_t), y ~ p"
+    paper: ClassVar[str] = "Kim and Rush 2016 (arXiv 1606.07947)"
+    deviation: ClassVar[str] = (
+        "The paper decodes the teacher's mode by beam search; this samples, whose expectation is the forward KL."
+    )
+    teacher_needs: ClassVar[Needs] = "generate"
+
+    @property
+    def objective(self) -> Objective | None:
+        """The forward KL, in expectation over the teacher's samples."""
+        return "forward_kl"
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The teacher alone."""
+        return ("teacher",)

@@ -10,16 +10,21 @@ from typing import ClassVar
 from torch import Tensor
 
 from adapters.loop.divergences import reverse_kl
-from adapters.loop.loop import Objective
-from adapters.loop.tokens import TokenLosses, Tokens, given
+from adapters.loop.tokens import TokenLosses, Tokens, require
+from adapters.loop.training_loop import Objective
 from adapters.opd import PolicyGradient
+from harness.adapter import Needs
 from harness.lm.logprobs import TeacherRequest
-from harness.teachers.base import Needs
 
 
 class VOPD(PolicyGradient):
     """Policy gradient with A_t + KL(q || p)(c_t)."""
 
+    formula: ClassVar[str] = "-(A_t + KL(q || p)_t) log q(y_t), y ~ q"
+    paper: ClassVar[str] = "arXiv 2605.07865"
+    deviation: ClassVar[str] = (
+        "The baseline has mean zero only while q sampled the response: with one update per rollout."
+    )
     teacher_needs: ClassVar[Needs] = "full"
 
     @property
@@ -28,7 +33,7 @@ class VOPD(PolicyGradient):
         return "reverse_kl" if self.weight == 1 else None
 
     @property
-    def wanted(self) -> TeacherRequest:
+    def teacher_request(self) -> TeacherRequest:
         """The teacher's whole distribution, for the baseline."""
         return TeacherRequest(vocabulary=True)
 
@@ -38,5 +43,5 @@ class VOPD(PolicyGradient):
 
     def token_losses(self, tokens: Tokens) -> TokenLosses:
         """Return the policy-gradient loss with the baseline, (N,)."""
-        baseline = given(tokens.divergence, "divergence").detach()
+        baseline = require(tokens.divergence, "divergence").detach()
         return TokenLosses(self.policy_gradient(tokens, tokens.advantage + baseline))

@@ -7,10 +7,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from adapters.loop.loop import prompt_batches
+from adapters.loop.training_loop import prompt_batches
 from harness.adapter import StageContext
 from harness.config.load import load_suite
-from harness.config.models import Model
+from harness.config.models import Model, Pretrained, Scratch
 from harness.config.suite import Suite
 from harness.engines.base import Sampling
 from harness.engines.hf import HFEngine
@@ -62,8 +62,8 @@ class Setting:
 def make_setting(name: str, steps: int, autocast: Literal["bfloat16"] | None) -> Setting:
     """Return the first stage of a suite, with `steps` counted steps; models come from the cache or are built."""
     suite = load_suite(name, [f"training.autocast={autocast or 'null'}"])
-    if suite.teacher is None:
-        raise ConfigError(f"suite {suite.name} has no teacher; distillation is measured with one")
+    if not isinstance(suite.teacher, Pretrained | Scratch):
+        raise ConfigError(f"suite {suite.name} has no teacher that is a model of this process; the benchmark needs one")
     library = TaskLibrary(suite.include, suite.data)
     student, teacher = _loaded(suite.student, library), _loaded(suite.teacher, library)
     for loaded in (student, teacher):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from adapters.loop.loop import LoopAdapter
+from adapters.loop.training_loop import LoopAdapter
 from benchmarks.setting import Setting
 
 

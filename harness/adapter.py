@@ -13,32 +13,38 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import ValidationError, model_validator
-from torch import Tensor, nn
 
 from harness.config.base import Strict
 from harness.config.explain import explain
 from harness.config.suite import AdapterEntry, Suite
-from harness.config.training import Training
-from harness.engines.base import Engine
+from harness.config.teacher import Needs
+from harness.config.training import Optimizer, Training
 from harness.errors import ConfigError
-from harness.evaluation.answering import stop_strings, up_to
-from harness.lm.chat import Renderer
-from harness.lm.logprobs import StudentForward
-from harness.lm.rollouts import Example, Rollout
-from harness.lmeval.task import Task
-from harness.rundir.rollout_log import Keep, keep_nothing
 from harness.rundir.schema import Source
-from harness.rundir.snapshots import NO_SNAPSHOTS, Snapshots
-from harness.teachers.base import Needs, Teacher
-from harness.teachers.local import LocalTeacher
+
+if TYPE_CHECKING:
+    # Types alone: what only reads a suite or lists adapters loads no torch.
+    from torch import Tensor, nn
+
+    from harness.engines.base import Engine
+    from harness.lm.chat import Renderer
+    from harness.lm.logprobs import StudentForward
+    from harness.lm.optimiser import Updater
+    from harness.lm.rollouts import Example, Rollout
+    from harness.lmeval.task import Task
+    from harness.rundir.rollout_log import Keep
+    from harness.rundir.snapshots import Snapshots
+    from harness.teachers.base import Teacher
+    from harness.teachers.local import LocalTeacher
+
+    TokenPenalty = Callable[[Tensor, Tensor], Tensor]
+    WeightPenalty = Callable[[nn.Module], Tensor]
+    UpdaterFactory = Callable[[nn.Module, Optimizer, int], Updater]
 
 GROUP = "harness.adapters"
-
-TokenPenalty = Callable[[Tensor, Tensor], Tensor]
-WeightPenalty = Callable[[nn.Module], Tensor]
 
 
 @dataclass(frozen=True)
@@ -89,16 +95,37 @@ class Capabilities:
     moves_reference: bool = False
 
 
+def _no_snapshots() -> Snapshots:
+    from harness.rundir.snapshots import NO_SNAPSHOTS
+
+    return NO_SNAPSHOTS
+
+
+def _keep_nothing() -> Keep:
+    from harness.rundir.rollout_log import keep_nothing
+
+    return keep_nothing
+
+
+def _updater() -> UpdaterFactory:
+    from harness.lm.optimiser import Updater
+
+    return Updater
+
+
 @dataclass(frozen=True)
 class StageContext:
-    """Everything an adapter may use in one stage.
+    """Everything that an adapter may use in one stage.
 
-    `tasks` are those that the stage trains, by name, `examples` their training items in order, `past_tasks` and `past` the
-    same of all earlier stages. `shares` says which share of the prompts each task gets; empty means equal shares.
-    `reference` and `teacher_engine` are there for adapters that require them. `seed` belongs to this run and stage alone;
-    `log` takes one mapping per training step and writes it to the step log; `warn` takes a sentence for the user;
-    `snapshots` keeps the state of an unfinished stage, `keep` a step's rollouts for
-    reading. `folder` is the stage's own, for files that a trainer leaves.
+    Models: `student`, whose weights are trained; `engine`, which samples from it; `teacher`, `teacher_engine` and `reference`
+    (a frozen copy of the stage's start) where the adapter requires them; `renderer`, the tokenizer and its chat template.
+    Data: `tasks` that the stage trains, by name, and `examples`, their training items in order; `past_tasks` and `past` are
+    the same of all earlier stages. `shares` is the share of the prompts that each task gets; empty means equal shares.
+    Budget: `training`; `seed`, of this run and stage; `device`; `penalties` that wrappers add to the loss; `make_updater`
+    builds the optimiser from a module, its settings and the number of updates.
+    Record: `log` takes one mapping per training step and writes it to the step log; `warn` takes a sentence for the user;
+    `snapshots` keeps the state of an unfinished stage; `keep` writes a step's rollouts to the rollout log; `folder` is the
+    stage's own, for files that a trainer writes.
     """
 
     student: StudentForward
@@ -113,20 +140,23 @@ class StageContext:
     folder: Path
     log: Callable[[dict[str, Any]], None]
     warn: Callable[[str], None]
-    snapshots: Snapshots = NO_SNAPSHOTS
-    keep: Keep = keep_nothing
+    snapshots: Snapshots = field(default_factory=_no_snapshots)
+    keep: Keep = field(default_factory=_keep_nothing)
     reference: LocalTeacher | None = None
     teacher_engine: Engine | None = None
-    past_tasks: Mapping[str, Task] = field(default_factory=dict[str, Task])
-    past: list[Example] = field(default_factory=list[Example])
+    past_tasks: Mapping[str, Task] = field(default_factory=dict[str, "Task"])
+    past: list[Example] = field(default_factory=list["Example"])
     shares: Mapping[str, float] = field(default_factory=dict[str, float])
     penalties: Penalties = Penalties()
+    make_updater: UpdaterFactory = field(default_factory=_updater)
 
     def reward(self, rollout: Rollout) -> float:
         """Return a response's grade, 0..1, by its task's primary metric.
 
         The evaluation's own grader gives it, to the same part of the text: up to the task's first stop string.
         """
+        from harness.evaluation.answering import stop_strings, up_to
+
         task = self.tasks[rollout.example.task]
         answer = up_to(self.renderer.decode(rollout.response), stop_strings(task.generation))
         return float(task.grade(rollout.example.doc, answer)[task.metric])
@@ -151,6 +181,10 @@ class StageResult:
 class Adapter(Strict, ABC):
     """A training method: its fields are its options, its `train_stage` changes the student's weights in place."""
 
+    # For docs/adapters.md: the loss of a response token, the paper, and how the adapter differs from it.
+    formula: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    deviation: ClassVar[str] = ""
     teacher_needs: ClassVar[Needs] = "none"
 
     @model_validator(mode="after")

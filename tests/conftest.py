@@ -7,15 +7,25 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 
-from adapters.loop import loop
 from harness.config.load import load_suite
+from harness.config.models import Scratch
+from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
+from harness.lm import optimiser
 from harness.lmeval.library import TaskLibrary
+from harness.pipeline.run import run
 from tests.support.models import micro_suite, write_yaml
 from tests.support.stages import Recorder
+
+# A busy machine is not a failure: no deadline and no complaint that examples are slow to make.
+settings.register_profile(
+    "shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=50
+)
+settings.load_profile("shared machine")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -64,8 +74,32 @@ def teacher_folder(micro: Suite, library: TaskLibrary) -> Path:
     """A micro teacher's checkpoint: the student's tokenizer, other weights."""
     from harness.pipeline.models import checkpoint_of
 
-    assert micro.teacher is not None
+    assert isinstance(micro.teacher, Scratch)
     return checkpoint_of(micro.teacher, 0, library)
+
+
+@pytest.fixture(scope="session")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of this session's undisturbed runs."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="session")
+def aopd(micro: Suite, out: Path) -> Path:
+    """An undisturbed run of AOPD."""
+    return run(RunSpec(micro, "aopd", 0, out=out))
+
+
+@pytest.fixture(scope="session")
+def opd(micro: Suite, out: Path, aopd: Path) -> Path:
+    """An undisturbed run of OPD from the same start."""
+    return run(RunSpec(micro, "opd", 0, out=out))
+
+
+@pytest.fixture(scope="session")
+def control(micro: Suite, out: Path) -> Path:
+    """A run that updates nothing."""
+    return run(RunSpec(micro, "none", 0, out=out))
 
 
 @pytest.fixture
@@ -73,5 +107,5 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> type[Recorder]:
     """Replace the loop's optimiser by the recorder."""
     monkeypatch.setattr(Recorder, "made", [])
     monkeypatch.setattr(Recorder, "rate", 0.0)
-    monkeypatch.setattr(loop, "Updater", Recorder)
+    monkeypatch.setattr(optimiser, "Updater", Recorder)
     return Recorder

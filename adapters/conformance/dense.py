@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapters.conformance.errors import DoesNotApply
+from adapters.conformance.outcomes import DoesNotApply
 from adapters.conformance.recording import Gradient, gradient_of
-from adapters.loop.loop import LoopAdapter
 from adapters.loop.tokens import Tokens
+from adapters.loop.training_loop import LoopAdapter
 from harness.adapter import StageContext
 from harness.lm.rollouts import Reduction, Rollout
 from harness.teachers.local import LocalTeacher
@@ -55,9 +55,9 @@ def tokens_of(
     adapter: LoopAdapter, logq: Tensor, logp: Tensor | None, targets: Tensor, logref: Tensor | None, credit: Tensor
 ) -> Tokens:
     """Return tokens from log-probabilities (N, V) of student, teacher and reference, on-policy: q sampled them."""
-    wanted, column = adapter.wanted, targets[:, None]
+    request, column = adapter.teacher_request, targets[:, None]
     seen = torch.full_like(logq, float("nan")).detach() if logp is None else logp
-    top = seen.topk(wanted.top_k, dim=-1) if wanted.top_k and logp is not None else seen[:, :0].sort()
+    top = seen.topk(request.top_k, dim=-1) if request.top_k and logp is not None else seen[:, :0].sort()
     sampled = logq.gather(-1, column)[:, 0]
     return Tokens(
         logq=sampled,
@@ -65,11 +65,11 @@ def tokens_of(
         logp=seen.gather(-1, column)[:, 0],
         top_logq=logq.gather(-1, top.indices),
         top_logp=top.values,
-        entropy_p=-(seen.exp() * seen).sum(-1) if wanted.entropy else None,
-        divergence=adapter.divergence(logq, seen) if wanted.vocabulary else None,
+        entropy_p=-(seen.exp() * seen).sum(-1) if request.entropy else None,
+        divergence=adapter.divergence(logq, seen) if request.vocabulary else None,
         logref=None if logref is None else logref.gather(-1, column)[:, 0],
         credit=credit,
-        rest_logq=logq.scatter(-1, top.indices, -torch.inf).logsumexp(-1) if wanted.rest else None,
+        rest_logq=logq.scatter(-1, top.indices, -torch.inf).logsumexp(-1) if request.rest else None,
     )
 
 

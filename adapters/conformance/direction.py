@@ -6,19 +6,21 @@ a top K is the whole vocabulary, so that divergences are exact.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adapters.conformance.dense import scoring_model
-from adapters.conformance.errors import ConformanceError, DoesNotApply
+from adapters.conformance.dense import over_responses, scoring_model
+from adapters.conformance.outcomes import ConformanceError, DoesNotApply
 from adapters.conformance.recording import Gradient, added, distance, flat, gradient_of, recorded, size
-from adapters.conformance.subject import Subject
+from adapters.conformance.small_stage import AdapterUnderTest
 from adapters.loop.divergences import forward_kl, reverse_kl
-from adapters.loop.loop import LoopAdapter
+from adapters.loop.training_loop import LoopAdapter
 from harness.adapter import StageContext
 from harness.lm.rollouts import Example, Rollout
 from harness.teachers.local import LocalTeacher
@@ -30,7 +32,7 @@ KL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"forward_kl": forward_kl, "
 WRITTEN = {"forward_kl": "forward KL(p || q)", "reverse_kl": "reverse KL(q || p)"}
 
 
-def follows_its_objective(subject: Subject) -> None:
+def follows_its_objective(subject: AdapterUnderTest) -> None:
     """In expectation, the gradient is that of the declared divergence from the teacher, and else lowers one of them."""
     adapter = with_whole_vocabulary(subject)
     ctx = _one_position(subject)
@@ -47,7 +49,7 @@ def follows_its_objective(subject: Subject) -> None:
     _same(found, towards, adapter.objective)
 
 
-def expects_a_gradient(subject: Subject) -> None:
+def expects_a_gradient(subject: AdapterUnderTest) -> None:
     """In expectation, the gradient is not zero while student and teacher differ."""
     adapter = with_whole_vocabulary(subject)
     ctx = _one_position(subject)
@@ -59,7 +61,7 @@ def expects_a_gradient(subject: Subject) -> None:
         )
 
 
-def rests_at_the_teacher(subject: Subject) -> None:
+def rests_at_the_teacher(subject: AdapterUnderTest) -> None:
     """In expectation, a student that is its teacher stays where it is."""
     adapter = with_whole_vocabulary(subject)
     ctx = _one_position(subject, teacher_seed=0)
@@ -73,14 +75,30 @@ def rests_at_the_teacher(subject: Subject) -> None:
         )
 
 
-def with_whole_vocabulary(subject: Subject) -> LoopAdapter:
+def raises_what_it_credits(subject: AdapterUnderTest) -> None:
+    """Without a teacher, a step makes references more probable, or responses with a high reward more than the others."""
+    adapter = subject.method
+    if adapter.requirements.teacher != "none" or scoring_model(adapter, subject.stage()) is not None:
+        raise DoesNotApply("a teacher takes part, so `direction` looks where it goes")
+    ctx = subject.stage()
+    for update in recorded(adapter, ctx):
+        rollouts = [rollout for batch in update.batches for rollout in batch.rollouts]
+        uphill = _uphill(ctx, rollouts, _worth(ctx, rollouts))
+        if not float(flat(update.gradient) @ flat(uphill)) < 0:
+            what = "responses with a high reward" if _rewarded(rollouts) else "references"
+            raise ConformanceError(
+                f"a step against the gradient makes {what} less probable; look at the sign of the loss, and of the credit"
+            )
+
+
+def with_whole_vocabulary(subject: AdapterUnderTest) -> LoopAdapter:
     """Return the method with its top K over the whole vocabulary; raises `DoesNotApply` where no teacher takes part."""
     adapter = subject.method
     if adapter.requirements.teacher == "none" and scoring_model(adapter, subject.stage()) is None:
         raise DoesNotApply("no teacher takes part")
-    if adapter.wanted.top_k and "top_k" not in type(adapter).model_fields:
+    if adapter.teacher_request.top_k and "top_k" not in type(adapter).model_fields:
         raise DoesNotApply("its top K cannot be set to the whole vocabulary; name the option `top_k`")
-    return adapter.model_copy(update={"top_k": subject.vocabulary}) if adapter.wanted.top_k else adapter
+    return adapter.model_copy(update={"top_k": subject.vocabulary}) if adapter.teacher_request.top_k else adapter
 
 
 def expected_gradient(adapter: LoopAdapter, ctx: StageContext) -> Gradient:
@@ -117,7 +135,7 @@ def divergence_gradient(ctx: StageContext, divergence: Callable[[Tensor, Tensor]
     return gradient_of(divergence(student_rows(ctx), logp).sum(), ctx.student)
 
 
-def _one_position(subject: Subject, teacher_seed: int = 1) -> StageContext:
+def _one_position(subject: AdapterUnderTest, teacher_seed: int = 1) -> StageContext:
     pairs = [(PROMPT, [token]) for token in range(subject.vocabulary)]
     # A reference is the student's own start; where it is all that teaches, it stands for a teacher.
     reference_seed = 0 if subject.method.scores_start else teacher_seed
@@ -161,3 +179,29 @@ def _same(found: Gradient, towards: dict[str, Gradient], objective: str) -> None
         f"the expected gradient is {off:.1e} of its size away from that of the declared {declared}; mend the loss, or leave "
         "`objective` None"
     )
+
+
+def _rewarded(rollouts: Sequence[Rollout]) -> bool:
+    return any(rollout.reward is not None for rollout in rollouts)
+
+
+def _worth(ctx: StageContext, rollouts: Sequence[Rollout]) -> list[float]:
+    """Return 1 for each reference, or each response's reward over the mean of its prompt's, taken from the task anew."""
+    if not _rewarded(rollouts):
+        return [1.0] * len(rollouts)
+    groups: dict[tuple[int, ...], list[float]] = defaultdict(list)
+    for rollout in rollouts:
+        groups[tuple(rollout.example.prompt)].append(ctx.reward(rollout))
+    worth = [ctx.reward(r) - fmean(groups[tuple(r.example.prompt)]) for r in rollouts]
+    if not any(worth):
+        raise DoesNotApply("all responses to a prompt have the same reward, so none is to become more probable")
+    return worth
+
+
+def _uphill(ctx: StageContext, rollouts: Sequence[Rollout], worth: Sequence[float]) -> Gradient:
+    """Return the gradient of sum_y worth(y) mean_t log q(y_t)."""
+    rows = over_responses(ctx.student.model, [r.example.prompt for r in rollouts], rollouts, 1.0)
+    targets = torch.tensor([token for r in rollouts for token in r.response])
+    shares = [value / len(r.response) for value, r in zip(worth, rollouts, strict=True) for _ in r.response]
+    own = rows.gather(-1, targets[:, None])[:, 0]
+    return gradient_of((own * torch.tensor(shares, dtype=own.dtype)).sum(), ctx.student)

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from adapters.conformance.errors import ConformanceError, DoesNotApply
-from adapters.conformance.subject import PAIRS, Subject, small_model, train, word_tokenizer
+from adapters.conformance.outcomes import ConformanceError, DoesNotApply
+from adapters.conformance.small_stage import PAIRS, AdapterUnderTest, small_model, train, word_tokenizer
 from harness.adapter import StageContext
 from harness.errors import ModelError, TrainingError
 from harness.lm.logprobs import TeacherRequest, TeacherScores
@@ -21,7 +21,7 @@ CUT = [(prompt, [9, 8, 7, 6, 5, 4, 3, 2, 9, 8]) for prompt, _ in PAIRS]
 MIXED = [*EMPTY[:2], *CUT[2:4], *PAIRS[4:]]
 
 
-def survives_empty_and_cut_responses(subject: Subject) -> None:
+def survives_empty_and_cut_responses(subject: AdapterUnderTest) -> None:
     """Responses that are empty or cut off leave the weights finite, and training goes on."""
     for name, pairs in (("all empty", EMPTY), ("all cut off", CUT), ("some empty, some cut off", MIXED)):
         ctx = subject.stage(pairs, steps=2, dtype=torch.float32)
@@ -36,7 +36,7 @@ def survives_empty_and_cut_responses(subject: Subject) -> None:
             )
 
 
-def refuses_nan(subject: Subject) -> None:
+def refuses_nan(subject: AdapterUnderTest) -> None:
     """A teacher whose weights are NaN stops the stage with TrainingError, before the student changes."""
     ctx = subject.stage(dtype=torch.float32)
     for teacher in _scoring(subject, ctx):
@@ -44,17 +44,17 @@ def refuses_nan(subject: Subject) -> None:
     _must_refuse(subject, ctx, "NaN")
 
 
-def refuses_silent_zeros(subject: Subject) -> None:
+def refuses_silent_zeros(subject: AdapterUnderTest) -> None:
     """A teacher that gives probability 1 to every token, as failed requests do, stops the stage with TrainingError."""
     _must_refuse_zeros(subject, "log-probability 0 for every token", rows=None)
 
 
-def refuses_a_failed_request(subject: Subject) -> None:
+def refuses_a_failed_request(subject: AdapterUnderTest) -> None:
     """A teacher that gives probability 1 to all tokens of one response, as one failed request does, stops the stage."""
     _must_refuse_zeros(subject, "log-probability 0 for every token of one response", rows=1)
 
 
-def _must_refuse_zeros(subject: Subject, what: str, rows: int | None) -> None:
+def _must_refuse_zeros(subject: AdapterUnderTest, what: str, rows: int | None) -> None:
     ctx = subject.stage(CUT, dtype=torch.float32)
     certain = {id(teacher): Certain(teacher, rows) for teacher in _scoring(subject, ctx)}
     # The stand-in has all that a stage asks of a local teacher.
@@ -62,7 +62,7 @@ def _must_refuse_zeros(subject: Subject, what: str, rows: int | None) -> None:
     _must_refuse(subject, replace(ctx, **parts), what, lambda: _asked(certain.values()))
 
 
-def refuses_other_vocabularies(subject: Subject) -> None:
+def refuses_other_vocabularies(subject: AdapterUnderTest) -> None:
     """A teacher with other rows in its output layer than the student's is refused with ModelError."""
     needs = subject.adapter.requirements.teacher
     if needs == "none":
@@ -98,15 +98,15 @@ class Certain:
         """The model behind, for methods that move its weights."""
         return self.teacher.model
 
-    def score(self, batch: Batch, wanted: TeacherRequest, temperature: float) -> TeacherScores:
+    def score(self, batch: Batch, request: TeacherRequest, temperature: float) -> TeacherScores:
         """Return scores that no model has computed."""
         self.asked += 1
-        scores = self.teacher.score(batch, wanted, temperature)
+        scores = self.teacher.score(batch, request, temperature)
         failed = sum(len(rollout.response) for rollout in batch.rollouts[: self.rows])
         return replace(scores, sampled=torch.cat([torch.zeros_like(scores.sampled[:failed]), scores.sampled[failed:]]))
 
 
-def _scoring(subject: Subject, ctx: StageContext) -> list[LocalTeacher]:
+def _scoring(subject: AdapterUnderTest, ctx: StageContext) -> list[LocalTeacher]:
     """Return the teachers whose scores a stage uses; raises `DoesNotApply` where there is none."""
     teachers = [ctx.reference] if subject.adapter.requirements.teacher == "generate" else [ctx.teacher, ctx.reference]
     found = [teacher for teacher in teachers if isinstance(teacher, LocalTeacher)]
@@ -119,7 +119,9 @@ def _asked(teachers: Iterable[Certain]) -> bool:
     return any(teacher.asked for teacher in teachers)
 
 
-def _must_refuse(subject: Subject, ctx: StageContext, what: str, asked: Callable[[], bool] = lambda: True) -> None:
+def _must_refuse(
+    subject: AdapterUnderTest, ctx: StageContext, what: str, asked: Callable[[], bool] = lambda: True
+) -> None:
     before = [p.detach().clone() for p in ctx.student.model.parameters()]
     refused = _training_error(subject, ctx)
     if not asked():
@@ -134,7 +136,7 @@ def _must_refuse(subject: Subject, ctx: StageContext, what: str, asked: Callable
         )
 
 
-def _training_error(subject: Subject, ctx: StageContext) -> bool:
+def _training_error(subject: AdapterUnderTest, ctx: StageContext) -> bool:
     try:
         train(subject.adapter, ctx)
     except TrainingError:

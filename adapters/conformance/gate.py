@@ -10,19 +10,19 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from adapters.aopd import AOPD
-from adapters.conformance.errors import ConformanceError, DoesNotApply
 from adapters.conformance.gradients import sample_tokens
-from adapters.conformance.subject import Subject
-from adapters.loop.loop import LoopAdapter
+from adapters.conformance.outcomes import ConformanceError, DoesNotApply
+from adapters.conformance.small_stage import AdapterUnderTest
+from adapters.loop.divergences import top_k_forward_kl
 from adapters.loop.tokens import TokenLosses, Tokens
-from adapters.loop.topk import top_k_forward_kl
+from adapters.loop.training_loop import LoopAdapter
 
 BRANCHES = ("forward KL", "the policy gradient")
 ENDS = {"log_ratio": math.inf, "prob_diff": 1.0}
 Slopes = tuple[Tensor, Tensor]
 
 
-def has_its_limits(subject: Subject) -> None:
+def has_its_limits(subject: AdapterUnderTest) -> None:
     """At one end of its threshold a gated method is the policy gradient everywhere, at the other forward KL."""
     adapter = _gated(subject)
     tokens, _ = sample_tokens(adapter, subject.vocabulary, scored=True)
@@ -33,7 +33,7 @@ def has_its_limits(subject: Subject) -> None:
             _compare(f"gate {gate}, threshold {threshold:g}", outcome, found, expected, routed)
 
 
-def routes_advantage_zero(subject: Subject) -> None:
+def routes_advantage_zero(subject: AdapterUnderTest) -> None:
     """A token with A_t = 0 goes to forward KL by log_ratio, and to the policy gradient, with none, by prob_diff."""
     adapter = _gated(subject)
     tokens, _ = sample_tokens(adapter, subject.vocabulary, scored=True)
@@ -50,7 +50,7 @@ def routes_advantage_zero(subject: Subject) -> None:
             raise ConformanceError("a token with A_t = 0 has a policy gradient; multiply by the advantage")
 
 
-def _gated(subject: Subject) -> LoopAdapter:
+def _gated(subject: AdapterUnderTest) -> LoopAdapter:
     adapter = subject.method
     if not {"gate", "threshold"} <= set(type(adapter).model_fields):
         raise DoesNotApply("it has no `gate` with a `threshold`")

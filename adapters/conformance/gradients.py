@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 
 from adapters.conformance.dense import dense_gradient, scoring_model, tokens_of
-from adapters.conformance.errors import ConformanceError
+from adapters.conformance.outcomes import ConformanceError
 from adapters.conformance.recording import TINY, distance, recorded, size
-from adapters.conformance.subject import Subject
-from adapters.loop.loop import LoopAdapter
+from adapters.conformance.small_stage import AdapterUnderTest
 from adapters.loop.tokens import TokenLosses, Tokens
+from adapters.loop.training_loop import LoopAdapter
 
 TOLERANCE = 1e-6
 RATE = 0.02
 ROWS = 96
 
 
-def equals_autograd(subject: Subject) -> None:
+def equals_autograd(subject: AdapterUnderTest) -> None:
     """The gradient is that of the method's loss per token on dense float64 logits."""
     # Stages are alike; training may move the teacher of one, as an average of the student does.
     adapter, untouched = subject.method, subject.stage(temperature=0.7)
@@ -33,7 +33,7 @@ def equals_autograd(subject: Subject) -> None:
             )
 
 
-def accumulates(subject: Subject) -> None:
+def accumulates(subject: AdapterUnderTest) -> None:
     """Gradients over micro-batches of two add up to that of one batch."""
     _ = subject.looped
     whole, parts = (recorded(subject.adapter, subject.stage(steps=2, micro_batch=rows), RATE) for rows in (None, 2))
@@ -48,7 +48,7 @@ def accumulates(subject: Subject) -> None:
             )
 
 
-def no_branch_is_detached(subject: Subject) -> None:
+def no_branch_is_detached(subject: AdapterUnderTest) -> None:
     """Every branch of the loss has a gradient where its value moves with the student."""
     adapter = subject.method
     tokens, logits = sample_tokens(adapter, subject.vocabulary, _scored(subject))
@@ -82,7 +82,7 @@ def sample_tokens(adapter: LoopAdapter, vocabulary: int, scored: bool) -> tuple[
     return tokens_of(adapter, logits.log_softmax(-1), logp, sampled, logref, credit), logits
 
 
-def _scored(subject: Subject) -> bool:
+def _scored(subject: AdapterUnderTest) -> bool:
     return scoring_model(subject.method, subject.stage()) is not None
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from adapters.conformance.errors import ConformanceError
+from adapters.conformance.outcomes import ConformanceError
 from adapters.conformance.recording import recorded
-from adapters.conformance.subject import STOP, Script, Subject
+from adapters.conformance.small_stage import STOP, AdapterUnderTest, Script
 from harness.lm.rollouts import Batch
 
 MEND = "masks come from lengths: position t predicts token t + 1 of the response"
 
 
-def masks_are_exact(subject: Subject) -> None:
+def masks_are_exact(subject: AdapterUnderTest) -> None:
     """The loss is on every response token, the stop token included, and on no prompt token or pad."""
     _ = subject.looped
     ctx = subject.stage()

@@ -1,18 +1,16 @@
-"""Gradients where an optimiser would find them: at the end of `train_stage`, with the whole loop in between."""
+"""Record the gradients that an optimiser is given: at the end of `train_stage`, after the whole loop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from unittest import mock
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adapters.conformance.errors import DoesNotApply
-from adapters.conformance.subject import train
-from adapters.loop import loop
+from adapters.conformance.outcomes import DoesNotApply
+from adapters.conformance.small_stage import train
 from harness.adapter import Adapter, StageContext
 from harness.lm.optimiser import UpdateResult
 from harness.lm.rollouts import Batch
@@ -40,27 +38,19 @@ def recorded(adapter: Adapter, ctx: StageContext, rate: float = 0.0) -> list[Upd
 
     Raises `DoesNotApply` for an adapter that updates by other means.
     """
-    with recording(rate) as updates:
-        train(adapter, ctx)
+    updates: list[Update] = []
+
+    def make_updater(module: nn.Module, *_: object) -> Any:
+        return RecordingUpdater(module, rate, updates)
+
+    train(adapter, replace(ctx, make_updater=make_updater))
     if not updates:
-        raise DoesNotApply("it does not update through the shared loop's optimiser, so its gradients are not seen")
+        raise DoesNotApply("it does not update through the optimiser of the stage, so its gradients are not visible")
     return updates
 
 
-@contextmanager
-def recording(rate: float = 0.0) -> Generator[list[Update]]:
-    """Replace the loop's optimiser by one that keeps every gradient."""
-    updates: list[Update] = []
-
-    def make(module: nn.Module, *_: object) -> Recorder:
-        return Recorder(module, rate, updates)
-
-    with mock.patch.object(loop, "Updater", make):
-        yield updates
-
-
-class Recorder:
-    """Stands in for `harness.lm.optimiser.Updater`."""
+class RecordingUpdater:
+    """Keeps every gradient; takes the place of `harness.lm.optimiser.Updater`."""
 
     def __init__(self, module: nn.Module, rate: float, updates: list[Update]) -> None:
         self.module, self.rate, self.updates = module, rate, updates

@@ -23,7 +23,7 @@ from harness.rundir.timing import Timer
 from harness.teachers.base import Teacher, checked, refuse_certainty
 
 if TYPE_CHECKING:
-    from adapters.loop.loop import LoopAdapter
+    from adapters.loop.training_loop import LoopAdapter
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Step:
         """Do the step and return its line of the step log."""
         with self.timer("generate"):
             rollouts = self.adapter.credit(self.ctx, self._respond(prompts))
-        log = StepLog(rollouts, self.adapter.wanted.top_k)
+        log = StepLog(rollouts, self.adapter.teacher_request.top_k)
         groups = _split(rollouts, self.adapter.updates_per_rollout)
         scored = [[self._score(batch) for batch in self._batches(group)] for group in groups]
         if self.scorer is not None:
@@ -102,9 +102,9 @@ class Step:
             return TeacherScores(nothing.new_full((len(batch.targets),), float("nan")), nothing.long(), nothing)
         prompts = self.adapter.teacher_prompts(self.ctx, batch.rollouts)
         seen = batch if prompts is None else with_prompts(batch, prompts)
-        wanted = self.adapter.wanted
+        request = self.adapter.teacher_request
         # The teacher's first choice is always asked for: the diagnostics follow it for every method.
-        return self._scores(self.scorer, seen, replace(wanted, top_k=max(1, wanted.top_k)))
+        return self._scores(self.scorer, seen, replace(request, top_k=max(1, request.top_k)))
 
     def _log_reference(self, batch: Batch) -> Tensor | None:
         if not (self.adapter.scores_start or self.ctx.penalties.token):
@@ -112,15 +112,15 @@ class Step:
         assert self.ctx.reference is not None, "the adapter did not require a reference"
         return self._scores(self.ctx.reference, batch, TeacherRequest()).sampled
 
-    def _scores(self, teacher: Teacher, batch: Batch, wanted: TeacherRequest) -> TeacherScores:
+    def _scores(self, teacher: Teacher, batch: Batch, request: TeacherRequest) -> TeacherScores:
         with autocast(self.ctx.device, self.ctx.training.autocast):
-            return checked(teacher.score(batch, wanted, self.adapter.temperature(self.ctx.training)))
+            return checked(teacher.score(batch, request, self.adapter.temperature(self.ctx.training)))
 
     def _student(self, batch: Batch, ids: Tensor, teacher: TeacherScores | None = None) -> LogProbs:
         temperature = self.adapter.temperature(self.ctx.training)
         asked = StudentRequest(temperature)
         if teacher is not None and self.scorer is not None:
-            held = slice(1, None) if self.adapter.wanted.rest else None
+            held = slice(1, None) if self.adapter.teacher_request.rest else None
             asked = StudentRequest(temperature, self.adapter.divergence, teacher.rows, teacher.top_ids.shape[1], held)
         with autocast(self.ctx.device, self.ctx.training.autocast):
             return self.ctx.student(batch, ids, asked)
@@ -137,7 +137,7 @@ class Step:
         def loss_of(batch: Batch) -> Tensor:
             scored = by_batch[id(batch)]
             student = self._student(batch, scored.ids, scored.teacher)
-            tokens = _tokens(student, scored, self.adapter.wanted.top_k)
+            tokens = _tokens(student, scored, self.adapter.teacher_request.top_k)
             outcome = self.adapter.token_losses(tokens)
             if self.scorer is not None:
                 log.against_teacher(student, scored.ids, scored.teacher, tokens.advantage, outcome, batch.weights)

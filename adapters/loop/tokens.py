@@ -43,7 +43,7 @@ class TokenLosses:
     routed: Tensor | None = None
 
 
-def given(signal: Tensor | None, name: str) -> Tensor:
-    """Return a signal that the adapter asked for; an adapter that did not ask is a programming error."""
-    assert signal is not None, f"the loop gave no {name}; the adapter must ask for it"
+def require(signal: Tensor | None, name: str) -> Tensor:
+    """Return a signal of `Tokens`; raises `AssertionError` for one that the adapter did not request."""
+    assert signal is not None, f"the loop computed no {name}; the adapter has to request it"
     return signal

@@ -1,44 +1,32 @@
-"""A command of the user's own as a training method: a checkpoint goes in, a checkpoint comes out.
+"""A command of the user's own as a training method: it reads a checkpoint and writes one.
 
 options: {command: ["{python}", train.py, --from, "{checkpoint}", --to, "{output}", --prompts, "{prompts}"]}
 
-It runs without a shell, in the folder that the harness was started in. What it is given and all that it prints lie under
-`external/` in the stage's folder. An interrupted stage runs it anew.
+It runs without a shell, in the folder where the harness was started. Its inputs, its step log and all that it prints are in
+`external/` of the stage's folder. An interrupted stage runs it again. It ends when the harness does, however that ends.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shlex
 import shutil
-import signal
-import subprocess
 import sys
-import textwrap
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager, suppress
+import uuid
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
 from pydantic import Field, field_validator
 
 from adapters.loop.prompts import prompt_batches
-from adapters.trainers.external_results import ReturnedSteps, take_up
 from harness.adapter import Adapter, Capabilities, Requirements, Source, StageContext, StageResult
 from harness.config.training import Training
-from harness.errors import ConfigError, TrainingError
-from harness.lm.checkpoints import Loaded, save
+from harness.errors import ConfigError
 from harness.lm.rollouts import Example
-from harness.teachers.local import LocalTeacher
 
 PLACEHOLDERS = ("python", "checkpoint", "output", "prompts", "config", "seed", "teacher", "steps")
-POLL_SECONDS = 1.0
-# What a Python command prints must not come after the error that ended it.
-IN_ORDER = {"PYTHONUNBUFFERED": "1"}
 
 
 class External(Adapter):
@@ -47,6 +35,8 @@ class External(Adapter):
     {prompts} is a JSON-lines file, {config} a JSON file of the stage's budget, {seed} below 2^31, {teacher} the teacher's
     checkpoint, {python} this interpreter. Lines of numbers that the command appends to {steps} become the step log.
     """
+
+    formula: ClassVar[str] = "the command's own"
 
     command: tuple[str, ...] = Field(min_length=1, description="program and arguments, with placeholders in braces")
     trains_on: tuple[Source, ...] = Field(
@@ -63,10 +53,10 @@ class External(Adapter):
             )
         if late := [name for name in re.findall(r"\{(\w+)\}", command[0]) if name != "python"]:
             raise ValueError(
-                f"the program cannot be named by {{{late[0]}}}, which is not there yet; name one, or {{python}}"
+                f"the program is named by {{{late[0]}}}, which does not exist yet; name a program, or {{python}}"
             )
         if "output" not in named:
-            raise ValueError("the command has no {output}, so it cannot know where to leave its checkpoint; add it")
+            raise ValueError("the command has no {output}, the folder for its checkpoint; add it")
         return command
 
     @property
@@ -80,35 +70,41 @@ class External(Adapter):
         return Capabilities(frozenset(self.trains_on), needs_whole_weights=True)
 
     def refuse(self, training: Training) -> None:
-        """Raise `ConfigError` for a program that is not there."""
-        program = _filled(self.command[0], {"python": sys.executable})
+        """Raise `ConfigError` for a program that does not exist."""
+        program = _fill(self.command[0], {"python": sys.executable})
         if shutil.which(program) is None:
             raise ConfigError(
-                f"the command starts with {program!r}, which is no program that can be run from {Path.cwd()}; "
-                "install it, or give its path"
+                f"the command starts with {program!r}, which is not found or not executable from {Path.cwd()}; install it, "
+                "or give its path"
             )
 
     def train_stage(self, ctx: StageContext) -> StageResult:
-        """Run the command and take up its weights.
+        """Run the command and load the weights that it writes.
 
-        Raises `TrainingError` when it fails or leaves a checkpoint that does not fit; the student is then unchanged.
+        Raises `TrainingError` when it fails or writes a checkpoint that does not fit; the student is then unchanged.
         """
+        from adapters.trainers.external_process import free_device, run_command  # these import transformers
+        from adapters.trainers.external_results import ReturnedSteps, load_result
+
         folder = ctx.folder.absolute() / "external"
-        given = self._hand_over(ctx, folder)
-        command = [_filled(part, given) for part in self.command]
-        steps = ReturnedSteps(folder / "steps.jsonl", ctx)
-        with _device_free(ctx):
-            _run(command, folder / "output.log", steps)
-        take_up(ctx, folder / "output")
-        for used in ("checkpoint", "teacher", "output"):
-            shutil.rmtree(folder / used, ignore_errors=True)
+        paths = self._write_inputs(ctx, folder)
+        output = Path(paths["output"])
+        command = [_fill(part, paths) for part in self.command]
+        with free_device(ctx):
+            run_command(command, folder / "output.log", ReturnedSteps(Path(paths["steps"]), ctx).pass_on)
+        load_result(ctx, output)
+        for used in (folder / "checkpoint", folder / "teacher", output):
+            shutil.rmtree(used, ignore_errors=True)
         return StageResult(ctx.training.steps)
 
     def _uses(self, placeholder: str) -> bool:
         return any(f"{{{placeholder}}}" in part for part in self.command)
 
-    def _hand_over(self, ctx: StageContext, folder: Path) -> dict[str, str]:
-        """Write what the command reads and return what the placeholders stand for."""
+    def _write_inputs(self, ctx: StageContext, folder: Path) -> dict[str, str]:
+        """Write what the command reads and return the value of each placeholder."""
+        from harness.lm.checkpoints import Loaded, save
+        from harness.teachers.local import LocalTeacher
+
         shutil.rmtree(folder, ignore_errors=True)
         save(Loaded(ctx.student.model, ctx.renderer), folder / "checkpoint")
         if isinstance(ctx.teacher, LocalTeacher):
@@ -117,8 +113,10 @@ class External(Adapter):
         (folder / "prompts.jsonl").write_text("".join(_lines(ctx)), encoding="utf-8")
         (folder / "config.json").write_text(_config(ctx, seed), encoding="utf-8")
         names = {"prompts": "prompts.jsonl", "config": "config.json", "steps": "steps.jsonl"}
-        given = {name: str(folder / names.get(name, name)) for name in PLACEHOLDERS}
-        return {**given, "python": sys.executable, "seed": str(seed)}
+        paths = {name: str(folder / names.get(name, name)) for name in PLACEHOLDERS}
+        # A name of this attempt alone: a command of an earlier one cannot answer it.
+        output = str(folder / f"output-{uuid.uuid4().hex[:8]}")
+        return {**paths, "output": output, "python": sys.executable, "seed": str(seed)}
 
 
 def _config(ctx: StageContext, seed: int) -> str:
@@ -146,71 +144,5 @@ def _line(ctx: StageContext, step: int, example: Example) -> dict[str, Any]:
     }
 
 
-def _filled(part: str, given: Mapping[str, str]) -> str:
-    return re.sub(r"\{(\w+)\}", lambda found: given[found[1]], part)
-
-
-@contextmanager
-def _device_free(ctx: StageContext) -> Generator[None]:
-    """Leave the accelerator to the command."""
-    models: list[Any] = [ctx.student.model, *([ctx.teacher.model] if isinstance(ctx.teacher, LocalTeacher) else [])]
-    for model in models:
-        model.cpu()
-    if ctx.device != "cpu":
-        torch.cuda.empty_cache()
-    try:
-        yield
-    finally:
-        for model in models:
-            model.to(ctx.device)
-
-
-def _run(command: list[str], log: Path, steps: ReturnedSteps) -> None:
-    process = _started(command, log)
-    try:
-        while process.poll() is None:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(POLL_SECONDS)
-            steps.pass_on()
-    finally:
-        if process.poll() is None:
-            _end(process)
-    steps.pass_on(whole=True)
-    if code := process.returncode:
-        how = f"was ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"ended with exit code {code}"
-        raise TrainingError(
-            f"the command {_short(command)} {how} and said last: {_last_line(log)!r}; read all in {log}"
-        )
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a command and what it started: workers of a distributed trainer would keep the accelerator."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _started(command: list[str], log: Path) -> subprocess.Popen[bytes]:
-    try:
-        with log.open("wb") as output:
-            return subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=IN_ORDER | os.environ,
-                start_new_session=True,
-            )
-    except OSError as error:
-        raise TrainingError(f"the command {_short(command)} cannot be started: {error}; mend its program") from error
-
-
-def _short(command: list[str]) -> str:
-    return textwrap.shorten(shlex.join(command), 120, placeholder=" ...")
-
-
-def _last_line(log: Path) -> str:
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 2**16))
-        lines = file.read().decode(errors="replace").strip().splitlines()
-    return lines[-1][-300:] if lines else ""
+def _fill(part: str, values: Mapping[str, str]) -> str:
+    return re.sub(r"\{(\w+)\}", lambda match: values[match[1]], part)

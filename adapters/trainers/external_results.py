@@ -1,4 +1,4 @@
-"""What an external command returns: a checkpoint, which must be of the student's kind, and lines of a step log."""
+"""The results of an external command: a checkpoint of the student's architecture, and lines of a step log."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from harness.errors import TrainingError
 
 hub: Any = transformers  # its loaders are only partly typed
 
-# What a training tool may write into a config without changing what the weights compute.
+# A training tool may change these in a config; the weights compute the same.
 HARMLESS = re.compile(
     r"^_|^(architectures|(torch_)?dtype|transformers_version|use_cache|(bos|eos|pad)_token_id)$|dropout$"
 )
 
 
-def take_up(ctx: StageContext, folder: Path) -> None:
+def load_result(ctx: StageContext, folder: Path) -> None:
     """Load a checkpoint's weights into the student, in place.
 
     Raises `TrainingError`, before anything changes, for a folder without a checkpoint, another architecture or vocabulary,
@@ -30,11 +30,11 @@ def take_up(ctx: StageContext, folder: Path) -> None:
     """
     if not (folder / "config.json").is_file():
         raise TrainingError(
-            f"the command ended well but left no checkpoint in {folder}; write weights and config.json there, as "
+            f"the command succeeded but left no checkpoint in {folder}; write weights and config.json there, as "
             "save_pretrained does"
         )
     try:
-        _refuse_another_kind(ctx, folder)
+        _refuse_other_architecture(ctx, folder)
         model, info = hub.AutoModelForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
     except TrainingError:
         raise
@@ -44,7 +44,7 @@ def take_up(ctx: StageContext, folder: Path) -> None:
             f"the command's checkpoint in {folder} cannot be loaded ({reason}); look at how it is saved"
         ) from error
     _refuse_other_weights(folder, info)
-    _refuse_what_is_no_number(folder, model)
+    _refuse_non_finite(folder, model)
     student = ctx.student.model
     if model.dtype != student.dtype:
         ctx.warn(
@@ -84,7 +84,7 @@ class ReturnedSteps:
             self.count += 1
         elif not self.warned:
             self.warned = True
-            self.ctx.warn(f"{self.path}: {line[:80]!r} is no JSON object of numbers; such lines are left out")
+            self.ctx.warn(f"{self.path}: {line[:80]!r} is not a JSON object of numbers; such lines are ignored")
 
 
 def _numbers(line: str) -> dict[str, Any] | None:
@@ -103,13 +103,13 @@ def _without_nan(line: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _refuse_another_kind(ctx: StageContext, folder: Path) -> None:
+def _refuse_other_architecture(ctx: StageContext, folder: Path) -> None:
     ours: dict[str, Any] = ctx.student.model.config.to_dict()
     found: dict[str, Any] = hub.AutoConfig.from_pretrained(folder).to_dict()
     differ = [key for key in ours if not HARMLESS.search(key) and key in found and ours[key] != found[key]]
     for key in sorted(differ, key=lambda key: (key != "model_type", isinstance(ours[key], list | dict), key)):
         raise TrainingError(
-            f"the command's checkpoint in {folder} is of another architecture: {key} is {found[key]}, expected {ours[key]}; "
+            f"the command's checkpoint in {folder} has a different architecture: {key} is {found[key]}, expected {ours[key]}; "
             "start from {checkpoint} and keep its config"
         )
     if not any(folder.glob("tokenizer*")):
@@ -117,7 +117,7 @@ def _refuse_another_kind(ctx: StageContext, folder: Path) -> None:
     tokenizer = hub.AutoTokenizer.from_pretrained(folder)
     if tokenizer.get_vocab() != ctx.renderer.tokenizer.get_vocab():
         raise TrainingError(
-            f"the command's checkpoint in {folder} has another vocabulary ({len(tokenizer)} tokens, expected "
+            f"the command's checkpoint in {folder} has a different vocabulary ({len(tokenizer)} tokens, expected "
             f"{len(ctx.renderer.tokenizer)}); save the tokenizer of {{checkpoint}}, or none"
         )
 
@@ -132,10 +132,9 @@ def _refuse_other_weights(folder: Path, info: dict[str, Any]) -> None:
             )
 
 
-def _refuse_what_is_no_number(folder: Path, model: Any) -> None:
+def _refuse_non_finite(folder: Path, model: Any) -> None:
     for name, weight in model.state_dict().items():
         if weight.is_floating_point() and not bool(weight.isfinite().all()):
             raise TrainingError(
-                f"the command's checkpoint in {folder} has weights in {name} that are nan or infinite; its training broke, "
-                "lower its learning rate"
+                f"the command's checkpoint in {folder} has weights in {name} that are NaN or infinite; lower its learning rate"
             )

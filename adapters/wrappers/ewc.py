@@ -7,6 +7,8 @@ anew at each start, over all earlier tasks, needs no state beyond the checkpoint
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -22,6 +24,15 @@ Importance = dict[str, tuple[Tensor, Tensor]]
 
 class EWC(PenaltyWrapper):
     """Penalise moves of weights by their importance for earlier tasks; the first stage has none."""
+
+    formula: ClassVar[str] = (
+        "that of the wrapped trainer + strength / 2 sum_i F_i (theta_i - theta*_i)^2, once an update"
+    )
+    paper: ClassVar[str] = "Kirkpatrick et al. 2017 (arXiv 1612.00796)"
+    deviation: ClassVar[str] = (
+        "F is estimated again at each stage's start over all earlier tasks, with one anchor, where the paper keeps "
+        "one for each task."
+    )
 
     strength: float = Field(default=400.0, gt=0, description="the paper's lambda; TRACE (arXiv 2310.06762) takes 400")
     items: int = Field(default=128, gt=0, description="earlier training items, over all tasks, that Fisher is taken on")

@@ -8,6 +8,7 @@ some are refused.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -18,6 +19,9 @@ from harness.adapter import Penalties, Requirements, StageContext
 
 class KLToStart(PenaltyWrapper):
     """Hold the wrapped trainer near the weights that the stage began with."""
+
+    formula: ClassVar[str] = "that of the wrapped trainer + beta (log q(y_t) - log q_0(y_t))^2 / 2"
+    paper: ClassVar[str] = "Schulman 2020, Approximating KL divergence (k2)"
 
     beta: float = Field(default=0.1, gt=0, description="factor on the penalty, in units of the wrapped loss")
 

@@ -1,11 +1,10 @@
-"""LoRA (arXiv 2106.09685): the wrapped trainer changes low-rank factors alone, merged into the weights after the stage."""
+"""LoRA (arXiv 2106.09685): the wrapped trainer changes only low-rank factors, merged into the weights after the stage."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
-from peft import LoraConfig, get_peft_model
 from pydantic import Field, model_validator
 
 from adapters.wrappers.wrapper import Wrapper
@@ -14,7 +13,11 @@ from harness.lm.logprobs import StudentForward
 
 
 class LoRA(Wrapper):
-    """Train factors of rank `rank` beside every linear layer of the decoder (output layer left as it is)."""
+    """Train factors of rank `rank` on every linear layer of the decoder, not on the output layer."""
+
+    formula: ClassVar[str] = "that of the wrapped trainer"
+    paper: ClassVar[str] = "Hu et al. 2021 (arXiv 2106.09685)"
+    deviation: ClassVar[str] = "All linear layers of the decoder, where the paper adapts attention alone."
 
     rank: int = Field(default=16, gt=0, description="of the factors")
     alpha: float = Field(default=32.0, gt=0, description="factors are scaled by alpha / rank")
@@ -36,7 +39,9 @@ class LoRA(Wrapper):
         return replace(super().capabilities, replaces_weights=True)
 
     def train_stage(self, ctx: StageContext) -> StageResult:
-        """Add the factors, train them, merge them; the model ends as the plain architecture that it was."""
+        """Add the factors, train them, merge them; the model keeps its plain architecture."""
+        from peft import LoraConfig, get_peft_model  # imports transformers
+
         trainable = {name: p.requires_grad for name, p in ctx.student.model.named_parameters()}
         targets = self.target_modules if isinstance(self.target_modules, str) else list(self.target_modules)
         config = LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=targets)  # pyright: ignore[reportArgumentType]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 from pydantic import Field, model_validator
 
@@ -15,6 +16,12 @@ class Replay(Wrapper):
 
     The first stage has nothing to replay. The budget of prompts stays the same, so the stage's own task gets less of it.
     """
+
+    formula: ClassVar[str] = "that of the wrapped trainer, on prompts of earlier stages too"
+    paper: ClassVar[str] = "TRACE (arXiv 2310.06762)"
+    deviation: ClassVar[str] = (
+        "Prompts are replayed and answered as the wrapped trainer does it; the paper replays references."
+    )
 
     share: float = Field(default=0.2, gt=0, lt=1, description="of the prompts of each step")
 

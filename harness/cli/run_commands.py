@@ -103,17 +103,19 @@ def _plan(suite: Suite, entries: list[str], seeds: list[int], order: str, out: P
     if unknown := sorted(set(entries) - set(suite.adapters)):
         raise ConfigError(f"suite {suite.name} has no adapter {', '.join(unknown)}; it has {', '.join(suite.adapters)}")
 
+    from harness.config.run_spec import plan_runs
+
+    specs = plan_runs(suite, list(dict.fromkeys(entries)), list(dict.fromkeys(seeds)), order, out)
+    try:
+        _ = specs[0].stages
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
     from harness.adapter import check_adapters
-    from harness.pipeline.sweep import plan
     from harness.rundir.trackers import check_trackers
 
     check_adapters(suite, entries)
     check_trackers(suite.trackers)
-    try:
-        specs = plan(suite, list(dict.fromkeys(entries)), list(dict.fromkeys(seeds)), order, out)
-        _ = specs[0].stages
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
     return specs
 
 

@@ -9,10 +9,12 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from harness.config.backend import GROUP, settings_class
+from harness.config import backend, teacher
 from harness.config.models import Pretrained, Scratch
 from harness.config.plugins import registered
+from harness.config.teacher import TeacherSettings
 
+MODELS = ("student", "teacher")
 KINDS: dict[str, type[BaseModel]] = {"scratch": Scratch, "pretrained": Pretrained}
 
 
@@ -20,7 +22,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """Put a validation error's first finding in one sentence: key, what was found, what was expected."""
     findings = _as_written(error.errors())
     first = findings[0]
-    location = [str(part) for part in first["loc"] if part not in KINDS]
+    location = _without_kinds(first["loc"])
     key = ".".join(location) or "the file"
     more = f" ({len(findings) - 1} more to fix after this)" if len(findings) > 1 else ""
     if first["type"] == "extra_forbidden":
@@ -32,6 +34,12 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         return f"{key}: missing; this key is required{more}"
     message = first["msg"].removeprefix("Value error, ")
     return f"{key}: found {first['input']!r}; {_lower_first(message)}{more}" if location else f"{message}{more}"
+
+
+def _without_kinds(place: Sequence[int | str]) -> list[str]:
+    """Return a finding's place as keys of the file: a union's kind follows `student` or `teacher` and is not a key."""
+    kinds = {*KINDS, *registered(teacher.GROUP)}
+    return [str(part) for at, part in enumerate(place) if not (at and place[at - 1] in MODELS and part in kinds)]
 
 
 def _as_written(findings: Sequence[ErrorDetails]) -> list[ErrorDetails]:
@@ -55,8 +63,11 @@ def _keys_at(model: type[BaseModel], location: Iterable[str]) -> list[str]:
         if KINDS.get(part) in models:
             models = [KINDS[part]]
             continue
-        if models == [model] and part not in model.model_fields and part in registered(GROUP):
-            models = [settings_class(part)]
+        if TeacherSettings in models and part in registered(teacher.GROUP):
+            models = [teacher.settings_class(part)]
+            continue
+        if models == [model] and part not in model.model_fields and part in registered(backend.GROUP):
+            models = [backend.settings_class(part)]
             continue
         below = [
             nested for m in models if part in m.model_fields for nested in _models_in(m.model_fields[part].annotation)

@@ -6,18 +6,20 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
 from harness.config.base import merge
 from harness.config.explain import explain
-from harness.config.models import Model
+from harness.config.models import Pretrained, Scratch
 from harness.config.suite import Suite
+from harness.config.teacher import TeacherSettings
 from harness.config.training import Training
 from harness.errors import ConfigError
 
+AnyModel = TypeVar("AnyModel", bound=Pretrained | Scratch | TeacherSettings)
 SUITE_FOLDER = Path(str(files("tasks"))) / "suites"
 
 
@@ -173,7 +175,9 @@ def _with_absolute_paths(suite: Suite, folder: Path, include: Sequence[Path]) ->
     return suite.model_copy(update={"data": data, "include": tuple(folders), **models})
 
 
-def _with_template(model: Model, folder: Path) -> Model:
+def _with_template(model: AnyModel, folder: Path) -> AnyModel:
+    if not isinstance(model, Pretrained | Scratch):
+        return model
     template = model.chat.template
     if template is None or not {"/", "."} & set(template):
         return model

@@ -1,8 +1,10 @@
-"""One run named: a suite, one of its adapter entries, an order of stages and a seed."""
+"""Runs named: a suite, one of its adapter entries, an order of stages and a seed each."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +58,8 @@ class RunSpec:
         adapter = {**entry.model_dump(mode="json"), "adapter": entry.adapter or self.entry}
         own = {"adapter": adapter, "seed": self.seed}
         return merge(suite, {**own, "stages": [stage.model_dump(mode="json") for stage in self.stages]})
+
+
+def plan_runs(suite: Suite, entries: Sequence[str], seeds: Sequence[int], order: str, out: Path) -> list[RunSpec]:
+    """Return the runs of a sweep, seed by seed, so that the first seed's comparison is complete first."""
+    return [RunSpec(suite, entry, seed, order, out) for seed, entry in product(seeds, entries)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,7 @@ def _once(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 Names = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_once)]
 Seeds = Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(_once)]
+Reference = str | dict[str, str]
 STUDY_FOLDER = Path(str(files("tasks"))) / "studies"
 
 
@@ -38,26 +40,23 @@ class Factor(Strict):
     entries: Names | None = Field(default=None, description="adapters; null takes the study's")
     orders: Names = ("default",)
     seeds: Seeds | None = Field(default=None, description="null takes the study's")
-    against: str | dict[str, str] = Field(
-        default="opd", description="what entries are compared with: one for all, or pairs `entry: reference`"
+    against: Reference | None = Field(
+        default=None,
+        description="what entries are compared with: one for all, or pairs `entry: reference`; null: the study's",
     )
+    note: str = Field(default="", description="what a reader of the page should know of this factor and its values")
 
     @property
     def of_entries(self) -> bool:
         """Whether entries alone are varied, and so compared with one another."""
         return self.key is None and len(self.orders) == 1
 
-    def reference(self, entry: str) -> str | None:
-        """Return the entry that another is compared with; None for one that is compared with nothing."""
-        named = self.against.get(entry) if isinstance(self.against, dict) else self.against
-        return None if named == entry else named
-
     @model_validator(mode="after")
     def _key_and_values_go_together(self) -> Factor:
         if (self.key is None) != (not self.values):
             raise ValueError("key and values go together; give both, or neither to vary entries or orders alone")
         _once(self.values)
-        if "against" in self.model_fields_set and not self.of_entries:
+        if self.against is not None and not self.of_entries:
             raise ValueError("`against` is for a factor that varies entries alone; leave it out beside key or orders")
         return self
 
@@ -70,20 +69,43 @@ class Study(Strict):
     suite: str
     entries: Names
     seeds: Seeds
+    against: Reference | None = Field(
+        default=None,
+        description="what entries are compared with: one for all, or pairs `entry: reference`; null: the first",
+    )
+    claims: tuple[str, ...] = Field(
+        default=(),
+        description="claims files that the page judges: names of shipped ones, or paths from this file's folder",
+    )
     minutes_per_run: float = Field(gt=0, description="on one processor, for the estimate while no run is finished")
     factors: dict[str, Factor] = Field(min_length=1)
 
+    def reference(self, entry: str, factor: Factor | None = None) -> str | None:
+        """Return the entry that another is compared with, in a factor or in the whole study; None where with nothing."""
+        named = self.against or self.entries[0] if factor is None or factor.against is None else factor.against
+        found = named.get(entry) if isinstance(named, dict) else named
+        return None if found == entry else found
+
+    @property
+    def contrasts(self) -> list[tuple[str, str]]:
+        """The study's entries that are compared with another, each with its reference."""
+        return [(entry, reference) for entry in self.entries if (reference := self.reference(entry))]
+
     @model_validator(mode="after")
     def _what_is_compared_is_run(self) -> Study:
+        _check_names("against", self.against, self.entries)
         for name, factor in self.factors.items():
-            pairs = factor.against.items() if isinstance(factor.against, dict) else [(factor.against,)]
-            entries = factor.entries or self.entries
-            unknown = [entry for pair in pairs for entry in pair if entry not in entries]
-            if unknown and "against" in factor.model_fields_set:
-                raise ValueError(
-                    f"{name}.against names {unknown[0]!r}, which is not among the entries {', '.join(entries)}; add it there"
-                )
+            _check_names(f"{name}.against", factor.against, factor.entries or self.entries)
         return self
+
+
+def _check_names(key: str, against: Reference | None, entries: Sequence[str]) -> None:
+    """Refuse a reference, or an entry that has one, which is not among the entries."""
+    named = [] if against is None else [against] if isinstance(against, str) else [*against, *against.values()]
+    if unknown := [entry for entry in named if entry not in entries]:
+        raise ValueError(
+            f"{key} names {unknown[0]!r}, which is not among the entries {', '.join(entries)}; add it there"
+        )
 
 
 def load_study(name: str) -> Study:
@@ -93,8 +115,11 @@ def load_study(name: str) -> Study:
         known = ", ".join(sorted(file.stem for file in STUDY_FOLDER.glob("*.yaml")))
         raise ConfigError(f"there is no study {name!r}; known are {known}, or give a path that ends in .yaml")
     try:
-        return Study.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        study = Study.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML ({error})") from error
     except ValidationError as error:
         raise ConfigError(f"{path}: {explain(error, Study)}") from error
+    near = [path.parent / claims for claims in study.claims]
+    found = [str(file) if file.is_file() else name for file, name in zip(near, study.claims, strict=True)]
+    return study.model_copy(update={"claims": tuple(found)})

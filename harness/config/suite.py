@@ -24,6 +24,7 @@ from harness.config.base import NAME, Strict, merge
 from harness.config.evaluation import Evaluation
 from harness.config.models import Model
 from harness.config.plugins import registered
+from harness.config.teacher import TeacherSpec
 from harness.config.training import Training
 
 JOINT = "joint"  # the order that trains all tasks in one stage
@@ -36,7 +37,7 @@ class Stage(Strict):
 
     task: str
     training: Training
-    teacher: Model | None = Field(default=None, description="null takes the suite's teacher")
+    teacher: TeacherSpec | None = Field(default=None, description="null takes the suite's teacher")
     together: tuple[str, ...] = Field(
         default=(), description="tasks trained in one stage, which `task` then only names"
     )
@@ -63,7 +64,7 @@ class Suite(Strict):
     name: str = Field(pattern=NAME)
     description: str = ""
     student: Model
-    teacher: Model | None = None
+    teacher: TeacherSpec | None = None
     training: Training = Training()
     stages: tuple[Stage, ...] = Field(min_length=1)
     orders: dict[str, tuple[str, ...]] = Field(default={}, description="name to a permutation of the stages' tasks")

@@ -1,4 +1,7 @@
-"""Checkpoints: a model with its renderer, read from and written to a folder, known by a digest of its weights."""
+"""Checkpoints: a model with its renderer, read from and written to a folder, known by a digest of its weights.
+
+transformers' Auto classes take seconds to import, so they are imported where a checkpoint is read.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,6 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from harness.config.base import digest
 from harness.config.models import Model
@@ -34,24 +36,32 @@ class Loaded:
 
 def context_of(folder: Path) -> int:
     """Return the longest sequence, in tokens, that a checkpoint's model takes."""
+    from transformers import AutoConfig
+
     with _readable(folder):
         return int(AutoConfig.from_pretrained(folder).get_text_config().max_position_embeddings)
 
 
 def vocabulary_of(folder: Path) -> int:
     """Return the rows of a checkpoint's output layer."""
+    from transformers import AutoConfig
+
     with _readable(folder):
         return int(AutoConfig.from_pretrained(folder).get_text_config().vocab_size)
 
 
 def load_renderer(folder: Path, spec: Model) -> Renderer:
     """Load a checkpoint's tokenizer alone."""
+    from transformers import AutoTokenizer
+
     with _readable(folder):
         return Renderer(AutoTokenizer.from_pretrained(folder), spec.chat)
 
 
 def load(folder: Path, spec: Model, device: str) -> Loaded:
     """Load a checkpoint folder with the dtype and chat settings of `spec`."""
+    from transformers import AutoModelForCausalLM
+
     logging.getLogger("transformers").setLevel(logging.ERROR)
     with _readable(folder):
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, spec.dtype))
@@ -82,6 +92,8 @@ def config_digest(folder: Path) -> str:
 
     The file is read as transformers reads it, so that an older writer's names for the same settings change nothing.
     """
+    from transformers import AutoConfig
+
     with _readable(folder):
         return digest(_computed(AutoConfig.from_pretrained(folder).to_dict()))
 

@@ -30,7 +30,7 @@ from harness.lmeval.library import TaskLibrary
 from harness.lmeval.overlap import stream_overlap
 from harness.lmeval.task import Task
 from harness.lmeval.task_files import read_task_file
-from harness.pipeline.scratch import byte_tokenizer, train_tokenizer, training_texts
+from harness.pipeline.scratch_tokenizer import byte_tokenizer, train_tokenizer, training_texts
 from harness.rundir.overlap_record import OVERLAP_HEADER, Overlap
 
 

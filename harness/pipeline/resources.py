@@ -30,6 +30,7 @@ from harness.rundir.progress import Event, Report
 from harness.rundir.schema import SCHEMA, SOURCES, Manifest, Noise, StageRecord
 from harness.rundir.timing import Timer
 from harness.rundir.trackers import Log, check_trackers, tracked, untracked
+from harness.teachers.pool import TeacherPool
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class RunResources:
         self.weights: dict[str, str] = {}
         self.track: Log = untracked
         self.engines = EnginePool(self.suite, self.device, spec.path)
+        self.teachers = TeacherPool(self.device, spec.path, self.checkpoint_of)
         self.timer = Timer("models", "train", "evaluate", whole="total")
         self.memory = PeakMemory(self.device)
 
@@ -127,6 +129,7 @@ class RunResources:
         """Refuse what would fail or be cut silently hours later: tasks that cannot be stages, prompts that do not fit."""
         check_trackers(self.suite.trackers)
         self.engines.check()
+        self._check_teachers()
         for name in self.spec.trained:
             check_stage_task(self.tasks[name])
         self._check_top_k()
@@ -135,6 +138,12 @@ class RunResources:
         check_prompts(self.suite, self.spec.stages, self.tasks, renderer, context, self.spec.entry)
         further = [task for task in self.cells.values() if task.profile]
         check_test_prompts(further, renderer, context, self.suite.evaluation.limit)
+
+    def _check_teachers(self) -> None:
+        needs = self.adapter.requirements.teacher
+        for stage in self.spec.stages if needs != "none" else ():
+            if (teacher := stage.teacher or self.suite.teacher) is not None:
+                self.teachers.check(teacher, needs)
 
     def _check_top_k(self) -> None:
         top_k, tokens = self.adapter.requirements.top_k, vocabulary_of(self.start)

@@ -39,7 +39,7 @@ def run(spec: RunSpec, report: Report = silent) -> Path:
         store.update_manifest(lambda found: found.with_session(session))
         checkpoint = resources.start
         resources.weights["start"] = weights_digest(checkpoint)
-        with closing(resources.engines), resources.tracked() as resources.track:
+        with closing(resources.engines), closing(resources.teachers), resources.tracked() as resources.track:
             assessment.assess(store.stage(0), checkpoint, "start")
             for index, stage in enumerate(spec.stages, start=1):
                 folder = store.stage(index, stage.task)

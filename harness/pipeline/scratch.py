@@ -12,13 +12,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from filelock import FileLock
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from harness.config.base import digest
 from harness.config.models import Architecture, Scratch
@@ -31,12 +30,12 @@ from harness.lm.precision import autocast, suit_attention
 from harness.lm.rollouts import Batch, Example, Rollout, make_batches
 from harness.lm.seeding import derive_seed
 from harness.lmeval.library import TaskLibrary
+from harness.pipeline.scratch_tokenizer import Text, train_tokenizer, training_texts
 
-SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-# Digits stay single and runs of punctuation may merge, which keeps sums learnable and JSON short.
-WORDS = {"own": r"\p{N}|\p{L}+|[^\s\p{L}\p{N}]+|\s+", "leading": r"\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+"}
+if TYPE_CHECKING:
+    from transformers import Qwen3ForCausalLM
+
 Progress = Callable[[str, int, int], None]
-Text = tuple[str, str]
 
 
 def cache_folder() -> Path:
@@ -60,55 +59,12 @@ def ensure_built(spec: Scratch, seed: int, library: TaskLibrary, progress: Progr
     return folder
 
 
-def training_texts(spec: Scratch, library: TaskLibrary) -> dict[str, list[Text]]:
-    """Return (question, answer) pairs of every task that tokenizer or warm-up reads."""
-    texts: dict[str, list[Text]] = {}
-    for name in dict.fromkeys([*spec.tokenizer.tasks, *spec.warmup.mixture]):
-        task = library.load(name)
-        docs = task.training_docs()
-        texts[name] = [(task.prompt_text(doc), task.training_target(doc)) for doc in docs]
-    return texts
-
-
 def recipe_key(spec: Scratch, seed: int, texts: dict[str, list[Text]]) -> str:
     """Return the hash that names a built model."""
     recipe = spec.model_dump(mode="json", exclude={"seed": True, "strength": True, "warmup": {"strengths"}})
     strength = spec.warmup.strengths[spec.strength].model_dump()
     versions = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
     return digest({"recipe": recipe, "strength": strength, "seed": seed, "texts": digest(texts), "versions": versions})
-
-
-def train_tokenizer(spec: Scratch, texts: dict[str, list[Text]]) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE on the questions and answers of the recipe's tasks."""
-    tokenizer = Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(Regex(WORDS[spec.tokenizer.spaces]), behavior="isolated")
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])  # pyright: ignore[reportAttributeAccessIssue]
-    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
-    trainer = trainers.BpeTrainer(
-        vocab_size=spec.tokenizer.vocab_size,
-        special_tokens=SPECIAL_TOKENS,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_tokenizer_text(spec, texts), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<|endoftext|>",
-        eos_token="<|im_end|>",
-        model_max_length=spec.architecture.context,
-    )
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer whose tokens are bytes and ChatML's markers, for looking at prompts without a model."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
-    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator([], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|endoftext|>", eos_token="<|im_end|>")
 
 
 def _build(
@@ -123,6 +79,8 @@ def _build(
 
 
 def _random_model(shape: Architecture, vocabulary: int, seed: int) -> Qwen3ForCausalLM:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
     config = Qwen3Config(
         vocab_size=vocabulary,
         hidden_size=shape.hidden_size,
@@ -175,10 +133,3 @@ def _mixed_batches(spec: Scratch, examples: dict[str, list[Example]], seed: int)
         pools = [examples[tasks[i]] for i in drawn]
         items = [pool[generator.integers(len(pool))] for pool in pools]
         yield [Rollout(item, item.target, "stop") for item in items]
-
-
-def _tokenizer_text(spec: Scratch, texts: dict[str, list[Text]]) -> Iterator[str]:
-    for task in spec.tokenizer.tasks:
-        for question, answer in texts[task][: spec.tokenizer.items_per_task]:
-            yield f"user\n{question}"
-            yield f"assistant\n{answer}"

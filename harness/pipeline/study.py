@@ -2,7 +2,7 @@
 
 Points whose configurations differ in the suite's name alone are one run: the base run is trained once for all factors, an
 adapter that a factor's key does not touch is not trained again, and runs that a sweep has made are used as they are.
-`reports.study.study_page` writes the page.
+`reports.study.build_study` writes the page.
 """
 
 from __future__ import annotations

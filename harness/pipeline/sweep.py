@@ -8,8 +8,6 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from itertools import product
-from pathlib import Path
 from queue import Queue
 from typing import Any
 
@@ -23,11 +21,6 @@ from harness.lmeval.library import TaskLibrary
 from harness.pipeline.models import checkpoint_of, limit_threads, resolve_device
 from harness.pipeline.run import run
 from harness.rundir.progress import Event, Report
-
-
-def plan(suite: Suite, entries: Sequence[str], seeds: Sequence[int], order: str, out: Path) -> list[RunSpec]:
-    """Return the runs of a sweep, seed by seed, so that the first seed's comparison is complete first."""
-    return [RunSpec(suite, entry, seed, order, out) for seed, entry in product(seeds, entries)]
 
 
 def threads_of(suite: Suite, workers: int) -> int | None:

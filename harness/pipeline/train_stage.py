@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from harness.adapter import StageContext
 from harness.config.suite import Stage
@@ -28,7 +28,8 @@ from harness.rundir.schema import DoneFile, StepLine
 from harness.rundir.snapshots import FileSnapshots
 from harness.rundir.store import StageFolder
 from harness.rundir.trackers import Log
-from harness.teachers.local import LocalTeacher, TeacherShelf, frozen_copy
+from harness.teachers.base import OpenTeacher
+from harness.teachers.local import LocalTeacher, frozen_copy
 
 
 class Adaptation:
@@ -37,7 +38,7 @@ class Adaptation:
     def __init__(self, resources: RunResources) -> None:
         self.resources, self.spec, self.suite = resources, resources.spec, resources.suite
         self.adapter, self.device, self.phase = resources.adapter, resources.device, resources.phase
-        self.teachers = TeacherShelf(resources.device, resources.checkpoint_of)
+        self.teachers = resources.teachers
 
     def adapt(self, folder: StageFolder, stage: Stage, index: int, checkpoint: Path) -> Path:
         """Train one stage from `checkpoint`, unless it is trained already, and return the new checkpoint."""
@@ -68,7 +69,7 @@ class Adaptation:
         save(student, train / "checkpoint")
         return DoneFile(
             weights=weights_digest(train / "checkpoint"),
-            teacher=None if self.teachers.held is None else self.teachers.held.weights,
+            teacher=None if self.teachers.teacher is None else self.teachers.teacher.identity,
             steps=result.steps,
             seconds=round(seconds, 3),
             prompts=len(context.examples),
@@ -119,19 +120,22 @@ class Adaptation:
         batch = self.suite.training_for(stage, self.spec.entry).generation_batch
         return HFEngine(student.model, student.renderer.tokenizer, batch)
 
-    def _teacher_of(self, stage: Stage, student: Loaded) -> LocalTeacher | None:
+    def _teacher_of(self, stage: Stage, student: Loaded) -> OpenTeacher | None:
         spec = stage.teacher or self.suite.teacher
         if spec is None or self.adapter.requirements.teacher == "none":
             return None
         with self.phase("models"):
             teacher = self.teachers.take(spec, student)
-        suit_attention(teacher.model, self.suite.training_for(stage, self.spec.entry).autocast)
+        if isinstance(teacher, LocalTeacher):
+            suit_attention(teacher.model, self.suite.training_for(stage, self.spec.entry).autocast)
         return teacher
 
-    def _teacher_engine(self, teacher: LocalTeacher | None, student: Loaded, training: Training) -> Engine | None:
+    def _teacher_engine(self, teacher: OpenTeacher | None, student: Loaded, training: Training) -> Engine | None:
         if teacher is None or self.adapter.requirements.teacher != "generate":
             return None
-        return HFEngine(teacher.model, student.renderer.tokenizer, training.generation_batch)
+        if isinstance(teacher, LocalTeacher):
+            return HFEngine(teacher.model, student.renderer.tokenizer, training.generation_batch)
+        return cast(Engine, teacher)  # a kind that provides `generate` promises it
 
 
 @contextmanager

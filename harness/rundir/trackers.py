@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from accelerate import PartialState
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
+from typing import TYPE_CHECKING, Any
 
 from harness.config.suite import Tracker
 from harness.errors import ConfigError
+
+if TYPE_CHECKING:  # accelerate takes a second to import, and most runs have no tracker.
+    from accelerate.tracking import GeneralTracker
 
 Log = Callable[[Mapping[str, Any], int], None]
 
@@ -26,6 +26,11 @@ def untracked(values: Mapping[str, Any], step: int) -> None:
 
 def check_trackers(names: Sequence[Tracker]) -> None:
     """Raise `ConfigError` for a tracker whose package is not installed."""
+    if not names:
+        return
+
+    from accelerate.tracking import get_available_trackers
+
     available = {str(tracker) for tracker in get_available_trackers()}
     if missing := [name for name in names if name not in available]:
         raise ConfigError(
@@ -48,6 +53,8 @@ def tracked(
     TensorBoard writes below `folder`. `config` is what the trackers show as the run's hyperparameters.
     """
     if names:
+        from accelerate import PartialState
+
         PartialState()  # accelerate's trackers log through it, and not all of them make it themselves.
     living = {name: _start(name, project, run, folder) for name in names}
     settings = _flat(config)
@@ -79,6 +86,8 @@ def numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def _start(name: Tracker, project: str, run: str, folder: Path) -> GeneralTracker:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
     cls = LOGGER_TYPE_TO_CLASS[name]
     made = {
         "tensorboard": lambda: cls("tensorboard", folder),

@@ -1,10 +1,8 @@
-"""A teacher that lives in this process."""
+"""A teacher that is a model of this process."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +13,37 @@ from harness.errors import ModelError, TrainingError
 from harness.lm.checkpoints import Loaded, load, weights_digest
 from harness.lm.logprobs import TeacherRequest, TeacherScores, check_head, head_of, response_hidden, teacher_scores
 from harness.lm.rollouts import Batch
+from harness.teachers.base import OpenTeacher
 
 
-class LocalTeacher:
-    """A causal LM whose weights never change.
+class LocalTeacher(OpenTeacher):
+    """A causal language model whose weights never change.
 
     Raises `ModelError` when its tokenizer differs from the student's, because ids would mean different tokens.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, student_tokenizer: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Any, student_tokenizer: Any, identity: str = "") -> None:
         if tokenizer.get_vocab() != student_tokenizer.get_vocab():
             raise ModelError(
                 f"teacher and student do not share a vocabulary ({len(tokenizer)} and {len(student_tokenizer)} tokens); "
                 "on-policy distillation scores the student's exact ids, so take models of one family"
             )
         self.model = model.eval().requires_grad_(False)
+        self._identity = identity
+
+    @property
+    def identity(self) -> str:
+        """The digest of its weights, empty for a model that was not loaded from a checkpoint."""
+        return self._identity
 
     @torch.no_grad()
-    def score(self, batch: Batch, wanted: TeacherRequest, temperature: float) -> TeacherScores:
-        """See `Teacher`; raises `TrainingError` for more tokens than there are."""
+    def score(self, batch: Batch, request: TeacherRequest, temperature: float) -> TeacherScores:
+        """See `Teacher`; raises `TrainingError` for a `top_k` above the size of the vocabulary."""
         hidden = response_hidden(self.model, batch)
         head = head_of(self.model, temperature)
-        if wanted.top_k > len(head.weight):
-            raise TrainingError(f"top_k is {wanted.top_k}, but the teacher's vocabulary has {len(head.weight)} tokens")
-        return teacher_scores(hidden, head, batch.targets, wanted)
+        if request.top_k > len(head.weight):
+            raise TrainingError(f"top_k is {request.top_k}, but the teacher's vocabulary has {len(head.weight)} tokens")
+        return teacher_scores(hidden, head, batch.targets, request)
 
 
 def frozen_copy(student: Loaded) -> LocalTeacher:
@@ -47,33 +52,18 @@ def frozen_copy(student: Loaded) -> LocalTeacher:
     return LocalTeacher(copy.deepcopy(student.model), tokenizer, tokenizer)
 
 
-@dataclass(frozen=True)
-class HeldTeacher:
-    """A teacher in memory with what it was loaded from."""
+def open_local(spec: Model, folder: Path, student: Loaded, device: str) -> LocalTeacher:
+    """Load the checkpoint in `folder` as the teacher of a student.
 
-    spec: Model
-    weights: str
-    teacher: LocalTeacher
-
-
-class TeacherShelf:
-    """Keeps one teacher in memory, so that stages with the same one share it."""
-
-    def __init__(self, device: str, checkpoint_of: Callable[[Model], Path]) -> None:
-        self.device, self.checkpoint_of = device, checkpoint_of
-        self.held: HeldTeacher | None = None
-
-    def take(self, spec: Model, student: Loaded) -> LocalTeacher:
-        """Return the teacher that `spec` describes, for this student; another one is dropped before it is loaded."""
-        if self.held is None or self.held.spec != spec:
-            self.held = None
-            folder = self.checkpoint_of(spec)
-            loaded = load(folder, spec, self.device)
-            check_head(loaded.model)
-            check_same_rows(loaded.model, student.model)
-            teacher = LocalTeacher(loaded.model, loaded.renderer.tokenizer, student.renderer.tokenizer)
-            self.held = HeldTeacher(spec, weights_digest(folder), teacher)
-        return self.held.teacher
+    Raises `ModelError` for an unknown output layer and for a teacher of another vocabulary.
+    """
+    loaded = load(folder, spec, device)
+    check_head(loaded.model)
+    teacher = LocalTeacher(
+        loaded.model, loaded.renderer.tokenizer, student.renderer.tokenizer, identity=weights_digest(folder)
+    )
+    check_same_rows(loaded.model, student.model)
+    return teacher
 
 
 def check_same_rows(teacher: Any, student: Any) -> None:

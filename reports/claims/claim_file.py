@@ -83,6 +83,7 @@ class ClaimFile(Strict):
 
     title: str
     source: str
+    note: str = Field(default="", description="how the source's figures relate to what is compared here")
     claims: tuple[ClaimEntry, ...] = Field(min_length=1)
 
     @model_validator(mode="after")

@@ -44,7 +44,10 @@ class ClaimScope:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim at one place: the effect by seed, its interval, Holm's p value and the verdict; `needed` seeds to resolve it."""
+    """A claim at one place: the effect by seed, its interval, Holm's p value and the verdict; `needed` seeds to resolve it.
+
+    `compared` says what was compared, where a page has several settings to choose from.
+    """
 
     entry: ClaimEntry
     place: ClaimScope
@@ -53,6 +56,7 @@ class Verdict:
     adjusted: float = math.nan
     verdict: str = ""
     needed: int | None = None
+    compared: str = ""
 
 
 def judge(difference: Interval, adjusted: float, sign: int = 1, smallest: float = 0.0) -> str:
@@ -89,8 +93,13 @@ def verdicts(claims: Iterable[ClaimEntry], methods: Sequence[Method], margin: fl
     judged = [
         verdict for entry in claims if entry.scope.rate == "own" for verdict in _at_places(entry, methods, margin)
     ]
-    adjusted, tests = holm([each.p for each in judged]), sum(not math.isnan(each.p) for each in judged)
-    return [_judged(each, p, tests) for each, p in zip(judged, adjusted, strict=True)]
+    return judge_together(judged)
+
+
+def judge_together(found: Sequence[Verdict]) -> list[Verdict]:
+    """Return the verdicts, p values adjusted after Holm over all of them; what has a verdict already keeps it."""
+    adjusted, tests = holm([each.p for each in found]), sum(not math.isnan(each.p) for each in found)
+    return [_judged(each, p, tests) for each, p in zip(found, adjusted, strict=True)]
 
 
 def places(entry: ClaimEntry, starts: Sequence[str], trained: Sequence[str]) -> Iterator[ClaimScope]:
@@ -113,6 +122,14 @@ def effect_at(entry: ClaimEntry, place: ClaimScope, methods: Sequence[Method]) -
     return entry.parsed.effect(lambda metric: _series(metric, entry, place, methods))
 
 
+def verdict_at(entry: ClaimEntry, place: ClaimScope, methods: Sequence[Method], margin: float = MARGIN) -> Verdict:
+    """Return a claim's effect at one place with its p value, to be judged with others by `judge_together`."""
+    interval = t_interval(effect_at(entry, place, methods))
+    if entry.matched and interval.seeds and (why := _not_matched(entry, place, methods, margin)):
+        return Verdict(entry, place, interval, verdict=why)
+    return Verdict(entry, place, interval, p_of(interval, entry.parsed.sign, entry.smallest))
+
+
 def _judged(found: Verdict, adjusted: float, tests: int) -> Verdict:
     sign, smallest = found.entry.parsed.sign, found.entry.smallest
     verdict = found.verdict or judge(found.effect, adjusted, sign, smallest)
@@ -125,7 +142,7 @@ def _at_places(entry: ClaimEntry, methods: Sequence[Method], margin: float) -> I
     trained = list(dict.fromkeys(task for method in methods for task in method.stage_of))
     _check_scope(entry, starts, methods)
     for place in places(entry, starts, trained):
-        yield _verdict(entry, place, methods, margin)
+        yield verdict_at(entry, place, methods, margin)
 
 
 def _check_scope(entry: ClaimEntry, starts: Sequence[str], methods: Sequence[Method]) -> None:
@@ -148,13 +165,6 @@ def _refuse_unknown(
     if unknown := [name for name in named if name not in (*always, *known)]:
         there = ", ".join(name for name in known if name) or "none"
         raise ConfigError(f"claim {entry.name}: {key} names {unknown[0]!r}, which no run has; the runs have {there}")
-
-
-def _verdict(entry: ClaimEntry, place: ClaimScope, methods: Sequence[Method], margin: float) -> Verdict:
-    interval = t_interval(effect_at(entry, place, methods))
-    if entry.matched and interval.seeds and (why := _not_matched(entry, place, methods, margin)):
-        return Verdict(entry, place, interval, verdict=why)
-    return Verdict(entry, place, interval, p_of(interval, entry.parsed.sign, entry.smallest))
 
 
 def _not_matched(entry: ClaimEntry, place: ClaimScope, methods: Sequence[Method], margin: float) -> str:

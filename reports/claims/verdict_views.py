@@ -12,10 +12,11 @@ from rich.text import Text
 
 from harness.stats.intervals import Interval
 from reports.claims.claim_file import ClaimEntry, ClaimFile
-from reports.claims.judge import MOST_SEEDS, NOT_RESOLVED, SEEDS, ClaimScope, Verdict, filled
+from reports.claims.judge import CONTRADICTED, MOST_SEEDS, NOT_RESOLVED, SEEDS, SUPPORTED, ClaimScope, Verdict, filled
 from reports.compare.views import latex_table
 from reports.document.blocks import Grid
 from reports.document.sentences import (
+    format_count,
     format_interval,
     format_nats,
     format_nats_change,
@@ -43,7 +44,33 @@ def verdicts_grid(found: Sequence[Verdict]) -> Grid:
     """Return the claims with what the source reports, the effect, its smallest size of interest, and the verdict strong."""
     header = ["claim", "reported", "effect [95 %]", "smallest", "seeds", "p, Holm", "verdict", "seeds to resolve"]
     rows = [_row(verdict) for verdict in found]
-    return Grid("Claims", header, rows, frozenset((row, 6) for row in range(len(rows))))
+    if any(verdict.compared for verdict in found):
+        header.insert(2, "compared here")
+        rows = [[*row[:2], verdict.compared, *row[2:]] for row, verdict in zip(rows, found, strict=True)]
+    return Grid("Claims", header, rows, frozenset((row, header.index("verdict")) for row in range(len(rows))))
+
+
+def count_verdicts(found: Sequence[Verdict]) -> str:
+    """Return which claims are supported, which are contradicted, and how many are neither."""
+    supported, contradicted = (
+        [claimed(each) for each in found if each.verdict == verdict] for verdict in (SUPPORTED, CONTRADICTED)
+    )
+    left = len(found) - len(supported) - len(contradicted)
+    parts = [
+        f"{len(each)} {verb}{' (' * bool(each)}{'; '.join(each)}{')' * bool(each)}"
+        for verb, each in (("are supported", supported), ("are contradicted", contradicted))
+    ]
+    return (
+        f"Of {format_count(len(found), 'row')}, {', '.join(parts)}, {left} are not resolved or could not be compared."
+    )
+
+
+def claimed(verdict: Verdict) -> str:
+    """Return what is claimed at a place, in the claim's own words."""
+    place = verdict.place
+    start = f", {place.start} start" if place.start and not place.other else ""
+    best = ", best learning rate" if verdict.entry.scope.rate == "best" else ""
+    return f"{filled(verdict.entry.text, place)}{start}{best}"
 
 
 def print_verdicts(console: Console, found: Sequence[Verdict]) -> None:
@@ -114,9 +141,8 @@ def reported(entry: ClaimEntry, place: ClaimScope) -> str:
 def _row(verdict: Verdict) -> list[str]:
     entry, effect = verdict.entry, verdict.effect
     write = WRITE[entry.unit][1]
-    start = f", {verdict.place.start} start" if verdict.place.start and not verdict.place.other else ""
     return [
-        f"{filled(entry.text, verdict.place)}{start}",
+        claimed(verdict),
         reported(entry, verdict.place),
         f"{format_interval(effect, write)} {entry.unit}" if effect.seeds else "–",
         f"{write(entry.parsed.sign * entry.smallest)}" if entry.smallest else "any",

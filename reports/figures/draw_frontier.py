@@ -1,7 +1,8 @@
-"""Draw learning against forgetting: a named mark per method, with its intervals."""
+"""Draw learning against forgetting: a named mark per method, with its intervals; a report's figure and a study's."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -13,20 +14,34 @@ from reports.figures import style
 from reports.figures.curves import looks_of
 from reports.figures.label_placement import Name, write_names
 
+TALL = 12  # marks that a figure of the usual height holds
+
 
 @style.styled()
-def draw_frontier(points: pd.DataFrame, by_seed: pd.DataFrame) -> Figure:
+def draw_frontier(
+    points: pd.DataFrame,
+    by_seed: pd.DataFrame,
+    *,
+    lines: Mapping[str, Sequence[str]] | None = None,
+    levels: Mapping[str, float] | None = None,
+) -> Figure:
     """Return learning accuracy (%) against Chaudhry's forgetting (points): a named mark per label.
 
-    `points` is `tables.frontier`'s; `by_seed` has the columns label, learned, forgot, one row per run, drawn small. Bars are
-    t intervals over seeds, cut where they leave the axes; a hollow mark is one seed. Raises RunError without any mark.
+    `points` is `tables.frontier_table`'s; `by_seed` has the columns label, learned, forgot, one row per run, drawn small. Bars
+    are t intervals over seeds, cut where they leave the axes; a hollow mark is one seed. `lines` joins labels in an order,
+    and `levels` are learning accuracies drawn as dotted lines. Raises RunError without any mark.
     """
     points = points.dropna(subset=["learned", "forgot"])
     if points.empty:
         raise RunError("No run has both learning accuracy and forgetting yet; forgetting needs two finished stages.")
-    figure = Figure(figsize=(10, 4.8))
+    figure = Figure(figsize=(10, 4.8 if len(points) <= TALL else 6.6))
     axes = figure.add_axes((0.08, 0.1, 0.9, 0.82))
     looks = looks_of(points)
+    for labels in (lines or {}).values():
+        for label in labels:
+            looks[label] = looks[label] | {"marker": looks[labels[0]]["marker"]}
+        ends = 100 * points.set_index("label").loc[list(labels), ["forgot", "learned"]]
+        axes.plot(ends["forgot"], ends["learned"], color=looks[labels[0]]["color"], linewidth=1.2, alpha=0.6, zorder=1)
     for row in points.to_dict("records"):
         _mark(axes, {str(key): value for key, value in row.items()}, looks[str(row["label"])])
     small = by_seed.dropna()
@@ -34,8 +49,14 @@ def draw_frontier(points: pd.DataFrame, by_seed: pd.DataFrame) -> Figure:
         100 * small["forgot"], 100 * small["learned"], s=10, alpha=0.5, c=[looks[x]["color"] for x in small["label"]]
     )
     axes.set(xlabel="forgetting, Chaudhry (points; less is better)", ylabel="learning accuracy (%; more is better)")
-    axes.set_title("Learning against forgetting; best is up and to the left")
-    axes.set(xlim=_limits(100 * small["forgot"]), ylim=_limits(100 * small["learned"]))
+    axes.set_title("Best is up and to the left")
+    heights = pd.concat([small["learned"], pd.Series(list((levels or {}).values()), dtype=float)])
+    axes.set(xlim=_limits(100 * small["forgot"]), ylim=_limits(100 * heights))
+    for name, level in (levels or {}).items():
+        axes.axhline(100 * level, color=style.RULE, linestyle=":", linewidth=1.4)
+        axes.annotate(
+            name, (1, 100 * level), (-3, 2), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right"
+        )
     axes.grid(visible=True, axis="both")
     marks = points[["label", "forgot", "learned"]].to_numpy()
     names = [Name(label, 100 * x, 100 * y, looks[label]["color"]) for label, x, y in marks]

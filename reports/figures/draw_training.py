@@ -36,17 +36,24 @@ def draw_entropy(steps: pd.DataFrame) -> Figure:
 
 
 @style.styled()
-def draw_training(steps: pd.DataFrame, field: str, unit: str, title: str, scale: float = 1) -> Figure:
+def draw_training(
+    steps: pd.DataFrame, field: str, unit: str, title: str, scale: float = 1, *, shades: bool = False
+) -> Figure:
     """Return a field of the step log over training, one panel per suite and order, stages named and divided by lines.
 
     Lines are means over seeds of a centred rolling mean of 5 steps that never reaches over a stage's boundary; bands run from
-    the lowest to the highest seed. More labels than colours get a panel each, see `draw_training_panels`. Raises
-    RunError where no step has the field.
+    the lowest to the highest seed. More labels than colours get a panel each, see `draw_training_panels`. `shades` colours
+    the labels from light to dark in their order. Raises RunError where no step has the field.
     """
     steps = steps.dropna(subset=field)
     if steps.empty:
         raise RunError(f"No training step has an {field} yet; expected `{field}` in a stage's train/steps.jsonl.")
     looks = {label: {**look, "marker": None} for label, look in looks_of(steps).items()}
+    if shades:
+        looks = {
+            label: {"label": label, "color": colour}
+            for label, colour in zip(looks, style.shades(len(looks)), strict=True)
+        }
     if len(looks) > style.MANY:
         return draw_training_panels(steps, {field: "-"}, (unit, title), scale)
     orders = list(steps.groupby(["suite", "order"], sort=False))

@@ -139,7 +139,7 @@ def short_names(tasks: Iterable[str]) -> dict[str, str]:
     return {name: (name.partition("_")[2] if shared else name).replace("_", " ") for name in names}
 
 
-def save(figure: Figure, stem: Path) -> None:
+def save(figure: Figure, stem: Path, dpi: int = 150) -> None:
     """Write `stem`.png on white and `stem`.svg without background, both without dates or program names.
 
     Places are worked out once for both.
@@ -148,15 +148,9 @@ def save(figure: Figure, stem: Path) -> None:
         with styled():
             layout.execute(figure)
         figure.set_layout_engine("none")
-    save_png(figure, stem.with_suffix(".png"))
     with styled():
+        figure.savefig(stem.with_suffix(".png"), dpi=dpi, facecolor="white", metadata={"Software": None})
         figure.savefig(stem.with_suffix(".svg"), transparent=True, metadata={"Date": None, "Creator": None})
-
-
-def save_png(figure: Figure, file: Path, dpi: int = 150) -> None:
-    """Write a PNG on white, without date or program name."""
-    with styled():
-        figure.savefig(file, dpi=dpi, facecolor="white", metadata={"Software": None})
 
 
 def inline_svg(file: Path, description: str) -> str:

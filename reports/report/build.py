@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
-from jinja2 import Environment
 from markupsafe import Markup
 
-from harness.errors import RunError
 from reports.claims.claim_file import ClaimFile
 from reports.compare.headline import headline
 from reports.data.frames import Frames, load
 from reports.data.tables import write_tables
 from reports.document import sentences
-from reports.document.blocks import Block, Folded, Picture, Section
 from reports.document.rendering import load_templates, publish
 from reports.figures import style
 from reports.report.items import FOLDER
+from reports.report.page_writer import Page, write_page
 from reports.report.report_data import ReportData
 from reports.report.sections import make_sections
 
@@ -52,50 +49,21 @@ def title(frames: Frames) -> str:
 
 
 def _write(report_data: ReportData, folder: Path) -> None:
-    (folder / "figures").mkdir()
     (folder / FOLDER).mkdir()
-    templates, parts = load_templates(), make_sections(report_data)
-    with style.shared({label: run.adapter for run, label in report_data.frames.labelled}):
-        drawn = dict(_draw(parts, folder / "figures"))
-    context = {
-        "title": title(report_data.frames),
-        "lead": (told := headline(report_data.frames)),
-        "headline": sentences.opening_sentences(report_data.frames, brief=bool(told)),
-        "missing": sentences.list_missing(report_data.frames),
-        "sections": parts,
-        "drawn": drawn,
-        "colours": style.page_colours(),
-    }
-    for name in ("report.md", "report.html"):
-        (folder / name).write_text(templates.get_template(f"{name}.j2").render(context), encoding="utf-8")
-    _write_items(report_data, folder, templates)
-    write_tables(report_data.frames, folder / "tables", report_data.tables)
+    frames, lead = report_data.frames, headline(report_data.frames)
+    opening = sentences.opening_sentences(frames, brief=bool(lead))
+    with style.shared({label: run.adapter for run, label in frames.labelled}):
+        page = Page(title(frames), lead, opening, sentences.list_missing(frames), make_sections(report_data))
+        write_page(page, folder, "report", "figures")
+    _write_items(report_data, folder)
+    write_tables(frames, folder / "tables", report_data.tables)
 
 
-def _draw(parts: Iterable[Section], folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Save each figure and yield its name with its `<svg>`; one without data has the reason instead."""
-    for picture in (block for part in parts for block in _flat(part.blocks) if isinstance(block, Picture)):
-        try:
-            figure = picture.draw()
-        except RunError as error:
-            yield picture.name, {"svg": None, "reason": None if picture.optional else str(error)}
-            continue
-        style.save(figure, folder / picture.name)
-        svg = style.inline_svg(folder / f"{picture.name}.svg", picture.alt or picture.title)
-        yield picture.name, {"svg": Markup(svg), "reason": None}
-
-
-def _flat(blocks: Iterable[Block]) -> Iterator[Block]:
-    for block in blocks:
-        yield block
-        yield from _flat(block.blocks) if isinstance(block, Folded) else ()
-
-
-def _write_items(report_data: ReportData, folder: Path, templates: Environment) -> None:
+def _write_items(report_data: ReportData, folder: Path) -> None:
     """Write a page per task with the answers that changed; the only script is ours, allowed by its digest."""
     script = files("reports.document").joinpath("templates", "items.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    page = templates.get_template("items.html.j2")
+    page = load_templates().get_template("items.html.j2")
     context = {"script": Markup(script), "digest": Markup(digest), "colours": style.page_colours()}
     for items in report_data.items:
         (folder / items.path).write_text(page.render(task=items, **context), encoding="utf-8")

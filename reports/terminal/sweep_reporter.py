@@ -32,6 +32,6 @@ def summarise(console: Console, specs: Sequence[RunSpec]) -> None:
 
 def write_study(console: Console, plan: Plan, page: Path) -> None:
     """Write a study's page and print where it is."""
-    from reports.study.study_page import build_study
+    from reports.study.build_study import build_study
 
     console.print(f"page: {build_study(plan, page)}", markup=False, highlight=False, soft_wrap=True)

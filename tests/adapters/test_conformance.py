@@ -13,15 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.conformance.outcome import Outcome
-from adapters.conformance.suite import CHECKS, check_adapter, failures
-from adapters.conformance.terminal import WRAPPED
-from adapters.loop.divergences import generalised_jsd
+from adapters.commands.adapter_check import WRAPPED
+from adapters.conformance.all_checks import CHECKS, check_adapter, failures
+from adapters.conformance.outcomes import Outcome
+from adapters.loop.divergences import generalised_jsd, top_k_forward_kl
 from adapters.loop.tokens import Tokens
-from adapters.loop.topk import top_k_forward_kl
 from adapters.opd import OPD
-from adapters.seqkd import SeqKD
-from adapters.sft import SFT
+from adapters.sft import SFT, SeqKD
 from adapters.wrappers.wrapper import Wrapper
 from harness.adapter import Adapter, StageResult, make_adapter, registered
 from harness.cli.app import main
@@ -185,7 +183,7 @@ def test_a_method_of_the_loop_with_an_optimiser_of_its_own_is_not_said_to_pass()
     }
     assert found.pop("trains").result == "passes"
     assert {o.result for o in found.values()} == {"does not apply"}
-    assert found["gradient"].sentence.startswith("it does not update through the shared loop's optimiser")
+    assert found["gradient"].sentence.startswith("it does not update through the optimiser of the stage")
 
 
 def test_an_adapter_whose_library_is_missing_is_skipped_with_the_reason():
@@ -235,7 +233,7 @@ def test_the_command_line_checks_an_adapter_and_its_exit_code_says_how_it_went(
     out = capsys.readouterr().out
     assert "share=0.5" in out
     assert "0 fails" in out
-    monkeypatch.setattr("adapters.conformance.terminal.make_adapter", lambda *_: broken.Lenient())
+    monkeypatch.setattr("adapters.commands.adapter_check.make_adapter", lambda *_: broken.Lenient())
     assert harness("adapters", "check", "opd", monkeypatch=monkeypatch) == 1
     assert "option taste has no description" in capsys.readouterr().out
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adapters.loop.prompts import prompt_batches
-from adapters.trainers import external
+from adapters.trainers import external_process
 from adapters.trainers.examples.plain_sft import read_steps
 from adapters.trainers.external import External
 from adapters.trainers.external_results import ReturnedSteps
@@ -27,7 +28,7 @@ from harness.config.run_spec import RunSpec
 from harness.config.suite import AdapterEntry, Suite
 from harness.errors import ConfigError, TrainingError
 from harness.pipeline.run import run
-from harness.pipeline.scratch import byte_tokenizer
+from harness.pipeline.scratch_tokenizer import byte_tokenizer
 from harness.teachers.local import LocalTeacher
 from tests.support.models import ScriptedEngine, byte_renderer, context, example, micro_suite, qwen3, write_yaml
 
@@ -51,7 +52,7 @@ COPY = "import shutil, sys; shutil.copytree(sys.argv[1], sys.argv[2])"
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(external, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(external_process, "POLL_SECONDS", 0.05)
 
 
 def stage(
@@ -189,7 +190,7 @@ def test_lines_that_the_command_writes_become_the_step_log_and_others_are_named_
     ]
     assert result == StageResult(2)
     (sentence,) = warned
-    assert "'epoch 1' is no JSON object of numbers" in sentence
+    assert "'epoch 1' is not a JSON object of numbers" in sentence
 
 
 def test_a_failing_command_says_how_it_ended_what_it_said_last_and_where_the_rest_is(tmp_path: Path):
@@ -197,7 +198,7 @@ def test_a_failing_command_says_how_it_ended_what_it_said_last_and_where_the_res
     sentence = refused(python(code), stage(tmp_path))
     log = tmp_path / "external" / "output.log"
     assert sentence.startswith(f"the command {sys.executable} -c ")
-    assert sentence.endswith(f"ended with exit code 1 and said last: 'no such dataset'; read all in {log}")
+    assert sentence.endswith(f"ended with exit code 1; its last line is 'no such dataset'; read all in {log}")
     assert log.read_text().splitlines() == ["loading", "no such dataset"]
 
 
@@ -237,7 +238,7 @@ def test_a_checkpoint_of_another_architecture_is_refused_by_the_key_that_differs
     ctx = stage(tmp_path)
     expected = getattr(ctx.student.model.config, key)
     sentence = changed(ctx, lambda config: {**config, "layer_types": None, key: value})
-    assert f"of another architecture: {key} is {value}, expected {expected}" in sentence
+    assert f"has a different architecture: {key} is {value}, expected {expected}" in sentence
 
 
 def test_a_checkpoint_that_lacks_weights_is_refused_not_filled_up(tmp_path: Path):
@@ -259,7 +260,7 @@ def test_a_checkpoint_with_another_vocabulary_is_refused(tmp_path: Path):
     tokenizer.save_pretrained(tmp_path / "other")
     sentence = refused(python(COPY, str(tmp_path / "other")), ctx)
     count = len(ctx.renderer.tokenizer)
-    assert f"another vocabulary ({count + 1} tokens, expected {count})" in sentence
+    assert f"a different vocabulary ({count + 1} tokens, expected {count})" in sentence
 
 
 def written(path: Path, lines: list[str], warned: list[str]) -> list[dict[str, Any]]:
@@ -292,7 +293,7 @@ def test_a_checkpoint_with_weights_that_are_no_numbers_is_refused(tmp_path: Path
     tensors["model.norm.weight"][3] = float("nan")
     save_file(tensors, file, {"format": "pt"})
     sentence = refused(python(COPY, str(tmp_path / "other")), ctx)
-    assert "has weights in model.norm.weight that are nan or infinite" in sentence
+    assert "has weights in model.norm.weight that are NaN or infinite" in sentence
 
 
 def test_an_interrupt_ends_what_the_command_started_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -310,6 +311,46 @@ time.sleep(600)"
     with pytest.raises(KeyboardInterrupt):
         python(code, str(file)).train_stage(stage(tmp_path))
     assert _gone(int(file.read_text()))
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from adapters.trainers.external_process import run_command
+run_command([sys.executable, "-c", sys.argv[1], sys.argv[2]], Path(sys.argv[2] + ".log"), lambda whole=False: None)
+"""
+
+
+def test_the_command_ends_when_the_harness_is_killed(tmp_path: Path):
+    file = tmp_path / "pid"
+    code = "import os, sys, time; open(sys.argv[1], 'w').write(f'{os.getpid()}\\n'); time.sleep(600)"
+    harness = subprocess.Popen([sys.executable, "-c", KILLED, code, str(file)])
+    for _ in range(600):
+        if file.is_file() and file.read_text().endswith("\n"):
+            break
+        time.sleep(0.1)
+    harness.kill()
+    harness.wait()
+    assert _gone(int(file.read_text()))
+
+
+def test_what_a_command_leaves_running_ends_with_it(tmp_path: Path):
+    file = tmp_path / "child"
+    code = "import subprocess as s, sys; open(sys.argv[1], 'w').write(str(s.Popen(['sleep', '600']).pid))"
+    external_process.run_command([sys.executable, "-c", code, str(file)], tmp_path / "log", lambda **_: None)
+    assert _gone(int(file.read_text()))
+
+
+def test_every_attempt_has_an_output_of_its_own(tmp_path: Path):
+    outputs = [
+        _output_of(python("import sys; print(sys.argv[2]); sys.exit(1)", "{checkpoint}"), tmp_path) for _ in range(2)
+    ]
+    assert len(set(outputs)) == 2
+
+
+def _output_of(adapter: External, folder: Path) -> str:
+    refused(adapter, stage(folder))
+    return (folder / "external" / "output.log").read_text().strip()
 
 
 def _gone(pid: int) -> bool:
@@ -341,7 +382,7 @@ def test_weights_saved_more_coarsely_are_taken_with_a_warning(tmp_path: Path):
     [
         (["train", "{output}", "{chekpoint}"], "there is no placeholder {chekpoint}; known are python, checkpoint"),
         (["train", "{checkpoint}"], "has no {output}"),
-        (["{checkpoint}/train.sh", "{output}"], "the program cannot be named by {checkpoint}, which is not there yet"),
+        (["{checkpoint}/train.sh", "{output}"], "the program is named by {checkpoint}, which does not exist yet"),
         ([], "at least 1 item"),
     ],
 )
@@ -354,7 +395,9 @@ def test_a_command_that_cannot_work_is_refused_when_the_suite_is_read(command: l
 def test_a_program_that_is_not_there_is_refused_when_the_suite_is_read(micro: Suite):
     raw = {**micro.model_dump(mode="json"), "adapters": {"mine": {"adapter": "external", "options": {}}}}
     raw["adapters"]["mine"]["options"]["command"] = ["./no-such-program", "{output}"]
-    with pytest.raises(ConfigError, match=r"starts with './no-such-program', which is no program that can be run from"):
+    with pytest.raises(
+        ConfigError, match=r"starts with './no-such-program', which is not found or not executable from"
+    ):
         check_adapters(Suite.model_validate(raw))
 
 

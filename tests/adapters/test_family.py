@@ -20,9 +20,9 @@ from adapters.exopd import ExOPD
 from adapters.gkd import GKD
 from adapters.grpo import GRPO
 from adapters.kl import ForwardKL, ReverseKL
-from adapters.loop.loop import LoopAdapter
+from adapters.loop.training_loop import LoopAdapter
 from adapters.sdft import SDFT
-from adapters.seqkd import SeqKD
+from adapters.sft import SeqKD
 from adapters.tropd import TrOPD
 from adapters.vopd import VOPD
 from adapters.wrappers.kl_to_start import KLToStart
@@ -289,6 +289,6 @@ LOSSES: list[LoopAdapter] = [adapter for adapter, _ in CASES.values() if isinsta
 
 @pytest.mark.parametrize("adapter", LOSSES, ids=lambda a: type(a).__name__)
 def test_what_an_adapter_requires_of_the_teacher_is_what_it_asks_for(adapter: LoopAdapter):
-    needed, wanted = adapter.requirements.teacher, adapter.wanted
+    needed, wanted = adapter.requirements.teacher, adapter.teacher_request
     assert wanted.vocabulary == (needed == "full")
     assert bool(wanted.top_k) == (needed == "top_k")

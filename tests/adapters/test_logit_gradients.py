@@ -12,8 +12,8 @@ from torch import Tensor
 
 from adapters.aopd import AOPD
 from adapters.loop.logit_gradients import gradient_at, gradient_at_chosen, norms, pull_on
-from adapters.loop.loop import LoopAdapter
 from adapters.loop.tokens import Tokens
+from adapters.loop.training_loop import LoopAdapter
 from adapters.opd import OPD
 
 MODE = 1

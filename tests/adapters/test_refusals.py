@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from adapters.loop.loop import LoopAdapter
+from adapters.loop.training_loop import LoopAdapter
 from harness.adapter import make_adapter
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
@@ -28,7 +28,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("fkl", {"top_k": None, "tail": "renormalise"}, "tail: renormalise says .* but top_k is null"),
     ("aopd", {"symmetric": True}, "symmetric with threshold 0 sends every token to forward KL, .*; set a threshold above 0"),
     ("aopd", {"symmetric": True, "gate": "prob_diff", "threshold": -0.5}, "symmetric with threshold -0.5"),
-    ("aopd", {"threshold": float("nan")}, "threshold is nan, which is no number"),
+    ("aopd", {"threshold": float("nan")}, "threshold is NaN; expected a number"),
     ("trl", {"beta": float("nan")}, "nan"),
     ("sdft", {"shown": "hello"}, r"the text has no \{demonstration\}, so the teacher would see no more"),
     ("kl_to_start", {"of": "sdft"}, r"'sdft' with these options moves the copy of the start .*ema_rate: 0"),

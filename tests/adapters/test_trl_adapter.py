@@ -15,7 +15,7 @@ import torch
 
 from adapters.gkd import GKD
 from adapters.loop.prompts import prompt_batches
-from adapters.trainers.trl import TRLDistillation
+from adapters.trainers.trl_distillation import TRLDistillation
 from harness.adapter import StageContext, check_adapters
 from harness.config.load import load_suite
 from harness.config.models import Chat
@@ -250,10 +250,10 @@ RELEASED = """
 import gc, tempfile, weakref
 from pathlib import Path
 import torch
-from adapters.conformance.subject import Subject, train
-from adapters.trainers.trl import TRLDistillation
+from adapters.conformance.small_stage import AdapterUnderTest, train
+from adapters.trainers.trl_distillation import TRLDistillation
 
-subject = Subject(TRLDistillation(), Path(tempfile.mkdtemp()))
+subject = AdapterUnderTest(TRLDistillation(), Path(tempfile.mkdtemp()))
 ctx = subject.stage(dtype=torch.float32, scripted=False)
 model = weakref.ref(ctx.student.model)
 train(subject.adapter, ctx)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from adapters.commands.adapter_list import adapter_page
 from adapters.loop.diagnostics import QUANTILES, StepLog
-from adapters.loop.loop import LoopAdapter
-from harness.adapter import check_adapters
+from adapters.loop.training_loop import LoopAdapter
+from harness.adapter import check_adapters, registered
 from harness.config.evaluation import Evaluation
 from harness.config.load import load_suite
 from harness.config.suite import AdapterEntry, Stage, Suite
@@ -73,3 +76,29 @@ def test_the_suite_in_the_guide_is_read_and_every_key_is_in_its_table(tmp_path: 
         *Stage.model_fields,
         *AdapterEntry.model_fields,
     } - told == set()
+
+
+def test_the_page_of_adapters_is_what_the_adapters_say():
+    page = (PAGE_FOLDER / "adapters.md").read_text(encoding="utf-8")
+    assert page == adapter_page(), "write it again: harness adapters --markdown > docs/adapters.md"
+
+
+def test_every_method_states_its_loss():
+    assert [name for name, point in registered().items() if name != "none" and not point.load().formula] == []
+
+
+def test_the_public_face_loads_no_torch_and_the_list_of_adapters_no_transformers():
+    heavy = "[m for m in ('torch', 'transformers', 'lm_eval', 'datasets', 'peft', 'trl') if m in sys.modules]"
+    face = f"import sys, adapters, harness.adapter; print({heavy})"
+    listing = f"import sys; from adapters.commands.adapter_list import adapter_table; adapter_table(); print({heavy})"
+    printed = [subprocess.check_output([sys.executable, "-c", code], text=True).strip() for code in (face, listing)]
+    assert printed == ["[]", "['torch']"]
+
+
+def test_every_name_of_the_public_face_loads():
+    import adapters
+
+    source = (PAGE_FOLDER.parent / "adapters" / "__init__.py").read_text(encoding="utf-8")
+    typed = set(re.findall(r"import \w+ as (\w+)", source))
+    assert typed == set(dir(adapters)) & typed
+    assert all(getattr(adapters, name) is not None for name in typed)

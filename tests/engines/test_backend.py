@@ -29,7 +29,7 @@ from harness.engines.vllm_cpu import write_record
 from harness.errors import ConfigError, RunError, TaskError
 from harness.pipeline.resources import RunResources
 from harness.rundir.comparability import differing
-from tests.evaluation.test_evaluate import with_config
+from tests.support.evaluation import with_config
 from tests.support.models import qwen3
 
 

@@ -1,8 +1,10 @@
-"""Backends from outside: one file and an entry point, and every part of a run uses it."""
+"""Backends and teachers from outside: one file and an entry point, and every part of a run uses them."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +24,7 @@ from harness.pipeline.run import run
 from tests.support.models import micro_suite, write_yaml
 from tests.support.packages import install
 
-PACKAGE = Path(__file__).parents[1] / "third_party_backend"
+PACKAGE = Path(__file__).parents[1] / "third_party_plugins"
 
 
 @pytest.fixture
@@ -102,3 +104,44 @@ def test_reading_a_suite_on_vllm_imports_no_torch(tmp_path: Path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize("adapter", ["opd", "aopd"])
+def test_a_teacher_from_outside_teaches(adapter: str, tmp_path: Path):
+    table = tmp_path / "table.json"
+    table.write_text(json.dumps({"5": {"7": 100.0}}))
+    shortened = {"stages": ["tiny_weather"], "probes": [], "adapters": {adapter: {}}}
+    teacher = {"kind": "bigram", "table": str(table)}
+    spec = RunSpec(suite_with(tmp_path, **shortened, teacher=teacher), adapter, 0, out=tmp_path / "runs")
+    run(spec)
+    manifest = json.loads((spec.path / "manifest.json").read_text())
+    assert manifest["weights"]["teacher"] == hashlib.sha256(table.read_bytes()).hexdigest()[:16]
+    assert manifest["weights"]["stage_1"] != manifest["weights"]["start"]
+    assert manifest["config"]["teacher"] == {**teacher, "smoothing": 1.0}
+    steps = next(spec.path.glob("stage_1_*/train/steps.jsonl")).read_text().splitlines()
+    # Every score of a flat table is -log 300.
+    assert json.loads(steps[0])["advantage_mean"] == pytest.approx(
+        -math.log(300) + json.loads(steps[0])["entropy"], abs=1.5
+    )
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_teacher_that_cannot_return_what_an_adapter_needs_is_refused_before_the_run(tmp_path: Path):
+    teacher = {"kind": "bigram", "table": "nowhere.json"}
+    spec = RunSpec(suite_with(tmp_path, teacher=teacher, adapters={"rkl": {}}), "rkl", 0, out=tmp_path / "runs")
+    with pytest.raises(
+        ConfigError, match="needs a teacher that provides 'full', but a teacher of kind 'bigram' provides"
+    ):
+        run(spec)
+    assert not (spec.path / "stage_0").exists()
+
+
+@pytest.mark.usefixtures("toy")
+def test_mistakes_below_a_teacher_from_outside_are_named(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"teacher\.tabel: unknown key; did you mean 'table'\?"):
+        suite_with(tmp_path, teacher={"kind": "bigram", "table": "x", "tabel": "x"})
+    with pytest.raises(ConfigError, match=r"teacher\.table: missing"):
+        suite_with(tmp_path, teacher={"kind": "bigram"})
+    with pytest.raises(ConfigError, match=r"teacher: .*kind: expected one of pretrained, scratch, bigram"):
+        suite_with(tmp_path, teacher={"kind": "bigrams"})

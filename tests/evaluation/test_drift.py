@@ -21,9 +21,9 @@ from harness.lm.checkpoints import load, save
 from harness.pipeline.run import run
 from harness.rundir.files import read_cell
 from harness.rundir.finished import is_finished
-from tests.evaluation.test_evaluate import with_config
-from tests.pipeline.test_pipeline import FOLDERS, aopd, changed_suite, control, manifest, opd, out  # noqa: F401
+from tests.support.evaluation import with_config
 from tests.support.models import dense_logprobs, micro_suite, write_yaml
+from tests.support.runs import FOLDERS, changed_suite, manifest
 
 
 def figures(folder: Path) -> list[dict[str, Any]]:
@@ -90,7 +90,7 @@ def test_a_task_counts_by_its_items_and_the_whole_by_its_tasks(answered: list[dr
     assert found.kl_to_start == pytest.approx((3.0 + 2.0) / 2)
 
 
-def test_a_run_measures_every_stage_at_the_starts_own_answers(aopd: Path):  # noqa: F811
+def test_a_run_measures_every_stage_at_the_starts_own_answers(aopd: Path):
     found = figures(aopd)
     assert len({stage["answers"] for stage in found}) == 1
     assert found[0]["kl_to_start"] == pytest.approx(0, abs=1e-6)
@@ -110,7 +110,7 @@ def test_a_run_measures_every_stage_at_the_starts_own_answers(aopd: Path):  # no
     assert "prompt" not in later
 
 
-def test_methods_from_one_start_are_measured_at_the_same_answers(aopd: Path, opd: Path, control: Path):  # noqa: F811
+def test_methods_from_one_start_are_measured_at_the_same_answers(aopd: Path, opd: Path, control: Path):
     for stage in range(3):
         assert len({figures(run_)[stage]["answers"] for run_ in (aopd, opd, control)}) == 1
     assert figures(aopd)[0]["entropy"] == figures(opd)[0]["entropy"]
@@ -118,7 +118,7 @@ def test_methods_from_one_start_are_measured_at_the_same_answers(aopd: Path, opd
     assert [stage["kl_to_start"] for stage in figures(control)] == pytest.approx([0, 0, 0], abs=1e-6)
 
 
-def test_a_run_that_lacks_a_measurement_gets_it_and_no_more(micro: Suite, out: Path, control: Path, tmp_path: Path):  # noqa: F811
+def test_a_run_that_lacks_a_measurement_gets_it_and_no_more(micro: Suite, out: Path, control: Path, tmp_path: Path):
     spec = RunSpec(micro, "none", 0, out=tmp_path)
     shutil.copytree(control, spec.path)
     assert is_finished(spec)

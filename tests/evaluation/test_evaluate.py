@@ -20,7 +20,7 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer
 
-from harness.config.evaluation import Decoding, Evaluation
+from harness.config.evaluation import Evaluation
 from harness.config.models import Chat
 from harness.config.suite import Suite
 from harness.engines.base import Completion, Sampling
@@ -33,13 +33,14 @@ from harness.evaluation.keys import make_keys
 from harness.evaluation.regrading import regrade
 from harness.lm.chat import Renderer
 from harness.lm.checkpoints import load, load_renderer, save, weights_digest
-from harness.lmeval.checks import check_test_prompts, settle_generation
+from harness.lmeval.checks import check_test_prompts
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task, item_id
 from harness.pipeline.checkpoint_matrix import evaluate_checkpoints, matrix_table
 from harness.rundir.comparability import differing
 from harness.rundir.files import read_cell
 from harness.rundir.schema import EarlierGrade, Keys
+from tests.support.evaluation import settled, with_config
 from tests.support.models import dense_logprobs, write_task
 
 CHATML = Chat(template="chatml")
@@ -47,13 +48,6 @@ CHATML = Chat(template="chatml")
 
 def subject(folder: Path, chat: Chat = CHATML) -> ServedCheckpoint:
     return ServedCheckpoint(folder, weights_digest(folder), chat, "float32", "cpu")
-
-
-def settled(library: TaskLibrary, *names: str, **decoding: Any) -> list[Task]:
-    tasks = [library.load(name) for name in names]
-    for task in tasks:
-        settle_generation(task, Decoding.model_validate({"max_gen_toks": 24, **decoding}))
-    return tasks
 
 
 @pytest.fixture
@@ -256,14 +250,6 @@ def test_one_changed_weight_changes_the_digest_and_its_file_layout_does_not(stud
         next(iter(loaded.model.parameters())).view(-1)[0] += 1e-3
     loaded.model.save_pretrained(tmp_path / "changed")
     assert weights_digest(tmp_path / "changed") != weights_digest(student_folder)
-
-
-def with_config(folder: Path, target: Path, **changes: Any) -> Path:
-    """Return a copy of a checkpoint whose config.json says something else, with the same weights."""
-    shutil.copytree(folder, target)
-    config = json.loads((target / "config.json").read_text())
-    (target / "config.json").write_text(json.dumps(config | changes))
-    return target
 
 
 def test_the_same_tensors_under_another_configuration_are_another_model(

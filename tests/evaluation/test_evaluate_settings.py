@@ -8,32 +8,14 @@ from typing import Any
 
 import pytest
 
-from harness.config.evaluation import Decoding, Evaluation
 from harness.config.models import Chat
 from harness.config.suite import Suite
 from harness.engines.base import Completion, Sampling
 from harness.evaluation import hf_model
-from harness.evaluation.cell_cache import CellResult, SharedCells
-from harness.evaluation.evaluator import ServedCheckpoint, evaluate
+from harness.evaluation.evaluator import ServedCheckpoint
 from harness.lm.checkpoints import load, save, weights_digest
-from harness.lmeval.checks import settle_generation
-from harness.lmeval.library import TaskLibrary
+from tests.support.evaluation import THINKING, cells
 from tests.support.models import TASK_FILE, write_task
-
-# As Qwen3's own: an undefined flag thinks, and so does one that is None.
-THINKING = (
-    "{% for m in messages %}{{ m.content }}{% endfor %}"
-    "{% if enable_thinking is defined and enable_thinking is false %}<no thinking>{% endif %}"
-)
-
-
-def cells(folder: Path, subject: ServedCheckpoint, out: Path, *names: str, **settings: Any) -> dict[str, CellResult]:
-    """Evaluate the tasks in a folder as their files say."""
-    library = TaskLibrary([folder])
-    tasks = [library.load(name) for name in names]
-    for task in tasks:
-        settle_generation(task, Decoding())
-    return evaluate(subject, tasks, library, Evaluation.model_validate(settings), SharedCells(out))
 
 
 def on_cpu(folder: Path, chat: Chat) -> ServedCheckpoint:

@@ -64,9 +64,33 @@ def test_every_entry_on_the_page_is_one_that_a_suite_takes(installed: Path, monk
         make_adapter(name, AdapterEntry.model_validate(entry))
 
 
+def test_the_public_face_is_enough_for_all_code_of_the_page():
+    imported = {
+        line.split()[1]
+        for block in blocks("python")
+        for line in block.splitlines()
+        if line.startswith(("from ", "import "))
+    }
+    assert imported <= {"adapters", "dataclasses", "pydantic", "typing"}
+
+
+def test_the_pages_method_and_wrapper_conform():
+    from adapters import check_adapter, failures
+
+    names: dict[str, Any] = {"__name__": "page"}
+    for block in blocks("python"):
+        exec(block, names)
+    quick = ["options are described", "gradient", "accumulation", "masks", "no detached branch", "teacher zeros"]
+    assert failures(check_adapter(names["BoundedOPD"](), quick)) == []
+    assert (
+        failures(check_adapter(names["FirstItems"](of="opd", items=4), ["trains", "accumulation", "masks", "resume"]))
+        == []
+    )
+
+
 def test_the_pages_own_trainer_trains_and_logs():
     names: dict[str, Any] = {"__name__": "page"}
-    exec(blocks("python")[1], names)
+    exec(blocks("python")[-1], names)
     log: list[dict[str, Any]] = []
     ctx = context(qwen3(), ScriptedEngine([]), [example([3, 4]), example([5])], {"steps": 2}, log=log)
     before = [parameter.clone() for parameter in ctx.student.parameters()]

@@ -14,7 +14,7 @@ from torch import Tensor
 from adapters.loop.divergences import generalised_jsd, reverse_kl
 from harness.lm import output_layer as tiled
 from harness.lm.logprobs import Divergence, Head, TeacherRequest, divergence_of, selected_logprobs, teacher_scores
-from tests.lm.test_logprobs import VARIANTS, C, V, assert_same_leaf_gradients, dense, full, inputs
+from tests.support.dense import VARIANTS, C, V, assert_same_leaf_gradients, dense, full, inputs
 from tests.support.models import micro_suite, write_yaml
 
 DEVICE = "cuda"

@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adapters.loop.divergences import forward_kl, generalised_jsd, reverse_kl
+from adapters.loop.divergences import forward_kl, generalised_jsd, reverse_kl, top_k_forward_kl
 from adapters.loop.tokens import Tokens
-from adapters.loop.topk import top_k_forward_kl
 from harness.errors import ModelError
 from harness.lm import output_layer as tiled
 from harness.lm.logprobs import (
@@ -35,45 +34,8 @@ from harness.lm.logprobs import (
     teacher_scores,
 )
 from harness.lm.rollouts import make_batches
+from tests.support.dense import VARIANTS, C, H, N, V, assert_same_leaf_gradients, dense, full, inputs
 from tests.support.models import assert_same_gradients, dense_logprobs, gradients, qwen3, rollout
-
-N, H, V, C = 7, 5, 11, 4
-VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "temperature": {"temperature": 0.7},
-    "scale": {"scale": 0.3},
-    "softcap": {"softcap": 2.0},
-    "bias": {"bias": True},
-    "all": {"temperature": 1.7, "scale": 1.3, "softcap": 3.0, "bias": True},
-}
-
-
-def inputs(variant: str, rows: int = N) -> tuple[Tensor, Head, Tensor, Tensor]:
-    """Return hidden states, a head, ids with a repetition in each row, and the gradient that arrives from above."""
-    generator = torch.Generator().manual_seed(3)
-    options = dict(VARIANTS[variant])
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    bias = normal(V).requires_grad_() if options.pop("bias", False) else None
-    head = Head(normal(V, H).requires_grad_(), bias, **options)
-    ids = torch.randint(V, (rows, C), generator=generator)
-    ids[:, 1] = ids[:, 0]
-    return normal(rows, H).requires_grad_(), head, ids, normal(rows, C)
-
-
-def dense(hidden: Tensor, head: Head, ids: Tensor) -> Tensor:
-    """Return the same by full logits."""
-    return full(hidden, head).log_softmax(-1).gather(-1, ids)
-
-
-def full(hidden: Tensor, head: Head) -> Tensor:
-    raw = hidden @ head.weight.T
-    raw = head.scale * (raw if head.bias is None else raw + head.bias)
-    capped = raw if head.softcap is None else head.softcap * torch.tanh(raw / head.softcap)
-    return capped / head.temperature
-
 
 # Of 7 tokens and 11 words: single cells, edges that do not come out even, one side cut, one tile larger than all.
 TILES = [(1, 1), (3, 4), (100, 4), (3, 100), (100, 100)]
@@ -91,12 +53,6 @@ def test_values_and_gradients_equal_dense_autograd(
     expected = dense(hidden, head, ids)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
     assert_same_leaf_gradients((found * above).sum(), (expected * above).sum(), leaves)
-
-
-def assert_same_leaf_gradients(ours: Tensor, theirs: Tensor, leaves: list[Tensor]) -> None:
-    pairs = zip(torch.autograd.grad(ours, leaves), torch.autograd.grad(theirs, leaves), strict=True)
-    for found, expected in pairs:
-        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
 DIVERGENCES: dict[str, Divergence] = {

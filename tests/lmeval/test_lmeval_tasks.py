@@ -19,7 +19,7 @@ from harness.lm.chat import Renderer
 from harness.lmeval.checks import check_prompts, check_stage_task, check_test_prompts, settle_generation, traps
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task, item_id
-from harness.pipeline.scratch import byte_tokenizer
+from harness.pipeline.scratch_tokenizer import byte_tokenizer
 from harness.rundir.store import RunStore
 from tests.support.models import DOCS, TASK_FILE, byte_renderer, micro_suite, write_task, write_yaml
 from tests.support.records import manifest_of

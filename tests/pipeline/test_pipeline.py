@@ -27,64 +27,7 @@ from harness.pipeline.run import run
 from harness.rundir.finished import is_finished
 from harness.rundir.progress import Event
 from tests.support.models import micro_suite, write_yaml
-
-TASKS = ("tiny_weather", "tiny_currency", "tiny_reminder")
-FOLDERS = ("stage_0", "stage_1_tiny_weather", "stage_2_tiny_currency")
-
-
-@pytest.fixture(scope="session")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the session's undisturbed runs lie."""
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="session")
-def aopd(micro: Suite, out: Path) -> Path:
-    """An undisturbed run of AOPD."""
-    return run(RunSpec(micro, "aopd", 0, out=out))
-
-
-@pytest.fixture(scope="session")
-def opd(micro: Suite, out: Path, aopd: Path) -> Path:
-    """An undisturbed run of OPD beside it, from the same start."""
-    return run(RunSpec(micro, "opd", 0, out=out))
-
-
-@pytest.fixture(scope="session")
-def control(micro: Suite, out: Path) -> Path:
-    """A run that updates nothing."""
-    return run(RunSpec(micro, "none", 0, out=out))
-
-
-def manifest(folder: Path) -> dict[str, Any]:
-    found = json.loads((folder / "manifest.json").read_text())
-    return {**found["sessions"][0], **found}
-
-
-def steps(folder: Path) -> list[dict[str, Any]]:
-    """Return the step logs of all stages, timings aside."""
-    lines = [line for stage in FOLDERS[1:] for line in (folder / stage / "train/steps.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
-
-
-def cells(folder: Path) -> dict[str, Any]:
-    """Return all results by stage and task, timings aside."""
-    found: dict[str, Any] = {}
-    for path in sorted(folder.glob("stage_*/eval/*/results.json")):
-        results = {key: value for key, value in json.loads(path.read_text()).items() if key != "seconds"}
-        found[str(path.parent.relative_to(folder))] = results
-    return found
-
-
-def samples(folder: Path) -> pd.DataFrame:
-    paths = sorted(folder.glob("stage_*/eval/*/samples.parquet"))
-    return pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
-
-
-def changed_suite(folder: Path, change: Callable[[dict[str, Any]], object]) -> Suite:
-    raw = micro_suite()
-    change(raw)
-    return load_suite(str(write_yaml(folder / "micro.yaml", raw)))
+from tests.support.runs import FOLDERS, TASKS, cells, changed_suite, manifest, samples, steps
 
 
 def test_a_run_leaves_the_files_that_its_contract_names(aopd: Path, out: Path):
@@ -419,9 +362,10 @@ def test_a_stage_may_have_a_teacher_of_its_own(aopd: Path, tmp_path: Path):
 
 
 def test_a_sweep_does_the_first_seeds_comparison_first(micro: Suite, tmp_path: Path):
-    from harness.pipeline.sweep import default_workers, plan
+    from harness.config.run_spec import plan_runs
+    from harness.pipeline.sweep import default_workers
 
-    specs = plan(micro, ["opd", "aopd"], [3, 4], "default", tmp_path)
+    specs = plan_runs(micro, ["opd", "aopd"], [3, 4], "default", tmp_path)
     assert [(spec.seed, spec.entry) for spec in specs] == [(3, "opd"), (3, "aopd"), (4, "opd"), (4, "aopd")]
     assert default_workers(specs[:1]) == 1
     assert 1 <= default_workers(specs) <= (os.cpu_count() or 1)
@@ -450,10 +394,11 @@ def test_runs_side_by_side_share_the_processors(micro: Suite, tmp_path: Path, mo
 
 @pytest.mark.slow
 def test_runs_side_by_side_end_as_runs_one_after_another(micro: Suite, aopd: Path, control: Path, tmp_path: Path):
-    from harness.pipeline.sweep import plan, sweep
+    from harness.config.run_spec import plan_runs
+    from harness.pipeline.sweep import sweep
 
     finished: list[RunSpec] = []
-    specs = plan(micro, ["aopd", "none"], [0], "default", tmp_path)
+    specs = plan_runs(micro, ["aopd", "none"], [0], "default", tmp_path)
     sweep(specs, 2, lambda _: None, finished.append)
     assert {spec.entry for spec in finished} == {"aopd", "none"}
     for spec, alone in zip(specs, (aopd, control), strict=True):
@@ -463,11 +408,12 @@ def test_runs_side_by_side_end_as_runs_one_after_another(micro: Suite, aopd: Pat
 
 
 def test_the_first_error_of_a_sweep_is_raised(tmp_path: Path):
-    from harness.pipeline.sweep import plan, sweep
+    from harness.config.run_spec import plan_runs
+    from harness.pipeline.sweep import sweep
 
     suite = changed_suite(tmp_path, lambda raw: raw["training"].update(max_new_tokens=120))
     with pytest.raises(TaskError, match="more than the model's context of 128"):
-        sweep(plan(suite, ["none", "opd"], [0], "default", tmp_path / "runs"), 1, lambda _: None)
+        sweep(plan_runs(suite, ["none", "opd"], [0], "default", tmp_path / "runs"), 1, lambda _: None)
 
 
 def test_a_tracker_gets_steps_and_scores_and_changes_no_number(micro: Suite, aopd: Path, tmp_path: Path):

@@ -11,7 +11,7 @@ import yaml
 
 from harness.cli.app import main
 from harness.config.base import digest
-from harness.config.study import STUDY_FOLDER, Factor, load_study
+from harness.config.study import STUDY_FOLDER, Factor, Study, load_study
 from harness.errors import ConfigError
 from harness.pipeline.study import MOST_RUNS, Plan, Point, plan_study
 from harness.pipeline.sweep import _models
@@ -110,7 +110,10 @@ def test_overrides_reach_every_run(tmp_path: Path):
 )
 def test_a_factor_of_entries_says_what_each_is_compared_with(against: dict, references: dict[str, str | None]):
     factor = Factor(title="Method", entries=("none", "opd", "aopd"), **against)
-    assert {entry: factor.reference(entry) for entry in references} == references
+    named = {"name": "trial", "title": "Trial", "suite": "tiny", "seeds": (0,), "minutes_per_run": 1}
+    study = Study(entries=("opd", "aopd"), factors={"method": factor}, **named)
+    assert {entry: study.reference(entry, factor) for entry in references} == references
+    assert study.contrasts == [("aopd", "opd")]
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in STUDY_FOLDER.glob("*.yaml")))
@@ -272,7 +275,7 @@ def test_the_page_prints_the_command_that_makes_it(trial: Plan, monkeypatch: pyt
         write_finished(spec, constant(spec, 0.8, 0.5))
     arguments = ("--set", "training.steps=5", "--out", "made here", "--page", "five.md")
     assert command(monkeypatch, *arguments, "--render-only") == 0
-    line = "Command: `harness study trial.yaml --out 'made here' --set training.steps=5 --page five.md`"
+    line = "Command: harness study trial.yaml --out 'made here' --set training.steps=5 --page five.md"
     assert line in Path("five.md").read_text(encoding="utf-8")
 
 

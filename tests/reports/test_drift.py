@@ -14,7 +14,7 @@ from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.pipeline.run import run
 from reports.data.frames import load
-from tests.pipeline.test_pipeline import changed_suite
+from tests.support.runs import changed_suite
 
 
 @pytest.fixture(scope="module")

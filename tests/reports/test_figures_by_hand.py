@@ -16,7 +16,7 @@ from reports.data.frames import load
 from tests.reports.by_hand import Runs, figure_by_seed, read_runs
 from tests.reports.by_hand_pairs import drops
 from tests.reports.by_hand_tables import shares
-from tests.reports.test_one_style import drawn
+from tests.support.drawn_figures import drawn
 
 Report = tuple[Runs, dict[str, Figure]]
 ADAPTERS = ("opd", "aopd", "gkd")

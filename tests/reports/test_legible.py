@@ -14,7 +14,7 @@ from reports.data.frames import load
 from reports.document.blocks import Picture
 from reports.figures import style
 from reports.figures.draw_flips import draw_outcomes
-from reports.report.build import _flat
+from reports.report.page_writer import flatten
 from reports.report.report_data import ReportData
 from reports.report.sections import make_sections
 from reports.report.sections.provenance_section import configurations
@@ -34,7 +34,7 @@ def report_data(tmp_path_factory: pytest.TempPathFactory) -> ReportData:
 
 
 def test_no_text_leaves_its_figure(report_data: ReportData):
-    blocks = [block for part in make_sections(report_data) for block in _flat(part.blocks)]
+    blocks = [block for part in make_sections(report_data) for block in flatten(part.blocks)]
     drawn = [block for block in blocks if isinstance(block, Picture) and block.name != "drift"]
     assert len(drawn) > 10
     for picture in drawn:

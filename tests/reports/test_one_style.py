@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,8 @@ from matplotlib.figure import Figure
 
 from benchmarks.report_runs import STAGES, Scale, write_runs
 from reports.data.frames import Frames, load
-from reports.document.blocks import Block, Folded, Picture
 from reports.figures import style
-from reports.report.report_data import ReportData
-from reports.report.sections import make_sections
+from tests.support.drawn_figures import drawn
 
 MANY = [*("none", "sft", "opd", "aopd", "gkd", "grpo", "eopd", "vopd", "mine"), *(f"opd_{n}" for n in range(21))]
 # Machado, Oliveira and Fernandes 2009: what deuteranopes and protanopes see, on linear RGB.
@@ -32,20 +30,6 @@ CONES += [[0.0883024619, 0.2817188376, 0.6299787005]]
 OKLAB = [[0.2104542553, 0.793617785, -0.0040720468], [1.9779984951, -2.428592205, 0.4505937099]]
 OKLAB += [[0.0259040371, 0.7827717662, -0.808675766]]
 FEW = {"sft", "opd", "aopd", "gkd", "grpo"}
-
-
-def drawn(frames: Frames) -> dict[str, Figure]:
-    """Draw every figure of a report as the page does."""
-    with style.shared({label: run.adapter for run, label in frames.labelled}):
-        return {p.name: p.draw() for part in make_sections(ReportData(frames)) for p in pictures(part.blocks)}
-
-
-def pictures(blocks: Iterable[Block]) -> Iterator[Picture]:
-    for block in blocks:
-        if isinstance(block, Folded):
-            yield from pictures(block.blocks)
-        elif isinstance(block, Picture):
-            yield block
 
 
 @pytest.fixture(scope="module", params=[sorted(FEW), MANY], ids=["few", "many"])

@@ -14,13 +14,16 @@ from harness.config.run_spec import RunSpec
 from harness.stats.intervals import Interval, t_interval
 from harness.stats.significance import holm, p_value
 from reports.claims.judge import CONTRADICTED, NO_RUNS, NOT_RESOLVED, NOT_SHOWN_TO_MATCH, SUPPORTED, UNMATCHED, judge
-from reports.study.data import Config, Results, collect
-from reports.study.pairs import FORGETTING, RETENTION, matching_sentences, pairs
-from reports.study.study_claims import chosen_rates, claims
-from reports.study.study_views import claims_grid, claims_sentence, factor_sentence, pairs_grid
+from reports.claims.verdict_views import claimed, count_verdicts, reported, verdicts_grid
+from reports.document.blocks import Grid
+from reports.study.factors import describe_factor
+from reports.study.matched_settings import FORGETTING, RETENTION, describe_matching, pair_settings, pairs_grid
+from reports.study.study_results import Config, Results, collect
+from reports.study.study_verdicts import chosen_rates, judge_study
 from tests.support.study_factory import constant, fill, study, write_finished
 
 NAN = float("nan")
+AGAINST = ("aopd", "opd")
 METHODS: dict[str, Any] = {"title": "Method", "entries": ["opd", "aopd"]}
 RATES: dict[str, Any] = {"title": "Rate", "key": "training.optimizer.lr", "values": [1.0e-4, 2.0e-4, 4.0e-4]}
 
@@ -66,8 +69,15 @@ def made(folder: Path, learned: dict[str, list[float]], kept: dict[str, list[flo
     return collect(plan)
 
 
+def cell(results: Results, column: str) -> str:
+    """The first claim's cell of a column."""
+    grid: Grid = verdicts_grid(judge_study(results))
+    return grid.rows[0][list(grid.header).index(column)]
+
+
 def verdicts(results: Results) -> dict[str, str]:
-    found = {claim.claim.removeprefix("AOPD ").removesuffix(", weak start"): claim.verdict for claim in claims(results)}
+    judged = judge_study(results)
+    found = {claimed(each).removeprefix("AOPD ").removesuffix(", weak start"): each.verdict for each in judged}
     first = "tiny_arithmetic better"
     return {
         "first": found[f"learns {first} than OPD"],
@@ -90,7 +100,7 @@ def test_the_page_opens_with_what_shows_and_what_is_contradicted(tmp_path: Path)
     first, every = "AOPD learns tiny_arithmetic better than OPD", "AOPD learns all tasks better than OPD"
     shown = f"2 are supported ({first}, weak start; {every}, weak start)"
     lost = "1 are contradicted (AOPD keeps a higher entropy in training, weak start)"
-    told = claims_sentence(made(tmp_path, learned, learned))
+    told = count_verdicts(judge_study(made(tmp_path, learned, learned)))
     assert told == f"Of 5 rows, {shown}, {lost}, 2 are not resolved or could not be compared."
 
 
@@ -105,12 +115,12 @@ def test_a_gain_in_one_seed_of_three_is_not_resolved_and_the_page_says_what_coul
     assert verdicts(results)["first"] == NOT_RESOLVED
     interval = t_interval(pd.Series([0.4, 0.0, -0.05]))
     half = f"(half-width {50 * (interval.high - interval.low):.1f} points)"
-    assert claims_grid(results).rows[0][-1] == f"{NOT_RESOLVED} {half}"
+    assert cell(results, "verdict") == f"{NOT_RESOLVED} {half}"
 
 
 def test_a_p_value_is_never_written_as_zero(tmp_path: Path):
     learned = {"opd": [0.5] * 6, "aopd": [0.8, 0.81, 0.79] * 2}
-    assert claims_grid(made(tmp_path, learned, learned)).rows[0][-2] == "<0.001"
+    assert cell(made(tmp_path, learned, learned), "p, Holm") == "<0.001"
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -118,7 +128,7 @@ def test_fewer_than_three_seeds_resolve_nothing(tmp_path: Path, seeds: int):
     learned = {"opd": [0.5, 0.5][:seeds], "aopd": [0.9, 0.9001][:seeds]}
     results = made(tmp_path, learned, learned)
     assert verdicts(results)["first"] == NOT_RESOLVED
-    assert "fewer than 3 seeds" in claims_grid(results).rows[0][-1]
+    assert "fewer than 3 seeds" in cell(results, "verdict")
 
 
 def first_only(spec: RunSpec, first: float, others: float, kept: float) -> list[list[float]]:
@@ -133,11 +143,15 @@ def test_the_paper_s_gain_is_looked_for_in_the_first_task_alone(tmp_path: Path):
     plan = study(tmp_path, {"method": METHODS})
     fill(plan, lambda s: first_only(s, 0.5, 0.5 + 0.3 * (s.entry == "aopd") + 0.01 * s.seed, 0.3), jitter)
     results = collect(plan)
-    rows = {claim.claim: claim for claim in claims(results)}
+    rows = {claimed(verdict): verdict for verdict in judge_study(results)}
     first = rows["AOPD learns tiny_arithmetic better than OPD, weak start"]
-    assert (first.difference.mean, first.paper, first.verdict) == (0, "+8.34 points, math", NOT_RESOLVED)
+    assert (first.effect.mean, reported(first.entry, first.place), first.verdict) == (
+        0,
+        "+8.34 points, math",
+        NOT_RESOLVED,
+    )
     every = rows["AOPD learns all tasks better than OPD, weak start"]
-    assert (every.difference.mean, every.paper) == (pytest.approx(0.225), "–")
+    assert (every.effect.mean, reported(every.entry, every.place)) == (pytest.approx(0.225), "–")
 
 
 def test_retention_asks_for_equal_learning_of_the_first_task_and_forgetting_of_all(tmp_path: Path):
@@ -148,8 +162,8 @@ def test_retention_asks_for_equal_learning_of_the_first_task_and_forgetting_of_a
         lambda s: first_only(s, 0.5, 0.4 + gain[s.entry], 0.3 + gain[s.entry] / 4 + 0.01 * s.seed * (s.entry == "opd")),
     )
     results = collect(plan)
-    assert [pair.status for pair in pairs(results, RETENTION)] == ["matched"]
-    assert [pair.status for pair in pairs(results, FORGETTING)] == ["unmatched"]
+    assert [pair.status for pair in pair_settings(results, RETENTION, AGAINST)] == ["matched"]
+    assert [pair.status for pair in pair_settings(results, FORGETTING, AGAINST)] == ["unmatched"]
     found = verdicts(results)
     assert (found["retains"], found["forgets"]) == (SUPPORTED, UNMATCHED)
 
@@ -160,9 +174,9 @@ def test_what_is_kept_is_judged_where_learning_is_matched(tmp_path: Path, kept: 
     results = made(tmp_path, learned, {"opd": [0.3] * 3, "aopd": [kept, kept + 0.02, kept + 0.05]})
     found = verdicts(results)
     assert (found["retains"], found["forgets"]) == (verdict, verdict)
-    (compared,) = [c.compared for c in claims(results) if "retains" in c.claim]
+    (compared,) = [each.compared for each in judge_study(results) if "retains" in claimed(each)]
     assert (
-        "AOPD 0.0002 beside OPD 0.0002; the OPD setting is the closest on the same seeds, and may serve several"
+        "aopd 0.0002 with opd 0.0002; the opd setting is the closest on the same seeds, and may serve several"
         in compared
     )
 
@@ -171,8 +185,11 @@ def test_learning_matched_on_average_alone_gives_no_verdict(tmp_path: Path):
     learned = {"opd": [0.6, 0.6, 0.6], "aopd": [0.7, 0.6, 0.5]}
     results = made(tmp_path, learned, {"opd": [0.3] * 3, "aopd": [0.69, 0.59, 0.49]})
     assert verdicts(results)["retains"] == NOT_SHOWN_TO_MATCH
-    assert pairs_grid(results, RETENTION).rows[0][-1] == "matched on average only"
-    assert "0 of 1 AOPD setting matched in R[1][1], 1 on average only" in matching_sentences(results, RETENTION)[0]
+    assert pairs_grid(results, RETENTION, AGAINST).rows[0][-1] == "matched on average only"
+    assert (
+        "0 of 1 setting of aopd matched in R[1][1], 1 on average only"
+        in describe_matching(results, RETENTION, AGAINST)[0]
+    )
 
 
 def rated(folder: Path, level: Callable[[RunSpec, float], float], **changes: Any) -> Results:
@@ -184,7 +201,7 @@ def rated(folder: Path, level: Callable[[RunSpec, float], float], **changes: Any
 def test_each_aopd_setting_stands_beside_the_opd_setting_closest_in_learning(tmp_path: Path):
     levels = {"opd": {1e-4: 0.4, 2e-4: 0.6, 4e-4: 0.7}, "aopd": {1e-4: 0.58, 2e-4: 0.72, 4e-4: 0.9}}
     results = rated(tmp_path, lambda s, lr: levels[s.entry][lr], seeds=[0, 1])
-    found = [(pair.rates, pair.status) for pair in pairs(results, FORGETTING)]
+    found = [(pair.rates, pair.status) for pair in pair_settings(results, FORGETTING, AGAINST)]
     assert found == [((1e-4, 2e-4), "matched"), ((2e-4, 4e-4), "matched"), ((4e-4, 4e-4), "unmatched")]
 
 
@@ -195,9 +212,9 @@ def test_a_seed_s_learning_rate_is_chosen_by_the_other_seeds(tmp_path: Path):
     chosen = chosen_rates(results, "weak", "aopd", "first_learned")
     assert list(chosen["rate"]) == [2e-4, 4e-4, 4e-4]
     assert list(chosen["value"]) == [0.5, 0.4, 0.3]
-    (claim,) = [claim for claim in claims(results) if "best lr" in claim.claim]
+    (claim,) = [each for each in judge_study(results) if "best learning rate" in claimed(each)]
     assert "which the other seeds chose" in claim.compared
-    assert "AOPD 0.0002 or 0.0004, the highest tried" in claim.compared
+    assert "aopd 0.0002 or 0.0004, the highest tried" in claim.compared
 
 
 def test_pairs_have_equal_seeds(tmp_path: Path):
@@ -205,7 +222,7 @@ def test_pairs_have_equal_seeds(tmp_path: Path):
     for spec in plan.specs:
         if (spec.entry, spec.seed) != ("opd", 1):
             write_finished(spec, constant(spec, 0.6, 0.3))
-    assert pairs(collect(plan), RETENTION) == []
+    assert pair_settings(collect(plan), RETENTION, AGAINST) == []
 
 
 def test_claims_are_made_for_the_starts_that_the_study_has(tmp_path: Path):
@@ -215,7 +232,7 @@ def test_claims_are_made_for_the_starts_that_the_study_has(tmp_path: Path):
     gain = {"weak": 0.2, "middling": 0.1}
     gains = {spec.path: gain[getattr(spec.suite.student, "strength", "")] for spec in plan.specs}
     fill(plan, lambda s: constant(s, 0.5 + gains[s.path] * (s.entry == "aopd"), 0.3), jitter)
-    found = {claim.claim: claim.paper for claim in claims(collect(plan))}
+    found = {claimed(each): reported(each.entry, each.place) for each in judge_study(collect(plan))}
     assert found["AOPD learns tiny_arithmetic better than OPD, middling start"] == "–"
     assert found["AOPD's gain in tiny_arithmetic is larger from the weak start than from the middling one"] == "–"
     assert not [claim for claim in found if "strong" in claim]
@@ -223,7 +240,7 @@ def test_claims_are_made_for_the_starts_that_the_study_has(tmp_path: Path):
 
 def test_a_factor_s_sentence_counts_its_comparisons_and_says_what_could_have_shown(tmp_path: Path):
     results = rated(tmp_path, lambda s, lr: {1e-4: 0.3, 2e-4: 0.6, 4e-4: 0.6}[lr] + 0.01 * s.seed * (lr != 2e-4))
-    sentence = factor_sentence(results, "rate")
+    sentence = describe_factor(results, "rate")
     assert "8 comparisons, about 0.4 expected by chance to leave zero out, 4 do" in sentence
     half = t_interval(pd.Series([0.0, 0.01, 0.02]))
     assert f"learning {50 * (half.high - half.low):.1f} points" in sentence

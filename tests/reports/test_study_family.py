@@ -9,15 +9,13 @@ from typing import Any
 import pytest
 
 from harness.config.run_spec import RunSpec
-from harness.errors import RunError
 from harness.pipeline.study import Plan
-from reports.document.sentences import WARNINGS
-from reports.study.against import against_grid, against_sentence, besides
-from reports.study.data import Results, collect
-from reports.study.family import family, family_reading, method_places
-from reports.study.study_figures import frontier
-from reports.study.study_page import build_study
-from reports.study.study_training import pulls_grid, pulls_sentence, warnings_grid, warnings_meaning
+from reports.document.blocks import Picture
+from reports.study.build_study import build_study
+from reports.study.contrasts import contrasts_grid, describe_by_start, describe_contrasts, find_contrasts
+from reports.study.study_frontier import describe_family, frontier_blocks, frontier_places
+from reports.study.study_results import Results, collect
+from reports.study.study_sections import pulls_grid, warnings_grid
 from tests.support.run_factory import TAUGHT
 from tests.support.study_factory import constant, fill, study
 
@@ -48,7 +46,7 @@ def logged(spec: RunSpec) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    made = study(tmp_path_factory.mktemp("family"), FACTORS)
+    made = study(tmp_path_factory.mktemp("family"), FACTORS, claims=[])
     fill(made, scores, logged=logged)
     return made
 
@@ -64,7 +62,7 @@ def text(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_each_entry_stands_beside_its_own_reference(results: Results):
-    grid = against_grid(besides(results, results.plan.study.factors["protection"]))
+    grid = contrasts_grid(find_contrasts(results, results.plan.study.factors["protection"]))
     rows = {row[0]: dict(zip(grid.header, row, strict=True)) for row in grid.rows}
     assert {entry: row["minus"] for entry, row in rows.items()} == {
         "opd_replay": "opd",
@@ -80,7 +78,7 @@ def test_each_entry_stands_beside_its_own_reference(results: Results):
 
 
 def test_less_forgetting_is_told_only_at_matched_learning(results: Results):
-    told = against_sentence(besides(results, results.plan.study.factors["protection"]))
+    told = describe_contrasts(find_contrasts(results, results.plan.study.factors["protection"]))
     assert "opd_replay forgot less than opd at matched learning (−24.0" in told
     assert "opd_ewc learned less than opd (−19.0" in told
     assert "opd_ewc forgot" not in told
@@ -89,45 +87,38 @@ def test_less_forgetting_is_told_only_at_matched_learning(results: Results):
 
 def test_fewer_than_three_seeds_are_compared_with_nothing(results: Results):
     """Of the family, aopd and opd have three seeds under the other factor, and still one here."""
-    assert besides(results, results.plan.study.factors["family"]) == []
+    assert find_contrasts(results, results.plan.study.factors["family"]) == []
 
 
 def test_the_page_speaks_of_nothing_that_the_study_lacks(text: str):
+    plain = text.replace("\\", "")
     assert "Not drawn" not in text
     assert "claim" not in text.partition("## Learning against forgetting")[0]
     assert "## What is kept at matched learning" not in text
-    assert "## AOPD's threshold" not in text
-    assert "**Protection.** opd_ewc" not in text
-    assert "**Protection.** opd_replay forgot less than opd at matched learning" in text.replace("\\", "")
-    assert "of 6 in learning\nand forgetting, about 0.3 do so by chance" in text
+    assert "Protection: opd_ewc" not in plain
+    assert "Protection: opd_replay forgot less than opd at matched learning" in plain
+    assert "of 6 in learning and forgetting, about 0.3 do so by chance" in text
     for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
         assert table.count("\n") > 2, f"an empty table: {table}"
 
 
-def test_many_methods_are_named_beside_their_marks(results: Results):
-    axes = family(results).axes[0]
+def test_many_methods_are_named_next_to_their_marks(results: Results):
+    (picture,) = [block for block in frontier_blocks(results) if isinstance(block, Picture)]
+    axes = picture.draw().axes[0]
     assert sorted(name.get_text() for name in axes.texts) == sorted(results.methods)
-    places = method_places(results).set_index("method")
-    assert list(places.loc["opd", ["x", "y", "seeds"]]) == pytest.approx([30, 60, 3])
-    assert list(places.loc["fkl", ["x", "y", "seeds"]]) == pytest.approx([30, 90, 1])
-    hollow = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
+    places = frontier_places(results).set_index("label")
+    assert list(places.loc["opd", ["forgot", "learned", "learned_seeds"]]) == pytest.approx([0.3, 0.6, 3])
+    assert list(places.loc["fkl", ["forgot", "learned", "learned_seeds"]]) == pytest.approx([0.3, 0.9, 1])
+    hollow = [line for line in axes.lines if line.get_markerfacecolor() == "none"]
     assert len(hollow) == 5
-    with pytest.raises(RunError, match="10 methods"):
-        frontier(results)
-
-
-def test_few_methods_keep_their_legend(tmp_path: Path):
-    plan = study(tmp_path, {"method": {"title": "Method"}}, seeds=[0])
-    fill(plan, scores)
-    with pytest.raises(RunError, match="a legend names them"):
-        family(collect(plan))
-    assert frontier(collect(plan)).legends
 
 
 def test_the_reading_names_the_best_and_what_one_seed_is_worth(results: Results):
-    assert family_reading(results) == (
-        "Learned most: sft, 95.0 %. Of the 7 that learned at least as much as opd, forgot least: opd_replay, 6.0 points. "
-        "5 methods of 10 ran with one seed, which establishes no difference."
+    """At the seeds that both have, seven methods learn at least as much as opd."""
+    assert describe_family(results) == (
+        "Learned most: sft, 95.0 %. Of the 7 that learned at least as much as opd at the seeds that both have, opd_replay "
+        "forgot least: −24.0 [−26.5,\u00a0−21.5] points against opd. 5 methods of 10 ran with one seed, which establishes no "
+        "difference."
     )
 
 
@@ -139,13 +130,13 @@ def test_pulls_have_a_row_per_method_that_noted_them(results: Results):
     # aopd: 0.04, 0.05 and 0.06 down to 0.02 up
     assert rows["aopd"]["pull down"].startswith("0.0500 [")
     assert rows["aopd"]["down / up"].startswith("2.5000 [")
-    assert pulls_sentence(results).startswith("Down / up, AOPD minus OPD: +2.0000 [")
+    (sentence,) = describe_by_start(results, "pull_ratio", "Down / up", lambda change: f"{change:+.4f}")
+    assert sentence.startswith("Down / up, aopd minus opd: +2.0000 [")
 
 
 def test_warnings_are_counted_in_stages(results: Results):
     grid = warnings_grid(results)
     assert (grid.header, grid.rows) == (["method", "stages trained", "truncation"], [["opd_ewc", "12", "4"]])
-    assert warnings_meaning(results) == [f"truncation: {WARNINGS['truncation']}"]
 
 
 def test_settings_are_named_where_a_study_varies_them(tmp_path: Path):

@@ -21,8 +21,8 @@ from harness.lm.rollouts import Rollout
 from harness.pipeline.run import run
 from harness.rundir.rollout_log import FIGURES, SCHEMA, Trajectories
 from harness.rundir.snapshots import FileSnapshots
-from tests.pipeline.test_pipeline import FOLDERS, aopd, changed_suite, out  # noqa: F401
 from tests.support.models import byte_renderer, dense_logprobs, example, local_teacher, qwen3
+from tests.support.runs import FOLDERS, changed_suite
 from tests.support.stages import stage
 
 Kept = list[tuple[int, str, Sequence[Rollout], Sequence[Mapping[str, float]]]]
@@ -58,7 +58,7 @@ def test_a_method_without_a_teacher_knows_no_more_than_its_own_figures():
     assert all(set(found) == {"student_logprob", "entropy"} for found in figures)
 
 
-def test_rollouts_of_a_run_add_up_to_its_step_log(aopd: Path):  # noqa: F811
+def test_rollouts_of_a_run_add_up_to_its_step_log(aopd: Path):
     for folder in FOLDERS[1:]:
         train = aopd / folder / "train"
         rows = pd.read_parquet(train / "rollouts.parquet")

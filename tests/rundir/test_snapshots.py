@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 import torch
 
-from adapters.loop import guards, loop
-from adapters.loop.loop import LoopAdapter
+from adapters.loop import guards, training_loop
+from adapters.loop.training_loop import LoopAdapter
 from adapters.opd import OPD
 from adapters.sdft import SDFT
 from harness.config.run_spec import RunSpec
@@ -27,8 +27,8 @@ from harness.rundir.snapshots import NO_SNAPSHOTS, FileSnapshots
 from harness.rundir.store import StageFolder
 from reports.data.frames import load
 from reports.document.grids import warnings_grid
-from tests.pipeline.test_pipeline import cells, manifest, steps
 from tests.support.models import ScriptedEngine
+from tests.support.runs import cells, manifest, steps
 from tests.support.stages import stage
 
 KILLED = """
@@ -209,12 +209,12 @@ def test_a_snapshot_holds_the_generators_of_every_device(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: devices)
     monkeypatch.setattr(torch.cuda, "set_rng_state_all", taken.append)
-    state = loop._generators()
+    state = training_loop._generators()
     torch.rand(3)
-    loop._set_generators(state)
+    training_loop._set_generators(state)
     assert torch.equal(torch.get_rng_state(), state["random"])
     assert taken == [devices]
-    loop._set_generators({**state, "random_cuda": devices[:1]})
+    training_loop._set_generators({**state, "random_cuda": devices[:1]})
     assert taken == [devices], "another number of devices draws from its own seeds"
 
 

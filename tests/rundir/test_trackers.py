@@ -83,7 +83,7 @@ def test_a_tracker_that_breaks_is_left_out_with_one_warning(tmp_path: Path, monk
 
 
 def test_a_tracker_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(trackers, "get_available_trackers", lambda: ["tensorboard"])
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: ["tensorboard"])
     check_trackers(["tensorboard"])
     with pytest.raises(ConfigError, match="trackers: mlflow is not installed; install it"):
         check_trackers(["tensorboard", "mlflow"])

@@ -17,11 +17,10 @@ from adapters.eopd import EOPD
 from adapters.exopd import ExOPD
 from adapters.grpo import GRPO
 from adapters.kl import ForwardKL, ReverseKL
-from adapters.loop import loop, step
-from adapters.loop.divergences import forward_kl
-from adapters.loop.loop import Objective
+from adapters.loop import step
+from adapters.loop.divergences import forward_kl, top_k_forward_kl
 from adapters.loop.tokens import TokenLosses, Tokens
-from adapters.loop.topk import top_k_forward_kl
+from adapters.loop.training_loop import Objective
 from adapters.opd import OPD
 from adapters.sdft import SDFT
 from adapters.sft import SFT
@@ -32,6 +31,7 @@ from harness.errors import TrainingError
 from harness.lm.logprobs import TeacherScores
 from harness.lm.optimiser import Updater
 from harness.lm.rollouts import Batch, make_batches
+from harness.teachers import local
 
 
 class FlippedKL(ReverseKL):
@@ -222,7 +222,7 @@ class AnyVocabulary(OPD):
     """Takes a teacher with more tokens than the student has."""
 
     def train_stage(self, ctx: StageContext) -> StageResult:
-        with mock.patch.object(loop, "check_same_rows"):
+        with mock.patch.object(local, "check_same_rows"):
             return super().train_stage(ctx)
 
 

@@ -20,7 +20,7 @@ from harness.engines.base import Completion, Engine, Sampling
 from harness.lm.chat import Renderer
 from harness.lm.logprobs import StudentForward
 from harness.lm.rollouts import Batch, Example, Rollout
-from harness.pipeline.scratch import byte_tokenizer
+from harness.pipeline.scratch_tokenizer import byte_tokenizer
 from harness.teachers.base import Teacher
 from harness.teachers.local import LocalTeacher
 

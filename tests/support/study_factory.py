@@ -33,6 +33,8 @@ def study(
         "suite": "tiny",
         "entries": ["opd", "aopd"],
         "seeds": list(seeds),
+        "against": "opd",
+        "claims": ["aopd"],
         "minutes_per_run": 2.0,
         "factors": factors,
         **changes,

@@ -4,9 +4,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from adapters.loop.loop import LoopAdapter
-from adapters.loop.tokens import TokenLosses, Tokens
-from harness.teachers.base import Needs
+from adapters import LoopAdapter, Needs, TokenLosses, Tokens
 
 
 class BoundedOPD(LoopAdapter):

@@ -22,7 +22,7 @@ def make_section(report_data: ReportData) -> Section | None:
     if not files:
         return None
     claims = [claim for file in files for claim in file.claims]
-    sources = [Text(f"{file.title}, claimed in {file.source}.") for file in files]
+    sources = [Text(f"{file.title}, claimed in {file.source}. {file.note}".strip()) for file in files]
     grids = grids_by_setting(claims, methods_of(report_data.frames))
     return Section("claims", "Claims", "Claims, judged on these runs", [*sources, *grids, Text(RULE, "note")])
 

@@ -18,19 +18,20 @@ from reports.figures.draw_pulls import draw_agreement, draw_pulls
 from reports.report.report_data import ReportData
 
 PULLS = (
-    "Look for a method that pulls down harder than another: it pushes a confident student back, and noise around "
-    "the teacher drifts to higher entropy. pull = −∂L/∂z_v, how hard a step of descent raises the logit of v, the "
-    "teacher's first choice. Up: mean over the response tokens of pull where q(v) < p(v), else 0; down: mean of "
-    "−pull where q(v) ≥ p(v), else 0; q student, p teacher. On two tokens AOPD pulls up by 2 (1−q)(p−q) and down by "
-    "2 q (q−p), to first order: harder down where q is high. The student is mostly below its teacher, so compare "
-    "methods, not up with down, whose scales differ. Single tokens are sampled, so a mean may be negative. Rolling "
-    "mean of 5 steps within a stage; bands run from the lowest to the highest seed."
+    "How hard a step of descent pulls the logit of the teacher's first choice v: pull = −∂L/∂z_v. Up is the mean over "
+    "the response tokens of the pull where the student gives v less than the teacher does, else 0; down is the mean of "
+    "−pull where it gives v at least as much, else 0. Look for a method that pulls down harder than another: it pushes "
+    "a confident student back, and noise around the teacher drifts to higher entropy. With two tokens, student q and "
+    "teacher p, the asymmetric loss of arXiv 2605.06387 pulls up by 2 (1−q)(p−q) and down by 2 q (q−p), to first "
+    "order: harder down where q is high. The student is mostly below its teacher, so compare methods and not up with "
+    "down, whose scales differ. Single tokens are sampled, so a mean may be negative. Rolling mean of 5 steps within a "
+    "stage; bands run from the lowest to the highest seed."
 )
 AGREEMENT = (
-    "Above, the share of the teacher's K most probable tokens that are among the student's K; below, the "
-    "probability that student (solid) and teacher (dashed) give these tokens; at the response tokens trained on. K "
-    "is what the method asks of the teacher, 1 for OPD, so levels compare only at equal K; look at how lines move. "
-    "Rolling mean of 5 steps within a stage; bands run from the lowest to the highest seed."
+    "The upper panel shows the share of the teacher's K most probable tokens that are among the student's K. The lower "
+    "panel shows the probability that student (solid) and teacher (dashed) give these tokens. Both are means over the "
+    "response tokens trained on. K is what the method asks of the teacher, so levels compare only at equal K: look at "
+    "how lines move. Rolling mean of 5 steps within a stage; bands run from the lowest to the highest seed."
 )
 
 

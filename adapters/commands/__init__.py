@@ -1,0 +1,1 @@
+"""`harness adapters`: list the adapters, check one, write the page about them."""

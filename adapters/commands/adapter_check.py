@@ -1,0 +1,52 @@
+"""`harness adapters check`: run the conformance suite on an adapter and print each outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from adapters.conformance.all_checks import check_adapter
+from adapters.conformance.outcomes import Result
+from adapters.wrappers.wrapper import Wrapper
+from harness.adapter import Adapter, make_adapter, registered
+from harness.config.suite import AdapterEntry
+from harness.errors import ConfigError
+
+WRAPPED = "opd"
+COLOURS: dict[Result, str] = {"passes": "green", "fails": "bold red", "does not apply": "dim", "skipped": "yellow"}
+
+
+def print_check(console: Console, name: str, options: Sequence[str]) -> bool:
+    """Run the suite on an adapter and print each outcome; return whether nothing failed."""
+    adapter = _make(name, _parse(options))
+    table = Table("check", "result", "finding, or promise", title=escape(f"{name}: {adapter!r}"), title_justify="left")
+    counts = dict.fromkeys(COLOURS, 0)
+    for outcome in check_adapter(adapter):
+        counts[outcome.result] += 1
+        colour = COLOURS[outcome.result]
+        table.add_row(outcome.check, f"[{colour}]{outcome.result}[/]", f"[{colour}]{escape(outcome.sentence)}[/]")
+    console.print(table)
+    console.print(f"{name}: {', '.join(f'{count} {result}' for result, count in counts.items())}", highlight=False)
+    return not counts["fails"]
+
+
+def _make(name: str, options: dict[str, Any]) -> Adapter:
+    """Build an adapter; a wrapper that does not say what it wraps takes OPD."""
+    point = registered().get(name)
+    try:
+        wraps = point is not None and issubclass(point.load(), Wrapper)
+    except (ImportError, AttributeError):
+        wraps = False  # `make_adapter` says what is wrong.
+    return make_adapter(name, AdapterEntry(adapter=name, options={"of": WRAPPED, **options} if wraps else options))
+
+
+def _parse(options: Sequence[str]) -> dict[str, Any]:
+    pairs = [option.partition("=") for option in options]
+    if wrong := [key for key, equals, _ in pairs if not equals]:
+        raise ConfigError(f"--option {wrong[0]}: found no '=', expected KEY=VALUE, for example top_k=16")
+    return {key: yaml.safe_load(value) for key, _, value in pairs}

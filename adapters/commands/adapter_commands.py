@@ -1,0 +1,37 @@
+"""The commands about adapters: list them, document them, check one."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+adapters = typer.Typer(add_completion=False, help="List the adapters, or check one.")
+
+
+@adapters.callback(invoke_without_command=True)
+def list_adapters(
+    context: typer.Context,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/adapters.md.")] = False,
+) -> None:
+    """List the registered adapters with what they need of a teacher, their options and defaults."""
+    if context.invoked_subcommand is not None:
+        return
+    from adapters.commands.adapter_list import adapter_page, adapter_table
+
+    if markdown:
+        typer.echo(adapter_page(), nl=False)
+    else:
+        Console().print(adapter_table())
+
+
+@adapters.command()
+def check(
+    name: Annotated[str, typer.Argument(help="A registered adapter; a wrapper wraps opd unless `of` is given.")],
+    options: Annotated[list[str] | None, typer.Option("--option", help="KEY=VALUE, e.g. top_k=16.")] = None,
+) -> None:
+    """Run the conformance suite on an adapter: gradients, directions, masks, resumption, refusals."""
+    from adapters.commands.adapter_check import print_check
+
+    raise typer.Exit(0 if print_check(Console(), name, options or []) else 1)

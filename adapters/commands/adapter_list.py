@@ -1,0 +1,104 @@
+"""`harness adapters`: the registered adapters as a table, and as the page docs/adapters.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from adapters.wrappers.wrapper import Wrapper
+from harness.adapter import Adapter, make_adapter, registered
+from harness.config.suite import AdapterEntry
+from harness.errors import ConfigError
+
+PAGE_HEAD = """# Adapters
+
+<!-- written by `harness adapters --markdown`; a test keeps it so -->
+
+An adapter is a training method. p is the teacher, q the student, y a response and y_t its token t. The advantage
+A_t = log p(y_t) - log q(y_t) has no gradient. `reduction` averages the losses of the tokens. To add an adapter, read
+[add-an-adapter.md](add-an-adapter.md).
+"""
+
+
+def adapter_table() -> Table:
+    """Return the registered adapters with what they need of a teacher, their options and defaults."""
+    table = Table("name", "trains by", "teacher", "options and their defaults", title="adapters", show_lines=True)
+    for name, point in registered().items():
+        try:
+            cls: type[Adapter] = point.load()
+        except (ImportError, AttributeError) as error:
+            table.add_row(escape(name), escape(f"cannot be loaded: {error}"))
+            continue
+        options = "\n".join(f"{key}: {_default(field)}" for key, field in cls.model_fields.items())
+        table.add_row(*map(escape, (name, _summary(cls), _teacher(name, cls), options)))
+    return table
+
+
+def adapter_page() -> str:
+    """Return a page in Markdown: each adapter's loss, paper, teacher, responses, options and deviations."""
+    sections = [_section(name, point) for name, point in registered().items()]
+    return "\n".join([PAGE_HEAD, *sections])
+
+
+def _section(name: str, point: EntryPoint) -> str:
+    cls: type[Adapter] = point.load()
+    return "\n".join([f"## {name}", "", (cls.__doc__ or "").strip(), "", *_facts(name, cls), "", *_options(cls)])
+
+
+def _facts(name: str, cls: type[Adapter]) -> Iterator[str]:
+    if cls.formula:
+        yield f"- **Loss of a token:** `{cls.formula}`"
+    if cls.paper:
+        yield f"- **Source:** {cls.paper}"
+    yield f"- **Trains on responses of:** {_trains_on(name, cls)}"
+    yield f"- **Needs of the teacher:** {_teacher(name, cls)}"
+    if cls.deviation:
+        yield f"- **Differs from its source:** {cls.deviation}"
+
+
+def _options(cls: type[Adapter]) -> Iterator[str]:
+    if not cls.model_fields:
+        return
+    yield from ("| option | default | meaning |", "|---|---|---|")
+    for key, field in cls.model_fields.items():
+        yield f"| `{key}` | {_cell(_default(field))} | {_cell(field.description or '')} |"
+    yield ""
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _summary(cls: type[Adapter]) -> str:
+    return (cls.__doc__ or "").strip().splitlines()[0]
+
+
+def _default(field: Any) -> str:
+    if field.is_required():
+        return "(must be given)"
+    default = field.get_default(call_default_factory=True)
+    return "null" if default is None else repr(default) if isinstance(default, str) else str(default)
+
+
+def _trains_on(name: str, cls: type[Adapter]) -> str:
+    if issubclass(cls, Wrapper):
+        return "as the wrapped adapter"
+    try:
+        sources = make_adapter(name, AdapterEntry(adapter=name)).capabilities.trains_on
+    except ConfigError:
+        return "depends on its options"
+    return " and ".join(f"the {source}" for source in ("student", "data", "teacher") if source in sources) or "none"
+
+
+def _teacher(name: str, cls: type[Adapter]) -> str:
+    if issubclass(cls, Wrapper):
+        return "as the wrapped adapter"
+    try:
+        needs = make_adapter(name, AdapterEntry(adapter=name)).requirements
+    except ConfigError:
+        return "depends on its options"
+    return needs.teacher + (" + the stage's start" if needs.reference else "")

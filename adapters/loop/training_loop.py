@@ -1,0 +1,192 @@
+"""The training loop that the methods share: prompts, responses, teacher scores, loss, step.
+
+An adapter states where responses come from (`sources`), what its loss uses of the teacher (`teacher_request`) and the loss of
+each token. The loop does the rest: batches, averages, accumulation, optimiser, snapshots, guards and the step log.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from adapters.loop.guards import Guards, broken_step
+from adapters.loop.prompts import prompt_batches
+from adapters.loop.step import Step
+from adapters.loop.tokens import TokenLosses, Tokens
+from harness.adapter import Adapter, Capabilities, Requirements, Source, StageContext, StageResult
+from harness.config.training import Training
+from harness.errors import ConfigError, NotFiniteError, TaskError
+from harness.lm.logprobs import TeacherRequest
+from harness.lm.rollouts import Reduction, Rollout
+
+if TYPE_CHECKING:
+    from harness.lm.optimiser import Updater
+    from harness.teachers.base import Teacher
+
+Objective = Literal["forward_kl", "reverse_kl"]
+
+
+class LoopAdapter(Adapter):
+    """Base of the methods that differ only in their loss per token."""
+
+    scores_start: ClassVar[bool] = False
+
+    reduction: Reduction = Field(default="sequence_mean", description="1/|y| per sequence, or the mean over all tokens")
+    updates_per_rollout: int = Field(default=1, gt=0, description="optimiser steps that share one batch of rollouts")
+
+    @property
+    def requirements(self) -> Requirements:
+        """What the class says that its loss needs."""
+        return Requirements(self.teacher_needs, reference=self.scores_start, top_k=self.teacher_request.top_k)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """It trains on responses of its `sources`, and the loop adds `ctx.penalties`."""
+        return Capabilities(trains_on=frozenset(self.sources), takes_penalties=True)
+
+    @property
+    def teacher_request(self) -> TeacherRequest:
+        """What the loss uses of the teacher in addition to the log-probability of the sampled token."""
+        return TeacherRequest()
+
+    @property
+    def objective(self) -> Objective | None:
+        """The divergence whose gradient the loss has in expectation, if its top K is the whole vocabulary.
+
+        None where it is neither; the conformance suite checks what an adapter declares.
+        """
+        return None
+
+    @abstractmethod
+    def token_losses(self, tokens: Tokens) -> TokenLosses:
+        """Return the loss of each response token; averaging is the loop's."""
+
+    def divergence(self, logq: Tensor, logp: Tensor) -> Tensor:
+        """Return a loss (n,) over the whole vocabulary from log-probabilities (n, V); needs `teacher_request.vocabulary`."""
+        raise NotImplementedError
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Where responses may come from over a stage's steps."""
+        return ("student",)
+
+    def source(self, seed: int) -> Source:
+        """Return where a step's responses come from, one of `sources`; `seed` is the step's own."""
+        return self.sources[0]
+
+    def scorer(self, ctx: StageContext) -> Teacher | None:
+        """Return the model that scores the responses: the teacher, for adapters that need its scores."""
+        return ctx.teacher if self.requirements.teacher in ("sampled", "top_k", "full") else None
+
+    def teacher_prompts(self, ctx: StageContext, rollouts: Sequence[Rollout]) -> list[list[int]] | None:
+        """Return the prompts after which the scorer reads the responses; None keeps the student's."""
+        return None
+
+    def temperature(self, training: Training) -> float:
+        """Return the temperature of both sides' log-probabilities: that of the rollouts."""
+        return training.temperature
+
+    def credit(self, ctx: StageContext, rollouts: list[Rollout]) -> list[Rollout]:
+        """Return the rollouts with their `credit`, what each is worth; 0 without rewards."""
+        return rollouts
+
+    def after_update(self, ctx: StageContext) -> None:
+        """Do what a method does after each optimiser update, such as moving an average of the weights."""
+
+    def refuse(self, training: Training) -> None:
+        """Raise `ConfigError` when the updates do not divide the responses of a step, from any source."""
+        for source in self.sources:
+            # The data has one reference for each prompt.
+            each = 1 if source == "data" else training.num_generations
+            if (rollouts := training.prompts_per_step * each) % self.updates_per_rollout:
+                raise ConfigError(
+                    f"updates_per_rollout {self.updates_per_rollout} does not divide the {rollouts} rollouts of a step "
+                    f"({training.prompts_per_step} prompts, {each} of each from the {source}); change "
+                    f"{'prompts_per_step' if source == 'data' else 'prompts_per_step or num_generations'}"
+                )
+
+    def train_stage(self, ctx: StageContext) -> StageResult:
+        """Run the stage's budget of rollout batches, from its snapshot where there is one.
+
+        Raises `TaskError` for a task without training items, `TrainingError` for scores that no teacher computes.
+        """
+        _check_items(ctx)
+        _check_rows(self.scorer(ctx), ctx)
+        self.refuse(ctx.training)
+        updates = ctx.training.steps * self.updates_per_rollout
+        updater = ctx.make_updater(ctx.student, ctx.training.optimizer, updates)
+        ctx.student.train()
+        guards = Guards(ctx.warn)
+        first = _resume(ctx, updater, guards)
+        for index, prompts in enumerate(islice(prompt_batches(ctx), first, ctx.training.steps), start=first):
+            with _log_non_finite_step(ctx, index):
+                line = Step(self, ctx, updater, index).run(prompts)
+            ctx.log({**line, "warnings": guards.look_at(line)})
+            ctx.snapshots.offer(index + 1, lambda: _state(ctx, updater, guards))
+        return StageResult(ctx.training.steps)
+
+
+@contextmanager
+def _log_non_finite_step(ctx: StageContext, index: int) -> Generator[None]:
+    """Log a line for a step that ends the stage, so that reports show why it ended."""
+    try:
+        yield
+    except NotFiniteError:
+        ctx.log(broken_step(index))
+        raise
+
+
+def _resume(ctx: StageContext, updater: Updater, guards: Guards) -> int:
+    """Restore the state of the snapshot, where there is one, and return the first step to do."""
+    state = ctx.snapshots.load()
+    if state is None:
+        return 0
+    ctx.student.load_state_dict(state["student"])
+    updater.load_state_dict(state["updater"])
+    guards.load_state_dict(state["guards"])
+    _set_generators(state)
+    if ctx.reference is not None:
+        ctx.reference.model.load_state_dict(state["reference"])
+    return int(state["step"])
+
+
+def _state(ctx: StageContext, updater: Updater, guards: Guards) -> dict[str, Any]:
+    state = {
+        "student": ctx.student.state_dict(),
+        "updater": updater.state_dict(),
+        "guards": guards.state_dict(),
+        **_generators(),
+    }
+    return state if ctx.reference is None else {**state, "reference": ctx.reference.model.state_dict()}
+
+
+def _generators() -> dict[str, Any]:
+    """Return the states of torch's generators: the CPU's, and every GPU's, which draw dropout and samples there."""
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"random": torch.get_rng_state(), "random_cuda": devices}
+
+
+def _set_generators(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["random"])
+    # A run may resume on a machine with a different number of GPUs; they then draw from their own seeds.
+    if torch.cuda.is_available() and len(state["random_cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["random_cuda"])
+
+
+def _check_rows(scorer: Teacher | None, ctx: StageContext) -> None:
+    from harness.teachers.local import LocalTeacher, check_same_rows  # imports transformers
+
+    if isinstance(scorer, LocalTeacher):
+        check_same_rows(scorer.model, ctx.student.model)
+
+
+def _check_items(ctx: StageContext) -> None:
+    if empty := set(ctx.tasks) - {example.task for example in ctx.examples}:
+        raise TaskError(f"task {', '.join(sorted(empty))} has no training items; a stage needs a `training_split`")

@@ -1,0 +1,63 @@
+"""Writes a page of sections as HTML and as Markdown, with its figures: a report's page and a study's are both made here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from harness.errors import RunError
+from reports.document.blocks import Block, Folded, Picture, Section
+from reports.document.rendering import load_templates
+from reports.figures import style
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page: its title, its opening sentences, what is missing, and its sections.
+
+    `lead` is set large; `opening` is a list below it; `missing` names what the numbers do not cover.
+    """
+
+    title: str
+    lead: Sequence[str]
+    opening: Sequence[str]
+    missing: Sequence[str]
+    sections: Sequence[Section]
+
+
+def write_page(page: Page, folder: Path, stem: str, figures: str, *, dpi: int = 150) -> None:
+    """Write `stem`.html and `stem`.md below `folder`, and the figures below its folder `figures`.
+
+    A figure that has nothing to draw is left out where it is optional; else the page says why.
+    """
+    (folder / figures).mkdir(exist_ok=True)
+    drawn = dict(_draw(page.sections, folder / figures, dpi))
+    context = {"page": page, "drawn": drawn, "figures": figures, "colours": style.page_colours()}
+    templates = load_templates()
+    for suffix in ("md", "html"):
+        text = templates.get_template(f"report.{suffix}.j2").render(context)
+        (folder / f"{stem}.{suffix}").write_text(text, encoding="utf-8")
+
+
+def flatten(blocks: Iterable[Block]) -> Iterator[Block]:
+    """Yield blocks and, after each folded one, the blocks inside it."""
+    for block in blocks:
+        yield block
+        yield from flatten(block.blocks) if isinstance(block, Folded) else ()
+
+
+def _draw(sections: Iterable[Section], folder: Path, dpi: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Save each figure and yield its name with its `<svg>`; one without data has the reason instead."""
+    for picture in (block for section in sections for block in flatten(section.blocks) if isinstance(block, Picture)):
+        try:
+            figure = picture.draw()
+        except RunError as error:
+            yield picture.name, {"svg": None, "reason": None if picture.optional else str(error)}
+            continue
+        style.save(figure, folder / picture.name, dpi)
+        svg = style.inline_svg(folder / f"{picture.name}.svg", picture.alt or picture.title)
+        yield picture.name, {"svg": Markup(svg), "reason": None}

@@ -1,0 +1,57 @@
+"""Builds the page of a study from its finished runs: sections and blocks like a report's, as Markdown and HTML.
+
+Everything is written in a folder of its own and then moved to its place, the page last: `<page>.md`, `<page>.html`, and a
+folder of the same name with the figures and every run's numbers in `runs.csv`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pandas as pd
+
+from harness.pipeline.study import Plan
+from reports.claims.verdict_views import count_verdicts
+from reports.document.rendering import publish
+from reports.figures import style
+from reports.report.page_writer import Page, write_page
+from reports.study.opening import describe_study
+from reports.study.study_results import RUN, Results, collect
+from reports.study.study_sections import study_sections
+from reports.study.study_verdicts import judge_study
+
+DPI = 110
+
+
+def build_study(plan: Plan, page: Path) -> Path:
+    """Write a study's page, its figures and `runs.csv` from the finished runs, and return the page.
+
+    Missing and unfinished runs are named and left out. Raises RunError where no run is finished or runs are not
+    comparable.
+    """
+    results = collect(plan, plan.command(page))
+    page.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=page.parent, prefix=".building-") as scratch:
+        _write(results, Path(scratch), page.stem)
+        publish(Path(scratch), page.parent)
+    return page
+
+
+def figures_by_run(results: Results) -> pd.DataFrame:
+    """Return one row per point and figure, with factor, setting and everything that identifies the run."""
+    values = results.values.reset_index().melt(id_vars=RUN, var_name="figure").dropna(subset="value")
+    keys = ["factor", "setting", "start", "learning_rate", *RUN]
+    return results.points.merge(values, on=RUN, sort=False)[[*keys, "figure", "value"]]
+
+
+def _write(results: Results, folder: Path, stem: str) -> None:
+    verdicts = judge_study(results)
+    lead = [count_verdicts(verdicts)] if verdicts else []
+    with style.shared({label: run.adapter for run, label in results.frames.labelled}):
+        sections = study_sections(results, verdicts)
+        opening = describe_study(results)
+        write_page(
+            Page(results.plan.study.title, lead, opening, results.missing, sections), folder, stem, stem, dpi=DPI
+        )
+    figures_by_run(results).to_csv(folder / stem / "runs.csv", index=False, float_format="%.8g")

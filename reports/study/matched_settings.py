@@ -1,0 +1,136 @@
+"""A method and its reference compared where they learned equally: settings paired at matched learning, and what each kept.
+
+Retention of the first stage's task is compared where that task itself was learned equally, forgetting where all tasks
+were. Equally means that the whole 95 % t interval of the paired difference lies within the margin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from harness.stats.intervals import Interval, t_interval
+from reports.compare.paired import NOTHING
+from reports.compare.rows import MATCHED, ON_AVERAGE, how_matched
+from reports.document.blocks import Grid
+from reports.document.sentences import format_count, format_interval, format_points
+from reports.study.study_results import Config, Results
+
+
+@dataclass(frozen=True)
+class Matching:
+    """What must be learned equally, and what is compared where it was: names of figures, and what readers call them."""
+
+    learned: str
+    outcome: str
+    learned_as: str
+    outcome_as: str
+
+
+RETENTION = Matching("first_learned", "first_retained", "R[1][1]", "retention of the first task (R[T][1] − R[1][1])")
+FORGETTING = Matching("learning_accuracy", "forgetting_chaudhry", "learning accuracy", "forgetting (Chaudhry)")
+
+
+@dataclass(frozen=True)
+class MatchedPair:
+    """A method's setting next to the reference's setting of the same start and seeds that learned most nearly as much.
+
+    Differences are method minus reference, paired over seeds.
+    """
+
+    methods: tuple[str, str]
+    start: str
+    rates: tuple[float, float]
+    configs: tuple[Config, Config]
+    learned: Interval
+    outcome: Interval
+
+    @property
+    def status(self) -> str:
+        """Whether learning is matched."""
+        return how_matched(self.learned)
+
+
+def pair_settings(results: Results, matching: Matching, methods: tuple[str, str]) -> list[MatchedPair]:
+    """Return for each setting of a method, by start and learning rate, the reference's setting closest in what is matched."""
+    found: list[MatchedPair] = []
+    for start in results.starts:
+        for rate, config in results.rates(start, methods[0]).items():
+            others = results.rates(start, methods[1]).items()
+            candidates = [_pair(results, matching, methods, start, (rate, lr), (config, other)) for lr, other in others]
+            known = [pair for pair in candidates if pair.learned.seeds]
+            found += sorted(known, key=lambda pair: abs(pair.learned.mean))[:1]
+    return found
+
+
+def varies_rates(results: Results, methods: tuple[str, str]) -> bool:
+    """Whether one of the two ran at several learning rates from a start, and both did: what there is to match."""
+    rates = [[len(results.rates(start, method)) for method in methods] for start in results.starts]
+    return any(min(counts) and max(counts) > 1 for counts in rates)
+
+
+def difference_at_matched_learning(results: Results, matched: Sequence[MatchedPair], matching: Matching) -> Interval:
+    """Return the difference of the outcome: the matched pairs' mean of each seed, then the interval over seeds."""
+    each = [
+        results.series(one, matching.outcome) - results.series(other, matching.outcome)
+        for one, other in (pair.configs for pair in matched)
+    ]
+    return t_interval(pd.concat(each, axis=1).mean(axis=1, skipna=False)) if each else NOTHING
+
+
+def pairs_grid(results: Results, matching: Matching, methods: tuple[str, str]) -> Grid:
+    """Return each setting of a method next to the reference's setting closest in learning, with paired differences."""
+    rates = [f"{method} lr" for method in methods]
+    header = ["start", *rates, "seeds", matching.learned_as, matching.outcome_as, "learning is"]
+    rows = [_row(pair) for pair in pair_settings(results, matching, methods)]
+    strong = frozenset((place, len(header) - 1) for place, row in enumerate(rows) if row[-1] == MATCHED)
+    title = f"{matching.outcome_as[:1].upper()}{matching.outcome_as[1:]}, {methods[0]} minus {methods[1]}"
+    return Grid(title, header, rows, strong)
+
+
+def describe_matching(results: Results, matching: Matching, methods: tuple[str, str]) -> list[str]:
+    """Return per start how many settings are matched and what was kept there."""
+    found = pair_settings(results, matching, methods)
+    by_start = {start: [pair for pair in found if pair.start == start] for start in results.starts}
+    return [_describe(results, matching, methods, start, here) for start, here in by_start.items()]
+
+
+def _pair(
+    results: Results,
+    matching: Matching,
+    methods: tuple[str, str],
+    start: str,
+    rates: tuple[float, float],
+    configs: tuple[Config, Config],
+) -> MatchedPair:
+    seeds = [set(results.series(config, matching.learned).dropna().index) for config in configs]
+    figures = (matching.learned, matching.outcome)
+    learned, outcome = (results.paired(*configs, name) if seeds[0] == seeds[1] else NOTHING for name in figures)
+    return MatchedPair(methods, start, rates, configs, learned, outcome)
+
+
+def _row(pair: MatchedPair) -> list[str]:
+    differences = [format_interval(each, format_points) if each.seeds else "–" for each in (pair.learned, pair.outcome)]
+    return [pair.start, *(f"{rate:g}" for rate in pair.rates), str(pair.learned.seeds), *differences, pair.status]
+
+
+def _describe(
+    results: Results, matching: Matching, methods: tuple[str, str], start: str, here: Sequence[MatchedPair]
+) -> str:
+    where, (method, reference) = f"From the {start} start" if start else "From the only start", methods
+    if not here:
+        return f"{where} no setting of {method} has a setting of {reference} with the same seeds."
+    matched = [pair for pair in here if pair.status == MATCHED]
+    average = sum(pair.status == ON_AVERAGE for pair in here)
+    counted = (
+        f"{where} {len(matched)} of {format_count(len(here), 'setting')} of {method} matched in {matching.learned_as}, "
+        f"{average} on average only"
+    )
+    if not matched:
+        closest = min((pair.learned.mean for pair in here), key=abs)
+        return f"{counted} (closest: {format_points(closest)} points), so {matching.outcome_as} is not compared."
+    kept = difference_at_matched_learning(results, matched, matching)
+    change = f"{matching.outcome_as}: {format_interval(kept, format_points)} points"
+    return f"{counted}. Over the matched ones, {method} minus {reference}, {change}."

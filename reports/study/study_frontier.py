@@ -1,0 +1,145 @@
+"""Where each method of a study stands in learning against forgetting: a mark per start and learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from harness.config.suite import JOINT
+from reports.document.blocks import Block, Picture, Text
+from reports.document.sentences import format_count, format_interval, format_points
+from reports.figures import style
+from reports.figures.draw_frontier import draw_frontier
+from reports.study.study_results import Config, Results
+from reports.study.study_verdicts import name_edge
+
+FIGURES = {"learned": "learning_accuracy", "forgot": "forgetting_chaudhry"}
+CAPTION = (
+    "Look up and to the left: learned more, forgot less. Large marks are means over seeds, small dots single seeds, "
+    "bars 95 % t intervals over seeds, cut at the frame and no paired test; a hollow mark is one seed. A line joins "
+    "the learning rates of a method. Dotted: one stage over all tasks, its average accuracy. What a stage does to its "
+    "own task counts as learning (Chaudhry), and a method that learned less had less to forget."
+)
+
+
+def frontier_blocks(results: Results) -> list[Block]:
+    """Return the figure and what its numbers say; nothing where no run has both learning and forgetting."""
+    places = frontier_places(results)
+    if places.empty:
+        return []
+    by_seed = pd.DataFrame(
+        [
+            {"label": label, "learned": learned, "forgot": forgot}
+            for label, config in places[["label", "config"]].itertuples(index=False)
+            for learned, forgot in zip(*(results.series(config, name) for name in FIGURES.values()), strict=True)
+        ]
+    )
+    lines = {key: list(rows["label"]) for key, rows in places.groupby("line", sort=False) if len(rows) > 1}
+    levels = {f"{method}, all tasks jointly": level for method, level in _joint_levels(results)}
+    picture = Picture(
+        "frontier",
+        "Learning accuracy against forgetting",
+        CAPTION,
+        lambda: draw_frontier(places, by_seed, lines={str(key): each for key, each in lines.items()}, levels=levels),
+    )
+    many = len(results.methods) > style.MANY
+    told = describe_family(results) if many else " ".join(_describe_starts(results))
+    return [picture, Text(told, "measured")]
+
+
+def frontier_places(results: Results) -> pd.DataFrame:
+    """Return one row per start, method and learning rate with both figures, columns as in `tables.frontier_table`.
+
+    `line` is what a line joins, `config` the runs.
+    """
+    rows: list[dict[str, Any]] = []
+    for start in results.starts:
+        for method in results.methods:
+            rates = results.rates(start, method)
+            where = f", {start} start" if len(results.starts) > 1 else ""
+            for rate, config in rates.items():
+                means = {name: results.mean(config, figure) for name, figure in FIGURES.items()}
+                if all(mean.seeds for mean in means.values()):
+                    label = f"{method}{f' {rate:g}' if len(rates) > 1 else ''}{where}"
+                    place = {"label": label, "adapter": method, "line": f"{method}{where}", "config": config}
+                    rows.append({**place, **_columns(means)})
+    return pd.DataFrame(rows)
+
+
+def describe_family(results: Results) -> str:
+    """Return who learned most, who forgot least of those that learned as much as their reference, and how many have one seed.
+
+    A method is compared with its reference at the seeds that both have.
+    """
+    own = {method: results.own(results.starts[0], method) for method in results.methods}
+    learned = {method: results.mean(config, FIGURES["learned"]) for method, config in own.items()}
+    known = {method: mean for method, mean in learned.items() if mean.seeds}
+    most = max(known, key=lambda method: known[method].mean)
+    sentences = [f"Learned most: {most}, {format_interval(known[most])} %."]
+    references = dict.fromkeys(reference for _, reference in results.plan.study.contrasts)
+    sentences += [_describe_least(results, own, reference) for reference in references]
+    single = sum(mean.seeds == 1 for mean in known.values())
+    sentences.append(
+        f"{format_count(single, 'method')} of {len(known)} ran with one seed, which establishes no difference."
+    )
+    return " ".join(sentences)
+
+
+def _describe_least(results: Results, own: Mapping[str, Config], reference: str) -> str:
+    ahead = {
+        method: results.paired(config, own[reference], FIGURES["forgot"])
+        for method, config in own.items()
+        if method != reference and results.paired(config, own[reference], FIGURES["learned"]).mean >= 0
+    }
+    ahead = {method: change for method, change in ahead.items() if change.seeds}
+    if not ahead:
+        return f"No other method learned at least as much as {reference} at the seeds that both have."
+    least = min(ahead, key=lambda method: ahead[method].mean)
+    change = format_interval(ahead[least], format_points)
+    return (
+        f"Of the {len(ahead)} that learned at least as much as {reference} at the seeds that both have, {least} forgot least: "
+        f"{change} points against {reference}."
+    )
+
+
+def _describe_starts(results: Results) -> Iterator[str]:
+    """Yield per start each method's learning and forgetting at the rate where it learned most, or at its only one."""
+    for start in results.starts:
+        methods = [method for method in results.methods if method not in results.controls]
+        told = [sentence for method in methods if (sentence := _at_best_rate(results, start, method))]
+        if told:
+            yield f"{f'From the {start} start' if start else 'Here'}: {'; '.join(told)}."
+
+
+def _at_best_rate(results: Results, start: str, method: str) -> str:
+    rates = results.rates(start, method)
+    means = {
+        rate: mean.mean for rate, config in rates.items() if (mean := results.mean(config, FIGURES["learned"])).seeds
+    }
+    if not means:
+        return ""
+    rate = max(means, key=lambda each: means[each])
+    learned, lost = (results.mean(rates[rate], name) for name in FIGURES.values())
+    forgot = f", forgot {format_interval(lost, format_points)} points" if lost.seeds else ""
+    return f"{method} {_name_rate(rate, list(means))} learned {format_interval(learned)} %{forgot}"
+
+
+def _name_rate(rate: float, tried: Sequence[float]) -> str:
+    if len(tried) == 1:
+        return f"(one lr, {rate:g})"
+    return f"(lr {rate:g}{name_edge(rate, tried)}, where it learned most of {len(tried)})"
+
+
+def _joint_levels(results: Results) -> Iterator[tuple[str, float]]:
+    """Yield each method with the average accuracy that one stage over all tasks reaches."""
+    for method in results.plan.study.entries:
+        joint = results.mean(Config(results.plan.base.name, method, JOINT), "average_accuracy")
+        if joint.seeds:
+            yield method, joint.mean
+
+
+def _columns(means: Mapping[str, Any]) -> dict[str, Any]:
+    parts = {"": "mean", "_low": "low", "_high": "high", "_seeds": "seeds"}
+    return {f"{name}{suffix}": getattr(mean, part) for name, mean in means.items() for suffix, part in parts.items()}

@@ -1,0 +1,223 @@
+"""The finished runs of a study: every run's figures, joined to the points of the plan that it stands for.
+
+Nothing is filled in: a run that is missing or unfinished is named and left out. Differences are paired over the seeds
+that both sides have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from harness.config.run_spec import RunSpec
+from harness.config.study import Factor
+from harness.config.suite import Suite
+from harness.errors import RunError
+from harness.pipeline.study import Plan, Point
+from harness.rundir.store import RunStore
+from harness.stats.intervals import Interval, t_interval
+from reports.data.frames import Frames, load
+from reports.data.tables import figures_by_seed, score_matrices
+
+RUN = ["suite", "adapter", "order", "seed"]
+RATE, STRENGTH = "training.optimizer.lr", "student.strength"
+
+
+class Config(NamedTuple):
+    """A group of runs that differ in their seed alone."""
+
+    suite: str
+    adapter: str
+    order: str = "default"
+
+
+@dataclass(frozen=True)
+class Results:
+    """The finished runs of a plan; `missing` says in a sentence each what is left out.
+
+    `command` makes the runs that are missing, and the page.
+    """
+
+    plan: Plan
+    frames: Frames
+    missing: tuple[str, ...]
+    command: str = ""
+
+    @cached_property
+    def values(self) -> pd.DataFrame:
+        """One row per run (indexed by RUN), one column per figure; shares in [0, 1], entropy in nats."""
+        figures = figures_by_seed(self.frames.scores).pivot(index=RUN, columns="figure", values="value")
+        first = pd.DataFrame(self._first_task()).set_index(RUN)
+        steps = self.frames.steps[~self.frames.steps["adapter"].isin(self.off_policy)]
+        return figures.join(first).join(_training_figures(steps)).sort_index()
+
+    @cached_property
+    def controls(self) -> set[str]:
+        """Entries that train nothing."""
+        return {run.adapter for run in self.frames.runs if run.manifest.control}
+
+    @cached_property
+    def off_policy(self) -> list[str]:
+        """Adapters that train on references: entropy and truncation of their steps are not the student's own answers'."""
+        manifests = (run.manifest for run in self.frames.runs)
+        return list(dict.fromkeys(m.adapter for m in manifests if not m.control and "student" not in m.trains_on))
+
+    @cached_property
+    def points(self) -> pd.DataFrame:
+        """One row per finished point: factor, setting, start, learning rate and RUN; a run has a row per factor."""
+        rows = [_row(point, self.plan.study.factors[point.factor]) for point in self.plan.points]
+        finished = set(self.values.index)
+        return pd.DataFrame([row for row in rows if tuple(row[key] for key in RUN) in finished])
+
+    @cached_property
+    def methods(self) -> list[str]:
+        """The entries that have finished runs, in the study's order."""
+        return list(dict.fromkeys(self.points["adapter"]))
+
+    @cached_property
+    def configs(self) -> dict[Config, str]:
+        """Every configuration with what sets it apart from the suite as it is: a factor's setting, or nothing."""
+        titles = {name: factor.title for name, factor in self.plan.study.factors.items()}
+        found: dict[Config, str] = {}
+        for row in self.points.to_dict("records"):
+            config = Config(row["suite"], row["adapter"], row["order"])
+            own = config == Config(self.plan.base.name, config.adapter)
+            found.setdefault(config, "" if own else f"{titles[row['factor']]}: {row['setting']}")
+        return found
+
+    @property
+    def first_task(self) -> str:
+        """The task of the suite's first stage, whose learning and retention claims are judged on."""
+        return self.plan.base.stages[0].task
+
+    def series(self, config: Config, figure: str) -> pd.Series:
+        """Return a figure by seed, nan where it is not defined; empty where the study has no such run."""
+        runs = {key[3]: key for key in self.values.index if key[:3] == config}
+        known = figure in self.values
+        found = [self.values.at[key, figure] if known else float("nan") for key in runs.values()]
+        return pd.Series(found, index=list(runs), dtype=float)
+
+    def mean(self, config: Config, figure: str, seeds: Collection[int] | None = None) -> Interval:
+        """Return a figure's mean and 95 % t interval over seeds; `seeds` limits it to some."""
+        values = self.series(config, figure)
+        return t_interval(values if seeds is None else values[values.index.isin(list(seeds))])
+
+    def paired(self, one: Config, other: Config, figure: str, seeds: Collection[int] | None = None) -> Interval:
+        """Return the mean of `one - other` over the seeds that both have, or some of them, with its 95 % t interval."""
+        change = self.series(one, figure) - self.series(other, figure)
+        return t_interval(change if seeds is None else change[change.index.isin(list(seeds))])
+
+    def rates(self, start: str, adapter: str) -> dict[float, Config]:
+        """Return an adapter's runs from a start by learning rate, lowest first, where nothing but these two is varied."""
+        found = {
+            lr: Config(suite, name) for (at, lr, name), suite in self._suites.items() if (at, name) == (start, adapter)
+        }
+        return dict(sorted(found.items()))
+
+    def own(self, start: str, adapter: str) -> Config:
+        """An adapter's runs from a start at the suite's own learning rate; names no run where the study has none."""
+        return self.rates(start, adapter).get(self.rate(adapter), Config("", adapter))
+
+    @cached_property
+    def starts(self) -> list[str]:
+        """The students' starts, the suite's own first."""
+        return list(dict.fromkeys([_start(self.plan.base), *(start for start, *_ in self._suites)]))
+
+    def rate(self, adapter: str) -> float:
+        """The learning rate that the suite gives an adapter."""
+        return _rate(self.plan.base, adapter)
+
+    def swept(self, name: str) -> dict[str, dict[float, Config]]:
+        """Return a factor's runs by entry and value, lowest first; empty where its values are not three numbers or more."""
+        rows = self.points[self.points["factor"] == name]
+        values = self.plan.study.factors[name].values
+        if not values or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+            return {}
+        found: dict[str, dict[float, Config]] = {}
+        for row in rows.to_dict("records"):
+            config = Config(row["suite"], row["adapter"], row["order"])
+            found.setdefault(row["adapter"], {})[float(row["setting"])] = config
+        return {entry: dict(sorted(by_value.items())) for entry, by_value in found.items() if len(by_value) > 2}
+
+    def steps_of(self, configs: Collection[Config]) -> pd.DataFrame:
+        """Return the training steps of some configurations."""
+        steps = self.frames.steps
+        return steps[pd.MultiIndex.from_frame(steps[[*Config._fields]]).isin(list(configs))]
+
+    @cached_property
+    def _suites(self) -> dict[tuple[str, float, str], str]:
+        """Suites by start, learning rate and adapter; raises `RunError` where two suites claim one place."""
+        found: dict[tuple[str, float, str], str] = {}
+        for point in self.plan.points:
+            suite, entry, factor = point.spec.suite, point.spec.entry, self.plan.study.factors[point.factor]
+            if suite.name != self.plan.base.name and not {factor.key, *factor.fixed} <= {RATE, STRENGTH}:
+                continue
+            place = (_start(suite), _rate(suite, entry), entry)
+            if found.setdefault(place, suite.name) != suite.name:
+                raise RunError(
+                    f"{found[place]} and {suite.name} both train {entry} from start {place[0]!r} at learning rate "
+                    f"{place[1]:g}; leave one of them out of the study"
+                )
+        return found
+
+    def _first_task(self) -> Iterator[dict[str, Any]]:
+        for identity, matrix in score_matrices(self.frames.scores):
+            run = {key: identity[key] for key in RUN}
+            if self.first_task not in matrix.trained:
+                yield {**run, "first_learned": float("nan"), "first_retained": float("nan")}
+                continue
+            task = matrix.trained.index(self.first_task)
+            kept = matrix.final[task] - matrix.learned[task] if matrix.earlier[task] else float("nan")
+            yield {**run, "first_learned": matrix.learned[task], "first_retained": kept}
+
+
+def collect(plan: Plan, command: str = "") -> Results:
+    """Read the finished runs of a plan; raises `RunError` where there is none, or where they are not comparable."""
+    left = {spec.path for spec in plan.todo}
+    done = [spec for spec in plan.specs if spec.path not in left]
+    if not done:
+        raise RunError(f"study {plan.study.name} has no finished run; `harness study {plan.study.name}` makes them")
+    missing = tuple(_absence(spec) for spec in plan.specs if spec.path in left)
+    return Results(plan, load([spec.path for spec in done]), missing, command)
+
+
+def _row(point: Point, factor: Factor) -> dict[str, Any]:
+    spec = point.spec
+    run = {"suite": spec.suite.name, "adapter": spec.entry, "order": spec.order, "seed": spec.seed}
+    place = {"factor": point.factor, "setting": _setting(point, factor)}
+    return {**place, "start": _start(spec.suite), "learning_rate": _rate(spec.suite, spec.entry), **run}
+
+
+def _setting(point: Point, factor: Factor) -> str:
+    """What a factor is set to at a point: its value, or the order of the stages."""
+    if factor.key is None:
+        return point.spec.order if len(factor.orders) > 1 else ""
+    return f"{point.value:g}" if isinstance(point.value, int | float) else str(point.value)
+
+
+def _start(suite: Suite) -> str:
+    return getattr(suite.student, "strength", None) or ""
+
+
+def _rate(suite: Suite, entry: str) -> float:
+    return suite.training_for(suite.stages[0], entry).optimizer.lr
+
+
+def _training_figures(steps: pd.DataFrame) -> pd.DataFrame:
+    """Return per run the means over all steps, entropy over the last stage's too, and pull down in times of pull up."""
+    last = steps[steps["stage"] == steps.groupby(RUN)["stage"].transform("max")]
+    columns = ["entropy", "routed_fkl", "truncated_share", "pull_up", "pull_down", "fkl_gradient_share"]
+    whole = steps.groupby(RUN)[columns].mean().rename(columns={"routed_fkl": "routed_share"})
+    ratio = whole["pull_down"] / whole["pull_up"].where(whole["pull_up"] > 0)
+    return whole.assign(entropy_last=last.groupby(RUN)["entropy"].mean(), pull_ratio=ratio)
+
+
+def _absence(spec: RunSpec) -> str:
+    manifest = RunStore(spec.path).manifest
+    if manifest is None:
+        return f"{spec.path}: not started"
+    return f"{spec.path}: {'made by another configuration' if manifest.finished else 'not finished'}"

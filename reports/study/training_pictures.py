@@ -1,0 +1,44 @@
+"""The report's figures of training, drawn of chosen configurations of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from reports.document.blocks import Picture
+from reports.figures.curves import SMOOTHING
+from reports.figures.draw_training import draw_training
+from reports.study.study_results import Config, Results
+
+CAPTION = (
+    f"Rolling mean of {SMOOTHING} steps within a stage; the band runs from the lowest to the highest seed. Look for a "
+    "gap between the lines that lasts to the end of a stage, and for jumps where a new stage begins."
+)
+FIELDS = {
+    "entropy": ("Entropy in training", "entropy of the student\n(nats per answer token)", 1),
+    "routed_fkl": ("Tokens routed to forward KL", "tokens routed to\nforward KL (%)", 100),
+    "truncated_share": ("Answers cut off at the length limit", "answers cut off at\nthe length limit (%)", 100),
+}
+
+
+def training_pictures(
+    results: Results, name: str, labels: Mapping[Config, str], *, shades: bool = False
+) -> list[Picture]:
+    """Return a picture per field of the step log, a line per configuration.
+
+    `shades` colours lines from light to dark in their order.
+    """
+    steps = results.steps_of(list(labels))
+    keys = map(Config._make, steps[[*Config._fields]].itertuples(index=False, name=None))
+    steps = steps.assign(label=pd.Series([labels[key] for key in keys], steps.index, dtype=object))
+    if shades:  # one panel for all: what differs is the setting, not the suite that bears it
+        steps = steps.assign(suite="", order="")
+    return [
+        Picture(f"{name}-{field}", title, CAPTION, _drawer(steps, field, unit, title, scale, shades), optional=True)
+        for field, (title, unit, scale) in FIELDS.items()
+    ]
+
+
+def _drawer(steps: pd.DataFrame, field: str, unit: str, title: str, scale: float, shades: bool):
+    return lambda: draw_training(steps, field, unit, title, scale, shades=shades)

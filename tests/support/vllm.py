@@ -1,0 +1,35 @@
+"""A started vLLM engine, and a suite whose models vLLM runs on a CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from harness.config.models import Chat
+from harness.engines.backend import EngineSite
+from harness.engines.vllm import VLLMEngine
+from harness.engines.vllm_backend import VLLM
+from harness.evaluation.evaluator import ServedCheckpoint
+from harness.lm.checkpoints import weights_digest
+from tests.support.models import micro_suite
+
+CHATML = Chat(template="chatml")
+PROMPTS = [[5, 6, 7, 8], [9, 10], [5, 6, 7, 8], [30, 31, 32, 33, 34, 35]]
+
+
+def start(folder: Path, log: Path, **settings: Any) -> VLLMEngine:
+    """Return a started engine whose log says what vLLM made of its options: importing TRL asks vLLM for errors alone."""
+    with mock.patch.dict(os.environ, VLLM_LOGGING_LEVEL="INFO"):
+        return VLLMEngine(folder, VLLM.model_validate(settings), EngineSite("cpu", "float32", 1, log))
+
+
+def wide_suite() -> dict[str, Any]:
+    """Return the micro suite with heads of a width that vLLM's attention has on a CPU."""
+    return json.loads(json.dumps(micro_suite()).replace('"head_dim": 16', '"head_dim": 32'))
+
+
+def subject(folder: Path, engine: VLLMEngine | None = None) -> ServedCheckpoint:
+    return ServedCheckpoint(folder, weights_digest(folder), CHATML, "float32", "cpu", engine)
