@@ -17,16 +17,14 @@ from harness.errors import TaskError
 from harness.evaluation.answering import sampling_of, up_to
 from harness.lm.chat import Renderer
 from harness.lmeval.task import Task
-
-CURVE = "curve.jsonl"
+from harness.rundir.schema import CurvePoint
+from harness.rundir.store import CURVE
 
 
 class CurveRecorder:
     """Scores tasks on their first `items` test items and appends a line for each task to `curve.jsonl`.
 
-    A line holds `step`, the number of training steps done; `task`; `score`, the mean in 0..1; `items`, the score of each item;
-    and `clusters`, the cluster of each item. Tasks must generate their answers; each has one answer, under the suite's first
-    profile.
+    A line is a `CurvePoint`. Tasks must generate their answers; each item has one answer, under the suite's first profile.
     """
 
     def __init__(
@@ -41,20 +39,20 @@ class CurveRecorder:
             return
         lines = [self._line(step, name) for name in self.tasks]
         with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(f"{json.dumps(line)}\n" for line in lines)
+            file.writelines(f"{line.model_dump_json()}\n" for line in lines)
 
     def _recorded(self) -> set[int]:
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
         return {int(json.loads(line)["step"]) for line in lines}
 
-    def _line(self, step: int, name: str) -> dict[str, Any]:
+    def _line(self, step: int, name: str) -> CurvePoint:
         task, asked = self.tasks[name], self._asked[name]
         sampling = sampling_of(task.generation, name, self.renderer.stop_ids, self.seed)
         done = self.engine.generate([prompt for _, prompt in asked], sampling)
         texts = [up_to(self.renderer.decode(completion.tokens), sampling.stop_strings) for completion in done]
         scores = [self._score(task, doc, text) for (doc, _), text in zip(asked, texts, strict=True)]
-        clusters = [task.cluster(doc) for doc, _ in asked]
-        return {"step": step, "task": name, "score": sum(scores) / len(scores), "items": scores, "clusters": clusters}
+        clusters = tuple(task.cluster(doc) for doc, _ in asked)
+        return CurvePoint(step=step, task=name, score=sum(scores) / len(scores), items=tuple(scores), clusters=clusters)
 
     def _score(self, task: Task, doc: dict[str, Any], answer: str) -> float:
         value = task.item_values(task.grade(doc, answer)).get(task.metric)

@@ -13,8 +13,8 @@ from pyarrow.parquet import ParquetFile
 
 from harness.errors import RunError
 from harness.rundir.files import read_lines, read_results, readable
-from harness.rundir.schema import Manifest, StepLine
-from harness.rundir.store import StageFolder, cell_name, read_manifest, stage_folder
+from harness.rundir.schema import CurvePoint, Manifest, StepLine
+from harness.rundir.store import CURVE, StageFolder, cell_name, read_manifest, stage_folder
 
 SHOWN_FIRST = ["sft", "opd", "aopd"]  # entries, after the controls
 IDENTITY = ["label", "suite", "adapter", "order", "start", "seed"]
@@ -134,6 +134,10 @@ class RunDir:
     def step_lines(self, stage: int) -> Iterator[StepLine]:
         """Yield the lines of a stage's step log; a line that is being written is left for the next reading."""
         return read_lines(self.stage(stage).step_log, StepLine)
+
+    def curve_points(self, stage: int) -> Iterator[CurvePoint]:
+        """Yield the points of a stage's learning curve, task by task at each step; none where the suite asked for none."""
+        return read_lines(self.stage(stage).step_log.with_name(CURVE), CurvePoint)
 
 
 def identity(run: RunDir, label: str) -> dict[str, Any]:

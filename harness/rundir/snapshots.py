@@ -11,7 +11,7 @@ import torch
 
 from harness.errors import RunError
 from harness.rundir.files import replace_file
-from harness.rundir.store import ROLLOUT_LOG, SNAPSHOT, drop_steps_from
+from harness.rundir.store import CURVE, ROLLOUT_LOG, SNAPSHOT, drop_steps_from
 
 
 class Snapshots(Protocol):
@@ -63,6 +63,9 @@ class FileSnapshots:
         for log in self.logs:
             if log.is_file():
                 drop_steps_from(log, int(state["step"]))
+        if (curve := self.path.with_name(CURVE)).is_file():
+            # A point stands for the steps done before it, so the snapshot's own point stays.
+            drop_steps_from(curve, int(state["step"]) + 1)
         return state
 
     def offer(self, step: int, state: Callable[[], dict[str, Any]]) -> None:

@@ -35,6 +35,7 @@ from harness.rundir.schema import DoneFile, Manifest, upgrade
 MANIFEST = "manifest.json"
 SNAPSHOT = "snapshot.pt"
 ROLLOUT_LOG = "rollouts.jsonl"
+CURVE = "curve.jsonl"
 
 
 @dataclass(frozen=True)
