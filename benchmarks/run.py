@@ -28,7 +28,7 @@ from benchmarks.trl_step import MISSING, installed, settings_of, trl_steps
 from benchmarks.utilisation import peak_rate, student_rate
 from harness.errors import HarnessError
 from harness.pipeline.models import limit_threads
-from harness.rundir.manifest import environment
+from harness.rundir.session import this_session
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 TRL = "TRL `DistillationTrainer`"
@@ -65,7 +65,7 @@ def main(
         settings = [make_setting(suite, steps, autocast) for autocast in PRECISIONS]
     except HarnessError as error:
         raise typer.BadParameter(str(error)) from error
-    here = environment()
+    here = this_session()
     findings = measure(settings, repetitions)
     if not vllm_weights.installed():
         findings = replace(findings, notes=[*findings.notes, f"{vllm_weights.MISSING}."])

@@ -19,7 +19,7 @@ from harness.lm.optimiser import Updater, UpdateResult
 from harness.lm.precision import autocast
 from harness.lm.rollouts import Batch, Example, Rollout, make_batches, with_prompts
 from harness.lm.seeding import derive_seed
-from harness.rundir.timing import Timer
+from harness.rundir.session import Timer
 from harness.teachers.base import Teacher, checked, refuse_certainty
 
 if TYPE_CHECKING:

@@ -129,8 +129,8 @@ def _do_runs(specs: Sequence[RunSpec], workers: int | None, dry_run: bool) -> No
         return
 
     from harness.pipeline.sweep import default_workers, sweep
-    from harness.rundir.finished import is_finished
     from harness.rundir.progress import Display
+    from harness.rundir.store import is_finished
 
     reporters = Reporters(console)
     todo = [spec for spec in specs if not is_finished(spec)]

@@ -17,7 +17,7 @@ def list_tasks(context: typer.Context, include_path: Include = None) -> None:
     """List the tasks that a suite can name."""
     context.obj = include_path or []
     if context.invoked_subcommand is None:
-        from harness.pipeline.plan import task_table
+        from harness.pipeline.task_check import task_table
 
         Console().print(task_table(context.obj))
 
@@ -32,7 +32,7 @@ def check(
     include_path: Include = None,
 ) -> None:
     """Show one training and one evaluation prompt of a task, grade its reference, and name its traps."""
-    from harness.pipeline.plan import check_task
+    from harness.pipeline.task_check import check_task
 
     passed = check_task(Console(), name, [*context.obj, *(include_path or [])], data or [])
     raise typer.Exit(0 if passed else 1)

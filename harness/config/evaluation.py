@@ -87,7 +87,7 @@ class Evaluation(Strict):
         return self.profiles or {"default": Profile()}
 
     @model_serializer(mode="wrap")
-    def _only_what_is_asked_for(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _omit_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out later keys at their defaults, so that suites which do not name them keep the hash that they had."""
         dumped: dict[str, Any] = dump(self)
         later: dict[str, Any] = {"profiles": {}, "drift": Drift(), "noise_floor": 0, "every": None, "curve_items": 64}

@@ -1,15 +1,34 @@
-"""Runs named: a suite, one of its adapter entries, an order of stages and a seed each."""
+"""Runs named: a suite, one of its adapter entries, an order of stages and a seed each, with the stages settled."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from harness.config.base import merge
-from harness.config.suite import Stage, Suite
+from harness.config.suite import Suite
+from harness.config.teacher import TeacherSpec
+from harness.config.training import Training
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage of one run, with all settled that the suite and the adapter entry say about it.
+
+    `index` counts from 1. `trains` are the tasks whose training items it draws from. `teacher` is the stage's own, else the
+    suite's; `own_teacher` says which.
+    """
+
+    index: int
+    name: str
+    trains: tuple[str, ...]
+    training: Training
+    teacher: TeacherSpec | None
+    own_teacher: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,10 +52,25 @@ class RunSpec:
         order = "" if self.order == "default" else f" {self.order}"
         return f"{self.suite.name} {self.entry}{order} seed {self.seed}"
 
+    @cached_property
+    def stages(self) -> tuple[PlannedStage, ...]:
+        """The stages in this run's order; raises `ValueError` for an order that the suite does not have."""
+        return tuple(
+            PlannedStage(
+                index=index,
+                name=stage.task,
+                trains=stage.trains,
+                training=self.suite.training_for(stage, self.entry),
+                teacher=stage.teacher or self.suite.teacher,
+                own_teacher=stage.teacher is not None,
+            )
+            for index, stage in enumerate(self.suite.ordered_stages(self.order), start=1)
+        )
+
     @property
-    def stages(self) -> tuple[Stage, ...]:
-        """The stages in this run's order."""
-        return self.suite.ordered_stages(self.order)
+    def kind(self) -> str:
+        """The registered name of the adapter that the entry uses."""
+        return self.suite.adapters[self.entry].adapter or self.entry
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -45,7 +79,7 @@ class RunSpec:
 
     def steps_before(self, stage: int) -> int:
         """Return the training steps of all stages before one, counted from 1; after the last there are all of them."""
-        return sum(self.suite.training_for(s, self.entry).steps for s in self.stages[: stage - 1])
+        return sum(planned.training.steps for planned in self.stages[: stage - 1])
 
     def config(self) -> dict[str, Any]:
         """Return all that decides this run's numbers, and nothing of its siblings."""
@@ -55,9 +89,10 @@ class RunSpec:
             # A hash knows no order of keys, and the first profile is the one whose scores are the suite's.
             suite["evaluation"]["profiles"] = [{"name": name, **profile} for name, profile in profiles.items()]
         entry = self.suite.adapters[self.entry]
-        adapter = {**entry.model_dump(mode="json"), "adapter": entry.adapter or self.entry}
+        adapter = {**entry.model_dump(mode="json"), "adapter": self.kind}
         own = {"adapter": adapter, "seed": self.seed}
-        return merge(suite, {**own, "stages": [stage.model_dump(mode="json") for stage in self.stages]})
+        stages = [stage.model_dump(mode="json") for stage in self.suite.ordered_stages(self.order)]
+        return merge(suite, {**own, "stages": stages})
 
 
 def plan_runs(suite: Suite, entries: Sequence[str], seeds: Sequence[int], order: str, out: Path) -> list[RunSpec]:

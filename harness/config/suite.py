@@ -182,7 +182,7 @@ class Suite(Strict):
         first = self.stages[0]
         steps = sum(stage.training.steps for stage in self.stages)
         for stage in self.stages[1:]:
-            if stage.teacher != first.teacher or _but_steps(stage) != _but_steps(first):
+            if stage.teacher != first.teacher or _training_without_steps(stage) != _training_without_steps(first):
                 raise ValueError(
                     f"order {JOINT!r} trains all tasks in one stage, but stages {first.task} and {stage.task} differ in "
                     "teacher or training; give them the same, apart from steps"
@@ -191,5 +191,5 @@ class Suite(Strict):
         return Stage(task=JOINT, training=training, teacher=first.teacher, together=self._trained)
 
 
-def _but_steps(stage: Stage) -> dict[str, Any]:
+def _training_without_steps(stage: Stage) -> dict[str, Any]:
     return stage.training.model_dump(exclude={"steps"})

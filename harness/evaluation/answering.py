@@ -17,8 +17,7 @@ from harness.engines.base import Completion, Engine, Sampling
 from harness.errors import TaskError
 from harness.lm.chat import Renderer
 from harness.lm.rollouts import Finish
-
-KNOWN_SETTINGS = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k", "n"}
+from harness.lmeval.decoding import KNOWN
 
 
 @dataclass(frozen=True)
@@ -118,8 +117,8 @@ class Answering:
 
 def sampling_of(settings: Mapping[str, Any], task: str, stop_ids: tuple[int, ...], seed: int) -> Sampling:
     """Return how a task's generation settings decode; raises `TaskError` for a setting that no engine here knows."""
-    if unknown := sorted(set(settings) - KNOWN_SETTINGS):
-        raise TaskError(f"task {task}: generation_kwargs {unknown} are not known; expected {sorted(KNOWN_SETTINGS)}")
+    if unknown := sorted(set(settings) - KNOWN):
+        raise TaskError(f"task {task}: generation_kwargs {unknown} are not known; expected {sorted(KNOWN)}")
     return Sampling(
         max_new_tokens=settings["max_gen_toks"],
         temperature=settings["temperature"] if settings.get("do_sample", settings["temperature"] > 0) else 0.0,

@@ -20,7 +20,7 @@ from lm_eval.evaluator import simple_evaluate
 from harness.config.evaluation import Evaluation
 from harness.config.models import Chat
 from harness.engines.base import CheckpointEngine
-from harness.errors import TaskError
+from harness.errors import HarnessError, TaskError
 from harness.evaluation.answering import Answering
 from harness.evaluation.cell_cache import CellResult, SharedCells
 from harness.evaluation.hf_model import HarnessHFLM
@@ -29,6 +29,7 @@ from harness.evaluation.regrading import questions_digest, regrade
 from harness.evaluation.scoring import first_grades, sample_rows, summarise
 from harness.lm.checkpoints import config_digest
 from harness.lm.seeding import preserved_random_state
+from harness.lmeval.failures import failed_in_a_grader
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import FEWSHOT_SEED, Task
 from harness.rundir.schema import Keys
@@ -138,7 +139,7 @@ def _evaluate_tasks(
     per_row = (time.perf_counter() - started) / sum(map(len, samples.values()))
     for task in tasks:
         rows, name = samples[task.cell], task.cell
-        grades, seconds = first_grades(logged[task.name]), per_row * len(rows)
+        grades, seconds = first_grades(task, logged[task.name]), per_row * len(rows)
         if not task.generates:
             model.on_task(name)
         summary = summarise(task, rows, grades, keys[name], weights, settings.seed, seconds)
@@ -152,21 +153,28 @@ def _logged_samples(
     model: Answering, tasks: Sequence[Task], library: TaskLibrary, settings: Evaluation
 ) -> dict[str, Any]:
     handed: Any = model
-    results = simple_evaluate(
-        model=handed,
-        tasks=[task.lmeval for task in tasks],
-        task_manager=library.manager,
-        limit=settings.limit,
-        use_cache=None,
-        cache_requests=False,
-        apply_chat_template=model.renderer.has_template,
-        fewshot_as_multiturn=True,
-        bootstrap_iters=0,
-        random_seed=settings.seed,
-        numpy_random_seed=settings.seed,
-        torch_random_seed=settings.seed,
-        fewshot_random_seed=FEWSHOT_SEED,
-    )
+    try:
+        results = simple_evaluate(
+            model=handed,
+            tasks=[task.lmeval for task in tasks],
+            task_manager=library.manager,
+            limit=settings.limit,
+            use_cache=None,
+            cache_requests=False,
+            apply_chat_template=model.renderer.has_template,
+            fewshot_as_multiturn=True,
+            bootstrap_iters=0,
+            random_seed=settings.seed,
+            numpy_random_seed=settings.seed,
+            torch_random_seed=settings.seed,
+            fewshot_random_seed=FEWSHOT_SEED,
+        )
+    except HarnessError:
+        raise
+    except Exception as error:
+        if (failed := failed_in_a_grader(error)) is not None:
+            raise failed from error
+        raise
     if results is None or "samples" not in results:
         raise TaskError(f"lm-eval returned no samples for {', '.join(task.name for task in tasks)}")
     return results["samples"]

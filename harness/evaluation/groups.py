@@ -18,8 +18,8 @@ from harness.config.suite import Suite
 from harness.errors import TaskError
 from harness.evaluation.cell_cache import CellResult
 from harness.evaluation.scoring import FIXED, outcome_of, summary_of
+from harness.lmeval.decoding import under_profiles
 from harness.lmeval.library import TaskLibrary
-from harness.lmeval.profiles import under_profiles
 from harness.lmeval.task import Task
 from harness.rundir.schema import GroupRecord, Keys, Member
 from harness.rundir.store import cell_name
@@ -113,7 +113,24 @@ def _load_probe(library: TaskLibrary, name: str) -> tuple[list[Task], TaskGroup 
     if not library.is_group(name):
         return [library.load(name)], None
     tasks, group = library.load_group(name)
-    return tasks, None if group is None or not group.has_aggregation else _task_group(group, tasks)
+    if group is None or not group.has_aggregation:
+        return tasks, None
+    tasks = [_filtered(group, task) for task in tasks]
+    return tasks, _task_group(group, tasks)
+
+
+def _filtered(group: Group, task: Task) -> Task:
+    """Return a group's task graded through the filter that the group averages, where its file names one."""
+    assert group.aggregate_metric_list
+    named = group.aggregate_metric_list[0].filter_list
+    if not named:
+        return task
+    if named[0] not in task.filters:
+        raise TaskError(
+            f"group {group.name} averages the filter {named[0]!r}, which its task {task.name} does not have (it has "
+            f"{', '.join(task.filters)}); name its tasks as probes"
+        )
+    return task.through(named[0])
 
 
 def _task_group(group: Group, tasks: Sequence[Task]) -> TaskGroup:

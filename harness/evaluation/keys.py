@@ -50,6 +50,8 @@ def grading_key(task: Task, docs: Sequence[dict[str, Any]]) -> str:
     parts: list[Any] = [grader_source(task), [item_id(doc) for doc in docs], *references(task, docs)]
     if task.pass_at:
         parts.append(list(task.pass_at))
+    if task.filter_name != task.filters[0]:
+        parts.append({"filter": task.filter_name})
     if "cluster" in task.settings:
         parts.append({"clusters": [task.cluster(doc) for doc in docs]})
     return digest(parts)

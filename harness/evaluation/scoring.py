@@ -23,20 +23,19 @@ import pandas as pd
 
 from harness.errors import TaskError
 from harness.evaluation.answering import Answer
-from harness.lmeval.score import has_outcome, score_of
+from harness.lmeval.score import has_outcome
 from harness.lmeval.task import Task, item_id
 from harness.rundir.schema import CellSummary, Keys
 from harness.stats.sampling import pass_at_k
 
 FIXED = ("item_id", "cluster", "sample", "prompt", "target", "response", "finish", "tokens", "score", "outcome")
-TINY = 1e-6
 OUTCOMES = ("correct", "wrong", "unparsed", "truncated")
 Answers = Mapping[tuple[str, int], list[Answer]]
 
 
 def sample_rows(task: Task, logged: Sequence[Mapping[str, Any]], answers: Answers) -> pd.DataFrame:
-    """Return one row per item and answer, of the task's first filter."""
-    chosen = _of_first_filter(logged)
+    """Return one row per item and answer, of the task's filter."""
+    chosen = _of_filter(task, logged)
     ids = numbered_ids(sample["doc"] for sample in chosen)
     return pd.DataFrame(
         row for identity, sample in zip(ids, chosen, strict=True) for row in _rows(task, identity, sample, answers)
@@ -111,33 +110,22 @@ def _most_likely(choices: list[str], values: list[float], metric: str) -> str:
     return choices[int(np.argmax(np.array(values) / np.array(lengths)))]
 
 
-def first_grades(logged: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the metrics of logged samples under the task's first filter, as `process_results` gave them."""
-    return [_graded(sample) for sample in _of_first_filter(logged)]
+def first_grades(task: Task, logged: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the metrics of logged samples under the task's filter, as `process_results` gave them."""
+    return [_graded(sample) for sample in _of_filter(task, logged)]
 
 
 def _graded(sample: Mapping[str, Any]) -> dict[str, Any]:
     return {name: sample[name] for name in sample["metrics"]}
 
 
-def _of_first_filter(logged: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return [sample for sample in logged if sample["filter"] == logged[0]["filter"]]
+def _of_filter(task: Task, logged: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [sample for sample in logged if sample["filter"] == task.filter_name]
 
 
 def graded_row(task: Task, facts: Mapping[str, Any], grades: Mapping[str, Any]) -> dict[str, Any]:
     """Return an answer's row: what is known of it, its score, outcome and metrics."""
-    metrics = task.item_values(grades)
-    if task.metric not in metrics:
-        raise TaskError(
-            f"task {task.name}: its grader gave {sorted(metrics)}, expected a number of each item for {task.metric!r}; "
-            "name another of its metrics in metadata.harness.metric"
-        )
-    score = score_of(task.metric, metrics[task.metric])
-    if not -TINY <= score <= 1 + TINY:
-        raise TaskError(
-            f"task {task.name}: {task.metric} of an item is {score:g}, expected 0 to 1, because scores are shown and compared "
-            "as shares; name another of its metrics in metadata.harness.metric"
-        )
+    metrics, score = task.item_values(grades), task.score(grades)
     found = {"score": score, "outcome": outcome_of(task.metric, score, metrics, facts["finish"])}
     return {**facts, **found, **{name: value for name, value in metrics.items() if name not in FIXED}}
 

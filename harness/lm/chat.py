@@ -7,6 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from harness.config.base import digest
 from harness.config.models import Chat
 from harness.errors import ModelError
@@ -17,7 +19,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 class Renderer:
     """A tokenizer with its chat template, stop tokens and thinking flag, each chosen once.
 
-    Raises `ModelError` when a named stop token is not one token of the vocabulary or the template file is missing.
+    Raises `ModelError` when a named stop token is not one token of the vocabulary, when the template file is missing, and
+    when the tokenizer ends every text with a special token, after which a model has nothing to continue.
     """
 
     def __init__(self, tokenizer: Any, chat: Chat) -> None:
@@ -28,6 +31,7 @@ class Renderer:
         self.stop_ids = _stop_ids(tokenizer, chat.stop)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(self.stop_ids[0])
+        _refuse_ended_prompts(tokenizer)
 
     @property
     def has_template(self) -> bool:
@@ -35,22 +39,41 @@ class Renderer:
         return self.tokenizer.chat_template is not None
 
     def render(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Return a conversation as text; lm-eval calls this with the same arguments."""
-        return self.tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-            **self.template_args,
-        )
+        """Return a conversation as text; lm-eval calls this with the same arguments.
+
+        Raises `ModelError` where the template refuses it, as some refuse a system turn.
+        """
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+                **self.template_args,
+            )
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise ModelError(
+                f"the model's chat template refuses a conversation of {roles} ({error}); a task's `description` is a system "
+                "turn, so leave it out of the task, or name another template under `chat.template`"
+            ) from error
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Return a prompt's ids; a template writes its own BOS, so none is added to templated text."""
-        return list(self.tokenizer.encode(text, add_special_tokens=not self.has_template))
+        """Return a prompt's ids as bare lm-eval makes them: the tokenizer adds its BOS unless the text begins with it."""
+        bos = self.tokenizer.bos_token
+        return list(self.tokenizer.encode(text, add_special_tokens=not (bos and text.startswith(bos))))
 
-    def encode_target(self, text: str) -> list[int]:
-        """Return an answer's ids, ended by the first stop token."""
-        return [*self.tokenizer.encode(text, add_special_tokens=False), self.stop_ids[0]]
+    def encode_target(self, text: str, after: str = "") -> list[int]:
+        """Return an answer's ids, ended by the first stop token.
+
+        `after` is the end of the prompt. Prompt and answer are encoded together and the prompt's ids are taken off, because
+        some tokenizers put a space before every text. Where the two share a token, the answer is encoded alone.
+        """
+        before = self.tokenizer.encode(after, add_special_tokens=False) if after else []
+        whole = self.tokenizer.encode(after + text, add_special_tokens=False)
+        alone = whole[: len(before)] != before
+        ids = self.tokenizer.encode(text, add_special_tokens=False) if alone else whole[len(before) :]
+        return [*ids, self.stop_ids[0]]
 
     def fingerprint(self) -> str:
         """Return a digest of everything that turns text into ids, and of the stop tokens."""
@@ -68,6 +91,18 @@ class Renderer:
     def decode(self, ids: list[int]) -> str:
         """Return a response as text without its special tokens."""
         return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def _refuse_ended_prompts(tokenizer: Any) -> None:
+    plain = tokenizer.encode("a", add_special_tokens=False)
+    whole = tokenizer.encode("a")
+    if plain and whole[-len(plain) :] != plain:
+        ending = tokenizer.convert_ids_to_tokens(whole[-1])
+        raise ModelError(
+            f"the tokenizer puts {ending} at the end of every text, so each prompt would be over before its answer; set "
+            "`add_eos_token` to false in its tokenizer_config.json, or take the token out of the post_processor in its "
+            "tokenizer.json"
+        )
 
 
 def _read_template(name: str) -> str:

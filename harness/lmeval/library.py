@@ -16,8 +16,10 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Kind
 
 from harness.errors import TaskError
+from harness.lmeval.failures import loading_failed
+from harness.lmeval.records import check_records
 from harness.lmeval.task import Task
-from harness.lmeval.task_files import check_files, lacks_members, members, unreadable_data
+from harness.lmeval.task_files import check_files, lacks_members, members
 
 TASK_FOLDER = Path(str(files("tasks")))
 
@@ -44,12 +46,12 @@ class TaskLibrary:
                 f"{name} is a group of {len(self.members(name))} tasks; a stage and a warm-up take single tasks, so name "
                 "one of them (a probe can be a group)"
             )
-        return _bench_task(name, self._load(name)["tasks"][name])
+        return _checked(name, self._load(name)["tasks"][name])
 
     def load_group(self, name: str) -> tuple[list[Task], Group | None]:
         """Load the tasks of a group, with the settings that the group gives them, or of a tag, which is no group."""
         loaded = self._load(name)
-        tasks = [_bench_task(member, task) for member, task in loaded["tasks"].items()]
+        tasks = [_checked(member, task) for member, task in loaded["tasks"].items()]
         return tasks, loaded.get("groups", {}).get(name)
 
     def is_group(self, name: str) -> bool:
@@ -93,11 +95,18 @@ class TaskLibrary:
                 "lm-eval's extra for this task"
             ) from error
         except Exception as error:
-            unread = unreadable_data(manager.task_index, name, error)
-            raise TaskError(unread or f"task {name}: {type(error).__name__} while loading it: {error}") from error
+            contents = [content for _, content in members(manager.task_index, name)]
+            raise loading_failed(name, contents, error) from error
 
 
-def _bench_task(name: str, task: Any) -> Task:
-    if not isinstance(task, ConfigurableTask):
-        raise TaskError(f"task {name} is {type(task).__name__}; tasks that are written in YAML are supported")
-    return Task(name, task)
+def _checked(name: str, loaded: Any) -> Task:
+    if not isinstance(loaded, ConfigurableTask):
+        raise TaskError(f"task {name} is {type(loaded).__name__}; tasks that are written in YAML are supported")
+    if loaded.config.unsafe_code:
+        raise TaskError(
+            f"task {name} says `unsafe_code: true`: its grader runs code that a model wrote, which this harness never does; "
+            "evaluate it with bare lm_eval and --confirm_run_unsafe_code, on the checkpoints of a run"
+        )
+    task = Task(name, loaded)
+    check_records(task)
+    return task

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config.base import digest
 from harness.config.models import Scratch
-from harness.config.suite import Suite
+from harness.config.run_spec import RunSpec
 from harness.rundir.overlap_record import NGRAM, TEMPLATE, Overlap, OverlapRow
 
 if TYPE_CHECKING:
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 Ngram = tuple[str, ...]
 
 
-def stream_overlap(suite: Suite, entry: str, order: str, tasks: Mapping[str, Task], library: TaskLibrary) -> Overlap:
+def stream_overlap(spec: RunSpec, tasks: Mapping[str, Task], library: TaskLibrary) -> Overlap:
     """Compare what a run trains on, its student's warm-up included, with all that it evaluates.
 
     `tasks` are the suite's, by name; `library` gives the others that a warm-up mixes in. Raises `TaskError` for a stage
     without training items.
     """
-    training = list(_training_splits(suite, entry, order, tasks, library))
-    tests = [read_split(tasks[name], tasks[name].test_docs(suite.evaluation.limit)) for name in tasks]
+    training = list(_training_splits(spec, tasks, library))
+    tests = [read_split(tasks[name], tasks[name].test_docs(spec.suite.evaluation.limit)) for name in tasks]
     rows = [row for source, split in training for row in compare(source, split, tests)]
     splits = [*training, *(("test", split) for split in tests)]
     digests = {f"{source} {split.task}": split.digest for source, split in splits}
@@ -102,16 +102,14 @@ def ngrams(words: Sequence[str]) -> list[Ngram]:
     return list(zip(*(words[start:] for start in range(NGRAM)), strict=False))
 
 
-def _training_splits(
-    suite: Suite, entry: str, order: str, tasks: Mapping[str, Task], library: TaskLibrary
-) -> Iterator[tuple[str, Split]]:
-    for index, stage in enumerate(suite.ordered_stages(order), start=1):
+def _training_splits(spec: RunSpec, tasks: Mapping[str, Task], library: TaskLibrary) -> Iterator[tuple[str, Split]]:
+    for stage in spec.stages:
         for task in (tasks[name] for name in stage.trains):
-            docs = task.training_docs(suite.training_for(stage, entry).train_items)
-            yield f"stage {index}", read_split(task, docs)
-    if isinstance(suite.student, Scratch):
-        limits = suite.student.warmup.strengths[suite.student.strength].items
-        for name in suite.student.warmup.mixture:
+            yield f"stage {stage.index}", read_split(task, task.training_docs(stage.training.train_items))
+    student = spec.suite.student
+    if isinstance(student, Scratch):
+        limits = student.warmup.strengths[student.strength].items
+        for name in student.warmup.mixture:
             task = tasks[name] if name in tasks else library.load(name)
             yield "warm-up", read_split(task, task.training_docs(limits.get(name)))
 

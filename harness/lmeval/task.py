@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,15 +16,18 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
+from lm_eval.api.utils import maybe_delimit
 from lm_eval.config.task import TaskConfig
 from lm_eval.utils import apply_template, handle_non_serializable, hash_string
 
-from harness.errors import TaskError
+from harness.errors import HarnessError, TaskError
 from harness.lm.chat import Renderer
 from harness.lm.rollouts import Example
-from harness.lmeval.score import aggregates, default_metric, item_value
+from harness.lmeval.failures import grading_failed, rendering_failed
+from harness.lmeval.score import aggregates, can_be_score, default_metric, item_value, score_of
 from harness.rundir.store import cell_name
 
+TINY = 1e-6  # a score may miss 0 or 1 by rounding
 FEWSHOT_SEED = 1234  # lm-eval's own; the seed of an evaluation is that of its draws alone
 
 
@@ -31,14 +35,22 @@ class Task:
     """One lm-eval task as the harness uses it, under one evaluation profile and one of its graders.
 
     `profile` is empty for the suite's first one, `grader` for the task's own; `pass_at` holds the k of each pass@k.
+    `filter_name` is the filter through which answers are graded: the task's first, or the one that its group averages.
     `lmeval` is lm-eval's own object: only this folder and the evaluator, which hands it back to lm-eval, use it.
     """
 
     def __init__(
-        self, name: str, lmeval: ConfigurableTask, profile: str = "", pass_at: Sequence[int] = (), grader: str = ""
+        self,
+        name: str,
+        lmeval: ConfigurableTask,
+        profile: str = "",
+        pass_at: Sequence[int] = (),
+        grader: str = "",
+        filter_name: str = "",
     ) -> None:
         self.name = name
         self.lmeval = lmeval
+        self.filter_name = filter_name or str(self.filters[0])
         self.profile = profile
         self.pass_at = tuple(pass_at)
         self.grader = grader
@@ -51,7 +63,16 @@ class Task:
         twin.set_config("generation_kwargs", copy.deepcopy(self.lmeval.config.generation_kwargs))
         # lm-eval's own repeats hand a grader nested lists; several answers are drawn by a profile's `n`.
         twin.set_config("repeats", 1)
-        return Task(self.name, twin, profile, pass_at, grader)
+        return Task(self.name, twin, profile, pass_at, grader, self.filter_name)
+
+    def through(self, filter_name: str) -> Task:
+        """Return the task with its answers graded through another of its filters."""
+        return Task(self.name, self.lmeval, self.profile, self.pass_at, self.grader, filter_name)
+
+    @property
+    def filters(self) -> list[str]:
+        """The names of the task's filters, in its file's order."""
+        return [str(pipeline.name) for pipeline in self.lmeval._filters]
 
     @property
     def cell(self) -> str:
@@ -111,9 +132,9 @@ class Task:
         name = metadata.get("config_source", "") if isinstance(metadata, dict) else ""
         return Path(name) if name.endswith(".yaml") else None
 
-    def set_decoding(self, changes: dict[str, Any]) -> None:
-        """Change generation settings on the loaded task, the only place where lm-eval merges them reliably."""
-        self.lmeval.set_config("generation_kwargs", changes, update=True)
+    def set_generation(self, settings: dict[str, Any]) -> None:
+        """Replace the generation settings of the loaded task, the only place where lm-eval reads them reliably."""
+        self.lmeval.set_config("generation_kwargs", settings)
 
     def prompt_text(self, doc: Mapping[str, Any]) -> str:
         """Return a document's own text, without description, few-shot examples and chat template.
@@ -147,6 +168,14 @@ class Task:
             raise TaskError(f"task {self.name} has several prompts for one item; a stage needs one")
         return context
 
+    def own_examples(self, docs: Sequence[dict[str, Any]]) -> int:
+        """Return how many of these documents' few-shot prompts show the document's own answer as an example."""
+        if not (shots := self.config.num_fewshot):
+            return 0
+        self.lmeval.set_fewshot_seed(FEWSHOT_SEED)
+        apart = self.lmeval.fewshot_cfg.split == self.config.test_split  # lm-eval leaves the item out then
+        return sum(doc in self.lmeval.sampler.sample(n=shots, eval_doc=doc if apart else None) for doc in docs)
+
     def asked(self, docs: Sequence[dict[str, Any]], renderer: Renderer) -> list[str]:
         """Return all that a model is asked about each document: the prompt, or every context with its continuation.
 
@@ -168,14 +197,19 @@ class Task:
         return [request.args for request in (made if isinstance(made, list) else [made])]
 
     def _context(self, doc: dict[str, Any], renderer: Renderer) -> Any:
-        return self.lmeval.fewshot_context(
-            doc,
-            num_fewshot=self.lmeval.config.num_fewshot or 0,
-            apply_chat_template=renderer.has_template,
-            fewshot_as_multiturn=True,
-            chat_template=renderer.render if renderer.has_template else None,
-            gen_prefix=self.lmeval.doc_to_prefix(doc),
-        )
+        try:
+            return self.lmeval.fewshot_context(
+                doc,
+                num_fewshot=self.config.num_fewshot or 0,
+                apply_chat_template=renderer.has_template,
+                fewshot_as_multiturn=True,
+                chat_template=renderer.render if renderer.has_template else None,
+                gen_prefix=self.lmeval.doc_to_prefix(doc),
+            )
+        except HarnessError as error:
+            raise type(error)(f"task {self.name}: {error}") from error
+        except Exception as error:
+            raise rendering_failed(self.name, doc, error) from error
 
     def training_target(self, doc: dict[str, Any]) -> str:
         """Return the text that a supervised learner is trained on.
@@ -229,11 +263,47 @@ class Task:
         return [dict(doc) for _, doc in self.lmeval.doc_iterator(limit=limit)]
 
     def grade(self, doc: dict[str, Any], response: str) -> dict[str, float]:
-        """Return all metrics of one response, through the task's first filter and its `process_results`."""
+        """Return all metrics of one response, through the task's filter and its `process_results`.
+
+        Raises `TaskError` where the grader fails.
+        """
         request = Instance("generate_until", doc, ("", {}), 0, metadata=(self.name, 0, 1), resps=[response])
-        pipeline = self.lmeval._filters[0]
-        pipeline.apply([request])
-        return dict(self.lmeval.process_results(doc, [request.filtered_resps[pipeline.name]]))
+        pipeline = self.lmeval._filters[self.filters.index(self.filter_name)]
+        try:
+            pipeline.apply([request])
+            return dict(self.lmeval.process_results(doc, [request.filtered_resps[pipeline.name]]))
+        except HarnessError:
+            raise
+        except Exception as error:
+            raise grading_failed(self.name, doc, error) from error
+
+    def grade_even(self, doc: dict[str, Any], renderer: Renderer) -> dict[str, Any]:
+        """Return the metrics of a document whose choices are all equally likely; nothing is asked of a model.
+
+        It shows which metrics a task that is scored by likelihoods has for one item, not what they will be.
+        """
+        likelihoods: list[Any] = [(-1.0, False)] * len(self._requests(doc, renderer))
+        try:
+            even = [-1.0] if self.output_type == "loglikelihood_rolling" else likelihoods
+            return dict(self.lmeval.process_results(doc, even))
+        except Exception as error:
+            raise grading_failed(self.name, doc, error) from error
+
+    def score(self, grades: Mapping[str, Any]) -> float:
+        """Return an item's score, 0..1, by the primary metric; raises `TaskError` where that gives no such number."""
+        values = self.item_values(grades)
+        score = score_of(self.metric, values[self.metric]) if self.metric in values else math.nan
+        if -TINY <= score <= 1 + TINY:
+            return score
+        got = f"{score:g}" if self.metric in values else f"{grades.get(self.metric)!r:.60}"
+        others = [name for name in can_be_score(self.higher_is_better) if 0 <= values.get(name, -1) <= 1]
+        advice = (
+            f"name {' or '.join(others)} in metadata.harness.metric" if others else "write a process_results for it"
+        )
+        raise TaskError(
+            f"{self.source or f'task {self.name}'}: its grader gave {got} for {self.metric!r} of one item, expected a number "
+            f"from 0 to 1, because scores are compared as shares; {advice}"
+        )
 
     def item_values(self, grades: Mapping[str, Any]) -> dict[str, float]:
         """Return one item's metrics as numbers, in each metric's own unit; those without a value for one item are left out."""
@@ -245,11 +315,20 @@ class Task:
         return aggregates(self.lmeval, grades)
 
     def _example(self, doc: dict[str, Any], renderer: Renderer) -> Example:
-        prompt = renderer.encode_prompt(self.render(doc, renderer))
-        # A chat template ends the prompt itself; plain text needs the delimiter that lm-eval puts before a target.
-        delimiter = "" if renderer.has_template else self.lmeval.config.target_delimiter
-        target = renderer.encode_target(f"{delimiter}{self.training_target(doc)}")
-        return Example(self.name, item_id(doc), doc, prompt, target)
+        text = self.render(doc, renderer)
+        target = self._delimited(doc, self.training_target(doc), renderer.has_template)
+        prompt = renderer.encode_prompt(text)
+        return Example(self.name, item_id(doc), doc, prompt, renderer.encode_target(target, after=text))
+
+    def _delimited(self, doc: dict[str, Any], target: str, has_template: bool) -> str:
+        """Return a target with what lm-eval puts before it in its own few-shot examples.
+
+        After a `gen_prefix` that is one space, unless one is there. Else a chat template ends the prompt itself, and plain
+        text needs the task's `target_delimiter`.
+        """
+        if prefix := self.lmeval.doc_to_prefix(doc):
+            return maybe_delimit(prefix, target, delimiter=" ")[len(prefix) :]
+        return target if has_template else f"{self.config.target_delimiter}{target}"
 
 
 def _named(field: str, doc: Mapping[str, Any]) -> Any:

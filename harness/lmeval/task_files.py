@@ -16,7 +16,6 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from harness.errors import TaskError
 from harness.rundir.store import is_run_directory
 
-LOCAL_FORMATS = ("json", "csv", "parquet", "text", "arrow")
 Index = Mapping[str, Entry]
 
 
@@ -89,23 +88,3 @@ def lacks_members(index: Index, name: str) -> bool:
     """Return whether a group names a task that is neither in the index nor written out in the group's file."""
     own = {"dataset_path", "custom_dataset", "class"}
     return any("::" in member and not own & content.keys() for member, content in members(index, name))
-
-
-def unreadable_data(index: Index, name: str, error: Exception) -> str | None:
-    """Return the sentence for a data set that could not be fetched and what to do; None where that is not what failed."""
-    paths = (content.get("dataset_path") for _, content in members(index, name))
-    sets = [path for path in dict.fromkeys(paths) if isinstance(path, str) and path not in LOCAL_FORMATS]
-    if sets and "Dataset scripts are no longer supported" in str(error):
-        return (
-            f"task {name}: its data set {', '.join(sets)} is a Python script, which the library datasets no longer runs; "
-            "save it as JSON or Parquet files, name a revision that holds such files, or write a loader "
-            "(custom_dataset: !function)"
-        )
-    if not sets or not isinstance(error, OSError):
-        return None
-    first = next(iter(str(error).strip().splitlines()), "no more is said")
-    return (
-        f"task {name}: its data set {', '.join(sets)} could not be read here ({type(error).__name__}: {first}); run "
-        "once where it can be downloaded, or copy the Hugging Face cache (HF_HOME) from there, or name a task "
-        "file of yours that includes this one and reads local files"
-    )

@@ -38,7 +38,7 @@ class StageEvaluator:
         self.settings, self.shared = resources.suite.evaluation, SharedCells(resources.spec.out)
         self.start_folder = start_folder
 
-    def assess(self, folder: StageFolder, checkpoint: Path, when: str) -> None:
+    def evaluate(self, folder: StageFolder, checkpoint: Path, when: str) -> None:
         """Measure all that `folder` does not hold yet; `when` is what the terminal shows."""
         if self._holds_all(folder):
             return

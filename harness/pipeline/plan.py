@@ -1,15 +1,13 @@
-"""What the command line shows before anything runs: the plan of a suite, the list of tasks, the check of one task."""
+"""The dry run: a suite resolved, its stages, the work ahead, and the checks of tasks and prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from rich.console import Console
 from rich.markup import escape
-from rich.panel import Panel
 from rich.table import Table
 
 from harness.config.models import Chat, Model, Pretrained
@@ -19,17 +17,11 @@ from harness.errors import ConfigError, HarnessError
 from harness.evaluation.groups import EvaluationPlan, load_evaluation_plan
 from harness.lm.chat import Renderer
 from harness.lm.checkpoints import context_of, load_renderer
-from harness.lmeval.checks import (
-    check_grader,
-    check_prompts,
-    check_stage_task,
-    check_test_prompts,
-    traps,
-)
+from harness.lmeval.checks import check_prompts, check_stage_task, check_test_prompts
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.overlap import stream_overlap
 from harness.lmeval.task import Task
-from harness.lmeval.task_files import read_task_file
+from harness.lmeval.trial import describe_items, item_warnings, try_task
 from harness.pipeline.scratch_tokenizer import byte_tokenizer, train_tokenizer, training_texts
 from harness.rundir.overlap_record import OVERLAP_HEADER, Overlap
 
@@ -45,12 +37,14 @@ def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
         check_stage_task(tasks[name])
     console.print(_stage_table(specs[0], evaluated))
     console.print(_work_table(specs, cells))
+    for task in tasks.values():
+        _print_items(console, suite, task)
     entries = {spec.entry: spec for spec in specs}
     for entry, spec in entries.items():
         console.print(f"prompts under {entry}: {_fits(spec, cells, library)}", markup=False, highlight=False)
     overlaps: list[Overlap] = []
-    for entry in entries:
-        overlap = stream_overlap(suite, entry, specs[0].order, tasks, library)
+    for spec in entries.values():
+        overlap = stream_overlap(spec, tasks, library)
         if overlap not in overlaps:
             overlaps.append(overlap)
             _print_overlap(console, overlap)
@@ -59,68 +53,25 @@ def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
     console.print("dry run: nothing was written")
 
 
-def task_table(include: Sequence[Path]) -> Table:
-    """Return the tasks that can be named, with where they are defined."""
-    library = TaskLibrary(include)
-    table = Table(title="tasks")
-    for column in ("name", "capability", "primary metric", "file"):
-        table.add_column(column)
-    for name in library.names():
-        path = Path(str(library.manager.task_index[name].yaml_path))
-        settings = (read_task_file(path).get("metadata") or {}).get("harness") or {}
-        table.add_row(name, settings.get("capability", ""), settings.get("metric", ""), escape(str(path)))
-    return table
-
-
-def check_task(console: Console, name: str, include: Sequence[Path], data: Sequence[str]) -> bool:
-    """Show a task's prompts and grades and name its traps; return whether its grader tells right from wrong."""
-    task = _find(name, include, data)
-    renderer = Renderer(byte_tokenizer(), Chat(template="chatml"))
-    docs = {"evaluation": task.test_docs(1)[0]}
-    if task.has_training_items:
-        docs = {"training": task.training_docs(1)[0], **docs}
-    passed = [_show(console, task, doc, split, renderer) for split, doc in docs.items()] if task.generates else [True]
-    found = list(traps(task))
-    for trap in found:
-        console.print(f"[yellow]trap:[/] {escape(trap)}", highlight=False)
-    console.print(f"{name}: grader {'passes' if all(passed) else 'FAILS'}, {len(found)} traps", highlight=False)
-    return all(passed)
-
-
-def _find(name: str, include: Sequence[Path], data: Sequence[str]) -> Task:
-    paths: dict[str, str] = {key: path for key, _, path in (pair.partition("=") for pair in data)}
-    if bare := [pair for pair in data if not all(pair.partition("="))]:
-        raise ConfigError(f"--data {bare[0]}: expected NAME=PATH, for example gsm8k=/data/gsm8k")
-    if missing := [path for path in paths.values() if not Path(path).exists()]:
-        raise ConfigError(f"--data: {', '.join(missing)} does not exist; expected NAME=PATH")
-    if not name.endswith(".yaml"):
-        return TaskLibrary(include, paths).load(name)
-    task_name = read_task_file(Path(name)).get("task") if Path(name).is_file() else None
-    if not isinstance(task_name, str):
-        raise ConfigError(f"{name} is not a task file; expected an existing YAML file with a `task:` name")
-    return TaskLibrary([*include, Path(name).resolve().parent], paths).load(task_name)
-
-
-def _show(console: Console, task: Task, doc: dict[str, Any], split: str, renderer: Renderer) -> bool:
-    grades = check_grader(task, doc, renderer)
-    body = f"{escape(grades.prompt)}[bold green]{escape(grades.target)}[/]"
-    console.print(Panel(body, title=f"{task.name}: {split} prompt and reference", title_align="left"))
-    spoiled = ", ".join(f"{name} {score:g}" for name, score in grades.spoiled.items())
-    console.print(f"{task.metric}: reference {grades.reference:g} (must be 1); spoiled: {spoiled} (must be 0)")
-    return grades.passed
-
-
 def _stage_table(spec: RunSpec, evaluated: EvaluationPlan) -> Table:
     tasks = evaluated.tasks
     table = Table(title=f"stages of {spec.suite.name}, order {spec.order}")
     for column in ("stage", "task", "training items", "steps", "rollouts a step", "learning rate", "test items"):
         table.add_column(column, justify="left" if column == "task" else "right")
-    for index, stage in enumerate(spec.stages, start=1):
-        training = spec.suite.training_for(stage, spec.entry)
+    for stage in spec.stages:
+        training = stage.training
         items = sum(len(tasks[name].training_docs(training.train_items)) for name in stage.trains)
         tests = sum(_test_items(spec.suite, tasks[name]) for name in stage.trains)
         rollouts = training.prompts_per_step * training.num_generations
-        cells = (index, ", ".join(stage.trains), items, training.steps, rollouts, f"{training.optimizer.lr:g}", tests)
+        cells = (
+            stage.index,
+            ", ".join(stage.trains),
+            items,
+            training.steps,
+            rollouts,
+            f"{training.optimizer.lr:g}",
+            tests,
+        )
         table.add_row(*map(str, cells))
     for probe in evaluated.probes:
         members = evaluated.groups[probe].tasks if probe in evaluated.groups else (probe,)
@@ -132,7 +83,7 @@ def _stage_table(spec: RunSpec, evaluated: EvaluationPlan) -> Table:
 def _work_table(specs: Sequence[RunSpec], cells: dict[str, Task]) -> Table:
     """Return the estimated work of all runs; generated tokens are the most that the budgets allow."""
     suite = specs[0].suite
-    budgets = [suite.training_for(stage, spec.entry) for spec in specs for stage in spec.stages]
+    budgets = [stage.training for spec in specs for stage in spec.stages]
     rollouts = sum(b.steps * b.prompts_per_step * b.num_generations for b in budgets)
     tokens = sum(b.steps * b.prompts_per_step * b.num_generations * b.max_new_tokens for b in budgets)
     stages = sum(len(spec.stages) for spec in specs)
@@ -145,6 +96,17 @@ def _work_table(specs: Sequence[RunSpec], cells: dict[str, Task]) -> Table:
     kinds, what = ("task x stage x profile", "answers") if suite.evaluation.profiles else ("task x stage", "items")
     table.add_row(f"evaluations ({kinds}), the common start aside", f"{stages * len(cells):,} with {answers:,} {what}")
     return table
+
+
+def _print_items(console: Console, suite: Suite, task: Task) -> None:
+    """Try one item of a task; print how many items it has, which of them are independent, and what is wrong with them."""
+    tried = try_task(task, Renderer(byte_tokenizer(), Chat(template="chatml")))
+    facts = describe_items(task, suite.evaluation.limit)
+    console.print(f"{task.name}: {facts}", markup=False, highlight=False, soft_wrap=True)
+    worth = {split: grades.reference for split, grades in tried.items() if grades.reference != 1}
+    graded = [f"the {split} reference is graded {score:g}, expected 1" for split, score in worth.items()]
+    for warning in [*graded, *item_warnings(task, suite.evaluation.limit)]:
+        console.print(f"[yellow]warning:[/] {task.name}: {escape(warning)}", highlight=False, soft_wrap=True)
 
 
 def _print_overlap(console: Console, overlap: Overlap) -> None:
@@ -167,7 +129,7 @@ def _fits(spec: RunSpec, cells: dict[str, Task], library: TaskLibrary) -> str:
     except (HarnessError, OSError) as error:
         return f"not checked, the student's tokenizer is not here ({error})"
     tasks = {task.name: task for task in cells.values() if not task.profile}
-    check_prompts(spec.suite, spec.stages, tasks, renderer, context, spec.entry)
+    check_prompts(spec, tasks, renderer, context)
     check_test_prompts((t for t in cells.values() if t.profile), renderer, context, spec.suite.evaluation.limit)
     return f"all fit the context of {context} tokens"
 

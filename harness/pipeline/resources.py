@@ -7,28 +7,28 @@ from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from harness.adapter import Adapter, make_adapter
 from harness.config.base import digest
 from harness.config.models import Model
 from harness.config.run_spec import RunSpec
-from harness.config.suite import Stage
 from harness.engines.base import CheckpointEngine
 from harness.engines.pool import EnginePool
 from harness.errors import ConfigError
 from harness.evaluation.groups import EvaluationPlan, load_evaluation_plan
 from harness.lm.checkpoints import context_of, load_renderer, vocabulary_of
 from harness.lmeval.checks import check_prompts, check_stage_task, check_test_prompts
+from harness.lmeval.decoding import tasks_by_profile
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.overlap import stream_overlap
-from harness.lmeval.profiles import tasks_by_profile
 from harness.lmeval.task import Task
+from harness.lmeval.trial import try_task
 from harness.pipeline.models import checkpoint_of, limit_threads, resolve_device
-from harness.rundir.memory import PeakMemory
 from harness.rundir.overlap_record import Overlap
 from harness.rundir.progress import Event, Report
 from harness.rundir.schema import SCHEMA, SOURCES, Manifest, Noise, StageRecord
-from harness.rundir.timing import Timer
+from harness.rundir.session import PeakMemory, Timer
 from harness.rundir.trackers import Log, check_trackers, tracked, untracked
 from harness.teachers.pool import TeacherPool
 
@@ -82,11 +82,11 @@ class RunResources:
             version=SCHEMA,
             suite=self.suite.name,
             adapter=self.spec.entry,
-            kind=self.suite.adapters[self.spec.entry].adapter or self.spec.entry,
+            kind=self.spec.kind,
             trains_on=tuple(source for source in SOURCES if source in self.adapter.capabilities.trains_on),
             adapter_config=self.adapter.model_dump(mode="json"),
             order=self.spec.order,
-            stages=tuple(self._stage(stage) for stage in self.spec.stages),
+            stages=tuple(StageRecord(name=s.name, trains=s.trains, steps=s.training.steps) for s in self.spec.stages),
             probes=tuple(self.evaluated.probes),
             profiles={name: tuple(tasks) for name, tasks in profiles.items()},
             noise=self._noise(),
@@ -110,20 +110,15 @@ class RunResources:
             )
         return Noise(repeats=repeats, cells=tuple(cells))
 
-    def _stage(self, stage: Stage) -> StageRecord:
-        steps = self.suite.training_for(stage, self.spec.entry).steps
-        return StageRecord(name=stage.task, trains=stage.trains, steps=steps)
-
     @contextmanager
     def phase(self, name: str) -> Generator[None]:
         """Count the block's seconds and peak memory to a phase: models, train or evaluate."""
         with self.timer(name), self.memory(name):
             yield
 
-    def progress(self, found: Manifest) -> Manifest:
-        """Return a manifest with what is known by now: the weights, and this session's seconds and memory by phase."""
-        found = found.with_last_session(seconds=self.timer.seconds, peak_memory=self.memory.summary)
-        return found.model_copy(update={"weights": {**found.weights, **self.weights}})
+    def used(self) -> dict[str, Any]:
+        """Return this session's seconds and peak memory by phase, as the manifest records them."""
+        return {"seconds": self.timer.seconds, "peak_memory": self.memory.summary}
 
     def check(self) -> None:
         """Refuse what would fail or be cut silently hours later: tasks that cannot be stages, prompts that do not fit."""
@@ -134,16 +129,18 @@ class RunResources:
             check_stage_task(self.tasks[name])
         self._check_top_k()
         renderer = load_renderer(self.start, self.suite.student)
+        for task in self.tasks.values():
+            try_task(task, renderer)
         context = self.suite.context(context_of(self.start))
-        check_prompts(self.suite, self.spec.stages, self.tasks, renderer, context, self.spec.entry)
+        check_prompts(self.spec, self.tasks, renderer, context)
         further = [task for task in self.cells.values() if task.profile]
         check_test_prompts(further, renderer, context, self.suite.evaluation.limit)
 
     def _check_teachers(self) -> None:
         needs = self.adapter.requirements.teacher
         for stage in self.spec.stages if needs != "none" else ():
-            if (teacher := stage.teacher or self.suite.teacher) is not None:
-                self.teachers.check(teacher, needs)
+            if stage.teacher is not None:
+                self.teachers.check(stage.teacher, needs)
 
     def _check_top_k(self) -> None:
         top_k, tokens = self.adapter.requirements.top_k, vocabulary_of(self.start)
@@ -154,7 +151,7 @@ class RunResources:
 
     def overlap(self) -> Overlap:
         """Return how training prompts overlap with test prompts; warn where they are the same."""
-        found = stream_overlap(self.suite, self.spec.entry, self.spec.order, self.tasks, self.library)
+        found = stream_overlap(self.spec, self.tasks, self.library)
         if found.warning is not None:
             self.warn(found.warning)
         return found

@@ -13,12 +13,11 @@ from harness.config.run_spec import RunSpec
 from harness.lm.checkpoints import weights_digest
 from harness.pipeline.evaluate_stage import StageEvaluator
 from harness.pipeline.resources import RunResources
-from harness.pipeline.train_stage import Adaptation
+from harness.pipeline.train_stage import StageTrainer
 from harness.rundir.files import stderr_to
-from harness.rundir.finished import is_finished
-from harness.rundir.manifest import environment, now
 from harness.rundir.progress import Event, Report, silent
-from harness.rundir.store import RunStore
+from harness.rundir.session import this_session
+from harness.rundir.store import RunStore, is_finished
 
 
 def run(spec: RunSpec, report: Report = silent) -> Path:
@@ -28,24 +27,26 @@ def run(spec: RunSpec, report: Report = silent) -> Path:
         if is_finished(spec):
             return spec.path
         resources = RunResources(spec, report)
-        adaptation = Adaptation(resources)
-        assessment = StageEvaluator(resources, store.stage(0))
-        session = environment()
-        manifest = resources.describe()
-        store.refuse_another(manifest)
-        resources.check()
-        facts = {"overlap": resources.overlap(), "start_checkpoint": str(resources.start)}
-        store.start(manifest.model_copy(update=facts))
-        store.update_manifest(lambda found: found.with_session(session))
+        trainer, evaluator = StageTrainer(resources), StageEvaluator(resources, store.stage(0))
+        _prepare(resources, store)
         checkpoint = resources.start
-        resources.weights["start"] = weights_digest(checkpoint)
         with closing(resources.engines), closing(resources.teachers), resources.tracked() as resources.track:
-            assessment.assess(store.stage(0), checkpoint, "start")
-            for index, stage in enumerate(spec.stages, start=1):
-                folder = store.stage(index, stage.task)
-                checkpoint = adaptation.adapt(folder, stage, index, checkpoint)
-                assessment.assess(folder, checkpoint, f"after {stage.task}")
-                store.update_manifest(resources.progress)
-        store.update_manifest(lambda found: resources.progress(found).model_copy(update={"finished": now()}))
+            evaluator.evaluate(store.stage(0), checkpoint, "start")
+            for stage in spec.stages:
+                folder = store.stage(stage.index, stage.name)
+                checkpoint = trainer.train(folder, stage, checkpoint)
+                evaluator.evaluate(folder, checkpoint, f"after {stage.name}")
+                store.record(resources.weights, **resources.used())
+        store.finish(resources.weights, **resources.used())
     report(Event(spec.label, "done", 1, 1, finished=True))
     return spec.path
+
+
+def _prepare(resources: RunResources, store: RunStore) -> None:
+    """Refuse what could not be finished, before any work; then write the manifest."""
+    manifest, session = resources.describe(), this_session()
+    store.refuse_another(manifest)
+    resources.check()
+    facts = {"overlap": resources.overlap(), "start_checkpoint": str(resources.start)}
+    store.start(manifest.model_copy(update=facts), session)
+    resources.weights["start"] = weights_digest(resources.start)

@@ -22,8 +22,7 @@ from harness.config.run_spec import RunSpec
 from harness.config.study import Factor, Study, load_study
 from harness.config.suite import Suite
 from harness.errors import ConfigError
-from harness.rundir.finished import is_finished
-from harness.rundir.store import RunStore
+from harness.rundir.store import RunStore, is_finished
 
 MOST_RUNS = 60
 
@@ -78,7 +77,7 @@ class Plan:
     def cost(self, workers: int) -> str:
         """Return in one sentence what is left to do: runs, training steps, estimated minutes."""
         todo = self.todo
-        steps = sum(spec.suite.training_for(stage, spec.entry).steps for spec in todo for stage in spec.stages)
+        steps = sum(stage.training.steps for spec in todo for stage in spec.stages)
         if not todo:
             return f"study {self.study.name}: all {len(self.specs)} runs are finished"
         return (

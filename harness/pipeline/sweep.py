@@ -97,7 +97,7 @@ def _models(specs: Sequence[RunSpec]) -> dict[str, tuple[RunSpec, Model, int]]:
         for spec in specs
         if make_adapter(spec.entry, spec.suite.adapters[spec.entry]).requirements.teacher != "none"
     ]
-    teachers = [(spec, stage.teacher or spec.suite.teacher) for spec in taught for stage in spec.stages]
+    teachers = [(spec, stage.teacher) for spec in taught for stage in spec.stages]
     students = [(spec, spec.suite.student) for spec in specs]
     wanted = [(spec, model) for spec, model in [*teachers, *students] if isinstance(model, Scratch)]
     own = [(spec, model, spec.seed if model.seed is None else model.seed) for spec, model in wanted]

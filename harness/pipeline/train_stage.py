@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from harness.adapter import StageContext
-from harness.config.suite import Stage
+from harness.config.run_spec import PlannedStage
 from harness.config.training import Training
 from harness.engines.base import Engine
 from harness.engines.hf import HFEngine
 from harness.engines.student import StudentEngine
 from harness.errors import TrainingError
+from harness.evaluation.learning_curve import CurveRecorder
 from harness.lm.checkpoints import Loaded, load, save, weights_digest
 from harness.lm.logprobs import StudentForward, check_head
 from harness.lm.precision import suit_attention
@@ -32,38 +33,41 @@ from harness.teachers.base import OpenTeacher
 from harness.teachers.local import LocalTeacher, frozen_copy
 
 
-class Adaptation:
-    """Trains the stages of one run on its bench; a teacher is kept from one stage to the next."""
+class StageTrainer:
+    """Trains the stages of one run; a teacher is kept from one stage to the next."""
 
     def __init__(self, resources: RunResources) -> None:
         self.resources, self.spec, self.suite = resources, resources.spec, resources.suite
         self.adapter, self.device, self.phase = resources.adapter, resources.device, resources.phase
         self.teachers = resources.teachers
 
-    def adapt(self, folder: StageFolder, stage: Stage, index: int, checkpoint: Path) -> Path:
+    def train(self, folder: StageFolder, stage: PlannedStage, checkpoint: Path) -> Path:
         """Train one stage from `checkpoint`, unless it is trained already, and return the new checkpoint."""
         if (done := folder.training_done) is None:
             train = folder.open_training()
             with self.phase("models"):
                 student = load(checkpoint, self.suite.student, self.device)
                 check_head(student.model)
-                suit_attention(student.model, self.suite.training_for(stage, self.spec.entry).autocast)
+                suit_attention(student.model, stage.training.autocast)
             trajectories = Trajectories(train, student.renderer, self.suite.keep_rollouts)
             engine = self._engine(student, stage, checkpoint)
-            done = self._train(train, self._context(train, stage, index, student, engine, trajectories.keep), student)
+            measure = self._curve(train, stage, student, engine)
+            measure(0)
+            context = self._context(train, stage, student, engine, trajectories.keep, measure)
+            done = self._train(train, context, student)
             trajectories.finish()
             write_record(train / "done.json", done)
             FileSnapshots(train, None).clear()
             trajectories.clear()
-        self.resources.weights[f"stage_{index}"] = done.weights
+        self.resources.weights[f"stage_{stage.index}"] = done.weights
         if done.teacher is not None:
-            self.resources.weights["teacher" if stage.teacher is None else f"stage_{index}_teacher"] = done.teacher
+            self.resources.weights[f"stage_{stage.index}_teacher" if stage.own_teacher else "teacher"] = done.teacher
         return folder.checkpoint
 
     def _train(self, train: Path, context: StageContext, student: Loaded) -> DoneFile:
         started = time.perf_counter()
         seed_global_generators(context.seed)
-        with self.phase("train"), _kept_when_it_breaks(student, train.parent / "last_good"):
+        with self.phase("train"), _save_last_good_on_failure(student, train.parent / "last_good"):
             result = self.adapter.train_stage(context)
         seconds = time.perf_counter() - started
         save(student, train / "checkpoint")
@@ -75,14 +79,35 @@ class Adaptation:
             prompts=len(context.examples),
         )
 
+    def _curve(self, train: Path, stage: PlannedStage, student: Loaded, engine: Engine) -> Callable[[int], None]:
+        """Return what scores the learning curve after a number of steps: at every `evaluation.every`th and at the end."""
+        settings = self.suite.evaluation
+        if (every := settings.every) is None:
+            return lambda _: None
+        names = dict.fromkeys([*stage.trains, *self.spec.stages[0].trains, *self.resources.evaluated.probes])
+        tasks = {name: task for name in names if (task := self.resources.tasks.get(name)) and task.generates}
+        recorder = CurveRecorder(tasks, engine, student.renderer, settings.curve_items, settings.seed, train)
+
+        def measure(steps: int) -> None:
+            if steps % every == 0 or steps == stage.training.steps:
+                recorder.record(steps)
+
+        return measure
+
     def _context(
-        self, train: Path, stage: Stage, index: int, student: Loaded, engine: Engine, keep: Keep
+        self,
+        train: Path,
+        stage: PlannedStage,
+        student: Loaded,
+        engine: Engine,
+        keep: Keep,
+        measure: Callable[[int], None],
     ) -> StageContext:
-        training = self.suite.training_for(stage, self.spec.entry)
+        training, index = stage.training, stage.index
         tasks = {name: self.resources.tasks[name] for name in stage.trains}
         past = self._past(index)
         teacher = self._teacher_of(stage, student)
-        progress = Counter(self.resources.report, self.spec.label, f"stage {index} {stage.task}", training.steps)
+        progress = Counter(self.resources.report, self.spec.label, f"stage {index} {stage.name}", training.steps)
         return StageContext(
             student=StudentForward(student.model),
             teacher=teacher,
@@ -91,13 +116,14 @@ class Adaptation:
             tasks=tasks,
             examples=[e for name in tasks for e in self._items(name, student, training.train_items)],
             training=training,
-            seed=derive_seed(self.spec.seed, "stage", index, stage.task),
+            seed=derive_seed(self.spec.seed, "stage", index, stage.name),
             device=self.device,
             folder=train,
             log=_step_log(train / "steps.jsonl", progress, self.resources.track, self.spec.steps_before(index)),
             warn=self.resources.warn,
             snapshots=FileSnapshots(train, self.suite.snapshot_minutes),
             keep=keep,
+            measure=measure,
             reference=frozen_copy(student) if self.adapter.requirements.reference else None,
             teacher_engine=self._teacher_engine(teacher, student, training),
             past_tasks={name: self.resources.tasks[name] for name, _ in past},
@@ -106,28 +132,26 @@ class Adaptation:
 
     def _past(self, index: int) -> list[tuple[str, int | None]]:
         """Return the tasks of all earlier stages, each with how many of its items its own stage trained on."""
-        limits = [(s, self.suite.training_for(s, self.spec.entry).train_items) for s in self.spec.stages[: index - 1]]
-        return [(name, limit) for stage, limit in limits for name in stage.trains]
+        earlier = self.spec.stages[: index - 1]
+        return [(name, stage.training.train_items) for stage in earlier for name in stage.trains]
 
     def _items(self, task: str, student: Loaded, limit: int | None) -> list[Example]:
         return self.resources.tasks[task].training_examples(student.renderer, limit)
 
-    def _engine(self, student: Loaded, stage: Stage, checkpoint: Path) -> Engine:
+    def _engine(self, student: Loaded, stage: PlannedStage, checkpoint: Path) -> Engine:
         """Return what generates the student's rollouts: this process, or the run's engine with the weights of the moment."""
         engine = self.resources.engine_on(checkpoint)
         if engine is not None:
             return StudentEngine(engine, student.model)
-        batch = self.suite.training_for(stage, self.spec.entry).generation_batch
-        return HFEngine(student.model, student.renderer.tokenizer, batch)
+        return HFEngine(student.model, student.renderer.tokenizer, stage.training.generation_batch)
 
-    def _teacher_of(self, stage: Stage, student: Loaded) -> OpenTeacher | None:
-        spec = stage.teacher or self.suite.teacher
-        if spec is None or self.adapter.requirements.teacher == "none":
+    def _teacher_of(self, stage: PlannedStage, student: Loaded) -> OpenTeacher | None:
+        if stage.teacher is None or self.adapter.requirements.teacher == "none":
             return None
         with self.phase("models"):
-            teacher = self.teachers.take(spec, student)
+            teacher = self.teachers.take(stage.teacher, student)
         if isinstance(teacher, LocalTeacher):
-            suit_attention(teacher.model, self.suite.training_for(stage, self.spec.entry).autocast)
+            suit_attention(teacher.model, stage.training.autocast)
         return teacher
 
     def _teacher_engine(self, teacher: OpenTeacher | None, student: Loaded, training: Training) -> Engine | None:
@@ -139,8 +163,8 @@ class Adaptation:
 
 
 @contextmanager
-def _kept_when_it_breaks(student: Loaded, folder: Path) -> Generator[None]:
-    """Save the weights of before the update that failed, and say where they are: beside the training, which begins anew."""
+def _save_last_good_on_failure(student: Loaded, folder: Path) -> Generator[None]:
+    """Save the weights from before the failed update next to the training, which begins again, and say where they are."""
     try:
         yield
     except TrainingError as error:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -19,16 +20,15 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from harness.rundir.sparkline import sparkline
-
 SHOWN = {"entropy": "entropy", "reward_mean": "reward"}
 OTHER_COLUMNS = 90  # of a bar's text, with long names
 NARROWEST, WIDEST = 4, 16
+BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that a run says: which run, what it does now, how far it is and its figures there; or a warning."""
+    """A message from a run: which run, what it does now, how far it is, and its figures there; or a warning."""
 
     run: str
     activity: str
@@ -126,3 +126,18 @@ class Display:
         console = self.progress.console
         if not console.is_terminal:
             console.print(f"{event.run}: {event.activity}", highlight=False)
+
+
+def sparkline(values: Sequence[float], width: int = 16) -> str:
+    """Return a line of at most `width` blocks, each the mean of its part of the series; what is not finite is left out.
+
+    The lowest block is the smallest mean and the highest the largest; a series without any spread is drawn low.
+    """
+    known = np.asarray(values, dtype=float)
+    known = known[np.isfinite(known)]
+    if not known.size:
+        return ""
+    means = np.array([part.mean() for part in np.array_split(known, min(width, known.size))])
+    spread = np.ptp(means)
+    heights = (means - means.min()) / spread if spread else np.zeros_like(means)
+    return "".join(BLOCKS[level] for level in np.rint(heights * (len(BLOCKS) - 1)).astype(int))

@@ -7,7 +7,7 @@ Every description here is a row of docs/run-directory.md, which `python -m harne
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -113,15 +113,6 @@ class Manifest(Record):
     def profile_names(self) -> tuple[str, ...]:
         """The evaluation profiles, the suite's first one first; one called `default` where the suite names none."""
         return tuple(self.profiles) or ("default",)
-
-    def with_session(self, session: Session) -> Self:
-        """Return the manifest with one more session."""
-        return self.model_copy(update={"sessions": (*self.sessions, session)})
-
-    def with_last_session(self, **changes: Any) -> Self:
-        """Return the manifest with fields of its last session replaced."""
-        *before, last = self.sessions
-        return self.model_copy(update={"sessions": (*before, last.model_copy(update=changes))})
 
 
 class Keys(Record):

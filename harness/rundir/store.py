@@ -20,17 +20,21 @@ from __future__ import annotations
 import glob
 import json
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
+from harness.config.base import digest
+from harness.config.run_spec import RunSpec
 from harness.errors import RunError
-from harness.rundir.comparability import differing
+from harness.rundir.differences import find_differences
 from harness.rundir.files import as_record, read_json, read_record, read_results, replace_file, write_record, written
-from harness.rundir.schema import DoneFile, Manifest, upgrade
+from harness.rundir.schema import DoneFile, Manifest, Noise, Session, upgrade
 
 MANIFEST = "manifest.json"
 SNAPSHOT = "snapshot.pt"
@@ -131,28 +135,44 @@ class RunStore:
         """The manifest, or None for a directory that no run has started in."""
         return read_manifest(self.path)
 
-    def start(self, manifest: Manifest) -> None:
-        """Write the manifest of a new run, or check that the directory's own describes the same run."""
+    def start(self, manifest: Manifest, session: Session) -> None:
+        """Begin a session, of a new run or of one that was interrupted; raises `RunError` as `refuse_another` does."""
         self.refuse_another(manifest)
-        if self.manifest is None:
-            write_record(self.path / MANIFEST, manifest)
+        found = self.manifest or manifest
+        self._write(found.model_copy(update={"sessions": (*found.sessions, session)}))
 
     def refuse_another(self, manifest: Manifest) -> None:
-        """Raise `RunError` when the directory was made by another configuration, with the keys that differ."""
+        """Raise `RunError` when the directory was made by a different configuration, with the keys that differ."""
         found = self.manifest
         if found is not None and found.config_hash != manifest.config_hash:
-            changed = ", ".join(sorted(differing(found.config, manifest.config)))
+            changed = ", ".join(sorted(find_differences(found.config, manifest.config)))
             raise RunError(
-                f"{self.path} holds a run with another configuration (differs in {changed}); "
-                "use another --out, or remove the folder"
+                f"{self.path} holds a run with a different configuration (differs in {changed}); choose another --out, or set "
+                "these keys back to continue it"
             )
 
-    def update_manifest(self, change: Callable[[Manifest], Manifest]) -> None:
-        """Replace the manifest by `change(manifest)`, atomically."""
-        found = self.manifest
-        if found is None:
-            raise RunError(f"{self.path / MANIFEST} is gone; restore it from a copy, or use another --out")
-        write_record(self.path / MANIFEST, change(found))
+    def record(self, weights: Mapping[str, str], **of_session: Any) -> None:
+        """Note the digests of weights that are known by now, and what the present session took so far."""
+        self._write(self._progress(weights, of_session))
+
+    def finish(self, weights: Mapping[str, str], **of_session: Any) -> None:
+        """Note the same, and that the run is complete."""
+        self._write(self._progress(weights, of_session).model_copy(update={"finished": now()}))
+
+    def _progress(self, weights: Mapping[str, str], of_session: Mapping[str, Any]) -> Manifest:
+        if (found := self.manifest) is None:
+            raise RunError(f"{self.path / MANIFEST} is gone; restore it from a copy, or choose another --out")
+        *before, last = found.sessions
+        sessions = (*before, last.model_copy(update=of_session))
+        return found.model_copy(update={"weights": {**found.weights, **weights}, "sessions": sessions})
+
+    def _write(self, manifest: Manifest) -> None:
+        write_record(self.path / MANIFEST, manifest)
+
+
+def now() -> str:
+    """Return the current time, UTC, ISO 8601 to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def stage_folder(run: Path, index: int, name: str = "") -> StageFolder:
@@ -167,6 +187,30 @@ def read_manifest(run: Path) -> Manifest | None:
     if found is None:
         return None
     return as_record(upgrade(found, str(file)), Manifest, file)
+
+
+def is_finished(spec: RunSpec) -> bool:
+    """Return whether a run's directory holds all of it, made by the same configuration."""
+    store = RunStore(spec.path)
+    manifest = store.manifest
+    if manifest is None or not manifest.finished or manifest.config_hash != digest(spec.config()):
+        return False
+    folders = [store.stage(0), *(store.stage(stage.index, stage.name) for stage in spec.stages)]
+    trained = all(folder.training_done for folder in folders[1:])
+    cells = [*spec.trained, *manifest.probes, *_further_cells(manifest.profiles)]
+    evaluated = all(folder.evaluated(cell) for folder in folders for cell in cells)
+    drifted = spec.suite.evaluation.drift is None or all(written(folder.drift) for folder in folders)
+    return trained and evaluated and drifted and _noise_is_measured(folders[0], manifest.noise)
+
+
+def _noise_is_measured(start: StageFolder, noise: Noise | None) -> bool:
+    repeats = range(1, noise.repeats + 1) if noise else ()
+    return all(written(start.noise(cell, repeat)) for repeat in repeats for cell in (noise.cells if noise else ()))
+
+
+def _further_cells(profiles: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the cells of all profiles but the first; which tasks have any is known once tasks were loaded."""
+    return [cell_name(task, name) for name in list(profiles)[1:] for task in profiles[name]]
 
 
 def is_run_directory(folder: Path) -> bool:

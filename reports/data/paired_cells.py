@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from harness.errors import RunError
-from harness.rundir.comparability import differing
+from harness.rundir.differences import find_differences
 from harness.rundir.files import read_results
 from harness.rundir.reader import RunDir, read_parquet
 from harness.rundir.schema import CellSummary, Keys
@@ -138,7 +138,7 @@ def check_pairs(pairs: Sequence[SeedPair], shared_items: bool = False) -> None:
         if keys[0].comparability == keys[1].comparability:
             continue
         fields = [found.fields for found in keys]
-        only_items = all(fields) and {name.split(".")[0] for name in differing(*fields)} <= ITEM_KEYS
+        only_items = all(fields) and {name.split(".")[0] for name in find_differences(*fields)} <= ITEM_KEYS
         if shared_items and only_items:
             continue
         hint = "; or compare the items that both have with --shared-items" if only_items else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from harness.rundir.comparability import differing, in_words
+from harness.rundir.differences import find_differences, format_differences
 from harness.rundir.reader import RunDir
 from reports.data.cells import CellRef
 
@@ -29,14 +29,13 @@ def what_differs(one: CellRef, other: CellRef) -> str:
     commands evaluate anew what is not there. Where they are not, no command makes them so: their checkpoints can be.
     """
     fields = [cell.results.keys.fields if cell.results else {} for cell in (one, other)]
-    found = differing(*fields) if all(fields) else {}
+    found = find_differences(*fields) if all(fields) else {}
     runs = list({cell.run.path: cell.run for cell in (one, other)}.values())
     if set(found) == {"grading"}:
         folders = [str(run.path) for run in runs]
-        return (
-            f"{in_words(found)} differs; grade both with today's grader: {shlex.join(['harness', 'regrade', *folders])}"
-        )
-    said = f"{in_words(found)} differ" if found else "an earlier version did not record in what they differ"
+        command = shlex.join(["harness", "regrade", *folders])
+        return f"{format_differences(found)} differs; grade both with today's grader: {command}"
+    said = f"{format_differences(found)} differ" if found else "an earlier version did not record in what they differ"
     if _evaluating(one.run) == _evaluating(other.run):
         evaluated = " ".join(f"{shlex.quote(str(run.path))}/stage_*/eval" for run in runs)
         return f"{said}; remove {evaluated} and evaluate them anew, alike: {' && '.join(_commands(runs))}"

@@ -18,8 +18,8 @@ from harness.config.load import load_suite
 from harness.config.suite import AdapterEntry, Stage, Suite
 from harness.evaluation.drift import FIGURES, DriftAnswers
 from harness.evaluation.scoring import FIXED
-from harness.rundir.memory import PeakMemory
 from harness.rundir.rollout_log import SCHEMA
+from harness.rundir.session import PeakMemory
 
 PAGE_FOLDER = Path(__file__).parents[2] / "docs"
 PAGE = (PAGE_FOLDER / "run-directory.md").read_text(encoding="utf-8")

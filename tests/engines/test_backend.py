@@ -28,7 +28,7 @@ from harness.engines.vllm_backend import VLLM
 from harness.engines.vllm_cpu import write_record
 from harness.errors import ConfigError, RunError, TaskError
 from harness.pipeline.resources import RunResources
-from harness.rundir.comparability import differing
+from harness.rundir.differences import find_differences
 from tests.support.evaluation import with_config
 from tests.support.models import qwen3
 
@@ -135,7 +135,7 @@ def test_what_vllm_is_asked_for_is_part_of_what_makes_cells_comparable(setting: 
         vars(engine).update(backend=backend, version="0", site=site, dtype="float32", options=options, weights="w")
         return HarnessVLLM(engine, student_folder, "w", Chat(template="chatml"), batch_size=8, seed=1).made_with
 
-    assert list(differing(made_with(), made_with(**{setting: value}))) == [setting]
+    assert list(find_differences(made_with(), made_with(**{setting: value}))) == [setting]
     assert made_with() == made_with(max_model_len=128), "the model's own context"
 
 

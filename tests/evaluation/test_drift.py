@@ -20,7 +20,7 @@ from harness.evaluation import drift
 from harness.lm.checkpoints import load, save
 from harness.pipeline.run import run
 from harness.rundir.files import read_cell
-from harness.rundir.finished import is_finished
+from harness.rundir.store import is_finished
 from tests.support.evaluation import with_config
 from tests.support.models import dense_logprobs, micro_suite, write_yaml
 from tests.support.runs import FOLDERS, changed_suite, manifest

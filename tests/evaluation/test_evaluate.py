@@ -37,7 +37,7 @@ from harness.lmeval.checks import check_test_prompts
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task, item_id
 from harness.pipeline.checkpoint_matrix import evaluate_checkpoints, matrix_table
-from harness.rundir.comparability import differing
+from harness.rundir.differences import find_differences
 from harness.rundir.files import read_cell
 from harness.rundir.schema import EarlierGrade, Keys
 from tests.support.evaluation import settled, with_config
@@ -206,7 +206,7 @@ def test_another_grader_grades_stored_answers_and_generates_nothing(
     kept = ["item_id", "sample", "prompt", "target", "response", "finish", "tokens"]
     pd.testing.assert_frame_equal(again.samples[kept], first.samples[kept])
     assert list(again.samples.columns) == list(first.samples.columns)
-    assert differing(first.summary.keys.fields, again.summary.keys.fields).keys() == {"grading"}
+    assert find_differences(first.summary.keys.fields, again.summary.keys.fields).keys() == {"grading"}
     assert cell("first").summary == first.summary
     with pytest.raises(AssertionError, match="the engine was called"):
         cell("lenient", teacher_folder, grader=lenient)  # other weights
@@ -289,8 +289,8 @@ def test_other_settings_of_a_generation_are_other_cells(
     assert len(generation) == len(generations) == 6
     assert reseeded.comparability == plain.comparability
     assert plain.comparability not in {keys.comparability for keys in others}
-    assert differing(plain.fields, others[1].fields) == {"settings.max_gen_toks": (24, 9)}
-    assert list(differing(plain.fields, others[3].fields)) == ["backend.tokenizer"]
+    assert find_differences(plain.fields, others[1].fields) == {"settings.max_gen_toks": (24, 9)}
+    assert list(find_differences(plain.fields, others[3].fields)) == ["backend.tokenizer"]
 
 
 @pytest.mark.pitfall(

@@ -24,11 +24,11 @@ from harness.evaluation.evaluator import ServedCheckpoint, evaluate
 from harness.evaluation.groups import group_cell, load_evaluation_plan
 from harness.evaluation.regrading import regrade_runs
 from harness.lm.checkpoints import load_renderer, weights_digest
-from harness.lmeval.checks import settle_generation
+from harness.lmeval.decoding import settle_generation
 from harness.lmeval.library import TaskLibrary
 from harness.pipeline.checkpoint_matrix import evaluate_checkpoints
 from harness.pipeline.run import run
-from harness.rundir.finished import is_finished
+from harness.rundir.store import is_finished
 from reports.data.frames import load
 from tests.support.models import micro_suite, write_yaml
 

@@ -24,11 +24,11 @@ from harness.evaluation.cell_cache import CellResult, SharedCells
 from harness.evaluation.evaluator import ServedCheckpoint, evaluate
 from harness.evaluation.regrading import regrade_runs
 from harness.lm.checkpoints import weights_digest
+from harness.lmeval.decoding import tasks_by_profile, under_profiles
 from harness.lmeval.library import TaskLibrary
-from harness.lmeval.profiles import tasks_by_profile, under_profiles
 from harness.pipeline.checkpoint_matrix import evaluate_checkpoints
 from harness.pipeline.run import run
-from harness.rundir.finished import is_finished
+from harness.rundir.store import is_finished
 from reports.data.frames import load
 from reports.report.build import build_report
 from tests.support.models import micro_suite, write_task, write_yaml

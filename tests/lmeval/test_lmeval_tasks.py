@@ -13,13 +13,17 @@ from tokenizers.processors import TemplateProcessing
 from harness.config.base import digest
 from harness.config.evaluation import Decoding
 from harness.config.models import Chat
+from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.errors import ModelError, TaskError
 from harness.lm.chat import Renderer
-from harness.lmeval.checks import check_prompts, check_stage_task, check_test_prompts, settle_generation, traps
+from harness.lmeval.checks import check_prompts, check_stage_task, check_test_prompts
+from harness.lmeval.decoding import settle_generation
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task, item_id
+from harness.lmeval.traps import traps
 from harness.pipeline.scratch_tokenizer import byte_tokenizer
+from harness.rundir.schema import Session
 from harness.rundir.store import RunStore
 from tests.support.models import DOCS, TASK_FILE, byte_renderer, micro_suite, write_task, write_yaml
 from tests.support.records import manifest_of
@@ -205,7 +209,7 @@ def test_stop_tokens_are_the_named_ones_or_eos():
 
 
 def test_unusable_chat_settings_are_refused():
-    with pytest.raises(ModelError, match="'chatmll' was not found; give a Jinja file or one of chatml"):
+    with pytest.raises(ModelError, match="'chatmll' was not found; "):
         byte_renderer(Chat(template="chatmll"))
     with pytest.raises(ModelError, match=r"chat.stop names \['<end>'\], which are not single tokens"):
         byte_renderer(Chat(stop=("<end>",)))
@@ -297,7 +301,7 @@ def run_directory(tmp_path: Path) -> Path:
     """A run directory as far as its manifest."""
     folder = tmp_path / "runs" / "seed0"
     RunStore(folder).path.mkdir(parents=True)
-    RunStore(folder).start(manifest_of(config={}, config_hash=digest({})))
+    RunStore(folder).start(manifest_of(config={}, config_hash=digest({})), Session())
     return folder
 
 
@@ -428,19 +432,19 @@ COMPLETE = {"until": ["\n"], "do_sample": False, "temperature": 0.0, "max_gen_to
 @pytest.mark.pitfall(
     "without do_sample and temperature, lm-eval decodes greedily with hf and samples at 1.0 with vLLM",
     area="lm-eval",
-    guard="`harness/lmeval/checks.py` refuses a task or suite that sets no temperature",
+    guard="`harness/lmeval/decoding.py` refuses a task or suite that sets no temperature",
     evidence="temperature is not required",
 )
 @pytest.mark.pitfall(
     "without `until`, an answer ends at lm-eval's default, which differs between its model classes",
     area="lm-eval",
-    guard="`harness/lmeval/checks.py` refuses a task or suite that sets no `until`",
+    guard="`harness/lmeval/decoding.py` refuses a task or suite that sets no `until`",
     evidence="`until` is not required",
 )
 @pytest.mark.pitfall(
     "without a budget, lm-eval generates 256 tokens, too few for an answer with reasoning",
     area="lm-eval",
-    guard="`harness/lmeval/checks.py` requires max_gen_toks",
+    guard="`harness/lmeval/decoding.py` requires max_gen_toks",
     evidence="max_gen_toks is not required",
 )
 @pytest.mark.parametrize("missing", ["until", "temperature", "max_gen_toks"])
@@ -493,8 +497,8 @@ def test_training_prompts_are_checked_with_the_budget_of_their_stage_and_adapter
     raw["adapters"] = {"opd": {}, "long": {"adapter": "opd", "training": {"max_new_tokens": 40}}}
     suite = Suite.model_validate(raw)
     # the longest training prompt "say 20" has 25 tokens
-    check_prompts(suite, suite.stages, {"made_up": task}, renderer, 33, "opd")
+    check_prompts(RunSpec(suite, "opd", 0), {"made_up": task}, renderer, 33)
     with pytest.raises(TaskError, match="its longest training prompt has 25 tokens and an answer may take 40"):
-        check_prompts(suite, suite.stages, {"made_up": task}, renderer, 33, "long")
+        check_prompts(RunSpec(suite, "long", 0), {"made_up": task}, renderer, 33)
     with pytest.raises(TaskError, match="its longest training prompt has 25 tokens and an answer may take 8"):
-        check_prompts(suite, suite.stages, {"made_up": task}, renderer, 32, "opd")
+        check_prompts(RunSpec(suite, "opd", 0), {"made_up": task}, renderer, 32)

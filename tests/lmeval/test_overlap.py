@@ -53,7 +53,7 @@ def words(prefix: str, count: int) -> str:
 def overlap_of(suite: Suite, order: str = "default") -> Overlap:
     library = TaskLibrary(suite.include, suite.data)
     tasks = {name: library.load(name) for name in suite.tasks}
-    return stream_overlap(suite, next(iter(suite.adapters)), order, tasks, library)
+    return stream_overlap(RunSpec(suite, next(iter(suite.adapters)), 0, order), tasks, library)
 
 
 def test_case_white_space_and_compatible_forms_make_no_difference():

@@ -24,8 +24,8 @@ from harness.config.suite import Suite
 from harness.errors import RunError, TaskError
 from harness.lm.checkpoints import weights_digest
 from harness.pipeline.run import run
-from harness.rundir.finished import is_finished
 from harness.rundir.progress import Event
+from harness.rundir.store import is_finished
 from tests.support.models import micro_suite, write_yaml
 from tests.support.runs import FOLDERS, TASKS, cells, changed_suite, manifest, samples, steps
 

@@ -14,10 +14,11 @@ from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.errors import ConfigError, TaskError
-from harness.lmeval import checks
-from harness.lmeval.checks import spoil
 from harness.lmeval.library import TaskLibrary
-from harness.pipeline.plan import check_task, print_plan, task_table
+from harness.lmeval.traps import traps as traps_of
+from harness.lmeval.trial import spoil
+from harness.pipeline.plan import print_plan
+from harness.pipeline.task_check import check_task, task_table
 from tests.support.models import DOCS, TASK_FILE, micro_suite, write_task, write_yaml
 
 
@@ -94,7 +95,7 @@ TWICE: dict[str, Any] = {"docs": {"train": DOCS["train"], "test": [*DOCS["test"]
 @pytest.mark.pitfall(
     "lm-eval's model classes read a task file without do_sample differently when it runs under bare lm-eval",
     area="lm-eval",
-    guard="`harness/lmeval/checks.py` reports it as a trap in `harness tasks check`",
+    guard="`harness/lmeval/traps.py` reports it as a trap in `harness tasks check`",
     evidence="the trap looks only at the required settings",
 )
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ def test_each_trap_is_named(changes: dict[str, Any], trap: str, tmp_path: Path):
 @pytest.mark.pitfall(
     "a data set on the hub without a pinned revision may change after the results are made",
     area="lm-eval",
-    guard="`harness/lmeval/checks.py` reports it as a trap",
+    guard="`harness/lmeval/traps.py` reports it as a trap",
     evidence="the trap is removed",
 )
 def test_data_that_is_fetched_without_a_revision_is_a_trap(tmp_path: Path):
@@ -152,7 +153,9 @@ def test_data_that_is_fetched_without_a_revision_is_a_trap(tmp_path: Path):
     for pinned in ({}, {"dataset_kwargs": {"revision": "0" * 40}}):
         write_yaml(tmp_path / "tasks" / "fetched.yaml", {**plain, **pinned})
         task = TaskLibrary([tmp_path / "tasks"]).load("fetched")
-        found.append([trap for trap in checks.traps(task) if "revision" in trap])
+        assert not [trap for trap in traps_of(task) if "revision" in trap], "a local folder has no revisions"
+        task.config.dataset_path = "owner/records"
+        found.append([trap for trap in traps_of(task) if "revision" in trap])
     assert found == [["dataset_kwargs.revision is not pinned: the data may change under the results"], []]
 
 

@@ -15,7 +15,7 @@ from harness.config.study import STUDY_FOLDER, Factor, Study, load_study
 from harness.errors import ConfigError
 from harness.pipeline.study import MOST_RUNS, Plan, Point, plan_study
 from harness.pipeline.sweep import _models
-from harness.rundir.finished import is_finished
+from harness.rundir.store import is_finished
 from tests.support.study_factory import SEED_SECONDS, constant, study, write_finished
 
 RATES: dict[str, Any] = {"title": "Rate", "key": "training.optimizer.lr", "values": [1.0e-4, 2.0e-4]}

@@ -19,7 +19,7 @@ import pytest
 from harness.errors import RunError
 from harness.rundir.files import read_cell, read_json, stderr_to, write_cell, write_json
 from harness.rundir.reader import read_parquet
-from harness.rundir.schema import SCHEMA, DoneFile, Manifest
+from harness.rundir.schema import SCHEMA, DoneFile, Manifest, Session
 from harness.rundir.store import RunStore, StageFolder
 from tests.support.records import cell_of, manifest_of
 
@@ -182,24 +182,26 @@ def config(**changes: Any) -> Manifest:
 
 
 def test_a_new_run_writes_its_manifest_and_the_same_run_keeps_it(tmp_path: Path):
+    assert RunStore(tmp_path).manifest is None
     store = RunStore(tmp_path)
-    assert store.manifest is None
-    store.start(config().model_copy(update={"start": "first"}))
-    store.start(config().model_copy(update={"start": "second"}))
+    store.start(config().model_copy(update={"start": "first"}), Session(command="one"))
+    store.start(config().model_copy(update={"start": "second"}), Session(command="two"))
     found = store.manifest
     assert found is not None
-    assert (found.version, found.start) == (SCHEMA, "first")
+    assert found.start == "first"
+    assert found.version == SCHEMA
+    assert [session.command for session in found.sessions] == ["one", "two"]
 
 
 def test_another_configuration_is_refused_naming_the_keys_that_differ(tmp_path: Path):
     store = RunStore(tmp_path)
-    store.start(config())
+    store.start(config(), Session())
     before = (tmp_path / "manifest.json").read_bytes()
     other = config(training={"steps": 3, "optimizer": {"lr": 2.0}}, probe="new")
     with pytest.raises(
-        RunError, match=r"\(differs in probe, training.optimizer.lr, training.steps\); use another --out"
+        RunError, match=r"\(differs in probe, training.optimizer.lr, training.steps\); choose another --out"
     ):
-        store.start(other)
+        store.start(other, Session())
     assert (tmp_path / "manifest.json").read_bytes() == before
 
 
@@ -208,17 +210,24 @@ def test_a_directory_of_another_schema_is_refused(tmp_path: Path):
     with pytest.raises(
         RunError, match=f"manifest.json has schema 99, expected {SCHEMA} or 2; read it with the version that wrote it"
     ):
-        RunStore(tmp_path).start(config())
+        RunStore(tmp_path).start(config(), Session())
 
 
-def test_updating_the_manifest_changes_what_it_is_told_to(tmp_path: Path):
+def test_a_session_records_what_it_took_and_the_last_one_that_the_run_is_complete(tmp_path: Path):
     store = RunStore(tmp_path)
-    store.start(config())
-    store.update_manifest(lambda found: found.model_copy(update={"finished": "now"}))
+    store.start(config(), Session(seconds={"train": 1.0}))
+    store.start(config(), Session())
+    store.record({"start": "s"}, seconds={"train": 2.0})
     found = store.manifest
     assert found is not None
-    assert found.finished == "now"
+    assert (found.weights, found.finished) == ({"start": "s"}, None)
+    store.finish({"stage_1": "t"}, seconds={"train": 3.0}, peak_memory={"of": "process"})
+    found = store.manifest
+    assert found is not None
+    assert found.finished
     assert found.config == config().config
+    assert found.weights == {"start": "s", "stage_1": "t"}
+    assert [session.seconds for session in found.sessions] == [{"train": 1.0}, {"train": 3.0}]
 
 
 def test_training_starts_in_an_empty_folder(tmp_path: Path):

@@ -10,7 +10,7 @@ from typing import Any
 from harness.config.evaluation import Decoding, Evaluation
 from harness.evaluation.cell_cache import CellResult, SharedCells
 from harness.evaluation.evaluator import ServedCheckpoint, evaluate
-from harness.lmeval.checks import settle_generation
+from harness.lmeval.decoding import settle_generation
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task
 

@@ -82,7 +82,7 @@ def write_finished(
     _write(spec.path / "manifest.json", _manifest(spec))
     stages = [None, *spec.stages]
     for index, (stage, row) in enumerate(zip(stages, scores, strict=True)):
-        folder = spec.path / (f"stage_{index}_{stage.task}" if stage else "stage_0")
+        folder = spec.path / (f"stage_{index}_{stage.name}" if stage else "stage_0")
         if stage is not None:
             _write(folder / "train" / "done.json", {"steps": steps})
             lines = (
@@ -119,7 +119,7 @@ def _manifest(spec: RunSpec) -> dict[str, Any]:
         "trains_on": sorted(make_adapter(spec.entry, spec.suite.adapters[spec.entry]).capabilities.trains_on),
         "adapter_config": {},
         "order": spec.order,
-        "stages": [{"name": stage.task, "trains": list(stage.trains)} for stage in spec.stages],
+        "stages": [{"name": stage.name, "trains": list(stage.trains)} for stage in spec.stages],
         "probes": list(spec.suite.probes),
         "seed": spec.seed,
         "start": getattr(spec.suite.student, "strength", None) or "",

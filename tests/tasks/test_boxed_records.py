@@ -11,7 +11,7 @@ from rich.console import Console
 
 from harness.errors import TaskError
 from harness.lmeval.library import TaskLibrary
-from harness.pipeline.plan import check_task
+from harness.pipeline.task_check import check_task
 from tasks.math.boxed_records import splits
 from tests.support.task_files import TASKS, boxed_folder, load_task
 

@@ -1,4 +1,4 @@
-"""The manifest's environment: a command that can be pasted, and a diff of whatever bytes."""
+"""What a session was made of: a command that can be pasted, and a diff of whatever bytes."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pathlib import Path
 
 import pytest
 
-from harness.rundir import manifest
+from harness.rundir import session
 
 
 def test_the_command_can_be_pasted(monkeypatch: pytest.MonkeyPatch):
     words = ["harness", "run", "my suite.yaml", "--out", "o'brien's", "--set", "name=a b"]
     monkeypatch.setattr(sys, "argv", ["/usr/bin/harness", *words[1:]])
-    assert shlex.split(manifest.environment().command) == words
+    assert shlex.split(session.this_session().command) == words
 
 
 def test_a_diff_that_is_not_utf_8_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     package = tmp_path / "harness" / "rundir"
     package.mkdir(parents=True)
-    (package / "manifest.py").write_bytes(b"before\n")
+    (package / "session.py").write_bytes(b"before\n")
     git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.org"]
     for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "first"]):
         subprocess.run([*git, *arguments], cwd=tmp_path, check=True)
-    (package / "manifest.py").write_bytes(b"caf\xe9\n")
-    monkeypatch.setattr(manifest, "__file__", str(package / "manifest.py"))
-    found = manifest.environment().git
+    (package / "session.py").write_bytes(b"caf\xe9\n")
+    monkeypatch.setattr(session, "__file__", str(package / "session.py"))
+    found = session.this_session().git
     assert found.dirty
     assert "+caf\N{REPLACEMENT CHARACTER}" in (found.diff or "")

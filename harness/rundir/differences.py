@@ -1,7 +1,4 @@
-"""What makes two evaluated cells comparable, field by field: the task, prompts, settings, backend, versions and grading.
-
-A cell's `keys.fields` holds them beside their digest, so that a refusal can say what differs. Weights and seed are no part.
-"""
+"""The differences between two nested mappings, field by field: of two configurations, or of two cells' `keys.fields`."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from typing import Any
 ABSENT = "absent"
 
 
-def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def find_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return the fields that differ by their dotted names, each with both values; `absent` where one has none."""
     left, right = dict(_leaves(one)), dict(_leaves(other))
     names = dict.fromkeys([*left, *right])
@@ -19,9 +16,9 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tup
     return {name: (here, there) for name, (here, there) in pairs.items() if here != there}
 
 
-def in_words(found: Mapping[str, tuple[Any, Any]]) -> str:
+def format_differences(differences: Mapping[str, tuple[Any, Any]]) -> str:
     """Write differing fields as `settings.max_gen_toks (24 and 9), versions.torch (2.12.0 and 2.13.0)`."""
-    return ", ".join(f"{name} ({here} and {there})" for name, (here, there) in found.items())
+    return ", ".join(f"{name} ({here} and {there})" for name, (here, there) in differences.items())
 
 
 def _leaves(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,134 @@
+"""Generation settings of loaded tasks: each task once for every evaluation profile, with all that decides answers stated.
+
+A profile changes the loaded task (`Task.set_generation`): lm-eval's global `gen_kwargs` would override every task alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from harness.config.evaluation import Decoding, Evaluation
+from harness.errors import TaskError
+from harness.lmeval.score import can_be_score
+from harness.lmeval.task import Task
+from harness.lmeval.task_files import read_task_file
+
+REQUIRED = ("until", "temperature", "max_gen_toks")
+# One budget under lm-eval's names for it, in its order of precedence.
+BUDGETS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+KNOWN = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k", "n"}
+
+
+class InProfile(Protocol):
+    """A task, or a group of them, under a profile."""
+
+    @property
+    def name(self) -> str:
+        """The task's or group's name."""
+        ...
+
+    @property
+    def profile(self) -> str:
+        """The profile's name, empty for the suite's first one."""
+        ...
+
+
+def under_profiles(tasks: Iterable[Task], evaluation: Evaluation) -> dict[str, Task]:
+    """Return every task under every profile by its cell's name, settings settled, the first profile's tasks first.
+
+    A task that is scored by likelihoods draws no answers, so it stands under the first profile alone.
+    Raises `TaskError` where a setting that decides answers is missing or several answers would be one.
+    """
+    loaded = list(tasks)
+    found: dict[str, Task] = {}
+    for number, (name, profile) in enumerate(evaluation.all_profiles.items()):
+        for task in (task for task in loaded if task.generates or number == 0):
+            settled = task.under(name if number else "", profile.pass_at if task.generates else ())
+            settle_generation(settled, profile.over(evaluation.decoding), profile.n)
+            found[settled.cell] = settled
+    return found
+
+
+def tasks_by_profile(cells: Iterable[InProfile], evaluation: Evaluation) -> dict[str, list[str]]:
+    """Return the names of the tasks and groups that each profile evaluates, profiles by name, in order."""
+    names = list(evaluation.all_profiles)
+    found: dict[str, list[str]] = {name: [] for name in names}
+    for task in cells:
+        found[task.profile or names[0]].append(task.name)
+    return found
+
+
+def settle_generation(task: Task, decoding: Decoding, n: int = 1) -> None:
+    """Lay a suite's decoding over the task's and raise `TaskError` when a setting that decides answers is missing.
+
+    lm-eval fills the gaps silently, and differently for its model classes. `n` is the number of answers of each item.
+    """
+    if task.metric not in task.graders:
+        raise TaskError(
+            f"{task.source or task.name}: metadata.harness.metric is {task.metric!r}, expected one of metric_list: "
+            f"{', '.join(task.graders)}"
+        )
+    fitting = can_be_score(task.higher_is_better)
+    if task.metric not in fitting:
+        raise TaskError(
+            f"{task.source or task.name}: lower is better in {task.metric!r}, and a fall of it would be shown as a loss; "
+            f"name another in metadata.harness.metric ({', '.join(fitting) or 'none of its metrics fits'})"
+        )
+    if not task.generates:
+        return
+    changes = decoding.model_dump(exclude_none=True, mode="json")
+    stated = {**stated_generation(task), **changes}
+    resolved = {**_canonical(task.generation), **changes}
+    if missing := [name for name in REQUIRED if name not in stated]:
+        raise TaskError(
+            f"{task.source or task.name}: generation_kwargs lack {', '.join(missing)}; expected until, temperature and "
+            "max_gen_toks, in the task or under the suite's `evaluation.decoding`"
+        )
+    if n > 1 and not (stated["temperature"] and stated.get("do_sample", True)):
+        raise TaskError(
+            f"task {task.name}: profile {task.profile or 'of the suite'} asks for {n} answers of each item and decoding is "
+            "greedy, which gives the same one each time; set the profile's temperature above 0"
+        )
+    _check_values(task, resolved)
+    task.set_generation(resolved if n == 1 else {**resolved, "n": n})
+
+
+def stated_generation(task: Task) -> dict[str, Any]:
+    """Return the generation settings that the task's file really states, without lm-eval's defaults."""
+    stated = task.generation if task.source is None else read_task_file(task.source).get("generation_kwargs")
+    return _canonical(stated or {})
+
+
+def _canonical(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return generation settings by the names that lm-eval itself settles on; one beam is what happens anyway."""
+    budget = next((settings[name] for name in BUDGETS if settings.get(name) is not None), None)
+    rest = {
+        name: value for name, value in settings.items() if name not in BUDGETS and (name, value) != ("num_beams", 1)
+    }
+    return rest if budget is None else {**rest, "max_gen_toks": budget}
+
+
+def _check_values(task: Task, settings: Mapping[str, Any]) -> None:
+    where = task.source or task.name
+    if unknown := sorted(set(settings) - KNOWN):
+        raise TaskError(
+            f"{where}: generation_kwargs {', '.join(unknown)} are not supported, expected some of {', '.join(sorted(KNOWN))}; "
+            "write a task file of yours that includes this one and states generation_kwargs without them"
+        )
+    until = settings["until"]
+    for name, good, expected in (
+        (
+            "max_gen_toks",
+            isinstance(settings["max_gen_toks"], int) and settings["max_gen_toks"] > 0,
+            "a whole number above 0",
+        ),
+        ("temperature", isinstance(settings["temperature"], int | float) and settings["temperature"] >= 0, "0 or more"),
+        (
+            "until",
+            all(isinstance(s, str) and s for s in ([until] if isinstance(until, str) else until)),
+            "texts, none empty",
+        ),
+    ):
+        if not good:
+            raise TaskError(f"{where}: generation_kwargs.{name} is {settings[name]!r}, expected {expected}")

@@ -1,0 +1,109 @@
+"""One sentence in place of what lm-eval raises: which task, what was found, and which splits and fields exist.
+
+lm-eval raises whatever a loader, a template or a grader raises (`KeyError: 'calls'`). It names neither the task nor the
+fields that its records have, so the object that failed is taken from the traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from jinja2 import UndefinedError
+from lm_eval.api.task import ConfigurableTask
+
+from harness.errors import TaskError
+
+LOCAL_FORMATS = ("json", "csv", "parquet", "text", "arrow")
+
+
+def loading_failed(name: str, contents: Sequence[Mapping[str, Any]], error: Exception) -> TaskError:
+    """Return the sentence for a task that lm-eval could not load; `contents` are the mappings of the files it stands for."""
+    if unread := _unread_data(name, contents, error):
+        return TaskError(unread)
+    splits = next((found for failed in _failed(error) if (found := describe_splits(failed))), "")
+    exist = f"; its records have {splits}" if splits else ""
+    if isinstance(error, KeyError) and error.args and error.args[0] in _named_splits(contents):
+        return TaskError(f"task {name} names the split {error.args[0]!r}, which does not exist{exist}")
+    if isinstance(error, UndefinedError):
+        return TaskError(f"task {name}: a template names a field that the records lack ({error}){exist}")
+    return TaskError(f"task {name}: {type(error).__name__} while loading it: {error}{exist}")
+
+
+def rendering_failed(name: str, doc: Mapping[str, Any], error: Exception) -> TaskError:
+    """Return the sentence for a document that a task's templates or functions could not turn into a prompt."""
+    return TaskError(
+        f"task {name}: its prompt could not be written ({type(error).__name__}: {error}); the item has {_fields(doc)}"
+    )
+
+
+def grading_failed(name: str, doc: Mapping[str, Any], error: Exception) -> TaskError:
+    """Return the sentence for an answer that a task's grader could not grade."""
+    return TaskError(
+        f"task {name}: its grader failed on an item ({type(error).__name__}: {error}); the item has {_fields(doc)}; expected "
+        "a number from 0 to 1 for each metric"
+    )
+
+
+def failed_in_a_grader(error: Exception) -> TaskError | None:
+    """Return the sentence for an error that a grader raised while lm-eval ran; None for any other error."""
+    for frame in _frames(error):
+        task, doc = frame.get("self"), frame.get("doc")
+        if isinstance(task, ConfigurableTask) and isinstance(doc, dict) and "results" in frame:
+            return grading_failed(str(task.config.task), doc, error)
+    return None
+
+
+def describe_splits(task: ConfigurableTask) -> str:
+    """Return the splits that a task's records have with their fields, or nothing where no records are read yet."""
+    dataset = getattr(task, "dataset", None)
+    if not isinstance(dataset, Mapping):
+        return ""
+    parts = [
+        f"{split} ({len(rows)} rows: {', '.join(getattr(rows, 'column_names', None) or (rows[0] if len(rows) else ()))})"
+        for split, rows in dataset.items()
+    ]
+    return ", ".join(parts)
+
+
+def _named_splits(contents: Sequence[Mapping[str, Any]]) -> set[Any]:
+    names = ("training_split", "validation_split", "test_split", "fewshot_split")
+    return {content.get(name) for content in contents for name in names} - {None}
+
+
+def _unread_data(name: str, contents: Sequence[Mapping[str, Any]], error: Exception) -> str | None:
+    """Return the sentence for a data set that could not be fetched; None where something else failed."""
+    paths = (content.get("dataset_path") for content in contents)
+    sets = [path for path in dict.fromkeys(paths) if isinstance(path, str) and path not in LOCAL_FORMATS]
+    if sets and "Dataset scripts are no longer supported" in str(error):
+        return (
+            f"task {name}: its data set {', '.join(sets)} is a Python script, which the library datasets no longer runs; "
+            "save it as JSON or Parquet files, name a revision that holds such files, or write a loader "
+            "(custom_dataset: !function)"
+        )
+    if not sets or not isinstance(error, OSError):
+        return None
+    first = next(iter(str(error).strip().splitlines()), "no reason given")
+    return (
+        f"task {name}: its data set {', '.join(sets)} could not be read here ({type(error).__name__}: {first}); run "
+        "once where it can be downloaded, or copy the Hugging Face cache (HF_HOME) from there, or name a task "
+        "file of yours that includes this one and reads local files"
+    )
+
+
+def _failed(error: Exception) -> Iterator[ConfigurableTask]:
+    """Yield the tasks of lm-eval in an error's traceback, also those whose construction it stopped."""
+    for frame in _frames(error):
+        if isinstance(task := frame.get("self"), ConfigurableTask):
+            yield task
+
+
+def _frames(error: Exception) -> Iterator[Mapping[str, Any]]:
+    trace = error.__traceback__
+    while trace is not None:
+        yield trace.tb_frame.f_locals
+        trace = trace.tb_next
+
+
+def _fields(doc: Mapping[str, Any]) -> str:
+    return "the fields " + ", ".join(map(str, doc))

@@ -1,0 +1,70 @@
+"""The list of tasks that can be named, and the check of one task: its prompts, its grades and its traps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+
+from harness.config.models import Chat
+from harness.errors import ConfigError
+from harness.lm.chat import Renderer
+from harness.lmeval.library import TaskLibrary
+from harness.lmeval.task import Task
+from harness.lmeval.task_files import read_task_file
+from harness.lmeval.traps import traps
+from harness.lmeval.trial import GradeCheck, describe_items, try_task
+from harness.pipeline.scratch_tokenizer import byte_tokenizer
+
+
+def task_table(include: Sequence[Path]) -> Table:
+    """Return the tasks that can be named, with where they are defined."""
+    library = TaskLibrary(include)
+    table = Table(title="tasks")
+    for column in ("name", "capability", "primary metric", "file"):
+        table.add_column(column)
+    for name in library.names():
+        path = Path(str(library.manager.task_index[name].yaml_path))
+        settings = (read_task_file(path).get("metadata") or {}).get("harness") or {}
+        table.add_row(name, settings.get("capability", ""), settings.get("metric", ""), escape(str(path)))
+    return table
+
+
+def check_task(console: Console, name: str, include: Sequence[Path], data: Sequence[str]) -> bool:
+    """Show a task's prompts and grades and name its traps; return whether its grader tells right from wrong."""
+    task = _find(name, include, data)
+    # No model is named here, so prompts are shown in ChatML.
+    tried = try_task(task, Renderer(byte_tokenizer(), Chat(template="chatml")))
+    passed = [_show(console, task, split, grades) for split, grades in tried.items()]
+    console.print(describe_items(task), markup=False, highlight=False)
+    found = list(traps(task))
+    for trap in found:
+        console.print(f"[yellow]trap:[/] {escape(trap)}", highlight=False)
+    console.print(f"{name}: grader {'passes' if all(passed) else 'FAILS'}, {len(found)} traps", highlight=False)
+    return all(passed)
+
+
+def _find(name: str, include: Sequence[Path], data: Sequence[str]) -> Task:
+    paths: dict[str, str] = {key: path for key, _, path in (pair.partition("=") for pair in data)}
+    if bare := [pair for pair in data if not all(pair.partition("="))]:
+        raise ConfigError(f"--data {bare[0]}: expected NAME=PATH, for example gsm8k=/data/gsm8k")
+    if missing := [path for path in paths.values() if not Path(path).exists()]:
+        raise ConfigError(f"--data: {', '.join(missing)} does not exist; expected NAME=PATH")
+    if not name.endswith(".yaml"):
+        return TaskLibrary(include, paths).load(name)
+    task_name = read_task_file(Path(name)).get("task") if Path(name).is_file() else None
+    if not isinstance(task_name, str):
+        raise ConfigError(f"{name} is not a task file; expected an existing YAML file with a `task:` name")
+    return TaskLibrary([*include, Path(name).resolve().parent], paths).load(task_name)
+
+
+def _show(console: Console, task: Task, split: str, grades: GradeCheck) -> bool:
+    body = f"{escape(grades.prompt)}[bold green]{escape(grades.target)}[/]"
+    console.print(Panel(body, title=f"{task.name}: {split} prompt and reference, in ChatML", title_align="left"))
+    spoiled = ", ".join(f"{name} {score:g}" for name, score in grades.spoiled.items())
+    console.print(f"{task.metric}: reference {grades.reference:g} (must be 1); spoiled: {spoiled} (must be 0)")
+    return grades.passed

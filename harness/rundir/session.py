@@ -1,0 +1,143 @@
+"""What a session of a run was made of, how long its phases took, and how much memory they used."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from harness.rundir.schema import Git, Session
+
+PACKAGES = ("continual-harness", "torch", "transformers", "tokenizers", "datasets", "lm_eval", "accelerate", "numpy")
+OPTIONAL = ("peft", "trl", "vllm")  # recorded where they are installed
+STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def this_session() -> Session:
+    """Return this process's session: git commit and uncommitted diff, package versions, hardware, command line."""
+    return Session(
+        git=_git(Path(__file__).parents[1]),
+        packages={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}, **_optional()},
+        hardware=_hardware(),
+        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+class Timer:
+    """Adds up wall-clock seconds by phase; `whole` names the time since the timer was made."""
+
+    def __init__(self, *phases: str, whole: str) -> None:
+        self.started = time.perf_counter()
+        self.whole = whole
+        self.phases = dict.fromkeys(phases, 0.0)
+
+    @contextmanager
+    def __call__(self, phase: str) -> Generator[None]:
+        """Count the block's time to `phase`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.phases[phase] += time.perf_counter() - start
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by phase, and in all until now."""
+        total = time.perf_counter() - self.started
+        return {name: round(value, 4) for name, value in {**self.phases, self.whole: total}.items()}
+
+
+class PeakMemory:
+    """Keeps the highest memory by phase, in bytes; phases may nest, and an outer one holds its inner ones.
+
+    On CUDA it is what this process's tensors took at most, elsewhere the process's resident memory. A child process, such as
+    vLLM's or an external command's, is not in it.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.gpu = torch.device(device) if device.startswith("cuda") else None
+        self.peaks: dict[str, int] = {}
+        self._open: list[str] = []
+
+    @contextmanager
+    def __call__(self, phase: str) -> Generator[None]:
+        """Count the block's peak to `phase`."""
+        self._note()
+        self._open.append(phase)
+        try:
+            yield
+        finally:
+            self._note()
+            self._open.remove(phase)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Bytes by phase, and whose memory it is: `gpu` or `process`."""
+        return {"of": "process" if self.gpu is None else "gpu", **self.peaks}
+
+    def _note(self) -> None:
+        """Give the peak since the last note to all open phases, and start counting again."""
+        peak = _process_peak() if self.gpu is None else _gpu_peak(self.gpu)
+        for phase in self._open:
+            self.peaks[phase] = max(self.peaks.get(phase, 0), peak)
+
+
+def _gpu_peak(device: torch.device) -> int:
+    if not torch.cuda.is_initialized():
+        return 0
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak
+
+
+def _process_peak() -> int:
+    """Return the process's peak and reset it where the system allows that: on Linux."""
+    lines = STATUS.read_text(encoding="utf-8").splitlines() if STATUS.exists() else []
+    found = [1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
+    if not found:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    with suppress(OSError):  # a container may forbid it: then the peak is that of the process so far
+        CLEAR_REFS.write_text("5", encoding="utf-8")
+    return found[0]
+
+
+def _optional() -> dict[str, str]:
+    return {name: version(name) for name in OPTIONAL if find_spec(name) is not None}
+
+
+def _hardware() -> dict[str, Any]:
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    memory = round(psutil.virtual_memory().total / 2**30)
+    return {"machine": platform.machine(), "cpus": os.cpu_count(), "memory_gib": memory, "gpus": gpus}
+
+
+def _git(folder: Path) -> Git:
+    """Return commit, dirtiness and diff of the checkout that the code runs from; nothing for an installed package."""
+
+    def git(*args: str) -> str:
+        # A diff holds the bytes of the files, whatever they are written in.
+        done = subprocess.run(["git", *args], cwd=folder, capture_output=True, check=True)
+        return done.stdout.decode(errors="replace").strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != folder.parent:
+            return Git()
+        diff = git("diff", "HEAD")
+        return Git(commit=git("rev-parse", "HEAD"), dirty=bool(diff), diff=diff or None)
+    except (OSError, subprocess.CalledProcessError):
+        return Git()
