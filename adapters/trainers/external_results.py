@@ -13,6 +13,7 @@ import transformers
 from adapters.loop.guards import Guards
 from harness.adapter import StageContext
 from harness.errors import TrainingError
+from harness.lm.checkpoints import OWN_CODE, unfit_tensor
 
 hub: Any = transformers  # its loaders are only partly typed
 
@@ -35,7 +36,9 @@ def load_result(ctx: StageContext, folder: Path) -> None:
         )
     try:
         _refuse_other_architecture(ctx, folder)
-        model, info = hub.AutoModelForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
+        model, info = hub.AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True, **OWN_CODE
+        )
     except TrainingError:
         raise
     except Exception as error:
@@ -105,7 +108,7 @@ def _without_nan(line: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse_other_architecture(ctx: StageContext, folder: Path) -> None:
     ours: dict[str, Any] = ctx.student.model.config.to_dict()
-    found: dict[str, Any] = hub.AutoConfig.from_pretrained(folder).to_dict()
+    found: dict[str, Any] = hub.AutoConfig.from_pretrained(folder, **OWN_CODE).to_dict()
     differ = [key for key in ours if not HARMLESS.search(key) and key in found and ours[key] != found[key]]
     for key in sorted(differ, key=lambda key: (key != "model_type", isinstance(ours[key], list | dict), key)):
         raise TrainingError(
@@ -114,7 +117,7 @@ def _refuse_other_architecture(ctx: StageContext, folder: Path) -> None:
         )
     if not any(folder.glob("tokenizer*")):
         return
-    tokenizer = hub.AutoTokenizer.from_pretrained(folder)
+    tokenizer = hub.AutoTokenizer.from_pretrained(folder, **OWN_CODE)
     if tokenizer.get_vocab() != ctx.renderer.tokenizer.get_vocab():
         raise TrainingError(
             f"the command's checkpoint in {folder} has a different vocabulary ({len(tokenizer)} tokens, expected "
@@ -123,13 +126,10 @@ def _refuse_other_architecture(ctx: StageContext, folder: Path) -> None:
 
 
 def _refuse_other_weights(folder: Path, info: dict[str, Any]) -> None:
-    for what in ("missing", "unexpected", "mismatched"):
-        for entry in sorted(info[f"{what}_keys"], key=str):
-            name = entry if isinstance(entry, str) else f"{entry[0]} of shape {list(entry[1])}"
-            raise TrainingError(
-                f"the command's checkpoint in {folder} does not fit its own config: {name} is {what}; save it with "
-                "save_pretrained"
-            )
+    if (unfit := unfit_tensor(info)) is not None:
+        raise TrainingError(
+            f"the command's checkpoint in {folder} does not fit its own config: {unfit}; save it with save_pretrained"
+        )
 
 
 def _refuse_non_finite(folder: Path, model: Any) -> None:

@@ -8,11 +8,11 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from harness.cli.commands import Commands
 from harness.errors import HarnessError
+from harness.terminal.console import SafeConsole
 
 ABOUT = "Adapt a language model in stages, evaluate every task after each, and compare what methods gained and lost."
 app = typer.Typer(
@@ -51,7 +51,7 @@ def main() -> None:
         app()
     except (HarnessError, OSError) as error:
         sentence = escape(" ".join(str(error).split()))
-        Console(stderr=True).print(f"[bold red]error:[/] {sentence}", highlight=False, emoji=False, soft_wrap=True)
+        SafeConsole(stderr=True).print(f"[bold red]error:[/] {sentence}", highlight=False, emoji=False, soft_wrap=True)
         sys.exit(2)
 
 

@@ -24,6 +24,7 @@ OWN = {
     "evaluate": "harness.cli.score_commands:evaluate",
     "regrade": "harness.cli.score_commands:regrade",
     "tasks": "harness.cli.task_commands:tasks",
+    "suites": "harness.cli.task_commands:suites",
 }
 
 

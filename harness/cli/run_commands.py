@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from harness.cli.options import (
     DryRun,
@@ -24,6 +23,7 @@ from harness.cli.options import (
 )
 from harness.cli.reporters import Reporters
 from harness.errors import ConfigError
+from harness.terminal.console import SafeConsole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,7 +85,7 @@ def study(
     """Do the runs of a study that are not finished, one factor varied at a time, then write its page."""
     from harness.pipeline.study import plan_study
 
-    console = Console()
+    console = SafeConsole()
     planned = plan_study(name, overrides or [], out)
     if overrides and page is None and not dry_run:
         raise ConfigError(
@@ -121,7 +121,7 @@ def _plan(suite: Suite, entries: list[str], seeds: list[int], order: str, out: P
 
 def _do_runs(specs: Sequence[RunSpec], workers: int | None, dry_run: bool) -> None:
     """Print the plan, or do the runs that are not finished with progress, then the reports."""
-    console = Console()
+    console = SafeConsole()
     if dry_run:
         from harness.pipeline.plan import print_plan
 
@@ -142,7 +142,7 @@ def _do_runs(specs: Sequence[RunSpec], workers: int | None, dry_run: bool) -> No
     reporters.summarise(specs)
 
 
-def _do_study(console: Console, planned: Plan, workers: int | None, max_hours: float, dry_run: bool) -> None:
+def _do_study(console: SafeConsole, planned: Plan, workers: int | None, max_hours: float, dry_run: bool) -> None:
     """Print what a study will cost, then do the runs that are left; the page needs all of them, so it comes after."""
     from harness.adapter import check_adapters
     from harness.pipeline.sweep import default_workers, sweep

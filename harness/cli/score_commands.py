@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from harness.cli.options import Include, Overrides, Runs, read_suite
+from harness.terminal.console import SafeConsole
 
 
 def evaluate(
@@ -24,7 +24,7 @@ def evaluate(
 
     from harness.pipeline.checkpoint_matrix import evaluate_checkpoints, matrix_table
 
-    console = Console()
+    console = SafeConsole()
     for profile, scores in evaluate_checkpoints(loaded, [*checkpoints, *(more or [])], out).items():
         console.print(matrix_table(scores, profile))
 
@@ -42,4 +42,4 @@ def regrade(
 
     from harness.evaluation.regrading import regrade_runs, regrade_table
 
-    Console().print(regrade_table(regrade_runs([run.path for run in found], grader)))
+    SafeConsole().print(regrade_table(regrade_runs([run.path for run in found], grader)))

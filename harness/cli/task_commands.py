@@ -1,13 +1,18 @@
-"""The commands about tasks: list them, check one."""
+"""The commands about what a suite can name: `tasks` lists and checks tasks, `suites` lists suites."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from harness.cli.options import Include
+from harness.terminal.console import SafeConsole
+from harness.terminal.fitted_table import FittedTable
 
 tasks = typer.Typer(add_completion=False, help="List the tasks, or check one.")
 
@@ -17,9 +22,7 @@ def list_tasks(context: typer.Context, include_path: Include = None) -> None:
     """List the tasks that a suite can name."""
     context.obj = include_path or []
     if context.invoked_subcommand is None:
-        from harness.pipeline.task_check import task_table
-
-        Console().print(task_table(context.obj))
+        SafeConsole().print(task_table(context.obj))
 
 
 @tasks.command()
@@ -34,5 +37,43 @@ def check(
     """Show one training and one evaluation prompt of a task, grade its reference, and name its traps."""
     from harness.pipeline.task_check import check_task
 
-    passed = check_task(Console(), name, [*context.obj, *(include_path or [])], data or [])
+    passed = check_task(SafeConsole(), name, [*context.obj, *(include_path or [])], data or [])
     raise typer.Exit(0 if passed else 1)
+
+
+def suites(include_path: Include = None) -> None:
+    """List the suites that can be named."""
+    SafeConsole().print(suite_table(include_path or []))
+
+
+def task_table(include: Sequence[Path]) -> FittedTable:
+    """Return the tasks in our folder and these, with their primary metric and their file."""
+    from harness.lmeval.task_files import TASK_FOLDER, task_settings
+
+    table = Table(title="tasks", title_justify="left")
+    for column in ("name", "capability", "primary metric"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("file", overflow="fold")
+    for name, path, settings in task_settings([TASK_FOLDER, *include]):
+        cells = (name, settings.get("capability", ""), settings.get("metric", ""), _short(path))
+        table.add_row(*(Text(str(cell)) for cell in cells))
+    return FittedTable(table, ["file", "primary metric"])
+
+
+def suite_table(include: Sequence[Path]) -> FittedTable:
+    """Return the suites in our folder and these, with what they say of themselves and their file."""
+    from harness.config.load import read_suite_files
+
+    table = Table(title="suites", title_justify="left")
+    table.add_column("name", no_wrap=True)
+    table.add_column("what it is")
+    table.add_column("file", overflow="fold")
+    for path, raw in read_suite_files(include):
+        table.add_row(*(Text(str(cell)) for cell in (path.stem, raw.get("description", ""), _short(path))))
+    return FittedTable(table, ["file"])
+
+
+def _short(path: Path) -> str:
+    """Return a path as seen from here where it lies below."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

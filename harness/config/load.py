@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,12 +56,25 @@ def find_suite(name: str, include: Sequence[Path] = ()) -> Path:
         if Path(name).is_file():
             return Path(name).resolve()
         raise ConfigError(f"suite file {name} does not exist (looked in {Path.cwd()})")
-    folders = [*include, *(folder / "suites" for folder in include), SUITE_FOLDER]
+    folders = _suite_folders(include)
     for folder in folders:
         if (folder / f"{name}.yaml").is_file():
             return (folder / f"{name}.yaml").resolve()
     known = sorted({path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml")})
     raise ConfigError(f"there is no suite {name!r}; known are {', '.join(known)}, or give a path that ends in .yaml")
+
+
+def read_suite_files(include: Sequence[Path] = ()) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the suites that can be named, by file: of each what its YAML holds, not checked; files of tasks are left out."""
+    for folder in _suite_folders(include):
+        for path in sorted(folder.glob("*.yaml")):
+            raw = _read_yaml(path)
+            if "stages" in raw:
+                yield path.resolve(), raw
+
+
+def _suite_folders(include: Sequence[Path]) -> list[Path]:
+    return [*include, *(folder / "suites" for folder in include), SUITE_FOLDER]
 
 
 def _check_entry_training(suite: Suite, entry: str, path: Path) -> None:

@@ -15,6 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from harness.engines.base import CheckpointEngine, Completion, Sampling
+from harness.lm.checkpoints import save_model
 
 SHARED_MEMORY = Path("/dev/shm")
 PREFIX = "harness-weights-"
@@ -36,7 +37,7 @@ class StudentEngine:
         with tempfile.TemporaryDirectory(
             dir=_folder_with_room(weights), prefix=f"{PREFIX}{_namespace()}-{os.getpid()}-"
         ) as folder:
-            self.model.save_pretrained(folder, state_dict=weights)
+            save_model(self.model, Path(folder), state_dict=weights)
             self.engine.load(Path(folder))
             return self.engine.generate(prompts, sampling)
 

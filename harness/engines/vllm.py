@@ -15,13 +15,15 @@ from contextlib import suppress
 from importlib.metadata import version
 from multiprocessing import Pipe
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.engines.backend import EngineSite
 from harness.engines.base import Completion, Sampling
-from harness.engines.vllm_backend import VLLM
 from harness.errors import RunError
 from harness.lm.seeding import prompt_seeds
+
+if TYPE_CHECKING:
+    from harness.engines.vllm_backend import VLLM
 
 CAUSE = re.compile(r"\b(\w*(?:Error|Exception)): (.+)")
 DECIDING = ("tensor_parallel_size", "enforce_eager", "max_num_seqs")  # options that change the order of sums

@@ -12,13 +12,11 @@ from typing import Any
 
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoTokenizer
 
 from harness.config.models import Chat
 from harness.engines.base import CheckpointEngine
 from harness.evaluation.answering import Answering
-from harness.lm.chat import Renderer
-from harness.lm.checkpoints import context_of
+from harness.lm.checkpoints import context_of, read_renderer
 
 # lm-eval registers the class through an untyped decorator, which hides its members from a type checker.
 StockHFLM: Any = HFLM
@@ -55,11 +53,12 @@ class EngineModel(Answering, EngineScores):
         TemplateLM.__init__(self)  # pyright: ignore[reportAbstractUsage]
         engine.load(checkpoint, weights)
         self._model = engine
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
+        renderer = read_renderer(checkpoint, chat)
+        self.tokenizer: Any = renderer.tokenizer
         self.batch_size_per_gpu, self._max_length = batch_size, engine.backend.context(context_of(checkpoint))
         self.add_bos_token = self.custom_prefix_token_id = None
         made_with = {**engine.describe(), "batch_size": batch_size, "max_model_len": self._max_length}
-        self.answer_with(engine, Renderer(self.tokenizer, chat), made_with, seed, on_task)
+        self.answer_with(engine, renderer, made_with, seed, on_task)
 
     @property
     def model(self) -> Any:

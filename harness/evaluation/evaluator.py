@@ -27,7 +27,7 @@ from harness.evaluation.hf_model import HarnessHFLM
 from harness.evaluation.keys import make_keys
 from harness.evaluation.regrading import questions_digest, regrade
 from harness.evaluation.scoring import first_grades, sample_rows, summarise
-from harness.lm.checkpoints import config_digest
+from harness.lm.checkpoints import check_weights, config_digest
 from harness.lm.seeding import preserved_random_state
 from harness.lmeval.failures import failed_in_a_grader
 from harness.lmeval.library import TaskLibrary
@@ -84,6 +84,7 @@ def evaluate(
 
 def open_model(served: ServedCheckpoint, settings: Evaluation, on_task: Callable[[str], None]) -> Answering:
     """Load a checkpoint as a model of lm-eval; the one place that chooses a backend."""
+    check_weights(served.folder)
     if served.engine is not None:
         # The class is imported by its name, because a backend's libraries may take seconds or may not be installed.
         return resolve_name(served.engine.backend.model_class)(

@@ -13,13 +13,11 @@ from typing import Any
 
 from lm_eval.api.model import TemplateLM
 from lm_eval.models import vllm_causallms
-from transformers import AutoTokenizer
 
 from harness.config.models import Chat
 from harness.engines.base import CheckpointEngine
 from harness.evaluation.answering import Answering
-from harness.lm.chat import Renderer
-from harness.lm.checkpoints import context_of
+from harness.lm.checkpoints import context_of, read_renderer
 
 # lm-eval registers the class through an untyped decorator, which hides its members from a type checker.
 StockVLLM: Any = vllm_causallms.VLLM
@@ -51,12 +49,13 @@ class HarnessVLLM(Answering, StockVLLM):
         TemplateLM.__init__(self)  # pyright: ignore[reportAbstractUsage]
         engine.load(checkpoint, weights)
         self.model = engine
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
+        renderer = read_renderer(checkpoint, chat)
+        self.tokenizer: Any = renderer.tokenizer
         self.batch_size, self._max_length = batch_size, engine.backend.context(context_of(checkpoint))
         self.add_bos_token = self.custom_prefix_token_id = self.enable_thinking = self.think_end_token = None
         self.data_parallel_size, self.chat_template_args = 1, {}
         made_with = {**engine.describe(), "batch_size": batch_size, "max_model_len": self._max_length}
-        self.answer_with(engine, Renderer(self.tokenizer, chat), made_with, seed, on_task)
+        self.answer_with(engine, renderer, made_with, seed, on_task)
 
     def _model_generate(self, requests: Sequence[list[int]], generate: bool = False, **_: Any) -> list[ScoredPrompt]:
         """Return the log-probabilities of prompts; answers never come this way."""

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,25 +17,47 @@ from harness.config.base import digest
 from harness.config.models import Chat
 from harness.errors import ModelError
 
+TEMPLATE_SECONDS, TEMPLATE_CHARACTERS = 10.0, 10**7
 TEMPLATES = Path(__file__).parent / "templates"
 
 
 class Renderer:
     """A tokenizer with its chat template, stop tokens and thinking flag, each chosen once.
 
-    Raises `ModelError` when a named stop token is not one token of the vocabulary, when the template file is missing, and
-    when the tokenizer ends every text with a special token, after which a model has nothing to continue.
+    Without `chat.stop`, an answer ends at the tokenizer's eos token and at every further one of `eos`, the ids that the
+    checkpoint names. Raises `ModelError` when a named stop token is not one token of the vocabulary, when the template file
+    is missing or its rendering does not end, and when the tokenizer ends every text with a special token, after which a
+    model has nothing to continue.
     """
 
-    def __init__(self, tokenizer: Any, chat: Chat) -> None:
+    def __init__(self, tokenizer: Any, chat: Chat, eos: Sequence[int] = ()) -> None:
         self.tokenizer = tokenizer
         if chat.template is not None:
             tokenizer.chat_template = _read_template(chat.template)
         self.template_args = {} if chat.enable_thinking is None else {"enable_thinking": chat.enable_thinking}
-        self.stop_ids = _stop_ids(tokenizer, chat.stop)
+        self.stop_ids = _stop_ids(tokenizer, chat.stop) if chat.stop else self._own_stop_ids(eos)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(self.stop_ids[0])
         _refuse_ended_prompts(tokenizer)
+
+    def _own_stop_ids(self, eos: Sequence[int]) -> tuple[int, ...]:
+        """Return the tokens at which the checkpoint itself ends an answer, the one that ends a turn of the template first."""
+        own = self.tokenizer.eos_token_id
+        known = [token for token in eos if token < len(self.tokenizer)]
+        ids = tuple(dict.fromkeys(known if own is None else [own, *known]))
+        if not ids:
+            raise ModelError("the tokenizer has no eos token; name the stop tokens under `chat.stop`")
+        if len(ids) == 1 or not self.has_template:
+            return ids
+        # Training targets end with the first stop token, so it has to be the one that the template writes.
+        turn = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+        try:
+            with _time_limit(TEMPLATE_SECONDS):
+                text = self.tokenizer.apply_chat_template(turn, tokenize=False, **self.template_args)
+        except TemplateError:
+            return ids
+        after = text.rpartition("answer")[2]
+        return tuple(sorted(ids, key=lambda token: not after.startswith(self.tokenizer.decode([token]))))
 
     @property
     def has_template(self) -> bool:
@@ -41,22 +67,28 @@ class Renderer:
     def render(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Return a conversation as text; lm-eval calls this with the same arguments.
 
-        Raises `ModelError` where the template refuses it, as some refuse a system turn.
+        Raises `ModelError` where the template refuses it, as some refuse a system turn, and where it does not end.
         """
+        options = {
+            "tokenize": False,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": not add_generation_prompt,
+            **self.template_args,
+        }
         try:
-            return self.tokenizer.apply_chat_template(
-                messages,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-                **self.template_args,
-            )
+            with _time_limit(TEMPLATE_SECONDS):
+                text = self.tokenizer.apply_chat_template(messages, **options)
         except TemplateError as error:
             roles = ", ".join(message["role"] for message in messages)
             raise ModelError(
                 f"the model's chat template refuses a conversation of {roles} ({error}); a task's `description` is a system "
                 "turn, so leave it out of the task, or name another template under `chat.template`"
             ) from error
+        if len(text) > TEMPLATE_CHARACTERS:
+            raise ModelError(
+                f"the chat template wrote {len(text)} characters for one conversation; use another template"
+            )
+        return text
 
     def encode_prompt(self, text: str) -> list[int]:
         """Return a prompt's ids as bare lm-eval makes them: the tokenizer adds its BOS unless the text begins with it."""
@@ -93,6 +125,25 @@ class Renderer:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
 
+@contextmanager
+def _time_limit(seconds: float) -> Generator[None]:
+    """Raise `ModelError` in the block after some seconds; only the main thread of a process can be interrupted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise ModelError(f"the chat template did not end within {seconds:g} seconds; use another template")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def _refuse_ended_prompts(tokenizer: Any) -> None:
     plain = tokenizer.encode("a", add_special_tokens=False)
     whole = tokenizer.encode("a")
@@ -114,10 +165,6 @@ def _read_template(name: str) -> str:
 
 
 def _stop_ids(tokenizer: Any, names: tuple[str, ...]) -> tuple[int, ...]:
-    if not names:
-        if tokenizer.eos_token_id is None:
-            raise ModelError("the tokenizer has no eos token; name the stop tokens under `chat.stop`")
-        return (tokenizer.eos_token_id,)
     vocabulary = tokenizer.get_vocab()
     if unknown := [name for name in names if name not in vocabulary]:
         raise ModelError(f"chat.stop names {unknown}, which are not single tokens of this tokenizer")

@@ -1,11 +1,14 @@
 """Checkpoints: a model with its renderer, read from and written to a folder, known by a digest of its weights.
 
-transformers' Auto classes take seconds to import, so they are imported where a checkpoint is read.
+A folder is refused with one `ModelError` that names it when it cannot be read, when its tensors are not exactly those of its
+configuration, and when loading it would run code that it brings along. transformers' Auto classes take seconds to import,
+so they are imported where a checkpoint is read.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -14,16 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from harness.config.base import digest
-from harness.config.models import Model
-from harness.errors import ModelError
+from harness.config.models import Chat, Model
+from harness.errors import HarnessError, ModelError
 from harness.lm.chat import Renderer
 
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
-# Of a config.json: where it came from, and what the harness decides itself.
+# Keys of a config.json that do not change what the model computes, and those that the harness sets itself.
 NOT_COMPUTED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
+# Without this, transformers asks at a terminal whether to run a folder's code.
+OWN_CODE = {"trust_remote_code": False}
 
 
 @dataclass(frozen=True)
@@ -35,77 +40,171 @@ class Loaded:
 
 
 def context_of(folder: Path) -> int:
-    """Return the longest sequence, in tokens, that a checkpoint's model takes."""
-    from transformers import AutoConfig
-
-    with _readable(folder):
-        return int(AutoConfig.from_pretrained(folder).get_text_config().max_position_embeddings)
+    """Return the longest sequence, in tokens, that a checkpoint's model takes; raises `ModelError` where it names none."""
+    config = _config(folder).get_text_config()
+    for name in ("max_position_embeddings", "context_length", "max_seq_len"):
+        if isinstance(length := getattr(config, name, None), int):
+            return length
+    raise ModelError(f"{folder / 'config.json'}: found no max_position_embeddings; add the longest sequence in tokens")
 
 
 def vocabulary_of(folder: Path) -> int:
-    """Return the rows of a checkpoint's output layer."""
-    from transformers import AutoConfig
-
-    with _readable(folder):
-        return int(AutoConfig.from_pretrained(folder).get_text_config().vocab_size)
+    """Return the number of rows of a checkpoint's output layer."""
+    return int(_config(folder).get_text_config().vocab_size)
 
 
 def load_renderer(folder: Path, spec: Model) -> Renderer:
     """Load a checkpoint's tokenizer alone."""
+    return read_renderer(folder, spec.chat)
+
+
+def read_renderer(folder: Path, chat: Chat, tokenizer: Any = None) -> Renderer:
+    """Return a checkpoint's renderer; without `chat.stop`, its generation_config.json may name further stop tokens."""
     from transformers import AutoTokenizer
 
     with _readable(folder):
-        return Renderer(AutoTokenizer.from_pretrained(folder), spec.chat)
+        if tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(folder, **OWN_CODE)
+        return Renderer(tokenizer, chat, eos_of(folder))
+
+
+def eos_of(folder: Path) -> tuple[int, ...]:
+    """Return the ids that end an answer by a checkpoint's generation_config.json; empty without that file."""
+    if not (folder / "generation_config.json").is_file():
+        return ()
+    from transformers import GenerationConfig
+
+    with _readable(folder):
+        found: Any = GenerationConfig.from_pretrained(folder).eos_token_id
+    return tuple(found) if isinstance(found, list) else () if found is None else (int(found),)
 
 
 def load(folder: Path, spec: Model, device: str) -> Loaded:
     """Load a checkpoint folder with the dtype and chat settings of `spec`."""
-    from transformers import AutoModelForCausalLM
-
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    with _readable(folder):
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, spec.dtype))
+    model = load_model(folder, getattr(torch, spec.dtype))
     return Loaded(model.to(device), load_renderer(folder, spec))
+
+
+def load_model(folder: Path, dtype: torch.dtype | str) -> Any:
+    """Load a causal language model; raises `ModelError` for tensors that are missing, left over or of another shape."""
+    return _load_model(folder, dtype=dtype)
+
+
+def check_weights(folder: Path) -> None:
+    """Raise `ModelError` as `load_model` does, without reading the tensors' content."""
+    _load_model(folder, device_map="meta")
+
+
+def unfit_tensor(info: Mapping[str, Any]) -> str | None:
+    """Return what does not fit in transformers' loading report, such as `model.norm.weight is missing`; None if all fits."""
+    for what in ("missing", "unexpected", "mismatched"):
+        for entry in sorted(info[f"{what}_keys"], key=str):
+            name = entry if isinstance(entry, str) else f"{entry[0]} of shape {list(entry[1])}"
+            return f"{name} is {what}"
+    return None
 
 
 def save(loaded: Loaded, folder: Path) -> None:
     """Write weights, tokenizer and template, so that any tool that reads the folder stops where training stopped."""
     loaded.model.generation_config.eos_token_id = list(loaded.renderer.stop_ids)
     loaded.model.generation_config.pad_token_id = loaded.renderer.tokenizer.pad_token_id
-    loaded.model.save_pretrained(folder)
+    save_model(loaded.model, folder)
     loaded.renderer.tokenizer.save_pretrained(folder)
+
+
+def save_model(model: Any, folder: Path, **kwargs: Any) -> None:
+    """Write a model as `save_pretrained` does, and its generation configuration as it is.
+
+    transformers loads a generation_config.json that sets temperature without do_sample, and refuses to save it.
+    """
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    try:
+        model.generation_config = GenerationConfig()
+        model.save_pretrained(folder, **kwargs)
+    finally:
+        model.generation_config = own
+    if own is not None:
+        own.to_json_file(folder / "generation_config.json")
 
 
 def weights_digest(folder: Path) -> str:
     """Return 16 hexadecimal digits of all weights by name, dtype, shape and bytes, however they are sharded."""
-    files = next((found for pattern in WEIGHT_FILES if (found := sorted(folder.glob(pattern)))), None)
-    if files is None:
+    files = _weight_files(folder)
+    if not files:
         raise ModelError(f"{folder} holds no weights ({' or '.join(WEIGHT_FILES)})")
     if any(path.suffix == ".bin" for path in files):
         return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()[:16]
-    tensors = sorted(line for path in files for line in _tensor_digests(path))
+    with _readable(folder):
+        tensors = sorted(line for path in files for line in _tensor_digests(path))
     return hashlib.sha256("\n".join(tensors).encode()).hexdigest()[:16]
 
 
 def config_digest(folder: Path) -> str:
     """Return 16 hexadecimal digits of what a checkpoint's model computes with its weights: rotary base, norms, tied layers.
 
-    The file is read as transformers reads it, so that an older writer's names for the same settings change nothing.
+    The file is read as transformers reads it, so older names of the same settings change nothing.
     """
+    return digest(_computed(_config(folder).to_dict()))
+
+
+def _config(folder: Path) -> Any:
     from transformers import AutoConfig
 
     with _readable(folder):
-        return digest(_computed(AutoConfig.from_pretrained(folder).to_dict()))
+        return AutoConfig.from_pretrained(folder, **OWN_CODE)
+
+
+def _load_model(folder: Path, **how: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    with _readable(folder):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, output_loading_info=True, ignore_mismatched_sizes=True, **OWN_CODE, **how
+        )
+    model, info = loaded
+    if (unfit := unfit_tensor(info)) is not None:
+        raise ModelError(
+            f"{folder}: its weights do not fit its config.json: {unfit}; save the model again with save_pretrained, "
+            "adapters merged and shards gathered"
+        )
+    return model
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return next((found for pattern in WEIGHT_FILES if (found := sorted(folder.glob(pattern)))), [])
 
 
 @contextmanager
 def _readable(folder: Path) -> Generator[None]:
+    """Turn any error of the libraries that read a folder into one sentence: they raise a dozen kinds for damaged files."""
     try:
         yield
-    except ModelError:
+    except HarnessError:
         raise
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{folder}: not a causal language model with a tokenizer ({error})") from error
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ModelError(
+            f"{_damaged(folder) or folder}: not a causal language model with a tokenizer ({reason})"
+        ) from error
+
+
+def _damaged(folder: Path) -> Path | None:
+    """Return the first file of a folder that cannot be read by itself."""
+    for path in sorted(folder.glob("*.json")):
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return path
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except (OSError, SafetensorError):
+            return path
+    return None
 
 
 def _computed(config: Mapping[str, Any]) -> dict[str, Any]:

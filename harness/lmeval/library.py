@@ -6,7 +6,6 @@ import difflib
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,7 @@ from harness.errors import TaskError
 from harness.lmeval.failures import loading_failed
 from harness.lmeval.records import check_records
 from harness.lmeval.task import Task
-from harness.lmeval.task_files import check_files, lacks_members, members
-
-TASK_FOLDER = Path(str(files("tasks")))
+from harness.lmeval.task_files import TASK_FOLDER, check_files, lacks_members, members
 
 
 class TaskLibrary:

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from lm_eval.api.metrics import mean
 
-PERPLEXITIES = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
+from harness.rundir.schema import PERPLEXITIES
+
 NUMBERS = (int, float, np.number, np.bool_)
 
 

@@ -6,16 +6,19 @@ Groups are followed to their tasks in the same files, because lm-eval itself doe
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
+from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Entry, Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from harness.errors import TaskError
 from harness.rundir.store import is_run_directory
 
+TASK_FOLDER = Path(str(files("tasks")))
 Index = Mapping[str, Entry]
 
 
@@ -30,6 +33,16 @@ def check_files(folders: Sequence[Path]) -> None:
                 read_task_file(path)
         for path in sorted(folder.rglob("*.yml")):
             raise TaskError(f"{path}: lm-eval reads only files that end in .yaml; rename it to {path.stem}.yaml")
+
+
+def task_settings(folders: Sequence[Path]) -> Iterator[tuple[str, Path, dict[str, Any]]]:
+    """Yield each task of these folders by name: its file, and what the file says under `metadata.harness`."""
+    check_files(folders)
+    manager = TaskManager(include_path=[str(folder) for folder in folders], include_defaults=False)
+    for name in manager.all_subtasks:
+        path = Path(str(manager.task_index[name].yaml_path))
+        settings = (read_task_file(path).get("metadata") or {}).get("harness")
+        yield name, path, settings if isinstance(settings, dict) else {}
 
 
 def _refuse_in_a_run(path: Path) -> None:

@@ -15,8 +15,9 @@ from harness.config.models import Model
 from harness.config.run_spec import RunSpec
 from harness.engines.base import CheckpointEngine
 from harness.engines.pool import EnginePool
-from harness.errors import ConfigError
+from harness.errors import ConfigError, ModelError
 from harness.evaluation.groups import EvaluationPlan, load_evaluation_plan
+from harness.lm.chat import Renderer
 from harness.lm.checkpoints import context_of, load_renderer, vocabulary_of
 from harness.lmeval.checks import check_prompts, check_stage_task, check_test_prompts
 from harness.lmeval.decoding import tasks_by_profile
@@ -133,6 +134,7 @@ class RunResources:
             try_task(task, renderer)
         context = self.suite.context(context_of(self.start))
         check_prompts(self.spec, self.tasks, renderer, context)
+        self._check_teacher_contexts(renderer)
         further = [task for task in self.cells.values() if task.profile]
         check_test_prompts(further, renderer, context, self.suite.evaluation.limit)
 
@@ -141,6 +143,19 @@ class RunResources:
         for stage in self.spec.stages if needs != "none" else ():
             if stage.teacher is not None:
                 self.teachers.check(stage.teacher, needs)
+
+    def _check_teacher_contexts(self, renderer: Renderer) -> None:
+        """Refuse a teacher that cannot read the longest training prompt together with its response."""
+        for stage in self.spec.stages if self.adapter.requirements.teacher != "none" else ():
+            context = None if stage.teacher is None else self.teachers.context_of(stage.teacher)
+            for name in stage.trains if context is not None else ():
+                examples = self.tasks[name].training_examples(renderer, stage.training.train_items)
+                longest = max((len(example.prompt) for example in examples), default=0) + stage.training.max_new_tokens
+                if context is not None and longest > context:
+                    raise ModelError(
+                        f"the teacher of stage {stage.name} reads {context} tokens, but a prompt of {name} and its response "
+                        f"may take {longest}; lower training.max_new_tokens or use a teacher with more context"
+                    )
 
     def _check_top_k(self) -> None:
         top_k, tokens = self.adapter.requirements.top_k, vocabulary_of(self.start)

@@ -1,4 +1,4 @@
-"""The list of tasks that can be named, and the check of one task: its prompts, its grades and its traps."""
+"""The check of one task: its prompts, its grades and its traps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
-from rich.table import Table
 
 from harness.config.models import Chat
 from harness.errors import ConfigError
@@ -19,19 +18,6 @@ from harness.lmeval.task_files import read_task_file
 from harness.lmeval.traps import traps
 from harness.lmeval.trial import GradeCheck, describe_items, try_task
 from harness.pipeline.scratch_tokenizer import byte_tokenizer
-
-
-def task_table(include: Sequence[Path]) -> Table:
-    """Return the tasks that can be named, with where they are defined."""
-    library = TaskLibrary(include)
-    table = Table(title="tasks")
-    for column in ("name", "capability", "primary metric", "file"):
-        table.add_column(column)
-    for name in library.names():
-        path = Path(str(library.manager.task_index[name].yaml_path))
-        settings = (read_task_file(path).get("metadata") or {}).get("harness") or {}
-        table.add_row(name, settings.get("capability", ""), settings.get("metric", ""), escape(str(path)))
-    return table
 
 
 def check_task(console: Console, name: str, include: Sequence[Path], data: Sequence[str]) -> bool:

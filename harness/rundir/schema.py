@@ -19,6 +19,13 @@ SCHEMA = 3
 Source = Literal["student", "data", "teacher"]  # who wrote the answers that an adapter trains on
 SOURCES: tuple[Source, ...] = ("student", "data", "teacher")
 CONTROL = "none"  # the kind of adapter that updates nothing
+OUTCOMES = ("correct", "wrong", "unparsed", "truncated")  # what an answer can be; an answer under a perplexity is none
+PERPLEXITIES = (
+    "perplexity",
+    "word_perplexity",
+    "byte_perplexity",
+    "bits_per_byte",
+)  # a score is the reciprocal of these
 TINY = 1e-6  # rounding of a mean of scores
 
 

@@ -55,15 +55,33 @@ def frozen_copy(student: Loaded) -> LocalTeacher:
 def open_local(spec: Model, folder: Path, student: Loaded, device: str) -> LocalTeacher:
     """Load the checkpoint in `folder` as the teacher of a student.
 
+    Output layers of two sizes over one tokenizer differ in padding rows alone; the teacher gets as many as the student has.
     Raises `ModelError` for an unknown output layer and for a teacher of another vocabulary.
     """
     loaded = load(folder, spec, device)
     check_head(loaded.model)
+    _match_rows(loaded.model, student)
     teacher = LocalTeacher(
         loaded.model, loaded.renderer.tokenizer, student.renderer.tokenizer, identity=weights_digest(folder)
     )
     check_same_rows(loaded.model, student.model)
     return teacher
+
+
+@torch.no_grad()
+def _match_rows(teacher: Any, student: Loaded) -> None:
+    """Give the teacher as many rows as the student, where only rows that no token of the tokenizer has are cut or added.
+
+    A row that is added is the mean row: its logit is the mean logit, so K rows added to V take at most K / V of the mass.
+    """
+    ours, theirs = (len(model.get_output_embeddings().weight) for model in (student.model, teacher))
+    if ours == theirs or min(ours, theirs) <= max(student.renderer.tokenizer.get_vocab().values()):
+        return
+    teacher.resize_token_embeddings(ours, mean_resizing=False)
+    for layer in {teacher.get_output_embeddings(), teacher.get_input_embeddings()} if ours > theirs else ():
+        for values in (layer.weight, getattr(layer, "bias", None)):
+            if values is not None:
+                values[theirs:] = values[:theirs].mean(0)
 
 
 def check_same_rows(teacher: Any, student: Any) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from harness.config.models import Model, Pretrained, Scratch
 from harness.config.teacher import Needs, TeacherSettings
 from harness.errors import ConfigError
-from harness.lm.checkpoints import Loaded
+from harness.lm.checkpoints import Loaded, context_of
 from harness.teachers.base import OpenTeacher, TeacherKind, TeacherSite
 from harness.teachers.local import open_local
 
@@ -35,6 +35,14 @@ class TeacherPool:
                 f"{', '.join(sorted(kind.provides))}; use another teacher or another adapter"
             )
         kind.check()
+
+    def context_of(self, spec: Spec) -> int | None:
+        """Return the longest sequence that a teacher reads, in tokens; None where that is not known before it is opened."""
+        if isinstance(spec, Scratch):
+            return spec.architecture.context
+        if isinstance(spec, Pretrained):
+            return context_of(self.checkpoint_of(spec))
+        return _kind(spec).context
 
     def take(self, spec: Spec, student: Loaded) -> OpenTeacher:
         """Return the teacher that `spec` describes for a student; a different one is closed before it is opened."""

@@ -13,9 +13,8 @@ import pandas as pd
 
 from harness.rundir.files import read_results
 from harness.rundir.reader import RunDir, identity, read_parquet
-from harness.rundir.schema import CellSummary
+from harness.rundir.schema import OUTCOMES, CellSummary
 
-OUTCOMES = ["correct", "wrong", "unparsed", "truncated"]
 NOT_EVALUATED = {
     **{"metric": "", "score": math.nan, "n": 0, "answers": 0, **dict.fromkeys(OUTCOMES, 0)},
     **{"response_tokens_mean": math.nan, "seconds": 0.0, "weights": "", "comparability": ""},

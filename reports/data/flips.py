@@ -30,7 +30,10 @@ def compare_answers(frames: Frames) -> pd.DataFrame:
         index=["run", "item_id"], columns="stage", values="outcome"
     )
     runs = by_run[["last", "own_stage"]].first().reset_index()
-    rows = pd.concat(_pairs(outcomes, runs["last"], runs["own_stage"])).sort_values("run", kind="stable")
+    found = list(_pairs(outcomes, runs["last"], runs["own_stage"]))
+    if not found:  # the start alone is evaluated
+        return pd.DataFrame(columns=pd.Index(keys))
+    rows = pd.concat(found).sort_values("run", kind="stable")
     placed = runs.take(rows["run"].to_numpy()).reset_index(drop=True)
     return pd.concat([placed, rows.reset_index(drop=True)], axis=1)[keys]
 

@@ -17,10 +17,10 @@ import pandas as pd
 
 from harness.config.suite import JOINT
 from harness.rundir.reader import IDENTITY
+from harness.rundir.schema import OUTCOMES, PERPLEXITIES
 from harness.stats import continual as metrics
 from harness.stats.continual import FIGURES, Figure, ScoreMatrix
 from harness.stats.intervals import t_interval
-from reports.data.cells import OUTCOMES
 from reports.data.frames import ADVANTAGE, PHASES, Frames
 
 FRONTIER = {"learned": "learning_accuracy", "final": "average_accuracy", "forgot": "forgetting_chaudhry"}
@@ -184,14 +184,17 @@ def advantage_table(steps: pd.DataFrame) -> pd.DataFrame:
 def outcomes_table(scores: pd.DataFrame) -> pd.DataFrame:
     """Return the share of each outcome per label and task at the start and at the end, answers of all seeds pooled.
 
-    Only cells that were evaluated count; a label whose last stage is missing has no row for the end.
+    Only cells that were evaluated count, and none whose answers have no outcome, as under a perplexity. A label whose last
+    stage is missing has no row for the end.
     """
     last = scores.groupby(IDENTITY)["stage"].transform("max")
     ends = scores[scores["stage"].isin([0]) | (scores["stage"] == last)].dropna(subset="score")
     ends = ends.assign(when=np.where(ends["stage"] == 0, "start", "end"))
     counted = ["n", "answers", *OUTCOMES]
+    ends = ends[~ends["metric"].isin(PERPLEXITIES)]
     table = ends.groupby(["label", "task", "role", "when"], sort=False)[counted].sum().reset_index()
-    table[OUTCOMES] = table[OUTCOMES].div(table["answers"], axis=0)
+    shares = list(OUTCOMES)
+    table[shares] = table[shares].div(table["answers"], axis=0)
     return table.drop(columns="answers").rename(columns={"n": "items"})
 
 

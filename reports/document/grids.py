@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from harness.rundir.overlap_record import OVERLAP_HEADER
+from harness.rundir.schema import OUTCOMES
 from harness.stats.intervals import Interval
 from reports.data import tables
-from reports.data.cells import OUTCOMES
 from reports.data.frames import PHASES, Frames
 from reports.document.blocks import Grid
 from reports.document.sentences import (

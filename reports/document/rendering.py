@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup, escape
 
-from reports.document.sanitize import show_hidden
+from harness.terminal.sanitize import show_hidden
 
 
 def load_templates() -> Environment:

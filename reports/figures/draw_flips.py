@@ -27,7 +27,9 @@ def draw_flips(shares: pd.DataFrame, own: pd.DataFrame) -> Figure:
     """
     cells = shares[shares["kind"] == STAGE]
     if cells.empty:
-        raise RunError("No stored answers of two stages can be compared; expected samples.parquet beside results.json.")
+        raise RunError(
+            "No stored answers of two stages can be compared; expected samples.parquet next to results.json."
+        )
     labels, tasks = list(cells["label"].unique()), list(cells["task"].unique())
     columns = min(COLUMNS, len(labels))
     rows, stages = -(-len(labels) // columns), int(cells["after"].max())
@@ -37,7 +39,8 @@ def draw_flips(shares: pd.DataFrame, own: pd.DataFrame) -> Figure:
     limit = max(5.0, 100 * float((cells["gained"] - cells["lost"]).abs().max()))
     for axes, label in zip(shown, labels, strict=True):
         _flips_panel(axes, cells[cells["label"] == label], tasks, limit)
-        for row in own[own["label"] == label].to_dict("records"):
+        evaluated = own[(own["label"] == label) & own["task"].isin(tasks) & (own["stage"] <= stages)]
+        for row in evaluated.to_dict("records"):
             axes.add_patch(style.frame(tasks.index(row["task"]), row["stage"] - 1))
         axes.set_title(label)
     if cells.groupby("label")["after"].max().nunique() == 1:

@@ -211,14 +211,17 @@ def draw_learning(scores: pd.DataFrame) -> Figure:
     axes.set_xticks(range(len(tasks)), [names[task] for task in tasks], rotation=30, ha="right", rotation_mode="anchor")
     axes.set(xlabel="trained task", ylabel="score on that task (%)", ylim=(-3, 103))
     axes.grid(visible=True)
-    legend_above(figure, looks, "Learning: score right before (hollow) and right after (filled) the task's own stage")
+    legend_above(figure, looks, "Score right before (hollow) and right after (filled) the task's own stage")
     return figure
 
 
 def _learning_line(axes: Axes, cells: pd.DataFrame, look: dict[str, Any], shift: float) -> None:
     after = cells[cells["own"]].sort_values("place")
     before = after[["stage", "task"]].merge(cells.assign(stage=cells["stage"] + 1), on=["stage", "task"])
-    line_with_band(axes, after["place"] + shift, after, look)
+    x, seeds = after["place"] + shift, after["seeds"].max()
+    axes.plot(x, 100 * after["mean"], **{**look, "linestyle": ""})
+    if seeds > 1:
+        axes.vlines(x, 100 * after["smallest"], 100 * after["largest"], color=look["color"], linewidth=4, alpha=0.3)
     axes.plot(before["place"] + shift, 100 * before["mean"], look["marker"], mec=look["color"], mfc="none")
     both = after.merge(before, on="task", suffixes=("_after", "_before"))
     ends = (100 * both["mean_before"], 100 * both["mean_after"])
@@ -252,6 +255,6 @@ def draw_learning_rows(table: pd.DataFrame) -> Figure:
     for axes in grid.flat[len(tasks) :]:
         axes.set_axis_off()
     grid[0, 0].set_yticks(range(len(labels)), labels)
-    title = "Learning: score right before (hollow) and right after (filled) the task's own stage"
+    title = "Score right before (hollow) and right after (filled) the task's own stage"
     figure.suptitle(title, x=0.005, ha="left")
     return figure

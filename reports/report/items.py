@@ -15,10 +15,10 @@ import pandas as pd
 from harness.rundir.reader import IDENTITY
 from reports.data.flips import SINCE_OWN, STAGE, WHOLE, select_changed
 from reports.data.frames import Frames
-from reports.document.sanitize import cut_text
 
 PER_TASK, PER_REPORT = 300, 3_000
 FOLDER = "items"
+LONGEST = 1_200  # characters of one text on a page
 KINDS = {
     STAGE: "over stage {after}",
     SINCE_OWN: "from its own stage to the end",
@@ -138,3 +138,9 @@ def _texts(frames: Frames, task: str, items: set[str]) -> dict[tuple[Any, ...], 
 
 def _stage(stage: int) -> str:
     return f"after stage {stage}" if stage else "at the start"
+
+
+def cut_text(text: str, longest: int = LONGEST) -> str:
+    """Return the beginning of a long text, and say how much is left out."""
+    left = len(text) - longest
+    return text if left <= 0 else f"{text[:longest]} … ({left:,} more characters)"

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from harness.cli.options import Runs, whole_numbers
 from harness.errors import ConfigError
+from harness.terminal.console import SafeConsole
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from reports.claims.claim_file import ClaimFile
     from reports.data.methods import Method
 
@@ -33,10 +35,10 @@ def report(
     """Render report.html and report.md with figures and tables from run directories."""
     from reports.report.build import build_report
 
-    console, folder = Console(), out or runs[0] / "report"
+    console, folder = SafeConsole(), out or runs[0] / "report"
     files = _read_claim_files(claims or [])
     page = build_report(runs, folder, grader, files)
-    console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
+    console.say(f"report: {page}")
     if files:
         judge_by_setting(console, files, runs, folder, grader)
 
@@ -73,7 +75,7 @@ def compare(
 
     if format_ not in (None, *FORMATS):
         raise ConfigError(f"--format {format_}: expected one of {', '.join(FORMATS)}")
-    console, files = Console(), _read_claim_files(claims or [])
+    console, files = SafeConsole(), _read_claim_files(claims or [])
     stages = _stages(stage, with_claims=bool(files))
     found = find_methods(methods, order=order, profile=profile, grader=grader, least=1 if len(stages) == 2 else 2)
     tasks = task.split(",") if task else []
@@ -102,7 +104,7 @@ def watch(
     """Follow runs from another terminal: stage, step, time left, entropy and reward, until all are finished."""
     from reports.terminal.watch import follow
 
-    follow(Console(), runs, every, once)
+    follow(SafeConsole(), runs, every, once)
 
 
 def _stages(stage: str | None, with_claims: bool) -> list[int]:

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from harness.terminal.fitted_table import SplitTable
 from reports.data.frames import Frames
 from reports.document import sentences
 from reports.document.blocks import Grid
@@ -18,13 +19,14 @@ from reports.document.grids import retention_grids
 def print_retention(console: Console, frames: Frames) -> None:
     """Print each group's retention table in %, its stages' own tasks bold, and what is missing.
 
+    A terminal that is too narrow for all tasks shows the rest in further tables.
     `±` is half the 95 % t interval over seeds, in points; it is absent with one seed.
     """
     for grid in retention_grids(frames.scores, compact=True):
-        console.print(_table(grid))
+        console.print(SplitTable(_table(grid)))
     for profile in frames.profiles:
         for grid in retention_grids(frames.under(profile).scores, compact=True):
-            console.print(_table(replace(grid, title=f"{grid.title}, profile {profile}")))
+            console.print(SplitTable(_table(replace(grid, title=f"{grid.title}, profile {profile}"))))
     for sentence in sentences.list_missing(frames):
         console.print(f"[yellow]{escape(sentence)}[/yellow]")
 

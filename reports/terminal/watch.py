@@ -20,6 +20,7 @@ from rich.text import Text
 from harness.rundir.progress import SHOWN, sparkline
 from harness.rundir.reader import RunDir, find_runs
 from harness.rundir.schema import StepLine
+from harness.terminal.fitted_table import FittedTable
 
 RECENT = 20
 
@@ -40,18 +41,24 @@ class Status:
 
 
 def follow(console: Console, folders: Iterable[Path], every: float = 2.0, once: bool = False) -> None:
-    """Show runs until all are finished, read anew every so many seconds; `once` shows them a single time."""
+    """Show runs until all are finished, read again every so many seconds; `once` shows them a single time."""
     folders = list(folders)
     if once:
         console.print(view([status(run) for run in find_runs(folders)]))
         return
+    named = ", ".join(map(str, folders))
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            statuses = [status(run) for run in find_runs(folders)]
-            live.update(view(statuses), refresh=True)
-            if all(found.finished for found in statuses):
+            statuses = [status(run) for run in _started(folders)]
+            live.update(view(statuses) if statuses else f"No run has started in {named} yet.", refresh=True)
+            if statuses and all(found.finished for found in statuses):
                 return
             time.sleep(every)
+
+
+def _started(folders: Iterable[Path]) -> list[RunDir]:
+    """Return the runs that have a manifest; a folder that has none yet is waited for."""
+    return find_runs([folder for folder in folders if any(folder.rglob("manifest.json"))])
 
 
 def status(run: RunDir, now: float | None = None) -> Status:
@@ -75,12 +82,15 @@ def status(run: RunDir, now: float | None = None) -> Status:
     )
 
 
-def view(statuses: Sequence[Status]) -> Table:
-    """Return one row per run: its stage, a bar over the stage's steps, time left, and each figure's course and last value."""
+def view(statuses: Sequence[Status]) -> FittedTable:
+    """Return one row per run: its stage, a bar over the stage's steps, time left, and each figure's last value and course."""
     figures = [name for name in SHOWN if any(found.figures[name] for found in statuses)]
     table = Table(title="runs", title_justify="left")
-    for name in ("run", "now", "", "steps", "left", *(SHOWN[name] for name in figures), "written"):
-        table.add_column(name, no_wrap=name != "now")
+    for name in ("run", "now", "progress", "steps", "left", *(SHOWN[name] for name in figures)):
+        table.add_column(name, no_wrap=name not in {"run", "now"}, overflow="fold")
+    for name in figures:
+        table.add_column(f"{SHOWN[name]} over time", no_wrap=True)
+    table.add_column("written", no_wrap=True)
     for found in statuses:
         table.add_row(
             Text(found.label, style="bold"),
@@ -88,10 +98,13 @@ def view(statuses: Sequence[Status]) -> Table:
             ProgressBar(total=max(found.total, 1), completed=found.done, width=16),
             f"{found.done}/{found.total}" if found.total else "",
             "" if found.seconds_left is None else clock(found.seconds_left),
-            *(_course(found.figures[name]) for name in figures),
+            *(f"{found.figures[name][-1]:.3g}" if found.figures[name] else "" for name in figures),
+            *(sparkline(found.figures[name]) for name in figures),
             "" if found.finished else f"{clock(found.idle_seconds)} ago",
         )
-    return table
+    courses = [f"{SHOWN[name]} over time" for name in reversed(figures)]
+    values = [SHOWN[name] for name in reversed(figures)]
+    return FittedTable(table, [*courses, "progress", *values, "written"])
 
 
 def clock(seconds: float) -> str:
@@ -119,10 +132,6 @@ def _activity(found: Status) -> Text:
     if found.warnings:
         text.append(f" ({found.warnings} warning{'s' if found.warnings > 1 else ''})", style="yellow")
     return text
-
-
-def _course(values: Sequence[float]) -> str:
-    return f"{sparkline(values)} {values[-1]:.3g}" if values else ""
 
 
 def _seconds_left(lines: Sequence[StepLine], total: int) -> float | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from reports.document.sanitize import show_hidden
+from harness.terminal.sanitize import show_hidden
 from reports.report.build import build_report
 from tests.browser.chromium import DESKTOP, PHONE
 from tests.browser.conftest import Open

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from adapters.commands.adapter_list import adapter_page
-from adapters.loop.diagnostics import QUANTILES, StepLog
+from adapters.loop.diagnostics import StepLog
 from adapters.loop.training_loop import LoopAdapter
 from harness.adapter import check_adapters, registered
 from harness.config.evaluation import Evaluation
@@ -18,7 +18,9 @@ from harness.config.load import load_suite
 from harness.config.suite import AdapterEntry, Stage, Suite
 from harness.evaluation.drift import FIGURES, DriftAnswers
 from harness.evaluation.scoring import FIXED
+from harness.rundir.page import fill_tables
 from harness.rundir.rollout_log import SCHEMA
+from harness.rundir.schema import StepLine
 from harness.rundir.session import PeakMemory
 
 PAGE_FOLDER = Path(__file__).parents[2] / "docs"
@@ -47,10 +49,19 @@ def test_every_column_is_documented(heading: str, names: set[str]):
     assert names - documented(heading) == set()
 
 
-def test_every_field_of_the_step_log_is_documented():
-    quantiles = {f"advantage_q{round(100 * q):02d}" for q in QUANTILES}
-    written = {*StepLog([]).summary(), "step", "seconds", "warnings"} - quantiles
-    assert written - documented("train/steps.jsonl") == set()
+def test_the_pages_field_tables_are_the_schemas():
+    assert fill_tables(PAGE) == PAGE
+
+
+def test_every_record_that_is_written_has_a_table_whose_every_row_says_what_it_means():
+    rows = re.findall(r"^\| `\w+` \| *(.*?) *\|$", PAGE, flags=re.MULTILINE)
+    assert "" not in rows
+    for record in ("Manifest", "Session", "CellSummary", "DoneFile", "StepLine", "DriftSummary"):
+        assert f"<!-- fields of {record} -->" in PAGE
+
+
+def test_every_field_of_the_step_log_is_in_the_schema():
+    assert {*StepLog([]).summary(), "step", "seconds", "warnings"} == set(StepLine.model_fields)
 
 
 def test_all_that_a_method_of_the_loop_may_override_is_in_the_guide():

@@ -20,6 +20,7 @@ from harness.evaluation import drift
 from harness.lm.checkpoints import load, save
 from harness.pipeline.run import run
 from harness.rundir.files import read_cell
+from harness.rundir.schema import DriftSummary
 from harness.rundir.store import is_finished
 from tests.support.evaluation import with_config
 from tests.support.models import dense_logprobs, micro_suite, write_yaml
@@ -31,7 +32,7 @@ def figures(folder: Path) -> list[dict[str, Any]]:
 
 
 def rows(folder: Path, stage: str) -> pd.DataFrame:
-    found = read_cell(folder / stage / "drift")
+    found = read_cell(folder / stage / "drift", DriftSummary)
     assert found is not None
     return found[1]
 

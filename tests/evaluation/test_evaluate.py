@@ -221,7 +221,7 @@ def test_answers_are_not_graded_against_another_question(student_folder: Path, s
     recorded_none = CellResult(cell.summary.model_copy(update={"questions": None}), cell.samples)
     parts = [{**doc, "prompt": doc["prompt"][:1]} for doc in docs]
     for stored, asked in ((cell, docs[::-1]), (recorded_none, docs[::-1]), (cell, parts)):
-        with pytest.raises(TaskError, match=r"were given to other questions than the items in their places ask now"):
+        with pytest.raises(TaskError, match=r"belong to other questions than the test split asks now"):
             regrade(task, asked, stored, keys)
     for stored in (cell, recorded_none):
         assert regrade(task, docs, stored, keys).summary.questions == cell.summary.questions
@@ -458,6 +458,7 @@ def test_sampled_answers_depend_on_the_evaluations_seed(student_folder: Path, li
 
 COLUMNS = {
     "item_id",
+    "cluster",
     "sample",
     "prompt",
     "target",

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from harness.cli.task_commands import task_table
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
@@ -18,7 +19,7 @@ from harness.lmeval.library import TaskLibrary
 from harness.lmeval.traps import traps as traps_of
 from harness.lmeval.trial import spoil
 from harness.pipeline.plan import print_plan
-from harness.pipeline.task_check import check_task, task_table
+from harness.pipeline.task_check import check_task
 from tests.support.models import DOCS, TASK_FILE, micro_suite, write_task, write_yaml
 
 

@@ -182,6 +182,31 @@ def test_an_unfinished_run_renders_and_says_what_is_missing(tmp_path: Path, eval
     assert last in missing[-1]
 
 
+@pytest.mark.parametrize("evaluated", [1, 3, 4])
+def test_a_report_can_be_built_while_the_first_stage_trains(tmp_path: Path, evaluated: int):
+    """One cell of the start, the whole start, and the first cell after the first stage."""
+    write_run(tmp_path, "opd", evaluated=evaluated)
+    page = build.build_report([tmp_path], tmp_path / "report").read_text(encoding="utf-8")
+    assert "Unfinished." in page
+    assert "<svg" in page
+
+
+def test_the_metric_of_each_task_is_named_and_a_perplexity_is_not_called_a_share(tmp_path: Path):
+    run = write_run(tmp_path, "opd")
+    for file in run.glob("stage_*/eval/tiny_long_sums/results.json"):
+        cell = json.loads(file.read_text())
+        cell |= {"metric": "word_perplexity", "metrics": {"word_perplexity": 25.0}, "score": 0.04, "outcomes": {}}
+        file.write_text(json.dumps(cell))
+        (file.parent / "samples.parquet").unlink()
+    build.build_report([tmp_path], tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8").replace("\\", "")
+    assert "Score: the metric" in text
+    assert "Score: 1 / word_perplexity, in % and higher is better; it is not a share of right answers." in text
+    assert "25 at the start, 25 after the last stage evaluated." in text
+    assert "Its items have no right or wrong answers" in text
+    assert "| opd | tiny_long_sums | 10 |" not in text
+
+
 def record_overlap(run: Path, *rows: OverlapRow) -> None:
     path = run / "manifest.json"
     manifest = json.loads(path.read_text())

@@ -10,9 +10,9 @@ from reports.figures.draw_cost import draw_cost
 from reports.report.report_data import ReportData
 
 NOTE = (
-    "Mean per run. Seconds of generation, teacher scoring and student (forward, backward, optimiser), which the "
-    "whole step holds, of evaluation, and of models, built once by the first run that needs them and loaded by the others; "
-    "tokens of prompts and answers in training."
+    "Mean per run. A whole step includes generation, teacher scoring and the student (forward, backward, optimiser). "
+    "Models are built once, by the first run that needs them, and loaded by the others. Tokens are those of prompts "
+    "and answers in training. Outside % is the share of the total that none of these columns covers."
 )
 MEMORY = {
     "gpu": "Peak memory is what tensors took of the GPU, the highest of all runs; vLLM's own process is not in it.",

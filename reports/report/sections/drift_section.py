@@ -15,11 +15,11 @@ from reports.report.report_data import ReportData
 
 TITLE = "KL to the start against forgetting"
 CAPTION = (
-    "A mark per run, stage and task. Across: mean KL(start ‖ now) per token over the full vocabulary, on answers "
-    "that the start sampled. Up: how far the task's score lies below its best so far. Both as each stage left them."
+    "One mark per run, stage and task, as the stage left it. Across: mean KL(start ‖ now) per token over the full "
+    "vocabulary, on answers that the start sampled. Up: how far the task's score lies below its best so far."
 )
 ABSENT = (
-    "These runs did not record the KL to the start after each stage, so it cannot be set against forgetting; runs "
+    "These runs did not record the KL to the start after each stage, so it cannot be compared with forgetting; runs "
     "of this version record it."
 )
 

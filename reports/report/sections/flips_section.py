@@ -1,4 +1,4 @@
-"""Flips: answers that turned from right to wrong and back, far more sensitive than a difference of means."""
+"""Flips: items lost and gained over each stage, which show changes that a difference of means hides."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from reports.figures.draw_flips import draw_flips
 from reports.report.report_data import ReportData
 
 CAPTION = (
-    "Each cell: items that were answered rightly before the stage and wrongly after it (−), and the other way round "
-    "(+), in % of the task's items, mean over seeds. A small net change can hide many of both."
+    "Each cell shows the items that the stage lost (−: right before it, not right after it) and gained (+: the reverse), in % "
+    "of the task's items, mean over seeds. A small net change can hide many of both."
 )
 SOURCE = (
     "Items are those of the stored answers; where an item has several answers, it is right if all of them are "

@@ -12,9 +12,9 @@ from reports.figures.draw_flips import draw_outcomes
 from reports.report.report_data import ReportData
 
 CAPTION = (
-    "Items that were right after the task's own stage and no longer are at the end, by what their answer is now: "
-    "wrong, unparsed (no answer could be read) or truncated (cut off at the length limit). Unparsed and truncated "
-    "answers point to a lost form rather than a lost skill."
+    "Items that were right after the task's own stage and are not right at the end, by the outcome of their answer at "
+    "the end: wrong, unparsed (no answer could be read) or truncated (cut off at the length limit). Unparsed and "
+    "truncated answers suggest that the model lost the answer's form rather than the skill."
 )
 ENDS = (
     "Share of test items, from the start to the end of the last stage: answered correctly, answered wrongly, no "

@@ -8,7 +8,9 @@ from reports.document.blocks import Block, Folded, Heading, Section, Text
 from reports.report.report_data import ReportData
 
 SEVERAL = "mean@n and unbiased pass@k from the same n answers, from the start to the end, mean over seeds."
-OTHER = "The same checkpoints and items, answered with the settings of this profile; a matrix of its own."
+OTHER = (
+    "The same checkpoints and items, answered with the settings of this profile. Its scores form a matrix of their own."
+)
 
 
 def make_section(report_data: ReportData) -> Section | None:

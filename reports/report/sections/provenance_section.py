@@ -11,9 +11,9 @@ from reports.document.blocks import Code, Folded, Section, Text
 from reports.report.report_data import ReportData
 
 OVERLAP = (
-    "Exact: test items whose whole prompt is trained on. 13-gram hits: test items that share 13 words in a row with "
-    "a training prompt, templates aside; mean share: how much of these items is shared so. Too short: compared "
-    "whole only."
+    "Exact: test items whose whole prompt is also a training prompt. 13-gram hits: test items that share 13 words in a "
+    "row with a training prompt, apart from templates. Mean share: how much of these items is shared. Too short: only "
+    "compared whole."
 )
 
 

@@ -1,4 +1,4 @@
-"""The retention matrix, and what it shows read along its diagonal (learning) and down its columns (forgetting)."""
+"""The retention matrix, its diagonal (learning) and its columns (forgetting)."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from reports.figures.draw_scores import draw_forgetting, draw_learning, draw_ret
 from reports.report.report_data import ReportData
 
 MATRIX = (
-    "Read down a column: how a task fares from stage to stage. A frame marks the stage that trained the task; "
-    "probes (right of the line) are never trained. With several seeds, small numbers are lowest and highest."
+    "Each cell is a task's score after a stage; read down a column to follow one task. A frame marks the stage that "
+    "trained the task. Probes (right of the line) are never trained. With several seeds, small numbers are the lowest "
+    "and the highest."
 )
 DIAGONAL = (
-    "Filled marks are scores right after the task's own stage, hollow marks right before it. The band runs from the "
-    "lowest to the highest seed."
+    "Filled marks are scores right after the task's own stage, hollow marks right before it. Bars run from the lowest to the "
+    "highest seed."
 )
 COLUMNS = (
-    "Shading marks the task's own stage; what falls to the right of it is forgotten, what falls to the left was "
-    "lost before the task was trained. The band runs from the lowest to the highest seed."
+    "Shading marks the task's own stage. A fall to the right of it is forgetting; a fall to the left of it happened "
+    "before the task was trained. The band runs from the lowest to the highest seed."
 )
 TABLES = (
-    "Score in %. Bold: the task that the stage trained. A t interval over few seeds is wide and may reach beyond 0 "
-    "and 100."
+    "Score in %. Bold: the task that the stage trained. A t interval over few seeds is wide and may reach below 0 "
+    "and above 100."
 )
 
 

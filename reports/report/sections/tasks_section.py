@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
+from harness.rundir.schema import PERPLEXITIES
 from harness.stats.intervals import Interval
+from reports.data.frames import Frames
 from reports.document.blocks import Answers, Block, Folded, Grid, Heading, Link, Section, Text
 from reports.document.sentences import format_interval, format_percent
 from reports.report.items import Item, TaskItems
@@ -14,13 +16,35 @@ from reports.report.report_data import ReportData
 def make_section(report_data: ReportData) -> Section:
     """Return the section."""
     shown = {items.task: items for items in report_data.items}
+    scores = report_data.frames.scores
+    without = set(scores.loc[scores["metric"].isin(PERPLEXITIES), "task"])
     blocks: list[Block] = []
     for number, task in enumerate(report_data.retention["task"].unique(), start=1):
         role = report_data.retention.loc[report_data.retention["task"] == task, "role"].iloc[0]
         name = f"{task}, a probe that is never trained" if role == "probe" else str(task)
-        blocks += [Heading(f"task-{number}", name), task_grid(report_data.retention, str(task))]
-        blocks += _changes(shown.get(str(task)))
+        blocks += [Heading(f"task-{number}", name), Text(describe_metric(report_data.frames, str(task)), "note")]
+        blocks += [
+            task_grid(report_data.retention, str(task)),
+            *_changes(shown.get(str(task)), has_outcomes=task not in without),
+        ]
     return Section("tasks", "Tasks", "Task by task, with the answers that changed", blocks)
+
+
+def describe_metric(frames: Frames, task: str) -> str:
+    """Say what a task's score is: its metric, or of a perplexity the reciprocal, with the metric's own values at both ends."""
+    scores = frames.scores[frames.scores["task"] == task]
+    names = [name for name in dict.fromkeys(scores["metric"]) if name]
+    if not names:
+        return "Not evaluated yet."
+    if names[0] not in PERPLEXITIES:
+        return f"Score: the metric {' or '.join(names)}, in %."
+    values = frames.metrics[(frames.metrics["task"] == task) & (frames.metrics["metric"] == names[0])]
+    ends = values.groupby("stage")["value"].mean().iloc[[0, -1]]
+    own = "2 to the power of −bits_per_byte" if names[0] == "bits_per_byte" else f"1 / {names[0]}"
+    return (
+        f"Score: {own}, in % and higher is better; it is not a share of right answers. Mean {names[0]} of all runs: "
+        f"{ends.iloc[0]:.3g} at the start, {ends.iloc[1]:.3g} after the last stage evaluated."
+    )
 
 
 def task_grid(retention: pd.DataFrame, task: str) -> Grid:
@@ -39,7 +63,9 @@ def _cell(cell: dict) -> str:
     return format_interval(Interval(*(cell[key] for key in Interval._fields)), format_percent) if cell["seeds"] else "–"
 
 
-def _changes(items: TaskItems | None) -> list[Block]:
+def _changes(items: TaskItems | None, *, has_outcomes: bool) -> list[Block]:
+    if items is None and not has_outcomes:
+        return [Text("Its items have no right or wrong answers, so none can change between them.", "note")]
     if items is None:
         return [Text("Its answers were not stored at two stages, so none can be compared.", "missing")]
     if not items.items:

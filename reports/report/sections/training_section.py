@@ -11,17 +11,17 @@ from reports.figures.draw_training import draw_advantage, draw_entropy, draw_tra
 from reports.report.report_data import ReportData
 
 ENTROPY = (
-    "Mean entropy of the student's next-token distribution (full vocabulary) at the answer tokens it was trained "
-    "on, smoothed by a rolling mean of 5 steps within a stage. The band runs from the lowest to the highest seed."
+    "Mean entropy of the student's next-token distribution (full vocabulary) at the answer tokens that it was trained on. "
+    "Rolling mean of 5 steps within a stage; the band runs from the lowest to the highest seed."
 )
 ROUTED = (
     "Share of answer tokens that took the forward KL instead of the policy gradient. Rolling mean of 5 steps within "
     "a stage; the band runs from the lowest to the highest seed."
 )
 TAILS = (
-    "Advantage of the sampled token, log p(y) − log q(y). A token that the teacher would hardly write has a large "
-    "negative one, without bound; the positive side is bounded, P(A ≥ a) ≤ e^−a. Linear within ±0.1, logarithmic "
-    "beyond."
+    "Advantage of the sampled token, log p(y) − log q(y). A token that is improbable under the teacher has a large negative "
+    "advantage, without bound; the positive side is bounded, P(A ≥ a) ≤ e^−a. The axis is linear within ±0.1 and logarithmic "
+    "elsewhere."
 )
 
 

@@ -1,0 +1,40 @@
+"""The field tables of docs/run-directory.md, written from the schema: `python -m harness.rundir.page docs/run-directory.md`.
+
+A table stands between `<!-- fields of Manifest -->` and `<!-- end -->`; all other text of the page is written by hand.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from harness.config.base import Record
+from harness.rundir import overlap_record, schema
+
+TABLE = re.compile(r"(<!-- fields of (\w+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
+
+
+def fill_tables(page: str) -> str:
+    """Return a page with each of its tables replaced by the present fields of the record that it names."""
+    records = {**vars(overlap_record), **vars(schema)}
+    return TABLE.sub(lambda found: f"{found[1]}{field_table(records[found[2]])}{found[3]}", page)
+
+
+def field_table(record: type[Record]) -> str:
+    """Return a record's fields as a Markdown table: the name in the file, and what it means."""
+    rows = [
+        f"| `{field.serialization_alias or name}` | {field.description or ''} |\n"
+        for name, field in record.model_fields.items()
+    ]
+    return "".join(["| field | meaning |\n", "|---|---|\n", *rows])
+
+
+def main() -> None:
+    """Rewrite the tables of the pages named on the command line."""
+    for path in map(Path, sys.argv[1:]):
+        path.write_text(fill_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""The console of every command: whatever it prints, only rich's own codes reach the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from harness.terminal.sanitize import show_hidden
+
+
+class SafeConsole(Console):
+    """A console that writes control characters in names, prompts and answers out, so that a file cannot send codes.
+
+    What a program prints may hold text of others: a manifest's names, a task's prompts, a model's answers.
+    """
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Yield what is printed, with every text that is not rich's own code made visible."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=show_hidden(segment.text))
+
+    def say(self, text: Any) -> None:
+        """Print one line as it is: no markup, no colours, no line breaks at the terminal's edge."""
+        self.print(str(text), markup=False, highlight=False, emoji=False, soft_wrap=True)

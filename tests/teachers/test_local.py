@@ -1,0 +1,72 @@
+"""Teachers that are models of this process: padding rows may differ, contexts are checked before the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.config.models import Chat, Pretrained
+from harness.config.run_spec import RunSpec
+from harness.config.suite import Suite
+from harness.errors import ModelError
+from harness.lm.checkpoints import Loaded, save
+from harness.lm.logprobs import TeacherRequest
+from harness.lm.rollouts import make_batches
+from harness.pipeline.run import run
+from harness.teachers.local import open_local
+from tests.support.models import byte_renderer, qwen3, rollout
+
+
+def saved(folder: Path, rows: int, seed: int) -> Loaded:
+    """Save a model whose output layer has some rows, over the bytes' tokenizer, and return it."""
+    loaded = Loaded(qwen3(rows, seed=seed, dtype=torch.float32), byte_renderer())
+    save(loaded, folder)
+    return loaded
+
+
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize(("student_rows", "teacher_rows"), [(264, 300), (300, 264)])
+def test_padding_rows_of_student_and_teacher_may_differ(
+    student_rows: int, teacher_rows: int, tie: bool, tmp_path: Path
+):
+    tokens = len(byte_renderer().tokenizer)
+    assert tokens < min(student_rows, teacher_rows)
+    student = saved(tmp_path / "student", student_rows, 0)
+    own = qwen3(teacher_rows, seed=1, tie=tie, dtype=torch.float32)
+    save(Loaded(own, byte_renderer()), tmp_path / "teacher")
+    spec = Pretrained(kind="pretrained", path=str(tmp_path / "teacher"), chat=Chat(template="chatml"))
+    teacher = open_local(spec, tmp_path / "teacher", student, "cpu")
+    (batch,) = make_batches([rollout([5, 6, 7], [8, 9, 10])], "token_mean", None)
+    found = teacher.score(batch, TeacherRequest(top_k=4, vocabulary=True), 1.0)
+    assert found.rows is not None
+    rows = found.rows(slice(None))
+    assert rows.shape == (3, student_rows)
+    assert int(found.top_ids.max()) < student_rows
+    # Over the tokenizer's own tokens the distribution is the teacher's, whatever padding takes.
+    logits = own(input_ids=batch.input_ids).logits[0, 2:5, :tokens]
+    torch.testing.assert_close(rows[:, :tokens].log_softmax(-1), logits.log_softmax(-1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(rows.exp().sum(-1), torch.ones(3))
+    added = rows[:, teacher_rows:].exp().sum(-1)
+    assert float(added.max() if added.numel() else 0) <= max(0, student_rows - teacher_rows) / teacher_rows
+
+
+def test_rows_that_hold_tokens_are_not_cut(tmp_path: Path):
+    tokens = len(byte_renderer().tokenizer)
+    student = saved(tmp_path / "student", tokens, 0)
+    spec = Pretrained(kind="pretrained", path=str(tmp_path / "student"), chat=Chat(template="chatml"))
+    short = Loaded(qwen3(tokens - 1, dtype=torch.float32), student.renderer)
+    with pytest.raises(ModelError, match=f"teacher and student have {tokens} and {tokens - 1} rows"):
+        open_local(spec, tmp_path / "student", short, "cpu")
+
+
+def test_a_teacher_that_cannot_read_a_prompt_with_its_response_is_refused_before_the_run(micro: Suite, tmp_path: Path):
+    teacher = micro.model_dump()["teacher"]
+    narrow = {**teacher, "architecture": {**teacher["architecture"], "context": 32}}
+    spec = RunSpec(Suite.model_validate({**micro.model_dump(), "teacher": narrow}), "opd", 0, out=tmp_path)
+    with pytest.raises(
+        ModelError, match="the teacher of stage tiny_weather reads 32 tokens, but a prompt of tiny_weather"
+    ):
+        run(spec)
+    assert not (spec.path / "stage_0").exists()
