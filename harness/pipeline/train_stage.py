@@ -86,7 +86,8 @@ class StageTrainer:
             return lambda _: None
         names = dict.fromkeys([*stage.trains, *self.spec.stages[0].trains, *self.resources.evaluated.probes])
         tasks = {name: task for name in names if (task := self.resources.tasks.get(name)) and task.generates}
-        recorder = CurveRecorder(tasks, engine, student.renderer, settings.curve_items, settings.seed, train)
+        items = min(settings.curve_items, settings.limit or settings.curve_items)
+        recorder = CurveRecorder(tasks, engine, student.renderer, items, settings.seed, train)
 
         def measure(steps: int) -> None:
             if steps % every == 0 or steps == stage.training.steps:
