@@ -16,7 +16,7 @@ BENCH_OUT ?= benchmarks/RESULTS.md
 STUDY ?= tiny
 
 .DEFAULT_GOAL := help
-.PHONY: help stage-all study report test test-slow test-vllm test-browser test-gpu pitfalls docs mutations vllm check fix bench clean
+.PHONY: help stage-all study report test test-slow test-vllm test-browser test-gpu pitfalls docs mutations architectures vllm check fix bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,9 @@ test-mutations: $(STAMP)  ## Change harness/stats and adapters one place at a ti
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[mutation]'
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run
 	$(BIN)/mutmut results
+
+architectures: $(STAMP)  ## Try every causal architecture of transformers at small random weights: equal, refused or different
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.engines.architectures
 
 vllm: $(VLLM)  ## Run the tests on real vLLM, on a CPU where there is no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "vllm and not gpu"

@@ -1,8 +1,8 @@
 """Asymmetric on-policy distillation (AOPD, arXiv 2605.06387): imitate where the student overshoots.
 
 L = E[1/|y| sum_t (G_t FKL_t + (1 - G_t) OPD_t)]. Where the advantage is not positive (G_t = 1) the policy gradient only
-pushes the sampled token down; AOPD replaces it by forward KL on the teacher's top K, which says where the mass should go.
-Rows where paper and official code differ are options; the defaults are the paper's.
+pushes the sampled token down; AOPD replaces it by forward KL on the teacher's top K, which raises other tokens.
+Where paper and official code differ, an option chooses; the defaults are the paper's.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class AOPD(PolicyGradient):
     """OPD on tokens the teacher likes better, forward KL on the teacher's top K elsewhere."""
 
     formula: ClassVar[str] = (
-        "G_t FKL_t - (1 - G_t) A_t log q(y_t), G_t = 1 where A_t <= -threshold, FKL_t = sum over the teacher's top K "
-        "of p (log p - log q), y ~ q"
+        "G_t fkl_weight FKL_t - (1 - G_t) weight A_t log q(y_t), G_t = 1 where A_t <= -threshold, FKL_t = sum over the "
+        "teacher's top K of p (log p - log q), y ~ q"
     )
     paper: ClassVar[str] = "arXiv 2605.06387"
     deviation: ClassVar[str] = (
-        "The defaults are the paper's. Where the official code differs (gate prob_diff, clips, weight 1.25), it is an"
-        " option."
+        "The defaults are the paper's. Options where the official code differs: gate prob_diff, reduction micro_batch_mean, "
+        "clip 0.2, dual_clip 3, weight 1.25, fkl_weight. Its jsd_beta is left out."
     )
     teacher_needs: ClassVar[Needs] = "top_k"
 
@@ -43,6 +43,7 @@ class AOPD(PolicyGradient):
         default=0.0, description="how far the student must overshoot before a token goes to forward KL"
     )
 
+    fkl_weight: float = Field(default=1.0, gt=0, description="factor on forward KL; the official code's gkd_weight")
     tail: Tail = Field(default="none", description="what forward KL makes of the mass outside the top K")
     symmetric: bool = Field(default=False, description="forward KL on every token beyond the threshold, above or below")
 
@@ -63,7 +64,8 @@ class AOPD(PolicyGradient):
     def token_losses(self, tokens: Tokens) -> TokenLosses:
         """Return FKL_t where the gate is open and -A_t log q(y_t) elsewhere, (N,)."""
         routed = self.routed(tokens)
-        losses = torch.where(routed, top_k_forward_kl(tokens, self.tail), self.policy_gradient(tokens))
+        forward = self.fkl_weight * top_k_forward_kl(tokens, self.tail)
+        losses = torch.where(routed, forward, self.policy_gradient(tokens))
         return TokenLosses(losses, routed)
 
     def routed(self, tokens: Tokens) -> Tensor:

@@ -21,9 +21,13 @@ class ExOPD(PolicyGradient):
     )
     paper: ClassVar[str] = "arXiv 2602.12125"
     deviation: ClassVar[str] = "The reference is the student at the start of the stage."
-    scores_start: ClassVar[bool] = True
 
     extrapolation: float = Field(default=1.25, gt=0, description="the paper's lambda")
+
+    @property
+    def scores_start(self) -> bool:
+        """True: the reference is the stage's start."""
+        return True
 
     def token_losses(self, tokens: Tokens) -> TokenLosses:
         """Return the policy-gradient loss, (N,)."""

@@ -1,7 +1,7 @@
 """Group relative policy optimisation (GRPO, arXiv 2402.03300): verifiable rewards, normalised within a prompt's group.
 
-Each response's reward is the task's own grade. A = (r - mean(group)) / (std(group) + eps) weighs all its tokens in the
-clipped policy gradient. No teacher takes part.
+Each response's reward is the task's own grade. A = (r - mean(group)) / (std(group) + eps) weights all its tokens in the
+clipped policy gradient. A KL penalty holds the student near the stage's start, the reference. No teacher takes part.
 """
 
 from __future__ import annotations
@@ -26,16 +26,25 @@ EPSILON = 1e-4
 class GRPO(LoopAdapter):
     """Clipped policy gradient on group-normalised grades; needs `training.num_generations` of at least 2."""
 
-    paper: ClassVar[str] = "Shao et al. 2024 (arXiv 2402.03300)"
-
     formula: ClassVar[str] = (
-        "-min(r_t A, clip(r_t, 1 - clip, 1 + clip) A), A = (reward - mean) / std over the group, y ~ q"
+        "-min(r_t A, clip(r_t, 1 - clip, 1 + clip) A) + kl (ref / q - log(ref / q) - 1), r_t = q / q_old, "
+        "A = (reward - mean) / std over the group, y ~ q"
     )
     paper: ClassVar[str] = "Shao et al. 2024 (arXiv 2402.03300)"
-    deviation: ClassVar[str] = "There is no KL to a reference."
+    deviation: ClassVar[str] = (
+        "The reference is the start of the stage; updates_per_rollout and the budget are the suite's."
+    )
 
     clip: float = Field(default=0.2, gt=0, lt=1, description="PPO ratio clip")
-    scale: bool = Field(default=True, description="divide by the group's standard deviation; Dr. GRPO does not")
+    kl: float = Field(
+        default=0.04, ge=0, description="factor on the KL to the stage's start, the paper's beta; 0 is off"
+    )
+    scale: bool = Field(default=True, description="divide by the group's standard deviation (n - 1); Dr. GRPO does not")
+
+    @property
+    def scores_start(self) -> bool:
+        """Whether the KL penalty is on."""
+        return self.kl > 0
 
     def refuse(self, training: Training) -> None:
         """Raise `ConfigError` for a group of one."""
@@ -53,11 +62,19 @@ class GRPO(LoopAdapter):
         return [rollout for group in groups for rollout in self._normalised(group, [ctx.reward(r) for r in group])]
 
     def token_losses(self, tokens: Tokens) -> TokenLosses:
-        """Return -min(r A, clip(r) A) with the response's A at each of its tokens, (N,)."""
-        return TokenLosses(clipped_policy_gradient(tokens, require(tokens.credit, "credit"), self.clip))
+        """Return -min(r A, clip(r) A) with the response's A at each of its tokens, and the KL penalty, (N,).
+
+        The penalty estimates KL(q || ref) without bias and is never negative ("k3" in J. Schulman, Approximating KL
+        divergence, 2020).
+        """
+        losses = clipped_policy_gradient(tokens, require(tokens.credit, "credit"), self.clip)
+        if self.kl:
+            above = require(tokens.logref, "reference") - tokens.logq
+            losses = losses + self.kl * (above.expm1() - above)
+        return TokenLosses(losses)
 
     def _normalised(self, group: list[Rollout], rewards: list[float]) -> list[Rollout]:
-        mean, spread = statistics.fmean(rewards), statistics.pstdev(rewards) if self.scale else 1.0 - EPSILON
+        mean, spread = statistics.fmean(rewards), statistics.stdev(rewards) if self.scale else 1.0 - EPSILON
         return [
             replace(r, credit=(x - mean) / (spread + EPSILON), reward=x) for r, x in zip(group, rewards, strict=True)
         ]

@@ -1,7 +1,8 @@
-"""On-policy distillation: the policy gradient of the reverse KL on the student's own samples.
+"""On-policy distillation: the policy gradient of each token's reverse KL on the student's own samples.
 
-L = -E[1/|y| sum_t A_t log q(y_t|c_t)] with A_t = sg[log p(y_t|c_t) - log q(y_t|c_t)] (MiniLLM, arXiv 2306.08543; Thinking
-Machines 2025; arXiv 2605.06387). The PPO clips are the official AOPD code's options, off as in the paper.
+L = -E[1/|y| sum_t A_t log q(y_t|c_t)] with A_t = sg[log p(y_t|c_t) - log q(y_t|c_t)] (Thinking Machines 2025; arXiv
+2605.06387). Its expected gradient is that of KL(q || p) at fixed states c_t: a token has no credit for the states that it
+leads to, unlike in the sequence objective of MiniLLM. The PPO clips are the official AOPD code's options, off as in the paper.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from adapters.loop.tokens import TokenLosses, Tokens
 from adapters.loop.training_loop import LoopAdapter, Objective
-from harness.adapter import Needs
+from harness.adapter import Needs, StageContext, StageResult
 
 
 class PolicyGradient(LoopAdapter):
@@ -37,6 +38,15 @@ class PolicyGradient(LoopAdapter):
         if self.dual_clip is not None and self.clip is None:
             raise ValueError("dual_clip bounds the clipped loss; set clip too (the official code uses 0.2 and 3.0)")
         return self
+
+    def train_stage(self, ctx: StageContext) -> StageResult:
+        """Train as the loop does; warns of several updates without a ratio clip."""
+        if self.updates_per_rollout > 1 and self.clip is None:
+            ctx.warn(
+                f"updates_per_rollout is {self.updates_per_rollout} and clip is null: from the second update on, the policy "
+                "gradient is that of an older student, without importance ratio; set clip, or updates_per_rollout: 1"
+            )
+        return super().train_stage(ctx)
 
     def policy_gradient(self, tokens: Tokens, advantage: Tensor | None = None) -> Tensor:
         """Return the policy-gradient loss of each token, (N,), with A_t where no other advantage is given."""

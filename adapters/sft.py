@@ -7,7 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from adapters.loop.tokens import TokenLosses, Tokens
-from adapters.loop.training_loop import LoopAdapter, Objective
+from adapters.loop.training_loop import REDUCTION, LoopAdapter, Objective
 from harness.adapter import Needs, Source
 from harness.config.training import Training
 from harness.lm.rollouts import Reduction
@@ -18,7 +18,8 @@ class SFT(LoopAdapter):
 
     formula: ClassVar[str] = "-log q(y_t), y the reference"
 
-    reduction: Reduction = Field(default="token_mean", description="1/|y| per sequence, or the mean over all tokens")
+    reduction: Reduction = Field(default="token_mean", description=REDUCTION)
+    disable_dropout: bool = Field(default=False, description="train without the model's dropout")
 
     @property
     def sources(self) -> tuple[Source, ...]:

@@ -102,6 +102,15 @@ def control(micro: Suite, out: Path) -> Path:
     return run(RunSpec(micro, "none", 0, out=out))
 
 
+@pytest.fixture(name="blank_figures")
+def _blank_figures() -> Generator[None]:
+    """Save blank figures in this test."""
+    from tests.support.drawn_figures import blank_figures
+
+    with blank_figures():
+        yield
+
+
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> type[Recorder]:
     """Replace the loop's optimiser by the recorder."""

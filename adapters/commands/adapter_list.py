@@ -65,7 +65,7 @@ def _options(cls: type[Adapter]) -> Iterator[str]:
         return
     yield from ("| option | default | meaning |", "|---|---|---|")
     for key, field in cls.model_fields.items():
-        yield f"| `{key}` | {_cell(_default(field))} | {_cell(field.description or '')} |"
+        yield f"| `{key}` | `{_cell(_default(field))}` | {_cell(field.description or '')} |"
     yield ""
 
 
@@ -81,7 +81,7 @@ def _default(field: Any) -> str:
     if field.is_required():
         return "(must be given)"
     default = field.get_default(call_default_factory=True)
-    return "null" if default is None else repr(default) if isinstance(default, str) else str(default)
+    return "null" if default is None else str(default)
 
 
 def _trains_on(name: str, cls: type[Adapter]) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adapters.conformance.outcomes import DoesNotApply
 from adapters.conformance.recording import Gradient, gradient_of
-from adapters.loop.tokens import Tokens
+from adapters.loop.tokens import Tokens, uniform_draws
 from adapters.loop.training_loop import LoopAdapter
 from harness.adapter import StageContext
 from harness.lm.rollouts import Reduction, Rollout
@@ -21,16 +21,16 @@ from harness.teachers.local import LocalTeacher
 
 
 def dense_gradient(adapter: LoopAdapter, ctx: StageContext, rollouts: Sequence[Rollout]) -> Gradient:
-    """Return the gradient of the loss over `rollouts`, by parameter name."""
+    """Return the gradient of the loss over `rollouts` of a stage's first step, by parameter name."""
     losses = adapter.token_losses(dense_tokens(adapter, ctx, rollouts)).losses
     weights = token_weights(adapter.reduction, [len(r.response) for r in rollouts])
     return gradient_of((losses * weights).sum(), ctx.student)
 
 
 def token_weights(reduction: Reduction, lengths: Sequence[int]) -> Tensor:
-    """Return 1 / (B |y|) for each token, or 1 / sum |y|, (N,)."""
+    """Return 1 / (B |y|) for each token, or 1 / sum |y| where the batch is one micro-batch, (N,)."""
     whole = sum(lengths)
-    shares = [1 / whole if reduction == "token_mean" else 1 / (len(lengths) * n) for n in lengths for _ in range(n)]
+    shares = [1 / (len(lengths) * n) if reduction == "sequence_mean" else 1 / whole for n in lengths for _ in range(n)]
     return torch.tensor(shares, dtype=torch.float64)
 
 
@@ -48,11 +48,18 @@ def dense_tokens(adapter: LoopAdapter, ctx: StageContext, rollouts: Sequence[Rol
         prompts = adapter.teacher_prompts(ctx, list(rollouts)) or own
         logp = over_responses(teacher, prompts, rollouts, temperature).detach()
     credit = torch.tensor([r.credit for r in rollouts for _ in r.response], dtype=torch.float64)
-    return tokens_of(adapter, logq, logp, targets, logref, credit)
+    uniform = uniform_draws(ctx.seed, 0, rollouts)
+    return tokens_of(adapter, logq, logp, targets, logref, credit, uniform)
 
 
 def tokens_of(
-    adapter: LoopAdapter, logq: Tensor, logp: Tensor | None, targets: Tensor, logref: Tensor | None, credit: Tensor
+    adapter: LoopAdapter,
+    logq: Tensor,
+    logp: Tensor | None,
+    targets: Tensor,
+    logref: Tensor | None,
+    credit: Tensor,
+    uniform: Tensor,
 ) -> Tokens:
     """Return tokens from log-probabilities (N, V) of student, teacher and reference, on-policy: q sampled them."""
     request, column = adapter.teacher_request, targets[:, None]
@@ -70,6 +77,7 @@ def tokens_of(
         logref=None if logref is None else logref.gather(-1, column)[:, 0],
         credit=credit,
         rest_logq=logq.scatter(-1, top.indices, -torch.inf).logsumexp(-1) if request.rest else None,
+        uniform=uniform,
     )
 
 

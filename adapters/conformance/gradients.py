@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adapters.conformance.dense import dense_gradient, scoring_model, tokens_of
-from adapters.conformance.outcomes import ConformanceError
+from adapters.conformance.outcomes import ConformanceError, DoesNotApply
 from adapters.conformance.recording import TINY, distance, recorded, size
 from adapters.conformance.small_stage import AdapterUnderTest
 from adapters.loop.tokens import TokenLosses, Tokens
@@ -35,7 +35,8 @@ def equals_autograd(subject: AdapterUnderTest) -> None:
 
 def accumulates(subject: AdapterUnderTest) -> None:
     """Gradients over micro-batches of two add up to that of one batch."""
-    _ = subject.looped
+    if subject.looped.reduction == "micro_batch_mean":
+        raise DoesNotApply("reduction: micro_batch_mean averages each micro-batch alone")
     whole, parts = (recorded(subject.adapter, subject.stage(steps=2, micro_batch=rows), RATE) for rows in (None, 2))
     for number, (one, several) in enumerate(zip(whole, parts, strict=True), start=1):
         if len(several.batches) <= len(one.batches):
@@ -77,9 +78,10 @@ def sample_tokens(adapter: LoopAdapter, vocabulary: int, scored: bool) -> tuple[
     likely = torch.multinomial(logits.detach().softmax(-1), 1, generator=draw)[:, 0]
     anything = torch.randint(vocabulary, (ROWS,), generator=draw)
     sampled = torch.where(torch.arange(ROWS) % 2 == 0, likely, anything)
+    uniform = torch.rand(ROWS, generator=draw, dtype=torch.float64)
     credit = torch.where(torch.arange(ROWS) % 5 == 0, 1.0, -0.7).double()
     logp, logref = teacher.log_softmax(-1) if scored else None, (r * scale).log_softmax(-1)
-    return tokens_of(adapter, logits.log_softmax(-1), logp, sampled, logref, credit), logits
+    return tokens_of(adapter, logits.log_softmax(-1), logp, sampled, logref, credit, uniform), logits
 
 
 def _scored(subject: AdapterUnderTest) -> bool:

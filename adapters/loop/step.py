@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adapters.loop.diagnostics import RolloutFigures, StepLog
-from adapters.loop.tokens import TokenLosses, Tokens
+from adapters.loop.tokens import TokenLosses, Tokens, uniform_draws
 from harness.adapter import Source, StageContext
 from harness.engines.base import Sampling
 from harness.lm.logprobs import LogProbs, StudentRequest, TeacherRequest, TeacherScores
@@ -35,6 +35,7 @@ class ScoredRollouts:
     teacher: TeacherScores
     logref: Tensor | None
     logq_old: Tensor | None
+    uniform: Tensor | None = None
 
 
 class Step:
@@ -50,11 +51,14 @@ class Step:
         """Do the step and return its line of the step log."""
         with self.timer("generate"):
             rollouts = self.adapter.credit(self.ctx, self._respond(prompts))
+        _set_mode(self.ctx.student, self.adapter.disable_dropout)
         log = StepLog(rollouts, self.adapter.teacher_request.top_k)
         groups = _split(rollouts, self.adapter.updates_per_rollout)
         scored = [[self._score(batch) for batch in self._batches(group)] for group in groups]
+        every = [s for group in scored for s in group]
         if self.scorer is not None:
-            refuse_certainty([(s.batch, s.teacher.sampled) for group in scored for s in group])
+            refuse_certainty([(s.batch, s.teacher.sampled) for s in every])
+        refuse_certainty([(s.batch, s.logref) for s in every if s.logref is not None])
         for group in scored:
             with self.timer("student"):
                 log.update(self._update(group, log))
@@ -90,11 +94,14 @@ class Step:
             teacher = self._teacher_scores(batch)
             logref = self._log_reference(batch)
         ids = torch.cat([batch.targets[:, None], teacher.top_ids], dim=1)
+        uniform = None
+        if self.adapter.draws_uniform:
+            uniform = uniform_draws(self.ctx.seed, self.index, batch.rollouts).to(batch.targets.device)
         if self.adapter.updates_per_rollout == 1:
-            return ScoredRollouts(batch, ids, teacher, logref, None)
+            return ScoredRollouts(batch, ids, teacher, logref, None, uniform)
         with self.timer("student"), torch.no_grad():
             old = self._student(batch, batch.targets[:, None]).chosen[:, 0]
-        return ScoredRollouts(batch, ids, teacher, logref, old)
+        return ScoredRollouts(batch, ids, teacher, logref, old, uniform)
 
     def _teacher_scores(self, batch: Batch) -> TeacherScores:
         if self.scorer is None:
@@ -169,6 +176,17 @@ class Step:
         return losses
 
 
+def _set_mode(student: nn.Module, disable_dropout: bool) -> None:
+    """Put the student into training or evaluation mode; the dropout that the `lora` adapter adds is always on.
+
+    An engine sets modes too, so this follows the rollouts of every step.
+    """
+    student.train(not disable_dropout)
+    for name in cast("list[str]", [name for name, _ in student.named_modules()]):  # pyright: ignore[reportUnknownVariableType]
+        if "lora_dropout" in name:
+            student.get_submodule(name).train()
+
+
 def _tokens(student: LogProbs, scored: ScoredRollouts, top_k: int) -> Tokens:
     logq = student.chosen[:, 0]
     return Tokens(
@@ -182,6 +200,7 @@ def _tokens(student: LogProbs, scored: ScoredRollouts, top_k: int) -> Tokens:
         logref=scored.logref,
         credit=scored.batch.credit,
         rest_logq=student.rest,
+        uniform=scored.uniform,
     )
 
 

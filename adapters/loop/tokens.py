@@ -1,10 +1,15 @@
-"""What a loss per token sees, and what it returns."""
+"""The input and the output of a loss per token."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from harness.lm.rollouts import Rollout
+from harness.lm.seeding import derive_seed
 
 
 @dataclass(frozen=True)
@@ -15,7 +20,7 @@ class Tokens:
     `logq_old` (N,) is the policy that sampled; `logp` (N,) and `top_logp` (N, K) are the teacher's, K may be 0. The rest is
     there for adapters that ask for it: `entropy_p` (N,) of the teacher, `divergence` (N,) of the adapter with gradient,
     `logref` (N,) under the stage's start, `credit` (N,) of the response that a token belongs to, `rest_logq` (N,) the
-    student's of all tokens outside the teacher's top K together, with gradient.
+    student's of all tokens outside the teacher's top K together, with gradient; `uniform` (N,) draws in [0, 1).
     """
 
     logq: Tensor
@@ -28,6 +33,7 @@ class Tokens:
     logref: Tensor | None = None
     credit: Tensor | None = None
     rest_logq: Tensor | None = None
+    uniform: Tensor | None = None
 
     @property
     def advantage(self) -> Tensor:
@@ -47,3 +53,18 @@ def require(signal: Tensor | None, name: str) -> Tensor:
     """Return a signal of `Tokens`; raises `AssertionError` for one that the adapter did not request."""
     assert signal is not None, f"the loop computed no {name}; the adapter has to request it"
     return signal
+
+
+def uniform_draws(seed: int, step: int, rollouts: Sequence[Rollout]) -> Tensor:
+    """Return draws (N,) in [0, 1), float64, for the tokens of some rollouts of a step.
+
+    A draw depends on the stage's seed, the step, the item and the response alone, not on batches or on what else was drawn.
+    """
+    parts = [
+        _draws(derive_seed(seed, "uniform", step, r.example.item_id, *r.response), len(r.response)) for r in rollouts
+    ]
+    return torch.cat(parts)
+
+
+def _draws(seed: int, count: int) -> Tensor:
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

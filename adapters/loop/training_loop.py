@@ -31,15 +31,23 @@ if TYPE_CHECKING:
     from harness.teachers.base import Teacher
 
 Objective = Literal["forward_kl", "reverse_kl"]
+REDUCTION = (
+    "sequence_mean: each sequence counts alike, token_mean: each token, micro_batch_mean: the token mean of each micro-batch, "
+    "by its share of the sequences"
+)
 
 
 class LoopAdapter(Adapter):
     """Base of the methods that differ only in their loss per token."""
 
-    scores_start: ClassVar[bool] = False
+    draws_uniform: ClassVar[bool] = False
 
-    reduction: Reduction = Field(default="sequence_mean", description="1/|y| per sequence, or the mean over all tokens")
+    reduction: Reduction = Field(default="sequence_mean", description=REDUCTION)
     updates_per_rollout: int = Field(default=1, gt=0, description="optimiser steps that share one batch of rollouts")
+    disable_dropout: bool = Field(
+        default=True,
+        description="train without the model's dropout, so that its log-probabilities are those of the rollouts",
+    )
 
     @property
     def requirements(self) -> Requirements:
@@ -55,6 +63,11 @@ class LoopAdapter(Adapter):
     def teacher_request(self) -> TeacherRequest:
         """What the loss uses of the teacher in addition to the log-probability of the sampled token."""
         return TeacherRequest()
+
+    @property
+    def scores_start(self) -> bool:
+        """Whether the loss uses log-probabilities under the stage's start, `tokens.logref`."""
+        return False
 
     @property
     def objective(self) -> Objective | None:
@@ -122,7 +135,6 @@ class LoopAdapter(Adapter):
         self.refuse(ctx.training)
         updates = ctx.training.steps * self.updates_per_rollout
         updater = ctx.make_updater(ctx.student, ctx.training.optimizer, updates)
-        ctx.student.train()
         guards = Guards(ctx.warn)
         first = _resume(ctx, updater, guards)
         for index, prompts in enumerate(islice(prompt_batches(ctx), first, ctx.training.steps), start=first):

@@ -1,17 +1,30 @@
 """Generation with transformers: prompts batched by length, finished sequences leave the batch.
 
-`model.generate` pays for every sequence until the longest one ends; here the key-value cache is compacted as
-sequences finish. Oracle: the greedy output equals `model.generate`'s (tests/engines/test_engines.py).
+`model.generate` pays for every sequence until the longest one ends. Here the key-value cache drops rows as sequences finish.
+A model that keeps anything but keys and values of attention (recurrent, hybrid) cannot drop rows, so it is decoded by
+`model.generate`, with the draws made here. Oracle: greedy answers equal `model.generate`'s (tests/engines/test_engines.py,
+and every causal architecture of transformers by `make architectures`).
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LogitsProcessorList, StopStringCriteria, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from harness.engines.base import Completion, Sampling
 from harness.lm.seeding import prompt_seeds, race_times
@@ -30,6 +43,7 @@ class HFEngine:
     @torch.no_grad()
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
         """Return completions of `prompts`; see `Engine`."""
+        decoding = _Decoding if drops_rows(self.model) else _StockDecoding
         was_training = self.model.training
         self.model.eval()
         seeds = torch.tensor(prompt_seeds(prompts, sampling.seed), device=self.model.device, dtype=torch.long)
@@ -37,14 +51,22 @@ class HFEngine:
         completions: dict[int, Completion] = {}
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            decoded = _Decoding(self.model, self.tokenizer, sampling).run([prompts[i] for i in rows], seeds[rows])
+            decoded = decoding(self.model, self.tokenizer, sampling).run([prompts[i] for i in rows], seeds[rows])
             completions.update(zip(rows, decoded, strict=True))
         self.model.train(was_training)
         return [completions[i] for i in range(len(prompts))]
 
 
+def drops_rows(model: Any) -> bool:
+    """Return whether a model keeps nothing but a cache that can drop rows, and takes positions, so that it may be padded."""
+    takes = inspect.signature(model.forward).parameters
+    if getattr(model, "_is_stateful", False) or not {"past_key_values", "position_ids"} <= set(takes):
+        return False
+    return all(hasattr(layer, "batch_select_indices") for layer in DynamicCache(config=model.config).layers)
+
+
 class _Decoding:
-    """One batch on its way: `alive` maps the cache's rows to the batch's."""
+    """Decodes one batch; `alive` maps the cache's rows to the batch's."""
 
     def __init__(self, model: Any, tokenizer: Any, sampling: Sampling) -> None:
         self.model, self.sampling = model, sampling
@@ -91,9 +113,11 @@ class _Decoding:
             use_cache=True,
             logits_to_keep=1,
         )
-        return output.logits[:, -1].float()
+        return output.logits[:, -1]
 
     def _draw(self, logits: Tensor, seeds: Tensor, position: int) -> Tensor:
+        """Return the next token of each row (B,) from its logits (B, V), at a position of the answer."""
+        logits = logits.float()
         if self.sampling.temperature == 0:
             return logits.argmax(-1)
         warped = self.warpers(self._no_ids, logits / self.sampling.temperature)  # pyright: ignore[reportArgumentType]
@@ -104,6 +128,54 @@ class _Decoding:
         if self.stop_strings is not None:
             stopped = stopped | self.stop_strings(so_far, None)  # pyright: ignore[reportArgumentType]
         return stopped
+
+
+class _StockDecoding(_Decoding):
+    """Decodes by `model.generate`, which knows what each architecture keeps between steps.
+
+    Only prompts of one length are decoded together, because some recurrent models read padding as text.
+    """
+
+    def run(self, prompts: list[list[int]], seeds: Tensor) -> list[Completion]:
+        """Decode until every row has stopped or used its budget; `seeds` (rows,) decide each row's draws."""
+        completions: dict[int, Completion] = {}
+        for length in sorted(set(map(len, prompts))):
+            rows = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
+            completions.update(zip(rows, self._run([prompts[i] for i in rows], seeds[rows]), strict=True))
+        return [completions[i] for i in range(len(prompts))]
+
+    def _run(self, prompts: list[list[int]], seeds: Tensor) -> list[Completion]:
+        ids, mask = _left_padded(prompts, self.device)
+        width, budget = ids.shape[1], self.sampling.max_new_tokens
+        lengths = torch.full((len(prompts),), budget, device=self.device)
+        stopped = torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
+        decoding = self
+
+        class Draw(LogitsProcessor):
+            def __call__(self, input_ids: Any, scores: Any) -> Any:
+                drawn = decoding._draw(scores, seeds, input_ids.shape[1] - width)
+                return torch.full_like(scores, -torch.inf).scatter_(-1, drawn[:, None], 0.0)
+
+        class Stop(StoppingCriteria):
+            def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+                now = decoding._stops(input_ids[:, -1], input_ids[:, width:]) & ~stopped
+                lengths[now] = input_ids.shape[1] - width
+                stopped.logical_or_(now)
+                return stopped.clone()
+
+        # The checkpoint's own generation settings, such as a repetition penalty, are not the suite's.
+        own = self.model.generation_config
+        self.model.generation_config = GenerationConfig(max_new_tokens=budget, do_sample=False, pad_token_id=0)
+        try:
+            made = self.model.generate(
+                ids,
+                attention_mask=mask,
+                logits_processor=LogitsProcessorList([Draw()]),
+                stopping_criteria=StoppingCriteriaList([Stop()]),
+            )
+        finally:
+            self.model.generation_config = own
+        return _completions(made[:, width:], lengths, stopped)
 
 
 def _left_padded(prompts: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:

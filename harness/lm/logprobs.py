@@ -158,8 +158,11 @@ class StudentForward(nn.Module):
 def response_hidden(model: Any, batch: Batch) -> Tensor:
     """Return hidden states (N, H) at the positions whose next token is a response token."""
     # Right padding needs no attention mask: under causal attention no real token attends to a pad.
-    output = model.get_decoder()(input_ids=batch.input_ids, use_cache=False)
-    return output.last_hidden_state[batch.predicts]
+    return _hidden(model, batch.input_ids)[batch.predicts]
+
+
+def _hidden(model: Any, ids: Tensor) -> Tensor:
+    return model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
 
 
 def head_of(model: Any, temperature: float = 1.0) -> Head:
@@ -178,19 +181,32 @@ def head_of(model: Any, temperature: float = 1.0) -> Head:
 
 @torch.no_grad()
 def check_head(model: Any) -> None:
-    """Raise `ModelError` when `head_of` does not reproduce the model's own logits on one short sequence.
+    """Raise `ModelError` when log-probabilities as they are computed here are not the model's own, on a short sequence.
 
-    An architecture may scale, cap or shift its logits in a way that `head_of` does not know.
+    An architecture may scale, cap or shift its logits in a way that `head_of` does not know, have no decoder of its own, or
+    let a position read later tokens, so that padding on the right changes it.
     """
-    head = head_of(model)
+    head, name = head_of(model), type(model).__name__
     ids = torch.arange(min(8, len(head.weight)), device=head.weight.device)[None]
-    own = model(input_ids=ids, use_cache=False).logits[0].to(wide(head.weight))
-    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
-    ours = head.logits(hidden.to(head.weight.dtype))
+    try:
+        own = model(input_ids=ids, use_cache=False).logits[0].to(wide(head.weight))
+        ours, short = (
+            head.logits(_hidden(model, part)[0].to(head.weight.dtype)) for part in (ids, ids[:, : len(own) // 2])
+        )
+    except (AttributeError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"{name} does not keep its decoder and output layer apart ({reason}); use another model"
+        ) from error
     # A rounding or two of the largest logit: two kernels of one dtype may differ by as much.
     allowed = max(1e-4, 4 * torch.finfo(model.dtype).eps) * float(own.abs().max())
     if not (apart := float((ours - own).abs().max())) <= allowed:
         raise ModelError(
-            f"{type(model).__name__} computes its logits in an unknown way: they differ from those of its output layer by up "
-            f"to {apart:.2g}, expected at most {allowed:.2g}; use a model of a different architecture"
+            f"{name} computes its logits in an unknown way: they differ from those of its output layer by up to {apart:.2g}, "
+            f"expected at most {allowed:.2g}; use a model of a different architecture"
+        )
+    if not (apart := float((ours[: len(short)] - short).abs().max())) <= allowed:
+        raise ModelError(
+            f"{name} is not causal: tokens further right change its logits by up to {apart:.2g}, expected at most "
+            f"{allowed:.2g}; use a causal language model"
         )

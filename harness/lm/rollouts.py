@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 Finish = Literal["stop", "length"]
-Reduction = Literal["sequence_mean", "token_mean"]
+Reduction = Literal["sequence_mean", "token_mean", "micro_batch_mean"]
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,10 @@ def make_batches(
 ) -> list[Batch]:
     """Split rollouts into micro-batches of similar length whose weighted losses add up to the one-batch loss.
 
-    `sequence_mean` gives each token the weight 1 / (B |y|), `token_mean` 1 / sum |y|, over all rollouts together. Empty
-    responses have no tokens and are left out.
+    `sequence_mean` gives each token the weight 1 / (B |y|), `token_mean` 1 / sum |y|, over all rollouts together.
+    `micro_batch_mean` gives it (b / B) / sum |y| over the b sequences of its micro-batch, so that the loss depends on
+    `micro_batch`; it is what the released AOPD code computes (a token mean in each micro-batch, weighted by its share of the
+    sequences). Empty responses have no tokens and are left out.
     """
     filled = sorted((r for r in rollouts if r.response), key=lambda r: len(r.prompt_and_response), reverse=True)
     if not filled:
@@ -86,16 +88,22 @@ def _collate(
     ids = torch.zeros(len(group), width, dtype=torch.long)
     predicts = torch.zeros(len(group), width, dtype=torch.bool)
     weights: list[float] = []
+    own = sum(len(r.response) for r in group)
     credit: list[float] = []
     for row, rollout in enumerate(group):
         start, length = len(rollout.example.prompt), len(rollout.response)
         ids[row, : start + length] = torch.tensor(rollout.prompt_and_response)
         predicts[row, start - 1 : start + length - 1] = True
-        weights += [1 / tokens if reduction == "token_mean" else 1 / (sequences * length)] * length
+        shares = {
+            "sequence_mean": 1 / (sequences * length),
+            "token_mean": 1 / tokens,
+            "micro_batch_mean": len(group) / (sequences * own),
+        }
+        weights += [shares[reduction]] * length
         credit += [rollout.credit] * length
     targets = torch.tensor([token for rollout in group for token in rollout.response])
-    shares, credits = torch.tensor(weights, device=device), torch.tensor(credit, device=device)
-    return Batch(ids.to(device), predicts.to(device), targets.to(device), shares, credits, tuple(group))
+    weight, credits = torch.tensor(weights, device=device), torch.tensor(credit, device=device)
+    return Batch(ids.to(device), predicts.to(device), targets.to(device), weight, credits, tuple(group))
 
 
 def with_prompts(batch: Batch, prompts: Sequence[list[int]]) -> Batch:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from datasets.exceptions import DatasetGenerationError
 from jinja2 import UndefinedError
 from lm_eval.api.task import ConfigurableTask
 
@@ -21,6 +22,12 @@ def loading_failed(name: str, contents: Sequence[Mapping[str, Any]], error: Exce
     """Return the sentence for a task that lm-eval could not load; `contents` are the mappings of the files it stands for."""
     if unread := _unread_data(name, contents, error):
         return TaskError(unread)
+    if isinstance(error, DatasetGenerationError):
+        reason = " ".join(str(error.__cause__ or error).split())
+        return TaskError(
+            f"task {name}: its records could not be read ({reason:.400}); expected the same fields, with values of one "
+            "type, in every row and split"
+        )
     splits = next((found for failed in _failed(error) if (found := describe_splits(failed))), "")
     exist = f"; its records have {splits}" if splits else ""
     if isinstance(error, KeyError) and error.args and error.args[0] in _named_splits(contents):

@@ -1,1 +1,11 @@
-"""Statistics as pure functions."""
+"""Statistics as pure functions: no file, no run directory and no printed text.
+
+- `continual`: the figures, each defined once as terms of the score matrix.
+- `estimates`: a quantity by seed and by item, and its arithmetic.
+- `intervals`: t intervals over seeds, and over items or clusters of items.
+- `paired`: the difference of two estimates, with all that says how sure it is.
+- `significance`: p values, items lost and gained, Holm's correction.
+- `power`, `sampling`: detectable effects, pass@k, the noise floor, variances by source.
+- `matching`: whether two methods learned equally. `rates`: the learning rate that other seeds choose.
+- `verdicts`: supported, contradicted or not resolved.
+"""

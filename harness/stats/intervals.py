@@ -1,59 +1,104 @@
-"""Paired statistics of evaluations: intervals over seeds and over items, flips, tests, and what a sample could have shown.
+"""Intervals of a mean: Student's t over seeds, and a cluster-robust t over items.
 
-Seeds and items are two sources of variance and stay apart: a seed selects start, data order and rollouts, an item is one
-question that all seeds and methods answer. Everything here is pure; scores are in 0..1.
+Seeds and items are two sources of variance: a seed selects start, data order and rollouts, an item is one question that all
+seeds and methods answer. Scores are in 0..1.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 LEVEL = 0.95
+ROUNDING = 1e-9  # a smaller width comes from adding floats: the values are equal
 
 
-class Interval(NamedTuple):
-    """Mean over seeds with its confidence interval; `low` and `high` are nan for a single seed."""
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its confidence interval; `low` and `high` are nan where nothing says how sure the mean is.
+
+    `seeds` is the number of seeds behind the mean, 0 where there is no value. `error` is the mean's standard error and `df`
+    the degrees of freedom of its t distribution; both are nan for an interval that has none.
+    """
 
     mean: float
     low: float
     high: float
     seeds: int
+    error: float = math.nan
+    df: float = math.nan
+
+    @property
+    def half_width(self) -> float:
+        """Half the distance between the bounds."""
+        return (self.high - self.low) / 2
+
+    def beyond(self, smallest: float, sign: int = 1) -> Interval:
+        """Return the interval of `sign * mean - smallest`: what an effect claimed in a direction exceeds its minimum by."""
+        low, high = (self.low, self.high) if sign > 0 else (-self.high, -self.low)
+        return Interval(sign * self.mean - smallest, low - smallest, high - smallest, self.seeds, self.error, self.df)
 
 
-def t_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
-    """Return the mean and Student's t interval, `mean ± t_{(1+level)/2, n-1} s / sqrt(n)`, of the values not nan."""
-    known = _known(values)
+NOTHING = Interval(math.nan, math.nan, math.nan, 0)
+
+
+def t_interval(values: ArrayLike | Mapping[int, float], level: float = LEVEL) -> Interval:
+    """Return the mean and Student's t interval, `mean ± t_{(1+level)/2, n-1} s / sqrt(n)`, of the values that are not nan."""
+    known = known_values(list(values.values()) if isinstance(values, Mapping) else values)
     n = len(known)
     if n < 2:
         return Interval(float(known[0]) if n else math.nan, math.nan, math.nan, n)
-    mean, error = float(known.mean()), float(known.std(ddof=1) / np.sqrt(n))
-    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error
-    return Interval(mean, mean - half, mean + half, n)
+    return interval_from(float(known.mean()), float(known.std(ddof=1) / np.sqrt(n)), n - 1, n, level)
 
 
-def item_interval(differences: ArrayLike, seed: int = 0, resamples: int = 9999, level: float = LEVEL) -> Interval:
-    """Return the mean over items and its BCa bootstrap interval (Efron 1987); items alone vary, the seed is given.
+def interval_from(mean: float, error: float, df: float, seeds: int, level: float = LEVEL) -> Interval:
+    """Return the t interval of a mean with a standard error on some degrees of freedom."""
+    half = float(stats.t.ppf((1 + level) / 2, df)) * error
+    return Interval(mean, mean - half, mean + half, seeds, error, df)
 
-    Differences that are all alike have an interval without width.
+
+def item_interval(differences: ArrayLike, clusters: Sequence[str] | None = None, level: float = LEVEL) -> Interval:
+    """Return the mean over items and its cluster-robust t interval; items alone vary, the seed is given.
+
+    The variance of the mean is `G / (G - 1) sum_c u_c^2` with `u_c = sum_{i in c} (x_i - mean) / n` over G clusters (Liang and
+    Zeger 1986). The degrees of freedom are those of `effective_clusters`, so few or unequal clusters widen the interval.
+    Without `clusters` each item is its own, and this is Student's t over items. Values that are all equal have no width.
     """
-    known = _known(differences)
-    if len(known) < 2:
-        return Interval(float(known[0]) if len(known) else math.nan, math.nan, math.nan, 1)
-    mean = float(known.mean())
-    if np.ptp(known) == 0:
-        return Interval(mean, mean, mean, 1)
-    generator = np.random.default_rng(seed)
-    found = stats.bootstrap(
-        (known,), np.mean, n_resamples=resamples, confidence_level=level, method="BCa", rng=generator, batch=1000
-    )
-    return Interval(mean, float(found.confidence_interval.low), float(found.confidence_interval.high), 1)
+    values = np.asarray(differences, dtype=np.float64).ravel()
+    known = ~np.isnan(values)
+    names = np.arange(len(values)) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
+    values, names = values[known], names[known]
+    sizes = np.bincount(names)[np.unique(names)]
+    if len(sizes) < 2:
+        return Interval(float(values.mean()) if len(values) else math.nan, math.nan, math.nan, 1)
+    mean, groups = float(values.mean()), len(sizes)
+    shares = np.bincount(names, values - mean) / len(values)
+    error = math.sqrt(groups / (groups - 1) * float((shares**2).sum()))
+    return interval_from(mean, error if error > ROUNDING else 0.0, effective_clusters(sizes) - 1, 1, level)
 
 
-def _known(values: ArrayLike) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def effective_clusters(sizes: ArrayLike) -> float:
+    """Return `(sum n_c)^2 / sum n_c^2`: the number of equal clusters that vary as much as clusters of these sizes."""
+    counts = np.asarray(sizes, dtype=np.float64)
+    return float(counts.sum() ** 2 / (counts**2).sum())
+
+
+def has_width(interval: Interval, seeds: int = 2) -> bool:
+    """Return whether an interval covers at least so many seeds and is wider than rounding."""
+    return interval.seeds >= seeds and interval.high - interval.low > ROUNDING
+
+
+def resolved(interval: Interval, seeds: int = 2) -> bool:
+    """Return whether such an interval excludes zero."""
+    return has_width(interval, seeds) and (interval.low > 0 or interval.high < 0)
+
+
+def known_values(values: ArrayLike) -> NDArray[np.float64]:
+    """Return the values that are not nan, as one vector."""
     array = np.asarray(values, dtype=np.float64).ravel()
     return array[~np.isnan(array)]

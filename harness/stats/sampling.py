@@ -1,4 +1,4 @@
-"""Sampling noise: pass@k, the noise floor, and the variance of a paired difference by its source."""
+"""Samples: pass@k, the noise floor, the variance of a paired difference by its source, and ratios of runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from harness.stats.intervals import _known
+from harness.stats.intervals import Interval, known_values, t_interval
 
 
 class Variances(NamedTuple):
@@ -58,5 +58,14 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 
 def noise_floor(repeated: Sequence[float]) -> float:
     """Return the standard deviation of one score over evaluations that differ in the engine's seed alone; nan for one."""
-    known = _known(repeated)
+    known = known_values(repeated)
     return float(np.std(known, ddof=1)) if len(known) > 1 else math.nan
+
+
+def mean_ratio(numerators: ArrayLike, denominators: ArrayLike) -> Interval:
+    """Return the mean over runs of the ratio of two of their figures, with its t interval.
+
+    Runs without a positive denominator are left out.
+    """
+    above, below = (np.asarray(values, dtype=np.float64) for values in (numerators, denominators))
+    return t_interval(above[below > 0] / below[below > 0])

@@ -1,4 +1,4 @@
-"""Paired tests: items lost and gained, p values, and Holm's correction."""
+"""Paired tests: p values of intervals, items lost and gained, and Holm's correction."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
+from numpy.typing import ArrayLike
 from scipy import stats
 
-from harness.stats.intervals import LEVEL, Interval
+from harness.stats.intervals import LEVEL, Interval, has_width
 
 
 class Flips(NamedTuple):
@@ -27,45 +27,33 @@ class Flips(NamedTuple):
         return float(stats.binomtest(self.lost, turned).pvalue) if turned else 1.0
 
 
-def p_value(difference: Interval, level: float = LEVEL) -> float:
-    """Return the two-sided p value of the t test behind a t interval; nan where it has no width."""
-    mean, low, high, seeds = difference
-    if not high > low:
+def p_value(interval: Interval, level: float = LEVEL) -> float:
+    """Return the two-sided p value of the t test that an interval inverts; nan where the interval has no width."""
+    if not has_width(interval):
         return math.nan
-    error = (high - low) / 2 / stats.t.ppf((1 + level) / 2, seeds - 1)
-    return float(2 * stats.t.sf(abs(mean) / error, seeds - 1))
+    error, df = interval.error, interval.df
+    if math.isnan(error):
+        df = interval.seeds - 1
+        error = interval.half_width / float(stats.t.ppf((1 + level) / 2, df))
+    return float(2 * stats.t.sf(abs(interval.mean) / error, df))
 
 
-def flips(before: pd.Series, after: pd.Series) -> Flips:
-    """Count items lost and gained between two evaluations, scores indexed by item; right is a score of 1.
+def flips(before: ArrayLike, after: ArrayLike) -> Flips:
+    """Count items lost and gained between two evaluations of the same items in the same order; right is a score of 1.
 
-    An item without a score (nan) in either is neither right nor wrong, and not counted.
-    Raises `ValueError` where the items are not the same, because a paired figure over other items is no figure.
+    An item without a score (nan) in either is not counted.
     """
-    left, right = _paired(before, after)
-    known = left.notna() & right.notna()
-    left, right = left[known], right[known]
-    was, is_ = left >= 1, right >= 1
-    return Flips(int((was & ~is_).sum()), int((~was & is_).sum()), len(left))
-
-
-def differences(before: pd.Series, after: pd.Series) -> pd.Series:
-    """Return after minus before, item by item; raises `ValueError` where the items are not the same."""
-    left, right = _paired(before, after)
-    return right - left
+    left, right = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
+    known = ~np.isnan(left) & ~np.isnan(right)
+    was, now = left[known] >= 1, right[known] >= 1
+    return Flips(int((was & ~now).sum()), int((~was & now).sum()), int(known.sum()))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return Holm's step-down p values, `max_{k<=i} min(1, (m-k+1) p_(k))`; a nan stays one and does not count in m."""
-    known = pd.Series(p_values, dtype=float).dropna().sort_values()
-    steps = known * np.arange(len(known), 0, -1)
-    return list(steps.cummax().clip(upper=1).reindex(range(len(p_values))))
-
-
-def _paired(before: pd.Series, after: pd.Series) -> tuple[pd.Series, pd.Series]:
-    if before.index.has_duplicates or after.index.has_duplicates:
-        raise ValueError("an item occurs twice in one evaluation; expected one score per item")
-    alone = before.index.symmetric_difference(after.index)
-    if len(alone):
-        raise ValueError(f"{len(alone)} items are in one evaluation only, {alone[0]!r} first; compare the same items")
-    return before.astype(float), after.reindex(before.index).astype(float)
+    """Return Holm's step-down p values, `max_{k<=i} min(1, (m-k+1) p_(k))`; a nan stays nan and does not count in m."""
+    known = [(p, place) for place, p in enumerate(p_values) if not math.isnan(p)]
+    adjusted, highest = [math.nan] * len(p_values), 0.0
+    for rank, (p, place) in enumerate(sorted(known)):
+        highest = max(highest, min(1.0, p * (len(known) - rank)))
+        adjusted[place] = highest
+    return adjusted

@@ -1,4 +1,7 @@
-"""Claims as data: the schema of a claims file, and how one is read. Every mistake names the file, the claim and the key."""
+"""Claims as data: the schema of a claims file, the metrics that it can name, and how one is read.
+
+Every mistake names the file, the claim and the key.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,31 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from harness.config.base import NAME, Strict
 from harness.config.explain import explain
 from harness.errors import ConfigError
-from reports.claims.claim_metrics import METRICS, PER_TASK, UNIT_OF
+from harness.stats.continual import FIGURES, INTRANSIGENCE, Figure
 from reports.claims.grammar import Expression, parse
+from reports.data.methods import TRAINING, TrainingFigure
 
 FOLDER = Path(str(files("reports"))) / "claims"
 UNITS = {"points": 100.0, "nats": 1.0, "ratio": 1.0}  # how many of the unit make one of the metric's own
+
+
+def metrics_of_tasks() -> dict[str, Figure]:
+    """Return the figures of a single task by the names that claims call them."""
+    return {figure.of_task: figure for figure in FIGURES.values() if figure.of_task}
+
+
+def claim_metrics() -> dict[str, Figure | TrainingFigure]:
+    """Return everything that a claim may name: figures of a task, of training, and of a run.
+
+    Intransigence is left out: it needs a joint run, which has a different order than the methods that a claim compares.
+    """
+    runs = {name: figure for name, figure in FIGURES.items() if figure is not INTRANSIGENCE}
+    return {**metrics_of_tasks(), **TRAINING, **runs}
+
+
+def metric_units() -> dict[str, str]:
+    """Return the unit of every metric, as claims give it."""
+    return {name: "points" if figure.unit == "%" else figure.unit for name, figure in claim_metrics().items()}
 
 
 class Scope(Strict):
@@ -64,11 +87,12 @@ class ClaimEntry(Strict):
     @model_validator(mode="after")
     def _fits_together(self) -> ClaimEntry:
         named = [metric.name for metric in self.parsed.metrics] + ([self.matched] if self.matched else [])
-        if unknown := [name for name in named if name not in METRICS]:
-            raise ValueError(f"there is no metric {unknown[0]!r}; there are {', '.join(METRICS)}")
-        if (unit := self.parsed.unit(UNIT_OF)) != self.unit:
+        known, of_task = claim_metrics(), metrics_of_tasks()
+        if unknown := [name for name in named if name not in known]:
+            raise ValueError(f"there is no metric {unknown[0]!r}; there are {', '.join(known)}")
+        if (unit := self.parsed.unit(metric_units())) != self.unit:
             raise ValueError(f"the expression is in {unit} and unit is {self.unit}; give the unit {unit}")
-        if not self.scope.tasks and (needing := [name for name in named if name in PER_TASK]):
+        if not self.scope.tasks and (needing := [name for name in named if name in of_task]):
             raise ValueError(f"metric {needing[0]!r} is of one task; give scope.tasks, for example [first] or [each]")
         if self.matched and len(self.parsed.adapters) != 2:
             raise ValueError("matched needs an expression over two adapters, no more and no fewer")

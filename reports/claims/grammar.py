@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import pandas as pd
+from harness.stats.estimates import Estimate
 
 LONGEST, LARGEST = 500, 1e6
 RATIO = "ratio"
@@ -27,8 +27,8 @@ class Metric(NamedTuple):
     start: str = ""
 
 
-Value = pd.Series | float
-Lookup = Callable[[Metric], pd.Series]
+Value = Estimate | float
+Lookup = Callable[[Metric], Estimate]
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class Expression:
         """Return the effect's unit from those of the metrics; raises `ValueError` where it would mix several."""
         return _alike(_unit(self.left, units), _unit(self.right, units))
 
-    def effect(self, lookup: Lookup) -> pd.Series:
-        """Return left minus right by seed, over the seeds that every metric has; what is not finite is left out."""
+    def effect(self, lookup: Lookup) -> Estimate:
+        """Return left minus right over the seeds that every metric has; what is not finite is left out."""
         change = _value(self.left, lookup) - _value(self.right, lookup)
-        assert isinstance(change, pd.Series)
-        return change[change.map(math.isfinite)]
+        assert isinstance(change, Estimate)
+        return change.finite()
 
 
 def parse(text: str) -> Expression:
@@ -115,7 +115,7 @@ def _word(node: ast.expr) -> str:
         case ast.Constant(value=str(text)):
             return text
         case _:
-            raise ValueError(f"{ast.unparse(node)[:60]!r} is no name; expected a word, or one in quotes")
+            raise ValueError(f"{ast.unparse(node)[:60]!r} is not a name; expected a word, or one in quotes")
 
 
 def _metrics(node: ast.expr) -> Iterator[Metric]:
@@ -125,7 +125,7 @@ def _metrics(node: ast.expr) -> Iterator[Metric]:
 
 
 def _unit(node: ast.expr, units: Mapping[str, str]) -> str:
-    """Return the unit of a part of an expression; empty for numbers, which take that of what they stand beside."""
+    """Return the unit of a part of an expression; empty for numbers, which take the unit of the other side."""
     match node:
         case ast.Call():
             return units[_metric(node).name]
@@ -184,4 +184,4 @@ def _combined(op: ast.operator, left: Value, right: Value) -> Value:
         return left - right
     if isinstance(op, ast.Mult):
         return left * right
-    return left / right if isinstance(right, pd.Series) or right else left * math.nan
+    return left / right if isinstance(right, Estimate) or right else left * math.nan

@@ -1,46 +1,39 @@
-"""Methods beside a baseline: what each learned, forgot and ended with, every figure a paired difference.
+"""Methods next to a baseline: what each learned, forgot and ended with, every figure a paired difference.
 
-P values are Holm's within a measure, over its tasks and all methods compared. Forgetting and BWT are judged only where
-learning is matched: a method that learns less has less to lose.
+The rows are the registered figures that name where a comparison shows them (`Figure.compared`). P values are Holm's within a
+figure, over its tasks and all methods compared. Forgetting and BWT are judged only where learning is matched: a method that
+learns less has less to forget.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import pandas as pd
 
 from harness.errors import RunError
+from harness.stats.continual import ACCURACY, BACKWARD, FIGURES, LEARNING, Figure
+from harness.stats.estimates import Estimate
 from harness.stats.intervals import t_interval
-from reports.compare.paired import compare_pairs, compare_values, noise_floor
-from reports.compare.rows import (
-    AVERAGE,
-    BACKWARD,
-    ENTROPY,
-    FINAL,
-    FORGOTTEN,
-    LEARNED,
-    MARGIN,
-    SCORE,
-    ComparisonRow,
-    Measure,
-    how_matched,
-    with_holm,
-)
-from reports.data.methods import Method
-from reports.data.paired_cells import SeedPair, Side, Term, restriction
+from harness.stats.matching import MARGIN, how_matched
+from harness.stats.paired import compare
+from reports.compare.rows import AVERAGE, ComparisonRow, with_holm
+from reports.data.methods import ENTROPY, Method, TrainingFigure
+from reports.data.paired_cells import SeedPair, compare_pairs, noise_floor, restriction
 from reports.document.sentences import format_count
 
+SCORE = replace(ACCURACY, short="score", formula="R[i][j]")
 OTHER_TASKS = (
-    "{base} and {other} end with other tasks, so they can forget other ones: forgetting and BWT are not compared."
+    "{base} and {other} end with different tasks, so they can forget different ones: forgetting and BWT are not "
+    "compared."
 )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Methods beside the first of them; `stage` is the last stage that counts, `tasks` limits the rows to some."""
+    """Methods next to the first of them; `stage` is the last stage that counts, `tasks` limits the rows to some."""
 
     methods: Sequence[Method]
     stage: int | None = None
@@ -68,21 +61,25 @@ class Comparison:
         """All rows with Holm's p values, so that these do not depend on what is shown."""
         return with_holm([row for method in self.methods[1:] for row in self._rows(method)])
 
-    def row(self, other: str, measure: Measure, task: str = "") -> ComparisonRow | None:
+    def row(self, other: str, quantity: Figure | TrainingFigure, task: str = "") -> ComparisonRow | None:
         """Return one row; None where it cannot be compared."""
-        found = [row for row in self._all if (row.other, row.measure, row.task) == (other, measure, task)]
-        return found[0] if found else None
+        wanted = (other, quantity.name, task)
+        return next((row for row in self._all if (row.other, row.quantity.name, row.task) == wanted), None)
 
     def last(self, method: Method) -> int:
         """The last stage that counts of a method."""
         return len(method.first.stages) if self.stage is None else self.stage
 
-    def pairs(self, method: Method, measure: Measure, task: str) -> list[SeedPair]:
-        """Return the runs of a method and of the baseline at the same seeds, with the measure's terms of each."""
-        sides = ((self.base, one, method, other) for one, other in self.seeds(method))
+    def pairs(self, method: Method, figure: Figure, task: str = "") -> list[SeedPair]:
+        """Return the runs of the baseline and of a method at the same seeds, with the figure's terms of each."""
+        last = (self.last(self.base), self.last(method))
         return [
-            SeedPair(one, self._side(b, one, measure, task), self._side(m, other, measure, task))
-            for b, one, m, other in sides
+            SeedPair(
+                one,
+                self.base.by_seed[one].side(figure, last[0], task),
+                method.by_seed[other].side(figure, last[1], task),
+            )
+            for one, other in self.seeds(method)
         ]
 
     def seeds(self, method: Method) -> list[tuple[int, int]]:
@@ -98,62 +95,64 @@ class Comparison:
         return [*graded_by(self.methods), *found]
 
     def averages(self, method: Method) -> list[ComparisonRow]:
-        """Return a method's rows over all trained tasks, p values not adjusted; none where the two trained on other tasks."""
-        ours, theirs = (set(self._trained(each)) for each in (self.base, method))
-        return list(self._averages(method)) if ours == theirs != set() else []
-
-    def _side(self, method: Method, seed: int, measure: Measure, task: str) -> Side:
-        evaluations = method.by_seed[seed]
-        return Side(evaluations, measure.terms(method, evaluations, self.last(method), task))
+        """Return a method's rows over all trained tasks, p values not adjusted; none where the two trained different tasks."""
+        if not self._share_tasks(method):
+            return []
+        compared = [figure for figure in FIGURES.values() if figure.compared]
+        rows = [row for figure in compared if (row := self._average(method, figure))]
+        return [*rows, *(self._entropy(method) if self.base.on_policy and method.on_policy else [])]
 
     def _rows(self, method: Method) -> Iterator[ComparisonRow]:
+        """Yield the rows by task of every figure, each followed by its average."""
         if not self.seeds(method):
             ours, theirs = (", ".join(map(str, each.by_seed)) for each in (self.base, method))
             raise RunError(
                 f"{self.base.name} has seeds {ours} and {method.name} {theirs}, none in common; run both with the same seeds"
             )
-        shown = [task for task in method.tasks if task in self.base.tasks]
-        trained = [self._trained(each) for each in (self.base, method)]
-        yield from (self._row(method, LEARNED, task) for task in shown if all(task in names for names in trained))
-        averages = self.averages(method)
-        yield from averages
-        if averages and self.base.on_policy and method.on_policy:
-            yield from self._entropy(method)
-        yield from (self._row(method, FINAL, task) for task in shown)
-        if averages:
-            yield self._row(method, FINAL, AVERAGE)
+        averages = {row.quantity.name: row for row in self.averages(method)}
+        for figure in FIGURES.values():
+            if figure.compared == "tasks":
+                yield from self._by_task(method, figure)
+            if figure.name in averages:
+                yield averages.pop(figure.name)
+        yield from averages.values()
 
-    def _averages(self, method: Method) -> Iterator[ComparisonRow]:
-        learned = self._row(method, LEARNED, AVERAGE)
-        yield learned
-        kept = [self._retention(method, measure, learned) for measure in (FORGOTTEN, BACKWARD)]
-        yield from (row for row in kept if row is not None and row.difference.seeds.seeds)
+    def _by_task(self, method: Method, figure: Figure) -> Iterator[ComparisonRow]:
+        for task in method.tasks:
+            pairs = self.pairs(method, figure, task) if task in self.base.tasks else []
+            if pairs and all(pair.base.terms and pair.other.terms for pair in pairs):
+                yield self._row(method, figure, task, pairs)
 
-    def _retention(self, method: Method, measure: Measure, learned: ComparisonRow) -> ComparisonRow | None:
-        """Return what was kept, over seeds that the row of learning has; None where it is of other tasks on the two sides."""
-        by_seed = learned.difference.by_seed
-        pairs = [pair for pair in self.pairs(method, measure, AVERAGE) if pair.seed in by_seed.index]
+    def _average(self, method: Method, figure: Figure) -> ComparisonRow | None:
+        """Return a figure over all its tasks; None where these are different tasks on the two sides, or no seed has it.
+
+        What was kept counts over the seeds whose learning is known, because it is judged at matched learning.
+        """
+        pairs, task = self.pairs(method, figure), AVERAGE if figure.compared == "tasks" else ""
+        if not figure.needs_matched_learning:
+            return self._row(method, figure, task, pairs)
+        learned = compare_pairs(self.pairs(method, LEARNING), self.shared_items).by_seed
+        pairs = [pair for pair in pairs if pair.seed in learned]
         if not same_tasks(pairs):
             return None
-        found = compare_pairs(pairs, self.shared_items)
-        matched = how_matched(t_interval(by_seed.reindex(found.by_seed.index)), self.margin)
-        return ComparisonRow(measure, "", self.base.name, method.name, found, matched, noise=noise_floor(pairs))
+        row = self._row(method, figure, task, pairs)
+        matched = how_matched(t_interval([learned[seed] for seed in row.difference.by_seed]), self.margin)
+        return replace(row, learning=matched) if row.difference.seeds.seeds else None
 
-    def _row(self, method: Method, measure: Measure, task: str) -> ComparisonRow:
-        pairs = self.pairs(method, measure, task or AVERAGE)
+    def _row(self, method: Method, figure: Figure, task: str, pairs: Sequence[SeedPair]) -> ComparisonRow:
         found = compare_pairs(pairs, self.shared_items)
-        return ComparisonRow(measure, task, self.base.name, method.name, found, noise=noise_floor(pairs))
+        return ComparisonRow(figure, task, self.base.name, method.name, found, noise=noise_floor(pairs))
 
-    def _entropy(self, method: Method) -> Iterator[ComparisonRow]:
-        ours, theirs = (each.training("entropy", self.last(each)) for each in (self.base, method))
-        paired = [(one, other) for one, other in self.seeds(method) if one in ours.index and other in theirs.index]
-        if paired:
-            index = [one for one, _ in paired]
-            values = (
-                pd.Series([ours[one] for one, _ in paired], index),
-                pd.Series([theirs[o] for _, o in paired], index),
-            )
-            yield ComparisonRow(ENTROPY, "", self.base.name, method.name, compare_values(*values))
+    def _entropy(self, method: Method) -> list[ComparisonRow]:
+        ours, theirs = (each.training(ENTROPY, self.last(each)) for each in (self.base, method))
+        paired = [(one, other) for one, other in self.seeds(method) if one in ours and other in theirs]
+        base = Estimate({one: ours[one] for one, _ in paired})
+        found = compare(base, Estimate({one: theirs[other] for one, other in paired}))
+        return [ComparisonRow(ENTROPY, "", self.base.name, method.name, found)] if paired else []
+
+    def _share_tasks(self, method: Method) -> bool:
+        ours, theirs = (set(self._trained(each)) for each in (self.base, method))
+        return ours == theirs != set()
 
     def _trained(self, method: Method) -> list[str]:
         return [task for task, stage in method.stage_of.items() if stage <= self.last(method)]
@@ -169,7 +168,7 @@ class Comparison:
             yield f"{self.base.name} and {method.name} differ in their seed: items are paired, seeds are not."
         if self.base.first.trains != method.first.trains:
             yield f"{self.base.name} and {method.name} were not trained on the same stages; tasks are compared by name."
-        if not same_tasks(self.pairs(method, BACKWARD, AVERAGE)):
+        if not same_tasks(self.pairs(method, BACKWARD)):
             yield OTHER_TASKS.format(base=self.base.name, other=method.name)
         others = [
             task for task in [*self.base.tasks, *method.tasks] if (task in self.base.tasks) != (task in method.tasks)
@@ -183,13 +182,13 @@ class Comparison:
         if fewer := [row for row in rows if row.difference.seeds.seeds < len(paired)]:
             counted = f"{len(fewer)} of {format_count(len(rows), 'row')}"
             yield f"{method.name}: {counted} leave out seeds that are not evaluated yet."
-        if told := restriction(self.pairs(method, FINAL, AVERAGE)):
+        if told := restriction(self.pairs(method, ACCURACY)):
             yield f"Restricted to the items that both have: {told}; that their grader is the same was not checked."
 
 
 def same_tasks(pairs: Sequence[SeedPair]) -> bool:
     """Whether both sides of every pair have terms of the same tasks, in whatever order these were trained."""
-    return all({t.task for t in pair.base.terms} == {t.task for t in pair.other.terms} for pair in pairs)
+    return all(pair.base.tasks.keys() == pair.other.tasks.keys() for pair in pairs)
 
 
 def graded_by(methods: Sequence[Method]) -> list[str]:
@@ -203,7 +202,7 @@ def graded_by(methods: Sequence[Method]) -> list[str]:
 
 @dataclass(frozen=True)
 class Stages:
-    """Each method's scores after one stage beside those after another, on the same items: what the stages between did."""
+    """Each method's scores after one stage next to those after another, on the same items: what the stages between did."""
 
     methods: Sequence[Method]
     before: int
@@ -229,7 +228,7 @@ class Stages:
 
     def _row(self, method: Method, task: str) -> ComparisonRow:
         pairs = [
-            SeedPair(seed, Side(evaluations, [Term(task, self.before)]), Side(evaluations, [Term(task, self.after)]))
+            SeedPair(seed, *(evaluations.side(ACCURACY, stage, task) for stage in (self.before, self.after)))
             for seed, evaluations in method.by_seed.items()
         ]
         names = [f"{method.name} after stage {stage}" for stage in (self.before, self.after)]

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from harness.stats.intervals import Interval
+from harness.stats.continual import BACKWARD, FORGETTING, LEARNING
+from harness.stats.intervals import Interval, has_width
+from harness.stats.matching import MATCHED
 from reports.compare.comparison import OTHER_TASKS, Comparison, same_tasks
-from reports.compare.rows import AVERAGE, BACKWARD, FORGOTTEN, LEARNED, MATCHED, ComparisonRow
+from reports.compare.rows import ComparisonRow
 from reports.data.frames import Frames
 from reports.data.methods import Method, methods_of
-from reports.document.sentences import format_count, format_percent, has_width
+from reports.document.sentences import format_count, format_percent
 
 
 def headline(frames: Frames) -> list[str]:
@@ -46,16 +48,16 @@ def _sentence(base: Method, other: Method) -> str:
 
 def _told(compared: Comparison, other: Method) -> str:
     base = compared.base
-    rows = {row.measure.name: row for row in compared.averages(other)}
-    learned = rows.get(LEARNED.name)
+    rows = {row.quantity.name: row for row in compared.averages(other)}
+    learned = rows.get(LEARNING.name)
     if learned is None:
         return f"{other.name} and {base.name} were not trained on the same tasks, so no average of them is compared."
     if not learned.difference.seeds.seeds:
         return f"{other.name} and {base.name}: no seed has every trained task evaluated yet, so nothing is compared."
-    lost = rows.get(FORGOTTEN.name)
+    lost = rows.get(FORGETTING.name)
     parts = [f"{other.name} learned {_amount(learned)} than {base.name}"]
     after = ""
-    if not same_tasks(compared.pairs(other, BACKWARD, AVERAGE)):
+    if not same_tasks(compared.pairs(other, BACKWARD)):
         after = f" {OTHER_TASKS.format(base=base.name, other=other.name)}"
     elif lost is None:
         several = min(compared.last(base), compared.last(other)) > 1
@@ -69,9 +71,9 @@ def _told(compared: Comparison, other: Method) -> str:
 
 def _amount(row: ComparisonRow, *, unit: bool = True) -> str:
     """Write a difference as so many points more or less, its interval in the direction of that word."""
-    mean, low, high, _ = _interval(row)
-    more = mean >= 0
-    low, high = (low, high) if more else (-high, -low)
+    interval = _interval(row)
+    mean, more = interval.mean, interval.mean >= 0
+    low, high = (interval.low, interval.high) if more else (-interval.high, -interval.low)
     bracket = "" if math.isnan(low) else f" [{format_percent(low)},\u00a0{format_percent(high)}]"
     return f"{format_percent(abs(mean))}{' points' * unit} {'more' if more else 'less'}{bracket}"
 

@@ -7,15 +7,44 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
-
-import pandas as pd
+from typing import Literal, NamedTuple
 
 from harness.errors import RunError
 from harness.rundir.reader import RunDir, find_runs
+from harness.stats.continual import Figure
+from harness.stats.estimates import Estimate
 from reports.data.frames import Frames, load
-from reports.data.paired_cells import RunScores
+from reports.data.paired_cells import RunScores, estimate_of
 
 VARYING = ("suite", "order", "start")
+
+
+class TrainingFigure(NamedTuple):
+    """A figure of the step logs: the mean of a column over all steps, or over the last stage's."""
+
+    name: str
+    short: str
+    formula: str
+    unit: Literal["nats", "%"]
+    column: str
+    last_stage: bool = False
+
+
+_OWN = "methods that train on their own answers"
+ENTROPY = TrainingFigure("entropy", "entropy", f"mean over training steps, per token; {_OWN}", "nats", "entropy")
+TRAINING = {
+    figure.name: figure
+    for figure in (
+        ENTROPY,
+        TrainingFigure(
+            "entropy_last", "entropy, last stage", f"mean over the last stage's steps; {_OWN}", "nats", "entropy", True
+        ),
+        TrainingFigure("routed_fkl", "routed", "share of tokens that took forward KL", "%", "routed_fkl"),
+        TrainingFigure(
+            "truncated_share", "truncated", "share of answers cut off at the length limit", "%", "truncated_share"
+        ),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -57,12 +86,21 @@ class Method:
         """Whether it trains on the student's own answers, so that the entropy in its step log is that of them."""
         return "student" in self.first.manifest.trains_on
 
-    def training(self, column: str, stage: int) -> pd.Series:
-        """Return by seed the mean of a step log's column over the steps up to a stage that is trained and evaluated."""
-        steps, last = self.frames.steps, [task for task, own in self.stage_of.items() if own == stage]
-        done = [seed for seed, found in self.by_seed.items() if all(found.cell(task, stage).results for task in last)]
-        steps = steps[(steps["stage"] <= stage) & steps["seed"].isin(done)]
-        return steps.groupby("seed")[column].mean().dropna()
+    def training(self, figure: TrainingFigure, last: int) -> dict[int, float]:
+        """Return a training figure by seed over the steps up to a stage that is trained and evaluated."""
+        steps, tasks = self.frames.steps, [task for task, own in self.stage_of.items() if own == last]
+        done = [seed for seed, found in self.by_seed.items() if all(found.cell(task, last).results for task in tasks)]
+        first = last if figure.last_stage else 1
+        steps = steps[steps["stage"].between(first, last) & steps["seed"].isin(done)]
+        return {int(str(seed)): value for seed, value in steps.groupby("seed")[figure.column].mean().dropna().items()}
+
+    def estimate(self, figure: Figure | TrainingFigure, task: str = "", stage: int | None = None) -> Estimate:
+        """Return a figure by seed, or of one task, as if `stage` were the last; without a seed where nothing has it."""
+        stages = len(self.first.stages)
+        last = stages if stage is None else min(stage, stages)
+        if isinstance(figure, TrainingFigure):
+            return Estimate(self.training(figure, last) if self.on_policy else {})
+        return estimate_of({seed: found.side(figure, last, task) for seed, found in self.by_seed.items()})
 
 
 def find_methods(

@@ -1,15 +1,18 @@
-"""Which evaluations stand beside which: cells of runs, terms made of them, sides and pairs, and what may be paired.
+"""Match evaluations of two runs item by item: the cells of a run, sides made of a figure's terms, and what may be paired.
 
-Items are matched by their id. Cells that were not made alike are refused, and so are other items unless asked for.
+Items are matched by their id. Cells that were made under different conditions are refused, and so are different items unless
+the user asks for the items that both have.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from harness.errors import RunError
@@ -18,19 +21,15 @@ from harness.rundir.files import read_results
 from harness.rundir.reader import RunDir, read_parquet
 from harness.rundir.schema import CellSummary, Keys
 from harness.rundir.store import cell_name
-from harness.stats.significance import differences
+from harness.stats.continual import Figure, ScoreMatrix, Term
+from harness.stats.estimates import Estimate, ItemTable
+from harness.stats.paired import Difference, compare
+from harness.stats.sampling import noise_floor as repeats
+from harness.stats.significance import Flips, flips
 from reports.data.cells import CellRef, cell_at
 from reports.data.repair_hints import describe_cell, what_differs
 
 ITEM_KEYS = {"prompts", "grading"}  # the fields of comparability that hold which items there are
-
-
-class Term(NamedTuple):
-    """The score of a task after a stage, less its score after stage `minus` where that is given."""
-
-    task: str
-    stage: int
-    minus: int | None = None
 
 
 @dataclass(frozen=True)
@@ -46,15 +45,27 @@ class RunScores:
         default_factory=dict[tuple[str, int], pd.DataFrame], compare=False
     )
 
+    @cached_property
+    def matrix(self) -> ScoreMatrix:
+        """The run's scores by stage and task; a cell that is missing is nan."""
+        tasks = self.run.tasks_under(self.profile)
+        trained = {task: stage for stage, names in enumerate(self.run.trains, start=1) for task in names}
+        own = {task: stage for task, stage in trained.items() if task in tasks}
+        probes = [task for task in tasks if task not in own]
+        stages = range(len(self.run.stages) + 1)
+        scores = [[self.score(task, stage) for task in (*own, *probes)] for stage in stages]
+        return ScoreMatrix(np.array(scores, dtype=float), tuple(own), tuple(probes), tuple(own.values()))
+
     def cell(self, task: str, stage: int) -> CellRef:
         """Return a task's evaluation after a stage; its results are None where it has not been evaluated."""
         if (task, stage) not in self._cells:
             self._cells[task, stage] = cell_at(self.run, self.name, stage, task, self.profile, self.grader)
         return self._cells[task, stage]
 
-    def score(self, term: Term) -> float:
-        """Return a term's value, nan where a cell is missing."""
-        return self._score(term.task, term.stage) - (0.0 if term.minus is None else self._score(term.task, term.minus))
+    def score(self, task: str, stage: int) -> float:
+        """Return a cell's score, nan where it is missing."""
+        results = self.cell(task, stage).results
+        return math.nan if results is None else results.score
 
     def samples(self, task: str, stage: int) -> pd.DataFrame | None:
         """Return the graded answers of a cell; None where they were not kept."""
@@ -66,13 +77,10 @@ class RunScores:
             self._samples[task, stage] = read_parquet(file, columns)
         return self._samples[task, stage]
 
-    def items(self, term: Term) -> pd.Series | None:
-        """Return a term's value by item, the mean over an item's answers; None where answers were not kept."""
-        values = self._items(term.task, term.stage)
-        if term.minus is None or values is None:
-            return values
-        before = self._items(term.task, term.minus)
-        return None if before is None else differences(before, values)
+    def items(self, task: str, stage: int) -> pd.Series | None:
+        """Return a cell's score by item, the mean over an item's answers; None where answers were not kept."""
+        samples = self.samples(task, stage)
+        return None if samples is None else samples.groupby("item_id", sort=False)["score"].mean()
 
     def repeated(self, task: str) -> list[CellSummary]:
         """Return the results of a task's further evaluations at the start, with other seeds of the engine."""
@@ -81,45 +89,48 @@ class RunScores:
         first = self.cell(task, 0).results
         return [each for each in found if each is not None and first is not None and each.metric == first.metric]
 
-    def _score(self, task: str, stage: int) -> float:
-        results = self.cell(task, stage).results
-        return math.nan if results is None else results.score
-
-    def _items(self, task: str, stage: int) -> pd.Series | None:
-        samples = self.samples(task, stage)
-        return None if samples is None else samples.groupby("item_id", sort=False)["score"].mean()
-
-
-class CellOfRun(NamedTuple):
-    """One cell with the evaluations that it is of."""
-
-    evaluations: RunScores
-    task: str
-    stage: int
-
-    @property
-    def cell(self) -> CellRef:
-        """The evaluated cell."""
-        return self.evaluations.cell(self.task, self.stage)
-
-    @property
-    def item_ids(self) -> set[str]:
-        """The items it was evaluated on; empty where answers were not kept."""
-        samples = self.evaluations.samples(self.task, self.stage)
-        return set() if samples is None else set(samples["item_id"])
+    def side(self, figure: Figure, last: int, task: str = "") -> Side:
+        """Return a figure's terms of this run, or of one of its tasks, as if `last` were the last stage."""
+        matrix = self.matrix.up_to(last)
+        return Side(self, figure.terms(matrix, task), figure.offsets(matrix, task))
 
 
 class Side(NamedTuple):
-    """One side of a pair: a run's evaluations and the terms whose mean is compared."""
+    """One side of a pair: a run's evaluations, the weighted cells that are added up, and what does not come from cells."""
 
     evaluations: RunScores
     terms: Sequence[Term]
+    offset: float = 0.0
 
     @property
     def value(self) -> float:
-        """The mean of the terms in 0..1, nan where a cell is missing or there is no term."""
-        values = [self.evaluations.score(term) for term in self.terms]
-        return sum(values) / len(values) if values else math.nan
+        """The weighted sum in 0..1, nan where a cell is missing or there is no term."""
+        scores = [term.weight * self.evaluations.score(term.task, term.stage) for term in self.terms]
+        return sum(scores) + self.offset if scores else math.nan
+
+    @property
+    def tasks(self) -> dict[str, list[Term]]:
+        """The terms by task, in order."""
+        found: dict[str, list[Term]] = {}
+        for term in self.terms:
+            found.setdefault(term.task, []).append(term)
+        return found
+
+    def items(self, task: str) -> pd.Series | None:
+        """Return the weighted sum of a task's cells by item; None where answers were not kept."""
+        cells = [(term.weight, self.evaluations.items(task, term.stage)) for term in self.tasks[task]]
+        known = [weight * scores for weight, scores in cells if scores is not None]
+        if len(known) < len(cells):
+            return None
+        first, *further = known
+        for scores in further:
+            if set(scores.index) != set(first.index):
+                raise RunError(
+                    f"{task}: {self.evaluations.run.path} has different items after different stages; evaluate all stages "
+                    "on the same items"
+                )
+            first = first + scores
+        return first.reindex(known[0].index)
 
 
 class SeedPair(NamedTuple):
@@ -128,6 +139,53 @@ class SeedPair(NamedTuple):
     seed: int
     base: Side
     other: Side
+
+
+def compare_pairs(pairs: Sequence[SeedPair], shared_items: bool = False) -> Difference:
+    """Return the difference of a quantity over pairs of runs; pairs that lack a cell are left out.
+
+    Raises `RunError` where cells are not comparable, with what differs and the command that fixes it, and where the items
+    differ; `shared_items` restricts such pairs to the items that both have (see `restriction`).
+    """
+    complete = [pair for pair in pairs if not math.isnan(pair.base.value) and not math.isnan(pair.other.value)]
+    check_pairs(complete, shared_items)
+    tables = item_tables(complete, shared_items)
+    restricted = bool(tables) and shared_items and bool(restriction(complete))
+    estimates = [_estimate(complete, side, tables, restricted) for side in (0, 1)]
+    single = all(len(terms) == 1 for pair in complete for terms in pair.base.tasks.values())
+    turned = [_flips(pair, tables, place) for place, pair in enumerate(complete)] if tables and single else []
+    return compare(estimates[0], estimates[1], turned)
+
+
+def estimate_of(sides: Mapping[int, Side]) -> Estimate:
+    """Return a quantity by seed with its items; without items where answers were not kept or seeds hold different ones."""
+    complete = {seed: side for seed, side in sides.items() if not math.isnan(side.value)}
+    tasks = dict.fromkeys(task for side in complete.values() for task in side.tasks)
+    items: dict[str, ItemTable] = {}
+    for task in tasks:
+        columns = [side.items(task) if task in side.tasks else None for side in complete.values()]
+        known = [column for column in columns if column is not None]
+        if len(known) < len(columns) or any(set(column.index) != set(known[0].index) for column in known):
+            items.clear()
+            break
+        items[task] = _item_table(pd.concat(known, axis=1, keys=range(len(known))))
+    return Estimate({seed: side.value for seed, side in complete.items()}, items)
+
+
+def noise_floor(pairs: Sequence[SeedPair]) -> float:
+    """Return the largest standard deviation of a score over evaluations of one model that differ in the engine's seed alone.
+
+    Looked for among all stages of the quantity's tasks, and the start's own repeats (`evaluation.noise_floor`); nan where no
+    weights were evaluated twice. In 0..1.
+    """
+    scores: dict[tuple[str, str, str], dict[object, float]] = {}
+    for pair in pairs:
+        for side in (pair.base, pair.other):
+            for task, results in _evaluated(side):
+                if results.seed is not None:
+                    key = (task, results.weights, results.keys.comparability)
+                    scores.setdefault(key, {})[results.seed] = results.score
+    return max((repeats(list(found.values())) for found in scores.values() if len(found) > 1), default=math.nan)
 
 
 def check_pairs(pairs: Sequence[SeedPair], shared_items: bool = False) -> None:
@@ -159,23 +217,59 @@ def restriction(pairs: Sequence[SeedPair]) -> str:
     return "; ".join(told)
 
 
-def item_tables(pairs: Sequence[SeedPair], shared: bool) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
-    """Return by task both sides' values, items (rows) by pairs (columns); empty where any answers were not kept.
+Tables = Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]
+
+
+def item_tables(pairs: Sequence[SeedPair], shared: bool) -> Tables:
+    """Return by task both sides' weighted sums, items (rows) by pairs (columns); empty where any answers were not kept.
 
     Both sides have terms of the same tasks, each in its own order.
     """
     columns: dict[str, list[tuple[pd.Series, pd.Series]]] = {}
     for pair in pairs:
-        theirs = {term.task: term for term in pair.other.terms}
-        for here in pair.base.terms:
-            there = theirs[here.task]
-            base, other = pair.base.evaluations.items(here), pair.other.evaluations.items(there)
+        for task in pair.base.tasks:
+            base, other = pair.base.items(task), pair.other.items(task)
             if base is None or other is None:
                 return {}
             if set(base.index) != set(other.index):
-                base, other = _restricted(pair, here, there, base, other, shared)
-            columns.setdefault(here.task, []).append((base, other))
+                base, other = _restricted(pair, task, base, other, shared)
+            columns.setdefault(task, []).append((base, other))
     return {task: _aligned(task, found, shared) for task, found in columns.items()}
+
+
+def _estimate(pairs: Sequence[SeedPair], side: int, tables: Tables, restricted: bool) -> Estimate:
+    """Return one side by seed, with its items; on restricted items the values are means over these."""
+    items = {task: _item_table(both[side]) for task, both in tables.items()}
+    sides = [(pair.base, pair.other)[side] for pair in pairs]
+    if restricted:
+        sums = sum(table.values.mean(axis=0) for table in items.values())
+        values = [float(value) for value in np.asarray(sums) + [each.offset for each in sides]]
+    else:
+        values = [each.value for each in sides]
+    return Estimate(dict(zip([pair.seed for pair in pairs], values, strict=True)), items)
+
+
+def _item_table(values: pd.DataFrame) -> ItemTable:
+    ids = tuple(map(str, values.index))
+    return ItemTable(values.to_numpy(float), ids, ids)
+
+
+def _flips(pair: SeedPair, tables: Tables, place: int) -> Flips:
+    """Count the items that turned in one pair, added over tasks; right is a score of 1, with several answers all of them."""
+    counted = [
+        flips(*(both[side][place] / each.tasks[task][0].weight for side, each in enumerate((pair.base, pair.other))))
+        for task, both in tables.items()
+    ]
+    return Flips(*(sum(each[column] for each in counted) for column in range(3)))
+
+
+def _evaluated(side: Side) -> Iterator[tuple[str, CellSummary]]:
+    """Yield all results of a side's run on its tasks, the start's repeats among them."""
+    found = side.evaluations
+    for task in side.tasks:
+        stages = (found.cell(task, stage).results for stage in range(len(found.run.stages) + 1))
+        yield from ((task, results) for results in stages if results is not None)
+        yield from ((task, results) for results in found.repeated(task))
 
 
 def _aligned(
@@ -198,45 +292,62 @@ def _aligned(
 
 
 def _restricted(
-    pair: SeedPair, here: Term, there: Term, base: pd.Series, other: pd.Series, shared: bool
+    pair: SeedPair, task: str, base: pd.Series, other: pd.Series, shared: bool
 ) -> tuple[pd.Series, pd.Series]:
     """Return both sides at the items that both have; refuses unless asked to, and items that are not the same question."""
     both = base.index.intersection(other.index)
     paths = [side.evaluations.run.path for side in (pair.base, pair.other)]
     if not shared or both.empty:
         raise RunError(
-            f"{here.task}: {paths[0]} and {paths[1]} share {len(both)} items of {len(base)} and {len(other)}; "
+            f"{task}: {paths[0]} and {paths[1]} share {len(both)} items of {len(base)} and {len(other)}; "
             + (
                 "compare those with --shared-items, or evaluate both on the same items"
                 if len(both)
                 else "nothing to pair"
             )
         )
-    texts = [_texts(side, term, both) for side, term in ((pair.base, here), (pair.other, there))]
-    unlike = (texts[0] != texts[1]).any(axis=1)
-    if unlike.any():
+    texts = [_texts(side, task, both) for side in (pair.base, pair.other)]
+    different = (texts[0] != texts[1]).any(axis=1)
+    if different.any():
         raise RunError(
-            f"{here.task}: {int(unlike.sum())} of the {len(both)} items that {paths[0]} and {paths[1]} share have another "
+            f"{task}: {int(different.sum())} of the {len(both)} items that {paths[0]} and {paths[1]} share have another "
             "prompt or target; evaluate both with one version of the task"
         )
     return base.loc[both], other.loc[both]
 
 
-def _texts(side: Side, term: Term, items: pd.Index) -> pd.DataFrame:
-    samples = side.evaluations.samples(term.task, term.stage)
+def _texts(side: Side, task: str, items: pd.Index) -> pd.DataFrame:
+    samples = side.evaluations.samples(task, side.tasks[task][0].stage)
     assert samples is not None
     return samples.drop_duplicates("item_id").set_index("item_id").loc[items, ["prompt", "target"]]
 
 
-def _partners(pairs: Sequence[SeedPair]) -> list[tuple[CellOfRun, CellOfRun]]:
-    """Return the first base's first cell of each task beside every other cell of that task, of all sides."""
+class _CellOfRun(NamedTuple):
+    """One cell with the evaluations that it is of."""
+
+    evaluations: RunScores
+    task: str
+    stage: int
+
+    @property
+    def cell(self) -> CellRef:
+        """The evaluated cell."""
+        return self.evaluations.cell(self.task, self.stage)
+
+    @property
+    def item_ids(self) -> set[str]:
+        """The items it was evaluated on; empty where answers were not kept."""
+        samples = self.evaluations.samples(self.task, self.stage)
+        return set() if samples is None else set(samples["item_id"])
+
+
+def _partners(pairs: Sequence[SeedPair]) -> list[tuple[_CellOfRun, _CellOfRun]]:
+    """Return the first base's first cell of each task with every other cell of that task, of all sides."""
     cells = [
-        CellOfRun(side.evaluations, term.task, stage)
+        _CellOfRun(side.evaluations, term.task, term.stage)
         for pair in pairs
         for side in (pair.base, pair.other)
         for term in side.terms
-        for stage in (term.stage, term.minus)
-        if stage is not None
     ]
-    first: dict[str, CellOfRun] = {}
-    return [(first.setdefault(seen.task, seen), seen) for seen in cells]
+    first: dict[str, _CellOfRun] = {}
+    return [(first.setdefault(each.task, each), each) for each in cells]

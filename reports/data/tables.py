@@ -18,9 +18,8 @@ import pandas as pd
 from harness.config.suite import JOINT
 from harness.rundir.reader import IDENTITY
 from harness.rundir.schema import OUTCOMES, PERPLEXITIES
-from harness.stats import continual as metrics
-from harness.stats.continual import FIGURES, Figure, ScoreMatrix
-from harness.stats.intervals import t_interval
+from harness.stats.continual import FIGURES, PROBE_CHANGE, Figure, ScoreMatrix, compute_figures
+from harness.stats.intervals import Interval, t_interval
 from reports.data.frames import ADVANTAGE, PHASES, Frames
 
 FRONTIER = {"learned": "learning_accuracy", "final": "average_accuracy", "forgot": "forgetting_chaudhry"}
@@ -46,7 +45,7 @@ def write_tables(frames: Frames, folder: Path, more: Mapping[str, pd.DataFrame] 
     for profile in frames.profiles:
         tables |= {f"{name}@{profile}": table for name, table in _profile_tables(frames.under(profile)).items()}
     for name, table in tables.items():
-        table.to_csv(folder / f"{name}.csv", index=False)
+        with_plain_columns(table).to_csv(folder / f"{name}.csv", index=False)
     return [folder / f"{name}.csv" for name in tables]
 
 
@@ -59,17 +58,36 @@ def _profile_tables(frames: Frames) -> dict[str, pd.DataFrame]:
     }
 
 
-def retention_table(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per label, stage and task: mean, t interval, smallest and largest seed, seeds and items.
+def with_plain_columns(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table with each column of intervals as four: its mean under its own name, `_low`, `_high` and `_seeds`.
 
-    `items` is the number of test items of the task in one evaluation.
+    The column `interval` becomes `mean`, `low`, `high` and `seeds`.
+    """
+    columns: dict[str, pd.Series] = {}
+    for name in map(str, table.columns):
+        held = table[name].to_list()
+        if not held or not all(isinstance(value, Interval) for value in held):
+            columns[name] = table[name]
+            continue
+        own, prefix = ("mean", "") if name == "interval" else (name, f"{name}_")
+        parts = {own: "mean", **{f"{prefix}{part}": part for part in ("low", "high", "seeds")}}
+        columns = {name: column for name, column in columns.items() if name not in parts}
+        columns |= {to: pd.Series([getattr(value, part) for value in held], table.index) for to, part in parts.items()}
+    return pd.DataFrame(columns)
+
+
+def retention_table(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per label, stage and task: its `interval` over seeds, smallest and largest seed, and items.
+
+    `mean` and `seeds` repeat the interval's for figures. `items` is the number of test items of the task in one evaluation.
     """
     keys = ["label", "adapter", "stage", "stage_task", "task", "role", "own"]
     rows = []
     for values, cells in scores.groupby(keys, sort=False):
-        score = cells["score"]
+        score, interval = cells["score"], t_interval(cells["score"])
         spread = {"smallest": score.min(), "largest": score.max(), "items": int(cells["n"].max())}
-        rows.append({**dict(zip(keys, values, strict=True)), **t_interval(score)._asdict(), **spread})
+        found = {"interval": interval, "mean": interval.mean, "seeds": interval.seeds}
+        rows.append({**dict(zip(keys, values, strict=True)), **found, **spread})
     return pd.DataFrame(rows)
 
 
@@ -124,14 +142,14 @@ def figures_by_seed(scores: pd.DataFrame) -> pd.DataFrame:
     """Return one row per run and figure; every probe's own change is a figure called `probe_change:<task>`."""
     rows = []
     for identity, matrix in score_matrices(scores):
-        changes = {f"probe_change:{task}": change for task, change in metrics.probe_changes(matrix).items()}
-        values = {**metrics.compute_figures(matrix), **changes}
+        changes = {f"probe_change:{task}": PROBE_CHANGE.value(matrix, task) for task in matrix.probes}
+        values = {**compute_figures(matrix), **changes}
         rows += [{**identity, "figure": name, "value": value} for name, value in values.items()]
     return pd.DataFrame(rows)
 
 
 def figure_table(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per figure and label: mean over seeds, t interval, seeds, formula and source.
+    """Return one row per figure and label: its `interval` over seeds, formula and source.
 
     Rows are in the registry's order. Intransigence and probe change are left out where no run has them.
     """
@@ -143,7 +161,7 @@ def figure_table(scores: pd.DataFrame) -> pd.DataFrame:
         figure = _describe(str(name))
         meaning = {"title": figure.label, "unit": figure.unit, "higher_is_better": figure.higher_is_better}
         reference = {"formula": figure.formula, "source": figure.source}
-        rows.append({"figure": name, "label": label, **meaning, **t_interval(cells["value"])._asdict(), **reference})
+        rows.append({"figure": name, "label": label, **meaning, "interval": t_interval(cells["value"]), **reference})
     table, names = pd.DataFrame(rows), list(values["figure"].unique())
     return table.sort_values("figure", key=lambda column: column.map(names.index), kind="stable", ignore_index=True)
 
@@ -161,8 +179,7 @@ def frontier_table(scores: pd.DataFrame) -> pd.DataFrame:
     for (label, adapter), cells in values.groupby(["label", "adapter"], sort=False):
         row: dict[str, Any] = {"label": label, "adapter": adapter}
         for name, figure in FRONTIER.items():
-            mean, low, high, seeds = t_interval(cells.loc[cells["figure"] == figure, "value"])
-            row |= {name: mean, f"{name}_low": low, f"{name}_high": high, f"{name}_seeds": seeds}
+            row[name] = t_interval(cells.loc[cells["figure"] == figure, "value"])
         rows.append(row)
     return pd.DataFrame(rows)
 

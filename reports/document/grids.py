@@ -39,7 +39,7 @@ def _retention_grid(label: str, cells: pd.DataFrame, compact: bool) -> Grid:
     names = short_names(tasks) if compact else {task: task for task in tasks}
     probes = set(cells.loc[cells["role"] == "probe", "task"])
     records, seeds = cells.to_dict("records"), int(cells["seeds"].max())
-    texts = {(c["stage"], c["task"]): _compact(c) if compact else _value(c, seeds) for c in records}
+    texts = {(c["stage"], c["task"]): _compact(c) if compact else _value(c["interval"], seeds) for c in records}
     rows = [
         [
             f"after {names.get(trained, trained)}" if trained else "start",
@@ -53,16 +53,17 @@ def _retention_grid(label: str, cells: pd.DataFrame, compact: bool) -> Grid:
 
 
 def _compact(cell: Mapping[Hashable, Any]) -> str:
-    half = f" ±{50 * (cell['high'] - cell['low']):.0f}" if cell["seeds"] > 1 else ""
-    return f"{100 * cell['mean']:.0f}{half}" if cell["seeds"] else "–"
+    interval: Interval = cell["interval"]
+    half = f" ±{100 * interval.half_width:.0f}" if interval.seeds > 1 else ""
+    return f"{100 * interval.mean:.0f}{half}" if interval.seeds else "–"
 
 
-def _value(cell: Mapping[Hashable, Any], expected: int, write: Callable[[float], str] = format_percent) -> str:
+def _value(interval: Interval, expected: int, write: Callable[[float], str] = format_percent) -> str:
     """Write a mean with its interval; say how many seeds it covers where that is fewer than expected."""
-    if not cell["seeds"]:
+    if not interval.seeds:
         return "–"
-    fewer = f" ({format_count(cell['seeds'], 'seed')})" if cell["seeds"] < expected else ""
-    return format_interval(Interval(cell["mean"], cell["low"], cell["high"], cell["seeds"]), write) + fewer
+    fewer = f" ({format_count(interval.seeds, 'seed')})" if interval.seeds < expected else ""
+    return format_interval(interval, write) + fewer
 
 
 def figures_grid(scores: pd.DataFrame) -> Grid:
@@ -75,7 +76,9 @@ def figures_grid(scores: pd.DataFrame) -> Grid:
     for _, cells in table.groupby("figure", sort=False):
         line = cells.iloc[0]
         write = {"%": format_percent, "points": format_points, "ratio": format_decimal}[line["unit"]]
-        by_label = {cell["label"]: _value(cell, seeds[cell["label"]], write) for cell in cells.to_dict("records")}
+        by_label = {
+            cell["label"]: _value(cell["interval"], seeds[cell["label"]], write) for cell in cells.to_dict("records")
+        }
         values = [by_label.get(label, "–") for label in labels]
         unit = f"{line['unit']}\u00a0{'↑' if line['higher_is_better'] else '↓'}"
         rows.append([line["title"], *values, unit, line["formula"], line["source"]])

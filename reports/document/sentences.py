@@ -13,8 +13,8 @@ from itertools import combinations
 import pandas as pd
 
 from harness.rundir.reader import IDENTITY, RunDir
-from harness.stats.intervals import Interval, t_interval
-from reports.compare import matching
+from harness.stats.intervals import Interval, resolved, t_interval
+from reports.compare import matched_pairs
 from reports.data.frames import Frames
 from reports.data.tables import figures_by_seed
 
@@ -107,20 +107,11 @@ def format_pull(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:z.4f}".replace("-", "−")
 
 
-def has_width(difference: Interval, seeds: int = 2) -> bool:
-    """Whether an interval is over at least so many seeds and has a width beyond rounding."""
-    return difference.seeds >= seeds and difference.high - difference.low > 1e-9
-
-
-def resolved(difference: Interval, seeds: int = 2) -> bool:
-    """Whether such an interval leaves zero out."""
-    return has_width(difference, seeds) and (difference.low > 0 or difference.high < 0)
-
-
 def format_interval(interval: Interval, write: Callable[[float], str] = format_percent) -> str:
     """Write `mean [low, high]`; the mean alone for a single seed."""
-    mean, low, high, seeds = interval
-    return write(mean) if seeds < 2 else f"{write(mean)} [{write(low)},\u00a0{write(high)}]"
+    if interval.seeds < 2:
+        return write(interval.mean)
+    return f"{write(interval.mean)} [{write(interval.low)},\u00a0{write(interval.high)}]"
 
 
 def format_p(p: float) -> str:
@@ -171,7 +162,7 @@ def _differences(values: pd.DataFrame, frames: Frames) -> Iterator[str]:
     labels = list(dict.fromkeys(label for run, label in frames.labelled if not run.manifest.control))
     comparable = len(labels) <= 3 and len({(run.suite, run.start) for run in frames.runs}) == 1
     for first, second in combinations(labels if comparable else [], 2):
-        found = [matching.difference(values, name, second, first) for name in COMPARED]
+        found = [matched_pairs.difference(values, name, second, first) for name in COMPARED]
         if min(each.seeds for each in found) >= 2:
             parts = [f"{n} {_judged(d)}" for n, d in zip(COMPARED.values(), found, strict=True)]
             yield f"{second} minus {first}, paired over {format_count(found[0].seeds, 'seed')}: {'; '.join(parts)}."

@@ -31,7 +31,7 @@ def draw_frontier(
     are t intervals over seeds, cut where they leave the axes; a hollow mark is one seed. `lines` joins labels in an order,
     and `levels` are learning accuracies drawn as dotted lines. Raises RunError without any mark.
     """
-    points = points.dropna(subset=["learned", "forgot"])
+    points = points[[all(i.seeds for i in pair) for pair in points[["learned", "forgot"]].to_numpy()]]
     if points.empty:
         raise RunError("No run has both learning accuracy and forgetting yet; forgetting needs two finished stages.")
     figure = Figure(figsize=(10, 4.8 if len(points) <= TALL else 6.6))
@@ -40,8 +40,9 @@ def draw_frontier(
     for labels in (lines or {}).values():
         for label in labels:
             looks[label] = looks[label] | {"marker": looks[labels[0]]["marker"]}
-        ends = 100 * points.set_index("label").loc[list(labels), ["forgot", "learned"]]
-        axes.plot(ends["forgot"], ends["learned"], color=looks[labels[0]]["color"], linewidth=1.2, alpha=0.6, zorder=1)
+        ends = points.set_index("label").loc[list(labels)]
+        x, y = ([100 * interval.mean for interval in ends[name]] for name in ("forgot", "learned"))
+        axes.plot(x, y, color=looks[labels[0]]["color"], linewidth=1.2, alpha=0.6, zorder=1)
     for row in points.to_dict("records"):
         _mark(axes, {str(key): value for key, value in row.items()}, looks[str(row["label"])])
     small = by_seed.dropna()
@@ -59,19 +60,19 @@ def draw_frontier(
         )
     axes.grid(visible=True, axis="both")
     marks = points[["label", "forgot", "learned"]].to_numpy()
-    names = [Name(label, 100 * x, 100 * y, looks[label]["color"]) for label, x, y in marks]
+    names = [Name(label, 100 * x.mean, 100 * y.mean, looks[label]["color"]) for label, x, y in marks]
     write_names(axes, names, crosses=True)
     return figure
 
 
 def _mark(axes: Axes, row: dict[str, Any], look: dict[str, Any]) -> None:
     """Draw a label's mean and, where it has several seeds, a bar for each of its two intervals."""
-    x, y = 100 * row["forgot"], 100 * row["learned"]
-    single = row["forgot_seeds"] < 2
+    forgot, learned = row["forgot"], row["learned"]
+    x, y, single = 100 * forgot.mean, 100 * learned.mean, forgot.seeds < 2
     if not single:
         bar: dict[str, Any] = {"color": look["color"], "alpha": 0.55, "linewidth": 1.4}
-        axes.plot([100 * row["forgot_low"], 100 * row["forgot_high"]], [y, y], **bar)
-        axes.plot([x, x], [100 * row["learned_low"], 100 * row["learned_high"]], **bar)
+        axes.plot([100 * forgot.low, 100 * forgot.high], [y, y], **bar)
+        axes.plot([x, x], [100 * learned.low, 100 * learned.high], **bar)
     face = "none" if single else look["color"]
     axes.plot(x, y, look["marker"], color=look["color"], markerfacecolor=face, markersize=8)
 

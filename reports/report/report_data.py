@@ -9,7 +9,7 @@ from functools import cached_property
 import pandas as pd
 
 from reports.claims.claim_file import ClaimFile
-from reports.compare import matching
+from reports.compare import matched_pairs
 from reports.data import flips, tables
 from reports.data.frames import Frames
 from reports.report.items import TaskItems, task_items
@@ -34,8 +34,8 @@ class ReportData:
 
     @cached_property
     def matched(self) -> pd.DataFrame:
-        """Pairs of methods and whether they learned as much; see `matching.matched`."""
-        return matching.matched(self.frames)
+        """Pairs of methods and whether they learned as much; see `matched_pairs.matched`."""
+        return matched_pairs.matched(self.frames)
 
     @cached_property
     def compared(self) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 
 from harness.pipeline.study import Plan
-from reports.claims.verdict_views import count_verdicts
+from reports.claims.render_verdicts import count_verdicts
 from reports.document.rendering import publish
 from reports.figures import style
 from reports.report.page_writer import Page, write_page

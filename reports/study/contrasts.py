@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from harness.config.study import Factor
-from harness.stats.intervals import Interval
-from reports.claims.judge import SEEDS
-from reports.compare.rows import MATCHED, how_matched
+from harness.stats.intervals import Interval, resolved
+from harness.stats.matching import MATCHED, how_matched
+from harness.stats.verdicts import SEEDS
 from reports.document.blocks import Grid
-from reports.document.sentences import format_count, format_interval, format_nats_change, format_points, resolved
+from reports.document.sentences import format_count, format_interval, format_nats_change, format_points
 from reports.study.study_results import Config, Results
 
 MOVED = {

@@ -9,19 +9,11 @@ from typing import NamedTuple
 import pandas as pd
 
 from harness.config.study import Factor
-from harness.stats.intervals import Interval
-from reports.claims.judge import LEVEL, SEEDS
-from reports.claims.verdict_views import half_width
+from harness.stats.intervals import Interval, has_width, resolved
+from harness.stats.verdicts import LEVEL, SEEDS
+from reports.claims.render_verdicts import half_width
 from reports.document.blocks import Block, Grid, Heading, Picture, Text
-from reports.document.sentences import (
-    format_count,
-    format_interval,
-    format_nats,
-    format_percent,
-    format_points,
-    has_width,
-    resolved,
-)
+from reports.document.sentences import format_count, format_interval, format_nats, format_percent, format_points
 from reports.figures.draw_factor import PANELS, draw_factor
 from reports.study.contrasts import MOVED, contrasts_grid, find_contrasts
 from reports.study.study_results import Config, Results

@@ -9,11 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pandas as pd
-
-from harness.stats.intervals import Interval, t_interval
-from reports.compare.paired import NOTHING
-from reports.compare.rows import MATCHED, ON_AVERAGE, how_matched
+from harness.stats.intervals import NOTHING, Interval
+from harness.stats.matching import MATCHED, ON_AVERAGE, at_matched_learning, how_matched
 from reports.document.blocks import Grid
 from reports.document.sentences import format_count, format_interval, format_points
 from reports.study.study_results import Config, Results
@@ -73,11 +70,10 @@ def varies_rates(results: Results, methods: tuple[str, str]) -> bool:
 
 def difference_at_matched_learning(results: Results, matched: Sequence[MatchedPair], matching: Matching) -> Interval:
     """Return the difference of the outcome: the matched pairs' mean of each seed, then the interval over seeds."""
-    each = [
-        results.series(one, matching.outcome) - results.series(other, matching.outcome)
-        for one, other in (pair.configs for pair in matched)
-    ]
-    return t_interval(pd.concat(each, axis=1).mean(axis=1, skipna=False)) if each else NOTHING
+    sides = [[results.by_seed(config, matching.outcome) for config in pair.configs] for pair in matched]
+    return at_matched_learning(
+        [{seed: one[seed] - other[seed] for seed in one if seed in other} for one, other in sides]
+    )
 
 
 def pairs_grid(results: Results, matching: Matching, methods: tuple[str, str]) -> Grid:

@@ -64,7 +64,7 @@ def frontier_places(results: Results) -> pd.DataFrame:
                 if all(mean.seeds for mean in means.values()):
                     label = f"{method}{f' {rate:g}' if len(rates) > 1 else ''}{where}"
                     place = {"label": label, "adapter": method, "line": f"{method}{where}", "config": config}
-                    rows.append({**place, **_columns(means)})
+                    rows.append({**place, **means})
     return pd.DataFrame(rows)
 
 
@@ -138,8 +138,3 @@ def _joint_levels(results: Results) -> Iterator[tuple[str, float]]:
         joint = results.mean(Config(results.plan.base.name, method, JOINT), "average_accuracy")
         if joint.seeds:
             yield method, joint.mean
-
-
-def _columns(means: Mapping[str, Any]) -> dict[str, Any]:
-    parts = {"": "mean", "_low": "low", "_high": "high", "_seeds": "seeds"}
-    return {f"{name}{suffix}": getattr(mean, part) for name, mean in means.items() for suffix, part in parts.items()}

@@ -19,6 +19,7 @@ from harness.config.suite import Suite
 from harness.errors import RunError
 from harness.pipeline.study import Plan, Point
 from harness.rundir.store import RunStore
+from harness.stats.continual import BACKWARD, LEARNING
 from harness.stats.intervals import Interval, t_interval
 from reports.data.frames import Frames, load
 from reports.data.tables import figures_by_seed, score_matrices
@@ -96,10 +97,14 @@ class Results:
 
     def series(self, config: Config, figure: str) -> pd.Series:
         """Return a figure by seed, nan where it is not defined; empty where the study has no such run."""
+        by_seed = self.by_seed(config, figure)
+        return pd.Series(list(by_seed.values()), index=list(by_seed), dtype=float)
+
+    def by_seed(self, config: Config, figure: str) -> dict[int, float]:
+        """Return the same as a mapping."""
         runs = {key[3]: key for key in self.values.index if key[:3] == config}
-        known = figure in self.values
-        found = [self.values.at[key, figure] if known else float("nan") for key in runs.values()]
-        return pd.Series(found, index=list(runs), dtype=float)
+        column: Any = self.values.get(figure, {})
+        return {seed: float(column.get(key, "nan")) for seed, key in runs.items()}
 
     def mean(self, config: Config, figure: str, seeds: Collection[int] | None = None) -> Interval:
         """Return a figure's mean and 95 % t interval over seeds; `seeds` limits it to some."""
@@ -167,12 +172,8 @@ class Results:
     def _first_task(self) -> Iterator[dict[str, Any]]:
         for identity, matrix in score_matrices(self.frames.scores):
             run = {key: identity[key] for key in RUN}
-            if self.first_task not in matrix.trained:
-                yield {**run, "first_learned": float("nan"), "first_retained": float("nan")}
-                continue
-            task = matrix.trained.index(self.first_task)
-            kept = matrix.final[task] - matrix.learned[task] if matrix.earlier[task] else float("nan")
-            yield {**run, "first_learned": matrix.learned[task], "first_retained": kept}
+            learned, kept = (figure.value(matrix, self.first_task) for figure in (LEARNING, BACKWARD))
+            yield {**run, "first_learned": learned, "first_retained": kept}
 
 
 def collect(plan: Plan, command: str = "") -> Results:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from reports.claims.judge import LEVEL, SEEDS, Verdict
-from reports.claims.verdict_views import RULE, count_verdicts, verdicts_grid
-from reports.compare.rows import MARGIN
+from harness.stats.matching import MARGIN
+from harness.stats.verdicts import LEVEL, SEEDS
+from reports.claims.judge_claims import Verdict
+from reports.claims.render_verdicts import RULE, count_verdicts, verdicts_grid
 from reports.document.blocks import Block, Bullets, Grid, Section, Text
 from reports.document.grids import hardware_grid, packages_grid
 from reports.document.sentences import (

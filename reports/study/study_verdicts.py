@@ -9,22 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import pandas as pd
-
 from harness.stats.intervals import Interval, t_interval
+from harness.stats.matching import MATCHED, ON_AVERAGE
+from harness.stats.rates import chosen_rates
+from harness.stats.verdicts import p_of
 from reports.claims.claim_file import ClaimEntry, ClaimFile, read_claims
-from reports.claims.judge import (
+from reports.claims.judge_claims import (
     NOT_SHOWN_TO_MATCH,
     UNMATCHED,
     ClaimScope,
     Verdict,
     filled,
     judge_together,
-    p_of,
     places,
     verdict_at,
 )
-from reports.compare.rows import MATCHED, ON_AVERAGE
 from reports.data.methods import Method
 from reports.document.sentences import format_count
 from reports.study.matched_settings import (
@@ -55,19 +54,6 @@ def judge_study(results: Results) -> list[Verdict]:
     methods = _methods(results, list(dict.fromkeys(name for entry in entries for name in entry.parsed.adapters)))
     rows = [row for entry in entries for row in _rows(results, entry, methods)]
     return judge_together(rows) if any(row.effect.seeds for row in rows) else []
-
-
-def chosen_rates(results: Results, start: str, adapter: str, figure: str) -> pd.DataFrame:
-    """Return per seed the learning rate at which the other seeds' mean is highest, and the figure there.
-
-    Columns `rate` and `value`; seeds that lack a rate are left out, and no seed is left where there are fewer than two.
-    """
-    by_rate = {rate: results.series(config, figure) for rate, config in results.rates(start, adapter).items()}
-    table = pd.DataFrame(by_rate).dropna(axis="columns", how="all").dropna()
-    if len(table) < 2:
-        return pd.DataFrame({"rate": [], "value": []}, dtype=float)
-    chosen = (table.sum() - table).idxmax(axis="columns")
-    return pd.DataFrame({"rate": chosen, "value": [table.at[seed, rate] for seed, rate in chosen.items()]})
 
 
 def name_edge(rate: float, tried: Sequence[float]) -> str:
@@ -114,15 +100,21 @@ def _at_chosen_rates(results: Results, entry: ClaimEntry, place: ClaimScope) -> 
     if max(map(len, tried)) < 2:
         return
     metric = entry.parsed.metrics[0].name
+    figure = OF_FIRST_TASK.get(metric, metric)
     chosen = [
-        chosen_rates(results, place.start, adapter, OF_FIRST_TASK.get(metric, metric)) for adapter in (one, other)
+        chosen_rates(
+            {rate: results.by_seed(config, figure) for rate, config in results.rates(place.start, name).items()}
+        )
+        for name in (one, other)
     ]
+    used = [list(dict.fromkeys(each.rate for each in by_seed.values())) for by_seed in chosen]
     parts = [
-        f"{adapter} {' or '.join(f'{rate:g}{name_edge(rate, rates)}' for rate in table['rate'].unique())}"
-        for adapter, table, rates in zip((one, other), chosen, tried, strict=True)
+        f"{adapter} {' or '.join(f'{rate:g}{name_edge(rate, rates)}' for rate in best)}"
+        for adapter, best, rates in zip((one, other), used, tried, strict=True)
     ]
     compared = f"{entry.compared}, each at its best lr, which the other seeds chose ({'; '.join(parts)})"
-    yield _verdict(entry, place, compared, t_interval(chosen[0]["value"] - chosen[1]["value"]))
+    change = {seed: chosen[0][seed].value - chosen[1][seed].value for seed in chosen[0] if seed in chosen[1]}
+    yield _verdict(entry, place, compared, t_interval(change))
 
 
 def _at_matched(results: Results, entry: ClaimEntry, place: ClaimScope) -> Verdict:

@@ -70,7 +70,7 @@ def compare(
     """Compare methods by paired differences: learned, forgotten, entropy, final scores, with what the sample could show."""
     from reports.compare.comparison import Comparison, Stages
     from reports.compare.headline import sentences_of
-    from reports.compare.views import FORMATS, print_comparison, rendered, write_comparison
+    from reports.compare.render_comparison import FORMATS, print_comparison, render_comparison, write_comparison
     from reports.data.methods import find_methods
 
     if format_ not in (None, *FORMATS):
@@ -89,7 +89,7 @@ def compare(
         for sentence in sentences:
             console.print(escape(sentence), highlight=False)
     else:
-        typer.echo(rendered(compared, format_, sentences))
+        typer.echo(render_comparison(compared, format_, sentences))
     if out:
         _name_files(write_comparison(compared, out, sentences))
     if files:
@@ -128,7 +128,7 @@ def judge_by_setting(
     console: Console, files: Sequence[ClaimFile], runs: Sequence[Path], folder: Path, grader: str
 ) -> None:
     """Judge claims on all methods of a report, for each suite and order apart, and write the verdicts next to it."""
-    from reports.compare.rows import MARGIN
+    from harness.stats.matching import MARGIN
     from reports.data.frames import load
     from reports.data.methods import by_setting, methods_of
 
@@ -148,12 +148,12 @@ def _judge(
     kind: str | None = None,
 ) -> None:
     """Judge claims on methods, print the verdicts, in a format where one is named, and write them where there is a folder."""
-    from reports.claims.judge import verdicts
-    from reports.claims.verdict_views import print_verdicts, rendered_verdicts, write_verdicts
+    from reports.claims.judge_claims import verdicts
+    from reports.claims.render_verdicts import print_verdicts, render_verdicts, write_verdicts
 
     found = verdicts([claim for file in files for claim in file.claims], methods, margin)
     if kind:
-        typer.echo(f"\n{rendered_verdicts(found, files, kind)}")
+        typer.echo(f"\n{render_verdicts(found, files, kind)}")
     else:
         print_verdicts(console, found)
     if folder:

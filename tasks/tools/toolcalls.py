@@ -1,8 +1,10 @@
 """Reading tool calls out of an answer, and three graders for them side by side.
 
-An answer with at least one `Action: NAME` line followed by `Action Input:` is read in that form; any other is
-searched for bare JSON objects `{"name": ..., "arguments": {...}}`. JSON is read by a real scanner, so nesting, braces
-in strings and text around the calls do no harm.
+What a model thinks in `<think>` is not its answer: only what follows the last `</think>` is read. An answer with at least one
+`Action: NAME` line followed by `Action Input:` is read in that form; any other is searched for JSON objects
+`{"name": ..., "arguments": {...}}`, alone, in lists, and in envelopes such as `{"tool_calls": [{"function": {...}}]}`, whose
+arguments may be JSON in a text. JSON is read by a real scanner, so nesting, braces in strings, Markdown fences, line ends of
+any system and text around the calls do no harm.
 
 Not given: an argument whose value is `""` or `null`, or equals the default that the tool declares for it, counts as
 not given, in the answer and in the reference alike, at the top level of the arguments only. Everything else must be
@@ -19,9 +21,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.errors import TaskError
 from tasks.answers import single_answer
 
-ACTION = re.compile(r"^[ \t]*Action:[ \t]*(?P<name>\S.*?)[ \t]*\n\s*Action Input:\s*", re.MULTILINE)
+FENCE = r"(?:`{1,3}\w*\s*)?"
+ACTION = re.compile(rf"^[ \t]*Action:[ \t]*(?P<name>\S.*?)[ \t]*\n\s*Action Input:\s*{FENCE}", re.MULTILINE)
+ENVELOPES = ("tool_calls", "tool_call", "function_call", "function", "calls")
+CALLS_FORM = '[{"name": "weather", "arguments": {"city": "Oslo"}}]'
 DECODER = json.JSONDecoder()
 
 
@@ -44,7 +50,15 @@ class Reference:
 
 
 def process_results(doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, float]:
-    """Grade one answer against `doc["calls"]` with every grader; all lie between 0 and 1."""
+    """Grade one answer against `doc["calls"]` with every grader; all lie between 0 and 1.
+
+    Raises `TaskError` for a document whose `calls` are missing or have another form, see `load_references`.
+    """
+    if "calls" not in doc:
+        raise TaskError(
+            f"the tool-call graders read the field `calls`, and the item has {', '.join(doc)}; expected the right calls as a "
+            f"list, or as its JSON text, such as {CALLS_FORM}"
+        )
     calls, references = parse_calls(single_answer(results)), load_references(doc["calls"])
     return {
         "strict": strict(calls, references),
@@ -84,7 +98,9 @@ def aopd(calls: Sequence[Call], references: Sequence[Reference]) -> float:
 
 def parse_calls(text: str) -> list[Call]:
     """Return all tool calls in a text, in order; never raises, whatever the text is."""
-    return _action_calls(text) if ACTION.search(text) else _json_calls(text)
+    thought, closed, rest = text.replace("\r\n", "\n").rpartition("</think>")
+    answer = rest if closed else (thought + rest).partition("<think>")[0]
+    return _action_calls(answer) if ACTION.search(answer) else _json_calls(answer)
 
 
 def render_actions(references: Iterable[Reference]) -> str:
@@ -106,9 +122,32 @@ def dump_references(references: Iterable[Reference]) -> str:
     return json.dumps([{**vars(call), "placeholders": sorted(call.placeholders)} for call in references])
 
 
-def load_references(text: str) -> list[Reference]:
-    """Read references back from a document's `calls`."""
-    return [Reference(**{**call, "placeholders": frozenset(call["placeholders"])}) for call in json.loads(text)]
+def load_references(calls: str | Sequence[Any]) -> list[Reference]:
+    """Read references from a document's `calls`: a list of `name` and `arguments`, or its JSON text.
+
+    `placeholders` (names of arguments) and `defaults` (an object) may be left out. Raises `TaskError` for another form.
+    """
+    try:
+        listed: Any = json.loads(calls) if isinstance(calls, str) else calls
+    except ValueError as error:
+        raise TaskError(f"the field `calls` is not JSON ({error}); expected a list such as {CALLS_FORM}") from error
+    if not isinstance(listed, Sequence) or isinstance(listed, str):
+        raise TaskError(f"the field `calls` holds {type(listed).__name__}; expected a list such as {CALLS_FORM}")
+    return [_load_reference(call) for call in listed]
+
+
+def _load_reference(call: Any) -> Reference:
+    fields = call if isinstance(call, Mapping) else {}
+    arguments = fields.get("arguments")
+    if isinstance(arguments, str):
+        arguments, _ = decode_object(arguments.strip())
+    if not isinstance(fields.get("name"), str) or not isinstance(arguments, Mapping):
+        raise TaskError(
+            f"the field `calls` holds {json.dumps(call, default=str):.80}; expected a `name` and `arguments` (an object), "
+            f"such as {CALLS_FORM}"
+        )
+    placeholders, defaults = fields.get("placeholders") or (), fields.get("defaults") or {}
+    return Reference(fields["name"], dict(arguments), frozenset(placeholders), dict(defaults))
 
 
 def decode_object(text: str, start: int = 0) -> tuple[dict[str, Any] | None, int]:
@@ -134,10 +173,23 @@ def _json_calls(text: str) -> list[Call]:
     position = text.find("{")
     while position >= 0:
         value, end = decode_object(text, position)
-        if value is not None and isinstance(value.get("name"), str) and isinstance(value.get("arguments"), dict):
-            calls.append(Call(value["name"], value["arguments"]))
+        calls += _calls_in(value)
         position = text.find("{", max(end, position + 1))
     return calls
+
+
+def _calls_in(value: Any) -> list[Call]:
+    """Return the calls of a JSON value: itself, or those in an envelope around them."""
+    if isinstance(value, list):
+        return [call for part in value for call in _calls_in(part)]
+    if not isinstance(value, dict):
+        return []
+    arguments = value.get("arguments")
+    if isinstance(arguments, str):
+        arguments, _ = decode_object(arguments.strip())
+    if isinstance(value.get("name"), str) and isinstance(arguments, dict):
+        return [Call(value["name"], arguments)]
+    return [call for name in ENVELOPES if name in value for call in _calls_in(value[name])]
 
 
 def _same_call(call: Call, reference: Reference) -> bool:

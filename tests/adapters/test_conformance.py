@@ -52,7 +52,9 @@ def made(name: str, **options: Any) -> Adapter:
     return make_adapter(name, AdapterEntry(adapter=name, options={**({"of": WRAPPED} if wraps else {}), **options}))
 
 
-@pytest.mark.parametrize("name", registered())
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "trl")) for name in registered()]
+)
 def test_every_registered_adapter_conforms(name: str):
     outcomes = list(check_adapter(made(name, **NEEDED.get(name, {}))))
     if missing := [outcome.sentence for outcome in outcomes if outcome.result == "skipped"]:
@@ -81,6 +83,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=[f"{name} {options}" for name, options in VARIANTS])
 def test_options_change_the_method_and_not_its_promises(name: str, options: dict[str, Any]):
     outcomes = list(check_adapter(made(name, **options), [*LOSS, *GATE, "masks", "empty and cut responses"]))
@@ -222,7 +225,7 @@ def test_the_command_line_lists_adapters_with_needs_options_and_defaults(
     out = capsys.readouterr().out
     assert all(name in out for name in registered())
     assert "gate: log_ratio" in out
-    assert "as what it wraps" in out
+    assert "as the wrapped" in out
 
 
 def test_the_command_line_checks_an_adapter_and_its_exit_code_says_how_it_went(

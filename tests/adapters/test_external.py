@@ -120,6 +120,7 @@ def test_a_run_with_the_shipped_example_learns_what_sft_learns(tmp_path: Path):
     assert left == {"prompts.jsonl", "config.json", "steps.jsonl", "output.log"}
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_to_the_bit(tmp_path: Path):
     found: list[dict[str, torch.Tensor]] = []
     for name in "ab":

@@ -20,6 +20,7 @@ from adapters.exopd import ExOPD
 from adapters.gkd import GKD
 from adapters.grpo import GRPO
 from adapters.kl import ForwardKL, ReverseKL
+from adapters.loop.tokens import Tokens, uniform_draws
 from adapters.loop.training_loop import LoopAdapter
 from adapters.sdft import SDFT
 from adapters.sft import SeqKD
@@ -27,9 +28,10 @@ from adapters.tropd import TrOPD
 from adapters.vopd import VOPD
 from adapters.wrappers.kl_to_start import KLToStart
 from adapters.wrappers.wrapper import Inner
-from harness.adapter import Adapter
+from harness.adapter import Adapter, Requirements
 from harness.config.training import Training
 from harness.errors import ConfigError
+from harness.lm.rollouts import Batch
 from tests.support.broken import InvertedEMA, WrongExOPD
 from tests.support.models import (
     VOCABULARY,
@@ -114,6 +116,10 @@ def aopd(forward: Callable[[Dense, int], Tensor]) -> Callable[[Dense], Tensor]:
     return lambda d: torch.where(d.advantage <= 0, forward(d, 4), -d.advantage * d.at(d.q))
 
 
+def weighted(d: Dense) -> Tensor:
+    return torch.where(d.advantage <= 0, 0.7 * fkl_top(d, 4), -1.25 * d.advantage * d.at(d.q))
+
+
 def symmetric(d: Dense) -> Tensor:
     return torch.where(d.advantage.abs() >= 0.5, fkl_top(d, 4), -d.advantage * d.at(d.q))
 
@@ -136,7 +142,8 @@ CASES: dict[str, tuple[Adapter, Callable[[Dense], Tensor]]] = {
     "exopd": (ExOPD(), exopd),
     "eopd": (EOPD(top_k=4, threshold=2.6, clip=None), eopd),
     "vopd": (VOPD(), vopd),
-    "tropd": (TrOPD(top_k=4, trust=0.5), tropd),
+    "tropd threshold": (TrOPD(top_k=4, gate="threshold", trust=0.5), tropd),
+    "aopd weighted": (AOPD(top_k=4, fkl_weight=0.7, weight=1.25), weighted),
     "aopd bucket": (AOPD(top_k=4, tail="bucket"), aopd(fkl_bucket)),
     "aopd renormalised": (AOPD(top_k=4, tail="renormalise"), aopd(fkl_renormalised)),
     "aopd symmetric": (AOPD(top_k=4, symmetric=True, threshold=0.5), symmetric),
@@ -173,33 +180,84 @@ def test_the_formula_written_out_finds_a_lambda_on_the_wrong_term(recorder: type
 
 
 def test_eopd_and_tropd_route_some_tokens_and_not_others(recorder: type[Recorder]):
-    for name in ("eopd", "tropd", "aopd symmetric"):
+    for name in ("eopd", "tropd threshold", "aopd symmetric"):
         log: list[dict[str, Any]] = []
         trained(CASES[name][0], log)
         assert 0 < log[0]["routed_fkl"] < 1, name
 
 
-def test_grpo_weighs_each_response_by_its_normalised_grade(recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch):
-    # Two answers to each of three prompts; every second one is right: mean 1/2, standard deviation 1/2.
+def grpo_losses(batch: Batch, kl: float) -> dict[str, Tensor]:
+    """Return the gradient of the method's loss on dense logits, with the credits of the rollouts."""
+    model, reference = qwen3(), local_teacher(2).model
+    losses: list[Tensor] = []
+    for r in batch.rollouts:
+        window = slice(len(r.example.prompt) - 1, len(r.prompt_and_response) - 1)
+        rows = [dense_logprobs(m, r.prompt_and_response)[window] for m in (model, reference)]
+        q, ref = (x.gather(-1, torch.tensor(r.response)[:, None])[:, 0] for x in rows)
+        ratio = ref.detach().exp() / q.exp()
+        losses.append((-r.credit * q + kl * (ratio - ratio.log() - 1)).mean())
+    torch.stack(losses).mean().backward()
+    return gradients(model)
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.04])
+def test_grpo_weighs_each_response_by_its_normalised_grade_and_holds_it_to_the_start(
+    kl: float, recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch
+):
+    # Two answers to each of three prompts; every second one is right: mean 1/2, standard deviation of two sqrt(1/2).
     grades = iter([1.0, 0.0] * 3)
     monkeypatch.setattr("harness.adapter.StageContext.reward", lambda *_: next(grades))
-    GRPO().train_stage(stage({"prompts_per_step": 3, "num_generations": 2}))
+    GRPO(kl=kl).train_stage(stage({"prompts_per_step": 3, "num_generations": 2}))
     (batch,) = recorder.made[-1].batches[0]
-    normalised = 0.5 / (0.5 + 1e-4)
-    by_response = {tuple(r.response): r.credit for r in batch.rollouts}
-    assert sorted(by_response.values()) == pytest.approx([-normalised] * 3 + [normalised] * 3)
+    normalised = 0.5 / (0.5**0.5 + 1e-4)
+    assert sorted(r.credit for r in batch.rollouts) == pytest.approx([-normalised] * 3 + [normalised] * 3)
+    assert_same_gradients(recorder.made[-1].gradients[0], grpo_losses(batch, kl), 1e-6)
+
+
+def test_grpo_asks_for_the_start_only_where_its_kl_is_on():
+    assert GRPO().requirements == Requirements(reference=True)
+    assert GRPO(kl=0).requirements == Requirements()
+
+
+@pytest.mark.parametrize("micro_batch", [None, 2])
+def test_tropd_rejects_a_token_by_a_draw_of_its_own(micro_batch: int | None, recorder: type[Recorder]):
+    log: list[dict[str, Any]] = []
+    found = trained(TrOPD(top_k=4), log, micro_batch=micro_batch)
+    rollouts = [r for batch in found.batches[0] for r in batch.rollouts]
+    draws = {tuple(r.response): uniform_draws(stage().seed, 0, [r]) for r in rollouts}
+
+    def sampled(d: Dense) -> Tensor:
+        accepted = draws[tuple(d.y.tolist())] < (d.at(d.p) - d.at(d.q)).exp().clamp(max=1).detach()
+        return torch.where(accepted, -d.advantage * d.at(d.q), fkl_top(d, 4))
 
     model = qwen3()
-    losses = [
-        -credit
-        * dense_logprobs(model, r.prompt_and_response)[len(r.example.prompt) - 1 : -1]
-        .gather(-1, torch.tensor(r.response)[:, None])
-        .mean()
-        for r in batch.rollouts
-        for credit in [r.credit]
-    ]
-    torch.stack(losses).mean().backward()
-    assert_same_gradients(recorder.made[-1].gradients[0], gradients(model), 1e-6)
+    dense_loss(model, sampled).backward()
+    assert_same_gradients(found.gradients[0], gradients(model), 1e-6)
+    assert 0 < log[0]["routed_fkl"] < 1
+
+
+def test_tropd_accepts_a_token_with_probability_min_p_over_q_and_1():
+    count = 20_000
+    logq = torch.linspace(-3, -0.1, count, dtype=torch.float64)
+    logp = logq + torch.linspace(-2, 1, count, dtype=torch.float64)
+    uniform = torch.rand(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    tokens = Tokens(logq, logq, logp, logq[:, None], logp[:, None], uniform=uniform)
+    routed = TrOPD().token_losses(tokens).routed
+    assert routed is not None
+    expected = 1 - (logp - logq).exp().clamp(max=1)
+    assert float(routed.double().mean() - expected.mean()) == pytest.approx(0, abs=0.01)
+    assert not routed[logp >= logq].any()
+
+
+def test_draws_are_uniform_and_depend_on_seed_step_item_and_response():
+    one = uniform_draws(0, 0, [rollout([3], [4, 5, 6])])
+    assert torch.equal(one, uniform_draws(0, 0, [rollout([3], [4, 5, 6])]))
+    others = [(1, 0, [4, 5, 6]), (0, 1, [4, 5, 6]), (0, 0, [4, 5, 7])]
+    assert not any(torch.equal(one, uniform_draws(seed, step, [rollout([3], y)])) for seed, step, y in others)
+    many = torch.cat([uniform_draws(0, step, [rollout([3], [4] * 50)]) for step in range(200)])
+    assert float(many.mean()) == pytest.approx(0.5, abs=0.01)
+    assert float(many.min()) >= 0
+    assert float(many.max()) < 1
 
 
 def test_a_group_of_one_is_refused():
@@ -209,7 +267,7 @@ def test_a_group_of_one_is_refused():
 
 def test_a_group_whose_answers_are_all_alike_teaches_nothing(recorder: type[Recorder], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("harness.adapter.StageContext.reward", lambda *_: 1.0)
-    GRPO().train_stage(stage({"prompts_per_step": 3, "num_generations": 2}))
+    GRPO(kl=0).train_stage(stage({"prompts_per_step": 3, "num_generations": 2}))
     assert not any(value.any() for value in recorder.made[-1].gradients[0].values())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,17 @@ def test_a_step_takes_as_many_updates_as_were_asked_for(
     adapter.train_stage(stage({"num_generations": 2}))
     (found,) = recorder.made
     assert len(found.losses) == found.total_updates == updates
+
+
+def test_several_updates_without_a_ratio_are_warned_of(recorder: type[Recorder]):
+    def warnings_of(**options: Any) -> list[str]:
+        said: list[str] = []
+        made("aopd", top_k=4, updates_per_rollout=2, **options).train_stage(replace(stage(), warn=said.append))
+        return said
+
+    (sentence,) = warnings_of()
+    assert "updates_per_rollout is 2 and clip is null" in sentence
+    assert warnings_of(clip=0.2) == []
 
 
 def _strange(_: Any) -> None:

@@ -87,6 +87,7 @@ def untimed(folder: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines(folder)]
 
 
+@pytest.mark.slow
 def test_a_run_trains_every_stage_and_leaves_only_what_any_adapter_leaves(finished: Path, suite: Suite):
     found = json.loads((finished / "manifest.json").read_text())
     assert len({found["weights"][key] for key in ("start", "stage_1", "stage_2")}) == 3
@@ -115,6 +116,7 @@ def test_the_step_log_has_what_reports_read(finished: Path):
         assert line["warnings"] == []
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_to_the_bit(finished: Path, suite: Suite, tmp_path: Path):
     torch.rand(3)  # what ran before must not matter
     again = run(RunSpec(suite, "trl", 0, out=tmp_path))

@@ -111,6 +111,7 @@ def test_a_run_measures_every_stage_at_the_starts_own_answers(aopd: Path):
     assert "prompt" not in later
 
 
+@pytest.mark.slow
 def test_methods_from_one_start_are_measured_at_the_same_answers(aopd: Path, opd: Path, control: Path):
     for stage in range(3):
         assert len({figures(run_)[stage]["answers"] for run_ in (aopd, opd, control)}) == 1
@@ -134,6 +135,7 @@ def test_a_run_that_lacks_a_measurement_gets_it_and_no_more(micro: Suite, out: P
     assert not [name for name in (tmp_path / "evaluations").iterdir() if name.is_dir() and "start-" not in name.name]
 
 
+@pytest.mark.slow
 def test_a_start_with_the_same_tensors_and_another_configuration_answers_itself(
     micro: Suite, student_folder: Path, tmp_path: Path
 ):

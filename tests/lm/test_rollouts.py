@@ -40,6 +40,19 @@ def test_sequence_mean_weighs_sequences_alike_and_token_mean_tokens():
     assert by_token.weights.tolist() == pytest.approx([1 / 5] * 5)
 
 
+def test_micro_batch_mean_is_the_token_mean_of_each_micro_batch_by_its_share_of_the_sequences():
+    other = rollout([1, 2], [3])
+    (whole,) = make_batches([LONG, SHORT, other], "micro_batch_mean", None)
+    # one micro-batch of 3 + 2 + 1 tokens: the token mean
+    assert whole.weights.tolist() == pytest.approx([1 / 6] * 6)
+    # two of the three sequences have 3 + 2 tokens, the third has 1: 2/3 of 1/5 each, and 1/3
+    parts = make_batches([LONG, SHORT, other], "micro_batch_mean", 2)
+    assert [part.weights.tolist() for part in parts] == [pytest.approx([2 / 15] * 5), pytest.approx([1 / 3])]
+    # micro-batches of one sequence: the sequence mean
+    single = [w for part in make_batches([LONG, SHORT, other], "micro_batch_mean", 1) for w in part.weights.tolist()]
+    assert single == pytest.approx([1 / 9] * 3 + [1 / 6] * 2 + [1 / 3])
+
+
 def test_empty_responses_are_left_out_and_do_not_dilute_the_rest():
     empty = rollout([1, 2, 3], [])
     (batch,) = make_batches([LONG, empty, SHORT], "sequence_mean", None)

@@ -312,6 +312,7 @@ def refusal(folder: Path) -> str:
     return str(error.value)
 
 
+@pytest.mark.slow
 def test_an_unknown_task_is_refused_with_the_nearest_name(library: TaskLibrary):
     with pytest.raises(TaskError) as error:
         library.load("tiny_wether")

@@ -205,6 +205,7 @@ def test_an_interrupted_run_is_not_finished_and_goes_on_where_it_stopped(micro: 
     assert cells(spec.path) == cells(aopd)
 
 
+@pytest.mark.slow
 def test_a_run_interrupted_after_its_last_training_still_names_all_weights(micro: Suite, aopd: Path, tmp_path: Path):
     spec = RunSpec(micro, "aopd", 0, out=tmp_path)
     with pytest.raises(StoppedError):
@@ -253,6 +254,7 @@ def test_what_is_replayed_is_what_earlier_stages_trained_on(tmp_path: Path, monk
     assert seen == [(3, []), (5, ["tiny_weather"] * 3)]
 
 
+@pytest.mark.slow
 def test_seeds_differ_in_their_start_where_the_student_has_no_seed_of_its_own(micro: Suite, aopd: Path, tmp_path: Path):
     spec = RunSpec(micro, "aopd", 1, out=tmp_path)
     with pytest.raises(StoppedError):
@@ -295,6 +297,7 @@ def test_a_named_order_trains_the_stages_in_that_order(tmp_path: Path):
     assert [stage["name"] for stage in manifest(folder)["stages"]] == ["tiny_currency", "tiny_weather"]
 
 
+@pytest.mark.slow
 def test_the_joint_order_trains_all_tasks_in_one_stage(micro: Suite, tmp_path: Path):
     folder = run(RunSpec(micro, "aopd", 0, "joint", tmp_path / "runs"))
     assert manifest(folder)["stages"] == [{"name": "joint", "trains": ["tiny_weather", "tiny_currency"], "steps": 4}]
@@ -304,6 +307,7 @@ def test_the_joint_order_trains_all_tasks_in_one_stage(micro: Suite, tmp_path: P
     assert not (folder / "stage_2_joint").exists()
 
 
+@pytest.mark.slow
 def test_a_stage_may_train_several_tasks_together_and_another_follow(tmp_path: Path):
     def mixed(raw: dict[str, Any]) -> None:
         raw["stages"] = [{"task": "tools", "together": ["tiny_weather", "tiny_currency"]}, "tiny_short_sums"]
@@ -351,6 +355,7 @@ def test_a_budget_that_does_not_fit_the_context_is_refused_before_anything_is_tr
     assert not list((tmp_path / "runs").rglob("stage_*"))
 
 
+@pytest.mark.slow
 def test_a_stage_may_have_a_teacher_of_its_own(aopd: Path, tmp_path: Path):
     def other_teacher(raw: dict[str, Any]) -> None:
         raw["stages"] = [{"task": "tiny_weather"}, {"task": "tiny_currency", "teacher": {**raw["teacher"], "seed": 7}}]
@@ -416,6 +421,7 @@ def test_the_first_error_of_a_sweep_is_raised(tmp_path: Path):
         sweep(plan_runs(suite, ["none", "opd"], [0], "default", tmp_path / "runs"), 1, lambda _: None)
 
 
+@pytest.mark.slow
 def test_a_tracker_gets_steps_and_scores_and_changes_no_number(micro: Suite, aopd: Path, tmp_path: Path):
     folder = run(RunSpec(micro.model_copy(update={"trackers": ("tensorboard",)}), "aopd", 0, out=tmp_path))
     assert manifest(folder)["config_hash"] == manifest(aopd)["config_hash"]
@@ -427,6 +433,7 @@ def test_a_tracker_gets_steps_and_scores_and_changes_no_number(micro: Suite, aop
     assert [event.step for event in events.Scalars("score/tiny_weather")] == [0, lengths[0], sum(lengths)]
 
 
+@pytest.mark.slow
 def test_the_display_is_told_entropy_at_every_step(micro: Suite, tmp_path: Path):
     said: list[Event] = []
     folder = run(RunSpec(micro, "aopd", 0, out=tmp_path), said.append)

@@ -30,6 +30,7 @@ MATCHED = "matched"
 FIGURES: dict[str, tuple[str, str]] = {
     "average_accuracy": ("Average accuracy (ACC)", "%\u00a0↑"),
     "learning_accuracy": ("Learning accuracy", "%\u00a0↑"),
+    "start_accuracy": ("Accuracy at the start", "%\u00a0↑"),
     "plasticity": ("Plasticity", "points\u00a0↑"),
     "backward_transfer": ("Backward transfer (BWT)", "points\u00a0↑"),
     "forgetting_chaudhry": ("Forgetting (Chaudhry)", "points\u00a0↓"),

@@ -173,7 +173,7 @@ def _judged(effect: pd.Series, unit: str, p: float, sign: int, blocked: str, tes
 def _verdict(interval: tuple[float, float, float, int], p: float, sign: int, unit: str) -> str:
     value, low, high, seeds = interval
     if seeds < 3 or high - low <= 1e-9:
-        return f"not resolved: {'fewer than 3 seeds' if seeds < 3 else 'all seeds differ alike'}"
+        return f"not resolved: {'fewer than 3 seeds' if seeds < 3 else 'all seeds have the same effect'}"
     apart = low > 0 or high < 0
     if apart and p <= 0.05:
         return "supported" if sign * value > 0 else "contradicted"

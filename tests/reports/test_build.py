@@ -152,6 +152,7 @@ def test_pulls_and_agreement_are_told_in_numbers(report: Path, name: str):
     assert "opd (K = 1) overlap 90.0 %, mass 80.0 % of the student's and 95.0 % of the teacher's" in text
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_step_logs_of_earlier_versions_render_without_what_they_lack(tmp_path: Path):
     write_run(tmp_path, "opd")
     page = build.build_report([tmp_path], tmp_path / "report").read_text(encoding="utf-8")
@@ -169,6 +170,7 @@ def test_every_warning_of_the_guards_is_put_in_words():
     assert {NOT_FINITE, *(name for _, name, _ in SIGNS)} == set(sentences.WARNINGS)
 
 
+@pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize("evaluated", [4, 8])
 def test_an_unfinished_run_renders_and_says_what_is_missing(tmp_path: Path, evaluated: int):
     write_run(tmp_path, "opd")
@@ -221,28 +223,30 @@ CLEAN = compared("warm-up", "tiny_weather", "tiny_arithmetic", 36, 200, 0, 0, 0.
 LEAKED = compared("stage 1", "tiny_arithmetic", "tiny_weather", 4000, 200, 7, 9, 0.8123, 100)
 
 
-@pytest.mark.parametrize("name", ["report.html", "report.md"])
-def test_training_prompts_in_test_sets_are_shown_once_and_lead_the_report(tmp_path: Path, name: str):
+@pytest.mark.usefixtures("blank_figures")
+def test_training_prompts_in_test_sets_are_shown_once_and_lead_the_report(tmp_path: Path):
     for adapter in ("opd", "aopd"):
         record_overlap(write_run(tmp_path, adapter), CLEAN, LEAKED)
     build.build_report([tmp_path], tmp_path / "report")
-    text = (tmp_path / "report" / name).read_text(encoding="utf-8")
     row = ["stage 1 tiny_arithmetic", "4000", "tiny_weather", "200", "7", "9", "81.2", "100"]
-    assert text.count(f"| {' | '.join(row)} |" if name.endswith("md") else html_row(row)) == 1
-    assert "warm-up tiny_weather" not in text
-    # in the headline, and where the report says how it was made
-    assert text.count("are also training prompts (7 of 200 of tiny_weather in stage 1 tiny_arithmetic), where") == 2
+    for name, written in (("report.html", html_row(row)), ("report.md", f"| {' | '.join(row)} |")):
+        text = (tmp_path / "report" / name).read_text(encoding="utf-8")
+        assert text.count(written) == 1
+        assert "warm-up tiny_weather" not in text
+        # in the headline, and where the report says how it was made
+        assert text.count("are also training prompts (7 of 200 of tiny_weather in stage 1 tiny_arithmetic), where") == 2
 
 
-@pytest.mark.parametrize("name", ["report.html", "report.md"])
-def test_one_sentence_says_that_nothing_overlaps_and_another_that_a_run_recorded_nothing(tmp_path: Path, name: str):
+@pytest.mark.usefixtures("blank_figures")
+def test_one_sentence_says_that_nothing_overlaps_and_another_that_a_run_recorded_nothing(tmp_path: Path):
     record_overlap(write_run(tmp_path, "opd"), CLEAN)
     write_run(tmp_path, "aopd")
     build.build_report([tmp_path], tmp_path / "report")
-    text = (tmp_path / "report" / name).read_text(encoding="utf-8")
-    assert "No training prompt occurs in a test set (comparisons: 1; 0 share 13-grams, for which 100 %" in text
-    assert "1 run did not record whether training prompts occur in test sets." in text
-    assert "Training prompts in test sets" not in text
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / "report" / name).read_text(encoding="utf-8")
+        assert "No training prompt occurs in a test set (comparisons: 1; 0 share 13-grams, for which 100 %" in text
+        assert "1 run did not record whether training prompts occur in test sets." in text
+        assert "Training prompts in test sets" not in text
 
 
 @pytest.mark.parametrize("shape", ["one stage", "no update", "nothing evaluated"])
@@ -255,6 +259,7 @@ def test_small_runs_render(tmp_path: Path, shape: str):
     assert ("No training step has an entropy yet" in page) == (shape != "one stage")
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_joint_runs_and_stages_over_several_tasks_render_beside_the_others(tmp_path: Path):
     write_run(tmp_path)
     write_run(tmp_path, scores=[[0.5, 0.1, 0.6], [0.9, 1.0, 0.5]], order="joint", joint=True)

@@ -19,6 +19,7 @@ from reports.report.build import build_report
 from tests.reports.by_hand import Runs, read_runs
 from tests.reports.by_hand_pairs import headline_numbers
 from tests.reports.by_hand_training import recompute
+from tests.support.drawn_figures import blank_figures
 from tests.support.models import micro_suite, write_yaml
 from tests.support.parsed_page import ParsedPage, parse
 from tests.support.run_factory import TAUGHT, write_run
@@ -81,7 +82,8 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """Run directories and the page made of them."""
     make: Callable[[Path], Path] = request.param
     root = make(tmp_path_factory.mktemp(make.__name__))
-    return root, parse(build_report([root], root.parent / f"{make.__name__}-report"))
+    with blank_figures():
+        return root, parse(build_report([root], root.parent / f"{make.__name__}-report"))
 
 
 def test_tables_are_recomputed_cell_by_cell(built: tuple[Path, ParsedPage]):

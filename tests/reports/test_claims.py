@@ -16,38 +16,28 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from harness.errors import ConfigError
+from harness.stats.estimates import Estimate
 from harness.stats.intervals import Interval, t_interval
 from harness.stats.power import detectable
-from reports.claims.claim_file import read_claims
-from reports.claims.claim_metrics import METRICS, UNIT_OF, metric_series
+from harness.stats.verdicts import CONTRADICTED, NO_RUNS, NOT_RESOLVED, SUPPORTED, judge, p_of, seeds_to_resolve
+from reports.claims.claim_file import claim_metrics, metric_units, metrics_of_tasks, read_claims
 from reports.claims.grammar import Metric, parse
-from reports.claims.judge import (
-    CONTRADICTED,
-    NO_RUNS,
-    NOT_RESOLVED,
-    NOT_SHOWN_TO_MATCH,
-    SUPPORTED,
-    UNMATCHED,
-    judge,
-    p_of,
-    seeds_to_resolve,
-    verdicts,
-)
-from reports.claims.verdict_views import reported, said, verdicts_grid, write_verdicts
+from reports.claims.judge_claims import NOT_SHOWN_TO_MATCH, UNMATCHED, verdicts
+from reports.claims.render_verdicts import explain_verdict, reported, verdicts_grid, write_verdicts
 from reports.data.methods import find_methods
 from reports.terminal.report_commands import judge_by_setting
 from tests.support.run_factory import write_run
 
 START = [0.5, 0.1, 0.6]
 VALUES = {
-    Metric("aopd", "learned"): pd.Series({0: 0.6, 1: 0.8, 2: 0.7}),
-    Metric("opd", "learned"): pd.Series({0: 0.5, 1: 0.4}),
-    Metric("opd", "final"): pd.Series({0: 0.0, 1: 0.2}),
+    Metric("aopd", "learned"): Estimate({0: 0.6, 1: 0.8, 2: 0.7}),
+    Metric("opd", "learned"): Estimate({0: 0.5, 1: 0.4}),
+    Metric("opd", "final"): Estimate({0: 0.0, 1: 0.2}),
 }
 
 
 def effect(text: str) -> list[float]:
-    return list(parse(text).effect(VALUES.__getitem__))
+    return list(parse(text).effect(VALUES.__getitem__).by_seed.values())
 
 
 @pytest.mark.parametrize(
@@ -121,7 +111,7 @@ def test_whatever_is_no_part_of_the_grammar_is_refused(text: str):
         assert parse(text).left
         return
     with pytest.raises(
-        ValueError, match=r"expected one comparison|is allowed|are allowed|not allowed|is no name|larger than"
+        ValueError, match=r"expected one comparison|is allowed|are allowed|not allowed|is not a name|larger than"
     ):
         parse(text)
 
@@ -162,11 +152,11 @@ def write_claims(folder: Path, *changes: dict[str, Any]) -> Path:
         ),
         (
             {"expression": "metric(aopd, learnt) > 0"},
-            r"claim learns: claims.0: there is no metric 'learnt'; there are before",
+            r"claim learns: claims.0: there is no metric 'learnt'; there are final",
         ),
         (
             {"expression": "metric(aopd, intransigence) < 0"},
-            r"claim learns: claims.0: there is no metric 'intransigence'; there are before",
+            r"claim learns: claims.0: there is no metric 'intransigence'; there are final",
         ),
         ({"scope": {}}, "metric 'learned' is of one task; give scope.tasks"),
         ({"unit": "percent"}, r"claim learns: claims.0.unit: found 'percent'"),
@@ -204,7 +194,7 @@ def test_a_mistake_names_file_claim_and_key(tmp_path: Path, change: dict[str, An
     ],
 )
 def test_the_unit_is_the_metrics(expression: str, unit: str):
-    assert parse(expression).unit(UNIT_OF) == unit
+    assert parse(expression).unit(metric_units()) == unit
 
 
 def test_a_missing_key_a_broken_file_and_a_name_given_twice(tmp_path: Path):
@@ -225,7 +215,7 @@ def test_a_missing_key_a_broken_file_and_a_name_given_twice(tmp_path: Path):
 def test_the_shipped_claims_are_read_and_use_known_metrics():
     file = read_claims("aopd")
     assert len(file.claims) == 7
-    assert {metric.name for claim in file.claims for metric in claim.parsed.metrics} <= set(METRICS)
+    assert {metric.name for claim in file.claims for metric in claim.parsed.metrics} <= set(claim_metrics())
 
 
 @pytest.mark.parametrize(
@@ -352,15 +342,20 @@ def test_starts_are_judged_apart_and_beside_each_other(tmp_path: Path):
 def test_metrics_of_a_run_by_hand_and_up_to_a_stage(tmp_path: Path):
     write_run(tmp_path, "opd", 0, [START, [0.8, 0.2, 0.5], [0.3, 0.9, 0.4]])
     (method,) = find_methods([tmp_path], least=1)
+
+    def value(name: str, task: str = "", stage: int | None = None) -> float:
+        return method.estimate(claim_metrics()[name], task, stage).by_seed.get(0, math.nan)
+
     expected = {"before": 0.5, "learned": 0.8, "gained": 0.3, "final": 0.3, "retained": -0.5, "changed": -0.2}
-    for name, value in expected.items():
-        assert metric_series(method, name, "tiny_arithmetic")[0] == pytest.approx(value)
-    assert metric_series(method, "final", "tiny_arithmetic", stage=1)[0] == pytest.approx(0.8)
-    assert math.isnan(metric_series(method, "learned", "tiny_weather", stage=1)[0])
-    assert metric_series(method, "learning_accuracy")[0] == pytest.approx(0.85)
-    assert metric_series(method, "learning_accuracy", stage=1)[0] == pytest.approx(0.8)
-    assert metric_series(method, "forgetting_chaudhry")[0] == pytest.approx(0.5)
-    assert metric_series(method, "entropy")[0] == pytest.approx(0.85)
+    assert set(expected) | {"forgotten"} == set(metrics_of_tasks())
+    for name, by_hand in expected.items():
+        assert value(name, "tiny_arithmetic") == pytest.approx(by_hand)
+    assert value("final", "tiny_arithmetic", stage=1) == pytest.approx(0.8)
+    assert math.isnan(value("learned", "tiny_weather", stage=1))
+    assert value("learning_accuracy") == pytest.approx(0.85)
+    assert value("learning_accuracy", stage=1) == pytest.approx(0.8)
+    assert value("forgetting_chaudhry") == pytest.approx(0.5)
+    assert value("entropy") == pytest.approx(0.85)
 
 
 def test_what_stood_in_the_way_is_said_and_how_many_seeds_would_do(tmp_path: Path):
@@ -368,13 +363,13 @@ def test_what_stood_in_the_way_is_said_and_how_many_seeds_would_do(tmp_path: Pat
     write(tmp_path, "aopd", [0.5, 0.7, 0.6], [0.3] * 3)
     methods = find_methods([tmp_path])
     found = verdicts(read_claims(write_claims(tmp_path, {})).claims, methods)
-    assert said(found[0]).startswith("not resolved (half-width 24.8 points)")
+    assert explain_verdict(found[0]).startswith("not resolved (half-width 24.8 points)")
     row = verdicts_grid(found).rows[0]
     assert row[0] == "AOPD learns tiny_arithmetic, weak start"
     assert row[3] == "+5.0"
     assert int(row[-1]) > 3
     alike = verdicts(read_claims(write_claims(tmp_path, {"expression": "metric(opd, learned) > 0"})).claims, methods)
-    assert verdicts_grid(alike).rows[0][-2:] == ["not resolved: all seeds differ alike", "–"]
+    assert verdicts_grid(alike).rows[0][-2:] == ["not resolved: all seeds have the same effect", "–"]
     written = write_verdicts(found, [read_claims(write_claims(tmp_path, {}))], tmp_path / "out")
     assert "A trial: nowhere" in written[0].read_text(encoding="utf-8")
     assert pd.read_csv(written[1]).loc[0, "verdict"] == NOT_RESOLVED

@@ -16,24 +16,15 @@ import pytest
 
 from harness.cli.app import main
 from harness.errors import RunError
-from harness.stats.continual import FIGURES
+from harness.stats.continual import ACCURACY, BACKWARD, FORGETTING, LEARNING, Figure
 from harness.stats.intervals import Interval
+from harness.stats.matching import how_matched
 from harness.stats.significance import holm
 from reports.compare.comparison import Comparison, Stages
-from reports.compare.rows import (
-    AVERAGE,
-    BACKWARD,
-    ENTROPY,
-    FINAL,
-    FORGOTTEN,
-    LEARNED,
-    frame,
-    frame_by_seed,
-    how_matched,
-)
-from reports.compare.views import latex, markdown
+from reports.compare.render_comparison import latex, markdown
+from reports.compare.rows import AVERAGE, comparison_table, comparison_table_by_seed
 from reports.data.frames import load
-from reports.data.methods import find_methods
+from reports.data.methods import ENTROPY, find_methods
 from reports.data.tables import figures_by_seed
 from tests.support.run_factory import PROBES, SCORES, STAGES, write_run
 
@@ -65,19 +56,17 @@ def test_rows_are_the_figures_of_the_report(two: list[Path]):
     """Every average is the paired mean of what the report's own figures say of each run."""
     compared = Comparison(find_methods(two))
     figures = figures_by_seed(load(two).scores).pivot(index="seed", columns=["figure", "adapter"], values="value")
-    named = {"learning_accuracy": (LEARNED, AVERAGE), "forgetting_chaudhry": (FORGOTTEN, "")}
-    named |= {"backward_transfer": (BACKWARD, ""), "average_accuracy": (FINAL, AVERAGE)}
-    assert set(named) <= set(FIGURES)
-    for figure, (measure, task) in named.items():
-        row = compared.row("aopd", measure, task)
+    named: list[tuple[Figure, str]] = [(LEARNING, AVERAGE), (FORGETTING, ""), (BACKWARD, ""), (ACCURACY, AVERAGE)]
+    for figure, task in named:
+        row = compared.row("aopd", figure, task)
         assert row is not None
-        change = figures[figure]["aopd"] - figures[figure]["opd"]
-        assert list(row.difference.by_seed) == pytest.approx(list(change))
+        change = figures[figure.name]["aopd"] - figures[figure.name]["opd"]
+        assert list(row.difference.by_seed.values()) == pytest.approx(list(change))
         assert row.difference.items.mean == pytest.approx(change.mean())
 
 
 def test_a_row_by_hand(two: list[Path]):
-    table = frame(Comparison(find_methods(two)).rows).set_index(["measure", "task"])
+    table = comparison_table(Comparison(find_methods(two)).rows).set_index(["measure", "task"])
     row: Any = table.loc[("learned", "tiny_arithmetic")]
     assert (row["baseline_value"], row["method_value"], row["difference"]) == pytest.approx((0.6, 0.8, 0.2))
     assert (row["low"], row["high"]) == pytest.approx((0.2 - 4.302653 * 0.1 / 3**0.5, 0.2 + 4.302653 * 0.1 / 3**0.5))
@@ -85,7 +74,7 @@ def test_a_row_by_hand(two: list[Path]):
     assert row["p_holm"] == row["p"]
     untested: Any = table.loc[("learned", "tiny_weather")]
     assert math.isnan(untested["p"])
-    assert len(frame_by_seed(Comparison(find_methods(two)).rows)) == 3 * len(table)
+    assert len(comparison_table_by_seed(Comparison(find_methods(two)).rows)) == 3 * len(table)
 
 
 def test_the_best_stage_counts_for_forgetting(tmp_path: Path):
@@ -96,13 +85,13 @@ def test_the_best_stage_counts_for_forgetting(tmp_path: Path):
         write_run(tmp_path, name, 0, scores, stages=stages, probes=())
         for name, scores in (("opd", falls), ("aopd", rises))
     ]
-    row = Comparison(find_methods(paths)).row("aopd", FORGOTTEN)
+    row = Comparison(find_methods(paths)).row("aopd", FORGETTING)
     assert row is not None
     assert (row.difference.base, row.difference.other) == (pytest.approx(0.1), pytest.approx(0.35))
 
 
 def test_forgetting_is_judged_only_at_matched_learning(tmp_path: Path, two: list[Path]):
-    unmatched = Comparison(find_methods(two)).row("aopd", FORGOTTEN)
+    unmatched = Comparison(find_methods(two)).row("aopd", FORGETTING)
     assert unmatched is not None
     assert (unmatched.learning, unmatched.judged, pd.isna(unmatched.adjusted)) == ("unmatched", False, True)
     kept = [write_three(tmp_path / "b", "opd", LOW), write_three(tmp_path / "b", "sft", [*LOW[:2], [0.2, 0.7, 0.5]])]
@@ -110,7 +99,7 @@ def test_forgetting_is_judged_only_at_matched_learning(tmp_path: Path, two: list
         shutil.rmtree(tmp_path / "b" / "tiny" / "sft" / "default" / f"seed{seed}")
         scores = [*shifted(LOW, (0.0, 0.1, -0.1)[seed])[:2], [last, 0.7, 0.5]]
         write_run(tmp_path / "b", "sft", seed, scores)
-    matched = Comparison(find_methods(kept)).row("sft", FORGOTTEN)
+    matched = Comparison(find_methods(kept)).row("sft", FORGETTING)
     assert matched is not None
     assert (matched.learning, matched.judged) == ("matched", True)
     assert matched.adjusted == pytest.approx(matched.difference.p)
@@ -136,21 +125,21 @@ def test_holm_counts_tasks_and_methods_within_a_measure(tmp_path: Path):
         write_three(tmp_path, "gkd", HIGH, (0.1, 0.0, 0.0)),
     ]
     every = Comparison(find_methods(paths))
-    rows = [row for row in every.rows if row.measure == LEARNED and row.task != AVERAGE]
+    rows = [row for row in every.rows if row.quantity == LEARNING and row.task != AVERAGE]
     assert len(rows) == 4
     assert [row.adjusted for row in rows] == pytest.approx(holm([row.difference.p for row in rows]), nan_ok=True)
     shown = Comparison(every.methods, tasks=["tiny_arithmetic"])
     assert {row.task for row in shown.rows} == {"tiny_arithmetic"}
-    assert shown.rows[0].adjusted == rows[0].adjusted
+    assert [row.adjusted for row in shown.rows if row.quantity == LEARNING] == [rows[0].adjusted, rows[2].adjusted]
 
 
 def test_an_earlier_stage_ends_the_comparison_there(two: list[Path]):
     compared = Comparison(find_methods(two), stage=1)
-    assert compared.row("aopd", FORGOTTEN) is None
-    average = compared.row("aopd", LEARNED, AVERAGE)
+    assert compared.row("aopd", FORGETTING) is None
+    average = compared.row("aopd", LEARNING, AVERAGE)
     assert average is not None
     assert average.difference.seeds.mean == pytest.approx(0.2)
-    assert [row.title for row in compared.rows if row.measure == FINAL] == [
+    assert [row.title for row in compared.rows if row.quantity == ACCURACY] == [
         *(f"final score: {task}" for task in (*STAGES, *PROBES)),
         "final score: average",
     ]
@@ -193,7 +182,7 @@ def test_two_single_runs_are_paired_by_items_whatever_their_seeds(two: list[Path
     paths = [two[0] / "default" / "seed0", two[0] / "default" / "seed1"]
     compared = Comparison(find_methods(paths))
     assert [method.name for method in compared.methods] == ["opd, seed 0", "opd, seed 1"]
-    row = compared.row("opd, seed 1", LEARNED, "tiny_arithmetic")
+    row = compared.row("opd, seed 1", LEARNING, "tiny_arithmetic")
     assert row is not None
     assert (row.difference.seeds.mean, row.difference.gained) == (pytest.approx(0.1), 1)
     assert "differ in their seed" in compared.notes()[0]
@@ -217,15 +206,15 @@ def test_two_orders_of_the_same_tasks_are_paired_by_task_without_what_they_forge
         write_run(tmp_path, "opd", seed, LOW)
         write_run(tmp_path, "opd", seed, turned, order="back", stages=STAGES[::-1])
     compared = Comparison(find_methods([tmp_path / "tiny/opd" / order for order in ("default", "back")]))
-    learned = compared.row("opd, back", LEARNED, AVERAGE)
+    learned = compared.row("opd, back", LEARNING, AVERAGE)
     assert learned is not None
     assert learned.difference.seeds.mean == pytest.approx((0.8 + 0.7) / 2 - (0.6 + 0.7) / 2)
     assert learned.difference.items.mean == pytest.approx(learned.difference.seeds.mean)
-    final = compared.row("opd, back", FINAL, "tiny_arithmetic")
+    final = compared.row("opd, back", ACCURACY, "tiny_arithmetic")
     assert final is not None
     assert final.difference.seeds.mean == pytest.approx(0.8 - 0.4)
-    assert {row.measure for row in compared.rows}.isdisjoint({FORGOTTEN, BACKWARD})
-    assert any("can forget other ones" in note for note in compared.notes())
+    assert {row.quantity.name for row in compared.rows}.isdisjoint({FORGETTING.name, BACKWARD.name})
+    assert any("can forget different ones" in note for note in compared.notes())
 
 
 def test_several_orders_need_a_choice(tmp_path: Path, two: list[Path]):

@@ -232,6 +232,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     assert not end.value.code
 
 
+@pytest.mark.slow
 def test_what_a_refusal_says_to_do_mends_it(damaged: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(RunError) as error:
         _ = load([damaged / "micro"]).scores
@@ -244,6 +245,7 @@ def test_what_a_refusal_says_to_do_mends_it(damaged: Path, monkeypatch: pytest.M
     assert load([damaged / "micro"]).scores["score"].notna().all()
 
 
+@pytest.mark.slow
 def test_the_named_checkpoints_are_evaluated_in_one_matrix(damaged: Path, monkeypatch: pytest.MonkeyPatch):
     change_manifest(damaged / "micro/sft/default/seed0", config={"evaluation": {"limit": 3}})
     for file in damaged.glob("micro/sft/default/seed0/stage_[12]*/eval/*/results.json"):

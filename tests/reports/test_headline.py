@@ -122,7 +122,7 @@ def test_orders_that_end_with_other_tasks_are_compared_in_learning_alone(tmp_pat
     one, other = (tmp_path / "tiny/opd" / order for order in ("default", "back"))
     (sentence,) = sentences_of(Comparison(find_methods([one, other])))
     assert "learned 20.0 points more" in sentence
-    assert sentence.endswith("so they can forget other ones: forgetting and BWT are not compared.")
+    assert sentence.endswith("so they can forget different ones: forgetting and BWT are not compared.")
 
 
 @pytest.mark.parametrize("seeds", [(0, 1), (5, 6)])

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from reports.compare.comparison import Comparison
-from reports.compare.rows import ENTROPY
-from reports.data.methods import find_methods
+from reports.data.methods import ENTROPY, find_methods
 from tests.support.run_factory import write_run
 
 

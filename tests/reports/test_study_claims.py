@@ -13,13 +13,14 @@ from scipy import stats
 from harness.config.run_spec import RunSpec
 from harness.stats.intervals import Interval, t_interval
 from harness.stats.significance import holm, p_value
-from reports.claims.judge import CONTRADICTED, NO_RUNS, NOT_RESOLVED, NOT_SHOWN_TO_MATCH, SUPPORTED, UNMATCHED, judge
-from reports.claims.verdict_views import claimed, count_verdicts, reported, verdicts_grid
+from harness.stats.verdicts import CONTRADICTED, NO_RUNS, NOT_RESOLVED, SUPPORTED, judge
+from reports.claims.judge_claims import NOT_SHOWN_TO_MATCH, UNMATCHED
+from reports.claims.render_verdicts import claimed, count_verdicts, reported, verdicts_grid
 from reports.document.blocks import Grid
 from reports.study.factors import describe_factor
 from reports.study.matched_settings import FORGETTING, RETENTION, describe_matching, pair_settings, pairs_grid
 from reports.study.study_results import Config, Results, collect
-from reports.study.study_verdicts import chosen_rates, judge_study
+from reports.study.study_verdicts import judge_study
 from tests.support.study_factory import constant, fill, study, write_finished
 
 NAN = float("nan")
@@ -209,9 +210,6 @@ def test_a_seed_s_learning_rate_is_chosen_by_the_other_seeds(tmp_path: Path):
     """Seed 0 alone does best at 4e-4, and must not choose it for itself."""
     levels = {1e-4: [0.2, 0.2, 0.2], 2e-4: [0.5, 0.6, 0.7], 4e-4: [0.95, 0.4, 0.3]}
     results = rated(tmp_path, lambda s, lr: levels[lr][s.seed])
-    chosen = chosen_rates(results, "weak", "aopd", "first_learned")
-    assert list(chosen["rate"]) == [2e-4, 4e-4, 4e-4]
-    assert list(chosen["value"]) == [0.5, 0.4, 0.3]
     (claim,) = [each for each in judge_study(results) if "best learning rate" in claimed(each)]
     assert "which the other seeds chose" in claim.compared
     assert "aopd 0.0002 or 0.0004, the highest tried" in claim.compared

@@ -30,14 +30,15 @@ def test_the_t_interval_is_scipys():
     values = pd.Series([0.2, 0.5, 0.9, math.nan])
     known = values.dropna()
     low, high = stats.t.interval(0.95, 2, loc=known.mean(), scale=stats.sem(known))
-    assert tables.t_interval(values) == pytest.approx((known.mean(), low, high, 3))
+    found = tables.t_interval(values)
+    assert (found.mean, found.low, found.high, found.seeds) == pytest.approx((known.mean(), low, high, 3))
 
 
 def test_one_seed_has_a_mean_and_no_interval_and_none_has_nothing():
-    mean, low, high, seeds = tables.t_interval(pd.Series([0.4]))
-    assert (mean, seeds) == (0.4, 1)
-    assert math.isnan(low)
-    assert math.isnan(high)
+    one = tables.t_interval(pd.Series([0.4]))
+    assert (one.mean, one.seeds) == (0.4, 1)
+    assert math.isnan(one.low)
+    assert math.isnan(one.high)
     assert tables.t_interval(pd.Series([math.nan])).seeds == 0
 
 
@@ -56,7 +57,7 @@ def test_figures_per_seed_equal_the_hand_computation(frames: Frames):
 
 
 def test_the_figure_table_has_means_intervals_and_formulas(frames: Frames):
-    table = tables.figure_table(frames.scores).set_index("figure")
+    table = tables.with_plain_columns(tables.figure_table(frames.scores)).set_index("figure")
     row = table.loc["forgetting_chaudhry"]
     half = stats.t.ppf(0.975, 1) * 0.2  # seeds 0.5 and 0.1: s = 0.2828, s/sqrt(2) = 0.2
     assert (row["mean"], row["low"], row["high"], row["seeds"]) == pytest.approx((0.3, 0.3 - half, 0.3 + half, 2))

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from harness.errors import ConfigError
 from harness.stats import continual as metrics
-from harness.stats.continual import ScoreMatrix
+from harness.stats.continual import FIGURES, ScoreMatrix
 
 # Three stages and one probe. Rows: start, after a, after b, after c.
 #          a     b     c     probe
@@ -21,6 +21,8 @@ ROWS = [
     [0.20, 0.60, 0.80, 0.30],
 ]
 GOLDEN = {
+    # R[0]: (0.5 + 0.1 + 0.2) / 3
+    "start_accuracy": 0.8 / 3,
     # R[T]: (0.2 + 0.6 + 0.8) / 3
     "average_accuracy": 1.6 / 3,
     # diagonal: (0.4 + 0.9 + 0.8) / 3
@@ -78,10 +80,51 @@ def test_every_registered_figure_has_a_golden_value_and_says_what_it_is():
         assert figure.source
 
 
-def test_per_task_figures_are_in_column_order():
+def test_a_figure_of_one_task_is_the_same_terms_of_that_task_alone():
     # a: 0.5 - 0.2; b: 0.9 - 0.6; c: max(0.2, 0.1, 0.0) - 0.8; probe: 0.7 - 0.3
-    assert metrics.drop_from_start(matrix()) == pytest.approx([0.3, 0.3, -0.6, 0.4])
-    assert metrics.probe_changes(matrix()) == pytest.approx({"p": -0.3})
+    dropped = [FIGURES["forgetting_from_start"].value(matrix(), task) for task in ("a", "b", "c", "p")]
+    assert dropped == pytest.approx([0.3, 0.3, -0.6, 0.4])
+    assert FIGURES["probe_change"].value(matrix(), "p") == pytest.approx(-0.3)
+    assert FIGURES["probe_change"].value(matrix(), "a") == pytest.approx(-0.3)
+    # b is trained second, so it is not an earlier task up to stage 2; the last task is never one.
+    assert FIGURES["backward_transfer"].value(matrix(), "b") == pytest.approx(-0.3)
+    assert math.isnan(FIGURES["backward_transfer"].value(matrix().up_to(2), "b"))
+    assert math.isnan(FIGURES["backward_transfer"].value(matrix(), "c"))
+    assert math.isnan(FIGURES["learning_accuracy"].value(matrix(), "p"))
+
+
+def test_up_to_a_stage_later_tasks_are_probes():
+    early = matrix().up_to(2)
+    assert (early.trained, early.probes, early.stages) == (("a", "b"), ("c", "p"), 2)
+    assert FIGURES["average_accuracy"].value(early) == pytest.approx((0.45 + 0.9) / 2)
+    # c: 0.0 - 0.2; p: 0.7 - 0.6
+    assert FIGURES["probe_change"].value(early) == pytest.approx(-0.05)
+    assert early.joint == pytest.approx([0.5, 1.0])
+    assert matrix().up_to(0).trained == ()
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_terms_are_the_derivative_of_the_value_by_each_cell(name: str):
+    """Adding a little to a cell changes the figure by the weight of that cell's terms, for the ratio to first order."""
+    figure, step = FIGURES[name], 1e-6
+    for stage in range(4):
+        for place, task in enumerate(matrix().tasks):
+            rows = [row[:] for row in ROWS]
+            rows[stage][place] += step
+            slope = (figure.value(matrix(rows)) - figure.value(matrix())) / step
+            weight = sum(term.weight for term in figure.terms(matrix()) if term[:2] == (task, stage))
+            assert slope == pytest.approx(weight, abs=1e-5)
+
+
+def test_a_stage_whose_task_is_not_evaluated_still_counts():
+    """A profile may leave out the task of the last stage: T is the number of rows, not that of the last trained column."""
+    m = ScoreMatrix(np.array([[0.1], [0.8], [0.5]]), ("a",))
+    assert FIGURES["backward_transfer"].value(m) == pytest.approx(-0.3)
+
+
+def test_a_name_is_registered_once():
+    with pytest.raises(ConfigError, match="there is already a figure 'plasticity'"):
+        metrics.register(FIGURES["plasticity"])
 
 
 def test_one_stage_gives_nan_where_a_figure_needs_an_earlier_or_later_task():
@@ -142,13 +185,13 @@ def test_a_missing_cell_makes_only_the_figures_that_need_it_nan():
 
 def test_a_task_that_learned_nothing_is_left_out_of_the_retention_ratio():
     rows = [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.5, 0.0], [0.0, 0.25, 0.5]]
-    assert metrics.retention_ratio(matrix(rows, probes=(), joint=None)) == pytest.approx(0.5)
+    assert FIGURES["retention_ratio"].value(matrix(rows, probes=(), joint=None)) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"rows": ROWS[:3]}, {"probes": ()}, {"trained": ()}, {"joint": (0.5,)}],
-    ids=["a stage short", "a probe unnamed", "nothing trained", "joint too short"],
+    [{"rows": ROWS[:3]}, {"probes": ()}, {"trained": (), "probes": ()}, {"joint": (0.5,)}],
+    ids=["a stage short", "a probe unnamed", "no task", "joint too short"],
 )
 def test_shapes_that_do_not_fit_are_refused(arguments: dict):
     with pytest.raises(ConfigError, match="shape"):
@@ -165,21 +208,21 @@ def matrices(draw: st.DrawFn, min_stages: int = 2) -> ScoreMatrix:
 
 @given(matrices())
 def test_backward_transfer_is_minus_avalanche_forgetting(m: ScoreMatrix):
-    assert metrics.backward_transfer(m) == pytest.approx(-metrics.forgetting_avalanche(m))
+    assert FIGURES["backward_transfer"].value(m) == pytest.approx(-FIGURES["forgetting_avalanche"].value(m))
 
 
 @given(matrices())
 def test_a_maximum_over_more_stages_never_shows_less_forgetting(m: ScoreMatrix):
-    avalanche, chaudhry = metrics.forgetting_avalanche(m), metrics.forgetting_chaudhry(m)
-    assert metrics.forgetting_from_start(m) >= chaudhry - 1e-12
+    avalanche, chaudhry = FIGURES["forgetting_avalanche"].value(m), FIGURES["forgetting_chaudhry"].value(m)
+    assert FIGURES["forgetting_from_start"].value(m) >= chaudhry - 1e-12
     assert chaudhry >= avalanche - 1e-12
 
 
 @given(matrices())
 def test_final_accuracy_is_what_was_learned_plus_what_changed_since(m: ScoreMatrix):
     T = m.stages
-    expected = metrics.learning_accuracy(m) + (T - 1) / T * metrics.backward_transfer(m)
-    assert metrics.average_accuracy(m) == pytest.approx(expected)
+    expected = FIGURES["learning_accuracy"].value(m) + (T - 1) / T * FIGURES["backward_transfer"].value(m)
+    assert FIGURES["average_accuracy"].value(m) == pytest.approx(expected)
 
 
 @given(matrices(min_stages=1))

@@ -7,7 +7,6 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,13 +15,20 @@ from statsmodels.stats.multitest import multipletests
 
 from harness.stats.intervals import Interval, item_interval, t_interval
 from harness.stats.power import detectable, seeds_needed
-from harness.stats.sampling import noise_floor, pass_at_k, variances
-from harness.stats.significance import Flips, differences, flips, holm, p_value
+from harness.stats.rates import chosen_rates
+from harness.stats.sampling import mean_ratio, noise_floor, pass_at_k, variances
+from harness.stats.significance import Flips, flips, holm, p_value
+
+
+def bounds(interval: Interval) -> tuple[float, float, float, int]:
+    return interval.mean, interval.low, interval.high, interval.seeds
 
 
 def test_the_t_interval_is_worked_by_hand():
     # mean 0.2, s = 0.1, t_{0.975, 2} = 4.30265: half-width 4.30265 * 0.1 / sqrt(3)
-    assert t_interval([0.1, 0.2, 0.3]) == pytest.approx((0.2, 0.2 - 0.248414, 0.2 + 0.248414, 3), abs=1e-6)
+    found = t_interval([0.1, 0.2, 0.3])
+    assert bounds(found) == pytest.approx((0.2, 0.2 - 0.248414, 0.2 + 0.248414, 3), abs=1e-6)
+    assert (found.error, found.df) == pytest.approx((0.1 / math.sqrt(3), 2))
     one = t_interval([0.4, math.nan])
     assert (one.mean, one.seeds) == (0.4, 1)
     assert math.isnan(one.low)
@@ -50,23 +56,25 @@ def test_mcnemars_exact_test_is_worked_by_hand(lost: int, gained: int, p: float)
     assert Flips(lost, gained, 100).p_value == pytest.approx(p)
 
 
-def test_flips_and_differences_pair_items_by_their_id_in_any_order():
-    before = pd.Series({"a": 1.0, "b": 1.0, "c": 0.0, "d": 0.5})
-    after = pd.Series({"d": 1.0, "c": 1.0, "b": 0.0, "a": 1.0})
-    assert flips(before, after) == Flips(1, 2, 4)
-    assert differences(before, after).to_dict() == {"a": 0.0, "b": -1.0, "c": 1.0, "d": 0.5}
-
-
-def test_items_that_are_not_the_same_are_refused():
-    with pytest.raises(ValueError, match="1 items are in one evaluation only, 'b' first"):
-        differences(pd.Series({"a": 1.0, "b": 0.0}), pd.Series({"a": 1.0}))
-    with pytest.raises(ValueError, match="an item occurs twice"):
-        flips(pd.Series([1.0, 0.0], index=["a", "a"]), pd.Series([1.0, 0.0], index=["a", "a"]))
+def test_flips_are_counted_by_hand_and_right_is_a_score_of_one():
+    assert flips([1.0, 1.0, 0.0, 0.5], [1.0, 0.0, 1.0, 1.0]) == Flips(1, 2, 4)
 
 
 def test_an_item_without_a_score_is_neither_lost_nor_gained():
-    index = list("abc")
-    assert flips(pd.Series([1, math.nan, 0.0], index), pd.Series([math.nan, 1, 1.0], index)) == (0, 1, 1)
+    assert flips([1, math.nan, 0.0], [math.nan, 1, 1.0]) == (0, 1, 1)
+
+
+def test_the_mean_ratio_leaves_out_what_cannot_be_divided_by():
+    assert bounds(mean_ratio([1.0, 3.0, 5.0], [2.0, 2.0, 0.0])) == bounds(t_interval([0.5, 1.5]))
+
+
+def test_a_seed_s_rate_is_chosen_by_the_other_seeds():
+    """Seed 0 alone does best at 4e-4, and must not choose it for itself; a rate without values is left out."""
+    by_rate = {1e-4: [0.2, 0.2, 0.2], 2e-4: [0.5, 0.6, 0.7], 4e-4: [0.95, 0.4, 0.3], 8e-4: [math.nan] * 3}
+    found = chosen_rates({rate: dict(enumerate(values)) for rate, values in by_rate.items()})
+    assert found == {0: (2e-4, 0.5), 1: (4e-4, 0.4), 2: (4e-4, 0.3)}
+    assert chosen_rates({1e-4: {0: 0.5}}) == {}
+    assert chosen_rates({}) == {}
 
 
 @pytest.mark.filterwarnings("error")
@@ -162,16 +170,32 @@ def test_item_intervals_cover_as_often_as_they_say(shares: tuple[float, float]):
     covered = []
     for _ in range(400):
         values = generator.choice([-1.0, 0.0, 1.0], size=200, p=[lost, 1 - lost - gained, gained])
-        interval = item_interval(values, resamples=999)
+        interval = item_interval(values)
         covered.append(interval.low <= gained - lost <= interval.high)
     # standard error 0.011; discrete differences of 200 items cover a little less than they say
     assert 0.91 <= coverage(covered) <= 0.985
 
 
 def test_items_that_all_changed_alike_have_an_interval_without_width():
-    assert item_interval([0.0] * 20) == (0.0, 0.0, 0.0, 1)
+    assert bounds(item_interval([0.0] * 20)) == (0.0, 0.0, 0.0, 1)
 
 
-def test_the_same_items_give_the_same_interval():
+def test_an_item_interval_is_student_s_where_each_item_is_its_own_cluster():
     values = np.random.default_rng(3).choice([-1.0, 0.0, 1.0], size=50)
-    assert item_interval(values, seed=4) == item_interval(values, seed=4)
+    assert bounds(item_interval(values))[:3] == pytest.approx(bounds(t_interval(values))[:3])
+    assert bounds(item_interval([*values, math.nan])) == bounds(item_interval(values))
+
+
+def test_a_clustered_item_interval_is_statsmodels_cluster_robust_one():
+    import statsmodels.api as sm
+
+    generator = np.random.default_rng(4)
+    clusters = np.repeat(np.arange(12), 5)
+    values = generator.normal(0, 1, 12)[clusters] + generator.normal(0, 0.5, 60)
+    peer: Any = sm.OLS(values, np.ones((60, 1))).fit(
+        cov_type="cluster", cov_kwds={"groups": clusters, "df_correction": True}
+    )
+    found = item_interval(values, list(map(str, clusters)))
+    # statsmodels' correction is G / (G - 1) * (n - 1) / (n - 1) for a mean
+    assert found.error == pytest.approx(peer.bse[0])
+    assert found.df == pytest.approx(11)

@@ -271,3 +271,61 @@ def test_any_reference_given_back_scores_one(calls: list[tuple[str, dict[str, An
     doc = {"calls": dump_references(references)}
     assert set(process_results(doc, [render_actions(references)]).values()) == {1.0}
     assert set(process_results(doc, ["\n".join(map(render_json, references))]).values()) == {1.0}
+
+
+CALL = '{"name": "rain", "arguments": {"city": "Bern", "days": 2}}'
+DRAFT = '{"name": "rain", "arguments": {"city": "Rome", "days": 9}}'
+ACTIONS = 'Action: rain\nAction Input: {"city": "Bern", "days": 2}'
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        f"<think>Perhaps {DRAFT}? No.</think>\n{CALL}",
+        f"<think>I will call {CALL}</think>\n{CALL}",
+        f"<think>easy</think>{ACTIONS}",
+        f"Perhaps {DRAFT}? No.</think>\n{CALL}",
+        ACTIONS.replace("\n", "\r\n"),
+        ACTIONS.replace("{", "```json\n{") + "\n```",
+        f"```json\n{CALL}\n```",
+        f'{{"tool_calls": [{CALL}]}}',
+        f'{{"tool_calls": [{{"id": "1", "type": "function", "function": {CALL}}}]}}',
+        '{"function_call": {"name": "rain", "arguments": "{\\"city\\": \\"Bern\\", \\"days\\": 2}"}}',
+        f"[{CALL}]",
+        f"<tool_call>\n{CALL}\n</tool_call>",
+    ],
+)
+def test_a_right_call_counts_after_thinking_with_any_line_ends_in_fences_and_in_envelopes(answer: str):
+    references = dump_references([Reference("rain", {"city": "Bern", "days": 2})])
+    assert process_results({"calls": references}, [answer]) == {"strict": 1, "sdft": 1, "aopd": 1, "parsed": 1}
+
+
+@pytest.mark.parametrize(
+    "answer", [f"<think>{CALL}", f"<think>{CALL}</think>", f'{{"plan": {CALL}, "tool_calls": [{DRAFT}]}}']
+)
+def test_a_call_that_is_only_thought_of_does_not_count(answer: str):
+    references = dump_references([Reference("rain", {"city": "Bern", "days": 2})])
+    assert process_results({"calls": references}, [answer])["strict"] == 0
+
+
+@pytest.mark.parametrize(
+    "calls", [[{"name": "rain", "arguments": {"city": "Bern"}}], '[{"name": "rain", "arguments": {"city": "Bern"}}]']
+)
+def test_references_may_be_a_list_or_its_text_without_placeholders(calls: Any):
+    assert load_references(calls) == [Reference("rain", {"city": "Bern"})]
+
+
+@pytest.mark.parametrize(
+    ("doc", "found"),
+    [
+        ({"question": "rain?"}, "read the field `calls`, and the item has question"),
+        ({"calls": "rain"}, "`calls` is not JSON"),
+        ({"calls": "3"}, "`calls` holds int"),
+        ({"calls": '[{"tool": "rain"}]'}, "`name` and `arguments`"),
+        ({"calls": ["rain"]}, "`name` and `arguments`"),
+    ],
+)
+def test_calls_of_another_form_are_one_sentence_that_shows_the_form(doc: dict[str, Any], found: str):
+    with pytest.raises(TaskError, match=found) as refused:
+        process_results(doc, ["x"])
+    assert '[{"name": "weather"' in str(refused.value)

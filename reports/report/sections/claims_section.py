@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from reports.claims.claim_file import ClaimEntry, ClaimFile, read_claims
-from reports.claims.judge import verdicts
-from reports.claims.verdict_views import RULE, verdicts_grid
+from reports.claims.judge_claims import verdicts
+from reports.claims.render_verdicts import RULE, verdicts_grid
 from reports.data.frames import Frames
 from reports.data.methods import Method, by_setting, methods_of
 from reports.document.blocks import Grid, Section, Text

@@ -7,9 +7,8 @@ from typing import Any
 import pandas as pd
 
 from harness.rundir.reader import IDENTITY
-from harness.stats.intervals import Interval
-from reports.compare.matching import FIGURES, SINGLE
-from reports.compare.rows import MARGIN, MATCHED
+from harness.stats.matching import MARGIN, MATCHED
+from reports.compare.matched_pairs import FIGURES, SINGLE
 from reports.data.tables import figures_by_seed
 from reports.document.blocks import Grid, Picture, Section, Text
 from reports.document.sentences import format_interval, format_percent, format_points
@@ -52,7 +51,7 @@ def glance_grid(frontier: pd.DataFrame) -> Grid:
     rows = [
         [
             str(row["label"]),
-            str(row["learned_seeds"]),
+            str(row["learned"].seeds),
             *(_cell(row, name) for name in ("learned", "final")),
             _cell(row, "forgot", signed=True),
         ]
@@ -78,13 +77,12 @@ def _unjudged(status: str) -> str:
 
 
 def _cell(row: dict[Any, Any], name: str, *, signed: bool = False) -> str:
-    interval = Interval(row[name], row[f"{name}_low"], row[f"{name}_high"], int(row[f"{name}_seeds"]))
-    return format_interval(interval, format_points if signed else format_percent)
+    return format_interval(row[name], format_points if signed else format_percent)
 
 
 def _alt(report_data: ReportData) -> str:
     told = [
-        f"{row['label']} learned {format_percent(row['learned'])} % and forgot {format_points(row['forgot'])} points"
+        f"{row['label']} learned {format_percent(row['learned'].mean)} % and forgot {format_points(row['forgot'].mean)} points"
         for row in report_data.frontier.to_dict("records")
     ]
     return f"Scatter of learning accuracy against forgetting: {'; '.join(told)}."

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from harness.rundir.reader import IDENTITY
-from harness.stats.intervals import Interval, t_interval
+from harness.stats.sampling import mean_ratio
 from reports.data.frames import Frames
 from reports.document.blocks import Picture, Section, Text
 from reports.document.sentences import format_interval, format_percent, format_pull
@@ -62,14 +62,9 @@ def read_pulls(frames: Frames) -> str:
         up, down = runs.mean()
         told.append(
             f"{label} {format_pull(up)} up and {format_pull(down)} down, "
-            f"ratio {format_interval(down_to_up(runs), format_pull)}"
+            f"ratio {format_interval(mean_ratio(runs['pull_down'], runs['pull_up']), format_pull)}"
         )
     return f"Mean over all steps: {'; '.join(told)}."
-
-
-def down_to_up(runs: pd.DataFrame) -> Interval:
-    """Return the mean over runs of the ratio of their pull down to their pull up, with its 95 % t interval."""
-    return t_interval(runs["pull_down"] / runs["pull_up"].where(runs["pull_up"] > 0))
 
 
 def read_agreement(frames: Frames) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pandas as pd
 
 from harness.rundir.schema import PERPLEXITIES
-from harness.stats.intervals import Interval
 from reports.data.frames import Frames
 from reports.document.blocks import Answers, Block, Folded, Grid, Heading, Link, Section, Text
 from reports.document.sentences import format_interval, format_percent
@@ -60,7 +59,7 @@ def task_grid(retention: pd.DataFrame, task: str) -> Grid:
 
 
 def _cell(cell: dict) -> str:
-    return format_interval(Interval(*(cell[key] for key in Interval._fields)), format_percent) if cell["seeds"] else "–"
+    return format_interval(cell["interval"], format_percent) if cell["seeds"] else "–"
 
 
 def _changes(items: TaskItems | None, *, has_outcomes: bool) -> list[Block]:

@@ -1,4 +1,4 @@
-"""What methods kept, compared where they learned as much: elsewhere who learned less had less to lose.
+"""What methods kept, compared where they learned equally: elsewhere a method that learned less has less to forget.
 
 Learning is matched where the whole 95 % t interval of the paired difference in learning accuracy, over the seeds that both
 have, lies within the margin.
@@ -12,7 +12,7 @@ from itertools import combinations
 import pandas as pd
 
 from harness.stats.intervals import Interval, t_interval
-from reports.compare.rows import how_matched
+from harness.stats.matching import how_matched
 from reports.data.frames import Frames
 from reports.data.tables import figures_by_seed
 from reports.figures import style
@@ -25,7 +25,7 @@ FIGURES = {"learned": "learning_accuracy", "forgot": "forgetting_chaudhry"}
 def matched(frames: Frames) -> pd.DataFrame:
     """Return one row per pair of methods: differences in learning and in forgetting, and whether learning is matched.
 
-    Columns `learned` and `forgot` (with `_low`, `_high`, `_seeds`) are the first minus the second, shares; `status` is
+    Columns `learned` and `forgot` hold an `Interval` each, the first minus the second, shares; `status` is
     matched, matched on average only, unmatched, or one seed where there is no interval.
     """
     values = figures_by_seed(frames.scores)
@@ -56,8 +56,4 @@ def _pairs(frames: Frames) -> Iterator[tuple[str, str]]:
 def _row(values: pd.DataFrame, one: str, other: str) -> dict[str, object]:
     found = {name: difference(values, figure, one, other) for name, figure in FIGURES.items()}
     status = how_matched(found["learned"]) if found["learned"].seeds > 1 else SINGLE
-    row: dict[str, object] = {"label": one, "against": other, "seeds": found["learned"].seeds, "status": status}
-    for name, interval in found.items():
-        mean, low, high, seeds = interval
-        row |= {name: mean, f"{name}_low": low, f"{name}_high": high, f"{name}_seeds": seeds}
-    return row
+    return {"label": one, "against": other, "seeds": found["learned"].seeds, "status": status, **found}

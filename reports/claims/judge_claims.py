@@ -1,9 +1,7 @@
-"""Judging claims: supported, contradicted or not resolved, by the interval of the effect over seeds, and nothing else.
+"""Judge claims on methods: the effect by seed at each place of a claim, its interval, and the verdict.
 
-Supported where the 95 % t interval over at least three seeds lies wholly beyond the smallest effect of interest in the claimed
-direction; contradicted where it lies wholly short of it (so also where it lies on the other side); not resolved otherwise.
-Either needs, besides, the p value of the t test against that smallest effect, adjusted after Holm over all claims judged
-together, at or below 5 %. With a smallest effect of 0 this is the test of the effect's sign.
+The rule is `harness.stats.verdicts`; p values are adjusted after Holm over all claims judged together. What is kept is judged
+only where learning is matched.
 """
 
 from __future__ import annotations
@@ -13,24 +11,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-import pandas as pd
-from scipy import stats
-
 from harness.errors import ConfigError
+from harness.stats.estimates import Estimate
 from harness.stats.intervals import Interval, t_interval
-from harness.stats.power import seeds_needed
-from harness.stats.significance import holm, p_value
-from reports.claims.claim_file import ClaimEntry
-from reports.claims.claim_metrics import metric_series
+from harness.stats.matching import MARGIN, MATCHED, ON_AVERAGE, how_matched
+from harness.stats.significance import holm
+from harness.stats.verdicts import NOT_RESOLVED, judge, p_of, seeds_to_resolve
+from reports.claims.claim_file import ClaimEntry, claim_metrics, metrics_of_tasks
 from reports.claims.grammar import Metric
-from reports.compare.rows import MARGIN, MATCHED, ON_AVERAGE, how_matched
 from reports.data.methods import Method
-from reports.document.sentences import has_width, resolved
 
-SUPPORTED, CONTRADICTED, NOT_RESOLVED, NO_RUNS = "supported", "contradicted", "not resolved", "no runs"
 NOT_SHOWN_TO_MATCH = "not resolved: learning not shown to match"
 UNMATCHED = "not comparable: learning unmatched"
-LEVEL, SEEDS, MOST_SEEDS = 0.05, 3, 200
 
 
 @dataclass(frozen=True)
@@ -57,35 +49,6 @@ class Verdict:
     verdict: str = ""
     needed: int | None = None
     compared: str = ""
-
-
-def judge(difference: Interval, adjusted: float, sign: int = 1, smallest: float = 0.0) -> str:
-    """Return the verdict on a claim that a difference has a sign and at least the smallest size."""
-    if not difference.seeds:
-        return NO_RUNS
-    beyond = _beyond(difference, sign, smallest)
-    if not resolved(beyond, SEEDS) or not adjusted <= LEVEL:
-        return NOT_RESOLVED
-    return SUPPORTED if beyond.mean > 0 else CONTRADICTED
-
-
-def p_of(difference: Interval, sign: int = 1, smallest: float = 0.0) -> float:
-    """Return the p value of a difference over enough seeds to be judged against the smallest effect, else nan."""
-    return p_value(_beyond(difference, sign, smallest)) if has_width(difference, SEEDS) else math.nan
-
-
-def seeds_to_resolve(effect: Interval, sign: int = 1, smallest: float = 0.0, tests: int = 1) -> int | None:
-    """Return the seeds that would resolve an effect of this size and spread with 80 % power, as one of so many tests.
-
-    The size is the distance from the smallest effect of interest, the level LEVEL / tests. None where more than MOST_SEEDS
-    were needed, and where fewer than two seeds say nothing about the spread.
-    """
-    if not has_width(effect):
-        return None
-    spread = (effect.high - effect.low) / 2 / float(stats.t.ppf(0.975, effect.seeds - 1)) * math.sqrt(effect.seeds)
-    distance = _beyond(effect, sign, smallest).mean
-    found = seeds_needed(distance, spread, level=1 - LEVEL / max(tests, 1), most=MOST_SEEDS)
-    return None if found is None else max(found, effect.seeds + 1, SEEDS)
 
 
 def verdicts(claims: Iterable[ClaimEntry], methods: Sequence[Method], margin: float = MARGIN) -> list[Verdict]:
@@ -117,14 +80,14 @@ def filled(text: str, place: ClaimScope) -> str:
     return text
 
 
-def effect_at(entry: ClaimEntry, place: ClaimScope, methods: Sequence[Method]) -> pd.Series:
+def effect_at(entry: ClaimEntry, place: ClaimScope, methods: Sequence[Method]) -> Estimate:
     """Return a claim's effect by seed at one place; empty where there are no such runs."""
-    return entry.parsed.effect(lambda metric: _series(metric, entry, place, methods))
+    return entry.parsed.effect(lambda metric: _estimate(metric, entry, place, methods))
 
 
 def verdict_at(entry: ClaimEntry, place: ClaimScope, methods: Sequence[Method], margin: float = MARGIN) -> Verdict:
     """Return a claim's effect at one place with its p value, to be judged with others by `judge_together`."""
-    interval = t_interval(effect_at(entry, place, methods))
+    interval = t_interval(effect_at(entry, place, methods).by_seed)
     if entry.matched and interval.seeds and (why := _not_matched(entry, place, methods, margin)):
         return Verdict(entry, place, interval, verdict=why)
     return Verdict(entry, place, interval, p_of(interval, entry.parsed.sign, entry.smallest))
@@ -169,12 +132,12 @@ def _refuse_unknown(
 
 def _not_matched(entry: ClaimEntry, place: ClaimScope, methods: Sequence[Method], margin: float) -> str:
     """Say why what is kept cannot be judged; empty where the two adapters learned equally."""
-    one, other = (_series(Metric(name, entry.matched or ""), entry, place, methods) for name in entry.parsed.adapters)
-    status = how_matched(t_interval(one - other), margin)
+    one, other = (_estimate(Metric(name, entry.matched or ""), entry, place, methods) for name in entry.parsed.adapters)
+    status = how_matched(t_interval((one - other).by_seed), margin)
     return {MATCHED: "", ON_AVERAGE: NOT_SHOWN_TO_MATCH}.get(status, UNMATCHED)
 
 
-def _series(metric: Metric, entry: ClaimEntry, place: ClaimScope, methods: Sequence[Method]) -> pd.Series:
+def _estimate(metric: Metric, entry: ClaimEntry, place: ClaimScope, methods: Sequence[Method]) -> Estimate:
     named = {"one": place.start, "other": place.other, "": place.start}
     start = named.get(metric.start, metric.start)
     found = [method for method in methods if (method.first.adapter, method.first.start) == (metric.adapter, start)]
@@ -184,8 +147,9 @@ def _series(metric: Metric, entry: ClaimEntry, place: ClaimScope, methods: Seque
             "methods of one suite and order"
         )
     if not found:
-        return pd.Series(dtype=float)
-    return metric_series(found[0], metric.name, place.task, entry.scope.stage)
+        return Estimate({})
+    task = place.task if metric.name in metrics_of_tasks() else ""
+    return found[0].estimate(claim_metrics()[metric.name], task, entry.scope.stage)
 
 
 def _starts(entry: ClaimEntry, starts: Sequence[str]) -> list[tuple[str, str]]:
@@ -199,10 +163,3 @@ def _tasks(name: str, trained: Sequence[str]) -> Sequence[str]:
     if name == "each":
         return trained
     return trained[:1] if name == "first" else [name]
-
-
-def _beyond(difference: Interval, sign: int, smallest: float) -> Interval:
-    """Return the effect in the claimed direction, less the smallest one of interest."""
-    mean, low, high, seeds = difference
-    low, high = (low, high) if sign > 0 else (-high, -low)
-    return Interval(sign * mean - smallest, low - smallest, high - smallest, seeds)

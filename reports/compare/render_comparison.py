@@ -1,4 +1,4 @@
-"""A comparison for readers: one table per method beside the baseline, on the terminal, as Markdown, LaTeX and CSV.
+"""A comparison for readers: one table per method next to the baseline, on the terminal, as Markdown, LaTeX and CSV.
 
 Differences are in percentage points (entropy: nats). `detects` is the smallest difference found with 80 % power: over these
 seeds, or, for a single seed, over these items.
@@ -19,7 +19,7 @@ from rich.text import Text
 
 from harness.stats.intervals import Interval
 from reports.compare.comparison import Comparison, Stages
-from reports.compare.rows import AVERAGE, ComparisonRow, frame, frame_by_seed
+from reports.compare.rows import AVERAGE, ComparisonRow, comparison_table, comparison_table_by_seed
 from reports.document.sentences import format_nats, format_nats_change, format_p, format_percent, format_points
 from reports.figures.style import short_names
 
@@ -27,7 +27,7 @@ LATEX = {"<": "$<$", "−": "$-$", "–": "--", "\u00a0": "~", "×": r"$\times$"
 LEVEL = 0.05
 FORMATS = ("markdown", "csv", "latex")
 READING = (
-    "Brackets are 95 % intervals: over seeds, Student's t of the paired differences; over items, a BCa bootstrap with the "
+    "Brackets are 95 % intervals: over seeds, Student's t of the paired differences; over items, the same with the "
     "seeds given. p: paired t test over seeds, adjusted after Holm over a measure's tasks and all methods compared. "
     "Lost and gained: items right before the difference and wrong after it, and the reverse, added over seeds; McNemar's "
     "exact p is the smallest of the seeds' times their number. sd: of one seed's difference, by what varies. Detects: the "
@@ -59,14 +59,14 @@ def write_comparison(compared: Comparison | Stages, folder: Path, sentences: Seq
         "compare.md": markdown(compared, sentences),
         "compare.tex": latex(compared),
         "compare.csv": csv(compared),
-        "compare_by_seed.csv": frame_by_seed(compared.rows).to_csv(index=False),
+        "compare_by_seed.csv": comparison_table_by_seed(compared.rows).to_csv(index=False),
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     return [folder / name for name in texts]
 
 
-def rendered(compared: Comparison | Stages, kind: str, sentences: Sequence[str] = ()) -> str:
+def render_comparison(compared: Comparison | Stages, kind: str, sentences: Sequence[str] = ()) -> str:
     """Return the comparison in one of FORMATS."""
     if kind == "markdown":
         return markdown(compared, sentences)
@@ -98,7 +98,7 @@ def latex_table(table: pd.DataFrame, title: str) -> str:
 
 def csv(compared: Comparison | Stages) -> str:
     """Return every figure in full precision, one line per row."""
-    return frame(compared.rows).to_csv(index=False)
+    return comparison_table(compared.rows).to_csv(index=False)
 
 
 def _pairs(compared: Comparison | Stages) -> list[tuple[str, str]]:
@@ -109,7 +109,7 @@ def _texts(row: ComparisonRow) -> dict[str, str]:
     found, level, change = row.difference, *_writers(row)
     sd = [math.sqrt(value) for value in (found.variances.seeds, found.variances.items)]
     return {
-        "": f"{row.title}{', nats' * (row.measure.unit == 'nats')}",
+        "": f"{row.title}{', nats' * (row.quantity.unit == 'nats')}",
         row.base: level(found.base),
         row.other: level(found.other),
         "difference": change(found.seeds.mean),
@@ -127,7 +127,7 @@ def _texts(row: ComparisonRow) -> dict[str, str]:
 
 def _writers(row: ComparisonRow) -> tuple[Callable[[float], str], Callable[[float], str]]:
     """Return how the row's levels and its differences are written."""
-    if row.measure.unit == "nats":
+    if row.quantity.unit == "nats":
         return format_nats, format_nats_change
     return format_percent, format_points
 
@@ -165,8 +165,8 @@ def _terminal(title: str, rows: Sequence[ComparisonRow]) -> Table:
             ("p, Holm", "detects"),
             ("lost / gained", "McNemar p"),
         )
-        unit = "nats" if row.measure.unit == "nats" else ""
+        unit = "nats" if row.quantity.unit == "nats" else ""
         told = [f"{cells[above]}\n{cells[below]}" for above, below in lines]
-        title = f"{row.measure.name}\n{short.get(row.task, unit)}"
+        title = f"{row.quantity.short}\n{short.get(row.task, unit)}"
         table.add_row(*map(Text, (title, *told)), style="bold" if row.adjusted <= LEVEL else "")
     return table

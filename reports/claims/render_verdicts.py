@@ -1,4 +1,4 @@
-"""Verdicts on claims for readers: a table, and what stands beside `not resolved`."""
+"""Verdicts on claims for readers: a table, and why a claim is not resolved."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.stats.intervals import Interval
+from harness.stats.intervals import Interval, has_width, resolved
+from harness.stats.verdicts import CONTRADICTED, MOST_SEEDS, NOT_RESOLVED, SEEDS, SUPPORTED
 from reports.claims.claim_file import ClaimEntry, ClaimFile
-from reports.claims.judge import CONTRADICTED, MOST_SEEDS, NOT_RESOLVED, SEEDS, SUPPORTED, ClaimScope, Verdict, filled
-from reports.compare.views import latex_table
+from reports.claims.judge_claims import ClaimScope, Verdict, filled
+from reports.compare.render_comparison import latex_table
 from reports.document.blocks import Grid
 from reports.document.sentences import (
     format_count,
@@ -23,8 +24,6 @@ from reports.document.sentences import (
     format_p,
     format_percent,
     format_points,
-    has_width,
-    resolved,
 )
 
 RULE = (
@@ -88,11 +87,11 @@ def write_verdicts(found: Sequence[Verdict], claims: Sequence[ClaimFile], folder
     """Write claims.md, with the rule of judgement, and claims.csv, in full precision, below `folder`; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, kind in (("claims.md", "markdown"), ("claims.csv", "csv")):
-        (folder / name).write_text(rendered_verdicts(found, claims, kind), encoding="utf-8")
+        (folder / name).write_text(render_verdicts(found, claims, kind), encoding="utf-8")
     return [folder / "claims.md", folder / "claims.csv"]
 
 
-def rendered_verdicts(found: Sequence[Verdict], claims: Sequence[ClaimFile], kind: str) -> str:
+def render_verdicts(found: Sequence[Verdict], claims: Sequence[ClaimFile], kind: str) -> str:
     """Return the verdicts in one of the formats of a comparison."""
     if kind == "csv":
         return pd.DataFrame([_record(verdict) for verdict in found]).to_csv(index=False)
@@ -104,8 +103,8 @@ def rendered_verdicts(found: Sequence[Verdict], claims: Sequence[ClaimFile], kin
     return f"# Claims\n\n{sources}\n\n{RULE}\n\n{table.to_markdown(index=False, disable_numparse=True)}\n"
 
 
-def said(verdict: Verdict) -> str:
-    """Return the verdict, and beside `not resolved` what stood in the way: seeds, their width, or Holm's adjustment."""
+def explain_verdict(verdict: Verdict) -> str:
+    """Return the verdict, and after `not resolved` the reason: seeds, their width, or Holm's adjustment."""
     entry, effect = verdict.entry, verdict.effect
     if verdict.verdict != NOT_RESOLVED:
         return verdict.verdict
@@ -113,17 +112,16 @@ def said(verdict: Verdict) -> str:
 
 
 def unresolved(effect: Interval, unit: str, threshold: float = 0.0) -> str:
-    """Say what stood in the way of a verdict: seeds, their width, or Holm's adjustment."""
+    """Say why there is no verdict: too few seeds, a wide interval, or Holm's adjustment."""
     if not has_width(effect, SEEDS):
-        return f"{NOT_RESOLVED}: {f'fewer than {SEEDS} seeds' if effect.seeds < SEEDS else 'all seeds differ alike'}"
-    beyond = Interval(effect.mean - threshold, effect.low - threshold, effect.high - threshold, effect.seeds)
-    adjusted = " after Holm" if resolved(beyond) else ""
+        return f"{NOT_RESOLVED}: {f'fewer than {SEEDS} seeds' if effect.seeds < SEEDS else 'all seeds have the same effect'}"
+    adjusted = " after Holm" if resolved(effect.beyond(threshold)) else ""
     return f"{NOT_RESOLVED}{adjusted} (half-width {half_width(effect, unit)} {unit})"
 
 
 def half_width(interval: Interval, unit: str) -> str:
     """Write half the width of an interval in its unit, without the unit."""
-    return WRITE[unit][0]((interval.high - interval.low) / 2)
+    return WRITE[unit][0](interval.half_width)
 
 
 def reported(entry: ClaimEntry, place: ClaimScope) -> str:
@@ -148,7 +146,7 @@ def _row(verdict: Verdict) -> list[str]:
         f"{write(entry.parsed.sign * entry.smallest)}" if entry.smallest else "any",
         str(effect.seeds or "–"),
         format_p(verdict.adjusted),
-        said(verdict),
+        explain_verdict(verdict),
         _needed(verdict),
     ]
 

@@ -1,0 +1,34 @@
+"""The learning rate at which a method does best, chosen for each seed by the other seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class Chosen(NamedTuple):
+    """The learning rate chosen for a seed, and the figure of that seed at that rate."""
+
+    rate: float
+    value: float
+
+
+def chosen_rates(by_rate: Mapping[float, Mapping[int, float]]) -> dict[int, Chosen]:
+    """Return for each seed the rate with the highest mean over the other seeds, and the seed's own figure there.
+
+    `by_rate` is the figure by learning rate and seed. A rate without any value and a seed that lacks a rate are left out;
+    the result is empty where fewer than two seeds remain. Choosing on other seeds keeps the maximum's bias out.
+    """
+    known = {rate: _known(values) for rate, values in by_rate.items() if _known(values)}
+    every = list(known.values())
+    seeds = [seed for seed in every[0] if all(seed in values for values in every)] if every else []
+    if len(seeds) < 2:
+        return {}
+    totals = {rate: sum(values[seed] for seed in seeds) for rate, values in known.items()}
+    best = {seed: max(known, key=lambda rate, seed=seed: totals[rate] - known[rate][seed]) for seed in seeds}
+    return {seed: Chosen(rate, known[rate][seed]) for seed, rate in best.items()}
+
+
+def _known(values: Mapping[int, float]) -> dict[int, float]:
+    return {seed: value for seed, value in values.items() if not math.isnan(value)}
