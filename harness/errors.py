@@ -28,5 +28,9 @@ class TrainingError(HarnessError, RuntimeError):
     """Training that cannot go on: a loss that is not finite, a teacher that gives no usable score."""
 
 
+class StoppedError(KeyboardInterrupt):
+    """A run that a signal stopped: what is finished stays, and the same command continues."""
+
+
 class NotFiniteError(TrainingError):
     """A loss or gradient that is not finite, found before the weights changed."""

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from harness.config.base import merge
+from harness.config.base import digest, merge
 from harness.config.suite import Suite
 from harness.config.teacher import TeacherSpec
 from harness.config.training import Training
+
+# What a session may set for itself: out of memory in stage 3 is answered by a smaller micro-batch, not by starting again.
+MAY_CHANGE = frozenset(
+    {
+        *("device", "threads", "data", "include", "evaluation.batch_size"),
+        *("training.micro_batch", "stages.*.training.micro_batch", "adapter.training.micro_batch"),
+        *("vllm.gpu_memory_utilization", "vllm.cpu_cache_gib"),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -81,8 +90,13 @@ class RunSpec:
         """Return the training steps of all stages before one, counted from 1; after the last there are all of them."""
         return sum(planned.training.steps for planned in self.stages[: stage - 1])
 
+    @property
+    def config_hash(self) -> str:
+        """Digest of what decides this run's numbers."""
+        return digest(identity_of(self.config()))
+
     def config(self) -> dict[str, Any]:
-        """Return all that decides this run's numbers, and nothing of its siblings."""
+        """Return the suite as this run resolves it, without what belongs to its siblings."""
         apart = {"adapters", "seeds", "orders", "description", "snapshot_minutes", "keep_rollouts", "trackers"}
         suite = self.suite.model_dump(mode="json", exclude=apart)
         if profiles := suite["evaluation"].get("profiles"):
@@ -93,6 +107,45 @@ class RunSpec:
         own = {"adapter": adapter, "seed": self.seed}
         stages = [stage.model_dump(mode="json") for stage in self.suite.ordered_stages(self.order)]
         return merge(suite, {**own, "stages": stages})
+
+
+def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a run's configuration that may not change while it goes on.
+
+    How fast and where a run works may change: device, threads, memory, folders. Of a model's folder and of a template's the
+    name counts; that their content is the same is checked by digest.
+    """
+    return _identity(config, ())
+
+
+def session_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the other part, by dotted keys: what each session may set for itself."""
+    return dict(_of_session(config, ()))
+
+
+def _identity(value: Any, path: tuple[str, ...]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _identity(part, (*path, key)) for key, part in value.items() if not _may_change((*path, key))}
+    if isinstance(value, (list, tuple)):
+        return [_identity(part, (*path, "*")) for part in value]
+    if path[-1:] in (("path",), ("template",)) and isinstance(value, str):
+        return Path(value).name
+    return value
+
+
+def _of_session(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    if path and _may_change(path):
+        yield ".".join(path), value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _of_session(part, (*path, key))
+    elif isinstance(value, (list, tuple)):
+        for place, part in enumerate(value):
+            yield from ((key.replace("*", str(place), 1), each) for key, each in _of_session(part, (*path, "*")))
+
+
+def _may_change(path: tuple[str, ...]) -> bool:
+    return ".".join(path) in MAY_CHANGE
 
 
 def plan_runs(suite: Suite, entries: Sequence[str], seeds: Sequence[int], order: str, out: Path) -> list[RunSpec]:

@@ -17,8 +17,8 @@ from harness.errors import TaskError
 from harness.evaluation.answering import sampling_of, up_to
 from harness.lm.chat import Renderer
 from harness.lmeval.task import Task
+from harness.rundir.files import CURVE
 from harness.rundir.schema import CurvePoint
-from harness.rundir.store import CURVE
 
 
 class CurveRecorder:

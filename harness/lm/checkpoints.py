@@ -141,6 +141,19 @@ def weights_digest(folder: Path) -> str:
     return hashlib.sha256("\n".join(tensors).encode()).hexdigest()[:16]
 
 
+BESIDE_WEIGHTS = (
+    *("config.json", "generation_config.json", "chat_template.jinja", "chat_template.json", "special_tokens_map.json"),
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model"),
+    *("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
+)
+
+
+def files_digest(folder: Path) -> str:
+    """Return 16 hexadecimal digits of a checkpoint's configuration and tokenizer files, byte for byte."""
+    present = [folder / name for name in BESIDE_WEIGHTS if (folder / name).is_file()]
+    return digest([[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in present])
+
+
 def config_digest(folder: Path) -> str:
     """Return 16 hexadecimal digits of what a checkpoint's model computes with its weights: rotary base, norms, tied layers.
 

@@ -20,7 +20,7 @@ from harness.evaluation.cell_cache import CellResult, SharedCells
 from harness.evaluation.evaluator import ServedCheckpoint, evaluate
 from harness.evaluation.groups import group_cell
 from harness.evaluation.keys import PACKAGES
-from harness.lm.checkpoints import config_digest, load, weights_digest
+from harness.lm.checkpoints import config_digest, load
 from harness.lm.seeding import preserved_random_state
 from harness.lmeval.task import Task
 from harness.pipeline.resources import RunResources, sampled_cells
@@ -42,7 +42,7 @@ class StageEvaluator:
         """Measure all that `folder` does not hold yet; `when` is what the terminal shows."""
         if self._holds_all(folder):
             return
-        weights = weights_digest(checkpoint)
+        weights = self.resources.verify(checkpoint, _weights_name(folder))
         student, engine = self.suite.student, self.resources.engine_on(checkpoint)
         served = ServedCheckpoint(checkpoint, weights, student.chat, student.dtype, self.resources.device, engine)
         with self.resources.phase("evaluate"):
@@ -159,6 +159,11 @@ def _stored(folder: StageFolder, cell: str) -> CellResult:
     if found is None:
         raise RunError(f"{folder.cell(cell)} is gone; run the command again to evaluate it again")
     return CellResult(*found)
+
+
+def _weights_name(folder: StageFolder) -> str:
+    index = _stage_index(folder)
+    return f"stage_{index}" if index else "start"
 
 
 def _stage_index(folder: StageFolder) -> int:

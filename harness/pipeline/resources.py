@@ -15,10 +15,10 @@ from harness.config.models import Model
 from harness.config.run_spec import RunSpec
 from harness.engines.base import CheckpointEngine
 from harness.engines.pool import EnginePool
-from harness.errors import ConfigError, ModelError
+from harness.errors import ConfigError, ModelError, RunError
 from harness.evaluation.groups import EvaluationPlan, load_evaluation_plan
 from harness.lm.chat import Renderer
-from harness.lm.checkpoints import context_of, load_renderer, vocabulary_of
+from harness.lm.checkpoints import context_of, files_digest, load_renderer, vocabulary_of, weights_digest
 from harness.lmeval.checks import check_prompts, check_stage_task, check_test_prompts
 from harness.lmeval.decoding import tasks_by_profile
 from harness.lmeval.library import TaskLibrary
@@ -30,6 +30,7 @@ from harness.rundir.overlap_record import Overlap
 from harness.rundir.progress import Event, Report
 from harness.rundir.schema import SCHEMA, SOURCES, Manifest, Noise, StageRecord
 from harness.rundir.session import PeakMemory, Timer
+from harness.rundir.snapshots import StopRequest
 from harness.rundir.trackers import Log, check_trackers, tracked, untracked
 from harness.teachers.pool import TeacherPool
 
@@ -46,7 +47,9 @@ class RunResources:
         self.library = TaskLibrary(self.suite.include, self.suite.data)
         self.adapter: Adapter = make_adapter(spec.entry, self.suite.adapters[spec.entry])
         self.weights: dict[str, str] = {}
+        self.files: dict[str, str] = {}
         self.track: Log = untracked
+        self.stop = StopRequest()
         self.engines = EnginePool(self.suite, self.device, spec.path)
         self.teachers = TeacherPool(self.device, spec.path, self.checkpoint_of)
         self.timer = Timer("models", "train", "evaluate", whole="total")
@@ -94,7 +97,7 @@ class RunResources:
             seed=self.spec.seed,
             start=getattr(self.suite.student, "strength", None) or "",
             config=config,
-            config_hash=digest(config),
+            config_hash=self.spec.config_hash,
             weights={},
             sessions=(),
             finished=None,
@@ -116,6 +119,25 @@ class RunResources:
         """Count the block's seconds and peak memory to a phase: models, train or evaluate."""
         with self.timer(name), self.memory(name):
             yield
+
+    def inputs(self) -> dict[str, str]:
+        """Return digests of what the start brings along with its weights, and of a chat template in a file."""
+        template = self.suite.student.chat.template
+        found = {"start": files_digest(self.start)}
+        if template is not None and Path(template).is_file():
+            found["template"] = digest(Path(template).read_text(encoding="utf-8"))
+        return found
+
+    def verify(self, checkpoint: Path, name: str) -> str:
+        """Return the digest of a checkpoint's weights; raises `RunError` for one that is not what the run recorded."""
+        found = {"weights": (self.weights, weights_digest(checkpoint)), "files": (self.files, files_digest(checkpoint))}
+        for what, (recorded, present) in found.items():
+            if recorded.setdefault(name, present) not in ("", present):
+                raise RunError(
+                    f"{checkpoint} is not the checkpoint that the run recorded as {name}: its {what} have digest {present}, "
+                    f"expected {recorded[name]}; restore it from a copy, or choose another --out"
+                )
+        return found["weights"][1]
 
     def used(self) -> dict[str, Any]:
         """Return this session's seconds and peak memory by phase, as the manifest records them."""

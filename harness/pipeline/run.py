@@ -9,10 +9,10 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
-from harness.config.run_spec import RunSpec
-from harness.lm.checkpoints import weights_digest
+from harness.config.run_spec import RunSpec, session_settings
 from harness.pipeline.evaluate_stage import StageEvaluator
 from harness.pipeline.resources import RunResources
+from harness.pipeline.stop_signals import stop_on_signals
 from harness.pipeline.train_stage import StageTrainer
 from harness.rundir.files import stderr_to
 from harness.rundir.progress import Event, Report, silent
@@ -30,7 +30,12 @@ def run(spec: RunSpec, report: Report = silent) -> Path:
         trainer, evaluator = StageTrainer(resources), StageEvaluator(resources, store.stage(0))
         _prepare(resources, store)
         checkpoint = resources.start
-        with closing(resources.engines), closing(resources.teachers), resources.tracked() as resources.track:
+        with (
+            stop_on_signals(resources.stop),
+            closing(resources.engines),
+            closing(resources.teachers),
+            resources.tracked() as resources.track,
+        ):
             evaluator.evaluate(store.stage(0), checkpoint, "start")
             for stage in spec.stages:
                 folder = store.stage(stage.index, stage.name)
@@ -47,6 +52,11 @@ def _prepare(resources: RunResources, store: RunStore) -> None:
     manifest, session = resources.describe(), this_session()
     store.refuse_another(manifest)
     resources.check()
-    facts = {"overlap": resources.overlap(), "start_checkpoint": str(resources.start)}
-    store.start(manifest.model_copy(update=facts), session)
-    resources.weights["start"] = weights_digest(resources.start)
+    facts = {
+        "overlap": resources.overlap(),
+        "start_checkpoint": str(resources.start),
+        "weights": {"start": resources.verify(resources.start, "start")},
+        "inputs": resources.inputs(),
+    }
+    settings = {**session_settings(manifest.config), "device": resources.device}
+    store.start(manifest.model_copy(update=facts), session.model_copy(update={"settings": settings}))

@@ -31,6 +31,7 @@ from harness.lm.rollouts import Batch, Example, Rollout, make_batches
 from harness.lm.seeding import derive_seed
 from harness.lmeval.library import TaskLibrary
 from harness.pipeline.scratch_tokenizer import Text, train_tokenizer, training_texts
+from harness.rundir.files import sync_tree
 
 if TYPE_CHECKING:
     from transformers import Qwen3ForCausalLM
@@ -53,6 +54,7 @@ def ensure_built(spec: Scratch, seed: int, library: TaskLibrary, progress: Progr
             partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
             try:
                 _build(spec, seed, library, texts, partial, progress)
+                sync_tree(partial)
                 partial.rename(folder)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)

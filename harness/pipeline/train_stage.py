@@ -14,15 +14,15 @@ from harness.config.training import Training
 from harness.engines.base import Engine
 from harness.engines.hf import HFEngine
 from harness.engines.student import StudentEngine
-from harness.errors import TrainingError
+from harness.errors import RunError, StoppedError, TrainingError
 from harness.evaluation.learning_curve import CurveRecorder
-from harness.lm.checkpoints import Loaded, load, save, weights_digest
+from harness.lm.checkpoints import Loaded, files_digest, load, save, weights_digest
 from harness.lm.logprobs import StudentForward, check_head
 from harness.lm.precision import suit_attention
 from harness.lm.rollouts import Example
 from harness.lm.seeding import derive_seed, seed_global_generators
 from harness.pipeline.resources import RunResources
-from harness.rundir.files import as_record, json_line, write_record
+from harness.rundir.files import as_record, json_line, sync_tree, write_record
 from harness.rundir.progress import SHOWN, Counter
 from harness.rundir.rollout_log import Keep, Trajectories
 from harness.rundir.schema import DoneFile, StepLine
@@ -45,21 +45,24 @@ class StageTrainer:
         """Train one stage from `checkpoint`, unless it is trained already, and return the new checkpoint."""
         if (done := folder.training_done) is None:
             train = folder.open_training()
+            before = f"stage_{stage.index - 1}" if stage.index > 1 else "start"
+            weights = self.resources.verify(checkpoint, before)
             with self.phase("models"):
                 student = load(checkpoint, self.suite.student, self.device)
                 check_head(student.model)
                 suit_attention(student.model, stage.training.autocast)
             trajectories = Trajectories(train, student.renderer, self.suite.keep_rollouts)
             engine = self._engine(student, stage, checkpoint)
-            measure = self._curve(train, stage, student, engine)
-            measure(0)
-            context = self._context(train, stage, student, engine, trajectories.keep, measure)
-            done = self._train(train, context, student)
+            done = self._train(train, self._context(train, stage, student, weights, engine, trajectories.keep), student)
             trajectories.finish()
+            sync_tree(train)
             write_record(train / "done.json", done)
             FileSnapshots(train, None).clear()
             trajectories.clear()
+        if self.resources.stop.signal:
+            raise StoppedError(f"stopped by {self.resources.stop.signal}; the same command continues")
         self.resources.weights[f"stage_{stage.index}"] = done.weights
+        self.resources.files[f"stage_{stage.index}"] = done.files
         if done.teacher is not None:
             self.resources.weights[f"stage_{stage.index}_teacher" if stage.own_teacher else "teacher"] = done.teacher
         return folder.checkpoint
@@ -68,11 +71,16 @@ class StageTrainer:
         started = time.perf_counter()
         seed_global_generators(context.seed)
         with self.phase("train"), _save_last_good_on_failure(student, train.parent / "last_good"):
-            result = self.adapter.train_stage(context)
+            try:
+                context.measure(0)
+                result = self.adapter.train_stage(context)
+            finally:
+                self.resources.stop.waited_for = False
         seconds = time.perf_counter() - started
         save(student, train / "checkpoint")
         return DoneFile(
             weights=weights_digest(train / "checkpoint"),
+            files=files_digest(train / "checkpoint"),
             teacher=None if self.teachers.teacher is None else self.teachers.teacher.identity,
             steps=result.steps,
             seconds=round(seconds, 3),
@@ -96,18 +104,13 @@ class StageTrainer:
         return measure
 
     def _context(
-        self,
-        train: Path,
-        stage: PlannedStage,
-        student: Loaded,
-        engine: Engine,
-        keep: Keep,
-        measure: Callable[[int], None],
+        self, train: Path, stage: PlannedStage, student: Loaded, weights: str, engine: Engine, keep: Keep
     ) -> StageContext:
         training, index = stage.training, stage.index
         tasks = {name: self.resources.tasks[name] for name in stage.trains}
         past = self._past(index)
         teacher = self._teacher_of(stage, student)
+        inputs = {"checkpoint": weights, "teacher": teacher.identity if teacher else ""}
         progress = Counter(self.resources.report, self.spec.label, f"stage {index} {stage.name}", training.steps)
         return StageContext(
             student=StudentForward(student.model),
@@ -122,9 +125,9 @@ class StageTrainer:
             folder=train,
             log=_step_log(train / "steps.jsonl", progress, self.resources.track, self.spec.steps_before(index)),
             warn=self.resources.warn,
-            snapshots=FileSnapshots(train, self.suite.snapshot_minutes),
+            snapshots=FileSnapshots(train, self.suite.snapshot_minutes, inputs, self.resources.stop),
             keep=keep,
-            measure=measure,
+            measure=self._curve(train, stage, student, engine),
             reference=frozen_copy(student) if self.adapter.requirements.reference else None,
             teacher_engine=self._teacher_engine(teacher, student, training),
             past_tasks={name: self.resources.tasks[name] for name, _ in past},
@@ -151,6 +154,12 @@ class StageTrainer:
             return None
         with self.phase("models"):
             teacher = self.teachers.take(stage.teacher, student)
+        name = f"stage_{stage.index}_teacher" if stage.own_teacher else "teacher"
+        if self.resources.weights.setdefault(name, teacher.identity) != teacher.identity:
+            raise RunError(
+                f"the teacher changed since the run's earlier stages: digest {self.resources.weights[name]}, now "
+                f"{teacher.identity}; put the former one back, or choose another --out"
+            )
         if isinstance(teacher, LocalTeacher):
             suit_attention(teacher.model, stage.training.autocast)
         return teacher

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -21,6 +22,11 @@ from harness.errors import RunError
 from harness.rundir.schema import CellSummary
 
 R = TypeVar("R", bound=Record)
+SNAPSHOT = "snapshot.pt"
+ROLLOUT_LOG = "rollouts.jsonl"
+CURVE = "curve.jsonl"
+PARTIAL = re.compile(r"^\..+\.(\d+|[a-z0-9_]{8})$")  # of `replace_file` and `_appears_whole`
+NESTING = 4  # folders of a run directory above the deepest one
 
 
 @contextmanager
@@ -111,10 +117,42 @@ def json_line(value: Any) -> str:
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
     """Replace a file by what `write` puts at the path that it is given, atomically, durable when this returns."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    write(partial)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        write(partial)
+        sync(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)  # what a full disk left would keep it full
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Return when a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Return when all files below a folder are on the disk, and the names of the folder and of what is in it."""
+    for place, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            sync(Path(place) / name)
+        sync(Path(place))
+    for above in folder.parents[:NESTING]:
+        sync(above)
+
+
+def remove_partials(run: Path) -> None:
+    """Remove what a killed process left half written in a run directory, and the snapshots and lines of finished stages."""
+    for path in list(run.rglob(".*")):
+        if PARTIAL.match(path.name) and path.exists():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for done in run.glob("stage_*/train/done.json"):
+        for name in (SNAPSHOT, ROLLOUT_LOG):
+            (done.parent / name).unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:
@@ -151,6 +189,8 @@ def _appears_whole(folder: Path) -> Generator[Path]:
         partial.chmod(0o755)
         if not (folder / "results.json").is_file():
             shutil.rmtree(folder, ignore_errors=True)
+            sync_tree(partial)
             partial.rename(folder)
+            sync(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -12,9 +12,9 @@ import pandas as pd
 from pyarrow.parquet import ParquetFile
 
 from harness.errors import RunError
-from harness.rundir.files import read_lines, read_results, readable
+from harness.rundir.files import CURVE, read_lines, read_results, readable
 from harness.rundir.schema import CurvePoint, Manifest, StepLine
-from harness.rundir.store import CURVE, StageFolder, cell_name, read_manifest, stage_folder
+from harness.rundir.store import StageFolder, cell_name, read_manifest, stage_folder
 
 SHOWN_FIRST = ["sft", "opd", "aopd"]  # entries, after the controls
 IDENTITY = ["label", "suite", "adapter", "order", "start", "seed"]

@@ -17,8 +17,7 @@ import pyarrow.parquet as pq
 
 from harness.lm.chat import Renderer
 from harness.lm.rollouts import Rollout
-from harness.rundir.files import json_line, replace_file
-from harness.rundir.store import ROLLOUT_LOG
+from harness.rundir.files import ROLLOUT_LOG, json_line, replace_file
 
 LINES = 1024  # in memory at a time while the Parquet file is written
 FIGURES = ("student_logprob", "entropy", "teacher_logprob", "advantage", "teacher_top1", "routed_fkl")

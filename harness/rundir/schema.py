@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from harness.config.base import Record, digest
+from harness.config.run_spec import identity_of
 from harness.errors import RunError
 from harness.rundir.overlap_record import Overlap
 
@@ -49,6 +50,10 @@ class Session(Record):
     created: str = Field(default="", description="when the process started, UTC, ISO 8601")
     seconds: dict[str, float] | None = Field(
         default=None, description="wall-clock seconds by phase: models, train, evaluate, and total"
+    )
+    settings: dict[str, Any] = Field(
+        default={},
+        description="what a session may set for itself: device, threads, folders, sizes of batches and caches",
     )
     peak_memory: dict[str, Any] = Field(
         default={},
@@ -98,9 +103,14 @@ class Manifest(Record):
         default=None, description="further evaluations of the start, where the suite asks for any"
     )
     config: dict[str, Any] = Field(default={}, description="the suite as it was resolved for this run")
-    config_hash: str = Field(default="", description="digest of `config`: a run goes on only under the same one")
+    config_hash: str = Field(
+        default="", description="digest of what in `config` decides numbers: a run goes on only under the same one"
+    )
     weights: dict[str, str] = Field(
         default={}, description="digests of the start's, the teacher's and each stage's weights"
+    )
+    inputs: dict[str, str] = Field(
+        default={}, description="digests of the start's configuration and tokenizer files and of a chat template"
     )
     overlap: Overlap | None = Field(default=None, description="overlap of training prompts with test sets")
     sessions: tuple[Session, ...] = Field(default=(), description="the processes that worked on the run, in order")
@@ -244,6 +254,7 @@ class DoneFile(Record):
     """A finished training: train/done.json, written last."""
 
     weights: str = Field(default="", description="digest of the stage's checkpoint")
+    files: str = Field(default="", description="digest of the checkpoint's configuration and tokenizer files")
     teacher: str | None = Field(default=None, description="digest of the teacher's weights; null without a teacher")
     steps: int = Field(ge=0, description="training steps taken")
     seconds: float = Field(default=0.0, description="wall-clock seconds of the training")
@@ -348,6 +359,7 @@ def upgrade(raw: Any, place: str) -> Any:
         "kind": kind,
         "trains_on": _trained_on(kind, raw.get("adapter_config") or {}),
         "start": raw.get("start") or "",
+        "config_hash": digest(identity_of(raw.get("config") or {})),
         "sessions": [{**made, **first}, *later],
     }
 

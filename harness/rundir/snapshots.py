@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from harness.errors import RunError
-from harness.rundir.files import replace_file
-from harness.rundir.store import CURVE, ROLLOUT_LOG, SNAPSHOT, drop_steps_from
+from harness.errors import RunError, StoppedError
+from harness.rundir.files import CURVE, ROLLOUT_LOG, SNAPSHOT, replace_file, sync
+from harness.rundir.store import drop_steps_from
 
 
 class Snapshots(Protocol):
@@ -24,6 +27,14 @@ class Snapshots(Protocol):
     def offer(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
         """Keep `state()` when a snapshot is due; otherwise do nothing."""
         ...
+
+
+@dataclass
+class StopRequest:
+    """A signal that asks a run to stop; `waited_for` says that the training under way looks for it at every step."""
+
+    signal: str = ""
+    waited_for: bool = False
 
 
 class NoSnapshots:
@@ -44,37 +55,80 @@ class FileSnapshots:
     """One file in the stage's training folder, replaced when `minutes` have passed; None keeps nothing.
 
     Loading takes the logs of steps and rollouts back to the lines before the snapshot: the steps after it are done again.
+    A snapshot vouches for `inputs`, the digests of what the stage trains from, and for the step log's lines up to its step.
     """
 
-    def __init__(self, folder: Path, minutes: float | None) -> None:
-        self.path = folder / SNAPSHOT
-        self.logs = [folder / "steps.jsonl", folder / ROLLOUT_LOG]
-        self.minutes = minutes
+    def __init__(
+        self,
+        folder: Path,
+        minutes: float | None,
+        inputs: Mapping[str, str] | None = None,
+        stop: StopRequest | None = None,
+    ) -> None:
+        self.path, self.step_log = folder / SNAPSHOT, folder / "steps.jsonl"
+        self.logs = [self.step_log, folder / ROLLOUT_LOG]
+        self.minutes, self.inputs, self.stop = minutes, dict(inputs or {}), stop or StopRequest()
         self.last = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
-        """See `Snapshots`; raises `RunError` for a file that does not load."""
+        """See `Snapshots`; raises `RunError` for a file that is damaged or belongs to other inputs or another log."""
+        self.stop.waited_for = self.minutes is not None
         if not self.path.is_file():
             return None
-        try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise RunError(f"{self.path} does not load ({error}); remove the stage's train folder") from error
+        state = self._read()
         for log in self.logs:
             if log.is_file():
                 drop_steps_from(log, int(state["step"]))
         if (curve := self.path.with_name(CURVE)).is_file():
             # A point stands for the steps done before it, so the snapshot's own point stays.
             drop_steps_from(curve, int(state["step"]) + 1)
+        recorded = state.pop("recorded", {})
+        changed = [name for name, value in recorded.get("inputs", {}).items() if self.inputs.get(name, value) != value]
+        if changed:
+            raise RunError(
+                f"{self.path} was taken with another {' and another '.join(changed)}, which changed since; put back what was "
+                "there, or choose another --out"
+            )
+        if recorded.get("log", self._log_digest()) != self._log_digest():
+            raise RunError(
+                f"{self.step_log} does not hold the {state['step']} steps before the snapshot; restore it from a copy, or "
+                f"move {self.path.parent} away to train the stage again"
+            )
         return state
 
     def offer(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
-        """See `Snapshots`."""
-        if self.minutes is None or time.monotonic() - self.last < 60 * self.minutes:
+        """See `Snapshots`; where a signal asks for it, keep the state at once and raise `StoppedError`."""
+        if self.minutes is None:
             return
-        replace_file(self.path, lambda path: torch.save({"step": step, **state()}, path))
+        if not self.stop.signal and time.monotonic() - self.last < 60 * self.minutes:
+            return
+        for log in self.logs:
+            if log.is_file():
+                sync(log)
+        recorded = {"inputs": self.inputs, "log": self._log_digest()}
+        replace_file(self.path, lambda path: torch.save({"step": step, "recorded": recorded, **state()}, path))
         self.last = time.monotonic()
+        if self.stop.signal:
+            raise StoppedError(
+                f"stopped by {self.stop.signal} before step {step}, with a snapshot; the same command continues"
+            )
 
     def clear(self) -> None:
         """Remove the snapshot of a stage that is finished."""
         self.path.unlink(missing_ok=True)
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise ValueError(f"{damaged} has a wrong checksum")
+            return torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise RunError(
+                f"{self.path} is damaged ({error}); restore it from a copy, or move it away to train the stage from its start"
+            ) from error
+
+    def _log_digest(self) -> str:
+        text = self.step_log.read_bytes() if self.step_log.is_file() else b""
+        return hashlib.sha256(text).hexdigest()

@@ -29,17 +29,23 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from harness.config.base import digest
-from harness.config.run_spec import RunSpec
+from harness.config.run_spec import RunSpec, identity_of
 from harness.errors import RunError
 from harness.rundir.differences import find_differences
-from harness.rundir.files import as_record, read_json, read_record, read_results, replace_file, write_record, written
+from harness.rundir.files import (
+    SNAPSHOT,
+    as_record,
+    read_json,
+    read_record,
+    read_results,
+    remove_partials,
+    replace_file,
+    write_record,
+    written,
+)
 from harness.rundir.schema import DoneFile, Manifest, Noise, Session, upgrade
 
 MANIFEST = "manifest.json"
-SNAPSHOT = "snapshot.pt"
-ROLLOUT_LOG = "rollouts.jsonl"
-CURVE = "curve.jsonl"
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,7 @@ class RunStore:
         except Timeout as error:
             raise RunError(f"{self.path} is in use by another process; wait for it or choose another --out") from error
         try:
+            remove_partials(self.path)
             yield
         finally:
             lock.release()
@@ -138,14 +145,23 @@ class RunStore:
     def start(self, manifest: Manifest, session: Session) -> None:
         """Begin a session, of a new run or of one that was interrupted; raises `RunError` as `refuse_another` does."""
         self.refuse_another(manifest)
-        found = self.manifest or manifest
+        if (found := self.manifest) is None:
+            found = manifest
+        else:
+            _refuse_changed_inputs(self.path, found, manifest)
         self._write(found.model_copy(update={"sessions": (*found.sessions, session)}))
 
     def refuse_another(self, manifest: Manifest) -> None:
-        """Raise `RunError` when the directory was made by a different configuration, with the keys that differ."""
+        """Raise `RunError` when a different or an unknown configuration made the directory, with the keys that differ."""
         found = self.manifest
+        if found is None and any(self.path.glob("stage_*/*/*")):
+            raise RunError(
+                f"{self.path} holds stages and no {MANIFEST}, so their configuration is not known; restore {MANIFEST} from a "
+                "copy, or choose another --out"
+            )
         if found is not None and found.config_hash != manifest.config_hash:
-            changed = ", ".join(sorted(find_differences(found.config, manifest.config)))
+            parts = identity_of(found.config), identity_of(manifest.config)
+            changed = ", ".join(sorted(find_differences(*parts)))
             raise RunError(
                 f"{self.path} holds a run with a different configuration (differs in {changed}); choose another --out, or set "
                 "these keys back to continue it"
@@ -170,6 +186,22 @@ class RunStore:
         write_record(self.path / MANIFEST, manifest)
 
 
+def _refuse_changed_inputs(path: Path, found: Manifest, present: Manifest) -> None:
+    """Raise `RunError` where the start, a template or the records of a task are not those that the run began with."""
+    records = [manifest.overlap.digests if manifest.overlap else {} for manifest in (found, present)]
+    pairs = [
+        ("weights of the", found.weights, present.weights),
+        ("configuration or tokenizer of the", found.inputs, present.inputs),
+        ("records of", *records),
+    ]
+    for what, before, after in pairs:
+        if changed := [name for name in before if name in after and before[name] != after[name]]:
+            raise RunError(
+                f"{path}: the {what} {', '.join(changed)} changed since the run began (digest {before[changed[0]]}, now "
+                f"{after[changed[0]]}); put back what was there, or choose another --out"
+            )
+
+
 def now() -> str:
     """Return the current time, UTC, ISO 8601 to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -183,17 +215,16 @@ def stage_folder(run: Path, index: int, name: str = "") -> StageFolder:
 def read_manifest(run: Path) -> Manifest | None:
     """Return a run's manifest, one of an earlier version upgraded, or None where there is none; raises `RunError`."""
     file = run / MANIFEST
-    found = read_json(file)
-    if found is None:
+    if not file.is_file():
         return None
-    return as_record(upgrade(found, str(file)), Manifest, file)
+    return as_record(upgrade(read_json(file), str(file)), Manifest, file)
 
 
 def is_finished(spec: RunSpec) -> bool:
     """Return whether a run's directory holds all of it, made by the same configuration."""
     store = RunStore(spec.path)
     manifest = store.manifest
-    if manifest is None or not manifest.finished or manifest.config_hash != digest(spec.config()):
+    if manifest is None or not manifest.finished or manifest.config_hash != spec.config_hash:
         return False
     folders = [store.stage(0), *(store.stage(stage.index, stage.name) for stage in spec.stages)]
     trained = all(folder.training_done for folder in folders[1:])
@@ -227,5 +258,11 @@ def cell_name(task: str, profile: str = "") -> str:
 def drop_steps_from(path: Path, step: int) -> None:
     """Keep a step log's lines before `step`; a line that a kill cut off goes too."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
+    try:
+        kept = [line for line in lines if line.endswith("\n") and int(json.loads(line)["step"]) < step]
+    except (ValueError, TypeError, KeyError) as error:
+        raise RunError(
+            f"{path} holds a line that is not a step ({type(error).__name__}: {error}); restore it from a copy, or move "
+            f"{path.parent} away to train the stage again"
+        ) from error
     replace_file(path, lambda partial: partial.write_text("".join(kept), encoding="utf-8"))

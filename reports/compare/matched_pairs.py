@@ -19,13 +19,13 @@ from reports.figures import style
 
 SINGLE = "one seed"
 FEW = 4  # methods that are all compared with one another; more are compared with one
-FIGURES = {"learned": "learning_accuracy", "forgot": "forgetting_chaudhry"}
+FIGURES = {"learned": "learning_accuracy", "final": "average_accuracy", "forgot": "forgetting_chaudhry"}
 
 
 def matched(frames: Frames) -> pd.DataFrame:
     """Return one row per pair of methods: differences in learning and in forgetting, and whether learning is matched.
 
-    Columns `learned` and `forgot` hold an `Interval` each, the first minus the second, shares; `status` is
+    Columns `learned`, `final` and `forgot` hold an `Interval` each, the first minus the second, shares; `status` is
     matched, matched on average only, unmatched, or one seed where there is no interval.
     """
     values = figures_by_seed(frames.scores)

@@ -55,9 +55,7 @@ def draw_frontier(
     axes.set(xlim=_limits(100 * small["forgot"]), ylim=_limits(100 * heights))
     for name, level in (levels or {}).items():
         axes.axhline(100 * level, color=style.RULE, linestyle=":", linewidth=1.4)
-        axes.annotate(
-            name, (1, 100 * level), (-3, 2), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right"
-        )
+        axes.text(0.005, 100 * level, name, transform=axes.get_yaxis_transform(), va="bottom", fontsize=8)
     axes.grid(visible=True, axis="both")
     marks = points[["label", "forgot", "learned"]].to_numpy()
     names = [Name(label, 100 * x.mean, 100 * y.mean, looks[label]["color"]) for label, x, y in marks]

@@ -22,6 +22,7 @@ from reports.data.tables import write_tables
 from reports.document import sentences
 from reports.document.rendering import load_templates, publish
 from reports.figures import style
+from reports.report.ends import describe_ends
 from reports.report.items import FOLDER
 from reports.report.page_writer import Page, write_page
 from reports.report.report_data import ReportData
@@ -51,7 +52,7 @@ def title(frames: Frames) -> str:
 def _write(report_data: ReportData, folder: Path) -> None:
     (folder / FOLDER).mkdir()
     frames, lead = report_data.frames, headline(report_data.frames)
-    opening = sentences.opening_sentences(frames, brief=bool(lead))
+    opening = [*describe_ends(frames), *sentences.opening_sentences(frames, brief=bool(lead))]
     with style.shared({label: run.adapter for run, label in frames.labelled}):
         page = Page(title(frames), lead, opening, sentences.list_missing(frames), make_sections(report_data))
         write_page(page, folder, "report", "figures")

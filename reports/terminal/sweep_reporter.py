@@ -22,11 +22,16 @@ def render(specs: Sequence[RunSpec]) -> Path:
 
 
 def summarise(console: Console, specs: Sequence[RunSpec]) -> None:
-    """Print the retention tables of these runs and where the report is."""
+    """Print the retention tables of these runs, who learned and ended where, and where the report is."""
+    from reports.compare.headline import headline
     from reports.data.frames import load
+    from reports.report.ends import describe_ends
     from reports.terminal.retention_table import print_retention
 
-    print_retention(console, load([spec.path for spec in specs]))
+    frames = load([spec.path for spec in specs])
+    print_retention(console, frames)
+    for sentence in [*headline(frames), *describe_ends(frames)]:
+        console.print(sentence, markup=False, highlight=False)
     console.print(f"report: {render(specs)}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -270,7 +270,7 @@ def test_another_configuration_in_the_same_directory_is_refused_with_the_keys_th
     before = (aopd / "manifest.json").read_bytes()
     with pytest.raises(RunError) as error:
         run(RunSpec(suite, "aopd", 0, out=out))
-    assert "holds a run with another configuration (differs in evaluation.limit)" in str(error.value)
+    assert "(differs in evaluation.limit); choose another --out" in str(error.value)
     assert not is_finished(RunSpec(suite, "aopd", 0, out=out))
     assert (aopd / "manifest.json").read_bytes() == before
 

@@ -52,7 +52,11 @@ WRITE: dict[str, Callable[[float], str]] = {
 
 def glance(runs: Runs, _: Match[str]) -> Grid:
     """Learning accuracy, average accuracy and Chaudhry's forgetting, with intervals over seeds."""
-    rows = []
+    start: dict[int, float] = {}
+    for m in runs.manifests:
+        start.setdefault(m["seed"], sum(runs.score(m, 0, task) for task in m["own"]) / len(m["own"]))
+    found = t_interval(pd.Series(start))
+    rows = [["start", str(found[3]), "–", bracketed(found), "–"]]
     for label in runs.labels:
         learned, final, forgot = (
             t_interval(figure_by_seed(runs, label, name))
@@ -74,19 +78,19 @@ def matched(runs: Runs, _: Match[str]) -> Grid:
         first = next((label for label in labels if label.split(",")[0] == "opd"), labels[0])
         pairs = list(combinations(labels, 2)) if len(labels) <= 4 else [(first, x) for x in labels if x != first]
         rows += [_pair(runs, earlier, later) for earlier, later in pairs]
-    return ["methods", "seeds", "learned, points", "learning is", "forgotten, points ↓"], rows
+    return ["methods", "seeds", "at the end, points", "learned, points", "learning is", "forgotten, points ↓"], rows
 
 
 def _pair(runs: Runs, earlier: str, later: str) -> list[str]:
-    learned, forgot = (
+    learned, final, forgot = (
         t_interval(figure_by_seed(runs, later, name) - figure_by_seed(runs, earlier, name))
-        for name in ("learning_accuracy", "forgetting_chaudhry")
+        for name in ("learning_accuracy", "average_accuracy", "forgetting_chaudhry")
     )
     status = how_matched(learned)
     told = bracketed(forgot, points) if status == MATCHED else "unmatched"
     if learned[3] < 2:
         status, told = "one seed", "not judged: one seed"
-    return [f"{later} − {earlier}", str(learned[3]), bracketed(learned, points), status, told]
+    return [f"{later} − {earlier}", str(learned[3]), bracketed(final, points), bracketed(learned, points), status, told]
 
 
 def how_matched(learned: tuple[float, float, float, int]) -> str:

@@ -241,7 +241,7 @@ def settings(key: str, kind: str) -> Callable[[Runs, Match[str]], Grid]:
 
 RECOMPUTED: dict[str, Callable[[Runs, Match[str]], Grid]] = {
     r"Methods at a glance, mean with 95 % interval over seeds": tables.glance,
-    r"What was kept where learning is matched": tables.matched,
+    r"Paired differences, and what was kept where learning is matched": tables.matched,
     r"Claims(, (?P<order>.+))?": claims,
     r"(?P<label>.+), (?P<seeds>\d+) seeds?": tables.retention,
     r"Flips, (?P<label>.+), % of items": tables.draw_flips,

@@ -118,6 +118,7 @@ def test_optimiser_schedule_and_moving_teacher_are_taken_up(adapter: LoopAdapter
 
 def test_a_step_log_is_taken_back_to_the_snapshot(tmp_path: Path):
     kept = FileSnapshots(tmp_path, 0)
+    (tmp_path / "steps.jsonl").write_text('{"step": 0}\n{"step": 1}\n')
     kept.offer(2, lambda: {"weights": torch.ones(2)})
     (tmp_path / "steps.jsonl").write_text('{"step": 0}\n{"step": 1}\n{"step": 2}\n{"st')
     state = kept.load()
@@ -137,7 +138,7 @@ def test_snapshots_are_taken_when_they_are_due_only(tmp_path: Path):
 
 def test_a_snapshot_that_does_not_load_is_named(tmp_path: Path):
     (tmp_path / "snapshot.pt").write_text("half a snapshot")
-    with pytest.raises(RunError, match=r"snapshot.pt does not load .*; remove the stage's train folder"):
+    with pytest.raises(RunError, match=r"snapshot.pt is damaged .*; restore it from a copy"):
         FileSnapshots(tmp_path, None).load()
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
 from harness.rundir.reader import IDENTITY
+from harness.stats.intervals import Interval
 from harness.stats.matching import MARGIN, MATCHED
 from reports.compare.matched_pairs import FIGURES, SINGLE
 from reports.data.tables import figures_by_seed
 from reports.document.blocks import Grid, Picture, Section, Text
 from reports.document.sentences import format_interval, format_percent, format_points
 from reports.figures.draw_frontier import draw_frontier
+from reports.report.ends import start_scores
 from reports.report.report_data import ReportData
 
 CAPTION = (
@@ -41,14 +44,14 @@ def make_section(report_data: ReportData) -> Section:
     )
     pairs = matched_grid(report_data.matched)
     compared = [Text(JUDGED, "note"), pairs] if pairs.rows else []
-    return Section(
-        "frontier", "Learning and forgetting", picture.title, [glance_grid(report_data.frontier), picture, *compared]
-    )
+    glance = glance_grid(report_data.frontier, start_scores(report_data.frames))
+    return Section("frontier", "Learning and forgetting", picture.title, [glance, picture, *compared])
 
 
-def glance_grid(frontier: pd.DataFrame) -> Grid:
-    """Return the methods at a glance: learned, final and forgotten, with intervals."""
-    rows = [
+def glance_grid(frontier: pd.DataFrame, starts: Mapping[str, Interval]) -> Grid:
+    """Return the start and the methods at a glance: learned, final and forgotten, with intervals."""
+    rows = [[name, str(found.seeds), "–", format_interval(found), "–"] for name, found in starts.items()]
+    rows += [
         [
             str(row["label"]),
             str(row["learned"].seeds),
@@ -62,14 +65,14 @@ def glance_grid(frontier: pd.DataFrame) -> Grid:
 
 
 def matched_grid(pairs: pd.DataFrame) -> Grid:
-    """Return the pairs of methods: the difference in learning, whether it is matched, and in forgetting where it is."""
+    """Return the pairs of methods: differences in learning and at the end, and in forgetting where learning is matched."""
     rows = []
     for row in pairs.to_dict("records"):
         forgot = _cell(row, "forgot", signed=True) if row["status"] == MATCHED else _unjudged(str(row["status"]))
-        difference = _cell(row, "learned", signed=True)
-        rows.append([f"{row['label']} − {row['against']}", str(row["seeds"]), difference, str(row["status"]), forgot])
-    header = ["methods", "seeds", "learned, points", "learning is", "forgotten, points ↓"]
-    return Grid("What was kept where learning is matched", header, rows)
+        found = [_cell(row, name, signed=True) for name in ("final", "learned")]
+        rows.append([f"{row['label']} − {row['against']}", str(row["seeds"]), *found, str(row["status"]), forgot])
+    header = ["methods", "seeds", "at the end, points", "learned, points", "learning is", "forgotten, points ↓"]
+    return Grid("Paired differences, and what was kept where learning is matched", header, rows)
 
 
 def _unjudged(status: str) -> str:

@@ -1,0 +1,81 @@
+"""Where methods end and where they started: the sentences on final scores, and the start's own score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from harness.rundir.reader import IDENTITY
+from harness.stats.intervals import Interval, t_interval
+from reports.compare import matched_pairs
+from reports.data.frames import Frames
+from reports.data.methods import Method, methods_of
+from reports.data.tables import figures_by_seed
+from reports.document.sentences import format_interval, format_percent, format_points
+
+LEAST_LEARNED = 0.02  # a share: less is called nothing learned
+NAMED = 4  # methods that a sentence names; of more, the highest and the lowest
+
+
+def start_scores(frames: Frames) -> dict[str, Interval]:
+    """Return the mean score of the trained tasks before any stage by label, over the seeds of each suite and start.
+
+    The label is `start`, and what else differs: runs of one suite, start and seed have the same student.
+    """
+    cells = frames.scores[(frames.scores["stage"] == 0) & (frames.scores["role"] == "trained")]
+    by_run = cells.groupby(IDENTITY, sort=False)["score"].mean().dropna().reset_index()
+    students = by_run.drop_duplicates(["suite", "start", "seed"])
+    varying = [key for key in ("suite", "start") if students[key].nunique() > 1]
+    found = {}
+    for keys, rows in students.groupby(["suite", "start"], sort=False):
+        suite, start = map(str, keys)
+        names = [suite] * ("suite" in varying) + [start or "-"] * ("start" in varying)
+        found[", ".join(["start", *names])] = t_interval(rows["score"])
+    return found
+
+
+def describe_ends(frames: Frames) -> list[str]:
+    """Return per suite, order and start where the methods end, with paired differences, and whether anything was learned."""
+    values = figures_by_seed(frames.scores)
+    groups: dict[tuple[str, str, str], list[Method]] = {}
+    for method in methods_of(frames):
+        if not method.control:
+            groups.setdefault((method.first.suite, method.first.order, method.first.start), []).append(method)
+    return [sentence for methods in groups.values() for sentence in _describe_group(methods, frames, values)]
+
+
+def _describe_group(methods: list[Method], frames: Frames, values: pd.DataFrame) -> Iterator[str]:
+    ends = {method.name: _figure(values, method.name, "average_accuracy") for method in methods}
+    ends = {name: end for name, end in ends.items() if end.seeds}
+    if not ends:
+        return
+    own = values[values["label"].isin([method.name for method in methods])]
+    base, *others = ends
+    starts = start_scores(Frames(tuple(run for method in methods for run in method.frames.runs), grader=frames.grader))
+    start = "; ".join(f"the start had {format_interval(found)} %" for found in starts.values())
+    if len(ends) > NAMED:
+        high, low = (pick(ends, key=lambda name: ends[name].mean) for pick in (max, min))
+        named = f"{high} is highest with {format_interval(ends[high])} % and {low} lowest with {format_interval(ends[low])} %"
+        yield f"At the end {named}, mean of all trained tasks; {start}."
+    else:
+        named = ", ".join(f"{name} {format_interval(end)} %" for name, end in ends.items())
+        changes = [(other, matched_pairs.difference(values, "average_accuracy", other, base)) for other in others]
+        told = [
+            f"{other} minus {base} {format_interval(change, format_points)} points"
+            for other, change in changes
+            if change.seeds
+        ]
+        yield f"At the end, mean of all trained tasks: {'; '.join([named, *told, start])}."
+    gain = (own[own["figure"] == "learning_accuracy"].groupby("label")["value"].mean()).max() - max(
+        (found.mean for found in starts.values()), default=float("nan")
+    )
+    if gain <= LEAST_LEARNED:
+        yield (
+            f"No method learned: right after its own stage a task scores at most {format_percent(max(gain, 0.0))} "
+            "points more than at the start, mean over tasks and seeds."
+        )
+
+
+def _figure(values: pd.DataFrame, label: str, figure: str) -> Interval:
+    return t_interval(values.loc[(values["label"] == label) & (values["figure"] == figure), "value"])

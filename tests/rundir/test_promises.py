@@ -1,0 +1,279 @@
+"""What a run directory promises: it goes on only from what it recorded, and what vouches for a file is written after it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adapters.opd import OPD
+from harness.config.load import load_suite
+from harness.config.run_spec import RunSpec
+from harness.config.suite import Suite
+from harness.errors import RunError
+from harness.pipeline.run import run
+from harness.pipeline.stop_signals import stop_on_signals
+from harness.rundir import files
+from harness.rundir.files import read_json, remove_partials, replace_file, write_cell, write_json
+from harness.rundir.schema import Session
+from harness.rundir.snapshots import FileSnapshots, StopRequest
+from harness.rundir.store import RunStore, is_finished, stage_folder
+from tests.support.records import cell_of, manifest_of
+from tests.support.runs import FOLDERS, cells
+from tests.support.runs import manifest as manifest_json
+
+
+def spec_with(file: Path, *overrides: str, entry: str = "aopd") -> RunSpec:
+    return RunSpec(load_suite(str(file), list(overrides)), entry, 0)
+
+
+THRESHOLD = "adapters.aopd.options.threshold"
+
+
+def test_two_configurations_that_differ_in_an_infinity_are_two_runs(micro_file: Path):
+    hashes = {spec_with(micro_file, f"{THRESHOLD}={value}").config_hash for value in (".inf", "-.inf", "0.0")}
+    assert len(hashes) == 3
+
+
+def test_numbers_that_json_lacks_are_read_back_as_they_were(tmp_path: Path):
+    manifest = manifest_of(config={"threshold": float("-inf")}, adapter_config={"threshold": float("inf")})
+    RunStore(tmp_path).start(manifest, Session(seconds={"total": float("nan")}))
+    text = (tmp_path / "manifest.json").read_text()
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    found = RunStore(tmp_path).manifest
+    assert found is not None
+    assert found.config_hash == manifest.config_hash
+    assert float(found.config["threshold"]) == float("-inf")
+    assert found.made.seconds is not None
+    assert found.made.seconds["total"] != found.made.seconds["total"]
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["training.micro_batch=1", "evaluation.batch_size=3", "device=cpu", "threads=1"],
+)
+def test_how_fast_and_where_a_run_works_may_change_while_it_goes_on(micro_file: Path, override: str):
+    assert spec_with(micro_file, override).config_hash == spec_with(micro_file).config_hash
+
+
+@pytest.mark.parametrize(
+    "override", ["training.generation_batch=1", "training.steps=3", "evaluation.limit=2", "training.optimizer.lr=0.5"]
+)
+def test_what_decides_numbers_may_not_change(micro_file: Path, override: str):
+    assert spec_with(micro_file, override).config_hash != spec_with(micro_file).config_hash
+
+
+def test_a_folder_with_stages_and_no_manifest_is_not_adopted(tmp_path: Path):
+    write_cell(stage_folder(tmp_path, 0).cell("tiny_weather"), cell_of(1), cell_frame())
+    with pytest.raises(RunError, match=r"holds stages and no manifest.json"):
+        RunStore(tmp_path).start(manifest_of(), Session())
+    (tmp_path / "manifest.json").write_text("null")
+    with pytest.raises(RunError, match="expected the manifest of a run"):
+        RunStore(tmp_path).start(manifest_of(), Session())
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"weights": {"start": "b"}}, "weights of the start"),
+        ({"inputs": {"start": "b"}}, "configuration or tokenizer of the start"),
+        ({"overlap": {"rows": [], "digests": {"stage 1 tiny_weather": "b"}}}, "records of stage 1 tiny_weather"),
+    ],
+)
+def test_a_run_goes_on_only_from_the_inputs_it_began_with(tmp_path: Path, changes: dict[str, Any], what: str):
+    began: dict[str, Any] = {"weights": {"start": "a"}, "inputs": {"start": "a"}}
+    began["overlap"] = {"rows": [], "digests": {"stage 1 tiny_weather": "a"}}
+    RunStore(tmp_path).start(manifest_of(**began), Session())
+    RunStore(tmp_path).start(manifest_of(**began), Session())
+    with pytest.raises(RunError, match=f"the {what} changed since the run began"):
+        RunStore(tmp_path).start(manifest_of(**{**began, **changes}), Session())
+
+
+def cell_frame() -> Any:
+    import pandas as pd
+
+    return pd.DataFrame({"item_id": ["a"], "score": [1.0]})
+
+
+def flip_a_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def turn_rope(file: Path) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), "rms_norm_eps": 0.5}))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [("model.safetensors", flip_a_byte), ("config.json", turn_rope), ("tokenizer.json", flip_a_byte)],
+)
+def test_a_stage_is_trained_only_from_the_checkpoint_that_the_stage_before_left(
+    name: str, damage: Callable[[Path], None], micro: Suite, aopd: Path, tmp_path: Path
+):
+    spec = RunSpec(micro, "aopd", 0, out=tmp_path)
+    shutil.copytree(aopd, spec.path)
+    shutil.rmtree(spec.path / FOLDERS[2])
+    damage(spec.path / FOLDERS[1] / "train/checkpoint" / name)
+    with pytest.raises(RunError, match="is not the checkpoint that the run recorded as stage_1"):
+        run(spec)
+
+
+def test_a_run_that_stopped_goes_on_with_smaller_batches_in_another_place(micro_file: Path, aopd: Path, tmp_path: Path):
+    suite = load_suite(str(micro_file), ["training.micro_batch=1", "threads=1"])
+    spec = RunSpec(suite, "aopd", 0, out=tmp_path / "moved")
+    shutil.copytree(aopd, spec.path)
+    assert is_finished(spec)
+    shutil.rmtree(spec.path / FOLDERS[2])
+    run(spec)
+    assert is_finished(spec)
+    found = manifest_json(spec.path)
+    assert found["sessions"][-1]["settings"]["training.micro_batch"] == 1
+    assert cells(spec.path).keys() == cells(aopd).keys()
+
+
+def offered(folder: Path, **inputs: str) -> FileSnapshots:
+    """Keep a snapshot before step 2 whose log holds two steps."""
+    folder.mkdir(exist_ok=True)
+    (folder / "steps.jsonl").write_text('{"step": 0}\n{"step": 1}\n')
+    kept = FileSnapshots(folder, 0, inputs)
+    kept.offer(2, lambda: {"weights": torch.ones(50)})
+    return kept
+
+
+def test_a_snapshot_with_a_changed_byte_is_refused(tmp_path: Path):
+    kept = offered(tmp_path)
+    flip_a_byte(kept.path)
+    with pytest.raises(RunError, match=r"snapshot.pt is damaged"):
+        kept.load()
+
+
+@pytest.mark.parametrize("step", [1, 500])
+def test_a_snapshot_of_another_step_than_its_log_is_refused(tmp_path: Path, step: int):
+    kept = offered(tmp_path)
+    state = torch.load(kept.path, weights_only=True)
+    state["step"] = step
+    torch.save(state, kept.path)
+    if step == 500:
+        state["recorded"]["log"] = "another"
+        torch.save(state, kept.path)
+    with pytest.raises(RunError, match=r"does not hold the .* steps before the snapshot"):
+        kept.load()
+
+
+def test_a_snapshot_whose_step_log_is_gone_or_cut_is_refused(tmp_path: Path):
+    kept = offered(tmp_path)
+    kept.step_log.write_text('{"step": 0}\n')
+    with pytest.raises(RunError, match="does not hold the 2 steps before the snapshot"):
+        kept.load()
+    kept.step_log.unlink()
+    with pytest.raises(RunError, match="does not hold the 2 steps before the snapshot"):
+        kept.load()
+
+
+def test_a_snapshot_is_taken_up_only_with_the_teacher_and_the_checkpoint_it_was_taken_with(tmp_path: Path):
+    offered(tmp_path, teacher="a", checkpoint="c")
+    assert FileSnapshots(tmp_path, 0, {"teacher": "a", "checkpoint": "c"}).load() is not None
+    with pytest.raises(RunError, match="taken with another teacher"):
+        FileSnapshots(tmp_path, 0, {"teacher": "b", "checkpoint": "c"}).load()
+
+
+def test_what_vouches_for_files_is_written_when_they_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    order: list[str] = []
+    real_sync, real_rename = files.sync, Path.rename
+
+    def sync(path: Path) -> None:
+        order.append(path.name)
+        real_sync(path)
+
+    def rename(path: Path, target: Path) -> Path:
+        order.append("the folder appears")
+        return real_rename(path, target)
+
+    monkeypatch.setattr(files, "sync", sync)
+    monkeypatch.setattr(Path, "rename", rename)
+    write_cell(tmp_path / "eval" / "task", cell_of(1), cell_frame())
+    appears = order.index("the folder appears")
+    assert {"samples.parquet", "results.json"} <= set(order[:appears])
+    assert order[appears + 1 :] == ["eval"]
+
+
+def test_a_file_that_could_not_be_written_leaves_nothing_that_fills_the_disk(tmp_path: Path):
+    def fills_up(partial: Path) -> None:
+        partial.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    write_json(tmp_path / "value.json", {"old": 1})
+    with pytest.raises(OSError, match="No space left"):
+        replace_file(tmp_path / "value.json", fills_up)
+    assert [path.name for path in tmp_path.iterdir()] == ["value.json"]
+    assert read_json(tmp_path / "value.json") == {"old": 1}
+
+
+def test_what_a_killed_process_left_half_written_is_gone_when_the_next_one_holds_the_directory(tmp_path: Path):
+    train = tmp_path / "stage_1_x" / "train"
+    (tmp_path / "stage_0/eval/.task.a1b2c3d4").mkdir(parents=True)
+    train.mkdir(parents=True)
+    for path in (
+        tmp_path / ".manifest.json.123",
+        train / ".snapshot.pt.99",
+        train / "snapshot.pt",
+        train / "rollouts.jsonl",
+    ):
+        path.write_text("half")
+    remove_partials(tmp_path)
+    assert {path.name for path in train.iterdir()} == {"snapshot.pt", "rollouts.jsonl"}
+    (train / "done.json").write_text('{"steps": 1}')
+    with RunStore(tmp_path).locked():
+        assert [path.name for path in train.iterdir()] == ["done.json"]
+        assert not list((tmp_path / "stage_0/eval").iterdir())
+        assert not (tmp_path / ".manifest.json.123").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_a_snapshot_and_says_that_the_same_command_continues(
+    number: signal.Signals, micro: Suite, aopd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    losses, calls = OPD.token_losses, []
+
+    def stopping(self: OPD, tokens: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            os.kill(os.getpid(), number)
+        return losses(self, tokens)
+
+    spec = RunSpec(micro, "opd", 0, out=tmp_path)
+    monkeypatch.setattr(OPD, "token_losses", stopping)
+    before = signal.getsignal(number)
+    with pytest.raises(
+        RunError, match=f"stopped by {number.name} before step 1, with a snapshot; the same command continues"
+    ):
+        run(spec)
+    assert signal.getsignal(number) == before
+    assert (spec.path / FOLDERS[1] / "train" / "snapshot.pt").is_file()
+
+
+def ended_by(request: StopRequest, *signals: signal.Signals) -> None:
+    with stop_on_signals(request):
+        for number in signals:
+            os.kill(os.getpid(), number)
+            time.sleep(0.1)
+
+
+def test_a_signal_outside_a_training_ends_at_once_and_a_second_one_always():
+    with pytest.raises(RunError, match="stopped by SIGTERM; the same"):
+        ended_by(StopRequest(), signal.SIGTERM)
+    request = StopRequest(waited_for=True)
+    ended_by(request, signal.SIGTERM)
+    assert request.signal == "SIGTERM"
+    with pytest.raises(RunError, match="stopped by SIGINT"):
+        ended_by(request, signal.SIGINT)
