@@ -15,7 +15,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import ValidationError, model_validator
+from pydantic import ConfigDict, ValidationError, model_validator
 
 from harness.config.base import Strict
 from harness.config.explain import explain
@@ -45,6 +45,15 @@ if TYPE_CHECKING:
     UpdaterFactory = Callable[[nn.Module, Optimizer, int], Updater]
 
 GROUP = "harness.adapters"
+RENAMED = {
+    "wanted": "`teacher_request`",
+    "on_policy": "`sources`",
+    "off_policy": "`sources`",
+    **dict.fromkeys(
+        ("penalisable", "replaces_weights", "needs_whole_weights", "moves_reference"), "the field of `capabilities`"
+    ),
+    **dict.fromkeys(("adds_penalty", "holds_weights"), "`PenaltyWrapper`"),
+}
 
 
 @dataclass(frozen=True)
@@ -191,7 +200,15 @@ class Adapter(Strict, ABC):
     formula: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     deviation: ClassVar[str] = ""
+    model_config = ConfigDict(allow_inf_nan=True)  # An option may be infinite, such as a threshold that nothing passes.
     teacher_needs: ClassVar[Needs] = "none"
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a class that is written for an earlier contract: the loop would ignore what it defines."""
+        super().__pydantic_init_subclass__(**kwargs)
+        if old := [name for name in RENAMED if name in vars(cls)]:
+            raise ConfigError(f"{cls.__name__} defines `{old[0]}`, which has no effect; use {RENAMED[old[0]]}")
 
     @model_validator(mode="after")
     def _numbers_are_numbers(self) -> Self:

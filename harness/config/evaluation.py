@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from harness.config.base import NAME, Strict
+from harness.config.base import Name, Strict
 
 
 class Decoding(Strict):
     """Generation settings that replace the tasks' own; null keeps what a task says."""
 
-    until: tuple[str, ...] | None = None
+    until: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
     do_sample: bool | None = None
     temperature: float | None = Field(default=None, ge=0)
     top_p: float | None = Field(default=None, gt=0, le=1)
@@ -61,7 +61,7 @@ class Evaluation(Strict):
     limit: int | None = Field(default=None, gt=0, description="first test items of each task; null takes all")
     batch_size: int = Field(default=64, gt=0)
     decoding: Decoding = Decoding()
-    profiles: dict[Annotated[str, Field(pattern=NAME)], Profile] = Field(
+    profiles: dict[Name, Profile] = Field(
         default={},
         description="ways of answering by name, the first one's scores are the suite's; none is `decoding` alone",
     )

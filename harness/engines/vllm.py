@@ -10,12 +10,15 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from harness.engines.backend import EngineSite
 from harness.engines.base import Completion, Sampling
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from harness.engines.vllm_backend import VLLM
 
 CAUSE = re.compile(r"\b(\w*(?:Error|Exception)): (.+)")
+STALLED_SECONDS, STALLED_SHARE = 600.0, 0.01  # without an answer, at a lower share of one processor
 DECIDING = ("tensor_parallel_size", "enforce_eager", "max_num_seqs")  # options that change the order of sums
 
 
@@ -97,12 +101,40 @@ class VLLMEngine:
     def _ask(self, name: str, **arguments: Any) -> Any:
         try:
             self._connection.send((name, arguments))
+            self._wait(name)
             fine, value = self._connection.recv()
         except (EOFError, OSError) as error:
             raise RunError(self._exit_message()) from error
         if not fine:
             raise RunError(f"vLLM failed: {self._cause(str(value))}; its whole output is in {self.site.log}")
         return value
+
+    def _wait(self, name: str) -> None:
+        """Wait for an answer; raise `RunError` when the process and its workers have not computed for STALLED_SECONDS.
+
+        There is no deadline for an answer itself: the answers of a large evaluation come all at once, hours later.
+        """
+        since, worked = time.monotonic(), self._processor_seconds()
+        while not self._connection.poll(min(5.0, STALLED_SECONDS)):
+            if (waited := time.monotonic() - since) >= STALLED_SECONDS:
+                now = self._processor_seconds()
+                if now - worked < STALLED_SHARE * waited:
+                    self._kill()
+                    raise RunError(
+                        f"vLLM's process did not answer {name!r} and did not compute for {waited:.0f} seconds, so it was "
+                        f"ended; its output is in {self.site.log}, and the same command continues from the last snapshot"
+                    )
+                since, worked = time.monotonic(), now
+
+    def _processor_seconds(self) -> float:
+        """Return the processor time of the process and of everything it started."""
+        total = 0.0
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self._process.pid)
+            for each in (process, *process.children(recursive=True)):
+                with suppress(psutil.NoSuchProcess):
+                    total += sum(each.cpu_times()[:2])
+        return total
 
     def _cause(self, sentence: str) -> str:
         """Return vLLM's own sentence, or the first logged error where the sentence only refers to a root cause."""

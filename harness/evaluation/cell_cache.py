@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock
 
 from harness.rundir.files import read_cell, write_cell
+from harness.rundir.locks import waiting_lock
 from harness.rundir.schema import CellSummary, Keys
 
 
@@ -29,10 +30,9 @@ class SharedCells:
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "evaluations"
 
-    def locked(self, weights: str) -> FileLock:
+    def locked(self, weights: str) -> AbstractContextManager[None]:
         """Return the lock on a checkpoint's cells: of several processes with one start, one evaluates, the others wait."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.folder / f"{weights}.lock")
+        return waiting_lock(self.folder / f"{weights}.lock")
 
     def get(self, keys: Keys) -> CellResult | None:
         """Return the cell with these keys, or None."""

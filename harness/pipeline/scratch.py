@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from harness.config.base import digest
@@ -32,6 +31,7 @@ from harness.lm.seeding import derive_seed
 from harness.lmeval.library import TaskLibrary
 from harness.pipeline.scratch_tokenizer import Text, train_tokenizer, training_texts
 from harness.rundir.files import sync_tree
+from harness.rundir.locks import waiting_lock
 
 if TYPE_CHECKING:
     from transformers import Qwen3ForCausalLM
@@ -45,11 +45,10 @@ def cache_folder() -> Path:
 
 
 def ensure_built(spec: Scratch, seed: int, library: TaskLibrary, progress: Progress) -> Path:
-    """Return the folder of the model that `spec` and `seed` describe, building it once; safe beside other processes."""
+    """Return the folder of the model that `spec` and `seed` describe, building it once for all processes."""
     texts = training_texts(spec, library)
     folder = cache_folder() / "models" / f"{spec.strength}-{recipe_key(spec, seed, texts)}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    with waiting_lock(Path(f"{folder}.lock")):
         if not folder.is_dir():
             partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
             try:

@@ -20,6 +20,7 @@ from harness.errors import HarnessError, RunError
 from harness.lmeval.library import TaskLibrary
 from harness.pipeline.models import checkpoint_of, limit_threads, resolve_device
 from harness.pipeline.run import run
+from harness.pipeline.workers import queue_manager, worker_pool
 from harness.rundir.progress import Event, Report
 
 
@@ -50,11 +51,11 @@ def sweep(
             on_finished(spec)
         return
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
+    with queue_manager(context) as manager:
         events = manager.Queue()
         listener = threading.Thread(target=_forward, args=(events, report), daemon=True)
         listener.start()
-        pool = ProcessPoolExecutor(workers, mp_context=context)
+        pool = worker_pool(workers, context)
         try:
             _drain(_submit(pool, specs, workers, events), on_finished)
         finally:

@@ -68,7 +68,8 @@ def readable(file: Path) -> Generator[Path]:
         yield file
     except ValueError as error:  # ArrowInvalid is one.
         raise RunError(
-            f"{file} is not a Parquet file; it was changed from outside, remove its folder and evaluate again"
+            f"{file} is not a Parquet file; it was changed from outside, move its folder away and run the same command, "
+            "to evaluate again"
         ) from error
 
 

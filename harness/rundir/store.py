@@ -4,14 +4,14 @@
       manifest.json, log.txt
       stage_0/eval/<task>/results.json, samples.parquet            the suite's first profile
       stage_0/eval/<task>@<profile>/...                            each further profile
-      stage_0/regraded/<task>[@<profile>]/<grader>-<digest>/...    the same answers graded anew
+      stage_0/regraded/<task>[@<profile>]/<grader>-<digest>/...    the same answers graded again
       stage_0/noise/<cell>/<n>/...                                 the start evaluated again with other seeds
       stage_0/drift/results.json, samples.parquet                  distance to the start and entropy; so in every stage
       stage_1_<task>/train/steps.jsonl, rollouts.parquet, checkpoint/, done.json
       stage_1_<task>/eval/<task>/...
 
 A stage is trained when its `done.json` exists, a task is evaluated when its folder exists; both appear whole or not at
-all. Whatever else lies in a stage's folder is what a killed process left, and is made again; a `snapshot.pt` beside the step
+all. Whatever else lies in a stage's folder is what a killed process left, and is made again; a `snapshot.pt` next to the step
 log lets the stage go on from its step. `last_good` holds the weights before an update that broke a training, for the user.
 """
 
@@ -43,6 +43,7 @@ from harness.rundir.files import (
     write_record,
     written,
 )
+from harness.rundir.locks import refuse_without_flock
 from harness.rundir.schema import DoneFile, Manifest, Noise, Session, upgrade
 
 MANIFEST = "manifest.json"
@@ -122,6 +123,7 @@ class RunStore:
     def locked(self) -> Generator[None]:
         """Hold the directory; raises `RunError` when another process works in it."""
         self.path.mkdir(parents=True, exist_ok=True)
+        refuse_without_flock(self.path)
         lock = FileLock(self.path / ".lock", timeout=0)
         try:
             lock.acquire()

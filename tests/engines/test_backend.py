@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import os
 import subprocess
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -149,6 +150,11 @@ class LLM:
         worker = "import time; print('worker up', flush=True); time.sleep(300)"
         self.worker = subprocess.Popen([sys.executable, "-c", worker], stdin=subprocess.DEVNULL)
         print("worker", self.worker.pid, flush=True)
+    def collective_rpc(self, name, kwargs):
+        import time
+        while not kwargs["weights_path"].endswith("stalls"):
+            pass
+        time.sleep(300)
 """
 
 
@@ -183,6 +189,19 @@ def test_what_the_engine_started_ends_with_it(killed: bool, fake: Path):
         engine.close()
     _, alive = psutil.wait_procs([worker], timeout=10)
     assert alive == []
+
+
+def test_an_engine_that_neither_answers_nor_computes_is_ended_and_a_slow_one_is_not(
+    fake: Path, monkeypatch: pytest.MonkeyPatch
+):
+    engine, busy = (VLLMEngine(Path("fine"), VLLM(), EngineSite("cpu", "float32", 1, fake)) for _ in range(2))
+    monkeypatch.setattr(vllm, "STALLED_SECONDS", 2.0)
+    with pytest.raises(RunError, match=r"did not answer 'load' and did not compute for \d+ seconds, so it was ended"):
+        engine.load(Path("stalls"))
+    assert engine._process.poll() is not None
+    threading.Timer(6, busy._process.kill).start()
+    with pytest.raises(RunError, match="was ended by SIGKILL"):
+        busy.load(Path("computes"))
 
 
 def test_weights_that_a_killed_process_left_in_memory_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,55 @@
+"""Locks between processes: one that is waited for, on a file system that has them."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from harness.errors import RunError
+
+# An evaluation of a large model holds its lock for hours; a lock that is older belongs to a process that hangs.
+LONGEST_WAIT = 24 * 3600.0
+NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+@contextmanager
+def waiting_lock(path: Path, seconds: float = LONGEST_WAIT) -> Generator[None]:
+    """Hold the lock file `path` in the block; wait for another process that holds it.
+
+    Raises `RunError` on a file system without flock, where filelock would wait for ever, and after `seconds`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    refuse_without_flock(path.parent)
+    lock = FileLock(path, timeout=seconds)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise RunError(
+            f"{path} is held by another process for more than {seconds:g} seconds; find that process (fuser {path}) and end "
+            "it if it hangs"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def refuse_without_flock(folder: Path) -> None:
+    """Raise `RunError` where the file system of a folder does not have flock."""
+    # A file of its own: a lock on the real one, however short, could refuse another process.
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        try:
+            fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in NO_FLOCK:
+                raise
+            raise RunError(
+                f"the file system of {folder} has no file locks ({error.strerror}), so two processes could write the same "
+                "files; use a folder on another file system (--out for runs, HARNESS_CACHE for models)"
+            ) from error

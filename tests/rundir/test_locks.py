@@ -1,0 +1,46 @@
+"""Locks: a file system without flock is refused in a sentence, and nobody waits for ever."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from harness.errors import RunError
+from harness.evaluation.cell_cache import SharedCells
+from harness.rundir.locks import waiting_lock
+from harness.rundir.store import RunStore
+
+
+@pytest.fixture
+def without_flock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system call as file systems without it answer."""
+
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+@pytest.mark.usefixtures("without_flock")
+@pytest.mark.parametrize("held", [False, True])
+def test_a_file_system_without_locks_is_refused_in_a_sentence(held: bool, tmp_path: Path):
+    if held:  # an earlier process on a machine with flock leaves its file, for which a soft lock would wait for ever
+        (tmp_path / "evaluations").mkdir()
+        (tmp_path / "evaluations" / "w.lock").touch()
+    for lock in (SharedCells(tmp_path).locked("w"), RunStore(tmp_path / "run").locked()):
+        with pytest.raises(RunError, match=r"has no file locks \(Function not implemented\)"), lock:
+            pass
+
+
+def test_a_lock_that_is_never_released_is_named(tmp_path: Path):
+    path = tmp_path / "model.lock"
+    other = FileLock(path, is_singleton=False)
+    with other, pytest.raises(RunError, match=rf"{path} is held by another process"), waiting_lock(path, 0.2):
+        pass
+    with waiting_lock(path, 0.2):
+        pass
