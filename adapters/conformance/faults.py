@@ -128,7 +128,7 @@ def _must_refuse(
         raise DoesNotApply("it reads its teacher's weights and never asks for scores")
     if not refused:
         raise ConformanceError(
-            f"the teacher gave {what} and training went on; refuse such scores with `checked` and `refuse_certainty`"
+            f"the teacher gave {what} and training went on; use `ask` and `refuse_certainty` of harness.teachers.score_checks"
         )
     if any(not torch.equal(one, two) for one, two in zip(before, ctx.student.model.parameters(), strict=True)):
         raise ConformanceError(

@@ -1,4 +1,4 @@
-"""One training step: respond to a batch of prompts, score the responses, update, and say what happened."""
+"""One training step: respond to a batch of prompts, score the responses, update, and return the log line."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from adapters.loop.diagnostics import RolloutFigures, StepLog
 from adapters.loop.tokens import TokenLosses, Tokens, uniform_draws
 from harness.adapter import Source, StageContext
 from harness.engines.base import Sampling
-from harness.lm.logprobs import LogProbs, StudentRequest, TeacherRequest, TeacherScores
+from harness.lm.logprobs import LogProbs, StudentRequest, TeacherRequest, TeacherScores, head_of
 from harness.lm.optimiser import Updater, UpdateResult
 from harness.lm.precision import autocast
 from harness.lm.rollouts import Batch, Example, Rollout, make_batches, with_prompts
 from harness.lm.seeding import derive_seed
 from harness.rundir.session import Timer
-from harness.teachers.base import Teacher, checked, refuse_certainty
+from harness.teachers.base import Teacher
+from harness.teachers.score_checks import ask, refuse_certainty
 
 if TYPE_CHECKING:
     from adapters.loop.training_loop import LoopAdapter
@@ -45,6 +46,7 @@ class Step:
         self.adapter, self.ctx, self.updater, self.index = adapter, ctx, updater, index
         self.scorer = adapter.scorer(ctx)
         self.figures = RolloutFigures()
+        self.vocabulary = len(head_of(ctx.student.model).weight)
         self.timer = Timer("generate", "teacher", "student", whole="step")
 
     def run(self, prompts: list[Example]) -> dict[str, Any]:
@@ -58,7 +60,8 @@ class Step:
         every = [s for group in scored for s in group]
         if self.scorer is not None:
             refuse_certainty([(s.batch, s.teacher.sampled) for s in every])
-        refuse_certainty([(s.batch, s.logref) for s in every if s.logref is not None])
+        if references := [(s.batch, s.logref) for s in every if s.logref is not None]:
+            refuse_certainty(references)
         for group in scored:
             with self.timer("student"):
                 log.update(self._update(group, log))
@@ -121,7 +124,7 @@ class Step:
 
     def _scores(self, teacher: Teacher, batch: Batch, request: TeacherRequest) -> TeacherScores:
         with autocast(self.ctx.device, self.ctx.training.autocast):
-            return checked(teacher.score(batch, request, self.adapter.temperature(self.ctx.training)))
+            return ask(teacher, batch, request, self.adapter.temperature(self.ctx.training), self.vocabulary)
 
     def _student(self, batch: Batch, ids: Tensor, teacher: TeacherScores | None = None) -> LogProbs:
         temperature = self.adapter.temperature(self.ctx.training)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from importlib.metadata import metadata, version
 from typing import Annotated
 
 import typer
@@ -26,15 +27,13 @@ app = typer.Typer(
 
 def _print_version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
-
         typer.echo(f"harness {version('continual-harness')}")
         raise typer.Exit
 
 
 @app.callback()
 def options(
-    version: Annotated[
+    show_version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
     ] = False,
 ) -> None:
@@ -50,9 +49,32 @@ def main() -> None:
     try:
         app()
     except (HarnessError, OSError) as error:
-        sentence = escape(" ".join(str(error).split()))
-        SafeConsole(stderr=True).print(f"[bold red]error:[/] {sentence}", highlight=False, emoji=False, soft_wrap=True)
+        _print_error(str(error))
         sys.exit(2)
+    except Exception as error:
+        _print_error(_unexpected(error))
+        sys.exit(1)
+
+
+def _print_error(sentence: str) -> None:
+    line = escape(" ".join(sentence.split()))
+    SafeConsole(stderr=True).print(f"[bold red]error:[/] {line}", highlight=False, emoji=False, soft_wrap=True)
+
+
+def _unexpected(error: Exception) -> str:
+    """Write the traceback of an error that nobody foresaw to a file, and return a sentence that says where to send it."""
+    import tempfile
+    import traceback
+
+    descriptor, log = tempfile.mkstemp(prefix="harness-error-", suffix=".log")
+    with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(f"{' '.join(sys.argv)}\n\n{''.join(traceback.format_exception(error))}")
+    urls = (line.partition(", ") for line in metadata("continual-harness").get_all("Project-URL") or ())
+    tracker = next((address for label, _, address in urls if label == "Issues"), "the project's issue tracker")
+    return (
+        f"{type(error).__name__}: {error} (not foreseen, so probably a fault of the harness; the traceback is in {log}: "
+        f"please report it at {tracker})"
+    )
 
 
 if __name__ == "__main__":

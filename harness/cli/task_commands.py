@@ -13,6 +13,7 @@ from rich.text import Text
 from harness.cli.options import Include
 from harness.terminal.console import SafeConsole
 from harness.terminal.fitted_table import FittedTable
+from harness.terminal.sanitize import show_hidden
 
 tasks = typer.Typer(add_completion=False, help="List the tasks, or check one.")
 
@@ -56,7 +57,7 @@ def task_table(include: Sequence[Path]) -> FittedTable:
     table.add_column("file", overflow="fold")
     for name, path, settings in task_settings([TASK_FOLDER, *include]):
         cells = (name, settings.get("capability", ""), settings.get("metric", ""), _short(path))
-        table.add_row(*(Text(str(cell)) for cell in cells))
+        table.add_row(*(Text(show_hidden(str(cell))) for cell in cells))
     return FittedTable(table, ["file", "primary metric"])
 
 
@@ -69,7 +70,7 @@ def suite_table(include: Sequence[Path]) -> FittedTable:
     table.add_column("what it is")
     table.add_column("file", overflow="fold")
     for path, raw in read_suite_files(include):
-        table.add_row(*(Text(str(cell)) for cell in (path.stem, raw.get("description", ""), _short(path))))
+        table.add_row(*(Text(show_hidden(str(cell))) for cell in (path.stem, raw.get("description", ""), _short(path))))
     return FittedTable(table, ["file"])
 
 

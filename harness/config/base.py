@@ -5,28 +5,85 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeGuard, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of what becomes part of a folder's name
+Name = Annotated[str, Field(pattern=NAME, max_length=100)]
+# A task's name, which lm-eval chooses, as part of a path: nothing that leads out of a folder, hides, or is no character.
+PathPart = Annotated[str, Field(pattern=r"^[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*$", max_length=200)]
 
 
 class Strict(BaseModel):
-    """Base of all configuration: immutable, and a key that is not known is an error."""
+    """Base of all configuration: immutable.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+    A key that is not known, a number that is not finite, and `true` in the place of a number are errors.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _true_is_not_one(cls, data: Any) -> Any:
+        """Let no number be written as `true`: pydantic takes it for 1; as a word it is refused where it stands."""
+        if not is_mapping(data):
+            return data
+        numbers = {name for name, field in cls.model_fields.items() if _takes_numbers(field.annotation)}
+        return {key: _worded(value) if key in numbers else value for key, value in data.items()}
 
 
-class Record(Strict):
+class Record(BaseModel):
     """Base of what is written to disk: immutable, written with the fields that were set."""
 
-    model_config = ConfigDict(serialize_by_alias=True, validate_by_name=True, validate_by_alias=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        ser_json_inf_nan="strings",
+        serialize_by_alias=True,
+        validate_by_name=True,
+        validate_by_alias=True,
+    )
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields that were set, for a JSON file."""
         return self.model_dump(exclude_unset=True)
+
+
+def _takes_numbers(annotation: Any) -> bool:
+    """Return whether a field's type is a number, or a list or mapping of numbers, and no boolean."""
+    parts = set(_leaves(annotation))
+    return bool(parts & {int, float}) and not parts & {bool, Any}
+
+
+def _leaves(annotation: Any) -> Iterator[Any]:
+    below = get_args(annotation)
+    if not below or get_origin(annotation) is Literal:
+        yield annotation if not below else Literal
+    for part in below if get_origin(annotation) is not Literal else ():
+        yield from _leaves(part)
+
+
+def _worded(value: Any) -> Any:
+    """Return a value with every boolean in it as a word."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return [_worded(part) for part in value]  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, dict):
+        return {key: _worded(part) for key, part in value.items()}  # pyright: ignore[reportUnknownVariableType]
+    return value
+
+
+def is_mapping(value: Any) -> TypeGuard[dict[str, Any]]:
+    """Return whether a value is a mapping, as YAML and JSON write one."""
+    return isinstance(value, dict)
+
+
+def is_list(value: Any) -> TypeGuard[list[Any]]:
+    """Return whether a value is a list, as YAML and JSON write one."""
+    return isinstance(value, list)
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -34,7 +91,7 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in changes.items():
         below = merged.get(key)
-        merged[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value  # pyright: ignore[reportUnknownArgumentType]
+        merged[key] = merge(below, value) if is_mapping(below) and is_mapping(value) else value
     return merged
 
 

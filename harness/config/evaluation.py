@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from harness.config.base import NAME, Strict
+from harness.config.base import Name, Strict
 
 
 class Decoding(Strict):
     """Generation settings that replace the tasks' own; null keeps what a task says."""
 
-    until: tuple[str, ...] | None = None
+    until: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
     do_sample: bool | None = None
     temperature: float | None = Field(default=None, ge=0)
     top_p: float | None = Field(default=None, gt=0, le=1)
@@ -61,7 +61,7 @@ class Evaluation(Strict):
     limit: int | None = Field(default=None, gt=0, description="first test items of each task; null takes all")
     batch_size: int = Field(default=64, gt=0)
     decoding: Decoding = Decoding()
-    profiles: dict[Annotated[str, Field(pattern=NAME)], Profile] = Field(
+    profiles: dict[Name, Profile] = Field(
         default={},
         description="ways of answering by name, the first one's scores are the suite's; none is `decoding` alone",
     )
@@ -70,6 +70,13 @@ class Evaluation(Strict):
     drift: Drift | None = Field(
         default=Drift(), description="KL to the start and entropy after every stage, whatever the adapter; null is off"
     )
+    every: int | None = Field(
+        default=None,
+        gt=0,
+        description="steps between two points of the learning curve inside a stage: its own tasks, the first stage's and the "
+        "probes; null is off",
+    )
+    curve_items: int = Field(default=64, gt=0, description="first test items of each task that a point is made of")
     noise_floor: int = Field(
         default=0, ge=0, description="further evaluations of the start with other seeds, under profiles that sample"
     )
@@ -83,5 +90,5 @@ class Evaluation(Strict):
     def _omit_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out later keys at their defaults, so that suites which do not name them keep the hash that they had."""
         dumped: dict[str, Any] = dump(self)
-        later: dict[str, Any] = {"profiles": {}, "drift": Drift(), "noise_floor": 0}
+        later: dict[str, Any] = {"profiles": {}, "drift": Drift(), "noise_floor": 0, "every": None, "curve_items": 64}
         return {key: value for key, value in dumped.items() if key not in later or getattr(self, key) != later[key]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from harness.config.base import merge
+from harness.config.base import is_list, is_mapping, merge
 from harness.config.explain import explain
 from harness.config.models import Pretrained, Scratch
+from harness.config.read_yaml import parse_yaml, read_yaml
 from harness.config.suite import Suite
 from harness.config.teacher import TeacherSettings
 from harness.config.training import Training
@@ -33,7 +33,7 @@ def load_suite(
     Raises `ConfigError` with file, key, what was found and what was expected.
     """
     path = find_suite(name, include)
-    raw = _read_yaml(path)
+    raw = _read_mapping(path)
     _name_stages(raw)
     for override in overrides:
         _apply_override(raw, override)
@@ -68,7 +68,7 @@ def read_suite_files(include: Sequence[Path] = ()) -> Iterator[tuple[Path, dict[
     """Yield the suites that can be named, by file: of each what its YAML holds, not checked; files of tasks are left out."""
     for folder in _suite_folders(include):
         for path in sorted(folder.glob("*.yaml")):
-            raw = _read_yaml(path)
+            raw = _read_mapping(path)
             if "stages" in raw:
                 yield path.resolve(), raw
 
@@ -85,15 +85,9 @@ def _check_entry_training(suite: Suite, entry: str, path: Path) -> None:
         raise ConfigError(f"{path}: adapters.{entry}.training.{explain(error, Training)}") from error
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        # Anchors and merges make parts of the tree one object; a copy keeps an override of one from changing the other.
-        raw = json.loads(json.dumps(yaml.safe_load(path.read_text(encoding="utf-8")), default=str))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" line {where.line + 1}" if where else ""
-        raise ConfigError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
-    if not isinstance(raw, dict):
+def _read_mapping(path: Path) -> dict[str, Any]:
+    raw = read_yaml(path)
+    if not is_mapping(raw):
         raise ConfigError(
             f"{path}: found {type(raw).__name__}, expected a mapping with name, student, stages, adapters"
         )
@@ -106,7 +100,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     if not separator or not key:
         raise ConfigError(f"--set {override}: expected KEY=VALUE, for example --set training.optimizer.lr=1e-4")
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override}: {text!r} is not valid YAML") from error
     _set(raw, key, value, override)
@@ -124,17 +118,17 @@ def _set(raw: dict[str, Any], key: str, value: Any, override: str) -> None:
 
 
 def _step_into(node: Any, part: str, override: str) -> Any:
-    if isinstance(node, list):
+    if is_list(node):
         return node[_index(node, part, override)]
-    if not isinstance(node, dict):
+    if not is_mapping(node):
         raise ConfigError(f"--set {override}: {part!r} lies below {node!r}, which has no keys")
     return node.setdefault(part, {})
 
 
 def _assign(node: Any, part: str, value: Any, override: str) -> None:
-    if isinstance(node, list):
+    if is_list(node):
         node[_index(node, part, override)] = value
-    elif isinstance(node, dict):
+    elif is_mapping(node):
         node[part] = value
     else:
         raise ConfigError(f"--set {override}: {part!r} lies below {node!r}, which has no keys")
@@ -148,9 +142,9 @@ def _index(node: list[Any], part: str, override: str) -> int:
 
 def _spread_training(raw: dict[str, Any]) -> None:
     """Lay each stage's training over the suite's, so that a stage states only what differs."""
-    shared = raw.get("training") or {}
+    shared: Any = raw.get("training") or {}
     stages = raw.get("stages")
-    if not isinstance(stages, list) or not isinstance(shared, dict):
+    if not is_list(stages) or not is_mapping(shared):
         return
     _name_stages(raw)
     raw["stages"] = [_stage(stage, shared) for stage in raw["stages"]]
@@ -163,9 +157,8 @@ def _name_stages(raw: dict[str, Any]) -> None:
 
 
 def _stage(stage: Any, shared: dict[str, Any]) -> Any:
-    if not isinstance(stage, dict) or not isinstance(stage.get("training", {}), dict):
-        return stage
-    return {**stage, "training": merge(shared, stage.get("training", {}))}
+    own = stage.get("training", {}) if is_mapping(stage) else None
+    return {**stage, "training": merge(shared, own)} if is_mapping(stage) and is_mapping(own) else stage
 
 
 def _with_absolute_paths(suite: Suite, folder: Path, include: Sequence[Path]) -> Suite:

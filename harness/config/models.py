@@ -13,7 +13,7 @@ class Chat(Strict):
     """How a conversation becomes text and where an answer ends; named once for training, teacher and evaluation."""
 
     template: str | None = Field(default=None, description="`chatml`, or a Jinja file; null keeps the tokenizer's own")
-    stop: tuple[str, ...] = Field(
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         default=(), description="tokens that end an answer; empty takes the tokenizer's eos token"
     )
     enable_thinking: bool | None = Field(default=None, description="passed to the template where it knows the flag")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from harness.config.base import digest, merge
 from harness.config.suite import Suite
@@ -124,9 +124,9 @@ def session_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _identity(value: Any, path: tuple[str, ...]) -> Any:
-    if isinstance(value, Mapping):
+    if _is_mapping(value):
         return {key: _identity(part, (*path, key)) for key, part in value.items() if not _may_change((*path, key))}
-    if isinstance(value, (list, tuple)):
+    if _is_sequence(value):
         return [_identity(part, (*path, "*")) for part in value]
     if path[-1:] in (("path",), ("template",)) and isinstance(value, str):
         return Path(value).name
@@ -136,10 +136,10 @@ def _identity(value: Any, path: tuple[str, ...]) -> Any:
 def _of_session(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     if path and _may_change(path):
         yield ".".join(path), value
-    elif isinstance(value, Mapping):
+    elif _is_mapping(value):
         for key, part in value.items():
             yield from _of_session(part, (*path, key))
-    elif isinstance(value, (list, tuple)):
+    elif _is_sequence(value):
         for place, part in enumerate(value):
             yield from ((key.replace("*", str(place), 1), each) for key, each in _of_session(part, (*path, "*")))
 
@@ -151,3 +151,11 @@ def _may_change(path: tuple[str, ...]) -> bool:
 def plan_runs(suite: Suite, entries: Sequence[str], seeds: Sequence[int], order: str, out: Path) -> list[RunSpec]:
     """Return the runs of a sweep, seed by seed, so that the first seed's comparison is complete first."""
     return [RunSpec(suite, entry, seed, order, out) for seed, entry in product(seeds, entries)]
+
+
+def _is_mapping(value: Any) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(value, Mapping)
+
+
+def _is_sequence(value: Any) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, (list, tuple))

@@ -7,11 +7,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from harness.config.base import NAME, Strict
+from harness.config.base import Name, Strict
 from harness.config.explain import explain
+from harness.config.read_yaml import read_yaml
 from harness.errors import ConfigError
 
 
@@ -57,14 +57,16 @@ class Factor(Strict):
             raise ValueError("key and values go together; give both, or neither to vary entries or orders alone")
         _once(self.values)
         if self.against is not None and not self.of_entries:
-            raise ValueError("`against` is for a factor that varies entries alone; leave it out beside key or orders")
+            raise ValueError(
+                "`against` is for a factor that varies entries alone; leave it out where there are a key or orders"
+            )
         return self
 
 
 class Study(Strict):
     """A suite, the methods compared, and the factors varied one at a time."""
 
-    name: str = Field(pattern=NAME)
+    name: Name
     title: str
     suite: str
     entries: Names
@@ -115,9 +117,7 @@ def load_study(name: str) -> Study:
         known = ", ".join(sorted(file.stem for file in STUDY_FOLDER.glob("*.yaml")))
         raise ConfigError(f"there is no study {name!r}; known are {known}, or give a path that ends in .yaml")
     try:
-        study = Study.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML ({error})") from error
+        study = Study.model_validate(read_yaml(path))
     except ValidationError as error:
         raise ConfigError(f"{path}: {explain(error, Study)}") from error
     near = [path.parent / claims for claims in study.claims]

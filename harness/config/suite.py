@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from harness.config.backend import GROUP, BackendSettings, read_settings
-from harness.config.base import NAME, Strict, merge
+from harness.config.base import Name, PathPart, Strict, merge
 from harness.config.evaluation import Evaluation
 from harness.config.models import Model
 from harness.config.plugins import registered
@@ -35,10 +35,10 @@ Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 class Stage(Strict):
     """One adaptation step: a task, and what differs from the suite's defaults."""
 
-    task: str
+    task: PathPart
     training: Training
     teacher: TeacherSpec | None = Field(default=None, description="null takes the suite's teacher")
-    together: tuple[str, ...] = Field(
+    together: tuple[PathPart, ...] = Field(
         default=(), description="tasks trained in one stage, which `task` then only names"
     )
 
@@ -61,15 +61,15 @@ class AdapterEntry(Strict):
 class Suite(Strict):
     """A whole experiment, read from one YAML file."""
 
-    name: str = Field(pattern=NAME)
+    name: Name
     description: str = ""
     student: Model
     teacher: TeacherSpec | None = None
     training: Training = Training()
     stages: tuple[Stage, ...] = Field(min_length=1)
-    orders: dict[str, tuple[str, ...]] = Field(default={}, description="name to a permutation of the stages' tasks")
-    probes: tuple[str, ...] = ()
-    adapters: dict[str, AdapterEntry] = Field(min_length=1)
+    orders: dict[Name, tuple[str, ...]] = Field(default={}, description="name to a permutation of the stages' tasks")
+    probes: tuple[PathPart, ...] = ()
+    adapters: dict[Name, AdapterEntry] = Field(min_length=1)
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     evaluation: Evaluation = Evaluation()
     backend: str = Field(
@@ -85,7 +85,7 @@ class Suite(Strict):
         default=(), description="experiment trackers that get a copy of the figures as a run goes on"
     )
     snapshot_minutes: float | None = Field(
-        default=10, ge=0, description="training time that a kill may cost; null starts an interrupted stage anew"
+        default=10, ge=0, description="most training time lost if the process dies; null disables snapshots"
     )
 
     keep_rollouts: int | None = Field(

@@ -29,7 +29,7 @@ from harness.rundir.store import cell_name
 def evaluate_checkpoints(suite: Suite, checkpoints: Sequence[Path], out: Path) -> dict[str, pd.DataFrame]:
     """Evaluate each checkpoint on all tasks of a suite; return each profile's scores with one row per checkpoint.
 
-    Results go to `<out>/<suite>/checkpoints/<n>_<name>/<task>/`, the matrix to `matrix.csv` beside them; those of further
+    Results go to `<out>/<suite>/checkpoints/<n>_<name>/<task>/`, the matrix to `matrix.csv` next to them; those of further
     profiles to `<task>@<profile>/` and `matrix@<profile>.csv`.
     """
     limit_threads(suite.threads)

@@ -31,7 +31,7 @@ from harness.rundir.store import StageFolder
 
 
 class StageEvaluator:
-    """Measures the checkpoints of one run on its bench; what they all share with the start is read once."""
+    """Measures the checkpoints of one run; what they share with the start is read once."""
 
     def __init__(self, resources: RunResources, start_folder: StageFolder) -> None:
         self.resources, self.spec, self.suite = resources, resources.spec, resources.suite

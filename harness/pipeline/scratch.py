@@ -45,7 +45,7 @@ def cache_folder() -> Path:
 
 
 def ensure_built(spec: Scratch, seed: int, library: TaskLibrary, progress: Progress) -> Path:
-    """Return the folder of the model that `spec` and `seed` describe, building it once; safe beside other processes."""
+    """Return the folder of the model that `spec` and `seed` describe, building it once for all processes."""
     texts = training_texts(spec, library)
     folder = cache_folder() / "models" / f"{spec.strength}-{recipe_key(spec, seed, texts)}"
     with waiting_lock(Path(f"{folder}.lock")):

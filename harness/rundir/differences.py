@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from harness.config.base import is_mapping
+
 ABSENT = "absent"
 
 
@@ -23,7 +25,7 @@ def format_differences(differences: Mapping[str, tuple[Any, Any]]) -> str:
 
 def _leaves(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in fields.items():
-        if isinstance(value, Mapping):
+        if is_mapping(value):
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

@@ -24,6 +24,7 @@ from harness.rundir.schema import CellSummary
 R = TypeVar("R", bound=Record)
 SNAPSHOT = "snapshot.pt"
 ROLLOUT_LOG = "rollouts.jsonl"
+CURVE = "curve.jsonl"
 PARTIAL = re.compile(r"^\..+\.(\d+|[a-z0-9_]{8})$")  # of `replace_file` and `_appears_whole`
 NESTING = 4  # folders of a run directory above the deepest one
 
@@ -67,7 +68,8 @@ def readable(file: Path) -> Generator[Path]:
         yield file
     except ValueError as error:  # ArrowInvalid is one.
         raise RunError(
-            f"{file} is not a Parquet file; it was changed from outside, remove its folder and evaluate again"
+            f"{file} is not a Parquet file; it was changed from outside, move its folder away and run the same command, "
+            "to evaluate again"
         ) from error
 
 

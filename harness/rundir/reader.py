@@ -1,5 +1,7 @@
 """Run directories on disk: finding them, reading their manifests, and reading the files in them."""
 
+# pyright: standard
+# pyarrow has no types.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,8 +14,8 @@ import pandas as pd
 from pyarrow.parquet import ParquetFile
 
 from harness.errors import RunError
-from harness.rundir.files import read_lines, read_results, readable
-from harness.rundir.schema import Manifest, StepLine
+from harness.rundir.files import CURVE, read_lines, read_results, readable
+from harness.rundir.schema import CurvePoint, Manifest, StepLine
 from harness.rundir.store import StageFolder, cell_name, read_manifest, stage_folder
 
 SHOWN_FIRST = ["sft", "opd", "aopd"]  # entries, after the controls
@@ -135,6 +137,10 @@ class RunDir:
         """Yield the lines of a stage's step log; a line that is being written is left for the next reading."""
         return read_lines(self.stage(stage).step_log, StepLine)
 
+    def curve_points(self, stage: int) -> Iterator[CurvePoint]:
+        """Yield the points of a stage's learning curve, task by task at each step; none where the suite asked for none."""
+        return read_lines(self.stage(stage).step_log.with_name(CURVE), CurvePoint)
+
 
 def identity(run: RunDir, label: str) -> dict[str, Any]:
     """Return the columns of IDENTITY, which say in every table what run a row is of and what a reader calls its group."""
@@ -148,7 +154,7 @@ def find_runs(paths: Iterable[Path]) -> list[RunDir]:
     """
     found: dict[Path, RunDir] = {}
     for path in paths:
-        manifests = list(_manifests(Path(path)))
+        manifests = list(_manifests(Path(path), set()))
         if not manifests:
             raise RunError(f"No run at {path}; expected a folder with a manifest.json, or one that holds such folders.")
         found.update({file.parent.resolve(): _read_run(file) for file in manifests})
@@ -157,14 +163,15 @@ def find_runs(paths: Iterable[Path]) -> list[RunDir]:
     return runs
 
 
-def _manifests(path: Path) -> Iterator[Path]:
-    """Yield the manifests at or below a folder; a run's own folder is not searched further."""
+def _manifests(path: Path, visited: set[Path]) -> Iterator[Path]:
+    """Yield the manifests at or below a folder, each folder once; a run's own folder is not searched further."""
     if (path / "manifest.json").is_file():
         yield path / "manifest.json"
-    elif path.is_dir():
+    elif path.is_dir() and (place := path.resolve()) not in visited:
+        visited.add(place)
         for child in sorted(path.iterdir()):
             if not child.name.startswith("."):
-                yield from _manifests(child)
+                yield from _manifests(child, visited)
 
 
 def _read_run(file: Path) -> RunDir:

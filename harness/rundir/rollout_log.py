@@ -4,6 +4,8 @@ While a stage trains they are lines of `rollouts.jsonl`, because a Parquet file 
 lines back to its step as it does the step log's, and the Parquet file is written whole when the stage ends.
 """
 
+# pyright: standard
+# pyarrow has no types.
 from __future__ import annotations
 
 import json

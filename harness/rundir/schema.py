@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from harness.config.base import Record, digest
+from harness.config.base import PathPart, Record, digest, is_mapping
 from harness.config.run_spec import identity_of
 from harness.errors import RunError
 from harness.rundir.overlap_record import Overlap
@@ -65,8 +65,8 @@ class Session(Record):
 class StageRecord(Record):
     """One planned stage."""
 
-    name: str = Field(description="the task's name, or the stage's where it trains several tasks")
-    trains: tuple[str, ...] = Field(description="the tasks that it trains")
+    name: PathPart = Field(description="the task's name, or the stage's where it trains several tasks")
+    trains: tuple[PathPart, ...] = Field(description="the tasks that it trains")
     steps: int = Field(default=0, ge=0, description="its training steps; 0 where an early version did not record them")
 
 
@@ -95,8 +95,8 @@ class Manifest(Record):
     start: str = Field(default="", description="name of the student's strength, empty where it has none")
     start_checkpoint: str | None = Field(default=None, description="folder of the student before any stage")
     stages: tuple[StageRecord, ...] = Field(description="the planned stages, in order")
-    probes: tuple[str, ...] = Field(description="tasks that are evaluated and never trained")
-    profiles: dict[str, tuple[str, ...]] = Field(
+    probes: tuple[PathPart, ...] = Field(description="tasks that are evaluated and never trained")
+    profiles: dict[PathPart, tuple[PathPart, ...]] = Field(
         default={}, description="evaluation profile to its tasks, the suite's first one first; empty without profiles"
     )
     noise: Noise | None = Field(
@@ -328,29 +328,40 @@ class StepLine(Record):
         return {name: value for name, value in self if name != "seconds"}
 
 
+class CurvePoint(Record):
+    """One task inside a stage: a line of train/curve.jsonl, on the first test items, under the suite's first profile."""
+
+    step: int = Field(ge=0, description="training steps done; 0 is the stage's start")
+    task: str = Field(description="the task")
+    score: float = Field(ge=-TINY, le=1 + TINY, description="mean over the items, 0..1")
+    items: tuple[float, ...] = Field(description="the score of each item, in the task's order")
+    clusters: tuple[str, ...] = Field(description="the cluster of each item; items of one cluster depend on each other")
+
+
 def upgrade(raw: Any, place: str) -> Any:
     """Return a manifest of an earlier version as this version has it; raises `RunError` for a version that is not known."""
-    if not isinstance(raw, dict):
+    if not is_mapping(raw):
         raise RunError(f"{place} holds {type(raw).__name__}, expected the manifest of a run; restore it from a copy")
     version = raw.get("schema")
     if version == SCHEMA:
-        return raw  # pyright: ignore[reportUnknownVariableType]
+        return raw
     if version != 2:
         raise RunError(
             f"{place} has schema {version!r}, expected {SCHEMA} or 2; read it with the version that wrote it."
         )
-    first, *later = raw.get("sessions") or [{}]
+    sessions: Any = raw.get("sessions") or [{}]
     made = {name: raw[name] for name in ("git", "packages", "hardware", "command", "created") if name in raw}
-    entry = (raw.get("config") or {}).get("adapter")
-    kind = str((entry.get("adapter") if isinstance(entry, dict) else None) or raw.get("adapter"))
+    config: Any = raw.get("config") or {}
+    entry = config.get("adapter")
+    kind = str((entry.get("adapter") if is_mapping(entry) else None) or raw.get("adapter"))
     return {
         **{name: value for name, value in raw.items() if name not in made},
         "schema": SCHEMA,
         "kind": kind,
         "trains_on": _trained_on(kind, raw.get("adapter_config") or {}),
         "start": raw.get("start") or "",
-        "config_hash": digest(identity_of(raw.get("config") or {})),
-        "sessions": [{**made, **first}, *later],
+        "config_hash": digest(identity_of(config)),
+        "sessions": [{**made, **sessions[0]}, *sessions[1:]],
     }
 
 
@@ -358,7 +369,7 @@ def _trained_on(kind: str, options: Mapping[str, Any]) -> tuple[Source, ...]:
     """Return what a run of schema 2, which did not record it, trained on: known for the adapters that existed then."""
     if isinstance(inner := options.get("of"), str):
         return _trained_on(inner, {})
-    if isinstance(inner, Mapping):
+    if is_mapping(inner):
         return _trained_on(str(inner.get("adapter")), inner.get("options") or {})
     if kind == "gkd":
         share = float(options.get("lmbda", 0.5))

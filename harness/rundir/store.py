@@ -4,14 +4,14 @@
       manifest.json, log.txt
       stage_0/eval/<task>/results.json, samples.parquet            the suite's first profile
       stage_0/eval/<task>@<profile>/...                            each further profile
-      stage_0/regraded/<task>[@<profile>]/<grader>-<digest>/...    the same answers graded anew
+      stage_0/regraded/<task>[@<profile>]/<grader>-<digest>/...    the same answers graded again
       stage_0/noise/<cell>/<n>/...                                 the start evaluated again with other seeds
       stage_0/drift/results.json, samples.parquet                  distance to the start and entropy; so in every stage
       stage_1_<task>/train/steps.jsonl, rollouts.parquet, checkpoint/, done.json
       stage_1_<task>/eval/<task>/...
 
 A stage is trained when its `done.json` exists, a task is evaluated when its folder exists; both appear whole or not at
-all. Whatever else lies in a stage's folder is what a killed process left, and is made again; a `snapshot.pt` beside the step
+all. Whatever else lies in a stage's folder is what a killed process left, and is made again; a `snapshot.pt` next to the step
 log lets the stage go on from its step. `last_good` holds the weights before an update that broke a training, for the user.
 """
 

@@ -1,9 +1,11 @@
-"""Experiment trackers beside the run directory, through accelerate's: TensorBoard, wandb, trackio, MLflow.
+"""Experiment trackers next to the run directory, through accelerate's: TensorBoard, wandb, trackio, MLflow.
 
 The run directory stays the state; what a tracker gets is a copy. A tracker that breaks while a run goes on is left out
 with a warning, because its server must not decide whether a run ends.
 """
 
+# pyright: standard
+# accelerate has no types.
 from __future__ import annotations
 
 import contextlib

@@ -10,11 +10,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from harness.config.base import NAME, Strict
 from harness.config.explain import explain
+from harness.config.read_yaml import read_yaml
 from harness.errors import ConfigError
 from harness.stats.continual import FIGURES, INTRANSIGENCE, Figure
 from reports.claims.grammar import Expression, parse
@@ -124,10 +124,7 @@ def read_claims(name: str | Path) -> ClaimFile:
     if not path.is_file():
         shipped = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
         raise ConfigError(f"there is no claims file {name}; expected a YAML file, or one of {shipped}")
-    try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds {type(content).__name__}; expected the keys title, source and claims")
     try:

@@ -14,7 +14,8 @@ from harness.stats.intervals import Interval, has_width, resolved
 from harness.stats.verdicts import CONTRADICTED, MOST_SEEDS, NOT_RESOLVED, SEEDS, SUPPORTED
 from reports.claims.claim_file import ClaimEntry, ClaimFile
 from reports.claims.judge_claims import ClaimScope, Verdict, filled
-from reports.compare.render_comparison import latex_table
+from reports.compare.render_comparison import latex_table, markdown_table
+from reports.data.csv_text import to_csv_text
 from reports.document.blocks import Grid
 from reports.document.sentences import (
     format_count,
@@ -94,13 +95,13 @@ def write_verdicts(found: Sequence[Verdict], claims: Sequence[ClaimFile], folder
 def render_verdicts(found: Sequence[Verdict], claims: Sequence[ClaimFile], kind: str) -> str:
     """Return the verdicts in one of the formats of a comparison."""
     if kind == "csv":
-        return pd.DataFrame([_record(verdict) for verdict in found]).to_csv(index=False)
+        return to_csv_text(pd.DataFrame([_record(verdict) for verdict in found]))
     grid = verdicts_grid(found)
     table = pd.DataFrame(list(grid.rows), columns=pd.Index(grid.header))
     if kind == "latex":
         return latex_table(table, grid.title)
     sources = "\n".join(f"- {file.title}: {file.source}" for file in claims)
-    return f"# Claims\n\n{sources}\n\n{RULE}\n\n{table.to_markdown(index=False, disable_numparse=True)}\n"
+    return f"# Claims\n\n{sources}\n\n{RULE}\n\n{markdown_table(table)}\n"
 
 
 def explain_verdict(verdict: Verdict) -> str:

@@ -6,6 +6,7 @@ Differences are in percentage points (entropy: nats).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -20,10 +21,22 @@ from harness.stats.intervals import Interval
 from harness.stats.paired import Difference
 from reports.compare.comparison import Comparison, Stages
 from reports.compare.rows import AVERAGE, ComparisonRow, comparison_table, comparison_table_by_seed
+from reports.data.csv_text import to_csv_text
+from reports.document.rendering import escape_markdown
 from reports.document.sentences import format_nats, format_nats_change, format_p, format_percent, format_points
 from reports.figures.style import short_names
 
 LATEX = {"<": "$<$", "−": "$-$", "–": "--", "\u00a0": "~", "×": r"$\times$"}
+SPECIAL = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
+ON_A_PAGE = ["difference", "over seeds", "p, Holm"]
+LATEX_NOTE = (
+    "Scores in %, differences in points, entropy in nats. Brackets: 95 % t interval over seeds of the paired "
+    "difference. p: paired t test over seeds, adjusted after Holm."
+)
 LEVEL = 0.05
 FORMATS = ("markdown", "csv", "latex")
 READING = (
@@ -61,7 +74,7 @@ def write_comparison(compared: Comparison | Stages, folder: Path, sentences: Seq
         "compare.md": markdown(compared, sentences),
         "compare.tex": latex(compared),
         "compare.csv": csv(compared),
-        "compare_by_seed.csv": comparison_table_by_seed(compared.rows).to_csv(index=False),
+        "compare_by_seed.csv": to_csv_text(comparison_table_by_seed(compared.rows)),
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -77,22 +90,41 @@ def render_comparison(compared: Comparison | Stages, kind: str, sentences: Seque
 
 def markdown(compared: Comparison | Stages, sentences: Sequence[str] = ()) -> str:
     """Return the tables with their reading and notes as Markdown."""
-    parts = [*sentences]
+    parts = [escape_markdown(sentence) for sentence in sentences]
     for title, table in tables(compared):
-        align = ["left", *["right"] * (table.shape[1] - 1)]
-        parts += [f"## {title}", table.to_markdown(index=False, disable_numparse=True, colalign=align)]
-    return "\n\n".join([*parts, READING, *compared.notes()]) + "\n"
+        parts += [f"## {escape_markdown(title)}", markdown_table(table)]
+    return "\n\n".join([*parts, READING, *map(escape_markdown, compared.notes())]) + "\n"
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    """Return a table of texts as Markdown in which no text is markup, its first column to the left."""
+    align = ["left", *["right"] * (table.shape[1] - 1)]
+    escaped = table.map(escape_markdown).rename(columns=escape_markdown)
+    return escaped.to_markdown(index=False, disable_numparse=True, colalign=align)
 
 
 def latex(compared: Comparison | Stages) -> str:
-    """Return one booktabs table per method; it needs the package booktabs and nothing else."""
-    return "\n".join(latex_table(table, title) for title, table in tables(compared))
+    """Return one table per method, of the columns that fit a page; it needs the package booktabs and nothing else."""
+    shown = [
+        (title, table.loc[:, [*table.columns[:3], *table.columns.intersection(ON_A_PAGE)]])
+        for title, table in tables(compared)
+    ]
+    return "% Put \\usepackage{booktabs} into the preamble.\n" + "\n".join(
+        latex_table(table, title, LATEX_NOTE) for title, table in shown
+    )
 
 
-def latex_table(table: pd.DataFrame, title: str) -> str:
-    """Return a table of texts as LaTeX, in characters that pdflatex has."""
+def latex_table(table: pd.DataFrame, title: str, note: str = "") -> str:
+    """Return a table of texts as LaTeX with caption, label and a note, in characters that pdflatex has."""
     form = "l" + "r" * (table.shape[1] - 1)
-    text = table.to_latex(index=False, escape=True, column_format=form, caption=_plain(title))
+    label = f"tab:{re.sub(r'[^a-z0-9]+', '-', title.lower()).strip('-')}"
+    text = table.to_latex(
+        index=False, escape=True, column_format=form, caption=escape_latex(title), label=label, position="tbp"
+    )
+    if note:
+        text = text.replace(
+            "\\end{table}", f"\\par\\smallskip{{\\footnotesize {escape_latex(note)}\\par}}\n\\end{{table}}"
+        )
     for sign, command in LATEX.items():
         text = text.replace(sign, command)
     return text
@@ -100,7 +132,7 @@ def latex_table(table: pd.DataFrame, title: str) -> str:
 
 def csv(compared: Comparison | Stages) -> str:
     """Return every figure in full precision, one line per row."""
-    return comparison_table(compared.rows).to_csv(index=False)
+    return to_csv_text(comparison_table(compared.rows))
 
 
 def _pairs(compared: Comparison | Stages) -> list[tuple[str, str]]:
@@ -147,8 +179,9 @@ def _items(found: Difference) -> str:
     return f"{found.item_count}{f' ({independent} independent)' if independent < found.item_count else ''}"
 
 
-def _plain(title: str) -> str:
-    return title.replace("_", r"\_").replace("&", r"\&").replace("%", r"\%").replace("#", r"\#")
+def escape_latex(text: str) -> str:
+    """Return a text without any character that LaTeX takes for a command."""
+    return "".join(SPECIAL.get(character, character) for character in text)
 
 
 def _terminal(title: str, rows: Sequence[ComparisonRow]) -> Table:

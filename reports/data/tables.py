@@ -20,6 +20,7 @@ from harness.rundir.reader import IDENTITY
 from harness.rundir.schema import OUTCOMES, PERPLEXITIES
 from harness.stats.continual import FIGURES, PROBE_CHANGE, Figure, ScoreMatrix, compute_figures
 from harness.stats.intervals import Interval, t_interval
+from reports.data.csv_text import to_csv_text
 from reports.data.frames import ADVANTAGE, PHASES, Frames
 
 FRONTIER = {"learned": "learning_accuracy", "final": "average_accuracy", "forgot": "forgetting_chaudhry"}
@@ -45,7 +46,8 @@ def write_tables(frames: Frames, folder: Path, more: Mapping[str, pd.DataFrame] 
     for profile in frames.profiles:
         tables |= {f"{name}@{profile}": table for name, table in _profile_tables(frames.under(profile)).items()}
     for name, table in tables.items():
-        with_plain_columns(table).to_csv(folder / f"{name}.csv", index=False)
+        text = to_csv_text(with_plain_columns(table).replace({"unit": {"%": "share", "points": "share"}}))
+        (folder / f"{name}.csv").write_text(text, encoding="utf-8")
     return [folder / f"{name}.csv" for name in tables]
 
 

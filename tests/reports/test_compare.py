@@ -20,8 +20,9 @@ from harness.stats.intervals import Interval
 from harness.stats.matching import how_matched
 from harness.stats.significance import holm
 from reports.compare.comparison import Comparison, Stages
-from reports.compare.render_comparison import latex, markdown
+from reports.compare.render_comparison import latex, latex_table, markdown, markdown_table
 from reports.compare.rows import AVERAGE, comparison_table, comparison_table_by_seed
+from reports.data.csv_text import to_csv_text
 from reports.data.frames import load
 from reports.data.methods import ENTROPY, find_methods
 from reports.data.tables import figures_by_seed
@@ -255,6 +256,28 @@ def test_latex_is_booktabs_without_a_character_that_pdflatex_lacks(two: list[Pat
     assert r"\toprule" in text
     assert r"learned: tiny\_arithmetic & 60.0 & 80.0 & +20.0" in text
     assert text.isascii()
+
+
+def test_latex_fits_a_page_with_label_and_note_and_runs_no_command_of_a_name(two: list[Path]):
+    text = latex(Comparison(find_methods(two)))
+    assert r"\label{tab:aopd-minus-opd}" in text
+    assert text.count(r"\footnotesize") == 1
+    assert max(row.count("&") for row in text.splitlines()) <= 5
+    table = pd.DataFrame({"": [r"\input{/etc/passwd}"], "a_b": ["50 % & more"]})
+    hostile = latex_table(table, r"x|\input{/etc/passwd}|")
+    assert r"\input" not in hostile
+    assert r"\textbackslash{}input\{/etc/passwd\}" in hostile
+
+
+def test_markdown_of_a_hostile_name_stays_one_cell_and_text():
+    table = markdown_table(pd.DataFrame({"": ["a|b<script>"], "c|d": ["1"]}))
+    assert "<script" not in table
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()} == {3}
+
+
+def test_a_csv_holds_no_formula():
+    text = to_csv_text(pd.DataFrame({"name": ["=1+1", "-x", "ok"], "value": [-1.0, 2.0, 3.0]}))
+    assert text.splitlines() == ["name,value", "'=1+1,-1.0", "'-x,2.0", "ok,3.0"]
 
 
 def test_markdown_has_one_line_per_row(two: list[Path]):

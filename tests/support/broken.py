@@ -28,10 +28,11 @@ from adapters.wrappers.kl_to_start import KLToStart
 from adapters.wrappers.wrapper import Inner
 from harness.adapter import StageContext, StageResult
 from harness.errors import TrainingError
-from harness.lm.logprobs import TeacherScores
+from harness.lm.logprobs import TeacherRequest, TeacherScores
 from harness.lm.optimiser import Updater
 from harness.lm.rollouts import Batch, make_batches
 from harness.teachers import local
+from harness.teachers.base import Teacher
 
 
 class FlippedKL(ReverseKL):
@@ -186,11 +187,16 @@ class DroppedStop(OPD):
         return [replace(r, response=r.response[:-1]) if r.response[-1:] == [1] else r for r in rollouts]
 
 
+def unchecked(teacher: Teacher, batch: Batch, request: TeacherRequest, temperature: float, *_: Any) -> TeacherScores:
+    """Return a teacher's scores as they are."""
+    return teacher.score(batch, request, temperature)
+
+
 class SwallowedZeros(OPD):
     """Nobody looks whether the teacher's scores are scores."""
 
     def train_stage(self, ctx: StageContext) -> StageResult:
-        with mock.patch.object(step, "refuse_certainty"):
+        with mock.patch.object(step, "ask", unchecked), mock.patch.object(step, "refuse_certainty"):
             return super().train_stage(ctx)
 
 
@@ -199,10 +205,10 @@ class OneByOne(OPD):
 
     def train_stage(self, ctx: StageContext) -> StageResult:
         def whole_step(parts: Any) -> None:
-            if all(bool((scores == 0).all()) for _, scores in parts):
+            if parts and all(bool((scores == 0).all()) for _, scores in parts):
                 raise TrainingError("nothing was scored")
 
-        with mock.patch.object(step, "refuse_certainty", whole_step):
+        with mock.patch.object(step, "ask", unchecked), mock.patch.object(step, "refuse_certainty", whole_step):
             return super().train_stage(ctx)
 
 
@@ -210,11 +216,14 @@ class SwallowedNaN(OPD):
     """A teacher's failure is filled with zeros, which is probability 1 (the official AOPD code)."""
 
     def train_stage(self, ctx: StageContext) -> StageResult:
-        def filled(scores: TeacherScores) -> TeacherScores:
+        def filled(
+            teacher: Teacher, batch: Batch, request: TeacherRequest, temperature: float, *_: Any
+        ) -> TeacherScores:
+            scores = teacher.score(batch, request, temperature)
             top = scores.top_logprobs.nan_to_num(-1.0)
             return replace(scores, sampled=scores.sampled.nan_to_num(0.0), top_logprobs=top)
 
-        with mock.patch.object(step, "checked", filled), mock.patch.object(step, "refuse_certainty"):
+        with mock.patch.object(step, "ask", filled), mock.patch.object(step, "refuse_certainty"):
             return super().train_stage(ctx)
 
 

@@ -1,0 +1,94 @@
+"""YAML that people write: suites, studies, claims, values on the command line. What can only be a mistake is refused.
+
+Stricter than YAML 1.1 where that guesses: `yes`, `no`, `on` and `off` stay words, `1:30` is not 90, and a key stands once.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from harness.config.base import is_list, is_mapping
+from harness.errors import ConfigError
+
+LARGEST = 100_000  # values in a file, those of aliases counted as often as they stand
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads plain YAML, with booleans and integers as YAML 1.2 has them."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Return a mapping's node; raises `ConstructorError` for a key that stands twice, of which YAML keeps the last."""
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+            seen.add(key.value)
+        return node
+
+
+_CHANGED = {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:int"}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _CHANGED]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern, _first in (
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    ("int", r"^[-+]?(?:0|[1-9][0-9_]*)$", "-+0123456789"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))  # pyright: ignore[reportUnknownMemberType]
+
+
+def read_yaml(path: Path) -> Any:
+    """Return what a YAML file holds, with every alias a copy; raises `ConfigError` with file, line and what is wrong."""
+    try:
+        return parse_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', None) or error})") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """Return what YAML text holds; raises `yaml.YAMLError`."""
+    try:
+        value: Any = yaml.load(text, _Loader)
+        _refuse_size(value)
+        return _copied(value)
+    except (RecursionError, ValueError) as error:
+        raise yaml.YAMLError(f"too deep or not a value ({type(error).__name__})") from error
+
+
+def _refuse_size(value: Any) -> None:
+    """Raise `YAMLError` for aliases that hold themselves, or that multiply to more values than anybody writes."""
+    sizes: dict[int, int] = {}
+    open_: set[int] = set()
+
+    def size(part: Any) -> int:
+        if not is_mapping(part) and not is_list(part):
+            return 1
+        if id(part) in open_:
+            raise yaml.YAMLError("an anchor holds an alias of itself; write the value out")
+        if id(part) not in sizes:
+            open_.add(id(part))
+            sizes[id(part)] = 1 + sum(size(below) for below in (part.values() if is_mapping(part) else part))
+            open_.discard(id(part))
+        return sizes[id(part)]
+
+    if (count := size(value)) > LARGEST:
+        raise yaml.YAMLError(f"its aliases stand for {count:,} values, expected at most {LARGEST:,}")
+
+
+def _copied(value: Any) -> Any:
+    """Return a value in which nothing is shared, so that changing one place leaves the others; keys become text."""
+    if is_mapping(value):
+        return {str(key): _copied(part) for key, part in value.items()}
+    if is_list(value):
+        return [_copied(part) for part in value]
+    return value if isinstance(value, (bool, int, float)) or value is None else str(value)

@@ -1,0 +1,228 @@
+"""Check what a teacher returns: types, shapes, ids, order, and that its numbers agree with each other.
+
+A placeholder for a failed request, a stale or shifted answer and one score for many tokens have the right type, but no model
+computes them. An answer that is wrong and agrees with itself cannot be detected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from harness.errors import HarnessError, TrainingError
+from harness.lm.logprobs import TeacherRequest, TeacherScores
+from harness.lm.output_layer import Rows
+from harness.lm.rollouts import Batch
+from harness.teachers.base import Teacher
+
+CERTAIN_STEP, CERTAIN_RESPONSE = 16, 8
+# Equal to the bit this often in a row, below this log-probability: rounding near 0 gives equal numbers, a model elsewhere not.
+EQUAL_RUN, EQUAL_BELOW = 3, -1e-3
+PLACEHOLDER = -50.0
+TOLERANCE = 1e-2
+CHECKED_ROWS = 8
+
+
+def ask(
+    teacher: Teacher, batch: Batch, request: TeacherRequest, temperature: float, vocabulary: int | None = None
+) -> TeacherScores:
+    """Return the scores of a teacher after checking them; `vocabulary` is the number of ids that the student knows.
+
+    Raises `TrainingError`, in one sentence, for any exception of the teacher and for scores that no model computes.
+    """
+    try:
+        scores = teacher.score(batch, request, temperature)
+    except HarnessError:
+        raise
+    except Exception as error:
+        raise TrainingError(_sentence_of(error)) from error
+    return check_scores(scores, batch, request, vocabulary)
+
+
+def check_scores(
+    scores: TeacherScores, batch: Batch, request: TeacherRequest, vocabulary: int | None = None
+) -> TeacherScores:
+    """Return scores that a model can have computed for the batch's N targets; raises `TrainingError` for others."""
+    if not isinstance(cast("Any", scores), TeacherScores):
+        raise TrainingError(f"the teacher returned {type(scores).__name__}, expected TeacherScores; fix its `score`")
+    count = len(batch.targets)
+    _check_tensor("sampled", scores.sampled, (count,), batch)
+    _check_tensor("top_logprobs", scores.top_logprobs, (count, request.top_k), batch)
+    _check_tensor("top_ids", scores.top_ids, (count, request.top_k), batch, ids=True)
+    _check_numbers(scores)
+    _check_ids(scores.top_ids, vocabulary)
+    _check_agreement(scores, batch)
+    _check_placeholders(scores.sampled, batch)
+    if request.entropy:
+        _check_tensor("entropy", scores.entropy, (count,), batch)
+        if not bool((cast("Tensor", scores.entropy) >= -1e-3).all()):
+            raise TrainingError("the teacher's entropy is negative or NaN; it must be in nats, at least 0")
+    if not request.vocabulary:
+        return scores
+    if not callable(scores.rows):
+        raise TrainingError(
+            "the teacher returned no `rows`, its log-probabilities over the vocabulary; fix its `score`"
+        )
+    return replace(scores, rows=_checked_rows(scores.rows, scores, batch.targets, vocabulary))
+
+
+def refuse_certainty(parts: Sequence[tuple[Batch, Tensor]]) -> None:
+    """Raise `TrainingError` when every token of a response, or of a whole step, has probability 1.
+
+    `parts` are a step's batches with the teacher's log-probabilities (N,) of their targets. A failed request that is filled
+    with zeros looks like this. A short answer may be certain: float32 rounds a log-probability to 0 where less than 6e-8 of
+    the mass lies elsewhere. So a response is refused from 8 tokens on, and a step from 16.
+    """
+    count = sum(scores.numel() for _, scores in parts)
+    if count >= CERTAIN_STEP and all(bool((scores == 0).all()) for _, scores in parts):
+        raise TrainingError(
+            f"the teacher gave probability 1 to all {count} tokens of a step, so it did not score them; see its log"
+        )
+    for batch, scores in parts:
+        for (item, task), part in _by_response(scores, batch):
+            if len(part) >= CERTAIN_RESPONSE and bool((part == 0).all()):
+                raise TrainingError(
+                    f"the teacher gave probability 1 to all {len(part)} tokens of a response to item {item} of {task}, so it "
+                    "did not score them; see its log"
+                )
+
+
+def _sentence_of(error: Exception) -> str:
+    reason = " ".join(str(error).split())[:300] or "without a message"
+    return f"the teacher failed with {type(error).__name__}: {reason}; look at its log, and run the same command again"
+
+
+def _check_tensor(name: str, value: Any, shape: tuple[int, ...], batch: Batch, ids: bool = False) -> None:
+    if not isinstance(value, Tensor):
+        raise TrainingError(f"the teacher's `{name}` is {type(value).__name__}, expected a tensor; fix its `score`")
+    if tuple(value.shape) != shape:
+        raise TrainingError(
+            f"the teacher's `{name}` has shape {tuple(value.shape)}, expected {shape}: one entry for each response token"
+        )
+    if ids and value.dtype != torch.int64:
+        raise TrainingError(f"the teacher's `{name}` is {value.dtype}, expected torch.int64")
+    if not ids and value.dtype not in (torch.float32, torch.float64):
+        raise TrainingError(
+            f"the teacher's `{name}` is {value.dtype}, which rounds log-probabilities; expected torch.float32"
+        )
+    if value.device != batch.targets.device:
+        raise TrainingError(f"the teacher's `{name}` is on {value.device}, expected {batch.targets.device}")
+
+
+def _check_numbers(scores: TeacherScores) -> None:
+    for name, values in (("a response token", scores.sampled), ("its most probable tokens", scores.top_logprobs)):
+        if not torch.isfinite(values).all():
+            raise TrainingError(
+                f"the teacher's log-probability of {name} is not finite; check its weights and dtype, or its server"
+            )
+        if (values > 1e-4).any():
+            raise TrainingError(
+                f"the teacher's log-probability of {name} is above 0; it must return natural logarithms"
+            )
+    if scores.top_logprobs.shape[-1] and (mass := float(scores.top_logprobs.exp().sum(-1).max())) > 1 + TOLERANCE:
+        raise TrainingError(f"the teacher's most probable tokens have a mass of {mass:.3g}, which cannot be above 1")
+
+
+def _check_ids(top_ids: Tensor, vocabulary: int | None) -> None:
+    if not top_ids.numel():
+        return
+    low, high = int(top_ids.min()), int(top_ids.max())
+    if low < 0 or (vocabulary is not None and high >= vocabulary):
+        raise TrainingError(
+            f"the teacher's `top_ids` hold id {low if low < 0 else high}, unknown to the student; both models need "
+            "the same vocabulary"
+        )
+    ordered = top_ids.sort(dim=-1).values
+    if bool((ordered[:, 1:] == ordered[:, :-1]).any()):
+        raise TrainingError("the teacher's `top_ids` hold an id twice at one position; fix its `score`")
+
+
+def _check_agreement(scores: TeacherScores, batch: Batch) -> None:
+    """Refuse a score of the response token that the teacher's own most probable tokens contradict."""
+    top, sampled = scores.top_logprobs, scores.sampled
+    if not top.numel():
+        return
+    if bool((top[:, 1:] > top[:, :-1] + TOLERANCE).any()):
+        raise TrainingError("the teacher's `top_logprobs` do not fall from the first to the last; sort them")
+    among = scores.top_ids == batch.targets[:, None]
+    bound = torch.where(among.any(-1), torch.where(among, top, 0.0).sum(-1), top[:, -1])
+    apart = sampled - bound
+    wrong = (apart > TOLERANCE) | (among.any(-1) & (apart < -TOLERANCE))
+    # The response token and the other most probable ones are tokens of one distribution.
+    mass = sampled.exp() + torch.where(among, 0.0, top.exp()).sum(-1)
+    if bool((wrong | (mass > 1 + TOLERANCE)).any()):
+        place = int((wrong | (mass > 1 + TOLERANCE)).nonzero()[0])
+        raise TrainingError(
+            f"the teacher's log-probability of a response token, {float(sampled[place]):.4g}, contradicts its most probable "
+            f"tokens (first {float(top[place, 0]):.4g}); its answer belongs to another position, response or request"
+        )
+
+
+def _check_placeholders(sampled: Tensor, batch: Batch) -> None:
+    """Refuse numbers that stand for a failed request: -100, -9999 and the like, or one score for many tokens."""
+    filled = (sampled <= PLACEHOLDER) & (sampled == sampled.round())
+    if bool(filled.any()):
+        raise TrainingError(
+            f"the teacher's log-probability of a response token is {float(sampled[filled][0]):g}, a placeholder and not a "
+            "score; see its log"
+        )
+    for (item, task), part in _by_response(sampled, batch):
+        length = min(EQUAL_RUN, len(part))
+        if len(part) < 2 or (length < EQUAL_RUN and not bool((part == part.round()).all())):
+            continue
+        runs = part.unfold(0, length, 1)
+        if bool(((runs == runs[:, :1]).all(-1) & (runs[:, 0] < EQUAL_BELOW)).any()):
+            raise TrainingError(
+                f"the teacher gave one and the same log-probability to {length} tokens in a row of a response to item {item} "
+                f"of {task}; it did not score them one by one, see its log"
+            )
+    if len(sampled) >= CERTAIN_STEP and bool((sampled == sampled[0]).all()) and float(sampled[0]) < EQUAL_BELOW:
+        raise TrainingError(
+            f"the teacher gave the log-probability {float(sampled[0]):.4g} to all {len(sampled)} tokens; it did not score them"
+        )
+
+
+def _checked_rows(rows: Rows, scores: TeacherScores, targets: Tensor, vocabulary: int | None) -> Rows:
+    """Return rows that are checked where they are used, at a few positions of each slice."""
+    ids = torch.cat([targets[:, None], scores.top_ids], dim=1)
+    expected = torch.cat([scores.sampled[:, None], scores.top_logprobs], dim=1)
+
+    def checked(place: slice) -> Tensor:
+        try:
+            found = rows(place)
+        except HarnessError:
+            raise
+        except Exception as error:
+            raise TrainingError(_sentence_of(error)) from error
+        own = expected[place]
+        if not isinstance(cast("Any", found), Tensor) or found.ndim != 2 or len(found) != len(own):
+            shape = tuple(found.shape) if isinstance(cast("Any", found), Tensor) else type(found).__name__
+            raise TrainingError(f"the teacher's `rows` are {shape}, expected one row for each of {len(own)} positions")
+        if not found.is_floating_point() or (vocabulary is not None and found.shape[1] != vocabulary):
+            raise TrainingError(
+                f"the teacher's `rows` are {found.dtype} of width {found.shape[1]}, expected log-probabilities of "
+                f"{vocabulary} tokens"
+            )
+        few = slice(None, None, max(1, -(-len(own) // CHECKED_ROWS)))
+        some = found[few].float()
+        if not bool((some.logsumexp(-1).abs() <= TOLERANCE).all()):
+            raise TrainingError("the teacher's `rows` are not log-probabilities: their mass is not 1; normalise them")
+        apart = (some.gather(-1, ids[place][few]) - own[few]).abs()
+        if not bool((apart <= 10 * TOLERANCE).all()):
+            raise TrainingError("the teacher's `rows` contradict its scores of single tokens; fix its `score`")
+        return found
+
+    return checked
+
+
+def _by_response(scores: Tensor, batch: Batch) -> list[tuple[tuple[str, str], Tensor]]:
+    """Return each response's item and task with its scores; nothing where the scores are of other positions."""
+    lengths = [len(rollout.response) for rollout in batch.rollouts]
+    if len(scores) != sum(lengths):
+        return []
+    names = [(rollout.example.item_id, rollout.example.task) for rollout in batch.rollouts]
+    return list(zip(names, torch.split(scores, lengths), strict=True))
