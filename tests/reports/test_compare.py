@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 
 from harness.cli.app import main
 from harness.errors import RunError
-from harness.stats.continual import ACCURACY, BACKWARD, FORGETTING, LEARNING, Figure
+from harness.stats.continual import ACCURACY, BACKWARD, FIGURES, FORGETTING, LEARNING, Figure, Term
 from harness.stats.intervals import Interval
 from harness.stats.matching import how_matched
 from harness.stats.significance import holm
+from reports.claims.claim_file import read_claims
+from reports.claims.judge_claims import verdicts
 from reports.compare.comparison import Comparison, Stages
 from reports.compare.render_comparison import latex, latex_table, markdown, markdown_table
 from reports.compare.rows import AVERAGE, comparison_table, comparison_table_by_seed
 from reports.data.csv_text import to_csv_text
 from reports.data.frames import load
 from reports.data.methods import ENTROPY, find_methods
-from reports.data.tables import figures_by_seed
+from reports.data.tables import figures_by_seed, write_tables
 from tests.support.run_factory import PROBES, SCORES, STAGES, write_run
 
 START = [0.5, 0.1, 0.6]
@@ -344,3 +349,37 @@ def test_mistakes_are_one_line(two: list[Path], arguments: list[str], sentence: 
     assert code == 2
     assert sentence in told
     assert len(told.strip().splitlines()) == 1
+
+
+def test_a_figure_that_is_registered_is_seen_in_value_comparison_claims_and_csv(
+    two: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Adding a figure touches one definition: its terms serve everything else."""
+    figure = replace(
+        LEARNING,
+        name="worst_loss",
+        label="Loss of the first task",
+        formula="R[1][1] − R[T][1]",
+        cells=lambda matrix, task: [Term(task, 1), Term(task, matrix.stages, -1.0)],
+        over=lambda matrix: matrix.trained[:1],
+        short="first lost",
+        of_task="lost_first",
+        compared="average",
+    )
+    monkeypatch.setitem(FIGURES, figure.name, figure)
+    frames, methods = load(two), find_methods(two)
+    values = figures_by_seed(frames.scores).query("figure == 'worst_loss' and adapter == 'aopd'")["value"]
+    assert list(values) == pytest.approx([0.5, 0.5, 0.5])
+    row = Comparison(methods).row("aopd", figure)
+    assert row is not None
+    assert (row.difference.base, row.difference.other) == pytest.approx((0.2, 0.5))
+    assert row.difference.items.mean == pytest.approx(row.difference.interval.mean)
+    assert math.isfinite(row.difference.detectable)
+    assert "worst_loss" in set(comparison_table([row])["figure"])
+    write_tables(frames, tmp_path / "csv")
+    assert "worst_loss" in set(pd.read_csv(tmp_path / "csv" / "figures.csv")["figure"])
+    claim = {"name": "c", "text": "t", "unit": "points", "smallest_effect": 0}
+    claim |= {"expression": "metric(aopd, worst_loss) > metric(opd, worst_loss)"}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"title": "t", "source": "s", "claims": [claim]}))
+    (verdict,) = verdicts(read_claims(tmp_path / "c.yaml").claims, methods)
+    assert verdict.effect.mean == pytest.approx(0.3)
