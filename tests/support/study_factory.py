@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 
 from harness.adapter import make_adapter
-from harness.config.base import digest
 from harness.config.run_spec import RunSpec
 from harness.pipeline.study import Plan, plan_study
 from harness.rundir.schema import SCHEMA
@@ -124,7 +123,7 @@ def _manifest(spec: RunSpec) -> dict[str, Any]:
         "seed": spec.seed,
         "start": getattr(spec.suite.student, "strength", None) or "",
         "config": config,
-        "config_hash": digest(config),
+        "config_hash": spec.config_hash,
         "weights": {},
         "sessions": [{**made, "seconds": seconds}],
         "finished": "2026-01-02T04:04:05+00:00",
