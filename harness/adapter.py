@@ -122,6 +122,10 @@ def _updater() -> UpdaterFactory:
     return Updater
 
 
+def _measure_nothing(steps: int) -> None:
+    """Score no learning curve."""
+
+
 @dataclass(frozen=True)
 class StageContext:
     """Everything that an adapter may use in one stage.
@@ -133,6 +137,7 @@ class StageContext:
     Budget: `training`; `seed`, of this run and stage; `device`; `penalties` that wrappers add to the loss; `make_updater`
     builds the optimiser from a module, its settings and the number of updates.
     Record: `log` takes one mapping per training step and writes it to the step log; `warn` takes a sentence for the user;
+    `measure` takes the number of steps that `student` has done, and scores the learning curve where a point is due;
     `snapshots` keeps the state of an unfinished stage; `keep` writes a step's rollouts to the rollout log; `folder` is the
     stage's own, for files that a trainer writes.
     """
@@ -151,6 +156,7 @@ class StageContext:
     warn: Callable[[str], None]
     snapshots: Snapshots = field(default_factory=_no_snapshots)
     keep: Keep = field(default_factory=_keep_nothing)
+    measure: Callable[[int], None] = _measure_nothing
     reference: LocalTeacher | None = None
     teacher_engine: Engine | None = None
     past_tasks: Mapping[str, Task] = field(default_factory=dict[str, "Task"])

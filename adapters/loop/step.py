@@ -1,4 +1,4 @@
-"""One training step: respond to a batch of prompts, score the responses, update, and say what happened."""
+"""One training step: respond to a batch of prompts, score the responses, update, and return the log line."""
 
 from __future__ import annotations
 
