@@ -1,4 +1,4 @@
-"""EOPD (arXiv 2603.07079): forward KL where the teacher itself is unsure, so that its alternatives are kept.
+"""EOPD (arXiv 2603.07079): forward KL where the teacher itself is uncertain, so that the student keeps its alternatives.
 
 L_t = OPD_t (clipped) + 1[H(p) > threshold] FKL_t on the teacher's top 16.
 """
@@ -18,7 +18,7 @@ from harness.lm.logprobs import TeacherRequest
 
 
 class EOPD(PolicyGradient):
-    """OPD everywhere, and forward KL beside it at uncertain positions."""
+    """OPD everywhere, and forward KL in addition where the teacher is uncertain."""
 
     formula: ClassVar[str] = "-A_t log q(y_t), clipped, + 1[H(p) > threshold] FKL_t, y ~ q"
     paper: ClassVar[str] = "arXiv 2603.07079"

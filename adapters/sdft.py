@@ -51,8 +51,8 @@ class SDFT(FullVocabulary):
     def _shows_the_demonstration(cls, shown: str) -> str:
         if "{demonstration}" not in shown:
             raise ValueError(
-                "the text has no {demonstration}, so the teacher would see no more than the student; put it where the "
-                "reference answer is to stand"
+                "the text has no {demonstration}, so the teacher reads no more than the student; put it in the place of "
+                "the reference answer"
             )
         return shown
 

@@ -45,6 +45,15 @@ if TYPE_CHECKING:
     UpdaterFactory = Callable[[nn.Module, Optimizer, int], Updater]
 
 GROUP = "harness.adapters"
+RENAMED = {
+    "wanted": "`teacher_request`",
+    "on_policy": "`sources`",
+    "off_policy": "`sources`",
+    **dict.fromkeys(
+        ("penalisable", "replaces_weights", "needs_whole_weights", "moves_reference"), "the field of `capabilities`"
+    ),
+    **dict.fromkeys(("adds_penalty", "holds_weights"), "`PenaltyWrapper`"),
+}
 
 
 @dataclass(frozen=True)
@@ -113,6 +122,10 @@ def _updater() -> UpdaterFactory:
     return Updater
 
 
+def _measure_nothing(steps: int) -> None:
+    """Score no learning curve."""
+
+
 @dataclass(frozen=True)
 class StageContext:
     """Everything that an adapter may use in one stage.
@@ -124,6 +137,7 @@ class StageContext:
     Budget: `training`; `seed`, of this run and stage; `device`; `penalties` that wrappers add to the loss; `make_updater`
     builds the optimiser from a module, its settings and the number of updates.
     Record: `log` takes one mapping per training step and writes it to the step log; `warn` takes a sentence for the user;
+    `measure` takes the number of steps that `student` has done, and scores the learning curve where a point is due;
     `snapshots` keeps the state of an unfinished stage; `keep` writes a step's rollouts to the rollout log; `folder` is the
     stage's own, for files that a trainer writes.
     """
@@ -142,6 +156,7 @@ class StageContext:
     warn: Callable[[str], None]
     snapshots: Snapshots = field(default_factory=_no_snapshots)
     keep: Keep = field(default_factory=_keep_nothing)
+    measure: Callable[[int], None] = _measure_nothing
     reference: LocalTeacher | None = None
     teacher_engine: Engine | None = None
     past_tasks: Mapping[str, Task] = field(default_factory=dict[str, "Task"])
@@ -187,6 +202,13 @@ class Adapter(Strict, ABC):
     deviation: ClassVar[str] = ""
     model_config = ConfigDict(allow_inf_nan=True)  # An option may be infinite, such as a threshold that nothing passes.
     teacher_needs: ClassVar[Needs] = "none"
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a class that is written for an earlier contract: the loop would ignore what it defines."""
+        super().__pydantic_init_subclass__(**kwargs)
+        if old := [name for name in RENAMED if name in vars(cls)]:
+            raise ConfigError(f"{cls.__name__} defines `{old[0]}`, which has no effect; use {RENAMED[old[0]]}")
 
     @model_validator(mode="after")
     def _numbers_are_numbers(self) -> Self:

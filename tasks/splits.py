@@ -16,17 +16,17 @@ TEST_PERCENT = 15
 def disjoint_splits(items: Iterable[tuple[str, Mapping[str, Any]]], train_size: int, test_size: int) -> DatasetDict:
     """Fill a `train` and a `test` split from a stream of (key, document), dropping repeated documents.
 
-    Items with equal keys fall on the same side, so choose the key as what must not be seen twice. The side depends
-    on nothing but the key: splits of one task stay disjoint across data seeds, sizes and processes.
+    Items with equal keys fall on the same side, and the test side takes one of them, so choose the key as what must not be
+    seen twice. The side depends on the key alone: splits of one task stay disjoint across data seeds, sizes and processes.
     Raises `TaskError` when the stream ends before both splits are full.
     """
     sizes = {"train": train_size, "test": test_size}
     docs: dict[str, list[Mapping[str, Any]]] = {"train": [], "test": []}
     seen: set[str] = set()
     for key, doc in items:
-        side = "test" if in_test(key) else "train"
-        if len(docs[side]) < sizes[side] and doc["prompt"] not in seen:
-            seen.add(doc["prompt"])
+        side, once = ("test", key) if in_test(key) else ("train", doc["prompt"])
+        if len(docs[side]) < sizes[side] and once not in seen:
+            seen.add(once)
             docs[side].append(doc)
         if all(len(docs[split]) == size for split, size in sizes.items()):
             break

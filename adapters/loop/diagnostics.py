@@ -122,7 +122,7 @@ class StepLog:
 
 
 class RolloutFigures:
-    """What a step knows of each rollout, as means over its tokens: what `ctx.keep` writes beside the texts."""
+    """What a step knows of each rollout, as means over its tokens: `ctx.keep` writes them next to the texts."""
 
     def __init__(self) -> None:
         self.found: dict[int, dict[str, float]] = {}

@@ -1,4 +1,4 @@
-"""Guards in training: signs that a stage goes wrong, said once, in one sentence each."""
+"""Guards in training: warn once, in one sentence, of each sign that a stage goes wrong."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Sign = Callable[[list[float], list[float]], str | None]
 
 
 class Guards:
-    """Looks at a stage's step log line by line; means are over 10 steps, `first` those that the stage began with."""
+    """Watches a stage's step log line by line; means are over 10 steps, `first` over the first 10 of the stage."""
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self.warn = warn
@@ -50,12 +50,12 @@ class Guards:
         if loss is None or math.isfinite(loss) or NOT_FINITE in self.said:
             return []
         self.said.add(NOT_FINITE)
-        self.warn(f"step {line['step']}: the loss is {loss}, which is no number; lower the learning rate")
+        self.warn(f"step {line['step']}: the loss is {loss}; expected a finite number; lower the learning rate")
         return [NOT_FINITE]
 
 
 def broken_step(step: int) -> dict[str, Any]:
-    """Return the line of a step that a loss or gradient ended which is not finite: it says so and nothing else."""
+    """Return the log line of a step that ended with a loss or gradient that is not finite."""
     return {"step": step, "loss": None, "warnings": [NOT_FINITE]}
 
 

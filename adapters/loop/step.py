@@ -1,4 +1,4 @@
-"""One training step: respond to a batch of prompts, score the responses, update, and say what happened."""
+"""One training step: respond to a batch of prompts, score the responses, update, and return the log line."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ class Step:
         every = [s for group in scored for s in group]
         if self.scorer is not None:
             refuse_certainty([(s.batch, s.teacher.sampled) for s in every])
-        refuse_certainty([(s.batch, s.logref) for s in every if s.logref is not None])
+        if references := [(s.batch, s.logref) for s in every if s.logref is not None]:
+            refuse_certainty(references)
         for group in scored:
             with self.timer("student"):
                 log.update(self._update(group, log))

@@ -141,6 +141,7 @@ class LoopAdapter(Adapter):
             with _log_non_finite_step(ctx, index):
                 line = Step(self, ctx, updater, index).run(prompts)
             ctx.log({**line, "warnings": guards.look_at(line)})
+            ctx.measure(index + 1)
             ctx.snapshots.offer(index + 1, lambda: _state(ctx, updater, guards))
         return StageResult(ctx.training.steps)
 

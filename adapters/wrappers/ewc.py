@@ -1,8 +1,8 @@
-"""Elastic weight consolidation (EWC, arXiv 1612.00796): weights that mattered for earlier tasks are held more firmly.
+"""Elastic weight consolidation (EWC, arXiv 1612.00796): weights that mattered for earlier tasks move less.
 
 Adds lambda/2 sum_i F_i (theta_i - theta*_i)^2. theta* are the weights at the stage's start; F is the diagonal of the empirical
-Fisher information there, the mean over earlier tasks' items of the squared gradient of log q(reference | prompt). Taking it
-anew at each start, over all earlier tasks, needs no state beyond the checkpoint.
+Fisher information there, the mean over earlier tasks' items of the squared gradient of log q(reference | prompt). It is
+estimated again at each start, over all earlier tasks, so it needs no state in addition to the checkpoint.
 """
 
 from __future__ import annotations

@@ -84,5 +84,5 @@ class PenaltyWrapper(Wrapper):
 
 
 def penalised(ctx: StageContext, penalties: Penalties) -> StageContext:
-    """Return the stage with penalties beside those that it has."""
+    """Return the stage with penalties in addition to those that it has."""
     return replace(ctx, penalties=ctx.penalties + penalties)

@@ -70,6 +70,13 @@ class Evaluation(Strict):
     drift: Drift | None = Field(
         default=Drift(), description="KL to the start and entropy after every stage, whatever the adapter; null is off"
     )
+    every: int | None = Field(
+        default=None,
+        gt=0,
+        description="steps between two points of the learning curve inside a stage: its own tasks, the first stage's and the "
+        "probes; null is off",
+    )
+    curve_items: int = Field(default=64, gt=0, description="first test items of each task that a point is made of")
     noise_floor: int = Field(
         default=0, ge=0, description="further evaluations of the start with other seeds, under profiles that sample"
     )
@@ -83,5 +90,5 @@ class Evaluation(Strict):
     def _omit_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out later keys at their defaults, so that suites which do not name them keep the hash that they had."""
         dumped: dict[str, Any] = dump(self)
-        later: dict[str, Any] = {"profiles": {}, "drift": Drift(), "noise_floor": 0}
+        later: dict[str, Any] = {"profiles": {}, "drift": Drift(), "noise_floor": 0, "every": None, "curve_items": 64}
         return {key: value for key, value in dumped.items() if key not in later or getattr(self, key) != later[key]}

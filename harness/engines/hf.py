@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from harness.engines.base import Completion, Sampling
+from harness.lm.seeding import prompt_seeds, race_times
 
 COMPACT_BELOW = 0.75
 
@@ -45,12 +46,12 @@ class HFEngine:
         decoding = _Decoding if drops_rows(self.model) else _StockDecoding
         was_training = self.model.training
         self.model.eval()
-        generator = torch.Generator(self.model.device).manual_seed(sampling.seed)
+        seeds = torch.tensor(prompt_seeds(prompts, sampling.seed), device=self.model.device, dtype=torch.long)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
         completions: dict[int, Completion] = {}
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            decoded = decoding(self.model, self.tokenizer, sampling, generator).run([prompts[i] for i in rows])
+            decoded = decoding(self.model, self.tokenizer, sampling).run([prompts[i] for i in rows], seeds[rows])
             completions.update(zip(rows, decoded, strict=True))
         self.model.train(was_training)
         return [completions[i] for i in range(len(prompts))]
@@ -67,16 +68,17 @@ def drops_rows(model: Any) -> bool:
 class _Decoding:
     """Decodes one batch; `alive` maps the cache's rows to the batch's."""
 
-    def __init__(self, model: Any, tokenizer: Any, sampling: Sampling, generator: torch.Generator) -> None:
-        self.model, self.sampling, self.generator = model, sampling, generator
+    def __init__(self, model: Any, tokenizer: Any, sampling: Sampling) -> None:
+        self.model, self.sampling = model, sampling
         self.device = model.device
         self.stop_ids = torch.tensor(sampling.stop_ids, device=self.device, dtype=torch.long)
         self.warpers = _warpers(sampling)
+        self._no_ids: Any = None  # the warpers that we use read no ids
         strings = list(sampling.stop_strings)
         self.stop_strings = StopStringCriteria(tokenizer, strings) if strings else None
 
-    def run(self, prompts: list[list[int]]) -> list[Completion]:
-        """Decode until every row has stopped or used its budget."""
+    def run(self, prompts: list[list[int]], seeds: Tensor) -> list[Completion]:
+        """Decode until every row has stopped or used its budget; `seeds` (rows,) decide each row's draws."""
         ids, mask = _left_padded(prompts, self.device)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         cache = DynamicCache(config=self.model.config)
@@ -85,7 +87,7 @@ class _Decoding:
         lengths = torch.full((len(prompts),), self.sampling.max_new_tokens, device=self.device)
         running = torch.ones(len(prompts), dtype=torch.bool, device=self.device)
         for step in range(self.sampling.max_new_tokens):
-            drawn = self._next(ids, mask, positions, cache)
+            drawn = self._draw(self._next(ids, mask, positions, cache), seeds[alive], step)
             tokens[alive, step] = drawn
             stopped = running & self._stops(drawn, tokens[alive, : step + 1])
             lengths[alive[stopped]] = step + 1
@@ -111,15 +113,15 @@ class _Decoding:
             use_cache=True,
             logits_to_keep=1,
         )
-        return self._draw(ids, output.logits[:, -1])
+        return output.logits[:, -1]
 
-    def _draw(self, ids: Tensor, logits: Tensor) -> Tensor:
-        """Return the next token of each row (B,) from its logits (B, V)."""
+    def _draw(self, logits: Tensor, seeds: Tensor, position: int) -> Tensor:
+        """Return the next token of each row (B,) from its logits (B, V), at a position of the answer."""
         logits = logits.float()
         if self.sampling.temperature == 0:
             return logits.argmax(-1)
-        warped = self.warpers(ids, logits / self.sampling.temperature)  # pyright: ignore[reportArgumentType]
-        return torch.multinomial(warped.softmax(-1), 1, generator=self.generator)[:, 0]
+        warped = self.warpers(self._no_ids, logits / self.sampling.temperature)  # pyright: ignore[reportArgumentType]
+        return (warped - race_times(seeds, position, logits.shape[-1]).log()).argmax(-1)
 
     def _stops(self, drawn: Tensor, so_far: Tensor) -> Tensor:
         stopped = torch.isin(drawn, self.stop_ids)
@@ -134,15 +136,15 @@ class _StockDecoding(_Decoding):
     Only prompts of one length are decoded together, because some recurrent models read padding as text.
     """
 
-    def run(self, prompts: list[list[int]]) -> list[Completion]:
-        """Decode until every row has stopped or used its budget."""
+    def run(self, prompts: list[list[int]], seeds: Tensor) -> list[Completion]:
+        """Decode until every row has stopped or used its budget; `seeds` (rows,) decide each row's draws."""
         completions: dict[int, Completion] = {}
         for length in sorted(set(map(len, prompts))):
             rows = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
-            completions.update(zip(rows, self._run([prompts[i] for i in rows]), strict=True))
+            completions.update(zip(rows, self._run([prompts[i] for i in rows], seeds[rows]), strict=True))
         return [completions[i] for i in range(len(prompts))]
 
-    def _run(self, prompts: list[list[int]]) -> list[Completion]:
+    def _run(self, prompts: list[list[int]], seeds: Tensor) -> list[Completion]:
         ids, mask = _left_padded(prompts, self.device)
         width, budget = ids.shape[1], self.sampling.max_new_tokens
         lengths = torch.full((len(prompts),), budget, device=self.device)
@@ -151,7 +153,7 @@ class _StockDecoding(_Decoding):
 
         class Draw(LogitsProcessor):
             def __call__(self, input_ids: Any, scores: Any) -> Any:
-                drawn = decoding._draw(input_ids, scores)
+                drawn = decoding._draw(scores, seeds, input_ids.shape[1] - width)
                 return torch.full_like(scores, -torch.inf).scatter_(-1, drawn[:, None], 0.0)
 
         class Stop(StoppingCriteria):

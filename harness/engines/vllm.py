@@ -23,7 +23,7 @@ import psutil
 from harness.engines.backend import EngineSite
 from harness.engines.base import Completion, Sampling
 from harness.errors import RunError
-from harness.lm.seeding import derive_seed
+from harness.lm.seeding import prompt_seeds
 
 if TYPE_CHECKING:
     from harness.engines.vllm_backend import VLLM
@@ -70,7 +70,7 @@ class VLLMEngine:
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
         """Return completions with the log-probabilities with which they were drawn; see `Engine`."""
-        seeds = [derive_seed(sampling.seed, "answer", number) for number in range(len(prompts))]
+        seeds = prompt_seeds(prompts, sampling.seed)
         made = self._ask("generate", prompts=list(prompts), seeds=seeds, settings=_settings(sampling))
         return [
             Completion(ids, "length" if finish == "length" else "stop", tuple(logprobs))

@@ -104,17 +104,7 @@ class Answering:
         return Answer(text, done.finish, len(done.tokens))
 
     def _sampling(self, settings: dict[str, Any], task: str) -> Sampling:
-        if unknown := sorted(set(settings) - KNOWN):
-            raise TaskError(f"task {task}: generation_kwargs {unknown} are not known; expected {sorted(KNOWN)}")
-        return Sampling(
-            max_new_tokens=settings["max_gen_toks"],
-            temperature=settings["temperature"] if settings.get("do_sample", settings["temperature"] > 0) else 0.0,
-            top_p=settings.get("top_p", 1.0),
-            top_k=settings.get("top_k", 0),
-            stop_ids=self.renderer.stop_ids,
-            stop_strings=stop_strings(settings),
-            seed=self.seed,
-        )
+        return sampling_of(settings, task, self.renderer.stop_ids, self.seed)
 
     def _refuse_truncation(self, prompts: list[list[int]], sampling: Sampling, task: str) -> None:
         longest = max(len(prompt) for prompt in prompts)
@@ -123,6 +113,21 @@ class Answering:
                 f"task {task}: the longest prompt has {longest} tokens and its answer may take {sampling.max_new_tokens}, "
                 f"more than the model's context of {self.max_length}; lower max_gen_toks or take a model with more context"
             )
+
+
+def sampling_of(settings: Mapping[str, Any], task: str, stop_ids: tuple[int, ...], seed: int) -> Sampling:
+    """Return how a task's generation settings decode; raises `TaskError` for a setting that no engine here knows."""
+    if unknown := sorted(set(settings) - KNOWN):
+        raise TaskError(f"task {task}: generation_kwargs {unknown} are not known; expected {sorted(KNOWN)}")
+    return Sampling(
+        max_new_tokens=settings["max_gen_toks"],
+        temperature=settings["temperature"] if settings.get("do_sample", settings["temperature"] > 0) else 0.0,
+        top_p=settings.get("top_p", 1.0),
+        top_k=settings.get("top_k", 0),
+        stop_ids=stop_ids,
+        stop_strings=stop_strings(settings),
+        seed=seed,
+    )
 
 
 def stop_strings(settings: Mapping[str, Any]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 from harness.config.base import digest
+from harness.lm.seeding import DRAWS
 from harness.lmeval.grader_source import grader_source, references
 from harness.lmeval.task import Task, item_id
 from harness.rundir.schema import Keys
@@ -39,7 +40,8 @@ def make_keys(
     }
     grading = grading_key(task, docs)
     fields = {**shared, "grading": grading}
-    generation = digest({**shared, "weights": weights, "config": config, "seed": seed})
+    draws = {"draws": DRAWS} if task.generation.get("temperature") else {}
+    generation = digest({**shared, **draws, "weights": weights, "config": config, "seed": seed})
     return Keys(generation=generation, grading=grading, comparability=digest(fields), fields=fields)
 
 

@@ -4,17 +4,63 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Generator
+from collections import Counter
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import Tensor
+
+DRAWS = "race"  # how sampled answers are drawn: part of the key of stored ones
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
     """Return a 63-bit seed for the stream that `names` describe, e.g. `derive_seed(0, "rollouts", stage, step)`."""
     text = "/".join(str(part) for part in (seed, *names))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def prompt_seeds(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:
+    """Return a seed for each prompt of a call, from its token ids and from how often the call held it before.
+
+    Neither the order of the prompts nor what else the call holds has a part in it, so two policies that answer the same
+    prompts under the same `seed` draw with common random numbers.
+    """
+    before: Counter[tuple[int, ...]] = Counter()
+    seeds: list[int] = []
+    for prompt in map(tuple, prompts):
+        seeds.append(derive_seed(seed, "answer", *prompt, "again", before[prompt]))
+        before[prompt] += 1
+    return seeds
+
+
+def race_times(seeds: Tensor, position: int, width: int) -> Tensor:
+    """Return standard exponential numbers (rows, width), a function of each row's seed, the position and the column alone.
+
+    `argmax(logits - log(times))` draws from softmax(logits) (the Gumbel-max trick). Two distributions p and q that share
+    the numbers draw the same token with probability at least (1 - TV) / (1 + TV), TV their total variation distance.
+    The generator is SplitMix64 (Steele et al. 2014) on a counter. `seeds` (rows,) are int64.
+    """
+    columns = torch.arange(1, width + 1, device=seeds.device, dtype=torch.long)
+    rows = _mixed(_mixed(seeds) + torch.full_like(seeds, position + 1) * _GOLDEN)
+    bits = _shifted(_mixed(rows[:, None] + columns * _GOLDEN), 40)
+    return -torch.log1p(-(bits.float() + 0.5) * 2.0**-24)
+
+
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as a signed 64-bit number, like the two below
+
+
+def _mixed(values: Tensor) -> Tensor:
+    """Return SplitMix64's finaliser of int64 values; products wrap around."""
+    values = (values ^ _shifted(values, 30)) * (0xBF58476D1CE4E5B9 - (1 << 64))
+    values = (values ^ _shifted(values, 27)) * (0x94D049BB133111EB - (1 << 64))
+    return values ^ _shifted(values, 31)
+
+
+def _shifted(values: Tensor, bits: int) -> Tensor:
+    """Shift int64 values to the right and fill with zeros; torch's own shift repeats the sign."""
+    return (values >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def permutation(count: int, seed: int) -> list[int]:

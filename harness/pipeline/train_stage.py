@@ -15,6 +15,7 @@ from harness.engines.base import Engine
 from harness.engines.hf import HFEngine
 from harness.engines.student import StudentEngine
 from harness.errors import RunError, StoppedError, TrainingError
+from harness.evaluation.learning_curve import CurveRecorder
 from harness.lm.checkpoints import Loaded, files_digest, load, save, weights_digest
 from harness.lm.logprobs import StudentForward, check_head
 from harness.lm.precision import suit_attention
@@ -71,6 +72,7 @@ class StageTrainer:
         seed_global_generators(context.seed)
         with self.phase("train"), _save_last_good_on_failure(student, train.parent / "last_good"):
             try:
+                context.measure(0)
                 result = self.adapter.train_stage(context)
             finally:
                 self.resources.stop.waited_for = False
@@ -84,6 +86,22 @@ class StageTrainer:
             seconds=round(seconds, 3),
             prompts=len(context.examples),
         )
+
+    def _curve(self, train: Path, stage: PlannedStage, student: Loaded, engine: Engine) -> Callable[[int], None]:
+        """Return what scores the learning curve after a number of steps: at every `evaluation.every`th and at the end."""
+        settings = self.suite.evaluation
+        if (every := settings.every) is None:
+            return lambda _: None
+        names = dict.fromkeys([*stage.trains, *self.spec.stages[0].trains, *self.resources.evaluated.probes])
+        tasks = {name: task for name in names if (task := self.resources.tasks.get(name)) and task.generates}
+        items = min(settings.curve_items, settings.limit or settings.curve_items)
+        recorder = CurveRecorder(tasks, engine, student.renderer, items, settings.seed, train)
+
+        def measure(steps: int) -> None:
+            if steps % every == 0 or steps == stage.training.steps:
+                recorder.record(steps)
+
+        return measure
 
     def _context(
         self, train: Path, stage: PlannedStage, student: Loaded, weights: str, engine: Engine, keep: Keep
@@ -109,6 +127,7 @@ class StageTrainer:
             warn=self.resources.warn,
             snapshots=FileSnapshots(train, self.suite.snapshot_minutes, inputs, self.resources.stop),
             keep=keep,
+            measure=self._curve(train, stage, student, engine),
             reference=frozen_copy(student) if self.adapter.requirements.reference else None,
             teacher_engine=self._teacher_engine(teacher, student, training),
             past_tasks={name: self.resources.tasks[name] for name, _ in past},

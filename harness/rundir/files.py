@@ -24,6 +24,7 @@ from harness.rundir.schema import CellSummary
 R = TypeVar("R", bound=Record)
 SNAPSHOT = "snapshot.pt"
 ROLLOUT_LOG = "rollouts.jsonl"
+CURVE = "curve.jsonl"
 PARTIAL = re.compile(r"^\..+\.(\d+|[a-z0-9_]{8})$")  # of `replace_file` and `_appears_whole`
 NESTING = 4  # folders of a run directory above the deepest one
 

@@ -14,8 +14,8 @@ import pandas as pd
 from pyarrow.parquet import ParquetFile
 
 from harness.errors import RunError
-from harness.rundir.files import read_lines, read_results, readable
-from harness.rundir.schema import Manifest, StepLine
+from harness.rundir.files import CURVE, read_lines, read_results, readable
+from harness.rundir.schema import CurvePoint, Manifest, StepLine
 from harness.rundir.store import StageFolder, cell_name, read_manifest, stage_folder
 
 SHOWN_FIRST = ["sft", "opd", "aopd"]  # entries, after the controls
@@ -136,6 +136,10 @@ class RunDir:
     def step_lines(self, stage: int) -> Iterator[StepLine]:
         """Yield the lines of a stage's step log; a line that is being written is left for the next reading."""
         return read_lines(self.stage(stage).step_log, StepLine)
+
+    def curve_points(self, stage: int) -> Iterator[CurvePoint]:
+        """Yield the points of a stage's learning curve, task by task at each step; none where the suite asked for none."""
+        return read_lines(self.stage(stage).step_log.with_name(CURVE), CurvePoint)
 
 
 def identity(run: RunDir, label: str) -> dict[str, Any]:

@@ -328,6 +328,16 @@ class StepLine(Record):
         return {name: value for name, value in self if name != "seconds"}
 
 
+class CurvePoint(Record):
+    """One task inside a stage: a line of train/curve.jsonl, on the first test items, under the suite's first profile."""
+
+    step: int = Field(ge=0, description="training steps done; 0 is the stage's start")
+    task: str = Field(description="the task")
+    score: float = Field(ge=-TINY, le=1 + TINY, description="mean over the items, 0..1")
+    items: tuple[float, ...] = Field(description="the score of each item, in the task's order")
+    clusters: tuple[str, ...] = Field(description="the cluster of each item; items of one cluster depend on each other")
+
+
 def upgrade(raw: Any, place: str) -> Any:
     """Return a manifest of an earlier version as this version has it; raises `RunError` for a version that is not known."""
     if not is_mapping(raw):

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from harness.errors import RunError, StoppedError
-from harness.rundir.files import ROLLOUT_LOG, SNAPSHOT, replace_file, sync
+from harness.rundir.files import CURVE, ROLLOUT_LOG, SNAPSHOT, replace_file, sync
 from harness.rundir.store import drop_steps_from
 
 
@@ -79,6 +79,9 @@ class FileSnapshots:
         for log in self.logs:
             if log.is_file():
                 drop_steps_from(log, int(state["step"]))
+        if (curve := self.path.with_name(CURVE)).is_file():
+            # A point stands for the steps done before it, so the snapshot's own point stays.
+            drop_steps_from(curve, int(state["step"]) + 1)
         recorded = state.pop("recorded", {})
         changed = [name for name, value in recorded.get("inputs", {}).items() if self.inputs.get(name, value) != value]
         if changed:

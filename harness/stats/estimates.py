@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.stats.intervals import effective_clusters
+
 Vector = NDArray[np.float64]
 
 
@@ -27,6 +29,11 @@ class ItemTable:
     values: Vector
     ids: tuple[str, ...]
     clusters: tuple[str, ...]
+
+    @property
+    def effective(self) -> float:
+        """The number of independent items, see `effective_clusters`."""
+        return effective_clusters(np.unique(np.array(self.clusters), return_counts=True)[1])
 
     def of_seeds(self, places: Sequence[int]) -> ItemTable:
         """Return the columns at some places."""
@@ -149,17 +156,3 @@ def _combined(one: Estimate, two: Estimate, values: Vector, by_one: Vector, by_t
 
 def _constant(estimate: Estimate) -> bool:
     return len(estimate.by_seed) > 0 and float(np.ptp(estimate.values)) == 0
-
-
-def pooled(estimate: Estimate) -> Vector:
-    """Return the items of all tasks as one sample (items, seeds) whose mean over items is the value of each seed.
-
-    Each item's deviation from its task's mean is scaled by N / n_j, so that the variance of the sample's mean is that of the
-    stratified one, sum_j s_j^2 / n_j; of one task, its items as they are, plus what does not come from items.
-    """
-    total = sum(len(table.ids) for table in estimate.items.values())
-    scaled = [
-        (table.values - np.nanmean(table.values, axis=0)) * (total / len(table.ids))
-        for table in estimate.items.values()
-    ]
-    return np.concatenate(scaled) + estimate.values

@@ -1,7 +1,7 @@
 """Paired differences: two methods, two stages of a run, or two machines on the same items.
 
-Every quantity has a difference for each seed and a share in it for each item, and the two stay apart: the t interval is over
-the seeds' differences, and the interval over items is of the items' differences with the seeds given.
+Every quantity has a difference for each seed and a share in it for each item. The interval is for another seed and other items
+(`two_way_interval`); the interval over seeds with these items, and the one over items with these seeds, are its two parts.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
-from harness.stats.estimates import Estimate, Vector, pooled
-from harness.stats.intervals import NOTHING, ROUNDING, Interval, item_interval, t_interval
-from harness.stats.power import detectable
-from harness.stats.sampling import Variances, variances
+from harness.stats.estimates import Estimate
+from harness.stats.intervals import NOTHING, Interval, has_width, interval_from, t_interval
+from harness.stats.power import detectable_effect
+from harness.stats.sampling import Variances
 from harness.stats.significance import Flips, p_value
+from harness.stats.two_way import components, two_way_interval, variances
 
 UNKNOWN = Variances(math.nan, math.nan)
 
@@ -25,38 +24,32 @@ UNKNOWN = Variances(math.nan, math.nan)
 class Difference:
     """Other minus base of one quantity, in 0..1 (or its own unit), with everything that says how sure it is.
 
-    `seeds` is the mean with its t interval over seeds, `items` the same mean with its interval over items, the
-    seeds given. `flips` holds each seed's items lost and gained, for quantities that are right or wrong by item.
-    `detectable` is the smallest difference found with 80 % power: over these seeds, and over these items in one seed.
-    `by_seed` is the difference by seed, `items_by_seed` the items' differences of each of them.
+    - `interval`: for another seed and other items. Without stored answers it is over seeds, with one seed over its items.
+    - `seeds`, `items`: the same mean with its interval over seeds alone, the items given, and over clusters of items
+      alone, the seeds given.
+    - `flips`: each seed's items lost and gained, for quantities that are right or wrong by item.
+    - `detectable`: the smallest difference that the interval would exclude zero for in 80 % of repeats.
+    - `clusters`: how many independent items there are, of `item_count`; see `effective_clusters`.
+    - `by_seed`: the difference by seed; `items_by_seed`: its interval over items, by seed.
     """
 
     base: float
     other: float
+    interval: Interval
     seeds: Interval
     items: Interval = NOTHING
     variances: Variances = UNKNOWN
     flips: tuple[Flips, ...] = ()
     item_count: int = 0
-    detectable_seeds: float = math.nan
-    detectable_items: float = math.nan
+    clusters: float = 0.0
+    detectable: float = math.nan
     by_seed: Mapping[int, float] = field(default_factory=dict[int, float])
-    items_by_seed: tuple[Vector, ...] = ()
+    items_by_seed: Mapping[int, Interval] = field(default_factory=dict[int, Interval])
 
     @property
     def p(self) -> float:
-        """The paired t test over seeds; nan for fewer than two seeds or seeds whose differences are equal."""
-        return p_value(self.seeds)
-
-    @property
-    def items_or_mean(self) -> Interval:
-        """The interval over items, the mean alone where answers were not kept."""
-        return self.items if self.items.seeds else self.seeds
-
-    @property
-    def mcnemar(self) -> float:
-        """The smallest of the seeds' exact McNemar p values times their number: seeds share items, so no pooling."""
-        return min(1.0, len(self.flips) * min(each.p_value for each in self.flips)) if self.flips else math.nan
+        """The two-sided p value of the test that `interval` inverts; nan where there is no interval."""
+        return p_value(self.interval)
 
     @property
     def lost(self) -> int:
@@ -73,26 +66,32 @@ def compare(base: Estimate, other: Estimate, flips: Sequence[Flips] = ()) -> Dif
     """Return other minus base over the seeds that both have; `flips` are the items lost and gained of each seed."""
     base, other = base.finite(), other.finite()
     change = other - base
-    seeds = change.seeds
-    spread = float(change.values.std(ddof=1)) if len(seeds) > 1 else math.nan
+    interval = two_way_interval(change)
+    known = has_width(interval, 1)
     result = Difference(
-        base.of_seeds(seeds).mean,
-        other.of_seeds(seeds).mean,
+        base.of_seeds(change.seeds).mean,
+        other.of_seeds(change.seeds).mean,
+        interval,
         t_interval(change.values),
-        detectable_seeds=detectable(spread, len(seeds)) if spread > ROUNDING else math.nan,
+        detectable=detectable_effect(interval.error, interval.df) if known else math.nan,
         by_seed=change.by_seed,
     )
     if not change.items:
         return result
-    by_seed = tuple(pooled(change).T)
-    items = len(by_seed[0])
-    within = float(np.sqrt(np.mean([values.var(ddof=1) for values in by_seed]))) if items > 1 else math.nan
     return replace(
         result,
-        items=item_interval(pooled(change).mean(axis=1)),
-        variances=variances(by_seed) if items > 1 else UNKNOWN,
+        items=over_items(change),
+        variances=variances(change),
         flips=tuple(flips),
-        item_count=items,
-        detectable_items=detectable(within, items) if within > ROUNDING else math.nan,
-        items_by_seed=by_seed,
+        item_count=sum(len(table.ids) for table in change.items.values()),
+        clusters=sum(table.effective for table in change.items.values()),
+        items_by_seed={seed: over_items(change.of_seeds([seed])) for seed in change.seeds},
     )
+
+
+def over_items(change: Estimate) -> Interval:
+    """Return the mean with its interval over clusters of items, the seeds given; without bounds where items do not say."""
+    found = components(change)
+    if found is None:
+        return replace(NOTHING, mean=change.mean, seeds=1)
+    return interval_from(change.mean, math.sqrt(found.clusters), found.df_clusters, 1)

@@ -18,7 +18,12 @@ def detectable(spread: float, n: int, level: float = LEVEL, power: float = POWER
 
     `spread` is the standard deviation of the differences: between items within a seed, or between seeds.
     """
-    return spread * _standardised(n, 1 - level, power) if n > 1 else math.nan
+    return detectable_effect(spread / math.sqrt(n), n - 1, level, power) if n > 1 else math.nan
+
+
+def detectable_effect(error: float, df: float, level: float = LEVEL, power: float = POWER) -> float:
+    """Return the smallest effect that a two-sided t test with this standard error and df finds with the given power."""
+    return error * _standardised(df, 1 - level, power)
 
 
 def seeds_needed(
@@ -30,15 +35,14 @@ def seeds_needed(
     return next((n for n in range(2, most + 1) if detectable(spread, n, level, power) <= abs(mean)), None)
 
 
-def _standardised(n: int, alpha: float, power: float) -> float:
-    """Return the effect in standard deviations at which the two-sided t test over n values has the given power."""
-    critical = stats.t.ppf(1 - alpha / 2, n - 1)
+def _standardised(df: float, alpha: float, power: float) -> float:
+    """Return the effect in standard errors at which the two-sided t test has the given power."""
+    critical = stats.t.ppf(1 - alpha / 2, df)
 
-    def lacking(effect: float) -> float:
-        shift = effect * math.sqrt(n)
+    def lacking(shift: float) -> float:
         # Far out, where it is zero, the other tail comes as nan.
-        other = np.nan_to_num(stats.nct.cdf(-critical, n - 1, shift))
-        return float(stats.nct.sf(critical, n - 1, shift) + other) - power
+        other = np.nan_to_num(stats.nct.cdf(-critical, df, shift))
+        return float(stats.nct.sf(critical, df, shift) + other) - power
 
     high = 1.0
     while lacking(high) < 0:

@@ -15,33 +15,14 @@ from harness.stats.intervals import Interval, known_values, t_interval
 class Variances(NamedTuple):
     """The variance of a mean paired difference by its source; a difference over one seed has items alone.
 
-    `items` is the mean over seeds of s_item^2 / N. `seeds`, of one seed and not of their mean, is what the seeds' means vary
-    beyond their noise: max(0, s_mean^2 - r / N) with r the mean square that is left of d_si - d_s - d_i + d, on (S-1)(N-1)
-    degrees of freedom (two-way analysis of variance). Every seed is asked the same items, so an item that changes alike for
-    all seeds moves all means together and is no noise between them.
+    `items` is the mean over seeds of the variance of one seed's mean by its clusters of items. `seeds`, of one seed and not of
+    their mean, is what the seeds' means vary beyond their noise: max(0, s_mean^2 - r / C) with r the mean square that is left
+    after seed and cluster (two-way analysis of variance). Every seed answers the same items, so an item that changes equally
+    for all seeds moves all means together and is not noise between them.
     """
 
     items: float
     seeds: float
-
-
-def variances(by_seed: Sequence[ArrayLike]) -> Variances:
-    """Return the variance of per-item differences by its source, one array per seed of the same items; nan for a single item.
-
-    An item without a score (nan) for some seed is left out; raises `ValueError` for arrays of several lengths.
-    """
-    table = np.stack([np.asarray(values, dtype=np.float64).ravel() for values in by_seed])
-    table = table[:, ~np.isnan(table).any(axis=0)]
-    seeds, items = table.shape
-    if items < 2:
-        return Variances(math.nan, math.nan)
-    within = float(table.var(axis=1, ddof=1).mean() / items)
-    if seeds < 2:
-        return Variances(within, math.nan)
-    means = table.mean(axis=1)
-    left = table - means[:, None] - table.mean(axis=0) + table.mean()
-    noise = float((left**2).sum() / ((seeds - 1) * (items - 1)) / items)
-    return Variances(within, max(0.0, float(means.var(ddof=1)) - noise))
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:

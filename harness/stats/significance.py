@@ -20,16 +20,10 @@ class Flips(NamedTuple):
     gained: int
     items: int
 
-    @property
-    def p_value(self) -> float:
-        """McNemar's exact test: two-sided binomial of the lost among all that turned, 1 where none did (McNemar 1947)."""
-        turned = self.lost + self.gained
-        return float(stats.binomtest(self.lost, turned).pvalue) if turned else 1.0
-
 
 def p_value(interval: Interval, level: float = LEVEL) -> float:
     """Return the two-sided p value of the t test that an interval inverts; nan where the interval has no width."""
-    if not has_width(interval):
+    if not has_width(interval, 1):
         return math.nan
     error, df = interval.error, interval.df
     if math.isnan(error):

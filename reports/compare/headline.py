@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 from harness.stats.continual import BACKWARD, FORGETTING, LEARNING
-from harness.stats.intervals import Interval, has_width
+from harness.stats.intervals import has_width
 from harness.stats.matching import MATCHED
 from reports.compare.comparison import OTHER_TASKS, Comparison, same_tasks
 from reports.compare.rows import ComparisonRow
@@ -71,7 +71,7 @@ def _told(compared: Comparison, other: Method) -> str:
 
 def _amount(row: ComparisonRow, *, unit: bool = True) -> str:
     """Write a difference as so many points more or less, its interval in the direction of that word."""
-    interval = _interval(row)
+    interval = row.difference.interval
     mean, more = interval.mean, interval.mean >= 0
     low, high = (interval.low, interval.high) if more else (-interval.high, -interval.low)
     bracket = "" if math.isnan(low) else f" [{format_percent(low)},\u00a0{format_percent(high)}]"
@@ -84,11 +84,6 @@ def _counted(row: ComparisonRow, learned: ComparisonRow) -> str:
     return "" if seeds == learned.difference.seeds.seeds else f" (over {format_count(seeds, 'seed')})"
 
 
-def _interval(row: ComparisonRow) -> Interval:
-    """The interval over seeds, or over items for a single seed."""
-    return row.difference.seeds if row.difference.seeds.seeds > 1 else row.difference.items_or_mean
-
-
 def _basis(row: ComparisonRow) -> str:
     """Say what an interval rests on, and whether it leaves zero out."""
     found = row.difference
@@ -97,7 +92,7 @@ def _basis(row: ComparisonRow) -> str:
     if found.seeds.seeds == 1:
         over = "the bracket is over items of this seed alone" if found.item_count else "there is no interval"
         return f"{counted}, so {over} and says nothing about other seeds"
-    zero = has_width(found.seeds) and found.seeds.low <= 0 <= found.seeds.high
+    zero = has_width(found.interval) and found.interval.low <= 0 <= found.interval.high
     return f"{counted}{'; the difference in learning is not resolved from zero' * zero}"
 
 

@@ -1,7 +1,6 @@
 """A comparison for readers: one table per method next to the baseline, on the terminal, as Markdown, LaTeX and CSV.
 
-Differences are in percentage points (entropy: nats). `detects` is the smallest difference found with 80 % power: over these
-seeds, or, for a single seed, over these items.
+Differences are in percentage points (entropy: nats).
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.stats.intervals import Interval
+from harness.stats.paired import Difference
 from reports.compare.comparison import Comparison, Stages
 from reports.compare.rows import AVERAGE, ComparisonRow, comparison_table, comparison_table_by_seed
 from reports.data.csv_text import to_csv_text
@@ -40,11 +40,13 @@ LATEX_NOTE = (
 LEVEL = 0.05
 FORMATS = ("markdown", "csv", "latex")
 READING = (
-    "Brackets are 95 % intervals: over seeds, Student's t of the paired differences; over items, the same with the "
-    "seeds given. p: paired t test over seeds, adjusted after Holm over a measure's tasks and all methods compared. "
-    "Lost and gained: items right before the difference and wrong after it, and the reverse, added over seeds; McNemar's "
-    "exact p is the smallest of the seeds' times their number. sd: of one seed's difference, by what varies. Detects: the "
-    "smallest difference found with 80 % power, over these seeds, or (items) within one."
+    "95 %: the interval for another seed and other items of the same kind, from the variances by seed, by item and by both; "
+    "over seeds and over items: its two parts, the other given. With one seed the interval is over items alone and says "
+    "nothing about other seeds. Items of one cluster (phrasings of one question) count together. p: the test that the "
+    "interval inverts, adjusted after Holm over a figure's tasks and all methods compared. Lost and gained: items right "
+    "before the difference and wrong after it, and the reverse, added over seeds; with several answers an item is right "
+    "where all are. sd: of one seed's difference, by what varies. Detects: the smallest difference for which the interval "
+    "excludes zero in 80 % of repeats."
 )
 
 
@@ -144,16 +146,16 @@ def _texts(row: ComparisonRow) -> dict[str, str]:
         "": f"{row.title}{', nats' * (row.quantity.unit == 'nats')}",
         row.base: level(found.base),
         row.other: level(found.other),
-        "difference": change(found.seeds.mean),
-        "over seeds": _bracket(found.seeds, change, 2),
-        "over items": _bracket(found.items, change, 1),
+        "difference": change(found.interval.mean),
+        "95 %": _bracket(found.interval, change),
+        "over seeds": _bracket(found.seeds, change),
+        "over items": _bracket(found.items, change),
         "p, Holm": row.learning if not row.judged else format_p(row.adjusted),
         "lost / gained": f"{found.lost} / {found.gained}" if found.flips else "–",
-        "McNemar p": format_p(found.mcnemar),
         "sd seeds; items": "; ".join(level(value) for value in sd) if found.item_count else "–",
-        "detects": _detects(row, level),
+        "detects": level(found.detectable),
         "noise": level(row.noise),
-        "seeds × items": f"{found.seeds.seeds} × {found.item_count or '–'}",
+        "seeds × items": f"{found.seeds.seeds} × {_items(found)}",
     }
 
 
@@ -164,16 +166,17 @@ def _writers(row: ComparisonRow) -> tuple[Callable[[float], str], Callable[[floa
     return format_percent, format_points
 
 
-def _bracket(interval: Interval, write: Callable[[float], str], seeds: int) -> str:
-    known = interval.seeds >= seeds and not math.isnan(interval.low)
+def _bracket(interval: Interval, write: Callable[[float], str]) -> str:
+    known = not math.isnan(interval.low)
     return f"[{write(interval.low)},\u00a0{write(interval.high)}]" if known else "–"
 
 
-def _detects(row: ComparisonRow, level: Callable[[float], str]) -> str:
-    over_seeds, over_items = row.difference.detectable_seeds, row.difference.detectable_items
-    if math.isnan(over_seeds) and not math.isnan(over_items):
-        return f"{level(over_items)} (items)"
-    return level(over_seeds)
+def _items(found: Difference) -> str:
+    """Write the number of items, and of independent ones where these are fewer."""
+    if not found.item_count:
+        return "–"
+    independent = round(found.clusters)
+    return f"{found.item_count}{f' ({independent} independent)' if independent < found.item_count else ''}"
 
 
 def escape_latex(text: str) -> str:
@@ -184,9 +187,9 @@ def escape_latex(text: str) -> str:
 def _terminal(title: str, rows: Sequence[ComparisonRow]) -> Table:
     """Draw a table of two lines a row, so that it fits 80 columns; its header says which is which."""
     table = Table(title=Text(f"{title}, in points"), title_justify="left", box=box.SIMPLE, padding=(0, 1))
-    names = (f"{rows[0].base}\n{rows[0].other}", "difference\nn", "95 % seeds\nitems", "p, Holm\ndetects")
+    names = (f"{rows[0].base}\n{rows[0].other}", "difference\nn", "95 %\nover seeds", "p, Holm\ndetects")
     table.add_column("", overflow="fold", ratio=1)
-    for name in (*names, "lost / gained\nMcNemar p"):
+    for name in (*names, "lost / gained\nover items"):
         table.add_column(Text(name), justify="right", overflow="fold", no_wrap=name.startswith("95 %"))
     short = short_names([row.task for row in rows if row.task not in ("", AVERAGE)]) | {AVERAGE: AVERAGE}
     for row in rows:
@@ -194,9 +197,9 @@ def _terminal(title: str, rows: Sequence[ComparisonRow]) -> Table:
         lines = (
             (row.base, row.other),
             ("difference", "seeds × items"),
-            ("over seeds", "over items"),
+            ("95 %", "over seeds"),
             ("p, Holm", "detects"),
-            ("lost / gained", "McNemar p"),
+            ("lost / gained", "over items"),
         )
         unit = "nats" if row.quantity.unit == "nats" else ""
         told = [f"{cells[above]}\n{cells[below]}" for above, below in lines]

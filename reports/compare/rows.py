@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from harness.stats.continual import Figure
-from harness.stats.intervals import NOTHING, item_interval
+from harness.stats.intervals import NOTHING
 from harness.stats.matching import MATCHED
 from harness.stats.paired import Difference
-from harness.stats.significance import Flips, holm
+from harness.stats.significance import holm, p_value
 from reports.data.methods import TrainingFigure
 
 AVERAGE = "average"
@@ -79,29 +79,32 @@ def _record(row: ComparisonRow) -> dict[str, object]:
         "formula": row.quantity.formula,
         "baseline_value": result.base,
         "method_value": result.other,
-        "difference": result.seeds.mean,
-        "low": result.seeds.low,
-        "high": result.seeds.high,
+        "difference": result.interval.mean,
+        "low": result.interval.low,
+        "high": result.interval.high,
+        "seeds_low": result.seeds.low,
+        "seeds_high": result.seeds.high,
         "items_low": result.items.low,
         "items_high": result.items.high,
         "p": result.p if row.judged else math.nan,
         "p_holm": row.adjusted,
         "learning": row.learning,
-        **_turned(Flips(result.lost, result.gained, 0) if result.flips else None, result.mcnemar),
-        "detectable_seeds": result.detectable_seeds,
-        "detectable_items": result.detectable_items,
+        "lost": result.lost if result.flips else None,
+        "gained": result.gained if result.flips else None,
+        "detectable": result.detectable,
         "variance_seeds": result.variances.seeds,
         "variance_items": result.variances.items,
         "noise_floor": row.noise,
         "seeds": result.seeds.seeds,
         "items": result.item_count,
+        "independent_items": result.clusters,
     }
 
 
 def _seed_records(row: ComparisonRow) -> Iterator[dict[str, object]]:
     result = row.difference
     for place, (seed, change) in enumerate(result.by_seed.items()):
-        items = item_interval(result.items_by_seed[place]) if result.items_by_seed else NOTHING
+        items = result.items_by_seed.get(seed, NOTHING)
         turned = result.flips[place] if result.flips else None
         yield {
             "baseline": row.base,
@@ -113,13 +116,7 @@ def _seed_records(row: ComparisonRow) -> Iterator[dict[str, object]]:
             "difference": change,
             "items_low": items.low,
             "items_high": items.high,
-            **_turned(turned, turned.p_value if turned else math.nan),
+            "lost": turned.lost if turned else None,
+            "gained": turned.gained if turned else None,
+            "p_items": p_value(items),
         }
-
-
-def _turned(flips: Flips | None, p: float) -> dict[str, object]:
-    return {
-        "lost": flips.lost if flips else None,
-        "gained": flips.gained if flips else None,
-        "mcnemar_p": p,
-    }

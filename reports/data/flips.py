@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 from harness.rundir.reader import IDENTITY
-from harness.stats.significance import Flips
 from reports.data.frames import Frames
 
 STAGE, SINCE_OWN, WHOLE = "over the stage", "since its own stage", "from the start"
@@ -39,13 +38,11 @@ def compare_answers(frames: Frames) -> pd.DataFrame:
 
 
 def count_flips(items: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per run and comparison: items, lost and gained, the lost by what they became, and McNemar's p value."""
+    """Return one row per run and comparison: items, lost and gained, and the lost by what they became."""
     was, now = items["was"] == "correct", items["now"] == "correct"
     columns = {"items": 1, "lost": was & ~now, "gained": ~was & now}
     columns |= {f"lost_{how}": was & (items["now"] == how) for how in HOW_LOST}
-    table = items.assign(**columns).groupby([*IDENTITY, *CELL], sort=False)[list(columns)].sum().reset_index()
-    tests = [Flips(lost, gained, n).p_value for lost, gained, n in table[["lost", "gained", "items"]].to_numpy()]
-    return table.assign(p_value=tests)
+    return items.assign(**columns).groupby([*IDENTITY, *CELL], sort=False)[list(columns)].sum().reset_index()
 
 
 def select_changed(items: pd.DataFrame) -> pd.DataFrame:

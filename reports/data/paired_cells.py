@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -73,7 +73,7 @@ class RunScores:
             file = self.cell(task, stage).answers
             if not file.is_file():
                 return None
-            columns = ["item_id", "prompt", "target", "score"]
+            columns = ["item_id", "prompt", "target", "score", "cluster"]
             self._samples[task, stage] = read_parquet(file, columns)
         return self._samples[task, stage]
 
@@ -81,6 +81,13 @@ class RunScores:
         """Return a cell's score by item, the mean over an item's answers; None where answers were not kept."""
         samples = self.samples(task, stage)
         return None if samples is None else samples.groupby("item_id", sort=False)["score"].mean()
+
+    def clusters(self, task: str, stage: int) -> Mapping[Any, str]:
+        """Return by item the cluster of items that it depends on; empty for evaluations that name none."""
+        samples = self.samples(task, stage)
+        if samples is None or "cluster" not in samples:
+            return {}
+        return samples.drop_duplicates("item_id").set_index("item_id")["cluster"].astype(str).to_dict()
 
     def repeated(self, task: str) -> list[CellSummary]:
         """Return the results of a task's further evaluations at the start, with other seeds of the engine."""
@@ -115,6 +122,10 @@ class Side(NamedTuple):
         for term in self.terms:
             found.setdefault(term.task, []).append(term)
         return found
+
+    def clusters(self, task: str) -> Mapping[Any, str]:
+        """Return by item of a task its cluster; see `RunScores.clusters`."""
+        return self.evaluations.clusters(task, self.tasks[task][0].stage)
 
     def items(self, task: str) -> pd.Series | None:
         """Return the weighted sum of a task's cells by item; None where answers were not kept."""
@@ -168,7 +179,8 @@ def estimate_of(sides: Mapping[int, Side]) -> Estimate:
         if len(known) < len(columns) or any(set(column.index) != set(known[0].index) for column in known):
             items.clear()
             break
-        items[task] = _item_table(pd.concat(known, axis=1, keys=range(len(known))))
+        first = next(iter(complete.values()))
+        items[task] = _item_table(pd.concat(known, axis=1, keys=range(len(known))), first.clusters(task))
     return Estimate({seed: side.value for seed, side in complete.items()}, items)
 
 
@@ -239,7 +251,7 @@ def item_tables(pairs: Sequence[SeedPair], shared: bool) -> Tables:
 
 def _estimate(pairs: Sequence[SeedPair], side: int, tables: Tables, restricted: bool) -> Estimate:
     """Return one side by seed, with its items; on restricted items the values are means over these."""
-    items = {task: _item_table(both[side]) for task, both in tables.items()}
+    items = {task: _item_table(both[side], pairs[0].base.clusters(task)) for task, both in tables.items()}
     sides = [(pair.base, pair.other)[side] for pair in pairs]
     if restricted:
         sums = sum(table.values.mean(axis=0) for table in items.values())
@@ -249,9 +261,9 @@ def _estimate(pairs: Sequence[SeedPair], side: int, tables: Tables, restricted: 
     return Estimate(dict(zip([pair.seed for pair in pairs], values, strict=True)), items)
 
 
-def _item_table(values: pd.DataFrame) -> ItemTable:
+def _item_table(values: pd.DataFrame, clusters: Mapping[Any, str]) -> ItemTable:
     ids = tuple(map(str, values.index))
-    return ItemTable(values.to_numpy(float), ids, ids)
+    return ItemTable(values.to_numpy(float), ids, tuple(str(clusters.get(item, item)) for item in values.index))
 
 
 def _flips(pair: SeedPair, tables: Tables, place: int) -> Flips:

@@ -1,8 +1,9 @@
 """The tiny suite's tool families: a short request in one of several phrasings, answered by one JSON call.
 
-`weather in Oslo on monday?` is answered by `{"name":"weather","arguments":{"city":"Oslo","day":"monday"}}`.
+`weather in Oslo on monday at 9?` is answered by `{"name":"weather","arguments":{"city":"Oslo","day":"monday","hour":9}}`.
 The words are few, so that a tokenizer of about 400 entries and a model of less than a million parameters learn them.
-A test item's arguments never occur in training, whatever the phrasing.
+A test item's call never occurs in training, whatever the phrasing, and in no other test item: a model that knows a call knows
+it in all its phrasings, so several phrasings of a call would count as several items and be worth little more than one.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ class Family:
 
 FAMILIES = {
     "weather": Family(
-        {"city": CITIES, "day": DAYS},
-        ("weather in {city} on {day}?", "will it rain on {day} in {city}?", "{day} in {city}: weather?",
-         "is {city} warm on {day}?"),
+        {"city": CITIES, "day": DAYS, "hour": range(8, 20)},
+        ("weather in {city} on {day} at {hour}?", "will it rain at {hour} on {day} in {city}?",
+         "{day} at {hour} in {city}: weather?", "is {city} warm on {day} at {hour}?"),
     ),
     "currency": Family(
         {"amount": range(1, 51), "from": CURRENCIES, "to": CURRENCIES},
@@ -49,14 +50,14 @@ FAMILIES = {
          "give me {to} for {amount} {from}"),
     ),
     "calendar": Family(
-        {"who": NAMES, "day": DAYS, "hour": range(8, 19)},
+        {"who": NAMES, "day": DAYS, "hour": range(6, 24)},
         ("meet {who} on {day} at {hour}", "book {who} at {hour} on {day}", "{day} at {hour}: see {who}",
          "add {who} for {day} at {hour}"),
     ),
     "reminder": Family(
-        {"what": CHORES, "minutes": range(5, 65, 5)},
-        ("remind me of {what} in {minutes} minutes", "in {minutes} minutes: {what}", "{what} in {minutes} minutes",
-         "do not forget {what} in {minutes} minutes"),
+        {"who": NAMES, "what": CHORES, "minutes": range(5, 65, 5)},
+        ("remind {who} of {what} in {minutes} minutes", "in {minutes} minutes: {what} for {who}",
+         "{what} for {who} in {minutes} minutes", "tell {who} in {minutes} minutes: {what}"),
     ),
 }  # fmt: skip
 

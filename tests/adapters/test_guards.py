@@ -58,4 +58,4 @@ def test_a_loss_that_is_no_number_is_said_once_and_spoils_no_mean():
     ]
     assert [name for line in lines for name in guards.look_at(line)] == ["non-finite"]
     (sentence,) = sentences
-    assert sentence == "step 0: the loss is nan, which is no number; lower the learning rate"
+    assert sentence == "step 0: the loss is nan; expected a finite number; lower the learning rate"

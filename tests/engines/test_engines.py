@@ -132,6 +132,31 @@ def test_draws_depend_on_their_seed_alone(model: Any):
     assert drawn(model, seed=8) != first
 
 
+def test_draws_of_a_prompt_do_not_depend_on_what_else_is_drawn(model: Any):
+    whole = drawn(model, seed=7)
+    for batch_size, order in ((1, range(10)), (4, range(9, -1, -1)), (64, (3, 8, 1))):
+        asked = [PROMPTS[i] for i in order]
+        # Prompts 3 and 4 differ, so a prompt occurs once and its draws are its own.
+        found = engine(model, batch_size).generate(asked, Sampling(BUDGET, stop_ids=STOPS, seed=7))
+        assert found == [whole[i] for i in order]
+
+
+def test_two_policies_that_are_alike_share_most_of_their_draws(model: Any):
+    """Common random numbers: equal tokens at least as often as (1 - TV) / (1 + TV), which independent draws do not reach."""
+    nearby = qwen3(seed=3, tie=False)
+    with torch.no_grad():
+        nearby.lm_head.weight.mul_(1.02)
+    p, q = (dense_logprobs(m, PROMPTS[0])[-1].exp() for m in (model, nearby))
+    distance = float((p - q).abs().sum() / 2)
+    sampling = Sampling(1, seed=5)
+    first, second = (
+        HFEngine(m, FakeTokenizer(), 1000).generate([PROMPTS[0]] * 4000, sampling) for m in (model, nearby)
+    )
+    equal = sum(a.tokens == b.tokens for a, b in zip(first, second, strict=True)) / 4000
+    assert equal > (1 - distance) / (1 + distance) - 0.02
+    assert equal > 2 * float((p * q).sum())
+
+
 def test_drawing_leaves_the_global_generators_alone(model: Any):
     torch.manual_seed(3)
     np.random.seed(4)

@@ -39,20 +39,32 @@ def written(found: Found) -> list[str]:
 
 
 def difference(runs: Runs, base: str, other: str, name: str) -> Found:
-    """Other minus base: the t interval over seeds, for one seed the t interval over items."""
+    """Other minus base with the interval for another seed and other items; for one seed the t interval over its items.
+
+    Tasks are strata. The variances of the mean by seed, by item and by both are mean squares of an analysis of variance.
+    """
     by_seed = (figure_by_seed(runs, other, name) - figure_by_seed(runs, base, name)).dropna()
-    if len(by_seed) != 1:
+    tables = [table / len(found) for found in [_items(runs, base, other, name)] for table in found]
+    if not len(by_seed) or not tables:
         return t_interval(by_seed)
-    tasks = _items(runs, base, other, name)
-    total, overall = sum(map(len, tasks)), float(np.mean([task.mean() for task in tasks]))
-    scaled = [(task - task.mean()) * total / (len(tasks) * len(task)) + overall for task in tasks]
-    pooled = np.concatenate(scaled)
-    low, high = stats.t.interval(0.95, len(pooled) - 1, loc=overall, scale=stats.sem(pooled))
-    return overall, float(low), float(high), 2
+    seeds, item, both = len(by_seed), 0.0, 0.0
+    for table in tables:
+        n = len(table)
+        left = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
+        item += float(table.mean(axis=1).var(ddof=1)) / n
+        both += float((left**2).sum()) / (n * (n - 1) * seeds * (seeds - 1)) if seeds > 1 else 0.0
+    df, between = sum(len(table) - 1 for table in tables), float(by_seed.var()) / seeds if seeds > 1 else 0.0
+    variance = max(between + item - both, between, item)
+    if variance < 1e-18:
+        return float(by_seed.mean()), float(by_seed.mean()), float(by_seed.mean()), 2
+    if seeds > 1:
+        df = variance**2 / (between**2 / (seeds - 1) + item**2 / df + both**2 / (seeds - 1) / df)
+    low, high = stats.t.interval(0.95, df, loc=by_seed.mean(), scale=variance**0.5)
+    return float(by_seed.mean()), float(low), float(high), 2
 
 
 def _items(runs: Runs, base: str, other: str, name: str) -> list[np.ndarray]:
-    """By task the items' differences, mean over seeds: of scores after the own stage, or of drops from the best to the end."""
+    """By task the items' differences (items, seeds): of scores after the own stage, or of drops from the best to the end."""
     both = [(b, o) for b in runs.of(base) for o in runs.of(other) if b["seed"] == o["seed"]]
     last = len(both[0][0]["stages"])
     found = []
@@ -63,7 +75,7 @@ def _items(runs: Runs, base: str, other: str, name: str) -> list[np.ndarray]:
             sides = [[_drop(runs, m, task, own, last) for m in pair] for pair in both]
         else:
             continue
-        found.append(np.mean([(o - b).to_numpy() for b, o in sides], axis=0))
+        found.append(np.stack([(o - b).to_numpy() for b, o in sides], axis=1))
     return found
 
 

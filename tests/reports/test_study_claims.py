@@ -21,7 +21,8 @@ from reports.study.factors import describe_factor
 from reports.study.matched_settings import FORGETTING, RETENTION, describe_matching, pair_settings, pairs_grid
 from reports.study.study_results import Config, Results, collect
 from reports.study.study_verdicts import judge_study
-from tests.support.study_factory import constant, fill, study, write_finished
+from tests.support.run_factory import write_finished
+from tests.support.study_factory import constant, fill, study
 
 NAN = float("nan")
 AGAINST = ("aopd", "opd")

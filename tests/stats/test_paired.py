@@ -6,10 +6,8 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from harness.stats.estimates import Estimate, ItemTable, pooled
+from harness.stats.estimates import Estimate, ItemTable
 from harness.stats.intervals import t_interval
 from harness.stats.paired import compare
 
@@ -27,18 +25,6 @@ def of_items(*tasks: np.ndarray) -> Estimate:
     values = sum(each.mean(axis=0) for each in weighted)
     items = {f"task{place}": table(each, f"t{place}i") for place, each in enumerate(weighted)}
     return Estimate(dict(enumerate(np.asarray(values).tolist())), items)
-
-
-ITEMS = st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=2, max_size=12)
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(ITEMS, min_size=1, max_size=4))
-def test_pooled_items_have_the_mean_over_tasks_and_the_stratified_variance(tasks: list[list[float]]):
-    found = pooled(of_items(*(np.array(task)[:, None] for task in tasks)))[:, 0]
-    assert found.mean() == pytest.approx(np.mean([np.mean(task) for task in tasks]))
-    stratified = sum(np.var(task) / len(task) for task in tasks) / len(tasks) ** 2
-    assert np.var(found) / len(found) == pytest.approx(stratified)
 
 
 def test_seeds_whose_differences_are_equal_have_no_p_value():

@@ -13,11 +13,21 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 from statsmodels.stats.multitest import multipletests
 
+from harness.stats.estimates import Estimate, ItemTable
 from harness.stats.intervals import Interval, item_interval, t_interval
 from harness.stats.power import detectable, seeds_needed
 from harness.stats.rates import chosen_rates
-from harness.stats.sampling import mean_ratio, noise_floor, pass_at_k, variances
+from harness.stats.sampling import Variances, mean_ratio, noise_floor, pass_at_k
 from harness.stats.significance import Flips, flips, holm, p_value
+from harness.stats.two_way import variances as variances_of
+
+
+def variances(by_seed: Any) -> Variances:
+    """Return the variances of items that are each their own cluster, one list per seed."""
+    table = np.array(by_seed, dtype=float).T
+    ids = tuple(map(str, range(len(table))))
+    known = table[~np.isnan(table).any(axis=1)]
+    return variances_of(Estimate(dict(enumerate(known.mean(axis=0).tolist())), {"a": ItemTable(table, ids, ids)}))
 
 
 def bounds(interval: Interval) -> tuple[float, float, float, int]:
@@ -39,21 +49,6 @@ def test_p_values_are_those_of_the_t_test():
     assert p_value(t_interval(values)) == pytest.approx(float(scipy_stats.ttest_1samp(values, 0)[1]))  # pyright: ignore
     assert math.isnan(p_value(Interval(0.1, 0.1, 0.1, 3)))
     assert math.isnan(p_value(t_interval([0.1])))
-
-
-@pytest.mark.parametrize(
-    ("lost", "gained", "p"),
-    [
-        (0, 0, 1.0),
-        # two-sided binomial: 2 * (1 + 8) / 2^8
-        (1, 7, 2 * 9 / 256),
-        (5, 5, 1.0),
-        # 2 / 2^5
-        (5, 0, 0.0625),
-    ],
-)
-def test_mcnemars_exact_test_is_worked_by_hand(lost: int, gained: int, p: float):
-    assert Flips(lost, gained, 100).p_value == pytest.approx(p)
 
 
 def test_flips_are_counted_by_hand_and_right_is_a_score_of_one():

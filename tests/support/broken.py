@@ -205,7 +205,7 @@ class OneByOne(OPD):
 
     def train_stage(self, ctx: StageContext) -> StageResult:
         def whole_step(parts: Any) -> None:
-            if all(bool((scores == 0).all()) for _, scores in parts):
+            if parts and all(bool((scores == 0).all()) for _, scores in parts):
                 raise TrainingError("nothing was scored")
 
         with mock.patch.object(step, "ask", unchecked), mock.patch.object(step, "refuse_certainty", whole_step):

@@ -1,41 +1,52 @@
-"""Writes run directories as the pipeline does, with scores that a test chooses, so that every number is known."""
+"""The one writer of run directories for tests: the pipeline's files, with scores that a test chooses.
+
+`write_run` writes a run that a test describes, perhaps unfinished; `write_finished` writes the finished run of a `RunSpec`.
+"""
+
+from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from harness.rundir.schema import SCHEMA
+from harness.adapter import make_adapter
+from harness.config.base import digest
+from harness.config.run_spec import RunSpec
+from harness.rundir.files import write_cell, write_record
+from harness.rundir.schema import CellSummary, DoneFile, DriftSummary, Manifest, StepLine
+from harness.rundir.store import MANIFEST, stage_folder
+from tests.support.records import cell_of, manifest_of
 
 HOSTILE = "</script><script>alert('owned')</script><img src=http://evil.example/x onerror=alert(1)> | ``` & \x07"
 TRAINS_ON = {"none": [], "sft": ["data"], "seqkd": ["teacher"], "external": ["data"]}
 STAGES = ("tiny_arithmetic", "tiny_weather")
 PROBES = ("tiny_long_sums",)
 TAUGHT: dict[str, Any] = {
-    "pull_up": 0.02,
-    "pull_down": 0.01,
-    "fkl_gradient_share": None,
-    "top_k": 1,
-    "overlap": 0.9,
-    "student_top_mass": 0.8,
-    "teacher_top_mass": 0.95,
-    "warnings": [],
-}
+    "pull_up": 0.02, "pull_down": 0.01, "fkl_gradient_share": None, "top_k": 1, "overlap": 0.9, "student_top_mass": 0.8,
+    "teacher_top_mass": 0.95, "warnings": [],
+}  # fmt: skip
 SECONDS = {"models": 5.0, "train": 8.2, "evaluate": 13.5, "total": 40.0}
 MEMORY: dict[str, Any] = {"of": "process", "train": 2**30, "evaluate": 3 * 2**29}
 SCORES = [[0.50, 0.10, 0.60], [0.80, 0.20, 0.50], [0.30, 0.90, 0.40]]
+SEED_SECONDS = 150.0
+CREATED, FINISHED = "2026-01-02T03:04:05+00:00", "2026-01-02T04:04:05+00:00"
+STEP: dict[str, Any] = {"loss": 0.5, "truncated_share": 0.1, "tokens": 1000, "grad_norm": 1.0, "lr": 1e-4}
+
+Cell = Callable[[str, int, float], tuple[CellSummary, pd.DataFrame | None]]
 
 
 def write_run(
     root: Path,
     adapter: str = "aopd",
     seed: int = 0,
-    scores=SCORES,
+    scores: Sequence[Sequence[float]] = SCORES,
     *,
     suite: str = "tiny",
-    stages=STAGES,
-    probes=PROBES,
+    stages: Sequence[str] = STAGES,
+    probes: Sequence[str] = PROBES,
     order: str = "default",
     start: str | None = "weak",
     items: int = 10,
@@ -50,103 +61,140 @@ def write_run(
     """Write one run and return its folder; `scores` (T+1, tasks) are shares that `items` can express.
 
     `evaluated` stops the run after that many evaluations, counted over stages and tasks: an unfinished run. `joint` makes
-    one stage of all `stages`. `kind` is the entry's adapter.
-    `logged` is added to every line of the step log; without it the log is an old version's.
+    one stage of all `stages`. `kind` is the entry's adapter. `logged` is added to every line of the step log; without it
+    the log is one of an early version.
     """
     run = root / suite / adapter / order / f"seed{seed}"
-    tasks, left = [*stages, *probes], evaluated if evaluated is not None else 10**6
+    session = {
+        "git": {"commit": "f00dfeed" * 5, "dirty": True},
+        "packages": {"torch": "2.13.0", "lm_eval": "0.4.13"},
+        "hardware": {"cpu": "2 cores"},
+        "command": f"harness run {suite} --adapter {adapter} --seed {seed}",
+        "created": CREATED,
+        "seconds": SECONDS,
+        "peak_memory": MEMORY | {"train": (seed + 1) * 2**30},
+    }
     trains = [("joint", list(stages))] if joint else [(stage, [stage]) for stage in stages]
-    _write_manifest(run, suite, adapter, seed, trains, probes, order, start, finished=evaluated is None, kind=kind)
-    for stage in range(len(trains) + 1):
-        folder = run / (f"stage_{stage}_{trains[stage - 1][0]}" if stage else "stage_0")
-        if stage and left > 0 and adapter != "none":
-            _write_steps(folder / "train", steps, adapter, logged or {})
-        for task, score in zip(tasks, scores[stage], strict=True):
-            if left > 0:
-                _write_cell(folder / "eval" / task, task, stage, score, items, comparability, samples)
-            left -= 1
+    manifest = manifest_of(
+        suite=suite, adapter=adapter, kind=kind or adapter, trains_on=TRAINS_ON.get(kind or adapter, ["student"]),
+        adapter_config={"note": HOSTILE}, order=order, stages=[{"name": name, "trains": tasks} for name, tasks in trains],
+        probes=list(probes), seed=seed, start=start or "", config={"name": suite, "description": HOSTILE},
+        config_hash="0123456789abcdef", weights={"start": f"digest-start-{seed}", "teacher": "digest-teacher"},
+        sessions=[session], finished=FINISHED if evaluated is None else None,
+    )  # fmt: skip
+
+    def make_cell(task: str, stage: int, score: float) -> tuple[CellSummary, pd.DataFrame | None]:
+        summary, frame = _cell(task, stage, score, items, comparability)
+        return summary, frame if samples else None
+
+    lines = [] if adapter == "none" else [_line(step, adapter) | (logged or {}) for step in range(steps)]
+    _write(run, manifest, [*stages, *probes], scores, make_cell, lines, evaluated)
     return run
 
 
-def _write_manifest(run: Path, suite, adapter, seed, trains, probes, order, start, finished: bool, kind) -> None:
-    manifest = {
-        "schema": SCHEMA,
-        "suite": suite,
-        "adapter": adapter,
-        "kind": kind or adapter,
-        "trains_on": TRAINS_ON.get(kind or adapter, ["student"]),
-        "adapter_config": {"note": HOSTILE},
-        "order": order,
-        "stages": [{"name": name, "trains": tasks} for name, tasks in trains],
-        "probes": list(probes),
-        "seed": seed,
-        "start": start or "",
-        "config": {"name": suite, "description": HOSTILE},
-        "config_hash": "0123456789abcdef",
-        "weights": {"start": f"digest-start-{seed}", "teacher": "digest-teacher"},
-        "sessions": [
-            {
-                "git": {"commit": "f00dfeed" * 5, "dirty": True},
-                "packages": {"torch": "2.13.0", "lm_eval": "0.4.13"},
-                "hardware": {"cpu": "2 cores"},
-                "command": f"harness run {suite} --adapter {adapter} --seed {seed}",
-                "created": "2026-01-02T03:04:05+00:00",
-                "seconds": SECONDS,
-                "peak_memory": MEMORY | {"train": (seed + 1) * 2**30},
-            }
-        ],
-        "finished": "2026-01-02T04:04:05+00:00" if finished else None,
+def write_finished(
+    spec: RunSpec,
+    scores: Sequence[Sequence[float]],
+    *,
+    entropy: float = 0.3,
+    routed: float = 0.25,
+    steps: int = 3,
+    logged: dict[str, Any] | None = None,
+    items: int = 200,
+) -> None:
+    """Write one run as the pipeline leaves it, as far as `is_finished` and the reports read it."""
+    config, entry = spec.config(), spec.suite.adapters[spec.entry]
+    session = {
+        "git": {"commit": "f00dfeed" * 5, "dirty": False},
+        "packages": {"torch": "2.13.0"},
+        "hardware": {"cpus": 2},
+        "command": "harness study trial",
+        "created": CREATED,
+        "seconds": {"models": 30.0, "train": 100.0, "evaluate": 20.0, "total": SEED_SECONDS},
     }
+    manifest = manifest_of(
+        suite=spec.suite.name, adapter=spec.entry, kind=entry.adapter or spec.entry,
+        trains_on=sorted(make_adapter(spec.entry, entry).capabilities.trains_on), adapter_config={}, order=spec.order,
+        stages=[{"name": stage.name, "trains": list(stage.trains)} for stage in spec.stages],
+        probes=list(spec.suite.probes), seed=spec.seed, start=getattr(spec.suite.student, "strength", None) or "",
+        config=config, config_hash=digest(config), sessions=[session], finished=FINISHED,
+    )  # fmt: skip
+
+    def make_cell(task: str, stage: int, score: float) -> tuple[CellSummary, None]:
+        right = round(score * items)
+        outcomes = {"correct": right, "wrong": items - right, "unparsed": 0, "truncated": 0}
+        keys = {"comparability": "c"}
+        return cell_of(right / items, task=task, stage=stage, n=items, outcomes=outcomes, metrics={"strict": right / items},
+                       response_tokens_mean=20.0, seconds=1.0, weights="w", keys=keys), None  # fmt: skip
+
+    fields = {"entropy": entropy, "routed_fkl": routed if spec.entry == "aopd" else None, "response_tokens_mean": 20.0,
+              "seconds": {"generate": 0.2, "teacher": 0.2, "student": 0.5, "step": 1.0}, **(logged or {})}  # fmt: skip
+    lines = [] if spec.entry == "none" else [{"step": step, **STEP, **fields} for step in range(steps)]
+    _write(spec.path, manifest, [*spec.trained, *spec.suite.probes], scores, make_cell, lines)
+    for index in range(len(spec.stages) + 1):
+        folder = stage_folder(spec.path, index, manifest.stages[index - 1].name)
+        folder.drift.mkdir(parents=True)
+        write_record(folder.drift / "results.json", DriftSummary())
+        if index:
+            folder.step_log.parent.mkdir(exist_ok=True)
+            write_record(folder.step_log.with_name("done.json"), DoneFile(steps=steps))
+
+
+def _write(
+    run: Path,
+    manifest: Manifest,
+    tasks: Sequence[str],
+    scores: Sequence[Sequence[float]],
+    make_cell: Cell,
+    lines: Sequence[dict[str, Any]],
+    evaluated: int | None = None,
+) -> None:
+    """Write manifest, step logs and cells, until `evaluated` cells are written."""
     run.mkdir(parents=True)
-    (run / "manifest.json").write_text(json.dumps(manifest))
+    write_record(run / MANIFEST, manifest)
+    left = 10**6 if evaluated is None else evaluated
+    for index, row in enumerate(scores[: len(manifest.stages) + 1]):
+        folder = stage_folder(run, index, manifest.stages[index - 1].name)
+        if index and left > 0 and lines:
+            folder.step_log.parent.mkdir(parents=True)
+            checked = [StepLine.model_validate(line) and json.dumps(line) + "\n" for line in lines]
+            folder.step_log.write_text("".join(checked))
+        for task, score in list(zip(tasks, row, strict=True))[: max(0, left)]:
+            summary, frame = make_cell(task, index, score)
+            if frame is not None:
+                write_cell(folder.cell(task), summary, frame)
+            else:
+                folder.cell(task).mkdir(parents=True)
+                write_record(folder.cell(task) / "results.json", summary)
+        left -= len(tasks)
 
 
-def _write_cell(folder: Path, task: str, stage: int, score: float, items: int, comparability: str, samples) -> None:
+def _cell(task: str, stage: int, score: float, items: int, comparability: str) -> tuple[CellSummary, pd.DataFrame]:
+    """Return a cell whose first items are right, the next half of the rest wrong, the others truncated."""
     correct = round(score * items)
     wrong = (items - correct) // 2
     outcomes = ["correct"] * correct + ["wrong"] * wrong + ["truncated"] * (items - correct - wrong)
-    results = {
-        "task": task,
-        "stage": stage,
-        "metric": "strict",
-        "score": correct / items,
-        "metrics": {"strict": correct / items, "lenient": min(1.0, correct / items + 0.05)},
-        "n": items,
-        "outcomes": {name: outcomes.count(name) for name in ("correct", "wrong", "unparsed", "truncated")},
-        "response_tokens_mean": 21.5,
-        "seconds": 1.5,
-        "weights": f"digest-{stage}",
-        "keys": {"generation": "g", "grading": "r", "comparability": comparability},
-    }
-    folder.mkdir(parents=True)
-    (folder / "results.json").write_text(json.dumps(results))
-    if samples:
-        grades = [float(outcome == "correct") for outcome in outcomes]
-        columns = {"prompt": "1+1=", "target": "2", "response": HOSTILE, "finish": "stop", "tokens": 7}
-        frame = pd.DataFrame({"item_id": [f"{task}/{i}" for i in range(items)]}).assign(**columns)
-        frame.assign(score=grades, outcome=outcomes, strict=grades).to_parquet(folder / "samples.parquet")
+    share, grades = correct / items, [float(outcome == "correct") for outcome in outcomes]
+    summary = cell_of(
+        share, task=task, stage=stage, n=items, metrics={"strict": share, "lenient": min(1.0, share + 0.05)},
+        outcomes={name: outcomes.count(name) for name in ("correct", "wrong", "unparsed", "truncated")},
+        response_tokens_mean=21.5, seconds=1.5, weights=f"digest-{stage}",
+        keys={"generation": "g", "grading": "r", "comparability": comparability},
+    )  # fmt: skip
+    answers = {"prompt": "1+1=", "target": "2", "response": HOSTILE, "finish": "stop", "tokens": 7}
+    frame = pd.DataFrame({"item_id": [f"{task}/{i}" for i in range(items)]}).assign(**answers)
+    return summary, frame.assign(score=grades, outcome=outcomes, strict=grades)
 
 
-def _write_steps(folder: Path, steps: int, adapter: str, logged: dict[str, Any]) -> None:
-    """Entropy falls from 1 by a tenth a step; a step takes a second."""
-    folder.mkdir(parents=True)
-    on_policy = adapter != "sft"
+def _line(step: int, adapter: str) -> dict[str, Any]:
+    """Return a step: entropy falls from 1 by a tenth a step, and a step takes a second."""
     advantage = {"advantage_mean": -0.1, "advantage_q05": -2.0, "advantage_q50": 0.0, "advantage_q95": 0.5}
-    lines = [
-        {
-            "step": step,
-            "loss": 0.5,
-            "entropy": 1 - 0.1 * step,
-            **(advantage if on_policy else {"advantage_mean": None}),
-            "routed_fkl": 0.3 if adapter == "aopd" else None,
-            "response_tokens_mean": 21.0,
-            "truncated_share": 0.1,
-            "tokens": 1000,
-            "grad_norm": 1.0,
-            "lr": 1e-4,
-            "seconds": {"generate": 0.25, "teacher": 0.25, "student": 0.5, "step": 1.0},
-            **logged,
-        }
-        for step in range(steps)
-    ]
-    (folder / "steps.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return {
+        "step": step,
+        **STEP,
+        "entropy": 1 - 0.1 * step,
+        **(advantage if adapter != "sft" else {"advantage_mean": None}),
+        "routed_fkl": 0.3 if adapter == "aopd" else None,
+        "response_tokens_mean": 21.0,
+        "seconds": {"generate": 0.25, "teacher": 0.25, "student": 0.5, "step": 1.0},
+    }

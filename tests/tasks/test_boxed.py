@@ -126,12 +126,19 @@ EQUAL = [
     ("3:2", r"\frac{3}{2}"),
     ("2516_8", "2516"),  # a base is dropped
     ("-5", "−5"),
+    (r"\frac{1}{10^{9}}", "0.000000001"),
+    (r"3\pi r", r"3\pi R"),  # upper and lower case are the same to it
+    (r"9\text{ a.m.}", r"9\text{ p.m.}"),  # text after a number is a unit
     (r"\text{no answer known}", r"\text{no answer known}"),
     (r"9^{9^{9^{9}}}", r"9^{9^{9^{9}}}"),  # equal texts are not calculated
 ]
 
 # Reference, answer in the box: not equal.
 DIFFERENT = [
+    (r"\frac{1}{3^{80}}", r"\frac{1}{3^{90}}"),  # small numbers are compared by their ratio
+    (r"6.63\times10^{-34}", r"1.6\times10^{-19}"),
+    ("0.0000001", "0.0000004"),
+    (r"3.1\times10^{20}", r"3.2\times10^{20}"),
     (r"5 \text{ km}", r"5000 \text{ m}"),  # units are not converted
     ("5", "5 dollars"),  # in words outside \text only the units of its list are dropped
     ("5", "€5"),

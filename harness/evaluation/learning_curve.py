@@ -1,0 +1,74 @@
+"""Learning curves: a few tasks scored inside a stage, every so many steps, on the same first test items each time.
+
+The engine that draws the stage's rollouts answers, so a point costs one short generation and no checkpoint. The answers have
+random numbers of their own, so training ends with the same weights with and without a curve.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from harness.engines.base import Engine
+from harness.errors import TaskError
+from harness.evaluation.answering import sampling_of, up_to
+from harness.lm.chat import Renderer
+from harness.lmeval.task import Task
+from harness.rundir.files import CURVE
+from harness.rundir.schema import CurvePoint
+
+
+class CurveRecorder:
+    """Scores tasks on their first `items` test items and appends a line for each task to `curve.jsonl`.
+
+    A line is a `CurvePoint`. Tasks must generate their answers; each item has one answer, under the suite's first profile.
+    """
+
+    def __init__(
+        self, tasks: Mapping[str, Task], engine: Engine, renderer: Renderer, items: int, seed: int, folder: Path
+    ) -> None:
+        self.tasks, self.engine, self.renderer = tasks, engine, renderer
+        self.items, self.seed, self.path = items, seed, folder / CURVE
+
+    def record(self, step: int) -> None:
+        """Score every task after `step` training steps, unless the file holds that step already."""
+        if step in self._recorded():
+            return
+        lines = [self._line(step, name) for name in self.tasks]
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(f"{line.model_dump_json()}\n" for line in lines)
+
+    def _recorded(self) -> set[int]:
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
+        return {int(json.loads(line)["step"]) for line in lines}
+
+    def _line(self, step: int, name: str) -> CurvePoint:
+        task, asked = self.tasks[name], self._asked[name]
+        sampling = sampling_of(task.generation, name, self.renderer.stop_ids, self.seed)
+        done = self.engine.generate([prompt for _, prompt in asked], sampling)
+        texts = [up_to(self.renderer.decode(completion.tokens), sampling.stop_strings) for completion in done]
+        scores = [self._score(task, doc, text) for (doc, _), text in zip(asked, texts, strict=True)]
+        clusters = tuple(task.cluster(doc) for doc, _ in asked)
+        return CurvePoint(step=step, task=name, score=sum(scores) / len(scores), items=tuple(scores), clusters=clusters)
+
+    def _score(self, task: Task, doc: dict[str, Any], answer: str) -> float:
+        value = task.item_values(task.grade(doc, answer)).get(task.metric)
+        if value is None:
+            raise TaskError(
+                f"task {task.name}: its grader gave no {task.metric} for an item; a learning curve needs a score of each "
+                "item, so set evaluation.every to null or name another metric"
+            )
+        return value
+
+    @cached_property
+    def _asked(self) -> dict[str, list[tuple[dict[str, Any], list[int]]]]:
+        """The documents of each task with their prompts as token ids."""
+        found: dict[str, list[tuple[dict[str, Any], list[int]]]] = {}
+        for name, task in self.tasks.items():
+            docs = task.test_docs(self.items)
+            prompts = [self.renderer.encode_prompt(text) for text in task.asked(docs, self.renderer)]
+            found[name] = list(zip(docs, prompts, strict=True))
+        return found

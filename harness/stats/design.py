@@ -1,0 +1,223 @@
+"""Plan a comparison before its runs: how many seeds, items and answers find an effect, and at what cost.
+
+The mean paired difference of two methods over S seeds, C clusters of items and m answers of each item has the variance
+
+    v = seeds / S + clusters / C + interaction / (S C) + answers / (S C m)
+
+(a crossed random-effects model; Brennan 2001, Generalizability Theory, eq. 3.4). Seeds and clusters are both drawn from what a
+reader has in mind: another seed and other items. Everything here is pure; scores are in 0..1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise, product
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import optimize, stats
+
+from harness.stats.power import POWER
+
+ALPHA = 0.05
+MOST_SEEDS = 1000
+
+
+@dataclass(frozen=True)
+class Components:
+    """The variance of one paired difference by its source.
+
+    `seeds`: between training seeds; `clusters`: between clusters of items; `interaction`: of a cluster in one seed, beyond the
+    two; `answers`: of one sampled answer, both methods together (0 for greedy decoding).
+    """
+
+    seeds: float
+    clusters: float
+    interaction: float
+    answers: float = 0.0
+
+    def of_mean(self, design: Design) -> float:
+        """Return the variance of the mean difference under a design."""
+        cells = design.seeds * design.clusters
+        cell = (self.interaction + self.answers / design.answers) / cells
+        return self.seeds / design.seeds + self.clusters / design.clusters + cell
+
+    def degrees_of_freedom(self, design: Design) -> float:
+        """Return Satterthwaite's degrees of freedom of the variance's estimate from the three mean squares.
+
+        The estimate is (MS_seeds + MS_clusters - MS_rest) / (S C), each mean square with its own degrees of freedom
+        (Satterthwaite 1946, Biometrics Bulletin 2, eq. 17). 0 where one seed or one cluster leaves nothing to estimate from.
+        """
+        S, C = design.seeds, design.clusters
+        if S < 2 or C < 2:
+            return 0.0
+        rest = self.interaction + self.answers / design.answers
+        seeds, clusters = C * self.seeds + rest, S * self.clusters + rest
+        spread = seeds**2 / (S - 1) + clusters**2 / (C - 1) + rest**2 / ((S - 1) * (C - 1))
+        total = seeds + clusters - rest
+        return total**2 / spread if spread > 0 else math.inf
+
+
+@dataclass(frozen=True)
+class Design:
+    """How much a comparison looks at: training seeds, independent clusters of items, and answers of each item."""
+
+    seeds: int
+    clusters: int
+    answers: int = 1
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a run costs in hours: `training` once, `answer` for each answer of each cluster; `methods` runs for each seed."""
+
+    training: float
+    answer: float = 0.0
+    methods: int = 2
+
+    def hours(self, design: Design) -> float:
+        """Return the hours of all runs of a design."""
+        return design.seeds * self.methods * (self.training + design.clusters * design.answers * self.answer)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A design with its hours and the power that it has for the effect that was asked for."""
+
+    design: Design
+    hours: float
+    power: float
+
+
+def estimate_components(differences: ArrayLike, answer_variance: ArrayLike = 0.0, answers: int = 1) -> Components:
+    """Return the components from paired differences (S, C) of a pilot, each the mean of a cluster in one seed.
+
+    `answer_variance`, a number or (S, C), is the variance of one sampled answer, both methods together; each mean is of
+    `answers` of them. Analysis of variance of the crossed design; a negative estimate counts as 0.
+    Raises `ValueError` for fewer than two seeds or clusters.
+    """
+    table = np.asarray(differences, dtype=np.float64)
+    if table.ndim != 2 or min(table.shape) < 2:
+        raise ValueError(f"a pilot of shape {table.shape}: expected at least 2 seeds and 2 clusters of items")
+    S, C = table.shape
+    rows, columns, mean = table.mean(axis=1), table.mean(axis=0), float(table.mean())
+    rest = table - rows[:, None] - columns + mean
+    of_rest = float((rest**2).sum() / ((S - 1) * (C - 1)))
+    of_seeds, of_clusters = C * float(rows.var(ddof=1)), S * float(columns.var(ddof=1))
+    answer = float(np.mean(np.asarray(answer_variance, dtype=np.float64)))
+    return Components(
+        seeds=max(0.0, (of_seeds - of_rest) / C),
+        clusters=max(0.0, (of_clusters - of_rest) / S),
+        interaction=max(0.0, of_rest - answer / answers),
+        answers=answer,
+    )
+
+
+def power_of(effect: float, components: Components, design: Design, alpha: float = ALPHA) -> float:
+    """Return the probability that a two-sided t test at `alpha` finds a true mean difference of `effect`."""
+    variance, degrees = components.of_mean(design), components.degrees_of_freedom(design)
+    if degrees <= 0:
+        return 0.0
+    if variance == 0:
+        return 1.0 if effect else alpha
+    shift = abs(effect) / math.sqrt(variance)
+    if math.isinf(degrees):
+        critical = float(stats.norm.ppf(1 - alpha / 2))
+        return float(stats.norm.sf(critical - shift) + stats.norm.cdf(-critical - shift))
+    critical = float(stats.t.ppf(1 - alpha / 2, degrees))
+    # Far out the other tail is 0 and comes as nan.
+    other = np.nan_to_num(stats.nct.cdf(-critical, degrees, shift))
+    return float(np.nan_to_num(stats.nct.sf(critical, degrees, shift), nan=1.0) + other)
+
+
+def detectable_effect(components: Components, design: Design, power: float = POWER, alpha: float = ALPHA) -> float:
+    """Return the smallest true difference that the design finds with the given power; nan where it can find none."""
+    if components.degrees_of_freedom(design) <= 0:
+        return math.nan
+    high = math.sqrt(components.of_mean(design)) or 1e-9
+    while power_of(high, components, design, alpha) < power:
+        high *= 1.5
+        if high > 1e6:
+            return math.nan
+    return float(optimize.brentq(lambda effect: power_of(effect, components, design, alpha) - power, 0.0, high))  # pyright: ignore[reportArgumentType]
+
+
+def seeds_for(
+    effect: float, components: Components, clusters: int, answers: int, power: float = POWER, alpha: float = ALPHA
+) -> int | None:
+    """Return the fewest seeds that find the effect with these items; None where no number of seeds does."""
+
+    def enough(seeds: int) -> bool:
+        return power_of(effect, components, Design(seeds, clusters, answers), alpha) >= power
+
+    if not enough(MOST_SEEDS):
+        return None
+    low, high = 1, MOST_SEEDS
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def cheapest_designs(
+    effect: float,
+    components: Components,
+    costs: Costs,
+    clusters: Iterable[int],
+    answers: Iterable[int],
+    power: float = POWER,
+    alpha: float = ALPHA,
+) -> list[Planned]:
+    """Return, cheapest first, the fewest seeds for each number of clusters and of answers that find the effect at all."""
+    found: list[Planned] = []
+    for some_clusters, some_answers in product(clusters, answers):
+        seeds = seeds_for(effect, components, some_clusters, some_answers, power, alpha)
+        if seeds is not None:
+            design = Design(seeds, some_clusters, some_answers)
+            found.append(Planned(design, costs.hours(design), power_of(effect, components, design, alpha)))
+    return sorted(found, key=lambda planned: (planned.hours, planned.design.seeds))
+
+
+def spent(share: float, alpha: float = ALPHA) -> float:
+    """Return the two-sided error spent when `share` of the seeds is done, `4 - 4 Φ(z_{1-alpha/4} / sqrt(share))`.
+
+    The spending function of Lan and DeMets (1983, Biometrika 70) that imitates O'Brien and Fleming's boundary.
+    """
+    return float(4 * stats.norm.sf(stats.norm.ppf(1 - alpha / 4) / math.sqrt(share)))
+
+
+@lru_cache
+def look_levels(looks: tuple[int, ...], alpha: float = ALPHA) -> tuple[float, ...]:
+    """Return the two-sided level of the test at each look, `looks` being increasing numbers of seeds.
+
+    The probability to cross any boundary under the null is `alpha`: the statistics of the looks are jointly normal with
+    correlations sqrt(n_i / n_j), and each look spends what `spent` allows more than the one before. A t test uses the same
+    level (Pocock 1977, Biometrika 64). Raises `ValueError` for looks that do not increase.
+    """
+    if not looks or any(later <= earlier for earlier, later in pairwise(looks)) or looks[0] < 2:
+        raise ValueError(f"looks at {list(looks)} seeds: expected increasing numbers from 2 on")
+    bounds: list[float] = []
+    for place, seeds in enumerate(looks):
+        allowed = spent(seeds / looks[-1], alpha)
+        bounds.append(_next_bound(looks[: place + 1], bounds, allowed))
+    return tuple(float(2 * stats.norm.sf(bound)) for bound in bounds)
+
+
+def _next_bound(looks: Sequence[int], bounds: Sequence[float], allowed: float) -> float:
+    """Return the bound of the last look with which all looks together cross with probability `allowed`."""
+    if not bounds:
+        return float(stats.norm.ppf(1 - allowed / 2))
+    correlation = np.sqrt(np.minimum.outer(looks, looks) / np.maximum.outer(looks, looks))
+
+    def excess(bound: float) -> float:
+        return 1 - _stays_within(np.array([*bounds, bound]), correlation) - allowed
+
+    return float(optimize.brentq(excess, 0.5, 12.0, xtol=1e-4))  # pyright: ignore[reportArgumentType]
+
+
+def _stays_within(bounds: NDArray[np.float64], correlation: NDArray[np.float64]) -> float:
+    normal = stats.multivariate_normal(cov=correlation, seed=0)
+    return float(normal.cdf(bounds, lower_limit=-bounds))

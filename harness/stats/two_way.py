@@ -1,0 +1,114 @@
+"""One interval for another seed and other items: variance by seeds, by clusters of items, and by both.
+
+Every seed answers the same items, so a mean over seeds and items varies with both. Its variance is that of a crossed random
+effects model, estimated from mean squares, with Satterthwaite's degrees of freedom (Satterthwaite 1946; Cameron, Gelbach and
+Miller 2011 for clusters in two ways). Simulated coverage decided for it: `docs/decisions/` has the table.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from harness.stats.estimates import Estimate, ItemTable, Vector
+from harness.stats.intervals import LEVEL, NOTHING, Interval, effective_clusters, interval_from, t_interval
+from harness.stats.sampling import Variances
+
+SMALL = 1e-18  # a variance below this is rounding
+
+
+class Components(NamedTuple):
+    """Parts of the variance of a mean over S seeds and C clusters of items, with their degrees of freedom.
+
+    - `seeds`: of the seeds' means, s^2 / S. It holds the part of `both`, as the seeds' means do.
+    - `clusters`: of the clusters' means over seeds. It holds the part of `both` too.
+    - `both`: of what is left after seed and cluster.
+    - `within`: of one seed's mean by its clusters of items, mean over seeds.
+    """
+
+    seeds: float
+    clusters: float
+    both: float
+    within: float
+    df_seeds: float
+    df_clusters: float
+
+    @property
+    def total(self) -> float:
+        """The variance of the mean for another seed and other items: each part once, never less than either alone."""
+        return max(self.seeds + self.clusters - self.both, self.seeds, self.clusters)
+
+    @property
+    def df(self) -> float:
+        """Satterthwaite's degrees of freedom of the total."""
+        parts = (
+            self.seeds**2 / self.df_seeds
+            + self.clusters**2 / self.df_clusters
+            + self.both**2 / (self.df_seeds * self.df_clusters)
+        )
+        return self.total**2 / parts
+
+
+def two_way_interval(estimate: Estimate, level: float = LEVEL) -> Interval:
+    """Return the mean and its t interval for another seed and other items.
+
+    Without items it is the t interval over seeds, for a single seed the interval over clusters of items.
+    """
+    if not estimate.by_seed:
+        return NOTHING
+    found = components(estimate)
+    seeds = len(estimate.by_seed)
+    if found is None:
+        return t_interval(estimate.values, level)
+    variance, df = (found.within, found.df_clusters) if seeds < 2 else (found.total, math.nan)
+    if variance < SMALL:
+        return Interval(estimate.mean, estimate.mean, estimate.mean, seeds, 0.0)
+    return interval_from(estimate.mean, math.sqrt(variance), df if seeds < 2 else found.df, seeds, level)
+
+
+def components(estimate: Estimate) -> Components | None:
+    """Return the parts of the variance of an estimate's mean; None without items, or where a task has a single cluster.
+
+    Tasks are strata: their parts add up. Clusters of unequal size count as `effective_clusters`.
+    """
+    seeds, tables = len(estimate.by_seed), [_complete(table) for table in estimate.items.values()]
+    names = [np.unique(np.array(table.clusters), return_inverse=True)[1] for table in tables]
+    if not tables or any(not len(each) or each.max() == 0 for each in names):
+        return None
+    clusters = both = within = df = 0.0
+    for table, name in zip(tables, names, strict=True):
+        sizes, items = np.bincount(name), len(name)
+        factor = len(sizes) / (len(sizes) - 1)
+        shares = _by_cluster(table.values - table.values.mean(), name)
+        means, own = shares.mean(axis=1), table.values.mean(axis=0)
+        left = shares - means[:, None] - np.outer(sizes / items, own - own.mean())
+        clusters += factor * float((means**2).sum())
+        both += factor * float((left**2).sum()) / (seeds * (seeds - 1)) if seeds > 1 else 0.0
+        within += factor * float((_by_cluster(table.values - own, name) ** 2).sum()) / seeds
+        df += effective_clusters(sizes) - 1
+    between = float(estimate.values.var(ddof=1)) / seeds if seeds > 1 else math.nan
+    return Components(between, clusters, both, within, seeds - 1, df)
+
+
+def variances(estimate: Estimate) -> Variances:
+    """Return the variance of an estimate by its source, see `Variances`; nan where items or seeds do not say."""
+    found = components(estimate)
+    if found is None:
+        return Variances(math.nan, math.nan)
+    seeds = len(estimate.by_seed)
+    return Variances(found.within, max(0.0, seeds * (found.seeds - found.both)) if seeds > 1 else math.nan)
+
+
+def _complete(table: ItemTable) -> ItemTable:
+    """Return the items that have a score for every seed."""
+    rows = np.flatnonzero(~np.isnan(table.values).any(axis=1))
+    if len(rows) == len(table.ids):
+        return table
+    return ItemTable(table.values[rows], tuple(table.ids[i] for i in rows), tuple(table.clusters[i] for i in rows))
+
+
+def _by_cluster(values: Vector, names: np.ndarray[tuple[int], np.dtype[np.intp]]) -> Vector:
+    """Return the sum of each cluster (rows) for each seed (columns), over the number of items."""
+    return np.stack([np.bincount(names, column) for column in values.T], axis=1) / len(values)
