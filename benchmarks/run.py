@@ -18,7 +18,7 @@ import typer
 
 from adapters.aopd import AOPD
 from adapters.opd import OPD
-from benchmarks import logprobs, report, vllm_weights
+from benchmarks import logprobs, report, start_up, vllm_weights
 from benchmarks.generation import engine_tokens, transformers_tokens
 from benchmarks.measure import Measurement, in_turn, per_second
 from benchmarks.page import BenchmarkResults, page
@@ -53,6 +53,7 @@ def main(
         typer.Option(min=0, help="Rounds of the log-probability operation, up to ten minutes each; 0 leaves it out."),
     ] = 3,
     report_rounds: Annotated[int, typer.Option(min=0, help="Builds of a large report; 0 leaves it out.")] = 3,
+    start_rounds: Annotated[int, typer.Option(min=0, help="Starts of each command; 0 leaves them out.")] = 5,
     vllm_rounds: Annotated[int, typer.Option(min=1, help="Cold starts of vLLM, where it is installed.")] = 5,
     out: Annotated[Path, typer.Option(help="The page to write.")] = RESULTS,
 ) -> None:
@@ -70,18 +71,22 @@ def main(
     if not vllm_weights.installed():
         findings = replace(findings, notes=[*findings.notes, f"{vllm_weights.MISSING}."])
     out.write_text(page(findings, here, THREADS, repetitions), encoding="utf-8")
-    for section in _sections(settings[-1], logprob_rounds, report_rounds, vllm_rounds):
+    for section in _sections(settings[-1], logprob_rounds, report_rounds, start_rounds, vllm_rounds):
         findings = replace(findings, sections=[*findings.sections, section])
         out.write_text(page(findings, here, THREADS, repetitions), encoding="utf-8")
     typer.echo(out.read_text(encoding="utf-8"))
 
 
-def _sections(setting: Setting, logprob_rounds: int, report_rounds: int, vllm_rounds: int) -> Iterator[str]:
+def _sections(
+    setting: Setting, logprob_rounds: int, report_rounds: int, start_rounds: int, vllm_rounds: int
+) -> Iterator[str]:
     """Yield the sections that are asked for, each as soon as it is measured."""
     if logprob_rounds:
         yield logprobs.section(logprob_rounds, THREADS)
     if report_rounds:
         yield report.section(report_rounds)
+    if start_rounds:
+        yield start_up.section(start_rounds)
     if vllm_weights.installed():
         yield vllm_weights.section(setting, vllm_rounds, THREADS)
 

@@ -1,4 +1,4 @@
-"""The commands about adapters: list them, document them, check one."""
+"""The commands about adapters: list them, show one, document them, check one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 
 from harness.terminal.console import SafeConsole
 
-adapters = typer.Typer(add_completion=False, help="List the adapters, or check one.")
+adapters = typer.Typer(add_completion=False, help="List the adapters, show one, or check one.")
 
 
 @adapters.callback(invoke_without_command=True)
@@ -25,6 +25,14 @@ def list_adapters(
         typer.echo(adapter_page(), nl=False)
     else:
         SafeConsole().print(adapter_table())
+
+
+@adapters.command()
+def show(name: Annotated[str, typer.Argument(help="A registered adapter.")]) -> None:
+    """Show all about one adapter: its loss, its source, what it needs, and each option with default and meaning."""
+    from adapters.commands.adapter_list import describe_adapter
+
+    SafeConsole().print(describe_adapter(name), markup=False, highlight=False)
 
 
 @adapters.command()

@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from adapters.wrappers.wrapper import Wrapper
-from harness.adapter import Adapter, make_adapter, registered
+from harness.adapter import GROUP, Adapter, make_adapter, registered
+from harness.config.plugins import load_plugin
 from harness.config.suite import AdapterEntry
 from harness.errors import ConfigError
 
@@ -36,6 +37,21 @@ def adapter_table() -> Table:
         options = "\n".join(f"{key}: {_default(field)}" for key, field in cls.model_fields.items())
         table.add_row(*map(escape, (name, _summary(cls), _teacher(name, cls), options)))
     return table
+
+
+def describe_adapter(name: str) -> str:
+    """Return all about one adapter: its loss, paper, teacher, responses, and each option with default and meaning.
+
+    Raises `ConfigError` for a name that is not registered or cannot be loaded.
+    """
+    cls = load_plugin(GROUP, name, "adapter", Adapter)
+    options = [
+        f"  {key}: {_default(field)}\n      {field.description or ''}" for key, field in cls.model_fields.items()
+    ]
+    facts = [fact.replace("**", "").replace("`", "") for fact in _facts(name, cls)]
+    return "\n".join(
+        [name, "", (cls.__doc__ or "").strip(), "", *facts, "", "options:" if options else "no options", *options]
+    )
 
 
 def adapter_page() -> str:

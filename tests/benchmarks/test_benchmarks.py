@@ -194,6 +194,8 @@ def test_the_whole_bench_runs_on_the_micro_suite(micro_file: Path, tmp_path: Pat
         "1",
         "--logprob-rounds",
         "0",
+        "--start-rounds",
+        "0",
         "--report-rounds",
         "0",
         "--out",

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from adapters.aopd import AOPD
 from harness.cli.commands import OWN
 from harness.cli.reporters import Reporters
 from harness.config.load import load_suite
@@ -138,3 +139,20 @@ def test_an_error_that_nobody_foresaw_is_one_sentence_and_its_traceback_is_in_a_
     Path(log).unlink()
     assert "Traceback (most recent call last)" in text
     assert "outside.py" in text
+
+
+def test_one_adapter_is_shown_with_the_meaning_of_its_options(tmp_path: Path):
+    shown = harness(tmp_path, "adapters", "show", "aopd")
+    assert shown.returncode == 0, shown.stderr
+    fields = AOPD.model_fields.items()
+    words = " ".join(shown.stdout.split())
+    assert all(f"{name}:" in words and " ".join((field.description or "").split()) in words for name, field in fields)
+    unknown = harness(tmp_path, "adapters", "show", "aodp")
+    assert unknown.returncode == 2
+    assert "did you mean 'aopd'?" in unknown.stderr
+
+
+def test_suites_are_listed_with_what_they_are(tmp_path: Path):
+    listed = harness(tmp_path, "suites")
+    assert listed.returncode == 0, listed.stderr
+    assert {"tiny", "gsm8k-toolalpaca"} <= set(listed.stdout.split())

@@ -13,7 +13,6 @@ from typing import Any
 import pandas as pd
 
 from harness.adapter import make_adapter
-from harness.config.base import digest
 from harness.config.run_spec import RunSpec
 from harness.rundir.files import write_cell, write_record
 from harness.rundir.schema import CellSummary, DoneFile, DriftSummary, Manifest, StepLine
@@ -117,7 +116,7 @@ def write_finished(
         trains_on=sorted(make_adapter(spec.entry, entry).capabilities.trains_on), adapter_config={}, order=spec.order,
         stages=[{"name": stage.name, "trains": list(stage.trains)} for stage in spec.stages],
         probes=list(spec.suite.probes), seed=spec.seed, start=getattr(spec.suite.student, "strength", None) or "",
-        config=config, config_hash=digest(config), sessions=[session], finished=FINISHED,
+        config=config, config_hash=spec.config_hash, sessions=[session], finished=FINISHED,
     )  # fmt: skip
 
     def make_cell(task: str, stage: int, score: float) -> tuple[CellSummary, None]:
