@@ -204,7 +204,7 @@ def test_a_missing_key_a_broken_file_and_a_name_given_twice(tmp_path: Path):
     file.write_text("title: x\nsource: y\nclaims: [{name: a}]\n")
     with pytest.raises(ConfigError, match=r"other.yaml: claim a: claims.0.text: missing"):
         read_claims(file)
-    for text, told in (("a: [", "is not valid YAML"), ("- 1", "holds list; expected the keys")):
+    for text, told in (("a: [", "not valid YAML"), ("- 1", "holds list; expected the keys")):
         file.write_text(text)
         with pytest.raises(ConfigError, match=told):
             read_claims(file)
