@@ -8,6 +8,7 @@ import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from harness.config.base import digest
 from harness.config.models import Chat
 from harness.errors import ModelError
 
+BATCH = 1000  # texts that are encoded at a time
 TEMPLATE_SECONDS, TEMPLATE_CHARACTERS = 10.0, 10**7
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -92,8 +94,19 @@ class Renderer:
 
     def encode_prompt(self, text: str) -> list[int]:
         """Return a prompt's ids as bare lm-eval makes them: the tokenizer adds its BOS unless the text begins with it."""
+        return list(self.tokenizer.encode(text, add_special_tokens=self._adds_special_tokens(text)))
+
+    def prompt_lengths(self, texts: Sequence[str]) -> list[int]:
+        """Return the number of ids that `encode_prompt` gives for each prompt; it encodes many at a time, which is faster."""
+        lengths: list[int] = []
+        for start in range(0, len(texts), BATCH):
+            for special, group in groupby(texts[start : start + BATCH], self._adds_special_tokens):
+                lengths += map(len, self.tokenizer(list(group), add_special_tokens=special)["input_ids"])
+        return lengths
+
+    def _adds_special_tokens(self, text: str) -> bool:
         bos = self.tokenizer.bos_token
-        return list(self.tokenizer.encode(text, add_special_tokens=not (bos and text.startswith(bos))))
+        return not (bos and text.startswith(bos))
 
     def encode_target(self, text: str, after: str = "") -> list[int]:
         """Return an answer's ids, ended by the first stop token.

@@ -18,9 +18,9 @@ def check_stage_task(task: Task) -> None:
     task.training_docs(1)
 
 
-def check_fits(task: Task, prompts: Sequence[list[int]], answer_tokens: int, context: int, where: str) -> None:
+def check_fits(task: Task, lengths: Sequence[int], answer_tokens: int, context: int, where: str) -> None:
     """Raise `TaskError` when the longest prompt and its answer exceed the context, which would be cut silently."""
-    longest = max(map(len, prompts), default=0)
+    longest = max(lengths, default=0)
     if longest + answer_tokens > context:
         raise TaskError(
             f"task {task.name}: its longest {where} prompt has {longest} tokens and an answer may take {answer_tokens}, "
@@ -32,8 +32,8 @@ def check_test_prompts(tasks: Iterable[Task], renderer: Renderer, context: int, 
     """Check every test prompt that a model will answer, and every one with a continuation that it will score."""
     for task in tasks:
         if task.generates:
-            prompts = [renderer.encode_prompt(task.render(doc, renderer)) for doc in task.test_docs(limit)]
-            check_fits(task, prompts, task.generation["max_gen_toks"], context, "test")
+            prompts = [task.render(doc, renderer) for doc in task.test_docs(limit)]
+            check_fits(task, renderer.prompt_lengths(prompts), task.generation["max_gen_toks"], context, "test")
         elif task.output_type != "loglikelihood_rolling":  # which is scored in windows
             _check_scored(task, renderer, context, limit)
 
@@ -55,5 +55,5 @@ def check_prompts(spec: RunSpec, tasks: dict[str, Task], renderer: Renderer, con
     check_test_prompts(tasks.values(), renderer, context, spec.suite.evaluation.limit)
     for stage in spec.stages:
         for name in stage.trains:
-            prompts = [e.prompt for e in tasks[name].training_examples(renderer, stage.training.train_items)]
-            check_fits(tasks[name], prompts, stage.training.max_new_tokens, context, "training")
+            prompts = tasks[name].training_prompts(renderer, stage.training.train_items)
+            check_fits(tasks[name], renderer.prompt_lengths(prompts), stage.training.max_new_tokens, context, "training")

@@ -65,7 +65,7 @@ def _fields(task: Task, key: str, value: str, split: str, rows: Any) -> list[str
 
 
 def _check_rows(task: Task, key: str, field: str, split: str, rows: Any) -> None:
-    values: Sequence[Any] = rows[field] if hasattr(rows, "column_names") else [row.get(field) for row in rows]
+    values: Sequence[Any] = rows[field][:] if hasattr(rows, "column_names") else [row.get(field) for row in rows]
     for number, value in enumerate(values):
         if value is None:
             raise TaskError(

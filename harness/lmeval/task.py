@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.api.utils import maybe_delimit
@@ -28,6 +29,7 @@ from harness.lmeval.score import aggregates, can_be_score, default_metric, item_
 from harness.rundir.store import cell_name
 
 TINY = 1e-6  # a score may miss 0 or 1 by rounding
+BATCH = 1000  # documents that are read at a time
 FEWSHOT_SEED = 1234  # lm-eval's own; the seed of an evaluation is that of its draws alone
 
 
@@ -244,8 +246,7 @@ class Task:
         """Return the training documents; raises `TaskError` when the task has none."""
         if not self.has_training_split:
             raise TaskError(f"task {self.name} has no `training_split`; a stage and a warm-up need one")
-        docs = self.lmeval.training_docs()
-        found = [dict(doc) for _, doc in zip(range(limit or len(docs)), docs, strict=False)]
+        found = _rows(self.lmeval.training_docs(), limit)
         if not found:
             raise TaskError(f"task {self.name} has an empty training split; say where its records are under `data`")
         return found
@@ -258,9 +259,14 @@ class Task:
             self._examples[key] = [self._example(doc, renderer) for doc in self.training_docs(limit)]
         return self._examples[key]
 
+    def training_prompts(self, renderer: Renderer, limit: int | None = None) -> list[str]:
+        """Return the prompts of `training_examples` as text; raises `TaskError` where an item's target cannot be read."""
+        self.lmeval.set_fewshot_seed(FEWSHOT_SEED)
+        return [self._texts(doc, renderer)[0] for doc in self.training_docs(limit)]
+
     def test_docs(self, limit: int | None = None) -> list[dict[str, Any]]:
         """Return the documents that evaluation uses."""
-        return [dict(doc) for _, doc in self.lmeval.doc_iterator(limit=limit)]
+        return _rows(self.lmeval.eval_docs, limit)
 
     def grade(self, doc: dict[str, Any], response: str) -> dict[str, float]:
         """Return all metrics of one response, through the task's filter and its `process_results`.
@@ -315,10 +321,13 @@ class Task:
         return aggregates(self.lmeval, grades)
 
     def _example(self, doc: dict[str, Any], renderer: Renderer) -> Example:
-        text = self.render(doc, renderer)
-        target = self._delimited(doc, self.training_target(doc), renderer.has_template)
+        text, target = self._texts(doc, renderer)
         prompt = renderer.encode_prompt(text)
         return Example(self.name, item_id(doc), doc, prompt, renderer.encode_target(target, after=text))
+
+    def _texts(self, doc: dict[str, Any], renderer: Renderer) -> tuple[str, str]:
+        text = self.render(doc, renderer)
+        return text, self._delimited(doc, self.training_target(doc), renderer.has_template)
 
     def _delimited(self, doc: dict[str, Any], target: str, has_template: bool) -> str:
         """Return a target with what lm-eval puts before it in its own few-shot examples.
@@ -329,6 +338,15 @@ class Task:
         if prefix := self.lmeval.doc_to_prefix(doc):
             return maybe_delimit(prefix, target, delimiter=" ")[len(prefix) :]
         return target if has_template else f"{self.config.target_delimiter}{target}"
+
+
+def _rows(docs: Any, limit: int | None) -> list[dict[str, Any]]:
+    """Return the first documents; a `Dataset` gives them in batches, because it takes long to give them one by one."""
+    count = min(limit or len(docs), len(docs))
+    if not isinstance(docs, Dataset) or docs.format["type"] is not None:
+        return [dict(doc) for _, doc in zip(range(count), docs, strict=False)]
+    batches = (docs[start : min(start + BATCH, count)] for start in range(0, count, BATCH))
+    return [dict(zip(batch, row, strict=True)) for batch in batches for row in zip(*batch.values(), strict=True)]
 
 
 def _named(field: str, doc: Mapping[str, Any]) -> Any:

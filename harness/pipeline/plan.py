@@ -41,7 +41,7 @@ def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
         _print_items(console, suite, task)
     entries = {spec.entry: spec for spec in specs}
     for entry, spec in entries.items():
-        console.print(f"prompts under {entry}: {_fits(spec, cells, library)}", markup=False, highlight=False)
+        console.print(f"prompts under {entry}: {_fits(spec, evaluated, library)}", markup=False, highlight=False)
     overlaps: list[Overlap] = []
     for spec in entries.values():
         overlap = stream_overlap(spec, tasks, library)
@@ -123,9 +123,10 @@ def _test_items(suite: Suite, task: Task) -> int:
     return len(task.test_docs(suite.evaluation.limit))
 
 
-def _fits(spec: RunSpec, cells: dict[str, Task], library: TaskLibrary) -> str:
+def _fits(spec: RunSpec, evaluated: EvaluationPlan, library: TaskLibrary) -> str:
+    cells = evaluated.cells
     try:
-        renderer, context = _tokenizer_without_writing(spec.suite.student, library)
+        renderer, context = _tokenizer_without_writing(spec.suite.student, evaluated.tasks, library)
     except (HarnessError, OSError) as error:
         return f"not checked, the student's tokenizer is not here ({error})"
     tasks = {task.name: task for task in cells.values() if not task.profile}
@@ -134,9 +135,9 @@ def _fits(spec: RunSpec, cells: dict[str, Task], library: TaskLibrary) -> str:
     return f"all fit the context of {context} tokens"
 
 
-def _tokenizer_without_writing(spec: Model, library: TaskLibrary) -> tuple[Renderer, int]:
+def _tokenizer_without_writing(spec: Model, tasks: dict[str, Task], library: TaskLibrary) -> tuple[Renderer, int]:
     if isinstance(spec, Pretrained):
         if not Path(spec.path).is_dir():
             raise ConfigError(f"{spec.path} is not a local folder; the run itself will download and check it")
         return load_renderer(Path(spec.path), spec), context_of(Path(spec.path))
-    return Renderer(train_tokenizer(spec, training_texts(spec, library)), spec.chat), spec.architecture.context
+    return Renderer(train_tokenizer(spec, training_texts(spec, library, tasks)), spec.chat), spec.architecture.context

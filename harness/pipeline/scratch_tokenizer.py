@@ -5,13 +5,14 @@ They are apart from the models because a dry run needs a tokenizer and no model,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from harness.config.models import Scratch
 from harness.lmeval.library import TaskLibrary
+from harness.lmeval.task import Task
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 # Digits stay single and runs of punctuation may merge, which keeps sums learnable and JSON short.
@@ -19,11 +20,14 @@ WORDS = {"own": r"\p{N}|\p{L}+|[^\s\p{L}\p{N}]+|\s+", "leading": r"\p{N}| ?\p{L}
 Text = tuple[str, str]
 
 
-def training_texts(spec: Scratch, library: TaskLibrary) -> dict[str, list[Text]]:
-    """Return (question, answer) pairs of every task that tokenizer or warm-up reads."""
+def training_texts(
+    spec: Scratch, library: TaskLibrary, loaded: Mapping[str, Task] | None = None
+) -> dict[str, list[Text]]:
+    """Return (question, answer) pairs of every task that tokenizer or warm-up reads; `loaded` holds some by name."""
+    known = loaded or {}
     texts: dict[str, list[Text]] = {}
     for name in dict.fromkeys([*spec.tokenizer.tasks, *spec.warmup.mixture]):
-        task = library.load(name)
+        task = known[name] if name in known else library.load(name)
         docs = task.training_docs()
         texts[name] = [(task.prompt_text(doc), task.training_target(doc)) for doc in docs]
     return texts

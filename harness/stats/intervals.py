@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 LEVEL = 0.95
 ROUNDING = 1e-9  # a smaller width comes from adding floats: the values are equal
@@ -58,6 +57,8 @@ def t_interval(values: ArrayLike | Mapping[int, float], level: float = LEVEL) ->
 
 def interval_from(mean: float, error: float, df: float, seeds: int, level: float = LEVEL) -> Interval:
     """Return the t interval of a mean with a standard error on some degrees of freedom."""
+    from scipy import stats  # takes a second to import, and a dry run needs no interval
+
     half = float(stats.t.ppf((1 + level) / 2, df)) * error
     return Interval(mean, mean - half, mean + half, seeds, error, df)
 
