@@ -23,7 +23,7 @@ from harness.cli.options import (
 )
 from harness.cli.reporters import Reporters
 from harness.errors import ConfigError
-from harness.terminal.console import SafeConsole
+from harness.terminal.console import SafeConsole, announce
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,6 +45,7 @@ def run(
     dry_run: DryRun = False,
 ) -> None:
     """Adapt a student stage by stage with one adapter and one seed, evaluating after each stage."""
+    announce(f"reading suite {suite}")
     loaded = read_suite(suite, overrides, include_path, track)
     entry = adapter or next(iter(loaded.adapters))
     specs = _plan(loaded, [entry], [loaded.seeds[0] if seed is None else seed], order, out)
@@ -64,6 +65,7 @@ def sweep(
     dry_run: DryRun = False,
 ) -> None:
     """Do the runs of several adapters and seeds, then report on them."""
+    announce(f"reading suite {suite}")
     loaded = read_suite(suite, overrides, include_path, track)
     entries = adapter.split(",") if adapter else list(loaded.adapters)
     seeds = whole_numbers("--seed", seed) if seed else list(loaded.seeds)
@@ -83,6 +85,8 @@ def study(
     dry_run: Annotated[bool, typer.Option(help="Print the cost and the runs, and write nothing.")] = False,
 ) -> None:
     """Do the runs of a study that are not finished, one factor varied at a time, then write its page."""
+    announce(f"reading study {name}")
+
     from harness.pipeline.study import plan_study
 
     console = SafeConsole()

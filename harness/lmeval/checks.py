@@ -56,4 +56,6 @@ def check_prompts(spec: RunSpec, tasks: dict[str, Task], renderer: Renderer, con
     for stage in spec.stages:
         for name in stage.trains:
             prompts = tasks[name].training_prompts(renderer, stage.training.train_items)
-            check_fits(tasks[name], renderer.prompt_lengths(prompts), stage.training.max_new_tokens, context, "training")
+            check_fits(
+                tasks[name], renderer.prompt_lengths(prompts), stage.training.max_new_tokens, context, "training"
+            )

@@ -25,3 +25,10 @@ class SafeConsole(Console):
     def say(self, text: Any) -> None:
         """Print one line as it is: no markup, no colours, no line breaks at the terminal's edge."""
         self.print(str(text), markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def announce(doing: str) -> None:
+    """Print one line on a terminal, before imports that take seconds; stdout, which may be piped, stays as it is."""
+    console = SafeConsole(stderr=True)
+    if console.is_terminal:
+        console.print(f"{doing} ...", style="dim", markup=False, highlight=False)

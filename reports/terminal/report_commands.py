@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from harness.cli.options import Runs, whole_numbers
 from harness.errors import ConfigError
-from harness.terminal.console import SafeConsole
+from harness.terminal.console import SafeConsole, announce
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,6 +33,8 @@ def report(
     claims: Claims = None,
 ) -> None:
     """Render report.html and report.md with figures and tables from run directories."""
+    announce("reading runs")
+
     from reports.report.build import build_report
 
     console, folder = SafeConsole(), out or runs[0] / "report"
@@ -68,6 +70,8 @@ def compare(
     claims: Claims = None,
 ) -> None:
     """Compare methods by paired differences: learned, forgotten, entropy, final scores, with what the sample could show."""
+    announce("reading runs")
+
     from reports.compare.comparison import Comparison, Stages
     from reports.compare.headline import sentences_of
     from reports.compare.render_comparison import FORMATS, print_comparison, render_comparison, write_comparison

@@ -193,3 +193,19 @@ def test_foreign_checkpoints_give_a_matrix(
     unfolded = "".join(result.out.split()).replace("│", "")
     assert all(Path(folder).name in unfolded for folder in folders)
     assert (here / "runs/micro/checkpoints/matrix.csv").is_file()
+
+
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_a_command_that_imports_for_seconds_prints_a_line_first_on_a_terminal_and_nothing_into_a_pipe(
+    command: str, here: Path
+):
+    arguments = [sys.executable, "-m", "harness.cli.app", command, "nowhere", *["other"][: command == "compare"]]
+    piped = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    ours, terminal = os.openpty()
+    subprocess.run(arguments, stdout=subprocess.PIPE, stderr=terminal, check=False)
+    shown = os.read(ours, 4000).decode()
+    os.close(terminal)
+    os.close(ours)
+    assert piped.stderr.startswith("error:")
+    assert "error:" not in shown.splitlines()[0]
+    assert "error:" in shown

@@ -108,6 +108,8 @@ def test_a_training_prompt_is_the_text_that_lm_eval_sends_for_the_same_document(
     assert [task.render(doc, render) for doc in task.test_docs(5)] == sent
     examples = task.training_examples(render, 5)
     assert [example.prompt for example in examples] == [render.encode_prompt(text) for text in sent]
+    assert task.training_prompts(render, 5) == sent
+    assert render.prompt_lengths(sent) == [len(example.prompt) for example in examples]
     assert all("say" in text for text in sent)
 
 
