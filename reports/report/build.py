@@ -1,6 +1,6 @@
 """Builds a report from run directories: a self-contained HTML page, Markdown, figures (PNG, SVG), CSV tables, items.
 
-Runs may still be going on, and several processes may build at once: everything is written beside its place and then
+Runs may still be going on, and several processes may build at once: everything is written next to its place and then
 moved there, the page last, so that a reader never opens a half-written file.
 """
 

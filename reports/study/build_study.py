@@ -1,6 +1,6 @@
 """Builds the page of a study from its finished runs: sections and blocks like a report's, as Markdown and HTML.
 
-Everything is written in a folder of its own and then moved to its place, the page last: `<page>.md`, `<page>.html`, and a
+Everything is written in a separate folder and then moved to its place, the page last: `<page>.md`, `<page>.html`, and a
 folder of the same name with the figures and every run's numbers in `runs.csv`.
 """
 

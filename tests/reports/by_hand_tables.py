@@ -94,7 +94,7 @@ def _pair(runs: Runs, earlier: str, later: str) -> list[str]:
 
 
 def how_matched(learned: tuple[float, float, float, int]) -> str:
-    """Whether the interval of a difference in learning lies within 5 points, or its mean alone."""
+    """Whether the interval of a difference in learning lies within 5 points, or only its mean."""
     value, low, high, _ = learned
     if low >= -0.05 and high <= 0.05:
         return MATCHED
