@@ -23,7 +23,7 @@ class SFT(LoopAdapter):
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """The data alone."""
+        """Only the data."""
         return ("data",)
 
     def temperature(self, training: Training) -> float:
@@ -52,5 +52,5 @@ class SeqKD(SFT):
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """The teacher alone."""
+        """Only the teacher."""
         return ("teacher",)

@@ -1,6 +1,6 @@
 """The log-probability operation at a real vocabulary: time and memory against full logits, against TRL, AOPD against OPD.
 
-Every measurement has a process of its own (`benchmarks.logprob_work`); rounds go through all of them in turn.
+Every measurement runs in a separate process (`benchmarks.logprob_work`); rounds go through all of them in turn.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.utilisation import peak_rate
 MIB = 2**20
 FULL, TRL_TILES = "full logits", "TRL, chunked"
 AOPD_SIZE = Size()
-# Full logits of student and teacher, kept for a divergence's gradient, would not fit beside each other with more tokens.
+# Full logits of student and teacher, kept for a divergence's gradient, would not fit into memory together with more tokens.
 WHOLE_SIZE = Size(tokens=1024)
 
 

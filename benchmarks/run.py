@@ -1,7 +1,7 @@
 """`make bench`: OPD and AOPD against TRL's trainer and each other, our generation, and the share of the machine used.
 
 All on the tiny suite's models, in one process on one thread, repetition by repetition in turn; then the log-probability
-operation at a real vocabulary, and a large report, each measurement in a process of its own.
+operation at a real vocabulary, and a large report, each measurement in a separate process.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _sections(
 
 
 def measure(settings: Sequence[Setting], repetitions: int) -> BenchmarkResults:
-    """Return all figures; TRL's are left out, and it is said so, where it is not installed."""
+    """Return all figures; where TRL is not installed, its figures are left out and the text says so."""
     steps = in_turn(_merged(_trainers(setting) for setting in settings), repetitions)
     rates = in_turn(_merged(_rates(setting) for setting in settings), repetitions)
     precisions = [setting.precision for setting in settings]

@@ -130,7 +130,7 @@ class RolloutFigures:
     def add(self, rollouts: Sequence[Rollout], tokens: Mapping[str, Tensor | None]) -> None:
         """Add a micro-batch's values (N,) by name, N tokens in the order of its rollouts; None is left out.
 
-        So are values of other tokens than the rollouts', of which nothing can be said here.
+        So are values of other tokens than the rollouts', about which this class knows nothing.
         """
         lengths = [len(rollout.response) for rollout in rollouts]
         given = {name: values for name, values in tokens.items() if values is not None}

@@ -37,7 +37,7 @@ class Guards:
         return raised
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was seen and said, for a snapshot."""
+        """Return the values seen and the warnings given, for a snapshot."""
         return {"values": self.values, "said": sorted(self.said)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -36,7 +36,7 @@ def prompt_seeds(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:
 
 
 def race_times(seeds: Tensor, position: int, width: int) -> Tensor:
-    """Return standard exponential numbers (rows, width), a function of each row's seed, the position and the column alone.
+    """Return standard exponential numbers (rows, width), a function of only each row's seed, the position and the column.
 
     `argmax(logits - log(times))` draws from softmax(logits) (the Gumbel-max trick). Two distributions p and q that share
     the numbers draw the same token with probability at least (1 - TV) / (1 + TV), TV their total variation distance.

@@ -59,7 +59,7 @@ def check_grader(task: Task, doc: dict[str, Any], renderer: Renderer) -> GradeCh
 def spoil(target: str) -> str:
     """Return a wrong copy of a reference: every digit raised by one, and its last word changed where that has no digit.
 
-    The last word is where an answer stands: in a worked solution that ends in a box with pi, digits alone decide nothing.
+    The last word is where an answer stands: in a worked solution that ends in a box with pi, digits do not decide anything.
     """
     raised = re.sub(r"\d", lambda digit: str((int(digit[0]) + 1) % 10), target)
     if raised == target:

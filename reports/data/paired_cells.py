@@ -185,7 +185,7 @@ def estimate_of(sides: Mapping[int, Side]) -> Estimate:
 
 
 def noise_floor(pairs: Sequence[SeedPair]) -> float:
-    """Return the largest standard deviation of a score over evaluations of one model that differ in the engine's seed alone.
+    """Return the largest standard deviation of a score over evaluations of one model that differ only in the engine's seed.
 
     Looked for among all stages of the quantity's tasks, and the start's own repeats (`evaluation.noise_floor`); nan where no
     weights were evaluated twice. In 0..1.

@@ -59,7 +59,7 @@ class ReportData:
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
-        """The tables that are written as CSV beside those of `tables.write_tables`."""
+        """The tables that are written as CSV in addition to those of `tables.write_tables`."""
         return {
             "frontier": self.frontier,
             "matched": self.matched,

@@ -1,6 +1,6 @@
 """The sections of a study's page: what was found, where each method stands, what training did, and one factor at a time.
 
-What is compared with what comes from the study's YAML alone: its claims files, `against`, and its factors.
+Only the study's YAML decides what is compared with what: its claims files, `against`, and its factors.
 """
 
 from __future__ import annotations

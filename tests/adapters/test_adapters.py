@@ -135,7 +135,7 @@ def test_sft_gradients_are_those_of_cross_entropy_at_temperature_one(recorder: t
 
 
 def tokens(logq: Any, logp: Any, logq_old: Any = None, top_q: Any = None, top_p: Any = None) -> Tokens:
-    """Return tokens from probabilities' logarithms; the sampling policy is the current one unless said."""
+    """Return tokens from probabilities' logarithms; the sampling policy is the current one unless `logq_old` is given."""
     q = torch.as_tensor(logq, dtype=torch.float64)
     old = q.detach() if logq_old is None else torch.as_tensor(logq_old, dtype=torch.float64)
     none = torch.zeros(len(q), 0, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Guards in training: each sign is said once, in its own words, and only when it is there."""
+"""Guards in training: each problem is reported once, in its own words, and only when it is there."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def report(browser: Browser, cache: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def open_page(browser: Browser) -> Generator[Open]:
-    """Open a file in a context of its own, with what a test asks of it; every request and complaint is noted."""
+    """Open a file in a separate context with a test's options; every request and console message is recorded."""
     contexts = []
 
     def opened(file: Path, size: tuple[int, int] = DESKTOP, **asked: Any) -> Opened:

@@ -1,4 +1,4 @@
-"""What the documentation lists is what the code writes: every column and field of the run directory has its meaning told."""
+"""What the documentation lists is what the code writes: every column and field of the run directory has a meaning there."""
 
 from __future__ import annotations
 

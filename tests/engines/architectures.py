@@ -1,7 +1,7 @@
 """Every causal architecture of the installed transformers, at small random weights: equal, or refused in one sentence.
 
 `make architectures` prints a table. Log-probabilities are compared with dense logits, greedy answers of a batch with
-`model.generate` on each prompt alone. A row is `equal`, `refused` (the harness says so before a run), `differs` (a fault:
+`model.generate` on each prompt separately. A row is `equal`, `refused` (the harness says so before a run), `differs` (a fault:
 the command fails), or `not built` (transformers cannot build it from a small configuration).
 """
 

@@ -1,4 +1,4 @@
-"""The generation engine: greedy equals transformers' own, draws follow the distribution and depend on their seed alone."""
+"""The generation engine: greedy equals transformers' own, draws follow the distribution and depend only on their seed."""
 
 from __future__ import annotations
 

@@ -412,7 +412,7 @@ def test_divergences_and_their_gradients_are_right_where_the_student_puts_no_mas
     logq = full(hidden, head)[:, :-1].log_softmax(-1)
     expected = DIVERGENCES[divergence](logq, logp[:, :-1])
     if not teacher_too:
-        # What the teacher has there alone: infinitely much for the forward KL, beta p log(p / beta p) for the JSD.
+        # Only the teacher has mass there: infinitely much for the forward KL, beta p log(p / beta p) for the JSD.
         lost = {"forward KL": math.inf, "reverse KL": 0.0, "JSD": 0.3 * -math.log(0.3)}[divergence]
         expected = expected + lost * logp[:, -1].exp()
     torch.testing.assert_close(found, expected)

@@ -1,4 +1,4 @@
-"""Claims as data: what the grammar takes and refuses, how a file's mistakes are told, and verdicts by hand."""
+"""Claims as data: what the grammar takes and refuses, how a file's mistakes are reported, and verdicts by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`harness compare`: methods found and paired, rows by hand, retention at matched learning alone, and its files."""
+"""`harness compare`: methods found and paired, rows by hand, retention only at matched learning, and its files."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def test_forgetting_waits_for_the_last_stage(tmp_path: Path):
 
 
 def test_forgetting_is_of_seeds_that_learning_has_and_says_where_they_are_fewer(tmp_path: Path):
-    """The factory evaluates stage by stage: 7 cells leave the last stage with its first task alone."""
+    """The factory evaluates stage by stage: 7 cells leave the last stage with only its first task."""
     write(tmp_path, "opd", [0.6, 0.6, 0.6], [0.2, 0.2, 0.2])
     for seed, (kept, evaluated) in enumerate([(0.4, None), (0.4, None), (0.1, 7)]):
         write_run(tmp_path, "aopd", seed, [START, [0.6, 0.2, 0.5], [kept, 0.7, 0.5]], evaluated=evaluated)

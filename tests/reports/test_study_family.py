@@ -1,4 +1,4 @@
-"""The page of a family of methods: each beside its reference, claims only where seeds and learning allow, and no noise."""
+"""The page of a family of methods: each against its reference, claims only where seeds and learning allow, and no noise."""
 
 from __future__ import annotations
 

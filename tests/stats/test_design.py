@@ -62,7 +62,7 @@ def test_components_are_recovered_from_a_pilot():
 def test_components_by_hand():
     # Two seeds, two clusters: rows 0 and 2, columns 0 and 2, nothing left over.
     assert estimate_components([[-1.0, 1.0], [1.0, 3.0]]) == Components(2.0, 2.0, 0.0, 0.0)
-    # The interaction alone: row and column means are all 0; its mean square is 4 / 1.
+    # Only the interaction: row and column means are all 0; its mean square is 4 / 1.
     assert estimate_components([[1.0, -1.0], [-1.0, 1.0]]) == Components(0.0, 0.0, 4.0, 0.0)
 
 

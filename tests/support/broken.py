@@ -170,7 +170,7 @@ class MeanByWeights(OtherBatches):
 
 
 class PromptsToo(OtherBatches):
-    """The last prompt token is trained on beside the response."""
+    """The last prompt token is trained on, in addition to the response."""
 
     def spoil(self, batch: Batch) -> Batch:
         predicts = batch.predicts | batch.predicts.roll(-1, 1)

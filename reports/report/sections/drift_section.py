@@ -1,4 +1,4 @@
-"""How far the student moved from the start, beside what it forgot (arXiv 2509.04259)."""
+"""How far the student moved from the start, next to what it forgot (arXiv 2509.04259)."""
 
 from __future__ import annotations
 
