@@ -14,7 +14,7 @@ import pandas as pd
 
 from harness.rundir.reader import IDENTITY, RunDir
 from harness.stats.intervals import Interval, resolved, t_interval
-from reports.compare import matched_pairs
+from reports.data import matched_pairs
 from reports.data.frames import Frames
 from reports.data.tables import figures_by_seed
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from harness.rundir.reader import IDENTITY
 from harness.stats.intervals import Interval, t_interval
-from reports.compare import matched_pairs
+from reports.data import matched_pairs
 from reports.data.frames import Frames
 from reports.data.methods import Method, methods_of
 from reports.data.tables import figures_by_seed

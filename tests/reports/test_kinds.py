@@ -9,8 +9,8 @@ import pytest
 
 from reports.compare.comparison import Comparison
 from reports.compare.headline import headline
-from reports.compare.matched_pairs import matched
 from reports.data.frames import load
+from reports.data.matched_pairs import matched
 from reports.data.methods import ENTROPY, find_methods
 from reports.figures import style
 from tests.support.run_factory import write_run

@@ -10,7 +10,7 @@ import pandas as pd
 from harness.rundir.reader import IDENTITY
 from harness.stats.intervals import Interval
 from harness.stats.matching import MARGIN, MATCHED
-from reports.compare.matched_pairs import FIGURES, SINGLE
+from reports.data.matched_pairs import FIGURES, SINGLE
 from reports.data.tables import figures_by_seed
 from reports.document.blocks import Grid, Picture, Section, Text
 from reports.document.sentences import format_interval, format_percent, format_points
