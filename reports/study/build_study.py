@@ -49,7 +49,7 @@ def figures_by_run(results: Results) -> pd.DataFrame:
 def _write(results: Results, folder: Path, stem: str) -> None:
     verdicts = judge_study(results)
     lead = [count_verdicts(verdicts)] if verdicts else []
-    with style.shared({label: run.adapter for run, label in results.frames.labelled}):
+    with style.shared(results.frames.labelled):
         sections = study_sections(results, verdicts)
         opening = describe_study(results)
         write_page(

@@ -32,7 +32,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("aopd", {"symmetric": True, "gate": "prob_diff", "threshold": -0.5}, "symmetric with threshold -0.5"),
     ("aopd", {"threshold": float("nan")}, "threshold is NaN; expected a number"),
     ("trl", {"beta": float("nan")}, "nan"),
-    ("sdft", {"shown": "hello"}, r"the text has no \{demonstration\}, so the teacher would see no more"),
+    ("sdft", {"shown": "hello"}, r"the text has no \{demonstration\}, so the teacher reads no more"),
     ("kl_to_start", {"of": "sdft"}, r"'sdft' with these options moves the copy of the start .*ema_rate: 0"),
     ("kl_to_start", {"of": {"adapter": "replay", "options": {"of": "sdft"}}}, "'replay' with these options moves the copy"),
     ("kl_to_start", {"of": "sft"}, "'sft' with these options trains on responses that are not the student's own"),

@@ -260,7 +260,9 @@ def test_a_score_outside_0_to_1_is_refused(tmp_path: Path, checkpoint: Path):
     (tmp_path / "g.py").write_text("def grade(doc, results):\n    return {'exact_match': 23.5}\n")
     library = TaskLibrary([tmp_path])
     subject = ServedCheckpoint(checkpoint, weights_digest(checkpoint), CHATML, "float32", "cpu")
-    with pytest.raises(TaskError, match=r"task written: exact_match of an item is 23\.5, expected 0 to 1"):
+    with pytest.raises(
+        TaskError, match=r"its grader gave 23\.5 for 'exact_match' of one item, expected a number from 0 to 1"
+    ):
         evaluate(subject, [library.load("written")], library, Evaluation(), SharedCells(tmp_path))
 
 

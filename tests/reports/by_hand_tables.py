@@ -70,12 +70,12 @@ def matched(runs: Runs, _: Match[str]) -> Grid:
     """Pairs of methods of one order and start: paired differences over common seeds; forgetting where learning matches."""
     groups: dict[tuple[str, str], list[str]] = {}
     for m in runs.manifests:
-        if m["adapter"] != "none":
+        if m["kind"] != "none":
             groups.setdefault((m["order"], m["start"]), []).append(m["label"])
     rows = []
     for found in groups.values():
         labels = list(dict.fromkeys(found))
-        first = next((label for label in labels if label.split(",")[0] == "opd"), labels[0])
+        first = next((m["label"] for m in runs.manifests if m["label"] in labels and m["kind"] == "opd"), labels[0])
         pairs = list(combinations(labels, 2)) if len(labels) <= 4 else [(first, x) for x in labels if x != first]
         rows += [_pair(runs, earlier, later) for earlier, later in pairs]
     return ["methods", "seeds", "at the end, points", "learned, points", "learning is", "forgotten, points ↓"], rows
