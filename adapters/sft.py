@@ -27,7 +27,7 @@ class SFT(LoopAdapter):
         return ("data",)
 
     def temperature(self, training: Training) -> float:
-        """Return 1: plain likelihood is taught, whatever temperature the student is sampled at."""
+        """Return 1: SFT trains on the plain likelihood, at any sampling temperature of the student."""
         return 1.0
 
     def token_losses(self, tokens: Tokens) -> TokenLosses:

@@ -122,7 +122,7 @@ def _rows(device: str, rounds: Sequence[Round]) -> Iterator[Measurement]:
 
 def notes(threads: int, rounds: int) -> list[str]:
     """Return what a reader must know of how the figures were made."""
-    said = [
+    lines = [
         f"{AOPD_SIZE.tokens:,} tokens ({WHOLE_SIZE.tokens:,} for reverse KL and JSD), hidden size {AOPD_SIZE.hidden}, "
         f"random states, heads and ids; forward and backward to states and head, the teacher's side forward alone. CPU: "
         f"float32, threads: {threads}; GPU: bfloat16. Medians of {rounds} rounds in turn; every measurement is one run (GPU: "
@@ -136,12 +136,12 @@ def notes(threads: int, rounds: int) -> list[str]:
         "4 in divergences, where the teacher's are computed again too), and that extra work does not count as done.",
     ]
     if installed():
-        said.append(
+        lines.append(
             "TRL's peers are what its trainers run: `ChunkedLogProbFunction` (one token and the entropy, as ours gives) and "
             "`DistillationTrainer`'s chunked divergence (beta 1 and 0.5; the student's entropy besides), with TRL's own tile "
             "sizes; on a GPU both are Triton kernels."
         )
-    return said
+    return lines
 
 
 def _precision(device: str) -> str:

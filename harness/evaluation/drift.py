@@ -1,4 +1,4 @@
-"""How far a model has moved from its start, measured alike after every stage, whatever the adapter.
+"""How far a model has moved from its start, measured in the same way after every stage and for every adapter.
 
 The start p answers fixed prompts once, by sampling at temperature 1: the first test items of each generating task. After each
 stage the current model q reads the same prompts and the same answers of the start, so that methods and stages are compared at

@@ -24,7 +24,7 @@ def derive_seed(seed: int, *names: str | int) -> int:
 def prompt_seeds(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:
     """Return a seed for each prompt of a call, from its token ids and from how often the call held it before.
 
-    Neither the order of the prompts nor what else the call holds has a part in it, so two policies that answer the same
+    It does not depend on the order of the prompts or on the rest of the call, so two policies that answer the same
     prompts under the same `seed` draw with common random numbers.
     """
     before: Counter[tuple[int, ...]] = Counter()

@@ -69,7 +69,7 @@ class TaskLibrary:
         return TaskManager(include_path=list(self.folders), metadata=self.metadata)
 
     def _manager_of(self, name: str) -> TaskManager:
-        # A group of ours may name tasks of lm-eval.
+        # One of our groups may name tasks of lm-eval.
         if name in self.manager.task_index and not lacks_members(self.manager.task_index, name):
             return self.manager
         if name in self._with_defaults.task_index:

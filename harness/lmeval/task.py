@@ -179,7 +179,7 @@ class Task:
     def asked(self, docs: Sequence[dict[str, Any]], renderer: Renderer) -> list[str]:
         """Return all that a model is asked about each document: the prompt, or every context with its continuation.
 
-        The examples of few-shot prompts are those that the evaluation draws, whatever was rendered before.
+        The examples of few-shot prompts are those that the evaluation draws; earlier rendering has no effect.
         """
         self.lmeval.set_fewshot_seed(FEWSHOT_SEED)
         if self.generates:

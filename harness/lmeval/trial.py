@@ -1,6 +1,6 @@
 """One item of a task tried before anything runs: its prompt, the grade of its reference, and of wrong copies of it.
 
-A task that passes neither breaks in its first stage nor is refused after the start's evaluation.
+A task that passes does not break in its first stage, and is not refused after the start's evaluation.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def _varied(study: Study, name: str, factor: Factor, value: Any, base: Suite, ov
 
 
 def _kind(spec: RunSpec) -> str:
-    """Identify what a run does, whatever its suite is called."""
+    """Identify what a run does; the suite's name has no part in it."""
     return digest([spec.entry, spec.order, {**spec.config(), "name": None}])
 
 

@@ -1,4 +1,4 @@
-"""The sentence a report opens with: who learned and forgot more or less than the first method, and how sure that is.
+"""The sentence a report opens with: which methods learned and forgot more or less than the first one, and how sure that is.
 
 Every number is a paired difference with its interval. With one seed the interval is over items, and the sentence says so; less
 forgetting is claimed only at matched learning; where a number is missing, the sentence says what is missing.

@@ -220,13 +220,13 @@ def check_pairs(pairs: Sequence[SeedPair], shared_items: bool = False) -> None:
 
 def restriction(pairs: Sequence[SeedPair]) -> str:
     """Say to how many items of how many pairs are restricted, per task; empty where all sides have the same items."""
-    told: dict[str, None] = {}
+    counts: dict[str, None] = {}
     for one, other in _partners(pairs):
         sets = (one.item_ids, other.item_ids)
         if all(sets) and sets[0] != sets[1]:
             both = len(sets[0] & sets[1])
-            told[f"{one.task}: {both} items in both, of {len(sets[0])} and {len(sets[1])}"] = None
-    return "; ".join(told)
+            counts[f"{one.task}: {both} items in both, of {len(sets[0])} and {len(sets[1])}"] = None
+    return "; ".join(counts)
 
 
 Tables = Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]

@@ -632,8 +632,8 @@ def test_a_rewards_grader_sees_what_the_evaluations_sees_the_answer_up_to_the_fi
     ctx = replace(context(None, ScriptedEngine([]), [example([1])]), renderer=renderer, tasks={"made_up": task})
     item = Example("made_up", "0", doc, [], [])
     assert task.generation["until"] == ["\n"]
-    for said, worth in ((doc["target"], 1.0), (f"{doc['target']}\nThe end.", 1.0), (f"no\n{doc['target']}", 0.0)):
-        assert ctx.reward(Rollout(item, renderer.encode_target(said), "stop")) == worth, said
+    for answer, worth in ((doc["target"], 1.0), (f"{doc['target']}\nThe end.", 1.0), (f"no\n{doc['target']}", 0.0)):
+        assert ctx.reward(Rollout(item, renderer.encode_target(answer), "stop")) == worth, answer
 
 
 def test_the_shipped_adapters_are_registered():

@@ -100,9 +100,9 @@ def test_a_step_takes_as_many_updates_as_were_asked_for(
 
 def test_several_updates_without_a_ratio_are_warned_of(recorder: type[Recorder]):
     def warnings_of(**options: Any) -> list[str]:
-        said: list[str] = []
-        made("aopd", top_k=4, updates_per_rollout=2, **options).train_stage(replace(stage(), warn=said.append))
-        return said
+        warnings: list[str] = []
+        made("aopd", top_k=4, updates_per_rollout=2, **options).train_stage(replace(stage(), warn=warnings.append))
+        return warnings
 
     (sentence,) = warnings_of()
     assert "updates_per_rollout is 2 and clip is null" in sentence

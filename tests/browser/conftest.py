@@ -43,7 +43,7 @@ def browser() -> Generator[Browser]:
 def report(browser: Browser, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the report that `harness sweep` makes of OPD and AOPD on two seeds of the tiny suite, shortened.
 
-    BROWSER_REPORT names a report that is there already, for who works on the page and would not wait for the runs.
+    BROWSER_REPORT names an existing report, so that work on the page need not wait for the runs.
     """
     if given := os.environ.get("BROWSER_REPORT"):
         return Path(given).resolve()

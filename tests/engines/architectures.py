@@ -79,7 +79,7 @@ def architectures() -> list[str]:
 
 
 def build(name: str) -> Any:
-    """Return a small random model of an architecture; raises whatever transformers raises where it cannot."""
+    """Return a small random model of an architecture; raises transformers' own error where it cannot."""
     default: Any = transformers.AutoConfig.for_model(name).get_text_config(decoder=True)
     own: dict[str, Any] = {key: value for key, value in SMALL.items() if _settable(default, key)} | OWN.get(name, {})
     layers = own.get("num_hidden_layers", 2)

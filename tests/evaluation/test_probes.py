@@ -308,9 +308,9 @@ def test_the_names_of_lm_eval_resolve_and_missing_data_is_one_sentence(tmp_path:
         ("ifeval", f"task ifeval: (its data set google/IFEval {missing}|it needs the Python package 'langdetect')"),
         ("mmlu_stem", f"task mmlu_stem: its data set cais/mmlu {missing}"),
     ):
-        with pytest.raises(TaskError, match=sentence) as told:
+        with pytest.raises(TaskError, match=sentence) as caught:
             library.load_group(name) if library.is_group(name) else library.load(name)
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.pitfall(

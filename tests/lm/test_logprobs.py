@@ -259,11 +259,11 @@ def test_right_padding_without_a_mask_gives_what_each_sequence_gives_alone():
     model = qwen3()
     (batch,) = make_batches(SEQUENCES, "sequence_mean", None)
     together = StudentForward(model)(batch, batch.targets[:, None]).chosen[:, 0]
-    alone: list[Tensor] = []
+    separate: list[Tensor] = []
     for one in sorted(SEQUENCES, key=lambda r: len(r.prompt_and_response), reverse=True):
         logq, start = dense_logprobs(model, one.prompt_and_response), len(one.example.prompt)
-        alone += [logq[start + i - 1, token] for i, token in enumerate(one.response)]
-    torch.testing.assert_close(together, torch.stack(alone), rtol=0, atol=1e-10)
+        separate += [logq[start + i - 1, token] for i, token in enumerate(one.response)]
+    torch.testing.assert_close(together, torch.stack(separate), rtol=0, atol=1e-10)
 
 
 SHAPE = {

@@ -87,10 +87,17 @@ def _pair(runs: Runs, earlier: str, later: str) -> list[str]:
         for name in ("learning_accuracy", "average_accuracy", "forgetting_chaudhry")
     )
     status = how_matched(learned)
-    told = bracketed(forgot, points) if status == MATCHED else "unmatched"
+    shown = bracketed(forgot, points) if status == MATCHED else "unmatched"
     if learned[3] < 2:
-        status, told = "one seed", "not judged: one seed"
-    return [f"{later} − {earlier}", str(learned[3]), bracketed(final, points), bracketed(learned, points), status, told]
+        status, shown = "one seed", "not judged: one seed"
+    return [
+        f"{later} − {earlier}",
+        str(learned[3]),
+        bracketed(final, points),
+        bracketed(learned, points),
+        status,
+        shown,
+    ]
 
 
 def how_matched(learned: tuple[float, float, float, int]) -> str:
@@ -219,8 +226,8 @@ def figure_table(runs: Runs, _: Match[str]) -> Grid:
             continue
         write = WRITE[unit.partition("\u00a0")[0]]
         rows.append([title, *(_with_count(found[label], seeds[label], write) for label in runs.labels), unit])
-    told = ["one seed: no interval" if n == 1 else f"{n} seeds" for n in seeds.values()]
-    return ["figure", *(f"{label} ({t})" for label, t in zip(runs.labels, told, strict=True)), "unit"], rows
+    counts = ["one seed: no interval" if n == 1 else f"{n} seeds" for n in seeds.values()]
+    return ["figure", *(f"{label} ({t})" for label, t in zip(runs.labels, counts, strict=True)), "unit"], rows
 
 
 def _figure(runs: Runs, label: str, name: str) -> pd.Series:

@@ -1,4 +1,4 @@
-"""What an entry is follows from the adapter that it names, whatever the suite calls it."""
+"""An entry's kind follows from the adapter that it names, not from its name in the suite."""
 
 from __future__ import annotations
 

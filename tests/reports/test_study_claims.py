@@ -102,8 +102,8 @@ def test_the_page_opens_with_what_shows_and_what_is_contradicted(tmp_path: Path)
     first, every = "AOPD learns tiny_arithmetic better than OPD", "AOPD learns all tasks better than OPD"
     shown = f"2 are supported ({first}, weak start; {every}, weak start)"
     lost = "1 are contradicted (AOPD keeps a higher entropy in training, weak start)"
-    told = count_verdicts(judge_study(made(tmp_path, learned, learned)))
-    assert told == f"Of 5 rows, {shown}, {lost}, 2 are not resolved or could not be compared."
+    reading = count_verdicts(judge_study(made(tmp_path, learned, learned)))
+    assert reading == f"Of 5 rows, {shown}, {lost}, 2 are not resolved or could not be compared."
 
 
 def test_a_clear_loss_contradicts(tmp_path: Path):

@@ -193,15 +193,15 @@ def _lines_and_words(
     ctx: Any, snapshots: Any, kept: tuple[list[dict[str, Any]], list[str]] | None = None, stop: int | None = None
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Train a stage and return its step log and its warnings; it is killed when it logs step `stop`."""
-    lines, said = ([], []) if kept is None else kept
+    lines, warnings = ([], []) if kept is None else kept
 
     def log(line: dict[str, Any]) -> None:
         if line["step"] == stop:
             raise StoppedError
         lines.append(line)
 
-    OPD().train_stage(replace(ctx, snapshots=snapshots, log=log, warn=said.append))
-    return lines, said
+    OPD().train_stage(replace(ctx, snapshots=snapshots, log=log, warn=warnings.append))
+    return lines, warnings
 
 
 def test_a_snapshot_holds_the_generators_of_every_device(monkeypatch: pytest.MonkeyPatch):

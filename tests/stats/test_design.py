@@ -108,7 +108,7 @@ def test_the_fewest_seeds_are_the_fewest():
 
 
 def test_an_effect_that_these_items_cannot_show_has_no_number_of_seeds():
-    # 20 clusters alone leave a standard error of 0.12 / sqrt(20) = 2.7 points, whatever the seeds.
+    # 20 clusters leave a standard error of at least 0.12 / sqrt(20) = 2.7 points, with any number of seeds.
     assert seeds_for(0.03, PILOT, 20, 4) is None
     assert seeds_for(0.03, PILOT, 2000, 4) is not None
 

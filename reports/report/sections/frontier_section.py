@@ -84,8 +84,8 @@ def _cell(row: dict[Any, Any], name: str, *, signed: bool = False) -> str:
 
 
 def _alt(report_data: ReportData) -> str:
-    told = [
+    points = [
         f"{row['label']} learned {format_percent(row['learned'].mean)} % and forgot {format_points(row['forgot'].mean)} points"
         for row in report_data.frontier.to_dict("records")
     ]
-    return f"Scatter of learning accuracy against forgetting: {'; '.join(told)}."
+    return f"Scatter of learning accuracy against forgetting: {'; '.join(points)}."
