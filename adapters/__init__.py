@@ -7,7 +7,7 @@ A method is one class in one file, registered under the entry point group `harne
 - `kl.py` forward and reverse KL; `sft.py` supervised fine-tuning on references and on the teacher's samples
 - `grpo.py` a policy gradient on verifiable rewards; `none.py` the control, which trains on nothing
 - `loop/` the training loop that the methods share: a method of the loop states its loss per token
-- `wrappers/` methods against forgetting that change the stage of another trainer: replay, EWC, KL to the start, LoRA
+- `wrappers/` methods against forgetting that change another trainer's stage: replay, EWC, KL to the start, LoRA
 - `trainers/` trainers from outside the loop: TRL, and a command of the user's own
 - `conformance/` checks of what every adapter promises: `harness adapters check NAME`
 - `commands/` `harness adapters`: list, check, document

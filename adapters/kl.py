@@ -20,7 +20,7 @@ from harness.lm.logprobs import TeacherRequest
 
 
 class ReverseKL(FullVocabulary):
-    """KL(q || p) at every position of the student's response; its gradient flows through the distribution alone."""
+    """KL(q || p) at every position of the student's response; its gradient flows only through the distribution."""
 
     formula: ClassVar[str] = "KL(q || p)_t over the vocabulary, y ~ q"
     paper: ClassVar[str] = "Gu et al. 2024 (arXiv 2306.08543) and Agarwal et al. 2024 (arXiv 2306.13649)"

@@ -23,11 +23,11 @@ class SFT(LoopAdapter):
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """The data alone."""
+        """Only the data."""
         return ("data",)
 
     def temperature(self, training: Training) -> float:
-        """Return 1: plain likelihood is taught, whatever temperature the student is sampled at."""
+        """Return 1: SFT trains on the plain likelihood, at any sampling temperature of the student."""
         return 1.0
 
     def token_losses(self, tokens: Tokens) -> TokenLosses:
@@ -52,5 +52,5 @@ class SeqKD(SFT):
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """The teacher alone."""
+        """Only the teacher."""
         return ("teacher",)

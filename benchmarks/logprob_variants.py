@@ -100,7 +100,7 @@ def ours_aopd(inputs: Inputs) -> Tensor:
 
 
 def ours_aopd_diagnosed(inputs: Inputs) -> Tensor:
-    """AOPD's loss with all that the step log asks for beside it."""
+    """AOPD's loss, and everything that the step log asks for."""
     student = _ours(inputs, 1 + TOP_K)
     every = sampled_rows(len(inputs.hidden))
     student = replace(student, own_top=top_ids(inputs.hidden[every], Head(inputs.weight), TOP_K))
@@ -114,7 +114,7 @@ def ours_aopd_diagnosed(inputs: Inputs) -> Tensor:
 
 
 def ours_opd(inputs: Inputs) -> Tensor:
-    """OPD's loss: the sampled token alone."""
+    """OPD's loss, which needs only the sampled token."""
     return OPD().token_losses(_tokens(_ours(inputs, 1).chosen, inputs)).losses.mean()
 
 

@@ -1,4 +1,4 @@
-"""One operation on log-probabilities, measured in a process of its own.
+"""One operation on log-probabilities, measured in a separate process.
 
 `python -m benchmarks.logprob_work --variant ours_aopd` prints its seconds and its peak memory as JSON.
 """
@@ -69,7 +69,7 @@ def _run(work: Work, inputs: Inputs) -> float:
 
 
 def _memory_before(gpu: bool) -> float:
-    """Start the peak anew at what is in use, and return that in bytes."""
+    """Reset the peak to the memory now in use, and return that in bytes."""
     if gpu:
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()

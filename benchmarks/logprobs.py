@@ -1,6 +1,6 @@
 """The log-probability operation at a real vocabulary: time and memory against full logits, against TRL, AOPD against OPD.
 
-Every measurement has a process of its own (`benchmarks.logprob_work`); rounds go through all of them in turn.
+Every measurement runs in a separate process (`benchmarks.logprob_work`); rounds go through all of them in turn.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.utilisation import peak_rate
 MIB = 2**20
 FULL, TRL_TILES = "full logits", "TRL, chunked"
 AOPD_SIZE = Size()
-# Full logits of student and teacher, kept for a divergence's gradient, would not fit beside each other with more tokens.
+# Full logits of student and teacher, kept for a divergence's gradient, would not fit into memory together with more tokens.
 WHOLE_SIZE = Size(tokens=1024)
 
 
@@ -122,7 +122,7 @@ def _rows(device: str, rounds: Sequence[Round]) -> Iterator[Measurement]:
 
 def notes(threads: int, rounds: int) -> list[str]:
     """Return what a reader must know of how the figures were made."""
-    said = [
+    lines = [
         f"{AOPD_SIZE.tokens:,} tokens ({WHOLE_SIZE.tokens:,} for reverse KL and JSD), hidden size {AOPD_SIZE.hidden}, "
         f"random states, heads and ids; forward and backward to states and head, the teacher's side forward alone. CPU: "
         f"float32, threads: {threads}; GPU: bfloat16. Medians of {rounds} rounds in turn; every measurement is one run (GPU: "
@@ -136,12 +136,12 @@ def notes(threads: int, rounds: int) -> list[str]:
         "4 in divergences, where the teacher's are computed again too), and that extra work does not count as done.",
     ]
     if installed():
-        said.append(
+        lines.append(
             "TRL's peers are what its trainers run: `ChunkedLogProbFunction` (one token and the entropy, as ours gives) and "
             "`DistillationTrainer`'s chunked divergence (beta 1 and 0.5; the student's entropy besides), with TRL's own tile "
             "sizes; on a GPU both are Triton kernels."
         )
-    return said
+    return lines
 
 
 def _precision(device: str) -> str:

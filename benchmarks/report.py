@@ -1,6 +1,6 @@
 """A report over 30 runs and 100,000 graded answers: seconds to build, and megabytes of its page and of its folder.
 
-The runs are made up (`benchmarks.report_runs`); every build has a process of its own, so starting Python and reading
+The runs are made up (`benchmarks.report_runs`); every build runs in a separate process, so starting Python and reading
 libraries counts.
 """
 
@@ -55,7 +55,7 @@ def built(runs: Path, out: Path) -> Built:
 
 
 def text(found: Sequence[Built], scale: Scale) -> str:
-    """Return the section: a row for each thing measured, beside what is wanted of it."""
+    """Return the section: a row for each measurement, with its target."""
     rows = [
         ["seconds to build", with_range([b.seconds for b in found], 1), f"under {WANTED_SECONDS}"],
         ["of them on a processor", with_range([b.processor for b in found], 1), ""],

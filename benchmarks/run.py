@@ -1,7 +1,7 @@
 """`make bench`: OPD and AOPD against TRL's trainer and each other, our generation, and the share of the machine used.
 
 All on the tiny suite's models, in one process on one thread, repetition by repetition in turn; then the log-probability
-operation at a real vocabulary, and a large report, each measurement in a process of its own.
+operation at a real vocabulary, and a large report, each measurement in a separate process.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _sections(
 
 
 def measure(settings: Sequence[Setting], repetitions: int) -> BenchmarkResults:
-    """Return all figures; TRL's are left out, and it is said so, where it is not installed."""
+    """Return all figures; where TRL is not installed, its figures are left out and the text says so."""
     steps = in_turn(_merged(_trainers(setting) for setting in settings), repetitions)
     rates = in_turn(_merged(_rates(setting) for setting in settings), repetitions)
     precisions = [setting.precision for setting in settings]
@@ -171,7 +171,7 @@ def notes(setting: Setting) -> list[str]:
     """Return what a reader must know of how the figures were made."""
     training = setting.context.training
     task = " and ".join(setting.context.tasks)
-    said = [
+    lines = [
         f"Task {task}, {training.prompts_per_step} prompts a step, at most {training.max_new_tokens} new tokens, "
         f"{setting.steps} steps a repetition after one that is not counted. All trainers get the same prompts and a "
         "learning rate of nearly zero, so that response lengths stay those of the start.",
@@ -181,10 +181,10 @@ def notes(setting: Setting) -> list[str]:
         "The student's operations are those that run: padding and the head's recomputation count.",
     ]
     if not installed():
-        return [*said, f"{MISSING}."]
+        return [*lines, f"{MISSING}."]
     options = ", ".join(f"{key}={value}" for key, value in settings_of(setting).items())
     return [
-        *said,
+        *lines,
         "TRL is always on-policy, one response to a prompt; beta=1 is the reverse KL over the whole vocabulary, which "
         "OPD estimates from the sampled token. Its steps are timed by a callback inside its own trainer; its teacher "
         f"phase is the backbone alone, the teacher's head is in the rest. Settings: {options}.",

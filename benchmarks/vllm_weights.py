@@ -1,4 +1,4 @@
-"""vLLM between two evaluations: taking a checkpoint's weights against starting an engine on it, and generation beside ours."""
+"""vLLM between two evaluations: taking a checkpoint's weights or starting an engine on it, and generation next to ours."""
 
 from __future__ import annotations
 

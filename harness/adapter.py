@@ -26,7 +26,7 @@ from harness.errors import ConfigError
 from harness.rundir.schema import Source
 
 if TYPE_CHECKING:
-    # Types alone: what only reads a suite or lists adapters loads no torch.
+    # Only for types: code that reads a suite or lists adapters does not load torch.
     from torch import Tensor, nn
 
     from harness.engines.base import Engine
@@ -93,7 +93,7 @@ class Capabilities:
     log describe the student's own answers only where it is `{"student"}`.
     `takes_penalties`: it adds `ctx.penalties` to its loss.
     `replaces_weights`: it trains parameters that stand in for those of `ctx.student`, such as low-rank factors.
-    `needs_whole_weights`: it reads or writes the model's own parameters, so that none can stand in for them.
+    `needs_whole_weights`: it reads or writes the model's own parameters, so nothing can stand in for them.
     `moves_reference`: it moves the weights of `ctx.reference`, which then is not the stage's start any more.
     """
 

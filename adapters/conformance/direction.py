@@ -186,7 +186,7 @@ def _rewarded(rollouts: Sequence[Rollout]) -> bool:
 
 
 def _worth(ctx: StageContext, rollouts: Sequence[Rollout]) -> list[float]:
-    """Return 1 for each reference, or each response's reward over the mean of its prompt's, taken from the task anew."""
+    """Return 1 for each reference, or each response's reward minus its prompt's mean; the task computes the rewards again."""
     if not _rewarded(rollouts):
         return [1.0] * len(rollouts)
     groups: dict[tuple[int, ...], list[float]] = defaultdict(list)

@@ -55,9 +55,9 @@ class StepLog:
     def against_engine(self, logq: Tensor, batch: Batch) -> None:
         """Add how far the log-probabilities (N,) of a micro-batch's tokens are from those that the engine drew them with."""
         drawn = [rollout.logprobs for rollout in batch.rollouts]
-        told = [logprob for logprobs in drawn if logprobs is not None for logprob in logprobs]
-        if len(told) == len(logq):
-            self.parts["mismatch"].append(logq.detach() - torch.tensor(told, device=logq.device))
+        sampled = [logprob for logprobs in drawn if logprobs is not None for logprob in logprobs]
+        if len(sampled) == len(logq):
+            self.parts["mismatch"].append(logq.detach() - torch.tensor(sampled, device=logq.device))
 
     def update(self, result: UpdateResult) -> None:
         """Add an optimiser update."""
@@ -130,11 +130,11 @@ class RolloutFigures:
     def add(self, rollouts: Sequence[Rollout], tokens: Mapping[str, Tensor | None]) -> None:
         """Add a micro-batch's values (N,) by name, N tokens in the order of its rollouts; None is left out.
 
-        So are values of other tokens than the rollouts', of which nothing can be said here.
+        So are values of other tokens than the rollouts', about which this class knows nothing.
         """
         lengths = [len(rollout.response) for rollout in rollouts]
-        given = {name: values for name, values in tokens.items() if values is not None}
-        known = {name: values.detach().double() for name, values in given.items() if len(values) == sum(lengths)}
+        present = {name: values for name, values in tokens.items() if values is not None}
+        known = {name: values.detach().double() for name, values in present.items() if len(values) == sum(lengths)}
         split = {name: torch.split(values.cpu(), lengths) for name, values in known.items()}
         for row, rollout in enumerate(rollouts):
             self.found[id(rollout)] = {name: float(parts[row].mean()) for name, parts in split.items()}

@@ -69,7 +69,7 @@ def _kl(first: Tensor, second: Tensor) -> Tensor:
 def _outside(logp: Tensor, rest_logq: Tensor) -> Tensor:
     """Return p log(p / q) of the mass outside, 0 where nothing is outside.
 
-    The student's comes as a logarithm of its own: 1 - sum q is 0 in float32, without gradient, where the student is sure. The
+    The student's comes as a separate logarithm: 1 - sum q is 0 in float32, without gradient, where the student is sure. The
     teacher's is a weight, which float64 gives as exactly as its log-probabilities are.
     """
     outside = (1 - logp.double().exp().sum(-1)).clamp(min=0)

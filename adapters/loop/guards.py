@@ -17,10 +17,10 @@ class Guards:
     def __init__(self, warn: Callable[[str], None]) -> None:
         self.warn = warn
         self.values: dict[str, list[float]] = {name: [] for name, _, _ in SIGNS}
-        self.said: set[str] = set()
+        self.warned: set[str] = set()
 
     def look_at(self, line: Mapping[str, Any]) -> list[str]:
-        """Return the names of the warnings that this step raised, after saying them."""
+        """Return the names of the warnings that this step raised, after giving them."""
         raised = self._loss_is_a_number(line)
         for column, values in self.values.items():
             value = line.get(column)
@@ -28,28 +28,28 @@ class Guards:
                 values.append(float(value))
         for column, name, sign in SIGNS:
             seen = self.values[column]
-            if name in self.said or len(seen) < WINDOW:
+            if name in self.warned or len(seen) < WINDOW:
                 continue
             if sentence := sign(seen[:WINDOW], seen[-WINDOW:]):
-                self.said.add(name)
+                self.warned.add(name)
                 raised.append(name)
                 self.warn(f"step {line['step']}: {sentence}")
         return raised
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was seen and said, for a snapshot."""
-        return {"values": self.values, "said": sorted(self.said)}
+        """Return the values seen and the warnings given, for a snapshot."""
+        return {"values": self.values, "said": sorted(self.warned)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a snapshot's."""
         self.values = {name: list(state["values"].get(name, [])) for name in self.values}
-        self.said = set(state["said"])
+        self.warned = set(state["said"])
 
     def _loss_is_a_number(self, line: Mapping[str, Any]) -> list[str]:
         loss = line.get("loss")
-        if loss is None or math.isfinite(loss) or NOT_FINITE in self.said:
+        if loss is None or math.isfinite(loss) or NOT_FINITE in self.warned:
             return []
-        self.said.add(NOT_FINITE)
+        self.warned.add(NOT_FINITE)
         self.warn(f"step {line['step']}: the loss is {loss}; expected a finite number; lower the learning rate")
         return [NOT_FINITE]
 

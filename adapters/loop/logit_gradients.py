@@ -14,7 +14,7 @@ def gradient_at_chosen(losses: Tensor, chosen: Tensor, ids: Tensor) -> Tensor:
     """Return g (N, C) of losses (N,) at log-probabilities `chosen` (N, C) of `ids` (N, C).
 
     Column 0 is the sampled token; where it is also among the others, its gradient is counted there, so that every column
-    with a gradient stands for a token of its own. Losses that do not use `chosen` give zeros.
+    with a gradient stands for a separate token. Losses that do not use `chosen` give zeros.
     """
     if not losses.requires_grad:
         return torch.zeros_like(chosen)

@@ -30,7 +30,7 @@ def spread(shares: Mapping[str, float]) -> Iterator[str]:
 
 
 def _endless(ctx: StageContext, task: str) -> Iterator[Example]:
-    """Yield one task's items epoch after epoch, each in an order of its own."""
+    """Yield one task's items epoch after epoch, each in a new order."""
     examples = [example for example in ctx.examples if example.task == task]
     for epoch in count():
         for i in permutation(len(examples), derive_seed(ctx.seed, "data", task, epoch)):

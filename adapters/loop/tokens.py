@@ -58,7 +58,7 @@ def require(signal: Tensor | None, name: str) -> Tensor:
 def uniform_draws(seed: int, step: int, rollouts: Sequence[Rollout]) -> Tensor:
     """Return draws (N,) in [0, 1), float64, for the tokens of some rollouts of a step.
 
-    A draw depends on the stage's seed, the step, the item and the response alone, not on batches or on what else was drawn.
+    A draw depends only on the stage's seed, the step, the item and the response, not on batches or on other draws.
     """
     parts = [
         _draws(derive_seed(seed, "uniform", step, r.example.item_id, *r.response), len(r.response)) for r in rollouts

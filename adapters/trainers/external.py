@@ -114,7 +114,7 @@ class External(Adapter):
         (folder / "config.json").write_text(_config(ctx, seed), encoding="utf-8")
         names = {"prompts": "prompts.jsonl", "config": "config.json", "steps": "steps.jsonl"}
         paths = {name: str(folder / names.get(name, name)) for name in PLACEHOLDERS}
-        # A name of this attempt alone: a command of an earlier one cannot answer it.
+        # Only this attempt has this name, so a command of an earlier attempt cannot answer it.
         output = str(folder / f"output-{uuid.uuid4().hex[:8]}")
         return {**paths, "output": output, "python": sys.executable, "seed": str(seed)}
 

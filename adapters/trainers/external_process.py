@@ -1,4 +1,4 @@
-"""Run a command in a process group of its own, which ends with the harness; its step log is read while it runs."""
+"""Run a command in its own process group, which ends with the harness; its step log is read while it runs."""
 
 from __future__ import annotations
 

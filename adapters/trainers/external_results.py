@@ -59,7 +59,7 @@ def load_result(ctx: StageContext, folder: Path) -> None:
 class ReturnedSteps:
     """The step log that a command writes: a JSON object of numbers per line, with a mapping of numbers under `seconds`.
 
-    Steps are counted here, whatever the command calls them, and looked at by the guards as every other trainer's.
+    Steps are counted here, not by the command's own numbers. The guards check them as they check every trainer's.
     """
 
     def __init__(self, path: Path, ctx: StageContext) -> None:

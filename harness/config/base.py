@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of what becomes part of a folder's name
 Name = Annotated[str, Field(pattern=NAME, max_length=100)]
-# A task's name, which lm-eval chooses, as part of a path: nothing that leads out of a folder, hides, or is no character.
+# A task's name, which lm-eval chooses, as part of a path. It must not leave the folder, be hidden, or contain control codes.
 PathPart = Annotated[str, Field(pattern=r"^[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*$", max_length=200)]
 
 

@@ -48,7 +48,7 @@ class Factor(Strict):
 
     @property
     def of_entries(self) -> bool:
-        """Whether entries alone are varied, and so compared with one another."""
+        """Whether only entries are varied, and so compared with each other."""
         return self.key is None and len(self.orders) == 1
 
     @model_validator(mode="after")

@@ -112,7 +112,7 @@ class Suite(Strict):
 
     @model_serializer(mode="wrap")
     def _omit_default_backend(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        """Leave out the default backend, so that a suite without the key keeps its hash; add the settings of another."""
+        """Leave out the default backend, so that a suite without the key keeps its hash; add settings of others."""
         dumped: dict[str, Any] = dump(self)
         if self.backend == HF:
             return {key: value for key, value in dumped.items() if key != "backend"}

@@ -1,4 +1,4 @@
-"""What a generation engine promises: token ids in, responses out, drawn from a random stream of its own."""
+"""What a generation engine promises: token ids in, responses out, drawn from its own random stream."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Engine(Protocol):
 
 
 class CheckpointEngine(Engine, Protocol):
-    """An engine with weights of its own: those of a checkpoint, until `load` replaces them."""
+    """An engine with its own weights: those of a checkpoint, until `load` replaces them."""
 
     @property
     def backend(self) -> Backend:

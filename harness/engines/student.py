@@ -1,4 +1,4 @@
-"""Rollouts of a model in training from an engine with weights of its own: they are handed over before every call."""
+"""Rollouts of a model in training from an engine with its own weights: they are handed over before every call."""
 
 from __future__ import annotations
 

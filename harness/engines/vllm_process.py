@@ -1,6 +1,6 @@
 """The process that vLLM lives in: `python -m harness.engines.vllm_process FD`, started by `harness.engines.vllm`.
 
-A process of its own gives its memory back when it ends, needs no guarded `__main__` in the user's script, and may die without
+A separate process gives its memory back when it ends, needs no guarded `__main__` in the user's script, and may die without
 taking the run along. The engine core runs in this same process, so an error is raised here with its own cause. Requests come
 as (name, arguments) on the connection whose file descriptor it is given; replies are (True, value) or (False, sentence).
 It ends when the connection does.
@@ -24,14 +24,14 @@ class Served:
     """vLLM with what the harness asks of it; every method takes and returns plain values."""
 
     def __init__(self, model: str, options: dict[str, Any]) -> None:
-        # Of our own: what vLLM itself logs depends on a level that libraries beside it change.
+        # We log this ourselves: what vLLM logs depends on a level that other libraries change.
         print(f"starting vLLM on {model} with {options}", flush=True)
         self.vllm: Any = importlib.import_module("vllm")
         # Log-probabilities as they were sampled from, temperature included, like the trainer's.
         self.llm = self.vllm.LLM(model=model, generation_config="vllm", logprobs_mode="processed_logprobs", **options)
 
     def load(self, folder: str) -> None:
-        """Take the weights of another checkpoint of the same architecture, and forget what the old ones computed."""
+        """Take another checkpoint's weights, of the same architecture, and forget what the old ones computed."""
         self.llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
         self.llm.apply_model(_prepare_output_layer)
         self.llm.reset_prefix_cache()
@@ -57,9 +57,9 @@ class Served:
 
 
 def _prepare_output_layer(model: Any) -> None:
-    """Prepare the output layer anew: one that is tied to the embeddings is in no checkpoint, so vLLM's reload passes it by.
+    """Prepare the output layer again: no checkpoint holds one that is tied to the embeddings, so vLLM's reload skips it.
 
-    On a CPU it then goes on using a packed copy of the old weights, without a word that would stop anyone.
+    On a CPU vLLM then silently goes on using a packed copy of the old weights.
     """
     head = getattr(model, "lm_head", None)
     if head is not None and hasattr(head, "quant_method"):

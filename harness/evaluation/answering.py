@@ -1,4 +1,4 @@
-"""Answers for lm-eval from an engine of ours: what every backend's model class shares.
+"""Answers for lm-eval from one of our engines: what every backend's model class shares.
 
 A backend is a class `class X(Answering, StockClass)` that opens a checkpoint and calls `answer_with`; everything but
 `generate_until` and the chat template stays the stock class's own. What either would cut to fit the context is refused.
@@ -43,7 +43,7 @@ class Answering:
     def answer_with(
         self, engine: Engine, renderer: Renderer, made_with: dict[str, Any], seed: int, on_task: Callable[[str], None]
     ) -> None:
-        """Set what answers are made with; `seed` decides every draw, whatever random state lm-eval leaves behind."""
+        """Set what answers are made with; `seed` decides every draw, so lm-eval's random state has no effect."""
         self.engine, self.renderer = engine, renderer
         self.made_with = {**made_with, "tokenizer": renderer.fingerprint()}
         self.seed, self.on_task = seed, on_task

@@ -1,4 +1,4 @@
-"""How far a model has moved from its start, measured alike after every stage, whatever the adapter.
+"""How far a model has moved from its start, measured in the same way after every stage and for every adapter.
 
 The start p answers fixed prompts once, by sampling at temperature 1: the first test items of each generating task. After each
 stage the current model q reads the same prompts and the same answers of the start, so that methods and stages are compared at
@@ -64,7 +64,7 @@ def probed(tasks: Iterable[Task], evaluation: Evaluation, settings: Drift) -> di
 def answers_of(
     start: Loaded, tasks: Mapping[str, tuple[Task, int]], evaluation: Evaluation, settings: Drift
 ) -> list[DriftAnswers]:
-    """Return the start's sampled answers; each task's depend on that task and on the evaluation's seed alone."""
+    """Return the start's sampled answers; each task's depend only on that task and on the evaluation's seed."""
     engine = HFEngine(start.model, start.renderer.tokenizer, evaluation.batch_size)
     return [
         answered
@@ -78,7 +78,7 @@ def measure(
 ) -> pd.DataFrame:
     """Return one row per item with FIGURES: checkpoint `current` against checkpoint `start`; `same` says they are equal.
 
-    One model is in memory at a time, beside the start's output layer and its hidden states at the answers' tokens.
+    One model is in memory at a time, with the start's output layer and its hidden states at the answers' tokens.
     Raises `ModelError` where the two have output layers of different sizes.
     """
     first = load(start, spec, device)
@@ -115,7 +115,7 @@ def summarise(rows: pd.DataFrame, answered: Sequence[DriftAnswers], settings: Dr
 
 
 def as_frame(answered: Sequence[DriftAnswers]) -> pd.DataFrame:
-    """Return the answers as columns, to be stored beside the start's figures."""
+    """Return the answers as columns, to be stored next to the start's figures."""
     return pd.DataFrame([vars(answer) for answer in answered])
 
 

@@ -1,7 +1,7 @@
 """Groups of lm-eval as probes: what a suite's names stand for, and a group's cell made of its tasks' cells.
 
 A group whose file says how its tasks make one score (`aggregate_metric_list`) is one probe with that score; its tasks are
-evaluated as cells of their own beside it. A tag, or a group without such a list, only names tasks: each is a probe.
+evaluated as separate cells next to it. A tag, or a group without such a list, only names tasks: each is a probe.
 """
 
 from __future__ import annotations

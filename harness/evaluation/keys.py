@@ -1,4 +1,4 @@
-"""Three keys that say when evaluation results may be reused, graded anew, or put in one matrix.
+"""Three keys that say when evaluation results may be reused, graded again, or put in one matrix.
 
 Generation: what decides the answers. Grading: what decides their grades. Comparability: both, without weights and seed.
 """

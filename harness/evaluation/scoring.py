@@ -3,7 +3,7 @@
 samples.parquet has one row per item and answer, the answers of an item one after another:
 - `item_id`: the document's hash, numbered where documents are identical; `sample`: 0 to n - 1 within the item.
 - `cluster`: items with one value depend on each other, see `Task.cluster`; resampling draws clusters. Without
-  `metadata.harness.cluster` each document is a cluster of its own.
+  `metadata.harness.cluster` each document is its own cluster.
 - `prompt`, `target`, `response`: text; `finish`: `stop` or `length`; `tokens`: of the response, stop token included.
 - `score`: the primary metric, see `harness.lmeval.score`; `outcome`: correct, wrong, unparsed or truncated; then every
   metric of the task that has a value for one item, in its own unit.

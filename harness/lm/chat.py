@@ -112,7 +112,7 @@ class Renderer:
         """Return an answer's ids, ended by the first stop token.
 
         `after` is the end of the prompt. Prompt and answer are encoded together and the prompt's ids are taken off, because
-        some tokenizers put a space before every text. Where the two share a token, the answer is encoded alone.
+        some tokenizers put a space before every text. Where the two share a token, the answer is encoded separately.
         """
         before = self.tokenizer.encode(after, add_special_tokens=False) if after else []
         whole = self.tokenizer.encode(after + text, add_special_tokens=False)

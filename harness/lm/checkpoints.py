@@ -54,7 +54,7 @@ def vocabulary_of(folder: Path) -> int:
 
 
 def load_renderer(folder: Path, spec: Model) -> Renderer:
-    """Load a checkpoint's tokenizer alone."""
+    """Load only a checkpoint's tokenizer."""
     return read_renderer(folder, spec.chat)
 
 
@@ -86,7 +86,7 @@ def load(folder: Path, spec: Model, device: str) -> Loaded:
 
 
 def load_model(folder: Path, dtype: torch.dtype | str) -> Any:
-    """Load a causal language model; raises `ModelError` for tensors that are missing, left over or of another shape."""
+    """Load a causal language model; raises `ModelError` for tensors that are missing, left over or of the wrong shape."""
     return _load_model(folder, dtype=dtype)
 
 

@@ -183,7 +183,7 @@ def head_of(model: Any, temperature: float = 1.0) -> Head:
 def check_head(model: Any) -> None:
     """Raise `ModelError` when log-probabilities as they are computed here are not the model's own, on a short sequence.
 
-    An architecture may scale, cap or shift its logits in a way that `head_of` does not know, have no decoder of its own, or
+    An architecture may scale, cap or shift its logits in a way that `head_of` does not know, have no separate decoder, or
     let a position read later tokens, so that padding on the right changes it.
     """
     head, name = head_of(model), type(model).__name__

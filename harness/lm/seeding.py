@@ -24,7 +24,7 @@ def derive_seed(seed: int, *names: str | int) -> int:
 def prompt_seeds(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:
     """Return a seed for each prompt of a call, from its token ids and from how often the call held it before.
 
-    Neither the order of the prompts nor what else the call holds has a part in it, so two policies that answer the same
+    It does not depend on the order of the prompts or on the rest of the call, so two policies that answer the same
     prompts under the same `seed` draw with common random numbers.
     """
     before: Counter[tuple[int, ...]] = Counter()
@@ -36,7 +36,7 @@ def prompt_seeds(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:
 
 
 def race_times(seeds: Tensor, position: int, width: int) -> Tensor:
-    """Return standard exponential numbers (rows, width), a function of each row's seed, the position and the column alone.
+    """Return standard exponential numbers (rows, width), a function of only each row's seed, the position and the column.
 
     `argmax(logits - log(times))` draws from softmax(logits) (the Gumbel-max trick). Two distributions p and q that share
     the numbers draw the same token with probability at least (1 - TV) / (1 + TV), TV their total variation distance.

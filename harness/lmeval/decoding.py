@@ -37,7 +37,7 @@ class InProfile(Protocol):
 def under_profiles(tasks: Iterable[Task], evaluation: Evaluation) -> dict[str, Task]:
     """Return every task under every profile by its cell's name, settings settled, the first profile's tasks first.
 
-    A task that is scored by likelihoods draws no answers, so it stands under the first profile alone.
+    A task that is scored by likelihoods draws no answers, so it stands only under the first profile.
     Raises `TaskError` where a setting that decides answers is missing or several answers would be one.
     """
     loaded = list(tasks)

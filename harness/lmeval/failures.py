@@ -1,6 +1,6 @@
 """One sentence in place of what lm-eval raises: which task, what was found, and which splits and fields exist.
 
-lm-eval raises whatever a loader, a template or a grader raises (`KeyError: 'calls'`). It names neither the task nor the
+lm-eval passes on every error of a loader, a template or a grader (`KeyError: 'calls'`). It names neither the task nor the
 fields that its records have, so the object that failed is taken from the traceback.
 """
 

@@ -24,7 +24,7 @@ from harness.lmeval.task_files import TASK_FOLDER, check_files, lacks_members, m
 class TaskLibrary:
     """The tasks that can be named: the shipped ones, those in `include` folders and, when one is asked for, lm-eval's.
 
-    Every file is parsed first, because lm-eval skips a broken one without a word.
+    Every file is parsed first, because lm-eval silently skips a broken one.
     """
 
     def __init__(self, include: Sequence[str | Path] = (), data: Mapping[str, str] | None = None) -> None:
@@ -46,7 +46,7 @@ class TaskLibrary:
         return _checked(name, self._load(name)["tasks"][name])
 
     def load_group(self, name: str) -> tuple[list[Task], Group | None]:
-        """Load the tasks of a group, with the settings that the group gives them, or of a tag, which is no group."""
+        """Load the tasks of a group, with the settings that the group gives them, or of a tag, which is not a group."""
         loaded = self._load(name)
         tasks = [_checked(member, task) for member, task in loaded["tasks"].items()]
         return tasks, loaded.get("groups", {}).get(name)
@@ -69,7 +69,7 @@ class TaskLibrary:
         return TaskManager(include_path=list(self.folders), metadata=self.metadata)
 
     def _manager_of(self, name: str) -> TaskManager:
-        # A group of ours may name tasks of lm-eval.
+        # One of our groups may name tasks of lm-eval.
         if name in self.manager.task_index and not lacks_members(self.manager.task_index, name):
             return self.manager
         if name in self._with_defaults.task_index:

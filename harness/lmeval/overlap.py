@@ -115,13 +115,13 @@ def _training_splits(spec: RunSpec, tasks: Mapping[str, Task], library: TaskLibr
 
 
 def _prompts_with(wanted: set[Ngram], training: Split) -> Counter[Ngram]:
-    """Count in how many distinct prompts each n-gram occurs; a repeated prompt is no template."""
+    """Count in how many distinct prompts each n-gram occurs; a repeated prompt is not a template."""
     distinct = dict(zip(training.hashes, training.words, strict=True)).values()
     return Counter(ngram for words in distinct for ngram in wanted.intersection(ngrams(words)))
 
 
 def _share(words: Sequence[str], seen: Set[Ngram], templates: Set[Ngram]) -> float | None:
-    """Return the share of an item's own n-grams, those without a word of a template, that are trained on."""
+    """Return the share of an item's own n-grams (those that contain no word of a template) that are trained on."""
     found = ngrams(words)
     covered = {start + i for start, ngram in enumerate(found) if ngram in templates for i in range(NGRAM)}
     own = [ngram for start, ngram in enumerate(found) if covered.isdisjoint(range(start, start + NGRAM))]

@@ -81,7 +81,7 @@ def _columns(rows: Any) -> list[str]:
 
 
 def _printed(template: str) -> list[str]:
-    """Return the variables that a Jinja template prints whatever the row: those outside of conditions and loops."""
+    """Return the variables that a Jinja template prints for every row: those outside of conditions and loops."""
     try:
         body = env.parse(template).body
     except TemplateError as error:

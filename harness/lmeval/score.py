@@ -1,6 +1,6 @@
 """Which metric of a task is its score, and how an item's value of it becomes a number in 0..1 where higher is better.
 
-Gains, forgetting and intervals are differences of scores, so a score never has a direction of its own. A metric whose
+Gains, forgetting and intervals are differences of scores, so for every score higher must be better. A metric whose
 mean over items is the task's figure is the score as it is. A perplexity, which no mean over items gives and where lower
 is better, is scored by its reciprocal: the geometric mean of the probabilities that the model gave the tokens, words or
 bytes of an item. Any other metric where lower is better is refused.
@@ -39,7 +39,7 @@ def can_be_score(higher_is_better: Mapping[str, bool]) -> list[str]:
 def item_value(task: Any, metric: str, found: Any) -> float | None:
     """Return one item's value of a metric in the metric's own unit, or None where it has none.
 
-    A perplexity's is that of the item alone, a list's (one entry for each instruction of an IFEval item) is its mean;
+    A perplexity's is that of the single item, a list's (one entry for each instruction of an IFEval item) is its mean;
     pairs of gold and prediction, as F1 collects them, have a value over all items only.
     """
     if metric in PERPLEXITIES:

@@ -30,7 +30,7 @@ from harness.rundir.store import cell_name
 
 TINY = 1e-6  # a score may miss 0 or 1 by rounding
 BATCH = 1000  # documents that are read at a time
-FEWSHOT_SEED = 1234  # lm-eval's own; the seed of an evaluation is that of its draws alone
+FEWSHOT_SEED = 1234  # lm-eval's own; an evaluation's seed only decides its draws
 
 
 class Task:
@@ -181,7 +181,7 @@ class Task:
     def asked(self, docs: Sequence[dict[str, Any]], renderer: Renderer) -> list[str]:
         """Return all that a model is asked about each document: the prompt, or every context with its continuation.
 
-        The examples of few-shot prompts are those that the evaluation draws, whatever was rendered before.
+        The examples of few-shot prompts are those that the evaluation draws; earlier rendering has no effect.
         """
         self.lmeval.set_fewshot_seed(FEWSHOT_SEED)
         if self.generates:
@@ -226,7 +226,7 @@ class Task:
         """Return what makes a document dependent on others: those with one value are right or wrong together.
 
         `metadata.harness.cluster` names a field, a template or a function of the document. Without it, or where it gives
-        nothing, the document is a cluster of its own, named by its `item_id`.
+        nothing, the document is its own cluster, named by its `item_id`.
         """
         named = self.settings.get("cluster")
         value = None if named is None else named(doc) if callable(named) else _named(named, doc)

@@ -1,6 +1,6 @@
 """One item of a task tried before anything runs: its prompt, the grade of its reference, and of wrong copies of it.
 
-A task that passes neither breaks in its first stage nor is refused after the start's evaluation.
+A task that passes does not break in its first stage, and is not refused after the start's evaluation.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def check_grader(task: Task, doc: dict[str, Any], renderer: Renderer) -> GradeCh
 def spoil(target: str) -> str:
     """Return a wrong copy of a reference: every digit raised by one, and its last word changed where that has no digit.
 
-    The last word is where an answer stands: in a worked solution that ends in a box with pi, digits alone decide nothing.
+    The last word is where an answer stands: in a worked solution that ends in a box with pi, digits do not decide anything.
     """
     raised = re.sub(r"\d", lambda digit: str((int(digit[0]) + 1) % 10), target)
     if raised == target:

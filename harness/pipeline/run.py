@@ -21,7 +21,7 @@ from harness.rundir.store import RunStore, is_finished
 
 
 def run(spec: RunSpec, report: Report = silent) -> Path:
-    """Do a run, or what is left of it, and return its directory; a finished run is left alone."""
+    """Do a run, or what is left of it, and return its directory; a finished run stays as it is."""
     store = RunStore(spec.path)
     with store.locked(), stderr_to(spec.path / "log.txt"):
         if is_finished(spec):

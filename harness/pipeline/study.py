@@ -1,6 +1,6 @@
 """Studies: many runs of one suite that vary one factor at a time, planned from a short YAML file.
 
-Points whose configurations differ in the suite's name alone are one run: the base run is trained once for all factors, an
+Points whose configurations differ only in the suite's name are one run: the base run is trained once for all factors, an
 adapter that a factor's key does not touch is not trained again, and runs that a sweep has made are used as they are.
 `reports.study.build_study` writes the page.
 """
@@ -118,7 +118,7 @@ def _points(study: Study, base: Suite, overrides: Sequence[str], out: Path) -> I
 
 
 def _varied(study: Study, name: str, factor: Factor, value: Any, base: Suite, overrides: Sequence[str]) -> Suite:
-    """Return the suite with a factor's value, under a name of its own."""
+    """Return the suite with a factor's value, under its own name."""
     settings = {**factor.fixed, **({factor.key: value} if factor.key else {})}
     if not settings:
         return base
@@ -127,7 +127,7 @@ def _varied(study: Study, name: str, factor: Factor, value: Any, base: Suite, ov
 
 
 def _kind(spec: RunSpec) -> str:
-    """Identify what a run does, whatever its suite is called."""
+    """Identify what a run does; the suite's name has no part in it."""
     return digest([spec.entry, spec.order, {**spec.config(), "name": None}])
 
 

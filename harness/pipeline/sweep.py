@@ -25,7 +25,7 @@ from harness.rundir.progress import Event, Report
 
 
 def threads_of(suite: Suite, workers: int) -> int | None:
-    """Return the CPU threads of one run among `workers`: the suite's, else its share of the processors; None alone.
+    """Return the CPU threads of one run among `workers`: the suite's, else its share of the processors; None for one worker.
 
     Every worker would otherwise take all of them, and a step is many times slower with more threads than processors.
     """

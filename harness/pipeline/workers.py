@@ -1,4 +1,4 @@
-"""Worker processes that end with their parent, whatever ended it."""
+"""Worker processes that end with their parent, even when it is killed."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def waiting_lock(path: Path, seconds: float = LONGEST_WAIT) -> Generator[None]:
 
 def refuse_without_flock(folder: Path) -> None:
     """Raise `RunError` where the file system of a folder does not have flock."""
-    # A file of its own: a lock on the real one, however short, could refuse another process.
+    # A separate file: a lock on the real one, however short, could refuse another process.
     with tempfile.TemporaryFile(dir=folder) as probe:
         try:
             fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)

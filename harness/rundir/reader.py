@@ -18,7 +18,7 @@ from harness.rundir.files import CURVE, read_lines, read_results, readable
 from harness.rundir.schema import CurvePoint, Manifest, StepLine
 from harness.rundir.store import StageFolder, cell_name, read_manifest, stage_folder
 
-SHOWN_FIRST = ["sft", "opd", "aopd"]  # entries, after the controls
+SHOWN_FIRST = ["sft", "opd", "aopd"]  # kinds of adapter, after the controls
 IDENTITY = ["label", "suite", "adapter", "order", "start", "seed"]
 
 
@@ -188,7 +188,8 @@ def read_parquet(file: Path, columns: Sequence[str] | None = None) -> pd.DataFra
 
 
 def _display_order(run: RunDir) -> tuple[int, str, str, str, str, int]:
-    first = SHOWN_FIRST.index(run.adapter) if run.adapter in SHOWN_FIRST else len(SHOWN_FIRST)
+    kind = run.manifest.kind
+    first = SHOWN_FIRST.index(kind) if kind in SHOWN_FIRST else len(SHOWN_FIRST)
     rank = -1 if run.manifest.control else first
     return rank, run.adapter, run.suite, run.order, run.start, run.seed
 
@@ -202,8 +203,9 @@ def _check_distinct(runs: Sequence[RunDir]) -> None:
                 f"{first.path} trains {', '.join(first.stages)} and {run.path} trains {', '.join(run.stages)}, both as "
                 f"suite {run.suite}, order {run.order}; report them apart, or give the orders different names."
             )
+    runs = sorted(runs, key=lambda run: _display_order(run)[1:])
     for before, run in pairwise(runs):
-        if _display_order(before) == _display_order(run):
+        if _display_order(before)[1:] == _display_order(run)[1:]:
             raise RunError(
                 f"{before.path} and {run.path} are both {run.suite}, {run.adapter}, {run.order}, seed {run.seed}; "
                 "a report takes each run once: leave one out."

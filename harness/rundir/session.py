@@ -130,7 +130,7 @@ def _git(folder: Path) -> Git:
     """Return commit, dirtiness and diff of the checkout that the code runs from; nothing for an installed package."""
 
     def git(*args: str) -> str:
-        # A diff holds the bytes of the files, whatever they are written in.
+        # A diff holds the files' bytes, in any encoding.
         done = subprocess.run(["git", *args], cwd=folder, capture_output=True, check=True)
         return done.stdout.decode(errors="replace").strip()
 

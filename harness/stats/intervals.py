@@ -64,7 +64,7 @@ def interval_from(mean: float, error: float, df: float, seeds: int, level: float
 
 
 def item_interval(differences: ArrayLike, clusters: Sequence[str] | None = None, level: float = LEVEL) -> Interval:
-    """Return the mean over items and its cluster-robust t interval; items alone vary, the seed is given.
+    """Return the mean over items and its cluster-robust t interval; only items vary, the seed is fixed.
 
     The variance of the mean is `G / (G - 1) sum_c u_c^2` with `u_c = sum_{i in c} (x_i - mean) / n` over G clusters (Liang and
     Zeger 1986). The degrees of freedom are those of `effective_clusters`, so few or unequal clusters widen the interval.

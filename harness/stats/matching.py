@@ -12,7 +12,7 @@ MATCHED, ON_AVERAGE, UNMATCHED = "matched", "matched on average only", "unmatche
 
 
 def how_matched(learned: Interval, margin: float = MARGIN) -> str:
-    """Return whether the whole interval of a difference in learning lies within the margin, or its mean alone does."""
+    """Return whether the whole interval of a difference in learning lies within the margin, or only its mean does."""
     if learned.low >= -margin and learned.high <= margin:
         return MATCHED
     return ON_AVERAGE if abs(learned.mean) <= margin else UNMATCHED

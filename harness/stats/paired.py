@@ -25,8 +25,8 @@ class Difference:
     """Other minus base of one quantity, in 0..1 (or its own unit), with everything that says how sure it is.
 
     - `interval`: for another seed and other items. Without stored answers it is over seeds, with one seed over its items.
-    - `seeds`, `items`: the same mean with its interval over seeds alone, the items given, and over clusters of items
-      alone, the seeds given.
+    - `seeds`, `items`: the same mean with its interval only over seeds, with the items fixed, and only over clusters
+      of items, with the seeds fixed.
     - `flips`: each seed's items lost and gained, for quantities that are right or wrong by item.
     - `detectable`: the smallest difference that the interval would exclude zero for in 80 % of repeats.
     - `clusters`: how many independent items there are, of `item_count`; see `effective_clusters`.

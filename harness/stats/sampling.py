@@ -13,7 +13,7 @@ from harness.stats.intervals import Interval, known_values, t_interval
 
 
 class Variances(NamedTuple):
-    """The variance of a mean paired difference by its source; a difference over one seed has items alone.
+    """The variance of a mean paired difference by its source; a difference over one seed has only that of items.
 
     `items` is the mean over seeds of the variance of one seed's mean by its clusters of items. `seeds`, of one seed and not of
     their mean, is what the seeds' means vary beyond their noise: max(0, s_mean^2 - r / C) with r the mean square that is left
@@ -38,7 +38,7 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 
 
 def noise_floor(repeated: Sequence[float]) -> float:
-    """Return the standard deviation of one score over evaluations that differ in the engine's seed alone; nan for one."""
+    """Return the standard deviation of one score over evaluations that differ only in the engine's seed; nan for one."""
     known = known_values(repeated)
     return float(np.std(known, ddof=1)) if len(known) > 1 else math.nan
 

@@ -37,7 +37,7 @@ class Components(NamedTuple):
 
     @property
     def total(self) -> float:
-        """The variance of the mean for another seed and other items: each part once, never less than either alone."""
+        """The variance of the mean for another seed and other items: each part once, never less than either part."""
         return max(self.seeds + self.clusters - self.both, self.seeds, self.clusters)
 
     @property

@@ -1,4 +1,4 @@
-"""Verdicts on a claimed effect: supported, contradicted or not resolved, from the interval of the effect alone.
+"""Verdicts on a claimed effect: supported, contradicted or not resolved, from only the effect's interval.
 
 An effect is supported where its whole 95 % interval over at least SEEDS seeds exceeds the smallest effect of interest in the
 claimed direction, and contradicted where the whole interval falls short of it (so also where it lies on the other side).

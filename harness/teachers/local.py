@@ -55,8 +55,8 @@ def frozen_copy(student: Loaded) -> LocalTeacher:
 def open_local(spec: Model, folder: Path, student: Loaded, device: str) -> LocalTeacher:
     """Load the checkpoint in `folder` as the teacher of a student.
 
-    Output layers of two sizes over one tokenizer differ in padding rows alone; the teacher gets as many as the student has.
-    Raises `ModelError` for an unknown output layer and for a teacher of another vocabulary.
+    Output layers of two sizes over one tokenizer differ only in padding rows; the teacher gets as many as the student has.
+    Raises `ModelError` for an unknown output layer and for a teacher with a different vocabulary.
     """
     loaded = load(folder, spec, device)
     check_head(loaded.model)

@@ -1,4 +1,4 @@
-"""The console of every command: whatever it prints, only rich's own codes reach the terminal."""
+"""The console of every command: only rich's own codes reach the terminal, never codes in the printed text."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def _at_places(entry: ClaimEntry, methods: Sequence[Method], margin: float) -> I
 
 
 def _check_scope(entry: ClaimEntry, starts: Sequence[str], methods: Sequence[Method]) -> None:
-    """Raise `ConfigError` for a start, task or stage that no run has, which would leave a claim out without a word."""
+    """Raise `ConfigError` for a start, task or stage that no run has; otherwise it would silently leave a claim out."""
     named = [entry.scope.start, *(metric.start for metric in entry.parsed.metrics)]
     _refuse_unknown(entry, "start", named, ["", "each", "pairs", "one", "other"], starts)
     tasks = list(dict.fromkeys(task for method in methods for task in method.tasks))

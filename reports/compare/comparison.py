@@ -83,7 +83,7 @@ class Comparison:
         ]
 
     def seeds(self, method: Method) -> list[tuple[int, int]]:
-        """Return the seeds that are paired, the baseline's first; single runs are paired whatever their seeds."""
+        """Return the seeds that are paired, the baseline's first; single runs are paired even if their seeds differ."""
         ours, theirs = list(self.base.by_seed), list(method.by_seed)
         if len(ours) == len(theirs) == 1:
             return [(ours[0], theirs[0])]
@@ -160,10 +160,10 @@ class Comparison:
     def _notes(self, method: Method) -> Iterator[str]:
         paired = self.seeds(method)
         for each, seeds in ((self.base, [one for one, _ in paired]), (method, [other for _, other in paired])):
-            if alone := [str(seed) for seed in each.by_seed if seed not in seeds]:
-                many = len(alone) > 1
-                told = f"seeds {', '.join(alone)} have" if many else f"seed {alone[0]} has"
-                yield f"{each.name}: {told} no partner and {'are' if many else 'is'} left out."
+            if unpaired := [str(seed) for seed in each.by_seed if seed not in seeds]:
+                many = len(unpaired) > 1
+                which = f"seeds {', '.join(unpaired)} have" if many else f"seed {unpaired[0]} has"
+                yield f"{each.name}: {which} no partner and {'are' if many else 'is'} left out."
         if any(one != other for one, other in paired):
             yield f"{self.base.name} and {method.name} differ in their seed: items are paired, seeds are not."
         if self.base.first.trains != method.first.trains:
@@ -182,12 +182,12 @@ class Comparison:
         if fewer := [row for row in rows if row.difference.seeds.seeds < len(paired)]:
             counted = f"{len(fewer)} of {format_count(len(rows), 'row')}"
             yield f"{method.name}: {counted} leave out seeds that are not evaluated yet."
-        if told := restriction(self.pairs(method, ACCURACY)):
-            yield f"Restricted to the items that both have: {told}; that their grader is the same was not checked."
+        if restricted := restriction(self.pairs(method, ACCURACY)):
+            yield f"Restricted to the items that both have: {restricted}; that their grader is the same was not checked."
 
 
 def same_tasks(pairs: Sequence[SeedPair]) -> bool:
-    """Whether both sides of every pair have terms of the same tasks, in whatever order these were trained."""
+    """Whether both sides of every pair have terms of the same tasks, in any order of training."""
     return all(pair.base.tasks.keys() == pair.other.tasks.keys() for pair in pairs)
 
 

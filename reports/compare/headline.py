@@ -1,7 +1,7 @@
-"""The sentence a report opens with: who learned and forgot more or less than the first method, and how sure that is.
+"""The sentence a report opens with: which methods learned and forgot more or less than the first one, and how sure that is.
 
-Every number is a paired difference with its interval. With one seed the interval is over items and is said to be; less
-forgetting is claimed only at matched learning; what is missing is said instead of a number.
+Every number is a paired difference with its interval. With one seed the interval is over items, and the sentence says so; less
+forgetting is claimed only at matched learning; where a number is missing, the sentence says what is missing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from reports.document.sentences import format_count, format_percent
 
 
 def headline(frames: Frames) -> list[str]:
-    """Return one sentence per method beside the first of its suite, order and start that is no control."""
+    """Return one sentence per method, against the first of its suite, order and start that is not a control."""
     groups: dict[tuple[str, str, str], list[Method]] = {}
     for method in methods_of(frames):
         if not method.control:
@@ -30,12 +30,12 @@ def headline(frames: Frames) -> list[str]:
 
 
 def headline_of(methods: Sequence[Method]) -> list[str]:
-    """Return one sentence per method beside the first; none for a single one."""
+    """Return one sentence per method after the first, against it; none for a single method."""
     return [_sentence(methods[0], other) for other in methods[1:]]
 
 
 def sentences_of(compared: Comparison) -> list[str]:
-    """Return the sentences of a comparison that was made already, each method beside its baseline."""
+    """Return the sentences of a finished comparison, each method against its baseline."""
     return [_told(compared, method) for method in compared.methods[1:]]
 
 

@@ -54,8 +54,8 @@ def tables(compared: Comparison | Stages) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yield each method's title and table of texts, in the order given; columns that say nothing are left out."""
     for names in _pairs(compared):
         table = pd.DataFrame([_texts(row) for row in compared.rows if (row.base, row.other) == names])
-        told = [bool((table[name] != "–").any()) for name in table.columns]
-        yield f"{names[1]} minus {names[0]}", table.loc[:, told]
+        filled = [bool((table[name] != "–").any()) for name in table.columns]
+        yield f"{names[1]} minus {names[0]}", table.loc[:, filled]
 
 
 def print_comparison(console: Console, compared: Comparison | Stages) -> None:
@@ -202,7 +202,7 @@ def _terminal(title: str, rows: Sequence[ComparisonRow]) -> Table:
             ("lost / gained", "over items"),
         )
         unit = "nats" if row.quantity.unit == "nats" else ""
-        told = [f"{cells[above]}\n{cells[below]}" for above, below in lines]
+        stacked = [f"{cells[above]}\n{cells[below]}" for above, below in lines]
         title = f"{row.quantity.short}\n{short.get(row.task, unit)}"
-        table.add_row(*map(Text, (title, *told)), style="bold" if row.adjusted <= LEVEL else "")
+        table.add_row(*map(Text, (title, *stacked)), style="bold" if row.adjusted <= LEVEL else "")
     return table

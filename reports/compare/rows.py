@@ -20,7 +20,7 @@ AVERAGE = "average"
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One quantity of one method next to the baseline; `learning` says whether it is matched, for retention alone.
+    """One quantity of one method next to the baseline; `learning` says whether it is matched, only for retention.
 
     `task` is a task's name, AVERAGE where the quantity is also shown by task, else empty.
     """

@@ -1,4 +1,4 @@
-"""What runs measured of themselves beside scores, as tidy frames: the distance from the start, and the noise of its scores."""
+"""What runs measured in addition to scores, as tidy frames: the distance from the start, and the noise of its scores."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Labelled = Iterable[tuple[RunDir, str]]
 def drift_frame(runs: Labelled) -> pd.DataFrame:
     """Return one row per run, stage and task, and one with task "" for the mean over tasks; nats per token.
 
-    Runs of versions that did not measure it have the overall row alone, with nan. `answers` is the digest of prompts and
+    Runs of versions that did not measure it have only the overall row, with nan. `answers` is the digest of prompts and
     answers: rows are comparable where it is the same.
     """
     return pd.DataFrame([row for run, label in runs for row in _drift_rows(run, label)], columns=pd.Index(DRIFT))

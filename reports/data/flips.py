@@ -30,7 +30,7 @@ def compare_answers(frames: Frames) -> pd.DataFrame:
     )
     runs = by_run[["last", "own_stage"]].first().reset_index()
     found = list(_pairs(outcomes, runs["last"], runs["own_stage"]))
-    if not found:  # the start alone is evaluated
+    if not found:  # only the start is evaluated
         return pd.DataFrame(columns=pd.Index(keys))
     rows = pd.concat(found).sort_values("run", kind="stable")
     placed = runs.take(rows["run"].to_numpy()).reset_index(drop=True)

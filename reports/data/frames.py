@@ -104,7 +104,7 @@ class Frames:
 
     @cached_property
     def noise(self) -> pd.DataFrame:
-        """How much the start's sampled scores vary by the engine's seed alone, see `noise_frame`."""
+        """How much the start's sampled scores vary only by the engine's seed, see `noise_frame`."""
         return noise_frame(self.labelled)
 
     @cached_property
@@ -116,7 +116,7 @@ class Frames:
 
     @property
     def profiles(self) -> list[str]:
-        """The evaluation profiles beside the first one that any run has; each has a matrix of its own."""
+        """The evaluation profiles of all runs without the first one; each has its own matrix."""
         return list(dict.fromkeys(name for run in self.runs for name in run.further_profiles))
 
     def under(self, profile: str) -> Frames:

@@ -49,7 +49,7 @@ TRAINING = {
 
 @dataclass(frozen=True)
 class Method:
-    """Runs of one adapter, suite, order and start that differ in their seed alone, under one profile and grader."""
+    """Runs of one adapter, suite, order and start that differ only in their seed, under one profile and grader."""
 
     name: str
     frames: Frames

@@ -185,7 +185,7 @@ def estimate_of(sides: Mapping[int, Side]) -> Estimate:
 
 
 def noise_floor(pairs: Sequence[SeedPair]) -> float:
-    """Return the largest standard deviation of a score over evaluations of one model that differ in the engine's seed alone.
+    """Return the largest standard deviation of a score over evaluations of one model that differ only in the engine's seed.
 
     Looked for among all stages of the quantity's tasks, and the start's own repeats (`evaluation.noise_floor`); nan where no
     weights were evaluated twice. In 0..1.
@@ -220,13 +220,13 @@ def check_pairs(pairs: Sequence[SeedPair], shared_items: bool = False) -> None:
 
 def restriction(pairs: Sequence[SeedPair]) -> str:
     """Say to how many items of how many pairs are restricted, per task; empty where all sides have the same items."""
-    told: dict[str, None] = {}
+    counts: dict[str, None] = {}
     for one, other in _partners(pairs):
         sets = (one.item_ids, other.item_ids)
         if all(sets) and sets[0] != sets[1]:
             both = len(sets[0] & sets[1])
-            told[f"{one.task}: {both} items in both, of {len(sets[0])} and {len(sets[1])}"] = None
-    return "; ".join(told)
+            counts[f"{one.task}: {both} items in both, of {len(sets[0])} and {len(sets[1])}"] = None
+    return "; ".join(counts)
 
 
 Tables = Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]

@@ -1,4 +1,4 @@
-"""What keeps two evaluated cells out of one table, and the command that mends it: the end of every refusal to compare."""
+"""What keeps two evaluated cells out of one table, and the command that fixes it: the end of every refusal to compare."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def describe_cell(cell: CellRef) -> str:
 def what_differs(one: CellRef, other: CellRef) -> str:
     """Name the fields that differ, and what makes the cells comparable.
 
-    Other grades of the same answers are mended by grading them. Where both runs are configured to evaluate alike, their own
-    commands evaluate anew what is not there. Where they are not, no command makes them so: their checkpoints can be.
+    Where only the grades differ, the hint grades the answers again. Where both runs are configured to evaluate alike, their
+    own commands evaluate again what was removed. Otherwise the hint evaluates their checkpoints alike.
     """
     fields = [cell.results.keys.fields if cell.results else {} for cell in (one, other)]
     found = find_differences(*fields) if all(fields) else {}
@@ -35,19 +35,19 @@ def what_differs(one: CellRef, other: CellRef) -> str:
         folders = [str(run.path) for run in runs]
         command = shlex.join(["harness", "regrade", *folders])
         return f"{format_differences(found)} differs; grade both with today's grader: {command}"
-    said = f"{format_differences(found)} differ" if found else "an earlier version did not record in what they differ"
+    reason = f"{format_differences(found)} differ" if found else "an earlier version did not record in what they differ"
     if _evaluating(one.run) == _evaluating(other.run):
         evaluated = " ".join(f"{shlex.quote(str(run.path))}/stage_*/eval" for run in runs)
-        return f"{said}; remove {evaluated} and evaluate them anew, alike: {' && '.join(_commands(runs))}"
+        return f"{reason}; remove {evaluated} and evaluate them anew, alike: {' && '.join(_commands(runs))}"
     checkpoints = " ".join(_checkpoint(cell) for cell in (one, other))
     return (
-        f"{said}; evaluate their checkpoints alike, in one matrix: harness evaluate --suite {shlex.quote(_suite(one.run))} "
+        f"{reason}; evaluate their checkpoints alike, in one matrix: harness evaluate --suite {shlex.quote(_suite(one.run))} "
         f"--checkpoints {checkpoints}"
     )
 
 
 def _evaluating(run: RunDir) -> dict[str, Any]:
-    """Return what of a run's configuration decides its answers beside the weights."""
+    """Return what decides a run's answers, apart from the weights: a part of its configuration."""
     config = run.manifest.config
     student = config.get("student") or {}
     named = (*EVALUATING, str(config.get("backend")))  # a backend's settings stand under its name

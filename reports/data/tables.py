@@ -1,7 +1,7 @@
 """The report's numbers as tidy tables: retention, figures, outcomes, cost and what is missing; and as CSV files.
 
 Scores are shares in [0, 1]. A seed is one observation: intervals are t intervals over seeds, and a single seed has
-none. How much items alone would move a score is said beside the tables, never mixed in.
+none. How much items alone would move a score stands next to the tables, never in them.
 """
 
 from __future__ import annotations

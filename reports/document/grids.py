@@ -67,7 +67,7 @@ def _value(interval: Interval, expected: int, write: Callable[[float], str] = fo
 
 
 def figures_grid(scores: pd.DataFrame) -> Grid:
-    """Return the named figures, one column per label, with formula and source beside them."""
+    """Return the named figures, one column per label, with their formula and source."""
     table = tables.figure_table(scores)
     labels = list(table["label"].unique())
     seeds = scores.groupby("label")["seed"].nunique()

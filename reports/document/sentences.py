@@ -1,7 +1,7 @@
 """What a report says in sentences: the headline, what is missing, and how numbers are written.
 
 A difference between methods is stated only as a paired difference over the seeds that both have, with its interval;
-with one seed nothing is said about which method is better.
+with one seed no sentence claims that a method is better.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pandas as pd
 
 from harness.rundir.reader import IDENTITY, RunDir
 from harness.stats.intervals import Interval, resolved, t_interval
-from reports.compare import matched_pairs
+from reports.data import matched_pairs
 from reports.data.frames import Frames
 from reports.data.tables import figures_by_seed
 
@@ -73,7 +73,7 @@ def count_warnings(frames: Frames) -> str:
 
 
 def describe_warning(warning: str) -> str:
-    """Return a warning's name with what it means, the name alone where this version does not know it."""
+    """Return a warning's name with its meaning; only the name where this version does not know it."""
     return f"{warning}: {WARNINGS[warning]}" if warning in WARNINGS else warning
 
 
@@ -108,7 +108,7 @@ def format_pull(value: float) -> str:
 
 
 def format_interval(interval: Interval, write: Callable[[float], str] = format_percent) -> str:
-    """Write `mean [low, high]`; the mean alone for a single seed."""
+    """Write `mean [low, high]`; only the mean for a single seed."""
     if interval.seeds < 2:
         return write(interval.mean)
     return f"{write(interval.mean)} [{write(interval.low)},\u00a0{write(interval.high)}]"
@@ -173,7 +173,7 @@ def _judged(difference: Interval) -> str:
 
 
 def _limits(frames: Frames) -> str:
-    """Say what the numbers cannot show; items alone move a share by up to 1.96 sqrt(0.25 / n), widest at one half."""
+    """Say what the numbers cannot show; sampling of items moves a share by up to 1.96 sqrt(0.25 / n), widest at one half."""
     counts = frames.scores.loc[frames.scores["n"] > 0, "n"]
     if counts.empty:
         return "Nothing has been evaluated yet."

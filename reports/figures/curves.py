@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from reports.figures import style
 
 SMOOTHING = 5
-ACROSS = 4  # panels beside one another, where each label has its own
+ACROSS = 4  # panels in a row, where each label has its own
 
 Looks = dict[str, dict[str, Any]]
 
@@ -83,7 +83,7 @@ def panels(figure: Figure, count: int, columns: int) -> list[Axes]:
 
 
 def on_common_axes(shown: Sequence[Axes], columns: int) -> None:
-    """Give drawn panels the same limits, and numbers at the edges alone; much faster than axes that share them."""
+    """Give drawn panels the same limits, and numbers only at the edges; much faster than axes that share them."""
     limits = np.array([[*axes.get_xlim(), *axes.get_ylim()] for axes in shown])
     low, high = limits.min(axis=0), limits.max(axis=0)
     for axes in shown:

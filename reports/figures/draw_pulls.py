@@ -31,8 +31,8 @@ def draw_pulls(steps: pd.DataFrame) -> Figure:
     steps = _known(steps, "pull_up")
     if steps["label"].nunique() > style.MANY:
         title = f"Pulls up (solid) and down (dashed), rolling mean of {SMOOTHING} steps within a stage"
-        told = ("pull on the logit of the teacher's first choice", title)
-        return draw_training_panels(steps, {UP[0]: "-", DOWN[0]: "--"}, told, symlog=1e-3)
+        heading = ("pull on the logit of the teacher's first choice", title)
+        return draw_training_panels(steps, {UP[0]: "-", DOWN[0]: "--"}, heading, symlog=1e-3)
     looks, groups = _colours(steps), _groups(steps)
     figure = Figure(figsize=(11, 4.8 * len(groups) + 0.6), layout="constrained")
     for (above, below), (name, rows) in _panels(figure, groups):

@@ -28,7 +28,7 @@ from reports.figures.curves import (
 )
 
 NARROWEST = 7.6  # inches: the titles fit
-SIDES = 2.5  # inches beside the matrices: names of stages, and the scale
+SIDES = 2.5  # inches next to the matrices: names of stages, and the scale
 
 
 @style.styled()

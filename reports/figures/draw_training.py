@@ -76,13 +76,13 @@ def _curves_panel(axes: Axes, steps: pd.DataFrame, field: str, looks: Looks, sca
 
 @style.styled()
 def draw_training_panels(
-    steps: pd.DataFrame, fields: Mapping[str, str], told: tuple[str, str], scale: float = 1, *, symlog: float = 0
+    steps: pd.DataFrame, fields: Mapping[str, str], heading: tuple[str, str], scale: float = 1, *, symlog: float = 0
 ) -> Figure:
     """Return a panel per label on common axes: columns of the step log over training, the first of the reference in grey.
 
-    `fields` gives each column its dashes, `told` is unit and title; `symlog` is where a logarithmic axis becomes linear.
+    `fields` gives each column its dashes, `heading` is unit and title; `symlog` is where a logarithmic axis becomes linear.
     """
-    looks, (unit, title) = looks_of(steps), told
+    looks, (unit, title) = looks_of(steps), heading
     first, main = style.reference(list(looks)), next(iter(fields))
     figure = Figure(figsize=(12, 1.6 * -(-len(looks) // ACROSS) + 1.2), layout="constrained")
     lines = {field: dict(list(smoothed(steps, field).groupby("label"))) for field in fields}

@@ -1,4 +1,4 @@
-"""Names written beside their marks, where a legend of twenty lines could not be read."""
+"""Names written next to their marks, where a legend of twenty lines could not be read."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """One look for all figures: colours that colour-blind readers can tell apart, short names, and how figures are saved.
 
-An adapter has one colour in all figures of a report, the well-known ones and what is named after them in all reports.
+An entry has one colour in all figures of a report; one of a well-known kind, or named after such a kind, in all reports.
 Figures are drawn without pyplot, so that nothing global changes, and saved without dates, so that the same numbers give
 the same bytes.
 """
@@ -8,7 +8,7 @@ the same bytes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -22,6 +22,9 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from harness.rundir.reader import RunDir
+from harness.rundir.schema import CONTROL
+
 INK = "#1b1f24"
 RULE = "#8b949e"
 HALO = "#fefefe"  # around names; on a page it takes the page's colour
@@ -29,7 +32,7 @@ HEAT = "cividis"
 CHANGE = "PuOr"
 # Okabe and Ito 2008; grey is kept for the control that updates nothing.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255"]
-KNOWN = {"none": "#6c6c6c", "opd": PALETTE[0], "aopd": PALETTE[1], "sft": PALETTE[2], "gkd": PALETTE[3]}
+KNOWN = {CONTROL: "#6c6c6c", "opd": PALETTE[0], "aopd": PALETTE[1], "sft": PALETTE[2], "gkd": PALETTE[3]}
 OUTCOME_COLOURS = {"correct": "#009E73", "wrong": "#D55E00", "unparsed": "#CC79A7", "truncated": "#E69F00"}
 DARK = {"#0072b2": "#58b0e8", "#882255": "#d67ba6", "#d55e00": "#f08438", "#009e73": "#2bc79b", "#6c6c6c": "#a8a8a8"}
 MANY = 7  # labels that one set of axes holds; more get panels of their own
@@ -57,7 +60,7 @@ RC: dict[Any, Any] = {
     "svg.hashsalt": "continual-harness",
 }
 
-_SHARED: ContextVar[dict[str, str]] = ContextVar("shared adapters", default={})  # noqa: B039
+_SHARED: ContextVar[dict[str, tuple[str, str]]] = ContextVar("entry and kind by label", default={})  # noqa: B039
 
 
 @contextmanager
@@ -68,9 +71,9 @@ def styled() -> Iterator[None]:
 
 
 @contextmanager
-def shared(adapters: Mapping[str, str]) -> Iterator[None]:
-    """Give all labels of a report one look in the figures drawn inside the block; `adapters` are theirs, by label."""
-    token = _SHARED.set(dict(adapters))
+def shared(labelled: Iterable[tuple[RunDir, str]]) -> Iterator[None]:
+    """Give all labels of a report's runs one look in the figures drawn inside the block."""
+    token = _SHARED.set({label: (run.adapter, run.manifest.kind) for run, label in labelled})
     try:
         yield
     finally:
@@ -78,14 +81,18 @@ def shared(adapters: Mapping[str, str]) -> Iterator[None]:
 
 
 def shared_adapters() -> dict[str, str]:
-    """Return the adapters of the report's labels, none outside of `shared`."""
-    return _SHARED.get()
+    """Return the adapter entries of the report's labels, none outside of `shared`."""
+    return {label: entry for label, (entry, _) in _SHARED.get().items()}
 
 
 def base(adapter: str) -> str:
-    """Return the well-known adapter that an entry is named after (`opd` of `opd_replay`), else its own name."""
+    """Return the well-known kind that an entry has, or else is named after (`opd` of `opd_replay`), else its own name.
+
+    Outside of `shared` an entry's kind is its name. Only an entry whose kind is the control has the control's colour.
+    """
+    kind = dict(_SHARED.get().values()).get(adapter, adapter)
     first = adapter.partition("_")[0]
-    return first if first in KNOWN else adapter
+    return kind if kind in KNOWN else first if first in KNOWN and first != CONTROL else adapter
 
 
 def colours(adapters: Iterable[str]) -> dict[str, str]:
@@ -100,8 +107,9 @@ def colours(adapters: Iterable[str]) -> dict[str, str]:
 
 
 def reference(labels: Sequence[str]) -> str:
-    """Return the label that the others are compared with: OPD's where there is one, else the first."""
-    return next((label for label in labels if label.split(",")[0] == "opd"), labels[0])
+    """Return the label that the others are drawn against: the first whose kind is OPD where there is one, else the first."""
+    everywhere = _SHARED.get()
+    return next((label for label in labels if everywhere.get(label, ("", ""))[1] == "opd"), labels[0])
 
 
 def ink_on(share: float, colours: str = HEAT) -> str:

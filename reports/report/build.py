@@ -1,6 +1,6 @@
 """Builds a report from run directories: a self-contained HTML page, Markdown, figures (PNG, SVG), CSV tables, items.
 
-Runs may still be going on, and several processes may build at once: everything is written beside its place and then
+Runs may still be going on, and several processes may build at once: everything is written next to its place and then
 moved there, the page last, so that a reader never opens a half-written file.
 """
 
@@ -53,7 +53,7 @@ def _write(report_data: ReportData, folder: Path) -> None:
     (folder / FOLDER).mkdir()
     frames, lead = report_data.frames, headline(report_data.frames)
     opening = [*describe_ends(frames), *sentences.opening_sentences(frames, brief=bool(lead))]
-    with style.shared({label: run.adapter for run, label in frames.labelled}):
+    with style.shared(frames.labelled):
         page = Page(title(frames), lead, opening, sentences.list_missing(frames), make_sections(report_data))
         write_page(page, folder, "report", "figures")
     _write_items(report_data, folder)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from harness.rundir.reader import IDENTITY
 from harness.stats.intervals import Interval, t_interval
-from reports.compare import matched_pairs
+from reports.data import matched_pairs
 from reports.data.frames import Frames
 from reports.data.methods import Method, methods_of
 from reports.data.tables import figures_by_seed
@@ -61,12 +61,12 @@ def _describe_group(methods: list[Method], frames: Frames, values: pd.DataFrame)
     else:
         named = ", ".join(f"{name} {format_interval(end)} %" for name, end in ends.items())
         changes = [(other, matched_pairs.difference(values, "average_accuracy", other, base)) for other in others]
-        told = [
+        differences = [
             f"{other} minus {base} {format_interval(change, format_points)} points"
             for other, change in changes
             if change.seeds
         ]
-        yield f"At the end, mean of all trained tasks: {'; '.join([named, *told, start])}."
+        yield f"At the end, mean of all trained tasks: {'; '.join([named, *differences, start])}."
     gain = (own[own["figure"] == "learning_accuracy"].groupby("label")["value"].mean()).max() - max(
         (found.mean for found in starts.values()), default=float("nan")
     )

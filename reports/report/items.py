@@ -1,7 +1,7 @@
 """One page per task with the answers that changed: prompt, expected answer and both answers side by side, with filters.
 
-A page holds a limited number of them, taken in turn from every method, seed, comparison and direction, so that no filter is
-empty for want of room; how many there are in all is said. All answers are in the runs' samples.parquet.
+A page holds a limited number of them, taken in turn from every method, seed, comparison and direction, so that every filter
+finds some; the page says how many there are in all. All answers are in the runs' samples.parquet.
 """
 
 from __future__ import annotations

@@ -9,8 +9,7 @@ from functools import cached_property
 import pandas as pd
 
 from reports.claims.claim_file import ClaimFile
-from reports.compare import matched_pairs
-from reports.data import flips, tables
+from reports.data import flips, matched_pairs, tables
 from reports.data.frames import Frames
 from reports.report.items import TaskItems, task_items
 
@@ -59,7 +58,7 @@ class ReportData:
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
-        """The tables that are written as CSV beside those of `tables.write_tables`."""
+        """The tables that are written as CSV in addition to those of `tables.write_tables`."""
         return {
             "frontier": self.frontier,
             "matched": self.matched,

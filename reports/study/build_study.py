@@ -1,6 +1,6 @@
 """Builds the page of a study from its finished runs: sections and blocks like a report's, as Markdown and HTML.
 
-Everything is written in a folder of its own and then moved to its place, the page last: `<page>.md`, `<page>.html`, and a
+Everything is written in a separate folder and then moved to its place, the page last: `<page>.md`, `<page>.html`, and a
 folder of the same name with the figures and every run's numbers in `runs.csv`.
 """
 
@@ -49,7 +49,7 @@ def figures_by_run(results: Results) -> pd.DataFrame:
 def _write(results: Results, folder: Path, stem: str) -> None:
     verdicts = judge_study(results)
     lead = [count_verdicts(verdicts)] if verdicts else []
-    with style.shared({label: run.adapter for run, label in results.frames.labelled}):
+    with style.shared(results.frames.labelled):
         sections = study_sections(results, verdicts)
         opening = describe_study(results)
         write_page(

@@ -71,7 +71,7 @@ def contrasts_grid(found: Sequence[PairedContrast]) -> Grid:
 
 
 def describe_contrasts(found: Sequence[PairedContrast]) -> str:
-    """Return what leaves zero out: who learned more or less, and who forgot less or more where learning is matched."""
+    """Return differences that leave zero out: in learning, and in forgetting where learning is matched."""
     parts = [part for contrast in found for part in _describe(contrast)]
     unlike = [each.entry for each in found if how_matched(each.learned) != MATCHED and resolved(each.lost, SEEDS)]
     if unlike:

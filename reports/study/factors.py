@@ -86,7 +86,7 @@ def factor_grid(results: Results, name: str) -> Grid:
 def describe_factor(results: Results, name: str) -> str:
     """Return which settings move learning, forgetting or entropy, of how many comparisons, and what could have shown.
 
-    Where entries alone are varied, the table of paired differences says which.
+    Where only entries are varied, the table of paired differences says which.
     """
     factor, groups = results.plan.study.factors[name], _groups(results, name)
     reference = _name_reference(results, factor)

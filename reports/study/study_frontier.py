@@ -45,8 +45,8 @@ def frontier_blocks(results: Results) -> list[Block]:
         lambda: draw_frontier(places, by_seed, lines={str(key): each for key, each in lines.items()}, levels=levels),
     )
     many = len(results.methods) > style.MANY
-    told = describe_family(results) if many else " ".join(_describe_starts(results))
-    return [picture, Text(told, "measured")]
+    reading = describe_family(results) if many else " ".join(_describe_starts(results))
+    return [picture, Text(reading, "measured")]
 
 
 def frontier_places(results: Results) -> pd.DataFrame:
@@ -69,7 +69,7 @@ def frontier_places(results: Results) -> pd.DataFrame:
 
 
 def describe_family(results: Results) -> str:
-    """Return who learned most, who forgot least of those that learned as much as their reference, and how many have one seed.
+    """Say which methods learned most, which of those that match their reference forgot least, and how many have one seed.
 
     A method is compared with its reference at the seeds that both have.
     """
@@ -108,9 +108,9 @@ def _describe_starts(results: Results) -> Iterator[str]:
     """Yield per start each method's learning and forgetting at the rate where it learned most, or at its only one."""
     for start in results.starts:
         methods = [method for method in results.methods if method not in results.controls]
-        told = [sentence for method in methods if (sentence := _at_best_rate(results, start, method))]
-        if told:
-            yield f"{f'From the {start} start' if start else 'Here'}: {'; '.join(told)}."
+        sentences = [sentence for method in methods if (sentence := _at_best_rate(results, start, method))]
+        if sentences:
+            yield f"{f'From the {start} start' if start else 'Here'}: {'; '.join(sentences)}."
 
 
 def _at_best_rate(results: Results, start: str, method: str) -> str:

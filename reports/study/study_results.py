@@ -29,7 +29,7 @@ RATE, STRENGTH = "training.optimizer.lr", "student.strength"
 
 
 class Config(NamedTuple):
-    """A group of runs that differ in their seed alone."""
+    """A group of runs that differ only in their seed."""
 
     suite: str
     adapter: str

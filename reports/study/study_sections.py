@@ -1,6 +1,6 @@
 """The sections of a study's page: what was found, where each method stands, what training did, and one factor at a time.
 
-What is compared with what comes from the study's YAML alone: its claims files, `against`, and its factors.
+Only the study's YAML decides what is compared with what: its claims files, `against`, and its factors.
 """
 
 from __future__ import annotations
@@ -125,8 +125,11 @@ def _training(results: Results) -> Section | None:
     labels = {results.own(start, entry): entry for start in results.starts for entry in entries}
     if results.steps_of(list(labels)).empty:
         return None
-    told = describe_by_start(results, "entropy_last", "Entropy over the last stage", format_nats_change, " nats")
-    blocks: list[Block] = [*training_pictures(results, "training", labels), *(Text(each, "measured") for each in told)]
+    readings = describe_by_start(results, "entropy_last", "Entropy over the last stage", format_nats_change, " nats")
+    blocks: list[Block] = [
+        *training_pictures(results, "training", labels),
+        *(Text(each, "measured") for each in readings),
+    ]
     return Section("training", "Training", "Entropy, routing and truncation in training", blocks)
 
 
@@ -134,8 +137,8 @@ def _pulls(results: Results) -> Section | None:
     grid = pulls_grid(results)
     if not grid.rows:
         return None
-    told = describe_by_start(results, "pull_ratio", "Down / up", _format_change)
-    blocks: list[Block] = [Text(PULLS, "note"), grid, *(Text(each, "measured") for each in told)]
+    readings = describe_by_start(results, "pull_ratio", "Down / up", _format_change)
+    blocks: list[Block] = [Text(PULLS, "note"), grid, *(Text(each, "measured") for each in readings)]
     return Section("pulls", "Pulls", "Pulls on the teacher's first choice", blocks)
 
 

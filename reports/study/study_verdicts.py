@@ -1,4 +1,4 @@
-"""A study's verdicts on the claims files that its YAML names, judged from its runs alone.
+"""A study's verdicts on the claims files that its YAML names, judged only from its runs.
 
 The judge is the one of `harness compare --claims`. A study has more runs than one comparison: it also takes each method at its
 best learning rate, and what is kept it compares over all settings that are matched in learning.
@@ -136,7 +136,7 @@ def _why_not(found: Sequence[MatchedPair]) -> str:
 
 
 def _name_pairs(found: Sequence[MatchedPair], matched: Sequence[MatchedPair], matching: Matching) -> str:
-    """Name the learning rates of the pairs and say how they were chosen, since a verdict holds for these alone."""
+    """Name the learning rates of the pairs and say how they were chosen, since a verdict holds only for these."""
     if not matched:
         return f"no pair is matched in {matching.learned_as}"
     one, other = matched[0].methods

@@ -135,7 +135,7 @@ def test_sft_gradients_are_those_of_cross_entropy_at_temperature_one(recorder: t
 
 
 def tokens(logq: Any, logp: Any, logq_old: Any = None, top_q: Any = None, top_p: Any = None) -> Tokens:
-    """Return tokens from probabilities' logarithms; the sampling policy is the current one unless said."""
+    """Return tokens from probabilities' logarithms; the sampling policy is the current one unless `logq_old` is given."""
     q = torch.as_tensor(logq, dtype=torch.float64)
     old = q.detach() if logq_old is None else torch.as_tensor(logq_old, dtype=torch.float64)
     none = torch.zeros(len(q), 0, dtype=torch.float64)
@@ -632,8 +632,8 @@ def test_a_rewards_grader_sees_what_the_evaluations_sees_the_answer_up_to_the_fi
     ctx = replace(context(None, ScriptedEngine([]), [example([1])]), renderer=renderer, tasks={"made_up": task})
     item = Example("made_up", "0", doc, [], [])
     assert task.generation["until"] == ["\n"]
-    for said, worth in ((doc["target"], 1.0), (f"{doc['target']}\nThe end.", 1.0), (f"no\n{doc['target']}", 0.0)):
-        assert ctx.reward(Rollout(item, renderer.encode_target(said), "stop")) == worth, said
+    for answer, worth in ((doc["target"], 1.0), (f"{doc['target']}\nThe end.", 1.0), (f"no\n{doc['target']}", 0.0)):
+        assert ctx.reward(Rollout(item, renderer.encode_target(answer), "stop")) == worth, answer
 
 
 def test_the_shipped_adapters_are_registered():

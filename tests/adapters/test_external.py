@@ -379,7 +379,7 @@ def test_weights_saved_more_coarsely_are_taken_with_a_warning(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "sentence"),
     [
         (["train", "{output}", "{chekpoint}"], "there is no placeholder {chekpoint}; known are python, checkpoint"),
         (["train", "{checkpoint}"], "has no {output}"),
@@ -387,10 +387,10 @@ def test_weights_saved_more_coarsely_are_taken_with_a_warning(tmp_path: Path):
         ([], "at least 1 item"),
     ],
 )
-def test_a_command_that_cannot_work_is_refused_when_the_suite_is_read(command: list[str], said: str):
+def test_a_command_that_cannot_work_is_refused_when_the_suite_is_read(command: list[str], sentence: str):
     with pytest.raises(ConfigError) as caught:
         make_adapter("mine", AdapterEntry(adapter="external", options={"command": command}))
-    assert said in str(caught.value)
+    assert sentence in str(caught.value)
 
 
 def test_a_program_that_is_not_there_is_refused_when_the_suite_is_read(micro: Suite):

@@ -1,4 +1,4 @@
-"""Guards in training: each sign is said once, in its own words, and only when it is there."""
+"""Guards in training: each problem is reported once, in its own words, and only when it is there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adapters.loop.guards import WINDOW, Guards
 HEALTHY = {"routed_fkl": 0.3, "entropy": 0.5, "response_tokens_mean": 20.0, "truncated_share": 0.1}
 
 
-def said(before: dict[str, Any], after: dict[str, Any]) -> tuple[list[str], list[str]]:
+def warnings_of(before: dict[str, Any], after: dict[str, Any]) -> tuple[list[str], list[str]]:
     """Return sentences and logged names of a stage that goes from one kind of step to another."""
     sentences: list[str] = []
     guards = Guards(sentences.append)
@@ -20,7 +20,7 @@ def said(before: dict[str, Any], after: dict[str, Any]) -> tuple[list[str], list
 
 
 def test_a_healthy_stage_raises_nothing():
-    assert said({}, {}) == ([], [])
+    assert warnings_of({}, {}) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -40,14 +40,14 @@ def test_a_healthy_stage_raises_nothing():
 def test_each_sign_is_said_once_in_its_own_words(
     before: dict[str, Any], after: dict[str, Any], name: str, sentence: str
 ):
-    sentences, names = said(before, after)
+    sentences, names = warnings_of(before, after)
     assert names == [name]
     assert len(sentences) == 1
     assert sentences[0].startswith(sentence)
 
 
 def test_columns_that_a_method_does_not_have_raise_nothing():
-    assert said({"routed_fkl": None, "entropy": None}, {"routed_fkl": None, "entropy": None}) == ([], [])
+    assert warnings_of({"routed_fkl": None, "entropy": None}, {"routed_fkl": None, "entropy": None}) == ([], [])
 
 
 def test_a_loss_that_is_no_number_is_said_once_and_spoils_no_mean():

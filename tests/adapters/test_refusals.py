@@ -32,7 +32,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("aopd", {"symmetric": True, "gate": "prob_diff", "threshold": -0.5}, "symmetric with threshold -0.5"),
     ("aopd", {"threshold": float("nan")}, "threshold is NaN; expected a number"),
     ("trl", {"beta": float("nan")}, "nan"),
-    ("sdft", {"shown": "hello"}, r"the text has no \{demonstration\}, so the teacher would see no more"),
+    ("sdft", {"shown": "hello"}, r"the text has no \{demonstration\}, so the teacher reads no more"),
     ("kl_to_start", {"of": "sdft"}, r"'sdft' with these options moves the copy of the start .*ema_rate: 0"),
     ("kl_to_start", {"of": {"adapter": "replay", "options": {"of": "sdft"}}}, "'replay' with these options moves the copy"),
     ("kl_to_start", {"of": "sft"}, "'sft' with these options trains on responses that are not the student's own"),
@@ -100,9 +100,9 @@ def test_a_step_takes_as_many_updates_as_were_asked_for(
 
 def test_several_updates_without_a_ratio_are_warned_of(recorder: type[Recorder]):
     def warnings_of(**options: Any) -> list[str]:
-        said: list[str] = []
-        made("aopd", top_k=4, updates_per_rollout=2, **options).train_stage(replace(stage(), warn=said.append))
-        return said
+        warnings: list[str] = []
+        made("aopd", top_k=4, updates_per_rollout=2, **options).train_stage(replace(stage(), warn=warnings.append))
+        return warnings
 
     (sentence,) = warnings_of()
     assert "updates_per_rollout is 2 and clip is null" in sentence

@@ -269,6 +269,6 @@ assert not optimisers, optimisers
 
 @pytest.mark.slow
 def test_a_stages_models_and_optimiser_are_gone_when_it_is_over():
-    # In a process of its own: what kept them was the first import of TRL.
+    # In a separate process: the first import of TRL kept them.
     done = subprocess.run([sys.executable, "-c", RELEASED], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -43,7 +43,7 @@ def browser() -> Generator[Browser]:
 def report(browser: Browser, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the report that `harness sweep` makes of OPD and AOPD on two seeds of the tiny suite, shortened.
 
-    BROWSER_REPORT names a report that is there already, for who works on the page and would not wait for the runs.
+    BROWSER_REPORT names an existing report, so that work on the page need not wait for the runs.
     """
     if given := os.environ.get("BROWSER_REPORT"):
         return Path(given).resolve()
@@ -57,7 +57,7 @@ def report(browser: Browser, cache: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def open_page(browser: Browser) -> Generator[Open]:
-    """Open a file in a context of its own, with what a test asks of it; every request and complaint is noted."""
+    """Open a file in a separate context with a test's options; every request and console message is recorded."""
     contexts = []
 
     def opened(file: Path, size: tuple[int, int] = DESKTOP, **asked: Any) -> Opened:

@@ -44,7 +44,7 @@ def test_axe_finds_no_violation(report: Path, open_page: Open, kind: str, scheme
     found = open_page(page_of(report, kind), size, color_scheme=scheme, bypass_csp=True)
     found.ask("document.querySelectorAll('details').forEach(details => details.open = true)")
     rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
-    # What a figure is made of has no role of its own: the figure's words are its alternative.
+    # The parts of a figure have no role: the figure's text is its alternative.
     result = axe.Axe().run(found.page, {"exclude": ["figure svg > *"]}, rules)
     blamed = [(v["id"], node["html"][:200]) for v in result.response["violations"] for node in v["nodes"]]
     assert blamed == []

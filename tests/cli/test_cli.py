@@ -1,4 +1,4 @@
-"""The command line: what it prints, what it leaves alone, and mistakes that are one line, exit code 2 and no traceback."""
+"""The command line: what it prints, what it does not touch, and mistakes that are one line, exit code 2 and no traceback."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.models import micro_suite, write_task, write_yaml
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in, with an empty cache beside it."""
+    """An empty folder to work in, with an empty cache next to it."""
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)

@@ -1,6 +1,6 @@
 """What a command imports: those that read runs load no deep-learning library, those that list things only what they list.
 
-Each command runs in a process of its own, because a module that another test imported would hide what it imports.
+Each command runs in a separate process, because a module that another test imported would hide what it imports.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the documentation lists is what the code writes: every column and field of the run directory has its meaning told."""
+"""What the documentation lists is what the code writes: every column and field of the run directory has a meaning there."""
 
 from __future__ import annotations
 
@@ -80,13 +80,13 @@ def test_the_suite_in_the_guide_is_read_and_every_key_is_in_its_table(tmp_path: 
     suite = load_suite(str(tmp_path / "my-suite.yaml"), ["stages.1.training.steps=20"])
     assert [stage.training.steps for stage in suite.stages] == [100, 20]
     assert set(check_adapters(suite)) == {"opd", "aopd", "aopd_k8"}
-    told = {name for row in guide.splitlines() if row.startswith("| `") for name in re.findall(r"`(\w+)`", row)}
+    described = {name for row in guide.splitlines() if row.startswith("| `") for name in re.findall(r"`(\w+)`", row)}
     assert {
         *Suite.model_fields,
         *Evaluation.model_fields,
         *Stage.model_fields,
         *AdapterEntry.model_fields,
-    } - told == set()
+    } - described == set()
 
 
 def test_the_page_of_adapters_is_what_the_adapters_say():

@@ -1,7 +1,7 @@
 """Every causal architecture of the installed transformers, at small random weights: equal, or refused in one sentence.
 
 `make architectures` prints a table. Log-probabilities are compared with dense logits, greedy answers of a batch with
-`model.generate` on each prompt alone. A row is `equal`, `refused` (the harness says so before a run), `differs` (a fault:
+`model.generate` on each prompt separately. A row is `equal`, `refused` (the harness says so before a run), `differs` (a fault:
 the command fails), or `not built` (transformers cannot build it from a small configuration).
 """
 
@@ -79,7 +79,7 @@ def architectures() -> list[str]:
 
 
 def build(name: str) -> Any:
-    """Return a small random model of an architecture; raises whatever transformers raises where it cannot."""
+    """Return a small random model of an architecture; raises transformers' own error where it cannot."""
     default: Any = transformers.AutoConfig.for_model(name).get_text_config(decoder=True)
     own: dict[str, Any] = {key: value for key, value in SMALL.items() if _settable(default, key)} | OWN.get(name, {})
     layers = own.get("num_hidden_layers", 2)

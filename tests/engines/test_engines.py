@@ -1,4 +1,4 @@
-"""The generation engine: greedy equals transformers' own, draws follow the distribution and depend on their seed alone."""
+"""The generation engine: greedy equals transformers' own, draws follow the distribution and depend only on their seed."""
 
 from __future__ import annotations
 
@@ -90,9 +90,9 @@ def test_models_with_absolute_positions_answer_in_a_padded_batch_as_alone():
     config = GPT2Config(vocab_size=24, n_positions=64, n_embd=16, n_layer=2, n_head=2, initializer_range=0.5)
     torch.manual_seed(0)
     absolute: Any = GPT2LMHeadModel(config).double().eval()
-    alone = [by_generate(absolute, [prompt], STOPS)[0] for prompt in PROMPTS]
-    assert len({tuple(tokens) for tokens in alone}) > 5
-    assert [done.tokens for done in greedy(absolute)] == alone
+    separate = [by_generate(absolute, [prompt], STOPS)[0] for prompt in PROMPTS]
+    assert len({tuple(tokens) for tokens in separate}) > 5
+    assert [done.tokens for done in greedy(absolute)] == separate
 
 
 def test_finish_says_stop_only_for_rows_that_stopped_by_themselves(model: Any):

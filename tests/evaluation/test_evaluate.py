@@ -635,7 +635,7 @@ def test_generation_settings_that_would_be_ignored_are_refused(
     kwargs = {"until": ["\n"], "do_sample": False, "temperature": 0.0, "max_gen_toks": 8, "num_beams": 4}
     write_task(tmp_path, generation_kwargs=kwargs)
     library = TaskLibrary([tmp_path])
-    with pytest.raises(TaskError, match=r"generation_kwargs \['num_beams'\] are not known; expected"):
+    with pytest.raises(TaskError, match=r"generation_kwargs num_beams are not supported"):
         evaluate(subject(student_folder), settled(library, "made_up"), library, Evaluation(), shared)
 
 
@@ -649,8 +649,8 @@ def test_requests_with_other_settings_are_answered_with_their_own(student_folder
             self.doc_id = doc_id
             self.args = ("say", {"until": ["\n"], "temperature": 0.0, "max_gen_toks": budget})
 
-    model.generate_until([Request(0, 3), Request(1, 5), Request(2, 3)])
-    assert [model.answers["t", i][0].tokens for i in range(3)] == [3, 5, 3]
+    model.generate_until([Request(0, 1), Request(1, 2), Request(2, 1)])
+    assert [model.answers["t", i][0].tokens for i in range(3)] == [1, 2, 1]
 
 
 def test_a_tokenizer_that_merges_otherwise_is_another_one_and_a_saved_one_the_same(

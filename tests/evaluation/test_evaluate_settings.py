@@ -1,4 +1,4 @@
-"""Every task is asked as its own file and its suite say, whatever options and caches lm-eval has."""
+"""A task's prompts follow its own file and its suite; lm-eval's options and caches have no effect."""
 
 from __future__ import annotations
 

@@ -260,7 +260,9 @@ def test_a_score_outside_0_to_1_is_refused(tmp_path: Path, checkpoint: Path):
     (tmp_path / "g.py").write_text("def grade(doc, results):\n    return {'exact_match': 23.5}\n")
     library = TaskLibrary([tmp_path])
     subject = ServedCheckpoint(checkpoint, weights_digest(checkpoint), CHATML, "float32", "cpu")
-    with pytest.raises(TaskError, match=r"task written: exact_match of an item is 23\.5, expected 0 to 1"):
+    with pytest.raises(
+        TaskError, match=r"its grader gave 23\.5 for 'exact_match' of one item, expected a number from 0 to 1"
+    ):
         evaluate(subject, [library.load("written")], library, Evaluation(), SharedCells(tmp_path))
 
 
@@ -306,9 +308,9 @@ def test_the_names_of_lm_eval_resolve_and_missing_data_is_one_sentence(tmp_path:
         ("ifeval", f"task ifeval: (its data set google/IFEval {missing}|it needs the Python package 'langdetect')"),
         ("mmlu_stem", f"task mmlu_stem: its data set cais/mmlu {missing}"),
     ):
-        with pytest.raises(TaskError, match=sentence) as told:
+        with pytest.raises(TaskError, match=sentence) as caught:
             library.load_group(name) if library.is_group(name) else library.load(name)
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.pitfall(

@@ -178,7 +178,7 @@ def test_mean_and_pass_at_k_are_worked_out_from_the_same_answers(golden: CellRes
     expected = {"mean@4": 14 / 24, "pass@1": 14 / 24, "pass@2": 13 / 18, "pass@4": 5 / 6, "strict": 14 / 24}
     assert golden.summary.score == pytest.approx(14 / 24)
     assert {k: v for k, v in golden.summary.metrics.items() if k != "parsed"} == pytest.approx(expected)
-    assert (golden.summary.n, golden.summary.samples, golden.summary.pass_at) == (6, 4, [1, 2, 4])
+    assert (golden.summary.n, golden.summary.samples, golden.summary.pass_at) == (6, 4, (1, 2, 4))
 
 
 def test_every_answer_has_a_row_and_an_outcome_of_its_own(golden: CellResult):
@@ -254,7 +254,7 @@ def test_a_run_keeps_each_profiles_cells_beside_each_other(finished: RunSpec):
 
 def test_the_order_of_profiles_is_part_of_a_runs_configuration(finished: RunSpec, tmp_path: Path):
     other = profiled(tmp_path, {"sampled": SAMPLED, "greedy": {}})
-    with pytest.raises(RunError, match=r"another configuration \(differs in evaluation\.profiles\)"):
+    with pytest.raises(RunError, match=r"a different configuration \(differs in evaluation\.profiles\)"):
         run(RunSpec(other, "none", 0, out=finished.out))
 
 

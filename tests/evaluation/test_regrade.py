@@ -1,4 +1,4 @@
-"""`harness regrade`: stored answers graded anew beside the old grades, and nothing is generated."""
+"""`harness regrade` grades stored answers again, keeps the old grades, and generates nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An adapter from outside: installed as a package of its own, run without a fork, and described truly in the docs."""
+"""An adapter from outside: installed as a separate package, run without a fork, and described correctly in the docs."""
 
 from __future__ import annotations
 

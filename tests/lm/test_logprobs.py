@@ -259,11 +259,11 @@ def test_right_padding_without_a_mask_gives_what_each_sequence_gives_alone():
     model = qwen3()
     (batch,) = make_batches(SEQUENCES, "sequence_mean", None)
     together = StudentForward(model)(batch, batch.targets[:, None]).chosen[:, 0]
-    alone: list[Tensor] = []
+    separate: list[Tensor] = []
     for one in sorted(SEQUENCES, key=lambda r: len(r.prompt_and_response), reverse=True):
         logq, start = dense_logprobs(model, one.prompt_and_response), len(one.example.prompt)
-        alone += [logq[start + i - 1, token] for i, token in enumerate(one.response)]
-    torch.testing.assert_close(together, torch.stack(alone), rtol=0, atol=1e-10)
+        separate += [logq[start + i - 1, token] for i, token in enumerate(one.response)]
+    torch.testing.assert_close(together, torch.stack(separate), rtol=0, atol=1e-10)
 
 
 SHAPE = {
@@ -412,7 +412,7 @@ def test_divergences_and_their_gradients_are_right_where_the_student_puts_no_mas
     logq = full(hidden, head)[:, :-1].log_softmax(-1)
     expected = DIVERGENCES[divergence](logq, logp[:, :-1])
     if not teacher_too:
-        # What the teacher has there alone: infinitely much for the forward KL, beta p log(p / beta p) for the JSD.
+        # Only the teacher has mass there: infinitely much for the forward KL, beta p log(p / beta p) for the JSD.
         lost = {"forward KL": math.inf, "reverse KL": 0.0, "JSD": 0.3 * -math.log(0.3)}[divergence]
         expected = expected + lost * logp[:, -1].exp()
     torch.testing.assert_close(found, expected)

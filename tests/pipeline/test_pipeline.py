@@ -435,7 +435,7 @@ def test_a_tracker_gets_steps_and_scores_and_changes_no_number(micro: Suite, aop
 
 @pytest.mark.slow
 def test_the_display_is_told_entropy_at_every_step(micro: Suite, tmp_path: Path):
-    said: list[Event] = []
-    folder = run(RunSpec(micro, "aopd", 0, out=tmp_path), said.append)
-    told = [event.figures["entropy"] for event in said if event.figures]
-    assert told == [line["entropy"] for line in steps(folder)]
+    events: list[Event] = []
+    folder = run(RunSpec(micro, "aopd", 0, out=tmp_path), events.append)
+    entropies = [event.figures["entropy"] for event in events if event.figures]
+    assert entropies == [line["entropy"] for line in steps(folder)]

@@ -1,4 +1,4 @@
-"""A sweep's processes end with it, whatever ends it."""
+"""A sweep's processes end with it, even when it is killed."""
 
 from __future__ import annotations
 

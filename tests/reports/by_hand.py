@@ -233,6 +233,6 @@ def points(difference: float) -> str:
 
 
 def bracketed(found: tuple[float, float, float, int], write: Callable[[float], str] = percent) -> str:
-    """Write `mean [low, high]`, the mean alone for fewer than two values."""
+    """Write `mean [low, high]`, only the mean for fewer than two values."""
     value, low, high, seeds = found
     return write(value) if seeds < 2 else f"{write(value)} [{write(low)},\u00a0{write(high)}]"

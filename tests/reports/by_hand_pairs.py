@@ -22,7 +22,7 @@ def headline_numbers(runs: Runs) -> Iterator[tuple[str, str, list[str]]]:
     """
     groups: dict[tuple[Any, ...], list[str]] = {}
     for m in runs.manifests:
-        if m["adapter"] != "none":
+        if m["kind"] != "none":
             groups.setdefault((m["order"], m["start"]), []).append(m["label"])
     for labels in groups.values():
         base, *others = dict.fromkeys(labels)

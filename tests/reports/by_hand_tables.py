@@ -70,12 +70,12 @@ def matched(runs: Runs, _: Match[str]) -> Grid:
     """Pairs of methods of one order and start: paired differences over common seeds; forgetting where learning matches."""
     groups: dict[tuple[str, str], list[str]] = {}
     for m in runs.manifests:
-        if m["adapter"] != "none":
+        if m["kind"] != "none":
             groups.setdefault((m["order"], m["start"]), []).append(m["label"])
     rows = []
     for found in groups.values():
         labels = list(dict.fromkeys(found))
-        first = next((label for label in labels if label.split(",")[0] == "opd"), labels[0])
+        first = next((m["label"] for m in runs.manifests if m["label"] in labels and m["kind"] == "opd"), labels[0])
         pairs = list(combinations(labels, 2)) if len(labels) <= 4 else [(first, x) for x in labels if x != first]
         rows += [_pair(runs, earlier, later) for earlier, later in pairs]
     return ["methods", "seeds", "at the end, points", "learned, points", "learning is", "forgotten, points ↓"], rows
@@ -87,14 +87,21 @@ def _pair(runs: Runs, earlier: str, later: str) -> list[str]:
         for name in ("learning_accuracy", "average_accuracy", "forgetting_chaudhry")
     )
     status = how_matched(learned)
-    told = bracketed(forgot, points) if status == MATCHED else "unmatched"
+    shown = bracketed(forgot, points) if status == MATCHED else "unmatched"
     if learned[3] < 2:
-        status, told = "one seed", "not judged: one seed"
-    return [f"{later} − {earlier}", str(learned[3]), bracketed(final, points), bracketed(learned, points), status, told]
+        status, shown = "one seed", "not judged: one seed"
+    return [
+        f"{later} − {earlier}",
+        str(learned[3]),
+        bracketed(final, points),
+        bracketed(learned, points),
+        status,
+        shown,
+    ]
 
 
 def how_matched(learned: tuple[float, float, float, int]) -> str:
-    """Whether the interval of a difference in learning lies within 5 points, or its mean alone."""
+    """Whether the interval of a difference in learning lies within 5 points, or only its mean."""
     value, low, high, _ = learned
     if low >= -0.05 and high <= 0.05:
         return MATCHED
@@ -219,8 +226,8 @@ def figure_table(runs: Runs, _: Match[str]) -> Grid:
             continue
         write = WRITE[unit.partition("\u00a0")[0]]
         rows.append([title, *(_with_count(found[label], seeds[label], write) for label in runs.labels), unit])
-    told = ["one seed: no interval" if n == 1 else f"{n} seeds" for n in seeds.values()]
-    return ["figure", *(f"{label} ({t})" for label, t in zip(runs.labels, told, strict=True)), "unit"], rows
+    counts = ["one seed: no interval" if n == 1 else f"{n} seeds" for n in seeds.values()]
+    return ["figure", *(f"{label} ({t})" for label, t in zip(runs.labels, counts, strict=True)), "unit"], rows
 
 
 def _figure(runs: Runs, label: str, name: str) -> pd.Series:

@@ -130,9 +130,9 @@ def _claims(runs: Runs, order: str) -> Iterator[tuple[str, str, str, int, pd.Ser
         for name in ("learning_accuracy", "forgetting_chaudhry")
     )
     entropy = runs.steps.groupby(WHO)["entropy"].mean()
-    told, at = "+8.34 points, math" if start == "weak" else "–", f", {start} start"
+    shown, at = "+8.34 points, math" if start == "weak" else "–", f", {start} start"
     names = {name: text.replace("{task}", first) + at for name, text in texts.items()}
-    yield names["learns-first"], told, "points", 1, learned, ""
+    yield names["learns-first"], shown, "points", 1, learned, ""
     yield names["learns-all"], "–", "points", 1, accuracy, ""
     yield names["entropy"], "higher", "nats", 1, entropy[aopd] - entropy[opd], ""
     yield names["retains-first"], "better", "points", 1, kept, _not_matched(learned)
@@ -166,8 +166,8 @@ def _judged(effect: pd.Series, unit: str, p: float, sign: int, blocked: str, tes
     if not blocked:
         verdict = _verdict(interval, p, sign, unit)
         needed = _needed(effect.dropna(), tests) if verdict.startswith("not resolved") else "–"
-    told = "–" if p != p else "<0.001" if p < 0.001 else f"{p:.3f}"
-    return [f"{bracketed(interval, write)} {unit}", "any", str(interval[3]), told, verdict, needed]
+    p_value = "–" if p != p else "<0.001" if p < 0.001 else f"{p:.3f}"
+    return [f"{bracketed(interval, write)} {unit}", "any", str(interval[3]), p_value, verdict, needed]
 
 
 def _verdict(interval: tuple[float, float, float, int], p: float, sign: int, unit: str) -> str:

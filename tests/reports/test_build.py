@@ -138,8 +138,8 @@ def test_warnings_are_listed_with_their_step_and_in_words(report: Path, name: st
     text = (report / name).read_text(encoding="utf-8")
     # one run, two stages of four steps, two warnings each
     assert "16 warnings in 1 of 4 runs that trained." in text
-    said = f"truncation: {sentences.WARNINGS['truncation']}"
-    row = ["aopd", "1", "2: tiny_weather", "3", said]
+    warning = f"truncation: {sentences.WARNINGS['truncation']}"
+    row = ["aopd", "1", "2: tiny_weather", "3", warning]
     assert text.count(f"| {' | '.join(row)} |" if name.endswith("md") else html_row(row)) == 1
 
 

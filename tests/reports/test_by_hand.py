@@ -62,7 +62,7 @@ def unfinished(root: Path) -> Path:
 
 
 def joint(root: Path) -> Path:
-    """Two methods beside the same over all tasks at once, two seeds each."""
+    """Two methods, and the same two trained on all tasks at once, two seeds each."""
     for place, adapter in enumerate(("opd", "aopd")):
         for seed in (0, 1):
             stages = [[2 / 13, 0, 1], [(8 + place + seed) / 13, 0, 1], [(4 + 2 * place) / 13, 8 / 13, 1]]
@@ -73,7 +73,7 @@ def joint(root: Path) -> Path:
 
 
 def drifting(root: Path) -> Path:
-    """Five methods with the distance to the start: each stands beside one reference alone."""
+    """Five methods with the distance to the start: each is compared with only one reference."""
     return write_runs(root, Scale(seeds=2, stages=STAGES[:2], items=29, steps=7, prompt=5, response=5, drift_items=3))
 
 

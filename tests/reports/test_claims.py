@@ -1,4 +1,4 @@
-"""Claims as data: what the grammar takes and refuses, how a file's mistakes are told, and verdicts by hand."""
+"""Claims as data: what the grammar takes and refuses, how a file's mistakes are reported, and verdicts by hand."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def write_claims(folder: Path, *changes: dict[str, Any]) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "sentence"),
     [
         (
             {"expression": "__import__('os') > 0"},
@@ -179,8 +179,8 @@ def write_claims(folder: Path, *changes: dict[str, Any]) -> Path:
         ({"expression": "1 / metric(opd, learned) > 0"}, "it divides a number by points"),
     ],
 )
-def test_a_mistake_names_file_claim_and_key(tmp_path: Path, change: dict[str, Any], told: str):
-    with pytest.raises(ConfigError, match=told):
+def test_a_mistake_names_file_claim_and_key(tmp_path: Path, change: dict[str, Any], sentence: str):
+    with pytest.raises(ConfigError, match=sentence):
         read_claims(write_claims(tmp_path, change))
 
 
@@ -204,9 +204,9 @@ def test_a_missing_key_a_broken_file_and_a_name_given_twice(tmp_path: Path):
     file.write_text("title: x\nsource: y\nclaims: [{name: a}]\n")
     with pytest.raises(ConfigError, match=r"other.yaml: claim a: claims.0.text: missing"):
         read_claims(file)
-    for text, told in (("a: [", "not valid YAML"), ("- 1", "holds list; expected the keys")):
+    for text, sentence in (("a: [", "not valid YAML"), ("- 1", "holds list; expected the keys")):
         file.write_text(text)
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=sentence):
             read_claims(file)
     with pytest.raises(ConfigError, match="there is no claims file nothing; expected a YAML file, or one of aopd"):
         read_claims("nothing")
@@ -292,7 +292,7 @@ def test_verdicts_on_runs(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("scope", "told"),
+    ("scope", "sentence"),
     [
         ({"start": "strang"}, "claim learns: start names 'strang', which no run has; the runs have weak"),
         (
@@ -302,10 +302,10 @@ def test_verdicts_on_runs(tmp_path: Path):
         ({"stage": 99}, "claim learns: scope.stage is 99, and the runs have the stages 1 to 2; name one of them"),
     ],
 )
-def test_a_scope_that_no_run_has_is_refused_with_what_they_have(tmp_path: Path, scope: dict[str, Any], told: str):
+def test_a_scope_that_no_run_has_is_refused_with_what_they_have(tmp_path: Path, scope: dict[str, Any], sentence: str):
     write(tmp_path, "opd", [0.5], [0.3])
     write(tmp_path, "aopd", [0.5], [0.3])
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=sentence):
         judged(tmp_path, {"scope": {"tasks": ["first"], **scope}})
     with pytest.raises(ConfigError, match="start names 'strang'"):
         judged(tmp_path, {"expression": "metric(aopd, learned, start=strang) > 0"})

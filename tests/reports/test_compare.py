@@ -1,4 +1,4 @@
-"""`harness compare`: methods found and paired, rows by hand, retention at matched learning alone, and its files."""
+"""`harness compare`: methods found and paired, rows by hand, retention only at matched learning, and its files."""
 
 from __future__ import annotations
 
@@ -315,23 +315,23 @@ def test_the_command_writes_its_files(two: list[Path], tmp_path: Path, monkeypat
 
 
 def test_csv_on_standard_output_is_nothing_but_csv(two: list[Path], tmp_path: Path, monkeypatch: Any, capsys: Any):
-    code, shown, told = call(monkeypatch, capsys, *map(str, two), "--format", "csv", "--out", str(tmp_path / "o"))
+    code, shown, err = call(monkeypatch, capsys, *map(str, two), "--format", "csv", "--out", str(tmp_path / "o"))
     rows = list(csv.DictReader(io.StringIO(shown.strip())))
     assert code == 0
     assert {row["method"] for row in rows} == {"aopd"}
-    assert "written:" in told
+    assert "written:" in err
 
 
 @pytest.mark.parametrize(
-    ("kind", "told"), [("csv", "claim,start,"), ("markdown", "# Claims"), ("latex", r"\caption{Claims}")]
+    ("kind", "opening"), [("csv", "claim,start,"), ("markdown", "# Claims"), ("latex", r"\caption{Claims}")]
 )
 def test_verdicts_are_printed_in_the_format_that_is_asked_for(
-    kind: str, told: str, two: list[Path], monkeypatch: Any, capsys: Any
+    kind: str, opening: str, two: list[Path], monkeypatch: Any, capsys: Any
 ):
     code, shown, _ = call(monkeypatch, capsys, *map(str, two), "--format", kind, "--claims", "aopd")
     assert code == 0
-    assert told in shown
-    assert "not resolved" in shown[shown.index(told) :]
+    assert opening in shown
+    assert "not resolved" in shown[shown.index(opening) :]
 
 
 @pytest.mark.parametrize(
@@ -345,10 +345,10 @@ def test_verdicts_are_printed_in_the_format_that_is_asked_for(
     ],
 )
 def test_mistakes_are_one_line(two: list[Path], arguments: list[str], sentence: str, monkeypatch: Any, capsys: Any):
-    code, _, told = call(monkeypatch, capsys, *map(str, two), *arguments)
+    code, _, err = call(monkeypatch, capsys, *map(str, two), *arguments)
     assert code == 2
-    assert sentence in told
-    assert len(told.strip().splitlines()) == 1
+    assert sentence in err
+    assert len(err.strip().splitlines()) == 1
 
 
 def test_a_figure_that_is_registered_is_seen_in_value_comparison_claims_and_csv(

@@ -193,9 +193,9 @@ def refusal_at(folder: Path, **changes) -> str:
 
 def test_what_a_refusal_says_to_do_can_be_pasted_where_a_folder_has_a_space(tmp_path: Path):
     folder = tmp_path / "my runs"
-    said = refusal_at(folder, command="harness run 'my suite.yaml' --seed 0")
-    assert f"remove '{folder}/tiny/opd/default/seed0'/stage_*/eval " in said
-    assert said.endswith("anew, alike: harness run 'my suite.yaml' --seed 0")
+    refusal = refusal_at(folder, command="harness run 'my suite.yaml' --seed 0")
+    assert f"remove '{folder}/tiny/opd/default/seed0'/stage_*/eval " in refusal
+    assert refusal.endswith("anew, alike: harness run 'my suite.yaml' --seed 0")
     one, other = (folder / f"tiny/{adapter}/default/seed0" for adapter in ("opd", "aopd"))
     change_manifest(one, config={"evaluation": {"limit": 3}})
     last = "stage_2_tiny_weather/train/checkpoint"
@@ -207,8 +207,8 @@ def test_what_a_refusal_says_to_do_can_be_pasted_where_a_folder_has_a_space(tmp_
 
 
 def test_a_command_that_no_shell_could_read_is_no_reason_to_fail(tmp_path: Path):
-    said = refusal_at(tmp_path, command="harness run o'brien.yaml")
-    assert said.endswith(f"harness run tiny --adapter aopd --seed 0 --order default --out {tmp_path}")
+    refusal = refusal_at(tmp_path, command="harness run o'brien.yaml")
+    assert refusal.endswith(f"harness run tiny --adapter aopd --seed 0 --order default --out {tmp_path}")
 
 
 @pytest.fixture

@@ -23,14 +23,14 @@ def write(tmp_path: Path, adapter: str, learned: list[float], kept: list[float],
         write_run(tmp_path, adapter, seed, [START, [one, 0.2, 0.5], [other, 0.7, 0.5]], **options)
 
 
-def told(tmp_path: Path) -> list[str]:
+def opening_of(tmp_path: Path) -> list[str]:
     return [sentence.replace("\u00a0", " ") for sentence in headline(load([tmp_path]))]
 
 
 def test_matched_learning_says_who_forgot_less_in_the_direction_of_the_word(tmp_path: Path):
     write(tmp_path, "opd", [0.6, 0.6, 0.6], [0.2, 0.2, 0.3], items=20)
     write(tmp_path, "aopd", [0.6, 0.65, 0.6], [0.4, 0.45, 0.4], items=20)
-    assert told(tmp_path) == [
+    assert opening_of(tmp_path) == [
         "aopd learned 0.8 points more [−3.0, 4.7] than opd and forgot 16.7 less [−0.8, 34.2]; 3 seeds, 40 items; "
         "the difference in learning is not resolved from zero."
     ]
@@ -39,7 +39,7 @@ def test_matched_learning_says_who_forgot_less_in_the_direction_of_the_word(tmp_
 def test_unmatched_learning_leaves_forgetting_unjudged(tmp_path: Path):
     write(tmp_path, "opd", [0.5, 0.5, 0.6], [0.2, 0.2, 0.2])
     write(tmp_path, "aopd", [0.9, 0.9, 0.9], [0.2, 0.2, 0.2])
-    assert told(tmp_path) == [
+    assert opening_of(tmp_path) == [
         "aopd learned 18.3 points more [2.3, 34.4] than opd; 3 seeds, 20 items. It forgot 36.7 points more [2.1, 71.3], "
         "which is not judged: learning is not shown to match within ±5 points."
     ]
@@ -48,7 +48,7 @@ def test_unmatched_learning_leaves_forgetting_unjudged(tmp_path: Path):
 def test_one_seed_has_an_interval_over_items_and_says_so(tmp_path: Path):
     write(tmp_path, "opd", [0.5], [0.2])
     write(tmp_path, "aopd", [0.9], [0.2])
-    (sentence,) = told(tmp_path)
+    (sentence,) = opening_of(tmp_path)
     assert sentence.startswith("aopd learned 20.0 points more [")
     assert (
         "1 seed, 20 items, so the bracket is over items of this seed alone and says nothing about other seeds."
@@ -60,7 +60,7 @@ def test_one_seed_has_an_interval_over_items_and_says_so(tmp_path: Path):
 def test_one_seed_without_answers_has_no_interval(tmp_path: Path):
     write(tmp_path, "opd", [0.5], [0.2], samples=False)
     write(tmp_path, "aopd", [0.9], [0.2], samples=False)
-    assert told(tmp_path)[0].startswith(
+    assert opening_of(tmp_path)[0].startswith(
         "aopd learned 20.0 points more than opd; 1 seed, so there is no interval and says nothing about other seeds"
     )
 
@@ -68,50 +68,52 @@ def test_one_seed_without_answers_has_no_interval(tmp_path: Path):
 def test_each_method_stands_beside_the_first_that_is_no_control(tmp_path: Path):
     for adapter in ("none", "sft", "opd", "aopd"):
         write(tmp_path, adapter, [0.5, 0.6], [0.2, 0.2])
-    assert [sentence.split(";")[0].split(" [")[0] for sentence in told(tmp_path)] == [
+    assert [sentence.split(";")[0].split(" [")[0] for sentence in opening_of(tmp_path)] == [
         "opd learned 0.0 points more",
         "aopd learned 0.0 points more",
     ]
-    assert all("than sft" in sentence for sentence in told(tmp_path))
+    assert all("than sft" in sentence for sentence in opening_of(tmp_path))
 
 
 def test_a_method_alone_has_no_sentence(tmp_path: Path):
     write(tmp_path, "none", [0.5], [0.2])
     write(tmp_path, "opd", [0.5], [0.2])
-    assert told(tmp_path) == []
+    assert opening_of(tmp_path) == []
 
 
 def test_only_like_is_compared_with_like(tmp_path: Path):
     write(tmp_path / "a", "opd", [0.5], [0.2])
     write(tmp_path / "b", "aopd", [0.9], [0.2], start="strong")
-    assert told(tmp_path) == []
+    assert opening_of(tmp_path) == []
 
 
 def test_what_is_missing_is_said(tmp_path: Path):
     write(tmp_path, "opd", [0.5], [0.2])
     write(tmp_path, "aopd", [0.9], [0.2], evaluated=4)
-    assert told(tmp_path) == ["aopd and opd: no seed has every trained task evaluated yet, so nothing is compared."]
+    assert opening_of(tmp_path) == [
+        "aopd and opd: no seed has every trained task evaluated yet, so nothing is compared."
+    ]
 
 
 def test_forgetting_waits_for_the_last_stage(tmp_path: Path):
     for adapter, left in (("opd", None), ("aopd", 8)):
         write(tmp_path, adapter, [0.5, 0.6], [0.2, 0.2], evaluated=left)
-    (sentence,) = told(tmp_path)
+    (sentence,) = opening_of(tmp_path)
     assert "2 seeds, 20 items" in sentence
     assert "forgot" in sentence
 
 
 def test_forgetting_is_of_seeds_that_learning_has_and_says_where_they_are_fewer(tmp_path: Path):
-    """The factory evaluates stage by stage: 7 cells leave the last stage with its first task alone."""
+    """The factory evaluates stage by stage: 7 cells leave the last stage with only its first task."""
     write(tmp_path, "opd", [0.6, 0.6, 0.6], [0.2, 0.2, 0.2])
     for seed, (kept, evaluated) in enumerate([(0.4, None), (0.4, None), (0.1, 7)]):
         write_run(tmp_path, "aopd", seed, [START, [0.6, 0.2, 0.5], [kept, 0.7, 0.5]], evaluated=evaluated)
-    (sentence,) = told(tmp_path)
+    (sentence,) = opening_of(tmp_path)
     assert "forgot 20.0 less" in sentence
     assert "2 seeds, 20 items" in sentence
     for run in (tmp_path / "tiny/aopd/default").glob("seed1/stage_2*/eval/tiny_arithmetic"):
         shutil.rmtree(run)
-    (sentence,) = told(tmp_path)
+    (sentence,) = opening_of(tmp_path)
     assert "(over 1 seed), which is not judged" in sentence
 
 
@@ -132,4 +134,4 @@ def test_seeds_are_paired_or_said_not_to_be(tmp_path: Path, seeds: tuple[int, in
     for seed in seeds:
         write_run(tmp_path, "aopd", seed, [START, [0.5, 0.2, 0.5], [0.2, 0.7, 0.5]])
     alone = "aopd and opd have no seed in common, so they are not compared."
-    assert (told(tmp_path) == [alone]) == (seeds == (5, 6))
+    assert (opening_of(tmp_path) == [alone]) == (seeds == (5, 6))

@@ -1,4 +1,4 @@
-"""What an entry is follows from the adapter that it names, whatever the suite calls it."""
+"""An entry's kind follows from the adapter that it names, not from its name in the suite."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 from reports.compare.comparison import Comparison
+from reports.compare.headline import headline
+from reports.data.frames import load
+from reports.data.matched_pairs import matched
 from reports.data.methods import ENTROPY, find_methods
+from reports.figures import style
 from tests.support.run_factory import write_run
 
 
@@ -39,3 +43,25 @@ def test_a_control_is_known_by_its_adapter_not_by_its_entrys_name(tmp_path: Path
     assert [method.name for method in methods] == ["a_frozen", "opd", "aopd"]
     assert [method.control for method in methods] == [True, False, False]
     assert not [note for note in Comparison(methods).notes() if "a_frozen trains on" in note]
+
+
+NAMES = ["v", "w", "x", "y", "z"]
+TAKEN = ["aopd", "none", "gkd", "sft", "opd"]
+KINDS = ["replay", "sft", "aopd", "opd", "gkd"]
+
+
+@pytest.mark.parametrize("names", [NAMES, TAKEN])
+def test_order_reference_and_colours_follow_the_kinds_whatever_the_entries_are_called(tmp_path: Path, names: list[str]):
+    for entry, kind in zip(names, KINDS, strict=True):
+        for seed in (0, 1):
+            write_run(tmp_path, entry, seed, kind=kind)
+    frames = load([tmp_path])
+    entry_of = dict(zip(KINDS, names, strict=True))
+    shown = list(dict.fromkeys(run.adapter for run in frames.runs))
+    assert shown[:3] == [entry_of["sft"], entry_of["opd"], entry_of["aopd"]]
+    assert set(matched(frames)["against"]) == {entry_of["opd"]}
+    assert all(f"than {entry_of['sft']}" in sentence for sentence in headline(frames))
+    with style.shared(frames.labelled):
+        colours = style.colours(names)
+        assert style.reference(shown) == entry_of["opd"]
+    assert {kind: colours[entry_of[kind]] for kind in KINDS[1:]} == {kind: style.KNOWN[kind] for kind in KINDS[1:]}

@@ -1,4 +1,4 @@
-"""Names beside marks cover neither marks nor one another, stay in the axes, and lie the same each time."""
+"""Names next to marks cover neither marks nor one another, stay in the axes, and have the same places each time."""
 
 from __future__ import annotations
 

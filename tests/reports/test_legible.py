@@ -1,4 +1,4 @@
-"""What was cut off, crowded or repeated stays mended: texts inside figures, ink that reads, a configuration told once."""
+"""Texts stay inside figures, ink stays legible, and a configuration stands on the page once."""
 
 from __future__ import annotations
 

@@ -58,12 +58,12 @@ def test_agreement_is_in_percent_and_names_each_method_s_k(frames: Frames):
 
 
 def test_the_numbers_are_told_per_method_and_methods_without_any_left_out(frames: Frames):
-    told = read_pulls(frames)
-    assert told.startswith(
+    reading = read_pulls(frames)
+    assert reading.startswith(
         "Mean over all steps: opd 0.0200 up and 0.0100 down, ratio 0.5000; aopd 0.0200 up and 0.0400 down"
     )
-    assert "opd_replay 0.0300 up and 0.0100 down, ratio 0.3333." in told
-    assert "sft" not in told
+    assert "opd_replay 0.0300 up and 0.0100 down, ratio 0.3333." in reading
+    assert "sft" not in reading
     assert "aopd (K = 32) overlap 50.0 %" in read_agreement(frames)
 
 

@@ -102,8 +102,8 @@ def test_the_page_opens_with_what_shows_and_what_is_contradicted(tmp_path: Path)
     first, every = "AOPD learns tiny_arithmetic better than OPD", "AOPD learns all tasks better than OPD"
     shown = f"2 are supported ({first}, weak start; {every}, weak start)"
     lost = "1 are contradicted (AOPD keeps a higher entropy in training, weak start)"
-    told = count_verdicts(judge_study(made(tmp_path, learned, learned)))
-    assert told == f"Of 5 rows, {shown}, {lost}, 2 are not resolved or could not be compared."
+    reading = count_verdicts(judge_study(made(tmp_path, learned, learned)))
+    assert reading == f"Of 5 rows, {shown}, {lost}, 2 are not resolved or could not be compared."
 
 
 def test_a_clear_loss_contradicts(tmp_path: Path):
@@ -208,7 +208,7 @@ def test_each_aopd_setting_stands_beside_the_opd_setting_closest_in_learning(tmp
 
 
 def test_a_seed_s_learning_rate_is_chosen_by_the_other_seeds(tmp_path: Path):
-    """Seed 0 alone does best at 4e-4, and must not choose it for itself."""
+    """Only seed 0 does best at 4e-4, and must not choose it for itself."""
     levels = {1e-4: [0.2, 0.2, 0.2], 2e-4: [0.5, 0.6, 0.7], 4e-4: [0.95, 0.4, 0.3]}
     results = rated(tmp_path, lambda s, lr: levels[lr][s.seed])
     (claim,) = [each for each in judge_study(results) if "best learning rate" in claimed(each)]

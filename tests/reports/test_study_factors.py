@@ -46,10 +46,10 @@ def test_a_method_trained_on_references_has_no_entropy_of_its_own_answers(tmp_pa
 
 
 def test_a_method_with_one_learning_rate_is_not_said_to_learn_most_there(tmp_path: Path):
-    told = frontier_blocks(made(tmp_path))[-1]
-    assert isinstance(told, Text)
-    assert "sft (one lr, 0.0002) learned 100.0" in told.text
-    assert "opd (lr 0.0001, the lowest tried, where it learned most of 2)" in told.text
+    reading = frontier_blocks(made(tmp_path))[-1]
+    assert isinstance(reading, Text)
+    assert "sft (one lr, 0.0002) learned 100.0" in reading.text
+    assert "opd (lr 0.0001, the lowest tried, where it learned most of 2)" in reading.text
 
 
 def test_a_rate_is_that_of_the_method_s_own_training(tmp_path: Path):
@@ -84,16 +84,16 @@ def thresholds(folder: Path, learned: float) -> Results:
 
 
 def test_thresholds_are_told_as_paired_differences(tmp_path: Path):
-    told = describe_extremes(thresholds(tmp_path, 0.7), "threshold", "aopd")
-    assert "learning is highest at −1, 70.0" in told
-    assert "(paired, in points: +20.0" in told
-    assert "against aopd at the suite's own setting, +30.0" in told
+    reading = describe_extremes(thresholds(tmp_path, 0.7), "threshold", "aopd")
+    assert "learning is highest at −1, 70.0" in reading
+    assert "(paired, in points: +20.0" in reading
+    assert "against aopd at the suite's own setting, +30.0" in reading
 
 
 def test_a_figure_that_no_threshold_has_is_not_told(tmp_path: Path):
     factor = {"title": "T", "key": "adapters.aopd.options.threshold", "values": [0.0, 0.2, 0.5], "entries": ["aopd"]}
     plan = study(tmp_path, {"threshold": {**factor, "orders": ["joint"]}}, seeds=[0, 1])
     fill(plan, lambda spec: constant(spec, 0.5, 0.5))
-    told = describe_extremes(collect(plan), "threshold", "aopd")
-    assert "forgetting" not in told
-    assert "nan" not in told
+    reading = describe_extremes(collect(plan), "threshold", "aopd")
+    assert "forgetting" not in reading
+    assert "nan" not in reading

@@ -1,4 +1,4 @@
-"""The page of a family of methods: each beside its reference, claims only where seeds and learning allow, and no noise."""
+"""The page of a family of methods: each against its reference, claims only where seeds and learning allow, and no noise."""
 
 from __future__ import annotations
 
@@ -78,11 +78,11 @@ def test_each_entry_stands_beside_its_own_reference(results: Results):
 
 
 def test_less_forgetting_is_told_only_at_matched_learning(results: Results):
-    told = describe_contrasts(find_contrasts(results, results.plan.study.factors["protection"]))
-    assert "opd_replay forgot less than opd at matched learning (−24.0" in told
-    assert "opd_ewc learned less than opd (−19.0" in told
-    assert "opd_ewc forgot" not in told
-    assert told.endswith("forgetting differs too for opd_ewc, but learning is not shown to match there.")
+    reading = describe_contrasts(find_contrasts(results, results.plan.study.factors["protection"]))
+    assert "opd_replay forgot less than opd at matched learning (−24.0" in reading
+    assert "opd_ewc learned less than opd (−19.0" in reading
+    assert "opd_ewc forgot" not in reading
+    assert reading.endswith("forgetting differs too for opd_ewc, but learning is not shown to match there.")
 
 
 def test_fewer_than_three_seeds_are_compared_with_nothing(results: Results):

@@ -172,14 +172,14 @@ def test_the_page_shows_its_figures_and_says_how_it_was_made(page: Path):
         "factor-threshold",
         *(f"{name}-{f}" for name in ("training", "threshold") for f in fields),
     }
-    for said in (
+    for sentence in (
         "Commit f00dfeedf00d; no local changes",
         "harness study ",
         "2.13.0",
         "seeds 0, 1, 2",
         "tiny_short_sums",
     ):
-        assert said in text
+        assert sentence in text
     assert not list(page.parent.glob(".building-*"))
 
 

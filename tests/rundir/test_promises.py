@@ -1,4 +1,4 @@
-"""What a run directory promises: it goes on only from what it recorded, and what vouches for a file is written after it."""
+"""What a run directory promises: a run goes on only from what it recorded, and a file is vouched for after it is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a session was made of: a command that can be pasted, and a diff of whatever bytes."""
+"""What a session records: a command that can be pasted, and a diff of any bytes."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_weights_before_it
     assert [(row.stage, row.step, row.warning) for row in raised.warnings.itertuples()] == [(1, 1, "non-finite")]
     (row,) = warnings_grid(raised).rows
     assert row[-1] == "non-finite: a loss or gradient was not finite: training stopped before the weights changed"
-    # The next run begins the stage anew, and leaves what the sentence named.
+    # The next run starts the stage again, and keeps what the sentence named.
     StageFolder(stage).open_training()
     assert not (stage / "train" / "steps.jsonl").exists()
     assert (stage / "last_good" / "model.safetensors").is_file()
@@ -192,16 +192,16 @@ def test_warnings_of_a_killed_stage_are_those_of_an_undisturbed_one(tmp_path: Pa
 def _lines_and_words(
     ctx: Any, snapshots: Any, kept: tuple[list[dict[str, Any]], list[str]] | None = None, stop: int | None = None
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Train a stage and return its step log and what was said; it is killed when it logs step `stop`."""
-    lines, said = ([], []) if kept is None else kept
+    """Train a stage and return its step log and its warnings; it is killed when it logs step `stop`."""
+    lines, warnings = ([], []) if kept is None else kept
 
     def log(line: dict[str, Any]) -> None:
         if line["step"] == stop:
             raise StoppedError
         lines.append(line)
 
-    OPD().train_stage(replace(ctx, snapshots=snapshots, log=log, warn=said.append))
-    return lines, said
+    OPD().train_stage(replace(ctx, snapshots=snapshots, log=log, warn=warnings.append))
+    return lines, warnings
 
 
 def test_a_snapshot_holds_the_generators_of_every_device(monkeypatch: pytest.MonkeyPatch):

@@ -27,7 +27,7 @@ SIZE = 20_000
 
 
 def killed_while(work: Callable[[], object], begun: Callable[[], object]) -> None:
-    """Run `work` in a process of its own, again and again, and kill it at a random moment after `begun()` is true."""
+    """Run `work` in a separate process, again and again, and kill it at a random moment after `begun()` is true."""
     child = os.fork()
     if child == 0:
         try:

@@ -19,16 +19,16 @@ from tests.support.models import micro_suite, write_yaml
 
 
 def test_figures_are_in_tensorboards_files(tmp_path: Path):
-    said: list[str] = []
+    warnings: list[str] = []
     config = {"training": {"lr": 1e-4, "steps": 3}, "probes": ["a", "b"], "teacher": None}
-    with tracked(["tensorboard"], "tiny", "opd seed 0", tmp_path, config, said.append) as log:
+    with tracked(["tensorboard"], "tiny", "opd seed 0", tmp_path, config, warnings.append) as log:
         for step in range(3):
             log({"entropy": 1 - 0.25 * step, "warnings": ["none"], "routed_fkl": None}, step)
         log({"eval": {"tiny_weather": 0.5}}, 3)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("entropy")] == [(0, 1.0), (1, 0.75), (2, 0.5)]
     assert [(e.step, e.value) for e in events.Scalars("eval/tiny_weather")] == [(3, 0.5)]
-    assert said == []
+    assert warnings == []
 
 
 @pytest.mark.slow
@@ -73,13 +73,13 @@ class Breaking:
 
 
 def test_a_tracker_that_breaks_is_left_out_with_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    broken, said = Breaking(), list[str]()
+    broken, warnings = Breaking(), list[str]()
     monkeypatch.setattr(trackers, "_start", lambda *_: broken)
-    with tracked(["wandb"], "tiny", "opd seed 0", tmp_path, {}, said.append) as log:
+    with tracked(["wandb"], "tiny", "opd seed 0", tmp_path, {}, warnings.append) as log:
         for step in range(4):
             log({"entropy": 1.0}, step)
     assert broken.steps == [0]
-    assert said == ["tracker wandb is left out from here on: ConnectionError: no route to host"]
+    assert warnings == ["tracker wandb is left out from here on: ConnectionError: no route to host"]
 
 
 def test_a_tracker_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch):

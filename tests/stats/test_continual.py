@@ -167,7 +167,7 @@ def test_tasks_of_a_stage_with_two_are_both_forgotten_by_the_next():
     assert values["backward_transfer"] == pytest.approx(-0.25)
     # (0.2 / 0.6 + 0.7 / 0.8) / 2
     assert values["retention_ratio"] == pytest.approx((1 / 3 + 0.875) / 2)
-    # c alone comes later: 0.1 - 0.3
+    # Only c comes later: 0.1 - 0.3
     assert values["forward_transfer"] == pytest.approx(-0.2)
     # stage 1: (0.6 + 0.8) / 2; stage 2: (0.2 + 0.7 + 0.9) / 3
     assert values["average_incremental_accuracy"] == pytest.approx((0.7 + 0.6) / 2)
@@ -231,7 +231,7 @@ def test_accuracies_stay_within_the_scores_and_probes_touch_no_trained_figure(m:
     with_probes, without = metrics.compute_figures(m), metrics.compute_figures(bare)
     for name in set(with_probes) - {"probe_change", "probe_forgetting"}:
         assert with_probes[name] == pytest.approx(without[name], nan_ok=True)
-    # The best of all stages is no worse than the start.
+    # The best of all stages is at least the start.
     assert not with_probes["probe_forgetting"] < -with_probes["probe_change"] - 1e-12
     for name in ("average_accuracy", "learning_accuracy", "average_incremental_accuracy"):
         assert -1e-12 <= with_probes[name] <= 1 + 1e-12

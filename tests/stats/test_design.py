@@ -62,7 +62,7 @@ def test_components_are_recovered_from_a_pilot():
 def test_components_by_hand():
     # Two seeds, two clusters: rows 0 and 2, columns 0 and 2, nothing left over.
     assert estimate_components([[-1.0, 1.0], [1.0, 3.0]]) == Components(2.0, 2.0, 0.0, 0.0)
-    # The interaction alone: row and column means are all 0; its mean square is 4 / 1.
+    # Only the interaction: row and column means are all 0; its mean square is 4 / 1.
     assert estimate_components([[1.0, -1.0], [-1.0, 1.0]]) == Components(0.0, 0.0, 4.0, 0.0)
 
 
@@ -108,7 +108,7 @@ def test_the_fewest_seeds_are_the_fewest():
 
 
 def test_an_effect_that_these_items_cannot_show_has_no_number_of_seeds():
-    # 20 clusters alone leave a standard error of 0.12 / sqrt(20) = 2.7 points, whatever the seeds.
+    # 20 clusters leave a standard error of at least 0.12 / sqrt(20) = 2.7 points, with any number of seeds.
     assert seeds_for(0.03, PILOT, 20, 4) is None
     assert seeds_for(0.03, PILOT, 2000, 4) is not None
 

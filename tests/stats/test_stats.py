@@ -64,7 +64,7 @@ def test_the_mean_ratio_leaves_out_what_cannot_be_divided_by():
 
 
 def test_a_seed_s_rate_is_chosen_by_the_other_seeds():
-    """Seed 0 alone does best at 4e-4, and must not choose it for itself; a rate without values is left out."""
+    """Only seed 0 does best at 4e-4, and must not choose it for itself; a rate without values is left out."""
     by_rate = {1e-4: [0.2, 0.2, 0.2], 2e-4: [0.5, 0.6, 0.7], 4e-4: [0.95, 0.4, 0.3], 8e-4: [math.nan] * 3}
     found = chosen_rates({rate: dict(enumerate(values)) for rate, values in by_rate.items()})
     assert found == {0: (2e-4, 0.5), 1: (4e-4, 0.4), 2: (4e-4, 0.3)}
@@ -108,7 +108,7 @@ def test_the_two_variances_are_worked_by_hand():
     # seeds that differ by 1 in mean, items all alike: 0 within, variance of (0, 1) is 1/2
     assert variances([[0, 0, 0], [1, 1, 1]]) == pytest.approx((0.0, 0.5))
     assert math.isnan(variances([[0, 1]]).seeds)
-    # items that change alike for both seeds, 1/12 within: the means 0.5 and 1.5 differ by the seeds alone
+    # items that change alike for both seeds, 1/12 within: the means 0.5 and 1.5 differ only by the seeds
     assert variances([[0, 1, 0, 1], [1, 2, 1, 2]]) == pytest.approx((1 / 12, 0.5))
     # the third item has no score for one seed; of the others +-1/4 is left in all four cells, r = 1/4
     assert variances([[0, 0, math.nan], [1, 2, 7]]) == pytest.approx((1 / 8, 9 / 8 - 1 / 8))

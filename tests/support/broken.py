@@ -127,7 +127,7 @@ class GateUpsideDown(AOPD):
 
 
 class StrictGate(AOPD):
-    """A_t = 0 stays in the policy gradient, where it has none."""
+    """A_t = 0 stays in the policy gradient, where it has no gradient."""
 
     def routed(self, tokens: Tokens) -> Tensor:
         return super().routed(tokens) & (tokens.advantage != 0)
@@ -170,7 +170,7 @@ class MeanByWeights(OtherBatches):
 
 
 class PromptsToo(OtherBatches):
-    """The last prompt token is trained on beside the response."""
+    """The last prompt token is trained on, in addition to the response."""
 
     def spoil(self, batch: Batch) -> Batch:
         predicts = batch.predicts | batch.predicts.roll(-1, 1)
@@ -236,7 +236,7 @@ class AnyVocabulary(OPD):
 
 
 class FailsOtherwise(OPD):
-    """Stops on any stage, whatever the vocabularies."""
+    """Stops on any stage, with any vocabularies."""
 
     def train_stage(self, ctx: StageContext) -> StageResult:
         raise ValueError("something else entirely")

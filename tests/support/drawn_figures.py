@@ -18,7 +18,7 @@ from reports.report.sections import make_sections
 
 def drawn(frames: Frames) -> dict[str, Figure]:
     """Draw every figure of a report as the page does."""
-    with style.shared({label: run.adapter for run, label in frames.labelled}):
+    with style.shared(frames.labelled):
         return {p.name: p.draw() for part in make_sections(ReportData(frames)) for p in pictures(part.blocks)}
 
 

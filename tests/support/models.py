@@ -258,7 +258,7 @@ def write_task(
     grader: str | None = GRADER,
     **changes: Any,
 ) -> Path:
-    """Write a task file with its records and grader beside it; a change to None drops a key. Return the file."""
+    """Write a task file, and its records and grader next to it; a change to None drops a key. Return the file."""
     folder.mkdir(parents=True, exist_ok=True)
     # Records lie in a file of their own, so that a grader's source says nothing about them.
     (folder / f"{name}.json").write_text(json.dumps(docs or DOCS), encoding="utf-8")

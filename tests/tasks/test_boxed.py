@@ -1,4 +1,4 @@
-r"""Boxed answers: what is taken for the answer, and a table of verdicts, math-verify's own where nothing else is said."""
+r"""Boxed answers: what is taken for the answer, and a table of verdicts, math-verify's own unless a row says otherwise."""
 
 import time
 

@@ -17,7 +17,7 @@ from tests.support.task_files import TASKS, boxed_folder, load_task
 
 
 def written(folder: Path, *lines: Any, name: str = "test") -> dict[str, str]:
-    """Write lines, as JSON where they are no text, and return the `data` that names their folder."""
+    """Write lines, as JSON where they are not text, and return the `data` that names their folder."""
     texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
     (folder / f"{name}.jsonl").write_text("\n".join(texts) + "\n", encoding="utf-8")
     return {"math_boxed": str(folder)}

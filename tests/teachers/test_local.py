@@ -44,7 +44,7 @@ def test_padding_rows_of_student_and_teacher_may_differ(
     rows = found.rows(slice(None))
     assert rows.shape == (3, student_rows)
     assert int(found.top_ids.max()) < student_rows
-    # Over the tokenizer's own tokens the distribution is the teacher's, whatever padding takes.
+    # Over the tokenizer's own tokens the distribution is the teacher's, with any mass on padding.
     logits = own(input_ids=batch.input_ids).logits[0, 2:5, :tokens]
     torch.testing.assert_close(rows[:, :tokens].log_softmax(-1), logits.log_softmax(-1), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(rows.exp().sum(-1), torch.ones(3))

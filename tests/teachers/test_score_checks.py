@@ -110,7 +110,7 @@ FAULTS: dict[str, Fault] = {
 }
 
 
-# With one most probable token at each of 16 positions, an answer of another position may agree with itself.
+# With one most probable token at each of 16 positions, an answer from the wrong position may agree with itself.
 UNDECIDABLE = {"shifted by one", "of another response", "all of another position", "ids of another position", "log10"}
 
 

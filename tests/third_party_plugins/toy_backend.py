@@ -1,4 +1,4 @@
-"""A backend from outside: transformers behind the contract of an engine with weights of its own."""
+"""A backend from outside: transformers behind the contract of an engine with its own weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Toy(Backend):
 
 
 class ToyEngine:
-    """A model of its own, far from the one in training."""
+    """A separate model, far from the one in training."""
 
     def __init__(self, checkpoint: Path, backend: Toy, site: EngineSite) -> None:
         self.backend, self.site = backend, site

@@ -31,7 +31,7 @@ class BigramKind(TeacherKind):
 
 
 class Bigram(OpenTeacher):
-    """log p(y | x) depends on the token before y alone."""
+    """log p(y | x) depends only on the token before y."""
 
     def __init__(self, kind: BigramKind, rows: int) -> None:
         import torch

@@ -1,4 +1,4 @@
-"""How far the student moved from the start, beside what it forgot (arXiv 2509.04259)."""
+"""How far the student moved from the start, next to what it forgot (arXiv 2509.04259)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make_section(report_data: ReportData) -> Section:
         return Section("drift", "KL to the start", TITLE, [Text(ABSENT, "missing")])
     rows = against_forgetting(drift, report_data.frames.scores)
     rank = correlate_ranks(rows)
-    told = (
+    texts = (
         []
         if math.isnan(rank)
         else [Text(f"Rank correlation (Spearman) over all marks: {format_decimal(rank)}.", "measured")]
@@ -39,7 +39,7 @@ def make_section(report_data: ReportData) -> Section:
     picture = Picture(
         "drift", TITLE, CAPTION, lambda: draw_drift(rows), "Scatter of forgetting against the KL to the start."
     )
-    return Section("drift", "KL to the start", TITLE, [picture, *told])
+    return Section("drift", "KL to the start", TITLE, [picture, *texts])
 
 
 def against_forgetting(drift: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import pandas as pd
 from harness.rundir.reader import IDENTITY
 from harness.stats.intervals import Interval
 from harness.stats.matching import MARGIN, MATCHED
-from reports.compare.matched_pairs import FIGURES, SINGLE
+from reports.data.matched_pairs import FIGURES, SINGLE
 from reports.data.tables import figures_by_seed
 from reports.document.blocks import Grid, Picture, Section, Text
 from reports.document.sentences import format_interval, format_percent, format_points
@@ -84,8 +84,8 @@ def _cell(row: dict[Any, Any], name: str, *, signed: bool = False) -> str:
 
 
 def _alt(report_data: ReportData) -> str:
-    told = [
+    points = [
         f"{row['label']} learned {format_percent(row['learned'].mean)} % and forgot {format_points(row['forgot'].mean)} points"
         for row in report_data.frontier.to_dict("records")
     ]
-    return f"Scatter of learning accuracy against forgetting: {'; '.join(told)}."
+    return f"Scatter of learning accuracy against forgetting: {'; '.join(points)}."

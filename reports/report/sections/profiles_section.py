@@ -1,4 +1,4 @@
-"""Further evaluation profiles, each a matrix of its own, and several answers of each item."""
+"""Further evaluation profiles, each with its own matrix, and several answers of each item."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ def make_section(report_data: ReportData) -> Section:
     made = [grids.runs_grid, grids.weights_grid, grids.packages_grid, grids.hardware_grid]
     folded = [Folded(grid.title, [grid]) for grid in (make(frames) for make in made)]
     configs = [Folded(title, [Code(text)]) for title, text in configurations(frames).items()]
-    told = Text(" ".join(sentences.describe_overlap(frames)), "note")
-    return Section("provenance", "How this was made", "How this was made", [told, *shared, *folded, *configs])
+    reading = Text(" ".join(sentences.describe_overlap(frames)), "note")
+    return Section("provenance", "How this was made", "How this was made", [reading, *shared, *folded, *configs])
 
 
 def configurations(frames: Frames) -> dict[str, str]:

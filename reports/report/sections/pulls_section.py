@@ -57,28 +57,28 @@ def make_agreement(report_data: ReportData) -> Section | None:
 
 def read_pulls(frames: Frames) -> str:
     """Return per label the mean pulls over all steps, and the ratio of down to up with its interval over seeds."""
-    told = []
+    readings = []
     for label, runs in _means(frames.steps, ["pull_up", "pull_down"]):
         up, down = runs.mean()
-        told.append(
+        readings.append(
             f"{label} {format_pull(up)} up and {format_pull(down)} down, "
             f"ratio {format_interval(mean_ratio(runs['pull_down'], runs['pull_up']), format_pull)}"
         )
-    return f"Mean over all steps: {'; '.join(told)}."
+    return f"Mean over all steps: {'; '.join(readings)}."
 
 
 def read_agreement(frames: Frames) -> str:
     """Return per label overlap and masses over each run's last stage."""
     steps = frames.steps
     last = steps[steps["stage"] == steps.groupby(IDENTITY)["stage"].transform("max")]
-    told = []
+    readings = []
     for label, runs in _means(last, ["overlap", "student_top_mass", "teacher_top_mass", "top_k"]):
         overlap, student, teacher, k = runs.mean()
-        told.append(
+        readings.append(
             f"{label} (K = {k:.0f}) overlap {format_percent(overlap)} %, "
             f"mass {format_percent(student)} % of the student's and {format_percent(teacher)} % of the teacher's"
         )
-    return f"Over the last stage: {'; '.join(told)}."
+    return f"Over the last stage: {'; '.join(readings)}."
 
 
 def _means(steps: pd.DataFrame, fields: list[str]) -> Iterator[tuple[str, pd.DataFrame]]:

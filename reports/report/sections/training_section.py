@@ -55,22 +55,22 @@ def make_routing(report_data: ReportData) -> Section | None:
         "Quantiles of the advantage over training steps, one panel per method; the table below holds their means.",
         optional=True,
     )
-    told = [Text(reading, "measured") for reading in read_tails(report_data)]
+    readings = [Text(reading, "measured") for reading in read_tails(report_data)]
     table = Folded("Advantage and routed share as a table", [advantage_grid(report_data)])
     title = "Routed share and the advantage's tails"
-    return Section("routing", "Routing and advantage", title, [share, tails, *told, table])
+    return Section("routing", "Routing and advantage", title, [share, tails, *readings, table])
 
 
 def read_tails(report_data: ReportData) -> list[str]:
     """Return a sentence on where the lowest and the highest hundredth of the advantage lie; none where no step noted both."""
     known = advantage_table(report_data.frames.steps).dropna(subset=["advantage_q01", "advantage_q99"])
-    told = [
+    readings = [
         f"{row['label']} {format_decimal(row['advantage_q01'])} and {format_decimal(row['advantage_q99'], signed=True)} nats, "
         f"a ratio of {format_decimal(row['tail'])}"
         for row in known.to_dict("records")
     ]
     opening = "Advantage of the lowest and of the highest hundredth of tokens, mean over all steps"
-    return [f"{opening}: {'; '.join(told)}."] if told else []
+    return [f"{opening}: {'; '.join(readings)}."] if readings else []
 
 
 def advantage_grid(report_data: ReportData) -> Grid:

@@ -15,7 +15,6 @@ from harness.stats.intervals import Interval, t_interval
 from harness.stats.matching import how_matched
 from reports.data.frames import Frames
 from reports.data.tables import figures_by_seed
-from reports.figures import style
 
 SINGLE = "one seed"
 FEW = 4  # methods that are all compared with one another; more are compared with one
@@ -39,8 +38,12 @@ def difference(values: pd.DataFrame, figure: str, one: str, other: str) -> Inter
 
 
 def _pairs(frames: Frames) -> Iterator[tuple[str, str]]:
-    """Yield pairs of methods that share suite, order and start; a control that updates nothing is left out."""
+    """Yield pairs of methods that share suite, order and start; a control that updates nothing is left out.
+
+    More than FEW are each compared with the first method whose kind is OPD, or with the first where there is none.
+    """
     settings: dict[tuple[str, str, str], list[str]] = {}
+    kinds = {label: run.manifest.kind for run, label in frames.labelled}
     for run, label in frames.labelled:
         group = settings.setdefault((run.suite, run.order, run.start), [])
         if not run.manifest.control and label not in group:
@@ -49,7 +52,7 @@ def _pairs(frames: Frames) -> Iterator[tuple[str, str]]:
         if len(labels) <= FEW:
             yield from ((later, earlier) for earlier, later in combinations(labels, 2))
         else:
-            first = style.reference(labels)
+            first = next((label for label in labels if kinds[label] == "opd"), labels[0])
             yield from ((label, first) for label in labels if label != first)
 
 
