@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from harness.engines.base import Engine
-from harness.errors import TaskError
 from harness.evaluation.answering import sampling_of, up_to
 from harness.lm.chat import Renderer
 from harness.lmeval.task import Task
@@ -50,18 +49,9 @@ class CurveRecorder:
         sampling = sampling_of(task.generation, name, self.renderer.stop_ids, self.seed)
         done = self.engine.generate([prompt for _, prompt in asked], sampling)
         texts = [up_to(self.renderer.decode(completion.tokens), sampling.stop_strings) for completion in done]
-        scores = [self._score(task, doc, text) for (doc, _), text in zip(asked, texts, strict=True)]
+        scores = [task.score(task.grade(doc, text)) for (doc, _), text in zip(asked, texts, strict=True)]
         clusters = tuple(task.cluster(doc) for doc, _ in asked)
         return CurvePoint(step=step, task=name, score=sum(scores) / len(scores), items=tuple(scores), clusters=clusters)
-
-    def _score(self, task: Task, doc: dict[str, Any], answer: str) -> float:
-        value = task.item_values(task.grade(doc, answer)).get(task.metric)
-        if value is None:
-            raise TaskError(
-                f"task {task.name}: its grader gave no {task.metric} for an item; a learning curve needs a score of each "
-                "item, so set evaluation.every to null or name another metric"
-            )
-        return value
 
     @cached_property
     def _asked(self) -> dict[str, list[tuple[dict[str, Any], list[int]]]]:
