@@ -24,7 +24,7 @@ from harness.config.suite import Suite
 from harness.errors import ConfigError
 from harness.rundir.store import RunStore, is_finished
 
-MOST_RUNS = 60
+MOST_RUNS = 400
 
 
 @dataclass(frozen=True)

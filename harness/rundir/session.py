@@ -123,7 +123,21 @@ def _optional() -> dict[str, str]:
 def _hardware() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     memory = round(psutil.virtual_memory().total / 2**30)
-    return {"machine": platform.machine(), "cpus": os.cpu_count(), "memory_gib": memory, "gpus": gpus}
+    # Another processor, or another instruction set, rounds differently and so builds other models from the same seed.
+    processor = {
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+    }
+    return {**processor, "cpus": os.cpu_count(), "memory_gib": memory, "gpus": gpus}
+
+
+def _processor() -> str:
+    """Return the processor's model, as Linux names it in /proc/cpuinfo, elsewhere as Python does."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or "unknown")
 
 
 def _git(folder: Path) -> Git:

@@ -146,7 +146,7 @@ def test_a_run_under_two_names_would_be_noticed(tmp_path: Path):
 @pytest.mark.parametrize(
     ("factors", "changes", "words"),
     [
-        ({"rate": RATES}, {"seeds": list(range(40))}, ["160 runs", "at most 60"]),
+        ({"rate": RATES}, {"seeds": list(range(400))}, ["1600 runs", "at most 400"]),
         ({"method": {"title": "M", "entries": ["opd", "mine"]}}, {}, ["no adapter 'mine'", "aopd, sft, none"]),
         ({"order": {"title": "O", "orders": ["default", "backwards"]}}, {}, ["'backwards'", "tools_first"]),
         ({"rate": {**RATES, "key": "training.optimizer.rate"}}, {}, ["training.optimizer.rate"]),
