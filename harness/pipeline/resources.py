@@ -31,7 +31,7 @@ from harness.rundir.progress import Event, Report
 from harness.rundir.schema import SCHEMA, SOURCES, Manifest, Noise, StageRecord
 from harness.rundir.session import PeakMemory, Timer
 from harness.rundir.snapshots import StopRequest
-from harness.rundir.trackers import Log, check_trackers, tracked, untracked
+from harness.rundir.trackers import Log, TrackedRun, check_trackers, tracked, untracked
 from harness.teachers.pool import TeacherPool
 
 log = logging.getLogger(__name__)
@@ -200,8 +200,9 @@ class RunResources:
 
     def tracked(self) -> AbstractContextManager[Log]:
         """Return the suite's trackers, which take figures at a step counted through the stages until they are closed."""
-        folder = self.spec.path / "trackers"
-        return tracked(self.suite.trackers, self.suite.name, self.spec.label, folder, self.spec.config(), self.warn)
+        group = f"{self.suite.name}/{self.spec.entry}/{self.spec.order}"
+        run = TrackedRun(self.suite.name, self.spec.label, group, self.spec.path / "trackers")
+        return tracked(self.suite.trackers, run, self.spec.config(), self.warn)
 
     def checkpoint_of(self, spec: Model) -> Path:
         """Return the folder of a model of this run, built or fetched where it is not there."""

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from harness.config.run_spec import RunSpec, session_settings
 from harness.pipeline.evaluate_stage import StageEvaluator
+from harness.pipeline.final_figures import final_figures
 from harness.pipeline.resources import RunResources
+from harness.pipeline.score_teacher import score_teacher, warn_where_worse
 from harness.pipeline.stop_signals import stop_on_signals
 from harness.pipeline.train_stage import StageTrainer
 from harness.rundir.files import stderr_to
@@ -36,12 +38,15 @@ def run(spec: RunSpec, report: Report = silent) -> Path:
             closing(resources.teachers),
             resources.tracked() as resources.track,
         ):
+            score_teacher(resources, store.teacher)
             evaluator.evaluate(store.stage(0), checkpoint, "start")
+            warn_where_worse(resources, store.teacher, store.stage(0))
             for stage in spec.stages:
                 folder = store.stage(stage.index, stage.name)
                 checkpoint = trainer.train(folder, stage, checkpoint)
                 evaluator.evaluate(folder, checkpoint, f"after {stage.name}")
                 store.record(resources.weights, **resources.used())
+            resources.track({"final": final_figures(store, spec)}, spec.steps_before(len(spec.stages) + 1))
         store.finish(resources.weights, **resources.used())
     report(Event(spec.label, "done", 1, 1, finished=True))
     return spec.path

@@ -6,6 +6,7 @@
       stage_0/eval/<task>@<profile>/...                            each further profile
       stage_0/regraded/<task>[@<profile>]/<grader>-<digest>/...    the same answers graded again
       stage_0/noise/<cell>/<n>/...                                 the start evaluated again with other seeds
+      teacher/eval/<task>/...                                      the teacher's own scores, under the first profile
       stage_0/drift/results.json, samples.parquet                  distance to the start and entropy; so in every stage
       stage_1_<task>/train/steps.jsonl, rollouts.parquet, checkpoint/, done.json
       stage_1_<task>/eval/<task>/...
@@ -140,6 +141,11 @@ class RunStore:
         return stage_folder(self.path, index, name)
 
     @property
+    def teacher(self) -> StageFolder:
+        """The folder of the teacher's own evaluation."""
+        return teacher_folder(self.path)
+
+    @property
     def manifest(self) -> Manifest | None:
         """The manifest, or None for a directory that no run has started in."""
         return read_manifest(self.path)
@@ -212,6 +218,11 @@ def now() -> str:
 def stage_folder(run: Path, index: int, name: str = "") -> StageFolder:
     """Return the folder of a run's stage: `stage_0` for the start, else `stage_<index>_<name>`."""
     return StageFolder(run / (f"stage_{index}_{name}" if index else "stage_0"))
+
+
+def teacher_folder(run: Path) -> StageFolder:
+    """Return the folder with the teacher's own evaluation, which has cells as a stage has."""
+    return StageFolder(run / "teacher")
 
 
 def read_manifest(run: Path) -> Manifest | None:

@@ -6,7 +6,7 @@ are in the tables. More labels than colours get a row each, so that no legend is
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from textwrap import fill
 from typing import Any
 
@@ -28,14 +28,16 @@ from reports.figures.curves import (
 )
 
 NARROWEST = 7.6  # inches: the titles fit
+CellLink = Callable[[str, str, int], str | None]  # of a label, a task and a stage
 SIDES = 2.5  # inches next to the matrices: names of stages, and the scale
 
 
 @style.styled()
-def draw_retention(scores: pd.DataFrame) -> Figure:
+def draw_retention(scores: pd.DataFrame, link: CellLink | None = None) -> Figure:
     """Return one stage-by-task panel per label; cells hold the mean score in % and, with seeds, their range.
 
-    The cell of the task that a stage trains is framed; probes stand to the right of a line.
+    The cell of the task that a stage trains is framed; probes stand to the right of a line. `link` gives the address that a
+    cell of the SVG leads to, from the page that shows it.
     """
     table = retention_table(scores)
     labels, widest = list(table["label"].unique()), _most_tasks(table)
@@ -45,7 +47,7 @@ def draw_retention(scores: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(width, rows * (0.5 * (table["stage"].max() + 1) + 0.4) + 1.6), layout="constrained")
     shown = panels(figure, len(labels), columns)
     for axes, label in zip(shown, labels, strict=True):
-        _heatmap_panel(axes, table[table["label"] == label])
+        _heatmap_panel(axes, table[table["label"] == label], link)
     if _alike(table):
         outer_labels(shown, columns)
     style.colour_bar(figure, shown, "score (%)")
@@ -65,7 +67,7 @@ def _most_tasks(table: pd.DataFrame) -> int:
     return int(table.groupby("label")["task"].nunique().max())
 
 
-def _heatmap_panel(axes: Axes, cells: pd.DataFrame) -> None:
+def _heatmap_panel(axes: Axes, cells: pd.DataFrame, link: CellLink | None) -> None:
     """Draw one label's matrix; the cell of column c and row r has its centre at (c, r), the start on top."""
     tasks, stages = list(cells["task"].unique()), cells.drop_duplicates("stage")
     names, probes = style.short_names(tasks), int(cells.drop_duplicates("task")["role"].eq("probe").sum())
@@ -75,6 +77,9 @@ def _heatmap_panel(axes: Axes, cells: pd.DataFrame) -> None:
     axes.invert_yaxis()
     for cell in cells.to_dict("records"):
         _annotate(axes, tasks.index(cell["task"]), cell)
+        address = link(str(cell["label"]), str(cell["task"]), int(cell["stage"])) if link else None
+        if address and cell["seeds"]:
+            axes.add_patch(style.linked_cell(tasks.index(cell["task"]), cell["stage"], address))
     if probes:
         axes.axvline(len(tasks) - probes - 0.5, color=style.INK, linewidth=2)
     rows = [fill(f"after {names.get(task, task)}" if task else "start", 18) for task in stages["stage_task"]]

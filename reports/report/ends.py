@@ -13,6 +13,7 @@ from reports.data.frames import Frames
 from reports.data.methods import Method, methods_of
 from reports.data.tables import figures_by_seed
 from reports.document.sentences import format_interval, format_percent, format_points
+from reports.report.teacher_scores import teacher_means
 
 LEAST_LEARNED = 0.02  # a share: less is called nothing learned
 NAMED = 4  # methods that a sentence names; of more, the highest and the lowest
@@ -52,8 +53,11 @@ def _describe_group(methods: list[Method], frames: Frames, values: pd.DataFrame)
         return
     own = values[values["label"].isin([method.name for method in methods])]
     base, *others = ends
-    starts = start_scores(Frames(tuple(run for method in methods for run in method.frames.runs), grader=frames.grader))
-    start = "; ".join(f"the start had {format_interval(found)} %" for found in starts.values())
+    own_runs = Frames(tuple(run for method in methods for run in method.frames.runs), grader=frames.grader)
+    starts, teachers = start_scores(own_runs), teacher_means(own_runs)
+    named = [f"the {name} had {format_interval(found)} %" for name, found in starts.items()]
+    named += [f"the {name} has {format_percent(found.mean)} %" for name, found in teachers.items()]
+    start = "; ".join(named)
     if len(ends) > NAMED:
         high, low = (pick(ends, key=lambda name: ends[name].mean) for pick in (max, min))
         named = f"{high} is highest with {format_interval(ends[high])} % and {low} lowest with {format_interval(ends[low])} %"

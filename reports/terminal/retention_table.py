@@ -31,6 +31,16 @@ def print_retention(console: Console, frames: Frames) -> None:
         console.print(f"[yellow]{escape(sentence)}[/yellow]")
 
 
+def grid_table(grid: Grid) -> SplitTable:
+    """Return a page's table for the terminal; a narrow one shows the rest of the columns in further tables."""
+    table = Table(title=Text(grid.title), title_justify="left")
+    for number, name in enumerate(grid.header):
+        table.add_column(Text(name), justify="right" if number else "left", no_wrap=True)
+    for row in grid.rows:
+        table.add_row(*map(Text, row))
+    return SplitTable(table)
+
+
 def _table(grid: Grid) -> Table:
     table = Table(title=Text(f"Score in % ({grid.title})"), title_justify="left")
     for number, name in enumerate(grid.header):

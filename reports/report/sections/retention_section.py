@@ -10,7 +10,7 @@ from reports.report.report_data import ReportData
 MATRIX = (
     "Each cell is a task's score after a stage; read down a column to follow one task. A frame marks the stage that "
     "trained the task. Probes (right of the line) are never trained. With several seeds, small numbers are the lowest "
-    "and the highest."
+    "and the highest. A cell leads to its answers."
 )
 DIAGONAL = (
     "Filled marks are scores right after the task's own stage, hollow marks right before it. Bars run from the lowest to the "
@@ -33,7 +33,7 @@ def make_section(report_data: ReportData) -> Section:
         "retention",
         "Retention: what each stage did to every task",
         MATRIX,
-        lambda: draw_retention(scores),
+        lambda: draw_retention(scores, report_data.link),
         "Matrix of scores by stage and task, one per method; the tables below hold its numbers.",
     )
     tables = Folded(
