@@ -97,7 +97,16 @@ class RunSpec:
 
     def config(self) -> dict[str, Any]:
         """Return the suite as this run resolves it, without what belongs to its siblings."""
-        apart = {"adapters", "seeds", "orders", "description", "snapshot_minutes", "keep_rollouts", "trackers"}
+        apart = {
+            "adapters",
+            "seeds",
+            "orders",
+            "description",
+            "snapshot_minutes",
+            "keep_rollouts",
+            "trackers",
+            "checkpoints",
+        }
         suite = self.suite.model_dump(mode="json", exclude=apart)
         if profiles := suite["evaluation"].get("profiles"):
             # A hash knows no order of keys, and the first profile is the one whose scores are the suite's.

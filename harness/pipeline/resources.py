@@ -130,6 +130,11 @@ class RunResources:
 
     def verify(self, checkpoint: Path, name: str) -> str:
         """Return the digest of a checkpoint's weights; raises `RunError` for one that is not what the run recorded."""
+        if not checkpoint.is_dir():
+            raise RunError(
+                f"{checkpoint} is not there, and what is left of the run needs it; restore it from a copy, or choose another "
+                "--out to train it again"
+            )
         found = {"weights": (self.weights, weights_digest(checkpoint)), "files": (self.files, files_digest(checkpoint))}
         for what, (recorded, present) in found.items():
             if recorded.setdefault(name, present) not in ("", present):

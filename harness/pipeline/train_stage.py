@@ -24,6 +24,7 @@ from harness.lm.seeding import derive_seed, seed_global_generators
 from harness.pipeline.resources import RunResources
 from harness.rundir.files import as_record, json_line, sync_tree, write_record
 from harness.rundir.progress import SHOWN, Counter
+from harness.rundir.retention import check_space
 from harness.rundir.rollout_log import Keep, Trajectories
 from harness.rundir.schema import DoneFile, StepLine
 from harness.rundir.snapshots import FileSnapshots
@@ -47,13 +48,15 @@ class StageTrainer:
             train = folder.open_training()
             before = f"stage_{stage.index - 1}" if stage.index > 1 else "start"
             weights = self.resources.verify(checkpoint, before)
+            self._check_space(stage, checkpoint)
             with self.phase("models"):
                 student = load(checkpoint, self.suite.student, self.device)
                 check_head(student.model)
                 suit_attention(student.model, stage.training.autocast)
             trajectories = Trajectories(train, student.renderer, self.suite.keep_rollouts)
             engine = self._engine(student, stage, checkpoint)
-            done = self._train(train, self._context(train, stage, student, weights, engine, trajectories.keep), student)
+            context = self._context(train, stage, student, weights, engine, trajectories.keep)
+            done = self._train(train, context, student, checkpoint)
             trajectories.finish()
             sync_tree(train)
             write_record(train / "done.json", done)
@@ -67,7 +70,17 @@ class StageTrainer:
             self.resources.weights[f"stage_{stage.index}_teacher" if stage.own_teacher else "teacher"] = done.teacher
         return folder.checkpoint
 
-    def _train(self, train: Path, context: StageContext, student: Loaded) -> DoneFile:
+    def _check_space(self, stage: PlannedStage, start: Path) -> None:
+        snapshots = self.suite.snapshot_minutes is not None
+        if self._updates and (warning := check_space(self.spec.path, start, stage.name, snapshots)):
+            self.resources.warn(warning)
+
+    @property
+    def _updates(self) -> bool:
+        """Whether stages change weights: a control does not, and leaves no checkpoint."""
+        return bool(self.adapter.capabilities.trains_on)
+
+    def _train(self, train: Path, context: StageContext, student: Loaded, start: Path) -> DoneFile:
         started = time.perf_counter()
         seed_global_generators(context.seed)
         with self.phase("train"), _save_last_good_on_failure(student, train.parent / "last_good"):
@@ -77,10 +90,13 @@ class StageTrainer:
             finally:
                 self.resources.stop.waited_for = False
         seconds = time.perf_counter() - started
-        save(student, train / "checkpoint")
+        checkpoint = train / "checkpoint" if self._updates else start
+        if self._updates:
+            save(student, checkpoint)
         return DoneFile(
-            weights=weights_digest(train / "checkpoint"),
-            files=files_digest(train / "checkpoint"),
+            weights=weights_digest(checkpoint),
+            files=files_digest(checkpoint),
+            unchanged="" if self._updates else str(start.resolve()),
             teacher=None if self.teachers.teacher is None else self.teachers.teacher.identity,
             steps=result.steps,
             seconds=round(seconds, 3),
@@ -189,7 +205,8 @@ def _step_log(path: Path, progress: Counter, track: Log, before: int) -> Callabl
         line = as_record(step, StepLine, "a step that the trainer logged")
         with path.open("a", encoding="utf-8") as file:
             file.write(json_line(line.as_json()))
-        progress.reach(line.step + 1, {name: figure for name in SHOWN if (figure := getattr(line, name)) is not None})
+        figures = {name: figure for name in ("loss", *SHOWN) if (figure := getattr(line, name)) is not None}
+        progress.reach(line.step + 1, figures)
         track({"train": step}, before + line.step)
 
     return log

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Self
 
 import numpy as np
@@ -23,6 +26,7 @@ from rich.progress import (
 SHOWN = {"entropy": "entropy", "reward_mean": "reward"}
 OTHER_COLUMNS = 90  # of a bar's text, with long names
 NARROWEST, WIDEST = 4, 16
+LOG_SECONDS = 60.0  # between two lines of one activity where no terminal shows a bar
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -81,6 +85,8 @@ class Display:
         self.activities: dict[str, str] = {}
         self.warnings: set[str] = set()
         self.courses: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        self.logged: dict[str, float] = {}
+        self.began: dict[str, tuple[float, int]] = {}
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -100,7 +106,9 @@ class Display:
         if self.activities.get(event.run) != event.activity:
             self.activities[event.run] = event.activity
             self.progress.reset(bar, description=event.activity, total=event.total)
-            self._log_when_not_a_terminal(event)
+            self.began[event.run] = time.monotonic(), event.done
+            self.logged.pop(event.run, None)
+        self._log_when_not_a_terminal(event)
         self.progress.update(bar, completed=event.done, total=event.total, course=self._course(event))
         if event.finished:
             self.progress.update(bar, completed=event.total or 1, total=event.total or 1)
@@ -109,8 +117,9 @@ class Display:
     def _course(self, event: Event) -> str:
         """Return the run's figures so far, over all of its stages, each with its last value, where there is room."""
         figures = self.courses[event.run]
-        for name, value in event.figures.items():
-            figures[name].append(value)
+        for name in SHOWN:
+            if name in event.figures:
+                figures[name].append(event.figures[name])
         width = (self.progress.console.width - OTHER_COLUMNS) // max(1, len(figures)) - len("entropy  0.123  ")
         if width < NARROWEST:
             return ""
@@ -123,9 +132,21 @@ class Display:
             self.progress.console.print(f"[yellow]warning:[/] {escape(sentence)}", highlight=False)
 
     def _log_when_not_a_terminal(self, event: Event) -> None:
-        console = self.progress.console
-        if not console.is_terminal:
-            console.print(f"{event.run}: {event.activity}", highlight=False)
+        """Print a line at the start of an activity and then each minute: time, step, figures and time left."""
+        now = time.monotonic()
+        if self.progress.console.is_terminal or now - self.logged.get(event.run, -math.inf) < LOG_SECONDS:
+            return
+        self.logged[event.run] = now
+        parts = [event.activity]
+        if event.total:
+            parts.append(f"{event.done}/{event.total}")
+        parts += [f"{SHOWN.get(name, name)} {value:.4g}" for name, value in event.figures.items()]
+        started, first = self.began[event.run]
+        if event.total and event.done > first:
+            left = (now - started) / (event.done - first) * (event.total - event.done)
+            parts.append(f"about {timedelta(seconds=round(left))} left")
+        line = f"{datetime.now().astimezone():%H:%M:%S} {event.run}: {', '.join(parts)}"
+        self.progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def sparkline(values: Sequence[float], width: int = 16) -> str:

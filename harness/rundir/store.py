@@ -48,6 +48,7 @@ from harness.rundir.locks import refuse_without_flock
 from harness.rundir.schema import DoneFile, Manifest, Noise, Session, upgrade
 
 MANIFEST = "manifest.json"
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,15 @@ class StageFolder:
     path: Path
 
     @property
-    def checkpoint(self) -> Path:
-        """The weights after this stage."""
+    def own_checkpoint(self) -> Path:
+        """The folder that the stage's training writes its weights to."""
         return self.path / "train" / "checkpoint"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The weights after this stage: its own, or, where it changed none, those that it began with."""
+        done = None if self.own_checkpoint.is_dir() else self.training_done
+        return Path(done.unchanged) if done is not None and done.unchanged else self.own_checkpoint
 
     @property
     def step_log(self) -> Path:
@@ -125,7 +132,7 @@ class RunStore:
         """Hold the directory; raises `RunError` when another process works in it."""
         self.path.mkdir(parents=True, exist_ok=True)
         refuse_without_flock(self.path)
-        lock = FileLock(self.path / ".lock", timeout=0)
+        lock = FileLock(self.path / LOCK, timeout=0)
         try:
             lock.acquire()
         except Timeout as error:

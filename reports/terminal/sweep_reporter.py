@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from harness.terminal.console import waiting
+
 if TYPE_CHECKING:
     from harness.config.run_spec import RunSpec
     from harness.pipeline.study import Plan
@@ -37,7 +39,9 @@ def summarise(console: Console, specs: Sequence[RunSpec]) -> None:
     console.print(grid_table(glance))
     for sentence in [*headline(frames), *describe_ends(frames), *name_worse(frames)]:
         console.print(sentence, markup=False, highlight=False)
-    console.print(f"report: {render(specs)}", markup=False, highlight=False, soft_wrap=True)
+    with waiting("drawing the report"):
+        page = render(specs)
+    console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
 
 
 def write_study(console: Console, plan: Plan, page: Path) -> None:
