@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib
@@ -35,6 +36,7 @@ PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 KNOWN = {CONTROL: "#6c6c6c", "opd": PALETTE[0], "aopd": PALETTE[1], "sft": PALETTE[2], "gkd": PALETTE[3]}
 OUTCOME_COLOURS = {"correct": "#009E73", "wrong": "#D55E00", "unparsed": "#CC79A7", "truncated": "#E69F00"}
 DARK = {"#0072b2": "#58b0e8", "#882255": "#d67ba6", "#d55e00": "#f08438", "#009e73": "#2bc79b", "#6c6c6c": "#a8a8a8"}
+PHONE = 4.6  # inches: a phone shows them at about their size
 ABOVE = "../"  # from a figure's folder to its page's
 MANY = 7  # labels that one set of axes holds; more get panels of their own
 DASHES = ["-", "--", ":", "-."]
@@ -165,6 +167,15 @@ def save(figure: Figure, stem: Path, dpi: int = 150) -> None:
     with styled():
         figure.savefig(stem.with_suffix(".png"), dpi=dpi, facecolor="white", metadata={"Software": None})
         figure.savefig(stem.with_suffix(".svg"), transparent=True, metadata={"Date": None, "Creator": None})
+
+
+def phone_svg(figure: Figure, name: str, description: str) -> str:
+    """Return a figure that was drawn for a narrow screen as an `<svg>` element; it is kept nowhere else."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / f"{name}-narrow.svg"
+        with styled():
+            figure.savefig(file, transparent=True, metadata={"Date": None, "Creator": None})
+        return inline_svg(file, description)
 
 
 def inline_svg(file: Path, description: str) -> str:

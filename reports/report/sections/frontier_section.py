@@ -42,6 +42,7 @@ def make_section(report_data: ReportData) -> Section:
         CAPTION,
         lambda: draw_frontier(report_data.frontier, dots),
         _alt(report_data),
+        narrow=lambda: draw_frontier(report_data.frontier, dots, narrow=True),
     )
     pairs = matched_grid(report_data.matched)
     compared = [Text(JUDGED, "note"), pairs] if pairs.rows else []
