@@ -14,7 +14,9 @@ from harness.terminal.console import SafeConsole, announce, waiting
 def evaluate(
     suite: Annotated[str, typer.Option(help="A suite's name or path; its tasks and decoding are used.")],
     checkpoints: Annotated[list[Path], typer.Option(help="Model folders, in the order of training.")],
-    more: Annotated[list[Path] | None, typer.Argument(help="More checkpoints after the first.")] = None,
+    more: Annotated[
+        list[Path] | None, typer.Argument(help="The other folders after the first one of --checkpoints.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="The matrix goes to <out>/<suite>/checkpoints.")] = Path("runs"),
     overrides: Overrides = None,
     include_path: Include = None,

@@ -11,12 +11,14 @@ from datetime import datetime, timedelta
 from typing import Self
 
 import numpy as np
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -74,10 +76,10 @@ class Display:
         self.progress = Progress(
             TextColumn("[bold]{task.fields[run]}"),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=12),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            *map(
+                _WhileWorking,
+                (BarColumn(bar_width=12), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()),
+            ),
             TextColumn("{task.fields[course]}"),
             console=console,
         )
@@ -86,6 +88,7 @@ class Display:
         self.warnings: set[str] = set()
         self.courses: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         self.logged: dict[str, float] = {}
+        self.first: dict[str, float] = {}
         self.began: dict[str, tuple[float, int]] = {}
 
     def __enter__(self) -> Self:
@@ -101,7 +104,9 @@ class Display:
             self._warn(event.activity)
             return
         if event.run not in self.bars:
-            self.bars[event.run] = self.progress.add_task(event.activity, run=event.run, total=event.total, course="")
+            fields = {"run": event.run, "course": "", "finished": False}
+            self.bars[event.run] = self.progress.add_task(event.activity, total=event.total, **fields)
+            self.first[event.run] = time.monotonic()
         bar = self.bars[event.run]
         if self.activities.get(event.run) != event.activity:
             self.activities[event.run] = event.activity
@@ -111,7 +116,8 @@ class Display:
         self._log_when_not_a_terminal(event)
         self.progress.update(bar, completed=event.done, total=event.total, course=self._course(event))
         if event.finished:
-            self.progress.update(bar, completed=event.total or 1, total=event.total or 1)
+            took = timedelta(seconds=round(time.monotonic() - self.first[event.run]))
+            self.progress.update(bar, completed=1, total=1, description=f"{event.activity} in {took}", finished=True)
             self.progress.stop_task(bar)
 
     def _course(self, event: Event) -> str:
@@ -147,6 +153,20 @@ class Display:
             parts.append(f"about {timedelta(seconds=round(left))} left")
         line = f"{datetime.now().astimezone():%H:%M:%S} {event.run}: {', '.join(parts)}"
         self.progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class _WhileWorking(ProgressColumn):
+    """A column that is empty once a run is done: its bar and clocks are those of the last activity."""
+
+    max_refresh = None
+
+    def __init__(self, column: ProgressColumn) -> None:
+        super().__init__()
+        self.column = column
+
+    def render(self, task: Task) -> RenderableType:
+        """Return the column, or nothing."""
+        return "" if task.fields["finished"] else self.column.render(task)
 
 
 def sparkline(values: Sequence[float], width: int = 16) -> str:

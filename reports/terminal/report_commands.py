@@ -86,7 +86,7 @@ def compare(
             compared, sentences = Stages(found, *stages, tasks=tasks), []
         else:
             compared = Comparison(found, stages[0] if stages else None, tasks, shared_items, margin / 100)
-            sentences = sentences_of(compared)
+            sentences = [] if tasks else sentences_of(compared)  # they are about all tasks
         compared.rows  # noqa: B018 - the tables' rows are computed here, where somebody sees that they are
     console = SafeConsole()
     if format_ is None:

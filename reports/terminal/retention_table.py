@@ -20,7 +20,7 @@ def print_retention(console: Console, frames: Frames) -> None:
     """Print each group's retention table in %, its stages' own tasks bold, and what is missing.
 
     A terminal that is too narrow for all tasks shows the rest in further tables.
-    `±` is half the 95 % t interval over seeds, in points; it is absent with one seed.
+    `±` is half the 95 % t interval over seeds, in points; it is absent with fewer than three seeds.
     """
     for grid in retention_grids(frames.scores, compact=True):
         console.print(SplitTable(_table(grid)))
