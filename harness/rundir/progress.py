@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from rich.console import Console, RenderableType
@@ -104,7 +104,7 @@ class Display:
             self._warn(event.activity)
             return
         if event.run not in self.bars:
-            fields = {"run": event.run, "course": "", "finished": False}
+            fields: dict[str, Any] = {"run": event.run, "course": "", "finished": False}
             self.bars[event.run] = self.progress.add_task(event.activity, total=event.total, **fields)
             self.first[event.run] = time.monotonic()
         bar = self.bars[event.run]

@@ -149,7 +149,7 @@ def _made(name: Tracker, run: TrackedRun) -> GeneralTracker:
 def _note_mlflow_run(name: Tracker, tracker: GeneralTracker, run: TrackedRun) -> None:
     """Keep the id that MLflow gave the run, so that the next session goes on with it."""
     if name == "mlflow":
-        given = str(tracker.tracker.info.run_id)
+        given = str(getattr(tracker, "tracker").info.run_id)  # noqa: B009 - the base class does not name it
         replace_file(run.folder / MLFLOW_RUN, lambda partial: partial.write_text(given, encoding="utf-8"))
 
 

@@ -151,18 +151,20 @@ def _example(samples: pd.DataFrame, changed: pd.DataFrame) -> Answers | None:
     if changed.empty:
         return None
     rank = (changed["change"] != "lost") * 2 + (changed["kind"] != SINCE_OWN)
-    row = changed.loc[rank.idxmin()]
+    row = changed.iloc[int(rank.to_numpy().argmin())]
     same = (samples[IDENTITY] == row[IDENTITY]).all(axis=1) & (samples["item_id"] == row["item_id"])
     # Of several answers the first not right, as in `Frames.answers`.
     found = samples[same].assign(right=samples["outcome"] == "correct").sort_values("right", kind="stable")
     before, after = (found[found["stage"] == row[when]].iloc[0] for when in ("before", "after"))
     comparison = KINDS[str(row["kind"])].format(after=row["after"])
     return Answers(
-        f"{str(row['change']).capitalize()} {comparison}: {row['label']}, seed {row['seed']}",
-        *(cut_text(str(text), EXAMPLE_LONGEST) for text in (before["prompt"], before["target"])),
-        *(cut_text(str(text["response"]), EXAMPLE_LONGEST) for text in (before, after)),
-        f"{_stage(int(row['before']))}: {row['was']}",
-        f"{_stage(int(row['after']))}: {row['now']}",
+        title=f"{str(row['change']).capitalize()} {comparison}: {row['label']}, seed {row['seed']}",
+        prompt=cut_text(str(before["prompt"]), EXAMPLE_LONGEST),
+        target=cut_text(str(before["target"]), EXAMPLE_LONGEST),
+        before=cut_text(str(before["response"]), EXAMPLE_LONGEST),
+        after=cut_text(str(after["response"]), EXAMPLE_LONGEST),
+        before_title=f"{_stage(int(row['before']))}: {row['was']}",
+        after_title=f"{_stage(int(row['after']))}: {row['now']}",
     )
 
 
