@@ -301,3 +301,13 @@ def test_the_terminal_shows_stages_tasks_and_gaps(tmp_path: Path):
     for word in ("opd, 2 seeds", "aopd, 1 seed", "after weather", "long sums (probe)", "has no evaluation of"):
         assert word in text
     assert "70 ±127" in text  # seeds 0.8 and 0.6: 12.7 * 0.1
+
+
+def test_the_page_says_on_which_processors_the_runs_were_made(tmp_path: Path):
+    for seed, name in enumerate(("EPYC", "Xeon")):
+        run = write_run(tmp_path, "opd", seed)
+        manifest = json.loads((run / "manifest.json").read_text())
+        manifest["sessions"][0]["hardware"] = {"processor": name, "instructions": "AVX512"}
+        (run / "manifest.json").write_text(json.dumps(manifest))
+    text = build.build_report([tmp_path / "tiny"], tmp_path / "report").with_suffix(".md").read_text(encoding="utf-8")
+    assert "Made on EPYC (AVX512) and Xeon (AVX512)." in text
