@@ -24,10 +24,12 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 SHOWN = {"entropy": "entropy", "reward_mean": "reward"}
 OTHER_COLUMNS = 90  # of a bar's text, with long names
 NARROWEST, WIDEST = 4, 16
+ROOMY = 100  # characters in a line: less shortens the bars
 LOG_SECONDS = 60.0  # between two lines of one activity where no terminal shows a bar
 BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -73,13 +75,12 @@ class Display:
     """One bar per run: its name, stage and activity, steps, time elapsed and left, and its figures as sparklines."""
 
     def __init__(self, console: Console) -> None:
+        bar = BarColumn(bar_width=12 if console.width >= ROOMY else 4)
         self.progress = Progress(
-            TextColumn("[bold]{task.fields[run]}"),
-            TextColumn("{task.description}"),
-            *map(
-                _WhileWorking,
-                (BarColumn(bar_width=12), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()),
-            ),
+            # In a narrow terminal names go on in a second line, so that no digit is cut off.
+            TextColumn("[bold]{task.fields[run]}", table_column=Column(overflow="fold")),
+            TextColumn("{task.description}", table_column=Column(overflow="fold")),
+            *map(_WhileWorking, [bar, MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()]),
             TextColumn("{task.fields[course]}"),
             console=console,
         )
