@@ -55,9 +55,14 @@ class TeacherKind(TeacherSettings, ABC):
     """A registered way to have a teacher; its fields are its settings in the suite.
 
     `provides`: what it can return. A teacher that provides `generate` also implements `harness.engines.base.Engine`.
+    `gives_entropy`: whether it can return the entropy of its whole distribution.
     """
 
     provides: ClassVar[frozenset[Needs]] = frozenset({"sampled"})
+    gives_entropy: ClassVar[bool] = True
+
+    def refuse(self, request: TeacherRequest, temperature: float) -> None:
+        """Raise `ConfigError` for a request that it cannot serve; a dry run calls this too, so it contacts nobody."""
 
     def check(self) -> None:
         """Raise `ConfigError` where it cannot be had; called before anything is done."""
