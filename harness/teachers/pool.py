@@ -20,7 +20,7 @@ class TeacherPool:
     """Holds at most one teacher at a time."""
 
     def __init__(self, device: str, folder: Path, checkpoint_of: Callable[[Model], Path]) -> None:
-        self.site = TeacherSite(device, folder)
+        self.site = TeacherSite(device, folder, self._open)
         self.checkpoint_of = checkpoint_of
         self.teacher: OpenTeacher | None = None
         self._spec: Spec | None = None
@@ -42,12 +42,14 @@ class TeacherPool:
         """Return the teacher that `spec` describes for a student; a different one is closed before it is opened."""
         if self.teacher is None or self._spec != spec:
             self.close()
-            if isinstance(spec, Pretrained | Scratch):
-                self.teacher = open_local(spec, self.checkpoint_of(spec), student, self.site.device)
-            else:
-                self.teacher = kind_of(spec).open(student, self.site)
+            self.teacher = self._open(spec, student)
             self._spec = spec
         return self.teacher
+
+    def _open(self, spec: Spec, student: Loaded) -> OpenTeacher:
+        if isinstance(spec, Pretrained | Scratch):
+            return open_local(spec, self.checkpoint_of(spec), student, self.site.device)
+        return kind_of(spec).open(student, self.site)
 
     def close(self) -> None:
         """Close the teacher."""

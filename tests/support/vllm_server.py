@@ -29,7 +29,11 @@ def vllm_server(checkpoint: Path, log: Path, *options: str, name: str = "teacher
     cpu = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, env={**os.environ, **cpu, "OMP_NUM_THREADS": "1"}, stdout=output, stderr=output, start_new_session=True
+            command,
+            env={**os.environ, **cpu, "OMP_NUM_THREADS": "1"},
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
     url = f"http://127.0.0.1:{port}"
     try:

@@ -20,14 +20,14 @@ from harness.config.models import Scratch
 from harness.config.suite import Suite
 from harness.errors import ConfigError, HarnessError, ModelError, TrainingError
 from harness.lm.checkpoints import Loaded, load
-from harness.lm.logprobs import TeacherRequest, TeacherScores
-from harness.lm.rollouts import Batch, Example, Rollout, make_batches
+from harness.lm.logprobs import TeacherRequest
 from harness.teachers.base import TeacherSite
 from harness.teachers.local import LocalTeacher, open_local
 from harness.teachers.score_checks import ask
 from harness.teachers.server import Server, ServerTeacher
 from tests.support.fake_server import FakeServer, serving
 from tests.support.fault_proxy import FAULTS, FaultProxy
+from tests.support.teachers import random_batches, same_scores
 
 K = 4
 REQUEST = TeacherRequest(top_k=K)
@@ -60,31 +60,11 @@ def settings(*urls: str, **changes: Any) -> Server:
     return Server.model_validate({"kind": "server", "urls": urls, "model": "teacher", **quick, **changes})
 
 
-def batches(student: Loaded, count: int = 6, seed: int = 0) -> list[Batch]:
-    """Return batches of random responses of several lengths."""
-    generator = torch.Generator().manual_seed(seed)
-    size = len(student.renderer.tokenizer)
-
-    def ids(length: int) -> list[int]:
-        return torch.randint(size, (length,), generator=generator).tolist()
-
-    rollouts = [Rollout(Example("task", str(i), {}, ids(3 + i), []), ids(9 - i), "stop") for i in range(count)]
-    return make_batches(rollouts, "sequence_mean", 4, "cpu")
-
-
 def opened(kind: Server, student: Loaded, folder: Path, stack: ExitStack) -> ServerTeacher:
     teacher = kind.open(student, TeacherSite("cpu", folder))
     stack.callback(teacher.close)
     teacher.replicas.patience.__dict__["longest_pause"] = 0.01
     return teacher
-
-
-def same(found: TeacherScores, expected: TeacherScores, tolerance: float = 1e-5) -> bool:
-    return bool(
-        torch.equal(found.top_ids, expected.top_ids)
-        and (found.sampled - expected.sampled).abs().max() <= tolerance
-        and (found.top_logprobs - expected.top_logprobs).abs().max() <= tolerance
-    )
 
 
 def test_a_served_teacher_returns_the_scores_of_the_local_one(
@@ -95,8 +75,8 @@ def test_a_served_teacher_returns_the_scores_of_the_local_one(
     kind.check()
     assert kind.context == server.context - 1
     teacher = opened(kind, student, tmp_path, stack)
-    for batch in batches(student):
-        assert same(ask(teacher, batch, REQUEST, 1.0), local.score(batch, REQUEST, 1.0))
+    for batch in random_batches(student):
+        assert same_scores(ask(teacher, batch, REQUEST, 1.0), local.score(batch, REQUEST, 1.0))
         found = teacher.score(batch, TeacherRequest(), 1.0)
         assert found.top_ids.shape == (len(batch.targets), 0)
 
@@ -114,14 +94,14 @@ def test_a_teacher_with_padded_rows_is_accepted(
     server.model = Padded()
     teacher = opened(settings(stack.enter_context(serving(server))), student, tmp_path, stack)
     rows = len(student.model.get_output_embeddings().weight)
-    for batch in batches(student):
+    for batch in random_batches(student):
         found, expected = teacher.score(batch, REQUEST, 1.0), local.score(batch, REQUEST, 1.0)
         assert torch.equal(found.top_ids, expected.top_ids)
         assert int(found.top_ids.max()) < rows
     server.max_logprobs = K
     tight = opened(settings(*teacher.kind.urls, max_logprobs=K), student, tmp_path / "tight", stack)
     with pytest.raises(TrainingError, match="max-logprobs"):
-        tight.score(batches(student)[0], REQUEST, 1.0)
+        tight.score(random_batches(student)[0], REQUEST, 1.0)
 
 
 @pytest.mark.pitfall(
@@ -186,14 +166,16 @@ def test_a_server_that_restarts_with_other_weights_stops_the_run_and_the_former_
 ):
     kind = settings(stack.enter_context(serving(server)))
     teacher = opened(kind, student, tmp_path, stack)
-    batch = batches(student)[0]
+    batch = random_batches(student)[0]
     server.model = student.model
     with pytest.raises(TrainingError, match="is not the one that the run began with"):
         teacher.score(batch, REQUEST, 1.0)
     with pytest.raises(ModelError, match="is not the one that the run began with"):
         opened(kind, student, tmp_path, stack)
     server.model = local.model
-    assert same(opened(kind, student, tmp_path, stack).score(batch, REQUEST, 1.0), local.score(batch, REQUEST, 1.0))
+    assert same_scores(
+        opened(kind, student, tmp_path, stack).score(batch, REQUEST, 1.0), local.score(batch, REQUEST, 1.0)
+    )
 
 
 def test_one_replica_of_two_may_die(
@@ -203,8 +185,8 @@ def test_one_replica_of_two_may_die(
     urls = [first.enter_context(serving(server)), stack.enter_context(serving(server))]
     teacher = opened(settings(*urls, batch=1), student, tmp_path, stack)
     first.close()
-    for batch in batches(student):
-        assert same(teacher.score(batch, REQUEST, 1.0), local.score(batch, REQUEST, 1.0))
+    for batch in random_batches(student):
+        assert same_scores(teacher.score(batch, REQUEST, 1.0), local.score(batch, REQUEST, 1.0))
 
 
 @pytest.mark.parametrize("name", sorted(FAULTS))
@@ -216,7 +198,7 @@ def test_no_fault_is_used(
     kind = settings(stack.enter_context(serving(proxy)), timeout=0.15, deadline=0.6, wrong_answers=3, batch=2)
     teacher = opened(kind, student, tmp_path, stack)
     proxy.active = True
-    batch = batches(student)[0]
+    batch = random_batches(student)[0]
     with pytest.raises(TrainingError) as caught:
         teacher.score(batch, REQUEST, 1.0)
     assert str(caught.value).startswith("the teacher ")
@@ -241,13 +223,13 @@ def test_faults_between_good_answers_change_nothing_and_lose_nothing(
         proxy.active = True
     counts, seed, outcomes = Counter[str](), 0, Counter[str]()
     while sum(counts.values()) < budget:
-        for batch in batches(student, seed=seed):
+        for batch in random_batches(student, seed=seed):
             try:
                 found = ask(teacher, batch, REQUEST, 1.0)
             except HarnessError as error:
                 outcomes[f"lost: {error}"] += 1
             else:
-                outcomes["right" if same(found, local.score(batch, REQUEST, 1.0)) else "used silently"] += 1
+                outcomes["right" if same_scores(found, local.score(batch, REQUEST, 1.0)) else "used silently"] += 1
         seed += 1
         counts = sum((proxy.injected for proxy in proxies), Counter[str]())
     assert set(outcomes) == {"right"}, outcomes
