@@ -84,7 +84,7 @@ def _submit(
     built: set[str] = set()
     pending: dict[Future[None], RunSpec | None] = {}
     for now, runs in enumerate(groups):
-        for key, (spec, model, seed) in _models([spec for group in groups[now : now + 2] for spec in group]).items():
+        for key, (spec, model, seed) in models_of([spec for group in groups[now : now + 2] for spec in group]).items():
             if key not in built:
                 threads = threads_of(spec.suite, workers)
                 pending[pool.submit(_build_in_worker, spec, model, seed, threads, events)] = None
@@ -94,7 +94,7 @@ def _submit(
     return pending
 
 
-def _models(specs: Sequence[RunSpec]) -> dict[str, tuple[RunSpec, Model, int]]:
+def models_of(specs: Sequence[RunSpec]) -> dict[str, tuple[RunSpec, Model, int]]:
     """Return the distinct models that are built from scratch by recipe, each with a run that needs it and its seed.
 
     Teachers come first: they take longest. The runs may be of different suites.
