@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -14,6 +16,7 @@ from typing import Any
 import psutil
 
 from harness.errors import RunError
+from harness.pipeline.stop_signals import SIGNALS
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -30,9 +33,9 @@ def worker_pool(workers: int, context: SpawnContext, gpus: Sequence[str] = ()) -
 
 
 def _begin(gpus: Any, take: bool) -> None:
-    end_with_parent()
     if take:  # before anything in this process asks CUDA what it has
         os.environ[VISIBLE] = gpus.get()
+    _begin_worker()
 
 
 def visible_gpus() -> list[str]:
@@ -51,6 +54,13 @@ def queue_manager(context: SpawnContext) -> SyncManager:
     manager = SyncManager(ctx=context)
     manager.start(initializer=end_with_parent)
     return manager
+
+
+def _begin_worker() -> None:
+    """Let a signal end a worker without a traceback where no run waits for it: the sweep says what happened."""
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: sys.exit(0))
+    end_with_parent()
 
 
 def end_with_parent() -> None:

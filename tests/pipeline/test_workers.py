@@ -1,23 +1,17 @@
-"""A sweep's processes end with it, even when it is killed."""
+"""A sweep's processes end with it, even when it is killed; a signal leaves snapshots."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-
-from harness.config.run_spec import RunSpec
-from harness.config.suite import Suite
-from harness.pipeline import sweep
-from harness.pipeline.workers import VISIBLE, worker_pool
 
 SCRIPT = """
 import multiprocessing, subprocess, sys, time
@@ -49,58 +43,45 @@ def test_workers_and_what_they_started_end_within_seconds_of_a_killed_sweep(tmp_
     parent.wait()
     _, alive = psutil.wait_procs(started, timeout=30)
     assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
-    time.sleep(0)
 
 
-def visible(_: int) -> tuple[int, str | None]:
-    time.sleep(0.3)
-    return os.getpid(), os.environ.get(VISIBLE)
-
-
-def handed(workers: int, gpus: list[str]) -> list[str | None]:
-    """Return what each worker of a pool sees."""
-    with worker_pool(workers, multiprocessing.get_context("spawn"), gpus) as pool:
-        return sorted(dict(pool.map(visible, range(6 * workers))).values(), key=str)
-
-
-def test_each_worker_sees_its_own_gpu_and_more_workers_share_them_in_turn():
-    assert handed(2, ["GPU-a", "3"]) == ["3", "GPU-a"]
-    assert handed(3, ["0", "1"]) == ["0", "0", "1"]
-
-
-def test_workers_without_gpus_keep_what_the_environment_says(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv(VISIBLE, "7")
-    assert handed(1, []) == ["7"]
-
-
-@pytest.mark.parametrize(("size", "shares"), [(1, ["0", "1", "2"]), (2, ["0,1"]), (4, [])])
-def test_a_run_takes_as_many_gpus_as_its_backend_spreads_a_model_over(
-    micro: Suite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size: int, shares: list[str]
+@pytest.mark.slow
+@pytest.mark.parametrize("receivers", ["the sweep alone", "the sweep and its workers"])
+def test_a_signalled_sweep_leaves_snapshots_and_the_same_command_continues(
+    receivers: str, micro_file: Path, tmp_path: Path
 ):
-    class Spread:
-        tensor_parallel_size = size
+    command = [sys.executable, "-m", "harness.cli.app", "sweep", str(micro_file), "--adapter", "opd,aopd"]
+    command += ["--seed", "0", "--workers", "2", "--out", str(tmp_path), "--set", "training.steps=400"]
+    parent = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    logs = [next_log(tmp_path, entry) for entry in ("opd", "aopd")]
+    if receivers == "the sweep alone":
+        parent.send_signal(signal.SIGTERM)
+    else:
+        os.killpg(parent.pid, signal.SIGTERM)
+    _, errors = parent.communicate(timeout=120)
+    assert parent.returncode == 2
+    assert "stopped by SIGTERM; the same command continues" in errors
+    assert "Traceback" not in errors
+    assert all((log.parent / "snapshot.pt").is_file() for log in logs)
+    steps = [len(log.read_text().splitlines()) for log in logs]
+    again = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    for log, before in zip(logs, steps, strict=True):
+        wait_until(lambda log=log, before=before: len(log.read_text().splitlines()) > before)
+    os.killpg(again.pid, signal.SIGKILL)
+    again.wait()
 
-    monkeypatch.setattr(sweep, "visible_gpus", lambda: ["0", "1", "2"])
-    monkeypatch.setattr(Suite, "engine", Spread())
-    suite = micro.model_copy(update={"device": "auto"})
-    assert sweep.gpu_shares(suite) == shares
-    specs = [RunSpec(suite, "none", seed, out=tmp_path) for seed in range(5)]
-    if shares:
-        assert sweep.default_workers(specs) == len(shares)
-    for device in ("cpu", "cuda:1"):  # the suite says where a run works
-        assert sweep.gpu_shares(micro.model_copy(update={"device": device})) == []
+
+def next_log(out: Path, entry: str) -> Path:
+    """Wait for a run's third training step, and return its log."""
+    wait_until(
+        lambda: any(len(log.read_text().splitlines()) > 2 for log in out.glob(f"*/{entry}/*/*/*/train/steps.jsonl"))
+    )
+    (log,) = out.glob(f"*/{entry}/*/*/*/train/steps.jsonl")
+    return log
 
 
-def test_more_workers_than_gpus_are_named(micro: Suite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    warned: list[str] = []
-
-    def no_pool(*_: Any) -> Any:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(sweep, "visible_gpus", lambda: ["0", "1"])
-    monkeypatch.setattr(sweep, "worker_pool", no_pool)
-    spec = RunSpec(micro.model_copy(update={"device": "auto"}), "none", 0, out=tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        sweep.sweep([spec], 3, lambda event: warned.append(event.activity) if event.warning else None)
-    assert len(warned) == 1
-    assert "3 workers share 2 GPUs" in warned[0]
+def wait_until(true: Callable[[], bool], seconds: float = 180) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.2)
