@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,8 @@ import numpy as np
 import pandas as pd
 
 from harness.evaluation.drift import FIGURES
-from harness.rundir.files import write_cell, write_record
 from harness.rundir.schema import OUTCOMES, SCHEMA, CellSummary, DriftSummary, Keys, Manifest, Session, StageRecord
-from harness.rundir.store import MANIFEST, stage_folder
+from tests.support.run_factory import write_folders
 
 ADAPTERS = ("opd", "aopd", "gkd", "grpo", "sft")
 STAGES = ("math_word_problems", "tools_weather", "tools_currency", "tools_calendar")
@@ -65,16 +63,19 @@ def write_runs(root: Path, scale: Scale) -> Path:
 
 def _write_run(run: Path, scale: Scale, place: int, adapter: str, seed: int) -> None:
     random = np.random.default_rng([place, seed])
-    run.mkdir(parents=True)
-    write_record(run / MANIFEST, _manifest(scale, adapter, seed))
-    for stage in range(len(scale.stages) + 1):
-        folder = stage_folder(run, stage, scale.stages[stage - 1])
-        if stage:
-            _write_steps(folder.path / "train", scale, adapter, random)
-        for number, task in enumerate(scale.tasks):
-            ability = _ability(stage, number, place, len(scale.stages)) + 0.03 * random.standard_normal()
-            _write_cell(folder.cell(task), scale, (number, task), ability, random)
-        _write_drift(folder.drift, scale, stage, random)
+    stages, tasks = range(len(scale.stages) + 1), scale.tasks
+    abilities = [[_ability(stage, task, place, len(scale.stages)) for task in range(len(tasks))] for stage in stages]
+
+    def make_cell(task: str, _: int, ability: float) -> tuple[CellSummary, pd.DataFrame]:
+        return _cell(scale, (tasks.index(task), task), ability + 0.03 * random.standard_normal(), random)
+
+    def make_lines(_: int) -> list[dict[str, Any]]:
+        return [_line(step, adapter, random.standard_normal(16)) for step in range(scale.steps)]
+
+    def make_drift(stage: int) -> tuple[DriftSummary, pd.DataFrame]:
+        return _drift(scale, stage, random)
+
+    write_folders(run, _manifest(scale, adapter, seed), tasks, abilities, make_cell, make_lines, make_drift)
 
 
 def _ability(stage: int, task: int, place: int, stages: int) -> float:
@@ -117,7 +118,9 @@ def _manifest(scale: Scale, adapter: str, seed: int) -> Manifest:
     )
 
 
-def _write_cell(folder: Path, scale: Scale, task: tuple[int, str], ability: float, random: np.random.Generator) -> None:
+def _cell(
+    scale: Scale, task: tuple[int, str], ability: float, random: np.random.Generator
+) -> tuple[CellSummary, pd.DataFrame]:
     number, name = task
     items, difficulty = scale.items, np.random.default_rng(number).random(scale.items)
     right = difficulty + 0.15 * random.standard_normal(items) < ability
@@ -138,7 +141,7 @@ def _write_cell(folder: Path, scale: Scale, task: tuple[int, str], ability: floa
             "strict": right.astype(float),
         }
     )
-    write_cell(folder, _results(name, samples), samples)
+    return _results(name, samples), samples
 
 
 def _texts(words: np.ndarray) -> Iterator[str]:
@@ -160,12 +163,6 @@ def _results(task: str, samples: pd.DataFrame) -> CellSummary:
         weights="digest",
         keys=Keys(generation="g", grading="r", comparability="c"),
     )
-
-
-def _write_steps(folder: Path, scale: Scale, adapter: str, random: np.random.Generator) -> None:
-    folder.mkdir(parents=True)
-    lines = (json.dumps(_line(step, adapter, random.standard_normal(16))) for step in range(scale.steps))
-    (folder / "steps.jsonl").write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 
 def _line(step: int, adapter: str, noise: np.ndarray) -> dict[str, Any]:
@@ -208,7 +205,7 @@ def _line(step: int, adapter: str, noise: np.ndarray) -> dict[str, Any]:
     )
 
 
-def _write_drift(folder: Path, scale: Scale, stage: int, random: np.random.Generator) -> None:
+def _drift(scale: Scale, stage: int, random: np.random.Generator) -> tuple[DriftSummary, pd.DataFrame]:
     count = scale.drift_items
     rows = pd.DataFrame(
         {
@@ -224,4 +221,4 @@ def _write_drift(folder: Path, scale: Scale, stage: int, random: np.random.Gener
     by_task: Any = rows.groupby("task", sort=False)[list(FIGURES)].mean()
     tasks = {str(task): {**means, "items": count} for task, means in by_task.to_dict("index").items()}
     found = {**by_task.mean().to_dict(), "tasks": tasks, "answers": "a", "seconds": 20.0}
-    write_cell(folder, DriftSummary.model_validate(found), rows)
+    return DriftSummary.model_validate(found), rows

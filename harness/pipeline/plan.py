@@ -17,7 +17,7 @@ from harness.errors import ConfigError, HarnessError
 from harness.evaluation.groups import EvaluationPlan, load_evaluation_plan
 from harness.lm.chat import Renderer
 from harness.lm.checkpoints import context_of, load_renderer
-from harness.lmeval.checks import check_prompts, check_stage_task, check_test_prompts
+from harness.lmeval.checks import check_stage_task, check_test_prompts, check_training_prompts
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.overlap import stream_overlap
 from harness.lmeval.task import Task
@@ -124,14 +124,16 @@ def _test_items(suite: Suite, task: Task) -> int:
 
 
 def _fits(spec: RunSpec, evaluated: EvaluationPlan, library: TaskLibrary) -> str:
-    cells = evaluated.cells
     try:
         renderer, context = _tokenizer_without_writing(spec.suite.student, evaluated.tasks, library)
     except (HarnessError, OSError) as error:
         return f"not checked, the student's tokenizer is not here ({error})"
-    tasks = {task.name: task for task in cells.values() if not task.profile}
-    check_prompts(spec, tasks, renderer, context)
-    check_test_prompts((t for t in cells.values() if t.profile), renderer, context, spec.suite.evaluation.limit)
+
+    def longest(task: Task, limit: int | None, room: int) -> int:
+        return renderer.longest_prompt(task.training_prompts(renderer, limit), room)
+
+    check_test_prompts(evaluated.cells.values(), renderer, context, spec.suite.evaluation.limit)
+    check_training_prompts(spec, evaluated.tasks, context, longest)
     return f"all fit the context of {context} tokens"
 
 
