@@ -10,8 +10,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.evaluation.drift import FIGURES
-from harness.rundir.schema import OUTCOMES, SCHEMA, CellSummary, DriftSummary, Keys, Manifest, Session, StageRecord
+from harness.rundir.schema import (
+    DRIFT_FIGURES,
+    OUTCOMES,
+    SCHEMA,
+    CellSummary,
+    DriftSummary,
+    Keys,
+    Manifest,
+    Session,
+    StageRecord,
+)
 from tests.support.run_factory import write_folders
 
 ADAPTERS = ("opd", "aopd", "gkd", "grpo", "sft")
@@ -218,7 +227,7 @@ def _drift(scale: Scale, stage: int, random: np.random.Generator) -> tuple[Drift
             "entropy_prompt": 1.5 + 0.05 * random.random(count * len(scale.tasks)),
         }
     )
-    by_task: Any = rows.groupby("task", sort=False)[list(FIGURES)].mean()
+    by_task: Any = rows.groupby("task", sort=False)[list(DRIFT_FIGURES)].mean()
     tasks = {str(task): {**means, "items": count} for task, means in by_task.to_dict("index").items()}
     found = {**by_task.mean().to_dict(), "tasks": tasks, "answers": "a", "seconds": 20.0}
     return DriftSummary.model_validate(found), rows

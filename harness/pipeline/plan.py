@@ -57,7 +57,8 @@ def _stage_table(spec: RunSpec, evaluated: EvaluationPlan) -> Table:
     tasks = evaluated.tasks
     table = Table(title=f"stages of {spec.suite.name}, order {spec.order}")
     for column in ("stage", "task", "training items", "steps", "rollouts a step", "learning rate", "test items"):
-        table.add_column(column, justify="left" if column == "task" else "right")
+        name = column == "task"  # a name that is cut is no use; the other headers fold
+        table.add_column(column, justify="left" if name else "right", no_wrap=name)
     for stage in spec.stages:
         training = stage.training
         items = sum(len(tasks[name].training_docs(training.train_items)) for name in stage.trains)

@@ -123,7 +123,7 @@ BROKEN: list[tuple[type[Adapter], str, str]] = [
     (broken.SwallowedZeros, "teacher zeros", "the teacher gave log-probability 0 for every token and training went on"),
     (broken.OneByOne, "failed request", "gave log-probability 0 for every token of one response and training went on"),
     (broken.SwallowedNaN, "teacher NaN", "the teacher gave NaN and training went on"),
-    (broken.AnyVocabulary, "vocabulary", "a teacher with 41 tokens and a student with 40 trained without a word"),
+    (broken.AnyVocabulary, "vocabulary", "a teacher with 41 tokens and a student with 40 trained without an error"),
     (broken.FailsOtherwise, "vocabulary", "the stage raised ValueError: something else entirely"),
     (broken.NegativeSFT, "credit", "a step against the gradient makes references less probable; look at the sign"),
     (broken.NegativeGRPO, "credit", "a step against the gradient makes responses with a high reward less probable"),
@@ -134,7 +134,7 @@ BROKEN: list[tuple[type[Adapter], str, str]] = [
     (broken.NoSteps, "trains", "it reports 0 steps, but the weights changed"),
     (broken.Lenient, "options are frozen", "its options can be changed after they were read"),
     (broken.Lenient, "options are described", "option taste has no description"),
-    (broken.Lenient, "options refuse unknown keys", "`no_such_option: 1` is taken without a word"),
+    (broken.Lenient, "options refuse unknown keys", "the unknown option `no_such_option: 1` is accepted silently"),
     (broken.Drifting, "options are read back", "its options, written out and read again, are others"),
 ]  # fmt: skip
 
