@@ -17,7 +17,7 @@ from harness.config.training import Training
 # What a session may set for itself: out of memory in stage 3 is answered by a smaller micro-batch, not by starting again.
 MAY_CHANGE = frozenset(
     {
-        *("device", "threads", "data", "include", "evaluation.batch_size"),
+        *("device", "threads", "data", "include", "trust_remote_code", "evaluation.batch_size"),
         *("training.micro_batch", "stages.*.training.micro_batch", "adapter.training.micro_batch"),
         *("vllm.gpu_memory_utilization", "vllm.cpu_cache_gib"),
     }

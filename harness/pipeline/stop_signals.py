@@ -29,7 +29,8 @@ def stop_on_signals(request: StopRequest) -> Generator[None]:
         if request.waited_for and not request.signal:
             request.signal = name
             return
-        raise StoppedError(f"stopped by {name}; the same command continues")
+        cost = "" if request.waited_for else request.cost
+        raise StoppedError(f"stopped by {name}; {cost}the same command continues")
 
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -35,12 +35,12 @@ from harness.rundir.differences import find_differences
 from harness.rundir.files import (
     SNAPSHOT,
     as_record,
-    read_json,
     read_record,
     read_results,
+    read_sealed,
     remove_partials,
     replace_file,
-    write_record,
+    write_sealed,
     written,
 )
 from harness.rundir.locks import refuse_without_flock
@@ -185,7 +185,7 @@ class RunStore:
         return found.model_copy(update={"weights": {**found.weights, **weights}, "sessions": sessions})
 
     def _write(self, manifest: Manifest) -> None:
-        write_record(self.path / MANIFEST, manifest)
+        write_sealed(self.path / MANIFEST, manifest)
 
 
 def _refuse_changed_inputs(path: Path, found: Manifest, present: Manifest) -> None:
@@ -219,7 +219,7 @@ def read_manifest(run: Path) -> Manifest | None:
     file = run / MANIFEST
     if not file.is_file():
         return None
-    return as_record(upgrade(read_json(file), str(file)), Manifest, file)
+    return as_record(upgrade(read_sealed(file), str(file)), Manifest, file)
 
 
 def is_finished(spec: RunSpec) -> bool:
