@@ -13,7 +13,17 @@ import pandas as pd
 
 from harness.evaluation.drift import FIGURES
 from harness.rundir.files import write_cell, write_record
-from harness.rundir.schema import OUTCOMES, SCHEMA, CellSummary, DriftSummary, Keys, Manifest, Session, StageRecord
+from harness.rundir.schema import (
+    OUTCOMES,
+    SCHEMA,
+    CellSummary,
+    DoneFile,
+    DriftSummary,
+    Keys,
+    Manifest,
+    Session,
+    StageRecord,
+)
 from harness.rundir.store import MANIFEST, stage_folder
 
 ADAPTERS = ("opd", "aopd", "gkd", "grpo", "sft")
@@ -111,7 +121,6 @@ def _manifest(scale: Scale, adapter: str, seed: int) -> Manifest:
         start="weak",
         config={"name": "large", "stages": list(scale.stages), "seeds": list(range(scale.seeds))},
         config_hash="0123456789abcdef",
-        weights={name: f"{name}-{seed}" for name in ("start", "teacher", *scale.stages)},
         sessions=(session,),
         finished="2026-01-02T04:49:05+00:00",
     )
@@ -166,6 +175,7 @@ def _write_steps(folder: Path, scale: Scale, adapter: str, random: np.random.Gen
     folder.mkdir(parents=True)
     lines = (json.dumps(_line(step, adapter, random.standard_normal(16))) for step in range(scale.steps))
     (folder / "steps.jsonl").write_text("\n".join([*lines, ""]), encoding="utf-8")
+    write_record(folder / "done.json", DoneFile(steps=scale.steps))
 
 
 def _line(step: int, adapter: str, noise: np.ndarray) -> dict[str, Any]:

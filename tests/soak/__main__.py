@@ -59,10 +59,6 @@ def _attack(counts: dict[str, int], folder: Path, seed: int, only: list[str]) ->
     import torch
 
     torch.set_num_threads(1)
-    import lm_eval.evaluator
-
-    lm_eval.evaluator.add_env_info = lambda *_: None  # pyright: ignore[reportAttributeAccessIssue]
-
     from harness.config.load import load_suite
     from harness.config.run_spec import RunSpec
     from harness.pipeline.run import run

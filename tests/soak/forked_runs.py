@@ -58,13 +58,11 @@ def changes(run: Path, undisturbed: Path) -> str:
 
 
 def _work(spec: RunSpec, errors: Path) -> None:
-    import lm_eval.evaluator
     import torch
 
     from harness.pipeline.run import run
 
     torch.set_num_threads(1)
-    lm_eval.evaluator.add_env_info = lambda *_: None  # pyright: ignore[reportAttributeAccessIssue]
     try:
         run(spec)
     except HarnessError as error:

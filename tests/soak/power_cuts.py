@@ -20,7 +20,7 @@ from tests.soak.forked_runs import changes, finish_run, start_run
 from tests.soak.outcomes import Outcomes
 
 MIB = 64
-COUNTED = "copy of a loop device's ext4 file at a random moment of a run, mounted, then the same command; compared as for kills."
+COUNTED = "a copy of the file below ext4 at a random moment, mounted, then the same command; compared as for kills."
 # With `writeback` the journal holds names and sizes only, so that a file may appear before its content.
 OPTIONS = ("loop,commit=1,data=ordered", "loop,commit=1,data=writeback")
 
