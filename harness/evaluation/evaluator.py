@@ -188,7 +188,7 @@ def _logged_samples(
 def _without_package_list() -> Generator[None]:
     """Spare lm-eval its list of the machine and of all installed packages, which starts `pip` and which nobody reads."""
     own = lm_eval_evaluator.add_env_info
-    lm_eval_evaluator.add_env_info = lambda storage: None
+    lm_eval_evaluator.add_env_info = lambda *_: None
     try:
         yield
     finally:

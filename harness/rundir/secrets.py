@@ -27,7 +27,7 @@ SHAPED = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
 USER_INFO = re.compile(r"(?<=://)[^/\s@\"']+(?=@)")
-QUOTED = re.compile(rf"{_NAME}[\"']?\s*[=:]\s*([\"'])[^\s\"'{{}}]{{8,}}\1", re.IGNORECASE)
+QUOTED = re.compile(rf"{_NAME}[\"']?\s*[=:]\s*([\"'])[^\s\"'{{}}<>|]{{8,}}\1", re.IGNORECASE)
 
 
 def mask(value: Any, name: str = "") -> Any:

@@ -46,9 +46,6 @@ def main() -> int:
     run = f"`{command}` at commit {commit}, {datetime.now(UTC):%Y-%m-%d}, {minutes:.0f} minutes of wall clock."
     table = f"{run}\n\n{as_table(found)}"
     print(table)
-    for outcomes in found:
-        for line in outcomes.details:
-            print(f"{outcomes.attack}: {line}"[:600])
     if chosen.page:
         page = chosen.page.read_text(encoding="utf-8")
         chosen.page.write_text(MARKS.sub(lambda match: f"{match[1]}{table}{match[2]}", page), encoding="utf-8")
@@ -74,7 +71,8 @@ def _attack(counts: dict[str, int], folder: Path, seed: int, only: list[str]) ->
         return folder / name
 
     def model() -> Path:
-        return next((Path(os.environ["HARNESS_CACHE"]) / "models").iterdir())
+        run(spec)
+        return next((Path(os.environ["HARNESS_CACHE"]) / "models").glob("weak-*/"))
 
     attacks: dict[str, Callable[[], Outcomes]] = {
         "kills": lambda: kills.kill_runs(spec, place("kills"), counts["kills"], seed),
@@ -96,6 +94,7 @@ def _attack(counts: dict[str, int], folder: Path, seed: int, only: list[str]) ->
             continue
         begun = time.process_time()
         found.append(attack())
+        print("".join(f"{name}: {line[:600]}\n" for line in found[-1].details), end="", file=sys.stderr)
         last = found[-1]
         print(
             f"{last.attack}: tried {last.tried}, bad {last.bad}, {time.process_time() - begun:.0f} CPU s",
