@@ -172,12 +172,9 @@ class Task:
 
     def render_question(self, doc: dict[str, Any], question: str, renderer: Renderer) -> str:
         """Return a document's prompt with another text in place of its own; description, examples and `gen_prefix` stay."""
-        twin, own = copy.copy(self.lmeval), self.lmeval.doc_to_text
-
-        def doc_to_text(other: Any, *template: Any) -> Any:
-            return question if other is doc else own(other, *template)
-
-        twin.doc_to_text = doc_to_text
+        twin: Any = copy.copy(self.lmeval)
+        own = self.lmeval.doc_to_text
+        twin.doc_to_text = lambda other, *template: question if other is doc else own(other, *template)
         return Task(self.name, twin, filter_name=self.filter_name).render(doc, renderer)
 
     def own_examples(self, docs: Sequence[dict[str, Any]]) -> int:

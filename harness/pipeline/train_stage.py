@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from harness.lm.precision import suit_attention
 from harness.lm.rollouts import Example
 from harness.lm.seeding import derive_seed, seed_global_generators
 from harness.pipeline.resources import RunResources
-from harness.rundir.files import CURVE, as_record, file_digest, json_line, sync_tree, write_sealed
+from harness.rundir.files import CURVE, as_record, file_digest, full_disk_named, json_line, sync_tree, write_sealed
 from harness.rundir.progress import SHOWN, Counter
 from harness.rundir.rollout_log import Keep, Trajectories
 from harness.rundir.schema import DoneFile, StepLine
@@ -87,7 +88,7 @@ class StageTrainer:
             finally:
                 self.resources.stop.waited_for, self.resources.stop.cost = False, ""
         seconds = time.perf_counter() - started
-        save(student, train / "checkpoint")
+        _save_whole(student, train / "checkpoint")
         return DoneFile(
             weights=weights_digest(train / "checkpoint"),
             files=files_digest(train / "checkpoint"),
@@ -180,6 +181,16 @@ class StageTrainer:
         if isinstance(teacher, LocalTeacher):
             return HFEngine(teacher.model, student.renderer.tokenizer, training.generation_batch)
         return cast(Engine, teacher)  # a kind that provides `generate` promises it
+
+
+def _save_whole(student: Loaded, folder: Path) -> None:
+    """Save a checkpoint; what a full disk left of it goes."""
+    try:
+        with full_disk_named(folder):
+            save(student, folder)
+    except RunError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 @contextmanager

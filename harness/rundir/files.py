@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -31,6 +32,7 @@ SNAPSHOT = "snapshot.pt"
 ROLLOUT_LOG = "rollouts.jsonl"
 CURVE = "curve.jsonl"
 PARTIAL = re.compile(r"^\..+\.(\d+|[a-z0-9_]{8})$")  # of `replace_file` and `_appears_whole`
+FULL = 2**20  # bytes: with less, a write that fails has filled the disk
 NESTING = 4  # folders of a run directory above the deepest one
 
 
@@ -169,12 +171,27 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
     """Replace a file by what `write` puts at the path that it is given, atomically, durable when this returns."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        write(partial)
-        sync(partial)
-        partial.replace(path)
+        with full_disk_named(path):
+            write(partial)
+            sync(partial)
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)  # what a full disk left would keep it full
     sync(path.parent)
+
+
+@contextmanager
+def full_disk_named(path: Path) -> Generator[None]:
+    """Raise `RunError` for an error in the block that a full disk caused: torch and safetensors raise errors of their own."""
+    try:
+        yield
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or shutil.disk_usage(path.parent).free < FULL:
+            raise RunError(
+                f"{path} could not be written, because the disk is full; free some space, then the same command continues"
+            ) from error
+        raise
 
 
 def sync(path: Path) -> None:
@@ -236,12 +253,13 @@ def _appears_whole(folder: Path) -> Generator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        yield partial
-        partial.chmod(0o755)
-        if not (folder / RESULTS).is_file():
-            shutil.rmtree(folder, ignore_errors=True)
-            sync_tree(partial)
-            partial.rename(folder)
-            sync(folder.parent)
+        with full_disk_named(folder):
+            yield partial
+            partial.chmod(0o755)
+            if not (folder / RESULTS).is_file():
+                shutil.rmtree(folder, ignore_errors=True)
+                sync_tree(partial)
+                partial.rename(folder)
+                sync(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

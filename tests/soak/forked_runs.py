@@ -65,7 +65,7 @@ def _work(spec: RunSpec, errors: Path) -> None:
     torch.set_num_threads(1)
     try:
         run(spec)
-    except HarnessError as error:
+    except (HarnessError, OSError) as error:
         errors.write_text(str(error))
         sys.exit(REFUSED)
     except Exception:

@@ -310,7 +310,8 @@ def _try_made_up(folder: Path, renderer: Renderer) -> None:
 def _read_model(folder: Path) -> None:
     from harness.config.models import Chat, Pretrained
 
-    config_digest(folder), context_of(folder), weights_digest(folder)
+    for read in (config_digest, context_of, weights_digest):
+        read(folder)
     load_renderer(folder, Pretrained(kind="pretrained", path=str(folder), chat=Chat(template="chatml")))
     check_weights(folder)
 

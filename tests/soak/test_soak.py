@@ -10,6 +10,7 @@ import pytest
 
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
+from tests.soak.full_disks import fill_disks
 from tests.soak.kills import kill_runs
 from tests.soak.many_stages import train_many
 from tests.soak.mutations import mutate_commands, mutate_models, mutate_runs, mutate_suites, mutate_tasks
@@ -38,6 +39,13 @@ def test_a_run_whose_power_is_cut_at_any_moment_ends_with_the_undisturbed_number
     if not shutil.which("mkfs.ext4") or not can_mount(tmp_path):
         pytest.skip("this process may not mount loop devices")
     assert_held(cut_power(spec, tmp_path, 2, seed=os.getpid()))
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_space(spec: RunSpec, tmp_path: Path):
+    if not shutil.which("mkfs.ext4") or not can_mount(tmp_path):
+        pytest.skip("this process may not mount loop devices")
+    assert_held(fill_disks(spec, tmp_path, 3, seed=os.getpid()))
 
 
 @pytest.mark.slow
