@@ -58,7 +58,8 @@ class Unlisted(Record):
     """Counts of the comparisons that have no row of their own, so that a manifest grows with the stages, not their square."""
 
     comparisons: int = Field(default=0, description="comparisons without a row")
-    found: int = Field(default=0, description="those of them that share n-grams")
+    found: int = Field(default=0, description="those of them that share n-grams or whole prompts")
+    exact: int = Field(default=0, description="those of them that share whole prompts")
     test_items: int = Field(default=0, description="their test items")
     too_short: int = Field(default=0, description="their test items without an n-gram of their own")
 
@@ -82,6 +83,7 @@ class Overlap(Record):
         unlisted = Unlisted(
             comparisons=self.unlisted.comparisons + len(rest),
             found=self.unlisted.found + sum(row.found for row in rest),
+            exact=self.unlisted.exact + sum(row.exact > 0 for row in rest),
             test_items=self.unlisted.test_items + sum(row.test_items for row in rest),
             too_short=self.unlisted.too_short + sum(row.too_short for row in rest),
         )
@@ -97,7 +99,8 @@ class Overlap(Record):
         """One sentence that names the test prompts that are trained on word for word, or None."""
         exact = [row for row in self.rows if row.exact]
         named = [f"{r.exact} of {r.test_items} of {r.test_task} in {r.source} {r.trained_task}" for r in exact[:3]]
-        more = f" and {len(exact) - 3} more" if len(exact) > 3 else ""
+        count = len(exact) + self.unlisted.exact
+        more = f" and {count - 3} more" if count > 3 else ""
         sentence = (
             f"Test prompts are also training prompts ({', '.join(named)}{more}), where none was expected: scores on them "
             "measure memory; take these items out of one of the splits, or do not read their scores as learning."

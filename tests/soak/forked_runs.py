@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import sys
 import traceback
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,11 @@ PRELOADED = [
 REFUSED, FAILED = 3, 4
 
 
-def start_run(spec: RunSpec, errors: Path) -> BaseProcess:
-    """Start a run in another process; what ends it but a kill is written to `errors`."""
+def start_run(spec: RunSpec, errors: Path, before: Callable[[], None] | None = None) -> BaseProcess:
+    """Start a run in another process, after `before` there; what ends it but a kill is written to `errors`."""
     context: Any = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    process: BaseProcess = context.Process(target=_work, args=(spec, errors), daemon=True)
+    process: BaseProcess = context.Process(target=_work, args=(spec, errors, before), daemon=True)
     process.start()
     return process
 
@@ -57,12 +58,14 @@ def changes(run: Path, undisturbed: Path) -> str:
     return next((f for f in files if not pd.read_parquet(run / f).equals(pd.read_parquet(undisturbed / f))), "")
 
 
-def _work(spec: RunSpec, errors: Path) -> None:
+def _work(spec: RunSpec, errors: Path, before: Callable[[], None] | None) -> None:
     import torch
 
     from harness.pipeline.run import run
 
     torch.set_num_threads(1)
+    if before is not None:
+        before()
     try:
         run(spec)
     except (HarnessError, OSError) as error:

@@ -16,6 +16,7 @@ from tests.soak.many_stages import train_many
 from tests.soak.mutations import mutate_commands, mutate_models, mutate_runs, mutate_suites, mutate_tasks
 from tests.soak.outcomes import Outcomes, as_table
 from tests.soak.power_cuts import can_mount, cut_power
+from tests.soak.unsynced import drop_unsynced
 
 
 @pytest.fixture
@@ -39,6 +40,11 @@ def test_a_run_whose_power_is_cut_at_any_moment_ends_with_the_undisturbed_number
     if not shutil.which("mkfs.ext4") or not can_mount(tmp_path):
         pytest.skip("this process may not mount loop devices")
     assert_held(cut_power(spec, tmp_path, 2, seed=os.getpid()))
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_what_was_synced_before_any_moment(spec: RunSpec, tmp_path: Path):
+    assert_held(drop_unsynced(spec, tmp_path, 4, seed=os.getpid()))
 
 
 @pytest.mark.slow
