@@ -93,6 +93,7 @@ class RunResources:
         profiles = tasks_by_profile(named, evaluation) if evaluation.profiles else {}
         return Manifest(
             version=SCHEMA,
+            vouched=True,
             suite=self.suite.name,
             adapter=self.spec.entry,
             kind=self.spec.kind,

@@ -27,6 +27,7 @@ R = TypeVar("R", bound=Record)
 C = TypeVar("C", bound=CellRecord)
 RESULTS, SAMPLES = "results.json", "samples.parquet"
 CHECKSUM = "checksum"  # in a JSON file, of all its other fields
+NEWER = ("vouched", "samples_digest", "before")  # fields of the files that have one; those of early versions have none
 EVALUATE_AGAIN = "move its folder away and run the same command, to evaluate again"
 SNAPSHOT = "snapshot.pt"
 ROLLOUT_LOG = "rollouts.jsonl"
@@ -118,7 +119,11 @@ def read_record(file: Path, kind: type[R]) -> R | None:
 def read_sealed(file: Path) -> Any:
     """Return a JSON file's value without its checksum, or None where there is none; raises `RunError` where they disagree."""
     value = read_json(file)
-    if not is_mapping(value) or CHECKSUM not in value:  # earlier versions wrote none
+    if not is_mapping(value):
+        return value
+    if CHECKSUM not in value:
+        if any(value.get(name) for name in NEWER):
+            raise RunError(f"{file} was changed from outside: it lacks its {CHECKSUM}; restore it from a copy")
         return value
     content = {name: part for name, part in value.items() if name != CHECKSUM}
     if (found := digest(content)) != value[CHECKSUM]:

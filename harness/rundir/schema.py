@@ -93,6 +93,7 @@ class Manifest(Record):
     adapter_config: dict[str, Any] = Field(default={}, description="the adapter's options, defaults filled in")
     order: str = Field(description="the order of the stages; `default` is the suite's own")
     seed: int = Field(description="the run's seed")
+    vouched: bool = Field(default=False, description="whether the run's files carry checksums; false in early versions")
     start: str = Field(default="", description="name of the student's strength, empty where it has none")
     start_checkpoint: str | None = Field(default=None, description="folder of the student before any stage")
     stages: tuple[StageRecord, ...] = Field(description="the planned stages, in order")
