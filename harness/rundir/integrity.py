@@ -88,7 +88,7 @@ def _training(run: RunDir, index: int, folder: StageFolder, weights: str, thorou
         if finished:
             yield Fault(train, f"{train / 'done.json'} is missing from a finished run", "train", missing=True)
         return
-    if weights and done.weights != weights:
+    if weights and done.weights not in ("", weights):
         yield Fault(train, _other_weights(train / "done.json", done.weights, weights), "train")
     begun = run.manifest.weights.get(f"stage_{index - 1}" if index > 1 else "start", "")
     if begun and done.before and done.before != begun:
