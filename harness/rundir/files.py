@@ -242,7 +242,7 @@ def read_json(path: Path) -> Any:
 
 def read_lines(file: Path, kind: type[R]) -> Iterator[R]:
     """Yield the records of a JSON-lines file; the last line may be half written while its run goes on."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n") if file.is_file() else []
     for number, line in enumerate(lines, start=1):
         try:
             value = json.loads(line)

@@ -259,9 +259,10 @@ def cell_name(task: str, profile: str = "") -> str:
 
 def drop_steps_from(path: Path, step: int) -> None:
     """Keep a step log's lines before `step`; a line that a kill cut off goes too."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    # Not `splitlines`, for which a line also ends at U+2028 and its like, which an answer may hold.
+    *lines, _ = path.read_text(encoding="utf-8").split("\n") if path.is_file() else [""]
     try:
-        kept = [line for line in lines if line.endswith("\n") and int(json.loads(line)["step"]) < step]
+        kept = [f"{line}\n" for line in lines if int(json.loads(line)["step"]) < step]
     except (ValueError, TypeError, KeyError) as error:
         raise RunError(
             f"{path} holds a line that is not a step ({type(error).__name__}: {error}); restore it from a copy, or move "

@@ -22,7 +22,7 @@ from harness.errors import RunError
 from harness.pipeline.run import run
 from harness.pipeline.stop_signals import stop_on_signals
 from harness.rundir import files
-from harness.rundir.files import read_json, remove_partials, replace_file, write_cell, write_json
+from harness.rundir.files import json_line, read_json, remove_partials, replace_file, write_cell, write_json
 from harness.rundir.schema import Session
 from harness.rundir.snapshots import FileSnapshots, StopRequest
 from harness.rundir.store import RunStore, is_finished, stage_folder
@@ -184,6 +184,17 @@ def test_a_snapshot_whose_logs_are_gone_or_cut_is_refused(tmp_path: Path, name: 
     (tmp_path / name).unlink()
     with pytest.raises(RunError, match="does not hold the 2 steps before the snapshot"):
         kept.load()
+
+
+def test_an_answer_that_holds_line_separators_is_taken_up_as_it_is(tmp_path: Path):
+    lines = [json_line({"step": step, "response": "a\u2028b\x85c\x1c\x0c"}) for step in (0, 1)]
+    (tmp_path / "steps.jsonl").write_text('{"step": 0}\n')
+    (tmp_path / "rollouts.jsonl").write_text(lines[0], encoding="utf-8")
+    kept = FileSnapshots(tmp_path, 0)
+    kept.offer(1, lambda: {"weights": torch.ones(2)})
+    (tmp_path / "rollouts.jsonl").write_text("".join(lines), encoding="utf-8")
+    assert kept.load() is not None
+    assert (tmp_path / "rollouts.jsonl").read_text(encoding="utf-8") == lines[0]
 
 
 def test_a_snapshot_is_taken_up_only_with_the_teacher_and_the_checkpoint_it_was_taken_with(tmp_path: Path):
