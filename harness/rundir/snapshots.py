@@ -36,6 +36,7 @@ class StopRequest:
     """
 
     signal: str = ""
+    since: float = 0.0  # when it came, by the monotonic clock
     waited_for: bool = False
     cost: str = ""
 
