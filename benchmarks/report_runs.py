@@ -75,8 +75,9 @@ def _write_run(run: Path, scale: Scale, place: int, adapter: str, seed: int) -> 
     stages, tasks = range(len(scale.stages) + 1), scale.tasks
     abilities = [[_ability(stage, task, place, len(scale.stages)) for task in range(len(tasks))] for stage in stages]
 
-    def make_cell(task: str, _: int, ability: float) -> tuple[CellSummary, pd.DataFrame]:
-        return _cell(scale, (tasks.index(task), task), ability + 0.03 * random.standard_normal(), random)
+    def make_cell(task: str, stage: int, ability: float) -> tuple[CellSummary, pd.DataFrame]:
+        own = ability + 0.03 * random.standard_normal()
+        return _cell(scale, (tasks.index(task), task), own, _weights(stage, seed), random)
 
     def make_lines(_: int) -> list[dict[str, Any]]:
         return [_line(step, adapter, random.standard_normal(16)) for step in range(scale.steps)]
@@ -121,14 +122,21 @@ def _manifest(scale: Scale, adapter: str, seed: int) -> Manifest:
         start="weak",
         config={"name": "large", "stages": list(scale.stages), "seeds": list(range(scale.seeds))},
         config_hash="0123456789abcdef",
-        weights={name: f"{name}-{seed}" for name in ("start", "teacher", *scale.stages)},
+        weights={
+            "teacher": "teacher",
+            **{f"stage_{n}" if n else "start": _weights(n, seed) for n in range(len(scale.stages) + 1)},
+        },
         sessions=(session,),
         finished="2026-01-02T04:49:05+00:00",
     )
 
 
+def _weights(stage: int, seed: int) -> str:
+    return f"stage_{stage}-{seed}" if stage else f"start-{seed}"
+
+
 def _cell(
-    scale: Scale, task: tuple[int, str], ability: float, random: np.random.Generator
+    scale: Scale, task: tuple[int, str], ability: float, weights: str, random: np.random.Generator
 ) -> tuple[CellSummary, pd.DataFrame]:
     number, name = task
     items, difficulty = scale.items, np.random.default_rng(number).random(scale.items)
@@ -150,14 +158,14 @@ def _cell(
             "strict": right.astype(float),
         }
     )
-    return _results(name, samples), samples
+    return _results(name, weights, samples), samples
 
 
 def _texts(words: np.ndarray) -> Iterator[str]:
     return (" ".join(map(WORDS.__getitem__, row)) for row in words.tolist())
 
 
-def _results(task: str, samples: pd.DataFrame) -> CellSummary:
+def _results(task: str, weights: str, samples: pd.DataFrame) -> CellSummary:
     score, counts = float(samples["score"].mean()), samples["outcome"].value_counts()
     return CellSummary(
         task=task,
@@ -169,7 +177,7 @@ def _results(task: str, samples: pd.DataFrame) -> CellSummary:
         outcomes={name: int(counts.get(name, 0)) for name in OUTCOMES},
         response_tokens_mean=float(samples["tokens"].mean()),
         seconds=36.0,
-        weights="digest",
+        weights=weights,
         keys=Keys(generation="g", grading="r", comparability="c"),
     )
 

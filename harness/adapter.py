@@ -77,12 +77,14 @@ class Requirements:
 
     `teacher`: `none`; `sampled`, the log-probability of each response token; `top_k`, also of its most probable tokens;
     `full`, of the whole vocabulary; `generate`, responses. `reference`: a frozen copy of the stage's start that scores.
-    `top_k`: how many tokens are asked for at a position, which the vocabulary must have.
+    `top_k`: how many tokens are asked for at a position, which the vocabulary must have. `entropy`: the teacher's, over its
+    whole vocabulary, is asked for too.
     """
 
     teacher: Needs = "none"
     reference: bool = False
     top_k: int = 0
+    entropy: bool = False
 
 
 @dataclass(frozen=True)
@@ -177,13 +179,14 @@ class StageContext:
         return float(task.grade(rollout.example.doc, answer)[task.metric])
 
     def with_demonstration(self, example: Example, shown: str) -> list[int]:
-        """Return an item's prompt with its reference answer in it, by a text that names {question} and {demonstration}."""
+        """Return an item's prompt with its reference answer in it, by a text that names {question} and {demonstration}.
+
+        The text stands in place of the item's own; the task's description, examples and `gen_prefix` stay.
+        """
         task = self.tasks[example.task]
         question, answer = task.prompt_text(example.doc), task.training_target(example.doc)
         text = shown.replace("{demonstration}", answer).replace("{question}", question)
-        if self.renderer.has_template:
-            text = self.renderer.render([{"role": "user", "content": text}])
-        return self.renderer.encode_prompt(text)
+        return self.renderer.encode_prompt(task.render_question(example.doc, text, self.renderer))
 
 
 @dataclass(frozen=True)

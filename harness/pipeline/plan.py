@@ -10,18 +10,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from harness.adapter import make_adapter
 from harness.config.models import Chat, Model, Pretrained
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.errors import ConfigError, HarnessError
 from harness.evaluation.groups import EvaluationPlan, load_evaluation_plan
 from harness.lm.chat import Renderer
-from harness.lm.checkpoints import context_of, load_renderer
+from harness.lm.checkpoints import allow_own_code, context_of, load_renderer
 from harness.lmeval.checks import check_stage_task, check_test_prompts, check_training_prompts
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.overlap import stream_overlap
 from harness.lmeval.task import Task
 from harness.lmeval.trial import describe_items, item_warnings, try_task
+from harness.pipeline.resources import refuse_teachers
 from harness.pipeline.scratch_tokenizer import byte_tokenizer, train_tokenizer, training_texts
 from harness.rundir.overlap_record import OVERLAP_HEADER, Overlap
 
@@ -29,6 +31,7 @@ from harness.rundir.overlap_record import OVERLAP_HEADER, Overlap
 def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
     """Print the resolved suite, the stages, the work ahead and the checks of tasks and prompts; write nothing."""
     suite = specs[0].suite
+    allow_own_code(suite.trust_remote_code)
     console.print(yaml.safe_dump(suite.model_dump(mode="json"), sort_keys=False, allow_unicode=True), markup=False)
     library = TaskLibrary(suite.include, suite.data)
     evaluated = load_evaluation_plan(library, suite)
@@ -41,6 +44,7 @@ def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
         _print_items(console, suite, task)
     entries = {spec.entry: spec for spec in specs}
     for entry, spec in entries.items():
+        refuse_teachers(spec, make_adapter(entry, suite.adapters[entry]))
         console.print(f"prompts under {entry}: {_fits(spec, evaluated, library)}", markup=False, highlight=False)
     overlaps: list[Overlap] = []
     for spec in entries.values():

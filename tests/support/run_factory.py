@@ -85,7 +85,8 @@ def write_run(
     )  # fmt: skip
 
     def make_cell(task: str, stage: int, score: float) -> tuple[CellSummary, pd.DataFrame | None]:
-        summary, frame = _cell(task, stage, score, items, comparability)
+        weights = f"digest-{stage}" if stage else f"digest-start-{seed}"
+        summary, frame = _cell(task, stage, score, items, comparability, weights)
         return summary, frame if samples else None
 
     lines = [] if adapter == "none" else [_line(step, adapter) | (logged or {}) for step in range(steps)]
@@ -133,10 +134,6 @@ def write_finished(
     lines = [] if spec.entry == "none" else [{"step": step, **STEP, **fields} for step in range(steps)]
     tasks = [*spec.trained, *spec.suite.probes]
     write_folders(spec.path, manifest, tasks, scores, make_cell, lambda _: lines, lambda _: (DriftSummary(), None))
-    for index, stage in enumerate(manifest.stages, 1):
-        done = stage_folder(spec.path, index, stage.name).step_log.with_name("done.json")
-        done.parent.mkdir(exist_ok=True)
-        write_record(done, DoneFile(steps=steps))
 
 
 def write_folders(
@@ -155,12 +152,17 @@ def write_folders(
     left = 10**6 if evaluated is None else evaluated
     for index, row in enumerate(scores[: len(manifest.stages) + 1]):
         folder = stage_folder(run, index, manifest.stages[index - 1].name)
-        if index and left > 0 and (lines := make_lines(index)):
+        lines = make_lines(index) if index and left > 0 else []
+        if lines:
             folder.step_log.parent.mkdir(parents=True)
             checked = [StepLine.model_validate(line) and json.dumps(line) + "\n" for line in lines]
             folder.step_log.write_text("".join(checked))
         for task, score in list(zip(tasks, row, strict=True))[: max(0, left)]:
             _write_evaluation(folder.cell(task), *make_cell(task, index, score))
+        if index and left >= len(tasks):
+            done = folder.step_log.with_name("done.json")
+            done.parent.mkdir(parents=True, exist_ok=True)
+            write_record(done, DoneFile(steps=len(lines)))
         if make_drift is not None:
             _write_evaluation(folder.drift, *make_drift(index))
         left -= len(tasks)
@@ -174,7 +176,9 @@ def _write_evaluation(folder: Path, summary: CellSummary | DriftSummary, frame: 
         write_record(folder / "results.json", summary)
 
 
-def _cell(task: str, stage: int, score: float, items: int, comparability: str) -> tuple[CellSummary, pd.DataFrame]:
+def _cell(
+    task: str, stage: int, score: float, items: int, comparability: str, weights: str
+) -> tuple[CellSummary, pd.DataFrame]:
     """Return a cell whose first items are right, the next half of the rest wrong, the others truncated."""
     correct = round(score * items)
     wrong = (items - correct) // 2
@@ -183,7 +187,7 @@ def _cell(task: str, stage: int, score: float, items: int, comparability: str) -
     summary = cell_of(
         share, task=task, stage=stage, n=items, metrics={"strict": share, "lenient": min(1.0, share + 0.05)},
         outcomes={name: outcomes.count(name) for name in ("correct", "wrong", "unparsed", "truncated")},
-        response_tokens_mean=21.5, seconds=1.5, weights=f"digest-{stage}",
+        response_tokens_mean=21.5, seconds=1.5, weights=weights,
         keys={"generation": "g", "grading": "r", "comparability": comparability},
     )  # fmt: skip
     answers = {"prompt": "1+1=", "target": "2", "response": HOSTILE, "finish": "stop", "tokens": 7}
