@@ -13,7 +13,17 @@ import pandas as pd
 
 from harness.evaluation.drift import FIGURES
 from harness.rundir.files import write_cell, write_record
-from harness.rundir.schema import OUTCOMES, SCHEMA, CellSummary, DriftSummary, Keys, Manifest, Session, StageRecord
+from harness.rundir.schema import (
+    OUTCOMES,
+    SCHEMA,
+    CellSummary,
+    DoneFile,
+    DriftSummary,
+    Keys,
+    Manifest,
+    Session,
+    StageRecord,
+)
 from harness.rundir.store import MANIFEST, stage_folder
 
 ADAPTERS = ("opd", "aopd", "gkd", "grpo", "sft")
@@ -73,7 +83,7 @@ def _write_run(run: Path, scale: Scale, place: int, adapter: str, seed: int) -> 
             _write_steps(folder.path / "train", scale, adapter, random)
         for number, task in enumerate(scale.tasks):
             ability = _ability(stage, number, place, len(scale.stages)) + 0.03 * random.standard_normal()
-            _write_cell(folder.cell(task), scale, (number, task), ability, random)
+            _write_cell(folder.cell(task), scale, (number, task), ability, _weights(stage, seed), random)
         _write_drift(folder.drift, scale, stage, random)
 
 
@@ -111,13 +121,22 @@ def _manifest(scale: Scale, adapter: str, seed: int) -> Manifest:
         start="weak",
         config={"name": "large", "stages": list(scale.stages), "seeds": list(range(scale.seeds))},
         config_hash="0123456789abcdef",
-        weights={name: f"{name}-{seed}" for name in ("start", "teacher", *scale.stages)},
+        weights={
+            "teacher": "teacher",
+            **{f"stage_{n}" if n else "start": _weights(n, seed) for n in range(len(scale.stages) + 1)},
+        },
         sessions=(session,),
         finished="2026-01-02T04:49:05+00:00",
     )
 
 
-def _write_cell(folder: Path, scale: Scale, task: tuple[int, str], ability: float, random: np.random.Generator) -> None:
+def _weights(stage: int, seed: int) -> str:
+    return f"stage_{stage}-{seed}" if stage else f"start-{seed}"
+
+
+def _write_cell(
+    folder: Path, scale: Scale, task: tuple[int, str], ability: float, weights: str, random: np.random.Generator
+) -> None:
     number, name = task
     items, difficulty = scale.items, np.random.default_rng(number).random(scale.items)
     right = difficulty + 0.15 * random.standard_normal(items) < ability
@@ -138,14 +157,14 @@ def _write_cell(folder: Path, scale: Scale, task: tuple[int, str], ability: floa
             "strict": right.astype(float),
         }
     )
-    write_cell(folder, _results(name, samples), samples)
+    write_cell(folder, _results(name, weights, samples), samples)
 
 
 def _texts(words: np.ndarray) -> Iterator[str]:
     return (" ".join(map(WORDS.__getitem__, row)) for row in words.tolist())
 
 
-def _results(task: str, samples: pd.DataFrame) -> CellSummary:
+def _results(task: str, weights: str, samples: pd.DataFrame) -> CellSummary:
     score, counts = float(samples["score"].mean()), samples["outcome"].value_counts()
     return CellSummary(
         task=task,
@@ -157,7 +176,7 @@ def _results(task: str, samples: pd.DataFrame) -> CellSummary:
         outcomes={name: int(counts.get(name, 0)) for name in OUTCOMES},
         response_tokens_mean=float(samples["tokens"].mean()),
         seconds=36.0,
-        weights="digest",
+        weights=weights,
         keys=Keys(generation="g", grading="r", comparability="c"),
     )
 
@@ -166,6 +185,7 @@ def _write_steps(folder: Path, scale: Scale, adapter: str, random: np.random.Gen
     folder.mkdir(parents=True)
     lines = (json.dumps(_line(step, adapter, random.standard_normal(16))) for step in range(scale.steps))
     (folder / "steps.jsonl").write_text("\n".join([*lines, ""]), encoding="utf-8")
+    write_record(folder / "done.json", DoneFile(steps=scale.steps))
 
 
 def _line(step: int, adapter: str, noise: np.ndarray) -> dict[str, Any]:

@@ -179,13 +179,14 @@ class StageContext:
         return float(task.grade(rollout.example.doc, answer)[task.metric])
 
     def with_demonstration(self, example: Example, shown: str) -> list[int]:
-        """Return an item's prompt with its reference answer in it, by a text that names {question} and {demonstration}."""
+        """Return an item's prompt with its reference answer in it, by a text that names {question} and {demonstration}.
+
+        The text stands in place of the item's own; the task's description, examples and `gen_prefix` stay.
+        """
         task = self.tasks[example.task]
         question, answer = task.prompt_text(example.doc), task.training_target(example.doc)
         text = shown.replace("{demonstration}", answer).replace("{question}", question)
-        if self.renderer.has_template:
-            text = self.renderer.render([{"role": "user", "content": text}])
-        return self.renderer.encode_prompt(text)
+        return self.renderer.encode_prompt(task.render_question(example.doc, text, self.renderer))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from harness.config.suite import Suite
 from harness.errors import ConfigError, HarnessError
 from harness.evaluation.groups import EvaluationPlan, load_evaluation_plan
 from harness.lm.chat import Renderer
-from harness.lm.checkpoints import context_of, load_renderer
+from harness.lm.checkpoints import allow_own_code, context_of, load_renderer
 from harness.lmeval.checks import check_prompts, check_stage_task, check_test_prompts
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.overlap import stream_overlap
@@ -31,6 +31,7 @@ from harness.rundir.overlap_record import OVERLAP_HEADER, Overlap
 def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
     """Print the resolved suite, the stages, the work ahead and the checks of tasks and prompts; write nothing."""
     suite = specs[0].suite
+    allow_own_code(suite.trust_remote_code)
     console.print(yaml.safe_dump(suite.model_dump(mode="json"), sort_keys=False, allow_unicode=True), markup=False)
     library = TaskLibrary(suite.include, suite.data)
     evaluated = load_evaluation_plan(library, suite)

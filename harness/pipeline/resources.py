@@ -18,7 +18,14 @@ from harness.engines.pool import EnginePool
 from harness.errors import ConfigError, ModelError, RunError
 from harness.evaluation.groups import EvaluationPlan, load_evaluation_plan
 from harness.lm.chat import Renderer
-from harness.lm.checkpoints import context_of, files_digest, load_renderer, vocabulary_of, weights_digest
+from harness.lm.checkpoints import (
+    allow_own_code,
+    context_of,
+    files_digest,
+    load_renderer,
+    vocabulary_of,
+    weights_digest,
+)
 from harness.lm.logprobs import TeacherRequest
 from harness.lmeval.checks import check_prompts, check_stage_task, check_test_prompts
 from harness.lmeval.decoding import tasks_by_profile
@@ -30,6 +37,7 @@ from harness.pipeline.models import checkpoint_of, limit_threads, resolve_device
 from harness.rundir.overlap_record import Overlap
 from harness.rundir.progress import Event, Report
 from harness.rundir.schema import SCHEMA, SOURCES, Manifest, Noise, StageRecord
+from harness.rundir.secrets import mask
 from harness.rundir.session import PeakMemory, Timer
 from harness.rundir.snapshots import StopRequest
 from harness.rundir.trackers import Log, check_trackers, tracked, untracked
@@ -43,6 +51,7 @@ class RunResources:
 
     def __init__(self, spec: RunSpec, report: Report) -> None:
         limit_threads(spec.suite.threads)
+        allow_own_code(spec.suite.trust_remote_code)
         self.spec, self.suite, self.report = spec, spec.suite, report
         self.device = resolve_device(self.suite.device)
         self.library = TaskLibrary(self.suite.include, self.suite.data)
@@ -79,17 +88,18 @@ class RunResources:
 
     def describe(self) -> Manifest:
         """Return the manifest of a new run: what it is, and nothing of what it did."""
-        config = self.spec.config()
+        config = mask(self.spec.config())
         evaluation = self.suite.evaluation
         named = [*self.cells.values(), *self.evaluated.groups.values()]
         profiles = tasks_by_profile(named, evaluation) if evaluation.profiles else {}
         return Manifest(
             version=SCHEMA,
+            vouched=True,
             suite=self.suite.name,
             adapter=self.spec.entry,
             kind=self.spec.kind,
             trains_on=tuple(source for source in SOURCES if source in self.adapter.capabilities.trains_on),
-            adapter_config=self.adapter.model_dump(mode="json"),
+            adapter_config=mask(self.adapter.model_dump(mode="json")),
             order=self.spec.order,
             stages=tuple(StageRecord(name=s.name, trains=s.trains, steps=s.training.steps) for s in self.spec.stages),
             probes=tuple(self.evaluated.probes),
@@ -202,7 +212,9 @@ class RunResources:
     def tracked(self) -> AbstractContextManager[Log]:
         """Return the suite's trackers, which take figures at a step counted through the stages until they are closed."""
         folder = self.spec.path / "trackers"
-        return tracked(self.suite.trackers, self.suite.name, self.spec.label, folder, self.spec.config(), self.warn)
+        return tracked(
+            self.suite.trackers, self.suite.name, self.spec.label, folder, mask(self.spec.config()), self.warn
+        )
 
     def checkpoint_of(self, spec: Model) -> Path:
         """Return the folder of a model of this run, built or fetched where it is not there."""

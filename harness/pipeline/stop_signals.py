@@ -37,7 +37,8 @@ def stop_on_signals(request: StopRequest) -> Generator[None]:
         if request.waited_for and (not request.signal or now - request.since < ONE_REQUEST):
             request.signal, request.since = request.signal or name, request.since or now
             return
-        raise StoppedError(f"stopped by {name}; the same command continues")
+        cost = "" if request.waited_for else request.cost
+        raise StoppedError(f"stopped by {name}; {cost}the same command continues")
 
     with _handlers(answer):
         try:

@@ -505,3 +505,17 @@ def test_training_prompts_are_checked_with_the_budget_of_their_stage_and_adapter
         check_prompts(RunSpec(suite, "long", 0), {"made_up": task}, renderer, 33)
     with pytest.raises(TaskError, match="its longest training prompt has 25 tokens and an answer may take 8"):
         check_prompts(RunSpec(suite, "opd", 0), {"made_up": task}, renderer, 32)
+
+
+@pytest.mark.parametrize("chat", [True, False], ids=["chat", "plain"])
+def test_a_text_in_place_of_the_question_keeps_all_else_of_the_prompt(chat: bool, tmp_path: Path):
+    examples = {"num_fewshot": 2, "fewshot_split": "train", "fewshot_config": {"sampler": "first_n"}}
+    write_task(tmp_path, description="You repeat.", gen_prefix="So it is", **examples)
+    task, renderer = TaskLibrary([tmp_path]).load("made_up"), byte_renderer()
+    if not chat:
+        renderer.tokenizer.chat_template = None
+    doc = task.training_docs(4)[3]
+    prompt = task.render(doc, renderer)
+    assert task.render_question(doc, task.prompt_text(doc), renderer) == prompt
+    assert task.render_question(doc, "other {{ text }}", renderer) == prompt.replace("say 23", "other {{ text }}")
+    assert task.render(doc, renderer) == prompt

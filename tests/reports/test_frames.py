@@ -14,6 +14,7 @@ from harness.cli.app import main
 from harness.errors import RunError
 from reports.data.frames import find_runs, load
 from tests.support.run_factory import HOSTILE, SCORES, write_run
+from tests.support.runs import vouch
 
 
 @pytest.mark.parametrize("below", [".", "tiny", "tiny/aopd", "tiny/aopd/default/seed0"])
@@ -136,6 +137,7 @@ def change_keys(run: Path, **fields) -> None:
         results = json.loads(file.read_text())
         results["keys"] |= {"comparability": str(fields), "fields": fields}
         file.write_text(json.dumps(results))
+        vouch(file)
 
 
 def test_a_refusal_names_the_fields_that_differ_and_the_command_that_mends_it(tmp_path: Path):
@@ -221,6 +223,7 @@ def damaged(micro_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         results["keys"]["fields"]["versions"]["torch"] = "1.0"
         results["keys"]["comparability"] = "another"
         file.write_text(json.dumps(results))
+        vouch(file)
     shutil.rmtree(tmp_path / "evaluations")
     return tmp_path
 

@@ -83,7 +83,8 @@ def write_run(
     )  # fmt: skip
 
     def make_cell(task: str, stage: int, score: float) -> tuple[CellSummary, pd.DataFrame | None]:
-        summary, frame = _cell(task, stage, score, items, comparability)
+        weights = f"digest-{stage}" if stage else f"digest-start-{seed}"
+        summary, frame = _cell(task, stage, score, items, comparability, weights)
         return summary, frame if samples else None
 
     lines = [] if adapter == "none" else [_line(step, adapter) | (logged or {}) for step in range(steps)]
@@ -134,9 +135,6 @@ def write_finished(
         folder = stage_folder(spec.path, index, manifest.stages[index - 1].name)
         folder.drift.mkdir(parents=True)
         write_record(folder.drift / "results.json", DriftSummary())
-        if index:
-            folder.step_log.parent.mkdir(exist_ok=True)
-            write_record(folder.step_log.with_name("done.json"), DoneFile(steps=steps))
 
 
 def _write(
@@ -165,10 +163,16 @@ def _write(
             else:
                 folder.cell(task).mkdir(parents=True)
                 write_record(folder.cell(task) / "results.json", summary)
+        if index and left >= len(tasks):
+            done = folder.step_log.with_name("done.json")
+            done.parent.mkdir(parents=True, exist_ok=True)
+            write_record(done, DoneFile(steps=len(lines)))
         left -= len(tasks)
 
 
-def _cell(task: str, stage: int, score: float, items: int, comparability: str) -> tuple[CellSummary, pd.DataFrame]:
+def _cell(
+    task: str, stage: int, score: float, items: int, comparability: str, weights: str
+) -> tuple[CellSummary, pd.DataFrame]:
     """Return a cell whose first items are right, the next half of the rest wrong, the others truncated."""
     correct = round(score * items)
     wrong = (items - correct) // 2
@@ -177,7 +181,7 @@ def _cell(task: str, stage: int, score: float, items: int, comparability: str) -
     summary = cell_of(
         share, task=task, stage=stage, n=items, metrics={"strict": share, "lenient": min(1.0, share + 0.05)},
         outcomes={name: outcomes.count(name) for name in ("correct", "wrong", "unparsed", "truncated")},
-        response_tokens_mean=21.5, seconds=1.5, weights=f"digest-{stage}",
+        response_tokens_mean=21.5, seconds=1.5, weights=weights,
         keys={"generation": "g", "grading": "r", "comparability": comparability},
     )  # fmt: skip
     answers = {"prompt": "1+1=", "target": "2", "response": HOSTILE, "finish": "stop", "tokens": 7}
