@@ -37,8 +37,12 @@ def evaluate(
 def regrade(
     runs: Runs,
     grader: Annotated[
-        str, typer.Option(help="A metric that tasks offer beside their own, e.g. sdft; default: each task's own.")
+        str, typer.Option(help="A metric that tasks offer next to their own, e.g. sdft; default: each task's own.")
     ] = "",
+    include_path: Include = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Execute the task files of the folders that the runs name.")
+    ] = False,
 ) -> None:
     """Grade stored answers again without generating: with today's grader, or with another one that a task offers."""
     from harness.rundir.reader import find_runs
@@ -52,7 +56,9 @@ def regrade(
 
     with Progress(console=SafeConsole(stderr=True), transient=True) as shown:
         bar = shown.add_task("grading", total=None)
-        rows = regrade_runs(
-            [run.path for run in found], grader, lambda done, total: shown.update(bar, completed=done, total=total)
-        )
+
+        def progress(done: int, total: int) -> None:
+            shown.update(bar, completed=done, total=total)
+
+        rows = regrade_runs([run.path for run in found], grader, include_path or [], trust, progress)
     SafeConsole().print(regrade_table(rows))

@@ -14,7 +14,7 @@ from pathlib import Path
 from harness.config.run_spec import PlannedStage
 from harness.config.suite import Checkpoints
 from harness.errors import RunError
-from harness.rundir.files import read_json, write_json, write_record
+from harness.rundir.files import read_json, write_json, write_sealed
 from harness.rundir.store import StageFolder, read_manifest
 
 NEEDED_BY = "needed_by"  # next to a checkpoint: a file for each run that started from it
@@ -28,7 +28,7 @@ def drop_checkpoints(folders: Sequence[StageFolder], stages: Sequence[PlannedSta
         if done is None or keep.holds(stage.name) or not own.is_dir() or _needed(folder):
             continue
         if done.kept:  # first the note, so that a checkpoint is never missing without one
-            write_record(own.with_name("done.json"), done.model_copy(update={"kept": False}))
+            write_sealed(own.with_name("done.json"), done.model_copy(update={"kept": False}))
         shutil.rmtree(own)
 
 

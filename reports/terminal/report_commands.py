@@ -88,6 +88,8 @@ def compare(
             compared = Comparison(found, stages[0] if stages else None, tasks, shared_items, margin / 100)
             sentences = [] if tasks else sentences_of(compared)  # they are about all tasks
         compared.rows  # noqa: B018 - the tables' rows are computed here, where somebody sees that they are
+    for fault in dict.fromkeys(fault.sentence for method in found for fault in method.frames.faults):
+        typer.echo(f"warning: {fault}", err=True)
     console = SafeConsole()
     if format_ is None:
         print_comparison(console, compared)
