@@ -26,6 +26,7 @@ from reports.data.tables import figures_by_seed, score_matrices
 
 RUN = ["suite", "adapter", "order", "seed"]
 RATE, STRENGTH = "training.optimizer.lr", "student.strength"
+CURVES = {"evaluation.every", "evaluation.curve_items"}  # learning curves change nothing of a run but its curves
 
 
 class Config(NamedTuple):
@@ -57,6 +58,16 @@ class Results:
         return figures.join(first).join(_training_figures(steps)).sort_index()
 
     @cached_property
+    def own_suite(self) -> str:
+        """The name of the suite as it is: the base's, or that of a factor which sets nothing but learning curves."""
+        names = [
+            point.spec.suite.name
+            for point in self.plan.points
+            if (factor := self.plan.study.factors[point.factor]).key is None and {*factor.fixed} <= CURVES
+        ]
+        return self.plan.base.name if self.plan.base.name in names or not names else names[0]
+
+    @cached_property
     def controls(self) -> set[str]:
         """Entries that train nothing."""
         return {run.adapter for run in self.frames.runs if run.manifest.control}
@@ -86,7 +97,7 @@ class Results:
         found: dict[Config, str] = {}
         for row in self.points.to_dict("records"):
             config = Config(row["suite"], row["adapter"], row["order"])
-            own = config == Config(self.plan.base.name, config.adapter)
+            own = config == Config(self.own_suite, config.adapter)
             found.setdefault(config, "" if own else f"{titles[row['factor']]}: {row['setting']}")
         return found
 
@@ -159,7 +170,8 @@ class Results:
         found: dict[tuple[str, float, str], str] = {}
         for point in self.plan.points:
             suite, entry, factor = point.spec.suite, point.spec.entry, self.plan.study.factors[point.factor]
-            if suite.name != self.plan.base.name and not {factor.key, *factor.fixed} <= {RATE, STRENGTH}:
+            settings = {factor.key, *factor.fixed} - {None}
+            if suite.name not in (self.plan.base.name, self.own_suite) and not settings <= {RATE, STRENGTH, *CURVES}:
                 continue
             place = (_start(suite), _rate(suite, entry), entry)
             if found.setdefault(place, suite.name) != suite.name:

@@ -6,17 +6,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
 
 from harness.adapter import make_adapter
 from harness.config.run_spec import RunSpec
-from harness.rundir.files import write_cell, write_record
-from harness.rundir.schema import CellSummary, DoneFile, DriftSummary, Manifest, StepLine
-from harness.rundir.store import MANIFEST, stage_folder
+from harness.rundir.files import CURVE, write_cell, write_record
+from harness.rundir.schema import CellSummary, CurvePoint, DoneFile, DriftSummary, Manifest, StepLine
+from harness.rundir.store import MANIFEST, cell_name, stage_folder
 from tests.support.records import cell_of, manifest_of
 
 HOSTILE = "</script><script>alert('owned')</script><img src=http://evil.example/x onerror=alert(1)> | ``` & \x07"
@@ -56,11 +57,17 @@ def write_run(
     joint: bool = False,
     logged: dict[str, Any] | None = None,
     kind: str | None = None,
+    further: Mapping[str, Sequence[Sequence[float]]] = MappingProxyType({}),
+    weights: str = "",
+    curves: Callable[[int], Sequence[dict[str, Any]]] | None = None,
+    config: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
     """Write one run and return its folder; `scores` (T+1, tasks) are shares that `items` can express.
 
     `evaluated` stops the run after that many evaluations, counted over stages and tasks: an unfinished run. `joint` makes
-    one stage of all `stages`. `kind` is the entry's adapter. `logged` is added to every line of the step log; without it
+    one stage of all `stages`. `further` are the scores under profiles after the first, `greedy`. `weights` is the digest of
+    the start's weights, `curves` returns the points of a stage's learning curve, `config` adds to the suite's configuration.
+    `kind` is the entry's adapter. `logged` is added to every line of the step log; without it
     the log is one of an early version.
     """
     run = root / suite / adapter / order / f"seed{seed}"
@@ -77,9 +84,10 @@ def write_run(
     manifest = manifest_of(
         suite=suite, adapter=adapter, kind=kind or adapter, trains_on=TRAINS_ON.get(kind or adapter, ["student"]),
         adapter_config={"note": HOSTILE}, order=order, stages=[{"name": name, "trains": tasks} for name, tasks in trains],
-        probes=list(probes), seed=seed, start=start or "", config={"name": suite, "description": HOSTILE},
-        config_hash="0123456789abcdef", weights={"start": f"digest-start-{seed}", "teacher": "digest-teacher"},
+        probes=list(probes), seed=seed, start=start or "", config={"name": suite, "description": HOSTILE, **config},
+        config_hash="0123456789abcdef", weights={"start": weights or f"digest-start-{seed}", "teacher": "digest-teacher"},
         sessions=[session], finished=FINISHED if evaluated is None else None,
+        profiles={name: [*stages, *probes] for name in (["greedy", *further] if further else [])},
     )  # fmt: skip
 
     def make_cell(task: str, stage: int, score: float) -> tuple[CellSummary, pd.DataFrame | None]:
@@ -87,7 +95,11 @@ def write_run(
         return summary, frame if samples else None
 
     lines = [] if adapter == "none" else [_line(step, adapter) | (logged or {}) for step in range(steps)]
-    _write(run, manifest, [*stages, *probes], scores, make_cell, lines, evaluated)
+    _write(run, manifest, [*stages, *probes], scores, make_cell, lines, evaluated, further)
+    for stage in range(1, len(manifest.stages) + 1) if curves else ():
+        points = [CurvePoint.model_validate(point).model_dump_json() + "\n" for point in curves(stage)]
+        log = stage_folder(run, stage, manifest.stages[stage - 1].name).step_log
+        log.with_name(CURVE).write_text("".join(points), encoding="utf-8")
     return run
 
 
@@ -117,6 +129,7 @@ def write_finished(
         stages=[{"name": stage.name, "trains": list(stage.trains)} for stage in spec.stages],
         probes=list(spec.suite.probes), seed=spec.seed, start=getattr(spec.suite.student, "strength", None) or "",
         config=config, config_hash=spec.config_hash, sessions=[session], finished=FINISHED,
+        profiles={name: [*spec.trained, *spec.suite.probes] for name in ("greedy", "paper")},
     )  # fmt: skip
 
     def make_cell(task: str, stage: int, score: float) -> tuple[CellSummary, None]:
@@ -129,7 +142,9 @@ def write_finished(
     fields = {"entropy": entropy, "routed_fkl": routed if spec.entry == "aopd" else None, "response_tokens_mean": 20.0,
               "seconds": {"generate": 0.2, "teacher": 0.2, "student": 0.5, "step": 1.0}, **(logged or {})}  # fmt: skip
     lines = [] if spec.entry == "none" else [{"step": step, **STEP, **fields} for step in range(steps)]
-    _write(spec.path, manifest, [*spec.trained, *spec.suite.probes], scores, make_cell, lines)
+    _write(
+        spec.path, manifest, [*spec.trained, *spec.suite.probes], scores, make_cell, lines, further={"paper": scores}
+    )
     for index in range(len(spec.stages) + 1):
         folder = stage_folder(spec.path, index, manifest.stages[index - 1].name)
         folder.drift.mkdir(parents=True)
@@ -147,8 +162,9 @@ def _write(
     make_cell: Cell,
     lines: Sequence[dict[str, Any]],
     evaluated: int | None = None,
+    further: Mapping[str, Sequence[Sequence[float]]] = MappingProxyType({}),
 ) -> None:
-    """Write manifest, step logs and cells, until `evaluated` cells are written."""
+    """Write manifest, step logs and cells, until `evaluated` cells are written; those of `further` profiles all."""
     run.mkdir(parents=True)
     write_record(run / MANIFEST, manifest)
     left = 10**6 if evaluated is None else evaluated
@@ -166,6 +182,15 @@ def _write(
                 folder.cell(task).mkdir(parents=True)
                 write_record(folder.cell(task) / "results.json", summary)
         left -= len(tasks)
+        for profile, rows in further.items():
+            for task, score in zip(tasks, rows[index], strict=True):
+                name = cell_name(task, profile)
+                summary, frame = make_cell(task, index, score)
+                if frame is not None:
+                    write_cell(folder.cell(name), summary, frame)
+                else:
+                    folder.cell(name).mkdir(parents=True)
+                    write_record(folder.cell(name) / "results.json", summary)
 
 
 def _cell(task: str, stage: int, score: float, items: int, comparability: str) -> tuple[CellSummary, pd.DataFrame]:
