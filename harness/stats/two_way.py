@@ -63,7 +63,7 @@ def two_way_interval(estimate: Estimate, level: float = LEVEL) -> Interval:
     return t_interval(estimate.values, level) if found is None else _interval(estimate.mean, found, seeds, level)
 
 
-def unpaired_interval(base: Estimate, other: Estimate, level: float = LEVEL) -> Interval:
+def unpaired_interval(base: Estimate, other: Estimate, *, level: float = LEVEL) -> Interval:
     """Return other minus base where items are paired and seeds are not: equal seeds start from other weights.
 
     Without items it is Welch's t interval over seeds. Its `seeds` are those of the side that has fewer.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import zip_longest
 from pathlib import Path
 
 import pandas as pd
@@ -129,8 +128,8 @@ def render_verdicts(
     table = pd.DataFrame(list(grid.rows), columns=pd.Index(grid.header))
     if kind == "latex":
         return latex_table(table, grid.title)
-    lines = zip_longest(claims, registered, fillvalue="")
-    sources = "\n".join(f"- {file.title}: {file.source}. {when}".rstrip() for file, when in lines if file)
+    lines = zip(claims, registered or [""] * len(claims), strict=True)
+    sources = "\n".join(f"- {file.title}: {file.source}. {when}".rstrip() for file, when in lines)
     return f"# Claims\n\n{sources}\n\n{RULE}\n\n{markdown_table(table)}\n"
 
 

@@ -105,7 +105,7 @@ class Comparison:
         if not self._share_tasks(method):
             return []
         compared = [figure for figure in FIGURES.values() if figure.compared]
-        rows = [row for figure in compared if (row := self._average(method, figure))]
+        rows = [row for figure in compared if (row := self.average(method, figure))]
         return [*rows, *(self._entropy(method) if self.base.on_policy and method.on_policy else [])]
 
     def _rows(self, method: Method) -> Iterator[ComparisonRow]:
@@ -129,7 +129,7 @@ class Comparison:
             if pairs and all(pair.base.terms and pair.other.terms for pair in pairs):
                 yield self._row(method, figure, task, pairs)
 
-    def _average(self, method: Method, figure: Figure) -> ComparisonRow | None:
+    def average(self, method: Method, figure: Figure) -> ComparisonRow | None:
         """Return a figure over all its tasks; None where these are different tasks on the two sides, or no seed has it.
 
         What was kept counts over the seeds whose learning is known, because it is judged at matched learning.

@@ -96,10 +96,13 @@ def write_run(
 
     lines = [] if adapter == "none" else [_line(step, adapter) | (logged or {}) for step in range(steps)]
     _write(run, manifest, [*stages, *probes], scores, make_cell, lines, evaluated, further)
-    for stage in range(1, len(manifest.stages) + 1) if curves else ():
-        points = [CurvePoint.model_validate(point).model_dump_json() + "\n" for point in curves(stage)]
-        log = stage_folder(run, stage, manifest.stages[stage - 1].name).step_log
-        log.with_name(CURVE).write_text("".join(points), encoding="utf-8")
+    for stage in range(1, len(manifest.stages) + 1):
+        points = [
+            CurvePoint.model_validate(point).model_dump_json() + "\n" for point in (curves(stage) if curves else ())
+        ]
+        if points:
+            log = stage_folder(run, stage, manifest.stages[stage - 1].name).step_log
+            log.with_name(CURVE).write_text("".join(points), encoding="utf-8")
     return run
 
 
