@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from harness.rundir.reader import IDENTITY
+from harness.stats.continual import ACCURACY
 from harness.stats.intervals import Interval, t_interval
 from reports.data import matched_pairs
 from reports.data.frames import Frames
@@ -60,7 +61,8 @@ def _describe_group(methods: list[Method], frames: Frames, values: pd.DataFrame)
         yield f"At the end {named}, mean of all trained tasks; {start}."
     else:
         named = ", ".join(f"{name} {format_interval(end)} %" for name, end in ends.items())
-        changes = [(other, matched_pairs.difference(values, "average_accuracy", other, base)) for other in others]
+        by_name = {method.name: method for method in methods}
+        changes = [(other, matched_pairs.difference(by_name[other], by_name[base], ACCURACY)) for other in others]
         differences = [
             f"{other} minus {base} {format_interval(change, format_points)} points"
             for other, change in changes

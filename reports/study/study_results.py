@@ -1,13 +1,13 @@
 """The finished runs of a study: every run's figures, joined to the points of the plan that it stands for.
 
 Nothing is filled in: a run that is missing or unfinished is named and left out. Differences are paired over the seeds
-that both sides have.
+that both sides have, with one interval for another seed and other items.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -18,14 +18,19 @@ from harness.config.study import Factor
 from harness.config.suite import Suite
 from harness.errors import RunError
 from harness.pipeline.study import Plan, Point
+from harness.rundir.reader import RunDir
 from harness.rundir.store import RunStore
-from harness.stats.continual import BACKWARD, LEARNING
+from harness.stats.continual import BACKWARD, FIGURES, INTRANSIGENCE, LEARNING
+from harness.stats.estimates import Estimate
 from harness.stats.intervals import Interval, t_interval
+from harness.stats.two_way import two_way_interval, unpaired_interval
 from reports.data.frames import Frames, load
+from reports.data.methods import Method, different_starts
 from reports.data.tables import figures_by_seed, score_matrices
 
 RUN = ["suite", "adapter", "order", "seed"]
 RATE, STRENGTH = "training.optimizer.lr", "student.strength"
+OF_FIRST_TASK = {"first_learned": LEARNING, "first_retained": BACKWARD}
 CURVES = {"evaluation.every", "evaluation.curve_items"}  # learning curves change nothing of a run but its curves
 
 
@@ -122,10 +127,32 @@ class Results:
         values = self.series(config, figure)
         return t_interval(values if seeds is None else values[values.index.isin(list(seeds))])
 
+    def method(self, config: Config) -> Method | None:
+        """Return the runs of a configuration; None where the study has none."""
+        return self._methods.get(config)
+
+    def estimate(self, config: Config, figure: str) -> Estimate:
+        """Return a figure by seed, and by item where answers were kept and the figure is made of scores."""
+        task = self.first_task if figure in OF_FIRST_TASK else ""
+        known = OF_FIRST_TASK.get(figure) or (FIGURES.get(figure) if figure != INTRANSIGENCE.name else None)
+        method = self.method(config)
+        if known is None or method is None:
+            return Estimate(self.by_seed(config, figure)).finite()
+        return method.estimate(known, task)
+
     def paired(self, one: Config, other: Config, figure: str, seeds: Collection[int] | None = None) -> Interval:
-        """Return the mean of `one - other` over the seeds that both have, or some of them, with its 95 % t interval."""
-        change = self.series(one, figure) - self.series(other, figure)
-        return t_interval(change if seeds is None else change[change.index.isin(list(seeds))])
+        """Return the mean of `one - other` over the seeds that both have, or some of them, with its 95 % interval.
+
+        The interval is for another seed and other items, over seeds alone where answers were not kept. Configurations that
+        start from other weights are not paired by seed.
+        """
+        sides = [self.estimate(config, figure) for config in (one, other)]
+        if seeds is not None:
+            sides = [side.of_seeds([seed for seed in side.seeds if seed in seeds]) for side in sides]
+        methods = self.method(one), self.method(other)
+        if methods[0] and methods[1] and different_starts(methods[0], methods[1]):
+            return unpaired_interval(sides[1], sides[0])
+        return two_way_interval((sides[0] - sides[1]).finite())
 
     def rates(self, start: str, adapter: str) -> dict[float, Config]:
         """Return an adapter's runs from a start by learning rate, lowest first, where nothing but these two is varied."""
@@ -163,6 +190,15 @@ class Results:
         """Return the training steps of some configurations."""
         steps = self.frames.steps
         return steps[pd.MultiIndex.from_frame(steps[[*Config._fields]]).isin(list(configs))]
+
+    @cached_property
+    def _methods(self) -> dict[Config, Method]:
+        runs: dict[Config, list[RunDir]] = {}
+        for run in self.frames.runs:
+            runs.setdefault(Config(run.suite, run.adapter, run.order), []).append(run)
+        return {
+            config: Method(config.adapter, replace(self.frames, runs=tuple(found))) for config, found in runs.items()
+        }
 
     @cached_property
     def _suites(self) -> dict[tuple[str, float, str], str]:

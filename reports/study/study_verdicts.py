@@ -6,13 +6,10 @@ its best learning rate.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from reports.claims.claim_file import ClaimFile, read_claims
 from reports.claims.evidence import Evidence
 from reports.claims.judge_claims import Verdict, judge_claims
-from reports.data.methods import Method
-from reports.study.study_results import Config, Results
+from reports.study.study_results import Results
 
 
 def claim_files(results: Results) -> list[ClaimFile]:
@@ -28,7 +25,7 @@ def judge_study(results: Results) -> list[Verdict]:
         (start, adapter): {
             rate: method
             for rate, config in results.rates(start, adapter).items()
-            if (method := _method(results, adapter, config)) is not None
+            if (method := results.method(config)) is not None
         }
         for start in results.starts
         for adapter in adapters
@@ -36,9 +33,3 @@ def judge_study(results: Results) -> list[Verdict]:
     own = [by_rate[start, adapter].get(results.rate(adapter)) for start in results.starts for adapter in adapters]
     rows = judge_claims(files, Evidence([method for method in own if method is not None], by_rate))
     return rows if any(row.effect.seeds for row in rows) else []
-
-
-def _method(results: Results, adapter: str, config: Config) -> Method | None:
-    """Return the finished runs of a configuration; None where there are none."""
-    runs = tuple(run for run in results.frames.runs if (run.suite, run.adapter, run.order) == config)
-    return Method(adapter, replace(results.frames, runs=runs)) if runs else None
