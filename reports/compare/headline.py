@@ -2,8 +2,7 @@
 
 Every number is a paired difference with its interval, under a profile that the sentence names; where another profile reverses
 its sign, a clause says so. With one seed the interval is over items, and the sentence says so; less forgetting is claimed only
-at matched learning; where a number is missing, the sentence says what is missing. A method that ends below its start, or that
-learned nothing, has a sentence of its own.
+at matched learning; where a number is missing, the sentence says what is missing.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from reports.document.sentences import format_count, format_percent
 
 
 def headline(frames: Frames) -> list[str]:
-    """Return the sentences on each method, against the first of its suite, order and start that is not a control."""
+    """Return one sentence per method, against the first of its suite, order and start that is not a control."""
     groups: dict[tuple[str, str, str], list[Method]] = {}
     for method in methods_of(frames):
         if not method.control:
@@ -33,13 +32,12 @@ def headline(frames: Frames) -> list[str]:
 
 
 def headline_of(methods: Sequence[Method]) -> list[str]:
-    """Return one sentence per method after the first, against it, and what stands out of each; none for a single method."""
-    found = [_sentence(methods[0], other) for other in methods[1:]]
-    return [*found, *describe_against_start(methods)] if found else []
+    """Return one sentence per method after the first, against it; none for a single method."""
+    return [_sentence(methods[0], other) for other in methods[1:]]
 
 
 def sentences_of(compared: Comparison) -> list[str]:
-    """Return the sentences of a finished comparison, each method against its baseline."""
+    """Return the sentences of a finished comparison: each method against its baseline, and against its start."""
     found = [_compare(compared, method) for method in compared.methods[1:]]
     return [*found, *describe_against_start(compared.methods, compared.stage)]
 
