@@ -76,11 +76,17 @@ def verdicts_grid(found: Sequence[Verdict]) -> Grid:
 
 def count_verdicts(found: Sequence[Verdict]) -> str:
     """Return in one sentence what became of every primary claim, and how many rows are exploratory."""
-    primary = [f"{claimed(each)}: {explain_verdict(each)}" for each in found if each.primary]
+    shown = [each for each in found if each.primary]
+    primary = [f"({place}) {claimed(each)}: {_conclusion(each)}" for place, each in enumerate(shown, start=1)]
     others = sum(not each.primary for each in found)
     explored = f"{format_count(others, 'row')} {'is' if others == 1 else 'are'} exploratory" if others else ""
-    tested = f"Primary claims, in the order of testing: {'; '.join(primary)}." if primary else "No claim is primary."
+    tested = f"Primary claims in the order of testing: {'; '.join(primary)}." if primary else "No claim is primary."
     return f"{tested} {explored[:1].upper()}{explored[1:]}.".removesuffix(" .")
+
+
+def _conclusion(row: Verdict) -> str:
+    """Return the verdict, with the effect where it was measured over several seeds."""
+    return f"{explain_verdict(row)}, {_effect(row)}" if row.effect.seeds > 1 else explain_verdict(row)
 
 
 def claimed(verdict: Verdict) -> str:

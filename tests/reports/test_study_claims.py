@@ -77,9 +77,9 @@ def test_the_page_opens_with_the_primary_claims_in_their_order(tmp_path: Path):
     learned = {"opd": [0.5, 0.5, 0.5], "aopd": [0.8, 0.79, 0.81]}
     reading = count_verdicts(judge_study(made(tmp_path, learned, learned)))
     assert reading.startswith(
-        "Primary claims, in the order of testing: AOPD learns more than OPD, weak start: supported; AOPD ends higher than "
-        "OPD, weak start, best learning rate: not testable: aopd ran at one learning rate; "
+        "Primary claims in the order of testing: (1) AOPD learns more than OPD, weak start: supported, +30.0 ["
     )
+    assert "; (2) AOPD ends higher than OPD, weak start, best learning rate: not testable: aopd ran at" in reading
     assert reading.endswith("6 rows are exploratory.")
 
 
