@@ -38,7 +38,8 @@ RULE = (
     "wholly beyond the smallest effect of interest in the claimed direction. Contradicted: it lies wholly short of it. "
     "Equivalent: two one-sided tests at 5 % show that the effect lies within the margin. Not resolved: none of these. Not "
     f"testable: the runs could not test it, whatever they showed; fewer than {SEEDS} seeds test nothing. All other rows are "
-    "exploratory: among many intervals some leave zero out by chance. Of several starts the first one is primary."
+    "exploratory: among many intervals some leave zero out by chance. Of several starts the first one is primary. The seeds "
+    "of a suite share its teacher, its training records and its test items: verdicts hold for this teacher and these records."
 )
 WRITE: dict[str, tuple[Callable[[float], str], Callable[[float], str]]] = {
     "points": (format_percent, format_points),
