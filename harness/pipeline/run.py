@@ -15,9 +15,9 @@ from harness.pipeline.resources import RunResources
 from harness.pipeline.stop_signals import stop_on_signals
 from harness.pipeline.train_stage import StageTrainer
 from harness.rundir.files import stderr_to
-from harness.rundir.progress import Event, Report, silent
+from harness.rundir.process.progress import Event, Report, silent
+from harness.rundir.process.session import this_session
 from harness.rundir.registered_claims import registrations_for
-from harness.rundir.session import this_session
 from harness.rundir.store import RunStore, is_finished
 
 

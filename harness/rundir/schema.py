@@ -1,7 +1,7 @@
 """The files of a run directory as typed records: the pipeline writes them, reports and resumed runs read them.
 
 `SCHEMA` is the version of the whole directory and stands in the manifest. `upgrade` reads manifests of earlier versions.
-Every description here is a row of docs/run-directory.md, which `python -m harness.rundir.page` writes.
+Every description here is a row of docs/run-directory.md, which `python -m harness.rundir.schema_page` writes.
 """
 
 from __future__ import annotations

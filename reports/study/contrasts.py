@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from harness.config.study import Factor
+from harness.config.study_file import Factor
 from harness.stats.intervals import Interval, resolved
 from harness.stats.matching import MATCHED, how_matched
 from harness.stats.verdicts import SEEDS

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from harness.config.study import Factor
+from harness.config.study_file import Factor
 from harness.stats.intervals import Interval, has_width, resolved
 from harness.stats.verdicts import LEVEL, SEEDS
 from reports.claims.render_verdicts import half_width

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from harness.config.run_spec import RunSpec
-from harness.config.study import Factor
+from harness.config.study_file import Factor
 from harness.config.suite import Suite
 from harness.errors import RunError
-from harness.pipeline.study import Plan, Point
+from harness.pipeline.sweeps.study_runs import Plan, Point
 from harness.rundir.reader import RunDir
 from harness.rundir.store import RunStore
 from harness.stats.continual import BACKWARD, FIGURES, INTRANSIGENCE, LEARNING

@@ -69,7 +69,7 @@ def register(
 
 def _suites_of(study: str, overrides: list[str] | None, out: Path) -> list[Suite]:
     """Return the suites that a study's runs are of."""
-    from harness.pipeline.study import plan_study
+    from harness.pipeline.sweeps.study_runs import plan_study
 
     by_name = {spec.suite.name: spec.suite for spec in plan_study(study, overrides or [], out).specs}
     return list(by_name.values())

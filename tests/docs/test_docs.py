@@ -15,15 +15,15 @@ from adapters.loop.training_loop import LoopAdapter
 from harness.adapter import check_adapters, registered
 from harness.config.evaluation import Evaluation
 from harness.config.load import load_suite
-from harness.config.study import Factor
+from harness.config.study_file import Factor
 from harness.config.suite import AdapterEntry, Stage, Suite
 from harness.evaluation.drift import DriftAnswers
 from harness.evaluation.scoring import FIXED
-from harness.pipeline.study import plan_study
-from harness.rundir.page import fill_tables
+from harness.pipeline.sweeps.study_runs import plan_study
+from harness.rundir.process.session import PeakMemory
 from harness.rundir.rollout_log import SCHEMA
 from harness.rundir.schema import DRIFT_FIGURES, StepLine
-from harness.rundir.session import PeakMemory
+from harness.rundir.schema_page import fill_tables
 from reports.claims.claim_file import read_claims
 
 PAGE_FOLDER = Path(__file__).parents[2] / "docs"

@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 
 from harness.config.run_spec import RunSpec
-from harness.pipeline.study import Plan
+from harness.pipeline.sweeps.study_runs import Plan
 from reports.study.build_study import build_study
 from reports.study.factors import factor_grid
 from reports.study.study_results import Config, collect
