@@ -1,4 +1,4 @@
-"""How the report was made: overlap of training and test sets, runs, weights, packages, hardware, and what else than the method differs."""
+"""How the report was made: overlap of training and test sets, runs, weights, packages, hardware, and settings that differ."""
 
 from __future__ import annotations
 
