@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import socket
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ from harness.rundir.progress import Event, Report
 
 RETRIES = 5  # of a task whose worker or node died
 RELEASE_SECONDS = 180.0  # until a lost node's process has let go of its run folder
-POLL_SECONDS = 0.2
+POLL_SECONDS, CONNECT_SECONDS = 0.2, 10.0
 CARRIED = ("HARNESS_CACHE", "HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN", "TOKENIZERS_PARALLELISM", "TQDM_DISABLE")
 
 
@@ -79,9 +80,12 @@ def _connect(address: str) -> Any:
     import ray
 
     carried = {name: value for name in CARRIED if (value := os.environ.get(name))}
+    host, _, port = address.rpartition("://")[2].rpartition(":")
     try:
+        if host and port.isdigit():  # Ray itself waits for minutes where nobody listens
+            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": carried})
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"--ray {address}: no cluster answers there ({str(error).splitlines()[0]}); start one with `ray start --head`"
         ) from error
