@@ -236,6 +236,9 @@ class DriftFigures(Record):
     entropy_prompt: float | None = Field(default=None, description="of the current model at the prompts' tokens, nats")
 
 
+DRIFT_FIGURES = tuple(DriftFigures.model_fields)
+
+
 class TaskDrift(DriftFigures):
     """One task's means over its items."""
 
