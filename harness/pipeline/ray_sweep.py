@@ -25,8 +25,10 @@ from harness.errors import ConfigError, HarnessError, InUseError, RunError, Stop
 from harness.lmeval.library import TaskLibrary
 from harness.pipeline.models import checkpoint_of, limit_threads
 from harness.pipeline.run import run
+from harness.pipeline.stop_signals import note_signals
 from harness.pipeline.sweep import models_of
 from harness.rundir.progress import Event, Report
+from harness.rundir.snapshots import StopRequest
 
 RETRIES = 5  # of a task whose worker or node died
 RELEASE_SECONDS = 180.0  # until a lost node's process has let go of its run folder
@@ -165,8 +167,8 @@ def _run(spec: RunSpec, board: Any, marker: Path, *_models: None) -> bool:
                 raise
             time.sleep(1)
         except RunError as error:
-            if isinstance(error.__cause__, StoppedError):
-                # This node is being taken away: Ray starts a task again whose worker ended.
+            if isinstance(error.__cause__, StoppedError) and ray.get(board.may_begin.remote()):
+                # The sweep goes on, so this node is being taken away: Ray starts a task again whose worker ended.
                 os._exit(1)
             raise
 
@@ -194,20 +196,27 @@ def _drain(
     ray: Any, pending: dict[Any, RunSpec | None], board: Any, report: Report, on_finished: Callable[[RunSpec], object]
 ) -> None:
     failure: BaseException | None = None
-    while pending:
-        done, _ = ray.wait(list(pending), timeout=POLL_SECONDS)
-        for event in ray.get(board.take.remote()):
-            report(event)
-        for task in done:
-            spec = pending.pop(task)
-            try:
-                finished = ray.get(task)
-            except Exception as error:
-                failure = failure or _explained(ray, error, spec)
+    request = StopRequest()
+    with note_signals(request):
+        while pending:
+            if request.signal and failure is None:
+                failure = RunError(f"stopped by {request.signal}; the same command continues")
                 ray.get(board.stop.remote())
-            else:
-                if finished and spec is not None:
-                    on_finished(spec)
+                for task in pending:
+                    ray.cancel(task)  # as SIGINT in its worker, so a run leaves a snapshot
+            done, _ = ray.wait(list(pending), timeout=POLL_SECONDS)
+            for event in ray.get(board.take.remote()):
+                report(event)
+            for task in done:
+                spec = pending.pop(task)
+                try:
+                    finished = ray.get(task)
+                except Exception as error:
+                    failure = failure or _explained(ray, error, spec)
+                    ray.get(board.stop.remote())
+                else:
+                    if finished and spec is not None:
+                        on_finished(spec)
     if failure is not None:
         raise failure
 
