@@ -19,9 +19,10 @@ from harness.pipeline.score_teacher import score_teacher, warn_where_worse
 from harness.pipeline.stop_signals import stop_on_signals
 from harness.pipeline.train_stage import StageTrainer
 from harness.rundir.files import read_results, stderr_to
-from harness.rundir.progress import Event, Report, silent
+from harness.rundir.process.progress import Event, Report, silent
+from harness.rundir.process.session import this_session
+from harness.rundir.registered_claims import registrations_for
 from harness.rundir.retention import drop_checkpoints, note_start
-from harness.rundir.session import this_session
 from harness.rundir.store import RunStore, is_finished
 from harness.stats.continual import ScoreMatrix, compute_figures
 
@@ -70,6 +71,8 @@ def _prepare(resources: RunResources, store: RunStore) -> None:
         "weights": {"start": resources.verify(resources.start, "start")},
         "inputs": resources.inputs(),
     }
+    if registered := registrations_for(resources.spec.out, resources.suite.name):
+        facts["registered"] = registered
     settings = {**session_settings(manifest.config), "device": resources.device}
     note_start(resources.start, store.path)
     store.start(manifest.model_copy(update=facts), session.model_copy(update={"settings": settings}))

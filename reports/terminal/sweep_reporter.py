@@ -12,7 +12,7 @@ from harness.terminal.console import waiting
 
 if TYPE_CHECKING:
     from harness.config.run_spec import RunSpec
-    from harness.pipeline.study import Plan
+    from harness.pipeline.sweeps.study_runs import Plan
 
 
 def render(specs: Sequence[RunSpec]) -> Path:

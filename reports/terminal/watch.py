@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.rundir.locks import is_held
-from harness.rundir.progress import SHOWN, sparkline
+from harness.rundir.process.progress import SHOWN, sparkline
 from harness.rundir.reader import RunDir, find_runs
 from harness.rundir.schema import StepLine
 from harness.rundir.store import LOCK

@@ -12,8 +12,8 @@ import pytest
 
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
-from harness.pipeline import sweep
-from harness.pipeline.workers import VISIBLE, worker_pool
+from harness.pipeline.sweeps import sweep
+from harness.pipeline.sweeps.workers import VISIBLE, worker_pool
 
 
 def visible(_: int) -> tuple[int, str | None]:

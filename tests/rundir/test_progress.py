@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from harness.rundir.progress import BLOCKS, Counter, Display, sparkline
+from harness.rundir.process.progress import BLOCKS, Counter, Display, sparkline
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_without_a_terminal_an_activity_prints_a_line_a_minute_with_step_loss_an
     monkeypatch: pytest.MonkeyPatch,
 ):
     now = [0.0]
-    monkeypatch.setattr("harness.rundir.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("harness.rundir.process.progress.time.monotonic", lambda: now[0])
     text = io.StringIO()
     with Display(Console(file=text, width=80)) as display:
         counter = Counter(display, "tiny opd seed 0", "stage 1 tiny_arithmetic", 40)
