@@ -11,6 +11,7 @@ from itertools import combinations
 
 import pandas as pd
 
+from harness.stats import continual
 from harness.stats.intervals import Interval, t_interval
 from harness.stats.matching import how_matched
 from reports.data.frames import Frames
@@ -28,16 +29,16 @@ def matched(frames: Frames) -> pd.DataFrame:
     matched, matched on average only, unmatched, or one seed where there is no interval.
     """
     values = figures_by_seed(frames.scores)
-    return pd.DataFrame([_row(values, *pair) for pair in _pairs(frames)])
+    return pd.DataFrame([_row(values, *pair) for pair in compared_labels(frames)])
 
 
 def difference(values: pd.DataFrame, figure: str, one: str, other: str) -> Interval:
     """Return label `one` minus label `other` of a figure, paired over seeds; `values` is `tables.figures_by_seed`'s."""
     by_label = values[values["figure"] == figure].pivot(index="seed", columns="label", values="value")
-    return t_interval(by_label[one] - by_label[other])
+    return t_interval(by_label[one] - by_label[other]).of_difference(continual.FIGURES[figure].unit)
 
 
-def _pairs(frames: Frames) -> Iterator[tuple[str, str]]:
+def compared_labels(frames: Frames) -> Iterator[tuple[str, str]]:
     """Yield pairs of methods that share suite, order and start; a control that updates nothing is left out.
 
     More than FEW are each compared with the first method whose kind is OPD, or with the first where there is none.
