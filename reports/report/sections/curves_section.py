@@ -27,7 +27,7 @@ READING = (
     "other items (with one seed, for other items alone), p the test that they invert, not corrected for several rows. In the "
     "first stage both methods leave the same weights, later each leaves its own. Curves are scored on the first test items "
     "of each task under the suite's first profile. Too few points: one method learned all of the common range between two "
-    "points of its curve; a smaller `evaluation.every` helps."
+    "points of its curve; a smaller evaluation.every helps."
 )
 
 

@@ -28,9 +28,9 @@ ENTROPY = (
 )
 CALIBRATED = (
     "Policy − greedy: score of answers sampled at temperature 1 minus that of greedy answers, each task right after its own "
-    "stage, mean over tasks. Entropy that knows no better shows as a loss here. Brackets are 95 % intervals for another seed "
-    "and other items, of entropy over seeds; with one seed over items alone. Entropy is the mean over training steps, of "
-    "methods that train on their own answers."
+    "stage, mean over tasks. A method that is unsure without knowing better loses here. Brackets are 95 % intervals for "
+    "another seed and other items (entropy: over seeds; one seed: over items alone). Entropy is the mean over training steps, "
+    "of methods that train on their own answers."
 )
 ROUTED = (
     "Share of answer tokens that took the forward KL instead of the policy gradient. Rolling mean of 5 steps within "
