@@ -58,6 +58,16 @@ class AdapterEntry(Strict):
     )
 
 
+class Resources(Strict):
+    """What one run asks a cluster for; used by `harness sweep --ray` alone."""
+
+    cpus: float = Field(default=1, gt=0)
+    gpus: float | None = Field(
+        default=None, ge=0, description="null takes one where the cluster has any and `device` is not cpu"
+    )
+    memory_gib: float | None = Field(default=None, gt=0, description="null asks for none")
+
+
 class Suite(Strict):
     """A whole experiment, read from one YAML file."""
 
@@ -87,10 +97,14 @@ class Suite(Strict):
     snapshot_minutes: float | None = Field(
         default=10, ge=0, description="most training time lost if the process dies; null disables snapshots"
     )
-
+    trust_remote_code: bool = Field(
+        default=False, description="run the Python code that the folders of student and teacher bring along"
+    )
     keep_rollouts: int | None = Field(
         default=64, ge=0, description="training rollouts of each step kept in rollouts.parquet; null keeps all"
     )
+
+    resources: Resources | None = Field(default=None, description="what a run asks a cluster for")
 
     # The settings of every backend that has a block, and of the one that is used.
     _backends: dict[str, BackendSettings] = PrivateAttr(default={})
@@ -114,6 +128,8 @@ class Suite(Strict):
     def _omit_default_backend(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
         """Leave out the default backend, so that a suite without the key keeps its hash; add settings of others."""
         dumped: dict[str, Any] = dump(self)
+        if self.resources is None:
+            dumped.pop("resources", None)
         if self.backend == HF:
             return {key: value for key, value in dumped.items() if key != "backend"}
         return {**dumped, self.backend: self._backends[self.backend].model_dump(mode=info.mode)}

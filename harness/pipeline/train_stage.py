@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from harness.lm.precision import suit_attention
 from harness.lm.rollouts import Example
 from harness.lm.seeding import derive_seed, seed_global_generators
 from harness.pipeline.resources import RunResources
-from harness.rundir.files import as_record, json_line, sync_tree, write_record
+from harness.rundir.files import CURVE, as_record, file_digest, full_disk_named, json_line, sync_tree, write_sealed
 from harness.rundir.progress import SHOWN, Counter
 from harness.rundir.rollout_log import Keep, Trajectories
 from harness.rundir.schema import DoneFile, StepLine
@@ -31,6 +32,8 @@ from harness.rundir.store import StageFolder
 from harness.rundir.trackers import Log
 from harness.teachers.base import OpenTeacher
 from harness.teachers.local import LocalTeacher, frozen_copy
+
+LOGS = ("steps.jsonl", CURVE, "rollouts.parquet")  # of a stage; done.json vouches for them
 
 
 class StageTrainer:
@@ -43,9 +46,9 @@ class StageTrainer:
 
     def train(self, folder: StageFolder, stage: PlannedStage, checkpoint: Path) -> Path:
         """Train one stage from `checkpoint`, unless it is trained already, and return the new checkpoint."""
+        before = f"stage_{stage.index - 1}" if stage.index > 1 else "start"
         if (done := folder.training_done) is None:
             train = folder.open_training()
-            before = f"stage_{stage.index - 1}" if stage.index > 1 else "start"
             weights = self.resources.verify(checkpoint, before)
             with self.phase("models"):
                 student = load(checkpoint, self.suite.student, self.device)
@@ -56,9 +59,16 @@ class StageTrainer:
             done = self._train(train, self._context(train, stage, student, weights, engine, trajectories.keep), student)
             trajectories.finish()
             sync_tree(train)
-            write_record(train / "done.json", done)
+            logs = {name: file_digest(train / name) for name in LOGS if (train / name).is_file()}
+            done = done.model_copy(update={"logs": logs, "before": weights})
+            write_sealed(train / "done.json", done)
             FileSnapshots(train, None).clear()
             trajectories.clear()
+        if done.before not in ("", self.resources.weights[before]):
+            raise RunError(
+                f"{folder.path / 'train'} was trained from weights {done.before}, and the run's {before} has "
+                f"{self.resources.weights[before]} now; put the former ones back, or choose another --out"
+            )
         if self.resources.stop.signal:
             raise StoppedError(f"stopped by {self.resources.stop.signal}; the same command continues")
         self.resources.weights[f"stage_{stage.index}"] = done.weights
@@ -71,13 +81,14 @@ class StageTrainer:
         started = time.perf_counter()
         seed_global_generators(context.seed)
         with self.phase("train"), _save_last_good_on_failure(student, train.parent / "last_good"):
+            self.resources.stop.cost = f"{train.parent.name} begins again, since its adapter keeps no snapshots; "
             try:
                 context.measure(0)
                 result = self.adapter.train_stage(context)
             finally:
-                self.resources.stop.waited_for = False
+                self.resources.stop.waited_for, self.resources.stop.cost = False, ""
         seconds = time.perf_counter() - started
-        save(student, train / "checkpoint")
+        _save_whole(student, train / "checkpoint")
         return DoneFile(
             weights=weights_digest(train / "checkpoint"),
             files=files_digest(train / "checkpoint"),
@@ -170,6 +181,16 @@ class StageTrainer:
         if isinstance(teacher, LocalTeacher):
             return HFEngine(teacher.model, student.renderer.tokenizer, training.generation_batch)
         return cast(Engine, teacher)  # a kind that provides `generate` promises it
+
+
+def _save_whole(student: Loaded, folder: Path) -> None:
+    """Save a checkpoint; what a full disk left of it goes."""
+    try:
+        with full_disk_named(folder):
+            save(student, folder)
+    except RunError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 @contextmanager
