@@ -19,10 +19,10 @@ from harness.stats.estimates import Estimate
 from harness.stats.intervals import t_interval
 from harness.stats.matching import MARGIN, how_matched
 from harness.stats.paired import compare
-from reports.compare.rows import AVERAGE, ComparisonRow, with_holm
+from reports.compare.rows import AVERAGE, ComparisonRow, Quantity, with_holm
 from reports.data.calibration import CALIBRATION, calibration
 from reports.data.learning_curves import KEPT, StagePair, mean_of_stages, stage_pairs
-from reports.data.methods import ENTROPY, Method, TrainingFigure
+from reports.data.methods import ENTROPY, Method
 from reports.data.paired_cells import SeedPair, compare_pairs, noise_floor, restriction
 from reports.document.sentences import format_count
 
@@ -63,7 +63,7 @@ class Comparison:
         """All rows with Holm's p values, so that these do not depend on what is shown."""
         return with_holm([row for method in self.methods[1:] for row in self._rows(method)])
 
-    def row(self, other: str, quantity: Figure | TrainingFigure, task: str = "") -> ComparisonRow | None:
+    def row(self, other: str, quantity: Quantity, task: str = "") -> ComparisonRow | None:
         """Return one row; None where it cannot be compared."""
         wanted = (other, quantity.name, task)
         return next((row for row in self._all if (row.other, row.quantity.name, row.task) == wanted), None)

@@ -18,6 +18,7 @@ from reports.data.learning_curves import CurveFigure
 from reports.data.methods import TrainingFigure
 
 AVERAGE = "average"
+Quantity = Figure | TrainingFigure | CurveFigure | ProfileFigure
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class ComparisonRow:
     `task` is a task's name, AVERAGE where the quantity is also shown by task, else empty.
     """
 
-    quantity: Figure | TrainingFigure | CurveFigure | ProfileFigure
+    quantity: Quantity
     task: str
     base: str
     other: str
