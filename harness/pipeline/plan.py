@@ -23,8 +23,8 @@ from harness.lmeval.library import TaskLibrary
 from harness.lmeval.overlap import stream_overlap
 from harness.lmeval.task import Task
 from harness.lmeval.trial import describe_items, item_warnings, try_task
+from harness.pipeline.build.scratch_tokenizer import byte_tokenizer, train_tokenizer, training_texts
 from harness.pipeline.resources import refuse_teachers
-from harness.pipeline.scratch_tokenizer import byte_tokenizer, train_tokenizer, training_texts
 from harness.rundir.overlap_record import OVERLAP_HEADER, Overlap
 
 
