@@ -7,7 +7,6 @@ its own policy is sampled, so this figure stands next to entropy.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import pandas as pd
@@ -44,10 +43,8 @@ def calibration(method: Method, stage: int | None = None) -> Estimate:
     found = _profiles(method)
     if found is None:
         return Estimate({})
-    greedy, policy = (
-        replace(method, frames=replace(method.frames, profile=name)).estimate(LEARNING, stage=stage) for name in found
-    )
-    return policy - greedy
+    greedy, policy = found
+    return policy.estimate(LEARNING, stage=stage) - greedy.estimate(LEARNING, stage=stage)
 
 
 def calibration_table(frames: Frames) -> pd.DataFrame:
@@ -62,18 +59,13 @@ def calibration_table(frames: Frames) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _profiles(method: Method) -> tuple[str, str] | None:
-    """Return the greedy profile and the policy's, as `Frames` name them; None where a run has not both."""
+def _profiles(method: Method) -> tuple[Method, Method] | None:
+    """Return the runs under their greedy profile and under the policy's; None where a run has not both."""
     config: Any = method.first.manifest.config.get("evaluation") or {}
-    settings = {str(each["name"]): each for each in config.get("profiles") or []}
-    names = method.first.manifest.profile_names
-    known = [name for name in names if all(name in run.manifest.profile_names for run in method.frames.runs)]
-    greedy = [name for name in known if name in settings and settings[name].get("temperature") == 0]
-    policy = [name for name in known if name in settings and _is_policy(settings[name])]
-    if not greedy or not policy:
-        return None
-    first, second = ("" if name == names[0] else name for name in (greedy[0], policy[0]))
-    return first, second
+    shown = [(each, found) for each in config.get("profiles") or [] if (found := method.under(str(each["name"])))]
+    greedy = [found for decoding, found in shown if decoding.get("temperature") == 0]
+    policy = [found for decoding, found in shown if _is_policy(decoding)]
+    return (greedy[0], policy[0]) if greedy and policy else None
 
 
 def _is_policy(decoding: Mapping[str, Any]) -> bool:

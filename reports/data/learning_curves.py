@@ -21,7 +21,7 @@ from reports.data.frames import Frames
 from reports.data.matched_pairs import compared_labels
 from reports.data.methods import Method, methods_of
 
-NO_CURVES = "no learning curves: set evaluation.every"
+NO_CURVES = "no learning curves"
 COLUMNS = ("learned", "reached", "kept")
 OTHER_ITEMS = "not comparable: different items"
 
@@ -92,18 +92,11 @@ def mean_of_stages(pairs: Sequence[StagePair]) -> StagePair | None:
     return StagePair(0, "", kept, kept.obstacle)
 
 
-def retention_at_equal_learning(
-    base: Method, other: Method, task: str = "", stage: int | None = None
-) -> tuple[Estimate, str]:
-    """Return other minus base of what was kept at equal learning, by seed and item; the reason where that says nothing.
-
-    `task` is one retained task, all where it is empty; `stage` is one stage, the mean over stages where it is None.
-    """
-    pairs = [pair for pair in stage_pairs(base, other, [task] if task else []) if stage in (None, pair.stage)]
-    found = mean_of_stages(pairs)
-    if found is None:
-        return Estimate({}), NO_CURVES
-    return (Estimate({}), found.obstacle) if found.obstacle else (found.kept.difference, "")
+def at_equal_learning_of(
+    base: Method, other: Method, tasks: Sequence[str] = (), stage: int | None = None
+) -> StagePair | None:
+    """Return what was kept of some tasks (all where none is named) in one stage, or on average; None without curves."""
+    return mean_of_stages([pair for pair in stage_pairs(base, other, tasks) if stage in (None, pair.stage)])
 
 
 def equal_learning_table(frames: Frames) -> pd.DataFrame:

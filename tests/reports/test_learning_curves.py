@@ -12,17 +12,18 @@ from harness.rundir.files import CURVE
 from harness.rundir.schema import CurvePoint
 from harness.rundir.store import stage_folder
 from harness.stats.equal_learning import NO_COMMON_LEARNING
+from harness.stats.estimates import Estimate
 from reports.compare.comparison import Comparison
 from reports.compare.render_comparison import markdown
 from reports.compare.rows import AVERAGE
 from reports.data.frames import load
 from reports.data.learning_curves import (
     KEPT,
-    NO_CURVES,
     OTHER_ITEMS,
+    StagePair,
+    at_equal_learning_of,
     curve_frame,
     equal_learning_table,
-    retention_at_equal_learning,
 )
 from reports.data.methods import find_methods
 from reports.figures.draw_curves import draw_curves
@@ -62,6 +63,13 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def kept(pair: StagePair | None) -> Estimate:
+    """Return the difference at equal learning of a pair that is comparable."""
+    assert pair is not None
+    assert pair.obstacle == ""
+    return pair.kept.difference
+
+
 def test_differences_are_of_each_stage_and_of_those_that_are_comparable(runs: Path):
     table = equal_learning_table(load([runs]))
     assert list(table["label"] + " " + table["against"]) == ["aopd opd"] * 3
@@ -73,7 +81,7 @@ def test_differences_are_of_each_stage_and_of_those_that_are_comparable(runs: Pa
     slow = (0.3 * (0 - 0.3) / 2 + 0.06 * (-0.3 - 0.36) / 2) / 0.36
     fast = (0.3 * (0 - 0.1) / 2 + 0.06 * (-0.1 - 0.12) / 2) / 0.36
     opd, aopd = find_methods([runs / "tiny/opd", runs / "tiny/aopd"])
-    by_seed = retention_at_equal_learning(opd, aopd, stage=1)[0].by_seed
+    by_seed = kept(at_equal_learning_of(opd, aopd, stage=1)).by_seed
     assert by_seed[0] == pytest.approx(fast - slow)
     assert first.mean == pytest.approx(sum(by_seed.values()) / 3)
     assert (mean.mean, first.seeds, second.seeds) == (pytest.approx(first.mean), 3, 0)
@@ -100,15 +108,13 @@ def test_without_curves_there_is_no_section_and_a_reason(tmp_path: Path):
     paths = [write_run(tmp_path, adapter) for adapter in ("opd", "aopd")]
     assert curves_section.make_section(ReportData(load(paths))) is None
     opd, aopd = find_methods(paths)
-    assert retention_at_equal_learning(opd, aopd)[1] == NO_CURVES
+    assert at_equal_learning_of(opd, aopd) is None
 
 
 def test_one_task_is_compared_alone(runs: Path):
     opd, aopd = find_methods([runs / "tiny/opd", runs / "tiny/aopd"])
-    alone, reason = retention_at_equal_learning(opd, aopd, task=PROBES[0])
-    assert reason == ""
-    assert set(alone.items) == {PROBES[0]}
-    assert retention_at_equal_learning(opd, aopd, task="unknown")[1] == NO_CURVES
+    assert set(kept(at_equal_learning_of(opd, aopd, [PROBES[0]])).items) == {PROBES[0]}
+    assert at_equal_learning_of(opd, aopd, ["unknown"]) is None
 
 
 def test_the_figure_has_a_panel_per_stage_with_a_line_per_seed_and_their_mean(runs: Path):
