@@ -29,9 +29,10 @@ class ByItem(NamedTuple):
 def by_item(flips: Flips, right_before: int, choices: float = math.inf) -> ByItem:
     """Return the shares of items that turned, `choices` is how many an item has; answers in free text have infinitely many.
 
-    A model knows an item or guesses evenly, and an unknown item stays unknown. A guess is wrong k - 1 times as often as right,
-    so with accuracies a before and b after, guessing turns (1 - a)(1 - b) / (k - 1) of the items in each direction: the
-    formula of the paper's released code (`Adj. Abs. Forgetting`), which cuts at 0. nan without items.
+    A model knows an item or guesses evenly, so a guess is wrong k - 1 times as often as right. With accuracies a before and b
+    after, and what is known before and after taken as independent, guessing twice turns (1 - a)(1 - b) / (k - 1) of the items
+    in each direction: the formula of the paper's released code (`Adj. Abs. Forgetting`), which cuts at 0. Where the same
+    items stay unknown, guessing turns more than that, so the adjusted figures are still too high. nan without items.
     """
     if not flips.items:
         return ByItem(*(math.nan,) * 5)

@@ -29,7 +29,7 @@ NAMES = {
 BY_ITEM = (
     "Forgotten: items right after the task's own stage (probes: at the start) and wrong at the end; gained: the reverse. "
     "Chance-adjusted: without (1 − a)(1 − b) / (k − 1) of the items, which guessing among k choices turns in each direction "
-    "at accuracies a and b (arXiv 2510.17776). In free text a guess is never right, so there both are the same."
+    "at accuracies a and b, at least (arXiv 2510.17776). In free text a guess is never right, so there both are the same."
 )
 
 
