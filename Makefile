@@ -83,7 +83,7 @@ fix: $(DEV)  ## Format, and fix what can be fixed automatically
 	$(BIN)/ruff format .
 
 bench: $(DEV)  ## Measure speed and memory against TRL and transformers, write benchmarks/RESULTS.md (or BENCH_OUT=...)
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.run --out $(BENCH_OUT)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.run_benchmarks --out $(BENCH_OUT)
 
 coverage: $(DEV)  ## Simulate how often intervals and verdicts are right, write docs/results/coverage.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.coverage
