@@ -83,7 +83,7 @@ fix: $(DEV)  ## Format, and fix what can be fixed automatically
 	$(BIN)/ruff format .
 
 bench: $(DEV)  ## Measure speed and memory against TRL and transformers, write benchmarks/RESULTS.md (or BENCH_OUT=...)
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.run --out $(BENCH_OUT)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.run_benchmarks --out $(BENCH_OUT)
 
 clean:  ## Remove runs and caches of tools, but not .venv
 	rm -rf runs mutants .pytest_cache .ruff_cache .hypothesis dist build
