@@ -341,7 +341,7 @@ def test_a_claim_is_judged_under_its_profile(tmp_path: Path):
                 "at": "equal_learning",
                 "scope": {"stage": 1},
             },
-            "no learning curves: set evaluation.every",
+            "no learning curves",
         ),
     ],
 )
