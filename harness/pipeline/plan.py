@@ -33,6 +33,7 @@ def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
     library = TaskLibrary(suite.include, suite.data)
     evaluated = load_evaluation_plan(library, suite)
     cells, tasks = evaluated.cells, evaluated.tasks
+    specs = [spec.counted(lambda task, limit: len(tasks[task].training_docs(limit))) for spec in specs]
     for name in specs[0].trained:
         check_stage_task(tasks[name])
     console.print(_stage_table(specs[0], evaluated))

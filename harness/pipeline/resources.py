@@ -12,7 +12,7 @@ from typing import Any
 from harness.adapter import Adapter, make_adapter
 from harness.config.base import digest
 from harness.config.models import Model
-from harness.config.run_spec import RunSpec
+from harness.config.run_spec import PlannedStage, RunSpec
 from harness.engines.base import CheckpointEngine
 from harness.engines.pool import EnginePool
 from harness.errors import ConfigError, ModelError, RunError
@@ -42,9 +42,10 @@ class RunResources:
 
     def __init__(self, spec: RunSpec, report: Report) -> None:
         limit_threads(spec.suite.threads)
-        self.spec, self.suite, self.report = spec, spec.suite, report
+        self.suite, self.report = spec.suite, report
         self.device = resolve_device(self.suite.device)
         self.library = TaskLibrary(self.suite.include, self.suite.data)
+        self.spec = spec.counted(lambda task, limit: len(self.tasks[task].training_docs(limit)))
         self.adapter: Adapter = make_adapter(spec.entry, self.suite.adapters[spec.entry])
         self.weights: dict[str, str] = {}
         self.files: dict[str, str] = {}
@@ -54,6 +55,10 @@ class RunResources:
         self.teachers = TeacherPool(self.device, spec.path, self.checkpoint_of)
         self.timer = Timer("models", "train", "evaluate", whole="total")
         self.memory = PeakMemory(self.device)
+
+    def adapter_of(self, stage: PlannedStage) -> Adapter:
+        """Return what trains a stage: its own adapter, else the method under test."""
+        return make_adapter(str(stage.adapter.adapter), stage.adapter) if stage.own_adapter else self.adapter
 
     @cached_property
     def evaluated(self) -> EvaluationPlan:
@@ -90,12 +95,12 @@ class RunResources:
             trains_on=tuple(source for source in SOURCES if source in self.adapter.capabilities.trains_on),
             adapter_config=self.adapter.model_dump(mode="json"),
             order=self.spec.order,
-            stages=tuple(StageRecord(name=s.name, trains=s.trains, steps=s.training.steps) for s in self.spec.stages),
+            stages=tuple(map(_stage_record, self.spec.stages)),
             probes=tuple(self.evaluated.probes),
             profiles={name: tuple(tasks) for name, tasks in profiles.items()},
             noise=self._noise(),
             seed=self.spec.seed,
-            start=getattr(self.suite.student, "strength", None) or "",
+            start=self.suite.student.start_name,
             config=config,
             config_hash=self.spec.config_hash,
             weights={},
@@ -161,15 +166,17 @@ class RunResources:
         check_test_prompts(further, renderer, context, self.suite.evaluation.limit)
 
     def _check_teachers(self) -> None:
-        needs = self.adapter.requirements.teacher
-        for stage in self.spec.stages if needs != "none" else ():
-            if stage.teacher is not None:
+        for stage in self.spec.stages:
+            needs = self.adapter_of(stage).requirements.teacher
+            if stage.teacher is not None and needs != "none":
                 self.teachers.check(stage.teacher, needs)
 
     def _check_teacher_contexts(self, renderer: Renderer) -> None:
         """Refuse a teacher that cannot read the longest training prompt together with its response."""
-        for stage in self.spec.stages if self.adapter.requirements.teacher != "none" else ():
-            context = None if stage.teacher is None else self.teachers.context_of(stage.teacher)
+        for stage in self.spec.stages:
+            if stage.teacher is None or self.adapter_of(stage).requirements.teacher == "none":
+                continue
+            context = self.teachers.context_of(stage.teacher)
             for name in stage.trains if context is not None else ():
                 examples = self.tasks[name].training_examples(renderer, stage.training.train_items)
                 longest = max((len(example.prompt) for example in examples), default=0) + stage.training.max_new_tokens
@@ -180,8 +187,8 @@ class RunResources:
                     )
 
     def _check_top_k(self) -> None:
-        top_k, tokens = self.adapter.requirements.top_k, vocabulary_of(self.start)
-        if top_k > tokens:
+        tokens = vocabulary_of(self.start)
+        if (top_k := max(self.adapter_of(stage).requirements.top_k for stage in self.spec.stages)) > tokens:
             raise ConfigError(
                 f"adapters.{self.spec.entry}: top_k is {top_k}, but the vocabulary has {tokens} tokens; lower top_k"
             )
@@ -214,6 +221,11 @@ class RunResources:
 
     def _building(self, what: str, done: int, total: int) -> None:
         self.report(Event(self.spec.label, f"build {what}", done, total))
+
+
+def _stage_record(stage: PlannedStage) -> StageRecord:
+    own = {"adapter": str(stage.adapter.adapter)} if stage.own_adapter else {}
+    return StageRecord(name=stage.name, trains=stage.trains, steps=stage.training.steps, **own)
 
 
 def sampled_cells(cells: Mapping[str, Task]) -> dict[str, Task]:

@@ -27,6 +27,7 @@ def run(spec: RunSpec, report: Report = silent) -> Path:
         if is_finished(spec):
             return spec.path
         resources = RunResources(spec, report)
+        spec = resources.spec
         trainer, evaluator = StageTrainer(resources), StageEvaluator(resources, store.stage(0))
         _prepare(resources, store)
         checkpoint = resources.start
