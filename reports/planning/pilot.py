@@ -1,0 +1,238 @@
+"""The variance of a claim's effect by source and the cost of its runs, from pilot runs or from shipped priors.
+
+A pilot is a few finished runs of the methods that a claim compares. Its items lie in one crossed table, seeds by clusters of
+items, whose mean is the effect.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from harness.config.base import Strict
+from harness.config.read_yaml import read_yaml
+from harness.stats.continual import Figure
+from harness.stats.design import Components, Costs, Design, estimate_components
+from harness.stats.estimates import Estimate
+from reports.claims.claim_file import UNITS, ClaimEntry, claim_metrics, metrics_of_tasks
+from reports.claims.grammar import Metric
+from reports.claims.judge_claims import ClaimScope, effect_at, filled, places
+from reports.data.methods import Method
+
+PRIORS = Path(__file__).parent / "priors.yaml"
+WITHOUT_ITEMS = 2  # clusters of a quantity that has no items: any number gives the same, as their variance is 0
+
+
+@dataclass(frozen=True)
+class Planning:
+    """One claim at one place, with what its plan is made from; scores in 0..1, `scale` makes the claim's unit of them.
+
+    `design` is how much was looked at. `items` is False where the effect is not a mean over items, as of a step log's figure.
+    `source` says where the variances come from.
+    """
+
+    name: str
+    text: str
+    unit: str
+    components: Components
+    design: Design
+    costs: Costs
+    source: str
+    items: bool = True
+
+    @property
+    def scale(self) -> float:
+        """How many of the unit make one of the scores' own."""
+        return UNITS[self.unit]
+
+
+@dataclass(frozen=True)
+class NoPlan:
+    """A claim that the pilot says nothing about, and why."""
+
+    name: str
+    reason: str
+
+
+class Prior(Strict):
+    """The components of one figure's paired difference: standard deviations in points, from named runs."""
+
+    seeds: float = Field(ge=0)
+    clusters: float = Field(ge=0)
+    interaction: float = Field(ge=0)
+    answers: float = Field(ge=0)
+
+    @property
+    def components(self) -> Components:
+        """The variances, in scores of 0..1."""
+        return Components(
+            *((value / 100) ** 2 for value in (self.seeds, self.clusters, self.interaction, self.answers))
+        )
+
+
+class Priors(Strict):
+    """Variances measured on a suite that is shipped, for plans without a pilot."""
+
+    source: str
+    training_hours: float = Field(gt=0, description="of one run, evaluation aside")
+    answer_hours: float = Field(gt=0, description="of one answer of one cluster, over all stages and tasks")
+    clusters: int = Field(gt=0)
+    figures: dict[str, Prior]
+
+
+@cache
+def read_priors() -> Priors:
+    """Return the shipped priors."""
+    return Priors.model_validate(read_yaml(PRIORS))
+
+
+def plan_from_pilot(claims: Sequence[ClaimEntry], methods: Sequence[Method]) -> Iterator[Planning | NoPlan]:
+    """Yield what a pilot says about each claim at each of its places."""
+    starts = list(dict.fromkeys(method.first.start for method in methods))
+    trained = list(dict.fromkeys(task for method in methods for task in method.stage_of))
+    for entry in claims:
+        found = list(places(entry, starts, trained))
+        for place in found:
+            yield _from_pilot(entry, place, methods)
+        if not found:
+            yield NoPlan(
+                entry.name, f"the pilot has the starts {', '.join(starts) or 'none'}, and the claim needs others"
+            )
+
+
+def plan_from_priors(claims: Sequence[ClaimEntry], clusters: int | None, answers: int) -> Iterator[Planning | NoPlan]:
+    """Yield what the shipped priors say about each claim, with the suite's own clusters and answers where they are known."""
+    priors = read_priors()
+    for entry in claims:
+        known = [priors.figures.get(metric.name) for metric in entry.parsed.metrics]
+        prior = known[0]
+        if prior is None or len({metric.name for metric in entry.parsed.metrics}) > 1:
+            yield NoPlan(
+                entry.name, f"there is no prior for {', '.join(sorted({m.name for m in entry.parsed.metrics}))}"
+            )
+            continue
+        design = Design(2, clusters or priors.clusters, answers)
+        costs = Costs(priors.training_hours, priors.answer_hours, _runs(entry))
+        source = f"prior, not this suite: {priors.source}"
+        yield Planning(
+            entry.name,
+            filled(entry.text, ClaimScope(task="a task")),
+            entry.unit,
+            prior.components,
+            design,
+            costs,
+            source,
+        )
+
+
+def _from_pilot(entry: ClaimEntry, place: ClaimScope, methods: Sequence[Method]) -> Planning | NoPlan:
+    where = " ".join(part for part in (place.task, place.start, place.other) if part)
+    name = f"{entry.name} {where}".strip()
+    effect = effect_at(entry, place, methods)
+    if len(effect.by_seed) < 2:
+        lacking = [m for m in entry.parsed.adapters if m not in {method.first.adapter for method in methods}]
+        had = (
+            f"no runs of {', '.join(lacking)}" if lacking else f"{len(effect.by_seed)} seeds that all its methods share"
+        )
+        return NoPlan(name, f"the pilot has {had}; a plan needs at least 2 seeds of each method")
+    involved = [method for method in methods if method.first.adapter in entry.parsed.adapters]
+    text = filled(entry.text, place)
+    table = crossed_table(effect)
+    if table is None or min(table.shape) < 2:
+        components = Components(float(np.var(effect.values, ddof=1)), 0.0, 0.0)
+        design = Design(len(effect.by_seed), WITHOUT_ITEMS)
+        costs = _costs(involved, design, _runs(entry))
+        return Planning(name, text, entry.unit, components, design, costs, "pilot", items=False)
+    variance, answers = _answer_variance(entry, place, methods)
+    components = estimate_components(table, variance, answers)
+    design = Design(*table.shape, answers)
+    return Planning(name, text, entry.unit, components, design, _costs(involved, design, _runs(entry)), "pilot")
+
+
+def crossed_table(effect: Estimate) -> NDArray[np.float64] | None:
+    """Return the effect as seeds by clusters of items, its mean apart from constants the effect; None without items.
+
+    Each task's clusters are weighted so that the mean over all of them is the sum of the tasks' means over items, and what
+    sets the tasks apart is taken out: it is not chance.
+    """
+    blocks: list[NDArray[np.float64]] = []
+    for table in effect.items.values():
+        names, place = np.unique(np.array(table.clusters), return_inverse=True)
+        sums = np.zeros((len(names), table.values.shape[1]))
+        np.add.at(sums, place, table.values)
+        blocks.append(sums.T / len(table.ids))
+    count = sum(block.shape[1] for block in blocks)
+    if not count:
+        return None
+    scaled = [block * count for block in blocks]
+    mean = sum(float(block.mean()) * block.shape[1] for block in scaled) / count
+    return np.concatenate([block - block.mean() + mean for block in scaled], axis=1)
+
+
+def _answer_variance(entry: ClaimEntry, place: ClaimScope, methods: Sequence[Method]) -> tuple[float, int]:
+    """Return the variance of one sampled answer, all sides together, and how many answers each item has."""
+    cells = list(_cells(entry, place, methods))
+    count = sum({cell.task: cell.clusters for cell in cells}.values())
+    return sum(count / cell.items * cell.within for cell in cells), max((cell.answers for cell in cells), default=1)
+
+
+class _Cell(NamedTuple):
+    """A cell of an effect: `within` is the weighted variance of one answer of an item, its share in the mean over seeds."""
+
+    task: str
+    clusters: int
+    items: int
+    answers: int
+    within: float
+
+
+def _cells(entry: ClaimEntry, place: ClaimScope, methods: Sequence[Method]) -> Iterator[_Cell]:
+    """Yield the cells of an effect, of all its methods and seeds."""
+    for metric in entry.parsed.metrics:
+        figure = claim_metrics()[metric.name]
+        for method in (
+            (found for found in methods if _is_of(metric, place, found)) if isinstance(figure, Figure) else ()
+        ):
+            task = place.task if metric.name in metrics_of_tasks() else ""
+            last = len(method.first.stages) if entry.scope.stage is None else entry.scope.stage
+            sides = [scores.side(figure, last, task) for scores in method.by_seed.values()]
+            for side in sides:
+                for term in side.terms:
+                    samples = side.evaluations.samples(term.task, term.stage)
+                    if samples is None:
+                        continue
+                    grouped = samples.groupby("item_id")["score"]
+                    drawn = int(grouped.size().max())
+                    within = float(grouped.var(ddof=1).mean()) if drawn > 1 else 0.0
+                    clusters = int(samples.get("cluster", samples["item_id"]).nunique())
+                    weighted = term.weight**2 * within / len(sides)
+                    yield _Cell(term.task, clusters, len(grouped), drawn, weighted)
+
+
+def _is_of(metric: Metric, place: ClaimScope, method: Method) -> bool:
+    named: Mapping[str, Any] = {"one": place.start, "other": place.other, "": place.start}
+    return (method.first.adapter, method.first.start) == (metric.adapter, named.get(metric.start, metric.start))
+
+
+def _runs(entry: ClaimEntry) -> int:
+    """Return how many runs a seed takes."""
+    return len({(metric.adapter, metric.start) for metric in entry.parsed.metrics})
+
+
+def _costs(methods: Sequence[Method], design: Design, runs: int) -> Costs:
+    """Return what the pilot's runs took, mean over runs; evaluation is shared out over the items and answers of the effect."""
+    seconds = [run.seconds for method in methods for run in method.frames.runs]
+    known = [each for each in seconds if not math.isnan(each["total"])]
+    if not known:
+        return Costs(math.nan, math.nan, runs)
+    evaluation = float(np.mean([each["evaluate"] for each in known])) / 3600
+    training = float(np.mean([each["total"] for each in known])) / 3600 - evaluation
+    return Costs(max(training, 0.0), evaluation / (design.clusters * design.answers), runs)
