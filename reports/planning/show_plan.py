@@ -128,7 +128,7 @@ def write_power_plan(plans: Sequence[ClaimPlan | NoPlan], folder: Path, hours: f
     )
     files = {"plan.csv": pd.DataFrame(rows), "plan_curve.csv": curves}
     for name, table in files.items():
-        (folder / name).write_text(to_csv_text(table, index=False), encoding="utf-8")
+        (folder / name).write_text(to_csv_text(table), encoding="utf-8")
     written = [folder / name for name in files]
     if not curves.empty and curves["hours"].notna().any():
         effects = {plan.subject.unit: plan.effect for plan in planned if plan.effect}
