@@ -14,12 +14,25 @@ from harness.config.suite import AdapterEntry, Suite
 from harness.config.teacher import TeacherSpec
 from harness.config.training import Training
 
+TEACHERS = tuple(f"{place}teacher{cached}" for place in ("", "stages.*.") for cached in ("", ".of"))
+OF_A_SERVER = (
+    "urls",
+    "batch",
+    "concurrency",
+    "timeout",
+    "deadline",
+    "start_deadline",
+    "wrong_answers",
+    "api_key_variable",
+)
 # What a session may set for itself: out of memory in stage 3 is answered by a smaller micro-batch, not by starting again.
 MAY_CHANGE = frozenset(
     {
-        *("device", "threads", "data", "include", "evaluation.batch_size"),
+        *("device", "threads", "data", "include", "resources", "evaluation.batch_size"),
         *("training.micro_batch", "stages.*.training.micro_batch", "adapter.training.micro_batch"),
         *("vllm.gpu_memory_utilization", "vllm.cpu_cache_gib"),
+        # Where a teacher is served and how patiently it is asked; that it is the same one is checked by its scores.
+        *(f"{place}.{key}" for place in TEACHERS for key in OF_A_SERVER),
     }
 )
 

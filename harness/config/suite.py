@@ -102,6 +102,16 @@ class Origin(Strict):
     trained: tuple[TrainedBefore, ...] = Field(description="what the run trained up to there, for replay")
 
 
+class Resources(Strict):
+    """What one run asks a cluster for; used by `harness sweep --ray` alone."""
+
+    cpus: float = Field(default=1, gt=0)
+    gpus: float | None = Field(
+        default=None, ge=0, description="null takes one where the cluster has any and `device` is not cpu"
+    )
+    memory_gib: float | None = Field(default=None, gt=0, description="null asks for none")
+
+
 class Suite(Strict):
     """A whole experiment, read from one YAML file."""
 
@@ -139,6 +149,7 @@ class Suite(Strict):
     origin: Origin | None = Field(
         default=None, description="written by `--from`: the stage that the student comes from"
     )
+    resources: Resources | None = Field(default=None, description="what a run asks a cluster for")
 
     # The settings of every backend that has a block, and of the one that is used.
     _backends: dict[str, BackendSettings] = PrivateAttr(default={})
@@ -164,6 +175,8 @@ class Suite(Strict):
         dumped: dict[str, Any] = dump(self)
         if self.origin is None:
             dumped.pop("origin", None)
+        if self.resources is None:
+            dumped.pop("resources", None)
         if self.backend == HF:
             return {key: value for key, value in dumped.items() if key != "backend"}
         return {**dumped, self.backend: self._backends[self.backend].model_dump(mode=info.mode)}

@@ -19,6 +19,7 @@ from harness.errors import ConfigError, ModelError, RunError
 from harness.evaluation.groups import EvaluationPlan, load_evaluation_plan
 from harness.lm.chat import Renderer
 from harness.lm.checkpoints import context_of, files_digest, load_renderer, vocabulary_of, weights_digest
+from harness.lm.logprobs import TeacherRequest
 from harness.lmeval.checks import check_prompts, check_stage_task, check_test_prompts
 from harness.lmeval.decoding import tasks_by_profile
 from harness.lmeval.library import TaskLibrary
@@ -32,7 +33,7 @@ from harness.rundir.schema import SCHEMA, SOURCES, Manifest, Noise, StageRecord
 from harness.rundir.session import PeakMemory, Timer
 from harness.rundir.snapshots import StopRequest
 from harness.rundir.trackers import Log, check_trackers, tracked, untracked
-from harness.teachers.pool import TeacherPool
+from harness.teachers.pool import TeacherPool, refuse_request
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class RunResources:
 
     def adapter_of(self, stage: PlannedStage) -> Adapter:
         """Return what trains a stage: its own adapter, else the method under test."""
-        return make_adapter(str(stage.adapter.adapter), stage.adapter) if stage.own_adapter else self.adapter
+        return trainer_of(stage, self.adapter)
 
     @cached_property
     def evaluated(self) -> EvaluationPlan:
@@ -166,10 +167,10 @@ class RunResources:
         check_test_prompts(further, renderer, context, self.suite.evaluation.limit)
 
     def _check_teachers(self) -> None:
+        refuse_teachers(self.spec, self.adapter)
         for stage in self.spec.stages:
-            needs = self.adapter_of(stage).requirements.teacher
-            if stage.teacher is not None and needs != "none":
-                self.teachers.check(stage.teacher, needs)
+            if stage.teacher is not None and self.adapter_of(stage).requirements.teacher != "none":
+                self.teachers.check(stage.teacher)
 
     def _check_teacher_contexts(self, renderer: Renderer) -> None:
         """Refuse a teacher that cannot read the longest training prompt together with its response."""
@@ -226,6 +227,20 @@ class RunResources:
 def _stage_record(stage: PlannedStage) -> StageRecord:
     own = {"adapter": str(stage.adapter.adapter)} if stage.own_adapter else {}
     return StageRecord(name=stage.name, trains=stage.trains, steps=stage.training.steps, **own)
+
+
+def trainer_of(stage: PlannedStage, method: Adapter) -> Adapter:
+    """Return what trains a stage: its own adapter, else the method under test."""
+    return make_adapter(str(stage.adapter.adapter), stage.adapter) if stage.own_adapter else method
+
+
+def refuse_teachers(spec: RunSpec, adapter: Adapter) -> None:
+    """Raise `ConfigError` where a stage's teacher cannot return what its adapter needs; contacts no teacher."""
+    for stage in spec.stages:
+        asked = trainer_of(stage, adapter).requirements
+        if stage.teacher is not None and asked.teacher != "none":
+            request = TeacherRequest(top_k=asked.top_k, entropy=asked.entropy)
+            refuse_request(stage.teacher, asked.teacher, request, stage.training.temperature)
 
 
 def sampled_cells(cells: Mapping[str, Task]) -> dict[str, Task]:
