@@ -143,6 +143,8 @@ def _do_runs(specs: Sequence[RunSpec], workers: int | None, dry_run: bool, ray: 
         from harness.pipeline.plan import print_plan
 
         print_plan(console, specs)
+        Reporters(console).foresee(specs)
+        console.print("dry run: nothing was written")
         return
 
     from harness.pipeline.sweep import default_workers, sweep

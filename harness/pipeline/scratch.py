@@ -34,7 +34,7 @@ from harness.rundir.files import sync_tree
 from harness.rundir.locks import waiting_lock
 
 if TYPE_CHECKING:
-    from transformers import Qwen3ForCausalLM
+    from transformers import Qwen3Config, Qwen3ForCausalLM
 
 Progress = Callable[[str, int, int], None]
 
@@ -80,9 +80,19 @@ def _build(
 
 
 def _random_model(shape: Architecture, vocabulary: int, seed: int) -> Qwen3ForCausalLM:
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers import Qwen3ForCausalLM
 
-    config = Qwen3Config(
+    config = recipe_config(shape, vocabulary)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Qwen3ForCausalLM(config)
+
+
+def recipe_config(shape: Architecture, vocabulary: int) -> Qwen3Config:
+    """Return the configuration of a model that is built here."""
+    from transformers import Qwen3Config
+
+    return Qwen3Config(
         vocab_size=vocabulary,
         hidden_size=shape.hidden_size,
         intermediate_size=shape.intermediate_size,
@@ -93,9 +103,6 @@ def _random_model(shape: Architecture, vocabulary: int, seed: int) -> Qwen3ForCa
         max_position_embeddings=shape.context,
         tie_word_embeddings=shape.tie_embeddings,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return Qwen3ForCausalLM(config)
 
 
 def _warm_up(

@@ -63,19 +63,18 @@ class NoPlan:
 
 
 class Prior(Strict):
-    """The components of one figure's paired difference: standard deviations in points, from named runs."""
+    """One figure's paired difference: standard deviations in points by source, and the clusters that it was measured on."""
 
+    clusters: int = Field(gt=0)
     seeds: float = Field(ge=0)
-    clusters: float = Field(ge=0)
-    interaction: float = Field(ge=0)
-    answers: float = Field(ge=0)
+    items: float = Field(ge=0)
+    seed_by_item: float = Field(ge=0)
+    answer: float = Field(ge=0)
 
-    @property
-    def components(self) -> Components:
-        """The variances, in scores of 0..1."""
-        return Components(
-            *((value / 100) ** 2 for value in (self.seeds, self.clusters, self.interaction, self.answers))
-        )
+    def components(self, answers: int) -> Components:
+        """Return the variances in scores of 0..1; a single answer's is already in `seed_by_item`."""
+        answer = self.answer if answers > 1 else 0.0
+        return Components(*((value / 100) ** 2 for value in (self.seeds, self.items, self.seed_by_item, answer)))
 
 
 class Priors(Strict):
@@ -83,8 +82,8 @@ class Priors(Strict):
 
     source: str
     training_hours: float = Field(gt=0, description="of one run, evaluation aside")
-    answer_hours: float = Field(gt=0, description="of one answer of one cluster, over all stages and tasks")
-    clusters: int = Field(gt=0)
+    evaluation_hours: float = Field(gt=0, description="of one run, one answer of each item")
+    items: int = Field(gt=0, description="items of each task")
     figures: dict[str, Prior]
 
 
@@ -108,29 +107,21 @@ def plan_from_pilot(claims: Sequence[ClaimEntry], methods: Sequence[Method]) -> 
             )
 
 
-def plan_from_priors(claims: Sequence[ClaimEntry], clusters: int | None, answers: int) -> Iterator[Planning | NoPlan]:
-    """Yield what the shipped priors say about each claim, with the suite's own clusters and answers where they are known."""
+def plan_from_priors(claims: Sequence[ClaimEntry], items: int | None, answers: int) -> Iterator[Planning | NoPlan]:
+    """Yield what the shipped priors say about each claim, for a suite of so many items a task (None: as the priors had)."""
     priors = read_priors()
     for entry in claims:
-        known = [priors.figures.get(metric.name) for metric in entry.parsed.metrics]
-        prior = known[0]
-        if prior is None or len({metric.name for metric in entry.parsed.metrics}) > 1:
-            yield NoPlan(
-                entry.name, f"there is no prior for {', '.join(sorted({m.name for m in entry.parsed.metrics}))}"
-            )
+        figures = list(dict.fromkeys(metric.name for metric in entry.parsed.metrics))
+        prior = priors.figures.get(figures[0]) if len(figures) == 1 and len(entry.parsed.metrics) == 2 else None
+        if prior is None:
+            yield NoPlan(entry.name, f"there is no prior for {entry.parsed.text.strip()}; give --pilot")
             continue
-        design = Design(2, clusters or priors.clusters, answers)
-        costs = Costs(priors.training_hours, priors.answer_hours, _runs(entry))
+        clusters = max(2, round(prior.clusters * (items or priors.items) / priors.items))
+        design = Design(2, clusters, answers)
+        costs = Costs(priors.training_hours, priors.evaluation_hours / prior.clusters, _runs(entry))
         source = f"prior, not this suite: {priors.source}"
-        yield Planning(
-            entry.name,
-            filled(entry.text, ClaimScope(task="a task")),
-            entry.unit,
-            prior.components,
-            design,
-            costs,
-            source,
-        )
+        text = filled(entry.text, ClaimScope(task="a task"))
+        yield Planning(entry.name, text, entry.unit, prior.components(answers), design, costs, source)
 
 
 def _from_pilot(entry: ClaimEntry, place: ClaimScope, methods: Sequence[Method]) -> Planning | NoPlan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -46,7 +47,7 @@ def _say(console: Console, text: str) -> None:
 
 def _variances(plans: Sequence[ClaimPlan]) -> Table:
     table = Table(title="standard deviation of the difference, by source")
-    table.add_column("claim")
+    table.add_column("claim", overflow="fold", min_width=14)
     for name in ("unit", "seeds", "items", "seed × item", "answer", "looked at"):
         table.add_column(name, justify="right")
     for plan in plans:
@@ -63,7 +64,7 @@ def _variances(plans: Sequence[ClaimPlan]) -> Table:
 
 def _detectable(plans: Sequence[ClaimPlan]) -> Table:
     table = Table(title=f"smallest difference that is found with {100 * POWER:.0f} % power")
-    table.add_column("claim")
+    table.add_column("claim", overflow="fold", min_width=14)
     table.add_column("items × answers", justify="right")
     for seeds in SEEDS:
         table.add_column(f"{seeds} seeds", justify="right")
@@ -76,7 +77,7 @@ def _detectable(plans: Sequence[ClaimPlan]) -> Table:
 def _designs(plans: Sequence[ClaimPlan], hours: float) -> Table:
     within = f" within {hours:g} hours" if math.isfinite(hours) else ""
     table = Table(title=f"cheapest designs that find the effect{within}")
-    table.add_column("claim")
+    table.add_column("claim", overflow="fold", min_width=14)
     for name in ("effect", "seeds", "items", "answers", "hours", "power"):
         table.add_column(name, justify="right")
     for plan in plans:
@@ -118,7 +119,7 @@ def write_power_plan(plans: Sequence[ClaimPlan | NoPlan], folder: Path, hours: f
         }
         for plan in planned
     ]
-    most = hours if math.isfinite(hours) else max((2 * _span(plan) for plan in planned), default=1.0)
+    most = hours if math.isfinite(hours) else max(map(_longest, planned), default=1.0)
     curves = pd.DataFrame(
         [
             {"claim": plan.subject.name, "unit": plan.subject.unit, "hours": each, "detectable": found}
@@ -137,5 +138,7 @@ def write_power_plan(plans: Sequence[ClaimPlan | NoPlan], folder: Path, hours: f
     return written
 
 
-def _span(plan: ClaimPlan) -> float:
-    return plan.subject.costs.hours(plan.own)
+def _longest(plan: ClaimPlan) -> float:
+    """Return the hours that a curve should reach: those of the cheapest design that finds the effect, and of 20 seeds."""
+    hours = plan.subject.costs.hours(replace(plan.own, seeds=SEEDS[-1]))
+    return max(hours, plan.any_cost.hours) if plan.any_cost else hours
