@@ -18,9 +18,10 @@ BACKEND ?=
 SET ?=
 BENCH_OUT ?= benchmarks/RESULTS.md
 STUDY ?= tiny
+SHARE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help stage-all study report test test-slow test-vllm test-ray test-browser test-gpu pitfalls docs mutations architectures vllm check fix bench clean
+.PHONY: help stage-all study report test test-slow test-vllm test-ray test-browser test-gpu pitfalls docs mutations architectures soak vllm check fix bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +40,9 @@ test: $(DEV)  ## Run the fast tests
 
 test-slow: $(DEV)  ## Run the slow tests: whole runs, the wheel, the real records
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu and not vllm and not browser and not ray"
+
+soak: $(DEV)  ## Attack runs and inputs at full size: kills, power cuts (root), teacher faults, mutations, 200 stages; an hour or more: SHARE=0.1
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --share $(SHARE) --page docs/reliability.md
 
 architectures: $(DEV)  ## Try every causal architecture of transformers at small random weights: equal, refused or different
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.engines.architectures

@@ -69,7 +69,7 @@ def text(found: Sequence[Built], scale: Scale) -> str:
         f"{scale.response} words to prompts of {scale.prompt}. Median (smallest to largest) of {len(found)} builds, each in "
         "a process of its own."
     )
-    return "\n\n".join(["## A large report", table(["measured", "median (range)", "wanted"], rows), note])
+    return "\n\n".join(["## A large report", table(["measured", "median (range)", "target"], rows), note])
 
 
 def _processor() -> float:

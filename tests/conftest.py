@@ -30,16 +30,13 @@ settings.load_profile("shared machine")
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
-    """Keep built models in a folder of this session, and torch on one thread; spare lm-eval its look at the machine."""
-    import lm_eval.evaluator
+    """Keep built models in a folder of this session, and torch on one thread."""
     import torch
 
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HARNESS_CACHE", str(folder))
-        # It lists all installed packages through subprocesses, a second for each call, and nobody reads it.
-        patch.setattr(lm_eval.evaluator, "add_env_info", lambda _: None)
         yield folder
 
 

@@ -24,6 +24,8 @@ OWN = {
     "evaluate": "harness.cli.score_commands:evaluate",
     "regrade": "harness.cli.score_commands:regrade",
     "doctor": "harness.cli.doctor_command:doctor",
+    "runs": "harness.cli.verify_command:runs",
+    "teacher": "harness.cli.teacher_commands:teacher",
     "tasks": "harness.cli.task_commands:tasks",
     "suites": "harness.cli.task_commands:suites",
 }

@@ -28,9 +28,10 @@ OF_A_SERVER = (
 # What a session may set for itself: out of memory in stage 3 is answered by a smaller micro-batch, not by starting again.
 MAY_CHANGE = frozenset(
     {
-        *("device", "threads", "data", "include", "resources", "evaluation.batch_size"),
+        *("device", "threads", "data", "include", "resources", "trust_remote_code", "evaluation.batch_size"),
         *("training.micro_batch", "stages.*.training.micro_batch", "adapter.training.micro_batch"),
         *("vllm.gpu_memory_utilization", "vllm.cpu_cache_gib"),
+        *(f"vllm_server.{key}" for key in ("urls", "shared_folder", "concurrency", "timeout", "deadline")),
         # Where a teacher is served and how patiently it is asked; that it is the same one is checked by its scores.
         *(f"{place}.{key}" for place in TEACHERS for key in OF_A_SERVER),
     }

@@ -141,7 +141,9 @@ class Suite(Strict):
     snapshot_minutes: float | None = Field(
         default=10, ge=0, description="most training time lost if the process dies; null disables snapshots"
     )
-
+    trust_remote_code: bool = Field(
+        default=False, description="run the Python code that the folders of student and teacher bring along"
+    )
     keep_rollouts: int | None = Field(
         default=64, ge=0, description="training rollouts of each step kept in rollouts.parquet; null keeps all"
     )

@@ -41,6 +41,8 @@ def start_from(spec: RunSpec, place: str) -> RunSpec:
     folder = stage_folder(path.parent, stage, manifest.stages[stage - 1].name)
     if (done := folder.training_done) is None:
         raise RunError(f"--from {path}: stage {stage} is not finished; finish it with {manifest.made.command!r}")
+    if not folder.checkpoint.is_dir():
+        raise RunError(f"--from {path}: the stage's checkpoint is not kept; restore it from a copy, or run it again")
     if (present := weights_digest(folder.checkpoint)) != done.weights:
         raise RunError(
             f"--from {path}: the checkpoint's weights have digest {present}, its run recorded {done.weights}; restore it from "

@@ -17,10 +17,16 @@ from harness.engines.base import CheckpointEngine
 from harness.engines.pool import EnginePool
 from harness.errors import ConfigError, ModelError, RunError
 from harness.evaluation.groups import EvaluationPlan, load_evaluation_plan
-from harness.lm.chat import Renderer
-from harness.lm.checkpoints import context_of, files_digest, load_renderer, vocabulary_of, weights_digest
+from harness.lm.checkpoints import (
+    allow_own_code,
+    context_of,
+    files_digest,
+    load_renderer,
+    vocabulary_of,
+    weights_digest,
+)
 from harness.lm.logprobs import TeacherRequest
-from harness.lmeval.checks import check_prompts, check_stage_task, check_test_prompts
+from harness.lmeval.checks import Longest, check_stage_task, check_test_prompts, check_training_prompts
 from harness.lmeval.decoding import tasks_by_profile
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.overlap import stream_overlap
@@ -30,6 +36,7 @@ from harness.pipeline.models import checkpoint_of, limit_threads, resolve_device
 from harness.rundir.overlap_record import Overlap
 from harness.rundir.progress import Event, Report
 from harness.rundir.schema import SCHEMA, SOURCES, Manifest, Noise, StageRecord
+from harness.rundir.secrets import mask
 from harness.rundir.session import PeakMemory, Timer
 from harness.rundir.snapshots import StopRequest
 from harness.rundir.trackers import Log, check_trackers, tracked, untracked
@@ -43,6 +50,7 @@ class RunResources:
 
     def __init__(self, spec: RunSpec, report: Report) -> None:
         limit_threads(spec.suite.threads)
+        allow_own_code(spec.suite.trust_remote_code)
         self.suite, self.report = spec.suite, report
         self.device = resolve_device(self.suite.device)
         self.library = TaskLibrary(self.suite.include, self.suite.data)
@@ -84,17 +92,18 @@ class RunResources:
 
     def describe(self) -> Manifest:
         """Return the manifest of a new run: what it is, and nothing of what it did."""
-        config = self.spec.config()
+        config = mask(self.spec.config())
         evaluation = self.suite.evaluation
         named = [*self.cells.values(), *self.evaluated.groups.values()]
         profiles = tasks_by_profile(named, evaluation) if evaluation.profiles else {}
         return Manifest(
             version=SCHEMA,
+            vouched=True,
             suite=self.suite.name,
             adapter=self.spec.entry,
             kind=self.spec.kind,
             trains_on=tuple(source for source in SOURCES if source in self.adapter.capabilities.trains_on),
-            adapter_config=self.adapter.model_dump(mode="json"),
+            adapter_config=mask(self.adapter.model_dump(mode="json")),
             order=self.spec.order,
             stages=tuple(map(_stage_record, self.spec.stages)),
             probes=tuple(self.evaluated.probes),
@@ -161,10 +170,14 @@ class RunResources:
         for task in self.tasks.values():
             try_task(task, renderer)
         context = self.suite.context(context_of(self.start))
-        check_prompts(self.spec, self.tasks, renderer, context)
-        self._check_teacher_contexts(renderer)
-        further = [task for task in self.cells.values() if task.profile]
-        check_test_prompts(further, renderer, context, self.suite.evaluation.limit)
+        check_test_prompts(self.cells.values(), renderer, context, self.suite.evaluation.limit)
+
+        def longest(task: Task, limit: int | None, _: int) -> int:
+            # A task keeps its examples, so the stages do not render them again.
+            return max(len(example.prompt) for example in task.training_examples(renderer, limit))
+
+        check_training_prompts(self.spec, self.tasks, context, longest)
+        self._check_teacher_contexts(longest)
 
     def _check_teachers(self) -> None:
         refuse_teachers(self.spec, self.adapter)
@@ -172,19 +185,20 @@ class RunResources:
             if stage.teacher is not None and self.adapter_of(stage).requirements.teacher != "none":
                 self.teachers.check(stage.teacher)
 
-    def _check_teacher_contexts(self, renderer: Renderer) -> None:
+    def _check_teacher_contexts(self, longest: Longest) -> None:
         """Refuse a teacher that cannot read the longest training prompt together with its response."""
         for stage in self.spec.stages:
             if stage.teacher is None or self.adapter_of(stage).requirements.teacher == "none":
                 continue
-            context = self.teachers.context_of(stage.teacher)
-            for name in stage.trains if context is not None else ():
-                examples = self.tasks[name].training_examples(renderer, stage.training.train_items)
-                longest = max((len(example.prompt) for example in examples), default=0) + stage.training.max_new_tokens
-                if context is not None and longest > context:
+            if (context := self.teachers.context_of(stage.teacher)) is None:
+                continue
+            answer = stage.training.max_new_tokens
+            for name in stage.trains:
+                needed = longest(self.tasks[name], stage.training.train_items, context - answer) + answer
+                if needed > context:
                     raise ModelError(
                         f"the teacher of stage {stage.name} reads {context} tokens, but a prompt of {name} and its response "
-                        f"may take {longest}; lower training.max_new_tokens or use a teacher with more context"
+                        f"may take {needed}; lower training.max_new_tokens or use a teacher with more context"
                     )
 
     def _check_top_k(self) -> None:
@@ -209,7 +223,9 @@ class RunResources:
     def tracked(self) -> AbstractContextManager[Log]:
         """Return the suite's trackers, which take figures at a step counted through the stages until they are closed."""
         folder = self.spec.path / "trackers"
-        return tracked(self.suite.trackers, self.suite.name, self.spec.label, folder, self.spec.config(), self.warn)
+        return tracked(
+            self.suite.trackers, self.suite.name, self.spec.label, folder, mask(self.spec.config()), self.warn
+        )
 
     def checkpoint_of(self, spec: Model) -> Path:
         """Return the folder of a model of this run, built or fetched where it is not there."""

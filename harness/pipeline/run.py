@@ -54,7 +54,7 @@ def _prepare(resources: RunResources, store: RunStore) -> None:
     store.refuse_another(manifest)
     resources.check()
     facts = {
-        "overlap": resources.overlap(),
+        "overlap": resources.overlap().condensed(),
         "start_checkpoint": str(resources.start),
         "weights": {"start": resources.verify(resources.start, "start")},
         "inputs": resources.inputs(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from harness.lm.precision import suit_attention
 from harness.lm.rollouts import Example
 from harness.lm.seeding import derive_seed, seed_global_generators
 from harness.pipeline.resources import RunResources
-from harness.rundir.files import as_record, json_line, sync_tree, write_record
+from harness.rundir.files import CURVE, as_record, file_digest, full_disk_named, json_line, sync_tree, write_sealed
 from harness.rundir.progress import SHOWN, Counter
 from harness.rundir.rollout_log import Keep, Trajectories
 from harness.rundir.schema import DoneFile, StepLine
@@ -35,6 +36,8 @@ from harness.rundir.store import RunStore, StageFolder
 from harness.rundir.trackers import Log
 from harness.teachers.base import OpenTeacher
 from harness.teachers.local import LocalTeacher, frozen_copy
+
+LOGS = ("steps.jsonl", CURVE, "rollouts.parquet")  # of a stage; done.json vouches for them
 
 
 class StageTrainer:
@@ -50,11 +53,17 @@ class StageTrainer:
 
         A stage that all methods share is trained by the first run that gets there; the others take it over.
         """
+        before = f"stage_{stage.index - 1}" if stage.index > 1 else "start"
         if (done := folder.training_done) is None and stage.shared:
             with self.shared.locked(key := self._shared_key(stage)):
-                done = self.shared.take(key, folder) or self._train_whole(folder, stage, checkpoint)
+                done = self.shared.take(key, folder) or self._train_whole(folder, stage, checkpoint, before)
                 self.shared.put(key, folder)
-        done = done or self._train_whole(folder, stage, checkpoint)
+        done = done or self._train_whole(folder, stage, checkpoint, before)
+        if done.before not in ("", self.resources.weights[before]):
+            raise RunError(
+                f"{folder.path / 'train'} was trained from weights {done.before}, and the run's {before} has "
+                f"{self.resources.weights[before]} now; put the former ones back, or choose another --out"
+            )
         if self.resources.stop.signal:
             raise StoppedError(f"stopped by {self.resources.stop.signal}; the same command continues")
         self.resources.weights[f"stage_{stage.index}"] = done.weights
@@ -63,9 +72,8 @@ class StageTrainer:
             self.resources.weights[f"stage_{stage.index}_teacher" if stage.own_teacher else "teacher"] = done.teacher
         return folder.checkpoint
 
-    def _train_whole(self, folder: StageFolder, stage: PlannedStage, checkpoint: Path) -> DoneFile:
+    def _train_whole(self, folder: StageFolder, stage: PlannedStage, checkpoint: Path, before: str) -> DoneFile:
         train = folder.open_training()
-        before = f"stage_{stage.index - 1}" if stage.index > 1 else "start"
         weights = self.resources.verify(checkpoint, before)
         with self.phase("models"):
             student = load(checkpoint, self.suite.student, self.device)
@@ -77,7 +85,9 @@ class StageTrainer:
         done = self._train(train, self.resources.adapter_of(stage), context, student)
         trajectories.finish()
         sync_tree(train)
-        write_record(train / "done.json", done)
+        logs = {name: file_digest(train / name) for name in LOGS if (train / name).is_file()}
+        done = done.model_copy(update={"logs": logs, "before": weights})
+        write_sealed(train / "done.json", done)
         FileSnapshots(train, None).clear()
         trajectories.clear()
         return done
@@ -105,13 +115,14 @@ class StageTrainer:
         started = time.perf_counter()
         seed_global_generators(context.seed)
         with self.phase("train"), _save_last_good_on_failure(student, train.parent / "last_good"):
+            self.resources.stop.cost = f"{train.parent.name} begins again, since its adapter keeps no snapshots; "
             try:
                 context.measure(0)
                 result = adapter.train_stage(context)
             finally:
-                self.resources.stop.waited_for = False
+                self.resources.stop.waited_for, self.resources.stop.cost = False, ""
         seconds = time.perf_counter() - started
-        save(student, train / "checkpoint")
+        _save_whole(student, train / "checkpoint")
         return DoneFile(
             weights=weights_digest(train / "checkpoint"),
             files=files_digest(train / "checkpoint"),
@@ -212,6 +223,16 @@ class StageTrainer:
         if isinstance(teacher, LocalTeacher):
             return HFEngine(teacher.model, student.renderer.tokenizer, training.generation_batch)
         return cast(Engine, teacher)  # a kind that provides `generate` promises it
+
+
+def _save_whole(student: Loaded, folder: Path) -> None:
+    """Save a checkpoint; what a full disk left of it goes."""
+    try:
+        with full_disk_named(folder):
+            save(student, folder)
+    except RunError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 @contextmanager

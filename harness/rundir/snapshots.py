@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 import zipfile
 from collections.abc import Callable, Mapping
@@ -13,7 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from harness.errors import RunError, StoppedError
-from harness.rundir.files import CURVE, ROLLOUT_LOG, SNAPSHOT, replace_file, sync
+from harness.rundir.files import CURVE, ROLLOUT_LOG, SNAPSHOT, file_digest, replace_file, sync
 from harness.rundir.store import drop_steps_from
 
 
@@ -31,11 +30,15 @@ class Snapshots(Protocol):
 
 @dataclass
 class StopRequest:
-    """A signal that asks a run to stop; `waited_for` says that the training under way looks for it at every step."""
+    """A signal that asks a run to stop; `waited_for` says that the training under way looks for it at every step.
+
+    `cost` says what an end at once loses: a training that keeps no snapshots begins again.
+    """
 
     signal: str = ""
     since: float = 0.0  # when it came, by the monotonic clock
     waited_for: bool = False
+    cost: str = ""
 
 
 class NoSnapshots:
@@ -56,7 +59,7 @@ class FileSnapshots:
     """One file in the stage's training folder, replaced when `minutes` have passed; None keeps nothing.
 
     Loading takes the logs of steps and rollouts back to the lines before the snapshot: the steps after it are done again.
-    A snapshot vouches for `inputs`, the digests of what the stage trains from, and for the step log's lines up to its step.
+    A snapshot vouches for `inputs`, the digests of what the stage trains from, and for both logs' lines up to its step.
     """
 
     def __init__(
@@ -66,8 +69,7 @@ class FileSnapshots:
         inputs: Mapping[str, str] | None = None,
         stop: StopRequest | None = None,
     ) -> None:
-        self.path, self.step_log = folder / SNAPSHOT, folder / "steps.jsonl"
-        self.logs = [self.step_log, folder / ROLLOUT_LOG]
+        self.path, self.logs = folder / SNAPSHOT, [folder / "steps.jsonl", folder / ROLLOUT_LOG]
         self.minutes, self.inputs, self.stop = minutes, dict(inputs or {}), stop or StopRequest()
         self.last = time.monotonic()
 
@@ -90,11 +92,12 @@ class FileSnapshots:
                 f"{self.path} was taken with another {' and another '.join(changed)}, which changed since; put back what was "
                 "there, or choose another --out"
             )
-        if recorded.get("log", self._log_digest()) != self._log_digest():
-            raise RunError(
-                f"{self.step_log} does not hold the {state['step']} steps before the snapshot; restore it from a copy, or "
-                f"move {self.path.parent} away to train the stage again"
-            )
+        for log in self.logs:
+            if recorded.get(log.name, _digest_of(log)) != _digest_of(log):
+                raise RunError(
+                    f"{log} does not hold the {state['step']} steps before the snapshot; restore it from a copy, or move "
+                    f"{self.path.parent} away to train the stage again"
+                )
         return state
 
     def offer(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
@@ -106,7 +109,7 @@ class FileSnapshots:
         for log in self.logs:
             if log.is_file():
                 sync(log)
-        recorded = {"inputs": self.inputs, "log": self._log_digest()}
+        recorded = {"inputs": self.inputs, **{log.name: _digest_of(log) for log in self.logs}}
         replace_file(self.path, lambda path: torch.save({"step": step, "recorded": recorded, **state()}, path))
         self.last = time.monotonic()
         if self.stop.signal:
@@ -130,6 +133,6 @@ class FileSnapshots:
                 f"{self.path} is damaged ({error}); restore it from a copy, or move it away to train the stage from its start"
             ) from error
 
-    def _log_digest(self) -> str:
-        text = self.step_log.read_bytes() if self.step_log.is_file() else b""
-        return hashlib.sha256(text).hexdigest()
+
+def _digest_of(log: Path) -> str:
+    return file_digest(log) if log.is_file() else ""

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field, replace
 from harness.stats.estimates import Estimate
 from harness.stats.intervals import NOTHING, Interval, has_width, interval_from, t_interval
 from harness.stats.power import detectable_effect
-from harness.stats.sampling import Variances
 from harness.stats.significance import Flips, p_value
-from harness.stats.two_way import components, two_way_interval, variances
+from harness.stats.two_way import Variances, components, two_way_interval, variances
 
 UNKNOWN = Variances(math.nan, math.nan)
 

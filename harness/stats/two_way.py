@@ -14,7 +14,6 @@ import numpy as np
 
 from harness.stats.estimates import Estimate, ItemTable, Vector
 from harness.stats.intervals import LEVEL, NOTHING, Interval, effective_clusters, interval_from, t_interval
-from harness.stats.sampling import Variances
 
 SMALL = 1e-18  # a variance below this is rounding
 
@@ -49,6 +48,19 @@ class Components(NamedTuple):
             + self.both**2 / (self.df_seeds * self.df_clusters)
         )
         return self.total**2 / parts
+
+
+class Variances(NamedTuple):
+    """The variance of a mean paired difference by its source; a difference over one seed has only that of items.
+
+    `items` is the mean over seeds of the variance of one seed's mean by its clusters of items. `seeds`, of one seed and not of
+    their mean, is what the seeds' means vary beyond their noise: max(0, s_mean^2 - r / C) with r the mean square that is left
+    after seed and cluster (two-way analysis of variance). Every seed answers the same items, so an item that changes equally
+    for all seeds moves all means together and is not noise between them.
+    """
+
+    items: float
+    seeds: float
 
 
 def two_way_interval(estimate: Estimate, level: float = LEVEL) -> Interval:

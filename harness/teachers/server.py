@@ -16,11 +16,11 @@ from pydantic import Field
 
 from harness.errors import ConfigError, ModelError, TrainingError
 from harness.lm.checkpoints import Loaded
+from harness.lm.completions import Position, read_choices, read_prompt
 from harness.lm.logprobs import TeacherRequest, TeacherScores
+from harness.lm.replicas import Patience, Replicas
 from harness.lm.rollouts import Batch
 from harness.teachers.base import Needs, OpenTeacher, TeacherKind, TeacherSite
-from harness.teachers.prompt_scores import Position, read_choices, read_prompt
-from harness.teachers.replicas import Patience, Replicas
 from harness.teachers.server_probe import Probe, examine
 
 COMPLETIONS = "/v1/completions"

@@ -12,6 +12,7 @@ from itertools import combinations
 
 import pandas as pd
 
+from harness.rundir.integrity import REMEDIES
 from harness.rundir.reader import IDENTITY, RunDir
 from harness.stats.intervals import Interval, resolved, t_interval
 from reports.data import matched_pairs
@@ -27,6 +28,7 @@ WARNINGS = {
     "non-finite": "a loss or gradient was not finite: training stopped before the weights changed",
     "truncation": "more than half of the responses were cut off at the length limit",
 }
+FAULTS = 10  # sentences on missing files
 COMPARED = {"learning_accuracy": "learning accuracy", "forgetting_chaudhry": "forgetting (Chaudhry)"}
 
 
@@ -46,9 +48,17 @@ def opening_sentences(frames: Frames, *, brief: bool = False) -> list[str]:
 
 
 def list_missing(frames: Frames) -> list[str]:
-    """Return one sentence per run and stage that is not complete; empty when all runs are finished."""
+    """Return one sentence per run and stage that is not complete, and per file that a finished run lacks."""
     runs = frames.scores.groupby(IDENTITY, sort=False)
-    return [sentence for run, (_, cells) in zip(frames.runs, runs, strict=True) for sentence in _gaps(run, cells)]
+    gaps = [sentence for run, (_, cells) in zip(frames.runs, runs, strict=True) for sentence in _gaps(run, cells)]
+    return [*gaps, *describe_faults(frames)]
+
+
+def describe_faults(frames: Frames) -> list[str]:
+    """Return what finished runs lack of their files, at most FAULTS sentences and one that counts the rest."""
+    named = [f"{fault.sentence}; {REMEDIES[fault.remedy]}." for fault in frames.faults[:FAULTS]]
+    more = len(frames.faults) - len(named)
+    return [*named, *([f"{more} more files are missing; see `harness runs verify`."] if more else [])]
 
 
 def describe_overlap(frames: Frames) -> list[str]:

@@ -82,6 +82,8 @@ def compare(
     console, files = SafeConsole(), _read_claim_files(claims or [])
     stages = _stages(stage, with_claims=bool(files))
     found = find_methods(methods, order=order, profile=profile, grader=grader, least=1 if len(stages) == 2 else 2)
+    for fault in dict.fromkeys(fault.sentence for method in found for fault in method.frames.faults):
+        typer.echo(f"warning: {fault}", err=True)
     tasks = task.split(",") if task else []
     if len(stages) == 2:
         compared, sentences = Stages(found, *stages, tasks=tasks), []

@@ -19,6 +19,7 @@ from reports.document.rendering import escape_markdown
 from reports.report import build
 from reports.terminal.retention_table import print_retention
 from tests.support.run_factory import HOSTILE, PROBES, STAGES, TAUGHT, write_run
+from tests.support.runs import vouch
 
 OTHER = [[0.50, 0.10, 0.60], [0.60, 0.20, 0.50], [0.50, 0.70, 0.60]]
 
@@ -199,6 +200,7 @@ def test_the_metric_of_each_task_is_named_and_a_perplexity_is_not_called_a_share
         cell = json.loads(file.read_text())
         cell |= {"metric": "word_perplexity", "metrics": {"word_perplexity": 25.0}, "score": 0.04, "outcomes": {}}
         file.write_text(json.dumps(cell))
+        vouch(file)
         (file.parent / "samples.parquet").unlink()
     build.build_report([tmp_path], tmp_path / "report")
     text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8").replace("\\", "")

@@ -16,6 +16,8 @@ from harness.errors import ConfigError, TrainingError
 from harness.lm.logprobs import TeacherRequest, TeacherScores
 from harness.lm.rollouts import Batch, make_batches
 from harness.pipeline.run import run
+from harness.pipeline.teacher_cache import fill_cache
+from harness.rundir.progress import silent
 from harness.teachers.base import TeacherSite
 from harness.teachers.cache import Cache, CachedTeacher
 from harness.teachers.routed import RoutedTeacher
@@ -122,3 +124,15 @@ def test_a_run_repeats_from_the_cache_without_its_teacher_to_the_bit(tmp_path: P
         run(spec)
         weights.append(json.loads((spec.path / "manifest.json").read_text())["weights"])
     assert weights[0] == weights[1]
+
+
+def test_the_command_fills_a_cache_with_references_and_rollouts_once(tmp_path: Path, aopd: Path):
+    raw = {**micro_suite(), "stages": ["tiny_weather"], "probes": [], "adapters": {"aopd": {}}}
+    raw["training"] = {**raw["training"], "train_items": 20}
+    raw["teacher"] = {"kind": "cache", "path": str(tmp_path / "scores.db"), "of": raw["teacher"]}
+    spec = RunSpec(load_suite(str(write_yaml(tmp_path / "suite.yaml", raw))), "aopd", 0, out=tmp_path / "runs")
+    first, again = fill_cache(spec, [], silent)[0], fill_cache(spec, [aopd], silent)[0]
+    assert (first.responses, first.scored, again.scored <= again.responses - first.responses) == (20, 20, True)
+    assert sum(ScoreStore(tmp_path / "scores.db").teachers().values()) >= 20
+    with pytest.raises(ConfigError, match="no teacher of kind cache"):
+        fill_cache(RunSpec(load_suite(str(write_yaml(tmp_path / "plain.yaml", micro_suite()))), "aopd", 0), [], silent)

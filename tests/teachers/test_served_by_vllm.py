@@ -42,8 +42,9 @@ from tests.support.models import ScriptedEngine, context, write_yaml
 from tests.support.stages import Recorder
 from tests.support.teachers import random_batches, same_scores
 from tests.support.vllm import wide_suite
-from tests.support.vllm_server import vllm_server
+from tests.support.vllm_serve import vllm_server
 
+pytest.importorskip("vllm", reason="vLLM is not installed; `make vllm` installs it")
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 METHODS: dict[str, LoopAdapter] = {"opd": OPD(), "aopd": AOPD(top_k=8), "fkl": ForwardKL(top_k=8)}
 
