@@ -123,14 +123,9 @@ def checkpoint_bytes(student: ModelShape) -> int:
 
 
 def show_bytes(size: float) -> str:
-    """Return a size as MiB or GiB with three digits that count."""
-    return (
-        f"{size / 2**20:.3g} MiB"
-        if size < GIB
-        else f"{size / GIB:,.3g} GiB"
-        if size < 1000 * GIB
-        else f"{size / GIB:,.0f} GiB"
-    )
+    """Return a size as MiB or GiB, with three digits where it has fewer before the point."""
+    number, unit = (size / 2**20, "MiB") if size < GIB else (size / GIB, "GiB")
+    return f"{number:,.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
 
 
 def _kept_by_token(shape: ModelShape) -> int:

@@ -163,6 +163,4 @@ def _longest_prompt(stage: PlannedStage, tasks: Mapping[str, Task], renderer: Re
     if renderer is None:
         return ASSUMED_PROMPT
     limit = min(stage.training.train_items or LOOKED_AT, LOOKED_AT)
-    return max(
-        max(renderer.prompt_lengths(tasks[name].training_prompts(renderer, limit)), default=0) for name in stage.trains
-    )
+    return max(renderer.longest_prompt(tasks[name].training_prompts(renderer, limit)) for name in stage.trains)

@@ -144,7 +144,7 @@ def _from_pilot(entry: ClaimEntry, place: ClaimScope, methods: Sequence[Method])
         return Planning(name, text, entry.unit, components, design, costs, "pilot", items=False)
     variance, answers = _answer_variance(entry, place, methods)
     components = estimate_components(table, variance, answers)
-    design = Design(*table.shape, answers)
+    design = Design(table.shape[0], table.shape[1], answers)
     return Planning(name, text, entry.unit, components, design, _costs(involved, design, _runs(entry)), "pilot")
 
 
@@ -189,9 +189,9 @@ def _cells(entry: ClaimEntry, place: ClaimScope, methods: Sequence[Method]) -> I
     """Yield the cells of an effect, of all its methods and seeds."""
     for metric in entry.parsed.metrics:
         figure = claim_metrics()[metric.name]
-        for method in (
-            (found for found in methods if _is_of(metric, place, found)) if isinstance(figure, Figure) else ()
-        ):
+        if not isinstance(figure, Figure):
+            continue
+        for method in (found for found in methods if _is_of(metric, place, found)):
             task = place.task if metric.name in metrics_of_tasks() else ""
             last = len(method.first.stages) if entry.scope.stage is None else entry.scope.stage
             sides = [scores.side(figure, last, task) for scores in method.by_seed.values()]

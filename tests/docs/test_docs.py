@@ -16,11 +16,11 @@ from harness.adapter import check_adapters, registered
 from harness.config.evaluation import Evaluation
 from harness.config.load import load_suite
 from harness.config.suite import AdapterEntry, Stage, Suite
-from harness.evaluation.drift import FIGURES, DriftAnswers
+from harness.evaluation.drift import DriftAnswers
 from harness.evaluation.scoring import FIXED
 from harness.rundir.page import fill_tables
 from harness.rundir.rollout_log import SCHEMA
-from harness.rundir.schema import StepLine
+from harness.rundir.schema import DRIFT_FIGURES, StepLine
 from harness.rundir.session import PeakMemory
 
 PAGE_FOLDER = Path(__file__).parents[2] / "docs"
@@ -42,7 +42,7 @@ def documented(heading: str) -> set[str]:
         ("manifest.json", {"sessions", "seconds", "peak_memory", *PeakMemory("cpu").summary}),
         ("eval: samples.parquet", set(FIXED)),
         ("train/rollouts.parquet", set(SCHEMA.names)),
-        ("drift", {*FIGURES, *DriftAnswers.__dataclass_fields__, "prompt_tokens", "response_tokens"}),
+        ("drift", {*DRIFT_FIGURES, *DriftAnswers.__dataclass_fields__, "prompt_tokens", "response_tokens"}),
     ],
 )
 def test_every_column_is_documented(heading: str, names: set[str]):
