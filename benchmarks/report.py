@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.measure import with_range
-from benchmarks.page import table
 from benchmarks.report_runs import Scale, write_runs
+from benchmarks.results_page import table
 
 MB = 1e6
 WANTED_SECONDS, WANTED_MB = 60, 20

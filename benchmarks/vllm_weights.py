@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.measure import Measurement
-from benchmarks.page import cells, table
+from benchmarks.results_page import cells, table
 from benchmarks.setting import Setting
 from harness.engines.backend import EngineSite
 from harness.engines.hf import HFEngine

@@ -20,7 +20,7 @@ from harness.config import plugins
 from harness.config.base import Strict
 from harness.config.explain import explain
 from harness.config.suite import AdapterEntry, Stage, Suite
-from harness.config.teacher import Needs
+from harness.config.teacher_settings import Needs
 from harness.config.training import Optimizer, Training
 from harness.errors import ConfigError
 from harness.rundir.schema import Source
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     # Only for types: code that reads a suite or lists adapters does not load torch.
     from torch import Tensor, nn
 
-    from harness.engines.base import Engine
+    from harness.engines.engine import Engine
     from harness.lm.chat import Renderer
     from harness.lm.logprobs import StudentForward
     from harness.lm.optimiser import Updater
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from harness.lmeval.task import Task
     from harness.rundir.rollout_log import Keep
     from harness.rundir.snapshots import Snapshots
-    from harness.teachers.base import Teacher
     from harness.teachers.local import LocalTeacher
+    from harness.teachers.teacher import Teacher
 
     TokenPenalty = Callable[[Tensor, Tensor], Tensor]
     WeightPenalty = Callable[[nn.Module], Tensor]

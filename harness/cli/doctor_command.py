@@ -28,7 +28,7 @@ def doctor(
     if loaded is not None and adapter is not None and adapter not in loaded.adapters:
         raise ConfigError(f"suite {loaded.name} has no adapter {adapter}; it has {', '.join(loaded.adapters)}")
 
-    from harness.pipeline.doctor import examine_machine, examine_suite
+    from harness.pipeline.needs.doctor import examine_machine, examine_suite
 
     console = SafeConsole()
     examine_machine(console, out)

@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 
 from harness.config.base import digest, merge
 from harness.config.suite import AdapterEntry, Suite
-from harness.config.teacher import TeacherSpec
+from harness.config.teacher_settings import TeacherSpec
 from harness.config.training import Training
 
 TEACHERS = tuple(f"{place}teacher{cached}" for place in ("", "stages.*.") for cached in ("", ".of"))

@@ -22,7 +22,7 @@ from harness.engines.backend import Backend, EngineSite
 from harness.errors import RunError, TrainingError
 
 if TYPE_CHECKING:
-    from harness.engines.base import CheckpointEngine, Completion, Sampling
+    from harness.engines.engine import CheckpointEngine, Completion, Sampling
     from harness.lm.replicas import Replicas
 
 COMPLETIONS = "/v1/completions"
@@ -176,7 +176,7 @@ def _as_servers_see(checkpoint: Path, shared: Path | None) -> Generator[Path]:
 
 
 def _read_completion(_: Any, answer: Any) -> Completion:
-    from harness.engines.base import Completion
+    from harness.engines.engine import Completion
     from harness.lm.completions import AnswerError, read_choices
 
     (choice,) = read_choices(answer, 1)

@@ -17,7 +17,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import postprocess_generated_text
 
 from harness.config.models import Chat
-from harness.engines.base import CheckpointEngine, Completion, Engine, Sampling
+from harness.engines.engine import CheckpointEngine, Completion, Engine, Sampling
 from harness.errors import TaskError
 from harness.lm.chat import Renderer
 from harness.lm.checkpoints import context_of, read_renderer

@@ -26,7 +26,7 @@ from torch import Tensor
 from harness.config.base import digest
 from harness.config.evaluation import Drift, Evaluation
 from harness.config.models import Model
-from harness.engines.base import Sampling
+from harness.engines.engine import Sampling
 from harness.engines.hf import HFEngine
 from harness.errors import ModelError
 from harness.evaluation.scoring import numbered_ids

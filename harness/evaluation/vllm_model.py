@@ -14,7 +14,7 @@ from typing import Any
 from lm_eval.models import vllm_causallms
 
 from harness.config.models import Chat
-from harness.engines.base import CheckpointEngine
+from harness.engines.engine import CheckpointEngine
 from harness.evaluation.answering import Answering
 
 # lm-eval registers the class through an untyped decorator, which hides its members from a type checker.

@@ -25,7 +25,7 @@ from harness.lm.seeding import preserved_random_state
 from harness.lmeval.task import Task
 from harness.pipeline.resources import RunResources, sampled_cells
 from harness.rundir.files import read_cell, read_results, write_cell, written
-from harness.rundir.progress import Counter
+from harness.rundir.process.progress import Counter
 from harness.rundir.schema import DRIFT_FIGURES, DriftSummary, StartAnswers
 from harness.rundir.store import StageFolder
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -13,21 +12,22 @@ from rich.table import Table
 
 from harness.adapter import make_adapter
 from harness.config.base import is_mapping
-from harness.config.models import Chat, Model, Pretrained, Scratch
+from harness.config.models import Chat, Scratch
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
-from harness.errors import ConfigError, HarnessError
+from harness.errors import HarnessError
 from harness.evaluation.groups import EvaluationPlan, load_evaluation_plan
 from harness.lm.chat import Renderer
-from harness.lm.checkpoints import allow_own_code, context_of, load_renderer
+from harness.lm.checkpoints import allow_own_code
 from harness.lmeval.checks import check_stage_task, check_test_prompts, check_training_prompts
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.overlap import stream_overlap
 from harness.lmeval.task import Task
 from harness.lmeval.trial import describe_items, item_warnings, try_task
-from harness.pipeline.memory_estimate import show_bytes
+from harness.pipeline.build.model_source import tokenizer_without_writing
+from harness.pipeline.build.scratch_tokenizer import byte_tokenizer
+from harness.pipeline.needs.memory_estimate import show_bytes
 from harness.pipeline.resources import refuse_teachers
-from harness.pipeline.scratch_tokenizer import byte_tokenizer, train_tokenizer, training_texts
 from harness.rundir.overlap_record import OVERLAP_HEADER, Overlap
 
 
@@ -93,7 +93,7 @@ def _without_nothing(value: dict[str, Any]) -> dict[str, Any]:
 
 def _print_needs(console: Console, specs: Sequence[RunSpec], tasks: dict[str, Task], library: TaskLibrary) -> None:
     """Print what one run of each entry needs at most; the doctor measures it."""
-    from harness.pipeline.run_estimate import RunEstimate, available_memory, estimate_run, make_fit, needs_table
+    from harness.pipeline.needs.run_estimate import RunEstimate, available_memory, estimate_run, make_fit, needs_table
 
     try:
         renderer = tokenizer_without_writing(specs[0].suite.student, tasks, library)[0]
@@ -199,12 +199,3 @@ def _fits(spec: RunSpec, evaluated: EvaluationPlan, library: TaskLibrary) -> str
     check_test_prompts(evaluated.cells.values(), renderer, context, spec.suite.evaluation.limit)
     check_training_prompts(spec, evaluated.tasks, context, longest)
     return f"all fit the context of {context} tokens"
-
-
-def tokenizer_without_writing(spec: Model, tasks: dict[str, Task], library: TaskLibrary) -> tuple[Renderer, int]:
-    """Return a student's renderer and context; raises `ConfigError` for a model that is not here."""
-    if isinstance(spec, Pretrained):
-        if not Path(spec.path).is_dir():
-            raise ConfigError(f"{spec.path} is not a local folder; the run itself will download and check it")
-        return load_renderer(Path(spec.path), spec), context_of(Path(spec.path))
-    return Renderer(train_tokenizer(spec, training_texts(spec, library, tasks)), spec.chat), spec.architecture.context

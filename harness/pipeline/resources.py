@@ -13,8 +13,8 @@ from harness.adapter import Adapter, make_adapter
 from harness.config.base import digest
 from harness.config.models import Model
 from harness.config.run_spec import PlannedStage, RunSpec
-from harness.engines.base import CheckpointEngine
-from harness.engines.pool import EnginePool
+from harness.engines.engine import CheckpointEngine
+from harness.engines.engine_pool import EnginePool
 from harness.errors import ConfigError, ModelError, RunError
 from harness.evaluation.groups import EvaluationPlan, load_evaluation_plan
 from harness.lm.checkpoints import (
@@ -32,15 +32,15 @@ from harness.lmeval.library import TaskLibrary
 from harness.lmeval.overlap import stream_overlap
 from harness.lmeval.task import Task
 from harness.lmeval.trial import try_task
-from harness.pipeline.models import checkpoint_of, limit_threads, resolve_device
+from harness.pipeline.build.model_source import checkpoint_of, limit_threads, resolve_device
 from harness.rundir.overlap_record import Overlap
-from harness.rundir.progress import Event, Report
+from harness.rundir.process.progress import Event, Report
+from harness.rundir.process.secrets import mask
+from harness.rundir.process.session import PeakMemory, Timer
+from harness.rundir.process.trackers import Log, check_trackers, tracked, untracked
 from harness.rundir.schema import SCHEMA, SOURCES, Manifest, Noise, StageRecord
-from harness.rundir.secrets import mask
-from harness.rundir.session import PeakMemory, Timer
 from harness.rundir.snapshots import StopRequest
-from harness.rundir.trackers import Log, check_trackers, tracked, untracked
-from harness.teachers.pool import TeacherPool, refuse_request
+from harness.teachers.teacher_pool import TeacherPool, refuse_request
 
 log = logging.getLogger(__name__)
 

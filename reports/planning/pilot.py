@@ -23,11 +23,13 @@ from harness.stats.continual import Figure
 from harness.stats.design import Components, Costs, Design, estimate_components
 from harness.stats.estimates import Estimate
 from reports.claims.claim_file import UNITS, ClaimEntry, claim_metrics, metrics_of_tasks
+from reports.claims.evidence import ClaimScope, Evidence, fill, measure
 from reports.claims.grammar import Metric
-from reports.claims.judge_claims import ClaimScope, effect_at, filled, places
+from reports.claims.judge_claims import places
 from reports.data.methods import Method
 
 PRIORS = Path(__file__).parent / "priors.yaml"
+ProfiledClaim = tuple[ClaimEntry, str]  # a claim and the evaluation profile of its scores, empty for the first one
 WITHOUT_ITEMS = 2  # clusters of a quantity that has no items: any number gives the same, as their variance is 0
 
 
@@ -93,49 +95,54 @@ def read_priors() -> Priors:
     return Priors.model_validate(read_yaml(PRIORS))
 
 
-def plan_from_pilot(claims: Sequence[ClaimEntry], methods: Sequence[Method]) -> Iterator[Planning | NoPlan]:
-    """Yield what a pilot says about each claim at each of its places."""
-    starts = list(dict.fromkeys(method.first.start for method in methods))
-    trained = list(dict.fromkeys(task for method in methods for task in method.stage_of))
-    for entry in claims:
-        found = list(places(entry, starts, trained))
+def plan_from_pilot(claims: Sequence[ProfiledClaim], methods: Sequence[Method]) -> Iterator[Planning | NoPlan]:
+    """Yield what a pilot says about each claim at each of its places; one at the best rate is planned at its own."""
+    evidence = Evidence(methods)
+    for entry, profile in claims:
+        own_rate = entry.model_copy(update={"scope": entry.scope.model_copy(update={"rate": "own"})})
+        found = list(places(entry, evidence.starts, evidence.trained))
         for place in found:
-            yield _from_pilot(entry, place, methods)
+            yield _from_pilot(own_rate, place, profile, evidence)
         if not found:
-            yield NoPlan(
-                entry.name, f"the pilot has the starts {', '.join(starts) or 'none'}, and the claim needs others"
-            )
+            starts = ", ".join(evidence.starts) or "none"
+            yield NoPlan(entry.name, f"the pilot has the starts {starts}, and the claim needs others")
 
 
-def plan_from_priors(claims: Sequence[ClaimEntry], items: int | None, answers: int) -> Iterator[Planning | NoPlan]:
-    """Yield what the shipped priors say about each claim, for a suite of so many items a task (None: as the priors had)."""
+def plan_from_priors(
+    claims: Sequence[ProfiledClaim], items: int | None, answers: Mapping[str, int]
+) -> Iterator[Planning | NoPlan]:
+    """Yield what the shipped priors say about each claim.
+
+    `items` are those of a task of the suite (None: as the priors had), `answers` those of an item by profile, the first first.
+    """
     priors = read_priors()
-    for entry in claims:
+    for entry, profile in claims:
         figures = list(dict.fromkeys(metric.name for metric in entry.parsed.metrics))
         prior = priors.figures.get(figures[0]) if len(figures) == 1 and len(entry.parsed.metrics) == 2 else None
         if prior is None:
             yield NoPlan(entry.name, f"there is no prior for {entry.parsed.text.strip()}; give --pilot")
             continue
         clusters = max(2, round(prior.clusters * (items or priors.items) / priors.items))
-        design = Design(2, clusters, answers)
+        drawn = answers.get(profile, next(iter(answers.values())))
+        design = Design(2, clusters, drawn)
         costs = Costs(priors.training_hours, priors.evaluation_hours / prior.clusters, _runs(entry))
         source = f"prior, not this suite: {priors.source}"
-        text = filled(entry.text, ClaimScope(task="a task"))
-        yield Planning(entry.name, text, entry.unit, prior.components(answers), design, costs, source)
+        text = fill(entry.text, ClaimScope(task="a task"))
+        yield Planning(entry.name, text, entry.unit, prior.components(drawn), design, costs, source)
 
 
-def _from_pilot(entry: ClaimEntry, place: ClaimScope, methods: Sequence[Method]) -> Planning | NoPlan:
+def _from_pilot(entry: ClaimEntry, place: ClaimScope, profile: str, evidence: Evidence) -> Planning | NoPlan:
     where = " ".join(part for part in (place.task, place.start, place.other) if part)
     name = f"{entry.name} {where}".strip()
-    effect = effect_at(entry, place, methods)
+    found = measure(entry, place, profile, evidence)
+    if found.reason:
+        return NoPlan(name, found.reason)
+    effect = found.estimate
     if len(effect.by_seed) < 2:
-        lacking = [m for m in entry.parsed.adapters if m not in {method.first.adapter for method in methods}]
-        had = (
-            f"no runs of {', '.join(lacking)}" if lacking else f"{len(effect.by_seed)} seeds that all its methods share"
-        )
-        return NoPlan(name, f"the pilot has {had}; a plan needs at least 2 seeds of each method")
-    involved = [method for method in methods if method.first.adapter in entry.parsed.adapters]
-    text = filled(entry.text, place)
+        return NoPlan(name, f"the pilot has {len(effect.by_seed)} seeds of all its methods; a plan needs at least 2")
+    involved = [method for method in evidence.methods if method.first.adapter in entry.parsed.adapters]
+    methods = [shown for method in involved if (shown := method.under(found.profile)) is not None]
+    text = fill(entry.text, place)
     table = crossed_table(effect)
     if table is None or min(table.shape) < 2:
         components = Components(float(np.var(effect.values, ddof=1)), 0.0, 0.0)

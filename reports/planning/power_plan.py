@@ -53,9 +53,9 @@ class ClaimPlan:
 
     @property
     def sentence(self) -> str:
-        """What a suite that cannot resolve the claim would need; empty where it can."""
+        """What a suite that cannot resolve the claim would need; empty where it can, or where no effect is asked for."""
         subject, own = self.subject, self.own
-        if self.resolved:
+        if self.resolved or not self.effect:
             return ""
         items = f" and {own.clusters} independent items" if subject.items else ""
         found = f"{show(self.detectable)} {subject.unit} or more" if math.isfinite(self.detectable) else "nothing"

@@ -80,8 +80,8 @@ def _designs(plans: Sequence[ClaimPlan], hours: float) -> Table:
     table.add_column("claim", overflow="fold", min_width=14)
     for name in ("effect", "seeds", "items", "answers", "hours", "power"):
         table.add_column(name, justify="right")
-    for plan in plans:
-        effect = f"{plan.effect:g}" if plan.effect else "–"
+    for plan in (each for each in plans if each.effect):
+        effect = f"{plan.effect:g}"
         if not plan.cheapest:
             table.add_row(plan.subject.name, effect, "none", "", "", "", "")
         for place, found in enumerate(plan.cheapest):

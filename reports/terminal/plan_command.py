@@ -38,7 +38,9 @@ def plan(
     looks: Annotated[
         str | None, typer.Option(help="Numbers of seeds at which results are looked at, for example 3,5,10.")
     ] = None,
-    profile: Annotated[str, typer.Option(help="An evaluation profile of the pilot; default: the suite's first.")] = "",
+    profile: Annotated[
+        str, typer.Option(help="An evaluation profile; default: each claim's own, else the first.")
+    ] = "",
     out: Annotated[Path | None, typer.Option(help="Also write CSV, PNG and SVG into this folder.")] = None,
     overrides: Overrides = None,
     include_path: Include = None,
@@ -53,18 +55,18 @@ def plan(
     from reports.planning.show_plan import print_power_plan, write_power_plan
 
     loaded, seeds_looked = read_suite(suite, overrides, include_path, None), _looks(looks)
-    methods = find_methods(pilot, profile=profile, least=1) if pilot else []
-    named = [claim for name in claims or [] for claim in read_claims(name).claims]
+    methods = find_methods(pilot, least=1) if pilot else []
+    files = [read_claims(name) for name in claims or []]
+    named = [(claim, profile or file.profile_of(claim)) for file in files for claim in file.claims]
     if not named:
         known = [method.first.adapter for method in methods if not method.control] or _compared(loaded)
-        named = compare_two(list(dict.fromkeys(known)))
+        named = [(claim, profile) for claim in compare_two(list(dict.fromkeys(known)))]
     if methods:
         subjects = list(plan_from_pilot(named, methods))
     else:
-        profiles = loaded.evaluation.all_profiles
-        chosen = profiles.get(profile) or next(iter(profiles.values()))
-        subjects = list(plan_from_priors(named, loaded.evaluation.limit, chosen.n))
-    smallest = {entry.name: entry.smallest_effect for entry in named}
+        answers = {name: each.n for name, each in loaded.evaluation.all_profiles.items()}
+        subjects = list(plan_from_priors(named, loaded.evaluation.limit, answers))
+    smallest = {entry.name: entry.smallest_effect for entry, _ in named}
     seeds, budget = len(loaded.seeds), math.inf if hours is None else hours
     found = plan_all(subjects, effect, smallest, seeds, budget, seeds_looked)
     console = SafeConsole()

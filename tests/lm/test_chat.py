@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from harness.config.models import Chat
 from harness.lm.chat import Renderer
-from harness.pipeline.scratch_tokenizer import byte_tokenizer
+from harness.pipeline.build.scratch_tokenizer import byte_tokenizer
 
 
 def with_bos() -> Any:

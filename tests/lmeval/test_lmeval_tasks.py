@@ -22,7 +22,7 @@ from harness.lmeval.decoding import settle_generation
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task, item_id
 from harness.lmeval.traps import traps
-from harness.pipeline.scratch_tokenizer import byte_tokenizer
+from harness.pipeline.build.scratch_tokenizer import byte_tokenizer
 from harness.rundir.schema import Session
 from harness.rundir.store import RunStore
 from tests.support.models import DOCS, TASK_FILE, byte_renderer, micro_suite, write_task, write_yaml

@@ -22,9 +22,9 @@ from harness.config.suite import Suite
 from harness.config.training import Training
 from harness.evaluation.groups import load_evaluation_plan
 from harness.lmeval.library import TaskLibrary
-from harness.pipeline.memory_estimate import ModelShape, shape_of, show_bytes, stage_needs
-from harness.pipeline.probe import Probe, probe_run
-from harness.pipeline.run_estimate import RunEstimate, estimate_run, make_fit
+from harness.pipeline.needs.memory_estimate import ModelShape, shape_of, show_bytes, stage_needs
+from harness.pipeline.needs.probe import Probe, probe_run
+from harness.pipeline.needs.run_estimate import RunEstimate, estimate_run, make_fit
 from harness.rundir.reader import find_runs
 from tests.support.models import micro_suite, write_yaml
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from harness.cli.app import app
 from harness.errors import ConfigError
+from harness.rundir.files import read_results, write_cell
 from harness.stats.design import Components, Design, detectable_effect
 from harness.stats.estimates import Estimate, ItemTable
 from reports.claims.claim_file import ClaimEntry
@@ -46,15 +47,15 @@ def pilot(tmp_path_factory: pytest.TempPathFactory) -> Path:
             cell = run / "stage_1_tiny_arithmetic/eval/tiny_arithmetic"
             frame = pd.read_parquet(cell / "samples.parquet")
             several = pd.concat([frame.assign(score=row) for row in answers], ignore_index=True)
-            several.to_parquet(cell / "samples.parquet")
-            summary = json.loads((cell / "results.json").read_text())
-            summary |= {"score": float(answers.mean()), "samples": ANSWERS}
-            (cell / "results.json").write_text(json.dumps(summary))
+            summary = read_results(cell)
+            assert summary is not None
+            shutil.rmtree(cell)
+            write_cell(cell, summary.model_copy(update={"score": float(answers.mean()), "samples": ANSWERS}), several)
     return folder
 
 
 def planned(claims: list[ClaimEntry], folder: Path) -> list[Planning | NoPlan]:
-    return list(plan_from_pilot(claims, find_methods([folder], least=1)))
+    return list(plan_from_pilot([(claim, "") for claim in claims], find_methods([folder], least=1)))
 
 
 def test_the_components_are_recovered_from_run_directories(pilot: Path):
@@ -87,7 +88,7 @@ def test_a_table_s_mean_is_the_effect_over_several_tasks_and_clusters():
 
 
 def test_a_plan_is_what_the_statistics_say():
-    subject = next(iter(plan_from_priors([LEARNED], 200, 1)))
+    subject = next(iter(plan_from_priors([(LEARNED, "")], 200, {"default": 1})))
     assert isinstance(subject, Planning)
     plan = plan_claim(subject, 3, 3, 1)
     assert plan.detectable == pytest.approx(100 * detectable_effect(subject.components, Design(3, 200)))
@@ -99,7 +100,7 @@ def test_a_plan_is_what_the_statistics_say():
 
 
 def test_looks_ask_for_no_fewer_seeds():
-    subject = next(iter(plan_from_priors([LEARNED], 200, 1)))
+    subject = next(iter(plan_from_priors([(LEARNED, "")], 200, {"default": 1})))
     assert isinstance(subject, Planning)
     plain, looked = plan_claim(subject, 10, 10, 1), plan_claim(subject, 10, 10, 1, looks=[5, 10])
     assert looked.power <= plain.power
@@ -107,8 +108,7 @@ def test_looks_ask_for_no_fewer_seeds():
 
 
 def test_the_command_names_what_is_not_resolved_and_fits_80_columns(pilot: Path, tmp_path: Path):
-    claims = {"title": "t", "source": "s", "claims": [LEARNED.model_dump()]}
-    claims["claims"][0].pop("matched")
+    claims = {"title": "t", "source": "s", "claims": [LEARNED.model_dump(exclude_unset=True)]}
     file = write_yaml(tmp_path / "claims.yaml", claims)
     arguments = ["plan", "tiny", "--effect", "0.5", "--claims", str(file), "--pilot", str(pilot), "--hours", "50"]
     done = CliRunner().invoke(
@@ -129,7 +129,7 @@ def test_without_a_pilot_the_variances_are_called_priors():
     done = CliRunner().invoke(app, ["plan", "tiny", "--claims", "aopd"], env={"COLUMNS": "80"})
     assert done.exit_code == 0, done.output
     assert "prior, not this suite" in done.output
-    assert "not planned: entropy" in done.output
+    assert "no prior for" in done.output
 
 
 def test_a_pilot_of_one_seed_says_that_it_needs_two(tmp_path: Path):

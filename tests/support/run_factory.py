@@ -7,17 +7,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
 
 from harness.adapter import make_adapter
 from harness.config.run_spec import RunSpec
-from harness.rundir.files import write_cell, write_record
-from harness.rundir.schema import CellSummary, DoneFile, DriftSummary, Manifest, StepLine
-from harness.rundir.store import MANIFEST, stage_folder
+from harness.rundir.files import CURVE, write_cell, write_record
+from harness.rundir.schema import CellSummary, CurvePoint, DoneFile, DriftSummary, Manifest, StepLine
+from harness.rundir.store import MANIFEST, cell_name, stage_folder
 from tests.support.records import cell_of, manifest_of
 
 HOSTILE = "</script><script>alert('owned')</script><img src=http://evil.example/x onerror=alert(1)> | ``` & \x07"
@@ -58,11 +59,17 @@ def write_run(
     joint: bool = False,
     logged: dict[str, Any] | None = None,
     kind: str | None = None,
+    further: Mapping[str, Sequence[Sequence[float]]] = MappingProxyType({}),
+    weights: str = "",
+    curves: Callable[[int], Sequence[dict[str, Any]]] | None = None,
+    config: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
     """Write one run and return its folder; `scores` (T+1, tasks) are shares that `items` can express.
 
     `evaluated` stops the run after that many evaluations, counted over stages and tasks: an unfinished run. `joint` makes
-    one stage of all `stages`. `kind` is the entry's adapter. `logged` is added to every line of the step log; without it
+    one stage of all `stages`. `further` are the scores under profiles after the first, `greedy`. `weights` is the digest of
+    the start's weights, `curves` returns the points of a stage's learning curve, `config` adds to the suite's configuration.
+    `kind` is the entry's adapter. `logged` is added to every line of the step log; without it
     the log is one of an early version.
     """
     run = root / suite / adapter / order / f"seed{seed}"
@@ -79,18 +86,27 @@ def write_run(
     manifest = manifest_of(
         suite=suite, adapter=adapter, kind=kind or adapter, trains_on=TRAINS_ON.get(kind or adapter, ["student"]),
         adapter_config={"note": HOSTILE}, order=order, stages=[{"name": name, "trains": tasks} for name, tasks in trains],
-        probes=list(probes), seed=seed, start=start or "", config={"name": suite, "description": HOSTILE},
-        config_hash="0123456789abcdef", weights={"start": f"digest-start-{seed}", "teacher": "digest-teacher"},
+        probes=list(probes), seed=seed, start=start or "", config={"name": suite, "description": HOSTILE, **config},
+        config_hash="0123456789abcdef", weights={"start": weights or f"digest-start-{seed}", "teacher": "digest-teacher"},
         sessions=[session], finished=FINISHED if evaluated is None else None,
+        profiles={name: [*stages, *probes] for name in (["greedy", *further] if further else [])},
     )  # fmt: skip
 
     def make_cell(task: str, stage: int, score: float) -> tuple[CellSummary, pd.DataFrame | None]:
-        weights = f"digest-{stage}" if stage else f"digest-start-{seed}"
-        summary, frame = _cell(task, stage, score, items, comparability, weights)
+        digest = f"digest-{stage}" if stage else (weights or f"digest-start-{seed}")
+        summary, frame = _cell(task, stage, score, items, comparability, digest)
         return summary, frame if samples else None
 
     lines = [] if adapter == "none" else [_line(step, adapter) | (logged or {}) for step in range(steps)]
-    write_folders(run, manifest, [*stages, *probes], scores, make_cell, lambda _: lines, evaluated=evaluated)
+    tasks = [*stages, *probes]
+    write_folders(run, manifest, tasks, scores, make_cell, lambda _: lines, evaluated=evaluated, further=further)
+    for stage in range(1, len(manifest.stages) + 1):
+        points = [
+            CurvePoint.model_validate(point).model_dump_json() + "\n" for point in (curves(stage) if curves else ())
+        ]
+        if points:
+            log = stage_folder(run, stage, manifest.stages[stage - 1].name).step_log
+            log.with_name(CURVE).write_text("".join(points), encoding="utf-8")
     return run
 
 
@@ -120,6 +136,7 @@ def write_finished(
         stages=[{"name": stage.name, "trains": list(stage.trains)} for stage in spec.stages],
         probes=list(spec.suite.probes), seed=spec.seed, start=getattr(spec.suite.student, "strength", None) or "",
         config=config, config_hash=spec.config_hash, sessions=[session], finished=FINISHED,
+        profiles={name: [*spec.trained, *spec.suite.probes] for name in ("greedy", "paper")},
     )  # fmt: skip
 
     def make_cell(task: str, stage: int, score: float) -> tuple[CellSummary, None]:
@@ -133,7 +150,10 @@ def write_finished(
               "seconds": {"generate": 0.2, "teacher": 0.2, "student": 0.5, "step": 1.0}, **(logged or {})}  # fmt: skip
     lines = [] if spec.entry == "none" else [{"step": step, **STEP, **fields} for step in range(steps)]
     tasks = [*spec.trained, *spec.suite.probes]
-    write_folders(spec.path, manifest, tasks, scores, make_cell, lambda _: lines, lambda _: (DriftSummary(), None))
+    write_folders(
+        spec.path, manifest, tasks, scores, make_cell, lambda _: lines, lambda _: (DriftSummary(), None),
+        further={"paper": scores},
+    )  # fmt: skip
 
 
 def write_folders(
@@ -145,8 +165,12 @@ def write_folders(
     make_lines: Callable[[int], Sequence[dict[str, Any]]],
     make_drift: Drift | None = None,
     evaluated: int | None = None,
+    further: Mapping[str, Sequence[Sequence[float]]] = MappingProxyType({}),
 ) -> None:
-    """Write a run's manifest, step logs, cells and drift, stage by stage, until `evaluated` cells are written."""
+    """Write a run's manifest, step logs, cells and drift, stage by stage, until `evaluated` cells are written.
+
+    Those of `further` profiles are all written.
+    """
     run.mkdir(parents=True)
     write_record(run / MANIFEST, manifest)
     left = 10**6 if evaluated is None else evaluated
@@ -166,6 +190,9 @@ def write_folders(
         if make_drift is not None:
             _write_evaluation(folder.drift, *make_drift(index))
         left -= len(tasks)
+        for profile, rows in further.items():
+            for task, score in zip(tasks, rows[index], strict=True):
+                _write_evaluation(folder.cell(cell_name(task, profile)), *make_cell(task, index, score))
 
 
 def _write_evaluation(folder: Path, summary: CellSummary | DriftSummary, frame: pd.DataFrame | None) -> None:

@@ -12,7 +12,7 @@ import torch
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
 from harness.engines.backend import EngineSite
-from harness.engines.base import Sampling
+from harness.engines.engine import Sampling
 from harness.engines.student import StudentEngine
 from harness.engines.vllm_server import EXTENSION, ServedEngine, VLLMServer
 from harness.errors import RunError

@@ -29,12 +29,12 @@ from harness.lm.precision import autocast, suit_attention
 from harness.lm.rollouts import Batch, Example, Rollout, make_batches
 from harness.lm.seeding import derive_seed
 from harness.lmeval.library import TaskLibrary
-from harness.pipeline.scratch_tokenizer import Text, train_tokenizer, training_texts
+from harness.pipeline.build.scratch_tokenizer import Text, train_tokenizer, training_texts
 from harness.rundir.files import sync_tree
 from harness.rundir.locks import waiting_lock
 
 if TYPE_CHECKING:
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers import Qwen3ForCausalLM
 
 Progress = Callable[[str, int, int], None]
 
@@ -80,19 +80,9 @@ def _build(
 
 
 def _random_model(shape: Architecture, vocabulary: int, seed: int) -> Qwen3ForCausalLM:
-    from transformers import Qwen3ForCausalLM
+    from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    config = recipe_config(shape, vocabulary)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return Qwen3ForCausalLM(config)
-
-
-def recipe_config(shape: Architecture, vocabulary: int) -> Qwen3Config:
-    """Return the configuration of a model that is built here."""
-    from transformers import Qwen3Config
-
-    return Qwen3Config(
+    config = Qwen3Config(
         vocab_size=vocabulary,
         hidden_size=shape.hidden_size,
         intermediate_size=shape.intermediate_size,
@@ -103,6 +93,9 @@ def recipe_config(shape: Architecture, vocabulary: int) -> Qwen3Config:
         max_position_embeddings=shape.context,
         tie_word_embeddings=shape.tie_embeddings,
     )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Qwen3ForCausalLM(config)
 
 
 def _warm_up(

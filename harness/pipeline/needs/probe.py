@@ -17,7 +17,7 @@ from harness.config.run_spec import RunSpec
 from harness.config.suite import Stage, Suite
 from harness.errors import HarnessError
 from harness.pipeline.run import run
-from harness.pipeline.workers import worker_pool
+from harness.pipeline.sweeps.workers import worker_pool
 from harness.rundir.files import read_results
 from harness.rundir.reader import RunDir
 from harness.rundir.store import read_manifest

@@ -14,7 +14,7 @@ from urllib.parse import urlparse
 import psutil
 import torch
 
-from harness.pipeline.scratch import cache_folder
+from harness.pipeline.build.scratch import cache_folder
 
 NEEDED = ("torch", "transformers", "lm_eval", "datasets", "accelerate", "peft")
 EXTRAS = {

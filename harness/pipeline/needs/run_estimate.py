@@ -16,7 +16,8 @@ from harness.config.run_spec import PlannedStage, RunSpec
 from harness.config.training import Training
 from harness.lm.chat import Renderer
 from harness.lmeval.task import Task
-from harness.pipeline.memory_estimate import (
+from harness.pipeline.build.model_source import resolve_device
+from harness.pipeline.needs.memory_estimate import (
     GIB,
     ModelShape,
     StageNeeds,
@@ -25,7 +26,6 @@ from harness.pipeline.memory_estimate import (
     show_bytes,
     stage_needs,
 )
-from harness.pipeline.models import resolve_device
 from harness.pipeline.resources import trainer_of
 
 ASSUMED_PROMPT = 512  # tokens, where the tokenizer is not here

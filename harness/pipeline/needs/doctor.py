@@ -16,12 +16,11 @@ from harness.evaluation.groups import load_evaluation_plan
 from harness.lm.chat import Renderer
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task
-from harness.pipeline.machine import Finding, free_bytes, look_at_machine
-from harness.pipeline.memory_estimate import config_file, show_bytes
-from harness.pipeline.models import resolve_device
-from harness.pipeline.plan import tokenizer_without_writing
-from harness.pipeline.probe import STEPS, Probe, probe_run
-from harness.pipeline.run_estimate import (
+from harness.pipeline.build.model_source import resolve_device, tokenizer_without_writing
+from harness.pipeline.needs.machine import Finding, free_bytes, look_at_machine
+from harness.pipeline.needs.memory_estimate import config_file, show_bytes
+from harness.pipeline.needs.probe import STEPS, Probe, probe_run
+from harness.pipeline.needs.run_estimate import (
     RunEstimate,
     available_memory,
     estimate_run,

@@ -22,10 +22,10 @@ from harness.config.run_spec import RunSpec
 from harness.config.suite import Resources, Suite
 from harness.errors import ConfigError, HarnessError, InUseError, RunError, StoppedError
 from harness.lmeval.library import TaskLibrary
-from harness.pipeline.models import checkpoint_of, limit_threads
+from harness.pipeline.build.model_source import checkpoint_of, limit_threads
 from harness.pipeline.run import run
-from harness.pipeline.sweep import models_of
-from harness.rundir.progress import Event, Report
+from harness.pipeline.sweeps.sweep import models_of
+from harness.rundir.process.progress import Event, Report
 
 RETRIES = 5  # of a task whose worker or node died
 RELEASE_SECONDS = 180.0  # until a lost node's process has let go of its run folder

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import safe_open
 
 from harness.adapter import Requirements
-from harness.config.models import Model, Pretrained, Scratch
+from harness.config.models import Architecture, Model, Pretrained, Scratch
 from harness.config.training import Training
+from harness.lm.checkpoints import OWN_CODE
 from harness.lm.output_layer import LARGE_TILE, TILES
-from harness.pipeline.scratch import recipe_config
 
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -52,15 +54,16 @@ class StageNeeds:
 
 
 def shape_of(spec: Model) -> ModelShape | None:
-    """Return a model's shape from its recipe, or from a config.json that is here; None for one that is not here."""
+    """Return a model's shape from its recipe, or from a folder that is here; None for a model that is not here."""
     if isinstance(spec, Scratch):
-        return _shape(recipe_config(spec.architecture, spec.tokenizer.vocab_size))
+        return _recipe_shape(spec.architecture, spec.tokenizer.vocab_size)
     file = config_file(spec)
     if file is None:
         return None
     from transformers import AutoConfig
 
-    return _shape(AutoConfig.from_pretrained(file.parent, trust_remote_code=False))
+    config: Any = AutoConfig.from_pretrained(file.parent, **OWN_CODE)
+    return _shape(config, _stored_parameters(file.parent) or _counted_parameters(config))
 
 
 def config_file(spec: Pretrained) -> Path | None:
@@ -133,18 +136,41 @@ def _kept_by_token(shape: ModelShape) -> int:
     return shape.layers * layer + 2 * shape.hidden
 
 
-def _shape(config: Any) -> ModelShape:
-    """Return a configuration's shape; parameters are counted on a model without storage."""
+def _recipe_shape(shape: Architecture, vocabulary: int) -> ModelShape:
+    """Return the shape of a Qwen3 model that is built here; its norms of queries and keys have a head's width."""
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    attention = 2 * queries * shape.hidden_size + 2 * keys * shape.hidden_size + 2 * shape.head_dim
+    layer = attention + 3 * shape.hidden_size * shape.intermediate_size + 2 * shape.hidden_size
+    tables = (1 if shape.tie_embeddings else 2) * vocabulary * shape.hidden_size
+    parameters = tables + shape.layers * layer + shape.hidden_size
+    return ModelShape(parameters, vocabulary, shape.hidden_size, shape.layers, shape.intermediate_size, queries, keys)
+
+
+def _stored_parameters(folder: Path) -> int:
+    """Return how many numbers a folder's safetensors hold, from their headers; 0 where it has none."""
+    count = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            count += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return count
+
+
+def _counted_parameters(config: Any) -> int:
+    """Return the parameters of a configuration whose weights are not here, counted on a model without storage."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = cast(Any, AutoModelForCausalLM).from_config(config, trust_remote_code=False)
+        model = cast(Any, AutoModelForCausalLM).from_config(config, **OWN_CODE)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _shape(config: Any, parameters: int) -> ModelShape:
     text = config.get_text_config()
     heads = int(text.num_attention_heads)
     width = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
     kv_heads = int(getattr(text, "num_key_value_heads", None) or heads)
     return ModelShape(
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=parameters,
         vocabulary=int(text.vocab_size),
         hidden=int(text.hidden_size),
         layers=int(text.num_hidden_layers),

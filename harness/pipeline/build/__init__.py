@@ -1,0 +1,1 @@
+"""Models: where they come from, how small ones are built from scratch, and their tokenizers."""
