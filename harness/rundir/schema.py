@@ -354,7 +354,7 @@ class StepLine(Record):
     )
     warnings: tuple[str, ...] | None = Field(
         default=None,
-        description="names of the guards that warned at this step; `non-finite` ends the stage; null where none looked",
+        description="names of the guards that warned at this step; `non-finite` ends the stage; null where no guard ran",
     )
 
     @property

@@ -1,1 +1,1 @@
-"""Models: where they come from, how small ones are built from scratch, and their tokenizers."""
+"""Models of a run: from a folder, the hub, or built from scratch."""
