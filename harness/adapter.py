@@ -231,6 +231,11 @@ class Adapter(Strict, ABC):
         """What the method does with these options; unless it says more, it trains on the student's own responses."""
         return Capabilities()
 
+    @property
+    def updates(self) -> bool:
+        """Whether it changes weights: a control does not, and leaves no checkpoint."""
+        return bool(self.capabilities.trains_on)
+
     def refuse(self, training: Training) -> None:
         """Raise `ConfigError` for a budget that this adapter cannot train with; called when a suite is read."""
 

@@ -28,7 +28,8 @@ OF_A_SERVER = (
 # What a session may set for itself: out of memory in stage 3 is answered by a smaller micro-batch, not by starting again.
 MAY_CHANGE = frozenset(
     {
-        *("device", "threads", "data", "include", "resources", "trust_remote_code", "evaluation.batch_size"),
+        *("device", "threads", "data", "include", "resources", "trust_remote_code"),
+        *("evaluation.batch_size", "evaluation.teacher"),
         *("training.micro_batch", "stages.*.training.micro_batch", "adapter.training.micro_batch"),
         *("vllm.gpu_memory_utilization", "vllm.cpu_cache_gib"),
         *(f"vllm_server.{key}" for key in ("urls", "shared_folder", "concurrency", "timeout", "deadline")),
@@ -137,7 +138,16 @@ class RunSpec:
 
     def config(self) -> dict[str, Any]:
         """Return the suite as this run resolves it, without what belongs to its siblings."""
-        apart = {"adapters", "seeds", "orders", "description", "snapshot_minutes", "keep_rollouts", "trackers"}
+        apart = {
+            "adapters",
+            "seeds",
+            "orders",
+            "description",
+            "snapshot_minutes",
+            "keep_rollouts",
+            "trackers",
+            "checkpoints",
+        }
         suite = self.suite.model_dump(mode="json", exclude=apart)
         if profiles := suite["evaluation"].get("profiles"):
             # A hash knows no order of keys, and the first profile is the one whose scores are the suite's.

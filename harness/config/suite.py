@@ -33,6 +33,18 @@ HF = "hf"  # the backend of suites that name none
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
 
+class Checkpoints(Strict):
+    """Which stages' checkpoints stay on the disk; one goes as soon as nothing needs it."""
+
+    keep: Literal["all", "last"] | tuple[PathPart, ...] = Field(
+        default="all", description="`all`, the `last` stage's, or a list of stages"
+    )
+
+    def holds(self, stage: str) -> bool:
+        """Whether a stage's checkpoint stays; the last stage's is asked for under `last` only when the run is done."""
+        return self.keep == "all" or (self.keep != "last" and stage in self.keep)
+
+
 class AdapterEntry(Strict):
     """One method under test; several entries may use one adapter with other options."""
 
@@ -151,6 +163,7 @@ class Suite(Strict):
     origin: Origin | None = Field(
         default=None, description="written by `--from`: the stage that the student comes from"
     )
+    checkpoints: Checkpoints = Field(default=Checkpoints(), description="which stages' checkpoints stay on the disk")
     resources: Resources | None = Field(default=None, description="what a run asks a cluster for")
 
     # The settings of every backend that has a block, and of the one that is used.
@@ -200,6 +213,9 @@ class Suite(Strict):
             )
         if JOINT in {*self.orders, *names}:
             raise ValueError(f"{JOINT!r} is the order that trains all tasks in one stage; choose another name")
+        kept = () if isinstance(self.checkpoints.keep, str) else self.checkpoints.keep
+        if unknown := sorted(set(kept) - {*names, JOINT}):
+            raise ValueError(f"checkpoints.keep names {', '.join(unknown)}; expected all, last, or stages of {names}")
         for name, order in self.orders.items():
             if sorted(order) != sorted(names):
                 raise ValueError(f"order {name!r} is {list(order)}, expected a permutation of {names}")

@@ -37,7 +37,7 @@ from harness.rundir.overlap_record import Overlap
 from harness.rundir.process.progress import Event, Report
 from harness.rundir.process.secrets import mask
 from harness.rundir.process.session import PeakMemory, Timer
-from harness.rundir.process.trackers import Log, check_trackers, tracked, untracked
+from harness.rundir.process.trackers import Log, TrackedRun, check_trackers, tracked, untracked
 from harness.rundir.schema import SCHEMA, SOURCES, Manifest, Noise, StageRecord
 from harness.rundir.snapshots import StopRequest
 from harness.teachers.teacher_pool import TeacherPool, refuse_request
@@ -145,6 +145,11 @@ class RunResources:
 
     def verify(self, checkpoint: Path, name: str) -> str:
         """Return the digest of a checkpoint's weights; raises `RunError` for one that is not what the run recorded."""
+        if not checkpoint.is_dir():
+            raise RunError(
+                f"{checkpoint} is not there, and what is left of the run needs it; restore it from a copy, or choose another "
+                "--out to train it again"
+            )
         found = {"weights": (self.weights, weights_digest(checkpoint)), "files": (self.files, files_digest(checkpoint))}
         for what, (recorded, present) in found.items():
             if recorded.setdefault(name, present) not in ("", present):
@@ -222,10 +227,9 @@ class RunResources:
 
     def tracked(self) -> AbstractContextManager[Log]:
         """Return the suite's trackers, which take figures at a step counted through the stages until they are closed."""
-        folder = self.spec.path / "trackers"
-        return tracked(
-            self.suite.trackers, self.suite.name, self.spec.label, folder, mask(self.spec.config()), self.warn
-        )
+        group = f"{self.suite.name}/{self.spec.entry}/{self.spec.order}"
+        run = TrackedRun(self.suite.name, self.spec.label, group, self.spec.path / "trackers")
+        return tracked(self.suite.trackers, run, mask(self.spec.config()), self.warn)
 
     def checkpoint_of(self, spec: Model) -> Path:
         """Return the folder of a model of this run, built or fetched where it is not there."""

@@ -29,6 +29,7 @@ from harness.rundir.files import CURVE, as_record, file_digest, full_disk_named,
 from harness.rundir.process.progress import SHOWN, Counter
 from harness.rundir.process.session import this_session
 from harness.rundir.process.trackers import Log
+from harness.rundir.retention import check_space
 from harness.rundir.rollout_log import Keep, Trajectories
 from harness.rundir.schema import DoneFile, StepLine
 from harness.rundir.shared_stages import SharedStages
@@ -75,6 +76,7 @@ class StageTrainer:
     def _train_whole(self, folder: StageFolder, stage: PlannedStage, checkpoint: Path, before: str) -> DoneFile:
         train = folder.open_training()
         weights = self.resources.verify(checkpoint, before)
+        self._check_space(stage, checkpoint)
         with self.phase("models"):
             student = load(checkpoint, self.suite.student, self.device)
             check_head(student.model)
@@ -82,7 +84,7 @@ class StageTrainer:
         trajectories = Trajectories(train, student.renderer, self.suite.keep_rollouts)
         engine = self._engine(student, stage, checkpoint)
         context = self._context(train, stage, student, weights, engine, trajectories.keep)
-        done = self._train(train, self.resources.adapter_of(stage), context, student)
+        done = self._train(train, self.resources.adapter_of(stage), context, student, checkpoint)
         trajectories.finish()
         sync_tree(train)
         logs = {name: file_digest(train / name) for name in LOGS if (train / name).is_file()}
@@ -111,7 +113,12 @@ class StageTrainer:
         }
         return digest(parts)
 
-    def _train(self, train: Path, adapter: Adapter, context: StageContext, student: Loaded) -> DoneFile:
+    def _check_space(self, stage: PlannedStage, start: Path) -> None:
+        snapshots, updates = self.suite.snapshot_minutes is not None, self.resources.adapter_of(stage).updates
+        if updates and (warning := check_space(self.spec.path, start, stage.name, snapshots)):
+            self.resources.warn(warning)
+
+    def _train(self, train: Path, adapter: Adapter, context: StageContext, student: Loaded, start: Path) -> DoneFile:
         started = time.perf_counter()
         seed_global_generators(context.seed)
         with self.phase("train"), _save_last_good_on_failure(student, train.parent / "last_good"):
@@ -122,10 +129,13 @@ class StageTrainer:
             finally:
                 self.resources.stop.waited_for, self.resources.stop.cost = False, ""
         seconds = time.perf_counter() - started
-        _save_whole(student, train / "checkpoint")
+        checkpoint = train / "checkpoint" if adapter.updates else start
+        if adapter.updates:
+            _save_whole(student, checkpoint)
         return DoneFile(
-            weights=weights_digest(train / "checkpoint"),
-            files=files_digest(train / "checkpoint"),
+            weights=weights_digest(checkpoint),
+            files=files_digest(checkpoint),
+            unchanged="" if adapter.updates else str(start.resolve()),
             teacher=None if self.teachers.teacher is None else self.teachers.teacher.identity,
             steps=result.steps,
             seconds=round(seconds, 3),
@@ -252,7 +262,8 @@ def _step_log(path: Path, progress: Counter, track: Log, before: int) -> Callabl
         line = as_record(step, StepLine, "a step that the trainer logged")
         with path.open("a", encoding="utf-8") as file:
             file.write(json_line(line.as_json()))
-        progress.reach(line.step + 1, {name: figure for name in SHOWN if (figure := getattr(line, name)) is not None})
+        figures = {name: figure for name in ("loss", *SHOWN) if (figure := getattr(line, name)) is not None}
+        progress.reach(line.step + 1, figures)
         track({"train": step}, before + line.step)
 
     return log

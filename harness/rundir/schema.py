@@ -291,6 +291,12 @@ class DoneFile(Record):
     steps: int = Field(ge=0, description="training steps taken")
     seconds: float = Field(default=0.0, description="wall-clock seconds of the training")
     prompts: int = Field(default=0, ge=0, description="training items that prompts were drawn from")
+    unchanged: str = Field(
+        default="", description="folder of the weights that the stage began with, where it changed none and wrote none"
+    )
+    kept: bool = Field(
+        default=True, description="false once the checkpoint was removed as the suite's `checkpoints` asks"
+    )
     logs: dict[str, str] = Field(
         default={}, description="digests of the files next to it: steps.jsonl, curve.jsonl, rollouts.parquet"
     )
