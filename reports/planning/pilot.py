@@ -139,7 +139,9 @@ def _from_pilot(entry: ClaimEntry, place: ClaimScope, profile: str, evidence: Ev
         return NoPlan(name, found.reason)
     effect = found.estimate
     if len(effect.by_seed) < 2:
-        return NoPlan(name, f"the pilot has {len(effect.by_seed)} seeds of all its methods; a plan needs at least 2")
+        return NoPlan(
+            name, f"its methods share {len(effect.by_seed)} of the pilot's seeds; a plan needs at least 2 seeds"
+        )
     involved = [method for method in evidence.methods if method.first.adapter in entry.parsed.adapters]
     methods = [shown for method in involved if (shown := method.under(found.profile)) is not None]
     text = fill(entry.text, place)
