@@ -38,7 +38,7 @@ class Server(TeacherKind):
         min_length=1, description="one address for each replica, such as http://node1:8000"
     )
     model: str = Field(description="the name under which the servers know the model")
-    revision: str = Field(default="", description="of the model, for the manifest; a server does not tell it")
+    revision: str = Field(default="", description="of the model, for the manifest; a server does not report it")
     max_logprobs: int = Field(default=20, gt=0, description="the `--max-logprobs` of the servers; vLLM's default is 20")
     batch: int = Field(default=8, gt=0, description="sequences in one request")
     concurrency: int = Field(default=8, gt=0, description="requests in flight at each replica")
