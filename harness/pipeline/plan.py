@@ -48,11 +48,14 @@ def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
     for task in tasks.values():
         _print_items(console, suite, task)
     entries = {spec.entry: spec for spec in specs}
+    fits: dict[tuple[Any, ...], str] = {}
     for entry, spec in entries.items():
         refuse_teachers(spec, make_adapter(entry, suite.adapters[entry]))
-        console.print(f"prompts under {entry}: {_fits(spec, evaluated, library)}", markup=False, highlight=False)
+        if (prompts := _prompts_of(spec)) not in fits:
+            fits[prompts] = _fits(spec, evaluated, library)
+        console.print(f"prompts under {entry}: {fits[prompts]}", markup=False, highlight=False)
     overlaps: list[Overlap] = []
-    for spec in entries.values():
+    for spec in {_prompts_of(spec): spec for spec in entries.values()}.values():
         overlap = stream_overlap(spec, tasks, library)
         if overlap not in overlaps:
             overlaps.append(overlap)
@@ -185,6 +188,11 @@ def _print_overlap(console: Console, overlap: Overlap) -> None:
 
 def _test_items(suite: Suite, task: Task) -> int:
     return len(task.test_docs(suite.evaluation.limit))
+
+
+def _prompts_of(spec: RunSpec) -> tuple[Any, ...]:
+    """Return what decides a run's prompts and their budgets; entries that agree in it are checked once."""
+    return tuple((stage.trains, stage.training.train_items, stage.training.max_new_tokens) for stage in spec.stages)
 
 
 def _fits(spec: RunSpec, evaluated: EvaluationPlan, library: TaskLibrary) -> str:
