@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from harness.config.base import is_list, is_mapping, merge
+from harness.config.base import is_list, is_mapping
 from harness.config.explain import explain
 from harness.config.models import Pretrained, Scratch
 from harness.config.read_yaml import parse_yaml, read_yaml
 from harness.config.suite import Suite
 from harness.config.teacher_settings import TeacherSettings
-from harness.config.training import Training
+from harness.config.training import Training, merge_training
 from harness.errors import ConfigError
 
 AnyModel = TypeVar("AnyModel", bound=Pretrained | Scratch | TeacherSettings)
@@ -156,7 +156,7 @@ def _spread_training(raw: dict[str, Any]) -> None:
     if not is_list(stages) or not is_mapping(shared):
         return
     _name_stages(raw)
-    raw["stages"] = [_stage(stage, shared) for stage in raw["stages"]]
+    raw["stages"] = [_stage(stage, shared, raw.get("adapters")) for stage in raw["stages"]]
 
 
 def _name_stages(raw: dict[str, Any]) -> None:
@@ -165,9 +165,18 @@ def _name_stages(raw: dict[str, Any]) -> None:
         raw["stages"] = [{"task": stage} if isinstance(stage, str) else stage for stage in raw["stages"]]
 
 
-def _stage(stage: Any, shared: dict[str, Any]) -> Any:
+def _stage(stage: Any, shared: dict[str, Any], entries: Any) -> Any:
+    """Return a stage with its whole training, and with its adapter as a mapping."""
     own = stage.get("training", {}) if is_mapping(stage) else None
-    return {**stage, "training": merge(shared, own)} if is_mapping(stage) and is_mapping(own) else stage
+    if not is_mapping(stage) or not is_mapping(own):
+        return stage
+    stage = {**stage, "training": merge_training(shared, own)}
+    if isinstance(name := stage.get("adapter"), str):
+        entry: Any = entries.get(name) if is_mapping(entries) else None
+        stage["adapter"] = (
+            {**entry, "adapter": entry.get("adapter") or name} if is_mapping(entry) else {"adapter": name}
+        )
+    return stage
 
 
 def _with_absolute_paths(suite: Suite, folder: Path, include: Sequence[Path]) -> Suite:

@@ -34,6 +34,7 @@ def run(spec: RunSpec, report: Report = silent) -> Path:
         if is_finished(spec):
             return spec.path
         resources = RunResources(spec, report)
+        spec = resources.spec
         trainer, evaluator = StageTrainer(resources), StageEvaluator(resources, store.stage(0))
         folders = [store.stage(stage.index, stage.name) for stage in spec.stages]
         _prepare(resources, store)

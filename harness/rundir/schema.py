@@ -69,6 +69,9 @@ class StageRecord(Record):
     name: PathPart = Field(description="the task's name, or the stage's where it trains several tasks")
     trains: tuple[PathPart, ...] = Field(description="the tasks that it trains")
     steps: int = Field(default=0, ge=0, description="its training steps; 0 where an early version did not record them")
+    adapter: str = Field(
+        default="", description="what trains it for all methods; empty where the method under test does"
+    )
 
 
 class Noise(Record):

@@ -131,7 +131,8 @@ class Server(TeacherKind):
 
     def _served_by(self, replicas: Replicas, url: str) -> dict[str, Any]:
         listed = replicas.get(url, "/v1/models")
-        models = {model["id"]: model for model in listed.get("data", ())}
+        data = listed.get("data") if isinstance(listed, dict) else None
+        models = {model["id"]: model for model in data or () if isinstance(model, dict) and "id" in model}
         if self.model not in models:
             raise ModelError(
                 f"the server at {url} does not serve {self.model!r} but {', '.join(map(repr, models)) or 'nothing'}; correct "

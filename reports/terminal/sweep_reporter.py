@@ -44,6 +44,18 @@ def summarise(console: Console, specs: Sequence[RunSpec]) -> None:
     console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
 
 
+def foresee(console: Console, specs: Sequence[RunSpec]) -> None:
+    """Print which differences these runs can find, by shipped priors; nothing where they compare no two methods."""
+    from reports.planning.power_plan import foresee_differences
+
+    suite = specs[0].suite
+    trained = {spec.entry for spec in specs if spec.kind != "none"}
+    if len(trained) > 1:
+        profile = next(iter(suite.evaluation.all_profiles.values()))
+        seeds = len({spec.seed for spec in specs})
+        console.print(foresee_differences(seeds, suite.evaluation.limit, profile.n), markup=False, highlight=False)
+
+
 def write_study(console: Console, plan: Plan, page: Path) -> None:
     """Write a study's page and print where it is."""
     from reports.study.build_study import build_study

@@ -116,12 +116,12 @@ def models_of(specs: Sequence[RunSpec]) -> dict[str, tuple[RunSpec, Model, int]]
 
     Teachers come first: they take longest. The runs may be of different suites.
     """
-    taught = [
-        spec
+    teachers = [
+        (spec, stage.teacher)
         for spec in specs
-        if make_adapter(spec.entry, spec.suite.adapters[spec.entry]).requirements.teacher != "none"
+        for stage in spec.stages
+        if make_adapter(spec.entry, stage.adapter).requirements.teacher != "none"
     ]
-    teachers = [(spec, stage.teacher) for spec in taught for stage in spec.stages]
     students = [(spec, spec.suite.student) for spec in specs]
     wanted = [(spec, model) for spec, model in [*teachers, *students] if isinstance(model, Scratch)]
     own = [(spec, model, spec.seed if model.seed is None else model.seed) for spec, model in wanted]
