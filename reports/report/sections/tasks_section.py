@@ -68,6 +68,8 @@ def _cell(cell: dict) -> str:
 
 
 def _changes(items: TaskItems | None, *, has_outcomes: bool) -> list[Block]:
+    if items is None and not has_outcomes:
+        return [Text("Its items have no right or wrong answers, so none can change between them.", "note")]
     if items is None:
         return [Text("Its answers were not stored, so none can be read.", "missing")]
     links: list[Block] = [
