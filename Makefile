@@ -60,7 +60,7 @@ test-gpu: $(DEV) $(VLLM)  ## Run the tests that need a CUDA device
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu
 
 docs: $(DEV)  ## Write the field tables of docs/run-directory.md from the schema
-	$(BIN)/python -m harness.rundir.page docs/run-directory.md
+	$(BIN)/python -m harness.rundir.schema_page docs/run-directory.md
 
 pitfalls: $(DEV)  ## Write docs/pitfalls.md from the pitfall markers of the tests
 	$(BIN)/python -m tests.docs.pitfalls

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.page import table
 from benchmarks.report_runs import Scale, write_runs
+from benchmarks.results_page import table
 
 RUNS = (10, 100, 500)
 METHODS = 5

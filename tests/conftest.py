@@ -61,7 +61,7 @@ def micro(micro_file: Path) -> Suite:
 @pytest.fixture(scope="session")
 def student_folder(micro: Suite, library: TaskLibrary) -> Path:
     """A micro student's checkpoint, warmed up so that it answers in the right shape."""
-    from harness.pipeline.models import checkpoint_of
+    from harness.pipeline.build.model_source import checkpoint_of
 
     return checkpoint_of(micro.student, 0, library)
 
@@ -69,7 +69,7 @@ def student_folder(micro: Suite, library: TaskLibrary) -> Path:
 @pytest.fixture(scope="session")
 def teacher_folder(micro: Suite, library: TaskLibrary) -> Path:
     """A micro teacher's checkpoint: the student's tokenizer, other weights."""
-    from harness.pipeline.models import checkpoint_of
+    from harness.pipeline.build.model_source import checkpoint_of
 
     assert isinstance(micro.teacher, Scratch)
     return checkpoint_of(micro.teacher, 0, library)

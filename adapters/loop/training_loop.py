@@ -28,7 +28,7 @@ from harness.lm.rollouts import Reduction, Rollout
 
 if TYPE_CHECKING:
     from harness.lm.optimiser import Updater
-    from harness.teachers.base import Teacher
+    from harness.teachers.teacher import Teacher
 
 Objective = Literal["forward_kl", "reverse_kl"]
 REDUCTION = (

@@ -32,7 +32,7 @@ def evaluate(
 def regrade(
     runs: Runs,
     grader: Annotated[
-        str, typer.Option(help="A metric that tasks offer beside their own, e.g. sdft; default: each task's own.")
+        str, typer.Option(help="A metric that tasks offer next to their own, e.g. sdft; default: each task's own.")
     ] = "",
     include_path: Include = None,
     trust: Annotated[

@@ -29,6 +29,7 @@ def verify(
     announce("reading runs")
 
     from harness.errors import HarnessError
+    from harness.lm.checkpoints import checkpoint_digests
     from harness.rundir.integrity import REMEDIES, find_faults, move_away
     from harness.rundir.reader import RunDir, find_run_folders, find_runs
     from harness.rundir.store import RunStore
@@ -41,7 +42,7 @@ def verify(
             console.say(f"{error}; {REMEDIES['restore']}")
             wrong += 1
             continue
-        faults = list(find_faults(run))
+        faults = list(find_faults(run, checkpoint_digests))
         wrong += len(faults)
         for fault in faults:
             console.say(f"{fault.sentence}; {REMEDIES[fault.remedy]}")

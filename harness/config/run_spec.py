@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 
 from harness.config.base import digest, merge
 from harness.config.suite import Suite
-from harness.config.teacher import TeacherSpec
+from harness.config.teacher_settings import TeacherSpec
 from harness.config.training import Training
 
 TEACHERS = tuple(f"{place}teacher{cached}" for place in ("", "stages.*.") for cached in ("", ".of"))
@@ -31,6 +31,7 @@ MAY_CHANGE = frozenset(
         *("device", "threads", "data", "include", "resources", "trust_remote_code", "evaluation.batch_size"),
         *("training.micro_batch", "stages.*.training.micro_batch", "adapter.training.micro_batch"),
         *("vllm.gpu_memory_utilization", "vllm.cpu_cache_gib"),
+        *(f"vllm_server.{key}" for key in ("urls", "shared_folder", "concurrency", "timeout", "deadline")),
         # Where a teacher is served and how patiently it is asked; that it is the same one is checked by its scores.
         *(f"{place}.{key}" for place in TEACHERS for key in OF_A_SERVER),
     }

@@ -19,12 +19,12 @@ from pydantic import (
     model_validator,
 )
 
-from harness.config.backend import GROUP, BackendSettings, read_settings
+from harness.config.backend_settings import GROUP, BackendSettings, read_settings
 from harness.config.base import Name, PathPart, Strict, merge
 from harness.config.evaluation import Evaluation
 from harness.config.models import Model
 from harness.config.plugins import registered
-from harness.config.teacher import TeacherSpec
+from harness.config.teacher_settings import TeacherSpec
 from harness.config.training import Training
 
 JOINT = "joint"  # the order that trains all tasks in one stage

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from harness.engines.backend import EngineSite
-from harness.engines.base import Completion, Sampling
+from harness.engines.engine import Completion, Sampling
 from harness.errors import RunError
 from harness.lm.checkpoints import OWN_CODE
 from harness.lm.seeding import prompt_seeds

@@ -21,7 +21,7 @@ from lm_eval.evaluator import simple_evaluate
 
 from harness.config.evaluation import Evaluation
 from harness.config.models import Chat
-from harness.engines.base import CheckpointEngine
+from harness.engines.engine import CheckpointEngine
 from harness.errors import HarnessError, TaskError
 from harness.evaluation.answering import Answering
 from harness.evaluation.cell_cache import CellResult, SharedCells

@@ -170,6 +170,11 @@ def files_digest(folder: Path) -> str:
     return digest([[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in present])
 
 
+def checkpoint_digests(folder: Path) -> dict[str, str]:
+    """Return the digests of all that a checkpoint's folder holds: `weights_digest` and `files_digest`."""
+    return {"weights": weights_digest(folder), "configuration and tokenizer": files_digest(folder)}
+
+
 def config_digest(folder: Path) -> str:
     """Return 16 hexadecimal digits of what a checkpoint's model computes with its weights: rotary base, norms, tied layers.
 

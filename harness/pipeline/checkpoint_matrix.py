@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness.config.suite import Suite
-from harness.engines.pool import EnginePool
+from harness.engines.engine_pool import EnginePool
 from harness.errors import ModelError
 from harness.evaluation.cell_cache import SharedCells
 from harness.evaluation.evaluator import ServedCheckpoint, evaluate
@@ -21,7 +21,7 @@ from harness.lm.checkpoints import allow_own_code, context_of, load_renderer, we
 from harness.lmeval.checks import check_test_prompts
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task
-from harness.pipeline.models import limit_threads, resolve_device
+from harness.pipeline.build.model_source import limit_threads, resolve_device
 from harness.rundir.files import stderr_to, write_cell
 from harness.rundir.store import cell_name
 

@@ -25,8 +25,8 @@ from harness.lm.seeding import preserved_random_state
 from harness.lmeval.task import Task
 from harness.pipeline.resources import RunResources, sampled_cells
 from harness.rundir.files import read_cell, read_results, write_cell, written
-from harness.rundir.progress import Counter
-from harness.rundir.schema import DriftSummary, StartAnswers
+from harness.rundir.process.progress import Counter
+from harness.rundir.schema import DRIFT_FIGURES, DriftSummary, StartAnswers
 from harness.rundir.store import StageFolder
 
 
@@ -119,7 +119,7 @@ class StageEvaluator:
             rows = pd.concat([drift.as_frame(self.answers), rows.drop(columns=["task", "item_id"])], axis=1)
         place = {"stage": _stage_index(folder), "weights": served.weights, "start": start}
         write_cell(folder.drift, summary.model_copy(update=place), rows)
-        self._track(folder, "drift", {name: getattr(summary, name) for name in drift.FIGURES})
+        self._track(folder, "drift", {name: getattr(summary, name) for name in DRIFT_FIGURES})
 
     @cached_property
     def answers(self) -> list[drift.DriftAnswers]:

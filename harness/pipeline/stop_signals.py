@@ -51,7 +51,7 @@ def stop_on_signals(request: StopRequest) -> Generator[None]:
 def hand_on_signals(request: StopRequest) -> Generator[None]:
     """Hand both signals on to the pool's workers in this block, and note the first one in `request`.
 
-    A worker ends its run as `stop_on_signals` says. The pool's queue manager goes on, because the workers still report to it.
+    A worker ends its run as `stop_on_signals` says. The manager of queues is left out: the workers still report to it.
     """
 
     def answer(number: int, _: FrameType | None) -> None:

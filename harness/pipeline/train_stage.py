@@ -12,7 +12,7 @@ from typing import Any, cast
 from harness.adapter import StageContext
 from harness.config.run_spec import PlannedStage
 from harness.config.training import Training
-from harness.engines.base import Engine
+from harness.engines.engine import Engine
 from harness.engines.hf import HFEngine
 from harness.engines.student import StudentEngine
 from harness.errors import RunError, StoppedError, TrainingError
@@ -24,14 +24,14 @@ from harness.lm.rollouts import Example
 from harness.lm.seeding import derive_seed, seed_global_generators
 from harness.pipeline.resources import RunResources
 from harness.rundir.files import CURVE, as_record, file_digest, full_disk_named, json_line, sync_tree, write_sealed
-from harness.rundir.progress import SHOWN, Counter
+from harness.rundir.process.progress import SHOWN, Counter
+from harness.rundir.process.trackers import Log
 from harness.rundir.rollout_log import Keep, Trajectories
 from harness.rundir.schema import DoneFile, StepLine
 from harness.rundir.snapshots import FileSnapshots
 from harness.rundir.store import StageFolder
-from harness.rundir.trackers import Log
-from harness.teachers.base import OpenTeacher
 from harness.teachers.local import LocalTeacher, frozen_copy
+from harness.teachers.teacher import OpenTeacher
 
 LOGS = ("steps.jsonl", CURVE, "rollouts.parquet")  # of a stage; done.json vouches for them
 

@@ -7,7 +7,7 @@ checkpoint, and the manifest the digests of all weights. So each file is vouched
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,8 @@ from harness.rundir.schema import CellRecord, CellSummary, DoneFile, DriftSummar
 from harness.rundir.store import StageFolder, cell_name
 
 DAMAGED = "damaged"  # folder of a run that takes what a repair moves away
+# The digests of a checkpoint's folder by name: first of its weights, then of its other files.
+Digests = Callable[[Path], Mapping[str, str]]
 Remedy = Literal["evaluate", "train", "restore"]
 REMEDIES: dict[Remedy, str] = {
     "evaluate": "the run's command evaluates it again",
@@ -37,16 +39,17 @@ class Fault:
     missing: bool = False
 
 
-def find_faults(run: RunDir, *, thorough: bool = True) -> Iterator[Fault]:
+def find_faults(run: RunDir, digests: Digests | None = None) -> Iterator[Fault]:
     """Yield what is wrong with a run's files, stage by stage; what an unfinished run has not made yet is not wrong.
 
-    Without `thorough`, checkpoints and rollouts are left out, which reports do not read.
+    `digests` reads a checkpoint, for example `harness.lm.checkpoints.checkpoint_digests`. Without it, checkpoints and rollouts
+    are left out: reports do not read them, and reading weights loads torch.
     """
     for index in range(len(run.stages) + 1):
         folder = run.stage(index)
         weights = run.manifest.weights.get(f"stage_{index}" if index else "start", "")
         if index:
-            yield from _training(run, index, folder, weights, thorough)
+            yield from _training(run, index, folder, weights, digests)
         for place, kind in _cells(run, index, folder):
             yield from _cell(run, index, place, kind, weights)
 
@@ -55,7 +58,7 @@ def refuse_changed(runs: Iterable[RunDir]) -> list[Fault]:
     """Return what finished runs lack of the files that reports read; raises `RunError` for the first one that is changed."""
     missing: list[Fault] = []
     for run in runs:
-        faults = list(find_faults(run, thorough=False))
+        faults = list(find_faults(run))
         if changed := [fault for fault in faults if not fault.missing]:
             more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
             raise RunError(f"{changed[0].sentence}{more}; see: harness runs verify {run.path}")
@@ -77,7 +80,7 @@ def move_away(run: Path, faults: Iterable[Fault]) -> list[Path]:
     return moved
 
 
-def _training(run: RunDir, index: int, folder: StageFolder, weights: str, thorough: bool) -> Iterator[Fault]:
+def _training(run: RunDir, index: int, folder: StageFolder, weights: str, digests: Digests | None) -> Iterator[Fault]:
     train, finished = folder.path / "train", run.manifest.finished is not None
     try:
         done = folder.training_done
@@ -93,34 +96,31 @@ def _training(run: RunDir, index: int, folder: StageFolder, weights: str, thorou
     begun = run.manifest.weights.get(f"stage_{index - 1}" if index > 1 else "start", "")
     if begun and done.before and done.before != begun:
         yield Fault(train, f"{train / 'done.json'} began with the weights {done.before}, expected {begun}", "train")
-    for name, digest in done.logs.items() if thorough else [log for log in done.logs.items() if log[0] in _READ]:
+    for name, digest in done.logs.items() if digests else [log for log in done.logs.items() if log[0] in _READ]:
         if not (train / name).is_file():
             yield Fault(train, f"{train / name} is missing from a trained stage", "train", missing=True)
         elif (found := file_digest(train / name)) != digest:
             yield Fault(train, f"{train / name} was changed: its digest is {found}, expected {digest}", "train")
-    if thorough:
-        yield from _checkpoint(folder, done)
+    if digests is not None:
+        yield from _checkpoint(folder, done, digests)
 
 
 _READ = ("steps.jsonl", "curve.jsonl")  # what reports read of a training
 
 
-def _checkpoint(folder: StageFolder, done: DoneFile) -> Iterator[Fault]:
-    # torch takes seconds to import, and a report needs none of it.
-    from harness.lm.checkpoints import files_digest, weights_digest
-
+def _checkpoint(folder: StageFolder, done: DoneFile, digests: Digests) -> Iterator[Fault]:
     checkpoint, train = folder.checkpoint, folder.path / "train"
     if not checkpoint.is_dir():
         yield Fault(train, f"{checkpoint} is missing from a trained stage", "train", missing=True)
         return
     try:
-        found = {"weights": weights_digest(checkpoint), "configuration and tokenizer": files_digest(checkpoint)}
+        found = digests(checkpoint)
     except (HarnessError, OSError) as error:
         yield Fault(train, str(error), "train")
         return
-    for what, expected in zip(found, (done.weights, done.files), strict=True):
-        if expected and found[what] != expected:
-            yield Fault(train, f"{checkpoint}: its {what} changed: digest {found[what]}, expected {expected}", "train")
+    for (what, present), expected in zip(found.items(), (done.weights, done.files), strict=True):
+        if expected and present != expected:
+            yield Fault(train, f"{checkpoint}: its {what} changed: digest {present}, expected {expected}", "train")
 
 
 def _cells(run: RunDir, index: int, folder: StageFolder) -> Iterator[tuple[Path, type[CellRecord]]]:

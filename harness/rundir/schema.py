@@ -1,7 +1,7 @@
 """The files of a run directory as typed records: the pipeline writes them, reports and resumed runs read them.
 
 `SCHEMA` is the version of the whole directory and stands in the manifest. `upgrade` reads manifests of earlier versions.
-Every description here is a row of docs/run-directory.md, which `python -m harness.rundir.page` writes.
+Every description here is a row of docs/run-directory.md, which `python -m harness.rundir.schema_page` writes.
 """
 
 from __future__ import annotations
@@ -78,6 +78,18 @@ class Noise(Record):
     cells: tuple[str, ...] = Field(description="the cells that are evaluated again")
 
 
+class RegisteredClaims(Record):
+    """Claims that were registered before a run started: a line of claims.jsonl, copied into the run's manifest."""
+
+    title: str = Field(description="the title of the claims file")
+    claims: str = Field(description="digest of what the file says")
+    suite: str = Field(description="the suite's name")
+    configurations: dict[str, str] = Field(
+        description="by adapter and order, the digest of the configuration that a run of it has, without its seed"
+    )
+    when: str = Field(description="when they were registered, UTC, ISO 8601")
+
+
 class Manifest(Record):
     """What a run is and was made of: manifest.json."""
 
@@ -115,6 +127,9 @@ class Manifest(Record):
         default={}, description="digests of the start's configuration and tokenizer files and of a chat template"
     )
     overlap: Overlap | None = Field(default=None, description="overlap of training prompts with test sets")
+    registered: tuple[RegisteredClaims, ...] = Field(
+        default=(), description="the claims that were registered for the suite before the run started"
+    )
     sessions: tuple[Session, ...] = Field(default=(), description="the processes that worked on the run, in order")
     finished: str | None = Field(default=None, description="when the run ended, UTC, ISO 8601; null until then")
 
@@ -234,6 +249,9 @@ class DriftFigures(Record):
     )
     entropy: float | None = Field(default=None, description="of the current model at the answers' tokens, nats")
     entropy_prompt: float | None = Field(default=None, description="of the current model at the prompts' tokens, nats")
+
+
+DRIFT_FIGURES = tuple(DriftFigures.model_fields)
 
 
 class TaskDrift(DriftFigures):

@@ -11,7 +11,7 @@ import pytest
 
 from harness.config.models import Chat
 from harness.config.suite import Suite
-from harness.engines.base import Completion, Sampling
+from harness.engines.engine import Completion, Sampling
 from harness.evaluation import hf_model
 from harness.evaluation.evaluator import ServedCheckpoint
 from harness.lm.checkpoints import load, save, weights_digest

@@ -17,7 +17,7 @@ from harness.config.load import load_suite
 from harness.config.models import Chat
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
-from harness.engines.base import Completion, Sampling
+from harness.engines.engine import Completion, Sampling
 from harness.errors import RunError, TaskError
 from harness.evaluation import hf_model
 from harness.evaluation.cell_cache import CellResult, SharedCells

@@ -26,7 +26,7 @@ from harness.lm.checkpoints import (
     save,
     weights_digest,
 )
-from harness.pipeline.scratch_tokenizer import byte_tokenizer
+from harness.pipeline.build.scratch_tokenizer import byte_tokenizer
 
 
 @pytest.fixture

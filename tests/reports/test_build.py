@@ -274,12 +274,8 @@ def test_joint_runs_and_stages_over_several_tasks_render_beside_the_others(tmp_p
     assert "after joint" in console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_the_headline_gives_paired_differences_over_seeds(report: Path):
-    frames = load([report.parent / "tiny"])
-    opening = sentences.opening_sentences(frames)
-    # seeds swap roles, so learning differs by -20 and +20 points: mean 0, no resolution
-    difference = next(sentence for sentence in opening if sentence.startswith("aopd minus opd, paired over 2 seeds"))
-    assert "learning accuracy +0.0 [−254.1,\u00a0+254.1] points, not resolved from zero" in difference
+def test_without_a_headline_the_opening_gives_each_method_s_scores(report: Path):
+    opening = sentences.opening_sentences(load([report.parent / "tiny"]))
     assert any(sentence.startswith("opd (2 seeds) scored 75.0 [") for sentence in opening)
 
 

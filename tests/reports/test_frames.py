@@ -149,7 +149,8 @@ def test_a_refusal_names_the_fields_that_differ_and_the_command_that_mends_it(tm
         _ = load([tmp_path]).scores
     assert str(error.value).endswith(
         f"settings.max_gen_toks (24 and 9), versions.torch (2.13.0 and 2.14.0) differ; remove {one}/stage_*/eval "
-        f"{other}/stage_*/eval and evaluate them anew, alike: harness run tiny --adapter opd --seed 0 && harness run tiny "
+        f"{other}/stage_*/eval and evaluate them again with the same settings: harness run tiny --adapter opd --seed 0 && "
+        "harness run tiny "
         "--adapter aopd --seed 0"
     )
     change_keys(other, settings=settings, versions={"torch": "2.13.0"}, grading="g2")
@@ -197,7 +198,7 @@ def test_what_a_refusal_says_to_do_can_be_pasted_where_a_folder_has_a_space(tmp_
     folder = tmp_path / "my runs"
     refusal = refusal_at(folder, command="harness run 'my suite.yaml' --seed 0")
     assert f"remove '{folder}/tiny/opd/default/seed0'/stage_*/eval " in refusal
-    assert refusal.endswith("anew, alike: harness run 'my suite.yaml' --seed 0")
+    assert refusal.endswith("again with the same settings: harness run 'my suite.yaml' --seed 0")
     one, other = (folder / f"tiny/{adapter}/default/seed0" for adapter in ("opd", "aopd"))
     change_manifest(one, config={"evaluation": {"limit": 3}})
     last = "stage_2_tiny_weather/train/checkpoint"
@@ -239,7 +240,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 def test_what_a_refusal_says_to_do_mends_it(damaged: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(RunError) as error:
         _ = load([damaged / "micro"]).scores
-    removed, commands = str(error.value).split("remove ")[1].split(" and evaluate them anew, alike: ")
+    removed, commands = str(error.value).split("remove ")[1].split(" and evaluate them again with the same settings: ")
     for pattern in removed.split():
         for folder in damaged.glob(str(Path(pattern).relative_to(damaged))):
             shutil.rmtree(folder)

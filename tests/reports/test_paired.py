@@ -143,7 +143,7 @@ def test_what_is_not_comparable_is_refused_with_the_field_and_the_remedy(tmp_pat
         found.other.evaluations.run.path, f"stage_1_{TASK}", keyed({**FIELDS, "settings": {"max_gen_toks": 9}}, "b")
     )
     with pytest.raises(
-        RunError, match=r"settings.max_gen_toks \(24 and 9\) differ; remove .*/stage_\*/eval and evaluate them anew"
+        RunError, match=r"settings.max_gen_toks \(24 and 9\) differ; remove .*/stage_\*/eval and evaluate them again"
     ):
         compare_pairs([found])
     with pytest.raises(RunError, match="max_gen_toks"):

@@ -16,6 +16,7 @@ from harness.cli.app import app
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.errors import RunError
+from harness.lm.checkpoints import checkpoint_digests
 from harness.pipeline.run import run
 from harness.rundir.integrity import find_faults
 from harness.rundir.reader import find_runs
@@ -126,7 +127,9 @@ def test_every_kind_of_damage_of_a_finished_run_is_named(aopd: Path, tmp_path: P
         copy = tmp_path / f"{number}"
         shutil.copytree(aopd, copy)
         damage(copy / file)
-        found[f"verify: {name}"] = outcome(copy, lambda path: list(find_faults(find_runs([path])[0])))
+        found[f"verify: {name}"] = outcome(
+            copy, lambda path: list(find_faults(find_runs([path])[0], checkpoint_digests))
+        )
         if file not in OTHERS and not file.endswith("checkpoint"):
             found[f"report: {name}"] = outcome(copy, lambda path: load([path]).faults)
         shutil.rmtree(copy)
@@ -139,12 +142,12 @@ def test_every_kind_of_damage_of_a_finished_run_is_named(aopd: Path, tmp_path: P
 
 
 def test_an_undisturbed_run_is_whole_and_so_is_one_that_still_goes_on(aopd: Path, tmp_path: Path):
-    assert list(find_faults(find_runs([aopd])[0])) == []
+    assert list(find_faults(find_runs([aopd])[0], checkpoint_digests)) == []
     copy = shutil.copytree(aopd, tmp_path / "run")
     set_in("finished", None)(copy / "manifest.json")
     vouch(copy / "manifest.json")
     shutil.rmtree(copy / FOLDERS[2])
-    assert list(find_faults(find_runs([copy])[0])) == []
+    assert list(find_faults(find_runs([copy])[0], checkpoint_digests)) == []
     assert load([copy]).faults == ()
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from harness.config.suite import Suite
-from harness.rundir.secrets import MASK, holds_secret, mask, mask_text, mask_words
-from harness.rundir.session import this_session
+from harness.rundir.process.secrets import MASK, holds_secret, mask, mask_text, mask_words
+from harness.rundir.process.session import this_session
 
 SECRETS = (
     *("sk-proj-abcdEFGH1234", "hf_abcdefghijklmnop", "ghp_abcdefghijklmnop1234", "AKIAABCDEFGHIJKLMNOP"),
@@ -70,7 +70,7 @@ def test_a_diff_is_recorded_only_where_it_is_clean(
     for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=b", "commit", "-qm", "x"]):
         subprocess.run(["git", *words], cwd=tmp_path, check=True)
     (package / "session.py").write_text(f"{line}\n")
-    monkeypatch.setattr("harness.rundir.session.__file__", str(package / "session.py"))
+    monkeypatch.setattr("harness.rundir.process.session.__file__", str(package / "session.py"))
     found = this_session().git
     assert found.dirty
     assert (line in (found.diff or "")) == kept

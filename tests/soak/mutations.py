@@ -23,7 +23,14 @@ from harness.cli.app import main
 from harness.config.load import load_suite
 from harness.errors import HarnessError
 from harness.lm.chat import Renderer
-from harness.lm.checkpoints import check_weights, config_digest, context_of, load_renderer, weights_digest
+from harness.lm.checkpoints import (
+    check_weights,
+    checkpoint_digests,
+    config_digest,
+    context_of,
+    load_renderer,
+    weights_digest,
+)
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.trial import try_task
 from harness.rundir.integrity import find_faults
@@ -182,7 +189,9 @@ def mutate_runs(run: Path, folder: Path, count: int, seed: int = 0) -> Outcomes:
         )
         file.write_bytes(after)
         faults: list[Any] = []
-        result, said = outcome_of(lambda faults=faults: faults.extend(find_faults(find_runs([copied])[0])))
+        result, said = outcome_of(
+            lambda faults=faults: faults.extend(find_faults(find_runs([copied])[0], checkpoint_digests))
+        )
         if result == "taken":
             same = before == after or (file.suffix == ".json" and _json_of(after) == _json_of(before))
             result = "refused" if faults else "taken" if same else "silent"

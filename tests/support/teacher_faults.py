@@ -78,16 +78,16 @@ FAULTS: dict[str, Fault] = {
     "a list": sampled(lambda v, _: v.tolist()),
     "nothing": sampled(lambda *_: None),
     "shifted by one": sampled(lambda v, _: v.roll(1)),
-    "of another response": sampled(lambda v, _: v.flip(0)),
+    "of a different response": sampled(lambda v, _: v.flip(0)),
     "log10": sampled(lambda v, _: v / 2.302585),
     "ids below 0": lambda s, _: replace(s, top_ids=s.top_ids - 100),
     "ids out of range": lambda s, _: replace(s, top_ids=s.top_ids + 1000),
     "ids of int32": lambda s, _: replace(s, top_ids=s.top_ids.int()),
-    "ids of another position": lambda s, _: replace(s, top_ids=s.top_ids.roll(1, 0)),
+    "ids of a different position": lambda s, _: replace(s, top_ids=s.top_ids.roll(1, 0)),
     "top scores too few": lambda s, _: replace(s, top_logprobs=s.top_logprobs[:, :-1]),
     "top scores halved": lambda s, _: replace(s, top_logprobs=s.top_logprobs.half()),
     "top mass above 1": lambda s, _: replace(s, top_logprobs=torch.full_like(s.top_logprobs, 0.01)),
-    "all of another position": lambda s, _: replace(
+    "all of a different position": lambda s, _: replace(
         s, sampled=s.sampled.roll(1), top_ids=s.top_ids.roll(1, 0), top_logprobs=s.top_logprobs.roll(1, 0)
     ),
     "not scores": lambda *_: {"logprobs": [0.0]},
@@ -104,7 +104,13 @@ FAULTS: dict[str, Fault] = {
 
 
 # With one most probable token at each of 16 positions, an answer from the wrong position may agree with itself.
-UNDECIDABLE = {"shifted by one", "of another response", "all of another position", "ids of another position", "log10"}
+UNDECIDABLE = {
+    "shifted by one",
+    "of a different response",
+    "all of a different position",
+    "ids of a different position",
+    "log10",
+}
 
 
 @dataclass

@@ -12,7 +12,7 @@ from harness.config.models import Model, Pretrained
 from harness.errors import ModelError
 from harness.lm.checkpoints import OWN_CODE
 from harness.lmeval.library import TaskLibrary
-from harness.pipeline.scratch import Progress, ensure_built
+from harness.pipeline.build.scratch import Progress, ensure_built
 
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 

@@ -20,8 +20,8 @@ from typing import Any
 import psutil
 import torch
 
+from harness.rundir.process.secrets import holds_secret, mask_words
 from harness.rundir.schema import Git, Session
-from harness.rundir.secrets import holds_secret, mask_words
 
 PACKAGES = ("continual-harness", "torch", "transformers", "tokenizers", "datasets", "lm_eval", "accelerate", "numpy")
 OPTIONAL = ("peft", "trl", "vllm")  # recorded where they are installed
@@ -144,7 +144,7 @@ def _processor() -> str:
 def _git(folder: Path) -> Git:
     """Return commit, dirtiness and diff of the checkout that the code runs from; nothing for an installed package.
 
-    A diff that seems to hold a secret is left out, see `harness.rundir.secrets`.
+    A diff that seems to hold a secret is left out, see `harness.rundir.process.secrets`.
     """
 
     def git(*args: str) -> str:

@@ -25,8 +25,15 @@ def worker_pool(workers: int, context: SpawnContext) -> ProcessPoolExecutor:
 def queue_manager(context: SpawnContext) -> SyncManager:
     """Return a started manager of shared queues; its process ends within seconds of this one."""
     manager = SyncManager(ctx=context)
-    manager.start(initializer=end_with_parent)
+    manager.start(initializer=_begin_manager)
     return manager
+
+
+def _begin_manager() -> None:
+    """Let no signal end the queues while workers still report to them: a scheduler signals a whole group of processes."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    end_with_parent()
 
 
 def _begin_worker() -> None:
