@@ -70,11 +70,13 @@ class Server(TeacherKind):
             )
 
     def check(self) -> None:
-        """Raise `ModelError` where a replica does not serve the model, or not with `max_logprobs` tokens a position."""
+        """Raise `ModelError` where a replica does not serve the model, `TrainingError` where it serves fewer tokens."""
         replicas = self.connect(self.start_deadline)
         try:
-            for url in self.addresses:
+            for number, url in enumerate(self.addresses):
                 self._served_by(replicas, url)
+                body = self.body([[1, 2]], self.max_logprobs)
+                replicas.post(COMPLETIONS, body, lambda _, answer: read_choices(answer, 1), number)
         finally:
             replicas.close()
 

@@ -1,4 +1,4 @@
-"""How the report was made: overlap of training and test sets, runs, weights, packages, hardware and configurations."""
+"""How the report was made: overlap of training and test sets, runs, weights, packages, hardware, and settings that differ."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 from reports.data.frames import Frames
+from reports.data.setting_differences import differences_of_report
 from reports.document import grids, sentences
-from reports.document.blocks import Code, Folded, Section, Text
+from reports.document.blocks import Bullets, Code, Folded, Section, Text
 from reports.report.report_data import ReportData
 
 OVERLAP = (
@@ -26,7 +27,9 @@ def make_section(report_data: ReportData) -> Section:
     folded = [Folded(grid.title, [grid]) for grid in (make(frames) for make in made)]
     configs = [Folded(title, [Code(text)]) for title, text in configurations(frames).items()]
     reading = Text(" ".join(sentences.describe_overlap(frames)), "note")
-    return Section("provenance", "How this was made", "How this was made", [reading, *shared, *folded, *configs])
+    differing = [Bullets(found)] if (found := differences_of_report(frames)) else []
+    blocks = [reading, *differing, *shared, *folded, *configs]
+    return Section("provenance", "How this was made", "How this was made", blocks)
 
 
 def configurations(frames: Frames) -> dict[str, str]:
