@@ -76,8 +76,8 @@ def _measured(entry: ClaimEntry, place: ClaimScope, found: Measured) -> Verdict:
     if not found.estimate.by_seed:
         return replace(row, reason=found.reason or "no seed has all that it compares")
     change = found.estimate
-    effect, seeds = two_way_interval(change), t_interval(change.values)
-    items = over_items(change) if change.items else NOTHING
+    parts = two_way_interval(change), t_interval(change.values), over_items(change) if change.items else NOTHING
+    effect, seeds, items = (part if entry.unit == "ratio" else part.of_difference(entry.unit) for part in parts)
     p = p_of(effect, entry.parsed.sign, entry.smallest)
     return replace(row, effect=effect, seeds=seeds, items=items, p=p)
 

@@ -154,6 +154,18 @@ class Frames:
         keys = [*IDENTITY, "stage", "task", "item_id", "outcome", "last", "own_stage"]
         return placed(found)[keys] if found else pd.DataFrame(columns=pd.Index(keys))
 
+    @cached_property
+    def choices(self) -> dict[str, float]:
+        """The number of choices of each multiple-choice task, mean over items; other tasks are not in it."""
+        first = {cell.task: cell for cell in reversed(list(self._answered))}
+        found: dict[str, float] = {}
+        for task, cell in first.items():
+            rows = read_parquet(cell.answers, ["response", "loglikelihoods"])
+            if "loglikelihoods" in rows and (rows["response"] != "").all():
+                twice = cell.results is not None and cell.results.metric == "acc_mutual_info"  # each choice asked twice
+                found[task] = float(rows["loglikelihoods"].map(len).mean()) / (2 if twice else 1)
+        return found
+
     @property
     def _answered(self) -> Iterator[CellRef]:
         return (cell for cell in self._cells if cell.answers.is_file())

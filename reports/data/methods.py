@@ -14,7 +14,8 @@ from harness.rundir.reader import RunDir, find_runs
 from harness.stats.continual import Figure
 from harness.stats.estimates import Estimate
 from reports.data.frames import Frames, load
-from reports.data.paired_cells import RunScores, Side, estimate_of
+from reports.data.paired_cells import estimate_of
+from reports.data.run_scores import RunScores, Side
 
 VARYING = ("suite", "order", "start")
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from harness.rundir.reader import IDENTITY
+from harness.stats import continual
 from harness.stats.intervals import Interval, t_interval
 from reports.compare.final_scores import describe_against_start
 from reports.data.frames import Frames
@@ -30,7 +31,7 @@ def start_scores(frames: Frames) -> dict[str, Interval]:
     for keys, rows in students.groupby(["suite", "start"], sort=False):
         suite, start = map(str, keys)
         names = [suite] * ("suite" in varying) + [start or "-"] * ("start" in varying)
-        found[", ".join(["start", *names])] = t_interval(rows["score"])
+        found[", ".join(["start", *names])] = t_interval(rows["score"]).of_unit("%")
     return found
 
 
@@ -67,4 +68,5 @@ def _describe_group(group: list[Method], frames: Frames, values: pd.DataFrame) -
 
 
 def _figure(values: pd.DataFrame, label: str, figure: str) -> Interval:
-    return t_interval(values.loc[(values["label"] == label) & (values["figure"] == figure), "value"])
+    own = values.loc[(values["label"] == label) & (values["figure"] == figure), "value"]
+    return t_interval(own).of_unit(continual.FIGURES[figure].unit)

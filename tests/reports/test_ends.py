@@ -17,9 +17,9 @@ def test_the_ends_stand_next_to_the_start(tmp_path: Path):
         write_run(tmp_path, "opd", seed, [START, [0.8, 0.2, 0.5], [opd, 0.6, 0.5]])
         write_run(tmp_path, "aopd", seed, [START, [0.8, 0.2, 0.5], [aopd, 0.6, 0.5]])
     (sentence,) = (each.replace("\u00a0", " ") for each in describe_ends(load([tmp_path])))
-    # opd ends at 0.4 and 0.5, aopd at 0.5 and 0.7: half-widths 12.706 * 0.05 and 12.706 * 0.1
+    # opd ends at 0.4 and 0.5, aopd at 0.5 and 0.7: half-widths 12.706 * 0.05 and 12.706 * 0.1, cut at 0 and 1
     assert sentence == (
-        "At the end, mean of all trained tasks: opd 45.0 [−18.5, 108.5] %, aopd 60.0 [−67.1, 187.1] %; "
+        "At the end, mean of all trained tasks: opd 45.0 [0.0, 100.0] %, aopd 60.0 [0.0, 100.0] %; "
         "the start had 30.0 [30.0, 30.0] %."
     )
 

@@ -23,9 +23,9 @@ CAPTION = (
     "intervals over seeds, cut at the frame; a hollow mark is one seed."
 )
 JUDGED = (
-    f"A method that learns less has less to forget, so forgetting is compared only where learning is matched: where the whole "
-    f"95 % interval of the difference in learning accuracy lies within ±{100 * MARGIN:g} points. Differences are the first "
-    "minus the second, paired over seeds, with intervals for another seed and other items."
+    "A method that learns less has less to forget, so forgetting at the end is compared only where learning is matched: where "
+    f"the whole 95 % interval of the difference in learning accuracy lies within ±{100 * MARGIN:g} points. Differences are "
+    "the first minus the second, paired over seeds, with intervals for another seed and other items."
 )
 
 
