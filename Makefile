@@ -16,10 +16,13 @@ RUNS ?= $(OUT)/$(notdir $(basename $(SUITE)))
 BACKEND ?=
 SET ?=
 BENCH_OUT ?= benchmarks/RESULTS.md
+DEVICE ?=
+BEFORE ?= $(firstword $(wildcard benchmarks/baselines/*.json))
+AFTER ?=
 STUDY ?= tiny
 
 .DEFAULT_GOAL := help
-.PHONY: help stage-all study report test test-slow test-vllm test-browser test-gpu pitfalls docs mutations architectures vllm check fix bench clean
+.PHONY: help stage-all study report test test-slow test-vllm test-browser test-gpu pitfalls docs mutations architectures vllm check fix bench bench-compare clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -74,8 +77,11 @@ fix: $(DEV)  ## Format, and fix what can be fixed automatically
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(DEV)  ## Measure speed and memory against TRL and transformers, write benchmarks/RESULTS.md (or BENCH_OUT=...)
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.run --out $(BENCH_OUT)
+bench: $(DEV)  ## Measure speed and memory against TRL and transformers, write benchmarks/RESULTS.md (or BENCH_OUT=...); DEVICE=cuda measures a GPU
+	$(if $(DEVICE),$(BIN)/python -m benchmarks.device.bench --device $(DEVICE),OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.run --out $(BENCH_OUT))
+
+bench-compare: $(DEV)  ## Tell which figures of a device got worse by more than 10 %: BEFORE=old.json AFTER=new.json
+	$(BIN)/python -m benchmarks.device.figures $(BEFORE) $(AFTER)
 
 clean:  ## Remove runs and caches of tools, but not .venv
 	rm -rf runs mutants .pytest_cache .ruff_cache .hypothesis dist build

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
+
+from torch import Tensor
 
 from adapters.conformance.outcomes import ConformanceError
 from adapters.conformance.recording import recorded
@@ -26,7 +29,7 @@ def masks_are_exact(subject: AdapterUnderTest) -> None:
 
 def _check_batch(batch: Batch, script: Script) -> None:
     start, targets, weights = 0, _numbers(batch.targets), _numbers(batch.weights)
-    for row, predicts in zip(batch.input_ids, batch.predicts, strict=True):
+    for row, predicts in _rows(batch):
         ids, positions = _numbers(row), _numbers(predicts.nonzero()[:, 0])
         inside = slice(start, start + len(positions))
         start += len(positions)
@@ -39,6 +42,15 @@ def _check_batch(batch: Batch, script: Script) -> None:
             raise ConformanceError(
                 f"{_named(token)} of response {response} has weight 0; give it its share of the loss"
             )
+
+
+def _rows(batch: Batch) -> Iterable[tuple[Tensor, Tensor]]:
+    """Return ids and mask of each sequence; a packed batch has them one after the other in one row."""
+    parts = batch.lengths if batch.packed else [batch.input_ids.shape[1]]
+    ids, predicts = (values.split(parts, dim=1) for values in (batch.input_ids, batch.predicts))
+    return [
+        (row, mask) for part, masks in zip(ids, predicts, strict=True) for row, mask in zip(part, masks, strict=True)
+    ]
 
 
 def _numbers(values: Any) -> list[Any]:

@@ -15,10 +15,11 @@ from harness.config.teacher import TeacherSpec
 from harness.config.training import Training
 
 # What a session may set for itself: out of memory in stage 3 is answered by a smaller micro-batch, not by starting again.
+_BATCHES = ("micro_batch", "tokens_per_batch", "packed", "activation_checkpointing")
 MAY_CHANGE = frozenset(
     {
-        *("device", "threads", "data", "include", "evaluation.batch_size"),
-        *("training.micro_batch", "stages.*.training.micro_batch", "adapter.training.micro_batch"),
+        *("device", "threads", "parallel", "data", "include", "evaluation.batch_size"),
+        *(f"{where}training.{key}" for where in ("", "stages.*.", "adapter.") for key in _BATCHES),
         *("vllm.gpu_memory_utilization", "vllm.cpu_cache_gib"),
     }
 )

@@ -58,6 +58,12 @@ class AdapterEntry(Strict):
     )
 
 
+class Parallel(Strict):
+    """How many processes of this machine train one stage together; on GPUs, one process for each."""
+
+    processes: int = Field(default=1, gt=0)
+
+
 class Suite(Strict):
     """A whole experiment, read from one YAML file."""
 
@@ -80,6 +86,9 @@ class Suite(Strict):
     data: dict[str, str] = Field(default={}, description="name to a local path, handed to the tasks' loaders")
     include: tuple[str, ...] = Field(default=(), description="folders with more task files")
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    parallel: Parallel = Field(
+        default=Parallel(), description="processes that train a stage together, and share its weights"
+    )
     threads: int | None = Field(default=None, gt=0, description="CPU threads of one run; null leaves torch's default")
     trackers: tuple[Tracker, ...] = Field(
         default=(), description="experiment trackers that get a copy of the figures as a run goes on"
@@ -114,6 +123,8 @@ class Suite(Strict):
     def _omit_default_backend(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
         """Leave out the default backend, so that a suite without the key keeps its hash; add settings of others."""
         dumped: dict[str, Any] = dump(self)
+        if self.parallel == Parallel():
+            dumped.pop("parallel", None)
         if self.backend == HF:
             return {key: value for key, value in dumped.items() if key != "backend"}
         return {**dumped, self.backend: self._backends[self.backend].model_dump(mode=info.mode)}

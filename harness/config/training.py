@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from harness.config.base import Strict
+from harness.config.base import Strict, is_mapping
+
+Precision = Literal["float32", "autocast", "bfloat16_master"]
 
 
 class Optimizer(Strict):
@@ -38,5 +40,54 @@ class Training(Strict):
     autocast: Literal["bfloat16"] | None = Field(
         default=None, description="of forward and backward passes of the student, and of a local teacher's forward"
     )
+    tokens_per_batch: int | None = Field(
+        default=None,
+        gt=0,
+        description="positions in one forward, padding included; null has no limit. A longer sequence is alone",
+    )
+    packed: bool = Field(
+        default=True,
+        description="with `tokens_per_batch`: the sequences of a batch in one row without padding, where the model takes it",
+    )
+    precision: Precision = Field(
+        default="float32",
+        description="`float32`; `autocast`, float32 weights and bfloat16 passes; `bfloat16_master`, bfloat16 weights with "
+        "float32 master weights in the optimiser; where `autocast` says otherwise, this decides",
+    )
+    tf32: bool = Field(default=False, description="float32 matrix products of a GPU in TF32, with 10 bits of mantissa")
+    activation_checkpointing: bool = Field(
+        default=False, description="keep the inputs of each layer only, and compute the rest again in the backward pass"
+    )
     train_items: int | None = Field(default=None, gt=0, description="first training items used; null takes all")
     optimizer: Optimizer = Optimizer()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _precision_settles_autocast(cls, data: Any) -> Any:
+        """Make `precision` and the older key `autocast` say the same; where both are given, `precision` decides."""
+        if not is_mapping(data):
+            return data
+        if data.get("precision") is None:
+            return {**data, "precision": "float32" if data.get("autocast") is None else "autocast"}
+        return {**data, "autocast": "bfloat16" if data["precision"] == "autocast" else None}
+
+    @model_serializer(mode="wrap")
+    def _omit_later_keys(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out keys that came later where they have their default, so that a run keeps its hash."""
+        dumped: dict[str, Any] = dump(self)
+        if dumped.get("precision") != "bfloat16_master":  # `autocast` says it
+            dumped.pop("precision", None)
+        return {key: value for key, value in dumped.items() if key not in LATER or value != LATER[key]}
+
+    @property
+    def packs(self) -> bool:
+        """Whether batches are to be packed."""
+        return self.packed and self.tokens_per_batch is not None
+
+    @property
+    def scoring_autocast(self) -> Literal["bfloat16"] | None:
+        """The autocast of passes of models that do not train: a teacher, or the stage's start."""
+        return None if self.precision == "float32" else "bfloat16"
+
+
+LATER: dict[str, Any] = {"tokens_per_batch": None, "packed": True, "tf32": False, "activation_checkpointing": False}

@@ -23,6 +23,8 @@ LARGE_TILE = (4096, 8192)
 LONGER = 8
 # Elements of a chunk of rows, for losses that need the whole vocabulary at once.
 CHUNK_ELEMENTS = 2**24
+# Devices whose autocast computes the products of the output layer in bfloat16; a CPU keeps its weights' precision.
+NARROW_UNDER_AUTOCAST = {"cuda"}
 Rows = Callable[[slice], Tensor]
 Divergence = Callable[[Tensor, Tensor], Tensor]
 
@@ -46,9 +48,26 @@ class Head:
         """Return the head of a part of the vocabulary."""
         return replace(self, weight=self.weight[columns], bias=None if self.bias is None else self.bias[columns])
 
+    @torch.no_grad()
+    def for_products(self, hidden: Tensor) -> Head:
+        """Return the head that is multiplied with: a bfloat16 copy where autocast asks for one, else this head.
+
+        The copy is made for each pass, which costs a hundredth of it. It cannot be kept: a fused optimiser changes weights
+        without a trace.
+        """
+        kind = hidden.device.type
+        if kind not in NARROW_UNDER_AUTOCAST or not torch.is_autocast_enabled(kind):
+            return self
+        bias = None if self.bias is None else self.bias.to(torch.bfloat16)
+        return replace(self, weight=self.weight.to(torch.bfloat16), bias=bias)
+
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return float logits (n, V) of hidden states (n, H)."""
-        raw = nn.functional.linear(hidden, self.weight, self.bias).to(wide(self.weight))
+        """Return float logits (n, V) of hidden states (n, H); a GPU does not round them to the weights' dtype first."""
+        if hidden.is_cuda and hidden.dtype != wide(hidden):
+            raw = torch.mm(hidden, self.weight.T, out_dtype=wide(hidden))
+            raw = raw if self.bias is None else raw.add_(self.bias)
+        else:
+            raw = nn.functional.linear(hidden, self.weight, self.bias).to(wide(self.weight))
         if self.softcap is None:
             return raw if self.factor == 1 else raw.mul_(self.factor)
         return raw.mul_(self.scale / self.softcap).tanh_().mul_(self.softcap / self.temperature)
@@ -86,7 +105,7 @@ class SelectedLogProbs(torch.autograd.Function):
         """
         hidden, weight, bias, ids, logsumexp, held, rest = ctx.saved_tensors
         above = grads[0].sum(-1, keepdim=True) + (0 if held is None else grads[3][:, None])
-        total = Gradients(hidden, weight, bias, ctx.needs_input_grad)
+        total = Gradients(hidden, weight, bias, ctx.head.weight, ctx.needs_input_grad)
         tokens, width = tile_size(hidden)
         for rows, columns in product(spans(len(hidden), tokens), spans(len(weight), width)):
             part = ctx.head.part(columns)
@@ -119,7 +138,7 @@ class WholeVocabulary(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         """Compute each chunk's logits again and differentiate the divergence there."""
         hidden, weight, bias = ctx.saved_tensors
-        total = Gradients(hidden, weight, bias, ctx.needs_input_grad)
+        total = Gradients(hidden, weight, bias, ctx.head.weight, ctx.needs_input_grad)
         for rows in row_chunks(hidden, weight):
             logits = ctx.head.logits(hidden[rows])
             grad = _divergence_gradient(logits, ctx.teacher(rows), ctx.divergence, grads[0][rows])
@@ -255,10 +274,15 @@ def marked(ids: Tensor, columns: slice) -> Tensor:
 
 
 class Gradients:
-    """Gradients of hidden states and head, those that are needed, added up from tiles in float32 or wider."""
+    """Gradients of hidden states and head, those that are needed, added up from tiles in float32 or wider.
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needed: tuple[bool, ...]) -> None:
-        self.inputs = (hidden, weight, bias)
+    `multiplied` is the weight of the products: the head's own, or its copy in another dtype.
+    """
+
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, multiplied: Tensor, needed: tuple[bool, ...]
+    ) -> None:
+        self.inputs, self.multiplied = (hidden, weight, bias), multiplied
         self.sums = [
             torch.zeros_like(leaf, dtype=wide(leaf)) if leaf is not None and need else None
             for leaf, need in zip(self.inputs, needed, strict=False)
@@ -266,10 +290,10 @@ class Gradients:
 
     def add(self, rows: slice, columns: slice, grad: Tensor) -> None:
         """Add the contribution of the gradient (n, v) at the linear layer's output."""
-        (hidden, weight, _), (to_hidden, to_weight, to_bias) = self.inputs, self.sums
-        narrow = grad.to(weight.dtype)
+        hidden, (to_hidden, to_weight, to_bias) = self.inputs[0], self.sums
+        narrow = grad.to(self.multiplied.dtype)
         if to_hidden is not None:
-            _add_product(to_hidden[rows], narrow, weight[columns])
+            _add_product(to_hidden[rows], narrow, self.multiplied[columns])
         if to_weight is not None:
             _add_product(to_weight[columns], narrow.T, hidden[rows])
         if to_bias is not None:
