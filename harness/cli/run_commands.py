@@ -63,13 +63,16 @@ def sweep(
     include_path: Include = None,
     track: Track = None,
     dry_run: DryRun = False,
+    ray: Annotated[
+        str | None, typer.Option(help="The address of a Ray cluster that does the runs, or `auto` for this machine's.")
+    ] = None,
 ) -> None:
     """Do the runs of several adapters and seeds, then report on them."""
     announce(f"reading suite {suite}")
     loaded = read_suite(suite, overrides, include_path, track)
     entries = adapter.split(",") if adapter else list(loaded.adapters)
     seeds = whole_numbers("--seed", seed) if seed else list(loaded.seeds)
-    _do_runs(_plan(loaded, entries, seeds, order, out), workers, dry_run)
+    _do_runs(_plan(loaded, entries, seeds, order, out), workers, dry_run, ray)
 
 
 def study(
@@ -123,7 +126,7 @@ def _plan(suite: Suite, entries: list[str], seeds: list[int], order: str, out: P
     return specs
 
 
-def _do_runs(specs: Sequence[RunSpec], workers: int | None, dry_run: bool) -> None:
+def _do_runs(specs: Sequence[RunSpec], workers: int | None, dry_run: bool, ray: str | None = None) -> None:
     """Print the plan, or do the runs that are not finished with progress, then the reports."""
     console = SafeConsole()
     if dry_run:
@@ -140,7 +143,12 @@ def _do_runs(specs: Sequence[RunSpec], workers: int | None, dry_run: bool) -> No
     todo = [spec for spec in specs if not is_finished(spec)]
     if todo:
         with Display(console) as display:
-            sweep(todo, workers or default_workers(todo), display, lambda _: reporters.render(specs))
+            if ray is None:
+                sweep(todo, workers or default_workers(todo), display, lambda _: reporters.render(specs))
+            else:
+                from harness.pipeline.ray_sweep import sweep_on_ray
+
+                sweep_on_ray(todo, ray, display, lambda _: reporters.render(specs))
     else:
         console.print(f"all {len(specs)} runs are finished; nothing to do")
     reporters.summarise(specs)

@@ -14,13 +14,26 @@ from harness.config.suite import Suite
 from harness.config.teacher import TeacherSpec
 from harness.config.training import Training
 
+TEACHERS = tuple(f"{place}teacher{cached}" for place in ("", "stages.*.") for cached in ("", ".of"))
+OF_A_SERVER = (
+    "urls",
+    "batch",
+    "concurrency",
+    "timeout",
+    "deadline",
+    "start_deadline",
+    "wrong_answers",
+    "api_key_variable",
+)
 # What a session may set for itself: out of memory in stage 3 is answered by a smaller micro-batch, not by starting again.
 _BATCHES = ("micro_batch", "tokens_per_batch", "packed", "activation_checkpointing")
 MAY_CHANGE = frozenset(
     {
-        *("device", "threads", "parallel", "data", "include", "evaluation.batch_size"),
+        *("device", "threads", "parallel", "data", "include", "resources", "evaluation.batch_size"),
         *(f"{where}training.{key}" for where in ("", "stages.*.", "adapter.") for key in _BATCHES),
         *("vllm.gpu_memory_utilization", "vllm.cpu_cache_gib"),
+        # Where a teacher is served and how patiently it is asked; that it is the same one is checked by its scores.
+        *(f"{place}.{key}" for place in TEACHERS for key in OF_A_SERVER),
     }
 )
 

@@ -64,6 +64,16 @@ class Parallel(Strict):
     processes: int = Field(default=1, gt=0)
 
 
+class Resources(Strict):
+    """What one run asks a cluster for; used by `harness sweep --ray` alone."""
+
+    cpus: float = Field(default=1, gt=0)
+    gpus: float | None = Field(
+        default=None, ge=0, description="null takes one where the cluster has any and `device` is not cpu"
+    )
+    memory_gib: float | None = Field(default=None, gt=0, description="null asks for none")
+
+
 class Suite(Strict):
     """A whole experiment, read from one YAML file."""
 
@@ -101,6 +111,8 @@ class Suite(Strict):
         default=64, ge=0, description="training rollouts of each step kept in rollouts.parquet; null keeps all"
     )
 
+    resources: Resources | None = Field(default=None, description="what a run asks a cluster for")
+
     # The settings of every backend that has a block, and of the one that is used.
     _backends: dict[str, BackendSettings] = PrivateAttr(default={})
 
@@ -125,6 +137,8 @@ class Suite(Strict):
         dumped: dict[str, Any] = dump(self)
         if self.parallel == Parallel():
             dumped.pop("parallel", None)
+        if self.resources is None:
+            dumped.pop("resources", None)
         if self.backend == HF:
             return {key: value for key, value in dumped.items() if key != "backend"}
         return {**dumped, self.backend: self._backends[self.backend].model_dump(mode=info.mode)}

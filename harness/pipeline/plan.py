@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from harness.adapter import make_adapter
 from harness.config.models import Chat, Model, Pretrained
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
@@ -22,6 +23,7 @@ from harness.lmeval.library import TaskLibrary
 from harness.lmeval.overlap import stream_overlap
 from harness.lmeval.task import Task
 from harness.lmeval.trial import describe_items, item_warnings, try_task
+from harness.pipeline.resources import refuse_teachers
 from harness.pipeline.scratch_tokenizer import byte_tokenizer, train_tokenizer, training_texts
 from harness.rundir.overlap_record import OVERLAP_HEADER, Overlap
 
@@ -41,6 +43,7 @@ def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
         _print_items(console, suite, task)
     entries = {spec.entry: spec for spec in specs}
     for entry, spec in entries.items():
+        refuse_teachers(spec, make_adapter(entry, suite.adapters[entry]))
         console.print(f"prompts under {entry}: {_fits(spec, evaluated, library)}", markup=False, highlight=False)
     overlaps: list[Overlap] = []
     for spec in entries.values():

@@ -19,6 +19,7 @@ from harness.errors import ConfigError, ModelError, RunError
 from harness.evaluation.groups import EvaluationPlan, load_evaluation_plan
 from harness.lm.chat import Renderer
 from harness.lm.checkpoints import context_of, files_digest, load_renderer, vocabulary_of, weights_digest
+from harness.lm.logprobs import TeacherRequest
 from harness.lmeval.checks import check_prompts, check_stage_task, check_test_prompts
 from harness.lmeval.decoding import tasks_by_profile
 from harness.lmeval.library import TaskLibrary
@@ -32,7 +33,7 @@ from harness.rundir.schema import SCHEMA, SOURCES, Manifest, Noise, StageRecord
 from harness.rundir.session import PeakMemory, Timer
 from harness.rundir.snapshots import StopRequest
 from harness.rundir.trackers import Log, check_trackers, tracked, untracked
-from harness.teachers.pool import TeacherPool
+from harness.teachers.pool import TeacherPool, refuse_request
 
 log = logging.getLogger(__name__)
 
@@ -175,10 +176,10 @@ class RunResources:
             )
 
     def _check_teachers(self) -> None:
-        needs = self.adapter.requirements.teacher
-        for stage in self.spec.stages if needs != "none" else ():
+        refuse_teachers(self.spec, self.adapter)
+        for stage in self.spec.stages if self.adapter.requirements.teacher != "none" else ():
             if stage.teacher is not None:
-                self.teachers.check(stage.teacher, needs)
+                self.teachers.check(stage.teacher)
 
     def _check_teacher_contexts(self, renderer: Renderer) -> None:
         """Refuse a teacher that cannot read the longest training prompt together with its response."""
@@ -228,6 +229,15 @@ class RunResources:
 
     def _building(self, what: str, done: int, total: int) -> None:
         self.report(Event(self.spec.label, f"build {what}", done, total))
+
+
+def refuse_teachers(spec: RunSpec, adapter: Adapter) -> None:
+    """Raise `ConfigError` where a stage's teacher cannot return what the adapter needs; contacts no teacher."""
+    asked = adapter.requirements
+    for stage in spec.stages if asked.teacher != "none" else ():
+        if stage.teacher is not None:
+            request = TeacherRequest(top_k=asked.top_k, entropy=asked.entropy)
+            refuse_request(stage.teacher, asked.teacher, request, stage.training.temperature)
 
 
 def sampled_cells(cells: Mapping[str, Task]) -> dict[str, Task]:

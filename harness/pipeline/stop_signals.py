@@ -1,20 +1,27 @@
 """SIGTERM and SIGINT: a run ends after the training step that it is in, with a snapshot, and the same command continues it.
 
-Outside a training that takes snapshots, and at the second signal, it ends at once: all that is finished is on disk.
+Outside a training that takes snapshots, and at a signal more than a second after the first, it ends at once: all that is
+finished is on disk. Signals within a second are one request: a terminal and a scheduler signal a sweep and its workers alike,
+and the sweep hands its own signal on.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import threading
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from multiprocessing.managers import SyncManager
 from types import FrameType
 
 from harness.errors import RunError, StoppedError
 from harness.rundir.snapshots import StopRequest
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ONE_REQUEST = 1.0  # seconds
 
 
 @contextmanager
@@ -26,19 +33,45 @@ def stop_on_signals(request: StopRequest) -> Generator[None]:
 
     def answer(number: int, _: FrameType | None) -> None:
         name = signal.Signals(number).name
-        if request.waited_for and not request.signal:
-            request.signal = name
+        now = time.monotonic()
+        if request.waited_for and (not request.signal or now - request.since < ONE_REQUEST):
+            request.signal, request.since = request.signal or name, request.since or now
             return
         raise StoppedError(f"stopped by {name}; the same command continues")
 
+    with _handlers(answer):
+        try:
+            yield
+        except StoppedError as error:
+            raise RunError(str(error)) from error
+
+
+@contextmanager
+def hand_on_signals(request: StopRequest) -> Generator[None]:
+    """Hand both signals on to the pool's workers in this block, and note the first one in `request`.
+
+    A worker ends its run as `stop_on_signals` says. The pool's queue manager goes on, because the workers still report to it.
+    """
+
+    def answer(number: int, _: FrameType | None) -> None:
+        request.signal = request.signal or signal.Signals(number).name
+        for worker in multiprocessing.active_children():
+            if worker.pid is not None and not worker.name.startswith(SyncManager.__name__):
+                os.kill(worker.pid, number)
+
+    with _handlers(answer):
+        yield
+
+
+@contextmanager
+def _handlers(answer: Callable[[int, FrameType | None], None]) -> Generator[None]:
+    """Let `answer` take both signals in this block; only a process's main thread can."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.signal(number, answer) for number in SIGNALS}
     try:
         yield
-    except StoppedError as error:
-        raise RunError(str(error)) from error
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

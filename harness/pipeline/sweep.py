@@ -20,8 +20,10 @@ from harness.errors import HarnessError, RunError
 from harness.lmeval.library import TaskLibrary
 from harness.pipeline.models import checkpoint_of, limit_threads, resolve_device
 from harness.pipeline.run import run
+from harness.pipeline.stop_signals import hand_on_signals
 from harness.pipeline.workers import queue_manager, worker_pool
 from harness.rundir.progress import Event, Report
+from harness.rundir.snapshots import StopRequest
 
 
 def threads_of(suite: Suite, workers: int) -> int | None:
@@ -44,7 +46,10 @@ def default_workers(specs: Sequence[RunSpec]) -> int:
 def sweep(
     specs: Sequence[RunSpec], workers: int, report: Report, on_finished: Callable[[RunSpec], object] = lambda _: None
 ) -> None:
-    """Do all runs; the first error stops the runs that have not begun and is raised when the others have ended."""
+    """Do all runs; the first error stops the runs that have not begun and is raised when the others have ended.
+
+    SIGTERM and SIGINT reach every worker: its run ends after the training step that it is in, with a snapshot.
+    """
     if workers == 1:
         for spec in specs:
             run(spec, report)
@@ -55,9 +60,10 @@ def sweep(
         events = manager.Queue()
         listener = threading.Thread(target=_forward, args=(events, report), daemon=True)
         listener.start()
-        pool = worker_pool(workers, context)
+        pool, stop = worker_pool(workers, context), StopRequest()
         try:
-            _drain(_submit(pool, specs, workers, events), on_finished)
+            with hand_on_signals(stop):
+                _drain(_submit(pool, specs, workers, events), on_finished, stop)
         finally:
             # An error or an interrupt must not start what is still queued.
             pool.shutdown(wait=True, cancel_futures=True)
@@ -78,7 +84,7 @@ def _submit(
     built: set[str] = set()
     pending: dict[Future[None], RunSpec | None] = {}
     for now, runs in enumerate(groups):
-        for key, (spec, model, seed) in _models([spec for group in groups[now : now + 2] for spec in group]).items():
+        for key, (spec, model, seed) in models_of([spec for group in groups[now : now + 2] for spec in group]).items():
             if key not in built:
                 threads = threads_of(spec.suite, workers)
                 pending[pool.submit(_build_in_worker, spec, model, seed, threads, events)] = None
@@ -88,7 +94,7 @@ def _submit(
     return pending
 
 
-def _models(specs: Sequence[RunSpec]) -> dict[str, tuple[RunSpec, Model, int]]:
+def models_of(specs: Sequence[RunSpec]) -> dict[str, tuple[RunSpec, Model, int]]:
     """Return the distinct models that are built from scratch by recipe, each with a run that needs it and its seed.
 
     Teachers come first: they take longest. The runs may be of different suites.
@@ -123,11 +129,17 @@ def _run_in_worker(spec: RunSpec, threads: int | None, events: Any) -> None:
     run(spec, events.put)
 
 
-def _drain(pending: dict[Future[None], RunSpec | None], on_finished: Callable[[RunSpec], object]) -> None:
+def _drain(
+    pending: dict[Future[None], RunSpec | None], on_finished: Callable[[RunSpec], object], stop: StopRequest
+) -> None:
     for future in as_completed(pending):
         spec = pending[future]
         if (error := future.exception()) is not None:
-            raise _explained(error, spec)
+            raise (
+                RunError(f"stopped by {stop.signal}; the same command continues")
+                if stop.signal
+                else _explained(error, spec)
+            )
         if spec is not None:
             on_finished(spec)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.context import SpawnContext
@@ -12,11 +14,12 @@ from multiprocessing.managers import SyncManager
 import psutil
 
 from harness.errors import RunError
+from harness.pipeline.stop_signals import SIGNALS
 
 
 def worker_pool(workers: int, context: SpawnContext) -> ProcessPoolExecutor:
     """Return a pool of processes that end within seconds of this one, a SIGKILL included."""
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent)
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)
 
 
 def queue_manager(context: SpawnContext) -> SyncManager:
@@ -24,6 +27,13 @@ def queue_manager(context: SpawnContext) -> SyncManager:
     manager = SyncManager(ctx=context)
     manager.start(initializer=end_with_parent)
     return manager
+
+
+def _begin_worker() -> None:
+    """Let a signal end a worker without a traceback where no run waits for it: the sweep says what happened."""
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: sys.exit(0))
+    end_with_parent()
 
 
 def end_with_parent() -> None:

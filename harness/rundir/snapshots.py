@@ -45,6 +45,7 @@ class StopRequest:
     """A signal that asks a run to stop; `waited_for` says that the training under way looks for it at every step."""
 
     signal: str = ""
+    since: float = 0.0  # when it came, by the monotonic clock
     waited_for: bool = False
 
 

@@ -30,7 +30,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from harness.config.run_spec import RunSpec, identity_of
-from harness.errors import RunError
+from harness.errors import InUseError, RunError
 from harness.rundir.differences import find_differences
 from harness.rundir.files import (
     SNAPSHOT,
@@ -128,7 +128,9 @@ class RunStore:
         try:
             lock.acquire()
         except Timeout as error:
-            raise RunError(f"{self.path} is in use by another process; wait for it or choose another --out") from error
+            raise InUseError(
+                f"{self.path} is in use by another process; wait for it or choose another --out"
+            ) from error
         try:
             remove_partials(self.path)
             yield

@@ -6,6 +6,7 @@
 - `paired`: the difference of two estimates, with all that says how sure it is.
 - `significance`: p values, items lost and gained, Holm's correction.
 - `power`, `sampling`: detectable effects, pass@k, the noise floor, variances by source.
-- `matching`: whether two methods learned equally. `rates`: the learning rate that other seeds choose.
+- `equal_learning`: retention at equal learning, by interpolation of learning curves, one number per seed.
+- `matching`: whether two methods learned equally at the end. `rates`: the learning rate that other seeds choose.
 - `verdicts`: supported, contradicted or not resolved.
 """

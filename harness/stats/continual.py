@@ -189,13 +189,12 @@ def _before_own(matrix: ScoreMatrix, task: str) -> list[Term]:
     return [Term(task, own - 1)] if own else []
 
 
-def _best_from(first: Callable[[int], int]) -> Cells:
-    """Return the cell of a task's best stage from `first(own)` to T-1; a nan among these cells makes the best one nan."""
+def _best_from(first: int) -> Cells:
+    """Return the cell of a task's best stage from `first` to T-1; a nan among these cells makes the best one nan."""
 
     def best(matrix: ScoreMatrix, task: str) -> list[Term]:
-        begin = first(matrix.own(task) or 0)
-        scores = [matrix.score(task, stage) for stage in range(begin, matrix.stages)]
-        return [Term(task, begin + int(np.argmax(scores)))] if scores else []
+        scores = [matrix.score(task, stage) for stage in range(first, matrix.stages)]
+        return [Term(task, first + int(np.argmax(scores)))] if scores else []
 
     return best
 
@@ -352,11 +351,11 @@ FORGETTING = register(
     Figure(
         "forgetting_chaudhry",
         "Forgetting (Chaudhry)",
-        "mean_{j<T} (max_{j≤l<T} R[l][j] − R[T][j])",
-        _RWALK,
+        "mean_{j<T} (max_{1≤l<T} R[l][j] − R[T][j])",
+        f"{_RWALK}, equation 3",
         "points",
         False,
-        _if_earlier(_minus(_best_from(lambda own: own), _at_end)),
+        _if_earlier(_minus(_best_from(1), _at_end)),
         _earlier,
         short="forgotten",
         of_task="forgotten",
@@ -369,10 +368,10 @@ FORGETTING_FROM_START = register(
         "forgetting_from_start",
         "Forgetting from the start",
         "mean_{j<T} (max_{0≤l<T} R[l][j] − R[T][j])",
-        "Chaudhry's, with the maximum taken from stage 0: it includes what a task loses before or during its own stage",
+        "Chaudhry's, with the maximum taken from stage 0: it includes what a task loses in the first stage",
         "points",
         False,
-        _minus(_best_from(lambda _: 0), _at_end),
+        _minus(_best_from(0), _at_end),
         _earlier,
         short="forgotten, from start",
     )
@@ -468,7 +467,7 @@ PROBE_FORGETTING = register(
         "Chaudhry's, with the maximum taken from stage 0",
         "points",
         False,
-        _minus(_best_from(lambda _: 0), _at_end),
+        _minus(_best_from(0), _at_end),
         _probes,
         short="probes forgotten",
     )

@@ -9,11 +9,13 @@ To add a teacher, write one file with two classes and register the first one und
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from harness.config.teacher import Needs, TeacherSettings
+from harness.config.teacher import Needs, TeacherSettings, TeacherSpec
+from harness.errors import ConfigError
 from harness.lm.checkpoints import Loaded
 from harness.lm.logprobs import TeacherRequest, TeacherScores
 from harness.lm.rollouts import Batch
@@ -43,21 +45,34 @@ class OpenTeacher(ABC):
         """Give back processes, connections and memory."""
 
 
+def _open_nothing(*_: object) -> OpenTeacher:
+    raise ConfigError("this teacher stands in front of another one, which only a run can open")
+
+
 @dataclass(frozen=True)
 class TeacherSite:
-    """Where a teacher works: the device of the run, and the run's folder for its log and its cache."""
+    """Where a teacher works: the device of the run, and the run's folder for its log and its cache.
+
+    `open_teacher` opens another teacher for a student, for kinds that stand in front of one.
+    """
 
     device: str
     folder: Path
+    open_teacher: Callable[[TeacherSpec, Loaded], OpenTeacher] = field(default=_open_nothing, compare=False)
 
 
 class TeacherKind(TeacherSettings, ABC):
     """A registered way to have a teacher; its fields are its settings in the suite.
 
     `provides`: what it can return. A teacher that provides `generate` also implements `harness.engines.base.Engine`.
+    `gives_entropy`: whether it can return the entropy of its whole distribution.
     """
 
     provides: ClassVar[frozenset[Needs]] = frozenset({"sampled"})
+    gives_entropy: ClassVar[bool] = True
+
+    def refuse(self, request: TeacherRequest, temperature: float) -> None:
+        """Raise `ConfigError` for a request that it cannot serve; a dry run calls this too, so it contacts nobody."""
 
     def check(self) -> None:
         """Raise `ConfigError` where it cannot be had; called before anything is done."""

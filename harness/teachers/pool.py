@@ -9,6 +9,7 @@ from harness.config.models import Model, Pretrained, Scratch
 from harness.config.teacher import Needs, TeacherSettings
 from harness.errors import ConfigError
 from harness.lm.checkpoints import Loaded, context_of
+from harness.lm.logprobs import TeacherRequest
 from harness.teachers.base import OpenTeacher, TeacherKind, TeacherSite
 from harness.teachers.local import open_local
 
@@ -19,22 +20,15 @@ class TeacherPool:
     """Holds at most one teacher at a time."""
 
     def __init__(self, device: str, folder: Path, checkpoint_of: Callable[[Model], Path]) -> None:
-        self.site = TeacherSite(device, folder)
+        self.site = TeacherSite(device, folder, self._open)
         self.checkpoint_of = checkpoint_of
         self.teacher: OpenTeacher | None = None
         self._spec: Spec | None = None
 
-    def check(self, spec: Spec, needs: Needs) -> None:
-        """Raise `ConfigError` for a teacher that cannot be had, or that cannot return what an adapter needs."""
-        if isinstance(spec, Pretrained | Scratch):
-            return
-        kind = _kind(spec)
-        if needs not in kind.provides:
-            raise ConfigError(
-                f"the adapter needs a teacher that provides {needs!r}, but a teacher of kind {kind.kind!r} provides "
-                f"{', '.join(sorted(kind.provides))}; use another teacher or another adapter"
-            )
-        kind.check()
+    def check(self, spec: Spec) -> None:
+        """Raise `ConfigError` for a teacher that cannot be had."""
+        if not isinstance(spec, Pretrained | Scratch):
+            kind_of(spec).check()
 
     def context_of(self, spec: Spec) -> int | None:
         """Return the longest sequence that a teacher reads, in tokens; None where that is not known before it is opened."""
@@ -42,18 +36,20 @@ class TeacherPool:
             return spec.architecture.context
         if isinstance(spec, Pretrained):
             return context_of(self.checkpoint_of(spec))
-        return _kind(spec).context
+        return kind_of(spec).context
 
     def take(self, spec: Spec, student: Loaded) -> OpenTeacher:
         """Return the teacher that `spec` describes for a student; a different one is closed before it is opened."""
         if self.teacher is None or self._spec != spec:
             self.close()
-            if isinstance(spec, Pretrained | Scratch):
-                self.teacher = open_local(spec, self.checkpoint_of(spec), student, self.site.device)
-            else:
-                self.teacher = _kind(spec).open(student, self.site)
+            self.teacher = self._open(spec, student)
             self._spec = spec
         return self.teacher
+
+    def _open(self, spec: Spec, student: Loaded) -> OpenTeacher:
+        if isinstance(spec, Pretrained | Scratch):
+            return open_local(spec, self.checkpoint_of(spec), student, self.site.device)
+        return kind_of(spec).open(student, self.site)
 
     def close(self) -> None:
         """Close the teacher."""
@@ -62,7 +58,28 @@ class TeacherPool:
             self.teacher = None
 
 
-def _kind(spec: TeacherSettings) -> TeacherKind:
+def refuse_request(spec: Spec, needs: Needs, request: TeacherRequest, temperature: float) -> None:
+    """Raise `ConfigError` for a teacher that cannot return what an adapter needs; contacts nobody."""
+    if isinstance(spec, Pretrained | Scratch):
+        return
+    kind = kind_of(spec)
+    lacks = (
+        repr(needs)
+        if needs not in kind.provides
+        else "its entropy"
+        if request.entropy and not kind.gives_entropy
+        else ""
+    )
+    if lacks:
+        raise ConfigError(
+            f"the adapter needs a teacher that provides {lacks}, but a teacher of kind {kind.kind!r} provides "
+            f"{', '.join(sorted(kind.provides))}; use another teacher or another adapter"
+        )
+    kind.refuse(request, temperature)
+
+
+def kind_of(spec: TeacherSettings) -> TeacherKind:
+    """Return a teacher's settings as the contract has them; raises `ConfigError` for a class without it."""
     if not isinstance(spec, TeacherKind):
         raise ConfigError(
             f"teacher.kind: {type(spec).__qualname__} is not a subclass of harness.teachers.base.TeacherKind"

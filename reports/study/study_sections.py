@@ -57,7 +57,7 @@ MATCHED = (
 )
 MEANING = (
     "Learning: mean score of a task right after its own stage. ACC: mean final score. Forgetting: mean drop of earlier "
-    "tasks from their best since their own stage (Chaudhry), or since the start. BWT: mean change since their own "
+    "tasks from their best since the first stage (Chaudhry), or since the start. BWT: mean change since their own "
     "stage. Intransigence: how far learning stayed behind a run over all tasks jointly. Entropy: mean over training "
     "steps, nats per answer token. Routed: tokens that took forward KL. Truncated: training answers cut off at the "
     "length limit. Brackets are 95 % t intervals over seeds; one seed has none."

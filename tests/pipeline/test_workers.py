@@ -1,14 +1,17 @@
-"""A sweep's processes end with it, even when it is killed."""
+"""A sweep's processes end with it, even when it is killed; a signal leaves snapshots."""
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pytest
 
 SCRIPT = """
 import multiprocessing, subprocess, sys, time
@@ -40,4 +43,45 @@ def test_workers_and_what_they_started_end_within_seconds_of_a_killed_sweep(tmp_
     parent.wait()
     _, alive = psutil.wait_procs(started, timeout=30)
     assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
-    time.sleep(0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("receivers", ["the sweep alone", "the sweep and its workers"])
+def test_a_signalled_sweep_leaves_snapshots_and_the_same_command_continues(
+    receivers: str, micro_file: Path, tmp_path: Path
+):
+    command = [sys.executable, "-m", "harness.cli.app", "sweep", str(micro_file), "--adapter", "opd,aopd"]
+    command += ["--seed", "0", "--workers", "2", "--out", str(tmp_path), "--set", "training.steps=400"]
+    parent = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    logs = [next_log(tmp_path, entry) for entry in ("opd", "aopd")]
+    if receivers == "the sweep alone":
+        parent.send_signal(signal.SIGTERM)
+    else:
+        os.killpg(parent.pid, signal.SIGTERM)
+    _, errors = parent.communicate(timeout=120)
+    assert parent.returncode == 2
+    assert "stopped by SIGTERM; the same command continues" in errors
+    assert "Traceback" not in errors
+    assert all((log.parent / "snapshot.pt").is_file() for log in logs)
+    steps = [len(log.read_text().splitlines()) for log in logs]
+    again = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    for log, before in zip(logs, steps, strict=True):
+        wait_until(lambda log=log, before=before: len(log.read_text().splitlines()) > before)
+    os.killpg(again.pid, signal.SIGKILL)
+    again.wait()
+
+
+def next_log(out: Path, entry: str) -> Path:
+    """Wait for a run's third training step, and return its log."""
+    wait_until(
+        lambda: any(len(log.read_text().splitlines()) > 2 for log in out.glob(f"*/{entry}/*/*/*/train/steps.jsonl"))
+    )
+    (log,) = out.glob(f"*/{entry}/*/*/*/train/steps.jsonl")
+    return log
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 180) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.2)

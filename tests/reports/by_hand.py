@@ -153,7 +153,7 @@ def figures(runs: Runs, m: dict[str, Any]) -> dict[str, float]:
         "start_accuracy": mean([R(0, j) for j in own]),
         "plasticity": mean([R(own[j], j) - R(own[j] - 1, j) for j in own]),
         "backward_transfer": mean([R(T, j) - R(own[j], j) for j in earlier]),
-        "forgetting_chaudhry": mean([peak([R(i, j) for i in range(own[j], T)]) - R(T, j) for j in earlier]),
+        "forgetting_chaudhry": mean([peak([R(i, j) for i in range(1, T)]) - R(T, j) for j in earlier]),
         "forgetting_from_start": mean([peak([R(i, j) for i in range(T)]) - R(T, j) for j in earlier]),
         "forgetting_avalanche": mean([R(own[j], j) - R(T, j) for j in earlier]),
         "retention_ratio": mean([R(T, j) / R(own[j], j) for j in kept]),

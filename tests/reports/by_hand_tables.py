@@ -102,8 +102,8 @@ def _pair(runs: Runs, earlier: str, later: str) -> list[str]:
 
 def how_matched(learned: tuple[float, float, float, int]) -> str:
     """Whether the interval of a difference in learning lies within 5 points, or only its mean."""
-    value, low, high, _ = learned
-    if low >= -0.05 and high <= 0.05:
+    value, low, high, seeds = learned
+    if seeds > 2 and high - low > 1e-9 and low >= -0.05 and high <= 0.05:
         return MATCHED
     return "matched on average only" if abs(value) <= 0.05 else "unmatched"
 

@@ -101,11 +101,9 @@ def test_forgetting_is_judged_only_at_matched_learning(tmp_path: Path, two: list
     unmatched = Comparison(find_methods(two)).row("aopd", FORGETTING)
     assert unmatched is not None
     assert (unmatched.learning, unmatched.judged, pd.isna(unmatched.adjusted)) == ("unmatched", False, True)
-    kept = [write_three(tmp_path / "b", "opd", LOW), write_three(tmp_path / "b", "sft", [*LOW[:2], [0.2, 0.7, 0.5]])]
-    for seed, last in enumerate((0.1, 0.2, 0.4)):
-        shutil.rmtree(tmp_path / "b" / "tiny" / "sft" / "default" / f"seed{seed}")
-        scores = [*shifted(LOW, (0.0, 0.1, -0.1)[seed])[:2], [last, 0.7, 0.5]]
-        write_run(tmp_path / "b", "sft", seed, scores)
+    kept = [write_three(tmp_path / "b", "opd", LOW, items=100), tmp_path / "b" / "tiny" / "sft"]
+    for seed, (learned, last) in enumerate([(0.01, 0.1), (0.1, 0.2), (-0.1, 0.4)]):
+        write_run(tmp_path / "b", "sft", seed, [*shifted(LOW, learned)[:2], [last, 0.7, 0.5]], items=100)
     matched = Comparison(find_methods(kept)).row("sft", FORGETTING)
     assert matched is not None
     assert (matched.learning, matched.judged) == ("matched", True)
@@ -119,9 +117,11 @@ def test_forgetting_is_judged_only_at_matched_learning(tmp_path: Path, two: list
         (Interval(0.0, -0.06, 0.05, 3), "matched on average only"),
         (Interval(0.06, 0.02, 0.1, 3), "unmatched"),
         (Interval(0.0, float("nan"), float("nan"), 1), "matched on average only"),
+        (Interval(0.0, -0.01, 0.01, 2), "matched on average only"),
+        (Interval(0.0, 0.0, 0.0, 3), "matched on average only"),
     ],
 )
-def test_matched_means_the_whole_interval(learned: Interval, status: str):
+def test_matched_means_the_whole_interval_of_at_least_three_seeds_that_differ(learned: Interval, status: str):
     assert how_matched(learned) == status
 
 

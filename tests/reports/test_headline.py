@@ -109,8 +109,9 @@ def test_forgetting_is_of_seeds_that_learning_has_and_says_where_they_are_fewer(
     for seed, (kept, evaluated) in enumerate([(0.4, None), (0.4, None), (0.1, 7)]):
         write_run(tmp_path, "aopd", seed, [START, [0.6, 0.2, 0.5], [kept, 0.7, 0.5]], evaluated=evaluated)
     (sentence,) = opening_of(tmp_path)
-    assert "forgot 20.0 less" in sentence
+    assert "forgot 20.0 points less" in sentence
     assert "2 seeds, 20 items" in sentence
+    assert "which is not judged" in sentence
     for run in (tmp_path / "tiny/aopd/default").glob("seed1/stage_2*/eval/tiny_arithmetic"):
         shutil.rmtree(run)
     (sentence,) = opening_of(tmp_path)

@@ -161,7 +161,12 @@ def test_retention_asks_for_equal_learning_of_the_first_task_and_forgetting_of_a
     gain = {"opd": 0.0, "aopd": 0.4}
     fill(
         plan,
-        lambda s: first_only(s, 0.5, 0.4 + gain[s.entry], 0.3 + gain[s.entry] / 4 + 0.01 * s.seed * (s.entry == "opd")),
+        lambda s: first_only(
+            s,
+            0.5 + 0.01 * s.seed * (s.entry == "aopd"),
+            0.4 + gain[s.entry],
+            0.3 + gain[s.entry] / 4 + 0.01 * s.seed * (s.entry == "opd"),
+        ),
     )
     results = collect(plan)
     assert [pair.status for pair in pair_settings(results, RETENTION, AGAINST)] == ["matched"]
@@ -202,7 +207,9 @@ def rated(folder: Path, level: Callable[[RunSpec, float], float], **changes: Any
 
 def test_each_aopd_setting_stands_beside_the_opd_setting_closest_in_learning(tmp_path: Path):
     levels = {"opd": {1e-4: 0.4, 2e-4: 0.6, 4e-4: 0.7}, "aopd": {1e-4: 0.58, 2e-4: 0.72, 4e-4: 0.9}}
-    results = rated(tmp_path, lambda s, lr: levels[s.entry][lr], seeds=[0, 1])
+    results = rated(
+        tmp_path, lambda s, lr: levels[s.entry][lr] + 0.01 * (s.seed - 1) * (s.entry == "aopd"), seeds=[0, 1, 2]
+    )
     found = [(pair.rates, pair.status) for pair in pair_settings(results, FORGETTING, AGAINST)]
     assert found == [((1e-4, 2e-4), "matched"), ((2e-4, 4e-4), "matched"), ((4e-4, 4e-4), "unmatched")]
 

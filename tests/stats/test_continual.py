@@ -31,7 +31,7 @@ GOLDEN = {
     "plasticity": 1.3 / 3,
     # (0.2-0.4) + (0.6-0.9) = -0.5
     "backward_transfer": -0.25,
-    # a: max(0.4, 0.45) - 0.2 = 0.25; b: 0.9 - 0.6 = 0.3
+    # a: max(0.4, 0.45) - 0.2 = 0.25; b: max(0.3, 0.9) - 0.6 = 0.3
     "forgetting_chaudhry": 0.275,
     # a: max(0.5, 0.4, 0.45) - 0.2 = 0.3; b: 0.9 - 0.6 = 0.3
     "forgetting_from_start": 0.3,
@@ -62,7 +62,7 @@ def matrix(rows=ROWS, trained=("a", "b", "c"), probes=("p",), joint=(0.5, 1.0, 0
     evidence="Avalanche's definition is computed as Chaudhry's",
 )
 @pytest.mark.pitfall(
-    "Chaudhry's maximum begins at a task's own stage, other papers' maximum at the start",
+    "Chaudhry's maximum begins after the first stage, other papers' maximum at the start",
     area="Grading",
     guard="`harness/stats/continual.py` keeps the two apart",
     evidence="the maximum is taken from the start",
@@ -70,6 +70,16 @@ def matrix(rows=ROWS, trained=("a", "b", "c"), probes=("p",), joint=(0.5, 1.0, 0
 @pytest.mark.parametrize("name", GOLDEN)
 def test_a_figure_equals_the_hand_computation(name: str):
     assert metrics.compute_figures(matrix())[name] == pytest.approx(GOLDEN[name])
+
+
+def test_chaudhrys_maximum_is_over_all_stages_before_the_last_also_those_before_a_tasks_own():
+    rows = [list(row) for row in ROWS]
+    rows[1][1] = 0.95
+    # a: 0.45 - 0.2 = 0.25; b: max(0.95, 0.9) - 0.6 = 0.35. The official code has np.max(data[:T, i]) - data[T, i].
+    assert FIGURES["forgetting_chaudhry"].value(matrix(rows)) == pytest.approx(0.3)
+    rows[0][1] = 1.0
+    assert FIGURES["forgetting_chaudhry"].value(matrix(rows)) == pytest.approx(0.3)
+    assert FIGURES["forgetting_from_start"].value(matrix(rows)) == pytest.approx((0.3 + 0.4) / 2)
 
 
 def test_every_registered_figure_has_a_golden_value_and_says_what_it_is():

@@ -56,7 +56,7 @@ def test_every_file_states_its_settings(path: Path):
         assert metric["aggregation"] == "mean"
         assert metric["higher_is_better"] is (metric["metric"] != "timed_out")
     assert harness["metric"] in {metric["metric"] for metric in config["metric_list"]}
-    assert harness["capability"] == path.parent.name
+    assert harness["capability"] == path.relative_to(TASKS).parts[0]
     assert harness["training_target"] == "target"
     assert "version" in config["metadata"]
     json.dumps(config["metadata"])

@@ -1,0 +1,136 @@
+"""Simulated studies of two methods whose true difference is known: right or wrong answers, clusters of items, learning curves.
+
+What a test or an interval promises is measured on these: `benchmarks/coverage.py` writes the table, tests repeat a small part.
+Answers come from a probit model, so that items, clusters, seeds and their interactions vary as real ones do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri
+
+from harness.stats.equal_learning import Curve
+from harness.stats.estimates import Estimate, ItemTable
+
+Vector = NDArray[np.float64]
+Generator = np.random.Generator
+
+
+class Spread(NamedTuple):
+    """Standard deviations on the probit scale: of clusters, of items, and of the methods' difference by its source."""
+
+    cluster: float
+    item: float
+    own_cluster: float
+    own_seed: float
+    own_both: float
+
+
+SPREADS = {
+    "mixed": Spread(0.8, 0.3, 0.4, 0.2, 0.3),
+    "seeds": Spread(0.8, 0.3, 0.1, 0.5, 0.2),
+    "items": Spread(0.8, 0.3, 0.6, 0.05, 0.2),
+    "none": Spread(0.8, 0.3, 0.0, 0.0, 0.0),
+}
+
+
+def two_methods(
+    generator: Generator,
+    seeds: int,
+    clusters: int,
+    items: int,
+    spread: Spread,
+    levels: tuple[float, float] = (0.3, 0.6),
+) -> tuple[Estimate, Estimate, float]:
+    """Return two methods' scores on the same items, and the true difference for all seeds and items of the kind.
+
+    `levels` are the methods' means on the probit scale. Sizes of clusters are multinomial.
+    """
+    names = generator.integers(0, clusters, items)
+    shared = generator.normal(0, spread.cluster, clusters)[names] + generator.normal(0, spread.item, items)
+    right: list[Vector] = []
+    for level in levels:
+        own = generator.normal(0, spread.own_cluster, clusters)[names][:, None]
+        own = own + generator.normal(0, spread.own_seed, seeds)
+        own = own + generator.normal(0, spread.own_both, (clusters, seeds))[names]
+        answers = level + shared[:, None] + own + generator.normal(size=(items, seeds)) > 0
+        right.append(answers.astype(np.float64))
+    scale = math.sqrt(1 + sum(each**2 for each in spread))
+    base, other = (_estimate(values, names) for values in right)
+    return base, other, float(ndtr(levels[1] / scale) - ndtr(levels[0] / scale))
+
+
+def _estimate(values: Vector, names: NDArray[np.int64]) -> Estimate:
+    table = ItemTable(values, tuple(map(str, range(len(values)))), tuple(map(str, names)))
+    return Estimate(dict(enumerate(values.mean(axis=0).tolist())), {"task": table})
+
+
+# How much is lost on the way, by the share of the way to full learning (0..1) and by the steps taken in units of the speed.
+PATHS: dict[str, Callable[[Vector, Vector], Vector]] = {
+    "lost late": lambda share, _: 0.25 * share**1.5,
+    "lost early": lambda share, _: 0.25 * share**0.6,
+    "lost with every step": lambda _, way: 0.06 * way,
+}
+
+
+class CurveStudy(NamedTuple):
+    """A study with learning curves: how fast each method learns, and what the second loses beyond the common path.
+
+    `speeds` are the methods'; learning after a share t of the stage is 0.25 + 0.6 (1 - exp(-speed t)). `effect` is the
+    second method's true difference in retention, `spread` its standard deviation between seeds, both shares; the difference
+    comes with the first third of learning. `points` are those of a curve, `items` those of each task.
+    """
+
+    speeds: tuple[float, float] = (1.5, 3.0)
+    path: str = "lost late"
+    effect: float = 0.0
+    spread: float = 0.03
+    points: int = 9
+    items: int = 100
+    clusters: int = 100
+
+
+def two_curves(generator: Generator, seeds: int, study: CurveStudy) -> tuple[dict[int, Curve], dict[int, Curve]]:
+    """Return the learning curves of two methods that leave the same start, by seed."""
+    names = (
+        generator.integers(0, study.clusters, study.items) if study.clusters < study.items else np.arange(study.items)
+    )
+    hard = [
+        generator.normal(0, 0.7, study.clusters)[names] for _ in range(2)
+    ]  # of the learned and of the retained items
+    sides: tuple[dict[int, Curve], dict[int, Curve]] = ({}, {})
+    for seed in range(seeds):
+        begin = [generator.normal(size=study.items) for _ in range(2)]  # greedy answers of one start are the same
+        full = 0.6 + generator.normal(0, 0.03)
+        for side, speed, effect in zip(sides, study.speeds, (0.0, study.effect), strict=True):
+            way = speed * math.exp(generator.normal(0, 0.2)) * np.linspace(0, 1, study.points)
+            share = 1 - np.exp(-way)
+            own = (effect + generator.normal(0, study.spread / math.sqrt(2))) * np.minimum(1, 3 * share)
+            kept = 0.6 - PATHS[study.path](share, way) + own
+            learned = _answers(generator, 0.25 + full * share, hard[0], begin[0])
+            table = ItemTable(
+                _answers(generator, kept, hard[1], begin[1]),
+                tuple(map(str, range(study.items))),
+                tuple(map(str, names)),
+            )
+            side[seed] = Curve(learned.mean(axis=0), {"earlier": table})
+    return sides
+
+
+def _answers(generator: Generator, shares: Vector, hard: Vector, begin: Vector) -> Vector:
+    """Return right (1) or wrong (0) by item and point, right with these shares; neighbouring points agree on most items.
+
+    The latent scale has an item's difficulty, what one checkpoint makes of it (carried on from point to point), and noise.
+    """
+    noise = np.empty((len(hard), len(shares)))
+    noise[:, 0] = begin
+    for point in range(1, len(shares)):
+        noise[:, point] = 0.7 * noise[:, point - 1] + math.sqrt(1 - 0.7**2) * generator.normal(size=len(hard))
+    scale = math.sqrt(1 + 0.7**2)
+    limits = ndtri(np.clip(shares, 0.005, 0.995)) * scale
+    return (noise + hard[:, None] < limits).astype(np.float64)

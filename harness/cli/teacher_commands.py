@@ -1,0 +1,54 @@
+"""The commands about teachers: `teacher cache` writes scores to disk before any run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli.options import Include, Order, Out, Overrides, SuiteName, read_suite
+from harness.terminal.console import SafeConsole, announce
+
+teacher = typer.Typer(add_completion=False, no_args_is_help=True, help="Prepare a teacher.")
+
+
+@teacher.callback()
+def options() -> None:
+    """Prepare a teacher."""
+
+
+@teacher.command()
+def cache(
+    suite: SuiteName,
+    adapter: Annotated[
+        str | None, typer.Option(help="Whose requests are answered; default: the suite's first.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Default: the suite's first.")] = None,
+    order: Order = "default",
+    rollouts: Annotated[
+        list[Path] | None, typer.Option(help="Run directories whose kept rollouts are scored too.")
+    ] = None,
+    out: Out = Path("runs"),
+    overrides: Overrides = None,
+    include_path: Include = None,
+) -> None:
+    """Score the training references with the teacher behind a cache, and write what the file lacks."""
+    announce(f"reading suite {suite}")
+    loaded = read_suite(suite, overrides, include_path, None)
+
+    from harness.adapter import check_adapters
+    from harness.config.run_spec import RunSpec
+    from harness.pipeline.teacher_cache import fill_cache
+    from harness.rundir.progress import Display
+
+    entry = adapter or next(iter(loaded.adapters))
+    check_adapters(loaded, [entry])
+    spec = RunSpec(loaded, entry, loaded.seeds[0] if seed is None else seed, order, out)
+    console = SafeConsole()
+    with Display(console) as display:
+        filled = fill_cache(spec, rollouts or [], display)
+    for stage in filled:
+        console.print(
+            f"{stage.name}: {stage.responses} responses, {stage.scored} scored now", markup=False, highlight=False
+        )

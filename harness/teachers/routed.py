@@ -1,0 +1,110 @@
+"""Several teachers, each for some tasks: `teacher: {kind: routed, by_task: {TASK: {...}, ...}, otherwise: {...}}`.
+
+A stage may already name a teacher of its own; this serves a stage that trains several tasks together.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import ClassVar
+
+from pydantic import Field
+
+from harness.config.base import digest
+from harness.config.models import Pretrained, Scratch
+from harness.config.teacher import TeacherSpec
+from harness.errors import ConfigError
+from harness.lm.checkpoints import Loaded
+from harness.lm.logprobs import TeacherRequest, TeacherScores
+from harness.lm.rollouts import Batch
+from harness.teachers.base import Needs, OpenTeacher, TeacherKind, TeacherSite
+from harness.teachers.sub_batches import part_of, put_together
+
+
+class Routed(TeacherKind):
+    """Which teacher scores which task's responses."""
+
+    provides: ClassVar[frozenset[Needs]] = frozenset({"sampled", "top_k"})
+
+    by_task: dict[str, TeacherSpec] = Field(min_length=1, description="a teacher for each task")
+    otherwise: TeacherSpec | None = Field(default=None, description="for tasks that `by_task` does not name")
+
+    @property
+    def _kinds(self) -> list[TeacherKind]:
+        every = [*self.by_task.values(), self.otherwise]
+        return [spec for spec in every if isinstance(spec, TeacherKind)]
+
+    def refuse(self, request: TeacherRequest, temperature: float) -> None:
+        """Raise `ConfigError` for a request that one of the teachers cannot serve."""
+        for kind in self._kinds:
+            if request.entropy and not kind.gives_entropy:
+                raise ConfigError(
+                    f"the adapter needs the teacher's entropy, which a teacher of kind {kind.kind!r} cannot give"
+                )
+            kind.refuse(request, temperature)
+
+    def check(self) -> None:
+        """Raise `ConfigError` where one of the teachers cannot be had."""
+        for kind in self._kinds:
+            kind.check()
+
+    @property
+    def context(self) -> int | None:
+        """The shortest context of those that are known."""
+        known = [kind.context for kind in self._kinds]
+        return min((length for length in known if length is not None), default=None)
+
+    def open(self, student: Loaded, site: TeacherSite) -> RoutedTeacher:
+        """Open every teacher; equal ones are opened once."""
+        opened: list[tuple[Pretrained | Scratch | object, OpenTeacher]] = []
+
+        def teacher_of(spec: TeacherSpec) -> OpenTeacher:
+            for known, teacher in opened:
+                if known == spec:
+                    return teacher
+            opened.append((spec, site.open_teacher(spec, student)))
+            return opened[-1][1]
+
+        by_task = {task: teacher_of(spec) for task, spec in self.by_task.items()}
+        return RoutedTeacher(by_task, None if self.otherwise is None else teacher_of(self.otherwise))
+
+
+class RoutedTeacher(OpenTeacher):
+    """Asks each task's teacher for the scores of that task's responses."""
+
+    def __init__(self, by_task: dict[str, OpenTeacher], otherwise: OpenTeacher | None) -> None:
+        self.by_task, self.otherwise = by_task, otherwise
+
+    @property
+    def identity(self) -> str:
+        """A digest of the teachers' identities by task."""
+        known = {task: teacher.identity for task, teacher in self.by_task.items()}
+        return digest([known, self.otherwise.identity if self.otherwise else ""])
+
+    def score(self, batch: Batch, request: TeacherRequest, temperature: float) -> TeacherScores:
+        """See `Teacher`; raises `ConfigError` for a task without a teacher."""
+        rows: dict[int, list[int]] = defaultdict(list)
+        teachers: dict[int, OpenTeacher] = {}
+        for row, rollout in enumerate(batch.rollouts):
+            teacher = self._teacher_of(rollout.example.task)
+            teachers[id(teacher)] = teacher
+            rows[id(teacher)].append(row)
+        parts = [
+            (places, teachers[key].score(part_of(batch, places), request, temperature)) for key, places in rows.items()
+        ]
+        return put_together(batch, request, parts)
+
+    def close(self) -> None:
+        """Close every teacher."""
+        every = [*self.by_task.values(), *([self.otherwise] if self.otherwise else [])]
+        for teacher in {id(each): each for each in every}.values():
+            teacher.close()
+
+    def _teacher_of(self, task: str) -> OpenTeacher:
+        found = self.by_task.get(task, self.otherwise)
+        if found is None:
+            raise ConfigError(
+                f"teacher.by_task names no teacher for task {task}; add one, or name one for all other tasks under "
+                "teacher.otherwise"
+            )
+        return found

@@ -1,0 +1,113 @@
+"""Teacher scores on disk: one SQLite file, one row for each sequence, its scores as safetensors bytes.
+
+A row is found by teacher, precision, temperature and the exact ids of prompt and response. It serves every request for at
+most as many tokens a position as it holds. Several processes may write one file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from harness.errors import TrainingError
+
+BUSY_SECONDS = 120.0
+TABLE = (
+    "CREATE TABLE IF NOT EXISTS scores (teacher TEXT, key TEXT, top_k INTEGER, data BLOB, PRIMARY KEY (teacher, key))"
+)
+# A row with more tokens a position, or with an entropy that the former lacks, takes the former's place.
+WRITE = "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)"
+
+
+@dataclass(frozen=True)
+class StoredScores:
+    """The scores of one response of n tokens: `sampled` (n,), `top_ids` and `top_logprobs` (n, K), `entropy` (n,) or None."""
+
+    sampled: Tensor
+    top_ids: Tensor
+    top_logprobs: Tensor
+    entropy: Tensor | None = None
+
+    def serves(self, top_k: int, entropy: bool) -> bool:
+        """Whether a request can be answered from here."""
+        return self.top_ids.shape[1] >= top_k and (self.entropy is not None or not entropy)
+
+
+def sequence_key(prompt: Sequence[int], response: Sequence[int], temperature: float, precision: str) -> str:
+    """Return what a sequence's scores depend on, apart from the teacher, as a digest."""
+    return hashlib.sha256(json.dumps([prompt, response, temperature, precision]).encode()).hexdigest()
+
+
+class ScoreStore:
+    """The scores of one teacher in a file; the file is written only by `put`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def teachers(self) -> dict[str, int]:
+        """Return the identities of the teachers in the file, each with its number of sequences; empty without a file."""
+        if not self.path.is_file():
+            return {}
+        with closing(self._open()) as database:
+            return dict(database.execute("SELECT teacher, COUNT(*) FROM scores GROUP BY teacher ORDER BY teacher"))
+
+    def get(self, teacher: str, keys: Sequence[str]) -> dict[str, StoredScores]:
+        """Return the sequences that are there, by key; raises `TrainingError` for a damaged file."""
+        if not self.path.is_file():
+            return {}
+        found: dict[str, StoredScores] = {}
+        with closing(self._open()) as database:
+            for key in dict.fromkeys(keys):
+                query = "SELECT data FROM scores WHERE teacher = ? AND key = ?"
+                if (row := database.execute(query, (teacher, key)).fetchone()) is not None:
+                    found[key] = self._read(row[0])
+        return found
+
+    def put(self, teacher: str, scores: Mapping[str, StoredScores]) -> None:
+        """Write sequences by key in one transaction."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(self._open()) as database, database:
+            rows = [(teacher, key, each.top_ids.shape[1], _bytes(each)) for key, each in scores.items()]
+            database.executemany(WRITE, rows)
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            database = sqlite3.connect(self.path, timeout=BUSY_SECONDS)
+            database.execute(TABLE)
+        except sqlite3.DatabaseError as error:
+            raise TrainingError(
+                f"{self.path} cannot be used as a cache of teacher scores ({error}); delete it, or name another file under "
+                "teacher.path"
+            ) from error
+        return database
+
+    def _read(self, data: bytes) -> StoredScores:
+        try:
+            tensors = load(data)
+            return StoredScores(
+                tensors["sampled"], tensors["top_ids"].long(), tensors["top_logprobs"], tensors.get("entropy")
+            )
+        except (SafetensorError, KeyError) as error:
+            raise TrainingError(
+                f"{self.path} holds a damaged row ({error}); delete the file and make it again"
+            ) from error
+
+
+def _bytes(scores: StoredScores) -> bytes:
+    tensors = {
+        "sampled": scores.sampled.float(),
+        "top_ids": scores.top_ids.to(torch.int32),
+        "top_logprobs": scores.top_logprobs.float(),
+        **({} if scores.entropy is None else {"entropy": scores.entropy.float()}),
+    }
+    return save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})

@@ -1,0 +1,222 @@
+"""A teacher behind vLLM's OpenAI API, on one server or several replicas: `teacher: {kind: server, urls: [...], model: NAME}`.
+
+`/v1/completions` with `prompt_logprobs` returns the sampled token and the K most probable ones at every position, at
+temperature 1. Each request carries the probe of `harness.teachers.server_probe` along, so that an answer and the proof of who
+gave it come from one process at one time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+
+from harness.errors import ConfigError, ModelError, TrainingError
+from harness.lm.checkpoints import Loaded
+from harness.lm.logprobs import TeacherRequest, TeacherScores
+from harness.lm.rollouts import Batch
+from harness.teachers.base import Needs, OpenTeacher, TeacherKind, TeacherSite
+from harness.teachers.prompt_scores import Position, read_choices, read_prompt
+from harness.teachers.replicas import Patience, Replicas
+from harness.teachers.server_probe import Probe, examine
+
+COMPLETIONS = "/v1/completions"
+SPARE = 8  # more tokens asked for where some have no row in the student
+FLAT, FLAT_SHARE = 1e-4, 0.5
+
+
+class Server(TeacherKind):
+    """Where the servers are, what they serve, and how patiently they are asked."""
+
+    provides: ClassVar[frozenset[Needs]] = frozenset({"sampled", "top_k"})
+    gives_entropy: ClassVar[bool] = False
+
+    urls: tuple[Annotated[str, Field(pattern=r"^https?://\S+$")], ...] = Field(
+        min_length=1, description="one address for each replica, such as http://node1:8000"
+    )
+    model: str = Field(description="the name under which the servers know the model")
+    revision: str = Field(default="", description="of the model, for the manifest; a server does not tell it")
+    max_logprobs: int = Field(default=20, gt=0, description="the `--max-logprobs` of the servers; vLLM's default is 20")
+    batch: int = Field(default=8, gt=0, description="sequences in one request")
+    concurrency: int = Field(default=8, gt=0, description="requests in flight at each replica")
+    timeout: float = Field(default=120.0, gt=0, description="seconds for one try of a request")
+    deadline: float = Field(default=900.0, ge=0, description="seconds for all tries of a request; then the run stops")
+    start_deadline: float = Field(default=60.0, ge=0, description="the same before a run begins")
+    wrong_answers: int = Field(
+        default=5, gt=0, description="malformed answers to one request after which the run stops"
+    )
+    tolerance: float = Field(
+        default=0.02,
+        gt=0,
+        description="mean difference of the probe's log-probabilities, in nats, that rounding explains",
+    )
+    api_key_variable: str | None = Field(default=None, description="environment variable that holds the API key")
+
+    def refuse(self, request: TeacherRequest, temperature: float) -> None:
+        """Raise `ConfigError` for what the API does not return."""
+        if temperature != 1:
+            raise ConfigError(
+                f"training.temperature is {temperature:g}, but a server returns log-probabilities at temperature 1; set it to "
+                "1, or use a teacher in the run's own process"
+            )
+        if request.top_k > self.max_logprobs:
+            raise ConfigError(
+                f"the adapter needs the teacher's {request.top_k} most probable tokens, but teacher.max_logprobs is "
+                f"{self.max_logprobs}; start the server with --max-logprobs {request.top_k} and set teacher.max_logprobs, or "
+                "lower the adapter's top_k"
+            )
+
+    def check(self) -> None:
+        """Raise `ModelError` where a replica does not serve the model, or not with `max_logprobs` tokens a position."""
+        replicas = self.connect(self.start_deadline)
+        try:
+            for url in self.addresses:
+                self._served_by(replicas, url)
+        finally:
+            replicas.close()
+
+    @property
+    def context(self) -> int | None:
+        """The servers' `max_model_len`, less the token that a completion must generate."""
+        replicas = self.connect(self.start_deadline)
+        try:
+            found = [self._served_by(replicas, url).get("max_model_len") for url in self.addresses]
+        finally:
+            replicas.close()
+        known = [int(length) for length in found if length is not None]
+        return min(known) - 1 if known else None
+
+    def open(self, student: Loaded, site: TeacherSite) -> ServerTeacher:
+        """Check the servers against the student's tokenizer and each other, then return the teacher."""
+        replicas = self.connect(self.deadline)
+        try:
+            probe = examine(self, replicas, student, site.folder)
+        except BaseException:
+            replicas.close()
+            raise
+        return ServerTeacher(self, replicas, probe, len(student.model.get_output_embeddings().weight))
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The replicas' addresses without `/v1`."""
+        return tuple(url.rstrip("/").removesuffix("/v1") for url in self.urls)
+
+    def connect(self, deadline: float) -> Replicas:
+        """Return a client of the replicas; raises `ConfigError` where the API key is not in the environment."""
+        headers: dict[str, str] = {}
+        if self.api_key_variable is not None:
+            if not (key := os.environ.get(self.api_key_variable)):
+                raise ConfigError(
+                    f"teacher.api_key_variable names {self.api_key_variable}, which is not set; export it before the run"
+                )
+            headers["Authorization"] = f"Bearer {key}"
+        patience = Patience(self.timeout, deadline, self.wrong_answers)
+        return Replicas(self.addresses, patience, self.concurrency, headers)
+
+    def body(self, prompts: Sequence[Sequence[int]], top_k: int) -> dict[str, Any]:
+        """Return the request that scores prompts of token ids."""
+        return {
+            "model": self.model,
+            "prompt": [list(ids) for ids in prompts],
+            "max_tokens": 1,
+            "temperature": 0.0,
+            "prompt_logprobs": top_k,
+            "return_token_ids": True,
+        }
+
+    def _served_by(self, replicas: Replicas, url: str) -> dict[str, Any]:
+        listed = replicas.get(url, "/v1/models")
+        models = {model["id"]: model for model in listed.get("data", ())}
+        if self.model not in models:
+            raise ModelError(
+                f"the server at {url} does not serve {self.model!r} but {', '.join(map(repr, models)) or 'nothing'}; correct "
+                "teacher.model or teacher.urls"
+            )
+        return models[self.model]
+
+
+class ServerTeacher(OpenTeacher):
+    """Scores responses on the servers; an answer is used only if the probe that came with it is the teacher's."""
+
+    def __init__(self, kind: Server, replicas: Replicas, probe: Probe, rows: int) -> None:
+        self.kind, self.replicas, self.probe, self.rows = kind, replicas, probe, rows
+        self._spare = 0
+
+    @property
+    def identity(self) -> str:
+        """A digest of the model's name, its revision and its most probable tokens on the probe."""
+        return self.probe.identity
+
+    def score(self, batch: Batch, request: TeacherRequest, temperature: float) -> TeacherScores:
+        """See `Teacher`; raises `TrainingError` for what the API does not return."""
+        if temperature != 1 or request.vocabulary or request.entropy:
+            raise TrainingError(
+                "a server returns the sampled token and the most probable ones at temperature 1; this adapter asks for more; "
+                "use a teacher in the run's own process"
+            )
+        positions = self._positions(batch, request.top_k)
+        device = batch.targets.device
+        scores = TeacherScores(
+            torch.tensor([each.sampled for each in positions], device=device),
+            torch.tensor([each.top_ids for each in positions], device=device)
+            .long()
+            .view(len(positions), request.top_k),
+            torch.tensor([each.top_logprobs for each in positions], device=device).view(len(positions), request.top_k),
+        )
+        self._refuse_flat(scores.top_logprobs)
+        return scores
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.replicas.close()
+
+    def _positions(self, batch: Batch, top_k: int) -> list[Position]:
+        """Return the positions of all response tokens; tokens without a row in the student are left out of the top K."""
+        scored = self._answers(batch, top_k)
+        if any(len(each.top_ids) < top_k for each in scored) and not self._spare and top_k < self.kind.max_logprobs:
+            self._spare = SPARE
+            scored = self._answers(batch, top_k)
+        if short := [each for each in scored if len(each.top_ids) < top_k]:
+            raise TrainingError(
+                f"the teacher's {top_k} most probable tokens hold some that the student has no row for at {len(short)} "
+                f"positions; start the server with a larger --max-logprobs and set teacher.max_logprobs"
+            )
+        return scored
+
+    def _answers(self, batch: Batch, top_k: int) -> list[Position]:
+        asked = min(max(1, top_k) + self._spare, self.kind.max_logprobs)
+
+        def read(body: Any, answer: Any) -> list[list[Position]]:
+            *sequences, probe = body["prompt"]
+            *choices, last = read_choices(answer, len(body["prompt"]))
+            # Before anything else: another model's scores of these sequences look as good as the teacher's.
+            self.probe.compare(read_prompt(last, probe, asked))
+            return [read_prompt(choice, ids, asked) for choice, ids in zip(choices, sequences, strict=True)]
+
+        size = self.kind.batch
+        parts = [batch.rollouts[start : start + size] for start in range(0, len(batch.rollouts), size)]
+        bodies = [self.kind.body([*(r.prompt_and_response for r in part), self.probe.ids], asked) for part in parts]
+        answers = [found for each in self.replicas.post_all(COMPLETIONS, bodies, read) for found in each]
+        kept = []
+        for rollout, positions in zip(batch.rollouts, answers, strict=True):
+            kept += [self._known(each, top_k) for each in positions[len(rollout.example.prompt) - 1 :]]
+        return kept
+
+    def _known(self, position: Position, top_k: int) -> Position:
+        pairs = [pair for pair in zip(position.top_ids, position.top_logprobs, strict=True) if pair[0] < self.rows][
+            :top_k
+        ]
+        return Position(position.sampled, tuple(i for i, _ in pairs), tuple(value for _, value in pairs))
+
+    def _refuse_flat(self, top_logprobs: torch.Tensor) -> None:
+        if top_logprobs.shape[-1] < 2 or not len(top_logprobs):
+            return
+        flat = (top_logprobs[:, 0] - top_logprobs[:, -1] < FLAT).float().mean()
+        if flat > FLAT_SHARE:
+            raise TrainingError(
+                f"the teacher gives its most probable tokens equal log-probabilities at {float(flat):.0%} of the positions, "
+                "as a server does whose weights are asleep or not loaded; restart it, then the same command continues"
+            )

@@ -1,0 +1,138 @@
+"""Scores on disk: written as a run goes, read without any teacher, and found only by what they depend on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.config.load import load_suite
+from harness.config.run_spec import RunSpec
+from harness.errors import ConfigError, TrainingError
+from harness.lm.logprobs import TeacherRequest, TeacherScores
+from harness.lm.rollouts import Batch, make_batches
+from harness.pipeline.run import run
+from harness.pipeline.teacher_cache import fill_cache
+from harness.rundir.progress import silent
+from harness.teachers.base import TeacherSite
+from harness.teachers.cache import Cache, CachedTeacher
+from harness.teachers.routed import RoutedTeacher
+from harness.teachers.score_store import ScoreStore
+from tests.support.models import STOP, local_teacher, micro_suite, rollout, write_yaml
+
+ROLLOUTS = [rollout([3, 4, 5], [6, 7, STOP]), rollout([8], [9, STOP]), rollout([3, 1], [4, 1, 5, 9, STOP])]
+REQUEST = TeacherRequest(top_k=3, entropy=True)
+
+
+@pytest.fixture
+def batch() -> Batch:
+    return make_batches(ROLLOUTS, "sequence_mean", None)[0]
+
+
+def cached(path: Path, behind: Any = None, identity: str = "teacher") -> CachedTeacher:
+    return CachedTeacher(ScoreStore(path), identity, behind)
+
+
+def equal(found: TeacherScores, expected: TeacherScores) -> bool:
+    names = ["sampled", "top_ids", "top_logprobs", *(["entropy"] if expected.entropy is not None else [])]
+    return all(torch.allclose(getattr(found, n).double(), getattr(expected, n).double(), atol=1e-6) for n in names)
+
+
+def test_a_cache_returns_what_the_teacher_returned_and_then_needs_none(tmp_path: Path, batch: Batch):
+    teacher = local_teacher()
+    expected = teacher.score(batch, REQUEST, 1.0)
+    filled = cached(tmp_path / "scores.db", teacher)
+    assert equal(filled.score(batch, REQUEST, 1.0), expected)
+    assert (filled.hits, filled.misses) == (0, 3)
+    alone = cached(tmp_path / "scores.db")
+    assert equal(alone.score(batch, REQUEST, 1.0), expected)
+    assert equal(alone.score(batch, TeacherRequest(top_k=1), 1.0), teacher.score(batch, TeacherRequest(top_k=1), 1.0))
+    one = make_batches(ROLLOUTS[:1], "sequence_mean", None)[0]
+    assert equal(alone.score(one, REQUEST, 1.0), teacher.score(one, REQUEST, 1.0))
+
+
+def test_scores_of_something_else_are_not_used(tmp_path: Path, batch: Batch):
+    path = tmp_path / "scores.db"
+    cached(path, local_teacher()).score(batch, REQUEST, 1.0)
+    changed = make_batches([replace(ROLLOUTS[0], response=[6, 7, 7])], "sequence_mean", None)[0]
+    for reader, asked, request, temperature in (
+        (cached(path), changed, REQUEST, 1.0),
+        (cached(path, identity="other"), batch, REQUEST, 1.0),
+        (cached(path), batch, REQUEST, 0.5),
+        (cached(path), batch, TeacherRequest(top_k=4), 1.0),
+    ):
+        with pytest.raises(TrainingError, match="lacks the scores of"):
+            reader.score(asked, request, temperature)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TrainingError, match="lacks the scores of"):
+        cached(path).score(batch, REQUEST, 1.0)
+
+
+def test_a_wrong_score_is_not_written(tmp_path: Path, batch: Batch):
+    class Broken:
+        def score(self, batch: Batch, request: TeacherRequest, temperature: float) -> TeacherScores:
+            right = local_teacher().score(batch, request, temperature)
+            return replace(right, sampled=torch.full_like(right.sampled, -100.0))
+
+    with pytest.raises(TrainingError, match=r"contradicts|placeholder"):
+        cached(tmp_path / "scores.db", Broken()).score(batch, REQUEST, 1.0)
+    assert ScoreStore(tmp_path / "scores.db").teachers() == {}
+
+
+def test_a_file_that_is_not_a_cache_or_holds_several_teachers_is_refused(tmp_path: Path, batch: Batch):
+    path = tmp_path / "scores.db"
+    kind = Cache.model_validate({"kind": "cache", "path": str(path)})
+    with pytest.raises(ConfigError, match="holds no scores"):
+        kind.check()
+    for identity in ("first", "second"):
+        cached(path, local_teacher(), identity).score(batch, REQUEST, 1.0)
+    with pytest.raises(ConfigError, match="first, second"):
+        kind.check()
+    student: Any = None
+    chosen = kind.model_copy(update={"identity": "second"}).open(student, TeacherSite("cpu", tmp_path))
+    assert chosen.identity == "second"
+    path.write_text("not a database, and long enough to be read as one" * 40)
+    with pytest.raises(TrainingError, match="cannot be used as a cache"):
+        cached(path).score(batch, REQUEST, 1.0)
+
+
+def test_each_tasks_teacher_scores_its_responses(batch: Batch):
+    first, second = local_teacher(1), local_teacher(2)
+    rows = [replace(r, example=replace(r.example, task=f"task{i % 2}")) for i, r in enumerate(batch.rollouts)]
+    mixed = replace(batch, rollouts=tuple(rows))
+    found = RoutedTeacher({"task0": first, "task1": second}, None).score(mixed, REQUEST, 1.0)
+    lengths = [len(r.response) for r in rows]
+    parts = [first.score(batch, REQUEST, 1.0), second.score(batch, REQUEST, 1.0), first.score(batch, REQUEST, 1.0)]
+    for name in ("sampled", "top_logprobs", "entropy"):
+        wanted = [getattr(p, name).split(lengths)[i] for i, p in enumerate(parts)]
+        assert torch.allclose(getattr(found, name).double(), torch.cat(wanted).double(), atol=1e-6)
+    with pytest.raises(ConfigError, match="no teacher for task task1"):
+        RoutedTeacher({"task0": first}, None).score(mixed, REQUEST, 1.0)
+    assert RoutedTeacher({"task0": first}, second).score(mixed, REQUEST, 1.0).sampled.isfinite().all()
+
+
+def test_a_run_repeats_from_the_cache_without_its_teacher_to_the_bit(tmp_path: Path):
+    suite = {**micro_suite(), "stages": ["tiny_weather"], "probes": [], "adapters": {"aopd": {}}}
+    weights = []
+    for name, of in (("filled", suite["teacher"]), ("read", None)):
+        teacher = {"kind": "cache", "path": str(tmp_path / "scores.db"), "of": of}
+        file = write_yaml(tmp_path / f"{name}.yaml", {**suite, "teacher": teacher})
+        spec = RunSpec(load_suite(str(file)), "aopd", 0, out=tmp_path / name)
+        run(spec)
+        weights.append(json.loads((spec.path / "manifest.json").read_text())["weights"])
+    assert weights[0] == weights[1]
+
+
+def test_the_command_fills_a_cache_with_references_and_rollouts_once(tmp_path: Path, aopd: Path):
+    raw = {**micro_suite(), "stages": ["tiny_weather"], "probes": [], "adapters": {"aopd": {}}}
+    raw["training"] = {**raw["training"], "train_items": 20}
+    raw["teacher"] = {"kind": "cache", "path": str(tmp_path / "scores.db"), "of": raw["teacher"]}
+    spec = RunSpec(load_suite(str(write_yaml(tmp_path / "suite.yaml", raw))), "aopd", 0, out=tmp_path / "runs")
+    first, again = fill_cache(spec, [], silent)[0], fill_cache(spec, [aopd], silent)[0]
+    assert (first.responses, first.scored, again.scored <= again.responses - first.responses) == (20, 20, True)
+    assert sum(ScoreStore(tmp_path / "scores.db").teachers().values()) >= 20
+    with pytest.raises(ConfigError, match="no teacher of kind cache"):
+        fill_cache(RunSpec(load_suite(str(write_yaml(tmp_path / "plain.yaml", micro_suite()))), "aopd", 0), [], silent)
