@@ -112,7 +112,8 @@ class Step:
         """Return what all processes have."""
         if self.ranks.size == 1:
             return parts
-        light = [(replace(batch.padded(), rollouts=batch.rollouts), scores.cpu()) for batch, scores in parts]
+        none = torch.empty(0)
+        light = [(Batch(none, none, none, none, none, batch.rollouts), scores.cpu()) for batch, scores in parts]
         return [part for found in self.ranks.gather(light) for part in found]
 
     @property

@@ -62,7 +62,8 @@ def random_model(shape: Shape, dtype: torch.dtype, device: str) -> Any:
         head_dim=128 if shape.hidden >= 1024 else 32, tie_word_embeddings=True,
     )  # fmt: skip
     with torch.device(device):
-        return Qwen3ForCausalLM(config).to(dtype).eval()
+        model: Any = Qwen3ForCausalLM(config)
+    return model.to(dtype).eval()
 
 
 def step_lines(

@@ -25,6 +25,8 @@ LONGER = 8
 CHUNK_ELEMENTS = 2**24
 # Devices whose autocast computes the products of the output layer in bfloat16; a CPU keeps its weights' precision.
 NARROW_UNDER_AUTOCAST = {"cuda"}
+# Devices on which a tile's elementwise work is one Triton kernel (`harness.lm.fused`); none until its speed is measured there.
+FUSED: set[str] = set()
 Rows = Callable[[slice], Tensor]
 Divergence = Callable[[Tensor, Tensor], Tensor]
 
@@ -62,15 +64,18 @@ class Head:
         return replace(self, weight=self.weight.to(torch.bfloat16), bias=bias)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return float logits (n, V) of hidden states (n, H); a GPU does not round them to the weights' dtype first."""
-        if hidden.is_cuda and hidden.dtype != wide(hidden):
-            raw = torch.mm(hidden, self.weight.T, out_dtype=wide(hidden))
-            raw = raw if self.bias is None else raw.add_(self.bias)
-        else:
-            raw = nn.functional.linear(hidden, self.weight, self.bias).to(wide(self.weight))
+        """Return float logits (n, V) of hidden states (n, H)."""
+        raw = self.products(hidden)
         if self.softcap is None:
             return raw if self.factor == 1 else raw.mul_(self.factor)
         return raw.mul_(self.scale / self.softcap).tanh_().mul_(self.softcap / self.temperature)
+
+    def products(self, hidden: Tensor) -> Tensor:
+        """Return hidden @ weight.T + bias (n, V) as floats; a GPU does not round them to the weights' dtype first."""
+        if hidden.is_cuda and hidden.dtype != wide(hidden):
+            raw = torch.mm(hidden, self.weight.T, out_dtype=wide(hidden))
+            return raw if self.bias is None else raw.add_(self.bias)
+        return nn.functional.linear(hidden, self.weight, self.bias).to(wide(self.weight))
 
     def to_linear(self, grad: Tensor, logits: Tensor) -> Tensor:
         """Return the gradient (n, V) at the linear layer's output from the gradient at the logits, which it overwrites."""
@@ -107,6 +112,14 @@ class SelectedLogProbs(torch.autograd.Function):
         above = grads[0].sum(-1, keepdim=True) + (0 if held is None else grads[3][:, None])
         total = Gradients(hidden, weight, bias, ctx.head.weight, ctx.needs_input_grad)
         tokens, width = tile_size(hidden)
+        if held is None and hidden.device.type in FUSED:
+            from harness.lm.fused import fused_gradient  # imports triton
+
+            for rows, columns in product(spans(len(hidden), tokens), spans(len(weight), width)):
+                raw, start = ctx.head.part(columns).products(hidden[rows]), columns.start
+                parts = raw, ids[rows], grads[0][rows], logsumexp[rows], start, ctx.head, ctx.head.weight.dtype
+                total.add(rows, columns, fused_gradient(*parts))
+            return *total.result(), None, None, None
         for rows, columns in product(spans(len(hidden), tokens), spans(len(weight), width)):
             part = ctx.head.part(columns)
             logits = part.logits(hidden[rows])
@@ -179,6 +192,8 @@ def scan(hidden: Tensor, head: Head, ids: Tensor, top_k: int = 0, held: Tensor |
     Raises `ModelError` for ids outside the output layer.
     """
     _refuse_ids_outside(ids, head)
+    if not top_k and held is None and hidden.device.type in FUSED:
+        return _fused_scan(hidden, head, ids)
     tokens, width = tile_size(hidden)
     if top_k:
         tokens, width = max(1, tokens // LONGER), width * LONGER
@@ -189,6 +204,21 @@ def scan(hidden: Tensor, head: Head, ids: Tensor, top_k: int = 0, held: Tensor |
             running.add(head.part(columns).logits(hidden[rows]), columns)
         blocks.append(running.result())
     return ScanResult(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
+
+
+def _fused_scan(hidden: Tensor, head: Head, ids: Tensor) -> ScanResult:
+    from harness.lm.fused import FusedSums  # imports triton
+
+    tokens, width = tile_size(hidden)
+    blocks: list[tuple[Tensor, ...]] = []
+    for rows in spans(max(1, len(hidden)), tokens):
+        running = FusedSums(ids[rows], wide(head.weight))
+        for columns in spans(len(head.weight), width):
+            running.add(head.part(columns).products(hidden[rows]), columns.start, head)
+        blocks.append(running.result())
+    chosen, entropy, logsumexp = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+    nothing = chosen[:, :0]
+    return ScanResult(chosen, entropy, logsumexp, logsumexp - logsumexp, nothing, ids[:, :0])
 
 
 def _refuse_ids_outside(ids: Tensor, head: Head) -> None:

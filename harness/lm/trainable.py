@@ -57,7 +57,9 @@ class ShardedWeights(Trainable):
             fully_shard(layer, mesh=mesh, mp_policy=policy)
         fully_shard(self.module, mesh=mesh, mp_policy=policy)
         for part in self._parts():
-            part.set_gradient_divide_factor(1.0)  # each process has its share of one loss, so gradients add up
+            # Each process has its share of one loss, so gradients add up.
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)
         self.shapes = {name: (own.dtype, own.data.shape) for name, own in self.own.items()}
         for own in self.own.values():
             own.data = torch.empty_like(own.data, dtype=torch.bfloat16 if narrow else own.dtype)
@@ -85,8 +87,10 @@ class ShardedWeights(Trainable):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take this process's shards of whole weights."""
         self._reshard()
-        for name, tensor in self.module.state_dict().items():
-            take(tensor, state[name])
+        # Tied weights have several names in a state, of which one alone may have all digits.
+        for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers()):
+            if name in state:
+                take(tensor, state[name])
 
     @torch.no_grad()
     def close(self) -> None:
