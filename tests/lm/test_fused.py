@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
-from collections.abc import Generator
+import os
 
 import pytest
 import torch
@@ -13,18 +12,19 @@ from harness.lm import output_layer
 from harness.lm.logprobs import Head, selected_logprobs
 from tests.support.dense import VARIANTS, assert_same_leaf_gradients, dense, full, inputs
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET") != "1", reason="on a GPU, tests/lm/test_gpu.py runs the kernels"
+    ),
+]
 
 
 @pytest.fixture(autouse=True)
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
-    """Interpret the kernels on the CPU, over tiles smaller than the inputs."""
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    sys.modules.pop("harness.lm.fused", None)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use the kernels on the CPU, over tiles smaller than the inputs."""
     monkeypatch.setattr(output_layer, "FUSED", {"cpu"})
     monkeypatch.setitem(output_layer.TILES, "cpu", (3, 4))
-    yield
-    sys.modules.pop("harness.lm.fused", None)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

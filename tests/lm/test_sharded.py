@@ -64,15 +64,15 @@ def trained(name: str, folder: Path, **training: Any) -> tuple[dict[str, Tensor]
     return weights_of(ctx), lines
 
 
-def join(rank: int, size: int, folder: str) -> None:
+def join(rank: int, size: int, meeting: str) -> None:
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting{size}", rank=rank, world_size=size)
+    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
 
 
-def every_method(rank: int, size: int, folder: str, names: list[str], modes: dict[str, Any]) -> None:
+def every_method(rank: int, size: int, meeting: str, folder: str, names: list[str], modes: dict[str, Any]) -> None:
     """Train each method in each mode and let the first process save what it then has."""
-    join(rank, size, folder)
+    join(rank, size, meeting)
     for mode, training in modes.items():
         for name in names:
             found = trained(name, Path(folder), **training)
@@ -82,7 +82,9 @@ def every_method(rank: int, size: int, folder: str, names: list[str], modes: dic
 
 
 def spawn(work: Callable[..., None], size: int, *arguments: Any) -> None:
-    multiprocessing.spawn(work, (size, *arguments), nprocs=size)  # pyright: ignore[reportPrivateImportUsage]
+    # A file of an earlier group would keep the new one waiting.
+    with tempfile.TemporaryDirectory() as place:
+        multiprocessing.spawn(work, (size, f"{place}/meeting", *arguments), nprocs=size)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def differences(found: Any, expected: Any) -> Iterator[tuple[str, float]]:
@@ -131,9 +133,9 @@ def test_other_modes_train_in_several_processes(name: str, mode: str, several: P
     assert max(weights.values()) <= bound, weights
 
 
-def killed_and_resumed(rank: int, size: int, folder: str, stop: bool, name: str) -> None:
+def killed_and_resumed(rank: int, size: int, meeting: str, folder: str, stop: bool, name: str) -> None:
     """Train until a signal stops the stage after a step, or from the snapshot that it left."""
-    join(rank, size, folder)
+    join(rank, size, meeting)
     resume(Path(folder), stop, name, rank)
     distributed.destroy_process_group()
 
