@@ -21,9 +21,10 @@ DEVICE ?=
 BEFORE ?= $(firstword $(wildcard benchmarks/baselines/*.json))
 AFTER ?=
 STUDY ?= tiny
+SHARE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help stage-all study report test test-slow test-vllm test-ray test-browser test-gpu pitfalls docs mutations architectures vllm check fix bench bench-compare clean
+.PHONY: help stage-all study report test test-slow test-vllm test-ray test-browser test-gpu pitfalls docs mutations architectures soak vllm check fix bench bench-compare clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +44,9 @@ test: $(DEV)  ## Run the fast tests
 test-slow: $(DEV)  ## Run the slow tests: whole runs, the wheel, the real records
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu and not vllm and not browser and not ray"
 
+soak: $(DEV)  ## Attack runs and inputs at full size: kills, power cuts (root), teacher faults, mutations, 200 stages; an hour or more: SHARE=0.1
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --share $(SHARE) --page docs/reliability.md
+
 architectures: $(DEV)  ## Try every causal architecture of transformers at small random weights: equal, refused or different
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.engines.architectures
 
@@ -59,7 +63,7 @@ test-gpu: $(DEV) $(VLLM)  ## Run the tests that need a CUDA device
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu
 
 docs: $(DEV)  ## Write the field tables of docs/run-directory.md from the schema
-	$(BIN)/python -m harness.rundir.page docs/run-directory.md
+	$(BIN)/python -m harness.rundir.schema_page docs/run-directory.md
 
 pitfalls: $(DEV)  ## Write docs/pitfalls.md from the pitfall markers of the tests
 	$(BIN)/python -m tests.docs.pitfalls
@@ -82,10 +86,10 @@ fix: $(DEV)  ## Format, and fix what can be fixed automatically
 	$(BIN)/ruff format .
 
 bench: $(DEV)  ## Measure speed and memory against TRL and transformers, write benchmarks/RESULTS.md (or BENCH_OUT=...); DEVICE=cuda measures a GPU
-	$(if $(DEVICE),$(BIN)/python -m benchmarks.device.bench --device $(DEVICE),OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.run --out $(BENCH_OUT))
+	$(if $(DEVICE),$(BIN)/python -m benchmarks.device.device_bench --device $(DEVICE),OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.run --out $(BENCH_OUT))
 
 bench-compare: $(DEV)  ## Tell which figures of a device got worse by more than 10 %: BEFORE=old.json AFTER=new.json
-	$(BIN)/python -m benchmarks.device.figures $(BEFORE) $(AFTER)
+	$(BIN)/python -m benchmarks.device.device_figures $(BEFORE) $(AFTER)
 
 clean:  ## Remove runs and caches of tools, but not .venv
 	rm -rf runs mutants .pytest_cache .ruff_cache .hypothesis dist build

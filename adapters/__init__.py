@@ -96,3 +96,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOME})
+
+
+# Part of continual-harness: the command line looks for this line, see harness/cli/own_packages.py.

@@ -20,7 +20,7 @@ from adapters.loop.training_loop import Objective
 from harness.adapter import Capabilities, Needs, Requirements, StageContext
 from harness.errors import ConfigError
 from harness.lm.rollouts import Rollout
-from harness.teachers.base import Teacher
+from harness.teachers.teacher import Teacher
 
 SHOWN = "{question}\n\nHere is one good answer:\n{demonstration}\n\nNow answer the question yourself."
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.measure import with_range
-from benchmarks.page import table
 from benchmarks.report_runs import Scale, write_runs
+from benchmarks.results_page import table
 
 MB = 1e6
 WANTED_SECONDS, WANTED_MB = 60, 20
@@ -69,7 +69,7 @@ def text(found: Sequence[Built], scale: Scale) -> str:
         f"{scale.response} words to prompts of {scale.prompt}. Median (smallest to largest) of {len(found)} builds, each in "
         "a process of its own."
     )
-    return "\n\n".join(["## A large report", table(["measured", "median (range)", "wanted"], rows), note])
+    return "\n\n".join(["## A large report", table(["measured", "median (range)", "target"], rows), note])
 
 
 def _processor() -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.evaluation.drift import FIGURES
-from harness.rundir.files import write_cell, write_record
-from harness.rundir.schema import OUTCOMES, SCHEMA, CellSummary, DriftSummary, Keys, Manifest, Session, StageRecord
-from harness.rundir.store import MANIFEST, stage_folder
+from harness.rundir.schema import (
+    DRIFT_FIGURES,
+    OUTCOMES,
+    SCHEMA,
+    CellSummary,
+    DriftSummary,
+    Keys,
+    Manifest,
+    Session,
+    StageRecord,
+)
+from tests.support.run_factory import write_folders
 
 ADAPTERS = ("opd", "aopd", "gkd", "grpo", "sft")
 STAGES = ("math_word_problems", "tools_weather", "tools_currency", "tools_calendar")
@@ -65,16 +72,20 @@ def write_runs(root: Path, scale: Scale) -> Path:
 
 def _write_run(run: Path, scale: Scale, place: int, adapter: str, seed: int) -> None:
     random = np.random.default_rng([place, seed])
-    run.mkdir(parents=True)
-    write_record(run / MANIFEST, _manifest(scale, adapter, seed))
-    for stage in range(len(scale.stages) + 1):
-        folder = stage_folder(run, stage, scale.stages[stage - 1])
-        if stage:
-            _write_steps(folder.path / "train", scale, adapter, random)
-        for number, task in enumerate(scale.tasks):
-            ability = _ability(stage, number, place, len(scale.stages)) + 0.03 * random.standard_normal()
-            _write_cell(folder.cell(task), scale, (number, task), ability, random)
-        _write_drift(folder.drift, scale, stage, random)
+    stages, tasks = range(len(scale.stages) + 1), scale.tasks
+    abilities = [[_ability(stage, task, place, len(scale.stages)) for task in range(len(tasks))] for stage in stages]
+
+    def make_cell(task: str, stage: int, ability: float) -> tuple[CellSummary, pd.DataFrame]:
+        own = ability + 0.03 * random.standard_normal()
+        return _cell(scale, (tasks.index(task), task), own, _weights(stage, seed), random)
+
+    def make_lines(_: int) -> list[dict[str, Any]]:
+        return [_line(step, adapter, random.standard_normal(16)) for step in range(scale.steps)]
+
+    def make_drift(stage: int) -> tuple[DriftSummary, pd.DataFrame]:
+        return _drift(scale, stage, random)
+
+    write_folders(run, _manifest(scale, adapter, seed), tasks, abilities, make_cell, make_lines, make_drift)
 
 
 def _ability(stage: int, task: int, place: int, stages: int) -> float:
@@ -111,13 +122,22 @@ def _manifest(scale: Scale, adapter: str, seed: int) -> Manifest:
         start="weak",
         config={"name": "large", "stages": list(scale.stages), "seeds": list(range(scale.seeds))},
         config_hash="0123456789abcdef",
-        weights={name: f"{name}-{seed}" for name in ("start", "teacher", *scale.stages)},
+        weights={
+            "teacher": "teacher",
+            **{f"stage_{n}" if n else "start": _weights(n, seed) for n in range(len(scale.stages) + 1)},
+        },
         sessions=(session,),
         finished="2026-01-02T04:49:05+00:00",
     )
 
 
-def _write_cell(folder: Path, scale: Scale, task: tuple[int, str], ability: float, random: np.random.Generator) -> None:
+def _weights(stage: int, seed: int) -> str:
+    return f"stage_{stage}-{seed}" if stage else f"start-{seed}"
+
+
+def _cell(
+    scale: Scale, task: tuple[int, str], ability: float, weights: str, random: np.random.Generator
+) -> tuple[CellSummary, pd.DataFrame]:
     number, name = task
     items, difficulty = scale.items, np.random.default_rng(number).random(scale.items)
     right = difficulty + 0.15 * random.standard_normal(items) < ability
@@ -138,14 +158,14 @@ def _write_cell(folder: Path, scale: Scale, task: tuple[int, str], ability: floa
             "strict": right.astype(float),
         }
     )
-    write_cell(folder, _results(name, samples), samples)
+    return _results(name, weights, samples), samples
 
 
 def _texts(words: np.ndarray) -> Iterator[str]:
     return (" ".join(map(WORDS.__getitem__, row)) for row in words.tolist())
 
 
-def _results(task: str, samples: pd.DataFrame) -> CellSummary:
+def _results(task: str, weights: str, samples: pd.DataFrame) -> CellSummary:
     score, counts = float(samples["score"].mean()), samples["outcome"].value_counts()
     return CellSummary(
         task=task,
@@ -157,15 +177,9 @@ def _results(task: str, samples: pd.DataFrame) -> CellSummary:
         outcomes={name: int(counts.get(name, 0)) for name in OUTCOMES},
         response_tokens_mean=float(samples["tokens"].mean()),
         seconds=36.0,
-        weights="digest",
+        weights=weights,
         keys=Keys(generation="g", grading="r", comparability="c"),
     )
-
-
-def _write_steps(folder: Path, scale: Scale, adapter: str, random: np.random.Generator) -> None:
-    folder.mkdir(parents=True)
-    lines = (json.dumps(_line(step, adapter, random.standard_normal(16))) for step in range(scale.steps))
-    (folder / "steps.jsonl").write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 
 def _line(step: int, adapter: str, noise: np.ndarray) -> dict[str, Any]:
@@ -208,7 +222,7 @@ def _line(step: int, adapter: str, noise: np.ndarray) -> dict[str, Any]:
     )
 
 
-def _write_drift(folder: Path, scale: Scale, stage: int, random: np.random.Generator) -> None:
+def _drift(scale: Scale, stage: int, random: np.random.Generator) -> tuple[DriftSummary, pd.DataFrame]:
     count = scale.drift_items
     rows = pd.DataFrame(
         {
@@ -221,7 +235,7 @@ def _write_drift(folder: Path, scale: Scale, stage: int, random: np.random.Gener
             "entropy_prompt": 1.5 + 0.05 * random.random(count * len(scale.tasks)),
         }
     )
-    by_task: Any = rows.groupby("task", sort=False)[list(FIGURES)].mean()
+    by_task: Any = rows.groupby("task", sort=False)[list(DRIFT_FIGURES)].mean()
     tasks = {str(task): {**means, "items": count} for task, means in by_task.to_dict("index").items()}
     found = {**by_task.mean().to_dict(), "tasks": tasks, "answers": "a", "seconds": 20.0}
-    write_cell(folder, DriftSummary.model_validate(found), rows)
+    return DriftSummary.model_validate(found), rows

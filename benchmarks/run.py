@@ -18,17 +18,18 @@ import typer
 
 from adapters.aopd import AOPD
 from adapters.opd import OPD
-from benchmarks import logprobs, report, start_up, vllm_weights
+from benchmarks import logprob_speed as logprobs
+from benchmarks import report, start_up, vllm_weights
 from benchmarks.generation import engine_tokens, transformers_tokens
 from benchmarks.measure import Measurement, in_turn, per_second
-from benchmarks.page import BenchmarkResults, page
+from benchmarks.results_page import BenchmarkResults, page
 from benchmarks.setting import Setting, make_setting
 from benchmarks.steps import Steps, our_steps
 from benchmarks.trl_step import MISSING, installed, settings_of, trl_steps
 from benchmarks.utilisation import peak_rate, student_rate
 from harness.errors import HarnessError
-from harness.pipeline.models import limit_threads
-from harness.rundir.session import this_session
+from harness.pipeline.build.model_source import limit_threads
+from harness.rundir.process.session import this_session
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 TRL = "TRL `DistillationTrainer`"

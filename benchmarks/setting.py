@@ -12,7 +12,7 @@ from harness.adapter import StageContext
 from harness.config.load import load_suite
 from harness.config.models import Model, Pretrained, Scratch
 from harness.config.suite import Suite
-from harness.engines.base import Sampling
+from harness.engines.engine import Sampling
 from harness.engines.hf import HFEngine
 from harness.errors import ConfigError
 from harness.lm.checkpoints import Loaded, load
@@ -20,7 +20,7 @@ from harness.lm.logprobs import StudentForward
 from harness.lm.precision import suit_attention
 from harness.lm.rollouts import Example
 from harness.lmeval.library import TaskLibrary
-from harness.pipeline.models import checkpoint_of
+from harness.pipeline.build.model_source import checkpoint_of
 from harness.teachers.local import LocalTeacher
 
 

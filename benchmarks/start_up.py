@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 from benchmarks.measure import in_turn, with_range
-from benchmarks.page import table
 from benchmarks.report_runs import Scale, write_runs
+from benchmarks.results_page import table
 
 SMALL = Scale(adapters=("opd", "aopd"), seeds=2, items=50, steps=20)
 AIMS = {"harness --help": "0.5", "harness compare": "4", "harness adapters": "3", "harness run tiny --dry-run": "5"}

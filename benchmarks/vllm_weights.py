@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.measure import Measurement
-from benchmarks.page import cells, table
+from benchmarks.results_page import cells, table
 from benchmarks.setting import Setting
 from harness.engines.backend import EngineSite
 from harness.engines.hf import HFEngine
@@ -84,6 +84,6 @@ def _note(rounds: int, setting: Setting) -> str:
     prompts = len(setting.prompts(0))
     return (
         f"Medians of {rounds} rounds; each starts a process, warms it up, answers {prompts} prompts of the suite's first task "
-        "beside our engine on the same weights, then takes two checkpoints from disk. float32; a start ends when the engine "
+        "next to our engine on the same weights, then takes two checkpoints from disk. float32; a start ends when the engine "
         "could take a request, so what its first request prepares is not counted."
     )

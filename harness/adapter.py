@@ -6,21 +6,21 @@ point group `harness.adapters`; nothing here imports one by name.
 
 from __future__ import annotations
 
-import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import ConfigDict, ValidationError, model_validator
 
+from harness.config import plugins
 from harness.config.base import Strict
 from harness.config.explain import explain
 from harness.config.suite import AdapterEntry, Suite
-from harness.config.teacher import Needs
+from harness.config.teacher_settings import Needs
 from harness.config.training import Optimizer, Training
 from harness.errors import ConfigError
 from harness.rundir.schema import Source
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     # Only for types: code that reads a suite or lists adapters does not load torch.
     from torch import Tensor, nn
 
-    from harness.engines.base import Engine
+    from harness.engines.engine import Engine
     from harness.lm.chat import Renderer
     from harness.lm.logprobs import StudentForward
     from harness.lm.optimiser import Updater
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from harness.lmeval.task import Task
     from harness.rundir.rollout_log import Keep
     from harness.rundir.snapshots import Snapshots
-    from harness.teachers.base import Teacher
     from harness.teachers.local import LocalTeacher
+    from harness.teachers.teacher import Teacher
 
     TokenPenalty = Callable[[Tensor, Tensor], Tensor]
     WeightPenalty = Callable[[nn.Module], Tensor]
@@ -188,13 +188,14 @@ class StageContext:
         return float(task.grade(rollout.example.doc, answer)[task.metric])
 
     def with_demonstration(self, example: Example, shown: str) -> list[int]:
-        """Return an item's prompt with its reference answer in it, by a text that names {question} and {demonstration}."""
+        """Return an item's prompt with its reference answer in it, by a text that names {question} and {demonstration}.
+
+        The text stands in place of the item's own; the task's description, examples and `gen_prefix` stay.
+        """
         task = self.tasks[example.task]
         question, answer = task.prompt_text(example.doc), task.training_target(example.doc)
         text = shown.replace("{demonstration}", answer).replace("{question}", question)
-        if self.renderer.has_template:
-            text = self.renderer.render([{"role": "user", "content": text}])
-        return self.renderer.encode_prompt(text)
+        return self.renderer.encode_prompt(task.render_question(example.doc, text, self.renderer))
 
 
 @dataclass(frozen=True)
@@ -249,7 +250,7 @@ class Adapter(Strict, ABC):
 
 def registered() -> dict[str, EntryPoint]:
     """Return all registered adapters by name, third parties' included."""
-    return {point.name: point for point in sorted(entry_points(group=GROUP), key=lambda point: point.name)}
+    return plugins.registered(GROUP)
 
 
 def make_adapter(name: str, entry: AdapterEntry) -> Adapter:
@@ -257,27 +258,11 @@ def make_adapter(name: str, entry: AdapterEntry) -> Adapter:
 
     Raises `ConfigError` for a name that is not registered or cannot be loaded and for options that the adapter does not have.
     """
-    kind = entry.adapter or name
-    known = registered()
-    if kind not in known:
-        near = difflib.get_close_matches(kind, known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(f"adapters.{name}: there is no adapter {kind!r}; {hint}registered are {', '.join(known)}")
-    cls = _loaded(name, known[kind])
+    cls = plugins.load_plugin(GROUP, entry.adapter or name, f"adapters.{name}", Adapter)
     try:
         return cls.model_validate(entry.options)
     except ValidationError as error:
         raise ConfigError(f"adapters.{name}.options.{explain(error, cls)}") from error
-
-
-def _loaded(name: str, point: EntryPoint) -> type[Adapter]:
-    try:
-        return point.load()
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"adapters.{name}: the entry point {point.name} = {point.value} cannot be loaded ({error}); fix or uninstall "
-            "the package that registers it"
-        ) from error
 
 
 def check_adapters(suite: Suite, entries: Collection[str] | None = None) -> dict[str, Adapter]:

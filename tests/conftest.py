@@ -32,16 +32,13 @@ settings.load_profile("shared machine")
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
-    """Keep built models in a folder of this session, and torch on one thread; spare lm-eval its look at the machine."""
-    import lm_eval.evaluator
+    """Keep built models in a folder of this session, and torch on one thread."""
     import torch
 
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HARNESS_CACHE", str(folder))
-        # It lists all installed packages through subprocesses, a second for each call, and nobody reads it.
-        patch.setattr(lm_eval.evaluator, "add_env_info", lambda _: None)
         yield folder
 
 
@@ -66,7 +63,7 @@ def micro(micro_file: Path) -> Suite:
 @pytest.fixture(scope="session")
 def student_folder(micro: Suite, library: TaskLibrary) -> Path:
     """A micro student's checkpoint, warmed up so that it answers in the right shape."""
-    from harness.pipeline.models import checkpoint_of
+    from harness.pipeline.build.model_source import checkpoint_of
 
     return checkpoint_of(micro.student, 0, library)
 
@@ -74,7 +71,7 @@ def student_folder(micro: Suite, library: TaskLibrary) -> Path:
 @pytest.fixture(scope="session")
 def teacher_folder(micro: Suite, library: TaskLibrary) -> Path:
     """A micro teacher's checkpoint: the student's tokenizer, other weights."""
-    from harness.pipeline.models import checkpoint_of
+    from harness.pipeline.build.model_source import checkpoint_of
 
     assert isinstance(micro.teacher, Scratch)
     return checkpoint_of(micro.teacher, 0, library)

@@ -23,7 +23,7 @@ def are_frozen(subject: AdapterUnderTest) -> None:
     adapter = subject.adapter
     if not isinstance(adapter, BaseModel):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConformanceError(
-            f"{type(adapter).__name__} is no pydantic model; derive it from `harness.adapter.Adapter`"
+            f"{type(adapter).__name__} is not a pydantic model; derive it from `harness.adapter.Adapter`"
         )
     if not adapter.model_config.get("frozen"):
         raise ConformanceError("its options can be changed after they were read; keep `frozen=True` of `Adapter`")
@@ -45,7 +45,9 @@ def refuse_unknown_keys(subject: AdapterUnderTest) -> None:
         type(subject.adapter).model_validate({**known, "no_such_option": 1})
     except ValidationError:
         return
-    raise ConformanceError("`no_such_option: 1` is taken without a word; keep `extra='forbid'` of `Adapter`")
+    raise ConformanceError(
+        "the unknown option `no_such_option: 1` is accepted silently; keep `extra='forbid'` of `Adapter`"
+    )
 
 
 def are_read_back(subject: AdapterUnderTest) -> None:

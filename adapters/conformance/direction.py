@@ -176,7 +176,7 @@ def _same(found: Gradient, towards: dict[str, Gradient], objective: str) -> None
             "division by K or a mean over the micro-batch"
         )
     raise ConformanceError(
-        f"the expected gradient is {off:.1e} of its size away from that of the declared {declared}; mend the loss, or leave "
+        f"the expected gradient is {off:.1e} of its size away from that of the declared {declared}; fix the loss, or leave "
         "`objective` None"
     )
 

@@ -78,7 +78,7 @@ def refuses_other_vocabularies(subject: AdapterUnderTest) -> None:
     except ModelError:
         return
     raise ConformanceError(
-        f"a teacher with {size} tokens and a student with {size - 1} trained without a word; call `check_same_rows`"
+        f"a teacher with {size} tokens and a student with {size - 1} trained without an error; call `check_same_rows`"
     )
 
 

@@ -24,7 +24,7 @@ from adapters.wrappers.wrapper import Wrapper
 from harness.adapter import Adapter, StageContext, StageResult
 from harness.config.models import Chat
 from harness.config.training import Training
-from harness.engines.base import Completion, Sampling
+from harness.engines.engine import Completion, Sampling
 from harness.engines.hf import HFEngine
 from harness.errors import ConfigError
 from harness.lm.chat import Renderer

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from adapters.loop.diagnostics import RolloutFigures, StepLog
 from adapters.loop.tokens import TokenLosses, Tokens, uniform_draws
 from harness.adapter import Source, StageContext
-from harness.engines.base import Completion, Engine, Sampling
+from harness.engines.engine import Completion, Engine, Sampling
 from harness.lm.logprobs import LogProbs, StudentRequest, TeacherRequest, TeacherScores, head_of
 from harness.lm.optimiser import Updater, UpdateResult
 from harness.lm.packing import packs
@@ -23,10 +23,10 @@ from harness.lm.ranks import current_ranks
 from harness.lm.rollouts import Batch, Example, Rollout, make_batches, with_prompts
 from harness.lm.seeding import derive_seed
 from harness.lm.weights import Trainable
-from harness.rundir.session import Timer
-from harness.teachers.base import Teacher
+from harness.rundir.process.session import Timer
 from harness.teachers.local import LocalTeacher
 from harness.teachers.score_checks import ask, refuse_certainty
+from harness.teachers.teacher import Teacher
 
 if TYPE_CHECKING:
     from adapters.loop.training_loop import LoopAdapter

@@ -32,7 +32,7 @@ from harness.lm.weights import Trainable
 
 if TYPE_CHECKING:
     from harness.lm.optimiser import Updater
-    from harness.teachers.base import Teacher
+    from harness.teachers.teacher import Teacher
 
 Objective = Literal["forward_kl", "reverse_kl"]
 REDUCTION = (

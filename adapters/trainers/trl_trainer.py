@@ -21,7 +21,7 @@ from harness.adapter import StageContext
 from harness.errors import NotFiniteError, TrainingError
 from harness.lm.optimiser import Updater
 from harness.lm.seeding import preserved_random_state
-from harness.rundir.session import Timer
+from harness.rundir.process.session import Timer
 from harness.teachers.local import LocalTeacher, check_same_rows
 
 QUIET = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "logging_steps": 1}

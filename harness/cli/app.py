@@ -12,6 +12,7 @@ import typer
 from rich.markup import escape
 
 from harness.cli.commands import Commands
+from harness.cli.own_packages import check_own_packages
 from harness.errors import HarnessError
 from harness.terminal.console import SafeConsole
 
@@ -47,6 +48,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     try:
+        check_own_packages()
         app()
     except (HarnessError, OSError) as error:
         _print_error(str(error))

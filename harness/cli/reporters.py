@@ -17,7 +17,7 @@ from harness.errors import ConfigError, HarnessError
 
 if TYPE_CHECKING:
     from harness.config.run_spec import RunSpec
-    from harness.pipeline.study import Plan
+    from harness.pipeline.sweeps.study_runs import Plan
 
 GROUP = "harness.reporters"
 

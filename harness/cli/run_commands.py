@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from harness.config.run_spec import RunSpec
     from harness.config.suite import Suite
-    from harness.pipeline.study import Plan
+    from harness.pipeline.sweeps.study_runs import Plan
 
 
 def run(
@@ -90,7 +90,7 @@ def study(
     """Do the runs of a study that are not finished, one factor varied at a time, then write its page."""
     announce(f"reading study {name}")
 
-    from harness.pipeline.study import plan_study
+    from harness.pipeline.sweeps.study_runs import plan_study
 
     console = SafeConsole()
     planned = plan_study(name, overrides or [], out)
@@ -119,7 +119,7 @@ def _plan(suite: Suite, entries: list[str], seeds: list[int], order: str, out: P
         raise ConfigError(str(error)) from error
 
     from harness.adapter import check_adapters
-    from harness.rundir.trackers import check_trackers
+    from harness.rundir.process.trackers import check_trackers
 
     check_adapters(suite, entries)
     check_trackers(suite.trackers)
@@ -135,8 +135,8 @@ def _do_runs(specs: Sequence[RunSpec], workers: int | None, dry_run: bool, ray: 
         print_plan(console, specs)
         return
 
-    from harness.pipeline.sweep import default_workers, sweep
-    from harness.rundir.progress import Display
+    from harness.pipeline.sweeps.sweep import default_workers, sweep
+    from harness.rundir.process.progress import Display
     from harness.rundir.store import is_finished
 
     reporters = Reporters(console)
@@ -146,7 +146,7 @@ def _do_runs(specs: Sequence[RunSpec], workers: int | None, dry_run: bool, ray: 
             if ray is None:
                 sweep(todo, workers or default_workers(todo), display, lambda _: reporters.render(specs))
             else:
-                from harness.pipeline.ray_sweep import sweep_on_ray
+                from harness.pipeline.sweeps.ray_sweep import sweep_on_ray
 
                 sweep_on_ray(todo, ray, display, lambda _: reporters.render(specs))
     else:
@@ -157,8 +157,8 @@ def _do_runs(specs: Sequence[RunSpec], workers: int | None, dry_run: bool, ray: 
 def _do_study(console: SafeConsole, planned: Plan, workers: int | None, max_hours: float, dry_run: bool) -> None:
     """Print what a study will cost, then do the runs that are left; the page needs all of them, so it comes after."""
     from harness.adapter import check_adapters
-    from harness.pipeline.sweep import default_workers, sweep
-    from harness.rundir.progress import Display
+    from harness.pipeline.sweeps.sweep import default_workers, sweep
+    from harness.rundir.process.progress import Display
 
     todo = planned.todo
     workers = workers or default_workers(todo or planned.specs)

@@ -32,8 +32,12 @@ def evaluate(
 def regrade(
     runs: Runs,
     grader: Annotated[
-        str, typer.Option(help="A metric that tasks offer beside their own, e.g. sdft; default: each task's own.")
+        str, typer.Option(help="A metric that tasks offer next to their own, e.g. sdft; default: each task's own.")
     ] = "",
+    include_path: Include = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Execute the task files of the folders that the runs name.")
+    ] = False,
 ) -> None:
     """Grade stored answers again without generating: with today's grader, or with another one that a task offers."""
     from harness.rundir.reader import find_runs
@@ -42,4 +46,4 @@ def regrade(
 
     from harness.evaluation.regrading import regrade_runs, regrade_table
 
-    SafeConsole().print(regrade_table(regrade_runs([run.path for run in found], grader)))
+    SafeConsole().print(regrade_table(regrade_runs([run.path for run in found], grader, include_path or [], trust)))

@@ -40,7 +40,7 @@ def cache(
     from harness.adapter import check_adapters
     from harness.config.run_spec import RunSpec
     from harness.pipeline.teacher_cache import fill_cache
-    from harness.rundir.progress import Display
+    from harness.rundir.process.progress import Display
 
     entry = adapter or next(iter(loaded.adapters))
     check_adapters(loaded, [entry])

@@ -15,7 +15,7 @@ from harness.config.explain import explain
 from harness.config.models import Pretrained, Scratch
 from harness.config.read_yaml import parse_yaml, read_yaml
 from harness.config.suite import Suite
-from harness.config.teacher import TeacherSettings
+from harness.config.teacher_settings import TeacherSettings
 from harness.config.training import Training
 from harness.errors import ConfigError
 

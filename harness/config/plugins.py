@@ -6,6 +6,8 @@ The groups are `harness.adapters`, `harness.engines` and `harness.teachers`.
 from __future__ import annotations
 
 import difflib
+import sys
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
@@ -16,7 +18,13 @@ Base = TypeVar("Base")
 
 def registered(group: str) -> dict[str, EntryPoint]:
     """Return the entry points of a group by name, those of third parties included."""
-    return {point.name: point for point in sorted(entry_points(group=group), key=lambda point: point.name)}
+    return {point.name: point for point in _entry_points(group, tuple(sys.path))}
+
+
+@cache
+def _entry_points(group: str, _path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """Return a group's entry points, sorted; they are kept until `sys.path` changes, because reading them takes long."""
+    return tuple(sorted(entry_points(group=group), key=lambda point: point.name))
 
 
 def load_plugin(group: str, name: str, key: str, base: type[Base]) -> type[Base]:

@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 
 from harness.config.base import digest, merge
 from harness.config.suite import Suite
-from harness.config.teacher import TeacherSpec
+from harness.config.teacher_settings import TeacherSpec
 from harness.config.training import Training
 
 TEACHERS = tuple(f"{place}teacher{cached}" for place in ("", "stages.*.") for cached in ("", ".of"))
@@ -29,9 +29,19 @@ OF_A_SERVER = (
 _BATCHES = ("micro_batch", "tokens_per_batch", "packed", "activation_checkpointing")
 MAY_CHANGE = frozenset(
     {
-        *("device", "threads", "parallel", "data", "include", "resources", "evaluation.batch_size"),
+        *(
+            "device",
+            "threads",
+            "parallel",
+            "data",
+            "include",
+            "resources",
+            "trust_remote_code",
+            "evaluation.batch_size",
+        ),
         *(f"{where}training.{key}" for where in ("", "stages.*.", "adapter.") for key in _BATCHES),
         *("vllm.gpu_memory_utilization", "vllm.cpu_cache_gib"),
+        *(f"vllm_server.{key}" for key in ("urls", "shared_folder", "concurrency", "timeout", "deadline")),
         # Where a teacher is served and how patiently it is asked; that it is the same one is checked by its scores.
         *(f"{place}.{key}" for place in TEACHERS for key in OF_A_SERVER),
     }

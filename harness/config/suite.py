@@ -19,12 +19,12 @@ from pydantic import (
     model_validator,
 )
 
-from harness.config.backend import GROUP, BackendSettings, read_settings
+from harness.config.backend_settings import GROUP, BackendSettings, read_settings
 from harness.config.base import Name, PathPart, Strict, merge
 from harness.config.evaluation import Evaluation
 from harness.config.models import Model
 from harness.config.plugins import registered
-from harness.config.teacher import TeacherSpec
+from harness.config.teacher_settings import TeacherSpec
 from harness.config.training import Training
 
 JOINT = "joint"  # the order that trains all tasks in one stage
@@ -106,7 +106,9 @@ class Suite(Strict):
     snapshot_minutes: float | None = Field(
         default=10, ge=0, description="most training time lost if the process dies; null disables snapshots"
     )
-
+    trust_remote_code: bool = Field(
+        default=False, description="run the Python code that the folders of student and teacher bring along"
+    )
     keep_rollouts: int | None = Field(
         default=64, ge=0, description="training rollouts of each step kept in rollouts.parquet; null keeps all"
     )

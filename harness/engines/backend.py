@@ -3,7 +3,7 @@
 To add a backend, write one file with two classes and register the first one under the entry point group `harness.engines`:
 
 - a `Backend`: its fields are the keys of the suite's block, its `start` returns
-- a `CheckpointEngine` (see `harness.engines.base`): `generate`, `load`, `prompt_logprobs`, `describe` and `close`.
+- a `CheckpointEngine` (see `harness.engines.engine`): `generate`, `load`, `prompt_logprobs`, `describe` and `close`.
 
 Evaluation needs nothing more: `harness.evaluation.engine_model` puts any such engine behind lm-eval's interface. This file
 imports no torch, because reading a suite imports the backend that it names.
@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from harness.config.backend import BackendSettings
+from harness.config.backend_settings import BackendSettings
 from harness.config.suite import Suite
 from harness.errors import ConfigError
 
 if TYPE_CHECKING:
-    from harness.engines.base import CheckpointEngine
+    from harness.engines.engine import CheckpointEngine
 
 
 @dataclass(frozen=True)

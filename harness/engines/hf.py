@@ -26,7 +26,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from harness.engines.base import Completion, Sampling
+from harness.engines.engine import Completion, Sampling
 from harness.lm.seeding import prompt_seeds, race_times
 
 COMPACT_BELOW = 0.75

@@ -14,7 +14,7 @@ import psutil
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
-from harness.engines.base import CheckpointEngine, Completion, Sampling
+from harness.engines.engine import CheckpointEngine, Completion, Sampling
 from harness.lm.checkpoints import save_model
 
 SHARED_MEMORY = Path("/dev/shm")

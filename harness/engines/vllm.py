@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from harness.engines.backend import EngineSite
-from harness.engines.base import Completion, Sampling
+from harness.engines.engine import Completion, Sampling
 from harness.errors import RunError
+from harness.lm.checkpoints import OWN_CODE
 from harness.lm.seeding import prompt_seeds
 
 if TYPE_CHECKING:
@@ -186,8 +187,10 @@ def _options(settings: VLLM, site: EngineSite, dtype: str) -> dict[str, Any]:
     own = {"gpu_memory_utilization": settings.gpu_memory_utilization} if on_gpu else {"enable_chunked_prefill": False}
     return {
         **own,
+        **OWN_CODE,
         "dtype": dtype,
         "enforce_eager": settings.enforce_eager or not on_gpu,
+        **OWN_CODE,
         "tensor_parallel_size": settings.tensor_parallel_size,
         "max_num_seqs": settings.max_num_seqs,
         "max_model_len": settings.max_model_len,

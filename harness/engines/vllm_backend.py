@@ -13,7 +13,7 @@ from harness.engines.backend import Backend, EngineSite
 from harness.errors import ConfigError
 
 if TYPE_CHECKING:
-    from harness.engines.base import CheckpointEngine
+    from harness.engines.engine import CheckpointEngine
 
 
 class VLLM(Backend):

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
+from harness.engines.vllm_worker import prepare_output_layer
+
 # Read when vLLM is imported: no second process for the core, no statistics sent anywhere.
 os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
 
@@ -33,7 +35,7 @@ class Served:
     def load(self, folder: str) -> None:
         """Take another checkpoint's weights, of the same architecture, and forget what the old ones computed."""
         self.llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
-        self.llm.apply_model(_prepare_output_layer)
+        self.llm.apply_model(prepare_output_layer)
         self.llm.reset_prefix_cache()
 
     def generate(
@@ -54,16 +56,6 @@ class Served:
 
     def _run(self, prompts: Sequence[list[int]], asked: Sequence[Any]) -> list[Any]:
         return self.llm.generate([{"prompt_token_ids": ids} for ids in prompts], list(asked), use_tqdm=False)
-
-
-def _prepare_output_layer(model: Any) -> None:
-    """Prepare the output layer again: no checkpoint holds one that is tied to the embeddings, so vLLM's reload skips it.
-
-    On a CPU vLLM then silently goes on using a packed copy of the old weights.
-    """
-    head = getattr(model, "lm_head", None)
-    if head is not None and hasattr(head, "quant_method"):
-        head.quant_method.process_weights_after_loading(head)
 
 
 def _of_drawn(output: Any) -> list[float]:

@@ -1,7 +1,8 @@
 """Answers for lm-eval from one of our engines: what every backend's model class shares.
 
-A backend is a class `class X(Answering, StockClass)` that opens a checkpoint and calls `answer_with`; everything but
-`generate_until` and the chat template stays the stock class's own. What either would cut to fit the context is refused.
+A backend is a class `class X(Answering, StockClass)` that calls `open_on`, or opens a checkpoint and calls `answer_with`.
+Everything but `generate_until` and the chat template is the stock class's own. What either would cut to fit the context
+is refused.
 """
 
 from __future__ import annotations
@@ -9,13 +10,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import postprocess_generated_text
 
-from harness.engines.base import Completion, Engine, Sampling
+from harness.config.models import Chat
+from harness.engines.engine import CheckpointEngine, Completion, Engine, Sampling
 from harness.errors import TaskError
 from harness.lm.chat import Renderer
+from harness.lm.checkpoints import context_of, read_renderer
 from harness.lm.rollouts import Finish
 from harness.lmeval.decoding import KNOWN
 
@@ -39,6 +44,26 @@ class Answering:
 
     max_length: int
     beyond_context: int
+
+    def open_on(
+        self,
+        engine: CheckpointEngine,
+        checkpoint: Path,
+        weights: str,
+        chat: Chat,
+        batch_size: int,
+        seed: int,
+        on_task: Callable[[str], None],
+    ) -> None:
+        """Hand an engine a checkpoint's weights and answer with it; sets what the stock class reads, which is not opened."""
+        TemplateLM.__init__(self)  # pyright: ignore
+        engine.load(checkpoint, weights)
+        renderer = read_renderer(checkpoint, chat)
+        self.tokenizer: Any = renderer.tokenizer
+        self._max_length = engine.backend.context(context_of(checkpoint))
+        self.add_bos_token = None
+        made_with = {**engine.describe(), "batch_size": batch_size, "max_model_len": self._max_length}
+        self.answer_with(engine, renderer, made_with, seed, on_task)
 
     def answer_with(
         self, engine: Engine, renderer: Renderer, made_with: dict[str, Any], seed: int, on_task: Callable[[str], None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +48,11 @@ class SharedCells:
         return None
 
     def put(self, keys: Keys, cell: CellResult) -> None:
-        """Keep a cell for others."""
-        write_cell(self._path(keys), cell.summary, cell.samples)
+        """Keep a cell for others, and remove what a killed process left of it; `locked` lets one process write."""
+        folder = self._path(keys)
+        for partial in self.folder.glob(f".{folder.name}.*"):
+            shutil.rmtree(partial, ignore_errors=True)
+        write_cell(folder, cell.summary, cell.samples)
 
     def _path(self, keys: Keys) -> Path:
         return self.folder / f"{keys.generation}-{keys.grading}"

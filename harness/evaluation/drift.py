@@ -26,7 +26,7 @@ from torch import Tensor
 from harness.config.base import digest
 from harness.config.evaluation import Drift, Evaluation
 from harness.config.models import Model
-from harness.engines.base import Sampling
+from harness.engines.engine import Sampling
 from harness.engines.hf import HFEngine
 from harness.errors import ModelError
 from harness.evaluation.scoring import numbered_ids
@@ -36,9 +36,8 @@ from harness.lm.output_layer import Head, scan
 from harness.lm.rollouts import Batch, Example, Rollout, make_batches
 from harness.lm.seeding import derive_seed
 from harness.lmeval.task import Task
-from harness.rundir.schema import DriftFigures, DriftSummary, TaskDrift
+from harness.rundir.schema import DRIFT_FIGURES, DriftSummary, TaskDrift
 
-FIGURES = tuple(DriftFigures.model_fields)
 SEQUENCES = 32  # in one forward pass
 
 
@@ -76,7 +75,7 @@ def answers_of(
 def measure(
     start: Path, current: Path, spec: Model, device: str, answered: Sequence[DriftAnswers], same: bool
 ) -> pd.DataFrame:
-    """Return one row per item with FIGURES: checkpoint `current` against checkpoint `start`; `same` says they are equal.
+    """Return one row per item with DRIFT_FIGURES: checkpoint `current` against `start`; `same` says they are equal.
 
     One model is in memory at a time, with the start's output layer and its hidden states at the answers' tokens.
     Raises `ModelError` where the two have output layers of different sizes.
@@ -100,11 +99,11 @@ def measure(
 def summarise(rows: pd.DataFrame, answered: Sequence[DriftAnswers], settings: Drift, started: float) -> DriftSummary:
     """Return the drift's summary without stage and weights; `answers` is the digest of prompts and answers."""
     tasks = {
-        str(task): TaskDrift(**{name: float(part[name].mean()) for name in FIGURES}, items=len(part))
+        str(task): TaskDrift(**{name: float(part[name].mean()) for name in DRIFT_FIGURES}, items=len(part))
         for task, part in rows.groupby("task", sort=False)
     }
     means: dict[str, float] = {
-        name: float(pd.Series([getattr(found, name) for found in tasks.values()]).mean()) for name in FIGURES
+        name: float(pd.Series([getattr(found, name) for found in tasks.values()]).mean()) for name in DRIFT_FIGURES
     }
     return DriftSummary(
         tasks=tasks,

@@ -10,13 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lm_eval.api.model import TemplateLM
 from lm_eval.models.huggingface import HFLM
 
 from harness.config.models import Chat
-from harness.engines.base import CheckpointEngine
+from harness.engines.engine import CheckpointEngine
 from harness.evaluation.answering import Answering
-from harness.lm.checkpoints import context_of, read_renderer
 
 # lm-eval registers the class through an untyped decorator, which hides its members from a type checker.
 StockHFLM: Any = HFLM
@@ -50,15 +48,8 @@ class EngineModel(Answering, EngineScores):
         seed: int,
         on_task: Callable[[str], None] = lambda _: None,
     ) -> None:
-        TemplateLM.__init__(self)  # pyright: ignore[reportAbstractUsage]
-        engine.load(checkpoint, weights)
-        self._model = engine
-        renderer = read_renderer(checkpoint, chat)
-        self.tokenizer: Any = renderer.tokenizer
-        self.batch_size_per_gpu, self._max_length = batch_size, engine.backend.context(context_of(checkpoint))
-        self.add_bos_token = self.custom_prefix_token_id = None
-        made_with = {**engine.describe(), "batch_size": batch_size, "max_model_len": self._max_length}
-        self.answer_with(engine, renderer, made_with, seed, on_task)
+        self._model, self.batch_size_per_gpu, self.custom_prefix_token_id = engine, batch_size, None
+        self.open_on(engine, checkpoint, weights, chat, batch_size, seed, on_task)
 
     @property
     def model(self) -> Any:

@@ -8,18 +8,20 @@ leave the weights out.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+from lm_eval import evaluator as lm_eval_evaluator
 from lm_eval.evaluator import simple_evaluate
 
 from harness.config.evaluation import Evaluation
 from harness.config.models import Chat
-from harness.engines.base import CheckpointEngine
+from harness.engines.engine import CheckpointEngine
 from harness.errors import HarnessError, TaskError
 from harness.evaluation.answering import Answering
 from harness.evaluation.cell_cache import CellResult, SharedCells
@@ -132,7 +134,7 @@ def _evaluate_tasks(
     keys: Mapping[str, Keys],
     weights: str,
 ) -> Iterator[tuple[str, CellResult]]:
-    """Evaluate tasks of one profile in one call, because each call of lm-eval also inspects the whole environment."""
+    """Evaluate the tasks of one profile in one call of lm-eval."""
     started = time.perf_counter()
     model.answers.clear()
     logged = _logged_samples(model, tasks, library, settings)
@@ -155,21 +157,22 @@ def _logged_samples(
 ) -> dict[str, Any]:
     handed: Any = model
     try:
-        results = simple_evaluate(
-            model=handed,
-            tasks=[task.lmeval for task in tasks],
-            task_manager=library.manager,
-            limit=settings.limit,
-            use_cache=None,
-            cache_requests=False,
-            apply_chat_template=model.renderer.has_template,
-            fewshot_as_multiturn=True,
-            bootstrap_iters=0,
-            random_seed=settings.seed,
-            numpy_random_seed=settings.seed,
-            torch_random_seed=settings.seed,
-            fewshot_random_seed=FEWSHOT_SEED,
-        )
+        with _without_package_list():
+            results = simple_evaluate(
+                model=handed,
+                tasks=[task.lmeval for task in tasks],
+                task_manager=library.manager,
+                limit=settings.limit,
+                use_cache=None,
+                cache_requests=False,
+                apply_chat_template=model.renderer.has_template,
+                fewshot_as_multiturn=True,
+                bootstrap_iters=0,
+                random_seed=settings.seed,
+                numpy_random_seed=settings.seed,
+                torch_random_seed=settings.seed,
+                fewshot_random_seed=FEWSHOT_SEED,
+            )
     except HarnessError:
         raise
     except Exception as error:
@@ -179,3 +182,14 @@ def _logged_samples(
     if results is None or "samples" not in results:
         raise TaskError(f"lm-eval returned no samples for {', '.join(task.name for task in tasks)}")
     return results["samples"]
+
+
+@contextmanager
+def _without_package_list() -> Generator[None]:
+    """Spare lm-eval its list of the machine and of all installed packages, which starts `pip` and which nobody reads."""
+    own = lm_eval_evaluator.add_env_info
+    lm_eval_evaluator.add_env_info = lambda *_: None
+    try:
+        yield
+    finally:
+        lm_eval_evaluator.add_env_info = own

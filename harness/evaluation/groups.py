@@ -165,7 +165,7 @@ def _refuse_twice(loaded: Mapping[str, Sequence[Task]]) -> None:
             if (other := named.setdefault(task.name, name)) != name:
                 raise TaskError(
                     f"task {task.name} is named twice by the suite, by {other} and by {name}; leave one out, because a "
-                    "probe is no task that a stage trains, and a score counts once"
+                    "probe is not a task that a stage trains, and a score counts once"
                 )
 
 

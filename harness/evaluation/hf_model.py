@@ -15,7 +15,7 @@ from lm_eval.models.huggingface import HFLM
 from harness.config.models import Chat
 from harness.engines.hf import HFEngine
 from harness.evaluation.answering import Answering
-from harness.lm.checkpoints import read_renderer
+from harness.lm.checkpoints import OWN_CODE, read_renderer
 
 # lm-eval registers the class through an untyped decorator, which hides its members from a type checker.
 StockHFLM: Any = HFLM
@@ -37,7 +37,9 @@ class HarnessHFLM(Answering, StockHFLM):
         seed: int,
         on_task: Callable[[str], None] = lambda _: None,
     ) -> None:
-        StockHFLM.__init__(self, pretrained=str(checkpoint), device=device, dtype=dtype, batch_size=batch_size)
+        StockHFLM.__init__(
+            self, pretrained=str(checkpoint), device=device, dtype=dtype, batch_size=batch_size, **OWN_CODE
+        )
         engine = HFEngine(self.model, self.tokenizer, batch_size)
         made_with = {"engine": "hf", "device": device.split(":")[0], "dtype": dtype, "batch_size": batch_size}
         self.answer_with(engine, read_renderer(checkpoint, chat, self.tokenizer), made_with, seed, on_task)

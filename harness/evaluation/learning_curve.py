@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.engines.base import Engine
+from harness.engines.engine import Engine
 from harness.evaluation.answering import sampling_of, up_to
 from harness.lm.chat import Renderer
 from harness.lmeval.task import Task

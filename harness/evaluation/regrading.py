@@ -24,7 +24,7 @@ from harness.evaluation.keys import grading_key
 from harness.evaluation.scoring import graded_row, item_scores, numbered_ids, summarise
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task
-from harness.rundir.files import read_cell, read_results, write_cell, write_record
+from harness.rundir.files import read_cell, read_results, write_cell, write_summary
 from harness.rundir.schema import EarlierGrade, Keys, Regrading
 from harness.rundir.store import RunStore, StageFolder
 
@@ -43,13 +43,17 @@ class RegradedCell:
     changed: int
 
 
-def regrade_runs(folders: Sequence[Path], grader: str = "") -> list[RegradedCell]:
+def regrade_runs(
+    folders: Sequence[Path], grader: str = "", include: Sequence[Path] = (), trust: bool = False
+) -> list[RegradedCell]:
     """Grade every stored answer of some runs again, by `grader` or by each task's own, and return what changed.
 
-    Tasks that do not offer the grader are left out, and so are tasks that are scored by likelihoods.
-    Raises `TaskError` if no task offers the grader, `RunError` if nothing is evaluated.
+    Task files name Python functions, which grading executes. So tasks come from `include` and the shipped folders; with
+    `trust`, also from the folders that the runs name. Tasks that do not offer the grader are left out, and so are tasks that
+    are scored by likelihoods. Raises `TaskError` if no task offers the grader, `RunError` if nothing is evaluated and where
+    a run names a folder that is not allowed.
     """
-    stored = [cell for folder in folders for cell in _stored_cells(folder) if cell.task.generates]
+    stored = [cell for folder in folders for cell in _stored_cells(folder, include, trust) if cell.task.generates]
     if not stored:
         raise RunError(f"{', '.join(map(str, folders))}: no generated answers are stored there; evaluate first")
     chosen = [cell for cell in stored if not grader or grader in cell.task.graders]
@@ -114,12 +118,14 @@ class _StoredCell:
         return CellResult(*found)
 
 
-def _stored_cells(run: Path) -> Iterator[_StoredCell]:
+def _stored_cells(run: Path, include: Sequence[Path], trust: bool) -> Iterator[_StoredCell]:
     store = RunStore(run)
     if (manifest := store.manifest) is None:
         raise RunError(f"{run} has no manifest.json; expected the folder of a run")
     config = manifest.config
-    library = TaskLibrary(config.get("include", ()), config.get("data", {}))
+    named = [Path(folder) for folder in config.get("include", ())]
+    _refuse_task_folders([] if trust else named, include, run)
+    library = TaskLibrary([*include, *(named if trust else ())], config.get("data", {}))
     loaded: dict[str, tuple[Task, list[dict[str, Any]]]] = {}
     in_groups = _tasks_in_groups(run)
     names = ["", *(stage.name for stage in manifest.stages)]
@@ -134,6 +140,16 @@ def _stored_cells(run: Path) -> Iterator[_StoredCell]:
                 task = library.load(name)
                 loaded[name] = task, task.test_docs(config["evaluation"]["limit"])
             yield _StoredCell(run, folder, path.name, *loaded[name])
+
+
+def _refuse_task_folders(named: Sequence[Path], allowed: Sequence[Path], run: Path) -> None:
+    """Raise `RunError` for a folder of task files that a run names and the user did not."""
+    known = {folder.resolve() for folder in allowed}
+    if strange := [str(folder) for folder in named if folder.resolve() not in known]:
+        raise RunError(
+            f"{run} names the task folders {', '.join(strange)}, and grading executes the Python functions of task files; "
+            "name the folders that you trust with --include-path, or trust all that the run names with --trust"
+        )
 
 
 def _tasks_in_groups(run: Path) -> set[str]:
@@ -170,7 +186,7 @@ def _graded(stored: _StoredCell, before: CellResult, task: Task, keys: Keys) -> 
     place = {name: getattr(before.summary, name) for name in {"stage", "profile"} & before.summary.model_fields_set}
     summary = made.summary.model_copy(update=place)
     write_cell(folder, summary, made.samples)
-    write_record(folder / "results.json", summary)
+    write_summary(folder, summary)
     return CellResult(summary, made.samples)
 
 

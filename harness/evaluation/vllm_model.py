@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm_eval.api.model import TemplateLM
 from lm_eval.models import vllm_causallms
 
 from harness.config.models import Chat
-from harness.engines.base import CheckpointEngine
+from harness.engines.engine import CheckpointEngine
 from harness.evaluation.answering import Answering
-from harness.lm.checkpoints import context_of, read_renderer
 
 # lm-eval registers the class through an untyped decorator, which hides its members from a type checker.
 StockVLLM: Any = vllm_causallms.VLLM
@@ -46,16 +44,10 @@ class HarnessVLLM(Answering, StockVLLM):
         seed: int,
         on_task: Callable[[str], None] = lambda _: None,
     ) -> None:
-        TemplateLM.__init__(self)  # pyright: ignore[reportAbstractUsage]
-        engine.load(checkpoint, weights)
-        self.model = engine
-        renderer = read_renderer(checkpoint, chat)
-        self.tokenizer: Any = renderer.tokenizer
-        self.batch_size, self._max_length = batch_size, engine.backend.context(context_of(checkpoint))
-        self.add_bos_token = self.custom_prefix_token_id = self.enable_thinking = self.think_end_token = None
+        self.model, self.batch_size = engine, batch_size
+        self.custom_prefix_token_id = self.enable_thinking = self.think_end_token = None
         self.data_parallel_size, self.chat_template_args = 1, {}
-        made_with = {**engine.describe(), "batch_size": batch_size, "max_model_len": self._max_length}
-        self.answer_with(engine, renderer, made_with, seed, on_task)
+        self.open_on(engine, checkpoint, weights, chat, batch_size, seed, on_task)
 
     def _model_generate(self, requests: Sequence[list[int]], generate: bool = False, **_: Any) -> list[ScoredPrompt]:
         """Return the log-probabilities of prompts; answers never come this way."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import signal
 import threading
 from collections.abc import Generator, Sequence
@@ -96,13 +98,34 @@ class Renderer:
         """Return a prompt's ids as bare lm-eval makes them: the tokenizer adds its BOS unless the text begins with it."""
         return list(self.tokenizer.encode(text, add_special_tokens=self._adds_special_tokens(text)))
 
-    def prompt_lengths(self, texts: Sequence[str]) -> list[int]:
-        """Return the number of ids that `encode_prompt` gives for each prompt; it encodes many at a time, which is faster."""
-        lengths: list[int] = []
-        for start in range(0, len(texts), BATCH):
-            for special, group in groupby(texts[start : start + BATCH], self._adds_special_tokens):
-                lengths += map(len, self.tokenizer(list(group), add_special_tokens=special)["input_ids"])
-        return lengths
+    def longest_prompt(self, texts: Sequence[str], room: int = 0) -> int:
+        """Return how many ids `encode_prompt` gives for the longest prompt, or 0 where none has more than `room`.
+
+        Many prompts are encoded at a time, and none that cannot have more than `room` ids: both save time.
+        """
+        longest, doubtful = 0, [text for text in texts if self.most_ids(text) > room]
+        for start in range(0, len(doubtful), BATCH):
+            for special, group in groupby(doubtful[start : start + BATCH], self._adds_special_tokens):
+                ids = self.tokenizer(list(group), add_special_tokens=special, return_attention_mask=False)["input_ids"]
+                longest = max(longest, *map(len, ids))
+        return longest if longest > room else 0
+
+    def most_ids(self, text: str) -> float:
+        """Return a number of ids that a text does not exceed, without encoding it.
+
+        ASCII text has at most one id a character. A token of the added vocabulary is one id; a tokenizer may put a space after
+        it and before the text. Other text has no bound here, because a tokenizer may normalise one character to several.
+        """
+        return len(self._added_tokens.sub("xx", text)) + self._ids_before_text if text.isascii() else math.inf
+
+    @cached_property
+    def _added_tokens(self) -> re.Pattern[str]:
+        names = sorted(self.tokenizer.get_added_vocab(), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, names)) or r"(?!)")
+
+    @cached_property
+    def _ids_before_text(self) -> int:
+        return len(self.tokenizer.encode("")) + 1
 
     def _adds_special_tokens(self, text: str) -> bool:
         bos = self.tokenizer.bos_token

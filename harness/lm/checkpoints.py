@@ -13,6 +13,7 @@ import logging
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from harness.lm.chat import Renderer
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 # Keys of a config.json that do not change what the model computes, and those that the harness sets itself.
 NOT_COMPUTED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
-# Without this, transformers asks at a terminal whether to run a folder's code.
+# Given to everything that reads a folder: without it, transformers asks at a terminal whether to run the folder's code.
 OWN_CODE = {"trust_remote_code": False}
 
 
@@ -37,6 +38,11 @@ class Loaded:
 
     model: Any
     renderer: Renderer
+
+
+def allow_own_code(allowed: bool) -> None:
+    """Let this process run, or not run, the Python code that checkpoint folders bring along, as a suite asks for."""
+    OWN_CODE["trust_remote_code"] = allowed
 
 
 def context_of(folder: Path) -> int:
@@ -130,10 +136,20 @@ def save_model(model: Any, folder: Path, **kwargs: Any) -> None:
 
 
 def weights_digest(folder: Path) -> str:
-    """Return 16 hexadecimal digits of all weights by name, dtype, shape and bytes, however they are sharded."""
+    """Return 16 hexadecimal digits of all weights by name, dtype, shape and bytes, however they are sharded.
+
+    A process reads a file once: again only where its size, time of change or inode is another one.
+    """
     files = _weight_files(folder)
     if not files:
         raise ModelError(f"{folder} holds no weights ({' or '.join(WEIGHT_FILES)})")
+    states = [(path.resolve(), path.stat()) for path in files]
+    return _digest_files(folder, tuple((path, stat.st_size, stat.st_mtime_ns, stat.st_ino) for path, stat in states))
+
+
+@lru_cache(maxsize=1024)
+def _digest_files(folder: Path, states: tuple[tuple[Path, int, int, int], ...]) -> str:
+    files = [path for path, *_ in states]
     if any(path.suffix == ".bin" for path in files):
         return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()[:16]
     with _readable(folder):
@@ -152,6 +168,11 @@ def files_digest(folder: Path) -> str:
     """Return 16 hexadecimal digits of a checkpoint's configuration and tokenizer files, byte for byte."""
     present = [folder / name for name in BESIDE_WEIGHTS if (folder / name).is_file()]
     return digest([[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in present])
+
+
+def checkpoint_digests(folder: Path) -> dict[str, str]:
+    """Return the digests of all that a checkpoint's folder holds: `weights_digest` and `files_digest`."""
+    return {"weights": weights_digest(folder), "configuration and tokenizer": files_digest(folder)}
 
 
 def config_digest(folder: Path) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 from harness.config.run_spec import RunSpec
 from harness.errors import TaskError
 from harness.lm.chat import Renderer
 from harness.lmeval.task import Task
+
+# The tokens of the longest of a task's first training prompts, or 0 where none is longer than a number of tokens.
+Longest = Callable[[Task, int | None, int], int]
 
 
 def check_stage_task(task: Task) -> None:
@@ -18,9 +21,33 @@ def check_stage_task(task: Task) -> None:
     task.training_docs(1)
 
 
-def check_fits(task: Task, lengths: Sequence[int], answer_tokens: int, context: int, where: str) -> None:
+def check_test_prompts(tasks: Iterable[Task], renderer: Renderer, context: int, limit: int | None) -> None:
+    """Check every test prompt that a model will answer, and every one with a continuation that it will score.
+
+    A task may come under several profiles: they differ in their answer budgets, so its prompts are rendered once.
+    """
+    prompts: dict[str, list[str]] = {}
+    for task in tasks:
+        if task.generates:
+            if task.name not in prompts:
+                prompts[task.name] = [task.render(doc, renderer) for doc in task.test_docs(limit)]
+            answer = task.generation["max_gen_toks"]
+            _refuse_long(task, renderer.longest_prompt(prompts[task.name], context - answer), answer, context, "test")
+        elif task.output_type != "loglikelihood_rolling":  # which is scored in windows
+            _check_scored(task, renderer, context, limit)
+
+
+def check_training_prompts(spec: RunSpec, tasks: Mapping[str, Task], context: int, longest: Longest) -> None:
+    """Check the training prompts of a run's stages."""
+    for stage in spec.stages:
+        training = stage.training
+        for task in (tasks[name] for name in stage.trains):
+            found = longest(task, training.train_items, context - training.max_new_tokens)
+            _refuse_long(task, found, training.max_new_tokens, context, "training")
+
+
+def _refuse_long(task: Task, longest: int, answer_tokens: int, context: int, where: str) -> None:
     """Raise `TaskError` when the longest prompt and its answer exceed the context, which would be cut silently."""
-    longest = max(lengths, default=0)
     if longest + answer_tokens > context:
         raise TaskError(
             f"task {task.name}: its longest {where} prompt has {longest} tokens and an answer may take {answer_tokens}, "
@@ -28,34 +55,13 @@ def check_fits(task: Task, lengths: Sequence[int], answer_tokens: int, context: 
         )
 
 
-def check_test_prompts(tasks: Iterable[Task], renderer: Renderer, context: int, limit: int | None) -> None:
-    """Check every test prompt that a model will answer, and every one with a continuation that it will score."""
-    for task in tasks:
-        if task.generates:
-            prompts = [task.render(doc, renderer) for doc in task.test_docs(limit)]
-            check_fits(task, renderer.prompt_lengths(prompts), task.generation["max_gen_toks"], context, "test")
-        elif task.output_type != "loglikelihood_rolling":  # which is scored in windows
-            _check_scored(task, renderer, context, limit)
-
-
 def _check_scored(task: Task, renderer: Renderer, context: int, limit: int | None) -> None:
     requests = [request for asked in task.asked(task.test_docs(limit), renderer) for request in json.loads(asked)]
-    # A token is a byte of text or more, so that few need a tokenizer; the last one is predicted and never read.
-    long = [text for request in requests if len((text := "".join(request)).encode()) > context + 1]
+    # The last token is predicted and never read.
+    long = [text for request in requests if renderer.most_ids(text := "".join(request)) > context + 1]
     longest = max((len(renderer.tokenizer.encode(text, add_special_tokens=False)) for text in long), default=0)
     if longest > context + 1:
         raise TaskError(
             f"task {task.name}: its longest test prompt with a continuation has {longest} tokens, more than the model's "
             f"context of {context} scores; ask for fewer few-shot examples, or take a model with more context"
         )
-
-
-def check_prompts(spec: RunSpec, tasks: dict[str, Task], renderer: Renderer, context: int) -> None:
-    """Check every test prompt, and the training prompts of a run's stages, against a context."""
-    check_test_prompts(tasks.values(), renderer, context, spec.suite.evaluation.limit)
-    for stage in spec.stages:
-        for name in stage.trains:
-            prompts = tasks[name].training_prompts(renderer, stage.training.train_items)
-            check_fits(
-                tasks[name], renderer.prompt_lengths(prompts), stage.training.max_new_tokens, context, "training"
-            )

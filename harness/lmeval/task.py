@@ -170,6 +170,13 @@ class Task:
             raise TaskError(f"task {self.name} has several prompts for one item; a stage needs one")
         return context
 
+    def render_question(self, doc: dict[str, Any], question: str, renderer: Renderer) -> str:
+        """Return a document's prompt with another text in place of its own; description, examples and `gen_prefix` stay."""
+        twin: Any = copy.copy(self.lmeval)
+        own = self.lmeval.doc_to_text
+        twin.doc_to_text = lambda other, *template: question if other is doc else own(other, *template)
+        return Task(self.name, twin, filter_name=self.filter_name).render(doc, renderer)
+
     def own_examples(self, docs: Sequence[dict[str, Any]]) -> int:
         """Return how many of these documents' few-shot prompts show the document's own answer as an example."""
         if not (shots := self.config.num_fewshot):

@@ -60,7 +60,8 @@ def read_task_file(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
-        raise TaskError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise TaskError(f"{path}{line}: not valid YAML ({problem})") from error
     except FileNotFoundError as error:
         raise TaskError(f"{path}: includes {error.filename}, which does not exist") from error
     except ValueError as error:

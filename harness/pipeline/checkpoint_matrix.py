@@ -12,16 +12,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness.config.suite import Suite
-from harness.engines.pool import EnginePool
+from harness.engines.engine_pool import EnginePool
 from harness.errors import ModelError
 from harness.evaluation.cell_cache import SharedCells
 from harness.evaluation.evaluator import ServedCheckpoint, evaluate
 from harness.evaluation.groups import EvaluationPlan, group_cell, load_evaluation_plan
-from harness.lm.checkpoints import context_of, load_renderer, weights_digest
+from harness.lm.checkpoints import allow_own_code, context_of, load_renderer, weights_digest
 from harness.lmeval.checks import check_test_prompts
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task
-from harness.pipeline.models import limit_threads, resolve_device
+from harness.pipeline.build.model_source import limit_threads, resolve_device
 from harness.rundir.files import stderr_to, write_cell
 from harness.rundir.store import cell_name
 
@@ -33,6 +33,7 @@ def evaluate_checkpoints(suite: Suite, checkpoints: Sequence[Path], out: Path) -
     profiles to `<task>@<profile>/` and `matrix@<profile>.csv`.
     """
     limit_threads(suite.threads)
+    allow_own_code(suite.trust_remote_code)
     library = TaskLibrary(suite.include, suite.data)
     evaluated = load_evaluation_plan(library, suite)
     tasks = evaluated.cells

@@ -24,9 +24,9 @@ from harness.lm.checkpoints import config_digest, load
 from harness.lm.seeding import preserved_random_state
 from harness.lmeval.task import Task
 from harness.pipeline.resources import RunResources, sampled_cells
-from harness.rundir.files import read_cell, write_cell, written
-from harness.rundir.progress import Counter
-from harness.rundir.schema import DriftSummary, StartAnswers
+from harness.rundir.files import read_cell, read_results, write_cell, written
+from harness.rundir.process.progress import Counter
+from harness.rundir.schema import DRIFT_FIGURES, DriftSummary, StartAnswers
 from harness.rundir.store import StageFolder
 
 
@@ -40,6 +40,7 @@ class StageEvaluator:
 
     def evaluate(self, folder: StageFolder, checkpoint: Path, when: str) -> None:
         """Measure all that `folder` does not hold yet; `when` is what the terminal shows."""
+        self._refuse_other_weights(folder)
         if self._holds_all(folder):
             return
         weights = self.resources.verify(checkpoint, _weights_name(folder))
@@ -52,6 +53,17 @@ class StageEvaluator:
                 self._noise(folder, served)
             if self.settings.drift is not None and not written(folder.drift):
                 self._drift(folder, served)
+
+    def _refuse_other_weights(self, folder: StageFolder) -> None:
+        """Raise `RunError` where a cell that is there was answered by other weights than the stage's checkpoint has."""
+        weights = self.resources.weights[_weights_name(folder)]
+        for cell in map(folder.cell, (*self.resources.cells, *self.resources.evaluated.groups)):
+            summary = read_results(cell)
+            if summary is not None and summary.weights not in ("", weights):
+                raise RunError(
+                    f"{cell} was answered by the weights {summary.weights}, and the stage's checkpoint has {weights}; move "
+                    "the folder away and run the same command, to evaluate again"
+                )
 
     def _holds_all(self, folder: StageFolder) -> bool:
         cells = [*self.resources.cells, *self.resources.evaluated.groups]
@@ -107,7 +119,7 @@ class StageEvaluator:
             rows = pd.concat([drift.as_frame(self.answers), rows.drop(columns=["task", "item_id"])], axis=1)
         place = {"stage": _stage_index(folder), "weights": served.weights, "start": start}
         write_cell(folder.drift, summary.model_copy(update=place), rows)
-        self._track(folder, "drift", {name: getattr(summary, name) for name in drift.FIGURES})
+        self._track(folder, "drift", {name: getattr(summary, name) for name in DRIFT_FIGURES})
 
     @cached_property
     def answers(self) -> list[drift.DriftAnswers]:

@@ -17,20 +17,21 @@ from harness.config.suite import Suite
 from harness.errors import ConfigError, HarnessError
 from harness.evaluation.groups import EvaluationPlan, load_evaluation_plan
 from harness.lm.chat import Renderer
-from harness.lm.checkpoints import context_of, load_renderer
-from harness.lmeval.checks import check_prompts, check_stage_task, check_test_prompts
+from harness.lm.checkpoints import allow_own_code, context_of, load_renderer
+from harness.lmeval.checks import check_stage_task, check_test_prompts, check_training_prompts
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.overlap import stream_overlap
 from harness.lmeval.task import Task
 from harness.lmeval.trial import describe_items, item_warnings, try_task
+from harness.pipeline.build.scratch_tokenizer import byte_tokenizer, train_tokenizer, training_texts
 from harness.pipeline.resources import refuse_teachers
-from harness.pipeline.scratch_tokenizer import byte_tokenizer, train_tokenizer, training_texts
 from harness.rundir.overlap_record import OVERLAP_HEADER, Overlap
 
 
 def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
     """Print the resolved suite, the stages, the work ahead and the checks of tasks and prompts; write nothing."""
     suite = specs[0].suite
+    allow_own_code(suite.trust_remote_code)
     console.print(yaml.safe_dump(suite.model_dump(mode="json"), sort_keys=False, allow_unicode=True), markup=False)
     library = TaskLibrary(suite.include, suite.data)
     evaluated = load_evaluation_plan(library, suite)
@@ -60,7 +61,8 @@ def _stage_table(spec: RunSpec, evaluated: EvaluationPlan) -> Table:
     tasks = evaluated.tasks
     table = Table(title=f"stages of {spec.suite.name}, order {spec.order}")
     for column in ("stage", "task", "training items", "steps", "rollouts a step", "learning rate", "test items"):
-        table.add_column(column, justify="left" if column == "task" else "right")
+        name = column == "task"  # a name that is cut is no use; the other headers fold
+        table.add_column(column, justify="left" if name else "right", no_wrap=name)
     for stage in spec.stages:
         training = stage.training
         items = sum(len(tasks[name].training_docs(training.train_items)) for name in stage.trains)
@@ -127,14 +129,16 @@ def _test_items(suite: Suite, task: Task) -> int:
 
 
 def _fits(spec: RunSpec, evaluated: EvaluationPlan, library: TaskLibrary) -> str:
-    cells = evaluated.cells
     try:
         renderer, context = _tokenizer_without_writing(spec.suite.student, evaluated.tasks, library)
     except (HarnessError, OSError) as error:
         return f"not checked, the student's tokenizer is not here ({error})"
-    tasks = {task.name: task for task in cells.values() if not task.profile}
-    check_prompts(spec, tasks, renderer, context)
-    check_test_prompts((t for t in cells.values() if t.profile), renderer, context, spec.suite.evaluation.limit)
+
+    def longest(task: Task, limit: int | None, room: int) -> int:
+        return renderer.longest_prompt(task.training_prompts(renderer, limit), room)
+
+    check_test_prompts(evaluated.cells.values(), renderer, context, spec.suite.evaluation.limit)
+    check_training_prompts(spec, evaluated.tasks, context, longest)
     return f"all fit the context of {context} tokens"
 
 

@@ -22,7 +22,7 @@ from torch import distributed, multiprocessing
 
 from harness import errors
 from harness.errors import HarnessError, RunError, StoppedError
-from harness.pipeline.workers import end_with_parent
+from harness.pipeline.end_with_parent import end_with_parent
 
 PATIENCE = timedelta(minutes=30)  # for the slowest process to reach the others, as it generates the longest answers
 Train = Callable[[str, Path], object]  # trains on a device, with a folder for what the process leaves behind

@@ -13,27 +13,34 @@ from harness.adapter import Adapter, make_adapter
 from harness.config.base import digest
 from harness.config.models import Model
 from harness.config.run_spec import RunSpec
-from harness.engines.base import CheckpointEngine
-from harness.engines.pool import EnginePool
+from harness.engines.engine import CheckpointEngine
+from harness.engines.engine_pool import EnginePool
 from harness.errors import ConfigError, ModelError, RunError
 from harness.evaluation.groups import EvaluationPlan, load_evaluation_plan
-from harness.lm.chat import Renderer
-from harness.lm.checkpoints import context_of, files_digest, load_renderer, vocabulary_of, weights_digest
+from harness.lm.checkpoints import (
+    allow_own_code,
+    context_of,
+    files_digest,
+    load_renderer,
+    vocabulary_of,
+    weights_digest,
+)
 from harness.lm.logprobs import TeacherRequest
-from harness.lmeval.checks import check_prompts, check_stage_task, check_test_prompts
+from harness.lmeval.checks import Longest, check_stage_task, check_test_prompts, check_training_prompts
 from harness.lmeval.decoding import tasks_by_profile
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.overlap import stream_overlap
 from harness.lmeval.task import Task
 from harness.lmeval.trial import try_task
-from harness.pipeline.models import checkpoint_of, limit_threads, resolve_device
+from harness.pipeline.build.model_source import checkpoint_of, limit_threads, resolve_device
 from harness.rundir.overlap_record import Overlap
-from harness.rundir.progress import Event, Report
+from harness.rundir.process.progress import Event, Report
+from harness.rundir.process.secrets import mask
+from harness.rundir.process.session import PeakMemory, Timer
+from harness.rundir.process.trackers import Log, check_trackers, tracked, untracked
 from harness.rundir.schema import SCHEMA, SOURCES, Manifest, Noise, StageRecord
-from harness.rundir.session import PeakMemory, Timer
 from harness.rundir.snapshots import StopRequest
-from harness.rundir.trackers import Log, check_trackers, tracked, untracked
-from harness.teachers.pool import TeacherPool, refuse_request
+from harness.teachers.teacher_pool import TeacherPool, refuse_request
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +50,7 @@ class RunResources:
 
     def __init__(self, spec: RunSpec, report: Report) -> None:
         limit_threads(spec.suite.threads)
+        allow_own_code(spec.suite.trust_remote_code)
         self.spec, self.suite, self.report = spec, spec.suite, report
         self.device = resolve_device(self.suite.device)
         self.library = TaskLibrary(self.suite.include, self.suite.data)
@@ -79,17 +87,18 @@ class RunResources:
 
     def describe(self) -> Manifest:
         """Return the manifest of a new run: what it is, and nothing of what it did."""
-        config = self.spec.config()
+        config = mask(self.spec.config())
         evaluation = self.suite.evaluation
         named = [*self.cells.values(), *self.evaluated.groups.values()]
         profiles = tasks_by_profile(named, evaluation) if evaluation.profiles else {}
         return Manifest(
             version=SCHEMA,
+            vouched=True,
             suite=self.suite.name,
             adapter=self.spec.entry,
             kind=self.spec.kind,
             trains_on=tuple(source for source in SOURCES if source in self.adapter.capabilities.trains_on),
-            adapter_config=self.adapter.model_dump(mode="json"),
+            adapter_config=mask(self.adapter.model_dump(mode="json")),
             order=self.spec.order,
             stages=tuple(StageRecord(name=s.name, trains=s.trains, steps=s.training.steps) for s in self.spec.stages),
             probes=tuple(self.evaluated.probes),
@@ -157,10 +166,14 @@ class RunResources:
         for task in self.tasks.values():
             try_task(task, renderer)
         context = self.suite.context(context_of(self.start))
-        check_prompts(self.spec, self.tasks, renderer, context)
-        self._check_teacher_contexts(renderer)
-        further = [task for task in self.cells.values() if task.profile]
-        check_test_prompts(further, renderer, context, self.suite.evaluation.limit)
+        check_test_prompts(self.cells.values(), renderer, context, self.suite.evaluation.limit)
+
+        def longest(task: Task, limit: int | None, _: int) -> int:
+            # A task keeps its examples, so the stages do not render them again.
+            return max(len(example.prompt) for example in task.training_examples(renderer, limit))
+
+        check_training_prompts(self.spec, self.tasks, context, longest)
+        self._check_teacher_contexts(longest)
 
     def _check_processes(self) -> None:
         if (count := self.suite.parallel.processes) == 1:
@@ -181,17 +194,19 @@ class RunResources:
             if stage.teacher is not None:
                 self.teachers.check(stage.teacher)
 
-    def _check_teacher_contexts(self, renderer: Renderer) -> None:
+    def _check_teacher_contexts(self, longest: Longest) -> None:
         """Refuse a teacher that cannot read the longest training prompt together with its response."""
         for stage in self.spec.stages if self.adapter.requirements.teacher != "none" else ():
             context = None if stage.teacher is None else self.teachers.context_of(stage.teacher)
-            for name in stage.trains if context is not None else ():
-                examples = self.tasks[name].training_examples(renderer, stage.training.train_items)
-                longest = max((len(example.prompt) for example in examples), default=0) + stage.training.max_new_tokens
-                if context is not None and longest > context:
+            if context is None:
+                continue
+            answer = stage.training.max_new_tokens
+            for name in stage.trains:
+                needed = longest(self.tasks[name], stage.training.train_items, context - answer) + answer
+                if needed > context:
                     raise ModelError(
                         f"the teacher of stage {stage.name} reads {context} tokens, but a prompt of {name} and its response "
-                        f"may take {longest}; lower training.max_new_tokens or use a teacher with more context"
+                        f"may take {needed}; lower training.max_new_tokens or use a teacher with more context"
                     )
 
     def _check_top_k(self) -> None:
@@ -216,7 +231,9 @@ class RunResources:
     def tracked(self) -> AbstractContextManager[Log]:
         """Return the suite's trackers, which take figures at a step counted through the stages until they are closed."""
         folder = self.spec.path / "trackers"
-        return tracked(self.suite.trackers, self.suite.name, self.spec.label, folder, self.spec.config(), self.warn)
+        return tracked(
+            self.suite.trackers, self.suite.name, self.spec.label, folder, mask(self.spec.config()), self.warn
+        )
 
     def checkpoint_of(self, spec: Model) -> Path:
         """Return the folder of a model of this run, built or fetched where it is not there."""

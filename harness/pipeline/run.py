@@ -15,8 +15,9 @@ from harness.pipeline.resources import RunResources
 from harness.pipeline.stop_signals import stop_on_signals
 from harness.pipeline.train_stage import StageTrainer
 from harness.rundir.files import stderr_to
-from harness.rundir.progress import Event, Report, silent
-from harness.rundir.session import this_session
+from harness.rundir.process.progress import Event, Report, silent
+from harness.rundir.process.session import this_session
+from harness.rundir.registered_claims import registrations_for
 from harness.rundir.store import RunStore, is_finished
 
 
@@ -53,10 +54,12 @@ def _prepare(resources: RunResources, store: RunStore) -> None:
     store.refuse_another(manifest)
     resources.check()
     facts = {
-        "overlap": resources.overlap(),
+        "overlap": resources.overlap().condensed(),
         "start_checkpoint": str(resources.start),
         "weights": {"start": resources.verify(resources.start, "start")},
         "inputs": resources.inputs(),
     }
+    if registered := registrations_for(resources.spec.out, resources.suite.name):
+        facts["registered"] = registered
     settings = {**session_settings(manifest.config), "device": resources.device}
     store.start(manifest.model_copy(update=facts), session.model_copy(update={"settings": settings}))

@@ -37,7 +37,8 @@ def stop_on_signals(request: StopRequest) -> Generator[None]:
         if request.waited_for and (not request.signal or now - request.since < ONE_REQUEST):
             request.signal, request.since = request.signal or name, request.since or now
             return
-        raise StoppedError(f"stopped by {name}; the same command continues")
+        cost = "" if request.waited_for else request.cost
+        raise StoppedError(f"stopped by {name}; {cost}the same command continues")
 
     with _handlers(answer):
         try:
@@ -50,7 +51,7 @@ def stop_on_signals(request: StopRequest) -> Generator[None]:
 def hand_on_signals(request: StopRequest) -> Generator[None]:
     """Hand both signals on to the pool's workers in this block, and note the first one in `request`.
 
-    A worker ends its run as `stop_on_signals` says. The pool's queue manager goes on, because the workers still report to it.
+    A worker ends its run as `stop_on_signals` says. The manager of queues is left out: the workers still report to it.
     """
 
     def answer(number: int, _: FrameType | None) -> None:

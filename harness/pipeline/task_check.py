@@ -17,7 +17,7 @@ from harness.lmeval.task import Task
 from harness.lmeval.task_files import read_task_file
 from harness.lmeval.traps import traps
 from harness.lmeval.trial import GradeCheck, describe_items, try_task
-from harness.pipeline.scratch_tokenizer import byte_tokenizer
+from harness.pipeline.build.scratch_tokenizer import byte_tokenizer
 
 
 def check_task(console: Console, name: str, include: Sequence[Path], data: Sequence[str]) -> bool:

@@ -14,7 +14,7 @@ from harness.lm.logprobs import TeacherRequest
 from harness.lm.precision import autocast
 from harness.lm.rollouts import Example, Rollout, make_batches
 from harness.pipeline.resources import RunResources, refuse_teachers
-from harness.rundir.progress import Counter, Report
+from harness.rundir.process.progress import Counter, Report
 from harness.rundir.reader import find_runs, read_parquet
 from harness.teachers.cache import CachedTeacher
 

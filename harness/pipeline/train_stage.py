@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,7 +15,7 @@ from harness.adapter import StageContext
 from harness.config.models import Model
 from harness.config.run_spec import PlannedStage, RunSpec
 from harness.config.training import Training
-from harness.engines.base import Engine
+from harness.engines.engine import Engine
 from harness.engines.hf import HFEngine
 from harness.engines.student import StudentEngine
 from harness.errors import RunError, StoppedError, TrainingError
@@ -26,15 +27,17 @@ from harness.lm.rollouts import Example
 from harness.lm.seeding import derive_seed, seed_global_generators
 from harness.pipeline.rank_processes import several_processes
 from harness.pipeline.resources import RunResources
-from harness.rundir.files import as_record, json_line, sync_tree, write_record
-from harness.rundir.progress import SHOWN, Counter, silent
+from harness.rundir.files import CURVE, as_record, file_digest, full_disk_named, json_line, sync_tree, write_sealed
+from harness.rundir.process.progress import SHOWN, Counter, silent
+from harness.rundir.process.trackers import Log
 from harness.rundir.rollout_log import Keep, Trajectories, keep_nothing
 from harness.rundir.schema import DoneFile, StepLine
 from harness.rundir.snapshots import FileSnapshots, shared_snapshots
 from harness.rundir.store import StageFolder
-from harness.rundir.trackers import Log
-from harness.teachers.base import OpenTeacher
 from harness.teachers.local import LocalTeacher, frozen_copy
+from harness.teachers.teacher import OpenTeacher
+
+LOGS = ("steps.jsonl", CURVE, "rollouts.parquet")  # of a stage; done.json vouches for them
 
 
 class StageTrainer:
@@ -47,9 +50,9 @@ class StageTrainer:
 
     def train(self, folder: StageFolder, stage: PlannedStage, checkpoint: Path) -> Path:
         """Train one stage from `checkpoint`, unless it is trained already, and return the new checkpoint."""
+        before = f"stage_{stage.index - 1}" if stage.index > 1 else "start"
         if (done := folder.training_done) is None:
             train = folder.open_training()
-            before = f"stage_{stage.index - 1}" if stage.index > 1 else "start"
             weights = self.resources.verify(checkpoint, before)
             with self.phase("models"):
                 student = load(checkpoint, _as_trained(self.suite.student, stage.training), self.device)
@@ -62,9 +65,16 @@ class StageTrainer:
                 done = self._train(train, context, student)
             trajectories.finish()
             sync_tree(train)
-            write_record(train / "done.json", done)
+            logs = {name: file_digest(train / name) for name in LOGS if (train / name).is_file()}
+            done = done.model_copy(update={"logs": logs, "before": weights})
+            write_sealed(train / "done.json", done)
             FileSnapshots(train, None).clear()
             trajectories.clear()
+        if done.before not in ("", self.resources.weights[before]):
+            raise RunError(
+                f"{folder.path / 'train'} was trained from weights {done.before}, and the run's {before} has "
+                f"{self.resources.weights[before]} now; put the former ones back, or choose another --out"
+            )
         if self.resources.stop.signal:
             raise StoppedError(f"stopped by {self.resources.stop.signal}; the same command continues")
         self.resources.weights[f"stage_{stage.index}"] = done.weights
@@ -98,13 +108,14 @@ class StageTrainer:
             tf32(context.training.tf32),
             _save_last_good_on_failure(student, train.parent / "last_good"),
         ):
+            self.resources.stop.cost = f"{train.parent.name} begins again, since its adapter keeps no snapshots; "
             try:
                 context.measure(0)
                 result = self.adapter.train_stage(context)
             finally:
-                self.resources.stop.waited_for = False
+                self.resources.stop.waited_for, self.resources.stop.cost = False, ""
         seconds = time.perf_counter() - started
-        save(student, train / "checkpoint")
+        _save_whole(student, train / "checkpoint")
         return DoneFile(
             weights=weights_digest(train / "checkpoint"),
             files=files_digest(train / "checkpoint"),
@@ -208,6 +219,16 @@ def _follow(spec: RunSpec, index: int, checkpoint: Path, weights: str, device: s
     """Train a stage in a process of its own, on one device."""
     resources = RunResources(replace(spec, suite=spec.suite.model_copy(update={"device": device})), silent)
     StageTrainer(resources).follow(resources.spec.stages[index - 1], checkpoint, weights, folder)
+
+
+def _save_whole(student: Loaded, folder: Path) -> None:
+    """Save a checkpoint; what a full disk left of it goes."""
+    try:
+        with full_disk_named(folder):
+            save(student, folder)
+    except RunError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 @contextmanager

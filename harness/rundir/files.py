@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import re
@@ -16,17 +18,23 @@ from typing import Any, TypeVar
 import pandas as pd
 from pydantic import ValidationError
 
-from harness.config.base import Record, json_value
+from harness.config.base import Record, digest, is_mapping, json_value
 from harness.config.explain import explain
 from harness.errors import RunError
-from harness.rundir.schema import CellSummary
+from harness.rundir.schema import CellRecord, CellSummary
 
 R = TypeVar("R", bound=Record)
+C = TypeVar("C", bound=CellRecord)
+RESULTS, SAMPLES = "results.json", "samples.parquet"
+CHECKSUM = "checksum"  # in a JSON file, of all its other fields
+NEWER = ("vouched", "samples_digest", "before")  # fields of the files that have one; those of early versions have none
+EVALUATE_AGAIN = "move its folder away and run the same command, to evaluate again"
 SNAPSHOT = "snapshot.pt"
 SHARDS = "shards"  # folders next to it, with the tensors of a snapshot that several processes wrote
 ROLLOUT_LOG = "rollouts.jsonl"
 CURVE = "curve.jsonl"
 PARTIAL = re.compile(r"^\..+\.(\d+|[a-z0-9_]{8})$")  # of `replace_file` and `_appears_whole`
+FULL = 2**20  # bytes: with less, a write that fails has filled the disk
 NESTING = 4  # folders of a run directory above the deepest one
 
 
@@ -46,20 +54,42 @@ def stderr_to(path: Path) -> Generator[None]:
         os.close(terminal)
 
 
-def write_cell(folder: Path, summary: Record, samples: pd.DataFrame) -> None:
+def write_cell(folder: Path, summary: CellRecord, samples: pd.DataFrame) -> None:
     """Write one evaluated cell; the folder appears only when both files are complete."""
     with _appears_whole(folder) as partial:
-        samples.to_parquet(partial / "samples.parquet", index=False)
-        write_record(partial / "results.json", summary)
+        samples.to_parquet(partial / SAMPLES, index=False)
+        write_summary(partial, summary)
 
 
-def read_cell(folder: Path, kind: type[R] = CellSummary) -> tuple[R, pd.DataFrame] | None:
-    """Return an evaluated cell's summary, a record of `kind`, and its samples, or None when it is not there."""
+def write_summary(folder: Path, summary: CellRecord) -> None:
+    """Replace a cell's results.json, which vouches for itself and for the samples that are there."""
+    found = {"samples_digest": file_digest(folder / SAMPLES)}
+    write_sealed(folder / RESULTS, summary.model_copy(update=found))
+
+
+def read_cell(folder: Path, kind: type[C] = CellSummary) -> tuple[C, pd.DataFrame] | None:
+    """Return an evaluated cell's summary, a record of `kind`, and its samples, or None when it is not there.
+
+    Raises `RunError` where the samples are not those that the summary was made of.
+    """
     summary = read_results(folder, kind)
     if summary is None:
         return None
-    with readable(folder / "samples.parquet") as file:
+    check_samples(folder, summary)
+    with readable(folder / SAMPLES) as file:
         return summary, pd.read_parquet(file)
+
+
+def check_samples(folder: Path, summary: CellRecord) -> None:
+    """Raise `RunError` where a cell's samples are missing or not those that its summary was made of."""
+    file = folder / SAMPLES
+    if not file.is_file():
+        raise RunError(f"{file} is missing; expected the answers that {RESULTS} was made of, {EVALUATE_AGAIN}")
+    if summary.samples_digest and (found := file_digest(file)) != summary.samples_digest:
+        raise RunError(
+            f"{file} is not what {RESULTS} was made of: its digest is {found}, expected {summary.samples_digest}; "
+            f"{EVALUATE_AGAIN}"
+        )
 
 
 @contextmanager
@@ -68,26 +98,41 @@ def readable(file: Path) -> Generator[Path]:
     try:
         yield file
     except ValueError as error:  # ArrowInvalid is one.
-        raise RunError(
-            f"{file} is not a Parquet file; it was changed from outside, move its folder away and run the same command, "
-            "to evaluate again"
-        ) from error
+        raise RunError(f"{file} is not a Parquet file; it was changed from outside, {EVALUATE_AGAIN}") from error
 
 
 def written(folder: Path) -> bool:
     """Whether a folder of `write_cell` is there."""
-    return (folder / "results.json").is_file()
+    return (folder / RESULTS).is_file()
 
 
-def read_results(folder: Path, kind: type[R] = CellSummary) -> R | None:
+def read_results(folder: Path, kind: type[C] = CellSummary) -> C | None:
     """Return the summary of an evaluated cell, or None when the folder does not hold one."""
-    return read_record(folder / "results.json", kind)
+    return read_record(folder / RESULTS, kind)
 
 
 def read_record(file: Path, kind: type[R]) -> R | None:
     """Return a JSON file as a record, or None when there is none; raises `RunError` with file, field and what was found."""
-    found = read_json(file)
+    found = read_sealed(file)
     return None if found is None else as_record(found, kind, file)
+
+
+def read_sealed(file: Path) -> Any:
+    """Return a JSON file's value without its checksum, or None where there is none; raises `RunError` where they disagree."""
+    value = read_json(file)
+    if not is_mapping(value):
+        return value
+    if CHECKSUM not in value:
+        if any(value.get(name) for name in NEWER):
+            raise RunError(f"{file} was changed from outside: it lacks its {CHECKSUM}; restore it from a copy")
+        return value
+    content = {name: part for name, part in value.items() if name != CHECKSUM}
+    if (found := digest(content)) != value[CHECKSUM]:
+        raise RunError(
+            f"{file} was changed from outside: its content has the checksum {found}, expected {value[CHECKSUM]}; restore it "
+            "from a copy, or see what `harness runs verify` can repair"
+        )
+    return content
 
 
 def as_record(value: Any, kind: type[R], place: Path | str) -> R:
@@ -105,6 +150,18 @@ def write_record(path: Path, record: Record) -> None:
     write_json(path, record.as_json())
 
 
+def write_sealed(path: Path, record: Record) -> None:
+    """Replace a JSON file by a record and the checksum of its fields, which `read_sealed` compares."""
+    content = json.loads(json.dumps(json_value(record.as_json())))
+    write_json(path, {**content, CHECKSUM: digest(content)})
+
+
+def file_digest(path: Path) -> str:
+    """Return 16 hexadecimal digits of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file atomically, durable when this returns."""
     text = json.dumps(json_value(value), indent=2, ensure_ascii=False, allow_nan=False)
@@ -120,12 +177,27 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
     """Replace a file by what `write` puts at the path that it is given, atomically, durable when this returns."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        write(partial)
-        sync(partial)
-        partial.replace(path)
+        with full_disk_named(path):
+            write(partial)
+            sync(partial)
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)  # what a full disk left would keep it full
     sync(path.parent)
+
+
+@contextmanager
+def full_disk_named(path: Path) -> Generator[None]:
+    """Raise `RunError` for an error in the block that a full disk caused: torch and safetensors raise errors of their own."""
+    try:
+        yield
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or shutil.disk_usage(path.parent).free < FULL:
+            raise RunError(
+                f"{path} could not be written, because the disk is full; free some space, then the same command continues"
+            ) from error
+        raise
 
 
 def sync(path: Path) -> None:
@@ -184,7 +256,7 @@ def read_json(path: Path) -> Any:
 
 def read_lines(file: Path, kind: type[R]) -> Iterator[R]:
     """Yield the records of a JSON-lines file; the last line may be half written while its run goes on."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n") if file.is_file() else []
     for number, line in enumerate(lines, start=1):
         try:
             value = json.loads(line)
@@ -200,12 +272,13 @@ def _appears_whole(folder: Path) -> Generator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        yield partial
-        partial.chmod(0o755)
-        if not (folder / "results.json").is_file():
-            shutil.rmtree(folder, ignore_errors=True)
-            sync_tree(partial)
-            partial.rename(folder)
-            sync(folder.parent)
+        with full_disk_named(folder):
+            yield partial
+            partial.chmod(0o755)
+            if not (folder / RESULTS).is_file():
+                shutil.rmtree(folder, ignore_errors=True)
+                sync_tree(partial)
+                partial.rename(folder)
+                sync(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -11,6 +11,7 @@ from harness.config.base import Record
 
 NGRAM = 13
 TEMPLATE = 10
+ROWS = 50  # in a manifest
 OVERLAP_HEADER = (
     "trained in",
     "training items",
@@ -53,13 +54,40 @@ class OverlapRow(Record):
         return [place, str(self.training_items), self.test_task, *map(str, counts), share, str(self.too_short)]
 
 
+class Unlisted(Record):
+    """Counts of the comparisons that have no row of their own, so that a manifest grows with the stages, not their square."""
+
+    comparisons: int = Field(default=0, description="comparisons without a row")
+    found: int = Field(default=0, description="those of them that share n-grams or whole prompts")
+    exact: int = Field(default=0, description="those of them that share whole prompts")
+    test_items: int = Field(default=0, description="their test items")
+    too_short: int = Field(default=0, description="their test items without an n-gram of their own")
+
+
 class Overlap(Record):
     """All comparisons of a run; equal digests mean equal items, on two machines too."""
 
     ngram: int = Field(default=NGRAM, description="words of an n-gram")
     template: int = Field(default=TEMPLATE, description="an n-gram of more training prompts is ignored as a template")
     digests: dict[str, str] = Field(default={}, description="split to the digest of its documents")
-    rows: tuple[OverlapRow, ...] = Field(description="one comparison of a training set with a test set each")
+    rows: tuple[OverlapRow, ...] = Field(
+        description="one comparison of a training set with a test set each: those that found most"
+    )
+    unlisted: Unlisted = Field(default=Unlisted(), description="counts of the other comparisons")
+
+    def condensed(self) -> Overlap:
+        """Return the same with a row only for the ROWS comparisons that found most, in their order, and counts of the rest."""
+        found = sorted(self.found, key=lambda row: (-row.exact, -row.ngram_items))[:ROWS]
+        rows = tuple(row for row in self.rows if row in found)
+        rest = [row for row in self.rows if row not in found]
+        unlisted = Unlisted(
+            comparisons=self.unlisted.comparisons + len(rest),
+            found=self.unlisted.found + sum(row.found for row in rest),
+            exact=self.unlisted.exact + sum(row.exact > 0 for row in rest),
+            test_items=self.unlisted.test_items + sum(row.test_items for row in rest),
+            too_short=self.unlisted.too_short + sum(row.too_short for row in rest),
+        )
+        return self.model_copy(update={"rows": rows, "unlisted": unlisted})
 
     @property
     def found(self) -> list[OverlapRow]:
@@ -71,7 +99,8 @@ class Overlap(Record):
         """One sentence that names the test prompts that are trained on word for word, or None."""
         exact = [row for row in self.rows if row.exact]
         named = [f"{r.exact} of {r.test_items} of {r.test_task} in {r.source} {r.trained_task}" for r in exact[:3]]
-        more = f" and {len(exact) - 3} more" if len(exact) > 3 else ""
+        count = len(exact) + self.unlisted.exact
+        more = f" and {count - 3} more" if count > 3 else ""
         sentence = (
             f"Test prompts are also training prompts ({', '.join(named)}{more}), where none was expected: scores on them "
             "measure memory; take these items out of one of the splits, or do not read their scores as learning."
@@ -81,9 +110,10 @@ class Overlap(Record):
     @property
     def summary(self) -> str:
         """The warning, or one sentence that says what was compared."""
-        items = sum(row.test_items for row in self.rows)
-        short = 100 * sum(row.too_short for row in self.rows) / max(1, items)
+        items = self.unlisted.test_items + sum(row.test_items for row in self.rows)
+        short = 100 * (self.unlisted.too_short + sum(row.too_short for row in self.rows)) / max(1, items)
+        comparisons, sharing = len(self.rows) + self.unlisted.comparisons, len(self.found) + self.unlisted.found
         return self.warning or (
-            f"No training prompt occurs in a test set (comparisons: {len(self.rows)}; {len(self.found)} share "
+            f"No training prompt occurs in a test set (comparisons: {comparisons}; {sharing} share "
             f"{NGRAM}-grams, for which {short:.0f} % of the test items are too short)."
         )

@@ -16,7 +16,7 @@ from pyarrow.parquet import ParquetFile
 from harness.errors import RunError
 from harness.rundir.files import CURVE, read_lines, read_results, readable
 from harness.rundir.schema import CurvePoint, Manifest, StepLine
-from harness.rundir.store import StageFolder, cell_name, read_manifest, stage_folder
+from harness.rundir.store import MANIFEST, StageFolder, cell_name, read_manifest, stage_folder
 
 SHOWN_FIRST = ["sft", "opd", "aopd"]  # kinds of adapter, after the controls
 IDENTITY = ["label", "suite", "adapter", "order", "start", "seed"]
@@ -152,23 +152,31 @@ def find_runs(paths: Iterable[Path]) -> list[RunDir]:
 
     Raises RunError when a path holds no run, a manifest cannot be used, or one run is found in two places.
     """
-    found: dict[Path, RunDir] = {}
-    for path in paths:
-        manifests = list(_manifests(Path(path), set()))
-        if not manifests:
-            raise RunError(f"No run at {path}; expected a folder with a manifest.json, or one that holds such folders.")
-        found.update({file.parent.resolve(): _read_run(file) for file in manifests})
+    found = {folder.resolve(): _read_run(folder / MANIFEST) for folder in find_run_folders(paths)}
     runs = sorted(found.values(), key=_display_order)
     _check_distinct(runs)
     return runs
 
 
+def find_run_folders(paths: Iterable[Path]) -> list[Path]:
+    """Return the folders with a manifest at or below each path; raises RunError when a path holds none."""
+    found: list[Path] = []
+    for path in paths:
+        folders = [file.parent for file in _manifests(Path(path), set())]
+        if not folders:
+            raise RunError(f"No run at {path}; expected a folder with a manifest.json, or one that holds such folders.")
+        found += folders
+    return found
+
+
 def _manifests(path: Path, visited: set[Path]) -> Iterator[Path]:
     """Yield the manifests at or below a folder, each folder once; a run's own folder is not searched further."""
-    if (path / "manifest.json").is_file():
-        yield path / "manifest.json"
+    if (path / MANIFEST).is_file():
+        yield path / MANIFEST
     elif path.is_dir() and (place := path.resolve()) not in visited:
         visited.add(place)
+        if (path / "stage_0").is_dir():
+            raise RunError(f"{path} holds stages and no {MANIFEST}; restore {MANIFEST} from a copy, or move it away")
         for child in sorted(path.iterdir()):
             if not child.name.startswith("."):
                 yield from _manifests(child, visited)

@@ -22,7 +22,7 @@ from harness.lm.rollouts import Rollout
 from harness.rundir.files import ROLLOUT_LOG, json_line, replace_file
 
 LINES = 1024  # in memory at a time while the Parquet file is written
-FIGURES = ("student_logprob", "entropy", "teacher_logprob", "advantage", "teacher_top1", "routed_fkl")
+TOKEN_FIGURES = ("student_logprob", "entropy", "teacher_logprob", "advantage", "teacher_top1", "routed_fkl")
 SCHEMA = pa.schema(
     [
         *((name, pa.int32()) for name in ("step", "rollout")),
@@ -32,7 +32,7 @@ SCHEMA = pa.schema(
         ("finish", pa.string()),
         ("reward", pa.float64()),
         ("credit", pa.float64()),
-        *((name, pa.float64()) for name in FIGURES),
+        *((name, pa.float64()) for name in TOKEN_FIGURES),
     ]
 )
 
@@ -54,7 +54,7 @@ class Trajectories:
         self.renderer, self.per_step = renderer, per_step
 
     def keep(self, step: int, source: str, rollouts: Sequence[Rollout], figures: Sequence[Mapping[str, float]]) -> None:
-        """Append a step's rollouts; `source` says who wrote them, `figures` holds what is known of each, by FIGURES' names."""
+        """Append a step's rollouts; `source` says who wrote them, `figures` holds the known ones of TOKEN_FIGURES for each."""
         rows = enumerate(islice(zip(rollouts, figures, strict=True), self.per_step))
         lines = [
             json_line({"step": step, "rollout": number, "source": source, **self._facts(rollout), **known})

@@ -1,7 +1,7 @@
 """The files of a run directory as typed records: the pipeline writes them, reports and resumed runs read them.
 
 `SCHEMA` is the version of the whole directory and stands in the manifest. `upgrade` reads manifests of earlier versions.
-Every description here is a row of docs/run-directory.md, which `python -m harness.rundir.page` writes.
+Every description here is a row of docs/run-directory.md, which `python -m harness.rundir.schema_page` writes.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Git(Record):
     commit: str | None = None
     dirty: bool | None = None
     diff: str | None = None
+    diff_left_out: str | None = None
 
 
 class Session(Record):
@@ -77,6 +78,18 @@ class Noise(Record):
     cells: tuple[str, ...] = Field(description="the cells that are evaluated again")
 
 
+class RegisteredClaims(Record):
+    """Claims that were registered before a run started: a line of claims.jsonl, copied into the run's manifest."""
+
+    title: str = Field(description="the title of the claims file")
+    claims: str = Field(description="digest of what the file says")
+    suite: str = Field(description="the suite's name")
+    configurations: dict[str, str] = Field(
+        description="by adapter and order, the digest of the configuration that a run of it has, without its seed"
+    )
+    when: str = Field(description="when they were registered, UTC, ISO 8601")
+
+
 class Manifest(Record):
     """What a run is and was made of: manifest.json."""
 
@@ -92,6 +105,7 @@ class Manifest(Record):
     adapter_config: dict[str, Any] = Field(default={}, description="the adapter's options, defaults filled in")
     order: str = Field(description="the order of the stages; `default` is the suite's own")
     seed: int = Field(description="the run's seed")
+    vouched: bool = Field(default=False, description="whether the run's files carry checksums; false in early versions")
     start: str = Field(default="", description="name of the student's strength, empty where it has none")
     start_checkpoint: str | None = Field(default=None, description="folder of the student before any stage")
     stages: tuple[StageRecord, ...] = Field(description="the planned stages, in order")
@@ -113,6 +127,9 @@ class Manifest(Record):
         default={}, description="digests of the start's configuration and tokenizer files and of a chat template"
     )
     overlap: Overlap | None = Field(default=None, description="overlap of training prompts with test sets")
+    registered: tuple[RegisteredClaims, ...] = Field(
+        default=(), description="the claims that were registered for the suite before the run started"
+    )
     sessions: tuple[Session, ...] = Field(default=(), description="the processes that worked on the run, in order")
     finished: str | None = Field(default=None, description="when the run ended, UTC, ISO 8601; null until then")
 
@@ -180,7 +197,15 @@ class Regrading(Record):
     before: EarlierGrade = Field(validation_alias="from", serialization_alias="from")
 
 
-class CellSummary(Record):
+class CellRecord(Record):
+    """The base of what a cell's results.json holds: it names the answers that it was made of."""
+
+    samples_digest: str = Field(
+        default="", description="digest of samples.parquet; empty where an early version did not record it"
+    )
+
+
+class CellSummary(CellRecord):
     """One task after one stage: results.json of a cell, next to its samples.parquet."""
 
     task: str = Field(description="the task's or the group's name")
@@ -226,13 +251,16 @@ class DriftFigures(Record):
     entropy_prompt: float | None = Field(default=None, description="of the current model at the prompts' tokens, nats")
 
 
+DRIFT_FIGURES = tuple(DriftFigures.model_fields)
+
+
 class TaskDrift(DriftFigures):
     """One task's means over its items."""
 
     items: int | None = Field(default=None, description="prompts")
 
 
-class DriftSummary(DriftFigures):
+class DriftSummary(CellRecord, DriftFigures):
     """The distance from the start after one stage: results.json of a drift folder. Its figures are means over tasks."""
 
     stage: int | None = Field(default=None, ge=0, description="0 is the start")
@@ -244,7 +272,7 @@ class DriftSummary(DriftFigures):
     seconds: float = Field(default=0.0, description="wall-clock seconds")
 
 
-class StartAnswers(Record):
+class StartAnswers(CellRecord):
     """The start's answers to the fixed prompts, shared between runs."""
 
     key: str
@@ -255,10 +283,14 @@ class DoneFile(Record):
 
     weights: str = Field(default="", description="digest of the stage's checkpoint")
     files: str = Field(default="", description="digest of the checkpoint's configuration and tokenizer files")
+    before: str = Field(default="", description="digest of the weights that the training began with")
     teacher: str | None = Field(default=None, description="digest of the teacher's weights; null without a teacher")
     steps: int = Field(ge=0, description="training steps taken")
     seconds: float = Field(default=0.0, description="wall-clock seconds of the training")
     prompts: int = Field(default=0, ge=0, description="training items that prompts were drawn from")
+    logs: dict[str, str] = Field(
+        default={}, description="digests of the files next to it: steps.jsonl, curve.jsonl, rollouts.parquet"
+    )
 
 
 class StepLine(Record):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 import zipfile
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from harness.rundir.files import (
     ROLLOUT_LOG,
     SHARDS,
     SNAPSHOT,
+    file_digest,
     remove_shards,
     remove_snapshot,
     replace_file,
@@ -42,11 +42,15 @@ class Snapshots(Protocol):
 
 @dataclass
 class StopRequest:
-    """A signal that asks a run to stop; `waited_for` says that the training under way looks for it at every step."""
+    """A signal that asks a run to stop; `waited_for` says that the training under way looks for it at every step.
+
+    `cost` says what an end at once loses: a training that keeps no snapshots begins again.
+    """
 
     signal: str = ""
     since: float = 0.0  # when it came, by the monotonic clock
     waited_for: bool = False
+    cost: str = ""
 
 
 class NoSnapshots:
@@ -67,7 +71,7 @@ class FileSnapshots:
     """One file in the stage's training folder, replaced when `minutes` have passed; None keeps nothing.
 
     Loading takes the logs of steps and rollouts back to the lines before the snapshot: the steps after it are done again.
-    A snapshot vouches for `inputs`, the digests of what the stage trains from, and for the step log's lines up to its step.
+    A snapshot vouches for `inputs`, the digests of what the stage trains from, and for both logs' lines up to its step.
     """
 
     def __init__(
@@ -77,8 +81,7 @@ class FileSnapshots:
         inputs: Mapping[str, str] | None = None,
         stop: StopRequest | None = None,
     ) -> None:
-        self.path, self.step_log = folder / SNAPSHOT, folder / "steps.jsonl"
-        self.logs = [self.step_log, folder / ROLLOUT_LOG]
+        self.path, self.logs = folder / SNAPSHOT, [folder / "steps.jsonl", folder / ROLLOUT_LOG]
         self.minutes, self.inputs, self.stop = minutes, dict(inputs or {}), stop or StopRequest()
         self.last = time.monotonic()
 
@@ -101,11 +104,12 @@ class FileSnapshots:
                 f"{self.path} was taken with another {' and another '.join(changed)}, which changed since; put back what was "
                 "there, or choose another --out"
             )
-        if recorded.get("log", self._log_digest()) != self._log_digest():
-            raise RunError(
-                f"{self.step_log} does not hold the {state['step']} steps before the snapshot; restore it from a copy, or "
-                f"move {self.path.parent} away to train the stage again"
-            )
+        for log in self.logs:
+            if recorded.get(log.name, _digest_of(log)) != _digest_of(log):
+                raise RunError(
+                    f"{log} does not hold the {state['step']} steps before the snapshot; restore it from a copy, or move "
+                    f"{self.path.parent} away to train the stage again"
+                )
         return state
 
     def offer(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
@@ -125,7 +129,7 @@ class FileSnapshots:
         for log in self.logs:
             if log.is_file():
                 sync(log)
-        recorded = {"inputs": self.inputs, "log": self._log_digest()}
+        recorded = {"inputs": self.inputs, **{log.name: _digest_of(log) for log in self.logs}}
         replace_file(self.path, lambda path: torch.save({"step": step, "recorded": recorded, **state}, path))
         self.last = time.monotonic()
         if self.stop.signal:
@@ -150,10 +154,6 @@ class FileSnapshots:
             raise RunError(
                 f"{self.path} is damaged ({error}); restore it from a copy, or move it away to train the stage from its start"
             ) from error
-
-    def _log_digest(self) -> str:
-        text = self.step_log.read_bytes() if self.step_log.is_file() else b""
-        return hashlib.sha256(text).hexdigest()
 
 
 def shared_snapshots(snapshots: FileSnapshots) -> Snapshots:
@@ -199,3 +199,7 @@ class ShardedSnapshots:
             remove_shards(place.parent, but=place)
         if (stopped := self.ranks.from_first(stop)) is not None:
             raise stopped
+
+
+def _digest_of(log: Path) -> str:
+    return file_digest(log) if log.is_file() else ""

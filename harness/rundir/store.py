@@ -35,12 +35,12 @@ from harness.rundir.differences import find_differences
 from harness.rundir.files import (
     SNAPSHOT,
     as_record,
-    read_json,
     read_record,
     read_results,
+    read_sealed,
     remove_partials,
     replace_file,
-    write_record,
+    write_sealed,
     written,
 )
 from harness.rundir.locks import refuse_without_flock
@@ -187,7 +187,7 @@ class RunStore:
         return found.model_copy(update={"weights": {**found.weights, **weights}, "sessions": sessions})
 
     def _write(self, manifest: Manifest) -> None:
-        write_record(self.path / MANIFEST, manifest)
+        write_sealed(self.path / MANIFEST, manifest)
 
 
 def _refuse_changed_inputs(path: Path, found: Manifest, present: Manifest) -> None:
@@ -221,7 +221,7 @@ def read_manifest(run: Path) -> Manifest | None:
     file = run / MANIFEST
     if not file.is_file():
         return None
-    return as_record(upgrade(read_json(file), str(file)), Manifest, file)
+    return as_record(upgrade(read_sealed(file), str(file)), Manifest, file)
 
 
 def is_finished(spec: RunSpec) -> bool:
@@ -261,9 +261,10 @@ def cell_name(task: str, profile: str = "") -> str:
 
 def drop_steps_from(path: Path, step: int) -> None:
     """Keep a step log's lines before `step`; a line that a kill cut off goes too."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    # Not `splitlines`, for which a line also ends at U+2028 and its like, which an answer may hold.
+    *lines, _ = path.read_text(encoding="utf-8").split("\n") if path.is_file() else [""]
     try:
-        kept = [line for line in lines if line.endswith("\n") and int(json.loads(line)["step"]) < step]
+        kept = [f"{line}\n" for line in lines if int(json.loads(line)["step"]) < step]
     except (ValueError, TypeError, KeyError) as error:
         raise RunError(
             f"{path} holds a line that is not a step ({type(error).__name__}: {error}); restore it from a copy, or move "

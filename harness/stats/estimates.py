@@ -35,6 +35,11 @@ class ItemTable:
         """The number of independent items, see `effective_clusters`."""
         return effective_clusters(np.unique(np.array(self.clusters), return_counts=True)[1])
 
+    @property
+    def averaged(self) -> ItemTable:
+        """The mean over seeds of each item, as one column."""
+        return ItemTable(self.values.mean(axis=1, keepdims=True), self.ids, self.clusters)
+
     def of_seeds(self, places: Sequence[int]) -> ItemTable:
         """Return the columns at some places."""
         return ItemTable(self.values[:, list(places)], self.ids, self.clusters)

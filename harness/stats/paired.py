@@ -13,9 +13,15 @@ from dataclasses import dataclass, field, replace
 from harness.stats.estimates import Estimate
 from harness.stats.intervals import NOTHING, Interval, has_width, interval_from, t_interval
 from harness.stats.power import detectable_effect
-from harness.stats.sampling import Variances
 from harness.stats.significance import Flips, p_value
-from harness.stats.two_way import components, two_way_interval, variances
+from harness.stats.two_way import (
+    Variances,
+    components,
+    two_way_interval,
+    unpaired_components,
+    unpaired_interval,
+    variances,
+)
 
 UNKNOWN = Variances(math.nan, math.nan)
 
@@ -86,6 +92,28 @@ def compare(base: Estimate, other: Estimate, flips: Sequence[Flips] = ()) -> Dif
         item_count=sum(len(table.ids) for table in change.items.values()),
         clusters=sum(table.effective for table in change.items.values()),
         items_by_seed={seed: over_items(change.of_seeds([seed])) for seed in change.seeds},
+    )
+
+
+def compare_unpaired(base: Estimate, other: Estimate) -> Difference:
+    """Return other minus base where equal seeds are not a pair; there is no difference by seed."""
+    base, other = base.finite(), other.finite()
+    interval = unpaired_interval(base, other)
+    result = Difference(
+        base.mean,
+        other.mean,
+        interval,
+        unpaired_interval(Estimate(base.by_seed), Estimate(other.by_seed)),
+        detectable=detectable_effect(interval.error, interval.df) if has_width(interval, 1) else math.nan,
+    )
+    found = unpaired_components(base, other) if interval.seeds else None
+    if found is None:
+        return result
+    return replace(
+        result,
+        items=interval_from(interval.mean, math.sqrt(found.clusters), found.df_clusters, 1),
+        item_count=sum(len(table.ids) for table in base.items.values()),
+        clusters=sum(table.effective for table in base.items.values()),
     )
 
 

@@ -1,28 +1,14 @@
-"""Samples: pass@k, the noise floor, the variance of a paired difference by its source, and ratios of runs."""
+"""Samples: pass@k, the noise floor, and ratios of runs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from harness.stats.intervals import Interval, known_values, t_interval
-
-
-class Variances(NamedTuple):
-    """The variance of a mean paired difference by its source; a difference over one seed has only that of items.
-
-    `items` is the mean over seeds of the variance of one seed's mean by its clusters of items. `seeds`, of one seed and not of
-    their mean, is what the seeds' means vary beyond their noise: max(0, s_mean^2 - r / C) with r the mean square that is left
-    after seed and cluster (two-way analysis of variance). Every seed answers the same items, so an item that changes equally
-    for all seeds moves all means together and is not noise between them.
-    """
-
-    items: float
-    seeds: float
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:

@@ -1,4 +1,4 @@
-"""Paired tests: p values of intervals, items lost and gained, and Holm's correction."""
+"""Tests: p values of intervals, items lost and gained, Holm's correction, and Spearman's rank correlation."""
 
 from __future__ import annotations
 
@@ -51,3 +51,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, p * (len(known) - rank)))
         adjusted[place] = highest
     return adjusted
+
+
+def rank_correlation(one: ArrayLike, other: ArrayLike) -> float:
+    """Return Spearman's rank correlation over pairs without nan; nan for fewer than three, or where one side is constant."""
+    pairs = np.column_stack([np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)])
+    known = pairs[~np.isnan(pairs).any(axis=1)]
+    if len(known) < 3 or (known == known[0]).all(axis=0).any():
+        return math.nan
+    return float(stats.spearmanr(known[:, 0], known[:, 1]).statistic)

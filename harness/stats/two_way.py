@@ -8,13 +8,13 @@ Miller 2011 for clusters in two ways). Simulated coverage decided for it: `docs/
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from harness.stats.estimates import Estimate, ItemTable, Vector
 from harness.stats.intervals import LEVEL, NOTHING, Interval, effective_clusters, interval_from, t_interval
-from harness.stats.sampling import Variances
 
 SMALL = 1e-18  # a variance below this is rounding
 
@@ -51,6 +51,19 @@ class Components(NamedTuple):
         return self.total**2 / parts
 
 
+class Variances(NamedTuple):
+    """The variance of a mean paired difference by its source; a difference over one seed has only that of items.
+
+    `items` is the mean over seeds of the variance of one seed's mean by its clusters of items. `seeds`, of one seed and not of
+    their mean, is what the seeds' means vary beyond their noise: max(0, s_mean^2 - r / C) with r the mean square that is left
+    after seed and cluster (two-way analysis of variance). Every seed answers the same items, so an item that changes equally
+    for all seeds moves all means together and is not noise between them.
+    """
+
+    items: float
+    seeds: float
+
+
 def two_way_interval(estimate: Estimate, level: float = LEVEL) -> Interval:
     """Return the mean and its t interval for another seed and other items.
 
@@ -58,14 +71,59 @@ def two_way_interval(estimate: Estimate, level: float = LEVEL) -> Interval:
     """
     if not estimate.by_seed:
         return NOTHING
-    found = components(estimate)
-    seeds = len(estimate.by_seed)
-    if found is None:
-        return t_interval(estimate.values, level)
+    found, seeds = components(estimate), len(estimate.by_seed)
+    return t_interval(estimate.values, level) if found is None else _interval(estimate.mean, found, seeds, level)
+
+
+def unpaired_interval(base: Estimate, other: Estimate, *, level: float = LEVEL) -> Interval:
+    """Return other minus base where items are paired and seeds are not: equal seeds start from other weights.
+
+    Without items it is Welch's t interval over seeds. Its `seeds` are those of the side that has fewer.
+    """
+    if not base.by_seed or not other.by_seed:
+        return NOTHING
+    mean, seeds = other.mean - base.mean, min(len(base.by_seed), len(other.by_seed))
+    if (found := unpaired_components(base, other)) is not None:
+        return _interval(mean, found, seeds, level)
+    variance, df = _welch(base, other)
+    return (
+        replace(NOTHING, mean=mean, seeds=seeds) if seeds < 2 else interval_from(mean, variance**0.5, df, seeds, level)
+    )
+
+
+def _interval(mean: float, found: Components, seeds: int, level: float) -> Interval:
     variance, df = (found.within, found.df_clusters) if seeds < 2 else (found.total, math.nan)
     if variance < SMALL:
-        return Interval(estimate.mean, estimate.mean, estimate.mean, seeds, 0.0)
-    return interval_from(estimate.mean, math.sqrt(variance), df if seeds < 2 else found.df, seeds, level)
+        return Interval(mean, mean, mean, seeds, 0.0)
+    return interval_from(mean, math.sqrt(variance), df if seeds < 2 else found.df, seeds, level)
+
+
+def unpaired_components(base: Estimate, other: Estimate) -> Components | None:
+    """Return the parts of the variance of other minus base, seeds independent and items paired; None without the same items.
+
+    The two sides' parts by seed and by both add up. The part by clusters is that of each item's difference
+    between its means over seeds.
+    """
+    sides = components(base), components(other)
+    means = [
+        Estimate({0: each.mean}, {task: table.averaged for task, table in each.items.items()}) for each in (base, other)
+    ]
+    paired = components(means[1] - means[0])
+    if sides[0] is None or sides[1] is None or paired is None or base.items.keys() != other.items.keys():
+        return None
+    seeds, df_seeds = _welch(base, other)
+    both = sides[0].both + sides[1].both
+    return Components(seeds, paired.clusters, both, paired.within, df_seeds, paired.df_clusters)
+
+
+def _welch(base: Estimate, other: Estimate) -> tuple[float, float]:
+    """Return the variance of a difference of two independent means over seeds, and its degrees of freedom (Welch 1947)."""
+    if min(len(base.by_seed), len(other.by_seed)) < 2:
+        return math.nan, math.nan
+    parts = [float(each.values.var(ddof=1)) / len(each.by_seed) for each in (base, other)]
+    squares = sum(part**2 / (len(each.by_seed) - 1) for part, each in zip(parts, (base, other), strict=True))
+    fewest = min(len(base.by_seed), len(other.by_seed)) - 1
+    return sum(parts), sum(parts) ** 2 / squares if squares else fewest
 
 
 def components(estimate: Estimate) -> Components | None:

@@ -1,31 +1,45 @@
-"""Verdicts on a claimed effect: supported, contradicted or not resolved, from only the effect's interval.
+"""Verdicts on claimed effects: one effect judged from its interval, and several claims judged in a fixed sequence.
 
 An effect is supported where its whole 95 % interval over at least SEEDS seeds exceeds the smallest effect of interest in the
-claimed direction, and contradicted where the whole interval falls short of it (so also where it lies on the other side).
-Both need, besides, the p value of the test against that smallest effect, adjusted for the claims judged together, at or
-below LEVEL. With a smallest effect of 0 this is the test of the effect's sign.
+claimed direction, and contradicted where the whole interval falls short of it. With a smallest effect of 0 this is the test
+of the effect's sign. Otherwise it is equivalent where two one-sided tests at 5 % show that it lies within a margin on
+either side of zero, which is where the 90 % interval lies within the margin (Schuirmann 1987, J. Pharmacokinet.
+Biopharm. 15).
+
+In a sequence that was fixed before, each claim is tested at the full level, and a later one only if the earlier one was
+supported or contradicted (Maurer, Hothorn and Lehmacher 1995; Westfall and Krishen 2001, J. Stat. Plan. Inference 99). Then
+the chance of any false difference in the sequence is at most 5 %. Equivalence ends the sequence: it is the verdict of an
+effect that may be zero, so going on after it would give zero effects one 5 % chance each.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+
+from scipy import stats
 
 from harness.stats.intervals import Interval, has_width, resolved
-from harness.stats.power import seeds_needed
 from harness.stats.significance import p_value
 
-SUPPORTED, CONTRADICTED, NOT_RESOLVED, NO_RUNS = "supported", "contradicted", "not resolved", "no runs"
-LEVEL, SEEDS, MOST_SEEDS = 0.05, 3, 200
+SUPPORTED, CONTRADICTED, EQUIVALENT = "supported", "contradicted", "equivalent"
+NOT_RESOLVED, NOT_TESTABLE, NOT_TESTED = "not resolved", "not testable", "not tested"
+DIFFERENT = (SUPPORTED, CONTRADICTED)
+LEVEL, SEEDS = 0.05, 3
 
 
-def judge(effect: Interval, adjusted: float, sign: int = 1, smallest: float = 0.0) -> str:
-    """Return the verdict on a claim that an effect has a sign and at least the smallest size."""
-    if not effect.seeds:
-        return NO_RUNS
+def judge(effect: Interval, sign: int = 1, smallest: float = 0.0, margin: float = math.nan) -> str:
+    """Return the verdict on a claim that an effect has a sign and at least the smallest size.
+
+    `margin` is the half-width of the zone of equivalence; nan tests no equivalence. Fewer than SEEDS seeds test nothing, and
+    an interval without width resolves nothing.
+    """
+    if effect.seeds < SEEDS:
+        return NOT_TESTABLE
     beyond = effect.beyond(smallest, sign)
-    if not resolved(beyond, SEEDS) or not adjusted <= LEVEL:
-        return NOT_RESOLVED
-    return SUPPORTED if beyond.mean > 0 else CONTRADICTED
+    if resolved(beyond, SEEDS):
+        return SUPPORTED if beyond.mean > 0 else CONTRADICTED
+    return EQUIVALENT if p_equivalent(effect, margin) <= LEVEL else NOT_RESOLVED
 
 
 def p_of(effect: Interval, sign: int = 1, smallest: float = 0.0) -> float:
@@ -33,15 +47,23 @@ def p_of(effect: Interval, sign: int = 1, smallest: float = 0.0) -> float:
     return p_value(effect.beyond(smallest, sign)) if has_width(effect, SEEDS) else math.nan
 
 
-def seeds_to_resolve(effect: Interval, sign: int = 1, smallest: float = 0.0, tests: int = 1) -> int | None:
-    """Return the seeds that would resolve an effect of this size and spread with 80 % power, as one of so many tests.
+def p_equivalent(effect: Interval, margin: float) -> float:
+    """Return the p value of two one-sided t tests that an effect lies within ±margin; nan where nothing can be tested.
 
-    The size is the distance from the smallest effect of interest, the level LEVEL / tests. None where more than MOST_SEEDS
-    are needed, and where fewer than two seeds say nothing about the spread.
+    It is the larger of the two, `P(T > (margin - |mean|) / error)` with the interval's degrees of freedom.
     """
-    if not has_width(effect):
-        return None
-    spread = effect.error * math.sqrt(effect.seeds)
-    distance = effect.beyond(smallest, sign).mean
-    found = seeds_needed(distance, spread, level=1 - LEVEL / max(tests, 1), most=MOST_SEEDS)
-    return None if found is None else max(found, effect.seeds + 1, SEEDS)
+    if not has_width(effect, SEEDS) or math.isnan(effect.error) or math.isnan(margin):
+        return math.nan
+    return float(stats.t.sf((margin - abs(effect.mean)) / effect.error, effect.df))
+
+
+def gate(verdicts: Sequence[str]) -> list[str]:
+    """Return the verdicts of a fixed sequence: after the first that shows no difference, the others are not tested.
+
+    A claim that is not testable neither opens nor closes the gate: the design decides that, not the outcome.
+    """
+    found, is_open = list[str](), True
+    for verdict in verdicts:
+        found.append(verdict if is_open or verdict == NOT_TESTABLE else NOT_TESTED)
+        is_open = is_open and verdict in (*DIFFERENT, NOT_TESTABLE)
+    return found

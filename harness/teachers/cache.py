@@ -13,15 +13,15 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
-from harness.config.teacher import TeacherSpec
+from harness.config.teacher_settings import TeacherSpec
 from harness.errors import ConfigError, TrainingError
 from harness.lm.checkpoints import Loaded
 from harness.lm.logprobs import TeacherRequest, TeacherScores
 from harness.lm.rollouts import Batch
-from harness.teachers.base import Needs, OpenTeacher, TeacherKind, TeacherSite
 from harness.teachers.score_checks import ask
 from harness.teachers.score_store import ScoreStore, StoredScores, sequence_key
 from harness.teachers.sub_batches import part_of, put_together
+from harness.teachers.teacher import Needs, OpenTeacher, TeacherKind, TeacherSite
 
 
 class Cache(TeacherKind):

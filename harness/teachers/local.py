@@ -13,7 +13,7 @@ from harness.errors import ModelError, TrainingError
 from harness.lm.checkpoints import Loaded, load, weights_digest
 from harness.lm.logprobs import TeacherRequest, TeacherScores, check_head, head_of, response_hidden, teacher_scores
 from harness.lm.rollouts import Batch
-from harness.teachers.base import OpenTeacher
+from harness.teachers.teacher import OpenTeacher
 
 
 class LocalTeacher(OpenTeacher):

@@ -12,13 +12,13 @@ from pydantic import Field
 
 from harness.config.base import digest
 from harness.config.models import Pretrained, Scratch
-from harness.config.teacher import TeacherSpec
+from harness.config.teacher_settings import TeacherSpec
 from harness.errors import ConfigError
 from harness.lm.checkpoints import Loaded
 from harness.lm.logprobs import TeacherRequest, TeacherScores
 from harness.lm.rollouts import Batch
-from harness.teachers.base import Needs, OpenTeacher, TeacherKind, TeacherSite
 from harness.teachers.sub_batches import part_of, put_together
+from harness.teachers.teacher import Needs, OpenTeacher, TeacherKind, TeacherSite
 
 
 class Routed(TeacherKind):

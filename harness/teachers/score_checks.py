@@ -17,7 +17,7 @@ from harness.errors import HarnessError, TrainingError
 from harness.lm.logprobs import TeacherRequest, TeacherScores
 from harness.lm.output_layer import Rows
 from harness.lm.rollouts import Batch
-from harness.teachers.base import Teacher
+from harness.teachers.teacher import Teacher
 
 CERTAIN_STEP, CERTAIN_RESPONSE = 16, 8
 # Equal to the bit this often in a row, below this log-probability: rounding near 0 gives equal numbers, a model elsewhere not.

@@ -16,12 +16,12 @@ from pydantic import Field
 
 from harness.errors import ConfigError, ModelError, TrainingError
 from harness.lm.checkpoints import Loaded
+from harness.lm.completions import Position, read_choices, read_prompt
 from harness.lm.logprobs import TeacherRequest, TeacherScores
+from harness.lm.replicas import Patience, Replicas
 from harness.lm.rollouts import Batch
-from harness.teachers.base import Needs, OpenTeacher, TeacherKind, TeacherSite
-from harness.teachers.prompt_scores import Position, read_choices, read_prompt
-from harness.teachers.replicas import Patience, Replicas
 from harness.teachers.server_probe import Probe, examine
+from harness.teachers.teacher import Needs, OpenTeacher, TeacherKind, TeacherSite
 
 COMPLETIONS = "/v1/completions"
 SPARE = 8  # more tokens asked for where some have no row in the student

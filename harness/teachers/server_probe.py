@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from harness.config.base import digest
 from harness.errors import ModelError
 from harness.lm.checkpoints import Loaded
-from harness.teachers.prompt_scores import AnswerError, Position, read_choices, read_prompt
+from harness.lm.completions import AnswerError, Position, read_choices, read_prompt
 
 if TYPE_CHECKING:
-    from harness.teachers.replicas import Replicas
+    from harness.lm.replicas import Replicas
     from harness.teachers.server import Server
 
 TEXT = (

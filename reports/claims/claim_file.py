@@ -5,6 +5,8 @@ Every mistake names the file, the claim and the key.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -21,6 +23,8 @@ from reports.claims.grammar import Expression, parse
 from reports.data.methods import TRAINING, TrainingFigure
 
 FOLDER = Path(str(files("reports"))) / "claims"
+MOST_PRIMARY = 3
+KEPT = ("probe_change", "changed")  # what can be compared at equal learning
 UNITS = {"points": 100.0, "nats": 1.0, "ratio": 1.0}  # how many of the unit make one of the metric's own
 
 
@@ -55,17 +59,26 @@ class Scope(Strict):
 
 
 class ClaimEntry(Strict):
-    """One claim: a comparison of metrics, the smallest effect that matters, and where it is judged."""
+    """One claim: a comparison of metrics, the smallest effect that matters, and how and where it is judged."""
 
     name: str = Field(pattern=NAME)
     text: str = Field(min_length=1, description="{task}, {one} and {other} are filled in")
     expression: str
     unit: Literal["points", "nats", "ratio"]
     smallest_effect: float = Field(ge=0, description="in the unit; 0 where any effect in the direction counts")
+    margin: float | None = Field(
+        default=None, gt=0, description="in the unit; an effect shown to be smaller, either way, is called equivalent"
+    )
+    profile: str = Field(
+        default="", description="the evaluation profile of its scores; empty: the file's, else the first"
+    )
+    at: Literal["end", "equal_learning"] = Field(
+        default="end",
+        description="equal_learning: retention at the learning that both adapters reach on their learning curves",
+    )
     compared: str = ""
     reported: str | dict[str, float] = Field(default="–", description="what the source found, in the unit, by start")
     reported_in: str = ""
-    matched: str | None = Field(default=None, description="a metric that must be matched between the two adapters")
     scope: Scope = Scope()
 
     @cached_property
@@ -78,6 +91,11 @@ class ClaimEntry(Strict):
         """The smallest effect of interest in the metrics' own unit."""
         return self.smallest_effect / UNITS[self.unit]
 
+    @property
+    def zone(self) -> float:
+        """The margin of equivalence in the metrics' own unit; nan without one."""
+        return math.nan if self.margin is None else self.margin / UNITS[self.unit]
+
     @field_validator("expression")
     @classmethod
     def _can_be_read(cls, text: str) -> str:
@@ -86,7 +104,7 @@ class ClaimEntry(Strict):
 
     @model_validator(mode="after")
     def _fits_together(self) -> ClaimEntry:
-        named = [metric.name for metric in self.parsed.metrics] + ([self.matched] if self.matched else [])
+        named = [metric.name for metric in self.parsed.metrics]
         known, of_task = claim_metrics(), metrics_of_tasks()
         if unknown := [name for name in named if name not in known]:
             raise ValueError(f"there is no metric {unknown[0]!r}; there are {', '.join(known)}")
@@ -94,8 +112,13 @@ class ClaimEntry(Strict):
             raise ValueError(f"the expression is in {unit} and unit is {self.unit}; give the unit {unit}")
         if not self.scope.tasks and (needing := [name for name in named if name in of_task]):
             raise ValueError(f"metric {needing[0]!r} is of one task; give scope.tasks, for example [first] or [each]")
-        if self.matched and len(self.parsed.adapters) != 2:
-            raise ValueError("matched needs an expression over two adapters, no more and no fewer")
+        if (self.at == "equal_learning" or self.scope.rate == "best") and not self.parsed.is_difference:
+            raise ValueError(
+                "at: equal_learning and scope.rate: best compare one metric of two adapters; give an expression like "
+                "metric(aopd, average_accuracy) > metric(opd, average_accuracy)"
+            )
+        if self.at == "equal_learning" and (named[0] not in KEPT or self.scope.rate == "best"):
+            raise ValueError(f"at: equal_learning compares {' or '.join(KEPT)} at each adapter's own learning rate")
         starts = {metric.start for metric in self.parsed.metrics}
         if (self.scope.start == "pairs") != bool(starts & {"one", "other"}):
             raise ValueError("start=one and start=other go together with scope.start: pairs")
@@ -108,14 +131,35 @@ class ClaimFile(Strict):
     title: str
     source: str
     note: str = Field(default="", description="how the source's figures relate to what is compared here")
+    profile: str = Field(default="", description="the evaluation profile of claims that name none")
+    primary: tuple[str, ...] = Field(
+        default=(),
+        max_length=MOST_PRIMARY,
+        description="claims that get a verdict, in the order in which they are tested",
+    )
     claims: tuple[ClaimEntry, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _names_once(self) -> ClaimFile:
+    def _fits_together(self) -> ClaimFile:
         names = [claim.name for claim in self.claims]
-        if repeated := [name for place, name in enumerate(names) if name in names[:place]]:
-            raise ValueError(f"two claims are called {repeated[0]!r}; give each a name of its own")
+        if repeated := _repeated(names):
+            raise ValueError(f"two claims are called {repeated!r}; give each a name of its own")
+        if repeated := _repeated(self.primary):
+            raise ValueError(f"primary names {repeated!r} twice; name each claim once, in the order of testing")
+        if unknown := [name for name in self.primary if name not in names]:
+            raise ValueError(f"primary names {unknown[0]!r}, which is not a claim; there are {', '.join(names)}")
+        for claim in self.claims:
+            if claim.name in self.primary and (len(claim.scope.tasks) > 1 or "each" in claim.scope.tasks):
+                raise ValueError(f"primary claim {claim.name} is one test; give one task in scope.tasks, not several")
         return self
+
+    def profile_of(self, claim: ClaimEntry) -> str:
+        """Return the evaluation profile that a claim is judged under; empty for the first one of the runs."""
+        return claim.profile or self.profile
+
+
+def _repeated(names: Sequence[str]) -> str:
+    return next((name for place, name in enumerate(names) if name in names[:place]), "")
 
 
 def read_claims(name: str | Path) -> ClaimFile:

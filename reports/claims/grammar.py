@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -49,6 +49,15 @@ class Expression:
     def adapters(self) -> list[str]:
         """The adapters that the expression names, in order, each once."""
         return list(dict.fromkeys(metric.adapter for metric in self.metrics))
+
+    @property
+    def is_difference(self) -> bool:
+        """Whether the expression compares one metric of two adapters from the same start, and nothing else."""
+        return (
+            isinstance(self.left, ast.Call)
+            and isinstance(self.right, ast.Call)
+            and _alike_but_for_adapter(self.metrics)
+        )
 
     def unit(self, units: Mapping[str, str]) -> str:
         """Return the effect's unit from those of the metrics; raises `ValueError` where it would mix several."""
@@ -122,6 +131,10 @@ def _metrics(node: ast.expr) -> Iterator[Metric]:
     for found in ast.walk(node):
         if isinstance(found, ast.Call):
             yield _metric(found)
+
+
+def _alike_but_for_adapter(metrics: Sequence[Metric]) -> bool:
+    return len(metrics) == 2 and len({metric.adapter for metric in metrics}) == 2 and metrics[0][1:] == metrics[1][1:]
 
 
 def _unit(node: ast.expr, units: Mapping[str, str]) -> str:

@@ -1,19 +1,22 @@
-"""Verdicts on claims for readers: a table, and why a claim is not resolved."""
+"""Verdicts on claims for readers: tables, one sentence, files, and why a claim has no verdict."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.stats.intervals import Interval, has_width, resolved
-from harness.stats.verdicts import CONTRADICTED, MOST_SEEDS, NOT_RESOLVED, SEEDS, SUPPORTED
+from harness.stats.intervals import Interval, has_width
+from harness.stats.verdicts import EQUIVALENT, NOT_RESOLVED, NOT_TESTABLE, SEEDS, p_equivalent
 from reports.claims.claim_file import ClaimEntry, ClaimFile
-from reports.claims.judge_claims import ClaimScope, Verdict, filled
+from reports.claims.evidence import ClaimScope, fill
+from reports.claims.judge_claims import EXPLORATORY, Verdict
 from reports.compare.render_comparison import latex_table, markdown_table
 from reports.data.csv_text import to_csv_text
 from reports.document.blocks import Grid
@@ -27,11 +30,16 @@ from reports.document.sentences import (
     format_points,
 )
 
+NONE = "–"
 RULE = (
-    f"Supported: the 95 % t interval of the effect, paired over at least {SEEDS} seeds, lies wholly beyond the smallest "
-    "effect of interest in the claimed direction. Contradicted: it lies wholly short of it. Both need a t test against that "
-    "effect at 5 %, adjusted after Holm over all claims judged together. Otherwise not resolved; the seeds to resolve it are "
-    f"those at which an effect of this size and spread is found with 80 % power; more than {MOST_SEEDS} are not counted."
+    "Effect: with its 95 % interval for another seed and other items; over seeds and over items: its two parts, the other "
+    "given. The primary claims of a file are tested in its order, each at 5 %, a later one only if a difference was shown "
+    "before it (a fixed sequence), so that the chance of any false difference is at most 5 %. Supported: the interval lies "
+    "wholly beyond the smallest effect of interest in the claimed direction. Contradicted: it lies wholly short of it. "
+    "Equivalent: two one-sided tests at 5 % show that the effect lies within the margin. Not resolved: none of these. Not "
+    f"testable: the runs could not test it, whatever they showed; fewer than {SEEDS} seeds test nothing. All other rows are "
+    "exploratory: among many intervals some leave zero out by chance. Of several starts the first one is primary. The seeds "
+    "of a suite share its teacher, its training records and its test items: verdicts hold for this teacher and these records."
 )
 WRITE: dict[str, tuple[Callable[[float], str], Callable[[float], str]]] = {
     "points": (format_percent, format_points),
@@ -41,28 +49,45 @@ WRITE: dict[str, tuple[Callable[[float], str], Callable[[float], str]]] = {
 
 
 def verdicts_grid(found: Sequence[Verdict]) -> Grid:
-    """Return the claims with what the source reports, the effect, its smallest size of interest, and the verdict strong."""
-    header = ["claim", "reported", "effect [95 %]", "smallest", "seeds", "p, Holm", "verdict", "seeds to resolve"]
-    rows = [_row(verdict) for verdict in found]
-    if any(verdict.compared for verdict in found):
-        header.insert(2, "compared here")
-        rows = [[*row[:2], verdict.compared, *row[2:]] for row, verdict in zip(rows, found, strict=True)]
-    return Grid("Claims", header, rows, frozenset((row, header.index("verdict")) for row in range(len(rows))))
+    """Return the rows with the profile, what the source reports, the effect with its two parts, and the verdict strong.
+
+    Columns in which no row has anything are left out.
+    """
+    columns: dict[str, Callable[[Verdict], str]] = {
+        "claim": claimed,
+        "profile": lambda row: row.profile or NONE,
+        "reported": lambda row: reported(row.entry, row.place),
+        "compared here": lambda row: row.compared or NONE,
+        "effect [95 %]": _effect,
+        "over seeds": lambda row: _bracket(row.seeds, row.entry),
+        "over items": lambda row: _bracket(row.items, row.entry),
+        "smallest": lambda row: WRITE[row.entry.unit][1](row.entry.parsed.sign * row.entry.smallest),
+        "seeds": lambda row: str(row.effect.seeds or NONE),
+        "p": lambda row: format_p(row.p) if row.primary else NONE,
+        "verdict": explain_verdict,
+    }
+    if not any(row.entry.smallest for row in found):
+        del columns["smallest"]
+    cells = {name: [write(row) for row in found] for name, write in columns.items()}
+    kept = {name: texts for name, texts in cells.items() if set(texts) != {NONE} or name == "verdict"}
+    rows = list(zip(*kept.values(), strict=True))
+    decided = frozenset((row, list(kept).index("verdict")) for row, each in enumerate(found) if each.primary)
+    return Grid("Claims", list(kept), rows, decided)
 
 
 def count_verdicts(found: Sequence[Verdict]) -> str:
-    """Return which claims are supported, which are contradicted, and how many are neither."""
-    supported, contradicted = (
-        [claimed(each) for each in found if each.verdict == verdict] for verdict in (SUPPORTED, CONTRADICTED)
-    )
-    left = len(found) - len(supported) - len(contradicted)
-    parts = [
-        f"{len(each)} {verb}{' (' * bool(each)}{'; '.join(each)}{')' * bool(each)}"
-        for verb, each in (("are supported", supported), ("are contradicted", contradicted))
-    ]
-    return (
-        f"Of {format_count(len(found), 'row')}, {', '.join(parts)}, {left} are not resolved or could not be compared."
-    )
+    """Return in one sentence what became of every primary claim, and how many rows are exploratory."""
+    shown = [each for each in found if each.primary]
+    primary = [f"({place}) {claimed(each)}: {_conclusion(each)}" for place, each in enumerate(shown, start=1)]
+    others = sum(not each.primary for each in found)
+    explored = f"{format_count(others, 'row')} {'is' if others == 1 else 'are'} exploratory" if others else ""
+    tested = f"Primary claims in the order of testing: {'; '.join(primary)}." if primary else "No claim is primary."
+    return f"{tested} {explored[:1].upper()}{explored[1:]}.".removesuffix(" .")
+
+
+def _conclusion(row: Verdict) -> str:
+    """Return the verdict, with the effect where it was measured over several seeds."""
+    return f"{explain_verdict(row)}, {_effect(row)}" if row.effect.seeds > 1 else explain_verdict(row)
 
 
 def claimed(verdict: Verdict) -> str:
@@ -70,29 +95,39 @@ def claimed(verdict: Verdict) -> str:
     place = verdict.place
     start = f", {place.start} start" if place.start and not place.other else ""
     best = ", best learning rate" if verdict.entry.scope.rate == "best" else ""
-    return f"{filled(verdict.entry.text, place)}{start}{best}"
+    equal = ", at equal learning" if verdict.entry.at == "equal_learning" else ""
+    return f"{fill(verdict.entry.text, place)}{start}{best}{equal}"
 
 
 def print_verdicts(console: Console, found: Sequence[Verdict]) -> None:
-    """Print the verdicts."""
-    grid = verdicts_grid(found)
-    table = Table(title="Claims", title_justify="left", show_lines=True)
-    for name in grid.header:
+    """Print the rows in the columns that fit a terminal; the files have all."""
+    table = Table(title="Claims", title_justify="left", box=box.SIMPLE, show_lines=True)
+    for name in ("claim", "effect [95 %]\nprofile, seeds", "verdict"):
         table.add_column(Text(name))
-    for row in grid.rows:
-        table.add_row(*map(Text, row))
+    for row in found:
+        basis = ", ".join(
+            filter(None, [row.profile, format_count(row.effect.seeds, "seed") if row.effect.seeds else ""])
+        )
+        table.add_row(*map(Text, (claimed(row), f"{_effect(row)}\n{basis}", explain_verdict(row))))
     console.print(table)
 
 
-def write_verdicts(found: Sequence[Verdict], claims: Sequence[ClaimFile], folder: Path) -> list[Path]:
-    """Write claims.md, with the rule of judgement, and claims.csv, in full precision, below `folder`; return the files."""
+def write_verdicts(
+    found: Sequence[Verdict], claims: Sequence[ClaimFile], folder: Path, registered: Sequence[str] = ()
+) -> list[Path]:
+    """Write claims.md, with the rule of judgement, and claims.csv, in full precision, below `folder`; return the files.
+
+    `registered` says of each file of claims when it was registered.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name, kind in (("claims.md", "markdown"), ("claims.csv", "csv")):
-        (folder / name).write_text(render_verdicts(found, claims, kind), encoding="utf-8")
+        (folder / name).write_text(render_verdicts(found, claims, kind, registered), encoding="utf-8")
     return [folder / "claims.md", folder / "claims.csv"]
 
 
-def render_verdicts(found: Sequence[Verdict], claims: Sequence[ClaimFile], kind: str) -> str:
+def render_verdicts(
+    found: Sequence[Verdict], claims: Sequence[ClaimFile], kind: str, registered: Sequence[str] = ()
+) -> str:
     """Return the verdicts in one of the formats of a comparison."""
     if kind == "csv":
         return to_csv_text(pd.DataFrame([_record(verdict) for verdict in found]))
@@ -100,24 +135,22 @@ def render_verdicts(found: Sequence[Verdict], claims: Sequence[ClaimFile], kind:
     table = pd.DataFrame(list(grid.rows), columns=pd.Index(grid.header))
     if kind == "latex":
         return latex_table(table, grid.title)
-    sources = "\n".join(f"- {file.title}: {file.source}" for file in claims)
+    lines = zip(claims, registered or [""] * len(claims), strict=True)
+    sources = "\n".join(f"- {file.title}: {file.source}. {when}".rstrip() for file, when in lines)
     return f"# Claims\n\n{sources}\n\n{RULE}\n\n{markdown_table(table)}\n"
 
 
-def explain_verdict(verdict: Verdict) -> str:
-    """Return the verdict, and after `not resolved` the reason: seeds, their width, or Holm's adjustment."""
-    entry, effect = verdict.entry, verdict.effect
-    if verdict.verdict != NOT_RESOLVED:
-        return verdict.verdict
-    return unresolved(effect, entry.unit, entry.parsed.sign * entry.smallest)
-
-
-def unresolved(effect: Interval, unit: str, threshold: float = 0.0) -> str:
-    """Say why there is no verdict: too few seeds, a wide interval, or Holm's adjustment."""
-    if not has_width(effect, SEEDS):
-        return f"{NOT_RESOLVED}: {f'fewer than {SEEDS} seeds' if effect.seeds < SEEDS else 'all seeds have the same effect'}"
-    adjusted = " after Holm" if resolved(effect.beyond(threshold)) else ""
-    return f"{NOT_RESOLVED}{adjusted} (half-width {half_width(effect, unit)} {unit})"
+def explain_verdict(row: Verdict) -> str:
+    """Return the verdict with the margin of equivalence, the reason why there is none, or the width of the interval."""
+    entry, effect = row.entry, row.effect
+    if row.reason:
+        return f"{row.verdict if row.primary else f'{EXPLORATORY}, {NOT_TESTABLE}'}: {row.reason}"
+    if row.verdict == EQUIVALENT:
+        return f"{EQUIVALENT} within {entry.margin:g} {entry.unit} (p {format_p(p_equivalent(effect, entry.zone))})"
+    if row.verdict == NOT_RESOLVED:
+        width = f"half-width {half_width(effect, entry.unit)} {entry.unit}"
+        return f"{NOT_RESOLVED} ({width if has_width(effect) else 'all seeds and items have the same effect'})"
+    return row.verdict
 
 
 def half_width(interval: Interval, unit: str) -> str:
@@ -137,44 +170,42 @@ def reported(entry: ClaimEntry, place: ClaimScope) -> str:
     return f"{value:+.2f} {entry.unit}{where}".replace("-", "−", 1 if value < 0 else 0)
 
 
-def _row(verdict: Verdict) -> list[str]:
-    entry, effect = verdict.entry, verdict.effect
+def _effect(row: Verdict) -> str:
+    if not row.effect.seeds:
+        return NONE
+    return f"{format_interval(row.effect, WRITE[row.entry.unit][1])} {row.entry.unit}"
+
+
+def _bracket(interval: Interval, entry: ClaimEntry) -> str:
     write = WRITE[entry.unit][1]
-    return [
-        claimed(verdict),
-        reported(entry, verdict.place),
-        f"{format_interval(effect, write)} {entry.unit}" if effect.seeds else "–",
-        f"{write(entry.parsed.sign * entry.smallest)}" if entry.smallest else "any",
-        str(effect.seeds or "–"),
-        format_p(verdict.adjusted),
-        explain_verdict(verdict),
-        _needed(verdict),
-    ]
+    return NONE if math.isnan(interval.low) else f"[{write(interval.low)},\u00a0{write(interval.high)}]"
 
 
-def _record(verdict: Verdict) -> dict[str, object]:
-    entry, place, effect = verdict.entry, verdict.place, verdict.effect
+def _record(row: Verdict) -> dict[str, object]:
+    entry, place, effect = row.entry, row.place, row.effect
     return {
         "claim": entry.name,
+        "primary": row.primary,
+        "profile": row.profile,
         "start": place.start,
         "other_start": place.other,
         "task": place.task,
         "expression": entry.expression,
+        "at": entry.at,
+        "rate": entry.scope.rate,
         "unit": "share" if entry.unit == "points" else entry.unit,
         "effect": effect.mean,
         "low": effect.low,
         "high": effect.high,
+        "seeds_low": row.seeds.low,
+        "seeds_high": row.seeds.high,
+        "items_low": row.items.low,
+        "items_high": row.items.high,
         "smallest_effect": entry.smallest,
+        "margin": entry.zone,
         "seeds": effect.seeds,
-        "p": verdict.p,
-        "p_holm": verdict.adjusted,
-        "verdict": verdict.verdict,
-        "seeds_to_resolve": verdict.needed,
+        "p": row.p,
+        "p_equivalent": p_equivalent(effect, entry.zone),
+        "verdict": row.verdict,
+        "reason": row.reason,
     }
-
-
-def _needed(verdict: Verdict) -> str:
-    """Write how many seeds would have resolved an effect of this size; nothing where a verdict was reached or seeds agree."""
-    if verdict.verdict != NOT_RESOLVED or not has_width(verdict.effect):
-        return "–"
-    return f">{MOST_SEEDS}" if verdict.needed is None else str(verdict.needed)

@@ -18,10 +18,11 @@ from harness.stats.continual import ACCURACY, BACKWARD, FIGURES, LEARNING, Figur
 from harness.stats.estimates import Estimate
 from harness.stats.intervals import t_interval
 from harness.stats.matching import MARGIN, how_matched
-from harness.stats.paired import compare
+from harness.stats.paired import compare, compare_unpaired
 from reports.compare.rows import AVERAGE, ComparisonRow, with_holm
-from reports.data.methods import ENTROPY, Method, TrainingFigure
-from reports.data.paired_cells import SeedPair, compare_pairs, noise_floor, restriction
+from reports.data.methods import ENTROPY, Method, TrainingFigure, different_starts
+from reports.data.paired_cells import SeedPair, compare_groups, compare_pairs, noise_floor, restriction
+from reports.data.setting_differences import describe_differences
 from reports.document.sentences import format_count
 
 SCORE = replace(ACCURACY, short="score", formula="R[i][j]")
@@ -89,6 +90,11 @@ class Comparison:
             return [(ours[0], theirs[0])]
         return [(seed, seed) for seed in ours if seed in theirs]
 
+    def pairs_seeds(self, method: Method) -> bool:
+        """Whether equal seeds are a pair: not where they start from other weights, unless there is one run on each side."""
+        single = len(self.base.by_seed) == len(method.by_seed) == 1
+        return single or not different_starts(self.base, method)
+
     def notes(self) -> list[str]:
         """Return in sentences whose grades are shown, and what was left out, restricted or never measured."""
         found = [note for method in self.methods[1:] for note in dict.fromkeys(self._notes(method))]
@@ -99,7 +105,7 @@ class Comparison:
         if not self._share_tasks(method):
             return []
         compared = [figure for figure in FIGURES.values() if figure.compared]
-        rows = [row for figure in compared if (row := self._average(method, figure))]
+        rows = [row for figure in compared if (row := self.average(method, figure))]
         return [*rows, *(self._entropy(method) if self.base.on_policy and method.on_policy else [])]
 
     def _rows(self, method: Method) -> Iterator[ComparisonRow]:
@@ -123,7 +129,7 @@ class Comparison:
             if pairs and all(pair.base.terms and pair.other.terms for pair in pairs):
                 yield self._row(method, figure, task, pairs)
 
-    def _average(self, method: Method, figure: Figure) -> ComparisonRow | None:
+    def average(self, method: Method, figure: Figure) -> ComparisonRow | None:
         """Return a figure over all its tasks; None where these are different tasks on the two sides, or no seed has it.
 
         What was kept counts over the seeds whose learning is known, because it is judged at matched learning.
@@ -131,23 +137,33 @@ class Comparison:
         pairs, task = self.pairs(method, figure), AVERAGE if figure.compared == "tasks" else ""
         if not figure.needs_matched_learning:
             return self._row(method, figure, task, pairs)
-        learned = compare_pairs(self.pairs(method, LEARNING), self.shared_items).by_seed
-        pairs = [pair for pair in pairs if pair.seed in learned]
         if not same_tasks(pairs):
             return None
-        row = self._row(method, figure, task, pairs)
+        if not self.pairs_seeds(method):
+            row = self._row(method, figure, task, pairs)
+            learning = self._row(method, LEARNING, "", self.pairs(method, LEARNING)).difference.interval
+            return replace(row, learning=how_matched(learning, self.margin)) if row.difference.seeds.seeds else None
+        learned = compare_pairs(self.pairs(method, LEARNING), self.shared_items).by_seed
+        row = self._row(method, figure, task, [pair for pair in pairs if pair.seed in learned])
         matched = how_matched(t_interval([learned[seed] for seed in row.difference.by_seed]), self.margin)
         return replace(row, learning=matched) if row.difference.seeds.seeds else None
 
     def _row(self, method: Method, figure: Figure, task: str, pairs: Sequence[SeedPair]) -> ComparisonRow:
-        found = compare_pairs(pairs, self.shared_items)
+        if self.pairs_seeds(method):
+            found = compare_pairs(pairs, self.shared_items)
+        else:
+            given = "" if task == AVERAGE else task
+            found = compare_groups(*(each.sides(figure, given, self.last(each)) for each in (self.base, method)))
         return ComparisonRow(figure, task, self.base.name, method.name, found, noise=noise_floor(pairs))
 
     def _entropy(self, method: Method) -> list[ComparisonRow]:
         ours, theirs = (each.training(ENTROPY, self.last(each)) for each in (self.base, method))
         paired = [(one, other) for one, other in self.seeds(method) if one in ours and other in theirs]
-        base = Estimate({one: ours[one] for one, _ in paired})
-        found = compare(base, Estimate({one: theirs[other] for one, other in paired}))
+        if self.pairs_seeds(method):
+            base = Estimate({one: ours[one] for one, _ in paired})
+            found = compare(base, Estimate({one: theirs[other] for one, other in paired}))
+        else:
+            found = compare_unpaired(Estimate(ours), Estimate(theirs))
         return [ComparisonRow(ENTROPY, "", self.base.name, method.name, found)] if paired else []
 
     def _share_tasks(self, method: Method) -> bool:
@@ -164,8 +180,13 @@ class Comparison:
                 many = len(unpaired) > 1
                 which = f"seeds {', '.join(unpaired)} have" if many else f"seed {unpaired[0]} has"
                 yield f"{each.name}: {which} no partner and {'are' if many else 'is'} left out."
+        if not self.pairs_seeds(method):
+            yield (
+                f"{self.base.name} and {method.name} start from other weights at equal seeds: items are paired, seeds are not."
+            )
         if any(one != other for one, other in paired):
             yield f"{self.base.name} and {method.name} differ in their seed: items are paired, seeds are not."
+        yield from describe_differences(self.base, method)
         if self.base.first.trains != method.first.trains:
             yield f"{self.base.name} and {method.name} were not trained on the same stages; tasks are compared by name."
         if not same_tasks(self.pairs(method, BACKWARD)):

@@ -1,18 +1,20 @@
-"""The sentence a report opens with: which methods learned and forgot more or less than the first one, and how sure that is.
+"""The sentences a report opens with: which methods learned, forgot and ended with more or less than the first one.
 
-Every number is a paired difference with its interval. With one seed the interval is over items, and the sentence says so; less
-forgetting is claimed only at matched learning; where a number is missing, the sentence says what is missing.
+Every number is a paired difference with its interval, under a profile that the sentence names; where another profile reverses
+its sign, a clause says so. With one seed the interval is over items, and the sentence says so; less forgetting is claimed only
+at matched learning; where a number is missing, the sentence says what is missing.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import replace
 
-from harness.stats.continual import BACKWARD, FORGETTING, LEARNING
-from harness.stats.intervals import has_width
+from harness.stats.continual import ACCURACY, BACKWARD, FORGETTING, LEARNING
+from harness.stats.intervals import Interval, has_width, resolved
 from harness.stats.matching import MATCHED
 from reports.compare.comparison import OTHER_TASKS, Comparison, same_tasks
+from reports.compare.final_scores import describe_against_start, format_bracket
 from reports.compare.rows import ComparisonRow
 from reports.data.frames import Frames
 from reports.data.methods import Method, methods_of
@@ -35,18 +37,19 @@ def headline_of(methods: Sequence[Method]) -> list[str]:
 
 
 def sentences_of(compared: Comparison) -> list[str]:
-    """Return the sentences of a finished comparison, each method against its baseline."""
-    return [_told(compared, method) for method in compared.methods[1:]]
+    """Return the sentences of a finished comparison: each method against its baseline, and against its start."""
+    found = [_compare(compared, method) for method in compared.methods[1:]]
+    return [*found, *describe_against_start(compared.methods, compared.stage)]
 
 
 def _sentence(base: Method, other: Method) -> str:
     compared = Comparison([base, other])
     if not compared.seeds(other):
         return f"{other.name} and {base.name} have no seed in common, so they are not compared."
-    return _told(compared, other)
+    return _compare(compared, other)
 
 
-def _told(compared: Comparison, other: Method) -> str:
+def _compare(compared: Comparison, other: Method) -> str:
     base = compared.base
     rows = {row.quantity.name: row for row in compared.averages(other)}
     learned = rows.get(LEARNING.name)
@@ -55,7 +58,8 @@ def _told(compared: Comparison, other: Method) -> str:
     if not learned.difference.seeds.seeds:
         return f"{other.name} and {base.name}: no seed has every trained task evaluated yet, so nothing is compared."
     lost = rows.get(FORGETTING.name)
-    parts = [f"{other.name} learned {_amount(learned)} than {base.name}"]
+    under = f"Under {base.profile} decoding " if base.frames.profile or base.first.manifest.profiles else ""
+    parts = [f"{under}{other.name} learned {_amount(learned)} than {base.name}"]
     after = ""
     if not same_tasks(compared.pairs(other, BACKWARD)):
         after = f" {OTHER_TASKS.format(base=base.name, other=other.name)}"
@@ -66,16 +70,45 @@ def _told(compared: Comparison, other: Method) -> str:
         parts.append(f"forgot {_amount(lost, unit=False)}{_counted(lost, learned)}")
     else:
         after = _unmatched(lost, learned, compared.margin)
-    return f"{' and '.join(parts)}; {_basis(learned)}.{after}"
+    return (
+        f"{' and '.join(parts)}; {_basis(learned)}.{_end(rows.get(ACCURACY.name))}{after}{_reversals(compared, other)}"
+    )
+
+
+def _end(row: ComparisonRow | None) -> str:
+    """Say where the method ends next to the baseline; nothing while no run has its last stage."""
+    if row is None or not row.difference.seeds.seeds:
+        return ""
+    return f" It ends at {format_percent(row.difference.other)} %, {_amount(row)} than {row.base}."
+
+
+def _reversals(compared: Comparison, other: Method) -> str:
+    """Name the profiles under which a difference has the other sign, where either of the two leaves zero out."""
+    found = []
+    for profile in [name for name in compared.base.first.manifest.profile_names if name != compared.base.profile]:
+        sides = [method.under(profile) for method in (compared.base, other)]
+        if sides[0] is None or sides[1] is None:
+            continue
+        there = replace(compared, methods=[side for side in sides if side is not None])
+        for figure, verb in ((LEARNING, "learned"), (ACCURACY, "ends with")):
+            rows = [
+                each.average(each.methods[-1], figure)
+                for each in (replace(compared, methods=[compared.base, other]), there)
+            ]
+            if rows[0] and rows[1] and _reversed(rows[0].difference.interval, rows[1].difference.interval):
+                found.append(f"under {profile} decoding it {verb} {_amount(rows[1])}")
+    return f" The sign reverses: {'; '.join(found)}." if found else ""
+
+
+def _reversed(here: Interval, there: Interval) -> bool:
+    return here.mean * there.mean < 0 and (resolved(here, 1) or resolved(there, 1))
 
 
 def _amount(row: ComparisonRow, *, unit: bool = True) -> str:
     """Write a difference as so many points more or less, its interval in the direction of that word."""
-    interval = row.difference.interval
-    mean, more = interval.mean, interval.mean >= 0
-    low, high = (interval.low, interval.high) if more else (-interval.high, -interval.low)
-    bracket = "" if math.isnan(low) else f" [{format_percent(low)},\u00a0{format_percent(high)}]"
-    return f"{format_percent(abs(mean))}{' points' * unit} {'more' if more else 'less'}{bracket}"
+    interval, more = row.difference.interval, row.difference.interval.mean >= 0
+    bracket = format_bracket(interval, 1 if more else -1)
+    return f"{format_percent(abs(interval.mean))}{' points' * unit} {'more' if more else 'less'}{bracket}"
 
 
 def _counted(row: ComparisonRow, learned: ComparisonRow) -> str:
@@ -93,7 +126,8 @@ def _basis(row: ComparisonRow) -> str:
         over = "the bracket is over items of this seed alone" if found.item_count else "there is no interval"
         return f"{counted}, so {over} and says nothing about other seeds"
     zero = has_width(found.interval) and found.interval.low <= 0 <= found.interval.high
-    return f"{counted}{'; the difference in learning is not resolved from zero' * zero}"
+    paired = "" if found.by_seed else ", paired by items only"
+    return f"{counted}{paired}{'; the difference in learning is not resolved from zero' * zero}"
 
 
 def _unmatched(row: ComparisonRow, learned: ComparisonRow, margin: float) -> str:

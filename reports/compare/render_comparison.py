@@ -37,7 +37,7 @@ LATEX_NOTE = (
     "Scores in %, differences in points, entropy in nats. Brackets: 95 % t interval over seeds of the paired "
     "difference. p: paired t test over seeds, adjusted after Holm."
 )
-LEVEL = 0.05
+SIGNIFICANT = 0.05
 FORMATS = ("markdown", "csv", "latex")
 READING = (
     "95 %: the interval for another seed and other items of the same kind, from the variances by seed, by item and by both; "
@@ -204,5 +204,5 @@ def _terminal(title: str, rows: Sequence[ComparisonRow]) -> Table:
         unit = "nats" if row.quantity.unit == "nats" else ""
         stacked = [f"{cells[above]}\n{cells[below]}" for above, below in lines]
         title = f"{row.quantity.short}\n{short.get(row.task, unit)}"
-        table.add_row(*map(Text, (title, *stacked)), style="bold" if row.adjusted <= LEVEL else "")
+        table.add_row(*map(Text, (title, *stacked)), style="bold" if row.adjusted <= SIGNIFICANT else "")
     return table

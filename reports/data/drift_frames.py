@@ -11,12 +11,11 @@ import pandas as pd
 
 from harness.rundir.files import read_results
 from harness.rundir.reader import IDENTITY, RunDir, identity
-from harness.rundir.schema import DriftFigures, DriftSummary
+from harness.rundir.schema import DRIFT_FIGURES, DriftSummary
 from harness.rundir.store import cell_name
 from harness.stats.sampling import noise_floor
 
-FIGURES = tuple(DriftFigures.model_fields)
-DRIFT = [*IDENTITY, "stage", "task", *FIGURES, "answers"]
+DRIFT = [*IDENTITY, "stage", "task", *DRIFT_FIGURES, "answers"]
 NOISE = [*IDENTITY, "task", "profile", "score", "repeats", "noise_floor"]
 Labelled = Iterable[tuple[RunDir, str]]
 
@@ -39,7 +38,7 @@ def _drift_rows(run: RunDir, label: str) -> Iterator[dict[str, Any]]:
     for stage in range(len(run.stages) + 1):
         found = read_results(run.stage(stage).drift, DriftSummary) or DriftSummary()
         for task, figures in {"": found, **found.tasks}.items():
-            values = {name: math.nan if (value := getattr(figures, name)) is None else value for name in FIGURES}
+            values = {name: math.nan if (value := getattr(figures, name)) is None else value for name in DRIFT_FIGURES}
             place = {"stage": stage, "task": task, "answers": found.answers}
             yield {**identity(run, label), **place, **values}
 

@@ -16,7 +16,8 @@ from typing import Any
 import pandas as pd
 
 from harness.errors import RunError
-from harness.rundir.overlap_record import Overlap
+from harness.rundir.integrity import Fault, refuse_changed
+from harness.rundir.overlap_record import Overlap, Unlisted
 from harness.rundir.reader import IDENTITY, RunDir, find_runs, read_parquet
 from reports.data.cells import CellRef, cells_of, outcome_rows, place_of, placed, score_row
 from reports.data.drift_frames import drift_frame, noise_frame
@@ -46,12 +47,13 @@ class Frames:
       suite and order.
 
     Cells are those of one evaluation profile, the suite's first where `profile` is empty, and of the tasks' own graders, or
-    of `grader` where a task was regraded with it.
+    of `grader` where a task was regraded with it. `faults` are the files that finished runs lack.
     """
 
     runs: tuple[RunDir, ...]
     profile: str = ""
     grader: str = ""
+    faults: tuple[Fault, ...] = ()
 
     @cached_property
     def labelled(self) -> list[tuple[RunDir, str]]:
@@ -61,10 +63,12 @@ class Frames:
 
     @cached_property
     def overlap(self) -> Overlap | None:
-        """Every distinct comparison of training with test prompts; None when no run recorded any."""
+        """Every distinct comparison of training with test prompts, see `Overlap`; None when no run recorded any."""
         recorded = [run.manifest.overlap for run in self.runs if run.manifest.overlap is not None]
         rows = dict.fromkeys(row for overlap in recorded for row in overlap.rows)
-        return Overlap(rows=tuple(rows)) if recorded else None
+        kinds = {frozenset(overlap.digests.items()): overlap.unlisted.model_dump() for overlap in recorded}
+        unlisted = {name: sum(counts[name] for counts in kinds.values()) for name in Unlisted.model_fields}
+        return Overlap(rows=tuple(rows), unlisted=Unlisted(**unlisted)) if recorded else None
 
     @cached_property
     def scores(self) -> pd.DataFrame:
@@ -160,8 +164,12 @@ class Frames:
 
 
 def load(paths: Iterable[Path], grader: str = "") -> Frames:
-    """Read the runs below `paths`; see `find_runs`. Raises RunError when nothing there was graded by `grader`."""
-    frames = Frames(tuple(find_runs(paths)), grader=grader)
+    """Read the runs below `paths`; see `find_runs`.
+
+    Raises RunError when a file of a run was changed, and when nothing there was graded by `grader`.
+    """
+    runs = find_runs(paths)
+    frames = Frames(tuple(runs), grader=grader, faults=tuple(refuse_changed(runs)))
     if grader and grader not in set(frames.scores["metric"]):
         command = shlex.join(["harness", "regrade", *(str(run.path) for run in frames.runs), "--grader", grader])
         raise RunError(f"No cell is graded by {grader!r}; grade the answers with: {command}")

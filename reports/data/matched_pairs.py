@@ -1,7 +1,7 @@
 """What methods kept, compared where they learned equally: elsewhere a method that learned less has less to forget.
 
-Learning is matched where the whole 95 % t interval of the paired difference in learning accuracy, over the seeds that both
-have, lies within the margin.
+Learning is matched where the whole 95 % interval of the paired difference in learning accuracy lies within the margin.
+Intervals are for another seed and other items, over the seeds that both have.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ from itertools import combinations
 
 import pandas as pd
 
-from harness.stats.intervals import Interval, t_interval
+from harness.stats.continual import ACCURACY, FORGETTING, LEARNING, Figure
+from harness.stats.intervals import Interval
 from harness.stats.matching import how_matched
+from harness.stats.two_way import two_way_interval, unpaired_interval
 from reports.data.frames import Frames
-from reports.data.tables import figures_by_seed
+from reports.data.methods import Method, different_starts, methods_of
 
 SINGLE = "one seed"
 FEW = 4  # methods that are all compared with one another; more are compared with one
-FIGURES = {"learned": "learning_accuracy", "final": "average_accuracy", "forgot": "forgetting_chaudhry"}
+COMPARED = {"learned": LEARNING, "final": ACCURACY, "forgot": FORGETTING}
 
 
 def matched(frames: Frames) -> pd.DataFrame:
@@ -27,14 +29,16 @@ def matched(frames: Frames) -> pd.DataFrame:
     Columns `learned`, `final` and `forgot` hold an `Interval` each, the first minus the second, shares; `status` is
     matched, matched on average only, unmatched, or one seed where there is no interval.
     """
-    values = figures_by_seed(frames.scores)
-    return pd.DataFrame([_row(values, *pair) for pair in _pairs(frames)])
+    methods = {method.name: method for method in methods_of(frames)}
+    return pd.DataFrame([_row(methods[one], methods[other]) for one, other in _pairs(frames)])
 
 
-def difference(values: pd.DataFrame, figure: str, one: str, other: str) -> Interval:
-    """Return label `one` minus label `other` of a figure, paired over seeds; `values` is `tables.figures_by_seed`'s."""
-    by_label = values[values["figure"] == figure].pivot(index="seed", columns="label", values="value")
-    return t_interval(by_label[one] - by_label[other])
+def difference(one: Method, other: Method, figure: Figure) -> Interval:
+    """Return `one - other` of a figure with its interval; seeds that start from other weights are not paired."""
+    sides = one.estimate(figure), other.estimate(figure)
+    if different_starts(one, other):
+        return unpaired_interval(sides[1], sides[0])
+    return two_way_interval((sides[0] - sides[1]).finite())
 
 
 def _pairs(frames: Frames) -> Iterator[tuple[str, str]]:
@@ -56,7 +60,7 @@ def _pairs(frames: Frames) -> Iterator[tuple[str, str]]:
             yield from ((label, first) for label in labels if label != first)
 
 
-def _row(values: pd.DataFrame, one: str, other: str) -> dict[str, object]:
-    found = {name: difference(values, figure, one, other) for name, figure in FIGURES.items()}
+def _row(one: Method, other: Method) -> dict[str, object]:
+    found = {name: difference(one, other, figure) for name, figure in COMPARED.items()}
     status = how_matched(found["learned"]) if found["learned"].seeds > 1 else SINGLE
-    return {"label": one, "against": other, "seeds": found["learned"].seeds, "status": status, **found}
+    return {"label": one.name, "against": other.name, "seeds": found["learned"].seeds, "status": status, **found}

@@ -14,7 +14,7 @@ from harness.rundir.reader import RunDir, find_runs
 from harness.stats.continual import Figure
 from harness.stats.estimates import Estimate
 from reports.data.frames import Frames, load
-from reports.data.paired_cells import RunScores, estimate_of
+from reports.data.paired_cells import RunScores, Side, estimate_of
 
 VARYING = ("suite", "order", "start")
 
@@ -82,6 +82,22 @@ class Method:
         return {task: stage for stage, trained in stages for task in trained if task in self.tasks}
 
     @property
+    def profile(self) -> str:
+        """The name of the evaluation profile whose scores these are."""
+        return self.frames.profile or self.first.manifest.profile_names[0]
+
+    def under(self, profile: str) -> Method | None:
+        """Return the same runs under a profile, empty for the one that is shown; None where a run has no such profile."""
+        if profile in ("", self.profile):
+            return self
+        first, further = self.first.manifest.profile_names[0], [run.further_profiles for run in self.frames.runs]
+        if profile == first:
+            return replace(self, frames=replace(self.frames, profile=""))
+        if not all(profile in names for names in further):
+            return None
+        return replace(self, frames=replace(self.frames, profile=profile))
+
+    @property
     def on_policy(self) -> bool:
         """Whether it trains on the student's own answers, so that the entropy in its step log is that of them."""
         return "student" in self.first.manifest.trains_on
@@ -96,11 +112,18 @@ class Method:
 
     def estimate(self, figure: Figure | TrainingFigure, task: str = "", stage: int | None = None) -> Estimate:
         """Return a figure by seed, or of one task, as if `stage` were the last; without a seed where nothing has it."""
-        stages = len(self.first.stages)
-        last = stages if stage is None else min(stage, stages)
         if isinstance(figure, TrainingFigure):
-            return Estimate(self.training(figure, last) if self.on_policy else {})
-        return estimate_of({seed: found.side(figure, last, task) for seed, found in self.by_seed.items()})
+            return Estimate(self.training(figure, self._last(stage)) if self.on_policy else {})
+        return estimate_of(self.sides(figure, task, stage))
+
+    def sides(self, figure: Figure, task: str = "", stage: int | None = None) -> dict[int, Side]:
+        """Return a figure's terms of each seed's run, as if `stage` were the last."""
+        last = self._last(stage)
+        return {seed: found.side(figure, last, task) for seed, found in self.by_seed.items()}
+
+    def _last(self, stage: int | None) -> int:
+        stages = len(self.first.stages)
+        return stages if stage is None else min(stage, stages)
 
 
 def find_methods(
@@ -126,6 +149,12 @@ def methods_of(frames: Frames) -> list[Method]:
     for run, label in frames.labelled:
         by_label.setdefault(label, []).append(run)
     return [Method(label, replace(frames, runs=tuple(runs))) for label, runs in by_label.items()]
+
+
+def different_starts(one: Method, other: Method) -> list[int]:
+    """Return the seeds that both have and at which they start from other weights; runs that recorded none count as alike."""
+    weights = [{run.seed: run.manifest.weights.get("start") for run in each.frames.runs} for each in (one, other)]
+    return [s for s in weights[0] if s in weights[1] and len({weights[0][s], weights[1][s]} - {None, ""}) > 1]
 
 
 def by_setting(methods: Sequence[Method]) -> dict[tuple[str, str], list[Method]]:

@@ -23,7 +23,7 @@ from harness.rundir.schema import CellSummary, Keys
 from harness.rundir.store import cell_name
 from harness.stats.continual import Figure, ScoreMatrix, Term
 from harness.stats.estimates import Estimate, ItemTable
-from harness.stats.paired import Difference, compare
+from harness.stats.paired import Difference, compare, compare_unpaired
 from harness.stats.sampling import noise_floor as repeats
 from harness.stats.significance import Flips, flips
 from reports.data.cells import CellRef, cell_at
@@ -166,6 +166,16 @@ def compare_pairs(pairs: Sequence[SeedPair], shared_items: bool = False) -> Diff
     single = all(len(terms) == 1 for pair in complete for terms in pair.base.tasks.values())
     turned = [_flips(pair, tables, place) for place, pair in enumerate(complete)] if tables and single else []
     return compare(estimates[0], estimates[1], turned)
+
+
+def compare_groups(base: Mapping[int, Side], other: Mapping[int, Side]) -> Difference:
+    """Return the difference of a quantity between two groups of runs whose seeds are not pairs; their items are.
+
+    Raises `RunError` where cells are not comparable.
+    """
+    groups = [{seed: side for seed, side in each.items() if not math.isnan(side.value)} for each in (base, other)]
+    check_pairs([SeedPair(seed, side, side) for group in groups for seed, side in group.items()])
+    return compare_unpaired(*map(estimate_of, groups))
 
 
 def estimate_of(sides: Mapping[int, Side]) -> Estimate:

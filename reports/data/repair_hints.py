@@ -38,7 +38,7 @@ def what_differs(one: CellRef, other: CellRef) -> str:
     reason = f"{format_differences(found)} differ" if found else "an earlier version did not record in what they differ"
     if _evaluating(one.run) == _evaluating(other.run):
         evaluated = " ".join(f"{shlex.quote(str(run.path))}/stage_*/eval" for run in runs)
-        return f"{reason}; remove {evaluated} and evaluate them anew, alike: {' && '.join(_commands(runs))}"
+        return f"{reason}; remove {evaluated} and evaluate them again with the same settings: {' && '.join(_commands(runs))}"
     checkpoints = " ".join(_checkpoint(cell) for cell in (one, other))
     return (
         f"{reason}; evaluate their checkpoints alike, in one matrix: harness evaluate --suite {shlex.quote(_suite(one.run))} "

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from itertools import combinations
 
 import pandas as pd
 
+from harness.rundir.integrity import REMEDIES
 from harness.rundir.reader import IDENTITY, RunDir
-from harness.stats.intervals import Interval, resolved, t_interval
-from reports.data import matched_pairs
+from harness.stats.intervals import Interval, t_interval
 from reports.data.frames import Frames
 from reports.data.tables import figures_by_seed
 
@@ -27,28 +26,34 @@ WARNINGS = {
     "non-finite": "a loss or gradient was not finite: training stopped before the weights changed",
     "truncation": "more than half of the responses were cut off at the length limit",
 }
-COMPARED = {"learning_accuracy": "learning accuracy", "forgetting_chaudhry": "forgetting (Chaudhry)"}
+FAULTS = 10  # sentences on missing files
 
 
 def opening_sentences(frames: Frames, *, brief: bool = False) -> list[str]:
-    """Return the report's opening sentences: the setting, each method's numbers, differences, and what limits them.
+    """Return the report's opening sentences: the setting, each method's numbers, and what limits them.
 
-    `brief` leaves the methods and their differences to others: the setting and what limits the numbers.
+    `brief` leaves the methods to others: the setting and what limits the numbers.
     """
     memory = [frames.overlap.warning] if frames.overlap and frames.overlap.warning else []
     if brief:
         return [_setting(frames), *memory, _limits(frames)]
     values = figures_by_seed(frames.scores)
     methods = [_method(label, rows) for label, rows in values.groupby("label", sort=False)]
-    differences = list(_differences(values, frames))
-    caution = ["Forgetting compares methods fairly only where they learned about as much."] if differences else []
-    return [_setting(frames), *methods, *differences, *caution, *memory, _limits(frames)]
+    return [_setting(frames), *methods, *memory, _limits(frames)]
 
 
 def list_missing(frames: Frames) -> list[str]:
-    """Return one sentence per run and stage that is not complete; empty when all runs are finished."""
+    """Return one sentence per run and stage that is not complete, and per file that a finished run lacks."""
     runs = frames.scores.groupby(IDENTITY, sort=False)
-    return [sentence for run, (_, cells) in zip(frames.runs, runs, strict=True) for sentence in _gaps(run, cells)]
+    gaps = [sentence for run, (_, cells) in zip(frames.runs, runs, strict=True) for sentence in _gaps(run, cells)]
+    return [*gaps, *describe_faults(frames)]
+
+
+def describe_faults(frames: Frames) -> list[str]:
+    """Return what finished runs lack of their files, at most FAULTS sentences and one that counts the rest."""
+    named = [f"{fault.sentence}; {REMEDIES[fault.remedy]}." for fault in frames.faults[:FAULTS]]
+    more = len(frames.faults) - len(named)
+    return [*named, *([f"{more} more files are missing; see `harness runs verify`."] if more else [])]
 
 
 def describe_overlap(frames: Frames) -> list[str]:
@@ -155,21 +160,6 @@ def _method(label: object, values: pd.DataFrame) -> str:
     if not lost.seeds:
         return f"{sentence}."
     return f"{sentence}; earlier tasks ended {format_interval(lost)} points below their best (Chaudhry)."
-
-
-def _differences(values: pd.DataFrame, frames: Frames) -> Iterator[str]:
-    """Compare methods pairwise where they share suite and start and are at most three; the control is left out."""
-    labels = list(dict.fromkeys(label for run, label in frames.labelled if not run.manifest.control))
-    comparable = len(labels) <= 3 and len({(run.suite, run.start) for run in frames.runs}) == 1
-    for first, second in combinations(labels if comparable else [], 2):
-        found = [matched_pairs.difference(values, name, second, first) for name in COMPARED]
-        if min(each.seeds for each in found) >= 2:
-            parts = [f"{n} {_judged(d)}" for n, d in zip(COMPARED.values(), found, strict=True)]
-            yield f"{second} minus {first}, paired over {format_count(found[0].seeds, 'seed')}: {'; '.join(parts)}."
-
-
-def _judged(difference: Interval) -> str:
-    return f"{format_interval(difference, format_points)} points{'' if resolved(difference) else ', not resolved from zero'}"
 
 
 def _limits(frames: Frames) -> str:

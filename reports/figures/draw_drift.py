@@ -14,6 +14,8 @@ from reports.figures.curves import (
     panels,
 )
 
+DRIFT_TITLE = "KL to the start against forgetting"
+
 
 @style.styled()
 def draw_drift(rows: pd.DataFrame) -> Figure:
@@ -36,9 +38,7 @@ def draw_drift(rows: pd.DataFrame) -> Figure:
         axes.plot(cells["kl_to_start"], 100 * cells["forgot"], **look)
     axes.set(xlabel="KL(start ‖ now), nats per token", ylabel="below the best so far (points)")
     axes.grid(visible=True, axis="both")
-    legend_above(
-        figure, {name: {**look, "linestyle": ""} for name, look in looks.items()}, "KL to the start against forgetting"
-    )
+    legend_above(figure, {name: {**look, "linestyle": ""} for name, look in looks.items()}, DRIFT_TITLE)
     return figure
 
 
@@ -58,5 +58,5 @@ def draw_drift_panels(rows: pd.DataFrame) -> Figure:
     on_common_axes(shown, 6)
     figure.supxlabel("KL(start ‖ now), nats per token", fontsize="medium")
     figure.supylabel("below the best so far (points)", fontsize="medium")
-    figure.suptitle("KL to the start against forgetting; grey: all other methods", x=0.005, ha="left")
+    figure.suptitle(f"{DRIFT_TITLE}; grey: all other methods", x=0.005, ha="left")
     return figure

@@ -27,11 +27,13 @@ from reports.figures.curves import (
     smoothed,
 )
 
+ENTROPY_TITLE = "Entropy in training"
+
 
 @style.styled()
 def draw_entropy(steps: pd.DataFrame) -> Figure:
     """Return the student's entropy over training steps, as `draw_training` draws it."""
-    title = f"Entropy during training, rolling mean of {SMOOTHING} steps within a stage"
+    title = f"{ENTROPY_TITLE}, rolling mean of {SMOOTHING} steps within a stage"
     return draw_training(steps, "entropy", "entropy of the student\n(nats per answer token)", title)
 
 

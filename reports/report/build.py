@@ -51,8 +51,9 @@ def title(frames: Frames) -> str:
 
 def _write(report_data: ReportData, folder: Path) -> None:
     (folder / FOLDER).mkdir()
-    frames, lead = report_data.frames, headline(report_data.frames)
-    opening = [*describe_ends(frames), *sentences.opening_sentences(frames, brief=bool(lead))]
+    frames, compared, ends = report_data.frames, headline(report_data.frames), describe_ends(report_data.frames)
+    lead = [*compared, *ends] if compared else []
+    opening = [*([] if lead else ends), *sentences.opening_sentences(frames, brief=bool(lead))]
     with style.shared(frames.labelled):
         page = Page(title(frames), lead, opening, sentences.list_missing(frames), make_sections(report_data))
         write_page(page, folder, "report", "figures")

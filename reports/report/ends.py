@@ -8,13 +8,12 @@ import pandas as pd
 
 from harness.rundir.reader import IDENTITY
 from harness.stats.intervals import Interval, t_interval
-from reports.data import matched_pairs
+from reports.compare.final_scores import describe_against_start
 from reports.data.frames import Frames
 from reports.data.methods import Method, methods_of
 from reports.data.tables import figures_by_seed
-from reports.document.sentences import format_interval, format_percent, format_points
+from reports.document.sentences import format_interval
 
-LEAST_LEARNED = 0.02  # a share: less is called nothing learned
 NAMED = 4  # methods that a sentence names; of more, the highest and the lowest
 
 
@@ -36,45 +35,35 @@ def start_scores(frames: Frames) -> dict[str, Interval]:
 
 
 def describe_ends(frames: Frames) -> list[str]:
-    """Return per suite, order and start where the methods end, with paired differences, and whether anything was learned."""
+    """Return per suite, order and start where methods, start and controls end, and which methods end below their start.
+
+    The paired differences are the headline's.
+    """
     values = figures_by_seed(frames.scores)
     groups: dict[tuple[str, str, str], list[Method]] = {}
     for method in methods_of(frames):
-        if not method.control:
-            groups.setdefault((method.first.suite, method.first.order, method.first.start), []).append(method)
+        groups.setdefault((method.first.suite, method.first.order, method.first.start), []).append(method)
     return [sentence for methods in groups.values() for sentence in _describe_group(methods, frames, values)]
 
 
-def _describe_group(methods: list[Method], frames: Frames, values: pd.DataFrame) -> Iterator[str]:
-    ends = {method.name: _figure(values, method.name, "average_accuracy") for method in methods}
-    ends = {name: end for name, end in ends.items() if end.seeds}
+def _describe_group(group: list[Method], frames: Frames, values: pd.DataFrame) -> Iterator[str]:
+    methods = [method for method in group if not method.control]
+    known = {method.name: _figure(values, method.name, "average_accuracy") for method in group}
+    ends = {method.name: known[method.name] for method in methods if known[method.name].seeds}
     if not ends:
         return
-    own = values[values["label"].isin([method.name for method in methods])]
-    base, *others = ends
     starts = start_scores(Frames(tuple(run for method in methods for run in method.frames.runs), grader=frames.grader))
-    start = "; ".join(f"the start had {format_interval(found)} %" for found in starts.values())
+    controls = [method.name for method in group if method.control and known[method.name].seeds]
+    named = [f"the start had {format_interval(found)} %" for found in starts.values()]
+    start = "; ".join([*named, *(f"{name} {format_interval(known[name])} %" for name in controls)])
     if len(ends) > NAMED:
         high, low = (pick(ends, key=lambda name: ends[name].mean) for pick in (max, min))
         named = f"{high} is highest with {format_interval(ends[high])} % and {low} lowest with {format_interval(ends[low])} %"
         yield f"At the end {named}, mean of all trained tasks; {start}."
     else:
         named = ", ".join(f"{name} {format_interval(end)} %" for name, end in ends.items())
-        changes = [(other, matched_pairs.difference(values, "average_accuracy", other, base)) for other in others]
-        differences = [
-            f"{other} minus {base} {format_interval(change, format_points)} points"
-            for other, change in changes
-            if change.seeds
-        ]
-        yield f"At the end, mean of all trained tasks: {'; '.join([named, *differences, start])}."
-    gain = (own[own["figure"] == "learning_accuracy"].groupby("label")["value"].mean()).max() - max(
-        (found.mean for found in starts.values()), default=float("nan")
-    )
-    if gain <= LEAST_LEARNED:
-        yield (
-            f"No method learned: right after its own stage a task scores at most {format_percent(max(gain, 0.0))} "
-            "points more than at the start, mean over tasks and seeds."
-        )
+        yield f"At the end, mean of all trained tasks: {named}; {start}."
+    yield from describe_against_start(methods)
 
 
 def _figure(values: pd.DataFrame, label: str, figure: str) -> Interval:

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 
-from harness.pipeline.study import Plan
+from harness.pipeline.sweeps.study_runs import Plan
 from reports.claims.render_verdicts import count_verdicts
 from reports.data.csv_text import to_csv_text
 from reports.document.rendering import publish

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from harness.config.study import Factor
+from harness.config.study_file import Factor
 from harness.stats.intervals import Interval, resolved
 from harness.stats.matching import MATCHED, how_matched
 from harness.stats.verdicts import SEEDS
@@ -45,7 +45,7 @@ class PairedContrast:
 
 def find_contrasts(results: Results, factor: Factor) -> list[PairedContrast]:
     """Return the entries of a factor that have a reference and share at least three seeds with it."""
-    study, suite = results.plan.study, results.plan.base.name
+    study, suite = results.plan.study, results.own_suite
     seeds, found = factor.seeds or study.seeds, []
     for entry in factor.entries or study.entries:
         if reference := study.reference(entry, factor):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from harness.config.study import Factor
+from harness.config.study_file import Factor
 from harness.stats.intervals import Interval, has_width, resolved
 from harness.stats.verdicts import LEVEL, SEEDS
 from reports.claims.render_verdicts import half_width
@@ -75,7 +75,7 @@ def factor_grid(results: Results, name: str) -> Grid:
     rows = []
     for setting, config, seeds in groups:
         cells = [_cell(results.mean(config, figure, seeds), COLUMNS[figure][1]) for figure in known]
-        own = factor.key is not None and config.suite == results.plan.base.name
+        own = factor.key is not None and config.suite == results.own_suite
         rows.append([f"{setting.replace('-', '−')}{' (own)' * own}", config.adapter, str(len(seeds)), *cells])
     header = ["setting", "method", "seeds", *(COLUMNS[figure][0] for figure in known)]
     if factor.of_entries:
@@ -154,7 +154,7 @@ def _name_reference(results: Results, factor: Factor) -> str:
 def _changes(results: Results, factor: Factor, group: _Group) -> Iterator[_Change]:
     entry = group.config.adapter
     compared = results.plan.study.reference(entry, factor) if factor.of_entries else entry
-    reference = Config(results.plan.base.name, compared or entry)
+    reference = Config(results.own_suite, compared or entry)
     setting = " ".join(filter(None, [entry, group.setting]))
     for figure in MOVED if group.config != reference else ():
         yield _Change(setting, figure, results.paired(group.config, reference, figure, group.seeds))
@@ -180,7 +180,7 @@ def _describe_extreme(
     if not known:
         return ""
     value = best(known, key=lambda each: known[each].mean)
-    base, reference = results.plan.base.name, results.plan.study.reference(entry)
+    base, reference = results.own_suite, results.plan.study.reference(entry)
     changes = [
         f"{format_interval(change, format_points)} against {other} at the suite's own setting"
         for other in filter(None, (entry, reference))
@@ -208,7 +208,7 @@ def _named_configs(swept: dict[str, dict[float, Config]]) -> dict[Config, str]:
 
 def _picture(results: Results, name: str, factor: Factor, swept: dict[str, dict[float, Config]]) -> Picture:
     """Return the figures of a factor's runs against its values, with the suite's own level where that is not a value."""
-    study, base = results.plan.study, results.plan.base.name
+    study, base = results.plan.study, results.own_suite
     seeds = factor.seeds or study.seeds
     named = [*swept, *filter(None, (study.reference(entry) for entry in swept))]
     settings = [(entry, value, config) for entry, by_value in swept.items() for value, config in by_value.items()]

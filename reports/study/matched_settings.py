@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 from harness.stats.intervals import NOTHING, Interval
-from harness.stats.matching import MATCHED, ON_AVERAGE, at_matched_learning, how_matched
+from harness.stats.matching import MATCHED, ON_AVERAGE, how_matched
+from harness.stats.two_way import two_way_interval
 from reports.document.blocks import Grid
 from reports.document.sentences import format_count, format_interval, format_points
 from reports.study.study_results import Config, Results
@@ -69,11 +72,12 @@ def varies_rates(results: Results, methods: tuple[str, str]) -> bool:
 
 
 def difference_at_matched_learning(results: Results, matched: Sequence[MatchedPair], matching: Matching) -> Interval:
-    """Return the difference of the outcome: the matched pairs' mean of each seed, then the interval over seeds."""
-    sides = [[results.by_seed(config, matching.outcome) for config in pair.configs] for pair in matched]
-    return at_matched_learning(
-        [{seed: one[seed] - other[seed] for seed in one if seed in other} for one, other in sides]
-    )
+    """Return the difference of the outcome, mean over the matched pairs, for the seeds that all of them have."""
+    changes = [
+        results.estimate(pair.configs[0], matching.outcome) - results.estimate(pair.configs[1], matching.outcome)
+        for pair in matched
+    ]
+    return two_way_interval(reduce(add, changes) / len(changes)) if changes else NOTHING
 
 
 def pairs_grid(results: Results, matching: Matching, methods: tuple[str, str]) -> Grid:

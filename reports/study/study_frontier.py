@@ -8,12 +8,12 @@ from typing import Any
 import pandas as pd
 
 from harness.config.suite import JOINT
+from reports.claims.evidence import name_edge
 from reports.document.blocks import Block, Picture, Text
 from reports.document.sentences import format_count, format_interval, format_points
 from reports.figures import style
 from reports.figures.draw_frontier import draw_frontier
 from reports.study.study_results import Config, Results
-from reports.study.study_verdicts import name_edge
 
 FIGURES = {"learned": "learning_accuracy", "forgot": "forgetting_chaudhry"}
 CAPTION = (
@@ -135,6 +135,6 @@ def _name_rate(rate: float, tried: Sequence[float]) -> str:
 def _joint_levels(results: Results) -> Iterator[tuple[str, float]]:
     """Yield each method with the average accuracy that one stage over all tasks reaches."""
     for method in results.plan.study.entries:
-        joint = results.mean(Config(results.plan.base.name, method, JOINT), "average_accuracy")
+        joint = results.mean(Config(results.own_suite, method, JOINT), "average_accuracy")
         if joint.seeds:
             yield method, joint.mean

@@ -1,31 +1,37 @@
 """The finished runs of a study: every run's figures, joined to the points of the plan that it stands for.
 
 Nothing is filled in: a run that is missing or unfinished is named and left out. Differences are paired over the seeds
-that both sides have.
+that both sides have, with one interval for another seed and other items.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from harness.config.run_spec import RunSpec
-from harness.config.study import Factor
+from harness.config.study_file import Factor
 from harness.config.suite import Suite
 from harness.errors import RunError
-from harness.pipeline.study import Plan, Point
+from harness.pipeline.sweeps.study_runs import Plan, Point
+from harness.rundir.reader import RunDir
 from harness.rundir.store import RunStore
-from harness.stats.continual import BACKWARD, LEARNING
+from harness.stats.continual import BACKWARD, FIGURES, INTRANSIGENCE, LEARNING
+from harness.stats.estimates import Estimate
 from harness.stats.intervals import Interval, t_interval
+from harness.stats.two_way import two_way_interval, unpaired_interval
 from reports.data.frames import Frames, load
+from reports.data.methods import Method, different_starts
 from reports.data.tables import figures_by_seed, score_matrices
 
 RUN = ["suite", "adapter", "order", "seed"]
 RATE, STRENGTH = "training.optimizer.lr", "student.strength"
+OF_FIRST_TASK = {"first_learned": LEARNING, "first_retained": BACKWARD}
+CURVES = {"evaluation.every", "evaluation.curve_items"}  # learning curves change nothing of a run but its curves
 
 
 class Config(NamedTuple):
@@ -57,6 +63,16 @@ class Results:
         return figures.join(first).join(_training_figures(steps)).sort_index()
 
     @cached_property
+    def own_suite(self) -> str:
+        """The name of the suite as it is: the base's, or that of a factor which sets nothing but learning curves."""
+        names = [
+            point.spec.suite.name
+            for point in self.plan.points
+            if (factor := self.plan.study.factors[point.factor]).key is None and {*factor.fixed} <= CURVES
+        ]
+        return self.plan.base.name if self.plan.base.name in names or not names else names[0]
+
+    @cached_property
     def controls(self) -> set[str]:
         """Entries that train nothing."""
         return {run.adapter for run in self.frames.runs if run.manifest.control}
@@ -86,7 +102,7 @@ class Results:
         found: dict[Config, str] = {}
         for row in self.points.to_dict("records"):
             config = Config(row["suite"], row["adapter"], row["order"])
-            own = config == Config(self.plan.base.name, config.adapter)
+            own = config == Config(self.own_suite, config.adapter)
             found.setdefault(config, "" if own else f"{titles[row['factor']]}: {row['setting']}")
         return found
 
@@ -111,10 +127,32 @@ class Results:
         values = self.series(config, figure)
         return t_interval(values if seeds is None else values[values.index.isin(list(seeds))])
 
+    def method(self, config: Config) -> Method | None:
+        """Return the runs of a configuration; None where the study has none."""
+        return self._methods.get(config)
+
+    def estimate(self, config: Config, figure: str) -> Estimate:
+        """Return a figure by seed, and by item where answers were kept and the figure is made of scores."""
+        task = self.first_task if figure in OF_FIRST_TASK else ""
+        known = OF_FIRST_TASK.get(figure) or (FIGURES.get(figure) if figure != INTRANSIGENCE.name else None)
+        method = self.method(config)
+        if known is None or method is None:
+            return Estimate(self.by_seed(config, figure)).finite()
+        return method.estimate(known, task)
+
     def paired(self, one: Config, other: Config, figure: str, seeds: Collection[int] | None = None) -> Interval:
-        """Return the mean of `one - other` over the seeds that both have, or some of them, with its 95 % t interval."""
-        change = self.series(one, figure) - self.series(other, figure)
-        return t_interval(change if seeds is None else change[change.index.isin(list(seeds))])
+        """Return the mean of `one - other` over the seeds that both have, or some of them, with its 95 % interval.
+
+        The interval is for another seed and other items, over seeds alone where answers were not kept. Configurations that
+        start from other weights are not paired by seed.
+        """
+        sides = [self.estimate(config, figure) for config in (one, other)]
+        if seeds is not None:
+            sides = [side.of_seeds([seed for seed in side.seeds if seed in seeds]) for side in sides]
+        methods = self.method(one), self.method(other)
+        if methods[0] and methods[1] and different_starts(methods[0], methods[1]):
+            return unpaired_interval(sides[1], sides[0])
+        return two_way_interval((sides[0] - sides[1]).finite())
 
     def rates(self, start: str, adapter: str) -> dict[float, Config]:
         """Return an adapter's runs from a start by learning rate, lowest first, where nothing but these two is varied."""
@@ -154,12 +192,22 @@ class Results:
         return steps[pd.MultiIndex.from_frame(steps[[*Config._fields]]).isin(list(configs))]
 
     @cached_property
+    def _methods(self) -> dict[Config, Method]:
+        runs: dict[Config, list[RunDir]] = {}
+        for run in self.frames.runs:
+            runs.setdefault(Config(run.suite, run.adapter, run.order), []).append(run)
+        return {
+            config: Method(config.adapter, replace(self.frames, runs=tuple(found))) for config, found in runs.items()
+        }
+
+    @cached_property
     def _suites(self) -> dict[tuple[str, float, str], str]:
         """Suites by start, learning rate and adapter; raises `RunError` where two suites claim one place."""
         found: dict[tuple[str, float, str], str] = {}
         for point in self.plan.points:
             suite, entry, factor = point.spec.suite, point.spec.entry, self.plan.study.factors[point.factor]
-            if suite.name != self.plan.base.name and not {factor.key, *factor.fixed} <= {RATE, STRENGTH}:
+            settings = {factor.key, *factor.fixed} - {None}
+            if suite.name not in (self.plan.base.name, self.own_suite) and not settings <= {RATE, STRENGTH, *CURVES}:
                 continue
             place = (_start(suite), _rate(suite, entry), entry)
             if found.setdefault(place, suite.name) != suite.name:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from harness.stats.matching import MARGIN
 from harness.stats.verdicts import LEVEL, SEEDS
 from reports.claims.judge_claims import Verdict
+from reports.claims.registration import describe_source
 from reports.claims.render_verdicts import RULE, verdicts_grid
 from reports.document.blocks import Block, Bullets, Grid, Section, Text
 from reports.document.grids import hardware_grid, packages_grid
@@ -95,7 +96,7 @@ def _findings(results: Results, verdicts: list[Verdict]) -> Section:
     blocks: list[Block] = []
     if verdicts:
         files = claim_files(results)
-        blocks += [Text(f"{file.title}, claimed in {file.source}. {file.note}".strip()) for file in files]
+        blocks += [Text(describe_source(file, results.frames.runs)) for file in files]
         blocks += [verdicts_grid(verdicts), Text(RULE, "note")]
     factors = [factor for factor in results.plan.study.factors.values() if factor.of_entries]
     found = {factor.title: contrasts for factor in factors if (contrasts := find_contrasts(results, factor))}

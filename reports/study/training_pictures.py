@@ -8,7 +8,7 @@ import pandas as pd
 
 from reports.document.blocks import Picture
 from reports.figures.curves import SMOOTHING
-from reports.figures.draw_training import draw_training
+from reports.figures.draw_training import ENTROPY_TITLE, draw_training
 from reports.study.study_results import Config, Results
 
 CAPTION = (
@@ -16,7 +16,7 @@ CAPTION = (
     "gap between the lines that lasts to the end of a stage, and for jumps where a new stage begins."
 )
 FIELDS = {
-    "entropy": ("Entropy in training", "entropy of the student\n(nats per answer token)", 1),
+    "entropy": (ENTROPY_TITLE, "entropy of the student\n(nats per answer token)", 1),
     "routed_fkl": ("Tokens routed to forward KL", "tokens routed to\nforward KL (%)", 100),
     "truncated_share": ("Answers cut off at the length limit", "answers cut off at\nthe length limit (%)", 100),
 }

@@ -82,6 +82,8 @@ def compare(
     console, files = SafeConsole(), _read_claim_files(claims or [])
     stages = _stages(stage, with_claims=bool(files))
     found = find_methods(methods, order=order, profile=profile, grader=grader, least=1 if len(stages) == 2 else 2)
+    for fault in dict.fromkeys(fault.sentence for method in found for fault in method.frames.faults):
+        typer.echo(f"warning: {fault}", err=True)
     tasks = task.split(",") if task else []
     if len(stages) == 2:
         compared, sentences = Stages(found, *stages, tasks=tasks), []
@@ -97,7 +99,7 @@ def compare(
     if out:
         _name_files(write_comparison(compared, out, sentences))
     if files:
-        _judge(console, files, found, margin / 100, out, format_)
+        _judge(console, files, found, out, format_)
 
 
 def watch(
@@ -132,7 +134,6 @@ def judge_by_setting(
     console: Console, files: Sequence[ClaimFile], runs: Sequence[Path], folder: Path, grader: str
 ) -> None:
     """Judge claims on all methods of a report, for each suite and order apart, and write the verdicts next to it."""
-    from harness.stats.matching import MARGIN
     from reports.data.frames import load
     from reports.data.methods import by_setting, methods_of
 
@@ -140,28 +141,32 @@ def judge_by_setting(
     for (suite, order), methods in settings.items():
         if len(settings) > 1:
             console.print(f"{suite}, {order}", highlight=False)
-        _judge(console, files, methods, MARGIN, folder if len(settings) == 1 else folder / f"claims_{suite}_{order}")
+        _judge(console, files, methods, folder if len(settings) == 1 else folder / f"claims_{suite}_{order}")
 
 
 def _judge(
     console: Console,
     files: Sequence[ClaimFile],
     methods: Sequence[Method],
-    margin: float,
     folder: Path | None,
     kind: str | None = None,
 ) -> None:
     """Judge claims on methods, print the verdicts, in a format where one is named, and write them where there is a folder."""
-    from reports.claims.judge_claims import verdicts
+    from reports.claims.evidence import Evidence
+    from reports.claims.judge_claims import judge_claims
+    from reports.claims.registration import describe_registration
     from reports.claims.render_verdicts import print_verdicts, render_verdicts, write_verdicts
 
-    found = verdicts([claim for file in files for claim in file.claims], methods, margin)
+    found = judge_claims(files, Evidence(methods))
+    registered = [describe_registration(file, [run for each in methods for run in each.frames.runs]) for file in files]
     if kind:
-        typer.echo(f"\n{render_verdicts(found, files, kind)}")
+        typer.echo(f"\n{render_verdicts(found, files, kind, registered)}")
     else:
         print_verdicts(console, found)
+        for file, sentence in zip(files, registered, strict=True):
+            console.print(f"{file.title}. {sentence}", markup=False, highlight=False)
     if folder:
-        _name_files(write_verdicts(found, files, folder))
+        _name_files(write_verdicts(found, files, folder, registered))
 
 
 def _name_files(written: Sequence[Path]) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from harness.config.run_spec import RunSpec
-    from harness.pipeline.study import Plan
+    from harness.pipeline.sweeps.study_runs import Plan
 
 
 def render(specs: Sequence[RunSpec]) -> Path:

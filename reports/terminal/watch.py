@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from harness.rundir.progress import SHOWN, sparkline
+from harness.rundir.process.progress import SHOWN, sparkline
 from harness.rundir.reader import RunDir, find_runs
 from harness.rundir.schema import StepLine
 from harness.terminal.fitted_table import FittedTable

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
-from importlib.metadata import EntryPoint
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -54,6 +53,7 @@ from tests.support.models import (
     rollout,
     write_task,
 )
+from tests.support.packages import declare
 from tests.support.stages import PROMPTS, REDUCTIONS, RESPONSES, Recorder, in_order, trained
 
 
@@ -655,13 +655,21 @@ def test_an_unknown_adapter_is_refused_with_the_nearest_name():
     assert refusal("aodp").startswith("adapters.aodp: there is no adapter 'aodp'; did you mean 'aopd'? registered are ")
 
 
-def test_an_entry_point_that_cannot_be_loaded_is_refused_by_name(monkeypatch: pytest.MonkeyPatch):
-    for value, cause in (("no_such_module:X", "No module named 'no_such_module'"), ("adapters.opd:Opd", "'Opd'")):
-        point = EntryPoint("gone", value, "harness.adapters")
-        monkeypatch.setattr("harness.adapter.entry_points", lambda point=point, **_: [point])
-        found = refusal("gone")
-        assert found.startswith(f"adapters.gone: the entry point gone = {value} cannot be loaded (")
-        assert cause in found
+@pytest.mark.parametrize(
+    ("value", "cause"),
+    [
+        ("no_such_module:X", "No module named 'no_such_module'"),
+        ("adapters.opd:Opd", "'Opd'"),
+        ("pathlib:Path", "is not a subclass of Adapter"),
+    ],
+)
+def test_an_entry_point_that_is_not_an_adapter_is_refused_by_name(
+    value: str, cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    declare("broken", {"harness.adapters": {"gone": value}}, tmp_path, monkeypatch)
+    found = refusal("gone")
+    assert found.startswith(f"adapters.gone: the entry point gone = {value} ")
+    assert cause in found
 
 
 def test_an_entry_may_have_a_name_of_its_own():

@@ -6,7 +6,7 @@ import math
 import re
 import sys
 from importlib import import_module
-from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +26,7 @@ from harness.cli.app import main
 from harness.config.suite import AdapterEntry
 from harness.errors import ConfigError
 from tests.support import broken
+from tests.support.packages import declare
 
 LOSS = (
     "gradient",
@@ -122,7 +123,7 @@ BROKEN: list[tuple[type[Adapter], str, str]] = [
     (broken.SwallowedZeros, "teacher zeros", "the teacher gave log-probability 0 for every token and training went on"),
     (broken.OneByOne, "failed request", "gave log-probability 0 for every token of one response and training went on"),
     (broken.SwallowedNaN, "teacher NaN", "the teacher gave NaN and training went on"),
-    (broken.AnyVocabulary, "vocabulary", "a teacher with 41 tokens and a student with 40 trained without a word"),
+    (broken.AnyVocabulary, "vocabulary", "a teacher with 41 tokens and a student with 40 trained without an error"),
     (broken.FailsOtherwise, "vocabulary", "the stage raised ValueError: something else entirely"),
     (broken.NegativeSFT, "credit", "a step against the gradient makes references less probable; look at the sign"),
     (broken.NegativeGRPO, "credit", "a step against the gradient makes responses with a high reward less probable"),
@@ -133,7 +134,7 @@ BROKEN: list[tuple[type[Adapter], str, str]] = [
     (broken.NoSteps, "trains", "it reports 0 steps, but the weights changed"),
     (broken.Lenient, "options are frozen", "its options can be changed after they were read"),
     (broken.Lenient, "options are described", "option taste has no description"),
-    (broken.Lenient, "options refuse unknown keys", "`no_such_option: 1` is taken without a word"),
+    (broken.Lenient, "options refuse unknown keys", "the unknown option `no_such_option: 1` is accepted silently"),
     (broken.Drifting, "options are read back", "its options, written out and read again, are others"),
 ]  # fmt: skip
 
@@ -242,14 +243,13 @@ def test_the_command_line_checks_an_adapter_and_its_exit_code_says_how_it_went(
 
 
 def test_mistakes_on_the_command_line_are_one_sentence(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
     assert harness("adapters", "check", "opd", "--option", "clip", monkeypatch=monkeypatch) == 2
     assert "--option clip: found no '=', expected KEY=VALUE" in capsys.readouterr().err
     assert harness("adapters", "check", "odp", monkeypatch=monkeypatch) == 2
     assert "there is no adapter 'odp'; did you mean 'opd'?" in capsys.readouterr().err
-    point = EntryPoint("gone", "no_such_module:X", "harness.adapters")
-    monkeypatch.setattr("harness.adapter.entry_points", lambda **_: [point])
+    declare("broken", {"harness.adapters": {"gone": "no_such_module:X"}}, tmp_path, monkeypatch)
     assert harness("adapters", "check", "gone", monkeypatch=monkeypatch) == 2
     assert "gone = no_such_module:X cannot be loaded" in " ".join(capsys.readouterr().err.split())
 

@@ -27,8 +27,8 @@ from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
 from harness.config.suite import AdapterEntry, Suite
 from harness.errors import ConfigError, TrainingError
+from harness.pipeline.build.scratch_tokenizer import byte_tokenizer
 from harness.pipeline.run import run
-from harness.pipeline.scratch_tokenizer import byte_tokenizer
 from harness.teachers.local import LocalTeacher
 from tests.support.models import ScriptedEngine, byte_renderer, context, example, micro_suite, qwen3, write_yaml
 

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from benchmarks import logprobs
+from benchmarks import logprob_speed as logprobs
 from benchmarks.logprob_variants import VARIANTS, Size, make_inputs
 from benchmarks.logprob_work import CLEAR_REFS, Measured, measured
 from benchmarks.measure import Measurement, in_turn, median_of, per_second, with_range
-from benchmarks.page import BenchmarkResults, page
+from benchmarks.results_page import BenchmarkResults, page
 from benchmarks.run import TRL, aopd_rows, app, trl_rows
 from benchmarks.steps import Steps, from_log
 from benchmarks.trl_step import MISSING, installed

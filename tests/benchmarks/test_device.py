@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.device import bench, figures
-from benchmarks.device.figures import Figure, change, read_figures, write_figures
+from benchmarks.device import device_bench as bench
+from benchmarks.device import device_figures as figures
+from benchmarks.device.device_figures import Figure, change, read_figures, write_figures
 
 
 def test_the_script_measures_every_part_on_a_cpu(tmp_path: Path):

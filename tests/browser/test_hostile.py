@@ -15,6 +15,7 @@ from tests.browser.chromium import DESKTOP, PHONE
 from tests.browser.conftest import Open
 from tests.browser.opened import overflowing
 from tests.support.run_factory import HOSTILE, TAUGHT, write_run
+from tests.support.runs import vouch
 
 CHANGED = "items/tiny_arithmetic.html"  # ten items in a row change there, so every text is shown
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
@@ -50,6 +51,7 @@ def poison(file: Path) -> None:
     samples = pd.read_parquet(file)
     texts = [text for text, _ in zip(cycle(TEXTS.values()), samples["prompt"], strict=False)]
     samples.assign(prompt=texts, target=texts, response=texts).to_parquet(file)
+    vouch(file.with_name("results.json"))
 
 
 def files(hostile: Path) -> Iterator[Path]:

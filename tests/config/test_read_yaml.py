@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from harness.config.load import load_suite
 from harness.config.read_yaml import parse_yaml
-from harness.config.study import load_study
+from harness.config.study_file import load_study
 from harness.errors import ConfigError
 from tests.support.models import micro_suite, write_yaml
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness.config.load import SUITE_FOLDER, find_suite, load_suite
-from harness.config.study import load_study
+from harness.config.study_file import load_study
 from harness.config.suite import Suite
 from harness.errors import ConfigError
 from tests.support.models import micro_suite, write_yaml

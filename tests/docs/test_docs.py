@@ -15,13 +15,16 @@ from adapters.loop.training_loop import LoopAdapter
 from harness.adapter import check_adapters, registered
 from harness.config.evaluation import Evaluation
 from harness.config.load import load_suite
+from harness.config.study_file import Factor
 from harness.config.suite import AdapterEntry, Stage, Suite
-from harness.evaluation.drift import FIGURES, DriftAnswers
+from harness.evaluation.drift import DriftAnswers
 from harness.evaluation.scoring import FIXED
-from harness.rundir.page import fill_tables
+from harness.pipeline.sweeps.study_runs import plan_study
+from harness.rundir.process.session import PeakMemory
 from harness.rundir.rollout_log import SCHEMA
-from harness.rundir.schema import StepLine
-from harness.rundir.session import PeakMemory
+from harness.rundir.schema import DRIFT_FIGURES, StepLine
+from harness.rundir.schema_page import fill_tables
+from reports.claims.claim_file import read_claims
 
 PAGE_FOLDER = Path(__file__).parents[2] / "docs"
 PAGE = (PAGE_FOLDER / "run-directory.md").read_text(encoding="utf-8")
@@ -42,7 +45,7 @@ def documented(heading: str) -> set[str]:
         ("manifest.json", {"sessions", "seconds", "peak_memory", *PeakMemory("cpu").summary}),
         ("eval: samples.parquet", set(FIXED)),
         ("train/rollouts.parquet", set(SCHEMA.names)),
-        ("drift", {*FIGURES, *DriftAnswers.__dataclass_fields__, "prompt_tokens", "response_tokens"}),
+        ("drift", {*DRIFT_FIGURES, *DriftAnswers.__dataclass_fields__, "prompt_tokens", "response_tokens"}),
     ],
 )
 def test_every_column_is_documented(heading: str, names: set[str]):
@@ -87,6 +90,18 @@ def test_the_suite_in_the_guide_is_read_and_every_key_is_in_its_table(tmp_path: 
         *Stage.model_fields,
         *AdapterEntry.model_fields,
     } - described == set()
+
+
+def test_the_study_in_the_guide_is_planned_and_its_claims_are_read(tmp_path: Path):
+    guide = (PAGE_FOLDER / "write-a-study.md").read_text(encoding="utf-8")
+    files = re.findall(r"^```yaml\n# (\S+)\n(.*?)^```$", guide, flags=re.MULTILINE | re.DOTALL)
+    for name, text in files:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    plan = plan_study(str(tmp_path / "replay.yaml"), out=tmp_path / "runs")
+    assert [read_claims(name).primary for name in plan.study.claims] == [("ends-higher", "learns-as-much")]
+    assert {point.spec.entry for point in plan.points} == {"none", "aopd", "aopd_replay"}
+    described = {name for row in guide.splitlines() if row.startswith("| `") for name in re.findall(r"`(\w+)`", row)}
+    assert set(Factor.model_fields) - described == set()
 
 
 def test_the_page_of_adapters_is_what_the_adapters_say():

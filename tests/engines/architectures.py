@@ -17,7 +17,7 @@ import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from harness.engines.base import Sampling
+from harness.engines.engine import Sampling
 from harness.engines.hf import HFEngine, drops_rows
 from harness.errors import ModelError
 from harness.lm.logprobs import StudentForward, check_head

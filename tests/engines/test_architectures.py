@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.engines.base import Sampling
+from harness.engines.engine import Sampling
 from harness.engines.hf import HFEngine, drops_rows
 from tests.engines.architectures import PROMPTS, STOPS, build, judge
 

@@ -21,8 +21,8 @@ from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.engines import student, vllm, vllm_backend
 from harness.engines.backend import EngineSite
-from harness.engines.base import Sampling
-from harness.engines.pool import EnginePool
+from harness.engines.engine import Sampling
+from harness.engines.engine_pool import EnginePool
 from harness.engines.student import whole_weights
 from harness.engines.vllm import VLLMEngine
 from harness.engines.vllm_backend import VLLM

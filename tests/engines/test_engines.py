@@ -11,7 +11,7 @@ from scipy import stats
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from harness.engines import hf
-from harness.engines.base import Completion, Sampling
+from harness.engines.engine import Completion, Sampling
 from harness.engines.hf import HFEngine
 from tests.support.models import FakeTokenizer, byte_renderer, dense_logprobs, qwen3
 

@@ -23,7 +23,7 @@ from transformers import AutoTokenizer
 from harness.config.evaluation import Evaluation
 from harness.config.models import Chat
 from harness.config.suite import Suite
-from harness.engines.base import Completion, Sampling
+from harness.engines.engine import Completion, Sampling
 from harness.errors import ModelError, TaskError
 from harness.evaluation import evaluator, hf_model, keys
 from harness.evaluation.cell_cache import CellResult, SharedCells

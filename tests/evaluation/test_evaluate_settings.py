@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import lm_eval.evaluator
 import pytest
 
 from harness.config.models import Chat
 from harness.config.suite import Suite
-from harness.engines.base import Completion, Sampling
+from harness.engines.engine import Completion, Sampling
 from harness.evaluation import hf_model
 from harness.evaluation.evaluator import ServedCheckpoint
 from harness.lm.checkpoints import load, save, weights_digest
@@ -105,3 +106,10 @@ def test_the_thinking_flag_is_in_the_prompts_that_are_asked(
     subject = on_cpu(student_folder, Chat(template=str(tmp_path / "thinking.jinja"), enable_thinking=flag))
     found = cells(tmp_path / "task", subject, tmp_path, "made_up", limit=1)["made_up"]
     assert found.samples["prompt"].tolist() == [text]
+
+
+def test_an_evaluation_lists_no_packages(student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lm_eval.evaluator, "add_env_info", lambda _: pytest.fail("it starts pip"))
+    write_task(tmp_path / "task")
+    subject = on_cpu(student_folder, Chat(template="chatml"))
+    assert cells(tmp_path / "task", subject, tmp_path, "made_up", limit=1)["made_up"].summary.n == 1

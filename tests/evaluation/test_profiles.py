@@ -17,7 +17,7 @@ from harness.config.load import load_suite
 from harness.config.models import Chat
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
-from harness.engines.base import Completion, Sampling
+from harness.engines.engine import Completion, Sampling
 from harness.errors import RunError, TaskError
 from harness.evaluation import hf_model
 from harness.evaluation.cell_cache import CellResult, SharedCells
@@ -274,7 +274,7 @@ def test_reports_show_each_profile_in_a_matrix_of_its_own(finished: RunSpec, tmp
 
 def test_all_answers_of_an_item_are_graded_anew_one_by_one(finished: RunSpec, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(hf_model.HFEngine, "generate", lambda *_: pytest.fail("generated"))
-    rows = {(row.stage, row.cell): row for row in regrade_runs([finished.path], "parsed")}
+    rows = {(row.stage, row.cell): row for row in regrade_runs([finished.path], "parsed", trust=True)}
     assert {cell for _, cell in rows} >= {"tiny_weather", "tiny_weather@sampled"}
     row = rows["stage_0", "tiny_weather@sampled"]
     (folder,) = (finished.path / "stage_0" / "regraded" / "tiny_weather@sampled").iterdir()

@@ -24,6 +24,7 @@ from reports.compare.comparison import Stages
 from reports.data.frames import load
 from reports.data.methods import find_methods
 from tests.support.models import write_task
+from tests.support.runs import vouch
 
 TASKS = ("made_up", "tiny_currency", "tiny_reminder", "tiny_weather")
 STAGES = ("stage_0", "stage_1_tiny_weather", "stage_2_tiny_currency")
@@ -48,7 +49,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_another_grader_of_the_task_becomes_the_score_beside_the_old_one(finished: Path):
     before = contents(finished)
-    rows = regrade_runs([finished], "parsed")
+    rows = regrade_runs([finished], "parsed", trust=True)
     assert contents(finished) == before
     assert [(row.stage, row.cell) for row in rows] == [(stage, task) for stage in STAGES for task in TASKS]
     for row in rows:
@@ -77,14 +78,14 @@ def test_the_table_shows_a_folder_in_brackets_as_it_is(capsys: pytest.CaptureFix
 
 
 def test_regrading_again_writes_nothing_and_says_the_same(finished: Path):
-    first = regrade_runs([finished], "parsed")
+    first = regrade_runs([finished], "parsed", trust=True)
     written = {str(path): path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
-    assert regrade_runs([finished], "parsed") == first
+    assert regrade_runs([finished], "parsed", trust=True) == first
     assert {str(path): path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == written
 
 
 def test_todays_grader_that_is_the_old_one_changes_nothing(finished: Path):
-    assert all(row.changed == 0 and row.before == row.after for row in regrade_runs([finished]))
+    assert all(row.changed == 0 and row.before == row.after for row in regrade_runs([finished], trust=True))
     assert not list(finished.glob("stage_*/regraded"))
 
 
@@ -92,7 +93,7 @@ def test_a_report_shows_the_chosen_graders_scores(finished: Path):
     own = load([finished]).scores
     with pytest.raises(RunError, match=r"No cell is graded by 'parsed'; .*harness regrade .* --grader parsed"):
         load([finished], "parsed")
-    rows = regrade_runs([finished], "parsed")
+    rows = regrade_runs([finished], "parsed", trust=True)
     shown = load([finished], "parsed").scores.set_index(["stage", "task"])
     assert set(shown["metric"]) == {"parsed"}
     assert all(shown.loc[(STAGES.index(row.stage), row.cell), "score"] == row.after for row in rows)
@@ -100,11 +101,12 @@ def test_a_report_shows_the_chosen_graders_scores(finished: Path):
 
 
 def test_grades_of_answers_that_were_replaced_since_are_not_shown(finished: Path):
-    regrade_runs([finished], "parsed")
+    regrade_runs([finished], "parsed", trust=True)
     file = finished / "stage_0/eval/made_up/results.json"
     results = json.loads(file.read_text())
     results["keys"]["generation"] = "0" * 16
     file.write_text(json.dumps(results))
+    vouch(file)
     folder = StageFolder(finished / "stage_0")
     assert folder.newest_grading("made_up", "parsed") is None
     assert folder.newest_grading("tiny_weather", "parsed") is not None
@@ -112,7 +114,7 @@ def test_grades_of_answers_that_were_replaced_since_are_not_shown(finished: Path
 
 def test_a_grader_that_no_task_offers_is_refused_with_those_they_do(finished: Path):
     with pytest.raises(TaskError, match=r"--grader nice: no task with stored answers offers it; .*strict, sdft, aopd"):
-        regrade_runs([finished], "nice")
+        regrade_runs([finished], "nice", trust=True)
 
 
 def test_a_mended_grader_regrades_and_reports_show_the_newest_grades(
@@ -124,11 +126,11 @@ def test_a_mended_grader_regrades_and_reports_show_the_newest_grades(
     folder = run(RunSpec(suite, "none", 0, out=tmp_path / "runs"))
     monkeypatch.setattr(hf_model.HFEngine, "generate", lambda *_: pytest.fail("generated"))
     write_task(tasks, grader='return {"strict": 1.0, "parsed": 1.0}')
-    changed = {row.stage: row for row in regrade_runs([folder]) if row.cell == "made_up"}
+    changed = {row.stage: row for row in regrade_runs([folder], trust=True) if row.cell == "made_up"}
     assert [(changed[s].before, changed[s].after, changed[s].changed) for s in STAGES] == [(0.0, 1.0, 4)] * 3
     assert shown(folder) == {1.0}
     write_task(tasks, grader='return {"strict": 0.0, "parsed": 1.0}')
-    assert all(row.changed == 0 for row in regrade_runs([folder]))
+    assert all(row.changed == 0 for row in regrade_runs([folder], trust=True))
     assert shown(folder) == {0.0}, "the grader is as it was"
 
 
@@ -141,7 +143,7 @@ def test_the_command_prints_old_and_new_scores(
     finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(sys, "argv", ["harness", "regrade", str(finished.parent), "--grader", "aopd"])
+    monkeypatch.setattr(sys, "argv", ["harness", "regrade", str(finished.parent), "--grader", "aopd", "--trust"])
     with pytest.raises(SystemExit) as end:
         main()
     assert not end.value.code
@@ -152,7 +154,7 @@ def test_the_command_prints_old_and_new_scores(
 
 
 def test_a_comparison_says_whose_grades_it_shows(finished: Path):
-    regrade_runs([finished], "aopd")
+    regrade_runs([finished], "aopd", trust=True)
     assert Stages(find_methods([finished], least=1), 0, 2).notes() == []
     notes = Stages(find_methods([finished], grader="aopd", least=1), 0, 2).notes()
     assert notes == ["Scores are by grader aopd; made_up, not graded by it, by their own."]

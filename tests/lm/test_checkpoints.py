@@ -14,9 +14,19 @@ from safetensors.torch import load_file, save_file
 from harness.config.models import Chat, Pretrained
 from harness.config.suite import Suite
 from harness.errors import ModelError
+from harness.lm import checkpoints
 from harness.lm.chat import Renderer
-from harness.lm.checkpoints import check_weights, config_digest, load, load_model, load_renderer, save, weights_digest
-from harness.pipeline.scratch_tokenizer import byte_tokenizer
+from harness.lm.checkpoints import (
+    allow_own_code,
+    check_weights,
+    config_digest,
+    load,
+    load_model,
+    load_renderer,
+    save,
+    weights_digest,
+)
+from harness.pipeline.build.scratch_tokenizer import byte_tokenizer
 
 
 @pytest.fixture
@@ -88,6 +98,41 @@ def test_a_folders_own_code_is_not_run_and_nobody_is_asked(folder: Path, tmp_pat
         with pytest.raises(ModelError):
             read(folder)
     assert not (tmp_path / "RAN").exists()
+
+
+def test_a_suite_that_asks_for_a_folders_own_code_gets_it_wherever_the_folder_is_read(folder: Path, tmp_path: Path):
+    classes = (
+        "from transformers import Qwen3Config, Qwen3ForCausalLM\nclass Config(Qwen3Config):\n    model_type = 'own'\n"
+    )
+    (folder / "own.py").write_text(f"{classes}class Model(Qwen3ForCausalLM):\n    config_class = Config\n")
+    config = json.loads((folder / "config.json").read_text())
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+    (folder / "config.json").write_text(json.dumps({**config, **own}))
+    allow_own_code(True)
+    try:
+        check_weights(folder)
+        loaded = load(folder, spec(folder), "cpu")
+        assert type(loaded.model).__name__ == "Model"
+        save(loaded, tmp_path / "saved")
+        assert config_digest(tmp_path / "saved")
+        assert type(load(tmp_path / "saved", spec(folder), "cpu").model).__name__ == "Model"
+    finally:
+        allow_own_code(False)
+    with pytest.raises(ModelError):
+        config_digest(tmp_path / "saved")
+
+
+def test_a_checkpoint_is_read_for_its_digest_once_and_again_when_it_changed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    before = weights_digest(folder)
+    monkeypatch.setattr(checkpoints, "safe_open", lambda *_, **__: pytest.fail("read again"))
+    assert weights_digest(folder) == before
+    monkeypatch.undo()
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    assert weights_digest(folder) != before
 
 
 def test_a_generation_configuration_that_transformers_does_not_save_survives_training(folder: Path, tmp_path: Path):

@@ -171,7 +171,7 @@ def test_a_model_that_would_compute_something_else_is_left_as_it_is_with_a_sente
 
 
 def test_a_model_that_takes_packed_batches_generates_as_before():
-    from harness.engines.base import Sampling
+    from harness.engines.engine import Sampling
     from harness.engines.hf import HFEngine
     from tests.support.models import FakeTokenizer
 

@@ -17,12 +17,12 @@ from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.errors import ModelError, TaskError
 from harness.lm.chat import Renderer
-from harness.lmeval.checks import check_prompts, check_stage_task, check_test_prompts
+from harness.lmeval.checks import check_stage_task, check_test_prompts, check_training_prompts
 from harness.lmeval.decoding import settle_generation
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task, item_id
 from harness.lmeval.traps import traps
-from harness.pipeline.scratch_tokenizer import byte_tokenizer
+from harness.pipeline.build.scratch_tokenizer import byte_tokenizer
 from harness.rundir.schema import Session
 from harness.rundir.store import RunStore
 from tests.support.models import DOCS, TASK_FILE, byte_renderer, micro_suite, write_task, write_yaml
@@ -109,7 +109,7 @@ def test_a_training_prompt_is_the_text_that_lm_eval_sends_for_the_same_document(
     examples = task.training_examples(render, 5)
     assert [example.prompt for example in examples] == [render.encode_prompt(text) for text in sent]
     assert task.training_prompts(render, 5) == sent
-    assert render.prompt_lengths(sent) == [len(example.prompt) for example in examples]
+    assert render.longest_prompt(sent) == max(len(example.prompt) for example in examples)
     assert all("say" in text for text in sent)
 
 
@@ -499,9 +499,27 @@ def test_training_prompts_are_checked_with_the_budget_of_their_stage_and_adapter
     raw["stages"] = [{"task": "made_up", "training": raw["training"]}]
     raw["adapters"] = {"opd": {}, "long": {"adapter": "opd", "training": {"max_new_tokens": 40}}}
     suite = Suite.model_validate(raw)
+
+    def longest(task: Task, limit: int | None, room: int) -> int:
+        return renderer.longest_prompt(task.training_prompts(renderer, limit), room)
+
     # the longest training prompt "say 20" has 25 tokens
-    check_prompts(RunSpec(suite, "opd", 0), {"made_up": task}, renderer, 33)
+    check_training_prompts(RunSpec(suite, "opd", 0), {"made_up": task}, 33, longest)
     with pytest.raises(TaskError, match="its longest training prompt has 25 tokens and an answer may take 40"):
-        check_prompts(RunSpec(suite, "long", 0), {"made_up": task}, renderer, 33)
+        check_training_prompts(RunSpec(suite, "long", 0), {"made_up": task}, 33, longest)
     with pytest.raises(TaskError, match="its longest training prompt has 25 tokens and an answer may take 8"):
-        check_prompts(RunSpec(suite, "opd", 0), {"made_up": task}, renderer, 32)
+        check_training_prompts(RunSpec(suite, "opd", 0), {"made_up": task}, 32, longest)
+
+
+@pytest.mark.parametrize("chat", [True, False], ids=["chat", "plain"])
+def test_a_text_in_place_of_the_question_keeps_all_else_of_the_prompt(chat: bool, tmp_path: Path):
+    examples = {"num_fewshot": 2, "fewshot_split": "train", "fewshot_config": {"sampler": "first_n"}}
+    write_task(tmp_path, description="You repeat.", gen_prefix="So it is", **examples)
+    task, renderer = TaskLibrary([tmp_path]).load("made_up"), byte_renderer()
+    if not chat:
+        renderer.tokenizer.chat_template = None
+    doc = task.training_docs(4)[3]
+    prompt = task.render(doc, renderer)
+    assert task.render_question(doc, task.prompt_text(doc), renderer) == prompt
+    assert task.render_question(doc, "other {{ text }}", renderer) == prompt.replace("say 23", "other {{ text }}")
+    assert task.render(doc, renderer) == prompt

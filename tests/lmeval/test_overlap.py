@@ -29,8 +29,9 @@ from harness.lmeval.overlap import (
 from harness.pipeline.plan import print_plan
 from harness.pipeline.run import run
 from harness.rundir.overlap_record import Overlap, OverlapRow
-from harness.rundir.progress import Display, Event
+from harness.rundir.process.progress import Display, Event
 from tests.support.models import DOCS, micro_suite, write_task, write_yaml
+from tests.support.runs import vouch
 from tests.support.task_files import SHARED_DATA, needs_shared_data
 
 FORMAT = "Reason step by step and then write the final answer on a line of its own."
@@ -206,11 +207,12 @@ def leaking(folder: Path) -> Suite:
 def test_the_manifest_records_every_comparison_and_an_older_one_goes_on(micro: Suite, tmp_path: Path):
     path, events = started(micro, tmp_path)
     recorded = json.loads(path.read_text())
-    assert Overlap.model_validate(recorded["overlap"]) == overlap_of(micro)
+    assert Overlap.model_validate(recorded["overlap"]) == overlap_of(micro).condensed()
     assert set(recorded["overlap"]["digests"]) >= {"stage 1 tiny_weather", "warm-up tiny_weather", "test tiny_reminder"}
     assert not [event for event in events if event.warning]
     del recorded["overlap"]
     path.write_text(json.dumps(recorded))
+    vouch(path)
     assert "overlap" not in json.loads(started(micro, tmp_path)[0].read_text())
 
 
@@ -247,3 +249,23 @@ def test_a_plan_shows_what_overlaps_or_that_nothing_does(micro: Suite, tmp_path:
     (line,) = [line for line in text.splitlines() if line.startswith("│ stage 2 made_up")]
     assert [cell.strip() for cell in line.split("│")[2:-1]] == ["22", "made_up", "4", "2", "0", "0.0", "4"]
     assert text.count("warning: Test prompts are also training prompts (2 of 4 of made_up") == 1
+
+
+def test_a_manifest_lists_what_found_most_and_counts_the_rest_whatever_the_stages():
+    def row(stage: int, test: int) -> OverlapRow:
+        return OverlapRow(
+            source=f"stage {stage}", trained_task=f"t{stage}", test_task=f"t{test}", training_items=10, test_items=10,
+            exact=int(stage == test), ngram_items=2, ngram_share_mean=0.1, too_short=1,
+        )  # fmt: skip
+
+    def size(stages: int) -> int:
+        rows = tuple(row(stage, test) for stage in range(stages) for test in range(stages))
+        whole = Overlap(rows=rows, digests={f"test t{i}": "0" * 16 for i in range(stages)})
+        kept = whole.condensed()
+        assert kept.summary == whole.summary
+        assert sum(row.exact for row in kept.rows) == min(stages, len(kept.rows))
+        assert len(kept.rows) + kept.unlisted.comparisons == stages**2
+        assert kept.condensed() == kept
+        return len(json.dumps(kept.as_json()))
+
+    assert size(80) - size(40) < 80 * 40

@@ -19,7 +19,7 @@ from harness.config.suite import AdapterEntry, Suite
 from harness.errors import ConfigError
 from harness.pipeline.resources import RunResources
 from harness.rundir.files import SNAPSHOT
-from harness.rundir.progress import silent
+from harness.rundir.process.progress import silent
 from tests.support.models import micro_suite, write_yaml
 
 FOLDER = "micro/aopd/default/seed0"

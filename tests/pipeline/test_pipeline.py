@@ -24,7 +24,7 @@ from harness.config.suite import Suite
 from harness.errors import RunError, TaskError
 from harness.lm.checkpoints import weights_digest
 from harness.pipeline.run import run
-from harness.rundir.progress import Event
+from harness.rundir.process.progress import Event
 from harness.rundir.store import is_finished
 from tests.support.models import micro_suite, write_yaml
 from tests.support.runs import FOLDERS, TASKS, cells, changed_suite, manifest, samples, steps
@@ -368,7 +368,7 @@ def test_a_stage_may_have_a_teacher_of_its_own(aopd: Path, tmp_path: Path):
 
 def test_a_sweep_does_the_first_seeds_comparison_first(micro: Suite, tmp_path: Path):
     from harness.config.run_spec import plan_runs
-    from harness.pipeline.sweep import default_workers
+    from harness.pipeline.sweeps.sweep import default_workers
 
     specs = plan_runs(micro, ["opd", "aopd"], [3, 4], "default", tmp_path)
     assert [(spec.seed, spec.entry) for spec in specs] == [(3, "opd"), (3, "aopd"), (4, "opd"), (4, "aopd")]
@@ -379,11 +379,11 @@ def test_a_sweep_does_the_first_seeds_comparison_first(micro: Suite, tmp_path: P
 @pytest.mark.pitfall(
     "parallel runs that each use all processors are many times slower",
     area="Small machines",
-    guard="`harness/pipeline/sweep.py` gives each worker its share of the processors unless the suite sets the threads",
+    guard="`harness/pipeline/sweeps/sweep.py` gives each worker its share of the processors unless the suite sets the threads",
     evidence="workers get the suite's value or no limit",
 )
 def test_runs_side_by_side_share_the_processors(micro: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from harness.pipeline import sweep
+    from harness.pipeline.sweeps import sweep
 
     seen: list[int] = []
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -400,7 +400,7 @@ def test_runs_side_by_side_share_the_processors(micro: Suite, tmp_path: Path, mo
 @pytest.mark.slow
 def test_runs_side_by_side_end_as_runs_one_after_another(micro: Suite, aopd: Path, control: Path, tmp_path: Path):
     from harness.config.run_spec import plan_runs
-    from harness.pipeline.sweep import sweep
+    from harness.pipeline.sweeps.sweep import sweep
 
     finished: list[RunSpec] = []
     specs = plan_runs(micro, ["aopd", "none"], [0], "default", tmp_path)
@@ -414,7 +414,7 @@ def test_runs_side_by_side_end_as_runs_one_after_another(micro: Suite, aopd: Pat
 
 def test_the_first_error_of_a_sweep_is_raised(tmp_path: Path):
     from harness.config.run_spec import plan_runs
-    from harness.pipeline.sweep import sweep
+    from harness.pipeline.sweeps.sweep import sweep
 
     suite = changed_suite(tmp_path, lambda raw: raw["training"].update(max_new_tokens=120))
     with pytest.raises(TaskError, match="more than the model's context of 128"):

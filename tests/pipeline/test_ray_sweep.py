@@ -14,9 +14,9 @@ from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec, plan_runs
 from harness.config.suite import Suite
 from harness.errors import ConfigError, TaskError
-from harness.pipeline.ray_sweep import sweep_on_ray
 from harness.pipeline.run import run
-from harness.rundir.progress import Event, silent
+from harness.pipeline.sweeps.ray_sweep import sweep_on_ray
+from harness.rundir.process.progress import Event, silent
 from tests.support.models import micro_suite, write_task, write_yaml
 from tests.support.runs import cells, manifest
 

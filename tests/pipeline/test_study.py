@@ -11,10 +11,10 @@ import yaml
 
 from harness.cli.app import main
 from harness.config.base import digest
-from harness.config.study import STUDY_FOLDER, Factor, Study, load_study
+from harness.config.study_file import STUDY_FOLDER, Factor, Study, load_study
 from harness.errors import ConfigError
-from harness.pipeline.study import MOST_RUNS, Plan, Point, plan_study
-from harness.pipeline.sweep import _models
+from harness.pipeline.sweeps.study_runs import MOST_RUNS, Plan, Point, plan_study
+from harness.pipeline.sweeps.sweep import models_of
 from harness.rundir.store import is_finished
 from tests.support.run_factory import SEED_SECONDS, write_finished
 from tests.support.study_factory import constant, study
@@ -206,7 +206,7 @@ def test_the_estimate_is_the_study_s_until_a_run_has_noted_its_own_time(tmp_path
 
 def test_models_of_all_suites_are_built_each_once(tmp_path: Path):
     plan = study(tmp_path, {"rate": RATES, "start": STARTS}, seeds=[0])
-    built = [(spec, getattr(model, "strength", None), seed) for spec, model, seed in _models(plan.specs).values()]
+    built = [(spec, getattr(model, "strength", None), seed) for spec, model, seed in models_of(plan.specs).values()]
     assert [(strength, seed) for _, strength, seed in built] == [("teacher", 1000), ("weak", 0), ("strong", 0)]
     assert [getattr(spec.suite.student, "strength", None) for spec, *_ in built[1:]] == ["weak", "strong"]
 
@@ -248,7 +248,7 @@ def test_a_dry_run_lists_the_runs_and_writes_nothing(trial: Plan, monkeypatch: p
 def test_a_finished_study_only_renders(trial: Plan, monkeypatch: pytest.MonkeyPatch, capsys: Any):
     for spec in trial.specs:
         write_finished(spec, constant(spec, 0.8, 0.5))
-    monkeypatch.setattr("harness.pipeline.sweep.sweep", lambda *_: pytest.fail("nothing is left to run"))
+    monkeypatch.setattr("harness.pipeline.sweeps.sweep.sweep", lambda *_: pytest.fail("nothing is left to run"))
     assert command(monkeypatch) == 0
     assert "all 2 runs are finished" in capsys.readouterr().out
     assert Path("docs/results/trial.md").is_file()
@@ -263,7 +263,7 @@ def test_a_study_of_no_finished_run_has_no_page(trial: Plan, monkeypatch: pytest
 def test_another_suite_s_results_do_not_replace_the_study_s_page(
     trial: Plan, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ):
-    monkeypatch.setattr("harness.pipeline.sweep.sweep", lambda *_: pytest.fail("refused only after the runs"))
+    monkeypatch.setattr("harness.pipeline.sweeps.sweep.sweep", lambda *_: pytest.fail("refused only after the runs"))
     assert command(monkeypatch, "--set", "training.steps=5") == 2
     assert "docs/results/trial.md" in (error := capsys.readouterr().err)
     assert "--page runs/study.md" in error

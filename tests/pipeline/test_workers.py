@@ -15,7 +15,7 @@ import pytest
 
 SCRIPT = """
 import multiprocessing, subprocess, sys, time
-from harness.pipeline.workers import queue_manager, worker_pool
+from harness.pipeline.sweeps.workers import queue_manager, worker_pool
 
 def work(_):
     subprocess.Popen(["sleep", "300"], start_new_session=True)

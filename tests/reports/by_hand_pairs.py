@@ -12,7 +12,7 @@ from scipy import stats
 from tests.reports.by_hand import Runs, figure_by_seed, percent, t_interval
 
 Found = tuple[float, float, float, int]
-LEARNED, FORGOT = "learning_accuracy", "forgetting_chaudhry"
+LEARNED, FORGOT, FINAL = "learning_accuracy", "forgetting_chaudhry", "average_accuracy"
 
 
 def headline_numbers(runs: Runs) -> Iterator[tuple[str, str, list[str]]]:
@@ -27,7 +27,7 @@ def headline_numbers(runs: Runs) -> Iterator[tuple[str, str, list[str]]]:
     for labels in groups.values():
         base, *others = dict.fromkeys(labels)
         for other in others:
-            found = [difference(runs, base, other, name) for name in (LEARNED, FORGOT)]
+            found = [difference(runs, base, other, name) for name in (LEARNED, FORGOT, FINAL)]
             yield base, other, [number for each in found if not np.isnan(each[0]) for number in written(each)]
 
 
@@ -64,13 +64,15 @@ def difference(runs: Runs, base: str, other: str, name: str) -> Found:
 
 
 def _items(runs: Runs, base: str, other: str, name: str) -> list[np.ndarray]:
-    """By task the items' differences (items, seeds): of scores after the own stage, or of drops from the best to the end."""
+    """By task the differences (items, seeds): of scores after the own stage or at the end, or of drops from the best."""
     both = [(b, o) for b in runs.of(base) for o in runs.of(other) if b["seed"] == o["seed"]]
     last = len(both[0][0]["stages"])
     found = []
     for task, own in both[0][0]["own"].items():
         if name == LEARNED:
             sides = [[_by_item(runs, m, task, own) for m in pair] for pair in both]
+        elif name == FINAL:
+            sides = [[_by_item(runs, m, task, last) for m in pair] for pair in both]
         elif own < last:
             sides = [[_drop(runs, m, task, own, last) for m in pair] for pair in both]
         else:

@@ -22,6 +22,7 @@ from tests.reports.by_hand import (
     points,
     t_interval,
 )
+from tests.reports.by_hand_pairs import difference
 
 Grid = tuple[list[str], list[list[str]]]
 OUTCOMES = ["correct", "wrong", "unparsed", "truncated"]
@@ -83,7 +84,7 @@ def matched(runs: Runs, _: Match[str]) -> Grid:
 
 def _pair(runs: Runs, earlier: str, later: str) -> list[str]:
     learned, final, forgot = (
-        t_interval(figure_by_seed(runs, later, name) - figure_by_seed(runs, earlier, name))
+        (*difference(runs, earlier, later, name)[:3], _seeds(runs, earlier, later, name))
         for name in ("learning_accuracy", "average_accuracy", "forgetting_chaudhry")
     )
     status = how_matched(learned)
@@ -98,6 +99,10 @@ def _pair(runs: Runs, earlier: str, later: str) -> list[str]:
         status,
         shown,
     ]
+
+
+def _seeds(runs: Runs, earlier: str, later: str, name: str) -> int:
+    return len((figure_by_seed(runs, later, name) - figure_by_seed(runs, earlier, name)).dropna())
 
 
 def how_matched(learned: tuple[float, float, float, int]) -> str:

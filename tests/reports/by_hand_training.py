@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from re import Match
 from typing import Any
 
 import pandas as pd
 import yaml
-from scipy import stats
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
 
 from tests.reports import by_hand_tables as tables
-from tests.reports.by_hand import NAN, WHO, Runs, bracketed, figure_by_seed, percent, points, t_interval
-from tests.reports.by_hand_tables import Grid, four_decimals, how_matched
+from tests.reports.by_hand import NAN, WHO, Runs, bracketed, percent, t_interval
+from tests.reports.by_hand_tables import Grid, four_decimals
 
 CLAIMS = Path(__file__).parents[2] / "reports/claims/aopd.yaml"
 QUANTILES = ["01", "05", "25", "50", "75", "95", "99"]
@@ -105,93 +102,44 @@ def _seconds(steps: pd.DataFrame, phase: str) -> float:
 
 
 def claims(runs: Runs, match: Match[str]) -> Grid:
-    """The paper's claims: effects by seed, t tests, Holm over all, and seeds to resolve by statsmodels' power."""
-    found = list(_claims(runs, f", {match['order']}" if match["order"] else ""))
-    raw = [_p(effect) if not blocked else NAN for *_, effect, blocked in found]
-    known = [place for place, p in enumerate(raw) if p == p]
-    after_holm: Any = multipletests([raw[i] for i in known], method="holm")[1] if known else []
-    adjusted: dict[int, float] = dict(zip(known, after_holm, strict=True))
-    rows = [
-        [text, reported, *_judged(effect, unit, adjusted.get(place, NAN), sign, blocked, len(known))]
-        for place, (text, reported, unit, sign, effect, blocked) in enumerate(found)
-    ]
-    return ["claim", "reported", "effect [95 %]", "smallest", "seeds", "p, Holm", "verdict", "seeds to resolve"], rows
-
-
-def _claims(runs: Runs, order: str) -> Iterator[tuple[str, str, str, int, pd.Series, str]]:
-    """Yield text, what is reported, unit, claimed direction, effect by seed, and why it may not be judged."""
-    texts = {c["name"]: c["text"] for c in yaml.safe_load(CLAIMS.read_text(encoding="utf-8"))["claims"]}
-    first, start = runs.manifests[0]["stages"][0]["trains"][0], runs.manifests[0]["start"]
-    aopd, opd = f"aopd{order}", f"opd{order}"
-    values = {label: _of_first_task(runs, label, first) for label in (aopd, opd)}
-    learned, kept = (values[aopd][name] - values[opd][name] for name in ("learned", "retained"))
-    accuracy, forgot = (
-        figure_by_seed(runs, aopd, name) - figure_by_seed(runs, opd, name)
-        for name in ("learning_accuracy", "forgetting_chaudhry")
-    )
+    """The shipped claims on runs without the profile `paper` and without curves: only entropy in training can be measured."""
+    file: dict[str, Any] = yaml.safe_load(CLAIMS.read_text(encoding="utf-8"))
+    order = f", {match['order']}" if match["order"] else ""
     entropy = runs.steps.groupby(WHO)["entropy"].mean()
-    shown, at = "+8.34 points, math" if start == "weak" else "–", f", {start} start"
-    names = {name: text.replace("{task}", first) + at for name, text in texts.items()}
-    yield names["learns-first"], shown, "points", 1, learned, ""
-    yield names["learns-all"], "–", "points", 1, accuracy, ""
-    yield names["entropy"], "higher", "nats", 1, entropy[aopd] - entropy[opd], ""
-    yield names["retains-first"], "better", "points", 1, kept, _not_matched(learned)
-    yield names["forgets-less"], "–", "points", -1, forgot, _not_matched(accuracy)
+    effect = t_interval(entropy[f"aopd{order}"] - entropy[f"opd{order}"])
+    rows = [
+        _claim_row(runs, file, claim, effect, order)
+        for claim in _in_order(file)
+        if "start=one" not in claim["expression"]
+    ]
+    columns = ["claim", "profile", "reported", "compared here", "effect [95 %]", "over seeds", "seeds", "verdict"]
+    kept = [i for i, name in enumerate(columns) if name == "verdict" or any(row[i] != "–" for row in rows)]
+    return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
-def _of_first_task(runs: Runs, label: str, task: str) -> Series:
-    """The score right after its own stage, the first, and what became of it by the end, where a stage follows."""
-    last = len(runs.of(label)[0]["stages"])
-    learned, final = (pd.Series({m["seed"]: runs.score(m, s, task) for m in runs.of(label)}) for s in (1, last))
-    return {"learned": learned, "retained": final - learned if last > 1 else final * NAN}
+def _in_order(file: dict[str, Any]) -> list[dict[str, Any]]:
+    """The primary claims in their order, then the others in the file's."""
+    by_name = {claim["name"]: claim for claim in file["claims"]}
+    return [by_name[name] for name in dict.fromkeys([*file["primary"], *by_name])]
 
 
-def _not_matched(learned: pd.Series) -> str:
-    status = how_matched(t_interval(learned))
-    names = {"matched": "", "matched on average only": "not resolved: learning not shown to match"}
-    return names.get(status, "not comparable: learning unmatched")
-
-
-def _p(effect: pd.Series) -> float:
-    known = effect.dropna()
-    return float(stats.ttest_1samp(known, 0).pvalue) if len(known) >= 3 and known.std() > 1e-9 else NAN
-
-
-def _judged(effect: pd.Series, unit: str, p: float, sign: int, blocked: str, tests: int) -> list[str]:
-    interval = t_interval(effect)
-    if not interval[3]:
-        return ["–", "any", "–", "–", "no runs", "–"]
-    write = points if unit == "points" else (lambda nats: f"{nats:+.3f}".replace("-", "−"))
-    verdict, needed = blocked, "–"
-    if not blocked:
-        verdict = _verdict(interval, p, sign, unit)
-        needed = _needed(effect.dropna(), tests) if verdict.startswith("not resolved") else "–"
-    p_value = "–" if p != p else "<0.001" if p < 0.001 else f"{p:.3f}"
-    return [f"{bracketed(interval, write)} {unit}", "any", str(interval[3]), p_value, verdict, needed]
-
-
-def _verdict(interval: tuple[float, float, float, int], p: float, sign: int, unit: str) -> str:
-    value, low, high, seeds = interval
-    if seeds < 3 or high - low <= 1e-9:
-        return f"not resolved: {'fewer than 3 seeds' if seeds < 3 else 'all seeds have the same effect'}"
-    apart = low > 0 or high < 0
-    if apart and p <= 0.05:
-        return "supported" if sign * value > 0 else "contradicted"
-    half = percent((high - low) / 2) if unit == "points" else f"{(high - low) / 2:.3f}"
-    return f"not resolved{' after Holm' * apart} (half-width {half} {unit})"
-
-
-def _needed(effect: pd.Series, tests: int) -> str:
-    """The fewest seeds, more than there are and at least 3, with 80 % power at 5 % over the number of tests; to 200."""
-    if len(effect) < 2 or effect.std() <= 1e-9:
-        return "–"
-    size, most = abs(effect.mean()) / effect.std(), 200
-    power = TTestPower()
-    enough = (
-        n for n in range(2, most + 1) if power.power(size, n, 0.05 / max(tests, 1), alternative="two-sided") >= 0.8
-    )
-    found = next(enough, None) if size else None
-    return f">{most}" if found is None else str(max(found, len(effect) + 1, 3))
+def _claim_row(
+    runs: Runs, file: dict[str, Any], claim: dict[str, Any], effect: tuple[float, float, float, int], order: str
+) -> list[str]:
+    first, start = runs.manifests[0]["stages"][0]["trains"][0], runs.manifests[0]["start"]
+    scope, reported = claim.get("scope", {}), claim.get("reported", "–")
+    best = ", best learning rate" * (scope.get("rate") == "best") + ", at equal learning" * ("at" in claim)
+    text = f"{claim['text'].replace('{task}', first)}, {start} start{best}"
+    if isinstance(reported, dict):
+        reported = f"{reported[start]:+.2f} points, {claim['reported_in']}" if start in reported else "–"
+    if claim["name"] == "entropy":
+        shown = bracketed(effect, lambda nats: f"{nats:+.3f}".replace("-", "−"))
+        bracket = shown.partition(" ")[2] if effect[3] > 1 else "–"
+        return [text, "–", reported, claim["compared"], f"{shown} nats", bracket, str(effect[3]), "exploratory"]
+    profile = claim.get("profile", file["profile"])
+    reason = f"not testable: aopd was not evaluated under profile {profile}"
+    verdict = f"{'exploratory, ' * (claim['name'] not in file['primary'])}{reason}"
+    return [text, profile, reported, "–", "–", "–", "–", verdict]
 
 
 def overlap(runs: Runs, _: Match[str]) -> Grid:

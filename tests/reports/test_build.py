@@ -19,6 +19,7 @@ from reports.document.rendering import escape_markdown
 from reports.report import build
 from reports.terminal.retention_table import print_retention
 from tests.support.run_factory import HOSTILE, PROBES, STAGES, TAUGHT, write_run
+from tests.support.runs import vouch
 
 OTHER = [[0.50, 0.10, 0.60], [0.60, 0.20, 0.50], [0.50, 0.70, 0.60]]
 
@@ -199,6 +200,7 @@ def test_the_metric_of_each_task_is_named_and_a_perplexity_is_not_called_a_share
         cell = json.loads(file.read_text())
         cell |= {"metric": "word_perplexity", "metrics": {"word_perplexity": 25.0}, "score": 0.04, "outcomes": {}}
         file.write_text(json.dumps(cell))
+        vouch(file)
         (file.parent / "samples.parquet").unlink()
     build.build_report([tmp_path], tmp_path / "report")
     text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8").replace("\\", "")
@@ -272,12 +274,8 @@ def test_joint_runs_and_stages_over_several_tasks_render_beside_the_others(tmp_p
     assert "after joint" in console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_the_headline_gives_paired_differences_over_seeds(report: Path):
-    frames = load([report.parent / "tiny"])
-    opening = sentences.opening_sentences(frames)
-    # seeds swap roles, so learning differs by -20 and +20 points: mean 0, no resolution
-    difference = next(sentence for sentence in opening if sentence.startswith("aopd minus opd, paired over 2 seeds"))
-    assert "learning accuracy +0.0 [−254.1,\u00a0+254.1] points, not resolved from zero" in difference
+def test_without_a_headline_the_opening_gives_each_method_s_scores(report: Path):
+    opening = sentences.opening_sentences(load([report.parent / "tiny"]))
     assert any(sentence.startswith("opd (2 seeds) scored 75.0 [") for sentence in opening)
 
 

@@ -17,12 +17,19 @@ from rich.console import Console
 
 from harness.errors import ConfigError
 from harness.stats.estimates import Estimate
-from harness.stats.intervals import Interval, t_interval
-from harness.stats.power import detectable
-from harness.stats.verdicts import CONTRADICTED, NO_RUNS, NOT_RESOLVED, SUPPORTED, judge, p_of, seeds_to_resolve
+from harness.stats.two_way import two_way_interval
+from harness.stats.verdicts import (
+    CONTRADICTED,
+    EQUIVALENT,
+    NOT_RESOLVED,
+    NOT_TESTABLE,
+    NOT_TESTED,
+    SUPPORTED,
+)
 from reports.claims.claim_file import claim_metrics, metric_units, metrics_of_tasks, read_claims
+from reports.claims.evidence import Evidence
 from reports.claims.grammar import Metric, parse
-from reports.claims.judge_claims import NOT_SHOWN_TO_MATCH, UNMATCHED, verdicts
+from reports.claims.judge_claims import EXPLORATORY, Verdict, judge_claims
 from reports.claims.render_verdicts import explain_verdict, reported, verdicts_grid, write_verdicts
 from reports.data.methods import find_methods
 from reports.terminal.report_commands import judge_by_setting
@@ -136,9 +143,10 @@ CLAIM: dict[str, Any] = {
 }
 
 
-def write_claims(folder: Path, *changes: dict[str, Any]) -> Path:
-    """Write a file of one claim per change of CLAIM."""
-    content = {"title": "A trial", "source": "nowhere", "claims": [CLAIM | change for change in changes]}
+def write_claims(folder: Path, *changes: dict[str, Any], **keys: Any) -> Path:
+    """Write a file of one claim per change of CLAIM; `keys` are the file's own, by default the first claim is primary."""
+    claims = [CLAIM | change for change in changes]
+    content = {"title": "A trial", "source": "nowhere", "claims": claims, "primary": [claims[0]["name"]], **keys}
     (folder / "claims.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     return folder / "claims.yaml"
 
@@ -161,10 +169,16 @@ def write_claims(folder: Path, *changes: dict[str, Any]) -> Path:
         ({"scope": {}}, "metric 'learned' is of one task; give scope.tasks"),
         ({"unit": "percent"}, r"claim learns: claims.0.unit: found 'percent'"),
         ({"smallest_effect": -1}, r"claim learns: claims.0.smallest_effect: found -1"),
+        ({"margin": 0}, r"claim learns: claims.0.margin: found 0"),
         (
-            {"matched": "learned", "expression": "metric(aopd, learned) > 0"},
-            "matched needs an expression over two adapters",
+            {"at": "equal_learning", "expression": "metric(aopd, learned) > 0"},
+            "at: equal_learning and scope.rate: best compare one metric of two adapters",
         ),
+        (
+            {"scope": {"tasks": ["first"], "rate": "best"}, "expression": "metric(aopd, learned) > metric(opd, final)"},
+            "scope.rate: best compare one metric of two adapters",
+        ),
+        ({"at": "equal_learning"}, "at: equal_learning compares probe_change or changed"),
         ({"scope": {"start": "pairs", "tasks": ["first"]}}, "go together with scope.start: pairs"),
         ({"scop": {}}, "claim learns: claims.0.scop: unknown key"),
         (
@@ -197,6 +211,21 @@ def test_the_unit_is_the_metrics(expression: str, unit: str):
     assert parse(expression).unit(metric_units()) == unit
 
 
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"primary": ["learnt"]}, "primary names 'learnt', which is not a claim; there are learns, b, c, d"),
+        ({"primary": ["b", "b"]}, "primary names 'b' twice"),
+        ({"primary": ["learns", "b", "c", "d"]}, "primary"),
+        ({"primary": ["d"]}, "primary claim d is one test; give one task in scope.tasks, not several"),
+    ],
+)
+def test_the_sequence_holds_up_to_three_claims_each_one_test(tmp_path: Path, keys: dict[str, Any], sentence: str):
+    several = {"name": "d", "scope": {"tasks": ["each"]}}
+    with pytest.raises(ConfigError, match=sentence):
+        read_claims(write_claims(tmp_path, {}, {"name": "b"}, {"name": "c"}, several, **keys))
+
+
 def test_a_missing_key_a_broken_file_and_a_name_given_twice(tmp_path: Path):
     with pytest.raises(ConfigError, match="two claims are called 'learns'"):
         read_claims(write_claims(tmp_path, {}, {}))
@@ -214,54 +243,9 @@ def test_a_missing_key_a_broken_file_and_a_name_given_twice(tmp_path: Path):
 
 def test_the_shipped_claims_are_read_and_use_known_metrics():
     file = read_claims("aopd")
-    assert len(file.claims) == 7
+    assert [file.profile_of(claim) for claim in file.claims[:3]] == ["paper", "paper", "greedy"]
+    assert file.primary == ("learns", "ends", "retains")
     assert {metric.name for claim in file.claims for metric in claim.parsed.metrics} <= set(claim_metrics())
-
-
-@pytest.mark.parametrize(
-    ("interval", "smallest", "verdict"),
-    [
-        (Interval(0.1, 0.06, 0.14, 3), 0.05, SUPPORTED),
-        (Interval(0.1, 0.04, 0.16, 3), 0.05, NOT_RESOLVED),
-        (Interval(0.02, 0.01, 0.03, 3), 0.05, CONTRADICTED),
-        (Interval(-0.1, -0.14, -0.06, 3), 0.05, CONTRADICTED),
-        (Interval(0.1, 0.06, 0.14, 2), 0.05, NOT_RESOLVED),
-        (Interval(math.nan, math.nan, math.nan, 0), 0.05, NO_RUNS),
-    ],
-)
-def test_an_interval_beyond_the_smallest_effect_supports_and_one_short_of_it_contradicts(
-    interval: Interval, smallest: float, verdict: str
-):
-    mirrored = Interval(-interval.mean, -interval.high, -interval.low, interval.seeds)
-    assert judge(interval, 0.01, 1, smallest) == verdict
-    assert judge(mirrored, 0.01, -1, smallest) == verdict
-
-
-def test_holm_s_p_value_is_asked_too():
-    assert judge(Interval(0.1, 0.06, 0.14, 3), 0.06, 1, 0.05) == NOT_RESOLVED
-    assert judge(Interval(0.1, 0.06, 0.14, 3), math.nan, 1, 0.05) == NOT_RESOLVED
-
-
-@given(st.lists(st.floats(-1, 1).map(lambda x: round(x, 3)), min_size=3, max_size=6, unique=True), st.floats(0, 0.5))
-def test_interval_and_p_value_say_the_same(values: list[float], smallest: float):
-    """Of a single test, p against the smallest effect is below 5 % just where the interval leaves it out."""
-    interval = t_interval(values)
-    p = p_of(interval, 1, smallest)
-    outside = interval.low > smallest or interval.high < smallest
-    assert (p < 0.05) == outside or min(abs(interval.low - smallest), abs(interval.high - smallest)) < 1e-9
-
-
-def test_the_seeds_to_resolve_are_those_that_detect_the_distance():
-    values = [0.1, 0.2, 0.0, 0.14]
-    n = seeds_to_resolve(t_interval(values), 1, 0.05)
-    spread, distance = float(pd.Series(values).std()), 0.11 - 0.05
-    assert n is not None
-    assert detectable(spread, n) <= distance < detectable(spread, n - 1)
-    more = seeds_to_resolve(t_interval(values), 1, 0.05, tests=5)
-    assert more is not None
-    assert more > n
-    assert seeds_to_resolve(t_interval([0.1])) is None
-    assert seeds_to_resolve(t_interval([0.1, -0.1, 0.001])) is None
 
 
 def write(tmp_path: Path, adapter: str, learned: list[float], kept: list[float], **options: Any) -> None:
@@ -269,26 +253,119 @@ def write(tmp_path: Path, adapter: str, learned: list[float], kept: list[float],
         write_run(tmp_path, adapter, seed, [START, [one, 0.2, 0.5], [other, 0.7, 0.5]], items=100, **options)
 
 
-def judged(tmp_path: Path, *changes: dict[str, Any], margin: float = 0.05) -> list[tuple[str, str]]:
-    found = verdicts(read_claims(write_claims(tmp_path, *changes)).claims, find_methods([tmp_path]), margin)
-    return [(each.place.task or each.place.start, each.verdict) for each in found]
+def rows_of(tmp_path: Path, *changes: dict[str, Any], **keys: Any) -> list[Verdict]:
+    return judge_claims([read_claims(write_claims(tmp_path, *changes, **keys))], Evidence(find_methods([tmp_path])))
+
+
+def judged(tmp_path: Path, *changes: dict[str, Any], **keys: Any) -> list[tuple[str, str]]:
+    return [(each.place.task or each.place.start, each.verdict) for each in rows_of(tmp_path, *changes, **keys)]
 
 
 def test_verdicts_on_runs(tmp_path: Path):
     write(tmp_path, "opd", [0.5, 0.5, 0.5], [0.3, 0.3, 0.3])
     write(tmp_path, "aopd", [0.8, 0.81, 0.79], [0.3, 0.31, 0.3])
-    large = {"name": "large", "smallest_effect": 40}
+    large = {"name": "large", "smallest_effect": 50}
     every = {"name": "every", "scope": {"tasks": ["each"]}}
     none = {"name": "none", "expression": "metric(gkd, learned) > 0"}
-    kept = {"name": "kept", "expression": "metric(aopd, retained) > metric(opd, retained)", "matched": "learned"}
-    assert judged(tmp_path, {}, large, every, none, kept) == [
+    primary = ["learns", "large", "none"]
+    assert judged(tmp_path, {}, large, every, none, primary=primary) == [
         ("tiny_arithmetic", SUPPORTED),
         ("tiny_arithmetic", CONTRADICTED),
-        ("tiny_arithmetic", SUPPORTED),
-        ("tiny_weather", NOT_RESOLVED),
-        ("tiny_arithmetic", NO_RUNS),
-        ("tiny_arithmetic", UNMATCHED),
+        ("tiny_arithmetic", NOT_TESTABLE),
+        ("tiny_arithmetic", EXPLORATORY),
+        ("tiny_weather", EXPLORATORY),
     ]
+
+
+def test_the_sequence_ends_with_the_first_claim_that_shows_no_difference(tmp_path: Path):
+    write(tmp_path, "opd", [0.5, 0.5, 0.5], [0.3, 0.3, 0.3])
+    write(tmp_path, "aopd", [0.8, 0.81, 0.79], [0.3, 0.32, 0.28])
+    later = {"name": "later", "smallest_effect": 10}
+    ends = {"name": "ends", "expression": "metric(aopd, final) > metric(opd, final)", "smallest_effect": 0}
+    unresolved, learned = rows_of(tmp_path, ends, later, primary=["ends", "later"])
+    assert (unresolved.verdict, learned.verdict) == (NOT_RESOLVED, NOT_TESTED)
+    assert explain_verdict(learned) == "not tested: the sequence ends with ends, which is not resolved"
+    assert [row.verdict for row in rows_of(tmp_path, later, ends, primary=["later", "ends"])] == [
+        SUPPORTED,
+        NOT_RESOLVED,
+    ]
+    (alike, closed) = rows_of(tmp_path, {**ends, "margin": 30}, later, primary=["ends", "later"])
+    assert (alike.verdict, closed.verdict) == (EQUIVALENT, NOT_TESTED)
+    assert explain_verdict(alike).startswith("equivalent within 30 points (p ")
+
+
+def test_the_interval_is_for_another_seed_and_other_items_with_its_two_parts(tmp_path: Path):
+    write(tmp_path, "opd", [0.5, 0.5, 0.5], [0.3] * 3)
+    write(tmp_path, "aopd", [0.5, 0.7, 0.6], [0.3] * 3)
+    (row,) = rows_of(tmp_path, {})
+    methods = {method.name: method for method in find_methods([tmp_path])}
+    learned = metrics_of_tasks()["learned"]
+    change = methods["aopd"].estimate(learned, "tiny_arithmetic") - methods["opd"].estimate(learned, "tiny_arithmetic")
+    assert row.effect == two_way_interval(change)
+    assert change.items
+    assert row.seeds.mean == row.items.mean == pytest.approx(row.effect.mean)
+    assert row.effect.error >= row.seeds.error
+    assert row.items.half_width > 0
+    header = list(verdicts_grid([row]).header)
+    assert {"effect [95 %]", "over seeds", "over items"} <= set(header)
+
+
+def test_a_claim_is_judged_under_its_profile(tmp_path: Path):
+    sampled = {"opd": 0.6, "aopd": 0.4}
+    for adapter, seed in product(sampled, range(3)):
+        greedy = 0.5 + 0.3 * (adapter == "aopd") + 0.01 * seed * (adapter == "aopd")
+        scores = {name: [START, [one, 0.2, 0.5], [0.3, 0.7, 0.5]] for name, one in
+                  (("", greedy), ("paper", sampled[adapter] - 0.01 * seed * (adapter == "aopd")))}  # fmt: skip
+        write_run(tmp_path, adapter, seed, scores.pop(""), items=100, further=scores)
+    found = [
+        rows_of(tmp_path, {"smallest_effect": 0}, {"name": "own", "profile": "greedy"}, profile=profile)
+        for profile in ("paper", "", "policy")
+    ]
+    assert [(row.profile, row.verdict) for row, _ in found] == [
+        ("paper", CONTRADICTED),
+        ("greedy", SUPPORTED),
+        ("policy", NOT_TESTABLE),
+    ]
+    assert found[2][0].reason == "aopd was not evaluated under profile policy"
+    assert {row.profile for _, row in found} == {"greedy"}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"expression": "metric(gkd, learned) > 0"}, "no runs of gkd from the weak start"),
+        ({"scope": {"tasks": ["first"], "rate": "best"}}, "aopd ran at one learning rate"),
+        (
+            {
+                "expression": "metric(aopd, probe_change) > metric(opd, probe_change)",
+                "at": "equal_learning",
+                "scope": {"stage": 1},
+            },
+            "no learning curves",
+        ),
+    ],
+)
+def test_what_the_runs_cannot_test_is_said_to_be_so(tmp_path: Path, change: dict[str, Any], reason: str):
+    write(tmp_path, "opd", [0.5, 0.5, 0.5], [0.3, 0.3, 0.3])
+    write(tmp_path, "aopd", [0.8, 0.81, 0.79], [0.3, 0.31, 0.3])
+    (row,) = rows_of(tmp_path, change)
+    assert (row.verdict, row.reason) == (NOT_TESTABLE, reason)
+    (row,) = rows_of(tmp_path, change, primary=[])
+    assert explain_verdict(row) == f"exploratory, not testable: {reason}"
+
+
+def test_methods_that_start_from_other_weights_are_not_compared_by_seed(tmp_path: Path):
+    write(tmp_path, "opd", [0.5, 0.5, 0.5], [0.3, 0.3, 0.3])
+    write(tmp_path, "aopd", [0.8, 0.81, 0.79], [0.3, 0.31, 0.3], weights="elsewhere")
+    (row,) = rows_of(tmp_path, {})
+    assert (row.verdict, row.reason) == (NOT_TESTABLE, "aopd and opd start from other weights at seed 0")
+
+
+def test_two_seeds_test_nothing(tmp_path: Path):
+    write(tmp_path, "opd", [0.5, 0.5], [0.3, 0.3])
+    write(tmp_path, "aopd", [0.8, 0.81], [0.3, 0.31])
+    (row,) = rows_of(tmp_path, {})
+    assert (row.verdict, row.reason, row.effect.seeds) == (NOT_TESTABLE, "fewer than 3 seeds", 2)
 
 
 @pytest.mark.parametrize(
@@ -312,14 +389,6 @@ def test_a_scope_that_no_run_has_is_refused_with_what_they_have(tmp_path: Path, 
     assert judged(tmp_path, {"scope": {"tasks": ["tiny_long_sums"]}, "expression": "metric(aopd, final) > 0"})
 
 
-def test_what_is_kept_is_judged_at_matched_learning(tmp_path: Path):
-    write(tmp_path, "opd", [0.5, 0.5, 0.5], [0.3, 0.3, 0.3])
-    write(tmp_path, "aopd", [0.5, 0.51, 0.5], [0.45, 0.46, 0.47])
-    kept = {"expression": "metric(aopd, retained) > metric(opd, retained)", "matched": "learned"}
-    assert judged(tmp_path, kept) == [("tiny_arithmetic", SUPPORTED)]
-    assert judged(tmp_path, kept, margin=0.015) == [("tiny_arithmetic", NOT_SHOWN_TO_MATCH)]
-
-
 def test_starts_are_judged_apart_and_beside_each_other(tmp_path: Path):
     for start, gain in (("weak", 0.3), ("strong", 0.1)):
         write(tmp_path / start, "opd", [0.5, 0.5, 0.5], [0.3] * 3, start=start)
@@ -333,10 +402,11 @@ def test_starts_are_judged_apart_and_beside_each_other(tmp_path: Path):
         "reported": reports,
     }
     file = write_claims(tmp_path, {"reported": reports, "reported_in": "math"}, pairs)
-    found = verdicts(read_claims(file).claims, find_methods([tmp_path / "weak", tmp_path / "strong"]))
+    found = judge_claims([read_claims(file)], Evidence(find_methods([tmp_path / "weak", tmp_path / "strong"])))
     assert [(v.place.start, v.place.other) for v in found] == [("weak", ""), ("strong", ""), ("weak", "strong")]
     assert [reported(v.entry, v.place) for v in found] == ["+8.00 points, math", "+4.50 points, math", "+3.50 points"]
     assert found[2].effect.mean == pytest.approx(0.2)
+    assert [v.primary for v in found] == [True, False, False]
 
 
 def test_metrics_of_a_run_by_hand_and_up_to_a_stage(tmp_path: Path):
@@ -358,19 +428,17 @@ def test_metrics_of_a_run_by_hand_and_up_to_a_stage(tmp_path: Path):
     assert value("entropy") == pytest.approx(0.85)
 
 
-def test_what_stood_in_the_way_is_said_and_how_many_seeds_would_do(tmp_path: Path):
+def test_what_stood_in_the_way_is_said_in_table_and_files(tmp_path: Path):
     write(tmp_path, "opd", [0.5, 0.5, 0.5], [0.3] * 3)
     write(tmp_path, "aopd", [0.5, 0.7, 0.6], [0.3] * 3)
-    methods = find_methods([tmp_path])
-    found = verdicts(read_claims(write_claims(tmp_path, {})).claims, methods)
-    assert explain_verdict(found[0]).startswith("not resolved (half-width 24.8 points)")
-    row = verdicts_grid(found).rows[0]
-    assert row[0] == "AOPD learns tiny_arithmetic, weak start"
-    assert row[3] == "+5.0"
-    assert int(row[-1]) > 3
-    alike = verdicts(read_claims(write_claims(tmp_path, {"expression": "metric(opd, learned) > 0"})).claims, methods)
-    assert verdicts_grid(alike).rows[0][-2:] == ["not resolved: all seeds have the same effect", "–"]
-    written = write_verdicts(found, [read_claims(write_claims(tmp_path, {}))], tmp_path / "out")
+    found = rows_of(tmp_path, {})
+    half = f"{100 * found[0].effect.half_width:.1f}"
+    assert explain_verdict(found[0]) == f"not resolved (half-width {half} points)"
+    grid = verdicts_grid(found)
+    row = dict(zip(grid.header, grid.rows[0], strict=True))
+    assert (row["claim"], row["smallest"]) == ("AOPD learns tiny_arithmetic, weak start", "+5.0")
+    assert "reported" not in row
+    written = write_verdicts(found, [read_claims(tmp_path / "claims.yaml")], tmp_path / "out")
     assert "A trial: nowhere" in written[0].read_text(encoding="utf-8")
     assert pd.read_csv(written[1]).loc[0, "verdict"] == NOT_RESOLVED
 

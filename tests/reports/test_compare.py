@@ -23,7 +23,8 @@ from harness.stats.intervals import Interval
 from harness.stats.matching import how_matched
 from harness.stats.significance import holm
 from reports.claims.claim_file import read_claims
-from reports.claims.judge_claims import verdicts
+from reports.claims.evidence import Evidence
+from reports.claims.judge_claims import judge_claims
 from reports.compare.comparison import Comparison, Stages
 from reports.compare.render_comparison import latex, latex_table, markdown, markdown_table
 from reports.compare.rows import AVERAGE, comparison_table, comparison_table_by_seed
@@ -311,7 +312,7 @@ def test_the_command_writes_its_files(two: list[Path], tmp_path: Path, monkeypat
     assert "aopd learned 20.0 points more" in " ".join(shown.split())
     names = {"compare.md", "compare.tex", "compare.csv", "compare_by_seed.csv", "claims.md", "claims.csv"}
     assert {file.name for file in out.iterdir()} == names
-    assert set(pd.read_csv(out / "claims.csv")["verdict"]) >= {"not resolved"}
+    assert set(pd.read_csv(out / "claims.csv")["verdict"]) == {"not testable", "exploratory"}
 
 
 def test_csv_on_standard_output_is_nothing_but_csv(two: list[Path], tmp_path: Path, monkeypatch: Any, capsys: Any):
@@ -323,7 +324,7 @@ def test_csv_on_standard_output_is_nothing_but_csv(two: list[Path], tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("kind", "opening"), [("csv", "claim,start,"), ("markdown", "# Claims"), ("latex", r"\caption{Claims}")]
+    ("kind", "opening"), [("csv", "claim,primary,profile,"), ("markdown", "# Claims"), ("latex", r"\caption{Claims}")]
 )
 def test_verdicts_are_printed_in_the_format_that_is_asked_for(
     kind: str, opening: str, two: list[Path], monkeypatch: Any, capsys: Any
@@ -331,7 +332,7 @@ def test_verdicts_are_printed_in_the_format_that_is_asked_for(
     code, shown, _ = call(monkeypatch, capsys, *map(str, two), "--format", kind, "--claims", "aopd")
     assert code == 0
     assert opening in shown
-    assert "not resolved" in shown[shown.index(opening) :]
+    assert "not testable" in shown[shown.index(opening) :]
 
 
 @pytest.mark.parametrize(
@@ -381,5 +382,5 @@ def test_a_figure_that_is_registered_is_seen_in_value_comparison_claims_and_csv(
     claim = {"name": "c", "text": "t", "unit": "points", "smallest_effect": 0}
     claim |= {"expression": "metric(aopd, worst_loss) > metric(opd, worst_loss)"}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({"title": "t", "source": "s", "claims": [claim]}))
-    (verdict,) = verdicts(read_claims(tmp_path / "c.yaml").claims, methods)
+    (verdict,) = judge_claims([read_claims(tmp_path / "c.yaml")], Evidence(methods))
     assert verdict.effect.mean == pytest.approx(0.3)

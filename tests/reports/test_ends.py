@@ -12,31 +12,33 @@ from tests.support.run_factory import write_run
 START = [0.5, 0.1, 0.6]
 
 
-def test_the_ends_are_paired_differences_next_to_the_start(tmp_path: Path):
+def test_the_ends_stand_next_to_the_start(tmp_path: Path):
     for seed, (opd, aopd) in enumerate([(0.2, 0.4), (0.4, 0.8)]):
         write_run(tmp_path, "opd", seed, [START, [0.8, 0.2, 0.5], [opd, 0.6, 0.5]])
         write_run(tmp_path, "aopd", seed, [START, [0.8, 0.2, 0.5], [aopd, 0.6, 0.5]])
     (sentence,) = (each.replace("\u00a0", " ") for each in describe_ends(load([tmp_path])))
-    # opd ends at 0.4 and 0.5, aopd at 0.5 and 0.7: differences 0.1 and 0.2, half-width 12.706 * 0.05
+    # opd ends at 0.4 and 0.5, aopd at 0.5 and 0.7: half-widths 12.706 * 0.05 and 12.706 * 0.1
     assert sentence == (
         "At the end, mean of all trained tasks: opd 45.0 [−18.5, 108.5] %, aopd 60.0 [−67.1, 187.1] %; "
-        "aopd minus opd +15.0 [−48.5, +78.5] points; the start had 30.0 [30.0, 30.0] %."
+        "the start had 30.0 [30.0, 30.0] %."
     )
 
 
-def test_a_control_ends_nowhere_and_the_start_is_a_row_of_the_first_table(tmp_path: Path):
+def test_a_control_ends_where_it_started_and_the_start_is_a_row_of_the_first_table(tmp_path: Path):
     write_run(tmp_path, "none", 0, [START, START, START])
     write_run(tmp_path, "opd", 0, [START, [0.8, 0.2, 0.5], [0.2, 0.6, 0.5]])
     frames = load([tmp_path])
     assert start_scores(frames)["start"].mean == 0.3
-    assert "none" not in describe_ends(frames)[0]
+    assert describe_ends(frames)[0].replace("\u00a0", " ").endswith("opd 40.0 %; the start had 30.0 %; none 30.0 %.")
     page = build_report([tmp_path], tmp_path / "report").with_suffix(".md").read_text(encoding="utf-8")
     assert "| start | 1 | – | 30.0 | – |" in page
 
 
-def test_scores_that_stay_at_the_start_s_are_said_to(tmp_path: Path):
+def test_methods_that_learn_nothing_or_end_below_their_start_are_named(tmp_path: Path):
     write_run(tmp_path, "opd", 0, [START, START, START])
-    write_run(tmp_path, "aopd", 0, [START, START, START])
-    assert any(each.startswith("No method learned: ") for each in describe_ends(load([tmp_path])))
-    write_run(tmp_path, "gkd", 0, [START, [0.8, 0.2, 0.5], [0.8, 0.6, 0.5]])
-    assert not any("No method learned" in each for each in describe_ends(load([tmp_path])))
+    write_run(tmp_path, "gkd", 0, [START, [0.8, 0.2, 0.5], [0.2, 0.3, 0.5]])
+    write_run(tmp_path, "aopd", 0, [START, [0.8, 0.2, 0.5], [0.8, 0.6, 0.5]])
+    found = [each.replace("\u00a0", " ") for each in describe_ends(load([tmp_path]))[1:]]
+    assert [each.split(":")[0] for each in found] == ["opd learned nothing", "gkd ends below its start"]
+    assert found[0].startswith("opd learned nothing: right after its own stage a task scores 0.0 points more")
+    assert found[1].startswith("gkd ends below its start: at 25.0 %, 5.0 points")

@@ -14,6 +14,7 @@ from harness.cli.app import main
 from harness.errors import RunError
 from reports.data.frames import find_runs, load
 from tests.support.run_factory import HOSTILE, SCORES, write_run
+from tests.support.runs import vouch
 
 
 @pytest.mark.parametrize("below", [".", "tiny", "tiny/aopd", "tiny/aopd/default/seed0"])
@@ -136,6 +137,7 @@ def change_keys(run: Path, **fields) -> None:
         results = json.loads(file.read_text())
         results["keys"] |= {"comparability": str(fields), "fields": fields}
         file.write_text(json.dumps(results))
+        vouch(file)
 
 
 def test_a_refusal_names_the_fields_that_differ_and_the_command_that_mends_it(tmp_path: Path):
@@ -147,7 +149,8 @@ def test_a_refusal_names_the_fields_that_differ_and_the_command_that_mends_it(tm
         _ = load([tmp_path]).scores
     assert str(error.value).endswith(
         f"settings.max_gen_toks (24 and 9), versions.torch (2.13.0 and 2.14.0) differ; remove {one}/stage_*/eval "
-        f"{other}/stage_*/eval and evaluate them anew, alike: harness run tiny --adapter opd --seed 0 && harness run tiny "
+        f"{other}/stage_*/eval and evaluate them again with the same settings: harness run tiny --adapter opd --seed 0 && "
+        "harness run tiny "
         "--adapter aopd --seed 0"
     )
     change_keys(other, settings=settings, versions={"torch": "2.13.0"}, grading="g2")
@@ -195,7 +198,7 @@ def test_what_a_refusal_says_to_do_can_be_pasted_where_a_folder_has_a_space(tmp_
     folder = tmp_path / "my runs"
     refusal = refusal_at(folder, command="harness run 'my suite.yaml' --seed 0")
     assert f"remove '{folder}/tiny/opd/default/seed0'/stage_*/eval " in refusal
-    assert refusal.endswith("anew, alike: harness run 'my suite.yaml' --seed 0")
+    assert refusal.endswith("again with the same settings: harness run 'my suite.yaml' --seed 0")
     one, other = (folder / f"tiny/{adapter}/default/seed0" for adapter in ("opd", "aopd"))
     change_manifest(one, config={"evaluation": {"limit": 3}})
     last = "stage_2_tiny_weather/train/checkpoint"
@@ -221,6 +224,7 @@ def damaged(micro_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         results["keys"]["fields"]["versions"]["torch"] = "1.0"
         results["keys"]["comparability"] = "another"
         file.write_text(json.dumps(results))
+        vouch(file)
     shutil.rmtree(tmp_path / "evaluations")
     return tmp_path
 
@@ -236,7 +240,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 def test_what_a_refusal_says_to_do_mends_it(damaged: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(RunError) as error:
         _ = load([damaged / "micro"]).scores
-    removed, commands = str(error.value).split("remove ")[1].split(" and evaluate them anew, alike: ")
+    removed, commands = str(error.value).split("remove ")[1].split(" and evaluate them again with the same settings: ")
     for pattern in removed.split():
         for folder in damaged.glob(str(Path(pattern).relative_to(damaged))):
             shutil.rmtree(folder)

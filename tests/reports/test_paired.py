@@ -18,6 +18,7 @@ from harness.stats.continual import Term
 from harness.stats.intervals import Interval, item_interval, t_interval
 from reports.data.paired_cells import RunScores, SeedPair, Side, compare_pairs, noise_floor, restriction
 from tests.support.run_factory import write_run
+from tests.support.runs import vouch
 
 TASK = "tiny_arithmetic"
 
@@ -36,6 +37,7 @@ def change_cell(run: Path, stage: str, change: Any, task: str = TASK) -> None:
     results = json.loads(file.read_text())
     change(results)
     file.write_text(json.dumps(results))
+    vouch(file)
 
 
 def pair(one: RunScores, other: RunScores, *terms: Term, seed: int = 0) -> SeedPair:
@@ -141,7 +143,7 @@ def test_what_is_not_comparable_is_refused_with_the_field_and_the_remedy(tmp_pat
         found.other.evaluations.run.path, f"stage_1_{TASK}", keyed({**FIELDS, "settings": {"max_gen_toks": 9}}, "b")
     )
     with pytest.raises(
-        RunError, match=r"settings.max_gen_toks \(24 and 9\) differ; remove .*/stage_\*/eval and evaluate them anew"
+        RunError, match=r"settings.max_gen_toks \(24 and 9\) differ; remove .*/stage_\*/eval and evaluate them again"
     ):
         compare_pairs([found])
     with pytest.raises(RunError, match="max_gen_toks"):
@@ -151,6 +153,7 @@ def test_what_is_not_comparable_is_refused_with_the_field_and_the_remedy(tmp_pat
 def drop_items(run: Path, keep: slice) -> None:
     file = run / f"stage_1_{TASK}" / "eval" / TASK / "samples.parquet"
     pd.read_parquet(file).iloc[keep].to_parquet(file)
+    vouch(file.with_name("results.json"))
 
 
 def other_items(tmp_path: Path) -> SeedPair:
@@ -193,6 +196,7 @@ def test_items_of_one_id_with_another_target_are_no_pair(tmp_path: Path):
     found = other_items(tmp_path)
     file = found.base.evaluations.run.path / f"stage_1_{TASK}" / "eval" / TASK / "samples.parquet"
     pd.read_parquet(file).assign(target="3").to_parquet(file)
+    vouch(file.with_name("results.json"))
     with pytest.raises(RunError, match=r"4 of the 4 items .* have another prompt or target"):
         compare_pairs([found], shared_items=True)
 
@@ -213,6 +217,7 @@ def test_the_noise_floor_counts_the_starts_own_repeats(tmp_path: Path):
         results = json.loads((folder / "results.json").read_text())
         results.update(seed=100 + number, score=score, metric=metric)
         (folder / "results.json").write_text(json.dumps(results))
+        vouch(folder / "results.json")
     assert noise_floor([found]) == pytest.approx(np.std([0.7, 0.6], ddof=1))
     change_cell(found.base.evaluations.run.path, "stage_0", lambda results: results.update(seed=100))
     assert noise_floor([afresh(found)]) == pytest.approx(np.std([0.5, 0.7, 0.6], ddof=1))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness.config.run_spec import RunSpec
-from harness.pipeline.study import Plan
+from harness.pipeline.sweeps.study_runs import Plan
 from reports.document.blocks import Picture
 from reports.study.build_study import build_study
 from reports.study.contrasts import contrasts_grid, describe_by_start, describe_contrasts, find_contrasts

@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 
 from harness.config.run_spec import RunSpec
-from harness.pipeline.study import Plan
+from harness.pipeline.sweeps.study_runs import Plan
 from reports.study.build_study import build_study
 from reports.study.factors import factor_grid
 from reports.study.study_results import Config, collect
@@ -98,7 +98,7 @@ def interval(values: list[float]) -> str:
     ("claim", "figure", "paper"),
     [
         ("learns tiny_arithmetic better than OPD, {} start", first_learned, {"weak": "+8.34", "strong": "+4.09"}),
-        ("learns all tasks better than OPD, {} start", learning, {"weak": "| – |", "strong": "| – |"}),
+        ("learns more than OPD, {} start", learning, {"weak": "| better |", "strong": "| better |"}),
     ],
 )
 def test_a_learning_claim_is_the_paired_difference_of_the_run_directories(
@@ -208,6 +208,7 @@ def test_a_study_has_an_html_page_with_the_same_sections(page: Path):
 OWN_CLAIM = """
 title: Mine against theirs
 source: our own notes
+primary: [learns]
 claims:
   - name: learns
     text: mine learns all tasks better than theirs
@@ -235,7 +236,7 @@ def test_what_is_compared_comes_from_the_study_whatever_its_entries_are_called(t
         logged=lambda _: TAUGHT,
     )
     text = build_study(plan, tmp_path / "page.md").read_text(encoding="utf-8").replace("\\", "")
-    assert "Of 1 row, 1 are supported (mine learns all tasks better than theirs, weak start)" in text
+    assert "in the order of testing: (1) mine learns all tasks better than theirs, weak start: supported, +" in text
     assert "3 of 3 settings of mine matched in learning accuracy" in text, text[:9000]
     assert "Entropy over the last stage, mine minus theirs:" in text
     assert "theirs (lr 0.0001, the lowest tried, where it learned most of 3) learned 60.0" in text

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.rundir.session import CLEAR_REFS, PeakMemory
+from harness.rundir.process.session import CLEAR_REFS, PeakMemory
 
 BIG, MARGIN = 400 * 2**20, 100 * 2**20
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.rundir.progress import BLOCKS, sparkline
+from harness.rundir.process.progress import BLOCKS, sparkline
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from harness.errors import RunError
 from harness.pipeline.run import run
 from harness.pipeline.stop_signals import stop_on_signals
 from harness.rundir import files
-from harness.rundir.files import read_json, remove_partials, replace_file, write_cell, write_json
+from harness.rundir.files import json_line, read_json, remove_partials, replace_file, write_cell, write_json
 from harness.rundir.schema import Session
 from harness.rundir.snapshots import FileSnapshots, StopRequest
 from harness.rundir.store import RunStore, is_finished, stage_folder
@@ -141,10 +141,14 @@ def test_a_run_that_stopped_goes_on_with_smaller_batches_in_another_place(micro_
     assert cells(spec.path).keys() == cells(aopd).keys()
 
 
+LOGS = ("steps.jsonl", "rollouts.jsonl")
+
+
 def offered(folder: Path, **inputs: str) -> FileSnapshots:
     """Keep a snapshot before step 2 whose log holds two steps."""
     folder.mkdir(exist_ok=True)
-    (folder / "steps.jsonl").write_text('{"step": 0}\n{"step": 1}\n')
+    for name in LOGS:
+        (folder / name).write_text('{"step": 0}\n{"step": 1}\n')
     kept = FileSnapshots(folder, 0, inputs)
     kept.offer(2, lambda: {"weights": torch.ones(50)})
     return kept
@@ -164,20 +168,33 @@ def test_a_snapshot_of_another_step_than_its_log_is_refused(tmp_path: Path, step
     state["step"] = step
     torch.save(state, kept.path)
     if step == 500:
-        state["recorded"]["log"] = "another"
+        state["recorded"]["steps.jsonl"] = "another"
         torch.save(state, kept.path)
     with pytest.raises(RunError, match=r"does not hold the .* steps before the snapshot"):
         kept.load()
 
 
-def test_a_snapshot_whose_step_log_is_gone_or_cut_is_refused(tmp_path: Path):
+@pytest.mark.parametrize("name", LOGS)
+def test_a_snapshot_whose_logs_are_gone_or_cut_is_refused(tmp_path: Path, name: str):
     kept = offered(tmp_path)
-    kept.step_log.write_text('{"step": 0}\n')
+    assert kept.load() is not None
+    (tmp_path / name).write_text('{"step": 0}\n')
     with pytest.raises(RunError, match="does not hold the 2 steps before the snapshot"):
         kept.load()
-    kept.step_log.unlink()
+    (tmp_path / name).unlink()
     with pytest.raises(RunError, match="does not hold the 2 steps before the snapshot"):
         kept.load()
+
+
+def test_an_answer_that_holds_line_separators_is_taken_up_as_it_is(tmp_path: Path):
+    lines = [json_line({"step": step, "response": "a\u2028b\x85c\x1c\x0c"}) for step in (0, 1)]
+    (tmp_path / "steps.jsonl").write_text('{"step": 0}\n')
+    (tmp_path / "rollouts.jsonl").write_text(lines[0], encoding="utf-8")
+    kept = FileSnapshots(tmp_path, 0)
+    kept.offer(1, lambda: {"weights": torch.ones(2)})
+    (tmp_path / "rollouts.jsonl").write_text("".join(lines), encoding="utf-8")
+    assert kept.load() is not None
+    assert (tmp_path / "rollouts.jsonl").read_text(encoding="utf-8") == lines[0]
 
 
 def test_a_snapshot_is_taken_up_only_with_the_teacher_and_the_checkpoint_it_was_taken_with(tmp_path: Path):
@@ -267,6 +284,18 @@ def ended_by(request: StopRequest, *signals: signal.Signals) -> None:
         for number in signals:
             os.kill(os.getpid(), number)
             time.sleep(0.1)
+
+
+def interrupt(request: StopRequest) -> None:
+    with stop_on_signals(request):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+
+def test_a_signal_names_what_it_costs_where_no_snapshot_is_kept():
+    request = StopRequest(cost="stage_1_tiny_weather begins again; ")
+    with pytest.raises(RunError, match="stage_1_tiny_weather begins again"):
+        interrupt(request)
 
 
 def test_a_signal_outside_a_training_ends_at_once_and_a_second_one_always():

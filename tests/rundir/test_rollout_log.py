@@ -19,7 +19,7 @@ from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.lm.rollouts import Rollout
 from harness.pipeline.run import run
-from harness.rundir.rollout_log import FIGURES, SCHEMA, Trajectories
+from harness.rundir.rollout_log import SCHEMA, TOKEN_FIGURES, Trajectories
 from harness.rundir.snapshots import FileSnapshots
 from tests.support.models import byte_renderer, dense_logprobs, example, local_teacher, qwen3
 from tests.support.runs import FOLDERS, changed_suite
@@ -88,7 +88,7 @@ def test_a_suite_says_how_many_are_kept_and_its_runs_stay_the_same(kept: int | N
         return
     rows = pd.read_parquet(trajectories.parquet)
     assert rows["advantage"].tolist() == [float(i) for i in range(expected)]
-    assert rows[[name for name in FIGURES if name != "advantage"]].isna().all(axis=None)
+    assert rows[[name for name in TOKEN_FIGURES if name != "advantage"]].isna().all(axis=None)
     assert rows["prompt"].iloc[0] == byte_renderer().tokenizer.decode([65, 66])
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.rundir import session
+from harness.rundir.process import session
 
 
 def test_the_command_can_be_pasted(monkeypatch: pytest.MonkeyPatch):

@@ -22,7 +22,7 @@ from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.errors import RunError, TrainingError
 from harness.pipeline.run import run
-from harness.rundir.progress import Event
+from harness.rundir.process.progress import Event
 from harness.rundir.snapshots import NO_SNAPSHOTS, FileSnapshots
 from harness.rundir.store import StageFolder
 from reports.data.frames import load

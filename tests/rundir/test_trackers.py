@@ -13,8 +13,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from harness.errors import ConfigError
-from harness.rundir import trackers
-from harness.rundir.trackers import check_trackers, numbers, tracked
+from harness.rundir.process import trackers
+from harness.rundir.process.trackers import check_trackers, numbers, tracked
 from tests.support.models import micro_suite, write_yaml
 
 

@@ -17,8 +17,9 @@ from harness.stats.estimates import Estimate, ItemTable
 from harness.stats.intervals import Interval, item_interval, t_interval
 from harness.stats.power import detectable, seeds_needed
 from harness.stats.rates import chosen_rates
-from harness.stats.sampling import Variances, mean_ratio, noise_floor, pass_at_k
-from harness.stats.significance import Flips, flips, holm, p_value
+from harness.stats.sampling import mean_ratio, noise_floor, pass_at_k
+from harness.stats.significance import Flips, flips, holm, p_value, rank_correlation
+from harness.stats.two_way import Variances
 from harness.stats.two_way import variances as variances_of
 
 
@@ -194,3 +195,10 @@ def test_a_clustered_item_interval_is_statsmodels_cluster_robust_one():
     # statsmodels' correction is G / (G - 1) * (n - 1) / (n - 1) for a mean
     assert found.error == pytest.approx(peer.bse[0])
     assert found.df == pytest.approx(11)
+
+
+def test_a_rank_correlation_is_worked_by_hand():
+    # ranks differ by 0, 1, 1, 0: 1 - 6 * 2 / (4 * (16 - 1))
+    assert rank_correlation([1, 2, 3, 40, math.nan], [0.1, 0.3, 0.2, 0.4, 9]) == pytest.approx(0.8)
+    assert math.isnan(rank_correlation([1, 2], [1, 2]))
+    assert math.isnan(rank_correlation([1, 2, 3], [5, 5, 5]))

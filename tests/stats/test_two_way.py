@@ -12,7 +12,7 @@ from scipy import stats
 
 from harness.stats.estimates import Estimate, ItemTable
 from harness.stats.intervals import effective_clusters, item_interval, t_interval
-from harness.stats.two_way import components, two_way_interval
+from harness.stats.two_way import components, two_way_interval, unpaired_interval
 
 Generator = np.random.Generator
 
@@ -93,3 +93,37 @@ def test_the_interval_covers_another_seed_and_other_items(kind: str, seeds: int,
         interval = two_way_interval(estimate)
         covered += interval.low <= true <= interval.high
     assert 0.92 - 0.01 <= covered / 500 <= 0.97 + 0.015
+
+
+def test_unpaired_seeds_without_items_are_welchs_interval():
+    base, other = [0.5, 0.6, 0.4, 0.55], [0.9, 0.7, 0.8]
+    found = unpaired_interval(*(Estimate(dict(enumerate(values))) for values in (base, other)))
+    peer: Any = stats.ttest_ind(other, base, equal_var=False).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((peer.low, peer.high))
+    assert found.seeds == 3
+
+
+def test_an_unpaired_interval_covers_other_seeds_and_other_items():
+    """400 studies of 5 and 3 seeds, 30 clusters of 90 items; standard error 1.1 %."""
+    draws, covered, studies = np.random.default_rng(5), 0, 400
+    for _ in range(studies):
+        clusters = draws.integers(0, 30, 90)
+        easy, change = (draws.normal(0, spread, 30)[clusters] for spread in (0.3, 0.15))
+        sides: list[Estimate] = []
+        for seeds, level in ((5, easy), (3, easy + change)):
+            by_seed, both = draws.normal(0, 0.05, seeds), draws.normal(0, 0.1, (30, seeds))[clusters]
+            values = level[:, None] + by_seed + both + draws.normal(0, 0.3, (90, seeds))
+            table = ItemTable(values, tuple(map(str, range(90))), tuple(map(str, clusters)))
+            sides.append(Estimate(dict(enumerate(values.mean(axis=0).tolist())), {"task": table}))
+        found = unpaired_interval(*sides)
+        covered += found.low <= 0 <= found.high
+    assert 0.915 <= covered / studies <= 0.985
+
+
+def test_one_seed_on_a_side_leaves_the_interval_over_items():
+    names = tuple("abcd")
+    base = Estimate({0: 0.5}, {"task": ItemTable(np.array([[1.0], [0.0], [1.0], [0.0]]), names, names)})
+    other = Estimate({0: 1.0, 1: 1.0}, {"task": ItemTable(np.ones((4, 2)), names, names)})
+    found = unpaired_interval(base, other)
+    assert (found.mean, found.seeds, found.df) == (0.5, 1, 3)
+    assert found.error == pytest.approx(math.sqrt(4 / 3 * 4 * (0.5 / 4) ** 2))

@@ -32,7 +32,7 @@ from harness.lm.logprobs import TeacherRequest, TeacherScores
 from harness.lm.optimiser import Updater
 from harness.lm.rollouts import Batch, make_batches
 from harness.teachers import local
-from harness.teachers.base import Teacher
+from harness.teachers.teacher import Teacher
 
 
 class FlippedKL(ReverseKL):

@@ -16,13 +16,13 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from harness.adapter import StageContext
 from harness.config.models import Chat
 from harness.config.training import Training
-from harness.engines.base import Completion, Engine, Sampling
+from harness.engines.engine import Completion, Engine, Sampling
 from harness.lm.chat import Renderer
 from harness.lm.logprobs import StudentForward
 from harness.lm.rollouts import Batch, Example, Rollout
-from harness.pipeline.scratch_tokenizer import byte_tokenizer
-from harness.teachers.base import Teacher
+from harness.pipeline.build.scratch_tokenizer import byte_tokenizer
 from harness.teachers.local import LocalTeacher
+from harness.teachers.teacher import Teacher
 
 VOCABULARY = 24
 STOP = 2

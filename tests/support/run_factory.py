@@ -1,22 +1,24 @@
-"""The one writer of run directories for tests: the pipeline's files, with scores that a test chooses.
+"""The one writer of run directories for tests and benchmarks: the pipeline's files, with scores that the caller chooses.
 
-`write_run` writes a run that a test describes, perhaps unfinished; `write_finished` writes the finished run of a `RunSpec`.
+`write_run` writes a run that a test describes, perhaps unfinished; `write_finished` writes the finished run of a `RunSpec`;
+`write_folders` writes the files of any run from functions that make its cells, step logs and drift.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
 
 from harness.adapter import make_adapter
 from harness.config.run_spec import RunSpec
-from harness.rundir.files import write_cell, write_record
-from harness.rundir.schema import CellSummary, DoneFile, DriftSummary, Manifest, StepLine
-from harness.rundir.store import MANIFEST, stage_folder
+from harness.rundir.files import CURVE, write_cell, write_record
+from harness.rundir.schema import CellSummary, CurvePoint, DoneFile, DriftSummary, Manifest, StepLine
+from harness.rundir.store import MANIFEST, cell_name, stage_folder
 from tests.support.records import cell_of, manifest_of
 
 HOSTILE = "</script><script>alert('owned')</script><img src=http://evil.example/x onerror=alert(1)> | ``` & \x07"
@@ -35,6 +37,7 @@ CREATED, FINISHED = "2026-01-02T03:04:05+00:00", "2026-01-02T04:04:05+00:00"
 STEP: dict[str, Any] = {"loss": 0.5, "truncated_share": 0.1, "tokens": 1000, "grad_norm": 1.0, "lr": 1e-4}
 
 Cell = Callable[[str, int, float], tuple[CellSummary, pd.DataFrame | None]]
+Drift = Callable[[int], tuple[DriftSummary, pd.DataFrame | None]]
 
 
 def write_run(
@@ -56,11 +59,17 @@ def write_run(
     joint: bool = False,
     logged: dict[str, Any] | None = None,
     kind: str | None = None,
+    further: Mapping[str, Sequence[Sequence[float]]] = MappingProxyType({}),
+    weights: str = "",
+    curves: Callable[[int], Sequence[dict[str, Any]]] | None = None,
+    config: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
     """Write one run and return its folder; `scores` (T+1, tasks) are shares that `items` can express.
 
     `evaluated` stops the run after that many evaluations, counted over stages and tasks: an unfinished run. `joint` makes
-    one stage of all `stages`. `kind` is the entry's adapter. `logged` is added to every line of the step log; without it
+    one stage of all `stages`. `further` are the scores under profiles after the first, `greedy`. `weights` is the digest of
+    the start's weights, `curves` returns the points of a stage's learning curve, `config` adds to the suite's configuration.
+    `kind` is the entry's adapter. `logged` is added to every line of the step log; without it
     the log is one of an early version.
     """
     run = root / suite / adapter / order / f"seed{seed}"
@@ -77,17 +86,27 @@ def write_run(
     manifest = manifest_of(
         suite=suite, adapter=adapter, kind=kind or adapter, trains_on=TRAINS_ON.get(kind or adapter, ["student"]),
         adapter_config={"note": HOSTILE}, order=order, stages=[{"name": name, "trains": tasks} for name, tasks in trains],
-        probes=list(probes), seed=seed, start=start or "", config={"name": suite, "description": HOSTILE},
-        config_hash="0123456789abcdef", weights={"start": f"digest-start-{seed}", "teacher": "digest-teacher"},
+        probes=list(probes), seed=seed, start=start or "", config={"name": suite, "description": HOSTILE, **config},
+        config_hash="0123456789abcdef", weights={"start": weights or f"digest-start-{seed}", "teacher": "digest-teacher"},
         sessions=[session], finished=FINISHED if evaluated is None else None,
+        profiles={name: [*stages, *probes] for name in (["greedy", *further] if further else [])},
     )  # fmt: skip
 
     def make_cell(task: str, stage: int, score: float) -> tuple[CellSummary, pd.DataFrame | None]:
-        summary, frame = _cell(task, stage, score, items, comparability)
+        digest = f"digest-{stage}" if stage else (weights or f"digest-start-{seed}")
+        summary, frame = _cell(task, stage, score, items, comparability, digest)
         return summary, frame if samples else None
 
     lines = [] if adapter == "none" else [_line(step, adapter) | (logged or {}) for step in range(steps)]
-    _write(run, manifest, [*stages, *probes], scores, make_cell, lines, evaluated)
+    tasks = [*stages, *probes]
+    write_folders(run, manifest, tasks, scores, make_cell, lambda _: lines, evaluated=evaluated, further=further)
+    for stage in range(1, len(manifest.stages) + 1):
+        points = [
+            CurvePoint.model_validate(point).model_dump_json() + "\n" for point in (curves(stage) if curves else ())
+        ]
+        if points:
+            log = stage_folder(run, stage, manifest.stages[stage - 1].name).step_log
+            log.with_name(CURVE).write_text("".join(points), encoding="utf-8")
     return run
 
 
@@ -117,6 +136,7 @@ def write_finished(
         stages=[{"name": stage.name, "trains": list(stage.trains)} for stage in spec.stages],
         probes=list(spec.suite.probes), seed=spec.seed, start=getattr(spec.suite.student, "strength", None) or "",
         config=config, config_hash=spec.config_hash, sessions=[session], finished=FINISHED,
+        profiles={name: [*spec.trained, *spec.suite.probes] for name in ("greedy", "paper")},
     )  # fmt: skip
 
     def make_cell(task: str, stage: int, score: float) -> tuple[CellSummary, None]:
@@ -129,46 +149,63 @@ def write_finished(
     fields = {"entropy": entropy, "routed_fkl": routed if spec.entry == "aopd" else None, "response_tokens_mean": 20.0,
               "seconds": {"generate": 0.2, "teacher": 0.2, "student": 0.5, "step": 1.0}, **(logged or {})}  # fmt: skip
     lines = [] if spec.entry == "none" else [{"step": step, **STEP, **fields} for step in range(steps)]
-    _write(spec.path, manifest, [*spec.trained, *spec.suite.probes], scores, make_cell, lines)
-    for index in range(len(spec.stages) + 1):
-        folder = stage_folder(spec.path, index, manifest.stages[index - 1].name)
-        folder.drift.mkdir(parents=True)
-        write_record(folder.drift / "results.json", DriftSummary())
-        if index:
-            folder.step_log.parent.mkdir(exist_ok=True)
-            write_record(folder.step_log.with_name("done.json"), DoneFile(steps=steps))
+    tasks = [*spec.trained, *spec.suite.probes]
+    write_folders(
+        spec.path, manifest, tasks, scores, make_cell, lambda _: lines, lambda _: (DriftSummary(), None),
+        further={"paper": scores},
+    )  # fmt: skip
 
 
-def _write(
+def write_folders(
     run: Path,
     manifest: Manifest,
     tasks: Sequence[str],
     scores: Sequence[Sequence[float]],
     make_cell: Cell,
-    lines: Sequence[dict[str, Any]],
+    make_lines: Callable[[int], Sequence[dict[str, Any]]],
+    make_drift: Drift | None = None,
     evaluated: int | None = None,
+    further: Mapping[str, Sequence[Sequence[float]]] = MappingProxyType({}),
 ) -> None:
-    """Write manifest, step logs and cells, until `evaluated` cells are written."""
+    """Write a run's manifest, step logs, cells and drift, stage by stage, until `evaluated` cells are written.
+
+    Those of `further` profiles are all written.
+    """
     run.mkdir(parents=True)
     write_record(run / MANIFEST, manifest)
     left = 10**6 if evaluated is None else evaluated
     for index, row in enumerate(scores[: len(manifest.stages) + 1]):
         folder = stage_folder(run, index, manifest.stages[index - 1].name)
-        if index and left > 0 and lines:
+        lines = make_lines(index) if index and left > 0 else []
+        if lines:
             folder.step_log.parent.mkdir(parents=True)
             checked = [StepLine.model_validate(line) and json.dumps(line) + "\n" for line in lines]
             folder.step_log.write_text("".join(checked))
         for task, score in list(zip(tasks, row, strict=True))[: max(0, left)]:
-            summary, frame = make_cell(task, index, score)
-            if frame is not None:
-                write_cell(folder.cell(task), summary, frame)
-            else:
-                folder.cell(task).mkdir(parents=True)
-                write_record(folder.cell(task) / "results.json", summary)
+            _write_evaluation(folder.cell(task), *make_cell(task, index, score))
+        if index and left >= len(tasks):
+            done = folder.step_log.with_name("done.json")
+            done.parent.mkdir(parents=True, exist_ok=True)
+            write_record(done, DoneFile(steps=len(lines)))
+        if make_drift is not None:
+            _write_evaluation(folder.drift, *make_drift(index))
         left -= len(tasks)
+        for profile, rows in further.items():
+            for task, score in zip(tasks, rows[index], strict=True):
+                _write_evaluation(folder.cell(cell_name(task, profile)), *make_cell(task, index, score))
 
 
-def _cell(task: str, stage: int, score: float, items: int, comparability: str) -> tuple[CellSummary, pd.DataFrame]:
+def _write_evaluation(folder: Path, summary: CellSummary | DriftSummary, frame: pd.DataFrame | None) -> None:
+    if frame is not None:
+        write_cell(folder, summary, frame)
+    else:
+        folder.mkdir(parents=True)
+        write_record(folder / "results.json", summary)
+
+
+def _cell(
+    task: str, stage: int, score: float, items: int, comparability: str, weights: str
+) -> tuple[CellSummary, pd.DataFrame]:
     """Return a cell whose first items are right, the next half of the rest wrong, the others truncated."""
     correct = round(score * items)
     wrong = (items - correct) // 2
@@ -177,7 +214,7 @@ def _cell(task: str, stage: int, score: float, items: int, comparability: str) -
     summary = cell_of(
         share, task=task, stage=stage, n=items, metrics={"strict": share, "lenient": min(1.0, share + 0.05)},
         outcomes={name: outcomes.count(name) for name in ("correct", "wrong", "unparsed", "truncated")},
-        response_tokens_mean=21.5, seconds=1.5, weights=f"digest-{stage}",
+        response_tokens_mean=21.5, seconds=1.5, weights=weights,
         keys={"generation": "g", "grading": "r", "comparability": comparability},
     )  # fmt: skip
     answers = {"prompt": "1+1=", "target": "2", "response": HOSTILE, "finish": "stop", "tokens": 7}

@@ -9,8 +9,10 @@ from typing import Any
 
 import pandas as pd
 
+from harness.config.base import digest
 from harness.config.load import load_suite
 from harness.config.suite import Suite
+from harness.rundir.files import CHECKSUM, SAMPLES, file_digest
 from tests.support.models import micro_suite, write_yaml
 
 TASKS = ("tiny_weather", "tiny_currency", "tiny_reminder")
@@ -30,10 +32,12 @@ def steps(folder: Path) -> list[dict[str, Any]]:
 
 
 def cells(folder: Path) -> dict[str, Any]:
-    """Return all results by stage and task, timings aside."""
+    """Return all results by stage and task, timings and the checksum of all aside."""
     found: dict[str, Any] = {}
     for path in sorted(folder.glob("stage_*/eval/*/results.json")):
-        results = {key: value for key, value in json.loads(path.read_text()).items() if key != "seconds"}
+        results = {
+            key: value for key, value in json.loads(path.read_text()).items() if key not in ("seconds", "checksum")
+        }
         found[str(path.parent.relative_to(folder))] = results
     return found
 
@@ -47,3 +51,11 @@ def changed_suite(folder: Path, change: Callable[[dict[str, Any]], object]) -> S
     raw = micro_suite()
     change(raw)
     return load_suite(str(write_yaml(folder / "micro.yaml", raw)))
+
+
+def vouch(file: Path) -> None:
+    """Make a JSON file that a test changed vouch for itself, and for the samples next to it, as its writer would."""
+    content = {name: value for name, value in json.loads(file.read_text()).items() if name != CHECKSUM}
+    if "samples_digest" in content:
+        content["samples_digest"] = file_digest(file.with_name(SAMPLES))
+    file.write_text(json.dumps({**content, CHECKSUM: digest(content)}))

@@ -5,33 +5,42 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
+from adapters.conformance.recording import RecordingUpdater
 from adapters.loop.prompts import prompt_batches
 from harness.adapter import Adapter, StageContext
 from harness.config.training import Optimizer
 from harness.lm.optimiser import UpdateResult
 from harness.lm.rollouts import Batch, Reduction
-from tests.support.models import STOP, ScriptedEngine, context, example, gradients, local_teacher, qwen3
+from tests.support.models import STOP, ScriptedEngine, context, example, local_teacher, qwen3
 
 PROMPTS = [[3, 4, 5], [8], [3, 1, 4, 1, 5], [9, 10], [11, 12, 13], [7, 7]]
 RESPONSES = [[6, 7, STOP], [9, STOP], [9], [14, 15, 16, 17, STOP], [STOP], [5, 6, 7, 8]]
 REDUCTIONS: list[Reduction] = ["sequence_mean", "token_mean"]
 
 
-class Recorder:
-    """Stands in for the optimiser: keeps each update's gradients and takes a plain step of size `rate`."""
+class Recorder(RecordingUpdater):
+    """The recorder of the conformance suite in place of the optimiser; `made` lists all, `rate` is the size of a step."""
 
     rate = 0.0
     made: ClassVar[list[Recorder]] = []
 
     def __init__(self, module: nn.Module, settings: Optimizer, total_updates: int) -> None:
-        self.module, self.total_updates = module, total_updates
-        self.gradients: list[dict[str, Tensor]] = []
+        super().__init__(module, type(self).rate, [])
+        self.total_updates = total_updates
         self.losses: list[float] = []
-        self.batches: list[list[Batch]] = []
         self.made.append(self)
+
+    @property
+    def gradients(self) -> list[dict[str, Tensor]]:
+        """Each update's gradients by the student's own names."""
+        return [{name.removeprefix("model."): g for name, g in update.gradient.items()} for update in self.updates]
+
+    @property
+    def batches(self) -> list[list[Batch]]:
+        """Each update's micro-batches."""
+        return [update.batches for update in self.updates]
 
     def update(
         self,
@@ -39,19 +48,15 @@ class Recorder:
         loss_of: Callable[[Batch], Tensor],
         penalties: Iterable[Callable[[], Tensor]] = (),
     ) -> UpdateResult:
-        self.module.zero_grad()
-        self.batches.append(list(batches))
-        losses = []
-        for batch in self.batches[-1]:
+        losses: list[float] = []
+
+        def keep(batch: Batch) -> Tensor:
             loss = loss_of(batch)
-            loss.backward()
             losses.append(loss.item())
-        self.gradients.append({n.removeprefix("model."): g for n, g in gradients(self.module).items()})
+            return loss
+
+        super().update(batches, keep, penalties)
         self.losses.append(sum(losses))
-        with torch.no_grad():
-            for parameter in self.module.parameters():
-                if parameter.grad is not None:
-                    parameter -= self.rate * parameter.grad
         return UpdateResult(sum(losses), 0.0, 0.0)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from harness.config.run_spec import RunSpec
-from harness.pipeline.study import Plan, plan_study
+from harness.pipeline.sweeps.study_runs import Plan, plan_study
 from tests.support.run_factory import write_finished
 
 

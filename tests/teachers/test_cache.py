@@ -17,11 +17,11 @@ from harness.lm.logprobs import TeacherRequest, TeacherScores
 from harness.lm.rollouts import Batch, make_batches
 from harness.pipeline.run import run
 from harness.pipeline.teacher_cache import fill_cache
-from harness.rundir.progress import silent
-from harness.teachers.base import TeacherSite
+from harness.rundir.process.progress import silent
 from harness.teachers.cache import Cache, CachedTeacher
 from harness.teachers.routed import RoutedTeacher
 from harness.teachers.score_store import ScoreStore
+from harness.teachers.teacher import TeacherSite
 from tests.support.models import STOP, local_teacher, micro_suite, rollout, write_yaml
 
 ROLLOUTS = [rollout([3, 4, 5], [6, 7, STOP]), rollout([8], [9, STOP]), rollout([3, 1], [4, 1, 5, 9, STOP])]

@@ -1,6 +1,6 @@
 """A teacher behind a server: its scores are the local model's, and no fault of a server teaches a student or ends in silence.
 
-The server is a light one with a small model's own logits; `tests/teachers/vllm` runs the same against a real `vllm serve`.
+The server is a light one with a small model's own logits; `test_served_by_vllm.py` runs the same against a real `vllm serve`.
 `SERVER_FAULTS` sets how many faults are tried.
 """
 
@@ -21,10 +21,10 @@ from harness.config.suite import Suite
 from harness.errors import ConfigError, HarnessError, ModelError, TrainingError
 from harness.lm.checkpoints import Loaded, load
 from harness.lm.logprobs import TeacherRequest
-from harness.teachers.base import TeacherSite
 from harness.teachers.local import LocalTeacher, open_local
 from harness.teachers.score_checks import ask
 from harness.teachers.server import Server, ServerTeacher
+from harness.teachers.teacher import TeacherSite
 from tests.support.fake_server import FakeServer, serving
 from tests.support.fault_proxy import FAULTS, FaultProxy
 from tests.support.teachers import random_batches, same_scores

@@ -11,7 +11,7 @@ from pydantic import Field
 from harness.engines.backend import Backend, EngineSite
 
 if TYPE_CHECKING:
-    from harness.engines.base import Completion, Sampling
+    from harness.engines.engine import Completion, Sampling
 
 
 class Toy(Backend):

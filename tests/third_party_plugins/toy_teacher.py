@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from harness.teachers.base import Needs, OpenTeacher, TeacherKind, TeacherSite
+from harness.teachers.teacher import Needs, OpenTeacher, TeacherKind, TeacherSite
 
 if TYPE_CHECKING:
     from harness.lm.checkpoints import Loaded

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from reports.claims.claim_file import ClaimEntry, ClaimFile, read_claims
-from reports.claims.judge_claims import verdicts
+from reports.claims.claim_file import ClaimFile, read_claims
+from reports.claims.evidence import Evidence
+from reports.claims.judge_claims import judge_claims
+from reports.claims.registration import describe_source
 from reports.claims.render_verdicts import RULE, verdicts_grid
 from reports.data.frames import Frames
 from reports.data.methods import Method, by_setting, methods_of
@@ -21,17 +23,16 @@ def make_section(report_data: ReportData) -> Section | None:
     files = report_data.claims or shipped_for(report_data.frames)
     if not files:
         return None
-    claims = [claim for file in files for claim in file.claims]
-    sources = [Text(f"{file.title}, claimed in {file.source}. {file.note}".strip()) for file in files]
-    grids = grids_by_setting(claims, methods_of(report_data.frames))
+    sources = [Text(describe_source(file, report_data.frames.runs)) for file in files]
+    grids = grids_by_setting(files, methods_of(report_data.frames))
     return Section("claims", "Claims", "Claims, judged on these runs", [*sources, *grids, Text(RULE, "note")])
 
 
-def grids_by_setting(claims: Sequence[ClaimEntry], methods: Sequence[Method]) -> list[Grid]:
+def grids_by_setting(files: Sequence[ClaimFile], methods: Sequence[Method]) -> list[Grid]:
     """Return a grid per suite and order, because a claim speaks of one method by its adapter's name and its start."""
     settings = by_setting(methods)
     varying = [place for place in (0, 1) if len({setting[place] for setting in settings}) > 1]
-    grids = {setting: verdicts_grid(verdicts(claims, found)) for setting, found in settings.items()}
+    grids = {setting: verdicts_grid(judge_claims(files, Evidence(found))) for setting, found in settings.items()}
     return [
         replace(grid, title=", ".join([grid.title, *(setting[place] for place in varying)]))
         for setting, grid in grids.items()

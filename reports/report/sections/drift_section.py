@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 
 import pandas as pd
-from scipy.stats import spearmanr
 
 from harness.rundir.reader import IDENTITY
+from harness.stats.significance import rank_correlation
 from reports.document.blocks import Picture, Section, Text
 from reports.document.sentences import format_decimal
-from reports.figures.draw_drift import draw_drift
+from reports.figures.draw_drift import DRIFT_TITLE, draw_drift
 from reports.report.report_data import ReportData
 
-TITLE = "KL to the start against forgetting"
 CAPTION = (
     "One mark per run, stage and task, as the stage left it. Across: mean KL(start ‖ now) per token over the full "
     "vocabulary, on answers that the start sampled. Up: how far the task's score lies below its best so far."
@@ -28,18 +27,18 @@ def make_section(report_data: ReportData) -> Section:
     """Return the section, or one sentence on why it is empty."""
     drift = report_data.frames.drift
     if drift["kl_to_start"].isna().all():
-        return Section("drift", "KL to the start", TITLE, [Text(ABSENT, "missing")])
+        return Section("drift", "KL to the start", DRIFT_TITLE, [Text(ABSENT, "missing")])
     rows = against_forgetting(drift, report_data.frames.scores)
-    rank = correlate_ranks(rows)
+    rank = rank_correlation(rows["kl_to_start"], rows["forgot"])
     texts = (
         []
         if math.isnan(rank)
         else [Text(f"Rank correlation (Spearman) over all marks: {format_decimal(rank)}.", "measured")]
     )
     picture = Picture(
-        "drift", TITLE, CAPTION, lambda: draw_drift(rows), "Scatter of forgetting against the KL to the start."
+        "drift", DRIFT_TITLE, CAPTION, lambda: draw_drift(rows), "Scatter of forgetting against the KL to the start."
     )
-    return Section("drift", "KL to the start", TITLE, [picture, *texts])
+    return Section("drift", "KL to the start", DRIFT_TITLE, [picture, *texts])
 
 
 def against_forgetting(drift: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
@@ -49,11 +48,3 @@ def against_forgetting(drift: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFram
     best = ordered.groupby([*IDENTITY, "task"])["score"].cummax()
     forgot = ordered.assign(forgot=best - ordered["score"])[[*keys, "forgot"]]
     return drift[drift["stage"] > 0].merge(forgot, on=keys)
-
-
-def correlate_ranks(rows: pd.DataFrame) -> float:
-    """Return Spearman's rank correlation of KL and forgetting; nan for fewer than three rows or where one is constant."""
-    known = rows[["kl_to_start", "forgot"]].dropna()
-    if len(known) < 3 or (known.nunique() < 2).any():
-        return math.nan
-    return float(spearmanr(known["kl_to_start"], known["forgot"]).statistic)

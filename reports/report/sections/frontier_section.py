@@ -10,7 +10,7 @@ import pandas as pd
 from harness.rundir.reader import IDENTITY
 from harness.stats.intervals import Interval
 from harness.stats.matching import MARGIN, MATCHED
-from reports.data.matched_pairs import FIGURES, SINGLE
+from reports.data.matched_pairs import COMPARED, SINGLE
 from reports.data.tables import figures_by_seed
 from reports.document.blocks import Grid, Picture, Section, Text
 from reports.document.sentences import format_interval, format_percent, format_points
@@ -25,7 +25,7 @@ CAPTION = (
 JUDGED = (
     f"A method that learns less has less to forget, so forgetting is compared only where learning is matched: where the whole "
     f"95 % interval of the difference in learning accuracy lies within ±{100 * MARGIN:g} points. Differences are the first "
-    "minus the second, paired over seeds."
+    "minus the second, paired over seeds, with intervals for another seed and other items."
 )
 
 
@@ -33,7 +33,7 @@ def make_section(report_data: ReportData) -> Section:
     """Return the section."""
     values = figures_by_seed(report_data.frames.scores)
     by_seed = values.pivot(index=IDENTITY, columns="figure", values="value")
-    names = {figure: name for name, figure in FIGURES.items()}
+    names = {figure.name: name for name, figure in COMPARED.items()}
     dots = by_seed[list(names)].rename(columns=names).reset_index()
     picture = Picture(
         "frontier",

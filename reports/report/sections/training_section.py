@@ -7,7 +7,7 @@ from reports.data.tables import advantage_table
 from reports.document import grids, sentences
 from reports.document.blocks import Folded, Grid, Picture, Section, Text
 from reports.document.sentences import format_decimal, format_percent, format_pull
-from reports.figures.draw_training import draw_advantage, draw_entropy, draw_training
+from reports.figures.draw_training import ENTROPY_TITLE, draw_advantage, draw_entropy, draw_training
 from reports.report.report_data import ReportData
 
 ENTROPY = (
@@ -27,7 +27,7 @@ TAILS = (
 
 def make_entropy(report_data: ReportData) -> Section:
     """Return entropy through training."""
-    title, steps = "Entropy through training", report_data.frames.steps
+    title, steps = ENTROPY_TITLE, report_data.frames.steps
     alt = "Entropy of the student over training steps, by method, with the boundaries of stages."
     return Section("entropy", "Entropy", title, [Picture("entropy", title, ENTROPY, lambda: draw_entropy(steps), alt)])
 

@@ -13,7 +13,7 @@ from harness.config.suite import Suite
 from harness.engines.vllm import VLLMEngine
 from harness.lm.checkpoints import Loaded, load, save
 from harness.lmeval.library import TaskLibrary
-from harness.pipeline.models import checkpoint_of
+from harness.pipeline.build.model_source import checkpoint_of
 from tests.support.models import write_yaml
 from tests.support.vllm import start, wide_suite
 

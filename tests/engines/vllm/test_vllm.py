@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from harness.config.evaluation import Evaluation
-from harness.engines.base import Sampling
+from harness.engines.engine import Sampling
 from harness.engines.hf import HFEngine
 from harness.engines.student import StudentEngine
 from harness.engines.vllm import VLLMEngine
@@ -197,7 +197,7 @@ def engines_of(process: psutil.Process) -> list[psutil.Process]:
 @pytest.mark.pitfall(
     "starting vLLM for each evaluation costs half a minute or more each time",
     area="vLLM",
-    guard="`harness/engines/pool.py` keeps one engine through all stages",
+    guard="`harness/engines/engine_pool.py` keeps one engine through all stages",
     evidence="each use starts an engine",
 )
 def test_a_run_goes_through_all_stages_on_one_engine_and_survives_a_kill(tmp_path: Path):

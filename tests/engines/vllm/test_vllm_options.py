@@ -17,7 +17,7 @@ from harness.config.evaluation import Evaluation
 from harness.config.load import load_suite
 from harness.config.models import Chat
 from harness.config.suite import Suite
-from harness.engines.base import Sampling
+from harness.engines.engine import Sampling
 from harness.engines.vllm import VLLMEngine
 from harness.errors import RunError, TaskError
 from harness.evaluation.cell_cache import SharedCells
@@ -36,7 +36,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from harness.engines.backend import EngineSite
-from harness.engines.base import Sampling
+from harness.engines.engine import Sampling
 from harness.engines.vllm import VLLMEngine
 from harness.engines.vllm_backend import VLLM
 

@@ -19,7 +19,7 @@ from typing import Any
 from harness.config.base import digest
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
-from harness.config.study import Factor, Study, load_study
+from harness.config.study_file import Factor, Study, load_study
 from harness.config.suite import Suite
 from harness.errors import ConfigError
 from harness.rundir.store import RunStore, is_finished

@@ -18,15 +18,15 @@ import typer
 
 from adapters.aopd import AOPD
 from adapters.opd import OPD
-from benchmarks.device.figures import Figure, write_figures
-from benchmarks.device.step import Load, Shape, random_model, step_lines
+from benchmarks.device.device_figures import Figure, write_figures
+from benchmarks.device.random_step import Load, Shape, random_model, step_lines
 from benchmarks.logprob_variants import VARIANTS, Size, make_inputs
 from benchmarks.logprob_work import measured
-from benchmarks.page import provenance, table
+from benchmarks.results_page import provenance, table
 from benchmarks.trl_step import installed
 from benchmarks.utilisation import peak_rate
 from harness.config.training import Training
-from harness.rundir.session import this_session
+from harness.rundir.process.session import this_session
 
 HERE = Path(__file__).parent.parent
 MIB = 2**20

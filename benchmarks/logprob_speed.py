@@ -18,7 +18,7 @@ import torch
 from benchmarks.logprob_variants import TOP_K, Size
 from benchmarks.logprob_work import Measured
 from benchmarks.measure import Measurement
-from benchmarks.page import cells, table
+from benchmarks.results_page import cells, table
 from benchmarks.trl_step import installed
 from benchmarks.utilisation import peak_rate
 

@@ -28,22 +28,23 @@ from harness.lm.checkpoints import Loaded, load
 from harness.lm.logprobs import TeacherRequest
 from harness.lm.rollouts import Example
 from harness.lmeval.library import TaskLibrary
-from harness.pipeline.models import checkpoint_of
+from harness.pipeline.build.model_source import checkpoint_of
 from harness.pipeline.run import run
-from harness.teachers.base import OpenTeacher, TeacherSite
 from harness.teachers.cache import CachedTeacher
 from harness.teachers.local import LocalTeacher, open_local
 from harness.teachers.score_checks import ask
 from harness.teachers.score_store import ScoreStore
 from harness.teachers.server import Server
+from harness.teachers.teacher import OpenTeacher, TeacherSite
 from tests.support.fake_server import serving
 from tests.support.fault_proxy import FaultProxy
 from tests.support.models import ScriptedEngine, context, write_yaml
 from tests.support.stages import Recorder
 from tests.support.teachers import random_batches, same_scores
 from tests.support.vllm import wide_suite
-from tests.support.vllm_server import vllm_server
+from tests.support.vllm_serve import vllm_server
 
+pytest.importorskip("vllm", reason="vLLM is not installed; `make vllm` installs it")
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 METHODS: dict[str, LoopAdapter] = {"opd": OPD(), "aopd": AOPD(top_k=8), "fkl": ForwardKL(top_k=8)}
 

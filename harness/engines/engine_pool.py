@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness.config.suite import Suite
 from harness.engines.backend import EngineSite, backend_of
-from harness.engines.base import CheckpointEngine
+from harness.engines.engine import CheckpointEngine
 from harness.lm.checkpoints import config_digest
 
 

@@ -22,10 +22,10 @@ from harness.config.run_spec import RunSpec
 from harness.config.suite import Resources, Suite
 from harness.errors import ConfigError, HarnessError, InUseError, RunError, StoppedError
 from harness.lmeval.library import TaskLibrary
-from harness.pipeline.models import checkpoint_of, limit_threads
+from harness.pipeline.build.model_source import checkpoint_of, limit_threads
 from harness.pipeline.run import run
-from harness.pipeline.sweep import models_of
-from harness.rundir.progress import Event, Report
+from harness.pipeline.sweeps.sweep import models_of
+from harness.rundir.process.progress import Event, Report
 
 RETRIES = 5  # of a task whose worker or node died
 RELEASE_SECONDS = 180.0  # until a lost node's process has let go of its run folder
@@ -89,9 +89,9 @@ def _connect(address: str) -> Any:
 
 
 def _sweep(ray: Any, specs: Sequence[RunSpec], report: Report, on_finished: Callable[[RunSpec], object]) -> None:
-    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-        ray.get_runtime_context().get_node_id(), soft=False
-    )
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     # On the driver's node: the board must not be lost with another one.
     board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
     marker = _marker(specs[0].out)
@@ -210,7 +210,9 @@ def _drain(
 
 def _explained(ray: Any, error: Exception, spec: RunSpec | None) -> BaseException:
     """Return the error that a task raised, or a sentence about its worker's or node's death."""
-    cause = getattr(error, "cause", None) or error
+    cause: BaseException = error
+    while isinstance(cause, ray.exceptions.RayTaskError):  # one for each task that handed the error on
+        cause = cause.cause  # pyright: ignore[reportAttributeAccessIssue]
     if isinstance(cause, HarnessError):
         return type(cause)(f"{spec.label}: {cause}" if spec else str(cause))
     if isinstance(error, ray.exceptions.RayTaskError):

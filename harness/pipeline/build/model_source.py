@@ -10,8 +10,9 @@ from huggingface_hub import snapshot_download
 
 from harness.config.models import Model, Pretrained
 from harness.errors import ModelError
+from harness.lm.checkpoints import OWN_CODE
 from harness.lmeval.library import TaskLibrary
-from harness.pipeline.scratch import Progress, ensure_built
+from harness.pipeline.build.scratch import Progress, ensure_built
 
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 
@@ -27,8 +28,9 @@ def checkpoint_of(
         return ensure_built(spec, seed if spec.seed is None else spec.seed, library, progress, device)
     if Path(spec.path).is_dir():
         return Path(spec.path).resolve()
+    patterns = [*HUB_PATTERNS, *(["*.py"] if OWN_CODE["trust_remote_code"] else [])]
     try:
-        return Path(snapshot_download(spec.path, revision=spec.revision, allow_patterns=HUB_PATTERNS))
+        return Path(snapshot_download(spec.path, revision=spec.revision, allow_patterns=patterns))
     except Exception as error:
         raise ModelError(
             f"model {spec.path!r} is neither a local folder nor a hub model that can be fetched now ({error}); "

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import signal
 import sys
-import threading
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.context import SpawnContext
 from multiprocessing.managers import SyncManager
 
-import psutil
-
-from harness.errors import RunError
+from harness.pipeline.end_with_parent import end_with_parent
 from harness.pipeline.stop_signals import SIGNALS
 
 
@@ -25,8 +20,15 @@ def worker_pool(workers: int, context: SpawnContext) -> ProcessPoolExecutor:
 def queue_manager(context: SpawnContext) -> SyncManager:
     """Return a started manager of shared queues; its process ends within seconds of this one."""
     manager = SyncManager(ctx=context)
-    manager.start(initializer=end_with_parent)
+    manager.start(initializer=_begin_manager)
     return manager
+
+
+def _begin_manager() -> None:
+    """Let no signal end the queues while workers still report to them: a scheduler signals a whole group of processes."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    end_with_parent()
 
 
 def _begin_worker() -> None:
@@ -34,21 +36,3 @@ def _begin_worker() -> None:
     for number in SIGNALS:
         signal.signal(number, lambda *_: sys.exit(0))
     end_with_parent()
-
-
-def end_with_parent() -> None:
-    """Kill this process and everything it started when its parent dies; called once in a child process.
-
-    A pool's workers wait for work for ever when their parent was killed: nobody closes their queue.
-    """
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        raise RunError("end_with_parent was called in a process that multiprocessing did not start")
-
-    def watch() -> None:
-        parent.join()
-        for child in psutil.Process().children(recursive=True):
-            child.kill()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

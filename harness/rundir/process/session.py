@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 import torch
 
+from harness.rundir.process.secrets import holds_secret, mask_words
 from harness.rundir.schema import Git, Session
 
 PACKAGES = ("continual-harness", "torch", "transformers", "tokenizers", "datasets", "lm_eval", "accelerate", "numpy")
@@ -33,7 +34,7 @@ def this_session() -> Session:
         git=_git(Path(__file__).parents[1]),
         packages={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}, **_optional()},
         hardware=_hardware(),
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        command=shlex.join(mask_words([Path(sys.argv[0]).name, *sys.argv[1:]])),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
@@ -141,7 +142,10 @@ def _processor() -> str:
 
 
 def _git(folder: Path) -> Git:
-    """Return commit, dirtiness and diff of the checkout that the code runs from; nothing for an installed package."""
+    """Return commit, dirtiness and diff of the checkout that the code runs from; nothing for an installed package.
+
+    A diff that seems to hold a secret is left out, see `harness.rundir.process.secrets`.
+    """
 
     def git(*args: str) -> str:
         # A diff holds the files' bytes, in any encoding.
@@ -152,6 +156,9 @@ def _git(folder: Path) -> Git:
         if Path(git("rev-parse", "--show-toplevel")) != folder.parent:
             return Git()
         diff = git("diff", "HEAD")
-        return Git(commit=git("rev-parse", "HEAD"), dirty=bool(diff), diff=diff or None)
+        found = Git(commit=git("rev-parse", "HEAD"), dirty=bool(diff))
+        if holds_secret(diff):
+            return found.model_copy(update={"diff_left_out": "it holds what looks like a secret"})
+        return found.model_copy(update={"diff": diff or None})
     except (OSError, subprocess.CalledProcessError):
         return Git()

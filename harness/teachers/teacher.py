@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from harness.config.teacher import Needs, TeacherSettings, TeacherSpec
+from harness.config.teacher_settings import Needs, TeacherSettings, TeacherSpec
 from harness.errors import ConfigError
 from harness.lm.checkpoints import Loaded
 from harness.lm.logprobs import TeacherRequest, TeacherScores
@@ -64,7 +64,7 @@ class TeacherSite:
 class TeacherKind(TeacherSettings, ABC):
     """A registered way to have a teacher; its fields are its settings in the suite.
 
-    `provides`: what it can return. A teacher that provides `generate` also implements `harness.engines.base.Engine`.
+    `provides`: what it can return. A teacher that provides `generate` also implements `harness.engines.engine.Engine`.
     `gives_entropy`: whether it can return the entropy of its whole distribution.
     """
 

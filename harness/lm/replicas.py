@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from harness.errors import TrainingError
-from harness.teachers.prompt_scores import AnswerError
+from harness.lm.completions import AnswerError
 
 Result = TypeVar("Result")
 BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
@@ -42,12 +43,13 @@ class Patience:
 
 @dataclass
 class Replicas:
-    """Servers of one model by address; `concurrency` requests are in flight at each."""
+    """Servers of one model by address; `concurrency` requests are in flight at each. `role` is what messages call them."""
 
     urls: tuple[str, ...]
     patience: Patience
     concurrency: int = 8
     headers: Mapping[str, str] = field(default_factory=dict)
+    role: str = "teacher"
 
     def __post_init__(self) -> None:
         workers = self.concurrency * len(self.urls)
@@ -55,7 +57,7 @@ class Replicas:
             timeout=self.patience.timeout, headers=dict(self.headers), trust_env=False,
             limits=httpx.Limits(max_connections=workers, max_keepalive_connections=workers),
         )  # fmt: skip
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="teacher")
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix=self.role)
 
     def post_all(self, path: str, bodies: Sequence[Any], read: Callable[[Any, Any], Result]) -> list[Result]:
         """Return `read(body, answer)` of each body, in order; a failed try goes on at the next replica.
@@ -82,7 +84,7 @@ class Replicas:
                 if next(wrong) < self.patience.wrong_answers:
                     raise
                 raise TrainingError(
-                    f"the teacher gave {self.patience.wrong_answers} wrong answers to one request, the last one at {url}: "
+                    f"the {self.role} gave {self.patience.wrong_answers} wrong answers to one request, the last one at {url}: "
                     f"{error}; look at the server's log, then the same command continues from the last snapshot"
                 ) from error
 
@@ -91,6 +93,15 @@ class Replicas:
     def get(self, url: str, path: str) -> Any:
         """Return the JSON at a path of one replica."""
         return self._patiently(lambda: self._send("GET", url + path))
+
+    def command(self, url: str, path: str, body: Any) -> None:
+        """Send a command whose answer may be empty to one replica."""
+
+        def attempt() -> None:
+            with suppress(AnswerError):
+                self._send("POST", url + path, body)
+
+        self._patiently(attempt)
 
     def close(self) -> None:
         """Close the connections."""
@@ -107,7 +118,7 @@ class Replicas:
         def give_up(state: RetryCallState) -> Any:
             error = state.outcome and state.outcome.exception()
             raise TrainingError(
-                f"the teacher did not answer within {self.patience.deadline:g} seconds and {state.attempt_number} tries "
+                f"the {self.role} did not answer within {self.patience.deadline:g} seconds and {state.attempt_number} tries "
                 f"({error}); start its server again, then the same command continues from the last snapshot"
             ) from error
 
@@ -124,7 +135,7 @@ class Replicas:
             raise UnavailableError(f"{url}: status {response.status_code} {_message(response)}", _retry_after(response))
         if response.status_code >= 400:
             raise TrainingError(
-                f"the teacher at {url} refused the request with status {response.status_code}: {_message(response)}"
+                f"the {self.role} at {url} refused the request with status {response.status_code}: {_message(response)}"
             )
         try:
             return json.loads(response.content)

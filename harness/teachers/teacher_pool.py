@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness.config.models import Model, Pretrained, Scratch
-from harness.config.teacher import Needs, TeacherSettings
+from harness.config.teacher_settings import Needs, TeacherSettings
 from harness.errors import ConfigError
 from harness.lm.checkpoints import Loaded, context_of
 from harness.lm.logprobs import TeacherRequest
-from harness.teachers.base import OpenTeacher, TeacherKind, TeacherSite
 from harness.teachers.local import open_local
+from harness.teachers.teacher import OpenTeacher, TeacherKind, TeacherSite
 
 Spec = Pretrained | Scratch | TeacherSettings
 
@@ -82,6 +82,6 @@ def kind_of(spec: TeacherSettings) -> TeacherKind:
     """Return a teacher's settings as the contract has them; raises `ConfigError` for a class without it."""
     if not isinstance(spec, TeacherKind):
         raise ConfigError(
-            f"teacher.kind: {type(spec).__qualname__} is not a subclass of harness.teachers.base.TeacherKind"
+            f"teacher.kind: {type(spec).__qualname__} is not a subclass of harness.teachers.teacher.TeacherKind"
         )
     return spec

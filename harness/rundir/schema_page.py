@@ -1,4 +1,4 @@
-"""The field tables of docs/run-directory.md, written from the schema: `python -m harness.rundir.page docs/run-directory.md`.
+"""Write the field tables of docs/run-directory.md: `python -m harness.rundir.schema_page docs/run-directory.md`.
 
 A table stands between `<!-- fields of Manifest -->` and `<!-- end -->`; all other text of the page is written by hand.
 """

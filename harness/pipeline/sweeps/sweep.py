@@ -18,11 +18,11 @@ from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.errors import HarnessError, RunError
 from harness.lmeval.library import TaskLibrary
-from harness.pipeline.models import checkpoint_of, limit_threads, resolve_device
+from harness.pipeline.build.model_source import checkpoint_of, limit_threads, resolve_device
 from harness.pipeline.run import run
 from harness.pipeline.stop_signals import hand_on_signals
-from harness.pipeline.workers import queue_manager, worker_pool
-from harness.rundir.progress import Event, Report
+from harness.pipeline.sweeps.workers import queue_manager, worker_pool
+from harness.rundir.process.progress import Event, Report
 from harness.rundir.snapshots import StopRequest
 
 

@@ -1,0 +1,196 @@
+"""The backend `vllm_server`: rollouts and evaluation by vLLM servers that take weights in place.
+
+```
+VLLM_SERVER_DEV_MODE=1 vllm serve STUDENT --served-model-name student --generation-config vllm \
+    --logprobs-mode processed_logprobs --worker-extension-cls harness.engines.vllm_worker.WeightsInPlace
+```
+Weights are handed over by a folder that trainer and servers see under one path.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from harness.engines.backend import Backend, EngineSite
+from harness.errors import RunError, TrainingError
+
+if TYPE_CHECKING:
+    from harness.engines.engine import CheckpointEngine, Completion, Sampling
+    from harness.lm.replicas import Replicas
+
+COMPLETIONS = "/v1/completions"
+EXTENSION = "harness.engines.vllm_worker.WeightsInPlace"
+PROBE = list(range(1, 25))  # ids that every vocabulary has
+SAME = 0.02  # mean difference on the probe, in nats, that rounding explains
+
+
+class VLLMServer(Backend):
+    """Where the servers are and how they are asked, where `backend` is vllm_server."""
+
+    urls: tuple[Annotated[str, Field(pattern=r"^https?://\S+$")], ...] = Field(
+        min_length=1, description="one address for each replica, such as http://node1:8000"
+    )
+    model: str = Field(default="student", description="the name that the servers give the model")
+    max_model_len: int | None = Field(
+        default=None, gt=0, description="the servers'; null takes the model's own context"
+    )
+    shared_folder: Path | None = Field(
+        default=None, description="where weights are handed over; null is for servers on this machine"
+    )
+    concurrency: int = Field(default=64, gt=0, description="requests in flight at each replica")
+    timeout: float = Field(default=1800.0, gt=0, description="seconds for one try of a request")
+    deadline: float = Field(default=3600.0, ge=0, description="seconds for all tries of a request; then the run stops")
+    dtype: str = Field(default="float32", description="of the servers' weights, for the keys of evaluations")
+
+    def context(self, of_model: int) -> int:
+        """Return the shorter of `max_model_len` and the model's own context."""
+        return min(of_model, self.max_model_len or of_model)
+
+    def start(self, checkpoint: Path, site: EngineSite) -> CheckpointEngine:
+        """Hand the checkpoint's weights to the servers; raises `RunError` where they do not take them."""
+        engine = ServedEngine(self)
+        try:
+            engine.load(checkpoint)
+        except BaseException:
+            engine.close()
+            raise
+        return engine
+
+
+class ServedEngine:
+    """See `CheckpointEngine`; each answer has its own seed, so it does not depend on the replica that gives it."""
+
+    def __init__(self, backend: VLLMServer) -> None:
+        from harness.lm.replicas import Patience, Replicas
+
+        self.backend = backend
+        addresses = tuple(url.rstrip("/").removesuffix("/v1") for url in backend.urls)
+        patience = Patience(backend.timeout, backend.deadline)
+        self.replicas: Replicas = Replicas(addresses, patience, backend.concurrency, role="rollout server")
+        self._single = [Replicas((url,), patience, 1, role="rollout server") for url in addresses]
+        self._probed: list[float] | None = None
+        self.weights: str | None = None
+
+    def load(self, checkpoint: Path, weights: str | None = None) -> None:
+        """Let every replica take a checkpoint's weights; with the digest `weights` of those that they have, do nothing."""
+        if weights is not None and weights == self.weights:
+            return
+        # Until all replicas have taken them, no weights are known: a failure must not leave a mixture in use.
+        self.weights = None
+        with _as_servers_see(checkpoint, self.backend.shared_folder) as folder:
+            for number, url in enumerate(self.replicas.urls):
+                self._call(
+                    url, number, "/collective_rpc", {"method": "take_weights", "kwargs": {"folder": str(folder)}}
+                )
+                self._call(url, number, "/reset_prefix_cache", {})
+        self._probed = None
+        self._refuse_other_weights()
+        self.weights = weights
+
+    def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
+        """Return completions with the log-probabilities with which they were drawn; see `Engine`."""
+        from harness.lm.seeding import prompt_seeds
+
+        bodies = [
+            self._body(ids, sampling) | {"seed": seed}
+            for ids, seed in zip(prompts, prompt_seeds(prompts, sampling.seed), strict=True)
+        ]
+        completions = self.replicas.post_all(COMPLETIONS, bodies, _read_completion)
+        # A server that was started again in between has answered with the weights that it was started with.
+        self._refuse_other_weights()
+        return completions
+
+    def prompt_logprobs(self, prompts: Sequence[list[int]]) -> list[list[dict[int, float] | None]]:
+        """Return at each position the log-probabilities of a prompt's token and of the most probable one, at temperature 1."""
+        scored = self.replicas.post_all(COMPLETIONS, [self._scoring(ids) for ids in prompts], _read_prompt)
+        self._refuse_other_weights()
+        return scored
+
+    def describe(self) -> dict[str, Any]:
+        """Return what of the servers decides the answers: version and dtype."""
+        versions = {self.replicas.get(url, "/version")["version"] for url in self.replicas.urls}
+        if len(versions) > 1:
+            raise RunError(f"the rollout servers run vLLM {', '.join(sorted(versions))}; expected one version")
+        return {"engine": "vllm_server", "vllm": versions.pop(), "dtype": self.backend.dtype}
+
+    def close(self) -> None:
+        """Close the connections; the servers go on."""
+        for replicas in (self.replicas, *self._single):
+            replicas.close()
+
+    def _refuse_other_weights(self) -> None:
+        """Raise `RunError` where a replica does not score the probe as the first one did after the last hand-over."""
+        for number, replica in enumerate(self._single):
+            positions = replica.post(COMPLETIONS, self._scoring(PROBE), _read_prompt)
+            scores = [at[token] for token, at in zip(PROBE, positions, strict=True) if at is not None]
+            self._probed = self._probed or scores
+            apart = sum(abs(a - b) for a, b in zip(scores, self._probed, strict=True)) / len(scores)
+            if apart > SAME:
+                raise RunError(
+                    f"the rollout server at {self.replicas.urls[number]} has other weights than those of the last hand-over "
+                    f"(its log-probabilities differ by {apart:.3g} nats on average), as after a restart; the same command "
+                    "continues from the last snapshot and hands them over"
+                )
+
+    def _scoring(self, ids: list[int]) -> dict[str, Any]:
+        asked = {"model": self.backend.model, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 1}
+        return {**asked, "prompt": [ids]}
+
+    def _body(self, ids: list[int], sampling: Sampling) -> dict[str, Any]:
+        return {
+            "model": self.backend.model, "prompt": [ids], "max_tokens": sampling.max_new_tokens,
+            "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k or -1,
+            "stop_token_ids": list(sampling.stop_ids), "stop": list(sampling.stop_strings), "ignore_eos": True,
+            "logprobs": 0, "return_token_ids": True,
+        }  # fmt: skip
+
+    def _call(self, url: str, number: int, path: str, body: dict[str, Any]) -> None:
+        try:
+            self.replicas.command(url, path, body)
+        except TrainingError as error:
+            raise RunError(
+                f"rollout server {number + 1} did not take new weights ({error}); start the servers with "
+                f"VLLM_SERVER_DEV_MODE=1 and --worker-extension-cls {EXTENSION}"
+            ) from error
+
+
+@contextmanager
+def _as_servers_see(checkpoint: Path, shared: Path | None) -> Generator[Path]:
+    """Yield a folder with a checkpoint's weights that the servers see."""
+    if shared is None:
+        yield checkpoint
+        return
+    folder = shared / f"weights-{uuid.uuid4().hex}"
+    try:
+        shutil.copytree(checkpoint, folder)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read_completion(_: Any, answer: Any) -> Completion:
+    from harness.engines.engine import Completion
+    from harness.lm.completions import AnswerError, read_choices
+
+    (choice,) = read_choices(answer, 1)
+    tokens, scores = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
+    if not tokens or not isinstance(scores, list) or len(scores) != len(tokens):
+        raise AnswerError("the answer holds no token ids with a log-probability each")
+    finish = "length" if choice.get("finish_reason") == "length" else "stop"
+    return Completion([int(token) for token in tokens], finish, tuple(float(score) for score in scores))
+
+
+def _read_prompt(body: Any, answer: Any) -> list[dict[int, float] | None]:
+    from harness.lm.completions import read_choices, read_prompt
+
+    (ids,) = body["prompt"]
+    (choice,) = read_choices(answer, 1)
+    pairs = zip(ids[1:], read_prompt(choice, ids, 1), strict=True)
+    return [None, *({at.top_ids[0]: at.top_logprobs[0], token: at.sampled} for token, at in pairs)]

@@ -1,0 +1,28 @@
+"""What a vLLM server needs to take new weights in place: `--worker-extension-cls harness.engines.vllm_worker.WeightsInPlace`.
+
+vLLM's own `reload_weights` leaves an output layer that is tied to the embeddings as it was, without an error: no checkpoint
+holds that layer. The extension reloads and prepares it again in one call. It imports nothing, because vLLM's workers load it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class WeightsInPlace:
+    """Methods that vLLM adds to its workers, called by `/collective_rpc`."""
+
+    def take_weights(self: Any, folder: str) -> None:
+        """Load a checkpoint of the same architecture from a folder that the server sees."""
+        self.reload_weights(weights_path=folder)
+        prepare_output_layer(self.get_model())
+
+
+def prepare_output_layer(model: Any) -> None:
+    """Prepare the output layer again: no checkpoint holds one that is tied to the embeddings, so vLLM's reload skips it.
+
+    On a CPU vLLM then silently goes on using a packed copy of the old weights.
+    """
+    head = getattr(model, "lm_head", None)
+    if head is not None and hasattr(head, "quant_method"):
+        head.quant_method.process_weights_after_loading(head)

@@ -1,0 +1,1 @@
+"""Many runs: sweeps on one machine or a Ray cluster, and studies."""

@@ -1,0 +1,180 @@
+"""What is wrong with a run's files: missing, damaged, changed, or not of this run; and which of it can be made again.
+
+Every summary carries a checksum of itself and the digest of its answers, `done.json` the digests of a stage's logs and of its
+checkpoint, and the manifest the digests of all weights. So each file is vouched for by another one, up to the manifest.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from harness.errors import HarnessError, RunError
+from harness.rundir.files import RESULTS, SAMPLES, check_samples, file_digest, read_results
+from harness.rundir.reader import RunDir, read_parquet
+from harness.rundir.schema import CellRecord, CellSummary, DoneFile, DriftSummary
+from harness.rundir.store import StageFolder, cell_name
+
+DAMAGED = "damaged"  # folder of a run that takes what a repair moves away
+# The digests of a checkpoint's folder by name: first of its weights, then of its other files.
+Digests = Callable[[Path], Mapping[str, str]]
+Remedy = Literal["evaluate", "train", "restore"]
+REMEDIES: dict[Remedy, str] = {
+    "evaluate": "the run's command evaluates it again",
+    "train": "the run's command trains the stage again and refuses other weights than before",
+    "restore": "nothing makes it again: restore it from a copy",
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something wrong: the file or folder, one sentence, what makes it again, and whether it is only missing."""
+
+    place: Path
+    sentence: str
+    remedy: Remedy
+    missing: bool = False
+
+
+def find_faults(run: RunDir, digests: Digests | None = None) -> Iterator[Fault]:
+    """Yield what is wrong with a run's files, stage by stage; what an unfinished run has not made yet is not wrong.
+
+    `digests` reads a checkpoint, for example `harness.lm.checkpoints.checkpoint_digests`. Without it, checkpoints and rollouts
+    are left out: reports do not read them, and reading weights loads torch.
+    """
+    for index in range(len(run.stages) + 1):
+        folder = run.stage(index)
+        weights = run.manifest.weights.get(f"stage_{index}" if index else "start", "")
+        if index:
+            yield from _training(run, index, folder, weights, digests)
+        for place, kind in _cells(run, index, folder):
+            yield from _cell(run, index, place, kind, weights)
+
+
+def refuse_changed(runs: Iterable[RunDir]) -> list[Fault]:
+    """Return what finished runs lack of the files that reports read; raises `RunError` for the first one that is changed."""
+    missing: list[Fault] = []
+    for run in runs:
+        faults = list(find_faults(run))
+        if changed := [fault for fault in faults if not fault.missing]:
+            more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+            raise RunError(f"{changed[0].sentence}{more}; see: harness runs verify {run.path}")
+        missing += faults
+    return missing
+
+
+def move_away(run: Path, faults: Iterable[Fault]) -> list[Path]:
+    """Move what can be made again into the run's folder `damaged`, so that the run's command makes it; return the places."""
+    moved: list[Path] = []
+    for place in dict.fromkeys(fault.place for fault in faults if fault.remedy != "restore" and fault.place.exists()):
+        target = run / DAMAGED / place.relative_to(run)
+        number = 1
+        while target.exists():
+            number, target = number + 1, run / DAMAGED / str(number) / place.relative_to(run)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(place, target)
+        moved.append(target)
+    return moved
+
+
+def _training(run: RunDir, index: int, folder: StageFolder, weights: str, digests: Digests | None) -> Iterator[Fault]:
+    train, finished = folder.path / "train", run.manifest.finished is not None
+    try:
+        done = folder.training_done
+    except (RunError, OSError) as error:
+        yield Fault(train, str(error), "train")
+        return
+    if done is None:
+        if finished:
+            yield Fault(train, f"{train / 'done.json'} is missing from a finished run", "train", missing=True)
+        return
+    if weights and done.weights not in ("", weights):
+        yield Fault(train, _other_weights(train / "done.json", done.weights, weights), "train")
+    begun = run.manifest.weights.get(f"stage_{index - 1}" if index > 1 else "start", "")
+    if begun and done.before and done.before != begun:
+        yield Fault(train, f"{train / 'done.json'} began with the weights {done.before}, expected {begun}", "train")
+    for name, digest in done.logs.items() if digests else [log for log in done.logs.items() if log[0] in _READ]:
+        if not (train / name).is_file():
+            yield Fault(train, f"{train / name} is missing from a trained stage", "train", missing=True)
+        elif (found := file_digest(train / name)) != digest:
+            yield Fault(train, f"{train / name} was changed: its digest is {found}, expected {digest}", "train")
+    if digests is not None:
+        yield from _checkpoint(folder, done, digests)
+
+
+_READ = ("steps.jsonl", "curve.jsonl")  # what reports read of a training
+
+
+def _checkpoint(folder: StageFolder, done: DoneFile, digests: Digests) -> Iterator[Fault]:
+    checkpoint, train = folder.checkpoint, folder.path / "train"
+    if not checkpoint.is_dir():
+        yield Fault(train, f"{checkpoint} is missing from a trained stage", "train", missing=True)
+        return
+    try:
+        found = digests(checkpoint)
+    except (HarnessError, OSError) as error:
+        yield Fault(train, str(error), "train")
+        return
+    for (what, present), expected in zip(found.items(), (done.weights, done.files), strict=True):
+        if expected and present != expected:
+            yield Fault(train, f"{checkpoint}: its {what} changed: digest {present}, expected {expected}", "train")
+
+
+def _cells(run: RunDir, index: int, folder: StageFolder) -> Iterator[tuple[Path, type[CellRecord]]]:
+    """Yield the folder of each cell that a stage has or, in a finished run, should have, with the kind of its summary."""
+    expected: list[Path] = []
+    if run.manifest.finished:
+        profiles = ("", *run.further_profiles)
+        expected = [folder.cell(cell_name(task, name)) for name in profiles for task in run.tasks_under(name)]
+        if not index and (noise := run.manifest.noise):
+            repeats = range(1, noise.repeats + 1)
+            expected += [folder.noise(cell, repeat) for repeat in repeats for cell in noise.cells]
+    present = [path for name in ("eval/*", "noise/*/*", "regraded/*/*") for path in sorted(folder.path.glob(name))]
+    for place in dict.fromkeys([*expected, *(path for path in present if not path.name.startswith("."))]):
+        yield place, CellSummary
+    evaluation: dict[str, Any] = run.manifest.config.get("evaluation") or {}
+    if folder.drift.exists() or (run.manifest.finished and evaluation.get("drift")):
+        yield folder.drift, DriftSummary
+
+
+def _cell(run: RunDir, index: int, place: Path, kind: type[CellRecord], weights: str) -> Iterator[Fault]:
+    try:
+        summary = read_results(place, kind)
+    except (RunError, OSError) as error:
+        yield Fault(place, f"{error}", "evaluate")
+        return
+    if summary is None:
+        yield Fault(place, f"{place / RESULTS} is missing", "evaluate", missing=True)
+        return
+    if not (place / SAMPLES).is_file():
+        if summary.samples_digest:
+            yield Fault(place, f"{place / SAMPLES} is missing", "evaluate", missing=True)
+        return
+    try:
+        check_samples(place, summary)
+        read_parquet(place / SAMPLES, [])
+    except RunError as error:
+        yield Fault(place, f"{error}", "evaluate")
+    yield from _foreign(run, index, place, summary, weights)
+
+
+def _foreign(run: RunDir, index: int, place: Path, summary: CellRecord, weights: str) -> Iterator[Fault]:
+    """Yield what says that a cell belongs to another stage, task, or checkpoint than its place."""
+    stage = getattr(summary, "stage", None)
+    if stage is not None and stage != index:
+        yield Fault(place, f"{place / RESULTS} is of stage {stage}, expected {index}", "evaluate")
+    found = getattr(summary, "weights", "")
+    if weights and found and summary.samples_digest and found != weights:
+        yield Fault(place, _other_weights(place / RESULTS, found, weights), "evaluate")
+    if isinstance(summary, CellSummary) and place.parent.name == "eval":
+        first = run.manifest.profile_names[0]
+        named = cell_name(summary.task, "" if summary.profile in ("", first) else summary.profile)
+        if named != place.name:
+            yield Fault(place, f"{place / RESULTS} is the cell {named}, expected {place.name}", "evaluate")
+
+
+def _other_weights(file: Path, found: str, expected: str) -> str:
+    return f"{file} names the weights {found}, and the run's manifest {expected} for this stage"

@@ -1,0 +1,60 @@
+"""Registered claims: what is to be judged, written down before the first run, and carried by the manifests of later runs.
+
+    runs/claims.jsonl     one line for each registration, appended by `harness claims register`
+
+A run copies the registrations of its suite into its manifest when it starts. So its manifest says which claims were fixed
+before it, and under which configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.config.base import digest
+from harness.config.run_spec import RunSpec, identity_of
+from harness.config.suite import JOINT, Suite
+from harness.rundir.files import json_line, read_lines, sync
+from harness.rundir.schema import Manifest, RegisteredClaims
+
+REGISTERED = "claims.jsonl"
+
+
+def covers(registered: RegisteredClaims, run: Manifest) -> bool:
+    """Return whether a run's configuration is the one that was registered with the claims."""
+    return registered.configurations.get(_key(run.adapter, run.order)) == configuration_digest(run.config)
+
+
+def configuration_digest(config: Mapping[str, Any]) -> str:
+    """Return the digest of what decides a run's numbers, without its seed."""
+    return digest(identity_of({key: value for key, value in config.items() if key != "seed"}))
+
+
+def configurations_of(suite: Suite) -> dict[str, str]:
+    """Return the digests of a suite's runs by adapter and order."""
+    orders = dict.fromkeys(["default", JOINT, *suite.orders])
+    return {
+        _key(entry, order): configuration_digest(RunSpec(suite, entry, 0, order).config())
+        for entry in suite.adapters
+        for order in orders
+    }
+
+
+def append_registrations(out: Path, registrations: Sequence[RegisteredClaims]) -> Path:
+    """Add registrations to the file below `out` that runs read, durable when this returns; return the file."""
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / REGISTERED
+    with file.open("a", encoding="utf-8") as lines:
+        lines.writelines(json_line(each.as_json()) for each in registrations)
+    sync(file)
+    return file
+
+
+def registrations_for(out: Path, suite: str) -> tuple[RegisteredClaims, ...]:
+    """Return what was registered below `out` for a suite, in order."""
+    return tuple(each for each in read_lines(out / REGISTERED, RegisteredClaims) if each.suite == suite)
+
+
+def _key(adapter: str, order: str) -> str:
+    return f"{adapter}, {order}"

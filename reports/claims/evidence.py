@@ -1,0 +1,191 @@
+"""What claims are measured on: methods by adapter, start and learning rate, and a claim's effect by seed and by item.
+
+`measure` returns the effect, or says why these runs cannot test it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+
+from harness.errors import ConfigError
+from harness.stats.continual import Figure
+from harness.stats.estimates import Estimate
+from harness.stats.rates import Chosen, chosen_rates
+from reports.claims.claim_file import ClaimEntry, claim_metrics, metrics_of_tasks
+from reports.claims.grammar import Metric
+from reports.data.methods import Method, different_starts
+from reports.data.paired_cells import SeedPair, check_pairs, estimate_of
+
+ByRate = Mapping[float, Method]
+
+
+@dataclass(frozen=True)
+class ClaimScope:
+    """Where one row of a claim is judged: a start or two, and a task, each empty where the claim has none."""
+
+    start: str = ""
+    other: str = ""
+    task: str = ""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The methods that claims are judged on, each adapter at its own learning rate.
+
+    `by_rate` holds by start and adapter the methods at every learning rate, its own included; a study has several.
+    """
+
+    methods: Sequence[Method]
+    by_rate: Mapping[tuple[str, str], ByRate] = field(default_factory=dict[tuple[str, str], ByRate])
+
+    @property
+    def starts(self) -> list[str]:
+        """The starts of the methods, in their order."""
+        return list(dict.fromkeys(method.first.start for method in self.methods))
+
+    @property
+    def trained(self) -> list[str]:
+        """The trained tasks, in the order of training."""
+        return list(dict.fromkeys(task for method in self.methods for task in method.stage_of))
+
+    def method(self, entry: ClaimEntry, adapter: str, start: str) -> Method | None:
+        """Return an adapter's runs from a start; raises `ConfigError` where that could mean several methods."""
+        found = [each for each in self.methods if (each.first.adapter, each.first.start) == (adapter, start)]
+        if len(found) > 1:
+            raise ConfigError(
+                f"claim {entry.name}: {adapter} is {' and '.join(method.name for method in found)} here; name the methods of "
+                "one suite and order"
+            )
+        return found[0] if found else None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An effect by seed and by item, under which profile; `reason` says why the runs cannot test it, empty where they can."""
+
+    estimate: Estimate
+    profile: str = ""
+    compared: str = ""
+    reason: str = ""
+
+
+NO_EFFECT = Estimate({})
+
+
+def measure(entry: ClaimEntry, place: ClaimScope, profile: str, evidence: Evidence) -> Measured:
+    """Return a claim's effect at one place, under a profile (empty: the first of the runs)."""
+    named = {metric: evidence.method(entry, metric.adapter, _start(metric, place)) for metric in entry.parsed.metrics}
+    methods = {metric: method for metric, method in named.items() if method is not None}
+    if missing := [metric for metric in named if metric not in methods]:
+        return Measured(NO_EFFECT, profile, reason=f"no runs of {_name(missing[0], place)}")
+    if not any(isinstance(claim_metrics()[metric.name], Figure) for metric in methods):
+        return Measured(_effect(entry, place, methods), compared=_compared(entry, place, methods.values(), evidence))
+    shown = {metric: found for metric, method in methods.items() if (found := method.under(profile))}
+    if lacking := [metric.adapter for metric in methods if metric not in shown]:
+        return Measured(NO_EFFECT, profile, reason=f"{lacking[0]} was not evaluated under profile {profile}")
+    profile = next(iter(shown.values())).profile
+    if apart := _other_weights(shown):
+        return Measured(NO_EFFECT, profile, reason=apart)
+    if entry.scope.rate == "best":
+        return _at_best_rates(entry, place, profile, evidence)
+    if entry.at == "equal_learning":
+        return Measured(NO_EFFECT, profile, reason="no learning curves")
+    _check_comparable(entry, place, shown)
+    return Measured(_effect(entry, place, shown), profile, _compared(entry, place, methods.values(), evidence))
+
+
+def fill(text: str, place: ClaimScope) -> str:
+    """Fill a text's {task}, {one} and {other} in; braces of any other name stay as they are."""
+    values = {"{task}": place.task, "{one}": place.start, "{other}": place.other}
+    for name, value in values.items():
+        text = text.replace(name, value)
+    return text
+
+
+def _start(metric: Metric, place: ClaimScope) -> str:
+    return {"one": place.start, "other": place.other, "": place.start}.get(metric.start, metric.start)
+
+
+def _name(metric: Metric, place: ClaimScope) -> str:
+    start = _start(metric, place)
+    return f"{metric.adapter} from the {start} start" if start else metric.adapter
+
+
+def _task(metric: Metric, place: ClaimScope) -> str:
+    return place.task if metric.name in metrics_of_tasks() else ""
+
+
+def _effect(entry: ClaimEntry, place: ClaimScope, methods: Mapping[Metric, Method]) -> Estimate:
+    stage = entry.scope.stage
+    return entry.parsed.effect(lambda m: methods[m].estimate(claim_metrics()[m.name], _task(m, place), stage))
+
+
+def _compared(entry: ClaimEntry, place: ClaimScope, methods: Iterable[Method], evidence: Evidence) -> str:
+    """Return what is compared, and where a study has several learning rates at which."""
+    rates = dict.fromkeys(
+        rate
+        for method in methods
+        for rate, each in evidence.by_rate.get((method.first.start, method.first.adapter), {}).items()
+        if each is method
+    )
+    return fill(entry.compared, place) + (f" at lr {' and '.join(f'{rate:g}' for rate in rates)}" if rates else "")
+
+
+def _other_weights(methods: Mapping[Metric, Method]) -> str:
+    """Say which two adapters start from other weights at one seed, though from a start of one name; empty where none do."""
+    for one, other in combinations(methods.values(), 2):
+        if one.first.start == other.first.start and (seeds := different_starts(one, other)):
+            return f"{one.first.adapter} and {other.first.adapter} start from other weights at seed {seeds[0]}"
+    return ""
+
+
+def _check_comparable(entry: ClaimEntry, place: ClaimScope, methods: Mapping[Metric, Method]) -> None:
+    """Raise `RunError` where the cells of two seeds or methods were made under different conditions."""
+    figures = {metric: figure for metric in methods if isinstance(figure := claim_metrics()[metric.name], Figure)}
+    sides = [
+        (seed, side)
+        for metric, figure in figures.items()
+        for seed, side in methods[metric].sides(figure, _task(metric, place), entry.scope.stage).items()
+    ]
+    check_pairs([SeedPair(seed, side, side) for seed, side in sides])
+
+
+def _at_best_rates(entry: ClaimEntry, place: ClaimScope, profile: str, evidence: Evidence) -> Measured:
+    """Compare each adapter at its best learning rate; a seed's rate is chosen on the other seeds."""
+    estimates: dict[Metric, Estimate] = {}
+    parts: list[str] = []
+    for metric in entry.parsed.metrics:
+        rates = evidence.by_rate.get((place.start, metric.adapter), {})
+        shown = {rate: found for rate, method in rates.items() if (found := method.under(profile))}
+        if len(shown) < 2:
+            return Measured(NO_EFFECT, profile, reason=f"{metric.adapter} ran at one learning rate")
+        for method in shown.values():
+            _check_comparable(entry, place, {metric: method})
+        estimates[metric], chosen = _best(entry, metric, place, shown)
+        used = dict.fromkeys(each.rate for each in chosen.values())
+        parts.append(f"{metric.adapter} {' or '.join(f'{rate:g}{name_edge(rate, list(shown))}' for rate in used)}")
+    compared = f"{fill(entry.compared, place)}, each at its best lr, which the other seeds chose ({'; '.join(parts)})"
+    return Measured(entry.parsed.effect(estimates.__getitem__), profile, compared.removeprefix(", "))
+
+
+def name_edge(rate: float, tried: Sequence[float]) -> str:
+    """Say where a learning rate lies at the end of those tried, beyond which a better one may lie."""
+    if len(tried) > 1 and rate in {min(tried), max(tried)}:
+        return f", the {'lowest' if rate == min(tried) else 'highest'} tried"
+    return ""
+
+
+def _best(
+    entry: ClaimEntry, metric: Metric, place: ClaimScope, by_rate: ByRate
+) -> tuple[Estimate, Mapping[int, Chosen]]:
+    """Return a metric of each seed at the rate that the other seeds chose; the highest counts as best, or the lowest."""
+    figure, task, stage = claim_metrics()[metric.name], _task(metric, place), entry.scope.stage
+    estimates = {rate: method.estimate(figure, task, stage) for rate, method in by_rate.items()}
+    better = -1 if isinstance(figure, Figure) and not figure.higher_is_better else 1
+    chosen = chosen_rates({rate: (better * found).by_seed for rate, found in estimates.items()})
+    if not isinstance(figure, Figure):
+        return Estimate({seed: better * each.value for seed, each in chosen.items()}), chosen
+    sides = {seed: by_rate[each.rate].sides(figure, task, stage)[seed] for seed, each in chosen.items()}
+    return estimate_of(sides), chosen

@@ -1,0 +1,48 @@
+"""Where methods end, next to where they started: which end below their start, and which learned nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from harness.stats.continual import ACCURACY, LEARNING, START
+from harness.stats.intervals import Interval
+from harness.stats.two_way import two_way_interval
+from reports.data.methods import Method
+from reports.document.sentences import format_percent
+
+LEAST_LEARNED = 0.02  # a share: less is called nothing learned
+
+
+def describe_against_start(methods: Sequence[Method], stage: int | None = None) -> Iterator[str]:
+    """Yield a sentence for each method that ends below its start or learned nothing; controls are left out."""
+    for method in methods:
+        if not method.control:
+            yield from _below_start(method, stage)
+            yield from _nothing_learned(method, stage)
+
+
+def format_bracket(interval: Interval, sign: int = 1) -> str:
+    """Write the bounds of an interval in points, in the direction of a sign; empty where it has none."""
+    low, high = (interval.low, interval.high) if sign > 0 else (-interval.high, -interval.low)
+    return "" if math.isnan(low) else f" [{format_percent(low)},\u00a0{format_percent(high)}]"
+
+
+def _below_start(method: Method, stage: int | None) -> Iterator[str]:
+    end, start = method.estimate(ACCURACY, stage=stage), method.estimate(START, stage=stage)
+    change = two_way_interval(end - start)
+    if change.mean < 0:
+        yield (
+            f"{method.name} ends below its start: at {format_percent(end.of_seeds((end - start).seeds).mean)} %, "
+            f"{format_percent(-change.mean)} points{format_bracket(change, -1)} less than before any stage."
+        )
+
+
+def _nothing_learned(method: Method, stage: int | None) -> Iterator[str]:
+    gain = two_way_interval(method.estimate(LEARNING, stage=stage) - method.estimate(START, stage=stage))
+    if gain.mean <= LEAST_LEARNED:
+        more = "more" if gain.mean >= 0 else "less"
+        yield (
+            f"{method.name} learned nothing: right after its own stage a task scores {format_percent(abs(gain.mean))} points "
+            f"{more} than at the start{format_bracket(gain, 1 if gain.mean >= 0 else -1)}, mean over tasks."
+        )

@@ -1,0 +1,88 @@
+"""What two methods' runs differ in besides the method: teacher, stages, budget, and every other setting.
+
+A difference in scores may come from any of these, so comparisons name them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from harness.config.base import is_mapping, merge
+from harness.config.run_spec import identity_of
+from harness.rundir.differences import find_differences
+from harness.rundir.reader import RunDir
+from reports.data.methods import Method
+
+BUDGET = ("steps", "prompts_per_step", "num_generations", "max_new_tokens", "train_items")
+APART = ("name", "seed", "adapter", "training", "stages", "teacher", "evaluation")
+LONGEST = 60  # characters of a value
+
+
+def describe_differences(one: Method, other: Method) -> list[str]:
+    """Return what two methods differ in besides the method: a sentence on teacher, stages and budget, one on all the rest."""
+    runs = (one.first, other.first)
+    large = [*_teachers(one, other), *_stages(*runs), *_training(*runs, budget=True)]
+    small = [*_training(*runs, budget=False), *_others(*runs)]
+    names = f"{one.name} and {other.name}"
+    sentences = [f"{names} differ in more than the method: {'; '.join(large)}."] if large else []
+    return [*sentences, *([f"{names} differ in settings: {'; '.join(small)}."] if small else [])]
+
+
+def _teachers(one: Method, other: Method) -> Iterator[str]:
+    configs = [method.first.manifest.config.get("teacher") or {} for method in (one, other)]
+    if found := find_differences(*configs):
+        yield f"teacher ({_listed(found)})"
+        return
+    weights = [{run.seed: run.manifest.weights.get("teacher") for run in method.frames.runs} for method in (one, other)]
+    if any(len({weights[0][seed], weights[1].get(seed)} - {None, ""}) > 1 for seed in weights[0]):
+        yield "teacher (its weights)"
+
+
+def _stages(one: RunDir, other: RunDir) -> Iterator[str]:
+    if one.trains != other.trains:
+        yield f"stages ({', then '.join(one.stages)} and {', then '.join(other.stages)})"
+
+
+def _training(one: RunDir, other: RunDir, *, budget: bool) -> Iterator[str]:
+    """Yield differing settings of training, each as in the first stage in which it differs."""
+    settings, found = [_training_of(run) for run in (one, other)], dict[str, tuple[Any, Any]]()
+    for stage, training in settings[0].items():
+        for key, values in find_differences(training, settings[1].get(stage, training)).items():
+            if (key in BUDGET) == budget:
+                found.setdefault(f"training.{key}", values)
+    if found:
+        yield _listed(found)
+
+
+def _training_of(run: RunDir) -> dict[str, dict[str, Any]]:
+    """Return each stage's training by its name, with what the adapter entry says."""
+    config = identity_of(run.manifest.config)
+    own = (config.get("adapter") or {}).get("training") or {}
+    plain = config.get("training") or {}
+    stages = [stage for stage in config.get("stages") or [] if is_mapping(stage)]
+    return {str(stage.get("task")): merge(stage.get("training") or plain, own) for stage in stages}
+
+
+def _others(one: RunDir, other: RunDir) -> Iterator[str]:
+    configs = [_by_name(identity_of(run.manifest.config)) for run in (one, other)]
+    if found := find_differences(*configs):
+        yield _listed(found)
+
+
+def _by_name(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration without what is compared apart; evaluation profiles, a list in the file, by their names."""
+    evaluation = dict(config.get("evaluation") or {})
+    profiles = evaluation.get("profiles")
+    if isinstance(profiles, list):
+        evaluation["profiles"] = {each["name"]: each for each in profiles}
+    return {**{key: value for key, value in config.items() if key not in APART}, "evaluation": evaluation}
+
+
+def _listed(found: dict[str, tuple[Any, Any]]) -> str:
+    return ", ".join(f"{name} ({_short(one)} and {_short(other)})" for name, (one, other) in found.items())
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"

@@ -1,0 +1,79 @@
+"""The command `claims`: checks a file of claims, and registers it before the first run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.cli.options import Include, Out, Overrides, read_suite
+from harness.errors import ConfigError
+from harness.terminal.console import SafeConsole
+
+if TYPE_CHECKING:
+    from harness.config.suite import Suite
+
+ClaimsName = Annotated[str, typer.Argument(help="A file of claims, or a shipped one's name (aopd).", metavar="FILE")]
+
+claims = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Check claims, or register them before the first run."
+)
+
+
+@claims.command()
+def check(file: ClaimsName) -> None:
+    """Read a file of claims and print in which order its primary claims are tested."""
+    from reports.claims.claim_file import read_claims
+
+    console, found = SafeConsole(), read_claims(file)
+    by_name = {claim.name: claim for claim in found.claims}
+    for place, name in enumerate(found.primary, start=1):
+        console.say(f"{place}. {name}: {by_name[name].text} ({by_name[name].expression})")
+    others = [name for name in by_name if name not in found.primary]
+    console.say(f"exploratory: {', '.join(others) or 'none'}")
+
+
+@claims.command()
+def register(
+    file: ClaimsName,
+    suite: Annotated[str | None, typer.Option(help="The suite whose runs the claims speak of.")] = None,
+    study: Annotated[
+        str | None, typer.Option(help="In place of a suite, a study: all its suites are registered.")
+    ] = None,
+    out: Out = Path("runs"),
+    overrides: Overrides = None,
+    include_path: Include = None,
+) -> None:
+    """Write down what will be judged, before the first run: the digests of claims and suite, and the time.
+
+    Runs of the suite that start afterwards with the same --out carry it in their manifests, and reports say whether the claims
+    were registered before the first run.
+    """
+    from harness.rundir.reader import find_runs
+    from harness.rundir.registered_claims import append_registrations
+    from reports.claims.claim_file import read_claims
+    from reports.claims.registration import claims_digest, registrations_of
+
+    if (suite is None) == (study is None):
+        raise ConfigError("name one of --suite and --study: whose runs the claims speak of")
+    console, found = SafeConsole(), read_claims(file)
+    suites = [read_suite(suite, overrides, include_path, None)] if suite else _suites_of(study or "", overrides, out)
+    started = [run for each in suites if _holds_runs(out / each.name) for run in find_runs([out / each.name])]
+    place = append_registrations(out, registrations_of(found, suites))
+    names = ", ".join(each.name for each in suites)
+    console.say(f"registered {found.title!r} ({claims_digest(found)}) for {names} in {place}")
+    if started:
+        console.say(f"{len(started)} of these runs started before; a report names them")
+
+
+def _suites_of(study: str, overrides: list[str] | None, out: Path) -> list[Suite]:
+    """Return the suites that a study's runs are of."""
+    from harness.pipeline.sweeps.study_runs import plan_study
+
+    by_name = {spec.suite.name: spec.suite for spec in plan_study(study, overrides or [], out).specs}
+    return list(by_name.values())
+
+
+def _holds_runs(folder: Path) -> bool:
+    return any(folder.glob("*/*/*/manifest.json"))

@@ -1,0 +1,95 @@
+"""Real vLLM servers draw the rollouts: after each hand-over of weights their log-probabilities are the trainer's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.config.load import load_suite
+from harness.config.run_spec import RunSpec
+from harness.engines.backend import EngineSite
+from harness.engines.engine import Sampling
+from harness.engines.student import StudentEngine
+from harness.engines.vllm_server import EXTENSION, ServedEngine, VLLMServer
+from harness.errors import RunError
+from harness.lm.checkpoints import Loaded
+from harness.pipeline.run import run
+from tests.support.models import dense_logprobs, write_yaml
+from tests.support.vllm import PROMPTS, wide_suite
+from tests.support.vllm_serve import vllm_server
+
+pytest.importorskip("vllm", reason="vLLM is not installed; `make vllm` installs it")
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def url(student_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
+    """One server for all tests of this module, started on the untouched student."""
+    options = (
+        "--generation-config",
+        "vllm",
+        "--logprobs-mode",
+        "processed_logprobs",
+        "--worker-extension-cls",
+        EXTENSION,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_SERVER_DEV_MODE", "1")
+        log = tmp_path_factory.mktemp("vllm") / "log.txt"
+        with vllm_server(student_folder, log, *options, name="student") as address:
+            yield address
+
+
+@pytest.fixture
+def served(url: str, student_folder: Path, tmp_path: Path) -> Generator[ServedEngine]:
+    backend = VLLMServer.model_validate({"urls": [url], "shared_folder": str(tmp_path), "deadline": 60, "timeout": 60})
+    engine = backend.start(student_folder, EngineSite("cpu", "float32", 1, tmp_path / "log.txt"))
+    assert isinstance(engine, ServedEngine)
+    yield engine
+    engine.close()
+
+
+@pytest.mark.pitfall(
+    "`reload_weights` over HTTP leaves a model with tied embeddings with a mixture of old and new weights",
+    area="vLLM",
+    guard="the servers' worker extension prepares the output layer again",
+    evidence="with `reload_weights` in the place of `take_weights` the log-probabilities are those of no checkpoint",
+)
+def test_served_log_probabilities_are_the_trainers_after_each_hand_over(served: ServedEngine, student: Loaded):
+    sampling = Sampling(12, stop_ids=student.renderer.stop_ids, seed=3)
+    engine, generator = StudentEngine(served, student.model), torch.Generator().manual_seed(1)
+    for _ in range(3):
+        for prompt, done in zip(PROMPTS * 2, engine.generate(PROMPTS * 2, sampling), strict=True):
+            stops = [token in sampling.stop_ids for token in done.tokens]
+            assert done.finish == ("stop" if stops[-1] else "length")
+            assert not any(stops[:-1])
+            logprobs = dense_logprobs(student.model, prompt + done.tokens)[len(prompt) - 1 : -1]
+            expected = logprobs[range(len(done.tokens)), done.tokens]
+            assert done.logprobs == pytest.approx(expected.tolist(), abs=1e-4)
+        with torch.no_grad():
+            for parameter in student.model.parameters():
+                parameter += 0.3 * parameter.std() * torch.randn(parameter.shape, generator=generator)
+
+
+def test_a_server_with_other_weights_than_those_handed_over_is_refused(served: ServedEngine, changed: Path):
+    served.replicas.command(
+        served.replicas.urls[0], "/collective_rpc", {"method": "take_weights", "kwargs": {"folder": str(changed)}}
+    )
+    with pytest.raises(RunError, match="has other weights than those of the last hand-over"):
+        served.generate(PROMPTS, Sampling(4))
+    served.load(changed)
+    assert len(served.generate(PROMPTS, Sampling(4))) == len(PROMPTS)
+
+
+def test_a_whole_run_trains_on_and_evaluates_with_the_servers(url: str, tmp_path: Path):
+    raw = {**wide_suite(), "stages": ["tiny_weather"], "probes": [], "adapters": {"opd": {}}}
+    raw |= {"backend": "vllm_server", "vllm_server": {"urls": [url], "shared_folder": str(tmp_path), "deadline": 60}}
+    path = run(RunSpec(load_suite(str(write_yaml(tmp_path / "suite.yaml", raw))), "opd", 0, out=tmp_path / "runs"))
+    cell = json.loads(next(path.glob("stage_1_*/eval/tiny_weather/results.json")).read_text())
+    assert cell["keys"]["fields"]["backend"]["engine"] == "vllm_server"
+    weights = json.loads((path / "manifest.json").read_text())["weights"]
+    assert weights["stage_1"] != weights["start"]

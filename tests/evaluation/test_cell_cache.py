@@ -1,0 +1,37 @@
+"""Cells shared between runs: what a killed process left half written goes, and a changed cell is not taken."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from harness.errors import RunError
+from harness.evaluation.cell_cache import CellResult, SharedCells
+from harness.rundir.schema import Keys
+from tests.support.records import cell_of
+
+KEYS = Keys(generation="g" * 16, grading="r" * 16)
+
+
+def test_what_a_killed_process_left_of_a_shared_cell_goes_with_the_next_one(tmp_path: Path):
+    shared = SharedCells(tmp_path)
+    left = shared.folder / f".{KEYS.generation}-{KEYS.grading}.abcdefgh"
+    other = shared.folder / ".another-cell.abcdefgh"
+    for folder in (left, other):
+        folder.mkdir(parents=True)
+    shared.put(KEYS, CellResult(cell_of(1), pd.DataFrame({"score": [1.0]})))
+    assert not left.exists()
+    assert other.exists(), "another process may be writing it"
+    assert shared.get(KEYS) is not None
+
+
+def test_a_shared_cell_whose_score_was_changed_is_not_taken(tmp_path: Path):
+    shared = SharedCells(tmp_path)
+    shared.put(KEYS, CellResult(cell_of(0.5), pd.DataFrame({"score": [0.5]})))
+    (file,) = shared.folder.glob("*/results.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "score": 1.0}))
+    with pytest.raises(RunError, match="was changed from outside"):
+        shared.get(KEYS)

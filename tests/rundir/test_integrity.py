@@ -1,0 +1,185 @@
+"""A finished run's files vouch for each other: whatever is missing, short or changed is named, and no report is silent."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from harness.cli.app import app
+from harness.config.run_spec import RunSpec
+from harness.config.suite import Suite
+from harness.errors import RunError
+from harness.lm.checkpoints import checkpoint_digests
+from harness.pipeline.run import run
+from harness.rundir.integrity import find_faults
+from harness.rundir.reader import find_runs
+from harness.rundir.store import is_finished
+from reports.data.frames import load
+from tests.support.runs import FOLDERS, cells, vouch
+
+CELL = "stage_1_tiny_weather/eval/tiny_weather"
+TRAIN = "stage_1_tiny_weather/train"
+READ_BY_REPORTS = (
+    *("manifest.json", f"{CELL}/results.json", f"{CELL}/samples.parquet", f"{TRAIN}/steps.jsonl"),
+    *(f"{TRAIN}/done.json", "stage_2_tiny_currency/drift/results.json", "stage_2_tiny_currency/drift/samples.parquet"),
+)
+OTHERS = (
+    *(f"{TRAIN}/rollouts.parquet", f"{TRAIN}/checkpoint/model.safetensors", f"{TRAIN}/checkpoint/config.json"),
+    f"{TRAIN}/checkpoint/tokenizer.json",
+)
+
+
+def remove(file: Path) -> None:
+    file.unlink()
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def halve(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def put_a_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+DAMAGES = (remove, empty, halve, flip, put_a_folder)
+
+
+def set_in(name: str, value: Any) -> Callable[[Path], None]:
+    def change(file: Path) -> None:
+        file.write_text(json.dumps({**json.loads(file.read_text()), name: value}))
+
+    return change
+
+
+def invert_scores(file: Path) -> None:
+    samples = pd.read_parquet(file)
+    samples.assign(score=1 - samples["score"]).to_parquet(file, index=False)
+
+
+def drop_rows(file: Path) -> None:
+    pd.read_parquet(file).iloc[::2].to_parquet(file, index=False)
+
+
+def name_other_weights(file: Path) -> None:
+    set_in("weights", "0" * 16)(file)
+    vouch(file)
+
+
+def name_another_task(file: Path) -> None:
+    set_in("task", "tiny_currency")(file)
+    vouch(file)
+
+
+EDITS: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "score": (f"{CELL}/results.json", set_in("score", 0.123)),
+    "impossible score": (f"{CELL}/results.json", set_in("score", -1)),
+    "items": (f"{CELL}/results.json", set_in("n", 2)),
+    "inverted scores": (f"{CELL}/samples.parquet", invert_scores),
+    "half of the rows": (f"{CELL}/samples.parquet", drop_rows),
+    "a cell of other weights": (f"{CELL}/results.json", name_other_weights),
+    "a cell of another task": (f"{CELL}/results.json", name_another_task),
+    "another seed": ("manifest.json", set_in("seed", 7)),
+    "another adapter": ("manifest.json", set_in("adapter", "opd")),
+    "other weights": ("manifest.json", set_in("weights", {"start": "0" * 16})),
+    "a manifest that is a list": ("manifest.json", lambda file: file.write_text("[]")),
+    "a stage that is gone": (CELL, lambda folder: shutil.rmtree(folder.parents[1])),
+    "a cell that is gone": (CELL, shutil.rmtree),
+    "a checkpoint that is gone": (f"{TRAIN}/checkpoint", shutil.rmtree),
+}
+
+
+def kinds() -> Iterator[tuple[str, str, Callable[[Path], Any]]]:
+    for file in (*READ_BY_REPORTS, *OTHERS):
+        yield from ((f"{damage.__name__} {file}", file, damage) for damage in DAMAGES)
+    yield from ((name, file, edit) for name, (file, edit) in EDITS.items())
+
+
+def outcome(path: Path, names: Callable[[Path], Any]) -> str:
+    try:
+        return "named" if names(path) else "silent"
+    except RunError:
+        return "named"
+    except Exception as error:
+        return f"traceback {type(error).__name__}: {error}"
+
+
+def test_every_kind_of_damage_of_a_finished_run_is_named(aopd: Path, tmp_path: Path):
+    found: dict[str, str] = {}
+    for number, (name, file, damage) in enumerate(kinds()):
+        copy = tmp_path / f"{number}"
+        shutil.copytree(aopd, copy)
+        damage(copy / file)
+        found[f"verify: {name}"] = outcome(
+            copy, lambda path: list(find_faults(find_runs([path])[0], checkpoint_digests))
+        )
+        if file not in OTHERS and not file.endswith("checkpoint"):
+            found[f"report: {name}"] = outcome(copy, lambda path: load([path]).faults)
+        shutil.rmtree(copy)
+    silent = [name for name, result in found.items() if result == "silent"]
+    tracebacks = [f"{name}: {result}" for name, result in found.items() if result.startswith("traceback")]
+    print(f"damaged runs: tried {len(found)}, silent {len(silent)}, tracebacks {len(tracebacks)}")
+    assert len(found) > 100
+    assert silent == []
+    assert tracebacks == []
+
+
+def test_an_undisturbed_run_is_whole_and_so_is_one_that_still_goes_on(aopd: Path, tmp_path: Path):
+    assert list(find_faults(find_runs([aopd])[0], checkpoint_digests)) == []
+    copy = shutil.copytree(aopd, tmp_path / "run")
+    set_in("finished", None)(copy / "manifest.json")
+    vouch(copy / "manifest.json")
+    shutil.rmtree(copy / FOLDERS[2])
+    assert list(find_faults(find_runs([copy])[0], checkpoint_digests)) == []
+    assert load([copy]).faults == ()
+
+
+def test_cells_swapped_between_two_methods_are_named(aopd: Path, opd: Path, tmp_path: Path):
+    copy = shutil.copytree(aopd, tmp_path / "run")
+    shutil.rmtree(copy / CELL)
+    shutil.copytree(opd / CELL, copy / CELL)
+    with pytest.raises(RunError, match="names the weights"):
+        load([copy])
+
+
+def test_a_damaged_run_is_named_repaired_and_made_whole_by_its_own_command(aopd: Path, micro: Suite, tmp_path: Path):
+    spec = RunSpec(micro, "aopd", 0, out=tmp_path)
+    shutil.copytree(aopd, spec.path)
+    flip(spec.path / CELL / "samples.parquet")
+    halve(spec.path / "stage_2_tiny_currency/train/steps.jsonl")
+    named = CliRunner().invoke(app, ["runs", "verify", str(spec.path)])
+    assert named.exit_code == 1
+    assert "samples.parquet" in named.output
+    assert "steps.jsonl" in named.output
+    assert CliRunner().invoke(app, ["runs", "verify", str(tmp_path), "--repair"]).exit_code == 1
+    assert not is_finished(spec)
+    run(spec)
+    assert CliRunner().invoke(app, ["runs", "verify", str(spec.path)]).exit_code == 0
+    assert cells(spec.path) == cells(aopd)
+
+
+def test_a_run_does_not_go_on_beside_cells_of_other_weights(aopd: Path, opd: Path, micro: Suite, tmp_path: Path):
+    spec = RunSpec(micro, "aopd", 0, out=tmp_path)
+    shutil.copytree(aopd, spec.path)
+    shutil.rmtree(spec.path / CELL)
+    shutil.copytree(opd / CELL, spec.path / CELL)
+    shutil.rmtree(spec.path / FOLDERS[2])
+    with pytest.raises(RunError, match="was answered by the weights"):
+        run(spec)
