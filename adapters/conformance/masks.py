@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from adapters.conformance.outcomes import ConformanceError
@@ -47,7 +48,7 @@ def _check_batch(batch: Batch, script: Script) -> None:
 def _rows(batch: Batch) -> Iterable[tuple[Tensor, Tensor]]:
     """Return ids and mask of each sequence; a packed batch has them one after the other in one row."""
     parts = batch.lengths if batch.packed else [batch.input_ids.shape[1]]
-    ids, predicts = (values.split(parts, dim=1) for values in (batch.input_ids, batch.predicts))
+    ids, predicts = (torch.split(values, parts, dim=1) for values in (batch.input_ids, batch.predicts))
     return [
         (row, mask) for part, masks in zip(ids, predicts, strict=True) for row, mask in zip(part, masks, strict=True)
     ]

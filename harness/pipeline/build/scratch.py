@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -83,7 +83,7 @@ def _build(
     device: str,
 ) -> None:
     renderer = Renderer(train_tokenizer(spec, texts), spec.chat)
-    model = _random_model(spec.architecture, len(renderer.tokenizer), derive_seed(seed, "weights"))
+    model: Any = _random_model(spec.architecture, len(renderer.tokenizer), derive_seed(seed, "weights"))
     limits = spec.warmup.strengths[spec.strength].items
     examples = {name: library.load(name).training_examples(renderer, limits.get(name)) for name in spec.warmup.mixture}
     _warm_up(model.to(device), spec, examples, seed, progress)
