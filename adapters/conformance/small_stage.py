@@ -211,6 +211,10 @@ class SmallTask:
         """Return an item's question."""
         return doc["prompt"]
 
+    def render_question(self, doc: dict[str, Any], question: str, renderer: Renderer) -> str:
+        """Return a question as it stands: there is no template here."""
+        return question
+
     def training_target(self, doc: dict[str, Any]) -> str:
         """Return an item's reference answer."""
         return doc["target"]
