@@ -22,7 +22,7 @@ from harness.lm.precision import autocast
 from harness.lm.ranks import current_ranks
 from harness.lm.rollouts import Batch, Example, Rollout, make_batches, with_prompts
 from harness.lm.seeding import derive_seed
-from harness.lm.weights import Trainable
+from harness.lm.trained.weights import Trainable
 from harness.rundir.process.session import Timer
 from harness.teachers.local import LocalTeacher
 from harness.teachers.score_checks import ask, refuse_certainty

@@ -25,10 +25,10 @@ from harness.config.training import Training
 from harness.errors import ConfigError, NotFiniteError, TaskError
 from harness.lm.logprobs import TeacherRequest
 from harness.lm.packing import packing
-from harness.lm.recompute import recomputed_layers
 from harness.lm.rollouts import Reduction, Rollout
-from harness.lm.trainable import trainable
-from harness.lm.weights import Trainable
+from harness.lm.trained.recompute import recomputed_layers
+from harness.lm.trained.trainable import trainable
+from harness.lm.trained.weights import Trainable
 
 if TYPE_CHECKING:
     from harness.lm.optimiser import Updater

@@ -12,12 +12,11 @@ from typing import ClassVar
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from adapters.wrappers.wrapper import PenaltyWrapper, penalised
 from harness.adapter import Penalties, StageContext
 from harness.lm.precision import autocast
-from harness.lm.ranks import local_part
+from harness.lm.ranks import is_split, local_part
 from harness.lm.rollouts import Example, Rollout, make_batches
 from harness.lm.seeding import derive_seed, permutation
 
@@ -67,7 +66,7 @@ class EWC(PenaltyWrapper):
         named = dict(student.named_parameters())
         terms = [(weight * (named[name] - anchor) ** 2).sum() for name, (weight, anchor) in importance.items()]
         # Parts of several processes are added one by one; they cannot be stacked.
-        total = sum(terms[1:], terms[0]) if isinstance(terms[0], DTensor) else torch.stack(terms).sum()
+        total = sum(terms[1:], terms[0]) if is_split(terms[0]) else torch.stack(terms).sum()
         return 0.5 * self.strength * total
 
 

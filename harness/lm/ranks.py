@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 T = TypeVar("T")
 
@@ -52,22 +51,38 @@ def current_ranks() -> Ranks:
     return Ranks(distributed.get_rank(), distributed.get_world_size())
 
 
+# DTensor is imported where there are several processes: it takes a second, and a tensor of one process is never split.
+
+
 @torch.no_grad()
 def whole(tensor: Tensor) -> Tensor:
-    """Return a tensor that may be sharded as one plain tensor; all processes must call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    """Return a tensor that may be split as one plain tensor; all processes must call it."""
+    return tensor.full_tensor() if is_split(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def is_split(tensor: Tensor) -> bool:
+    """Return whether each process holds a part of a tensor."""
+    if current_ranks().size == 1:
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
 
 
 @torch.no_grad()
 def take(tensor: Tensor, state: Tensor) -> None:
-    """Copy a whole tensor into one that may be sharded; all processes must call it."""
-    if isinstance(tensor, DTensor):
-        state = distribute_tensor(state.to(tensor.device), tensor.device_mesh, tensor.placements)
-    tensor.copy_(state)
+    """Copy a whole tensor into one that may be split; all processes must call it."""
+    tensor.copy_(_split_like(tensor, state) if is_split(tensor) else state)
 
 
 def local_part(parameter: nn.Parameter, state: Tensor) -> Tensor:
     """Return a state of the parameter's shape as it is split; another state, such as a count, stays whole."""
-    if not isinstance(parameter, DTensor) or state.shape != parameter.shape or isinstance(state, DTensor):
+    if not is_split(parameter) or state.shape != parameter.shape or is_split(state):
         return state
-    return distribute_tensor(state.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return _split_like(parameter, state)
+
+
+def _split_like(tensor: Any, state: Tensor) -> Tensor:
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(state.to(tensor.device), tensor.device_mesh, tensor.placements)

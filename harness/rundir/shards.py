@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-from torch.distributed.checkpoint.state_dict_saver import save
 
 NUMBER = "#"  # before keys that are numbers, which torch.distributed.checkpoint does not take
 
 
 def write_shards(folder: Path, state: Mapping[str, Any]) -> None:
     """Write this process's parts of the tensors in nested mappings; all processes must call it."""
+    from torch.distributed.checkpoint.state_dict_saver import save  # takes a second to import
+
     save(_map_keys(state, _worded), checkpoint_id=folder)
 
 
 def read_shards(folder: Path) -> dict[str, Any]:
     """Return the state that some processes wrote, with whole tensors; any one process may call it."""
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
     whole = folder.with_name(f".{folder.name}.whole")
     try:
         dcp_to_torch_save(folder, whole)

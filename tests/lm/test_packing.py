@@ -31,8 +31,8 @@ from harness.errors import ConfigError
 from harness.lm.logprobs import StudentForward, TeacherRequest
 from harness.lm.packing import packing, packs
 from harness.lm.precision import autocast
-from harness.lm.recompute import recomputed_layers
 from harness.lm.rollouts import Rollout, make_batches, with_prompts
+from harness.lm.trained.recompute import recomputed_layers
 from tests.support.models import assert_same_gradients, gradients, local_teacher, qwen3, rollout
 from tests.support.stages import Recorder, stage
 

@@ -23,10 +23,10 @@ from harness.errors import ConfigError, ModelError
 from harness.lm import output_layer
 from harness.lm.logprobs import Head, StudentForward, selected_logprobs
 from harness.lm.optimiser import Updater
-from harness.lm.recompute import recomputed_layers
 from harness.lm.rollouts import Batch, make_batches
-from harness.lm.trainable import trainable
-from harness.lm.weights import MasterWeights
+from harness.lm.trained.recompute import recomputed_layers
+from harness.lm.trained.trainable import trainable
+from harness.lm.trained.weights import MasterWeights
 from harness.rundir.files import SNAPSHOT
 from tests.support.models import gradients, micro_suite, qwen3, rollout, write_yaml
 

@@ -1,4 +1,4 @@
-"""Open a student's weights for training; several processes that train together each hold a part of them (FSDP2).
+"""A student that several processes train together: each holds a part of every weight, gradient and moment (FSDP2).
 
 A copy of the student is sharded and trained. The student's own model keeps its shape without its memory, and is filled from
 the shards while it generates, while something reads its weights, and when the stage ends.
@@ -16,31 +16,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from harness.config.training import Precision
-from harness.errors import NotFiniteError
 from harness.lm.logprobs import StudentForward
-from harness.lm.ranks import Ranks, current_ranks, take, whole
-from harness.lm.recompute import layers_of
-from harness.lm.weights import MasterWeights, OwnWeights, Trainable
-
-
-@contextmanager
-def trainable(student: StudentForward, precision: Precision) -> Generator[Trainable]:
-    """Open a student's weights for training; afterwards the student is as it was, with the new weights."""
-    opened = _open(student, precision)
-    try:
-        yield opened
-    except BaseException as error:
-        # One process's error leaves the others waiting elsewhere; a loss that is not finite is everyone's.
-        if current_ranks().size == 1 or isinstance(error, NotFiniteError):
-            opened.close()
-        raise
-    opened.close()
-
-
-def _open(student: StudentForward, precision: Precision) -> Trainable:
-    if (ranks := current_ranks()).size > 1:
-        return ShardedWeights(student, precision, ranks)
-    return MasterWeights(student) if precision == "bfloat16_master" else OwnWeights(student)
+from harness.lm.ranks import Ranks, take, whole
+from harness.lm.trained.recompute import layers_of
+from harness.lm.trained.weights import Trainable
 
 
 class ShardedWeights(Trainable):
