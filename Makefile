@@ -24,7 +24,7 @@ STUDY ?= tiny
 SHARE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help stage-all study report test test-slow test-vllm test-ray test-browser test-gpu pitfalls docs mutations architectures soak vllm check fix bench bench-compare clean
+.PHONY: help stage-all study report test test-slow test-vllm test-ray test-browser test-gpu pitfalls docs mutations architectures soak vllm check fix bench bench-compare coverage clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -86,10 +86,13 @@ fix: $(DEV)  ## Format, and fix what can be fixed automatically
 	$(BIN)/ruff format .
 
 bench: $(DEV)  ## Measure speed and memory against TRL and transformers, write benchmarks/RESULTS.md (or BENCH_OUT=...); DEVICE=cuda measures a GPU
-	$(if $(DEVICE),$(BIN)/python -m benchmarks.device.device_bench --device $(DEVICE),OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.run --out $(BENCH_OUT))
+	$(if $(DEVICE),$(BIN)/python -m benchmarks.device.device_bench --device $(DEVICE),OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.run_benchmarks --out $(BENCH_OUT))
 
 bench-compare: $(DEV)  ## Tell which figures of a device got worse by more than 10 %: BEFORE=old.json AFTER=new.json
 	$(BIN)/python -m benchmarks.device.device_figures $(BEFORE) $(AFTER)
+
+coverage: $(DEV)  ## Simulate how often intervals and verdicts are right, write docs/results/coverage.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.coverage
 
 clean:  ## Remove runs and caches of tools, but not .venv
 	rm -rf runs mutants .pytest_cache .ruff_cache .hypothesis dist build

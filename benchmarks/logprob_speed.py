@@ -16,7 +16,7 @@ from functools import partial
 import torch
 
 from benchmarks.logprob_variants import TOP_K, Size
-from benchmarks.logprob_work import Measured
+from benchmarks.logprob_work import WorkCost
 from benchmarks.measure import Measurement
 from benchmarks.results_page import cells, table
 from benchmarks.trl_step import installed
@@ -30,7 +30,7 @@ WHOLE_SIZE = Size(tokens=1024)
 
 
 @dataclass(frozen=True)
-class Comparison:
+class VariantPair:
     """One of our variants and what it stands against; `products` of (N, H) and (H, V) are those that full logits need."""
 
     what: str
@@ -42,23 +42,23 @@ class Comparison:
 
 
 COMPARISONS = (
-    Comparison(f"AOPD, sampled token and top {TOP_K}", "ours_aopd", FULL, "dense_aopd", AOPD_SIZE, 3),
-    Comparison("AOPD", "ours_aopd", "our OPD, sampled token", "ours_opd", AOPD_SIZE),
-    Comparison("AOPD with the step log's figures", "ours_aopd_diagnosed", "AOPD alone", "ours_aopd", AOPD_SIZE),
-    Comparison("OPD, sampled token", "ours_opd", f"{TRL_TILES}: the same", "trl_opd", AOPD_SIZE),
-    Comparison(f"teacher, sampled token and top {TOP_K}", "ours_teacher", FULL, "dense_teacher", AOPD_SIZE, 1),
-    Comparison("reverse KL", "ours_reverse_kl", FULL, "dense_reverse_kl", WHOLE_SIZE, 4),
-    Comparison("reverse KL", "ours_reverse_kl", f"{TRL_TILES}: the same", "trl_reverse_kl", WHOLE_SIZE),
-    Comparison("JSD, beta 0.5", "ours_jsd", FULL, "dense_jsd", WHOLE_SIZE, 4),
-    Comparison("JSD, beta 0.5", "ours_jsd", f"{TRL_TILES}: the same", "trl_jsd", WHOLE_SIZE),
+    VariantPair(f"AOPD, sampled token and top {TOP_K}", "ours_aopd", FULL, "dense_aopd", AOPD_SIZE, 3),
+    VariantPair("AOPD", "ours_aopd", "our OPD, sampled token", "ours_opd", AOPD_SIZE),
+    VariantPair("AOPD with the step log's figures", "ours_aopd_diagnosed", "AOPD alone", "ours_aopd", AOPD_SIZE),
+    VariantPair("OPD, sampled token", "ours_opd", f"{TRL_TILES}: the same", "trl_opd", AOPD_SIZE),
+    VariantPair(f"teacher, sampled token and top {TOP_K}", "ours_teacher", FULL, "dense_teacher", AOPD_SIZE, 1),
+    VariantPair("reverse KL", "ours_reverse_kl", FULL, "dense_reverse_kl", WHOLE_SIZE, 4),
+    VariantPair("reverse KL", "ours_reverse_kl", f"{TRL_TILES}: the same", "trl_reverse_kl", WHOLE_SIZE),
+    VariantPair("JSD, beta 0.5", "ours_jsd", FULL, "dense_jsd", WHOLE_SIZE, 4),
+    VariantPair("JSD, beta 0.5", "ours_jsd", f"{TRL_TILES}: the same", "trl_jsd", WHOLE_SIZE),
 )
 
 
 @dataclass(frozen=True)
-class Round:
+class SpeedRound:
     """One round on a device: what each variant took, and the fastest matrix product's GFLOP/s."""
 
-    measured: Mapping[str, Measured]
+    measured: Mapping[str, WorkCost]
     peak: float
 
 
@@ -70,28 +70,28 @@ def section(rounds: int, threads: int) -> str:
     return text(found, threads)
 
 
-def one_round(device: str, measure: Callable[[str, Size, str], Measured]) -> Round:
+def one_round(device: str, measure: Callable[[str, Size, str], WorkCost]) -> SpeedRound:
     """Measure every variant once."""
     sizes = {name: c.size for c in comparisons() for name in (c.ours, c.theirs)}
     measured = {name: measure(name, size, device) for name, size in sizes.items()}
-    return Round(measured, peak_rate(_precision(device), device)(0))
+    return SpeedRound(measured, peak_rate(_precision(device), device)(0))
 
 
-def comparisons() -> list[Comparison]:
+def comparisons() -> list[VariantPair]:
     """Return the comparisons that can be made here: without TRL, not those with it."""
     return [c for c in COMPARISONS if installed() or not c.theirs.startswith("trl_")]
 
 
-def in_its_own_process(variant: str, size: Size, device: str, threads: int) -> Measured:
+def in_its_own_process(variant: str, size: Size, device: str, threads: int) -> WorkCost:
     """Measure one variant where no other has been."""
     numbers = {"tokens": size.tokens, "vocabulary": size.vocabulary, "hidden": size.hidden}
     options = [f"--{name}={value}" for name, value in numbers.items()]
     command = [sys.executable, "-m", "benchmarks.logprob_work", "--variant", variant, "--device", device, *options]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    return Measured(**json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout))
+    return WorkCost(**json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout))
 
 
-def text(found: Mapping[str, Sequence[Round]], threads: int) -> str:
+def text(found: Mapping[str, Sequence[SpeedRound]], threads: int) -> str:
     """Return the section: a table of all devices, and how to read it."""
     rows = [row for device, rounds in found.items() for row in _rows(device, rounds)]
     header = ["measured", "unit", "ours", "against", "theirs", "ours / theirs (range)"]
@@ -104,7 +104,7 @@ def text(found: Mapping[str, Sequence[Round]], threads: int) -> str:
     return "\n\n".join(parts)
 
 
-def _rows(device: str, rounds: Sequence[Round]) -> Iterator[Measurement]:
+def _rows(device: str, rounds: Sequence[SpeedRound]) -> Iterator[Measurement]:
     peaks, where, precision = [r.peak for r in rounds], f"{device}, {_precision(device)}", _precision(device)
     for c in comparisons():
         ours, theirs = ([r.measured[name] for r in rounds] for name in (c.ours, c.theirs))
@@ -126,7 +126,7 @@ def notes(threads: int, rounds: int) -> list[str]:
         f"{AOPD_SIZE.tokens:,} tokens ({WHOLE_SIZE.tokens:,} for reverse KL and JSD), hidden size {AOPD_SIZE.hidden}, "
         f"random states, heads and ids; forward and backward to states and head, the teacher's side forward alone. CPU: "
         f"float32, threads: {threads}; GPU: bfloat16. Medians of {rounds} rounds in turn; every measurement is one run (GPU: "
-        "the median of five) after a warm-up, in a process of its own.",
+        "the median of five) after a warm-up, in a separate process.",
         "Memory is the peak during the run beyond what was in use before it, when inputs were there; the gradient of the "
         f"head, {AOPD_SIZE.vocabulary * AOPD_SIZE.hidden * 4 / MIB:,.0f} MiB in float32, is part of all but the teacher's. "
         "CPU: the kernel's own mark of the peak resident set, set back before the run, so no sampling misses it. "

@@ -25,7 +25,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @dataclass(frozen=True)
-class Measured:
+class WorkCost:
     """Median seconds of a run, and the most bytes in use during it beyond those before it."""
 
     seconds: float
@@ -46,14 +46,14 @@ def main(
     typer.echo(json.dumps(asdict(measured(VARIANTS[variant], Size(tokens, vocabulary, hidden), device))))
 
 
-def measured(work: Work, size: Size, device: str = "cpu") -> Measured:
+def measured(work: Work, size: Size, device: str = "cpu") -> WorkCost:
     """Measure after a warm-up, which on a CPU has few tokens: what a process pays once is paid by then."""
     inputs, gpu = make_inputs(size, device), device == "cuda"
     _run(work, inputs.first(size.tokens if gpu else WARM_UP_TOKENS))
     before = _memory_before(gpu)
     seconds = [_run(work, inputs.first(size.tokens)) for _ in range(RUNS_ON_GPU if gpu else 1)]
     peak = torch.cuda.max_memory_allocated() if gpu else _status("VmHWM")
-    return Measured(statistics.median(seconds), peak - before)
+    return WorkCost(statistics.median(seconds), peak - before)
 
 
 def _run(work: Work, inputs: Inputs) -> float:

@@ -49,9 +49,9 @@ def two_methods(
 ) -> tuple[Estimate, Estimate, float]:
     """Return two methods' scores on the same items, and the true difference for all seeds and items of the kind.
 
-    `levels` are the methods' means on the probit scale. Sizes of clusters are multinomial.
+    `levels` are the methods' means on the probit scale. Sizes of clusters are multinomial, where there are fewer than items.
     """
-    names = generator.integers(0, clusters, items)
+    names = _clusters(generator, clusters, items)
     shared = generator.normal(0, spread.cluster, clusters)[names] + generator.normal(0, spread.item, items)
     right: list[Vector] = []
     for level in levels:
@@ -63,6 +63,11 @@ def two_methods(
     scale = math.sqrt(1 + sum(each**2 for each in spread))
     base, other = (_estimate(values, names) for values in right)
     return base, other, float(ndtr(levels[1] / scale) - ndtr(levels[0] / scale))
+
+
+def _clusters(generator: Generator, clusters: int, items: int) -> NDArray[np.int64]:
+    """Return the cluster of each item; as many clusters as items are one each."""
+    return np.arange(items) if clusters >= items else generator.integers(0, clusters, items)
 
 
 def _estimate(values: Vector, names: NDArray[np.int64]) -> Estimate:

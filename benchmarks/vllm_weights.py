@@ -21,7 +21,7 @@ MISSING = "vLLM is not installed here, so its section is missing: `make vllm`, t
 
 
 @dataclass(frozen=True)
-class Round:
+class HandoverRound:
     """One round's seconds for a cold start and for new weights, and both engines' response tokens per second."""
 
     start: float
@@ -55,7 +55,7 @@ def section(setting: Setting, rounds: int, threads: int) -> str:
     return "\n\n".join(["## vLLM on this machine", table(header, [cells(row) for row in rows]), _note(rounds, setting)])
 
 
-def _round(setting: Setting, checkpoints: list[Path], place: EngineSite, seed: int) -> Round:
+def _round(setting: Setting, checkpoints: list[Path], place: EngineSite, seed: int) -> HandoverRound:
     """Start an engine on the student, warm it up, generate, then give it the teacher's weights and the student's again."""
     started = time.perf_counter()
     engine = VLLMEngine(checkpoints[0], VLLM(), place)
@@ -70,7 +70,7 @@ def _round(setting: Setting, checkpoints: list[Path], place: EngineSite, seed: i
         engine.load(checkpoint)
     changed = (time.perf_counter() - changing) / len(checkpoints)
     engine.close()
-    return Round(ready - started, changed, *rates)
+    return HandoverRound(ready - started, changed, *rates)
 
 
 def _rate(engine: VLLMEngine | HFEngine, setting: Setting, seed: int) -> float:

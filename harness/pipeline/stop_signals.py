@@ -65,6 +65,20 @@ def hand_on_signals(request: StopRequest) -> Generator[None]:
 
 
 @contextmanager
+def note_signals(request: StopRequest) -> Generator[None]:
+    """Note the first signal in `request` in this block; the next one ends the block at once by `StoppedError`."""
+
+    def answer(number: int, _: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if request.signal:
+            raise StoppedError(f"stopped by {name}; the same command continues")
+        request.signal = name
+
+    with _handlers(answer):
+        yield
+
+
+@contextmanager
 def _handlers(answer: Callable[[int, FrameType | None], None]) -> Generator[None]:
     """Let `answer` take both signals in this block; only a process's main thread can."""
     if threading.current_thread() is not threading.main_thread():

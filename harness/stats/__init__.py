@@ -5,6 +5,7 @@
 - `intervals`: t intervals over seeds, and over items or clusters of items.
 - `paired`: the difference of two estimates, with all that says how sure it is.
 - `significance`: p values, items lost and gained, Holm's correction, rank correlation.
+- `by_item`: items forgotten and gained, with and without what guessing explains.
 - `power`, `sampling`: detectable effects, pass@k, the noise floor. `two_way`: one interval for another seed and other items.
 - `equal_learning`: retention at equal learning, by interpolation of learning curves, one number per seed.
 - `matching`: whether two methods learned equally at the end. `rates`: the learning rate that other seeds choose.

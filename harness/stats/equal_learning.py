@@ -33,7 +33,7 @@ Vector = NDArray[np.float64]
 LEAST = 0.05  # the smallest range of common learning, a share
 UPPER = 0.9  # the part of the common range that is compared
 NO_COMMON_LEARNING = "not comparable: no common learning"
-TOO_FEW_POINTS = "not comparable: learned between two points of the curve; use a smaller evaluation.every"
+TOO_FEW_POINTS = "not comparable: too few points"  # a method learned all of the common range between two
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +46,17 @@ class Curve:
 
     learned: Vector
     kept: Mapping[str, ItemTable]
+
+    @property
+    def reached(self) -> Vector:
+        """The learning that the method has reached at each point (K,): the nondecreasing least-squares fit of `learned`.
+
+        Pool adjacent violators (Barlow et al. 1972, Statistical Inference under Order Restrictions).
+        """
+        from scipy.optimize import isotonic_regression  # takes a second to import
+
+        fit: Any = isotonic_regression(self.learned)
+        return np.asarray(fit.x, dtype=np.float64)
 
     @property
     def change(self) -> Vector:
@@ -103,7 +114,7 @@ def at_equal_learning(base: Mapping[int, Curve], other: Mapping[int, Curve]) -> 
     paired = [seed for seed in base if seed in other]
     for seed in paired:
         curves = (base[seed], other[seed])
-        fits = [_monotone(curve.learned) for curve in curves]
+        fits = [curve.reached for curve in curves]
         levels = _common_levels(fits)
         if levels is None:
             continue
@@ -150,14 +161,6 @@ def _first_reached(fit: Vector, levels: Vector) -> Vector:
         share = (level - fit[after - 1]) / (fit[after] - fit[after - 1])
         row[after - 1], row[after] = 1 - share, share
     return rows
-
-
-def _monotone(learned: Vector) -> Vector:
-    """Return the nondecreasing fit by least squares (Barlow et al. 1972; pool adjacent violators)."""
-    from scipy.optimize import isotonic_regression  # takes a second to import
-
-    fit: Any = isotonic_regression(learned)
-    return np.asarray(fit.x, dtype=np.float64)
 
 
 def _estimate(sides: Mapping[int, tuple[Curve, Vector]]) -> Estimate:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 LEVEL = 0.95
+# What a quantity of each unit can be: a share, a difference of shares, a ratio of shares, an entropy.
+BOUNDS = {"%": (0.0, 1.0), "points": (-1.0, 1.0), "ratio": (0.0, math.inf), "nats": (0.0, math.inf)}
 ROUNDING = 1e-9  # a smaller width comes from adding floats: the values are equal
 
 
@@ -36,6 +38,22 @@ class Interval:
     def half_width(self) -> float:
         """Half the distance between the bounds."""
         return (self.high - self.low) / 2
+
+    def within(self, low: float, high: float) -> Interval:
+        """Return the interval cut at bounds that the quantity cannot leave; what it covers of possible values stays the same.
+
+        Error and degrees of freedom stay, so that p values do.
+        """
+        return replace(self, low=max(self.low, low), high=min(self.high, high)) if not math.isnan(self.low) else self
+
+    def of_unit(self, unit: str) -> Interval:
+        """Return the interval within the bounds of a quantity of a unit, see BOUNDS."""
+        return self.within(*BOUNDS[unit])
+
+    def of_difference(self, unit: str) -> Interval:
+        """Return the interval within the bounds of a difference of two quantities of a unit."""
+        low, high = BOUNDS[unit]
+        return self.within(low - high, high - low)
 
     def beyond(self, smallest: float, sign: int = 1) -> Interval:
         """Return the interval of `sign * mean - smallest`: what an effect claimed in a direction exceeds its minimum by."""

@@ -52,9 +52,19 @@ class Difference:
     by_seed: Mapping[int, float] = field(default_factory=dict[int, float])
     items_by_seed: Mapping[int, Interval] = field(default_factory=dict[int, Interval])
 
+    def of_unit(self, unit: str) -> Difference:
+        """Return the difference with its intervals within the bounds of a difference of two quantities of a unit."""
+        return replace(
+            self,
+            interval=self.interval.of_difference(unit),
+            seeds=self.seeds.of_difference(unit),
+            items=self.items.of_difference(unit),
+            items_by_seed={seed: each.of_difference(unit) for seed, each in self.items_by_seed.items()},
+        )
+
     @property
     def p(self) -> float:
-        """The two-sided p value of the test that `interval` inverts; nan where there is no interval."""
+        """The two-sided p value of the test that `interval` inverts, see `p_value`; nan where there is no interval."""
         return p_value(self.interval)
 
     @property

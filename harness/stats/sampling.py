@@ -35,4 +35,4 @@ def mean_ratio(numerators: ArrayLike, denominators: ArrayLike) -> Interval:
     Runs without a positive denominator are left out.
     """
     above, below = (np.asarray(values, dtype=np.float64) for values in (numerators, denominators))
-    return t_interval(above[below > 0] / below[below > 0])
+    return t_interval(above[below > 0] / below[below > 0]).of_unit("ratio")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from harness.stats.intervals import LEVEL, Interval, has_width
+from harness.stats.intervals import LEVEL, ROUNDING, Interval, has_width
 
 
 class Flips(NamedTuple):
@@ -22,9 +22,15 @@ class Flips(NamedTuple):
 
 
 def p_value(interval: Interval, level: float = LEVEL) -> float:
-    """Return the two-sided p value of the t test that an interval inverts; nan where the interval has no width."""
-    if not has_width(interval, 1):
+    """Return the two-sided p value of the t test that an interval inverts; nan where there is no interval.
+
+    Where all seeds differ alike there is no spread to test against, and the interval has no width. Its p value is that of the
+    exact sign test: 1 where the mean is zero, else 2 / 2^n for n seeds (so few seeds resolve nothing).
+    """
+    if math.isnan(interval.low):
         return math.nan
+    if not has_width(interval, 1):
+        return 1.0 if abs(interval.mean) <= ROUNDING else min(1.0, 2.0 ** (1 - interval.seeds))
     error, df = interval.error, interval.df
     if math.isnan(error):
         df = interval.seeds - 1

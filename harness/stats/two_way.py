@@ -19,7 +19,7 @@ from harness.stats.intervals import LEVEL, NOTHING, Interval, effective_clusters
 SMALL = 1e-18  # a variance below this is rounding
 
 
-class Components(NamedTuple):
+class VarianceParts(NamedTuple):
     """Parts of the variance of a mean over S seeds and C clusters of items, with their degrees of freedom.
 
     - `seeds`: of the seeds' means, s^2 / S. It holds the part of `both`, as the seeds' means do.
@@ -91,14 +91,14 @@ def unpaired_interval(base: Estimate, other: Estimate, *, level: float = LEVEL) 
     )
 
 
-def _interval(mean: float, found: Components, seeds: int, level: float) -> Interval:
+def _interval(mean: float, found: VarianceParts, seeds: int, level: float) -> Interval:
     variance, df = (found.within, found.df_clusters) if seeds < 2 else (found.total, math.nan)
     if variance < SMALL:
         return Interval(mean, mean, mean, seeds, 0.0)
     return interval_from(mean, math.sqrt(variance), df if seeds < 2 else found.df, seeds, level)
 
 
-def unpaired_components(base: Estimate, other: Estimate) -> Components | None:
+def unpaired_components(base: Estimate, other: Estimate) -> VarianceParts | None:
     """Return the parts of the variance of other minus base, seeds independent and items paired; None without the same items.
 
     The two sides' parts by seed and by both add up. The part by clusters is that of each item's difference
@@ -113,7 +113,7 @@ def unpaired_components(base: Estimate, other: Estimate) -> Components | None:
         return None
     seeds, df_seeds = _welch(base, other)
     both = sides[0].both + sides[1].both
-    return Components(seeds, paired.clusters, both, paired.within, df_seeds, paired.df_clusters)
+    return VarianceParts(seeds, paired.clusters, both, paired.within, df_seeds, paired.df_clusters)
 
 
 def _welch(base: Estimate, other: Estimate) -> tuple[float, float]:
@@ -126,7 +126,7 @@ def _welch(base: Estimate, other: Estimate) -> tuple[float, float]:
     return sum(parts), sum(parts) ** 2 / squares if squares else fewest
 
 
-def components(estimate: Estimate) -> Components | None:
+def components(estimate: Estimate) -> VarianceParts | None:
     """Return the parts of the variance of an estimate's mean; None without items, or where a task has a single cluster.
 
     Tasks are strata: their parts add up. Clusters of unequal size count as `effective_clusters`.
@@ -147,7 +147,7 @@ def components(estimate: Estimate) -> Components | None:
         within += factor * float((_by_cluster(table.values - own, name) ** 2).sum()) / seeds
         df += effective_clusters(sizes) - 1
     between = float(estimate.values.var(ddof=1)) / seeds if seeds > 1 else math.nan
-    return Components(between, clusters, both, within, seeds - 1, df)
+    return VarianceParts(between, clusters, both, within, seeds - 1, df)
 
 
 def variances(estimate: Estimate) -> Variances:

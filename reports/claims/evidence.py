@@ -15,6 +15,7 @@ from harness.stats.estimates import Estimate
 from harness.stats.rates import Chosen, chosen_rates
 from reports.claims.claim_file import ClaimEntry, claim_metrics, metrics_of_tasks
 from reports.claims.grammar import Metric
+from reports.data.learning_curves import NO_CURVES, at_equal_learning_of
 from reports.data.methods import Method, different_starts
 from reports.data.paired_cells import SeedPair, check_pairs, estimate_of
 
@@ -91,7 +92,7 @@ def measure(entry: ClaimEntry, place: ClaimScope, profile: str, evidence: Eviden
     if entry.scope.rate == "best":
         return _at_best_rates(entry, place, profile, evidence)
     if entry.at == "equal_learning":
-        return Measured(NO_EFFECT, profile, reason="no learning curves")
+        return _at_equal_learning(entry, place, profile, shown)
     _check_comparable(entry, place, shown)
     return Measured(_effect(entry, place, shown), profile, _compared(entry, place, methods.values(), evidence))
 
@@ -168,6 +169,27 @@ def _at_best_rates(entry: ClaimEntry, place: ClaimScope, profile: str, evidence:
         parts.append(f"{metric.adapter} {' or '.join(f'{rate:g}{name_edge(rate, list(shown))}' for rate in used)}")
     compared = f"{fill(entry.compared, place)}, each at its best lr, which the other seeds chose ({'; '.join(parts)})"
     return Measured(entry.parsed.effect(estimates.__getitem__), profile, compared.removeprefix(", "))
+
+
+def _at_equal_learning(
+    entry: ClaimEntry, place: ClaimScope, profile: str, methods: Mapping[Metric, Method]
+) -> Measured:
+    """Compare what two adapters kept of the probes, or of one task, at equal learning: in one stage, or on average."""
+    one, other = methods
+    if profile != (first := methods[one].first.manifest.profile_names[0]):
+        return Measured(NO_EFFECT, profile, reason=f"learning curves are made under the profile {first}")
+    tasks = [task] if (task := _task(one, place)) else methods[one].first.probes
+    found = at_equal_learning_of(methods[other], methods[one], tasks, entry.scope.stage)
+    if found is None or found.obstacle:
+        return Measured(
+            NO_EFFECT, profile, reason=NO_CURVES if found is None else found.obstacle.removeprefix("not comparable: ")
+        )
+    sides = {one: found.kept.other, other: found.kept.base}
+    seeds = f"{len(found.kept.common)} of {found.kept.seeds} seeds have common learning"
+    compared = ", ".join(
+        filter(None, [fill(entry.compared, place), seeds * (len(found.kept.common) < found.kept.seeds)])
+    )
+    return Measured(entry.parsed.effect(sides.__getitem__), profile, compared)
 
 
 def name_edge(rate: float, tried: Sequence[float]) -> str:

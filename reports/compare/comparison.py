@@ -19,8 +19,10 @@ from harness.stats.estimates import Estimate
 from harness.stats.intervals import t_interval
 from harness.stats.matching import MARGIN, how_matched
 from harness.stats.paired import compare, compare_unpaired
-from reports.compare.rows import AVERAGE, ComparisonRow, with_holm
-from reports.data.methods import ENTROPY, Method, TrainingFigure, different_starts
+from reports.compare.rows import AVERAGE, ComparisonRow, Quantity, with_holm
+from reports.data.calibration import CALIBRATION, calibration
+from reports.data.learning_curves import KEPT, StagePair, mean_of_stages, stage_pairs
+from reports.data.methods import ENTROPY, Method, different_starts
 from reports.data.paired_cells import SeedPair, compare_groups, compare_pairs, noise_floor, restriction
 from reports.data.setting_differences import describe_differences
 from reports.document.sentences import format_count
@@ -62,7 +64,7 @@ class Comparison:
         """All rows with Holm's p values, so that these do not depend on what is shown."""
         return with_holm([row for method in self.methods[1:] for row in self._rows(method)])
 
-    def row(self, other: str, quantity: Figure | TrainingFigure, task: str = "") -> ComparisonRow | None:
+    def row(self, other: str, quantity: Quantity, task: str = "") -> ComparisonRow | None:
         """Return one row; None where it cannot be compared."""
         wanted = (other, quantity.name, task)
         return next((row for row in self._all if (row.other, row.quantity.name, row.task) == wanted), None)
@@ -106,7 +108,10 @@ class Comparison:
             return []
         compared = [figure for figure in FIGURES.values() if figure.compared]
         rows = [row for figure in compared if (row := self.average(method, figure))]
-        return [*rows, *(self._entropy(method) if self.base.on_policy and method.on_policy else [])]
+        entropy = self._entropy(method) if self.base.on_policy and method.on_policy else []
+        sampled = self._calibration(method)
+        kept = mean_of_stages(self._stage_pairs(method))
+        return [*rows, *entropy, *sampled, *([self._kept(method, kept, AVERAGE)] if kept else [])]
 
     def _rows(self, method: Method) -> Iterator[ComparisonRow]:
         """Yield the rows by task of every figure, each followed by its average."""
@@ -122,6 +127,7 @@ class Comparison:
             if figure.name in averages:
                 yield averages.pop(figure.name)
         yield from averages.values()
+        yield from (self._kept(method, pair, pair.name) for pair in self._stage_pairs(method))
 
     def _by_task(self, method: Method, figure: Figure) -> Iterator[ComparisonRow]:
         for task in method.tasks:
@@ -166,6 +172,22 @@ class Comparison:
             found = compare_unpaired(Estimate(ours), Estimate(theirs))
         return [ComparisonRow(ENTROPY, "", self.base.name, method.name, found)] if paired else []
 
+    def _calibration(self, method: Method) -> list[ComparisonRow]:
+        ours, theirs = (calibration(each, self.last(each)) for each in (self.base, method))
+        paired = [(one, other) for one, other in self.seeds(method) if one in ours.by_seed and other in theirs.by_seed]
+        base, other = ours.of_seeds([one for one, _ in paired]), theirs.of_seeds([other for _, other in paired])
+        other = Estimate(dict(zip(base.by_seed, other.by_seed.values(), strict=True)), other.items)
+        return [ComparisonRow(CALIBRATION, "", self.base.name, method.name, compare(base, other))] if paired else []
+
+    def _stage_pairs(self, method: Method) -> list[StagePair]:
+        last = min(self.last(self.base), self.last(method))
+        return [pair for pair in stage_pairs(self.base, method) if pair.stage <= last]
+
+    def _kept(self, method: Method, pair: StagePair, task: str) -> ComparisonRow:
+        """Return what the two kept at equal learning in a stage, or over the stages."""
+        base, other = (Estimate({}),) * 2 if pair.obstacle else (pair.kept.base, pair.kept.other)
+        return ComparisonRow(KEPT, task, self.base.name, method.name, compare(base, other), pair.obstacle)
+
     def _share_tasks(self, method: Method) -> bool:
         ours, theirs = (set(self._trained(each)) for each in (self.base, method))
         return ours == theirs != set()
@@ -199,7 +221,7 @@ class Comparison:
         for each in (self.base, method):
             if not (each.on_policy or each.control):
                 yield f"{each.name} trains on references, so its entropy in training is not compared."
-        rows = [row for row in self.rows if row.other == method.name]
+        rows = [row for row in self.rows if row.other == method.name and row.quantity is not KEPT]
         if fewer := [row for row in rows if row.difference.seeds.seeds < len(paired)]:
             counted = f"{len(fewer)} of {format_count(len(rows), 'row')}"
             yield f"{method.name}: {counted} leave out seeds that are not evaluated yet."

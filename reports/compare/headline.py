@@ -18,6 +18,7 @@ from reports.compare.final_scores import describe_against_start, format_bracket
 from reports.compare.rows import ComparisonRow
 from reports.data.frames import Frames
 from reports.data.methods import Method, methods_of
+from reports.data.setting_differences import describe_unlike
 from reports.document.sentences import format_count, format_percent
 
 
@@ -32,8 +33,9 @@ def headline(frames: Frames) -> list[str]:
 
 
 def headline_of(methods: Sequence[Method]) -> list[str]:
-    """Return one sentence per method after the first, against it; none for a single method."""
-    return [_sentence(methods[0], other) for other in methods[1:]]
+    """Return one sentence per method after the first, against it, and where more than the method differs; none for one."""
+    unlike = [sentence for other in methods[1:] for sentence in describe_unlike(methods[0], other)]
+    return [*(_sentence(methods[0], other) for other in methods[1:]), *unlike]
 
 
 def sentences_of(compared: Comparison) -> list[str]:

@@ -46,7 +46,8 @@ READING = (
     "interval inverts, adjusted after Holm over a figure's tasks and all methods compared. Lost and gained: items right "
     "before the difference and wrong after it, and the reverse, added over seeds; with several answers an item is right "
     "where all are. sd: of one seed's difference, by what varies. Detects: the smallest difference for which the interval "
-    "excludes zero in 80 % of repeats."
+    "excludes zero in 80 % of repeats. Kept at equal learning: how the first stage's task and the probes changed since a "
+    "stage began, averaged over the learning that both methods reach on their learning curves."
 )
 
 

@@ -13,9 +13,12 @@ from harness.stats.intervals import NOTHING
 from harness.stats.matching import MATCHED
 from harness.stats.paired import Difference
 from harness.stats.significance import holm, p_value
+from reports.data.calibration import ProfileFigure
+from reports.data.learning_curves import CurveFigure
 from reports.data.methods import TrainingFigure
 
 AVERAGE = "average"
+Quantity = Figure | TrainingFigure | CurveFigure | ProfileFigure
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class ComparisonRow:
     `task` is a task's name, AVERAGE where the quantity is also shown by task, else empty.
     """
 
-    quantity: Figure | TrainingFigure
+    quantity: Quantity
     task: str
     base: str
     other: str
@@ -33,6 +36,9 @@ class ComparisonRow:
     learning: str = ""
     adjusted: float = math.nan
     noise: float = math.nan
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "difference", self.difference.of_unit(self.quantity.unit))
 
     @property
     def title(self) -> str:

@@ -6,16 +6,21 @@ which is what forgetting takes, and the start with the end. Where an item has se
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 
 from harness.rundir.reader import IDENTITY
+from harness.stats.by_item import by_item
+from harness.stats.intervals import t_interval
+from harness.stats.significance import Flips
 from reports.data.frames import Frames
 
 STAGE, SINCE_OWN, WHOLE = "over the stage", "since its own stage", "from the start"
 CELL = ["task", "kind", "before", "after"]
+ADJUSTED = ("forgotten", "adjusted_forgotten", "gained", "adjusted_gained")
 HOW_LOST = ["wrong", "unparsed", "truncated"]
 
 
@@ -43,6 +48,29 @@ def count_flips(items: pd.DataFrame) -> pd.DataFrame:
     columns = {"items": 1, "lost": was & ~now, "gained": ~was & now}
     columns |= {f"lost_{how}": was & (items["now"] == how) for how in HOW_LOST}
     return items.assign(**columns).groupby([*IDENTITY, *CELL], sort=False)[list(columns)].sum().reset_index()
+
+
+def by_item_table(frames: Frames, items: pd.DataFrame) -> pd.DataFrame:
+    """Return a row per label and task that a later stage can take from: forgetting and backward transfer by item.
+
+    Trained tasks are compared since their own stage, probes since the start. `forgotten`, `gained` and their `adjusted_`
+    columns are intervals over seeds; `choices` is nan for answers in free text. See `harness.stats.by_item`.
+    """
+    probes = {task for run in frames.runs for task in run.probes}
+    kept = items[(items["kind"] == SINCE_OWN) | ((items["kind"] == WHOLE) & items["task"].isin(probes))]
+    counted = count_flips(kept).assign(
+        right=(kept["was"] == "correct").groupby([kept[key] for key in [*IDENTITY, *CELL]], sort=False).sum().to_numpy()
+    )
+    choices, rows = frames.choices, []
+    for (label, task), runs in counted.groupby(["label", "task"], sort=False):
+        number = choices.get(str(task), math.inf)
+        found = [
+            by_item(Flips(int(run["lost"]), int(run["gained"]), int(run["items"])), int(run["right"]), number)
+            for run in runs.to_dict("records")
+        ]
+        shares = {name: t_interval([getattr(each, name) for each in found]).of_unit("%") for name in ADJUSTED}
+        rows.append({"label": label, "task": task, "choices": number if math.isfinite(number) else math.nan, **shares})
+    return pd.DataFrame(rows)
 
 
 def select_changed(items: pd.DataFrame) -> pd.DataFrame:

@@ -144,6 +144,11 @@ class Frames:
             found = [(cell, rows[rows["item_id"].isin(items)]) for cell, rows in found]
         return placed(found)
 
+    @property
+    def answered_tasks(self) -> list[str]:
+        """The tasks that have stored answers, in order."""
+        return list(dict.fromkeys(cell.task for cell in self._answered))
+
     @cached_property
     def answers(self) -> pd.DataFrame:
         """One row per run, stage, task and item: its `outcome`, without texts; where an item has several, the first not right.
@@ -153,6 +158,18 @@ class Frames:
         found = [(cell, outcome_rows(cell)) for cell in self._answered]
         keys = [*IDENTITY, "stage", "task", "item_id", "outcome", "last", "own_stage"]
         return placed(found)[keys] if found else pd.DataFrame(columns=pd.Index(keys))
+
+    @cached_property
+    def choices(self) -> dict[str, float]:
+        """The number of choices of each multiple-choice task, mean over items; other tasks are not in it."""
+        first = {cell.task: cell for cell in reversed(list(self._answered))}
+        found: dict[str, float] = {}
+        for task, cell in first.items():
+            rows = read_parquet(cell.answers, ["response", "loglikelihoods"])
+            if "loglikelihoods" in rows and (rows["response"] != "").all():
+                twice = cell.results is not None and cell.results.metric == "acc_mutual_info"  # each choice asked twice
+                found[task] = float(rows["loglikelihoods"].map(len).mean()) / (2 if twice else 1)
+        return found
 
     @property
     def _answered(self) -> Iterator[CellRef]:

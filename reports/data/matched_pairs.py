@@ -30,18 +30,18 @@ def matched(frames: Frames) -> pd.DataFrame:
     matched, matched on average only, unmatched, or one seed where there is no interval.
     """
     methods = {method.name: method for method in methods_of(frames)}
-    return pd.DataFrame([_row(methods[one], methods[other]) for one, other in _pairs(frames)])
+    return pd.DataFrame([_row(methods[one], methods[other]) for one, other in compared_labels(frames)])
 
 
 def difference(one: Method, other: Method, figure: Figure) -> Interval:
     """Return `one - other` of a figure with its interval; seeds that start from other weights are not paired."""
     sides = one.estimate(figure), other.estimate(figure)
     if different_starts(one, other):
-        return unpaired_interval(sides[1], sides[0])
-    return two_way_interval((sides[0] - sides[1]).finite())
+        return unpaired_interval(sides[1], sides[0]).of_difference(figure.unit)
+    return two_way_interval((sides[0] - sides[1]).finite()).of_difference(figure.unit)
 
 
-def _pairs(frames: Frames) -> Iterator[tuple[str, str]]:
+def compared_labels(frames: Frames) -> Iterator[tuple[str, str]]:
     """Yield pairs of methods that share suite, order and start; a control that updates nothing is left out.
 
     More than FEW are each compared with the first method whose kind is OPD, or with the first where there is none.

@@ -12,7 +12,8 @@ from harness.config.base import is_mapping, merge
 from harness.config.run_spec import identity_of
 from harness.rundir.differences import find_differences
 from harness.rundir.reader import RunDir
-from reports.data.methods import Method
+from reports.data.frames import Frames
+from reports.data.methods import Method, methods_of
 
 BUDGET = ("steps", "prompts_per_step", "num_generations", "max_new_tokens", "train_items")
 APART = ("name", "seed", "adapter", "training", "stages", "teacher", "evaluation")
@@ -22,11 +23,30 @@ LONGEST = 60  # characters of a value
 def describe_differences(one: Method, other: Method) -> list[str]:
     """Return what two methods differ in besides the method: a sentence on teacher, stages and budget, one on all the rest."""
     runs = (one.first, other.first)
-    large = [*_teachers(one, other), *_stages(*runs), *_training(*runs, budget=True)]
     small = [*_training(*runs, budget=False), *_others(*runs)]
-    names = f"{one.name} and {other.name}"
-    sentences = [f"{names} differ in more than the method: {'; '.join(large)}."] if large else []
-    return [*sentences, *([f"{names} differ in settings: {'; '.join(small)}."] if small else [])]
+    settings = [f"{one.name} and {other.name} differ in settings: {'; '.join(small)}."] if small else []
+    return [*describe_unlike(one, other), *settings]
+
+
+def differences_of_report(frames: Frames) -> list[str]:
+    """Return these sentences for a report's methods, each against the first of its suite, order and start but controls."""
+    groups: dict[tuple[str, str, str], list[Method]] = {}
+    for method in methods_of(frames):
+        if not method.control:
+            groups.setdefault((method.first.suite, method.first.order, method.first.start), []).append(method)
+    return [
+        sentence
+        for base, *others in groups.values()
+        for other in others
+        for sentence in describe_differences(base, other)
+    ]
+
+
+def describe_unlike(one: Method, other: Method) -> list[str]:
+    """Return the first of these two sentences, where teacher, stages or budget differ."""
+    runs = (one.first, other.first)
+    large = [*_teachers(one, other), *_stages(*runs), *_training(*runs, budget=True)]
+    return [f"{one.name} and {other.name} differ in more than the method: {'; '.join(large)}."] if large else []
 
 
 def _teachers(one: Method, other: Method) -> Iterator[str]:

@@ -86,7 +86,7 @@ def retention_table(scores: pd.DataFrame) -> pd.DataFrame:
     keys = ["label", "adapter", "stage", "stage_task", "task", "role", "own"]
     rows = []
     for values, cells in scores.groupby(keys, sort=False):
-        score, interval = cells["score"], t_interval(cells["score"])
+        score, interval = cells["score"], t_interval(cells["score"]).of_unit("%")
         spread = {"smallest": score.min(), "largest": score.max(), "items": int(cells["n"].max())}
         found = {"interval": interval, "mean": interval.mean, "seeds": interval.seeds}
         rows.append({**dict(zip(keys, values, strict=True)), **found, **spread})
@@ -163,7 +163,15 @@ def figure_table(scores: pd.DataFrame) -> pd.DataFrame:
         figure = _describe(str(name))
         meaning = {"title": figure.label, "unit": figure.unit, "higher_is_better": figure.higher_is_better}
         reference = {"formula": figure.formula, "source": figure.source}
-        rows.append({"figure": name, "label": label, **meaning, "interval": t_interval(cells["value"]), **reference})
+        rows.append(
+            {
+                "figure": name,
+                "label": label,
+                **meaning,
+                "interval": t_interval(cells["value"]).of_unit(figure.unit),
+                **reference,
+            }
+        )
     table, names = pd.DataFrame(rows), list(values["figure"].unique())
     return table.sort_values("figure", key=lambda column: column.map(names.index), kind="stable", ignore_index=True)
 
@@ -181,7 +189,7 @@ def frontier_table(scores: pd.DataFrame) -> pd.DataFrame:
     for (label, adapter), cells in values.groupby(["label", "adapter"], sort=False):
         row: dict[str, Any] = {"label": label, "adapter": adapter}
         for name, figure in FRONTIER.items():
-            row[name] = t_interval(cells.loc[cells["figure"] == figure, "value"])
+            row[name] = t_interval(cells.loc[cells["figure"] == figure, "value"]).of_unit(FIGURES[figure].unit)
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from harness.rundir.integrity import REMEDIES
 from harness.rundir.reader import IDENTITY, RunDir
+from harness.stats.continual import FIGURES
 from harness.stats.intervals import Interval, t_interval
 from reports.data.frames import Frames
 from reports.data.tables import figures_by_seed
@@ -148,7 +149,7 @@ def _listed(labels: list[str]) -> str:
 
 def _method(label: object, values: pd.DataFrame) -> str:
     def figure(name: str) -> Interval:
-        return t_interval(values.loc[values["figure"] == name, "value"])
+        return t_interval(values.loc[values["figure"] == name, "value"]).of_unit(FIGURES[name].unit)
 
     learned, final, lost = map(figure, ("learning_accuracy", "average_accuracy", "forgetting_chaudhry"))
     if not final.seeds:

@@ -9,7 +9,8 @@ from functools import cached_property
 import pandas as pd
 
 from reports.claims.claim_file import ClaimFile
-from reports.data import flips, matched_pairs, tables
+from reports.data import flips, learning_curves, matched_pairs, tables
+from reports.data.calibration import calibration_table
 from reports.data.frames import Frames
 from reports.report.items import TaskItems, task_items
 
@@ -37,6 +38,21 @@ class ReportData:
         return matched_pairs.matched(self.frames)
 
     @cached_property
+    def curves(self) -> pd.DataFrame:
+        """Every point of every learning curve; see `learning_curves.curve_frame`."""
+        return learning_curves.curve_frame(self.frames)
+
+    @cached_property
+    def equal_learning(self) -> pd.DataFrame:
+        """What pairs of methods kept at equal learning; see `learning_curves.equal_learning_table`."""
+        return learning_curves.equal_learning_table(self.frames)
+
+    @cached_property
+    def calibration(self) -> pd.DataFrame:
+        """Entropy and calibration by method; see `calibration.calibration_table`."""
+        return calibration_table(self.frames)
+
+    @cached_property
     def compared(self) -> pd.DataFrame:
         """What became of every item between two stages; see `flips.compared`."""
         return flips.compare_answers(self.frames)
@@ -52,9 +68,19 @@ class ReportData:
         return flips.average_flips(self.flips)
 
     @cached_property
+    def by_item(self) -> pd.DataFrame:
+        """Forgetting and backward transfer by item; see `flips.by_item_table`."""
+        return flips.by_item_table(self.frames, self.compared)
+
+    @cached_property
     def items(self) -> list[TaskItems]:
-        """The answers that changed, by task; see `items.task_items`."""
+        """The pages of answers, by task; see `items.task_items`."""
         return list(task_items(self.frames, self.compared))
+
+    def link(self, label: str, task: str, stage: int) -> str | None:
+        """Return where a cell's answers are read; None where there are none."""
+        found = next((items for items in self.items if items.task == task), None)
+        return found.link(label, stage) if found else None
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
@@ -65,4 +91,7 @@ class ReportData:
             "flips": self.flips,
             "flip_shares": self.flip_shares,
             "advantage": tables.advantage_table(self.frames.steps),
+            **({} if self.by_item.empty else {"by_item": self.by_item}),
+            **({} if self.calibration.empty else {"calibration": self.calibration}),
+            **({} if self.curves.empty else {"learning_curves": self.curves, "equal_learning": self.equal_learning}),
         }

@@ -15,7 +15,7 @@ from reports.figures import style
 from reports.figures.draw_frontier import draw_frontier
 from reports.study.study_results import Config, Results
 
-FIGURES = {"learned": "learning_accuracy", "forgot": "forgetting_chaudhry"}
+AXES = {"learned": "learning_accuracy", "forgot": "forgetting_chaudhry"}
 CAPTION = (
     "Look up and to the left: learned more, forgot less. Large marks are means over seeds, small dots single seeds, "
     "bars 95 % t intervals over seeds, cut at the frame and no paired test; a hollow mark is one seed. A line joins "
@@ -33,7 +33,7 @@ def frontier_blocks(results: Results) -> list[Block]:
         [
             {"label": label, "learned": learned, "forgot": forgot}
             for label, config in places[["label", "config"]].itertuples(index=False)
-            for learned, forgot in zip(*(results.series(config, name) for name in FIGURES.values()), strict=True)
+            for learned, forgot in zip(*(results.series(config, name) for name in AXES.values()), strict=True)
         ]
     )
     lines = {key: list(rows["label"]) for key, rows in places.groupby("line", sort=False) if len(rows) > 1}
@@ -60,7 +60,7 @@ def frontier_places(results: Results) -> pd.DataFrame:
             rates = results.rates(start, method)
             where = f", {start} start" if len(results.starts) > 1 else ""
             for rate, config in rates.items():
-                means = {name: results.mean(config, figure) for name, figure in FIGURES.items()}
+                means = {name: results.mean(config, figure) for name, figure in AXES.items()}
                 if all(mean.seeds for mean in means.values()):
                     label = f"{method}{f' {rate:g}' if len(rates) > 1 else ''}{where}"
                     place = {"label": label, "adapter": method, "line": f"{method}{where}", "config": config}
@@ -74,7 +74,7 @@ def describe_family(results: Results) -> str:
     A method is compared with its reference at the seeds that both have.
     """
     own = {method: results.own(results.starts[0], method) for method in results.methods}
-    learned = {method: results.mean(config, FIGURES["learned"]) for method, config in own.items()}
+    learned = {method: results.mean(config, AXES["learned"]) for method, config in own.items()}
     known = {method: mean for method, mean in learned.items() if mean.seeds}
     most = max(known, key=lambda method: known[method].mean)
     sentences = [f"Learned most: {most}, {format_interval(known[most])} %."]
@@ -89,9 +89,9 @@ def describe_family(results: Results) -> str:
 
 def _describe_least(results: Results, own: Mapping[str, Config], reference: str) -> str:
     ahead = {
-        method: results.paired(config, own[reference], FIGURES["forgot"])
+        method: results.paired(config, own[reference], AXES["forgot"])
         for method, config in own.items()
-        if method != reference and results.paired(config, own[reference], FIGURES["learned"]).mean >= 0
+        if method != reference and results.paired(config, own[reference], AXES["learned"]).mean >= 0
     }
     ahead = {method: change for method, change in ahead.items() if change.seeds}
     if not ahead:
@@ -115,13 +115,11 @@ def _describe_starts(results: Results) -> Iterator[str]:
 
 def _at_best_rate(results: Results, start: str, method: str) -> str:
     rates = results.rates(start, method)
-    means = {
-        rate: mean.mean for rate, config in rates.items() if (mean := results.mean(config, FIGURES["learned"])).seeds
-    }
+    means = {rate: mean.mean for rate, config in rates.items() if (mean := results.mean(config, AXES["learned"])).seeds}
     if not means:
         return ""
     rate = max(means, key=lambda each: means[each])
-    learned, lost = (results.mean(rates[rate], name) for name in FIGURES.values())
+    learned, lost = (results.mean(rates[rate], name) for name in AXES.values())
     forgot = f", forgot {format_interval(lost, format_points)} points" if lost.seeds else ""
     return f"{method} {_name_rate(rate, list(means))} learned {format_interval(learned)} %{forgot}"
 

@@ -125,7 +125,8 @@ class Results:
     def mean(self, config: Config, figure: str, seeds: Collection[int] | None = None) -> Interval:
         """Return a figure's mean and 95 % t interval over seeds; `seeds` limits it to some."""
         values = self.series(config, figure)
-        return t_interval(values if seeds is None else values[values.index.isin(list(seeds))])
+        found = t_interval(values if seeds is None else values[values.index.isin(list(seeds))])
+        return found.of_unit(FIGURES[figure].unit) if figure in FIGURES else found
 
     def method(self, config: Config) -> Method | None:
         """Return the runs of a configuration; None where the study has none."""
@@ -151,8 +152,10 @@ class Results:
             sides = [side.of_seeds([seed for seed in side.seeds if seed in seeds]) for side in sides]
         methods = self.method(one), self.method(other)
         if methods[0] and methods[1] and different_starts(methods[0], methods[1]):
-            return unpaired_interval(sides[1], sides[0])
-        return two_way_interval((sides[0] - sides[1]).finite())
+            found = unpaired_interval(sides[1], sides[0])
+        else:
+            found = two_way_interval((sides[0] - sides[1]).finite())
+        return found.of_difference(FIGURES[figure].unit) if figure in FIGURES else found
 
     def rates(self, start: str, adapter: str) -> dict[float, Config]:
         """Return an adapter's runs from a start by learning rate, lowest first, where nothing but these two is varied."""
@@ -249,7 +252,7 @@ def _setting(point: Point, factor: Factor) -> str:
 
 
 def _start(suite: Suite) -> str:
-    return getattr(suite.student, "strength", None) or ""
+    return suite.student.start_name
 
 
 def _rate(suite: Suite, entry: str) -> float:

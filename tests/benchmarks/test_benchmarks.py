@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from benchmarks import logprob_speed as logprobs
 from benchmarks.logprob_variants import VARIANTS, Size, make_inputs
-from benchmarks.logprob_work import CLEAR_REFS, Measured, measured
+from benchmarks.logprob_work import CLEAR_REFS, WorkCost, measured
 from benchmarks.measure import Measurement, in_turn, median_of, per_second, with_range
 from benchmarks.results_page import BenchmarkResults, page
-from benchmarks.run import TRL, aopd_rows, app, trl_rows
+from benchmarks.run_benchmarks import TRL, aopd_rows, app, trl_rows
 from benchmarks.steps import Steps, from_log
 from benchmarks.trl_step import MISSING, installed
 from benchmarks.utilisation import count_flops
@@ -162,8 +162,8 @@ def test_a_measurement_sees_the_memory_of_full_logits():
 
 
 def test_the_section_shows_every_comparison_and_says_that_there_is_no_gpu():
-    def measure(name: str, size: Size, device: str) -> Measured:
-        return Measured(1.5, 2**20) if name.startswith("ours") else Measured(1.0, 4 * 2**20)
+    def measure(name: str, size: Size, device: str) -> WorkCost:
+        return WorkCost(1.5, 2**20) if name.startswith("ours") else WorkCost(1.0, 4 * 2**20)
 
     rounds = [logprobs.one_round("cpu", measure)] * 2
     text = logprobs.text({"cpu": rounds}, threads=1)

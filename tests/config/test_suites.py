@@ -73,7 +73,7 @@ def test_a_typo_is_named_with_its_place_and_the_nearest_key(tmp_path: Path):
         ),
         (
             lambda raw: raw["stages"].__setitem__(0, {"task": "tiny_weather", "trainin": {}}),
-            "stages.0.trainin: unknown key; did you mean 'training'? expected one of task, teacher, together,",
+            "stages.0.trainin: unknown key; did you mean 'training'? expected one of adapter, task, teacher, together,",
         ),
         (
             lambda raw: raw["adapters"]["opd"].update(optoins={}),

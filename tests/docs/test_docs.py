@@ -78,7 +78,7 @@ def test_all_that_a_method_of_the_loop_may_override_is_in_the_guide():
 
 def test_the_suite_in_the_guide_is_read_and_every_key_is_in_its_table(tmp_path: Path):
     guide = (PAGE_FOLDER / "write-a-suite.md").read_text(encoding="utf-8")
-    (text,) = re.findall(r"^```yaml\n(.*?)^```$", guide, flags=re.MULTILINE | re.DOTALL)
+    text, *_ = re.findall(r"^```yaml\n(.*?)^```$", guide, flags=re.MULTILINE | re.DOTALL)
     (tmp_path / "my-suite.yaml").write_text(text, encoding="utf-8")
     suite = load_suite(str(tmp_path / "my-suite.yaml"), ["stages.1.training.steps=20"])
     assert [stage.training.steps for stage in suite.stages] == [100, 20]
@@ -128,3 +128,11 @@ def test_every_name_of_the_public_face_loads():
     typed = set(re.findall(r"import \w+ as (\w+)", source))
     assert typed == set(dir(adapters)) & typed
     assert all(getattr(adapters, name) is not None for name in typed)
+
+
+def test_every_test_that_the_page_of_promises_names_exists():
+    named = set(re.findall(r"`(test_\w+)`", (PAGE_FOLDER / "reliability.md").read_text(encoding="utf-8")))
+    folder = PAGE_FOLDER.parent / "tests"
+    files = [path.read_text(encoding="utf-8") for path in folder.rglob("test_*.py")]
+    assert len(named) > 50
+    assert named - {name for text in files for name in re.findall(r"def (test_\w+)", text)} == set()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 from collections.abc import Generator
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec, plan_runs
 from harness.config.suite import Suite
-from harness.errors import ConfigError, TaskError
+from harness.errors import ConfigError, RunError, TaskError
 from harness.pipeline.run import run
 from harness.pipeline.sweeps.ray_sweep import sweep_on_ray
 from harness.rundir.process.progress import Event, silent
@@ -95,6 +97,22 @@ def test_an_error_stops_what_has_not_begun_and_is_one_sentence(nodes: Nodes, tmp
     greedy = plan_runs(suite(tmp_path, resources={"cpus": 64}), ["opd"], [0], "default", tmp_path / "ray")
     with pytest.raises(ConfigError, match="64 CPUs"):
         sweep_on_ray(greedy, nodes.address, silent)
+
+
+def test_a_signal_leaves_snapshots_and_the_same_command_continues_to_the_bit(nodes: Nodes, tmp_path: Path):
+    loaded = suite(tmp_path)
+    (serial,) = plan_runs(loaded, ["opd"], [0], "default", tmp_path / "serial")
+    run(serial, silent)
+    specs = plan_runs(loaded, ["opd"], [0], "default", tmp_path / "ray")
+
+    def interrupt(event: Event) -> None:
+        if event.activity.startswith("stage 1") and event.done == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(RunError, match="stopped by SIGINT; the same command continues"):
+        sweep_on_ray(specs, nodes.address, interrupt)
+    sweep_on_ray(specs, nodes.address, silent)
+    assert results(specs) == results([serial])
 
 
 def test_no_cluster_is_one_sentence(tmp_path: Path):

@@ -232,7 +232,16 @@ def points(difference: float) -> str:
     return percent(difference, "+")
 
 
-def bracketed(found: tuple[float, float, float, int], write: Callable[[float], str] = percent) -> str:
-    """Write `mean [low, high]`, only the mean for fewer than two values."""
+def ratio(value: float) -> str:
+    """Write a ratio."""
+    return f"{value:.2f}".replace("-", "−")
+
+
+def bracketed(
+    found: tuple[float, float, float, int], write: Callable[[float], str] = percent, most: float = 1.0
+) -> str:
+    """Write `mean [low, high]`, only the mean for fewer than two values; no bound leaves what the quantity can be."""
     value, low, high, seeds = found
+    least, highest = {percent: (0.0, 1.0), points: (-most, most), ratio: (0.0, high)}.get(write, (low, high))
+    low, high = max(low, least), min(high, highest)
     return write(value) if seeds < 2 else f"{write(value)} [{write(low)},\u00a0{write(high)}]"

@@ -20,6 +20,7 @@ from tests.reports.by_hand import (
     pass_at,
     percent,
     points,
+    ratio,
     t_interval,
 )
 from tests.reports.by_hand_pairs import difference
@@ -47,7 +48,7 @@ FIGURES: dict[str, tuple[str, str]] = {
 WRITE: dict[str, Callable[[float], str]] = {
     "%": percent,
     "points": points,
-    "ratio": lambda ratio: f"{ratio:.2f}".replace("-", "−"),
+    "ratio": ratio,
 }
 
 
@@ -88,7 +89,7 @@ def _pair(runs: Runs, earlier: str, later: str) -> list[str]:
         for name in ("learning_accuracy", "average_accuracy", "forgetting_chaudhry")
     )
     status = how_matched(learned)
-    shown = bracketed(forgot, points) if status == MATCHED else "unmatched"
+    shown = bracketed(forgot, points, most=2.0) if status == MATCHED else "unmatched"
     if learned[3] < 2:
         status, shown = "one seed", "not judged: one seed"
     return [

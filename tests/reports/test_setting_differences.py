@@ -11,6 +11,7 @@ from scipy import stats
 from reports.compare.comparison import Comparison
 from reports.data.methods import Method, find_methods
 from reports.data.setting_differences import describe_differences
+from reports.report.build import build_report
 from tests.support.run_factory import write_run
 
 START = [0.5, 0.1, 0.6]
@@ -61,6 +62,16 @@ def test_what_differs_besides_the_method_is_named(tmp_path: Path, change: dict[s
     methods = pair(tmp_path, **change)
     assert describe_differences(*methods) == [f"opd and aopd {sentence}"]
     assert f"opd and aopd {sentence}" in Comparison(methods).notes()
+
+
+def test_a_report_names_unlike_methods_first_and_lists_all_settings_at_its_end(tmp_path: Path):
+    own = {"adapter": "aopd", "training": {"steps": 160, "optimizer": {"lr": 3e-5}}}
+    pair(tmp_path / "runs", adapter=own)
+    page = build_report([tmp_path / "runs"], tmp_path / "report").with_suffix(".md").read_text(encoding="utf-8")
+    plain = page.replace("\\", "")
+    opening, _, end = plain.partition("## How this was made")
+    assert "opd and aopd differ in more than the method: training.steps (80 and 160)." in opening
+    assert "opd and aopd differ in settings: training.optimizer.lr (0.0002 and 3e-05)." in end
 
 
 def groups(tmp_path: Path, weights: str = "") -> tuple[Method, Method]:

@@ -14,7 +14,7 @@ from scipy import stats as scipy_stats
 from statsmodels.stats.multitest import multipletests
 
 from harness.stats.estimates import Estimate, ItemTable
-from harness.stats.intervals import Interval, item_interval, t_interval
+from harness.stats.intervals import NOTHING, Interval, item_interval, t_interval
 from harness.stats.power import detectable, seeds_needed
 from harness.stats.rates import chosen_rates
 from harness.stats.sampling import mean_ratio, noise_floor, pass_at_k
@@ -48,8 +48,23 @@ def test_the_t_interval_is_worked_by_hand():
 def test_p_values_are_those_of_the_t_test():
     values = [0.10, 0.13, 0.19]
     assert p_value(t_interval(values)) == pytest.approx(float(scipy_stats.ttest_1samp(values, 0)[1]))  # pyright: ignore
-    assert math.isnan(p_value(Interval(0.1, 0.1, 0.1, 3)))
+    assert math.isnan(p_value(NOTHING))
+    # no width: the sign test, 2 / 2^n
+    assert p_value(Interval(0.1, 0.1, 0.1, 3)) == 0.25
+    assert p_value(t_interval([0.5] * 10)) == pytest.approx(2 / 2**10)
+    assert p_value(t_interval([0.0] * 10)) == 1
     assert math.isnan(p_value(t_interval([0.1])))
+
+
+def test_an_interval_stays_within_what_the_quantity_can_be_and_keeps_its_p_value():
+    found = t_interval([0.1, 0.9])
+    assert (found.low, found.high) == pytest.approx((0.5 - 0.4 * 12.7062, 0.5 + 0.4 * 12.7062), rel=1e-5)
+    assert (found.of_unit("%").low, found.of_unit("%").high) == (0, 1)
+    assert (found.of_difference("%").low, found.of_difference("%").high) == (-1, 1)
+    assert (found.of_difference("points").low, found.of_difference("points").high) == (-2, 2)
+    assert (found.of_unit("ratio").low, found.of_unit("ratio").high) == (0, found.high)
+    assert p_value(found.of_unit("%")) == p_value(found)
+    assert math.isnan(t_interval([0.1]).of_unit("%").low)
 
 
 def test_flips_are_counted_by_hand_and_right_is_a_score_of_one():
@@ -61,7 +76,7 @@ def test_an_item_without_a_score_is_neither_lost_nor_gained():
 
 
 def test_the_mean_ratio_leaves_out_what_cannot_be_divided_by():
-    assert bounds(mean_ratio([1.0, 3.0, 5.0], [2.0, 2.0, 0.0])) == bounds(t_interval([0.5, 1.5]))
+    assert bounds(mean_ratio([1.0, 3.0, 5.0], [2.0, 2.0, 0.0])) == bounds(t_interval([0.5, 1.5]).within(0, math.inf))
 
 
 def test_a_seed_s_rate_is_chosen_by_the_other_seeds():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import socket
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -24,12 +25,14 @@ from harness.errors import ConfigError, HarnessError, InUseError, RunError, Stop
 from harness.lmeval.library import TaskLibrary
 from harness.pipeline.build.model_source import checkpoint_of, limit_threads
 from harness.pipeline.run import run
+from harness.pipeline.stop_signals import note_signals
 from harness.pipeline.sweeps.sweep import models_of
 from harness.rundir.process.progress import Event, Report
+from harness.rundir.snapshots import StopRequest
 
 RETRIES = 5  # of a task whose worker or node died
 RELEASE_SECONDS = 180.0  # until a lost node's process has let go of its run folder
-POLL_SECONDS = 0.2
+POLL_SECONDS, CONNECT_SECONDS = 0.2, 10.0
 CARRIED = ("HARNESS_CACHE", "HF_HOME", "HF_HUB_OFFLINE", "HF_TOKEN", "TOKENIZERS_PARALLELISM", "TQDM_DISABLE")
 
 
@@ -79,9 +82,12 @@ def _connect(address: str) -> Any:
     import ray
 
     carried = {name: value for name in CARRIED if (value := os.environ.get(name))}
+    host, _, port = address.rpartition("://")[2].rpartition(":")
     try:
+        if host and port.isdigit():  # Ray itself waits for minutes where nobody listens
+            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": carried})
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"--ray {address}: no cluster answers there ({str(error).splitlines()[0]}); start one with `ray start --head`"
         ) from error
@@ -161,8 +167,8 @@ def _run(spec: RunSpec, board: Any, marker: Path, *_models: None) -> bool:
                 raise
             time.sleep(1)
         except RunError as error:
-            if isinstance(error.__cause__, StoppedError):
-                # This node is being taken away: Ray starts a task again whose worker ended.
+            if isinstance(error.__cause__, StoppedError) and ray.get(board.may_begin.remote()):
+                # The sweep goes on, so this node is being taken away: Ray starts a task again whose worker ended.
                 os._exit(1)
             raise
 
@@ -174,6 +180,9 @@ def _prepare(spec: RunSpec, marker: Path) -> None:
             f"node {os.uname().nodename} does not see {marker.parent}; put --out and HARNESS_CACHE on a file system that all "
             "nodes share"
         )
+    # Relative paths of models and caches are those of the driver.
+    with suppress(OSError):
+        os.chdir(marker.read_text(encoding="utf-8"))
 
 
 def _putter(board: Any) -> Report:
@@ -190,20 +199,27 @@ def _drain(
     ray: Any, pending: dict[Any, RunSpec | None], board: Any, report: Report, on_finished: Callable[[RunSpec], object]
 ) -> None:
     failure: BaseException | None = None
-    while pending:
-        done, _ = ray.wait(list(pending), timeout=POLL_SECONDS)
-        for event in ray.get(board.take.remote()):
-            report(event)
-        for task in done:
-            spec = pending.pop(task)
-            try:
-                finished = ray.get(task)
-            except Exception as error:
-                failure = failure or _explained(ray, error, spec)
+    request = StopRequest()
+    with note_signals(request):
+        while pending:
+            if request.signal and failure is None:
+                failure = RunError(f"stopped by {request.signal}; the same command continues")
                 ray.get(board.stop.remote())
-            else:
-                if finished and spec is not None:
-                    on_finished(spec)
+                for task in pending:
+                    ray.cancel(task)  # as SIGINT in its worker, so a run leaves a snapshot
+            done, _ = ray.wait(list(pending), timeout=POLL_SECONDS)
+            for event in ray.get(board.take.remote()):
+                report(event)
+            for task in done:
+                spec = pending.pop(task)
+                try:
+                    finished = ray.get(task)
+                except Exception as error:
+                    failure = failure or _explained(ray, error, spec)
+                    ray.get(board.stop.remote())
+                else:
+                    if finished and spec is not None:
+                        on_finished(spec)
     if failure is not None:
         raise failure
 
@@ -224,8 +240,8 @@ def _explained(ray: Any, error: Exception, spec: RunSpec | None) -> BaseExceptio
 
 
 def _marker(out: Path) -> Path:
-    """Write a file by which a node knows that it sees the driver's folder."""
+    """Write a file by which a node knows that it sees the driver's folder; it holds the driver's current folder."""
     out.mkdir(parents=True, exist_ok=True)
     marker = out / f".sweep-{uuid.uuid4().hex}"
-    marker.touch()
+    marker.write_text(str(Path.cwd()), encoding="utf-8")
     return marker

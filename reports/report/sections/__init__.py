@@ -13,6 +13,7 @@ from reports.report.report_data import ReportData
 from reports.report.sections import (
     claims_section,
     cost_section,
+    curves_section,
     drift_section,
     figures_section,
     flips_section,
@@ -28,6 +29,7 @@ from reports.report.sections import (
 
 MAKERS: tuple[Callable[[ReportData], Section | None], ...] = (
     frontier_section.make_section,
+    curves_section.make_section,
     claims_section.make_section,
     retention_section.make_section,
     retention_section.make_learning,

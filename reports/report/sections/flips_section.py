@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
-from reports.data.flips import STAGE
+from reports.data.flips import ADJUSTED, STAGE
 from reports.document.blocks import Folded, Grid, Picture, Section, Text
-from reports.document.sentences import format_percent
+from reports.document.sentences import format_interval, format_percent
 from reports.figures.draw_flips import draw_flips
 from reports.report.report_data import ReportData
 
@@ -20,6 +20,19 @@ SOURCE = (
 )
 
 
+NAMES = {
+    "forgotten": "forgotten 1→0, %",
+    "adjusted_forgotten": "chance-adjusted",
+    "gained": "gained 0→1, %",
+    "adjusted_gained": "chance-adjusted",
+}
+BY_ITEM = (
+    "Forgotten: items right after the task's own stage (probes: at the start) and wrong at the end; gained: the reverse. "
+    "Chance-adjusted: without (1 − a)(1 − b) / (k − 1) of the items, which guessing among k choices turns in each direction "
+    "at accuracies a and b, at least (arXiv 2510.17776). In free text a guess is never right, so there both are the same."
+)
+
+
 def make_section(report_data: ReportData) -> Section:
     """Return the section."""
     title = "Flips: items lost and gained over each stage"
@@ -27,8 +40,21 @@ def make_section(report_data: ReportData) -> Section:
     own = scores.loc[scores["own"], ["label", "task", "stage"]].drop_duplicates()
     alt = "Share of items lost and gained by stage and task, one panel per method; the tables below hold its numbers."
     picture = Picture("flips", title, CAPTION, lambda: draw_flips(shares, own), alt)
+    by_item = by_item_grid(report_data.by_item)
+    adjusted = [by_item, Text(BY_ITEM, "note")] if by_item.rows else []
     tables = [Folded("The same as tables", [*flip_grids(shares), Text(SOURCE, "note")])] if len(shares) else []
-    return Section("flips", "Flips", title, [picture, *tables])
+    return Section("flips", "Flips", title, [picture, *adjusted, *tables])
+
+
+def by_item_grid(table: pd.DataFrame) -> Grid:
+    """Return forgetting and backward transfer by item; with what guessing explains where a task has choices."""
+    with_choices = len(table) > 0 and bool(table["choices"].notna().any())
+    shown = [name for name in ADJUSTED if with_choices or not name.startswith("adjusted")]
+    rows = [
+        [str(row["label"]), str(row["task"]), *(format_interval(row[name]) for name in shown)]
+        for row in table.to_dict("records")
+    ]
+    return Grid("Forgetting and backward transfer by item", ["method", "task", *(NAMES[name] for name in shown)], rows)
 
 
 def flip_grids(shares: pd.DataFrame) -> list[Grid]:

@@ -1,4 +1,4 @@
-"""How the report was made: overlap of training and test sets, runs, weights, packages, hardware and configurations."""
+"""How the report was made: overlap of training and test sets, runs, weights, packages, hardware, and settings that differ."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 from reports.data.frames import Frames
+from reports.data.setting_differences import differences_of_report
 from reports.document import grids, sentences
-from reports.document.blocks import Code, Folded, Section, Text
+from reports.document.blocks import Bullets, Code, Folded, Section, Text
 from reports.report.report_data import ReportData
 
 OVERLAP = (
@@ -26,7 +27,23 @@ def make_section(report_data: ReportData) -> Section:
     folded = [Folded(grid.title, [grid]) for grid in (make(frames) for make in made)]
     configs = [Folded(title, [Code(text)]) for title, text in configurations(frames).items()]
     reading = Text(" ".join(sentences.describe_overlap(frames)), "note")
-    return Section("provenance", "How this was made", "How this was made", [reading, *shared, *folded, *configs])
+    machine = [Text(found, "note") for found in describe_processors(frames)]
+    differing = [Bullets(found)] if (found := differences_of_report(frames)) else []
+    blocks = [*machine, reading, *differing, *shared, *folded, *configs]
+    return Section("provenance", "How this was made", "How this was made", blocks)
+
+
+def describe_processors(frames: Frames) -> list[str]:
+    """Say on which processors the runs' sessions worked, in a sentence; nothing for runs that did not record it."""
+    hardware = [session.hardware for run in frames.runs for session in run.manifest.sessions]
+    known = [(found["processor"], found.get("instructions")) for found in hardware if "processor" in found]
+    named = dict.fromkeys(f"{name} ({code})" if code else str(name) for name, code in known)
+    if not named:
+        return []
+    return [
+        f"Made on {' and '.join(named)}. Another processor rounds differently, so models built from scratch there start "
+        "elsewhere and the figures differ."
+    ]
 
 
 def configurations(frames: Frames) -> dict[str, str]:

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import math
+
+import pandas as pd
+
+from harness.stats.intervals import Interval
 from reports.data.frames import ADVANTAGE
 from reports.data.tables import advantage_table
 from reports.document import grids, sentences
 from reports.document.blocks import Folded, Grid, Picture, Section, Text
-from reports.document.sentences import format_decimal, format_percent, format_pull
+from reports.document.sentences import (
+    format_decimal,
+    format_interval,
+    format_nats,
+    format_percent,
+    format_points,
+    format_pull,
+)
 from reports.figures.draw_training import ENTROPY_TITLE, draw_advantage, draw_entropy, draw_training
 from reports.report.report_data import ReportData
 
 ENTROPY = (
     "Mean entropy of the student's next-token distribution (full vocabulary) at the answer tokens that it was trained on. "
     "Rolling mean of 5 steps within a stage; the band runs from the lowest to the highest seed."
+)
+CALIBRATED = (
+    "Policy − greedy: score of answers sampled at temperature 1 minus that of greedy answers, each task right after its own "
+    "stage, mean over tasks. A method that is unsure without knowing better loses here. Brackets are 95 % intervals for "
+    "another seed and other items (entropy: over seeds; one seed: over items alone). Entropy is the mean over training steps, "
+    "of methods that train on their own answers."
 )
 ROUTED = (
     "Share of answer tokens that took the forward KL instead of the policy gradient. Rolling mean of 5 steps within "
@@ -29,7 +47,30 @@ def make_entropy(report_data: ReportData) -> Section:
     """Return entropy through training."""
     title, steps = ENTROPY_TITLE, report_data.frames.steps
     alt = "Entropy of the student over training steps, by method, with the boundaries of stages."
-    return Section("entropy", "Entropy", title, [Picture("entropy", title, ENTROPY, lambda: draw_entropy(steps), alt)])
+    picture = Picture("entropy", title, ENTROPY, lambda: draw_entropy(steps), alt)
+    table = report_data.calibration
+    calibrated = [calibration_grid(table), Text(CALIBRATED, "note")] if len(table) else []
+    return Section("entropy", "Entropy", title, [picture, *calibrated])
+
+
+def calibration_grid(table: pd.DataFrame) -> Grid:
+    """Return per method the mean entropy in training, and how far sampled answers fall behind greedy ones."""
+    rows = [
+        [
+            str(row["label"]),
+            str(row["calibration"].seeds),
+            format_interval(row["entropy"], format_nats) if row["entropy"].seeds else "–",
+            _with_bounds(row["calibration"]),
+        ]
+        for row in table.to_dict("records")
+    ]
+    return Grid("Entropy and calibration", ["method", "seeds", "entropy, nats", "policy − greedy, points"], rows)
+
+
+def _with_bounds(interval: Interval) -> str:
+    known = not math.isnan(interval.low)
+    bounds = f" [{format_points(interval.low)},\u00a0{format_points(interval.high)}]" if known else ""
+    return f"{format_points(interval.mean)}{bounds}"
 
 
 def make_routing(report_data: ReportData) -> Section | None:

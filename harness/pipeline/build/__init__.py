@@ -1,0 +1,1 @@
+"""Models of a run: from a folder, the hub, or built from scratch."""

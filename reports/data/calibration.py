@@ -1,0 +1,72 @@
+"""Calibration: how far sampled answers fall behind greedy ones, from two evaluation profiles of the same weights.
+
+A student that is sure of its answers scores alike under both. One that keeps a high entropy without knowing better loses where
+its own policy is sampled, so this figure stands next to entropy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import pandas as pd
+
+from harness.stats.continual import LEARNING
+from harness.stats.estimates import Estimate
+from harness.stats.two_way import two_way_interval
+from reports.data.frames import Frames
+from reports.data.methods import ENTROPY, Method, methods_of
+
+
+class ProfileFigure(NamedTuple):
+    """A figure that two evaluation profiles of the same weights make together."""
+
+    name: str
+    short: str
+    formula: str
+    unit: Literal["%", "points"]
+
+
+CALIBRATION = ProfileFigure(
+    "calibration",
+    "policy − greedy",
+    "1/J Σ_j (R[j][j] under the policy at temperature 1 − R[j][j] under greedy decoding)",
+    "points",
+)
+
+
+def calibration(method: Method, stage: int | None = None) -> Estimate:
+    """Return the policy's minus the greedy score right after a task's own stage, mean over trained tasks, by seed and item.
+
+    Without a seed where the runs lack a greedy profile or one at temperature 1 without truncation.
+    """
+    found = _profiles(method)
+    if found is None:
+        return Estimate({})
+    greedy, policy = found
+    return policy.estimate(LEARNING, stage=stage) - greedy.estimate(LEARNING, stage=stage)
+
+
+def calibration_table(frames: Frames) -> pd.DataFrame:
+    """Return a row per method that trains: mean entropy in training and calibration, intervals; empty without profiles."""
+    rows = []
+    for method in methods_of(frames):
+        found = calibration(method)
+        if found.by_seed and not method.control:
+            interval = two_way_interval(found.finite()).of_unit(CALIBRATION.unit)
+            entropy = two_way_interval(method.estimate(ENTROPY)).of_unit(ENTROPY.unit)
+            rows.append({"label": method.name, "entropy": entropy, "calibration": interval})
+    return pd.DataFrame(rows)
+
+
+def _profiles(method: Method) -> tuple[Method, Method] | None:
+    """Return the runs under their greedy profile and under the policy's; None where a run has not both."""
+    config: Any = method.first.manifest.config.get("evaluation") or {}
+    shown = [(each, found) for each in config.get("profiles") or [] if (found := method.under(str(each["name"])))]
+    greedy = [found for decoding, found in shown if decoding.get("temperature") == 0]
+    policy = [found for decoding, found in shown if _is_policy(decoding)]
+    return (greedy[0], policy[0]) if greedy and policy else None
+
+
+def _is_policy(decoding: Mapping[str, Any]) -> bool:
+    return decoding.get("temperature") == 1 and decoding.get("top_p") in (None, 1) and not decoding.get("top_k")

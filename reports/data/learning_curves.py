@@ -1,0 +1,176 @@
+"""Learning curves of runs, and what two methods kept where they had learned the same: see `harness/stats/equal_learning.py`.
+
+Curves are those of the suite's first evaluation profile, on the first test items of each task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from harness.rundir.reader import RunDir, identity
+from harness.rundir.schema import CurvePoint
+from harness.stats.equal_learning import AtEqualLearning, Curve, at_equal_learning, over_stages
+from harness.stats.estimates import Estimate, ItemTable
+from harness.stats.two_way import two_way_interval
+from reports.data.frames import Frames
+from reports.data.matched_pairs import compared_labels
+from reports.data.methods import Method, methods_of
+
+NO_CURVES = "no learning curves"
+COLUMNS = ("learned", "reached", "kept")
+OTHER_ITEMS = "not comparable: different items"
+
+
+class CurveFigure(NamedTuple):
+    """A figure of learning curves, as a row of a comparison names it."""
+
+    name: str
+    short: str
+    formula: str
+    unit: Literal["%", "points"]
+
+
+KEPT = CurveFigure(
+    "retention_at_equal_learning",
+    "kept at equal learning",
+    "mean over the learning L that both reach of R(t(L)) − R(0): R is the mean score of the first stage's task and the "
+    "probes, t(L) the first step of the stage at which its own task has reached L",
+    "points",
+)
+
+
+@dataclass(frozen=True)
+class StagePair:
+    """Two methods in one stage: what they kept at equal learning, and why that says nothing where it does not."""
+
+    stage: int
+    name: str
+    kept: AtEqualLearning
+    obstacle: str = ""
+
+
+def curve_of(run: RunDir, stage: int) -> Curve | None:
+    """Return a run's curve in a stage; None without two points of one of the stage's own tasks and of another task."""
+    by_task: dict[str, dict[int, CurvePoint]] = {}
+    for point in run.curve_points(stage):
+        by_task.setdefault(point.task, {})[point.step] = point
+    own = [task for task in by_task if task in run.trains[stage - 1]]
+    others = [task for task in by_task if task not in own]
+    steps = sorted(set.intersection(*(set(points) for points in by_task.values()))) if by_task else []
+    if not own or not others or len(steps) < 2:
+        return None
+    learned = np.array([[by_task[task][step].score for step in steps] for task in own]).mean(axis=0)
+    return Curve(learned, {task: _item_table([by_task[task][step] for step in steps]) for task in others})
+
+
+def stage_pairs(base: Method, other: Method, tasks: Sequence[str] = ()) -> list[StagePair]:
+    """Return every stage that both methods trained on the same tasks and have curves of, `tasks` limits what is kept.
+
+    Seeds are paired by number.
+    """
+    found = []
+    for stage, (ours, theirs) in enumerate(zip(base.first.trains, other.first.trains, strict=False), start=1):
+        sides = [_curves(method, stage, tasks) for method in (base, other)]
+        if ours == theirs and all(sides):
+            found.append(_stage_pair(stage, base.first.stages[stage - 1], sides[0], sides[1]))
+    return found
+
+
+def mean_of_stages(pairs: Sequence[StagePair]) -> StagePair | None:
+    """Return the mean over the stages that are comparable, or the first obstacle where none is; None without stages."""
+    if not pairs:
+        return None
+    comparable = [pair.kept for pair in pairs if not pair.obstacle]
+    if not comparable:
+        return StagePair(0, "", pairs[0].kept, pairs[0].obstacle)
+    kept = over_stages(comparable)
+    return StagePair(0, "", kept, kept.obstacle)
+
+
+def at_equal_learning_of(
+    base: Method, other: Method, tasks: Sequence[str] = (), stage: int | None = None
+) -> StagePair | None:
+    """Return what was kept of some tasks (all where none is named) in one stage, or on average; None without curves."""
+    return mean_of_stages([pair for pair in stage_pairs(base, other, tasks) if stage in (None, pair.stage)])
+
+
+def equal_learning_table(frames: Frames) -> pd.DataFrame:
+    """Return a row per pair of methods and stage, and one for the mean over stages (stage 0); empty without any curve.
+
+    `difference` is the first minus the second with its interval for another seed and other items, `low` and `high` the common
+    learning, mean over seeds, shares; `seeds` of `paired` have common learning; `obstacle` says why nothing is compared.
+    """
+    methods, rows = {method.name: method for method in methods_of(frames)}, []
+    for label, against in compared_labels(frames):
+        pairs = stage_pairs(methods[against], methods[label])
+        mean = [] if len(pairs) < 2 else [mean_of_stages(pairs)]
+        rows += [_row(label, against, pair) for pair in (*mean, *pairs) if pair is not None]
+    return pd.DataFrame(rows)
+
+
+def curve_frame(frames: Frames) -> pd.DataFrame:
+    """Return a row per run, stage and point of its curve, shares.
+
+    `learned` is the score of the stage's own task, `reached` its monotone fit, `kept` the change of the other tasks.
+    """
+    rows = []
+    for run, label in frames.labelled:
+        for stage, name in enumerate(run.stages, start=1):
+            curve = None if run.manifest.control else curve_of(run, stage)
+            if curve is not None:
+                own = {**identity(run, label), "stage": stage, "task": name}
+                points = np.stack([curve.learned, curve.reached, curve.change], axis=1).tolist()
+                rows += [{**own, "point": k, **dict(zip(COLUMNS, each, strict=True))} for k, each in enumerate(points)]
+    return pd.DataFrame(rows)
+
+
+def _curves(method: Method, stage: int, tasks: Sequence[str]) -> dict[int, Curve]:
+    found = {seed: curve_of(scores.run, stage) for seed, scores in method.by_seed.items()}
+    curves = {seed: curve for seed, curve in found.items() if curve is not None}
+    if not tasks:
+        return curves
+    kept = {
+        seed: {task: table for task, table in curve.kept.items() if task in tasks} for seed, curve in curves.items()
+    }
+    return {seed: Curve(curve.learned, kept[seed]) for seed, curve in curves.items() if kept[seed]}
+
+
+def _stage_pair(stage: int, name: str, base: dict[int, Curve], other: dict[int, Curve]) -> StagePair:
+    items = {
+        tuple((task, table.ids, table.clusters) for task, table in sorted(curve.kept.items()))
+        for side in (base, other)
+        for curve in side.values()
+    }
+    if len(items) > 1:
+        return StagePair(stage, name, at_equal_learning({}, {}), OTHER_ITEMS)
+    kept = at_equal_learning(base, other)
+    return StagePair(stage, name, kept, kept.obstacle)
+
+
+def _item_table(points: Sequence[CurvePoint]) -> ItemTable:
+    values = np.array([point.items for point in points], dtype=np.float64).T
+    return ItemTable(values, tuple(map(str, range(len(values)))), points[0].clusters)
+
+
+def _row(label: str, against: str, pair: StagePair) -> dict[str, object]:
+    common = np.array([each[:2] for each in pair.kept.common.values()], dtype=np.float64).reshape(-1, 2)
+    low, high = common.mean(axis=0) if len(common) else (np.nan, np.nan)
+    return {
+        "label": label,
+        "against": against,
+        "stage": pair.stage,
+        "task": pair.name,
+        "low": low,
+        "high": high,
+        "difference": two_way_interval(Estimate({}) if pair.obstacle else pair.kept.difference).of_difference(
+            KEPT.unit
+        ),
+        "seeds": len(pair.kept.common),
+        "paired": pair.kept.seeds,
+        "obstacle": pair.obstacle,
+    }

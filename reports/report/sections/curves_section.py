@@ -1,0 +1,75 @@
+"""Retention along learning: what each method had kept when it had learned so much, and the differences at equal learning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from harness.stats.equal_learning import LEAST
+from harness.stats.significance import p_value
+from reports.document.blocks import Grid, Picture, Section, Text
+from reports.document.sentences import format_p, format_percent, format_points
+from reports.figures.draw_curves import draw_curves
+from reports.report.report_data import ReportData
+
+TITLE = "Retention along learning"
+CAPTION = (
+    "Right: learned more. Up: kept more of the other tasks (the first stage's task and the probes). Where one line is above "
+    "another at the same place across, that method kept more at equal learning. Thick lines are means over seeds, thin lines "
+    "seeds; a ring marks the stage's start. Learning is the best monotone fit of the measured scores."
+)
+READING = (
+    "Difference in how the other tasks changed since the stage began, averaged over the learning that both methods of a seed "
+    "reach, then over seeds; positive where the first method kept more. Brackets are 95 % intervals for another seed and "
+    "other items (with one seed, for other items alone), p the test that they invert, not corrected for several rows. In the "
+    "first stage both methods leave the same weights, later each leaves its own. Curves are scored on the first test items "
+    "of each task under the suite's first profile. Too few points: one method learned all of the common range between two "
+    "points of its curve; a smaller evaluation.every helps."
+)
+
+
+def make_section(report_data: ReportData) -> Section | None:
+    """Return the section; None where no run has a learning curve."""
+    points = report_data.curves
+    if points.empty:
+        return None
+    alt = "Change of the other tasks against the score of the stage's own task, one panel per stage, a line per method."
+    picture = Picture("curves", TITLE, CAPTION, lambda: draw_curves(points), alt)
+    table = report_data.equal_learning
+    compared = [equal_learning_grid(table), Text(READING, "note")] if len(table) else []
+    return Section("curves", "At equal learning", TITLE, [picture, *compared])
+
+
+def equal_learning_grid(table: pd.DataFrame) -> Grid:
+    """Return a row per pair of methods and stage: the common learning, and the difference in what was kept there."""
+    rows = []
+    for row in table.to_dict("records"):
+        stage = f"{row['stage']}: {row['task']}" if row["stage"] else "mean over stages"
+        common = "–" if math.isnan(row["low"]) else f"{format_percent(row['low'])} to {format_percent(row['high'])}"
+        seeds = f"{row['seeds']} of {row['paired']}" if row["seeds"] < row["paired"] else str(row["paired"])
+        rows.append(
+            [
+                f"{row['label']} − {row['against']}",
+                stage,
+                seeds,
+                common,
+                _kept(row),
+                format_p(p_value(row["difference"])),
+            ]
+        )
+    strong = frozenset((place, 4) for place, row in enumerate(table.to_dict("records")) if not row["stage"])
+    header = ["methods", "stage", "seeds", "learning compared, %", "kept at equal learning, points ↑", "p"]
+    return Grid(f"Differences at equal learning (at least {100 * LEAST:g} points in common)", header, rows, strong)
+
+
+def _kept(row: Mapping[Any, Any]) -> str:
+    if row["obstacle"]:
+        return row["obstacle"]
+    interval = row["difference"]
+    bracket = (
+        "" if math.isnan(interval.low) else f" [{format_points(interval.low)},\u00a0{format_points(interval.high)}]"
+    )
+    return f"{format_points(interval.mean)}{bracket}"
