@@ -31,9 +31,10 @@ from reports.claims.evidence import Evidence
 from reports.claims.grammar import Metric, parse
 from reports.claims.judge_claims import EXPLORATORY, Verdict, judge_claims
 from reports.claims.render_verdicts import explain_verdict, reported, verdicts_grid, write_verdicts
+from reports.data.learning_curves import at_equal_learning_of
 from reports.data.methods import find_methods
 from reports.terminal.report_commands import judge_by_setting
-from tests.support.run_factory import write_run
+from tests.support.run_factory import PROBES, STAGES, curve_points, write_run
 
 START = [0.5, 0.1, 0.6]
 VALUES = {
@@ -352,6 +353,38 @@ def test_what_the_runs_cannot_test_is_said_to_be_so(tmp_path: Path, change: dict
     assert (row.verdict, row.reason) == (NOT_TESTABLE, reason)
     (row,) = rows_of(tmp_path, change, primary=[])
     assert explain_verdict(row) == f"exploratory, not testable: {reason}"
+
+
+EQUAL: dict[str, Any] = {
+    "expression": "metric(aopd, probe_change) > metric(opd, probe_change)",
+    "at": "equal_learning",
+    "scope": {"stage": 1},
+    "smallest_effect": 0,
+}
+
+
+def test_retention_is_judged_at_equal_learning_of_the_curves(tmp_path: Path):
+    """AOPD learns faster; where both have learned 0.2 to 0.56 it lost less of the probe, and at the end more."""
+    for seed in range(3):
+        kept = {"opd": [0.8, 0.6 - 0.05 * seed, 0.4], "aopd": [0.8, 0.75, 0.2]}
+        for adapter, learned in {"opd": [0.2, 0.3, 0.6], "aopd": [0.2, 0.5, 0.8]}.items():
+            points = curve_points({STAGES[0]: learned, PROBES[0]: kept[adapter]})
+            write_run(tmp_path, adapter, seed, curves=lambda stage, points=points: points if stage == 1 else [])
+    (row,) = rows_of(tmp_path, EQUAL)
+    methods = {method.name: method for method in find_methods([tmp_path])}
+    found = at_equal_learning_of(methods["opd"], methods["aopd"], list(PROBES), 1)
+    assert found is not None
+    assert row.effect == two_way_interval(found.kept.difference)
+    assert row.effect.mean > 0
+    assert (row.effect.seeds, row.reason) == (3, "")
+
+
+def test_curves_without_common_learning_are_not_comparable(tmp_path: Path):
+    for seed, (adapter, learned) in product(range(3), {"opd": [0.1, 0.2, 0.3], "aopd": [0.5, 0.6, 0.9]}.items()):
+        points = curve_points({STAGES[0]: learned, PROBES[0]: [0.8, 0.7, 0.6]})
+        write_run(tmp_path, adapter, seed, curves=lambda stage, points=points: points if stage == 1 else [])
+    (row,) = rows_of(tmp_path, EQUAL)
+    assert (row.verdict, row.reason) == (NOT_TESTABLE, "not comparable: no common learning")
 
 
 def test_methods_that_start_from_other_weights_are_not_compared_by_seed(tmp_path: Path):
