@@ -49,7 +49,7 @@ class ForwardKL(LoopAdapter):
     top_k: int | None = Field(
         default=32, gt=0, description="null takes the whole vocabulary, which a server cannot give"
     )
-    tail: Tail = Field(default="none", description="`bucket` gives the mass outside the top K a term of its own")
+    tail: Tail = Field(default="none", description="`bucket` gives the mass outside the top K its own term")
 
     @model_validator(mode="after")
     def _a_tail_needs_a_top_k(self) -> ForwardKL:

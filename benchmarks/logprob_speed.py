@@ -126,7 +126,7 @@ def notes(threads: int, rounds: int) -> list[str]:
         f"{AOPD_SIZE.tokens:,} tokens ({WHOLE_SIZE.tokens:,} for reverse KL and JSD), hidden size {AOPD_SIZE.hidden}, "
         f"random states, heads and ids; forward and backward to states and head, the teacher's side forward alone. CPU: "
         f"float32, threads: {threads}; GPU: bfloat16. Medians of {rounds} rounds in turn; every measurement is one run (GPU: "
-        "the median of five) after a warm-up, in a process of its own.",
+        "the median of five) after a warm-up, in a separate process.",
         "Memory is the peak during the run beyond what was in use before it, when inputs were there; the gradient of the "
         f"head, {AOPD_SIZE.vocabulary * AOPD_SIZE.hidden * 4 / MIB:,.0f} MiB in float32, is part of all but the teacher's. "
         "CPU: the kernel's own mark of the peak resident set, set back before the run, so no sampling misses it. "

@@ -67,7 +67,7 @@ def text(found: Sequence[Built], scale: Scale) -> str:
         f"{scale.runs} runs ({len(scale.adapters)} methods, {scale.seeds} seeds), {len(scale.stages)} stages of {scale.steps} "
         f"logged steps, {len(scale.tasks)} tasks of {scale.items} items, {scale.samples:,} graded answers of some "
         f"{scale.response} words to prompts of {scale.prompt}. Median (smallest to largest) of {len(found)} builds, each in "
-        "a process of its own."
+        "a separate process."
     )
     return "\n\n".join(["## A large report", table(["measured", "median (range)", "target"], rows), note])
 

@@ -39,14 +39,14 @@ def section() -> str:
     ]
     note = (
         f"{METHODS} methods, 4 stages of {SMALL['steps']} logged steps, 5 tasks of {SMALL['items']} items. Reading libraries "
-        f"and drawing figures is in each row. One build each, in a process of its own."
+        f"and drawing figures is in each row. One build each, in a separate process."
     )
     head = ["runs", "processor seconds", "milliseconds a run", "MiB of memory"]
     return "\n\n".join(["## Reports over many runs", table(head, rows), note])
 
 
 def measure(runs: int) -> Cost:
-    """Build one report over made-up runs in a process of its own."""
+    """Build one report over made-up runs in a separate process."""
     with tempfile.TemporaryDirectory() as folder:
         methods = [f"method_{number}" for number in range(METHODS - 2)]
         scale = Scale(adapters=("opd", "aopd", *methods), seeds=runs // METHODS, **SMALL)

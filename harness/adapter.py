@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -19,7 +19,7 @@ from pydantic import ConfigDict, ValidationError, model_validator
 from harness.config import plugins
 from harness.config.base import Strict
 from harness.config.explain import explain
-from harness.config.suite import AdapterEntry, Suite
+from harness.config.suite import AdapterEntry, Stage, Suite
 from harness.config.teacher_settings import Needs
 from harness.config.training import Optimizer, Training
 from harness.errors import ConfigError
@@ -231,6 +231,11 @@ class Adapter(Strict, ABC):
         """What the method does with these options; unless it says more, it trains on the student's own responses."""
         return Capabilities()
 
+    @property
+    def updates(self) -> bool:
+        """Whether it changes weights: a control does not, and leaves no checkpoint."""
+        return bool(self.capabilities.trains_on)
+
     def refuse(self, training: Training) -> None:
         """Raise `ConfigError` for a budget that this adapter cannot train with; called when a suite is read."""
 
@@ -260,27 +265,32 @@ def check_adapters(suite: Suite, entries: Collection[str] | None = None) -> dict
     """Build every adapter of a suite, and refuse `entries` (all where not given) that the suite or machine cannot serve."""
     adapters = {name: make_adapter(name, entry) for name, entry in suite.adapters.items()}
     chosen = {name: adapter for name, adapter in adapters.items() if entries is None or name in entries}
-    trained = [name for name in chosen if (suite.adapters[name].adapter or name) != "none"]
+    fixed = [stage for stage in suite.stages if stage.adapter is not None]
+    trained = [*fixed, *(name for name in chosen if (suite.adapters[name].adapter or name) != "none")]
     if trained and suite.student.dtype != "float32":
         raise ConfigError(
             f"student.dtype is {suite.student.dtype}; optimiser steps round to nothing in it, so take float32 and set "
             "training.autocast: bfloat16"
         )
+    for stage in fixed:
+        own = stage.adapter or AdapterEntry()
+        _refuse(suite, next(iter(suite.adapters)), make_adapter(str(own.adapter), own), [stage], f"stage {stage.task}")
     for name, adapter in chosen.items():
-        _refuse(suite, name, adapter)
+        _refuse(suite, name, adapter, [stage for stage in suite.stages if stage.adapter is None], f"adapters.{name}")
     return adapters
 
 
-def _refuse(suite: Suite, name: str, adapter: Adapter) -> None:
+def _refuse(suite: Suite, name: str, adapter: Adapter, stages: Sequence[Stage], place: str) -> None:
     needed = adapter.requirements.teacher
-    lacking = [s.task for s in suite.stages if suite.teacher is None and s.teacher is None]
+    lacking = [s.task for s in stages if suite.teacher is None and s.teacher is None]
     if needed != "none" and lacking:
         raise ConfigError(
-            f"adapters.{name}: needs a teacher ({needed}), but stages {', '.join(lacking)} have none; "
-            "name one under `teacher`"
+            f"{place}: needs a teacher ({needed}), but stages {', '.join(lacking)} have none; name one under `teacher`"
         )
-    for stage in suite.stages:
+    for stage in stages:
         try:
             adapter.refuse(suite.training_for(stage, name))
         except ConfigError as error:
-            raise ConfigError(f"adapters.{name}, stage {stage.task}: {error}") from error
+            raise ConfigError(
+                f"{place}{'' if place.endswith(stage.task) else f', stage {stage.task}'}: {error}"
+            ) from error

@@ -27,7 +27,9 @@ A_t = log p(y_t) - log q(y_t) has no gradient. `reduction` averages the losses o
 
 def adapter_table() -> Table:
     """Return the registered adapters with what they need of a teacher, their options and defaults."""
-    table = Table("name", "trains by", "teacher", "options and their defaults", title="adapters", show_lines=True)
+    table = Table(title="adapters", title_justify="left", show_lines=True)
+    for column in ("name", "trains by", "teacher", "options and their defaults"):
+        table.add_column(column, min_width=26 if column.startswith("options") else None)
     for name, point in registered().items():
         try:
             cls: type[Adapter] = point.load()

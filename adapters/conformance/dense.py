@@ -96,5 +96,5 @@ def scoring_model(adapter: LoopAdapter, ctx: StageContext) -> Any:
     if scorer is None:
         return None
     if not isinstance(scorer, LocalTeacher):
-        raise DoesNotApply("it scores with a teacher of its own, whose distribution is not seen from here")
+        raise DoesNotApply("it scores with its own teacher, whose distribution is not seen from here")
     return scorer.model

@@ -65,7 +65,7 @@ class AdapterUnderTest:
     def looped(self) -> LoopAdapter:
         """The adapter that trains, where it trains through the shared loop; raises `DoesNotApply` elsewhere."""
         if not isinstance(self.inner, LoopAdapter):
-            raise DoesNotApply("it has a trainer of its own, whose gradients and batches are not seen from here")
+            raise DoesNotApply("it has its own trainer, whose gradients and batches are not seen from here")
         return self.inner
 
     @property

@@ -79,7 +79,7 @@ class PenaltyWrapper(Wrapper):
     @model_validator(mode="after")
     def _inner_takes_penalties(self) -> PenaltyWrapper:
         if not self.inner.capabilities.takes_penalties:
-            raise ValueError(f"{self.of.adapter!r} has a loss of its own, which takes no penalty; wrap another trainer")
+            raise ValueError(f"{self.of.adapter!r} has its own loss, which takes no penalty; wrap another trainer")
         return self
 
 

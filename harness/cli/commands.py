@@ -23,6 +23,7 @@ OWN = {
     "study": "harness.cli.run_commands:study",
     "evaluate": "harness.cli.score_commands:evaluate",
     "regrade": "harness.cli.score_commands:regrade",
+    "doctor": "harness.cli.doctor_command:doctor",
     "runs": "harness.cli.verify_command:runs",
     "teacher": "harness.cli.teacher_commands:teacher",
     "tasks": "harness.cli.task_commands:tasks",

@@ -24,10 +24,17 @@ def _collect_rarely(dry_run: bool) -> bool:
 
 
 SuiteName = Annotated[str, typer.Argument(help="A suite's name (tiny) or the path of its YAML file.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. training.optimizer.lr=1e-4.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. training.steps=20.")]
 Include = Annotated[list[Path] | None, typer.Option("--include-path", help="A folder with more tasks and suites.")]
 Order = Annotated[str, typer.Option(help="One of the suite's orders; `joint` trains all tasks in one stage.")]
 Out = Annotated[Path, typer.Option(help="Where run directories go.")]
+From = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        help="A finished stage of another run to start from, such as RUN/stage_1; {seed} is the run's own seed.",
+    ),
+]
 Workers = Annotated[int | None, typer.Option(min=1, help="Runs side by side; default: one per free processor.")]
 DryRun = Annotated[bool, typer.Option(callback=_collect_rarely, help="Print what would be done and write nothing.")]
 Track = Annotated[

@@ -26,5 +26,5 @@ def check_own_packages() -> None:
             others = ", ".join(dict.fromkeys(owners)) or "another package"
             raise ConfigError(
                 f"the Python package {name!r} at {place or 'no place'} is not {OWN}'s: {others} has the same name; uninstall "
-                f"it and install {OWN} again (pip install --force-reinstall --no-deps {OWN}), or use an environment of its own"
+                f"it and install {OWN} again (pip install --force-reinstall --no-deps {OWN}), or use a separate environment"
             )

@@ -37,6 +37,10 @@ class Reporter(Protocol):
         """Write a study's page from its finished runs and say where it is."""
         ...
 
+    def foresee(self, console: Console, specs: Sequence[RunSpec]) -> None:
+        """Say what runs can show before they start; a reporter may leave it out."""
+        ...
+
 
 class Reporters:
     """All reporters that are installed, called one after another."""
@@ -56,6 +60,12 @@ class Reporters:
         """Let every reporter show the results."""
         for reporter in _installed() or self._none(f"The runs are in {specs[0].out / specs[0].suite.name}"):
             reporter.summarise(self.console, specs)
+
+    def foresee(self, specs: Sequence[RunSpec]) -> None:
+        """Let every reporter that can say what the runs will show."""
+        for reporter in _installed():
+            if hasattr(reporter, "foresee"):
+                reporter.foresee(self.console, specs)
 
     def write_study(self, plan: Plan, page: Path) -> None:
         """Let every reporter write the study's page."""

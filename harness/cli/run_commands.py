@@ -10,6 +10,7 @@ import typer
 
 from harness.cli.options import (
     DryRun,
+    From,
     Include,
     Names,
     Order,
@@ -39,6 +40,7 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Default: the suite's first.")] = None,
     order: Order = "default",
     out: Out = Path("runs"),
+    from_stage: From = None,
     overrides: Overrides = None,
     include_path: Include = None,
     track: Track = None,
@@ -48,7 +50,7 @@ def run(
     announce(f"reading suite {suite}")
     loaded = read_suite(suite, overrides, include_path, track)
     entry = adapter or next(iter(loaded.adapters))
-    specs = _plan(loaded, [entry], [loaded.seeds[0] if seed is None else seed], order, out)
+    specs = _plan(loaded, [entry], [loaded.seeds[0] if seed is None else seed], order, out, from_stage)
     _do_runs(specs, 1, dry_run)
 
 
@@ -58,6 +60,7 @@ def sweep(
     seed: Names = None,
     order: Order = "default",
     out: Out = Path("runs"),
+    from_stage: From = None,
     workers: Workers = None,
     overrides: Overrides = None,
     include_path: Include = None,
@@ -72,7 +75,7 @@ def sweep(
     loaded = read_suite(suite, overrides, include_path, track)
     entries = adapter.split(",") if adapter else list(loaded.adapters)
     seeds = whole_numbers("--seed", seed) if seed else list(loaded.seeds)
-    _do_runs(_plan(loaded, entries, seeds, order, out), workers, dry_run, ray)
+    _do_runs(_plan(loaded, entries, seeds, order, out, from_stage), workers, dry_run, ray)
 
 
 def study(
@@ -105,7 +108,9 @@ def study(
         Reporters(console).write_study(planned, page or planned.page)
 
 
-def _plan(suite: Suite, entries: list[str], seeds: list[int], order: str, out: Path) -> list[RunSpec]:
+def _plan(
+    suite: Suite, entries: list[str], seeds: list[int], order: str, out: Path, from_stage: str | None
+) -> list[RunSpec]:
     """Return the runs asked for, each once; raises `ConfigError` for what the suite or this machine does not have."""
     if unknown := sorted(set(entries) - set(suite.adapters)):
         raise ConfigError(f"suite {suite.name} has no adapter {', '.join(unknown)}; it has {', '.join(suite.adapters)}")
@@ -123,7 +128,12 @@ def _plan(suite: Suite, entries: list[str], seeds: list[int], order: str, out: P
 
     check_adapters(suite, entries)
     check_trackers(suite.trackers)
-    return specs
+    if from_stage is None:
+        return specs
+
+    from harness.pipeline.branch import start_from
+
+    return [start_from(spec, from_stage) for spec in specs]
 
 
 def _do_runs(specs: Sequence[RunSpec], workers: int | None, dry_run: bool, ray: str | None = None) -> None:
@@ -133,6 +143,8 @@ def _do_runs(specs: Sequence[RunSpec], workers: int | None, dry_run: bool, ray: 
         from harness.pipeline.plan import print_plan
 
         print_plan(console, specs)
+        Reporters(console).foresee(specs)
+        console.print("dry run: nothing was written")
         return
 
     from harness.pipeline.sweeps.sweep import default_workers, sweep

@@ -8,24 +8,29 @@ from typing import Annotated
 import typer
 
 from harness.cli.options import Include, Overrides, Runs, read_suite
-from harness.terminal.console import SafeConsole
+from harness.terminal.console import SafeConsole, announce, waiting
 
 
 def evaluate(
     suite: Annotated[str, typer.Option(help="A suite's name or path; its tasks and decoding are used.")],
     checkpoints: Annotated[list[Path], typer.Option(help="Model folders, in the order of training.")],
-    more: Annotated[list[Path] | None, typer.Argument(help="More checkpoints after the first.")] = None,
+    more: Annotated[
+        list[Path] | None, typer.Argument(help="The other folders after the first one of --checkpoints.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="The matrix goes to <out>/<suite>/checkpoints.")] = Path("runs"),
     overrides: Overrides = None,
     include_path: Include = None,
 ) -> None:
     """Evaluate checkpoints that were trained elsewhere on a suite's tasks and print the matrix."""
+    announce(f"reading suite {suite}")
     loaded = read_suite(suite, overrides, include_path, None)
 
-    from harness.pipeline.checkpoint_matrix import evaluate_checkpoints, matrix_table
-
     console = SafeConsole()
-    for profile, scores in evaluate_checkpoints(loaded, [*checkpoints, *(more or [])], out).items():
+    with waiting("evaluating"):
+        from harness.pipeline.checkpoint_matrix import evaluate_checkpoints, matrix_table
+
+        matrices = evaluate_checkpoints(loaded, [*checkpoints, *(more or [])], out)
+    for profile, scores in matrices.items():
         console.print(matrix_table(scores, profile))
 
 
@@ -42,8 +47,18 @@ def regrade(
     """Grade stored answers again without generating: with today's grader, or with another one that a task offers."""
     from harness.rundir.reader import find_runs
 
+    announce("reading runs and tasks")
     found = find_runs(runs)
+
+    from rich.progress import Progress
 
     from harness.evaluation.regrading import regrade_runs, regrade_table
 
-    SafeConsole().print(regrade_table(regrade_runs([run.path for run in found], grader, include_path or [], trust)))
+    with Progress(console=SafeConsole(stderr=True), transient=True) as shown:
+        bar = shown.add_task("grading", total=None)
+
+        def progress(done: int, total: int) -> None:
+            shown.update(bar, completed=done, total=total)
+
+        rows = regrade_runs([run.path for run in found], grader, include_path or [], trust, progress)
+    SafeConsole().print(regrade_table(rows))

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.cli.options import Include
-from harness.terminal.console import SafeConsole
+from harness.terminal.console import SafeConsole, announce
 from harness.terminal.fitted_table import FittedTable
 from harness.terminal.sanitize import show_hidden
 
@@ -36,6 +36,8 @@ def check(
     include_path: Include = None,
 ) -> None:
     """Show one training and one evaluation prompt of a task, grade its reference, and name its traps."""
+    announce(f"checking {name}")
+
     from harness.pipeline.task_check import check_task
 
     passed = check_task(SafeConsole(), name, [*context.obj, *(include_path or [])], data or [])

@@ -81,6 +81,10 @@ class Evaluation(Strict):
         default=0, ge=0, description="further evaluations of the start with other seeds, under profiles that sample"
     )
 
+    teacher: bool = Field(
+        default=True, description="whether the suite's teacher answers the test items, once for all runs"
+    )
+
     @property
     def all_profiles(self) -> dict[str, Profile]:
         """The profiles by name, in the file's order; one called `default` where the suite names none."""
@@ -91,4 +95,5 @@ class Evaluation(Strict):
         """Leave out later keys at their defaults, so that suites which do not name them keep the hash that they had."""
         dumped: dict[str, Any] = dump(self)
         later: dict[str, Any] = {"profiles": {}, "drift": Drift(), "noise_floor": 0, "every": None, "curve_items": 64}
+        later |= {"teacher": True}
         return {key: value for key, value in dumped.items() if key not in later or getattr(self, key) != later[key]}

@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from harness.config.base import is_list, is_mapping, merge
+from harness.config.base import is_list, is_mapping
 from harness.config.explain import explain
 from harness.config.models import Pretrained, Scratch
 from harness.config.read_yaml import parse_yaml, read_yaml
 from harness.config.suite import Suite
 from harness.config.teacher_settings import TeacherSettings
-from harness.config.training import Training
+from harness.config.training import Training, merge_training
 from harness.errors import ConfigError
 
 AnyModel = TypeVar("AnyModel", bound=Pretrained | Scratch | TeacherSettings)
@@ -112,9 +112,18 @@ def _set(raw: dict[str, Any], key: str, value: Any, override: str) -> None:
     node: Any = raw
     for parent in parents:
         node = _step_into(node, parent, override)
-    if parents == ["data"] and isinstance(value, str):
+    if isinstance(value, str) and (parents == ["data"] or _is_model_folder(key, value)):
         value = str(Path(value).resolve())
     _assign(node, last, value, override)
+
+
+def _is_model_folder(key: str, value: str) -> bool:
+    """Whether the value of an override is a model's folder, from the current one; else it is a name on the hub."""
+    return key.endswith(("student.path", "teacher.path")) and (Path(value).is_dir() or _looks_local(value))
+
+
+def _looks_local(path: str) -> bool:
+    return path.startswith((".", "/", "~"))
 
 
 def _step_into(node: Any, part: str, override: str) -> Any:
@@ -147,7 +156,7 @@ def _spread_training(raw: dict[str, Any]) -> None:
     if not is_list(stages) or not is_mapping(shared):
         return
     _name_stages(raw)
-    raw["stages"] = [_stage(stage, shared) for stage in raw["stages"]]
+    raw["stages"] = [_stage(stage, shared, raw.get("adapters")) for stage in raw["stages"]]
 
 
 def _name_stages(raw: dict[str, Any]) -> None:
@@ -156,9 +165,18 @@ def _name_stages(raw: dict[str, Any]) -> None:
         raw["stages"] = [{"task": stage} if isinstance(stage, str) else stage for stage in raw["stages"]]
 
 
-def _stage(stage: Any, shared: dict[str, Any]) -> Any:
+def _stage(stage: Any, shared: dict[str, Any], entries: Any) -> Any:
+    """Return a stage with its whole training, and with its adapter as a mapping."""
     own = stage.get("training", {}) if is_mapping(stage) else None
-    return {**stage, "training": merge(shared, own)} if is_mapping(stage) and is_mapping(own) else stage
+    if not is_mapping(stage) or not is_mapping(own):
+        return stage
+    stage = {**stage, "training": merge_training(shared, own)}
+    if isinstance(name := stage.get("adapter"), str):
+        entry: Any = entries.get(name) if is_mapping(entries) else None
+        stage["adapter"] = (
+            {**entry, "adapter": entry.get("adapter") or name} if is_mapping(entry) else {"adapter": name}
+        )
+    return stage
 
 
 def _with_absolute_paths(suite: Suite, folder: Path, include: Sequence[Path]) -> Suite:
@@ -171,14 +189,36 @@ def _with_absolute_paths(suite: Suite, folder: Path, include: Sequence[Path]) ->
             )
     folders = [str((folder / path).resolve()) for path in suite.include] + [str(path.resolve()) for path in include]
     models = {
-        "student": _with_template(suite.student, folder),
-        "teacher": suite.teacher and _with_template(suite.teacher, folder),
+        "student": _with_folder(_with_template(suite.student, folder), folder, "student"),
+        "teacher": suite.teacher and _with_folder(_with_template(suite.teacher, folder), folder, "teacher"),
         "stages": tuple(
-            stage.model_copy(update={"teacher": stage.teacher and _with_template(stage.teacher, folder)})
+            stage.model_copy(
+                update={
+                    "teacher": stage.teacher
+                    and _with_folder(_with_template(stage.teacher, folder), folder, f"{stage.task}.teacher")
+                }
+            )
             for stage in suite.stages
         ),
     }
     return suite.model_copy(update={"data": data, "include": tuple(folders), **models})
+
+
+def _with_folder(model: AnyModel, folder: Path, key: str) -> AnyModel:
+    """Return the model with its folder as an absolute path, counted from the suite's folder; a name on the hub stays."""
+    if not isinstance(model, Pretrained):
+        return model
+    place = (folder / Path(model.path).expanduser()).resolve()
+    if place.is_dir():
+        return model.model_copy(update={"path": str(place)})
+    if _looks_local(model.path):
+        raise ConfigError(f"{key}.path: {model.path} is not a folder; paths in a suite count from its folder, {folder}")
+    if Path(model.path).is_dir():
+        raise ConfigError(
+            f"{key}.path: {model.path} lies below the current folder, and paths in a suite count from its folder, {folder}; "
+            f"write it from there, or give it as --set {key}.path={model.path}"
+        )
+    return model
 
 
 def _with_template(model: AnyModel, folder: Path) -> AnyModel:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from harness.config.base import Strict
+from harness.config.base import Name, Strict, is_mapping
 
 
 class Chat(Strict):
@@ -70,14 +70,53 @@ class Warmup(Strict):
         return self
 
 
+class Start(Strict):
+    """One of several checkpoints that a pretrained student may start from."""
+
+    path: str
+    revision: str | None = None
+
+
 class Pretrained(Strict):
-    """A causal language model by folder or hub id, base models included."""
+    """A causal language model by folder or hub id, base models included.
+
+    With `starts`, several checkpoints by name, `start` chooses one; `path` and `revision` then are that one's.
+    """
 
     kind: Literal["pretrained"]
-    path: str
+    path: str = Field(description="folder or hub id; left out where `starts` gives it")
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     chat: Chat = Chat()
+    starts: dict[Name, Start] = Field(default={}, description="checkpoints by name, such as weak and strong")
+    start: str = Field(default="", description="the name of the start, one of `starts` where there are any")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_start(cls, raw: Any) -> Any:
+        """Fill in the path and revision of the chosen start."""
+        starts: Any = raw.get("starts") if is_mapping(raw) else None
+        if not is_mapping(raw) or not is_mapping(starts) or not starts:
+            return raw
+        chosen: Any = starts.get(str(raw.get("start")))
+        if chosen is None:
+            raise ValueError(f"start is {raw.get('start')!r}, expected one of starts: {', '.join(map(str, starts))}")
+        if "path" in raw or "revision" in raw:
+            raise ValueError("found path or revision next to starts, which give both; leave them out")
+        given = chosen if is_mapping(chosen) else {}
+        return {**raw, "path": given.get("path"), "revision": given.get("revision")}
+
+    @model_serializer(mode="wrap")
+    def _write_chosen_start(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write the chosen start alone, so that another start may be added without changing what this one is."""
+        dumped: dict[str, Any] = dump(self)
+        unused = {"starts"} if self.start else {"starts", "start"}
+        return {key: value for key, value in dumped.items() if key not in unused}
+
+    @property
+    def start_name(self) -> str:
+        """What reports call the start; empty where it has no name."""
+        return self.start
 
 
 class Scratch(Strict):
@@ -99,6 +138,11 @@ class Scratch(Strict):
         if self.strength not in self.warmup.strengths:
             raise ValueError(f"strength {self.strength!r} is not one of {', '.join(self.warmup.strengths)}")
         return self
+
+    @property
+    def start_name(self) -> str:
+        """What reports call the start: the strength."""
+        return self.strength
 
 
 Model = Annotated[Pretrained | Scratch, Field(discriminator="kind")]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from harness.config.base import digest, merge
-from harness.config.suite import Suite
+from harness.config.suite import AdapterEntry, Suite
 from harness.config.teacher_settings import TeacherSpec
 from harness.config.training import Training
 
@@ -28,7 +28,8 @@ OF_A_SERVER = (
 # What a session may set for itself: out of memory in stage 3 is answered by a smaller micro-batch, not by starting again.
 MAY_CHANGE = frozenset(
     {
-        *("device", "threads", "data", "include", "resources", "trust_remote_code", "evaluation.batch_size"),
+        *("device", "threads", "data", "include", "resources", "trust_remote_code"),
+        *("evaluation.batch_size", "evaluation.teacher"),
         *("training.micro_batch", "stages.*.training.micro_batch", "adapter.training.micro_batch"),
         *("vllm.gpu_memory_utilization", "vllm.cpu_cache_gib"),
         *(f"vllm_server.{key}" for key in ("urls", "shared_folder", "concurrency", "timeout", "deadline")),
@@ -43,7 +44,8 @@ class PlannedStage:
     """One stage of one run, with all settled that the suite and the adapter entry say about it.
 
     `index` counts from 1. `trains` are the tasks whose training items it draws from. `teacher` is the stage's own, else the
-    suite's; `own_teacher` says which.
+    suite's; `own_teacher` says which. `adapter` is what trains it: the run's entry, or with `own_adapter` the stage's.
+    `shared` says that this stage and all before it have adapters of their own, so that all methods of a seed share it.
     """
 
     index: int
@@ -51,7 +53,10 @@ class PlannedStage:
     trains: tuple[str, ...]
     training: Training
     teacher: TeacherSpec | None
+    adapter: AdapterEntry
     own_teacher: bool = False
+    own_adapter: bool = False
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ class RunSpec:
     seed: int
     order: str = "default"
     out: Path = Path("runs")
+    items: Mapping[str, int] | None = None  # training items of each stage, where they are counted
 
     @property
     def path(self) -> Path:
@@ -77,18 +83,39 @@ class RunSpec:
 
     @cached_property
     def stages(self) -> tuple[PlannedStage, ...]:
-        """The stages in this run's order; raises `ValueError` for an order that the suite does not have."""
+        """The stages in this run's order; raises `ValueError` for an order that the suite does not have.
+
+        A budget in epochs is one in steps once `items` are counted, see `counted`.
+        """
+        ordered, method = self.suite.ordered_stages(self.order), self.suite.adapters[self.entry]
+        trainings = [self.suite.training_for(stage, self.entry) for stage in ordered]
+        if self.items is not None:
+            counts = [self.items[stage.task] for stage in ordered]
+            trainings = [training.for_items(count) for training, count in zip(trainings, counts, strict=True)]
         return tuple(
             PlannedStage(
                 index=index,
                 name=stage.task,
                 trains=stage.trains,
-                training=self.suite.training_for(stage, self.entry),
+                training=training,
                 teacher=stage.teacher or self.suite.teacher,
+                adapter=stage.adapter or method.model_copy(update={"adapter": self.kind}),
                 own_teacher=stage.teacher is not None,
+                own_adapter=stage.adapter is not None,
+                shared=all(before.adapter is not None for before in ordered[:index]),
             )
-            for index, stage in enumerate(self.suite.ordered_stages(self.order), start=1)
+            for index, (stage, training) in enumerate(zip(ordered, trainings, strict=True), start=1)
         )
+
+    def counted(self, items_of: Callable[[str, int | None], int]) -> RunSpec:
+        """Return the run with every budget in steps; `items_of` counts a task's training items up to a limit."""
+        if all(stage.training.epochs is None for stage in self.stages):
+            return self
+        counts = {
+            stage.name: sum(items_of(task, stage.training.train_items) for task in stage.trains)
+            for stage in self.stages
+        }
+        return replace(self, items=counts)
 
     @property
     def kind(self) -> str:
@@ -111,7 +138,16 @@ class RunSpec:
 
     def config(self) -> dict[str, Any]:
         """Return the suite as this run resolves it, without what belongs to its siblings."""
-        apart = {"adapters", "seeds", "orders", "description", "snapshot_minutes", "keep_rollouts", "trackers"}
+        apart = {
+            "adapters",
+            "seeds",
+            "orders",
+            "description",
+            "snapshot_minutes",
+            "keep_rollouts",
+            "trackers",
+            "checkpoints",
+        }
         suite = self.suite.model_dump(mode="json", exclude=apart)
         if profiles := suite["evaluation"].get("profiles"):
             # A hash knows no order of keys, and the first profile is the one whose scores are the suite's.

@@ -15,37 +15,34 @@ from pydantic import (
     PrivateAttr,
     SerializationInfo,
     SerializerFunctionWrapHandler,
+    field_validator,
     model_serializer,
     model_validator,
 )
 
 from harness.config.backend_settings import GROUP, BackendSettings, read_settings
-from harness.config.base import Name, PathPart, Strict, merge
+from harness.config.base import Name, PathPart, Strict
 from harness.config.evaluation import Evaluation
 from harness.config.models import Model
 from harness.config.plugins import registered
 from harness.config.teacher_settings import TeacherSpec
-from harness.config.training import Training
+from harness.config.training import Training, merge_training
 
 JOINT = "joint"  # the order that trains all tasks in one stage
 HF = "hf"  # the backend of suites that name none
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
 
-class Stage(Strict):
-    """One adaptation step: a task, and what differs from the suite's defaults."""
+class Checkpoints(Strict):
+    """Which stages' checkpoints stay on the disk; one goes as soon as nothing needs it."""
 
-    task: PathPart
-    training: Training
-    teacher: TeacherSpec | None = Field(default=None, description="null takes the suite's teacher")
-    together: tuple[PathPart, ...] = Field(
-        default=(), description="tasks trained in one stage, which `task` then only names"
+    keep: Literal["all", "last"] | tuple[PathPart, ...] = Field(
+        default="all", description="`all`, the `last` stage's, or a list of stages"
     )
 
-    @property
-    def trains(self) -> tuple[str, ...]:
-        """The tasks whose training items this stage draws from."""
-        return self.together or (self.task,)
+    def holds(self, stage: str) -> bool:
+        """Whether a stage's checkpoint stays; the last stage's is asked for under `last` only when the run is done."""
+        return self.keep == "all" or (self.keep != "last" and stage in self.keep)
 
 
 class AdapterEntry(Strict):
@@ -56,6 +53,65 @@ class AdapterEntry(Strict):
     training: dict[str, Any] = Field(
         default={}, description="what differs from the suite's training, for this entry only"
     )
+
+
+class Stage(Strict):
+    """One adaptation step: a task, and what differs from the suite's defaults.
+
+    A stage with an adapter of its own is trained by it whatever the method, so at one seed all methods leave it with the
+    same weights.
+    """
+
+    task: PathPart
+    training: Training
+    adapter: AdapterEntry | None = Field(
+        default=None,
+        description="what trains this stage for all methods: an entry of the suite, a registered name, or a mapping as in "
+        "`adapters`; null is the method under test",
+    )
+    teacher: TeacherSpec | None = Field(default=None, description="null takes the suite's teacher")
+    together: tuple[PathPart, ...] = Field(
+        default=(), description="tasks trained in one stage, which `task` then only names"
+    )
+
+    @field_validator("adapter")
+    @classmethod
+    def _adapter_is_named(cls, given: AdapterEntry | None) -> AdapterEntry | None:
+        if given is not None and given.adapter is None:
+            raise ValueError("a stage's adapter has no name; give `adapter`, for example {adapter: sft}")
+        return given
+
+    @model_serializer(mode="wrap")
+    def _omit_no_adapter(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out an adapter that is not given, so that suites without one keep their hash."""
+        dumped: dict[str, Any] = dump(self)
+        return {key: value for key, value in dumped.items() if key != "adapter" or value is not None}
+
+    @property
+    def trains(self) -> tuple[str, ...]:
+        """The tasks whose training items this stage draws from."""
+        return self.together or (self.task,)
+
+
+class TrainedBefore(Strict):
+    """A task that was trained before a run's start, and how many of its training items; null is all."""
+
+    task: PathPart
+    items: int | None = None
+
+
+class Origin(Strict):
+    """The finished stage of another run that a run starts from; digests and names are those of its manifest."""
+
+    path: str = Field(description="the stage's folder")
+    suite: str
+    adapter: str
+    order: str
+    seed: int
+    stage: int
+    weights: str = Field(description="digest of the checkpoint's weights")
+    config_hash: str
+    trained: tuple[TrainedBefore, ...] = Field(description="what the run trained up to there, for replay")
 
 
 class Resources(Strict):
@@ -104,6 +160,10 @@ class Suite(Strict):
         default=64, ge=0, description="training rollouts of each step kept in rollouts.parquet; null keeps all"
     )
 
+    origin: Origin | None = Field(
+        default=None, description="written by `--from`: the stage that the student comes from"
+    )
+    checkpoints: Checkpoints = Field(default=Checkpoints(), description="which stages' checkpoints stay on the disk")
     resources: Resources | None = Field(default=None, description="what a run asks a cluster for")
 
     # The settings of every backend that has a block, and of the one that is used.
@@ -125,9 +185,11 @@ class Suite(Strict):
         return suite
 
     @model_serializer(mode="wrap")
-    def _omit_default_backend(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+    def _omit_defaults(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
         """Leave out the default backend, so that a suite without the key keeps its hash; add settings of others."""
         dumped: dict[str, Any] = dump(self)
+        if self.origin is None:
+            dumped.pop("origin", None)
         if self.resources is None:
             dumped.pop("resources", None)
         if self.backend == HF:
@@ -151,6 +213,9 @@ class Suite(Strict):
             )
         if JOINT in {*self.orders, *names}:
             raise ValueError(f"{JOINT!r} is the order that trains all tasks in one stage; choose another name")
+        kept = () if isinstance(self.checkpoints.keep, str) else self.checkpoints.keep
+        if unknown := sorted(set(kept) - {*names, JOINT}):
+            raise ValueError(f"checkpoints.keep names {', '.join(unknown)}; expected all, last, or stages of {names}")
         for name, order in self.orders.items():
             if sorted(order) != sorted(names):
                 raise ValueError(f"order {name!r} is {list(order)}, expected a permutation of {names}")
@@ -187,15 +252,20 @@ class Suite(Strict):
         return tuple(by_task[task] for task in self.orders[order])
 
     def training_for(self, stage: Stage, entry: str) -> Training:
-        """A stage's budget under one adapter entry: the stage's own, then what the entry changes."""
-        changed = Training.model_validate(merge(stage.training.model_dump(), self.adapters[entry].training))
-        if stage.task != JOINT:
+        """A stage's budget under one adapter entry: the stage's own, then what the entry, or its own adapter, changes."""
+        own = stage.adapter or self.adapters[entry]
+        changed = Training.model_validate(merge_training(stage.training.model_dump(), own.training))
+        if stage.task != JOINT or changed.epochs is not None:
             return changed
         return changed.model_copy(update={"steps": sum(self.training_for(s, entry).steps for s in self.stages)})
 
     def _joint_stage(self) -> Stage:
         """One stage over all tasks with the steps of all stages; what else they say of training must agree."""
         first = self.stages[0]
+        if fixed := [stage.task for stage in self.stages if stage.adapter is not None]:
+            raise ValueError(
+                f"order {JOINT!r} trains all tasks in one stage, but stage {fixed[0]} has an adapter of its own; leave it out"
+            )
         steps = sum(stage.training.steps for stage in self.stages)
         for stage in self.stages[1:]:
             if stage.teacher != first.teacher or _training_without_steps(stage) != _training_without_steps(first):
@@ -203,7 +273,7 @@ class Suite(Strict):
                     f"order {JOINT!r} trains all tasks in one stage, but stages {first.task} and {stage.task} differ in "
                     "teacher or training; give them the same, apart from steps"
                 )
-        training = first.training.model_copy(update={"steps": steps})
+        training = first.training if first.training.epochs else first.training.model_copy(update={"steps": steps})
         return Stage(task=JOINT, training=training, teacher=first.teacher, together=self._trained)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from harness.config.base import Strict
+from harness.config.base import Strict, merge
 
 
 class Optimizer(Strict):
@@ -25,6 +26,9 @@ class Training(Strict):
     """The budget of one stage, the same for every adapter."""
 
     steps: int = Field(default=100, gt=0, description="rollout batches; an adapter may take several updates on each")
+    epochs: float | None = Field(
+        default=None, gt=0, description="in place of steps: how often each training item is a prompt"
+    )
     prompts_per_step: int = Field(default=512, gt=0)
     num_generations: int = Field(
         default=1, gt=0, description="rollouts of each prompt; references from the data come once"
@@ -40,3 +44,32 @@ class Training(Strict):
     )
     train_items: int | None = Field(default=None, gt=0, description="first training items used; null takes all")
     optimizer: Optimizer = Optimizer()
+
+    @model_validator(mode="after")
+    def _is_one_budget(self) -> Self:
+        if self.epochs is not None and "steps" in self.model_fields_set:
+            raise ValueError(
+                f"found steps {self.steps} and epochs {self.epochs:g}; a stage has one budget, give one of them"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _write_one_budget(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the budget that is not used, so that suites in steps keep their hash."""
+        dumped: dict[str, Any] = dump(self)
+        unused = "epochs" if self.epochs is None else "steps"
+        return {key: value for key, value in dumped.items() if key != unused}
+
+    def for_items(self, items: int) -> Training:
+        """Return the budget in steps for a stage of so many training items, rounded up to whole steps."""
+        if self.epochs is None:
+            return self
+        steps = max(1, math.ceil(self.epochs * items / self.prompts_per_step))
+        return Training.model_validate({**self.model_dump(exclude={"epochs"}), "steps": steps})
+
+
+def merge_training(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with changes laid over them; a budget in epochs replaces one in steps, and the other way round."""
+    replaced = {"steps": "epochs", "epochs": "steps"}
+    dropped = {replaced[key] for key in changes if key in replaced and changes[key] is not None} - set(changes)
+    return merge({key: value for key, value in base.items() if key not in dropped}, changes)

@@ -32,7 +32,7 @@ class VLLM(Backend):
     max_num_seqs: int = Field(default=256, gt=0, description="sequences decoded together")
     tensor_parallel_size: int = Field(default=1, gt=0)
     enforce_eager: bool = Field(default=False, description="no CUDA graphs; a CPU never compiles")
-    seed: int = Field(default=1234, description="of the engine; each answer also has a seed of its own")
+    seed: int = Field(default=1234, description="of the engine; each answer also has its own seed")
 
     def context(self, of_model: int) -> int:
         """Return the shorter of `max_model_len` and the model's own context."""

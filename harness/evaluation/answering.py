@@ -97,7 +97,12 @@ class Answering:
         """Score continuations as the stock class does, which would cut a context from the left with a warning at most."""
         self._asked_by = {tuple(request.args): str(request.task_name) for request in requests}
         stock: Any = super()
-        return stock.loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return stock.loglikelihood(requests, disable_tqdm=True)  # its bars would be drawn over ours
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Score whole texts as the stock class does."""
+        stock: Any = super()
+        return stock.loglikelihood_rolling(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
         # The windows of a perplexity come without their text, and fit.
@@ -110,7 +115,7 @@ class Answering:
                 "with more context"
             )
         stock: Any = super()
-        return stock._loglikelihood_tokens(requests, *args, **kwargs)
+        return stock._loglikelihood_tokens(requests, *args, **{**kwargs, "disable_tqdm": True})
 
     def _answer(self, requests: list[Any], settings: dict[str, Any]) -> list[str]:
         """Draw all answers of all items in one call of the engine; return each item's first."""

@@ -138,7 +138,7 @@ def _task_group(group: Group, tasks: Sequence[Task]) -> TaskGroup:
     first = group.aggregate_metric_list[0]
     if callable(first.aggregation):
         raise TaskError(
-            f"group {group.name} combines its tasks by a function of its own; name its tasks as probes: "
+            f"group {group.name} combines its tasks by its own function; name its tasks as probes: "
             f"{', '.join(task.name for task in tasks)}"
         )
     for task in tasks:

@@ -7,7 +7,7 @@ evaluation wrote stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,14 +43,23 @@ class RegradedCell:
     changed: int
 
 
+# By the key of the grading, which holds grader and references, an item's place and the answer.
+Verdicts = dict[tuple[str, int, str], dict[str, Any]]
+
+
 def regrade_runs(
-    folders: Sequence[Path], grader: str = "", include: Sequence[Path] = (), trust: bool = False
+    folders: Sequence[Path],
+    grader: str = "",
+    include: Sequence[Path] = (),
+    trust: bool = False,
+    progress: Callable[[int, int], object] = lambda *_: None,
 ) -> list[RegradedCell]:
     """Grade every stored answer of some runs again, by `grader` or by each task's own, and return what changed.
 
     Task files name Python functions, which grading executes. So tasks come from `include` and the shipped folders; with
     `trust`, also from the folders that the runs name. Tasks that do not offer the grader are left out, and so are tasks that
-    are scored by likelihoods. Raises `TaskError` if no task offers the grader, `RunError` if nothing is evaluated and where
+    are scored by likelihoods. An answer that several stages or runs gave to an item is graded once. `progress` gets how many
+    cells are done, of how many. Raises `TaskError` if no task offers the grader, `RunError` if nothing is evaluated and where
     a run names a folder that is not allowed.
     """
     stored = [cell for folder in folders for cell in _stored_cells(folder, include, trust) if cell.task.generates]
@@ -61,32 +70,42 @@ def regrade_runs(
         offers = {cell.task.name: ", ".join(cell.task.graders) for cell in stored}
         known = "; ".join(f"{name} offers {graders}" for name, graders in offers.items())
         raise TaskError(f"--grader {grader}: no task with stored answers offers it; {known}")
-    return [_regrade(cell, grader) for cell in chosen]
+    verdicts: Verdicts = {}
+    rows: list[RegradedCell] = []
+    for cell in chosen:
+        progress(len(rows), len(chosen))
+        rows.append(_regrade(cell, grader, verdicts))
+    progress(len(rows), len(chosen))
+    return rows
 
 
 def regrade_table(rows: Sequence[RegradedCell]) -> Table:
-    """Return what regrading changed as a table for the terminal: scores in %, one row per cell."""
-    table = Table(title="regraded, scores in %")
+    """Return what regrading changed as a table for the terminal: scores in %, one row per cell with another score or grade."""
+    changed = [row for row in rows if row.changed or row.before != row.after]
+    same = f"{len(rows) - len(changed)} of {len(rows)} cells keep every grade"
+    table = Table(title="regraded, scores in %", caption=same, title_justify="left", caption_justify="left")
     several = len({row.run for row in rows}) > 1
     for name in (*(("run",) if several else ()), "task", "stage", "grader"):
         table.add_column(name, overflow="fold")
     for name in ("old", "new", "items changed"):
         table.add_column(name, justify="right")
-    for row in rows:
+    for row in changed:
         scores = f"{100 * row.before:.1f}", f"{100 * row.after:.1f}", f"{row.changed} of {row.items}"
         table.add_row(*((escape(str(row.run)),) if several else ()), row.cell, row.stage, row.grader, *scores)
     return table
 
 
-def regrade(task: Task, docs: Sequence[dict[str, Any]], stored: CellResult, keys: Keys) -> CellResult:
+def regrade(
+    task: Task, docs: Sequence[dict[str, Any]], stored: CellResult, keys: Keys, verdicts: Verdicts | None = None
+) -> CellResult:
     """Return a cell with the answers of `stored` and the grades that `task` gives them now.
 
     `docs` are the task's present test documents, in their order. The summary's `regraded` holds the earlier score.
-    Raises `TaskError` where the answers were given to other questions.
+    `verdicts` holds grades that were given before. Raises `TaskError` where the answers were given to other questions.
     """
     before = stored.summary
     _refuse_other_questions(task, docs, stored)
-    samples, grades = _graded_samples(task, docs, stored.samples)
+    samples, grades = _graded_samples(task, docs, stored.samples, keys, {} if verdicts is None else verdicts)
     seed = -1 if before.seed is None else before.seed
     summary = summarise(task, samples, grades, keys, before.weights, seed, before.seconds)
     origin = EarlierGrade(metric=before.metric, score=before.score, grading=before.keys.grading)
@@ -158,12 +177,12 @@ def _tasks_in_groups(run: Path) -> set[str]:
     return {task for summary in summaries if summary and summary.group for task in summary.group.tasks}
 
 
-def _regrade(stored: _StoredCell, grader: str) -> RegradedCell:
+def _regrade(stored: _StoredCell, grader: str, verdicts: Verdicts) -> RegradedCell:
     before = stored.read()
     profile = stored.name.partition("@")[2]
     task = stored.task.under(profile, before.summary.pass_at, grader)
     keys = before.summary.keys.regraded(grading_key(task, stored.docs))
-    after = _graded(stored, before, task, keys)
+    after = _graded(stored, before, task, keys, verdicts)
     scores = item_scores(before.samples).to_numpy(), item_scores(after.samples).to_numpy()
     return RegradedCell(
         stored.run, stored.folder.path.name, stored.name, task.metric, before.summary.score, after.summary.score,
@@ -171,7 +190,7 @@ def _regrade(stored: _StoredCell, grader: str) -> RegradedCell:
     )  # fmt: skip
 
 
-def _graded(stored: _StoredCell, before: CellResult, task: Task, keys: Keys) -> CellResult:
+def _graded(stored: _StoredCell, before: CellResult, task: Task, keys: Keys, verdicts: Verdicts) -> CellResult:
     """Return the cell with these grades: the evaluation's own, those that an earlier command wrote, or new ones, written now.
 
     Reports show a grader's newest grades. So a grader that was edited and changed back is written again, as the newest.
@@ -182,7 +201,7 @@ def _graded(stored: _StoredCell, before: CellResult, task: Task, keys: Keys) -> 
     folder = stored.folder.regraded(stored.name) / f"{task.metric}-{digest([keys.generation, keys.grading])}"
     if folder == shown and (found := read_cell(folder)) is not None:
         return CellResult(*found)
-    made = regrade(task, stored.docs, before, keys)
+    made = regrade(task, stored.docs, before, keys, verdicts)
     place = {name: getattr(before.summary, name) for name in {"stage", "profile"} & before.summary.model_fields_set}
     summary = made.summary.model_copy(update=place)
     write_cell(folder, summary, made.samples)
@@ -191,7 +210,7 @@ def _graded(stored: _StoredCell, before: CellResult, task: Task, keys: Keys) -> 
 
 
 def _graded_samples(
-    task: Task, docs: Sequence[dict[str, Any]], samples: pd.DataFrame
+    task: Task, docs: Sequence[dict[str, Any]], samples: pd.DataFrame, keys: Keys, verdicts: Verdicts
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """Return the rows with new grades, and for each item the grades of its first answer as the grader gave them."""
     each, ids = len(samples) // len(docs), numbered_ids(docs)
@@ -209,7 +228,9 @@ def _graded_samples(
             "finish": answer["finish"],
             "tokens": answer["tokens"],
         }
-        grades = task.grade(doc, str(answer["response"]))
+        place = (keys.grading, index, str(answer["response"]))
+        if (grades := verdicts.get(place)) is None:
+            grades = verdicts[place] = task.grade(doc, str(answer["response"]))
         rows.append(graded_row(task, facts, grades))
         first += [grades] if number == 0 else []
     return pd.DataFrame(rows), first

@@ -104,8 +104,8 @@ class Replicas:
         self._patiently(attempt)
 
     def close(self) -> None:
-        """Close the connections."""
-        self._pool.shutdown(cancel_futures=True)
+        """Close the connections; a request that is still being asked for again ends with them."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
         self._client.close()
 
     def _patiently(self, attempt: Callable[[], Result]) -> Result:

@@ -6,6 +6,8 @@ fields that its records have, so the object that failed is taken from the traceb
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +17,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from harness.errors import TaskError
 
+DATA_NAME = re.compile(r"""\bdata\[["'](\w+)["']\]""")  # as a loader reads a suite's local records
 LOCAL_FORMATS = ("json", "csv", "parquet", "text", "arrow")
 
 
@@ -27,6 +30,13 @@ def loading_failed(name: str, contents: Sequence[Mapping[str, Any]], error: Exce
         return TaskError(
             f"task {name}: its records could not be read ({reason:.400}); expected the same fields, with values of one "
             "type, in every row and split"
+        )
+    if isinstance(error, OSError) and (names := _local_data(error)):
+        first = next(iter(str(error).strip().splitlines()), "no reason given")
+        named = " ".join(f"--set data.{each}=FOLDER" for each in names)
+        return TaskError(
+            f"task {name}: its records could not be fetched ({type(error).__name__}: {first}); name a folder that holds them "
+            f"with {named}, or run once where they can be downloaded (HF_TOKEN for data behind a login)"
         )
     splits = next((found for failed in _failed(error) if (found := describe_splits(failed))), "")
     exist = f"; its records have {splits}" if splits else ""
@@ -96,6 +106,13 @@ def _unread_data(name: str, contents: Sequence[Mapping[str, Any]], error: Except
         "once where it can be downloaded, or copy the Hugging Face cache (HF_HOME) from there, or name a task "
         "file of yours that includes this one and reads local files"
     )
+
+
+def _local_data(error: Exception) -> list[str]:
+    """Return the names under `data` that the loader of the task that failed reads."""
+    loaders = [loader for task in _failed(error) if callable(loader := task.config.custom_dataset)]
+    sources = [inspect.getsource(module) for loader in loaders if (module := inspect.getmodule(loader)) is not None]
+    return sorted({name for source in sources for name in DATA_NAME.findall(source)})
 
 
 def _failed(error: Exception) -> Iterator[ConfigurableTask]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -11,50 +11,112 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness.adapter import make_adapter
-from harness.config.models import Chat, Model, Pretrained
+from harness.config.base import is_mapping
+from harness.config.models import Chat, Scratch
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
-from harness.errors import ConfigError, HarnessError
+from harness.errors import HarnessError
 from harness.evaluation.groups import EvaluationPlan, load_evaluation_plan
 from harness.lm.chat import Renderer
-from harness.lm.checkpoints import allow_own_code, context_of, load_renderer
+from harness.lm.checkpoints import allow_own_code
 from harness.lmeval.checks import check_stage_task, check_test_prompts, check_training_prompts
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.overlap import stream_overlap
 from harness.lmeval.task import Task
 from harness.lmeval.trial import describe_items, item_warnings, try_task
-from harness.pipeline.build.scratch_tokenizer import byte_tokenizer, train_tokenizer, training_texts
+from harness.pipeline.build.model_source import tokenizer_without_writing
+from harness.pipeline.build.scratch_tokenizer import byte_tokenizer
+from harness.pipeline.needs.memory_estimate import show_bytes
 from harness.pipeline.resources import refuse_teachers
 from harness.rundir.overlap_record import OVERLAP_HEADER, Overlap
 
 
 def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
-    """Print the resolved suite, the stages, the work ahead and the checks of tasks and prompts; write nothing."""
+    """Print the suite's settings, the stages, the work ahead and the checks of tasks and prompts; write nothing."""
     suite = specs[0].suite
     allow_own_code(suite.trust_remote_code)
-    console.print(yaml.safe_dump(suite.model_dump(mode="json"), sort_keys=False, allow_unicode=True), markup=False)
+    _print_settings(console, specs)
     library = TaskLibrary(suite.include, suite.data)
     evaluated = load_evaluation_plan(library, suite)
     cells, tasks = evaluated.cells, evaluated.tasks
+    specs = [spec.counted(lambda task, limit: len(tasks[task].training_docs(limit))) for spec in specs]
     for name in specs[0].trained:
         check_stage_task(tasks[name])
     console.print(_stage_table(specs[0], evaluated))
     console.print(_work_table(specs, cells))
+    _print_needs(console, specs, tasks, library)
     for task in tasks.values():
         _print_items(console, suite, task)
     entries = {spec.entry: spec for spec in specs}
+    fits: dict[tuple[Any, ...], str] = {}
     for entry, spec in entries.items():
         refuse_teachers(spec, make_adapter(entry, suite.adapters[entry]))
-        console.print(f"prompts under {entry}: {_fits(spec, evaluated, library)}", markup=False, highlight=False)
+        if (prompts := _prompts_of(spec)) not in fits:
+            fits[prompts] = _fits(spec, evaluated, library)
+        console.print(f"prompts under {entry}: {fits[prompts]}", markup=False, highlight=False)
     overlaps: list[Overlap] = []
-    for spec in entries.values():
+    for spec in {_prompts_of(spec): spec for spec in entries.values()}.values():
         overlap = stream_overlap(spec, tasks, library)
         if overlap not in overlaps:
             overlaps.append(overlap)
             _print_overlap(console, overlap)
     folders = ", ".join(str(spec.path) for spec in specs)
     console.print(f"run directories: {folders}", markup=False, highlight=False, soft_wrap=True)
-    console.print("dry run: nothing was written")
+
+
+def _print_settings(console: Console, specs: Sequence[RunSpec]) -> None:
+    """Print what the suite says, one line a key, without what is null or empty; all keys stand in each run's manifest."""
+    suite = specs[0].suite
+    shown = suite.model_dump(mode="json", exclude={"name", "description", "adapters", "stages", "seeds", "origin"})
+    for model in ("student", "teacher"):
+        shown[model] = _describe_model(getattr(suite, model))
+    drift = suite.evaluation.drift
+    shown["evaluation"]["drift"] = "off" if drift is None else drift.model_dump()
+    entries = {spec.entry: suite.adapters[spec.entry].model_dump(mode="json") for spec in specs}
+    shown |= {"backend": suite.backend}
+    shown |= {"adapters": entries, "seeds": list(dict.fromkeys(spec.seed for spec in specs))}
+    console.print(f"suite {suite.name}: {suite.description}".rstrip(": "), markup=False, highlight=False)
+    if suite.origin is not None:
+        console.print(f"from {suite.origin.path}", markup=False, highlight=False, soft_wrap=True)
+    for key, value in _without_nothing(shown).items():
+        text = yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True, default_flow_style=True, width=10**6)
+        console.print(text.strip().removeprefix("{").removesuffix("}"), markup=False, highlight=False)
+
+
+def _describe_model(model: Any) -> Any:
+    """Return a model that is built here by its strength, any other as it is written."""
+    return f"scratch {model.strength}" if isinstance(model, Scratch) else model and model.model_dump(mode="json")
+
+
+def _without_nothing(value: dict[str, Any]) -> dict[str, Any]:
+    """Return a mapping without what is null or empty, at any depth."""
+    found = {key: _without_nothing(part) if is_mapping(part) else part for key, part in value.items()}
+    return {key: part for key, part in found.items() if part not in (None, {}, [], "")}
+
+
+def _print_needs(console: Console, specs: Sequence[RunSpec], tasks: dict[str, Task], library: TaskLibrary) -> None:
+    """Print what one run of each entry needs at most; the doctor measures it."""
+    from harness.pipeline.needs.run_estimate import RunEstimate, available_memory, estimate_run, make_fit, needs_table
+
+    try:
+        renderer = tokenizer_without_writing(specs[0].suite.student, tasks, library)[0]
+    except (HarnessError, OSError):
+        renderer = None
+    entries = {spec.entry: spec for spec in specs}
+    found = [estimate_run(spec, tasks, renderer) for spec in entries.values()]
+    if not (estimates := [each for each in found if isinstance(each, RunEstimate)]):
+        console.print(f"needs not estimated: {found[0]}", markup=False, highlight=False)
+        return
+    console.print(needs_table(estimates))
+    largest = max(estimates, key=lambda each: each.largest.peak)
+    available, whose = available_memory(specs[0].suite.device)
+    if largest.largest.peak > available:
+        console.print(
+            f"{largest.spec.entry} does not fit the {show_bytes(available)} that {whose} has free: "
+            f"{make_fit(largest, available, tasks, renderer)}",
+            markup=False,
+            highlight=False,
+        )
 
 
 def _stage_table(spec: RunSpec, evaluated: EvaluationPlan) -> Table:
@@ -88,7 +150,7 @@ def _stage_table(spec: RunSpec, evaluated: EvaluationPlan) -> Table:
 def _work_table(specs: Sequence[RunSpec], cells: dict[str, Task]) -> Table:
     """Return the estimated work of all runs; generated tokens are the most that the budgets allow."""
     suite = specs[0].suite
-    budgets = [stage.training for spec in specs for stage in spec.stages]
+    budgets = [stage.training for spec in specs for stage in spec.stages if stage.own_adapter or spec.kind != "none"]
     rollouts = sum(b.steps * b.prompts_per_step * b.num_generations for b in budgets)
     tokens = sum(b.steps * b.prompts_per_step * b.num_generations * b.max_new_tokens for b in budgets)
     stages = sum(len(spec.stages) for spec in specs)
@@ -128,9 +190,14 @@ def _test_items(suite: Suite, task: Task) -> int:
     return len(task.test_docs(suite.evaluation.limit))
 
 
+def _prompts_of(spec: RunSpec) -> tuple[Any, ...]:
+    """Return what decides a run's prompts and their budgets; entries that agree in it are checked once."""
+    return tuple((stage.trains, stage.training.train_items, stage.training.max_new_tokens) for stage in spec.stages)
+
+
 def _fits(spec: RunSpec, evaluated: EvaluationPlan, library: TaskLibrary) -> str:
     try:
-        renderer, context = _tokenizer_without_writing(spec.suite.student, evaluated.tasks, library)
+        renderer, context = tokenizer_without_writing(spec.suite.student, evaluated.tasks, library)
     except (HarnessError, OSError) as error:
         return f"not checked, the student's tokenizer is not here ({error})"
 
@@ -140,11 +207,3 @@ def _fits(spec: RunSpec, evaluated: EvaluationPlan, library: TaskLibrary) -> str
     check_test_prompts(evaluated.cells.values(), renderer, context, spec.suite.evaluation.limit)
     check_training_prompts(spec, evaluated.tasks, context, longest)
     return f"all fit the context of {context} tokens"
-
-
-def _tokenizer_without_writing(spec: Model, tasks: dict[str, Task], library: TaskLibrary) -> tuple[Renderer, int]:
-    if isinstance(spec, Pretrained):
-        if not Path(spec.path).is_dir():
-            raise ConfigError(f"{spec.path} is not a local folder; the run itself will download and check it")
-        return load_renderer(Path(spec.path), spec), context_of(Path(spec.path))
-    return Renderer(train_tokenizer(spec, training_texts(spec, library, tasks)), spec.chat), spec.architecture.context

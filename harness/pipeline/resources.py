@@ -12,7 +12,7 @@ from typing import Any
 from harness.adapter import Adapter, make_adapter
 from harness.config.base import digest
 from harness.config.models import Model
-from harness.config.run_spec import RunSpec
+from harness.config.run_spec import PlannedStage, RunSpec
 from harness.engines.engine import CheckpointEngine
 from harness.engines.engine_pool import EnginePool
 from harness.errors import ConfigError, ModelError, RunError
@@ -37,7 +37,7 @@ from harness.rundir.overlap_record import Overlap
 from harness.rundir.process.progress import Event, Report
 from harness.rundir.process.secrets import mask
 from harness.rundir.process.session import PeakMemory, Timer
-from harness.rundir.process.trackers import Log, check_trackers, tracked, untracked
+from harness.rundir.process.trackers import Log, TrackedRun, check_trackers, tracked, untracked
 from harness.rundir.schema import SCHEMA, SOURCES, Manifest, Noise, StageRecord
 from harness.rundir.snapshots import StopRequest
 from harness.teachers.teacher_pool import TeacherPool, refuse_request
@@ -51,9 +51,10 @@ class RunResources:
     def __init__(self, spec: RunSpec, report: Report) -> None:
         limit_threads(spec.suite.threads)
         allow_own_code(spec.suite.trust_remote_code)
-        self.spec, self.suite, self.report = spec, spec.suite, report
+        self.suite, self.report = spec.suite, report
         self.device = resolve_device(self.suite.device)
         self.library = TaskLibrary(self.suite.include, self.suite.data)
+        self.spec = spec.counted(lambda task, limit: len(self.tasks[task].training_docs(limit)))
         self.adapter: Adapter = make_adapter(spec.entry, self.suite.adapters[spec.entry])
         self.weights: dict[str, str] = {}
         self.files: dict[str, str] = {}
@@ -63,6 +64,10 @@ class RunResources:
         self.teachers = TeacherPool(self.device, spec.path, self.checkpoint_of)
         self.timer = Timer("models", "train", "evaluate", whole="total")
         self.memory = PeakMemory(self.device)
+
+    def adapter_of(self, stage: PlannedStage) -> Adapter:
+        """Return what trains a stage: its own adapter, else the method under test."""
+        return trainer_of(stage, self.adapter)
 
     @cached_property
     def evaluated(self) -> EvaluationPlan:
@@ -100,12 +105,12 @@ class RunResources:
             trains_on=tuple(source for source in SOURCES if source in self.adapter.capabilities.trains_on),
             adapter_config=mask(self.adapter.model_dump(mode="json")),
             order=self.spec.order,
-            stages=tuple(StageRecord(name=s.name, trains=s.trains, steps=s.training.steps) for s in self.spec.stages),
+            stages=tuple(map(_stage_record, self.spec.stages)),
             probes=tuple(self.evaluated.probes),
             profiles={name: tuple(tasks) for name, tasks in profiles.items()},
             noise=self._noise(),
             seed=self.spec.seed,
-            start=getattr(self.suite.student, "strength", None) or "",
+            start=self.suite.student.start_name,
             config=config,
             config_hash=self.spec.config_hash,
             weights={},
@@ -140,6 +145,11 @@ class RunResources:
 
     def verify(self, checkpoint: Path, name: str) -> str:
         """Return the digest of a checkpoint's weights; raises `RunError` for one that is not what the run recorded."""
+        if not checkpoint.is_dir():
+            raise RunError(
+                f"{checkpoint} is not there, and what is left of the run needs it; restore it from a copy, or choose another "
+                "--out to train it again"
+            )
         found = {"weights": (self.weights, weights_digest(checkpoint)), "files": (self.files, files_digest(checkpoint))}
         for what, (recorded, present) in found.items():
             if recorded.setdefault(name, present) not in ("", present):
@@ -176,15 +186,16 @@ class RunResources:
 
     def _check_teachers(self) -> None:
         refuse_teachers(self.spec, self.adapter)
-        for stage in self.spec.stages if self.adapter.requirements.teacher != "none" else ():
-            if stage.teacher is not None:
+        for stage in self.spec.stages:
+            if stage.teacher is not None and self.adapter_of(stage).requirements.teacher != "none":
                 self.teachers.check(stage.teacher)
 
     def _check_teacher_contexts(self, longest: Longest) -> None:
         """Refuse a teacher that cannot read the longest training prompt together with its response."""
-        for stage in self.spec.stages if self.adapter.requirements.teacher != "none" else ():
-            context = None if stage.teacher is None else self.teachers.context_of(stage.teacher)
-            if context is None:
+        for stage in self.spec.stages:
+            if stage.teacher is None or self.adapter_of(stage).requirements.teacher == "none":
+                continue
+            if (context := self.teachers.context_of(stage.teacher)) is None:
                 continue
             answer = stage.training.max_new_tokens
             for name in stage.trains:
@@ -196,8 +207,8 @@ class RunResources:
                     )
 
     def _check_top_k(self) -> None:
-        top_k, tokens = self.adapter.requirements.top_k, vocabulary_of(self.start)
-        if top_k > tokens:
+        tokens = vocabulary_of(self.start)
+        if (top_k := max(self.adapter_of(stage).requirements.top_k for stage in self.spec.stages)) > tokens:
             raise ConfigError(
                 f"adapters.{self.spec.entry}: top_k is {top_k}, but the vocabulary has {tokens} tokens; lower top_k"
             )
@@ -216,10 +227,9 @@ class RunResources:
 
     def tracked(self) -> AbstractContextManager[Log]:
         """Return the suite's trackers, which take figures at a step counted through the stages until they are closed."""
-        folder = self.spec.path / "trackers"
-        return tracked(
-            self.suite.trackers, self.suite.name, self.spec.label, folder, mask(self.spec.config()), self.warn
-        )
+        group = f"{self.suite.name}/{self.spec.entry}/{self.spec.order}"
+        run = TrackedRun(self.suite.name, self.spec.label, group, self.spec.path / "trackers")
+        return tracked(self.suite.trackers, run, mask(self.spec.config()), self.warn)
 
     def checkpoint_of(self, spec: Model) -> Path:
         """Return the folder of a model of this run, built or fetched where it is not there."""
@@ -234,11 +244,21 @@ class RunResources:
         self.report(Event(self.spec.label, f"build {what}", done, total))
 
 
+def _stage_record(stage: PlannedStage) -> StageRecord:
+    own = {"adapter": str(stage.adapter.adapter)} if stage.own_adapter else {}
+    return StageRecord(name=stage.name, trains=stage.trains, steps=stage.training.steps, **own)
+
+
+def trainer_of(stage: PlannedStage, method: Adapter) -> Adapter:
+    """Return what trains a stage: its own adapter, else the method under test."""
+    return make_adapter(str(stage.adapter.adapter), stage.adapter) if stage.own_adapter else method
+
+
 def refuse_teachers(spec: RunSpec, adapter: Adapter) -> None:
-    """Raise `ConfigError` where a stage's teacher cannot return what the adapter needs; contacts no teacher."""
-    asked = adapter.requirements
-    for stage in spec.stages if asked.teacher != "none" else ():
-        if stage.teacher is not None:
+    """Raise `ConfigError` where a stage's teacher cannot return what its adapter needs; contacts no teacher."""
+    for stage in spec.stages:
+        asked = trainer_of(stage, adapter).requirements
+        if stage.teacher is not None and asked.teacher != "none":
             request = TeacherRequest(top_k=asked.top_k, entropy=asked.entropy)
             refuse_request(stage.teacher, asked.teacher, request, stage.training.temperature)
 

@@ -6,19 +6,25 @@ continues from its last finished stage and ends with the numbers of an undisturb
 
 from __future__ import annotations
 
+import math
 from contextlib import closing
 from pathlib import Path
+
+import numpy as np
 
 from harness.config.run_spec import RunSpec, session_settings
 from harness.pipeline.evaluate_stage import StageEvaluator
 from harness.pipeline.resources import RunResources
+from harness.pipeline.score_teacher import score_teacher, warn_where_worse
 from harness.pipeline.stop_signals import stop_on_signals
 from harness.pipeline.train_stage import StageTrainer
-from harness.rundir.files import stderr_to
+from harness.rundir.files import read_results, stderr_to
 from harness.rundir.process.progress import Event, Report, silent
 from harness.rundir.process.session import this_session
 from harness.rundir.registered_claims import registrations_for
+from harness.rundir.retention import drop_checkpoints, note_start
 from harness.rundir.store import RunStore, is_finished
+from harness.stats.continual import ScoreMatrix, compute_figures
 
 
 def run(spec: RunSpec, report: Report = silent) -> Path:
@@ -28,7 +34,9 @@ def run(spec: RunSpec, report: Report = silent) -> Path:
         if is_finished(spec):
             return spec.path
         resources = RunResources(spec, report)
+        spec = resources.spec
         trainer, evaluator = StageTrainer(resources), StageEvaluator(resources, store.stage(0))
+        folders = [store.stage(stage.index, stage.name) for stage in spec.stages]
         _prepare(resources, store)
         checkpoint = resources.start
         with (
@@ -37,13 +45,18 @@ def run(spec: RunSpec, report: Report = silent) -> Path:
             closing(resources.teachers),
             resources.tracked() as resources.track,
         ):
+            score_teacher(resources, store.teacher)
             evaluator.evaluate(store.stage(0), checkpoint, "start")
-            for stage in spec.stages:
-                folder = store.stage(stage.index, stage.name)
+            warn_where_worse(resources, store.teacher, store.stage(0))
+            for folder, stage in zip(folders, spec.stages, strict=True):
                 checkpoint = trainer.train(folder, stage, checkpoint)
+                drop_checkpoints(folders[: stage.index - 1], spec.stages, spec.suite.checkpoints)
                 evaluator.evaluate(folder, checkpoint, f"after {stage.name}")
                 store.record(resources.weights, **resources.used())
+            resources.track({"final": _final_figures(store, spec)}, spec.steps_before(len(spec.stages) + 1))
         store.finish(resources.weights, **resources.used())
+        if spec.suite.checkpoints.keep != "last":
+            drop_checkpoints(folders[-1:], spec.stages[-1:], spec.suite.checkpoints)
     report(Event(spec.label, "done", 1, 1, finished=True))
     return spec.path
 
@@ -62,4 +75,16 @@ def _prepare(resources: RunResources, store: RunStore) -> None:
     if registered := registrations_for(resources.spec.out, resources.suite.name):
         facts["registered"] = registered
     settings = {**session_settings(manifest.config), "device": resources.device}
+    note_start(resources.start, store.path)
     store.start(manifest.model_copy(update=facts), session.model_copy(update={"settings": settings}))
+
+
+def _final_figures(store: RunStore, spec: RunSpec) -> dict[str, float]:
+    """Return the figures that are defined for a run, under its first profile: what trackers show as its summary."""
+    probes = store.manifest.probes if store.manifest else ()
+    folders = [store.stage(0), *(store.stage(stage.index, stage.name) for stage in spec.stages)]
+    cells = [[read_results(folder.cell(task)) for task in (*spec.trained, *probes)] for folder in folders]
+    scores = np.array([[math.nan if cell is None else cell.score for cell in row] for row in cells])
+    stage_of = tuple(stage.index for stage in spec.stages for _ in stage.trains)
+    figures = compute_figures(ScoreMatrix(scores, spec.trained, tuple(probes), stage_of))
+    return {name: value for name, value in figures.items() if math.isfinite(value)}

@@ -30,7 +30,10 @@ def check_task(console: Console, name: str, include: Sequence[Path], data: Seque
     found = list(traps(task))
     for trap in found:
         console.print(f"[yellow]trap:[/] {escape(trap)}", highlight=False)
-    console.print(f"{name}: grader {'passes' if all(passed) else 'FAILS'}, {len(found)} traps", highlight=False)
+    console.print(
+        f"{name}: grader {'passes' if all(passed) else 'FAILS'}, {len(found)} trap{'s' * (len(found) != 1)}",
+        highlight=False,
+    )
     return all(passed)
 
 

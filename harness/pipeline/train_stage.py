@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from harness.adapter import StageContext
-from harness.config.run_spec import PlannedStage
+from harness.adapter import Adapter, StageContext
+from harness.config.base import digest
+from harness.config.run_spec import PlannedStage, identity_of
+from harness.config.teacher_settings import Needs
 from harness.config.training import Training
 from harness.engines.engine import Engine
 from harness.engines.hf import HFEngine
@@ -25,11 +27,14 @@ from harness.lm.seeding import derive_seed, seed_global_generators
 from harness.pipeline.resources import RunResources
 from harness.rundir.files import CURVE, as_record, file_digest, full_disk_named, json_line, sync_tree, write_sealed
 from harness.rundir.process.progress import SHOWN, Counter
+from harness.rundir.process.session import this_session
 from harness.rundir.process.trackers import Log
+from harness.rundir.retention import check_space
 from harness.rundir.rollout_log import Keep, Trajectories
 from harness.rundir.schema import DoneFile, StepLine
+from harness.rundir.shared_stages import SharedStages
 from harness.rundir.snapshots import FileSnapshots
-from harness.rundir.store import StageFolder
+from harness.rundir.store import RunStore, StageFolder
 from harness.teachers.local import LocalTeacher, frozen_copy
 from harness.teachers.teacher import OpenTeacher
 
@@ -41,29 +46,20 @@ class StageTrainer:
 
     def __init__(self, resources: RunResources) -> None:
         self.resources, self.spec, self.suite = resources, resources.spec, resources.suite
-        self.adapter, self.device, self.phase = resources.adapter, resources.device, resources.phase
-        self.teachers = resources.teachers
+        self.device, self.phase, self.teachers = resources.device, resources.phase, resources.teachers
+        self.shared = SharedStages(self.spec.out)
 
     def train(self, folder: StageFolder, stage: PlannedStage, checkpoint: Path) -> Path:
-        """Train one stage from `checkpoint`, unless it is trained already, and return the new checkpoint."""
+        """Train one stage from `checkpoint`, unless it is trained already, and return the new checkpoint.
+
+        A stage that all methods share is trained by the first run that gets there; the others take it over.
+        """
         before = f"stage_{stage.index - 1}" if stage.index > 1 else "start"
-        if (done := folder.training_done) is None:
-            train = folder.open_training()
-            weights = self.resources.verify(checkpoint, before)
-            with self.phase("models"):
-                student = load(checkpoint, self.suite.student, self.device)
-                check_head(student.model)
-                suit_attention(student.model, stage.training.autocast)
-            trajectories = Trajectories(train, student.renderer, self.suite.keep_rollouts)
-            engine = self._engine(student, stage, checkpoint)
-            done = self._train(train, self._context(train, stage, student, weights, engine, trajectories.keep), student)
-            trajectories.finish()
-            sync_tree(train)
-            logs = {name: file_digest(train / name) for name in LOGS if (train / name).is_file()}
-            done = done.model_copy(update={"logs": logs, "before": weights})
-            write_sealed(train / "done.json", done)
-            FileSnapshots(train, None).clear()
-            trajectories.clear()
+        if (done := folder.training_done) is None and stage.shared:
+            with self.shared.locked(key := self._shared_key(stage)):
+                done = self.shared.take(key, folder) or self._train_whole(folder, stage, checkpoint, before)
+                self.shared.put(key, folder)
+        done = done or self._train_whole(folder, stage, checkpoint, before)
         if done.before not in ("", self.resources.weights[before]):
             raise RunError(
                 f"{folder.path / 'train'} was trained from weights {done.before}, and the run's {before} has "
@@ -77,21 +73,69 @@ class StageTrainer:
             self.resources.weights[f"stage_{stage.index}_teacher" if stage.own_teacher else "teacher"] = done.teacher
         return folder.checkpoint
 
-    def _train(self, train: Path, context: StageContext, student: Loaded) -> DoneFile:
+    def _train_whole(self, folder: StageFolder, stage: PlannedStage, checkpoint: Path, before: str) -> DoneFile:
+        train = folder.open_training()
+        weights = self.resources.verify(checkpoint, before)
+        self._check_space(stage, checkpoint)
+        with self.phase("models"):
+            student = load(checkpoint, self.suite.student, self.device)
+            check_head(student.model)
+            suit_attention(student.model, stage.training.autocast)
+        trajectories = Trajectories(train, student.renderer, self.suite.keep_rollouts)
+        engine = self._engine(student, stage, checkpoint)
+        context = self._context(train, stage, student, weights, engine, trajectories.keep)
+        done = self._train(train, self.resources.adapter_of(stage), context, student, checkpoint)
+        trajectories.finish()
+        sync_tree(train)
+        logs = {name: file_digest(train / name) for name in LOGS if (train / name).is_file()}
+        done = done.model_copy(update={"logs": logs, "before": weights})
+        write_sealed(train / "done.json", done)
+        FileSnapshots(train, None).clear()
+        trajectories.clear()
+        return done
+
+    def _shared_key(self, stage: PlannedStage) -> str:
+        """Return the digest of all that decides a shared stage's weights: the run up to it, without its method."""
+        config = identity_of(self.spec.config())
+        apart = {"name", "adapter", "probes", "evaluation", "stages"}
+        before = self.spec.stages[: stage.index]
+        manifest = RunStore(self.spec.path).manifest
+        parts: dict[str, Any] = {
+            "suite": {key: value for key, value in config.items() if key not in apart},
+            "stages": config["stages"][: stage.index],
+            "steps": [planned.training.steps for planned in before],
+            "teachers": [planned.teacher and planned.teacher.model_dump(mode="json") for planned in before],
+            "curve": [self.suite.evaluation.every, self.suite.evaluation.curve_items, self.suite.probes],
+            "rollouts": self.suite.keep_rollouts,
+            "start": [self.resources.weights["start"], self.resources.inputs()],
+            "records": manifest.overlap.digests if manifest and manifest.overlap else None,
+            "made with": [self.device, this_session().packages],
+        }
+        return digest(parts)
+
+    def _check_space(self, stage: PlannedStage, start: Path) -> None:
+        snapshots, updates = self.suite.snapshot_minutes is not None, self.resources.adapter_of(stage).updates
+        if updates and (warning := check_space(self.spec.path, start, stage.name, snapshots)):
+            self.resources.warn(warning)
+
+    def _train(self, train: Path, adapter: Adapter, context: StageContext, student: Loaded, start: Path) -> DoneFile:
         started = time.perf_counter()
         seed_global_generators(context.seed)
         with self.phase("train"), _save_last_good_on_failure(student, train.parent / "last_good"):
             self.resources.stop.cost = f"{train.parent.name} begins again, since its adapter keeps no snapshots; "
             try:
                 context.measure(0)
-                result = self.adapter.train_stage(context)
+                result = adapter.train_stage(context)
             finally:
                 self.resources.stop.waited_for, self.resources.stop.cost = False, ""
         seconds = time.perf_counter() - started
-        _save_whole(student, train / "checkpoint")
+        checkpoint = train / "checkpoint" if adapter.updates else start
+        if adapter.updates:
+            _save_whole(student, checkpoint)
         return DoneFile(
-            weights=weights_digest(train / "checkpoint"),
-            files=files_digest(train / "checkpoint"),
+            weights=weights_digest(checkpoint),
+            files=files_digest(checkpoint),
+            unchanged="" if adapter.updates else str(start.resolve()),
             teacher=None if self.teachers.teacher is None else self.teachers.teacher.identity,
             steps=result.steps,
             seconds=round(seconds, 3),
@@ -119,8 +163,9 @@ class StageTrainer:
     ) -> StageContext:
         training, index = stage.training, stage.index
         tasks = {name: self.resources.tasks[name] for name in stage.trains}
+        requirements = self.resources.adapter_of(stage).requirements
         past = self._past(index)
-        teacher = self._teacher_of(stage, student)
+        teacher = self._teacher_of(stage, requirements.teacher, student)
         inputs = {"checkpoint": weights, "teacher": teacher.identity if teacher else ""}
         progress = Counter(self.resources.report, self.spec.label, f"stage {index} {stage.name}", training.steps)
         return StageContext(
@@ -139,16 +184,23 @@ class StageTrainer:
             snapshots=FileSnapshots(train, self.suite.snapshot_minutes, inputs, self.resources.stop),
             keep=keep,
             measure=self._curve(train, stage, student, engine),
-            reference=frozen_copy(student) if self.adapter.requirements.reference else None,
-            teacher_engine=self._teacher_engine(teacher, student, training),
+            reference=frozen_copy(student) if requirements.reference else None,
+            teacher_engine=self._teacher_engine(teacher, student, training)
+            if requirements.teacher == "generate"
+            else None,
             past_tasks={name: self.resources.tasks[name] for name, _ in past},
             past=[e for name, limit in past for e in self._items(name, student, limit)],
         )
 
     def _past(self, index: int) -> list[tuple[str, int | None]]:
-        """Return the tasks of all earlier stages, each with how many of its items its own stage trained on."""
+        """Return the tasks of all earlier stages, each with how many of its items its own stage trained on.
+
+        Those that another run trained before this one's start come first.
+        """
+        before = self.suite.origin.trained if self.suite.origin else ()
         earlier = self.spec.stages[: index - 1]
-        return [(name, stage.training.train_items) for stage in earlier for name in stage.trains]
+        own = [(name, stage.training.train_items) for stage in earlier for name in stage.trains]
+        return [*((task.task, task.items) for task in before), *own]
 
     def _items(self, task: str, student: Loaded, limit: int | None) -> list[Example]:
         return self.resources.tasks[task].training_examples(student.renderer, limit)
@@ -160,8 +212,8 @@ class StageTrainer:
             return StudentEngine(engine, student.model)
         return HFEngine(student.model, student.renderer.tokenizer, stage.training.generation_batch)
 
-    def _teacher_of(self, stage: PlannedStage, student: Loaded) -> OpenTeacher | None:
-        if stage.teacher is None or self.adapter.requirements.teacher == "none":
+    def _teacher_of(self, stage: PlannedStage, needs: Needs, student: Loaded) -> OpenTeacher | None:
+        if stage.teacher is None or needs == "none":
             return None
         with self.phase("models"):
             teacher = self.teachers.take(stage.teacher, student)
@@ -176,7 +228,7 @@ class StageTrainer:
         return teacher
 
     def _teacher_engine(self, teacher: OpenTeacher | None, student: Loaded, training: Training) -> Engine | None:
-        if teacher is None or self.adapter.requirements.teacher != "generate":
+        if teacher is None:
             return None
         if isinstance(teacher, LocalTeacher):
             return HFEngine(teacher.model, student.renderer.tokenizer, training.generation_batch)
@@ -210,7 +262,8 @@ def _step_log(path: Path, progress: Counter, track: Log, before: int) -> Callabl
         line = as_record(step, StepLine, "a step that the trainer logged")
         with path.open("a", encoding="utf-8") as file:
             file.write(json_line(line.as_json()))
-        progress.reach(line.step + 1, {name: figure for name in SHOWN if (figure := getattr(line, name)) is not None})
+        figures = {name: figure for name in ("loss", *SHOWN) if (figure := getattr(line, name)) is not None}
+        progress.reach(line.step + 1, figures)
         track({"train": step}, before + line.step)
 
     return log

@@ -40,6 +40,22 @@ def waiting_lock(path: Path, seconds: float = LONGEST_WAIT) -> Generator[None]:
         lock.release()
 
 
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock file `path`; also where that cannot be known.
+
+    Looking takes a shared lock for a moment, so look only where nobody is about to take the lock.
+    """
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_UN)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def refuse_without_flock(folder: Path) -> None:
     """Raise `RunError` where the file system of a folder does not have flock."""
     # A separate file: a lock on the real one, however short, could refuse another process.

@@ -27,7 +27,7 @@ OVERLAP_HEADER = (
 class OverlapRow(Record):
     """One training set compared with one test set; counts are test items."""
 
-    source: str = Field(description="where the set is trained: `stage 1`, `warm-up`")
+    source: str = Field(description="where the set is trained: `stage 1`, `warm-up`, `before the start`")
     trained_task: str = Field(description="the task of the training set")
     test_task: str = Field(description="the task of the test set")
     training_items: int = Field(description="items of the training set")

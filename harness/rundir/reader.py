@@ -16,7 +16,7 @@ from pyarrow.parquet import ParquetFile
 from harness.errors import RunError
 from harness.rundir.files import CURVE, read_lines, read_results, readable
 from harness.rundir.schema import CurvePoint, Manifest, StepLine
-from harness.rundir.store import MANIFEST, StageFolder, cell_name, read_manifest, stage_folder
+from harness.rundir.store import MANIFEST, StageFolder, cell_name, read_manifest, stage_folder, teacher_folder
 
 SHOWN_FIRST = ["sft", "opd", "aopd"]  # kinds of adapter, after the controls
 IDENTITY = ["label", "suite", "adapter", "order", "start", "seed"]
@@ -93,6 +93,10 @@ class RunDir:
             return folder.cell(name)
         chosen = folder.newest_grading(name, grader) if grader else None
         return chosen or folder.newest_grading(name, evaluated.metric) or folder.cell(name)
+
+    def teacher_cell(self, task: str) -> Path:
+        """Return the folder of the teacher's own answers to a task; it is there where the suite asks for it."""
+        return teacher_folder(self.path).cell(task)
 
     @property
     def steps(self) -> list[int]:

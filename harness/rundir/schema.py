@@ -69,6 +69,9 @@ class StageRecord(Record):
     name: PathPart = Field(description="the task's name, or the stage's where it trains several tasks")
     trains: tuple[PathPart, ...] = Field(description="the tasks that it trains")
     steps: int = Field(default=0, ge=0, description="its training steps; 0 where an early version did not record them")
+    adapter: str = Field(
+        default="", description="what trains it for all methods; empty where the method under test does"
+    )
 
 
 class Noise(Record):
@@ -288,6 +291,12 @@ class DoneFile(Record):
     steps: int = Field(ge=0, description="training steps taken")
     seconds: float = Field(default=0.0, description="wall-clock seconds of the training")
     prompts: int = Field(default=0, ge=0, description="training items that prompts were drawn from")
+    unchanged: str = Field(
+        default="", description="folder of the weights that the stage began with, where it changed none and wrote none"
+    )
+    kept: bool = Field(
+        default=True, description="false once the checkpoint was removed as the suite's `checkpoints` asks"
+    )
     logs: dict[str, str] = Field(
         default={}, description="digests of the files next to it: steps.jsonl, curve.jsonl, rollouts.parquet"
     )
@@ -351,7 +360,7 @@ class StepLine(Record):
     )
     warnings: tuple[str, ...] | None = Field(
         default=None,
-        description="names of the guards that warned at this step; `non-finite` ends the stage; null where none looked",
+        description="names of the guards that warned at this step; `non-finite` ends the stage; null where no guard ran",
     )
 
     @property

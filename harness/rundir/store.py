@@ -6,6 +6,7 @@
       stage_0/eval/<task>@<profile>/...                            each further profile
       stage_0/regraded/<task>[@<profile>]/<grader>-<digest>/...    the same answers graded again
       stage_0/noise/<cell>/<n>/...                                 the start evaluated again with other seeds
+      teacher/eval/<task>/...                                      the teacher's own scores, under the first profile
       stage_0/drift/results.json, samples.parquet                  distance to the start and entropy; so in every stage
       stage_1_<task>/train/steps.jsonl, rollouts.parquet, checkpoint/, done.json
       stage_1_<task>/eval/<task>/...
@@ -47,6 +48,7 @@ from harness.rundir.locks import refuse_without_flock
 from harness.rundir.schema import DoneFile, Manifest, Noise, Session, upgrade
 
 MANIFEST = "manifest.json"
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,15 @@ class StageFolder:
     path: Path
 
     @property
-    def checkpoint(self) -> Path:
-        """The weights after this stage."""
+    def own_checkpoint(self) -> Path:
+        """The folder that the stage's training writes its weights to."""
         return self.path / "train" / "checkpoint"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The weights after this stage: its own, or, where it changed none, those that it began with."""
+        done = None if self.own_checkpoint.is_dir() else self.training_done
+        return Path(done.unchanged) if done is not None and done.unchanged else self.own_checkpoint
 
     @property
     def step_log(self) -> Path:
@@ -124,7 +132,7 @@ class RunStore:
         """Hold the directory; raises `RunError` when another process works in it."""
         self.path.mkdir(parents=True, exist_ok=True)
         refuse_without_flock(self.path)
-        lock = FileLock(self.path / ".lock", timeout=0)
+        lock = FileLock(self.path / LOCK, timeout=0)
         try:
             lock.acquire()
         except Timeout as error:
@@ -140,6 +148,11 @@ class RunStore:
     def stage(self, index: int, name: str = "") -> StageFolder:
         """Return a stage's folder, see `stage_folder`."""
         return stage_folder(self.path, index, name)
+
+    @property
+    def teacher(self) -> StageFolder:
+        """The folder of the teacher's own evaluation."""
+        return teacher_folder(self.path)
 
     @property
     def manifest(self) -> Manifest | None:
@@ -214,6 +227,11 @@ def now() -> str:
 def stage_folder(run: Path, index: int, name: str = "") -> StageFolder:
     """Return the folder of a run's stage: `stage_0` for the start, else `stage_<index>_<name>`."""
     return StageFolder(run / (f"stage_{index}_{name}" if index else "stage_0"))
+
+
+def teacher_folder(run: Path) -> StageFolder:
+    """Return the folder with the teacher's own evaluation, which has cells as a stage has."""
+    return StageFolder(run / "teacher")
 
 
 def read_manifest(run: Path) -> Manifest | None:

@@ -1,6 +1,6 @@
 """Several teachers, each for some tasks: `teacher: {kind: routed, by_task: {TASK: {...}, ...}, otherwise: {...}}`.
 
-A stage may already name a teacher of its own; this serves a stage that trains several tasks together.
+A stage may name its own teacher; this kind serves a stage that trains several tasks together.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Server(TeacherKind):
         min_length=1, description="one address for each replica, such as http://node1:8000"
     )
     model: str = Field(description="the name under which the servers know the model")
-    revision: str = Field(default="", description="of the model, for the manifest; a server does not tell it")
+    revision: str = Field(default="", description="of the model, for the manifest; a server does not report it")
     max_logprobs: int = Field(default=20, gt=0, description="the `--max-logprobs` of the servers; vLLM's default is 20")
     batch: int = Field(default=8, gt=0, description="sequences in one request")
     concurrency: int = Field(default=8, gt=0, description="requests in flight at each replica")
@@ -131,7 +131,8 @@ class Server(TeacherKind):
 
     def _served_by(self, replicas: Replicas, url: str) -> dict[str, Any]:
         listed = replicas.get(url, "/v1/models")
-        models = {model["id"]: model for model in listed.get("data", ())}
+        data = listed.get("data") if isinstance(listed, dict) else None
+        models = {model["id"]: model for model in data or () if isinstance(model, dict) and "id" in model}
         if self.model not in models:
             raise ModelError(
                 f"the server at {url} does not serve {self.model!r} but {', '.join(map(repr, models)) or 'nothing'}; correct "

@@ -88,12 +88,19 @@ def _probe_ids(tokenizer: Any) -> tuple[int, ...]:
 def _check_tokenizer(kind: Server, replicas: Replicas, url: str, tokenizer: Any) -> None:
     """Compare how server and student read a text; `/tokenize` is vLLM's own."""
     body = {"model": kind.model, "prompt": TEXT, "add_special_tokens": False}
-    found = replicas.post("/tokenize", body, lambda _, answer: answer["tokens"], replicas.urls.index(url))
+    found = replicas.post("/tokenize", body, _read_tokens, replicas.urls.index(url))
     if found != (expected := list(tokenizer.encode(TEXT, add_special_tokens=False))):
         raise ModelError(
             f"the teacher at {url} reads a text as {len(found)} tokens, other than the student's {len(expected)}; on-policy "
             "distillation scores the student's exact ids, so take models of one tokenizer"
         )
+
+
+def _read_tokens(_: Any, answer: Any) -> list[Any]:
+    tokens = answer.get("tokens") if isinstance(answer, dict) else None
+    if not isinstance(tokens, list):
+        raise AnswerError("the answer of /tokenize holds no tokens")
+    return tokens
 
 
 def _scores(kind: Server, replicas: Replicas, number: int, prompts: Sequence[Sequence[int]]) -> list[list[Position]]:

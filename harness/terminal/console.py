@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.markup import escape
 from rich.segment import Segment
 
 from harness.terminal.sanitize import show_hidden
@@ -25,6 +27,20 @@ class SafeConsole(Console):
     def say(self, text: Any) -> None:
         """Print one line as it is: no markup, no colours, no line breaks at the terminal's edge."""
         self.print(str(text), markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+@contextmanager
+def waiting(doing: str) -> Generator[None]:
+    """Show on a terminal that something goes on, for as long as the block takes; stdout, which may be piped, stays as it is.
+
+    The block prints nothing to a terminal: two writers would overwrite each other's lines.
+    """
+    console = SafeConsole(stderr=True)
+    if console.is_terminal:
+        with console.status(escape(f"{doing} ...")):
+            yield
+    else:
+        yield
 
 
 def announce(doing: str) -> None:

@@ -143,7 +143,7 @@ class ClaimFile(Strict):
     def _fits_together(self) -> ClaimFile:
         names = [claim.name for claim in self.claims]
         if repeated := _repeated(names):
-            raise ValueError(f"two claims are called {repeated!r}; give each a name of its own")
+            raise ValueError(f"two claims are called {repeated!r}; give each its own name")
         if repeated := _repeated(self.primary):
             raise ValueError(f"primary names {repeated!r} twice; name each claim once, in the order of testing")
         if unknown := [name for name in self.primary if name not in names]:

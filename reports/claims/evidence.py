@@ -176,10 +176,14 @@ def _at_equal_learning(
 ) -> Measured:
     """Compare what two adapters kept of the probes, or of one task, at equal learning: in one stage, or on average."""
     one, other = methods
+    if profile != (first := methods[one].first.manifest.profile_names[0]):
+        return Measured(NO_EFFECT, profile, reason=f"learning curves are made under the profile {first}")
     tasks = [task] if (task := _task(one, place)) else methods[one].first.probes
     found = at_equal_learning_of(methods[other], methods[one], tasks, entry.scope.stage)
     if found is None or found.obstacle:
-        return Measured(NO_EFFECT, profile, reason=NO_CURVES if found is None else found.obstacle)
+        return Measured(
+            NO_EFFECT, profile, reason=NO_CURVES if found is None else found.obstacle.removeprefix("not comparable: ")
+        )
     sides = {one: found.kept.other, other: found.kept.base}
     seeds = f"{len(found.kept.common)} of {found.kept.seeds} seeds have common learning"
     compared = ", ".join(

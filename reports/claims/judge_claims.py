@@ -67,7 +67,7 @@ def _judge_file(file: ClaimFile, evidence: Evidence) -> Iterator[Verdict]:
 def _rows(file: ClaimFile, entry: ClaimEntry, evidence: Evidence) -> Iterator[Verdict]:
     """Yield a claim's effects at its places, not judged yet."""
     _check_scope(entry, evidence)
-    for place in _places(entry, evidence.starts, evidence.trained):
+    for place in places(entry, evidence.starts, evidence.trained):
         yield _measured(entry, place, measure(entry, place, file.profile_of(entry), evidence))
 
 
@@ -95,7 +95,7 @@ def _closed_by(primary: Sequence[Verdict]) -> str:
     return f"the sequence ends with {last.entry.name}, which is {last.verdict}"
 
 
-def _places(entry: ClaimEntry, starts: Sequence[str], trained: Sequence[str]) -> Iterator[ClaimScope]:
+def places(entry: ClaimEntry, starts: Sequence[str], trained: Sequence[str]) -> Iterator[ClaimScope]:
     """Yield where a claim is judged; two starts in the order of what is reported for them, the largest first."""
     tasks = [task for name in entry.scope.tasks for task in _tasks(name, trained)] if entry.scope.tasks else [""]
     for start, other in _starts(entry, starts):

@@ -144,6 +144,11 @@ class Frames:
             found = [(cell, rows[rows["item_id"].isin(items)]) for cell, rows in found]
         return placed(found)
 
+    @property
+    def answered_tasks(self) -> list[str]:
+        """The tasks that have stored answers, in order."""
+        return list(dict.fromkeys(cell.task for cell in self._answered))
+
     @cached_property
     def answers(self) -> pd.DataFrame:
         """One row per run, stage, task and item: its `outcome`, without texts; where an item has several, the first not right.

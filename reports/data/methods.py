@@ -14,7 +14,8 @@ from harness.rundir.reader import RunDir, find_runs
 from harness.stats.continual import Figure
 from harness.stats.estimates import Estimate
 from reports.data.frames import Frames, load
-from reports.data.paired_cells import RunScores, Side, estimate_of
+from reports.data.paired_cells import estimate_of
+from reports.data.run_scores import RunScores, Side
 
 VARYING = ("suite", "order", "start")
 
@@ -104,7 +105,9 @@ class Method:
 
     def training(self, figure: TrainingFigure, last: int) -> dict[int, float]:
         """Return a training figure by seed over the steps up to a stage that is trained and evaluated."""
+        shared = [place for place, stage in enumerate(self.first.manifest.stages, start=1) if stage.adapter]
         steps, tasks = self.frames.steps, [task for task, own in self.stage_of.items() if own == last]
+        steps = steps[~steps["stage"].isin(shared)]  # the same for all methods, whatever they are
         done = [seed for seed, found in self.by_seed.items() if all(found.cell(task, last).results for task in tasks)]
         first = last if figure.last_stage else 1
         steps = steps[steps["stage"].between(first, last) & steps["seed"].isin(done)]

@@ -34,7 +34,7 @@ class Picture:
     """A figure: file name, title, caption on how to read it, and how it is drawn.
 
     `draw` raises RunError where there is nothing to draw; the page then says why, or leaves an `optional` one out. `alt` says
-    in words what the figure shows, for readers who cannot see it.
+    in words what the figure shows, for readers who cannot see it. `narrow` draws it for a phone, where panels are stacked.
     """
 
     kind: ClassVar[str] = "picture"
@@ -44,6 +44,7 @@ class Picture:
     draw: Callable[[], Figure]
     alt: str = ""
     optional: bool = False
+    narrow: Callable[[], Figure] | None = None
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,8 @@ def _retention_grid(label: str, cells: pd.DataFrame, compact: bool) -> Grid:
 
 def _compact(cell: Mapping[Hashable, Any]) -> str:
     interval: Interval = cell["interval"]
-    half = f" ±{100 * interval.half_width:.0f}" if interval.seeds > 1 else ""
+    # The t interval of two seeds is so wide (12.7 standard errors) that it tells nothing in a cell.
+    half = f" ±{100 * interval.half_width:.0f}" if interval.seeds > 2 else ""
     return f"{100 * interval.mean:.0f}{half}" if interval.seeds else "–"
 
 

@@ -102,9 +102,14 @@ def outer_labels(shown: Sequence[Axes], columns: int) -> None:
             axes.set_xlabel("")
 
 
-def legend_above(figure: Figure, looks: Looks, title: str) -> None:
+def legend_above(figure: Figure, looks: Looks, title: str, *, narrow: bool = False) -> None:
     """Name the lines above the panels; the legend's title is the figure's."""
     handles = [Line2D([], [], **look) for look in looks.values()]
-    legend = figure.legend(handles=handles, loc="outside upper left", ncols=min(6, len(handles)), title=title)
+    legend = figure.legend(
+        handles=handles,
+        loc="outside upper left",
+        ncols=min(2 if narrow else 6, len(handles)),
+        title=fill(title, 46) if narrow else title,
+    )
     legend.set_alignment("left")
-    legend.get_title().set_fontsize(12)
+    legend.get_title().set_fontsize(11 if narrow else 12)

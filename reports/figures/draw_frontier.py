@@ -24,18 +24,19 @@ def draw_frontier(
     *,
     lines: Mapping[str, Sequence[str]] | None = None,
     levels: Mapping[str, float] | None = None,
+    narrow: bool = False,
 ) -> Figure:
     """Return learning accuracy (%) against Chaudhry's forgetting (points): a named mark per label.
 
     `points` is `tables.frontier_table`'s; `by_seed` has the columns label, learned, forgot, one row per run, drawn small. Bars
     are t intervals over seeds, cut where they leave the axes; a hollow mark is one seed. `lines` joins labels in an order,
-    and `levels` are learning accuracies drawn as dotted lines. Raises RunError without any mark.
+    and `levels` are learning accuracies drawn as dotted lines. `narrow` is for a phone. Raises RunError without any mark.
     """
     points = points[[all(i.seeds for i in pair) for pair in points[["learned", "forgot"]].to_numpy()]]
     if points.empty:
         raise RunError("No run has both learning accuracy and forgetting yet; forgetting needs two finished stages.")
-    figure = Figure(figsize=(10, 4.8 if len(points) <= TALL else 6.6))
-    axes = figure.add_axes((0.08, 0.1, 0.9, 0.82))
+    figure = Figure(figsize=(style.PHONE if narrow else 10, 4.8 if len(points) <= TALL else 6.6))
+    axes = figure.add_axes((0.16, 0.1, 0.82, 0.82) if narrow else (0.08, 0.1, 0.9, 0.82))
     looks = looks_of(points)
     for labels in (lines or {}).values():
         for label in labels:

@@ -6,7 +6,7 @@ are in the tables. More labels than colours get a row each, so that no legend is
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from textwrap import fill
 from typing import Any
 
@@ -28,30 +28,33 @@ from reports.figures.curves import (
 )
 
 NARROWEST = 7.6  # inches: the titles fit
+CellLink = Callable[[str, str, int], str | None]  # of a label, a task and a stage
 SIDES = 2.5  # inches next to the matrices: names of stages, and the scale
 
 
 @style.styled()
-def draw_retention(scores: pd.DataFrame) -> Figure:
+def draw_retention(scores: pd.DataFrame, link: CellLink | None = None, *, narrow: bool = False) -> Figure:
     """Return one stage-by-task panel per label; cells hold the mean score in % and, with seeds, their range.
 
-    The cell of the task that a stage trains is framed; probes stand to the right of a line.
+    The cell of the task that a stage trains is framed; probes stand to the right of a line. `link` gives the address that a
+    cell of the SVG leads to, from the page that shows it. `narrow` stacks the panels for a phone.
     """
     table = retention_table(scores)
     labels, widest = list(table["label"].unique()), _most_tasks(table)
-    columns = min(len(labels), max(1, int((14 - SIDES) / (0.7 * widest + 0.3))))
+    columns = 1 if narrow else min(len(labels), max(1, int((14 - SIDES) / (0.7 * widest + 0.3))))
     rows = -(-len(labels) // columns)
-    width = max(NARROWEST, columns * (0.7 * widest + 0.3) + SIDES)
+    width = style.PHONE if narrow else max(NARROWEST, columns * (0.7 * widest + 0.3) + SIDES)
     figure = Figure(figsize=(width, rows * (0.5 * (table["stage"].max() + 1) + 0.4) + 1.6), layout="constrained")
     shown = panels(figure, len(labels), columns)
     for axes, label in zip(shown, labels, strict=True):
-        _heatmap_panel(axes, table[table["label"] == label])
+        _heatmap_panel(axes, table[table["label"] == label], link)
     if _alike(table):
         outer_labels(shown, columns)
-    style.colour_bar(figure, shown, "score (%)")
+    if not narrow:
+        style.colour_bar(figure, shown, "score (%)")
     spread = "; small: lowest to highest seed" if table["seeds"].max() > 1 else ""
     title = f"Score after each stage (%); framed: the stage's own task{spread}"
-    figure.suptitle(title, x=0.005, ha="left")
+    figure.suptitle(fill(title, 46) if narrow else title, x=0.005, ha="left", fontsize=11 if narrow else 12)
     return figure
 
 
@@ -65,7 +68,7 @@ def _most_tasks(table: pd.DataFrame) -> int:
     return int(table.groupby("label")["task"].nunique().max())
 
 
-def _heatmap_panel(axes: Axes, cells: pd.DataFrame) -> None:
+def _heatmap_panel(axes: Axes, cells: pd.DataFrame, link: CellLink | None) -> None:
     """Draw one label's matrix; the cell of column c and row r has its centre at (c, r), the start on top."""
     tasks, stages = list(cells["task"].unique()), cells.drop_duplicates("stage")
     names, probes = style.short_names(tasks), int(cells.drop_duplicates("task")["role"].eq("probe").sum())
@@ -75,6 +78,9 @@ def _heatmap_panel(axes: Axes, cells: pd.DataFrame) -> None:
     axes.invert_yaxis()
     for cell in cells.to_dict("records"):
         _annotate(axes, tasks.index(cell["task"]), cell)
+        address = link(str(cell["label"]), str(cell["task"]), int(cell["stage"])) if link else None
+        if address and cell["seeds"]:
+            axes.add_patch(style.linked_cell(tasks.index(cell["task"]), cell["stage"], address))
     if probes:
         axes.axvline(len(tasks) - probes - 0.5, color=style.INK, linewidth=2)
     rows = [fill(f"after {names.get(task, task)}" if task else "start", 18) for task in stages["stage_task"]]
@@ -108,17 +114,18 @@ def _with_seeds(cells: pd.DataFrame) -> str:
 
 
 @style.styled()
-def draw_forgetting(scores: pd.DataFrame) -> Figure:
-    """Return one panel per task: its score after each stage, a line per label, its own stage marked."""
+def draw_forgetting(scores: pd.DataFrame, *, narrow: bool = False) -> Figure:
+    """Return one panel per task: its score after each stage, a line per label, its own stage marked; stacked if `narrow`."""
     table = retention_table(scores).dropna(subset="mean")
     if table.empty:
         raise RunError("Nothing has been evaluated yet; expected results.json in a stage's eval folder.")
     if table["label"].nunique() > style.MANY:
         return draw_task_strips(table)
     tasks, names = list(table["task"].unique()), style.short_names(scores["task"])
-    columns = min(3, len(tasks)) if len(tasks) != 4 else 2
+    columns = 1 if narrow else min(3, len(tasks)) if len(tasks) != 4 else 2
     rows, looks = -(-len(tasks) // columns), looks_of(table)
-    figure = Figure(figsize=(max(NARROWEST, 3.6 * columns + 0.4), 2.6 * rows + 0.9), layout="constrained")
+    width = style.PHONE if narrow else max(NARROWEST, 3.6 * columns + 0.4)
+    figure = Figure(figsize=(width, (2.0 if narrow else 2.6) * rows + 0.9), layout="constrained")
     for position, task in enumerate(tasks):
         axes = figure.add_subplot(rows, columns, position + 1)
         _forgetting_panel(axes, table[table["task"] == task], looks, names)
@@ -126,7 +133,7 @@ def draw_forgetting(scores: pd.DataFrame) -> Figure:
         lowest = position + columns >= len(tasks)
         axes.tick_params(labelbottom=lowest, labelleft=position % columns == 0)
         axes.set(xlabel="after stage" * lowest, ylabel="score (%)" * (position % columns == 0))
-    legend_above(figure, looks, "Score of each task over the stages; shaded: its own stage")
+    legend_above(figure, looks, "Score of each task over the stages; shaded: its own stage", narrow=narrow)
     return figure
 
 
@@ -195,14 +202,15 @@ def _strip(axes: Axes, cells: pd.DataFrame, labels: list[str]) -> None:
 
 
 @style.styled()
-def draw_learning(scores: pd.DataFrame) -> Figure:
+def draw_learning(scores: pd.DataFrame, *, narrow: bool = False) -> Figure:
     """Return the diagonal: each trained task right before (hollow) and right after (filled) its own stage."""
     table = retention_table(scores)
     if table["label"].nunique() > style.MANY:
         return draw_learning_rows(table)
     looks, tasks = looks_of(table), list(table.loc[table["role"] == "trained", "task"].unique())
     table = table.assign(place=table["task"].map({task: place for place, task in enumerate(tasks)}))
-    figure = Figure(figsize=(max(NARROWEST, 1.6 * len(tasks) + 3.0), 3.8), layout="constrained")
+    width = style.PHONE if narrow else max(NARROWEST, 1.6 * len(tasks) + 3.0)
+    figure = Figure(figsize=(width, 3.8), layout="constrained")
     axes = figure.subplots()
     shifts = 0.06 * (np.arange(len(looks)) - (len(looks) - 1) / 2)
     for (label, look), shift in zip(looks.items(), shifts, strict=True):
@@ -211,7 +219,8 @@ def draw_learning(scores: pd.DataFrame) -> Figure:
     axes.set_xticks(range(len(tasks)), [names[task] for task in tasks], rotation=30, ha="right", rotation_mode="anchor")
     axes.set(xlabel="trained task", ylabel="score on that task (%)", ylim=(-3, 103))
     axes.grid(visible=True)
-    legend_above(figure, looks, "Score right before (hollow) and right after (filled) the task's own stage")
+    title = "Score right before (hollow) and right after (filled) the task's own stage"
+    legend_above(figure, looks, title, narrow=narrow)
     return figure
 
 

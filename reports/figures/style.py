@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib
@@ -35,6 +36,8 @@ PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 KNOWN = {CONTROL: "#6c6c6c", "opd": PALETTE[0], "aopd": PALETTE[1], "sft": PALETTE[2], "gkd": PALETTE[3]}
 OUTCOME_COLOURS = {"correct": "#009E73", "wrong": "#D55E00", "unparsed": "#CC79A7", "truncated": "#E69F00"}
 DARK = {"#0072b2": "#58b0e8", "#882255": "#d67ba6", "#d55e00": "#f08438", "#009e73": "#2bc79b", "#6c6c6c": "#a8a8a8"}
+PHONE = 4.6  # inches: a phone shows them at about their size
+ABOVE = "../"  # from a figure's folder to its page's
 MANY = 7  # labels that one set of axes holds; more get panels of their own
 DASHES = ["-", "--", ":", "-."]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
@@ -133,6 +136,11 @@ def frame(column: float, row: float) -> Rectangle:
     return Rectangle((column - 0.46, row - 0.45), 0.92, 0.9, fill=False, edgecolor=PALETTE[1], linewidth=2)
 
 
+def linked_cell(column: float, row: float, address: str) -> Rectangle:
+    """Return a cell of a matrix, centred at (column, row), that nobody sees and that leads to an address."""
+    return Rectangle((column - 0.5, row - 0.5), 1, 1, alpha=0.004, linewidth=0, zorder=10, url=f"{ABOVE}{address}")
+
+
 def shades(count: int) -> list[str]:
     """Return colours from light to dark, for lines that stand in an order."""
     spread = [0.85 * (1 - number / max(1, count - 1)) for number in range(count)]
@@ -161,6 +169,15 @@ def save(figure: Figure, stem: Path, dpi: int = 150) -> None:
         figure.savefig(stem.with_suffix(".svg"), transparent=True, metadata={"Date": None, "Creator": None})
 
 
+def phone_svg(figure: Figure, name: str, description: str) -> str:
+    """Return a figure that was drawn for a narrow screen as an `<svg>` element; it is kept nowhere else."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / f"{name}-narrow.svg"
+        with styled():
+            figure.savefig(file, transparent=True, metadata={"Date": None, "Creator": None})
+        return inline_svg(file, description)
+
+
 def inline_svg(file: Path, description: str) -> str:
     """Return a saved figure as an `<svg>` element for a page, ids unique by file name, coordinates to a hundredth of a point.
 
@@ -172,6 +189,8 @@ def inline_svg(file: Path, description: str) -> str:
     svg = svg.replace(HALO, "var(--paper)")
     svg = re.sub("|".join(DARK), lambda colour: f"var(--c{colour.group()[1:]})", svg)
     svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path.group()), svg)
+    # A link in a figure is for the pointer: the page has the same links as text.
+    svg = svg.replace(' target="_blank"', "").replace(f'xlink:href="{ABOVE}', 'tabindex="-1" xlink:href="')
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1)
 
 

@@ -23,7 +23,7 @@ from reports.document import sentences
 from reports.document.rendering import load_templates, publish
 from reports.figures import style
 from reports.report.ends import describe_ends
-from reports.report.items import FOLDER
+from reports.report.items import FOLDER, LONGEST
 from reports.report.page_writer import Page, write_page
 from reports.report.report_data import ReportData
 from reports.report.sections import make_sections
@@ -62,10 +62,13 @@ def _write(report_data: ReportData, folder: Path) -> None:
 
 
 def _write_items(report_data: ReportData, folder: Path) -> None:
-    """Write a page per task with the answers that changed; the only script is ours, allowed by its digest."""
+    """Write the pages with each task's answers; the only script is ours, allowed by its digest."""
     script = files("reports.document").joinpath("templates", "items.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    page = load_templates().get_template("items.html.j2")
-    context = {"script": Markup(script), "digest": Markup(digest), "colours": style.page_colours()}
-    for items in report_data.items:
-        (folder / items.path).write_text(page.render(task=items, **context), encoding="utf-8")
+    template = load_templates().get_template("items.html.j2")
+    context = {"script": Markup(script), "digest": Markup(digest), "colours": style.page_colours(), "longest": LONGEST}
+    for task in report_data.items:
+        for pages in (task.pages, *task.further.values()):
+            for page in pages:
+                text = template.render(pages=pages, page=page, **context)
+                (folder / page.path).write_text(text, encoding="utf-8")

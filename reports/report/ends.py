@@ -13,7 +13,8 @@ from reports.compare.final_scores import describe_against_start
 from reports.data.frames import Frames
 from reports.data.methods import Method, methods_of
 from reports.data.tables import figures_by_seed
-from reports.document.sentences import format_interval
+from reports.document.sentences import format_interval, format_percent
+from reports.report.teacher_scores import teacher_means
 
 NAMED = 4  # methods that a sentence names; of more, the highest and the lowest
 
@@ -53,9 +54,11 @@ def _describe_group(group: list[Method], frames: Frames, values: pd.DataFrame) -
     ends = {method.name: known[method.name] for method in methods if known[method.name].seeds}
     if not ends:
         return
-    starts = start_scores(Frames(tuple(run for method in methods for run in method.frames.runs), grader=frames.grader))
+    own_runs = Frames(tuple(run for method in methods for run in method.frames.runs), grader=frames.grader)
+    starts, teachers = start_scores(own_runs), teacher_means(own_runs)
     controls = [method.name for method in group if method.control and known[method.name].seeds]
     named = [f"the start had {format_interval(found)} %" for found in starts.values()]
+    named += [f"the {name} has {format_percent(found.mean)} %" for name, found in teachers.items()]
     start = "; ".join([*named, *(f"{name} {format_interval(known[name])} %" for name in controls)])
     if len(ends) > NAMED:
         high, low = (pick(ends, key=lambda name: ends[name].mean) for pick in (max, min))

@@ -1,143 +1,183 @@
-"""One page per task with the answers that changed: prompt, expected answer and both answers side by side, with filters.
+"""The pages of answers: every item of a task with every run's answers through the stages, as data for the page's script.
 
-A page holds a limited number of them, taken in turn from every method, seed, comparison and direction, so that every filter
-finds some; the page says how many there are in all. All answers are in the runs' samples.parquet.
+A page holds all runs of a task while its data stay small enough for a browser; more runs get further pages. Texts are
+kept once, however many runs and stages gave the same answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlencode
 
 import pandas as pd
+from markupsafe import Markup
 
-from harness.rundir.reader import IDENTITY
+from harness.rundir.reader import IDENTITY, RunDir
+from harness.terminal.sanitize import show_hidden
 from reports.data.flips import SINCE_OWN, STAGE, WHOLE, select_changed
 from reports.data.frames import Frames
+from reports.document.blocks import Answers
 
-PER_TASK, PER_REPORT = 300, 3_000
 FOLDER = "items"
-LONGEST = 1_200  # characters of one text on a page
+PAGE_CHARACTERS = 8_000_000  # of answers on one page, before equal ones are kept once
+LONGEST = 4_000  # characters of one text on a page
+EXAMPLE_LONGEST = 1_200  # characters of one text on the report's own page
+COLUMNS = ["item_id", "prompt", "target", "response", "outcome"]
 KINDS = {
     STAGE: "over stage {after}",
     SINCE_OWN: "from its own stage to the end",
     WHOLE: "from the start to the end",
 }
-GROUP = ["label", "seed", "kind", "after", "change"]
 
 
 @dataclass(frozen=True)
-class Item:
-    """A changed answer as the page shows it; texts are cut where they are very long."""
+class ItemsPage:
+    """A page: its file below the report's folder, its task with its profile, the runs' labels on it, its data as JSON."""
 
-    label: str
-    seed: int
-    comparison: str
-    change: str
-    prompt: str
-    target: str
-    before: str
-    after: str
-    before_title: str
-    after_title: str
-
-    @property
-    def title(self) -> str:
-        """What happened to which run's answer."""
-        return f"{self.change.capitalize()} {self.comparison}: {self.label}, seed {self.seed}"
+    path: str
+    title: str
+    labels: tuple[str, ...]
+    data: Markup
 
 
 @dataclass(frozen=True)
 class TaskItems:
-    """A task's changed answers: those that are shown, of how many."""
+    """A task's pages, how many of its answers changed between right and not right, and one that did.
+
+    `further` are the pages of each evaluation profile after the first one.
+    """
 
     task: str
-    items: tuple[Item, ...]
-    total: int
+    pages: tuple[ItemsPage, ...]
+    further: dict[str, tuple[ItemsPage, ...]]
+    changed: int
+    example: Answers | None
 
-    @property
-    def path(self) -> str:
-        """The page's path below the report's folder."""
-        return f"{FOLDER}/{self.task}.html"
-
-    @property
-    def example(self) -> Item | None:
-        """An answer that was lost since the task's own stage, else over a stage, else any; None where none changed."""
-        wanted = [("lost", KINDS[SINCE_OWN]), ("lost", ""), ("", "")]
-        for change, comparison in wanted:
-            found = [i for i in self.items if i.change.startswith(change) and i.comparison.startswith(comparison)]
-            if found:
-                return found[0]
-        return None
-
-    @property
-    def counted(self) -> str:
-        """How many are shown of how many, in a sentence."""
-        if len(self.items) == self.total:
-            return f"{self.total:,} changed answers, all shown."
-        return (
-            f"{len(self.items):,} of {self.total:,} changed answers are shown, taken in turn from every method, seed, "
-            "comparison and direction. All answers are in the runs' samples.parquet."
-        )
+    def link(self, label: str, stage: int) -> str:
+        """Return the address of a method's answers after a stage."""
+        page = next(page for page in self.pages if label in page.labels)
+        return f"{page.path}#{urlencode({'method': label, 'stage': stage})}"
 
 
 def task_items(frames: Frames, compared: pd.DataFrame) -> Iterator[TaskItems]:
-    """Yield the changed answers of each task that has stored answers of two stages, tasks in order.
-
-    `compared` is `flips.compared`'s.
-    """
+    """Yield the pages of each task that has stored answers, tasks in order; `compared` is `flips.compare_answers`'s."""
     changes = select_changed(compared)
-    tasks = list(compared["task"].unique())
-    room = min(PER_TASK, PER_REPORT // max(1, len(tasks)))
-    for task in tasks:
-        rows = changes[changes["task"] == task]
-        chosen = in_turn(rows, room)
-        yield TaskItems(task, tuple(_with_texts(frames, task, chosen)), len(rows))
-
-
-def in_turn(rows: pd.DataFrame, room: int) -> pd.DataFrame:
-    """Return at most `room` rows: the first of each group, then the second of each, and so on, in the order of the rows."""
-    turn = rows.groupby(GROUP, sort=False).cumcount()
-    return rows.loc[turn.sort_values(kind="stable").index[:room]].sort_index()
-
-
-def _with_texts(frames: Frames, task: str, chosen: pd.DataFrame) -> Iterator[Item]:
-    if chosen.empty:
-        return
-    texts = _texts(frames, task, set(chosen["item_id"]))
-    for row in chosen.to_dict("records"):
-        run = tuple(row[key] for key in IDENTITY)
-        before, after = (texts[(*run, row[when], row["item_id"])] for when in ("before", "after"))
-        yield Item(
-            str(row["label"]),
-            int(row["seed"]),
-            KINDS[str(row["kind"])].format(after=row["after"]),
-            str(row["change"]),
-            cut_text(before["prompt"]),
-            cut_text(before["target"]),
-            cut_text(before["response"]),
-            cut_text(after["response"]),
-            f"{_stage(int(row['before']))}: {row['was']}",
-            f"{_stage(int(row['after']))}: {row['now']}",
+    profiles = [
+        (profile, shown, shown.answered_tasks) for profile in frames.profiles if (shown := frames.under(profile))
+    ]
+    for task in frames.answered_tasks:
+        samples = frames.samples(task, COLUMNS)
+        changed = changes[changes["task"] == task]
+        further = {
+            profile: tuple(_pages(shown, task, shown.samples(task, COLUMNS), f"{task}@{profile}"))
+            for profile, shown, answered in profiles
+            if task in answered
+        }
+        yield TaskItems(
+            task, tuple(_pages(frames, task, samples, task)), further, len(changed), _example(samples, changed)
         )
 
 
-def _texts(frames: Frames, task: str, items: set[str]) -> dict[tuple[Any, ...], dict[str, str]]:
-    """Return the stored texts by run, stage and item: of several answers the first not right, as in `Frames.answers`."""
-    keys = [*IDENTITY, "stage", "item_id"]
-    samples = frames.samples(task, ["item_id", "prompt", "target", "response", "outcome"], items)
-    samples = samples.assign(right=samples["outcome"] == "correct").sort_values("right", kind="stable")
-    samples = samples.drop_duplicates(keys)
-    columns = samples[["prompt", "target", "response"]].astype(str).to_dict("records")
-    return {
-        tuple(key): {str(name): text for name, text in row.items()}
-        for key, row in zip(samples[keys].itertuples(index=False, name=None), columns, strict=True)
+def _pages(frames: Frames, task: str, samples: pd.DataFrame, cell: str) -> Iterator[ItemsPage]:
+    """Share the runs among pages in their order, each with as many as its size allows, at least one."""
+    keys = _keys(samples)
+    sizes = samples["response"].astype(str).str.len().clip(upper=LONGEST).groupby(keys, sort=False).sum().to_dict()
+    shares: list[list[tuple[RunDir, str]]] = []
+    size = 0
+    for run, label in frames.labelled:
+        if (here := sizes.get(_key(run, label))) is None:
+            continue
+        if not shares or size + here > PAGE_CHARACTERS:
+            shares.append([])
+            size = 0
+        shares[-1].append((run, label))
+        size += int(here)
+    for number, share in enumerate(shares, start=1):
+        rows = samples[keys.isin([_key(*each) for each in share])]
+        labels = tuple(dict.fromkeys(label for _, label in share))
+        name = cell if number == 1 else f"{cell}-{number}"
+        yield ItemsPage(f"{FOLDER}/{name}.html", cell, labels, _data(task, share, rows))
+
+
+def _data(task: str, share: Sequence[tuple[RunDir, str]], rows: pd.DataFrame) -> Markup:
+    """Return what the page's script reads: texts, items, runs, and of each run and stage every item's answers.
+
+    A run's stage is a list over items; an item's entry is its answers' texts and outcomes in turn, as places in the lists
+    of `texts` and `outcomes`, or null where the run does not have it.
+    """
+    rows = rows.reset_index(drop=True)
+    columns = rows[["prompt", "target", "response"]].fillna("").astype(str)
+    places, texts = pd.factorize(pd.concat([columns[name] for name in columns]))
+    prompts, targets, responses = places.reshape(3, len(rows))
+    asked = pd.MultiIndex.from_arrays([rows["item_id"].astype(str), prompts, targets])
+    item_of, items = pd.factorize(asked)
+    outcome_of, outcomes = pd.factorize(rows["outcome"].astype(object))
+    answers: dict[tuple[str, int], list[list[int] | None]] = {}
+    places_of = zip(_keys(rows), rows["stage"], item_of, responses, outcome_of, strict=True)
+    for run, stage, item, text, outcome in places_of:
+        of_stage = answers.setdefault((run, int(stage)), [None] * len(items))
+        entry = of_stage[item] = of_stage[item] or []
+        entry += [int(text), int(outcome)]
+    runs = [
+        {
+            "method": label,
+            "seed": run.seed,
+            "own": next((number for number, tasks in enumerate(run.trains, start=1) if task in tasks), 0),
+            "names": ["start", *(f"after stage {number}, {name}" for number, name in enumerate(run.stages, start=1))],
+            "answers": {str(stage): found for (key, stage), found in answers.items() if key == _key(run, label)},
+        }
+        for run, label in share
+    ]
+    data = {
+        "texts": [show_hidden(cut_text(str(text))) for text in texts],
+        "outcomes": [str(outcome) for outcome in outcomes],
+        "items": [[show_hidden(str(name)), int(prompt), int(target)] for name, prompt, target in items],
+        "runs": runs,
     }
+    return _inert(data)
+
+
+def _inert(data: Any) -> Markup:
+    """Return JSON that may stand inside a page: no text in it can end the element that holds it, or open another."""
+    text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _example(samples: pd.DataFrame, changed: pd.DataFrame) -> Answers | None:
+    """Return an answer that was lost since the task's own stage, else over a stage, else any; None where none changed."""
+    if changed.empty:
+        return None
+    rank = (changed["change"] != "lost") * 2 + (changed["kind"] != SINCE_OWN)
+    row = changed.iloc[int(rank.to_numpy().argmin())]
+    same = (samples[IDENTITY] == row[IDENTITY]).all(axis=1) & (samples["item_id"] == row["item_id"])
+    # Of several answers the first not right, as in `Frames.answers`.
+    found = samples[same].assign(right=samples["outcome"] == "correct").sort_values("right", kind="stable")
+    before, after = (found[found["stage"] == row[when]].iloc[0] for when in ("before", "after"))
+    comparison = KINDS[str(row["kind"])].format(after=row["after"])
+    return Answers(
+        title=f"{str(row['change']).capitalize()} {comparison}: {row['label']}, seed {row['seed']}",
+        prompt=cut_text(str(before["prompt"]), EXAMPLE_LONGEST),
+        target=cut_text(str(before["target"]), EXAMPLE_LONGEST),
+        before=cut_text(str(before["response"]), EXAMPLE_LONGEST),
+        after=cut_text(str(after["response"]), EXAMPLE_LONGEST),
+        before_title=f"{_stage(int(row['before']))}: {row['was']}",
+        after_title=f"{_stage(int(row['after']))}: {row['now']}",
+    )
 
 
 def _stage(stage: int) -> str:
     return f"after stage {stage}" if stage else "at the start"
+
+
+def _keys(samples: pd.DataFrame) -> pd.Series:
+    return samples["label"].astype(str) + "\n" + samples["seed"].astype(str)
+
+
+def _key(run: RunDir, label: str) -> str:
+    return f"{label}\n{run.seed}"
 
 
 def cut_text(text: str, longest: int = LONGEST) -> str:

@@ -56,8 +56,10 @@ def _draw(sections: Iterable[Section], folder: Path, dpi: int) -> Iterator[tuple
         try:
             figure = picture.draw()
         except RunError as error:
-            yield picture.name, {"svg": None, "reason": None if picture.optional else str(error)}
+            yield picture.name, {"svg": None, "narrow": None, "reason": None if picture.optional else str(error)}
             continue
         style.save(figure, folder / picture.name, dpi)
-        svg = style.inline_svg(folder / f"{picture.name}.svg", picture.alt or picture.title)
-        yield picture.name, {"svg": Markup(svg), "reason": None}
+        words = picture.alt or picture.title
+        svg = style.inline_svg(folder / f"{picture.name}.svg", words)
+        narrow = Markup(style.phone_svg(picture.narrow(), picture.name, words)) if picture.narrow else None
+        yield picture.name, {"svg": Markup(svg), "narrow": narrow, "reason": None}

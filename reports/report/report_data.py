@@ -74,8 +74,13 @@ class ReportData:
 
     @cached_property
     def items(self) -> list[TaskItems]:
-        """The answers that changed, by task; see `items.task_items`."""
+        """The pages of answers, by task; see `items.task_items`."""
         return list(task_items(self.frames, self.compared))
+
+    def link(self, label: str, task: str, stage: int) -> str | None:
+        """Return where a cell's answers are read; None where there are none."""
+        found = next((items for items in self.items if items.task == task), None)
+        return found.link(label, stage) if found else None
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:

@@ -97,7 +97,7 @@ def describe_factor(results: Results, name: str) -> str:
     found = [change for change in judged if resolved(change.difference)]
     named = f": {'; '.join(_describe(change) for change in found)}" if found and not factor.of_entries else ""
     return (
-        f"Against {reference}, paired over seeds: {format_count(len(judged), 'comparison')}, about "
+        f"Against {reference}, paired over seeds that start alike: {format_count(len(judged), 'comparison')}, about "
         f"{LEVEL * len(judged):.1f} expected by chance to leave zero out, {len(found)} do{named}. {_half_widths(judged)}"
     )
 

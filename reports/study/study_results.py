@@ -252,7 +252,7 @@ def _setting(point: Point, factor: Factor) -> str:
 
 
 def _start(suite: Suite) -> str:
-    return getattr(suite.student, "strength", None) or ""
+    return suite.student.start_name
 
 
 def _rate(suite: Suite, entry: str) -> float:

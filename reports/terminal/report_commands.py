@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from harness.cli.options import Runs, whole_numbers
 from harness.errors import ConfigError
-from harness.terminal.console import SafeConsole, announce
+from harness.terminal.console import SafeConsole, announce, waiting
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,11 +35,12 @@ def report(
     """Render report.html and report.md with figures and tables from run directories."""
     announce("reading runs")
 
-    from reports.report.build import build_report
-
     console, folder = SafeConsole(), out or runs[0] / "report"
-    files = _read_claim_files(claims or [])
-    page = build_report(runs, folder, grader, files)
+    with waiting("drawing the report"):
+        from reports.report.build import build_report
+
+        files = _read_claim_files(claims or [])
+        page = build_report(runs, folder, grader, files)
     console.say(f"report: {page}")
     if files:
         judge_by_setting(console, files, runs, folder, grader)
@@ -70,26 +71,26 @@ def compare(
     claims: Claims = None,
 ) -> None:
     """Compare methods by paired differences: learned, forgotten, entropy, final scores, with what the sample could show."""
-    announce("reading runs")
+    with waiting("comparing runs"):
+        from reports.compare.comparison import Comparison, Stages
+        from reports.compare.headline import sentences_of
+        from reports.compare.render_comparison import FORMATS, print_comparison, render_comparison, write_comparison
+        from reports.data.methods import find_methods
 
-    from reports.compare.comparison import Comparison, Stages
-    from reports.compare.headline import sentences_of
-    from reports.compare.render_comparison import FORMATS, print_comparison, render_comparison, write_comparison
-    from reports.data.methods import find_methods
-
-    if format_ not in (None, *FORMATS):
-        raise ConfigError(f"--format {format_}: expected one of {', '.join(FORMATS)}")
-    console, files = SafeConsole(), _read_claim_files(claims or [])
-    stages = _stages(stage, with_claims=bool(files))
-    found = find_methods(methods, order=order, profile=profile, grader=grader, least=1 if len(stages) == 2 else 2)
+        if format_ not in (None, *FORMATS):
+            raise ConfigError(f"--format {format_}: expected one of {', '.join(FORMATS)}")
+        files, stages = _read_claim_files(claims or []), _stages(stage, with_claims=bool(claims))
+        found = find_methods(methods, order=order, profile=profile, grader=grader, least=1 if len(stages) == 2 else 2)
+        tasks = task.split(",") if task else []
+        if len(stages) == 2:
+            compared, sentences = Stages(found, *stages, tasks=tasks), []
+        else:
+            compared = Comparison(found, stages[0] if stages else None, tasks, shared_items, margin / 100)
+            sentences = [] if tasks else sentences_of(compared)  # they are about all tasks
+        compared.rows  # noqa: B018 - the tables' rows are computed here, where somebody sees that they are
     for fault in dict.fromkeys(fault.sentence for method in found for fault in method.frames.faults):
         typer.echo(f"warning: {fault}", err=True)
-    tasks = task.split(",") if task else []
-    if len(stages) == 2:
-        compared, sentences = Stages(found, *stages, tasks=tasks), []
-    else:
-        compared = Comparison(found, stages[0] if stages else None, tasks, shared_items, margin / 100)
-        sentences = sentences_of(compared)
+    console = SafeConsole()
     if format_ is None:
         print_comparison(console, compared)
         for sentence in sentences:

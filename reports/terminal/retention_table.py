@@ -20,7 +20,7 @@ def print_retention(console: Console, frames: Frames) -> None:
     """Print each group's retention table in %, its stages' own tasks bold, and what is missing.
 
     A terminal that is too narrow for all tasks shows the rest in further tables.
-    `±` is half the 95 % t interval over seeds, in points; it is absent with one seed.
+    `±` is half the 95 % t interval over seeds, in points; it is absent with fewer than three seeds.
     """
     for grid in retention_grids(frames.scores, compact=True):
         console.print(SplitTable(_table(grid)))
@@ -29,6 +29,16 @@ def print_retention(console: Console, frames: Frames) -> None:
             console.print(SplitTable(_table(replace(grid, title=f"{grid.title}, profile {profile}"))))
     for sentence in sentences.list_missing(frames):
         console.print(f"[yellow]{escape(sentence)}[/yellow]")
+
+
+def grid_table(grid: Grid) -> SplitTable:
+    """Return a page's table for the terminal; a narrow one shows the rest of the columns in further tables."""
+    table = Table(title=Text(grid.title), title_justify="left")
+    for number, name in enumerate(grid.header):
+        table.add_column(Text(name), justify="right" if number else "left", no_wrap=True)
+    for row in grid.rows:
+        table.add_row(*map(Text, row))
+    return SplitTable(table)
 
 
 def _table(grid: Grid) -> Table:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from harness.terminal.console import waiting
+
 if TYPE_CHECKING:
     from harness.config.run_spec import RunSpec
     from harness.pipeline.sweeps.study_runs import Plan
@@ -22,17 +24,36 @@ def render(specs: Sequence[RunSpec]) -> Path:
 
 
 def summarise(console: Console, specs: Sequence[RunSpec]) -> None:
-    """Print the retention tables of these runs, who learned and ended where, and where the report is."""
+    """Print the retention tables of these runs, all methods at a glance, who ended where, and where the report is."""
     from reports.compare.headline import headline
     from reports.data.frames import load
-    from reports.report.ends import describe_ends
-    from reports.terminal.retention_table import print_retention
+    from reports.data.tables import frontier_table
+    from reports.report.ends import describe_ends, start_scores
+    from reports.report.sections.frontier_section import glance_grid
+    from reports.report.teacher_scores import name_worse, teacher_means
+    from reports.terminal.retention_table import grid_table, print_retention
 
     frames = load([spec.path for spec in specs])
     print_retention(console, frames)
-    for sentence in [*headline(frames), *describe_ends(frames)]:
+    glance = glance_grid(frontier_table(frames.scores), start_scores(frames), teacher_means(frames))
+    console.print(grid_table(glance))
+    for sentence in [*headline(frames), *describe_ends(frames), *name_worse(frames)]:
         console.print(sentence, markup=False, highlight=False)
-    console.print(f"report: {render(specs)}", markup=False, highlight=False, soft_wrap=True)
+    with waiting("drawing the report"):
+        page = render(specs)
+    console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
+
+
+def foresee(console: Console, specs: Sequence[RunSpec]) -> None:
+    """Print which differences these runs can find, by shipped priors; nothing where they compare no two methods."""
+    from reports.planning.power_plan import foresee_differences
+
+    suite = specs[0].suite
+    trained = {spec.entry for spec in specs if spec.kind != "none"}
+    if len(trained) > 1:
+        profile = next(iter(suite.evaluation.all_profiles.values()))
+        seeds = len({spec.seed for spec in specs})
+        console.print(foresee_differences(seeds, suite.evaluation.limit, profile.n), markup=False, highlight=False)
 
 
 def write_study(console: Console, plan: Plan, page: Path) -> None:

@@ -17,13 +17,16 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from harness.rundir.locks import is_held
 from harness.rundir.process.progress import SHOWN, sparkline
 from harness.rundir.reader import RunDir, find_runs
 from harness.rundir.schema import StepLine
+from harness.rundir.store import LOCK
 from harness.terminal.fitted_table import FittedTable
 from harness.terminal.sanitize import show_hidden
 
 RECENT = 20
+QUIET_SECONDS = 60.0  # a run that wrote so recently is at work
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Status:
     warnings: int
     idle_seconds: float
     finished: bool
+    stopped: bool = False
 
 
 def follow(console: Console, folders: Iterable[Path], every: float = 2.0, once: bool = False) -> None:
@@ -70,16 +74,21 @@ def status(run: RunDir, now: float | None = None) -> Status:
     present = lines[stage - 1] if stage else []
     total = run.steps[stage - 1] if stage else 0
     everything = [line for stage_lines in lines for line in stage_lines]
+    idle = (time.time() if now is None else now) - _last_written(run.path)
+    stopped = not run.manifest.finished and idle > QUIET_SECONDS and not is_held(run.path / LOCK)
+    if stopped:
+        activity = f"{activity}: stopped {_ago(idle)}, the same command continues"
     return Status(
         label=label,
         activity=activity,
         done=len(present),
         total=total,
-        seconds_left=_seconds_left(present, total),
+        seconds_left=None if stopped else _seconds_left(present, total),
         figures={name: [v for line in everything if (v := getattr(line, name)) is not None] for name in SHOWN},
         warnings=sum(len(line.warnings or ()) for line in everything),
-        idle_seconds=(time.time() if now is None else now) - _last_written(run.path),
+        idle_seconds=idle,
         finished=bool(run.manifest.finished),
+        stopped=stopped,
     )
 
 
@@ -114,6 +123,13 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
 
+def _ago(seconds: float) -> str:
+    for name, size in (("days", 86_400), ("hours", 3_600), ("min", 60)):
+        if seconds >= 2 * size or name == "min":
+            return f"{max(1, round(seconds / size))} {name} ago"
+    return ""
+
+
 def _place(run: RunDir, lines: Sequence[Sequence[Any]]) -> tuple[int, str]:
     """Return the stage that a run is at, 0 for the start, and what it does there."""
     if run.manifest.finished:
@@ -129,7 +145,7 @@ def _place(run: RunDir, lines: Sequence[Sequence[Any]]) -> tuple[int, str]:
 
 
 def _activity(found: Status) -> Text:
-    text = Text(show_hidden(found.activity), style="green" if found.finished else "")
+    text = Text(show_hidden(found.activity), style="green" if found.finished else "red" if found.stopped else "")
     if found.warnings:
         text.append(f" ({found.warnings} warning{'s' if found.warnings > 1 else ''})", style="yellow")
     return text

@@ -161,7 +161,7 @@ def test_checks_that_say_nothing_of_an_adapter_say_why():
 
     sft, none, wrapper = reasons(SFT()), reasons(made("none")), reasons(made("replay"))
     assert sft["direction"].sentence == "no teacher takes part"
-    assert none["gradient"].sentence.startswith("it has a trainer of its own")
+    assert none["gradient"].sentence.startswith("it has its own trainer")
     assert wrapper["gradient"].sentence.startswith("it wraps another adapter")
     assert set(reasons(OPD())) == {*GATE, "credit"}
 

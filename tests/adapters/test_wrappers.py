@@ -174,8 +174,8 @@ def test_under_lora_the_engine_generates_with_the_factors():
             {"adapter": "aopd", "options": {"topk": 3}},
             "adapters.of.options.topk: unknown key; did you mean 'top_k'",
         ),
-        ("ewc", "none", "'none' has a loss of its own, which takes no penalty; wrap another trainer"),
-        ("kl_to_start", "none", "'none' has a loss of its own"),
+        ("ewc", "none", "'none' has its own loss, which takes no penalty; wrap another trainer"),
+        ("kl_to_start", "none", "'none' has its own loss"),
         ("ewc", {"adapter": "lora", "options": {"of": "opd"}}, "'lora' trains parameters that replace the model's own"),
         (
             "lora",

@@ -76,3 +76,17 @@ def test_every_part_that_the_issue_names_is_on_the_page(report: Path, open_page:
     peaks = page.locator("#cost ~ .scroll table").locator("tbody tr td:nth-of-type(4)").all_inner_texts()
     assert len(peaks) == 2
     assert all(0.1 < float(peak) < 20 for peak in peaks)
+
+
+@pytest.mark.parametrize(("size", "shown"), [(DESKTOP, ".wide"), (PHONE, ".narrow")], ids=["desktop", "phone"])
+def test_a_phone_gets_figures_whose_panels_are_stacked(
+    report: Path, open_page: Open, size: tuple[int, int], shown: str
+):
+    page = open_page(report / "report.html", size).page
+    for name in ("frontier", "retention", "learning", "forgetting"):
+        figure = page.locator(f"#figure-{name}")
+        assert figure.locator("svg").filter(visible=True).count() == 1
+        box = figure.locator(f"{shown} svg").bounding_box()
+        assert box is not None
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= size[0]

@@ -69,11 +69,11 @@ def test_a_typo_is_named_with_its_place_and_the_nearest_key(tmp_path: Path):
         ),
         (
             lambda raw: raw["training"].update(stpes=3),
-            "training.stpes: unknown key; did you mean 'steps'? expected one of autocast, generation_batch,",
+            "training.stpes: unknown key; did you mean 'steps'? expected one of autocast, epochs, generation_batch,",
         ),
         (
             lambda raw: raw["stages"].__setitem__(0, {"task": "tiny_weather", "trainin": {}}),
-            "stages.0.trainin: unknown key; did you mean 'training'? expected one of task, teacher, together,",
+            "stages.0.trainin: unknown key; did you mean 'training'? expected one of adapter, task, teacher, together,",
         ),
         (
             lambda raw: raw["adapters"]["opd"].update(optoins={}),
@@ -81,7 +81,7 @@ def test_a_typo_is_named_with_its_place_and_the_nearest_key(tmp_path: Path):
         ),
         (
             lambda raw: raw["adapters"]["opd"].update(training={"stpes": 1}),
-            "adapters.opd.training.stpes: unknown key; did you mean 'steps'? expected one of autocast, generation_batch,",
+            "adapters.opd.training.stpes: unknown key; did you mean 'steps'? expected one of autocast, epochs,",
         ),
         (
             lambda raw: raw["adapters"]["opd"].update(training={"optimizer": {"lr": -1}}),

@@ -78,7 +78,7 @@ def test_all_that_a_method_of_the_loop_may_override_is_in_the_guide():
 
 def test_the_suite_in_the_guide_is_read_and_every_key_is_in_its_table(tmp_path: Path):
     guide = (PAGE_FOLDER / "write-a-suite.md").read_text(encoding="utf-8")
-    (text,) = re.findall(r"^```yaml\n(.*?)^```$", guide, flags=re.MULTILINE | re.DOTALL)
+    text, *_ = re.findall(r"^```yaml\n(.*?)^```$", guide, flags=re.MULTILINE | re.DOTALL)
     (tmp_path / "my-suite.yaml").write_text(text, encoding="utf-8")
     suite = load_suite(str(tmp_path / "my-suite.yaml"), ["stages.1.training.steps=20"])
     assert [stage.training.steps for stage in suite.stages] == [100, 20]

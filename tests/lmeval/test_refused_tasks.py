@@ -320,3 +320,17 @@ def test_items_that_share_a_target_are_counted_and_a_named_cluster_says_so(tmp_p
     assert warning.startswith("24 test items have 6 distinct targets")
     named = loaded(tmp_path / "named", test=rows, metadata={"version": 1, "harness": {"cluster": "a"}})
     assert list(item_warnings(named)) == []
+
+
+def test_a_loader_that_cannot_reach_its_records_names_the_local_ones_that_it_reads(tmp_path: Path):
+    (tmp_path / "loading.py").write_text(
+        "def load(**arguments):\n"
+        "    data = arguments.get('metadata', {}).get('data', {})\n"
+        "    if 'mine' in data:\n"
+        "        return data['mine']\n"
+        "    raise ConnectionError('cannot reach the hub')\n"
+    )
+    file = write(tmp_path, dataset_path=None, dataset_kwargs=None)
+    file.write_text(file.read_text() + "\ncustom_dataset: !function loading.load\n")
+    with pytest.raises(TaskError, match=r"sums: .*cannot reach the hub.*--set data\.mine=FOLDER.*HF_TOKEN"):
+        TaskLibrary([str(tmp_path)]).load("sums")

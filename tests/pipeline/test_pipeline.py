@@ -47,6 +47,7 @@ def test_a_run_leaves_the_files_that_its_contract_names(aopd: Path, out: Path):
     assert {path.name for path in aopd.iterdir() if not path.name.startswith(".")} == {
         "manifest.json",
         "log.txt",
+        "teacher",
         *FOLDERS,
     }
 
@@ -98,6 +99,14 @@ def test_the_common_start_is_evaluated_once_for_all_adapters(opd: Path, aopd: Pa
     for task in TASKS:
         one, other = ((run / "stage_0" / "eval" / task / "results.json").read_text() for run in (opd, aopd))
         assert one == other  # word for word, its seconds too: the same generation
+
+
+def test_the_teacher_is_scored_once_for_all_runs_that_learn_from_it(opd: Path, aopd: Path, control: Path):
+    for task in TASKS:
+        one, other = ((run / "teacher" / "eval" / task / "results.json").read_text() for run in (opd, aopd))
+        assert one == other  # word for word, its seconds too: the same generation
+        assert json.loads(one)["weights"] == manifest(opd)["weights"]["teacher"]
+    assert not (control / "teacher").exists()
 
 
 def test_methods_and_stages_change_the_weights(opd: Path, aopd: Path):

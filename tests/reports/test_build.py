@@ -28,6 +28,7 @@ DRAWN = (
     *("frontier", "retention", "learning", "forgetting", "flips", "decomposition", "entropy", "routed", "advantage"),
     *("pulls", "agreement", "cost"),
 )
+STACKED = ("frontier", "retention", "learning", "forgetting")  # drawn a second time for phones
 ITEMS = {f"items/{task}.html" for task in (*STAGES, *PROBES)}
 
 
@@ -88,10 +89,10 @@ def test_both_formats_mention_every_adapter_stage_and_task(report: Path, name: s
 
 def test_the_page_asks_nothing_of_the_network_and_runs_nothing(report: Path):
     page = Page((report / "report.html").read_text(encoding="utf-8"))
-    others = {address for address in page.addresses if not address.startswith(("#", "data:image/png;base64,"))}
+    others = {each.partition("#")[0] for each in page.addresses if not each.startswith(("#", "data:image/png;base64,"))}
     assert others == ITEMS
     assert not {"script", "iframe", "object", "link", "form"} & set(page.tags)
-    assert page.tags.count("svg") == len(DRAWN)
+    assert page.tags.count("svg") == len(DRAWN) + len(STACKED)
     assert len(page.ids) == len(set(page.ids))
 
 
@@ -298,3 +299,13 @@ def test_the_terminal_shows_stages_tasks_and_gaps(tmp_path: Path):
     for word in ("opd, 2 seeds", "aopd, 1 seed", "after weather", "long sums (probe)", "has no evaluation of"):
         assert word in text
     assert "70 ±127" in text  # seeds 0.8 and 0.6: 12.7 * 0.1
+
+
+def test_the_page_says_on_which_processors_the_runs_were_made(tmp_path: Path):
+    for seed, name in enumerate(("EPYC", "Xeon")):
+        run = write_run(tmp_path, "opd", seed)
+        manifest = json.loads((run / "manifest.json").read_text())
+        manifest["sessions"][0]["hardware"] = {"processor": name, "instructions": "AVX512"}
+        (run / "manifest.json").write_text(json.dumps(manifest))
+    text = build.build_report([tmp_path / "tiny"], tmp_path / "report").with_suffix(".md").read_text(encoding="utf-8")
+    assert "Made on EPYC (AVX512) and Xeon (AVX512)." in text

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
+
+from harness.rundir.files import write_cell
 from reports.data.frames import load
 from reports.report.build import build_report
 from reports.report.ends import describe_ends, start_scores
+from reports.report.teacher_scores import name_worse, teacher_means
+from tests.support.records import cell_of
 from tests.support.run_factory import write_run
 
 START = [0.5, 0.1, 0.6]
@@ -32,6 +37,22 @@ def test_a_control_ends_where_it_started_and_the_start_is_a_row_of_the_first_tab
     assert describe_ends(frames)[0].replace("\u00a0", " ").endswith("opd 40.0 %; the start had 30.0 %; none 30.0 %.")
     page = build_report([tmp_path], tmp_path / "report").with_suffix(".md").read_text(encoding="utf-8")
     assert "| start | 1 | – | 30.0 | – |" in page
+
+
+def test_the_teacher_is_a_row_of_the_first_table_and_named_where_it_is_worse_than_the_start(tmp_path: Path):
+    run = write_run(tmp_path, "opd", 0, [START, [0.8, 0.2, 0.5], [0.2, 0.6, 0.5]])
+    for task, score in {"tiny_arithmetic": 0.9, "tiny_weather": 0.0, "tiny_long_sums": 0.7}.items():
+        samples = pd.DataFrame({"item_id": ["0"], "response": ["2"], "outcome": ["correct"]})
+        write_cell(run / "teacher" / "eval" / task, cell_of(score, task=task, weights="teacher"), samples)
+    frames = load([tmp_path])
+    assert teacher_means(frames)["teacher"].mean == 0.45
+    assert "the teacher has 45.0 %" in describe_ends(frames)[0]
+    (worse,) = name_worse(frames)
+    assert "tiny_weather (teacher 0.0 %, start 10.0 %)" in worse
+    assert "tiny_arithmetic" not in worse
+    page = build_report([tmp_path], tmp_path / "report").with_suffix(".md").read_text(encoding="utf-8")
+    assert "| teacher | – | – | 45.0 | – |" in page
+    assert worse in page
 
 
 def test_methods_that_learn_nothing_or_end_below_their_start_are_named(tmp_path: Path):

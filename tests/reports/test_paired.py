@@ -16,7 +16,8 @@ from harness.errors import RunError
 from harness.rundir.reader import find_runs
 from harness.stats.continual import Term
 from harness.stats.intervals import Interval, item_interval, t_interval
-from reports.data.paired_cells import RunScores, SeedPair, Side, compare_pairs, noise_floor, restriction
+from reports.data.paired_cells import SeedPair, compare_pairs, noise_floor, restriction
+from reports.data.run_scores import RunScores, Side
 from tests.support.run_factory import write_run
 from tests.support.runs import vouch
 

@@ -69,7 +69,10 @@ def test_a_clear_gain_is_supported_and_the_rest_says_what_could_not_be_tested(tm
     found = verdicts(results)
     assert (found["learns"], found["ends"], found["retains"]) == (SUPPORTED, NOT_TESTABLE, NOT_TESTABLE)
     reasons = {each.entry.name: each.reason for each in judge_study(results)}
-    assert (reasons["ends"], reasons["retains"]) == ("aopd ran at one learning rate", "no learning curves")
+    assert (reasons["ends"], reasons["retains"]) == (
+        "aopd ran at one learning rate",
+        "no learning curves",
+    )
     assert found["entropy"] == EXPLORATORY
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from harness.rundir.reader import RunDir, find_runs
+from harness.rundir.store import RunStore
 from reports.terminal.watch import clock, follow, status, view
 from tests.support.run_factory import write_run
 
@@ -54,6 +56,26 @@ def test_a_run_in_a_stage_shows_steps_time_left_and_figures(tmp_path: Path):
     assert found.figures == {"entropy": pytest.approx([1, 0.9, 0.8, 0.7]), "reward_mean": [0.5] * 4}
     assert found.warnings == 4
     assert not found.finished
+
+
+def test_a_run_that_nobody_works_on_is_stopped_and_continues_by_the_same_command(tmp_path: Path):
+    run = write_run(tmp_path, evaluated=4)
+    with_steps(run)
+    later = time.time() + 12 * 60
+    found = status(only_run(tmp_path), later)
+    assert found.stopped
+    assert found.activity == "stage 1 tiny_arithmetic: stopped 12 min ago, the same command continues"
+    assert found.seconds_left is None
+    assert "stopped" in " ".join(Text.from_markup(narrow(view([found]))).plain.split())
+    with RunStore(run).locked():  # another process is at work, however long it has written nothing
+        assert not status(only_run(tmp_path), later).stopped
+    assert not status(only_run(tmp_path)).stopped  # written a moment ago
+
+
+def narrow(what: object) -> str:
+    text = io.StringIO()
+    Console(file=text, width=80).print(what)
+    return text.getvalue()
 
 
 def test_a_trained_stage_is_being_evaluated_and_then_the_next_begins(tmp_path: Path):

@@ -203,7 +203,9 @@ def write_folders(
         left -= len(tasks)
         for profile, rows in further.items():
             for task, score in zip(tasks, rows[index], strict=True):
-                _write_evaluation(folder.cell(cell_name(task, profile)), *make_cell(task, index, score))
+                summary, frame = make_cell(task, index, score)
+                named = summary.model_copy(update={"profile": profile})
+                _write_evaluation(folder.cell(cell_name(task, profile)), named, frame)
 
 
 def _write_evaluation(folder: Path, summary: CellSummary | DriftSummary, frame: pd.DataFrame | None) -> None:

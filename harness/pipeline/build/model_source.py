@@ -9,10 +9,13 @@ import torch
 from huggingface_hub import snapshot_download
 
 from harness.config.models import Model, Pretrained
-from harness.errors import ModelError
-from harness.lm.checkpoints import OWN_CODE
+from harness.errors import ConfigError, ModelError
+from harness.lm.chat import Renderer
+from harness.lm.checkpoints import OWN_CODE, context_of, load_renderer
 from harness.lmeval.library import TaskLibrary
+from harness.lmeval.task import Task
 from harness.pipeline.build.scratch import Progress, ensure_built
+from harness.pipeline.build.scratch_tokenizer import train_tokenizer, training_texts
 
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 
@@ -34,6 +37,15 @@ def checkpoint_of(spec: Model, seed: int, library: TaskLibrary, progress: Progre
             f"model {spec.path!r} is neither a local folder nor a hub model that can be fetched now ({error}); "
             "give a folder, or download it first"
         ) from error
+
+
+def tokenizer_without_writing(spec: Model, tasks: dict[str, Task], library: TaskLibrary) -> tuple[Renderer, int]:
+    """Return a student's renderer and context; raises `ConfigError` for a model that is not here."""
+    if isinstance(spec, Pretrained):
+        if not Path(spec.path).is_dir():
+            raise ConfigError(f"{spec.path} is not a local folder; the run itself will download and check it")
+        return load_renderer(Path(spec.path), spec), context_of(Path(spec.path))
+    return Renderer(train_tokenizer(spec, training_texts(spec, library, tasks)), spec.chat), spec.architecture.context
 
 
 def resolve_device(device: str) -> str:

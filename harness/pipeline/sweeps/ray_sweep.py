@@ -180,6 +180,9 @@ def _prepare(spec: RunSpec, marker: Path) -> None:
             f"node {os.uname().nodename} does not see {marker.parent}; put --out and HARNESS_CACHE on a file system that all "
             "nodes share"
         )
+    # Relative paths of models and caches are those of the driver.
+    with suppress(OSError):
+        os.chdir(marker.read_text(encoding="utf-8"))
 
 
 def _putter(board: Any) -> Report:
@@ -237,8 +240,8 @@ def _explained(ray: Any, error: Exception, spec: RunSpec | None) -> BaseExceptio
 
 
 def _marker(out: Path) -> Path:
-    """Write a file by which a node knows that it sees the driver's folder."""
+    """Write a file by which a node knows that it sees the driver's folder; it holds the driver's current folder."""
     out.mkdir(parents=True, exist_ok=True)
     marker = out / f".sweep-{uuid.uuid4().hex}"
-    marker.touch()
+    marker.write_text(str(Path.cwd()), encoding="utf-8")
     return marker

@@ -21,7 +21,7 @@ from harness.lmeval.library import TaskLibrary
 from harness.pipeline.build.model_source import checkpoint_of, limit_threads, resolve_device
 from harness.pipeline.run import run
 from harness.pipeline.stop_signals import hand_on_signals
-from harness.pipeline.sweeps.workers import queue_manager, worker_pool
+from harness.pipeline.sweeps.workers import queue_manager, visible_gpus, worker_pool
 from harness.rundir.process.progress import Event, Report
 from harness.rundir.snapshots import StopRequest
 
@@ -37,10 +37,23 @@ def threads_of(suite: Suite, workers: int) -> int | None:
 
 
 def default_workers(specs: Sequence[RunSpec]) -> int:
-    """Return how many runs go side by side: on a GPU one, else one per processor this process may use."""
+    """Return how many runs go side by side: one per GPU, or share of GPUs that a run takes, else one per processor."""
+    if shares := gpu_shares(specs[0].suite):
+        return min(len(specs), len(shares))
     if resolve_device(specs[0].suite.device).startswith("cuda"):
         return 1
     return max(1, min(len(specs), len(os.sched_getaffinity(0))))
+
+
+def gpu_shares(suite: Suite) -> list[str]:
+    """Return the GPUs of each worker, as CUDA_VISIBLE_DEVICES names them; none on a CPU, and where the suite names one GPU.
+
+    A run whose backend spreads a model over several GPUs takes as many.
+    """
+    if suite.device == "cpu" or ":" in suite.device:
+        return []
+    gpus, size = visible_gpus(), int(getattr(suite.engine, "tensor_parallel_size", 1))
+    return [",".join(gpus[first : first + size]) for first in range(0, len(gpus) - size + 1, size)]
 
 
 def sweep(
@@ -56,11 +69,15 @@ def sweep(
             on_finished(spec)
         return
     context = multiprocessing.get_context("spawn")
+    shares = gpu_shares(specs[0].suite)
+    if shares and workers > len(shares):
+        held = f"{workers} workers share {len(shares)} GPU{'s' * (len(shares) > 1)}"
+        report(Event("sweep", f"{held}: each holds its models there; fewer --workers give a run its own", warning=True))
     with queue_manager(context) as manager:
         events = manager.Queue()
         listener = threading.Thread(target=_forward, args=(events, report), daemon=True)
         listener.start()
-        pool, stop = worker_pool(workers, context), StopRequest()
+        pool, stop = worker_pool(workers, context, shares), StopRequest()
         try:
             with hand_on_signals(stop):
                 _drain(_submit(pool, specs, workers, events), on_finished, stop)
@@ -99,12 +116,12 @@ def models_of(specs: Sequence[RunSpec]) -> dict[str, tuple[RunSpec, Model, int]]
 
     Teachers come first: they take longest. The runs may be of different suites.
     """
-    taught = [
-        spec
+    teachers = [
+        (spec, stage.teacher)
         for spec in specs
-        if make_adapter(spec.entry, spec.suite.adapters[spec.entry]).requirements.teacher != "none"
+        for stage in spec.stages
+        if make_adapter(spec.entry, stage.adapter).requirements.teacher != "none"
     ]
-    teachers = [(spec, stage.teacher) for spec in taught for stage in spec.stages]
     students = [(spec, spec.suite.student) for spec in specs]
     wanted = [(spec, model) for spec, model in [*teachers, *students] if isinstance(model, Scratch)]
     own = [(spec, model, spec.seed if model.seed is None else model.seed) for spec, model in wanted]

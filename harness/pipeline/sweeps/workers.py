@@ -7,19 +7,46 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.context import SpawnContext
 from multiprocessing.managers import SyncManager
+from typing import Any
 
 import psutil
 
 from harness.errors import RunError
 from harness.pipeline.stop_signals import SIGNALS
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
-def worker_pool(workers: int, context: SpawnContext) -> ProcessPoolExecutor:
-    """Return a pool of processes that end within seconds of this one, a SIGKILL included."""
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)
+
+def worker_pool(workers: int, context: SpawnContext, gpus: Sequence[str] = ()) -> ProcessPoolExecutor:
+    """Return a pool of processes that end within seconds of this one, a SIGKILL included.
+
+    Each sees its own entry of `gpus`, a value of CUDA_VISIBLE_DEVICES, taken in turn where there are more workers.
+    """
+    handed: Any = context.SimpleQueue()
+    for number in range(workers if gpus else 0):
+        handed.put(gpus[number % len(gpus)])
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(handed, bool(gpus)))
+
+
+def _begin(gpus: Any, take: bool) -> None:
+    if take:  # before anything in this process asks CUDA what it has
+        os.environ[VISIBLE] = gpus.get()
+    _begin_worker()
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; the one place that asks."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    if (named := os.environ.get(VISIBLE)) is not None:
+        return [part.strip() for part in named.split(",")][: torch.cuda.device_count()]
+    return [str(number) for number in range(torch.cuda.device_count())]
 
 
 def queue_manager(context: SpawnContext) -> SyncManager:

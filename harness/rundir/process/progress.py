@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from datetime import datetime, timedelta
+from typing import Any, Self
 
 import numpy as np
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 SHOWN = {"entropy": "entropy", "reward_mean": "reward"}
 OTHER_COLUMNS = 90  # of a bar's text, with long names
 NARROWEST, WIDEST = 4, 16
+ROOMY = 100  # characters in a line: less shortens the bars
+LOG_SECONDS = 60.0  # between two lines of one activity where no terminal shows a bar
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -67,13 +75,12 @@ class Display:
     """One bar per run: its name, stage and activity, steps, time elapsed and left, and its figures as sparklines."""
 
     def __init__(self, console: Console) -> None:
+        bar = BarColumn(bar_width=12 if console.width >= ROOMY else 4)
         self.progress = Progress(
-            TextColumn("[bold]{task.fields[run]}"),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=12),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            # In a narrow terminal names go on in a second line, so that no digit is cut off.
+            TextColumn("[bold]{task.fields[run]}", table_column=Column(overflow="fold")),
+            TextColumn("{task.description}", table_column=Column(overflow="fold")),
+            *map(_WhileWorking, [bar, MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()]),
             TextColumn("{task.fields[course]}"),
             console=console,
         )
@@ -81,6 +88,9 @@ class Display:
         self.activities: dict[str, str] = {}
         self.warnings: set[str] = set()
         self.courses: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        self.logged: dict[str, float] = {}
+        self.first: dict[str, float] = {}
+        self.began: dict[str, tuple[float, int]] = {}
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -95,22 +105,28 @@ class Display:
             self._warn(event.activity)
             return
         if event.run not in self.bars:
-            self.bars[event.run] = self.progress.add_task(event.activity, run=event.run, total=event.total, course="")
+            fields: dict[str, Any] = {"run": event.run, "course": "", "finished": False}
+            self.bars[event.run] = self.progress.add_task(event.activity, total=event.total, **fields)
+            self.first[event.run] = time.monotonic()
         bar = self.bars[event.run]
         if self.activities.get(event.run) != event.activity:
             self.activities[event.run] = event.activity
             self.progress.reset(bar, description=event.activity, total=event.total)
-            self._log_when_not_a_terminal(event)
+            self.began[event.run] = time.monotonic(), event.done
+            self.logged.pop(event.run, None)
+        self._log_when_not_a_terminal(event)
         self.progress.update(bar, completed=event.done, total=event.total, course=self._course(event))
         if event.finished:
-            self.progress.update(bar, completed=event.total or 1, total=event.total or 1)
+            took = timedelta(seconds=round(time.monotonic() - self.first[event.run]))
+            self.progress.update(bar, completed=1, total=1, description=f"{event.activity} in {took}", finished=True)
             self.progress.stop_task(bar)
 
     def _course(self, event: Event) -> str:
         """Return the run's figures so far, over all of its stages, each with its last value, where there is room."""
         figures = self.courses[event.run]
-        for name, value in event.figures.items():
-            figures[name].append(value)
+        for name in SHOWN:
+            if name in event.figures:
+                figures[name].append(event.figures[name])
         width = (self.progress.console.width - OTHER_COLUMNS) // max(1, len(figures)) - len("entropy  0.123  ")
         if width < NARROWEST:
             return ""
@@ -123,9 +139,35 @@ class Display:
             self.progress.console.print(f"[yellow]warning:[/] {escape(sentence)}", highlight=False)
 
     def _log_when_not_a_terminal(self, event: Event) -> None:
-        console = self.progress.console
-        if not console.is_terminal:
-            console.print(f"{event.run}: {event.activity}", highlight=False)
+        """Print a line at the start of an activity and then each minute: time, step, figures and time left."""
+        now = time.monotonic()
+        if self.progress.console.is_terminal or now - self.logged.get(event.run, -math.inf) < LOG_SECONDS:
+            return
+        self.logged[event.run] = now
+        parts = [event.activity]
+        if event.total:
+            parts.append(f"{event.done}/{event.total}")
+        parts += [f"{SHOWN.get(name, name)} {value:.4g}" for name, value in event.figures.items()]
+        started, first = self.began[event.run]
+        if event.total and event.done > first:
+            left = (now - started) / (event.done - first) * (event.total - event.done)
+            parts.append(f"about {timedelta(seconds=round(left))} left")
+        line = f"{datetime.now().astimezone():%H:%M:%S} {event.run}: {', '.join(parts)}"
+        self.progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class _WhileWorking(ProgressColumn):
+    """A column that is empty once a run is done: its bar and clocks are those of the last activity."""
+
+    max_refresh = None
+
+    def __init__(self, column: ProgressColumn) -> None:
+        super().__init__()
+        self.column = column
+
+    def render(self, task: Task) -> RenderableType:
+        """Return the column, or nothing."""
+        return "" if task.fields["finished"] else self.column.render(task)
 
 
 def sparkline(values: Sequence[float], width: int = 16) -> str:

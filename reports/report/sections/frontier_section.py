@@ -17,6 +17,7 @@ from reports.document.sentences import format_interval, format_percent, format_p
 from reports.figures.draw_frontier import draw_frontier
 from reports.report.ends import start_scores
 from reports.report.report_data import ReportData
+from reports.report.teacher_scores import name_worse, teacher_means
 
 CAPTION = (
     "Up: learned more. Left: forgot less. Large marks are means over seeds, small dots single seeds, bars 95 % t "
@@ -41,16 +42,20 @@ def make_section(report_data: ReportData) -> Section:
         CAPTION,
         lambda: draw_frontier(report_data.frontier, dots),
         _alt(report_data),
+        narrow=lambda: draw_frontier(report_data.frontier, dots, narrow=True),
     )
     pairs = matched_grid(report_data.matched)
     compared = [Text(JUDGED, "note"), pairs] if pairs.rows else []
-    glance = glance_grid(report_data.frontier, start_scores(report_data.frames))
-    return Section("frontier", "Learning and forgetting", picture.title, [glance, picture, *compared])
+    frames = report_data.frames
+    glance = glance_grid(report_data.frontier, start_scores(frames), teacher_means(frames))
+    warnings = [Text(sentence, "missing") for sentence in name_worse(frames)]
+    return Section("frontier", "Learning and forgetting", picture.title, [*warnings, glance, picture, *compared])
 
 
-def glance_grid(frontier: pd.DataFrame, starts: Mapping[str, Interval]) -> Grid:
-    """Return the start and the methods at a glance: learned, final and forgotten, with intervals."""
-    rows = [[name, str(found.seeds), "–", format_interval(found), "–"] for name, found in starts.items()]
+def glance_grid(frontier: pd.DataFrame, starts: Mapping[str, Interval], teachers: Mapping[str, Interval]) -> Grid:
+    """Return the teacher, the start and the methods at a glance: learned, final and forgotten, with intervals."""
+    rows = [[name, "–", "–", format_percent(found.mean), "–"] for name, found in teachers.items()]
+    rows += [[name, str(found.seeds), "–", format_interval(found), "–"] for name, found in starts.items()]
     rows += [
         [
             str(row["label"]),

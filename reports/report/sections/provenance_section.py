@@ -27,9 +27,23 @@ def make_section(report_data: ReportData) -> Section:
     folded = [Folded(grid.title, [grid]) for grid in (make(frames) for make in made)]
     configs = [Folded(title, [Code(text)]) for title, text in configurations(frames).items()]
     reading = Text(" ".join(sentences.describe_overlap(frames)), "note")
+    machine = [Text(found, "note") for found in describe_processors(frames)]
     differing = [Bullets(found)] if (found := differences_of_report(frames)) else []
-    blocks = [reading, *differing, *shared, *folded, *configs]
+    blocks = [*machine, reading, *differing, *shared, *folded, *configs]
     return Section("provenance", "How this was made", "How this was made", blocks)
+
+
+def describe_processors(frames: Frames) -> list[str]:
+    """Say on which processors the runs' sessions worked, in a sentence; nothing for runs that did not record it."""
+    hardware = [session.hardware for run in frames.runs for session in run.manifest.sessions]
+    known = [(found["processor"], found.get("instructions")) for found in hardware if "processor" in found]
+    named = dict.fromkeys(f"{name} ({code})" if code else str(name) for name, code in known)
+    if not named:
+        return []
+    return [
+        f"Made on {' and '.join(named)}. Another processor rounds differently, so models built from scratch there start "
+        "elsewhere and the figures differ."
+    ]
 
 
 def configurations(frames: Frames) -> dict[str, str]:

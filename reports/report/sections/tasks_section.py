@@ -6,10 +6,11 @@ import pandas as pd
 
 from harness.rundir.schema import PERPLEXITIES
 from reports.data.frames import Frames
-from reports.document.blocks import Answers, Block, Folded, Grid, Heading, Link, Section, Text
+from reports.document.blocks import Block, Folded, Grid, Heading, Link, Section, Text
 from reports.document.sentences import format_interval, format_percent
-from reports.report.items import Item, TaskItems
+from reports.report.items import TaskItems
 from reports.report.report_data import ReportData
+from reports.report.teacher_scores import describe_teacher
 
 
 def make_section(report_data: ReportData) -> Section:
@@ -21,12 +22,16 @@ def make_section(report_data: ReportData) -> Section:
     for number, task in enumerate(report_data.retention["task"].unique(), start=1):
         role = report_data.retention.loc[report_data.retention["task"] == task, "role"].iloc[0]
         name = f"{task}, a probe that is never trained" if role == "probe" else str(task)
-        blocks += [Heading(f"task-{number}", name), Text(describe_metric(report_data.frames, str(task)), "note")]
+        blocks += [Heading(f"task-{number}", name), Text(_describe(report_data.frames, str(task)), "note")]
         blocks += [
             task_grid(report_data.retention, str(task)),
             *_changes(shown.get(str(task)), has_outcomes=task not in without),
         ]
     return Section("tasks", "Tasks", "Task by task, with the answers that changed", blocks)
+
+
+def _describe(frames: Frames, task: str) -> str:
+    return f"{describe_metric(frames, task)} {describe_teacher(frames, task)}".strip()
 
 
 def describe_metric(frames: Frames, task: str) -> str:
@@ -63,18 +68,15 @@ def _cell(cell: dict) -> str:
 
 
 def _changes(items: TaskItems | None, *, has_outcomes: bool) -> list[Block]:
-    if items is None and not has_outcomes:
-        return [Text("Its items have no right or wrong answers, so none can change between them.", "note")]
     if items is None:
-        return [Text("Its answers were not stored at two stages, so none can be compared.", "missing")]
-    if not items.items:
-        return [Text("No stored answer changed between right and not right.", "note")]
-    example = [Folded("One of them", [_answers(items.example)])] if items.example else []
-    return [
-        Link(items.path, f"Read the answers of {items.task} that changed ({len(items.items):,} of {items.total:,})"),
-        *example,
+        return [Text("Its answers were not stored, so none can be read.", "missing")]
+    links: list[Block] = [
+        Link(page.path, f"Read all answers of {page.title}{': ' + ', '.join(page.labels) if len(pages) > 1 else ''}")
+        for pages in (items.pages, *items.further.values())
+        for page in pages
     ]
-
-
-def _answers(item: Item) -> Answers:
-    return Answers(item.title, item.prompt, item.target, item.before, item.after, item.before_title, item.after_title)
+    if not has_outcomes:
+        return [*links, Text("Its items have no right or wrong answers, so none can change between them.", "note")]
+    if items.example is None:
+        return [*links, Text("No stored answer changed between right and not right.", "note")]
+    return [*links, Folded(f"One of the {items.changed:,} answers that changed", [items.example])]

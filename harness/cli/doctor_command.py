@@ -1,0 +1,42 @@
+"""The command `doctor`: what is installed and missing, and what a suite's runs will take here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli.options import Include, Out, Overrides, read_suite
+from harness.errors import ConfigError
+from harness.terminal.console import SafeConsole, announce
+
+
+def doctor(
+    suite: Annotated[str | None, typer.Argument(help="A suite's name or file; without one, the machine alone.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="The method to estimate; default: the suite's first.")] = None,
+    probe_minutes: Annotated[
+        float, typer.Option(min=0, help="Longest time of the short real run that measures; 0: estimate alone.")
+    ] = 5.0,
+    out: Out = Path("runs"),
+    overrides: Overrides = None,
+    include_path: Include = None,
+) -> None:
+    """Say what is installed and missing, and estimate memory, time and disk of a suite's runs."""
+    announce("looking at this machine")
+    loaded = read_suite(suite, overrides, include_path, None) if suite else None
+    if loaded is not None and adapter is not None and adapter not in loaded.adapters:
+        raise ConfigError(f"suite {loaded.name} has no adapter {adapter}; it has {', '.join(loaded.adapters)}")
+
+    from harness.pipeline.needs.doctor import examine_machine, examine_suite
+
+    console = SafeConsole()
+    examine_machine(console, out)
+    if loaded is not None:
+        from harness.adapter import check_adapters
+        from harness.config.run_spec import RunSpec
+
+        entry = adapter or next(iter(loaded.adapters))
+        check_adapters(loaded, [entry])
+        runs = len(loaded.adapters) * len(loaded.seeds)
+        examine_suite(console, RunSpec(loaded, entry, loaded.seeds[0], out=out), runs, probe_minutes)

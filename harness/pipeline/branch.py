@@ -1,0 +1,101 @@
+"""Runs that start from a finished stage of another run: one checkpoint, then several methods from it.
+
+The checkpoint is the run's start, and is measured as one. From a run of the same suite the stages that it has behind it are
+not trained again: their tasks are probes, so that their retention is measured from the common start. From a run of another
+suite, such as a warm-up, all stages are trained.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from harness.config.models import Pretrained
+from harness.config.run_spec import RunSpec
+from harness.config.suite import Origin, Suite, TrainedBefore
+from harness.errors import ConfigError, RunError
+from harness.lm.checkpoints import weights_digest
+from harness.rundir.schema import Manifest
+from harness.rundir.store import read_manifest, stage_folder
+
+STAGE = re.compile(r"^stage_([1-9]\d*)(_.*)?$")
+
+
+def start_from(spec: RunSpec, place: str) -> RunSpec:
+    """Return the run that starts from the stage at `place`, a path such as RUN/stage_1 in which {seed} is the run's seed.
+
+    Raises `ConfigError` for a place that is not a stage or a suite that has no stage left, and `RunError` for a stage that is
+    not finished or whose weights are not those that its run recorded.
+    """
+    path = Path(place.replace("{seed}", str(spec.seed)))
+    named = STAGE.match(path.name)
+    manifest = read_manifest(path.parent) if named else None
+    if named is None or manifest is None:
+        raise ConfigError(
+            f"--from {path}: expected a run directory and one of its stages, for example runs/tiny/sft/default/seed0/stage_1"
+        )
+    stage = int(named[1])
+    if stage > len(manifest.stages):
+        raise ConfigError(f"--from {path}: that run has {len(manifest.stages)} stages; name one of them")
+    folder = stage_folder(path.parent, stage, manifest.stages[stage - 1].name)
+    if (done := folder.training_done) is None:
+        raise RunError(f"--from {path}: stage {stage} is not finished; finish it with {manifest.made.command!r}")
+    if not folder.checkpoint.is_dir():
+        raise RunError(f"--from {path}: the stage's checkpoint is not kept; restore it from a copy, or run it again")
+    if (present := weights_digest(folder.checkpoint)) != done.weights:
+        raise RunError(
+            f"--from {path}: the checkpoint's weights have digest {present}, its run recorded {done.weights}; restore it from "
+            "a copy"
+        )
+    origin = Origin(
+        path=str(folder.path.resolve()),
+        suite=manifest.suite,
+        adapter=manifest.adapter,
+        order=manifest.order,
+        seed=manifest.seed,
+        stage=stage,
+        weights=done.weights,
+        config_hash=manifest.config_hash,
+        trained=tuple(_trained(manifest, stage)),
+    )
+    suite = _remaining(spec, origin) if manifest.suite == spec.suite.name else spec.suite
+    student = Pretrained(
+        kind="pretrained",
+        path=str(folder.checkpoint.resolve()),
+        chat=suite.student.chat,
+        dtype=suite.student.dtype,
+        start=f"{manifest.adapter}-{manifest.stages[stage - 1].name}",
+    )
+    return replace(spec, suite=suite.model_copy(update={"student": student, "origin": origin}))
+
+
+def _trained(manifest: Manifest, stage: int) -> list[TrainedBefore]:
+    """Return what a run trained up to a stage, what its own start had been trained on included."""
+    earlier = (manifest.config.get("origin") or {}).get("trained", [])
+    planned = manifest.config.get("stages") or []
+    limits = {each["task"]: (each.get("training") or {}).get("train_items") for each in planned}
+    own = [
+        TrainedBefore(task=task, items=limits.get(record.name))
+        for record in manifest.stages[:stage]
+        for task in record.trains
+    ]
+    return [*map(TrainedBefore.model_validate, earlier), *own]
+
+
+def _remaining(spec: RunSpec, origin: Origin) -> Suite:
+    """Return the run's suite from the stage after those that the other run has behind it; their tasks are probes."""
+    ordered = spec.suite.ordered_stages(spec.order)
+    # A warm-up of another suite may lie further back.
+    done = [before.task for before in origin.trained if before.task in spec.trained]
+    behind = next((k for k in range(len(ordered) + 1) if [t for s in ordered[:k] for t in s.trains] == done), None)
+    if behind is None:
+        raise ConfigError(
+            f"--from: the other run trained {', '.join(done)}, but order {spec.order} of suite {spec.suite.name} trains "
+            f"{', '.join(spec.trained)}; choose the same --order"
+        )
+    if not (left := ordered[behind:]):
+        raise ConfigError(f"--from: suite {spec.suite.name} has no stage after {done[-1]}; name an earlier stage")
+    orders = {} if spec.order == "default" else {spec.order: tuple(each.task for each in left)}
+    changes = {"stages": left, "probes": (*done, *spec.suite.probes), "orders": orders}
+    return spec.suite.model_copy(update=changes)

@@ -1,0 +1,178 @@
+"""`harness doctor`: what is installed and missing, and what the runs of a suite will take on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from harness.config.models import Pretrained, Scratch
+from harness.config.run_spec import RunSpec
+from harness.errors import HarnessError
+from harness.evaluation.groups import load_evaluation_plan
+from harness.lm.chat import Renderer
+from harness.lmeval.library import TaskLibrary
+from harness.lmeval.task import Task
+from harness.pipeline.build.model_source import resolve_device, tokenizer_without_writing
+from harness.pipeline.needs.machine import Finding, free_bytes, look_at_machine
+from harness.pipeline.needs.memory_estimate import config_file, show_bytes
+from harness.pipeline.needs.probe import STEPS, Probe, probe_run
+from harness.pipeline.needs.run_estimate import (
+    RunEstimate,
+    available_memory,
+    estimate_run,
+    make_fit,
+    needs_table,
+    parts_table,
+)
+
+
+def examine_machine(console: Console, out: Path) -> None:
+    """Print what this machine has and what is missing, with the command that helps."""
+    _print_findings(console, "this machine", look_at_machine(out))
+
+
+def examine_suite(console: Console, spec: RunSpec, runs: int, minutes: float) -> None:
+    """Print what a suite's models and data are, and what one run and all of them take; a probe measures for `minutes`."""
+    suite = spec.suite
+    library = TaskLibrary(suite.include, suite.data)
+    evaluated = load_evaluation_plan(library, suite)
+    tasks = evaluated.tasks
+    spec = spec.counted(lambda task, limit: len(tasks[task].training_docs(limit)))
+    _print_findings(console, f"suite {suite.name}", [*_models(spec), *_licences(tasks)])
+    renderer = _renderer(spec, tasks, library)
+    estimate = estimate_run(spec, tasks, renderer)
+    if isinstance(estimate, str):
+        _say(console, f"{estimate}, so memory and disk are not estimated; download it, or give a folder")
+        return
+    console.print(needs_table([estimate]))
+    console.print(parts_table(estimate))
+    probe = _probe(console, spec, evaluated.cells, minutes)
+    _print_fit(console, estimate, probe, tasks, renderer)
+    _print_disk(console, estimate, probe, runs)
+    if probe is not None:
+        _print_probe(console, probe, runs)
+
+
+def _probe(console: Console, spec: RunSpec, cells: Mapping[str, Task], minutes: float) -> Probe | None:
+    models = [spec.suite.student, *(stage.teacher for stage in spec.stages)]
+    absent = [model.path for model in models if isinstance(model, Pretrained) and config_file(model) is None]
+    if minutes <= 0 or absent:
+        why = f"{absent[0]} is not here" if absent else "--probe-minutes is 0"
+        _say(console, f"no probe: {why}, so times are not known")
+        return None
+    _say(console, f"probe: a run of {spec.entry} with {STEPS} steps a stage, for {minutes:g} minutes at most ...")
+    limit = spec.suite.evaluation.limit
+    items = {name: len(task.test_docs(limit)) for name, task in cells.items()}
+    found = probe_run(spec, items, minutes)
+    if isinstance(found, str):
+        _say(console, f"no times: {found}")
+        return None
+    return found
+
+
+def _print_probe(console: Console, probe: Probe, runs: int) -> None:
+    table = Table(title=f"time, measured by a probe of {probe.took:.0f} seconds")
+    table.add_column("")
+    for name in ("training", "evaluation", "one run", f"{runs} runs", "GPU-hours"):
+        table.add_column(name, justify="right")
+    seconds = (probe.train, probe.evaluate, probe.total, runs * probe.total)
+    gpu_hours = f"{runs * probe.total / 3600:.3g}" if probe.memory_of == "gpu" else "–"
+    table.add_row("hours", *(f"{each / 3600:.3g}" for each in seconds), gpu_hours)
+    console.print(table)
+    _say(console, "runs are counted one after another; side by side, divide by how many run at a time (--workers)")
+
+
+def _print_fit(
+    console: Console, estimate: RunEstimate, probe: Probe | None, tasks: Mapping[str, Task], renderer: Renderer | None
+) -> None:
+    available, whose = available_memory(estimate.spec.suite.device)
+    if probe is not None:
+        peak = max(probe.peak_train, probe.peak_evaluate)
+        _say(
+            console,
+            f"memory: a run's {probe.memory_of} takes {show_bytes(probe.peak_train)} in training and "
+            f"{show_bytes(probe.peak_evaluate)} in evaluation (measured); {whose} has {show_bytes(available)} free",
+        )
+        # The libraries are in a process's memory already.
+        needed = peak
+    else:
+        needed = float(estimate.largest.peak)
+        how = "" if estimate.measured_prompts else ", for prompts of 512 tokens, as the tokenizer is not here"
+        _say(console, f"memory: {show_bytes(needed)} (estimated{how}); {whose} has {show_bytes(available)} free")
+    if max(needed, estimate.largest.peak) > available:
+        _say(console, f"this does not fit: {make_fit(estimate, available, tasks, renderer)}")
+    if not resolve_device(estimate.spec.suite.device).startswith("cuda") and estimate.student.parameters > 3e8:
+        _say(console, "there is no GPU, and a student of this size trains for days on a CPU")
+
+
+def _print_disk(console: Console, estimate: RunEstimate, probe: Probe | None, runs: int) -> None:
+    samples = probe.sample_bytes if probe is not None else 0.0
+    each, free = estimate.disk + samples, free_bytes(estimate.spec.out)
+    of_samples = f", of it {show_bytes(samples)} answers" if samples else ", answers aside"
+    enough = "" if runs * each < free else "; that is not enough, choose another --out"
+    _say(
+        console,
+        f"disk: {show_bytes(each)} a run{of_samples}, {show_bytes(runs * each)} for {runs} runs; "
+        f"{show_bytes(free)} are free{enough}",
+    )
+
+
+def _models(spec: RunSpec) -> Iterator[Finding]:
+    named = {"student": spec.suite.student, **{f"teacher of {s.name}": s.teacher for s in spec.stages if s.own_teacher}}
+    named |= {"teacher": spec.suite.teacher} if spec.suite.teacher is not None else {}
+    for what, model in named.items():
+        if isinstance(model, Scratch):
+            yield Finding(what, f"built here, {model.strength}")
+        elif isinstance(model, Pretrained):
+            file = config_file(model)
+            licence = _licence_of(file.parent) if file is not None else ""
+            found = (
+                f"{model.path}: {'here' if file is not None else 'not here'}{f', licence {licence}' if licence else ''}"
+            )
+            yield Finding(what, found, "" if file is not None else f"hf download {model.path}")
+        else:
+            yield Finding(what, f"of kind {getattr(model, 'kind', '')}")
+
+
+def _licences(tasks: Mapping[str, Task]) -> Iterator[Finding]:
+    """Yield the licences that task files name, tasks of one licence together."""
+    found: dict[str, list[str]] = {}
+    for name, task in tasks.items():
+        metadata = task.config.metadata
+        named = (metadata.get("licence") or metadata.get("license")) if isinstance(metadata, dict) else None
+        if named:
+            found.setdefault(str(named), []).append(name)
+    for licence, names in found.items():
+        yield Finding(f"data of {', '.join(names)}", licence)
+
+
+def _licence_of(folder: Path) -> str:
+    """Return the licence in the front matter of a model's README.md; empty where it names none."""
+    file = folder / "README.md"
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()[:60] if file.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("license:"))
+    return next(named, "")
+
+
+def _renderer(spec: RunSpec, tasks: dict[str, Task], library: TaskLibrary) -> Renderer | None:
+    try:
+        return tokenizer_without_writing(spec.suite.student, tasks, library)[0]
+    except (HarnessError, OSError):
+        return None
+
+
+def _print_findings(console: Console, title: str, findings: Iterator[Finding] | list[Finding]) -> None:
+    table = Table(title=title, show_header=False)
+    for finding in findings:
+        text = f"{finding.found}\n  {finding.help}" if finding.help else finding.found
+        table.add_row(escape(finding.what), escape(text))
+    if table.row_count:
+        console.print(table)
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, emoji=False)

@@ -1,0 +1,180 @@
+"""What a stage will need, before anything is loaded: memory by part, tokens, floating point operations, disk.
+
+Formulas, not measurements: the doctor's probe measures. Memory is what tensors take; a process on a CPU takes its libraries on
+top. Sources: Adam's states and fp32 masters, Rajbhandari et al. 2020 (arXiv 1910.02054), section 3; activations of a layer,
+Korthikanti et al. 2022 (arXiv 2205.05198), without the attention matrix, which no kernel here stores; operations, Kaplan et
+al. 2020 (arXiv 2001.08361): 2 a parameter and token forward, 4 backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import safe_open
+
+from harness.adapter import Requirements
+from harness.config.models import Architecture, Model, Pretrained, Scratch
+from harness.config.training import Training
+from harness.lm.checkpoints import OWN_CODE
+from harness.lm.output_layer import LARGE_TILE, TILES
+
+GIB = 2**30
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Elements kept for the backward pass by a token in a layer: two norms in and out, the residual stream, attention's inputs and
+# output, and the gated feed-forward's three wide vectors with their activation.
+OF_HIDDEN, OF_QUERIES, OF_KEYS, OF_WIDE = 8, 3, 4, 4
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes of a causal language model that memory and work depend on; `queries` and `keys` are whole widths."""
+
+    parameters: int
+    vocabulary: int
+    hidden: int
+    layers: int
+    wide: int
+    queries: int
+    keys: int
+
+
+@dataclass(frozen=True)
+class StageNeeds:
+    """What one stage needs; `memory` in bytes by part, `peak` the most of them at one time."""
+
+    memory: Mapping[str, int]
+    peak: int
+    tokens: int
+    flops: float
+
+
+def shape_of(spec: Model) -> ModelShape | None:
+    """Return a model's shape from its recipe, or from a folder that is here; None for a model that is not here."""
+    if isinstance(spec, Scratch):
+        return _recipe_shape(spec.architecture, spec.tokenizer.vocab_size)
+    file = config_file(spec)
+    if file is None:
+        return None
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(file.parent, **OWN_CODE)
+    return _shape(config, _stored_parameters(file.parent) or _counted_parameters(config))
+
+
+def config_file(spec: Pretrained) -> Path | None:
+    """Return a pretrained model's config.json, from its folder or the hub's cache; None where neither has it."""
+    if Path(spec.path).is_dir():
+        file = Path(spec.path) / "config.json"
+        return file if file.is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(spec.path, "config.json", revision=spec.revision)
+    except HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def stage_needs(
+    training: Training,
+    needs: Requirements,
+    student: ModelShape,
+    teacher: ModelShape | None = None,
+    *,
+    prompt: int,
+    trains: bool = True,
+    teacher_dtype: str = "float32",
+    device: str = "cpu",
+) -> StageNeeds:
+    """Return what a stage needs at most; `prompt` is the length of its longest prompt, `teacher` a model of this process."""
+    sequences = training.prompts_per_step * training.num_generations
+    length = prompt + training.max_new_tokens
+    micro, batch = min(training.micro_batch or sequences, sequences), min(training.generation_batch, sequences)
+    kept = 2 if training.autocast else 4
+    rows, columns = TILES.get(device.partition(":")[0], LARGE_TILE)
+    teacher_size = 0 if teacher is None or needs.teacher == "none" else teacher.parameters
+    parts = {
+        "weights": 4 * student.parameters + (2 * student.parameters if training.autocast else 0),
+        "gradients": 4 * student.parameters,
+        "optimiser": 8 * student.parameters,
+        "reference": 4 * student.parameters if needs.reference else 0,
+        "teacher": BYTES[teacher_dtype] * teacher_size,
+        "activations": micro * length * kept * _kept_by_token(student),
+        "logits": 3 * 4 * min(rows, micro * length) * min(columns, student.vocabulary),
+        "key-value cache": 4 * batch * length * student.layers * 2 * student.keys,
+        "sampling": 3 * 4 * batch * student.vocabulary,
+    }
+    if not trains:
+        parts = {name: size if name == "weights" else 0 for name, size in parts.items()}
+    held = sum(parts[name] for name in ("weights", "gradients", "optimiser", "reference", "teacher"))
+    peak = held + max(parts["activations"] + parts["logits"], parts["key-value cache"] + parts["sampling"])
+    answered = training.steps * sequences * training.max_new_tokens
+    read = training.steps * sequences * length
+    flops = 6.0 * student.parameters * read + 2.0 * student.parameters * answered + 2.0 * teacher_size * read
+    return StageNeeds(parts, peak, answered if trains else 0, flops if trains else 0.0)
+
+
+def checkpoint_bytes(student: ModelShape) -> int:
+    """Return the size of a stage's checkpoint, which is float32."""
+    return 4 * student.parameters
+
+
+def show_bytes(size: float) -> str:
+    """Return a size as MiB or GiB, with three digits where it has fewer before the point."""
+    number, unit = (size / 2**20, "MiB") if size < GIB else (size / GIB, "GiB")
+    return f"{number:,.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
+
+
+def _kept_by_token(shape: ModelShape) -> int:
+    layer = OF_HIDDEN * shape.hidden + OF_QUERIES * shape.queries + OF_KEYS * shape.keys + OF_WIDE * shape.wide
+    return shape.layers * layer + 2 * shape.hidden
+
+
+def _recipe_shape(shape: Architecture, vocabulary: int) -> ModelShape:
+    """Return the shape of a Qwen3 model that is built here; its norms of queries and keys have a head's width."""
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    attention = 2 * queries * shape.hidden_size + 2 * keys * shape.hidden_size + 2 * shape.head_dim
+    layer = attention + 3 * shape.hidden_size * shape.intermediate_size + 2 * shape.hidden_size
+    tables = (1 if shape.tie_embeddings else 2) * vocabulary * shape.hidden_size
+    parameters = tables + shape.layers * layer + shape.hidden_size
+    return ModelShape(parameters, vocabulary, shape.hidden_size, shape.layers, shape.intermediate_size, queries, keys)
+
+
+def _stored_parameters(folder: Path) -> int:
+    """Return how many numbers a folder's safetensors hold, from their headers; 0 where it has none."""
+    count = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            count += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return count
+
+
+def _counted_parameters(config: Any) -> int:
+    """Return the parameters of a configuration whose weights are not here, counted on a model without storage."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = cast(Any, AutoModelForCausalLM).from_config(config, **OWN_CODE)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _shape(config: Any, parameters: int) -> ModelShape:
+    text = config.get_text_config()
+    heads = int(text.num_attention_heads)
+    width = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
+    kv_heads = int(getattr(text, "num_key_value_heads", None) or heads)
+    return ModelShape(
+        parameters=parameters,
+        vocabulary=int(text.vocab_size),
+        hidden=int(text.hidden_size),
+        layers=int(text.num_hidden_layers),
+        wide=int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size),
+        queries=heads * width,
+        keys=kv_heads * width,
+    )

@@ -1,0 +1,166 @@
+"""What the runs of a suite need: memory by part, tokens, operations and disk, as a table; and which setting makes them fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from rich.table import Table
+
+from harness.adapter import Adapter, Requirements, make_adapter
+from harness.config.models import Pretrained, Scratch
+from harness.config.run_spec import PlannedStage, RunSpec
+from harness.config.training import Training
+from harness.lm.chat import Renderer
+from harness.lmeval.task import Task
+from harness.pipeline.build.model_source import resolve_device
+from harness.pipeline.needs.memory_estimate import (
+    GIB,
+    ModelShape,
+    StageNeeds,
+    checkpoint_bytes,
+    shape_of,
+    show_bytes,
+    stage_needs,
+)
+from harness.pipeline.resources import trainer_of
+
+ASSUMED_PROMPT = 512  # tokens, where the tokenizer is not here
+LOOKED_AT = 200  # training prompts of a task that are measured
+LIBRARIES = 1.0 * GIB  # what a process takes before any model: Python, torch, transformers, lm-eval, the records
+
+
+@dataclass(frozen=True)
+class RunEstimate:
+    """One run's needs by stage; `prompts` are the longest prompts by stage, and whether they were measured."""
+
+    spec: RunSpec
+    student: ModelShape
+    stages: tuple[tuple[PlannedStage, StageNeeds], ...]
+    measured_prompts: bool
+
+    @property
+    def largest(self) -> StageNeeds:
+        """The needs of the stage that takes most memory."""
+        return max((needs for _, needs in self.stages), key=lambda needs: needs.peak)
+
+    @property
+    def disk(self) -> int:
+        """Bytes of the checkpoints of all stages, and of one snapshot: weights and both states of AdamW."""
+        size = checkpoint_bytes(self.student)
+        snapshot = 3 * size if self.spec.suite.snapshot_minutes is not None and self.spec.kind != "none" else 0
+        return len(self.stages) * size + snapshot
+
+
+def estimate_run(spec: RunSpec, tasks: Mapping[str, Task], renderer: Renderer | None) -> RunEstimate | str:
+    """Return a run's needs, or why they are not known; `spec` has its budgets in steps."""
+    student = shape_of(spec.suite.student)
+    if student is None:
+        return f"the size of {getattr(spec.suite.student, 'path', 'the student')} is not known: its config.json is not here"
+    method = make_adapter(spec.entry, spec.suite.adapters[spec.entry])
+    prompts = {stage.name: _longest_prompt(stage, tasks, renderer) for stage in spec.stages}
+    stages = tuple((stage, _needs(spec, stage, method, student, prompts[stage.name], {})) for stage in spec.stages)
+    return RunEstimate(spec, student, stages, renderer is not None)
+
+
+def make_fit(estimate: RunEstimate, available: float, tasks: Mapping[str, Task], renderer: Renderer | None) -> str:
+    """Return the settings with which the largest stage fits, or a sentence that none does."""
+    spec, method = estimate.spec, make_adapter(estimate.spec.entry, estimate.spec.suite.adapters[estimate.spec.entry])
+    stage = max(estimate.stages, key=lambda each: each[1].peak)[0]
+    prompt, changes = _longest_prompt(stage, tasks, renderer), dict[str, Any]()
+    for name, value in _ladder(stage.training, stage.teacher):
+        changes[name] = value
+        if _needs(spec, stage, method, estimate.student, prompt, changes).peak <= available:
+            settings = " ".join(f"--set {name}={value}" for name, value in changes.items())
+            return f"it fits with {settings}"
+    held = sum(estimate.largest.memory[part] for part in ("weights", "gradients", "optimiser")) / GIB
+    return (
+        f"no batch size makes it fit: weights, gradients and optimiser alone take {held:.1f} GiB; take a smaller student, the "
+        "adapter lora, or a teacher of another process (kind: server)"
+    )
+
+
+def needs_table(estimates: Sequence[RunEstimate]) -> Table:
+    """Return the needs of one run of each entry, its stages together where they are alike."""
+    table = Table(title="one run needs, at most (estimated)")
+    for name in ("entry", "stages"):
+        table.add_column(name)
+    for name in ("steps", "response tokens", "PFLOP", "memory", "disk"):
+        table.add_column(name, justify="right")
+    for estimate in estimates:
+        needs = [needs for _, needs in estimate.stages]
+        trained = estimate.spec.kind != "none"
+        cells = (
+            f"{sum(stage.training.steps for stage, _ in estimate.stages) if trained else 0:,}",
+            f"{sum(each.tokens for each in needs):,}",
+            f"{sum(each.flops for each in needs) / 1e15:,.2g}",
+            show_bytes(estimate.largest.peak),
+            show_bytes(estimate.disk),
+        )
+        table.add_row(estimate.spec.entry, str(len(estimate.stages)), *cells)
+    return table
+
+
+def parts_table(estimate: RunEstimate) -> Table:
+    """Return the memory of the largest stage by part."""
+    stage, needs = max(estimate.stages, key=lambda each: each[1].peak)
+    table = Table("part", title=f"memory of stage {stage.name}")
+    table.add_column("", justify="right")
+    for name, size in needs.memory.items():
+        if size:
+            table.add_row(name, show_bytes(size))
+    table.add_row("at one time, at most", show_bytes(needs.peak))
+    return table
+
+
+def available_memory(device: str) -> tuple[float, str]:
+    """Return the bytes that a run may use on a device, without what a process takes for its libraries, and whose they are."""
+    if resolve_device(device).startswith("cuda"):
+        free, _ = torch.cuda.mem_get_info(torch.device(resolve_device(device)))
+        return float(free), "the GPU"
+    return psutil.virtual_memory().available - LIBRARIES, "this machine"
+
+
+def _ladder(training: Training, teacher: Any) -> Iterator[tuple[str, Any]]:
+    """Yield settings that save memory and change few numbers, the first ones none at all."""
+    size = training.micro_batch or training.prompts_per_step * training.num_generations
+    while size > 1:
+        size //= 2
+        yield "training.micro_batch", size
+    if isinstance(teacher, Pretrained | Scratch) and teacher.dtype == "float32" and isinstance(teacher, Pretrained):
+        yield "teacher.dtype", "bfloat16"
+    if training.autocast is None:
+        yield "training.autocast", "bfloat16"
+    batch = training.generation_batch
+    while batch > 1:
+        batch //= 2
+        yield "training.generation_batch", batch
+
+
+def _needs(
+    spec: RunSpec, stage: PlannedStage, method: Adapter, student: ModelShape, prompt: int, changes: Mapping[str, Any]
+) -> StageNeeds:
+    own = {name.removeprefix("training."): value for name, value in changes.items() if name.startswith("training.")}
+    training = stage.training.model_copy(update=own)
+    needs: Requirements = trainer_of(stage, method).requirements
+    here = stage.teacher if isinstance(stage.teacher, Pretrained | Scratch) else None
+    return stage_needs(
+        training,
+        needs,
+        student,
+        shape_of(here) if here is not None and needs.teacher != "none" else None,
+        prompt=prompt,
+        trains=(stage.adapter.adapter or spec.entry) != "none",
+        teacher_dtype=changes.get("teacher.dtype", here.dtype if here is not None else "float32"),
+        device=resolve_device(spec.suite.device),
+    )
+
+
+def _longest_prompt(stage: PlannedStage, tasks: Mapping[str, Task], renderer: Renderer | None) -> int:
+    if renderer is None:
+        return ASSUMED_PROMPT
+    limit = min(stage.training.train_items or LOOKED_AT, LOOKED_AT)
+    return max(renderer.longest_prompt(tasks[name].training_prompts(renderer, limit)) for name in stage.trains)

@@ -1,0 +1,66 @@
+"""The teacher's own scores on the suite's tasks: the upper bound that a reader looks for, and a warning where it is none.
+
+The teacher answers the test items of the first profile once; all runs of an output folder share the answers. Its scores
+decide nothing in a run, so a teacher that cannot be scored costs a warning, not the run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from harness.config.models import Pretrained, Scratch
+from harness.errors import HarnessError
+from harness.evaluation.cell_cache import CellResult, SharedCells
+from harness.evaluation.evaluator import ServedCheckpoint, evaluate
+from harness.evaluation.groups import group_cell
+from harness.lm.checkpoints import weights_digest
+from harness.pipeline.resources import RunResources
+from harness.rundir.files import read_results, write_cell
+from harness.rundir.process.progress import Counter
+from harness.rundir.store import StageFolder
+
+WORSE = 0.02  # a share: a teacher that scores so much less than the student is named
+
+
+def score_teacher(resources: RunResources, folder: StageFolder) -> None:
+    """Evaluate the suite's teacher where the run trains with one that answers, and `folder` does not hold its cells yet."""
+    teacher = resources.suite.teacher
+    if not isinstance(teacher, Pretrained | Scratch) or not resources.suite.evaluation.teacher:
+        return
+    names = [*resources.tasks, *(name for name, group in resources.evaluated.groups.items() if not group.profile)]
+    if resources.adapter.requirements.teacher == "none" or all(map(folder.evaluated, names)):
+        return
+    try:
+        with resources.phase("evaluate"):
+            checkpoint = resources.checkpoint_of(teacher)
+            served = ServedCheckpoint(
+                checkpoint, weights_digest(checkpoint), teacher.chat, teacher.dtype, resources.device
+            )
+            _write_cells(resources, folder, served)
+    except (HarnessError, torch.OutOfMemoryError) as error:
+        resources.warn(f"the teacher is not scored ({error}); the run goes on without its scores")
+
+
+def warn_where_worse(resources: RunResources, teacher: StageFolder, start: StageFolder) -> None:
+    """Name the trained tasks on which the teacher scores less than the student does before any stage."""
+    worse: list[str] = []
+    for task in resources.spec.trained:
+        its, own = (read_results(Path(folder.cell(task))) for folder in (teacher, start))
+        if its is not None and own is not None and its.score <= own.score - WORSE:
+            worse.append(f"{task} ({100 * its.score:.1f} %, the student {100 * own.score:.1f} %)")
+    if worse:
+        resources.warn(f"the teacher scores less than the student before any stage on {', '.join(worse)}")
+
+
+def _write_cells(resources: RunResources, folder: StageFolder, served: ServedCheckpoint) -> None:
+    tasks = list(resources.tasks.values())
+    progress = Counter(resources.report, resources.spec.label, "evaluate the teacher", len(tasks))
+    settings, shared = resources.suite.evaluation, SharedCells(resources.spec.out)
+    cells = evaluate(served, tasks, resources.library, settings, shared, progress.next)
+    by_task = {task.name: cells[task.cell] for task in tasks}
+    groups = {name: group for name, group in resources.evaluated.groups.items() if not group.profile}
+    made: dict[str, CellResult] = {**by_task, **{name: group_cell(group, by_task) for name, group in groups.items()}}
+    for name, cell in made.items():
+        write_cell(folder.cell(name), cell.summary, cell.samples)

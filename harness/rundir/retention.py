@@ -1,0 +1,74 @@
+"""Which checkpoints a run keeps, and whether its disk has room for the next one.
+
+A checkpoint goes only when nothing needs it any more: the next stage is trained, its own stage is evaluated, the suite does
+not keep it, and no unfinished run that started from it is left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.config.run_spec import PlannedStage
+from harness.config.suite import Checkpoints
+from harness.errors import RunError
+from harness.rundir.files import read_json, write_json, write_sealed
+from harness.rundir.store import StageFolder, read_manifest
+
+NEEDED_BY = "needed_by"  # next to a checkpoint: a file for each run that started from it
+SNAPSHOT_SIZE = 3  # in sizes of the weights: AdamW keeps two moments
+
+
+def drop_checkpoints(folders: Sequence[StageFolder], stages: Sequence[PlannedStage], keep: Checkpoints) -> None:
+    """Remove the checkpoints of finished stages that `keep` does not name; `stages` begin with those of `folders`."""
+    for folder, stage in zip(folders, stages, strict=False):
+        done, own = folder.training_done, folder.own_checkpoint
+        if done is None or keep.holds(stage.name) or not own.is_dir() or _needed(folder):
+            continue
+        if done.kept:  # first the note, so that a checkpoint is never missing without one
+            write_sealed(own.with_name("done.json"), done.model_copy(update={"kept": False}))
+        shutil.rmtree(own)
+
+
+def note_start(start: Path, run: Path) -> None:
+    """Note with another run's checkpoint that a run started from it; a start that is no run's checkpoint stays as it is."""
+    if (start.parent / "done.json").is_file() and start.name == "checkpoint":
+        name = hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16]
+        (start.parent / NEEDED_BY).mkdir(exist_ok=True)
+        write_json(start.parent / NEEDED_BY / f"{name}.json", {"run": str(run.resolve())})
+
+
+def check_space(run: Path, start: Path, stage: str, snapshots: bool) -> str:
+    """Raise `RunError` where the disk has no room for a stage's checkpoint; return a warning where snapshots may not fit.
+
+    A snapshot holds the weights and two moments of each, and the one before it stays until it is written.
+    """
+    size = sum(file.stat().st_size for file in start.rglob("*") if file.is_file())
+    free = shutil.disk_usage(run).free
+    if free < size:
+        raise RunError(
+            f"stage {stage} leaves a checkpoint of about {_gib(size)}, and {run} has {_gib(free)} free; free some space, or "
+            "set checkpoints.keep=last, and run the same command to continue"
+        )
+    wanted = size * (1 + 2 * SNAPSHOT_SIZE)
+    if snapshots and free < wanted:
+        return (
+            f"stage {stage} takes up to {_gib(wanted)} with its snapshots, and {run} has {_gib(free)} free; "
+            "snapshot_minutes=null does without them"
+        )
+    return ""
+
+
+def _needed(folder: StageFolder) -> bool:
+    """Whether a run that started from the checkpoint is not finished."""
+    for file in (folder.own_checkpoint.parent / NEEDED_BY).glob("*.json"):
+        manifest = read_manifest(Path(str(read_json(file)["run"])))
+        if manifest is None or not manifest.finished:
+            return True
+    return False
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"

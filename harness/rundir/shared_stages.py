@@ -1,0 +1,58 @@
+"""Trained stages shared between runs: a stage that the suite gives an adapter of its own is trained once for all methods."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from harness.rundir.files import sync_tree
+from harness.rundir.locks import waiting_lock
+from harness.rundir.schema import DoneFile
+from harness.rundir.store import StageFolder
+
+
+class SharedStages:
+    """Stages' `train` folders under `<folder>/stages/`, named by the digest of all that decides the weights.
+
+    A run directory holds the same files: hard links where the file system has them, so that they take no further room, else
+    copies. Nobody writes to a finished stage's files, so no run changes another's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "stages"
+
+    def locked(self, key: str) -> AbstractContextManager[None]:
+        """Return the lock on a stage: of several runs that come to it, one trains it and the others wait."""
+        return waiting_lock(self.folder / f"{key}.lock")
+
+    def take(self, key: str, stage: StageFolder) -> DoneFile | None:
+        """Put the stage with this key into a run, in place of an unfinished training; None where nobody trained it yet."""
+        if StageFolder(self.folder / key).training_done is None:
+            return None
+        _link(self.folder / key / "train", stage.path / "train")
+        return stage.training_done
+
+    def put(self, key: str, stage: StageFolder) -> None:
+        """Keep a run's finished stage for others."""
+        if StageFolder(self.folder / key).training_done is None:
+            _link(stage.path / "train", self.folder / key / "train")
+
+
+def _link(source: Path, target: Path) -> None:
+    """Make `target` a tree of links to the files of `source`; it appears whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial, copy_function=_link_or_copy)
+    sync_tree(partial)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)

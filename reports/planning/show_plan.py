@@ -1,0 +1,144 @@
+"""A plan on a terminal of 80 columns, as CSV and Markdown, and as a figure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from harness.stats.power import POWER
+from harness.terminal.fitted_table import FittedTable
+from reports.data.csv_text import to_csv_text
+from reports.figures import style
+from reports.figures.draw_power import draw_power
+from reports.planning.pilot import NoPlan
+from reports.planning.power_plan import SEEDS, ClaimPlan, curve_of, describe_looks, fewest_seeds, show, show_hours
+
+PARTS = ("seeds", "clusters", "interaction", "answers")
+
+
+def print_power_plan(console: Console, plans: Sequence[ClaimPlan | NoPlan], hours: float, looks: Sequence[int]) -> None:
+    """Print where the variance comes from, what numbers of seeds find, the cheapest designs, and what is not resolved."""
+    planned = [plan for plan in plans if isinstance(plan, ClaimPlan)]
+    if planned:
+        for source in dict.fromkeys(plan.subject.source for plan in planned):
+            _say(console, f"variances: {source}")
+        console.print(FittedTable(_variances(planned), ["answer", "looked at"]))
+        console.print(FittedTable(_detectable(planned), [f"{SEEDS[-1]} seeds"]))
+        console.print(FittedTable(_designs(planned, hours), ["power"]))
+    for plan in plans:
+        if isinstance(plan, NoPlan):
+            _say(console, f"not planned: {plan.name}: {plan.reason}")
+        elif plan.sentence:
+            _say(console, plan.sentence)
+    if looks:
+        _say(console, describe_looks(looks))
+    _say(console, "hours are of runs one after another; side by side, divide by how many run at a time")
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, emoji=False)
+
+
+def _variances(plans: Sequence[ClaimPlan]) -> Table:
+    table = Table(title="standard deviation of the difference, by source")
+    table.add_column("claim", overflow="fold", min_width=14)
+    for name in ("unit", "seeds", "items", "seed × item", "answer", "looked at"):
+        table.add_column(name, justify="right")
+    for plan in plans:
+        subject = plan.subject
+        parts = [math.sqrt(getattr(subject.components, part)) * subject.scale for part in PARTS]
+        shown = [show(parts[0]), *(show(part) if subject.items else "–" for part in parts[1:])]
+        if subject.items and subject.components.answers == 0:
+            shown[-1] = "–"
+        design = subject.design
+        looked = f"{design.seeds} × {design.clusters} × {design.answers}" if subject.items else f"{design.seeds}"
+        table.add_row(subject.name, subject.unit, *shown, looked)
+    return table
+
+
+def _detectable(plans: Sequence[ClaimPlan]) -> Table:
+    table = Table(title=f"smallest difference that is found with {100 * POWER:.0f} % power")
+    table.add_column("claim", overflow="fold", min_width=14)
+    table.add_column("items × answers", justify="right")
+    for seeds in SEEDS:
+        table.add_column(f"{seeds} seeds", justify="right")
+    for plan in plans:
+        size = f"{plan.own.clusters} × {plan.own.answers}" if plan.subject.items else "–"
+        table.add_row(plan.subject.name, size, *(show(found) for found in plan.found.values()))
+    return table
+
+
+def _designs(plans: Sequence[ClaimPlan], hours: float) -> Table:
+    within = f" within {hours:g} hours" if math.isfinite(hours) else ""
+    table = Table(title=f"cheapest designs that find the effect{within}")
+    table.add_column("claim", overflow="fold", min_width=14)
+    for name in ("effect", "seeds", "items", "answers", "hours", "power"):
+        table.add_column(name, justify="right")
+    for plan in (each for each in plans if each.effect):
+        effect = f"{plan.effect:g}"
+        if not plan.cheapest:
+            table.add_row(plan.subject.name, effect, "none", "", "", "", "")
+        for place, found in enumerate(plan.cheapest):
+            design = found.design
+            items = (str(design.clusters), str(design.answers)) if plan.subject.items else ("–", "–")
+            name, wanted = (plan.subject.name, effect) if place == 0 else ("", "")
+            table.add_row(
+                name, wanted, str(design.seeds), *items, show_hours(found.hours), f"{100 * found.power:.0f} %"
+            )
+    return table
+
+
+def write_power_plan(plans: Sequence[ClaimPlan | NoPlan], folder: Path, hours: float) -> list[Path]:
+    """Write the plan's rows and curves as CSV and the curves as PNG and SVG; return the files."""
+    planned = [plan for plan in plans if isinstance(plan, ClaimPlan)]
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {
+            "claim": plan.subject.name,
+            "unit": plan.subject.unit,
+            "source": plan.subject.source,
+            **{f"variance_{part}": getattr(plan.subject.components, part) for part in PARTS},
+            "pilot_seeds": plan.subject.design.seeds,
+            "clusters": plan.own.clusters if plan.subject.items else None,
+            "answers": plan.own.answers,
+            "effect": plan.effect,
+            "seeds": plan.own.seeds,
+            "power": plan.power,
+            "detectable": plan.detectable,
+            "fewest_seeds": fewest_seeds(plan) if plan.effect else None,
+            "cheapest_seeds": plan.any_cost.design.seeds if plan.any_cost else None,
+            "cheapest_clusters": plan.any_cost.design.clusters if plan.any_cost else None,
+            "cheapest_answers": plan.any_cost.design.answers if plan.any_cost else None,
+            "cheapest_hours": plan.any_cost.hours if plan.any_cost else None,
+        }
+        for plan in planned
+    ]
+    most = hours if math.isfinite(hours) else max(map(_longest, planned), default=1.0)
+    curves = pd.DataFrame(
+        [
+            {"claim": plan.subject.name, "unit": plan.subject.unit, "hours": each, "detectable": found}
+            for plan in planned
+            for each, found in curve_of(plan, most)
+        ]
+    )
+    files = {"plan.csv": pd.DataFrame(rows), "plan_curve.csv": curves}
+    for name, table in files.items():
+        (folder / name).write_text(to_csv_text(table), encoding="utf-8")
+    written = [folder / name for name in files]
+    if not curves.empty and curves["hours"].notna().any():
+        effects = {plan.subject.unit: plan.effect for plan in planned if plan.effect}
+        style.save(draw_power(curves, effects), folder / "plan")
+        written += [folder / "plan.png", folder / "plan.svg"]
+    return written
+
+
+def _longest(plan: ClaimPlan) -> float:
+    """Return the hours that a curve should reach: those of the cheapest design that finds the effect, and of 20 seeds."""
+    hours = plan.subject.costs.hours(replace(plan.own, seeds=SEEDS[-1]))
+    return max(hours, plan.any_cost.hours) if plan.any_cost else hours

@@ -1,0 +1,61 @@
+"""The teacher's own scores next to the methods': what a student of this teacher could reach, and where it could not learn."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from harness.rundir.files import read_results
+from harness.stats.intervals import Interval, t_interval
+from reports.data.frames import Frames
+from reports.document.sentences import format_percent
+
+WORSE = 0.02  # a share: a teacher that scores so much less than the start is named
+
+
+def teacher_cells(frames: Frames) -> pd.DataFrame:
+    """Return one row per suite, teacher and task: `suite`, `weights`, `task`, `role`, `score`; teachers are scored once.
+
+    A score by another metric than the students' is left out: after a regrading only the students have the new grades.
+    """
+    rows = []
+    graded = frames.scores.groupby(["suite", "task"])["metric"].agg(set).to_dict()
+    for run in frames.runs:
+        for task in run.tasks:
+            found = read_results(run.teacher_cell(task))
+            if found is not None and found.metric in graded.get((run.suite, task), ()):
+                role = "probe" if task in run.probes else "trained"
+                rows.append([run.suite, found.weights, task, role, found.score])
+    columns = pd.Index(["suite", "weights", "task", "role", "score"])
+    return pd.DataFrame(rows, columns=columns).drop_duplicates(["suite", "weights", "task"], ignore_index=True)
+
+
+def teacher_means(frames: Frames) -> dict[str, Interval]:
+    """Return each teacher's mean score of the trained tasks by label: `teacher`, with what differs."""
+    cells = teacher_cells(frames)
+    trained = cells[cells["role"] == "trained"]
+    varying = [key for key in ("suite", "weights") if trained[key].nunique() > 1]
+    found = {}
+    for keys, rows in trained.groupby(["suite", "weights"], sort=False):
+        names = [value for key, value in zip(("suite", "weights"), map(str, keys), strict=True) if key in varying]
+        found[", ".join(["teacher", *names])] = t_interval([rows["score"].mean()])
+    return found
+
+
+def describe_teacher(frames: Frames, task: str) -> str:
+    """Say what the teacher scores on a task; empty where it was not scored."""
+    cells = teacher_cells(frames)
+    scores = cells.loc[cells["task"] == task, "score"]
+    return f"The teacher scores {' and '.join(map(format_percent, scores))} %." if len(scores) else ""
+
+
+def name_worse(frames: Frames) -> list[str]:
+    """Name the trained tasks on which a teacher scores less than the student does before any stage, in a sentence."""
+    cells = teacher_cells(frames)
+    start = frames.scores[frames.scores["stage"] == 0].groupby(["suite", "task"])["score"].mean().rename("start")
+    both = cells[cells["role"] == "trained"].merge(start.reset_index(), on=["suite", "task"])
+    worse = both[both["score"] <= both["start"] - WORSE]
+    named = [
+        f"{row['task']} (teacher {format_percent(row['score'])} %, start {format_percent(row['start'])} %)"
+        for row in worse.to_dict("records")
+    ]
+    return [f"The teacher scores less than the student before any stage on {', '.join(named)}."] if named else []

@@ -1,0 +1,108 @@
+"""The command `plan`: how many seeds, items and answers a suite needs, before its runs start."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.cli.options import Include, Overrides, SuiteName, read_suite, whole_numbers
+from harness.errors import ConfigError
+from harness.terminal.console import SafeConsole, announce
+
+if TYPE_CHECKING:
+    from harness.config.suite import Suite
+    from reports.claims.claim_file import ClaimEntry
+
+FIGURES = {
+    "learning_accuracy": "learns all tasks",
+    "average_accuracy": "ends higher",
+    "forgetting_chaudhry": "forgets more",
+    "probe_change": "keeps more of the probes",
+}
+
+
+def plan(
+    suite: SuiteName,
+    effect: Annotated[float, typer.Option(min=0, help="The difference to find, in points.")] = 3.0,
+    claims: Annotated[
+        list[str] | None, typer.Option(help="A file of claims, or a shipped one's name; default: two methods' figures.")
+    ] = None,
+    pilot: Annotated[
+        list[Path] | None, typer.Option(help="Finished runs, or folders that hold some; default: shipped priors.")
+    ] = None,
+    hours: Annotated[float | None, typer.Option(min=0, help="Show designs whose runs take no longer.")] = None,
+    looks: Annotated[
+        str | None, typer.Option(help="Numbers of seeds at which results are looked at, for example 3,5,10.")
+    ] = None,
+    profile: Annotated[
+        str, typer.Option(help="An evaluation profile; default: each claim's own, else the first.")
+    ] = "",
+    out: Annotated[Path | None, typer.Option(help="Also write CSV, PNG and SVG into this folder.")] = None,
+    overrides: Overrides = None,
+    include_path: Include = None,
+) -> None:
+    """Plan a comparison: variances, the cheapest seeds × items × answers that find an effect, and what is not resolved."""
+    announce("reading runs" if pilot else f"reading suite {suite}")
+
+    from reports.claims.claim_file import read_claims
+    from reports.data.methods import find_methods
+    from reports.planning.pilot import plan_from_pilot, plan_from_priors
+    from reports.planning.power_plan import plan_all
+    from reports.planning.show_plan import print_power_plan, write_power_plan
+
+    loaded, seeds_looked = read_suite(suite, overrides, include_path, None), _looks(looks)
+    methods = find_methods(pilot, least=1) if pilot else []
+    files = [read_claims(name) for name in claims or []]
+    named = [(claim, profile or file.profile_of(claim)) for file in files for claim in file.claims]
+    if not named:
+        known = [method.first.adapter for method in methods if not method.control] or _compared(loaded)
+        named = [(claim, profile) for claim in compare_two(list(dict.fromkeys(known)))]
+    if methods:
+        subjects = list(plan_from_pilot(named, methods))
+    else:
+        answers = {name: each.n for name, each in loaded.evaluation.all_profiles.items()}
+        subjects = list(plan_from_priors(named, loaded.evaluation.limit, answers))
+    smallest = {entry.name: entry.smallest_effect for entry, _ in named}
+    seeds, budget = len(loaded.seeds), math.inf if hours is None else hours
+    found = plan_all(subjects, effect, smallest, seeds, budget, seeds_looked)
+    console = SafeConsole()
+    print_power_plan(console, found, budget, seeds_looked)
+    for file in write_power_plan(found, out, budget) if out else ():
+        typer.echo(f"written: {file}", err=True)
+
+
+def compare_two(adapters: Sequence[str]) -> list[ClaimEntry]:
+    """Return claims that the second of two methods differs from the first in the usual figures."""
+    from reports.claims.claim_file import ClaimEntry
+
+    if len(adapters) < 2:
+        raise ConfigError(
+            f"a plan compares two methods, found {', '.join(adapters) or 'none'}; name two, or give --claims"
+        )
+    base, other = adapters[:2]
+    return [
+        ClaimEntry(
+            name=figure,
+            text=f"{other} {text} than {base}",
+            expression=f"metric({other}, {figure}) > metric({base}, {figure})",
+            unit="points",
+            smallest_effect=0,
+        )
+        for figure, text in FIGURES.items()
+    ]
+
+
+def _compared(suite: Suite) -> list[str]:
+    """Return the suite's entries that train something, in its order."""
+    return [name for name, entry in suite.adapters.items() if (entry.adapter or name) != "none"]
+
+
+def _looks(text: str | None) -> list[int]:
+    looks = whole_numbers("--looks", text) if text else []
+    if looks and (looks[0] < 2 or looks != sorted(set(looks))):
+        raise ConfigError(f"--looks {text}: expected increasing numbers of seeds from 2 on, for example 3,5,10")
+    return looks

@@ -1,0 +1,68 @@
+"""Model folders in a suite count from the suite's folder, those of `--set` from the current one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.config.load import load_suite
+from harness.config.models import Pretrained
+from harness.config.suite import Suite
+from harness.errors import ConfigError
+from tests.support.models import micro_suite, write_yaml
+
+
+def load(folder: Path, student: str, *overrides: str, **changes: Any) -> Suite:
+    model = {"kind": "pretrained", "path": student}
+    raw = {**micro_suite(), "student": model, **changes}
+    return load_suite(str(write_yaml(folder / "suite.yaml", raw)), overrides)
+
+
+def path_of(suite: Suite) -> str:
+    assert isinstance(suite.student, Pretrained)
+    return suite.student.path
+
+
+@pytest.fixture
+def suites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A suite's folder with a model, away from the current folder, which has another one."""
+    for place in ("suites/models/mine", "here/models/other"):
+        (tmp_path / place).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "suites"
+
+
+@pytest.mark.parametrize("path", ["models/mine", "./models/mine", "../suites/models/mine"])
+def test_a_folder_counts_from_the_suite(suites: Path, path: str):
+    assert path_of(load(suites, path)) == str(suites / "models" / "mine")
+
+
+def test_an_override_counts_from_the_current_folder(suites: Path, tmp_path: Path):
+    found = load(suites, "models/mine", "student.path=models/other")
+    assert path_of(found) == str(tmp_path / "here" / "models" / "other")
+
+
+def test_a_teachers_folder_counts_the_same_in_a_stage(suites: Path):
+    teacher = {"kind": "pretrained", "path": "models/mine"}
+    stages = [{"task": "tiny_weather", "teacher": teacher}, "tiny_currency"]
+    found = load(suites, "org/student", teacher=teacher, stages=stages)
+    assert path_of(found) == "org/student"  # a name on the hub stays
+    for model in (found.teacher, found.stages[0].teacher):
+        assert isinstance(model, Pretrained)
+        assert model.path == str(suites / "models" / "mine")
+
+
+@pytest.mark.parametrize("path", ["./models/mnie", "/no/such/model", "models/other"])
+def test_a_folder_that_is_not_there_is_refused_with_the_place_it_counts_from(suites: Path, path: str):
+    with pytest.raises(ConfigError, match=rf"student\.path: {path}.*{suites}"):
+        load(suites, path)
+
+
+def test_a_moved_suite_keeps_its_hash(suites: Path, tmp_path: Path):
+    from harness.config.run_spec import RunSpec
+
+    one = RunSpec(load(suites, "models/mine"), "opd", 0)
+    (tmp_path / "moved" / "models" / "mine").mkdir(parents=True)
+    assert RunSpec(load(tmp_path / "moved", "models/mine"), "opd", 0).config_hash == one.config_hash

@@ -1,0 +1,172 @@
+"""The doctor: estimates against real models and runs, and what it says of a machine and of a suite that does not fit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from harness.adapter import Requirements
+from harness.cli.app import app
+from harness.config.load import load_suite
+from harness.config.models import Pretrained
+from harness.config.run_spec import RunSpec
+from harness.config.suite import Suite
+from harness.config.training import Training
+from harness.evaluation.groups import load_evaluation_plan
+from harness.lmeval.library import TaskLibrary
+from harness.pipeline.needs.memory_estimate import ModelShape, shape_of, show_bytes, stage_needs
+from harness.pipeline.needs.probe import Probe, probe_run
+from harness.pipeline.needs.run_estimate import RunEstimate, estimate_run, make_fit
+from harness.rundir.reader import find_runs
+from tests.support.models import micro_suite, write_yaml
+
+# Qwen3-8B: 8.19 billion parameters by its card.
+QWEN3_8B: dict[str, Any] = {
+    "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "hidden_size": 4096, "intermediate_size": 12288,
+    "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
+    "max_position_embeddings": 40960, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def test_parameters_are_counted_as_they_are(student_folder: Path):
+    shape = shape_of(Pretrained(kind="pretrained", path=str(student_folder)))
+    model = AutoModelForCausalLM.from_pretrained(student_folder)
+    assert shape is not None
+    assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_a_recipe_s_shape_is_that_of_the_model_that_is_built(micro: Suite, student_folder: Path):
+    assert shape_of(micro.student) == shape_of(Pretrained(kind="pretrained", path=str(student_folder)))
+
+
+def test_a_large_model_is_counted_without_its_weights(tmp_path: Path):
+    import json
+
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3_8B))
+    shape = shape_of(Pretrained(kind="pretrained", path=str(tmp_path)))
+    assert shape is not None
+    assert shape.parameters == pytest.approx(8.19e9, rel=0.002)
+
+
+def test_a_model_that_is_not_here_has_no_known_size():
+    assert shape_of(Pretrained(kind="pretrained", path="nobody/never-heard-of")) is None
+
+
+def test_memory_by_hand():
+    shape = ModelShape(parameters=1000, vocabulary=50, hidden=8, layers=2, wide=16, queries=8, keys=4)
+    training = Training(steps=3, prompts_per_step=4, max_new_tokens=6, micro_batch=2, generation_batch=3)
+    needs = stage_needs(
+        training, Requirements("top_k", reference=True), shape, replace(shape, parameters=500), prompt=10
+    )
+    memory = needs.memory
+    assert (memory["weights"], memory["gradients"], memory["optimiser"]) == (4000, 4000, 8000)
+    assert (memory["reference"], memory["teacher"]) == (4000, 2000)
+    assert (
+        memory["key-value cache"] == 4 * 3 * 16 * 2 * 2 * 4
+    )  # float32, 3 sequences of 16, 2 layers, keys and values of 4
+    assert needs.tokens == 3 * 4 * 6
+    read, answered = 3 * 4 * 16, 3 * 4 * 6
+    assert needs.flops == 6 * 1000 * read + 2 * 1000 * answered + 2 * 500 * read
+    assert stage_needs(training, Requirements(), shape, prompt=10, trains=False).peak == 4000
+
+
+def test_adam_s_states_are_as_torch_holds_them(student_folder: Path):
+    model = AutoModelForCausalLM.from_pretrained(student_folder)
+    optimiser = torch.optim.AdamW(model.parameters())
+    model(input_ids=torch.tensor([[3, 4, 5]])).logits.sum().backward()
+    optimiser.step()
+    states = [value for state in optimiser.state.values() for value in state.values() if value.dim()]
+    held = sum(value.numel() * value.element_size() for value in states)
+    shape = shape_of(Pretrained(kind="pretrained", path=str(student_folder)))
+    assert shape is not None
+    assert stage_needs(Training(), Requirements(), shape, prompt=8).memory["optimiser"] == held
+
+
+def estimate(suite: Suite, entry: str = "opd") -> tuple[RunEstimate, Any]:
+    tasks = load_evaluation_plan(TaskLibrary(), suite).tasks
+    found = estimate_run(RunSpec(suite, entry, 0), tasks, None)
+    assert isinstance(found, RunEstimate)
+    return found, tasks
+
+
+def test_what_does_not_fit_is_told_which_setting_makes_it_fit(micro: Suite):
+    found, tasks = estimate(micro)
+    small = make_fit(found, 0.9 * found.largest.peak, tasks, None)
+    assert small.startswith("it fits with --set training.micro_batch=")
+    none = make_fit(found, 1000, tasks, None)
+    assert "no batch size makes it fit" in none
+
+
+def test_a_setting_that_makes_it_fit_does(micro: Suite, tmp_path: Path):
+    found, tasks = estimate(micro)
+    available = 0.9 * found.largest.peak
+    words = make_fit(found, available, tasks, None).split()
+    settings = [word for word in words if "=" in word]
+    changed = load_suite(str(write_yaml(tmp_path / "micro.yaml", micro_suite())), settings)
+    assert estimate(changed)[0].largest.peak <= available
+
+
+def test_sizes_are_shown_with_three_digits():
+    assert [show_bytes(size) for size in (2**20, 3 * 2**30, 2000 * 2**30)] == ["1 MiB", "3 GiB", "2,000 GiB"]
+
+
+def test_the_doctor_looks_at_the_machine_alone(tmp_path: Path):
+    done = CliRunner().invoke(app, ["doctor", "--out", str(tmp_path / "runs")])
+    assert done.exit_code == 0, done.output
+    for what in ("packages", "extra ray", "processor", "GPU", "disk for runs", "offline by HF_HUB_OFFLINE"):
+        assert what in done.output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_doctor_estimates_a_suite_without_writing(micro_file: Path, tmp_path: Path):
+    arguments = ["doctor", str(micro_file), "--probe-minutes", "0", "--out", str(tmp_path / "runs")]
+    done = CliRunner().invoke(app, arguments, env={"COLUMNS": "80"})
+    assert done.exit_code == 0, done.output
+    for what in ("optimiser", "key-value cache", "built here, weak", "no probe", "disk:"):
+        assert what in done.output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_doctor_says_what_a_model_that_is_not_here_hides(tmp_path: Path):
+    suite = micro_suite() | {"student": {"kind": "pretrained", "path": "nobody/never-heard-of"}}
+    done = CliRunner().invoke(app, ["doctor", str(write_yaml(tmp_path / "micro.yaml", suite))])
+    assert done.exit_code == 0, done.output
+    text = " ".join(done.output.split())
+    assert "hf download nobody/never-heard-of" in text
+    assert "memory and disk are not estimated" in text
+
+
+@pytest.mark.slow
+def test_a_probe_s_memory_is_that_of_the_run(tmp_path: Path):
+    """The run is a process of its own, as a user starts it."""
+    raw = micro_suite() | {"training": {**micro_suite()["training"], "steps": 30}}
+    raw["evaluation"] = {**raw["evaluation"], "limit": 40}
+    file = write_yaml(tmp_path / "micro.yaml", raw)
+    suite = load_suite(str(file))
+    cells = load_evaluation_plan(TaskLibrary(), suite).cells
+    spec = RunSpec(suite, "aopd", 0, out=tmp_path / "runs")
+    probe = probe_run(spec, {name: len(task.test_docs(40)) for name, task in cells.items()}, 5)
+    assert isinstance(probe, Probe), probe
+    program = "from harness.cli.app import main; main()"
+    command = [sys.executable, "-c", program, "run", str(file), "--adapter", "aopd", "--out", str(spec.out)]
+    subprocess.run(command, check=True, capture_output=True)
+    (found,) = find_runs([spec.path])
+    print(f"estimated {probe}, took {found.seconds} and {found.peak_memory}")
+    assert probe.peak_train == pytest.approx(found.peak_memory["train"], rel=0.15)
+    assert probe.peak_evaluate == pytest.approx(found.peak_memory["evaluate"], rel=0.15)
+    # Times depend on the neighbours of this machine: an order of magnitude is all that a test may ask.
+    assert probe.total == pytest.approx(found.seconds["total"], rel=2)
+
+
+def test_a_probe_that_does_not_end_says_so(micro: Suite, tmp_path: Path):
+    found = probe_run(RunSpec(micro, "opd", 0, out=tmp_path), {}, 0.0001)
+    assert isinstance(found, str)
+    assert "--probe-minutes" in found

@@ -1,0 +1,70 @@
+"""Workers of a sweep see a GPU each; which GPUs there are is asked in one place, which these tests replace."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.config.run_spec import RunSpec
+from harness.config.suite import Suite
+from harness.pipeline.sweeps import sweep
+from harness.pipeline.sweeps.workers import VISIBLE, worker_pool
+
+
+def visible(_: int) -> tuple[int, str | None]:
+    time.sleep(0.3)
+    return os.getpid(), os.environ.get(VISIBLE)
+
+
+def handed(workers: int, gpus: list[str]) -> list[str | None]:
+    """Return what each worker of a pool sees."""
+    with worker_pool(workers, multiprocessing.get_context("spawn"), gpus) as pool:
+        return sorted(dict(pool.map(visible, range(6 * workers))).values(), key=str)
+
+
+def test_each_worker_sees_its_own_gpu_and_more_workers_share_them_in_turn():
+    assert handed(2, ["GPU-a", "3"]) == ["3", "GPU-a"]
+    assert handed(3, ["0", "1"]) == ["0", "0", "1"]
+
+
+def test_workers_without_gpus_keep_what_the_environment_says(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(VISIBLE, "7")
+    assert handed(1, []) == ["7"]
+
+
+@pytest.mark.parametrize(("size", "shares"), [(1, ["0", "1", "2"]), (2, ["0,1"]), (4, [])])
+def test_a_run_takes_as_many_gpus_as_its_backend_spreads_a_model_over(
+    micro: Suite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size: int, shares: list[str]
+):
+    class Spread:
+        tensor_parallel_size = size
+
+    monkeypatch.setattr(sweep, "visible_gpus", lambda: ["0", "1", "2"])
+    monkeypatch.setattr(Suite, "engine", Spread())
+    suite = micro.model_copy(update={"device": "auto"})
+    assert sweep.gpu_shares(suite) == shares
+    specs = [RunSpec(suite, "none", seed, out=tmp_path) for seed in range(5)]
+    if shares:
+        assert sweep.default_workers(specs) == len(shares)
+    for device in ("cpu", "cuda:1"):  # the suite says where a run works
+        assert sweep.gpu_shares(micro.model_copy(update={"device": device})) == []
+
+
+def test_more_workers_than_gpus_are_named(micro: Suite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    warned: list[str] = []
+
+    def no_pool(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "visible_gpus", lambda: ["0", "1"])
+    monkeypatch.setattr(sweep, "worker_pool", no_pool)
+    spec = RunSpec(micro.model_copy(update={"device": "auto"}), "none", 0, out=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.sweep([spec], 3, lambda event: warned.append(event.activity) if event.warning else None)
+    assert len(warned) == 1
+    assert "3 workers share 2 GPUs" in warned[0]
