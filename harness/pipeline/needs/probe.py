@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from harness.config.run_spec import RunSpec
-from harness.config.suite import Stage, Suite
+from harness.config.suite import AdapterEntry, Stage, Suite
 from harness.errors import HarnessError
 from harness.pipeline.run import run
 from harness.pipeline.sweeps.workers import worker_pool
@@ -47,7 +47,7 @@ def probe_run(spec: RunSpec, items: dict[str, int], minutes: float) -> Probe | s
 
     `items` are the test items of each evaluated cell; the probe ends after `minutes`.
     """
-    with tempfile.TemporaryDirectory(prefix="harness-probe-") as folder:
+    with tempfile.TemporaryDirectory(prefix="harness-probe-", ignore_cleanup_errors=True) as folder:
         short = replace(spec, suite=_shortened(spec), out=Path(folder), items=None)
         pool = worker_pool(1, multiprocessing.get_context("spawn"))
         try:
@@ -74,16 +74,10 @@ def _shortened(spec: RunSpec) -> Suite:
 
     def short(stage: Stage) -> Stage:
         budget = training.get(stage.task, stage.training)
-        return stage.model_copy(
-            update={"training": budget.model_copy(update={"steps": min(STEPS, budget.steps), "epochs": None})}
-        )
+        few = budget.model_copy(update={"steps": min(STEPS, budget.steps), "epochs": None})
+        return stage.model_copy(update={"training": few, "adapter": stage.adapter and _without_budget(stage.adapter)})
 
-    entries = {
-        name: entry.model_copy(
-            update={"training": {k: v for k, v in entry.training.items() if k not in ("steps", "epochs")}}
-        )
-        for name, entry in suite.adapters.items()
-    }
+    entries = {name: _without_budget(entry) for name, entry in suite.adapters.items()}
     return suite.model_copy(
         update={
             "evaluation": evaluation.model_copy(update=changes),
@@ -93,6 +87,12 @@ def _shortened(spec: RunSpec) -> Suite:
             "snapshot_minutes": None,
         }
     )
+
+
+def _without_budget(entry: AdapterEntry) -> AdapterEntry:
+    """Return an entry that leaves the steps to its stage."""
+    own = {key: value for key, value in entry.training.items() if key not in ("steps", "epochs")}
+    return entry.model_copy(update={"training": own})
 
 
 def _extrapolate(path: Path, spec: RunSpec, items: dict[str, int]) -> Probe:
