@@ -30,7 +30,8 @@ def score_teacher(resources: RunResources, folder: StageFolder) -> None:
     if not isinstance(teacher, Pretrained | Scratch) or not resources.suite.evaluation.teacher:
         return
     names = [*resources.tasks, *(name for name, group in resources.evaluated.groups.items() if not group.profile)]
-    if resources.adapter.requirements.teacher == "none" or all(map(folder.evaluated, names)):
+    taught = any(resources.adapter_of(stage).requirements.teacher != "none" for stage in resources.spec.stages)
+    if not taught or all(map(folder.evaluated, names)):
         return
     try:
         with resources.phase("evaluate"):

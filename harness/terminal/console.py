@@ -37,7 +37,7 @@ def waiting(doing: str) -> Generator[None]:
     """
     console = SafeConsole(stderr=True)
     if console.is_terminal:
-        with console.status(escape(f"{doing} ...")):
+        with console.status(escape(f"{doing} ..."), refresh_per_second=2):
             yield
     else:
         yield
