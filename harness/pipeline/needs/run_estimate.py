@@ -78,8 +78,8 @@ def make_fit(estimate: RunEstimate, available: float, tasks: Mapping[str, Task],
             return f"it fits with {settings}"
     held = sum(estimate.largest.memory[part] for part in ("weights", "gradients", "optimiser"))
     return (
-        f"no batch size makes it fit: weights, gradients and optimiser alone take {show_bytes(held)}; take a smaller student, the "
-        "adapter lora, or a teacher of another process (kind: server)"
+        f"no batch size makes it fit: weights, gradients and optimiser alone take {show_bytes(held)}; take a smaller "
+        "student, the adapter lora, or a teacher of another process (kind: server)"
     )
 
 
