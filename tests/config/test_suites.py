@@ -65,7 +65,7 @@ def test_a_typo_is_named_with_its_place_and_the_nearest_key(tmp_path: Path):
     [
         (
             lambda raw: raw.update(stagess=[]),
-            "stagess: unknown key; did you mean 'stages'? expected one of adapters, backend, checkpoints,",
+            "stagess: unknown key; did you mean 'stages'? expected one of adapters, backend,",
         ),
         (
             lambda raw: raw["training"].update(stpes=3),
