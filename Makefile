@@ -17,11 +17,14 @@ RUNS ?= $(OUT)/$(notdir $(basename $(SUITE)))
 BACKEND ?=
 SET ?=
 BENCH_OUT ?= benchmarks/RESULTS.md
+DEVICE ?=
+BEFORE ?= $(firstword $(wildcard benchmarks/baselines/*.json))
+AFTER ?=
 STUDY ?= tiny
 SHARE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help stage-all study report test test-slow test-vllm test-ray test-browser test-gpu pitfalls docs mutations architectures soak vllm check fix bench coverage clean
+.PHONY: help stage-all study report test test-slow test-vllm test-ray test-browser test-gpu pitfalls docs mutations architectures soak vllm check fix bench bench-compare coverage clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -82,8 +85,11 @@ fix: $(DEV)  ## Format, and fix what can be fixed automatically
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(DEV)  ## Measure speed and memory against TRL and transformers, write benchmarks/RESULTS.md (or BENCH_OUT=...)
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.run_benchmarks --out $(BENCH_OUT)
+bench: $(DEV)  ## Measure speed and memory against TRL and transformers, write benchmarks/RESULTS.md (or BENCH_OUT=...); DEVICE=cuda measures a GPU
+	$(if $(DEVICE),$(BIN)/python -m benchmarks.device.device_bench --device $(DEVICE),OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.run_benchmarks --out $(BENCH_OUT))
+
+bench-compare: $(DEV)  ## Tell which figures of a device got worse by more than 10 %: BEFORE=old.json AFTER=new.json
+	$(BIN)/python -m benchmarks.device.device_figures $(BEFORE) $(AFTER)
 
 coverage: $(DEV)  ## Simulate how often intervals and verdicts are right, write docs/results/coverage.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.coverage

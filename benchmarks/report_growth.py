@@ -12,13 +12,14 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.report_runs import Scale, write_runs
 from benchmarks.results_page import table
 
 RUNS = (10, 100, 500)
 METHODS = 5
-SMALL = {"items": 20, "steps": 20, "prompt": 10, "response": 10, "drift_items": 8}
+SMALL: dict[str, Any] = {"items": 20, "steps": 20, "prompt": 10, "response": 10, "drift_items": 8}
 
 
 @dataclass(frozen=True)

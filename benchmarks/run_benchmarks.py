@@ -18,9 +18,10 @@ import typer
 
 from adapters.aopd import AOPD
 from adapters.opd import OPD
-from benchmarks import logprob_speed as logprobs
-from benchmarks import report, start_up, vllm_weights
-from benchmarks.generation import engine_tokens, transformers_tokens
+from benchmarks import report, report_growth, start_up
+from benchmarks.engines import vllm_weights
+from benchmarks.engines.generation import engine_tokens, transformers_tokens
+from benchmarks.logprobs import logprob_speed as logprobs
 from benchmarks.measure import Measurement, in_turn, per_second
 from benchmarks.results_page import BenchmarkResults, page
 from benchmarks.setting import Setting, make_setting
@@ -86,6 +87,7 @@ def _sections(
         yield logprobs.section(logprob_rounds, THREADS)
     if report_rounds:
         yield report.section(report_rounds)
+        yield report_growth.section()
     if start_rounds:
         yield start_up.section(start_rounds)
     if vllm_weights.installed():

@@ -97,6 +97,7 @@ class Capabilities:
     `replaces_weights`: it trains parameters that stand in for those of `ctx.student`, such as low-rank factors.
     `needs_whole_weights`: it reads or writes the model's own parameters, so nothing can stand in for them.
     `moves_reference`: it moves the weights of `ctx.reference`, which then is not the stage's start any more.
+    `distributes`: its `train_stage` may be called in several processes at once, which then train one student together.
     """
 
     trains_on: frozenset[Source] = frozenset({"student"})
@@ -104,6 +105,7 @@ class Capabilities:
     replaces_weights: bool = False
     needs_whole_weights: bool = False
     moves_reference: bool = False
+    distributes: bool = False
 
 
 def _no_snapshots() -> Snapshots:
@@ -128,6 +130,11 @@ def _measure_nothing(steps: int) -> None:
     """Score no learning curve."""
 
 
+def _never(_: int) -> bool:
+    """Return that no point of a learning curve is due."""
+    return False
+
+
 @dataclass(frozen=True)
 class StageContext:
     """Everything that an adapter may use in one stage.
@@ -139,7 +146,8 @@ class StageContext:
     Budget: `training`; `seed`, of this run and stage; `device`; `penalties` that wrappers add to the loss; `make_updater`
     builds the optimiser from a module, its settings and the number of updates.
     Record: `log` takes one mapping per training step and writes it to the step log; `warn` takes a sentence for the user;
-    `measure` takes the number of steps that `student` has done, and scores the learning curve where a point is due;
+    `measure` takes the number of steps that `student` has done, and scores the learning curve where a point is due, as
+    `measures` says beforehand;
     `snapshots` keeps the state of an unfinished stage; `keep` writes a step's rollouts to the rollout log; `folder` is the
     stage's own, for files that a trainer writes.
     """
@@ -159,6 +167,7 @@ class StageContext:
     snapshots: Snapshots = field(default_factory=_no_snapshots)
     keep: Keep = field(default_factory=_keep_nothing)
     measure: Callable[[int], None] = _measure_nothing
+    measures: Callable[[int], bool] = _never
     reference: LocalTeacher | None = None
     teacher_engine: Engine | None = None
     past_tasks: Mapping[str, Task] = field(default_factory=dict[str, "Task"])
@@ -266,18 +275,27 @@ def check_adapters(suite: Suite, entries: Collection[str] | None = None) -> dict
     adapters = {name: make_adapter(name, entry) for name, entry in suite.adapters.items()}
     chosen = {name: adapter for name, adapter in adapters.items() if entries is None or name in entries}
     fixed = [stage for stage in suite.stages if stage.adapter is not None]
-    trained = [*fixed, *(name for name in chosen if (suite.adapters[name].adapter or name) != "none")]
-    if trained and suite.student.dtype != "float32":
-        raise ConfigError(
-            f"student.dtype is {suite.student.dtype}; optimiser steps round to nothing in it, so take float32 and set "
-            "training.autocast: bfloat16"
-        )
+    _refuse_narrow_weights(suite, [name for name in chosen if (suite.adapters[name].adapter or name) != "none"])
     for stage in fixed:
         own = stage.adapter or AdapterEntry()
         _refuse(suite, next(iter(suite.adapters)), make_adapter(str(own.adapter), own), [stage], f"stage {stage.task}")
     for name, adapter in chosen.items():
         _refuse(suite, name, adapter, [stage for stage in suite.stages if stage.adapter is None], f"adapters.{name}")
     return adapters
+
+
+def _refuse_narrow_weights(suite: Suite, names: Sequence[str]) -> None:
+    """Refuse a student whose optimiser steps would round to nothing; master weights in float32 keep them."""
+    fixed = [stage.training.precision for stage in suite.stages if stage.adapter is not None]
+    precisions = {*fixed, *(suite.training_for(stage, name).precision for name in names for stage in suite.stages)}
+    dtype = suite.student.dtype
+    if dtype == "float32" or not precisions:
+        return
+    if dtype == "float16" or precisions != {"bfloat16_master"}:
+        raise ConfigError(
+            f"student.dtype is {dtype}, in which optimiser steps round to nothing; set student.dtype: bfloat16 and "
+            "training.precision: bfloat16_master, which keeps float32 master weights, or student.dtype: float32"
+        )
 
 
 def _refuse(suite: Suite, name: str, adapter: Adapter, stages: Sequence[Stage], place: str) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from adapters.conformance import contract, direction, faults, gate, gradients, masks
 from adapters.conformance.outcomes import Check, Outcome, outcome_of
@@ -37,10 +38,12 @@ CHECKS: dict[str, Check] = {
 }
 
 
-def check_adapter(adapter: Adapter, checks: Iterable[str] = CHECKS) -> Iterator[Outcome]:
-    """Yield the outcome of each named check of an adapter."""
+def check_adapter(
+    adapter: Adapter, checks: Iterable[str] = CHECKS, training: Mapping[str, Any] | None = None
+) -> Iterator[Outcome]:
+    """Yield the outcome of each named check of an adapter, on stages whose training has these settings."""
     with tempfile.TemporaryDirectory(prefix="conformance-") as folder:
-        subject = AdapterUnderTest(adapter, Path(folder))
+        subject = AdapterUnderTest(adapter, Path(folder), training or {})
         for name in checks:
             yield outcome_of(name, CHECKS[name], subject)
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from adapters.conformance.outcomes import ConformanceError
 from adapters.conformance.recording import recorded
@@ -26,7 +30,7 @@ def masks_are_exact(subject: AdapterUnderTest) -> None:
 
 def _check_batch(batch: Batch, script: Script) -> None:
     start, targets, weights = 0, _numbers(batch.targets), _numbers(batch.weights)
-    for row, predicts in zip(batch.input_ids, batch.predicts, strict=True):
+    for row, predicts in _rows(batch):
         ids, positions = _numbers(row), _numbers(predicts.nonzero()[:, 0])
         inside = slice(start, start + len(positions))
         start += len(positions)
@@ -39,6 +43,15 @@ def _check_batch(batch: Batch, script: Script) -> None:
             raise ConformanceError(
                 f"{_named(token)} of response {response} has weight 0; give it its share of the loss"
             )
+
+
+def _rows(batch: Batch) -> Iterable[tuple[Tensor, Tensor]]:
+    """Return ids and mask of each sequence; a packed batch has them one after the other in one row."""
+    parts = batch.lengths if batch.packed else [batch.input_ids.shape[1]]
+    ids, predicts = (torch.split(values, parts, dim=1) for values in (batch.input_ids, batch.predicts))
+    return [
+        (row, mask) for part, masks in zip(ids, predicts, strict=True) for row, mask in zip(part, masks, strict=True)
+    ]
 
 
 def _numbers(values: Any) -> list[Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -48,10 +48,11 @@ EARLIER: Pairs = (([20, 21], [22, 23, STOP]), ([24], [25, STOP]))
 
 @dataclass(frozen=True)
 class AdapterUnderTest:
-    """An adapter as it stands, with a folder for what its trainer leaves behind."""
+    """An adapter as it stands, a folder for what its trainer leaves behind, and settings of training for every stage."""
 
     adapter: Adapter
     folder: Path
+    training: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @cached_property
     def inner(self) -> Adapter:
@@ -110,7 +111,7 @@ class AdapterUnderTest:
             renderer=renderer,
             tasks={"now": tasks[0]},
             examples=own,
-            training=budget(self.adapter, len(own), training),
+            training=budget(self.adapter, len(own), {**self.training, **training}),
             seed=5,
             device="cpu",
             folder=Path(tempfile.mkdtemp(dir=self.folder)),
@@ -209,6 +210,10 @@ class SmallTask:
     def prompt_text(self, doc: dict[str, Any]) -> str:
         """Return an item's question."""
         return doc["prompt"]
+
+    def render_question(self, doc: dict[str, Any], question: str, renderer: Renderer) -> str:
+        """Return a question as it stands: there is no template here."""
+        return question
 
     def training_target(self, doc: dict[str, Any]) -> str:
         """Return an item's reference answer."""

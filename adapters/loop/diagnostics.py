@@ -13,6 +13,7 @@ from adapters.loop.logit_gradients import gradient_at, gradient_at_chosen, norms
 from adapters.loop.tokens import TokenLosses
 from harness.lm.logprobs import LogProbs, TeacherScores, sampled_rows
 from harness.lm.optimiser import UpdateResult
+from harness.lm.ranks import current_ranks
 from harness.lm.rollouts import Batch, Rollout
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -26,6 +27,13 @@ class StepLog:
         self.rollouts, self.top_k = rollouts, top_k
         self.parts: dict[str, list[Tensor]] = defaultdict(list)
         self.updates: list[UpdateResult] = []
+        self.padding: int = 0
+        self.positions: int = 0
+
+    def batches(self, batches: Sequence[Batch]) -> None:
+        """Add the micro-batches of the step."""
+        self.padding += sum(batch.padding for batch in batches)
+        self.positions += sum(batch.input_ids.numel() for batch in batches)
 
     def tokens(self, student: LogProbs, routed: Tensor | None) -> None:
         """Add a micro-batch's tokens."""
@@ -70,6 +78,7 @@ class StepLog:
         the descent step on the logit of the teacher's most probable token, over those where the student gives it less
         or more than the teacher; `fkl_gradient_share` is the routed tokens' share of all |dL/dz|.
         """
+        self._gather()
         lengths = [len(r.response) for r in self.rollouts]
         rewards = [r.reward for r in self.rollouts if r.reward is not None]
         truncated = sum(r.finish == "length" for r in self.rollouts)
@@ -92,7 +101,19 @@ class StepLog:
             "response_tokens_mean": _mean([float(n) for n in lengths]),
             "truncated_share": truncated / max(1, len(lengths)),
             "tokens": sum(lengths) + sum(len(r.example.prompt) for r in self.rollouts),
+            "padding_share": self.padding / self.positions if self.positions else None,
         }
+
+    def _gather(self) -> None:
+        """Take the token statistics of all processes together."""
+        if (ranks := current_ranks()).size == 1:
+            return
+        own = {name: torch.cat(parts).cpu() for name, parts in self.parts.items() if parts}
+        self.parts = defaultdict(list)
+        for parts in ranks.gather(own):
+            for name, values in parts.items():
+                self.parts[name].append(values)
+        self.padding, self.positions = sum(ranks.gather(self.padding)), sum(ranks.gather(self.positions))
 
     def _pulls(
         self, student: LogProbs, ids: Tensor, teacher: TeacherScores, outcome: TokenLosses, weights: Tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,13 +14,17 @@ from torch import Tensor, nn
 from adapters.loop.diagnostics import RolloutFigures, StepLog
 from adapters.loop.tokens import TokenLosses, Tokens, uniform_draws
 from harness.adapter import Source, StageContext
-from harness.engines.engine import Sampling
+from harness.engines.engine import Completion, Engine, Sampling
 from harness.lm.logprobs import LogProbs, StudentRequest, TeacherRequest, TeacherScores, head_of
 from harness.lm.optimiser import Updater, UpdateResult
+from harness.lm.packing import packs
 from harness.lm.precision import autocast
+from harness.lm.ranks import current_ranks
 from harness.lm.rollouts import Batch, Example, Rollout, make_batches, with_prompts
 from harness.lm.seeding import derive_seed
+from harness.lm.trained.weights import Trainable
 from harness.rundir.process.session import Timer
+from harness.teachers.local import LocalTeacher
 from harness.teachers.score_checks import ask, refuse_certainty
 from harness.teachers.teacher import Teacher
 
@@ -42,8 +47,11 @@ class ScoredRollouts:
 class Step:
     """One batch of prompts under one adapter."""
 
-    def __init__(self, adapter: LoopAdapter, ctx: StageContext, updater: Updater, index: int) -> None:
+    def __init__(
+        self, adapter: LoopAdapter, ctx: StageContext, weights: Trainable, updater: Updater, index: int
+    ) -> None:
         self.adapter, self.ctx, self.updater, self.index = adapter, ctx, updater, index
+        self.weights, self.student, self.ranks = weights, weights.module, current_ranks()
         self.scorer = adapter.scorer(ctx)
         self.figures = RolloutFigures()
         self.vocabulary = len(head_of(ctx.student.model).weight)
@@ -53,19 +61,23 @@ class Step:
         """Do the step and return its line of the step log."""
         with self.timer("generate"):
             rollouts = self.adapter.credit(self.ctx, self._respond(prompts))
-        _set_mode(self.ctx.student, self.adapter.disable_dropout)
+        _set_mode(self.student, self.adapter.disable_dropout)
         log = StepLog(rollouts, self.adapter.teacher_request.top_k)
         groups = _split(rollouts, self.adapter.updates_per_rollout)
         scored = [[self._score(batch) for batch in self._batches(group)] for group in groups]
-        every = [s for group in scored for s in group]
+        every = [s for group in scored for s in group if not s.batch.filler]
+        log.batches([s.batch for s in every])
         if self.scorer is not None:
-            refuse_certainty([(s.batch, s.teacher.sampled) for s in every])
-        if references := [(s.batch, s.logref) for s in every if s.logref is not None]:
+            refuse_certainty(self._of_all([(s.batch, s.teacher.sampled) for s in every]))
+        if references := self._of_all([(s.batch, s.logref) for s in every if s.logref is not None]):
             refuse_certainty(references)
         for group in scored:
             with self.timer("student"):
                 log.update(self._update(group, log))
-        self.ctx.keep(self.index, self._source, rollouts, [self.figures.of(rollout) for rollout in rollouts])
+        figures = self.ranks.gather([self.figures.of(rollout) for rollout in rollouts])
+        self.ctx.keep(
+            self.index, self._source, rollouts, [dict(ChainMap(*parts)) for parts in zip(*figures, strict=True)]
+        )
         return {"step": self.index, **log.summary(), "seconds": self.timer.seconds}
 
     def _respond(self, prompts: list[Example]) -> list[Rollout]:
@@ -82,15 +94,36 @@ class Step:
             seed=derive_seed(self.ctx.seed, "rollouts", self.index),
         )
         repeated = [example for example in prompts for _ in range(training.num_generations)]
-        completions = engine.generate([example.prompt for example in repeated], sampling)
+        completions = self._generate(engine, [example.prompt for example in repeated], sampling)
         return [Rollout(e, c.tokens, c.finish, logprobs=c.logprobs) for e, c in zip(repeated, completions, strict=True)]
+
+    def _generate(self, engine: Engine, prompts: list[list[int]], sampling: Sampling) -> list[Completion]:
+        """Return one completion for each prompt; each process answers its part of them."""
+        if self.ranks.size == 1:
+            return engine.generate(prompts, sampling)
+        # What a prompt is answered depends on how often the call held it, so one process has all its copies.
+        mine = self.ranks.share([tuple(prompt) for prompt in prompts])
+        with self.weights.whole():
+            own = engine.generate([prompts[i] for i in mine], sampling) if mine else []
+        answers = dict(pair for part in self.ranks.gather(list(zip(mine, own, strict=True))) for pair in part)
+        return [answers[i] for i in range(len(prompts))]
+
+    def _of_all(self, parts: list[tuple[Batch, Tensor]]) -> list[tuple[Batch, Tensor]]:
+        """Return what all processes have."""
+        if self.ranks.size == 1:
+            return parts
+        none = torch.empty(0)
+        light = [(Batch(none, none, none, none, none, batch.rollouts), scores.cpu()) for batch, scores in parts]
+        return [part for found in self.ranks.gather(light) for part in found]
 
     @property
     def _source(self) -> Source:
         return self.adapter.source(derive_seed(self.ctx.seed, "source", self.index))
 
     def _batches(self, rollouts: Sequence[Rollout]) -> list[Batch]:
-        return make_batches(rollouts, self.adapter.reduction, self.ctx.training.micro_batch, self.ctx.device)
+        training, packed = self.ctx.training, self.ctx.training.packs and packs(self.ctx.student.model)
+        limits = training.micro_batch, self.ctx.device, training.tokens_per_batch, packed
+        return make_batches(rollouts, self.adapter.reduction, *limits, self.ranks)
 
     def _score(self, batch: Batch) -> ScoredRollouts:
         with self.timer("teacher"):
@@ -123,7 +156,9 @@ class Step:
         return self._scores(self.ctx.reference, batch, TeacherRequest()).sampled
 
     def _scores(self, teacher: Teacher, batch: Batch, request: TeacherRequest) -> TeacherScores:
-        with autocast(self.ctx.device, self.ctx.training.autocast):
+        if not (isinstance(teacher, LocalTeacher) and packs(teacher.model)):
+            batch = batch.padded()
+        with autocast(self.ctx.device, self.ctx.training.scoring_autocast):
             return ask(teacher, batch, request, self.adapter.temperature(self.ctx.training), self.vocabulary)
 
     def _student(self, batch: Batch, ids: Tensor, teacher: TeacherScores | None = None) -> LogProbs:
@@ -133,12 +168,15 @@ class Step:
             held = slice(1, None) if self.adapter.teacher_request.rest else None
             asked = StudentRequest(temperature, self.adapter.divergence, teacher.rows, teacher.top_ids.shape[1], held)
         with autocast(self.ctx.device, self.ctx.training.autocast):
-            return self.ctx.student(batch, ids, asked)
+            return self.student(batch, ids, asked)
 
     def _update(self, group: list[ScoredRollouts], log: StepLog) -> UpdateResult:
-        weights = [partial(penalty, self.ctx.student) for penalty in self.ctx.penalties.weight]
-        result = self.updater.update([scored.batch for scored in group], self._loss(group, log), weights)
-        self.adapter.after_update(self.ctx)
+        penalties = [partial(penalty, self.student) for penalty in self.ctx.penalties.weight]
+        result = self.updater.update([scored.batch for scored in group], self._loss(group, log), penalties)
+        self.weights.publish()
+        if self.adapter.follows_updates:
+            with self.weights.whole():
+                self.adapter.after_update(self.ctx)
         return result
 
     def _loss(self, group: list[ScoredRollouts], log: StepLog) -> Callable[[Batch], Tensor]:
@@ -147,6 +185,8 @@ class Step:
         def loss_of(batch: Batch) -> Tensor:
             scored = by_batch[id(batch)]
             student = self._student(batch, scored.ids, scored.teacher)
+            if batch.filler:
+                return student.chosen.sum() * 0.0
             tokens = _tokens(student, scored, self.adapter.teacher_request.top_k)
             outcome = self.adapter.token_losses(tokens)
             if self.scorer is not None:

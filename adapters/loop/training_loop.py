@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -24,7 +24,11 @@ from harness.adapter import Adapter, Capabilities, Requirements, Source, StageCo
 from harness.config.training import Training
 from harness.errors import ConfigError, NotFiniteError, TaskError
 from harness.lm.logprobs import TeacherRequest
+from harness.lm.packing import packing
 from harness.lm.rollouts import Reduction, Rollout
+from harness.lm.trained.recompute import recomputed_layers
+from harness.lm.trained.trainable import trainable
+from harness.lm.trained.weights import Trainable
 
 if TYPE_CHECKING:
     from harness.lm.optimiser import Updater
@@ -57,8 +61,8 @@ class LoopAdapter(Adapter):
 
     @property
     def capabilities(self) -> Capabilities:
-        """It trains on responses of its `sources`, and the loop adds `ctx.penalties`."""
-        return Capabilities(trains_on=frozenset(self.sources), takes_penalties=True)
+        """It trains on responses of its `sources`, in several processes too, and the loop adds `ctx.penalties`."""
+        return Capabilities(trains_on=frozenset(self.sources), takes_penalties=True, distributes=True)
 
     @property
     def teacher_request(self) -> TeacherRequest:
@@ -114,8 +118,18 @@ class LoopAdapter(Adapter):
     def after_update(self, ctx: StageContext) -> None:
         """Do what a method does after each optimiser update, such as moving an average of the weights."""
 
+    @property
+    def follows_updates(self) -> bool:
+        """Whether `after_update` does anything."""
+        return type(self).after_update is not LoopAdapter.after_update
+
     def refuse(self, training: Training) -> None:
         """Raise `ConfigError` when the updates do not divide the responses of a step, from any source."""
+        if training.tokens_per_batch is not None and self.reduction == "micro_batch_mean":
+            raise ConfigError(
+                "reduction micro_batch_mean averages over micro-batches of a fixed number of sequences, but tokens_per_batch "
+                "makes others; set micro_batch in its place, or take another reduction"
+            )
         for source in self.sources:
             # The data has one reference for each prompt.
             each = 1 if source == "data" else training.num_generations
@@ -135,15 +149,21 @@ class LoopAdapter(Adapter):
         _check_rows(self.scorer(ctx), ctx)
         self.refuse(ctx.training)
         updates = ctx.training.steps * self.updates_per_rollout
-        updater = ctx.make_updater(ctx.student, ctx.training.optimizer, updates)
         guards = Guards(ctx.warn)
-        first = _resume(ctx, updater, guards)
-        for index, prompts in enumerate(islice(prompt_batches(ctx), first, ctx.training.steps), start=first):
-            with _log_non_finite_step(ctx, index):
-                line = Step(self, ctx, updater, index).run(prompts)
-            ctx.log({**line, "warnings": guards.look_at(line)})
-            ctx.measure(index + 1)
-            ctx.snapshots.offer(index + 1, lambda: _state(ctx, updater, guards))
+        with (
+            packing(_local_models(ctx), ctx.training.packs, ctx.warn),
+            trainable(ctx.student, ctx.training.precision) as weights,
+            recomputed_layers(weights.module, ctx.training.activation_checkpointing),
+        ):
+            updater = ctx.make_updater(weights.module, ctx.training.optimizer, updates)
+            first = _resume(ctx, weights, updater, guards)
+            for index, prompts in enumerate(islice(prompt_batches(ctx), first, ctx.training.steps), start=first):
+                with _log_non_finite_step(ctx, index):
+                    line = Step(self, ctx, weights, updater, index).run(prompts)
+                ctx.log({**line, "warnings": guards.look_at(line)})
+                with weights.whole() if ctx.measures(index + 1) else nullcontext():
+                    ctx.measure(index + 1)
+                ctx.snapshots.offer(index + 1, lambda: _state(ctx, weights, updater, guards))
         return StageResult(ctx.training.steps)
 
 
@@ -157,12 +177,12 @@ def _log_non_finite_step(ctx: StageContext, index: int) -> Generator[None]:
         raise
 
 
-def _resume(ctx: StageContext, updater: Updater, guards: Guards) -> int:
+def _resume(ctx: StageContext, weights: Trainable, updater: Updater, guards: Guards) -> int:
     """Restore the state of the snapshot, where there is one, and return the first step to do."""
     state = ctx.snapshots.load()
     if state is None:
         return 0
-    ctx.student.load_state_dict(state["student"])
+    weights.load_state_dict(state["student"])
     updater.load_state_dict(state["updater"])
     guards.load_state_dict(state["guards"])
     _set_generators(state)
@@ -171,9 +191,9 @@ def _resume(ctx: StageContext, updater: Updater, guards: Guards) -> int:
     return int(state["step"])
 
 
-def _state(ctx: StageContext, updater: Updater, guards: Guards) -> dict[str, Any]:
+def _state(ctx: StageContext, weights: Trainable, updater: Updater, guards: Guards) -> dict[str, Any]:
     state = {
-        "student": ctx.student.state_dict(),
+        "student": weights.state_dict(),
         "updater": updater.state_dict(),
         "guards": guards.state_dict(),
         **_generators(),
@@ -192,6 +212,13 @@ def _set_generators(state: Mapping[str, Any]) -> None:
     # A run may resume on a machine with a different number of GPUs; they then draw from their own seeds.
     if torch.cuda.is_available() and len(state["random_cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["random_cuda"])
+
+
+def _local_models(ctx: StageContext) -> list[Any]:
+    """Return the models of this process that read a stage's batches."""
+    from harness.teachers.local import LocalTeacher  # imports transformers
+
+    return [ctx.student.model, *(t.model for t in (ctx.teacher, ctx.reference) if isinstance(t, LocalTeacher))]
 
 
 def _check_rows(scorer: Teacher | None, ctx: StageContext) -> None:

@@ -38,6 +38,18 @@ class TRLDistillation(Adapter):
         """Raise `ConfigError` when TRL is not installed, or micro-batches do not divide the rollouts."""
         if importlib.util.find_spec("trl") is None:
             raise ConfigError("trains with TRL, which is not installed; install it with `pip install -e '.[trl]'`")
+        if training.precision == "bfloat16_master":
+            raise ConfigError(
+                "TRL keeps no master weights; set training.precision to float32 or autocast for this entry"
+            )
+        if training.tokens_per_batch is not None:
+            raise ConfigError(
+                "TRL takes micro-batches of one size; use training.micro_batch instead of tokens_per_batch"
+            )
+        if training.activation_checkpointing:
+            raise ConfigError(
+                "TRL has a switch of its own; use options.gradient_checkpointing, without training.activation_checkpointing"
+            )
         if (rollouts := training.prompts_per_step * training.num_generations) % (training.micro_batch or rollouts):
             raise ConfigError(
                 f"TRL takes micro-batches of one size, but micro_batch {training.micro_batch} does not divide the "

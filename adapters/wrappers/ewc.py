@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from adapters.wrappers.wrapper import PenaltyWrapper, penalised
 from harness.adapter import Penalties, StageContext
 from harness.lm.precision import autocast
+from harness.lm.ranks import is_split, local_part
 from harness.lm.rollouts import Example, Rollout, make_batches
 from harness.lm.seeding import derive_seed, permutation
 
@@ -49,14 +50,24 @@ class EWC(PenaltyWrapper):
         """Return the stage with the penalty."""
         if not ctx.past:
             return ctx
-        importance = fisher(ctx, _some(ctx, self.items))
-        return penalised(ctx, Penalties(weight=(lambda student: self.penalty(student, importance),)))
+        importance, split = fisher(ctx, _some(ctx, self.items)), Importance()
+
+        def held(student: nn.Module) -> Tensor:
+            for name, p in student.named_parameters() if not split else ():
+                if name in importance:
+                    weight, anchor = importance.pop(name)
+                    split[name] = (local_part(p, weight), local_part(p, anchor))
+            return self.penalty(student, split)
+
+        return penalised(ctx, Penalties(weight=(held,)))
 
     def penalty(self, student: nn.Module, importance: Importance) -> Tensor:
         """Return lambda/2 sum_i F_i (theta_i - theta*_i)^2."""
         named = dict(student.named_parameters())
         terms = [(weight * (named[name] - anchor) ** 2).sum() for name, (weight, anchor) in importance.items()]
-        return 0.5 * self.strength * torch.stack(terms).sum()
+        # Parts of several processes are added one by one; they cannot be stacked.
+        total = sum(terms[1:], terms[0]) if is_split(terms[0]) else torch.stack(terms).sum()
+        return 0.5 * self.strength * total
 
 
 def fisher(ctx: StageContext, examples: list[Example]) -> Importance:

@@ -26,11 +26,12 @@ OF_A_SERVER = (
     "api_key_variable",
 )
 # What a session may set for itself: out of memory in stage 3 is answered by a smaller micro-batch, not by starting again.
+_BATCHES = ("micro_batch", "tokens_per_batch", "packed", "activation_checkpointing")
 MAY_CHANGE = frozenset(
     {
-        *("device", "threads", "data", "include", "resources", "trust_remote_code"),
+        *("device", "threads", "parallel", "data", "include", "resources", "trust_remote_code"),
         *("evaluation.batch_size", "evaluation.teacher"),
-        *("training.micro_batch", "stages.*.training.micro_batch", "adapter.training.micro_batch"),
+        *(f"{where}training.{key}" for where in ("", "stages.*.", "adapter.") for key in _BATCHES),
         *("vllm.gpu_memory_utilization", "vllm.cpu_cache_gib"),
         *(f"vllm_server.{key}" for key in ("urls", "shared_folder", "concurrency", "timeout", "deadline")),
         # Where a teacher is served and how patiently it is asked; that it is the same one is checked by its scores.

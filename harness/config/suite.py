@@ -55,6 +55,12 @@ class AdapterEntry(Strict):
     )
 
 
+class Parallel(Strict):
+    """How many processes of this machine train one stage together; on GPUs, one process for each."""
+
+    processes: int = Field(default=1, gt=0)
+
+
 class Stage(Strict):
     """One adaptation step: a task, and what differs from the suite's defaults.
 
@@ -146,6 +152,9 @@ class Suite(Strict):
     data: dict[str, str] = Field(default={}, description="name to a local path, handed to the tasks' loaders")
     include: tuple[str, ...] = Field(default=(), description="folders with more task files")
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    parallel: Parallel = Field(
+        default=Parallel(), description="processes that train a stage together, and share its weights"
+    )
     threads: int | None = Field(default=None, gt=0, description="CPU threads of one run; null leaves torch's default")
     trackers: tuple[Tracker, ...] = Field(
         default=(), description="experiment trackers that get a copy of the figures as a run goes on"
@@ -188,6 +197,8 @@ class Suite(Strict):
     def _omit_defaults(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
         """Leave out the default backend, so that a suite without the key keeps its hash; add settings of others."""
         dumped: dict[str, Any] = dump(self)
+        if self.parallel == Parallel():
+            dumped.pop("parallel", None)
         if self.origin is None:
             dumped.pop("origin", None)
         if self.resources is None:

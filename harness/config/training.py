@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from harness.config.base import Strict, merge
+from harness.config.base import Strict, is_mapping, merge
+
+Precision = Literal["float32", "autocast", "bfloat16_master"]
 
 
 class Optimizer(Strict):
@@ -42,8 +44,36 @@ class Training(Strict):
     autocast: Literal["bfloat16"] | None = Field(
         default=None, description="of forward and backward passes of the student, and of a local teacher's forward"
     )
+    tokens_per_batch: int | None = Field(
+        default=None,
+        gt=0,
+        description="positions in one forward, padding included; null has no limit. A longer sequence is alone",
+    )
+    packed: bool = Field(
+        default=True,
+        description="with `tokens_per_batch`: the sequences of a batch in one row without padding, where the model takes it",
+    )
+    precision: Precision = Field(
+        default="float32",
+        description="`float32`; `autocast`, float32 weights and bfloat16 passes; `bfloat16_master`, bfloat16 weights with "
+        "float32 master weights in the optimiser; where `autocast` says otherwise, this decides",
+    )
+    tf32: bool = Field(default=False, description="float32 matrix products of a GPU in TF32, with 10 bits of mantissa")
+    activation_checkpointing: bool = Field(
+        default=False, description="keep the inputs of each layer only, and compute the rest again in the backward pass"
+    )
     train_items: int | None = Field(default=None, gt=0, description="first training items used; null takes all")
     optimizer: Optimizer = Optimizer()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _precision_settles_autocast(cls, data: Any) -> Any:
+        """Make `precision` and the older key `autocast` say the same; where both are given, `precision` decides."""
+        if not is_mapping(data):
+            return data
+        if data.get("precision") is None:
+            return {**data, "precision": "float32" if data.get("autocast") is None else "autocast"}
+        return {**data, "autocast": "bfloat16" if data["precision"] == "autocast" else None}
 
     @model_validator(mode="after")
     def _is_one_budget(self) -> Self:
@@ -55,10 +85,13 @@ class Training(Strict):
 
     @model_serializer(mode="wrap")
     def _write_one_budget(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out the budget that is not used, so that suites in steps keep their hash."""
+        """Leave out the budget that is not used, and later keys at their default, so that earlier suites keep their hash."""
         dumped: dict[str, Any] = dump(self)
-        unused = "epochs" if self.epochs is None else "steps"
-        return {key: value for key, value in dumped.items() if key != unused}
+        unused = {"epochs" if self.epochs is None else "steps"}
+        unused |= {key for key, default in LATER.items() if dumped.get(key) == default}
+        if dumped.get("precision") != "bfloat16_master":  # `autocast` says it
+            unused.add("precision")
+        return {key: value for key, value in dumped.items() if key not in unused}
 
     def for_items(self, items: int) -> Training:
         """Return the budget in steps for a stage of so many training items, rounded up to whole steps."""
@@ -66,6 +99,19 @@ class Training(Strict):
             return self
         steps = max(1, math.ceil(self.epochs * items / self.prompts_per_step))
         return Training.model_validate({**self.model_dump(exclude={"epochs"}), "steps": steps})
+
+    @property
+    def packs(self) -> bool:
+        """Whether batches are to be packed."""
+        return self.packed and self.tokens_per_batch is not None
+
+    @property
+    def scoring_autocast(self) -> Literal["bfloat16"] | None:
+        """The autocast of passes of models that do not train: a teacher, or the stage's start."""
+        return None if self.precision == "float32" else "bfloat16"
+
+
+LATER: dict[str, Any] = {"tokens_per_batch": None, "packed": True, "tf32": False, "activation_checkpointing": False}
 
 
 def merge_training(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

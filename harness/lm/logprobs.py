@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from harness.errors import ModelError
 from harness.lm.output_layer import Divergence, Head, Rows, SelectedLogProbs, WholeVocabulary, scan, wide
+from harness.lm.packing import packed_inputs
 from harness.lm.rollouts import Batch
 
 
@@ -71,9 +72,10 @@ def selected_logprobs(hidden: Tensor, head: Head, ids: Tensor, held: Tensor | No
     `hidden` is (N, H), `ids` (N, C); with `held` (N, K) the result has the log-probability `rest` of all other tokens. The
     gradient reaches `hidden`, `head.weight` and `head.bias`: d chosen_c / d logits_v = 1[v = ids_c] - softmax_v.
     """
-    # Log-probabilities are differences of large numbers, so the output layer keeps its weights' precision under autocast.
+    # Log-probabilities are differences of large numbers: under autocast a CPU keeps the head's precision, a GPU the sums'.
+    products = head.for_products(hidden)
     with torch.autocast(hidden.device.type, enabled=False):
-        values = SelectedLogProbs.apply(hidden.to(head.weight.dtype), head.weight, head.bias, ids, head, held)
+        values = SelectedLogProbs.apply(hidden.to(products.weight.dtype), head.weight, head.bias, ids, products, held)
     chosen, entropy, logsumexp, rest = values  # pyright: ignore[reportGeneralTypeIssues]
     return LogProbs(chosen, entropy, logsumexp, rest=rest)
 
@@ -84,14 +86,16 @@ def divergence_of(hidden: Tensor, head: Head, teacher: Rows, divergence: Diverge
     `divergence` maps log-probabilities (n, V) of student and teacher to losses (n,). A chunk's rows are computed twice, once
     for the loss and once for its gradient, and are never stored in between.
     """
+    products = head.for_products(hidden)
     with torch.autocast(hidden.device.type, enabled=False):
-        hidden = hidden.to(head.weight.dtype)
-        return WholeVocabulary.apply(hidden, head.weight, head.bias, head, teacher, divergence)  # pyright: ignore[reportReturnType]
+        hidden = hidden.to(products.weight.dtype)
+        return WholeVocabulary.apply(hidden, head.weight, head.bias, products, teacher, divergence)  # pyright: ignore[reportReturnType]
 
 
 @torch.no_grad()
 def teacher_scores(hidden: Tensor, head: Head, sampled: Tensor, request: TeacherRequest) -> TeacherScores:
     """Return log-probabilities of `sampled` (N,) and what `request` names, from hidden states (N, H)."""
+    head = head.for_products(hidden)
     hidden = hidden.to(head.weight.dtype)
 
     @torch.no_grad()
@@ -113,6 +117,7 @@ def teacher_scores(hidden: Tensor, head: Head, sampled: Tensor, request: Teacher
 @torch.no_grad()
 def top_ids(hidden: Tensor, head: Head, k: int) -> Tensor:
     """Return the K most probable ids (N, K) at hidden states (N, H)."""
+    head = head.for_products(hidden)
     with torch.autocast(hidden.device.type, enabled=False):
         return head.logits(hidden.to(head.weight.dtype)).topk(k, dim=-1).indices
 
@@ -158,11 +163,12 @@ class StudentForward(nn.Module):
 def response_hidden(model: Any, batch: Batch) -> Tensor:
     """Return hidden states (N, H) at the positions whose next token is a response token."""
     # Right padding needs no attention mask: under causal attention no real token attends to a pad.
-    return _hidden(model, batch.input_ids)[batch.predicts]
+    further = packed_inputs(model, batch.lengths, batch.input_ids.device) if batch.packed else {}
+    return _hidden(model, batch.input_ids, **further)[batch.predicts]
 
 
-def _hidden(model: Any, ids: Tensor) -> Tensor:
-    return model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+def _hidden(model: Any, ids: Tensor, **further: Any) -> Tensor:
+    return model.get_decoder()(input_ids=ids, use_cache=False, **further).last_hidden_state
 
 
 def head_of(model: Any, temperature: float = 1.0) -> Head:

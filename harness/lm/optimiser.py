@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from harness.config.training import Optimizer
 from harness.errors import NotFiniteError
+from harness.lm.ranks import current_ranks, local_part, whole
 from harness.lm.rollouts import Batch
 
 
@@ -50,15 +50,24 @@ class Updater:
     ) -> UpdateResult:
         """Add up the gradients of `loss_of` over micro-batches and of each penalty once, clip, step.
 
+        Where several processes train, `batches` are this one's; the gradients of all are added, and each process steps its
+        part of the weights.
+
         `loss_of` returns a micro-batch's share of the whole loss, so that accumulation equals one big batch. Raises
         `NotFiniteError` before the weights change when loss or gradient is not finite.
         """
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
-        for loss in chain((loss_of(batch) for batch in batches), (penalty() for penalty in penalties)):
+        for batch in batches:
+            loss = loss_of(batch)
             loss.backward()
             total += loss.item()
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.grad_clip))
+        total = sum(current_ranks().gather(total))
+        for penalty in penalties:
+            loss = penalty()
+            loss.backward()
+            total += whole(loss).item()
+        norm = float(whole(nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)))
         if not math.isfinite(total) or not math.isfinite(norm):
             raise NotFiniteError(
                 f"loss {total} or gradient norm {norm} is not finite; lower the learning rate or grad_clip"
@@ -74,7 +83,12 @@ class Updater:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore optimiser and schedule from a snapshot."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        kept = state["optimizer"]
+        parts = {
+            place: {name: local_part(self.parameters[place], value) for name, value in moments.items()}
+            for place, moments in kept["state"].items()
+        }
+        self.optimizer.load_state_dict({**kept, "state": parts})
         self.scheduler.load_state_dict(state["scheduler"])
 
 

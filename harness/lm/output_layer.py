@@ -23,6 +23,10 @@ LARGE_TILE = (4096, 8192)
 LONGER = 8
 # Elements of a chunk of rows, for losses that need the whole vocabulary at once.
 CHUNK_ELEMENTS = 2**24
+# Devices whose autocast computes the products of the output layer in bfloat16; a CPU keeps its weights' precision.
+NARROW_UNDER_AUTOCAST = {"cuda"}
+# Devices on which a tile's elementwise work is one Triton kernel (`harness.lm.fused`); none until its speed is measured there.
+FUSED: set[str] = set()
 Rows = Callable[[slice], Tensor]
 Divergence = Callable[[Tensor, Tensor], Tensor]
 
@@ -46,12 +50,32 @@ class Head:
         """Return the head of a part of the vocabulary."""
         return replace(self, weight=self.weight[columns], bias=None if self.bias is None else self.bias[columns])
 
+    @torch.no_grad()
+    def for_products(self, hidden: Tensor) -> Head:
+        """Return the head that is multiplied with: a bfloat16 copy where autocast asks for one, else this head.
+
+        The copy is made for each pass, which costs a hundredth of it. It cannot be kept: a fused optimiser changes weights
+        without a trace.
+        """
+        kind = hidden.device.type
+        if kind not in NARROW_UNDER_AUTOCAST or not torch.is_autocast_enabled(kind):
+            return self
+        bias = None if self.bias is None else self.bias.to(torch.bfloat16)
+        return replace(self, weight=self.weight.to(torch.bfloat16), bias=bias)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Return float logits (n, V) of hidden states (n, H)."""
-        raw = nn.functional.linear(hidden, self.weight, self.bias).to(wide(self.weight))
+        raw = self.products(hidden)
         if self.softcap is None:
             return raw if self.factor == 1 else raw.mul_(self.factor)
         return raw.mul_(self.scale / self.softcap).tanh_().mul_(self.softcap / self.temperature)
+
+    def products(self, hidden: Tensor) -> Tensor:
+        """Return hidden @ weight.T + bias (n, V) as floats; a GPU does not round them to the weights' dtype first."""
+        if hidden.is_cuda and hidden.dtype != wide(hidden):
+            raw = torch.mm(hidden, self.weight.T, out_dtype=wide(hidden))
+            return raw if self.bias is None else raw.add_(self.bias)
+        return nn.functional.linear(hidden, self.weight, self.bias).to(wide(self.weight))
 
     def to_linear(self, grad: Tensor, logits: Tensor) -> Tensor:
         """Return the gradient (n, V) at the linear layer's output from the gradient at the logits, which it overwrites."""
@@ -86,8 +110,16 @@ class SelectedLogProbs(torch.autograd.Function):
         """
         hidden, weight, bias, ids, logsumexp, held, rest = ctx.saved_tensors
         above = grads[0].sum(-1, keepdim=True) + (0 if held is None else grads[3][:, None])
-        total = Gradients(hidden, weight, bias, ctx.needs_input_grad)
+        total = Gradients(hidden, weight, bias, ctx.head.weight, ctx.needs_input_grad)
         tokens, width = tile_size(hidden)
+        if held is None and hidden.device.type in FUSED:
+            from harness.lm.fused import fused_gradient  # imports triton
+
+            for rows, columns in product(spans(len(hidden), tokens), spans(len(weight), width)):
+                raw, start = ctx.head.part(columns).products(hidden[rows]), columns.start
+                parts = raw, ids[rows], grads[0][rows], logsumexp[rows], start, ctx.head, ctx.head.weight.dtype
+                total.add(rows, columns, fused_gradient(*parts))
+            return *total.result(), None, None, None
         for rows, columns in product(spans(len(hidden), tokens), spans(len(weight), width)):
             part = ctx.head.part(columns)
             logits = part.logits(hidden[rows])
@@ -119,7 +151,7 @@ class WholeVocabulary(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         """Compute each chunk's logits again and differentiate the divergence there."""
         hidden, weight, bias = ctx.saved_tensors
-        total = Gradients(hidden, weight, bias, ctx.needs_input_grad)
+        total = Gradients(hidden, weight, bias, ctx.head.weight, ctx.needs_input_grad)
         for rows in row_chunks(hidden, weight):
             logits = ctx.head.logits(hidden[rows])
             grad = _divergence_gradient(logits, ctx.teacher(rows), ctx.divergence, grads[0][rows])
@@ -160,6 +192,8 @@ def scan(hidden: Tensor, head: Head, ids: Tensor, top_k: int = 0, held: Tensor |
     Raises `ModelError` for ids outside the output layer.
     """
     _refuse_ids_outside(ids, head)
+    if not top_k and held is None and hidden.device.type in FUSED:
+        return _fused_scan(hidden, head, ids)
     tokens, width = tile_size(hidden)
     if top_k:
         tokens, width = max(1, tokens // LONGER), width * LONGER
@@ -170,6 +204,21 @@ def scan(hidden: Tensor, head: Head, ids: Tensor, top_k: int = 0, held: Tensor |
             running.add(head.part(columns).logits(hidden[rows]), columns)
         blocks.append(running.result())
     return ScanResult(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
+
+
+def _fused_scan(hidden: Tensor, head: Head, ids: Tensor) -> ScanResult:
+    from harness.lm.fused import FusedSums  # imports triton
+
+    tokens, width = tile_size(hidden)
+    blocks: list[tuple[Tensor, ...]] = []
+    for rows in spans(max(1, len(hidden)), tokens):
+        running = FusedSums(ids[rows], wide(head.weight))
+        for columns in spans(len(head.weight), width):
+            running.add(head.part(columns).products(hidden[rows]), columns.start, head)
+        blocks.append(running.result())
+    chosen, entropy, logsumexp = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+    nothing = chosen[:, :0]
+    return ScanResult(chosen, entropy, logsumexp, logsumexp - logsumexp, nothing, ids[:, :0])
 
 
 def _refuse_ids_outside(ids: Tensor, head: Head) -> None:
@@ -255,10 +304,15 @@ def marked(ids: Tensor, columns: slice) -> Tensor:
 
 
 class Gradients:
-    """Gradients of hidden states and head, those that are needed, added up from tiles in float32 or wider."""
+    """Gradients of hidden states and head, those that are needed, added up from tiles in float32 or wider.
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needed: tuple[bool, ...]) -> None:
-        self.inputs = (hidden, weight, bias)
+    `multiplied` is the weight of the products: the head's own, or its copy in another dtype.
+    """
+
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, multiplied: Tensor, needed: tuple[bool, ...]
+    ) -> None:
+        self.inputs, self.multiplied = (hidden, weight, bias), multiplied
         self.sums = [
             torch.zeros_like(leaf, dtype=wide(leaf)) if leaf is not None and need else None
             for leaf, need in zip(self.inputs, needed, strict=False)
@@ -266,10 +320,10 @@ class Gradients:
 
     def add(self, rows: slice, columns: slice, grad: Tensor) -> None:
         """Add the contribution of the gradient (n, v) at the linear layer's output."""
-        (hidden, weight, _), (to_hidden, to_weight, to_bias) = self.inputs, self.sums
-        narrow = grad.to(weight.dtype)
+        hidden, (to_hidden, to_weight, to_bias) = self.inputs[0], self.sums
+        narrow = grad.to(self.multiplied.dtype)
         if to_hidden is not None:
-            _add_product(to_hidden[rows], narrow, weight[columns])
+            _add_product(to_hidden[rows], narrow, self.multiplied[columns])
         if to_weight is not None:
             _add_product(to_weight[columns], narrow.T, hidden[rows])
         if to_bias is not None:

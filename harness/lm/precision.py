@@ -1,7 +1,9 @@
-"""bfloat16 autocast of forward passes, and the attention implementation that suits it."""
+"""bfloat16 autocast of forward passes, the attention implementation that suits it, and TF32."""
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -23,3 +25,14 @@ def suit_attention(model: Any, dtype: Literal["bfloat16"] | None) -> None:
     short = model.config.get_text_config().max_position_embeddings <= SHORT_CONTEXT
     if short and model.device.type == "cpu":
         model.set_attn_implementation("sdpa" if dtype is None else "eager")
+
+
+@contextmanager
+def tf32(allowed: bool) -> Generator[None]:
+    """Let a GPU compute float32 matrix products in TF32 in this block, or forbid it; a CPU knows no TF32."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

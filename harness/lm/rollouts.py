@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from harness.lm.ranks import ALONE, Ranks
+
 Finish = Literal["stop", "length"]
 Reduction = Literal["sequence_mean", "token_mean", "micro_batch_mean"]
 
@@ -47,11 +49,12 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded sequences (B, T); N response tokens in row-major order.
+    """Right-padded sequences (B, T), or all in one row (1, T) without padding; N response tokens in row-major order.
 
     `predicts` (B, T) is true at position t when token t + 1 belongs to the response. `targets`, `weights` and `credit` (N,)
     are those tokens, their share of the loss and the credit of their response. Masks come from lengths, never from the pad
-    id, which may equal eos. `rollouts` has one entry per row.
+    id, which may equal eos. `rollouts` has one entry per sequence. `packed` says that one row holds them all;
+    `filler` that all weights are 0, because other processes have the micro-batch's sequences and this one must keep step.
     """
 
     input_ids: Tensor
@@ -60,40 +63,104 @@ class Batch:
     weights: Tensor
     credit: Tensor
     rollouts: tuple[Rollout, ...]
+    packed: bool = False
+    filler: bool = False
+
+    @property
+    def lengths(self) -> list[int]:
+        """The tokens of each sequence."""
+        return [len(rollout.prompt_and_response) for rollout in self.rollouts]
+
+    @property
+    def padding(self) -> int:
+        """How many of the positions are padding."""
+        return self.input_ids.numel() - sum(self.lengths)
+
+    def padded(self) -> Batch:
+        """Return the same sequences and tokens with a row for each sequence."""
+        if not self.packed:
+            return self
+        ids, predicts = _rows(self.rollouts)
+        device = self.input_ids.device
+        return replace(self, input_ids=ids.to(device), predicts=predicts.to(device), packed=False)
 
 
 def make_batches(
-    rollouts: Sequence[Rollout], reduction: Reduction, micro_batch: int | None, device: torch.device | str = "cpu"
+    rollouts: Sequence[Rollout],
+    reduction: Reduction,
+    micro_batch: int | None,
+    device: torch.device | str = "cpu",
+    tokens: int | None = None,
+    packed: bool = False,
+    ranks: Ranks = ALONE,
 ) -> list[Batch]:
     """Split rollouts into micro-batches of similar length whose weighted losses add up to the one-batch loss.
+
+    A micro-batch has at most `micro_batch` sequences and `tokens` positions, padding included; a longer sequence is alone.
+    `packed` puts its sequences into one row. Empty responses have no tokens and are left out.
+
+    Several processes share each micro-batch: `micro_batch` counts the sequences of all of them, `tokens` the positions of
+    each, to within a sequence. All get as many batches, with the weights that one process would give.
 
     `sequence_mean` gives each token the weight 1 / (B |y|), `token_mean` 1 / sum |y|, over all rollouts together.
     `micro_batch_mean` gives it (b / B) / sum |y| over the b sequences of its micro-batch, so that the loss depends on
     `micro_batch`; it is what the released AOPD code computes (a token mean in each micro-batch, weighted by its share of the
-    sequences). Empty responses have no tokens and are left out.
+    sequences).
     """
     filled = sorted((r for r in rollouts if r.response), key=lambda r: len(r.prompt_and_response), reverse=True)
     if not filled:
         return []
-    tokens = sum(len(r.response) for r in filled)
-    size = micro_batch or len(filled)
-    groups = [filled[start : start + size] for start in range(0, len(filled), size)]
-    return [_collate(group, reduction, len(filled), tokens, device) for group in groups]
+    total = sum(len(r.response) for r in filled)
+    groups = _groups(filled, micro_batch or len(filled), tokens, packed, ranks.size)
+    whole = [_collate(group, reduction, len(filled), total, device, packed) for group in groups]
+    return whole if ranks.size == 1 else [_part(batch, ranks) for batch in whole]
+
+
+def _part(batch: Batch, ranks: Ranks) -> Batch:
+    """Return one process's sequences of a micro-batch with their weights; a filler where there are none for it."""
+    mine = range(ranks.rank, len(batch.rollouts), ranks.size)
+    rollouts = tuple(batch.rollouts[i] for i in mine) or batch.rollouts[-1:]
+    lengths = [len(rollout.response) for rollout in batch.rollouts]
+    weights, credit = batch.weights.split(lengths), batch.credit.split(lengths)
+    part = _collate(rollouts, "token_mean", len(rollouts), 1, batch.input_ids.device, batch.packed)
+    if not mine:
+        return replace(part, weights=torch.zeros_like(part.weights), filler=True)
+    own = {"weights": torch.cat([weights[i] for i in mine]), "credit": torch.cat([credit[i] for i in mine])}
+    return replace(part, **own)
+
+
+def _groups(filled: list[Rollout], size: int, tokens: int | None, packed: bool, processes: int) -> list[list[Rollout]]:
+    """Cut rollouts, longest first, where the next one would exceed the number of sequences or of positions."""
+    groups: list[list[Rollout]] = []
+    used = 0
+    for rollout in filled:
+        # The first of a group is its longest, whose length all rows have.
+        more = len(rollout.prompt_and_response) if packed or not groups else len(groups[-1][0].prompt_and_response)
+        if not groups or len(groups[-1]) == size or (tokens is not None and used + more > tokens * processes):
+            groups.append([])
+            used, more = 0, len(rollout.prompt_and_response)
+        groups[-1].append(rollout)
+        used += more
+    return groups
 
 
 def _collate(
-    group: Sequence[Rollout], reduction: Reduction, sequences: int, tokens: int, device: torch.device | str
+    group: Sequence[Rollout],
+    reduction: Reduction,
+    sequences: int,
+    tokens: int,
+    device: torch.device | str,
+    packed: bool,
 ) -> Batch:
-    width = max(len(r.prompt_and_response) for r in group)
-    ids = torch.zeros(len(group), width, dtype=torch.long)
-    predicts = torch.zeros(len(group), width, dtype=torch.bool)
+    ids, predicts = _rows(group)
+    if packed:
+        real = torch.arange(ids.shape[1]) < torch.tensor([[len(r.prompt_and_response)] for r in group])
+        ids, predicts = ids[real][None], predicts[real][None]
     weights: list[float] = []
     own = sum(len(r.response) for r in group)
     credit: list[float] = []
-    for row, rollout in enumerate(group):
-        start, length = len(rollout.example.prompt), len(rollout.response)
-        ids[row, : start + length] = torch.tensor(rollout.prompt_and_response)
-        predicts[row, start - 1 : start + length - 1] = True
+    for rollout in group:
+        length = len(rollout.response)
         shares = {
             "sequence_mean": 1 / (sequences * length),
             "token_mean": 1 / tokens,
@@ -103,10 +170,22 @@ def _collate(
         credit += [rollout.credit] * length
     targets = torch.tensor([token for rollout in group for token in rollout.response])
     weight, credits = torch.tensor(weights, device=device), torch.tensor(credit, device=device)
-    return Batch(ids.to(device), predicts.to(device), targets.to(device), weight, credits, tuple(group))
+    return Batch(ids.to(device), predicts.to(device), targets.to(device), weight, credits, tuple(group), packed)
+
+
+def _rows(group: Sequence[Rollout]) -> tuple[Tensor, Tensor]:
+    """Return ids and `predicts` (B, T) with one row for each rollout."""
+    width = max(len(r.prompt_and_response) for r in group)
+    ids = torch.zeros(len(group), width, dtype=torch.long)
+    predicts = torch.zeros(len(group), width, dtype=torch.bool)
+    for row, rollout in enumerate(group):
+        start, length = len(rollout.example.prompt), len(rollout.response)
+        ids[row, : start + length] = torch.tensor(rollout.prompt_and_response)
+        predicts[row, start - 1 : start + length - 1] = True
+    return ids, predicts
 
 
 def with_prompts(batch: Batch, prompts: Sequence[list[int]]) -> Batch:
-    """Return a batch of the same responses in the same order after different prompts, one per row."""
+    """Return a batch of the same responses in the same order after different prompts, one per sequence."""
     rows = [replace(r, example=replace(r.example, prompt=p)) for r, p in zip(batch.rollouts, prompts, strict=True)]
-    return _collate(rows, "token_mean", len(rows), len(batch.targets), batch.input_ids.device)
+    return _collate(rows, "token_mean", len(rows), len(batch.targets), batch.input_ids.device, batch.packed)

@@ -85,7 +85,7 @@ def describe_splits(task: ConfigurableTask) -> str:
 
 def _named_splits(contents: Sequence[Mapping[str, Any]]) -> set[Any]:
     names = ("training_split", "validation_split", "test_split", "fewshot_split")
-    return {content.get(name) for content in contents for name in names} - {None}
+    return {str(split) for content in contents for name in names if (split := content.get(name)) is not None}
 
 
 def _unread_data(name: str, contents: Sequence[Mapping[str, Any]], error: Exception) -> str | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from jinja2 import TemplateSyntaxError
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.api.utils import maybe_delimit
@@ -358,7 +359,17 @@ def _rows(docs: Any, limit: int | None) -> list[dict[str, Any]]:
 
 def _named(field: str, doc: Mapping[str, Any]) -> Any:
     """Return a document's field, or a Jinja template filled from it."""
-    return doc[field] if field in doc else apply_template(field, dict(doc))
+    try:
+        if field in doc:
+            return doc[field]
+        return apply_template(field, dict(doc))
+    except (
+        TypeError,
+        TemplateSyntaxError,
+    ) as error:  # no name and no template; a field that is missing is named elsewhere
+        raise TaskError(
+            f"metadata.harness names {field!r}, expected a field of the records ({', '.join(doc)}) or a template ({error})"
+        ) from error
 
 
 def item_id(doc: Mapping[str, Any]) -> str:

@@ -167,6 +167,7 @@ class RunResources:
         """Refuse what would fail or be cut silently hours later: tasks that cannot be stages, prompts that do not fit."""
         check_trackers(self.suite.trackers)
         self.engines.check()
+        self._check_processes()
         self._check_teachers()
         for name in self.spec.trained:
             check_stage_task(self.tasks[name])
@@ -183,6 +184,19 @@ class RunResources:
 
         check_training_prompts(self.spec, self.tasks, context, longest)
         self._check_teacher_contexts(longest)
+
+    def _check_processes(self) -> None:
+        if (count := self.suite.parallel.processes) == 1:
+            return
+        if not self.adapter.capabilities.distributes and self.spec.kind != "none":
+            raise ConfigError(
+                f"parallel.processes is {count}, but adapters.{self.spec.entry} trains in one process; set it to 1"
+            )
+        if not self.engines.backend.in_process:
+            raise ConfigError(
+                f"parallel.processes is {count}, whose processes generate their own rollouts, but backend is "
+                f"{self.suite.backend}; set backend: hf, or parallel.processes: 1"
+            )
 
     def _check_teachers(self) -> None:
         refuse_teachers(self.spec, self.adapter)
@@ -233,7 +247,7 @@ class RunResources:
 
     def checkpoint_of(self, spec: Model) -> Path:
         """Return the folder of a model of this run, built or fetched where it is not there."""
-        return checkpoint_of(spec, self.spec.seed, self.library, self._building)
+        return checkpoint_of(spec, self.spec.seed, self.library, self._building, self.device)
 
     def warn(self, sentence: str) -> None:
         """Tell the user a sentence, and the run's log."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from harness.adapter import Adapter, StageContext
 from harness.config.base import digest
-from harness.config.run_spec import PlannedStage, identity_of
+from harness.config.models import Model
+from harness.config.run_spec import PlannedStage, RunSpec, identity_of
 from harness.config.teacher_settings import Needs
 from harness.config.training import Training
 from harness.engines.engine import Engine
@@ -21,19 +24,20 @@ from harness.errors import RunError, StoppedError, TrainingError
 from harness.evaluation.learning_curve import CurveRecorder
 from harness.lm.checkpoints import Loaded, files_digest, load, save, weights_digest
 from harness.lm.logprobs import StudentForward, check_head
-from harness.lm.precision import suit_attention
+from harness.lm.precision import suit_attention, tf32
 from harness.lm.rollouts import Example
 from harness.lm.seeding import derive_seed, seed_global_generators
+from harness.pipeline.rank_processes import several_processes
 from harness.pipeline.resources import RunResources
 from harness.rundir.files import CURVE, as_record, file_digest, full_disk_named, json_line, sync_tree, write_sealed
-from harness.rundir.process.progress import SHOWN, Counter
+from harness.rundir.process.progress import SHOWN, Counter, silent
 from harness.rundir.process.session import this_session
 from harness.rundir.process.trackers import Log
 from harness.rundir.retention import check_space
-from harness.rundir.rollout_log import Keep, Trajectories
+from harness.rundir.rollout_log import Keep, Trajectories, keep_nothing
 from harness.rundir.schema import DoneFile, StepLine
 from harness.rundir.shared_stages import SharedStages
-from harness.rundir.snapshots import FileSnapshots
+from harness.rundir.snapshots import FileSnapshots, shared_snapshots
 from harness.rundir.store import RunStore, StageFolder
 from harness.teachers.local import LocalTeacher, frozen_copy
 from harness.teachers.teacher import OpenTeacher
@@ -73,18 +77,38 @@ class StageTrainer:
             self.resources.weights[f"stage_{stage.index}_teacher" if stage.own_teacher else "teacher"] = done.teacher
         return folder.checkpoint
 
+    def follow(self, stage: PlannedStage, checkpoint: Path, weights: str, folder: Path) -> None:
+        """Train one stage as one of several processes, of which the first one writes the run directory; `folder` is empty."""
+        student = load(checkpoint, _as_trained(self.suite.student, stage.training), self.device)
+        suit_attention(student.model, stage.training.autocast)
+        engine = HFEngine(student.model, student.renderer.tokenizer, stage.training.generation_batch)
+        context = self._context(folder, stage, student, weights, engine, keep_nothing)
+        seed_global_generators(context.seed)
+        with tf32(context.training.tf32):
+            self.resources.adapter_of(stage).train_stage(
+                replace(context, log=lambda _: None, warn=lambda _: None, measure=lambda _: None)
+            )
+
+    def _processes(self, stage: PlannedStage, checkpoint: Path, weights: str) -> AbstractContextManager[None]:
+        """Have the suite's number of processes train a stage, for an adapter that trains in several."""
+        count = self.suite.parallel.processes
+        if count == 1 or not self.resources.adapter_of(stage).capabilities.distributes:
+            return nullcontext()
+        return several_processes(count, self.device, partial(_follow, self.spec, stage.index, checkpoint, weights))
+
     def _train_whole(self, folder: StageFolder, stage: PlannedStage, checkpoint: Path, before: str) -> DoneFile:
         train = folder.open_training()
         weights = self.resources.verify(checkpoint, before)
         self._check_space(stage, checkpoint)
         with self.phase("models"):
-            student = load(checkpoint, self.suite.student, self.device)
+            student = load(checkpoint, _as_trained(self.suite.student, stage.training), self.device)
             check_head(student.model)
             suit_attention(student.model, stage.training.autocast)
         trajectories = Trajectories(train, student.renderer, self.suite.keep_rollouts)
         engine = self._engine(student, stage, checkpoint)
-        context = self._context(train, stage, student, weights, engine, trajectories.keep)
-        done = self._train(train, self.resources.adapter_of(stage), context, student, checkpoint)
+        with self._processes(stage, checkpoint, weights):
+            context = self._context(train, stage, student, weights, engine, trajectories.keep)
+            done = self._train(train, self.resources.adapter_of(stage), context, student, checkpoint)
         trajectories.finish()
         sync_tree(train)
         logs = {name: file_digest(train / name) for name in LOGS if (train / name).is_file()}
@@ -121,7 +145,11 @@ class StageTrainer:
     def _train(self, train: Path, adapter: Adapter, context: StageContext, student: Loaded, start: Path) -> DoneFile:
         started = time.perf_counter()
         seed_global_generators(context.seed)
-        with self.phase("train"), _save_last_good_on_failure(student, train.parent / "last_good"):
+        with (
+            self.phase("train"),
+            tf32(context.training.tf32),
+            _save_last_good_on_failure(student, train.parent / "last_good"),
+        ):
             self.resources.stop.cost = f"{train.parent.name} begins again, since its adapter keeps no snapshots; "
             try:
                 context.measure(0)
@@ -145,7 +173,7 @@ class StageTrainer:
     def _curve(self, train: Path, stage: PlannedStage, student: Loaded, engine: Engine) -> Callable[[int], None]:
         """Return what scores the learning curve after a number of steps: at every `evaluation.every`th and at the end."""
         settings = self.suite.evaluation
-        if (every := settings.every) is None:
+        if settings.every is None:
             return lambda _: None
         names = dict.fromkeys([*stage.trains, *self.spec.stages[0].trains, *self.resources.evaluated.probes])
         tasks = {name: task for name in names if (task := self.resources.tasks.get(name)) and task.generates}
@@ -153,10 +181,14 @@ class StageTrainer:
         recorder = CurveRecorder(tasks, engine, student.renderer, items, settings.seed, train)
 
         def measure(steps: int) -> None:
-            if steps % every == 0 or steps == stage.training.steps:
+            if self._measures(stage, steps):
                 recorder.record(steps)
 
         return measure
+
+    def _measures(self, stage: PlannedStage, steps: int) -> bool:
+        every = self.suite.evaluation.every
+        return every is not None and (steps % every == 0 or steps == stage.training.steps)
 
     def _context(
         self, train: Path, stage: PlannedStage, student: Loaded, weights: str, engine: Engine, keep: Keep
@@ -181,9 +213,10 @@ class StageTrainer:
             folder=train,
             log=_step_log(train / "steps.jsonl", progress, self.resources.track, self.spec.steps_before(index)),
             warn=self.resources.warn,
-            snapshots=FileSnapshots(train, self.suite.snapshot_minutes, inputs, self.resources.stop),
+            snapshots=shared_snapshots(FileSnapshots(train, self.suite.snapshot_minutes, inputs, self.resources.stop)),
             keep=keep,
             measure=self._curve(train, stage, student, engine),
+            measures=partial(self._measures, stage),
             reference=frozen_copy(student) if requirements.reference else None,
             teacher_engine=self._teacher_engine(teacher, student, training)
             if requirements.teacher == "generate"
@@ -235,6 +268,12 @@ class StageTrainer:
         return cast(Engine, teacher)  # a kind that provides `generate` promises it
 
 
+def _follow(spec: RunSpec, index: int, checkpoint: Path, weights: str, device: str, folder: Path) -> None:
+    """Train a stage in a process of its own, on one device."""
+    resources = RunResources(replace(spec, suite=spec.suite.model_copy(update={"device": device})), silent)
+    StageTrainer(resources).follow(resources.spec.stages[index - 1], checkpoint, weights, folder)
+
+
 def _save_whole(student: Loaded, folder: Path) -> None:
     """Save a checkpoint; what a full disk left of it goes."""
     try:
@@ -251,8 +290,19 @@ def _save_last_good_on_failure(student: Loaded, folder: Path) -> Generator[None]
     try:
         yield
     except TrainingError as error:
+        if any(weight.untyped_storage().size() == 0 for weight in student.model.parameters()):
+            raise  # other processes have parts of the weights
         save(student, folder)
         raise TrainingError(f"{error}; the weights before this update are kept in {folder}") from error
+
+
+def _as_trained(student: Model, training: Training) -> Model:
+    """Return the student as its optimiser steps it: master weights are float32, and so are those that a stage saves.
+
+    Evaluation loads them in the suite's dtype; bfloat16 rounds them to the weights that the stage computed with.
+    """
+    masters = training.precision == "bfloat16_master"
+    return student.model_copy(update={"dtype": "float32"}) if masters else student
 
 
 def _step_log(path: Path, progress: Counter, track: Log, before: int) -> Callable[[dict[str, Any]], None]:

@@ -30,6 +30,7 @@ CHECKSUM = "checksum"  # in a JSON file, of all its other fields
 NEWER = ("vouched", "samples_digest", "before")  # fields of the files that have one; those of early versions have none
 EVALUATE_AGAIN = "move its folder away and run the same command, to evaluate again"
 SNAPSHOT = "snapshot.pt"
+SHARDS = "shards"  # folders next to it, with the tensors of a snapshot that several processes wrote
 ROLLOUT_LOG = "rollouts.jsonl"
 CURVE = "curve.jsonl"
 PARTIAL = re.compile(r"^\..+\.(\d+|[a-z0-9_]{8})$")  # of `replace_file` and `_appears_whole`
@@ -224,8 +225,21 @@ def remove_partials(run: Path) -> None:
         if PARTIAL.match(path.name) and path.exists():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for done in run.glob("stage_*/train/done.json"):
-        for name in (SNAPSHOT, ROLLOUT_LOG):
-            (done.parent / name).unlink(missing_ok=True)
+        (done.parent / ROLLOUT_LOG).unlink(missing_ok=True)
+        remove_snapshot(done.parent)
+
+
+def remove_snapshot(folder: Path) -> None:
+    """Remove a training folder's snapshot."""
+    (folder / SNAPSHOT).unlink(missing_ok=True)
+    remove_shards(folder)
+
+
+def remove_shards(folder: Path, but: Path | None = None) -> None:
+    """Remove the folders of tensors next to a snapshot, all but one."""
+    for shards in folder.glob(f"{SHARDS}-*"):
+        if shards != but:
+            shutil.rmtree(shards, ignore_errors=True)
 
 
 def read_json(path: Path) -> Any:

@@ -355,6 +355,9 @@ class StepLine(Record):
     response_tokens_mean: float | None = Field(default=None, description="mean length of the rollouts in tokens")
     truncated_share: float | None = Field(default=None, description="share of rollouts that the budget cut off, 0..1")
     tokens: float | None = Field(default=None, description="tokens of the step, prompts included")
+    padding_share: float | None = Field(
+        default=None, description="share of padding among the positions of the step's micro-batches, 0..1"
+    )
     seconds: dict[str, float | None] | None = Field(
         default=None, description="wall-clock seconds by phase: `generate`, `teacher`, `student`, and `step` for all"
     )

@@ -12,7 +12,19 @@ from typing import Any, Protocol
 import torch
 
 from harness.errors import RunError, StoppedError
-from harness.rundir.files import CURVE, ROLLOUT_LOG, SNAPSHOT, file_digest, replace_file, sync
+from harness.lm.ranks import Ranks, current_ranks
+from harness.rundir.files import (
+    CURVE,
+    ROLLOUT_LOG,
+    SHARDS,
+    SNAPSHOT,
+    file_digest,
+    remove_shards,
+    remove_snapshot,
+    replace_file,
+    sync,
+)
+from harness.rundir.shards import read_shards, write_shards
 from harness.rundir.store import drop_steps_from
 
 
@@ -102,15 +114,23 @@ class FileSnapshots:
 
     def offer(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
         """See `Snapshots`; where a signal asks for it, keep the state at once and raise `StoppedError`."""
+        if self.due:
+            self.keep(step, state())
+
+    @property
+    def due(self) -> bool:
+        """Whether the minutes have passed, or a signal asks for a snapshot."""
         if self.minutes is None:
-            return
-        if not self.stop.signal and time.monotonic() - self.last < 60 * self.minutes:
-            return
+            return False
+        return bool(self.stop.signal) or time.monotonic() - self.last >= 60 * self.minutes
+
+    def keep(self, step: int, state: Mapping[str, Any]) -> None:
+        """Replace the snapshot; raises `StoppedError` where a signal asked for it."""
         for log in self.logs:
             if log.is_file():
                 sync(log)
         recorded = {"inputs": self.inputs, **{log.name: _digest_of(log) for log in self.logs}}
-        replace_file(self.path, lambda path: torch.save({"step": step, "recorded": recorded, **state()}, path))
+        replace_file(self.path, lambda path: torch.save({"step": step, "recorded": recorded, **state}, path))
         self.last = time.monotonic()
         if self.stop.signal:
             raise StoppedError(
@@ -119,7 +139,7 @@ class FileSnapshots:
 
     def clear(self) -> None:
         """Remove the snapshot of a stage that is finished."""
-        self.path.unlink(missing_ok=True)
+        remove_snapshot(self.path.parent)
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -127,11 +147,58 @@ class FileSnapshots:
                 damaged = archive.testzip()
             if damaged is not None:
                 raise ValueError(f"{damaged} has a wrong checksum")
-            return torch.load(self.path, map_location="cpu", weights_only=True)
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            shards = state.pop(SHARDS, None)
+            return state if shards is None else {**state, **read_shards(self.path.with_name(shards))}
         except Exception as error:
             raise RunError(
                 f"{self.path} is damaged ({error}); restore it from a copy, or move it away to train the stage from its start"
             ) from error
+
+
+def shared_snapshots(snapshots: FileSnapshots) -> Snapshots:
+    """Return snapshots for the processes that train together; for one process those of a file."""
+    return snapshots if (ranks := current_ranks()).size == 1 else ShardedSnapshots(snapshots, ranks)
+
+
+class ShardedSnapshots:
+    """Snapshots of several processes: the first one says when and writes the file, each writes its part of the tensors.
+
+    The file names the folder of the parts. It is taken up by any number of processes, and to the bit by as many as wrote it.
+    """
+
+    PARTS = ("student", "updater", "reference")
+
+    def __init__(self, file: FileSnapshots, ranks: Ranks) -> None:
+        self.file, self.ranks = file, ranks
+
+    def load(self) -> dict[str, Any] | None:
+        """See `Snapshots`; every process gets the whole state, with the generators that it had itself."""
+        state = self.ranks.from_first(self.file.load() if self.ranks.rank == 0 else None)
+        if state is None:
+            return None
+        generators = state.get("generators", [])
+        return {**state, **generators[self.ranks.rank]} if len(generators) == self.ranks.size else state
+
+    def offer(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
+        """See `Snapshots`; a signal that asks the first process to stop ends all of them."""
+        first, folder = self.ranks.rank == 0, self.file.path.with_name(f"{SHARDS}-{step}")
+        due, place = self.ranks.from_first((first and self.file.due, folder))
+        if not due:
+            return
+        kept = state()
+        write_shards(place, {name: kept.pop(name) for name in self.PARTS if name in kept})
+        random = {name: value for name, value in kept.items() if name.startswith("random")}
+        kept |= {"generators": self.ranks.gather(random), SHARDS: place.name}
+        stop: StoppedError | None = None
+        if first:
+            try:
+                self.file.keep(step, kept)
+            except StoppedError as error:
+                stop = error
+            remove_shards(place.parent, but=place)
+        if (stopped := self.ranks.from_first(stop)) is not None:
+            raise stopped
 
 
 def _digest_of(log: Path) -> str:

@@ -73,11 +73,16 @@ def stage_pairs(base: Method, other: Method, tasks: Sequence[str] = ()) -> list[
 
     Seeds are paired by number.
     """
-    found = []
-    for stage, (ours, theirs) in enumerate(zip(base.first.trains, other.first.trains, strict=False), start=1):
-        sides = [_curves(method, stage, tasks) for method in (base, other)]
-        if ours == theirs and all(sides):
-            found.append(_stage_pair(stage, base.first.stages[stage - 1], sides[0], sides[1]))
+    return _pair_stages(base, other, [curves_of(method, tasks) for method in (base, other)])
+
+
+def curves_of(method: Method, tasks: Sequence[str] = ()) -> list[dict[int, Curve]]:
+    """Return for each stage the curves that a method's runs have, by seed; `tasks` limits what is kept."""
+    found: list[dict[int, Curve]] = []
+    for stage in range(1, len(method.first.trains) + 1):
+        curves = {seed: curve_of(scores.run, stage) for seed, scores in method.by_seed.items()}
+        known = {seed: _limited(curve, tasks) for seed, curve in curves.items() if curve is not None}
+        found.append({seed: curve for seed, curve in known.items() if curve.kept})
     return found
 
 
@@ -106,8 +111,9 @@ def equal_learning_table(frames: Frames) -> pd.DataFrame:
     learning, mean over seeds, shares; `seeds` of `paired` have common learning; `obstacle` says why nothing is compared.
     """
     methods, rows = {method.name: method for method in methods_of(frames)}, []
+    curves = {name: curves_of(method) for name, method in methods.items()}
     for label, against in compared_labels(frames):
-        pairs = stage_pairs(methods[against], methods[label])
+        pairs = _pair_stages(methods[against], methods[label], (curves[against], curves[label]))
         mean = [] if len(pairs) < 2 else [mean_of_stages(pairs)]
         rows += [_row(label, against, pair) for pair in (*mean, *pairs) if pair is not None]
     return pd.DataFrame(rows)
@@ -129,15 +135,19 @@ def curve_frame(frames: Frames) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _curves(method: Method, stage: int, tasks: Sequence[str]) -> dict[int, Curve]:
-    found = {seed: curve_of(scores.run, stage) for seed, scores in method.by_seed.items()}
-    curves = {seed: curve for seed, curve in found.items() if curve is not None}
-    if not tasks:
-        return curves
-    kept = {
-        seed: {task: table for task, table in curve.kept.items() if task in tasks} for seed, curve in curves.items()
-    }
-    return {seed: Curve(curve.learned, kept[seed]) for seed, curve in curves.items() if kept[seed]}
+def _limited(curve: Curve, tasks: Sequence[str]) -> Curve:
+    kept = {task: table for task, table in curve.kept.items() if not tasks or task in tasks}
+    return Curve(curve.learned, kept)
+
+
+def _pair_stages(base: Method, other: Method, curves: Sequence[Sequence[dict[int, Curve]]]) -> list[StagePair]:
+    """Pair two methods' curves in the stages that both trained on the same tasks."""
+    stages = zip(base.first.stages, base.first.trains, other.first.trains, *curves, strict=False)
+    return [
+        _stage_pair(stage, name, ours, theirs)
+        for stage, (name, trained, also, ours, theirs) in enumerate(stages, start=1)
+        if trained == also and ours and theirs
+    ]
 
 
 def _stage_pair(stage: int, name: str, base: dict[int, Curve], other: dict[int, Curve]) -> StagePair:

@@ -1,6 +1,6 @@
 r"""Grading free-form math: the answer in the last box, compared with the reference by math-verify.
 
-`strict` reads the last `\boxed{...}` or `\fbox{...}` and nothing else; an empty or unclosed one is no answer, even after
+`strict` reads the last `\boxed{...}` or `\fbox{...}` and nothing else; an empty or unclosed one is not an answer, even after
 a good one. `flexible` falls back on what follows the last "answer is" or "answer:" where there is no box at all. A number
 that merely comes last is never taken. Equal texts are equal; all else is math-verify's verdict, the reference first.
 """

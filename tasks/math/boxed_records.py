@@ -25,7 +25,7 @@ def splits(*, records: str, data: Mapping[str, str] | None = None, **_: Any) -> 
     r"""Load the folder `data[records]`; without `train.jsonl` the train split is empty and the task only evaluates.
 
     Documents have `problem`, `prompt`, `target` (the solution, ending in the answer's box) and `answer`.
-    Raises `TaskError` for a missing file or a record of another shape.
+    Raises `TaskError` for a missing file or a record with other fields.
     """
     if not data or records not in data:
         raise TaskError(

@@ -31,7 +31,7 @@ def splits(*, data: Mapping[str, str] | None = None, **_: Any) -> DatasetDict:
     """Load all records, from the folder `data["gsm8k"]` when it is given and from the hub otherwise.
 
     Documents have `question`, `prompt`, `target` (the worked solution without calculator annotations, ending in
-    `#### N`) and `answer` (N as text). Raises `TaskError` for a missing file or a record of another shape.
+    `#### N`) and `answer` (N as text). Raises `TaskError` for a missing file or a record with other fields.
     """
     rows = {split: _rows(split, data) for split in ("train", "test")}
     return DatasetDict({split: Dataset.from_list([_document(row) for row in rows[split]]) for split in rows})
@@ -67,7 +67,7 @@ def last_number(text: str) -> Decimal | None:
 
 
 def number(text: str) -> Decimal | None:
-    """Read a text that is nothing but a number, with thousands commas, $, % and a final period allowed.
+    """Read a text that is only a number, with thousands commas, $, % and a final period allowed.
 
     Decimals compare by value, so 1 equals 1.0. Returns None for anything else, such as a number with its unit.
     """

@@ -21,7 +21,7 @@ from sympy import Expr
 
 MEMORY_BYTES = 2 << 30
 SMALL = 1e-5
-# What is no LaTeX in its box is compared as text: no other number or formula is looked for around it.
+# A box that does not hold LaTeX is compared as text: no number or formula is searched for around it.
 BOX_ONLY = [LatexExtractionConfig(try_extract_without_anchor=False, boxed_match_priority=0)]
 
 

@@ -1,4 +1,4 @@
-r"""math-verify's verdict on an answer, asked of a process of its own that dies when it takes too long.
+r"""math-verify's verdict on an answer, from a separate process that is ended when it takes too long.
 
 math-verify calculates with sympy, which never ends on `9^{9^{9^9}}`, and guards itself by `signal.alarm`, which a main
 thread alone may use. So `verdict_worker.py` asks it: one process that lives through many questions, is ended by the
@@ -26,7 +26,7 @@ SCRIPT = Path(__file__).with_name("verdict_worker.py")
 def same(gold: str, answer: str, seconds: float = SECONDS) -> bool | None:
     """Say whether an answer equals the reference; None where `seconds` of wall-clock time or the memory did not suffice.
 
-    Works on any thread, and in forked, spawned and daemonic processes, each of which has a worker of its own.
+    Works on any thread, and in forked, spawned and daemonic processes, each of which has its own worker.
     Raises `TaskError` where math-verify cannot be started.
     """
     return _JUDGE.ask(json.dumps({"gold": gold, "answer": answer, "seconds": seconds}).encode() + b"\n")
@@ -99,7 +99,7 @@ def _close_pipes(process: subprocess.Popen[bytes]) -> None:
 
 
 def _forget() -> None:
-    """Start afresh in a forked child: who shared the parent's pipes would read the parent's verdicts."""
+    """Start a new worker in a forked child: with the parent's pipes it would read the parent's verdicts."""
     global _JUDGE
     _JUDGE.leave()
     _JUDGE = _Judge()

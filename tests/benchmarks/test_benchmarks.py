@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from benchmarks import logprob_speed as logprobs
-from benchmarks.logprob_variants import VARIANTS, Size, make_inputs
-from benchmarks.logprob_work import CLEAR_REFS, WorkCost, measured
+from benchmarks.logprobs import logprob_speed as logprobs
+from benchmarks.logprobs.logprob_variants import VARIANTS, Size, make_inputs
+from benchmarks.logprobs.logprob_work import CLEAR_REFS, WorkCost, measured
 from benchmarks.measure import Measurement, in_turn, median_of, per_second, with_range
 from benchmarks.results_page import BenchmarkResults, page
 from benchmarks.run_benchmarks import TRL, aopd_rows, app, trl_rows

@@ -128,3 +128,11 @@ def test_every_name_of_the_public_face_loads():
     typed = set(re.findall(r"import \w+ as (\w+)", source))
     assert typed == set(dir(adapters)) & typed
     assert all(getattr(adapters, name) is not None for name in typed)
+
+
+def test_every_test_that_the_page_of_promises_names_exists():
+    named = set(re.findall(r"`(test_\w+)`", (PAGE_FOLDER / "reliability.md").read_text(encoding="utf-8")))
+    folder = PAGE_FOLDER.parent / "tests"
+    files = [path.read_text(encoding="utf-8") for path in folder.rglob("test_*.py")]
+    assert len(named) > 50
+    assert named - {name for text in files for name in re.findall(r"def (test_\w+)", text)} == set()

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,19 @@ from torch import Tensor
 
 from adapters.loop.divergences import generalised_jsd, reverse_kl
 from harness.lm import output_layer as tiled
-from harness.lm.logprobs import Divergence, Head, TeacherRequest, divergence_of, selected_logprobs, teacher_scores
+from harness.lm.logprobs import (
+    Divergence,
+    Head,
+    StudentForward,
+    TeacherRequest,
+    divergence_of,
+    selected_logprobs,
+    teacher_scores,
+)
+from harness.lm.packing import packing
+from harness.lm.rollouts import make_batches
 from tests.support.dense import VARIANTS, C, V, assert_same_leaf_gradients, dense, full, inputs
-from tests.support.models import micro_suite, write_yaml
+from tests.support.models import assert_same_gradients, gradients, micro_suite, qwen3, rollout, write_yaml
 
 DEVICE = "cuda"
 pytestmark = [
@@ -33,9 +44,11 @@ def on_device(variant: str) -> tuple[Tensor, Head, Tensor, Tensor]:
     return hidden.detach().to(DEVICE).requires_grad_(), moved, ids.to(DEVICE), above.to(DEVICE)
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_values_and_gradients_equal_dense_autograd(variant: str, monkeypatch: pytest.MonkeyPatch):
+def test_values_and_gradients_equal_dense_autograd(variant: str, fused: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tiled, "LARGE_TILE", (3, 4))
+    monkeypatch.setattr(tiled, "FUSED", {"cuda"} if fused else set())
     hidden, head, ids, above = on_device(variant)
     leaves = [leaf for leaf in (hidden, head.weight, head.bias) if leaf is not None]
     found, expected = selected_logprobs(hidden, head, ids).chosen, dense(hidden, head, ids)
@@ -112,10 +125,37 @@ def test_the_peak_at_a_real_vocabulary_is_at_most_a_quarter_of_full_logits():
     assert peaks[0] <= peaks[1] / 4, peaks
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_packed_batches_have_the_losses_and_gradients_of_padded_ones(dtype: torch.dtype):
+    rollouts = [rollout([3, 4, 5], [6, 7, 2]), rollout([8], [9, 10, 11, 2]), rollout([3, 1], [2])]
+    model, sentences = qwen3(dtype=dtype).to(DEVICE), list[str]()
+    found: list[tuple[float, dict[str, Tensor]]] = []
+    for packed in (False, True):
+        with packing([model], packed, sentences.append):
+            (batch,) = make_batches(rollouts, "token_mean", None, DEVICE, packed=packed)
+            model.zero_grad()
+            loss = -(StudentForward(model)(batch, batch.targets[:, None]).chosen[:, 0] * batch.weights).sum()
+            loss.backward()
+        found.append((loss.item(), gradients(model)))
+    assert not sentences
+    close = 1e-4 if dtype == torch.float32 else 0.05
+    assert found[1][0] == pytest.approx(found[0][0], rel=close)
+    assert_same_gradients(found[1][1], found[0][1], 2 * close)
+
+
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("adapter", ["aopd", "sft"])
-def test_a_whole_run_on_the_device(adapter: str, tmp_path: Path):
-    suite = write_yaml(tmp_path / "micro.yaml", {**micro_suite(), "device": DEVICE})
+@pytest.mark.parametrize(
+    ("adapter", "training"),
+    [
+        ("aopd", {}),
+        ("sft", {}),
+        ("aopd", {"precision": "bfloat16_master", "tokens_per_batch": 256, "activation_checkpointing": True}),
+    ],
+)
+def test_a_whole_run_on_the_device(adapter: str, training: dict[str, Any], tmp_path: Path):
+    raw = micro_suite()
+    raw["training"] |= training
+    suite = write_yaml(tmp_path / "micro.yaml", {**raw, "device": DEVICE})
     command = [sys.executable, "-m", "harness.cli.app", "run", str(suite), "--adapter", adapter, "--out", str(tmp_path)]
     subprocess.run(command, check=True, timeout=500)
     manifest = json.loads((tmp_path / "micro" / adapter / "default/seed0/manifest.json").read_text())

@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness.rundir.store import cell_name, stage_folder
 from reports.compare.comparison import Comparison
 from reports.data.calibration import CALIBRATION, calibration, calibration_table
 from reports.data.frames import load
 from reports.data.methods import Method, find_methods
-from tests.support.run_factory import PROBES, STAGES, write_run
+from tests.support.run_factory import STAGES, write_run
 
-TASKS = [*STAGES, *PROBES]
-SAMPLED: dict[str, Any] = {"name": "policy", "temperature": 1, "top_p": None, "top_k": None}
+SAMPLED: dict[str, Any] = {"temperature": 1, "top_p": None, "top_k": None}
 
 
 def write(
-    root: Path, adapter: str, seed: int, greedy: float, sampled: float, profile: dict[str, Any] = SAMPLED
-) -> Path:
-    """Write a run whose tasks score `greedy` after their own stage, and `sampled` under a second profile."""
-    runs = [
-        write_run(place, adapter, seed, [[0.5, 0.1, 0.6], [score, 0.2, 0.5], [0.3, score, 0.4]])
-        for place, score in ((root, greedy), (root / "sampled", sampled))
-    ]
-    for stage in range(len(STAGES) + 1):
-        name = STAGES[stage - 1] if stage else ""
-        ours, theirs = (stage_folder(run, stage, name) for run in runs)
-        for task in TASKS:
-            shutil.copytree(theirs.cell(task), ours.cell(cell_name(task, profile["name"])))
-    shutil.rmtree(root / "sampled")
-    manifest = json.loads((runs[0] / "manifest.json").read_text(encoding="utf-8"))
-    manifest["profiles"] = {"greedy": TASKS, profile["name"]: TASKS}
-    manifest["config"]["evaluation"] = {"profiles": [{"name": "greedy", "temperature": 0.0}, profile]}
-    (runs[0] / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    return runs[0]
+    root: Path, adapter: str, seed: int, greedy: float, sampled: float, decoding: dict[str, Any] = SAMPLED
+) -> None:
+    """Write a run whose tasks score `greedy` right after their own stage, and `sampled` under a second profile."""
+    scores, further = ([[0.5, 0.1, 0.6], [one, 0.2, 0.5], [0.3, one, 0.4]] for one in (greedy, sampled))
+    profiles = [{"name": "greedy", "temperature": 0.0}, {"name": "policy", **decoding}]
+    config = {"evaluation": {"profiles": profiles}}
+    write_run(root, adapter, seed, scores, further={"policy": further}, config=config)
 
 
 def method(path: Path) -> Method:

@@ -30,21 +30,14 @@ from reports.figures.draw_curves import draw_curves
 from reports.report.build import build_report
 from reports.report.report_data import ReportData
 from reports.report.sections import curves_section
-from tests.support.run_factory import PROBES, STAGES, write_run
+from tests.support.run_factory import PROBES, STAGES, curve_points, write_run
 
-ITEMS = 20
 FAST, SLOW = [0.2, 0.5, 0.8], [0.2, 0.3, 0.6]
 
 
-def write_curves(run: Path, stage: int, scores: Mapping[str, Sequence[float]], items: int = ITEMS) -> None:
-    """Write a stage's curve: each task's score at steps 0, 10, 20, ..., its first items right."""
-    lines = []
-    for place in range(len(next(iter(scores.values())))):
-        for task, values in scores.items():
-            right = tuple(float(item < round(values[place] * items)) for item in range(items))
-            clusters = tuple(map(str, range(items)))
-            point = CurvePoint(step=10 * place, task=task, score=sum(right) / items, items=right, clusters=clusters)
-            lines.append(point.model_dump_json())
+def write_curves(run: Path, stage: int, scores: Mapping[str, Sequence[float]], items: int = 20) -> None:
+    """Write a stage's curve, see `curve_points`."""
+    lines = [CurvePoint.model_validate(point).model_dump_json() for point in curve_points(scores, items)]
     folder = stage_folder(run, stage, STAGES[stage - 1]).path / "train"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CURVE).write_text("\n".join(lines) + "\n", encoding="utf-8")

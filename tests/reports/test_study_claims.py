@@ -83,7 +83,7 @@ def test_the_page_opens_with_the_primary_claims_in_their_order(tmp_path: Path):
         "Primary claims in the order of testing: (1) AOPD learns more than OPD, weak start: supported, +30.0 ["
     )
     assert "; (2) AOPD ends higher than OPD, weak start, best learning rate: not testable: aopd ran at" in reading
-    assert reading.endswith("6 rows are exploratory.")
+    assert reading.endswith("8 rows are exploratory.")
 
 
 def test_a_clear_loss_contradicts(tmp_path: Path):

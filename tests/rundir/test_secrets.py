@@ -64,7 +64,7 @@ def test_ordinary_configuration_and_code_are_not_hidden(micro: Suite):
 def test_a_diff_is_recorded_only_where_it_is_clean(
     line: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    package = tmp_path / "harness" / "rundir"
+    package = tmp_path / "harness" / "rundir" / "process"
     package.mkdir(parents=True)
     (package / "session.py").write_text("")
     for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=b", "commit", "-qm", "x"]):

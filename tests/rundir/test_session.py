@@ -19,7 +19,7 @@ def test_the_command_can_be_pasted(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_diff_that_is_not_utf_8_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    package = tmp_path / "harness" / "rundir"
+    package = tmp_path / "harness" / "rundir" / "process"
     package.mkdir(parents=True)
     (package / "session.py").write_bytes(b"before\n")
     git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.org"]
@@ -30,3 +30,10 @@ def test_a_diff_that_is_not_utf_8_is_recorded(tmp_path: Path, monkeypatch: pytes
     found = session.this_session().git
     assert found.dirty
     assert "+caf\N{REPLACEMENT CHARACTER}" in (found.diff or "")
+
+
+def test_a_checkout_is_recorded_with_its_commit():
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    if head.returncode:
+        pytest.skip("these tests do not run from a checkout")
+    assert session.this_session().git.commit == head.stdout.strip()

@@ -110,6 +110,17 @@ def write_run(
     return run
 
 
+def curve_points(scores: Mapping[str, Sequence[float]], items: int = 20) -> list[dict[str, Any]]:
+    """Return a stage's learning curve: each task's score at steps 0, 10, 20, ..., its first items right."""
+    points = []
+    for place in range(len(next(iter(scores.values())))):
+        for task, values in scores.items():
+            right = [float(item < round(values[place] * items)) for item in range(items)]
+            own = {"step": 10 * place, "task": task, "score": sum(right) / items}
+            points.append({**own, "items": right, "clusters": list(map(str, range(items)))})
+    return points
+
+
 def write_finished(
     spec: RunSpec,
     scores: Sequence[Sequence[float]],

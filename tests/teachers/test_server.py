@@ -107,7 +107,7 @@ def test_a_teacher_with_padded_rows_is_accepted(
 @pytest.mark.pitfall(
     "a teacher that answers flatly, at another position or at another temperature looks like any other",
     area="vLLM",
-    guard="a server is checked against itself before it teaches",
+    guard="`harness/teachers/server_probe.py` checks a server against itself before it teaches",
     evidence="without `_check_places` and `_check_flat` these teachers open",
 )
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_what_a_server_cannot_return_is_refused_before_a_run():
 @pytest.mark.pitfall(
     "a server that comes back with other weights goes on teaching",
     area="vLLM",
-    guard="every request carries a probe whose scores are known",
+    guard="every request of `harness/teachers/server.py` carries a probe whose scores are known",
     evidence="without `probe.compare` the other model's scores are used",
 )
 def test_a_server_that_restarts_with_other_weights_stops_the_run_and_the_former_weights_continue_it(

@@ -20,13 +20,15 @@ from harness.pipeline.build.scratch_tokenizer import train_tokenizer, training_t
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 
 
-def checkpoint_of(spec: Model, seed: int, library: TaskLibrary, progress: Progress = lambda *_: None) -> Path:
-    """Return the folder that holds a model's weights, building or downloading it when it is not there.
+def checkpoint_of(
+    spec: Model, seed: int, library: TaskLibrary, progress: Progress = lambda *_: None, device: str = "cpu"
+) -> Path:
+    """Return the folder that holds a model's weights, building it on a device or downloading it when it is not there.
 
     `progress` receives (what, done, total) while a model is built.
     """
     if not isinstance(spec, Pretrained):
-        return ensure_built(spec, seed if spec.seed is None else spec.seed, library, progress)
+        return ensure_built(spec, seed if spec.seed is None else spec.seed, library, progress, device)
     if Path(spec.path).is_dir():
         return Path(spec.path).resolve()
     patterns = [*HUB_PATTERNS, *(["*.py"] if OWN_CODE["trust_remote_code"] else [])]

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -44,15 +44,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("HARNESS_CACHE") or Path.home() / ".cache" / "continual-harness")
 
 
-def ensure_built(spec: Scratch, seed: int, library: TaskLibrary, progress: Progress) -> Path:
-    """Return the folder of the model that `spec` and `seed` describe, building it once for all processes."""
+def ensure_built(spec: Scratch, seed: int, library: TaskLibrary, progress: Progress, device: str = "cpu") -> Path:
+    """Return the folder of the model that `spec` and `seed` describe, building it once for all processes.
+
+    A GPU adds up in another order than a CPU, so the two build different models, under different names.
+    """
     texts = training_texts(spec, library)
-    folder = cache_folder() / "models" / f"{spec.strength}-{recipe_key(spec, seed, texts)}"
+    folder = cache_folder() / "models" / f"{spec.strength}-{recipe_key(spec, seed, texts, device)}"
     with waiting_lock(Path(f"{folder}.lock")):
         if not folder.is_dir():
             partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
             try:
-                _build(spec, seed, library, texts, partial, progress)
+                _build(spec, seed, library, texts, partial, progress, device)
                 sync_tree(partial)
                 partial.rename(folder)
             finally:
@@ -60,23 +63,31 @@ def ensure_built(spec: Scratch, seed: int, library: TaskLibrary, progress: Progr
     return folder
 
 
-def recipe_key(spec: Scratch, seed: int, texts: dict[str, list[Text]]) -> str:
+def recipe_key(spec: Scratch, seed: int, texts: dict[str, list[Text]], device: str = "cpu") -> str:
     """Return the hash that names a built model."""
     recipe = spec.model_dump(mode="json", exclude={"seed": True, "strength": True, "warmup": {"strengths"}})
     strength = spec.warmup.strengths[spec.strength].model_dump()
     versions = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
-    return digest({"recipe": recipe, "strength": strength, "seed": seed, "texts": digest(texts), "versions": versions})
+    parts = {"recipe": recipe, "strength": strength, "seed": seed, "texts": digest(texts), "versions": versions}
+    kind = device.partition(":")[0]
+    return digest(parts if kind == "cpu" else {**parts, "device": kind})
 
 
 def _build(
-    spec: Scratch, seed: int, library: TaskLibrary, texts: dict[str, list[Text]], folder: Path, progress: Progress
+    spec: Scratch,
+    seed: int,
+    library: TaskLibrary,
+    texts: dict[str, list[Text]],
+    folder: Path,
+    progress: Progress,
+    device: str,
 ) -> None:
     renderer = Renderer(train_tokenizer(spec, texts), spec.chat)
-    model = _random_model(spec.architecture, len(renderer.tokenizer), derive_seed(seed, "weights"))
+    model: Any = _random_model(spec.architecture, len(renderer.tokenizer), derive_seed(seed, "weights"))
     limits = spec.warmup.strengths[spec.strength].items
     examples = {name: library.load(name).training_examples(renderer, limits.get(name)) for name in spec.warmup.mixture}
-    _warm_up(model, spec, examples, seed, progress)
-    save(Loaded(model, renderer), folder)
+    _warm_up(model.to(device), spec, examples, seed, progress)
+    save(Loaded(model.cpu(), renderer), folder)
 
 
 def _random_model(shape: Architecture, vocabulary: int, seed: int) -> Qwen3ForCausalLM:
@@ -115,11 +126,11 @@ def _warm_up(
     mixtures = _mixed_batches(spec, examples, derive_seed(seed, "warm-up"))
 
     def loss_of(batch: Batch) -> Tensor:
-        with autocast("cpu", spec.warmup.autocast):
+        with autocast(model.device, spec.warmup.autocast):
             return -(student(batch, batch.targets[:, None]).chosen[:, 0] * batch.weights).sum()
 
     for step in range(steps):
-        updater.update(make_batches(next(mixtures), "token_mean", None), loss_of)
+        updater.update(make_batches(next(mixtures), "token_mean", None, model.device), loss_of)
         progress(f"{spec.strength} warm-up", step + 1, steps)
     model.eval()
 

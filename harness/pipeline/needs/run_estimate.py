@@ -76,10 +76,10 @@ def make_fit(estimate: RunEstimate, available: float, tasks: Mapping[str, Task],
         if _needs(spec, stage, method, estimate.student, prompt, changes).peak <= available:
             settings = " ".join(f"--set {name}={value}" for name, value in changes.items())
             return f"it fits with {settings}"
-    held = sum(estimate.largest.memory[part] for part in ("weights", "gradients", "optimiser")) / GIB
+    held = sum(estimate.largest.memory[part] for part in ("weights", "gradients", "optimiser"))
     return (
-        f"no batch size makes it fit: weights, gradients and optimiser alone take {held:.1f} GiB; take a smaller student, the "
-        "adapter lora, or a teacher of another process (kind: server)"
+        f"no batch size makes it fit: weights, gradients and optimiser alone take {show_bytes(held)}; take a smaller "
+        "student, the adapter lora, or a teacher of another process (kind: server)"
     )
 
 

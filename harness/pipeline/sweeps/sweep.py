@@ -132,9 +132,12 @@ def _build_in_worker(spec: RunSpec, model: Model, seed: int, threads: int | None
     limit_threads(threads)
     library = TaskLibrary(spec.suite.include, spec.suite.data)
     label = f"model seed {seed}"
-    checkpoint_of(
-        model, seed, library, lambda what, done, total: events.put(Event(label, f"build {what}", done, total))
-    )
+    device = resolve_device(spec.suite.device)
+
+    def building(what: str, done: int, total: int) -> None:
+        events.put(Event(label, f"build {what}", done, total))
+
+    checkpoint_of(model, seed, library, building, device)
     events.put(Event(label, "built", 1, 1, finished=True))
 
 

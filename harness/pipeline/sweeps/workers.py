@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.context import SpawnContext
 from multiprocessing.managers import SyncManager
 from typing import Any
 
-import psutil
-
-from harness.errors import RunError
+from harness.pipeline.end_with_parent import end_with_parent
 from harness.pipeline.stop_signals import SIGNALS
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -68,21 +64,3 @@ def _begin_worker() -> None:
     for number in SIGNALS:
         signal.signal(number, lambda *_: sys.exit(0))
     end_with_parent()
-
-
-def end_with_parent() -> None:
-    """Kill this process and everything it started when its parent dies; called once in a child process.
-
-    A pool's workers wait for work for ever when their parent was killed: nobody closes their queue.
-    """
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        raise RunError("end_with_parent was called in a process that multiprocessing did not start")
-
-    def watch() -> None:
-        parent.join()
-        for child in psutil.Process().children(recursive=True):
-            child.kill()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

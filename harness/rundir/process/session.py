@@ -31,7 +31,7 @@ STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def this_session() -> Session:
     """Return this process's session: git commit and uncommitted diff, package versions, hardware, command line."""
     return Session(
-        git=_git(Path(__file__).parents[1]),
+        git=_git(Path(__file__).parents[2]),
         packages={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}, **_optional()},
         hardware=_hardware(),
         command=shlex.join(mask_words([Path(sys.argv[0]).name, *sys.argv[1:]])),

@@ -56,7 +56,7 @@ def served(url: str, student_folder: Path, tmp_path: Path) -> Generator[ServedEn
 @pytest.mark.pitfall(
     "`reload_weights` over HTTP leaves a model with tied embeddings with a mixture of old and new weights",
     area="vLLM",
-    guard="the servers' worker extension prepares the output layer again",
+    guard="`harness/engines/vllm_worker.py`, the servers' worker extension, prepares the output layer again",
     evidence="with `reload_weights` in the place of `take_weights` the log-probabilities are those of no checkpoint",
 )
 def test_served_log_probabilities_are_the_trainers_after_each_hand_over(served: ServedEngine, student: Loaded):

@@ -1,6 +1,6 @@
 """One operation on log-probabilities, measured in a separate process.
 
-`python -m benchmarks.logprob_work --variant ours_aopd` prints its seconds and its peak memory as JSON.
+`python -m benchmarks.logprobs.logprob_work --variant ours_aopd` prints its seconds and its peak memory as JSON.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks.logprob_variants import VARIANTS, Inputs, Size, Work, make_inputs
+from benchmarks.logprobs.logprob_variants import VARIANTS, Inputs, Size, Work, make_inputs
 
 WARM_UP_TOKENS = 64
 RUNS_ON_GPU = 5

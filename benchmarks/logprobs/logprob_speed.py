@@ -1,6 +1,6 @@
 """The log-probability operation at a real vocabulary: time and memory against full logits, against TRL, AOPD against OPD.
 
-Every measurement runs in a separate process (`benchmarks.logprob_work`); rounds go through all of them in turn.
+Every measurement runs in a separate process (`benchmarks.logprobs.logprob_work`); rounds go through all of them in turn.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from functools import partial
 
 import torch
 
-from benchmarks.logprob_variants import TOP_K, Size
-from benchmarks.logprob_work import WorkCost
+from benchmarks.logprobs.logprob_variants import TOP_K, Size
+from benchmarks.logprobs.logprob_work import WorkCost
 from benchmarks.measure import Measurement
 from benchmarks.results_page import cells, table
 from benchmarks.trl_step import installed
@@ -86,7 +86,16 @@ def in_its_own_process(variant: str, size: Size, device: str, threads: int) -> W
     """Measure one variant where no other has been."""
     numbers = {"tokens": size.tokens, "vocabulary": size.vocabulary, "hidden": size.hidden}
     options = [f"--{name}={value}" for name, value in numbers.items()]
-    command = [sys.executable, "-m", "benchmarks.logprob_work", "--variant", variant, "--device", device, *options]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.logprobs.logprob_work",
+        "--variant",
+        variant,
+        "--device",
+        device,
+        *options,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     return WorkCost(**json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout))
 

@@ -1,0 +1,1 @@
+"""Engines: generation, and weights handed to vLLM."""

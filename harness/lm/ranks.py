@@ -1,0 +1,88 @@
+"""The processes that train one stage together: which one this is, and what they tell each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's number among `size` processes; objects go between them over the CPU."""
+
+    rank: int = 0
+    size: int = 1
+
+    def gather(self, value: T) -> list[T]:
+        """Return every process's value, in the order of ranks; all processes must call it."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        distributed.all_gather_object(values, value)
+        return values
+
+    def from_first(self, value: T) -> T:
+        """Return the first process's value; all processes must call it."""
+        if self.size == 1:
+            return value
+        values = [value]
+        distributed.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def share(self, keys: Sequence[Any]) -> list[int]:
+        """Return the places of this process's part of some keys; equal keys are one process's."""
+        turn = {key: place % self.size for place, key in enumerate(dict.fromkeys(keys))}
+        return [place for place, key in enumerate(keys) if turn[key] == self.rank]
+
+
+ALONE = Ranks()
+
+
+def current_ranks() -> Ranks:
+    """Return the processes of torch's default group; one process where none was started."""
+    if not distributed.is_available() or not distributed.is_initialized():
+        return ALONE
+    return Ranks(distributed.get_rank(), distributed.get_world_size())
+
+
+# DTensor is imported where there are several processes: it takes a second, and a tensor of one process is never split.
+
+
+@torch.no_grad()
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor that may be split as one plain tensor; all processes must call it."""
+    return tensor.full_tensor() if is_split(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def is_split(tensor: Tensor) -> bool:
+    """Return whether each process holds a part of a tensor."""
+    if current_ranks().size == 1:
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
+@torch.no_grad()
+def take(tensor: Tensor, state: Tensor) -> None:
+    """Copy a whole tensor into one that may be split; all processes must call it."""
+    tensor.copy_(_split_like(tensor, state) if is_split(tensor) else state)
+
+
+def local_part(parameter: nn.Parameter, state: Tensor) -> Tensor:
+    """Return a state of the parameter's shape as it is split; another state, such as a count, stays whole."""
+    if not is_split(parameter) or state.shape != parameter.shape or is_split(state):
+        return state
+    return _split_like(parameter, state)
+
+
+def _split_like(tensor: Any, state: Tensor) -> Tensor:
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(state.to(tensor.device), tensor.device_mesh, tensor.placements)

@@ -1,0 +1,96 @@
+"""A student that several processes train together: each holds a part of every weight, gradient and moment (FSDP2).
+
+A copy of the student is sharded and trained. The student's own model keeps its shape without its memory, and is filled from
+the shards while it generates, while something reads its weights, and when the stage ends.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from harness.config.training import Precision
+from harness.lm.logprobs import StudentForward
+from harness.lm.ranks import Ranks, take, whole
+from harness.lm.trained.recompute import layers_of
+from harness.lm.trained.weights import Trainable
+
+
+class ShardedWeights(Trainable):
+    """Weights split over processes; with `bfloat16_master` the shards are float32 and what is computed with is bfloat16."""
+
+    def __init__(self, student: StudentForward, precision: Precision, ranks: Ranks) -> None:
+        self.student, narrow = student, precision == "bfloat16_master"
+        self.own = dict(student.named_parameters())
+        device = next(iter(self.own.values())).device.type
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if narrow else MixedPrecisionPolicy()
+        mesh = init_device_mesh(device, (ranks.size,))
+        self.module = copy.deepcopy(student)
+        for layer in layers_of(self.module):
+            fully_shard(layer, mesh=mesh, mp_policy=policy)
+        fully_shard(self.module, mesh=mesh, mp_policy=policy)
+        for part in self._parts():
+            # Each process has its share of one loss, so gradients add up.
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)
+        self.shapes = {name: (own.dtype, own.data.shape) for name, own in self.own.items()}
+        for own in self.own.values():
+            own.data = torch.empty_like(own.data, dtype=torch.bfloat16 if narrow else own.dtype)
+            own.untyped_storage().resize_(0)
+
+    @contextmanager
+    def whole(self) -> Generator[None]:
+        """Fill the student's own model in this block; all processes must enter it."""
+        self._fill()
+        try:
+            yield
+        finally:
+            for own in self.own.values():
+                own.untyped_storage().resize_(0)
+
+    def publish(self) -> None:
+        """Do nothing: `whole` fills the student when it is read."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return this process's shards."""
+        self._reshard()
+        return self.module.state_dict()
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take this process's shards of whole weights."""
+        self._reshard()
+        # Tied weights have several names in a state, of which one alone may have all digits.
+        for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers()):
+            if name in state:
+                take(tensor, state[name])
+
+    @torch.no_grad()
+    def close(self) -> None:
+        """Give the student its weights back, whole, in the precision in which it came."""
+        self._reshard()
+        for name, shards in self.module.named_parameters():
+            dtype, _ = self.shapes[name]
+            self.own[name].data = whole(shards).detach().to(dtype)
+
+    @torch.no_grad()
+    def _fill(self) -> None:
+        self._reshard()
+        for name, shards in self.module.named_parameters():
+            own = self.own[name]
+            own.untyped_storage().resize_(own.numel() * own.element_size())
+            own.copy_(whole(shards))
+
+    def _reshard(self) -> None:
+        """Return from whole to sharded weights: the root keeps them whole after a forward pass without a backward pass."""
+        for part in self._parts():
+            part.reshard()
+
+    def _parts(self) -> list[FSDPModule]:
+        return [part for part in self.module.modules() if isinstance(part, FSDPModule)]

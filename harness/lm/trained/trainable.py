@@ -1,0 +1,34 @@
+"""Open a student's weights for training, as its precision and the number of processes ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from harness.config.training import Precision
+from harness.errors import NotFiniteError
+from harness.lm.logprobs import StudentForward
+from harness.lm.ranks import current_ranks
+from harness.lm.trained.weights import MasterWeights, OwnWeights, Trainable
+
+
+@contextmanager
+def trainable(student: StudentForward, precision: Precision) -> Generator[Trainable]:
+    """Open a student's weights for training; afterwards the student is as it was, with the new weights."""
+    opened = _open(student, precision)
+    try:
+        yield opened
+    except BaseException as error:
+        # One process's error leaves the others waiting elsewhere; a loss that is not finite is everyone's.
+        if current_ranks().size == 1 or isinstance(error, NotFiniteError):
+            opened.close()
+        raise
+    opened.close()
+
+
+def _open(student: StudentForward, precision: Precision) -> Trainable:
+    if (ranks := current_ranks()).size > 1:
+        from harness.lm.trained.sharded import ShardedWeights  # imports all of torch's FSDP
+
+        return ShardedWeights(student, precision, ranks)
+    return MasterWeights(student) if precision == "bfloat16_master" else OwnWeights(student)

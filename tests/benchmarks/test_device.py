@@ -1,0 +1,55 @@
+"""The benchmark of a device runs through on a CPU with small sizes, and a comparison tells what got worse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks.device import device_bench as bench
+from benchmarks.device import device_figures as figures
+from benchmarks.device.device_figures import Figure, change, read_figures, write_figures
+
+
+def test_the_script_measures_every_part_on_a_cpu(tmp_path: Path):
+    result = CliRunner().invoke(bench.app, ["--device", "cpu", "--small", "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    device, found = read_figures(tmp_path / "baselines" / "cpu.json")
+    assert device == "cpu"
+    assert {name.partition(",")[0] for name in found} >= {"ours_aopd", "dense_aopd", "OPD step", "AOPD step"}
+    assert all(figure.value == figure.value for figure in found.values())
+    page = (tmp_path / "RESULTS-cpu.md").read_text(encoding="utf-8")
+    assert "left out" not in page
+    assert all(name in page for name in found)
+
+
+def test_no_measure_begins_when_the_time_is_up(tmp_path: Path):
+    result = CliRunner().invoke(bench.app, ["--device", "cpu", "--small", "--seconds", "-1", "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert len(read_figures(tmp_path / "baselines" / "cpu.json")[1]) == 1
+    assert "the time was up" in (tmp_path / "RESULTS-cpu.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("better", "before", "after", "worse"),
+    [("less", 10, 12, 0.2), ("less", 10, 5, -0.5), ("more", 10, 8, 0.25), ("more", 10, 20, -0.5)],
+)
+def test_a_change_is_a_share_of_what_was(better: figures.Better, before: float, after: float, worse: float):
+    found = change(Figure("a", before, "ms", better), Figure("a", after, "ms", better))
+    assert found == pytest.approx(worse)
+
+
+@pytest.mark.parametrize(("value", "code"), [(10.9, 0), (11.2, 1), (None, 1)])
+def test_more_than_ten_percent_and_a_missing_figure_fail(value: float | None, code: int, tmp_path: Path):
+    write_figures(tmp_path / "before.json", "gpu", [Figure("time", 10, "ms")])
+    write_figures(tmp_path / "after.json", "gpu", [] if value is None else [Figure("time", value, "ms")])
+    result = CliRunner().invoke(figures.app, [str(tmp_path / "before.json"), str(tmp_path / "after.json")])
+    assert result.exit_code == code, result.output
+
+
+def test_figures_of_two_devices_are_not_compared(tmp_path: Path):
+    for name in ("one", "two"):
+        write_figures(tmp_path / f"{name}.json", name, [Figure("time", 10, "ms")])
+    result = CliRunner().invoke(figures.app, [str(tmp_path / "one.json"), str(tmp_path / "two.json")])
+    assert result.exit_code == 2

@@ -1,0 +1,207 @@
+"""Several processes train one student: losses, gradients, weights and snapshots are those of one process."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed, multiprocessing
+
+from adapters.conformance.small_stage import AdapterUnderTest, train
+from harness.adapter import StageContext, make_adapter, registered
+from harness.config.suite import AdapterEntry
+from harness.errors import StoppedError
+from harness.lm.ranks import ALONE, Ranks
+from harness.lm.rollouts import make_batches
+from harness.rundir.snapshots import FileSnapshots, StopRequest, shared_snapshots
+from tests.support.models import rollout
+
+pytestmark = pytest.mark.slow
+OPTIONS: dict[str, dict[str, Any]] = {
+    **{name: {"top_k": 4} for name in ("aopd", "tropd", "fkl")},
+    **{name: {"of": "opd"} for name in ("replay", "ewc", "kl_to_start", "lora")},
+    "grpo": {"reduction": "micro_batch_mean"},
+    "sft": {"disable_dropout": True},
+    "sdft": {"ema_rate": 0.3, "updates_per_rollout": 2},
+}
+# What trains by a trainer of its own stays in one process.
+OWN_TRAINERS = ("trl", "external", "none")
+MODES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "packed": {"tokens_per_batch": 24, "activation_checkpointing": True},
+    "masters": {"precision": "bfloat16_master"},
+}
+STEPS = 3
+
+
+def methods() -> list[str]:
+    return [name for name in registered() if name not in (*OWN_TRAINERS, "bounded_opd")]
+
+
+def stage_of(name: str, folder: Path, dtype: torch.dtype = torch.float64, **training: Any) -> tuple[Any, StageContext]:
+    adapter = make_adapter(name, AdapterEntry(options=OPTIONS.get(name, {})))
+    few = {"micro_batch": 3} if name == "grpo" else {}
+    stage = AdapterUnderTest(adapter, folder).stage
+    return adapter, stage(steps=STEPS, dtype=dtype, scripted=False, reference_seed=0, **few, **training)
+
+
+def weights_of(ctx: StageContext) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in ctx.student.model.state_dict().items()}
+
+
+def trained(name: str, folder: Path, **training: Any) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Train a stage and return the final weights and the step log."""
+    lines: list[dict[str, Any]] = []
+    dtype = torch.float32 if training.get("precision") else torch.float64
+    adapter, ctx = stage_of(name, folder, dtype, **training)
+    train(adapter, replace(ctx, log=lines.append))
+    return weights_of(ctx), lines
+
+
+def join(rank: int, size: int, meeting: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
+
+
+def every_method(rank: int, size: int, meeting: str, folder: str, names: list[str], modes: dict[str, Any]) -> None:
+    """Train each method in each mode and let the first process save what it then has."""
+    join(rank, size, meeting)
+    for mode, training in modes.items():
+        for name in names:
+            found = trained(name, Path(folder), **training)
+            if rank == 0:
+                torch.save(found, f"{folder}/{name}-{mode}-{size}.pt")
+    distributed.destroy_process_group()
+
+
+def spawn(work: Callable[..., None], size: int, *arguments: Any) -> None:
+    # A file of an earlier group would keep the new one waiting.
+    with tempfile.TemporaryDirectory() as place:
+        multiprocessing.spawn(work, (size, f"{place}/meeting", *arguments), nprocs=size)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def differences(found: Any, expected: Any) -> Iterator[tuple[str, float]]:
+    """Yield by how much weights and logged figures differ."""
+    (weights, lines), (own, ours) = found, expected
+    assert weights.keys() == own.keys()
+    yield from ((name, float((value - own[name]).abs().max())) for name, value in weights.items())
+    for line, other in zip(lines, ours, strict=True):
+        for name in set(line) - {"seconds", "warnings", "padding_share"}:
+            assert (line[name] is None) == (other[name] is None), name
+            if line[name] is not None:
+                yield name, abs(line[name] - other[name])
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of every method over two processes, and of one over four."""
+    folder = tmp_path_factory.mktemp("several")
+    spawn(every_method, 2, str(folder), methods(), {"plain": {}})
+    spawn(every_method, 2, str(folder), ["opd", "lora", "ewc"], {m: MODES[m] for m in ("packed", "masters")})
+    spawn(every_method, 4, str(folder), ["aopd", "gkd"], {"plain": {}})
+    return folder
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", methods())
+def test_two_processes_end_with_the_weights_and_figures_of_one(name: str, several: Path, tmp_path: Path):
+    found = torch.load(several / f"{name}-plain-2.pt", weights_only=False)
+    apart = dict(differences(found, trained(name, tmp_path)))
+    assert max(apart.values()) <= 1e-6, apart
+
+
+@pytest.mark.parametrize("name", ["aopd", "gkd"])
+def test_four_processes_do_too(name: str, several: Path, tmp_path: Path):
+    found = torch.load(several / f"{name}-plain-4.pt", weights_only=False)
+    apart = dict(differences(found, trained(name, tmp_path)))
+    assert max(apart.values()) <= 1e-6, apart
+
+
+@pytest.mark.parametrize("name", ["opd", "lora", "ewc"])
+@pytest.mark.parametrize("mode", ["packed", "masters"])
+def test_other_modes_train_in_several_processes(name: str, mode: str, several: Path, tmp_path: Path):
+    found = torch.load(several / f"{name}-{mode}-2.pt", weights_only=False)
+    apart = dict(differences(found, trained(name, tmp_path, **MODES[mode])))
+    weights, bound = {n: v for n, v in apart.items() if "." in n}, {"packed": 1e-6, "masters": 5e-3}[mode]
+    assert max(weights.values()) <= bound, weights
+
+
+def killed_and_resumed(rank: int, size: int, meeting: str, folder: str, stop: bool, name: str) -> None:
+    """Train until a signal stops the stage after a step, or from the snapshot that it left."""
+    join(rank, size, meeting)
+    resume(Path(folder), stop, name, rank)
+    distributed.destroy_process_group()
+
+
+def resume(folder: Path, stop: bool, name: str, rank: int = 0, result: str = "") -> dict[str, Tensor]:
+    adapter, ctx = stage_of(name, folder, torch.float32)
+    request = StopRequest("SIGTERM" if stop else "")
+    # The signal comes while the first step is done; a look at the snapshots is a step's end.
+    snapshots = shared_snapshots(FileSnapshots(folder, 0 if stop else 60, stop=request))
+    try:
+        train(adapter, replace(ctx, snapshots=snapshots))
+    except StoppedError:
+        assert stop
+        return {}
+    assert not stop
+    if rank == 0:
+        torch.save(weights_of(ctx), folder / f"resumed{result}.pt")
+    return weights_of(ctx)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", ["aopd", "sdft"])
+def test_a_stage_stopped_on_two_processes_goes_on_with_one_two_and_four(name: str, tmp_path: Path):
+    spawn(killed_and_resumed, 2, str(tmp_path), True, name)
+    kept = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and "shards" in str(path)}
+    assert len(kept) >= 2, "each process writes its part"
+
+    def again(size: int) -> dict[str, Tensor]:
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        os.system(f"cp -r {tmp_path}/snapshot.pt {tmp_path}/shards-* {folder}")
+        if size == 1:
+            return resume(folder, False, name)
+        spawn(killed_and_resumed, size, str(folder), False, name)
+        return torch.load(folder / "resumed.pt")
+
+    whole = trained_whole(2, tmp_path, name)
+    for size, bound in ((2, 0.0), (1, 1e-6), (4, 1e-6)):
+        found = again(size)
+        apart = max(float((value - whole[key]).abs().max()) for key, value in found.items())
+        assert apart <= bound, (size, apart)
+
+
+def trained_whole(size: int, folder: Path, name: str) -> dict[str, Tensor]:
+    """Return the weights of an undisturbed stage over `size` processes."""
+    place = Path(tempfile.mkdtemp(dir=folder))
+    spawn(killed_and_resumed, size, str(place), False, name)
+    return torch.load(place / "resumed.pt")
+
+
+def test_shares_of_a_batch_have_its_weights_and_as_many_batches_each():
+    rollouts = [rollout([3] * n, [5] * (n + 1)) for n in range(1, 8)]
+    whole = make_batches(rollouts, "micro_batch_mean", 3)
+    parts = [make_batches(rollouts, "micro_batch_mean", 3, ranks=Ranks(rank, 4)) for rank in range(4)]
+    assert {len(batches) for batches in parts} == {len(whole)}
+    for place, batch in enumerate(whole):
+        shared = [batches[place] for batches in parts]
+        assert sum(len(b.rollouts) for b in shared if not b.filler) == len(batch.rollouts)
+        assert sum(float(b.weights.sum()) for b in shared) == pytest.approx(float(batch.weights.sum()))
+        assert all(not b.weights.any() for b in shared if b.filler)
+
+
+def test_equal_prompts_are_one_process():
+    keys = [(1,), (2,), (1,), (3,), (2,)]
+    shares = [Ranks(rank, 2).share(keys) for rank in range(2)]
+    assert sorted(place for share in shares for place in share) == [0, 1, 2, 3, 4]
+    assert all(
+        len({rank for rank, share in enumerate(shares) if p in share or q in share}) == 1 for p, q in ((0, 2), (1, 4))
+    )
+    assert ALONE.share(keys) == [0, 1, 2, 3, 4]
