@@ -20,8 +20,8 @@ from adapters.aopd import AOPD
 from adapters.opd import OPD
 from benchmarks.device.device_figures import Figure, write_figures
 from benchmarks.device.random_step import Load, Shape, random_model, step_lines
-from benchmarks.logprob_variants import VARIANTS, Size, make_inputs
-from benchmarks.logprob_work import measured
+from benchmarks.logprobs.logprob_variants import VARIANTS, Size, make_inputs
+from benchmarks.logprobs.logprob_work import measured
 from benchmarks.results_page import provenance, table
 from benchmarks.trl_step import installed
 from benchmarks.utilisation import peak_rate
