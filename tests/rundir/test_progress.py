@@ -49,7 +49,7 @@ def test_without_a_terminal_an_activity_prints_a_line_a_minute_with_step_loss_an
         for step in range(1, 31):
             now[0] = 6.0 * step
             counter.reach(step, {"loss": 0.5, "entropy": 0.25})
-    lines = [line for line in text.getvalue().splitlines() if "opd" in line]
+    lines = [line for line in text.getvalue().splitlines() if "opd seed 0:" in line]
     assert [line[9:] for line in lines] == [
         "tiny opd seed 0: stage 1 tiny_arithmetic, 0/40",
         "tiny opd seed 0: stage 1 tiny_arithmetic, 10/40, loss 0.5, entropy 0.25, about 0:03:00 left",
