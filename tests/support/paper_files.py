@@ -35,3 +35,25 @@ def write_paper_data(folder: Path, items: int = 3) -> dict[str, str]:
 def _conversation(domain: str, answer: str) -> dict[str, Any]:
     turns = [{"from": "human", "value": "What is 2 + 2?"}, {"from": "gpt", "value": answer}]
     return {"difficulty": 1, "source": "made up", "domain": domain, "conversations": turns}
+
+
+CATEGORIES = ("Anime", "Business", "Data Validation")  # one of each tool stage
+
+
+def write_tool_data(folder: Path, items: int = 3) -> dict[str, str]:
+    """Write `items` made-up ToolAlpaca rows per tool stage to train on and to test, and return the suite's `data`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("toolalpaca_train", "toolalpaca_eval"):
+        rows = [_tool_row(category, n, name) for category in CATEGORIES for n in range(items)]
+        (folder / f"{name}.json").write_text(json.dumps(rows))
+    return {name: str(folder / f"{name}.json") for name in ("toolalpaca_train", "toolalpaca_eval")}
+
+
+def _tool_row(category: str, number: int, part: str) -> dict[str, Any]:
+    call = {"Action": "find", "Action_Input": json.dumps({"id": number})}
+    return {
+        "api": f"{category} API",
+        "category": category,
+        "prompt": f"{part}: find number {number} of {category}.",
+        "golden_answer": [call],
+    }

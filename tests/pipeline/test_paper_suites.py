@@ -1,0 +1,78 @@
+"""The paper's suites run from warm-up to the last tool stage with stand-in models and a few local records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from harness.config.load import load_suite
+from harness.config.run_spec import RunSpec
+from harness.pipeline.run import run
+from harness.rundir.store import RunStore
+from tests.support.models import micro_suite
+from tests.support.paper_files import write_paper_data, write_tool_data
+
+SUITES = ["aopd-1.7b", "aopd-4b", "aopd-8b"]
+STAGES = ["openthoughts", "deepmath", "toolalpaca_media", "toolalpaca_business", "toolalpaca_security"]
+
+
+def stand_ins(folder: Path) -> list[str]:
+    """Return the overrides that put micro models, local records and two steps a stage in a paper suite's place."""
+    models = {part: dict(micro_suite()[part]) for part in ("student", "teacher")}
+    for model in models.values():
+        model["tokenizer"] = {**model["tokenizer"], "tasks": ["openthoughts", "toolalpaca"], "items_per_task": 9}
+        model["warmup"] = {**model["warmup"], "mixture": {"openthoughts": 1, "toolalpaca": 1}}
+        model["architecture"] = {**model["architecture"], "context": 256}
+    data = {**write_paper_data(folder / "math"), **write_tool_data(folder / "tools")}
+    small = {
+        **models,
+        **{f"data.{name}": path for name, path in data.items()},
+        "training.epochs": None,
+        "training.steps": 2,
+        "training.prompts_per_step": 2,
+        "training.max_new_tokens": 8,
+        "stages.0.training": {"steps": 2, "prompts_per_step": 2, "optimizer": {"schedule": "cosine"}},
+        "stages.1.training": {"steps": 2, "max_new_tokens": 8},
+        "evaluation.limit": 2,
+        "evaluation.decoding.max_gen_toks": 8,
+        "evaluation.profiles.paper.n": 2,
+        "evaluation.profiles.paper.pass_at": [1, 2],
+        "parallel.processes": 1,
+        "backend": "hf",
+        "device": "cpu",
+        "threads": 1,
+    }
+    return [f"{key}={json.dumps(value)}" for key, value in small.items()]
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_a_paper_suite_trains_with_the_papers_budget(name: str):
+    suite = load_suite(name)
+    planned = RunSpec(suite, "aopd_released", 0).stages
+    assert [stage.name for stage in planned] == STAGES
+    warm_up, math, *tools = [stage.training for stage in planned]
+    assert (warm_up.steps, math.steps, math.prompts_per_step, math.max_new_tokens) == (3000, 201, 512, 12288)
+    assert {tool.epochs for tool in tools} == {6}
+    assert math.optimizer.lr == 1e-5
+    (profile,) = suite.evaluation.all_profiles.values()
+    assert (profile.n, profile.temperature, profile.top_p, profile.top_k) == (16, 0.6, 0.95, 20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "entry"), [("aopd-1.7b", "aopd"), ("aopd-4b", "aopd_released"), ("aopd-8b", "opd_released")]
+)
+def test_a_paper_suite_runs_through_with_stand_ins(name: str, entry: str, tmp_path: Path):
+    spec = RunSpec(load_suite(name, stand_ins(tmp_path)), entry, 0, out=tmp_path / "runs")
+    run(spec)
+    manifest = RunStore(spec.path).manifest
+    assert manifest is not None
+    assert manifest.finished
+    for stage in range(len(STAGES) + 1):
+        assert (tmp_path / "runs").is_dir()
+        assert {path.name.split("@")[0] for path in spec.path.glob(f"stage_{stage}*/eval/*")} == {
+            *STAGES,
+            "math500_boxed",
+        }
