@@ -79,10 +79,15 @@ def regrade_runs(
     return rows
 
 
-def regrade_table(rows: Sequence[RegradedCell]) -> Table:
-    """Return what regrading changed as a table for the terminal: scores in %, one row per cell with another score or grade."""
+def regrade_table(rows: Sequence[RegradedCell]) -> Table | str:
+    """Return what regrading changed as a table for the terminal: scores in %, one row per cell with another score or grade.
+
+    A sentence takes the table's place where every cell keeps every grade.
+    """
     changed = [row for row in rows if row.changed or row.before != row.after]
     same = f"{len(rows) - len(changed)} of {len(rows)} cells keep every grade"
+    if not changed:
+        return same
     table = Table(title="regraded, scores in %", caption=same, title_justify="left", caption_justify="left")
     several = len({row.run for row in rows}) > 1
     for name in (*(("run",) if several else ()), "task", "stage", "grader"):

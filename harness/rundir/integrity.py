@@ -16,7 +16,7 @@ from harness.errors import HarnessError, RunError
 from harness.rundir.files import RESULTS, SAMPLES, check_samples, file_digest, read_results
 from harness.rundir.reader import RunDir, read_parquet
 from harness.rundir.schema import CellRecord, CellSummary, DoneFile, DriftSummary
-from harness.rundir.store import StageFolder, cell_name
+from harness.rundir.store import StageFolder, cell_name, teacher_folder
 
 DAMAGED = "damaged"  # folder of a run that takes what a repair moves away
 # The digests of a checkpoint's folder by name: first of its weights, then of its other files.
@@ -52,6 +52,8 @@ def find_faults(run: RunDir, digests: Digests | None = None) -> Iterator[Fault]:
             yield from _training(run, index, folder, weights, digests)
         for place, kind in _cells(run, index, folder):
             yield from _cell(run, index, place, kind, weights)
+    for place in sorted(teacher_folder(run.path).path.glob("eval/[!.]*")):
+        yield from _cell(run, 0, place, CellSummary, run.manifest.weights.get("teacher", ""))
 
 
 def refuse_changed(runs: Iterable[RunDir]) -> list[Fault]:

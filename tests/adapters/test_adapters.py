@@ -498,7 +498,8 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 FIELDS = {
     "step", "loss", "grad_norm", "lr", "entropy", "advantage_mean", "routed_fkl", "response_tokens_mean",
     "truncated_share", "tokens", "seconds", "warnings", "fkl_gradient_share", "top_k", "teacher_top_mass",
-    "student_top_mass", "overlap", "pull_up", "pull_down", "reward_mean", "mismatch_mean", "mismatch_max", "mismatch_kl",
+    "student_top_mass", "overlap", "padding_share", "pull_up", "pull_down", "reward_mean", "mismatch_mean", "mismatch_max",
+    "mismatch_kl",
 }  # fmt: skip
 
 

@@ -12,6 +12,8 @@ from benchmarks.device import device_figures as figures
 from benchmarks.device.device_figures import Figure, change, read_figures, write_figures
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_script_measures_every_part_on_a_cpu(tmp_path: Path):
     result = CliRunner().invoke(bench.app, ["--device", "cpu", "--small", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output

@@ -39,7 +39,7 @@ from harness.lmeval.task import Task, item_id
 from harness.pipeline.checkpoint_matrix import evaluate_checkpoints, matrix_table
 from harness.rundir.differences import find_differences
 from harness.rundir.files import read_cell
-from harness.rundir.schema import EarlierGrade, Keys
+from harness.rundir.schema import CellSummary, EarlierGrade, Keys
 from tests.support.evaluation import settled, with_config
 from tests.support.models import dense_logprobs, write_task
 
@@ -207,7 +207,7 @@ def test_another_grader_grades_stored_answers_and_generates_nothing(
     pd.testing.assert_frame_equal(again.samples[kept], first.samples[kept])
     assert list(again.samples.columns) == list(first.samples.columns)
     assert find_differences(first.summary.keys.fields, again.summary.keys.fields).keys() == {"grading"}
-    assert cell("first").summary == first.summary
+    assert made(cell("first")) == made(first)
     with pytest.raises(AssertionError, match="the engine was called"):
         cell("lenient", teacher_folder, grader=lenient)  # other weights
 
@@ -238,7 +238,7 @@ def test_the_same_weights_in_another_folder_are_not_generated_again(
     second = evaluate(subject(copy), settled(library, "tiny_weather"), library, Evaluation(limit=4), shared)
     assert generations == [4]
     pd.testing.assert_frame_equal(first["tiny_weather"].samples, second["tiny_weather"].samples)
-    assert first["tiny_weather"].summary == second["tiny_weather"].summary
+    assert made(first["tiny_weather"]) == made(second["tiny_weather"])
 
 
 def test_one_changed_weight_changes_the_digest_and_its_file_layout_does_not(student_folder: Path, tmp_path: Path):
@@ -536,10 +536,15 @@ def test_samples_keep_what_was_asked_answered_and_how_it_ended(scripted: CellRes
     assert samples["item_id"].tolist() == [item_id(doc) for doc in docs]
 
 
+def made(cell: CellResult) -> CellSummary:
+    """Return a cell's summary as it is before it is written, without the digest of its file of answers."""
+    return cell.summary.model_copy(update={"samples_digest": ""})
+
+
 def test_a_cell_read_back_is_the_cell_that_was_made(scripted: CellResult, shared: SharedCells):
     found = shared.get(scripted.summary.keys)
     assert found is not None
-    assert found.summary == scripted.summary
+    assert made(found) == made(scripted)
     pd.testing.assert_frame_equal(found.samples, scripted.samples)
 
 

@@ -206,7 +206,8 @@ def test_groups_texts_and_choices_go_through_a_run_and_into_a_report(folder: Pat
     before = json.loads((path / "stage_0/eval/all_orders/results.json").read_text())
     assert before["group"]["tasks"]["orders"]["n"] == 20
     assert {row.cell for row in regrade_runs([path], trust=True)} == {"tiny_weather", "tiny_currency", "written"}
-    again = evaluate_checkpoints(suite, [path / "stage_1_tiny_weather/train/checkpoint"], tmp_path / "other")
+    manifest = json.loads((path / "manifest.json").read_text())
+    again = evaluate_checkpoints(suite, [Path(manifest["start_checkpoint"])], tmp_path / "other")
     assert list(again["default"].columns) == [
         "tiny_weather", "tiny_currency", "texts", "endings", "written", "all_orders",
     ]  # fmt: skip

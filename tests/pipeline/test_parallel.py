@@ -68,7 +68,7 @@ def test_a_run_killed_on_two_processes_goes_on_with_one_and_with_two(tmp_path: P
 def test_a_method_with_a_trainer_of_its_own_is_refused(kind: str, tmp_path: Path):
     raw = {**micro_suite(), "parallel": {"processes": 2}, "adapters": {kind: {"options": {}}}}
     if kind == "external":
-        raw["adapters"][kind]["options"] = {"command": ["true"]}
+        raw["adapters"][kind]["options"] = {"command": ["true", "{output}"]}
     assert not make_adapter(kind, AdapterEntry(options=raw["adapters"][kind]["options"])).capabilities.distributes
     raw["stages"] = [{"task": task, "training": raw["training"]} for task in raw["stages"]]
     resources = RunResources(RunSpec(Suite.model_validate(raw), kind, 0, out=tmp_path), silent)

@@ -93,8 +93,9 @@ def test_a_tracker_that_does_not_start_is_left_out_and_the_next_run_is_tracked(
 ):
     pytest.importorskip("mlflow")
     warnings: list[str] = []
+    (tmp_path / "file").touch()
     with monkeypatch.context() as unreachable:
-        unreachable.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/no/such/folder/mlflow.db")
+        unreachable.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/file/mlflow.db")
         with tracked(["mlflow", "tensorboard"], called(tmp_path / "a"), {}, warnings.append) as log:
             log({"entropy": 1.0}, 0)
     assert len(warnings) == 1

@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # accelerate takes a second to import, and most runs have no 
     from accelerate.tracking import GeneralTracker
 
 NOT_ALLOWED = re.compile(r"[^\w\-. /]", re.ASCII)  # in a name of a figure: what MLflow takes everywhere
-MLFLOW_RUN = "mlflow_run"
+MLFLOW_RUN, MLFLOW_URI = "mlflow_run", "MLFLOW_TRACKING_URI"
 Log = Callable[[Mapping[str, Any], int], None]
 
 
@@ -128,16 +128,19 @@ def _made(name: Tracker, run: TrackedRun) -> GeneralTracker:
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     cls = LOGGER_TYPE_TO_CLASS[name]
+    run.folder.mkdir(parents=True, exist_ok=True)
     if name == "tensorboard":
         return cls("tensorboard", run.folder)
     if name == "mlflow":
         import mlflow
 
-        if "MLFLOW_TRACKING_URI" not in os.environ:  # else the files land in the working directory
-            mlflow.set_tracking_uri(f"sqlite:///{(run.folder / 'mlflow.db').resolve()}")
+        given = os.environ.get(MLFLOW_URI)
+        mlflow.set_tracking_uri(given or f"sqlite:///{(run.folder / 'mlflow.db').resolve()}")
+        if given is None:  # MLflow sets the variable, which would send this process's next run to this run's folder.
+            os.environ.pop(MLFLOW_URI, None)
         file = run.folder / MLFLOW_RUN
         before = file.read_text(encoding="utf-8").strip() if file.is_file() else None
-        artifacts = None if "MLFLOW_TRACKING_URI" in os.environ else str((run.folder / "mlflow").resolve())
+        artifacts = str((run.folder / "mlflow").resolve()) if given is None else None
         tags = {"group": run.group}
         return cls(run.project, logging_dir=artifacts, run_id=before, run_name=run.name, tags=tags)
     if name == "trackio":
