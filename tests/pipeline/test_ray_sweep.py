@@ -32,7 +32,7 @@ class Nodes:
     """A cluster of two nodes with one processor each; the driver lives on the first."""
 
     def __init__(self) -> None:
-        from ray.cluster_utils import Cluster
+        from ray.cluster_utils import Cluster  # pyright: ignore[reportMissingImports]
 
         self.cluster: Any = Cluster(
             initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": FAST, "include_dashboard": False}

@@ -79,7 +79,7 @@ def sweep_on_ray(
 def _connect(address: str) -> Any:
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("--ray needs Ray, which is not installed; pip install 'continual-harness[ray]' on every node")
-    import ray
+    import ray  # pyright: ignore[reportMissingImports]
 
     carried = {name: value for name in CARRIED if (value := os.environ.get(name))}
     host, _, port = address.rpartition("://")[2].rpartition(":")
@@ -95,7 +95,7 @@ def _connect(address: str) -> Any:
 
 
 def _sweep(ray: Any, specs: Sequence[RunSpec], report: Report, on_finished: Callable[[RunSpec], object]) -> None:
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # pyright: ignore[reportMissingImports]
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     # On the driver's node: the board must not be lost with another one.
@@ -151,7 +151,7 @@ def _build(spec: RunSpec, model: Model, seed: int, board: Any, marker: Path) -> 
 
 def _run(spec: RunSpec, board: Any, marker: Path, *_models: None) -> bool:
     """Do a run, or what is left of it; a Ray task. Returns False where the sweep was stopped before it began."""
-    import ray
+    import ray  # pyright: ignore[reportMissingImports]
 
     if not ray.get(board.may_begin.remote()):
         return False
