@@ -42,7 +42,7 @@ test: $(DEV)  ## Run the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu and not vllm and not browser and not ray"
 
 test-slow: $(DEV)  ## Run the slow tests: whole runs, the wheel, the real records
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu and not vllm and not browser and not ray"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "slow and not gpu and not vllm and not browser and not ray"
 
 soak: $(DEV)  ## Attack runs and inputs at full size: kills, power cuts (root), teacher faults, mutations, 200 stages; an hour or more: SHARE=0.1
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --share $(SHARE) --page docs/reliability.md

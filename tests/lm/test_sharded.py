@@ -34,7 +34,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 OWN_TRAINERS = ("trl", "external", "none")
 MODES: dict[str, dict[str, Any]] = {
     "plain": {},
-    "packed": {"tokens_per_batch": 24, "activation_checkpointing": True},
+    "tokens": {"tokens_per_batch": 24, "activation_checkpointing": True},
     "masters": {"precision": "bfloat16_master"},
 }
 STEPS = 3
@@ -104,7 +104,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results of every method over two processes, and of one over four."""
     folder = tmp_path_factory.mktemp("several")
     spawn(every_method, 2, str(folder), methods(), {"plain": {}})
-    spawn(every_method, 2, str(folder), ["opd", "lora", "ewc"], {m: MODES[m] for m in ("packed", "masters")})
+    spawn(every_method, 2, str(folder), ["opd", "lora", "ewc"], {m: MODES[m] for m in ("tokens", "masters")})
     spawn(every_method, 4, str(folder), ["aopd", "gkd"], {"plain": {}})
     return folder
 
@@ -125,11 +125,11 @@ def test_four_processes_do_too(name: str, several: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["opd", "lora", "ewc"])
-@pytest.mark.parametrize("mode", ["packed", "masters"])
+@pytest.mark.parametrize("mode", ["tokens", "masters"])
 def test_other_modes_train_in_several_processes(name: str, mode: str, several: Path, tmp_path: Path):
     found = torch.load(several / f"{name}-{mode}-2.pt", weights_only=False)
     apart = dict(differences(found, trained(name, tmp_path, **MODES[mode])))
-    weights, bound = {n: v for n, v in apart.items() if "." in n}, {"packed": 1e-6, "masters": 5e-3}[mode]
+    weights, bound = {n: v for n, v in apart.items() if "." in n}, {"tokens": 1e-6, "masters": 5e-3}[mode]
     assert max(weights.values()) <= bound, weights
 
 
@@ -141,7 +141,7 @@ def killed_and_resumed(rank: int, size: int, meeting: str, folder: str, stop: bo
 
 
 def resume(folder: Path, stop: bool, name: str, rank: int = 0, result: str = "") -> dict[str, Tensor]:
-    adapter, ctx = stage_of(name, folder, torch.float32)
+    adapter, ctx = stage_of(name, folder)
     request = StopRequest("SIGTERM" if stop else "")
     # The signal comes while the first step is done; a look at the snapshots is a step's end.
     snapshots = shared_snapshots(FileSnapshots(folder, 0 if stop else 60, stop=request))
