@@ -56,10 +56,10 @@ class TaskItems:
     changed: int
     example: Answers | None
 
-    def link(self, label: str, stage: int) -> str:
-        """Return the address of a method's answers after a stage."""
-        page = next(page for page in self.pages if label in page.labels)
-        return f"{page.path}#{urlencode({'method': label, 'stage': stage})}"
+    def link(self, label: str, stage: int) -> str | None:
+        """Return the address of a method's answers after a stage; None where none of them were kept."""
+        page = next((page for page in self.pages if label in page.labels), None)
+        return None if page is None else f"{page.path}#{urlencode({'method': label, 'stage': stage})}"
 
 
 def task_items(frames: Frames, compared: pd.DataFrame) -> Iterator[TaskItems]:

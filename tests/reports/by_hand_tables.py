@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from itertools import combinations, pairwise
@@ -59,6 +60,11 @@ def glance(runs: Runs, _: Match[str]) -> Grid:
         start.setdefault(m["seed"], sum(runs.score(m, 0, task) for task in m["own"]) / len(m["own"]))
     found = t_interval(pd.Series(start))
     rows = [["start", str(found[3]), "–", bracketed(found), "–"]]
+    own = runs.manifests[0]["own"]
+    taught = [runs.manifests[0]["path"] / "teacher/eval" / task / "results.json" for task in own]
+    if all(file.is_file() for file in taught):
+        score = sum(json.loads(file.read_text())["score"] for file in taught) / len(own)
+        rows.insert(0, ["teacher", "–", "–", f"{100 * score:.1f}", "–"])
     for label in runs.labels:
         learned, final, forgot = (
             t_interval(figure_by_seed(runs, label, name))

@@ -137,7 +137,9 @@ def _claim_row(
         bracket = shown.partition(" ")[2] if effect[3] > 1 else "–"
         return [text, "–", reported, claim["compared"], f"{shown} nats", bracket, str(effect[3]), "exploratory"]
     profile = claim.get("profile", file["profile"])
-    reason = f"not testable: aopd was not evaluated under profile {profile}"
+    answered = profile in runs.manifests[0]["profiles"]
+    lacks = "no learning curves" if answered and "at" in claim else f"aopd was not evaluated under profile {profile}"
+    reason = f"not testable: {lacks}"
     verdict = f"{'exploratory, ' * (claim['name'] not in file['primary'])}{reason}"
     return [text, profile, reported, "–", "–", "–", "–", verdict]
 
