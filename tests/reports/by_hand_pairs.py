@@ -27,8 +27,15 @@ def headline_numbers(runs: Runs) -> Iterator[tuple[str, str, list[str]]]:
     for labels in groups.values():
         base, *others = dict.fromkeys(labels)
         for other in others:
-            found = [difference(runs, base, other, name) for name in (LEARNED, FORGOT, FINAL)]
+            found = [bounded(difference(runs, base, other, name), name) for name in (LEARNED, FORGOT, FINAL)]
             yield base, other, [number for each in found if not np.isnan(each[0]) for number in written(each)]
+
+
+def bounded(found: Found, name: str) -> Found:
+    """Return a difference whose interval stays within what a difference of scores, or of changes of scores, can be."""
+    value, low, high, seeds = found
+    most = 2.0 if name == FORGOT else 1.0
+    return value, max(low, -most), min(high, most), seeds
 
 
 def written(found: Found) -> list[str]:

@@ -137,7 +137,7 @@ def _claim_row(
         bracket = shown.partition(" ")[2] if effect[3] > 1 else "–"
         return [text, "–", reported, claim["compared"], f"{shown} nats", bracket, str(effect[3]), "exploratory"]
     profile = claim.get("profile", file["profile"])
-    answered = profile in runs.manifests[0]["profiles"]
+    answered = profile in runs.manifests[0].get("profiles", [])
     lacks = "no learning curves" if answered and "at" in claim else f"aopd was not evaluated under profile {profile}"
     reason = f"not testable: {lacks}"
     verdict = f"{'exploratory, ' * (claim['name'] not in file['primary'])}{reason}"
