@@ -12,6 +12,7 @@ from reports.report.build import build_report
 from tests.browser.conftest import Open
 from tests.browser.opened import Opened
 from tests.support.run_factory import write_run
+from tests.support.runs import vouch
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
@@ -33,6 +34,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Path:
             prompts = [f"question {number}" for number in range(len(rows))]
             given = {"response": [ANSWERS[i] for i in places], "outcome": [OUTCOMES[i] for i in places]}
             rows.assign(prompt=prompts, **given).to_parquet(file)
+            vouch(file.with_name("results.json"))
     return build_report([root / "tiny"], root / "report").parent
 
 
