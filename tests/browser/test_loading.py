@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -21,13 +22,11 @@ def pages(report: Path) -> list[Path]:
 def test_the_report_and_every_page_it_links_to_load_in_silence_and_from_its_folder(report: Path, open_page: Open):
     first = open_page(report / "report.html")
     links = first.links
-    linked = set(links)
+    assert {report / "report.html", *report.glob("items/*.html")} == {
+        Path(unquote(link.removeprefix("file://"))) for link in links
+    }
     for link in links:
         first.page.goto(link)
-        linked |= set(first.links)  # a task's page leads to its pages under further profiles
-    assert {report / "report.html", *report.glob("items/*.html")} == {
-        Path(link.removeprefix("file://")) for link in linked
-    }
     assert first.complaints == []
     assert len(first.requests) == 1 + len(links)
     assert first.strangers(report) == []
@@ -72,7 +71,7 @@ def test_every_part_that_the_issue_names_is_on_the_page(report: Path, open_page:
     }
     assert drawn <= {str(figure.get_attribute("id")).removeprefix("figure-") for figure in page.locator("figure").all()}
     assert " aopd learned " in page.locator(".lead").first.inner_text()
-    assert "unmatched" in text
+    assert "unmatched" in text or "not judged" in text
     assert "the lowest and of the highest hundredth" in text
     assert page.locator(".missing").count() == 0
     peaks = page.locator("#cost ~ .scroll table").locator("tbody tr td:nth-of-type(4)").all_inner_texts()
