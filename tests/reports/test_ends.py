@@ -43,7 +43,7 @@ def test_the_teacher_is_a_row_of_the_first_table_and_named_where_it_is_worse_tha
     run = write_run(tmp_path, "opd", 0, [START, [0.8, 0.2, 0.5], [0.2, 0.6, 0.5]])
     for task, score in {"tiny_arithmetic": 0.9, "tiny_weather": 0.0, "tiny_long_sums": 0.7}.items():
         samples = pd.DataFrame({"item_id": ["0"], "response": ["2"], "outcome": ["correct"]})
-        write_cell(run / "teacher" / "eval" / task, cell_of(score, task=task, weights="teacher"), samples)
+        write_cell(run / "teacher" / "eval" / task, cell_of(score, task=task, weights="digest-teacher"), samples)
     frames = load([tmp_path])
     assert teacher_means(frames)["teacher"].mean == 0.45
     assert "the teacher has 45.0 %" in describe_ends(frames)[0]
