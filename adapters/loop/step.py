@@ -121,8 +121,7 @@ class Step:
         return self.adapter.source(derive_seed(self.ctx.seed, "source", self.index))
 
     def _batches(self, rollouts: Sequence[Rollout]) -> list[Batch]:
-        training = self.ctx.training
-        packed = training.packs and self.ranks.size == 1 and packs(self.ctx.student.model)
+        training, packed = self.ctx.training, self.ctx.training.packs and packs(self.ctx.student.model)
         limits = training.micro_batch, self.ctx.device, training.tokens_per_batch, packed
         return make_batches(rollouts, self.adapter.reduction, *limits, self.ranks)
 

@@ -25,7 +25,6 @@ from harness.config.training import Training
 from harness.errors import ConfigError, NotFiniteError, TaskError
 from harness.lm.logprobs import TeacherRequest
 from harness.lm.packing import packing
-from harness.lm.ranks import current_ranks
 from harness.lm.rollouts import Reduction, Rollout
 from harness.lm.trained.recompute import recomputed_layers
 from harness.lm.trained.trainable import trainable
@@ -151,12 +150,8 @@ class LoopAdapter(Adapter):
         self.refuse(ctx.training)
         updates = ctx.training.steps * self.updates_per_rollout
         guards = Guards(ctx.warn)
-        # Packed rows over several processes were seen to wait for each other for ever, so those batches are padded.
-        packed = ctx.training.packs and current_ranks().size == 1
-        if ctx.training.packs and not packed:
-            ctx.warn("several processes train this stage; their batches are padded, not packed")
         with (
-            packing(_local_models(ctx), packed, ctx.warn),
+            packing(_local_models(ctx), ctx.training.packs, ctx.warn),
             trainable(ctx.student, ctx.training.precision) as weights,
             recomputed_layers(weights.module, ctx.training.activation_checkpointing),
         ):

@@ -9,14 +9,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from harness.config.training import Precision
-from harness.lm.logprobs import StudentForward
+from harness.lm.logprobs import LogProbs, StudentForward
 from harness.lm.ranks import Ranks, take, whole
 from harness.lm.trained.recompute import layers_of
 from harness.lm.trained.weights import Trainable
@@ -35,6 +37,7 @@ class ShardedWeights(Trainable):
         for layer in layers_of(self.module):
             fully_shard(layer, mesh=mesh, mp_policy=policy)
         fully_shard(self.module, mesh=mesh, mp_policy=policy)
+        self.module.register_forward_hook(_hand_out_views)
         for part in self._parts():
             # Each process has its share of one loss, so gradients add up.
             part.set_gradient_divide_factor(1.0)
@@ -94,3 +97,13 @@ class ShardedWeights(Trainable):
 
     def _parts(self) -> list[FSDPModule]:
         return [part for part in self.module.modules() if isinstance(part, FSDPModule)]
+
+
+def _hand_out_views(_module: Any, _inputs: Any, found: LogProbs) -> LogProbs:
+    """Return what a forward pass found as views of it, so that FSDP's hooks wait for the real backward pass.
+
+    The step log differentiates losses at these tensors. At FSDP's own outputs its hooks would take that for a backward pass,
+    and a process whose micro-batch is a filler, which logs nothing, would be out of step with the others.
+    """
+    tensors = {name: value for name, value in vars(found).items() if isinstance(value, Tensor) and value.requires_grad}
+    return replace(found, **{name: value.view_as(value) for name, value in tensors.items()})
