@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; `role` is how it is set: `plain`, `note`, `measured`, or `missing` for what cannot be shown and why."""
+    """A paragraph; `role` is how it is set: `plain`, `note`, `measured`, `warning`, or `missing` for what cannot be shown."""
 
     kind: ClassVar[str] = "text"
     text: str

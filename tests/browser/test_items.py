@@ -120,7 +120,7 @@ def test_search_wants_every_word_anywhere_and_clear_takes_all_choices_back(page:
     search.fill("nowhere-to-be-found")
     assert counter(page) == f"0 of {ITEMS} items"
     page.page.get_by_role("button", name="Clear").click()
-    page.page.wait_for_function(f"document.getElementById('shown').textContent === '{ITEMS} of {ITEMS} items'")
+    page.page.locator("#shown", has_text=f"{ITEMS} of {ITEMS} items").wait_for()
 
 
 def test_a_cell_of_the_heatmap_leads_to_its_answers(answers: Path, open_page: Open):

@@ -48,7 +48,7 @@ def make_section(report_data: ReportData) -> Section:
     compared = [Text(JUDGED, "note"), pairs] if pairs.rows else []
     frames = report_data.frames
     glance = glance_grid(report_data.frontier, start_scores(frames), teacher_means(frames))
-    warnings = [Text(sentence, "missing") for sentence in name_worse(frames)]
+    warnings = [Text(sentence, "warning") for sentence in name_worse(frames)]
     return Section("frontier", "Learning and forgetting", picture.title, [*warnings, glance, picture, *compared])
 
 
