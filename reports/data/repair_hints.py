@@ -39,7 +39,8 @@ def what_differs(one: CellRef, other: CellRef) -> str:
     if _evaluating(one.run) == _evaluating(other.run):
         evaluated = " ".join(f"{shlex.quote(str(run.path))}/stage_*/eval" for run in runs)
         return f"{reason}; remove {evaluated} and evaluate them again with the same settings: {' && '.join(_commands(runs))}"
-    checkpoints = " ".join(_checkpoint(cell) for cell in (one, other))
+    # A control trains nothing, so its checkpoint may be the other run's start.
+    checkpoints = " ".join(dict.fromkeys(_checkpoint(cell) for cell in (one, other)))
     return (
         f"{reason}; evaluate their checkpoints alike, in one matrix: harness evaluate --suite {shlex.quote(_suite(one.run))} "
         f"--checkpoints {checkpoints}"

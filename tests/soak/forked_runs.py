@@ -45,6 +45,14 @@ def finish_run(spec: RunSpec, errors: Path) -> str:
     return f"{kind} {errors.read_text() if errors.exists() else process.exitcode}"
 
 
+def go_on(spec: RunSpec, undisturbed: RunSpec, errors: Path) -> tuple[str, str]:
+    """Do what is left of a run; return `held`, `lost`, `traceback` or `changed`, and what says so."""
+    if error := finish_run(spec, errors):
+        return error.split()[0], error
+    what = changes(spec.path, undisturbed.path)
+    return ("changed", what) if what else ("held", "")
+
+
 def changes(run: Path, undisturbed: Path) -> str:
     """Return what differs between a run and the undisturbed one: weights, logs, scores, answers; empty where nothing does."""
     if manifest(run)["weights"] != manifest(undisturbed)["weights"]:

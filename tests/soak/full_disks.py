@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.config.run_spec import RunSpec
-from tests.soak.forked_runs import changes, finish_run
+from tests.soak.forked_runs import finish_run, go_on
 from tests.soak.outcomes import Outcomes
 from tests.soak.power_cuts import mounted, new_image
 
@@ -31,15 +31,13 @@ def fill_disks(spec: RunSpec, folder: Path, count: int, seed: int = 0) -> Outcom
             ended = finish_run(own, errors)
             partial = [path.name for path in own.path.rglob(".*.*") if path.name != ".lock"]
             ballast.unlink()
-            resumed = finish_run(own, errors)
+            result, said = go_on(own, undisturbed, errors)
             if ended.startswith("traceback"):
                 found.add("traceback", f"disk {number}, {space} bytes: {ended}")
             elif ended and partial:
                 found.add("lost", f"disk {number}, {space} bytes: {partial} stay")
-            elif resumed:
-                found.add(resumed.split()[0], f"disk {number}, {space} bytes, with space again: {resumed}")
-            elif what := changes(own.path, undisturbed.path):
-                found.add("changed", f"disk {number}, {space} bytes: {what}")
+            elif result != "held":
+                found.add(result, f"disk {number}, {space} bytes, with space again: {said}")
             else:
                 found.add("held" if ended else "had space")
     return found

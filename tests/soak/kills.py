@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.config.run_spec import RunSpec
-from tests.soak.forked_runs import changes, finish_run, start_run
+from tests.soak.forked_runs import finish_run, go_on, start_run
 from tests.soak.outcomes import Outcomes
 
 COUNTED = (
@@ -33,11 +33,7 @@ def kill_runs(spec: RunSpec, folder: Path, count: int, seed: int = 0) -> Outcome
         process.join(draw.uniform(0, seconds))
         process.kill()
         process.join()
-        if error := finish_run(killed, errors):
-            found.add(error.split()[0], f"kill {number}: {error}")
-        elif what := changes(killed.path, undisturbed.path):
-            found.add("changed", f"kill {number}: {what}")
-        else:
-            found.add("held")
+        result, said = go_on(killed, undisturbed, errors)
+        found.add(result, f"kill {number}: {said}")
         shutil.rmtree(killed.out)
     return found

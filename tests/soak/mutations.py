@@ -181,12 +181,7 @@ def mutate_runs(run: Path, folder: Path, count: int, seed: int = 0) -> Outcomes:
         draw = random.Random(f"{seed}-{number}")
         file = draw.choice(files)
         before = file.read_bytes()
-        value = _json_of(before) if file.suffix == ".json" else None
-        after = (
-            json.dumps(mutate(value, draw), default=str).encode()
-            if value and number % 2
-            else mutate_bytes(before, draw)
-        )
+        after = _mutated_file(file, draw, in_its_structure=bool(number % 2))
         file.write_bytes(after)
         faults: list[Any] = []
         result, said = outcome_of(
@@ -212,13 +207,7 @@ def mutate_models(model: Path, folder: Path, count: int, seed: int = 0) -> Outco
         draw = random.Random(f"{seed}-{number}")
         file = draw.choice(files)
         before = file.read_bytes()
-        value = _json_of(before) if file.suffix == ".json" else None
-        mutated = (
-            json.dumps(mutate(value, draw), default=str).encode()
-            if value and number % 2
-            else mutate_bytes(before, draw)
-        )
-        file.write_bytes(mutated)
+        file.write_bytes(_mutated_file(file, draw, in_its_structure=bool(number % 2)))
         result, said = outcome_of(lambda: _read_model(copied))
         found.add(result, f"model {number}: {file.name}: {said}")
         file.write_bytes(before)
@@ -327,6 +316,15 @@ def _read_model(folder: Path) -> None:
 
 def _vouched(path: Path) -> bool:
     return path.suffix in (".json", ".jsonl", ".parquet", ".safetensors") and "tokenizer_config" not in path.name
+
+
+def _mutated_file(file: Path, draw: random.Random, in_its_structure: bool) -> bytes:
+    """Return a file's content with one change: in its bytes, or in the structure of its JSON where it has one."""
+    content = file.read_bytes()
+    value = _json_of(content) if file.suffix == ".json" else None
+    if value and in_its_structure:
+        return json.dumps(mutate(value, draw), default=str).encode()
+    return mutate_bytes(content, draw)
 
 
 def _json_of(content: bytes) -> Any:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.config.run_spec import RunSpec
-from tests.soak.forked_runs import changes, finish_run, start_run
+from tests.soak.forked_runs import finish_run, go_on, start_run
 from tests.soak.outcomes import Outcomes
 
 MIB = 64
@@ -60,12 +60,8 @@ def cut_power(spec: RunSpec, folder: Path, count: int, seed: int = 0) -> Outcome
         for copy in copies:
             with mounted(copy, folder / "disk", options) as disk:
                 resumed = replace(spec, out=disk / "runs")
-                if error := finish_run(resumed, errors):
-                    found.add(error.split()[0], f"cut {number}: {error}")
-                elif what := changes(resumed.path, undisturbed.path):
-                    found.add("changed", f"cut {number}: {what}")
-                else:
-                    found.add("held")
+                result, said = go_on(resumed, undisturbed, errors)
+                found.add(result, f"cut {number}: {said}")
             copy.unlink()
     return found
 

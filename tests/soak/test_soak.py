@@ -25,6 +25,12 @@ def spec(micro_file: Path, tmp_path: Path) -> RunSpec:
     return RunSpec(suite, "aopd", 0, out=tmp_path / "runs")
 
 
+@pytest.fixture
+def may_mount(tmp_path: Path) -> None:
+    if not shutil.which("mkfs.ext4") or not can_mount(tmp_path):
+        pytest.skip("this process may not mount loop devices")
+
+
 def assert_held(found: Outcomes) -> None:
     print(as_table([found]))
     assert found.details == []
@@ -36,9 +42,8 @@ def test_a_run_that_is_killed_at_any_moment_ends_with_the_undisturbed_numbers(sp
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("may_mount")
 def test_a_run_whose_power_is_cut_at_any_moment_ends_with_the_undisturbed_numbers(spec: RunSpec, tmp_path: Path):
-    if not shutil.which("mkfs.ext4") or not can_mount(tmp_path):
-        pytest.skip("this process may not mount loop devices")
     assert_held(cut_power(spec, tmp_path, 2, seed=os.getpid()))
 
 
@@ -48,9 +53,8 @@ def test_a_run_goes_on_from_what_was_synced_before_any_moment(spec: RunSpec, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("may_mount")
 def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_space(spec: RunSpec, tmp_path: Path):
-    if not shutil.which("mkfs.ext4") or not can_mount(tmp_path):
-        pytest.skip("this process may not mount loop devices")
     assert_held(fill_disks(spec, tmp_path, 3, seed=os.getpid()))
 
 

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from harness.config.run_spec import RunSpec
-from tests.soak.forked_runs import changes, finish_run, start_run
+from tests.soak.forked_runs import go_on, start_run
 from tests.soak.outcomes import Outcomes
 
 COUNTED = "what was synced before a random fsync of a run, then the same command; compared as for kills."
@@ -82,12 +82,8 @@ def drop_unsynced(spec: RunSpec, folder: Path, count: int, seed: int = 0) -> Out
         )
         process.join()
         kept.out.mkdir(exist_ok=True)
-        if error := finish_run(kept, errors):
-            found.add(error.split()[0], f"cut {number}: {error}")
-        elif what := changes(kept.path, undisturbed.path):
-            found.add("changed", f"cut {number}: {what}")
-        else:
-            found.add("held")
+        result, said = go_on(kept, undisturbed, errors)
+        found.add(result, f"cut {number}: {said}")
         shutil.rmtree(own.out)
         shutil.rmtree(kept.out)
     return found
