@@ -75,8 +75,9 @@ def _follow(place: int, count: int, device: str, meeting: str, train: Train) -> 
         (Path(meeting) / f"error{rank}.json").write_text(text, encoding="utf-8")
         raise
     except StoppedError:
-        return
-    distributed.destroy_process_group()
+        pass
+    # Its work is done, and its libraries' threads may abort a process that takes its interpreter down (seen with gloo).
+    os._exit(0)
 
 
 def _join_group(rank: int, count: int, device: str, meeting: str) -> None:
