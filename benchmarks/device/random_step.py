@@ -77,7 +77,7 @@ def step_lines(
         for i in range(load.prompts)
     ]
     lines: list[dict[str, Any]] = []
-    settings = {"steps": 2, "prompts_per_step": load.prompts, "max_new_tokens": load.response, **training}
+    settings = {**training, "steps": 2, "prompts_per_step": load.prompts, "max_new_tokens": load.response}
     context = StageContext(
         student=StudentForward(student),
         teacher=LocalTeacher(teacher, numbers, numbers),

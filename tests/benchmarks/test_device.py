@@ -5,15 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+from adapters.opd import OPD
 from benchmarks.device import device_bench as bench
 from benchmarks.device import device_figures as figures
 from benchmarks.device.device_figures import Figure, change, read_figures, write_figures
+from benchmarks.device.random_step import Load, Shape, random_model, step_lines
+from harness.config.training import Training
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
+def test_a_step_has_the_load_that_its_figures_name():
+    shape, load = Shape(64, 128, 2, 2, 256), Load(4, 8, 6)
+    models = (random_model(shape, torch.float32, "cpu") for _ in range(2))
+    lines = step_lines(OPD(), *models, load, "cpu", **Training().model_dump())
+    assert [line["step"] for line in lines] == [0, 1]
+    assert all(0 < line["tokens"] <= 4 * 6 for line in lines)
+
+
 def test_the_script_measures_every_part_on_a_cpu(tmp_path: Path):
     result = CliRunner().invoke(bench.app, ["--device", "cpu", "--small", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
