@@ -21,7 +21,7 @@ def test_a_step_has_the_load_that_its_figures_name():
     models = (random_model(shape, torch.float32, "cpu") for _ in range(2))
     lines = step_lines(OPD(), *models, load, "cpu", **Training().model_dump())
     assert [line["step"] for line in lines] == [0, 1]
-    assert all(0 < line["tokens"] <= 4 * 6 for line in lines)
+    assert all(4 * 8 < line["tokens"] <= 4 * (8 + 6) for line in lines)
 
 
 def test_the_script_measures_every_part_on_a_cpu(tmp_path: Path):
