@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -14,20 +15,17 @@ import torch
 from safetensors.torch import load_file
 
 from harness.adapter import make_adapter
+from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
 from harness.config.suite import AdapterEntry, Suite
 from harness.errors import ConfigError
 from harness.pipeline.resources import RunResources
+from harness.pipeline.run import run
 from harness.rundir.files import SNAPSHOT
 from harness.rundir.process.progress import silent
 from tests.support.models import micro_suite, write_yaml
 
 FOLDER = "micro/aopd/default/seed0"
-
-
-def command(folder: Path, out: str, processes: int) -> list[str]:
-    run = ["run", str(folder / "micro.yaml"), "--adapter", "aopd", "--out", str(folder / out)]
-    return [sys.executable, "-m", "harness.cli.app", *run, "--set", f"parallel.processes={processes}"]
 
 
 def weights_of(folder: Path, out: str, stage: int) -> dict[str, torch.Tensor]:
@@ -40,26 +38,38 @@ def apart(folder: Path, one: str, other: str, stage: int = 2) -> float:
     return max(float((value - expected[name]).abs().max()) for name, value in found.items())
 
 
+def run_killed_at_its_first_snapshot(file: Path, out: Path) -> None:
+    command = [sys.executable, "-m", "harness.cli.app", "run", str(file), "--adapter", "aopd", "--out", str(out)]
+    killed = subprocess.Popen([*command, "--set", "parallel.processes=2"])
+    while not list(out.rglob(SNAPSHOT)) and killed.poll() is None:
+        time.sleep(0.01)
+    assert killed.poll() is None, "it ended before it could be killed"
+    killed.kill()
+    killed.wait()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_killed_on_two_processes_goes_on_with_one_and_with_two(tmp_path: Path):
-    suite: dict[str, Any] = {**micro_suite(), "snapshot_minutes": 0}
-    suite["training"] |= {"steps": 6, "temperature": 0.05}
-    write_yaml(tmp_path / "micro.yaml", suite)
+    raw: dict[str, Any] = {**micro_suite(), "snapshot_minutes": 0, "probes": []}
+    raw["training"] |= {"steps": 6, "temperature": 0.05}
+    raw["evaluation"] |= {"limit": 1, "drift": None}
+    file = write_yaml(tmp_path / "micro.yaml", raw)
+
+    def finish(out: str, processes: int) -> None:
+        suite = load_suite(str(file), [f"parallel.processes={processes}"])
+        assert json.loads((run(RunSpec(suite, "aopd", 0, out=tmp_path / out)) / "manifest.json").read_text())[
+            "finished"
+        ]
+
     for processes in (1, 2):
-        subprocess.run(command(tmp_path, f"whole{processes}", processes), check=True)
+        finish(f"whole{processes}", processes)
     assert apart(tmp_path, "whole1", "whole2") <= 1e-4
+    run_killed_at_its_first_snapshot(file, tmp_path / "killed2")
+    shutil.copytree(tmp_path / "killed2", tmp_path / "killed1")
     for processes in (2, 1):
         out = f"killed{processes}"
-        killed = subprocess.Popen(command(tmp_path, out, 2))
-        while not list((tmp_path / out).rglob(SNAPSHOT)) and killed.poll() is None:
-            time.sleep(0.01)
-        assert killed.poll() is None, "it ended before it could be killed"
-        killed.kill()
-        killed.wait()
-        subprocess.run(command(tmp_path, out, processes), check=True)
-        manifest = json.loads((tmp_path / out / FOLDER / "manifest.json").read_text())
-        assert manifest["finished"]
+        finish(out, processes)
         assert not list((tmp_path / out).rglob("shards-*"))
         assert apart(tmp_path, out, "whole2") <= (0 if processes == 2 else 1e-4)
 
