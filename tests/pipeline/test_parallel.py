@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from harness.adapter import make_adapter
+from harness.cli.app import app
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
 from harness.config.suite import AdapterEntry, Suite
@@ -38,40 +40,76 @@ def apart(folder: Path, one: str, other: str, stage: int = 2) -> float:
     return max(float((value - expected[name]).abs().max()) for name, value in found.items())
 
 
-def run_killed_at_its_first_snapshot(file: Path, out: Path) -> None:
-    command = [sys.executable, "-m", "harness.cli.app", "run", str(file), "--adapter", "aopd", "--out", str(out)]
-    killed = subprocess.Popen([*command, "--set", "parallel.processes=2"])
-    while not list(out.rglob(SNAPSHOT)) and killed.poll() is None:
+def finish(folder: Path, out: str, processes: int) -> None:
+    suite = load_suite(str(folder / "micro.yaml"), [f"parallel.processes={processes}"])
+    assert is_finished_at(run(RunSpec(suite, "aopd", 0, out=folder / out)))
+
+
+def is_finished_at(path: Path) -> bool:
+    return bool(json.loads((path / "manifest.json").read_text())["finished"])
+
+
+def command(folder: Path, out: str) -> list[str]:
+    return ["run", str(folder / "micro.yaml"), "--adapter", "aopd", "--out", str(folder / out)]
+
+
+def start_until_a_snapshot(out: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([sys.executable, "-m", *arguments])
+    while not list(out.rglob(SNAPSHOT)) and process.poll() is None:
         time.sleep(0.01)
-    assert killed.poll() is None, "it ended before it could be killed"
-    killed.kill()
-    killed.wait()
+    assert process.poll() is None, "it ended before it could be killed"
+    return process
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A suite whose evaluations are short, and its run over one and over two processes."""
+    folder = tmp_path_factory.mktemp("parallel")
+    raw: dict[str, Any] = {**micro_suite(), "snapshot_minutes": 0, "probes": []}
+    raw["training"] |= {"steps": 6, "temperature": 0.05}
+    raw["evaluation"] |= {"limit": 1, "drift": None}
+    write_yaml(folder / "micro.yaml", raw)
+    for processes in (1, 2):
+        finish(folder, f"whole{processes}", processes)
+    return folder
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_run_killed_on_two_processes_goes_on_with_one_and_with_two(tmp_path: Path):
-    raw: dict[str, Any] = {**micro_suite(), "snapshot_minutes": 0, "probes": []}
-    raw["training"] |= {"steps": 6, "temperature": 0.05}
-    raw["evaluation"] |= {"limit": 1, "drift": None}
-    file = write_yaml(tmp_path / "micro.yaml", raw)
-
-    def finish(out: str, processes: int) -> None:
-        suite = load_suite(str(file), [f"parallel.processes={processes}"])
-        assert json.loads((run(RunSpec(suite, "aopd", 0, out=tmp_path / out)) / "manifest.json").read_text())[
-            "finished"
-        ]
-
-    for processes in (1, 2):
-        finish(f"whole{processes}", processes)
-    assert apart(tmp_path, "whole1", "whole2") <= 1e-4
-    run_killed_at_its_first_snapshot(file, tmp_path / "killed2")
-    shutil.copytree(tmp_path / "killed2", tmp_path / "killed1")
+def test_a_run_killed_on_two_processes_goes_on_with_one_and_with_two(folder: Path):
+    assert apart(folder, "whole1", "whole2") <= 1e-4
+    several = [*command(folder, "killed2"), "--set", "parallel.processes=2"]
+    killed = start_until_a_snapshot(folder / "killed2", "harness.cli.app", *several)
+    killed.kill()
+    killed.wait()
+    shutil.copytree(folder / "killed2", folder / "killed1")
     for processes in (2, 1):
         out = f"killed{processes}"
-        finish(out, processes)
-        assert not list((tmp_path / out).rglob("shards-*"))
-        assert apart(tmp_path, out, "whole2") <= (0 if processes == 2 else 1e-4)
+        finish(folder, out, processes)
+        assert not list((folder / out).rglob("shards-*"))
+        assert apart(folder, out, "whole2") <= (0 if processes == 2 else 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_torchrun_trains_a_run_as_its_processes_do_and_the_same_command_continues_it(folder: Path):
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "harness.cli.app"]
+    launched = [*torchrun, *command(folder, "launched")]
+    killed = start_until_a_snapshot(folder / "launched", *launched)
+    killed.terminate()
+    assert killed.wait(timeout=120) != 0
+    subprocess.run([sys.executable, "-m", *launched], check=True, timeout=300)
+    assert is_finished_at(folder / "launched" / FOLDER)
+    assert apart(folder, "launched", "whole2") == 0
+
+
+@pytest.mark.parametrize("several", ["sweep", "study"])
+def test_a_command_of_many_runs_is_refused_under_torchrun(several: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = CliRunner().invoke(app, [several, "tiny"])
+    assert isinstance(result.exception, ConfigError)
+    assert "harness run" in str(result.exception)
 
 
 @pytest.mark.parametrize("kind", ["trl", "external"])
