@@ -25,7 +25,7 @@ from harness.errors import TaskError
 from harness.evaluation.answering import Answer
 from harness.lmeval.score import has_outcome
 from harness.lmeval.task import Task, item_id
-from harness.rundir.schema import OUTCOMES, CellSummary, Keys
+from harness.rundir.records.cell_records import OUTCOMES, CellSummary, Keys
 from harness.stats.sampling import pass_at_k
 
 FIXED = ("item_id", "cluster", "sample", "prompt", "target", "response", "finish", "tokens", "score", "outcome")

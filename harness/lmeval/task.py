@@ -27,7 +27,7 @@ from harness.lm.chat import Renderer
 from harness.lm.rollouts import Example
 from harness.lmeval.failures import grading_failed, rendering_failed
 from harness.lmeval.score import aggregates, can_be_score, default_metric, item_value, score_of
-from harness.rundir.store import cell_name
+from harness.rundir.stage_folder import cell_name
 
 TINY = 1e-6  # a score may miss 0 or 1 by rounding
 BATCH = 1000  # documents that are read at a time

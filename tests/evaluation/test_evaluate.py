@@ -39,7 +39,7 @@ from harness.lmeval.task import Task, item_id
 from harness.pipeline.checkpoint_matrix import evaluate_checkpoints, matrix_table
 from harness.rundir.differences import find_differences
 from harness.rundir.files import read_cell
-from harness.rundir.schema import CellSummary, EarlierGrade, Keys
+from harness.rundir.records.cell_records import CellSummary, EarlierGrade, Keys
 from tests.support.evaluation import settled, with_config
 from tests.support.models import dense_logprobs, write_task
 

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from adapters.loop.guards import NOT_FINITE, SIGNS
-from harness.rundir.overlap_record import Overlap, OverlapRow
+from harness.rundir.records.overlap_record import Overlap, OverlapRow
 from reports.data.frames import load
 from reports.document import sentences
 from reports.document.rendering import escape_markdown

@@ -18,9 +18,10 @@ import yaml
 
 from harness.cli.app import main
 from harness.errors import RunError
-from harness.stats.continual import ACCURACY, BACKWARD, FIGURES, FORGETTING, LEARNING, Figure, Term
+from harness.stats.continual import ACCURACY, BACKWARD, FIGURES, FORGETTING, LEARNING
 from harness.stats.intervals import Interval
-from harness.stats.matching import how_matched
+from harness.stats.learning.matching import how_matched
+from harness.stats.score_matrix import Figure, Term
 from harness.stats.significance import holm
 from reports.claims.claim_file import read_claims
 from reports.claims.evidence import Evidence

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from harness.rundir.files import CURVE
-from harness.rundir.schema import CurvePoint
-from harness.rundir.store import stage_folder
-from harness.stats.equal_learning import NO_COMMON_LEARNING
+from harness.rundir.records.training_records import CurvePoint
+from harness.rundir.stage_folder import stage_folder
 from harness.stats.estimates import Estimate
+from harness.stats.learning.equal_learning import NO_COMMON_LEARNING
 from reports.compare.comparison import Comparison
 from reports.compare.render_comparison import markdown
 from reports.compare.rows import AVERAGE

@@ -14,8 +14,8 @@ import pytest
 
 from harness.errors import RunError
 from harness.rundir.reader import find_runs
-from harness.stats.continual import Term
 from harness.stats.intervals import Interval, item_interval, t_interval
+from harness.stats.score_matrix import Term
 from reports.data.paired_cells import SeedPair, compare_pairs, noise_floor, restriction
 from reports.data.run_scores import RunScores, Side
 from tests.support.run_factory import write_run

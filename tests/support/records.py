@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.rundir.schema import SCHEMA, CellSummary, Manifest
+from harness.rundir.records.cell_records import CellSummary
+from harness.rundir.schema import SCHEMA, Manifest
 
 
 def manifest_of(**changes: Any) -> Manifest:

@@ -17,8 +17,11 @@ import pandas as pd
 from harness.adapter import make_adapter
 from harness.config.run_spec import RunSpec
 from harness.rundir.files import CURVE, write_cell, write_record
-from harness.rundir.schema import CellSummary, CurvePoint, DoneFile, DriftSummary, Manifest, StepLine
-from harness.rundir.store import MANIFEST, cell_name, stage_folder
+from harness.rundir.records.cell_records import CellSummary, DriftSummary
+from harness.rundir.records.training_records import CurvePoint, DoneFile, StepLine
+from harness.rundir.schema import Manifest
+from harness.rundir.stage_folder import cell_name, stage_folder
+from harness.rundir.store import MANIFEST
 from tests.support.records import cell_of, manifest_of
 
 HOSTILE = "</script><script>alert('owned')</script><img src=http://evil.example/x onerror=alert(1)> | ``` & \x07"

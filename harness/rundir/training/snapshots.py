@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import zipfile
 from collections.abc import Callable, Mapping
@@ -24,8 +25,7 @@ from harness.rundir.files import (
     replace_file,
     sync,
 )
-from harness.rundir.shards import read_shards, write_shards
-from harness.rundir.store import drop_steps_from
+from harness.rundir.training.shards import read_shards, write_shards
 
 
 class Snapshots(Protocol):
@@ -203,3 +203,17 @@ class ShardedSnapshots:
 
 def _digest_of(log: Path) -> str:
     return file_digest(log) if log.is_file() else ""
+
+
+def drop_steps_from(path: Path, step: int) -> None:
+    """Keep a step log's lines before `step`; a line that a kill cut off goes too."""
+    # Not `splitlines`, for which a line also ends at U+2028 and its like, which an answer may hold.
+    *lines, _ = path.read_text(encoding="utf-8").split("\n") if path.is_file() else [""]
+    try:
+        kept = [f"{line}\n" for line in lines if int(json.loads(line)["step"]) < step]
+    except (ValueError, TypeError, KeyError) as error:
+        raise RunError(
+            f"{path} holds a line that is not a step ({type(error).__name__}: {error}); restore it from a copy, or move "
+            f"{path.parent} away to train the stage again"
+        ) from error
+    replace_file(path, lambda partial: partial.write_text("".join(kept), encoding="utf-8"))
