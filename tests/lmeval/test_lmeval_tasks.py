@@ -26,7 +26,7 @@ from harness.pipeline.build.scratch_tokenizer import byte_tokenizer
 from harness.rundir.schema import Session
 from harness.rundir.store import RunStore
 from tests.support.models import DOCS, TASK_FILE, byte_renderer, micro_suite, write_task, write_yaml
-from tests.support.records import manifest_of
+from tests.support.reports.records import manifest_of
 
 # Without it lm-eval indexes its thousands of built-in tasks, once for each call.
 MANAGER = TaskLibrary().manager

@@ -18,7 +18,7 @@ from harness.rundir.retention import check_space, drop_checkpoints, note_start
 from harness.rundir.stage_folder import StageFolder
 from harness.rundir.store import is_finished
 from tests.support.models import micro_suite, write_yaml
-from tests.support.records import manifest_of
+from tests.support.reports.records import manifest_of
 from tests.support.runs import FOLDERS, cells, manifest, steps
 
 

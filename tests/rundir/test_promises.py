@@ -27,7 +27,7 @@ from harness.rundir.schema import Session
 from harness.rundir.stage_folder import stage_folder
 from harness.rundir.store import RunStore, is_finished
 from harness.rundir.training.snapshots import FileSnapshots, StopRequest
-from tests.support.records import cell_of, manifest_of
+from tests.support.reports.records import cell_of, manifest_of
 from tests.support.runs import FOLDERS, cells
 from tests.support.runs import manifest as manifest_json
 

@@ -23,7 +23,7 @@ from harness.rundir.records.training_records import DoneFile
 from harness.rundir.schema import SCHEMA, Manifest, Session
 from harness.rundir.stage_folder import StageFolder
 from harness.rundir.store import RunStore
-from tests.support.records import cell_of, manifest_of
+from tests.support.reports.records import cell_of, manifest_of
 
 SIZE = 20_000
 
