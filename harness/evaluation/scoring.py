@@ -23,8 +23,9 @@ import pandas as pd
 
 from harness.errors import TaskError
 from harness.evaluation.answering import Answer
+from harness.lmeval.documents import item_id
 from harness.lmeval.score import has_outcome
-from harness.lmeval.task import Task, item_id
+from harness.lmeval.task import Task
 from harness.rundir.records.cell_records import OUTCOMES, CellSummary, Keys
 from harness.stats.sampling import pass_at_k
 

@@ -19,8 +19,9 @@ from harness.errors import ModelError, TaskError
 from harness.lm.chat import Renderer
 from harness.lmeval.checks import check_stage_task, check_test_prompts, check_training_prompts
 from harness.lmeval.decoding import settle_generation
+from harness.lmeval.documents import item_id
 from harness.lmeval.library import TaskLibrary
-from harness.lmeval.task import Task, item_id
+from harness.lmeval.task import Task
 from harness.lmeval.traps import traps
 from harness.pipeline.build.scratch_tokenizer import byte_tokenizer
 from harness.rundir.schema import Session
