@@ -269,6 +269,16 @@ def test_missing_and_unfinished_runs_are_named_and_left_out(tmp_path: Path):
     assert results.mean(Config("tiny", "opd"), "learning_accuracy").seeds == 2
 
 
+def test_runs_of_one_folder_that_are_missing_for_one_reason_are_one_line(tmp_path: Path):
+    plan = study(tmp_path, {"method": {"title": "Method", "entries": ["opd", "aopd"]}}, seeds=[0, 1, 2])
+    fill(plan, lambda spec: constant(spec, 0.6, 0.3))
+    for spec in plan.specs:
+        if spec.entry == "aopd" or spec.seed == 2:
+            (spec.path / "manifest.json").unlink()
+    opd, aopd = (next(spec.path.parent for spec in plan.specs if spec.entry == entry) for entry in ("opd", "aopd"))
+    assert set(collect(plan).missing) == {f"{opd}/seed2: not started", f"{aopd}: not started: seeds 0, 1, 2"}
+
+
 def test_a_study_of_the_control_alone_still_has_a_page(tmp_path: Path):
     plan = study(tmp_path, {"method": {"title": "Method", "entries": ["none"]}}, seeds=[0])
     fill(plan, lambda spec: constant(spec, 0.1, 0.1))
