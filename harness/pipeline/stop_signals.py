@@ -18,7 +18,7 @@ from multiprocessing.managers import SyncManager
 from types import FrameType
 
 from harness.errors import RunError, StoppedError
-from harness.rundir.snapshots import StopRequest
+from harness.rundir.training.snapshots import StopRequest
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ONE_REQUEST = 1.0  # seconds
