@@ -399,7 +399,7 @@ def test_functions_in_a_task_file_give_one_grading_key_in_all_processes_and_fold
     assert keys.grading_key(changed, changed.test_docs()) != here
 
 
-def test_a_corrected_reference_is_graded_anew_although_the_prompt_is_the_same(
+def test_a_corrected_reference_is_graded_again_although_the_prompt_is_the_same(
     student_folder: Path, shared: SharedCells, tmp_path: Path
 ):
     scores: list[float] = []

@@ -272,7 +272,7 @@ def test_reports_show_each_profile_in_a_matrix_of_its_own(finished: RunSpec, tmp
     assert "Evaluation profile sampled" in page.read_text()
 
 
-def test_all_answers_of_an_item_are_graded_anew_one_by_one(finished: RunSpec, monkeypatch: pytest.MonkeyPatch):
+def test_all_answers_of_an_item_are_graded_again_one_by_one(finished: RunSpec, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(hf_model.HFEngine, "generate", lambda *_: pytest.fail("generated"))
     rows = {(row.stage, row.cell): row for row in regrade_runs([finished.path], "parsed", trust=True)}
     assert {cell for _, cell in rows} >= {"tiny_weather", "tiny_weather@sampled"}
