@@ -1,7 +1,8 @@
 """Judge claims on methods: the effect at each place of a claim, its interval for another seed and other items, the verdict.
 
-The rules are `harness.stats.claim_verdicts`. The primary claims of a file are tested in its order, each at the place of the first
-start; all other rows are exploratory and get an interval and no verdict. Where the runs cannot test a claim, the row says why.
+The rules are `harness.stats.claim_verdicts`. The primary claims of a file are tested in its order, each at the place of the
+first start; all other rows are exploratory and get an interval and no verdict. Where the runs cannot test a claim, the row
+says why.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class Verdict:
     - `effect`: for another seed and other items; over seeds alone where answers were not kept.
     - `seeds`, `items`: its two parts, see `harness.stats.paired.Difference`.
     - `p`: of the test of `effect` against the smallest effect, not adjusted.
-    - `verdict`: one of `harness.stats.claim_verdicts`, or EXPLORATORY. `reason` says why there is none, `compared` what was compared
-      where there are several settings to choose from, `profile` under which evaluation profile.
+    - `verdict`: one of `harness.stats.claim_verdicts`, or EXPLORATORY. `reason` says why there is none, `compared` what was
+      compared where there are several settings to choose from, `profile` under which evaluation profile.
     """
 
     entry: ClaimEntry
