@@ -6,7 +6,7 @@ Curves are those of the suite's first evaluation profile, on the first test item
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -19,11 +19,12 @@ from harness.stats.estimates import Estimate, ItemTable
 from harness.stats.two_way import two_way_interval
 from reports.data.frames import Frames
 from reports.data.matched_pairs import compared_labels
-from reports.data.methods import Method, methods_of
+from reports.data.methods import Method, different_starts, methods_of
 
 NO_CURVES = "no learning curves"
 COLUMNS = ("learned", "reached", "kept")
 OTHER_ITEMS = "not comparable: different items"
+OTHER_STARTS = "not comparable: different starts"  # a seed's curve says nothing about a curve from other weights
 
 
 class CurveFigure(NamedTuple):
@@ -71,7 +72,7 @@ def curve_of(run: RunDir, stage: int) -> Curve | None:
 def stage_pairs(base: Method, other: Method, tasks: Sequence[str] = ()) -> list[StagePair]:
     """Return every stage that both methods trained on the same tasks and have curves of, `tasks` limits what is kept.
 
-    Seeds are paired by number.
+    Seeds are paired by number, and not at all where equal numbers started from other weights.
     """
     return _pair_stages(base, other, [curves_of(method, tasks) for method in (base, other)])
 
@@ -114,9 +115,13 @@ def equal_learning_table(frames: Frames) -> pd.DataFrame:
     curves = {name: curves_of(method) for name, method in methods.items()}
     for label, against in compared_labels(frames):
         pairs = _pair_stages(methods[against], methods[label], (curves[against], curves[label]))
-        mean = [] if len(pairs) < 2 else [mean_of_stages(pairs)]
-        rows += [_row(label, against, pair) for pair in (*mean, *pairs) if pair is not None]
+        rows += _rows(label, against, pairs)
     return pd.DataFrame(rows)
+
+
+def equal_learning_rows(base: Method, other: Method) -> list[dict[str, object]]:
+    """Return the rows of `equal_learning_table` for two methods; none without curves."""
+    return _rows(other.name, base.name, stage_pairs(base, other))
 
 
 def curve_frame(frames: Frames) -> pd.DataFrame:
@@ -143,8 +148,9 @@ def _limited(curve: Curve, tasks: Sequence[str]) -> Curve:
 def _pair_stages(base: Method, other: Method, curves: Sequence[Sequence[dict[int, Curve]]]) -> list[StagePair]:
     """Pair two methods' curves in the stages that both trained on the same tasks."""
     stages = zip(base.first.stages, base.first.trains, other.first.trains, *curves, strict=False)
+    unpaired = StagePair(0, "", at_equal_learning({}, {}), OTHER_STARTS) if different_starts(base, other) else None
     return [
-        _stage_pair(stage, name, ours, theirs)
+        replace(unpaired, stage=stage, name=name) if unpaired else _stage_pair(stage, name, ours, theirs)
         for stage, (name, trained, also, ours, theirs) in enumerate(stages, start=1)
         if trained == also and ours and theirs
     ]
@@ -165,6 +171,11 @@ def _stage_pair(stage: int, name: str, base: dict[int, Curve], other: dict[int, 
 def _item_table(points: Sequence[CurvePoint]) -> ItemTable:
     values = np.array([point.items for point in points], dtype=np.float64).T
     return ItemTable(values, tuple(map(str, range(len(values)))), points[0].clusters)
+
+
+def _rows(label: str, against: str, pairs: Sequence[StagePair]) -> list[dict[str, object]]:
+    mean = [] if len(pairs) < 2 else [mean_of_stages(pairs)]
+    return [_row(label, against, pair) for pair in (*mean, *pairs) if pair is not None]
 
 
 def _row(label: str, against: str, pair: StagePair) -> dict[str, object]:

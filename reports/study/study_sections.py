@@ -26,6 +26,7 @@ from reports.document.sentences import (
 )
 from reports.report.sections.pulls_section import PULLS
 from reports.study.contrasts import describe_by_start, describe_contrasts, find_contrasts
+from reports.study.equal_learning_blocks import equal_learning_blocks
 from reports.study.factors import factor_blocks
 from reports.study.matched_settings import (
     FORGETTING,
@@ -78,6 +79,7 @@ def study_sections(results: Results, verdicts: list[Verdict]) -> list[Section]:
     found = [
         _findings(results, verdicts),
         _section("frontier", "Learning and forgetting", "Learning against forgetting", frontier_blocks(results)),
+        _section("curves", "At equal learning", "What is kept at equal learning", equal_learning_blocks(results)),
         _section("matched", "Matched learning", "What is kept at matched learning", list(_matched(results))),
         _training(results),
         _pulls(results),

@@ -10,7 +10,6 @@ import pytest
 
 from harness.rundir.files import CURVE
 from harness.rundir.schema import CurvePoint
-from harness.rundir.store import stage_folder
 from harness.stats.equal_learning import NO_COMMON_LEARNING
 from harness.stats.estimates import Estimate
 from reports.compare.comparison import Comparison
@@ -20,17 +19,22 @@ from reports.data.frames import load
 from reports.data.learning_curves import (
     KEPT,
     OTHER_ITEMS,
+    OTHER_STARTS,
     StagePair,
     at_equal_learning_of,
     curve_frame,
     equal_learning_table,
 )
 from reports.data.methods import find_methods
+from reports.document.blocks import Grid
 from reports.figures.draw_curves import draw_curves
 from reports.report.build import build_report
 from reports.report.report_data import ReportData
 from reports.report.sections import curves_section
+from reports.study.equal_learning_blocks import equal_learning_blocks
+from reports.study.study_results import collect
 from tests.support.run_factory import PROBES, STAGES, curve_points, write_run
+from tests.support.study_factory import constant, fill, study
 
 FAST, SLOW = [0.2, 0.5, 0.8], [0.2, 0.3, 0.6]
 
@@ -38,7 +42,7 @@ FAST, SLOW = [0.2, 0.5, 0.8], [0.2, 0.3, 0.6]
 def write_curves(run: Path, stage: int, scores: Mapping[str, Sequence[float]], items: int = 20) -> None:
     """Write a stage's curve, see `curve_points`."""
     lines = [CurvePoint.model_validate(point).model_dump_json() for point in curve_points(scores, items)]
-    folder = stage_folder(run, stage, STAGES[stage - 1]).path / "train"
+    (folder,) = (path / "train" for path in run.glob(f"stage_{stage}_*"))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CURVE).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -95,6 +99,37 @@ def test_curves_on_different_items_are_not_compared(runs: Path):
     write_curves(run, 1, {STAGES[0]: FAST, PROBES[0]: [0.8, 0.7, 0.6]}, items=10)
     table = equal_learning_table(load([runs]))
     assert table.set_index("stage").loc[1, "obstacle"] == OTHER_ITEMS
+
+
+def test_seeds_that_start_from_other_weights_are_not_paired(tmp_path: Path):
+    for adapter, weights in (("opd", "one"), ("aopd", "other")):
+        for seed in range(3):
+            write_curves(write_run(tmp_path, adapter, seed, weights=weights), 1, {STAGES[0]: FAST, PROBES[0]: FAST})
+    assert list(equal_learning_table(load([tmp_path]))["obstacle"]) == [OTHER_STARTS]
+    compared = Comparison(find_methods([tmp_path / "tiny/opd", tmp_path / "tiny/aopd"]))
+    assert not any(row.judged for row in compared.rows if row.quantity is KEPT)
+
+
+def test_a_study_compares_every_pair_that_it_names_from_each_start(tmp_path: Path):
+    starts = {
+        "title": "Start",
+        "key": "student.strength",
+        "values": ["weak", "strong"],
+        "entries": ["opd", "aopd", "fkl"],
+    }
+    methods = {"title": "Method", "entries": ["opd", "aopd", "fkl"], "against": {"aopd": "opd", "fkl": "aopd"}}
+    plan = study(tmp_path, {"start": starts, "method": methods})
+    fill(plan, lambda spec: constant(spec, 0.6, 0.4))
+    for spec in plan.specs:
+        lost = {"opd": 0.4, "aopd": 0.6, "fkl": 0.6}[spec.entry]
+        write_curves(spec.path, 1, {spec.stages[0].name: FAST, spec.suite.probes[0]: [0.8, 0.7, lost]})
+    (grid,) = (block for block in equal_learning_blocks(collect(plan)) if isinstance(block, Grid))
+    assert [row[0] for row in grid.rows] == [
+        f"{start} start: {pair}" for start in ("weak", "strong") for pair in ("aopd − opd", "fkl − aopd")
+    ]
+    # FAST reaches 0.8; up to 0.74 both are read at 0.2, 0.5 and 0.74, where OPD is at -0.34 and AOPD at -0.18.
+    difference = (0.24 * (-0.18 + 0.34) / 2) / 0.54
+    assert [row[4].split("\u00a0")[0].split(" ")[0] for row in grid.rows] == [f"{100 * difference:+.1f}", "+0.0"] * 2
 
 
 def test_without_curves_there_is_no_section_and_a_reason(tmp_path: Path):

@@ -1,0 +1,41 @@
+"""What a study's methods kept at equal learning, from each start: the table that needs no two methods to learn alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from reports.data.learning_curves import equal_learning_rows
+from reports.document.blocks import Block, Text
+from reports.report.sections.curves_section import READING, equal_learning_grid
+from reports.study.study_results import Results
+
+
+def equal_learning_blocks(results: Results) -> list[Block]:
+    """Return a table of every entry and its reference, at the suite's own settings; nothing where no run has curves."""
+    table = pd.DataFrame(_rows(results))
+    return [equal_learning_grid(table), Text(READING, "note")] if len(table) else []
+
+
+def _rows(results: Results) -> Iterator[dict[str, object]]:
+    for start in results.starts:
+        where = f"{start} start: " if start and len(results.starts) > 1 else ""
+        for entry, reference in _pairs(results):
+            base, other = (results.method(results.own(start, name)) for name in (reference, entry))
+            if base is not None and other is not None:
+                for row in equal_learning_rows(base, other):
+                    yield {**row, "label": f"{where}{row['label']}"}
+
+
+def _pairs(results: Results) -> list[tuple[str, str]]:
+    """Return every entry that the study, or a factor of entries, compares with another one, each pair once."""
+    study = results.plan.study
+    factors = [factor for factor in study.factors.values() if factor.of_entries]
+    listed = [
+        (entry, reference)
+        for factor in factors
+        for entry in factor.entries or study.entries
+        if (reference := study.reference(entry, factor))
+    ]
+    return list(dict.fromkeys([*study.contrasts, *listed]))
