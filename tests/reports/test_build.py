@@ -195,6 +195,7 @@ def test_a_report_can_be_built_while_the_first_stage_trains(tmp_path: Path, eval
     assert "<svg" in page
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_the_metric_of_each_task_is_named_and_a_perplexity_is_not_called_a_share(tmp_path: Path):
     run = write_run(tmp_path, "opd")
     for file in run.glob("stage_*/eval/tiny_long_sums/results.json"):
