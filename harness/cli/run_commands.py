@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,6 +35,10 @@ if TYPE_CHECKING:
     from harness.config.suite import Suite
     from harness.pipeline.sweeps.study_runs import Plan
 
+TORCHRUN = (
+    "TORCHELASTIC_RUN_ID"  # torchrun's mark on the processes that it starts; torch itself takes a second to import
+)
+
 
 def run(
     suite: SuiteName,
@@ -46,12 +52,24 @@ def run(
     track: Track = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Adapt a student stage by stage with one adapter and one seed, evaluating after each stage."""
-    announce(f"reading suite {suite}")
-    loaded = read_suite(suite, overrides, include_path, track)
-    entry = adapter or next(iter(loaded.adapters))
-    specs = _plan(loaded, [entry], [loaded.seeds[0] if seed is None else seed], order, out, from_stage)
-    _do_runs(specs, 1, dry_run)
+    """Adapt a student stage by stage with one adapter and one seed, evaluating after each stage.
+
+    Under torchrun its processes train each stage together.
+    """
+    with ExitStack() as stack:
+        if TORCHRUN in os.environ:
+            from harness.pipeline.launched_ranks import follow, leading, this_launch
+
+            if this_launch().rank:
+                follow()
+                return
+            stack.enter_context(leading())
+            overrides = [*(overrides or []), f"parallel.processes={this_launch().size}"]
+        announce(f"reading suite {suite}")
+        loaded = read_suite(suite, overrides, include_path, track)
+        entry = adapter or next(iter(loaded.adapters))
+        specs = _plan(loaded, [entry], [loaded.seeds[0] if seed is None else seed], order, out, from_stage)
+        _do_runs(specs, 1, dry_run)
 
 
 def sweep(
@@ -71,6 +89,7 @@ def sweep(
     ] = None,
 ) -> None:
     """Do the runs of several adapters and seeds, then report on them."""
+    _refuse_torchrun("sweep")
     announce(f"reading suite {suite}")
     loaded = read_suite(suite, overrides, include_path, track)
     entries = adapter.split(",") if adapter else list(loaded.adapters)
@@ -91,6 +110,7 @@ def study(
     dry_run: Annotated[bool, typer.Option(help="Print the cost and the runs, and write nothing.")] = False,
 ) -> None:
     """Do the runs of a study that are not finished, one factor varied at a time, then write its page."""
+    _refuse_torchrun("study")
     announce(f"reading study {name}")
 
     from harness.pipeline.sweeps.study_runs import plan_study
@@ -106,6 +126,14 @@ def study(
         _do_study(console, planned, workers, max_hours, dry_run)
     if not dry_run:
         Reporters(console).write_study(planned, page or planned.page)
+
+
+def _refuse_torchrun(command: str) -> None:
+    if TORCHRUN in os.environ:
+        raise ConfigError(
+            f"torchrun started {os.environ['WORLD_SIZE']} processes of harness {command}, which does many runs; "
+            f"start `harness run` under torchrun, once for each run, or harness {command} without it"
+        )
 
 
 def _plan(

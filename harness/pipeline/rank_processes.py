@@ -25,6 +25,7 @@ from harness.errors import HarnessError, RunError, StoppedError
 from harness.pipeline.end_with_parent import end_with_parent
 
 PATIENCE = timedelta(minutes=30)  # for the slowest process to reach the others, as it generates the longest answers
+CAUSE = "cause"
 Train = Callable[[str, Path], object]  # trains on a device, with a folder for what the process leaves behind
 
 
@@ -43,12 +44,12 @@ def several_processes(count: int, device: str, train: Train) -> Generator[None]:
             _follow, (count, device, meeting, train), nprocs=count - 1, join=False, daemon=True, start_method="spawn"
         )
         try:
-            _join_group(0, count, device, meeting)
+            join_group(_store(meeting, count), 0, count, device if device == "cpu" else "cuda:0")
             yield
             _wait(others)
         except Exception as error:
             # A process that is left waits for the others, and then complains of them; the first complaint is the cause.
-            if (cause := _cause(Path(meeting))) is not None and not isinstance(error, HarnessError):
+            if (cause := read_cause(_store(meeting, count))) is not None and not isinstance(error, HarnessError):
                 raise cause from error
             raise
         finally:
@@ -64,15 +65,15 @@ def _follow(place: int, count: int, device: str, meeting: str, train: Train) -> 
     # The first process answers signals, and tells the others.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    rank = place + 1
+    rank, store = place + 1, _store(meeting, count)
+    own = "cpu" if device == "cpu" else f"cuda:{rank}"
     folder = Path(meeting) / f"rank{rank}"
     folder.mkdir()
     try:
-        _join_group(rank, count, device, meeting)
-        train("cpu" if device == "cpu" else f"cuda:{rank}", folder)
+        join_group(store, rank, count, own)
+        train(own, folder)
     except HarnessError as error:
-        text = json.dumps({"kind": type(error).__name__, "sentence": str(error)})
-        (Path(meeting) / f"error{rank}.json").write_text(text, encoding="utf-8")
+        write_cause(store, error)
         raise
     except StoppedError:
         pass
@@ -80,29 +81,37 @@ def _follow(place: int, count: int, device: str, meeting: str, train: Train) -> 
     os._exit(0)
 
 
-def _join_group(rank: int, count: int, device: str, meeting: str) -> None:
-    # A machine's other interfaces may lead nowhere.
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+def join_group(store: distributed.Store, rank: int, count: int, device: str) -> None:
+    """Become one of `count` processes that meet at a store, over gloo and, for GPUs, NCCL; `device` is this process's own."""
     backend = "gloo"
     if device != "cpu":
-        torch.cuda.set_device(rank)
+        torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
-    distributed.init_process_group(
-        backend, init_method=f"file://{meeting}/meeting", rank=rank, world_size=count, timeout=PATIENCE
-    )
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
+
+
+def write_cause(store: distributed.Store, error: HarnessError) -> None:
+    """Tell the first process why this one fails."""
+    store.set(CAUSE, json.dumps({"kind": type(error).__name__, "sentence": str(error)}))
+
+
+def read_cause(store: distributed.Store) -> HarnessError | None:
+    """Return the error of another process, which may be about to write it."""
+    for _ in range(20):
+        if store.check([CAUSE]):
+            found = json.loads(store.get(CAUSE))
+            return getattr(errors, found["kind"], RunError)(found["sentence"])
+        time.sleep(0.1)
+    return None
+
+
+def _store(meeting: str, count: int) -> distributed.Store:
+    # A machine's other interfaces may lead nowhere.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    return distributed.FileStore(f"{meeting}/meeting", count)
 
 
 def _wait(others: Any) -> None:
     """Wait until the other processes have ended; raises `RunError` for one that failed after its last step."""
     while not others.join(timeout=1):
         pass
-
-
-def _cause(meeting: Path) -> HarnessError | None:
-    """Return the error of another process, which may be about to write it."""
-    for _ in range(20):
-        for file in sorted(meeting.glob("error*.json")):
-            found = json.loads(file.read_text(encoding="utf-8"))
-            return getattr(errors, found["kind"], RunError)(found["sentence"])
-        time.sleep(0.1)
-    return None

@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from torch import distributed
+
 from harness.adapter import Adapter, StageContext
 from harness.config.base import digest
 from harness.config.models import Model
@@ -27,6 +29,7 @@ from harness.lm.logprobs import StudentForward, check_head
 from harness.lm.precision import suit_attention, tf32
 from harness.lm.rollouts import Example
 from harness.lm.seeding import derive_seed, seed_global_generators
+from harness.pipeline.launched_ranks import launched_processes
 from harness.pipeline.rank_processes import several_processes
 from harness.pipeline.resources import RunResources
 from harness.rundir.files import CURVE, as_record, file_digest, full_disk_named, json_line, sync_tree, write_sealed
@@ -94,7 +97,10 @@ class StageTrainer:
         count = self.suite.parallel.processes
         if count == 1 or not self.resources.adapter_of(stage).capabilities.distributes:
             return nullcontext()
-        return several_processes(count, self.device, partial(_follow, self.spec, stage.index, checkpoint, weights))
+        follow = partial(_follow, self.spec, stage.index, checkpoint, weights)
+        if distributed.is_torchelastic_launched():
+            return launched_processes(self.device, follow)
+        return several_processes(count, self.device, follow)
 
     def _train_whole(self, folder: StageFolder, stage: PlannedStage, checkpoint: Path, before: str) -> DoneFile:
         train = folder.open_training()

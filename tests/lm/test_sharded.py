@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,7 +23,7 @@ from harness.lm.rollouts import make_batches
 from harness.rundir.snapshots import FileSnapshots, StopRequest, shared_snapshots
 from tests.support.models import rollout
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 OPTIONS: dict[str, dict[str, Any]] = {
     **{name: {"top_k": 4} for name in ("aopd", "tropd", "fkl")},
     **{name: {"of": "opd"} for name in ("replay", "ewc", "kl_to_start", "lora")},
@@ -39,6 +40,7 @@ MODES: dict[str, dict[str, Any]] = {
     "masters": {"precision": "bfloat16_master"},
 }
 STEPS = 3
+RESUMED = ("aopd", "sdft")
 
 
 def methods() -> list[str]:
@@ -71,15 +73,13 @@ def join(rank: int, size: int, meeting: str) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
 
 
-def every_method(rank: int, size: int, meeting: str, folder: str, names: list[str], modes: dict[str, Any]) -> None:
+def every_method(folder: Path, names: list[str], modes: dict[str, Any]) -> None:
     """Train each method in each mode and let the first process save what it then has."""
-    join(rank, size, meeting)
     for mode, training in modes.items():
         for name in names:
-            found = trained(name, Path(folder), **training)
-            if rank == 0:
-                torch.save(found, f"{folder}/{name}-{mode}-{size}.pt")
-    distributed.destroy_process_group()
+            found = trained(name, folder, **training)
+            if distributed.get_rank() == 0:
+                torch.save(found, folder / f"{name}-{mode}-{distributed.get_world_size()}.pt")
 
 
 def spawn(work: Callable[..., None], size: int, *arguments: Any) -> None:
@@ -100,17 +100,43 @@ def differences(found: Any, expected: Any) -> Iterator[tuple[str, float]]:
                 yield name, abs(line[name] - other[name])
 
 
+def first_processes(rank: int, size: int, meeting: str, folder: Path) -> None:
+    """Train every method; leave a stage undisturbed, and one that a signal stops."""
+    join(rank, size, meeting)
+    every_method(folder, methods(), {"plain": {}})
+    every_method(folder, ["opd", "lora", "ewc"], {mode: MODES[mode] for mode in MODES if mode != "plain"})
+    for name in RESUMED:
+        resume(folder / name / "whole", name)
+        resume(folder / name / "stopped", name, stop=True)
+    distributed.destroy_process_group()
+
+
+def later_processes(rank: int, size: int, meeting: str, folder: Path) -> None:
+    """Go on with the stopped stages; four processes train methods from the start too."""
+    join(rank, size, meeting)
+    for name in RESUMED:
+        resume(folder / name / str(size), name)
+    if size == 4:
+        every_method(folder, ["aopd", "gkd"], {"plain": {}})
+    distributed.destroy_process_group()
+
+
 @pytest.fixture(scope="module")
 def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results of every method over two processes, and of one over four."""
+    """The results of every method over two processes, of some over four, and of stages stopped and continued by others."""
     folder = tmp_path_factory.mktemp("several")
-    spawn(every_method, 2, str(folder), methods(), {"plain": {}})
-    spawn(every_method, 2, str(folder), ["opd", "lora", "ewc"], {m: MODES[m] for m in ("packed", "fillers", "masters")})
-    spawn(every_method, 4, str(folder), ["aopd", "gkd"], {"plain": {}})
+    for name in RESUMED:
+        for place in ("whole", "stopped"):
+            (folder / name / place).mkdir(parents=True)
+    spawn(first_processes, 2, folder)
+    for name in RESUMED:
+        for size in (1, 2, 4):
+            shutil.copytree(folder / name / "stopped", folder / name / str(size))
+    for size in (2, 4):
+        spawn(later_processes, size, folder)
     return folder
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", methods())
 def test_two_processes_end_with_the_weights_and_figures_of_one(name: str, several: Path, tmp_path: Path):
     found = torch.load(several / f"{name}-plain-2.pt", weights_only=False)
@@ -137,56 +163,37 @@ def test_other_modes_train_in_several_processes(name: str, mode: str, several: P
     assert max(weights.values()) <= bound, weights
 
 
-def killed_and_resumed(rank: int, size: int, meeting: str, folder: str, stop: bool, name: str) -> None:
-    """Train until a signal stops the stage after a step, or from the snapshot that it left."""
-    join(rank, size, meeting)
-    resume(Path(folder), stop, name, rank)
-    distributed.destroy_process_group()
-
-
-def resume(folder: Path, stop: bool, name: str, rank: int = 0, result: str = "") -> dict[str, Tensor]:
+def resume(folder: Path, name: str, *, stop: bool = False) -> None:
+    """Train until a signal stops the stage after a step, or to the end, from the snapshot where there is one."""
     adapter, ctx = stage_of(name, folder)
     request = StopRequest("SIGTERM" if stop else "")
     # The signal comes while the first step is done; a look at the snapshots is a step's end.
     snapshots = shared_snapshots(FileSnapshots(folder, 0 if stop else 60, stop=request))
+    lines: list[dict[str, Any]] = []
     try:
-        train(adapter, replace(ctx, snapshots=snapshots))
+        train(adapter, replace(ctx, snapshots=snapshots, log=lines.append))
     except StoppedError:
         assert stop
-        return {}
+        return
     assert not stop
-    if rank == 0:
-        torch.save(weights_of(ctx), folder / f"resumed{result}.pt")
-    return weights_of(ctx)
+    if not distributed.is_initialized() or distributed.get_rank() == 0:
+        torch.save((weights_of(ctx), [line["step"] for line in lines]), folder / "resumed.pt")
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", ["aopd", "sdft"])
-def test_a_stage_stopped_on_two_processes_goes_on_with_one_two_and_four(name: str, tmp_path: Path):
-    spawn(killed_and_resumed, 2, str(tmp_path), True, name)
-    kept = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and "shards" in str(path)}
-    assert len(kept) >= 2, "each process writes its part"
-
-    def again(size: int) -> dict[str, Tensor]:
-        folder = Path(tempfile.mkdtemp(dir=tmp_path))
-        os.system(f"cp -r {tmp_path}/snapshot.pt {tmp_path}/shards-* {folder}")
-        if size == 1:
-            return resume(folder, False, name)
-        spawn(killed_and_resumed, size, str(folder), False, name)
-        return torch.load(folder / "resumed.pt")
-
-    whole = trained_whole(2, tmp_path, name)
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_stage_stopped_on_two_processes_goes_on_with_one_two_and_four(name: str, several: Path):
+    stopped = several / name / "stopped"
+    assert len([path for path in stopped.rglob("*") if path.is_file() and "shards" in str(path)]) >= 2, (
+        "each process writes its part"
+    )
+    resume(several / name / "1", name)
+    whole, steps = torch.load(several / name / "whole" / "resumed.pt")
+    assert steps == [0, 1, 2]
     for size, bound in ((2, 0.0), (1, 1e-6), (4, 1e-6)):
-        found = again(size)
+        found, steps = torch.load(several / name / str(size) / "resumed.pt")
+        assert steps == [1, 2], "it went on after the first step"
         apart = max(float((value - whole[key]).abs().max()) for key, value in found.items())
         assert apart <= bound, (size, apart)
-
-
-def trained_whole(size: int, folder: Path, name: str) -> dict[str, Tensor]:
-    """Return the weights of an undisturbed stage over `size` processes."""
-    place = Path(tempfile.mkdtemp(dir=folder))
-    spawn(killed_and_resumed, size, str(place), False, name)
-    return torch.load(place / "resumed.pt")
 
 
 def test_shares_of_a_batch_have_its_weights_and_as_many_batches_each():

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from harness.adapter import make_adapter
+from harness.cli.app import app
 from harness.config.run_spec import RunSpec
 from harness.config.suite import AdapterEntry, Suite
 from harness.errors import ConfigError
@@ -62,6 +64,34 @@ def test_a_run_killed_on_two_processes_goes_on_with_one_and_with_two(tmp_path: P
         assert manifest["finished"]
         assert not list((tmp_path / out).rglob("shards-*"))
         assert apart(tmp_path, out, "whole2") <= (0 if processes == 2 else 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_torchrun_trains_a_run_as_its_processes_do_and_the_same_command_continues_it(tmp_path: Path):
+    suite: dict[str, Any] = {**micro_suite(), "snapshot_minutes": 0}
+    suite["training"] |= {"steps": 4, "temperature": 0.05}
+    write_yaml(tmp_path / "micro.yaml", suite)
+    subprocess.run(command(tmp_path, "whole", 2), check=True)
+    launched = ["run", str(tmp_path / "micro.yaml"), "--adapter", "aopd", "--out", str(tmp_path / "launched")]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    killed = subprocess.Popen([*torchrun, "-m", "harness.cli.app", *launched])
+    while not list((tmp_path / "launched").rglob(SNAPSHOT)) and killed.poll() is None:
+        time.sleep(0.01)
+    killed.terminate()
+    assert killed.wait(timeout=120) != 0
+    subprocess.run([*torchrun, "-m", "harness.cli.app", *launched], check=True, timeout=300)
+    assert json.loads((tmp_path / "launched" / FOLDER / "manifest.json").read_text())["finished"]
+    assert apart(tmp_path, "launched", "whole") == 0
+
+
+@pytest.mark.parametrize("several", ["sweep", "study"])
+def test_a_command_of_many_runs_is_refused_under_torchrun(several: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = CliRunner().invoke(app, [several, "tiny"])
+    assert isinstance(result.exception, ConfigError)
+    assert "harness run" in str(result.exception)
 
 
 @pytest.mark.parametrize("kind", ["trl", "external"])

@@ -1,0 +1,134 @@
+"""A run that torchrun started as several processes, on one node or several: the first does the run, the others train with it.
+
+The first process reads and writes the run directory and evaluates. The others wait for a stage, load the same checkpoint from
+the folder that all nodes share, train it together with the first, and write nothing but their shards. torchrun ends all
+processes when one fails; the same command, or torchrun's own restart, continues the run.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import distributed
+
+from harness.errors import HarnessError, RunError, StoppedError
+from harness.pipeline.rank_processes import Train, join_group, read_cause, write_cause
+
+FOR_EVER = timedelta(days=365)  # the first process may evaluate for hours before it trains the next stage
+NO_MORE = b""
+
+
+class Launch(NamedTuple):
+    """What torchrun tells a process: its number among `size`, the same on this node, and the store that all reach."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    store: distributed.Store
+
+
+@cache
+def this_launch() -> Launch:
+    """Return this process's place; raises `RunError` where torchrun did not start it."""
+    if not distributed.is_torchelastic_launched():
+        raise RunError("this process was not started by torchrun")
+    store, rank, size = next(distributed.rendezvous("env://"))
+    launch = Launch(rank, size, int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]), store)
+    # Other libraries take these for themselves: accelerate, below lm-eval, would wait for processes that do not evaluate.
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+    return launch
+
+
+@contextmanager
+def leading() -> Generator[None]:
+    """Do a run in this block as the first process; the others end with it."""
+    launch = this_launch()
+    try:
+        yield
+    finally:
+        _order(launch, NO_MORE)
+
+
+@contextmanager
+def launched_processes(device: str, train: Train) -> Generator[None]:
+    """Train a stage in all processes: in this one, in the block, and in the others by `train`, which is sent to them.
+
+    Raises the sentence of a process that failed.
+    """
+    launch = this_launch()
+    number = _order(launch, pickle.dumps((device, train)))
+    stage = distributed.PrefixStore(f"stage{number}", launch.store)
+    try:
+        join_group(stage, 0, launch.size, _own(device, launch))
+        yield
+    except Exception as error:
+        if (cause := read_cause(stage)) is not None and not isinstance(error, HarnessError):
+            raise cause from error
+        raise
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+def follow() -> None:
+    """Train every stage that the first process begins, until it ends."""
+    launch, number = this_launch(), 1
+    while (order := _wait_for(launch, number)) != NO_MORE:
+        # The first process answers signals, and tells the others.
+        handlers = [(each, signal.signal(each, signal.SIG_IGN)) for each in (signal.SIGINT, signal.SIGTERM)]
+        try:
+            _train(launch, number, *pickle.loads(order))
+        except StoppedError:
+            return
+        for each, handler in handlers:
+            signal.signal(each, handler)
+        number += 1
+
+
+def _train(launch: Launch, number: int, device: str, train: Train) -> None:
+    stage = distributed.PrefixStore(f"stage{number}", launch.store)
+    try:
+        with tempfile.TemporaryDirectory(prefix="harness-rank-") as folder:
+            join_group(stage, launch.rank, launch.size, own := _own(device, launch))
+            train(own, Path(folder))
+    except HarnessError as error:
+        write_cause(stage, error)
+        raise
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+def _own(device: str, launch: Launch) -> str:
+    """Return this process's own device; raises `RunError` for more processes on a node than GPUs."""
+    if device == "cpu":
+        return device
+    if (count := torch.cuda.device_count()) <= launch.local_rank:
+        raise RunError(
+            f"torchrun started {launch.local_size} processes on this node, but torch sees {count} GPUs; "
+            "each process needs one"
+        )
+    return f"cuda:{launch.local_rank}"
+
+
+def _order(launch: Launch, order: bytes) -> int:
+    number = launch.store.add("orders", 1)
+    launch.store.set(f"order{number}", order)  # pyright: ignore[reportArgumentType]
+    return number
+
+
+def _wait_for(launch: Launch, number: int) -> bytes:
+    launch.store.wait([f"order{number}"], FOR_EVER)
+    return launch.store.get(f"order{number}")
