@@ -306,6 +306,7 @@ def test_the_terminal_shows_stages_tasks_and_gaps(tmp_path: Path):
     assert "±" not in text
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_the_page_says_on_which_processors_the_runs_were_made(tmp_path: Path):
     for seed, name in enumerate(("EPYC", "Xeon")):
         run = write_run(tmp_path, "opd", seed)
