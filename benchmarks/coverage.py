@@ -16,10 +16,10 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.simulated_studies import PATHS, SPREADS, CurveStudy, Generator, two_curves, two_methods
-from harness.stats.equal_learning import at_equal_learning
 from harness.stats.estimates import Estimate
 from harness.stats.intervals import Interval, resolved, t_interval
-from harness.stats.matching import FEWEST_SEEDS, MARGIN, MATCHED, how_matched
+from harness.stats.learning.equal_learning import at_equal_learning
+from harness.stats.learning.matching import FEWEST_SEEDS, MARGIN, MATCHED, how_matched
 from harness.stats.paired import over_items
 from harness.stats.significance import holm, p_value
 from harness.stats.two_way import two_way_interval
@@ -173,8 +173,8 @@ TEXTS = {
     ),
     "curves": (
         "Share of simulated studies in which the interval leaves zero out: at equal learning "
-        "(`harness/stats/equal_learning.py`), and of end points compared as they are. With a true difference of 0 both "
-        "methods move along one curve at different speeds, so 0.05 is right and more is a false alarm; with 5 points the "
+        "(`harness/stats/learning/equal_learning.py`), and of end points compared as they are. With a true difference of 0 "
+        "both methods move along one curve at different speeds, so 0.05 is right and more is a false alarm; with 5 points the "
         "share is the power. Curves have 9 points and 100 items. The methods' difference varies between seeds by the "
         "points given."
     ),

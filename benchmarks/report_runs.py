@@ -10,18 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.rundir.schema import (
-    DRIFT_FIGURES,
-    OUTCOMES,
-    SCHEMA,
-    CellSummary,
-    DriftSummary,
-    Keys,
-    Manifest,
-    Session,
-    StageRecord,
-)
-from tests.support.run_factory import write_folders
+from harness.rundir.records.cell_records import DRIFT_FIGURES, OUTCOMES, CellSummary, DriftSummary, Keys
+from harness.rundir.schema import SCHEMA, Manifest, Session, StageRecord
+from tests.support.reports.run_factory import write_folders
 
 ADAPTERS = ("opd", "aopd", "gkd", "grpo", "sft")
 STAGES = ("math_word_problems", "tools_weather", "tools_currency", "tools_calendar")

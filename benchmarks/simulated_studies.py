@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
-from harness.stats.equal_learning import Curve
 from harness.stats.estimates import Estimate, ItemTable
+from harness.stats.learning.equal_learning import Curve
 
 Vector = NDArray[np.float64]
 Generator = np.random.Generator

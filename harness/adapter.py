@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from harness.lm.optimiser import Updater
     from harness.lm.rollouts import Example, Rollout
     from harness.lmeval.task import Task
-    from harness.rundir.rollout_log import Keep
-    from harness.rundir.snapshots import Snapshots
+    from harness.rundir.training.rollout_log import Keep
+    from harness.rundir.training.snapshots import Snapshots
     from harness.teachers.local import LocalTeacher
     from harness.teachers.teacher import Teacher
 
@@ -109,13 +109,13 @@ class Capabilities:
 
 
 def _no_snapshots() -> Snapshots:
-    from harness.rundir.snapshots import NO_SNAPSHOTS
+    from harness.rundir.training.snapshots import NO_SNAPSHOTS
 
     return NO_SNAPSHOTS
 
 
 def _keep_nothing() -> Keep:
-    from harness.rundir.rollout_log import keep_nothing
+    from harness.rundir.training.rollout_log import keep_nothing
 
     return keep_nothing
 

@@ -113,7 +113,7 @@ def control(micro: Suite, out: Path) -> Path:
 @pytest.fixture(name="blank_figures")
 def _blank_figures() -> Generator[None]:
     """Save blank figures in this test."""
-    from tests.support.drawn_figures import blank_figures
+    from tests.support.reports.drawn_figures import blank_figures
 
     with blank_figures():
         yield

@@ -114,11 +114,11 @@ class MemorySnapshots:
     stop_at: int | None = None
 
     def load(self) -> dict[str, Any] | None:
-        """See `harness.rundir.snapshots.Snapshots`."""
+        """See `harness.rundir.training.snapshots.Snapshots`."""
         return None if self.state is None else torch.load(io.BytesIO(self.state), weights_only=True)
 
     def offer(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
-        """See `harness.rundir.snapshots.Snapshots`."""
+        """See `harness.rundir.training.snapshots.Snapshots`."""
         if step == self.stop_at:
             buffer = io.BytesIO()
             torch.save({"step": step, **state()}, buffer)

@@ -201,7 +201,7 @@ class Step:
     def _known(
         self, student: LogProbs, scored: ScoredRollouts, tokens: Tokens, outcome: TokenLosses
     ) -> dict[str, Tensor | None]:
-        """Return what is known of each token, by the names of `harness.rundir.rollout_log`."""
+        """Return what is known of each token, by the names of `harness.rundir.training.rollout_log`."""
         taught = self.scorer is not None
         return {
             "student_logprob": tokens.logq_old,

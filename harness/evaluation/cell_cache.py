@@ -11,7 +11,7 @@ import pandas as pd
 
 from harness.rundir.files import read_cell, write_cell
 from harness.rundir.locks import waiting_lock
-from harness.rundir.schema import CellSummary, Keys
+from harness.rundir.records.cell_records import CellSummary, Keys
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from harness.lm.output_layer import Head, scan
 from harness.lm.rollouts import Batch, Example, Rollout, make_batches
 from harness.lm.seeding import derive_seed
 from harness.lmeval.task import Task
-from harness.rundir.schema import DRIFT_FIGURES, DriftSummary, TaskDrift
+from harness.rundir.records.cell_records import DRIFT_FIGURES, DriftSummary, TaskDrift
 
 SEQUENCES = 32  # in one forward pass
 

@@ -34,7 +34,7 @@ from harness.lm.seeding import preserved_random_state
 from harness.lmeval.failures import failed_in_a_grader
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import FEWSHOT_SEED, Task
-from harness.rundir.schema import Keys
+from harness.rundir.records.cell_records import Keys
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from harness.evaluation.scoring import FIXED, outcome_of, summary_of
 from harness.lmeval.decoding import under_profiles
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task
-from harness.rundir.schema import GroupRecord, Keys, Member
-from harness.rundir.store import cell_name
+from harness.rundir.records.cell_records import GroupRecord, Keys, Member
+from harness.rundir.stage_folder import cell_name
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from typing import Any
 
 from harness.config.base import digest
 from harness.lm.seeding import DRAWS
+from harness.lmeval.documents import item_id
 from harness.lmeval.grader_source import grader_source, references
-from harness.lmeval.task import Task, item_id
-from harness.rundir.schema import Keys
+from harness.lmeval.task import Task
+from harness.rundir.records.cell_records import Keys
 
 PACKAGES = ("torch", "transformers", "lm_eval", "tokenizers")
 

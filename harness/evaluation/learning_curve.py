@@ -17,7 +17,7 @@ from harness.evaluation.answering import sampling_of, up_to
 from harness.lm.chat import Renderer
 from harness.lmeval.task import Task
 from harness.rundir.files import CURVE
-from harness.rundir.schema import CurvePoint
+from harness.rundir.records.training_records import CurvePoint
 
 
 class CurveRecorder:

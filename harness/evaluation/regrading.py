@@ -25,8 +25,9 @@ from harness.evaluation.scoring import graded_row, item_scores, numbered_ids, su
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task
 from harness.rundir.files import read_cell, read_results, write_cell, write_summary
-from harness.rundir.schema import EarlierGrade, Keys, Regrading
-from harness.rundir.store import RunStore, StageFolder
+from harness.rundir.records.cell_records import EarlierGrade, Keys, Regrading
+from harness.rundir.stage_folder import StageFolder
+from harness.rundir.store import RunStore
 
 
 @dataclass(frozen=True)

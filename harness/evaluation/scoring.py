@@ -23,9 +23,10 @@ import pandas as pd
 
 from harness.errors import TaskError
 from harness.evaluation.answering import Answer
+from harness.lmeval.documents import item_id
 from harness.lmeval.score import has_outcome
-from harness.lmeval.task import Task, item_id
-from harness.rundir.schema import OUTCOMES, CellSummary, Keys
+from harness.lmeval.task import Task
+from harness.rundir.records.cell_records import OUTCOMES, CellSummary, Keys
 from harness.stats.sampling import pass_at_k
 
 FIXED = ("item_id", "cluster", "sample", "prompt", "target", "response", "finish", "tokens", "score", "outcome")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from harness.config.base import digest
 from harness.config.models import Scratch
 from harness.config.run_spec import RunSpec
-from harness.rundir.overlap_record import NGRAM, TEMPLATE, Overlap, OverlapRow
+from harness.rundir.records.overlap_record import NGRAM, TEMPLATE, Overlap, OverlapRow
 
 if TYPE_CHECKING:
     from harness.lmeval.library import TaskLibrary

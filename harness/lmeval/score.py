@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from lm_eval.api.metrics import mean
 
-from harness.rundir.schema import PERPLEXITIES
+from harness.rundir.records.cell_records import PERPLEXITIES
 
 NUMBERS = (int, float, np.number, np.bool_)
 

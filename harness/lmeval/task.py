@@ -11,54 +11,30 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
-from jinja2 import TemplateSyntaxError
 from lm_eval.api.instance import Instance
-from lm_eval.api.task import ConfigurableTask
 from lm_eval.api.utils import maybe_delimit
-from lm_eval.config.task import TaskConfig
-from lm_eval.utils import apply_template, handle_non_serializable, hash_string
 
 from harness.errors import HarnessError, TaskError
 from harness.lm.chat import Renderer
 from harness.lm.rollouts import Example
+from harness.lmeval.documents import fill_field, item_id, read_docs
 from harness.lmeval.failures import grading_failed, rendering_failed
-from harness.lmeval.score import aggregates, can_be_score, default_metric, item_value, score_of
-from harness.rundir.store import cell_name
+from harness.lmeval.score import aggregates, can_be_score, item_value, score_of
+from harness.lmeval.task_definition import TaskDefinition
 
 TINY = 1e-6  # a score may miss 0 or 1 by rounding
-BATCH = 1000  # documents that are read at a time
 Text = tuple[str, str]  # a question and its answer
 FEWSHOT_SEED = 1234  # lm-eval's own; an evaluation's seed only decides its draws
 
 
-class Task:
-    """One lm-eval task as the harness uses it, under one evaluation profile and one of its graders.
+class Task(TaskDefinition):
+    """One lm-eval task as the harness uses it: its prompts, its training items and its grades."""
 
-    `profile` is empty for the suite's first one, `grader` for the task's own; `pass_at` holds the k of each pass@k.
-    `filter_name` is the filter through which answers are graded: the task's first, or the one that its group averages.
-    `lmeval` is lm-eval's own object: only this folder and the evaluator, which hands it back to lm-eval, use it.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        lmeval: ConfigurableTask,
-        profile: str = "",
-        pass_at: Sequence[int] = (),
-        grader: str = "",
-        filter_name: str = "",
-    ) -> None:
-        self.name = name
-        self.lmeval = lmeval
-        self.filter_name = filter_name or str(self.filters[0])
-        self.profile = profile
-        self.pass_at = tuple(pass_at)
-        self.grader = grader
-        self._examples: dict[tuple[str, int | None], list[Example]] = {}
+    @cached_property
+    def _examples(self) -> dict[tuple[str, int | None], list[Example]]:
+        return {}
 
     def under(self, profile: str, pass_at: Sequence[int] = (), grader: str = "") -> Task:
         """Return the task with its own settings for another profile or grader; data and functions are shared."""
@@ -72,73 +48,6 @@ class Task:
     def through(self, filter_name: str) -> Task:
         """Return the task with its answers graded through another of its filters."""
         return Task(self.name, self.lmeval, self.profile, self.pass_at, self.grader, filter_name)
-
-    @property
-    def filters(self) -> list[str]:
-        """The names of the task's filters, in its file's order."""
-        return [str(pipeline.name) for pipeline in self.lmeval._filters]
-
-    @property
-    def cell(self) -> str:
-        """The name of this task's cells."""
-        return cell_name(self.name, self.profile)
-
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        """What only the harness reads: `metadata.harness`."""
-        metadata = self.config.metadata
-        return dict((metadata or {}).get("harness") or {}) if isinstance(metadata, dict) else {}
-
-    @property
-    def config(self) -> TaskConfig:
-        """What the task's file says, as lm-eval reads it."""
-        return self.lmeval.config
-
-    @property
-    def output_type(self) -> str:
-        """What a model is asked for: generate_until, multiple_choice, loglikelihood or loglikelihood_rolling."""
-        return str(self.lmeval.OUTPUT_TYPE)
-
-    @property
-    def multiple_input(self) -> bool:
-        """Whether the choices are contexts, each with the same continuation."""
-        return bool(self.lmeval.multiple_input)
-
-    @property
-    def generates(self) -> bool:
-        """Whether the model writes an answer; stages need such tasks."""
-        return self.output_type == "generate_until"
-
-    @property
-    def metric(self) -> str:
-        """The primary metric: the chosen grader's, else `metadata.harness.metric`, else what `default_metric` chooses."""
-        return self.grader or self.settings.get("metric") or default_metric(self.lmeval)
-
-    @property
-    def higher_is_better(self) -> dict[str, bool]:
-        """The metrics that one call of the task's `process_results` gives, and whether more of each is better."""
-        return dict(self.lmeval.higher_is_better())
-
-    @property
-    def graders(self) -> list[str]:
-        """The names of these metrics; each that `can_be_score` can be the score."""
-        return list(self.higher_is_better)
-
-    @property
-    def generation(self) -> dict[str, Any]:
-        """The resolved generation settings of the task."""
-        return dict(self.config.generation_kwargs or {})
-
-    @property
-    def source(self) -> Path | None:
-        """The task's file, or None for a task that has none."""
-        metadata = self.config.metadata
-        name = metadata.get("config_source", "") if isinstance(metadata, dict) else ""
-        return Path(name) if name.endswith(".yaml") else None
-
-    def set_generation(self, settings: dict[str, Any]) -> None:
-        """Replace the generation settings of the loaded task, the only place where lm-eval reads them reliably."""
-        self.lmeval.set_config("generation_kwargs", settings)
 
     def prompt_text(self, doc: Mapping[str, Any]) -> str:
         """Return a document's own text, without description, few-shot examples and chat template.
@@ -229,7 +138,7 @@ class Task:
         or the choice that an index points to.
         """
         field = self.settings.get("training_target")
-        return self.target_text(doc) if field is None else str(_named(field, doc))
+        return self.target_text(doc) if field is None else str(fill_field(field, doc))
 
     def cluster(self, doc: Mapping[str, Any]) -> str:
         """Return what makes a document dependent on others: those with one value are right or wrong together.
@@ -238,7 +147,7 @@ class Task:
         nothing, the document is its own cluster, named by its `item_id`.
         """
         named = self.settings.get("cluster")
-        value = None if named is None else named(doc) if callable(named) else _named(named, doc)
+        value = None if named is None else named(doc) if callable(named) else fill_field(named, doc)
         return item_id(doc) if value is None or value == "" else str(value)
 
     @property
@@ -255,7 +164,7 @@ class Task:
         """Return the training documents; raises `TaskError` when the task has none."""
         if not self.has_training_split:
             raise TaskError(f"task {self.name} has no `training_split`; a stage and a warm-up need one")
-        found = _rows(self.lmeval.training_docs(), limit)
+        found = read_docs(self.lmeval.training_docs(), limit)
         if not found:
             raise TaskError(f"task {self.name} has an empty training split; say where its records are under `data`")
         return found
@@ -279,7 +188,7 @@ class Task:
 
     def test_docs(self, limit: int | None = None) -> list[dict[str, Any]]:
         """Return the documents that evaluation uses."""
-        return _rows(self.lmeval.eval_docs, limit)
+        return read_docs(self.lmeval.eval_docs, limit)
 
     def grade(self, doc: dict[str, Any], response: str) -> dict[str, float]:
         """Return all metrics of one response, through the task's filter and its `process_results`.
@@ -351,32 +260,3 @@ class Task:
         if prefix := self.lmeval.doc_to_prefix(doc):
             return maybe_delimit(prefix, target, delimiter=" ")[len(prefix) :]
         return target if has_template else f"{self.config.target_delimiter}{target}"
-
-
-def _rows(docs: Any, limit: int | None) -> list[dict[str, Any]]:
-    """Return the first documents; a `Dataset` gives them in batches, because it takes long to give them one by one."""
-    count = min(limit or len(docs), len(docs))
-    if not isinstance(docs, Dataset) or docs.format["type"] is not None:
-        return [dict(doc) for _, doc in zip(range(count), docs, strict=False)]
-    batches = (docs[start : min(start + BATCH, count)] for start in range(0, count, BATCH))
-    return [dict(zip(batch, row, strict=True)) for batch in batches for row in zip(*batch.values(), strict=True)]
-
-
-def _named(field: str, doc: Mapping[str, Any]) -> Any:
-    """Return a document's field, or a Jinja template filled from it."""
-    try:
-        if field in doc:
-            return doc[field]
-        return apply_template(field, dict(doc))
-    except (
-        TypeError,
-        TemplateSyntaxError,
-    ) as error:  # no name and no template; a field that is missing is named elsewhere
-        raise TaskError(
-            f"metadata.harness names {field!r}, expected a field of the records ({', '.join(doc)}) or a template ({error})"
-        ) from error
-
-
-def item_id(doc: Mapping[str, Any]) -> str:
-    """Return a stable id of a document, from its content: the hash that lm-eval logs as `doc_hash`."""
-    return hash_string(json.dumps(doc, indent=2, default=handle_non_serializable, ensure_ascii=False))

@@ -17,7 +17,8 @@ from harness.config.suite import Origin, Suite, TrainedBefore
 from harness.errors import ConfigError, RunError
 from harness.lm.checkpoints import weights_digest
 from harness.rundir.schema import Manifest
-from harness.rundir.store import read_manifest, stage_folder
+from harness.rundir.stage_folder import stage_folder
+from harness.rundir.store import read_manifest
 
 STAGE = re.compile(r"^stage_([1-9]\d*)(_.*)?$")
 

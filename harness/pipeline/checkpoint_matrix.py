@@ -23,7 +23,7 @@ from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task
 from harness.pipeline.build.model_source import limit_threads, resolve_device
 from harness.rundir.files import stderr_to, write_cell
-from harness.rundir.store import cell_name
+from harness.rundir.stage_folder import cell_name
 
 
 def evaluate_checkpoints(suite: Suite, checkpoints: Sequence[Path], out: Path) -> dict[str, pd.DataFrame]:

@@ -26,8 +26,8 @@ from harness.lmeval.task import Task
 from harness.pipeline.resources import RunResources, sampled_cells
 from harness.rundir.files import read_cell, read_results, write_cell, written
 from harness.rundir.process.progress import Counter
-from harness.rundir.schema import DRIFT_FIGURES, DriftSummary, StartAnswers
-from harness.rundir.store import StageFolder
+from harness.rundir.records.cell_records import DRIFT_FIGURES, DriftSummary, StartAnswers
+from harness.rundir.stage_folder import StageFolder
 
 
 class StageEvaluator:

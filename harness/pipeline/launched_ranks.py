@@ -20,6 +20,8 @@ from typing import NamedTuple
 
 import torch
 from torch import distributed
+from torch.distributed import PrefixStore, Store  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed.rendezvous import rendezvous
 
 from harness.errors import HarnessError, RunError, StoppedError
 from harness.pipeline.rank_processes import Train, join_group, read_cause, write_cause
@@ -35,7 +37,7 @@ class Launch(NamedTuple):
     size: int
     local_rank: int
     local_size: int
-    store: distributed.Store
+    store: Store
 
 
 @cache
@@ -43,7 +45,7 @@ def this_launch() -> Launch:
     """Return this process's place; raises `RunError` where torchrun did not start it."""
     if not distributed.is_torchelastic_launched():
         raise RunError("this process was not started by torchrun")
-    store, rank, size = next(distributed.rendezvous("env://"))
+    store, rank, size = next(rendezvous("env://"))
     launch = Launch(rank, size, int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]), store)
     # Other libraries take these for themselves: accelerate, below lm-eval, would wait for processes that do not evaluate.
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
@@ -69,7 +71,7 @@ def launched_processes(device: str, train: Train) -> Generator[None]:
     """
     launch = this_launch()
     number = _order(launch, pickle.dumps((device, train)))
-    stage = distributed.PrefixStore(f"stage{number}", launch.store)
+    stage = PrefixStore(f"stage{number}", launch.store)
     try:
         join_group(stage, 0, launch.size, _own(device, launch))
         yield
@@ -98,7 +100,7 @@ def follow() -> None:
 
 
 def _train(launch: Launch, number: int, device: str, train: Train) -> None:
-    stage = distributed.PrefixStore(f"stage{number}", launch.store)
+    stage = PrefixStore(f"stage{number}", launch.store)
     try:
         with tempfile.TemporaryDirectory(prefix="harness-rank-") as folder:
             join_group(stage, launch.rank, launch.size, own := _own(device, launch))

@@ -28,7 +28,7 @@ from harness.pipeline.build.model_source import tokenizer_without_writing
 from harness.pipeline.build.scratch_tokenizer import byte_tokenizer
 from harness.pipeline.needs.memory_estimate import show_bytes
 from harness.pipeline.resources import refuse_teachers
-from harness.rundir.overlap_record import OVERLAP_HEADER, Overlap
+from harness.rundir.records.overlap_record import OVERLAP_HEADER, Overlap
 
 
 def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:

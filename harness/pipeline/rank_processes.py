@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import distributed, multiprocessing
+from torch.distributed import FileStore, Store  # pyright: ignore[reportPrivateImportUsage]
 
 from harness import errors
 from harness.errors import HarnessError, RunError, StoppedError
@@ -81,7 +82,7 @@ def _follow(place: int, count: int, device: str, meeting: str, train: Train) -> 
     os._exit(0)
 
 
-def join_group(store: distributed.Store, rank: int, count: int, device: str) -> None:
+def join_group(store: Store, rank: int, count: int, device: str) -> None:
     """Become one of `count` processes that meet at a store, over gloo and, for GPUs, NCCL; `device` is this process's own."""
     backend = "gloo"
     if device != "cpu":
@@ -90,12 +91,12 @@ def join_group(store: distributed.Store, rank: int, count: int, device: str) -> 
     distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
 
 
-def write_cause(store: distributed.Store, error: HarnessError) -> None:
+def write_cause(store: Store, error: HarnessError) -> None:
     """Tell the first process why this one fails."""
     store.set(CAUSE, json.dumps({"kind": type(error).__name__, "sentence": str(error)}))
 
 
-def read_cause(store: distributed.Store) -> HarnessError | None:
+def read_cause(store: Store) -> HarnessError | None:
     """Return the error of another process, which may be about to write it."""
     for _ in range(20):
         if store.check([CAUSE]):
@@ -105,10 +106,10 @@ def read_cause(store: distributed.Store) -> HarnessError | None:
     return None
 
 
-def _store(meeting: str, count: int) -> distributed.Store:
+def _store(meeting: str, count: int) -> Store:
     # A machine's other interfaces may lead nowhere.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    return distributed.FileStore(f"{meeting}/meeting", count)
+    return FileStore(f"{meeting}/meeting", count)
 
 
 def _wait(others: Any) -> None:

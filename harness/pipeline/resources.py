@@ -33,13 +33,13 @@ from harness.lmeval.overlap import stream_overlap
 from harness.lmeval.task import Task
 from harness.lmeval.trial import try_task
 from harness.pipeline.build.model_source import checkpoint_of, limit_threads, resolve_device
-from harness.rundir.overlap_record import Overlap
 from harness.rundir.process.progress import Event, Report
 from harness.rundir.process.secrets import mask
 from harness.rundir.process.session import PeakMemory, Timer
 from harness.rundir.process.trackers import Log, TrackedRun, check_trackers, tracked, untracked
+from harness.rundir.records.overlap_record import Overlap
 from harness.rundir.schema import SCHEMA, SOURCES, Manifest, Noise, StageRecord
-from harness.rundir.snapshots import StopRequest
+from harness.rundir.training.snapshots import StopRequest
 from harness.teachers.teacher_pool import TeacherPool, refuse_request
 
 log = logging.getLogger(__name__)

@@ -24,7 +24,8 @@ from harness.rundir.process.session import this_session
 from harness.rundir.registered_claims import registrations_for
 from harness.rundir.retention import drop_checkpoints, note_start
 from harness.rundir.store import RunStore, is_finished
-from harness.stats.continual import ScoreMatrix, compute_figures
+from harness.stats.continual import compute_figures
+from harness.stats.score_matrix import ScoreMatrix
 
 
 def run(spec: RunSpec, report: Report = silent) -> Path:

@@ -19,7 +19,7 @@ from harness.lm.checkpoints import weights_digest
 from harness.pipeline.resources import RunResources
 from harness.rundir.files import read_results, write_cell
 from harness.rundir.process.progress import Counter
-from harness.rundir.store import StageFolder
+from harness.rundir.stage_folder import StageFolder
 
 WORSE = 0.02  # a share: a teacher that scores so much less than the student is named
 

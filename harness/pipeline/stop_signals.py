@@ -22,7 +22,7 @@ from harness.errors import RunError, StoppedError
 
 if TYPE_CHECKING:
     # Workers and the manager of queues begin with this module; snapshots import torch, which takes seconds.
-    from harness.rundir.snapshots import StopRequest
+    from harness.rundir.training.snapshots import StopRequest
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ONE_REQUEST = 1.0  # seconds

@@ -36,12 +36,13 @@ from harness.rundir.files import CURVE, as_record, file_digest, full_disk_named,
 from harness.rundir.process.progress import SHOWN, Counter, silent
 from harness.rundir.process.session import this_session
 from harness.rundir.process.trackers import Log
+from harness.rundir.records.training_records import DoneFile, StepLine
 from harness.rundir.retention import check_space
-from harness.rundir.rollout_log import Keep, Trajectories, keep_nothing
-from harness.rundir.schema import DoneFile, StepLine
 from harness.rundir.shared_stages import SharedStages
-from harness.rundir.snapshots import FileSnapshots, shared_snapshots
-from harness.rundir.store import RunStore, StageFolder
+from harness.rundir.stage_folder import StageFolder
+from harness.rundir.store import RunStore
+from harness.rundir.training.rollout_log import Keep, Trajectories, keep_nothing
+from harness.rundir.training.snapshots import FileSnapshots, shared_snapshots
 from harness.teachers.local import LocalTeacher, frozen_copy
 from harness.teachers.teacher import OpenTeacher
 

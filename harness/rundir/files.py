@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from harness.config.base import Record, digest, is_mapping, json_value
 from harness.config.explain import explain
 from harness.errors import RunError
-from harness.rundir.schema import CellRecord, CellSummary
+from harness.rundir.records.cell_records import CellRecord, CellSummary
 
 R = TypeVar("R", bound=Record)
 C = TypeVar("C", bound=CellRecord)

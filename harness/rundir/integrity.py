@@ -15,8 +15,9 @@ from typing import Any, Literal
 from harness.errors import HarnessError, RunError
 from harness.rundir.files import RESULTS, SAMPLES, check_samples, file_digest, read_results
 from harness.rundir.reader import RunDir, read_parquet
-from harness.rundir.schema import CellRecord, CellSummary, DoneFile, DriftSummary
-from harness.rundir.store import StageFolder, cell_name, teacher_folder
+from harness.rundir.records.cell_records import CellRecord, CellSummary, DriftSummary
+from harness.rundir.records.training_records import DoneFile
+from harness.rundir.stage_folder import StageFolder, cell_name, teacher_folder
 
 DAMAGED = "damaged"  # folder of a run that takes what a repair moves away
 # The digests of a checkpoint's folder by name: first of its weights, then of its other files.

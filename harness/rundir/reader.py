@@ -15,8 +15,10 @@ from pyarrow.parquet import ParquetFile
 
 from harness.errors import RunError
 from harness.rundir.files import CURVE, read_lines, read_results, readable
-from harness.rundir.schema import CurvePoint, Manifest, StepLine
-from harness.rundir.store import MANIFEST, StageFolder, cell_name, read_manifest, stage_folder, teacher_folder
+from harness.rundir.records.training_records import CurvePoint, StepLine
+from harness.rundir.schema import Manifest
+from harness.rundir.stage_folder import StageFolder, cell_name, stage_folder, teacher_folder
+from harness.rundir.store import MANIFEST, read_manifest
 
 SHOWN_FIRST = ["sft", "opd", "aopd"]  # kinds of adapter, after the controls
 IDENTITY = ["label", "suite", "adapter", "order", "start", "seed"]

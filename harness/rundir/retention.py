@@ -15,7 +15,8 @@ from harness.config.run_spec import PlannedStage
 from harness.config.suite import Checkpoints
 from harness.errors import RunError
 from harness.rundir.files import read_json, write_json, write_sealed
-from harness.rundir.store import StageFolder, read_manifest
+from harness.rundir.stage_folder import StageFolder
+from harness.rundir.store import read_manifest
 
 NEEDED_BY = "needed_by"  # next to a checkpoint: a file for each run that started from it
 SNAPSHOT_SIZE = 3  # in sizes of the weights: AdamW keeps two moments

@@ -10,14 +10,16 @@ import sys
 from pathlib import Path
 
 from harness.config.base import Record
-from harness.rundir import overlap_record, schema
+from harness.rundir import schema
+from harness.rundir.records import cell_records, overlap_record, training_records
 
 TABLE = re.compile(r"(<!-- fields of (\w+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 
 
 def fill_tables(page: str) -> str:
     """Return a page with each of its tables replaced by the present fields of the record that it names."""
-    records = {**vars(overlap_record), **vars(schema)}
+    modules = (overlap_record, cell_records, training_records, schema)
+    records = {name: found for module in modules for name, found in vars(module).items()}
     return TABLE.sub(lambda found: f"{found[1]}{field_table(records[found[2]])}{found[3]}", page)
 
 

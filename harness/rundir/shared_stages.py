@@ -9,8 +9,8 @@ from pathlib import Path
 
 from harness.rundir.files import sync_tree
 from harness.rundir.locks import waiting_lock
-from harness.rundir.schema import DoneFile
-from harness.rundir.store import StageFolder
+from harness.rundir.records.training_records import DoneFile
+from harness.rundir.stage_folder import StageFolder
 
 
 class SharedStages:

@@ -18,12 +18,8 @@ log lets the stage go on from its step. `last_good` holds the weights before an 
 
 from __future__ import annotations
 
-import glob
-import json
-import shutil
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,91 +30,18 @@ from harness.config.run_spec import RunSpec, identity_of
 from harness.errors import InUseError, RunError
 from harness.rundir.differences import find_differences
 from harness.rundir.files import (
-    SNAPSHOT,
     as_record,
-    read_record,
-    read_results,
     read_sealed,
     remove_partials,
-    replace_file,
     write_sealed,
     written,
 )
 from harness.rundir.locks import refuse_without_flock
-from harness.rundir.schema import DoneFile, Manifest, Noise, Session, upgrade
+from harness.rundir.schema import Manifest, Noise, Session, upgrade
+from harness.rundir.stage_folder import StageFolder, cell_name, stage_folder, teacher_folder
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
-
-
-@dataclass(frozen=True)
-class StageFolder:
-    """One stage's part of a run directory; stage 0 is the start and has no training."""
-
-    path: Path
-
-    @property
-    def own_checkpoint(self) -> Path:
-        """The folder that the stage's training writes its weights to."""
-        return self.path / "train" / "checkpoint"
-
-    @property
-    def checkpoint(self) -> Path:
-        """The weights after this stage: its own, or, where it changed none, those that it began with."""
-        done = None if self.own_checkpoint.is_dir() else self.training_done
-        return Path(done.unchanged) if done is not None and done.unchanged else self.own_checkpoint
-
-    @property
-    def step_log(self) -> Path:
-        """The file with one line per training step."""
-        return self.path / "train" / "steps.jsonl"
-
-    @property
-    def training_done(self) -> DoneFile | None:
-        """What the finished training recorded, or None while it is not finished."""
-        return read_record(self.path / "train" / "done.json", DoneFile)
-
-    def cell(self, task: str) -> Path:
-        """The folder of one task's evaluation, or of one under a further profile by its `cell_name`."""
-        return self.path / "eval" / task
-
-    def evaluated(self, task: str) -> bool:
-        """Whether a task's evaluation is there; the folder appears as a whole."""
-        return written(self.cell(task))
-
-    @property
-    def drift(self) -> Path:
-        """The folder of the distance to the start, see `harness.evaluation.drift`; it appears complete."""
-        return self.path / "drift"
-
-    def noise(self, cell: str, repeat: int) -> Path:
-        """The folder of one more evaluation of a cell, with another seed of the engine; `repeat` counts from 1."""
-        return self.path / "noise" / cell / str(repeat)
-
-    def regraded(self, cell: str) -> Path:
-        """The folder that holds a cell's later gradings, one folder each."""
-        return self.path / "regraded" / cell
-
-    def newest_grading(self, cell: str, grader: str) -> Path | None:
-        """The folder of the last grading of a cell's present answers by one grader; None where they have only their first."""
-        if (evaluated := read_results(self.cell(cell))) is None:
-            return None
-        found = [
-            (summary.regraded.when, folder)
-            for folder in self.regraded(cell).glob(f"{glob.escape(grader)}-{'[0-9a-f]' * 16}")
-            if (summary := read_results(folder)) is not None
-            and summary.regraded is not None
-            and summary.keys.generation == evaluated.keys.generation
-        ]
-        return max(found)[1] if found else None
-
-    def open_training(self) -> Path:
-        """Return the `train` folder: with an interrupted training's snapshot where it left one, else empty."""
-        folder = self.path / "train"
-        if not (folder / SNAPSHOT).is_file():
-            shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
 
 
 class RunStore:
@@ -224,16 +147,6 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def stage_folder(run: Path, index: int, name: str = "") -> StageFolder:
-    """Return the folder of a run's stage: `stage_0` for the start, else `stage_<index>_<name>`."""
-    return StageFolder(run / (f"stage_{index}_{name}" if index else "stage_0"))
-
-
-def teacher_folder(run: Path) -> StageFolder:
-    """Return the folder with the teacher's own evaluation, which has cells as a stage has."""
-    return StageFolder(run / "teacher")
-
-
 def read_manifest(run: Path) -> Manifest | None:
     """Return a run's manifest, one of an earlier version upgraded, or None where there is none; raises `RunError`."""
     file = run / MANIFEST
@@ -270,22 +183,3 @@ def is_run_directory(folder: Path) -> bool:
     """Whether a folder holds a run; a manifest.json of other software is none."""
     manifest = folder / MANIFEST
     return manifest.is_file() and '"config_hash"' in manifest.read_text(encoding="utf-8", errors="replace")
-
-
-def cell_name(task: str, profile: str = "") -> str:
-    """Return a cell's name: the task's under the suite's first profile, `<task>@<profile>` under a further one."""
-    return f"{task}@{profile}" if profile else task
-
-
-def drop_steps_from(path: Path, step: int) -> None:
-    """Keep a step log's lines before `step`; a line that a kill cut off goes too."""
-    # Not `splitlines`, for which a line also ends at U+2028 and its like, which an answer may hold.
-    *lines, _ = path.read_text(encoding="utf-8").split("\n") if path.is_file() else [""]
-    try:
-        kept = [f"{line}\n" for line in lines if int(json.loads(line)["step"]) < step]
-    except (ValueError, TypeError, KeyError) as error:
-        raise RunError(
-            f"{path} holds a line that is not a step ({type(error).__name__}: {error}); restore it from a copy, or move "
-            f"{path.parent} away to train the stage again"
-        ) from error
-    replace_file(path, lambda partial: partial.write_text("".join(kept), encoding="utf-8"))

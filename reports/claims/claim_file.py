@@ -18,7 +18,8 @@ from harness.config.base import NAME, Strict
 from harness.config.explain import explain
 from harness.config.read_yaml import read_yaml
 from harness.errors import ConfigError
-from harness.stats.continual import FIGURES, INTRANSIGENCE, Figure
+from harness.stats.continual import FIGURES, INTRANSIGENCE
+from harness.stats.score_matrix import Figure
 from reports.claims.grammar import Expression, parse
 from reports.data.methods import TRAINING, TrainingFigure
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 from harness.errors import ConfigError
-from harness.stats.continual import Figure
 from harness.stats.estimates import Estimate
-from harness.stats.rates import Chosen, chosen_rates
+from harness.stats.learning.rates import Chosen, chosen_rates
+from harness.stats.score_matrix import Figure
 from reports.claims.claim_file import ClaimEntry, claim_metrics, metrics_of_tasks
 from reports.claims.grammar import Metric
 from reports.data.learning_curves import NO_CURVES, at_equal_learning_of

@@ -14,11 +14,12 @@ from functools import cached_property
 import pandas as pd
 
 from harness.errors import RunError
-from harness.stats.continual import ACCURACY, BACKWARD, FIGURES, LEARNING, Figure
+from harness.stats.continual import ACCURACY, BACKWARD, FIGURES, LEARNING
 from harness.stats.estimates import Estimate
 from harness.stats.intervals import t_interval
-from harness.stats.matching import MARGIN, how_matched
+from harness.stats.learning.matching import MARGIN, how_matched
 from harness.stats.paired import compare, compare_unpaired
+from harness.stats.score_matrix import Figure
 from reports.compare.rows import AVERAGE, ComparisonRow, Quantity, with_holm
 from reports.data.calibration import CALIBRATION, calibration
 from reports.data.learning_curves import KEPT, StagePair, mean_of_stages, stage_pairs

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from harness.stats.continual import ACCURACY, BACKWARD, FORGETTING, LEARNING
 from harness.stats.intervals import Interval, has_width, resolved
-from harness.stats.matching import MATCHED
+from harness.stats.learning.matching import MATCHED
 from reports.compare.comparison import OTHER_TASKS, Comparison, same_tasks
 from reports.compare.final_scores import describe_against_start, format_bracket
 from reports.compare.rows import ComparisonRow

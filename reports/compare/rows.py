@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from harness.stats.continual import Figure
 from harness.stats.intervals import NOTHING
-from harness.stats.matching import MATCHED
+from harness.stats.learning.matching import MATCHED
 from harness.stats.paired import Difference
+from harness.stats.score_matrix import Figure
 from harness.stats.significance import holm, p_value
 from reports.data.calibration import ProfileFigure
 from reports.data.learning_curves import CurveFigure

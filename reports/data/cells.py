@@ -13,7 +13,7 @@ import pandas as pd
 
 from harness.rundir.files import read_results
 from harness.rundir.reader import RunDir, identity, read_parquet
-from harness.rundir.schema import OUTCOMES, CellSummary
+from harness.rundir.records.cell_records import OUTCOMES, CellSummary
 
 NOT_EVALUATED = {
     **{"metric": "", "score": math.nan, "n": 0, "answers": 0, **dict.fromkeys(OUTCOMES, 0)},

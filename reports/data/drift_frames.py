@@ -11,8 +11,8 @@ import pandas as pd
 
 from harness.rundir.files import read_results
 from harness.rundir.reader import IDENTITY, RunDir, identity
-from harness.rundir.schema import DRIFT_FIGURES, DriftSummary
-from harness.rundir.store import cell_name
+from harness.rundir.records.cell_records import DRIFT_FIGURES, DriftSummary
+from harness.rundir.stage_folder import cell_name
 from harness.stats.sampling import noise_floor
 
 DRIFT = [*IDENTITY, "stage", "task", *DRIFT_FIGURES, "answers"]

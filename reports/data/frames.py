@@ -17,8 +17,8 @@ import pandas as pd
 
 from harness.errors import RunError
 from harness.rundir.integrity import Fault, refuse_changed
-from harness.rundir.overlap_record import Overlap, Unlisted
 from harness.rundir.reader import IDENTITY, RunDir, find_runs, read_parquet
+from harness.rundir.records.overlap_record import Overlap, Unlisted
 from reports.data.cells import CellRef, cells_of, outcome_rows, place_of, placed, score_row
 from reports.data.drift_frames import drift_frame, noise_frame
 from reports.data.repair_hints import describe_cell, what_differs

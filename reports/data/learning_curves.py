@@ -1,6 +1,7 @@
-"""Learning curves of runs, and what two methods kept where they had learned the same: see `harness/stats/equal_learning.py`.
+"""Learning curves of runs, and what two methods kept where they had learned the same.
 
-Curves are those of the suite's first evaluation profile, on the first test items of each task.
+`harness/stats/learning/equal_learning.py` says how the second is computed. Curves are those of the suite's first evaluation
+profile, on the first test items of each task.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from harness.rundir.reader import RunDir, identity
-from harness.rundir.schema import CurvePoint
-from harness.stats.equal_learning import AtEqualLearning, Curve, at_equal_learning, over_stages
+from harness.rundir.records.training_records import CurvePoint
 from harness.stats.estimates import Estimate, ItemTable
+from harness.stats.learning.equal_learning import AtEqualLearning, Curve, at_equal_learning, over_stages
 from harness.stats.two_way import two_way_interval
 from reports.data.frames import Frames
 from reports.data.matched_pairs import compared_labels

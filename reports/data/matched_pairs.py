@@ -11,9 +11,10 @@ from itertools import combinations
 
 import pandas as pd
 
-from harness.stats.continual import ACCURACY, FORGETTING, LEARNING, Figure
+from harness.stats.continual import ACCURACY, FORGETTING, LEARNING
 from harness.stats.intervals import Interval
-from harness.stats.matching import how_matched
+from harness.stats.learning.matching import how_matched
+from harness.stats.score_matrix import Figure
 from harness.stats.two_way import two_way_interval, unpaired_interval
 from reports.data.frames import Frames
 from reports.data.methods import Method, different_starts, methods_of

@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple
 
 from harness.errors import RunError
 from harness.rundir.reader import RunDir, find_runs
-from harness.stats.continual import Figure
 from harness.stats.estimates import Estimate
+from harness.stats.score_matrix import Figure
 from reports.data.frames import Frames, load
 from reports.data.paired_cells import estimate_of
 from reports.data.run_scores import RunScores, Side

@@ -15,7 +15,7 @@ import pandas as pd
 
 from harness.errors import RunError
 from harness.rundir.differences import find_differences
-from harness.rundir.schema import CellSummary, Keys
+from harness.rundir.records.cell_records import CellSummary, Keys
 from harness.stats.estimates import Estimate, ItemTable
 from harness.stats.paired import Difference, compare, compare_unpaired
 from harness.stats.sampling import noise_floor as repeats

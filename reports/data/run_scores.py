@@ -14,9 +14,9 @@ import pandas as pd
 from harness.errors import RunError
 from harness.rundir.files import read_results
 from harness.rundir.reader import RunDir, read_parquet
-from harness.rundir.schema import CellSummary
-from harness.rundir.store import cell_name
-from harness.stats.continual import Figure, ScoreMatrix, Term
+from harness.rundir.records.cell_records import CellSummary
+from harness.rundir.stage_folder import cell_name
+from harness.stats.score_matrix import Figure, ScoreMatrix, Term
 from reports.data.cells import CellRef, cell_at
 
 

@@ -17,9 +17,10 @@ import pandas as pd
 
 from harness.config.suite import JOINT
 from harness.rundir.reader import IDENTITY
-from harness.rundir.schema import OUTCOMES, PERPLEXITIES
-from harness.stats.continual import FIGURES, PROBE_CHANGE, Figure, ScoreMatrix, compute_figures
+from harness.rundir.records.cell_records import OUTCOMES, PERPLEXITIES
+from harness.stats.continual import FIGURES, PROBE_CHANGE, compute_figures
 from harness.stats.intervals import Interval, t_interval
+from harness.stats.score_matrix import Figure, ScoreMatrix
 from reports.data.csv_text import to_csv_text
 from reports.data.frames import ADVANTAGE, PHASES, Frames
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from harness.rundir.overlap_record import OVERLAP_HEADER
-from harness.rundir.schema import OUTCOMES
+from harness.rundir.records.cell_records import OUTCOMES
+from harness.rundir.records.overlap_record import OVERLAP_HEADER
 from harness.stats.intervals import Interval
 from reports.data import tables
 from reports.data.frames import PHASES, Frames

@@ -19,9 +19,9 @@ from pydantic import Field
 
 from harness.config.base import Strict
 from harness.config.read_yaml import read_yaml
-from harness.stats.continual import Figure
 from harness.stats.design import Components, Costs, Design, estimate_components
 from harness.stats.estimates import Estimate
+from harness.stats.score_matrix import Figure
 from reports.claims.claim_file import UNITS, ClaimEntry, claim_metrics, metrics_of_tasks
 from reports.claims.evidence import ClaimScope, Evidence, fill, measure
 from reports.claims.grammar import Metric

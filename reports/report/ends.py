@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from harness.rundir.reader import IDENTITY
-from harness.stats import continual
+from harness.stats.continual import FIGURES
 from harness.stats.intervals import Interval, t_interval
 from reports.compare.final_scores import describe_against_start
 from reports.data.frames import Frames
@@ -72,4 +72,4 @@ def _describe_group(group: list[Method], frames: Frames, values: pd.DataFrame) -
 
 def _figure(values: pd.DataFrame, label: str, figure: str) -> Interval:
     own = values.loc[(values["label"] == label) & (values["figure"] == figure), "value"]
-    return t_interval(own).of_unit(continual.FIGURES[figure].unit)
+    return t_interval(own).of_unit(FIGURES[figure].unit)

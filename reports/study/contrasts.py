@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from harness.config.study_file import Factor
 from harness.stats.intervals import Interval, resolved
-from harness.stats.matching import MATCHED, how_matched
+from harness.stats.learning.matching import MATCHED, how_matched
 from harness.stats.verdicts import SEEDS
 from reports.document.blocks import Grid
 from reports.document.sentences import format_count, format_interval, format_nats_change, format_points

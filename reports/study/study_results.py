@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -233,7 +234,7 @@ def collect(plan: Plan, command: str = "") -> Results:
     done = [spec for spec in plan.specs if spec.path not in left]
     if not done:
         raise RunError(f"study {plan.study.name} has no finished run; `harness study {plan.study.name}` makes them")
-    missing = tuple(_absence(spec) for spec in plan.specs if spec.path in left)
+    missing = _absences([spec for spec in plan.specs if spec.path in left])
     return Results(plan, load([spec.path for spec in done]), missing, command)
 
 
@@ -268,8 +269,17 @@ def _training_figures(steps: pd.DataFrame) -> pd.DataFrame:
     return whole.assign(entropy_last=last.groupby(RUN)["entropy"].mean(), pull_ratio=ratio)
 
 
-def _absence(spec: RunSpec) -> str:
-    manifest = RunStore(spec.path).manifest
-    if manifest is None:
-        return f"{spec.path}: not started"
-    return f"{spec.path}: {'made by another configuration' if manifest.finished else 'not finished'}"
+def _absences(specs: Collection[RunSpec]) -> tuple[str, ...]:
+    """Return a sentence for each folder of runs that lacks some for one reason."""
+    seeds: dict[tuple[Path, str], list[RunSpec]] = {}
+    for spec in specs:
+        manifest, why = RunStore(spec.path).manifest, "not started"
+        if manifest is not None:
+            why = "made by another configuration" if manifest.finished else "not finished"
+        seeds.setdefault((spec.path.parent, why), []).append(spec)
+    return tuple(
+        f"{folder}: {why}: seeds {', '.join(str(spec.seed) for spec in same)}"
+        if len(same) > 1
+        else f"{same[0].path}: {why}"
+        for (folder, why), same in seeds.items()
+    )

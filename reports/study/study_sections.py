@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from harness.stats.matching import MARGIN
+from harness.stats.learning.matching import MARGIN
 from harness.stats.verdicts import LEVEL, SEEDS
 from reports.claims.judge_claims import Verdict
 from reports.claims.registration import describe_source

@@ -20,7 +20,7 @@ from rich.text import Text
 from harness.rundir.locks import is_held
 from harness.rundir.process.progress import SHOWN, sparkline
 from harness.rundir.reader import RunDir, find_runs
-from harness.rundir.schema import StepLine
+from harness.rundir.records.training_records import StepLine
 from harness.rundir.store import LOCK
 from harness.terminal.fitted_table import FittedTable
 from harness.terminal.sanitize import show_hidden

@@ -18,8 +18,8 @@ from harness.config.training import Training
 
 def test_a_step_has_the_load_that_its_figures_name():
     shape, load = Shape(64, 128, 2, 2, 256), Load(4, 8, 6)
-    models = (random_model(shape, torch.float32, "cpu") for _ in range(2))
-    lines = step_lines(OPD(), *models, load, "cpu", **Training().model_dump())
+    student, teacher = (random_model(shape, torch.float32, "cpu") for _ in range(2))
+    lines = step_lines(OPD(), student, teacher, load, "cpu", **Training().model_dump())
     assert [line["step"] for line in lines] == [0, 1]
     assert all(4 * 8 < line["tokens"] <= 4 * (8 + 6) for line in lines)
 

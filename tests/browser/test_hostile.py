@@ -14,7 +14,7 @@ from reports.report.build import build_report
 from tests.browser.chromium import DESKTOP, PHONE
 from tests.browser.conftest import Open
 from tests.browser.opened import overflowing
-from tests.support.run_factory import HOSTILE, TAUGHT, write_run
+from tests.support.reports.run_factory import HOSTILE, TAUGHT, write_run
 from tests.support.runs import vouch
 
 CHANGED = "items/tiny_arithmetic.html"

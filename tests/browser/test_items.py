@@ -11,7 +11,7 @@ import pytest
 from reports.report.build import build_report
 from tests.browser.conftest import Open
 from tests.browser.opened import Opened
-from tests.support.run_factory import write_run
+from tests.support.reports.run_factory import write_run
 from tests.support.runs import vouch
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]

@@ -11,7 +11,7 @@ import pytest
 from harness.cli.app import main
 from harness.terminal.sanitize import show_hidden
 from tests.support.models import write_task
-from tests.support.run_factory import write_run
+from tests.support.reports.run_factory import write_run
 
 EVIL = "\x1b]0;PWNED\x07\x1b[2J\x9b31m"
 SHOWN = show_hidden("\x1b[2J\x9b31m")

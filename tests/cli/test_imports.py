@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 import reports
-from tests.support import study_factory
-from tests.support.run_factory import write_run
+from tests.support.reports import study_factory
+from tests.support.reports.run_factory import write_run
 
 HEAVY = {"torch", "transformers", "lm_eval", "datasets", "peft", "accelerate", "trl", "sklearn"}
 CALL = """

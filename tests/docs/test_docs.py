@@ -21,9 +21,10 @@ from harness.evaluation.drift import DriftAnswers
 from harness.evaluation.scoring import FIXED
 from harness.pipeline.sweeps.study_runs import plan_study
 from harness.rundir.process.session import PeakMemory
-from harness.rundir.rollout_log import SCHEMA
-from harness.rundir.schema import DRIFT_FIGURES, StepLine
+from harness.rundir.records.cell_records import DRIFT_FIGURES
+from harness.rundir.records.training_records import StepLine
 from harness.rundir.schema_page import fill_tables
+from harness.rundir.training.rollout_log import SCHEMA
 from reports.claims.claim_file import read_claims
 
 PAGE_FOLDER = Path(__file__).parents[2] / "docs"

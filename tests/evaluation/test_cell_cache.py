@@ -10,8 +10,8 @@ import pytest
 
 from harness.errors import RunError
 from harness.evaluation.cell_cache import CellResult, SharedCells
-from harness.rundir.schema import Keys
-from tests.support.records import cell_of
+from harness.rundir.records.cell_records import Keys
+from tests.support.reports.records import cell_of
 
 KEYS = Keys(generation="g" * 16, grading="r" * 16)
 

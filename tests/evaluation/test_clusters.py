@@ -12,9 +12,10 @@ from harness.evaluation.cell_cache import CellResult
 from harness.evaluation.groups import TaskGroup, group_cell
 from harness.evaluation.keys import grading_key
 from harness.evaluation.scoring import sample_rows, summary_of
+from harness.lmeval.documents import item_id
 from harness.lmeval.grader_source import grader_source, references
 from harness.lmeval.library import TaskLibrary
-from harness.lmeval.task import Task, item_id
+from harness.lmeval.task import Task
 from tests.support.models import write_task
 
 DOCS = {

@@ -20,7 +20,7 @@ from harness.evaluation import drift
 from harness.lm.checkpoints import load, save
 from harness.pipeline.run import run
 from harness.rundir.files import read_cell
-from harness.rundir.schema import DriftSummary
+from harness.rundir.records.cell_records import DriftSummary
 from harness.rundir.store import is_finished
 from tests.support.evaluation import with_config
 from tests.support.models import dense_logprobs, micro_suite, write_yaml

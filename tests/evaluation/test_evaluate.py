@@ -34,12 +34,13 @@ from harness.evaluation.regrading import regrade
 from harness.lm.chat import Renderer
 from harness.lm.checkpoints import load, load_renderer, save, weights_digest
 from harness.lmeval.checks import check_test_prompts
+from harness.lmeval.documents import item_id
 from harness.lmeval.library import TaskLibrary
-from harness.lmeval.task import Task, item_id
+from harness.lmeval.task import Task
 from harness.pipeline.checkpoint_matrix import evaluate_checkpoints, matrix_table
 from harness.rundir.differences import find_differences
 from harness.rundir.files import read_cell
-from harness.rundir.schema import CellSummary, EarlierGrade, Keys
+from harness.rundir.records.cell_records import CellSummary, EarlierGrade, Keys
 from tests.support.evaluation import settled, with_config
 from tests.support.models import dense_logprobs, write_task
 

@@ -21,7 +21,7 @@ from harness.evaluation import hf_model
 from harness.evaluation.regrading import RegradedCell, regrade_runs, regrade_table
 from harness.pipeline.checkpoint_matrix import matrix_table
 from harness.pipeline.run import run
-from harness.rundir.store import StageFolder
+from harness.rundir.stage_folder import StageFolder
 from reports.compare.comparison import Stages
 from reports.data.frames import load
 from reports.data.methods import find_methods

@@ -20,7 +20,7 @@ from harness.config.suite import AdapterEntry
 from harness.errors import StoppedError
 from harness.lm.ranks import ALONE, Ranks
 from harness.lm.rollouts import make_batches
-from harness.rundir.snapshots import FileSnapshots, StopRequest, shared_snapshots
+from harness.rundir.training.snapshots import FileSnapshots, StopRequest, shared_snapshots
 from tests.support.models import rollout
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

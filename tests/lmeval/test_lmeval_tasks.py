@@ -19,14 +19,15 @@ from harness.errors import ModelError, TaskError
 from harness.lm.chat import Renderer
 from harness.lmeval.checks import check_stage_task, check_test_prompts, check_training_prompts
 from harness.lmeval.decoding import settle_generation
+from harness.lmeval.documents import item_id
 from harness.lmeval.library import TaskLibrary
-from harness.lmeval.task import Task, item_id
+from harness.lmeval.task import Task
 from harness.lmeval.traps import traps
 from harness.pipeline.build.scratch_tokenizer import byte_tokenizer
 from harness.rundir.schema import Session
 from harness.rundir.store import RunStore
 from tests.support.models import DOCS, TASK_FILE, byte_renderer, micro_suite, write_task, write_yaml
-from tests.support.records import manifest_of
+from tests.support.reports.records import manifest_of
 
 # Without it lm-eval indexes its thousands of built-in tasks, once for each call.
 MANAGER = TaskLibrary().manager

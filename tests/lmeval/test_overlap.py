@@ -28,8 +28,8 @@ from harness.lmeval.overlap import (
 )
 from harness.pipeline.plan import print_plan
 from harness.pipeline.run import run
-from harness.rundir.overlap_record import Overlap, OverlapRow
 from harness.rundir.process.progress import Display, Event
+from harness.rundir.records.overlap_record import Overlap, OverlapRow
 from tests.support.models import DOCS, micro_suite, write_task, write_yaml
 from tests.support.runs import vouch
 from tests.support.task_files import SHARED_DATA, needs_shared_data

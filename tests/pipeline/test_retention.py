@@ -13,11 +13,12 @@ from harness.config.suite import Checkpoints, Suite
 from harness.errors import RunError
 from harness.pipeline.run import run
 from harness.rundir.files import read_json, write_record
+from harness.rundir.records.training_records import DoneFile
 from harness.rundir.retention import check_space, drop_checkpoints, note_start
-from harness.rundir.schema import DoneFile
-from harness.rundir.store import StageFolder, is_finished
+from harness.rundir.stage_folder import StageFolder
+from harness.rundir.store import is_finished
 from tests.support.models import micro_suite, write_yaml
-from tests.support.records import manifest_of
+from tests.support.reports.records import manifest_of
 from tests.support.runs import FOLDERS, cells, manifest, steps
 
 

@@ -16,8 +16,8 @@ from harness.errors import ConfigError
 from harness.pipeline.sweeps.study_runs import MOST_RUNS, Plan, Point, plan_study
 from harness.pipeline.sweeps.sweep import models_of
 from harness.rundir.store import is_finished
-from tests.support.run_factory import SEED_SECONDS, write_finished
-from tests.support.study_factory import constant, study
+from tests.support.reports.run_factory import SEED_SECONDS, write_finished
+from tests.support.reports.study_factory import constant, study
 
 RATES: dict[str, Any] = {"title": "Rate", "key": "training.optimizer.lr", "values": [1.0e-4, 2.0e-4]}
 METHODS: dict[str, Any] = {"title": "Method", "entries": ["none", "opd"]}

@@ -9,7 +9,7 @@ import pytest
 
 from harness.errors import RunError
 from harness.rundir.reader import find_runs
-from tests.support.run_factory import write_run
+from tests.support.reports.run_factory import write_run
 
 
 def test_links_in_circles_end(tmp_path: Path):

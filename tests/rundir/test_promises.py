@@ -24,9 +24,10 @@ from harness.pipeline.stop_signals import stop_on_signals
 from harness.rundir import files
 from harness.rundir.files import json_line, read_json, remove_partials, replace_file, write_cell, write_json
 from harness.rundir.schema import Session
-from harness.rundir.snapshots import FileSnapshots, StopRequest
-from harness.rundir.store import RunStore, is_finished, stage_folder
-from tests.support.records import cell_of, manifest_of
+from harness.rundir.stage_folder import stage_folder
+from harness.rundir.store import RunStore, is_finished
+from harness.rundir.training.snapshots import FileSnapshots, StopRequest
+from tests.support.reports.records import cell_of, manifest_of
 from tests.support.runs import FOLDERS, cells
 from tests.support.runs import manifest as manifest_json
 

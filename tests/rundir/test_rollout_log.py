@@ -19,8 +19,8 @@ from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.lm.rollouts import Rollout
 from harness.pipeline.run import run
-from harness.rundir.rollout_log import SCHEMA, TOKEN_FIGURES, Trajectories
-from harness.rundir.snapshots import FileSnapshots
+from harness.rundir.training.rollout_log import SCHEMA, TOKEN_FIGURES, Trajectories
+from harness.rundir.training.snapshots import FileSnapshots
 from tests.support.models import byte_renderer, dense_logprobs, example, local_teacher, qwen3
 from tests.support.runs import FOLDERS, changed_suite
 from tests.support.stages import stage
@@ -118,7 +118,7 @@ def test_adapters_that_train_elsewhere_leave_none(micro: Suite, tmp_path: Path):
 
 
 def test_a_large_log_is_written_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("harness.rundir.rollout_log.LINES", 3)
+    monkeypatch.setattr("harness.rundir.training.rollout_log.LINES", 3)
     trajectories = Trajectories(tmp_path, byte_renderer(), None)
     rollouts: list[Any] = [Rollout(example([65]), [66, 67], "length", 0.5, 0.25)] * 7
     trajectories.keep(0, "student", rollouts, [{}] * 7)

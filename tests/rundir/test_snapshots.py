@@ -23,8 +23,8 @@ from harness.config.suite import Suite
 from harness.errors import RunError, TrainingError
 from harness.pipeline.run import run
 from harness.rundir.process.progress import Event
-from harness.rundir.snapshots import NO_SNAPSHOTS, FileSnapshots
-from harness.rundir.store import StageFolder
+from harness.rundir.stage_folder import StageFolder
+from harness.rundir.training.snapshots import NO_SNAPSHOTS, FileSnapshots
 from reports.data.frames import load
 from reports.document.grids import warnings_grid
 from tests.support.models import ScriptedEngine

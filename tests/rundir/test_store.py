@@ -19,9 +19,11 @@ import pytest
 from harness.errors import RunError
 from harness.rundir.files import read_cell, read_json, stderr_to, write_cell, write_json
 from harness.rundir.reader import read_parquet
-from harness.rundir.schema import SCHEMA, DoneFile, Manifest, Session
-from harness.rundir.store import RunStore, StageFolder
-from tests.support.records import cell_of, manifest_of
+from harness.rundir.records.training_records import DoneFile
+from harness.rundir.schema import SCHEMA, Manifest, Session
+from harness.rundir.stage_folder import StageFolder
+from harness.rundir.store import RunStore
+from tests.support.reports.records import cell_of, manifest_of
 
 SIZE = 20_000
 

@@ -107,7 +107,7 @@ def _attack(counts: dict[str, int], folder: Path, seed: int, only: list[str]) ->
 
 
 def _teacher_faults(count: int, seed: int) -> Outcomes:
-    from tests.support.teacher_faults import try_fault
+    from tests.support.servers.teacher_faults import try_fault
 
     found = Outcomes("teacher faults", "a training step with one fault in the teacher's answer; some cannot be known.")
     for number in range(count):

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from harness.errors import ConfigError
-from harness.stats import continual as metrics
-from harness.stats.continual import FIGURES, ScoreMatrix
+from harness.stats.continual import FIGURES, compute_figures, register
+from harness.stats.score_matrix import ScoreMatrix
 
 # Three stages and one probe. Rows: start, after a, after b, after c.
 #          a     b     c     probe
@@ -69,7 +69,7 @@ def matrix(rows=ROWS, trained=("a", "b", "c"), probes=("p",), joint=(0.5, 1.0, 0
 )
 @pytest.mark.parametrize("name", GOLDEN)
 def test_a_figure_equals_the_hand_computation(name: str):
-    assert metrics.compute_figures(matrix())[name] == pytest.approx(GOLDEN[name])
+    assert compute_figures(matrix())[name] == pytest.approx(GOLDEN[name])
 
 
 def test_chaudhrys_maximum_is_over_all_stages_before_the_last_also_those_before_a_tasks_own():
@@ -83,8 +83,8 @@ def test_chaudhrys_maximum_is_over_all_stages_before_the_last_also_those_before_
 
 
 def test_every_registered_figure_has_a_golden_value_and_says_what_it_is():
-    assert set(metrics.FIGURES) == set(GOLDEN)
-    for figure in metrics.FIGURES.values():
+    assert set(FIGURES) == set(GOLDEN)
+    for figure in FIGURES.values():
         assert figure.label
         assert "R" in figure.formula
         assert figure.source
@@ -134,12 +134,12 @@ def test_a_stage_whose_task_is_not_evaluated_still_counts():
 
 def test_a_name_is_registered_once():
     with pytest.raises(ConfigError, match="there is already a figure 'plasticity'"):
-        metrics.register(FIGURES["plasticity"])
+        register(FIGURES["plasticity"])
 
 
 def test_one_stage_gives_nan_where_a_figure_needs_an_earlier_or_later_task():
     single = matrix([[0.17], [0.07]], ("math",), (), None)
-    values = metrics.compute_figures(single)
+    values = compute_figures(single)
     assert values["average_accuracy"] == values["learning_accuracy"] == 0.07
     assert values["plasticity"] == pytest.approx(-0.10)
     undefined = {name for name, value in values.items() if math.isnan(value)}
@@ -159,7 +159,7 @@ def test_one_stage_gives_nan_where_a_figure_needs_an_earlier_or_later_task():
 def test_a_joint_run_learns_all_tasks_in_its_one_stage():
     rows = [[0.1, 0.2, 0.6], [0.5, 0.8, 0.4]]
     joint = ScoreMatrix(np.array(rows), ("a", "b"), ("p",), stage_of=(1, 1))
-    values = metrics.compute_figures(joint)
+    values = compute_figures(joint)
     assert values["learning_accuracy"] == values["average_accuracy"] == pytest.approx(0.65)
     # (0.5 - 0.1 + 0.8 - 0.2) / 2
     assert values["plasticity"] == pytest.approx(0.5)
@@ -171,7 +171,7 @@ def test_a_joint_run_learns_all_tasks_in_its_one_stage():
 
 def test_tasks_of_a_stage_with_two_are_both_forgotten_by_the_next():
     rows = [[0.0, 0.0, 0.3], [0.6, 0.8, 0.1], [0.2, 0.7, 0.9]]
-    values = metrics.compute_figures(ScoreMatrix(np.array(rows), ("a", "b", "c"), stage_of=(1, 1, 2)))
+    values = compute_figures(ScoreMatrix(np.array(rows), ("a", "b", "c"), stage_of=(1, 1, 2)))
     # (0.6 - 0.2 + 0.8 - 0.7) / 2; c is trained last
     assert values["forgetting_chaudhry"] == pytest.approx(0.25)
     assert values["backward_transfer"] == pytest.approx(-0.25)
@@ -186,7 +186,7 @@ def test_tasks_of_a_stage_with_two_are_both_forgotten_by_the_next():
 def test_a_missing_cell_makes_only_the_figures_that_need_it_nan():
     rows = [row[:] for row in ROWS]
     rows[3] = [math.nan] * 4
-    values = metrics.compute_figures(matrix(rows))
+    values = compute_figures(matrix(rows))
     assert math.isnan(values["average_accuracy"])
     assert math.isnan(values["retention_ratio"])
     assert math.isnan(values["learning_accuracy"])
@@ -238,7 +238,7 @@ def test_final_accuracy_is_what_was_learned_plus_what_changed_since(m: ScoreMatr
 @given(matrices(min_stages=1))
 def test_accuracies_stay_within_the_scores_and_probes_touch_no_trained_figure(m: ScoreMatrix):
     bare = ScoreMatrix(m.scores[:, : m.stages], m.trained)
-    with_probes, without = metrics.compute_figures(m), metrics.compute_figures(bare)
+    with_probes, without = compute_figures(m), compute_figures(bare)
     for name in set(with_probes) - {"probe_change", "probe_forgetting"}:
         assert with_probes[name] == pytest.approx(without[name], nan_ok=True)
     # The best of all stages is at least the start.
@@ -250,7 +250,7 @@ def test_accuracies_stay_within_the_scores_and_probes_touch_no_trained_figure(m:
 @given(st.integers(2, 5), st.floats(0.01, 1))
 def test_a_model_that_never_changes_neither_learns_nor_forgets(stages: int, score: float):
     m = ScoreMatrix(np.full((stages + 1, stages), score), tuple(f"t{j}" for j in range(stages)))
-    values = metrics.compute_figures(m)
+    values = compute_figures(m)
     assert values["retention_ratio"] == pytest.approx(1)
     for name in ("plasticity", "backward_transfer", "forward_transfer", "forgetting_from_start"):
         assert values[name] == pytest.approx(0, abs=1e-12)

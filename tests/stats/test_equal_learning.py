@@ -8,15 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.simulated_studies import PATHS, CurveStudy, two_curves
-from harness.stats.equal_learning import (
+from harness.stats.estimates import ItemTable
+from harness.stats.intervals import t_interval
+from harness.stats.learning.equal_learning import (
     NO_COMMON_LEARNING,
     TOO_FEW_POINTS,
     Curve,
     at_equal_learning,
     over_stages,
 )
-from harness.stats.estimates import ItemTable
-from harness.stats.intervals import t_interval
 from harness.stats.two_way import two_way_interval
 
 

@@ -15,8 +15,8 @@ from statsmodels.stats.multitest import multipletests
 
 from harness.stats.estimates import Estimate, ItemTable
 from harness.stats.intervals import NOTHING, Interval, item_interval, t_interval
+from harness.stats.learning.rates import chosen_rates
 from harness.stats.power import detectable, seeds_needed
-from harness.stats.rates import chosen_rates
 from harness.stats.sampling import mean_ratio, noise_floor, pass_at_k
 from harness.stats.significance import Flips, flips, holm, p_value, rank_correlation
 from harness.stats.two_way import Variances

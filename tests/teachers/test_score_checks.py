@@ -18,8 +18,8 @@ from harness.lm.rollouts import make_batches
 from harness.teachers.local import LocalTeacher
 from harness.teachers.score_checks import check_scores
 from tests.support.models import STOP, FakeTokenizer, qwen3, rollout
+from tests.support.servers.teacher_faults import CASES, METHODS, try_fault
 from tests.support.stages import stage
-from tests.support.teacher_faults import CASES, METHODS, try_fault
 
 
 def test_no_fault_of_a_teacher_is_silent_and_none_ends_in_a_traceback(capsys: pytest.CaptureFixture[str]):

@@ -36,13 +36,13 @@ from harness.teachers.score_checks import ask
 from harness.teachers.score_store import ScoreStore
 from harness.teachers.server import Server
 from harness.teachers.teacher import OpenTeacher, TeacherSite
-from tests.support.fake_server import serving
-from tests.support.fault_proxy import FaultProxy
 from tests.support.models import ScriptedEngine, context, write_yaml
+from tests.support.servers.fake_server import serving
+from tests.support.servers.fault_proxy import FaultProxy
+from tests.support.servers.teachers import random_batches, same_scores
+from tests.support.servers.vllm import wide_suite
+from tests.support.servers.vllm_serve import vllm_server
 from tests.support.stages import Recorder
-from tests.support.teachers import random_batches, same_scores
-from tests.support.vllm import wide_suite
-from tests.support.vllm_serve import vllm_server
 
 pytest.importorskip("vllm", reason="vLLM is not installed; `make vllm` installs it")
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]

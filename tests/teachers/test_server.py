@@ -25,9 +25,9 @@ from harness.teachers.local import LocalTeacher, open_local
 from harness.teachers.score_checks import ask
 from harness.teachers.server import Server, ServerTeacher
 from harness.teachers.teacher import TeacherSite
-from tests.support.fake_server import FakeServer, serving
-from tests.support.fault_proxy import FAULTS, FaultProxy
-from tests.support.teachers import random_batches, same_scores
+from tests.support.servers.fake_server import FakeServer, serving
+from tests.support.servers.fault_proxy import FAULTS, FaultProxy
+from tests.support.servers.teachers import random_batches, same_scores
 
 K = 4
 REQUEST = TeacherRequest(top_k=K)

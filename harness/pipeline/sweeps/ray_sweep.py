@@ -28,7 +28,7 @@ from harness.pipeline.run import run
 from harness.pipeline.stop_signals import note_signals
 from harness.pipeline.sweeps.sweep import models_of
 from harness.rundir.process.progress import Event, Report
-from harness.rundir.snapshots import StopRequest
+from harness.rundir.training.snapshots import StopRequest
 
 RETRIES = 5  # of a task whose worker or node died
 RELEASE_SECONDS = 180.0  # until a lost node's process has let go of its run folder

@@ -23,7 +23,7 @@ from harness.pipeline.run import run
 from harness.pipeline.stop_signals import hand_on_signals
 from harness.pipeline.sweeps.workers import queue_manager, visible_gpus, worker_pool
 from harness.rundir.process.progress import Event, Report
-from harness.rundir.snapshots import StopRequest
+from harness.rundir.training.snapshots import StopRequest
 
 
 def threads_of(suite: Suite, workers: int) -> int | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.stats.equal_learning import LEAST
+from harness.stats.learning.equal_learning import LEAST
 from harness.stats.significance import p_value
 from reports.document.blocks import Grid, Picture, Section, Text
 from reports.document.sentences import format_p, format_percent, format_points

@@ -9,7 +9,7 @@ import pandas as pd
 
 from harness.rundir.reader import IDENTITY
 from harness.stats.intervals import Interval
-from harness.stats.matching import MARGIN, MATCHED
+from harness.stats.learning.matching import MARGIN, MATCHED
 from reports.data.matched_pairs import COMPARED, SINGLE
 from reports.data.tables import figures_by_seed
 from reports.document.blocks import Grid, Picture, Section, Text

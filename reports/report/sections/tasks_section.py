@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from harness.rundir.schema import PERPLEXITIES
+from harness.rundir.records.cell_records import PERPLEXITIES
 from reports.data.frames import Frames
 from reports.document.blocks import Block, Folded, Grid, Heading, Link, Section, Text
 from reports.document.sentences import format_interval, format_percent

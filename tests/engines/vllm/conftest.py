@@ -15,7 +15,7 @@ from harness.lm.checkpoints import Loaded, load, save
 from harness.lmeval.library import TaskLibrary
 from harness.pipeline.build.model_source import checkpoint_of
 from tests.support.models import write_yaml
-from tests.support.vllm import start, wide_suite
+from tests.support.servers.vllm import start, wide_suite
 
 
 @pytest.fixture(scope="module")

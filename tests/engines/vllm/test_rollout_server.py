@@ -19,8 +19,8 @@ from harness.errors import RunError
 from harness.lm.checkpoints import Loaded
 from harness.pipeline.run import run
 from tests.support.models import dense_logprobs, write_yaml
-from tests.support.vllm import PROMPTS, wide_suite
-from tests.support.vllm_serve import vllm_server
+from tests.support.servers.vllm import PROMPTS, wide_suite
+from tests.support.servers.vllm_serve import vllm_server
 
 pytest.importorskip("vllm", reason="vLLM is not installed; `make vllm` installs it")
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]

@@ -27,7 +27,7 @@ from harness.lm.checkpoints import Loaded, weights_digest
 from harness.lmeval.library import TaskLibrary
 from tests.support.evaluation import settled
 from tests.support.models import dense_logprobs, write_yaml
-from tests.support.vllm import CHATML, PROMPTS, start, subject, wide_suite
+from tests.support.servers.vllm import CHATML, PROMPTS, start, subject, wide_suite
 
 pytest.importorskip("vllm", reason="vLLM is not installed; `make vllm` installs it")
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]

@@ -26,7 +26,7 @@ from harness.lm.checkpoints import Loaded, load, weights_digest
 from harness.lmeval.library import TaskLibrary
 from tests.support.evaluation import THINKING, cells, settled
 from tests.support.models import dense_logprobs, write_task, write_yaml
-from tests.support.vllm import PROMPTS, start, subject, wide_suite
+from tests.support.servers.vllm import PROMPTS, start, subject, wide_suite
 
 pytest.importorskip("vllm", reason="vLLM is not installed; `make vllm` installs it")
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]

@@ -1,0 +1,106 @@
+"""What a task's file says, as lm-eval loads it and as the harness reads it: filters, metrics, decoding, and where it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.config.task import TaskConfig
+
+from harness.lmeval.score import default_metric
+from harness.rundir.stage_folder import cell_name
+
+
+class TaskDefinition:
+    """One lm-eval task under one evaluation profile and one of its graders, before anything is read from its data.
+
+    `profile` is empty for the suite's first one, `grader` for the task's own; `pass_at` holds the k of each pass@k.
+    `filter_name` is the filter through which answers are graded: the task's first, or the one that its group averages.
+    `lmeval` is lm-eval's own object: only this folder and the evaluator, which hands it back to lm-eval, use it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        lmeval: ConfigurableTask,
+        profile: str = "",
+        pass_at: Sequence[int] = (),
+        grader: str = "",
+        filter_name: str = "",
+    ) -> None:
+        self.name = name
+        self.lmeval = lmeval
+        self.filter_name = filter_name or str(self.filters[0])
+        self.profile = profile
+        self.pass_at = tuple(pass_at)
+        self.grader = grader
+
+    @property
+    def filters(self) -> list[str]:
+        """The names of the task's filters, in its file's order."""
+        return [str(pipeline.name) for pipeline in self.lmeval._filters]
+
+    @property
+    def cell(self) -> str:
+        """The name of this task's cells."""
+        return cell_name(self.name, self.profile)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What only the harness reads: `metadata.harness`."""
+        metadata = self.config.metadata
+        return dict((metadata or {}).get("harness") or {}) if isinstance(metadata, dict) else {}
+
+    @property
+    def config(self) -> TaskConfig:
+        """What the task's file says, as lm-eval reads it."""
+        return self.lmeval.config
+
+    @property
+    def output_type(self) -> str:
+        """What a model is asked for: generate_until, multiple_choice, loglikelihood or loglikelihood_rolling."""
+        return str(self.lmeval.OUTPUT_TYPE)
+
+    @property
+    def multiple_input(self) -> bool:
+        """Whether the choices are contexts, each with the same continuation."""
+        return bool(self.lmeval.multiple_input)
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model writes an answer; stages need such tasks."""
+        return self.output_type == "generate_until"
+
+    @property
+    def metric(self) -> str:
+        """The primary metric: the chosen grader's, else `metadata.harness.metric`, else what `default_metric` chooses."""
+        return self.grader or self.settings.get("metric") or default_metric(self.lmeval)
+
+    @property
+    def higher_is_better(self) -> dict[str, bool]:
+        """The metrics that one call of the task's `process_results` gives, and whether more of each is better."""
+        return dict(self.lmeval.higher_is_better())
+
+    @property
+    def graders(self) -> list[str]:
+        """The names of these metrics; each that `can_be_score` can be the score."""
+        return list(self.higher_is_better)
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """The resolved generation settings of the task."""
+        return dict(self.config.generation_kwargs or {})
+
+    @property
+    def source(self) -> Path | None:
+        """The task's file, or None for a task that has none."""
+        metadata = self.config.metadata
+        name = metadata.get("config_source", "") if isinstance(metadata, dict) else ""
+        return Path(name) if name.endswith(".yaml") else None
+
+    def set_generation(self, settings: dict[str, Any]) -> None:
+        """Replace the generation settings of the loaded task, the only place where lm-eval reads them reliably."""
+        self.lmeval.set_config("generation_kwargs", settings)

@@ -1,0 +1,111 @@
+"""What a run directory holds of a stage's training: its steps, its learning curve, and the file written at its end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ConfigDict, Field
+
+from harness.config.base import Record
+from harness.rundir.records.cell_records import TINY
+
+
+class DoneFile(Record):
+    """A finished training: train/done.json, written last."""
+
+    weights: str = Field(default="", description="digest of the stage's checkpoint")
+    files: str = Field(default="", description="digest of the checkpoint's configuration and tokenizer files")
+    before: str = Field(default="", description="digest of the weights that the training began with")
+    teacher: str | None = Field(default=None, description="digest of the teacher's weights; null without a teacher")
+    steps: int = Field(ge=0, description="training steps taken")
+    seconds: float = Field(default=0.0, description="wall-clock seconds of the training")
+    prompts: int = Field(default=0, ge=0, description="training items that prompts were drawn from")
+    unchanged: str = Field(
+        default="", description="folder of the weights that the stage began with, where it changed none and wrote none"
+    )
+    kept: bool = Field(
+        default=True, description="false once the checkpoint was removed as the suite's `checkpoints` asks"
+    )
+    logs: dict[str, str] = Field(
+        default={}, description="digests of the files next to it: steps.jsonl, curve.jsonl, rollouts.parquet"
+    )
+
+
+class StepLine(Record):
+    """One training step: a line of train/steps.jsonl. What a method does not have is null; `external` may add fields."""
+
+    model_config = ConfigDict(extra="allow")
+
+    step: int = Field(ge=0, description="from 0 within the stage")
+    loss: float | None = Field(default=None, description="mean over the step's updates")
+    grad_norm: float | None = Field(
+        default=None, description="mean over the step's updates of the norm before clipping"
+    )
+    lr: float | None = Field(default=None, description="learning rate of the last update")
+    entropy: float | None = Field(
+        default=None, description="of the student over the full vocabulary, nats per response token"
+    )
+    advantage_mean: float | None = Field(
+        default=None, description="mean of log p(teacher) − log q(student) over the sampled tokens, nats"
+    )
+    advantage_q01: float | None = Field(default=None, description="1 % quantile of the same")
+    advantage_q05: float | None = Field(default=None, description="5 % quantile")
+    advantage_q25: float | None = Field(default=None, description="25 % quantile")
+    advantage_q50: float | None = Field(default=None, description="median")
+    advantage_q75: float | None = Field(default=None, description="75 % quantile")
+    advantage_q95: float | None = Field(default=None, description="95 % quantile")
+    advantage_q99: float | None = Field(default=None, description="99 % quantile")
+    routed_fkl: float | None = Field(default=None, description="share of tokens that took forward KL, 0..1")
+    fkl_gradient_share: float | None = Field(
+        default=None, description="their share of all absolute logit gradients, 0..1"
+    )
+    pull_up: float | None = Field(
+        default=None,
+        description="mean descent step on the logit of the teacher's most probable token, where the student gives it less",
+    )
+    pull_down: float | None = Field(default=None, description="the same, where the student gives it more")
+    top_k: float | None = Field(
+        default=None, description="how many of the teacher's tokens the next three figures look at"
+    )
+    teacher_top_mass: float | None = Field(default=None, description="the teacher's probability on them, 0..1")
+    student_top_mass: float | None = Field(default=None, description="the student's probability on them, 0..1")
+    overlap: float | None = Field(
+        default=None, description="share of them among the student's most probable tokens, 0..1"
+    )
+    reward_mean: float | None = Field(
+        default=None, description="mean grade of the rollouts, for methods that grade them"
+    )
+    mismatch_mean: float | None = Field(
+        default=None,
+        description="mean |difference| of the trainer's and vLLM's log-probabilities of the rollouts, nats",
+    )
+    mismatch_max: float | None = Field(default=None, description="the largest of these differences, nats")
+    mismatch_kl: float | None = Field(default=None, description="estimate of KL(engine ‖ trainer), nats per token")
+    response_tokens_mean: float | None = Field(default=None, description="mean length of the rollouts in tokens")
+    truncated_share: float | None = Field(default=None, description="share of rollouts that the budget cut off, 0..1")
+    tokens: float | None = Field(default=None, description="tokens of the step, prompts included")
+    padding_share: float | None = Field(
+        default=None, description="share of padding among the positions of the step's micro-batches, 0..1"
+    )
+    seconds: dict[str, float | None] | None = Field(
+        default=None, description="wall-clock seconds by phase: `generate`, `teacher`, `student`, and `step` for all"
+    )
+    warnings: tuple[str, ...] | None = Field(
+        default=None,
+        description="names of the guards that warned at this step; `non-finite` ends the stage; null where no guard ran",
+    )
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """The line's fields by name, those of an external command included, without `seconds`."""
+        return {name: value for name, value in self if name != "seconds"}
+
+
+class CurvePoint(Record):
+    """One task inside a stage: a line of train/curve.jsonl, on the first test items, under the suite's first profile."""
+
+    step: int = Field(ge=0, description="training steps done; 0 is the stage's start")
+    task: str = Field(description="the task")
+    score: float = Field(ge=-TINY, le=1 + TINY, description="mean over the items, 0..1")
+    items: tuple[float, ...] = Field(description="the score of each item, in the task's order")
+    clusters: tuple[str, ...] = Field(description="the cluster of each item; items of one cluster depend on each other")

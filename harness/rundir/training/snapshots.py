@@ -1,0 +1,219 @@
+"""Snapshots of an unfinished stage, so that a killed run goes on at the step where it stopped."""
+
+from __future__ import annotations
+
+import json
+import time
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from harness.errors import RunError, StoppedError
+from harness.lm.ranks import Ranks, current_ranks
+from harness.rundir.files import (
+    CURVE,
+    ROLLOUT_LOG,
+    SHARDS,
+    SNAPSHOT,
+    file_digest,
+    remove_shards,
+    remove_snapshot,
+    replace_file,
+    sync,
+)
+from harness.rundir.training.shards import read_shards, write_shards
+
+
+class Snapshots(Protocol):
+    """Keeps one state at a time: a mapping that `torch.save` takes, taken before `step`."""
+
+    def load(self) -> dict[str, Any] | None:
+        """Return the state that was kept last, or None at the start of a stage."""
+        ...
+
+    def offer(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
+        """Keep `state()` when a snapshot is due; otherwise do nothing."""
+        ...
+
+
+@dataclass
+class StopRequest:
+    """A signal that asks a run to stop; `waited_for` says that the training under way looks for it at every step.
+
+    `cost` says what an end at once loses: a training that keeps no snapshots begins again.
+    """
+
+    signal: str = ""
+    since: float = 0.0  # when it came, by the monotonic clock
+    waited_for: bool = False
+    cost: str = ""
+
+
+class NoSnapshots:
+    """Keeps nothing."""
+
+    def load(self) -> dict[str, Any] | None:
+        """Return None."""
+        return None
+
+    def offer(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
+        """Do nothing."""
+
+
+NO_SNAPSHOTS = NoSnapshots()
+
+
+class FileSnapshots:
+    """One file in the stage's training folder, replaced when `minutes` have passed; None keeps nothing.
+
+    Loading takes the logs of steps and rollouts back to the lines before the snapshot: the steps after it are done again.
+    A snapshot vouches for `inputs`, the digests of what the stage trains from, and for both logs' lines up to its step.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        minutes: float | None,
+        inputs: Mapping[str, str] | None = None,
+        stop: StopRequest | None = None,
+    ) -> None:
+        self.path, self.logs = folder / SNAPSHOT, [folder / "steps.jsonl", folder / ROLLOUT_LOG]
+        self.minutes, self.inputs, self.stop = minutes, dict(inputs or {}), stop or StopRequest()
+        self.last = time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """See `Snapshots`; raises `RunError` for a file that is damaged or belongs to other inputs or another log."""
+        self.stop.waited_for = self.minutes is not None
+        if not self.path.is_file():
+            return None
+        state = self._read()
+        for log in self.logs:
+            if log.is_file():
+                drop_steps_from(log, int(state["step"]))
+        if (curve := self.path.with_name(CURVE)).is_file():
+            # A point stands for the steps done before it, so the snapshot's own point stays.
+            drop_steps_from(curve, int(state["step"]) + 1)
+        recorded = state.pop("recorded", {})
+        changed = [name for name, value in recorded.get("inputs", {}).items() if self.inputs.get(name, value) != value]
+        if changed:
+            raise RunError(
+                f"{self.path} was taken with another {' and another '.join(changed)}, which changed since; put back what was "
+                "there, or choose another --out"
+            )
+        for log in self.logs:
+            if recorded.get(log.name, _digest_of(log)) != _digest_of(log):
+                raise RunError(
+                    f"{log} does not hold the {state['step']} steps before the snapshot; restore it from a copy, or move "
+                    f"{self.path.parent} away to train the stage again"
+                )
+        return state
+
+    def offer(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
+        """See `Snapshots`; where a signal asks for it, keep the state at once and raise `StoppedError`."""
+        if self.due:
+            self.keep(step, state())
+
+    @property
+    def due(self) -> bool:
+        """Whether the minutes have passed, or a signal asks for a snapshot."""
+        if self.minutes is None:
+            return False
+        return bool(self.stop.signal) or time.monotonic() - self.last >= 60 * self.minutes
+
+    def keep(self, step: int, state: Mapping[str, Any]) -> None:
+        """Replace the snapshot; raises `StoppedError` where a signal asked for it."""
+        for log in self.logs:
+            if log.is_file():
+                sync(log)
+        recorded = {"inputs": self.inputs, **{log.name: _digest_of(log) for log in self.logs}}
+        replace_file(self.path, lambda path: torch.save({"step": step, "recorded": recorded, **state}, path))
+        self.last = time.monotonic()
+        if self.stop.signal:
+            raise StoppedError(
+                f"stopped by {self.stop.signal} before step {step}, with a snapshot; the same command continues"
+            )
+
+    def clear(self) -> None:
+        """Remove the snapshot of a stage that is finished."""
+        remove_snapshot(self.path.parent)
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise ValueError(f"{damaged} has a wrong checksum")
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            shards = state.pop(SHARDS, None)
+            return state if shards is None else {**state, **read_shards(self.path.with_name(shards))}
+        except Exception as error:
+            raise RunError(
+                f"{self.path} is damaged ({error}); restore it from a copy, or move it away to train the stage from its start"
+            ) from error
+
+
+def shared_snapshots(snapshots: FileSnapshots) -> Snapshots:
+    """Return snapshots for the processes that train together; for one process those of a file."""
+    return snapshots if (ranks := current_ranks()).size == 1 else ShardedSnapshots(snapshots, ranks)
+
+
+class ShardedSnapshots:
+    """Snapshots of several processes: the first one says when and writes the file, each writes its part of the tensors.
+
+    The file names the folder of the parts. It is taken up by any number of processes, and to the bit by as many as wrote it.
+    """
+
+    PARTS = ("student", "updater", "reference")
+
+    def __init__(self, file: FileSnapshots, ranks: Ranks) -> None:
+        self.file, self.ranks = file, ranks
+
+    def load(self) -> dict[str, Any] | None:
+        """See `Snapshots`; every process gets the whole state, with the generators that it had itself."""
+        state = self.ranks.from_first(self.file.load() if self.ranks.rank == 0 else None)
+        if state is None:
+            return None
+        generators = state.get("generators", [])
+        return {**state, **generators[self.ranks.rank]} if len(generators) == self.ranks.size else state
+
+    def offer(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
+        """See `Snapshots`; a signal that asks the first process to stop ends all of them."""
+        first, folder = self.ranks.rank == 0, self.file.path.with_name(f"{SHARDS}-{step}")
+        due, place = self.ranks.from_first((first and self.file.due, folder))
+        if not due:
+            return
+        kept = state()
+        write_shards(place, {name: kept.pop(name) for name in self.PARTS if name in kept})
+        random = {name: value for name, value in kept.items() if name.startswith("random")}
+        kept |= {"generators": self.ranks.gather(random), SHARDS: place.name}
+        stop: StoppedError | None = None
+        if first:
+            try:
+                self.file.keep(step, kept)
+            except StoppedError as error:
+                stop = error
+            remove_shards(place.parent, but=place)
+        if (stopped := self.ranks.from_first(stop)) is not None:
+            raise stopped
+
+
+def _digest_of(log: Path) -> str:
+    return file_digest(log) if log.is_file() else ""
+
+
+def drop_steps_from(path: Path, step: int) -> None:
+    """Keep a step log's lines before `step`; a line that a kill cut off goes too."""
+    # Not `splitlines`, for which a line also ends at U+2028 and its like, which an answer may hold.
+    *lines, _ = path.read_text(encoding="utf-8").split("\n") if path.is_file() else [""]
+    try:
+        kept = [f"{line}\n" for line in lines if int(json.loads(line)["step"]) < step]
+    except (ValueError, TypeError, KeyError) as error:
+        raise RunError(
+            f"{path} holds a line that is not a step ({type(error).__name__}: {error}); restore it from a copy, or move "
+            f"{path.parent} away to train the stage again"
+        ) from error
+    replace_file(path, lambda partial: partial.write_text("".join(kept), encoding="utf-8"))

@@ -1,0 +1,119 @@
+"""The terms of which figures are made: the cells that a figure adds up for one task, and the tasks that it averages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from harness.stats.score_matrix import Cells, ScoreMatrix, Term
+
+# The cells of one task.
+
+
+def at_start(_matrix: ScoreMatrix, task: str) -> list[Term]:
+    """Return the cell before any training."""
+    return [Term(task, 0)]
+
+
+def at_end(matrix: ScoreMatrix, task: str) -> list[Term]:
+    """Return the cell after the last stage."""
+    return [Term(task, matrix.stages)]
+
+
+def after_own(matrix: ScoreMatrix, task: str) -> list[Term]:
+    """Return the cell right after the stage that trains the task; none for a probe."""
+    own = matrix.own(task)
+    return [Term(task, own)] if own else []
+
+
+def before_own(matrix: ScoreMatrix, task: str) -> list[Term]:
+    """Return the cell right before the stage that trains the task; none for a probe."""
+    own = matrix.own(task)
+    return [Term(task, own - 1)] if own else []
+
+
+def best_from(first: int) -> Cells:
+    """Return the cell of a task's best stage from `first` to T-1; a nan among these cells makes the best one nan."""
+
+    def best(matrix: ScoreMatrix, task: str) -> list[Term]:
+        scores = [matrix.score(task, stage) for stage in range(first, matrix.stages)]
+        return [Term(task, first + int(np.argmax(scores)))] if scores else []
+
+    return best
+
+
+def minus(later: Cells, earlier: Cells) -> Cells:
+    """Return the change between two cells; none where either has no meaning."""
+
+    def change(matrix: ScoreMatrix, task: str) -> list[Term]:
+        plus, minus = later(matrix, task), earlier(matrix, task)
+        return [*plus, *(Term(each.task, each.stage, -each.weight) for each in minus)] if plus and minus else []
+
+    return change
+
+
+def if_earlier(cells: Cells) -> Cells:
+    """Return the cells of tasks that a later stage can take from; none of the others."""
+    return lambda matrix, task: cells(matrix, task) if 0 < (matrix.own(task) or 0) < matrix.stages else []
+
+
+def kept(matrix: ScoreMatrix, task: str) -> float:
+    """Return `R[T][j] / R[j][j]`; nan for a task that has no earlier stage or scored 0 after it."""
+    own = matrix.own(task) or 0
+    learned = matrix.score(task, own) if 0 < own < matrix.stages else 0.0
+    return matrix.score(task, matrix.stages) / learned if learned else math.nan
+
+
+def kept_change(matrix: ScoreMatrix, task: str) -> list[Term]:
+    """Return the first-order change of the ratio with its two cells; these terms add up to 0 where they are taken.
+
+    d(b/a) = db / a - (b/a) da / a: so the ratio itself is the offset, and seeds' values are exact. Items and their intervals
+    follow from the terms (the delta method).
+    """
+    own, share = matrix.own(task) or 0, kept(matrix, task)
+    if math.isnan(share):
+        return []
+    learned = matrix.score(task, own)
+    return [Term(task, matrix.stages, 1 / learned), Term(task, own, -share / learned)]
+
+
+def incremental(matrix: ScoreMatrix, task: str) -> list[Term]:
+    """Return a task's share of the mean over stages of the mean over the tasks trained so far, times J."""
+    own, every = matrix.own(task), len(matrix.trained)
+    so_far = {stage: sum(each <= stage for each in matrix.stage_of) for stage in range(own or 1, matrix.stages + 1)}
+    return [Term(task, stage, every / matrix.stages / count) for stage, count in so_far.items()] if own else []
+
+
+# The tasks that a figure averages.
+
+
+def trained_tasks(matrix: ScoreMatrix) -> Sequence[str]:
+    """Return the tasks that any stage trains."""
+    return matrix.trained
+
+
+def earlier_tasks(matrix: ScoreMatrix) -> Sequence[str]:
+    """Return the tasks that a stage before the last one trains."""
+    return [task for task in matrix.trained if (matrix.own(task) or 0) < matrix.stages]
+
+
+def later_tasks(matrix: ScoreMatrix) -> Sequence[str]:
+    """Return the tasks that a stage after the first one trains."""
+    return [task for task in matrix.trained if (matrix.own(task) or 0) > 1]
+
+
+def tasks_to_keep(matrix: ScoreMatrix) -> Sequence[str]:
+    """Return the earlier tasks that did not score 0 after their own stage; one that is missing counts, so the mean is nan."""
+    return [task for task in earlier_tasks(matrix) if matrix.score(task, matrix.own(task) or 0) != 0]
+
+
+def tasks_with_joint(matrix: ScoreMatrix) -> Sequence[str]:
+    """Return the trained tasks of a run that has the scores of a joint run next to it; else none."""
+    return matrix.trained if matrix.joint is not None else ()
+
+
+def probes(matrix: ScoreMatrix) -> Sequence[str]:
+    """Return the tasks that are never trained."""
+    return matrix.probes

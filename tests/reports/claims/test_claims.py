@@ -1,0 +1,516 @@
+"""Claims as data: what the grammar takes and refuses, how a file's mistakes are reported, and verdicts by hand."""
+
+from __future__ import annotations
+
+import io
+import math
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from harness.errors import ConfigError
+from harness.stats.estimates import Estimate
+from harness.stats.two_way import two_way_interval
+from harness.stats.verdicts import (
+    CONTRADICTED,
+    EQUIVALENT,
+    NOT_RESOLVED,
+    NOT_TESTABLE,
+    NOT_TESTED,
+    SUPPORTED,
+)
+from reports.claims.claim_file import claim_metrics, metric_units, metrics_of_tasks, read_claims
+from reports.claims.evidence import Evidence
+from reports.claims.grammar import Metric, parse
+from reports.claims.judge_claims import EXPLORATORY, Verdict, judge_claims
+from reports.claims.render_verdicts import explain_verdict, reported, verdicts_grid, write_verdicts
+from reports.data.methods import find_methods
+from reports.terminal.report_commands import judge_by_setting
+from tests.support.reports.run_factory import write_run
+
+START = [0.5, 0.1, 0.6]
+VALUES = {
+    Metric("aopd", "learned"): Estimate({0: 0.6, 1: 0.8, 2: 0.7}),
+    Metric("opd", "learned"): Estimate({0: 0.5, 1: 0.4}),
+    Metric("opd", "final"): Estimate({0: 0.0, 1: 0.2}),
+}
+
+
+def effect(text: str) -> list[float]:
+    return list(parse(text).effect(VALUES.__getitem__).by_seed.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("metric(aopd, learned) > metric(opd, learned)", [0.1, 0.4]),
+        ("metric('aopd', \"learned\") < 0", [0.6, 0.8, 0.7]),
+        ("metric(aopd, learned) > metric(opd, learned) * 2 + 0.1", [-0.5, -0.1]),
+        ("(metric(aopd, learned) - metric(opd, learned)) / 2 > -0.25", [0.3, 0.45]),
+        ("metric(opd, learned) / metric(opd, final) > 0", [2.0]),
+        ("metric(opd, learned) / 0 > 0", []),
+        ("0 < metric(aopd, learned)", [-0.6, -0.8, -0.7]),
+    ],
+)
+def test_an_effect_is_left_minus_right_over_the_seeds_that_all_have(text: str, expected: list[float]):
+    assert effect(text) == pytest.approx(expected)
+
+
+def test_the_comparison_gives_the_direction():
+    assert [parse(f"metric(a, learned) {sign} 0").sign for sign in "><"] == [1, -1]
+
+
+HOSTILE = [
+    "__import__('os').system('true') > 0",
+    "metric(a, learned).__class__ > 0",
+    "metric.__globals__ > 0",
+    "metric(a, learned) > open('/etc/passwd')",
+    "metric(*a, learned) > 0",
+    "metric(a, learned, **b) > 0",
+    "metric(a, learned, start=weak, stop=1) > 0",
+    "metric(a) > 0",
+    "metric(metric(a, learned), learned) > 0",
+    "metric(a, f'{b}') > 0",
+    "metric(a, learned)[0] > 0",
+    "[metric(a, learned) for _ in b] > 0",
+    "(lambda: 1)() > metric(a, learned)",
+    "(x := metric(a, learned)) > 0",
+    "metric(a, learned) if 1 else 2 > 0",
+    "metric(a, learned) > 9 ** 9 ** 9 ** 9",
+    "metric(a, learned) > 1 << 99",
+    "metric(a, learned) > 10000000000",
+    "metric(a, learned) > 1e999",
+    "metric(a, learned) > 1j",
+    "metric(a, learned) > True",
+    "metric(a, learned) > 'text'",
+    "metric(a, learned) > other",
+    "metric(a, learned) > +1",
+    "metric(a, learned) > not 1",
+    "metric(a, learned) % 2 > 0",
+    "metric(a, learned) // 2 > 0",
+    "metric(a, learned) @ 2 > 0",
+    "metric(a, learned) >= 0",
+    "metric(a, learned) == 0",
+    "0 < metric(a, learned) < 1",
+    "metric(a, learned) > 0 and 1",
+    "metric(a, learned)",
+    "1 > 0",
+    "metric(a, learned) > 0; import os",
+    "import os",
+    "",
+    "(" * 300 + "1" + ")" * 300 + " > metric(a, learned)",
+    "-" * 400 + "1 > metric(a, learned)",
+    "metric(a, learned) > " + "1 + " * 400 + "1",
+    "metric(a, learned) > 1\x00",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: text[:40])
+def test_whatever_is_no_part_of_the_grammar_is_refused(text: str):
+    if text.startswith("-" * 400):  # long, and harmless
+        assert parse(text).left
+        return
+    with pytest.raises(
+        ValueError, match=r"expected one comparison|is allowed|are allowed|not allowed|is not a name|larger than"
+    ):
+        parse(text)
+
+
+@given(st.text(max_size=600))
+@example("metric(a, learned) > 0")
+def test_any_text_is_an_expression_or_a_value_error(text: str):
+    try:
+        found = parse(text)
+    except ValueError:
+        return
+    assert found.metrics
+
+
+CLAIM: dict[str, Any] = {
+    "name": "learns",
+    "text": "AOPD learns {task}",
+    "expression": "metric(aopd, learned) > metric(opd, learned)",
+    "unit": "points",
+    "smallest_effect": 5,
+    "scope": {"tasks": ["first"]},
+}
+
+
+def write_claims(folder: Path, *changes: dict[str, Any], **keys: Any) -> Path:
+    """Write a file of one claim per change of CLAIM; `keys` are the file's own, by default the first claim is primary."""
+    claims = [CLAIM | change for change in changes]
+    content = {"title": "A trial", "source": "nowhere", "claims": claims, "primary": [claims[0]["name"]], **keys}
+    (folder / "claims.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    return folder / "claims.yaml"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"expression": "__import__('os') > 0"},
+            r"claims.yaml: claim learns: claims.0.expression: found .* is not allowed",
+        ),
+        (
+            {"expression": "metric(aopd, learnt) > 0"},
+            r"claim learns: claims.0: there is no metric 'learnt'; there are final",
+        ),
+        (
+            {"expression": "metric(aopd, intransigence) < 0"},
+            r"claim learns: claims.0: there is no metric 'intransigence'; there are final",
+        ),
+        ({"scope": {}}, "metric 'learned' is of one task; give scope.tasks"),
+        ({"unit": "percent"}, r"claim learns: claims.0.unit: found 'percent'"),
+        ({"smallest_effect": -1}, r"claim learns: claims.0.smallest_effect: found -1"),
+        ({"margin": 0}, r"claim learns: claims.0.margin: found 0"),
+        (
+            {"at": "equal_learning", "expression": "metric(aopd, learned) > 0"},
+            "at: equal_learning and scope.rate: best compare one metric of two adapters",
+        ),
+        (
+            {"scope": {"tasks": ["first"], "rate": "best"}, "expression": "metric(aopd, learned) > metric(opd, final)"},
+            "scope.rate: best compare one metric of two adapters",
+        ),
+        ({"at": "equal_learning"}, "at: equal_learning compares probe_change or changed"),
+        ({"scope": {"start": "pairs", "tasks": ["first"]}}, "go together with scope.start: pairs"),
+        ({"scop": {}}, "claim learns: claims.0.scop: unknown key"),
+        (
+            {"expression": "metric(aopd, entropy) > metric(opd, entropy)"},
+            "the expression is in nats and unit is points; give the unit nats",
+        ),
+        (
+            {"expression": "metric(aopd, entropy) > metric(opd, learned)"},
+            "it adds or compares nats and points; give both sides the same unit",
+        ),
+        ({"expression": "metric(aopd, entropy) * metric(opd, learned) > 0"}, "it multiplies nats by points"),
+        ({"expression": "1 / metric(opd, learned) > 0"}, "it divides a number by points"),
+    ],
+)
+def test_a_mistake_names_file_claim_and_key(tmp_path: Path, change: dict[str, Any], sentence: str):
+    with pytest.raises(ConfigError, match=sentence):
+        read_claims(write_claims(tmp_path, change))
+
+
+@pytest.mark.parametrize(
+    ("expression", "unit"),
+    [
+        ("metric(aopd, learned) > 2 * metric(opd, learned) - 0.1", "points"),
+        ("metric(aopd, learned) / metric(opd, final) > 1", "ratio"),
+        ("metric(aopd, learned) / metric(opd, final) * metric(aopd, truncated_share) > 0.1", "points"),
+        ("-metric(aopd, entropy_last) / 2 < 0", "nats"),
+    ],
+)
+def test_the_unit_is_the_metrics(expression: str, unit: str):
+    assert parse(expression).unit(metric_units()) == unit
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"primary": ["learnt"]}, "primary names 'learnt', which is not a claim; there are learns, b, c, d"),
+        ({"primary": ["b", "b"]}, "primary names 'b' twice"),
+        ({"primary": ["learns", "b", "c", "d"]}, "primary"),
+        ({"primary": ["d"]}, "primary claim d is one test; give one task in scope.tasks, not several"),
+    ],
+)
+def test_the_sequence_holds_up_to_three_claims_each_one_test(tmp_path: Path, keys: dict[str, Any], sentence: str):
+    several = {"name": "d", "scope": {"tasks": ["each"]}}
+    with pytest.raises(ConfigError, match=sentence):
+        read_claims(write_claims(tmp_path, {}, {"name": "b"}, {"name": "c"}, several, **keys))
+
+
+def test_a_missing_key_a_broken_file_and_a_name_given_twice(tmp_path: Path):
+    with pytest.raises(ConfigError, match="two claims are called 'learns'"):
+        read_claims(write_claims(tmp_path, {}, {}))
+    file = tmp_path / "other.yaml"
+    file.write_text("title: x\nsource: y\nclaims: [{name: a}]\n")
+    with pytest.raises(ConfigError, match=r"other.yaml: claim a: claims.0.text: missing"):
+        read_claims(file)
+    for text, sentence in (("a: [", "not valid YAML"), ("- 1", "holds list; expected the keys")):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=sentence):
+            read_claims(file)
+    with pytest.raises(ConfigError, match="there is no claims file nothing; expected a YAML file, or one of aopd"):
+        read_claims("nothing")
+
+
+def test_the_shipped_claims_are_read_and_use_known_metrics():
+    file = read_claims("aopd")
+    assert [file.profile_of(claim) for claim in file.claims[:3]] == ["paper", "paper", "greedy"]
+    assert file.primary == ("learns", "ends", "retains")
+    assert {metric.name for claim in file.claims for metric in claim.parsed.metrics} <= set(claim_metrics())
+
+
+def write(tmp_path: Path, adapter: str, learned: list[float], kept: list[float], **options: Any) -> None:
+    for seed, (one, other) in enumerate(zip(learned, kept, strict=True)):
+        write_run(tmp_path, adapter, seed, [START, [one, 0.2, 0.5], [other, 0.7, 0.5]], items=100, **options)
+
+
+def rows_of(tmp_path: Path, *changes: dict[str, Any], **keys: Any) -> list[Verdict]:
+    return judge_claims([read_claims(write_claims(tmp_path, *changes, **keys))], Evidence(find_methods([tmp_path])))
+
+
+def judged(tmp_path: Path, *changes: dict[str, Any], **keys: Any) -> list[tuple[str, str]]:
+    return [(each.place.task or each.place.start, each.verdict) for each in rows_of(tmp_path, *changes, **keys)]
+
+
+def test_verdicts_on_runs(tmp_path: Path):
+    write(tmp_path, "opd", [0.5, 0.5, 0.5], [0.3, 0.3, 0.3])
+    write(tmp_path, "aopd", [0.8, 0.81, 0.79], [0.3, 0.31, 0.3])
+    large = {"name": "large", "smallest_effect": 50}
+    every = {"name": "every", "scope": {"tasks": ["each"]}}
+    none = {"name": "none", "expression": "metric(gkd, learned) > 0"}
+    primary = ["learns", "large", "none"]
+    assert judged(tmp_path, {}, large, every, none, primary=primary) == [
+        ("tiny_arithmetic", SUPPORTED),
+        ("tiny_arithmetic", CONTRADICTED),
+        ("tiny_arithmetic", NOT_TESTABLE),
+        ("tiny_arithmetic", EXPLORATORY),
+        ("tiny_weather", EXPLORATORY),
+    ]
+
+
+def test_the_sequence_ends_with_the_first_claim_that_shows_no_difference(tmp_path: Path):
+    write(tmp_path, "opd", [0.5, 0.5, 0.5], [0.3, 0.3, 0.3])
+    write(tmp_path, "aopd", [0.8, 0.81, 0.79], [0.3, 0.32, 0.28])
+    later = {"name": "later", "smallest_effect": 10}
+    ends = {"name": "ends", "expression": "metric(aopd, final) > metric(opd, final)", "smallest_effect": 0}
+    unresolved, learned = rows_of(tmp_path, ends, later, primary=["ends", "later"])
+    assert (unresolved.verdict, learned.verdict) == (NOT_RESOLVED, NOT_TESTED)
+    assert explain_verdict(learned) == "not tested: the sequence ends with ends, which is not resolved"
+    assert [row.verdict for row in rows_of(tmp_path, later, ends, primary=["later", "ends"])] == [
+        SUPPORTED,
+        NOT_RESOLVED,
+    ]
+    (alike, closed) = rows_of(tmp_path, {**ends, "margin": 30}, later, primary=["ends", "later"])
+    assert (alike.verdict, closed.verdict) == (EQUIVALENT, NOT_TESTED)
+    assert explain_verdict(alike).startswith("equivalent within 30 points (p ")
+
+
+def test_the_interval_is_for_another_seed_and_other_items_with_its_two_parts(tmp_path: Path):
+    write(tmp_path, "opd", [0.5, 0.5, 0.5], [0.3] * 3)
+    write(tmp_path, "aopd", [0.5, 0.7, 0.6], [0.3] * 3)
+    (row,) = rows_of(tmp_path, {})
+    methods = {method.name: method for method in find_methods([tmp_path])}
+    learned = metrics_of_tasks()["learned"]
+    change = methods["aopd"].estimate(learned, "tiny_arithmetic") - methods["opd"].estimate(learned, "tiny_arithmetic")
+    assert row.effect == two_way_interval(change)
+    assert change.items
+    assert row.seeds.mean == row.items.mean == pytest.approx(row.effect.mean)
+    assert row.effect.error >= row.seeds.error
+    assert row.items.half_width > 0
+    header = list(verdicts_grid([row]).header)
+    assert {"effect [95 %]", "over seeds", "over items"} <= set(header)
+
+
+def test_a_claim_is_judged_under_its_profile(tmp_path: Path):
+    sampled = {"opd": 0.6, "aopd": 0.4}
+    for adapter, seed in product(sampled, range(3)):
+        greedy = 0.5 + 0.3 * (adapter == "aopd") + 0.01 * seed * (adapter == "aopd")
+        scores = {name: [START, [one, 0.2, 0.5], [0.3, 0.7, 0.5]] for name, one in
+                  (("", greedy), ("paper", sampled[adapter] - 0.01 * seed * (adapter == "aopd")))}  # fmt: skip
+        write_run(tmp_path, adapter, seed, scores.pop(""), items=100, further=scores)
+    found = [
+        rows_of(tmp_path, {"smallest_effect": 0}, {"name": "own", "profile": "greedy"}, profile=profile)
+        for profile in ("paper", "", "policy")
+    ]
+    assert [(row.profile, row.verdict) for row, _ in found] == [
+        ("paper", CONTRADICTED),
+        ("greedy", SUPPORTED),
+        ("policy", NOT_TESTABLE),
+    ]
+    assert found[2][0].reason == "aopd was not evaluated under profile policy"
+    assert {row.profile for _, row in found} == {"greedy"}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"expression": "metric(gkd, learned) > 0"}, "no runs of gkd from the weak start"),
+        ({"scope": {"tasks": ["first"], "rate": "best"}}, "aopd ran at one learning rate"),
+        (
+            {
+                "expression": "metric(aopd, probe_change) > metric(opd, probe_change)",
+                "at": "equal_learning",
+                "scope": {"stage": 1},
+            },
+            "no learning curves",
+        ),
+    ],
+)
+def test_what_the_runs_cannot_test_is_said_to_be_so(tmp_path: Path, change: dict[str, Any], reason: str):
+    write(tmp_path, "opd", [0.5, 0.5, 0.5], [0.3, 0.3, 0.3])
+    write(tmp_path, "aopd", [0.8, 0.81, 0.79], [0.3, 0.31, 0.3])
+    (row,) = rows_of(tmp_path, change)
+    assert (row.verdict, row.reason) == (NOT_TESTABLE, reason)
+    (row,) = rows_of(tmp_path, change, primary=[])
+    assert explain_verdict(row) == f"exploratory, not testable: {reason}"
+
+
+def points(learned: list[float], kept: list[float], items: int = 20) -> list[dict[str, Any]]:
+    """The learning curve of the first stage: its own task and a probe, whose first items are right."""
+    found = []
+    for task, scores in (("tiny_arithmetic", learned), ("tiny_long_sums", kept)):
+        for step, score in enumerate(scores):
+            right = [float(place < round(score * items)) for place in range(items)]
+            clusters = [str(place) for place in range(items)]
+            found.append({"step": step, "task": task, "score": score, "items": right, "clusters": clusters})
+    return found
+
+
+KEEPS = {
+    "name": "keeps",
+    "text": "AOPD keeps more of the probes",
+    "expression": "metric(aopd, probe_change) > metric(opd, probe_change)",
+    "smallest_effect": 0,
+    "at": "equal_learning",
+    "scope": {"stage": 1},
+}
+
+
+def write_curves(tmp_path: Path, adapter: str, learned: list[float], kept: list[float], **options: Any) -> None:
+    curve = points(learned, kept)
+    for seed in range(3):
+        write_run(tmp_path, adapter, seed, curves=lambda stage: curve if stage == 1 else [], **options)
+
+
+def test_what_is_kept_is_judged_at_equal_learning(tmp_path: Path):
+    """Both learn 0.2 a step from 0.2 to 1; opd loses 0.1 of the probe a step, aopd 0.05.
+
+    Compared are the lower 90 % of the common range, 0.2 to 0.92, at which 1.8 steps are done on average: 0.09 more for aopd.
+    """
+    learned = [0.2, 0.4, 0.6, 0.8, 1.0]
+    write_curves(tmp_path, "opd", learned, [0.8, 0.7, 0.6, 0.5, 0.4])
+    write_curves(tmp_path, "aopd", learned, [0.8, 0.75, 0.7, 0.65, 0.6])
+    (row,) = rows_of(tmp_path, KEEPS)
+    assert row.effect.mean == pytest.approx(0.09)
+    assert row.items.mean == pytest.approx(0.09)
+    assert row.verdict in (SUPPORTED, NOT_RESOLVED)
+    assert row.primary
+
+
+def test_without_common_learning_retention_is_not_testable(tmp_path: Path):
+    write_curves(tmp_path, "opd", [0.1, 0.2, 0.25, 0.3], [0.8, 0.7, 0.6, 0.5])
+    write_curves(tmp_path, "aopd", [0.4, 0.6, 0.8, 1.0], [0.8, 0.75, 0.7, 0.65])
+    (row,) = rows_of(tmp_path, KEEPS)
+    assert (row.verdict, row.reason) == (NOT_TESTABLE, "no common learning")
+
+
+def test_curves_answer_for_the_first_profile_alone(tmp_path: Path):
+    further = {"paper": [START, START, START]}
+    for adapter in ("opd", "aopd"):
+        write_curves(tmp_path, adapter, [0.2, 0.5, 0.9], [0.8, 0.7, 0.6], further=further)
+    (row,) = rows_of(tmp_path, KEEPS, profile="paper")
+    assert row.reason == "learning curves are made under the profile greedy"
+
+
+def test_methods_that_start_from_other_weights_are_not_compared_by_seed(tmp_path: Path):
+    write(tmp_path, "opd", [0.5, 0.5, 0.5], [0.3, 0.3, 0.3])
+    write(tmp_path, "aopd", [0.8, 0.81, 0.79], [0.3, 0.31, 0.3], weights="elsewhere")
+    (row,) = rows_of(tmp_path, {})
+    assert (row.verdict, row.reason) == (NOT_TESTABLE, "aopd and opd start from other weights at seed 0")
+
+
+def test_two_seeds_test_nothing(tmp_path: Path):
+    write(tmp_path, "opd", [0.5, 0.5], [0.3, 0.3])
+    write(tmp_path, "aopd", [0.8, 0.81], [0.3, 0.31])
+    (row,) = rows_of(tmp_path, {})
+    assert (row.verdict, row.reason, row.effect.seeds) == (NOT_TESTABLE, "fewer than 3 seeds", 2)
+
+
+@pytest.mark.parametrize(
+    ("scope", "sentence"),
+    [
+        ({"start": "strang"}, "claim learns: start names 'strang', which no run has; the runs have weak"),
+        (
+            {"tasks": ["tiny_wether"]},
+            r"claim learns: scope.tasks names 'tiny_wether', .*; the runs have tiny_arithmetic, ",
+        ),
+        ({"stage": 99}, "claim learns: scope.stage is 99, and the runs have the stages 1 to 2; name one of them"),
+    ],
+)
+def test_a_scope_that_no_run_has_is_refused_with_what_they_have(tmp_path: Path, scope: dict[str, Any], sentence: str):
+    write(tmp_path, "opd", [0.5], [0.3])
+    write(tmp_path, "aopd", [0.5], [0.3])
+    with pytest.raises(ConfigError, match=sentence):
+        judged(tmp_path, {"scope": {"tasks": ["first"], **scope}})
+    with pytest.raises(ConfigError, match="start names 'strang'"):
+        judged(tmp_path, {"expression": "metric(aopd, learned, start=strang) > 0"})
+    assert judged(tmp_path, {"scope": {"tasks": ["tiny_long_sums"]}, "expression": "metric(aopd, final) > 0"})
+
+
+def test_starts_are_judged_apart_and_beside_each_other(tmp_path: Path):
+    for start, gain in (("weak", 0.3), ("strong", 0.1)):
+        write(tmp_path / start, "opd", [0.5, 0.5, 0.5], [0.3] * 3, start=start)
+        write(tmp_path / start, "aopd", [0.5 + gain, 0.51 + gain, 0.49 + gain], [0.3] * 3, start=start)
+    expression = "metric(aopd, learned, start=one) - metric(aopd, learned, start=other) > 0"
+    reports = {"weak": 8.0, "strong": 4.5}
+    pairs = {
+        "name": "pairs",
+        "expression": expression,
+        "scope": {"start": "pairs", "tasks": ["first"]},
+        "reported": reports,
+    }
+    file = write_claims(tmp_path, {"reported": reports, "reported_in": "math"}, pairs)
+    found = judge_claims([read_claims(file)], Evidence(find_methods([tmp_path / "weak", tmp_path / "strong"])))
+    assert [(v.place.start, v.place.other) for v in found] == [("weak", ""), ("strong", ""), ("weak", "strong")]
+    assert [reported(v.entry, v.place) for v in found] == ["+8.00 points, math", "+4.50 points, math", "+3.50 points"]
+    assert found[2].effect.mean == pytest.approx(0.2)
+    assert [v.primary for v in found] == [True, False, False]
+
+
+def test_metrics_of_a_run_by_hand_and_up_to_a_stage(tmp_path: Path):
+    write_run(tmp_path, "opd", 0, [START, [0.8, 0.2, 0.5], [0.3, 0.9, 0.4]])
+    (method,) = find_methods([tmp_path], least=1)
+
+    def value(name: str, task: str = "", stage: int | None = None) -> float:
+        return method.estimate(claim_metrics()[name], task, stage).by_seed.get(0, math.nan)
+
+    expected = {"before": 0.5, "learned": 0.8, "gained": 0.3, "final": 0.3, "retained": -0.5, "changed": -0.2}
+    assert set(expected) | {"forgotten"} == set(metrics_of_tasks())
+    for name, by_hand in expected.items():
+        assert value(name, "tiny_arithmetic") == pytest.approx(by_hand)
+    assert value("final", "tiny_arithmetic", stage=1) == pytest.approx(0.8)
+    assert math.isnan(value("learned", "tiny_weather", stage=1))
+    assert value("learning_accuracy") == pytest.approx(0.85)
+    assert value("learning_accuracy", stage=1) == pytest.approx(0.8)
+    assert value("forgetting_chaudhry") == pytest.approx(0.5)
+    assert value("entropy") == pytest.approx(0.85)
+
+
+def test_what_stood_in_the_way_is_said_in_table_and_files(tmp_path: Path):
+    write(tmp_path, "opd", [0.5, 0.5, 0.5], [0.3] * 3)
+    write(tmp_path, "aopd", [0.5, 0.7, 0.6], [0.3] * 3)
+    found = rows_of(tmp_path, {})
+    half = f"{100 * found[0].effect.half_width:.1f}"
+    assert explain_verdict(found[0]) == f"not resolved (half-width {half} points)"
+    grid = verdicts_grid(found)
+    row = dict(zip(grid.header, grid.rows[0], strict=True))
+    assert (row["claim"], row["smallest"]) == ("AOPD learns tiny_arithmetic, weak start", "+5.0")
+    assert "reported" not in row
+    written = write_verdicts(found, [read_claims(tmp_path / "claims.yaml")], tmp_path / "out")
+    assert "A trial: nowhere" in written[0].read_text(encoding="utf-8")
+    assert pd.read_csv(written[1]).loc[0, "verdict"] == NOT_RESOLVED
+
+
+def test_a_report_s_claims_are_judged_for_each_suite_and_order_apart(tmp_path: Path):
+    runs = tmp_path / "runs"
+    for suite, adapter, seed in product(("tiny", "other"), ("opd", "aopd"), range(3)):
+        write_run(runs, adapter, seed, suite=suite)
+    files, text = [read_claims("aopd")], io.StringIO()
+    judge_by_setting(Console(file=text, width=150), files, [runs], tmp_path / "several", "")
+    judge_by_setting(Console(file=text, width=150), files, [runs / "tiny"], tmp_path / "one", "")
+    assert ["other, default" in text.getvalue(), "tiny, default" in text.getvalue()] == [True, True]
+    several, one = (
+        sorted(str(p.relative_to(tmp_path)) for p in tmp_path.glob(f"{name}/**/*.csv")) for name in ("several", "one")
+    )
+    assert several == ["several/claims_other_default/claims.csv", "several/claims_tiny_default/claims.csv"]
+    assert one == ["one/claims.csv"]
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / several[1]), pd.read_csv(tmp_path / one[0]))

@@ -1,0 +1,136 @@
+"""Registered claims: what the command writes, what runs carry, and what a report says of when claims were written."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.cli.app import main
+from harness.config.load import load_suite
+from harness.config.run_spec import RunSpec
+from harness.rundir.files import write_record
+from harness.rundir.reader import find_runs
+from harness.rundir.registered_claims import registrations_for
+from harness.rundir.schema import Manifest
+from harness.rundir.store import read_manifest
+from reports.claims.claim_file import read_claims
+from reports.claims.registration import claims_digest, describe_registration
+from tests.support.models import micro_suite, write_yaml
+from tests.support.reports.run_factory import write_finished
+from tests.support.reports.study_factory import constant
+
+CLAIM: dict[str, Any] = {
+    "name": "learns",
+    "text": "AOPD learns more",
+    "expression": "metric(aopd, learning_accuracy) > metric(opd, learning_accuracy)",
+    "unit": "points",
+    "smallest_effect": 0,
+}
+FILE: dict[str, Any] = {"title": "A trial", "source": "nowhere", "primary": ["learns"], "claims": [CLAIM]}
+
+
+@pytest.fixture
+def claims(tmp_path: Path) -> Path:
+    return write_yaml(tmp_path / "claims.yaml", FILE)
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["harness", *map(str, arguments)])
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def start(out: Path, entry: str, seed: int, *overrides: str) -> Path:
+    """Write a finished run that carries what is registered when it starts, as the pipeline does."""
+    spec = RunSpec(load_suite("tiny", overrides), entry, seed, out=out)
+    write_finished(spec, constant(spec, 0.6, 0.3))
+    manifest = read_manifest(spec.path)
+    assert manifest is not None
+    registered = registrations_for(out, spec.suite.name)
+    write_record(spec.path / "manifest.json", manifest.model_copy(update={"registered": registered}))
+    return spec.path
+
+
+def said(claims: Path, out: Path) -> str:
+    return describe_registration(read_claims(claims), find_runs([out]))
+
+
+def test_claims_registered_before_the_first_run(tmp_path: Path, claims: Path, monkeypatch: Any, capsys: Any):
+    out = tmp_path / "runs"
+    assert call(monkeypatch, "claims", "register", claims, "--suite", "tiny", "--out", out) == 0
+    assert claims_digest(read_claims(claims)) in capsys.readouterr().out
+    for entry in ("opd", "aopd"):
+        start(out, entry, 0)
+    assert said(claims, out).startswith("Registered before the first run, on 20")
+    assert said(claims, out).endswith("UTC.")
+
+
+def test_a_comment_changes_nothing_and_a_margin_does(tmp_path: Path, claims: Path, monkeypatch: Any):
+    out = tmp_path / "runs"
+    assert call(monkeypatch, "claims", "register", claims, "--suite", "tiny", "--out", out) == 0
+    start(out, "aopd", 0)
+    claims.write_text(f"# why\n{claims.read_text()}", encoding="utf-8")
+    assert said(claims, out).startswith("Registered before the first run")
+    write_yaml(claims, FILE | {"claims": [CLAIM | {"margin": 2}]})
+    assert said(claims, out).startswith("Changed after it was registered on 20")
+
+
+def test_claims_registered_after_a_run_and_never(tmp_path: Path, claims: Path, monkeypatch: Any, capsys: Any):
+    out = tmp_path / "runs"
+    start(out, "opd", 0)
+    assert said(claims, out) == "Not registered before the runs: these claims are exploratory."
+    assert call(monkeypatch, "claims", "register", claims, "--suite", "tiny", "--out", out) == 0
+    assert "1 of these runs started before" in capsys.readouterr().out
+    start(out, "aopd", 0)
+    assert said(claims, out).endswith("after 1 run of 2 had started.")
+
+
+def test_a_run_of_another_configuration_is_named(tmp_path: Path, claims: Path, monkeypatch: Any):
+    out = tmp_path / "runs"
+    assert call(monkeypatch, "claims", "register", claims, "--suite", "tiny", "--out", out) == 0
+    start(out, "opd", 0)
+    start(out, "aopd", 3, "training.optimizer.lr=1e-3")
+    assert said(claims, out).endswith("The configuration of 1 run of 2 (aopd) is not the registered one.")
+
+
+def test_a_studys_suites_are_all_registered(tmp_path: Path, claims: Path, monkeypatch: Any):
+    out = tmp_path / "runs"
+    assert call(monkeypatch, "claims", "register", claims, "--study", "verdicts", "--out", out) == 0
+    names = [json.loads(line)["suite"] for line in (out / "claims.jsonl").read_text().splitlines()]
+    assert names == ["tiny-method-None", "tiny-start-strong", "tiny-learning_rate-5e-05"]
+
+
+def test_one_of_suite_and_study_is_asked_for(claims: Path, monkeypatch: Any, capsys: Any):
+    for options in ([], ["--suite", "tiny", "--study", "tiny"]):
+        assert call(monkeypatch, "claims", "register", claims, *options) == 2
+        assert "name one of --suite and --study" in capsys.readouterr().err
+
+
+def test_the_sequence_is_printed(claims: Path, monkeypatch: Any, capsys: Any):
+    assert call(monkeypatch, "claims", "check", "aopd") == 0
+    assert capsys.readouterr().out.splitlines()[0].startswith("1. learns: ")
+
+
+def test_a_manifest_without_the_field_is_read(tmp_path: Path):
+    run = start(tmp_path, "opd", 0)
+    raw = json.loads((run / "manifest.json").read_text())
+    raw.pop("registered")
+    (run / "manifest.json").write_text(json.dumps(raw))
+    assert isinstance(manifest := read_manifest(run), Manifest)
+    assert manifest.registered == ()
+
+
+@pytest.mark.slow
+def test_a_real_run_carries_what_was_registered(tmp_path: Path, claims: Path, monkeypatch: Any):
+    suite, out = write_yaml(tmp_path / "micro.yaml", micro_suite()), tmp_path / "runs"
+    assert call(monkeypatch, "claims", "register", claims, "--suite", suite, "--out", out) == 0
+    assert call(monkeypatch, "run", suite, "--adapter", "opd", "--seed", "0", "--out", out) == 0
+    assert said(claims, out).startswith("Registered before the first run")
+    assert "not the registered one" not in said(claims, out)

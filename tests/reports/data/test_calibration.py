@@ -1,0 +1,61 @@
+"""Calibration: the score of sampled minus greedy answers of the same weights, next to entropy and in comparisons."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reports.compare.comparison import Comparison
+from reports.data.calibration import CALIBRATION, calibration, calibration_table
+from reports.data.frames import load
+from reports.data.methods import Method, find_methods
+from tests.support.reports.run_factory import STAGES, write_run
+
+SAMPLED: dict[str, Any] = {"temperature": 1, "top_p": None, "top_k": None}
+
+
+def write(
+    root: Path, adapter: str, seed: int, greedy: float, sampled: float, decoding: dict[str, Any] = SAMPLED
+) -> None:
+    """Write a run whose tasks score `greedy` right after their own stage, and `sampled` under a second profile."""
+    scores, further = ([[0.5, 0.1, 0.6], [one, 0.2, 0.5], [0.3, one, 0.4]] for one in (greedy, sampled))
+    profiles = [{"name": "greedy", "temperature": 0.0}, {"name": "policy", **decoding}]
+    config = {"evaluation": {"profiles": profiles}}
+    write_run(root, adapter, seed, scores, further={"policy": further}, config=config)
+
+
+def method(path: Path) -> Method:
+    (found,) = find_methods([path], least=1)
+    return found
+
+
+def test_it_is_the_sampled_minus_the_greedy_score_right_after_a_task_s_own_stage(tmp_path: Path):
+    for seed, sampled in enumerate((0.5, 0.6, 0.7)):
+        write(tmp_path, "aopd", seed, 0.8, sampled)
+    found = calibration(method(tmp_path))
+    assert found.by_seed == pytest.approx({0: -0.3, 1: -0.2, 2: -0.1})
+    assert set(found.items) == set(STAGES)
+
+
+def test_a_profile_that_truncates_or_cools_is_not_the_policy(tmp_path: Path):
+    for number, changes in enumerate(({"temperature": 0.6}, {"top_p": 0.95}, {"top_k": 20})):
+        root = tmp_path / str(number)
+        write(root, "aopd", 0, 0.8, 0.5, {**SAMPLED, **changes})
+        assert calibration(method(root)).by_seed == {}
+    write_run(tmp_path / "one", "aopd")
+    assert calibration(method(tmp_path / "one")).by_seed == {}
+
+
+def test_it_stands_next_to_entropy_and_in_comparisons(tmp_path: Path):
+    for seed in range(3):
+        write(tmp_path, "opd", seed, 0.8, 0.7)
+        write(tmp_path, "aopd", seed, 0.9, 0.5 + 0.1 * (seed == 1))
+    frames = load([tmp_path])
+    means = {row["label"]: row["calibration"].mean for row in calibration_table(frames).to_dict("records")}
+    assert means == pytest.approx({"opd": -0.1, "aopd": -1.1 / 3})
+    compared = Comparison(find_methods([tmp_path / "tiny/opd", tmp_path / "tiny/aopd"]))
+    row = compared.row("aopd", CALIBRATION)
+    assert row is not None
+    assert row.difference.by_seed == pytest.approx({0: -0.3, 1: -0.2, 2: -0.3})

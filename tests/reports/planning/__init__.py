@@ -1,0 +1,1 @@
+"""Tests of plans made before runs."""

@@ -1,0 +1,213 @@
+"""A study's verdicts: what they are taken from, at which learning, after how many comparisons, and when there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from scipy import stats
+
+from harness.config.run_spec import RunSpec
+from harness.stats.intervals import t_interval
+from harness.stats.significance import holm, p_value
+from harness.stats.verdicts import CONTRADICTED, NOT_RESOLVED, NOT_TESTABLE, SUPPORTED
+from reports.claims.judge_claims import EXPLORATORY
+from reports.claims.render_verdicts import claimed, count_verdicts, reported, verdicts_grid
+from reports.document.blocks import Grid
+from reports.study.factors import describe_factor
+from reports.study.matched_settings import FORGETTING, RETENTION, describe_matching, pair_settings, pairs_grid
+from reports.study.study_results import Config, Results, collect
+from reports.study.study_verdicts import judge_study
+from tests.support.reports.run_factory import write_finished
+from tests.support.reports.study_factory import constant, fill, study
+
+NAN = float("nan")
+AGAINST = ("aopd", "opd")
+METHODS: dict[str, Any] = {"title": "Method", "entries": ["opd", "aopd"]}
+RATES: dict[str, Any] = {"title": "Rate", "key": "training.optimizer.lr", "values": [1.0e-4, 2.0e-4, 4.0e-4]}
+
+
+def test_p_values_are_those_of_the_paired_t_test():
+    values = pd.Series([0.1, 0.13, 0.19])
+    peer: Any = stats.ttest_1samp(values, 0)
+    assert p_value(t_interval(values)) == pytest.approx(peer.pvalue)
+
+
+def test_holm_s_values_are_worked_by_hand():
+    assert holm([0.04, 0.01, NAN, 0.03]) == pytest.approx([0.06, 0.03, NAN, 0.06], nan_ok=True)
+    assert holm([0.9, 0.8]) == [1, 1]
+
+
+def jitter(spec: RunSpec) -> float:
+    return {"opd": 0.4, "aopd": 0.2}.get(spec.entry, 0.0) + 0.01 * spec.seed * (spec.entry == "aopd")
+
+
+def made(folder: Path, learned: dict[str, list[float]], kept: dict[str, list[float]]) -> Results:
+    """Return a study at one learning rate and the weak start, with scores by method and seed."""
+    plan = study(folder, {"method": METHODS}, seeds=range(len(learned["opd"])))
+    fill(plan, lambda s: constant(s, learned[s.entry][s.seed], kept[s.entry][s.seed]), jitter)
+    return collect(plan)
+
+
+def cell(results: Results, column: str) -> str:
+    """The first claim's cell of a column."""
+    grid: Grid = verdicts_grid(judge_study(results))
+    return grid.rows[0][list(grid.header).index(column)]
+
+
+def verdicts(results: Results) -> dict[str, str]:
+    """The verdicts by the claim's name, at the weak start."""
+    return {each.entry.name: each.verdict for each in judge_study(results) if each.place.start == "weak"}
+
+
+def test_a_clear_gain_is_supported_and_the_rest_says_what_could_not_be_tested(tmp_path: Path):
+    learned = {"opd": [0.5, 0.5, 0.5], "aopd": [0.8, 0.79, 0.81]}
+    results = made(tmp_path, learned, {"opd": [0.2] * 3, "aopd": [0.75] * 3})
+    found = verdicts(results)
+    assert (found["learns"], found["ends"], found["retains"]) == (SUPPORTED, NOT_TESTABLE, NOT_TESTABLE)
+    reasons = {each.entry.name: each.reason for each in judge_study(results)}
+    assert (reasons["ends"], reasons["retains"]) == (
+        "aopd ran at one learning rate",
+        "no learning curves",
+    )
+    assert found["entropy"] == EXPLORATORY
+
+
+def test_the_page_opens_with_the_primary_claims_in_their_order(tmp_path: Path):
+    learned = {"opd": [0.5, 0.5, 0.5], "aopd": [0.8, 0.79, 0.81]}
+    reading = count_verdicts(judge_study(made(tmp_path, learned, learned)))
+    assert reading.startswith(
+        "Primary claims in the order of testing: (1) AOPD learns more than OPD, weak start: supported, +30.0 ["
+    )
+    assert "; (2) AOPD ends higher than OPD, weak start, best learning rate: not testable: aopd ran at" in reading
+    assert reading.endswith("8 rows are exploratory.")
+
+
+def test_a_clear_loss_contradicts(tmp_path: Path):
+    learned = {"opd": [0.8, 0.8, 0.8], "aopd": [0.5, 0.49, 0.51]}
+    assert verdicts(made(tmp_path, learned, learned))["learns"] == CONTRADICTED
+
+
+def test_a_gain_in_one_seed_of_three_is_not_resolved_and_the_page_says_what_could_have_been(tmp_path: Path):
+    learned = {"opd": [0.5, 0.5, 0.5], "aopd": [0.9, 0.5, 0.45]}
+    results = made(tmp_path, learned, learned)
+    assert verdicts(results)["learns"] == NOT_RESOLVED
+    interval = t_interval(pd.Series([0.4, 0.0, -0.05]))
+    half = f"(half-width {50 * (interval.high - interval.low):.1f} points)"
+    assert cell(results, "verdict") == f"{NOT_RESOLVED} {half}"
+
+
+def test_a_p_value_is_never_written_as_zero(tmp_path: Path):
+    learned = {"opd": [0.5] * 6, "aopd": [0.8, 0.81, 0.79] * 2}
+    assert cell(made(tmp_path, learned, learned), "p") == "<0.001"
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_fewer_than_three_seeds_test_nothing(tmp_path: Path, seeds: int):
+    learned = {"opd": [0.5, 0.5][:seeds], "aopd": [0.9, 0.9001][:seeds]}
+    results = made(tmp_path, learned, learned)
+    assert verdicts(results)["learns"] == NOT_TESTABLE
+    assert "fewer than 3 seeds" in cell(results, "verdict")
+
+
+def first_only(spec: RunSpec, first: float, others: float, kept: float) -> list[list[float]]:
+    """Return scores with the first stage's task learned and kept as given, and the others learned alike."""
+    rows = constant(spec, others, others)
+    for stage in range(1, len(rows)):
+        rows[stage][0] = first if stage == 1 else kept
+    return rows
+
+
+def test_the_paper_s_gain_is_looked_for_in_the_first_task_alone(tmp_path: Path):
+    plan = study(tmp_path, {"method": METHODS})
+    fill(plan, lambda s: first_only(s, 0.5, 0.5 + 0.3 * (s.entry == "aopd") + 0.01 * s.seed, 0.3), jitter)
+    results = collect(plan)
+    rows = {claimed(verdict): verdict for verdict in judge_study(results)}
+    first = rows["AOPD learns tiny_arithmetic better than OPD, weak start"]
+    assert (first.effect.mean, reported(first.entry, first.place)) == (0, "+8.34 points, math")
+    every = rows["AOPD learns more than OPD, weak start"]
+    assert (every.effect.mean, reported(every.entry, every.place)) == (pytest.approx(0.225), "better")
+
+
+def test_retention_is_matched_in_the_first_task_and_forgetting_in_all(tmp_path: Path):
+    plan = study(tmp_path, {"method": METHODS})
+    gain = {"opd": 0.0, "aopd": 0.4}
+    fill(
+        plan,
+        lambda s: first_only(
+            s,
+            0.5 + 0.01 * s.seed * (s.entry == "aopd"),
+            0.4 + gain[s.entry],
+            0.3 + gain[s.entry] / 4 + 0.01 * s.seed * (s.entry == "opd"),
+        ),
+    )
+    results = collect(plan)
+    assert [pair.status for pair in pair_settings(results, RETENTION, AGAINST)] == ["matched"]
+    assert [pair.status for pair in pair_settings(results, FORGETTING, AGAINST)] == ["unmatched"]
+
+
+def test_learning_matched_on_average_alone_gives_no_verdict(tmp_path: Path):
+    learned = {"opd": [0.6, 0.6, 0.6], "aopd": [0.7, 0.6, 0.5]}
+    results = made(tmp_path, learned, {"opd": [0.3] * 3, "aopd": [0.69, 0.59, 0.49]})
+    assert pairs_grid(results, RETENTION, AGAINST).rows[0][-1] == "matched on average only"
+    assert (
+        "0 of 1 setting of aopd matched in R[1][1], 1 on average only"
+        in describe_matching(results, RETENTION, AGAINST)[0]
+    )
+
+
+def rated(folder: Path, level: Callable[[RunSpec, float], float], **changes: Any) -> Results:
+    plan = study(folder, {"rate": RATES}, **changes)
+    fill(plan, lambda s: constant(s, level(s, s.suite.training.optimizer.lr), 0.3), jitter)
+    return collect(plan)
+
+
+def test_each_aopd_setting_stands_beside_the_opd_setting_closest_in_learning(tmp_path: Path):
+    levels = {"opd": {1e-4: 0.4, 2e-4: 0.6, 4e-4: 0.7}, "aopd": {1e-4: 0.58, 2e-4: 0.72, 4e-4: 0.9}}
+    results = rated(
+        tmp_path, lambda s, lr: levels[s.entry][lr] + 0.01 * (s.seed - 1) * (s.entry == "aopd"), seeds=[0, 1, 2]
+    )
+    found = [(pair.rates, pair.status) for pair in pair_settings(results, FORGETTING, AGAINST)]
+    assert found == [((1e-4, 2e-4), "matched"), ((2e-4, 4e-4), "matched"), ((4e-4, 4e-4), "unmatched")]
+
+
+def test_a_seed_s_learning_rate_is_chosen_by_the_other_seeds(tmp_path: Path):
+    """Only seed 0 does best at 4e-4, and must not choose it for itself."""
+    levels = {1e-4: [0.2, 0.2, 0.2], 2e-4: [0.5, 0.6, 0.7], 4e-4: [0.95, 0.4, 0.3]}
+    results = rated(tmp_path, lambda s, lr: levels[lr][s.seed])
+    (claim,) = [each for each in judge_study(results) if each.entry.name == "learns-first-best-rate"]
+    assert "which the other seeds chose" in claim.compared
+    assert "aopd 0.0002 or 0.0004, the highest tried" in claim.compared
+
+
+def test_pairs_have_equal_seeds(tmp_path: Path):
+    plan = study(tmp_path, {"method": {"title": "Method"}}, seeds=[0, 1])
+    for spec in plan.specs:
+        if (spec.entry, spec.seed) != ("opd", 1):
+            write_finished(spec, constant(spec, 0.6, 0.3))
+    assert pair_settings(collect(plan), RETENTION, AGAINST) == []
+
+
+def test_claims_are_made_for_the_starts_that_the_study_has(tmp_path: Path):
+    overrides = "student.warmup.strengths.middling={steps: 600}"
+    starts = {"title": "Start", "key": "student.strength", "values": ["weak", "middling"]}
+    plan = study(tmp_path, {"start": starts}, overrides=[overrides])
+    gain = {"weak": 0.2, "middling": 0.1}
+    gains = {spec.path: gain[getattr(spec.suite.student, "strength", "")] for spec in plan.specs}
+    fill(plan, lambda s: constant(s, 0.5 + gains[s.path] * (s.entry == "aopd"), 0.3), jitter)
+    found = {claimed(each): reported(each.entry, each.place) for each in judge_study(collect(plan))}
+    assert found["AOPD learns tiny_arithmetic better than OPD, middling start"] == "–"
+    assert found["AOPD's gain in tiny_arithmetic is larger from the weak start than from the middling one"] == "–"
+    assert not [claim for claim in found if "strong" in claim]
+
+
+def test_a_factor_s_sentence_counts_its_comparisons_and_says_what_could_have_shown(tmp_path: Path):
+    results = rated(tmp_path, lambda s, lr: {1e-4: 0.3, 2e-4: 0.6, 4e-4: 0.6}[lr] + 0.01 * s.seed * (lr != 2e-4))
+    sentence = describe_factor(results, "rate")
+    assert "8 comparisons, about 0.4 expected by chance to leave zero out, 4 do" in sentence
+    half = t_interval(pd.Series([0.0, 0.01, 0.02]))
+    assert f"learning {50 * (half.high - half.low):.1f} points" in sentence
+    assert results.mean(Config("tiny", "opd"), "learning_accuracy").mean == pytest.approx(0.6)
