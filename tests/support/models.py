@@ -209,9 +209,9 @@ def micro_suite() -> dict[str, Any]:
         "probes": ["tiny_reminder"],
         "training": {
             "steps": 2,
+            "train_items": 100,
             "prompts_per_step": 4,
             "max_new_tokens": 24,
-            "train_items": 100,
             "optimizer": {"lr": 1e-3},
         },
         "adapters": {"opd": {}, "aopd": {}, "sft": {}, "none": {}},

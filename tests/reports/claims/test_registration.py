@@ -128,6 +128,7 @@ def test_a_manifest_without_the_field_is_read(tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("blank_figures")
 def test_a_real_run_carries_what_was_registered(tmp_path: Path, claims: Path, monkeypatch: Any):
     suite, out = write_yaml(tmp_path / "micro.yaml", micro_suite()), tmp_path / "runs"
     assert call(monkeypatch, "claims", "register", claims, "--suite", suite, "--out", out) == 0
