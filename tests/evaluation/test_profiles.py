@@ -258,6 +258,7 @@ def test_the_order_of_profiles_is_part_of_a_runs_configuration(finished: RunSpec
         run(RunSpec(other, "none", 0, out=finished.out))
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_reports_show_each_profile_in_a_matrix_of_its_own(finished: RunSpec, tmp_path: Path):
     frames = load([finished.path])
     assert frames.profiles == ["sampled"]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +17,8 @@ from adapters.conformance.all_checks import check_adapter, failures
 from adapters.conformance.contract import Killed, MemorySnapshots
 from adapters.conformance.small_stage import AdapterUnderTest, train
 from harness.adapter import StageContext, check_adapters, make_adapter
+from harness.config.load import load_suite
+from harness.config.run_spec import RunSpec
 from harness.config.suite import AdapterEntry, Suite
 from harness.config.training import Optimizer, Training
 from harness.errors import ConfigError, ModelError
@@ -27,8 +29,10 @@ from harness.lm.rollouts import Batch, make_batches
 from harness.lm.trained.recompute import recomputed_layers
 from harness.lm.trained.trainable import trainable
 from harness.lm.trained.weights import MasterWeights
+from harness.pipeline.run import run
 from harness.rundir.files import SNAPSHOT
 from tests.support.models import gradients, micro_suite, qwen3, rollout, write_yaml
+from tests.support.runs import manifest
 
 ROLLOUTS = [rollout([3, 4, 5], [6, 7, 2]), rollout([8], [9, 10, 11, 2]), rollout([3, 1], [2])]
 
@@ -193,26 +197,21 @@ def test_conformance_holds_with_layers_computed_again():
 
 @pytest.mark.slow
 def test_a_killed_run_with_master_weights_ends_as_an_undisturbed_one(tmp_path: Path):
-    suite = micro_suite()
+    suite: dict[str, Any] = micro_suite() | {"snapshot_minutes": 0, "probes": []}
     suite["training"] |= {"precision": "bfloat16_master", "steps": 8}
-    file, folder = write_yaml(tmp_path / "micro.yaml", suite | {"snapshot_minutes": 0}), "micro/aopd/default/seed0"
-
-    def command(out: str) -> list[str]:
-        run = ["run", str(file), "--adapter", "aopd", "--out", str(tmp_path / out)]
-        return [sys.executable, "-m", "harness.cli.app", *run]
-
-    killed = subprocess.Popen(command("killed"))
+    suite["evaluation"] |= {"limit": 1, "drift": None}
+    file = write_yaml(tmp_path / "micro.yaml", suite)
+    command = ["run", str(file), "--adapter", "aopd", "--out", str(tmp_path / "killed")]
+    killed = subprocess.Popen([sys.executable, "-m", "harness.cli.app", *command])
     while not list((tmp_path / "killed").rglob(SNAPSHOT)) and killed.poll() is None:
         time.sleep(0.01)
     assert killed.poll() is None, "it ended before it could be killed"
     killed.kill()
     killed.wait()
-    for out in ("killed", "whole"):
-        subprocess.run(command(out), check=True)
     found, expected = (
-        json.loads((tmp_path / out / folder / "manifest.json").read_text()) for out in ("killed", "whole")
+        run(RunSpec(load_suite(str(file)), "aopd", 0, out=tmp_path / out)) for out in ("killed", "whole")
     )
-    assert found["weights"] == expected["weights"]
+    assert manifest(found)["weights"] == manifest(expected)["weights"]
 
 
 def test_a_bfloat16_student_needs_master_weights():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,20 +18,17 @@ from typer.testing import CliRunner
 
 from harness.adapter import make_adapter
 from harness.cli.app import app
+from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
 from harness.config.suite import AdapterEntry, Suite
 from harness.errors import ConfigError
 from harness.pipeline.resources import RunResources
+from harness.pipeline.run import run
 from harness.rundir.files import SNAPSHOT
 from harness.rundir.process.progress import silent
 from tests.support.models import micro_suite, write_yaml
 
 FOLDER = "micro/aopd/default/seed0"
-
-
-def command(folder: Path, out: str, processes: int) -> list[str]:
-    run = ["run", str(folder / "micro.yaml"), "--adapter", "aopd", "--out", str(folder / out)]
-    return [sys.executable, "-m", "harness.cli.app", *run, "--set", f"parallel.processes={processes}"]
 
 
 def weights_of(folder: Path, out: str, stage: int) -> dict[str, torch.Tensor]:
@@ -42,47 +41,70 @@ def apart(folder: Path, one: str, other: str, stage: int = 2) -> float:
     return max(float((value - expected[name]).abs().max()) for name, value in found.items())
 
 
+def finish(folder: Path, out: str, processes: int) -> None:
+    suite = load_suite(str(folder / "micro.yaml"), [f"parallel.processes={processes}"])
+    assert is_finished_at(run(RunSpec(suite, "aopd", 0, out=folder / out)))
+
+
+def is_finished_at(path: Path) -> bool:
+    return bool(json.loads((path / "manifest.json").read_text())["finished"])
+
+
+def command(folder: Path, out: str) -> list[str]:
+    return ["run", str(folder / "micro.yaml"), "--adapter", "aopd", "--out", str(folder / out)]
+
+
+def start_until_a_snapshot(out: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([sys.executable, "-m", *arguments])
+    while not list(out.rglob(SNAPSHOT)) and process.poll() is None:
+        time.sleep(0.01)
+    assert process.poll() is None, "it ended before it could be killed"
+    return process
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A suite whose evaluations are short, and its run over one and over two processes."""
+    folder = tmp_path_factory.mktemp("parallel")
+    raw: dict[str, Any] = {**micro_suite(), "snapshot_minutes": 0, "probes": []}
+    raw["training"] |= {"steps": 6, "temperature": 0.05}
+    raw["evaluation"] |= {"limit": 1, "drift": None}
+    write_yaml(folder / "micro.yaml", raw)
+    for processes in (1, 2):
+        finish(folder, f"whole{processes}", processes)
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_run_killed_on_two_processes_goes_on_with_one_and_with_two(tmp_path: Path):
-    suite: dict[str, Any] = {**micro_suite(), "snapshot_minutes": 0}
-    suite["training"] |= {"steps": 6, "temperature": 0.05}
-    write_yaml(tmp_path / "micro.yaml", suite)
-    for processes in (1, 2):
-        subprocess.run(command(tmp_path, f"whole{processes}", processes), check=True)
-    assert apart(tmp_path, "whole1", "whole2") <= 1e-4
+def test_a_run_killed_on_two_processes_goes_on_with_one_and_with_two(folder: Path):
+    assert apart(folder, "whole1", "whole2") <= 1e-4
+    several = [*command(folder, "killed2"), "--set", "parallel.processes=2"]
+    killed = start_until_a_snapshot(folder / "killed2", "harness.cli.app", *several)
+    others = psutil.Process(killed.pid).children(recursive=True)
+    killed.kill()
+    killed.wait()
+    # The other process ends when it misses the first; until then it may write its part of a snapshot.
+    psutil.wait_procs(others, timeout=120)
+    shutil.copytree(folder / "killed2", folder / "killed1")
     for processes in (2, 1):
         out = f"killed{processes}"
-        killed = subprocess.Popen(command(tmp_path, out, 2))
-        while not list((tmp_path / out).rglob(SNAPSHOT)) and killed.poll() is None:
-            time.sleep(0.01)
-        assert killed.poll() is None, "it ended before it could be killed"
-        killed.kill()
-        killed.wait()
-        subprocess.run(command(tmp_path, out, processes), check=True)
-        manifest = json.loads((tmp_path / out / FOLDER / "manifest.json").read_text())
-        assert manifest["finished"]
-        assert not list((tmp_path / out).rglob("shards-*"))
-        assert apart(tmp_path, out, "whole2") <= (0 if processes == 2 else 1e-4)
+        finish(folder, out, processes)
+        assert not list((folder / out).rglob("shards-*"))
+        assert apart(folder, out, "whole2") <= (0 if processes == 2 else 1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_torchrun_trains_a_run_as_its_processes_do_and_the_same_command_continues_it(tmp_path: Path):
-    suite: dict[str, Any] = {**micro_suite(), "snapshot_minutes": 0}
-    suite["training"] |= {"steps": 4, "temperature": 0.05}
-    write_yaml(tmp_path / "micro.yaml", suite)
-    subprocess.run(command(tmp_path, "whole", 2), check=True)
-    launched = ["run", str(tmp_path / "micro.yaml"), "--adapter", "aopd", "--out", str(tmp_path / "launched")]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    killed = subprocess.Popen([*torchrun, "-m", "harness.cli.app", *launched])
-    while not list((tmp_path / "launched").rglob(SNAPSHOT)) and killed.poll() is None:
-        time.sleep(0.01)
+def test_torchrun_trains_a_run_as_its_processes_do_and_the_same_command_continues_it(folder: Path):
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "harness.cli.app"]
+    launched = [*torchrun, *command(folder, "launched")]
+    killed = start_until_a_snapshot(folder / "launched", *launched)
     killed.terminate()
     assert killed.wait(timeout=120) != 0
-    subprocess.run([*torchrun, "-m", "harness.cli.app", *launched], check=True, timeout=300)
-    assert json.loads((tmp_path / "launched" / FOLDER / "manifest.json").read_text())["finished"]
-    assert apart(tmp_path, "launched", "whole") == 0
+    subprocess.run([sys.executable, "-m", *launched], check=True, timeout=300)
+    assert is_finished_at(folder / "launched" / FOLDER)
+    assert apart(folder, "launched", "whole2") == 0
 
 
 @pytest.mark.parametrize("several", ["sweep", "study"])

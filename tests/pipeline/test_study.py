@@ -281,6 +281,7 @@ def test_the_page_prints_the_command_that_makes_it(trial: Plan, monkeypatch: pyt
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("blank_figures")
 def test_a_study_trains_what_is_left_and_writes_its_page(
     micro_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ):

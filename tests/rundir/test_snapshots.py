@@ -51,9 +51,8 @@ run(RunSpec(load_suite(sys.argv[1], ["snapshot_minutes=0"]), "aopd", 0, out=Path
 
 @pytest.mark.slow
 def test_a_run_killed_within_a_stage_does_only_the_steps_after_its_snapshot(
-    micro: Suite, micro_file: Path, tmp_path: Path
+    micro: Suite, micro_file: Path, aopd: Path, tmp_path: Path
 ):
-    undisturbed = run(RunSpec(micro, "aopd", 0, out=tmp_path / "undisturbed"))
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, str(micro_file), str(tmp_path), "stage 2 tiny_currency 2"],
         env=dict(os.environ),
@@ -69,11 +68,11 @@ def test_a_run_killed_within_a_stage_does_only_the_steps_after_its_snapshot(
     run(spec, seen.append)
     assert [e.done for e in seen if e.activity == "stage 2 tiny_currency"] == [0, 2]
     assert not (train / "snapshot.pt").exists()
-    assert manifest(spec.path)["weights"] == manifest(undisturbed)["weights"]
-    assert steps(spec.path) == steps(undisturbed)
-    assert cells(spec.path) == cells(undisturbed)
+    assert manifest(spec.path)["weights"] == manifest(aopd)["weights"]
+    assert steps(spec.path) == steps(aopd)
+    assert cells(spec.path) == cells(aopd)
     for file in ("train/rollouts.parquet", "drift/samples.parquet"):
-        found, expected = (pd.read_parquet(path / "stage_2_tiny_currency" / file) for path in (spec.path, undisturbed))
+        found, expected = (pd.read_parquet(path / "stage_2_tiny_currency" / file) for path in (spec.path, aopd))
         pd.testing.assert_frame_equal(found, expected)
 
 

@@ -216,7 +216,7 @@ def test_a_command_that_no_shell_could_read_is_no_reason_to_fail(tmp_path: Path)
 
 
 @pytest.fixture
-def damaged(micro_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def damaged(micro_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blank_figures: None) -> Path:
     """Two finished runs of the micro suite, one of them evaluated by another version of torch, as its keys say."""
     for adapter in ("none", "sft"):
         command(monkeypatch, "run", str(micro_file), "--adapter", adapter, "--seed", "0", "--out", str(tmp_path))

@@ -124,6 +124,7 @@ def test_what_rounds_to_zero_has_no_minus_sign(write: Callable[[float], str]):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("blank_figures")
 def test_a_real_runs_report_is_recomputed(tmp_path: Path):
     suite = load_suite(str(write_yaml(tmp_path / "micro.yaml", learning_suite())))
     for adapter, seed in product(("opd", "aopd"), (0, 1)):
