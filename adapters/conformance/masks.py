@@ -13,7 +13,7 @@ from adapters.conformance.recording import recorded
 from adapters.conformance.small_stage import STOP, AdapterUnderTest, Script
 from harness.lm.rollouts import Batch
 
-MEND = "masks come from lengths: position t predicts token t + 1 of the response"
+REMEDY = "masks come from lengths: position t predicts token t + 1 of the response"
 
 
 def masks_are_exact(subject: AdapterUnderTest) -> None:
@@ -37,7 +37,9 @@ def _check_batch(batch: Batch, script: Script) -> None:
         prompt, response = _script_of(ids, script)
         _check_row(ids, positions, prompt, response)
         if targets[inside] != response:
-            raise ConformanceError(f"the loss asks for ids {targets[inside]} where the response is {response}; {MEND}")
+            raise ConformanceError(
+                f"the loss asks for ids {targets[inside]} where the response is {response}; {REMEDY}"
+            )
         if 0.0 in weights[inside]:
             token = response[weights[inside].index(0.0)]
             raise ConformanceError(
@@ -82,10 +84,10 @@ def _check_row(ids: list[int], found: list[int], prompt: list[int], response: li
     if found == expected:
         return
     if found and len(found) == len(expected) and (shift := found[0] - expected[0]):
-        raise ConformanceError(f"the mask is shifted by {shift}: positions {found}, expected {expected}; {MEND}")
+        raise ConformanceError(f"the mask is shifted by {shift}: positions {found}, expected {expected}; {REMEDY}")
     if extra := sorted(set(found) - set(expected)):
         what = "a prompt token" if extra[0] < expected[0] else "a pad"
-        raise ConformanceError(f"{what} is in the loss: positions {found}, expected {expected}; {MEND}")
+        raise ConformanceError(f"{what} is in the loss: positions {found}, expected {expected}; {REMEDY}")
     token = ids[sorted(set(expected) - set(found))[0] + 1]
     raise ConformanceError(f"{_named(token)} of response {response} is not in the loss; keep it, or it is not learnt")
 

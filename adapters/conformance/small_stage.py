@@ -6,11 +6,12 @@ token, a prompt contains it, and responses contain id 0: masks that look at ids 
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -152,14 +153,19 @@ def budget(adapter: Adapter, prompts: int, settings: dict[str, Any]) -> Training
 
 def small_model(vocabulary: int, seed: int, dtype: torch.dtype) -> Any:
     """Return a random decoder with peaked predictions, whose arithmetic stays in `dtype` throughout."""
+    return copy.deepcopy(_random_model(vocabulary, seed)).to(dtype)
+
+
+@cache
+def _random_model(vocabulary: int, seed: int) -> Any:
+    """Return the model that is copied: drawing its weights takes longer than most checks."""
     config = GPTNeoXConfig(
         vocab_size=vocabulary, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
         max_position_embeddings=256, initializer_range=0.4, bos_token_id=None, eos_token_id=STOP, pad_token_id=STOP,
     )  # fmt: skip
     with preserved_random_state():
         seed_global_generators(seed)
-        model: Any = GPTNeoXForCausalLM(config)
-    return model.to(dtype)
+        return GPTNeoXForCausalLM(config)
 
 
 def word_tokenizer(vocabulary: int) -> Any:

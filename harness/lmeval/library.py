@@ -17,7 +17,7 @@ from lm_eval.tasks._index import Kind
 from harness.errors import TaskError
 from harness.lmeval.failures import loading_failed
 from harness.lmeval.records import check_records
-from harness.lmeval.task import Task
+from harness.lmeval.task import Task, Text
 from harness.lmeval.task_files import TASK_FOLDER, check_files, lacks_members, members
 
 
@@ -30,6 +30,8 @@ class TaskLibrary:
     def __init__(self, include: Sequence[str | Path] = (), data: Mapping[str, str] | None = None) -> None:
         self.folders = [TASK_FOLDER, *(Path(folder) for folder in include)]
         self.metadata: dict[str, Any] = {"data": dict(data or {})}
+        self._loaded: dict[str, Task] = {}
+        self._texts: dict[str, list[Text]] = {}
         check_files(self.folders)
 
     def names(self) -> list[str]:
@@ -43,7 +45,15 @@ class TaskLibrary:
                 f"{name} is a group of {len(self.members(name))} tasks; a stage and a warm-up take single tasks, so name "
                 "one of them (a probe can be a group)"
             )
-        return _checked(name, self._load(name)["tasks"][name])
+        self._loaded[name] = _checked(name, self._load(name)["tasks"][name])
+        return self._loaded[name]
+
+    def training_texts(self, name: str) -> list[Text]:
+        """Return the texts of a task's training documents; read once, though every model that is built here asks."""
+        if name not in self._texts:
+            task = self._loaded.get(name) or self.load(name)
+            self._texts[name] = task.training_texts()
+        return self._texts[name]
 
     def load_group(self, name: str) -> tuple[list[Task], Group | None]:
         """Load the tasks of a group, with the settings that the group gives them, or of a tag, which is not a group."""

@@ -25,6 +25,7 @@ from harness.lmeval.score import aggregates, can_be_score, item_value, score_of
 from harness.lmeval.task_definition import TaskDefinition
 
 TINY = 1e-6  # a score may miss 0 or 1 by rounding
+Text = tuple[str, str]  # a question and its answer
 FEWSHOT_SEED = 1234  # lm-eval's own; an evaluation's seed only decides its draws
 
 
@@ -167,6 +168,10 @@ class Task(TaskDefinition):
         if not found:
             raise TaskError(f"task {self.name} has an empty training split; say where its records are under `data`")
         return found
+
+    def training_texts(self) -> list[Text]:
+        """Return the question and the answer of every training document, without a chat template."""
+        return [(self.prompt_text(doc), self.training_target(doc)) for doc in self.training_docs()]
 
     def training_examples(self, renderer: Renderer, limit: int | None = None) -> list[Example]:
         """Return training items as token ids, in the task's order; rendered once, though checks and stages both ask."""

@@ -1,6 +1,6 @@
 """All that is measured of a checkpoint after a stage: every cell, the groups' means, the distance from the start, noise.
 
-What a stage's folder already holds stays as it is, so that a killed run measures what is missing and nothing twice.
+What a stage's folder already holds stays as it is: a run that goes on after a kill evaluates only the missing cells.
 """
 
 from __future__ import annotations

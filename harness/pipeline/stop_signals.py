@@ -16,9 +16,13 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from multiprocessing.managers import SyncManager
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from harness.errors import RunError, StoppedError
-from harness.rundir.training.snapshots import StopRequest
+
+if TYPE_CHECKING:
+    # Workers and the manager of queues begin with this module; snapshots import torch, which takes seconds.
+    from harness.rundir.training.snapshots import StopRequest
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ONE_REQUEST = 1.0  # seconds

@@ -10,5 +10,5 @@
 - `power`, `sampling`: detectable effects, pass@k, the noise floor. `two_way`: one interval for another seed and other items.
 - `design`: the runs that a study needs to see a difference.
 - `learning`: retention at equal learning, whether two methods learned equally at the end, the rate that other seeds choose.
-- `verdicts`: supported, contradicted or not resolved.
+- `claim_verdicts`: supported, contradicted or not resolved.
 """

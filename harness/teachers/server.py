@@ -20,7 +20,7 @@ from harness.lm.completions import Position, read_choices, read_prompt
 from harness.lm.logprobs import TeacherRequest, TeacherScores
 from harness.lm.replicas import Patience, Replicas
 from harness.lm.rollouts import Batch
-from harness.teachers.server_probe import Probe, examine
+from harness.teachers.server_probe import ServerProbe, examine
 from harness.teachers.teacher import Needs, OpenTeacher, TeacherKind, TeacherSite
 
 COMPLETIONS = "/v1/completions"
@@ -144,7 +144,7 @@ class Server(TeacherKind):
 class ServerTeacher(OpenTeacher):
     """Scores responses on the servers; an answer is used only if the probe that came with it is the teacher's."""
 
-    def __init__(self, kind: Server, replicas: Replicas, probe: Probe, rows: int) -> None:
+    def __init__(self, kind: Server, replicas: Replicas, probe: ServerProbe, rows: int) -> None:
         self.kind, self.replicas, self.probe, self.rows = kind, replicas, probe, rows
         self._spare = 0
 

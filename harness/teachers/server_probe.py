@@ -35,7 +35,7 @@ WHOLE = 1e-6
 
 
 @dataclass(frozen=True)
-class Probe:
+class ServerProbe:
     """A sequence of token ids with the teacher's scores of it, and how far rounding may move them on average."""
 
     ids: tuple[int, ...]
@@ -53,7 +53,7 @@ class Probe:
             )
 
 
-def examine(kind: Server, replicas: Replicas, student: Loaded, folder: Path) -> Probe:
+def examine(kind: Server, replicas: Replicas, student: Loaded, folder: Path) -> ServerProbe:
     """Check every replica and return the probe with their scores.
 
     Raises `ModelError` where a replica has another tokenizer, returns fewer tokens than asked for, answers flatly, scores
@@ -61,7 +61,7 @@ def examine(kind: Server, replicas: Replicas, student: Loaded, folder: Path) -> 
     """
     tokenizer = student.renderer.tokenizer
     ids = _probe_ids(tokenizer)
-    first: Probe | None = None
+    first: ServerProbe | None = None
     for number, url in enumerate(replicas.urls):
         _check_tokenizer(kind, replicas, url, tokenizer)
         positions = _scores(kind, replicas, number, [ids])[0]
@@ -164,13 +164,13 @@ def _drawn_from(choice: dict[str, Any]) -> dict[int, float]:
         raise AnswerError("the answer holds no log-probabilities of the generated token") from error
 
 
-def _known_probe(kind: Server, ids: Sequence[int], positions: Sequence[Position], folder: Path) -> Probe:
+def _known_probe(kind: Server, ids: Sequence[int], positions: Sequence[Position], folder: Path) -> ServerProbe:
     """Return the probe as the run's folder has it, or write it there."""
     path = folder / f"teacher_{digest([kind.model, kind.revision])}.json"
     if path.is_file():
         stored = json.loads(path.read_text(encoding="utf-8"))
         if tuple(stored["ids"]) == tuple(ids):
-            return Probe(tuple(ids), tuple(stored["sampled"]), stored["identity"], kind.tolerance)
+            return ServerProbe(tuple(ids), tuple(stored["sampled"]), stored["identity"], kind.tolerance)
     sampled = tuple(each.sampled for each in positions)
     # The most probable tokens, unlike the scores, survive rounding, so runs of one teacher have one identity.
     identity = digest([kind.model, kind.revision, [each.top_ids[0] for each in positions]])
@@ -178,4 +178,4 @@ def _known_probe(kind: Server, ids: Sequence[int], positions: Sequence[Position]
     partial = path.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps({"ids": list(ids), "sampled": sampled, "identity": identity}), encoding="utf-8")
     partial.replace(path)
-    return Probe(tuple(ids), sampled, identity, kind.tolerance)
+    return ServerProbe(tuple(ids), sampled, identity, kind.tolerance)

@@ -1,7 +1,8 @@
 """Judge claims on methods: the effect at each place of a claim, its interval for another seed and other items, the verdict.
 
-The rules are `harness.stats.verdicts`. The primary claims of a file are tested in its order, each at the place of the first
-start; all other rows are exploratory and get an interval and no verdict. Where the runs cannot test a claim, the row says why.
+The rules are `harness.stats.claim_verdicts`. The primary claims of a file are tested in its order, each at the place of the
+first start; all other rows are exploratory and get an interval and no verdict. Where the runs cannot test a claim, the row
+says why.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 from harness.errors import ConfigError
+from harness.stats.claim_verdicts import DIFFERENT, NOT_TESTABLE, SEEDS, gate, judge, p_of
 from harness.stats.intervals import NOTHING, Interval, t_interval
 from harness.stats.paired import over_items
 from harness.stats.two_way import two_way_interval
-from harness.stats.verdicts import DIFFERENT, NOT_TESTABLE, SEEDS, gate, judge, p_of
 from reports.claims.claim_file import ClaimEntry, ClaimFile
 from reports.claims.evidence import ClaimScope, Evidence, Measured, measure
 
@@ -29,8 +30,8 @@ class Verdict:
     - `effect`: for another seed and other items; over seeds alone where answers were not kept.
     - `seeds`, `items`: its two parts, see `harness.stats.paired.Difference`.
     - `p`: of the test of `effect` against the smallest effect, not adjusted.
-    - `verdict`: one of `harness.stats.verdicts`, or EXPLORATORY. `reason` says why there is none, `compared` what was compared
-      where there are several settings to choose from, `profile` under which evaluation profile.
+    - `verdict`: one of `harness.stats.claim_verdicts`, or EXPLORATORY. `reason` says why there is none, `compared` what was
+      compared where there are several settings to choose from, `profile` under which evaluation profile.
     """
 
     entry: ClaimEntry

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from harness.stats.claim_verdicts import EQUIVALENT, NOT_RESOLVED, NOT_TESTABLE, SEEDS, p_equivalent
 from harness.stats.intervals import Interval, has_width
-from harness.stats.verdicts import EQUIVALENT, NOT_RESOLVED, NOT_TESTABLE, SEEDS, p_equivalent
 from reports.claims.claim_file import ClaimEntry, ClaimFile
 from reports.claims.evidence import ClaimScope, fill
 from reports.claims.judge_claims import EXPLORATORY, Verdict

@@ -24,7 +24,7 @@ from reports.compare.rows import AVERAGE, ComparisonRow, Quantity, with_holm
 from reports.data.calibration import CALIBRATION, calibration
 from reports.data.learning_curves import KEPT, StagePair, mean_of_stages, stage_pairs
 from reports.data.methods import ENTROPY, Method, different_starts
-from reports.data.paired_cells import SeedPair, compare_groups, compare_pairs, noise_floor, restriction
+from reports.data.paired_cells import SeedPair, compare_groups, compare_pairs, noise_of_pairs, restriction
 from reports.data.setting_differences import describe_differences
 from reports.document.sentences import format_count
 
@@ -161,7 +161,7 @@ class Comparison:
         else:
             given = "" if task == AVERAGE else task
             found = compare_groups(*(each.sides(figure, given, self.last(each)) for each in (self.base, method)))
-        return ComparisonRow(figure, task, self.base.name, method.name, found, noise=noise_floor(pairs))
+        return ComparisonRow(figure, task, self.base.name, method.name, found, noise=noise_of_pairs(pairs))
 
     def _entropy(self, method: Method) -> list[ComparisonRow]:
         ours, theirs = (each.training(ENTROPY, self.last(each)) for each in (self.base, method))
@@ -276,7 +276,7 @@ class Stages:
             for seed, evaluations in method.by_seed.items()
         ]
         names = [f"{method.name} after stage {stage}" for stage in (self.before, self.after)]
-        return ComparisonRow(SCORE, task, names[0], names[1], compare_pairs(pairs), noise=noise_floor(pairs))
+        return ComparisonRow(SCORE, task, names[0], names[1], compare_pairs(pairs), noise=noise_of_pairs(pairs))
 
 
 def _check_tasks(methods: Sequence[Method], tasks: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from harness.rundir.differences import find_differences
 from harness.rundir.records.cell_records import CellSummary, Keys
 from harness.stats.estimates import Estimate, ItemTable
 from harness.stats.paired import Difference, compare, compare_unpaired
-from harness.stats.sampling import noise_floor as repeats
+from harness.stats.sampling import noise_floor
 from harness.stats.significance import Flips, flips
 from reports.data.cells import CellRef
 from reports.data.repair_hints import describe_cell, what_differs
@@ -77,7 +77,7 @@ def estimate_of(sides: Mapping[int, Side]) -> Estimate:
     return Estimate({seed: side.value for seed, side in complete.items()}, items)
 
 
-def noise_floor(pairs: Sequence[SeedPair]) -> float:
+def noise_of_pairs(pairs: Sequence[SeedPair]) -> float:
     """Return the largest standard deviation of a score over evaluations of one model that differ only in the engine's seed.
 
     Looked for among all stages of the quantity's tasks, and the start's own repeats (`evaluation.noise_floor`); nan where no
@@ -90,7 +90,7 @@ def noise_floor(pairs: Sequence[SeedPair]) -> float:
                 if results.seed is not None:
                     key = (task, results.weights, results.keys.comparability)
                     scores.setdefault(key, {})[results.seed] = results.score
-    return max((repeats(list(found.values())) for found in scores.values() if len(found) > 1), default=math.nan)
+    return max((noise_floor(list(found.values())) for found in scores.values() if len(found) > 1), default=math.nan)
 
 
 def check_pairs(pairs: Sequence[SeedPair], shared_items: bool = False) -> None:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from harness.config.study_file import Factor
+from harness.stats.claim_verdicts import SEEDS
 from harness.stats.intervals import Interval, resolved
 from harness.stats.learning.matching import MATCHED, how_matched
-from harness.stats.verdicts import SEEDS
 from reports.document.blocks import Grid
 from reports.document.sentences import format_count, format_interval, format_nats_change, format_points
 from reports.study.study_results import Config, Results

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from harness.config.study_file import Factor
+from harness.stats.claim_verdicts import LEVEL, SEEDS
 from harness.stats.intervals import Interval, has_width, resolved
-from harness.stats.verdicts import LEVEL, SEEDS
 from reports.claims.render_verdicts import half_width
 from reports.document.blocks import Block, Grid, Heading, Picture, Text
 from reports.document.sentences import format_count, format_interval, format_nats, format_percent, format_points

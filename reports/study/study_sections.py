@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from harness.stats.claim_verdicts import LEVEL, SEEDS
 from harness.stats.learning.matching import MARGIN
-from harness.stats.verdicts import LEVEL, SEEDS
 from reports.claims.judge_claims import Verdict
 from reports.claims.registration import describe_source
 from reports.claims.render_verdicts import RULE, verdicts_grid

@@ -105,7 +105,9 @@ def changed(ctx: StageContext, change: Callable[[Any], Any]) -> str:
 def test_a_run_with_the_shipped_example_learns_what_sft_learns(tmp_path: Path):
     raw = {
         **micro_suite(),
+        "teacher": None,
         "stages": ["tiny_weather"],
+        "probes": [],
         "adapters": {"external": {"options": {"command": PLAIN_SFT}}, "sft": {}},
     }
     suite = load_suite(str(write_yaml(tmp_path / "micro.yaml", raw)))

@@ -169,6 +169,7 @@ def test_help_names_every_command(harness: Any):
         assert command in result.out
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_run_reports_at_its_end_and_again_says_that_all_is_done(
     harness: Any, here: Path, micro_file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -201,7 +201,7 @@ def test_an_engine_that_neither_answers_nor_computes_is_ended_and_a_slow_one_is_
     with pytest.raises(RunError, match=r"did not answer 'load' and did not compute for \d+ seconds, so it was ended"):
         engine.load(Path("stalls"))
     assert engine._process.poll() is not None
-    threading.Timer(6, busy._process.kill).start()
+    threading.Timer(3, busy._process.kill).start()
     with pytest.raises(RunError, match="was ended by SIGKILL"):
         busy.load(Path("computes"))
 

@@ -365,8 +365,9 @@ KEY_SCRIPT = """
 import sys
 from harness.evaluation.keys import grading_key
 from harness.lmeval.library import TaskLibrary
-task = TaskLibrary([sys.argv[1]]).load("made_up")
-print(grading_key(task, task.test_docs()))
+for folder in sys.argv[1:]:
+    task = TaskLibrary([folder]).load("made_up")
+    print(grading_key(task, task.test_docs()))
 """
 
 
@@ -385,21 +386,17 @@ def with_functions(folder: Path) -> Path:
 def test_functions_in_a_task_file_give_one_grading_key_in_all_processes_and_folders(tmp_path: Path):
     folders = [with_functions(tmp_path / name) for name in ("one", "other")]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    found = [
-        subprocess.run(
-            [sys.executable, "-c", KEY_SCRIPT, str(folder)], env=environment, capture_output=True, text=True, check=True
-        ).stdout
-        for folder in folders
-    ]
+    command = [sys.executable, "-c", KEY_SCRIPT, *map(str, folders)]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     task = TaskLibrary([folders[0]]).load("made_up")
     here = keys.grading_key(task, task.test_docs())
-    assert found == [f"{here}\n"] * 2
+    assert found.splitlines() == [here] * 2
     (folders[1] / "made_up_code.py").write_text((folders[1] / "made_up_code.py").read_text().replace("sum", "max"))
     changed = TaskLibrary([folders[1]]).load("made_up")
     assert keys.grading_key(changed, changed.test_docs()) != here
 
 
-def test_a_corrected_reference_is_graded_anew_although_the_prompt_is_the_same(
+def test_a_corrected_reference_is_graded_again_although_the_prompt_is_the_same(
     student_folder: Path, shared: SharedCells, tmp_path: Path
 ):
     scores: list[float] = []

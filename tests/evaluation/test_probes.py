@@ -317,7 +317,7 @@ def test_the_names_of_lm_eval_resolve_and_missing_data_is_one_sentence(tmp_path:
 @pytest.mark.pitfall(
     "indexing lm-eval's own tasks takes seconds each time",
     area="lm-eval",
-    guard="`harness/lmeval/task.py` indexes them only when a suite names one of them",
+    guard="`harness/lmeval/library.py` indexes them only when a suite names one of them",
     evidence="the first index contains them",
 )
 def test_lm_evals_own_tasks_are_indexed_only_when_one_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch):

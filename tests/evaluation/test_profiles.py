@@ -258,6 +258,7 @@ def test_the_order_of_profiles_is_part_of_a_runs_configuration(finished: RunSpec
         run(RunSpec(other, "none", 0, out=finished.out))
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_reports_show_each_profile_in_a_matrix_of_its_own(finished: RunSpec, tmp_path: Path):
     frames = load([finished.path])
     assert frames.profiles == ["sampled"]
@@ -272,7 +273,7 @@ def test_reports_show_each_profile_in_a_matrix_of_its_own(finished: RunSpec, tmp
     assert "Evaluation profile sampled" in page.read_text()
 
 
-def test_all_answers_of_an_item_are_graded_anew_one_by_one(finished: RunSpec, monkeypatch: pytest.MonkeyPatch):
+def test_all_answers_of_an_item_are_graded_again_one_by_one(finished: RunSpec, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(hf_model.HFEngine, "generate", lambda *_: pytest.fail("generated"))
     rows = {(row.stage, row.cell): row for row in regrade_runs([finished.path], "parsed", trust=True)}
     assert {cell for _, cell in rows} >= {"tiny_weather", "tiny_weather@sampled"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -31,17 +32,23 @@ TASKS = ("made_up", "tiny_currency", "tiny_reminder", "tiny_weather")
 STAGES = ("stage_0", "stage_1_tiny_weather", "stage_2_tiny_currency")
 
 
-@pytest.fixture
-def finished(micro: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A finished run of the control; after it, the engine must not be called.
+@pytest.fixture(scope="module")
+def undisturbed(micro: Suite, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the control.
 
     `made_up` calls every second answer parsed and none right, so that its two graders differ.
     """
-    write_task(tmp_path / "tasks", grader='return {"strict": 0.0, "parsed": float(int(doc["target"]) % 2)}')
-    change = {"probes": ("tiny_reminder", "made_up"), "include": (str(tmp_path / "tasks"),)}
-    folder = run(RunSpec(micro.model_copy(update=change), "none", 0, out=tmp_path / "runs"))
+    folder = tmp_path_factory.mktemp("undisturbed")
+    write_task(folder / "tasks", grader='return {"strict": 0.0, "parsed": float(int(doc["target"]) % 2)}')
+    change = {"probes": ("tiny_reminder", "made_up"), "include": (str(folder / "tasks"),)}
+    return run(RunSpec(micro.model_copy(update=change), "none", 0, out=folder / "runs"))
+
+
+@pytest.fixture
+def finished(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the finished run, at which the engine must not be called."""
     monkeypatch.setattr(hf_model.HFEngine, "generate", lambda *_: pytest.fail("generated"))
-    return folder
+    return shutil.copytree(undisturbed, tmp_path / "runs/micro/none/default/seed0")
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -331,7 +331,7 @@ def test_a_built_in_task_of_lm_eval_can_be_named(library: TaskLibrary):
 @pytest.mark.pitfall(
     "lm-eval skips a YAML file that does not parse and then reports its task as unknown",
     area="lm-eval",
-    guard="`harness/lmeval/task.py` parses every file first, and errors name file and line",
+    guard="`harness/lmeval/task_files.py` parses every file first, and errors name file and line",
     evidence="files are not parsed first",
 )
 def test_broken_yaml_is_named_with_file_and_line(tmp_path: Path):
@@ -470,7 +470,7 @@ def test_a_task_without_a_setting_that_decides_answers_is_refused_unless_the_sui
 @pytest.mark.pitfall(
     "a mapping of overrides replaces all of a task's generation settings",
     area="lm-eval",
-    guard="`harness/lmeval/task.py` merges the overrides into the loaded task",
+    guard="`harness/lmeval/decoding.py` merges the overrides into the loaded task",
     evidence="set_config is called without update",
 )
 def test_a_suites_decoding_replaces_only_what_it_names(tmp_path: Path):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,7 @@ from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.pipeline.sweeps import sweep
 from harness.pipeline.sweeps.workers import VISIBLE, worker_pool
-
-
-def visible(_: int) -> tuple[int, str | None]:
-    time.sleep(0.3)
-    return os.getpid(), os.environ.get(VISIBLE)
+from tests.support.visible_gpus import visible
 
 
 def handed(workers: int, gpus: list[str]) -> list[str | None]:

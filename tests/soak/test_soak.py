@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,12 @@ from tests.soak.mutations import mutate_commands, mutate_models, mutate_runs, mu
 from tests.soak.outcomes import Outcomes, as_table
 from tests.soak.power_cuts import can_mount, cut_power
 from tests.soak.unsynced import drop_unsynced
+
+
+@pytest.fixture(autouse=True)
+def synced(real_fsync: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let writes wait for the disk, as they do outside the tests."""
+    monkeypatch.setattr(os, "fsync", real_fsync)
 
 
 @pytest.fixture

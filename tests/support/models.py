@@ -176,6 +176,10 @@ def response_tokens(batches: Sequence[Batch]) -> int:
     return sum(len(batch.targets) for batch in batches)
 
 
+# Rendering all 4000 training items of a task takes longer than a micro run's training.
+SEEN = {"tiny_weather": 200, "tiny_currency": 200}
+
+
 def micro_suite() -> dict[str, Any]:
     """Return a suite that runs in seconds: models of some ten thousand parameters, two steps a stage, four items."""
     student = {
@@ -186,14 +190,14 @@ def micro_suite() -> dict[str, Any]:
         },
         "tokenizer": {"vocab_size": 300, "tasks": ["tiny_weather", "tiny_currency"], "items_per_task": 100},
         "warmup": {
-            "mixture": {"tiny_weather": 1, "tiny_currency": 1}, "strengths": {"weak": {"steps": 60}}, "batch_size": 16,
-            "lr": 1e-2,
+            "mixture": {"tiny_weather": 1, "tiny_currency": 1}, "strengths": {"weak": {"steps": 60, "items": SEEN}},
+            "batch_size": 16, "lr": 1e-2,
         },
         "strength": "weak",
     }  # fmt: skip
     teacher = {
         **student,
-        "warmup": {**student["warmup"], "strengths": {"good": {"steps": 90}}},
+        "warmup": {**student["warmup"], "strengths": {"good": {"steps": 90, "items": SEEN}}},
         "strength": "good",
         "seed": 1000,
     }

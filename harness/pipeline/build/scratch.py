@@ -29,7 +29,8 @@ from harness.lm.precision import autocast, suit_attention
 from harness.lm.rollouts import Batch, Example, Rollout, make_batches
 from harness.lm.seeding import derive_seed
 from harness.lmeval.library import TaskLibrary
-from harness.pipeline.build.scratch_tokenizer import Text, train_tokenizer, training_texts
+from harness.lmeval.task import Text
+from harness.pipeline.build.scratch_tokenizer import train_tokenizer, training_texts
 from harness.rundir.files import sync_tree
 from harness.rundir.locks import waiting_lock
 

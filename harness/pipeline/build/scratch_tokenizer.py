@@ -12,12 +12,11 @@ from transformers import PreTrainedTokenizerFast
 
 from harness.config.models import Scratch
 from harness.lmeval.library import TaskLibrary
-from harness.lmeval.task import Task
+from harness.lmeval.task import Task, Text
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 # Digits stay single and runs of punctuation may merge, which keeps sums learnable and JSON short.
 WORDS = {"own": r"\p{N}|\p{L}+|[^\s\p{L}\p{N}]+|\s+", "leading": r"\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+"}
-Text = tuple[str, str]
 
 
 def training_texts(
@@ -27,9 +26,7 @@ def training_texts(
     known = loaded or {}
     texts: dict[str, list[Text]] = {}
     for name in dict.fromkeys([*spec.tokenizer.tasks, *spec.warmup.mixture]):
-        task = known[name] if name in known else library.load(name)
-        docs = task.training_docs()
-        texts[name] = [(task.prompt_text(doc), task.training_target(doc)) for doc in docs]
+        texts[name] = known[name].training_texts() if name in known else library.training_texts(name)
     return texts
 
 

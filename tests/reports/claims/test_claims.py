@@ -16,9 +16,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from harness.errors import ConfigError
-from harness.stats.estimates import Estimate
-from harness.stats.two_way import two_way_interval
-from harness.stats.verdicts import (
+from harness.stats.claim_verdicts import (
     CONTRADICTED,
     EQUIVALENT,
     NOT_RESOLVED,
@@ -26,6 +24,8 @@ from harness.stats.verdicts import (
     NOT_TESTED,
     SUPPORTED,
 )
+from harness.stats.estimates import Estimate
+from harness.stats.two_way import two_way_interval
 from reports.claims.claim_file import claim_metrics, metric_units, metrics_of_tasks, read_claims
 from reports.claims.evidence import Evidence
 from reports.claims.grammar import Metric, parse

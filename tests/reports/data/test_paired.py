@@ -16,7 +16,7 @@ from harness.errors import RunError
 from harness.rundir.reader import find_runs
 from harness.stats.intervals import Interval, item_interval, t_interval
 from harness.stats.score_matrix import Term
-from reports.data.paired_cells import SeedPair, compare_pairs, noise_floor, restriction
+from reports.data.paired_cells import SeedPair, compare_pairs, noise_of_pairs, restriction
 from reports.data.run_scores import RunScores, Side
 from tests.support.reports.run_factory import write_run
 from tests.support.runs import vouch
@@ -204,10 +204,10 @@ def test_items_of_one_id_with_another_target_are_no_pair(tmp_path: Path):
 
 def test_the_noise_floor_is_of_equal_weights_under_other_engine_seeds(tmp_path: Path):
     (found,) = runs(tmp_path, (0.4, 0.6))
-    assert math.isnan(noise_floor([found]))
+    assert math.isnan(noise_of_pairs([found]))
     for side, seed in ((found.base, 1), (found.other, 2)):
         change_cell(side.evaluations.run.path, f"stage_1_{TASK}", lambda results, seed=seed: results.update(seed=seed))
-    assert noise_floor([afresh(found)]) == pytest.approx(np.std([0.4, 0.6], ddof=1))
+    assert noise_of_pairs([afresh(found)]) == pytest.approx(np.std([0.4, 0.6], ddof=1))
 
 
 def test_the_noise_floor_counts_the_starts_own_repeats(tmp_path: Path):
@@ -219,9 +219,9 @@ def test_the_noise_floor_counts_the_starts_own_repeats(tmp_path: Path):
         results.update(seed=100 + number, score=score, metric=metric)
         (folder / "results.json").write_text(json.dumps(results))
         vouch(folder / "results.json")
-    assert noise_floor([found]) == pytest.approx(np.std([0.7, 0.6], ddof=1))
+    assert noise_of_pairs([found]) == pytest.approx(np.std([0.7, 0.6], ddof=1))
     change_cell(found.base.evaluations.run.path, "stage_0", lambda results: results.update(seed=100))
-    assert noise_floor([afresh(found)]) == pytest.approx(np.std([0.5, 0.7, 0.6], ddof=1))
+    assert noise_of_pairs([afresh(found)]) == pytest.approx(np.std([0.5, 0.7, 0.6], ddof=1))
 
 
 def test_seeds_that_hold_other_items_are_refused_unless_asked_for(tmp_path: Path):

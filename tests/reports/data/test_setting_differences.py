@@ -64,6 +64,7 @@ def test_what_differs_besides_the_method_is_named(tmp_path: Path, change: dict[s
     assert f"opd and aopd {sentence}" in Comparison(methods).notes()
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_report_names_unlike_methods_first_and_lists_all_settings_at_its_end(tmp_path: Path):
     own = {"adapter": "aopd", "training": {"steps": 160, "optimizer": {"lr": 3e-5}}}
     pair(tmp_path / "runs", adapter=own)

@@ -15,6 +15,7 @@ from tests.support.reports.run_factory import write_run
 PAGE = Path(__file__).parents[3] / "docs" / "add-a-section.md"
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_section_is_one_module_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (source,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     module = ModuleType("speed_section")

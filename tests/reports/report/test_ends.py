@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from harness.rundir.files import write_cell
 from reports.data.frames import load
@@ -29,6 +30,7 @@ def test_the_ends_stand_next_to_the_start(tmp_path: Path):
     )
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_control_ends_where_it_started_and_the_start_is_a_row_of_the_first_table(tmp_path: Path):
     write_run(tmp_path, "none", 0, [START, START, START])
     write_run(tmp_path, "opd", 0, [START, [0.8, 0.2, 0.5], [0.2, 0.6, 0.5]])
@@ -39,6 +41,7 @@ def test_a_control_ends_where_it_started_and_the_start_is_a_row_of_the_first_tab
     assert "| start | 1 | – | 30.0 | – |" in page
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_the_teacher_is_a_row_of_the_first_table_and_named_where_it_is_worse_than_the_start(tmp_path: Path):
     run = write_run(tmp_path, "opd", 0, [START, [0.8, 0.2, 0.5], [0.2, 0.6, 0.5]])
     for task, score in {"tiny_arithmetic": 0.9, "tiny_weather": 0.0, "tiny_long_sums": 0.7}.items():

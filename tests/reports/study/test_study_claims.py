@@ -11,9 +11,9 @@ import pytest
 from scipy import stats
 
 from harness.config.run_spec import RunSpec
+from harness.stats.claim_verdicts import CONTRADICTED, NOT_RESOLVED, NOT_TESTABLE, SUPPORTED
 from harness.stats.intervals import t_interval
 from harness.stats.significance import holm, p_value
-from harness.stats.verdicts import CONTRADICTED, NOT_RESOLVED, NOT_TESTABLE, SUPPORTED
 from reports.claims.judge_claims import EXPLORATORY
 from reports.claims.render_verdicts import claimed, count_verdicts, reported, verdicts_grid
 from reports.document.blocks import Grid

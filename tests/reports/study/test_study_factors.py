@@ -35,6 +35,7 @@ def made(folder: Path, **levels: float) -> Results:
     return collect(plan)
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_method_trained_on_references_has_no_entropy_of_its_own_answers(tmp_path: Path):
     results = made(tmp_path)
     grid = factor_grid(results, "method")

@@ -16,6 +16,7 @@ from reports.study.contrasts import contrasts_grid, describe_by_start, describe_
 from reports.study.study_frontier import describe_family, frontier_blocks, frontier_places
 from reports.study.study_results import Results, collect
 from reports.study.study_sections import pulls_grid, warnings_grid
+from tests.support.reports.drawn_figures import blank_figures
 from tests.support.reports.run_factory import TAUGHT
 from tests.support.reports.study_factory import constant, fill, study
 
@@ -58,7 +59,8 @@ def results(plan: Plan) -> Results:
 
 @pytest.fixture(scope="module")
 def text(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return build_study(plan, tmp_path_factory.mktemp("page") / "family.md").read_text(encoding="utf-8")
+    with blank_figures():
+        return build_study(plan, tmp_path_factory.mktemp("page") / "family.md").read_text(encoding="utf-8")
 
 
 def test_each_entry_stands_beside_its_own_reference(results: Results):

@@ -218,6 +218,7 @@ claims:
 """
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_what_is_compared_comes_from_the_study_whatever_its_entries_are_called(tmp_path: Path):
     """A study of two entries of a user's own, with a claims file next to its YAML; nobody is called opd or aopd."""
     (tmp_path / "mine.yaml").write_text(OWN_CLAIM, encoding="utf-8")
@@ -244,14 +245,16 @@ def test_what_is_compared_comes_from_the_study_whatever_its_entries_are_called(t
     assert not re.search(r"\b(opd|aopd|OPD|AOPD)\b", text.partition("How this was made")[0])
 
 
-def test_the_same_runs_give_the_same_bytes(plan: Plan, tmp_path: Path):
-    made = []
-    for _ in range(2):
-        page = build_study(plan, tmp_path / "trial.md")
-        made.append({file: file.read_bytes() for file in [page, *(tmp_path / "trial").iterdir()]})
-    assert made[0] == made[1]
+def test_the_same_runs_give_the_same_bytes(plan: Plan, page: Path):
+    def written() -> dict[Path, bytes]:
+        return {file: file.read_bytes() for file in [page, *(page.parent / "trial").iterdir()]}
+
+    before = written()
+    build_study(plan, page)
+    assert written() == before
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_missing_and_unfinished_runs_are_named_and_left_out(tmp_path: Path):
     plan = study(tmp_path, {"method": {"title": "Method", "entries": ["opd", "aopd"]}}, seeds=[0, 1, 2])
     fill(plan, lambda spec: constant(spec, 0.6, 0.3))
@@ -279,6 +282,7 @@ def test_runs_of_one_folder_that_are_missing_for_one_reason_are_one_line(tmp_pat
     assert set(collect(plan).missing) == {f"{opd}/seed2: not started", f"{aopd}: not started: seeds 0, 1, 2"}
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_study_of_the_control_alone_still_has_a_page(tmp_path: Path):
     plan = study(tmp_path, {"method": {"title": "Method", "entries": ["none"]}}, seeds=[0])
     fill(plan, lambda spec: constant(spec, 0.1, 0.1))
@@ -293,6 +297,7 @@ def test_a_study_of_the_control_alone_still_has_a_page(tmp_path: Path):
     assert "Nothing is judged: no method and its reference have 3 seeds in common." in text
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_runs_that_differ_in_commit_or_were_made_with_changes_are_said_to(tmp_path: Path):
     plan = study(tmp_path, {"method": {"title": "Method"}}, seeds=[0])
     fill(plan, lambda spec: constant(spec, 0.6, 0.3))

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from harness.stats.intervals import Interval, interval_from, t_interval
-from harness.stats.verdicts import (
+from harness.stats.claim_verdicts import (
     CONTRADICTED,
     EQUIVALENT,
     NOT_RESOLVED,
@@ -24,6 +23,7 @@ from harness.stats.verdicts import (
     p_equivalent,
     p_of,
 )
+from harness.stats.intervals import Interval, interval_from, t_interval
 
 NAN = float("nan")
 
