@@ -116,7 +116,7 @@ def test_only_leading_fixed_stages_are_shared(tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_killed_shared_stage_goes_on_and_ends_as_an_undisturbed_one(tmp_path: Path):
-    stages = [{**WARM, "training": {"steps": 60}}, "tiny_currency"]
+    stages = [{**WARM, "training": {"steps": 20}}, "tiny_currency"]
     file = write_yaml(tmp_path / "micro.yaml", micro_suite() | {"stages": stages, "snapshot_minutes": 0})
     program = "from harness.cli.app import main; main()"
     arguments = ["run", str(file), "--adapter", "none", "--out", str(tmp_path / "killed")]
