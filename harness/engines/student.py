@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from harness.engines.engine import CheckpointEngine, Completion, Sampling
@@ -44,6 +43,8 @@ class StudentEngine:
 
 def whole_weights(model: Any) -> dict[str, Tensor]:
     """Return a model's weights by the names of the plain architecture, with LoRA deltas merged into their base weights."""
+    from peft.tuners.tuners_utils import BaseTunerLayer  # half a second, and most runs hand no weights over
+
     weights: dict[str, Tensor] = {}
     tuned = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
     for name, tensor in model.state_dict().items():

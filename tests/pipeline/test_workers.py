@@ -13,6 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from harness.config.load import load_suite
+from harness.config.run_spec import RunSpec
+from harness.pipeline.run import run
+from harness.rundir.process.progress import Event
+
 SCRIPT = """
 import multiprocessing, subprocess, sys, time
 from harness.pipeline.sweeps.workers import queue_manager, worker_pool
@@ -64,11 +69,26 @@ def test_a_signalled_sweep_leaves_snapshots_and_the_same_command_continues(
     assert "Traceback" not in errors
     assert all((log.parent / "snapshot.pt").is_file() for log in logs)
     steps = [len(log.read_text().splitlines()) for log in logs]
-    again = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
-    for log, before in zip(logs, steps, strict=True):
-        wait_until(lambda log=log, before=before: len(log.read_text().splitlines()) > before)
-    os.killpg(again.pid, signal.SIGKILL)
-    again.wait()
+    for entry, before in zip(("opd", "aopd"), steps, strict=True):
+        assert next_step(micro_file, entry, tmp_path) == before + 1
+
+
+class StoppedError(Exception):
+    """Ends a run from within."""
+
+
+def next_step(file: Path, entry: str, out: Path) -> int:
+    """Go on with the sweep's run for one step, and return how many steps it has done then."""
+    done: list[int] = []
+
+    def stop(event: Event) -> None:
+        if event.activity.startswith("stage 1") and event.done:
+            done.append(event.done)
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        run(RunSpec(load_suite(str(file), ["training.steps=400"]), entry, 0, out=out), stop)
+    return done[0]
 
 
 def next_log(out: Path, entry: str) -> Path:
