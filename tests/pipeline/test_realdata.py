@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from pathlib import Path
 
 import pandas as pd
@@ -17,15 +18,29 @@ from tests.support.task_files import needs_shared_data
 pytestmark = [pytest.mark.slow, pytest.mark.realdata, needs_shared_data, pytest.mark.timeout(1500)]
 
 SUITE = "gsm8k-toolalpaca-smoke"
-SHORT = ["training.steps=2", "student.warmup.strengths.weak.steps=4", "teacher.warmup.strengths.teacher.steps=4"]
+SHORT = ["training.steps=2", "training.max_new_tokens=32", "teacher.warmup.strengths.teacher.steps=4"]
+SHORT += ["evaluation.limit=4", "evaluation.decoding.max_gen_toks=32"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def models(tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:
+    """Build the student once for all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HARNESS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the short runs: the second takes the start's and the teacher's scores from the first."""
+    return tmp_path_factory.mktemp("runs")
 
 
 def scores(folder: Path) -> pd.DataFrame:
     return load([folder]).scores
 
 
-def test_a_student_learns_twenty_real_records_of_each_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+def test_a_student_learns_twenty_real_records_of_each_task(tmp_path: Path):
     suite = load_suite(SUITE, ["stages=[gsm8k_smoke, toolalpaca_smoke]", "adapters.sft.training.steps=250"])
     folder = run(RunSpec(suite, "sft", 0, out=tmp_path / "runs"))
     table = scores(folder)
@@ -35,10 +50,9 @@ def test_a_student_learns_twenty_real_records_of_each_task(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("entry", ["opd", "aopd"])
-def test_the_smoke_suite_completes_with_a_report(entry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+def test_the_smoke_suite_completes_with_a_report(entry: str, out: Path, tmp_path: Path):
     suite = load_suite(SUITE, SHORT)
-    folder = run(RunSpec(suite, entry, 0, out=tmp_path / "runs"))
+    folder = run(RunSpec(suite, entry, 0, out=out))
     page = build_report([folder], tmp_path / "report").read_text(encoding="utf-8")
     for task in suite.tasks:
         assert task in page
