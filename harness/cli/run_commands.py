@@ -58,7 +58,7 @@ def run(
     """
     with ExitStack() as stack:
         if TORCHRUN in os.environ:
-            from harness.pipeline.launched_ranks import follow, leading, this_launch
+            from harness.pipeline.processes.launched_ranks import follow, leading, this_launch
 
             if this_launch().rank:
                 follow()

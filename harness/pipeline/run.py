@@ -14,9 +14,9 @@ import numpy as np
 
 from harness.config.run_spec import RunSpec, session_settings
 from harness.pipeline.evaluate_stage import StageEvaluator
+from harness.pipeline.processes.stop_signals import stop_on_signals
 from harness.pipeline.resources import RunResources
 from harness.pipeline.score_teacher import score_teacher, warn_where_worse
-from harness.pipeline.stop_signals import stop_on_signals
 from harness.pipeline.train_stage import StageTrainer
 from harness.rundir.files import read_results, stderr_to
 from harness.rundir.process.progress import Event, Report, silent

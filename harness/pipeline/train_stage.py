@@ -29,8 +29,8 @@ from harness.lm.logprobs import StudentForward, check_head
 from harness.lm.precision import suit_attention, tf32
 from harness.lm.rollouts import Example
 from harness.lm.seeding import derive_seed, seed_global_generators
-from harness.pipeline.launched_ranks import launched_processes
-from harness.pipeline.rank_processes import several_processes
+from harness.pipeline.processes.launched_ranks import launched_processes
+from harness.pipeline.processes.rank_processes import several_processes
 from harness.pipeline.resources import RunResources
 from harness.rundir.files import CURVE, as_record, file_digest, full_disk_named, json_line, sync_tree, write_sealed
 from harness.rundir.process.progress import SHOWN, Counter, silent

@@ -19,8 +19,8 @@ from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.errors import RunError
+from harness.pipeline.processes.stop_signals import stop_on_signals
 from harness.pipeline.run import run
-from harness.pipeline.stop_signals import stop_on_signals
 from harness.rundir import files
 from harness.rundir.files import json_line, read_json, remove_partials, replace_file, write_cell, write_json
 from harness.rundir.schema import Session

@@ -24,8 +24,8 @@ from harness.config.suite import Resources, Suite
 from harness.errors import ConfigError, HarnessError, InUseError, RunError, StoppedError
 from harness.lmeval.library import TaskLibrary
 from harness.pipeline.build.model_source import checkpoint_of, limit_threads
+from harness.pipeline.processes.stop_signals import note_signals
 from harness.pipeline.run import run
-from harness.pipeline.stop_signals import note_signals
 from harness.pipeline.sweeps.sweep import models_of
 from harness.rundir.process.progress import Event, Report
 from harness.rundir.training.snapshots import StopRequest

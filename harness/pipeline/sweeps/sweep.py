@@ -19,8 +19,8 @@ from harness.config.suite import Suite
 from harness.errors import HarnessError, RunError
 from harness.lmeval.library import TaskLibrary
 from harness.pipeline.build.model_source import checkpoint_of, limit_threads, resolve_device
+from harness.pipeline.processes.stop_signals import hand_on_signals
 from harness.pipeline.run import run
-from harness.pipeline.stop_signals import hand_on_signals
 from harness.pipeline.sweeps.workers import queue_manager, visible_gpus, worker_pool
 from harness.rundir.process.progress import Event, Report
 from harness.rundir.training.snapshots import StopRequest

@@ -11,8 +11,8 @@ from multiprocessing.context import SpawnContext
 from multiprocessing.managers import SyncManager
 from typing import Any
 
-from harness.pipeline.end_with_parent import end_with_parent
-from harness.pipeline.stop_signals import SIGNALS
+from harness.pipeline.processes.end_with_parent import end_with_parent
+from harness.pipeline.processes.stop_signals import SIGNALS
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 

@@ -24,7 +24,7 @@ from torch.distributed import PrefixStore, Store  # pyright: ignore[reportPrivat
 from torch.distributed.rendezvous import rendezvous
 
 from harness.errors import HarnessError, RunError, StoppedError
-from harness.pipeline.rank_processes import Train, join_group, read_cause, write_cause
+from harness.pipeline.processes.rank_processes import Train, join_group, read_cause, write_cause
 
 FOR_EVER = timedelta(days=365)  # the first process may evaluate for hours before it trains the next stage
 NO_MORE = b""

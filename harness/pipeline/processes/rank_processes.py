@@ -23,7 +23,7 @@ from torch.distributed import FileStore, Store  # pyright: ignore[reportPrivateI
 
 from harness import errors
 from harness.errors import HarnessError, RunError, StoppedError
-from harness.pipeline.end_with_parent import end_with_parent
+from harness.pipeline.processes.end_with_parent import end_with_parent
 
 PATIENCE = timedelta(minutes=30)  # for the slowest process to reach the others, as it generates the longest answers
 CAUSE = "cause"

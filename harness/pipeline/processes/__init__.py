@@ -1,0 +1,1 @@
+"""The processes of a run: those that train a stage together, and how they end."""
