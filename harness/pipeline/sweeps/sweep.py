@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from queue import Queue
 from typing import Any
 
@@ -172,5 +173,7 @@ def _explained(error: BaseException, spec: RunSpec | None) -> BaseException:
 
 
 def _forward(events: Queue[Event | None], report: Report) -> None:
-    while (event := events.get()) is not None:
-        report(event)
+    """Report events until none follows, or until the process that holds the queue ends."""
+    with suppress(EOFError, ConnectionError):
+        while (event := events.get()) is not None:
+            report(event)
