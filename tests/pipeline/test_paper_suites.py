@@ -23,7 +23,8 @@ def stand_ins(folder: Path) -> list[str]:
     models = {part: dict(micro_suite()[part]) for part in ("student", "teacher")}
     for model in models.values():
         model["tokenizer"] = {**model["tokenizer"], "tasks": ["openthoughts", "toolalpaca"], "items_per_task": 9}
-        model["warmup"] = {**model["warmup"], "mixture": {"openthoughts": 1, "toolalpaca": 1}}
+        strengths = {name: {"steps": each["steps"]} for name, each in model["warmup"]["strengths"].items()}
+        model["warmup"] = {**model["warmup"], "mixture": {"openthoughts": 1, "toolalpaca": 1}, "strengths": strengths}
         model["architecture"] = {**model["architecture"], "context": 256}
     data = {**write_paper_data(folder / "math"), **write_tool_data(folder / "tools")}
     small = {
