@@ -15,7 +15,7 @@ import pandas as pd
 
 from harness.errors import RunError
 from harness.rundir.differences import find_differences
-from harness.rundir.records.cell_records import CellSummary, Keys
+from harness.rundir.records.cell_records import CellSummary
 from harness.stats.estimates import Estimate, ItemTable
 from harness.stats.paired import Difference, compare, compare_unpaired
 from harness.stats.sampling import noise_floor
@@ -97,7 +97,9 @@ def check_pairs(pairs: Sequence[SeedPair], shared_items: bool = False) -> None:
     """Raise `RunError` where a cell is not comparable with the others of the same task: the other side's, the other seeds'."""
     for one, other in _partners(pairs):
         cell, partner = one.cell, other.cell
-        keys = [each.results.keys if each.results else Keys() for each in (cell, partner)]
+        if cell.results is None or partner.results is None:
+            continue  # a run that is not finished; the seed has no value and is left out
+        keys = [cell.results.keys, partner.results.keys]
         if keys[0].comparability == keys[1].comparability:
             continue
         fields = [found.fields for found in keys]

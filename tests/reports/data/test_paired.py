@@ -14,9 +14,11 @@ import pytest
 
 from harness.errors import RunError
 from harness.rundir.reader import find_runs
+from harness.stats.continual import LEARNING
 from harness.stats.intervals import Interval, item_interval, t_interval
 from harness.stats.score_matrix import Term
-from reports.data.paired_cells import SeedPair, compare_pairs, noise_of_pairs, restriction
+from reports.data.methods import find_methods
+from reports.data.paired_cells import SeedPair, check_pairs, compare_pairs, estimate_of, noise_of_pairs, restriction
 from reports.data.run_scores import RunScores, Side
 from tests.support.reports.run_factory import write_run
 from tests.support.runs import vouch
@@ -241,3 +243,13 @@ def test_seeds_that_hold_other_items_are_refused_unless_asked_for(tmp_path: Path
     with pytest.raises(RunError, match=r"opd seed 0 .* and opd seed 1 .*prompts \(p and b\).*--shared-items"):
         compare_pairs(fresh)
     assert compare_pairs(fresh, shared_items=True).item_count == 5
+
+
+@pytest.mark.parametrize("evaluated", range(1, 8))
+def test_a_seed_that_is_still_evaluated_is_left_out_of_an_estimate_at_every_moment(evaluated: int, tmp_path: Path):
+    for seed in range(3):
+        write_run(tmp_path, "aopd", seed, evaluated=evaluated if seed == 2 else None)
+    (method,) = find_methods([tmp_path], least=1)
+    sides = method.sides(LEARNING)
+    check_pairs([SeedPair(seed, side, side) for seed, side in sides.items()])
+    assert list(estimate_of(sides).seeds) == [0, 1]
