@@ -35,9 +35,8 @@ if TYPE_CHECKING:
     from harness.config.suite import Suite
     from harness.pipeline.sweeps.study_runs import Plan
 
-TORCHRUN = (
-    "TORCHELASTIC_RUN_ID"  # torchrun's mark on the processes that it starts; torch itself takes a second to import
-)
+# torchrun's mark on the processes that it starts; torch, which asks for the same, takes a second to import.
+TORCHRUN = "TORCHELASTIC_RUN_ID"
 
 
 def run(
@@ -64,6 +63,7 @@ def run(
                 follow()
                 return
             stack.enter_context(leading())
+            announce(f"torchrun started {this_launch().size} processes; they train each stage together")
             overrides = [*(overrides or []), f"parallel.processes={this_launch().size}"]
         announce(f"reading suite {suite}")
         loaded = read_suite(suite, overrides, include_path, track)

@@ -91,7 +91,12 @@ class Study(Strict):
     @property
     def contrasts(self) -> list[tuple[str, str]]:
         """The study's entries that are compared with another, each with its reference."""
-        return [(entry, reference) for entry in self.entries if (reference := self.reference(entry))]
+        return self.contrasts_of(None)
+
+    def contrasts_of(self, factor: Factor | None) -> list[tuple[str, str]]:
+        """Return a factor's entries that are compared with another, each with its reference; None: the whole study's."""
+        entries = (factor.entries if factor else None) or self.entries
+        return [(entry, reference) for entry in entries if (reference := self.reference(entry, factor))]
 
     @model_validator(mode="after")
     def _what_is_compared_is_run(self) -> Study:

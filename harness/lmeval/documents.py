@@ -30,10 +30,8 @@ def fill_field(field: str, doc: Mapping[str, Any]) -> Any:
         if field in doc:
             return doc[field]
         return apply_template(field, dict(doc))
-    except (
-        TypeError,
-        TemplateSyntaxError,
-    ) as error:  # neither a name nor a template; missing fields are found elsewhere
+    except (TypeError, TemplateSyntaxError) as error:
+        # Neither a name nor a template; missing fields are found elsewhere.
         raise TaskError(
             f"metadata.harness names {field!r}, expected a field of the records ({', '.join(doc)}) or a template ({error})"
         ) from error

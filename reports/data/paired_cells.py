@@ -15,7 +15,7 @@ import pandas as pd
 
 from harness.errors import RunError
 from harness.rundir.differences import find_differences
-from harness.rundir.records.cell_records import CellSummary
+from harness.rundir.records.cell_records import CellSummary, Keys
 from harness.stats.estimates import Estimate, ItemTable
 from harness.stats.paired import Difference, compare, compare_unpaired
 from harness.stats.sampling import noise_floor
@@ -97,9 +97,7 @@ def check_pairs(pairs: Sequence[SeedPair], shared_items: bool = False) -> None:
     """Raise `RunError` where a cell is not comparable with the others of the same task: the other side's, the other seeds'."""
     for one, other in _partners(pairs):
         cell, partner = one.cell, other.cell
-        if cell.results is None or partner.results is None:
-            continue  # a run that is not finished; the seed has no value and is left out
-        keys = [cell.results.keys, partner.results.keys]
+        keys = [each.results.keys if each.results else Keys() for each in (cell, partner)]
         if keys[0].comparability == keys[1].comparability:
             continue
         fields = [found.fields for found in keys]
@@ -249,7 +247,10 @@ class _CellOfRun(NamedTuple):
 
 
 def _partners(pairs: Sequence[SeedPair]) -> list[tuple[_CellOfRun, _CellOfRun]]:
-    """Return the first base's first cell of each task with every other cell of that task, of all sides."""
+    """Return the first base's first cell of each task with every other cell of that task, of all sides.
+
+    A cell that is not evaluated yet is left out: its side has no value.
+    """
     cells = [
         _CellOfRun(side.evaluations, term.task, term.stage)
         for pair in pairs
@@ -257,4 +258,4 @@ def _partners(pairs: Sequence[SeedPair]) -> list[tuple[_CellOfRun, _CellOfRun]]:
         for term in side.terms
     ]
     first: dict[str, _CellOfRun] = {}
-    return [(first.setdefault(each.task, each), each) for each in cells]
+    return [(first.setdefault(each.task, each), each) for each in cells if each.cell.results is not None]

@@ -47,10 +47,9 @@ def find_contrasts(results: Results, factor: Factor) -> list[PairedContrast]:
     """Return the entries of a factor that have a reference and share at least three seeds with it."""
     study, suite = results.plan.study, results.own_suite
     seeds, found = factor.seeds or study.seeds, []
-    for entry in factor.entries or study.entries:
-        if reference := study.reference(entry, factor):
-            pair = (Config(suite, entry), Config(suite, reference))
-            found.append(PairedContrast(entry, reference, tuple(results.paired(*pair, name, seeds) for name in MOVED)))
+    for entry, reference in study.contrasts_of(factor):
+        pair = (Config(suite, entry), Config(suite, reference))
+        found.append(PairedContrast(entry, reference, tuple(results.paired(*pair, name, seeds) for name in MOVED)))
     return [contrast for contrast in found if contrast.learned.seeds >= SEEDS]
 
 

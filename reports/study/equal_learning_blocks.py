@@ -19,23 +19,13 @@ def equal_learning_blocks(results: Results) -> list[Block]:
 
 
 def _rows(results: Results) -> Iterator[dict[str, object]]:
+    study = results.plan.study
+    factors = [factor for factor in study.factors.values() if factor.of_entries]
+    pairs = dict.fromkeys(pair for each in (None, *factors) for pair in study.contrasts_of(each))
     for start in results.starts:
         where = f"{start} start: " if start and len(results.starts) > 1 else ""
-        for entry, reference in _pairs(results):
+        for entry, reference in pairs:
             base, other = (results.method(results.own(start, name)) for name in (reference, entry))
             if base is not None and other is not None:
                 for row in equal_learning_rows(base, other):
                     yield {**row, "label": f"{where}{row['label']}"}
-
-
-def _pairs(results: Results) -> list[tuple[str, str]]:
-    """Return every entry that the study, or a factor of entries, compares with another one, each pair once."""
-    study = results.plan.study
-    factors = [factor for factor in study.factors.values() if factor.of_entries]
-    listed = [
-        (entry, reference)
-        for factor in factors
-        for entry in factor.entries or study.entries
-        if (reference := study.reference(entry, factor))
-    ]
-    return list(dict.fromkeys([*study.contrasts, *listed]))

@@ -17,6 +17,7 @@ from harness.adapter import make_adapter
 from harness.config.suite import AdapterEntry
 from harness.lm.logprobs import LogProbs, StudentForward, StudentRequest
 from harness.lm.rollouts import Batch, make_batches
+from harness.pipeline.processes.rank_processes import leave_group
 from tests.support.models import assert_same_gradients, gradients, qwen3, rollout
 from tests.support.stages import Recorder, stage
 
@@ -35,16 +36,34 @@ def loss_of(student: Any, part: list[Any]) -> Tensor:
     return -(student(batch, batch.targets[:, None]).chosen[:, 0] * batch.weights).sum()
 
 
-def work(rank: int, folder: str) -> None:
-    """Take one half's gradients inside the wrapper and save what this process then holds."""
+def join(rank: int, meeting: Path) -> None:
     torch.set_num_threads(1)
     # A machine's other interfaces may lead nowhere.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+
+
+def wrapped_after_backward(rank: int) -> DistributedDataParallel:
+    """Take one half's gradients inside the wrapper."""
     wrapped = DistributedDataParallel(StudentForward(qwen3()))
     loss_of(wrapped, ROLLOUTS[2 * rank : 2 * rank + 2]).backward()
-    torch.save(gradients(wrapped.module), f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    return wrapped
+
+
+def work(rank: int, folder: str) -> None:
+    """Save what this process holds after a backward pass."""
+    join(rank, Path(folder) / "meeting")
+    torch.save(gradients(wrapped_after_backward(rank).module), f"{folder}/{rank}.pt")
+    leave_group()
+
+
+def leave_many_groups(rank: int, folder: str) -> None:
+    """Leave one group after another right after its last collective, while the wrapper still holds it."""
+    for number in range(300):
+        join(rank, Path(folder) / str(number))
+        wrapped = wrapped_after_backward(rank)
+        leave_group()
+        del wrapped
 
 
 class Watched(StudentForward):
@@ -89,3 +108,8 @@ def test_two_processes_have_the_gradients_of_the_whole_batch(tmp_path: Path):
     loss_of(student, ROLLOUTS).backward()
     for rank in range(2):
         assert_same_gradients(torch.load(tmp_path / f"{rank}.pt"), gradients(student), 1e-9)
+
+
+@pytest.mark.slow
+def test_a_group_can_be_left_right_after_its_last_collective(tmp_path: Path):
+    multiprocessing.spawn(leave_many_groups, (str(tmp_path),), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]

@@ -20,6 +20,7 @@ from harness.config.suite import AdapterEntry
 from harness.errors import StoppedError
 from harness.lm.ranks import ALONE, Ranks
 from harness.lm.rollouts import make_batches
+from harness.pipeline.processes.rank_processes import leave_group
 from harness.rundir.training.snapshots import FileSnapshots, StopRequest, shared_snapshots
 from tests.support.models import rollout
 
@@ -108,7 +109,7 @@ def first_processes(rank: int, size: int, meeting: str, folder: Path) -> None:
     for name in RESUMED:
         resume(folder / name / "whole", name)
         resume(folder / name / "stopped", name, stop=True)
-    distributed.destroy_process_group()
+    leave_group()
 
 
 def later_processes(rank: int, size: int, meeting: str, folder: Path) -> None:
@@ -118,7 +119,7 @@ def later_processes(rank: int, size: int, meeting: str, folder: Path) -> None:
         resume(folder / name / str(size), name)
     if size == 4:
         every_method(folder, ["aopd", "gkd"], {"plain": {}})
-    distributed.destroy_process_group()
+    leave_group()
 
 
 @pytest.fixture(scope="module")

@@ -56,8 +56,13 @@ def command(folder: Path, out: str) -> list[str]:
 
 def start_until_a_snapshot(out: Path, *arguments: str) -> subprocess.Popen[bytes]:
     process = subprocess.Popen([sys.executable, "-m", *arguments])
-    while not list(out.rglob(SNAPSHOT)) and process.poll() is None:
-        time.sleep(0.01)
+    snapshot = out / FOLDER / "stage_1_tiny_weather/train" / SNAPSHOT
+    try:
+        while not snapshot.exists() and process.poll() is None:
+            time.sleep(0.01)
+    except BaseException:
+        process.terminate()  # the time is up, and what it started must not outlive the test
+        raise
     assert process.poll() is None, "it ended before it could be killed"
     return process
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -24,7 +23,8 @@ from torch.distributed import PrefixStore, Store  # pyright: ignore[reportPrivat
 from torch.distributed.rendezvous import rendezvous
 
 from harness.errors import HarnessError, RunError, StoppedError
-from harness.pipeline.processes.rank_processes import Train, join_group, read_cause, write_cause
+from harness.pipeline.processes.rank_processes import Train, first_of_group, join_group, leave_group, write_cause
+from harness.pipeline.processes.stop_signals import ignore_signals
 
 FOR_EVER = timedelta(days=365)  # the first process may evaluate for hours before it trains the next stage
 NO_MORE = b""
@@ -71,31 +71,19 @@ def launched_processes(device: str, train: Train) -> Generator[None]:
     """
     launch = this_launch()
     number = _order(launch, pickle.dumps((device, train)))
-    stage = PrefixStore(f"stage{number}", launch.store)
-    try:
-        join_group(stage, 0, launch.size, _own(device, launch))
+    with first_of_group(PrefixStore(f"stage{number}", launch.store), launch.size, _own(device, launch)):
         yield
-    except Exception as error:
-        if (cause := read_cause(stage)) is not None and not isinstance(error, HarnessError):
-            raise cause from error
-        raise
-    finally:
-        if distributed.is_initialized():
-            distributed.destroy_process_group()
 
 
 def follow() -> None:
     """Train every stage that the first process begins, until it ends."""
     launch, number = this_launch(), 1
     while (order := _wait_for(launch, number)) != NO_MORE:
-        # The first process answers signals, and tells the others.
-        handlers = [(each, signal.signal(each, signal.SIG_IGN)) for each in (signal.SIGINT, signal.SIGTERM)]
         try:
-            _train(launch, number, *pickle.loads(order))
+            with ignore_signals():
+                _train(launch, number, *pickle.loads(order))
         except StoppedError:
             return
-        for each, handler in handlers:
-            signal.signal(each, handler)
         number += 1
 
 
@@ -109,8 +97,7 @@ def _train(launch: Launch, number: int, device: str, train: Train) -> None:
         write_cause(stage, error)
         raise
     finally:
-        if distributed.is_initialized():
-            distributed.destroy_process_group()
+        leave_group()
 
 
 def _own(device: str, launch: Launch) -> str:

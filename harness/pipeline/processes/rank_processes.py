@@ -24,9 +24,11 @@ from torch.distributed import FileStore, Store  # pyright: ignore[reportPrivateI
 from harness import errors
 from harness.errors import HarnessError, RunError, StoppedError
 from harness.pipeline.processes.end_with_parent import end_with_parent
+from harness.pipeline.processes.stop_signals import SIGNALS
 
 PATIENCE = timedelta(minutes=30)  # for the slowest process to reach the others, as it generates the longest answers
 CAUSE = "cause"
+PAUSE = 0.1  # seconds
 Train = Callable[[str, Path], object]  # trains on a device, with a folder for what the process leaves behind
 
 
@@ -45,17 +47,10 @@ def several_processes(count: int, device: str, train: Train) -> Generator[None]:
             _follow, (count, device, meeting, train), nprocs=count - 1, join=False, daemon=True, start_method="spawn"
         )
         try:
-            join_group(_store(meeting, count), 0, count, device if device == "cpu" else "cuda:0")
-            yield
-            _wait(others)
-        except Exception as error:
-            # A process that is left waits for the others, and then complains of them; the first complaint is the cause.
-            if (cause := read_cause(_store(meeting, count))) is not None and not isinstance(error, HarnessError):
-                raise cause from error
-            raise
+            with first_of_group(_store(meeting, count), count, device if device == "cpu" else "cuda:0"):
+                yield
+                _wait(others)
         finally:
-            if distributed.is_initialized():
-                distributed.destroy_process_group()
             for process in others.processes:
                 process.kill()
 
@@ -64,7 +59,7 @@ def _follow(place: int, count: int, device: str, meeting: str, train: Train) -> 
     """Be process `place` + 1 of a stage."""
     end_with_parent()
     # The first process answers signals, and tells the others.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     rank, store = place + 1, _store(meeting, count)
     own = "cpu" if device == "cpu" else f"cuda:{rank}"
@@ -78,8 +73,36 @@ def _follow(place: int, count: int, device: str, meeting: str, train: Train) -> 
         raise
     except StoppedError:
         pass
-    # Its work is done, and its libraries' threads may abort a process that takes its interpreter down (seen with gloo).
+    # Its work is done. Gloo's threads, see `leave_group`, may abort a process that takes its interpreter down.
     os._exit(0)
+
+
+@contextmanager
+def first_of_group(store: Store, count: int, device: str) -> Generator[None]:
+    """Be the first of `count` processes in this block; raises the sentence of another one that failed."""
+    try:
+        join_group(store, 0, count, device)
+        yield
+    except HarnessError:
+        raise
+    except Exception as error:
+        # A process that is left waits for the others, and then complains of them; the first complaint is the cause.
+        if (cause := read_cause(store)) is not None:
+            raise cause from error
+        raise
+    finally:
+        leave_group()
+
+
+def leave_group() -> None:
+    """Leave the group, where this process is in one.
+
+    Gloo's threads let go of a collective's tensors a moment after it ends, and need Python's lock for that; the group waits
+    for its threads when it goes, and holds the lock. Without the pause one process in some hundred waits for ever.
+    """
+    if distributed.is_initialized():
+        time.sleep(PAUSE)
+        distributed.destroy_process_group()
 
 
 def join_group(store: Store, rank: int, count: int, device: str) -> None:

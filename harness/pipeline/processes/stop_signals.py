@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing.managers import SyncManager
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -82,8 +82,13 @@ def note_signals(request: StopRequest) -> Generator[None]:
         yield
 
 
+def ignore_signals() -> AbstractContextManager[None]:
+    """Ignore both signals in this block: another process answers them, and tells this one."""
+    return _handlers(signal.SIG_IGN)
+
+
 @contextmanager
-def _handlers(answer: Callable[[int, FrameType | None], None]) -> Generator[None]:
+def _handlers(answer: signal.Handlers | Callable[[int, FrameType | None], None]) -> Generator[None]:
     """Let `answer` take both signals in this block; only a process's main thread can."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -253,3 +253,12 @@ def test_a_seed_that_is_still_evaluated_is_left_out_of_an_estimate_at_every_mome
     sides = method.sides(LEARNING)
     check_pairs([SeedPair(seed, side, side) for seed, side in sides.items()])
     assert list(estimate_of(sides).seeds) == [0, 1]
+
+
+def test_seeds_are_checked_against_each_other_while_the_first_one_is_still_evaluated(tmp_path: Path):
+    for seed, (evaluated, key) in enumerate([(1, "c0"), (None, "c0"), (None, "c1")]):
+        write_run(tmp_path, "aopd", seed, evaluated=evaluated, comparability=key)
+    (method,) = find_methods([tmp_path], least=1)
+    sides = method.sides(LEARNING)
+    with pytest.raises(RunError, match="cannot be paired"):
+        check_pairs([SeedPair(seed, side, side) for seed, side in sides.items()])
