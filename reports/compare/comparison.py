@@ -26,7 +26,7 @@ from reports.data.learning_curves import KEPT, StagePair, mean_of_stages, stage_
 from reports.data.methods import ENTROPY, Method, different_starts
 from reports.data.paired_cells import SeedPair, compare_groups, compare_pairs, noise_of_pairs, restriction
 from reports.data.setting_differences import describe_differences
-from reports.document.sentences import format_count
+from reports.document.formatting import format_count
 
 SCORE = replace(ACCURACY, short="score", formula="R[i][j]")
 OTHER_TASKS = (

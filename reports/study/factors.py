@@ -13,7 +13,7 @@ from harness.stats.claim_verdicts import LEVEL, SEEDS
 from harness.stats.intervals import Interval, has_width, resolved
 from reports.claims.render_verdicts import half_width
 from reports.document.blocks import Block, Grid, Heading, Picture, Text
-from reports.document.sentences import format_count, format_interval, format_nats, format_percent, format_points
+from reports.document.formatting import format_count, format_interval, format_nats, format_percent, format_points
 from reports.figures.draw_factor import PANELS, draw_factor
 from reports.study.contrasts import MOVED, contrasts_grid, find_contrasts
 from reports.study.study_results import Config, Results

@@ -13,17 +13,9 @@ from reports.claims.judge_claims import Verdict
 from reports.claims.registration import describe_source
 from reports.claims.render_verdicts import RULE, verdicts_grid
 from reports.document.blocks import Block, Bullets, Grid, Section, Text
+from reports.document.formatting import format_interval, format_nats, format_nats_change, format_percent, format_pull
 from reports.document.grids import hardware_grid, packages_grid
-from reports.document.sentences import (
-    count_warnings,
-    describe_overlap,
-    describe_warning,
-    format_interval,
-    format_nats,
-    format_nats_change,
-    format_percent,
-    format_pull,
-)
+from reports.document.sentences import count_warnings, describe_overlap, describe_warning
 from reports.report.sections.pulls_section import PULLS
 from reports.study.contrasts import describe_by_start, describe_contrasts, find_contrasts
 from reports.study.equal_learning_blocks import equal_learning_blocks

@@ -6,7 +6,7 @@ import pandas as pd
 
 from reports.data.flips import ADJUSTED, STAGE
 from reports.document.blocks import Folded, Grid, Picture, Section, Text
-from reports.document.sentences import format_interval, format_percent
+from reports.document.formatting import format_interval, format_percent
 from reports.figures.draw_flips import draw_flips
 from reports.report.report_data import ReportData
 

@@ -11,7 +11,7 @@ from reports.data.frames import ADVANTAGE
 from reports.data.tables import advantage_table
 from reports.document import grids, sentences
 from reports.document.blocks import Folded, Grid, Picture, Section, Text
-from reports.document.sentences import (
+from reports.document.formatting import (
     format_decimal,
     format_interval,
     format_nats,

@@ -9,6 +9,7 @@ from matplotlib.patches import Rectangle
 
 from harness.errors import RunError
 from reports.data.frames import Frames, load
+from reports.document.formatting import shorten_names
 from reports.figures import curves as lines
 from reports.figures import draw_scores, draw_training, style
 from tests.support.reports.run_factory import write_run
@@ -136,8 +137,8 @@ def test_saved_figures_are_the_same_bytes_each_time(frames: Frames, tmp_path: Pa
         (["math", "mathematics"], ["math", "mathematics"]),
     ],
 )
-def test_short_names_drop_only_a_whole_shared_word(tasks: list[str], expected: list[str]):
-    assert list(style.short_names(tasks).values()) == expected
+def test_shortened_names_drop_only_a_whole_shared_word(tasks: list[str], expected: list[str]):
+    assert list(shorten_names(tasks).values()) == expected
 
 
 def test_a_single_task_still_has_a_visible_cell(tmp_path: Path):
