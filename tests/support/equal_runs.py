@@ -1,8 +1,8 @@
 """Compare two run directories to the bit: `python -m tests.support.equal_runs RUN OTHER`.
 
-It shows whether a change of the code changed a number: one suite, adapter and seed, run by two commits on one machine. Compared are
-weights, answers, scores and step logs. Left out is what names the code, the time or the cost of a run: keys, seconds, memory.
-Files and fields that only one of the two has are named and are no difference: a later commit may write more.
+It shows whether a change of the code changed a number: one suite, adapter and seed, run by two commits on one machine. It
+compares weights, answers, scores and step logs, and leaves out what names the code, the time or the cost of a run: keys and
+seconds. Files and fields that only one of the two has are named and do not count as different: a later commit may write more.
 """
 
 from __future__ import annotations
