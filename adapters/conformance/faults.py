@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from adapters.conformance.outcomes import ConformanceError, DoesNotApply
-from adapters.conformance.small_stage import PAIRS, AdapterUnderTest, small_model, train, word_tokenizer
+from adapters.conformance.small_stage import PAIRS, AdapterUnderTest, small_model, train_small_stage, word_tokenizer
 from harness.adapter import StageContext
 from harness.errors import ModelError, TrainingError
 from harness.lm.logprobs import TeacherRequest, TeacherScores
@@ -25,7 +25,7 @@ def survives_empty_and_cut_responses(subject: AdapterUnderTest) -> None:
     """Responses that are empty or cut off leave the weights finite, and training goes on."""
     for name, pairs in (("all empty", EMPTY), ("all cut off", CUT), ("some empty, some cut off", MIXED)):
         ctx = subject.stage(pairs, steps=2, dtype=torch.float32)
-        result = train(subject.adapter, ctx)
+        result = train_small_stage(subject.adapter, ctx)
         if any(not bool(torch.isfinite(p).all()) for p in ctx.student.model.parameters()):
             raise ConformanceError(
                 f"with responses {name} the weights are no longer finite; divide by at least one token"
@@ -74,7 +74,7 @@ def refuses_other_vocabularies(subject: AdapterUnderTest) -> None:
     own, size = word_tokenizer(subject.vocabulary), subject.vocabulary + 1
     padded = LocalTeacher(small_model(size, 1, torch.float64), own, own)
     try:
-        train(subject.adapter, replace(subject.stage(), teacher=padded))
+        train_small_stage(subject.adapter, replace(subject.stage(), teacher=padded))
     except ModelError:
         return
     raise ConformanceError(
@@ -138,7 +138,7 @@ def _must_refuse(
 
 def _training_error(subject: AdapterUnderTest, ctx: StageContext) -> bool:
     try:
-        train(subject.adapter, ctx)
+        train_small_stage(subject.adapter, ctx)
     except TrainingError:
         return True
     return False

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from adapters.conformance.dense import dense_gradient, scoring_model, tokens_of
+from adapters.conformance.dense import dense_gradient, scoring_model, tokens_from_logprobs
 from adapters.conformance.outcomes import ConformanceError, DoesNotApply
 from adapters.conformance.recording import TINY, distance, recorded, size
 from adapters.conformance.small_stage import AdapterUnderTest
@@ -81,7 +81,7 @@ def sample_tokens(adapter: LoopAdapter, vocabulary: int, scored: bool) -> tuple[
     uniform = torch.rand(ROWS, generator=draw, dtype=torch.float64)
     credit = torch.where(torch.arange(ROWS) % 5 == 0, 1.0, -0.7).double()
     logp, logref = teacher.log_softmax(-1) if scored else None, (r * scale).log_softmax(-1)
-    return tokens_of(adapter, logits.log_softmax(-1), logp, sampled, logref, credit, uniform), logits
+    return tokens_from_logprobs(adapter, logits.log_softmax(-1), logp, sampled, logref, credit, uniform), logits
 
 
 def _scored(subject: AdapterUnderTest) -> bool:

@@ -102,13 +102,13 @@ class External(Adapter):
 
     def _write_inputs(self, ctx: StageContext, folder: Path) -> dict[str, str]:
         """Write what the command reads and return the value of each placeholder."""
-        from harness.lm.checkpoints import Loaded, save
+        from harness.lm.checkpoints import Loaded, save_checkpoint
         from harness.teachers.local import LocalTeacher
 
         shutil.rmtree(folder, ignore_errors=True)
-        save(Loaded(ctx.student.model, ctx.renderer), folder / "checkpoint")
+        save_checkpoint(Loaded(ctx.student.model, ctx.renderer), folder / "checkpoint")
         if isinstance(ctx.teacher, LocalTeacher):
-            save(Loaded(ctx.teacher.model, ctx.renderer), folder / "teacher")
+            save_checkpoint(Loaded(ctx.teacher.model, ctx.renderer), folder / "teacher")
         seed = ctx.seed % 2**31
         (folder / "prompts.jsonl").write_text("".join(_lines(ctx)), encoding="utf-8")
         (folder / "config.json").write_text(_config(ctx, seed), encoding="utf-8")

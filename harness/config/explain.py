@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from harness.config import backend_settings, teacher_settings
 from harness.config.models import Pretrained, Scratch
-from harness.config.plugins import registered
+from harness.config.plugins import entry_points_of
 from harness.config.teacher_settings import TeacherSettings
 
 MODELS = ("student", "teacher")
@@ -38,7 +38,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
 
 def _without_kinds(place: Sequence[int | str]) -> list[str]:
     """Return a finding's place as keys of the file: a union's kind follows `student` or `teacher` and is not a key."""
-    kinds = {*KINDS, *registered(teacher_settings.GROUP)}
+    kinds = {*KINDS, *entry_points_of(teacher_settings.GROUP)}
     return [str(part) for at, part in enumerate(place) if not (at and place[at - 1] in MODELS and part in kinds)]
 
 
@@ -63,11 +63,11 @@ def _keys_at(model: type[BaseModel], location: Iterable[str]) -> list[str]:
         if KINDS.get(part) in models:
             models = [KINDS[part]]
             continue
-        if TeacherSettings in models and part in registered(teacher_settings.GROUP):
-            models = [teacher_settings.settings_class(part)]
+        if TeacherSettings in models and part in entry_points_of(teacher_settings.GROUP):
+            models = [teacher_settings.teacher_settings_class(part)]
             continue
-        if models == [model] and part not in model.model_fields and part in registered(backend_settings.GROUP):
-            models = [backend_settings.settings_class(part)]
+        if models == [model] and part not in model.model_fields and part in entry_points_of(backend_settings.GROUP):
+            models = [backend_settings.backend_settings_class(part)]
             continue
         below = [
             nested for m in models if part in m.model_fields for nested in _models_in(m.model_fields[part].annotation)

@@ -13,7 +13,7 @@ import torch
 from harness.config.models import Pretrained, Scratch
 from harness.errors import HarnessError
 from harness.evaluation.cell_cache import CellResult, SharedCells
-from harness.evaluation.evaluator import ServedCheckpoint, evaluate
+from harness.evaluation.evaluator import ServedCheckpoint, evaluate_checkpoint
 from harness.evaluation.groups import group_cell
 from harness.lm.checkpoints import weights_digest
 from harness.pipeline.resources import RunResources
@@ -59,7 +59,7 @@ def _write_cells(resources: RunResources, folder: StageFolder, served: ServedChe
     tasks = list(resources.tasks.values())
     progress = Counter(resources.report, resources.spec.label, "evaluate the teacher", len(tasks))
     settings, shared = resources.suite.evaluation, SharedCells(resources.spec.out)
-    cells = evaluate(served, tasks, resources.library, settings, shared, progress.next)
+    cells = evaluate_checkpoint(served, tasks, resources.library, settings, shared, progress.next)
     by_task = {task.name: cells[task.cell] for task in tasks}
     groups = {name: group for name, group in resources.evaluated.groups.items() if not group.profile}
     made: dict[str, CellResult] = {**by_task, **{name: group_cell(group, by_task) for name, group in groups.items()}}

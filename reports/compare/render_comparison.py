@@ -22,7 +22,8 @@ from harness.stats.paired import Difference
 from reports.compare.comparison import Comparison, Stages
 from reports.compare.rows import AVERAGE, ComparisonRow, comparison_table, comparison_table_by_seed
 from reports.data.csv_text import to_csv_text
-from reports.document.formatting import (
+from reports.document.rendering import escape_markdown
+from reports.formatting import (
     format_nats,
     format_nats_change,
     format_p,
@@ -30,7 +31,6 @@ from reports.document.formatting import (
     format_points,
     shorten_names,
 )
-from reports.document.rendering import escape_markdown
 
 LATEX = {"<": "$<$", "−": "$-$", "–": "--", "\u00a0": "~", "×": r"$\times$"}
 SPECIAL = {character: f"\\{character}" for character in "&%$#_{}"} | {

@@ -14,7 +14,8 @@ from harness.stats.intervals import Interval
 from reports.data import tables
 from reports.data.frames import PHASES, Frames
 from reports.document.blocks import Grid
-from reports.document.formatting import (
+from reports.document.sentences import describe_warning
+from reports.formatting import (
     format_count,
     format_decimal,
     format_interval,
@@ -22,7 +23,6 @@ from reports.document.formatting import (
     format_points,
     shorten_names,
 )
-from reports.document.sentences import describe_warning
 
 
 def retention_grids(scores: pd.DataFrame, *, compact: bool = False) -> list[Grid]:

@@ -17,7 +17,7 @@ from harness.stats.continual import FIGURES
 from harness.stats.intervals import Interval, t_interval
 from reports.data.frames import Frames
 from reports.data.tables import figures_by_seed
-from reports.document.formatting import format_count, format_interval
+from reports.formatting import format_count, format_interval
 
 WARNINGS = {
     "never routed": "no token went to forward KL for 10 steps: the method was its policy gradient",

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from reports.document.formatting import shorten_names
 from reports.figures import style
+from reports.formatting import shorten_names
 
 SMOOTHING = 5
 ACROSS = 4  # panels in a row, where each label has its own

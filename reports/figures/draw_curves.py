@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from harness.errors import RunError
-from reports.document.formatting import shorten_names
 from reports.figures import style
 from reports.figures.curves import legend_above, looks_of, outer_labels, panels
+from reports.formatting import shorten_names
 
 COLUMNS = 4
 

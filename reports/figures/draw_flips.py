@@ -12,9 +12,9 @@ from matplotlib.patches import Patch
 
 from harness.errors import RunError
 from reports.data.flips import HOW_LOST, SINCE_OWN, STAGE
-from reports.document.formatting import shorten_names
 from reports.figures import style
 from reports.figures.curves import outer_labels, panels
+from reports.formatting import shorten_names
 
 COLUMNS = 3
 

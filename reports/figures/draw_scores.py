@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 
 from harness.errors import RunError
 from reports.data.tables import retention_table
-from reports.document.formatting import shorten_names
 from reports.figures import style
 from reports.figures.curves import (
     Looks,
@@ -27,6 +26,7 @@ from reports.figures.curves import (
     outer_labels,
     panels,
 )
+from reports.formatting import shorten_names
 
 NARROWEST = 7.6  # inches: the titles fit
 CellLink = Callable[[str, str, int], str | None]  # of a label, a task and a stage

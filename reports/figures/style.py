@@ -147,7 +147,7 @@ def shades(count: int) -> list[str]:
     return [to_hex(colormaps[HEAT](share)) for share in spread]
 
 
-def save(figure: Figure, stem: Path, dpi: int = 150) -> None:
+def save_figure(figure: Figure, stem: Path, dpi: int = 150) -> None:
     """Write `stem`.png on white and `stem`.svg without background, both without dates or program names.
 
     Places are worked out once for both.

@@ -7,7 +7,7 @@ import pandas as pd
 from harness.rundir.files import read_results
 from harness.stats.intervals import Interval, t_interval
 from reports.data.frames import Frames
-from reports.document.formatting import format_percent
+from reports.formatting import format_percent
 
 WORSE = 0.02  # a share: a teacher that scores so much less than the start is named
 

@@ -13,9 +13,9 @@ import torch
 from harness.config.evaluation import Evaluation
 from harness.errors import TaskError
 from harness.evaluation.cell_cache import SharedCells
-from harness.evaluation.evaluator import evaluate
+from harness.evaluation.evaluator import evaluate_checkpoint
 from harness.evaluation.hf_model import HarnessHFLM
-from harness.lm.checkpoints import load
+from harness.lm.checkpoints import load_checkpoint
 from harness.lmeval.checks import check_test_prompts
 from harness.lmeval.library import TaskLibrary
 from tests.support.evaluation import CHATML, CHOICES, OWN_METRIC, float32_spec, settled, stock_answers, subject
@@ -28,7 +28,7 @@ def test_greedy_answers_equal_those_of_lm_evals_own_model_class(
     names, different = ["tiny_weather", "tiny_currency", "tiny_reminder"], set[str]()
     for folder in (student_folder, teacher_folder):
         tasks = settled(library, *names)
-        cells = evaluate(subject(folder), tasks, library, Evaluation(limit=12, batch_size=5), shared)
+        cells = evaluate_checkpoint(subject(folder), tasks, library, Evaluation(limit=12, batch_size=5), shared)
         for task in tasks:
             expected = stock_answers(folder, task, library, 12)
             assert cells[task.name].samples["response"].tolist() == expected
@@ -40,7 +40,9 @@ def test_answers_end_before_a_stop_string_as_lm_evals_do(
     student_folder: Path, library: TaskLibrary, shared: SharedCells
 ):
     (task,) = settled(library, "tiny_weather", until=['","'])
-    samples = evaluate(subject(student_folder), [task], library, Evaluation(limit=6), shared)["tiny_weather"].samples
+    samples = evaluate_checkpoint(subject(student_folder), [task], library, Evaluation(limit=6), shared)[
+        "tiny_weather"
+    ].samples
     assert samples["response"].tolist() == stock_answers(student_folder, task, library, 6)
     assert not samples["response"].str.contains('","').any()
     assert (samples["finish"] == "stop").any()
@@ -48,8 +50,10 @@ def test_answers_end_before_a_stop_string_as_lm_evals_do(
 
 def test_the_prompts_are_those_that_lm_eval_sends(student_folder: Path, library: TaskLibrary, shared: SharedCells):
     (task,) = settled(library, "tiny_weather")
-    renderer = load(student_folder, float32_spec(), "cpu").renderer
-    samples = evaluate(subject(student_folder), [task], library, Evaluation(limit=3), shared)["tiny_weather"].samples
+    renderer = load_checkpoint(student_folder, float32_spec(), "cpu").renderer
+    samples = evaluate_checkpoint(subject(student_folder), [task], library, Evaluation(limit=3), shared)[
+        "tiny_weather"
+    ].samples
     assert samples["prompt"].tolist() == [task.render(doc, renderer) for doc in task.test_docs(3)]
 
 
@@ -67,7 +71,7 @@ def test_evaluation_gives_every_random_generator_its_state_back(
     _seed_everything()
     expected = random.random(), np.random.rand(), torch.rand(1).item()
     _seed_everything()
-    evaluate(subject(student_folder), tasks, library, Evaluation(limit=2), shared)
+    evaluate_checkpoint(subject(student_folder), tasks, library, Evaluation(limit=2), shared)
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
 
 
@@ -87,7 +91,7 @@ def test_sampled_answers_depend_on_the_evaluations_seed(student_folder: Path, li
     def answers(seed: int, where: str) -> list[str]:
         tasks = settled(library, "tiny_weather", do_sample=True, temperature=2.0)
         shared = SharedCells(tmp_path / where)
-        cells = evaluate(subject(student_folder), tasks, library, Evaluation(limit=4, seed=seed), shared)
+        cells = evaluate_checkpoint(subject(student_folder), tasks, library, Evaluation(limit=4, seed=seed), shared)
         return cells["tiny_weather"].samples["response"].tolist()
 
     torch.manual_seed(1)
@@ -108,8 +112,8 @@ def test_a_multiple_choice_probe_is_scored_by_the_models_likelihoods(
     )  # fmt: skip
     library = TaskLibrary([tmp_path])
     task = library.load("made_up")
-    cell = evaluate(subject(student_folder), [task], library, Evaluation(), shared)["made_up"]
-    loaded, expected = load(student_folder, float32_spec(), "cpu"), list[float]()
+    cell = evaluate_checkpoint(subject(student_folder), [task], library, Evaluation(), shared)["made_up"]
+    loaded, expected = load_checkpoint(student_folder, float32_spec(), "cpu"), list[float]()
     for row in rows:
         prompt = loaded.renderer.encode_prompt(task.render(row, loaded.renderer))
         scores: list[float] = []
@@ -132,7 +136,7 @@ def test_a_multiple_choice_probe_is_scored_by_the_models_likelihoods(
 def test_a_prompt_that_would_be_cut_is_refused(student_folder: Path, library: TaskLibrary, shared: SharedCells):
     tasks = settled(library, "tiny_weather", max_gen_toks=120)
     with pytest.raises(TaskError, match=r"its answer may take 120, more than the model's context of 128"):
-        evaluate(subject(student_folder), tasks, library, Evaluation(limit=2), shared)
+        evaluate_checkpoint(subject(student_folder), tasks, library, Evaluation(limit=2), shared)
 
 
 def test_a_scored_text_that_would_be_cut_is_refused_by_the_evaluator_and_before_it(
@@ -142,9 +146,9 @@ def test_a_scored_text_that_would_be_cut_is_refused_by_the_evaluator_and_before_
     rows = [{"prompt": "x y z " * 100, "target": "a"}, {"prompt": "say", "target": "b"}]
     write_task(tmp_path, docs={"train": rows, "test": rows}, metadata={"version": 1.0}, **choice)
     library = TaskLibrary([tmp_path])
-    task, renderer = library.load("made_up"), load(student_folder, float32_spec(), "cpu").renderer
+    task, renderer = library.load("made_up"), load_checkpoint(student_folder, float32_spec(), "cpu").renderer
     with pytest.raises(TaskError, match=r"task made_up: its longest prompt with a continuation .* context of 128"):
-        evaluate(subject(student_folder), [task], library, Evaluation(), shared)
+        evaluate_checkpoint(subject(student_folder), [task], library, Evaluation(), shared)
     with pytest.raises(TaskError, match=r"task made_up: its longest test prompt with a continuation .* context of 128"):
         check_test_prompts([task], renderer, 128, None)
     check_test_prompts([task], renderer, 2000, None)
@@ -167,7 +171,7 @@ def test_generation_settings_that_would_be_ignored_are_refused(
     write_task(tmp_path, generation_kwargs=kwargs)
     library = TaskLibrary([tmp_path])
     with pytest.raises(TaskError, match=r"generation_kwargs num_beams are not supported"):
-        evaluate(subject(student_folder), settled(library, "made_up"), library, Evaluation(), shared)
+        evaluate_checkpoint(subject(student_folder), settled(library, "made_up"), library, Evaluation(), shared)
 
 
 def test_requests_with_other_settings_are_answered_with_their_own(student_folder: Path):

@@ -22,11 +22,11 @@ from harness.engines.engine import Completion
 from harness.errors import TaskError
 from harness.evaluation import evaluator, hf_model, keys
 from harness.evaluation.cell_cache import CellResult, SharedCells
-from harness.evaluation.evaluator import evaluate
+from harness.evaluation.evaluator import evaluate_checkpoint
 from harness.evaluation.keys import make_keys
-from harness.evaluation.regrading import regrade
+from harness.evaluation.regrading import regrade_cell
 from harness.lm.chat import Renderer
-from harness.lm.checkpoints import load, load_renderer, save, weights_digest
+from harness.lm.checkpoints import load_checkpoint, load_renderer, save_checkpoint, weights_digest
 from harness.lmeval.library import TaskLibrary
 from harness.rundir.differences import find_differences
 from harness.rundir.records.cell_records import EarlierGrade, Keys
@@ -71,8 +71,8 @@ def test_two_checkpoints_never_share_an_answer(
     student_folder: Path, teacher_folder: Path, library: TaskLibrary, shared: SharedCells, generations: list[int]
 ):
     settings = Evaluation(limit=4)
-    first = evaluate(subject(student_folder), settled(library, "tiny_weather"), library, settings, shared)
-    second = evaluate(subject(teacher_folder), settled(library, "tiny_weather"), library, settings, shared)
+    first = evaluate_checkpoint(subject(student_folder), settled(library, "tiny_weather"), library, settings, shared)
+    second = evaluate_checkpoint(subject(teacher_folder), settled(library, "tiny_weather"), library, settings, shared)
     assert generations == [4, 4]
     one, other = first["tiny_weather"], second["tiny_weather"]
     assert one.summary.keys.generation != other.summary.keys.generation
@@ -98,7 +98,7 @@ def test_lm_evals_caches_are_never_used_and_would_share_an_answer(
     settings, ours, cached = Evaluation(limit=4), list[list[str]](), list[list[str]]()
     for folder in (student_folder, teacher_folder):
         tasks = settled(library, "tiny_weather")
-        cells = evaluate(subject(folder), tasks, library, settings, shared)
+        cells = evaluate_checkpoint(subject(folder), tasks, library, settings, shared)
         ours.append(cells["tiny_weather"].samples["response"].tolist())
         cached.append(stock_answers(folder, tasks[0], library, 4, use_cache=str(tmp_path / "cache")))
     assert [(a["use_cache"], a["cache_requests"]) for a in asked] == [(None, False)] * 2
@@ -118,7 +118,9 @@ def test_another_grader_grades_stored_answers_and_generates_nothing(
     def cell(name: str, folder: Path = student_folder, **changes: Any) -> CellResult:
         write_task(tmp_path / name, **changes)
         library = TaskLibrary([tmp_path / name])
-        return evaluate(subject(folder), settled(library, "made_up"), library, Evaluation(), shared)["made_up"]
+        return evaluate_checkpoint(subject(folder), settled(library, "made_up"), library, Evaluation(), shared)[
+            "made_up"
+        ]
 
     first = cell("first")
     monkeypatch.setattr(hf_model, "HFEngine", SilentEngine)
@@ -141,17 +143,17 @@ def test_answers_are_not_graded_against_another_question(student_folder: Path, s
     write_task(tmp_path / "task")
     library = TaskLibrary([tmp_path / "task"])
     (task,) = settled(library, "made_up")
-    cell = evaluate(subject(student_folder), [task], library, Evaluation(), shared)["made_up"]
+    cell = evaluate_checkpoint(subject(student_folder), [task], library, Evaluation(), shared)["made_up"]
     keys, docs = cell.summary.keys, task.test_docs()
     recorded_none = CellResult(cell.summary.model_copy(update={"questions": None}), cell.samples)
     parts = [{**doc, "prompt": doc["prompt"][:1]} for doc in docs]
     for stored, asked in ((cell, docs[::-1]), (recorded_none, docs[::-1]), (cell, parts)):
         with pytest.raises(TaskError, match=r"belong to other questions than the test split asks now"):
-            regrade(task, asked, stored, keys)
+            regrade_cell(task, asked, stored, keys)
     for stored in (cell, recorded_none):
-        assert regrade(task, docs, stored, keys).summary.questions == cell.summary.questions
+        assert regrade_cell(task, docs, stored, keys).summary.questions == cell.summary.questions
     with pytest.raises(TaskError, match="6 items have stored answers and its test split has 5 now"):
-        regrade(task, docs[:5], cell, keys)
+        regrade_cell(task, docs[:5], cell, keys)
 
 
 def test_the_same_weights_in_another_folder_are_not_generated_again(
@@ -159,15 +161,17 @@ def test_the_same_weights_in_another_folder_are_not_generated_again(
 ):
     copy = tmp_path / "copy"
     shutil.copytree(student_folder, copy)
-    first = evaluate(subject(student_folder), settled(library, "tiny_weather"), library, Evaluation(limit=4), shared)
-    second = evaluate(subject(copy), settled(library, "tiny_weather"), library, Evaluation(limit=4), shared)
+    first = evaluate_checkpoint(
+        subject(student_folder), settled(library, "tiny_weather"), library, Evaluation(limit=4), shared
+    )
+    second = evaluate_checkpoint(subject(copy), settled(library, "tiny_weather"), library, Evaluation(limit=4), shared)
     assert generations == [4]
     pd.testing.assert_frame_equal(first["tiny_weather"].samples, second["tiny_weather"].samples)
     assert unwritten(first["tiny_weather"]) == unwritten(second["tiny_weather"])
 
 
 def test_one_changed_weight_changes_the_digest_and_its_file_layout_does_not(student_folder: Path, tmp_path: Path):
-    loaded = load(student_folder, float32_spec(), "cpu")
+    loaded = load_checkpoint(student_folder, float32_spec(), "cpu")
     loaded.model.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
     assert weights_digest(tmp_path / "sharded") == weights_digest(student_folder)
@@ -186,7 +190,7 @@ def test_the_same_tensors_under_another_configuration_are_another_model(
     assert weights_digest(other) == weights_digest(student_folder)
     tasks = settled(library, "tiny_weather")
     here, there, again = (
-        evaluate(subject(folder), tasks, library, Evaluation(limit=2), shared)["tiny_weather"].summary.keys
+        evaluate_checkpoint(subject(folder), tasks, library, Evaluation(limit=2), shared)["tiny_weather"].summary.keys
         for folder in (student_folder, other, moved)
     )
     assert generations == [2, 2]
@@ -199,7 +203,7 @@ def test_other_settings_of_a_generation_are_other_cells(
 ):
     def key(settings: Evaluation, chat: Chat = CHATML, **decoding: Any) -> Keys:
         tasks = settled(library, "tiny_weather", **decoding)
-        cells = evaluate(subject(student_folder, chat), tasks, library, settings, shared)
+        cells = evaluate_checkpoint(subject(student_folder, chat), tasks, library, settings, shared)
         return cells["tiny_weather"].summary.keys
 
     plain = key(Evaluation(limit=2))
@@ -324,7 +328,7 @@ def test_a_corrected_reference_is_graded_again_although_the_prompt_is_the_same(
         folder = tmp_path / target
         write_task(folder, docs={"train": [DOC], "test": [{"prompt": "say", "target": target}]}, grader=answer)
         library = TaskLibrary([folder])
-        cells = evaluate(subject(student_folder), settled(library, "made_up"), library, Evaluation(), shared)
+        cells = evaluate_checkpoint(subject(student_folder), settled(library, "made_up"), library, Evaluation(), shared)
         scores.append(cells["made_up"].summary.score)
     assert scores == [0.0, 1.0]
 
@@ -332,8 +336,8 @@ def test_a_corrected_reference_is_graded_again_although_the_prompt_is_the_same(
 def test_a_tokenizer_that_merges_otherwise_is_another_one_and_a_saved_one_the_same(
     student_folder: Path, tmp_path: Path
 ):
-    here = load(student_folder, float32_spec(), "cpu")
-    save(here, tmp_path / "saved")
+    here = load_checkpoint(student_folder, float32_spec(), "cpu")
+    save_checkpoint(here, tmp_path / "saved")
     shutil.copytree(student_folder, tmp_path / "merges")
     file = tmp_path / "merges" / "tokenizer.json"
     content = json.loads(file.read_text())

@@ -13,7 +13,7 @@ from harness.config.evaluation import Evaluation
 from harness.engines.engine import Completion, Sampling
 from harness.evaluation import hf_model
 from harness.evaluation.cell_cache import CellResult, SharedCells
-from harness.evaluation.evaluator import evaluate
+from harness.evaluation.evaluator import evaluate_checkpoint
 from harness.lmeval.documents import item_id
 from harness.lmeval.library import TaskLibrary
 from tests.support.evaluation import DOC, settled, subject, unwritten
@@ -61,7 +61,9 @@ def scripted(student_folder: Path, shared: SharedCells, tmp_path: Path, monkeypa
     monkeypatch.setattr(hf_model, "HFEngine", ScriptedAnswers)
     write_task(tmp_path / "task")
     library = TaskLibrary([tmp_path / "task"])
-    return evaluate(subject(student_folder), settled(library, "made_up"), library, Evaluation(), shared)["made_up"]
+    return evaluate_checkpoint(subject(student_folder), settled(library, "made_up"), library, Evaluation(), shared)[
+        "made_up"
+    ]
 
 
 @pytest.mark.pitfall(
@@ -109,7 +111,7 @@ def test_a_cell_read_back_is_the_cell_that_was_made(scripted: CellResult, shared
 def test_identical_documents_keep_ids_of_their_own(student_folder: Path, shared: SharedCells, tmp_path: Path):
     write_task(tmp_path / "task", docs={"train": [DOC], "test": [DOC, DOC, {"prompt": "say 2", "target": "2"}, DOC]})
     library = TaskLibrary([tmp_path / "task"])
-    cells = evaluate(subject(student_folder), settled(library, "made_up"), library, Evaluation(), shared)
+    cells = evaluate_checkpoint(subject(student_folder), settled(library, "made_up"), library, Evaluation(), shared)
     base, other = item_id(DOC), item_id({"prompt": "say 2", "target": "2"})
     assert cells["made_up"].samples["item_id"].tolist() == [base, f"{base}#2", other, f"{base}#3"]
 
@@ -118,7 +120,7 @@ def test_item_ids_are_the_same_for_every_checkpoint(
     student_folder: Path, teacher_folder: Path, library: TaskLibrary, shared: SharedCells
 ):
     ids = [
-        evaluate(subject(folder), settled(library, "tiny_weather"), library, Evaluation(limit=5), shared)[
+        evaluate_checkpoint(subject(folder), settled(library, "tiny_weather"), library, Evaluation(limit=5), shared)[
             "tiny_weather"
         ]
         .samples["item_id"]

@@ -29,7 +29,11 @@ def main(run: Path, other: Path) -> int:
         fields |= extra
         different += [] if equal else [str(file)]
     print(f"{len(both) - len(different)} of {len(both)} files are equal to the bit")
-    for title, names in (("different", different), ("in one run only", alone), ("fields of one run only", sorted(fields))):
+    for title, names in (
+        ("different", different),
+        ("in one run only", alone),
+        ("fields of one run only", sorted(fields)),
+    ):
         print("".join(f"{title}: {name}\n" for name in names), end="")
     return int(bool(different) or not both)
 

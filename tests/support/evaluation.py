@@ -13,7 +13,7 @@ from lm_eval.models.huggingface import HFLM
 from harness.config.evaluation import Decoding, Evaluation
 from harness.config.models import Chat
 from harness.evaluation.cell_cache import CellResult, SharedCells
-from harness.evaluation.evaluator import ServedCheckpoint, evaluate
+from harness.evaluation.evaluator import ServedCheckpoint, evaluate_checkpoint
 from harness.lm.checkpoints import weights_digest
 from harness.lmeval.decoding import settle_generation
 from harness.lmeval.library import TaskLibrary
@@ -52,7 +52,7 @@ def cells(folder: Path, subject: ServedCheckpoint, out: Path, *names: str, **set
     tasks = [library.load(name) for name in names]
     for task in tasks:
         settle_generation(task, Decoding())
-    return evaluate(subject, tasks, library, Evaluation.model_validate(settings), SharedCells(out))
+    return evaluate_checkpoint(subject, tasks, library, Evaluation.model_validate(settings), SharedCells(out))
 
 
 def subject(folder: Path, chat: Chat = CHATML) -> ServedCheckpoint:

@@ -11,7 +11,7 @@ from harness.config.models import Chat, Pretrained
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.errors import ModelError, TrainingError
-from harness.lm.checkpoints import Loaded, save
+from harness.lm.checkpoints import Loaded, save_checkpoint
 from harness.lm.logprobs import TeacherRequest, TeacherScores
 from harness.lm.rollouts import make_batches
 from harness.pipeline.run import run
@@ -23,7 +23,7 @@ from tests.support.models import STOP, FakeTokenizer, byte_renderer, dense_logpr
 def saved(folder: Path, rows: int, seed: int) -> Loaded:
     """Save a model whose output layer has some rows, over the bytes' tokenizer, and return it."""
     loaded = Loaded(qwen3(rows, seed=seed, dtype=torch.float32), byte_renderer())
-    save(loaded, folder)
+    save_checkpoint(loaded, folder)
     return loaded
 
 
@@ -36,7 +36,7 @@ def test_padding_rows_of_student_and_teacher_may_differ(
     assert tokens < min(student_rows, teacher_rows)
     student = saved(tmp_path / "student", student_rows, 0)
     own = qwen3(teacher_rows, seed=1, tie=tie, dtype=torch.float32)
-    save(Loaded(own, byte_renderer()), tmp_path / "teacher")
+    save_checkpoint(Loaded(own, byte_renderer()), tmp_path / "teacher")
     spec = Pretrained(kind="pretrained", path=str(tmp_path / "teacher"), chat=Chat(template="chatml"))
     teacher = open_local(spec, tmp_path / "teacher", student, "cpu")
     (batch,) = make_batches([rollout([5, 6, 7], [8, 9, 10])], "token_mean", None)

@@ -6,8 +6,8 @@ import pandas as pd
 
 from reports.data.flips import ADJUSTED, STAGE
 from reports.document.blocks import Folded, Grid, Picture, Section, Text
-from reports.document.formatting import format_interval, format_percent
 from reports.figures.draw_flips import draw_flips
+from reports.formatting import format_interval, format_percent
 from reports.report.report_data import ReportData
 
 CAPTION = (
