@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,7 +59,7 @@ def _must_refuse_zeros(subject: AdapterUnderTest, what: str, rows: int | None) -
     certain = {id(teacher): Certain(teacher, rows) for teacher in _scoring(subject, ctx)}
     # The stand-in has all that a stage asks of a local teacher.
     parts: dict[str, Any] = {"teacher": certain.get(id(ctx.teacher)), "reference": certain.get(id(ctx.reference))}
-    _must_refuse(subject, replace(ctx, **parts), what, lambda: _asked(certain.values()))
+    _must_refuse(subject, replace(ctx, **parts), what, lambda: any(teacher.asked for teacher in certain.values()))
 
 
 def refuses_other_vocabularies(subject: AdapterUnderTest) -> None:
@@ -113,10 +113,6 @@ def _scoring(subject: AdapterUnderTest, ctx: StageContext) -> list[LocalTeacher]
     if not found:
         raise DoesNotApply("no teacher scores its tokens")
     return found
-
-
-def _asked(teachers: Iterable[Certain]) -> bool:
-    return any(teacher.asked for teacher in teachers)
 
 
 def _must_refuse(

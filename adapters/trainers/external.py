@@ -62,7 +62,7 @@ class External(Adapter):
     @property
     def requirements(self) -> Requirements:
         """The whole teacher, where the command names {teacher}."""
-        return Requirements("full" if self._uses("teacher") else "none")
+        return Requirements("full" if any("{teacher}" in part for part in self.command) else "none")
 
     @property
     def capabilities(self) -> Capabilities:
@@ -96,9 +96,6 @@ class External(Adapter):
         for used in (folder / "checkpoint", folder / "teacher", output):
             shutil.rmtree(used, ignore_errors=True)
         return StageResult(ctx.training.steps)
-
-    def _uses(self, placeholder: str) -> bool:
-        return any(f"{{{placeholder}}}" in part for part in self.command)
 
     def _write_inputs(self, ctx: StageContext, folder: Path) -> dict[str, str]:
         """Write what the command reads and return the value of each placeholder."""

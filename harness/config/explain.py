@@ -33,7 +33,9 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "missing":
         return f"{key}: missing; this key is required{more}"
     message = first["msg"].removeprefix("Value error, ")
-    return f"{key}: found {first['input']!r}; {_lower_first(message)}{more}" if location else f"{message}{more}"
+    return (
+        f"{key}: found {first['input']!r}; {message[:1].lower()}{message[1:]}{more}" if location else f"{message}{more}"
+    )
 
 
 def _without_kinds(place: Sequence[int | str]) -> list[str]:
@@ -80,7 +82,3 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [found for part in get_args(annotation) for found in _models_in(part)]
-
-
-def _lower_first(text: str) -> str:
-    return text[:1].lower() + text[1:]

@@ -265,14 +265,18 @@ class Stages:
     @cached_property
     def rows(self) -> list[ComparisonRow]:
         """A row per method and task, with Holm's p values."""
-        return with_holm([self._row(method, task) for method in self.methods for task in self._shown(method)])
+        return with_holm(
+            [
+                self._row(method, task)
+                for method in self.methods
+                for task in method.tasks
+                if task in (self.tasks or method.tasks)
+            ]
+        )
 
     def notes(self) -> list[str]:
         """Return whose grades are shown; nothing else, as a run's own cells are on the same items."""
         return graded_by(self.methods)
-
-    def _shown(self, method: Method) -> list[str]:
-        return [task for task in method.tasks if task in (self.tasks or method.tasks)]
 
     def _row(self, method: Method, task: str) -> ComparisonRow:
         pairs = [

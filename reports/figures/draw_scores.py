@@ -41,7 +41,7 @@ def draw_retention(scores: pd.DataFrame, link: CellLink | None = None, *, narrow
     cell of the SVG leads to, from the page that shows it. `narrow` stacks the panels for a phone.
     """
     table = retention_table(scores)
-    labels, widest = list(table["label"].unique()), _most_tasks(table)
+    labels, widest = list(table["label"].unique()), int(table.groupby("label")["task"].nunique().max())
     columns = 1 if narrow else min(len(labels), max(1, int((14 - SIDES) / (0.7 * widest + 0.3))))
     rows = -(-len(labels) // columns)
     width = style.PHONE if narrow else max(NARROWEST, columns * (0.7 * widest + 0.3) + SIDES)
@@ -63,10 +63,6 @@ def _alike(table: pd.DataFrame) -> bool:
     """Whether all labels have the same stages and tasks, in the same order."""
     columns = ["stage", "stage_task", "task"]
     return len({tuple(cells[columns].itertuples(index=False)) for _, cells in table.groupby("label")}) == 1
-
-
-def _most_tasks(table: pd.DataFrame) -> int:
-    return int(table.groupby("label")["task"].nunique().max())
 
 
 def _heatmap_panel(axes: Axes, cells: pd.DataFrame, link: CellLink | None) -> None:
