@@ -19,9 +19,8 @@ from harness.lm.checkpoints import weights_digest
 from harness.pipeline.resources import RunResources
 from harness.rundir.files import read_results, write_cell
 from harness.rundir.process.progress import Counter
+from harness.rundir.records.cell_records import WORSE_TEACHER
 from harness.rundir.stage_folder import StageFolder
-
-WORSE = 0.02  # a share: a teacher that scores so much less than the student is named
 
 
 def score_teacher(resources: RunResources, folder: StageFolder) -> None:
@@ -49,7 +48,7 @@ def warn_where_worse(resources: RunResources, teacher: StageFolder, start: Stage
     worse: list[str] = []
     for task in resources.spec.trained:
         its, own = (read_results(Path(folder.cell(task))) for folder in (teacher, start))
-        if its is not None and own is not None and its.score <= own.score - WORSE:
+        if its is not None and own is not None and its.score <= own.score - WORSE_TEACHER:
             worse.append(f"{task} ({100 * its.score:.1f} %, the student {100 * own.score:.1f} %)")
     if worse:
         resources.warn(f"the teacher scores less than the student before any stage on {', '.join(worse)}")

@@ -16,14 +16,13 @@ from pydantic import Field
 
 from harness.errors import ConfigError, ModelError, TrainingError
 from harness.lm.checkpoints import Loaded
-from harness.lm.completions import Position, read_choices, read_prompt
+from harness.lm.completions import COMPLETIONS, Position, read_choices, read_prompt
 from harness.lm.logprobs import TeacherRequest, TeacherScores
 from harness.lm.replicas import Patience, Replicas
 from harness.lm.rollouts import Batch
 from harness.teachers.server_probe import ServerProbe, examine
 from harness.teachers.teacher import Needs, OpenTeacher, TeacherKind, TeacherSite
 
-COMPLETIONS = "/v1/completions"
 SPARE = 8  # more tokens asked for where some have no row in the student
 FLAT, FLAT_SHARE = 1e-4, 0.5
 
