@@ -111,14 +111,17 @@ def _sweep(ray: Any, specs: Sequence[RunSpec], report: Report, on_finished: Call
     board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
     marker = _marker(specs[0].out)
     try:
-        pending = _submit(ray, specs, board, marker)
-        _drain(ray, pending, board, report, on_finished)
+        groups: dict[Any, Any] = {}
+        pending = _submit(ray, specs, board, marker, groups)
+        _drain(ray, pending, board, report, on_finished, groups)
     finally:
         marker.unlink(missing_ok=True)
 
 
-def _submit(ray: Any, specs: Sequence[RunSpec], board: Any, marker: Path) -> dict[Any, RunSpec | None]:
-    """Queue the models and the runs; a run waits for its models alone."""
+def _submit(
+    ray: Any, specs: Sequence[RunSpec], board: Any, marker: Path, groups: dict[Any, Any]
+) -> dict[Any, RunSpec | None]:
+    """Queue the models and the runs; a run waits for its models alone. `groups` takes the nodes of runs over several."""
     options = {id(spec): _options(ray, spec.suite) for spec in specs}
     built: dict[str, Any] = {}
     pending: dict[Any, RunSpec | None] = {}
@@ -132,7 +135,10 @@ def _submit(ray: Any, specs: Sequence[RunSpec], board: Any, marker: Path) -> dic
         if (nodes := (spec.suite.resources or Resources()).nodes) > 1:
             group = reserve_nodes(ray, nodes, own)
             own = on_node(own, group, 0)
-        pending[ray.remote(_run).options(**own).remote(spec, group, board, marker, *needed)] = spec
+        task = ray.remote(_run).options(**own).remote(spec, group, board, marker, *needed)
+        pending[task] = spec
+        if group is not None:
+            groups[task] = group
     return pending
 
 
@@ -178,7 +184,6 @@ def _run(spec: RunSpec, group: Any, board: Any, marker: Path, *_models: None) ->
         try:
             if group is not None:
                 run_over_nodes(ray, spec, group, _options(ray, spec.suite), _putter(board))
-                ray.util.remove_placement_group(group)
             else:
                 run(spec, _putter(board), partial(_begin_evaluation, ray, board, marker, begun))
             return True
@@ -239,7 +244,12 @@ def _putter(board: Any) -> Report:
 
 
 def _drain(
-    ray: Any, pending: dict[Any, RunSpec | None], board: Any, report: Report, on_finished: Callable[[RunSpec], object]
+    ray: Any,
+    pending: dict[Any, RunSpec | None],
+    board: Any,
+    report: Report,
+    on_finished: Callable[[RunSpec], object],
+    groups: dict[Any, Any],
 ) -> None:
     failure: BaseException | None = None
     request = StopRequest()
@@ -255,6 +265,8 @@ def _drain(
                 report(event)
             for task in done:
                 spec = pending.pop(task)
+                if (group := groups.pop(task, None)) is not None:
+                    ray.util.remove_placement_group(group)  # which ends the workers in it
                 try:
                     finished = ray.get(task)
                 except Exception as error:
