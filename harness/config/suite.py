@@ -121,7 +121,11 @@ class Origin(Strict):
 
 
 class Resources(Strict):
-    """What one run asks a cluster for; used by `harness sweep --ray` alone."""
+    """What one run asks a cluster for, on each of its nodes; used by `harness sweep --ray` alone."""
+
+    nodes: int = Field(
+        default=1, gt=0, description="nodes that train one run together; they share out `parallel.processes`"
+    )
 
     cpus: float = Field(default=1, gt=0)
     gpus: float | None = Field(
@@ -228,6 +232,12 @@ class Suite(Strict):
         if unclear := sorted({s.task for s in self.stages if s.together} & {*tasks, *self.probes}):
             raise ValueError(
                 f"stage {', '.join(unclear)} trains tasks together and is named as one; give it another name"
+            )
+        nodes = self.resources.nodes if self.resources else 1
+        if self.parallel.processes % nodes:
+            raise ValueError(
+                f"resources.nodes is {nodes}, which does not divide parallel.processes, {self.parallel.processes}; each node "
+                "has as many processes"
             )
         if JOINT in {*self.orders, *names}:
             raise ValueError(f"{JOINT!r} is the order that trains all tasks in one stage; choose another name")

@@ -26,6 +26,7 @@ from harness.pipeline.needs.run_estimate import (
     make_fit,
     needs_table,
     parts_table,
+    stages_table,
 )
 
 
@@ -51,10 +52,12 @@ def examine_suite(console: Console, spec: RunSpec, runs: int, minutes: float) ->
     console.print(needs_table([estimate]))
     console.print(parts_table(estimate))
     probe = _probe(console, spec, evaluated.cells, minutes)
+    gpus = suite.parallel.processes if probe is not None and probe.memory_of == "gpu" else 0
+    console.print(stages_table(estimate, probe.stages if probe is not None else {}, gpus))
     _print_fit(console, estimate, probe, tasks, renderer)
     _print_disk(console, estimate, probe, runs)
     if probe is not None:
-        _print_probe(console, probe, runs)
+        _print_probe(console, probe, runs, gpus)
 
 
 def _probe(console: Console, spec: RunSpec, cells: Mapping[str, Task], minutes: float) -> Probe | None:
@@ -74,13 +77,13 @@ def _probe(console: Console, spec: RunSpec, cells: Mapping[str, Task], minutes: 
     return found
 
 
-def _print_probe(console: Console, probe: Probe, runs: int) -> None:
+def _print_probe(console: Console, probe: Probe, runs: int, gpus: int) -> None:
     table = Table(title=f"time, measured by a probe of {probe.took:.0f} seconds")
     table.add_column("")
     for name in ("training", "evaluation", "one run", f"{runs} runs", "GPU-hours"):
         table.add_column(name, justify="right")
     seconds = (probe.train, probe.evaluate, probe.total, runs * probe.total)
-    gpu_hours = f"{runs * probe.total / 3600:.3g}" if probe.memory_of == "gpu" else "–"
+    gpu_hours = f"{gpus * runs * probe.total / 3600:.3g}" if gpus else "–"
     table.add_row("hours", *(f"{each / 3600:.3g}" for each in seconds), gpu_hours)
     console.print(table)
     _say(console, "runs are counted one after another; side by side, divide by how many run at a time (--workers)")
@@ -105,6 +108,8 @@ def _print_fit(
         _say(console, f"memory: {show_bytes(needed)} (estimated{how}); {whose} has {show_bytes(available)} free")
     if max(needed, estimate.largest.peak) > available:
         _say(console, f"this does not fit: {make_fit(estimate, available, tasks, renderer)}")
+    if (share := getattr(estimate.spec.suite.engine, "gpu_memory_utilization", None)) is not None:
+        _say(console, f"the engine of backend {estimate.spec.suite.backend} takes {share:.0%} of a GPU besides")
     if not resolve_device(estimate.spec.suite.device).startswith("cuda") and estimate.student.parameters > 3e8:
         _say(console, "there is no GPU, and a student of this size trains for days on a CPU")
 
