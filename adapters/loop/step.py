@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.loop.diagnostics import RolloutFigures, StepLog
+from adapters.loop.divergences import known_beta
 from adapters.loop.tokens import TokenLosses, Tokens, uniform_draws
 from harness.adapter import Source, StageContext
 from harness.engines.engine import Completion, Engine, Sampling
@@ -54,6 +55,7 @@ class Step:
         self.weights, self.student, self.ranks = weights, weights.module, current_ranks()
         self.scorer = adapter.scorer(ctx)
         self.figures = RolloutFigures()
+        self.beta = known_beta(adapter.divergence, adapter.beta_of_divergence)
         self.vocabulary = len(head_of(ctx.student.model).weight)
         self.timer = Timer("generate", "teacher", "student", whole="step")
 
@@ -166,7 +168,8 @@ class Step:
         asked = StudentRequest(temperature)
         if teacher is not None and self.scorer is not None:
             held = slice(1, None) if self.adapter.teacher_request.rest else None
-            asked = StudentRequest(temperature, self.adapter.divergence, teacher.rows, teacher.top_ids.shape[1], held)
+            rows, own_top = teacher.rows, teacher.top_ids.shape[1]
+            asked = StudentRequest(temperature, self.adapter.divergence, rows, own_top, held, self.beta)
         with autocast(self.ctx.device, self.ctx.training.autocast):
             return self.student(batch, ids, asked)
 

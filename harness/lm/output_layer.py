@@ -6,6 +6,7 @@ next to the matrix products. The backward pass computes the logits again: four p
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
@@ -25,8 +26,11 @@ LONGER = 8
 CHUNK_ELEMENTS = 2**24
 # Devices whose autocast computes the products of the output layer in bfloat16; a CPU keeps its weights' precision.
 NARROW_UNDER_AUTOCAST = {"cuda"}
-# Devices on which a tile's elementwise work is one Triton kernel (`harness.lm.fused`); none until its speed is measured there.
-FUSED: set[str] = set()
+# Devices on which a tile's elementwise work is one Triton kernel (`harness.lm.kernels`), where those compile and are right.
+FUSED = {"cuda"}
+# Devices that refuse ids outside the output layer at once; elsewhere that would wait for the device, so those scores are nan.
+REFUSES_IDS_AT_ONCE = {"cpu"}
+CHECKED: set[torch.device] = set()
 Rows = Callable[[slice], Tensor]
 Divergence = Callable[[Tensor, Tensor], Tensor]
 
@@ -84,6 +88,25 @@ class Head:
         return grad if self.factor == 1 else grad.mul_(self.factor)
 
 
+@dataclass(frozen=True)
+class ModelRows:
+    """A model's log-probabilities (n, V) at any of N positions, computed where they are asked for from its states (N, H)."""
+
+    hidden: Tensor
+    head: Head
+
+    @torch.no_grad()
+    def __call__(self, rows: slice) -> Tensor:
+        """Return log-probabilities (n, V) of a slice of positions."""
+        with torch.autocast(self.hidden.device.type, enabled=False):
+            return self.head.logits(self.hidden[rows]).log_softmax(-1)
+
+    @torch.no_grad()
+    def products(self, rows: slice, columns: slice = slice(None)) -> Tensor:
+        """Return the products (n, v) of a tile, of which the head makes logits."""
+        return self.head.part(columns).products(self.hidden[rows])
+
+
 class SelectedLogProbs(torch.autograd.Function):
     """Log-probabilities (N, C) at `ids` (N, C) with gradient; entropy and logsumexp (N,) without gradient.
 
@@ -98,7 +121,7 @@ class SelectedLogProbs(torch.autograd.Function):
         """Scan the vocabulary once; weight and bias are the head's, passed separately so that autograd sees them."""
         found = scan(hidden, head, ids, held=held)
         ctx.save_for_backward(hidden, weight, bias, ids, found.logsumexp, held, found.rest)
-        ctx.head = head
+        ctx.head, ctx.fused = head, fused_on(hidden.device)
         ctx.mark_non_differentiable(found.entropy, found.logsumexp)
         return found.chosen, found.entropy, found.logsumexp, None if held is None else found.rest
 
@@ -108,18 +131,14 @@ class SelectedLogProbs(torch.autograd.Function):
 
         The log-probability of the rest adds its own softmax, over the tokens outside `held`.
         """
+        if ctx.fused:
+            from harness.lm.kernels.fused_passes import selected_backward
+
+            return *selected_backward(ctx, grads[0], grads[3]), None, None, None
         hidden, weight, bias, ids, logsumexp, held, rest = ctx.saved_tensors
         above = grads[0].sum(-1, keepdim=True) + (0 if held is None else grads[3][:, None])
         total = Gradients(hidden, weight, bias, ctx.head.weight, ctx.needs_input_grad)
         tokens, width = tile_size(hidden)
-        if held is None and hidden.device.type in FUSED:
-            from harness.lm.fused import fused_gradient  # imports triton
-
-            for rows, columns in product(spans(len(hidden), tokens), spans(len(weight), width)):
-                raw, start = ctx.head.part(columns).products(hidden[rows]), columns.start
-                parts = raw, ids[rows], grads[0][rows], logsumexp[rows], start, ctx.head, ctx.head.weight.dtype
-                total.add(rows, columns, fused_gradient(*parts))
-            return *total.result(), None, None, None
         for rows, columns in product(spans(len(hidden), tokens), spans(len(weight), width)):
             part = ctx.head.part(columns)
             logits = part.logits(hidden[rows])
@@ -192,8 +211,10 @@ def scan(hidden: Tensor, head: Head, ids: Tensor, top_k: int = 0, held: Tensor |
     Raises `ModelError` for ids outside the output layer.
     """
     _refuse_ids_outside(ids, head)
-    if not top_k and held is None and hidden.device.type in FUSED:
-        return _fused_scan(hidden, head, ids)
+    if fused_on(hidden.device):
+        from harness.lm.kernels.fused_passes import fused_scan
+
+        return _outside_is_nan(fused_scan(hidden, head, ids, top_k, held), ids, head)
     tokens, width = tile_size(hidden)
     if top_k:
         tokens, width = max(1, tokens // LONGER), width * LONGER
@@ -203,25 +224,36 @@ def scan(hidden: Tensor, head: Head, ids: Tensor, top_k: int = 0, held: Tensor |
         for columns in spans(len(head.weight), width):
             running.add(head.part(columns).logits(hidden[rows]), columns)
         blocks.append(running.result())
-    return ScanResult(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
+    return _outside_is_nan(ScanResult(*(torch.cat(parts) for parts in zip(*blocks, strict=True))), ids, head)
 
 
-def _fused_scan(hidden: Tensor, head: Head, ids: Tensor) -> ScanResult:
-    from harness.lm.fused import FusedSums  # imports triton
+def fused_on(device: torch.device) -> bool:
+    """Return whether the kernels do a tile's elementwise work; a GPU's are tried once, on a small input."""
+    if device.type not in FUSED:
+        return False
+    if device.type != "cpu" and device not in CHECKED:
+        CHECKED.add(device)  # what tries the kernels comes here too
+        if importlib.util.find_spec("triton") is None:
+            FUSED.discard(device.type)
+            return False
+        from harness.lm.kernels.fused_passes import kernels_work
 
-    tokens, width = tile_size(hidden)
-    blocks: list[tuple[Tensor, ...]] = []
-    for rows in spans(max(1, len(hidden)), tokens):
-        running = FusedSums(ids[rows], wide(head.weight))
-        for columns in spans(len(head.weight), width):
-            running.add(head.part(columns).products(hidden[rows]), columns.start, head)
-        blocks.append(running.result())
-    chosen, entropy, logsumexp = (torch.cat(parts) for parts in zip(*blocks, strict=True))
-    nothing = chosen[:, :0]
-    return ScanResult(chosen, entropy, logsumexp, logsumexp - logsumexp, nothing, ids[:, :0])
+        if not kernels_work(device):
+            FUSED.discard(device.type)
+    return device.type in FUSED
+
+
+def _outside_is_nan(found: ScanResult, ids: Tensor, head: Head) -> ScanResult:
+    """Return scores in which those of ids outside the output layer are nan, where such ids were not refused."""
+    if ids.device.type in REFUSES_IDS_AT_ONCE:
+        return found
+    outside = (ids < 0) | (ids >= len(head.weight))
+    return replace(found, chosen=found.chosen.masked_fill(outside, torch.nan))
 
 
 def _refuse_ids_outside(ids: Tensor, head: Head) -> None:
+    if ids.device.type not in REFUSES_IDS_AT_ONCE:
+        return
     rows = len(head.weight)
     lowest, highest = torch.stack(torch.aminmax(ids)).tolist() if ids.numel() else (0, 0)
     if lowest < 0 or highest >= rows:
@@ -323,9 +355,9 @@ class Gradients:
         hidden, (to_hidden, to_weight, to_bias) = self.inputs[0], self.sums
         narrow = grad.to(self.multiplied.dtype)
         if to_hidden is not None:
-            _add_product(to_hidden[rows], narrow, self.multiplied[columns])
+            add_product(to_hidden[rows], narrow, self.multiplied[columns])
         if to_weight is not None:
-            _add_product(to_weight[columns], narrow.T, hidden[rows])
+            add_product(to_weight[columns], narrow.T, hidden[rows])
         if to_bias is not None:
             to_bias[columns] += grad.sum(0)
 
@@ -335,7 +367,7 @@ class Gradients:
             yield None if total is None or leaf is None else total.to(leaf.dtype)
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Add left @ right to `total` without rounding the product to the inputs' dtype first."""
     if left.is_cuda and left.dtype != total.dtype:
         torch.addmm(total, left, right, out_dtype=total.dtype, out=total)

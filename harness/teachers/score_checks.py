@@ -7,7 +7,7 @@ computes them. An answer that is wrong and agrees with itself cannot be detected
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from harness.errors import HarnessError, TrainingError
 from harness.lm.logprobs import TeacherRequest, TeacherScores
-from harness.lm.output_layer import Rows
+from harness.lm.output_layer import ModelRows, Rows
 from harness.lm.rollouts import Batch
 from harness.teachers.teacher import Teacher
 
@@ -67,7 +67,7 @@ def check_scores(
         raise TrainingError(
             "the teacher returned no `rows`, its log-probabilities over the vocabulary; fix its `score`"
         )
-    return replace(scores, rows=_checked_rows(scores.rows, scores, batch.targets, vocabulary))
+    return replace(scores, rows=CheckedRows(scores.rows, scores, batch.targets, vocabulary))
 
 
 def refuse_certainty(parts: Sequence[tuple[Batch, Tensor]]) -> None:
@@ -186,37 +186,49 @@ def _check_placeholders(sampled: Tensor, batch: Batch) -> None:
         )
 
 
-def _checked_rows(rows: Rows, scores: TeacherScores, targets: Tensor, vocabulary: int | None) -> Rows:
-    """Return rows that are checked where they are used, at a few positions of each slice."""
-    ids = torch.cat([targets[:, None], scores.top_ids], dim=1)
-    expected = torch.cat([scores.sampled[:, None], scores.top_logprobs], dim=1)
+@dataclass(frozen=True)
+class CheckedRows:
+    """Rows that are checked where they are used, at a few positions of each slice.
 
-    def checked(place: slice) -> Tensor:
+    `model` is set where a model of this process computes them, by the same pass as the scores of single tokens.
+    """
+
+    rows: Rows
+    scores: TeacherScores
+    targets: Tensor
+    vocabulary: int | None
+
+    @property
+    def model(self) -> ModelRows | None:
+        """The model's rows, which a kernel may compute itself; None for another teacher's."""
+        return self.rows if isinstance(self.rows, ModelRows) else None
+
+    def __call__(self, place: slice) -> Tensor:
+        """Return log-probabilities (n, V); raises `TrainingError` for what no model computes."""
+        ids = torch.cat([self.targets[:, None], self.scores.top_ids], dim=1)[place]
+        own = torch.cat([self.scores.sampled[:, None], self.scores.top_logprobs], dim=1)[place]
         try:
-            found = rows(place)
+            found = self.rows(place)
         except HarnessError:
             raise
         except Exception as error:
             raise TrainingError(_sentence_of(error)) from error
-        own = expected[place]
         if not isinstance(cast("Any", found), Tensor) or found.ndim != 2 or len(found) != len(own):
             shape = tuple(found.shape) if isinstance(cast("Any", found), Tensor) else type(found).__name__
             raise TrainingError(f"the teacher's `rows` are {shape}, expected one row for each of {len(own)} positions")
-        if not found.is_floating_point() or (vocabulary is not None and found.shape[1] != vocabulary):
+        if not found.is_floating_point() or (self.vocabulary is not None and found.shape[1] != self.vocabulary):
             raise TrainingError(
                 f"the teacher's `rows` are {found.dtype} of width {found.shape[1]}, expected log-probabilities of "
-                f"{vocabulary} tokens"
+                f"{self.vocabulary} tokens"
             )
         few = slice(None, None, max(1, -(-len(own) // CHECKED_ROWS)))
         some = found[few].float()
         if not bool((some.logsumexp(-1).abs() <= TOLERANCE).all()):
             raise TrainingError("the teacher's `rows` are not log-probabilities: their mass is not 1; normalise them")
-        apart = (some.gather(-1, ids[place][few]) - own[few]).abs()
+        apart = (some.gather(-1, ids[few]) - own[few]).abs()
         if not bool((apart <= 10 * TOLERANCE).all()):
             raise TrainingError("the teacher's `rows` contradict its scores of single tokens; fix its `score`")
         return found
-
-    return checked
 
 
 def _by_response(scores: Tensor, batch: Batch) -> list[tuple[tuple[str, str], Tensor]]:

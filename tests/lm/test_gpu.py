@@ -56,14 +56,49 @@ def test_values_and_gradients_equal_dense_autograd(variant: str, fused: bool, mo
     assert_same_leaf_gradients((found * above).sum(), (expected * above).sum(), leaves)
 
 
-@pytest.mark.parametrize("divergence", [reverse_kl, lambda logq, logp: generalised_jsd(logq, logp, 0.3)])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_divergences_equal_dense_autograd(variant: str, divergence: Divergence):
+def test_the_rest_outside_held_ids_equals_dense_autograd(variant: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tiled, "LARGE_TILE", (3, 4))
+    hidden, head, ids, above = on_device(variant)
+    leaves = [leaf for leaf in (hidden, head.weight, head.bias) if leaf is not None]
+    found, logp = selected_logprobs(hidden, head, ids, ids[:, 1:]), full(hidden, head).log_softmax(-1)
+    outside = logp.scatter(-1, ids[:, 1:], -torch.inf).logsumexp(-1)
+    assert found.rest is not None
+    torch.testing.assert_close(found.rest, outside, rtol=0, atol=1e-10)
+    ours = (found.chosen * above).sum() + (found.rest * above[:, 0]).sum()
+    assert_same_leaf_gradients(ours, (logp.gather(-1, ids) * above).sum() + (outside * above[:, 0]).sum(), leaves)
+
+
+def test_the_kernels_work_on_this_device():
+    from harness.lm.kernels.fused_passes import kernels_work
+
+    assert kernels_work(torch.device(DEVICE))
+    assert tiled.fused_on(torch.device(DEVICE))
+
+
+def test_an_id_outside_the_output_layer_has_no_score():
+    hidden, head, ids, _ = on_device("plain")
+    ids[2, 1] = V
+    found = selected_logprobs(hidden, head, ids).chosen
+    assert found.isnan().nonzero().tolist() == [[2, 1]]
+
+
+@pytest.mark.parametrize(
+    ("divergence", "beta"),
+    [
+        (reverse_kl, None),
+        (reverse_kl, 1.0),
+        (lambda logq, logp: generalised_jsd(logq, logp, 0.3), 0.3),
+        (lambda logq, logp: generalised_jsd(logq, logp, 0.0), 0.0),
+    ],
+)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_divergences_equal_dense_autograd(variant: str, divergence: Divergence, beta: float | None):
     hidden, head, ids, above = on_device(variant)
     leaves = [leaf for leaf in (hidden, head.weight, head.bias) if leaf is not None]
     rows = teacher_scores(hidden.flip(0).detach(), head, ids[:, 0], TeacherRequest(vocabulary=True)).rows
     assert rows is not None
-    found = divergence_of(hidden, head, rows, divergence)
+    found = divergence_of(hidden, head, rows, divergence, beta)
     logp = full(hidden.flip(0), head).log_softmax(-1).detach()
     expected = divergence(full(hidden, head).log_softmax(-1), logp)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
@@ -93,8 +128,10 @@ def _selected(hidden: Tensor, head: Head, ids: Tensor) -> Tensor:
     return selected_logprobs(hidden, head, ids).chosen.double()
 
 
-def test_the_teachers_top_is_that_of_full_logits(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_teachers_top_is_that_of_full_logits(fused: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tiled, "LARGE_TILE", (3, 1))
+    monkeypatch.setattr(tiled, "FUSED", {"cuda"} if fused else set())
     hidden, head, ids, _ = on_device("all")
     scores = teacher_scores(hidden, head, ids[:, 0], TeacherRequest(top_k=C, entropy=True))
     expected = full(hidden, head).log_softmax(-1)

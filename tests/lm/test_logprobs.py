@@ -15,7 +15,6 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapters.loop.divergences import forward_kl, generalised_jsd, reverse_kl, top_k_forward_kl
 from adapters.loop.tokens import Tokens
@@ -34,7 +33,7 @@ from harness.lm.logprobs import (
     teacher_scores,
 )
 from harness.lm.rollouts import make_batches
-from tests.support.dense import VARIANTS, C, H, N, V, assert_same_leaf_gradients, dense, full, inputs
+from tests.support.dense import VARIANTS, C, H, Largest, N, V, assert_same_leaf_gradients, dense, full, inputs
 from tests.support.models import assert_same_gradients, dense_logprobs, gradients, qwen3, rollout
 
 # Of 7 tokens and 11 words: single cells, edges that do not come out even, one side cut, one tile larger than all.
@@ -100,22 +99,18 @@ def test_what_is_frozen_gets_no_gradient_and_the_rest_the_same(frozen: str):
     assert_same_leaf_gradients(ours, theirs, list(leaves.values()))
 
 
+def test_where_ids_are_not_refused_at_once_those_outside_have_no_score(monkeypatch: pytest.MonkeyPatch):
+    hidden, head, ids, _ = inputs("plain")
+    ids[2, 1], ids[3, 0] = V, -1
+    with pytest.raises(ModelError, match="expected 0 to"):
+        selected_logprobs(hidden, head, ids)
+    monkeypatch.setattr(tiled, "REFUSES_IDS_AT_ONCE", set())
+    found = selected_logprobs(hidden, head, ids).chosen
+    assert found.isnan().nonzero().tolist() == [[2, 1], [3, 0]]
+
+
 def _chosen(hidden: Tensor, head: Head, ids: Tensor) -> Tensor:
     return selected_logprobs(hidden, head, ids).chosen
-
-
-class Largest(TorchDispatchMode):
-    """Records the elements of the largest tensor that any operation returns, forward or backward."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        found = result if isinstance(result, list | tuple) else [result]
-        self.elements = max([self.elements, *(value.numel() for value in found if isinstance(value, Tensor))])
-        return result
 
 
 def test_no_tensor_is_larger_than_the_heads_weight_though_the_logits_would_be(monkeypatch: pytest.MonkeyPatch):
