@@ -180,7 +180,7 @@ def response_hidden(model: Any, batch: Batch) -> Tensor:
     """Return hidden states (N, H) at the positions whose next token is a response token."""
     # Right padding needs no attention mask: under causal attention no real token attends to a pad.
     further = packed_inputs(model, batch.lengths, batch.input_ids.device) if batch.packed else {}
-    return _hidden(model, batch.input_ids, **further)[batch.predicts]
+    return _hidden(model, batch.input_ids, **further).flatten(0, 1).index_select(0, batch.places)
 
 
 def _hidden(model: Any, ids: Tensor, **further: Any) -> Tensor:

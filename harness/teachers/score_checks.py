@@ -13,10 +13,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from harness.errors import HarnessError, TrainingError
+from harness.errors import HarnessError, ModelError, TrainingError
 from harness.lm.logprobs import TeacherRequest, TeacherScores
 from harness.lm.output_layer import ModelRows, Rows
-from harness.lm.rollouts import Batch
+from harness.lm.rollouts import Batch, Rollout
 from harness.teachers.teacher import Teacher
 
 CERTAIN_STEP, CERTAIN_RESPONSE = 16, 8
@@ -34,13 +34,17 @@ def ask(
 
     Raises `TrainingError`, in one sentence, for any exception of the teacher and for scores that no model computes.
     """
+    return check_scores(unchecked_scores(teacher, batch, request, temperature), batch, request, vocabulary)
+
+
+def unchecked_scores(teacher: Teacher, batch: Batch, request: TeacherRequest, temperature: float) -> TeacherScores:
+    """Return a teacher's scores before `check_scores`, which reads them and so waits for a device that computes them."""
     try:
-        scores = teacher.score(batch, request, temperature)
+        return teacher.score(batch, request, temperature)
     except HarnessError:
         raise
     except Exception as error:
         raise TrainingError(_sentence_of(error)) from error
-    return check_scores(scores, batch, request, vocabulary)
 
 
 def check_scores(
@@ -53,14 +57,15 @@ def check_scores(
     _check_tensor("sampled", scores.sampled, (count,), batch)
     _check_tensor("top_logprobs", scores.top_logprobs, (count, request.top_k), batch)
     _check_tensor("top_ids", scores.top_ids, (count, request.top_k), batch, ids=True)
-    _check_numbers(scores)
-    _check_ids(scores.top_ids, vocabulary)
-    _check_agreement(scores, batch)
-    _check_placeholders(scores.sampled, batch)
     if request.entropy:
         _check_tensor("entropy", scores.entropy, (count,), batch)
-        if not bool((cast("Tensor", scores.entropy) >= -1e-3).all()):
-            raise TrainingError("the teacher's entropy is negative or NaN; it must be in nats, at least 0")
+    host = _on_host(scores)
+    _check_numbers(host)
+    _check_ids(host.top_ids, vocabulary)
+    _check_agreement(host, batch.targets.cpu())
+    _check_placeholders(host.sampled, batch)
+    if request.entropy and not bool((cast("Tensor", host.entropy) >= -1e-3).all()):
+        raise TrainingError("the teacher's entropy is negative or NaN; it must be in nats, at least 0")
     if not request.vocabulary:
         return scores
     if not callable(scores.rows):
@@ -91,9 +96,25 @@ def refuse_certainty(parts: Sequence[tuple[Batch, Tensor]]) -> None:
                 )
 
 
+def refuse_unknown_ids(rollouts: Sequence[Rollout], vocabulary: int) -> None:
+    """Raise `ModelError` for a response with an id outside the student's output layer, before a device reads it."""
+    ids = [id for rollout in rollouts for id in rollout.response]
+    if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
+        raise ModelError(
+            f"found response ids from {min(ids)} to {max(ids)}, expected 0 to {vocabulary - 1}, the rows of the student's "
+            "output layer; check that tokenizer and student belong together"
+        )
+
+
 def _sentence_of(error: Exception) -> str:
     reason = " ".join(str(error).split())[:300] or "without a message"
     return f"the teacher failed with {type(error).__name__}: {reason}; look at its log, and run the same command again"
+
+
+def _on_host(scores: TeacherScores) -> TeacherScores:
+    """Return the scores of single tokens on the host, where each further check waits for no device."""
+    entropy = None if scores.entropy is None else scores.entropy.cpu()
+    return TeacherScores(scores.sampled.cpu(), scores.top_ids.cpu(), scores.top_logprobs.cpu(), entropy)
 
 
 def _check_tensor(name: str, value: Any, shape: tuple[int, ...], batch: Batch, ids: bool = False) -> None:
@@ -141,14 +162,14 @@ def _check_ids(top_ids: Tensor, vocabulary: int | None) -> None:
         raise TrainingError("the teacher's `top_ids` hold an id twice at one position; fix its `score`")
 
 
-def _check_agreement(scores: TeacherScores, batch: Batch) -> None:
+def _check_agreement(scores: TeacherScores, targets: Tensor) -> None:
     """Refuse a score of the response token that the teacher's own most probable tokens contradict."""
     top, sampled = scores.top_logprobs, scores.sampled
     if not top.numel():
         return
     if bool((top[:, 1:] > top[:, :-1] + TOLERANCE).any()):
         raise TrainingError("the teacher's `top_logprobs` do not fall from the first to the last; sort them")
-    among = scores.top_ids == batch.targets[:, None]
+    among = scores.top_ids == targets[:, None]
     bound = torch.where(among.any(-1), torch.where(among, top, 0.0).sum(-1), top[:, -1])
     apart = sampled - bound
     wrong = (apart > TOLERANCE) | (among.any(-1) & (apart < -TOLERANCE))

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
-    BloomConfig,
-    BloomForCausalLM,
+    DynamicCache,
     GPT2Config,
     GPT2LMHeadModel,
     MistralConfig,
     MistralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
@@ -158,12 +159,37 @@ def test_a_model_that_packs_generates_with_fixed_tensors_too(monkeypatch: pytest
         assert both(model, sampling, monkeypatch) == (expected, expected)
 
 
+class ReadsMasks(Qwen3ForCausalLM):
+    """A model that makes something of the mask itself, as those with linear biases do."""
+
+    def forward(
+        self, input_ids: Any = None, attention_mask: Any = None, position_ids: Any = None, past_key_values: Any = None,
+        **further: Any,
+    ) -> Any:  # fmt: skip
+        if attention_mask is not None and attention_mask.ndim != 2:
+            raise ValueError("expected a mask of two dimensions")
+        return super().forward(input_ids, attention_mask, position_ids, past_key_values, **further)
+
+
+class Shifts(Qwen3ForCausalLM):
+    """A model that computes something else from fixed tensors."""
+
+    def forward(
+        self, input_ids: Any = None, attention_mask: Any = None, position_ids: Any = None, past_key_values: Any = None,
+        **further: Any,
+    ) -> Any:  # fmt: skip
+        found: Any = super().forward(input_ids, attention_mask, position_ids, past_key_values, **further)
+        if not isinstance(past_key_values, DynamicCache):
+            found.logits = found.logits.roll(1, -1)
+        return found
+
+
 @pytest.mark.parametrize(
     ("kind", "config", "warned"),
     [
-        # a window shorter than the text, and a bias made from a mask of two dimensions
         (MistralForCausalLM, MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=8), False),
-        (BloomForCausalLM, BloomConfig(vocab_size=24, hidden_size=16, n_layer=2, n_head=2), True),
+        (ReadsMasks, Qwen3Config(**SIZES, num_key_value_heads=2), True),
+        (Shifts, Qwen3Config(**SIZES, num_key_value_heads=2), True),
     ],
 )
 def test_where_fixed_tensors_would_not_do_the_cache_grows(
