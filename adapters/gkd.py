@@ -22,6 +22,7 @@ class FullVocabulary(LoopAdapter):
     """Base of the methods whose loss is their divergence from the teacher over the whole vocabulary."""
 
     teacher_needs: ClassVar[Needs] = "full"
+    depends_on_draw: ClassVar[bool] = False
 
     @property
     def teacher_request(self) -> TeacherRequest:

@@ -50,6 +50,7 @@ class ForwardKL(LoopAdapter):
     paper: ClassVar[str] = "Agarwal et al. 2024 (arXiv 2306.13649)"
     deviation: ClassVar[str] = "The paper uses the whole vocabulary (top_k: null)."
     teacher_needs: ClassVar[Needs] = "top_k"
+    depends_on_draw: ClassVar[bool] = False
 
     top_k: int | None = Field(
         default=32, gt=0, description="null takes the whole vocabulary, which a server cannot give"

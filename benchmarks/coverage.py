@@ -20,8 +20,8 @@ from harness.stats.estimates import Estimate
 from harness.stats.intervals import Interval, resolved, t_interval
 from harness.stats.learning.equal_learning import at_equal_learning
 from harness.stats.learning.matching import FEWEST_SEEDS, MARGIN, MATCHED, how_matched
-from harness.stats.paired import over_items
-from harness.stats.significance import holm, p_value
+from harness.stats.paired import compare, over_items
+from harness.stats.significance import holm
 from harness.stats.two_way import two_way_interval
 
 OUT = Path("docs/results/coverage.md")
@@ -67,11 +67,11 @@ def verdict_row(kind: str, seeds: int, studies: int, generator: Generator) -> Ro
     wrong = np.zeros(3)
     for _ in range(studies):
         pairs = [two_methods(generator, seeds, 60, 200, SPREADS[kind], SAME) for _ in range(4)]
-        found = [two_way_interval(other - base) for base, other, _ in pairs]
+        found = [compare(base, other) for base, other, _ in pairs]
         learned = t_interval(MARGIN + generator.normal(0, 0.02, seeds))
         wrong += [
-            resolved(found[0], FEWEST_SEEDS),
-            min(holm([p_value(each) for each in found])) <= 0.05,
+            resolved(found[0].interval, FEWEST_SEEDS),
+            min(holm([each.p_of_several for each in found])) <= 0.05,
             how_matched(learned) == MATCHED,
         ]
     return Row((kind, str(seeds)), tuple(wrong / studies))
@@ -184,7 +184,7 @@ TEXTS = {
 def main() -> None:
     """Measure and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--studies", type=int, default=1000, help="simulated studies for each row")
+    parser.add_argument("--studies", type=int, default=2000, help="simulated studies for each row")
     parser.add_argument("--curve-studies", type=int, default=400, help="the same for learning curves")
     parser.add_argument("--out", type=Path, default=OUT)
     asked = parser.parse_args()

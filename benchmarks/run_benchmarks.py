@@ -24,6 +24,7 @@ from benchmarks.engines.generation import engine_tokens, transformers_tokens
 from benchmarks.logprobs import logprob_speed as logprobs
 from benchmarks.measure import Measurement, in_turn, per_second
 from benchmarks.results_page import BenchmarkResults, page
+from benchmarks.scale import scale_section
 from benchmarks.setting import Setting, make_setting
 from benchmarks.steps import Steps, our_steps
 from benchmarks.trl_step import MISSING, installed, settings_of, trl_steps
@@ -35,6 +36,7 @@ from harness.rundir.process.session import this_session
 RESULTS = Path(__file__).parent / "RESULTS.md"
 TRL = "TRL `DistillationTrainer`"
 THREADS = 1
+SCALE_ROUNDS = 3
 PRECISIONS: tuple[Literal["bfloat16"] | None, ...] = ("bfloat16", None)
 T = TypeVar("T")
 
@@ -56,6 +58,10 @@ def main(
     ] = 3,
     report_rounds: Annotated[int, typer.Option(min=0, help="Builds of a large report; 0 leaves it out.")] = 3,
     start_rounds: Annotated[int, typer.Option(min=0, help="Starts of each command; 0 leaves them out.")] = 5,
+    scale_runs: Annotated[
+        int,
+        typer.Option(min=0, help="Runs of a sweep over workers; 0 leaves out all over processes, servers, workers."),
+    ] = 12,
     vllm_rounds: Annotated[int, typer.Option(min=1, help="Cold starts of vLLM, where it is installed.")] = 5,
     out: Annotated[Path, typer.Option(help="The page to write.")] = RESULTS,
 ) -> None:
@@ -73,14 +79,14 @@ def main(
     if not vllm_weights.installed():
         findings = replace(findings, notes=[*findings.notes, f"{vllm_weights.MISSING}."])
     out.write_text(page(findings, here, THREADS, repetitions), encoding="utf-8")
-    for section in _sections(settings[-1], logprob_rounds, report_rounds, start_rounds, vllm_rounds):
+    for section in _sections(settings[-1], logprob_rounds, report_rounds, start_rounds, scale_runs, vllm_rounds):
         findings = replace(findings, sections=[*findings.sections, section])
         out.write_text(page(findings, here, THREADS, repetitions), encoding="utf-8")
     typer.echo(out.read_text(encoding="utf-8"))
 
 
 def _sections(
-    setting: Setting, logprob_rounds: int, report_rounds: int, start_rounds: int, vllm_rounds: int
+    setting: Setting, logprob_rounds: int, report_rounds: int, start_rounds: int, scale_runs: int, vllm_rounds: int
 ) -> Iterator[str]:
     """Yield the sections that are asked for, each as soon as it is measured."""
     if logprob_rounds:
@@ -90,6 +96,8 @@ def _sections(
         yield report_growth.section()
     if start_rounds:
         yield start_up.section(start_rounds)
+    if scale_runs:
+        yield scale_section.section(scale_runs, SCALE_ROUNDS)
     if vllm_weights.installed():
         yield vllm_weights.section(setting, vllm_rounds, THREADS)
 

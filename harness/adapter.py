@@ -98,6 +98,7 @@ class Capabilities:
     `needs_whole_weights`: it reads or writes the model's own parameters, so nothing can stand in for them.
     `moves_reference`: it moves the weights of `ctx.reference`, which then is not the stage's start any more.
     `distributes`: its `train_stage` may be called in several processes at once, which then train one student together.
+    `takes_stale`: it follows `training.staleness: 1`, and corrects for responses that an older student drew.
     """
 
     trains_on: frozenset[Source] = frozenset({"student"})
@@ -106,6 +107,7 @@ class Capabilities:
     needs_whole_weights: bool = False
     moves_reference: bool = False
     distributes: bool = False
+    takes_stale: bool = False
 
 
 def _no_snapshots() -> Snapshots:
@@ -306,8 +308,14 @@ def _refuse(suite: Suite, name: str, adapter: Adapter, stages: Sequence[Stage], 
             f"{place}: needs a teacher ({needed}), but stages {', '.join(lacking)} have none; name one under `teacher`"
         )
     for stage in stages:
+        training = suite.training_for(stage, name)
+        if training.staleness and adapter.updates and not adapter.capabilities.takes_stale:
+            raise ConfigError(
+                f"{place}: training.staleness is {training.staleness}, but the adapter draws its rollouts itself, or takes no "
+                "stale ones; set it to 0 for this adapter"
+            )
         try:
-            adapter.refuse(suite.training_for(stage, name))
+            adapter.refuse(training)
         except ConfigError as error:
             raise ConfigError(
                 f"{place}{'' if place.endswith(stage.task) else f', stage {stage.task}'}: {error}"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from adapters.conformance import contract, direction, faults, gate, gradients, masks
+from adapters.conformance import contract, direction, faults, gate, gradients, masks, stale
 from adapters.conformance.outcomes import Check, Outcome, outcome_of
 from adapters.conformance.small_stage import AdapterUnderTest
 from harness.adapter import Adapter
@@ -27,6 +27,7 @@ CHECKS: dict[str, Check] = {
     "expected gradient": direction.expects_a_gradient,
     "direction": direction.follows_its_objective,
     "teacher = student": direction.rests_at_the_teacher,
+    "stale responses": stale.takes_stale_responses,
     "credit": direction.raises_what_it_credits,
     "limits of the gate": gate.has_its_limits,
     "advantage zero": gate.routes_advantage_zero,

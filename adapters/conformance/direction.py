@@ -17,7 +17,7 @@ from torch import Tensor
 
 from adapters.conformance.dense import over_responses, scoring_model
 from adapters.conformance.outcomes import ConformanceError, DoesNotApply
-from adapters.conformance.recording import Gradient, added, distance, flat, gradient_of, recorded, size
+from adapters.conformance.recording import Gradient, Update, added, distance, flat, gradient_of, recorded, size
 from adapters.conformance.small_stage import AdapterUnderTest
 from adapters.loop.divergences import forward_kl, reverse_kl
 from adapters.loop.training_loop import LoopAdapter
@@ -35,7 +35,7 @@ WRITTEN = {"forward_kl": "forward KL(p || q)", "reverse_kl": "reverse KL(q || p)
 def follows_its_objective(subject: AdapterUnderTest) -> None:
     """In expectation, the gradient is that of the declared divergence from the teacher, and else lowers one of them."""
     adapter = with_whole_vocabulary(subject)
-    ctx = _one_position(subject)
+    ctx = one_position(subject)
     logp = teacher_rows(adapter, ctx)
     towards = {name: divergence_gradient(ctx, kl, logp) for name, kl in KL.items()}
     found = expected_gradient(adapter, ctx)
@@ -52,7 +52,7 @@ def follows_its_objective(subject: AdapterUnderTest) -> None:
 def expects_a_gradient(subject: AdapterUnderTest) -> None:
     """In expectation, the gradient is not zero while student and teacher differ."""
     adapter = with_whole_vocabulary(subject)
-    ctx = _one_position(subject)
+    ctx = one_position(subject)
     found = size(expected_gradient(adapter, ctx))
     if not found > NOTHING:
         raise ConformanceError(
@@ -64,7 +64,7 @@ def expects_a_gradient(subject: AdapterUnderTest) -> None:
 def rests_at_the_teacher(subject: AdapterUnderTest) -> None:
     """In expectation, a student that is its teacher stays where it is."""
     adapter = with_whole_vocabulary(subject)
-    ctx = _one_position(subject, teacher_seed=0)
+    ctx = one_position(subject, teacher_seed=0)
     if adapter.teacher_prompts(ctx, [_rollout(ctx)]) is not None:
         raise DoesNotApply("its teacher reads other prompts than the student, so the same weights are another policy")
     found = size(expected_gradient(adapter, ctx))
@@ -106,8 +106,13 @@ def expected_gradient(adapter: LoopAdapter, ctx: StageContext) -> Gradient:
     probability = student_rows(ctx).detach().exp()[0]
     if adapter.source(0) == "teacher":
         probability = teacher_rows(adapter, ctx).exp()[0]
+    return expectation(recorded(adapter, ctx), probability)
+
+
+def expectation(updates: Sequence[Update], probability: Tensor) -> Gradient:
+    """Return the gradient of some updates over responses of one token, each weighed by its probability, of (V,)."""
     parts: list[Gradient] = []
-    for update in recorded(adapter, ctx):
+    for update in updates:
         for batch, part in zip(update.batches, update.parts, strict=True):
             # The step is a mean over the responses of an update; an expectation weighs each by its probability.
             share = float(probability[batch.rollouts[0].response[0]]) * len(update.batches)
@@ -135,11 +140,12 @@ def divergence_gradient(ctx: StageContext, divergence: Callable[[Tensor, Tensor]
     return gradient_of(divergence(student_rows(ctx), logp).sum(), ctx.student)
 
 
-def _one_position(subject: AdapterUnderTest, teacher_seed: int = 1) -> StageContext:
+def one_position(subject: AdapterUnderTest, teacher_seed: int = 1, **training: Any) -> StageContext:
+    """Return a stage of one prompt for each token of the vocabulary, which is its answer."""
     pairs = [(PROMPT, [token]) for token in range(subject.vocabulary)]
     # A reference is the student's own start; where it is all that teaches, it stands for a teacher.
     reference_seed = 0 if subject.method.scores_start else teacher_seed
-    ctx = subject.stage(pairs, teacher_seed=teacher_seed, reference_seed=reference_seed, micro_batch=1)
+    ctx = subject.stage(pairs, teacher_seed=teacher_seed, reference_seed=reference_seed, micro_batch=1, **training)
     if ctx.training.num_generations > 1:
         raise DoesNotApply("it takes no budget of one response to each prompt, over which the expectation is taken")
     # Where the teacher is shown the reference answer, it is the same one for every response.

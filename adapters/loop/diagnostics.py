@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adapters.loop.logit_gradients import gradient_at, gradient_at_chosen, norms, pull_on
-from adapters.loop.tokens import TokenLosses
+from adapters.loop.tokens import MOST, TokenLosses
 from harness.lm.logprobs import LogProbs, TeacherScores, sampled_rows
 from harness.lm.optimiser import UpdateResult
 from harness.lm.ranks import current_ranks
@@ -65,10 +65,17 @@ class StepLog:
 
     def against_engine(self, logq: Tensor, batch: Batch) -> None:
         """Add how far the log-probabilities (N,) of a micro-batch's tokens are from those that the engine drew them with."""
+        if any(rollout.staleness for rollout in batch.rollouts):
+            return  # other weights drew them, see `importance`
         drawn = [rollout.logprobs for rollout in batch.rollouts]
         sampled = [logprob for logprobs in drawn if logprobs is not None for logprob in logprobs]
         if len(sampled) == len(logq):
             self.parts["mismatch"].append(logq.detach() - torch.tensor(sampled, device=logq.device))
+
+    def importance(self, ratio: Tensor | None) -> None:
+        """Add q / q_drew (N,) of a micro-batch's tokens that were drawn ahead."""
+        if ratio is not None:
+            self.parts["importance"].append(ratio)
 
     def update(self, result: UpdateResult) -> None:
         """Add an optimiser update."""
@@ -105,6 +112,20 @@ class StepLog:
             "truncated_share": truncated / max(1, len(lengths)),
             "tokens": sum(lengths) + sum(len(r.example.prompt) for r in self.rollouts),
             "padding_share": self.padding / self.positions if self.positions else None,
+            **self._stale(),
+        }
+
+    def _stale(self) -> dict[str, Any]:
+        """Return how stale the rollouts are, where the suite lets them be drawn ahead."""
+        ages = [r.staleness for r in self.rollouts if r.staleness is not None]
+        if not ages:
+            return {}
+        ratio = torch.cat(self.parts["importance"]).double() if self.parts["importance"] else None
+        return {
+            "staleness": max(ages),
+            "importance_mean": None if ratio is None else ratio.mean().item(),
+            "importance_max": None if ratio is None else ratio.max().item(),
+            "importance_cut": None if ratio is None else (ratio > MOST).double().mean().item(),
         }
 
     def _gather(self) -> None:

@@ -13,16 +13,15 @@ from torch import Tensor, nn
 
 from adapters.loop.diagnostics import RolloutFigures, StepLog
 from adapters.loop.divergences import known_beta
-from adapters.loop.tokens import TokenLosses, Tokens, uniform_draws
-from harness.adapter import Source, StageContext
-from harness.engines.engine import Completion, Engine, Sampling
+from adapters.loop.drawing import Drawing
+from adapters.loop.tokens import MOST, TokenLosses, Tokens, importance, uniform_draws
+from harness.adapter import StageContext
 from harness.lm.logprobs import LogProbs, StudentRequest, TeacherRequest, TeacherScores, head_of
 from harness.lm.optimiser import Updater, UpdateResult
 from harness.lm.packing import packs
 from harness.lm.precision import autocast
 from harness.lm.ranks import current_ranks
 from harness.lm.rollouts import Batch, Example, Rollout, make_batches, with_prompts
-from harness.lm.seeding import derive_seed
 from harness.lm.trained.weights import Trainable
 from harness.rundir.process.session import Timer
 from harness.teachers.local import LocalTeacher
@@ -61,20 +60,29 @@ class Step:
     """One batch of prompts under one adapter."""
 
     def __init__(
-        self, adapter: LoopAdapter, ctx: StageContext, weights: Trainable, updater: Updater, index: int
+        self,
+        adapter: LoopAdapter,
+        ctx: StageContext,
+        weights: Trainable,
+        updater: Updater,
+        drawing: Drawing,
+        index: int,
     ) -> None:
         self.adapter, self.ctx, self.updater, self.index = adapter, ctx, updater, index
         self.weights, self.student, self.ranks = weights, weights.module, current_ranks()
+        self.drawing = drawing
         self.scorer = adapter.scorer(ctx)
         self.figures = RolloutFigures()
         self.beta = known_beta(adapter.divergence, adapter.beta_of_divergence)
         self.vocabulary = len(head_of(ctx.student.model).weight)
         self.timer = Timer("generate", "teacher", "student", whole="step", device=ctx.device)
 
-    def run(self, prompts: list[Example]) -> dict[str, Any]:
-        """Do the step and return its line of the step log."""
+    def run(self, prompts: list[Example], following: list[Example] | None = None) -> dict[str, Any]:
+        """Do the step and return its line of the step log; `following` are the prompts of the step after it."""
         with self.timer("generate"):
-            rollouts = self.adapter.credit(self.ctx, self._respond(prompts))
+            rollouts = self.adapter.credit(self.ctx, self.drawing.take(self.index, prompts))
+            if following is not None:
+                self.drawing.draw_ahead(self.index + 1, following)
         refuse_unknown_ids(rollouts, self.vocabulary)
         _set_mode(self.student, self.adapter.disable_dropout)
         log = StepLog(rollouts, self.adapter.teacher_request.top_k)
@@ -93,37 +101,12 @@ class Step:
                 log.update(self._update(group, log))
         figures = self.ranks.gather([self.figures.of(rollout) for rollout in rollouts])
         self.ctx.keep(
-            self.index, self._source, rollouts, [dict(ChainMap(*parts)) for parts in zip(*figures, strict=True)]
+            self.index,
+            self.drawing.source(self.index),
+            rollouts,
+            [dict(ChainMap(*parts)) for parts in zip(*figures, strict=True)],
         )
         return {"step": self.index, **log.summary(), "seconds": self.timer.seconds}
-
-    def _respond(self, prompts: list[Example]) -> list[Rollout]:
-        training = self.ctx.training
-        if self._source == "data":
-            limit = training.max_new_tokens
-            return [Rollout(e, e.target[:limit], "stop" if len(e.target) <= limit else "length") for e in prompts]
-        engine = self.ctx.engine if self._source == "student" else self.ctx.teacher_engine
-        assert engine is not None, "the adapter did not require a teacher that generates"
-        sampling = Sampling(
-            max_new_tokens=training.max_new_tokens,
-            temperature=training.temperature,
-            stop_ids=self.ctx.renderer.stop_ids,
-            seed=derive_seed(self.ctx.seed, "rollouts", self.index),
-        )
-        repeated = [example for example in prompts for _ in range(training.num_generations)]
-        completions = self._generate(engine, [example.prompt for example in repeated], sampling)
-        return [Rollout(e, c.tokens, c.finish, logprobs=c.logprobs) for e, c in zip(repeated, completions, strict=True)]
-
-    def _generate(self, engine: Engine, prompts: list[list[int]], sampling: Sampling) -> list[Completion]:
-        """Return one completion for each prompt; each process answers its part of them."""
-        if self.ranks.size == 1:
-            return engine.generate(prompts, sampling)
-        # What a prompt is answered depends on how often the call held it, so one process has all its copies.
-        mine = self.ranks.share([tuple(prompt) for prompt in prompts])
-        with self.weights.whole():
-            own = engine.generate([prompts[i] for i in mine], sampling) if mine else []
-        answers = dict(pair for part in self.ranks.gather(list(zip(mine, own, strict=True))) for pair in part)
-        return [answers[i] for i in range(len(prompts))]
 
     def _of_all(self, parts: list[tuple[Batch, Tensor]]) -> list[tuple[Batch, Tensor]]:
         """Return what all processes have."""
@@ -132,10 +115,6 @@ class Step:
         none = torch.empty(0)
         light = [(Batch(none, none, none, none, none, batch.rollouts), scores.cpu()) for batch, scores in parts]
         return [part for found in self.ranks.gather(light) for part in found]
-
-    @property
-    def _source(self) -> Source:
-        return self.adapter.source(derive_seed(self.ctx.seed, "source", self.index))
 
     def _batches(self, rollouts: Sequence[Rollout]) -> list[Batch]:
         training, packed = self.ctx.training, self.ctx.training.packs and packs(self.ctx.student.model)
@@ -221,13 +200,15 @@ class Step:
                 log.against_teacher(student, scored.ids, scored.teacher, tokens.advantage, outcome, batch.weights)
             log.tokens(student, outcome.routed)
             log.against_engine(tokens.logq_old, batch)
-            self.figures.add(batch.rollouts, self._known(student, scored, tokens, outcome))
-            return (self._penalised(outcome.losses, tokens) * batch.weights).sum()
+            ratio = importance(tokens.logq_old, batch)
+            log.importance(ratio)
+            self.figures.add(batch.rollouts, self._known(student, scored, tokens, outcome, ratio))
+            return (self._weighed(outcome.losses, tokens, ratio) * batch.weights).sum()
 
         return loss_of
 
     def _known(
-        self, student: LogProbs, scored: ScoredRollouts, tokens: Tokens, outcome: TokenLosses
+        self, student: LogProbs, scored: ScoredRollouts, tokens: Tokens, outcome: TokenLosses, ratio: Tensor | None
     ) -> dict[str, Tensor | None]:
         """Return what is known of each token, by the names of `harness.rundir.training.rollout_log`."""
         taught = self.scorer is not None
@@ -238,12 +219,22 @@ class Step:
             "advantage": tokens.advantage if taught else None,
             "teacher_top1": scored.ids[:, 0] == scored.teacher.top_ids[:, 0] if taught else None,
             "routed_fkl": outcome.routed,
+            "importance": ratio,
         }
 
-    def _penalised(self, losses: Tensor, tokens: Tokens) -> Tensor:
+    def _weighed(self, losses: Tensor, tokens: Tokens, ratio: Tensor | None) -> Tensor:
+        """Return the losses with those of the penalties, each with the importance weight of a token drawn ahead.
+
+        Weights are truncated, so that one token cannot rule a step. A loss that every token of a position would give alike
+        needs none.
+        """
+        weights = None if ratio is None else ratio.clamp(max=MOST)
+        if weights is not None and self.adapter.depends_on_draw:
+            losses = weights * losses
         for penalty in self.ctx.penalties.token:
             assert tokens.logref is not None
-            losses = losses + penalty(tokens.logq, tokens.logref)
+            added = penalty(tokens.logq, tokens.logref)
+            losses = losses + (added if weights is None else weights * added)
         return losses
 
 

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.lm.rollouts import Rollout
+from harness.errors import TrainingError
+from harness.lm.rollouts import Batch, Rollout
 from harness.lm.seeding import derive_seed
+
+MOST = 2.0  # weight of a token that was drawn ahead
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,23 @@ def require(signal: Tensor | None, name: str) -> Tensor:
     """Return a signal of `Tokens`; raises `AssertionError` for one that the adapter did not request."""
     assert signal is not None, f"the loop computed no {name}; the adapter has to request it"
     return signal
+
+
+def importance(logq: Tensor, batch: Batch) -> Tensor | None:
+    """Return q / q_drew (N,) of a batch that was drawn ahead: the student at the step's start over what drew the tokens.
+
+    Its expectation under the older student is 1, and a loss weighed with it has the expectation of fresh tokens at the same
+    states (the decoupled objective of arXiv 2110.00641). None for a batch of fresh tokens.
+    """
+    if not any(rollout.staleness for rollout in batch.rollouts):
+        return None
+    drew = [logprob for rollout in batch.rollouts for logprob in rollout.logprobs or ()]
+    if len(drew) != len(logq):
+        raise TrainingError(
+            "rollouts that are drawn ahead need the log-probabilities with which they were drawn, and the engine reports "
+            "none; set training.staleness: 0, or use another backend"
+        )
+    return (logq.detach() - torch.tensor(drew, dtype=logq.dtype, device=logq.device)).exp()
 
 
 def uniform_draws(seed: int, step: int, rollouts: Sequence[Rollout]) -> Tensor:

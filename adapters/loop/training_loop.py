@@ -9,13 +9,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from itertools import islice
+from itertools import chain, islice, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from adapters.loop.drawing import Drawing
 from adapters.loop.guards import Guards, broken_step
 from adapters.loop.prompts import prompt_batches
 from adapters.loop.step import Step
@@ -45,6 +46,7 @@ class LoopAdapter(Adapter):
     """Base of the methods that differ only in their loss per token."""
 
     draws_uniform: ClassVar[bool] = False
+    depends_on_draw: ClassVar[bool] = True  # whether the loss at a position depends on which token was drawn there
 
     reduction: Reduction = Field(default="sequence_mean", description=REDUCTION)
     updates_per_rollout: int = Field(default=1, gt=0, description="optimiser steps that share one batch of rollouts")
@@ -61,8 +63,11 @@ class LoopAdapter(Adapter):
 
     @property
     def capabilities(self) -> Capabilities:
-        """It trains on responses of its `sources`, in several processes too, and the loop adds `ctx.penalties`."""
-        return Capabilities(trains_on=frozenset(self.sources), takes_penalties=True, distributes=True)
+        """It trains on responses of its `sources`, in several processes too, and on stale ones, which the loop weighs.
+
+        The loop adds `ctx.penalties`.
+        """
+        return Capabilities(frozenset(self.sources), takes_penalties=True, distributes=True, takes_stale=True)
 
     @property
     def teacher_request(self) -> TeacherRequest:
@@ -161,14 +166,17 @@ class LoopAdapter(Adapter):
             recomputed_layers(weights.module, ctx.training.activation_checkpointing),
         ):
             updater = ctx.make_updater(weights.module, ctx.training.optimizer, updates)
-            first = _resume(ctx, weights, updater, guards)
-            for index, prompts in enumerate(islice(prompt_batches(ctx), first, ctx.training.steps), start=first):
+            drawing = Drawing(self, ctx, weights)
+            first = _resume(ctx, weights, updater, guards, drawing)
+            batches = pairwise(chain(islice(prompt_batches(ctx), first, ctx.training.steps), [None]))
+            for index, (prompts, following) in enumerate(batches, start=first):
+                assert prompts is not None, "only the last step has none after it"
                 with _log_non_finite_step(ctx, index):
-                    line = Step(self, ctx, weights, updater, index).run(prompts)
+                    line = Step(self, ctx, weights, updater, drawing, index).run(prompts, following)
                 ctx.log({**line, "warnings": guards.look_at(line)})
                 with weights.whole() if ctx.measures(index + 1) else nullcontext():
                     ctx.measure(index + 1)
-                ctx.snapshots.offer(index + 1, lambda: _state(ctx, weights, updater, guards))
+                ctx.snapshots.offer(index + 1, lambda: _state(ctx, weights, updater, guards, drawing))
         return StageResult(ctx.training.steps)
 
 
@@ -182,7 +190,7 @@ def _log_non_finite_step(ctx: StageContext, index: int) -> Generator[None]:
         raise
 
 
-def _resume(ctx: StageContext, weights: Trainable, updater: Updater, guards: Guards) -> int:
+def _resume(ctx: StageContext, weights: Trainable, updater: Updater, guards: Guards, drawing: Drawing) -> int:
     """Restore the state of the snapshot, where there is one, and return the first step to do."""
     state = ctx.snapshots.load()
     if state is None:
@@ -190,19 +198,22 @@ def _resume(ctx: StageContext, weights: Trainable, updater: Updater, guards: Gua
     weights.load_state_dict(state["student"])
     updater.load_state_dict(state["updater"])
     guards.load_state_dict(state["guards"])
+    drawing.restore(state.get("ahead"))
     _set_generators(state)
     if ctx.reference is not None:
         ctx.reference.model.load_state_dict(state["reference"])
     return int(state["step"])
 
 
-def _state(ctx: StageContext, weights: Trainable, updater: Updater, guards: Guards) -> dict[str, Any]:
+def _state(ctx: StageContext, weights: Trainable, updater: Updater, guards: Guards, drawing: Drawing) -> dict[str, Any]:
     state = {
         "student": weights.state_dict(),
         "updater": updater.state_dict(),
         "guards": guards.state_dict(),
         **_generators(),
     }
+    if (ahead := drawing.state()) is not None:
+        state["ahead"] = ahead
     return state if ctx.reference is None else {**state, "reference": ctx.reference.model.state_dict()}
 
 

@@ -14,9 +14,18 @@ from harness.config.suite import AdapterEntry, Suite
 from harness.config.teacher_settings import TeacherSpec
 from harness.config.training import Training
 
-TEACHERS = tuple(f"{place}teacher{cached}" for place in ("", "stages.*.") for cached in ("", ".of"))
+_BEHIND = (
+    "",
+    ".of",
+    ".otherwise",
+    ".by_task.*",
+)  # a teacher, and those that one of kind cache or routed stands in front of
+TEACHERS = tuple(
+    f"{place}teacher{first}{then}" for place in ("", "stages.*.") for first in _BEHIND for then in ("", ".of")
+)
 OF_A_SERVER = (
     "urls",
+    "start",
     "batch",
     "concurrency",
     "timeout",
@@ -148,6 +157,7 @@ class RunSpec:
             "keep_rollouts",
             "trackers",
             "checkpoints",
+            "storage",
         }
         suite = self.suite.model_dump(mode="json", exclude=apart)
         if profiles := suite["evaluation"].get("profiles"):
@@ -196,7 +206,9 @@ def _of_session(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
 
 
 def _may_change(path: tuple[str, ...]) -> bool:
-    return ".".join(path) in MAY_CHANGE
+    # A task's name, as a key of `by_task`, may hold dots.
+    named = [path[place - 1] == "by_task" for place in range(1, len(path))]
+    return ".".join(("*" if of_task else key) for key, of_task in zip(path, (False, *named), strict=True)) in MAY_CHANGE
 
 
 def plan_runs(suite: Suite, entries: Sequence[str], seeds: Sequence[int], order: str, out: Path) -> list[RunSpec]:

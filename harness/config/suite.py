@@ -174,6 +174,12 @@ class Suite(Strict):
     )
     checkpoints: Checkpoints = Field(default=Checkpoints(), description="which stages' checkpoints stay on the disk")
     resources: Resources | None = Field(default=None, description="what a run asks a cluster for")
+    storage: str | None = Field(
+        default=None,
+        min_length=1,
+        description="folder or URL, such as s3://bucket/runs, that finished stages are copied to, and fetched from where a "
+        "machine lacks them",
+    )
 
     # The settings of every backend that has a block, and of the one that is used.
     _backends: dict[str, BackendSettings] = PrivateAttr(default={})
@@ -201,8 +207,9 @@ class Suite(Strict):
             dumped.pop("parallel", None)
         if self.origin is None:
             dumped.pop("origin", None)
-        if self.resources is None:
-            dumped.pop("resources", None)
+        for key in ("resources", "storage"):
+            if dumped.get(key) is None:
+                dumped.pop(key, None)
         if self.backend == HF:
             return {key: value for key, value in dumped.items() if key != "backend"}
         return {**dumped, self.backend: self._backends[self.backend].model_dump(mode=info.mode)}

@@ -62,6 +62,10 @@ class Training(Strict):
     activation_checkpointing: bool = Field(
         default=False, description="keep the inputs of each layer only, and compute the rest again in the backward pass"
     )
+    staleness: Literal[0, 1] = Field(
+        default=0,
+        description="1 draws the rollouts of a step while the step before it trains, with the weights from before its updates",
+    )
     train_items: int | None = Field(default=None, gt=0, description="first training items used; null takes all")
     optimizer: Optimizer = Optimizer()
 
@@ -111,7 +115,13 @@ class Training(Strict):
         return None if self.precision == "float32" else "bfloat16"
 
 
-LATER: dict[str, Any] = {"tokens_per_batch": None, "packed": True, "tf32": False, "activation_checkpointing": False}
+LATER: dict[str, Any] = {
+    "tokens_per_batch": None,
+    "packed": True,
+    "tf32": False,
+    "activation_checkpointing": False,
+    "staleness": 0,
+}
 
 
 def merge_training(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

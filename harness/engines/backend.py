@@ -38,6 +38,7 @@ class Backend(BackendSettings, ABC):
     """A way to generate rollouts and to evaluate checkpoints; its fields are its settings in the suite."""
 
     in_process: ClassVar[bool] = False  # whether the harness's own models generate, so that no engine is started
+    is_shared: ClassVar[bool] = False  # whether several processes ask one engine, which then holds one set of weights
     model_class: ClassVar[str] = "harness.evaluation.engine_model:EngineModel"  # lm-eval's view of the engine
 
     def check(self, device: str) -> None:

@@ -6,7 +6,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +30,40 @@ class StudentEngine:
 
     def __init__(self, engine: CheckpointEngine, model: Any) -> None:
         self.engine, self.model = engine, model
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
         _remove_left_weights()
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
         """Hand the weights over, then return completions; see `Engine`."""
+        return self.begin(prompts, sampling)()
+
+    def begin(self, prompts: Sequence[list[int]], sampling: Sampling) -> Callable[[], list[Completion]]:
+        """Hand the weights over and begin to answer; return what waits for the completions.
+
+        The engine holds one set of weights, so a call waits until the one before it is answered.
+        """
+        self._worker.submit(lambda: None).result()
         weights = whole_weights(self.model)
         if getattr(self.engine, "takes_tensors", False):
             tied = getattr(self.model, "all_tied_weights_keys", None) or {}
             engine: Any = self.engine
             engine.take({name: tensor for name, tensor in weights.items() if name not in tied})
-            return self.engine.generate(prompts, sampling)
-        with tempfile.TemporaryDirectory(
+            return self._worker.submit(self.engine.generate, prompts, sampling).result
+        folder = tempfile.TemporaryDirectory(
             dir=_folder_with_room(weights), prefix=f"{PREFIX}{_namespace()}-{os.getpid()}-"
-        ) as folder:
-            save_model(self.model, Path(folder), state_dict=weights)
-            self.engine.load(Path(folder))
+        )
+        try:
+            save_model(self.model, Path(folder.name), state_dict=weights)
+            self.engine.load(Path(folder.name))
+        except BaseException:
+            folder.cleanup()
+            raise
+        return self._worker.submit(self._answer, folder, prompts, sampling).result
+
+    def _answer(
+        self, folder: tempfile.TemporaryDirectory[str], prompts: Sequence[list[int]], sampling: Sampling
+    ) -> list[Completion]:
+        with folder:
             return self.engine.generate(prompts, sampling)
 
 

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -33,6 +33,8 @@ SAME = 0.02  # mean difference on the probe, in nats, that rounding explains
 
 class VLLMServer(Backend):
     """Where the servers are and how they are asked, where `backend` is vllm_server."""
+
+    is_shared: ClassVar[bool] = True
 
     urls: tuple[Annotated[str, Field(pattern=r"^https?://\S+$")], ...] = Field(
         min_length=1, description="one address for each replica, such as http://node1:8000"

@@ -53,6 +53,6 @@ def grading_key(task: Task, docs: Sequence[dict[str, Any]]) -> str:
         parts.append(list(task.pass_at))
     if task.filter_name != task.filters[0]:
         parts.append({"filter": task.filter_name})
-    if "cluster" in task.settings:
+    if task.settings.cluster is not None:
         parts.append({"clusters": [task.cluster(doc) for doc in docs]})
     return digest(parts)

@@ -33,6 +33,7 @@ class Rollout:
 
     `logprobs` are the log-probabilities with which the engine drew the tokens, if the engine reports them. `reward` is the
     task's grade, if a method asked for it; `credit` is the advantage that reward methods give to the whole response.
+    `staleness` says how many steps older than the student the weights are that drew it; None where none may be older.
     """
 
     example: Example
@@ -41,6 +42,7 @@ class Rollout:
     credit: float = 0.0
     reward: float | None = None
     logprobs: tuple[float, ...] | None = None
+    staleness: int | None = None
 
     @property
     def prompt_and_response(self) -> list[int]:

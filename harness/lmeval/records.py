@@ -35,7 +35,7 @@ def _named(task: Task) -> Iterator[tuple[str, str]]:
     if not callable(config.process_results):  # such a grader reads the document itself
         keys.append("doc_to_target")
     read_by_lmeval = {key: getattr(config, key) for key in keys}
-    read_by_us = {f"metadata.harness.{name}": settings.get(name) for name in ("training_target", "cluster")}
+    read_by_us = {f"metadata.harness.{name}": getattr(settings, name) for name in ("training_target", "cluster")}
     for key, value in {**read_by_lmeval, **read_by_us}.items():
         if isinstance(value, str) and value.strip():
             yield key, value

@@ -137,7 +137,7 @@ class Task(TaskDefinition):
         `metadata.harness.training_target` names a field or a template; else it is `doc_to_target`, a list's first entry
         or the choice that an index points to.
         """
-        field = self.settings.get("training_target")
+        field = self.settings.training_target
         return self.target_text(doc) if field is None else str(fill_field(field, doc))
 
     def cluster(self, doc: Mapping[str, Any]) -> str:
@@ -146,7 +146,7 @@ class Task(TaskDefinition):
         `metadata.harness.cluster` names a field, a template or a function of the document. Without it, or where it gives
         nothing, the document is its own cluster, named by its `item_id`.
         """
-        named = self.settings.get("cluster")
+        named = self.settings.cluster
         value = None if named is None else named(doc) if callable(named) else fill_field(named, doc)
         return item_id(doc) if value is None or value == "" else str(value)
 

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.config.task import TaskConfig
+from pydantic import Field, ValidationError
 
+from harness.config.base import Strict, is_mapping
+from harness.config.explain import explain
+from harness.errors import TaskError
 from harness.lmeval.score import default_metric
 from harness.rundir.stage_folder import cell_name
+
+
+class TaskSettings(Strict):
+    """What only the harness reads: the keys of `metadata.harness`, all optional; `docs/add-a-task.md` says what each does."""
+
+    metric: str | None = Field(default=None, description="the metric that is the task's score")
+    training_target: str | None = Field(default=None, description="field or template of the text to train on")
+    cluster: str | Callable[..., Any] | None = Field(
+        default=None,
+        description="field, template or function of the document: items with one value depend on each other",
+    )
+    capability: str | None = Field(default=None, description="a label for lists and reports")
+    memorise: bool = Field(default=False, description="whether train and test are the same on purpose")
 
 
 class TaskDefinition:
@@ -49,10 +66,9 @@ class TaskDefinition:
         return cell_name(self.name, self.profile)
 
     @cached_property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> TaskSettings:
         """What only the harness reads: `metadata.harness`."""
-        metadata = self.config.metadata
-        return dict((metadata or {}).get("harness") or {}) if isinstance(metadata, dict) else {}
+        return _read_settings(self.config.metadata, str(self.source or f"task {self.name}"))
 
     @property
     def config(self) -> TaskConfig:
@@ -77,7 +93,7 @@ class TaskDefinition:
     @property
     def metric(self) -> str:
         """The primary metric: the chosen grader's, else `metadata.harness.metric`, else what `default_metric` chooses."""
-        return self.grader or self.settings.get("metric") or default_metric(self.lmeval)
+        return self.grader or self.settings.metric or default_metric(self.lmeval)
 
     @property
     def higher_is_better(self) -> dict[str, bool]:
@@ -104,3 +120,15 @@ class TaskDefinition:
     def set_generation(self, settings: dict[str, Any]) -> None:
         """Replace the generation settings of the loaded task, the only place where lm-eval reads them reliably."""
         self.lmeval.set_config("generation_kwargs", settings)
+
+
+def _read_settings(metadata: Any, where: str) -> TaskSettings:
+    """Read `metadata.harness`; raises `TaskError` with file, key, what was found and what was expected."""
+    found = metadata.get("harness") if is_mapping(metadata) else None
+    if found is not None and not is_mapping(found):
+        keys = ", ".join(TaskSettings.model_fields)
+        raise TaskError(f"{where}: metadata.harness is {found!r}, expected a mapping with keys among {keys}")
+    try:
+        return TaskSettings.model_validate(found or {})
+    except ValidationError as error:
+        raise TaskError(f"{where}: metadata.harness: {explain(error, TaskSettings)}") from error

@@ -46,14 +46,14 @@ def _generation_traps(task: Task) -> Iterator[str]:
 
 
 def _scoring_traps(task: Task) -> Iterator[str]:
-    if "metric" not in task.settings:
+    if task.settings.metric is None:
         yield f"metadata.harness.metric is not set: {task.metric} is taken as the score"
     for entry in task.config.metric_list or []:
         for key in ("aggregation", "higher_is_better"):
             if key not in entry:
                 yield f"metric {entry.get('metric')} does not state {key}: lm-eval guesses it with a warning"
     target = task.lmeval.doc_to_target(task.test_docs(1)[0])
-    if not isinstance(target, str) and "training_target" not in task.settings:
+    if not isinstance(target, str) and task.settings.training_target is None:
         yield f"doc_to_target gives {type(target).__name__}, not text: set metadata.harness.training_target for training"
     if task.config.num_fewshot:
         yield f"num_fewshot is {task.config.num_fewshot}: training prompts carry the same examples"
@@ -71,7 +71,7 @@ def _data_traps(task: Task) -> Iterator[str]:
         yield "dataset_kwargs.revision is not pinned: the data may change under the results"
     if task.has_training_split and not task.has_training_items:
         yield "the training split is empty here: usable as a probe only, until its records are named under `data`"
-    if task.settings.get("memorise"):
+    if task.settings.memorise:
         yield "metadata.harness.memorise is set: it trains on its test items on purpose, for plumbing checks only"
     elif shared := shared_items(task):
         yield f"{shared} test prompts are also training prompts: scores measure memory"

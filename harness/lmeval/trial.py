@@ -85,7 +85,7 @@ def item_warnings(task: Task, limit: int | None = None) -> Iterator[str]:
     """Yield what is wrong with a task's items: targets that test items share, and prompts that show their own answer."""
     docs = task.test_docs(limit)
     targets = len(set(map(task.training_target, docs))) if task.generates else len(docs)
-    if "cluster" not in task.settings and targets < SHARED * len(docs):
+    if task.settings.cluster is None and targets < SHARED * len(docs):
         yield (
             f"{len(docs)} test items have {targets} distinct targets: items that share one may be right or wrong together, "
             "and intervals would be too narrow; name what they share in metadata.harness.cluster"

@@ -44,7 +44,8 @@ def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
         check_stage_task(tasks[name])
     console.print(_stage_table(specs[0], evaluated))
     console.print(_work_table(specs, cells))
-    _print_needs(console, specs, tasks, library)
+    prompting = _load_tokenizer(suite, tasks, library)
+    _print_needs(console, specs, tasks, prompting)
     for task in tasks.values():
         _print_items(console, suite, task)
     entries = {spec.entry: spec for spec in specs}
@@ -52,7 +53,7 @@ def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
     for entry, spec in entries.items():
         refuse_teachers(spec, make_adapter(entry, suite.adapters[entry]))
         if (prompts := _prompts_of(spec)) not in fits:
-            fits[prompts] = _fits(spec, evaluated, library)
+            fits[prompts] = _fits(spec, evaluated, prompting)
         console.print(f"prompts under {entry}: {fits[prompts]}", markup=False, highlight=False)
     overlaps: list[Overlap] = []
     for spec in {_prompts_of(spec): spec for spec in entries.values()}.values():
@@ -94,14 +95,21 @@ def _without_nothing(value: dict[str, Any]) -> dict[str, Any]:
     return {key: part for key, part in found.items() if part not in (None, {}, [], "")}
 
 
-def _print_needs(console: Console, specs: Sequence[RunSpec], tasks: dict[str, Task], library: TaskLibrary) -> None:
+def _load_tokenizer(suite: Suite, tasks: dict[str, Task], library: TaskLibrary) -> tuple[Renderer, int] | str:
+    """Return the student's renderer and context, or why its tokenizer is not here."""
+    try:
+        return tokenizer_without_writing(suite.student, tasks, library)
+    except (HarnessError, OSError) as error:
+        return str(error)
+
+
+def _print_needs(
+    console: Console, specs: Sequence[RunSpec], tasks: dict[str, Task], prompting: tuple[Renderer, int] | str
+) -> None:
     """Print what one run of each entry needs at most; the doctor measures it."""
     from harness.pipeline.needs.run_estimate import RunEstimate, available_memory, estimate_run, make_fit, needs_table
 
-    try:
-        renderer = tokenizer_without_writing(specs[0].suite.student, tasks, library)[0]
-    except (HarnessError, OSError):
-        renderer = None
+    renderer = None if isinstance(prompting, str) else prompting[0]
     entries = {spec.entry: spec for spec in specs}
     found = [estimate_run(spec, tasks, renderer) for spec in entries.values()]
     if not (estimates := [each for each in found if isinstance(each, RunEstimate)]):
@@ -195,11 +203,10 @@ def _prompts_of(spec: RunSpec) -> tuple[Any, ...]:
     return tuple((stage.trains, stage.training.train_items, stage.training.max_new_tokens) for stage in spec.stages)
 
 
-def _fits(spec: RunSpec, evaluated: EvaluationPlan, library: TaskLibrary) -> str:
-    try:
-        renderer, context = tokenizer_without_writing(spec.suite.student, evaluated.tasks, library)
-    except (HarnessError, OSError) as error:
-        return f"not checked, the student's tokenizer is not here ({error})"
+def _fits(spec: RunSpec, evaluated: EvaluationPlan, prompting: tuple[Renderer, int] | str) -> str:
+    if isinstance(prompting, str):
+        return f"not checked, the student's tokenizer is not here ({prompting})"
+    renderer, context = prompting
 
     def longest(task: Task, limit: int | None, room: int) -> int:
         return renderer.longest_prompt(task.training_prompts(renderer, limit), room)

@@ -192,11 +192,6 @@ class RunResources:
             raise ConfigError(
                 f"parallel.processes is {count}, but adapters.{self.spec.entry} trains in one process; set it to 1"
             )
-        if not self.engines.backend.in_process:
-            raise ConfigError(
-                f"parallel.processes is {count}, whose processes generate their own rollouts, but backend is "
-                f"{self.suite.backend}; set backend: hf, or parallel.processes: 1"
-            )
 
     def _check_teachers(self) -> None:
         refuse_teachers(self.spec, self.adapter)

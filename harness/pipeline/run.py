@@ -7,13 +7,15 @@ continues from its last finished stage and ends with the numbers of an undisturb
 from __future__ import annotations
 
 import math
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
 
 from harness.config.run_spec import RunSpec, session_settings
+from harness.pipeline.evaluate_beside import Begin, Evaluations
 from harness.pipeline.evaluate_stage import StageEvaluator
+from harness.pipeline.processes.started_teachers import started_teachers
 from harness.pipeline.processes.stop_signals import stop_on_signals
 from harness.pipeline.resources import RunResources
 from harness.pipeline.score_teacher import score_teacher, warn_where_worse
@@ -22,22 +24,29 @@ from harness.rundir.files import read_results, stderr_to
 from harness.rundir.process.progress import Event, Report, silent
 from harness.rundir.process.session import this_session
 from harness.rundir.registered_claims import registrations_for
+from harness.rundir.remote_stages import RemoteStages
 from harness.rundir.retention import drop_checkpoints, note_start
 from harness.rundir.store import RunStore, is_finished
 from harness.stats.continual import compute_figures
 from harness.stats.score_matrix import ScoreMatrix
 
 
-def run(spec: RunSpec, report: Report = silent) -> Path:
-    """Do a run, or what is left of it, and return its directory; a finished run stays as it is."""
-    store = RunStore(spec.path)
-    with store.locked(), stderr_to(spec.path / "log.txt"):
+def run(spec: RunSpec, report: Report = silent, begin: Begin | None = None) -> Path:
+    """Do a run, or what is left of it, and return its directory; a finished run stays as it is.
+
+    `begin` begins to evaluate a finished stage elsewhere, while the next one trains; see `evaluate_beside`.
+    """
+    store, remote = RunStore(spec.path), RemoteStages(spec.suite.storage, spec.path, spec.out)
+    with store.locked(), stderr_to(spec.path / "log.txt"), ExitStack() as stack:
+        remote.fetch()
         if is_finished(spec):
             return spec.path
+        (spec,) = stack.enter_context(started_teachers([spec], report))
         resources = RunResources(spec, report)
         spec = resources.spec
         trainer, evaluator = StageTrainer(resources), StageEvaluator(resources, store.stage(0))
-        folders = [store.stage(stage.index, stage.name) for stage in spec.stages]
+        evaluations = Evaluations(evaluator, begin)
+        folders = [store.stage(0), *(store.stage(stage.index, stage.name) for stage in spec.stages)]
         _prepare(resources, store)
         checkpoint = resources.start
         with (
@@ -49,15 +58,20 @@ def run(spec: RunSpec, report: Report = silent) -> Path:
             score_teacher(resources, store.teacher)
             evaluator.evaluate(store.stage(0), checkpoint, "start")
             warn_where_worse(resources, store.teacher, store.stage(0))
-            for folder, stage in zip(folders, spec.stages, strict=True):
+            remote.put(store.teacher)
+            for before, folder, stage in zip(folders, folders[1:], spec.stages, strict=False):
                 checkpoint = trainer.train(folder, stage, checkpoint)
-                drop_checkpoints(folders[: stage.index - 1], spec.stages, spec.suite.checkpoints)
-                evaluator.evaluate(folder, checkpoint, f"after {stage.name}")
+                evaluations.finish()
+                drop_checkpoints(folders[1 : stage.index], spec.stages, spec.suite.checkpoints)
+                store.record(resources.weights, **resources.used())
+                remote.put(before, folder)
+                evaluations.after(folder, checkpoint, stage)
                 store.record(resources.weights, **resources.used())
             resources.track({"final": _final_figures(store, spec)}, spec.steps_before(len(spec.stages) + 1))
         store.finish(resources.weights, **resources.used())
         if spec.suite.checkpoints.keep != "last":
             drop_checkpoints(folders[-1:], spec.stages[-1:], spec.suite.checkpoints)
+        remote.put(folders[-1])
     report(Event(spec.label, "done", 1, 1, finished=True))
     return spec.path
 

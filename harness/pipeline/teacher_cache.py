@@ -13,6 +13,7 @@ from harness.lm.checkpoints import Loaded, load
 from harness.lm.logprobs import TeacherRequest
 from harness.lm.precision import autocast
 from harness.lm.rollouts import Example, Rollout, make_batches
+from harness.pipeline.processes.started_teachers import started_teachers
 from harness.pipeline.resources import RunResources, refuse_teachers
 from harness.rundir.process.progress import Counter, Report
 from harness.rundir.reader import find_runs, read_parquet
@@ -35,6 +36,11 @@ def fill_cache(spec: RunSpec, runs: Sequence[Path], report: Report) -> list[Fill
 
     Raises `ConfigError` for a stage whose teacher is not of kind `cache`.
     """
+    with started_teachers([spec], report) as (started,):
+        return _fill(started, runs, report)
+
+
+def _fill(spec: RunSpec, runs: Sequence[Path], report: Report) -> list[FilledStage]:
     resources = RunResources(spec, report)
     refuse_teachers(spec, resources.adapter)
     asked = resources.adapter.requirements

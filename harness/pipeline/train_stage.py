@@ -20,6 +20,7 @@ from harness.config.run_spec import PlannedStage, RunSpec, identity_of
 from harness.config.teacher_settings import Needs
 from harness.config.training import Training
 from harness.engines.engine import Engine
+from harness.engines.first_process import FirstProcessEngine
 from harness.engines.hf import HFEngine
 from harness.engines.student import StudentEngine
 from harness.errors import RunError, StoppedError, TrainingError
@@ -27,6 +28,7 @@ from harness.evaluation.learning_curve import CurveRecorder
 from harness.lm.checkpoints import Loaded, files_digest, load, save, weights_digest
 from harness.lm.logprobs import StudentForward, check_head
 from harness.lm.precision import suit_attention, tf32
+from harness.lm.ranks import current_ranks
 from harness.lm.rollouts import Example
 from harness.lm.seeding import derive_seed, seed_global_generators
 from harness.pipeline.processes.launched_ranks import launched_processes
@@ -85,7 +87,9 @@ class StageTrainer:
         """Train one stage as one of several processes, of which the first one writes the run directory; `folder` is empty."""
         student = load(checkpoint, _as_trained(self.suite.student, stage.training), self.device)
         suit_attention(student.model, stage.training.autocast)
-        engine = HFEngine(student.model, student.renderer.tokenizer, stage.training.generation_batch)
+        engine: Engine = HFEngine(student.model, student.renderer.tokenizer, stage.training.generation_batch)
+        if not self.resources.engines.backend.in_process:
+            engine = FirstProcessEngine(None)
         context = self._context(folder, stage, student, weights, engine, keep_nothing)
         seed_global_generators(context.seed)
         with tf32(context.training.tf32):
@@ -200,7 +204,7 @@ class StageTrainer:
     def _context(
         self, train: Path, stage: PlannedStage, student: Loaded, weights: str, engine: Engine, keep: Keep
     ) -> StageContext:
-        training, index = stage.training, stage.index
+        training, index, several = stage.training, stage.index, current_ranks().size > 1
         tasks = {name: self.resources.tasks[name] for name in stage.trains}
         requirements = self.resources.adapter_of(stage).requirements
         past = self._past(index)
@@ -210,7 +214,7 @@ class StageTrainer:
         return StageContext(
             student=StudentForward(student.model),
             teacher=teacher,
-            engine=engine,
+            engine=FirstProcessEngine(engine) if isinstance(engine, StudentEngine) and several else engine,
             renderer=student.renderer,
             tasks=tasks,
             examples=[e for name in tasks for e in self._items(name, student, training.train_items)],

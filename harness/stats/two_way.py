@@ -2,7 +2,8 @@
 
 Every seed answers the same items, so a mean over seeds and items varies with both. Its variance is that of a crossed random
 effects model, estimated from mean squares, with Satterthwaite's degrees of freedom (Satterthwaite 1946; Cameron, Gelbach and
-Miller 2011 for clusters in two ways). Simulated coverage decided for it: `docs/decisions/` has the table.
+Miller 2011 for clusters in two ways). Clusters that do not vary beyond noise are left out, as counting them makes the interval
+too wide. Simulated coverage decided for it: `docs/decisions/` has the table.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from harness.stats.estimates import Estimate, ItemTable, Vector
 from harness.stats.intervals import LEVEL, NOTHING, Interval, effective_clusters, interval_from, t_interval
 
 SMALL = 1e-18  # a variance below this is rounding
+POOLED = 0.25  # the level of the preliminary test that Bancroft (1964) advises
 
 
 class VarianceParts(NamedTuple):
@@ -36,13 +39,28 @@ class VarianceParts(NamedTuple):
     df_clusters: float
 
     @property
+    def clusters_vary(self) -> bool:
+        """Whether clusters differ beyond what is left after seed and cluster, by an F test at `POOLED`.
+
+        Where they do not, the seeds' means hold all the variance there is. Seeds' means that are equal by chance say nothing.
+        """
+        if self.both <= 0 or self.seeds < SMALL:
+            return True
+        limit = stats.f.ppf(1 - POOLED, self.df_clusters, self.df_clusters * self.df_seeds)
+        return self.clusters / self.both >= float(limit)
+
+    @property
     def total(self) -> float:
         """The variance of the mean for another seed and other items: each part once, never less than either part."""
+        if not self.clusters_vary:
+            return self.seeds
         return max(self.seeds + self.clusters - self.both, self.seeds, self.clusters)
 
     @property
     def df(self) -> float:
         """Satterthwaite's degrees of freedom of the total."""
+        if not self.clusters_vary:
+            return self.df_seeds
         parts = (
             self.seeds**2 / self.df_seeds
             + self.clusters**2 / self.df_clusters

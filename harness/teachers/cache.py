@@ -6,9 +6,9 @@ response stops the run. `harness teacher cache` fills a file beforehand.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -51,6 +51,12 @@ class Cache(TeacherKind):
             self.stored_teacher()
         elif isinstance(self.of, TeacherKind):
             self.of.check()
+
+    def with_servers(self, served: Callable[[Any], Any]) -> Cache:
+        """Return the cache with the teacher behind it started, where the harness starts it."""
+        return (
+            self.model_copy(update={"of": self.of.with_servers(served)}) if isinstance(self.of, TeacherKind) else self
+        )
 
     @property
     def context(self) -> int | None:

@@ -6,7 +6,8 @@ A stage may name its own teacher; this kind serves a stage that trains several t
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -47,6 +48,15 @@ class Routed(TeacherKind):
         """Raise `ConfigError` where one of the teachers cannot be had."""
         for kind in self._kinds:
             kind.check()
+
+    def with_servers(self, served: Callable[[Any], Any]) -> Routed:
+        """Return the teachers with those started that the harness starts."""
+
+        def placed(spec: TeacherSpec | None) -> TeacherSpec | None:
+            return spec.with_servers(served) if isinstance(spec, TeacherKind) else spec
+
+        by_task = {task: placed(spec) for task, spec in self.by_task.items()}
+        return self.model_copy(update={"by_task": by_task, "otherwise": placed(self.otherwise)})
 
     @property
     def context(self) -> int | None:

@@ -8,11 +8,11 @@ gave it come from one process at one time.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from harness.errors import ConfigError, ModelError, TrainingError
 from harness.lm.checkpoints import Loaded
@@ -21,6 +21,7 @@ from harness.lm.logprobs import TeacherRequest, TeacherScores
 from harness.lm.replicas import Patience, Replicas
 from harness.lm.rollouts import Batch
 from harness.teachers.server_probe import ServerProbe, examine
+from harness.teachers.server_start import ServerStart
 from harness.teachers.teacher import Needs, OpenTeacher, TeacherKind, TeacherSite
 
 COMPLETIONS = "/v1/completions"
@@ -35,7 +36,11 @@ class Server(TeacherKind):
     gives_entropy: ClassVar[bool] = False
 
     urls: tuple[Annotated[str, Field(pattern=r"^https?://\S+$")], ...] = Field(
-        min_length=1, description="one address for each replica, such as http://node1:8000"
+        default=(),
+        description="one address for each replica, such as http://node1:8000; empty where `start` starts them",
+    )
+    start: ServerStart | None = Field(
+        default=None, description="start the servers, keep them running, and end them with the command"
     )
     model: str = Field(description="the name under which the servers know the model")
     revision: str = Field(default="", description="of the model, for the manifest; a server does not report it")
@@ -54,6 +59,19 @@ class Server(TeacherKind):
         description="mean difference of the probe's log-probabilities, in nats, that rounding explains",
     )
     api_key_variable: str | None = Field(default=None, description="environment variable that holds the API key")
+
+    @model_validator(mode="after")
+    def _is_served_or_started(self) -> Self:
+        if bool(self.urls) == (self.start is not None):
+            found = "both urls and start" if self.urls else "neither urls nor start"
+            raise ValueError(
+                f"found {found}; give `urls` of servers that run, or `start`, by which the harness starts them"
+            )
+        return self
+
+    def with_servers(self, served: Callable[[Server], Server]) -> Server:
+        """Return the started server, where the harness starts it."""
+        return self if self.start is None else served(self)
 
     def refuse(self, request: TeacherRequest, temperature: float) -> None:
         """Raise `ConfigError` for what the API does not return."""
@@ -108,6 +126,10 @@ class Server(TeacherKind):
 
     def connect(self, deadline: float) -> Replicas:
         """Return a client of the replicas; raises `ConfigError` where the API key is not in the environment."""
+        if not self.urls:
+            raise ConfigError(
+                "teacher.start names servers that only `harness run` and its like start; give teacher.urls"
+            )
         headers: dict[str, str] = {}
         if self.api_key_variable is not None:
             if not (key := os.environ.get(self.api_key_variable)):

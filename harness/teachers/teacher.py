@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 from harness.config.teacher_settings import Needs, TeacherSettings, TeacherSpec
 from harness.errors import ConfigError
@@ -76,6 +76,10 @@ class TeacherKind(TeacherSettings, ABC):
 
     def check(self) -> None:
         """Raise `ConfigError` where it cannot be had; called before anything is done."""
+
+    def with_servers(self, served: Callable[[Any], Any]) -> Self:
+        """Return the teacher with each `Server` in it that the harness is to start replaced by what `served` returns."""
+        return self
 
     @property
     def context(self) -> int | None:

@@ -21,6 +21,7 @@ from harness.errors import ConfigError
 from harness.stats.continual import FIGURES, INTRANSIGENCE
 from harness.stats.score_matrix import Figure
 from reports.claims.grammar import Expression, parse
+from reports.data.calibration import CALIBRATION, ProfileFigure
 from reports.data.methods import TRAINING, TrainingFigure
 
 FOLDER = Path(str(files("reports"))) / "claims"
@@ -34,13 +35,13 @@ def metrics_of_tasks() -> dict[str, Figure]:
     return {figure.of_task: figure for figure in FIGURES.values() if figure.of_task}
 
 
-def claim_metrics() -> dict[str, Figure | TrainingFigure]:
-    """Return everything that a claim may name: figures of a task, of training, and of a run.
+def claim_metrics() -> dict[str, Figure | TrainingFigure | ProfileFigure]:
+    """Return everything that a claim may name: figures of a task, of training, of a run, and of two profiles of a run.
 
     Intransigence is left out: it needs a joint run, which has a different order than the methods that a claim compares.
     """
     runs = {name: figure for name, figure in FIGURES.items() if figure is not INTRANSIGENCE}
-    return {**metrics_of_tasks(), **TRAINING, **runs}
+    return {**metrics_of_tasks(), **TRAINING, **runs, CALIBRATION.name: CALIBRATION}
 
 
 def metric_units() -> dict[str, str]:

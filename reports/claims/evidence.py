@@ -15,6 +15,7 @@ from harness.stats.learning.rates import Chosen, chosen_rates
 from harness.stats.score_matrix import Figure
 from reports.claims.claim_file import ClaimEntry, claim_metrics, metrics_of_tasks
 from reports.claims.grammar import Metric
+from reports.data.calibration import CALIBRATION, ProfileFigure, calibration
 from reports.data.learning_curves import NO_CURVES, at_equal_learning_of
 from reports.data.methods import Method, different_starts
 from reports.data.paired_cells import SeedPair, check_pairs, estimate_of
@@ -82,7 +83,9 @@ def measure(entry: ClaimEntry, place: ClaimScope, profile: str, evidence: Eviden
     if missing := [metric for metric in named if metric not in methods]:
         return Measured(NO_EFFECT, profile, reason=f"no runs of {_name(missing[0], place)}")
     if not any(isinstance(claim_metrics()[metric.name], Figure) for metric in methods):
-        return Measured(_effect(entry, place, methods), compared=_compared(entry, place, methods.values(), evidence))
+        effect = _effect(entry, place, methods)
+        reason = _no_profiles(methods) if not effect.by_seed else ""
+        return Measured(effect, compared=_compared(entry, place, methods.values(), evidence), reason=reason)
     shown = {metric: found for metric, method in methods.items() if (found := method.under(profile))}
     if lacking := [metric.adapter for metric in methods if metric not in shown]:
         return Measured(NO_EFFECT, profile, reason=f"{lacking[0]} was not evaluated under profile {profile}")
@@ -120,7 +123,21 @@ def _task(metric: Metric, place: ClaimScope) -> str:
 
 def _effect(entry: ClaimEntry, place: ClaimScope, methods: Mapping[Metric, Method]) -> Estimate:
     stage = entry.scope.stage
-    return entry.parsed.effect(lambda m: methods[m].estimate(claim_metrics()[m.name], _task(m, place), stage))
+    return entry.parsed.effect(lambda metric: _estimate(metric, methods[metric], place, stage))
+
+
+def _estimate(metric: Metric, method: Method, place: ClaimScope, stage: int | None) -> Estimate:
+    figure = claim_metrics()[metric.name]
+    if isinstance(figure, ProfileFigure):
+        return calibration(method, stage)
+    return method.estimate(figure, _task(metric, place), stage)
+
+
+def _no_profiles(methods: Mapping[Metric, Method]) -> str:
+    """Say which method lacks the two profiles that calibration compares; empty where none does."""
+    asked = {metric: each for metric, each in methods.items() if metric.name == CALIBRATION.name}
+    lacking = [metric.adapter for metric, each in asked.items() if not calibration(each).by_seed]
+    return f"{lacking[0]} was not evaluated both greedily and at temperature 1" if lacking else ""
 
 
 def _compared(entry: ClaimEntry, place: ClaimScope, methods: Iterable[Method], evidence: Evidence) -> str:
@@ -204,7 +221,7 @@ def _best(
 ) -> tuple[Estimate, Mapping[int, Chosen]]:
     """Return a metric of each seed at the rate that the other seeds chose; the highest counts as best, or the lowest."""
     figure, task, stage = claim_metrics()[metric.name], _task(metric, place), entry.scope.stage
-    estimates = {rate: method.estimate(figure, task, stage) for rate, method in by_rate.items()}
+    estimates = {rate: _estimate(metric, method, place, stage) for rate, method in by_rate.items()}
     better = -1 if isinstance(figure, Figure) and not figure.higher_is_better else 1
     chosen = chosen_rates({rate: (better * found).by_seed for rate, found in estimates.items()})
     if not isinstance(figure, Figure):

@@ -35,7 +35,7 @@ SPECIAL = {character: f"\\{character}" for character in "&%$#_{}"} | {
 ON_A_PAGE = ["difference", "over seeds", "p, Holm"]
 LATEX_NOTE = (
     "Scores in %, differences in points, entropy in nats. Brackets: 95 % t interval over seeds of the paired "
-    "difference. p: paired t test over seeds, adjusted after Holm."
+    "difference. p: the larger one of the t test over seeds and the test for another seed and other items, after Holm."
 )
 SIGNIFICANT = 0.05
 FORMATS = ("markdown", "csv", "latex")
@@ -43,7 +43,8 @@ READING = (
     "95 %: the interval for another seed and other items of the same kind, from the variances by seed, by item and by both; "
     "over seeds and over items: its two parts, the other given. With one seed the interval is over items alone and says "
     "nothing about other seeds. Items of one cluster (phrasings of one question) count together. p: the test that the "
-    "interval inverts, adjusted after Holm over a figure's tasks and all methods compared. Lost and gained: items right "
+    "interval inverts or, where its p is larger, the t test over seeds, adjusted after Holm over a figure's tasks and all "
+    "methods compared. Lost and gained: items right "
     "before the difference and wrong after it, and the reverse, added over seeds; with several answers an item is right "
     "where all are. sd: of one seed's difference, by what varies. Detects: the smallest difference for which the interval "
     "excludes zero in 80 % of repeats. Kept at equal learning: how the first stage's task and the probes changed since a "

@@ -58,7 +58,7 @@ def with_holm(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
         families.setdefault((row.quantity.name, row.task in ("", AVERAGE)), []).append(place)
     adjusted: dict[int, float] = {}
     for places in families.values():
-        p = holm([rows[place].difference.p if rows[place].judged else math.nan for place in places])
+        p = holm([rows[place].difference.p_of_several if rows[place].judged else math.nan for place in places])
         adjusted |= dict(zip(places, p, strict=True))
     return [replace(row, adjusted=adjusted[place]) for place, row in enumerate(rows)]
 

@@ -46,11 +46,11 @@ def summarise(console: Console, specs: Sequence[RunSpec]) -> None:
 
 def foresee(console: Console, specs: Sequence[RunSpec]) -> None:
     """Print which differences these runs can find, by shipped priors; nothing where they compare no two methods."""
-    from reports.planning.power_plan import foresee_differences
-
     suite = specs[0].suite
     trained = {spec.entry for spec in specs if spec.kind != "none"}
     if len(trained) > 1:
+        from reports.planning.power_plan import foresee_differences  # which takes half a second to import
+
         profile = next(iter(suite.evaluation.all_profiles.values()))
         seeds = len({spec.seed for spec in specs})
         console.print(foresee_differences(seeds, suite.evaluation.limit, profile.n), markup=False, highlight=False)

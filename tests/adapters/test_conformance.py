@@ -130,6 +130,7 @@ BROKEN: list[tuple[type[Adapter], str, str]] = [
     (broken.UpsideDownCredit, "credit", "a step against the gradient makes responses with a high reward less probable"),
     (broken.DividesByTokens, "empty and cut responses", "the stage raised ZeroDivisionError: division by zero"),
     (broken.ForgetfulOptimiser, "resume", "taken up from its snapshot, ends with other weights"),
+    (broken.DrawsDoNotMatter, "stale responses", "of its size away from that of fresh ones"),
     (broken.DrawsByItself, "same seed, same weights", "two runs with one seed end with other weights"),
     (broken.NoSteps, "trains", "it reports 0 steps, but the weights changed"),
     (broken.Lenient, "options are frozen", "its options can be changed after they were read"),

@@ -19,12 +19,13 @@ from harness.config.study_file import Factor
 from harness.config.suite import AdapterEntry, Stage, Suite
 from harness.evaluation.drift import DriftAnswers
 from harness.evaluation.scoring import FIXED
+from harness.lm.rollouts import Example, Rollout
 from harness.pipeline.sweeps.study_runs import plan_study
 from harness.rundir.process.session import PeakMemory
 from harness.rundir.records.cell_records import DRIFT_FIGURES
 from harness.rundir.records.training_records import StepLine
 from harness.rundir.schema_page import fill_tables
-from harness.rundir.training.rollout_log import SCHEMA
+from harness.rundir.training.rollout_log import SCHEMA, STALE
 from reports.claims.claim_file import read_claims
 
 PAGE_FOLDER = Path(__file__).parents[2] / "docs"
@@ -45,7 +46,7 @@ def documented(heading: str) -> set[str]:
     [
         ("manifest.json", {"sessions", "seconds", "peak_memory", *PeakMemory("cpu").summary}),
         ("eval: samples.parquet", set(FIXED)),
-        ("train/rollouts.parquet", set(SCHEMA.names)),
+        ("train/rollouts.parquet", {*SCHEMA.names, *STALE.names}),
         ("drift", {*DRIFT_FIGURES, *DriftAnswers.__dataclass_fields__, "prompt_tokens", "response_tokens"}),
     ],
 )
@@ -65,7 +66,8 @@ def test_every_record_that_is_written_has_a_table_whose_every_row_says_what_it_m
 
 
 def test_every_field_of_the_step_log_is_in_the_schema():
-    assert {*StepLog([]).summary(), "step", "seconds", "warnings"} == set(StepLine.model_fields)
+    drawn = Rollout(Example("task", "item", {}, [1], [2]), [2], "stop", staleness=0)
+    assert {*StepLog([drawn]).summary(), "step", "seconds", "warnings"} == set(StepLine.model_fields)
 
 
 def test_all_that_a_method_of_the_loop_may_override_is_in_the_guide():

@@ -217,6 +217,21 @@ def test_a_metric_that_cannot_be_a_score_is_refused_before_anything_runs(
     assert "from 0 to 1" in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("found", "sentence"),
+    [
+        ("strict", "metadata.harness is 'strict', expected a mapping with keys among metric,"),
+        (3.5, "metadata.harness is 3.5, expected a mapping"),
+        ([None], "metadata.harness is [None], expected a mapping"),
+        ({"metric": ["strict"]}, "metadata.harness: metric: found ['strict']"),
+        ({"training_target": 7}, "metadata.harness: training_target: found 7"),
+        ({"clusters": "topic"}, "metadata.harness: clusters: unknown key; did you mean 'cluster'?"),
+    ],
+)
+def test_what_only_the_harness_reads_of_a_task_is_a_mapping_of_known_keys(tmp_path: Path, found: Any, sentence: str):
+    assert sentence in refusal(tmp_path, metadata={"version": 1.0, "harness": found})
+
+
 def test_a_metric_without_a_value_for_one_item_is_refused_and_another_named(tmp_path: Path):
     bleu = {"metric": "bleu", "aggregation": "bleu", "higher_is_better": True}
     exact = {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}

@@ -21,6 +21,7 @@ from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.config.training import Training
 from harness.evaluation.groups import load_evaluation_plan
+from harness.lm.trained.recompute import recomputed_layers
 from harness.lmeval.library import TaskLibrary
 from harness.pipeline.needs.memory_estimate import ModelShape, shape_of, show_bytes, stage_needs
 from harness.pipeline.needs.probe import Probe, probe_run
@@ -76,6 +77,54 @@ def test_memory_by_hand():
     read, answered = 3 * 4 * 16, 3 * 4 * 6
     assert needs.flops == 6 * 1000 * read + 2 * 1000 * answered + 2 * 500 * read
     assert stage_needs(training, Requirements(), shape, prompt=10, trains=False).peak == 4000
+
+
+def test_memory_of_large_runs_by_hand():
+    """As a student of several GPUs trains: bfloat16 weights, float32 masters, batches by tokens, layers computed again."""
+    shape = ModelShape(parameters=8000, vocabulary=50, hidden=8, layers=2, wide=16, queries=8, keys=4)
+    large = {"precision": "bfloat16_master", "tokens_per_batch": 40, "activation_checkpointing": True}
+    training = Training.model_validate({"steps": 1, "prompts_per_step": 8, "max_new_tokens": 6, **large})
+    alone = stage_needs(training, Requirements(), shape, prompt=10)
+    assert (alone.memory["weights"], alone.memory["gradients"], alone.memory["optimiser"]) == (48000, 32000, 64000)
+    layer = 8 * 8 + 3 * 8 + 4 * 4 + 4 * 16
+    assert alone.memory["activations"] == 40 * 2 * (2 * 8 + layer + 2 * 8)
+    assert alone.memory["key-value cache"] == 2 * 8 * 16 * 2 * 2 * 4
+    assert alone.flops == 8 * 8000 * 8 * 16 + 2 * 8000 * 8 * 6
+    four = stage_needs(training, Requirements(), shape, prompt=10, processes=4, generates=False)
+    assert (four.memory["weights"], four.memory["gradients"], four.memory["optimiser"]) == (8000, 8000, 16000)
+    assert four.memory["activations"] == 32 * 2 * (2 * 8 + layer + 2 * 8)  # a quarter of 8 sequences of 16
+    assert (four.memory["whole weights to generate"], four.memory["key-value cache"]) == (16000, 0)
+    one = Training.model_validate({**training.model_dump(), "tokens_per_batch": 5})
+    assert stage_needs(one, Requirements(), shape, prompt=10).memory["activations"] == 16 * 2 * (2 * 8 + layer + 2 * 8)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_activations_are_as_torch_keeps_them(checkpointing: bool, student_folder: Path):
+    model = AutoModelForCausalLM.from_pretrained(student_folder, attn_implementation="sdpa")
+    shape = shape_of(Pretrained(kind="pretrained", path=str(student_folder)))
+    assert shape is not None
+    tokens, own = 96, {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own and tensor.is_floating_point():
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    held: list[Any] = []  # so that no storage is freed and counted for another one
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (held.append(t), keep(t))[1], lambda t: t):
+        if not checkpointing:
+            model.model(input_ids=torch.randint(3, 200, (1, tokens)), use_cache=False)
+        else:
+            with recomputed_layers(model, True):
+                model.model(input_ids=torch.randint(3, 200, (1, tokens)), use_cache=False)
+    training = Training(prompts_per_step=1, max_new_tokens=tokens - 1, activation_checkpointing=checkpointing)
+    estimated = stage_needs(training, Requirements(), shape, prompt=1).memory["activations"]
+    if checkpointing:  # the layer that is computed again is not among the kept
+        estimated -= 4 * tokens * (8 * shape.hidden + 3 * shape.queries + 4 * shape.keys + 4 * shape.wide)
+    print(f"kept {sum(kept.values())}, estimated {estimated}")
+    assert estimated == pytest.approx(sum(kept.values()), rel=0.15)
 
 
 def test_adam_s_states_are_as_torch_holds_them(student_folder: Path):

@@ -294,6 +294,12 @@ class ForgetfulOptimiser(OPD):
             return super().train_stage(ctx)
 
 
+class DrawsDoNotMatter(OPD):
+    """Says of a policy gradient that the drawn token does not matter, so that stale rollouts are not weighed."""
+
+    depends_on_draw = False
+
+
 class DrawsByItself(OPD):
     """Draws from a generator that no seed reaches."""
 

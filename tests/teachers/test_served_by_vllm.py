@@ -12,6 +12,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from adapters.aopd import AOPD
@@ -30,6 +31,7 @@ from harness.lm.rollouts import Example
 from harness.lmeval.library import TaskLibrary
 from harness.pipeline.build.model_source import checkpoint_of
 from harness.pipeline.run import run
+from harness.rundir.process.progress import Event
 from harness.teachers.cache import CachedTeacher
 from harness.teachers.local import LocalTeacher, open_local
 from harness.teachers.score_checks import ask
@@ -41,7 +43,7 @@ from tests.support.servers.fake_server import serving
 from tests.support.servers.fault_proxy import FaultProxy
 from tests.support.servers.teachers import random_batches, same_scores
 from tests.support.servers.vllm import wide_suite
-from tests.support.servers.vllm_serve import vllm_server
+from tests.support.servers.vllm_serve import ON_CPU, SERVE, vllm_server
 from tests.support.stages import Recorder
 
 pytest.importorskip("vllm", reason="vLLM is not installed; `make vllm` installs it")
@@ -154,3 +156,33 @@ def test_faults_in_front_of_a_real_server_change_nothing_and_lose_nothing(
             seed += 1
         teacher.close()
     assert set(outcomes) == {"right"}, outcomes
+
+
+@pytest.mark.timeout(900)
+def test_the_harness_starts_a_server_and_a_run_goes_on_when_it_was_killed(
+    suite: Suite, library: TaskLibrary, tmp_path: Path
+):
+    assert isinstance(suite.teacher, Scratch)
+    options = ["--dtype", "float32", "--enforce-eager", "--no-enable-chunked-prefill", "--max-num-seqs", "16"]
+    start = {
+        "command": SERVE,
+        "path": str(checkpoint_of(suite.teacher, 0, library)),
+        "options": options,
+        "environment": ON_CPU,
+        "deadline": 400,
+    }
+    teacher = {"kind": "server", "model": "teacher", "max_logprobs": 32, "start": start, "deadline": 400}
+    raw = {**wide_suite(), "stages": ["tiny_weather"], "probes": [], "adapters": {"aopd": {"options": {"top_k": 8}}}}
+    mine = load_suite(str(write_yaml(tmp_path / "suite.yaml", {**raw, "teacher": teacher})))
+    killed: list[int] = []
+
+    def kill_once(event: Event) -> None:
+        if event.activity.startswith("stage 1") and not killed:
+            (server,) = (p for p in psutil.Process().children(recursive=True) if "serve" in p.cmdline())
+            killed.append(server.pid)
+            server.kill()
+
+    path = run(RunSpec(mine, "aopd", 0, out=tmp_path / "runs"), kill_once)
+    assert killed
+    assert json.loads((path / "manifest.json").read_text())["finished"]
+    assert not any("serve" in p.cmdline() for p in psutil.Process().children(recursive=True))

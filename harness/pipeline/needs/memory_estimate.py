@@ -91,32 +91,52 @@ def stage_needs(
     trains: bool = True,
     teacher_dtype: str = "float32",
     device: str = "cpu",
+    processes: int = 1,
+    generates: bool = True,
 ) -> StageNeeds:
-    """Return what a stage needs at most; `prompt` is the length of its longest prompt, `teacher` a model of this process."""
+    """Return what a stage needs at most, its memory in each of `processes`; `prompt` is the length of its longest prompt.
+
+    `teacher` is a model of these processes; `generates` says whether they draw the rollouts too, and no other engine does.
+    """
     sequences = training.prompts_per_step * training.num_generations
     length = prompt + training.max_new_tokens
-    micro, batch = min(training.micro_batch or sequences, sequences), min(training.generation_batch, sequences)
-    kept = 2 if training.autocast else 4
+    own = -(-sequences // processes)
+    micro, batch = min(-(-(training.micro_batch or sequences) // processes), own), min(training.generation_batch, own)
+    positions = micro * length
+    if training.tokens_per_batch is not None:  # a sequence that is longer is alone
+        positions = min(positions, max(training.tokens_per_batch, length))
+    masters = training.precision == "bfloat16_master"
+    narrow = 2 if training.autocast or masters else 4
     rows, columns = TILES.get(device.partition(":")[0], LARGE_TILE)
     teacher_size = 0 if teacher is None or needs.teacher == "none" else teacher.parameters
+    size = student.parameters
+    weights = 4 * size // processes + (2 * size if training.autocast or (masters and processes == 1) else 0)
+    # Shards are put together in each process: layer after layer to train, all of them to generate.
+    whole = 0 if processes == 1 else (2 if masters else 4) * size
     parts = {
-        "weights": 4 * student.parameters + (2 * student.parameters if training.autocast else 0),
-        "gradients": 4 * student.parameters,
-        "optimiser": 8 * student.parameters,
-        "reference": 4 * student.parameters if needs.reference else 0,
+        "weights": weights,
+        "gradients": 4 * size // processes,
+        "optimiser": 8 * size // processes,
+        "reference": 4 * size if needs.reference else 0,
         "teacher": BYTES[teacher_dtype] * teacher_size,
-        "activations": micro * length * kept * _kept_by_token(student),
-        "logits": 3 * 4 * min(rows, micro * length) * min(columns, student.vocabulary),
-        "key-value cache": 4 * batch * length * student.layers * 2 * student.keys,
+        "activations": positions * narrow * _kept_by_token(student, training.activation_checkpointing),
+        "logits": 3 * 4 * min(rows, positions) * min(columns, student.vocabulary),
+        "whole weights to generate": whole,
+        "key-value cache": (2 if masters else 4) * batch * length * student.layers * 2 * student.keys,
         "sampling": 3 * 4 * batch * student.vocabulary,
     }
+    if not generates:
+        parts |= {"key-value cache": 0, "sampling": 0}
     if not trains:
         parts = {name: size if name == "weights" else 0 for name, size in parts.items()}
     held = sum(parts[name] for name in ("weights", "gradients", "optimiser", "reference", "teacher"))
-    peak = held + max(parts["activations"] + parts["logits"], parts["key-value cache"] + parts["sampling"])
+    generating = parts["whole weights to generate"] + parts["key-value cache"] + parts["sampling"]
+    training_pass = parts["activations"] + parts["logits"] + 2 * parts["whole weights to generate"] // student.layers
+    peak = held + max(training_pass, generating)
     answered = training.steps * sequences * training.max_new_tokens
     read = training.steps * sequences * length
-    flops = 6.0 * student.parameters * read + 2.0 * student.parameters * answered + 2.0 * teacher_size * read
+    again = 2.0 if training.activation_checkpointing else 0.0  # one more forward pass
+    flops = (6.0 + again) * student.parameters * read + 2.0 * student.parameters * answered + 2.0 * teacher_size * read
     return StageNeeds(parts, peak, answered if trains else 0, flops if trains else 0.0)
 
 
@@ -131,9 +151,10 @@ def show_bytes(size: float) -> str:
     return f"{number:,.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
 
 
-def _kept_by_token(shape: ModelShape) -> int:
+def _kept_by_token(shape: ModelShape, checkpointing: bool) -> int:
+    """Return the elements that a token keeps for the backward pass: with checkpointing layers' inputs, and one layer's."""
     layer = OF_HIDDEN * shape.hidden + OF_QUERIES * shape.queries + OF_KEYS * shape.keys + OF_WIDE * shape.wide
-    return shape.layers * layer + 2 * shape.hidden
+    return (shape.layers * shape.hidden + layer if checkpointing else shape.layers * layer) + 2 * shape.hidden
 
 
 def _recipe_shape(shape: Architecture, vocabulary: int) -> ModelShape:

@@ -14,6 +14,7 @@ from harness.adapter import Adapter, Requirements, make_adapter
 from harness.config.models import Pretrained, Scratch
 from harness.config.run_spec import PlannedStage, RunSpec
 from harness.config.training import Training
+from harness.engines.backend import backend_of
 from harness.lm.chat import Renderer
 from harness.lmeval.task import Task
 from harness.pipeline.build.model_source import resolve_device
@@ -29,6 +30,7 @@ from harness.pipeline.needs.memory_estimate import (
 from harness.pipeline.resources import trainer_of
 
 ASSUMED_PROMPT = 512  # tokens, where the tokenizer is not here
+FEWEST_TOKENS = 1024  # of a micro-batch that is made smaller to fit
 LOOKED_AT = 200  # training prompts of a task that are measured
 LIBRARIES = 1.0 * GIB  # what a process takes before any model: Python, torch, transformers, lm-eval, the records
 
@@ -52,7 +54,11 @@ class RunEstimate:
         """Bytes of the checkpoints of all stages, and of one snapshot: weights and both states of AdamW."""
         size = checkpoint_bytes(self.student)
         snapshot = 3 * size if self.spec.suite.snapshot_minutes is not None and self.spec.kind != "none" else 0
-        return len(self.stages) * size + snapshot
+        keep = self.spec.suite.checkpoints
+        kept = sum(keep.holds(stage.name) for stage, _ in self.stages)
+        # One that is not kept goes when the next one is there.
+        at_once = len(self.stages) if keep.keep == "all" else min(len(self.stages), kept + 2)
+        return at_once * size + snapshot
 
 
 def estimate_run(spec: RunSpec, tasks: Mapping[str, Task], renderer: Renderer | None) -> RunEstimate | str:
@@ -107,7 +113,9 @@ def needs_table(estimates: Sequence[RunEstimate]) -> Table:
 def parts_table(estimate: RunEstimate) -> Table:
     """Return the memory of the largest stage by part."""
     stage, needs = max(estimate.stages, key=lambda each: each[1].peak)
-    table = Table("part", title=f"memory of stage {stage.name}")
+    several = estimate.spec.suite.parallel.processes
+    title = f"memory of stage {stage.name}" + (f", of each of {several} processes" if several > 1 else "")
+    table = Table("part", title=title)
     table.add_column("", justify="right")
     for name, size in needs.memory.items():
         if size:
@@ -126,14 +134,22 @@ def available_memory(device: str) -> tuple[float, str]:
 
 def _ladder(training: Training, teacher: Any) -> Iterator[tuple[str, Any]]:
     """Yield settings that save memory and change few numbers, the first ones none at all."""
-    size = training.micro_batch or training.prompts_per_step * training.num_generations
-    while size > 1:
+    tokens, size = (
+        training.tokens_per_batch,
+        training.micro_batch or training.prompts_per_step * training.num_generations,
+    )
+    while tokens is not None and tokens > FEWEST_TOKENS:
+        tokens //= 2
+        yield "training.tokens_per_batch", tokens
+    while tokens is None and size > 1:
         size //= 2
         yield "training.micro_batch", size
+    if not training.activation_checkpointing:
+        yield "training.activation_checkpointing", True
     if isinstance(teacher, Pretrained | Scratch) and teacher.dtype == "float32" and isinstance(teacher, Pretrained):
         yield "teacher.dtype", "bfloat16"
-    if training.autocast is None:
-        yield "training.autocast", "bfloat16"
+    if training.precision == "float32":
+        yield "training.precision", "autocast"
     batch = training.generation_batch
     while batch > 1:
         batch //= 2
@@ -144,7 +160,7 @@ def _needs(
     spec: RunSpec, stage: PlannedStage, method: Adapter, student: ModelShape, prompt: int, changes: Mapping[str, Any]
 ) -> StageNeeds:
     own = {name.removeprefix("training."): value for name, value in changes.items() if name.startswith("training.")}
-    training = stage.training.model_copy(update=own)
+    training = Training.model_validate({**stage.training.model_dump(), **own})
     needs: Requirements = trainer_of(stage, method).requirements
     here = stage.teacher if isinstance(stage.teacher, Pretrained | Scratch) else None
     return stage_needs(
@@ -156,6 +172,8 @@ def _needs(
         trains=(stage.adapter.adapter or spec.entry) != "none",
         teacher_dtype=changes.get("teacher.dtype", here.dtype if here is not None else "float32"),
         device=resolve_device(spec.suite.device),
+        processes=spec.suite.parallel.processes,
+        generates=backend_of(spec.suite).in_process,
     )
 
 

@@ -1,7 +1,9 @@
 """Many runs on a Ray cluster: models and runs are Ray tasks, and a task whose node dies is started again on another one.
 
 A run's folder is its only state, so a run that is started again continues from its last snapshot or finished stage. Every node
-must see the run folder and the model cache under the same paths, on a file system with locks. Ray is imported here alone.
+must see the run folder and the model cache under the same paths, on a file system with locks, or the suite names a `storage`
+for finished stages. A stage is evaluated by a task of its own while the next one trains, where the cluster has room. Ray is
+imported here alone.
 """
 
 from __future__ import annotations
@@ -15,19 +17,24 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness.config.models import Model
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Resources, Suite
+from harness.engines.backend import backend_of
 from harness.errors import ConfigError, HarnessError, InUseError, RunError, StoppedError
 from harness.lmeval.library import TaskLibrary
 from harness.pipeline.build.model_source import checkpoint_of, limit_threads
+from harness.pipeline.evaluate_beside import evaluate_beside
+from harness.pipeline.processes.started_teachers import started_teachers
 from harness.pipeline.processes.stop_signals import note_signals
 from harness.pipeline.run import run
 from harness.pipeline.sweeps.sweep import models_of
 from harness.rundir.process.progress import Event, Report
+from harness.rundir.remote_stages import RemoteStages
 from harness.rundir.training.snapshots import StopRequest
 
 RETRIES = 5  # of a task whose worker or node died
@@ -71,7 +78,8 @@ def sweep_on_ray(
     """
     ray = _connect(address)
     try:
-        _sweep(ray, [replace(spec, out=spec.out.resolve()) for spec in specs], report, on_finished)
+        with started_teachers([replace(spec, out=spec.out.resolve()) for spec in specs], report) as started:
+            _sweep(ray, started, report, on_finished)
     finally:
         ray.shutdown()
 
@@ -157,9 +165,10 @@ def _run(spec: RunSpec, board: Any, marker: Path, *_models: None) -> bool:
         return False
     _prepare(spec, marker)
     until = time.monotonic() + RELEASE_SECONDS
+    begun: list[Any] = []
     while True:
         try:
-            run(spec, _putter(board))
+            run(spec, _putter(board), partial(_begin_evaluation, ray, board, marker, begun))
             return True
         except InUseError:
             # The process of a lost node may live on for some seconds, and then the folder is its own.
@@ -173,12 +182,34 @@ def _run(spec: RunSpec, board: Any, marker: Path, *_models: None) -> bool:
             raise
 
 
+def _begin_evaluation(ray: Any, board: Any, marker: Path, begun: list[Any], spec: RunSpec, stage: int) -> bool:
+    """Begin to evaluate a finished stage in a task of its own, where the cluster has room for one more."""
+    backend = backend_of(spec.suite)
+    # Nodes without a common file system do not see the checkpoint; a shared engine holds one set of weights.
+    if spec.suite.storage is not None or backend.is_shared:
+        return False
+    options, free = _options(ray, spec.suite), ray.available_resources()
+    asked = {"CPU": options["num_cpus"], "GPU": options["num_gpus"], "memory": options.get("memory", 0)}
+    if any(free.get(name, 0) < amount for name, amount in asked.items()):
+        return False
+    begun.append(ray.remote(_evaluate).options(**{**options, "max_retries": 0}).remote(spec, stage, board, marker))
+    return True
+
+
+def _evaluate(spec: RunSpec, stage: int, board: Any, marker: Path) -> None:
+    """Evaluate a finished stage; a Ray task. What it leaves, the run does."""
+    _prepare(spec, marker)
+    evaluate_beside(spec, stage, _putter(board))
+
+
 def _prepare(spec: RunSpec, marker: Path) -> None:
     limit_threads(spec.suite.threads or max(1, int((spec.suite.resources or Resources()).cpus)))
+    if spec.suite.storage is not None:
+        return
     if not marker.is_file():
         raise RunError(
             f"node {os.uname().nodename} does not see {marker.parent}; put --out and HARNESS_CACHE on a file system that all "
-            "nodes share"
+            "nodes share, or name a `storage` for finished stages"
         )
     # Relative paths of models and caches are those of the driver.
     with suppress(OSError):
@@ -219,6 +250,7 @@ def _drain(
                     ray.get(board.stop.remote())
                 else:
                     if finished and spec is not None:
+                        RemoteStages(spec.suite.storage, spec.path, spec.out).fetch()
                         on_finished(spec)
     if failure is not None:
         raise failure

@@ -123,7 +123,8 @@ def _varied(study: Study, name: str, factor: Factor, value: Any, base: Suite, ov
     if not settings:
         return base
     suite = load_suite(study.suite, overrides, settings=settings)
-    return suite.model_copy(update={"name": re.sub(r"[^A-Za-z0-9._-]", "_", f"{base.name}-{name}-{value}")})
+    parts = [base.name, name, *([str(value)] if factor.key else [])]
+    return suite.model_copy(update={"name": re.sub(r"[^A-Za-z0-9._-]", "_", "-".join(parts))})
 
 
 def _kind(spec: RunSpec) -> str:

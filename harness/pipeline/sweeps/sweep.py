@@ -20,10 +20,12 @@ from harness.config.suite import Suite
 from harness.errors import HarnessError, RunError
 from harness.lmeval.library import TaskLibrary
 from harness.pipeline.build.model_source import checkpoint_of, limit_threads, resolve_device
+from harness.pipeline.processes.started_teachers import gpus_of_teachers, started_teachers
 from harness.pipeline.processes.stop_signals import hand_on_signals
 from harness.pipeline.run import run
 from harness.pipeline.sweeps.workers import queue_manager, visible_gpus, worker_pool
 from harness.rundir.process.progress import Event, Report
+from harness.rundir.store import is_finished
 from harness.rundir.training.snapshots import StopRequest
 
 
@@ -49,11 +51,12 @@ def default_workers(specs: Sequence[RunSpec]) -> int:
 def gpu_shares(suite: Suite) -> list[str]:
     """Return the GPUs of each worker, as CUDA_VISIBLE_DEVICES names them; none on a CPU, and where the suite names one GPU.
 
-    A run whose backend spreads a model over several GPUs takes as many.
+    A run whose backend spreads a model over several GPUs takes as many. A teacher that the harness starts keeps its own.
     """
     if suite.device == "cpu" or ":" in suite.device:
         return []
-    gpus, size = visible_gpus(), int(getattr(suite.engine, "tensor_parallel_size", 1))
+    taken, size = gpus_of_teachers(suite), int(getattr(suite.engine, "tensor_parallel_size", 1))
+    gpus = [gpu for gpu in visible_gpus() if gpu not in taken]
     return [",".join(gpus[first : first + size]) for first in range(0, len(gpus) - size + 1, size)]
 
 
@@ -64,13 +67,27 @@ def sweep(
 
     SIGTERM and SIGINT reach every worker: its run ends after the training step that it is in, with a snapshot.
     """
+    todo = [spec for spec in specs if not is_finished(spec)]
+    with started_teachers(todo, report) as started:
+        served = {spec.path: spec for spec in started}
+        _sweep(
+            [served.get(spec.path, spec) for spec in specs], workers, gpu_shares(specs[0].suite), report, on_finished
+        )
+
+
+def _sweep(
+    specs: Sequence[RunSpec],
+    workers: int,
+    shares: Sequence[str],
+    report: Report,
+    on_finished: Callable[[RunSpec], object],
+) -> None:
     if workers == 1:
         for spec in specs:
             run(spec, report)
             on_finished(spec)
         return
     context = multiprocessing.get_context("spawn")
-    shares = gpu_shares(specs[0].suite)
     if shares and workers > len(shares):
         held = f"{workers} workers share {len(shares)} GPU{'s' * (len(shares) > 1)}"
         report(Event("sweep", f"{held}: each holds its models there; fewer --workers give a run its own", warning=True))

@@ -81,6 +81,19 @@ class StepLine(Record):
     )
     mismatch_max: float | None = Field(default=None, description="the largest of these differences, nats")
     mismatch_kl: float | None = Field(default=None, description="estimate of KL(engine ‖ trainer), nats per token")
+    staleness: int | None = Field(
+        default=None,
+        ge=0,
+        description="how many steps older than the student the weights are that drew the rollouts; null where "
+        "`training.staleness` is 0",
+    )
+    importance_mean: float | None = Field(
+        default=None, description="mean over tokens drawn ahead of q(student) / q(weights that drew them)"
+    )
+    importance_max: float | None = Field(default=None, description="the largest of these ratios")
+    importance_cut: float | None = Field(
+        default=None, description="share of these tokens whose ratio is above 2, where the loss's weight is cut, 0..1"
+    )
     response_tokens_mean: float | None = Field(default=None, description="mean length of the rollouts in tokens")
     truncated_share: float | None = Field(default=None, description="share of rollouts that the budget cut off, 0..1")
     tokens: float | None = Field(default=None, description="tokens of the step, prompts included")

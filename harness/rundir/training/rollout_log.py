@@ -35,6 +35,9 @@ SCHEMA = pa.schema(
         *((name, pa.float64()) for name in TOKEN_FIGURES),
     ]
 )
+# Columns of a stage whose `training.staleness` is not 0: by how many steps older weights drew a rollout, and the mean over its
+# tokens of the student's probability over that of those weights.
+STALE = pa.schema([("staleness", pa.int32()), ("importance", pa.float64())])
 
 Keep = Callable[[int, str, Sequence[Rollout], Sequence[Mapping[str, float]]], None]
 
@@ -84,12 +87,16 @@ class Trajectories:
             "finish": rollout.finish,
             "reward": rollout.reward,
             "credit": rollout.credit,
+            **({} if rollout.staleness is None else {"staleness": rollout.staleness}),
         }
 
     def _write(self, path: Path) -> None:
-        with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
+        with self.log.open(encoding="utf-8") as lines:
+            stale = "staleness" in json.loads(lines.readline())
+        schema = pa.unify_schemas([SCHEMA, STALE]) if stale else SCHEMA
+        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
             for rows in self._chunks():
-                writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 
     def _chunks(self) -> Iterator[list[dict[str, Any]]]:
         with self.log.open(encoding="utf-8") as lines:

@@ -85,11 +85,21 @@ def test_a_server_with_other_weights_than_those_handed_over_is_refused(served: S
     assert len(served.generate(PROMPTS, Sampling(4))) == len(PROMPTS)
 
 
-def test_a_whole_run_trains_on_and_evaluates_with_the_servers(url: str, tmp_path: Path):
+@pytest.mark.parametrize("several", [False, True], ids=["one process", "two processes, drawn ahead"])
+def test_a_whole_run_trains_on_and_evaluates_with_the_servers(several: bool, url: str, tmp_path: Path):
     raw = {**wide_suite(), "stages": ["tiny_weather"], "probes": [], "adapters": {"opd": {}}}
     raw |= {"backend": "vllm_server", "vllm_server": {"urls": [url], "shared_folder": str(tmp_path), "deadline": 60}}
+    if several:
+        raw |= {"parallel": {"processes": 2}, "training": {**raw["training"], "staleness": 1}}
     path = run(RunSpec(load_suite(str(write_yaml(tmp_path / "suite.yaml", raw))), "opd", 0, out=tmp_path / "runs"))
     cell = json.loads(next(path.glob("stage_1_*/eval/tiny_weather/results.json")).read_text())
     assert cell["keys"]["fields"]["backend"]["engine"] == "vllm_server"
     weights = json.loads((path / "manifest.json").read_text())["weights"]
     assert weights["stage_1"] != weights["start"]
+    steps = [json.loads(line) for line in next(path.glob("stage_1_*/train/steps.jsonl")).read_text().splitlines()]
+    if several:
+        assert [step["staleness"] for step in steps] == [0, *[1] * (len(steps) - 1)]
+        # The servers' log-probabilities, against the trainer's after one update more.
+        assert all(abs(step["importance_mean"] - 1) < 0.2 for step in steps[1:])
+    else:
+        assert all(step["mismatch_mean"] < 1e-4 for step in steps)

@@ -109,7 +109,7 @@ def test_forgetting_is_judged_only_at_matched_learning(tmp_path: Path, two: list
     matched = Comparison(find_methods(kept)).row("sft", FORGETTING)
     assert matched is not None
     assert (matched.learning, matched.judged) == ("matched", True)
-    assert matched.adjusted == pytest.approx(matched.difference.p)
+    assert matched.adjusted == pytest.approx(matched.difference.p_of_several)
 
 
 @pytest.mark.parametrize(

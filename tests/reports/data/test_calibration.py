@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from reports.claims.claim_file import read_claims
+from reports.claims.evidence import Evidence
+from reports.claims.judge_claims import judge_claims
 from reports.compare.comparison import Comparison
 from reports.data.calibration import CALIBRATION, calibration, calibration_table
 from reports.data.frames import load
@@ -59,3 +62,29 @@ def test_it_stands_next_to_entropy_and_in_comparisons(tmp_path: Path):
     row = compared.row("aopd", CALIBRATION)
     assert row is not None
     assert row.difference.by_seed == pytest.approx({0: -0.3, 1: -0.2, 2: -0.3})
+
+
+CLAIM = """
+title: A trial
+source: nowhere
+claims:
+  - name: falls
+    text: AOPD falls further behind where its policy is sampled
+    expression: metric(aopd, calibration) < metric(opd, calibration)
+    unit: points
+    smallest_effect: 0
+"""
+
+
+def test_a_claim_can_be_made_of_it(tmp_path: Path):
+    for seed in range(3):
+        write(tmp_path, "opd", seed, 0.8, 0.7)
+        write(tmp_path, "aopd", seed, 0.9, 0.5 + 0.1 * (seed == 1))
+    (tmp_path / "claims.yaml").write_text(CLAIM, encoding="utf-8")
+    file = read_claims(tmp_path / "claims.yaml")
+    (row,) = judge_claims([file], Evidence(find_methods([tmp_path / "tiny"])))
+    assert row.effect.mean == pytest.approx(0.1 - 1.1 / 3)
+    write_run(tmp_path / "b", "opd")
+    write_run(tmp_path / "b", "aopd")
+    (untested,) = judge_claims([file], Evidence(find_methods([tmp_path / "b"])))
+    assert untested.reason == "aopd was not evaluated both greedily and at temperature 1"

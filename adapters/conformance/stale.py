@@ -1,0 +1,60 @@
+"""Whether a loss tolerates responses of an older student (`training.staleness: 1`), by going through the vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from adapters.conformance.direction import expectation, one_position, student_rows, with_whole_vocabulary
+from adapters.conformance.outcomes import ConformanceError, DoesNotApply
+from adapters.conformance.recording import Update, distance, recorded
+from adapters.conformance.small_stage import AdapterUnderTest
+from adapters.loop.training_loop import LoopAdapter
+from harness.engines.engine import Completion, Sampling
+
+RATE = 1e-3  # of the plain step between the weights that draw and those that train
+TOLERANCE = 1e-6
+
+
+def takes_stale_responses(subject: AdapterUnderTest) -> None:
+    """Responses that the student of a step before drew give the expected gradient of its own, as the loop weighs them."""
+    if not subject.adapter.capabilities.takes_stale:
+        raise DoesNotApply("it takes no stale responses, so training.staleness: 1 is refused")
+    adapter = subject.method
+    if adapter.sources != ("student",):
+        raise DoesNotApply("not all of its responses are the student's")
+    if adapter.requirements.teacher != "none" or adapter.scorer(subject.stage()) is not None:
+        adapter = with_whole_vocabulary(subject)
+    adapter = adapter.model_copy(update={"updates_per_rollout": 1})
+    drew, trains, stale = _second_step(adapter, subject, staleness=1)
+    _, _, fresh = _second_step(adapter, subject, staleness=0)
+    off = distance(expectation([stale], drew), expectation([fresh], trains))
+    if not off <= TOLERANCE:
+        raise ConformanceError(
+            f"responses that an older student drew give an expected gradient that is {off:.1e} of its size away from that of "
+            "fresh ones; a loss that depends on the token that was drawn leaves `depends_on_draw` True, another one is a "
+            "function of the position alone"
+        )
+
+
+def _second_step(adapter: LoopAdapter, subject: AdapterUnderTest, staleness: int) -> tuple[Tensor, Tensor, Update]:
+    """Return the student's probabilities (V,) at the first and the second step, and the second step's update."""
+    ctx = replace(one_position(subject, steps=2, staleness=staleness), engine=EveryToken(subject.vocabulary))
+    before = student_rows(ctx).detach().exp()[0]
+    found = recorded(adapter, ctx, RATE)
+    once = replace(one_position(subject, steps=1), engine=EveryToken(subject.vocabulary))
+    recorded(adapter, once, RATE)
+    return before, student_rows(once).detach().exp()[0], found[1]
+
+
+class EveryToken:
+    """Answers the prompts of a call with one token each, through the vocabulary."""
+
+    def __init__(self, vocabulary: int) -> None:
+        self.vocabulary = vocabulary
+
+    def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
+        """Return one token for each prompt, in the vocabulary's order."""
+        return [Completion([number % self.vocabulary], "length") for number in range(len(prompts))]

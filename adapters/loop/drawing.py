@@ -1,0 +1,150 @@
+"""Draw the responses of a stage's steps: when a step begins, or with `training.staleness: 1` while the step before it trains.
+
+A response that is drawn ahead comes from the weights before the last step's updates. It carries the log-probabilities with
+which it was drawn: those of an engine that reports them, else those of the student before it is updated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+
+from harness.adapter import Source, StageContext
+from harness.engines.engine import Completion, Engine, Sampling
+from harness.engines.first_process import FirstProcessEngine
+from harness.lm.logprobs import StudentRequest
+from harness.lm.packing import packs
+from harness.lm.precision import autocast
+from harness.lm.ranks import current_ranks
+from harness.lm.rollouts import Example, Rollout, make_batches
+from harness.lm.seeding import derive_seed
+from harness.lm.trained.weights import Trainable
+
+if TYPE_CHECKING:
+    from adapters.loop.training_loop import LoopAdapter
+
+Wait = Callable[[], list[Completion]]
+
+
+@runtime_checkable
+class BackgroundEngine(Protocol):
+    """An engine that takes the weights of the moment at once, and answers while they are trained further."""
+
+    def begin(self, prompts: Sequence[list[int]], sampling: Sampling) -> Wait:
+        """Begin to answer, and return what waits for the completions."""
+        ...
+
+
+class Drawing:
+    """The responses of a stage, those of the next step included where they are drawn ahead."""
+
+    def __init__(self, adapter: LoopAdapter, ctx: StageContext, weights: Trainable) -> None:
+        self.adapter, self.ctx, self.weights, self.ranks = adapter, ctx, weights, current_ranks()
+        self._ahead: Wait | None = None
+
+    def take(self, step: int, prompts: Sequence[Example]) -> list[Rollout]:
+        """Return a step's rollouts, drawn ahead or now; `prompts` are the step's."""
+        training, source = self.ctx.training, self.source(step)
+        if source == "data":
+            limit = training.max_new_tokens
+            drawn = [Rollout(e, e.target[:limit], "stop" if len(e.target) <= limit else "length") for e in prompts]
+            return self._marked(drawn, 0)
+        ahead, self._ahead = self._ahead, None
+        completions = ahead() if ahead else self._answers(step, self._repeated(prompts), wait=True)()
+        return self._marked(self._rollouts(prompts, completions), int(ahead is not None))
+
+    def draw_ahead(self, step: int, prompts: Sequence[Example]) -> None:
+        """Draw the student's rollouts of a coming step with the weights of the moment, where the suite asks for it.
+
+        Servers and other processes draw them in the background, an engine of this process now.
+        """
+        if self.ctx.training.staleness == 0 or self.source(step) != "student":
+            return
+        repeated = self._repeated(prompts)
+        wait = self._answers(step, repeated, wait=False)
+        if isinstance(self.ctx.engine, BackgroundEngine):
+            self._ahead = wait
+            return
+        scored = self._with_logprobs(self._rollouts(prompts, wait()))
+        self._ahead = lambda: scored
+
+    def source(self, step: int) -> Source:
+        """Return whose responses a step trains on."""
+        return self.adapter.source(derive_seed(self.ctx.seed, "source", step))
+
+    def state(self) -> list[dict[str, Any]] | None:
+        """Return what is drawn ahead for a snapshot, once it is there; None where nothing is."""
+        if self._ahead is None:
+            return None
+        completions = self._ahead()
+        self._ahead = lambda: completions
+        return [{"tokens": c.tokens, "finish": c.finish, "logprobs": c.logprobs} for c in completions]
+
+    def restore(self, state: list[dict[str, Any]] | None) -> None:
+        """Take up what a snapshot has of the next step."""
+        if state is not None:
+            completions = [Completion(**each) for each in state]
+            self._ahead = lambda: completions
+
+    def _answers(self, step: int, repeated: Sequence[Example], wait: bool) -> Wait:
+        """Return what waits for one completion for each prompt; each process answers its part of them."""
+        student, training = self.source(step) == "student", self.ctx.training
+        engine = self.ctx.engine if student else self.ctx.teacher_engine
+        assert engine is not None, "the adapter did not require a teacher that generates"
+        sampling = Sampling(
+            max_new_tokens=training.max_new_tokens,
+            temperature=training.temperature,
+            stop_ids=self.ctx.renderer.stop_ids,
+            seed=derive_seed(self.ctx.seed, "rollouts", step),
+        )
+        prompts = [example.prompt for example in repeated]
+        if not wait and isinstance(engine, BackgroundEngine):
+            with self.weights.whole():
+                return engine.begin(prompts, sampling)
+        completions = self._generate(engine, prompts, sampling)
+        return lambda: completions
+
+    def _generate(self, engine: Engine, prompts: list[list[int]], sampling: Sampling) -> list[Completion]:
+        if self.ranks.size == 1:
+            return engine.generate(prompts, sampling)
+        if isinstance(engine, FirstProcessEngine):
+            with self.weights.whole():
+                return engine.generate(prompts, sampling)
+        # What a prompt is answered depends on how often the call held it, so one process has all its copies.
+        mine = self.ranks.share([tuple(prompt) for prompt in prompts])
+        with self.weights.whole():
+            own = engine.generate([prompts[i] for i in mine], sampling) if mine else []
+        answers = dict(pair for part in self.ranks.gather(list(zip(mine, own, strict=True))) for pair in part)
+        return [answers[i] for i in range(len(prompts))]
+
+    @torch.no_grad()
+    def _with_logprobs(self, rollouts: list[Rollout]) -> list[Completion]:
+        """Return completions with the student's log-probabilities, dropout aside: those that they were drawn with."""
+        training, place = self.ctx.training, {id(rollout): number for number, rollout in enumerate(rollouts)}
+        packed = training.packs and packs(self.ctx.student.model)
+        limits = training.micro_batch, self.ctx.device, training.tokens_per_batch, packed
+        asked = StudentRequest(self.adapter.temperature(training))
+        self.weights.module.eval()
+        known: dict[int, tuple[float, ...]] = {}
+        for batch in make_batches(rollouts, "token_mean", *limits, self.ranks):
+            with autocast(self.ctx.device, training.autocast):
+                chosen = self.weights.module(batch, batch.targets[:, None], asked).chosen[:, 0]
+            parts = chosen.double().split([len(rollout.response) for rollout in batch.rollouts])
+            pairs = zip(batch.rollouts, parts, strict=True)
+            known |= {} if batch.filler else {place[id(rollout)]: tuple(part.tolist()) for rollout, part in pairs}
+        every = {number: scores for part in self.ranks.gather(known) for number, scores in part.items()}
+        return [Completion(r.response, r.finish, every.get(number, ())) for number, r in enumerate(rollouts)]
+
+    def _repeated(self, prompts: Sequence[Example]) -> list[Example]:
+        return [example for example in prompts for _ in range(self.ctx.training.num_generations)]
+
+    def _rollouts(self, prompts: Sequence[Example], completions: Sequence[Completion]) -> list[Rollout]:
+        pairs = zip(self._repeated(prompts), completions, strict=True)
+        return [Rollout(e, c.tokens, c.finish, logprobs=c.logprobs) for e, c in pairs]
+
+    def _marked(self, rollouts: list[Rollout], staleness: int) -> list[Rollout]:
+        """Return rollouts that know how many steps older the weights are that drew them, where the suite allows any."""
+        return [replace(r, staleness=staleness) for r in rollouts] if self.ctx.training.staleness else rollouts

@@ -1,0 +1,1 @@
+"""What scaling out costs and brings: processes, servers, workers."""

@@ -1,0 +1,168 @@
+"""Servers of a teacher that the harness starts: they end with it, also when it is killed, and one that ends starts again.
+
+A process between the harness and the servers does that: it ends when the harness does, and takes all with it. Whether a server
+that was started again is still the teacher is what the probe in every request says.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+
+from harness.errors import RunError
+from harness.pipeline.processes.end_with_parent import end_with_parent
+from harness.pipeline.processes.stop_signals import SIGNALS
+from harness.teachers.server_start import ServerStart
+
+PAUSE = 0.2  # seconds between two looks at the servers
+SHOWN = 600  # characters of the end of a log
+
+
+class Replica(NamedTuple):
+    """One server: its command, its environment on top of the harness's, and the file of its output."""
+
+    command: list[str]
+    environment: dict[str, str]
+    log: Path
+
+
+@contextmanager
+def started_servers(
+    start: ServerStart, model: str, revision: str, max_logprobs: int, folder: Path, warn: Callable[[str], None]
+) -> Generator[tuple[str, ...]]:
+    """Serve a model in this block and yield the replicas' addresses; their output goes to `<folder>/server_<n>.txt`.
+
+    Raises `RunError` with the end of a server's output where one ends, or does not answer in time.
+    """
+    environments = start.environments()
+    ports = _free_ports(start.host, len(environments))
+    folder.mkdir(parents=True, exist_ok=True)
+    commands = start.commands(model, revision, max_logprobs, ports)
+    replicas = [
+        Replica(command, environment, folder / f"server_{number}.txt")
+        for number, (command, environment) in enumerate(zip(commands, environments, strict=True), start=1)
+    ]
+    here, there = multiprocessing.Pipe()
+    context = multiprocessing.get_context("spawn")
+    keeper = context.Process(target=_keep, args=(replicas, start.restarts, there), name="teacher servers")
+    keeper.start()
+    there.close()
+    try:
+        urls = tuple(f"http://{start.host}:{port}" for port in ports)
+        _wait(urls, replicas, start.deadline, here)
+        threading.Thread(target=_hand_on, args=(here, replicas, warn), daemon=True).start()
+        yield urls
+    finally:
+        with suppress(OSError):
+            here.send("end")
+        keeper.join()
+
+
+def _wait(urls: Sequence[str], replicas: Sequence[Replica], deadline: float, keeper: Connection) -> None:
+    keeper.send("no restarts")
+    until, missing = time.monotonic() + deadline, list(urls)
+    with httpx.Client(trust_env=False, timeout=5) as client:
+        while missing:
+            if keeper.poll():
+                number, status, _ = keeper.recv()
+                raise RunError(
+                    f"the teacher's server {number + 1} ended with status {status} before it answered: "
+                    f"{_end_of(replicas[number])}; correct teacher.start, all of its output is in {replicas[number].log}"
+                )
+            if time.monotonic() > until:
+                number = urls.index(missing[0])
+                raise RunError(
+                    f"the teacher's server {number + 1} did not answer within {deadline:g} seconds; look at "
+                    f"{replicas[number].log}, or raise teacher.start.deadline"
+                )
+            with suppress(httpx.HTTPError):
+                if client.get(f"{missing[0]}/health").status_code == 200:
+                    missing.pop(0)
+                    continue
+            time.sleep(PAUSE)
+    keeper.send("restarts")
+
+
+def _end_of(replica: Replica) -> str:
+    text = replica.log.read_text(encoding="utf-8", errors="replace") if replica.log.is_file() else ""
+    return " ".join(text[-SHOWN:].split()) or "it printed nothing"
+
+
+def _hand_on(keeper: Connection, replicas: Sequence[Replica], warn: Callable[[str], None]) -> None:
+    with suppress(EOFError, OSError):
+        while True:
+            number, status, left = keeper.recv()
+            does = f"it is started again, {left} more times at most" if left >= 0 else "it is not started again"
+            warn(f"the teacher's server {number + 1} ended with status {status} ({replicas[number].log}); {does}")
+
+
+def _keep(replicas: Sequence[Replica], restarts: int, harness: Connection) -> None:
+    """Start the servers, start those again that end, and end them all with the harness; a process of its own."""
+    end_with_parent()
+    for number in SIGNALS:  # the harness answers signals, and its end is ours
+        signal.signal(number, signal.SIG_IGN)
+    running = {number: _start(replica) for number, replica in enumerate(replicas)}
+    left, again = dict.fromkeys(running, restarts), True
+    try:
+        while True:
+            if harness.poll(PAUSE):
+                if (word := harness.recv()) == "end":
+                    return
+                again = word == "restarts"
+            for number, process in list(running.items()):
+                if (status := process.poll()) is None:
+                    continue
+                _end(running.pop(number))
+                left[number] -= 1
+                harness.send((number, status, left[number]))
+                if again and left[number] >= 0:
+                    running[number] = _start(replicas[number])
+    except (EOFError, OSError):
+        return  # the harness is gone
+    finally:
+        for process in running.values():
+            _end(process)
+
+
+def _start(replica: Replica) -> subprocess.Popen[bytes]:
+    with replica.log.open("ab") as log:
+        try:
+            return subprocess.Popen(
+                replica.command, env={**os.environ, **replica.environment}, stdin=subprocess.DEVNULL, stdout=log,
+                stderr=log, start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            # One that cannot be started is one that ends at once, with the reason in its output.
+            return subprocess.Popen(["sh", "-c", 'echo "$0" >&2; exit 127', str(error)], stderr=log)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a server and all that it started, which may outlive it and hold memory."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _free_ports(host: str, count: int) -> tuple[int, ...]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind((host, 0))
+        return tuple(each.getsockname()[1] for each in sockets)
+    except OSError as error:
+        raise RunError(f"teacher.start.host is {host}, where this machine cannot listen ({error})") from error
+    finally:
+        for each in sockets:
+            each.close()

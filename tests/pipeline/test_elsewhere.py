@@ -1,0 +1,85 @@
+"""A run whose stages are evaluated by another process, or come from a store: to the bit the run of one machine."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.config.load import load_suite
+from harness.config.run_spec import RunSpec
+from harness.errors import RunError
+from harness.pipeline.evaluate_beside import evaluate_beside
+from harness.pipeline.run import run
+from harness.rundir.process.progress import Event, silent
+from tests.support.models import micro_suite, write_yaml
+from tests.support.runs import cells, manifest
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
+    """A short run of two stages, done on one machine."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    raw = {**micro_suite(), "probes": []}
+    raw["training"] |= {"steps": 2}
+    raw["evaluation"] |= {"limit": 2}
+    spec = RunSpec(load_suite(str(write_yaml(folder / "micro.yaml", raw))), "opd", 0, out=folder / "whole")
+    run(spec)
+    return spec
+
+
+def evaluations(done: Callable[[Callable[[Event], None]], object]) -> list[str]:
+    events: list[Event] = []
+    done(events.append)
+    return [event.activity for event in events if event.activity.startswith("evaluate after") and event.done == 0]
+
+
+def test_what_another_process_evaluates_is_not_evaluated_again(spec: RunSpec, tmp_path: Path):
+    there: list[str] = []
+
+    def begin(spec: RunSpec, stage: int) -> bool:
+        there.extend(evaluations(lambda report: evaluate_beside(spec, stage, report)))
+        return True
+
+    mine = replace(spec, out=tmp_path)
+    here = evaluations(lambda report: run(mine, report, begin))
+    first, second = (f"evaluate after {stage.name}" for stage in spec.stages)
+    assert set(there) == {first}
+    assert set(here) == {second}
+    assert cells(mine.path) == cells(spec.path)
+    assert manifest(mine.path)["weights"] == manifest(spec.path)["weights"]
+
+
+def test_what_another_process_leaves_the_run_does(spec: RunSpec, tmp_path: Path):
+    mine = replace(spec, out=tmp_path)
+    run(mine, silent, lambda *_: True)
+    assert cells(mine.path) == cells(spec.path)
+
+
+def test_a_machine_that_lacks_a_finished_stage_takes_it_from_the_store(spec: RunSpec, tmp_path: Path):
+    stored = replace(spec, suite=spec.suite.model_copy(update={"storage": f"file://{tmp_path}/bucket"}))
+    first, second = (replace(stored, out=tmp_path / name) for name in ("first", "second"))
+
+    def lost(event: Event) -> None:
+        if event.activity.startswith("stage 2"):
+            raise RunError("the machine is gone")
+
+    with pytest.raises(RunError, match="gone"):
+        run(first, lost)
+    shutil.rmtree(tmp_path / "first")
+    trained: list[str] = []
+    run(second, lambda event: trained.append(event.activity))
+    assert not any(activity.startswith("stage 1") for activity in trained)
+    assert cells(second.path) == cells(spec.path)
+    assert manifest(second.path)["weights"] == manifest(spec.path)["weights"]
+    assert len(manifest(second.path)["sessions"]) == 2
+    third = replace(stored, out=tmp_path / "third")
+    again: list[Event] = []
+    run(third, again.append)
+    assert not again, "a finished run is fetched, and nothing is done"
+    assert cells(third.path) == cells(spec.path)

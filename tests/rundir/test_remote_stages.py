@@ -1,0 +1,97 @@
+"""Finished stages in a store of any fsspec URL: another machine takes them up, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from harness.errors import ConfigError, RunError
+from harness.rundir.remote_stages import RemoteStages
+from harness.rundir.stage_folder import StageFolder
+
+
+def a_run(out: Path, stages: int = 1, finished: str | None = None) -> Path:
+    run = out / "suite/opd/default/seed0"
+    (run / "stage_0/eval/sums").mkdir(parents=True)
+    (run / "stage_0/eval/sums/results.json").write_text("{}")
+    for stage in range(1, stages + 1):
+        train = run / f"stage_{stage}_sums/train"
+        (train / "checkpoint").mkdir(parents=True)
+        (train / "checkpoint/model.safetensors").write_bytes(bytes([stage]) * 100)
+        (train / "done.json").write_text("{}")
+    weights = {f"stage_{stage}": str(stage) for stage in range(1, stages + 1)}
+    (run / "manifest.json").write_text(json.dumps({"weights": weights, "finished": finished}))
+    return run
+
+
+def folders(run: Path) -> list[StageFolder]:
+    return [StageFolder(path) for path in sorted(run.glob("stage_*"))]
+
+
+def files(run: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(run)): file.read_bytes() for file in run.rglob("*") if file.is_file()}
+
+
+@pytest.fixture(params=["memory", "file"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"memory://{tmp_path.name}" if request.param == "memory" else f"file://{tmp_path}/bucket"
+
+
+def test_a_machine_that_has_nothing_fetches_all_that_is_finished(url: str, tmp_path: Path):
+    run = a_run(tmp_path / "here", stages=2)
+    RemoteStages(url, run, tmp_path / "here").put(*folders(run))
+    other = tmp_path / "there/suite/opd/default/seed0"
+    other.mkdir(parents=True)
+    RemoteStages(url, other, tmp_path / "there").fetch()
+    assert files(other) == files(run)
+    (other / "stage_1_sums/train/checkpoint/model.safetensors").unlink()
+    RemoteStages(url, other, tmp_path / "there").fetch()
+    assert files(other) == files(run)
+
+
+def test_only_what_changed_is_copied_again_and_what_is_gone_goes(url: str, tmp_path: Path):
+    run, out = a_run(tmp_path), tmp_path
+    store = RemoteStages(url, run, out)
+    store.put(*folders(run))
+    system, root = fsspec.core.url_to_fs(f"{url}/suite/opd/default/seed0")
+    (run / "stage_1_sums/train/checkpoint/model.safetensors").unlink()
+    (run / "stage_1_sums/eval/sums").mkdir(parents=True)
+    (run / "stage_1_sums/eval/sums/results.json").write_text("new")
+    store.put(*folders(run))
+    assert not system.exists(f"{root}/stage_1_sums/train/checkpoint/model.safetensors")
+    assert system.cat_file(f"{root}/stage_1_sums/eval/sums/results.json") == b"new"
+
+
+def test_a_stage_whose_list_was_not_written_is_not_fetched_and_a_damaged_file_is_named(url: str, tmp_path: Path):
+    run, out = a_run(tmp_path / "here", stages=2), tmp_path / "here"
+    RemoteStages(url, run, out).put(*folders(run))
+    system, root = fsspec.core.url_to_fs(f"{url}/suite/opd/default/seed0")
+    system.rm_file(f"{root}/complete/stage_2_sums.json")
+    other = tmp_path / "there/suite/opd/default/seed0"
+    other.mkdir(parents=True)
+    RemoteStages(url, other, tmp_path / "there").fetch()
+    assert not (other / "stage_2_sums").exists()
+    system.pipe_file(f"{root}/stage_0/eval/sums/results.json", b"other")
+    third = tmp_path / "third/suite/opd/default/seed0"
+    third.mkdir(parents=True)
+    with pytest.raises(RunError, match=r"stage_0/eval/sums/results\.json .* has digest"):
+        RemoteStages(url, third, tmp_path / "third").fetch()
+    assert not (third / "stage_0").exists()
+
+
+def test_the_manifest_that_knows_more_stages_stays(url: str, tmp_path: Path):
+    old, new = a_run(tmp_path / "old"), a_run(tmp_path / "new", stages=2)
+    RemoteStages(url, old, tmp_path / "old").put()
+    RemoteStages(url, new, tmp_path / "new").fetch()
+    assert len(json.loads((new / "manifest.json").read_text())["weights"]) == 2
+    RemoteStages(url, new, tmp_path / "new").put()
+    RemoteStages(url, old, tmp_path / "old").fetch()
+    assert len(json.loads((old / "manifest.json").read_text())["weights"]) == 2
+
+
+def test_a_url_that_nothing_reads_is_one_sentence(tmp_path: Path):
+    with pytest.raises(ConfigError, match="nowhere://"):
+        RemoteStages("nowhere://bucket", a_run(tmp_path), tmp_path).fetch()
