@@ -1,6 +1,6 @@
 """Decoding with tensors that never move: a step is a fixed list of kernels, which a GPU replays without Python (CUDA graphs).
 
-Prompts are read as `hf.Decoding` reads them. Their keys and values are then copied into a cache of fixed length, and a step
+Prompts are read as `Decoding` reads them. Their keys and values are then copied into a cache of fixed length, and a step
 reads and writes only tensors of a `Layout`: it draws a token of each row, notes which rows stopped, and moves on. After every
 few steps the host looks: rows that stopped leave when half of a layout is done, and a full cache is laid out longer. Both make
 a new layout with a new graph. On a CPU the same steps run one by one.
@@ -21,8 +21,8 @@ from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from harness.engines.decoding import Decoding, completions_of, left_padded
 from harness.engines.engine import Completion, Sampling
-from harness.engines.hf import Decoding, completions_of, left_padded
 from harness.lm.packing import VARLEN
 
 GROUPED = "harness_grouped"

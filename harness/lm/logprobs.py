@@ -15,19 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import ModelError
-from harness.lm.output_layer import (
-    Divergence,
-    Head,
-    ModelRows,
-    Rows,
-    SelectedLogProbs,
-    WholeVocabulary,
-    fused_on,
-    scan,
-    wide,
-)
+from harness.lm.output_layer import Divergence, SelectedLogProbs, WholeVocabulary, fused_on, scan
 from harness.lm.packing import packed_inputs
 from harness.lm.rollouts import Batch
+from harness.lm.tiles import Head, ModelRows, Rows, wide
 
 
 @dataclass(frozen=True)

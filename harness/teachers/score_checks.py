@@ -15,8 +15,8 @@ from torch import Tensor
 
 from harness.errors import HarnessError, ModelError, TrainingError
 from harness.lm.logprobs import TeacherRequest, TeacherScores
-from harness.lm.output_layer import ModelRows, Rows
 from harness.lm.rollouts import Batch, Rollout
+from harness.lm.tiles import ModelRows, Rows
 from harness.teachers.teacher import Teacher
 
 CERTAIN_STEP, CERTAIN_RESPONSE = 16, 8

@@ -162,7 +162,7 @@ def test_a_model_that_packs_generates_with_fixed_tensors_too(monkeypatch: pytest
 class ReadsMasks(Qwen3ForCausalLM):
     """A model that makes something of the mask itself, as those with linear biases do."""
 
-    def forward(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, input_ids: Any = None, attention_mask: Any = None, position_ids: Any = None, past_key_values: Any = None,
         **further: Any,
     ) -> Any:  # fmt: skip
@@ -174,7 +174,7 @@ class ReadsMasks(Qwen3ForCausalLM):
 class Shifts(Qwen3ForCausalLM):
     """A model that computes something else from fixed tensors."""
 
-    def forward(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, input_ids: Any = None, attention_mask: Any = None, position_ids: Any = None, past_key_values: Any = None,
         **further: Any,
     ) -> Any:  # fmt: skip

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from adapters.loop.divergences import generalised_jsd, reverse_kl
-from harness.lm import output_layer
+from harness.lm import output_layer, tiles
 from harness.lm.logprobs import Head, TeacherRequest, divergence_of, selected_logprobs, teacher_scores
-from harness.lm.output_layer import ModelRows
+from harness.lm.tiles import ModelRows
 from tests.support.dense import VARIANTS, Largest, N, V, assert_same_leaf_gradients, dense, full, inputs
 
 fused_passes = pytest.importorskip("harness.lm.kernels.fused_passes")
@@ -33,7 +33,7 @@ pytestmark = [
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use the kernels on the CPU, over tiles smaller than the inputs."""
     monkeypatch.setattr(output_layer, "FUSED", {"cpu"})
-    monkeypatch.setitem(output_layer.TILES, "cpu", (3, 4))
+    monkeypatch.setitem(tiles.TILES, "cpu", (3, 4))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -141,7 +141,7 @@ def test_what_is_frozen_gets_no_gradient_and_the_rest_the_same(frozen: str):
 
 
 def test_the_largest_tensor_of_a_pass_is_a_tile_or_the_heads_own_gradient(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(output_layer.TILES, "cpu", (4, 32))
+    monkeypatch.setitem(tiles.TILES, "cpu", (4, 32))
     head = Head(torch.randn(96, 3, requires_grad=True))
     hidden, ids = torch.randn(8, 3, requires_grad=True), torch.randint(96, (8, 4))
     with Largest() as largest:
@@ -152,8 +152,8 @@ def test_the_largest_tensor_of_a_pass_is_a_tile_or_the_heads_own_gradient(monkey
 def test_the_check_of_a_device_passes_here_and_turns_the_kernels_off_where_they_are_wrong(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setitem(output_layer.TILES, "cpu", (100, 1000))
-    assert fused_passes.kernels_work(torch.device("cpu"))
+    monkeypatch.setitem(tiles.TILES, "cpu", (100, 1000))
+    assert fused_passes.kernels_work(torch.device("cpu"), output_layer.SelectedLogProbs.apply)
 
     def smallest(raw: Tensor, _: Tensor, __: Head, k: int) -> tuple[Tensor, Tensor]:
         found = raw.topk(k, largest=False)
@@ -161,14 +161,14 @@ def test_the_check_of_a_device_passes_here_and_turns_the_kernels_off_where_they_
 
     monkeypatch.setattr(fused_passes, "largest", smallest)
     with pytest.warns(UserWarning, match="differ from full logits"):
-        assert not fused_passes.kernels_work(torch.device("cpu"))
+        assert not fused_passes.kernels_work(torch.device("cpu"), output_layer.SelectedLogProbs.apply)
 
     def broken(*_: object) -> None:
         raise OSError("no C compiler")
 
     monkeypatch.setattr(fused_passes, "RunningSums", broken)
     with pytest.warns(UserWarning, match="no C compiler"):
-        assert not fused_passes.kernels_work(torch.device("cpu"))
+        assert not fused_passes.kernels_work(torch.device("cpu"), output_layer.SelectedLogProbs.apply)
 
 
 def test_the_kernels_are_used(monkeypatch: pytest.MonkeyPatch):

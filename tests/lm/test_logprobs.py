@@ -20,6 +20,7 @@ from adapters.loop.divergences import forward_kl, generalised_jsd, reverse_kl, t
 from adapters.loop.tokens import Tokens
 from harness.errors import ModelError
 from harness.lm import output_layer as tiled
+from harness.lm import tiles
 from harness.lm.logprobs import (
     Divergence,
     Head,
@@ -45,7 +46,7 @@ TILES = [(1, 1), (3, 4), (100, 4), (3, 100), (100, 100)]
 def test_values_and_gradients_equal_dense_autograd(
     variant: str, tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(tiled, "TILES", {"cpu": tile})
+    monkeypatch.setattr(tiles, "TILES", {"cpu": tile})
     hidden, head, ids, above = inputs(variant)
     leaves = [leaf for leaf in (hidden, head.weight, head.bias) if leaf is not None]
     found = selected_logprobs(hidden, head, ids).chosen
@@ -115,7 +116,7 @@ def _chosen(hidden: Tensor, head: Head, ids: Tensor) -> Tensor:
 
 def test_no_tensor_is_larger_than_the_heads_weight_though_the_logits_would_be(monkeypatch: pytest.MonkeyPatch):
     tokens, vocabulary, width, columns = 48, 640, 4, 5
-    monkeypatch.setattr(tiled, "TILES", {"cpu": (16, 100)})
+    monkeypatch.setattr(tiles, "TILES", {"cpu": (16, 100)})
     monkeypatch.setattr(tiled, "CHUNK_ELEMENTS", 3 * vocabulary)
     head = Head(torch.randn(vocabulary, width, requires_grad=True), torch.randn(vocabulary, requires_grad=True))
     hidden, ids = torch.randn(tokens, width, requires_grad=True), torch.randint(vocabulary, (tokens, columns))
@@ -189,7 +190,7 @@ def test_enormous_logits_stay_finite():
 
 @pytest.mark.parametrize("tile", [(3, 4), (100, 100)])
 def test_bfloat16_is_close_to_float64_of_the_same_numbers(tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tiled, "TILES", {"cpu": tile})
+    monkeypatch.setattr(tiles, "TILES", {"cpu": tile})
     hidden, head, ids, above = inputs("plain")
     narrow = hidden.detach().bfloat16().requires_grad_()
     weight = head.weight.detach().bfloat16().requires_grad_()
@@ -213,7 +214,7 @@ def test_bfloat16_is_close_to_float64_of_the_same_numbers(tile: tuple[int, int],
 def test_teacher_scores_equal_the_dense_distribution(
     variant: str, tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(tiled, "TILES", {"cpu": tile})
+    monkeypatch.setattr(tiles, "TILES", {"cpu": tile})
     monkeypatch.setattr(tiled, "LONGER", 2)
     hidden, head, ids, _ = inputs(variant)
     scores = teacher_scores(hidden, head, ids[:, 0], TeacherRequest(top_k=3, entropy=True))
@@ -234,7 +235,7 @@ SEQUENCES = [rollout([3, 4, 5], [6, 7, 2]), rollout([8], [9, 2]), rollout([3, 1,
 def test_student_forward_equals_full_logits_for_all_parameters(
     tie: bool, temperature: float, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(tiled, "TILES", {"cpu": (4, 10)})
+    monkeypatch.setattr(tiles, "TILES", {"cpu": (4, 10)})
     model = qwen3(tie=tie)
     (batch,) = make_batches(SEQUENCES, "sequence_mean", None)
     ids = torch.stack([batch.targets, (batch.targets + 1) % 24, batch.targets], dim=1)
@@ -327,7 +328,7 @@ def test_known_architectures_are_taken_in_every_precision(family: str, dtype: to
 def test_the_rest_is_all_that_is_not_held_with_its_gradient(
     variant: str, tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(tiled, "TILES", {"cpu": tile})
+    monkeypatch.setattr(tiles, "TILES", {"cpu": tile})
     hidden, head, ids, above = inputs(variant)
     leaves = [leaf for leaf in (hidden, head.weight, head.bias) if leaf is not None]
     held = ids[:, 1:]  # with a repetition where a draw has one
@@ -380,7 +381,7 @@ def test_ids_that_have_no_row_are_refused(ids: list[list[int]]):
 def test_a_token_without_any_mass_leaves_entropy_and_gradients_as_they_are(
     tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(tiled, "TILES", {"cpu": tile})
+    monkeypatch.setattr(tiles, "TILES", {"cpu": tile})
     hidden, head, ids, above = inputs("bias")
     assert head.bias is not None
     with torch.no_grad():

@@ -9,26 +9,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from harness.lm.kernels.divergence_kernels import divergence_gradient, divergence_losses
 from harness.lm.kernels.selected_kernels import GROUP, RunningSums, largest, selected_gradient
-
-if TYPE_CHECKING:
-    from harness.lm.output_layer import Head, ScanResult
+from harness.lm.tiles import Head, ModelRows, ScanResult, add_product, spans, tile_size, wide
 
 # Logits of a chunk of whole rows, which the top K and the divergences need: 256 MiB in float32.
 ROW_ELEMENTS = 2**26
-Tile = Callable[[slice, slice, "Head"], Tensor]
+Tile = Callable[[slice, slice, Head], Tensor]
 
 
 def fused_scan(hidden: Tensor, head: Head, ids: Tensor, top_k: int, held: Tensor | None) -> ScanResult:
     """Return what `output_layer.scan` returns."""
-    from harness.lm.output_layer import ScanResult, spans, tile_size, wide
-
     tokens, width = tile_size(hidden)
     if top_k:
         tokens, width = whole_rows(len(head.weight)), len(head.weight)
@@ -75,8 +71,6 @@ class FusedDivergence(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, teacher: Any, beta: float
     ) -> Tensor:
         """Compute the losses of chunks of rows; weight and bias are the head's, passed separately for autograd."""
-        from harness.lm.output_layer import spans
-
         size = whole_rows(len(weight)) // 2 or 1  # student and teacher
         found = [
             divergence_losses(
@@ -111,8 +105,6 @@ def _gradients(
 
     Sums over tiles are in float32 or wider.
     """
-    from harness.lm.output_layer import add_product, spans, tile_size, wide
-
     hidden, weight, bias = inputs
     to_hidden = torch.zeros_like(hidden, dtype=wide(hidden)) if needed[0] else None
     to_weight = torch.empty_like(weight) if needed[1] else None
@@ -139,11 +131,14 @@ def _gradients(
     yield to_bias
 
 
-def kernels_work(device: torch.device) -> bool:
-    """Return whether the kernels compile on a device and give the numbers of full logits; warn once where they do not."""
+def kernels_work(device: torch.device, selected: Callable[..., Any]) -> bool:
+    """Return whether the kernels compile on a device and give the numbers of full logits; warn where they do not.
+
+    `selected` is `output_layer.SelectedLogProbs.apply`, which calls them.
+    """
     # A compiler, a driver or a build tool that is missing raises an error of its own class.
     try:
-        apart = _distance_from_full_logits(device)
+        apart = _distance_from_full_logits(device, selected)
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
     else:
@@ -159,10 +154,8 @@ def kernels_work(device: torch.device) -> bool:
 
 
 @torch.no_grad()
-def _distance_from_full_logits(device: torch.device) -> float:
+def _distance_from_full_logits(device: torch.device, selected: Callable[..., Any]) -> float:
     """Return the largest difference of log-probabilities, top K, divergence and their gradients, on a small input."""
-    from harness.lm.output_layer import Head, ModelRows, SelectedLogProbs
-
     draw = torch.Generator().manual_seed(0)
     states, weight, theirs = (torch.randn(n, 16, generator=draw).to(device) for n in (3, 200, 3))
     ids = torch.tensor([[5, 5, 190], [0, 7, 199], [64, 63, 1]], device=device)
@@ -171,7 +164,7 @@ def _distance_from_full_logits(device: torch.device) -> float:
     with torch.enable_grad():
         leaves = [t.clone().requires_grad_() for t in (states, weight, states, weight)]
         scan = fused_scan(states, head, ids, 4, None)
-        chosen, _, _, rest = SelectedLogProbs.apply(leaves[0], leaves[1], None, ids, head, held)  # pyright: ignore[reportGeneralTypeIssues]
+        chosen, _, _, rest = selected(leaves[0], leaves[1], None, ids, head, held)
         loss = FusedDivergence.apply(leaves[0], leaves[1], None, head, ModelRows(theirs, head), 0.5)
         logq, logp = (leaves[2] @ leaves[3].T).log_softmax(-1), (theirs @ weight.T).log_softmax(-1)
         mixture = torch.logaddexp(logq, logp) - torch.log(torch.tensor(2.0))
