@@ -24,7 +24,7 @@ from harness.config.backend_settings import GROUP, BackendSettings, read_setting
 from harness.config.base import Name, PathPart, Strict
 from harness.config.evaluation import Evaluation
 from harness.config.models import Model
-from harness.config.plugins import registered
+from harness.config.plugins import entry_points_of
 from harness.config.teacher_settings import TeacherSpec
 from harness.config.training import Training, merge_training
 
@@ -121,7 +121,11 @@ class Origin(Strict):
 
 
 class Resources(Strict):
-    """What one run asks a cluster for; used by `harness sweep --ray` alone."""
+    """What one run asks a cluster for, on each of its nodes; used by `harness sweep --ray` alone."""
+
+    nodes: int = Field(
+        default=1, gt=0, description="nodes that train one run together; they share out `parallel.processes`"
+    )
 
     cpus: float = Field(default=1, gt=0)
     gpus: float | None = Field(
@@ -191,7 +195,7 @@ class Suite(Strict):
         if not isinstance(raw, Mapping):
             return handler(raw)
         given = cast(Mapping[str, Any], raw)
-        names = [name for name in given if name not in cls.model_fields and name in registered(GROUP)]
+        names = [name for name in given if name not in cls.model_fields and name in entry_points_of(GROUP)]
         suite = handler({name: value for name, value in given.items() if name not in names})
         blocks = {name: given[name] for name in names}
         if suite.backend != HF:
@@ -228,6 +232,12 @@ class Suite(Strict):
         if unclear := sorted({s.task for s in self.stages if s.together} & {*tasks, *self.probes}):
             raise ValueError(
                 f"stage {', '.join(unclear)} trains tasks together and is named as one; give it another name"
+            )
+        nodes = self.resources.nodes if self.resources else 1
+        if self.parallel.processes % nodes:
+            raise ValueError(
+                f"resources.nodes is {nodes}, which does not divide parallel.processes, {self.parallel.processes}; each node "
+                "has as many processes"
             )
         if JOINT in {*self.orders, *names}:
             raise ValueError(f"{JOINT!r} is the order that trains all tasks in one stage; choose another name")

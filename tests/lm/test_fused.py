@@ -215,7 +215,7 @@ def test_no_tokens_and_ids_at_the_edges_of_tiles():
 @pytest.mark.slow
 def test_every_kernel_compiles_for_a_gpu():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.lm.compiled_kernels"]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.support.compiled_kernels"]
     sizes = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout)
     assert len(sizes) == 12
     assert all(sizes.values())

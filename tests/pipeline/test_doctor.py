@@ -179,7 +179,7 @@ def test_the_doctor_estimates_a_suite_without_writing(micro_file: Path, tmp_path
     arguments = ["doctor", str(micro_file), "--probe-minutes", "0", "--out", str(tmp_path / "runs")]
     done = CliRunner().invoke(app, arguments, env={"COLUMNS": "80"})
     assert done.exit_code == 0, done.output
-    for what in ("optimiser", "key-value cache", "built here, weak", "no probe", "disk:"):
+    for what in ("optimiser", "key-value cache", "built here, weak", "no probe", "disk:", "tiny_weather"):
         assert what in done.output
     assert not (tmp_path / "runs").exists()
 
@@ -208,6 +208,8 @@ def test_a_probe_s_memory_is_that_of_the_run(tmp_path: Path):
     command = [sys.executable, "-c", program, "run", str(file), "--adapter", "aopd", "--out", str(spec.out)]
     subprocess.run(command, check=True, capture_output=True)
     (found,) = find_runs([spec.path])
+    assert sum(probe.stages.values()) == pytest.approx(probe.train, rel=0.05)
+    assert list(probe.stages) == [stage.name for stage in spec.stages]
     print(f"estimated {probe}, took {found.seconds} and {found.peak_memory}")
     assert probe.peak_train == pytest.approx(found.peak_memory["train"], rel=0.15)
     assert probe.peak_evaluate == pytest.approx(found.peak_memory["evaluate"], rel=0.15)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec, plan_runs
@@ -34,6 +35,7 @@ class Nodes:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster  # pyright: ignore[reportMissingImports]
 
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine's other interfaces may lead nowhere
         self.cluster: Any = Cluster(
             initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": FAST, "include_dashboard": False}
         )
@@ -113,6 +115,28 @@ def test_a_signal_leaves_snapshots_and_the_same_command_continues_to_the_bit(nod
         sweep_on_ray(specs, nodes.address, interrupt)
     sweep_on_ray(specs, nodes.address, silent)
     assert results(specs) == results([serial])
+
+
+def test_one_run_trains_over_two_nodes(nodes: Nodes, tmp_path: Path):
+    loaded = suite(tmp_path, adapters={"opd": {}}, stages=["tiny_weather"])
+    (alone,) = plan_runs(loaded, ["opd"], [0], "default", tmp_path / "alone")
+    run(alone, silent)
+    over = suite(
+        tmp_path, adapters={"opd": {}}, stages=["tiny_weather"], parallel={"processes": 2}, resources={"nodes": 2}
+    )
+    (spread,) = plan_runs(over, ["opd"], [0], "default", tmp_path / "ray")
+    seen: list[Event] = []
+    sweep_on_ray([spread], nodes.address, seen.append)
+    assert manifest(spread.path)["finished"]
+    found, expected = (
+        load_file(next(each.path.glob("stage_1*/train/checkpoint/*.safetensors"))) for each in (spread, alone)
+    )
+    assert max(float((value - expected[name]).abs().max()) for name, value in found.items()) <= 1e-4
+    assert any(event.activity.startswith("stage 1") for event in seen), "the driver shows the run's steps"
+    assert not list((tmp_path / "ray").glob(".launch-*"))
+    three = suite(tmp_path, parallel={"processes": 3}, resources={"nodes": 3})
+    with pytest.raises(ConfigError, match="on 3 of the nodes, and 2 of 2"):
+        sweep_on_ray(plan_runs(three, ["opd"], [0], "default", tmp_path / "ray"), nodes.address, silent)
 
 
 def test_no_cluster_is_one_sentence(tmp_path: Path):

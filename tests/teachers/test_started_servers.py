@@ -21,10 +21,12 @@ from harness.config.suite import Suite
 from harness.errors import RunError
 from harness.pipeline.processes.started_servers import started_servers
 from harness.pipeline.processes.started_teachers import gpus_of_teachers, started_teachers
-from harness.rundir.process.progress import silent
+from harness.pipeline.run import run
+from harness.rundir.process.progress import Event, silent
 from harness.teachers.server import Server
 from harness.teachers.server_start import ServerStart
 from tests.support.models import micro_suite
+from tests.support.runs import steps
 
 PROGRAM = [sys.executable, str(Path(__file__).parents[1] / "support/servers/health_server.py")]
 KILLED = """
@@ -139,3 +141,40 @@ def test_a_teacher_behind_a_cache_or_a_route_is_started_too_and_where_it_is_serv
 def test_addresses_and_a_start_exclude_each_other(given: dict[str, Any]):
     with pytest.raises(ValidationError, match="urls"):
         Server.model_validate({"kind": "server", "model": "big", **given})
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_a_server_that_was_killed_and_started_again(
+    micro: Suite, teacher_folder: Path, tmp_path: Path
+):
+    started = {
+        "command": [sys.executable, "-m", "tests.support.servers.fake_serve"],
+        "path": str(teacher_folder),
+        "deadline": 300,
+    }
+    teacher = {"kind": "server", "model": "teacher", "max_logprobs": 32, "start": started}
+    mine = Suite.model_validate({**micro.model_dump(), "teacher": teacher})
+    killed: list[str] = []
+    warnings: list[str] = []
+
+    def kill_once(event: Event) -> None:
+        if event.activity.startswith("stage 1") and not killed:
+            (server,) = (
+                p
+                for p in psutil.Process().children(recursive=True)
+                if "tests.support.servers.fake_serve" in p.cmdline()
+            )
+            killed.append(event.activity)
+            server.kill()
+        if event.warning:
+            warnings.append(event.activity)
+
+    local, served = (
+        RunSpec(each, "aopd", 0, out=tmp_path / name) for name, each in (("local", micro), ("served", mine))
+    )
+    run(local)
+    run(served, kill_once)
+    assert killed
+    assert any("started again" in warning for warning in warnings)
+    for line, expected in zip(steps(served.path), steps(local.path), strict=True):
+        assert line["loss"] == pytest.approx(expected["loss"], abs=1e-5)

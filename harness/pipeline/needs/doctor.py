@@ -11,12 +11,11 @@ from rich.table import Table
 
 from harness.config.models import Pretrained, Scratch
 from harness.config.run_spec import RunSpec
-from harness.errors import HarnessError
 from harness.evaluation.groups import load_evaluation_plan
 from harness.lm.chat import Renderer
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task
-from harness.pipeline.build.model_source import resolve_device, tokenizer_without_writing
+from harness.pipeline.build.model_source import resolve_device, tokenizer_or_reason
 from harness.pipeline.needs.machine import Finding, free_bytes, look_at_machine
 from harness.pipeline.needs.memory_estimate import config_file, show_bytes
 from harness.pipeline.needs.probe import STEPS, Probe, probe_run
@@ -27,6 +26,7 @@ from harness.pipeline.needs.run_estimate import (
     make_fit,
     needs_table,
     parts_table,
+    stages_table,
 )
 
 
@@ -43,7 +43,8 @@ def examine_suite(console: Console, spec: RunSpec, runs: int, minutes: float) ->
     tasks = evaluated.tasks
     spec = spec.counted(lambda task, limit: len(tasks[task].training_docs(limit)))
     _print_findings(console, f"suite {suite.name}", [*_models(spec), *_licences(tasks)])
-    renderer = _renderer(spec, tasks, library)
+    prompting = tokenizer_or_reason(suite.student, tasks, library)
+    renderer = None if isinstance(prompting, str) else prompting[0]
     estimate = estimate_run(spec, tasks, renderer)
     if isinstance(estimate, str):
         _say(console, f"{estimate}, so memory and disk are not estimated; download it, or give a folder")
@@ -51,10 +52,12 @@ def examine_suite(console: Console, spec: RunSpec, runs: int, minutes: float) ->
     console.print(needs_table([estimate]))
     console.print(parts_table(estimate))
     probe = _probe(console, spec, evaluated.cells, minutes)
+    gpus = suite.parallel.processes if probe is not None and probe.memory_of == "gpu" else 0
+    console.print(stages_table(estimate, probe.stages if probe is not None else {}, gpus))
     _print_fit(console, estimate, probe, tasks, renderer)
     _print_disk(console, estimate, probe, runs)
     if probe is not None:
-        _print_probe(console, probe, runs)
+        _print_probe(console, probe, runs, gpus)
 
 
 def _probe(console: Console, spec: RunSpec, cells: Mapping[str, Task], minutes: float) -> Probe | None:
@@ -74,13 +77,13 @@ def _probe(console: Console, spec: RunSpec, cells: Mapping[str, Task], minutes: 
     return found
 
 
-def _print_probe(console: Console, probe: Probe, runs: int) -> None:
+def _print_probe(console: Console, probe: Probe, runs: int, gpus: int) -> None:
     table = Table(title=f"time, measured by a probe of {probe.took:.0f} seconds")
     table.add_column("")
     for name in ("training", "evaluation", "one run", f"{runs} runs", "GPU-hours"):
         table.add_column(name, justify="right")
     seconds = (probe.train, probe.evaluate, probe.total, runs * probe.total)
-    gpu_hours = f"{runs * probe.total / 3600:.3g}" if probe.memory_of == "gpu" else "–"
+    gpu_hours = f"{gpus * runs * probe.total / 3600:.3g}" if gpus else "–"
     table.add_row("hours", *(f"{each / 3600:.3g}" for each in seconds), gpu_hours)
     console.print(table)
     _say(console, "runs are counted one after another; side by side, divide by how many run at a time (--workers)")
@@ -105,6 +108,8 @@ def _print_fit(
         _say(console, f"memory: {show_bytes(needed)} (estimated{how}); {whose} has {show_bytes(available)} free")
     if max(needed, estimate.largest.peak) > available:
         _say(console, f"this does not fit: {make_fit(estimate, available, tasks, renderer)}")
+    if (share := getattr(estimate.spec.suite.engine, "gpu_memory_utilization", None)) is not None:
+        _say(console, f"the engine of backend {estimate.spec.suite.backend} takes {share:.0%} of a GPU besides")
     if not resolve_device(estimate.spec.suite.device).startswith("cuda") and estimate.student.parameters > 3e8:
         _say(console, "there is no GPU, and a student of this size trains for days on a CPU")
 
@@ -156,13 +161,6 @@ def _licence_of(folder: Path) -> str:
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines()[:60] if file.is_file() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("license:"))
     return next(named, "")
-
-
-def _renderer(spec: RunSpec, tasks: dict[str, Task], library: TaskLibrary) -> Renderer | None:
-    try:
-        return tokenizer_without_writing(spec.suite.student, tasks, library)[0]
-    except (HarnessError, OSError):
-        return None
 
 
 def _print_findings(console: Console, title: str, findings: Iterator[Finding] | list[Finding]) -> None:

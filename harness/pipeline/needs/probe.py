@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +30,8 @@ STEPS = 4  # of each stage; the first one warms up
 class Probe:
     """What a whole run will take, by a short one: seconds in training, in evaluation and in all; bytes by phase.
 
-    `sample_bytes` is the disk that its answers take. `memory_of` says whose memory it is: `process` or `gpu`.
+    `sample_bytes` is the disk that its answers take. `memory_of` says whose memory it is: `process` or `gpu`. `stages` has the
+    seconds in which each stage trains.
     """
 
     train: float
@@ -40,6 +42,7 @@ class Probe:
     memory_of: str
     sample_bytes: float
     took: float
+    stages: Mapping[str, float]
 
 
 def probe_run(spec: RunSpec, items: dict[str, int], minutes: float) -> Probe | str:
@@ -100,11 +103,13 @@ def _extrapolate(path: Path, spec: RunSpec, items: dict[str, int]) -> Probe:
     assert manifest is not None
     found = RunDir(path, manifest)
     seconds, more_train, more_evaluate, sample_bytes = found.seconds, 0.0, 0.0, 0.0
+    stages: dict[str, float] = {}
     for stage in spec.stages:
         done = found.stage(stage.index).training_done
         steps = [line.seconds["step"] or 0.0 for line in found.step_lines(stage.index) if line.seconds]
         if steps and done is not None:
-            more_train += (stage.training.steps - done.steps) * median(steps[1:] or steps)
+            more = (stage.training.steps - done.steps) * median(steps[1:] or steps)
+            more_train, stages[stage.name] = more_train + more, done.seconds + more
     for index in range(len(spec.stages) + 1):
         for name, count in items.items():
             cell = found.stage(index).cell(name)
@@ -122,4 +127,5 @@ def _extrapolate(path: Path, spec: RunSpec, items: dict[str, int]) -> Probe:
         memory_of=found.memory_of,
         sample_bytes=sample_bytes,
         took=seconds["total"],
+        stages=stages,
     )

@@ -110,6 +110,19 @@ def needs_table(estimates: Sequence[RunEstimate]) -> Table:
     return table
 
 
+def stages_table(estimate: RunEstimate, seconds: Mapping[str, float], gpus: int) -> Table:
+    """Return what each stage needs; `seconds` are those of its training where a probe measured them, on so many GPUs."""
+    table = Table("stage", title="its stages")
+    hours = ["hours of training", *(["GPU-hours"] if gpus else [])] if seconds else []
+    for name in ("steps", "response tokens", "PFLOP", "memory", *hours):
+        table.add_column(name, justify="right")
+    for stage, needs in estimate.stages:
+        measured = [f"{seconds.get(stage.name, 0.0) / 3600 * times:.3g}" for times in (1, gpus)][: len(hours)]
+        work = (f"{stage.training.steps:,}", f"{needs.tokens:,}", f"{needs.flops / 1e15:,.2g}", show_bytes(needs.peak))
+        table.add_row(stage.name, *work, *measured)
+    return table
+
+
 def parts_table(estimate: RunEstimate) -> Table:
     """Return the memory of the largest stage by part."""
     stage, needs = max(estimate.stages, key=lambda each: each[1].peak)

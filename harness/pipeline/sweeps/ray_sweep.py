@@ -32,6 +32,7 @@ from harness.pipeline.evaluate_beside import evaluate_beside
 from harness.pipeline.processes.started_teachers import started_teachers
 from harness.pipeline.processes.stop_signals import note_signals
 from harness.pipeline.run import run
+from harness.pipeline.sweeps.ray_nodes import on_node, reserve_nodes, run_over_nodes
 from harness.pipeline.sweeps.sweep import models_of
 from harness.rundir.process.progress import Event, Report
 from harness.rundir.remote_stages import RemoteStages
@@ -110,14 +111,17 @@ def _sweep(ray: Any, specs: Sequence[RunSpec], report: Report, on_finished: Call
     board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
     marker = _marker(specs[0].out)
     try:
-        pending = _submit(ray, specs, board, marker)
-        _drain(ray, pending, board, report, on_finished)
+        groups: dict[Any, Any] = {}
+        pending = _submit(ray, specs, board, marker, groups)
+        _drain(ray, pending, board, report, on_finished, groups)
     finally:
         marker.unlink(missing_ok=True)
 
 
-def _submit(ray: Any, specs: Sequence[RunSpec], board: Any, marker: Path) -> dict[Any, RunSpec | None]:
-    """Queue the models and the runs; a run waits for its models alone."""
+def _submit(
+    ray: Any, specs: Sequence[RunSpec], board: Any, marker: Path, groups: dict[Any, Any]
+) -> dict[Any, RunSpec | None]:
+    """Queue the models and the runs; a run waits for its models alone. `groups` takes the nodes of runs over several."""
     options = {id(spec): _options(ray, spec.suite) for spec in specs}
     built: dict[str, Any] = {}
     pending: dict[Any, RunSpec | None] = {}
@@ -127,8 +131,14 @@ def _submit(ray: Any, specs: Sequence[RunSpec], board: Any, marker: Path) -> dic
                 task = ray.remote(_build).options(**options[id(spec)])
                 built[key] = task.remote(spec, model, seed, board, marker)
                 pending[built[key]] = None
-        needed = [built[key] for key in models_of([spec])]
-        pending[ray.remote(_run).options(**options[id(spec)]).remote(spec, board, marker, *needed)] = spec
+        needed, own, group = [built[key] for key in models_of([spec])], options[id(spec)], None
+        if (nodes := (spec.suite.resources or Resources()).nodes) > 1:
+            group = reserve_nodes(ray, nodes, own)
+            own = on_node(own, group, 0)
+        task = ray.remote(_run).options(**own).remote(spec, group, board, marker, *needed)
+        pending[task] = spec
+        if group is not None:
+            groups[task] = group
     return pending
 
 
@@ -139,10 +149,11 @@ def _options(ray: Any, suite: Suite) -> dict[str, Any]:
     gpus = asked.gpus if asked.gpus is not None else float(has_gpus and suite.device != "cpu")
     wanted = {"CPU": float(asked.cpus), "GPU": gpus, "memory": (asked.memory_gib or 0) * 2**30}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not any(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes):
+    enough = sum(all(node.get(name, 0) >= amount for name, amount in wanted.items()) for node in nodes)
+    if enough < asked.nodes:
         raise ConfigError(
-            f"resources: a run asks for {asked.cpus:g} CPUs, {gpus:g} GPUs and {asked.memory_gib or 0:g} GiB, which none of "
-            f"the {len(nodes)} nodes has; ask for less, or add a node"
+            f"resources: a run asks for {asked.cpus:g} CPUs, {gpus:g} GPUs and {asked.memory_gib or 0:g} GiB on {asked.nodes} "
+            f"of the nodes, and {enough} of {len(nodes)} have that; ask for less, or add a node"
         )
     memory = {"memory": int(wanted["memory"])} if asked.memory_gib else {}
     return {"num_cpus": asked.cpus, "num_gpus": gpus, "max_retries": RETRIES, **memory}
@@ -157,8 +168,11 @@ def _build(spec: RunSpec, model: Model, seed: int, board: Any, marker: Path) -> 
     put(Event(label, "built", 1, 1, finished=True))
 
 
-def _run(spec: RunSpec, board: Any, marker: Path, *_models: None) -> bool:
-    """Do a run, or what is left of it; a Ray task. Returns False where the sweep was stopped before it began."""
+def _run(spec: RunSpec, group: Any, board: Any, marker: Path, *_models: None) -> bool:
+    """Do a run, or what is left of it; a Ray task. Returns False where the sweep was stopped before it began.
+
+    `group` holds the nodes of a run over several.
+    """
     import ray  # pyright: ignore[reportMissingImports]
 
     if not ray.get(board.may_begin.remote()):
@@ -168,7 +182,10 @@ def _run(spec: RunSpec, board: Any, marker: Path, *_models: None) -> bool:
     begun: list[Any] = []
     while True:
         try:
-            run(spec, _putter(board), partial(_begin_evaluation, ray, board, marker, begun))
+            if group is not None:
+                run_over_nodes(ray, spec, group, _options(ray, spec.suite), _putter(board))
+            else:
+                run(spec, _putter(board), partial(_begin_evaluation, ray, board, marker, begun))
             return True
         except InUseError:
             # The process of a lost node may live on for some seconds, and then the folder is its own.
@@ -227,7 +244,12 @@ def _putter(board: Any) -> Report:
 
 
 def _drain(
-    ray: Any, pending: dict[Any, RunSpec | None], board: Any, report: Report, on_finished: Callable[[RunSpec], object]
+    ray: Any,
+    pending: dict[Any, RunSpec | None],
+    board: Any,
+    report: Report,
+    on_finished: Callable[[RunSpec], object],
+    groups: dict[Any, Any],
 ) -> None:
     failure: BaseException | None = None
     request = StopRequest()
@@ -243,6 +265,8 @@ def _drain(
                 report(event)
             for task in done:
                 spec = pending.pop(task)
+                if (group := groups.pop(task, None)) is not None:
+                    ray.util.remove_placement_group(group)  # which ends the workers in it
                 try:
                     finished = ray.get(task)
                 except Exception as error:

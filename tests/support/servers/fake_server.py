@@ -28,6 +28,8 @@ class FakeServer:
         """Return status and JSON of a request."""
         if path == "/v1/models":
             return 200, {"data": [{"id": self.name, "root": self.name, "max_model_len": self.context}]}
+        if path == "/health":
+            return 200, {}
         if path == "/tokenize":
             return 200, {"tokens": list(self.tokenizer.encode(body["prompt"], add_special_tokens=False))}
         if path != "/v1/completions":
@@ -72,7 +74,24 @@ def _entries(row: torch.Tensor, token: int, top_k: int) -> dict[str, Any]:
 @contextmanager
 def serving(app: Any) -> Generator[str]:
     """Serve an object with `answer(path, body)` and yield its address; a status 0 ends the connection without an answer."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(app))
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
+
+def serve_at(host: str, port: int, app: Any) -> None:
+    """Serve an object with `answer(path, body)` at an address for ever."""
+    ThreadingHTTPServer((host, port), _handler(app)).serve_forever()
+
+
+def _handler(app: Any) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -99,13 +118,4 @@ def serving(app: Any) -> Generator[str]:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return Handler

@@ -1,4 +1,4 @@
-"""Compiles every kernel for an H100 (sm_90), which needs no GPU: `python -m tests.lm.compiled_kernels`.
+"""Compiles every kernel for an H100 (sm_90), which needs no GPU: `python -m tests.support.compiled_kernels`.
 
 Triton's interpreter accepts kernels that its compiler refuses. Prints kernels and the sizes of their binaries as JSON.
 """

@@ -1,0 +1,54 @@
+"""A process of a run over several nodes, started by torchrun: `python -m harness.pipeline.sweeps.node_process FOLDER`.
+
+The folder, which all nodes see, holds the run; the first process writes events and the error of the run there.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.config.run_spec import RunSpec
+from harness.errors import HarnessError
+from harness.rundir.process.progress import Event
+
+SPEC, EVENTS, ERROR = "spec", "events", "error"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run ended: its own error, as another process raises it."""
+
+    error: HarnessError
+
+
+def main(folder: Path) -> int:
+    """Do the run as the first process, or train with it; returns the exit status."""
+    from harness.pipeline.processes.launched_ranks import follow, leading, this_launch
+    from harness.pipeline.run import run
+
+    if this_launch().rank:
+        follow()
+        return 0
+    spec: RunSpec = pickle.loads((folder / SPEC).read_bytes())
+    with (folder / EVENTS).open("ab") as events:
+
+        def report(event: Event) -> None:
+            events.write(pickle.dumps(event))
+            events.flush()
+
+        try:
+            with leading():
+                run(spec, report)
+        except HarnessError as error:
+            partial = folder / f".{ERROR}"
+            partial.write_bytes(pickle.dumps(Failure(type(error)(str(error)))))
+            partial.replace(folder / ERROR)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
