@@ -20,7 +20,7 @@ from harness.stats.estimates import Estimate
 from harness.stats.intervals import Interval, resolved, t_interval
 from harness.stats.learning.equal_learning import at_equal_learning
 from harness.stats.learning.matching import FEWEST_SEEDS, MARGIN, MATCHED, how_matched
-from harness.stats.paired import compare, over_items
+from harness.stats.paired import compare_estimates, over_items
 from harness.stats.significance import holm
 from harness.stats.two_way import two_way_interval
 
@@ -67,7 +67,7 @@ def verdict_row(kind: str, seeds: int, studies: int, generator: Generator) -> Ro
     wrong = np.zeros(3)
     for _ in range(studies):
         pairs = [two_methods(generator, seeds, 60, 200, SPREADS[kind], SAME) for _ in range(4)]
-        found = [compare(base, other) for base, other, _ in pairs]
+        found = [compare_estimates(base, other) for base, other, _ in pairs]
         learned = t_interval(MARGIN + generator.normal(0, 0.02, seeds))
         wrong += [
             resolved(found[0].interval, FEWEST_SEEDS),

@@ -15,7 +15,7 @@ from harness.config.suite import Suite
 from harness.engines.engine import Sampling
 from harness.engines.hf import HFEngine
 from harness.errors import ConfigError
-from harness.lm.checkpoints import Loaded, load
+from harness.lm.checkpoints import Loaded, load_checkpoint
 from harness.lm.logprobs import StudentForward
 from harness.lm.precision import suit_attention
 from harness.lm.rollouts import Example
@@ -95,4 +95,4 @@ def _context(suite: Suite, library: TaskLibrary, student: Loaded, teacher: Loade
 
 
 def _loaded(spec: Model, library: TaskLibrary) -> Loaded:
-    return load(checkpoint_of(spec, 0, library), spec, "cpu")
+    return load_checkpoint(checkpoint_of(spec, 0, library), spec, "cpu")

@@ -257,7 +257,7 @@ class Adapter(Strict, ABC):
 
 def registered() -> dict[str, EntryPoint]:
     """Return all registered adapters by name, third parties' included."""
-    return plugins.registered(GROUP)
+    return plugins.entry_points_of(GROUP)
 
 
 def make_adapter(name: str, entry: AdapterEntry) -> Adapter:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -17,6 +18,7 @@ from harness.config.load import load_suite
 from harness.config.models import Scratch
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
+from harness.engines.engine import Completion, Sampling
 from harness.lm import optimiser
 from harness.lmeval.library import TaskLibrary
 from harness.pipeline.run import run
@@ -126,3 +128,19 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> type[Recorder]:
     monkeypatch.setattr(Recorder, "rate", 0.0)
     monkeypatch.setattr(optimiser, "Updater", Recorder)
     return Recorder
+
+
+@pytest.fixture
+def generations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count the prompts of each call of the engine."""
+    from harness.evaluation import hf_model
+
+    counted: list[int] = []
+    original = hf_model.HFEngine.generate
+
+    def spy(self: Any, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
+        counted.append(len(prompts))
+        return original(self, prompts, sampling)
+
+    monkeypatch.setattr(hf_model.HFEngine, "generate", spy)
+    return counted

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.conformance import contract, direction, faults, gate, gradients, masks, stale
-from adapters.conformance.outcomes import Check, Outcome, outcome_of
+from adapters.conformance.outcomes import Check, Outcome, run_check
 from adapters.conformance.small_stage import AdapterUnderTest
 from harness.adapter import Adapter
 
@@ -46,7 +46,7 @@ def check_adapter(
     with tempfile.TemporaryDirectory(prefix="conformance-") as folder:
         subject = AdapterUnderTest(adapter, Path(folder), training or {})
         for name in checks:
-            yield outcome_of(name, CHECKS[name], subject)
+            yield run_check(name, CHECKS[name], subject)
 
 
 def failures(outcomes: Iterable[Outcome]) -> list[Outcome]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from adapters.conformance.outcomes import ConformanceError, DoesNotApply
-from adapters.conformance.small_stage import AdapterUnderTest, train
+from adapters.conformance.small_stage import AdapterUnderTest, train_small_stage
 from harness.adapter import StageContext
 
 STEPS, STOPPED_AFTER = 4, 2
@@ -63,7 +63,7 @@ def trains(subject: AdapterUnderTest) -> None:
     """The steps that a stage reports are its budget and change the weights; a stage without steps changes nothing."""
     ctx = _stage(subject)
     before = _weights(ctx)
-    steps = train(subject.adapter, ctx).steps
+    steps = train_small_stage(subject.adapter, ctx).steps
     changed = _differ(before, _weights(ctx))
     if changed != (steps > 0):
         raise ConformanceError(
@@ -89,7 +89,7 @@ def resumes(subject: AdapterUnderTest) -> None:
     undisturbed = _trained(subject, _stage(subject))
     kept = MemorySnapshots(stop_at=STOPPED_AFTER)
     try:
-        train(subject.adapter, replace(_stage(subject), snapshots=kept))
+        train_small_stage(subject.adapter, replace(_stage(subject), snapshots=kept))
     except Killed:
         pass
     else:
@@ -132,7 +132,7 @@ def _stage(subject: AdapterUnderTest) -> StageContext:
 
 
 def _trained(subject: AdapterUnderTest, ctx: StageContext) -> dict[str, Tensor]:
-    train(subject.adapter, ctx)
+    train_small_stage(subject.adapter, ctx)
     return _weights(ctx)
 
 

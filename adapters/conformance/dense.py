@@ -49,10 +49,10 @@ def dense_tokens(adapter: LoopAdapter, ctx: StageContext, rollouts: Sequence[Rol
         logp = over_responses(teacher, prompts, rollouts, temperature).detach()
     credit = torch.tensor([r.credit for r in rollouts for _ in r.response], dtype=torch.float64)
     uniform = uniform_draws(ctx.seed, 0, rollouts)
-    return tokens_of(adapter, logq, logp, targets, logref, credit, uniform)
+    return tokens_from_logprobs(adapter, logq, logp, targets, logref, credit, uniform)
 
 
-def tokens_of(
+def tokens_from_logprobs(
     adapter: LoopAdapter,
     logq: Tensor,
     logp: Tensor | None,

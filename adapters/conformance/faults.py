@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from adapters.conformance.outcomes import ConformanceError, DoesNotApply
-from adapters.conformance.small_stage import PAIRS, AdapterUnderTest, small_model, train, word_tokenizer
+from adapters.conformance.small_stage import PAIRS, AdapterUnderTest, small_model, train_small_stage, word_tokenizer
 from harness.adapter import StageContext
 from harness.errors import ModelError, TrainingError
 from harness.lm.logprobs import TeacherRequest, TeacherScores
@@ -25,7 +25,7 @@ def survives_empty_and_cut_responses(subject: AdapterUnderTest) -> None:
     """Responses that are empty or cut off leave the weights finite, and training goes on."""
     for name, pairs in (("all empty", EMPTY), ("all cut off", CUT), ("some empty, some cut off", MIXED)):
         ctx = subject.stage(pairs, steps=2, dtype=torch.float32)
-        result = train(subject.adapter, ctx)
+        result = train_small_stage(subject.adapter, ctx)
         if any(not bool(torch.isfinite(p).all()) for p in ctx.student.model.parameters()):
             raise ConformanceError(
                 f"with responses {name} the weights are no longer finite; divide by at least one token"
@@ -59,7 +59,7 @@ def _must_refuse_zeros(subject: AdapterUnderTest, what: str, rows: int | None) -
     certain = {id(teacher): Certain(teacher, rows) for teacher in _scoring(subject, ctx)}
     # The stand-in has all that a stage asks of a local teacher.
     parts: dict[str, Any] = {"teacher": certain.get(id(ctx.teacher)), "reference": certain.get(id(ctx.reference))}
-    _must_refuse(subject, replace(ctx, **parts), what, lambda: _asked(certain.values()))
+    _must_refuse(subject, replace(ctx, **parts), what, lambda: any(teacher.asked for teacher in certain.values()))
 
 
 def refuses_other_vocabularies(subject: AdapterUnderTest) -> None:
@@ -74,7 +74,7 @@ def refuses_other_vocabularies(subject: AdapterUnderTest) -> None:
     own, size = word_tokenizer(subject.vocabulary), subject.vocabulary + 1
     padded = LocalTeacher(small_model(size, 1, torch.float64), own, own)
     try:
-        train(subject.adapter, replace(subject.stage(), teacher=padded))
+        train_small_stage(subject.adapter, replace(subject.stage(), teacher=padded))
     except ModelError:
         return
     raise ConformanceError(
@@ -115,10 +115,6 @@ def _scoring(subject: AdapterUnderTest, ctx: StageContext) -> list[LocalTeacher]
     return found
 
 
-def _asked(teachers: Iterable[Certain]) -> bool:
-    return any(teacher.asked for teacher in teachers)
-
-
 def _must_refuse(
     subject: AdapterUnderTest, ctx: StageContext, what: str, asked: Callable[[], bool] = lambda: True
 ) -> None:
@@ -138,7 +134,7 @@ def _must_refuse(
 
 def _training_error(subject: AdapterUnderTest, ctx: StageContext) -> bool:
     try:
-        train(subject.adapter, ctx)
+        train_small_stage(subject.adapter, ctx)
     except TrainingError:
         return True
     return False

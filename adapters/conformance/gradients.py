@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from adapters.conformance.dense import dense_gradient, scoring_model, tokens_of
+from adapters.conformance.dense import dense_gradient, scoring_model, tokens_from_logprobs
 from adapters.conformance.outcomes import ConformanceError, DoesNotApply
 from adapters.conformance.recording import TINY, distance, recorded, size
 from adapters.conformance.small_stage import AdapterUnderTest
@@ -52,7 +52,9 @@ def accumulates(subject: AdapterUnderTest) -> None:
 def no_branch_is_detached(subject: AdapterUnderTest) -> None:
     """Every branch of the loss has a gradient where its value moves with the student."""
     adapter = subject.method
-    tokens, logits = sample_tokens(adapter, subject.vocabulary, _scored(subject))
+    tokens, logits = sample_tokens(
+        adapter, subject.vocabulary, scoring_model(subject.method, subject.stage()) is not None
+    )
     _check_inputs(adapter, tokens)
     outcome = adapter.token_losses(tokens)
     slope = _slope(outcome.losses, logits)
@@ -81,11 +83,7 @@ def sample_tokens(adapter: LoopAdapter, vocabulary: int, scored: bool) -> tuple[
     uniform = torch.rand(ROWS, generator=draw, dtype=torch.float64)
     credit = torch.where(torch.arange(ROWS) % 5 == 0, 1.0, -0.7).double()
     logp, logref = teacher.log_softmax(-1) if scored else None, (r * scale).log_softmax(-1)
-    return tokens_of(adapter, logits.log_softmax(-1), logp, sampled, logref, credit, uniform), logits
-
-
-def _scored(subject: AdapterUnderTest) -> bool:
-    return scoring_model(subject.method, subject.stage()) is not None
+    return tokens_from_logprobs(adapter, logits.log_softmax(-1), logp, sampled, logref, credit, uniform), logits
 
 
 def _slope(losses: Tensor, leaf: Tensor) -> Tensor:

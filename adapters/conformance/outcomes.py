@@ -37,7 +37,7 @@ class Outcome:
     sentence: str
 
 
-def outcome_of(name: str, check: Check, subject: AdapterUnderTest) -> Outcome:
+def run_check(name: str, check: Check, subject: AdapterUnderTest) -> Outcome:
     """Run a check; an error that it did not foresee is a failure, a library that is missing is not."""
     try:
         check(subject)

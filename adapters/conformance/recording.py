@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.conformance.outcomes import DoesNotApply
-from adapters.conformance.small_stage import train
+from adapters.conformance.small_stage import train_small_stage
 from harness.adapter import Adapter, StageContext
 from harness.lm.optimiser import UpdateResult
 from harness.lm.rollouts import Batch
@@ -43,7 +43,7 @@ def recorded(adapter: Adapter, ctx: StageContext, rate: float = 0.0) -> list[Upd
     def make_updater(module: nn.Module, *_: object) -> Any:
         return RecordingUpdater(module, rate, updates)
 
-    train(adapter, replace(ctx, make_updater=make_updater))
+    train_small_stage(adapter, replace(ctx, make_updater=make_updater))
     if not updates:
         raise DoesNotApply("it does not update through the optimiser of the stage, so its gradients are not visible")
     return updates

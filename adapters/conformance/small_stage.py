@@ -125,7 +125,7 @@ class AdapterUnderTest:
         )
 
 
-def train(adapter: Adapter, ctx: StageContext) -> StageResult:
+def train_small_stage(adapter: Adapter, ctx: StageContext) -> StageResult:
     """Train one stage with all generators seeded, as a run does it, and leave them as they were."""
     with preserved_random_state():
         seed_global_generators(ctx.seed)

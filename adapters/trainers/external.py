@@ -62,7 +62,7 @@ class External(Adapter):
     @property
     def requirements(self) -> Requirements:
         """The whole teacher, where the command names {teacher}."""
-        return Requirements("full" if self._uses("teacher") else "none")
+        return Requirements("full" if any("{teacher}" in part for part in self.command) else "none")
 
     @property
     def capabilities(self) -> Capabilities:
@@ -97,18 +97,15 @@ class External(Adapter):
             shutil.rmtree(used, ignore_errors=True)
         return StageResult(ctx.training.steps)
 
-    def _uses(self, placeholder: str) -> bool:
-        return any(f"{{{placeholder}}}" in part for part in self.command)
-
     def _write_inputs(self, ctx: StageContext, folder: Path) -> dict[str, str]:
         """Write what the command reads and return the value of each placeholder."""
-        from harness.lm.checkpoints import Loaded, save
+        from harness.lm.checkpoints import Loaded, save_checkpoint
         from harness.teachers.local import LocalTeacher
 
         shutil.rmtree(folder, ignore_errors=True)
-        save(Loaded(ctx.student.model, ctx.renderer), folder / "checkpoint")
+        save_checkpoint(Loaded(ctx.student.model, ctx.renderer), folder / "checkpoint")
         if isinstance(ctx.teacher, LocalTeacher):
-            save(Loaded(ctx.teacher.model, ctx.renderer), folder / "teacher")
+            save_checkpoint(Loaded(ctx.teacher.model, ctx.renderer), folder / "teacher")
         seed = ctx.seed % 2**31
         (folder / "prompts.jsonl").write_text("".join(_lines(ctx)), encoding="utf-8")
         (folder / "config.json").write_text(_config(ctx, seed), encoding="utf-8")

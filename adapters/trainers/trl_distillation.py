@@ -58,8 +58,8 @@ class TRLDistillation(Adapter):
 
     def train_stage(self, ctx: StageContext) -> StageResult:
         """Train `ctx.student` in place; raises `TrainingError` for a gradient that is not finite, before it is applied."""
-        from adapters.trainers.trl_trainer import train  # imports transformers and TRL
+        from adapters.trainers.trl_trainer import train_with_trl  # imports transformers and TRL
 
         self.refuse(ctx.training)
-        train(ctx, self.model_dump())
+        train_with_trl(ctx, self.model_dump())
         return StageResult(ctx.training.steps)

@@ -29,7 +29,7 @@ QUIET = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "logg
 PLAIN = {"shuffle_dataset": False, "logging_nan_inf_filter": False}
 
 
-def train(ctx: StageContext, options: Mapping[str, Any]) -> None:
+def train_with_trl(ctx: StageContext, options: Mapping[str, Any]) -> None:
     """Train `ctx.student` in place with TRL's options; raises `TrainingError` for a gradient that is not finite."""
     teacher = _local(ctx)
     models = ctx.student.model, teacher.model

@@ -15,7 +15,7 @@ from harness.engines.backend import EngineSite
 from harness.engines.hf import HFEngine
 from harness.engines.vllm import VLLMEngine
 from harness.engines.vllm_backend import VLLM
-from harness.lm.checkpoints import save
+from harness.lm.checkpoints import save_checkpoint
 
 MISSING = "vLLM is not installed here, so its section is missing: `make vllm`, then `make bench`"
 
@@ -41,7 +41,7 @@ def section(setting: Setting, rounds: int, threads: int) -> str:
         place = EngineSite("cpu", "float32", threads, Path(folder) / "vllm.txt")
         checkpoints = [Path(folder) / name for name in ("student", "teacher")]
         for loaded, checkpoint in zip((setting.student, setting.teacher), checkpoints, strict=True):
-            save(loaded, checkpoint)
+            save_checkpoint(loaded, checkpoint)
         found = [_round(setting, checkpoints, place, seed) for seed in range(rounds)]
     rows = [
         Measurement(

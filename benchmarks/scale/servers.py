@@ -16,7 +16,7 @@ from harness.engines.engine import Sampling
 from harness.engines.hf import HFEngine
 from harness.engines.student import StudentEngine
 from harness.engines.vllm_server import EXTENSION, VLLMServer
-from harness.lm.checkpoints import Loaded, load
+from harness.lm.checkpoints import Loaded, load_checkpoint
 from harness.lm.logprobs import TeacherRequest
 from harness.lm.rollouts import Example, Rollout, make_batches
 from harness.lmeval.library import TaskLibrary
@@ -40,7 +40,7 @@ def server_rows(folder: Path, rounds: int) -> Iterator[Measurement]:
     suite, library = load_suite(str(write_yaml(folder / "served.yaml", wide_suite()))), TaskLibrary()
     assert isinstance(suite.teacher, Scratch)
     teacher, started = checkpoint_of(suite.teacher, 0, library), checkpoint_of(suite.student, 0, library)
-    student = load(started, suite.student, "cpu")
+    student = load_checkpoint(started, suite.student, "cpu")
     with vllm_server(teacher, folder / "teacher.txt", "--max-logprobs", str(TOP_K)) as url:
         served = Server.model_validate({"kind": "server", "urls": [url], "model": "teacher", "max_logprobs": TOP_K})
         teachers = {

@@ -57,10 +57,10 @@ def run(
     """
     with ExitStack() as stack:
         if TORCHRUN in os.environ:
-            from harness.pipeline.processes.launched_ranks import follow, leading, this_launch
+            from harness.pipeline.processes.launched_ranks import follow_first_process, leading, this_launch
 
             if this_launch().rank:
-                follow()
+                follow_first_process()
                 return
             stack.enter_context(leading())
             announce(f"torchrun started {this_launch().size} processes; they train each stage together")

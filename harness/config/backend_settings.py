@@ -25,13 +25,13 @@ class BackendSettings(Strict):
         return of_model
 
 
-def settings_class(name: str) -> type[BackendSettings]:
+def backend_settings_class(name: str) -> type[BackendSettings]:
     """Return the class of a registered backend; raises `ConfigError` for a name that is not registered."""
     return load_plugin(GROUP, name, "backend", BackendSettings)
 
 
 def read_settings(blocks: Mapping[str, Any]) -> dict[str, BackendSettings]:
     """Validate the blocks of several backends by name; a `ValidationError` names the block and its key."""
-    fields: dict[str, Any] = {name: (settings_class(name), ...) for name in blocks}
+    fields: dict[str, Any] = {name: (backend_settings_class(name), ...) for name in blocks}
     read = create_model("Backends", __base__=Strict, **fields).model_validate(dict(blocks))
     return {name: getattr(read, name) for name in blocks}

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from harness.config import backend_settings, teacher_settings
 from harness.config.models import Pretrained, Scratch
-from harness.config.plugins import registered
+from harness.config.plugins import entry_points_of
 from harness.config.teacher_settings import TeacherSettings
 
 MODELS = ("student", "teacher")
@@ -33,12 +33,14 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "missing":
         return f"{key}: missing; this key is required{more}"
     message = first["msg"].removeprefix("Value error, ")
-    return f"{key}: found {first['input']!r}; {_lower_first(message)}{more}" if location else f"{message}{more}"
+    return (
+        f"{key}: found {first['input']!r}; {message[:1].lower()}{message[1:]}{more}" if location else f"{message}{more}"
+    )
 
 
 def _without_kinds(place: Sequence[int | str]) -> list[str]:
     """Return a finding's place as keys of the file: a union's kind follows `student` or `teacher` and is not a key."""
-    kinds = {*KINDS, *registered(teacher_settings.GROUP)}
+    kinds = {*KINDS, *entry_points_of(teacher_settings.GROUP)}
     return [str(part) for at, part in enumerate(place) if not (at and place[at - 1] in MODELS and part in kinds)]
 
 
@@ -63,11 +65,11 @@ def _keys_at(model: type[BaseModel], location: Iterable[str]) -> list[str]:
         if KINDS.get(part) in models:
             models = [KINDS[part]]
             continue
-        if TeacherSettings in models and part in registered(teacher_settings.GROUP):
-            models = [teacher_settings.settings_class(part)]
+        if TeacherSettings in models and part in entry_points_of(teacher_settings.GROUP):
+            models = [teacher_settings.teacher_settings_class(part)]
             continue
-        if models == [model] and part not in model.model_fields and part in registered(backend_settings.GROUP):
-            models = [backend_settings.settings_class(part)]
+        if models == [model] and part not in model.model_fields and part in entry_points_of(backend_settings.GROUP):
+            models = [backend_settings.backend_settings_class(part)]
             continue
         below = [
             nested for m in models if part in m.model_fields for nested in _models_in(m.model_fields[part].annotation)
@@ -80,7 +82,3 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [found for part in get_args(annotation) for found in _models_in(part)]
-
-
-def _lower_first(text: str) -> str:
-    return text[:1].lower() + text[1:]

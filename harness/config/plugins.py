@@ -16,7 +16,7 @@ from harness.errors import ConfigError
 Base = TypeVar("Base")
 
 
-def registered(group: str) -> dict[str, EntryPoint]:
+def entry_points_of(group: str) -> dict[str, EntryPoint]:
     """Return the entry points of a group by name, those of third parties included."""
     return {point.name: point for point in _entry_points(group, tuple(sys.path))}
 
@@ -32,7 +32,7 @@ def load_plugin(group: str, name: str, key: str, base: type[Base]) -> type[Base]
 
     Raises `ConfigError` for an unknown name, an entry point that cannot be loaded, and a class that is not a `base`.
     """
-    what, known = group.removeprefix("harness.").removesuffix("s"), registered(group)
+    what, known = group.removeprefix("harness.").removesuffix("s"), entry_points_of(group)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""

@@ -24,7 +24,7 @@ from harness.config.backend_settings import GROUP, BackendSettings, read_setting
 from harness.config.base import Name, PathPart, Strict
 from harness.config.evaluation import Evaluation
 from harness.config.models import Model
-from harness.config.plugins import registered
+from harness.config.plugins import entry_points_of
 from harness.config.teacher_settings import TeacherSpec
 from harness.config.training import Training, merge_training
 
@@ -195,7 +195,7 @@ class Suite(Strict):
         if not isinstance(raw, Mapping):
             return handler(raw)
         given = cast(Mapping[str, Any], raw)
-        names = [name for name in given if name not in cls.model_fields and name in registered(GROUP)]
+        names = [name for name in given if name not in cls.model_fields and name in entry_points_of(GROUP)]
         suite = handler({name: value for name, value in given.items() if name not in names})
         blocks = {name: given[name] for name in names}
         if suite.backend != HF:

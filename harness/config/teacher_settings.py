@@ -13,7 +13,7 @@ from pydantic import Discriminator, PlainValidator, SerializeAsAny, Tag, TypeAda
 
 from harness.config.base import Strict
 from harness.config.models import Model, Pretrained, Scratch
-from harness.config.plugins import load_plugin, registered
+from harness.config.plugins import entry_points_of, load_plugin
 
 GROUP = "harness.teachers"
 MODELS = ("pretrained", "scratch")
@@ -28,7 +28,7 @@ class TeacherSettings(Strict):
     kind: str
 
 
-def settings_class(kind: str) -> type[TeacherSettings]:
+def teacher_settings_class(kind: str) -> type[TeacherSettings]:
     """Return the class of a registered kind; raises `ConfigError` where it cannot be loaded."""
     return load_plugin(GROUP, kind, "teacher.kind", TeacherSettings)
 
@@ -38,12 +38,12 @@ def read_teacher(raw: Any) -> Pretrained | Scratch | TeacherSettings:
     if isinstance(raw, Pretrained | Scratch | TeacherSettings):
         return raw
     kind = cast(Mapping[str, Any], raw).get("kind") if isinstance(raw, Mapping) else None
-    kinds = registered(GROUP)
+    kinds = entry_points_of(GROUP)
     if not isinstance(kind, str) or kind in MODELS or not kinds:
         return TypeAdapter[Any](Model).validate_python(raw)
     if kind not in kinds:
         raise ValueError(f"kind: expected one of {', '.join([*MODELS, *kinds])}")
-    own: Any = settings_class(kind)
+    own: Any = teacher_settings_class(kind)
     tagged: Any = Annotated[
         Annotated[own, Tag(kind)] | Annotated[Scratch, Tag("scratch")], Discriminator(lambda _: kind)
     ]

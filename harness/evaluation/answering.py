@@ -120,7 +120,7 @@ class Answering:
     def _answer(self, requests: list[Any], settings: dict[str, Any]) -> list[str]:
         """Draw all answers of all items in one call of the engine; return each item's first."""
         task, n = str(requests[0].task_name), int(settings.get("n", 1))
-        sampling = self._sampling(settings, task)
+        sampling = sampling_of(settings, task, self.renderer.stop_ids, self.seed)
         prompts = [self.renderer.encode_prompt(request.args[0]) for request in requests]
         self._refuse_truncation(prompts, sampling, task)
         done = self.engine.generate([prompt for prompt in prompts for _ in range(n)], sampling)
@@ -132,9 +132,6 @@ class Answering:
     def _read(self, done: Completion, sampling: Sampling) -> Answer:
         text = up_to(self.renderer.decode(done.tokens), sampling.stop_strings)
         return Answer(text, done.finish, len(done.tokens))
-
-    def _sampling(self, settings: dict[str, Any], task: str) -> Sampling:
-        return sampling_of(settings, task, self.renderer.stop_ids, self.seed)
 
     def _refuse_truncation(self, prompts: list[list[int]], sampling: Sampling, task: str) -> None:
         longest = max(len(prompt) for prompt in prompts)

@@ -30,7 +30,7 @@ from harness.engines.engine import Sampling
 from harness.engines.hf import HFEngine
 from harness.errors import ModelError
 from harness.evaluation.scoring import numbered_ids
-from harness.lm.checkpoints import Loaded, load
+from harness.lm.checkpoints import Loaded, load_checkpoint
 from harness.lm.logprobs import divergence_of, head_of, response_hidden
 from harness.lm.output_layer import Head, scan
 from harness.lm.rollouts import Batch, Example, Rollout, make_batches
@@ -72,7 +72,7 @@ def answers_of(
     ]
 
 
-def measure(
+def measure_drift(
     start: Path, current: Path, spec: Model, device: str, answered: Sequence[DriftAnswers], same: bool
 ) -> pd.DataFrame:
     """Return one row per item with DRIFT_FIGURES: checkpoint `current` against `start`; `same` says they are equal.
@@ -80,13 +80,13 @@ def measure(
     One model is in memory at a time, with the start's output layer and its hidden states at the answers' tokens.
     Raises `ModelError` where the two have output layers of different sizes.
     """
-    first = load(start, spec, device)
+    first = load_checkpoint(start, spec, device)
     batches = _batches(answered, device)
     reference = [_hidden(first.model, batch)[_of_answer(batch, answered)] for batch in batches]
     head = head_of(first.model)
     model = first.model if same else None
     del first
-    model = model if model is not None else load(current, spec, device).model
+    model = model if model is not None else load_checkpoint(current, spec, device).model
     _refuse_another_vocabulary(head, head_of(model), current)
     rows = [
         row
@@ -96,7 +96,9 @@ def measure(
     return pd.DataFrame(rows).sort_values("index").drop(columns="index").reset_index(drop=True)
 
 
-def summarise(rows: pd.DataFrame, answered: Sequence[DriftAnswers], settings: Drift, started: float) -> DriftSummary:
+def summarise_drift(
+    rows: pd.DataFrame, answered: Sequence[DriftAnswers], settings: Drift, started: float
+) -> DriftSummary:
     """Return the drift's summary without stage and weights; `answers` is the digest of prompts and answers."""
     tasks = {
         str(task): TaskDrift(**{name: float(part[name].mean()) for name in DRIFT_FIGURES}, items=len(part))

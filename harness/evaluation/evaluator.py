@@ -27,8 +27,8 @@ from harness.evaluation.answering import Answering
 from harness.evaluation.cell_cache import CellResult, SharedCells
 from harness.evaluation.hf_model import HarnessHFLM
 from harness.evaluation.keys import make_keys
-from harness.evaluation.regrading import questions_digest, regrade
-from harness.evaluation.scoring import first_grades, sample_rows, summarise
+from harness.evaluation.regrading import questions_digest, regrade_cell
+from harness.evaluation.scoring import first_grades, sample_rows, summarise_cell
 from harness.lm.checkpoints import check_weights, config_digest
 from harness.lm.seeding import preserved_random_state
 from harness.lmeval.failures import failed_in_a_grader
@@ -54,7 +54,7 @@ class ServedCheckpoint:
         return config_digest(self.folder)
 
 
-def evaluate(
+def evaluate_checkpoint(
     served: ServedCheckpoint,
     tasks: Sequence[Task],
     library: TaskLibrary,
@@ -121,7 +121,7 @@ def _stored(task: Task, keys: Keys, settings: Evaluation, shared: SharedCells) -
         return found
     if not task.generates or (answered := shared.with_answers(keys)) is None:
         return None
-    cell = regrade(task, task.test_docs(settings.limit), answered, keys)
+    cell = regrade_cell(task, task.test_docs(settings.limit), answered, keys)
     shared.put(keys, cell)
     return cell
 
@@ -145,7 +145,7 @@ def _evaluate_tasks(
         grades, seconds = first_grades(task, logged[task.name]), per_row * len(rows)
         if not task.generates:
             model.on_task(name)
-        summary = summarise(task, rows, grades, keys[name], weights, settings.seed, seconds)
+        summary = summarise_cell(task, rows, grades, keys[name], weights, settings.seed, seconds)
         if task.generates:
             asked = questions_digest(task, task.test_docs(settings.limit))
             summary = summary.model_copy(update={"questions": asked})

@@ -21,7 +21,7 @@ from harness.config.base import digest
 from harness.errors import RunError, TaskError
 from harness.evaluation.cell_cache import CellResult
 from harness.evaluation.keys import grading_key
-from harness.evaluation.scoring import graded_row, item_scores, numbered_ids, summarise
+from harness.evaluation.scoring import graded_row, item_scores, numbered_ids, summarise_cell
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task
 from harness.rundir.files import read_cell, read_results, write_cell, write_summary
@@ -101,7 +101,7 @@ def regrade_table(rows: Sequence[RegradedCell]) -> Table | str:
     return table
 
 
-def regrade(
+def regrade_cell(
     task: Task, docs: Sequence[dict[str, Any]], stored: CellResult, keys: Keys, verdicts: Verdicts | None = None
 ) -> CellResult:
     """Return a cell with the answers of `stored` and the grades that `task` gives them now.
@@ -113,7 +113,7 @@ def regrade(
     _refuse_other_questions(task, docs, stored)
     samples, grades = _graded_samples(task, docs, stored.samples, keys, {} if verdicts is None else verdicts)
     seed = -1 if before.seed is None else before.seed
-    summary = summarise(task, samples, grades, keys, before.weights, seed, before.seconds)
+    summary = summarise_cell(task, samples, grades, keys, before.weights, seed, before.seconds)
     origin = EarlierGrade(metric=before.metric, score=before.score, grading=before.keys.grading)
     regraded = Regrading(when=datetime.now(UTC).isoformat(), grader=task.metric, before=origin)
     found = {"questions": questions_digest(task, docs), "regraded": regraded}
@@ -207,7 +207,7 @@ def _graded(stored: _StoredCell, before: CellResult, task: Task, keys: Keys, ver
     folder = stored.folder.regraded(stored.name) / f"{task.metric}-{digest([keys.generation, keys.grading])}"
     if folder == shown and (found := read_cell(folder)) is not None:
         return CellResult(*found)
-    made = regrade(task, stored.docs, before, keys, verdicts)
+    made = regrade_cell(task, stored.docs, before, keys, verdicts)
     place = {name: getattr(before.summary, name) for name in {"stage", "profile"} & before.summary.model_fields_set}
     summary = made.summary.model_copy(update=place)
     write_cell(folder, summary, made.samples)

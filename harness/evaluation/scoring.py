@@ -146,7 +146,7 @@ def item_scores(samples: pd.DataFrame) -> pd.Series:
     return samples.groupby("item_id", sort=False)["score"].mean()
 
 
-def summarise(
+def summarise_cell(
     task: Task,
     samples: pd.DataFrame,
     grades: Iterable[Mapping[str, Any]],

@@ -85,7 +85,7 @@ def eos_of(folder: Path) -> tuple[int, ...]:
     return tuple(found) if isinstance(found, list) else () if found is None else (int(found),)
 
 
-def load(folder: Path, spec: Model, device: str) -> Loaded:
+def load_checkpoint(folder: Path, spec: Model, device: str) -> Loaded:
     """Load a checkpoint folder with the dtype and chat settings of `spec`."""
     model = load_model(folder, getattr(torch, spec.dtype))
     return Loaded(model.to(device), load_renderer(folder, spec))
@@ -110,7 +110,7 @@ def unfit_tensor(info: Mapping[str, Any]) -> str | None:
     return None
 
 
-def save(loaded: Loaded, folder: Path) -> None:
+def save_checkpoint(loaded: Loaded, folder: Path) -> None:
     """Write weights, tokenizer and template, so that any tool that reads the folder stops where training stopped."""
     loaded.model.generation_config.eos_token_id = list(loaded.renderer.stop_ids)
     loaded.model.generation_config.pad_token_id = loaded.renderer.tokenizer.pad_token_id

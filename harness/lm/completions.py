@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+COMPLETIONS = "/v1/completions"  # the address that servers of vLLM answer at
 CLAMPED = -9000.0  # vLLM writes -9999 for minus infinity, because JSON has no infinity
 MOST_MASS = 1.01
 

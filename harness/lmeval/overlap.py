@@ -37,7 +37,7 @@ def stream_overlap(spec: RunSpec, tasks: Mapping[str, Task], library: TaskLibrar
     """
     training = list(_training_splits(spec, tasks, library))
     tests = [read_split(tasks[name], tasks[name].test_docs(spec.suite.evaluation.limit)) for name in tasks]
-    rows = [row for source, split in training for row in compare(source, split, tests)]
+    rows = [row for source, split in training for row in compare_splits(source, split, tests)]
     splits = [*training, *(("test", split) for split in tests)]
     digests = {f"{source} {split.task}": split.digest for source, split in splits}
     return Overlap(ngram=NGRAM, template=TEMPLATE, digests=digests, rows=tuple(rows))
@@ -73,7 +73,7 @@ def normalised(text: str) -> str:
     return " ".join(folded.split())
 
 
-def compare(source: str, training: Split, tests: Sequence[Split]) -> Iterator[OverlapRow]:
+def compare_splits(source: str, training: Split, tests: Sequence[Split]) -> Iterator[OverlapRow]:
     """Yield one row for each test set; the order of items makes no difference."""
     trained = set(training.hashes)
     wanted = {ngram for test in tests for words in test.words for ngram in ngrams(words)}

@@ -15,7 +15,7 @@ from harness.config.suite import Suite
 from harness.engines.engine_pool import EnginePool
 from harness.errors import ModelError
 from harness.evaluation.cell_cache import SharedCells
-from harness.evaluation.evaluator import ServedCheckpoint, evaluate
+from harness.evaluation.evaluator import ServedCheckpoint, evaluate_checkpoint
 from harness.evaluation.groups import EvaluationPlan, group_cell, load_evaluation_plan
 from harness.lm.checkpoints import allow_own_code, context_of, load_renderer, weights_digest
 from harness.lmeval.checks import check_test_prompts
@@ -48,7 +48,7 @@ def evaluate_checkpoints(suite: Suite, checkpoints: Sequence[Path], out: Path) -
                 served = ServedCheckpoint(
                     checkpoint, weights, student.chat, student.dtype, device, engines.take(checkpoint)
                 )
-                cells = evaluate(served, list(tasks.values()), library, suite.evaluation, SharedCells(out))
+                cells = evaluate_checkpoint(served, list(tasks.values()), library, suite.evaluation, SharedCells(out))
             cells |= {
                 name: group_cell(group, {task: cells[cell] for task, cell in group.members().items()})
                 for name, group in evaluated.groups.items()

@@ -17,10 +17,10 @@ from harness.config.base import digest
 from harness.errors import RunError
 from harness.evaluation import drift
 from harness.evaluation.cell_cache import CellResult, SharedCells
-from harness.evaluation.evaluator import ServedCheckpoint, evaluate
+from harness.evaluation.evaluator import ServedCheckpoint, evaluate_checkpoint
 from harness.evaluation.groups import group_cell
 from harness.evaluation.keys import PACKAGES
-from harness.lm.checkpoints import config_digest, load
+from harness.lm.checkpoints import config_digest, load_checkpoint
 from harness.lm.seeding import preserved_random_state
 from harness.lmeval.task import Task
 from harness.pipeline.resources import RunResources, sampled_cells
@@ -75,7 +75,7 @@ class StageEvaluator:
         if not missing:
             return
         progress = Counter(self.resources.report, self.spec.label, f"evaluate {when}", len(missing))
-        cells = evaluate(served, missing, self.resources.library, self.settings, self.shared, progress.next)
+        cells = evaluate_checkpoint(served, missing, self.resources.library, self.settings, self.shared, progress.next)
         for name, cell in cells.items():
             self._write(folder, folder.cell(name), self.resources.cells[name].profile, cell)
         self._track(folder, "score", {name: cell.summary.score for name, cell in cells.items()})
@@ -93,7 +93,7 @@ class StageEvaluator:
                 continue
             settings = self.settings.model_copy(update={"seed": self.settings.seed + repeat})
             progress = Counter(self.resources.report, self.spec.label, f"noise {repeat}", len(missing))
-            cells = evaluate(served, missing, self.resources.library, settings, self.shared, progress.next)
+            cells = evaluate_checkpoint(served, missing, self.resources.library, settings, self.shared, progress.next)
             for name, cell in cells.items():
                 self._write(folder, folder.noise(name, repeat), self.resources.cells[name].profile, cell)
 
@@ -111,10 +111,10 @@ class StageEvaluator:
         start = self.resources.weights["start"]
         same = served.weights == start and served.config == config_digest(self.resources.start)
         with preserved_random_state():
-            rows = drift.measure(
+            rows = drift.measure_drift(
                 self.resources.start, served.folder, self.suite.student, self.resources.device, self.answers, same
             )
-        summary = drift.summarise(rows, self.answers, self.settings.drift, started)
+        summary = drift.summarise_drift(rows, self.answers, self.settings.drift, started)
         if folder == self.start_folder:
             rows = pd.concat([drift.as_frame(self.answers), rows.drop(columns=["task", "item_id"])], axis=1)
         place = {"stage": _stage_index(folder), "weights": served.weights, "start": start}
@@ -128,7 +128,7 @@ class StageEvaluator:
             return drift.from_frame(own[1])
         assert self.settings.drift is not None
         with preserved_random_state():
-            start = load(self.resources.start, self.suite.student, self.resources.device)
+            start = load_checkpoint(self.resources.start, self.suite.student, self.resources.device)
             tasks = drift.probed(self._generating(), self.settings, self.settings.drift)
             asked = {name: task.asked(task.test_docs(count), start.renderer) for name, (task, count) in tasks.items()}
             key = self._answers_key(start.renderer.identity, asked, tasks)

@@ -15,7 +15,6 @@ from harness.config.base import is_mapping
 from harness.config.models import Chat, Scratch
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
-from harness.errors import HarnessError
 from harness.evaluation.groups import EvaluationPlan, load_evaluation_plan
 from harness.lm.chat import Renderer
 from harness.lm.checkpoints import allow_own_code
@@ -24,7 +23,7 @@ from harness.lmeval.library import TaskLibrary
 from harness.lmeval.overlap import stream_overlap
 from harness.lmeval.task import Task
 from harness.lmeval.trial import describe_items, item_warnings, try_task
-from harness.pipeline.build.model_source import tokenizer_without_writing
+from harness.pipeline.build.model_source import tokenizer_or_reason
 from harness.pipeline.build.scratch_tokenizer import byte_tokenizer
 from harness.pipeline.needs.memory_estimate import show_bytes
 from harness.pipeline.resources import refuse_teachers
@@ -44,7 +43,7 @@ def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
         check_stage_task(tasks[name])
     console.print(_stage_table(specs[0], evaluated))
     console.print(_work_table(specs, cells))
-    prompting = _load_tokenizer(suite, tasks, library)
+    prompting = tokenizer_or_reason(suite.student, tasks, library)
     _print_needs(console, specs, tasks, prompting)
     for task in tasks.values():
         _print_items(console, suite, task)
@@ -93,14 +92,6 @@ def _without_nothing(value: dict[str, Any]) -> dict[str, Any]:
     """Return a mapping without what is null or empty, at any depth."""
     found = {key: _without_nothing(part) if is_mapping(part) else part for key, part in value.items()}
     return {key: part for key, part in found.items() if part not in (None, {}, [], "")}
-
-
-def _load_tokenizer(suite: Suite, tasks: dict[str, Task], library: TaskLibrary) -> tuple[Renderer, int] | str:
-    """Return the student's renderer and context, or why its tokenizer is not here."""
-    try:
-        return tokenizer_without_writing(suite.student, tasks, library)
-    except (HarnessError, OSError) as error:
-        return str(error)
 
 
 def _print_needs(

@@ -13,15 +13,14 @@ import torch
 from harness.config.models import Pretrained, Scratch
 from harness.errors import HarnessError
 from harness.evaluation.cell_cache import CellResult, SharedCells
-from harness.evaluation.evaluator import ServedCheckpoint, evaluate
+from harness.evaluation.evaluator import ServedCheckpoint, evaluate_checkpoint
 from harness.evaluation.groups import group_cell
 from harness.lm.checkpoints import weights_digest
 from harness.pipeline.resources import RunResources
 from harness.rundir.files import read_results, write_cell
 from harness.rundir.process.progress import Counter
+from harness.rundir.records.cell_records import WORSE_TEACHER
 from harness.rundir.stage_folder import StageFolder
-
-WORSE = 0.02  # a share: a teacher that scores so much less than the student is named
 
 
 def score_teacher(resources: RunResources, folder: StageFolder) -> None:
@@ -49,7 +48,7 @@ def warn_where_worse(resources: RunResources, teacher: StageFolder, start: Stage
     worse: list[str] = []
     for task in resources.spec.trained:
         its, own = (read_results(Path(folder.cell(task))) for folder in (teacher, start))
-        if its is not None and own is not None and its.score <= own.score - WORSE:
+        if its is not None and own is not None and its.score <= own.score - WORSE_TEACHER:
             worse.append(f"{task} ({100 * its.score:.1f} %, the student {100 * own.score:.1f} %)")
     if worse:
         resources.warn(f"the teacher scores less than the student before any stage on {', '.join(worse)}")
@@ -59,7 +58,7 @@ def _write_cells(resources: RunResources, folder: StageFolder, served: ServedChe
     tasks = list(resources.tasks.values())
     progress = Counter(resources.report, resources.spec.label, "evaluate the teacher", len(tasks))
     settings, shared = resources.suite.evaluation, SharedCells(resources.spec.out)
-    cells = evaluate(served, tasks, resources.library, settings, shared, progress.next)
+    cells = evaluate_checkpoint(served, tasks, resources.library, settings, shared, progress.next)
     by_task = {task.name: cells[task.cell] for task in tasks}
     groups = {name: group for name, group in resources.evaluated.groups.items() if not group.profile}
     made: dict[str, CellResult] = {**by_task, **{name: group_cell(group, by_task) for name, group in groups.items()}}

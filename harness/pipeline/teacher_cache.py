@@ -9,7 +9,7 @@ from pathlib import Path
 
 from harness.config.run_spec import PlannedStage, RunSpec
 from harness.errors import ConfigError
-from harness.lm.checkpoints import Loaded, load
+from harness.lm.checkpoints import Loaded, load_checkpoint
 from harness.lm.logprobs import TeacherRequest
 from harness.lm.precision import autocast
 from harness.lm.rollouts import Example, Rollout, make_batches
@@ -45,7 +45,7 @@ def _fill(spec: RunSpec, runs: Sequence[Path], report: Report) -> list[FilledSta
     refuse_teachers(spec, resources.adapter)
     asked = resources.adapter.requirements
     request = TeacherRequest(top_k=max(1, asked.top_k), entropy=asked.entropy)
-    student = load(resources.start, spec.suite.student, resources.device)
+    student = load_checkpoint(resources.start, spec.suite.student, resources.device)
     filled: list[FilledStage] = []
     with closing(resources.teachers):
         for stage in spec.stages:

@@ -25,7 +25,7 @@ from harness.engines.hf import HFEngine
 from harness.engines.student import StudentEngine
 from harness.errors import RunError, StoppedError, TrainingError
 from harness.evaluation.learning_curve import CurveRecorder
-from harness.lm.checkpoints import Loaded, files_digest, load, save, weights_digest
+from harness.lm.checkpoints import Loaded, files_digest, load_checkpoint, save_checkpoint, weights_digest
 from harness.lm.logprobs import StudentForward, check_head
 from harness.lm.precision import suit_attention, tf32
 from harness.lm.ranks import current_ranks
@@ -85,7 +85,7 @@ class StageTrainer:
 
     def follow(self, stage: PlannedStage, checkpoint: Path, weights: str, folder: Path) -> None:
         """Train one stage as one of several processes, of which the first one writes the run directory; `folder` is empty."""
-        student = load(checkpoint, _as_trained(self.suite.student, stage.training), self.device)
+        student = load_checkpoint(checkpoint, _as_trained(self.suite.student, stage.training), self.device)
         suit_attention(student.model, stage.training.autocast)
         engine: Engine = HFEngine(student.model, student.renderer.tokenizer, stage.training.generation_batch)
         if not self.resources.engines.backend.in_process:
@@ -112,7 +112,7 @@ class StageTrainer:
         weights = self.resources.verify(checkpoint, before)
         self._check_space(stage, checkpoint)
         with self.phase("models"):
-            student = load(checkpoint, _as_trained(self.suite.student, stage.training), self.device)
+            student = load_checkpoint(checkpoint, _as_trained(self.suite.student, stage.training), self.device)
             check_head(student.model)
             suit_attention(student.model, stage.training.autocast)
         trajectories = Trajectories(train, student.renderer, self.suite.keep_rollouts)
@@ -289,7 +289,7 @@ def _save_whole(student: Loaded, folder: Path) -> None:
     """Save a checkpoint; what a full disk left of it goes."""
     try:
         with full_disk_named(folder):
-            save(student, folder)
+            save_checkpoint(student, folder)
     except RunError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -303,7 +303,7 @@ def _save_last_good_on_failure(student: Loaded, folder: Path) -> Generator[None]
     except TrainingError as error:
         if any(weight.untyped_storage().size() == 0 for weight in student.model.parameters()):
             raise  # other processes have parts of the weights
-        save(student, folder)
+        save_checkpoint(student, folder)
         raise TrainingError(f"{error}; the weights before this update are kept in {folder}") from error
 
 

@@ -36,7 +36,7 @@ from harness.stats.score_matrix import Figure, ScoreMatrix, Term
 FIGURES: dict[str, Figure] = {}
 
 
-def register(figure: Figure) -> Figure:
+def register_figure(figure: Figure) -> Figure:
     """Add a figure to those that reports, comparisons and claims know; raises ConfigError for a name that is taken."""
     if figure.name in FIGURES:
         raise ConfigError(f"there is already a figure {figure.name!r}; give the new one a different name")
@@ -53,7 +53,7 @@ _GEM = "Lopez-Paz and Ranzato 2017, arXiv 1706.08840"
 _ICARL = "Rebuffi et al. 2017, arXiv 1611.07725"
 _RWALK = "Chaudhry et al. 2018, arXiv 1801.10112"
 
-ACCURACY = register(
+ACCURACY = register_figure(
     Figure(
         "average_accuracy",
         "Average accuracy (ACC)",
@@ -68,7 +68,7 @@ ACCURACY = register(
         compared="tasks",
     )
 )
-LEARNING = register(
+LEARNING = register_figure(
     Figure(
         "learning_accuracy",
         "Learning accuracy",
@@ -83,7 +83,7 @@ LEARNING = register(
         compared="tasks",
     )
 )
-START = register(
+START = register_figure(
     Figure(
         "start_accuracy",
         "Accuracy at the start",
@@ -97,7 +97,7 @@ START = register(
         of_task="before",
     )
 )
-PLASTICITY = register(
+PLASTICITY = register_figure(
     Figure(
         "plasticity",
         "Plasticity",
@@ -111,7 +111,7 @@ PLASTICITY = register(
         of_task="gained",
     )
 )
-BACKWARD = register(
+BACKWARD = register_figure(
     Figure(
         "backward_transfer",
         "Backward transfer (BWT)",
@@ -127,7 +127,7 @@ BACKWARD = register(
         needs_matched_learning=True,
     )
 )
-FORGETTING = register(
+FORGETTING = register_figure(
     Figure(
         "forgetting_chaudhry",
         "Forgetting (Chaudhry)",
@@ -143,7 +143,7 @@ FORGETTING = register(
         needs_matched_learning=True,
     )
 )
-FORGETTING_FROM_START = register(
+FORGETTING_FROM_START = register_figure(
     Figure(
         "forgetting_from_start",
         "Forgetting from the start",
@@ -157,7 +157,7 @@ FORGETTING_FROM_START = register(
     )
 )
 # First minus last, as Avalanche has it: minus the backward transfer.
-register(
+register_figure(
     replace(
         BACKWARD,
         name="forgetting_avalanche",
@@ -171,7 +171,7 @@ register(
         compared="",
     )
 )
-RETENTION_RATIO = register(
+RETENTION_RATIO = register_figure(
     Figure(
         "retention_ratio",
         "Retention ratio",
@@ -185,7 +185,7 @@ RETENTION_RATIO = register(
         short="kept",
     )
 )
-INCREMENTAL = register(
+INCREMENTAL = register_figure(
     Figure(
         "average_incremental_accuracy",
         "Average incremental accuracy (AIA)",
@@ -198,7 +198,7 @@ INCREMENTAL = register(
         short="AIA",
     )
 )
-FORWARD = register(
+FORWARD = register_figure(
     Figure(
         "forward_transfer",
         "Forward transfer (FWT)",
@@ -211,7 +211,7 @@ FORWARD = register(
         short="FWT",
     )
 )
-INTRANSIGENCE = register(
+INTRANSIGENCE = register_figure(
     Figure(
         "intransigence",
         "Intransigence",
@@ -225,7 +225,7 @@ INTRANSIGENCE = register(
         short="intransigence",
     )
 )
-PROBE_CHANGE = register(
+PROBE_CHANGE = register_figure(
     Figure(
         "probe_change",
         "Probe change",
@@ -239,7 +239,7 @@ PROBE_CHANGE = register(
         of_task="changed",
     )
 )
-PROBE_FORGETTING = register(
+PROBE_FORGETTING = register_figure(
     Figure(
         "probe_forgetting",
         "Probe forgetting",

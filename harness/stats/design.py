@@ -133,7 +133,7 @@ def power_of(effect: float, components: Components, design: Design, alpha: float
     return float(np.nan_to_num(stats.nct.sf(critical, degrees, shift), nan=1.0) + other)
 
 
-def detectable_effect(components: Components, design: Design, power: float = POWER, alpha: float = ALPHA) -> float:
+def detectable_difference(components: Components, design: Design, power: float = POWER, alpha: float = ALPHA) -> float:
     """Return the smallest true difference that the design finds with the given power; nan where it can find none."""
     if components.degrees_of_freedom(design) <= 0:
         return math.nan

@@ -86,7 +86,7 @@ class Difference:
         return sum(each.gained for each in self.flips)
 
 
-def compare(base: Estimate, other: Estimate, flips: Sequence[Flips] = ()) -> Difference:
+def compare_estimates(base: Estimate, other: Estimate, flips: Sequence[Flips] = ()) -> Difference:
     """Return other minus base over the seeds that both have; `flips` are the items lost and gained of each seed."""
     base, other = base.finite(), other.finite()
     change = other - base

@@ -97,10 +97,6 @@ Cells = Callable[[ScoreMatrix, str], Sequence[Term]]
 Over = Callable[[ScoreMatrix], Sequence[str]]
 
 
-def _nothing(_matrix: ScoreMatrix, _task: str) -> float:
-    return 0.0
-
-
 @dataclass(frozen=True)
 class Figure:
     """One named figure: how it is written, where it is defined, and its terms.
@@ -121,7 +117,7 @@ class Figure:
     higher_is_better: bool
     cells: Cells
     over: Over
-    offset: Callable[[ScoreMatrix, str], float] = _nothing
+    offset: Callable[[ScoreMatrix, str], float] = lambda _matrix, _task: 0.0
     short: str = ""
     of_task: str = ""
     compared: Literal["", "average", "tasks"] = ""

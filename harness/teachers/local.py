@@ -10,7 +10,7 @@ import torch
 
 from harness.config.models import Model
 from harness.errors import ModelError, TrainingError
-from harness.lm.checkpoints import Loaded, load, weights_digest
+from harness.lm.checkpoints import Loaded, load_checkpoint, weights_digest
 from harness.lm.logprobs import TeacherRequest, TeacherScores, check_head, head_of, response_hidden, teacher_scores
 from harness.lm.rollouts import Batch
 from harness.teachers.teacher import OpenTeacher
@@ -58,7 +58,7 @@ def open_local(spec: Model, folder: Path, student: Loaded, device: str) -> Local
     Output layers of two sizes over one tokenizer differ only in padding rows; the teacher gets as many as the student has.
     Raises `ModelError` for an unknown output layer and for a teacher with a different vocabulary.
     """
-    loaded = load(folder, spec, device)
+    loaded = load_checkpoint(folder, spec, device)
     check_head(loaded.model)
     _match_rows(loaded.model, student)
     teacher = LocalTeacher(

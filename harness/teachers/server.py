@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from harness.errors import ConfigError, ModelError, TrainingError
 from harness.lm.checkpoints import Loaded
-from harness.lm.completions import Position, read_choices, read_prompt
+from harness.lm.completions import COMPLETIONS, Position, read_choices, read_prompt
 from harness.lm.logprobs import TeacherRequest, TeacherScores
 from harness.lm.replicas import Patience, Replicas
 from harness.lm.rollouts import Batch
@@ -24,7 +24,6 @@ from harness.teachers.server_probe import ServerProbe, examine
 from harness.teachers.server_start import ServerStart
 from harness.teachers.teacher import Needs, OpenTeacher, TeacherKind, TeacherSite
 
-COMPLETIONS = "/v1/completions"
 SPARE = 8  # more tokens asked for where some have no row in the student
 FLAT, FLAT_SHARE = 1e-4, 0.5
 

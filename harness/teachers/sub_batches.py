@@ -13,7 +13,7 @@ from harness.lm.rollouts import Batch
 
 def part_of(batch: Batch, rows: Sequence[int]) -> Batch:
     """Return the batch of some rows, in their order within `batch`."""
-    mask = tokens_of(batch, rows)
+    mask = tokens_in_rows(batch, rows)
     places = torch.tensor(list(rows), device=batch.input_ids.device)
     return Batch(
         batch.input_ids[places],
@@ -25,7 +25,7 @@ def part_of(batch: Batch, rows: Sequence[int]) -> Batch:
     )
 
 
-def tokens_of(batch: Batch, rows: Sequence[int]) -> Tensor:
+def tokens_in_rows(batch: Batch, rows: Sequence[int]) -> Tensor:
     """Return which of the N response tokens (N,) belong to some rows."""
     chosen, device = set(rows), batch.targets.device
     lengths = torch.tensor([len(rollout.response) for rollout in batch.rollouts], device=device)
@@ -42,7 +42,7 @@ def put_together(
     top_logprobs = torch.full((count, request.top_k), float("nan"), device=device)
     entropy = torch.full((count,), float("nan"), device=device) if request.entropy else None
     for rows, scores in parts:
-        mask = tokens_of(batch, rows)
+        mask = tokens_in_rows(batch, rows)
         sampled[mask], top_ids[mask] = scores.sampled.to(sampled.dtype), scores.top_ids
         top_logprobs[mask] = scores.top_logprobs.to(top_logprobs.dtype)
         if entropy is not None and scores.entropy is not None:

@@ -76,7 +76,7 @@ class Measured:
 NO_EFFECT = Estimate({})
 
 
-def measure(entry: ClaimEntry, place: ClaimScope, profile: str, evidence: Evidence) -> Measured:
+def measure_effect(entry: ClaimEntry, place: ClaimScope, profile: str, evidence: Evidence) -> Measured:
     """Return a claim's effect at one place, under a profile (empty: the first of the runs)."""
     named = {metric: evidence.method(entry, metric.adapter, _start(metric, place)) for metric in entry.parsed.metrics}
     methods = {metric: method for metric, method in named.items() if method is not None}

@@ -18,7 +18,7 @@ from harness.stats.intervals import NOTHING, Interval, t_interval
 from harness.stats.paired import over_items
 from harness.stats.two_way import two_way_interval
 from reports.claims.claim_file import ClaimEntry, ClaimFile
-from reports.claims.evidence import ClaimScope, Evidence, Measured, measure
+from reports.claims.evidence import ClaimScope, Evidence, Measured, measure_effect
 
 EXPLORATORY = "exploratory"
 
@@ -69,7 +69,7 @@ def _rows(file: ClaimFile, entry: ClaimEntry, evidence: Evidence) -> Iterator[Ve
     """Yield a claim's effects at its places, not judged yet."""
     _check_scope(entry, evidence)
     for place in places(entry, evidence.starts, evidence.trained):
-        yield _measured(entry, place, measure(entry, place, file.profile_of(entry), evidence))
+        yield _measured(entry, place, measure_effect(entry, place, file.profile_of(entry), evidence))
 
 
 def _measured(entry: ClaimEntry, place: ClaimScope, found: Measured) -> Verdict:

@@ -11,7 +11,7 @@ from harness.rundir.reader import RunDir
 from harness.rundir.registered_claims import configurations_of, covers
 from harness.rundir.schema import RegisteredClaims
 from reports.claims.claim_file import ClaimFile
-from reports.document.sentences import format_count
+from reports.formatting import format_count
 
 
 def claims_digest(file: ClaimFile) -> str:

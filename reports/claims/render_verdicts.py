@@ -20,7 +20,7 @@ from reports.claims.judge_claims import EXPLORATORY, Verdict
 from reports.compare.render_comparison import latex_table, markdown_table
 from reports.data.csv_text import to_csv_text
 from reports.document.blocks import Grid
-from reports.document.sentences import (
+from reports.formatting import (
     format_count,
     format_interval,
     format_nats,

@@ -18,7 +18,7 @@ from harness.stats.continual import ACCURACY, BACKWARD, FIGURES, LEARNING
 from harness.stats.estimates import Estimate
 from harness.stats.intervals import t_interval
 from harness.stats.learning.matching import MARGIN, how_matched
-from harness.stats.paired import compare, compare_unpaired
+from harness.stats.paired import compare_estimates, compare_unpaired
 from harness.stats.score_matrix import Figure
 from reports.compare.rows import AVERAGE, ComparisonRow, Quantity, with_holm
 from reports.data.calibration import CALIBRATION, calibration
@@ -26,7 +26,7 @@ from reports.data.learning_curves import KEPT, StagePair, mean_of_stages, stage_
 from reports.data.methods import ENTROPY, Method, different_starts
 from reports.data.paired_cells import SeedPair, compare_groups, compare_pairs, noise_of_pairs, restriction
 from reports.data.setting_differences import describe_differences
-from reports.document.sentences import format_count
+from reports.formatting import format_count
 
 SCORE = replace(ACCURACY, short="score", formula="R[i][j]")
 OTHER_TASKS = (
@@ -168,7 +168,7 @@ class Comparison:
         paired = [(one, other) for one, other in self.seeds(method) if one in ours and other in theirs]
         if self.pairs_seeds(method):
             base = Estimate({one: ours[one] for one, _ in paired})
-            found = compare(base, Estimate({one: theirs[other] for one, other in paired}))
+            found = compare_estimates(base, Estimate({one: theirs[other] for one, other in paired}))
         else:
             found = compare_unpaired(Estimate(ours), Estimate(theirs))
         return [ComparisonRow(ENTROPY, "", self.base.name, method.name, found)] if paired else []
@@ -178,7 +178,11 @@ class Comparison:
         paired = [(one, other) for one, other in self.seeds(method) if one in ours.by_seed and other in theirs.by_seed]
         base, other = ours.of_seeds([one for one, _ in paired]), theirs.of_seeds([other for _, other in paired])
         other = Estimate(dict(zip(base.by_seed, other.by_seed.values(), strict=True)), other.items)
-        return [ComparisonRow(CALIBRATION, "", self.base.name, method.name, compare(base, other))] if paired else []
+        return (
+            [ComparisonRow(CALIBRATION, "", self.base.name, method.name, compare_estimates(base, other))]
+            if paired
+            else []
+        )
 
     def _stage_pairs(self, method: Method) -> list[StagePair]:
         last = min(self.last(self.base), self.last(method))
@@ -187,7 +191,7 @@ class Comparison:
     def _kept(self, method: Method, pair: StagePair, task: str) -> ComparisonRow:
         """Return what the two kept at equal learning in a stage, or over the stages."""
         base, other = (Estimate({}),) * 2 if pair.obstacle else (pair.kept.base, pair.kept.other)
-        return ComparisonRow(KEPT, task, self.base.name, method.name, compare(base, other), pair.obstacle)
+        return ComparisonRow(KEPT, task, self.base.name, method.name, compare_estimates(base, other), pair.obstacle)
 
     def _share_tasks(self, method: Method) -> bool:
         ours, theirs = (set(self._trained(each)) for each in (self.base, method))
@@ -261,14 +265,18 @@ class Stages:
     @cached_property
     def rows(self) -> list[ComparisonRow]:
         """A row per method and task, with Holm's p values."""
-        return with_holm([self._row(method, task) for method in self.methods for task in self._shown(method)])
+        return with_holm(
+            [
+                self._row(method, task)
+                for method in self.methods
+                for task in method.tasks
+                if task in (self.tasks or method.tasks)
+            ]
+        )
 
     def notes(self) -> list[str]:
         """Return whose grades are shown; nothing else, as a run's own cells are on the same items."""
         return graded_by(self.methods)
-
-    def _shown(self, method: Method) -> list[str]:
-        return [task for task in method.tasks if task in (self.tasks or method.tasks)]
 
     def _row(self, method: Method, task: str) -> ComparisonRow:
         pairs = [

@@ -9,7 +9,7 @@ from harness.stats.continual import ACCURACY, LEARNING, START
 from harness.stats.intervals import Interval
 from harness.stats.two_way import two_way_interval
 from reports.data.methods import Method
-from reports.document.sentences import format_percent
+from reports.formatting import format_percent
 
 LEAST_LEARNED = 0.02  # a share: less is called nothing learned
 

@@ -19,7 +19,7 @@ from reports.compare.rows import ComparisonRow
 from reports.data.frames import Frames
 from reports.data.methods import Method, methods_of
 from reports.data.setting_differences import describe_unlike
-from reports.document.sentences import format_count, format_percent
+from reports.formatting import format_count, format_percent
 
 
 def headline(frames: Frames) -> list[str]:

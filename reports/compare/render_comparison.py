@@ -23,8 +23,14 @@ from reports.compare.comparison import Comparison, Stages
 from reports.compare.rows import AVERAGE, ComparisonRow, comparison_table, comparison_table_by_seed
 from reports.data.csv_text import to_csv_text
 from reports.document.rendering import escape_markdown
-from reports.document.sentences import format_nats, format_nats_change, format_p, format_percent, format_points
-from reports.figures.style import short_names
+from reports.formatting import (
+    format_nats,
+    format_nats_change,
+    format_p,
+    format_percent,
+    format_points,
+    shorten_names,
+)
 
 LATEX = {"<": "$<$", "−": "$-$", "–": "--", "\u00a0": "~", "×": r"$\times$"}
 SPECIAL = {character: f"\\{character}" for character in "&%$#_{}"} | {
@@ -193,7 +199,7 @@ def _terminal(title: str, rows: Sequence[ComparisonRow]) -> Table:
     table.add_column("", overflow="fold", ratio=1)
     for name in (*names, "lost / gained\nover items"):
         table.add_column(Text(name), justify="right", overflow="fold", no_wrap=name.startswith("95 %"))
-    short = short_names([row.task for row in rows if row.task not in ("", AVERAGE)]) | {AVERAGE: AVERAGE}
+    short = shorten_names([row.task for row in rows if row.task not in ("", AVERAGE)]) | {AVERAGE: AVERAGE}
     for row in rows:
         cells = {name: text.replace("\u00a0", " ") for name, text in _texts(row).items()}
         lines = (

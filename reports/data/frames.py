@@ -180,7 +180,7 @@ class Frames:
         return [cell for run, label in self.labelled for cell in cells_of(run, label, self.profile, self.grader)]
 
 
-def load(paths: Iterable[Path], grader: str = "") -> Frames:
+def load_frames(paths: Iterable[Path], grader: str = "") -> Frames:
     """Read the runs below `paths`; see `find_runs`.
 
     Raises RunError when a file of a run was changed, and when nothing there was graded by `grader`.

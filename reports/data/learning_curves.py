@@ -56,7 +56,7 @@ class StagePair:
     obstacle: str = ""
 
 
-def curve_of(run: RunDir, stage: int) -> Curve | None:
+def learning_curve_of(run: RunDir, stage: int) -> Curve | None:
     """Return a run's curve in a stage; None without two points of one of the stage's own tasks and of another task."""
     by_task: dict[str, dict[int, CurvePoint]] = {}
     for point in run.curve_points(stage):
@@ -82,7 +82,7 @@ def curves_of(method: Method, tasks: Sequence[str] = ()) -> list[dict[int, Curve
     """Return for each stage the curves that a method's runs have, by seed; `tasks` limits what is kept."""
     found: list[dict[int, Curve]] = []
     for stage in range(1, len(method.first.trains) + 1):
-        curves = {seed: curve_of(scores.run, stage) for seed, scores in method.by_seed.items()}
+        curves = {seed: learning_curve_of(scores.run, stage) for seed, scores in method.by_seed.items()}
         known = {seed: _limited(curve, tasks) for seed, curve in curves.items() if curve is not None}
         found.append({seed: curve for seed, curve in known.items() if curve.kept})
     return found
@@ -133,7 +133,7 @@ def curve_frame(frames: Frames) -> pd.DataFrame:
     rows = []
     for run, label in frames.labelled:
         for stage, name in enumerate(run.stages, start=1):
-            curve = None if run.manifest.control else curve_of(run, stage)
+            curve = None if run.manifest.control else learning_curve_of(run, stage)
             if curve is not None:
                 own = {**identity(run, label), "stage": stage, "task": name}
                 points = np.stack([curve.learned, curve.reached, curve.change], axis=1).tolist()

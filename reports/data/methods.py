@@ -13,7 +13,7 @@ from harness.errors import RunError
 from harness.rundir.reader import RunDir, find_runs
 from harness.stats.estimates import Estimate
 from harness.stats.score_matrix import Figure
-from reports.data.frames import Frames, load
+from reports.data.frames import Frames, load_frames
 from reports.data.paired_cells import estimate_of
 from reports.data.run_scores import RunScores, Side
 
@@ -217,7 +217,7 @@ def _alike(parts: Sequence[Sequence[str]]) -> int:
 
 
 def _shown(group: Sequence[RunDir], profile: str, grader: str) -> Frames:
-    frames = load([run.path for run in group], grader)
+    frames = load_frames([run.path for run in group], grader)
     own, *further = [list(run.manifest.profile_names) for run in frames.runs]
     if profile in ("", own[0]):
         return frames

@@ -17,7 +17,7 @@ from harness.errors import RunError
 from harness.rundir.differences import find_differences
 from harness.rundir.records.cell_records import CellSummary, Keys
 from harness.stats.estimates import Estimate, ItemTable
-from harness.stats.paired import Difference, compare, compare_unpaired
+from harness.stats.paired import Difference, compare_estimates, compare_unpaired
 from harness.stats.sampling import noise_floor
 from harness.stats.significance import Flips, flips
 from reports.data.cells import CellRef
@@ -48,7 +48,7 @@ def compare_pairs(pairs: Sequence[SeedPair], shared_items: bool = False) -> Diff
     estimates = [_estimate(complete, side, tables, restricted) for side in (0, 1)]
     single = all(len(terms) == 1 for pair in complete for terms in pair.base.tasks.values())
     turned = [_flips(pair, tables, place) for place, pair in enumerate(complete)] if tables and single else []
-    return compare(estimates[0], estimates[1], turned)
+    return compare_estimates(estimates[0], estimates[1], turned)
 
 
 def compare_groups(base: Mapping[int, Side], other: Mapping[int, Side]) -> Difference:

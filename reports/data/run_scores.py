@@ -32,6 +32,7 @@ class RunScores:
     _samples: dict[tuple[str, int], pd.DataFrame] = field(
         default_factory=dict[tuple[str, int], pd.DataFrame], compare=False
     )
+    _items: dict[tuple[str, int], pd.Series] = field(default_factory=dict[tuple[str, int], pd.Series], compare=False)
 
     @cached_property
     def matrix(self) -> ScoreMatrix:
@@ -67,8 +68,12 @@ class RunScores:
 
     def items(self, task: str, stage: int) -> pd.Series | None:
         """Return a cell's score by item, the mean over an item's answers; None where answers were not kept."""
-        samples = self.samples(task, stage)
-        return None if samples is None else samples.groupby("item_id", sort=False)["score"].mean()
+        if (task, stage) not in self._items:
+            samples = self.samples(task, stage)
+            if samples is None:
+                return None
+            self._items[task, stage] = samples.groupby("item_id", sort=False)["score"].mean()
+        return self._items[task, stage]
 
     def clusters(self, task: str, stage: int) -> Mapping[Any, str]:
         """Return by item the cluster of items that it depends on; empty for evaluations that name none."""

@@ -14,15 +14,15 @@ from harness.stats.intervals import Interval
 from reports.data import tables
 from reports.data.frames import PHASES, Frames
 from reports.document.blocks import Grid
-from reports.document.sentences import (
-    describe_warning,
+from reports.document.sentences import describe_warning
+from reports.formatting import (
     format_count,
     format_decimal,
     format_interval,
     format_percent,
     format_points,
+    shorten_names,
 )
-from reports.figures.style import short_names
 
 
 def retention_grids(scores: pd.DataFrame, *, compact: bool = False) -> list[Grid]:
@@ -36,7 +36,7 @@ def retention_grids(scores: pd.DataFrame, *, compact: bool = False) -> list[Grid
 
 def _retention_grid(label: str, cells: pd.DataFrame, compact: bool) -> Grid:
     tasks, stages = list(cells["task"].unique()), cells.drop_duplicates("stage")
-    names = short_names(tasks) if compact else {task: task for task in tasks}
+    names = shorten_names(tasks) if compact else {task: task for task in tasks}
     probes = set(cells.loc[cells["role"] == "probe", "task"])
     records, seeds = cells.to_dict("records"), int(cells["seeds"].max())
     texts = {(c["stage"], c["task"]): _compact(c) if compact else _value(c["interval"], seeds) for c in records}

@@ -1,4 +1,4 @@
-"""What a report says in sentences: the headline, what is missing, and how numbers are written.
+"""What a report says in sentences: the setting, each method's numbers, and what is missing.
 
 A difference between methods is stated only as a paired difference over the seeds that both have, with its interval;
 with one seed no sentence claims that a method is better.
@@ -7,7 +7,7 @@ with one seed no sentence claims that a method is better.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pandas as pd
 
@@ -17,6 +17,7 @@ from harness.stats.continual import FIGURES
 from harness.stats.intervals import Interval, t_interval
 from reports.data.frames import Frames
 from reports.data.tables import figures_by_seed
+from reports.formatting import format_count, format_interval
 
 WARNINGS = {
     "never routed": "no token went to forward KL for 10 steps: the method was its policy gradient",
@@ -81,55 +82,6 @@ def count_warnings(frames: Frames) -> str:
 def describe_warning(warning: str) -> str:
     """Return a warning's name with its meaning; only the name where this version does not know it."""
     return f"{warning}: {WARNINGS[warning]}" if warning in WARNINGS else warning
-
-
-def format_percent(share: float) -> str:
-    """Write a share as a percentage without its sign, one decimal; a dash where there is none."""
-    return "–" if math.isnan(share) else f"{100 * share:z.1f}".replace("-", "−")
-
-
-def format_points(difference: float) -> str:
-    """Write a difference of shares in percentage points, with its sign."""
-    return "–" if math.isnan(difference) else f"{100 * difference:+z.1f}".replace("-", "−")
-
-
-def format_decimal(value: float, *, signed: bool = False) -> str:
-    """Write a number with two decimals, its plus sign where `signed`; a dash where there is none."""
-    return "–" if math.isnan(value) else f"{value:{'+' * signed}.2f}".replace("-", "−")
-
-
-def format_nats(entropy: float) -> str:
-    """Write an entropy; a dash where there is none."""
-    return "–" if math.isnan(entropy) else f"{entropy:z.3f}".replace("-", "−")
-
-
-def format_nats_change(difference: float) -> str:
-    """Write a difference of entropies, with its sign."""
-    return "–" if math.isnan(difference) else f"{difference:+z.3f}".replace("-", "−")
-
-
-def format_pull(value: float) -> str:
-    """Write a pull, or a ratio of two, with four decimals; a dash where there is none."""
-    return "–" if math.isnan(value) else f"{value:z.4f}".replace("-", "−")
-
-
-def format_interval(interval: Interval, write: Callable[[float], str] = format_percent) -> str:
-    """Write `mean [low, high]`; only the mean for a single seed."""
-    if interval.seeds < 2:
-        return write(interval.mean)
-    return f"{write(interval.mean)} [{write(interval.low)},\u00a0{write(interval.high)}]"
-
-
-def format_p(p: float) -> str:
-    """Write a p value with three decimals; a dash where nothing was tested."""
-    if math.isnan(p):
-        return "–"
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def format_count(count: int, noun: str) -> str:
-    """Write a count with its noun."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _setting(frames: Frames) -> str:

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from reports.figures import style
+from reports.formatting import shorten_names
 
 SMOOTHING = 5
 ACROSS = 4  # panels in a row, where each label has its own
@@ -63,7 +64,7 @@ def line_with_band(axes: Axes, x: pd.Series, line: pd.DataFrame, look: dict[str,
 
 def mark_stages(axes: Axes, steps: pd.DataFrame, *, named: bool = True, ticks: int = 10) -> None:
     """Set the axis of training steps: a line where a stage begins, and the stages' names above; at most `ticks` numbers."""
-    names, top = style.short_names(steps["task"]), axes.get_xaxis_transform()
+    names, top = shorten_names(steps["task"]), axes.get_xaxis_transform()
     bounds = steps.groupby(["stage", "task"])["global_step"].agg(["min", "max"]).reset_index()
     for stage in bounds.to_dict("records"):
         if stage["min"]:

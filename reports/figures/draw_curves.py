@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from harness.errors import RunError
 from reports.figures import style
 from reports.figures.curves import legend_above, looks_of, outer_labels, panels
+from reports.formatting import shorten_names
 
 COLUMNS = 4
 
@@ -29,7 +30,7 @@ def draw_curves(points: pd.DataFrame) -> Figure:
     columns = min(COLUMNS, len(stages))
     rows = -(-len(stages) // columns)
     figure = Figure(figsize=(12 if columns > 2 else 9, 3.1 * rows + 0.9), layout="constrained")
-    shown, names = panels(figure, len(stages), columns), style.short_names(points["task"])
+    shown, names = panels(figure, len(stages), columns), shorten_names(points["task"])
     for axes, (stage, task) in zip(shown, stages[["stage", "task"]].itertuples(index=False, name=None), strict=True):
         for label, own in points[points["stage"] == stage].groupby("label", sort=False):
             look = {**looks[str(label)], "marker": None}

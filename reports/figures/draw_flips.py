@@ -14,6 +14,7 @@ from harness.errors import RunError
 from reports.data.flips import HOW_LOST, SINCE_OWN, STAGE
 from reports.figures import style
 from reports.figures.curves import outer_labels, panels
+from reports.formatting import shorten_names
 
 COLUMNS = 3
 
@@ -51,7 +52,7 @@ def draw_flips(shares: pd.DataFrame, own: pd.DataFrame) -> Figure:
 
 
 def _flips_panel(axes: Axes, cells: pd.DataFrame, tasks: list[str], limit: float) -> None:
-    names, stages = style.short_names(tasks), sorted(cells["after"].unique())
+    names, stages = shorten_names(tasks), sorted(cells["after"].unique())
     net = np.full((len(stages), len(tasks)), np.nan)
     for cell in cells.to_dict("records"):
         row, column = stages.index(cell["after"]), tasks.index(cell["task"])
@@ -81,7 +82,7 @@ def draw_outcomes(shares: pd.DataFrame) -> Figure:
             "No stored answers after a task's own stage and at the end; forgetting needs two finished stages."
         )
     labels, tasks = list(cells["label"].unique()), list(cells["task"].unique())
-    names, columns = style.short_names(shares["task"]), min(COLUMNS, len(tasks))
+    names, columns = shorten_names(shares["task"]), min(COLUMNS, len(tasks))
     rows = -(-len(tasks) // columns)
     figure = Figure(figsize=(11, rows * (0.3 * len(labels) + 0.9) + 0.9), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)

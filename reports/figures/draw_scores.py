@@ -26,6 +26,7 @@ from reports.figures.curves import (
     outer_labels,
     panels,
 )
+from reports.formatting import shorten_names
 
 NARROWEST = 7.6  # inches: the titles fit
 CellLink = Callable[[str, str, int], str | None]  # of a label, a task and a stage
@@ -40,7 +41,7 @@ def draw_retention(scores: pd.DataFrame, link: CellLink | None = None, *, narrow
     cell of the SVG leads to, from the page that shows it. `narrow` stacks the panels for a phone.
     """
     table = retention_table(scores)
-    labels, widest = list(table["label"].unique()), _most_tasks(table)
+    labels, widest = list(table["label"].unique()), int(table.groupby("label")["task"].nunique().max())
     columns = 1 if narrow else min(len(labels), max(1, int((14 - SIDES) / (0.7 * widest + 0.3))))
     rows = -(-len(labels) // columns)
     width = style.PHONE if narrow else max(NARROWEST, columns * (0.7 * widest + 0.3) + SIDES)
@@ -64,14 +65,10 @@ def _alike(table: pd.DataFrame) -> bool:
     return len({tuple(cells[columns].itertuples(index=False)) for _, cells in table.groupby("label")}) == 1
 
 
-def _most_tasks(table: pd.DataFrame) -> int:
-    return int(table.groupby("label")["task"].nunique().max())
-
-
 def _heatmap_panel(axes: Axes, cells: pd.DataFrame, link: CellLink | None) -> None:
     """Draw one label's matrix; the cell of column c and row r has its centre at (c, r), the start on top."""
     tasks, stages = list(cells["task"].unique()), cells.drop_duplicates("stage")
-    names, probes = style.short_names(tasks), int(cells.drop_duplicates("task")["role"].eq("probe").sum())
+    names, probes = shorten_names(tasks), int(cells.drop_duplicates("task")["role"].eq("probe").sum())
     grid = 100 * cells.pivot(index="stage", columns="task", values="mean")[tasks].to_numpy(dtype=float)
     edges = [np.arange(size + 1) - 0.5 for size in reversed(grid.shape)]
     axes.pcolormesh(*edges, np.ma.masked_invalid(grid), cmap=style.HEAT, vmin=0, vmax=100)
@@ -121,7 +118,7 @@ def draw_forgetting(scores: pd.DataFrame, *, narrow: bool = False) -> Figure:
         raise RunError("Nothing has been evaluated yet; expected results.json in a stage's eval folder.")
     if table["label"].nunique() > style.MANY:
         return draw_task_strips(table)
-    tasks, names = list(table["task"].unique()), style.short_names(scores["task"])
+    tasks, names = list(table["task"].unique()), shorten_names(scores["task"])
     columns = 1 if narrow else min(3, len(tasks)) if len(tasks) != 4 else 2
     rows, looks = -(-len(tasks) // columns), looks_of(table)
     width = style.PHONE if narrow else max(NARROWEST, 3.6 * columns + 0.4)
@@ -150,7 +147,7 @@ def _forgetting_panel(axes: Axes, cells: pd.DataFrame, looks: Looks, names: dict
 
 def _name_stages(axes: Axes, scores: pd.DataFrame) -> None:
     """Name the stages on the x axis by their tasks; where runs differ in order, number them."""
-    names, stages = style.short_names(scores["task"]), scores.groupby("stage")["stage_task"].unique()
+    names, stages = shorten_names(scores["task"]), scores.groupby("stage")["stage_task"].unique()
     shared = all(len(own) == 1 for own in stages)
     ticks = [
         "start" if not stage else fill(str(names.get(own[0], own[0])), 19) if shared else str(stage)
@@ -166,7 +163,7 @@ def draw_task_strips(table: pd.DataFrame) -> Figure:
     `table` is `tables.retention`'s.
     """
     labels, tasks = list(table["label"].unique()), list(table["task"].unique())
-    names, columns = style.short_names(tasks), 3
+    names, columns = shorten_names(tasks), 3
     rows = -(-len(tasks) // columns)
     figure = Figure(figsize=(12, rows * (0.24 * len(labels) + 1.0) + 0.4), layout="constrained")
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
@@ -215,7 +212,7 @@ def draw_learning(scores: pd.DataFrame, *, narrow: bool = False) -> Figure:
     shifts = 0.06 * (np.arange(len(looks)) - (len(looks) - 1) / 2)
     for (label, look), shift in zip(looks.items(), shifts, strict=True):
         _learning_line(axes, table[table["label"] == label], look, float(shift))
-    names = style.short_names(scores["task"])
+    names = shorten_names(scores["task"])
     axes.set_xticks(range(len(tasks)), [names[task] for task in tasks], rotation=30, ha="right", rotation_mode="anchor")
     axes.set(xlabel="trained task", ylabel="score on that task (%)", ylim=(-3, 103))
     axes.grid(visible=True)
@@ -246,7 +243,7 @@ def draw_learning_rows(table: pd.DataFrame) -> Figure:
     labels = list(table["label"].unique())
     colour = style.colours(table["adapter"])
     tasks = list(table.loc[table["role"] == "trained", "task"].unique())
-    names, columns = style.short_names(table["task"]), min(4, len(tasks))
+    names, columns = shorten_names(table["task"]), min(4, len(tasks))
     rows = -(-len(tasks) // columns)
     figure = Figure(figsize=(12, rows * (0.22 * len(labels) + 1.0) + 0.6), layout="constrained")
     grid = figure.subplots(rows, columns, sharey=True, sharex=True, squeeze=False)

@@ -147,15 +147,7 @@ def shades(count: int) -> list[str]:
     return [to_hex(colormaps[HEAT](share)) for share in spread]
 
 
-def short_names(tasks: Iterable[str]) -> dict[str, str]:
-    """Return task names for axes: without the first word if all share it, and with spaces for underscores."""
-    names = list(dict.fromkeys(tasks))
-    heads = {name.partition("_")[0] for name in names}
-    shared = len(heads) == 1 and all("_" in name for name in names)
-    return {name: (name.partition("_")[2] if shared else name).replace("_", " ") for name in names}
-
-
-def save(figure: Figure, stem: Path, dpi: int = 150) -> None:
+def save_figure(figure: Figure, stem: Path, dpi: int = 150) -> None:
     """Write `stem`.png on white and `stem`.svg without background, both without dates or program names.
 
     Places are worked out once for both.

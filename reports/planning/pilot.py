@@ -23,7 +23,7 @@ from harness.stats.design import Components, Costs, Design, estimate_components
 from harness.stats.estimates import Estimate
 from harness.stats.score_matrix import Figure
 from reports.claims.claim_file import UNITS, ClaimEntry, claim_metrics, metrics_of_tasks
-from reports.claims.evidence import ClaimScope, Evidence, fill, measure
+from reports.claims.evidence import ClaimScope, Evidence, fill, measure_effect
 from reports.claims.grammar import Metric
 from reports.claims.judge_claims import places
 from reports.data.methods import Method
@@ -134,7 +134,7 @@ def plan_from_priors(
 def _from_pilot(entry: ClaimEntry, place: ClaimScope, profile: str, evidence: Evidence) -> Planning | NoPlan:
     where = " ".join(part for part in (place.task, place.start, place.other) if part)
     name = f"{entry.name} {where}".strip()
-    found = measure(entry, place, profile, evidence)
+    found = measure_effect(entry, place, profile, evidence)
     if found.reason:
         return NoPlan(name, found.reason)
     effect = found.estimate

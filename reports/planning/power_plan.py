@@ -11,7 +11,7 @@ from harness.stats.design import (
     Design,
     Planned,
     cheapest_designs,
-    detectable_effect,
+    detectable_difference,
     look_levels,
     power_of,
     seeds_for,
@@ -58,7 +58,9 @@ class ClaimPlan:
         if self.resolved or not self.effect:
             return ""
         items = f" and {own.clusters} independent items" if subject.items else ""
-        found = f"{show(self.detectable)} {subject.unit} or more" if math.isfinite(self.detectable) else "nothing"
+        found = (
+            f"{format_effect(self.detectable)} {subject.unit} or more" if math.isfinite(self.detectable) else "nothing"
+        )
         opening = f"{subject.name} cannot be resolved: {own.seeds} seeds{items} find {found}, not {self.effect:g}"
         if self.any_cost is None:
             return f"{opening}; no number of seeds does with up to {max(SHARES):g} times these items"
@@ -84,15 +86,15 @@ def plan_claim(
         subject=subject,
         effect=effect,
         own=own,
-        detectable=detectable_effect(components, own, alpha=alpha) * subject.scale,
+        detectable=detectable_difference(components, own, alpha=alpha) * subject.scale,
         power=power_of(size, components, own, alpha) if effect else math.nan,
-        found={n: detectable_effect(components, replace(own, seeds=n), alpha=alpha) * subject.scale for n in SEEDS},
+        found={n: detectable_difference(components, replace(own, seeds=n), alpha=alpha) * subject.scale for n in SEEDS},
         cheapest=tuple(within[:MOST_DESIGNS]),
         any_cost=designs[0] if designs else None,
     )
 
 
-def curve_of(plan: ClaimPlan, most_hours: float) -> list[tuple[float, float]]:
+def power_curve_of(plan: ClaimPlan, most_hours: float) -> list[tuple[float, float]]:
     """Return hours and the smallest effect that they find, with the suite's items and answers, seed by seed."""
     points: list[tuple[float, float]] = []
     seeds = 3
@@ -100,7 +102,7 @@ def curve_of(plan: ClaimPlan, most_hours: float) -> list[tuple[float, float]]:
         design = replace(plan.own, seeds=seeds)
         if (hours := plan.subject.costs.hours(design)) > most_hours and len(points) > 2:
             break
-        points.append((hours, detectable_effect(plan.subject.components, design) * plan.subject.scale))
+        points.append((hours, detectable_difference(plan.subject.components, design) * plan.subject.scale))
         seeds += max(1, seeds // 8)
     return points
 
@@ -149,15 +151,17 @@ def foresee_differences(seeds: int, items: int | None, answers: int) -> str:
     for figure, name in FORESEEN.items():
         prior = priors.figures[figure]
         clusters = max(2, round(prior.clusters * (items or priors.items) / priors.items))
-        smallest = 100 * detectable_effect(prior.components(answers), Design(seeds, clusters, answers))
-        found.append(f"{name} from {show(smallest)} points" if math.isfinite(smallest) else f"{name} of no size")
+        smallest = 100 * detectable_difference(prior.components(answers), Design(seeds, clusters, answers))
+        found.append(
+            f"{name} from {format_effect(smallest)} points" if math.isfinite(smallest) else f"{name} of no size"
+        )
     return (
         f"these {seeds} seeds find differences in {', in '.join(found)} (80 % power, by shipped priors); a claim of less "
         "cannot be resolved: see harness plan"
     )
 
 
-def show(value: float) -> str:
+def format_effect(value: float) -> str:
     """Return an effect with two digits that count, a dash where there is none."""
     return "–" if not math.isfinite(value) else f"{value:.1f}" if abs(value) >= 1 else f"{value:.2g}"
 

@@ -17,7 +17,15 @@ from reports.data.csv_text import to_csv_text
 from reports.figures import style
 from reports.figures.draw_power import draw_power
 from reports.planning.pilot import NoPlan
-from reports.planning.power_plan import SEEDS, ClaimPlan, curve_of, describe_looks, fewest_seeds, show, show_hours
+from reports.planning.power_plan import (
+    SEEDS,
+    ClaimPlan,
+    describe_looks,
+    fewest_seeds,
+    format_effect,
+    power_curve_of,
+    show_hours,
+)
 
 PARTS = ("seeds", "clusters", "interaction", "answers")
 
@@ -53,7 +61,7 @@ def _variances(plans: Sequence[ClaimPlan]) -> Table:
     for plan in plans:
         subject = plan.subject
         parts = [math.sqrt(getattr(subject.components, part)) * subject.scale for part in PARTS]
-        shown = [show(parts[0]), *(show(part) if subject.items else "–" for part in parts[1:])]
+        shown = [format_effect(parts[0]), *(format_effect(part) if subject.items else "–" for part in parts[1:])]
         if subject.items and subject.components.answers == 0:
             shown[-1] = "–"
         design = subject.design
@@ -70,7 +78,7 @@ def _detectable(plans: Sequence[ClaimPlan]) -> Table:
         table.add_column(f"{seeds} seeds", justify="right")
     for plan in plans:
         size = f"{plan.own.clusters} × {plan.own.answers}" if plan.subject.items else "–"
-        table.add_row(plan.subject.name, size, *(show(found) for found in plan.found.values()))
+        table.add_row(plan.subject.name, size, *(format_effect(found) for found in plan.found.values()))
     return table
 
 
@@ -124,7 +132,7 @@ def write_power_plan(plans: Sequence[ClaimPlan | NoPlan], folder: Path, hours: f
         [
             {"claim": plan.subject.name, "unit": plan.subject.unit, "hours": each, "detectable": found}
             for plan in planned
-            for each, found in curve_of(plan, most)
+            for each, found in power_curve_of(plan, most)
         ]
     )
     files = {"plan.csv": pd.DataFrame(rows), "plan_curve.csv": curves}
@@ -133,7 +141,7 @@ def write_power_plan(plans: Sequence[ClaimPlan | NoPlan], folder: Path, hours: f
     written = [folder / name for name in files]
     if not curves.empty and curves["hours"].notna().any():
         effects = {plan.subject.unit: plan.effect for plan in planned if plan.effect}
-        style.save(draw_power(curves, effects), folder / "plan")
+        style.save_figure(draw_power(curves, effects), folder / "plan")
         written += [folder / "plan.png", folder / "plan.svg"]
     return written
 

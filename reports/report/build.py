@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from reports.claims.claim_file import ClaimFile
 from reports.compare.headline import headline
-from reports.data.frames import Frames, load
+from reports.data.frames import Frames, load_frames
 from reports.data.tables import write_tables
 from reports.document import sentences
 from reports.document.rendering import load_templates, publish
@@ -35,7 +35,7 @@ def build_report(paths: Sequence[Path], out: Path, grader: str = "", claims: Seq
     `grader` shows the scores that it gave, where a task was regraded with it; `claims` are judged on the runs. Raises RunError
     when a path holds no run or the runs are not comparable. What is unfinished is named in the report.
     """
-    report_data = ReportData(load(paths, grader), claims)
+    report_data = ReportData(load_frames(paths, grader), claims)
     out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out, prefix=".building-") as scratch:
         _write(report_data, Path(scratch))

@@ -13,7 +13,7 @@ from reports.compare.final_scores import describe_against_start
 from reports.data.frames import Frames
 from reports.data.methods import Method, methods_of
 from reports.data.tables import figures_by_seed
-from reports.document.sentences import format_interval, format_percent
+from reports.formatting import format_interval, format_percent
 from reports.report.teacher_scores import teacher_means
 
 NAMED = 4  # methods that a sentence names; of more, the highest and the lowest

@@ -58,7 +58,7 @@ def _draw(sections: Iterable[Section], folder: Path, dpi: int) -> Iterator[tuple
         except RunError as error:
             yield picture.name, {"svg": None, "narrow": None, "reason": None if picture.optional else str(error)}
             continue
-        style.save(figure, folder / picture.name, dpi)
+        style.save_figure(figure, folder / picture.name, dpi)
         words = picture.alt or picture.title
         svg = style.inline_svg(folder / f"{picture.name}.svg", words)
         narrow = Markup(style.phone_svg(picture.narrow(), picture.name, words)) if picture.narrow else None

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pandas as pd
 
 from harness.rundir.files import read_results
+from harness.rundir.records.cell_records import WORSE_TEACHER
 from harness.stats.intervals import Interval, t_interval
 from reports.data.frames import Frames
-from reports.document.sentences import format_percent
-
-WORSE = 0.02  # a share: a teacher that scores so much less than the start is named
+from reports.formatting import format_percent
 
 
 def teacher_cells(frames: Frames) -> pd.DataFrame:
@@ -53,7 +52,7 @@ def name_worse(frames: Frames) -> list[str]:
     cells = teacher_cells(frames)
     start = frames.scores[frames.scores["stage"] == 0].groupby(["suite", "task"])["score"].mean().rename("start")
     both = cells[cells["role"] == "trained"].merge(start.reset_index(), on=["suite", "task"])
-    worse = both[both["score"] <= both["start"] - WORSE]
+    worse = both[both["score"] <= both["start"] - WORSE_TEACHER]
     named = [
         f"{row['task']} (teacher {format_percent(row['score'])} %, start {format_percent(row['start'])} %)"
         for row in worse.to_dict("records")

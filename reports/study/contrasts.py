@@ -14,7 +14,7 @@ from harness.stats.claim_verdicts import SEEDS
 from harness.stats.intervals import Interval, resolved
 from harness.stats.learning.matching import MATCHED, how_matched
 from reports.document.blocks import Grid
-from reports.document.sentences import format_count, format_interval, format_nats_change, format_points
+from reports.formatting import format_count, format_interval, format_nats_change, format_points
 from reports.study.study_results import Config, Results
 
 MOVED = {

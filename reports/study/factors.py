@@ -13,8 +13,8 @@ from harness.stats.claim_verdicts import LEVEL, SEEDS
 from harness.stats.intervals import Interval, has_width, resolved
 from reports.claims.render_verdicts import half_width
 from reports.document.blocks import Block, Grid, Heading, Picture, Text
-from reports.document.sentences import format_count, format_interval, format_nats, format_percent, format_points
 from reports.figures.draw_factor import PANELS, draw_factor
+from reports.formatting import format_count, format_interval, format_nats, format_percent, format_points
 from reports.study.contrasts import MOVED, contrasts_grid, find_contrasts
 from reports.study.study_results import Config, Results
 from reports.study.training_pictures import training_pictures

@@ -15,7 +15,7 @@ from harness.stats.intervals import NOTHING, Interval
 from harness.stats.learning.matching import MATCHED, ON_AVERAGE, how_matched
 from harness.stats.two_way import two_way_interval
 from reports.document.blocks import Grid
-from reports.document.sentences import format_count, format_interval, format_points
+from reports.formatting import format_count, format_interval, format_points
 from reports.study.study_results import Config, Results
 
 

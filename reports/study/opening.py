@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from harness.rundir.schema import Manifest
-from reports.document.sentences import format_count
+from reports.formatting import format_count
 from reports.study.study_results import RUN, Results
 
 

@@ -10,9 +10,9 @@ import pandas as pd
 from harness.config.suite import JOINT
 from reports.claims.evidence import name_edge
 from reports.document.blocks import Block, Picture, Text
-from reports.document.sentences import format_count, format_interval, format_points
 from reports.figures import style
 from reports.figures.draw_frontier import draw_frontier
+from reports.formatting import format_count, format_interval, format_points
 from reports.study.study_results import Config, Results
 
 AXES = {"learned": "learning_accuracy", "forgot": "forgetting_chaudhry"}

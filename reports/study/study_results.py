@@ -25,7 +25,7 @@ from harness.stats.continual import BACKWARD, FIGURES, INTRANSIGENCE, LEARNING
 from harness.stats.estimates import Estimate
 from harness.stats.intervals import Interval, t_interval
 from harness.stats.two_way import two_way_interval, unpaired_interval
-from reports.data.frames import Frames, load
+from reports.data.frames import Frames, load_frames
 from reports.data.methods import Method, different_starts
 from reports.data.tables import figures_by_seed, score_matrices
 
@@ -235,7 +235,7 @@ def collect(plan: Plan, command: str = "") -> Results:
     if not done:
         raise RunError(f"study {plan.study.name} has no finished run; `harness study {plan.study.name}` makes them")
     missing = _absences([spec for spec in plan.specs if spec.path in left])
-    return Results(plan, load([spec.path for spec in done]), missing, command)
+    return Results(plan, load_frames([spec.path for spec in done]), missing, command)
 
 
 def _row(point: Point, factor: Factor) -> dict[str, Any]:

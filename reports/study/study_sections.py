@@ -14,16 +14,8 @@ from reports.claims.registration import describe_source
 from reports.claims.render_verdicts import RULE, verdicts_grid
 from reports.document.blocks import Block, Bullets, Grid, Section, Text
 from reports.document.grids import hardware_grid, packages_grid
-from reports.document.sentences import (
-    count_warnings,
-    describe_overlap,
-    describe_warning,
-    format_interval,
-    format_nats,
-    format_nats_change,
-    format_percent,
-    format_pull,
-)
+from reports.document.sentences import count_warnings, describe_overlap, describe_warning
+from reports.formatting import format_interval, format_nats, format_nats_change, format_percent, format_pull
 from reports.report.sections.pulls_section import PULLS
 from reports.study.contrasts import describe_by_start, describe_contrasts, find_contrasts
 from reports.study.equal_learning_blocks import equal_learning_blocks
@@ -164,7 +156,7 @@ def _format_change(change: float) -> str:
 
 
 def _warnings(results: Results) -> Section:
-    grid = warnings_grid(results)
+    grid = study_warnings_grid(results)
     blocks: list[Block] = [Text(count_warnings(results.frames))]
     if grid.rows:
         note = Text("Each is raised once in a stage at most; the table counts the stages that raised it.", "note")
@@ -172,7 +164,7 @@ def _warnings(results: Results) -> Section:
     return Section("warnings", "Warnings", "Warnings in training", blocks)
 
 
-def warnings_grid(results: Results) -> Grid:
+def study_warnings_grid(results: Results) -> Grid:
     """Return for each configuration that raised any warning in how many of its stages each kind was raised."""
     raised, kinds = results.frames.warnings, _kinds(results)
     stages = results.frames.steps.drop_duplicates([*CONFIG, "seed", "stage"]).groupby(CONFIG).size()

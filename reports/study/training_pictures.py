@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import pandas as pd
 
@@ -35,10 +36,12 @@ def training_pictures(
     if shades:  # one panel for all: what differs is the setting, not the suite that bears it
         steps = steps.assign(suite="", order="")
     return [
-        Picture(f"{name}-{field}", title, CAPTION, _drawer(steps, field, unit, title, scale, shades), optional=True)
+        Picture(
+            f"{name}-{field}",
+            title,
+            CAPTION,
+            partial(draw_training, steps, field, unit, title, scale, shades=shades),
+            optional=True,
+        )
         for field, (title, unit, scale) in FIELDS.items()
     ]
-
-
-def _drawer(steps: pd.DataFrame, field: str, unit: str, title: str, scale: float, shades: bool):
-    return lambda: draw_training(steps, field, unit, title, scale, shades=shades)

@@ -59,7 +59,8 @@ def register(
         raise ConfigError("name one of --suite and --study: whose runs the claims speak of")
     console, found = SafeConsole(), read_claims(file)
     suites = [read_suite(suite, overrides, include_path, None)] if suite else _suites_of(study or "", overrides, out)
-    started = [run for each in suites if _holds_runs(out / each.name) for run in find_runs([out / each.name])]
+    folders = [folder for each in suites if any((folder := out / each.name).glob("*/*/*/manifest.json"))]
+    started = find_runs(folders)
     place = append_registrations(out, registrations_of(found, suites))
     names = ", ".join(each.name for each in suites)
     console.say(f"registered {found.title!r} ({claims_digest(found)}) for {names} in {place}")
@@ -73,7 +74,3 @@ def _suites_of(study: str, overrides: list[str] | None, out: Path) -> list[Suite
 
     by_name = {spec.suite.name: spec.suite for spec in plan_study(study, overrides or [], out).specs}
     return list(by_name.values())
-
-
-def _holds_runs(folder: Path) -> bool:
-    return any(folder.glob("*/*/*/manifest.json"))

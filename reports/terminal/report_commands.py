@@ -109,9 +109,9 @@ def watch(
     once: Annotated[bool, typer.Option(help="Look once and leave.")] = False,
 ) -> None:
     """Follow runs from another terminal: stage, step, time left, entropy and reward, until all are finished."""
-    from reports.terminal.watch import follow
+    from reports.terminal.watch import show_until_finished
 
-    follow(SafeConsole(), runs, every, once)
+    show_until_finished(SafeConsole(), runs, every, once)
 
 
 def _stages(stage: str | None, with_claims: bool) -> list[int]:
@@ -135,10 +135,10 @@ def judge_by_setting(
     console: Console, files: Sequence[ClaimFile], runs: Sequence[Path], folder: Path, grader: str
 ) -> None:
     """Judge claims on all methods of a report, for each suite and order apart, and write the verdicts next to it."""
-    from reports.data.frames import load
+    from reports.data.frames import load_frames
     from reports.data.methods import by_setting, methods_of
 
-    settings = by_setting(methods_of(load(runs, grader)))
+    settings = by_setting(methods_of(load_frames(runs, grader)))
     for (suite, order), methods in settings.items():
         if len(settings) > 1:
             console.print(f"{suite}, {order}", highlight=False)

@@ -26,14 +26,14 @@ def render(specs: Sequence[RunSpec]) -> Path:
 def summarise(console: Console, specs: Sequence[RunSpec]) -> None:
     """Print the retention tables of these runs, all methods at a glance, who ended where, and where the report is."""
     from reports.compare.headline import headline
-    from reports.data.frames import load
+    from reports.data.frames import load_frames
     from reports.data.tables import frontier_table
     from reports.report.ends import describe_ends, start_scores
     from reports.report.sections.frontier_section import glance_grid
     from reports.report.teacher_scores import name_worse, teacher_means
     from reports.terminal.retention_table import grid_table, print_retention
 
-    frames = load([spec.path for spec in specs])
+    frames = load_frames([spec.path for spec in specs])
     print_retention(console, frames)
     glance = glance_grid(frontier_table(frames.scores), start_scores(frames), teacher_means(frames))
     console.print(grid_table(glance))

@@ -45,7 +45,7 @@ class Status:
     stopped: bool = False
 
 
-def follow(console: Console, folders: Iterable[Path], every: float = 2.0, once: bool = False) -> None:
+def show_until_finished(console: Console, folders: Iterable[Path], every: float = 2.0, once: bool = False) -> None:
     """Show runs until all are finished, read again every so many seconds; `once` shows them a single time."""
     folders = list(folders)
     if once:

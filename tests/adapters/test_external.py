@@ -1,15 +1,9 @@
-"""A user's own command as a training method: what it is given, what is taken back, and what its failures say."""
+"""A user's own command as a training method: what it is given, what is taken back, and what is refused."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +20,12 @@ from harness.adapter import StageContext, StageResult, check_adapters, make_adap
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
 from harness.config.suite import AdapterEntry, Suite
-from harness.errors import ConfigError, TrainingError
+from harness.errors import ConfigError
 from harness.pipeline.build.scratch_tokenizer import byte_tokenizer
 from harness.pipeline.run import run
 from harness.teachers.local import LocalTeacher
-from tests.support.models import ScriptedEngine, byte_renderer, context, example, micro_suite, qwen3, write_yaml
+from tests.support.external_commands import python, refused, same, stage, weights
+from tests.support.models import micro_suite, qwen3, write_yaml
 
 PLAIN_SFT = [
     *(
@@ -44,54 +39,17 @@ PLAIN_SFT = [
     ),
     *("--config", "{config}", "--output", "{output}", "--steps", "{steps}"),
 ]
-# The second holds what Python, too, takes for ends of lines.
-ITEMS = {"a": ("ABC", "ab"), "b": ("D\u2028\x85", "c"), "c": ("EF", "def"), "d": ("GH", "g")}
+
+
 STAGE = "stage_1_tiny_weather/train"
+
+
 COPY = "import shutil, sys; shutil.copytree(sys.argv[1], sys.argv[2])"
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(external_process, "POLL_SECONDS", 0.05)
-
-
-def stage(
-    folder: Path, log: list[dict[str, Any]] | None = None, warned: list[str] | None = None, **budget: Any
-) -> StageContext:
-    renderer = byte_renderer()
-    size = len(renderer.tokenizer)
-    examples = [
-        example(renderer.encode_prompt(prompt), renderer.encode_target(target), name)
-        for name, (prompt, target) in ITEMS.items()
-    ]
-    training = {"steps": 2, "prompts_per_step": 3, "optimizer": {"lr": 1e-2}, **budget}
-    student = qwen3(size, dtype=torch.float32)
-    teacher = LocalTeacher(qwen3(size, seed=1, dtype=torch.float32), renderer.tokenizer, renderer.tokenizer)
-    ctx = context(student, ScriptedEngine([]), examples, training, teacher, log)
-    sentences: list[str] = [] if warned is None else warned
-    return replace(ctx, renderer=renderer, folder=folder, warn=sentences.append)
-
-
-def python(code: str, *arguments: str) -> External:
-    """Return the adapter with a command that runs `code`; `{output}` is its last argument."""
-    return External(command=("{python}", "-c", code, *arguments, "{output}"))
-
-
-def weights(model: Any) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
-
-
-def refused(adapter: External, ctx: StageContext) -> str:
-    """Return the one sentence of a stage that fails and leaves the student as it was."""
-    before = weights(ctx.student.model)
-    with pytest.raises(TrainingError) as caught:
-        adapter.train_stage(ctx)
-    assert same(weights(ctx.student.model), before)
-    return str(caught.value)
 
 
 def changed(ctx: StageContext, change: Callable[[Any], Any]) -> str:
@@ -196,33 +154,6 @@ def test_lines_that_the_command_writes_become_the_step_log_and_others_are_named_
     assert "'epoch 1' is not a JSON object of numbers" in sentence
 
 
-def test_a_failing_command_says_how_it_ended_what_it_said_last_and_where_the_rest_is(tmp_path: Path):
-    code = "import sys; print('loading'); sys.exit('no such dataset')"
-    sentence = refused(python(code), stage(tmp_path))
-    log = tmp_path / "external" / "output.log"
-    assert sentence.startswith(f"the command {sys.executable} -c ")
-    assert sentence.endswith(f"ended with exit code 1; its last line is 'no such dataset'; read all in {log}")
-    assert log.read_text().splitlines() == ["loading", "no such dataset"]
-
-
-def test_a_killed_command_is_told_from_a_failing_one(tmp_path: Path):
-    sentence = refused(python("import os, signal; os.kill(os.getpid(), signal.SIGKILL)"), stage(tmp_path))
-    assert "was ended by signal 9 (Killed)" in sentence
-
-
-def test_when_the_harness_is_interrupted_the_command_ends_too(tmp_path: Path):
-    code = "import os, sys, time; open(sys.argv[1], 'w').write('{\"pid\": %d}\\n' % os.getpid()); time.sleep(60)"
-    pids: list[int] = []
-
-    def interrupt(line: dict[str, Any]) -> None:
-        pids.append(line["pid"])
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        python(code, "{steps}").train_stage(replace(stage(tmp_path), log=interrupt))
-    assert not Path(f"/proc/{pids[0]}").exists()
-
-
 def test_a_command_that_leaves_no_checkpoint_is_refused(tmp_path: Path):
     assert f"left no checkpoint in {tmp_path / 'external/output'}" in refused(python("pass"), stage(tmp_path))
 
@@ -299,77 +230,6 @@ def test_a_checkpoint_with_weights_that_are_no_numbers_is_refused(tmp_path: Path
     assert "has weights in model.norm.weight that are NaN or infinite" in sentence
 
 
-def test_an_interrupt_ends_what_the_command_started_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    file = tmp_path / "child"
-    code = (
-        "import subprocess as s, sys, time; p = s.Popen(['sleep', '600']); open(sys.argv[1], 'w').write(f'{p.pid}\\n'); \
-time.sleep(600)"
-    )
-
-    def interrupting(self: ReturnedSteps, whole: bool = False) -> None:
-        if file.is_file() and file.read_text().endswith("\n"):
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(ReturnedSteps, "pass_on", interrupting)
-    with pytest.raises(KeyboardInterrupt):
-        python(code, str(file)).train_stage(stage(tmp_path))
-    assert _gone(int(file.read_text()))
-
-
-KILLED = """
-import sys
-from pathlib import Path
-from adapters.trainers.external_process import run_command
-run_command([sys.executable, "-c", sys.argv[1], sys.argv[2]], Path(sys.argv[2] + ".log"), lambda whole=False: None)
-"""
-
-
-def test_the_command_ends_when_the_harness_is_killed(tmp_path: Path):
-    file = tmp_path / "pid"
-    code = "import os, sys, time; open(sys.argv[1], 'w').write(f'{os.getpid()}\\n'); time.sleep(600)"
-    harness = subprocess.Popen([sys.executable, "-c", KILLED, code, str(file)])
-    for _ in range(600):
-        if file.is_file() and file.read_text().endswith("\n"):
-            break
-        time.sleep(0.1)
-    harness.kill()
-    harness.wait()
-    assert _gone(int(file.read_text()))
-
-
-def test_what_a_command_leaves_running_ends_with_it(tmp_path: Path):
-    file = tmp_path / "child"
-    code = "import subprocess as s, sys; open(sys.argv[1], 'w').write(str(s.Popen(['sleep', '600']).pid))"
-    external_process.run_command([sys.executable, "-c", code, str(file)], tmp_path / "log", lambda **_: None)
-    assert _gone(int(file.read_text()))
-
-
-def test_every_attempt_has_an_output_of_its_own(tmp_path: Path):
-    outputs = [
-        _output_of(python("import sys; print(sys.argv[2]); sys.exit(1)", "{checkpoint}"), tmp_path) for _ in range(2)
-    ]
-    assert len(set(outputs)) == 2
-
-
-def _output_of(adapter: External, folder: Path) -> str:
-    refused(adapter, stage(folder))
-    return (folder / "external" / "output.log").read_text().strip()
-
-
-def _gone(pid: int) -> bool:
-    """Whether a process ends within some seconds; one that nobody has waited for yet is a zombie, and has ended."""
-    for _ in range(100):
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except (FileNotFoundError, ProcessLookupError):
-            return True
-        if state == "Z":
-            return True
-        time.sleep(0.05)
-    os.kill(pid, signal.SIGKILL)
-    return False
-
-
 def test_weights_saved_more_coarsely_are_taken_with_a_warning(tmp_path: Path):
     warned: list[str] = []
     ctx = stage(tmp_path, warned=warned)
@@ -402,9 +262,3 @@ def test_a_program_that_is_not_there_is_refused_when_the_suite_is_read(micro: Su
         ConfigError, match=r"starts with './no-such-program', which is not found or not executable from"
     ):
         check_adapters(Suite.model_validate(raw))
-
-
-def test_a_program_that_is_lost_later_is_said_so(tmp_path: Path):
-    sentence = refused(External(command=("./no-such-program", "{output}")), stage(tmp_path))
-    assert "./no-such-program" in sentence
-    assert "cannot be started" in sentence

@@ -13,7 +13,7 @@ import torch
 
 from adapters.conformance.all_checks import check_adapter
 from adapters.conformance.contract import Killed, MemorySnapshots
-from adapters.conformance.small_stage import AdapterUnderTest, train
+from adapters.conformance.small_stage import AdapterUnderTest, train_small_stage
 from adapters.loop.tokens import MOST
 from adapters.opd import OPD
 from harness.adapter import StageContext, check_adapters, make_adapter
@@ -70,7 +70,7 @@ def trained(
     if not moves:
         still = Optimizer(lr=1e-12, weight_decay=0)
         ctx = replace(ctx, training=ctx.training.model_copy(update={"optimizer": still}))
-    train(OPD(), ctx)
+    train_small_stage(OPD(), ctx)
     return lines, kept, {name: value.clone() for name, value in ctx.student.model.state_dict().items()}
 
 
@@ -113,10 +113,10 @@ def test_a_stage_that_is_killed_goes_on_with_the_rollouts_that_it_had_drawn(tmp_
     _, kept, expected = trained(tmp_path, staleness=1)
     snapshots = MemorySnapshots(stop_at=2)
     with pytest.raises(Killed):
-        train(OPD(), replace(staged(tmp_path, [], [], staleness=1), snapshots=snapshots))
+        train_small_stage(OPD(), replace(staged(tmp_path, [], [], staleness=1), snapshots=snapshots))
     after: list[list[Rollout]] = []
     ctx = replace(staged(tmp_path, [], after, staleness=1), snapshots=MemorySnapshots(snapshots.state))
-    train(OPD(), ctx)
+    train_small_stage(OPD(), ctx)
     assert [[r.response for r in step] for step in after] == [[r.response for r in step] for step in kept[2:]]
     assert [[r.logprobs for r in step] for step in after] == [[r.logprobs for r in step] for step in kept[2:]]
     assert all(torch.equal(value, expected[name]) for name, value in ctx.student.model.state_dict().items())

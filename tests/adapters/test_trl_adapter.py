@@ -23,7 +23,7 @@ from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.errors import ConfigError, TrainingError
 from harness.lm.chat import Renderer
-from harness.lm.checkpoints import load
+from harness.lm.checkpoints import load_checkpoint
 from harness.pipeline.run import run
 from harness.teachers.local import LocalTeacher
 from tests.support.models import ScriptedEngine, byte_renderer, context, example, micro_suite, qwen3, write_yaml
@@ -95,7 +95,7 @@ def test_a_run_trains_every_stage_and_leaves_only_what_any_adapter_leaves(finish
         train = finished / name / "train"
         assert {path.name for path in train.iterdir()} == {"steps.jsonl", "checkpoint", "done.json"}
         assert json.loads((train / "done.json").read_text())["steps"] == 2
-        loaded = load(train / "checkpoint", suite.student, "cpu")
+        loaded = load_checkpoint(train / "checkpoint", suite.student, "cpu")
         assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
 
 

@@ -26,7 +26,7 @@ from harness.engines.engine_pool import EnginePool
 from harness.engines.student import whole_weights
 from harness.engines.vllm import VLLMEngine
 from harness.engines.vllm_backend import VLLM
-from harness.engines.vllm_cpu import write_record
+from harness.engines.vllm_cpu import write_vllm_record
 from harness.errors import ConfigError, RunError, TaskError
 from harness.pipeline.resources import RunResources
 from harness.rundir.differences import find_differences
@@ -89,13 +89,13 @@ def make_distribution(site: Path, name: str, version: str) -> None:
 def test_the_record_names_vllm_once_and_leaves_a_real_one_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     make_distribution(tmp_path, "vllm-cpu", "0.31.0")
     monkeypatch.syspath_prepend(tmp_path)
-    assert write_record() == write_record() == tmp_path / "vllm-0.31.0+cpu.dist-info"
+    assert write_vllm_record() == write_vllm_record() == tmp_path / "vllm-0.31.0+cpu.dist-info"
     assert importlib.metadata.version("vllm") == "0.31.0+cpu"
     other = tmp_path / "other"
     make_distribution(other, "vllm-cpu", "0.31.0")
     make_distribution(other, "vllm", "0.31.0")
     monkeypatch.syspath_prepend(other)
-    assert write_record() is None
+    assert write_vllm_record() is None
 
 
 def test_a_checkpoint_of_another_configuration_gets_an_engine_of_its_own(

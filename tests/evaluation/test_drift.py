@@ -17,7 +17,7 @@ from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.errors import ConfigError, ModelError
 from harness.evaluation import drift
-from harness.lm.checkpoints import load, save
+from harness.lm.checkpoints import load_checkpoint, save_checkpoint
 from harness.pipeline.run import run
 from harness.rundir.files import read_cell
 from harness.rundir.records.cell_records import DriftSummary
@@ -49,15 +49,15 @@ def test_kl_and_entropy_are_those_of_dense_logits(
     monkeypatch: pytest.MonkeyPatch,
 ):  # fmt: skip
     monkeypatch.setattr(drift, "SEQUENCES", 3)
-    original = drift.load
+    original = drift.load_checkpoint
 
     def in_float64(folder: Path, spec: Any, device: str) -> Any:
         loaded = original(folder, spec, device)
         loaded.model.double()
         return loaded
 
-    monkeypatch.setattr(drift, "load", in_float64)
-    found = drift.measure(student_folder, teacher_folder, micro.student, "cpu", answered, same=False)
+    monkeypatch.setattr(drift, "load_checkpoint", in_float64)
+    found = drift.measure_drift(student_folder, teacher_folder, micro.student, "cpu", answered, same=False)
     start, current = (in_float64(folder, micro.student, "cpu").model for folder in (student_folder, teacher_folder))
     for row, item in zip(found.to_dict("records"), answered, strict=True):
         with torch.no_grad():
@@ -77,7 +77,7 @@ def test_kl_and_entropy_are_those_of_dense_logits(
 def test_the_start_is_at_no_distance_from_itself(
     same: bool, answered: list[drift.DriftAnswers], student_folder: Path, micro: Suite
 ):
-    found = drift.measure(student_folder, student_folder, micro.student, "cpu", answered, same=same)
+    found = drift.measure_drift(student_folder, student_folder, micro.student, "cpu", answered, same=same)
     assert found["kl_to_start"].abs().max() <= 1e-6
     assert (found["entropy"] > 0).all()
 
@@ -86,7 +86,7 @@ def test_a_task_counts_by_its_items_and_the_whole_by_its_tasks(answered: list[dr
     table = pd.DataFrame(
         [("b", 1.0), ("a", 2.0), ("b", 3.0), ("b", 5.0)], columns=pd.Index(["task", "kl_to_start"])
     ).assign(entropy=1.0, entropy_prompt=float("nan"))
-    found = drift.summarise(table, answered, drift.Drift(), 0.0)
+    found = drift.summarise_drift(table, answered, drift.Drift(), 0.0)
     assert found.tasks["b"].kl_to_start == pytest.approx(3.0)
     assert found.kl_to_start == pytest.approx((3.0 + 2.0) / 2)
 
@@ -170,11 +170,11 @@ def test_a_suite_can_turn_it_off_and_others_keep_their_hash(tmp_path: Path):
 def test_another_vocabulary_is_refused(
     answered: list[drift.DriftAnswers], student_folder: Path, micro: Suite, tmp_path: Path
 ):
-    loaded = load(student_folder, micro.student, "cpu")
+    loaded = load_checkpoint(student_folder, micro.student, "cpu")
     loaded.model.resize_token_embeddings(len(loaded.renderer.tokenizer) + 8)
-    save(loaded, tmp_path / "wider")
+    save_checkpoint(loaded, tmp_path / "wider")
     with pytest.raises(ModelError, match=r"wider has \d+ rows in its output layer .*evaluation.drift: null"):
-        drift.measure(student_folder, tmp_path / "wider", micro.student, "cpu", answered, same=False)
+        drift.measure_drift(student_folder, tmp_path / "wider", micro.student, "cpu", answered, same=False)
 
 
 @pytest.mark.pitfall(

@@ -14,7 +14,7 @@ from harness.config.suite import Suite
 from harness.engines.engine import Completion, Sampling
 from harness.evaluation import hf_model
 from harness.evaluation.evaluator import ServedCheckpoint
-from harness.lm.checkpoints import load, save, weights_digest
+from harness.lm.checkpoints import load_checkpoint, save_checkpoint, weights_digest
 from tests.support.evaluation import THINKING, cells
 from tests.support.models import TASK_FILE, write_task
 
@@ -83,9 +83,9 @@ def test_tasks_of_one_evaluation_keep_their_own_examples_and_budgets(
     evidence="a template is always applied",
 )
 def test_a_base_model_is_asked_plain_text(micro: Suite, student_folder: Path, tmp_path: Path):
-    base = load(student_folder, micro.student, "cpu")
+    base = load_checkpoint(student_folder, micro.student, "cpu")
     base.renderer.tokenizer.chat_template = None
-    save(base, tmp_path / "base")
+    save_checkpoint(base, tmp_path / "base")
     write_task(tmp_path / "task")
     found = cells(tmp_path / "task", on_cpu(tmp_path / "base", Chat()), tmp_path, "made_up", limit=2)["made_up"]
     assert found.samples["prompt"].tolist() == ["say 0", "say 1"]

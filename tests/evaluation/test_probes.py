@@ -20,7 +20,7 @@ from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.errors import TaskError
 from harness.evaluation.cell_cache import CellResult, SharedCells
-from harness.evaluation.evaluator import ServedCheckpoint, evaluate
+from harness.evaluation.evaluator import ServedCheckpoint, evaluate_checkpoint
 from harness.evaluation.groups import group_cell, load_evaluation_plan
 from harness.evaluation.regrading import regrade_runs
 from harness.lm.checkpoints import load_renderer, weights_digest
@@ -29,7 +29,7 @@ from harness.lmeval.library import TaskLibrary
 from harness.pipeline.checkpoint_matrix import evaluate_checkpoints
 from harness.pipeline.run import run
 from harness.rundir.store import is_finished
-from reports.data.frames import load
+from reports.data.frames import load_frames
 from tests.support.models import micro_suite, write_yaml
 
 CHATML = Chat(template="chatml")
@@ -101,7 +101,7 @@ def found(folder: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFacto
     for task in tasks:
         settle_generation(task, settings.decoding)
     subject = ServedCheckpoint(checkpoint, weights_digest(checkpoint), CHATML, "float32", "cpu")
-    return evaluate(subject, tasks, library, settings, SharedCells(tmp_path_factory.mktemp("shared")))
+    return evaluate_checkpoint(subject, tasks, library, settings, SharedCells(tmp_path_factory.mktemp("shared")))
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,7 @@ def test_groups_texts_and_choices_go_through_a_run_and_into_a_report(folder: Pat
         assert cells == {
             "tiny_weather", "tiny_currency", "all_orders", "orders", "few_orders", "texts", "endings", "written",
         }  # fmt: skip
-    frames = load([path])
+    frames = load_frames([path])
     shown = frames.scores[frames.scores["role"] == "probe"]
     assert list(dict.fromkeys(shown["task"])) == ["all_orders", "texts", "endings", "written"]
     assert shown["score"].between(0, 1).all()
@@ -264,7 +264,7 @@ def test_a_score_outside_0_to_1_is_refused(tmp_path: Path, checkpoint: Path):
     with pytest.raises(
         TaskError, match=r"its grader gave 23\.5 for 'exact_match' of one item, expected a number from 0 to 1"
     ):
-        evaluate(subject, [library.load("written")], library, Evaluation(), SharedCells(tmp_path))
+        evaluate_checkpoint(subject, [library.load("written")], library, Evaluation(), SharedCells(tmp_path))
 
 
 @pytest.mark.parametrize(

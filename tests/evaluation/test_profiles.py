@@ -21,7 +21,7 @@ from harness.engines.engine import Completion, Sampling
 from harness.errors import RunError, TaskError
 from harness.evaluation import hf_model
 from harness.evaluation.cell_cache import CellResult, SharedCells
-from harness.evaluation.evaluator import ServedCheckpoint, evaluate
+from harness.evaluation.evaluator import ServedCheckpoint, evaluate_checkpoint
 from harness.evaluation.regrading import regrade_runs
 from harness.lm.checkpoints import weights_digest
 from harness.lmeval.decoding import tasks_by_profile, under_profiles
@@ -29,7 +29,7 @@ from harness.lmeval.library import TaskLibrary
 from harness.pipeline.checkpoint_matrix import evaluate_checkpoints
 from harness.pipeline.run import run
 from harness.rundir.store import is_finished
-from reports.data.frames import load
+from reports.data.frames import load_frames
 from reports.report.build import build_report
 from tests.support.models import micro_suite, write_task, write_yaml
 
@@ -46,7 +46,7 @@ def cells_of(
 ) -> dict[str, CellResult]:
     subject = ServedCheckpoint(folder, weights_digest(folder), Chat(template="chatml"), "float32", "cpu")
     tasks = under_profiles(map(library.load, names), settings)
-    return evaluate(subject, list(tasks.values()), library, settings, SharedCells(out))
+    return evaluate_checkpoint(subject, list(tasks.values()), library, settings, SharedCells(out))
 
 
 def test_a_suite_without_profiles_is_what_it_was():
@@ -260,7 +260,7 @@ def test_the_order_of_profiles_is_part_of_a_runs_configuration(finished: RunSpec
 
 @pytest.mark.usefixtures("blank_figures")
 def test_reports_show_each_profile_in_a_matrix_of_its_own(finished: RunSpec, tmp_path: Path):
-    frames = load([finished.path])
+    frames = load_frames([finished.path])
     assert frames.profiles == ["sampled"]
     assert set(frames.under("sampled").scores["task"]) == set(finished.suite.tasks)
     assert [set(f.scores["answers"]) for f in (frames, frames.under("sampled"))] == [{4}, {16}]
@@ -285,7 +285,7 @@ def test_all_answers_of_an_item_are_graded_again_one_by_one(finished: RunSpec, m
     assert (row.after, row.items) == (before["parsed"].mean(), 4)
     results = json.loads((folder / "results.json").read_text())
     assert {"mean@4", "pass@1", "pass@2", "pass@4"} <= set(results["metrics"])
-    assert load([finished.path], "parsed").under("sampled").scores["metric"].unique().tolist() == ["parsed"]
+    assert load_frames([finished.path], "parsed").under("sampled").scores["metric"].unique().tolist() == ["parsed"]
 
 
 def test_foreign_checkpoints_give_a_matrix_for_each_profile(student_folder: Path, tmp_path: Path):

@@ -23,7 +23,7 @@ from harness.pipeline.checkpoint_matrix import matrix_table
 from harness.pipeline.run import run
 from harness.rundir.stage_folder import StageFolder
 from reports.compare.comparison import Stages
-from reports.data.frames import load
+from reports.data.frames import load_frames
 from reports.data.methods import find_methods
 from tests.support.models import write_task
 from tests.support.runs import vouch
@@ -100,14 +100,14 @@ def test_todays_grader_that_is_the_old_one_changes_nothing(finished: Path):
 
 
 def test_a_report_shows_the_chosen_graders_scores(finished: Path):
-    own = load([finished]).scores
+    own = load_frames([finished]).scores
     with pytest.raises(RunError, match=r"No cell is graded by 'parsed'; .*harness regrade .* --grader parsed"):
-        load([finished], "parsed")
+        load_frames([finished], "parsed")
     rows = regrade_runs([finished], "parsed", trust=True)
-    shown = load([finished], "parsed").scores.set_index(["stage", "task"])
+    shown = load_frames([finished], "parsed").scores.set_index(["stage", "task"])
     assert set(shown["metric"]) == {"parsed"}
     assert all(shown.loc[(STAGES.index(row.stage), row.cell), "score"] == row.after for row in rows)
-    pd.testing.assert_frame_equal(load([finished]).scores, own)
+    pd.testing.assert_frame_equal(load_frames([finished]).scores, own)
 
 
 def test_grades_of_answers_that_were_replaced_since_are_not_shown(finished: Path):
@@ -145,7 +145,7 @@ def test_a_mended_grader_regrades_and_reports_show_the_newest_grades(
 
 
 def shown(folder: Path) -> set[float]:
-    scores = load([folder]).scores
+    scores = load_frames([folder]).scores
     return set(scores.loc[scores["task"] == "made_up", "score"])
 
 

@@ -20,10 +20,10 @@ from harness.lm.checkpoints import (
     allow_own_code,
     check_weights,
     config_digest,
-    load,
+    load_checkpoint,
     load_model,
     load_renderer,
-    save,
+    save_checkpoint,
     weights_digest,
 )
 from harness.pipeline.build.scratch_tokenizer import byte_tokenizer
@@ -76,7 +76,7 @@ def test_a_checkpoint_whose_tensors_are_not_those_of_its_configuration_is_refuse
 def test_a_damaged_file_of_a_checkpoint_is_one_sentence_with_its_name(file: str, content: bytes, folder: Path):
     (folder / file).write_bytes(content)
     with pytest.raises(ModelError) as error:
-        load(folder, spec(folder), "cpu")
+        load_checkpoint(folder, spec(folder), "cpu")
     assert str(folder) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -111,11 +111,11 @@ def test_a_suite_that_asks_for_a_folders_own_code_gets_it_wherever_the_folder_is
     allow_own_code(True)
     try:
         check_weights(folder)
-        loaded = load(folder, spec(folder), "cpu")
+        loaded = load_checkpoint(folder, spec(folder), "cpu")
         assert type(loaded.model).__name__ == "Model"
-        save(loaded, tmp_path / "saved")
+        save_checkpoint(loaded, tmp_path / "saved")
         assert config_digest(tmp_path / "saved")
-        assert type(load(tmp_path / "saved", spec(folder), "cpu").model).__name__ == "Model"
+        assert type(load_checkpoint(tmp_path / "saved", spec(folder), "cpu").model).__name__ == "Model"
     finally:
         allow_own_code(False)
     with pytest.raises(ModelError):
@@ -138,9 +138,9 @@ def test_a_checkpoint_is_read_for_its_digest_once_and_again_when_it_changed(
 def test_a_generation_configuration_that_transformers_does_not_save_survives_training(folder: Path, tmp_path: Path):
     path = folder / "generation_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "temperature": 0.9, "top_p": 0.6}))
-    loaded = load(folder, spec(folder), "cpu")
-    save(loaded, tmp_path / "saved")
-    again = load(tmp_path / "saved", spec(folder), "cpu")
+    loaded = load_checkpoint(folder, spec(folder), "cpu")
+    save_checkpoint(loaded, tmp_path / "saved")
+    again = load_checkpoint(tmp_path / "saved", spec(folder), "cpu")
     assert (again.model.generation_config.temperature, again.model.generation_config.top_p) == (0.9, 0.6)
     assert again.model.generation_config.eos_token_id == list(loaded.renderer.stop_ids)
     assert weights_digest(tmp_path / "saved") == weights_digest(folder)
@@ -150,9 +150,9 @@ def test_every_end_that_a_checkpoint_names_stops_an_answer_and_is_saved(folder: 
     path, tokenizer = folder / "generation_config.json", load_renderer(folder, spec(folder)).tokenizer
     eos, other = tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|endoftext|>")
     path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": [other, eos, 10**6]}))
-    loaded = load(folder, spec(folder), "cpu")
+    loaded = load_checkpoint(folder, spec(folder), "cpu")
     assert loaded.renderer.stop_ids == (eos, other), "without ids that the tokenizer does not have"
-    save(loaded, tmp_path / "saved")
+    save_checkpoint(loaded, tmp_path / "saved")
     assert load_renderer(tmp_path / "saved", spec(folder)).stop_ids == (eos, other)
     assert load_renderer(folder, spec(folder, stop=("<|endoftext|>",))).stop_ids == (other,), (
         "what a suite names decides"

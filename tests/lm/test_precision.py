@@ -15,7 +15,7 @@ from torch import Tensor
 
 from adapters.conformance.all_checks import check_adapter, failures
 from adapters.conformance.contract import Killed, MemorySnapshots
-from adapters.conformance.small_stage import AdapterUnderTest, train
+from adapters.conformance.small_stage import AdapterUnderTest, train_small_stage
 from harness.adapter import StageContext, check_adapters, make_adapter
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
@@ -134,7 +134,7 @@ def test_a_stage_with_master_weights_resumes_to_the_bit(name: str, tmp_path: Pat
 
     def trained(snapshots: MemorySnapshots) -> dict[str, Tensor]:
         ctx = replace(stage(), snapshots=snapshots)
-        train(adapter, ctx)
+        train_small_stage(adapter, ctx)
         return weights_of(ctx.student)
 
     whole, kept = trained(MemorySnapshots()), MemorySnapshots(stop_at=2)

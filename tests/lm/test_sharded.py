@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing
 
-from adapters.conformance.small_stage import AdapterUnderTest, train
+from adapters.conformance.small_stage import AdapterUnderTest, train_small_stage
 from harness.adapter import StageContext, make_adapter, registered
 from harness.config.suite import AdapterEntry
 from harness.errors import StoppedError
@@ -65,7 +65,7 @@ def trained(name: str, folder: Path, **training: Any) -> tuple[dict[str, Tensor]
     lines: list[dict[str, Any]] = []
     dtype = torch.float32 if training.get("precision") else torch.float64
     adapter, ctx = stage_of(name, folder, dtype, **training)
-    train(adapter, replace(ctx, log=lines.append))
+    train_small_stage(adapter, replace(ctx, log=lines.append))
     return weights_of(ctx), lines
 
 
@@ -173,7 +173,7 @@ def resume(folder: Path, name: str, *, stop: bool = False) -> None:
     snapshots = shared_snapshots(FileSnapshots(folder, 0 if stop else 60, stop=request))
     lines: list[dict[str, Any]] = []
     try:
-        train(adapter, replace(ctx, snapshots=snapshots, log=lines.append))
+        train_small_stage(adapter, replace(ctx, snapshots=snapshots, log=lines.append))
     except StoppedError:
         assert stop
         return

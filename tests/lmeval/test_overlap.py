@@ -19,13 +19,7 @@ from harness.config.models import Scratch
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.lmeval.library import TaskLibrary
-from harness.lmeval.overlap import (
-    Split,
-    compare,
-    normalised,
-    read_split,
-    stream_overlap,
-)
+from harness.lmeval.overlap import Split, compare_splits, normalised, read_split, stream_overlap
 from harness.pipeline.plan import print_plan
 from harness.pipeline.run import run
 from harness.rundir.process.progress import Display, Event
@@ -43,7 +37,7 @@ def split(*texts: str) -> Split:
 
 
 def compared(training: Sequence[str], test: Sequence[str]) -> OverlapRow:
-    (row,) = compare("stage 1", split(*training), [split(*test)])
+    (row,) = compare_splits("stage 1", split(*training), [split(*test)])
     return row
 
 

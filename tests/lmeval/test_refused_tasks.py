@@ -26,7 +26,7 @@ from harness.lmeval.decoding import settle_generation
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task
 from harness.lmeval.trial import item_warnings, try_task
-from tests.lmeval.test_lmeval_tasks import Listener, plain_renderer
+from tests.support.lmeval import Listener, plain_renderer
 from tests.support.models import byte_renderer, micro_suite, write_yaml
 
 ROWS = [{"q": f"how much is {i} and {i + 1}?", "a": str(2 * i + 1), "n": 2 * i + 1} for i in range(24)]

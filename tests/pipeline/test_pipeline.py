@@ -1,19 +1,13 @@
-"""A run: the files it promises, nothing done twice, and the numbers of an undisturbed run however often it is killed."""
+"""A run: the files it promises, what it is made of, in which order it trains, and what it refuses."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import pandas as pd
 import pytest
-import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from adapters.none import NoUpdate
@@ -27,7 +21,7 @@ from harness.pipeline.run import run
 from harness.rundir.process.progress import Event
 from harness.rundir.store import is_finished
 from tests.support.models import micro_suite, write_yaml
-from tests.support.runs import FOLDERS, TASKS, cells, changed_suite, manifest, samples, steps
+from tests.support.runs import FOLDERS, TASKS, StoppedError, cells, changed_suite, manifest, steps, stop_at
 
 
 def test_a_run_leaves_the_files_that_its_contract_names(aopd: Path, out: Path):
@@ -126,102 +120,6 @@ def test_the_control_keeps_weights_and_scores(control: Path):
     for task in TASKS:
         scores = [found[f"{stage}/eval/{task}"]["metrics"] for stage in FOLDERS]
         assert scores[0] == scores[1] == scores[2]
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from harness.pipeline.run import run
-from harness.config.run_spec import RunSpec
-from harness.config.load import load_suite
-
-suite, out, *points = sys.argv[1:]
-for point in [*points, "never"]:
-    child = os.fork()
-    if child == 0:
-        def report(event):
-            if f"{event.activity} {event.done}" == point:
-                os.kill(os.getpid(), signal.SIGKILL)
-        run(RunSpec(load_suite(suite), "aopd", 0, out=Path(out)), report)
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    print(point, "killed" if os.WIFSIGNALED(status) else os.WEXITSTATUS(status), flush=True)
-"""
-POINTS = (
-    "build weak warm-up 30",  # while the student is made
-    "evaluate start 2",  # while the start is evaluated
-    "stage 1 tiny_weather 1",  # within a stage
-    "stage 1 tiny_weather 1",  # at the same place again
-    "evaluate after tiny_weather 0",  # between training and evaluation
-    "stage 2 tiny_currency 0",  # between two stages
-    "stage 2 tiny_currency 2",  # after the last step, before the checkpoint
-    "evaluate after tiny_currency 3",  # before the last cells are written
-)
-
-
-@pytest.fixture(scope="session")
-def resumed(micro_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was killed at all these points, each time by SIGKILL, and taken up again."""
-    out = tmp_path_factory.mktemp("killed")
-    environment = {**os.environ, "HARNESS_CACHE": str(out / "cache")}
-    command = [sys.executable, "-c", KILLED, str(micro_file), str(out), *POINTS]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.stdout.splitlines() == [*(f"{point} killed" for point in POINTS), "never 0"], done.stderr[-3000:]
-    return out / "micro" / "aopd" / "default" / "seed0"
-
-
-@pytest.mark.slow
-def test_a_run_killed_again_and_again_ends_with_the_weights_of_an_undisturbed_one(resumed: Path, aopd: Path):
-    assert manifest(resumed)["weights"] == manifest(aopd)["weights"]
-
-
-@pytest.mark.slow
-def test_a_killed_run_has_the_step_log_and_the_results_of_an_undisturbed_one(resumed: Path, aopd: Path):
-    assert steps(resumed) == steps(aopd)
-    assert cells(resumed) == cells(aopd)
-    pd.testing.assert_frame_equal(samples(resumed), samples(aopd))
-
-
-@pytest.mark.slow
-def test_a_killed_run_leaves_nothing_half_made(resumed: Path):
-    left = [path.name for path in resumed.rglob(".*") if path.name != ".lock"]
-    assert left == []
-    assert manifest(resumed)["finished"]
-
-
-class StoppedError(Exception):
-    """Ends a run from within, as an interruption does."""
-
-
-def stop_at(point: str) -> Callable[[Event], None]:
-    def report(event: Event) -> None:
-        if f"{event.activity} {event.done}" == point:
-            raise StoppedError
-
-    return report
-
-
-def test_an_interrupted_run_is_not_finished_and_goes_on_where_it_stopped(micro: Suite, aopd: Path, tmp_path: Path):
-    spec = RunSpec(micro, "aopd", 0, out=tmp_path)
-    with pytest.raises(StoppedError):
-        run(spec, stop_at("stage 2 tiny_currency 1"))
-    assert not is_finished(spec)
-    trained = spec.path / FOLDERS[1] / "train" / "done.json"
-    before = trained.stat().st_mtime_ns
-    run(spec)
-    assert trained.stat().st_mtime_ns == before
-    assert manifest(spec.path)["weights"] == manifest(aopd)["weights"]
-    assert steps(spec.path) == steps(aopd)
-    assert cells(spec.path) == cells(aopd)
-
-
-@pytest.mark.slow
-def test_a_run_interrupted_after_its_last_training_still_names_all_weights(micro: Suite, aopd: Path, tmp_path: Path):
-    spec = RunSpec(micro, "aopd", 0, out=tmp_path)
-    with pytest.raises(StoppedError):
-        run(spec, stop_at("evaluate after tiny_currency 0"))
-    run(spec)
-    assert manifest(spec.path)["weights"] == manifest(aopd)["weights"]
 
 
 @pytest.mark.pitfall(
@@ -374,61 +272,6 @@ def test_a_stage_may_have_a_teacher_of_its_own(aopd: Path, tmp_path: Path):
     ours, theirs = manifest(folder)["weights"], manifest(aopd)["weights"]
     assert ours["stage_1"] == theirs["stage_1"]
     assert ours["stage_2"] != theirs["stage_2"]
-
-
-def test_a_sweep_does_the_first_seeds_comparison_first(micro: Suite, tmp_path: Path):
-    from harness.config.run_spec import plan_runs
-    from harness.pipeline.sweeps.sweep import default_workers
-
-    specs = plan_runs(micro, ["opd", "aopd"], [3, 4], "default", tmp_path)
-    assert [(spec.seed, spec.entry) for spec in specs] == [(3, "opd"), (3, "aopd"), (4, "opd"), (4, "aopd")]
-    assert default_workers(specs[:1]) == 1
-    assert 1 <= default_workers(specs) <= (os.cpu_count() or 1)
-
-
-@pytest.mark.pitfall(
-    "parallel runs that each use all processors are many times slower",
-    area="Small machines",
-    guard="`harness/pipeline/sweeps/sweep.py` gives each worker its share of the processors unless the suite sets the threads",
-    evidence="workers get the suite's value or no limit",
-)
-def test_runs_side_by_side_share_the_processors(micro: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from harness.pipeline.sweeps import sweep
-
-    seen: list[int] = []
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr(sweep, "run", lambda *_: seen.append(torch.get_num_threads()))
-    queue: Any = SimpleQueue()
-    for named in (None, 1):
-        spec = RunSpec(micro.model_copy(update={"threads": named}), "none", 0, out=tmp_path)
-        sweep._run_in_worker(spec, sweep.threads_of(spec.suite, 2), queue)
-    assert seen == [4, 1]
-    assert sweep.threads_of(micro.model_copy(update={"threads": None}), 1) is None
-
-
-@pytest.mark.slow
-def test_runs_side_by_side_end_as_runs_one_after_another(micro: Suite, aopd: Path, control: Path, tmp_path: Path):
-    from harness.config.run_spec import plan_runs
-    from harness.pipeline.sweeps.sweep import sweep
-
-    finished: list[RunSpec] = []
-    specs = plan_runs(micro, ["aopd", "none"], [0], "default", tmp_path)
-    sweep(specs, 2, lambda _: None, finished.append)
-    assert {spec.entry for spec in finished} == {"aopd", "none"}
-    for spec, alone in zip(specs, (aopd, control), strict=True):
-        assert is_finished(spec)
-        assert manifest(spec.path)["weights"] == manifest(alone)["weights"]
-        assert cells(spec.path) == cells(alone)
-
-
-def test_the_first_error_of_a_sweep_is_raised(tmp_path: Path):
-    from harness.config.run_spec import plan_runs
-    from harness.pipeline.sweeps.sweep import sweep
-
-    suite = changed_suite(tmp_path, lambda raw: raw["training"].update(max_new_tokens=120))
-    with pytest.raises(TaskError, match="more than the model's context of 128"):
-        sweep(plan_runs(suite, ["none", "opd"], [0], "default", tmp_path / "runs"), 1, lambda _: None)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
 from harness.pipeline.run import run
-from reports.data.frames import load
+from reports.data.frames import load_frames
 from reports.report.build import build_report
 from tests.support.task_files import needs_shared_data
 
@@ -37,7 +37,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def scores(folder: Path) -> pd.DataFrame:
-    return load([folder]).scores
+    return load_frames([folder]).scores
 
 
 def test_a_student_learns_twenty_real_records_of_each_task(tmp_path: Path):

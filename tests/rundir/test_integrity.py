@@ -21,7 +21,7 @@ from harness.pipeline.run import run
 from harness.rundir.integrity import find_faults
 from harness.rundir.reader import find_runs
 from harness.rundir.store import is_finished
-from reports.data.frames import load
+from reports.data.frames import load_frames
 from tests.support.runs import FOLDERS, cells, vouch
 
 CELL = "stage_1_tiny_weather/eval/tiny_weather"
@@ -131,7 +131,7 @@ def test_every_kind_of_damage_of_a_finished_run_is_named(aopd: Path, tmp_path: P
             copy, lambda path: list(find_faults(find_runs([path])[0], checkpoint_digests))
         )
         if file not in OTHERS and not file.endswith("checkpoint"):
-            found[f"report: {name}"] = outcome(copy, lambda path: load([path]).faults)
+            found[f"report: {name}"] = outcome(copy, lambda path: load_frames([path]).faults)
         shutil.rmtree(copy)
     silent = [name for name, result in found.items() if result == "silent"]
     tracebacks = [f"{name}: {result}" for name, result in found.items() if result.startswith("traceback")]
@@ -148,7 +148,7 @@ def test_an_undisturbed_run_is_whole_and_so_is_one_that_still_goes_on(aopd: Path
     vouch(copy / "manifest.json")
     shutil.rmtree(copy / FOLDERS[2])
     assert list(find_faults(find_runs([copy])[0], checkpoint_digests)) == []
-    assert load([copy]).faults == ()
+    assert load_frames([copy]).faults == ()
 
 
 def test_cells_swapped_between_two_methods_are_named(aopd: Path, opd: Path, tmp_path: Path):
@@ -156,7 +156,7 @@ def test_cells_swapped_between_two_methods_are_named(aopd: Path, opd: Path, tmp_
     shutil.rmtree(copy / CELL)
     shutil.copytree(opd / CELL, copy / CELL)
     with pytest.raises(RunError, match="names the weights"):
-        load([copy])
+        load_frames([copy])
 
 
 def test_a_damaged_run_is_named_repaired_and_made_whole_by_its_own_command(aopd: Path, micro: Suite, tmp_path: Path):

@@ -25,7 +25,7 @@ from harness.pipeline.run import run
 from harness.rundir.process.progress import Event
 from harness.rundir.stage_folder import StageFolder
 from harness.rundir.training.snapshots import NO_SNAPSHOTS, FileSnapshots
-from reports.data.frames import load
+from reports.data.frames import load_frames
 from reports.document.grids import warnings_grid
 from tests.support.models import ScriptedEngine
 from tests.support.runs import cells, manifest, steps
@@ -162,7 +162,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_weights_before_it
     lines = [json.loads(line) for line in (stage / "train" / "steps.jsonl").read_text().splitlines()]
     assert lines[-1] == {"step": 1, "loss": None, "warnings": ["non-finite"]}
     assert lines[0]["loss"] is not None
-    raised = load([tmp_path])
+    raised = load_frames([tmp_path])
     assert [(row.stage, row.step, row.warning) for row in raised.warnings.itertuples()] == [(1, 1, "non-finite")]
     (row,) = warnings_grid(raised).rows
     assert row[-1] == "non-finite: a loss or gradient was not finite: training stopped before the weights changed"

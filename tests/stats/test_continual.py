@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from harness.errors import ConfigError
-from harness.stats.continual import FIGURES, compute_figures, register
+from harness.stats.continual import FIGURES, compute_figures, register_figure
 from harness.stats.score_matrix import ScoreMatrix
 
 # Three stages and one probe. Rows: start, after a, after b, after c.
@@ -134,7 +134,7 @@ def test_a_stage_whose_task_is_not_evaluated_still_counts():
 
 def test_a_name_is_registered_once():
     with pytest.raises(ConfigError, match="there is already a figure 'plasticity'"):
-        register(FIGURES["plasticity"])
+        register_figure(FIGURES["plasticity"])
 
 
 def test_one_stage_gives_nan_where_a_figure_needs_an_earlier_or_later_task():

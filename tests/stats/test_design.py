@@ -14,7 +14,7 @@ from harness.stats.design import (
     Costs,
     Design,
     cheapest_designs,
-    detectable_effect,
+    detectable_difference,
     estimate_components,
     look_levels,
     power_of,
@@ -92,7 +92,7 @@ def test_power_is_that_of_a_paired_t_test_where_seeds_alone_vary(seeds: int):
 @pytest.mark.parametrize(("seeds", "clusters", "answers"), [(3, 160, 1), (5, 150, 4), (10, 60, 4), (10, 160, 1)])
 def test_planned_power_is_the_power_that_studies_have(seeds: int, clusters: int, answers: int):
     design = Design(seeds, clusters, answers)
-    effect = detectable_effect(PILOT, design)
+    effect = detectable_difference(PILOT, design)
     assert power_of(effect, PILOT, design) == pytest.approx(0.8, abs=1e-3)
     found = p_values(simulated(np.random.default_rng(1), PILOT, design, effect, 2000)) < 0.05
     # With three seeds the degrees of freedom themselves are a guess, and the plan is a little optimistic.

@@ -9,7 +9,7 @@ import pytest
 
 from harness.stats.estimates import Estimate, ItemTable
 from harness.stats.intervals import t_interval
-from harness.stats.paired import compare
+from harness.stats.paired import compare_estimates
 
 
 def table(values: np.ndarray, prefix: str = "i", order: list[int] | None = None) -> ItemTable:
@@ -28,13 +28,13 @@ def of_items(*tasks: np.ndarray) -> Estimate:
 
 
 def test_seeds_whose_differences_are_equal_have_the_p_value_of_a_sign_test():
-    found = compare(Estimate(dict.fromkeys(range(3), 0.1)), Estimate({0: 0.3, 1: 0.3, 2: 0.3 - 0.1 + 0.1}))
+    found = compare_estimates(Estimate(dict.fromkeys(range(3), 0.1)), Estimate({0: 0.3, 1: 0.3, 2: 0.3 - 0.1 + 0.1}))
     assert found.seeds.mean == pytest.approx(0.2)
     assert found.p == 0.25
 
 
 def test_a_difference_is_over_the_seeds_that_both_have():
-    found = compare(Estimate({0: 0.1, 1: 0.2, 2: math.nan}), Estimate({1: 0.5, 0: 0.3, 3: 0.9}))
+    found = compare_estimates(Estimate({0: 0.1, 1: 0.2, 2: math.nan}), Estimate({1: 0.5, 0: 0.3, 3: 0.9}))
     assert found.by_seed == pytest.approx({1: 0.3, 0: 0.2})
     assert (found.base, found.other) == pytest.approx((0.15, 0.4))
     assert found.seeds.half_width == pytest.approx(t_interval([0.2, 0.3]).half_width)

@@ -8,8 +8,12 @@ import torch
 from torch import Tensor
 
 from harness.lm.logprobs import Head
+from tests.support.models import rollout
 
 N, H, V, C = 7, 5, 11, 4
+# Of 7 tokens and 11 words: single cells, edges that do not come out even, one side cut, one tile larger than all.
+TILES = [(1, 1), (3, 4), (100, 4), (3, 100), (100, 100)]
+SEQUENCES = [rollout([3, 4, 5], [6, 7, 2]), rollout([8], [9, 2]), rollout([3, 1, 4, 1, 5], [9]), rollout([5, 6], [2])]
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "temperature": {"temperature": 0.7},

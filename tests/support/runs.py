@@ -13,6 +13,7 @@ from harness.config.base import digest
 from harness.config.load import load_suite
 from harness.config.suite import Suite
 from harness.rundir.files import CHECKSUM, SAMPLES, file_digest
+from harness.rundir.process.progress import Event
 from tests.support.models import micro_suite, write_yaml
 
 TASKS = ("tiny_weather", "tiny_currency", "tiny_reminder")
@@ -59,3 +60,15 @@ def vouch(file: Path) -> None:
     if "samples_digest" in content:
         content["samples_digest"] = file_digest(file.with_name(SAMPLES))
     file.write_text(json.dumps({**content, CHECKSUM: digest(content)}))
+
+
+class StoppedError(Exception):
+    """Ends a run from within, as an interruption does."""
+
+
+def stop_at(point: str) -> Callable[[Event], None]:
+    def report(event: Event) -> None:
+        if f"{event.activity} {event.done}" == point:
+            raise StoppedError
+
+    return report

@@ -10,19 +10,20 @@ import torch
 from harness.config.models import Chat, Pretrained
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
-from harness.errors import ModelError
-from harness.lm.checkpoints import Loaded, save
-from harness.lm.logprobs import TeacherRequest
+from harness.errors import ModelError, TrainingError
+from harness.lm.checkpoints import Loaded, save_checkpoint
+from harness.lm.logprobs import TeacherRequest, TeacherScores
 from harness.lm.rollouts import make_batches
 from harness.pipeline.run import run
-from harness.teachers.local import open_local
-from tests.support.models import byte_renderer, qwen3, rollout
+from harness.teachers.local import LocalTeacher, open_local
+from harness.teachers.score_checks import check_scores, refuse_certainty
+from tests.support.models import STOP, FakeTokenizer, byte_renderer, dense_logprobs, local_teacher, qwen3, rollout
 
 
 def saved(folder: Path, rows: int, seed: int) -> Loaded:
     """Save a model whose output layer has some rows, over the bytes' tokenizer, and return it."""
     loaded = Loaded(qwen3(rows, seed=seed, dtype=torch.float32), byte_renderer())
-    save(loaded, folder)
+    save_checkpoint(loaded, folder)
     return loaded
 
 
@@ -35,7 +36,7 @@ def test_padding_rows_of_student_and_teacher_may_differ(
     assert tokens < min(student_rows, teacher_rows)
     student = saved(tmp_path / "student", student_rows, 0)
     own = qwen3(teacher_rows, seed=1, tie=tie, dtype=torch.float32)
-    save(Loaded(own, byte_renderer()), tmp_path / "teacher")
+    save_checkpoint(Loaded(own, byte_renderer()), tmp_path / "teacher")
     spec = Pretrained(kind="pretrained", path=str(tmp_path / "teacher"), chat=Chat(template="chatml"))
     teacher = open_local(spec, tmp_path / "teacher", student, "cpu")
     (batch,) = make_batches([rollout([5, 6, 7], [8, 9, 10])], "token_mean", None)
@@ -70,3 +71,51 @@ def test_a_teacher_that_cannot_read_a_prompt_with_its_response_is_refused_before
     ):
         run(spec)
     assert not (spec.path / "stage_0").exists()
+
+
+@pytest.mark.pitfall(
+    "a teacher with a different vocabulary scores other text than the student wrote",
+    area="lm-eval",
+    guard="`harness/teachers/local.py` refuses such a teacher, and scores the student's exact token ids",
+    evidence="the vocabularies are not compared",
+)
+def test_a_teacher_with_another_vocabulary_is_refused():
+    with pytest.raises(ModelError, match=r"do not share a vocabulary \(25 and 24 tokens\)"):
+        LocalTeacher(qwen3(25), FakeTokenizer(25), FakeTokenizer(24))
+
+
+def test_a_teacher_whose_score_is_not_finite_stops_the_run():
+    model = qwen3()
+    model.lm_head.weight.data[3] = float("nan")
+    (batch,) = make_batches([rollout([1, 2], [4, STOP])], "token_mean", None)
+    scores = LocalTeacher(model, FakeTokenizer(), FakeTokenizer()).score(batch, TeacherRequest(), 1.0)
+    with pytest.raises(TrainingError, match="not finite; check its weights and dtype"):
+        check_scores(scores, batch, TeacherRequest())
+
+
+def test_more_teacher_tokens_than_the_vocabulary_has_are_refused():
+    (batch,) = make_batches([rollout([1, 2], [4, STOP])], "token_mean", None)
+    with pytest.raises(TrainingError, match="top_k is 25, but the teacher's vocabulary has 24 tokens"):
+        local_teacher().score(batch, TeacherRequest(top_k=25), 1.0)
+
+
+def test_a_local_teacher_scores_as_its_dense_distribution_and_takes_no_gradient():
+    teacher = local_teacher()
+    sequence = rollout([1, 2, 3], [4, 5, STOP])
+    (batch,) = make_batches([sequence], "token_mean", None)
+    scores: TeacherScores = teacher.score(batch, TeacherRequest(top_k=4), 0.8)
+    logp = dense_logprobs(teacher.model, sequence.prompt_and_response, 0.8)[2:-1]
+    torch.testing.assert_close(scores.sampled, logp[range(3), sequence.response])
+    torch.testing.assert_close(scores.top_logprobs, logp.topk(4).values)
+    assert not any(p.requires_grad for p in teacher.model.parameters())
+
+
+def test_a_response_that_the_teacher_did_not_score_stops_the_step_and_short_certain_ones_do_not():
+    rollouts = [rollout([1, 2], [4] * 8), rollout([1], [5] * 7), rollout([3], [6, STOP])]
+    (batch,) = make_batches(rollouts, "token_mean", None)
+    scores = torch.full((17,), -1e-7)
+    scores[1:-1] = 0.0  # all but two tokens, among them a whole response of seven, of which a teacher may be certain
+    refuse_certainty([(batch, scores)])
+    scores[0] = 0.0
+    with pytest.raises(TrainingError, match="to all 8 tokens of a response to item item of fake"):
+        refuse_certainty([(batch, scores)])

@@ -25,7 +25,7 @@ from harness.config.models import Scratch
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.errors import HarnessError, TrainingError
-from harness.lm.checkpoints import Loaded, load
+from harness.lm.checkpoints import Loaded, load_checkpoint
 from harness.lm.logprobs import TeacherRequest
 from harness.lm.rollouts import Example
 from harness.lmeval.library import TaskLibrary
@@ -57,7 +57,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Suite:
 
 @pytest.fixture(scope="module")
 def student(suite: Suite, library: TaskLibrary) -> Loaded:
-    return load(checkpoint_of(suite.student, 0, library), suite.student, "cpu")
+    return load_checkpoint(checkpoint_of(suite.student, 0, library), suite.student, "cpu")
 
 
 @pytest.fixture(scope="module")

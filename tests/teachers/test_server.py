@@ -19,7 +19,7 @@ import torch
 from harness.config.models import Scratch
 from harness.config.suite import Suite
 from harness.errors import ConfigError, HarnessError, ModelError, TrainingError
-from harness.lm.checkpoints import Loaded, load
+from harness.lm.checkpoints import Loaded, load_checkpoint
 from harness.lm.logprobs import TeacherRequest
 from harness.teachers.local import LocalTeacher, open_local
 from harness.teachers.score_checks import ask
@@ -35,7 +35,7 @@ REQUEST = TeacherRequest(top_k=K)
 
 @pytest.fixture(scope="module")
 def student(micro: Suite, student_folder: Path) -> Loaded:
-    return load(student_folder, micro.student, "cpu")
+    return load_checkpoint(student_folder, micro.student, "cpu")
 
 
 @pytest.fixture(scope="module")

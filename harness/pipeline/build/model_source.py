@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import snapshot_download
 
 from harness.config.models import Model, Pretrained
-from harness.errors import ConfigError, ModelError
+from harness.errors import ConfigError, HarnessError, ModelError
 from harness.lm.chat import Renderer
 from harness.lm.checkpoints import OWN_CODE, context_of, load_renderer
 from harness.lmeval.library import TaskLibrary
@@ -48,6 +48,14 @@ def tokenizer_without_writing(spec: Model, tasks: dict[str, Task], library: Task
             raise ConfigError(f"{spec.path} is not a local folder; the run itself will download and check it")
         return load_renderer(Path(spec.path), spec), context_of(Path(spec.path))
     return Renderer(train_tokenizer(spec, training_texts(spec, library, tasks)), spec.chat), spec.architecture.context
+
+
+def tokenizer_or_reason(spec: Model, tasks: dict[str, Task], library: TaskLibrary) -> tuple[Renderer, int] | str:
+    """Return what `tokenizer_without_writing` does, or why the tokenizer is not here."""
+    try:
+        return tokenizer_without_writing(spec, tasks, library)
+    except (HarnessError, OSError) as error:
+        return str(error)
 
 
 def resolve_device(device: str) -> str:

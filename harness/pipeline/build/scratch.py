@@ -22,7 +22,7 @@ from harness.config.base import digest
 from harness.config.models import Architecture, Scratch
 from harness.config.training import Optimizer
 from harness.lm.chat import Renderer
-from harness.lm.checkpoints import Loaded, save
+from harness.lm.checkpoints import Loaded, save_checkpoint
 from harness.lm.logprobs import StudentForward
 from harness.lm.optimiser import Updater
 from harness.lm.precision import autocast, suit_attention
@@ -88,7 +88,7 @@ def _build(
     limits = spec.warmup.strengths[spec.strength].items
     examples = {name: library.load(name).training_examples(renderer, limits.get(name)) for name in spec.warmup.mixture}
     _warm_up(model.to(device), spec, examples, seed, progress)
-    save(Loaded(model.cpu(), renderer), folder)
+    save_checkpoint(Loaded(model.cpu(), renderer), folder)
 
 
 def _random_model(shape: Architecture, vocabulary: int, seed: int) -> Qwen3ForCausalLM:

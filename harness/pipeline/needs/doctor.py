@@ -11,12 +11,11 @@ from rich.table import Table
 
 from harness.config.models import Pretrained, Scratch
 from harness.config.run_spec import RunSpec
-from harness.errors import HarnessError
 from harness.evaluation.groups import load_evaluation_plan
 from harness.lm.chat import Renderer
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task
-from harness.pipeline.build.model_source import resolve_device, tokenizer_without_writing
+from harness.pipeline.build.model_source import resolve_device, tokenizer_or_reason
 from harness.pipeline.needs.machine import Finding, free_bytes, look_at_machine
 from harness.pipeline.needs.memory_estimate import config_file, show_bytes
 from harness.pipeline.needs.probe import STEPS, Probe, probe_run
@@ -44,7 +43,8 @@ def examine_suite(console: Console, spec: RunSpec, runs: int, minutes: float) ->
     tasks = evaluated.tasks
     spec = spec.counted(lambda task, limit: len(tasks[task].training_docs(limit)))
     _print_findings(console, f"suite {suite.name}", [*_models(spec), *_licences(tasks)])
-    renderer = _renderer(spec, tasks, library)
+    prompting = tokenizer_or_reason(suite.student, tasks, library)
+    renderer = None if isinstance(prompting, str) else prompting[0]
     estimate = estimate_run(spec, tasks, renderer)
     if isinstance(estimate, str):
         _say(console, f"{estimate}, so memory and disk are not estimated; download it, or give a folder")
@@ -161,13 +161,6 @@ def _licence_of(folder: Path) -> str:
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines()[:60] if file.is_file() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("license:"))
     return next(named, "")
-
-
-def _renderer(spec: RunSpec, tasks: dict[str, Task], library: TaskLibrary) -> Renderer | None:
-    try:
-        return tokenizer_without_writing(spec.suite.student, tasks, library)[0]
-    except (HarnessError, OSError):
-        return None
 
 
 def _print_findings(console: Console, title: str, findings: Iterator[Finding] | list[Finding]) -> None:

@@ -15,6 +15,7 @@ import psutil
 import torch
 
 from harness.pipeline.build.scratch import cache_folder
+from harness.pipeline.needs.memory_estimate import GIB
 
 NEEDED = ("torch", "transformers", "lm_eval", "datasets", "accelerate", "peft")
 EXTRAS = {
@@ -24,7 +25,6 @@ EXTRAS = {
     "trl": ("trl", "adapters of kind trl"),
     "track": ("trackio", "experiment trackers (--track)"),
 }
-GIB = 2**30
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def launched_processes(device: str, train: Train) -> Generator[None]:
         yield
 
 
-def follow() -> None:
+def follow_first_process() -> None:
     """Train every stage that the first process begins, until it ends."""
     launch, number = this_launch(), 1
     while (order := _wait_for(launch, number)) != NO_MORE:

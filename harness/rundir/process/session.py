@@ -32,7 +32,11 @@ def this_session() -> Session:
     """Return this process's session: git commit and uncommitted diff, package versions, hardware, command line."""
     return Session(
         git=_git(Path(__file__).parents[2]),
-        packages={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}, **_optional()},
+        packages={
+            "python": platform.python_version(),
+            **{name: version(name) for name in PACKAGES},
+            **{name: version(name) for name in OPTIONAL if find_spec(name)},
+        },
         hardware=_hardware(),
         command=shlex.join(mask_words([Path(sys.argv[0]).name, *sys.argv[1:]])),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -115,10 +119,6 @@ def _process_peak() -> int:
     with suppress(OSError):  # a container may forbid it: then the peak is that of the process so far
         CLEAR_REFS.write_text("5", encoding="utf-8")
     return found[0]
-
-
-def _optional() -> dict[str, str]:
-    return {name: version(name) for name in OPTIONAL if find_spec(name) is not None}
 
 
 def _hardware() -> dict[str, Any]:

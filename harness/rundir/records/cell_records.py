@@ -16,6 +16,7 @@ PERPLEXITIES = (
     "bits_per_byte",
 )  # a score is the reciprocal of these
 TINY = 1e-6  # rounding of a mean of scores
+WORSE_TEACHER = 0.02  # a share: a teacher that scores so much less than the start is named
 
 
 class Keys(Record):

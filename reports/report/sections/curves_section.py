@@ -11,8 +11,8 @@ import pandas as pd
 from harness.stats.learning.equal_learning import LEAST
 from harness.stats.significance import p_value
 from reports.document.blocks import Grid, Picture, Section, Text
-from reports.document.sentences import format_p, format_percent, format_points
 from reports.figures.draw_curves import draw_curves
+from reports.formatting import format_p, format_percent, format_points
 from reports.report.report_data import ReportData
 
 TITLE = "Retention along learning"

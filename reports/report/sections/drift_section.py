@@ -9,8 +9,8 @@ import pandas as pd
 from harness.rundir.reader import IDENTITY
 from harness.stats.significance import rank_correlation
 from reports.document.blocks import Picture, Section, Text
-from reports.document.sentences import format_decimal
 from reports.figures.draw_drift import DRIFT_TITLE, draw_drift
+from reports.formatting import format_decimal
 from reports.report.report_data import ReportData
 
 CAPTION = (

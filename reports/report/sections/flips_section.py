@@ -6,8 +6,8 @@ import pandas as pd
 
 from reports.data.flips import ADJUSTED, STAGE
 from reports.document.blocks import Folded, Grid, Picture, Section, Text
-from reports.document.sentences import format_interval, format_percent
 from reports.figures.draw_flips import draw_flips
+from reports.formatting import format_interval, format_percent
 from reports.report.report_data import ReportData
 
 CAPTION = (
@@ -62,12 +62,11 @@ def flip_grids(shares: pd.DataFrame) -> list[Grid]:
     grids = []
     for label, cells in shares[shares["kind"] == STAGE].groupby("label", sort=False):
         tasks = list(cells["task"].unique())
-        texts = {(c["after"], c["task"]): _change(c["lost"], c["gained"]) for c in cells.to_dict("records")}
+        texts = {
+            (c["after"], c["task"]): f"−{format_percent(c['lost'])} +{format_percent(c['gained'])}"
+            for c in cells.to_dict("records")
+        }
         stages = sorted(cells["after"].unique())
         rows = [[f"stage {stage}", *(texts.get((stage, task), "–") for task in tasks)] for stage in stages]
         grids.append(Grid(f"Flips, {label}, % of items", ["stage", *tasks], rows))
     return grids
-
-
-def _change(lost: float, gained: float) -> str:
-    return f"−{format_percent(lost)} +{format_percent(gained)}"

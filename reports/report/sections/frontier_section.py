@@ -13,8 +13,8 @@ from harness.stats.learning.matching import MARGIN, MATCHED
 from reports.data.matched_pairs import COMPARED, SINGLE
 from reports.data.tables import figures_by_seed
 from reports.document.blocks import Grid, Picture, Section, Text
-from reports.document.sentences import format_interval, format_percent, format_points
 from reports.figures.draw_frontier import draw_frontier
+from reports.formatting import format_interval, format_percent, format_points
 from reports.report.ends import start_scores
 from reports.report.report_data import ReportData
 from reports.report.teacher_scores import name_worse, teacher_means

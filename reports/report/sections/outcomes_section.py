@@ -7,8 +7,8 @@ import pandas as pd
 from reports.data.flips import HOW_LOST, SINCE_OWN
 from reports.document import grids
 from reports.document.blocks import Folded, Grid, Picture, Section, Text
-from reports.document.sentences import format_percent, format_points
 from reports.figures.draw_flips import draw_outcomes
+from reports.formatting import format_percent, format_points
 from reports.report.report_data import ReportData
 
 CAPTION = (

@@ -13,8 +13,8 @@ from harness.rundir.reader import IDENTITY
 from harness.stats.sampling import mean_ratio
 from reports.data.frames import Frames
 from reports.document.blocks import Picture, Section, Text
-from reports.document.sentences import format_interval, format_percent, format_pull
 from reports.figures.draw_pulls import draw_agreement, draw_pulls
+from reports.formatting import format_interval, format_percent, format_pull
 from reports.report.report_data import ReportData
 
 PULLS = (

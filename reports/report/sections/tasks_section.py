@@ -7,7 +7,7 @@ import pandas as pd
 from harness.rundir.records.cell_records import PERPLEXITIES
 from reports.data.frames import Frames
 from reports.document.blocks import Block, Folded, Grid, Heading, Link, Section, Text
-from reports.document.sentences import format_interval, format_percent
+from reports.formatting import format_interval, format_percent
 from reports.report.items import TaskItems
 from reports.report.report_data import ReportData
 from reports.report.teacher_scores import describe_teacher

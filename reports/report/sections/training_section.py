@@ -11,7 +11,8 @@ from reports.data.frames import ADVANTAGE
 from reports.data.tables import advantage_table
 from reports.document import grids, sentences
 from reports.document.blocks import Folded, Grid, Picture, Section, Text
-from reports.document.sentences import (
+from reports.figures.draw_training import ENTROPY_TITLE, draw_advantage, draw_entropy, draw_training
+from reports.formatting import (
     format_decimal,
     format_interval,
     format_nats,
@@ -19,7 +20,6 @@ from reports.document.sentences import (
     format_points,
     format_pull,
 )
-from reports.figures.draw_training import ENTROPY_TITLE, draw_advantage, draw_entropy, draw_training
 from reports.report.report_data import ReportData
 
 ENTROPY = (

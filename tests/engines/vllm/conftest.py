@@ -11,7 +11,7 @@ import torch
 from harness.config.load import load_suite
 from harness.config.suite import Suite
 from harness.engines.vllm import VLLMEngine
-from harness.lm.checkpoints import Loaded, load, save
+from harness.lm.checkpoints import Loaded, load_checkpoint, save_checkpoint
 from harness.lmeval.library import TaskLibrary
 from harness.pipeline.build.model_source import checkpoint_of
 from tests.support.models import write_yaml
@@ -38,7 +38,7 @@ def engine(student_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ge
 
 @pytest.fixture
 def student(student_folder: Path, micro: Suite) -> Loaded:
-    return load(student_folder, micro.student, "cpu")
+    return load_checkpoint(student_folder, micro.student, "cpu")
 
 
 @pytest.fixture
@@ -48,5 +48,5 @@ def changed(student: Loaded, tmp_path: Path) -> Path:
     with torch.no_grad():
         for parameter in student.model.parameters():
             parameter += 0.3 * parameter.std() * torch.randn(parameter.shape, generator=generator)
-    save(student, tmp_path / "changed")
+    save_checkpoint(student, tmp_path / "changed")
     return tmp_path / "changed"

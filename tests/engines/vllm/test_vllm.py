@@ -22,7 +22,7 @@ from harness.engines.student import StudentEngine
 from harness.engines.vllm import VLLMEngine
 from harness.errors import RunError
 from harness.evaluation.cell_cache import SharedCells
-from harness.evaluation.evaluator import evaluate
+from harness.evaluation.evaluator import evaluate_checkpoint
 from harness.lm.checkpoints import Loaded, weights_digest
 from harness.lmeval.library import TaskLibrary
 from tests.support.evaluation import settled
@@ -119,8 +119,8 @@ def test_greedy_answers_are_those_of_transformers_but_for_near_ties(
     engine: VLLMEngine, student_folder: Path, student: Loaded, library: TaskLibrary, tmp_path: Path
 ):
     tasks, settings = settled(library, *TASKS), Evaluation(limit=100)
-    hf = evaluate(subject(student_folder), tasks, library, settings, SharedCells(tmp_path))
-    vllm = evaluate(subject(student_folder, engine), tasks, library, settings, SharedCells(tmp_path))
+    hf = evaluate_checkpoint(subject(student_folder), tasks, library, settings, SharedCells(tmp_path))
+    vllm = evaluate_checkpoint(subject(student_folder, engine), tasks, library, settings, SharedCells(tmp_path))
     apart: dict[str, float] = {}
     for name in TASKS:
         assert hf[name].summary.keys.comparability != vllm[name].summary.keys.comparability
@@ -161,10 +161,12 @@ def test_two_checkpoints_never_share_an_answer(
 ):
     tasks, settings, shared = settled(library, "tiny_weather"), Evaluation(limit=30), SharedCells(tmp_path)
     first, second, again = (
-        evaluate(subject(folder, engine), tasks, library, settings, shared)["tiny_weather"].samples["response"].tolist()
+        evaluate_checkpoint(subject(folder, engine), tasks, library, settings, shared)["tiny_weather"]
+        .samples["response"]
+        .tolist()
         for folder in (student_folder, changed, student_folder)
     )
-    expected = evaluate(subject(changed), tasks, library, settings, SharedCells(tmp_path / "hf"))
+    expected = evaluate_checkpoint(subject(changed), tasks, library, settings, SharedCells(tmp_path / "hf"))
     assert first == again
     assert first != second
     same = sum(a == b for a, b in zip(second, expected["tiny_weather"].samples["response"], strict=True))

@@ -21,8 +21,8 @@ from harness.engines.engine import Sampling
 from harness.engines.vllm import VLLMEngine
 from harness.errors import RunError, TaskError
 from harness.evaluation.cell_cache import SharedCells
-from harness.evaluation.evaluator import ServedCheckpoint, evaluate
-from harness.lm.checkpoints import Loaded, load, weights_digest
+from harness.evaluation.evaluator import ServedCheckpoint, evaluate_checkpoint
+from harness.lm.checkpoints import Loaded, load_checkpoint, weights_digest
 from harness.lmeval.library import TaskLibrary
 from tests.support.evaluation import THINKING, cells, settled
 from tests.support.models import dense_logprobs, write_task, write_yaml
@@ -107,7 +107,7 @@ def test_what_the_old_weights_computed_of_a_prompt_is_forgotten_with_them(
     engine: VLLMEngine, student_folder: Path, student: Loaded, changed: Path, micro: Suite
 ):
     prompt = [5 + number % 40 for number in range(CONTEXT - 64)]
-    models = {student_folder: load(student_folder, micro.student, "cpu").model, changed: student.model}
+    models = {student_folder: load_checkpoint(student_folder, micro.student, "cpu").model, changed: student.model}
     for folder, model in models.items():
         engine.load(folder, weights_digest(folder))
         for _ in range(2):
@@ -144,7 +144,9 @@ def test_vllms_version_is_part_of_what_makes_cells_comparable(
     engine: VLLMEngine, student_folder: Path, library: TaskLibrary, tmp_path: Path
 ):
     tasks = settled(library, "tiny_weather")
-    found = evaluate(subject(student_folder, engine), tasks, library, Evaluation(limit=2), SharedCells(tmp_path))
+    found = evaluate_checkpoint(
+        subject(student_folder, engine), tasks, library, Evaluation(limit=2), SharedCells(tmp_path)
+    )
     fields = found["tiny_weather"].summary.keys.fields
     assert fields["backend"].get("vllm") == version("vllm")
 
@@ -161,7 +163,7 @@ def test_an_engine_with_less_context_than_its_model_refuses_what_it_would_cut(
     small = start(student_folder, tmp_path / "vllm.txt", max_model_len=64)
     tasks = settled(library, "tiny_weather", max_gen_toks=60)
     with pytest.raises(TaskError, match="more than the model's context of 64"):
-        evaluate(subject(student_folder, small), tasks, library, Evaluation(limit=2), SharedCells(tmp_path))
+        evaluate_checkpoint(subject(student_folder, small), tasks, library, Evaluation(limit=2), SharedCells(tmp_path))
     small.close()
 
 

@@ -30,7 +30,7 @@ from reports.compare.comparison import Comparison, Stages
 from reports.compare.render_comparison import latex, latex_table, markdown, markdown_table
 from reports.compare.rows import AVERAGE, comparison_table, comparison_table_by_seed
 from reports.data.csv_text import to_csv_text
-from reports.data.frames import load
+from reports.data.frames import load_frames
 from reports.data.methods import ENTROPY, find_methods
 from reports.data.tables import figures_by_seed, write_tables
 from tests.support.reports.run_factory import PROBES, SCORES, STAGES, write_run
@@ -62,7 +62,9 @@ def two(tmp_path: Path) -> list[Path]:
 def test_rows_are_the_figures_of_the_report(two: list[Path]):
     """Every average is the paired mean of what the report's own figures say of each run."""
     compared = Comparison(find_methods(two))
-    figures = figures_by_seed(load(two).scores).pivot(index="seed", columns=["figure", "adapter"], values="value")
+    figures = figures_by_seed(load_frames(two).scores).pivot(
+        index="seed", columns=["figure", "adapter"], values="value"
+    )
     named: list[tuple[Figure, str]] = [(LEARNING, AVERAGE), (FORGETTING, ""), (BACKWARD, ""), (ACCURACY, AVERAGE)]
     for figure, task in named:
         row = compared.row("aopd", figure, task)
@@ -369,7 +371,7 @@ def test_a_figure_that_is_registered_is_seen_in_value_comparison_claims_and_csv(
         compared="average",
     )
     monkeypatch.setitem(FIGURES, figure.name, figure)
-    frames, methods = load(two), find_methods(two)
+    frames, methods = load_frames(two), find_methods(two)
     values = figures_by_seed(frames.scores).query("figure == 'worst_loss' and adapter == 'aopd'")["value"]
     assert list(values) == pytest.approx([0.5, 0.5, 0.5])
     row = Comparison(methods).row("aopd", figure)

@@ -10,7 +10,7 @@ import pytest
 
 from reports.compare.comparison import Comparison
 from reports.compare.headline import headline, sentences_of
-from reports.data.frames import load
+from reports.data.frames import load_frames
 from reports.data.methods import find_methods
 from tests.support.reports.run_factory import write_run
 
@@ -24,7 +24,7 @@ def write(tmp_path: Path, adapter: str, learned: list[float], kept: list[float],
 
 
 def opening_of(tmp_path: Path) -> list[str]:
-    return [sentence.replace("\u00a0", " ") for sentence in headline(load([tmp_path]))]
+    return [sentence.replace("\u00a0", " ") for sentence in headline(load_frames([tmp_path]))]
 
 
 def test_matched_learning_says_who_forgot_less_in_the_direction_of_the_word(tmp_path: Path):

@@ -12,7 +12,7 @@ from reports.claims.evidence import Evidence
 from reports.claims.judge_claims import judge_claims
 from reports.compare.comparison import Comparison
 from reports.data.calibration import CALIBRATION, calibration, calibration_table
-from reports.data.frames import load
+from reports.data.frames import load_frames
 from reports.data.methods import Method, find_methods
 from tests.support.reports.run_factory import STAGES, write_run
 
@@ -55,7 +55,7 @@ def test_it_stands_next_to_entropy_and_in_comparisons(tmp_path: Path):
     for seed in range(3):
         write(tmp_path, "opd", seed, 0.8, 0.7)
         write(tmp_path, "aopd", seed, 0.9, 0.5 + 0.1 * (seed == 1))
-    frames = load([tmp_path])
+    frames = load_frames([tmp_path])
     means = {row["label"]: row["calibration"].mean for row in calibration_table(frames).to_dict("records")}
     assert means == pytest.approx({"opd": -0.1, "aopd": -1.1 / 3})
     compared = Comparison(find_methods([tmp_path / "tiny/opd", tmp_path / "tiny/aopd"]))

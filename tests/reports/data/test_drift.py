@@ -13,7 +13,7 @@ import pytest
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.pipeline.run import run
-from reports.data.frames import load
+from reports.data.frames import load_frames
 from tests.support.runs import changed_suite
 
 
@@ -27,7 +27,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_drift_has_a_row_per_task_and_one_for_all_after_every_stage(measured: Path):
-    frame = load([measured]).drift
+    frame = load_frames([measured]).drift
     tasks = ["", "tiny_weather", "tiny_currency", "tiny_reminder"]
     assert frame["task"].tolist() == tasks * 3
     assert frame["stage"].tolist() == [0] * 4 + [1] * 4 + [2] * 4
@@ -40,7 +40,7 @@ def test_drift_has_a_row_per_task_and_one_for_all_after_every_stage(measured: Pa
 
 
 def test_noise_is_the_spread_of_the_starts_scores(measured: Path):
-    frame = load([measured]).noise
+    frame = load_frames([measured]).noise
     assert frame["task"].tolist() == ["tiny_weather", "tiny_currency", "tiny_reminder"]
     assert set(frame["profile"]) == {"sampled"}
     folders = ["eval/tiny_weather@sampled", "noise/tiny_weather@sampled/1", "noise/tiny_weather@sampled/2"]
@@ -54,7 +54,7 @@ def test_runs_that_measured_nothing_are_nan(measured: Path, tmp_path: Path):
     for folder in tmp_path.glob("old/stage_*"):
         shutil.rmtree(folder / "drift")
         shutil.rmtree(folder / "noise", ignore_errors=True)
-    frames = load([tmp_path / "old"])
+    frames = load_frames([tmp_path / "old"])
     assert frames.drift["task"].tolist() == [""] * 3
     assert frames.drift["kl_to_start"].isna().all()
     assert frames.noise.empty

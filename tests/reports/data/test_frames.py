@@ -12,7 +12,7 @@ import pytest
 
 from harness.cli.app import main
 from harness.errors import RunError
-from reports.data.frames import find_runs, load
+from reports.data.frames import find_runs, load_frames
 from tests.support.reports.run_factory import HOSTILE, SCORES, write_run
 from tests.support.runs import vouch
 
@@ -63,7 +63,7 @@ def test_runs_of_one_order_with_other_stages_are_refused(tmp_path: Path):
 
 def test_scores_hold_one_row_per_expected_cell(tmp_path: Path):
     write_run(tmp_path, evaluated=4)
-    scores = load([tmp_path]).scores
+    scores = load_frames([tmp_path]).scores
     assert len(scores) == 9
     assert scores["score"].head(4).tolist() == [0.5, 0.1, 0.6, 0.8]
     assert scores["score"].tail(5).isna().all()
@@ -77,7 +77,7 @@ def test_scores_hold_one_row_per_expected_cell(tmp_path: Path):
 
 def test_every_metric_of_a_cell_is_kept_in_long_form(tmp_path: Path):
     write_run(tmp_path)
-    metrics = load([tmp_path]).metrics
+    metrics = load_frames([tmp_path]).metrics
     cell = metrics[(metrics["stage"] == 1) & (metrics["task"] == "tiny_arithmetic")]
     assert dict(zip(cell["metric"], cell["value"], strict=True)) == pytest.approx({"strict": 0.8, "lenient": 0.85})
 
@@ -85,7 +85,7 @@ def test_every_metric_of_a_cell_is_kept_in_long_form(tmp_path: Path):
 def test_steps_of_all_runs_share_an_axis_that_the_longest_run_sets(tmp_path: Path):
     write_run(tmp_path, "opd", steps=3)
     write_run(tmp_path, "aopd", steps=4)
-    steps = load([tmp_path]).steps
+    steps = load_frames([tmp_path]).steps
     firsts = steps[steps["step"] == 0].groupby(["adapter", "stage"])["global_step"].first()
     assert firsts.to_dict() == {("aopd", 1): 0, ("aopd", 2): 4, ("opd", 1): 0, ("opd", 2): 4}
     assert steps["seconds_generate"].sum() == pytest.approx(0.25 * 14)
@@ -93,34 +93,34 @@ def test_steps_of_all_runs_share_an_axis_that_the_longest_run_sets(tmp_path: Pat
 
 def test_what_an_adapter_does_not_log_is_nan_and_the_control_has_no_steps(tmp_path: Path):
     write_run(tmp_path, "none")
-    assert load([tmp_path]).steps.empty
+    assert load_frames([tmp_path]).steps.empty
     write_run(tmp_path, "sft")
-    steps = load([tmp_path]).steps
+    steps = load_frames([tmp_path]).steps
     assert set(steps["adapter"]) == {"sft"}
     assert steps[["advantage_mean", "advantage_q05", "routed_fkl"]].isna().all(axis=None)
 
 
 def test_warnings_are_rows_and_old_logs_have_none(tmp_path: Path):
     log = write_run(tmp_path) / "stage_2_tiny_weather" / "train" / "steps.jsonl"
-    assert load([tmp_path]).warnings.empty
+    assert load_frames([tmp_path]).warnings.empty
     log.write_text(log.read_text() + json.dumps({"step": 4, "warnings": ["a", "b"]}) + "\n")
-    raised = load([tmp_path]).warnings
+    raised = load_frames([tmp_path]).warnings
     assert raised[["stage", "step", "warning"]].to_numpy().tolist() == [[2, 4, "a"], [2, 4, "b"]]
 
 
 def test_a_half_written_last_line_waits_and_a_broken_one_before_it_is_an_error(tmp_path: Path):
     log = write_run(tmp_path) / "stage_1_tiny_arithmetic" / "train" / "steps.jsonl"
     log.write_text(log.read_text() + '{"step": 4, "lo')
-    assert len(load([tmp_path]).steps) == 8
+    assert len(load_frames([tmp_path]).steps) == 8
     log.write_text(log.read_text() + '\n{"step": 5}\n')
     with pytest.raises(RunError, match="line 5 is not valid JSON"):
-        _ = load([tmp_path]).steps
+        _ = load_frames([tmp_path]).steps
 
 
 def test_a_step_that_was_done_again_counts_once(tmp_path: Path):
     log = write_run(tmp_path) / "stage_1_tiny_arithmetic" / "train" / "steps.jsonl"
     log.write_text(log.read_text() + json.dumps({"step": 3, "entropy": 9.0}) + "\n")
-    steps = load([tmp_path]).steps
+    steps = load_frames([tmp_path]).steps
     again = steps[(steps["stage"] == 1) & (steps["step"] == 3)]
     assert again["entropy"].tolist() == [9.0]
 
@@ -129,7 +129,7 @@ def test_cells_that_are_not_comparable_are_refused(tmp_path: Path):
     write_run(tmp_path, "opd")
     write_run(tmp_path, "aopd", comparability="c1")
     with pytest.raises(RunError, match=r"opd seed 0 after stage 0 \(n = 10, key c0\) and aopd .*key c1"):
-        _ = load([tmp_path]).scores
+        _ = load_frames([tmp_path]).scores
 
 
 def change_keys(run: Path, **fields) -> None:
@@ -146,7 +146,7 @@ def test_a_refusal_names_the_fields_that_differ_and_the_command_that_mends_it(tm
     change_keys(one, settings=settings, versions={"torch": "2.13.0"}, grading="g1")
     change_keys(other, settings={**settings, "max_gen_toks": 9}, versions={"torch": "2.14.0"}, grading="g1")
     with pytest.raises(RunError) as error:
-        _ = load([tmp_path]).scores
+        _ = load_frames([tmp_path]).scores
     assert str(error.value).endswith(
         f"settings.max_gen_toks (24 and 9), versions.torch (2.13.0 and 2.14.0) differ; remove {one}/stage_*/eval "
         f"{other}/stage_*/eval and evaluate them again with the same settings: harness run tiny --adapter opd --seed 0 && "
@@ -155,7 +155,7 @@ def test_a_refusal_names_the_fields_that_differ_and_the_command_that_mends_it(tm
     )
     change_keys(other, settings=settings, versions={"torch": "2.13.0"}, grading="g2")
     with pytest.raises(RunError) as error:
-        _ = load([tmp_path]).scores
+        _ = load_frames([tmp_path]).scores
     assert str(error.value).endswith(
         f"grading (g1 and g2) differs; grade both with today's grader: harness regrade {one} {other}"
     )
@@ -177,7 +177,7 @@ def test_runs_that_are_configured_to_evaluate_otherwise_are_told_of_their_checkp
             run, config=config, command="harness sweep my/tiny.yaml --seed 0", start_checkpoint=f"/at/{run.name}"
         )
     with pytest.raises(RunError) as error:
-        _ = load([tmp_path]).scores
+        _ = load_frames([tmp_path]).scores
     assert str(error.value).endswith(
         "in one matrix: harness evaluate --suite my/tiny.yaml --checkpoints "
         f"{one}/stage_2_tiny_weather/train/checkpoint /at/seed0"
@@ -191,7 +191,7 @@ def refusal_at(folder: Path, **changes) -> str:
     for run in (one, other):
         change_manifest(run, **changes)
     with pytest.raises(RunError) as error:
-        _ = load([folder]).scores
+        _ = load_frames([folder]).scores
     return str(error.value)
 
 
@@ -204,10 +204,10 @@ def test_what_a_refusal_says_to_do_can_be_pasted_where_a_folder_has_a_space(tmp_
     change_manifest(one, config={"evaluation": {"limit": 3}})
     last = "stage_2_tiny_weather/train/checkpoint"
     with pytest.raises(RunError, match=rf"--suite 'my suite.yaml' --checkpoints '{one}/{last}' '{other}/{last}'$"):
-        _ = load([folder]).scores
+        _ = load_frames([folder]).scores
     change_keys(other, settings={"max_gen_toks": 24})
     with pytest.raises(RunError, match=rf"harness regrade '{one}' '{other}' --grader sdft$"):
-        load([one, other], "sdft")
+        load_frames([one, other], "sdft")
 
 
 def test_a_command_that_no_shell_could_read_is_no_reason_to_fail(tmp_path: Path):
@@ -240,14 +240,14 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 @pytest.mark.slow
 def test_what_a_refusal_says_to_do_mends_it(damaged: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(RunError) as error:
-        _ = load([damaged / "micro"]).scores
+        _ = load_frames([damaged / "micro"]).scores
     removed, commands = str(error.value).split("remove ")[1].split(" and evaluate them again with the same settings: ")
     for pattern in removed.split():
         for folder in damaged.glob(str(Path(pattern).relative_to(damaged))):
             shutil.rmtree(folder)
     for line in commands.split(" && "):
         command(monkeypatch, *shlex.split(line)[1:])
-    assert load([damaged / "micro"]).scores["score"].notna().all()
+    assert load_frames([damaged / "micro"]).scores["score"].notna().all()
 
 
 @pytest.mark.slow
@@ -256,7 +256,7 @@ def test_the_named_checkpoints_are_evaluated_in_one_matrix(damaged: Path, monkey
     for file in damaged.glob("micro/sft/default/seed0/stage_[12]*/eval/*/results.json"):
         file.unlink()
     with pytest.raises(RunError) as error:
-        _ = load([damaged / "micro"]).scores
+        _ = load_frames([damaged / "micro"]).scores
     line = str(error.value).split("in one matrix: ")[1]
     command(monkeypatch, *shlex.split(line)[1:], "--out", str(damaged))
     # The start is the checkpoint of both: sft lacks the cells of its stages, and the control trains nothing.
@@ -266,22 +266,22 @@ def test_the_named_checkpoints_are_evaluated_in_one_matrix(damaged: Path, monkey
 
 def test_labels_say_what_differs_between_runs(tmp_path: Path):
     write_run(tmp_path)
-    assert load([tmp_path]).labels == ["aopd"]
+    assert load_frames([tmp_path]).labels == ["aopd"]
     write_run(tmp_path, order="reversed", stages=("tiny_weather", "tiny_arithmetic"), start=None)
-    assert load([tmp_path]).labels == ["aopd, default, weak", "aopd, reversed, -"]
+    assert load_frames([tmp_path]).labels == ["aopd, default, weak", "aopd, reversed, -"]
 
 
 def test_samples_are_read_per_task_with_their_run_and_stage(tmp_path: Path):
     write_run(tmp_path)
-    samples = load([tmp_path]).samples("tiny_weather")
+    samples = load_frames([tmp_path]).samples("tiny_weather")
     assert samples.groupby("stage")["score"].mean().tolist() == pytest.approx([row[1] for row in SCORES])
     assert samples["response"].unique().tolist() == [HOSTILE]
     with pytest.raises(RunError, match="No stored answers on 'absent'"):
-        load([tmp_path]).samples("absent")
+        load_frames([tmp_path]).samples("absent")
 
 
 def test_a_start_without_a_name_does_not_drop_the_run(tmp_path: Path):
     write_run(tmp_path, start=None)
-    scores = load([tmp_path]).scores
+    scores = load_frames([tmp_path]).scores
     assert len(scores.groupby("start")) == 1
     assert not math.isnan(scores["score"].iloc[0])

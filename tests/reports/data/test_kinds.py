@@ -9,7 +9,7 @@ import pytest
 
 from reports.compare.comparison import Comparison
 from reports.compare.headline import headline
-from reports.data.frames import load
+from reports.data.frames import load_frames
 from reports.data.matched_pairs import matched
 from reports.data.methods import ENTROPY, find_methods
 from reports.figures import style
@@ -55,7 +55,7 @@ def test_order_reference_and_colours_follow_the_kinds_whatever_the_entries_are_c
     for entry, kind in zip(names, KINDS, strict=True):
         for seed in (0, 1):
             write_run(tmp_path, entry, seed, kind=kind)
-    frames = load([tmp_path])
+    frames = load_frames([tmp_path])
     entry_of = dict(zip(KINDS, names, strict=True))
     shown = list(dict.fromkeys(run.adapter for run in frames.runs))
     assert shown[:3] == [entry_of["sft"], entry_of["opd"], entry_of["aopd"]]

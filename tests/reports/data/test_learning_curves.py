@@ -15,7 +15,7 @@ from harness.stats.learning.equal_learning import NO_COMMON_LEARNING
 from reports.compare.comparison import Comparison
 from reports.compare.render_comparison import markdown
 from reports.compare.rows import AVERAGE
-from reports.data.frames import load
+from reports.data.frames import load_frames
 from reports.data.learning_curves import (
     KEPT,
     OTHER_ITEMS,
@@ -68,7 +68,7 @@ def kept(pair: StagePair | None) -> Estimate:
 
 
 def test_differences_are_of_each_stage_and_of_those_that_are_comparable(runs: Path):
-    table = equal_learning_table(load([runs]))
+    table = equal_learning_table(load_frames([runs]))
     assert list(table["label"] + " " + table["against"]) == ["aopd opd"] * 3
     assert list(table["stage"]) == [0, 1, 2]
     assert list(table["obstacle"]) == ["", "", NO_COMMON_LEARNING]
@@ -97,7 +97,7 @@ def test_a_comparison_has_a_row_over_stages_and_one_for_each(runs: Path):
 def test_curves_on_different_items_are_not_compared(runs: Path):
     run = runs / "tiny/aopd/default/seed0"
     write_curves(run, 1, {STAGES[0]: FAST, PROBES[0]: [0.8, 0.7, 0.6]}, items=10)
-    table = equal_learning_table(load([runs]))
+    table = equal_learning_table(load_frames([runs]))
     assert table.set_index("stage").loc[1, "obstacle"] == OTHER_ITEMS
 
 
@@ -105,7 +105,7 @@ def test_seeds_that_start_from_other_weights_are_not_paired(tmp_path: Path):
     for adapter, weights in (("opd", "one"), ("aopd", "other")):
         for seed in range(3):
             write_curves(write_run(tmp_path, adapter, seed, weights=weights), 1, {STAGES[0]: FAST, PROBES[0]: FAST})
-    assert list(equal_learning_table(load([tmp_path]))["obstacle"]) == [OTHER_STARTS]
+    assert list(equal_learning_table(load_frames([tmp_path]))["obstacle"]) == [OTHER_STARTS]
     compared = Comparison(find_methods([tmp_path / "tiny/opd", tmp_path / "tiny/aopd"]))
     assert not any(row.judged for row in compared.rows if row.quantity is KEPT)
 
@@ -134,7 +134,7 @@ def test_a_study_compares_every_pair_that_it_names_from_each_start(tmp_path: Pat
 
 def test_without_curves_there_is_no_section_and_a_reason(tmp_path: Path):
     paths = [write_run(tmp_path, adapter) for adapter in ("opd", "aopd")]
-    assert curves_section.make_section(ReportData(load(paths))) is None
+    assert curves_section.make_section(ReportData(load_frames(paths))) is None
     opd, aopd = find_methods(paths)
     assert at_equal_learning_of(opd, aopd) is None
 
@@ -146,7 +146,7 @@ def test_one_task_is_compared_alone(runs: Path):
 
 
 def test_the_figure_has_a_panel_per_stage_with_a_line_per_seed_and_their_mean(runs: Path):
-    points = curve_frame(load([runs]))
+    points = curve_frame(load_frames([runs]))
     assert set(points["label"]) == {"opd", "aopd"}
     figure = draw_curves(points)
     assert len(figure.axes) == len(STAGES)

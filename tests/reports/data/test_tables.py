@@ -10,7 +10,7 @@ from scipy import stats
 
 from harness.stats.continual import FIGURES
 from reports.data import tables
-from reports.data.frames import Frames, load
+from reports.data.frames import Frames, load_frames
 from reports.document import grids
 from reports.report.report_data import ReportData
 from reports.report.sections import cost_section
@@ -23,7 +23,7 @@ OTHER = [[0.50, 0.10, 0.60], [0.60, 0.20, 0.50], [0.50, 0.70, 0.60]]
 def frames(tmp_path: Path) -> Frames:
     write_run(tmp_path, seed=0)
     write_run(tmp_path, seed=1, scores=OTHER)
-    return load([tmp_path])
+    return load_frames([tmp_path])
 
 
 def test_the_t_interval_is_scipys():
@@ -120,7 +120,7 @@ def test_peak_memory_is_the_highest_of_all_sessions_and_runs(tmp_path: Path):
     found = json.loads(run.read_text())
     resumed = {"peak_memory": {"of": "process", "train": 5 * 2**30}}
     run.write_text(json.dumps({**found, "sessions": [*found["sessions"], resumed]}))
-    frames = load([tmp_path])
+    frames = load_frames([tmp_path])
     peaks = tables.cost_table(frames).set_index("label")[["memory_train", "memory_evaluate"]]
     assert (peaks / 2**30).T.to_dict("list") == {"opd": [5.0, 1.5], "aopd": [1.0, 1.5]}
     grid = grids.cost_grid(frames)
@@ -131,7 +131,7 @@ def test_peak_memory_is_the_highest_of_all_sessions_and_runs(tmp_path: Path):
 def test_runs_that_noted_no_memory_have_a_dash_and_the_section_says_so(tmp_path: Path):
     path = write_run(tmp_path, "opd") / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "sessions": []}))
-    report_data = ReportData(load([tmp_path]), ())
+    report_data = ReportData(load_frames([tmp_path]), ())
     assert grids.cost_grid(report_data.frames).rows[0][4:6] == ["–", "–"]
     assert "not recorded by every run" in str(cost_section.make_section(report_data).blocks[-1])
 
@@ -139,7 +139,7 @@ def test_runs_that_noted_no_memory_have_a_dash_and_the_section_says_so(tmp_path:
 def test_intransigence_is_measured_against_the_joint_run_of_the_same_seed(tmp_path: Path):
     write_run(tmp_path)
     write_run(tmp_path, scores=[[0.5, 0.1, 0.6], [0.9, 1.0, 0.5]], order="joint", joint=True)
-    values = tables.figures_by_seed(load([tmp_path]).scores).set_index(["order", "figure"])["value"]
+    values = tables.figures_by_seed(load_frames([tmp_path]).scores).set_index(["order", "figure"])["value"]
     # R* = (0.9, 1.0) against R[j][j] = (0.8, 0.9)
     assert values["default", "intransigence"] == pytest.approx(0.1)
     assert pd.isna(values["joint", "intransigence"])
@@ -148,6 +148,6 @@ def test_intransigence_is_measured_against_the_joint_run_of_the_same_seed(tmp_pa
 
 def test_an_unfinished_run_has_no_end_figures_and_no_end_outcomes(tmp_path: Path):
     write_run(tmp_path, evaluated=5)
-    scores = load([tmp_path]).scores
+    scores = load_frames([tmp_path]).scores
     assert tables.figures_by_seed(scores).set_index("figure")["value"].isna().loc["average_accuracy"]
     assert set(tables.outcomes_table(scores)["when"]) == {"start"}

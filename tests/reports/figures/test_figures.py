@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from harness.errors import RunError
-from reports.data.frames import Frames, load
+from reports.data.frames import Frames, load_frames
 from reports.figures import curves as lines
 from reports.figures import draw_scores, draw_training, style
+from reports.formatting import shorten_names
 from tests.support.reports.run_factory import write_run
 
 OTHER = [[0.50, 0.10, 0.60], [0.60, 0.20, 0.50], [0.50, 0.70, 0.60]]
@@ -21,7 +22,7 @@ def frames(tmp_path: Path) -> Frames:
     for adapter in ("opd", "aopd"):
         write_run(tmp_path, adapter, seed=0)
         write_run(tmp_path, adapter, seed=1, scores=OTHER)
-    return load([tmp_path])
+    return load_frames([tmp_path])
 
 
 def texts(figure: Figure, axes: int) -> list[str]:
@@ -50,7 +51,7 @@ def test_the_heatmap_frames_the_stages_own_tasks(frames: Frames):
 
 def test_a_cell_that_is_missing_says_so(tmp_path: Path):
     write_run(tmp_path, evaluated=8)
-    figure = draw_scores.draw_retention(load([tmp_path]).scores)
+    figure = draw_scores.draw_retention(load_frames([tmp_path]).scores)
     assert texts(figure, 0) == ["50", "10", "60", "80", "20", "50", "30", "90", "not yet"]
 
 
@@ -90,7 +91,7 @@ def test_smoothing_stays_within_a_stage(frames: Frames):
 def test_without_any_entropy_the_figure_is_refused(tmp_path: Path):
     write_run(tmp_path, "none")
     with pytest.raises(RunError, match="No training step has an entropy yet"):
-        draw_training.draw_entropy(load([tmp_path]).steps)
+        draw_training.draw_entropy(load_frames([tmp_path]).steps)
 
 
 def test_an_adapter_keeps_its_colour_whatever_else_is_drawn():
@@ -105,14 +106,14 @@ def test_an_entry_named_after_a_known_adapter_shares_its_colour_with_other_dashe
     colours = style.colours(["opd", "opd_replay", "mine_replay"])
     assert colours["opd_replay"] == colours["opd"] == style.KNOWN["opd"]
     assert colours["mine_replay"] != colours["opd"]
-    looks = lines.looks_of(load([tmp_path]).steps)
+    looks = lines.looks_of(load_frames([tmp_path]).steps)
     assert looks["opd"]["linestyle"] != looks["opd_replay"]["linestyle"]
 
 
 def test_orders_are_told_apart_and_stages_numbered(tmp_path: Path):
     write_run(tmp_path)
     write_run(tmp_path, order="reversed", stages=("tiny_weather", "tiny_arithmetic"))
-    frames = load([tmp_path])
+    frames = load_frames([tmp_path])
     axes = draw_scores.draw_forgetting(frames.scores).axes[0]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["start", "1", "2"]
     assert len({line.get_linestyle() for line in axes.lines}) == 2
@@ -121,7 +122,7 @@ def test_orders_are_told_apart_and_stages_numbered(tmp_path: Path):
 
 def test_saved_figures_are_the_same_bytes_each_time(frames: Frames, tmp_path: Path):
     for name in ("a", "b"):
-        style.save(draw_scores.draw_learning(frames.scores), tmp_path / name)
+        style.save_figure(draw_scores.draw_learning(frames.scores), tmp_path / name)
     for suffix in (".png", ".svg"):
         assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
     assert b"<dc:date>" not in (tmp_path / "a.svg").read_bytes()
@@ -136,12 +137,12 @@ def test_saved_figures_are_the_same_bytes_each_time(frames: Frames, tmp_path: Pa
         (["math", "mathematics"], ["math", "mathematics"]),
     ],
 )
-def test_short_names_drop_only_a_whole_shared_word(tasks: list[str], expected: list[str]):
-    assert list(style.short_names(tasks).values()) == expected
+def test_shortened_names_drop_only_a_whole_shared_word(tasks: list[str], expected: list[str]):
+    assert list(shorten_names(tasks).values()) == expected
 
 
 def test_a_single_task_still_has_a_visible_cell(tmp_path: Path):
     write_run(tmp_path, scores=[[0.2], [0.1]], stages=("gsm8k",), probes=())
-    mesh = draw_scores.draw_retention(load([tmp_path]).scores).axes[0].collections[0]
+    mesh = draw_scores.draw_retention(load_frames([tmp_path]).scores).axes[0].collections[0]
     corners = mesh.get_paths()[0].vertices
     assert np.ptp(np.asarray(corners), axis=0).tolist() == [1.0, 1.0]

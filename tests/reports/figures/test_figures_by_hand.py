@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from benchmarks.report_runs import STAGES, Scale, write_runs
-from reports.data.frames import load
+from reports.data.frames import load_frames
 from tests.reports.report.by_hand import Runs, figure_by_seed, read_runs
 from tests.reports.report.by_hand_pairs import drops
 from tests.reports.report.by_hand_tables import shares
@@ -26,7 +26,7 @@ ADAPTERS = ("opd", "aopd", "gkd")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     """Three methods, two seeds, two stages: their files and their figures."""
     root = write_runs(tmp_path_factory.mktemp("runs"), Scale(ADAPTERS, 2, STAGES[:2], ("probe",), 29, 7, 3, 3, 3))
-    return read_runs(root), drawn(load([root]))
+    return read_runs(root), drawn(load_frames([root]))
 
 
 def panel(figure: Figure, title: str) -> Axes:

@@ -10,7 +10,7 @@ import pytest
 from matplotlib import colormaps
 from matplotlib.patches import Rectangle
 
-from reports.data.frames import load
+from reports.data.frames import load_frames
 from reports.document.blocks import Picture
 from reports.figures import style
 from reports.figures.draw_flips import draw_outcomes
@@ -30,7 +30,7 @@ def report_data(tmp_path_factory: pytest.TempPathFactory) -> ReportData:
     for adapter in ("opd", "aopd"):
         for seed in (0, 1):
             write_run(root, adapter, seed, logged=TAUGHT | QUANTILES)
-    return ReportData(load([root]), ())
+    return ReportData(load_frames([root]), ())
 
 
 def test_no_text_leaves_its_figure(report_data: ReportData):
@@ -68,18 +68,18 @@ def test_the_tails_of_the_advantage_are_told_in_numbers(report_data: ReportData,
     (sentence,) = read_tails(report_data)
     assert "opd −9.00 and +0.60 nats, a ratio of 15.00; aopd −9.00 and +0.60 nats" in sentence
     write_run(tmp_path, "opd")  # a step log without the outer quantiles
-    assert read_tails(ReportData(load([tmp_path]), ())) == []
+    assert read_tails(ReportData(load_frames([tmp_path]), ())) == []
 
 
 def test_a_configuration_that_differs_by_adapter_and_seed_alone_is_shown_once(tmp_path: Path):
     for adapter, seed in (("opd", 0), ("opd", 1), ("aopd", 0)):
         _configure(write_run(tmp_path, adapter, seed), {"adapter": {"adapter": adapter}, "seed": seed, "steps": 5})
-    found = configurations(load([tmp_path]))
+    found = configurations(load_frames([tmp_path]))
     assert list(found) == ["Configuration of the suite, adapter and seed aside", "Adapter opd", "Adapter aopd"]
     assert json.loads(found["Configuration of the suite, adapter and seed aside"]) == {"steps": 5}
     assert json.loads(found["Adapter aopd"])["entry"] == {"adapter": "aopd"}
     _configure(write_run(tmp_path, "aopd", 1), {"adapter": {"adapter": "aopd"}, "seed": 1, "steps": 6})
-    found = configurations(load([tmp_path]))
+    found = configurations(load_frames([tmp_path]))
     assert [title.partition(": ")[2] for title in found][:2] == [
         "opd, seed 0; opd, seed 1; aopd, seed 0",
         "aopd, seed 1",

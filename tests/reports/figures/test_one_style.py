@@ -14,7 +14,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from benchmarks.report_runs import STAGES, Scale, write_runs
-from reports.data.frames import Frames, load
+from reports.data.frames import Frames, load_frames
 from reports.figures import style
 from tests.support.reports.drawn_figures import drawn
 
@@ -38,7 +38,7 @@ def report(
 ) -> tuple[Frames, dict[str, Figure]]:
     """A report's frames and figures: of as many methods as there are colours, and of more."""
     scale = Scale(request.param, 2 if len(request.param) < 9 else 1, STAGES[:2], (), 9, 6, 3, 3, 2)
-    frames = load([write_runs(tmp_path_factory.mktemp("runs"), scale)])
+    frames = load_frames([write_runs(tmp_path_factory.mktemp("runs"), scale)])
     return frames, drawn(frames)
 
 
@@ -102,7 +102,7 @@ def in_oklab(rgb: np.ndarray) -> np.ndarray:
 
 def test_every_figure_is_saved_as_raster_and_vector(report: tuple[Frames, dict[str, Figure]], tmp_path: Path):
     for name, figure in list(report[1].items())[:2]:
-        style.save(figure, tmp_path / name)
+        style.save_figure(figure, tmp_path / name)
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert b"<svg" in (tmp_path / f"{name}.svg").read_bytes()
 

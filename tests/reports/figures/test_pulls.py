@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from harness.errors import RunError
-from reports.data.frames import Frames, load
+from reports.data.frames import Frames, load_frames
 from reports.figures import style
 from reports.figures.draw_pulls import draw_agreement, draw_pulls
 from reports.report.sections.pulls_section import read_agreement, read_pulls
@@ -21,7 +21,7 @@ def frames(tmp_path: Path) -> Frames:
     write_run(tmp_path, "opd", logged=TAUGHT)
     write_run(tmp_path, "opd_replay", logged=TAUGHT | {"pull_up": 0.03})
     write_run(tmp_path, "aopd", logged=TAUGHT | {"pull_down": 0.04, "top_k": 32, "overlap": 0.5})
-    return load([tmp_path])
+    return load_frames([tmp_path])
 
 
 def levels(axes) -> dict[str, tuple[str, float]]:
@@ -70,18 +70,18 @@ def test_the_numbers_are_told_per_method_and_methods_without_any_left_out(frames
 def test_starts_have_panels_of_their_own(tmp_path: Path):
     write_run(tmp_path, "opd", logged=TAUGHT)
     write_run(tmp_path, "opd", suite="tiny-strong", start="strong", logged=TAUGHT)
-    titles = [axes.get_title(loc="left") for axes in draw_pulls(load([tmp_path]).steps).axes]
+    titles = [axes.get_title(loc="left") for axes in draw_pulls(load_frames([tmp_path]).steps).axes]
     assert [title for title in titles if title] == ["tiny, default, weak", "tiny-strong, default, strong"]
 
 
 def test_a_method_that_never_pulls_up_has_no_ratio(tmp_path: Path):
     write_run(tmp_path, "opd", logged=TAUGHT | {"pull_up": 0.0})
-    assert read_pulls(load([tmp_path])).endswith("0.0000 up and 0.0100 down, ratio –.")
+    assert read_pulls(load_frames([tmp_path])).endswith("0.0000 up and 0.0100 down, ratio –.")
 
 
 def test_step_logs_without_pulls_are_refused(tmp_path: Path):
     write_run(tmp_path, "opd")
-    steps = load([tmp_path]).steps
+    steps = load_frames([tmp_path]).steps
     for draw in (draw_pulls, draw_agreement):
         with pytest.raises(RunError, match="No training step has noted"):
             draw(steps)

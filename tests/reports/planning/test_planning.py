@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from harness.cli.app import app
 from harness.errors import ConfigError
 from harness.rundir.files import read_results, write_cell
-from harness.stats.design import Components, Design, detectable_effect
+from harness.stats.design import Components, Design, detectable_difference
 from harness.stats.estimates import Estimate, ItemTable
 from reports.claims.claim_file import ClaimEntry
 from reports.data.methods import find_methods
@@ -91,7 +91,7 @@ def test_a_plan_is_what_the_statistics_say():
     subject = next(iter(plan_from_priors([(LEARNED, "")], 200, {"default": 1})))
     assert isinstance(subject, Planning)
     plan = plan_claim(subject, 3, 3, 1)
-    assert plan.detectable == pytest.approx(100 * detectable_effect(subject.components, Design(3, 200)))
+    assert plan.detectable == pytest.approx(100 * detectable_difference(subject.components, Design(3, 200)))
     assert not plan.resolved
     assert "cannot be resolved" in plan.sentence
     large = plan_claim(subject, 1.01 * plan.detectable, 3, 1)

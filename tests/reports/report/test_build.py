@@ -14,7 +14,7 @@ from rich.console import Console
 
 from adapters.loop.guards import NOT_FINITE, SIGNS
 from harness.rundir.records.overlap_record import Overlap, OverlapRow
-from reports.data.frames import load
+from reports.data.frames import load_frames
 from reports.document import sentences
 from reports.document.rendering import escape_markdown
 from reports.report import build
@@ -182,7 +182,7 @@ def test_an_unfinished_run_renders_and_says_what_is_missing(tmp_path: Path, eval
     write_run(tmp_path, "aopd", evaluated=evaluated)
     page = build.build_report([tmp_path], tmp_path / "report").read_text(encoding="utf-8")
     assert "Unfinished." in page
-    missing = sentences.list_missing(load([tmp_path / "tiny"]))
+    missing = sentences.list_missing(load_frames([tmp_path / "tiny"]))
     assert all(sentence in page for sentence in missing)
     last = "of tiny_long_sums yet" if evaluated == 8 else "has no evaluation yet"
     assert missing[-1].startswith("aopd, seed 0: stage 2 (tiny_weather)")
@@ -275,19 +275,19 @@ def test_joint_runs_and_stages_over_several_tasks_render_beside_the_others(tmp_p
     # R* = (0.9, 1.0) against R[j][j] = (0.8, 0.9)
     assert "| Intransigence | +10.0 |" in text
     console = Console(file=StringIO(), width=200)
-    print_retention(console, load([tmp_path]))
+    print_retention(console, load_frames([tmp_path]))
     assert "after joint" in console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_without_a_headline_the_opening_gives_each_method_s_scores(report: Path):
-    opening = sentences.opening_sentences(load([report.parent / "tiny"]))
+    opening = sentences.opening_sentences(load_frames([report.parent / "tiny"]))
     assert any(sentence.startswith("opd (2 seeds) scored 75.0 [") for sentence in opening)
 
 
 def test_with_one_seed_no_method_is_called_better(tmp_path: Path):
     write_run(tmp_path, "opd")
     write_run(tmp_path, "aopd", scores=OTHER)
-    opening = sentences.opening_sentences(load([tmp_path]))
+    opening = sentences.opening_sentences(load_frames([tmp_path]))
     assert not [sentence for sentence in opening if "minus" in sentence]
     assert "no difference between methods is established" in opening[-1]
     assert "±31.0 points" in opening[-1]  # 196 * sqrt(0.25 / 10)
@@ -298,7 +298,7 @@ def test_the_terminal_shows_stages_tasks_and_gaps(tmp_path: Path):
     write_run(tmp_path, "opd", seed=1, scores=OTHER)
     write_run(tmp_path, "aopd", evaluated=8)
     console = Console(file=StringIO(), width=100)
-    print_retention(console, load([tmp_path]))
+    print_retention(console, load_frames([tmp_path]))
     text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     for word in ("opd, 2 seeds", "aopd, 1 seed", "after weather", "long sums (probe)", "has no evaluation of"):
         assert word in text

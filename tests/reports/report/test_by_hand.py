@@ -14,7 +14,7 @@ from benchmarks.report_runs import STAGES, Scale, write_runs
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
 from harness.pipeline.run import run
-from reports.document.sentences import format_nats, format_nats_change, format_percent, format_points
+from reports.formatting import format_nats, format_nats_change, format_percent, format_points
 from reports.report.build import build_report
 from tests.reports.report.by_hand import Runs, read_runs
 from tests.reports.report.by_hand_pairs import headline_numbers

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from harness.rundir.files import write_cell
-from reports.data.frames import load
+from reports.data.frames import load_frames
 from reports.report.build import build_report
 from reports.report.ends import describe_ends, start_scores
 from reports.report.teacher_scores import name_worse, teacher_means
@@ -22,7 +22,7 @@ def test_the_ends_stand_next_to_the_start(tmp_path: Path):
     for seed, (opd, aopd) in enumerate([(0.2, 0.4), (0.4, 0.8)]):
         write_run(tmp_path, "opd", seed, [START, [0.8, 0.2, 0.5], [opd, 0.6, 0.5]])
         write_run(tmp_path, "aopd", seed, [START, [0.8, 0.2, 0.5], [aopd, 0.6, 0.5]])
-    (sentence,) = (each.replace("\u00a0", " ") for each in describe_ends(load([tmp_path])))
+    (sentence,) = (each.replace("\u00a0", " ") for each in describe_ends(load_frames([tmp_path])))
     # opd ends at 0.4 and 0.5, aopd at 0.5 and 0.7: half-widths 12.706 * 0.05 and 12.706 * 0.1, cut at 0 and 1
     assert sentence == (
         "At the end, mean of all trained tasks: opd 45.0 [0.0, 100.0] %, aopd 60.0 [0.0, 100.0] %; "
@@ -34,7 +34,7 @@ def test_the_ends_stand_next_to_the_start(tmp_path: Path):
 def test_a_control_ends_where_it_started_and_the_start_is_a_row_of_the_first_table(tmp_path: Path):
     write_run(tmp_path, "none", 0, [START, START, START])
     write_run(tmp_path, "opd", 0, [START, [0.8, 0.2, 0.5], [0.2, 0.6, 0.5]])
-    frames = load([tmp_path])
+    frames = load_frames([tmp_path])
     assert start_scores(frames)["start"].mean == 0.3
     assert describe_ends(frames)[0].replace("\u00a0", " ").endswith("opd 40.0 %; the start had 30.0 %; none 30.0 %.")
     page = build_report([tmp_path], tmp_path / "report").with_suffix(".md").read_text(encoding="utf-8")
@@ -47,7 +47,7 @@ def test_the_teacher_is_a_row_of_the_first_table_and_named_where_it_is_worse_tha
     for task, score in {"tiny_arithmetic": 0.9, "tiny_weather": 0.0, "tiny_long_sums": 0.7}.items():
         samples = pd.DataFrame({"item_id": ["0"], "response": ["2"], "outcome": ["correct"]})
         write_cell(run / "teacher" / "eval" / task, cell_of(score, task=task, weights="digest-teacher"), samples)
-    frames = load([tmp_path])
+    frames = load_frames([tmp_path])
     assert teacher_means(frames)["teacher"].mean == 0.45
     assert "the teacher has 45.0 %" in describe_ends(frames)[0]
     (worse,) = name_worse(frames)
@@ -62,7 +62,7 @@ def test_methods_that_learn_nothing_or_end_below_their_start_are_named(tmp_path:
     write_run(tmp_path, "opd", 0, [START, START, START])
     write_run(tmp_path, "gkd", 0, [START, [0.8, 0.2, 0.5], [0.2, 0.3, 0.5]])
     write_run(tmp_path, "aopd", 0, [START, [0.8, 0.2, 0.5], [0.8, 0.6, 0.5]])
-    found = [each.replace("\u00a0", " ") for each in describe_ends(load([tmp_path]))[1:]]
+    found = [each.replace("\u00a0", " ") for each in describe_ends(load_frames([tmp_path]))[1:]]
     assert [each.split(":")[0] for each in found] == ["opd learned nothing", "gkd ends below its start"]
     assert found[0].startswith("opd learned nothing: right after its own stage a task scores 0.0 points more")
     assert found[1].startswith("gkd ends below its start: at 25.0 %, 5.0 points")

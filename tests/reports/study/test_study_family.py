@@ -15,7 +15,7 @@ from reports.study.build_study import build_study
 from reports.study.contrasts import contrasts_grid, describe_by_start, describe_contrasts, find_contrasts
 from reports.study.study_frontier import describe_family, frontier_blocks, frontier_places
 from reports.study.study_results import Results, collect
-from reports.study.study_sections import pulls_grid, warnings_grid
+from reports.study.study_sections import pulls_grid, study_warnings_grid
 from tests.support.reports.drawn_figures import blank_figures
 from tests.support.reports.run_factory import TAUGHT
 from tests.support.reports.study_factory import constant, fill, study
@@ -139,7 +139,7 @@ def test_pulls_have_a_row_per_method_that_noted_them(results: Results):
 
 
 def test_warnings_are_counted_in_stages(results: Results):
-    grid = warnings_grid(results)
+    grid = study_warnings_grid(results)
     assert (grid.header, grid.rows) == (["method", "stages trained", "truncation"], [["opd_ewc", "12", "4"]])
 
 

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from harness.rundir.reader import RunDir, find_runs
 from harness.rundir.store import RunStore
-from reports.terminal.watch import clock, follow, status, view
+from reports.terminal.watch import clock, show_until_finished, status, view
 from tests.support.reports.run_factory import write_run
 
 
@@ -113,7 +113,7 @@ def test_the_view_has_a_line_per_run(tmp_path: Path):
 def test_watching_ends_when_the_last_run_does(tmp_path: Path):
     run = write_run(tmp_path, evaluated=4)
     text = io.StringIO()
-    watcher = threading.Thread(target=follow, args=(Console(file=text, width=200), [tmp_path], 0.05))
+    watcher = threading.Thread(target=show_until_finished, args=(Console(file=text, width=200), [tmp_path], 0.05))
     watcher.start()
     time.sleep(0.3)
     assert watcher.is_alive()
@@ -128,7 +128,7 @@ def test_watching_ends_when_the_last_run_does(tmp_path: Path):
 def test_a_single_look_is_a_whole_table_with_its_last_line_ended(tmp_path: Path):
     write_run(tmp_path, evaluated=4)
     text = io.StringIO()
-    follow(Console(file=text, width=200), [tmp_path], once=True)
+    show_until_finished(Console(file=text, width=200), [tmp_path], once=True)
     assert text.getvalue().endswith("┘\n")
 
 
@@ -140,7 +140,7 @@ def test_times_are_written_as_clocks(seconds: float, written: str):
 def test_watch_waits_for_the_first_run_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     console = Console(file=io.StringIO(), width=120, force_terminal=True)
     monkeypatch.setattr("reports.terminal.watch.time.sleep", lambda _: write_run(tmp_path, "opd"))
-    follow(console, [tmp_path])
+    show_until_finished(console, [tmp_path])
     text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert "No run has started" in text
     assert "finished" in text

@@ -41,6 +41,6 @@ def blank_figures() -> Generator[None]:
         stem.with_suffix(".svg").write_text(BLANK, encoding="utf-8")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(style, "save", save)
+        patch.setattr(style, "save_figure", save)
         patch.setattr(style, "phone_svg", lambda *_: BLANK)
         yield

@@ -1,0 +1,65 @@
+"""How numbers and names are written, in one way everywhere: on pages, in figures, in tables and on the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+from harness.stats.intervals import Interval
+
+
+def format_percent(share: float) -> str:
+    """Write a share as a percentage without its sign, one decimal; a dash where there is none."""
+    return "–" if math.isnan(share) else f"{100 * share:z.1f}".replace("-", "−")
+
+
+def format_points(difference: float) -> str:
+    """Write a difference of shares in percentage points, with its sign."""
+    return "–" if math.isnan(difference) else f"{100 * difference:+z.1f}".replace("-", "−")
+
+
+def format_decimal(value: float, *, signed: bool = False) -> str:
+    """Write a number with two decimals, its plus sign where `signed`; a dash where there is none."""
+    return "–" if math.isnan(value) else f"{value:{'+' * signed}.2f}".replace("-", "−")
+
+
+def format_nats(entropy: float) -> str:
+    """Write an entropy; a dash where there is none."""
+    return "–" if math.isnan(entropy) else f"{entropy:z.3f}".replace("-", "−")
+
+
+def format_nats_change(difference: float) -> str:
+    """Write a difference of entropies, with its sign."""
+    return "–" if math.isnan(difference) else f"{difference:+z.3f}".replace("-", "−")
+
+
+def format_pull(value: float) -> str:
+    """Write a pull, or a ratio of two, with four decimals; a dash where there is none."""
+    return "–" if math.isnan(value) else f"{value:z.4f}".replace("-", "−")
+
+
+def format_interval(interval: Interval, write: Callable[[float], str] = format_percent) -> str:
+    """Write `mean [low, high]`; only the mean for a single seed."""
+    if interval.seeds < 2:
+        return write(interval.mean)
+    return f"{write(interval.mean)} [{write(interval.low)},\u00a0{write(interval.high)}]"
+
+
+def format_p(p: float) -> str:
+    """Write a p value with three decimals; a dash where nothing was tested."""
+    if math.isnan(p):
+        return "–"
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def format_count(count: int, noun: str) -> str:
+    """Write a count with its noun."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def shorten_names(tasks: Iterable[str]) -> dict[str, str]:
+    """Return task names for axes and headers: without the first word if all share it, and with spaces for underscores."""
+    names = list(dict.fromkeys(tasks))
+    heads = {name.partition("_")[0] for name in names}
+    shared = len(heads) == 1 and all("_" in name for name in names)
+    return {name: (name.partition("_")[2] if shared else name).replace("_", " ") for name in names}

@@ -1,0 +1,102 @@
+"""Nothing is done twice, and a run has the numbers of an undisturbed one however often it is killed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from harness.config.run_spec import RunSpec
+from harness.config.suite import Suite
+from harness.pipeline.run import run
+from harness.rundir.store import is_finished
+from tests.support.runs import FOLDERS, StoppedError, cells, manifest, samples, steps, stop_at
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from harness.pipeline.run import run
+from harness.config.run_spec import RunSpec
+from harness.config.load import load_suite
+
+suite, out, *points = sys.argv[1:]
+for point in [*points, "never"]:
+    child = os.fork()
+    if child == 0:
+        def report(event):
+            if f"{event.activity} {event.done}" == point:
+                os.kill(os.getpid(), signal.SIGKILL)
+        run(RunSpec(load_suite(suite), "aopd", 0, out=Path(out)), report)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    print(point, "killed" if os.WIFSIGNALED(status) else os.WEXITSTATUS(status), flush=True)
+"""
+
+
+POINTS = (
+    "build weak warm-up 30",  # while the student is made
+    "evaluate start 2",  # while the start is evaluated
+    "stage 1 tiny_weather 1",  # within a stage
+    "stage 1 tiny_weather 1",  # at the same place again
+    "evaluate after tiny_weather 0",  # between training and evaluation
+    "stage 2 tiny_currency 0",  # between two stages
+    "stage 2 tiny_currency 2",  # after the last step, before the checkpoint
+    "evaluate after tiny_currency 3",  # before the last cells are written
+)
+
+
+@pytest.fixture(scope="session")
+def resumed(micro_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed at all these points, each time by SIGKILL, and taken up again."""
+    out = tmp_path_factory.mktemp("killed")
+    environment = {**os.environ, "HARNESS_CACHE": str(out / "cache")}
+    command = [sys.executable, "-c", KILLED, str(micro_file), str(out), *POINTS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [*(f"{point} killed" for point in POINTS), "never 0"], done.stderr[-3000:]
+    return out / "micro" / "aopd" / "default" / "seed0"
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_with_the_weights_of_an_undisturbed_one(resumed: Path, aopd: Path):
+    assert manifest(resumed)["weights"] == manifest(aopd)["weights"]
+
+
+@pytest.mark.slow
+def test_a_killed_run_has_the_step_log_and_the_results_of_an_undisturbed_one(resumed: Path, aopd: Path):
+    assert steps(resumed) == steps(aopd)
+    assert cells(resumed) == cells(aopd)
+    pd.testing.assert_frame_equal(samples(resumed), samples(aopd))
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_nothing_half_made(resumed: Path):
+    left = [path.name for path in resumed.rglob(".*") if path.name != ".lock"]
+    assert left == []
+    assert manifest(resumed)["finished"]
+
+
+def test_an_interrupted_run_is_not_finished_and_goes_on_where_it_stopped(micro: Suite, aopd: Path, tmp_path: Path):
+    spec = RunSpec(micro, "aopd", 0, out=tmp_path)
+    with pytest.raises(StoppedError):
+        run(spec, stop_at("stage 2 tiny_currency 1"))
+    assert not is_finished(spec)
+    trained = spec.path / FOLDERS[1] / "train" / "done.json"
+    before = trained.stat().st_mtime_ns
+    run(spec)
+    assert trained.stat().st_mtime_ns == before
+    assert manifest(spec.path)["weights"] == manifest(aopd)["weights"]
+    assert steps(spec.path) == steps(aopd)
+    assert cells(spec.path) == cells(aopd)
+
+
+@pytest.mark.slow
+def test_a_run_interrupted_after_its_last_training_still_names_all_weights(micro: Suite, aopd: Path, tmp_path: Path):
+    spec = RunSpec(micro, "aopd", 0, out=tmp_path)
+    with pytest.raises(StoppedError):
+        run(spec, stop_at("evaluate after tiny_currency 0"))
+    run(spec)
+    assert manifest(spec.path)["weights"] == manifest(aopd)["weights"]
