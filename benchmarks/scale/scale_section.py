@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -43,14 +44,18 @@ def main(
 
 def section(runs: int, rounds: int) -> str:
     """Measure and return the section; what is not installed is named in it."""
+    before = os.getloadavg()[1]
     with tempfile.TemporaryDirectory(prefix="harness-scale-") as folder:
         rows = list(_rows(Path(folder), runs, rounds))
+    load = f"{before:.1f} before and {os.getloadavg()[1]:.1f} after"
     header = ["measured", "unit", "ours", "against", "theirs", "ours / theirs (range)"]
     made = this_session()
     commit = f"commit {(made.git.commit or 'unknown')[:12]}" + (" with changes" if made.git.dirty else "")
     notes = [
         f"At {commit}, {made.created}; {made.hardware['cpus']} CPUs ({cpu_model()}), one thread a process. "
         f"Medians of {rounds} rounds in turn; a sweep is done once in each way, models built before.",
+        f"The machine's load over five minutes was {load}. Above the number of its CPUs others worked on it too, and two "
+        "processes had less than twice the processor time of one.",
         "Runs are of the tests' micro suite, with two stages. Serial is one process; a worker, or a Ray node of one core, "
         "is a process of its own, whose start is part of the time.",
         *(f"{name} is not installed here, so its rows are missing." for name in ("vllm", "ray") if not _has(name)),
