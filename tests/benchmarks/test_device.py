@@ -24,6 +24,7 @@ def test_a_step_has_the_load_that_its_figures_name():
     assert all(4 * 8 < line["tokens"] <= 4 * (8 + 6) for line in lines)
 
 
+@pytest.mark.slow
 def test_the_script_measures_every_part_on_a_cpu(tmp_path: Path):
     result = CliRunner().invoke(bench.app, ["--device", "cpu", "--small", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
