@@ -53,6 +53,11 @@ class GKD(FullVocabulary):
         ends: dict[float, Objective] = {0.0: "forward_kl", 1.0: "reverse_kl"}
         return ends.get(self.beta)
 
+    @property
+    def beta_of_divergence(self) -> float | None:
+        """Its `beta`."""
+        return self.beta
+
     def divergence(self, logq: Tensor, logp: Tensor) -> Tensor:
         """Return JSD_beta at each position, (n,)."""
         return generalised_jsd(logq, logp, self.beta)

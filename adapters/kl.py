@@ -31,6 +31,11 @@ class ReverseKL(FullVocabulary):
         """The reverse KL."""
         return "reverse_kl"
 
+    @property
+    def beta_of_divergence(self) -> float | None:
+        """The reverse KL's."""
+        return 1.0
+
     def divergence(self, logq: Tensor, logp: Tensor) -> Tensor:
         """Return KL(q || p), (n,)."""
         return reverse_kl(logq, logp)
@@ -75,6 +80,11 @@ class ForwardKL(LoopAdapter):
     def teacher_request(self) -> TeacherRequest:
         """The teacher's top K, and the rest where it has a term, or all."""
         return TeacherRequest(top_k=self.top_k or 0, vocabulary=self.top_k is None, rest=self.tail == "bucket")
+
+    @property
+    def beta_of_divergence(self) -> float | None:
+        """The forward KL's."""
+        return 0.0
 
     def divergence(self, logq: Tensor, logp: Tensor) -> Tensor:
         """Return KL(p || q), (n,)."""

@@ -76,6 +76,11 @@ class SDFT(FullVocabulary):
         """Return the averaged student."""
         return ctx.reference
 
+    @property
+    def beta_of_divergence(self) -> float | None:
+        """The reverse KL's."""
+        return 1.0
+
     def divergence(self, logq: Tensor, logp: Tensor) -> Tensor:
         """Return KL(q || p), (n,)."""
         return reverse_kl(logq, logp)

@@ -37,6 +37,11 @@ class VOPD(PolicyGradient):
         """The teacher's whole distribution, for the baseline."""
         return TeacherRequest(vocabulary=True)
 
+    @property
+    def beta_of_divergence(self) -> float | None:
+        """The reverse KL's."""
+        return 1.0
+
     def divergence(self, logq: Tensor, logp: Tensor) -> Tensor:
         """Return KL(q || p), (n,), as a number: the baseline has no gradient."""
         return reverse_kl(logq.detach(), logp)

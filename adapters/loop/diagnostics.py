@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from harness.lm.optimiser import UpdateResult
 from harness.lm.ranks import current_ranks
 from harness.lm.rollouts import Batch, Rollout
 
+Key = TypeVar("Key")
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 MODE = 1  # the column of the teacher's most probable token, after the sampled one
 
@@ -26,6 +27,8 @@ class StepLog:
     def __init__(self, rollouts: Sequence[Rollout], top_k: int = 0) -> None:
         self.rollouts, self.top_k = rollouts, top_k
         self.parts: dict[str, list[Tensor]] = defaultdict(list)
+        # Pulls of each micro-batch, and whether its losses have a gradient at chosen tokens at all.
+        self.pulls: list[tuple[Tensor, dict[str, Tensor]]] = []
         self.updates: list[UpdateResult] = []
         self.padding: int = 0
         self.positions: int = 0
@@ -126,10 +129,22 @@ class StepLog:
         }
 
     def _gather(self) -> None:
-        """Take the token statistics of all processes together."""
+        """Move the token statistics to the host, all at once, and take those of all processes together."""
+        pulls = to_host(
+            {(place, name): part for place, (_, named) in enumerate(self.pulls) for name, part in named.items()}
+        )
+        present = to_host({place: has.reshape(1) for place, (has, _) in enumerate(self.pulls)})
+        parts = {(name, place): part for name, parts in self.parts.items() for place, part in enumerate(parts)}
+        self.parts = defaultdict(list)
+        for (name, _), part in to_host(parts).items():
+            self.parts[name].append(part)
+        for (place, name), part in pulls.items():
+            if present[place]:
+                self.parts[name].append(part)
+        self.pulls = []
         if (ranks := current_ranks()).size == 1:
             return
-        own = {name: torch.cat(parts).cpu() for name, parts in self.parts.items() if parts}
+        own = {name: torch.cat(parts) for name, parts in self.parts.items() if parts}
         self.parts = defaultdict(list)
         for parts in ranks.gather(own):
             for name, values in parts.items():
@@ -140,18 +155,15 @@ class StepLog:
         self, student: LogProbs, ids: Tensor, teacher: TeacherScores, outcome: TokenLosses, weights: Tensor
     ) -> None:
         gradient = gradient_at_chosen(outcome.losses, student.chosen, ids)
-        if not gradient.any():
-            return
         at_rest = gradient_at(outcome.losses, student.rest)
         logq, rest = student.chosen.detach(), None if student.rest is None else student.rest.detach()
         below = logq[:, MODE] < teacher.top_logprobs[:, 0]
         pull = pull_on(MODE, gradient, logq, at_rest)
-        self.parts["pull_up"].append(torch.where(below, pull, 0.0))
-        self.parts["pull_down"].append(torch.where(below, 0.0, -pull))
+        named = {"pull_up": torch.where(below, pull, 0.0), "pull_down": torch.where(below, 0.0, -pull)}
         if outcome.routed is not None:
             size = weights * norms(gradient, logq, ids, at_rest, rest)
-            self.parts["norm"].append(size)
-            self.parts["routed_norm"].append(size * outcome.routed)
+            named |= {"norm": size, "routed_norm": size * outcome.routed}
+        self.pulls.append((gradient.any(), named))
 
     def _average(self, name: str) -> float | None:
         return torch.cat(self.parts[name]).double().mean().item() if self.parts[name] else None
@@ -167,6 +179,7 @@ class RolloutFigures:
     """What a step knows of each rollout, as means over its tokens: `ctx.keep` writes them next to the texts."""
 
     def __init__(self) -> None:
+        self.waiting: list[tuple[Sequence[Rollout], dict[str, Tensor]]] = []
         self.found: dict[int, dict[str, float]] = {}
 
     def add(self, rollouts: Sequence[Rollout], tokens: Mapping[str, Tensor | None]) -> None:
@@ -174,16 +187,34 @@ class RolloutFigures:
 
         So are values of other tokens than the rollouts', about which this class knows nothing.
         """
-        lengths = [len(rollout.response) for rollout in rollouts]
+        count = sum(len(rollout.response) for rollout in rollouts)
         present = {name: values for name, values in tokens.items() if values is not None}
-        known = {name: values.detach().double() for name, values in present.items() if len(values) == sum(lengths)}
-        split = {name: torch.split(values.cpu(), lengths) for name, values in known.items()}
-        for row, rollout in enumerate(rollouts):
-            self.found[id(rollout)] = {name: float(parts[row].mean()) for name, parts in split.items()}
+        known = {name: values.detach() for name, values in present.items() if len(values) == count}
+        self.waiting.append((rollouts, known))
+
+    def _settle(self) -> None:
+        """Move what waits to the host, all at once, and take the means."""
+        keyed = {(i, name): part for i, (_, known) in enumerate(self.waiting) for name, part in known.items()}
+        values = to_host(keyed)
+        for place, (rollouts, known) in enumerate(self.waiting):
+            lengths = [len(rollout.response) for rollout in rollouts]
+            split = {name: torch.split(values[place, name], lengths) for name in known}
+            for row, rollout in enumerate(rollouts):
+                self.found[id(rollout)] = {name: float(parts[row].mean()) for name, parts in split.items()}
+        self.waiting = []
 
     def of(self, rollout: Rollout) -> dict[str, float]:
         """Return a rollout's figures; nothing for one without tokens."""
+        self._settle()
         return self.found.get(id(rollout), {})
+
+
+def to_host(parts: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
+    """Return tensors (n,) by key as float64 on the host, moved in one piece: every piece makes a device wait."""
+    if not parts:
+        return {}
+    whole = torch.cat([part.detach().double() for part in parts.values()]).cpu()
+    return dict(zip(parts, torch.split(whole, [len(part) for part in parts.values()]), strict=True))
 
 
 def _advantage(parts: list[Tensor]) -> dict[str, float | None]:

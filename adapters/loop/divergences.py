@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from adapters.loop.tokens import Tokens, require
+from harness.lm.output_layer import Divergence
 
 Tail = Literal["none", "bucket", "renormalise"]
 
@@ -38,6 +39,20 @@ def generalised_jsd(logq: Tensor, logp: Tensor, beta: float) -> Tensor:
         return reverse_kl(logq, logp)
     mixture = _mixture(logq, logp, beta)
     return beta * _kl(logp, mixture) + (1 - beta) * _kl(logq, mixture)
+
+
+@torch.no_grad()
+def known_beta(divergence: Divergence, beta: float | None) -> float | None:
+    """Return `beta` where a divergence is `generalised_jsd` with it, by its values on a small input; None where it is not.
+
+    A class may say the beta of its parent and override the parent's divergence.
+    """
+    if beta is None:
+        return None
+    draw = torch.Generator().manual_seed(0)
+    logq, logp = torch.randn(2, 3, 7, generator=draw, dtype=torch.float64).log_softmax(-1)
+    same = torch.allclose(divergence(logq, logp), generalised_jsd(logq, logp, beta), rtol=0, atol=1e-10)
+    return beta if same else None
 
 
 def top_k_forward_kl(tokens: Tokens, tail: Tail = "none") -> Tensor:

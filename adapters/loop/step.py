@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.loop.diagnostics import RolloutFigures, StepLog
+from adapters.loop.divergences import known_beta
 from adapters.loop.drawing import Drawing
 from adapters.loop.tokens import MOST, TokenLosses, Tokens, importance, uniform_draws
 from harness.adapter import StageContext
@@ -24,11 +25,23 @@ from harness.lm.rollouts import Batch, Example, Rollout, make_batches, with_prom
 from harness.lm.trained.weights import Trainable
 from harness.rundir.process.session import Timer
 from harness.teachers.local import LocalTeacher
-from harness.teachers.score_checks import ask, refuse_certainty
+from harness.teachers.score_checks import check_scores, refuse_certainty, refuse_unknown_ids, unchecked_scores
 from harness.teachers.teacher import Teacher
 
 if TYPE_CHECKING:
     from adapters.loop.training_loop import LoopAdapter
+
+
+Scores = Callable[[], TeacherScores]
+
+
+@dataclass(frozen=True)
+class AskedRollouts:
+    """A micro-batch with scores that are not checked yet: calling `teacher` or `reference` checks and returns them."""
+
+    batch: Batch
+    teacher: Scores
+    reference: Scores | None
 
 
 @dataclass(frozen=True)
@@ -60,8 +73,9 @@ class Step:
         self.drawing = drawing
         self.scorer = adapter.scorer(ctx)
         self.figures = RolloutFigures()
+        self.beta = known_beta(adapter.divergence, adapter.beta_of_divergence)
         self.vocabulary = len(head_of(ctx.student.model).weight)
-        self.timer = Timer("generate", "teacher", "student", whole="step")
+        self.timer = Timer("generate", "teacher", "student", whole="step", device=ctx.device)
 
     def run(self, prompts: list[Example], following: list[Example] | None = None) -> dict[str, Any]:
         """Do the step and return its line of the step log; `following` are the prompts of the step after it."""
@@ -69,10 +83,13 @@ class Step:
             rollouts = self.adapter.credit(self.ctx, self.drawing.take(self.index, prompts))
             if following is not None:
                 self.drawing.draw_ahead(self.index + 1, following)
+        refuse_unknown_ids(rollouts, self.vocabulary)
         _set_mode(self.student, self.adapter.disable_dropout)
         log = StepLog(rollouts, self.adapter.teacher_request.top_k)
         groups = _split(rollouts, self.adapter.updates_per_rollout)
-        scored = [[self._score(batch) for batch in self._batches(group)] for group in groups]
+        # The teacher scores while the next micro-batches are prepared: nothing here waits for its numbers.
+        asked = [[self._ask(batch) for batch in self._batches(group)] for group in groups]
+        scored = [[self._check(each) for each in group] for group in asked]
         every = [s for group in scored for s in group if not s.batch.filler]
         log.batches([s.batch for s in every])
         if self.scorer is not None:
@@ -104,10 +121,15 @@ class Step:
         limits = training.micro_batch, self.ctx.device, training.tokens_per_batch, packed
         return make_batches(rollouts, self.adapter.reduction, *limits, self.ranks)
 
-    def _score(self, batch: Batch) -> ScoredRollouts:
+    def _ask(self, batch: Batch) -> AskedRollouts:
+        """Have teacher and reference score a micro-batch; a model of this process may still be at it afterwards."""
         with self.timer("teacher"):
-            teacher = self._teacher_scores(batch)
-            logref = self._log_reference(batch)
+            return AskedRollouts(batch, self._teacher_scores(batch), self._log_reference(batch))
+
+    def _check(self, asked: AskedRollouts) -> ScoredRollouts:
+        """Check scores, and score with the student where several updates share them."""
+        batch, teacher = asked.batch, asked.teacher()
+        logref = None if asked.reference is None else asked.reference().sampled
         ids = torch.cat([batch.targets[:, None], teacher.top_ids], dim=1)
         uniform = None
         if self.adapter.draws_uniform:
@@ -118,34 +140,40 @@ class Step:
             old = self._student(batch, batch.targets[:, None]).chosen[:, 0]
         return ScoredRollouts(batch, ids, teacher, logref, old, uniform)
 
-    def _teacher_scores(self, batch: Batch) -> TeacherScores:
+    def _teacher_scores(self, batch: Batch) -> Scores:
         if self.scorer is None:
             nothing = torch.zeros(len(batch.targets), 0, device=batch.targets.device)
-            return TeacherScores(nothing.new_full((len(batch.targets),), float("nan")), nothing.long(), nothing)
+            none = TeacherScores(nothing.new_full((len(batch.targets),), float("nan")), nothing.long(), nothing)
+            return lambda: none
         prompts = self.adapter.teacher_prompts(self.ctx, batch.rollouts)
         seen = batch if prompts is None else with_prompts(batch, prompts)
         request = self.adapter.teacher_request
         # The teacher's first choice is always asked for: the diagnostics follow it for every method.
         return self._scores(self.scorer, seen, replace(request, top_k=max(1, request.top_k)))
 
-    def _log_reference(self, batch: Batch) -> Tensor | None:
+    def _log_reference(self, batch: Batch) -> Scores | None:
         if not (self.adapter.scores_start or self.ctx.penalties.token):
             return None
         assert self.ctx.reference is not None, "the adapter did not require a reference"
-        return self._scores(self.ctx.reference, batch, TeacherRequest()).sampled
+        return self._scores(self.ctx.reference, batch, TeacherRequest())
 
-    def _scores(self, teacher: Teacher, batch: Batch, request: TeacherRequest) -> TeacherScores:
+    def _scores(self, teacher: Teacher, batch: Batch, request: TeacherRequest) -> Scores:
         if not (isinstance(teacher, LocalTeacher) and packs(teacher.model)):
             batch = batch.padded()
         with autocast(self.ctx.device, self.ctx.training.scoring_autocast):
-            return ask(teacher, batch, request, self.adapter.temperature(self.ctx.training), self.vocabulary)
+            found = unchecked_scores(teacher, batch, request, self.adapter.temperature(self.ctx.training))
+        if not isinstance(teacher, LocalTeacher):
+            checked = check_scores(found, batch, request, self.vocabulary)  # before a faulty server is asked again
+            return lambda: checked
+        return lambda: check_scores(found, batch, request, self.vocabulary)
 
     def _student(self, batch: Batch, ids: Tensor, teacher: TeacherScores | None = None) -> LogProbs:
         temperature = self.adapter.temperature(self.ctx.training)
         asked = StudentRequest(temperature)
         if teacher is not None and self.scorer is not None:
             held = slice(1, None) if self.adapter.teacher_request.rest else None
-            asked = StudentRequest(temperature, self.adapter.divergence, teacher.rows, teacher.top_ids.shape[1], held)
+            rows, own_top = teacher.rows, teacher.top_ids.shape[1]
+            asked = StudentRequest(temperature, self.adapter.divergence, rows, own_top, held, self.beta)
         with autocast(self.ctx.device, self.ctx.training.autocast):
             return self.student(batch, ids, asked)
 

@@ -96,6 +96,11 @@ class LoopAdapter(Adapter):
         raise NotImplementedError
 
     @property
+    def beta_of_divergence(self) -> float | None:
+        """The beta of `generalised_jsd`, where `divergence` is that: a GPU then computes it by kernels. None elsewhere."""
+        return None
+
+    @property
     def sources(self) -> tuple[Source, ...]:
         """Where responses may come from over a stage's steps."""
         return ("student",)

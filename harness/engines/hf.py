@@ -1,6 +1,7 @@
 """Generation with transformers: prompts batched by length, finished sequences leave the batch.
 
 `model.generate` pays for every sequence until the longest one ends. Here the key-value cache drops rows as sequences finish.
+A GPU decodes on tensors that never move where the model allows it (`static_decoding`).
 A model that keeps anything but keys and values of attention (recurrent, hybrid) cannot drop rows, so it is decoded by
 `model.generate`, with the draws made here. Oracle: greedy answers equal `model.generate`'s (tests/engines/test_engines.py,
 and every causal architecture of transformers by `make architectures`).
@@ -9,6 +10,7 @@ and every causal architecture of transformers by `make architectures`).
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,15 +23,14 @@ from transformers import (
     LogitsProcessorList,
     StoppingCriteria,
     StoppingCriteriaList,
-    StopStringCriteria,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
 )
 
+from harness.engines.decoding import Decoding, completions_of, left_padded
 from harness.engines.engine import Completion, Sampling
-from harness.lm.seeding import prompt_seeds, race_times
+from harness.lm.seeding import prompt_seeds
 
-COMPACT_BELOW = 0.75
+# Devices on which a step is decoded on tensors that never move, so that it can be captured as a graph.
+STATIC_ON = {"cuda"}
 
 
 class HFEngine:
@@ -39,11 +40,12 @@ class HFEngine:
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
+        self._static: dict[str, bool] = {}  # by attention: whether fixed tensors give the model's own logits
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
         """Return completions of `prompts`; see `Engine`."""
-        decoding = _Decoding if drops_rows(self.model) else _StockDecoding
+        decoding = self._decoding(max(map(len, prompts), default=0) + sampling.max_new_tokens)
         was_training = self.model.training
         self.model.eval()
         seeds = torch.tensor(prompt_seeds(prompts, sampling.seed), device=self.model.device, dtype=torch.long)
@@ -56,6 +58,27 @@ class HFEngine:
         self.model.train(was_training)
         return [completions[i] for i in range(len(prompts))]
 
+    def _decoding(self, length: int) -> type[Decoding]:
+        """Return how texts of at most `length` tokens are decoded: what the model's cache and the device allow."""
+        if not drops_rows(self.model):
+            return StockDecoding
+        if self.model.device.type not in STATIC_ON:
+            return Decoding
+        from harness.engines.static_decoding import StaticDecoding, differs, stays_fixed
+
+        if not stays_fixed(self.model, length):
+            return Decoding
+        attention = self.model.config._attn_implementation
+        if attention not in self._static:
+            was_training = self.model.training
+            reason = differs(self.model.eval())
+            self.model.train(was_training)
+            self._static[attention] = reason is None
+            if reason is not None:
+                name = type(self.model).__name__
+                warnings.warn(f"{name} is decoded with a growing cache, which is slower ({reason})", stacklevel=2)
+        return StaticDecoding if self._static[attention] else Decoding
+
 
 def drops_rows(model: Any) -> bool:
     """Return whether a model keeps nothing but a cache that can drop rows, and takes positions, so that it may be padded."""
@@ -65,72 +88,7 @@ def drops_rows(model: Any) -> bool:
     return all(hasattr(layer, "batch_select_indices") for layer in DynamicCache(config=model.config).layers)
 
 
-class _Decoding:
-    """Decodes one batch; `alive` maps the cache's rows to the batch's."""
-
-    def __init__(self, model: Any, tokenizer: Any, sampling: Sampling) -> None:
-        self.model, self.sampling = model, sampling
-        self.device = model.device
-        self.stop_ids = torch.tensor(sampling.stop_ids, device=self.device, dtype=torch.long)
-        self.warpers = _warpers(sampling)
-        self._no_ids: Any = None  # the warpers that we use read no ids
-        strings = list(sampling.stop_strings)
-        self.stop_strings = StopStringCriteria(tokenizer, strings) if strings else None
-
-    def run(self, prompts: list[list[int]], seeds: Tensor) -> list[Completion]:
-        """Decode until every row has stopped or used its budget; `seeds` (rows,) decide each row's draws."""
-        ids, mask = _left_padded(prompts, self.device)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        cache = DynamicCache(config=self.model.config)
-        alive = torch.arange(len(prompts), device=self.device)
-        tokens = torch.zeros(len(prompts), self.sampling.max_new_tokens, dtype=torch.long, device=self.device)
-        lengths = torch.full((len(prompts),), self.sampling.max_new_tokens, device=self.device)
-        running = torch.ones(len(prompts), dtype=torch.bool, device=self.device)
-        for step in range(self.sampling.max_new_tokens):
-            drawn = self._draw(self._next(ids, mask, positions, cache), seeds[alive], step)
-            tokens[alive, step] = drawn
-            stopped = running & self._stops(drawn, tokens[alive, : step + 1])
-            lengths[alive[stopped]] = step + 1
-            running &= ~stopped
-            if not running.any():
-                break
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            ids, positions = drawn[:, None], positions[:, -1:] + 1
-            if running.float().mean() < COMPACT_BELOW:
-                kept = running.nonzero()[:, 0]
-                cache.batch_select_indices(kept)
-                ids, positions, mask, alive, running = (x[kept] for x in (ids, positions, mask, alive, running))
-        stopped_rows = torch.ones(len(prompts), dtype=torch.bool, device=self.device)
-        stopped_rows[alive[running]] = False
-        return _completions(tokens, lengths, stopped_rows)
-
-    def _next(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
-        output = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return output.logits[:, -1]
-
-    def _draw(self, logits: Tensor, seeds: Tensor, position: int) -> Tensor:
-        """Return the next token of each row (B,) from its logits (B, V), at a position of the answer."""
-        logits = logits.float()
-        if self.sampling.temperature == 0:
-            return logits.argmax(-1)
-        warped = self.warpers(self._no_ids, logits / self.sampling.temperature)  # pyright: ignore[reportArgumentType]
-        return (warped - race_times(seeds, position, logits.shape[-1]).log()).argmax(-1)
-
-    def _stops(self, drawn: Tensor, so_far: Tensor) -> Tensor:
-        stopped = torch.isin(drawn, self.stop_ids)
-        if self.stop_strings is not None:
-            stopped = stopped | self.stop_strings(so_far, None)  # pyright: ignore[reportArgumentType]
-        return stopped
-
-
-class _StockDecoding(_Decoding):
+class StockDecoding(Decoding):
     """Decodes by `model.generate`, which knows what each architecture keeps between steps.
 
     Only prompts of one length are decoded together, because some recurrent models read padding as text.
@@ -145,7 +103,7 @@ class _StockDecoding(_Decoding):
         return [completions[i] for i in range(len(prompts))]
 
     def _run(self, prompts: list[list[int]], seeds: Tensor) -> list[Completion]:
-        ids, mask = _left_padded(prompts, self.device)
+        ids, mask = left_padded(prompts, self.device)
         width, budget = ids.shape[1], self.sampling.max_new_tokens
         lengths = torch.full((len(prompts),), budget, device=self.device)
         stopped = torch.zeros(len(prompts), dtype=torch.bool, device=self.device)
@@ -175,28 +133,4 @@ class _StockDecoding(_Decoding):
             )
         finally:
             self.model.generation_config = own
-        return _completions(made[:, width:], lengths, stopped)
-
-
-def _left_padded(prompts: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.zeros(len(prompts), width, dtype=torch.long)
-    mask = torch.zeros(len(prompts), width, dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
-    return ids.to(device), mask.to(device)
-
-
-def _warpers(sampling: Sampling) -> LogitsProcessorList:
-    warpers = LogitsProcessorList()
-    if sampling.top_k:
-        warpers.append(TopKLogitsWarper(sampling.top_k))
-    if sampling.top_p < 1:
-        warpers.append(TopPLogitsWarper(sampling.top_p))
-    return warpers
-
-
-def _completions(tokens: Tensor, lengths: Tensor, stopped: Tensor) -> list[Completion]:
-    rows = zip(tokens.tolist(), lengths.tolist(), stopped.tolist(), strict=True)
-    return [Completion(row[:length], "stop" if done else "length") for row, length, done in rows]
+        return completions_of(made[:, width:], lengths, stopped)

@@ -24,7 +24,8 @@ PREFIX = "harness-weights-"
 class StudentEngine:
     """An `Engine` that answers with the weights that `model` has at the time of the call.
 
-    They go through a file in shared memory, if the system has it and the weights take less than half of its free space.
+    An engine on the same GPU is given the tensors themselves. Elsewhere they go through a file in shared memory, if the system
+    has it and the weights take less than half of its free space.
     """
 
     def __init__(self, engine: CheckpointEngine, model: Any) -> None:
@@ -43,6 +44,11 @@ class StudentEngine:
         """
         self._worker.submit(lambda: None).result()
         weights = whole_weights(self.model)
+        if getattr(self.engine, "takes_tensors", False):
+            tied = getattr(self.model, "all_tied_weights_keys", None) or {}
+            engine: Any = self.engine
+            engine.take({name: tensor for name, tensor in weights.items() if name not in tied})
+            return self._worker.submit(self.engine.generate, prompts, sampling).result
         folder = tempfile.TemporaryDirectory(
             dir=_folder_with_room(weights), prefix=f"{PREFIX}{_namespace()}-{os.getpid()}-"
         )

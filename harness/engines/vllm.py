@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from multiprocessing import Pipe
@@ -27,6 +27,8 @@ from harness.lm.checkpoints import OWN_CODE
 from harness.lm.seeding import prompt_seeds
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from harness.engines.vllm_backend import VLLM
 
 CAUSE = re.compile(r"\b(\w*(?:Error|Exception)): (.+)")
@@ -68,6 +70,22 @@ class VLLMEngine:
         if weights is None or weights != self.weights:
             self._ask("load", folder=str(checkpoint))
             self.weights = weights
+
+    @property
+    def takes_tensors(self) -> bool:
+        """Whether `take` works: on one GPU, which this process and vLLM's share."""
+        return self.site.device.startswith("cuda") and self.backend.tensor_parallel_size == 1
+
+    def take(self, weights: Mapping[str, Tensor]) -> None:
+        """Take weights by name from this process's memory, which vLLM's reads in place (CUDA IPC); no file is written."""
+        from torch import cuda, multiprocessing  # noqa: F401 - multiprocessing teaches connections to hand over tensors
+
+        self.weights = None
+        if cuda.is_initialized():
+            cuda.synchronize()  # another process does not see which kernels are still writing
+        self._ask("take", weights={name: tensor.detach().contiguous() for name, tensor in weights.items()})
+        if cuda.is_initialized():
+            cuda.ipc_collect()
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
         """Return completions with the log-probabilities with which they were drawn; see `Engine`."""

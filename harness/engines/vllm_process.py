@@ -34,7 +34,14 @@ class Served:
 
     def load(self, folder: str) -> None:
         """Take another checkpoint's weights, of the same architecture, and forget what the old ones computed."""
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        self._reload(weights_path=folder)
+
+    def take(self, weights: dict[str, Any]) -> None:
+        """Take tensors by name, as a checkpoint of the same architecture would hold them; they lie in the caller's memory."""
+        self._reload(weights_iterator=list(weights.items()))
+
+    def _reload(self, **source: Any) -> None:
+        self.llm.collective_rpc("reload_weights", kwargs=source)
         self.llm.apply_model(prepare_output_layer)
         self.llm.reset_prefix_cache()
 

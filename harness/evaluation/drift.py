@@ -32,9 +32,10 @@ from harness.errors import ModelError
 from harness.evaluation.scoring import numbered_ids
 from harness.lm.checkpoints import Loaded, load_checkpoint
 from harness.lm.logprobs import divergence_of, head_of, response_hidden
-from harness.lm.output_layer import Head, scan
+from harness.lm.output_layer import scan
 from harness.lm.rollouts import Batch, Example, Rollout, make_batches
 from harness.lm.seeding import derive_seed
+from harness.lm.tiles import Head
 from harness.lmeval.task import Task
 from harness.rundir.records.cell_records import DRIFT_FIGURES, DriftSummary, TaskDrift
 

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import ModelError
-from harness.lm.output_layer import Divergence, Head, Rows, SelectedLogProbs, WholeVocabulary, scan, wide
+from harness.lm.output_layer import Divergence, SelectedLogProbs, WholeVocabulary, fused_on, scan
 from harness.lm.packing import packed_inputs
 from harness.lm.rollouts import Batch
+from harness.lm.tiles import Head, ModelRows, Rows, wide
 
 
 @dataclass(frozen=True)
@@ -80,15 +81,24 @@ def selected_logprobs(hidden: Tensor, head: Head, ids: Tensor, held: Tensor | No
     return LogProbs(chosen, entropy, logsumexp, rest=rest)
 
 
-def divergence_of(hidden: Tensor, head: Head, teacher: Rows, divergence: Divergence) -> Tensor:
+def divergence_of(
+    hidden: Tensor, head: Head, teacher: Rows, divergence: Divergence, beta: float | None = None
+) -> Tensor:
     """Return `divergence(log q, log p)` (N,) over the whole vocabulary, one chunk of tokens at a time.
 
     `divergence` maps log-probabilities (n, V) of student and teacher to losses (n,). A chunk's rows are computed twice, once
     for the loss and once for its gradient, and are never stored in between.
+
+    `beta` says that `divergence` is the generalised Jensen-Shannon divergence with this beta (0 forward KL, 1 reverse KL).
+    Where the output layer has kernels and the teacher is a model of this process, they compute it in closed form.
     """
-    products = head.for_products(hidden)
+    products, model = head.for_products(hidden), getattr(teacher, "model", teacher)
     with torch.autocast(hidden.device.type, enabled=False):
         hidden = hidden.to(products.weight.dtype)
+        if beta is not None and isinstance(model, ModelRows) and fused_on(hidden.device):
+            from harness.lm.kernels.fused_passes import FusedDivergence
+
+            return FusedDivergence.apply(hidden, head.weight, head.bias, products, model, beta)  # pyright: ignore[reportReturnType]
         return WholeVocabulary.apply(hidden, head.weight, head.bias, products, teacher, divergence)  # pyright: ignore[reportReturnType]
 
 
@@ -98,11 +108,6 @@ def teacher_scores(hidden: Tensor, head: Head, sampled: Tensor, request: Teacher
     head = head.for_products(hidden)
     hidden = hidden.to(head.weight.dtype)
 
-    @torch.no_grad()
-    def rows_of(rows: slice) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
-            return head.logits(hidden[rows]).log_softmax(-1)
-
     with torch.autocast(hidden.device.type, enabled=False):
         found = scan(hidden, head, sampled[:, None], request.top_k)
     return TeacherScores(
@@ -110,7 +115,7 @@ def teacher_scores(hidden: Tensor, head: Head, sampled: Tensor, request: Teacher
         top_ids=found.top_ids,
         top_logprobs=found.top_logprobs,
         entropy=found.entropy if request.entropy else None,
-        rows=rows_of if request.vocabulary else None,
+        rows=ModelRows(hidden, head) if request.vocabulary else None,
     )
 
 
@@ -131,8 +136,8 @@ def sampled_rows(count: int, at_most: int = 128) -> slice:
 class StudentRequest:
     """What a forward pass of the student computes in addition to the chosen log-probabilities.
 
-    `divergence` is computed against the `teacher`'s rows at each position; `own_top` is the number of the student's most
-    probable ids; `held` selects the columns of `ids` that `rest` leaves out.
+    `divergence` is computed against the `teacher`'s rows at each position, `beta` as in `divergence_of`; `own_top` is the
+    number of the student's most probable ids; `held` selects the columns of `ids` that `rest` leaves out.
     """
 
     temperature: float = 1.0
@@ -140,6 +145,7 @@ class StudentRequest:
     teacher: Rows | None = None
     own_top: int = 0
     held: slice | None = None
+    beta: float | None = None
 
 
 class StudentForward(nn.Module):
@@ -156,7 +162,8 @@ class StudentForward(nn.Module):
         if request.own_top:
             scores = replace(scores, own_top=top_ids(hidden[sampled_rows(len(hidden))], head, request.own_top))
         if request.divergence is not None and request.teacher is not None:
-            scores = replace(scores, divergence=divergence_of(hidden, head, request.teacher, request.divergence))
+            asked = request.teacher, request.divergence, request.beta
+            scores = replace(scores, divergence=divergence_of(hidden, head, *asked))
         return scores
 
 
@@ -164,7 +171,7 @@ def response_hidden(model: Any, batch: Batch) -> Tensor:
     """Return hidden states (N, H) at the positions whose next token is a response token."""
     # Right padding needs no attention mask: under causal attention no real token attends to a pad.
     further = packed_inputs(model, batch.lengths, batch.input_ids.device) if batch.packed else {}
-    return _hidden(model, batch.input_ids, **further)[batch.predicts]
+    return _hidden(model, batch.input_ids, **further).flatten(0, 1).index_select(0, batch.places)
 
 
 def _hidden(model: Any, ids: Tensor, **further: Any) -> Tensor:

@@ -57,17 +57,13 @@ class Updater:
         `NotFiniteError` before the weights change when loss or gradient is not finite.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        total = 0.0
-        for batch in batches:
-            loss = loss_of(batch)
-            loss.backward()
-            total += loss.item()
-        total = sum(current_ranks().gather(total))
-        for penalty in penalties:
-            loss = penalty()
-            loss.backward()
-            total += whole(loss).item()
-        norm = float(whole(nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)))
+        losses = [_backward(loss_of(batch)) for batch in batches]
+        further = [_backward(penalty()) for penalty in penalties]
+        norm = whole(nn.utils.clip_grad_norm_(self.parameters, self.grad_clip))
+        # Until here the host is ahead of the device; this is the only time that it waits for numbers.
+        *values, norm = torch.stack([*losses, *further, norm.double()]).tolist()
+        total = sum(current_ranks().gather(_in_order(values[: len(losses)])))
+        total = _in_order([total, *values[len(losses) :]])
         if not math.isfinite(total) or not math.isfinite(norm):
             raise NotFiniteError(
                 f"loss {total} or gradient norm {norm} is not finite; lower the learning rate or grad_clip"
@@ -90,6 +86,20 @@ class Updater:
         }
         self.optimizer.load_state_dict({**kept, "state": parts})
         self.scheduler.load_state_dict(state["scheduler"])
+
+
+def _backward(loss: Tensor) -> Tensor:
+    """Add a loss's gradients to the parameters', and return its value, still on the device."""
+    loss.backward()
+    return whole(loss.detach()).double()
+
+
+def _in_order(values: list[float]) -> float:
+    """Return a sum that is rounded after each term; Python's own compensates since version 3.12."""
+    total = 0.0
+    for value in values:
+        total += value
+    return total
 
 
 def schedule(settings: Optimizer, total: int) -> Callable[[int], float]:

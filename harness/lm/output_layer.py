@@ -6,82 +6,36 @@ next to the matrix products. The backward pass computes the logits again: four p
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.errors import ModelError
+from harness.lm.tiles import (
+    Head,
+    Rows,
+    ScanResult,
+    add_product,
+    spans,
+    tile_size,
+    wide,
+)
 
-# Tokens and vocabulary of a tile: on a CPU what its caches hold, elsewhere what keeps the device busy.
-TILES = {"cpu": (2048, 1024)}
-LARGE_TILE = (4096, 8192)
 # Top-k tiles are this many times wider and shorter, because torch sorts short rows slowly.
 LONGER = 8
 # Elements of a chunk of rows, for losses that need the whole vocabulary at once.
 CHUNK_ELEMENTS = 2**24
-# Devices whose autocast computes the products of the output layer in bfloat16; a CPU keeps its weights' precision.
-NARROW_UNDER_AUTOCAST = {"cuda"}
-# Devices on which a tile's elementwise work is one Triton kernel (`harness.lm.fused`); none until its speed is measured there.
-FUSED: set[str] = set()
-Rows = Callable[[slice], Tensor]
+# Devices on which a tile's elementwise work is one Triton kernel (`harness.lm.kernels`), where those compile and are right.
+FUSED = {"cuda"}
+# Devices that refuse ids outside the output layer at once; elsewhere that would wait for the device, so those scores are nan.
+REFUSES_IDS_AT_ONCE = {"cpu"}
+CHECKED: set[torch.device] = set()
 Divergence = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Head:
-    """The output layer: logits = softcap(scale * (hidden @ weight.T + bias)) / temperature."""
-
-    weight: Tensor
-    bias: Tensor | None = None
-    scale: float = 1.0
-    softcap: float | None = None
-    temperature: float = 1.0
-
-    @property
-    def factor(self) -> float:
-        """The factor on logits, apart from the softcap."""
-        return self.scale / self.temperature
-
-    def part(self, columns: slice) -> Head:
-        """Return the head of a part of the vocabulary."""
-        return replace(self, weight=self.weight[columns], bias=None if self.bias is None else self.bias[columns])
-
-    @torch.no_grad()
-    def for_products(self, hidden: Tensor) -> Head:
-        """Return the head that is multiplied with: a bfloat16 copy where autocast asks for one, else this head.
-
-        The copy is made for each pass, which costs a hundredth of it. It cannot be kept: a fused optimiser changes weights
-        without a trace.
-        """
-        kind = hidden.device.type
-        if kind not in NARROW_UNDER_AUTOCAST or not torch.is_autocast_enabled(kind):
-            return self
-        bias = None if self.bias is None else self.bias.to(torch.bfloat16)
-        return replace(self, weight=self.weight.to(torch.bfloat16), bias=bias)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Return float logits (n, V) of hidden states (n, H)."""
-        raw = self.products(hidden)
-        if self.softcap is None:
-            return raw if self.factor == 1 else raw.mul_(self.factor)
-        return raw.mul_(self.scale / self.softcap).tanh_().mul_(self.softcap / self.temperature)
-
-    def products(self, hidden: Tensor) -> Tensor:
-        """Return hidden @ weight.T + bias (n, V) as floats; a GPU does not round them to the weights' dtype first."""
-        if hidden.is_cuda and hidden.dtype != wide(hidden):
-            raw = torch.mm(hidden, self.weight.T, out_dtype=wide(hidden))
-            return raw if self.bias is None else raw.add_(self.bias)
-        return nn.functional.linear(hidden, self.weight, self.bias).to(wide(self.weight))
-
-    def to_linear(self, grad: Tensor, logits: Tensor) -> Tensor:
-        """Return the gradient (n, V) at the linear layer's output from the gradient at the logits, which it overwrites."""
-        if self.softcap is not None:
-            grad.mul_(1 - (logits * (self.temperature / self.softcap)) ** 2)
-        return grad if self.factor == 1 else grad.mul_(self.factor)
 
 
 class SelectedLogProbs(torch.autograd.Function):
@@ -98,7 +52,7 @@ class SelectedLogProbs(torch.autograd.Function):
         """Scan the vocabulary once; weight and bias are the head's, passed separately so that autograd sees them."""
         found = scan(hidden, head, ids, held=held)
         ctx.save_for_backward(hidden, weight, bias, ids, found.logsumexp, held, found.rest)
-        ctx.head = head
+        ctx.head, ctx.fused = head, fused_on(hidden.device)
         ctx.mark_non_differentiable(found.entropy, found.logsumexp)
         return found.chosen, found.entropy, found.logsumexp, None if held is None else found.rest
 
@@ -108,18 +62,14 @@ class SelectedLogProbs(torch.autograd.Function):
 
         The log-probability of the rest adds its own softmax, over the tokens outside `held`.
         """
+        if ctx.fused:
+            from harness.lm.kernels.fused_passes import selected_backward
+
+            return *selected_backward(ctx, grads[0], grads[3]), None, None, None
         hidden, weight, bias, ids, logsumexp, held, rest = ctx.saved_tensors
         above = grads[0].sum(-1, keepdim=True) + (0 if held is None else grads[3][:, None])
         total = Gradients(hidden, weight, bias, ctx.head.weight, ctx.needs_input_grad)
         tokens, width = tile_size(hidden)
-        if held is None and hidden.device.type in FUSED:
-            from harness.lm.fused import fused_gradient  # imports triton
-
-            for rows, columns in product(spans(len(hidden), tokens), spans(len(weight), width)):
-                raw, start = ctx.head.part(columns).products(hidden[rows]), columns.start
-                parts = raw, ids[rows], grads[0][rows], logsumexp[rows], start, ctx.head, ctx.head.weight.dtype
-                total.add(rows, columns, fused_gradient(*parts))
-            return *total.result(), None, None, None
         for rows, columns in product(spans(len(hidden), tokens), spans(len(weight), width)):
             part = ctx.head.part(columns)
             logits = part.logits(hidden[rows])
@@ -170,30 +120,16 @@ def _divergence_gradient(logits: Tensor, logp: Tensor, divergence: Divergence, a
     return grad - logq.detach().exp_().mul_(grad.sum(-1, keepdim=True))
 
 
-@dataclass(frozen=True)
-class ScanResult:
-    """What `scan` computes at N positions, all log-probabilities normalised over the vocabulary, in nats.
-
-    `chosen` (N, C) at the ids; `entropy`, `logsumexp` (N,); `rest` (N,) of all tokens outside `held`; the K most probable
-    tokens as `top_logprobs` (N, K) and `top_ids` (N, K).
-    """
-
-    chosen: Tensor
-    entropy: Tensor
-    logsumexp: Tensor
-    rest: Tensor
-    top_logprobs: Tensor
-    top_ids: Tensor
-
-
 def scan(hidden: Tensor, head: Head, ids: Tensor, top_k: int = 0, held: Tensor | None = None) -> ScanResult:
     """Go once over the vocabulary of N positions, tile by tile; `hidden` is (N, H), `ids` (N, C), `held` (N, K).
 
     Raises `ModelError` for ids outside the output layer.
     """
     _refuse_ids_outside(ids, head)
-    if not top_k and held is None and hidden.device.type in FUSED:
-        return _fused_scan(hidden, head, ids)
+    if fused_on(hidden.device):
+        from harness.lm.kernels.fused_passes import fused_scan
+
+        return _outside_is_nan(fused_scan(hidden, head, ids, top_k, held), ids, head)
     tokens, width = tile_size(hidden)
     if top_k:
         tokens, width = max(1, tokens // LONGER), width * LONGER
@@ -203,25 +139,36 @@ def scan(hidden: Tensor, head: Head, ids: Tensor, top_k: int = 0, held: Tensor |
         for columns in spans(len(head.weight), width):
             running.add(head.part(columns).logits(hidden[rows]), columns)
         blocks.append(running.result())
-    return ScanResult(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
+    return _outside_is_nan(ScanResult(*(torch.cat(parts) for parts in zip(*blocks, strict=True))), ids, head)
 
 
-def _fused_scan(hidden: Tensor, head: Head, ids: Tensor) -> ScanResult:
-    from harness.lm.fused import FusedSums  # imports triton
+def fused_on(device: torch.device) -> bool:
+    """Return whether the kernels do a tile's elementwise work; a GPU's are tried once, on a small input."""
+    if device.type not in FUSED:
+        return False
+    if device.type != "cpu" and device not in CHECKED:
+        CHECKED.add(device)  # what tries the kernels comes here too
+        if importlib.util.find_spec("triton") is None:
+            FUSED.discard(device.type)
+            return False
+        from harness.lm.kernels.fused_passes import kernels_work
 
-    tokens, width = tile_size(hidden)
-    blocks: list[tuple[Tensor, ...]] = []
-    for rows in spans(max(1, len(hidden)), tokens):
-        running = FusedSums(ids[rows], wide(head.weight))
-        for columns in spans(len(head.weight), width):
-            running.add(head.part(columns).products(hidden[rows]), columns.start, head)
-        blocks.append(running.result())
-    chosen, entropy, logsumexp = (torch.cat(parts) for parts in zip(*blocks, strict=True))
-    nothing = chosen[:, :0]
-    return ScanResult(chosen, entropy, logsumexp, logsumexp - logsumexp, nothing, ids[:, :0])
+        if not kernels_work(device, SelectedLogProbs.apply):
+            FUSED.discard(device.type)
+    return device.type in FUSED
+
+
+def _outside_is_nan(found: ScanResult, ids: Tensor, head: Head) -> ScanResult:
+    """Return scores in which those of ids outside the output layer are nan, where such ids were not refused."""
+    if ids.device.type in REFUSES_IDS_AT_ONCE:
+        return found
+    outside = (ids < 0) | (ids >= len(head.weight))
+    return replace(found, chosen=found.chosen.masked_fill(outside, torch.nan))
 
 
 def _refuse_ids_outside(ids: Tensor, head: Head) -> None:
+    if ids.device.type not in REFUSES_IDS_AT_ONCE:
+        return
     rows = len(head.weight)
     lowest, highest = torch.stack(torch.aminmax(ids)).tolist() if ids.numel() else (0, 0)
     if lowest < 0 or highest >= rows:
@@ -275,19 +222,9 @@ class _Running:
         self.top_ids = torch.cat([self.top_ids, new.indices + columns.start], dim=-1).gather(-1, order)
 
 
-def tile_size(hidden: Tensor) -> tuple[int, int]:
-    """Return the number of tokens and of vocabulary entries in a tile."""
-    return TILES.get(hidden.device.type, LARGE_TILE)
-
-
 def row_chunks(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
     """Yield chunks of tokens with about CHUNK_ELEMENTS logits each; one empty chunk where there are no tokens."""
     return spans(max(1, len(hidden)), max(1, CHUNK_ELEMENTS // len(weight)))
-
-
-def spans(count: int, size: int) -> Iterator[slice]:
-    """Yield slices of length `size` that cover `count`; the last one may be shorter."""
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
 def within(ids: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
@@ -323,9 +260,9 @@ class Gradients:
         hidden, (to_hidden, to_weight, to_bias) = self.inputs[0], self.sums
         narrow = grad.to(self.multiplied.dtype)
         if to_hidden is not None:
-            _add_product(to_hidden[rows], narrow, self.multiplied[columns])
+            add_product(to_hidden[rows], narrow, self.multiplied[columns])
         if to_weight is not None:
-            _add_product(to_weight[columns], narrow.T, hidden[rows])
+            add_product(to_weight[columns], narrow.T, hidden[rows])
         if to_bias is not None:
             to_bias[columns] += grad.sum(0)
 
@@ -333,16 +270,3 @@ class Gradients:
         """Yield the sums in their inputs' dtypes, None where no gradient is needed."""
         for leaf, total in zip(self.inputs, self.sums, strict=True):
             yield None if total is None or leaf is None else total.to(leaf.dtype)
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add left @ right to `total` without rounding the product to the inputs' dtype first."""
-    if left.is_cuda and left.dtype != total.dtype:
-        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
-    else:
-        torch.addmm(total, left.to(total.dtype), right.to(total.dtype), out=total)
-
-
-def wide(tensor: Tensor) -> torch.dtype:
-    """Return the dtype of sums and logits: float32, or float64 for float64 weights."""
-    return torch.promote_types(tensor.dtype, torch.float32)

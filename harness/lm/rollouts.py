@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -53,9 +54,9 @@ class Rollout:
 class Batch:
     """Right-padded sequences (B, T), or all in one row (1, T) without padding; N response tokens in row-major order.
 
-    `predicts` (B, T) is true at position t when token t + 1 belongs to the response. `targets`, `weights` and `credit` (N,)
-    are those tokens, their share of the loss and the credit of their response. Masks come from lengths, never from the pad
-    id, which may equal eos. `rollouts` has one entry per sequence. `packed` says that one row holds them all;
+    `predicts` (B, T), on the host, is true at position t when token t + 1 belongs to the response. `targets`, `weights` and
+    `credit` (N,) are those tokens, their share of the loss and the credit of their response. Masks come from lengths, never
+    from the pad id, which may equal eos. `rollouts` has one entry per sequence. `packed` says that one row holds them all;
     `filler` that all weights are 0, because other processes have the micro-batch's sequences and this one must keep step.
     """
 
@@ -73,6 +74,11 @@ class Batch:
         """The tokens of each sequence."""
         return [len(rollout.prompt_and_response) for rollout in self.rollouts]
 
+    @cached_property
+    def places(self) -> Tensor:
+        """The N positions of `predicts` in the flattened ids, found on the host: finding them would make a GPU wait."""
+        return self.predicts.flatten().nonzero()[:, 0].to(self.input_ids.device)
+
     @property
     def padding(self) -> int:
         """How many of the positions are padding."""
@@ -84,7 +90,7 @@ class Batch:
             return self
         ids, predicts = _rows(self.rollouts)
         device = self.input_ids.device
-        return replace(self, input_ids=ids.to(device), predicts=predicts.to(device), packed=False)
+        return replace(self, input_ids=ids.to(device), predicts=predicts, packed=False)
 
 
 def make_batches(
@@ -172,7 +178,7 @@ def _collate(
         credit += [rollout.credit] * length
     targets = torch.tensor([token for rollout in group for token in rollout.response])
     weight, credits = torch.tensor(weights, device=device), torch.tensor(credit, device=device)
-    return Batch(ids.to(device), predicts.to(device), targets.to(device), weight, credits, tuple(group), packed)
+    return Batch(ids.to(device), predicts, targets.to(device), weight, credits, tuple(group), packed)
 
 
 def _rows(group: Sequence[Rollout]) -> tuple[Tensor, Tensor]:

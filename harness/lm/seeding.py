@@ -35,15 +35,17 @@ def prompt_seeds(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:
     return seeds
 
 
-def race_times(seeds: Tensor, position: int, width: int) -> Tensor:
+def race_times(seeds: Tensor, position: int | Tensor, width: int) -> Tensor:
     """Return standard exponential numbers (rows, width), a function of only each row's seed, the position and the column.
 
     `argmax(logits - log(times))` draws from softmax(logits) (the Gumbel-max trick). Two distributions p and q that share
     the numbers draw the same token with probability at least (1 - TV) / (1 + TV), TV their total variation distance.
+    A position that is a tensor (1,) gives the same numbers as its number does.
     The generator is SplitMix64 (Steele et al. 2014) on a counter. `seeds` (rows,) are int64.
     """
     columns = torch.arange(1, width + 1, device=seeds.device, dtype=torch.long)
-    rows = _mixed(_mixed(seeds) + torch.full_like(seeds, position + 1) * _GOLDEN)
+    places = position + 1 if isinstance(position, Tensor) else torch.full_like(seeds, position + 1)
+    rows = _mixed(_mixed(seeds) + places * _GOLDEN)
     bits = _shifted(_mixed(rows[:, None] + columns * _GOLDEN), 40)
     return -torch.log1p(-(bits.float() + 0.5) * 2.0**-24)
 

@@ -7,16 +7,16 @@ computes them. An answer that is wrong and agrees with itself cannot be detected
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from harness.errors import HarnessError, TrainingError
+from harness.errors import HarnessError, ModelError, TrainingError
 from harness.lm.logprobs import TeacherRequest, TeacherScores
-from harness.lm.output_layer import Rows
-from harness.lm.rollouts import Batch
+from harness.lm.rollouts import Batch, Rollout
+from harness.lm.tiles import ModelRows, Rows
 from harness.teachers.teacher import Teacher
 
 CERTAIN_STEP, CERTAIN_RESPONSE = 16, 8
@@ -34,13 +34,17 @@ def ask(
 
     Raises `TrainingError`, in one sentence, for any exception of the teacher and for scores that no model computes.
     """
+    return check_scores(unchecked_scores(teacher, batch, request, temperature), batch, request, vocabulary)
+
+
+def unchecked_scores(teacher: Teacher, batch: Batch, request: TeacherRequest, temperature: float) -> TeacherScores:
+    """Return a teacher's scores before `check_scores`, which reads them and so waits for a device that computes them."""
     try:
-        scores = teacher.score(batch, request, temperature)
+        return teacher.score(batch, request, temperature)
     except HarnessError:
         raise
     except Exception as error:
         raise TrainingError(_sentence_of(error)) from error
-    return check_scores(scores, batch, request, vocabulary)
 
 
 def check_scores(
@@ -53,21 +57,22 @@ def check_scores(
     _check_tensor("sampled", scores.sampled, (count,), batch)
     _check_tensor("top_logprobs", scores.top_logprobs, (count, request.top_k), batch)
     _check_tensor("top_ids", scores.top_ids, (count, request.top_k), batch, ids=True)
-    _check_numbers(scores)
-    _check_ids(scores.top_ids, vocabulary)
-    _check_agreement(scores, batch)
-    _check_placeholders(scores.sampled, batch)
     if request.entropy:
         _check_tensor("entropy", scores.entropy, (count,), batch)
-        if not bool((cast("Tensor", scores.entropy) >= -1e-3).all()):
-            raise TrainingError("the teacher's entropy is negative or NaN; it must be in nats, at least 0")
+    host = _on_host(scores)
+    _check_numbers(host)
+    _check_ids(host.top_ids, vocabulary)
+    _check_agreement(host, batch.targets.cpu())
+    _check_placeholders(host.sampled, batch)
+    if request.entropy and not bool((cast("Tensor", host.entropy) >= -1e-3).all()):
+        raise TrainingError("the teacher's entropy is negative or NaN; it must be in nats, at least 0")
     if not request.vocabulary:
         return scores
     if not callable(scores.rows):
         raise TrainingError(
             "the teacher returned no `rows`, its log-probabilities over the vocabulary; fix its `score`"
         )
-    return replace(scores, rows=_checked_rows(scores.rows, scores, batch.targets, vocabulary))
+    return replace(scores, rows=CheckedRows(scores.rows, scores, batch.targets, vocabulary))
 
 
 def refuse_certainty(parts: Sequence[tuple[Batch, Tensor]]) -> None:
@@ -91,9 +96,25 @@ def refuse_certainty(parts: Sequence[tuple[Batch, Tensor]]) -> None:
                 )
 
 
+def refuse_unknown_ids(rollouts: Sequence[Rollout], vocabulary: int) -> None:
+    """Raise `ModelError` for a response with an id outside the student's output layer, before a device reads it."""
+    ids = [id for rollout in rollouts for id in rollout.response]
+    if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
+        raise ModelError(
+            f"found response ids from {min(ids)} to {max(ids)}, expected 0 to {vocabulary - 1}, the rows of the student's "
+            "output layer; check that tokenizer and student belong together"
+        )
+
+
 def _sentence_of(error: Exception) -> str:
     reason = " ".join(str(error).split())[:300] or "without a message"
     return f"the teacher failed with {type(error).__name__}: {reason}; look at its log, and run the same command again"
+
+
+def _on_host(scores: TeacherScores) -> TeacherScores:
+    """Return the scores of single tokens on the host, where each further check waits for no device."""
+    entropy = None if scores.entropy is None else scores.entropy.cpu()
+    return TeacherScores(scores.sampled.cpu(), scores.top_ids.cpu(), scores.top_logprobs.cpu(), entropy)
 
 
 def _check_tensor(name: str, value: Any, shape: tuple[int, ...], batch: Batch, ids: bool = False) -> None:
@@ -141,14 +162,14 @@ def _check_ids(top_ids: Tensor, vocabulary: int | None) -> None:
         raise TrainingError("the teacher's `top_ids` hold an id twice at one position; fix its `score`")
 
 
-def _check_agreement(scores: TeacherScores, batch: Batch) -> None:
+def _check_agreement(scores: TeacherScores, targets: Tensor) -> None:
     """Refuse a score of the response token that the teacher's own most probable tokens contradict."""
     top, sampled = scores.top_logprobs, scores.sampled
     if not top.numel():
         return
     if bool((top[:, 1:] > top[:, :-1] + TOLERANCE).any()):
         raise TrainingError("the teacher's `top_logprobs` do not fall from the first to the last; sort them")
-    among = scores.top_ids == batch.targets[:, None]
+    among = scores.top_ids == targets[:, None]
     bound = torch.where(among.any(-1), torch.where(among, top, 0.0).sum(-1), top[:, -1])
     apart = sampled - bound
     wrong = (apart > TOLERANCE) | (among.any(-1) & (apart < -TOLERANCE))
@@ -186,37 +207,49 @@ def _check_placeholders(sampled: Tensor, batch: Batch) -> None:
         )
 
 
-def _checked_rows(rows: Rows, scores: TeacherScores, targets: Tensor, vocabulary: int | None) -> Rows:
-    """Return rows that are checked where they are used, at a few positions of each slice."""
-    ids = torch.cat([targets[:, None], scores.top_ids], dim=1)
-    expected = torch.cat([scores.sampled[:, None], scores.top_logprobs], dim=1)
+@dataclass(frozen=True)
+class CheckedRows:
+    """Rows that are checked where they are used, at a few positions of each slice.
 
-    def checked(place: slice) -> Tensor:
+    `model` is set where a model of this process computes them, by the same pass as the scores of single tokens.
+    """
+
+    rows: Rows
+    scores: TeacherScores
+    targets: Tensor
+    vocabulary: int | None
+
+    @property
+    def model(self) -> ModelRows | None:
+        """The model's rows, which a kernel may compute itself; None for another teacher's."""
+        return self.rows if isinstance(self.rows, ModelRows) else None
+
+    def __call__(self, place: slice) -> Tensor:
+        """Return log-probabilities (n, V); raises `TrainingError` for what no model computes."""
+        ids = torch.cat([self.targets[:, None], self.scores.top_ids], dim=1)[place]
+        own = torch.cat([self.scores.sampled[:, None], self.scores.top_logprobs], dim=1)[place]
         try:
-            found = rows(place)
+            found = self.rows(place)
         except HarnessError:
             raise
         except Exception as error:
             raise TrainingError(_sentence_of(error)) from error
-        own = expected[place]
         if not isinstance(cast("Any", found), Tensor) or found.ndim != 2 or len(found) != len(own):
             shape = tuple(found.shape) if isinstance(cast("Any", found), Tensor) else type(found).__name__
             raise TrainingError(f"the teacher's `rows` are {shape}, expected one row for each of {len(own)} positions")
-        if not found.is_floating_point() or (vocabulary is not None and found.shape[1] != vocabulary):
+        if not found.is_floating_point() or (self.vocabulary is not None and found.shape[1] != self.vocabulary):
             raise TrainingError(
                 f"the teacher's `rows` are {found.dtype} of width {found.shape[1]}, expected log-probabilities of "
-                f"{vocabulary} tokens"
+                f"{self.vocabulary} tokens"
             )
         few = slice(None, None, max(1, -(-len(own) // CHECKED_ROWS)))
         some = found[few].float()
         if not bool((some.logsumexp(-1).abs() <= TOLERANCE).all()):
             raise TrainingError("the teacher's `rows` are not log-probabilities: their mass is not 1; normalise them")
-        apart = (some.gather(-1, ids[place][few]) - own[few]).abs()
+        apart = (some.gather(-1, ids[few]) - own[few]).abs()
         if not bool((apart <= 10 * TOLERANCE).all()):
             raise TrainingError("the teacher's `rows` contradict its scores of single tokens; fix its `score`")
         return found
-
-    return checked
 
 
 def _by_response(scores: Tensor, batch: Batch) -> list[tuple[tuple[str, str], Tensor]]:

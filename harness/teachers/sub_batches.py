@@ -17,7 +17,7 @@ def part_of(batch: Batch, rows: Sequence[int]) -> Batch:
     places = torch.tensor(list(rows), device=batch.input_ids.device)
     return Batch(
         batch.input_ids[places],
-        batch.predicts[places],
+        batch.predicts[list(rows)],
         batch.targets[mask],
         batch.weights[mask],
         batch.credit[mask],

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from harness.engines import hf
+from harness.engines import decoding, hf
 from harness.engines.engine import Completion, Sampling
 from harness.engines.hf import HFEngine
 from tests.support.models import FakeTokenizer, byte_renderer, dense_logprobs, qwen3
@@ -80,7 +80,7 @@ def test_leaving_finished_rows_out_does_not_change_the_others(
         return original(self, indices)
 
     monkeypatch.setattr(hf.DynamicCache, "batch_select_indices", spy)
-    monkeypatch.setattr(hf, "COMPACT_BELOW", below)
+    monkeypatch.setattr(decoding, "COMPACT_BELOW", below)
     assert [done.tokens for done in greedy(model)] == by_generate(model, PROMPTS, STOPS)
     assert bool(kept) == (below > 0)
     assert kept == sorted(kept, reverse=True)

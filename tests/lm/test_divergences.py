@@ -12,6 +12,7 @@ from torch import Tensor
 from adapters.loop.divergences import forward_kl, generalised_jsd, reverse_kl, top_k_forward_kl
 from adapters.loop.tokens import Tokens
 from harness.lm import output_layer as tiled
+from harness.lm import tiles
 from harness.lm.logprobs import Divergence, Head, TeacherRequest, divergence_of, selected_logprobs, teacher_scores
 from tests.support.dense import TILES, VARIANTS, N, V, assert_same_leaf_gradients, full, inputs
 
@@ -55,7 +56,7 @@ def test_a_divergence_taken_as_a_number_has_no_gradient():
 def test_the_rest_is_all_that_is_not_held_with_its_gradient(
     variant: str, tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(tiled, "TILES", {"cpu": tile})
+    monkeypatch.setattr(tiles, "TILES", {"cpu": tile})
     hidden, head, ids, above = inputs(variant)
     leaves = [leaf for leaf in (hidden, head.weight, head.bias) if leaf is not None]
     held = ids[:, 1:]  # with a repetition where a draw has one

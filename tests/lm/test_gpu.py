@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from adapters.aopd import AOPD
+from adapters.gkd import GKD
 from adapters.loop.divergences import generalised_jsd, reverse_kl
+from adapters.loop.step import Step
+from adapters.opd import OPD
 from harness.lm import output_layer as tiled
+from harness.lm import tiles
 from harness.lm.logprobs import (
     Divergence,
     Head,
@@ -26,7 +32,16 @@ from harness.lm.logprobs import (
 from harness.lm.packing import packing
 from harness.lm.rollouts import make_batches
 from tests.support.dense import VARIANTS, C, V, assert_same_leaf_gradients, dense, full, inputs
-from tests.support.models import assert_same_gradients, gradients, micro_suite, qwen3, rollout, write_yaml
+from tests.support.models import (
+    assert_same_gradients,
+    gradients,
+    local_teacher,
+    micro_suite,
+    qwen3,
+    rollout,
+    write_yaml,
+)
+from tests.support.stages import stage
 
 DEVICE = "cuda"
 pytestmark = [
@@ -47,7 +62,7 @@ def on_device(variant: str) -> tuple[Tensor, Head, Tensor, Tensor]:
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_values_and_gradients_equal_dense_autograd(variant: str, fused: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tiled, "LARGE_TILE", (3, 4))
+    monkeypatch.setattr(tiles, "LARGE_TILE", (3, 4))
     monkeypatch.setattr(tiled, "FUSED", {"cuda"} if fused else set())
     hidden, head, ids, above = on_device(variant)
     leaves = [leaf for leaf in (hidden, head.weight, head.bias) if leaf is not None]
@@ -56,14 +71,49 @@ def test_values_and_gradients_equal_dense_autograd(variant: str, fused: bool, mo
     assert_same_leaf_gradients((found * above).sum(), (expected * above).sum(), leaves)
 
 
-@pytest.mark.parametrize("divergence", [reverse_kl, lambda logq, logp: generalised_jsd(logq, logp, 0.3)])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_divergences_equal_dense_autograd(variant: str, divergence: Divergence):
+def test_the_rest_outside_held_ids_equals_dense_autograd(variant: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tiles, "LARGE_TILE", (3, 4))
+    hidden, head, ids, above = on_device(variant)
+    leaves = [leaf for leaf in (hidden, head.weight, head.bias) if leaf is not None]
+    found, logp = selected_logprobs(hidden, head, ids, ids[:, 1:]), full(hidden, head).log_softmax(-1)
+    outside = logp.scatter(-1, ids[:, 1:], -torch.inf).logsumexp(-1)
+    assert found.rest is not None
+    torch.testing.assert_close(found.rest, outside, rtol=0, atol=1e-10)
+    ours = (found.chosen * above).sum() + (found.rest * above[:, 0]).sum()
+    assert_same_leaf_gradients(ours, (logp.gather(-1, ids) * above).sum() + (outside * above[:, 0]).sum(), leaves)
+
+
+def test_the_kernels_work_on_this_device():
+    from harness.lm.kernels.fused_passes import kernels_work
+
+    assert kernels_work(torch.device(DEVICE), tiled.SelectedLogProbs.apply)
+    assert tiled.fused_on(torch.device(DEVICE))
+
+
+def test_an_id_outside_the_output_layer_has_no_score():
+    hidden, head, ids, _ = on_device("plain")
+    ids[2, 1] = V
+    found = selected_logprobs(hidden, head, ids).chosen
+    assert found.isnan().nonzero().tolist() == [[2, 1]]
+
+
+@pytest.mark.parametrize(
+    ("divergence", "beta"),
+    [
+        (reverse_kl, None),
+        (reverse_kl, 1.0),
+        (lambda logq, logp: generalised_jsd(logq, logp, 0.3), 0.3),
+        (lambda logq, logp: generalised_jsd(logq, logp, 0.0), 0.0),
+    ],
+)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_divergences_equal_dense_autograd(variant: str, divergence: Divergence, beta: float | None):
     hidden, head, ids, above = on_device(variant)
     leaves = [leaf for leaf in (hidden, head.weight, head.bias) if leaf is not None]
     rows = teacher_scores(hidden.flip(0).detach(), head, ids[:, 0], TeacherRequest(vocabulary=True)).rows
     assert rows is not None
-    found = divergence_of(hidden, head, rows, divergence)
+    found = divergence_of(hidden, head, rows, divergence, beta)
     logp = full(hidden.flip(0), head).log_softmax(-1).detach()
     expected = divergence(full(hidden, head).log_softmax(-1), logp)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
@@ -72,7 +122,7 @@ def test_divergences_equal_dense_autograd(variant: str, divergence: Divergence):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_bfloat16_weights_get_the_gradients_of_float32_products(variant: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tiled, "LARGE_TILE", (3, 4))
+    monkeypatch.setattr(tiles, "LARGE_TILE", (3, 4))
     hidden, head, ids, above = on_device(variant)
     narrow = [None if x is None else x.detach().bfloat16() for x in (hidden, head.weight, head.bias)]
     ours = [None if x is None else x.clone().requires_grad_() for x in narrow]
@@ -93,8 +143,10 @@ def _selected(hidden: Tensor, head: Head, ids: Tensor) -> Tensor:
     return selected_logprobs(hidden, head, ids).chosen.double()
 
 
-def test_the_teachers_top_is_that_of_full_logits(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tiled, "LARGE_TILE", (3, 1))
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_teachers_top_is_that_of_full_logits(fused: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tiles, "LARGE_TILE", (3, 1))
+    monkeypatch.setattr(tiled, "FUSED", {"cuda"} if fused else set())
     hidden, head, ids, _ = on_device("all")
     scores = teacher_scores(hidden, head, ids[:, 0], TeacherRequest(top_k=C, entropy=True))
     expected = full(hidden, head).log_softmax(-1)
@@ -141,6 +193,33 @@ def test_packed_batches_have_the_losses_and_gradients_of_padded_ones(dtype: torc
     close = 1e-4 if dtype == torch.float32 else 0.05
     assert found[1][0] == pytest.approx(found[0][0], rel=close)
     assert_same_gradients(found[1][1], found[0][1], 2 * close)
+
+
+@pytest.mark.parametrize("adapter", [OPD(), AOPD(top_k=4), GKD(lmbda=1)])
+def test_asking_the_teacher_waits_for_nothing(adapter: Any, monkeypatch: pytest.MonkeyPatch):
+    from harness.teachers.local import LocalTeacher
+
+    original = Step._teacher_scores
+
+    def strict(self: Step, batch: Any) -> Any:
+        # transformers looks once a pass whether positions are those of a packed batch.
+        monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda _: None)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return original(self, batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    ctx = stage({"micro_batch": 2})
+    student, teacher = qwen3().to(DEVICE), local_teacher()
+    assert isinstance(teacher, LocalTeacher)
+    teacher.model.to(DEVICE)
+    lines: list[dict[str, Any]] = []
+    moved = replace(ctx, student=StudentForward(student), teacher=teacher, device=DEVICE, log=lines.append)
+    adapter.train_stage(moved)  # kernels are compiled and tried once
+    monkeypatch.setattr(Step, "_teacher_scores", strict)
+    adapter.train_stage(replace(moved, engine=stage().engine))
+    assert all(line["seconds"]["teacher"] > 0 for line in lines)
 
 
 @pytest.mark.timeout(600)

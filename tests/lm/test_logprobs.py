@@ -5,17 +5,16 @@ Oracle throughout: `log_softmax` of full logits in float64, differentiated by to
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapters.loop.divergences import reverse_kl
+from harness.errors import ModelError
 from harness.lm import output_layer as tiled
+from harness.lm import tiles
 from harness.lm.logprobs import (
     Head,
     StudentForward,
@@ -26,7 +25,20 @@ from harness.lm.logprobs import (
     teacher_scores,
 )
 from harness.lm.rollouts import make_batches
-from tests.support.dense import SEQUENCES, TILES, VARIANTS, C, H, N, V, assert_same_leaf_gradients, dense, full, inputs
+from tests.support.dense import (
+    SEQUENCES,
+    TILES,
+    VARIANTS,
+    C,
+    H,
+    Largest,
+    N,
+    V,
+    assert_same_leaf_gradients,
+    dense,
+    full,
+    inputs,
+)
 from tests.support.models import assert_same_gradients, dense_logprobs, gradients, qwen3
 
 
@@ -35,7 +47,7 @@ from tests.support.models import assert_same_gradients, dense_logprobs, gradient
 def test_values_and_gradients_equal_dense_autograd(
     variant: str, tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(tiled, "TILES", {"cpu": tile})
+    monkeypatch.setattr(tiles, "TILES", {"cpu": tile})
     hidden, head, ids, above = inputs(variant)
     leaves = [leaf for leaf in (hidden, head.weight, head.bias) if leaf is not None]
     found = selected_logprobs(hidden, head, ids).chosen
@@ -54,27 +66,23 @@ def test_what_is_frozen_gets_no_gradient_and_the_rest_the_same(frozen: str):
     assert_same_leaf_gradients(ours, theirs, list(leaves.values()))
 
 
+def test_where_ids_are_not_refused_at_once_those_outside_have_no_score(monkeypatch: pytest.MonkeyPatch):
+    hidden, head, ids, _ = inputs("plain")
+    ids[2, 1], ids[3, 0] = V, -1
+    with pytest.raises(ModelError, match="expected 0 to"):
+        selected_logprobs(hidden, head, ids)
+    monkeypatch.setattr(tiled, "REFUSES_IDS_AT_ONCE", set())
+    found = selected_logprobs(hidden, head, ids).chosen
+    assert found.isnan().nonzero().tolist() == [[2, 1], [3, 0]]
+
+
 def _chosen(hidden: Tensor, head: Head, ids: Tensor) -> Tensor:
     return selected_logprobs(hidden, head, ids).chosen
 
 
-class Largest(TorchDispatchMode):
-    """Records the elements of the largest tensor that any operation returns, forward or backward."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        found = result if isinstance(result, list | tuple) else [result]
-        self.elements = max([self.elements, *(value.numel() for value in found if isinstance(value, Tensor))])
-        return result
-
-
 def test_no_tensor_is_larger_than_the_heads_weight_though_the_logits_would_be(monkeypatch: pytest.MonkeyPatch):
     tokens, vocabulary, width, columns = 48, 640, 4, 5
-    monkeypatch.setattr(tiled, "TILES", {"cpu": (16, 100)})
+    monkeypatch.setattr(tiles, "TILES", {"cpu": (16, 100)})
     monkeypatch.setattr(tiled, "CHUNK_ELEMENTS", 3 * vocabulary)
     head = Head(torch.randn(vocabulary, width, requires_grad=True), torch.randn(vocabulary, requires_grad=True))
     hidden, ids = torch.randn(tokens, width, requires_grad=True), torch.randint(vocabulary, (tokens, columns))
@@ -148,7 +156,7 @@ def test_enormous_logits_stay_finite():
 
 @pytest.mark.parametrize("tile", [(3, 4), (100, 100)])
 def test_bfloat16_is_close_to_float64_of_the_same_numbers(tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tiled, "TILES", {"cpu": tile})
+    monkeypatch.setattr(tiles, "TILES", {"cpu": tile})
     hidden, head, ids, above = inputs("plain")
     narrow = hidden.detach().bfloat16().requires_grad_()
     weight = head.weight.detach().bfloat16().requires_grad_()
@@ -172,7 +180,7 @@ def test_bfloat16_is_close_to_float64_of_the_same_numbers(tile: tuple[int, int],
 def test_teacher_scores_equal_the_dense_distribution(
     variant: str, tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(tiled, "TILES", {"cpu": tile})
+    monkeypatch.setattr(tiles, "TILES", {"cpu": tile})
     monkeypatch.setattr(tiled, "LONGER", 2)
     hidden, head, ids, _ = inputs(variant)
     scores = teacher_scores(hidden, head, ids[:, 0], TeacherRequest(top_k=3, entropy=True))
@@ -190,7 +198,7 @@ def test_teacher_scores_equal_the_dense_distribution(
 def test_student_forward_equals_full_logits_for_all_parameters(
     tie: bool, temperature: float, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(tiled, "TILES", {"cpu": (4, 10)})
+    monkeypatch.setattr(tiles, "TILES", {"cpu": (4, 10)})
     model = qwen3(tie=tie)
     (batch,) = make_batches(SEQUENCES, "sequence_mean", None)
     ids = torch.stack([batch.targets, (batch.targets + 1) % 24, batch.targets], dim=1)
@@ -228,7 +236,7 @@ def test_ids_that_have_no_row_are_refused(ids: list[list[int]]):
 def test_a_token_without_any_mass_leaves_entropy_and_gradients_as_they_are(
     tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(tiled, "TILES", {"cpu": tile})
+    monkeypatch.setattr(tiles, "TILES", {"cpu": tile})
     hidden, head, ids, above = inputs("bias")
     assert head.bias is not None
     with torch.no_grad():

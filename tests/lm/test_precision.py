@@ -22,7 +22,7 @@ from harness.config.run_spec import RunSpec
 from harness.config.suite import AdapterEntry, Suite
 from harness.config.training import Optimizer, Training
 from harness.errors import ConfigError, ModelError
-from harness.lm import output_layer
+from harness.lm import tiles
 from harness.lm.logprobs import Head, StudentForward, selected_logprobs
 from harness.lm.optimiser import Updater
 from harness.lm.rollouts import Batch, make_batches
@@ -147,7 +147,7 @@ def test_a_stage_with_master_weights_resumes_to_the_bit(name: str, tmp_path: Pat
 
 
 def test_a_narrow_output_layer_follows_its_weights_and_has_gradients_in_float32(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(output_layer, "NARROW_UNDER_AUTOCAST", {"cpu"})
+    monkeypatch.setattr(tiles, "NARROW_UNDER_AUTOCAST", {"cpu"})
     generator = torch.Generator().manual_seed(0)
     head = Head(torch.randn(50, 16, generator=generator, requires_grad=True))
     hidden = torch.randn(9, 16, generator=generator).requires_grad_()

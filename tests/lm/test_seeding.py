@@ -13,7 +13,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.lm.seeding import derive_seed, permutation, preserved_random_state, seed_global_generators
+from harness.lm.seeding import (
+    derive_seed,
+    permutation,
+    preserved_random_state,
+    race_times,
+    seed_global_generators,
+)
 
 SCRIPT = "from harness.lm.seeding import *; print(derive_seed(0, 'stage', 1, 'tiny_weather'), permutation(5, 7))"
 NAMES = st.lists(st.one_of(st.integers(0, 99), st.text("abc", min_size=1, max_size=3)), max_size=4)
@@ -44,6 +50,12 @@ def test_streams_differ_exactly_where_their_names_do(
 @given(st.integers(0, 200), st.integers(0, 2**63 - 1))
 def test_a_permutation_holds_every_index_once(count: int, seed: int):
     assert sorted(permutation(count, seed)) == list(range(count))
+
+
+@given(st.integers(0, 10**5), st.integers(-(2**63), 2**63 - 1))
+def test_a_position_that_is_a_tensor_draws_as_its_number_does(position: int, seed: int):
+    seeds = torch.tensor([seed, 7])
+    assert race_times(seeds, torch.tensor([position]), 5).equal(race_times(seeds, position, 5))
 
 
 def draw() -> tuple[float, float, float]:

@@ -28,11 +28,10 @@ from adapters.wrappers.kl_to_start import KLToStart
 from adapters.wrappers.wrapper import Inner
 from harness.adapter import StageContext, StageResult
 from harness.errors import TrainingError
-from harness.lm.logprobs import TeacherRequest, TeacherScores
+from harness.lm.logprobs import TeacherScores
 from harness.lm.optimiser import Updater
 from harness.lm.rollouts import Batch, make_batches
 from harness.teachers import local
-from harness.teachers.teacher import Teacher
 
 
 class FlippedKL(ReverseKL):
@@ -187,16 +186,16 @@ class DroppedStop(OPD):
         return [replace(r, response=r.response[:-1]) if r.response[-1:] == [1] else r for r in rollouts]
 
 
-def unchecked(teacher: Teacher, batch: Batch, request: TeacherRequest, temperature: float, *_: Any) -> TeacherScores:
-    """Return a teacher's scores as they are."""
-    return teacher.score(batch, request, temperature)
+def as_they_are(scores: TeacherScores, *_: Any) -> TeacherScores:
+    """Return a teacher's scores without a check."""
+    return scores
 
 
 class SwallowedZeros(OPD):
     """Nobody looks whether the teacher's scores are scores."""
 
     def train_stage(self, ctx: StageContext) -> StageResult:
-        with mock.patch.object(step, "ask", unchecked), mock.patch.object(step, "refuse_certainty"):
+        with mock.patch.object(step, "check_scores", as_they_are), mock.patch.object(step, "refuse_certainty"):
             return super().train_stage(ctx)
 
 
@@ -208,7 +207,8 @@ class OneByOne(OPD):
             if parts and all(bool((scores == 0).all()) for _, scores in parts):
                 raise TrainingError("nothing was scored")
 
-        with mock.patch.object(step, "ask", unchecked), mock.patch.object(step, "refuse_certainty", whole_step):
+        checks = {"check_scores": as_they_are, "refuse_certainty": whole_step}
+        with mock.patch.multiple(step, **checks):
             return super().train_stage(ctx)
 
 
@@ -216,14 +216,11 @@ class SwallowedNaN(OPD):
     """A teacher's failure is filled with zeros, which is probability 1 (the official AOPD code)."""
 
     def train_stage(self, ctx: StageContext) -> StageResult:
-        def filled(
-            teacher: Teacher, batch: Batch, request: TeacherRequest, temperature: float, *_: Any
-        ) -> TeacherScores:
-            scores = teacher.score(batch, request, temperature)
+        def filled(scores: TeacherScores, *_: Any) -> TeacherScores:
             top = scores.top_logprobs.nan_to_num(-1.0)
             return replace(scores, sampled=scores.sampled.nan_to_num(0.0), top_logprobs=top)
 
-        with mock.patch.object(step, "ask", filled), mock.patch.object(step, "refuse_certainty"):
+        with mock.patch.object(step, "check_scores", filled), mock.patch.object(step, "refuse_certainty"):
             return super().train_stage(ctx)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.lm.logprobs import Head
 from tests.support.models import rollout
@@ -55,3 +56,19 @@ def assert_same_leaf_gradients(ours: Tensor, theirs: Tensor, leaves: list[Tensor
     pairs = zip(torch.autograd.grad(ours, leaves), torch.autograd.grad(theirs, leaves), strict=True)
     for found, expected in pairs:
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+class Largest(TorchDispatchMode):
+    """Records the elements of the largest tensor that any operation returns, forward or backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        found = result if isinstance(result, list | tuple) else [result]
+        # Bytes are how Triton's interpreter reads a tensor.
+        made = [value.numel() for value in found if isinstance(value, Tensor) and value.dtype != torch.uint8]
+        self.elements = max([self.elements, *made])
+        return result

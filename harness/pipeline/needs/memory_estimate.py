@@ -21,7 +21,7 @@ from harness.adapter import Requirements
 from harness.config.models import Architecture, Model, Pretrained, Scratch
 from harness.config.training import Training
 from harness.lm.checkpoints import OWN_CODE
-from harness.lm.output_layer import LARGE_TILE, TILES
+from harness.lm.tiles import LARGE_TILE, TILES
 
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -26,11 +26,11 @@ class Failure:
 
 def main(folder: Path) -> int:
     """Do the run as the first process, or train with it; returns the exit status."""
-    from harness.pipeline.processes.launched_ranks import follow, leading, this_launch
+    from harness.pipeline.processes.launched_ranks import follow_first_process, leading, this_launch
     from harness.pipeline.run import run
 
     if this_launch().rank:
-        follow()
+        follow_first_process()
         return 0
     spec: RunSpec = pickle.loads((folder / SPEC).read_bytes())
     with (folder / EVENTS).open("ab") as events:

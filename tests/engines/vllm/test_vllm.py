@@ -13,7 +13,9 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
+import torch
 import yaml
+from torch import multiprocessing
 
 from harness.config.evaluation import Evaluation
 from harness.engines.engine import Sampling
@@ -54,6 +56,30 @@ def test_rollouts_are_the_models_of_the_moment_and_carry_their_logprobs(engine: 
         logprobs = dense_logprobs(student.model, prompt + done.tokens)[len(prompt) - 1 : -1]
         expected = logprobs[range(len(done.tokens)), done.tokens]
         assert done.logprobs == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_weights_handed_over_in_memory_give_the_answers_of_weights_in_a_file(
+    engine: VLLMEngine, student: Loaded, monkeypatch: pytest.MonkeyPatch
+):
+    sampling = Sampling(12, temperature=0, stop_ids=student.renderer.stop_ids)
+    own = {name: weight.clone() for name, weight in student.model.state_dict().items()}
+    before = StudentEngine(engine, student.model).generate(PROMPTS, sampling)
+    with torch.no_grad():
+        for weight in student.model.parameters():
+            weight.mul_(1.1)
+    by_file = StudentEngine(engine, student.model).generate(PROMPTS, sampling)
+    assert [done.tokens for done in by_file] != [done.tokens for done in before]
+    student.model.load_state_dict(own)
+    # On a CPU a process reads another one's tensors by files in shared memory.
+    monkeypatch.setattr(VLLMEngine, "takes_tensors", True)
+    sharing = multiprocessing.get_sharing_strategy()
+    multiprocessing.set_sharing_strategy("file_system")
+    try:
+        found = StudentEngine(engine, student.model).generate(PROMPTS, sampling)
+    finally:
+        multiprocessing.set_sharing_strategy(sharing)
+    assert [done.tokens for done in found] == [done.tokens for done in before]
+    assert engine.weights is None
 
 
 @pytest.mark.pitfall(

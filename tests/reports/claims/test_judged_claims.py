@@ -19,6 +19,7 @@ from reports.claims.claim_file import claim_metrics, metrics_of_tasks, read_clai
 from reports.claims.evidence import Evidence
 from reports.claims.judge_claims import EXPLORATORY, Verdict, judge_claims
 from reports.claims.render_verdicts import explain_verdict, reported, verdicts_grid, write_verdicts
+from reports.data.calibration import ProfileFigure
 from reports.data.methods import find_methods
 from reports.terminal.report_commands import judge_by_setting
 from tests.support.reports.claim_factory import write_claims
@@ -250,7 +251,9 @@ def test_metrics_of_a_run_by_hand_and_up_to_a_stage(tmp_path: Path):
     (method,) = find_methods([tmp_path], least=1)
 
     def value(name: str, task: str = "", stage: int | None = None) -> float:
-        return method.estimate(claim_metrics()[name], task, stage).by_seed.get(0, math.nan)
+        figure = claim_metrics()[name]
+        assert not isinstance(figure, ProfileFigure)
+        return method.estimate(figure, task, stage).by_seed.get(0, math.nan)
 
     expected = {"before": 0.5, "learned": 0.8, "gained": 0.3, "final": 0.3, "retained": -0.5, "changed": -0.2}
     assert set(expected) | {"forgotten"} == set(metrics_of_tasks())

@@ -1,0 +1,105 @@
+"""Decoding of one batch with a key-value cache that grows with each token and drops rows as they finish."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, LogitsProcessorList, StopStringCriteria, TopKLogitsWarper, TopPLogitsWarper
+
+from harness.engines.engine import Completion, Sampling
+from harness.lm.seeding import race_times
+
+COMPACT_BELOW = 0.75
+
+
+class Decoding:
+    """Decodes one batch; `alive` maps the cache's rows to the batch's."""
+
+    def __init__(self, model: Any, tokenizer: Any, sampling: Sampling) -> None:
+        self.model, self.sampling = model, sampling
+        self.device = model.device
+        self.stop_ids = torch.tensor(sampling.stop_ids, device=self.device, dtype=torch.long)
+        self.warpers = _warpers(sampling)
+        self._no_ids: Any = None  # the warpers that we use read no ids
+        strings = list(sampling.stop_strings)
+        self.stop_strings = StopStringCriteria(tokenizer, strings) if strings else None
+
+    def run(self, prompts: list[list[int]], seeds: Tensor) -> list[Completion]:
+        """Decode until every row has stopped or used its budget; `seeds` (rows,) decide each row's draws."""
+        ids, mask = left_padded(prompts, self.device)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        cache = DynamicCache(config=self.model.config)
+        alive = torch.arange(len(prompts), device=self.device)
+        tokens = torch.zeros(len(prompts), self.sampling.max_new_tokens, dtype=torch.long, device=self.device)
+        lengths = torch.full((len(prompts),), self.sampling.max_new_tokens, device=self.device)
+        running = torch.ones(len(prompts), dtype=torch.bool, device=self.device)
+        for step in range(self.sampling.max_new_tokens):
+            drawn = self._draw(self._next(ids, mask, positions, cache), seeds[alive], step)
+            tokens[alive, step] = drawn
+            stopped = running & self._stops(drawn, tokens[alive, : step + 1])
+            lengths[alive[stopped]] = step + 1
+            running &= ~stopped
+            if not running.any():
+                break
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            ids, positions = drawn[:, None], positions[:, -1:] + 1
+            if running.float().mean() < COMPACT_BELOW:
+                kept = running.nonzero()[:, 0]
+                cache.batch_select_indices(kept)
+                ids, positions, mask, alive, running = (x[kept] for x in (ids, positions, mask, alive, running))
+        stopped_rows = torch.ones(len(prompts), dtype=torch.bool, device=self.device)
+        stopped_rows[alive[running]] = False
+        return completions_of(tokens, lengths, stopped_rows)
+
+    def _next(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
+        output = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1]
+
+    def _draw(self, logits: Tensor, seeds: Tensor, position: int | Tensor) -> Tensor:
+        """Return the next token of each row (B,) from its logits (B, V), at a position of the answer."""
+        logits = logits.float()
+        if self.sampling.temperature == 0:
+            return logits.argmax(-1)
+        warped = self.warpers(self._no_ids, logits / self.sampling.temperature)  # pyright: ignore[reportArgumentType]
+        return (warped - race_times(seeds, position, logits.shape[-1]).log()).argmax(-1)
+
+    def _stops(self, drawn: Tensor, so_far: Tensor) -> Tensor:
+        stopped = torch.isin(drawn, self.stop_ids)
+        if self.stop_strings is not None:
+            stopped = stopped | self.stop_strings(so_far, None)  # pyright: ignore[reportArgumentType]
+        return stopped
+
+
+def left_padded(prompts: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return ids and mask (B, T) of prompts that end in the last column."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.zeros(len(prompts), width, dtype=torch.long)
+    mask = torch.zeros(len(prompts), width, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    return ids.to(device), mask.to(device)
+
+
+def _warpers(sampling: Sampling) -> LogitsProcessorList:
+    warpers = LogitsProcessorList()
+    if sampling.top_k:
+        warpers.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        warpers.append(TopPLogitsWarper(sampling.top_p))
+    return warpers
+
+
+def completions_of(tokens: Tensor, lengths: Tensor, stopped: Tensor) -> list[Completion]:
+    """Return completions from tokens (B, budget), their numbers and which rows stopped by themselves (B,)."""
+    rows = zip(tokens.tolist(), lengths.tolist(), stopped.tolist(), strict=True)
+    return [Completion(row[:length], "stop" if done else "length") for row, length, done in rows]
