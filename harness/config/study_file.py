@@ -80,7 +80,7 @@ class Study(Strict):
         description="claims files that the page judges: names of shipped ones, or paths from this file's folder",
     )
     minutes_per_run: float = Field(gt=0, description="on one processor, for the estimate while no run is finished")
-    factors: dict[str, Factor] = Field(min_length=1)
+    factors: dict[Name, Factor] = Field(min_length=1)
 
     def reference(self, entry: str, factor: Factor | None = None) -> str | None:
         """Return the entry that another is compared with, in a factor or in the whole study; None where with nothing."""
