@@ -86,6 +86,7 @@ fix: $(DEV)  ## Format, and fix what can be fixed automatically
 	$(BIN)/ruff format .
 
 bench: $(DEV)  ## Measure speed and memory against TRL and transformers, write benchmarks/RESULTS.md (or BENCH_OUT=...); DEVICE=cuda measures a GPU
+	$(if $(filter cuda,$(DEVICE)),$(PIP) install -q -e '.[peers]')
 	$(if $(DEVICE),$(BIN)/python -m benchmarks.device.device_bench --device $(DEVICE),OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.run_benchmarks --out $(BENCH_OUT))
 
 bench-compare: $(DEV)  ## Tell which figures of a device got worse by more than 10 %: BEFORE=old.json AFTER=new.json

@@ -36,7 +36,7 @@ def installed() -> bool:
 def trl_steps(setting: Setting, seed: int) -> Steps:
     """Train a copy of the student with TRL and return the counted steps."""
     trl: Any = importlib.import_module("trl")
-    clock = _Clock()
+    clock = StepClock()
     with tempfile.TemporaryDirectory() as folder:
         trainer = trl.DistillationTrainer(
             model=copy.deepcopy(setting.student.model),
@@ -70,7 +70,7 @@ def settings_of(setting: Setting) -> dict[str, Any]:
     }
 
 
-class _Clock(TrainerCallback):
+class StepClock(TrainerCallback):
     """Times whole steps, and in them generation and the teacher's backbone; the teacher's head is part of TRL's loss."""
 
     def __init__(self) -> None:

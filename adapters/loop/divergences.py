@@ -71,14 +71,23 @@ def top_k_forward_kl(tokens: Tokens, tail: Tail = "none") -> Tensor:
 
 def _mixture(logq: Tensor, logp: Tensor, beta: float) -> Tensor:
     # Where neither puts any mass, logaddexp has no gradient; what stands there is multiplied by 0 below.
-    neither = (logq == -torch.inf) & (logp == -torch.inf)
-    logp, logq = (side.masked_fill(neither, 0.0) for side in (logp, logq))
+    if not (_mass_everywhere(logq) or _mass_everywhere(logp)):
+        neither = (logq == -torch.inf) & (logp == -torch.inf)
+        logp, logq = (side.masked_fill(neither, 0.0) for side in (logp, logq))
     return torch.logaddexp(logp + math.log(beta), logq + math.log(1 - beta))
 
 
 def _kl(first: Tensor, second: Tensor) -> Tensor:
     # Where the first puts no mass, 0 (log 0 - x) is 0, and so is its gradient.
-    return (first.exp() * (first - second).masked_fill(first == -torch.inf, 0.0)).sum(-1)
+    apart = first - second
+    if not _mass_everywhere(first):
+        apart = apart.masked_fill(first == -torch.inf, 0.0)
+    return (first.exp() * apart).sum(-1)
+
+
+def _mass_everywhere(logprobs: Tensor) -> bool:
+    """Return whether it is known that no token has probability 0: looking is cheap on a CPU, but would make a GPU wait."""
+    return not logprobs.is_cuda and logprobs.numel() > 0 and bool(logprobs.detach().amin() > -torch.inf)
 
 
 def _outside(logp: Tensor, rest_logq: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from harness.lm.logprobs import (
     teacher_scores,
     top_ids,
 )
+from harness.lm.tiles import ModelRows, Rows
 
 TOP_K = 32
 
@@ -126,6 +127,13 @@ def trl_opd(inputs: Inputs) -> Tensor:
     return OPD().token_losses(_tokens(chosen[:, None], inputs)).losses.mean()
 
 
+def liger_opd(inputs: Inputs) -> Tensor:
+    """The mean negative log-probability of one token, which is what Liger's kernel gives; it keeps no loss per token."""
+    module: Any = importlib.import_module("liger_kernel.ops.fused_linear_cross_entropy")
+    found = module.LigerFusedLinearCrossEntropyFunction.apply(inputs.hidden, inputs.weight, inputs.ids[:, 0])
+    return found[0] if isinstance(found, tuple) else found
+
+
 def _over_vocabulary(divergence: Callable[[Tensor, Tensor], Tensor], beta: float) -> dict[str, Work]:
     """Return a divergence from full logits, from ours and from TRL's, the teacher's head included."""
 
@@ -135,18 +143,27 @@ def _over_vocabulary(divergence: Callable[[Tensor, Tensor], Tensor], beta: float
         return divergence(_dense(inputs.hidden, inputs.weight), logp).mean()
 
     def ours(inputs: Inputs) -> Tensor:
-        def rows(part: slice) -> Tensor:
+        def of_part(part: slice) -> Tensor:
             with torch.no_grad():
                 return _dense(inputs.teacher_hidden[part], inputs.teacher_weight)
 
-        return divergence_of(inputs.hidden, Head(inputs.weight), rows, divergence).mean()
+        rows: Rows = of_part
+
+        if inputs.hidden.is_cuda:  # what a teacher of the same process gives the loop
+            rows = ModelRows(inputs.teacher_hidden, Head(inputs.teacher_weight))
+        return divergence_of(inputs.hidden, Head(inputs.weight), rows, divergence, beta).mean()
 
     def trl(inputs: Inputs) -> Tensor:
         loss: Any = importlib.import_module("trl.trainer.distillation_trainer")._chunked_divergence_loss
         states, mask = (inputs.hidden[None], inputs.teacher_hidden[None]), torch.ones_like(inputs.ids[None, :, 0])
         return loss(*states, inputs.weight, inputs.teacher_weight, mask, beta)[0]
 
-    return {"dense": dense, "ours": ours, "trl": trl}
+    def liger(inputs: Inputs) -> Tensor:
+        function: Any = importlib.import_module("liger_kernel.ops.fused_linear_jsd").LigerFusedLinearJSDFunction
+        sides = inputs.hidden, inputs.weight, inputs.teacher_hidden, inputs.teacher_weight
+        return function.apply(*sides, None, beta)
+
+    return {"dense": dense, "ours": ours, "trl": trl, "liger": liger}
 
 
 def dense_teacher(inputs: Inputs) -> Tensor:
@@ -166,7 +183,7 @@ def ours_teacher(inputs: Inputs) -> Tensor:
 
 VARIANTS: dict[str, Work] = {
     work.__name__: work
-    for work in (dense_aopd, ours_aopd, ours_aopd_diagnosed, ours_opd, trl_opd, dense_teacher, ours_teacher)
+    for work in (dense_aopd, ours_aopd, ours_aopd_diagnosed, ours_opd, trl_opd, liger_opd, dense_teacher, ours_teacher)
 }
 VARIANTS |= {f"{who}_reverse_kl": work for who, work in _over_vocabulary(reverse_kl, 1.0).items()}
 VARIANTS |= {f"{who}_jsd": work for who, work in _over_vocabulary(lambda q, p: generalised_jsd(q, p, 0.5), 0.5).items()}

@@ -18,20 +18,20 @@ from harness.pipeline.sweeps.sweep import models_of, sweep
 from harness.rundir.process.progress import silent
 from tests.support.models import micro_suite, write_yaml
 
-STEPS, ITEMS = 60, 40
+STEPS, LONG, ITEMS = 60, 200, 40  # with LONG a run takes several times as long as the start of a process
 
 
-def small_suite(folder: Path, **changes: Any) -> Suite:
-    """Return the micro suite with runs that take longer than a process takes to start."""
+def small_suite(folder: Path, steps: int = STEPS, **changes: Any) -> Suite:
+    """Return the micro suite with so many steps a stage."""
     raw = {**micro_suite(), "probes": [], "threads": 1, **changes}
-    raw["training"] = {**raw["training"], "steps": STEPS}
+    raw["training"] = {**raw["training"], "steps": steps}
     raw["evaluation"] = {**raw["evaluation"], "limit": ITEMS}
     return load_suite(str(write_yaml(folder / "suite.yaml", raw)))
 
 
 def sweep_rows(folder: Path, runs: int, on_ray: bool) -> Iterator[Measurement]:
     """Yield the seconds of a sweep on two workers, and on Ray, against those of the same runs one after another."""
-    suite = small_suite(folder, adapters={"opd": {}, "aopd": {}})
+    suite = small_suite(folder, LONG, adapters={"opd": {}, "aopd": {}})
 
     def specs(out: str) -> list[RunSpec]:
         return plan_runs(suite, ["opd", "aopd"], range(runs // 2), "default", folder / out)

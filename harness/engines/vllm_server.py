@@ -117,10 +117,19 @@ class ServedEngine:
 
     def describe(self) -> dict[str, Any]:
         """Return what of the servers decides the answers: version and dtype."""
-        versions = {self.replicas.get(url, "/version")["version"] for url in self.replicas.urls}
+        versions = {self._version_of(url) for url in self.replicas.urls}
         if len(versions) > 1:
             raise RunError(f"the rollout servers run vLLM {', '.join(sorted(versions))}; expected one version")
         return {"engine": "vllm_server", "vllm": versions.pop(), "dtype": self.backend.dtype}
+
+    def _version_of(self, url: str) -> str:
+        answer = self.replicas.get(url, "/version")
+        version = answer.get("version") if isinstance(answer, dict) else None
+        if not isinstance(version, str):
+            raise RunError(
+                f"the server at {url} answers {answer!r:.200} to /version, expected vLLM's version; check urls"
+            )
+        return version
 
     def close(self) -> None:
         """Close the connections; the servers go on."""

@@ -29,7 +29,7 @@ from harness.lm.tiles import (
 # Top-k tiles are this many times wider and shorter, because torch sorts short rows slowly.
 LONGER = 8
 # Elements of a chunk of rows, for losses that need the whole vocabulary at once.
-CHUNK_ELEMENTS = 2**24
+CHUNK_ELEMENTS = 2**23
 # Devices on which a tile's elementwise work is one Triton kernel (`harness.lm.kernels`), where those compile and are right.
 FUSED = {"cuda"}
 # Devices that refuse ids outside the output layer at once; elsewhere that would wait for the device, so those scores are nan.

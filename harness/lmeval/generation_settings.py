@@ -5,7 +5,8 @@ A profile changes the loaded task (`Task.set_generation`): lm-eval's global `gen
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from harness.config.evaluation import Decoding, Evaluation
@@ -111,24 +112,36 @@ def _canonical(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_values(task: Task, settings: Mapping[str, Any]) -> None:
     where = task.source or task.name
-    if unknown := sorted(set(settings) - KNOWN):
+    if unknown := sorted(map(str, set(settings) - KNOWN)):
         raise TaskError(
             f"{where}: generation_kwargs {', '.join(unknown)} are not supported, expected some of {', '.join(sorted(KNOWN))}; "
             "write a task file of yours that includes this one and states generation_kwargs without them"
         )
-    until = settings["until"]
-    for name, good, expected in (
-        (
-            "max_gen_toks",
-            isinstance(settings["max_gen_toks"], int) and settings["max_gen_toks"] > 0,
-            "a whole number above 0",
-        ),
-        ("temperature", isinstance(settings["temperature"], int | float) and settings["temperature"] >= 0, "0 or more"),
-        (
-            "until",
-            all(isinstance(s, str) and s for s in ([until] if isinstance(until, str) else until)),
-            "texts, none empty",
-        ),
-    ):
-        if not good:
-            raise TaskError(f"{where}: generation_kwargs.{name} is {settings[name]!r}, expected {expected}")
+    expected: dict[str, tuple[Callable[[Any], bool], str]] = {
+        "max_gen_toks": (lambda value: _is_whole(value) and value > 0, "a whole number above 0"),
+        "temperature": (lambda value: _is_number(value) and value >= 0, "0 or more"),
+        "until": (_are_texts, "texts, none empty"),
+        "do_sample": (lambda value: isinstance(value, bool), "true or false"),
+        "top_p": (lambda value: _is_number(value) and 0 < value <= 1, "a number above 0 and up to 1"),
+        "top_k": (lambda value: _is_whole(value) and value >= -1, "a whole number; 0 and -1 take all tokens"),
+        "n": (lambda value: _is_whole(value) and value > 0, "a whole number above 0"),
+    }
+    for name, value in settings.items():
+        good, wanted = expected[name]
+        if value is None and name not in REQUIRED:
+            continue
+        if not good(value):
+            raise TaskError(f"{where}: generation_kwargs.{name} is {value!r}, expected {wanted}")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _are_texts(value: Any) -> bool:
+    texts = [value] if isinstance(value, str) else value
+    return isinstance(texts, list | tuple) and all(isinstance(text, str) and text for text in texts)

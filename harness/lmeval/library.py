@@ -18,7 +18,7 @@ from harness.errors import TaskError
 from harness.lmeval.failures import loading_failed
 from harness.lmeval.records import check_records
 from harness.lmeval.task import Task, Text
-from harness.lmeval.task_files import TASK_FOLDER, check_files, lacks_members, members
+from harness.lmeval.task_files import TASK_FOLDER, check_files, check_mapping, lacks_members, members
 
 
 class TaskLibrary:
@@ -92,6 +92,9 @@ class TaskLibrary:
     def _load(self, name: str) -> Any:
         manager = self._manager_of(name)
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        for member, content in members(manager.task_index, name):
+            if member.partition("::")[0] in self.manager.task_index:  # lm-eval's own files are taken as they are
+                check_mapping(member, content)
         try:
             return manager.load([name])
         except TaskError:

@@ -5,6 +5,7 @@ Groups are followed to their tasks in the same files, because lm-eval itself doe
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -15,10 +16,12 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Entry, Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from harness.config.base import is_list, is_mapping
 from harness.errors import TaskError
 from harness.rundir.store import is_run_directory
 
 TASK_FOLDER = Path(str(files("tasks")))
+METRIC_KEYS = ("metric", "aggregation", "higher_is_better", "hf_evaluate")  # a metric takes others as its own arguments
 Index = Mapping[str, Entry]
 
 
@@ -66,6 +69,43 @@ def read_task_file(path: Path) -> dict[str, Any]:
         raise TaskError(f"{path}: includes {error.filename}, which does not exist") from error
     except ValueError as error:
         raise TaskError(f"{path}: {error}") from error
+
+
+def check_mapping(name: str, content: Mapping[str, Any]) -> None:
+    """Raise `TaskError` for values of a task's file that lm-eval takes for others without a word.
+
+    Keys of `metadata` and of a metric are free, so only those that look like a misspelled one are refused.
+    """
+    metadata = content.get("metadata")
+    if metadata is not None and not is_mapping(metadata):
+        raise TaskError(f"task {name}: metadata is {metadata!r}, expected a mapping, such as `version: 1.0`")
+    _refuse_near(name, "metadata", metadata or {}, ("harness",))
+    for key, least in (("num_fewshot", 0), ("repeats", 1)):
+        value = content.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise TaskError(f"task {name}: {key} is {value!r}, expected a whole number of {least} or more")
+    if content.get("output_type") == "multiple_choice" and content.get("doc_to_choice") is None:
+        raise TaskError(
+            f"task {name}: output_type is multiple_choice and doc_to_choice is missing; name the choices there"
+        )
+    listed = content.get("metric_list")
+    if listed is not None and not (
+        is_list(listed) and all(is_mapping(entry) and "metric" in entry for entry in listed)
+    ):
+        raise TaskError(
+            f"task {name}: metric_list is {listed!r}, expected a list of mappings, each with the key `metric`"
+        )
+    for entry in listed or ():
+        where = f"metric {entry['metric']!s}"
+        _refuse_near(name, where, entry, METRIC_KEYS)
+        if not isinstance(better := entry.get("higher_is_better", True), bool):
+            raise TaskError(f"task {name}: {where}: higher_is_better is {better!r}, expected true or false")
+
+
+def _refuse_near(name: str, where: str, found: Mapping[Any, Any], known: Sequence[str]) -> None:
+    for key in found:
+        if key not in known and (near := difflib.get_close_matches(str(key).lower(), known, n=1, cutoff=0.85)):
+            raise TaskError(f"task {name}: {where} has the key {key!r}, expected {near[0]!r}")
 
 
 def members(index: Index, name: str) -> Iterator[tuple[str, dict[str, Any]]]:

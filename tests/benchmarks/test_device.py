@@ -24,12 +24,19 @@ def test_a_step_has_the_load_that_its_figures_name():
     assert all(4 * 8 < line["tokens"] <= 4 * (8 + 6) for line in lines)
 
 
+@pytest.mark.slow
 def test_the_script_measures_every_part_on_a_cpu(tmp_path: Path):
     result = CliRunner().invoke(bench.app, ["--device", "cpu", "--small", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     device, found = read_figures(tmp_path / "baselines" / "cpu.json")
     assert device == "cpu"
-    assert {name.partition(",")[0] for name in found} >= {"ours_aopd", "dense_aopd", "OPD step", "AOPD step"}
+    assert {name.partition(",")[0] for name in found} >= {
+        "ours_aopd",
+        "dense_aopd",
+        "OPD step",
+        "AOPD step",
+        "generation",
+    }
     assert all(figure.value == figure.value for figure in found.values())
     page = (tmp_path / "RESULTS-cpu.md").read_text(encoding="utf-8")
     assert "left out" not in page

@@ -47,8 +47,10 @@ def test_values_and_gradients_equal_dense_autograd(variant: str):
     assert_same_leaf_gradients((found.chosen * above).sum(), (dense(hidden, head, ids) * above).sum(), leaves)
 
 
-@pytest.mark.parametrize("held_of", ["the top", "others", "all"])
-@pytest.mark.parametrize("variant", ["plain", "all"])
+@pytest.mark.parametrize(
+    "held_of", ["the top", *(pytest.param(each, marks=pytest.mark.slow) for each in ("others", "all"))]
+)
+@pytest.mark.parametrize("variant", [pytest.param("plain", marks=pytest.mark.slow), "all"])
 def test_the_rest_outside_held_ids_equals_dense_autograd(variant: str, held_of: str):
     hidden, head, ids, above = inputs(variant)
     held = {"the top": ids[:, 1:], "others": (ids + 3) % V, "all": torch.arange(V).repeat(N, 1)}[held_of]
@@ -65,7 +67,7 @@ def test_the_rest_outside_held_ids_equals_dense_autograd(variant: str, held_of: 
 
 
 @pytest.mark.parametrize("top_k", [1, 4, V])
-@pytest.mark.parametrize("variant", ["plain", "all"])
+@pytest.mark.parametrize("variant", ["all"])
 def test_the_teachers_top_is_that_of_full_logits(variant: str, top_k: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fused_passes, "ROW_ELEMENTS", 3 * V)
     hidden, head, ids, _ = inputs(variant)
@@ -140,6 +142,7 @@ def test_what_is_frozen_gets_no_gradient_and_the_rest_the_same(frozen: str):
     assert_same_leaf_gradients(ours, (dense(hidden, head, ids) * above).sum(), list(leaves.values()))
 
 
+@pytest.mark.slow
 def test_the_largest_tensor_of_a_pass_is_a_tile_or_the_heads_own_gradient(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(tiles.TILES, "cpu", (4, 32))
     head = Head(torch.randn(96, 3, requires_grad=True))

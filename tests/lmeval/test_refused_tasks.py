@@ -188,6 +188,46 @@ def test_code_that_a_model_wrote_is_never_run(tmp_path: Path):
     assert "--confirm_run_unsafe_code" in sentence
 
 
+METRIC = {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"metadata": [1]}, "metadata is [1]"),
+        ({"metadata": {"version": 1, "harnes": {"metric": "exact_match"}}}, "'harnes'"),
+        ({"num_fewshot": -1}, "num_fewshot is -1"),
+        ({"num_fewshot": True}, "num_fewshot is True"),
+        ({"repeats": 0}, "repeats is 0"),
+        ({"metric_list": ["exact_match"]}, "metric_list is ['exact_match']"),
+        ({"metric_list": [{**METRIC, "higher_is_better": "no"}]}, "higher_is_better is 'no'"),
+        ({"metric_list": [{**METRIC, "agregation": "mean"}]}, "'agregation'"),
+        ({"output_type": "multiple_choice"}, "doc_to_choice is missing"),
+    ],
+)
+def test_a_value_of_a_task_that_lm_eval_takes_for_another_is_refused(tmp_path: Path, changes: Any, found: str):
+    assert found in refusal(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[("until", value) for value in (None, 7, {"a": 1}, [1])],
+        *[("do_sample", value) for value in ("no", 3)],
+        *[("temperature", value) for value in (float("inf"), -1)],
+        *[("top_p", value) for value in (7, "x", 0)],
+        *[("top_k", value) for value in (-5, "x")],
+        *[("max_gen_toks", value) for value in (True, 1.5)],
+        ("n", "x"),
+        (7, 1),
+    ],
+)
+def test_generation_settings_of_another_type_or_range_are_refused(tmp_path: Path, key: Any, value: Any):
+    task = loaded(tmp_path, generation_kwargs={**GREEDY, key: value})
+    with pytest.raises(TaskError, match=rf"generation_kwargs.*{key}"):
+        settle_generation(task, Decoding())
+
+
 def test_an_integer_target_is_its_digits_as_lm_eval_casts_it(tmp_path: Path):
     task = loaded(tmp_path, doc_to_target="n")
     assert task.training_target(task.training_docs(1)[0]) == "1"
