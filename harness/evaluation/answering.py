@@ -22,7 +22,7 @@ from harness.errors import TaskError
 from harness.lm.chat import Renderer
 from harness.lm.checkpoints import context_of, read_renderer
 from harness.lm.rollouts import Finish
-from harness.lmeval.decoding import KNOWN
+from harness.lmeval.generation_settings import KNOWN
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from harness.config.suite import Suite
 from harness.errors import TaskError
 from harness.evaluation.cell_cache import CellResult
 from harness.evaluation.scoring import FIXED, outcome_of, summary_of
-from harness.lmeval.decoding import under_profiles
+from harness.lmeval.generation_settings import under_profiles
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task
 from harness.rundir.records.cell_records import GroupRecord, Keys, Member

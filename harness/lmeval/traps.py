@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.lmeval.decoding import REQUIRED, stated_generation
 from harness.lmeval.documents import item_id
 from harness.lmeval.failures import LOCAL_FORMATS
+from harness.lmeval.generation_settings import REQUIRED, stated_generation
 from harness.lmeval.task import Task
 from harness.lmeval.trial import item_warnings
 

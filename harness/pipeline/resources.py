@@ -27,7 +27,7 @@ from harness.lm.checkpoints import (
 )
 from harness.lm.logprobs import TeacherRequest
 from harness.lmeval.checks import Longest, check_stage_task, check_test_prompts, check_training_prompts
-from harness.lmeval.decoding import tasks_by_profile
+from harness.lmeval.generation_settings import tasks_by_profile
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.overlap import stream_overlap
 from harness.lmeval.task import Task

@@ -61,7 +61,7 @@ def budgets(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.pitfall(
     "generation settings given to lm-eval override those of every task",
     area="lm-eval",
-    guard="`harness/lmeval/decoding.py` sets them on each loaded task, and lm-eval gets none",
+    guard="`harness/lmeval/generation_settings.py` sets them on each loaded task, and lm-eval gets none",
     evidence="all tasks get one budget through gen_kwargs",
 )
 def test_tasks_of_one_evaluation_keep_their_own_examples_and_budgets(

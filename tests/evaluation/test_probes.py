@@ -24,7 +24,7 @@ from harness.evaluation.evaluator import ServedCheckpoint, evaluate_checkpoint
 from harness.evaluation.groups import group_cell, load_evaluation_plan
 from harness.evaluation.regrading import regrade_runs
 from harness.lm.checkpoints import load_renderer, weights_digest
-from harness.lmeval.decoding import settle_generation
+from harness.lmeval.generation_settings import settle_generation
 from harness.lmeval.library import TaskLibrary
 from harness.pipeline.checkpoint_matrix import evaluate_checkpoints
 from harness.pipeline.run import run

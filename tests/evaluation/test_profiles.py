@@ -24,7 +24,7 @@ from harness.evaluation.cell_cache import CellResult, SharedCells
 from harness.evaluation.evaluator import ServedCheckpoint, evaluate_checkpoint
 from harness.evaluation.regrading import regrade_runs
 from harness.lm.checkpoints import weights_digest
-from harness.lmeval.decoding import tasks_by_profile, under_profiles
+from harness.lmeval.generation_settings import tasks_by_profile, under_profiles
 from harness.lmeval.library import TaskLibrary
 from harness.pipeline.checkpoint_matrix import evaluate_checkpoints
 from harness.pipeline.run import run

@@ -22,7 +22,7 @@ from harness.evaluation.groups import group_cell, load_evaluation_plan
 from harness.evaluation.keys import Keys
 from harness.evaluation.scoring import sample_rows, summary_of
 from harness.lm.chat import Renderer
-from harness.lmeval.decoding import settle_generation
+from harness.lmeval.generation_settings import settle_generation
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task
 from harness.lmeval.trial import item_warnings, try_task

@@ -10,7 +10,7 @@ from harness.config.base import digest
 from harness.config.evaluation import Decoding
 from harness.errors import TaskError
 from harness.lmeval.checks import check_stage_task
-from harness.lmeval.decoding import settle_generation
+from harness.lmeval.generation_settings import settle_generation
 from harness.lmeval.library import TaskLibrary
 from harness.rundir.schema import Session
 from harness.rundir.store import RunStore

@@ -15,7 +15,7 @@ from harness.config.models import Chat
 from harness.evaluation.cell_cache import CellResult, SharedCells
 from harness.evaluation.evaluator import ServedCheckpoint, evaluate_checkpoint
 from harness.lm.checkpoints import weights_digest
-from harness.lmeval.decoding import settle_generation
+from harness.lmeval.generation_settings import settle_generation
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task
 from harness.rundir.records.cell_records import CellSummary

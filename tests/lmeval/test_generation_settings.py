@@ -11,7 +11,7 @@ from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.errors import TaskError
 from harness.lmeval.checks import check_test_prompts, check_training_prompts
-from harness.lmeval.decoding import settle_generation
+from harness.lmeval.generation_settings import settle_generation
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task
 from harness.lmeval.traps import traps
@@ -24,19 +24,19 @@ COMPLETE = {"until": ["\n"], "do_sample": False, "temperature": 0.0, "max_gen_to
 @pytest.mark.pitfall(
     "without do_sample and temperature, lm-eval decodes greedily with hf and samples at 1.0 with vLLM",
     area="lm-eval",
-    guard="`harness/lmeval/decoding.py` refuses a task or suite that sets no temperature",
+    guard="`harness/lmeval/generation_settings.py` refuses a task or suite that sets no temperature",
     evidence="temperature is not required",
 )
 @pytest.mark.pitfall(
     "without `until`, an answer ends at lm-eval's default, which differs between its model classes",
     area="lm-eval",
-    guard="`harness/lmeval/decoding.py` refuses a task or suite that sets no `until`",
+    guard="`harness/lmeval/generation_settings.py` refuses a task or suite that sets no `until`",
     evidence="`until` is not required",
 )
 @pytest.mark.pitfall(
     "without a budget, lm-eval generates 256 tokens, too few for an answer with reasoning",
     area="lm-eval",
-    guard="`harness/lmeval/decoding.py` requires max_gen_toks",
+    guard="`harness/lmeval/generation_settings.py` requires max_gen_toks",
     evidence="max_gen_toks is not required",
 )
 @pytest.mark.parametrize("missing", ["until", "temperature", "max_gen_toks"])
@@ -58,7 +58,7 @@ def test_a_task_without_a_setting_that_decides_answers_is_refused_unless_the_sui
 @pytest.mark.pitfall(
     "a mapping of overrides replaces all of a task's generation settings",
     area="lm-eval",
-    guard="`harness/lmeval/decoding.py` merges the overrides into the loaded task",
+    guard="`harness/lmeval/generation_settings.py` merges the overrides into the loaded task",
     evidence="set_config is called without update",
 )
 def test_a_suites_decoding_replaces_only_what_it_names(tmp_path: Path):
