@@ -41,23 +41,25 @@ def main() -> None:
 def equal(gold: str, answer: str) -> bool:
     """Return math-verify's verdict, the reference parsed and given first; its own timeouts are off.
 
-    It rounds to six decimal places, to which all small numbers are 0, so those are compared by their ratio.
+    It rounds to six decimal places, to which all small numbers are 0, and takes some fractions of huge numbers for equal, so
+    numbers have to agree in their ratio as well.
     """
     reference, given = _parsed(gold), _parsed(answer)
     if not verify(reference, given, timeout_seconds=0):
         return False
     # Percentages stand for two values each, and sympy does not finish to evaluate them.
-    return "%" in gold + answer or not _small_and_different(reference, given)
+    return "%" in gold + answer or not _are_different_numbers(reference, given)
 
 
-def _small_and_different(reference: list[Any], given: list[Any]) -> bool:
+def _are_different_numbers(reference: list[Any], given: list[Any]) -> bool:
     first = [
         parsed[0] for parsed in (reference, given) if parsed and isinstance(parsed[0], Expr) and parsed[0].is_number
     ]
     if len(first) < 2:
         return False
     one, other = (abs(number.evalf()) for number in first)
-    return bool(0 < max(one, other) < SMALL and abs(one - other) > SMALL * max(one, other))
+    apart, size = abs(one - other), max(one, other)
+    return bool(apart > SMALL * size and (size < SMALL or apart > SMALL))
 
 
 def _parsed(text: str) -> list[Any]:

@@ -138,6 +138,7 @@ DIFFERENT = [
     (r"\frac{1}{3^{80}}", r"\frac{1}{3^{90}}"),  # small numbers are compared by their ratio
     (r"6.63\times10^{-34}", r"1.6\times10^{-19}"),
     ("0.0000001", "0.0000004"),
+    (r"\frac{1}{3\cdot 2^{2006}}", r"\frac{2^{2005}+1}{3\cdot 2^{2006}}"),  # about 0 and 1/6
     (r"3.1\times10^{20}", r"3.2\times10^{20}"),
     (r"5 \text{ km}", r"5000 \text{ m}"),  # units are not converted
     ("5", "5 dollars"),  # in words outside \text only the units of its list are dropped
