@@ -58,6 +58,8 @@ def _are_different_numbers(reference: list[Any], given: list[Any]) -> bool:
     if len(first) < 2:
         return False
     one, other = (abs(number.evalf()) for number in first)
+    if not (one.is_finite and other.is_finite):
+        return False
     apart, size = abs(one - other), max(one, other)
     return bool(apart > SMALL * size and (size < SMALL or apart > SMALL))
 
