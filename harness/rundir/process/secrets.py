@@ -22,7 +22,7 @@ ASSIGNED = re.compile(
     rf"(?<![\w-])(-*{_NAME}[\"']?(?:\s*[=:]\s*|\s+))(?=\S*\d)([\"']?)([^\s\"']{{8,}})\2", re.IGNORECASE
 )
 SHAPED = re.compile(
-    r"\b(?:sk|pk|rk)-[\w-]{8,}|\bhf_\w{8,}|\bgh[opsur]_\w{16,}|\bgithub_pat_\w{16,}|\bglpat-[\w-]{12,}|\bAKIA[A-Z0-9]{12,}"
+    r"\b(?:sk|pk|rk)-[\w-]{8,}|\bhf_[A-Za-z0-9]{16,}|\bgh[opsur]_\w{16,}|\bgithub_pat_\w{16,}|\bglpat-[\w-]{12,}|\bAKIA[A-Z0-9]{12,}"
     r"|\bAIza[\w-]{20,}|\bxox[a-z]-[\w-]{8,}|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*|(?<=Bearer )[\w.~+/-]{8,}=*"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
