@@ -189,6 +189,16 @@ def spent(share: float, alpha: float = ALPHA) -> float:
     return float(4 * stats.norm.sf(stats.norm.ppf(1 - alpha / 4) / math.sqrt(share)))
 
 
+def interim_level(seeds: int, planned: int, first: int = 3, alpha: float = ALPHA) -> float:
+    """Return the two-sided level of a test after `seeds` of the `planned` seeds: what this seed adds to `spent`.
+
+    Whoever tests after each seed from `first` on then errs before the last one with a probability of at most
+    `spent((planned - 1) / planned)`, as the levels add up (Bonferroni), whatever the looks have in common.
+    """
+    earlier = spent((seeds - 1) / planned, alpha) if seeds > first else 0.0
+    return spent(seeds / planned, alpha) - earlier
+
+
 @lru_cache
 def look_levels(looks: tuple[int, ...], alpha: float = ALPHA) -> tuple[float, ...]:
     """Return the two-sided level of the test at each look, `looks` being increasing numbers of seeds.

@@ -13,7 +13,18 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 from harness.errors import ConfigError
-from harness.stats.claim_verdicts import DIFFERENT, NOT_TESTABLE, SEEDS, gate, judge, p_of
+from harness.stats.claim_verdicts import (
+    DIFFERENT,
+    EQUIVALENT,
+    NOT_RESOLVED,
+    NOT_TESTABLE,
+    SEEDS,
+    gate,
+    judge,
+    p_equivalent,
+    p_of,
+)
+from harness.stats.design import interim_level
 from harness.stats.intervals import NOTHING, Interval, t_interval
 from harness.stats.paired import over_items
 from harness.stats.two_way import two_way_interval
@@ -51,14 +62,17 @@ class Verdict:
         return self.verdict != EXPLORATORY
 
 
-def judge_claims(files: Sequence[ClaimFile], evidence: Evidence) -> list[Verdict]:
-    """Return the rows of all claims, the primary ones of each file first and in their order; each file is a sequence."""
-    return [row for file in files for row in _judge_file(file, evidence)]
+def judge_claims(files: Sequence[ClaimFile], evidence: Evidence, planned: int = 0) -> list[Verdict]:
+    """Return the rows of all claims, the primary ones of each file first and in their order; each file is a sequence.
+
+    With fewer seeds than `planned` a verdict is an interim look, and takes a smaller p than at the end.
+    """
+    return [row for file in files for row in _judge_file(file, evidence, planned)]
 
 
-def _judge_file(file: ClaimFile, evidence: Evidence) -> Iterator[Verdict]:
+def _judge_file(file: ClaimFile, evidence: Evidence, planned: int) -> Iterator[Verdict]:
     rows = {entry.name: list(_rows(file, entry, evidence)) for entry in file.claims}
-    primary = [_decide(rows[name][0]) for name in file.primary if rows[name]]
+    primary = [_decide(rows[name][0], planned) for name in file.primary if rows[name]]
     for row, verdict in zip(primary, gate([row.verdict for row in primary]), strict=True):
         yield row if verdict == row.verdict else replace(row, verdict=verdict, reason=_closed_by(primary))
     for name, found in rows.items():
@@ -83,11 +97,18 @@ def _measured(entry: ClaimEntry, place: ClaimScope, found: Measured) -> Verdict:
     return replace(row, effect=effect, seeds=seeds, items=items, p=p)
 
 
-def _decide(row: Verdict) -> Verdict:
+def _decide(row: Verdict, planned: int) -> Verdict:
     """Return a row with its verdict, as if it stood alone."""
     if row.reason or row.effect.seeds < SEEDS:
         return replace(row, verdict=NOT_TESTABLE, reason=row.reason or f"fewer than {SEEDS} seeds")
-    return replace(row, verdict=judge(row.effect, row.entry.parsed.sign, row.entry.smallest, row.entry.zone))
+    entry, seeds = row.entry, row.effect.seeds
+    verdict = judge(row.effect, entry.parsed.sign, entry.smallest, entry.zone)
+    if seeds < planned and verdict != NOT_RESOLVED:
+        level = interim_level(seeds, planned, SEEDS)
+        if not (p_equivalent(row.effect, entry.zone) if verdict == EQUIVALENT else row.p) <= level:
+            reason = f"{verdict} at 5 %, but after {seeds} of {planned} planned seeds p has to be at most {100 * level:.2g} %"
+            return replace(row, verdict=NOT_RESOLVED, reason=reason)
+    return replace(row, verdict=verdict)
 
 
 def _closed_by(primary: Sequence[Verdict]) -> str:

@@ -16,6 +16,7 @@ from harness.stats.design import (
     cheapest_designs,
     detectable_difference,
     estimate_components,
+    interim_level,
     look_levels,
     power_of,
     seeds_for,
@@ -132,6 +133,14 @@ def test_all_error_is_spent_at_the_end_and_little_before():
     first, last = look_levels((5, 10))
     assert first == pytest.approx(spent(0.5))
     assert 0.045 < last < 0.05
+
+
+@pytest.mark.parametrize("planned", [4, 5, 10, 20])
+def test_a_look_after_every_seed_before_the_last_spends_less_than_the_whole(planned: int):
+    levels = [interim_level(seeds, planned) for seeds in range(3, planned)]
+    assert levels == sorted(levels)
+    assert sum(levels) == pytest.approx(spent((planned - 1) / planned))
+    assert sum(levels) < 0.05
 
 
 @pytest.mark.parametrize("looks", [(), (1, 5), (5, 5), (10, 5)])

@@ -57,6 +57,16 @@ def test_verdicts_on_runs(tmp_path: Path):
     ]
 
 
+def test_a_study_that_is_not_finished_takes_a_smaller_p(tmp_path: Path):
+    write(tmp_path, "opd", [0.5, 0.5, 0.5], [0.3, 0.3, 0.3])
+    write(tmp_path, "aopd", [0.7, 0.6, 0.65], [0.3, 0.31, 0.3])
+    file = read_claims(write_claims(tmp_path, {"smallest_effect": 0}))
+    verdicts = {n: judge_claims([file], Evidence(find_methods([tmp_path])), planned=n)[0] for n in (0, 3, 6)}
+    assert 0.0031 < verdicts[0].p < 0.05
+    assert {n: row.verdict for n, row in verdicts.items()} == {0: SUPPORTED, 3: SUPPORTED, 6: NOT_RESOLVED}
+    assert verdicts[6].reason == "supported at 5 %, but after 3 of 6 planned seeds p has to be at most 0.31 %"
+
+
 def test_the_sequence_ends_with_the_first_claim_that_shows_no_difference(tmp_path: Path):
     write(tmp_path, "opd", [0.5, 0.5, 0.5], [0.3, 0.3, 0.3])
     write(tmp_path, "aopd", [0.8, 0.81, 0.79], [0.3, 0.32, 0.28])
