@@ -252,13 +252,13 @@ RELEASED = """
 import gc, tempfile, weakref
 from pathlib import Path
 import torch
-from adapters.conformance.small_stage import AdapterUnderTest, train
+from adapters.conformance.small_stage import AdapterUnderTest, train_small_stage
 from adapters.trainers.trl_distillation import TRLDistillation
 
 subject = AdapterUnderTest(TRLDistillation(), Path(tempfile.mkdtemp()))
 ctx = subject.stage(dtype=torch.float32, scripted=False)
 model = weakref.ref(ctx.student.model)
-train(subject.adapter, ctx)
+train_small_stage(subject.adapter, ctx)
 del ctx
 gc.collect()
 optimisers = [o for o in gc.get_objects() if isinstance(o, torch.optim.Optimizer)]

@@ -36,9 +36,6 @@ import os, signal, sys
 from pathlib import Path
 from harness.pipeline.run import run
 from harness.config.run_spec import RunSpec
-from harness.rundir.store import StageFolder
-from reports.data.frames import load
-from reports.document.grids import warnings_grid
 from harness.config.load import load_suite
 
 def report(event):
