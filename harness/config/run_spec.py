@@ -14,12 +14,8 @@ from harness.config.suite import AdapterEntry, Suite
 from harness.config.teacher_settings import TeacherSpec
 from harness.config.training import Training
 
-_BEHIND = (
-    "",
-    ".of",
-    ".otherwise",
-    ".by_task.*",
-)  # a teacher, and those that one of kind cache or routed stands in front of
+# A teacher, and those that one of kind cache or routed stands in front of.
+_BEHIND = ("", ".of", ".otherwise", ".by_task.*")
 TEACHERS = tuple(
     f"{place}teacher{first}{then}" for place in ("", "stages.*.") for first in _BEHIND for then in ("", ".of")
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ class RemoteStages:
             for mark in sorted(marks):
                 name = str(mark).rpartition("/")[2].removesuffix(".json")
                 files = _read(system, str(mark)) or {}
+                _refuse_other_places(run, [name, *(str(Path(name) / file) for file in files)], f"storage {self.url}")
                 if not all((run / name / file).is_file() for file in files):
                     self._fetch_folder(system, f"{root}/{name}", files, run / name)
             if system.exists(f"{root}/{MANIFEST}"):
@@ -104,6 +106,15 @@ class RemoteStages:
 
 
 _CONTINUES = "the same command continues"
+
+
+def _refuse_other_places(run: Path, names: Sequence[str], where: str) -> None:
+    """Refuse a list that names anything but folders of the run and files in them: names become paths here."""
+    for name in names:
+        if not (run / name).resolve().is_relative_to(run.resolve()) or (run / name).resolve() == run.resolve():
+            raise RunError(
+                f"{where} lists {name!r}, which is not a place in the run directory {run}; remove that list there"
+            )
 
 
 def _put_folder(system: Any, folder: Path, target: str, mark: str) -> None:

@@ -95,3 +95,16 @@ def test_the_manifest_that_knows_more_stages_stays(url: str, tmp_path: Path):
 def test_a_url_that_nothing_reads_is_one_sentence(tmp_path: Path):
     with pytest.raises(ConfigError, match="nowhere://"):
         RemoteStages("nowhere://bucket", a_run(tmp_path), tmp_path).fetch()
+
+
+@pytest.mark.parametrize("name", ["..", ".", "stage_9/../../../evil", "/evil"])
+def test_a_list_never_names_a_place_outside_of_the_run(tmp_path: Path, name: str):
+    run = a_run(tmp_path / "here")
+    marks = tmp_path / "bucket/suite/opd/default/seed0/complete"
+    marks.mkdir(parents=True)
+    plain = "/" not in name
+    (marks / f"{name if plain else 'stage_9'}.json").write_text(json.dumps({} if plain else {name: "0"}))
+    before = files(tmp_path / "here")
+    with pytest.raises(RunError, match="not a place in the run directory"):
+        RemoteStages(f"file://{tmp_path}/bucket", run, tmp_path / "here").fetch()
+    assert files(tmp_path / "here") == before
