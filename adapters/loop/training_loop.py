@@ -97,7 +97,7 @@ class LoopAdapter(Adapter):
 
     @property
     def beta_of_divergence(self) -> float | None:
-        """The beta of `generalised_jsd`, where `divergence` is that: a GPU then computes it by kernels. None elsewhere."""
+        """The beta of `generalised_jsd`, where `divergence` is that, which then takes its closed form. None elsewhere."""
         return None
 
     @property
