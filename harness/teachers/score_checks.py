@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import HarnessError, ModelError, TrainingError
+from harness.lm import output_layer
 from harness.lm.logprobs import TeacherRequest, TeacherScores
 from harness.lm.rollouts import Batch, Rollout
 from harness.lm.tiles import ModelRows, Rows
@@ -221,8 +222,15 @@ class CheckedRows:
 
     @property
     def model(self) -> ModelRows | None:
-        """The model's rows, which a kernel may compute itself; None for another teacher's."""
-        return self.rows if isinstance(self.rows, ModelRows) else None
+        """The model's rows, of which a closed form takes the states and the head; None for another teacher's.
+
+        A few rows are checked on a CPU; looking would make a GPU wait.
+        """
+        if not isinstance(self.rows, ModelRows):
+            return None
+        if self.rows.hidden.device.type in output_layer.REFUSES_IDS_AT_ONCE:
+            self(_few(len(self.targets)))
+        return self.rows
 
     def __call__(self, place: slice) -> Tensor:
         """Return log-probabilities (n, V); raises `TrainingError` for what no model computes."""
@@ -242,7 +250,7 @@ class CheckedRows:
                 f"the teacher's `rows` are {found.dtype} of width {found.shape[1]}, expected log-probabilities of "
                 f"{self.vocabulary} tokens"
             )
-        few = slice(None, None, max(1, -(-len(own) // CHECKED_ROWS)))
+        few = _few(len(own))
         some = found[few].float()
         if not bool((some.logsumexp(-1).abs() <= TOLERANCE).all()):
             raise TrainingError("the teacher's `rows` are not log-probabilities: their mass is not 1; normalise them")
@@ -250,6 +258,11 @@ class CheckedRows:
         if not bool((apart <= 10 * TOLERANCE).all()):
             raise TrainingError("the teacher's `rows` contradict its scores of single tokens; fix its `score`")
         return found
+
+
+def _few(count: int) -> slice:
+    """Return evenly spaced positions of so many, at most CHECKED_ROWS."""
+    return slice(None, None, max(1, -(-count // CHECKED_ROWS)))
 
 
 def _by_response(scores: Tensor, batch: Batch) -> list[tuple[tuple[str, str], Tensor]]:
