@@ -14,9 +14,10 @@ from scipy import stats as scipy_stats
 from statsmodels.stats.multitest import multipletests
 
 from harness.stats.estimates import Estimate, ItemTable
-from harness.stats.intervals import NOTHING, Interval, item_interval, t_interval
+from harness.stats.intervals import NOTHING, Interval, t_interval
 from harness.stats.learning.rates import chosen_rates
-from harness.stats.power import detectable, seeds_needed
+from harness.stats.paired import over_items
+from harness.stats.power import detectable_effect
 from harness.stats.sampling import mean_ratio, noise_floor, pass_at_k
 from harness.stats.significance import Flips, flips, holm, p_value, rank_correlation
 from harness.stats.two_way import Variances
@@ -29,6 +30,13 @@ def variances(by_seed: Any) -> Variances:
     ids = tuple(map(str, range(len(table))))
     known = table[~np.isnan(table).any(axis=1)]
     return variances_of(Estimate(dict(enumerate(known.mean(axis=0).tolist())), {"a": ItemTable(table, ids, ids)}))
+
+
+def item_interval(values: Any, clusters: Any = None) -> Interval:
+    """Return the interval over the items of one seed; without clusters, each item is its own."""
+    column, ids = np.array(values, dtype=float)[:, None], tuple(map(str, range(len(values))))
+    table = ItemTable(column, ids, ids if clusters is None else tuple(map(str, clusters)))
+    return over_items(Estimate({0: float(np.nanmean(column))}, {"a": table}))
 
 
 def bounds(interval: Interval) -> tuple[float, float, float, int]:
@@ -144,18 +152,9 @@ def test_what_is_detectable_is_found_with_its_power_by_statsmodels():
     from statsmodels.stats.power import TTestPower
 
     for n in (3, 5, 200):
-        effect = detectable(1.0, n)
+        effect = detectable_effect(1 / math.sqrt(n), n - 1)
         assert TTestPower().power(effect, n, 0.05) == pytest.approx(0.8, abs=1e-4)
-    assert detectable(0.1, 200) == pytest.approx(0.1 * detectable(1.0, 200))
-    assert math.isnan(detectable(1.0, 1))
-
-
-def test_the_seeds_needed_are_the_first_that_suffice():
-    needed = seeds_needed(0.05, 0.05)
-    assert needed is not None
-    assert detectable(0.05, needed) <= 0.05 < detectable(0.05, needed - 1)
-    assert seeds_needed(0.0, 0.05) is None
-    assert seeds_needed(0.0, 0.0) == 2
+    assert detectable_effect(0.1, 199) == pytest.approx(0.1 * detectable_effect(1.0, 199))
 
 
 def test_the_noise_floor_is_the_standard_deviation_of_repeats():
@@ -206,7 +205,7 @@ def test_a_clustered_item_interval_is_statsmodels_cluster_robust_one():
     peer: Any = sm.OLS(values, np.ones((60, 1))).fit(
         cov_type="cluster", cov_kwds={"groups": clusters, "df_correction": True}
     )
-    found = item_interval(values, list(map(str, clusters)))
+    found = item_interval(values, clusters)
     # statsmodels' correction is G / (G - 1) * (n - 1) / (n - 1) for a mean
     assert found.error == pytest.approx(peer.bse[0])
     assert found.df == pytest.approx(11)
