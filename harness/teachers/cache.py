@@ -62,10 +62,16 @@ class Cache(TeacherKind):
         return self.of.context if isinstance(self.of, TeacherKind) else None
 
     def open(self, student: Loaded, site: TeacherSite) -> CachedTeacher:
-        """Open the file, and the teacher behind it if there is one."""
+        """Open the file, and the teacher behind it if there is one; raises `ConfigError` if that is not `identity`."""
         if self.of is None:
             return CachedTeacher(ScoreStore(self.path), self.stored_teacher(), None)
         teacher = site.open_teacher(self.of, student)
+        if self.identity not in ("", teacher.identity):
+            teacher.close()
+            raise ConfigError(
+                f"teacher.identity is {self.identity!r}, but the teacher under teacher.of is {teacher.identity!r}; leave "
+                "out one of the two"
+            )
         return CachedTeacher(ScoreStore(self.path), teacher.identity, teacher)
 
     def stored_teacher(self) -> str:
