@@ -22,7 +22,7 @@ from harness.engines.vllm_worker import prepare_output_layer
 os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
 
 
-class Served:
+class VLLMHost:
     """The requests that this process answers with vLLM; methods take and return plain values, or tensors by name."""
 
     def __init__(self, model: str, options: dict[str, Any]) -> None:
@@ -71,7 +71,7 @@ def _sampled_logprobs(output: Any) -> list[float]:
 
 def main(connection: Connection) -> None:
     """Start the engine that the first message describes, then answer requests until the connection is closed."""
-    served: Any = None
+    host: Any = None
     while True:
         try:
             name, arguments = connection.recv()
@@ -79,9 +79,9 @@ def main(connection: Connection) -> None:
             return
         try:
             if name == "start":
-                served, value = Served(**arguments), None
+                host, value = VLLMHost(**arguments), None
             else:
-                value = getattr(served, name)(**arguments)
+                value = getattr(host, name)(**arguments)
         except Exception as error:
             traceback.print_exc()
             connection.send((False, f"{type(error).__name__}: {error}"))

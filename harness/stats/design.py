@@ -84,7 +84,7 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedDesign:
     """A design with its hours and its power for the effect that was asked for."""
 
     design: Design
@@ -170,18 +170,18 @@ def cheapest_designs(
     answers: Iterable[int],
     power: float = POWER,
     alpha: float = ALPHA,
-) -> list[Planned]:
+) -> list[PlannedDesign]:
     """Return designs that find the effect, cheapest first: the fewest seeds for each number of clusters and of answers."""
-    designs: list[Planned] = []
+    designs: list[PlannedDesign] = []
     for some_clusters, some_answers in product(clusters, answers):
         seeds = seeds_for(effect, components, some_clusters, some_answers, power, alpha)
         if seeds is not None:
             design = Design(seeds, some_clusters, some_answers)
-            designs.append(Planned(design, costs.hours(design), power_of(effect, components, design, alpha)))
+            designs.append(PlannedDesign(design, costs.hours(design), power_of(effect, components, design, alpha)))
     return sorted(designs, key=lambda planned: (planned.hours, planned.design.seeds))
 
 
-def spent(share: float, alpha: float = ALPHA) -> float:
+def error_spent(share: float, alpha: float = ALPHA) -> float:
     """Return the two-sided error spent when `share` of the seeds is done, `4 - 4 Φ(z_{1-alpha/4} / sqrt(share))`.
 
     This is the spending function of Lan and DeMets (1983, Biometrika 70) that approximates O'Brien and Fleming's boundary.
@@ -190,13 +190,13 @@ def spent(share: float, alpha: float = ALPHA) -> float:
 
 
 def interim_level(seeds: int, planned: int, first: int = 3, alpha: float = ALPHA) -> float:
-    """Return the two-sided level of a test after `seeds` of the `planned` seeds: what this seed adds to `spent`.
+    """Return the two-sided level of a test after `seeds` of the `planned` seeds: what this seed adds to `error_spent`.
 
     With a test after each seed from `first` on, the probability of a false difference before the last seed is at most
-    `spent((planned - 1) / planned)`: the levels add up (Bonferroni), however the tests are correlated.
+    `error_spent((planned - 1) / planned)`: the levels add up (Bonferroni), however the tests are correlated.
     """
-    earlier = spent((seeds - 1) / planned, alpha) if seeds > first else 0.0
-    return spent(seeds / planned, alpha) - earlier
+    earlier = error_spent((seeds - 1) / planned, alpha) if seeds > first else 0.0
+    return error_spent(seeds / planned, alpha) - earlier
 
 
 @lru_cache
@@ -204,14 +204,14 @@ def look_levels(looks: tuple[int, ...], alpha: float = ALPHA) -> tuple[float, ..
     """Return the two-sided level of the test at each look, a group-sequential design; `looks` are increasing seed counts.
 
     Under the null hypothesis the probability of crossing any boundary is `alpha`. The statistics of the looks are jointly
-    normal with correlations sqrt(n_i / n_j), and each look spends the increase of `spent` since the one before. A t test uses
-    the same level (Pocock 1977, Biometrika 64). Raises `ValueError` for looks that do not increase, or begin below 2.
+    normal with correlations sqrt(n_i / n_j), and each look spends the increase of `error_spent` since the one before. A t
+    test uses the same level (Pocock 1977, Biometrika 64). Raises `ValueError` for looks that do not increase, or begin below 2.
     """
     if not looks or any(later <= earlier for earlier, later in pairwise(looks)) or looks[0] < 2:
         raise ValueError(f"looks at {list(looks)} seeds: expected increasing numbers from 2 on")
     bounds: list[float] = []
     for place, seeds in enumerate(looks):
-        allowed = spent(seeds / looks[-1], alpha)
+        allowed = error_spent(seeds / looks[-1], alpha)
         bounds.append(_next_bound(looks[: place + 1], bounds, allowed))
     return tuple(float(2 * stats.norm.sf(bound)) for bound in bounds)
 

@@ -38,7 +38,7 @@ def p_value(interval: Interval, level: float = LEVEL) -> float:
     return float(2 * stats.t.sf(abs(interval.mean) / error, df))
 
 
-def flips(before: ArrayLike, after: ArrayLike) -> Flips:
+def find_flips(before: ArrayLike, after: ArrayLike) -> Flips:
     """Count items lost and gained between two evaluations of the same items in the same order; right is a score of 1.
 
     An item without a score (nan) in either is not counted.

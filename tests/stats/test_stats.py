@@ -15,11 +15,11 @@ from statsmodels.stats.multitest import multipletests
 
 from harness.stats.estimates import Estimate, ItemTable
 from harness.stats.intervals import NOTHING, Interval, t_interval
-from harness.stats.learning.rates import chosen_rates
+from harness.stats.learning.rates import choose_rates
 from harness.stats.paired import over_items
 from harness.stats.power import detectable_effect
 from harness.stats.sampling import mean_ratio, noise_floor, pass_at_k
-from harness.stats.significance import Flips, flips, holm, p_value, rank_correlation
+from harness.stats.significance import Flips, find_flips, holm, p_value, rank_correlation
 from harness.stats.two_way import Variances
 from harness.stats.two_way import variances as variances_of
 
@@ -76,11 +76,11 @@ def test_an_interval_stays_within_what_the_quantity_can_be_and_keeps_its_p_value
 
 
 def test_flips_are_counted_by_hand_and_right_is_a_score_of_one():
-    assert flips([1.0, 1.0, 0.0, 0.5], [1.0, 0.0, 1.0, 1.0]) == Flips(1, 2, 4)
+    assert find_flips([1.0, 1.0, 0.0, 0.5], [1.0, 0.0, 1.0, 1.0]) == Flips(1, 2, 4)
 
 
 def test_an_item_without_a_score_is_neither_lost_nor_gained():
-    assert flips([1, math.nan, 0.0], [math.nan, 1, 1.0]) == (0, 1, 1)
+    assert find_flips([1, math.nan, 0.0], [math.nan, 1, 1.0]) == (0, 1, 1)
 
 
 def test_the_mean_ratio_leaves_out_what_cannot_be_divided_by():
@@ -90,10 +90,10 @@ def test_the_mean_ratio_leaves_out_what_cannot_be_divided_by():
 def test_a_seed_s_rate_is_chosen_by_the_other_seeds():
     """Only seed 0 does best at 4e-4, and must not choose it for itself; a rate without values is left out."""
     by_rate = {1e-4: [0.2, 0.2, 0.2], 2e-4: [0.5, 0.6, 0.7], 4e-4: [0.95, 0.4, 0.3], 8e-4: [math.nan] * 3}
-    found = chosen_rates({rate: dict(enumerate(values)) for rate, values in by_rate.items()})
+    found = choose_rates({rate: dict(enumerate(values)) for rate, values in by_rate.items()})
     assert found == {0: (2e-4, 0.5), 1: (4e-4, 0.4), 2: (4e-4, 0.3)}
-    assert chosen_rates({1e-4: {0: 0.5}}) == {}
-    assert chosen_rates({}) == {}
+    assert choose_rates({1e-4: {0: 0.5}}) == {}
+    assert choose_rates({}) == {}
 
 
 @pytest.mark.filterwarnings("error")

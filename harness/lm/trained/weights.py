@@ -81,7 +81,7 @@ class MasterWeights(Trainable):
             name: nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
             for name, weight in self.weights.items()
         }
-        self.module = _Mastered(student, self.masters)
+        self.module = _MasterModule(student, self.masters)
         for weight in self.weights.values():
             weight.data = weight.data.to(torch.bfloat16)
         self._hooks = [
@@ -117,7 +117,7 @@ class MasterWeights(Trainable):
             weight.data = self.masters[name].data
 
 
-class _Mastered(nn.Module):
+class _MasterModule(nn.Module):
     """Computes as the student does, but its parameters are the masters, under the student's names."""
 
     def __init__(self, student: StudentForward, masters: dict[str, nn.Parameter]) -> None:

@@ -65,7 +65,7 @@ class Curve:
         return np.mean([score - score[0] for score in scores], axis=0)
 
 
-class Common(NamedTuple):
+class CommonRange(NamedTuple):
     """The learning that two curves of one seed both reach: from `low` to `high`, 0..1.
 
     `points` is the number of levels strictly between these two on the curve that has fewer of them.
@@ -86,7 +86,7 @@ class AtEqualLearning:
 
     base: Estimate
     other: Estimate
-    common: Mapping[int, Common]
+    common: Mapping[int, CommonRange]
     seeds: int
 
     @property
@@ -113,7 +113,7 @@ def at_equal_learning(base: Mapping[int, Curve], other: Mapping[int, Curve]) -> 
     the common range, divided by the range's width. Items are those of the retained tasks; the steps t(L) count as fixed.
     """
     sides: tuple[dict[int, tuple[Curve, Vector]], ...] = ({}, {})
-    common: dict[int, Common] = {}
+    common: dict[int, CommonRange] = {}
     paired = [seed for seed in base if seed in other]
     for seed in paired:
         curves = (base[seed], other[seed])
@@ -121,7 +121,7 @@ def at_equal_learning(base: Mapping[int, Curve], other: Mapping[int, Curve]) -> 
         levels = _common_levels(fits)
         if levels is None:
             continue
-        common[seed] = Common(float(levels[0]), float(levels[-1]), len(levels) - 2)
+        common[seed] = CommonRange(float(levels[0]), float(levels[-1]), len(levels) - 2)
         gaps = np.diff(levels)
         weights = (np.append(gaps, 0.0) + np.append(0.0, gaps)) / (2 * gaps.sum())  # trapezoidal rule
         for side, curve, fit in zip(sides, curves, fits, strict=True):
@@ -132,10 +132,10 @@ def at_equal_learning(base: Mapping[int, Curve], other: Mapping[int, Curve]) -> 
 def over_stages(stages: Sequence[AtEqualLearning]) -> AtEqualLearning:
     """Return the mean over stages, for seeds with common learning in every stage; `common` is the mean of the ranges."""
     base, other = (reduce(add, sides) / len(stages) for sides in zip(*((s.base, s.other) for s in stages), strict=True))
-    common: dict[int, Common] = {}
+    common: dict[int, CommonRange] = {}
     for seed in base.by_seed:
         ranges = [stage.common[seed] for stage in stages]
-        common[seed] = Common(*(sum(column) / len(stages) for column in zip(*ranges, strict=True)))
+        common[seed] = CommonRange(*(sum(column) / len(stages) for column in zip(*ranges, strict=True)))
     return AtEqualLearning(base, other, common, stages[0].seeds)
 
 
