@@ -205,7 +205,7 @@ def look_levels(looks: tuple[int, ...], alpha: float = ALPHA) -> tuple[float, ..
 
     Under the null hypothesis the probability of crossing any boundary is `alpha`. The statistics of the looks are jointly
     normal with correlations sqrt(n_i / n_j), and each look spends the increase of `error_spent` since the one before. A t
-    test uses the same level (Pocock 1977, Biometrika 64). Raises `ValueError` for looks that do not increase, or begin below 2.
+    test uses the same level (Pocock 1977, Biometrika 64). Raises `ValueError` for looks that do not increase or begin below 2.
     """
     if not looks or any(later <= earlier for earlier, later in pairwise(looks)) or looks[0] < 2:
         raise ValueError(f"looks at {list(looks)} seeds: expected increasing numbers from 2 on")
