@@ -98,18 +98,27 @@ class Renderer:
 
     def encode_prompt(self, text: str) -> list[int]:
         """Return a prompt's ids, the same as lm-eval's: the tokenizer adds its BOS token unless the text begins with it."""
-        return list(self.tokenizer.encode(text, add_special_tokens=self._adds_special_tokens(text)))
+        return self.encode_prompts([text])[0]
+
+    def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of several prompts, as `encode_prompt` makes them; a batch takes a fraction of the time."""
+        ids: list[list[int]] = []
+        for special, group in groupby(texts, self._adds_special_tokens):
+            ids += self._encode(list(group), special)
+        return ids
+
+    def _encode(self, texts: list[str], special: bool = False) -> list[list[int]]:
+        parts = (texts[start : start + BATCH] for start in range(0, len(texts), BATCH))
+        options = {"add_special_tokens": special, "return_attention_mask": False}
+        return [list(ids) for part in parts for ids in self.tokenizer(part, **options)["input_ids"]]
 
     def longest_prompt(self, texts: Sequence[str], room: int = 0) -> int:
         """Return the number of ids of the longest prompt, as `encode_prompt` makes them, or 0 if none has more than `room`.
 
-        To save time, prompts are encoded in batches, and only those that may have more than `room` ids.
+        To save time, a prompt that cannot have more than `room` ids is not encoded.
         """
-        longest, candidates = 0, [text for text in texts if self.most_ids(text) > room]
-        for start in range(0, len(candidates), BATCH):
-            for special, group in groupby(candidates[start : start + BATCH], self._adds_special_tokens):
-                ids = self.tokenizer(list(group), add_special_tokens=special, return_attention_mask=False)["input_ids"]
-                longest = max(longest, *map(len, ids))
+        candidates = [text for text in texts if self.most_ids(text) > room]
+        longest = max(map(len, self.encode_prompts(candidates)), default=0)
         return longest if longest > room else 0
 
     def most_ids(self, text: str) -> float:
@@ -134,16 +143,21 @@ class Renderer:
         return not (bos and text.startswith(bos))
 
     def encode_target(self, text: str, after: str = "") -> list[int]:
-        """Return an answer's ids, ended by the first stop token.
+        """Return an answer's ids, ended by the first stop token; `after` is the end of the prompt."""
+        return self.encode_targets([text], [after])[0]
 
-        `after` is the end of the prompt. Prompt and answer are encoded together and the prompt's ids are removed, because some
-        tokenizers put a space before every text. If a token spans the border, the answer is encoded separately.
+    def encode_targets(self, texts: Sequence[str], after: Sequence[str]) -> list[list[int]]:
+        """Return the ids of several answers, each ended by the first stop token; `after` are the ends of their prompts.
+
+        Prompt and answer are encoded together and the prompt's ids are removed, because some tokenizers put a space before
+        every text. If a token spans the border, the answer is encoded separately.
         """
-        before = self.tokenizer.encode(after, add_special_tokens=False) if after else []
-        whole = self.tokenizer.encode(after + text, add_special_tokens=False)
-        separate = whole[: len(before)] != before
-        ids = self.tokenizer.encode(text, add_special_tokens=False) if separate else whole[len(before) :]
-        return [*ids, self.stop_ids[0]]
+        before = [ids if prompt else [] for ids, prompt in zip(self._encode(list(after)), after, strict=True)]
+        whole = self._encode([prompt + text for text, prompt in zip(texts, after, strict=True)])
+        shared = [ids[: len(prompt)] != prompt for ids, prompt in zip(whole, before, strict=True)]
+        alone = iter(self._encode([text for text, mixed in zip(texts, shared, strict=True) if mixed]))
+        parts = zip(whole, before, shared, strict=True)
+        return [[*(next(alone) if mixed else ids[len(prompt) :]), self.stop_ids[0]] for ids, prompt, mixed in parts]
 
     def fingerprint(self) -> str:
         """Return a digest of the tokenizer, without padding and truncation settings, and of the stop tokens."""
