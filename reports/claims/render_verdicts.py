@@ -32,14 +32,15 @@ from reports.formatting import (
 
 NONE = "–"
 RULE = (
-    "Effect: with its 95 % interval for another seed and other items; over seeds and over items: its two parts, the other "
-    "given. The primary claims of a file are tested in its order, each at 5 %, a later one only if a difference was shown "
-    "before it (a fixed sequence), so that the chance of any false difference is at most 5 %. Supported: the interval lies "
-    "wholly beyond the smallest effect of interest in the claimed direction. Contradicted: it lies wholly short of it. "
-    "Equivalent: two one-sided tests at 5 % show that the effect lies within the margin. Not resolved: none of these. Not "
-    f"testable: the runs could not test it, whatever they showed; fewer than {SEEDS} seeds test nothing. All other rows are "
-    "exploratory: among many intervals some leave zero out by chance. Of several starts the first one is primary. The seeds "
-    "of a suite share its teacher, its training records and its test items: verdicts hold for this teacher and these records."
+    "Effect: its 95 % interval is for another seed and other items. Over seeds: the interval for another seed on the same "
+    "items. Over items: the interval for other items with the same seeds. The primary claims of a file are tested in their "
+    "order, each at 5 %. A later one is tested only if every testable claim before it showed a difference (a fixed sequence), "
+    "so the chance of any false difference is at most 5 %. Supported: the whole interval lies beyond the smallest effect of "
+    "interest, in the claimed direction. Contradicted: the whole interval falls short of it. Equivalent: two one-sided tests "
+    "at 5 % show that the effect lies within the margin. Not resolved: none of these. Not testable: these runs cannot test "
+    f"the claim, for example with fewer than {SEEDS} seeds. All other rows are exploratory: among many intervals, some "
+    "exclude zero by chance. Where there are several starts, the first one is primary. The seeds of a suite share its "
+    "teacher, its training records and its test items, so verdicts hold for this teacher and these records."
 )
 WRITE: dict[str, tuple[Callable[[float], str], Callable[[float], str]]] = {
     "points": (format_percent, format_points),
@@ -49,9 +50,9 @@ WRITE: dict[str, tuple[Callable[[float], str], Callable[[float], str]]] = {
 
 
 def verdicts_grid(found: Sequence[Verdict]) -> Grid:
-    """Return the rows with the profile, what the source reports, the effect with its two parts, and the verdict strong.
+    """Return one row per verdict: profile, what the source reports, effect, its two intervals, and the verdict.
 
-    Columns in which no row has anything are left out.
+    The verdicts of primary claims are strong. Empty columns are left out.
     """
     columns: dict[str, Callable[[Verdict], str]] = {
         "claim": claimed,
@@ -76,7 +77,7 @@ def verdicts_grid(found: Sequence[Verdict]) -> Grid:
 
 
 def count_verdicts(found: Sequence[Verdict]) -> str:
-    """Return in one sentence what became of every primary claim, and how many rows are exploratory."""
+    """Return the verdict of every primary claim in one sentence, and the number of exploratory rows in another."""
     shown = [each for each in found if each.primary]
     primary = [f"({place}) {claimed(each)}: {_conclusion(each)}" for place, each in enumerate(shown, start=1)]
     others = sum(not each.primary for each in found)
@@ -91,7 +92,7 @@ def _conclusion(row: Verdict) -> str:
 
 
 def claimed(verdict: Verdict) -> str:
-    """Return what is claimed at a place, in the claim's own words."""
+    """Return the claim's own text for the place of a row, with start, learning rate and equal learning where they apply."""
     place = verdict.place
     start = f", {place.start} start" if place.start and not place.other else ""
     best = ", best learning rate" if verdict.entry.scope.rate == "best" else ""
@@ -100,7 +101,7 @@ def claimed(verdict: Verdict) -> str:
 
 
 def print_verdicts(console: Console, found: Sequence[Verdict]) -> None:
-    """Print the rows in the columns that fit a terminal; the files have all."""
+    """Print the rows with the columns that fit a terminal; `write_verdicts` writes all columns."""
     table = Table(title="Claims", title_justify="left", box=box.SIMPLE, show_lines=True)
     for name in ("claim", "effect [95 %]\nprofile, seeds", "verdict"):
         table.add_column(Text(name))
@@ -117,7 +118,7 @@ def write_verdicts(
 ) -> list[Path]:
     """Write claims.md, with the rule of judgement, and claims.csv, in full precision, below `folder`; return the files.
 
-    `registered` says of each file of claims when it was registered.
+    `registered` holds a sentence per claims file on when it was registered.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, kind in (("claims.md", "markdown"), ("claims.csv", "csv")):
@@ -128,7 +129,7 @@ def write_verdicts(
 def render_verdicts(
     found: Sequence[Verdict], claims: Sequence[ClaimFile], kind: str, registered: Sequence[str] = ()
 ) -> str:
-    """Return the verdicts in one of the formats of a comparison."""
+    """Return the verdicts as `markdown`, `csv` or `latex`."""
     if kind == "csv":
         return to_csv_text(pd.DataFrame([_record(verdict) for verdict in found]))
     grid = verdicts_grid(found)
@@ -141,7 +142,7 @@ def render_verdicts(
 
 
 def explain_verdict(row: Verdict) -> str:
-    """Return the verdict with the margin of equivalence, the reason why there is none, or the width of the interval."""
+    """Return the verdict with what explains it: the margin of equivalence, the half-width, or why it cannot be tested."""
     entry, effect = row.entry, row.effect
     if row.reason:
         return f"{row.verdict if row.primary else f'{EXPLORATORY}, {NOT_TESTABLE}'}: {row.reason}"
@@ -154,7 +155,7 @@ def explain_verdict(row: Verdict) -> str:
 
 
 def half_width(interval: Interval, unit: str) -> str:
-    """Write half the width of an interval in its unit, without the unit."""
+    """Write half the width of an interval in `unit`, without the unit's name."""
     return WRITE[unit][0](interval.half_width)
 
 

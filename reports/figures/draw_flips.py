@@ -1,4 +1,4 @@
-"""Items lost and gained by stage and task, and what the lost ones became."""
+"""Draw items lost and gained by stage and task, and the outcomes of the lost ones."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ COLUMNS = 3
 def draw_flips(shares: pd.DataFrame, own: pd.DataFrame) -> Figure:
     """Return one panel per label, a row per stage and a column per task: items lost and gained over that stage, in %.
 
-    `shares` is `flips.shares`'s; `own` has label, task and stage of the cells to frame. Colour is the net change. Raises
-    RunError where no stored answers can be compared.
+    `shares` is `flips.average_flips`'s; `own` has label, task and stage of the cells to frame. Colour is the net change.
+    Raises RunError where no stored answers can be compared.
     """
     cells = shares[shares["kind"] == STAGE]
     if cells.empty:
@@ -72,9 +72,10 @@ def _flips_panel(axes: Axes, cells: pd.DataFrame, tasks: list[str], limit: float
 
 @style.styled()
 def draw_outcomes(shares: pd.DataFrame) -> Figure:
-    """Return one panel per earlier task, a bar per label: items lost since its own stage by what they became, and gained.
+    """Return one panel per earlier task, a bar per label: items lost since its own stage by outcome, and items gained.
 
-    Lost to the left, in % of the task's items; gained to the right. Raises RunError where no task has a later stage.
+    Lost items are to the left, gained ones to the right, in % of the task's items. `shares` is `flips.average_flips`'s.
+    Raises RunError where no task has a later stage.
     """
     cells = shares[shares["kind"] == SINCE_OWN]
     if cells.empty:
@@ -95,7 +96,7 @@ def draw_outcomes(shares: pd.DataFrame) -> Figure:
         "gained": style.OUTCOME_COLOURS["correct"]
     }
     handles: list[Any] = [Patch(color=colour, label=name) for name, colour in colours.items()]
-    title = "What became of answers between the task's own stage and the end"
+    title = "Items lost and gained between a task's own stage and the end"
     legend = figure.legend(handles=handles, loc="outside upper left", ncols=4, title=title)
     legend.set_alignment("left")
     legend.get_title().set_fontsize(12)

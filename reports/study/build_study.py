@@ -1,7 +1,7 @@
-"""Builds the page of a study from its finished runs: sections and blocks like a report's, as Markdown and HTML.
+"""Build the page of a study from its finished runs: sections and blocks like a report's, as Markdown and HTML.
 
-Everything is written in a separate folder and then moved to its place, the page last: `<page>.md`, `<page>.html`, and a
-folder of the same name with the figures and every run's numbers in `runs.csv`.
+The files are `<page>.md`, `<page>.html`, and a folder of the same name with the figures and every run's numbers in `runs.csv`.
+They are written to a scratch folder and then moved to their place, the pages last.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def build_study(plan: Plan, page: Path) -> Path:
 
 
 def figures_by_run(results: Results) -> pd.DataFrame:
-    """Return one row per point and figure, with factor, setting and everything that identifies the run."""
+    """Return one row per point of the plan and figure, with factor, setting and the run's identity."""
     values = results.values.reset_index().melt(id_vars=RUN, var_name="figure").dropna(subset="value")
     keys = ["factor", "setting", "start", "learning_rate", *RUN]
     return results.points.merge(values, on=RUN, sort=False)[[*keys, "figure", "value"]]

@@ -195,12 +195,12 @@ def test_no_shared_item_leaves_nothing_to_pair(tmp_path: Path):
         compare_pairs([found], shared_items=True)
 
 
-def test_items_of_one_id_with_another_target_are_no_pair(tmp_path: Path):
+def test_items_with_one_id_and_different_targets_are_not_paired(tmp_path: Path):
     found = other_items(tmp_path)
     file = found.base.evaluations.run.path / f"stage_1_{TASK}" / "eval" / TASK / "samples.parquet"
     pd.read_parquet(file).assign(target="3").to_parquet(file)
     vouch(file.with_name("results.json"))
-    with pytest.raises(RunError, match=r"4 of the 4 items .* have another prompt or target"):
+    with pytest.raises(RunError, match=r"4 of the 4 items .* share differ in their prompt or target"):
         compare_pairs([found], shared_items=True)
 
 

@@ -1,4 +1,4 @@
-"""A study's verdicts: what they are taken from, at which learning, after how many comparisons, and when there is none."""
+"""A study's verdicts: which runs they use, at which learning, after how many comparisons, and when there is none."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def rated(folder: Path, level: Callable[[RunSpec, float], float], **changes: Any
     return collect(plan)
 
 
-def test_each_aopd_setting_stands_beside_the_opd_setting_closest_in_learning(tmp_path: Path):
+def test_each_aopd_setting_is_paired_with_the_opd_setting_closest_in_learning(tmp_path: Path):
     levels = {"opd": {1e-4: 0.4, 2e-4: 0.6, 4e-4: 0.7}, "aopd": {1e-4: 0.58, 2e-4: 0.72, 4e-4: 0.9}}
     results = rated(
         tmp_path, lambda s, lr: levels[s.entry][lr] + 0.01 * (s.seed - 1) * (s.entry == "aopd"), seeds=[0, 1, 2]
@@ -191,7 +191,7 @@ def test_pairs_have_equal_seeds(tmp_path: Path):
     assert pair_settings(collect(plan), RETENTION, AGAINST) == []
 
 
-def test_claims_are_made_for_the_starts_that_the_study_has(tmp_path: Path):
+def test_claims_are_judged_for_the_starts_that_the_study_has(tmp_path: Path):
     overrides = "student.warmup.strengths.middling={steps: 600}"
     starts = {"title": "Start", "key": "student.strength", "values": ["weak", "middling"]}
     plan = study(tmp_path, {"start": starts}, overrides=[overrides])
@@ -207,7 +207,7 @@ def test_claims_are_made_for_the_starts_that_the_study_has(tmp_path: Path):
 def test_a_factor_s_sentence_counts_its_comparisons_and_says_what_could_have_shown(tmp_path: Path):
     results = rated(tmp_path, lambda s, lr: {1e-4: 0.3, 2e-4: 0.6, 4e-4: 0.6}[lr] + 0.01 * s.seed * (lr != 2e-4))
     sentence = describe_factor(results, "rate")
-    assert "8 comparisons, about 0.4 expected by chance to leave zero out, 4 do" in sentence
+    assert "8 comparisons, about 0.4 expected by chance to exclude zero, 4 do" in sentence
     half = t_interval(pd.Series([0.0, 0.01, 0.02]))
     assert f"learning {50 * (half.high - half.low):.1f} points" in sentence
     assert results.mean(Config("tiny", "opd"), "learning_accuracy").mean == pytest.approx(0.6)

@@ -298,7 +298,7 @@ def test_a_study_of_the_control_alone_still_has_a_page(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("blank_figures")
-def test_runs_that_differ_in_commit_or_were_made_with_changes_are_said_to(tmp_path: Path):
+def test_runs_with_different_commits_or_local_changes_are_reported(tmp_path: Path):
     plan = study(tmp_path, {"method": {"title": "Method"}}, seeds=[0])
     fill(plan, lambda spec: constant(spec, 0.6, 0.3))
     file = plan.specs[0].path / "manifest.json"
