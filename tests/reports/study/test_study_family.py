@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness.config.run_spec import RunSpec
-from harness.pipeline.sweeps.study_runs import Plan
+from harness.pipeline.sweeps.study_runs import Plan, plan_study
 from reports.document.blocks import Picture
 from reports.study.build_study import build_study
 from reports.study.contrasts import contrasts_grid, describe_by_start, describe_contrasts, find_contrasts
@@ -17,7 +17,7 @@ from reports.study.study_frontier import describe_family, frontier_blocks, front
 from reports.study.study_results import Results, collect
 from reports.study.study_sections import pulls_grid, study_warnings_grid
 from tests.support.reports.drawn_figures import blank_figures
-from tests.support.reports.run_factory import TAUGHT
+from tests.support.reports.run_factory import TAUGHT, write_finished
 from tests.support.reports.study_factory import constant, fill, study
 
 FACTORS: dict[str, Any] = {
@@ -154,3 +154,13 @@ def test_settings_are_named_where_a_study_varies_them(tmp_path: Path):
         ["opd", "own"],
         ["aopd", "own"],
     ]
+
+
+def test_nothing_is_compared_with_an_unfinished_reference(tmp_path: Path):
+    made = study(tmp_path, FACTORS, claims=[])
+    for spec in made.specs:
+        if spec.entry != "opd":
+            write_finished(spec, scores(spec))
+    reading = describe_family(collect(plan_study(str(tmp_path / "trial.yaml"), (), tmp_path / "runs")))
+    assert reading.startswith("Learned most: sft")
+    assert "forgot least" not in reading
