@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from reports.compare.render_comparison import latex_table, markdown_table
 from reports.data.csv_text import to_csv_text
 from reports.document.blocks import Grid
 from reports.formatting import (
+    format_bounds,
     format_count,
     format_interval,
     format_nats,
@@ -60,8 +60,8 @@ def verdicts_grid(found: Sequence[Verdict]) -> Grid:
         "reported": lambda row: reported(row.entry, row.place),
         "compared here": lambda row: row.compared or NONE,
         "effect [95 %]": _effect,
-        "over seeds": lambda row: _bracket(row.seeds, row.entry),
-        "over items": lambda row: _bracket(row.items, row.entry),
+        "over seeds": lambda row: format_bounds(row.seeds, WRITE[row.entry.unit][1]),
+        "over items": lambda row: format_bounds(row.items, WRITE[row.entry.unit][1]),
         "smallest": lambda row: WRITE[row.entry.unit][1](row.entry.parsed.sign * row.entry.smallest),
         "seeds": lambda row: str(row.effect.seeds or NONE),
         "p": lambda row: format_p(row.p) if row.primary else NONE,
@@ -175,11 +175,6 @@ def _effect(row: Verdict) -> str:
     if not row.effect.seeds:
         return NONE
     return f"{format_interval(row.effect, WRITE[row.entry.unit][1])} {row.entry.unit}"
-
-
-def _bracket(interval: Interval, entry: ClaimEntry) -> str:
-    write = WRITE[entry.unit][1]
-    return NONE if math.isnan(interval.low) else f"[{write(interval.low)},\u00a0{write(interval.high)}]"
 
 
 def _record(row: Verdict) -> dict[str, object]:

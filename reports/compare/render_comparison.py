@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -17,13 +17,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from harness.stats.intervals import Interval
 from harness.stats.paired import Difference
 from reports.compare.comparison import Comparison, Stages
 from reports.compare.rows import AVERAGE, ComparisonRow, comparison_table, comparison_table_by_seed
 from reports.data.csv_text import to_csv_text
 from reports.document.rendering import escape_markdown
 from reports.formatting import (
+    format_bounds,
     format_nats,
     format_nats_change,
     format_p,
@@ -158,9 +158,9 @@ def _texts(row: ComparisonRow) -> dict[str, str]:
         row.base: level(found.base),
         row.other: level(found.other),
         "difference": change(found.interval.mean),
-        "95 %": _bracket(found.interval, change),
-        "over seeds": _bracket(found.seeds, change),
-        "over items": _bracket(found.items, change),
+        "95 %": format_bounds(found.interval, change),
+        "over seeds": format_bounds(found.seeds, change),
+        "over items": format_bounds(found.items, change),
         "p, Holm": row.learning if not row.judged else format_p(row.adjusted),
         "lost / gained": f"{found.lost} / {found.gained}" if found.flips else "–",
         "sd seeds; items": "; ".join(level(value) for value in sd) if found.item_count else "–",
@@ -168,12 +168,6 @@ def _texts(row: ComparisonRow) -> dict[str, str]:
         "noise": level(row.noise),
         "seeds × items": f"{found.seeds.seeds} × {_items(found)}",
     }
-
-
-
-def _bracket(interval: Interval, write: Callable[[float], str]) -> str:
-    known = not math.isnan(interval.low)
-    return f"[{write(interval.low)},\u00a0{write(interval.high)}]" if known else "–"
 
 
 def _items(found: Difference) -> str:

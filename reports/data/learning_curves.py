@@ -146,7 +146,6 @@ def curve_frame(frames: Frames) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-
 def _pair_stages(base: Method, other: Method, curves: Sequence[Sequence[dict[int, Curve]]]) -> list[StagePair]:
     """Pair two methods' curves in the stages that both trained on the same tasks."""
     stages = zip(base.first.stages, base.first.trains, other.first.trains, *curves, strict=False)

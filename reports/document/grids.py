@@ -87,7 +87,6 @@ def figures_grid(scores: pd.DataFrame) -> Grid:
     return Grid("Figures", ["figure", *methods, "unit", "formula", "source"], rows)
 
 
-
 def outcomes_grid(scores: pd.DataFrame) -> Grid:
     """Return the share of each outcome at the start and at the end, in % of answers, all seeds pooled."""
     rows = []

@@ -140,7 +140,6 @@ def _groups(results: Results, name: str) -> list[_Group]:
     return [_Group(str(keys[0]), Config(*map(str, keys[1:])), tuple(cells["seed"])) for keys, cells in rows]
 
 
-
 def _name_reference(results: Results, factor: Factor) -> str:
     if not factor.of_entries:
         return "the same method at the suite's own setting"
@@ -198,7 +197,6 @@ def _half_widths(changes: Sequence[_Change]) -> str:
             ends = dict.fromkeys(half_width(each, unit) for each in (found[0], found[-1]))
             parts.append(f"{called} {' to '.join(ends)} {unit}")
     return f"Half-width of the intervals, which an effect must exceed to exclude zero: {', '.join(parts)}."
-
 
 
 def _picture(results: Results, name: str, factor: Factor, swept: dict[str, dict[float, Config]]) -> Picture:

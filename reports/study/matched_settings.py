@@ -120,7 +120,6 @@ def _pair(
     return MatchedPair(methods, start, rates, configs, learned, outcome)
 
 
-
 def _describe(
     results: Results, matching: Matching, methods: tuple[str, str], start: str, here: Sequence[MatchedPair]
 ) -> str:

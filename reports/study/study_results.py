@@ -32,7 +32,10 @@ from reports.data.tables import figures_by_seed, score_matrices
 RUN = ["suite", "adapter", "order", "seed"]
 RATE, STRENGTH = "training.optimizer.lr", "student.strength"
 OF_FIRST_TASK = {"first_learned": LEARNING, "first_retained": BACKWARD}
-CURVES = {"evaluation.every", "evaluation.curve_items"}  # these settings change a run's learning curves and nothing else
+CURVES = {
+    "evaluation.every",
+    "evaluation.curve_items",
+}  # these settings change a run's learning curves and nothing else
 
 
 class Config(NamedTuple):

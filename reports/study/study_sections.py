@@ -143,8 +143,7 @@ def pulls_grid(results: Results) -> Grid:
         means = [results.mean(config, figure) for figure in PULL_COLUMNS]
         if means[0].seeds:
             cells = [
-                format_interval(mean, write)
-                for mean, (_, write) in zip(means, PULL_COLUMNS.values(), strict=True)
+                format_interval(mean, write) for mean, (_, write) in zip(means, PULL_COLUMNS.values(), strict=True)
             ]
             rows.append([config.adapter, setting, str(means[0].seeds), *cells])
     return _without_empty_settings("Pulls", ["seeds", *(called for called, _ in PULL_COLUMNS.values())], rows)
@@ -182,7 +181,9 @@ def _kinds(results: Results) -> list[str]:
 
 def _factors(results: Results) -> Section:
     silent = ", ".join(results.off_policy)
-    why = f"No entropy or truncation is given for {silent}, which train on references, not on the student's own answers."
+    why = (
+        f"No entropy or truncation is given for {silent}, which train on references, not on the student's own answers."
+    )
     blocks: list[Block] = [Text(MEANING, "note"), *([Text(why, "note")] if silent else [])]
     present = set(results.points["factor"])
     for name in results.plan.study.factors:

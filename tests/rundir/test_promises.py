@@ -205,7 +205,9 @@ def test_a_snapshot_is_taken_up_only_with_the_teacher_and_the_checkpoint_it_was_
         FileSnapshots(tmp_path, 0, {"teacher": "b", "checkpoint": "c"}).load()
 
 
-def test_a_file_that_vouches_for_others_is_written_after_these_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_that_vouches_for_others_is_written_after_these_are_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     order: list[str] = []
     real_sync, real_rename = files.sync, Path.rename
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import pandas as pd
 
@@ -12,7 +10,7 @@ from harness.stats.learning.equal_learning import LEAST
 from harness.stats.significance import p_value
 from reports.document.blocks import Grid, Picture, Section, Text
 from reports.figures.draw_curves import draw_curves
-from reports.formatting import format_p, format_percent, format_points
+from reports.formatting import format_p, format_percent, format_with_bounds
 from reports.report.report_data import ReportData
 
 TITLE = "Retention along learning"
@@ -56,20 +54,10 @@ def equal_learning_grid(table: pd.DataFrame) -> Grid:
                 stage,
                 seeds,
                 common,
-                _kept(row),
+                row["obstacle"] or format_with_bounds(row["difference"]),
                 format_p(p_value(row["difference"])),
             ]
         )
     strong = frozenset((place, 4) for place, row in enumerate(table.to_dict("records")) if not row["stage"])
     header = ["methods", "stage", "seeds", "learning compared, %", "kept at equal learning, points ↑", "p"]
     return Grid(f"Differences at equal learning (at least {100 * LEAST:g} points in common)", header, rows, strong)
-
-
-def _kept(row: Mapping[Any, Any]) -> str:
-    if row["obstacle"]:
-        return row["obstacle"]
-    interval = row["difference"]
-    bracket = (
-        "" if math.isnan(interval.low) else f" [{format_points(interval.low)},\u00a0{format_points(interval.high)}]"
-    )
-    return f"{format_points(interval.mean)}{bracket}"

@@ -81,7 +81,6 @@ def matched_grid(pairs: pd.DataFrame) -> Grid:
     return Grid("Paired differences, and what was kept where learning is matched", header, rows)
 
 
-
 def _cell(row: dict[Any, Any], name: str, *, signed: bool = False) -> str:
     return format_interval(row[name], format_points if signed else format_percent)
 

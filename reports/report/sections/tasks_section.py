@@ -31,7 +31,6 @@ def make_section(report_data: ReportData) -> Section:
     return Section("tasks", "Tasks", "Task by task, with the answers that changed", blocks)
 
 
-
 def describe_metric(frames: Frames, task: str) -> str:
     """Say what a task's score is: its metric, or the reciprocal of a perplexity, with the perplexity's values at both ends."""
     scores = frames.scores[frames.scores["task"] == task]
@@ -59,7 +58,6 @@ def task_grid(retention: pd.DataFrame, task: str) -> Grid:
     own = frozenset((labels.index(c["label"]), stages.index(c["stage"]) + 1) for c in records if c["own"])
     header = ["method", *(f"after stage {stage}" if stage else "start" for stage in stages)]
     return Grid(f"{task}: score in %", header, rows, own)
-
 
 
 def _changes(items: TaskItems | None, *, has_outcomes: bool) -> list[Block]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 import pandas as pd
 
-from harness.stats.intervals import Interval
 from reports.data.frames import ADVANTAGE
 from reports.data.tables import advantage_table
 from reports.document import grids, sentences
@@ -17,8 +14,8 @@ from reports.formatting import (
     format_interval,
     format_nats,
     format_percent,
-    format_points,
     format_pull,
+    format_with_bounds,
 )
 from reports.report.report_data import ReportData
 
@@ -60,17 +57,11 @@ def calibration_grid(table: pd.DataFrame) -> Grid:
             str(row["label"]),
             str(row["calibration"].seeds),
             format_interval(row["entropy"], format_nats),
-            _with_bounds(row["calibration"]),
+            format_with_bounds(row["calibration"]),
         ]
         for row in table.to_dict("records")
     ]
     return Grid("Entropy and calibration", ["method", "seeds", "entropy, nats", "policy − greedy, points"], rows)
-
-
-def _with_bounds(interval: Interval) -> str:
-    known = not math.isnan(interval.low)
-    bounds = f" [{format_points(interval.low)},\u00a0{format_points(interval.high)}]" if known else ""
-    return f"{format_points(interval.mean)}{bounds}"
 
 
 def make_routing(report_data: ReportData) -> Section | None:

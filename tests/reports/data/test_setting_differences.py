@@ -1,4 +1,4 @@
-"""What is compared with what: settings that differ besides the method are named, and seeds with different start weights are not paired."""
+"""Settings that differ besides the method are named, and seeds with different start weights are not paired."""
 
 from __future__ import annotations
 
