@@ -55,9 +55,9 @@ def verdicts_grid(found: Sequence[Verdict]) -> Grid:
     The verdicts of primary claims are strong. Empty columns are left out.
     """
     columns: dict[str, Callable[[Verdict], str]] = {
-        "claim": claimed,
+        "claim": describe_claim,
         "profile": lambda row: row.profile or NONE,
-        "reported": lambda row: reported(row.entry, row.place),
+        "reported": lambda row: format_reported(row.entry, row.place),
         "compared here": lambda row: row.compared or NONE,
         "effect [95 %]": _effect,
         "over seeds": lambda row: format_bounds(row.seeds, WRITE[row.entry.unit][1]),
@@ -79,7 +79,7 @@ def verdicts_grid(found: Sequence[Verdict]) -> Grid:
 def count_verdicts(found: Sequence[Verdict]) -> str:
     """Return the verdict of every primary claim in one sentence, and the number of exploratory rows in another."""
     shown = [each for each in found if each.primary]
-    primary = [f"({place}) {claimed(each)}: {_conclusion(each)}" for place, each in enumerate(shown, start=1)]
+    primary = [f"({place}) {describe_claim(each)}: {_conclusion(each)}" for place, each in enumerate(shown, start=1)]
     others = sum(not each.primary for each in found)
     explored = f"{format_count(others, 'row')} {'is' if others == 1 else 'are'} exploratory" if others else ""
     tested = f"Primary claims in the order of testing: {'; '.join(primary)}." if primary else "No claim is primary."
@@ -91,7 +91,7 @@ def _conclusion(row: Verdict) -> str:
     return f"{explain_verdict(row)}, {_effect(row)}" if row.effect.seeds > 1 else explain_verdict(row)
 
 
-def claimed(verdict: Verdict) -> str:
+def describe_claim(verdict: Verdict) -> str:
     """Return the claim's own text for the place of a row, with start, learning rate and equal learning where they apply."""
     place = verdict.place
     start = f", {place.start} start" if place.start and not place.other else ""
@@ -109,7 +109,7 @@ def print_verdicts(console: Console, found: Sequence[Verdict]) -> None:
         basis = ", ".join(
             filter(None, [row.profile, format_count(row.effect.seeds, "seed") if row.effect.seeds else ""])
         )
-        table.add_row(*map(Text, (claimed(row), f"{_effect(row)}\n{basis}", explain_verdict(row))))
+        table.add_row(*map(Text, (describe_claim(row), f"{_effect(row)}\n{basis}", explain_verdict(row))))
     console.print(table)
 
 
@@ -159,7 +159,7 @@ def half_width(interval: Interval, unit: str) -> str:
     return WRITE[unit][0](interval.half_width)
 
 
-def reported(entry: ClaimEntry, place: ClaimScope) -> str:
+def format_reported(entry: ClaimEntry, place: ClaimScope) -> str:
     """Return what the source reports for a place: a text, its figure, or the difference of its figures."""
     if isinstance(entry.reported, str):
         return entry.reported
