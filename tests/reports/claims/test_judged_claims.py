@@ -18,7 +18,7 @@ from harness.stats.two_way import two_way_interval
 from reports.claims.claim_file import claim_metrics, metrics_of_tasks, read_claims
 from reports.claims.evidence import Evidence
 from reports.claims.judge_claims import EXPLORATORY, Verdict, judge_claims
-from reports.claims.render_verdicts import explain_verdict, reported, verdicts_grid, write_verdicts
+from reports.claims.render_verdicts import explain_verdict, format_reported, verdicts_grid, write_verdicts
 from reports.data.calibration import ProfileFigure
 from reports.data.methods import find_methods
 from reports.terminal.report_commands import judge_by_setting
@@ -251,7 +251,11 @@ def test_each_start_is_judged_and_pairs_of_starts_are_compared(tmp_path: Path):
     file = write_claims(tmp_path, {"reported": reports, "reported_in": "math"}, pairs)
     found = judge_claims([read_claims(file)], Evidence(find_methods([tmp_path / "weak", tmp_path / "strong"])))
     assert [(v.place.start, v.place.other) for v in found] == [("weak", ""), ("strong", ""), ("weak", "strong")]
-    assert [reported(v.entry, v.place) for v in found] == ["+8.00 points, math", "+4.50 points, math", "+3.50 points"]
+    assert [format_reported(v.entry, v.place) for v in found] == [
+        "+8.00 points, math",
+        "+4.50 points, math",
+        "+3.50 points",
+    ]
     assert found[2].effect.mean == pytest.approx(0.2)
     assert [v.primary for v in found] == [True, False, False]
 

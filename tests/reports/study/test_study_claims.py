@@ -15,7 +15,7 @@ from harness.stats.claim_verdicts import CONTRADICTED, NOT_RESOLVED, NOT_TESTABL
 from harness.stats.intervals import t_interval
 from harness.stats.significance import holm, p_value
 from reports.claims.judge_claims import EXPLORATORY
-from reports.claims.render_verdicts import claimed, count_verdicts, reported, verdicts_grid
+from reports.claims.render_verdicts import count_verdicts, describe_claim, format_reported, verdicts_grid
 from reports.document.blocks import Grid
 from reports.study.factors import describe_factor
 from reports.study.matched_settings import FORGETTING, RETENTION, describe_matching, pair_settings, pairs_grid
@@ -125,11 +125,11 @@ def test_the_paper_s_gain_is_looked_for_in_the_first_task_alone(tmp_path: Path):
     plan = study(tmp_path, {"method": METHODS})
     fill(plan, lambda s: first_only(s, 0.5, 0.5 + 0.3 * (s.entry == "aopd") + 0.01 * s.seed, 0.3), jitter)
     results = collect(plan)
-    rows = {claimed(verdict): verdict for verdict in judge_study(results)}
+    rows = {describe_claim(verdict): verdict for verdict in judge_study(results)}
     first = rows["AOPD learns tiny_arithmetic better than OPD, weak start"]
-    assert (first.effect.mean, reported(first.entry, first.place)) == (0, "+8.34 points, math")
+    assert (first.effect.mean, format_reported(first.entry, first.place)) == (0, "+8.34 points, math")
     every = rows["AOPD learns more than OPD, weak start"]
-    assert (every.effect.mean, reported(every.entry, every.place)) == (pytest.approx(0.225), "better")
+    assert (every.effect.mean, format_reported(every.entry, every.place)) == (pytest.approx(0.225), "better")
 
 
 def test_retention_is_matched_in_the_first_task_and_forgetting_in_all(tmp_path: Path):
@@ -198,7 +198,7 @@ def test_claims_are_judged_for_the_starts_that_the_study_has(tmp_path: Path):
     gain = {"weak": 0.2, "middling": 0.1}
     gains = {spec.path: gain[getattr(spec.suite.student, "strength", "")] for spec in plan.specs}
     fill(plan, lambda s: constant(s, 0.5 + gains[s.path] * (s.entry == "aopd"), 0.3), jitter)
-    found = {claimed(each): reported(each.entry, each.place) for each in judge_study(collect(plan))}
+    found = {describe_claim(each): format_reported(each.entry, each.place) for each in judge_study(collect(plan))}
     assert found["AOPD learns tiny_arithmetic better than OPD, middling start"] == "–"
     assert found["AOPD's gain in tiny_arithmetic is larger from the weak start than from the middling one"] == "–"
     assert not [claim for claim in found if "strong" in claim]
