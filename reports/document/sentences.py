@@ -114,10 +114,12 @@ def _limits(frames: Frames) -> str:
     if counts.empty:
         return "Nothing has been evaluated yet."
     seeds = frames.scores.groupby("label")["seed"].nunique().min()
-    several = "Brackets are 95 % t intervals over seeds."
+    several = "Brackets are 95 % intervals: of a score over seeds, of a difference for another seed and other items."
     single = "With one seed there is no interval, and no difference between methods is established."
     error = 100 * 1.96 * math.sqrt(0.25 / counts.min())
-    items = f"On {counts.min()} test items, one seed's score is itself uncertain by up to ±{error:.1f} points."
+    items = (
+        f"With {counts.min()} independent test items, one seed's score alone is uncertain by up to ±{error:.1f} points."
+    )
     return f"{several if seeds > 1 else single} {items}"
 
 

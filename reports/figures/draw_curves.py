@@ -45,7 +45,8 @@ def draw_curves(points: pd.DataFrame) -> Figure:
     outer_labels(shown, columns)
     for axes in shown:
         axes.tick_params(labelbottom=True)
-    legend_above(figure, {label: {**look, "marker": None} for label, look in looks.items()}, "Kept against learned")
+    lines = {label: {**look, "marker": None} for label, look in looks.items()}
+    legend_above(figure, lines, "Retention along learning; thick: mean over seeds")
     return figure
 
 

@@ -32,7 +32,7 @@ def draw_flips(shares: pd.DataFrame, own: pd.DataFrame) -> Figure:
             "No stored answers of two stages can be compared; expected samples.parquet next to results.json."
         )
     labels, tasks = list(cells["label"].unique()), list(cells["task"].unique())
-    columns = min(COLUMNS, len(labels))
+    columns = 2 if len(labels) == 4 else min(COLUMNS, len(labels))
     rows, stages = -(-len(labels) // columns), int(cells["after"].max())
     width = max(7.0, columns * (0.85 * len(tasks) + 0.7))
     figure = Figure(figsize=(min(14.0, width), rows * (0.36 * stages + 0.4) + 1.6), layout="constrained")
@@ -65,7 +65,7 @@ def _flips_panel(axes: Axes, cells: pd.DataFrame, tasks: list[str], limit: float
     axes.set_ylim(len(stages) - 0.5, -0.5)
     axes.set_yticks(range(len(stages)), [f"stage {stage}" for stage in stages])
     axes.set_xticks(range(len(tasks)), [names[task] for task in tasks], rotation=30, ha="right", rotation_mode="anchor")
-    axes.set(xlabel="task evaluated", ylabel="over")
+    axes.set(xlabel="task evaluated", ylabel="change over")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 

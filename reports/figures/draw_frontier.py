@@ -54,7 +54,8 @@ def draw_frontier(
     axes.set(xlabel="forgetting, Chaudhry (points; less is better)", ylabel="learning accuracy (%; more is better)")
     axes.set_title("Best is up and to the left")
     heights = pd.concat([small["learned"], pd.Series(list((levels or {}).values()), dtype=float)])
-    axes.set(xlim=_limits(100 * small["forgot"]), ylim=_limits(100 * heights))
+    low, high = _limits(100 * heights)
+    axes.set(xlim=_limits(100 * small["forgot"]), ylim=(max(low, -3), min(high, 103)))
     for name, level in (levels or {}).items():
         axes.axhline(100 * level, color=style.RULE, linestyle=":", linewidth=1.4)
         axes.text(0.005, 100 * level, name, transform=axes.get_yaxis_transform(), va="bottom", fontsize=8)

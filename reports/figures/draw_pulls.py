@@ -112,7 +112,10 @@ def _colours(steps: pd.DataFrame) -> Looks:
 def _panel(
     axes: Axes, steps: pd.DataFrame, looks: Looks, lines: Lines, scale: float = 1, *, named: bool = True
 ) -> None:
-    """Draw a line per label and field, with the range of seeds; `lines` holds fields, dashes and names for the legend."""
+    """Draw a line per label and field, with the range of seeds; `lines` holds fields, dashes and names for the legend.
+
+    With a `scale` of 100 the values are percentages.
+    """
     for field, dashes, _ in lines:
         for label, line in smoothed(steps, field).groupby("label", sort=False):
             look = {**looks[str(label)], "linestyle": dashes, "markevery": 0.1}
@@ -120,6 +123,8 @@ def _panel(
     mark_stages(axes, steps, named=named)
     if scale == 1:
         axes.axhline(0, color=style.RULE, linewidth=0.8)
+    else:
+        axes.set_ylim(top=min(100.5, axes.get_ylim()[1]))
 
 
 def _with_lines(looks: Looks, lines: Lines) -> Looks:

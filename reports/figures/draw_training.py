@@ -157,11 +157,11 @@ def _tails_panel(axes: Axes, steps: pd.DataFrame, colour: str) -> None:
 
 
 def _name_tails(axes: Axes, line: dict[str, pd.DataFrame]) -> None:
-    """Name the two outer lines where they begin, so that no legend is needed."""
-    for q, name in (("01", "lowest 1 %"), ("99", "highest 1 %")):
+    """Name the two outer lines where they begin, outside of them, so that no legend is needed."""
+    for q, name, above in (("01", "lowest 1 %", -11), ("99", "highest 1 %", 5)):
         if q in line:
             start = line[q][["global_step", "mean"]].iloc[0]
-            axes.annotate(name, tuple(start), (4, 3), textcoords="offset points", fontsize=8)
+            axes.annotate(name, tuple(start), (4, above), textcoords="offset points", fontsize=8)
 
 
 def _quantiles(steps: pd.DataFrame) -> list[str]:
