@@ -19,8 +19,8 @@ from reports.figures import style
 class Page:
     """A page: title, opening sentences, what is missing, and sections.
 
-    The first sentence of each `lead` text is set in large type, `opening` is a list below, and `missing` names what the numbers
-    do not cover.
+    The first sentence of each text of `lead` is set in large type, `opening` is a list below, and `missing` names what the
+    numbers do not cover.
     """
 
     title: str
