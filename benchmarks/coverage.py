@@ -132,7 +132,7 @@ HEADERS = {
 TITLES = {
     "intervals": "Intervals: another seed and other items",
     "verdicts": "Verdicts: how often they are wrong where nothing is to be found",
-    "curves": "Equal learning: how often two methods are told apart",
+    "curves": "Equal learning: how often two methods are found to differ",
 }
 
 

@@ -22,7 +22,7 @@ STEPS, LONG, ITEMS = 60, 200, 40  # with LONG steps a run takes several times as
 
 
 def small_suite(folder: Path, steps: int = STEPS, **changes: Any) -> Suite:
-    """Return the micro suite with so many steps a stage."""
+    """Return the micro suite with `steps` steps per stage."""
     raw = {**micro_suite(), "probes": [], "threads": 1, **changes}
     raw["training"] = {**raw["training"], "steps": steps}
     raw["evaluation"] = {**raw["evaluation"], "limit": ITEMS}

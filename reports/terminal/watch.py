@@ -67,7 +67,7 @@ def _started(folders: Iterable[Path]) -> list[RunDir]:
 
 
 def status(run: RunDir, now: float | None = None) -> Status:
-    """Return where a run stands, from its manifest, step logs and evaluated cells."""
+    """Return a run's state, from its manifest, step logs and evaluated cells."""
     label = " ".join([run.suite, run.adapter, *([run.order] if run.order != "default" else []), f"seed {run.seed}"])
     lines = [_steps(run, stage) for stage in range(1, len(run.stages) + 1)]
     stage, activity = _place(run, lines)

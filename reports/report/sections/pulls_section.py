@@ -30,8 +30,8 @@ PULLS = (
 AGREEMENT = (
     "The upper panel shows the share of the teacher's K most probable tokens that are among the student's K. The lower "
     "panel shows the probability that student (solid) and teacher (dashed) give these tokens. Both are means over the "
-    "response tokens trained on. K is what the method asks of the teacher, so levels compare only at equal K: look at "
-    "how lines move. Rolling mean of 5 steps within a stage; bands run from the lowest to the highest seed."
+    "response tokens trained on. K differs between methods, so compare levels only at equal K, and look at how each line "
+    "changes. Rolling mean of 5 steps within a stage; bands run from the lowest to the highest seed."
 )
 
 
