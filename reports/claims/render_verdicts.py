@@ -76,14 +76,20 @@ def verdicts_grid(found: Sequence[Verdict]) -> Grid:
     return Grid("Claims", list(kept), rows, decided)
 
 
-def count_verdicts(found: Sequence[Verdict]) -> str:
-    """Return the verdict of every primary claim in one sentence, and the number of exploratory rows in another."""
+def list_verdicts(found: Sequence[Verdict]) -> list[str]:
+    """Return a sentence on every primary claim, in the order of testing."""
     shown = [each for each in found if each.primary]
-    primary = [f"({place}) {describe_claim(each)}: {_conclusion(each)}" for place, each in enumerate(shown, start=1)]
-    others = sum(not each.primary for each in found)
-    explored = f"{format_count(others, 'row')} {'is' if others == 1 else 'are'} exploratory" if others else ""
-    tested = f"Primary claims in the order of testing: {'; '.join(primary)}." if primary else "No claim is primary."
-    return f"{tested} {explored[:1].upper()}{explored[1:]}.".removesuffix(" .")
+    return [
+        f"Primary claim {place}: {describe_claim(each)}: {_conclusion(each)}."
+        for place, each in enumerate(shown, start=1)
+    ]
+
+
+def count_exploratory(found: Sequence[Verdict]) -> str:
+    """Return a sentence on how many claims are tested in order, and how many rows are exploratory."""
+    primary, others = sum(each.primary for each in found), sum(not each.primary for each in found)
+    tested = f"{format_count(primary, 'primary claim')} tested in order" if primary else "No claim is primary"
+    return f"{tested}; {format_count(others, 'row')} {'is' if others == 1 else 'are'} exploratory."
 
 
 def _conclusion(row: Verdict) -> str:

@@ -152,6 +152,7 @@ def _tails_panel(axes: Axes, steps: pd.DataFrame, colour: str) -> None:
         if q in line:
             axes.plot(line[q]["global_step"], line[q]["mean"], color=colour, linewidth=width)
     axes.set_yscale("symlog", linthresh=0.1)
+    axes.margins(y=0.12)  # room for the names of the outer lines
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
     _name_tails(axes, line)
 

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 
 from harness.pipeline.sweeps.study_runs import Plan
-from reports.claims.render_verdicts import count_verdicts
+from reports.claims.render_verdicts import count_exploratory, list_verdicts
 from reports.data.csv_text import to_csv_text
 from reports.document.rendering import publish
 from reports.figures import style
@@ -48,12 +48,15 @@ def figures_by_run(results: Results) -> pd.DataFrame:
 
 def _write(results: Results, folder: Path, stem: str) -> None:
     verdicts = judge_study(results)
-    lead = [count_verdicts(verdicts)] if verdicts else []
     with style.shared(results.frames.labelled):
         sections = study_sections(results, verdicts)
-        opening = describe_study(results)
+        opening = [*([count_exploratory(verdicts)] if verdicts else []), *describe_study(results)]
         write_page(
-            Page(results.plan.study.title, lead, opening, results.missing, sections), folder, stem, stem, dpi=DPI
+            Page(results.plan.study.title, list_verdicts(verdicts), opening, results.missing, sections),
+            folder,
+            stem,
+            stem,
+            dpi=DPI,
         )
     text = to_csv_text(figures_by_run(results), float_format="%.8g")
     (folder / stem / "runs.csv").write_text(text, encoding="utf-8")

@@ -21,7 +21,8 @@ CAPTION = (
 )
 READING = (
     "The difference in how the other tasks changed since the stage began, averaged over the learning that both methods reach "
-    "at a seed, then over seeds. It is positive where the first method kept more. Brackets are 95 % intervals for another "
+    "at a seed, then over seeds. It is positive where the first method kept more. Bold: the mean over stages. Brackets are "
+    "95 % intervals for another "
     "seed and other items (with one seed, for other items alone); p is the test that they invert, not corrected for several "
     "rows. The first stage begins at the same weights for both methods, a later stage at each method's own. Curves are scored "
     "on the first test items of each task under the suite's first profile. Too few points: one method learned the whole "

@@ -43,7 +43,7 @@ def make_section(report_data: ReportData) -> Section:
     picture = Picture("flips", title, CAPTION, lambda: draw_flips(shares, own), alt)
     by_item = by_item_grid(report_data.by_item)
     reading = BY_ITEM + BY_CHANCE * (NAMES["adjusted_gained"] in by_item.header)
-    adjusted = [by_item, Text(reading, "note")] if by_item.rows else []
+    adjusted = [Folded(by_item.title, [by_item, Text(reading, "note")])] if by_item.rows else []
     tables = [Folded("The same as tables", [*flip_grids(shares), Text(SOURCE, "note")])] if len(shares) else []
     return Section("flips", "Flips", title, [picture, *adjusted, *tables])
 

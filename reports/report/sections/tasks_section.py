@@ -22,7 +22,9 @@ def make_section(report_data: ReportData) -> Section:
     for number, task in enumerate(report_data.retention["task"].unique(), start=1):
         role = report_data.retention.loc[report_data.retention["task"] == task, "role"].iloc[0]
         name = f"{task}, a probe that is never trained" if role == "probe" else str(task)
-        described = describe_metric(report_data.frames, str(task)), describe_teacher(report_data.frames, str(task))
+        bold = "" if role == "probe" else "Bold: right after the stage that trains the task."
+        frames = report_data.frames
+        described = describe_metric(frames, str(task)), describe_teacher(frames, str(task)), bold
         blocks += [Heading(f"task-{number}", name), Text(" ".join(filter(None, described)), "note")]
         blocks += [
             task_grid(report_data.retention, str(task)),
@@ -65,9 +67,13 @@ def _changes(items: TaskItems | None, *, has_outcomes: bool) -> list[Block]:
         return [Text("Its items have no right or wrong answers, so none can change between them.", "note")]
     if items is None:
         return [Text("Its answers were not stored, so none can be read.", "missing")]
+    by_profile = [("", items.pages), *((f" under profile {name}", pages) for name, pages in items.further.items())]
     links: list[Block] = [
-        Link(page.path, f"Read all answers of {page.title}{': ' + ', '.join(page.labels) if len(pages) > 1 else ''}")
-        for pages in (items.pages, *items.further.values())
+        Link(
+            page.path,
+            f"Read all answers of {items.task}{under}{': ' + ', '.join(page.labels) if len(pages) > 1 else ''}",
+        )
+        for under, pages in by_profile
         for page in pages
     ]
     if not has_outcomes:

@@ -15,7 +15,13 @@ from harness.stats.claim_verdicts import CONTRADICTED, NOT_RESOLVED, NOT_TESTABL
 from harness.stats.intervals import t_interval
 from harness.stats.significance import holm, p_value
 from reports.claims.judge_claims import EXPLORATORY
-from reports.claims.render_verdicts import count_verdicts, describe_claim, format_reported, verdicts_grid
+from reports.claims.render_verdicts import (
+    count_exploratory,
+    describe_claim,
+    format_reported,
+    list_verdicts,
+    verdicts_grid,
+)
 from reports.document.blocks import Grid
 from reports.study.factors import describe_factor
 from reports.study.matched_settings import FORGETTING, RETENTION, describe_matching, pair_settings, pairs_grid
@@ -78,12 +84,13 @@ def test_a_clear_gain_is_supported_and_the_rest_says_what_could_not_be_tested(tm
 
 def test_the_page_opens_with_the_primary_claims_in_their_order(tmp_path: Path):
     learned = {"opd": [0.5, 0.5, 0.5], "aopd": [0.8, 0.79, 0.81]}
-    reading = count_verdicts(judge_study(made(tmp_path, learned, learned)))
-    assert reading.startswith(
-        "Primary claims in the order of testing: (1) AOPD learns more than OPD, weak start: supported, +30.0 ["
+    found = judge_study(made(tmp_path, learned, learned))
+    first, second, _ = list_verdicts(found)
+    assert first.startswith("Primary claim 1: AOPD learns more than OPD, weak start: supported, +30.0 [")
+    assert second.startswith(
+        "Primary claim 2: AOPD ends higher than OPD, weak start, best learning rate: not testable:"
     )
-    assert "; (2) AOPD ends higher than OPD, weak start, best learning rate: not testable: aopd ran at" in reading
-    assert reading.endswith("8 rows are exploratory.")
+    assert count_exploratory(found) == "3 primary claims tested in order; 8 rows are exploratory."
 
 
 def test_a_clear_loss_contradicts(tmp_path: Path):
