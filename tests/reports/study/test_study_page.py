@@ -237,7 +237,7 @@ def test_what_is_compared_comes_from_the_study_whatever_its_entries_are_called(t
         logged=lambda _: TAUGHT,
     )
     text = build_study(plan, tmp_path / "page.md").read_text(encoding="utf-8").replace("\\", "")
-    assert "in the order of testing: (1) mine learns all tasks better than theirs, weak start: supported, +" in text
+    assert "Primary claim 1: mine learns all tasks better than theirs, weak start: supported, +" in text
     assert "3 of 3 settings of mine matched in learning accuracy" in text, text[:9000]
     assert "Entropy over the last stage, mine minus theirs:" in text
     assert "theirs (lr 0.0001, the lowest tried, where it learned most of 3) learned 60.0" in text
