@@ -24,7 +24,7 @@ def test_the_section_shows_medians_and_what_is_wanted():
     found = [Built(seconds, seconds / 2, 3 * MB, MB, 9 * MB) for seconds in (20.0, 31.0, 25.0)]
     section = text(found, Scale())
     assert "| seconds to build | 25.0 (20.0 to 31.0) | under 60 |" in section
-    assert "| of them on a processor | 12.5 (10.0 to 15.5) |" in section
+    assert "| processor seconds | 12.5 (10.0 to 15.5) |" in section
     assert "| MB of report.html | 3.0 | under 20 |" in section
     assert "30 runs (5 methods, 6 seeds)" in section
     assert "105,000 graded answers" in section
