@@ -103,6 +103,12 @@ class Replicas:
 
         self._patiently(attempt)
 
+    def ask_once(self, url: str, path: str, body: Any) -> Any:
+        """Return the JSON that one replica answers to a command, {} where it is none; a failure is raised at once."""
+        with suppress(AnswerError):
+            return self._send("POST", url + path, body)
+        return {}
+
     def close(self) -> None:
         """Close the connections; a request that is still being asked for again ends with them."""
         self._pool.shutdown(wait=False, cancel_futures=True)

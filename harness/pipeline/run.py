@@ -24,8 +24,8 @@ from harness.rundir.files import read_results, stderr_to
 from harness.rundir.process.progress import Event, Report, silent
 from harness.rundir.process.session import this_session
 from harness.rundir.registered_claims import registrations_for
-from harness.rundir.shared.remote_stages import RemoteStages
 from harness.rundir.retention import drop_checkpoints, note_start
+from harness.rundir.shared.remote_stages import RemoteStages
 from harness.rundir.store import RunStore, is_finished
 from harness.stats.continual import compute_figures
 from harness.stats.score_matrix import ScoreMatrix

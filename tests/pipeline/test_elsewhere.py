@@ -109,7 +109,9 @@ def test_two_commands_that_share_a_store_alone_do_a_run_once(tmp_path: Path):
     suite = write_yaml(tmp_path / "micro.yaml", raw)
     command = [sys.executable, "-m", "harness.cli.app", "run", str(suite), "--adapter", "opd", "--seed", "0"]
     started = [
-        subprocess.Popen([*command, "--out", str(tmp_path / name)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        subprocess.Popen(
+            [*command, "--out", str(tmp_path / name)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         for name in ("first", "second")
     ]
     said = [process.communicate()[0] for process in started]

@@ -91,7 +91,7 @@ Start = Callable[[str, str], "subprocess.Popen[str]"]
     "two machines that share nothing but a store do one run twice into one folder",
     area="Scale",
     guard="`harness/rundir/shared/lease.py`: a numbered file that is created only where there is none",
-    evidence='with `open(path, "wb")` in `_create_exclusively`, which makes the store count as one without leases, all processes hold it',
+    evidence='with `open(path, "wb")` in `_create_exclusively` all processes hold the lease',
 )
 def test_of_processes_that_start_at_once_one_holds_the_lease(url: str, start: Start):
     processes = [start(url, f"machine {number}") for number in range(4)]
@@ -108,7 +108,10 @@ def test_a_killed_owner_is_followed_at_once_on_its_machine_and_after_a_while_els
         go(owner)
         assert line_of(owner) == "held"
         sentences: list[str] = []
-        with pytest.raises(InUseError, match=rf"process {owner.pid} on .* does this run"), lease(url).held(sentences.append):
+        with (
+            pytest.raises(InUseError, match=rf"process {owner.pid} on .* does this run"),
+            lease(url).held(sentences.append),
+        ):
             pass
         owner.kill()
         owner.wait()
@@ -131,7 +134,8 @@ def test_an_owner_that_was_away_for_too_long_stops_and_leaves_the_new_owner_alon
         owner.send_signal(signal.SIGCONT)
         time.sleep(2 * QUICK["renewal"])
         go(owner)
-        assert line_of(owner).startswith("RunError") and owner.wait(timeout=10) == 0
+        assert line_of(owner).startswith("RunError")
+        assert owner.wait(timeout=10) == 0
         mine.refuse_lost()
         assert mine.number == 2
         assert files(url) == ["000002.json"]
@@ -146,7 +150,8 @@ def test_a_lease_that_was_given_back_is_taken_at_once_and_old_ones_go(url: str):
             assert files(url) == [f"{number:06d}.json"]
     assert not sentences
     kept = json.loads((Path(url.removeprefix("file://")) / "lease/000003.json").read_text())
-    assert kept["released"] and kept["process"] == os.getpid()
+    assert kept["released"]
+    assert kept["process"] == os.getpid()
 
 
 class OverwritingSystem(MemoryFileSystem):

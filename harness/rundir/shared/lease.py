@@ -106,7 +106,9 @@ class Lease:
                     return self._remove_below(number)
             elif watched is None and found is not None:
                 watched, since = found, time.monotonic()
-                warn(f"storage {self.url} names {found.owner} for this run; waiting up to {self.valid:g} s for a sign of it")
+                warn(
+                    f"storage {self.url} names {found.owner} for this run; waiting up to {self.valid:g} s for a sign of it"
+                )
             elif found is not None and found != watched:
                 raise InUseError(
                     f"{found.owner} does this run, as storage {self.url} says; wait for it, or end it and start again"
@@ -141,7 +143,9 @@ class Lease:
         return [int(name.removesuffix(".json")) for name in names if re.fullmatch(r"\d{6,12}\.json", name)]
 
     def _is_own(self, found: StoredLease) -> bool:
-        return found.number == self.number and found.content.get("lease", self.identity["lease"]) == self.identity["lease"]
+        return (
+            found.number == self.number and found.content.get("lease", self.identity["lease"]) == self.identity["lease"]
+        )
 
     def _owner_is_gone(self, found: StoredLease) -> bool:
         """Whether the owner was a process of this machine that has ended."""
