@@ -28,6 +28,7 @@ OF_A_SERVER = (
     "deadline",
     "start_deadline",
     "wrong_answers",
+    "exact_ids",
     "api_key_variable",
 )
 # What a session may set for itself: out of memory in stage 3 is answered by a smaller micro-batch, not by starting again.

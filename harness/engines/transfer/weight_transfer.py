@@ -39,7 +39,7 @@ def why_not(replicas: Replicas, device: str) -> str | None:
         return "vLLM is not installed next to the trainer (pip install 'continual-harness[vllm]')"
     for url in replicas.urls:
         try:
-            (worker, *_) = replicas.ask_once(url, "/collective_rpc", {"method": "describe_transfer"})["results"]
+            (worker, *_) = replicas.ask(url, "/collective_rpc", {"method": "describe_transfer"})["results"]
             backend = worker["backend"]
         except (HarnessError, UnavailableError, AnswerError, KeyError, TypeError, ValueError):
             backend = ""
@@ -158,7 +158,7 @@ class _Fleet:
         def ask(url: str, body: dict[str, Any]) -> None:
             try:
                 # Not a second time: the other side may have begun to wait for tensors.
-                self.replicas.ask_once(url, path, body)
+                self.replicas.ask(url, path, body)
             except BaseException as error:
                 self.failure = self.failure or error
                 raise

@@ -1,7 +1,7 @@
 """vLLM's NCCL weight transfer on machines without GPUs: its engines of both sides, with gloo in place of NCCL.
 
-Servers take it by `--worker-extension-cls tests.support.servers.gloo_transfer.WeightsByGloo`. What moves the bytes is replaced;
-routes, handshake, ranks, order of calls and loading are vLLM's own.
+Servers take it by `--worker-extension-cls tests.support.servers.gloo_transfer.WeightsByGloo`. What moves the bytes is
+replaced; routes, handshake, ranks, order of calls and loading are vLLM's own.
 """
 
 from __future__ import annotations
