@@ -1,7 +1,7 @@
 """Exact ids: the teacher's scores of a response's own tokens alone, by vLLM's `POST /inference/v1/generate`.
 
-A request names one set of ids for all positions of a sequence, here the distinct tokens of the response. The answer has a row of
-numbers for each response token: nothing for the prompt, no most probable tokens, no text. vLLM offers it with
+A request names one set of ids for all positions of a sequence, here the distinct tokens of the response. The answer has a row
+of numbers for each response token: nothing for the prompt, no most probable tokens, no text. vLLM offers it with
 `--enable-scale-out` where its second model runner runs, on GPUs with Triton. Elsewhere a server is asked for its top K.
 
 An answer belongs to one sequence, so the probe cannot ride along in it: the same replica scores it before and after.

@@ -68,7 +68,7 @@ class Lease:
         Raises `InUseError` where another process renews it, and `RunError` where the store does not answer.
         """
         try:
-            if self._creates_exclusively():
+            if self.is_possible():
                 self._acquire(warn)
             else:
                 warn(
@@ -86,6 +86,21 @@ class Lease:
             ended.set()
             renewing.join()
             self._release()
+
+    def is_possible(self) -> bool:
+        """Return whether the store keeps a file that is there from being created again, tried with a file of its own."""
+        path = f"{self.folder}/try-{uuid.uuid4().hex}"
+        self.system.makedirs(self.folder, exist_ok=True)
+        try:
+            _create_exclusively(self.system, path, b"first")
+        except Exception:  # stores that do not know the mode say so in many ways
+            self.system.pipe_file(path, b"none")  # raises where the store takes no file at all
+        with suppress(Exception):
+            _create_exclusively(self.system, path, b"second")
+        try:
+            return bool(self.system.cat_file(path) == b"first")
+        finally:
+            self.system.rm_file(path)
 
     def refuse_lost(self) -> None:
         """Raise `RunError` where another process has taken the lease since, as after a long pause of this one."""
@@ -166,21 +181,6 @@ class Lease:
                 raise
         # A store that is asked again after a time-out refuses what the first try has created.
         return bool(self.system.cat_file(path) == content)
-
-    def _creates_exclusively(self) -> bool:
-        """Return whether the store keeps a file that is there from being created again, tried with a file of its own."""
-        path = f"{self.folder}/try-{uuid.uuid4().hex}"
-        self.system.makedirs(self.folder, exist_ok=True)
-        try:
-            _create_exclusively(self.system, path, b"first")
-        except Exception:  # stores that do not know the mode say so in many ways
-            self.system.pipe_file(path, b"none")  # raises where the store takes no file at all
-        with suppress(Exception):
-            _create_exclusively(self.system, path, b"second")
-        try:
-            return bool(self.system.cat_file(path) == b"first")
-        finally:
-            self.system.rm_file(path)
 
     def _remove_below(self, number: int) -> None:
         for earlier in self._numbers():

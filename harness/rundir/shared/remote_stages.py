@@ -109,6 +109,15 @@ class RemoteStages:
             system.get_file(source, str(partial))
             partial.replace(run / MANIFEST)
 
+    def examine(self) -> str:
+        """Return in a few words what the store is good for; raises `ConfigError` and `RunError` where it is not usable."""
+        assert self.url is not None
+        try:
+            leased = Lease(*self._open(), self.url).is_possible()
+        except OSError as error:
+            raise RunError(f"storage {self.url} does not take a file ({error})") from error
+        return "takes stages" + (" and leases" if leased else ", no leases: start each run from one place")
+
     def _open(self) -> tuple[Any, str]:
         """Return the file system and the run's place in it; raises `ConfigError` for a URL that nothing reads."""
         import fsspec  # pyright: ignore[reportMissingTypeStubs]
