@@ -5,40 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from harness.errors import HarnessError, InUseError, RunError
 from harness.rundir.shared.lease import Lease
+from tests.support.lease_holder import RENEWAL, VALID, Holder, holders, lease_on
 
-QUICK = {"valid": 1.5, "renewal": 0.2}
-# Holds the lease of argv[1] as machine argv[2]; says when it does, and at each line whether it still does.
-HOLDER = """
-import sys, fsspec
-from harness.errors import HarnessError
-from harness.rundir.shared.lease import Lease
-system, root = fsspec.core.url_to_fs(sys.argv[1])
-lease = Lease(system, root, sys.argv[1], valid=1.5, renewal=0.2, machine=sys.argv[2])
-say = lambda sentence: print(sentence, flush=True)
-print("ready", flush=True)
-sys.stdin.readline()
-try:
-    with lease.held(lambda sentence: None):
-        say("held")
-        while sys.stdin.readline():
-            lease.refuse_lost()
-            say("still held")
-except HarnessError as error:
-    say(f"{type(error).__name__}: {error}")
-"""
+Start = Callable[[str, str], Holder]
 
 
 @pytest.fixture
@@ -47,44 +26,13 @@ def url(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def start() -> Generator[Callable[[str, str], subprocess.Popen[str]]]:
-    """Start a process that takes the lease of a URL as a machine; it goes at the end of the test."""
-    started: list[subprocess.Popen[str]] = []
-
-    def begin(url: str, machine: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", HOLDER, url, machine]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        started.append(process)
-        assert line_of(process) == "ready"
-        return process
-
-    yield begin
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-def line_of(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
-
-
-def go(process: subprocess.Popen[str]) -> None:
-    assert process.stdin is not None
-    process.stdin.write("\n")
-    process.stdin.flush()
-
-
-def lease(url: str, **changes: Any) -> Lease:
-    system, root = fsspec.core.url_to_fs(url)
-    return Lease(system, root, url, **{**QUICK, "machine": "here", **changes})
+def start() -> Generator[Start]:
+    with holders() as begin:
+        yield begin
 
 
 def files(url: str) -> list[str]:
     return sorted(os.listdir(Path(url.removeprefix("file://")) / "lease"))
-
-
-Start = Callable[[str, str], "subprocess.Popen[str]"]
 
 
 @pytest.mark.pitfall(
@@ -96,8 +44,8 @@ Start = Callable[[str, str], "subprocess.Popen[str]"]
 def test_of_processes_that_start_at_once_one_holds_the_lease(url: str, start: Start):
     processes = [start(url, f"machine {number}") for number in range(4)]
     for process in processes:
-        go(process)
-    said = sorted(line_of(process) for process in processes)
+        process.go()
+    said = sorted(process.line() for process in processes)
     assert said[-1] == "held"
     assert all(sentence.startswith("InUseError") and "does this run" in sentence for sentence in said[:-1])
 
@@ -105,37 +53,37 @@ def test_of_processes_that_start_at_once_one_holds_the_lease(url: str, start: St
 def test_a_killed_owner_is_followed_at_once_on_its_machine_and_after_a_while_elsewhere(url: str, start: Start):
     for machine, waits in (("here", False), ("elsewhere", True)):
         owner = start(url, machine)
-        go(owner)
-        assert line_of(owner) == "held"
+        owner.go()
+        assert owner.line() == "held"
         sentences: list[str] = []
         with (
-            pytest.raises(InUseError, match=rf"process {owner.pid} on .* does this run"),
-            lease(url).held(sentences.append),
+            pytest.raises(InUseError, match=rf"process {owner.process.pid} on .* does this run"),
+            lease_on(url).held(sentences.append),
         ):
             pass
-        owner.kill()
-        owner.wait()
+        owner.process.kill()
+        owner.process.wait()
         sentences.clear()
         began = time.monotonic()
-        with lease(url).held(sentences.append):
-            assert (time.monotonic() - began > QUICK["valid"]) == waits
-            assert any(f"process {owner.pid}" in sentence for sentence in sentences) == waits
+        with lease_on(url).held(sentences.append):
+            assert (time.monotonic() - began > VALID) == waits
+            assert any(f"process {owner.process.pid}" in sentence for sentence in sentences) == waits
 
 
 def test_an_owner_that_was_away_for_too_long_stops_and_leaves_the_new_owner_alone(url: str, start: Start):
     owner = start(url, "elsewhere")
-    go(owner)
-    assert line_of(owner) == "held"
-    go(owner)
-    assert line_of(owner) == "still held"
-    owner.send_signal(signal.SIGSTOP)
-    mine = lease(url)
+    owner.go()
+    assert owner.line() == "held"
+    owner.go()
+    assert owner.line() == "still held"
+    owner.process.send_signal(signal.SIGSTOP)
+    mine = lease_on(url)
     with mine.held(lambda _: None):
-        owner.send_signal(signal.SIGCONT)
-        time.sleep(2 * QUICK["renewal"])
-        go(owner)
-        assert line_of(owner).startswith("RunError")
-        assert owner.wait(timeout=10) == 0
+        owner.process.send_signal(signal.SIGCONT)
+        time.sleep(2 * RENEWAL)
+        owner.go()
+        assert owner.line().startswith("RunError")
+        assert owner.process.wait(timeout=10) == 0
         mine.refuse_lost()
         assert mine.number == 2
         assert files(url) == ["000002.json"]
@@ -144,7 +92,7 @@ def test_an_owner_that_was_away_for_too_long_stops_and_leaves_the_new_owner_alon
 def test_a_lease_that_was_given_back_is_taken_at_once_and_old_ones_go(url: str):
     sentences: list[str] = []
     for number in (1, 2, 3):
-        mine = lease(url, machine=f"machine {number}")
+        mine = lease_on(url, f"machine {number}")
         with mine.held(sentences.append):
             assert mine.number == number
             assert files(url) == [f"{number:06d}.json"]
@@ -205,7 +153,7 @@ def test_a_store_without_exclusive_creation_is_named_and_the_run_goes_on(
 ):
     monkeypatch.setattr(MemoryFileSystem, "store", {})
     sentences: list[str] = []
-    mine = Lease(system(), "/runs/seed0", f"{system.protocol}://runs", **QUICK)
+    mine = Lease(system(), "/runs/seed0", f"{system.protocol}://runs", VALID, RENEWAL)
     with mine.held(sentences.append):
         mine.refuse_lost()
     (sentence,) = sentences
@@ -216,7 +164,7 @@ def test_a_store_without_exclusive_creation_is_named_and_the_run_goes_on(
 @pytest.mark.parametrize("system", [MemoryFileSystem, RetryingSystem])
 def test_another_store_keeps_a_lease_like_a_folder(system: type[MemoryFileSystem], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(MemoryFileSystem, "store", {})
-    first, second = (Lease(system(), "/runs/seed0", "memory://", **QUICK, machine=name) for name in ("a", "b"))
+    first, second = (Lease(system(), "/runs/seed0", "memory://", VALID, RENEWAL, name) for name in ("a", "b"))
     sentences: list[str] = []
     with first.held(sentences.append):
         assert not sentences
@@ -228,7 +176,7 @@ def test_another_store_keeps_a_lease_like_a_folder(system: type[MemoryFileSystem
 
 
 def test_a_store_that_does_not_answer_is_one_sentence(url: str, monkeypatch: pytest.MonkeyPatch):
-    mine = lease(url)
+    mine = lease_on(url)
 
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError("no key")

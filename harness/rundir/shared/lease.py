@@ -144,10 +144,13 @@ class Lease:
                 self.system.pipe_file(self._path(self.number), self._content(released=True))
 
     def _newest(self) -> StoredLease | None:
-        while numbers := self._numbers():
+        for _ in range(50):
+            if not (numbers := self._numbers()):
+                return None
             with suppress(FileNotFoundError):  # a later owner has removed it
                 return StoredLease(max(numbers), _read(self.system.cat_file(self._path(max(numbers)))))
-        return None
+            time.sleep(0.1)
+        raise OSError(f"{self.folder} lists a lease that is not there")
 
     def _numbers(self) -> list[int]:
         self.system.invalidate_cache()
