@@ -1,6 +1,6 @@
 """A process that holds the lease of a run in a store: `python -m tests.support.lease_holder URL MACHINE`, driven line by line.
 
-It says `ready`, takes the lease at the first line and says `held` or the error, and at each further line whether it still has it.
+It says `ready`, takes the lease at the first line and says `held` or the error, and says at each further line if it has it.
 """
 
 from __future__ import annotations

@@ -6,8 +6,11 @@ NCCL itself needs GPUs. Where anything is missing, the servers take weights from
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,11 +20,14 @@ from harness.engines.backend import EngineSite
 from harness.engines.engine import Engine, Sampling
 from harness.engines.student import StudentEngine
 from harness.engines.transfer import weight_transfer
+from harness.engines.transfer.weight_sources import CheckpointWeights
 from harness.engines.vllm_server import ServedEngine, VLLMServer
 from harness.errors import RunError
 from harness.lm.checkpoints import Loaded, load_checkpoint
+from harness.lm.replicas import Patience, Replicas
 from tests.support.models import dense_logprobs
-from tests.support.servers.gloo_transfer import replace_group_of_trainer
+from tests.support.servers.fake_server import serving
+from tests.support.servers.gloo_transfer import GlooGroup, replace_group_of_trainer
 from tests.support.servers.vllm import PROMPTS
 from tests.support.servers.vllm_serve import vllm_server
 
@@ -91,6 +97,59 @@ def test_a_second_run_meets_the_same_server_again(url: str, student_folder: Path
         engine = start(url, student_folder, tmp_path)
         assert len(engine.generate(PROMPTS, Sampling(4))) == len(PROMPTS)
         engine.close()
+
+
+class ReceivingServer:
+    """A replica of some workers without vLLM: it joins the group and keeps what each worker receives."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self.groups: list[GlooGroup] = []
+        self.received: list[dict[str, torch.Tensor]] = []
+
+    def answer(self, path: str, body: Any) -> tuple[int, Any]:
+        if path == "/get_world_size":
+            return 200, {"world_size": self.workers}
+        if path == "/init_weight_transfer_engine":
+            place = body["init_info"]
+            ranks = range(place["rank_offset"], place["rank_offset"] + self.workers)
+            where = place["master_address"], place["master_port"]
+            self.groups = self._each(lambda rank: GlooGroup(*where, rank, place["world_size"]), ranks)
+        if path == "/update_weights":
+            self.received = self._each(lambda group: self._receive(group, body["update_info"]), self.groups)
+        return 200, {"message": "done"}
+
+    def _each(self, work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        with ThreadPoolExecutor(self.workers) as pool:
+            return list(pool.map(work, items))
+
+    def _receive(self, group: GlooGroup, told: dict[str, Any]) -> dict[str, torch.Tensor]:
+        found = {}
+        for name, dtype, shape in zip(told["names"], told["dtype_names"], told["shapes"], strict=True):
+            found[name] = torch.empty(shape, dtype=getattr(torch, dtype))
+            group.broadcast(found[name], 0)
+        return found
+
+
+@pytest.mark.usefixtures("sending")
+def test_one_broadcast_reaches_all_workers_of_replicas_of_different_size(student_folder: Path):
+    servers = [ReceivingServer(2), ReceivingServer(1)]
+    generator = torch.Generator().manual_seed(0)
+    tensors = {"a": torch.randn(3, 5, generator=generator), "b.c": torch.randn(7, generator=generator).bfloat16()}
+    with ExitStack() as stack:
+        urls = tuple(stack.enter_context(serving(server)) for server in servers)
+        replicas = Replicas(urls, Patience(timeout=30, deadline=30), 4, role="rollout server")
+        stack.callback(replicas.close)
+        transfer = weight_transfer.WeightTransfer(replicas, "cpu", 30)
+        for sent in (tensors, {name: -tensor for name, tensor in tensors.items()}):
+            transfer.send_tensors(sent)
+            for worker in [worker for server in servers for worker in server.received]:
+                assert worker.keys() == sent.keys()
+                assert all(torch.equal(worker[name], sent[name]) for name in sent)
+        transfer.send_checkpoint(student_folder)
+        on_disk = dict(CheckpointWeights(student_folder, "cpu"))
+        assert all(torch.equal(servers[1].received[0][name], tensor) for name, tensor in on_disk.items())
+        transfer.close()
 
 
 @pytest.mark.usefixtures("sending")
