@@ -50,6 +50,7 @@ def test_of_processes_that_start_at_once_one_holds_the_lease(url: str, start: St
     assert all(sentence.startswith("InUseError") and "does this run" in sentence for sentence in said[:-1])
 
 
+@pytest.mark.slow
 def test_a_killed_owner_is_followed_at_once_on_its_machine_and_after_a_while_elsewhere(url: str, start: Start):
     for machine, waits in (("here", False), ("elsewhere", True)):
         owner = start(url, machine)
@@ -70,6 +71,7 @@ def test_a_killed_owner_is_followed_at_once_on_its_machine_and_after_a_while_els
             assert any(f"process {owner.process.pid}" in sentence for sentence in sentences) == waits
 
 
+@pytest.mark.slow
 def test_an_owner_that_was_away_for_too_long_stops_and_leaves_the_new_owner_alone(url: str, start: Start):
     owner = start(url, "elsewhere")
     owner.go()
@@ -152,6 +154,7 @@ def test_a_store_without_exclusive_creation_is_named_and_the_run_goes_on(
     system: type[MemoryFileSystem], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(MemoryFileSystem, "store", {})
+    monkeypatch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
     sentences: list[str] = []
     mine = Lease(system(), "/runs/seed0", f"{system.protocol}://runs", VALID, RENEWAL)
     with mine.held(sentences.append):
@@ -164,6 +167,7 @@ def test_a_store_without_exclusive_creation_is_named_and_the_run_goes_on(
 @pytest.mark.parametrize("system", [MemoryFileSystem, RetryingSystem])
 def test_another_store_keeps_a_lease_like_a_folder(system: type[MemoryFileSystem], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(MemoryFileSystem, "store", {})
+    monkeypatch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
     first, second = (Lease(system(), "/runs/seed0", "memory://", VALID, RENEWAL, name) for name in ("a", "b"))
     sentences: list[str] = []
     with first.held(sentences.append):

@@ -159,7 +159,7 @@ def with_entry(value: float) -> Callable[[Any], Any]:
 
 
 def late(status: int, answer: Any) -> tuple[int, Any]:
-    time.sleep(0.4)
+    time.sleep(0.25)
     return status, answer
 
 
@@ -207,8 +207,8 @@ FAULTS: dict[str, Callable[[int, Any], tuple[int, Any]]] = {
 def test_no_broken_answer_is_used_and_none_loses_a_run(
     name: str, spy: Spy, local: LocalTeacher, student: Loaded, tmp_path: Path, stack: ExitStack
 ):
-    hasty = opened(spy, student, tmp_path, stack, timeout=0.2, deadline=1.0, wrong_answers=3)
-    patient = opened(spy, student, tmp_path, stack, timeout=0.2, deadline=60.0, wrong_answers=50)
+    hasty = opened(spy, student, tmp_path, stack, timeout=0.15, deadline=0.5, wrong_answers=3)
+    patient = opened(spy, student, tmp_path, stack, timeout=0.15, deadline=60.0, wrong_answers=50)
     spy.fault = FAULTS[name]
     batch = random_batches(student)[0]
     with pytest.raises(TrainingError) as caught:
