@@ -187,9 +187,10 @@ def test_the_doctor_estimates_a_suite_without_writing(micro_file: Path, tmp_path
 @pytest.mark.parametrize(
     ("teacher", "expected"),
     [
-        (
+        pytest.param(
             {"kind": "server", "model": "m", "urls": ["http://127.0.0.1:9"]},
             "the teacher did not answer within 3 seconds",
+            marks=pytest.mark.slow,
         ),
         (
             {"kind": "server", "model": "m", "start": {"command": ["no-such-program"]}},
