@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import random
 import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
@@ -45,18 +44,19 @@ def local(micro: Suite, teacher_folder: Path, student: Loaded) -> LocalTeacher:
 
 
 class Spy:
-    """Stands in front of a server, counts its requests by path, and breaks the exact ones with `fault`."""
+    """Stands in front of a server, counts its requests by path, and breaks exact ones with `fault`: all, or each third with `every` 3."""
 
     def __init__(self, server: FakeServer) -> None:
         self.server = server
         self.paths: list[str] = []
         self.fault: Callable[[int, Any], tuple[int, Any]] | None = None
-        self.share, self.draw, self.injected = 1.0, random.Random(0), 0
+        self.every, self.exact, self.injected = 1, 0, 0
 
     def answer(self, path: str, body: Any) -> tuple[int, Any]:
         self.paths.append(path)
         found = self.server.answer(path, body)
-        if path == GENERATE and self.fault is not None and self.draw.random() < self.share:
+        self.exact += path == GENERATE
+        if path == GENERATE and self.fault is not None and self.exact % self.every == 0:
             self.injected += 1
             return self.fault(*found)
         return found
@@ -214,6 +214,6 @@ def test_no_broken_answer_is_used_and_none_loses_a_run(
     with pytest.raises(TrainingError) as caught:
         hasty.score(batch, SAMPLED, 1.0)
     assert str(caught.value).startswith("the teacher ")
-    spy.share, spy.injected = 0.5, 0
+    spy.every, spy.exact, spy.injected = 3, 0, 0
     assert same_scores(ask(patient, batch, SAMPLED, 1.0), local.score(batch, SAMPLED, 1.0))
     assert spy.injected
