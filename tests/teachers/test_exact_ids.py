@@ -44,7 +44,7 @@ def local(micro: Suite, teacher_folder: Path, student: Loaded) -> LocalTeacher:
 
 
 class Spy:
-    """Stands in front of a server, counts its requests by path, and breaks exact ones with `fault`: all, or each third with `every` 3."""
+    """Stands in front of a server, keeps the paths of its requests, and breaks one in `every` exact answers with `fault`."""
 
     def __init__(self, server: FakeServer) -> None:
         self.server = server
