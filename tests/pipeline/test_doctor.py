@@ -184,6 +184,32 @@ def test_the_doctor_estimates_a_suite_without_writing(micro_file: Path, tmp_path
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("teacher", "expected"),
+    [
+        pytest.param(
+            {"kind": "server", "model": "m", "urls": ["http://127.0.0.1:9"]},
+            "the teacher did not answer within 3 seconds",
+            marks=pytest.mark.slow,
+        ),
+        (
+            {"kind": "server", "model": "m", "start": {"command": ["no-such-program"]}},
+            "no-such-program is not installed",
+        ),
+        ({"kind": "server", "model": "m", "start": {"command": [sys.executable]}}, "each command starts it with"),
+        ({"kind": "cache", "path": "/nowhere/scores.db"}, "holds no scores"),
+    ],
+)
+def test_the_doctor_asks_servers_and_stores(teacher: dict[str, Any], expected: str, tmp_path: Path):
+    suite = micro_suite() | {"teacher": teacher, "storage": f"file://{tmp_path}/bucket"}
+    arguments = ["doctor", str(write_yaml(tmp_path / "micro.yaml", suite)), "--adapter", "opd", "--probe-minutes", "0"]
+    done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "runs")], env={"COLUMNS": "300"})
+    assert done.exit_code == 0, done.output
+    assert expected in done.output
+    assert "takes stages and leases" in done.output
+    assert not list((tmp_path / "bucket").rglob("try-*"))
+
+
 def test_the_doctor_names_what_is_unknown_without_the_model(tmp_path: Path):
     suite = micro_suite() | {"student": {"kind": "pretrained", "path": "nobody/never-heard-of"}}
     done = CliRunner().invoke(app, ["doctor", str(write_yaml(tmp_path / "micro.yaml", suite))])

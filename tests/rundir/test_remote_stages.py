@@ -9,7 +9,7 @@ import fsspec
 import pytest
 
 from harness.errors import ConfigError, RunError
-from harness.rundir.remote_stages import RemoteStages
+from harness.rundir.shared.remote_stages import RemoteStages
 from harness.rundir.stage_folder import StageFolder
 
 
