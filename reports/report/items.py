@@ -99,7 +99,8 @@ def _pages(frames: Frames, task: str, samples: pd.DataFrame, cell: str) -> Itera
         rows = samples[keys.isin([_key(*each) for each in share])]
         labels = tuple(dict.fromkeys(label for _, label in share))
         name = cell if number == 1 else f"{cell}-{number}"
-        yield ItemsPage(f"{FOLDER}/{name}.html", cell, labels, _data(task, share, rows))
+        title = f"{task}, profile {frames.profile}" if frames.profile else task
+        yield ItemsPage(f"{FOLDER}/{name}.html", title, labels, _data(task, share, rows))
 
 
 def _data(task: str, share: Sequence[tuple[RunDir, str]], rows: pd.DataFrame) -> Markup:
