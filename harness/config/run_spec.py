@@ -28,6 +28,7 @@ SERVER_KEYS = (
     "deadline",
     "start_deadline",
     "wrong_answers",
+    "exact_ids",
     "api_key_variable",
 )
 # A run that ran out of memory in stage 3 continues with smaller micro-batches instead of starting again.
@@ -38,7 +39,7 @@ MAY_CHANGE = frozenset(
         *("evaluation.batch_size", "evaluation.teacher"),
         *(f"{where}training.{key}" for where in ("", "stages.*.", "adapter.") for key in _BATCHES),
         *("vllm.gpu_memory_utilization", "vllm.cpu_cache_gib"),
-        *(f"vllm_server.{key}" for key in ("urls", "shared_folder", "concurrency", "timeout", "deadline")),
+        *(f"vllm_server.{key}" for key in ("urls", "shared_folder", "transfer", "concurrency", "timeout", "deadline")),
         # Where a teacher is served, and how long its answers may take; its scores show that it is the same teacher.
         *(f"{place}.{key}" for place in TEACHERS for key in SERVER_KEYS),
     }

@@ -24,8 +24,9 @@ PREFIX = "harness-weights-"
 class StudentEngine:
     """An `Engine` that answers with the weights that `model` has at the time of the call.
 
-    An engine on the same GPU gets the tensors themselves. Any other gets a checkpoint: in shared memory, if there is one and
-    the weights take less than half of its free space, else in the system's folder of temporary files.
+    An engine on the same GPU, or one that takes weights over the network, gets the tensors themselves. Any other gets a
+    checkpoint: in shared memory, if there is one and the weights take less than half of its free space, else in the system's
+    folder of temporary files.
     """
 
     def __init__(self, engine: CheckpointEngine, model: Any) -> None:

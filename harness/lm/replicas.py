@@ -65,21 +65,33 @@ class Replicas:
         `read` raises `AnswerError` for an answer that must be requested again. Raises `TrainingError` if the retries end, or
         if a server refuses a request.
         """
-        requests = [self._pool.submit(self.post, path, body, read, number) for number, body in enumerate(bodies)]
+        return self.all_in_turn([self._asking(path, body, read) for body in bodies])
+
+    def post(self, path: str, body: Any, read: Callable[[Any, Any], Result], first: int = 0) -> Result:
+        """Return `read(body, answer)` for one body, sent to replica `first` and after failures to the next ones."""
+        return self.in_turn(self._asking(path, body, read), first)
+
+    def all_in_turn(self, attempts: Sequence[Callable[[str], Result]]) -> list[Result]:
+        """Return the result of each attempt, in order; an attempt gets the address of a replica, see `in_turn`."""
+        requests = [self._pool.submit(self.in_turn, attempt, number) for number, attempt in enumerate(attempts)]
         try:
             return [request.result() for request in requests]
         finally:
             for request in requests:
                 request.cancel()
 
-    def post(self, path: str, body: Any, read: Callable[[Any, Any], Result], first: int = 0) -> Result:
-        """Return `read(body, answer)` for one body, sent to replica `first` and after failures to the next ones."""
+    def in_turn(self, attempt: Callable[[str], Result], first: int = 0) -> Result:
+        """Return the result of `attempt` with the address of replica `first`, or after failures of one of the next.
+
+        `attempt` raises `AnswerError` for an answer that must be requested again. Raises `TrainingError` if the retries end,
+        or if a server refuses a request.
+        """
         tries, wrong = count(first), count(1)
 
-        def attempt() -> Result:
+        def once() -> Result:
             url = self.urls[next(tries) % len(self.urls)]
             try:
-                return read(body, self._send("POST", url + path, body))
+                return attempt(url)
             except AnswerError as error:
                 log.warning("%s: %s", url, error)
                 if next(wrong) < self.patience.wrong_answers:
@@ -89,7 +101,11 @@ class Replicas:
                     f"{error}; check the server's log, then run the same command again to continue from the last snapshot"
                 ) from error
 
-        return self._retry(attempt)
+        return self._retry(once)
+
+    def ask(self, url: str, path: str, body: Any) -> Any:
+        """Return one replica's JSON answer without retries; raises `AnswerError`, `UnavailableError` or `TrainingError`."""
+        return self._send("POST", url + path, body)
 
     def get(self, url: str, path: str) -> Any:
         """Return the JSON at a path of one replica."""
@@ -108,6 +124,9 @@ class Replicas:
         """Close the connections, which also ends requests that are being retried."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._client.close()
+
+    def _asking(self, path: str, body: Any, read: Callable[[Any, Any], Result]) -> Callable[[str], Result]:
+        return lambda url: read(body, self.ask(url, path, body))
 
     def _retry(self, attempt: Callable[[], Result]) -> Result:
         pause = wait_random_exponential(multiplier=0.25, max=self.patience.longest_pause)

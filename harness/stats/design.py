@@ -18,9 +18,9 @@ from itertools import pairwise, product
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize, stats
+from scipy import optimize, special
 
-from harness.stats.power import POWER
+from harness.stats.power import POWER, rejects
 
 ALPHA = 0.05
 MOST_SEEDS = 1000
@@ -125,12 +125,9 @@ def power_of(effect: float, components: Components, design: Design, alpha: float
         return 1.0 if effect else alpha
     shift = abs(effect) / math.sqrt(variance)
     if math.isinf(degrees):
-        critical = float(stats.norm.ppf(1 - alpha / 2))
-        return float(stats.norm.sf(critical - shift) + stats.norm.cdf(-critical - shift))
-    critical = float(stats.t.ppf(1 - alpha / 2, degrees))
-    # scipy returns nan for tails that are practically 0 or 1.
-    other = np.nan_to_num(stats.nct.cdf(-critical, degrees, shift))
-    return float(np.nan_to_num(stats.nct.sf(critical, degrees, shift), nan=1.0) + other)
+        critical = float(special.ndtri(1 - alpha / 2))
+        return float(special.ndtr(shift - critical) + special.ndtr(-critical - shift))
+    return rejects(shift, degrees, float(special.stdtrit(degrees, 1 - alpha / 2)))
 
 
 def detectable_difference(components: Components, design: Design, power: float = POWER, alpha: float = ALPHA) -> float:
@@ -186,7 +183,7 @@ def error_spent(share: float, alpha: float = ALPHA) -> float:
 
     This is the spending function of Lan and DeMets (1983, Biometrika 70) that approximates O'Brien and Fleming's boundary.
     """
-    return float(4 * stats.norm.sf(stats.norm.ppf(1 - alpha / 4) / math.sqrt(share)))
+    return float(4 * special.ndtr(-special.ndtri(1 - alpha / 4) / math.sqrt(share)))
 
 
 def interim_level(seeds: int, planned: int, first: int = 3, alpha: float = ALPHA) -> float:
@@ -213,13 +210,15 @@ def look_levels(looks: tuple[int, ...], alpha: float = ALPHA) -> tuple[float, ..
     for place, seeds in enumerate(looks):
         allowed = error_spent(seeds / looks[-1], alpha)
         bounds.append(_next_bound(looks[: place + 1], bounds, allowed))
-    return tuple(float(2 * stats.norm.sf(bound)) for bound in bounds)
+    return tuple(float(2 * special.ndtr(-bound)) for bound in bounds)
 
 
 def _next_bound(looks: Sequence[int], bounds: Sequence[float], allowed: float) -> float:
     """Return the bound of the last look at which the probability of crossing any bound so far is `allowed`."""
     if not bounds:
-        return float(stats.norm.ppf(1 - allowed / 2))
+        return float(special.ndtri(1 - allowed / 2))
+    from scipy import stats  # takes half a second to import, and only several looks need it
+
     correlation = np.sqrt(np.minimum.outer(looks, looks) / np.maximum.outer(looks, looks))
 
     def excess(bound: float) -> float:

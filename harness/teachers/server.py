@@ -2,7 +2,8 @@
 
 `/v1/completions` with `prompt_logprobs` returns the log-probabilities of the prompt's token and of the K most probable ones at
 every position, at temperature 1. Each request also contains the probe of `harness.teachers.server_probe`, whose scores show
-that the same process and model answered.
+that the same process and model answered. If a loss needs only the sampled token and the servers can score exact ids, only
+these are requested (`harness.teachers.exact_ids`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from harness.lm.checkpoints import Loaded
 from harness.lm.completions import COMPLETIONS, Position, read_choices, read_prompt
 from harness.lm.logprobs import TeacherRequest, TeacherScores
 from harness.lm.replicas import Patience, Replicas
-from harness.lm.rollouts import Batch
+from harness.lm.rollouts import Batch, Rollout
+from harness.teachers.exact_ids import ExactIds
 from harness.teachers.server_probe import ServerProbe, examine
 from harness.teachers.server_start import ServerStart
 from harness.teachers.teacher import Needs, OpenTeacher, TeacherKind, TeacherSite
@@ -57,6 +59,10 @@ class Server(TeacherKind):
         default=0.02,
         gt=0,
         description="mean difference of the probe's log-probabilities, in nats, that rounding explains",
+    )
+    exact_ids: bool = Field(
+        default=True,
+        description="ask for the response's own tokens alone where the servers offer it and a loss needs no more",
     )
     api_key_variable: str | None = Field(default=None, description="environment variable that holds the API key")
 
@@ -169,6 +175,8 @@ class ServerTeacher(OpenTeacher):
     def __init__(self, kind: Server, replicas: Replicas, probe: ServerProbe, rows: int) -> None:
         self.kind, self.replicas, self.probe, self.rows = kind, replicas, probe, rows
         self._spare = 0
+        exact = ExactIds(kind, replicas, probe)
+        self.exact = exact if kind.exact_ids and exact.is_offered() else None
 
     @property
     def identity(self) -> str:
@@ -200,18 +208,26 @@ class ServerTeacher(OpenTeacher):
 
     def _positions(self, batch: Batch, top_k: int) -> list[Position]:
         """Return the positions of all response tokens, with a top K of tokens that have a row in the student."""
-        scored = self._request_scores(batch, top_k)
-        if any(len(each.top_ids) < top_k for each in scored) and not self._spare and top_k < self.kind.max_logprobs:
+        scored = self.exact.score(batch.rollouts) if self.exact and top_k == 0 else {}
+        others = [row for row in range(len(batch.rollouts)) if row not in scored]
+        scored |= zip(others, self._score_top_k([batch.rollouts[row] for row in others], top_k), strict=True)
+        return [position for row in range(len(batch.rollouts)) for position in scored[row]]
+
+    def _score_top_k(self, rollouts: Sequence[Rollout], top_k: int) -> list[list[Position]]:
+        """Return each response's positions; asks once more, for more tokens, if some have no row in the student."""
+        scored = self._request_scores(rollouts, top_k)
+        short = sum(len(each.top_ids) < top_k for part in scored for each in part)
+        if short and not self._spare and top_k < self.kind.max_logprobs:
             self._spare = SPARE
-            scored = self._request_scores(batch, top_k)
-        if short := [each for each in scored if len(each.top_ids) < top_k]:
+            return self._score_top_k(rollouts, top_k)
+        if short:
             raise TrainingError(
-                f"at {len(short)} positions fewer than {top_k} of the teacher's most probable tokens have a row in the "
-                "student; start the server with a larger --max-logprobs and set teacher.max_logprobs"
+                f"at {short} positions fewer than {top_k} of the teacher's most probable tokens have a row in the student; "
+                "start the server with a larger --max-logprobs and set teacher.max_logprobs"
             )
         return scored
 
-    def _request_scores(self, batch: Batch, top_k: int) -> list[Position]:
+    def _request_scores(self, rollouts: Sequence[Rollout], top_k: int) -> list[list[Position]]:
         count = min(max(1, top_k) + self._spare, self.kind.max_logprobs)
 
         def read(body: Any, answer: Any) -> list[list[Position]]:
@@ -222,14 +238,14 @@ class ServerTeacher(OpenTeacher):
             return [read_prompt(choice, ids, count) for choice, ids in zip(choices, sequences, strict=True)]
 
         size = self.kind.batch
-        parts = [batch.rollouts[start : start + size] for start in range(0, len(batch.rollouts), size)]
+        parts = [rollouts[start : start + size] for start in range(0, len(rollouts), size)]
         bodies = [self.kind.body([*(r.prompt_and_response for r in part), self.probe.ids], count) for part in parts]
         sequences = [each for answer in self.replicas.post_all(COMPLETIONS, bodies, read) for each in answer]
-        scores: list[Position] = []
-        for rollout, positions in zip(batch.rollouts, sequences, strict=True):
+        return [
             # The first position is that of the second token.
-            scores += [self._with_rows(each, top_k) for each in positions[len(rollout.example.prompt) - 1 :]]
-        return scores
+            [self._with_rows(each, top_k) for each in positions[len(rollout.example.prompt) - 1 :]]
+            for rollout, positions in zip(rollouts, sequences, strict=True)
+        ]
 
     def _with_rows(self, position: Position, top_k: int) -> Position:
         """Return a position with the `top_k` most probable of its tokens that have a row in the student."""

@@ -1,4 +1,4 @@
-"""The process of a user's command: how its end is reported, and that nothing of it is left running."""
+"""The process of a user's command: how its end is reported, and that no process of it is left running."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_failing_command_says_how_it_ended_what_it_said_last_and_where_the_res
     assert log.read_text().splitlines() == ["loading", "no such dataset"]
 
 
-def test_a_killed_command_is_told_from_a_failing_one(tmp_path: Path):
+def test_a_killed_command_is_distinguished_from_a_failing_one(tmp_path: Path):
     sentence = refused(python("import os, signal; os.kill(os.getpid(), signal.SIGKILL)"), stage(tmp_path))
     assert "was ended by signal 9 (Killed)" in sentence
 
@@ -122,7 +122,7 @@ def _gone(pid: int) -> bool:
     return False
 
 
-def test_a_program_that_is_lost_later_is_said_so(tmp_path: Path):
+def test_a_program_that_disappears_later_is_named(tmp_path: Path):
     sentence = refused(External(command=("./no-such-program", "{output}")), stage(tmp_path))
     assert "./no-such-program" in sentence
     assert "cannot be started" in sentence

@@ -287,7 +287,7 @@ def test_a_tracker_gets_steps_and_scores_and_changes_no_number(micro: Suite, aop
 
 
 @pytest.mark.slow
-def test_the_display_is_told_entropy_at_every_step(micro: Suite, tmp_path: Path):
+def test_the_display_gets_the_entropy_of_every_step(micro: Suite, tmp_path: Path):
     events: list[Event] = []
     folder = run(RunSpec(micro, "aopd", 0, out=tmp_path), events.append)
     entropies = [event.figures["entropy"] for event in events if event.figures]

@@ -1,4 +1,4 @@
-"""Nothing is done twice, and a run has the numbers of an undisturbed one however often it is killed."""
+"""A killed run repeats no finished work and ends with the numbers of an undisturbed run, however often it is killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs that are killed at random moments and go on: each ends with the numbers of an undisturbed one."""
+"""Runs that are killed at random moments and continued: each ends with the numbers of an undisturbed one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters that are wrong on purpose, each in one way that somebody's implementation has been (METHOD section 4)."""
+"""Adapters that are wrong on purpose, each with one defect that a published implementation had (METHOD section 4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A teacher behind a server: its scores are the local model's, and no fault of a server teaches a student or ends in silence.
+"""A teacher behind a server: its scores are the local model's, and no fault of a server trains a student or goes unreported.
 
 The server is a light one with a small model's own logits; `test_served_by_vllm.py` runs the same against a real `vllm serve`.
 `SERVER_FAULTS` sets how many faults are tried.
