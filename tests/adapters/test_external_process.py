@@ -109,7 +109,7 @@ def _output_of(adapter: External, folder: Path) -> str:
 
 
 def _gone(pid: int) -> bool:
-    """Whether a process ends within some seconds; one that nobody has waited for yet is a zombie, and has ended."""
+    """Whether a process ends within some seconds; a zombie, whose parent has not waited for it yet, has ended."""
     for _ in range(100):
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

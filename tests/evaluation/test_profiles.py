@@ -1,4 +1,4 @@
-"""Evaluation profiles: several answers of each item from one call, graded one by one, in cells of their own."""
+"""Evaluation profiles: several answers of each item from one call, graded one by one, in separate cells."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training prompts in test sets: found in any case and spacing, kept apart from templates, recorded and reported."""
+"""Training prompts in test sets: found in any case and spacing, distinguished from templates, recorded and reported."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def refusal(folder: Path, **changes: Any) -> str:
 
 
 def with_probe(folder: Path, probe: str) -> Suite:
-    """Return the micro suite with another probe; its file lies apart from the tasks."""
+    """Return the micro suite with another probe; its file is in a separate folder."""
     return load_suite(str(write_yaml(folder / "suites" / "micro.yaml", {**micro_suite(), "probes": [probe]})))
 
 

@@ -1,4 +1,4 @@
-"""The doctor: estimates against real models and runs, and what it says of a machine and of a suite that does not fit."""
+"""The doctor: estimates against real models and runs, and its sentences on a machine and on a suite that does not fit."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ def test_the_doctor_names_what_is_unknown_without_the_model(tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_probe_s_memory_is_that_of_the_run(tmp_path: Path):
-    """The run is a process of its own, as a user starts it."""
+    """The run is a separate process, as a user starts it."""
     raw = micro_suite() | {"training": {**micro_suite()["training"], "steps": 30}}
     raw["evaluation"] = {**raw["evaluation"], "limit": 40}
     file = write_yaml(tmp_path / "micro.yaml", raw)

@@ -1,4 +1,4 @@
-"""A run: the files it promises, what it is made of, in which order it trains, and what it refuses."""
+"""A run: the files it writes, its provenance, the order of its training, and what it refuses."""
 
 from __future__ import annotations
 

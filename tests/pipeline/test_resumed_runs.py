@@ -51,7 +51,7 @@ POINTS = (
 
 @pytest.fixture(scope="session")
 def resumed(micro_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was killed at all these points, each time by SIGKILL, and taken up again."""
+    """A run that was killed by SIGKILL at all these points and continued each time."""
     out = tmp_path_factory.mktemp("killed")
     environment = {**os.environ, "HARNESS_CACHE": str(out / "cache")}
     command = [sys.executable, "-c", KILLED, str(micro_file), str(out), *POINTS]

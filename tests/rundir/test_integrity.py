@@ -1,4 +1,4 @@
-"""A finished run's files vouch for each other: whatever is missing, short or changed is named, and no report is silent."""
+"""A finished run's files vouch for each other: every missing, short or changed file is named, by reports too."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ COUNTED = (
 
 
 def kill_runs(spec: RunSpec, folder: Path, count: int, seed: int = 0) -> Outcomes:
-    """Kill `count` runs of a spec, each once, and let each go on."""
+    """Kill `count` runs of a spec, each once, and continue each."""
     draw, found = random.Random(seed), Outcomes("kills", COUNTED)
     undisturbed = replace(spec, out=folder / "undisturbed")
     errors = folder / "errors.txt"

@@ -193,7 +193,7 @@ def test_one_replica_of_two_may_die(
 def test_no_fault_is_used(
     name: str, server: FakeServer, local: LocalTeacher, student: Loaded, tmp_path: Path, stack: ExitStack
 ):
-    """A server that always fails in one way ends in one sentence, whatever the fault."""
+    """A server that always has the same fault ends the run in one sentence."""
     proxy = FaultProxy(stack.enter_context(serving(server)), 1.0, {name: FAULTS[name]})
     kind = settings(stack.enter_context(serving(proxy)), timeout=0.15, deadline=0.6, wrong_answers=3, batch=2)
     teacher = opened(kind, student, tmp_path, stack)

@@ -1,4 +1,4 @@
-"""Registered claims: what the command writes, what runs carry, and what a report says of when claims were written."""
+"""Registered claims: what the command writes, what runs carry, and a report's sentence on when claims were written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paired differences, worked by hand: seeds and items apart, what may be paired, and what is refused with its remedy."""
+"""Paired differences, worked by hand: both kinds of intervals, what may be paired, and what is refused with its remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts stay inside figures, ink stays legible, and a configuration stands on the page once."""
+"""Texts stay inside figures, ink stays legible, and a configuration is shown once on the page."""
 
 from __future__ import annotations
 
