@@ -1,20 +1,21 @@
-"""The backend `vllm_server`: rollouts and evaluation by vLLM servers that take weights in place.
+"""The backend `vllm_server`: rollouts and evaluation on vLLM servers that take new weights without a restart.
 
 ```
 VLLM_SERVER_DEV_MODE=1 vllm serve STUDENT --served-model-name student --generation-config vllm \
     --logprobs-mode processed_logprobs --worker-extension-cls harness.engines.vllm_worker.WeightsInPlace
 ```
-Weights are handed over by a folder that trainer and servers see under one path.
+Weights are handed over in a folder that trainer and servers see under the same path, or, with GPUs and
+`--weight-transfer-config '{"backend": "nccl"}'`, over the network.
 """
 
 from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -23,16 +24,19 @@ from harness.errors import RunError, TrainingError
 from harness.lm.completions import COMPLETIONS
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from harness.engines.engine import CheckpointEngine, Completion, Sampling
+    from harness.engines.transfer.weight_transfer import WeightTransfer
     from harness.lm.replicas import Replicas
 
 EXTENSION = "harness.engines.vllm_worker.WeightsInPlace"
 PROBE = list(range(1, 25))  # ids that every vocabulary has
-SAME = 0.02  # mean difference on the probe, in nats, that rounding explains
+SAME = 0.02  # largest mean difference on the probe, in nats, that rounding may cause
 
 
 class VLLMServer(Backend):
-    """Where the servers are and how they are asked, where `backend` is vllm_server."""
+    """Where the servers are, and how requests to them are limited, if `backend` is vllm_server."""
 
     is_shared: ClassVar[bool] = True
 
@@ -46,6 +50,10 @@ class VLLMServer(Backend):
     shared_folder: Path | None = Field(
         default=None, description="where weights are handed over; null is for servers on this machine"
     )
+    transfer: Literal["auto", "folder"] = Field(
+        default="auto",
+        description="auto sends weights over the network where trainer and servers have GPUs and are set up for it",
+    )
     concurrency: int = Field(default=64, gt=0, description="requests in flight at each replica")
     timeout: float = Field(default=1800.0, gt=0, description="seconds for one try of a request")
     deadline: float = Field(default=3600.0, ge=0, description="seconds for all tries of a request; then the run stops")
@@ -56,8 +64,8 @@ class VLLMServer(Backend):
         return min(of_model, self.max_model_len or of_model)
 
     def start(self, checkpoint: Path, site: EngineSite) -> CheckpointEngine:
-        """Hand the checkpoint's weights to the servers; raises `RunError` where they do not take them."""
-        engine = ServedEngine(self)
+        """Hand the checkpoint's weights over to the servers; raises `RunError` if they do not take them."""
+        engine = ServedEngine(self, site)
         try:
             engine.load(checkpoint)
         except BaseException:
@@ -69,7 +77,7 @@ class VLLMServer(Backend):
 class ServedEngine:
     """See `CheckpointEngine`; each answer has its own seed, so it does not depend on the replica that gives it."""
 
-    def __init__(self, backend: VLLMServer) -> None:
+    def __init__(self, backend: VLLMServer, site: EngineSite) -> None:
         from harness.lm.replicas import Patience, Replicas
 
         self.backend = backend
@@ -79,22 +87,52 @@ class ServedEngine:
         self._single = [Replicas((url,), patience, 1, role="rollout server") for url in addresses]
         self._probed: list[float] | None = None
         self.weights: str | None = None
+        self.transfer = self._open_transfer(site)
+
+    def _open_transfer(self, site: EngineSite) -> WeightTransfer | None:
+        """Return what sends weights over the network; None for a folder, with a warning if the trainer has a GPU."""
+        from harness.engines.transfer.weight_transfer import WeightTransfer, why_not
+
+        if self.backend.transfer == "folder":
+            return None
+        if (missing := why_not(self.replicas, site.device)) is None:
+            return WeightTransfer(self.replicas, site.device, self.backend.timeout)
+        if site.device.startswith("cuda"):
+            site.warn(f"the rollout servers take weights from a folder and not over the network, because {missing}")
+        return None
 
     def load(self, checkpoint: Path, weights: str | None = None) -> None:
-        """Let every replica take a checkpoint's weights; with the digest `weights` of those that they have, do nothing."""
+        """Let every replica load a checkpoint's weights; do nothing if `weights` is the digest of those that they have."""
         if weights is not None and weights == self.weights:
             return
-        # Until all replicas have taken them, no weights are known: a failure must not leave a mixture in use.
+        # The digest stays unknown until all replicas have loaded them, so that a failure cannot leave a mixture in use.
         self.weights = None
-        with _as_servers_see(checkpoint, self.backend.shared_folder) as folder:
-            for number, url in enumerate(self.replicas.urls):
-                self._call(
-                    url, number, "/collective_rpc", {"method": "take_weights", "kwargs": {"folder": str(folder)}}
-                )
-                self._call(url, number, "/reset_prefix_cache", {})
+        if self.transfer is not None:
+            self.transfer.send_checkpoint(checkpoint)
+            self._command("/collective_rpc", {"method": "prepare_after_transfer"})
+        else:
+            with _shared_copy(checkpoint, self.backend.shared_folder) as folder:
+                self._command("/collective_rpc", {"method": "take_weights", "kwargs": {"folder": str(folder)}})
+        self._check_hand_over()
+        self.weights = weights
+
+    @property
+    def takes_tensors(self) -> bool:
+        """Whether `take` works: if weights go over the network."""
+        return self.transfer is not None
+
+    def take(self, weights: Mapping[str, Tensor]) -> None:
+        """Let every replica load tensors by name from this process's GPU."""
+        assert self.transfer is not None
+        self.weights = None
+        self.transfer.send_tensors(weights)
+        self._command("/collective_rpc", {"method": "prepare_after_transfer"})
+        self._check_hand_over()
+
+    def _check_hand_over(self) -> None:
+        self._command("/reset_prefix_cache", {})
         self._probed = None
         self._refuse_other_weights()
-        self.weights = weights
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
         """Return completions with the log-probabilities with which they were drawn; see `Engine`."""
@@ -105,21 +143,23 @@ class ServedEngine:
             for ids, seed in zip(prompts, prompt_seeds(prompts, sampling.seed), strict=True)
         ]
         completions = self.replicas.post_all(COMPLETIONS, bodies, _read_completion)
-        # A server that was started again in between has answered with the weights that it was started with.
+        # A server that was restarted in between has answered with the weights of its start.
         self._refuse_other_weights()
         return completions
 
     def prompt_logprobs(self, prompts: Sequence[list[int]]) -> list[list[dict[int, float] | None]]:
-        """Return at each position the log-probabilities of a prompt's token and of the most probable one, at temperature 1."""
+        """Return for each position the log-probabilities of the prompt's token and of the most probable one."""
         scored = self.replicas.post_all(COMPLETIONS, [self._scoring(ids) for ids in prompts], _read_prompt)
         self._refuse_other_weights()
         return scored
 
     def describe(self) -> dict[str, Any]:
-        """Return what of the servers decides the answers: version and dtype."""
+        """Return what determines the answers: version and dtype; raises `RunError` if the servers' versions differ."""
         versions = {self._version_of(url) for url in self.replicas.urls}
         if len(versions) > 1:
-            raise RunError(f"the rollout servers run vLLM {', '.join(sorted(versions))}; expected one version")
+            raise RunError(
+                f"the rollout servers run vLLM {', '.join(sorted(versions))}, expected one version; install the same on all"
+            )
         return {"engine": "vllm_server", "vllm": versions.pop(), "dtype": self.backend.dtype}
 
     def _version_of(self, url: str) -> str:
@@ -127,17 +167,19 @@ class ServedEngine:
         version = answer.get("version") if isinstance(answer, dict) else None
         if not isinstance(version, str):
             raise RunError(
-                f"the server at {url} answers {answer!r:.200} to /version, expected vLLM's version; check urls"
+                f"the server at {url} answers /version with {answer!r:.200}, expected vLLM's version; check vllm_server.urls"
             )
         return version
 
     def close(self) -> None:
-        """Close the connections; the servers go on."""
+        """Close the connections; the servers keep running."""
+        if self.transfer is not None:
+            self.transfer.close()
         for replicas in (self.replicas, *self._single):
             replicas.close()
 
     def _refuse_other_weights(self) -> None:
-        """Raise `RunError` where a replica does not score the probe as the first one did after the last hand-over."""
+        """Raise `RunError` if a replica does not score the probe as the first one did after the last hand-over."""
         for number, replica in enumerate(self._single):
             positions = replica.post(COMPLETIONS, self._scoring(PROBE), _read_prompt)
             scores = [at[token] for token, at in zip(PROBE, positions, strict=True) if at is not None]
@@ -151,8 +193,8 @@ class ServedEngine:
                 )
 
     def _scoring(self, ids: list[int]) -> dict[str, Any]:
-        asked = {"model": self.backend.model, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 1}
-        return {**asked, "prompt": [ids]}
+        settings = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 1}
+        return {"model": self.backend.model, "prompt": [ids], **settings}
 
     def _body(self, ids: list[int], sampling: Sampling) -> dict[str, Any]:
         return {
@@ -162,19 +204,21 @@ class ServedEngine:
             "logprobs": 0, "return_token_ids": True,
         }  # fmt: skip
 
-    def _call(self, url: str, number: int, path: str, body: dict[str, Any]) -> None:
-        try:
-            self.replicas.command(url, path, body)
-        except TrainingError as error:
-            raise RunError(
-                f"rollout server {number + 1} did not take new weights ({error}); start the servers with "
-                f"VLLM_SERVER_DEV_MODE=1 and --worker-extension-cls {EXTENSION}"
-            ) from error
+    def _command(self, path: str, body: dict[str, Any]) -> None:
+        """Send a command to every replica, one after the other."""
+        for number, url in enumerate(self.replicas.urls, start=1):
+            try:
+                self.replicas.command(url, path, body)
+            except TrainingError as error:
+                raise RunError(
+                    f"rollout server {number} did not take new weights ({error}); start the servers with "
+                    f"VLLM_SERVER_DEV_MODE=1 and --worker-extension-cls {EXTENSION}"
+                ) from error
 
 
 @contextmanager
-def _as_servers_see(checkpoint: Path, shared: Path | None) -> Generator[Path]:
-    """Yield a folder with a checkpoint's weights that the servers see."""
+def _shared_copy(checkpoint: Path, shared: Path | None) -> Generator[Path]:
+    """Yield a copy of a checkpoint in the shared folder, or the checkpoint itself without one."""
     if shared is None:
         yield checkpoint
         return
@@ -193,7 +237,7 @@ def _read_completion(_: Any, answer: Any) -> Completion:
     (choice,) = read_choices(answer, 1)
     tokens, scores = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
     if not tokens or not isinstance(scores, list) or len(scores) != len(tokens):
-        raise AnswerError("the answer holds no token ids with a log-probability each")
+        raise AnswerError("the answer has no token ids with a log-probability each")
     finish = "length" if choice.get("finish_reason") == "length" else "stop"
     return Completion([int(token) for token in tokens], finish, tuple(float(score) for score in scores))
 

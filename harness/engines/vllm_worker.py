@@ -1,7 +1,8 @@
-"""What a vLLM server needs to take new weights in place: `--worker-extension-cls harness.engines.vllm_worker.WeightsInPlace`.
+"""Let a vLLM server take new weights in place: `--worker-extension-cls harness.engines.vllm_worker.WeightsInPlace`.
 
-vLLM's own `reload_weights` leaves an output layer that is tied to the embeddings as it was, without an error: no checkpoint
-holds that layer. The extension reloads and prepares it again in one call. It imports nothing, because vLLM's workers load it.
+vLLM's `reload_weights` silently skips an output layer that is tied to the embeddings, because checkpoints do not contain it.
+This extension reloads the weights and then prepares that layer, in one call. It imports only the standard library, because
+vLLM's workers load it.
 """
 
 from __future__ import annotations
@@ -10,18 +11,28 @@ from typing import Any
 
 
 class WeightsInPlace:
-    """Methods that vLLM adds to its workers, called by `/collective_rpc`."""
+    """Methods that vLLM adds to its workers and that `/collective_rpc` calls."""
 
     def take_weights(self: Any, folder: str) -> None:
         """Load a checkpoint of the same architecture from a folder that the server sees."""
         self.reload_weights(weights_path=folder)
         prepare_output_layer(self.get_model())
 
+    def describe_transfer(self: Any) -> dict[str, str]:
+        """Return the backend of vLLM's weight transfer that the server was started with, empty for none."""
+        config = self.vllm_config.weight_transfer_config
+        return {"backend": config.backend if config else ""}
+
+    def prepare_after_transfer(self: Any) -> None:
+        """Do what vLLM's weight transfer leaves out, as its reload from a folder does."""
+        prepare_output_layer(self.get_model())
+
 
 def prepare_output_layer(model: Any) -> None:
-    """Prepare the output layer again: no checkpoint holds one that is tied to the embeddings, so vLLM's reload skips it.
+    """Prepare the output layer again after new weights were loaded.
 
-    On a CPU vLLM then silently goes on using a packed copy of the old weights.
+    vLLM's reload skips a layer that is tied to the embeddings, because checkpoints do not contain it. On a CPU vLLM would then
+    silently go on using a packed copy of the old weights.
     """
     head = getattr(model, "lm_head", None)
     if head is not None and hasattr(head, "quant_method"):

@@ -1,7 +1,7 @@
-"""Passes over the vocabulary with one matrix product and one kernel for each tile, and whether they work on a device.
+"""Passes over the vocabulary with one matrix product and one kernel for each tile, and a check that they work on a device.
 
 The passes of `harness.lm.output_layer` without kernels read and write a tile about twelve times. Here a tile of products is
-written once and read once, each way.
+written once and read once in each pass.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def kernels_work(device: torch.device, selected: Callable[..., Any]) -> bool:
 
     `selected` is `output_layer.SelectedLogProbs.apply`, which calls them.
     """
-    # A compiler, a driver or a build tool that is missing raises an error of its own class.
+    # A missing compiler, driver or build tool raises an error of its own class.
     try:
         apart = _distance_from_full_logits(device, selected)
     except Exception as error:
