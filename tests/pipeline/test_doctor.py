@@ -1,4 +1,4 @@
-"""The doctor: estimates against real models and runs, and what it says of a machine and of a suite that does not fit."""
+"""The doctor: estimates against real models and runs, and its sentences on a machine and on a suite that does not fit."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def estimate(suite: Suite, entry: str = "opd") -> tuple[RunEstimate, Any]:
     return found, tasks
 
 
-def test_what_does_not_fit_is_told_which_setting_makes_it_fit(micro: Suite):
+def test_what_does_not_fit_is_named_with_the_setting_that_makes_it_fit(micro: Suite):
     found, tasks = estimate(micro)
     small = make_fit(found, 0.9 * found.largest.peak, tasks, None)
     assert small.startswith("it fits with --set training.micro_batch=")
@@ -210,7 +210,7 @@ def test_the_doctor_asks_servers_and_stores(teacher: dict[str, Any], expected: s
     assert not list((tmp_path / "bucket").rglob("try-*"))
 
 
-def test_the_doctor_says_what_a_model_that_is_not_here_hides(tmp_path: Path):
+def test_the_doctor_names_what_is_unknown_without_the_model(tmp_path: Path):
     suite = micro_suite() | {"student": {"kind": "pretrained", "path": "nobody/never-heard-of"}}
     done = CliRunner().invoke(app, ["doctor", str(write_yaml(tmp_path / "micro.yaml", suite))])
     assert done.exit_code == 0, done.output
@@ -221,7 +221,7 @@ def test_the_doctor_says_what_a_model_that_is_not_here_hides(tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_probe_s_memory_is_that_of_the_run(tmp_path: Path):
-    """The run is a process of its own, as a user starts it."""
+    """The run is a separate process, as a user starts it."""
     raw = micro_suite() | {"training": {**micro_suite()["training"], "steps": 30}}
     raw["evaluation"] = {**raw["evaluation"], "limit": 40}
     file = write_yaml(tmp_path / "micro.yaml", raw)
@@ -243,7 +243,7 @@ def test_a_probe_s_memory_is_that_of_the_run(tmp_path: Path):
     assert probe.total == pytest.approx(found.seconds["total"], rel=2)
 
 
-def test_a_probe_that_does_not_end_says_so(micro: Suite, tmp_path: Path):
+def test_a_probe_that_does_not_end_is_reported(micro: Suite, tmp_path: Path):
     found = probe_run(RunSpec(micro, "opd", 0, out=tmp_path), {}, 0.0001)
     assert isinstance(found, str)
     assert "--probe-minutes" in found

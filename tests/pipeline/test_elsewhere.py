@@ -1,4 +1,4 @@
-"""A run whose stages are evaluated by another process, or come from a store: to the bit the run of one machine."""
+"""A run whose stages are evaluated by another process, or come from a store, equals the run of one machine to the bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finished stages in a store of any fsspec URL: another machine takes them up, whole or not at all."""
+"""Finished stages in a store at any fsspec URL: another machine fetches a stage as a whole or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a teacher may return: seeded faults, of which none trains a student in silence and none ends in a traceback.
+"""What a teacher may return: of seeded faults, none trains a student silently and none ends in a traceback.
 
 `TEACHER_FAULTS` sets how many are tried; where it is not set, each fault is tried once for each method.
 """
@@ -58,5 +58,5 @@ def test_tokens_of_which_a_teacher_is_sure_may_round_to_the_same_score():
     near = torch.full((4,), -5.9604645e-08)
     scores = TeacherScores(near, empty.long(), empty)
     assert check_scores(scores, batch, TeacherRequest()) is scores
-    with pytest.raises(TrainingError, match="one and the same log-probability"):
+    with pytest.raises(TrainingError, match="the same log-probability"):
         check_scores(replace(scores, sampled=torch.full((4,), -0.5)), batch, TeacherRequest())

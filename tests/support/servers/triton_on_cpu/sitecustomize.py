@@ -1,7 +1,7 @@
 """Let vLLM's CPU build run its second model runner by Triton's interpreter: Python reads this file at its start.
 
-Its folder has to be on `PYTHONPATH`. vLLM looks for a Triton backend called `cpu`, which the released Triton does not have; the
-interpreter (`TRITON_INTERPRET=1`) needs none.
+Its folder has to be on `PYTHONPATH`. vLLM looks for a Triton backend called `cpu`, which the released Triton does not
+have. The interpreter (`TRITON_INTERPRET=1`) needs none.
 """
 
 from types import SimpleNamespace
