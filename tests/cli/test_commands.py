@@ -140,6 +140,7 @@ def test_an_error_that_nobody_foresaw_is_one_sentence_and_its_traceback_is_in_a_
     Path(log).unlink()
     assert "Traceback (most recent call last)" in text
     assert "outside.py" in text
+    assert "outside.py, line 2, of the package outside" in done.stderr, "not a fault of the harness"
 
 
 def test_one_adapter_is_shown_with_the_meaning_of_its_options(tmp_path: Path):
