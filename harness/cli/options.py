@@ -52,6 +52,19 @@ def read_suite(name: str, overrides: Sequence[str] | None, include: Sequence[Pat
     return load_suite(name, [*(overrides or []), *trackers], include or [])
 
 
+def check_entries(suite: Suite, names: Sequence[str]) -> None:
+    """Raise `ConfigError` for an adapter that a suite lacks; one that is installed is added by `--set`, which it says."""
+    from harness.config.plugins import entry_points_of
+
+    if unknown := sorted(set(names) - set(suite.adapters)):
+        installed = set(unknown) <= set(entry_points_of("harness.adapters"))
+        settings = " ".join(f"--set adapters.{name}={{}}" for name in unknown)
+        raise ConfigError(
+            f"suite {suite.name} has no adapter {', '.join(unknown)}; it has {', '.join(suite.adapters)}"
+            + (f"; add the installed one with {settings}" if installed else "")
+        )
+
+
 def whole_numbers(option: str, text: str) -> list[int]:
     """Return the numbers of a comma-separated option; raises `ConfigError` where one is not a whole number."""
     try:

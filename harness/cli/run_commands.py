@@ -21,6 +21,7 @@ from harness.cli.options import (
     SuiteName,
     Track,
     Workers,
+    check_entries,
     read_suite,
     whole_numbers,
 )
@@ -140,10 +141,7 @@ def _plan(
     suite: Suite, entries: list[str], seeds: list[int], order: str, out: Path, from_stage: str | None
 ) -> list[RunSpec]:
     """Return the runs asked for, each once; raises `ConfigError` for what the suite or this machine does not have."""
-    if unknown := sorted(set(entries) - set(suite.adapters)):
-        raise ConfigError(
-            f"suite {suite.name} has no adapter {', '.join(unknown)}; it has {', '.join(suite.adapters)}{_how_to_add(unknown)}"
-        )
+    check_entries(suite, entries)
 
     from harness.config.run_spec import plan_runs
 
@@ -164,15 +162,6 @@ def _plan(
     from harness.pipeline.branch import start_from
 
     return [start_from(spec, from_stage) for spec in specs]
-
-
-def _how_to_add(unknown: list[str]) -> str:
-    """Return how a suite gets entries that it lacks, where each is the name of an installed adapter."""
-    from harness.config.plugins import entry_points_of
-
-    if not set(unknown) <= set(entry_points_of("harness.adapters")):
-        return ""
-    return f"; add the installed one with {' '.join(f'--set adapters.{name}={{}}' for name in unknown)}"
 
 
 def _do_runs(specs: Sequence[RunSpec], workers: int | None, dry_run: bool, ray: str | None = None) -> None:
