@@ -36,7 +36,10 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 
 @dataclass(frozen=True)
 class Event:
-    """A message from a run: which run, what it does now, how far it is, and its figures there; or a warning."""
+    """A message from a run: which run, what it does now, how far it is, and its figures there; or a warning.
+
+    `evaluated` is the stage that the message says is evaluated; 0, the start, in all other messages.
+    """
 
     run: str
     activity: str
@@ -45,6 +48,7 @@ class Event:
     finished: bool = False
     warning: bool = False
     figures: Mapping[str, float] = field(default_factory=dict[str, float])
+    evaluated: int = 0
 
 
 Report = Callable[[Event], None]
