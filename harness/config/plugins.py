@@ -64,9 +64,14 @@ def _point_of(group: str, name: str, key: str) -> EntryPoint:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
+        more = (
+            ""
+            if near
+            else f'; a package adds one under [project.entry-points."{group}"] in its pyproject.toml, and has to be installed '
+            "again after a change there"
+        )
         raise ConfigError(
-            f"{key}: there is no {what} {name!r}; {hint}registered are {', '.join(known) or 'none'}; a package adds one under "
-            f'[project.entry-points."{group}"] in its pyproject.toml, and has to be installed again after a change there'
+            f"{key}: there is no {what} {name!r}; {hint}registered are {', '.join(known) or 'none'}{more}"
         )
     places = {point.value: point for point in _entry_points(group, tuple(sys.path)) if point.name == name}
     if len(places) > 1:
