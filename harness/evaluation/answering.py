@@ -121,7 +121,7 @@ class Answering:
         """Draw all answers of all items in one call of the engine; return each item's first."""
         task, n = str(requests[0].task_name), int(settings.get("n", 1))
         sampling = sampling_of(settings, task, self.renderer.stop_ids, self.seed)
-        prompts = [self.renderer.encode_prompt(request.args[0]) for request in requests]
+        prompts = self.renderer.encode_prompts([request.args[0] for request in requests])
         self._refuse_truncation(prompts, sampling, task)
         done = answer_all(self.engine, [prompt for prompt in prompts for _ in range(n)], sampling)
         drawn = [self._read(completion, sampling) for completion in done]

@@ -40,7 +40,7 @@ from harness.rundir.process.session import this_session
 from harness.rundir.process.trackers import Log
 from harness.rundir.records.training_records import DoneFile, StepLine
 from harness.rundir.retention import check_space
-from harness.rundir.shared_stages import SharedStages
+from harness.rundir.shared.shared_stages import SharedStages
 from harness.rundir.stage_folder import StageFolder
 from harness.rundir.store import RunStore
 from harness.rundir.training.rollout_log import Keep, Trajectories, keep_nothing

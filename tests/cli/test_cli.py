@@ -117,7 +117,7 @@ def test_mistakes_are_one_line_on_stderr(harness: Any, here: Path, micro_file: P
         "trainig: unknown key; did you mean 'training'?": (
             "run", str(write_yaml(tmp_path / "broken.yaml", broken)), "--adapter", "opd",
         ),
-        "suite micro has no adapter aodp; did you mean 'aopd'? it has opd, aopd, sft, none": ("run", suite, "--adapter", "aodp"),
+        "suite micro has no adapter aodp; did you mean 'aopd'? it has opd, aopd": ("run", suite, "--adapter", "aodp"),
         "none; add the installed one with --set adapters.gkd={}": ("run", suite, "--adapter", "gkd"),
         "order 'x' is not one of default": ("run", suite, "--adapter", "opd", "--order", "x"),
         "--set steps: expected KEY=VALUE": ("run", suite, "--adapter", "opd", "--set", "steps"),
@@ -143,7 +143,7 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def test_a_seed_that_is_no_number_is_one_line(harness: Any, micro_file: Path):
+def test_a_seed_that_is_not_a_number_is_one_line(harness: Any, micro_file: Path):
     assert "--seed 0,one: found '0,one', expected whole numbers" in refused(
         harness, "sweep", str(micro_file), "--seed", "0,one"
     )

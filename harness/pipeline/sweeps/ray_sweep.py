@@ -35,7 +35,7 @@ from harness.pipeline.run import run
 from harness.pipeline.sweeps.ray_nodes import on_node, reserve_nodes, run_over_nodes
 from harness.pipeline.sweeps.sweep import models_of
 from harness.rundir.process.progress import Event, Report
-from harness.rundir.remote_stages import RemoteStages
+from harness.rundir.shared.remote_stages import RemoteStages
 from harness.rundir.training.snapshots import StopRequest
 
 RETRIES = 5  # of a task whose worker or node died

@@ -109,17 +109,19 @@ def _sweep(
 def _submit(
     pool: ProcessPoolExecutor, specs: Sequence[RunSpec], workers: int, events: Any
 ) -> dict[Future[None], RunSpec | None]:
-    """Queue models and runs seed by seed, the models one seed ahead of the runs.
+    """Queue models and runs seed by seed, the models as many seeds ahead of the runs as there are workers.
 
     Models are jobs of their own because runs of one seed would otherwise wait for each other to build them; the next
-    seed's students fill the time in which the first runs wait for the teacher, which takes longest.
+    seeds' students fill the time in which the first runs wait for the teacher, which takes longest.
     """
     seeds = list(dict.fromkeys(spec.seed for spec in specs))
     groups = [[spec for spec in specs if spec.seed == seed] for seed in seeds]
     built: set[str] = set()
     pending: dict[Future[None], RunSpec | None] = {}
     for now, runs in enumerate(groups):
-        for key, (spec, model, seed) in models_of([spec for group in groups[now : now + 2] for spec in group]).items():
+        for key, (spec, model, seed) in models_of(
+            [spec for group in groups[now : now + 1 + workers] for spec in group]
+        ).items():
             if key not in built:
                 threads = threads_of(spec.suite, workers)
                 pending[pool.submit(_build_in_worker, spec, model, seed, threads, events)] = None
