@@ -60,8 +60,9 @@ RENAMED = {
 class Penalties:
     """What wrappers add to a method's loss.
 
-    `token` maps the log-probabilities (N,) of student and stage's start at the response tokens to losses (N,), averaged as
-    the method's own; `weight` maps the student to a scalar that is added once per optimiser update.
+    Each `token` penalty maps the log-probabilities (N,) of the response tokens, under the student and under the stage's start,
+    to losses (N,), which are averaged like the method's own. Each `weight` penalty maps the student to a scalar that is added
+    once per optimiser update.
     """
 
     token: tuple[TokenPenalty, ...] = ()
@@ -73,12 +74,13 @@ class Penalties:
 
 @dataclass(frozen=True)
 class Requirements:
-    """What an adapter asks a suite for.
+    """What an adapter needs besides the student.
 
-    `teacher`: `none`; `sampled`, the log-probability of each response token; `top_k`, also of its most probable tokens;
-    `full`, of the whole vocabulary; `generate`, responses. `reference`: a frozen copy of the stage's start that scores.
-    `top_k`: how many tokens are asked for at a position, which the vocabulary must have. `entropy`: the teacher's, over its
-    whole vocabulary, is asked for too.
+    - `teacher`: what the teacher returns. `none`; `sampled`, the log-probability of each response token; `top_k`, also those
+      of its most probable tokens; `full`, those of the whole vocabulary; `generate`, responses.
+    - `reference`: whether a frozen copy of the stage's start scores responses.
+    - `top_k`: how many most probable tokens are needed at each position; the vocabulary must have as many.
+    - `entropy`: whether the entropy of the teacher's whole distribution is needed.
     """
 
     teacher: Needs = "none"
@@ -89,16 +91,16 @@ class Requirements:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a training method does, as far as wrappers, manifests and reports have to know.
+    """What wrappers, manifests and reports need to know about a training method.
 
-    `trains_on`: whose responses it trains on; empty for a control, which trains on nothing. Entropy and truncation of a step
-    log describe the student's own answers only where it is `{"student"}`.
-    `takes_penalties`: it adds `ctx.penalties` to its loss.
-    `replaces_weights`: it trains parameters that stand in for those of `ctx.student`, such as low-rank factors.
-    `needs_whole_weights`: it reads or writes the model's own parameters, so nothing can stand in for them.
-    `moves_reference`: it moves the weights of `ctx.reference`, which then is not the stage's start any more.
-    `distributes`: its `train_stage` may be called in several processes at once, which then train one student together.
-    `takes_stale`: it follows `training.staleness: 1`, and corrects for responses that an older student drew.
+    - `trains_on`: whose responses it trains on; empty for a control, which trains on nothing. The entropy and truncation in a
+      step log describe the student's own answers only where this is `{"student"}`.
+    - `takes_penalties`: it adds `ctx.penalties` to its loss.
+    - `replaces_weights`: it trains parameters in place of those of `ctx.student`, such as low-rank factors.
+    - `needs_whole_weights`: it reads or writes the model's own parameters, so nothing can take their place.
+    - `moves_reference`: it changes the weights of `ctx.reference`, which then no longer is the stage's start.
+    - `distributes`: several processes may call its `train_stage` at once and train one student together.
+    - `takes_stale`: it supports `training.staleness: 1` and corrects for responses that an older student drew.
     """
 
     trains_on: frozenset[Source] = frozenset({"student"})
@@ -133,7 +135,7 @@ def _measure_nothing(steps: int) -> None:
 
 
 def _never(_: int) -> bool:
-    """Return that no point of a learning curve is due."""
+    """Return False: no point of a learning curve is due."""
     return False
 
 
@@ -148,10 +150,9 @@ class StageContext:
     Budget: `training`; `seed`, of this run and stage; `device`; `penalties` that wrappers add to the loss; `make_updater`
     builds the optimiser from a module, its settings and the number of updates.
     Record: `log` takes one mapping per training step and writes it to the step log; `warn` takes a sentence for the user;
-    `measure` takes the number of steps that `student` has done, and scores the learning curve where a point is due, as
-    `measures` says beforehand;
-    `snapshots` keeps the state of an unfinished stage; `keep` writes a step's rollouts to the rollout log; `folder` is the
-    stage's own, for files that a trainer writes.
+    `measure` takes the number of steps that `student` has done and adds a point to the learning curve if one is due there;
+    `measures` returns whether one is; `snapshots` saves the state of an unfinished stage; `keep` writes a step's rollouts to
+    the rollout log; `folder` is the stage's own, for files that a trainer writes.
     """
 
     student: StudentForward
@@ -181,7 +182,7 @@ class StageContext:
     def reward(self, rollout: Rollout) -> float:
         """Return a response's grade, 0..1, by its task's primary metric.
 
-        The evaluation's own grader gives it, to the same part of the text: up to the task's first stop string.
+        The grader and the graded part of the text, up to the task's first stop string, are those of the evaluation.
         """
         from harness.evaluation.answering import stop_strings, up_to
 
@@ -190,9 +191,10 @@ class StageContext:
         return float(task.grade(rollout.example.doc, answer)[task.metric])
 
     def with_demonstration(self, example: Example, shown: str) -> list[int]:
-        """Return an item's prompt with its reference answer in it, by a text that names {question} and {demonstration}.
+        """Return the token ids of an item's prompt with its reference answer in it.
 
-        The text stands in place of the item's own; the task's description, examples and `gen_prefix` stay.
+        `shown` is a template with {question} and {demonstration}. It replaces the item's own text; the task's description,
+        few-shot examples and `gen_prefix` stay.
         """
         task = self.tasks[example.task]
         question, answer = task.prompt_text(example.doc), task.training_target(example.doc)
@@ -229,8 +231,8 @@ class Adapter(Strict, ABC):
             )
 
     @model_validator(mode="after")
-    def _numbers_are_numbers(self) -> Self:
-        """Refuse nan: every comparison with it is false, so an option that is nan switches something off unseen."""
+    def _refuse_nan(self) -> Self:
+        """Refuse NaN: every comparison with it is false, so it would silently switch an option off."""
         for name, value in self:
             if isinstance(value, float) and math.isnan(value):
                 raise ValueError(f"{name} is NaN; expected a number")
@@ -238,17 +240,17 @@ class Adapter(Strict, ABC):
 
     @property
     def requirements(self) -> Requirements:
-        """What these options ask a suite for."""
+        """What the method needs with these options."""
         return Requirements(self.teacher_needs)
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the method does with these options; unless it says more, it trains on the student's own responses."""
+        """What the method does with these options; by default it trains on the student's own responses."""
         return Capabilities()
 
     @property
     def updates(self) -> bool:
-        """Whether it changes weights: a control does not, and leaves no checkpoint."""
+        """Whether it changes weights; a control does not, and leaves no checkpoint."""
         return bool(self.capabilities.trains_on)
 
     def refuse(self, training: Training) -> None:
@@ -260,14 +262,14 @@ class Adapter(Strict, ABC):
 
 
 def registered() -> dict[str, EntryPoint]:
-    """Return all registered adapters by name, third parties' included."""
+    """Return the entry points of all registered adapters by name, third parties' included."""
     return plugins.entry_points_of(GROUP)
 
 
 def make_adapter(name: str, entry: AdapterEntry) -> Adapter:
     """Build the adapter that a suite's entry describes.
 
-    Raises `ConfigError` for a name that is not registered or cannot be loaded and for options that the adapter does not have.
+    Raises `ConfigError` for a name that is not registered or cannot be loaded, and for options that the adapter refuses.
     """
     cls = plugins.load_plugin(GROUP, entry.adapter or name, f"adapters.{name}", Adapter)
     try:
@@ -277,7 +279,10 @@ def make_adapter(name: str, entry: AdapterEntry) -> Adapter:
 
 
 def check_adapters(suite: Suite, entries: Collection[str] | None = None) -> dict[str, Adapter]:
-    """Build every adapter of a suite, and refuse `entries` (all where not given) that the suite or machine cannot serve."""
+    """Build every adapter of a suite, by entry, and check those of `entries` (default: all) and of stages with their own.
+
+    Raises `ConfigError` where one lacks a teacher, refuses a stage's budget, or trains weights in too low a precision.
+    """
     adapters = {name: make_adapter(name, entry) for name, entry in suite.adapters.items()}
     chosen = {name: adapter for name, adapter in adapters.items() if entries is None or name in entries}
     fixed = [stage for stage in suite.stages if stage.adapter is not None]
@@ -291,7 +296,7 @@ def check_adapters(suite: Suite, entries: Collection[str] | None = None) -> dict
 
 
 def _refuse_narrow_weights(suite: Suite, names: Sequence[str]) -> None:
-    """Refuse a student whose optimiser steps would round to nothing; master weights in float32 keep them."""
+    """Refuse a student in a precision in which optimiser steps round to zero, unless float32 master weights keep them."""
     fixed = [stage.training.precision for stage in suite.stages if stage.adapter is not None]
     precisions = {*fixed, *(suite.training_for(stage, name).precision for name in names for stage in suite.stages)}
     dtype = suite.student.dtype
@@ -299,7 +304,7 @@ def _refuse_narrow_weights(suite: Suite, names: Sequence[str]) -> None:
         return
     if dtype == "float16" or precisions != {"bfloat16_master"}:
         raise ConfigError(
-            f"student.dtype is {dtype}, in which optimiser steps round to nothing; set student.dtype: bfloat16 and "
+            f"student.dtype is {dtype}, in which optimiser steps round to zero; set student.dtype: bfloat16 and "
             "training.precision: bfloat16_master, which keeps float32 master weights, or student.dtype: float32"
         )
 
@@ -315,8 +320,8 @@ def _refuse(suite: Suite, name: str, adapter: Adapter, stages: Sequence[Stage], 
         training = suite.training_for(stage, name)
         if training.staleness and adapter.updates and not adapter.capabilities.takes_stale:
             raise ConfigError(
-                f"{place}: training.staleness is {training.staleness}, but the adapter draws its rollouts itself, or takes no "
-                "stale ones; set it to 0 for this adapter"
+                f"{place}: training.staleness is {training.staleness}, but this adapter does not support stale rollouts; set "
+                "it to 0 for this adapter"
             )
         try:
             adapter.refuse(training)

@@ -4,8 +4,8 @@ A figure's value, its paired differences, the intervals over seeds and over item
 columns all follow from its terms. To add a figure, register one here and give it a golden value in the tests
 (docs/add-a-metric.md).
 
-A figure is nan where it has no meaning (backward transfer needs T >= 2, probe change needs a probe) and where a cell that it
-needs has not been evaluated. The formulas next to the figures are the ones that reports print.
+A figure is nan where it is not defined (backward transfer needs T >= 2, probe change needs a probe) and where a cell that it
+needs has not been evaluated. Reports print the formulas below.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ FORGETTING_FROM_START = register_figure(
         short="forgotten, from start",
     )
 )
-# First minus last, as Avalanche has it: minus the backward transfer.
+# Avalanche's definition, first minus last: the negative of backward transfer.
 register_figure(
     replace(
         BACKWARD,
