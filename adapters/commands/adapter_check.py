@@ -22,7 +22,10 @@ COLOURS: dict[Result, str] = {"passes": "green", "fails": "bold red", "does not 
 
 
 def print_check(console: Console, name: str, options: Sequence[str]) -> bool:
-    """Run the suite on an adapter and print each outcome; return whether nothing failed."""
+    """Run the conformance suite on an adapter and print each outcome; return whether no check failed.
+
+    `options` are KEY=VALUE texts. Raises `ConfigError` for an unknown adapter or option.
+    """
     adapter = _make(name, _parse(options))
     table = Table("check", "result", "finding, or promise", title=escape(f"{name}: {adapter!r}"), title_justify="left")
     counts = dict.fromkeys(COLOURS, 0)
@@ -36,12 +39,12 @@ def print_check(console: Console, name: str, options: Sequence[str]) -> bool:
 
 
 def _make(name: str, options: dict[str, Any]) -> Adapter:
-    """Build an adapter; a wrapper that does not say what it wraps takes OPD."""
+    """Return an adapter; a wrapper without the option `of` wraps OPD."""
     point = registered().get(name)
     try:
         wraps = point is not None and issubclass(point.load(), Wrapper)
     except (ImportError, AttributeError):
-        wraps = False  # `make_adapter` says what is wrong.
+        wraps = False  # `make_adapter` raises the error
     return make_adapter(name, AdapterEntry(adapter=name, options={"of": WRAPPED, **options} if wraps else options))
 
 

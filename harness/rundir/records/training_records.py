@@ -63,7 +63,9 @@ class StepLine(Record):
         default=None,
         description="mean descent step on the logit of the teacher's most probable token, where the student gives it less",
     )
-    pull_down: float | None = Field(default=None, description="the same, where the student gives it more")
+    pull_down: float | None = Field(
+        default=None, description="mean descent step on that logit downwards, where the student gives the token more"
+    )
     top_k: float | None = Field(
         default=None, description="K: the next three figures are about the teacher's K most probable tokens"
     )
