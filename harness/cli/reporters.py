@@ -5,6 +5,7 @@ Runs need no reporter; where none is installed, the command says that nothing re
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -18,6 +19,7 @@ from harness.errors import ConfigError, HarnessError
 if TYPE_CHECKING:
     from harness.config.run_spec import RunSpec
     from harness.pipeline.sweeps.study_runs import Plan
+    from harness.rundir.process.progress import Event, Report
 
 GROUP = "harness.reporters"
 
@@ -29,7 +31,7 @@ class Reporter(Protocol):
     """
 
     def render(self, specs: Sequence[RunSpec]) -> object:
-        """Write a report of the finished runs; called after each run, while others are still training."""
+        """Write a report of what the runs have on disk; called when every method has a stage, and after each run."""
         ...
 
     def summarise(self, console: Console, specs: Sequence[RunSpec]) -> None:
@@ -83,6 +85,34 @@ class Reporters:
             soft_wrap=True,
         )
         return []
+
+
+class ReportsOnTheWay:
+    """Shows the events of runs, and renders a report after each run and a first one as soon as it compares all methods.
+
+    The first one needs a single evaluated stage of every method: a run of hours shows what to expect of it early.
+    Events may come from another thread than the one that sees runs finish.
+    """
+
+    def __init__(self, show: Report, reporters: Reporters, specs: Sequence[RunSpec]) -> None:
+        self.show, self.reporters, self.specs = show, reporters, specs
+        self.entries = {spec.label: spec.entry for spec in specs}
+        self.without_stage = set(self.entries.values())
+        self.rendered, self.one_at_a_time = False, threading.Lock()
+
+    def __call__(self, event: Event) -> None:
+        """Show an event; render where it completes the first stages."""
+        self.show(event)
+        if event.evaluated:
+            self.without_stage.discard(self.entries[event.run])
+            if not self.without_stage and not self.rendered:
+                self.render()
+
+    def render(self, _: RunSpec | None = None) -> None:
+        """Render what is on disk now."""
+        with self.one_at_a_time:
+            self.rendered = True
+            self.reporters.render(self.specs)
 
 
 def _installed() -> list[Reporter]:

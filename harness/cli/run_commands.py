@@ -24,7 +24,7 @@ from harness.cli.options import (
     read_suite,
     whole_numbers,
 )
-from harness.cli.reporters import Reporters
+from harness.cli.reporters import Reporters, ReportsOnTheWay
 from harness.errors import ConfigError
 from harness.terminal.console import SafeConsole, announce
 
@@ -186,12 +186,13 @@ def _do_runs(specs: Sequence[RunSpec], workers: int | None, dry_run: bool, ray: 
     todo = [spec for spec in specs if not is_finished(spec)]
     if todo:
         with Display(console) as display:
+            reports = ReportsOnTheWay(display, reporters, specs)
             if ray is None:
-                sweep(todo, workers or default_workers(todo), display, lambda _: reporters.render(specs))
+                sweep(todo, workers or default_workers(todo), reports, reports.render)
             else:
                 from harness.pipeline.sweeps.ray_sweep import sweep_on_ray
 
-                sweep_on_ray(todo, ray, display, lambda _: reporters.render(specs))
+                sweep_on_ray(todo, ray, reports, reports.render)
     else:
         console.print(f"all {len(specs)} runs are finished; nothing to do")
     reporters.summarise(specs)

@@ -25,7 +25,7 @@ from harness.lm.seeding import preserved_random_state
 from harness.lmeval.task import Task
 from harness.pipeline.resources import RunResources, sampled_cells
 from harness.rundir.files import read_cell, read_results, write_cell, written
-from harness.rundir.process.progress import Counter
+from harness.rundir.process.progress import Counter, Event
 from harness.rundir.records.cell_records import DRIFT_FIGURES, DriftSummary, StartAnswers
 from harness.rundir.stage_folder import StageFolder
 
@@ -56,6 +56,8 @@ class StageEvaluator:
                 self._noise(folder, served)
             if self.settings.drift is not None and not written(folder.drift):
                 self._drift(folder, served)
+        done = Event(self.spec.label, f"evaluated {when}", 1, 1, evaluated=_stage_index(folder))
+        self.resources.report(done)
 
     def _refuse_other_weights(self, folder: StageFolder) -> None:
         weights = self.resources.weights[_weights_name(folder)]

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from rich.console import Console
 
 from adapters.aopd import AOPD
 from harness.cli.commands import OWN
-from harness.cli.reporters import Reporters
+from harness.cli.reporters import Reporters, ReportsOnTheWay
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
+from harness.rundir.process.progress import Event
 
 MODULE = '''"""Commands of another package."""
 
@@ -118,6 +120,36 @@ def test_a_reporter_of_another_package_is_called(
     monkeypatch.setattr("harness.cli.reporters.entry_points", _only(tmp_path))
     Reporters(Console(width=200)).summarise(specs)
     assert capsys.readouterr().out == "1 runs seen\n"
+
+
+def test_the_first_report_comes_when_every_method_has_a_stage_and_not_once_more_before_a_run_ends(
+    specs: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    package(
+        tmp_path,
+        "def render(specs):\n    print('rendered')\n",
+        "[harness.reporters]\noutside_render = outside_render\n",
+    )
+    (tmp_path / "outside.py").rename(tmp_path / "outside_render.py")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("harness.cli.reporters.entry_points", _only(tmp_path))
+    first = specs[0]
+    other = replace(first, entry="opd")
+    shown: list[Event] = []
+    reports = ReportsOnTheWay(shown.append, Reporters(Console()), [first, other])
+
+    def after(*events: Event) -> int:
+        for event in events:
+            reports(event)
+        return capsys.readouterr().out.count("rendered")
+
+    assert after(Event(first.label, "evaluated start"), Event(other.label, "evaluated start")) == 0
+    assert after(Event(first.label, "evaluated", evaluated=1), Event(first.label, "evaluated", evaluated=2)) == 0
+    assert after(Event(other.label, "stage 1"), Event(other.label, "evaluated", evaluated=1)) == 1
+    assert after(Event(other.label, "evaluated", evaluated=2)) == 0
+    reports.render(first)
+    assert after() == 1
+    assert len(shown) == 7
 
 
 def _only(folder: Path) -> Any:

@@ -36,7 +36,10 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 
 @dataclass(frozen=True)
 class Event:
-    """A message from a run: its name, what it does, how far it is, and its latest figures; or a warning, in `activity`."""
+    """A message from a run: its name, what it does, how far it is, and its latest figures; or a warning, in `activity`.
+
+    `evaluated` is the stage whose evaluation has ended; 0 in all other messages, and for the start.
+    """
 
     run: str
     activity: str
@@ -45,6 +48,7 @@ class Event:
     finished: bool = False
     warning: bool = False
     figures: Mapping[str, float] = field(default_factory=dict[str, float])
+    evaluated: int = 0
 
 
 Report = Callable[[Event], None]
