@@ -49,6 +49,12 @@ def test_a_run_takes_as_many_gpus_as_its_backend_spreads_a_model_over(
         assert sweep.gpu_shares(micro.model_copy(update={"device": device})) == []
 
 
+def test_a_run_of_several_processes_takes_a_gpu_for_each(micro: Suite, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sweep, "visible_gpus", lambda: ["0", "1", "2", "3", "4"])
+    parallel = micro.parallel.model_copy(update={"processes": 2})
+    assert sweep.gpu_shares(micro.model_copy(update={"device": "auto", "parallel": parallel})) == ["0,1", "2,3"]
+
+
 def test_more_workers_than_gpus_are_named(micro: Suite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     warned: list[str] = []
 
