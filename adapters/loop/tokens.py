@@ -89,11 +89,9 @@ def uniform_draws(seed: int, step: int, rollouts: Sequence[Rollout]) -> Tensor:
 
     A draw depends only on the stage's seed, the step, the item and the response, so not on how rollouts are batched.
     """
-    parts = [
-        _draws(derive_seed(seed, "uniform", step, r.example.item_id, *r.response), len(r.response)) for r in rollouts
-    ]
+    parts: list[Tensor] = []
+    for rollout in rollouts:
+        own = derive_seed(seed, "uniform", step, rollout.example.item_id, *rollout.response)
+        generator = torch.Generator().manual_seed(own)
+        parts.append(torch.rand(len(rollout.response), generator=generator, dtype=torch.float64))
     return torch.cat(parts)
-
-
-def _draws(seed: int, count: int) -> Tensor:
-    return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -97,9 +97,11 @@ class StageTrainer:
 
     def _train(self, folder: StageFolder, stage: PlannedStage, checkpoint: Path, before: str) -> DoneFile:
         """Train a stage from its snapshot or its beginning, and write `done.json` last; `before` names the checkpoint."""
-        train = folder.open_training()
+        train, adapter = folder.open_training(), self.resources.adapter_of(stage)
         weights = self.resources.verify(checkpoint, before)
-        self._check_space(stage, checkpoint)
+        snapshots = self.suite.snapshot_minutes is not None
+        if adapter.updates and (warning := check_space(self.spec.path, checkpoint, stage.name, snapshots)):
+            self.resources.warn(warning)
         with self.phase("models"):
             student = load_checkpoint(checkpoint, _as_trained(self.suite.student, stage.training), self.device)
             check_head(student.model)
@@ -108,7 +110,7 @@ class StageTrainer:
         engine = self.contexts.engine(stage, student, checkpoint)
         with self._processes(stage, checkpoint, weights):
             context = self.contexts.build(stage, train, student, weights, engine, rollouts.keep)
-            done = self._run_adapter(self.resources.adapter_of(stage), context, student, checkpoint)
+            done = self._run_adapter(adapter, context, student, checkpoint)
         rollouts.finish()
         sync_tree(train)
         logs = {name: file_digest(train / name) for name in LOGS if (train / name).is_file()}
@@ -136,11 +138,6 @@ class StageTrainer:
             "made with": [self.device, this_session().packages],
         }
         return digest(parts)
-
-    def _check_space(self, stage: PlannedStage, start: Path) -> None:
-        snapshots, updates = self.suite.snapshot_minutes is not None, self.resources.adapter_of(stage).updates
-        if updates and (warning := check_space(self.spec.path, start, stage.name, snapshots)):
-            self.resources.warn(warning)
 
     def _processes(self, stage: PlannedStage, checkpoint: Path, weights: str) -> AbstractContextManager[None]:
         """Return a block in which the suite's number of processes train a stage, where its adapter trains in several."""

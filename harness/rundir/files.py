@@ -149,11 +149,6 @@ def as_record(value: Any, kind: type[R], place: Path | str) -> R:
         ) from error
 
 
-def write_record(path: Path, record: Record) -> None:
-    """Replace a JSON file by a record, as `write_json` does."""
-    write_json(path, record.as_json())
-
-
 def write_sealed(path: Path, record: Record) -> None:
     """Replace a JSON file by a record and the checksum of its fields, which `read_sealed` compares."""
     content = json.loads(json.dumps(json_value(record.as_json())))

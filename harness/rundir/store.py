@@ -18,7 +18,7 @@ all. Other files in a stage's folder were left by a killed process and are made 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,7 +37,7 @@ from harness.rundir.files import (
     written,
 )
 from harness.rundir.locks import refuse_without_flock
-from harness.rundir.schema import Manifest, Noise, Session, upgrade
+from harness.rundir.schema import Manifest, Session, upgrade
 from harness.rundir.stage_folder import StageFolder, cell_name, stage_folder, teacher_folder
 
 MANIFEST = "manifest.json"
@@ -169,20 +169,15 @@ def is_finished(spec: RunSpec) -> bool:
         return False
     folders = [store.stage(0), *(store.stage(stage.index, stage.name) for stage in spec.stages)]
     trained = all(folder.training_done for folder in folders[1:])
-    cells = [*spec.trained, *manifest.probes, *_further_cells(manifest.profiles)]
+    further = [cell_name(task, name) for name in list(manifest.profiles)[1:] for task in manifest.profiles[name]]
+    cells = [*spec.trained, *manifest.probes, *further]
     evaluated = all(folder.evaluated(cell) for folder in folders for cell in cells)
     drifted = spec.suite.evaluation.drift is None or all(written(folder.drift) for folder in folders)
-    return trained and evaluated and drifted and _noise_is_measured(folders[0], manifest.noise)
-
-
-def _noise_is_measured(start: StageFolder, noise: Noise | None) -> bool:
-    repeats = range(1, noise.repeats + 1) if noise else ()
-    return all(written(start.noise(cell, repeat)) for repeat in repeats for cell in (noise.cells if noise else ()))
-
-
-def _further_cells(profiles: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return the cells of all profiles but the first."""
-    return [cell_name(task, name) for name in list(profiles)[1:] for task in profiles[name]]
+    noise, start = manifest.noise, folders[0]
+    repeats = (
+        [start.noise(cell, number) for cell in noise.cells for number in range(1, noise.repeats + 1)] if noise else []
+    )
+    return trained and evaluated and drifted and all(map(written, repeats))
 
 
 def is_run_directory(folder: Path) -> bool:

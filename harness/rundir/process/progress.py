@@ -109,7 +109,9 @@ class Display:
     def __call__(self, event: Event) -> None:
         """Show an event; a new activity starts its own count and clock, and a warning of several runs is shown once."""
         if event.warning:
-            self._warn(event.activity)
+            if event.activity not in self.warnings:
+                self.warnings.add(event.activity)
+                self.progress.console.print(f"[yellow]warning:[/] {escape(event.activity)}", highlight=False)
             return
         if event.run not in self.bars:
             fields: dict[str, Any] = {"run": event.run, "course": "", "finished": False}
@@ -139,11 +141,6 @@ class Display:
             return ""
         lines = {name: sparkline(values, min(width, WIDEST)) for name, values in figures.items()}
         return "  ".join(f"{SHOWN[name]} {line} {figures[name][-1]:.3g}" for name, line in lines.items())
-
-    def _warn(self, sentence: str) -> None:
-        if sentence not in self.warnings:
-            self.warnings.add(sentence)
-            self.progress.console.print(f"[yellow]warning:[/] {escape(sentence)}", highlight=False)
 
     def _log_when_not_a_terminal(self, event: Event) -> None:
         """Print time, step, figures and time left, at the start of an activity and then each minute."""
