@@ -27,11 +27,8 @@ R = TypeVar("R", bound=Record)
 C = TypeVar("C", bound=CellRecord)
 RESULTS, SAMPLES = "results.json", "samples.parquet"
 CHECKSUM = "checksum"  # field of a JSON file: the digest of all its other fields
-NEWER = (
-    "vouched",
-    "samples_digest",
-    "before",
-)  # a file with one of these fields has a checksum; early versions had none
+# A file with one of these fields has a checksum; early versions had neither.
+NEWER = ("vouched", "samples_digest", "before")
 EVALUATE_AGAIN = "move its folder away and run the same command, to evaluate again"
 SNAPSHOT = "snapshot.pt"
 SHARDS = "shards"  # prefix of folders next to a snapshot, with the tensors that several processes wrote

@@ -86,7 +86,7 @@ class CellSummary(CellRecord):
     metrics: dict[str, float] = Field(default={}, description="the mean of every metric that the grader gives")
     n: int = Field(gt=0, description="items")
     clusters: int | None = Field(
-        default=None, gt=0, description="groups of dependent items; equal to `n` where all items are independent"
+        default=None, gt=0, description="number of groups of dependent items; `n` where all items are independent"
     )
     samples: int = Field(default=1, gt=0, description="answers of each item")
     pass_at: tuple[int, ...] = Field(default=(), description="the k of each pass@k among `metrics`")

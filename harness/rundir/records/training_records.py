@@ -21,7 +21,7 @@ class DoneFile(Record):
     seconds: float = Field(default=0.0, description="wall-clock seconds of the training")
     prompts: int = Field(default=0, ge=0, description="number of training items that prompts were drawn from")
     unchanged: str = Field(
-        default="", description="folder of the weights that the stage began with, where it changed and wrote none"
+        default="", description="folder of the weights that the stage began with, where it changed no weights"
     )
     kept: bool = Field(
         default=True, description="false once the checkpoint was removed as the suite's `checkpoints` asks"
@@ -83,7 +83,7 @@ class StepLine(Record):
     )
     mismatch_mean: float | None = Field(
         default=None,
-        description="mean |difference| between the trainer's and the engine's log-probabilities of the rollouts, nats",
+        description="mean absolute difference between trainer's and engine's log-probabilities of the rollouts, nats",
     )
     mismatch_max: float | None = Field(default=None, description="the largest of these differences, nats")
     mismatch_kl: float | None = Field(default=None, description="estimate of KL(engine ‖ trainer), nats per token")
