@@ -12,6 +12,8 @@ from contextlib import suppress
 from queue import Queue
 from typing import Any
 
+from torch import distributed
+
 from harness.adapter import make_adapter
 from harness.config.base import digest
 from harness.config.models import Model, Scratch
@@ -67,29 +69,31 @@ def sweep(
 ) -> None:
     """Do all runs in `workers` processes, or in this process for one; `on_finished` is called after each run.
 
+    One worker has a process of its own too where the harness serves a teacher on GPUs that the run must not see.
     After the first error no further run begins, and the error is raised when the runs under way have ended. SIGTERM and
     SIGINT reach every worker: its run ends after its present training step, with a snapshot.
     """
     todo = [spec for spec in specs if not is_finished(spec)]
+    shares, taken = gpu_shares(specs[0].suite), gpus_of_teachers(specs[0].suite)
+    hides_gpus = bool(shares) and not taken.isdisjoint(visible_gpus()) and not distributed.is_torchelastic_launched()
     with started_teachers(todo, report) as started:
         served = {spec.path: spec for spec in started}
-        _sweep(
-            [served.get(spec.path, spec) for spec in specs], workers, gpu_shares(specs[0].suite), report, on_finished
-        )
+        runs = [served.get(spec.path, spec) for spec in specs]
+        if workers > 1 or hides_gpus:
+            _sweep_in_pool(runs, workers, shares, report, on_finished)
+        else:
+            for spec in runs:
+                run(spec, report)
+                on_finished(spec)
 
 
-def _sweep(
+def _sweep_in_pool(
     specs: Sequence[RunSpec],
     workers: int,
     shares: Sequence[str],
     report: Report,
     on_finished: Callable[[RunSpec], object],
 ) -> None:
-    if workers == 1:
-        for spec in specs:
-            run(spec, report)
-            on_finished(spec)
-        return
     context = multiprocessing.get_context("spawn")
     if shares and workers > len(shares):
         sharing = f"{workers} workers share {len(shares)} GPU{'s' * (len(shares) > 1)}"
