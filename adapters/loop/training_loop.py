@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 Objective = Literal["forward_kl", "reverse_kl"]
 REDUCTION = (
-    "sequence_mean: sequences have equal weights; token_mean: tokens have; micro_batch_mean: the token mean of each "
-    "micro-batch, weighted by its share of the sequences"
+    "sequence_mean: sequences have equal weights; token_mean: tokens have equal weights; micro_batch_mean: the token mean of "
+    "each micro-batch, weighted by its share of the sequences"
 )
 
 

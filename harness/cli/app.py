@@ -77,8 +77,8 @@ def _unexpected(error: Exception) -> str:
     urls = (line.partition(", ") for line in metadata("continual-harness").get_all("Project-URL") or ())
     tracker = next((address for label, _, address in urls if label == "Issues"), "the project's issue tracker")
     return (
-        f"{type(error).__name__}: {error} (unexpected, so probably a bug of the harness; please report it at {tracker} with "
-        f"the traceback in {log})"
+        f"{type(error).__name__}: {error} (unexpected, so probably a bug of the harness; the traceback is in {log}; please "
+        f"report it at {tracker})"
     )
 
 

@@ -76,7 +76,7 @@ def test_a_single_run_does_not_see_the_gpus_of_a_teacher_that_the_harness_starts
     monkeypatch.setattr(sweep, "worker_pool", pool)
     monkeypatch.setattr(sweep, "run", run)
     monkeypatch.setattr(sweep, "started_teachers", lambda specs, _: nullcontext(specs))
-    teacher = Server(model="teacher", start=ServerStart(gpus=(gpus,)))
+    teacher = Server(kind="server", model="teacher", start=ServerStart(gpus=(gpus,)))
     spec = RunSpec(micro.model_copy(update={"device": "auto", "teacher": teacher}), "opd", 0, out=tmp_path)
     with pytest.raises(KeyboardInterrupt):
         sweep.sweep([spec], 1, silent)
