@@ -28,30 +28,46 @@ class Decoding:
 
     def run(self, prompts: list[list[int]], seeds: Tensor) -> list[Completion]:
         """Decode until every row has stopped or used its budget; `seeds` (rows,) decide each row's draws."""
-        ids, mask = left_padded(prompts, self.device)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        cache = DynamicCache(config=self.model.config)
+        logits, mask, positions, cache = self._read(prompts)
         alive = torch.arange(len(prompts), device=self.device)
         tokens = torch.zeros(len(prompts), self.sampling.max_new_tokens, dtype=torch.long, device=self.device)
         lengths = torch.full((len(prompts),), self.sampling.max_new_tokens, device=self.device)
         running = torch.ones(len(prompts), dtype=torch.bool, device=self.device)
         for step in range(self.sampling.max_new_tokens):
-            drawn = self._draw(self._next(ids, mask, positions, cache), seeds[alive], step)
+            drawn = self._draw(logits, seeds[alive], step)
             tokens[alive, step] = drawn
             stopped = running & self._stops(drawn, tokens[alive, : step + 1])
             lengths[alive[stopped]] = step + 1
             running &= ~stopped
             if not running.any():
                 break
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            ids, positions = drawn[:, None], positions[:, -1:] + 1
             if running.float().mean() < COMPACT_BELOW:
                 kept = running.nonzero()[:, 0]
                 cache.batch_select_indices(kept)
-                ids, positions, mask, alive, running = (x[kept] for x in (ids, positions, mask, alive, running))
+                drawn, positions, mask, alive, running = (x[kept] for x in (drawn, positions, mask, alive, running))
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            positions = positions[:, -1:] + 1
+            if step + 1 < self.sampling.max_new_tokens:
+                logits = self._next(drawn[:, None], mask, positions, cache)
         stopped_rows = torch.ones(len(prompts), dtype=torch.bool, device=self.device)
         stopped_rows[alive[running]] = False
         return completions_of(tokens, lengths, stopped_rows)
+
+    def _read(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor, Tensor, DynamicCache]:
+        """Read the prompts, equal ones once.
+
+        Returns the logits (B, V) of the next tokens, mask and positions (B, T), and the cache.
+        """
+        distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+        ids, mask = left_padded([list(prompt) for prompt in distinct], self.device)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        cache = DynamicCache(config=self.model.config)
+        logits = self._next(ids, mask, positions, cache)
+        if len(distinct) < len(prompts):
+            rows = torch.tensor([distinct[tuple(prompt)] for prompt in prompts], device=self.device)
+            cache.batch_select_indices(rows)
+            logits, mask, positions = logits[rows], mask[rows], positions[rows]
+        return logits, mask, positions, cache
 
     def _next(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
         output = self.model(

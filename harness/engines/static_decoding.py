@@ -114,7 +114,7 @@ class StaticDecoding(Decoding):
     def run(self, prompts: list[list[int]], seeds: Tensor) -> list[Completion]:
         """Decode until every row has stopped or used its budget; `seeds` (rows,) decide each row's draws."""
         budget, count = self.sampling.max_new_tokens, len(prompts)
-        layout = self._read(prompts, seeds)
+        layout = self._first_layout(prompts, seeds)
         width = layout.bias.shape[-1]
         full = _aligned(width + budget)
         alive = torch.arange(count, device=self.device)
@@ -141,13 +141,11 @@ class StaticDecoding(Decoding):
         tokens[alive], lengths[alive], running[alive] = layout.tokens, layout.lengths, layout.running
         return completions_of(tokens, lengths, ~running)
 
-    def _read(self, prompts: list[list[int]], seeds: Tensor) -> Layout:
+    def _first_layout(self, prompts: list[list[int]], seeds: Tensor) -> Layout:
         """Read the prompts with a growing cache, draw the first tokens, and return what a step needs."""
-        ids, mask = left_padded(prompts, self.device)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        cache = DynamicCache(config=self.model.config)
-        drawn = self._draw(self._next(ids, mask, positions, cache), seeds, 0)
-        budget, count, width = self.sampling.max_new_tokens, *ids.shape
+        logits, mask, positions, cache = self._read(prompts)
+        drawn = self._draw(logits, seeds, 0)
+        budget, count, width = self.sampling.max_new_tokens, *mask.shape
         tokens = torch.zeros(count, budget, dtype=torch.long, device=self.device)
         tokens[:, 0] = drawn
         stopped = self._stops_at_id(drawn)
@@ -252,7 +250,7 @@ def differs(model: Any) -> str | None:
         positions, cache = (mask.cumsum(-1) - 1).clamp(min=0), DynamicCache(config=model.config)
         drawn = own._next(ids, mask, positions, cache).argmax(-1)
         expected = own._next(drawn[:, None], torch.cat([mask, mask[:, -1:]], dim=1), positions[:, -1:] + 1, cache)
-        layout = fixed._read(prompts, seeds).laid_out(torch.arange(2, device=model.device), ALIGNED)
+        layout = fixed._first_layout(prompts, seeds).laid_out(torch.arange(2, device=model.device), ALIGNED)
         layout.bias.index_fill_(3, layout.column, 0.0)
         with grouped_attention(model):
             found = fixed._next(layout.ids, layout.bias, layout.positions, layout.cache)

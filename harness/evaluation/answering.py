@@ -125,7 +125,7 @@ class Answering:
         """Draw all answers to one task's requests in one call of the engine; return each item's first."""
         task, n = str(requests[0].task_name), int(settings.get("n", 1))
         sampling = sampling_of(settings, task, self.renderer.stop_ids, self.seed)
-        prompts = [self.renderer.encode_prompt(request.args[0]) for request in requests]
+        prompts = self.renderer.encode_prompts([request.args[0] for request in requests])
         self._refuse_truncation(prompts, sampling, task)
         done = self.engine.generate([prompt for prompt in prompts for _ in range(n)], sampling)
         drawn = [

@@ -150,7 +150,7 @@ def _answer(
 ) -> Iterator[DriftAnswers]:
     renderer = start.renderer
     texts = task.asked(docs, renderer)
-    prompts = [renderer.encode_prompt(text) for text in texts]
+    prompts = renderer.encode_prompts(texts)
     sampling = Sampling(
         max_new_tokens=min(settings.max_new_tokens, task.generation["max_gen_toks"]),
         stop_ids=renderer.stop_ids,

@@ -59,6 +59,6 @@ class CurveRecorder:
         found: dict[str, list[tuple[dict[str, Any], list[int]]]] = {}
         for name, task in self.tasks.items():
             docs = task.test_docs(self.items)
-            prompts = [self.renderer.encode_prompt(text) for text in task.asked(docs, self.renderer)]
+            prompts = self.renderer.encode_prompts(task.asked(docs, self.renderer))
             found[name] = list(zip(docs, prompts, strict=True))
         return found

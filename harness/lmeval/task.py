@@ -177,8 +177,7 @@ class Task(TaskDefinition):
         """Return training items as token ids, in the task's order; each renderer and limit is rendered once."""
         key = (renderer.identity, limit)
         if key not in self._examples:
-            self.lmeval.set_fewshot_seed(FEWSHOT_SEED)
-            self._examples[key] = [self._example(doc, renderer) for doc in self.training_docs(limit)]
+            self._examples[key] = self._rendered(self.training_docs(limit), renderer)
         return self._examples[key]
 
     def training_prompts(self, renderer: Renderer, limit: int | None = None) -> list[str]:
@@ -242,10 +241,14 @@ class Task(TaskDefinition):
         """Return the figures that are not means over items, see `harness.lmeval.score.aggregates`."""
         return aggregates(self.lmeval, grades)
 
-    def _example(self, doc: dict[str, Any], renderer: Renderer) -> Example:
-        text, target = self._texts(doc, renderer)
-        prompt = renderer.encode_prompt(text)
-        return Example(self.name, item_id(doc), doc, prompt, renderer.encode_target(target, after=text))
+    def _rendered(self, docs: list[dict[str, Any]], renderer: Renderer) -> list[Example]:
+        self.lmeval.set_fewshot_seed(FEWSHOT_SEED)
+        texts, targets = zip(*(self._texts(doc, renderer) for doc in docs), strict=True)
+        ids = renderer.encode_prompts(texts), renderer.encode_targets(targets, after=texts)
+        return [
+            Example(self.name, item_id(doc), doc, prompt, target)
+            for doc, prompt, target in zip(docs, *ids, strict=True)
+        ]
 
     def _texts(self, doc: dict[str, Any], renderer: Renderer) -> tuple[str, str]:
         text = self.render(doc, renderer)

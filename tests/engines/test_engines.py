@@ -141,6 +141,22 @@ def test_draws_of_a_prompt_do_not_depend_on_what_else_is_drawn(model: Any):
         assert found == [whole[i] for i in order]
 
 
+def test_a_prompt_that_is_asked_several_times_is_read_once(model: Any):
+    read: list[int] = []
+
+    def count(_: Any, __: Any, asked: dict[str, Any]) -> None:
+        read.append(len(asked["input_ids"]))
+
+    prompts = [PROMPTS[i] for i in (0, 1, 0, 2, 1, 0)]
+    sampling = Sampling(BUDGET, stop_ids=STOPS, seed=5)
+    hook = model.register_forward_pre_hook(count, with_kwargs=True)
+    answers = engine(model).generate(prompts, sampling)
+    hook.remove()
+    assert read[:2] == [3, 6]
+    # One prompt a batch is never shared, and a draw depends on the prompt and how often it was asked before.
+    assert answers == engine(model, batch_size=1).generate(prompts, sampling)
+
+
 def test_two_policies_that_are_alike_share_most_of_their_draws(model: Any):
     """Common random numbers: equal tokens at least as often as (1 - TV) / (1 + TV), which independent draws do not reach."""
     nearby = qwen3(seed=3, tie=False)

@@ -1,4 +1,4 @@
-"""The tokens of a conversation: how long the longest prompt is, with every kind of tokenizer."""
+"""The tokens of a conversation: many texts as one by one, how long the longest prompt is, with every kind of tokenizer."""
 
 from __future__ import annotations
 
@@ -50,3 +50,20 @@ def test_the_longest_prompt_is_the_longest_of_all_encoded(kind: str, texts: list
     longest = max(lengths, default=0)
     assert renderer.longest_prompt(texts, room) == (longest if longest > room else 0)
     assert all(length <= renderer.most_ids(text) for text, length in zip(texts, lengths, strict=True))
+
+
+@pytest.mark.parametrize("kind", RENDERERS)
+@given(texts=st.lists(st.tuples(st.lists(PARTS).map("".join), st.lists(PARTS).map("".join))))
+def test_many_texts_have_the_tokens_of_each_alone(kind: str, texts: list[tuple[str, str]]):
+    renderer = RENDERERS[kind]
+    prompts, answers = [prompt for prompt, _ in texts], [answer for _, answer in texts]
+    tokenizer = renderer.tokenizer
+    for prompt, ids in zip(prompts, renderer.encode_prompts(prompts), strict=True):
+        bare = tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token)
+        assert ids == tokenizer.encode(prompt, add_special_tokens=not bare)
+    for prompt, answer, ids in zip(prompts, answers, renderer.encode_targets(answers, prompts), strict=True):
+        before = tokenizer.encode(prompt, add_special_tokens=False) if prompt else []
+        whole = tokenizer.encode(prompt + answer, add_special_tokens=False)
+        follows = whole[: len(before)] == before
+        alone = tokenizer.encode(answer, add_special_tokens=False)
+        assert ids == [*(whole[len(before) :] if follows else alone), renderer.stop_ids[0]]

@@ -120,17 +120,20 @@ def _sweep_in_pool(
 def _submit(
     pool: ProcessPoolExecutor, specs: Sequence[RunSpec], workers: int, events: Any
 ) -> dict[Future[None], RunSpec | None]:
-    """Queue models and runs seed by seed, models one seed ahead of the runs; return each job with its run, None for a model.
+    """Queue models and runs seed by seed, the models as many seeds ahead of the runs as there are workers.
 
-    Models are jobs of their own because runs of one seed would otherwise wait for one of them to build the models. The next
-    seed's students are built while the first runs wait for the teacher, which takes longest.
+    Returns each job with its run, None for a model. Models are jobs of their own because runs of one seed would otherwise wait
+    for one of them to build the models. The next seeds' students are built while the first runs wait for the teacher, which
+    takes longest.
     """
     seeds = list(dict.fromkeys(spec.seed for spec in specs))
     groups = [[spec for spec in specs if spec.seed == seed] for seed in seeds]
     built: set[str] = set()
     pending: dict[Future[None], RunSpec | None] = {}
     for now, runs in enumerate(groups):
-        for key, (spec, model, seed) in models_of([spec for group in groups[now : now + 2] for spec in group]).items():
+        for key, (spec, model, seed) in models_of(
+            [spec for group in groups[now : now + 1 + workers] for spec in group]
+        ).items():
             if key not in built:
                 threads = threads_of(spec.suite, workers)
                 pending[pool.submit(_build_in_worker, spec, model, seed, threads, events)] = None
