@@ -215,6 +215,6 @@ def _rows(
 def _refuse_other_vocabulary(start: Head, current: Head, folder: Path) -> None:
     if len(start.weight) != len(current.weight):
         raise ModelError(
-            f"{folder} has {len(current.weight)} rows in its output layer, but the start has {len(start.weight)}; the "
+            f"{folder} has {len(current.weight)} rows in its output layer and the start has {len(start.weight)}; the "
             "distance from the start needs the same vocabulary, so keep it, or turn this off with evaluation.drift: null"
         )

@@ -248,7 +248,7 @@ def _refuse_other_questions(task: Task, docs: Sequence[dict[str, Any]], stored: 
     prompts = stored.samples.drop_duplicates("item_id")["prompt"]
     if len(prompts) != len(docs):
         raise TaskError(
-            f"task {task.name}: {len(prompts)} items have stored answers, but its test split has {len(docs)} now; an answer "
+            f"task {task.name}: {len(prompts)} items have stored answers and its test split has {len(docs)} now; an answer "
             "can only be graded against its own item, so evaluate the checkpoint again"
         )
     asked = stored.summary.questions
