@@ -1,1 +1,1 @@
-"""Benchmarks: ratios against a peer or a baseline, measured in turn in one run and written to RESULTS.md."""
+"""Benchmarks: ratios against a peer or a baseline, measured alternately in one run and written to RESULTS.md."""

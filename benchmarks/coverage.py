@@ -26,11 +26,7 @@ from harness.stats.two_way import two_way_interval
 
 OUT = Path("docs/results/coverage.md")
 SEEDS = (3, 5, 10)
-SHAPES = (
-    (20, 200),
-    (60, 200),
-    (200, 200),
-)  # clusters, items: the tiny suite's tool tasks have 200 calls behind 200 items
+SHAPES = ((20, 200), (60, 200), (200, 200))  # clusters, items; the tiny suite's tool tasks have 200 calls in 200 items
 SAME = (0.45, 0.45)
 INTERVALS: dict[str, Callable[[Estimate], Interval]] = {
     "over seeds": lambda found: t_interval(found.values),
@@ -47,7 +43,7 @@ class Row(NamedTuple):
 
 
 def coverage_row(kind: str, shape: tuple[int, int], seeds: int, studies: int, generator: Generator) -> Row:
-    """Return by interval how often it holds the true difference of two methods, and the two-way one's false alarms."""
+    """Return how often each interval covers the true difference of two methods, and the two-way one's false alarms."""
     held = np.zeros(len(INTERVALS) + 1)
     for _ in range(studies):
         base, other, truth = two_methods(generator, seeds, *shape, SPREADS[kind])
@@ -58,11 +54,11 @@ def coverage_row(kind: str, shape: tuple[int, int], seeds: int, studies: int, ge
 
 
 def verdict_row(kind: str, seeds: int, studies: int, generator: Generator) -> Row:
-    """Return how often verdicts are wrong, each at the truth that makes it wrong most often.
+    """Return how often three verdicts are wrong, each under the truth that makes it wrong most often.
 
-    - supported or contradicted, of two methods that are equal;
-    - any of four tests with Holm's correction, of two methods that are equal in all four tasks;
-    - `matched`, of two methods whose learning differs by the margin: t over seeds.
+    - supported or contradicted, for two equal methods;
+    - any of four tests with Holm's correction, for two methods that are equal in all four tasks;
+    - `matched` (by t over seeds), for two methods whose learning differs by the margin.
     """
     wrong = np.zeros(3)
     for _ in range(studies):
@@ -78,17 +74,17 @@ def verdict_row(kind: str, seeds: int, studies: int, generator: Generator) -> Ro
 
 
 def curve_row(study: CurveStudy, seeds: int, studies: int, generator: Generator) -> Row:
-    """Return how often equal learning tells two methods apart, how often end points do, and how often nothing is compared.
+    """Return how often two methods differ at equal learning, how often at their end points, and how often none is compared.
 
-    End points are compared as they are: the retained task after the stage, without regard to learning.
+    End points are the scores of the retained task after the stage, whatever was learned.
     """
     found = np.zeros(3)
     for _ in range(studies):
         base, other = two_curves(generator, seeds, study)
         equal = at_equal_learning(base, other)
         ends = t_interval([other[seed].change[-1] - base[seed].change[-1] for seed in base])
-        told = not equal.obstacle and _excludes_zero(two_way_interval(equal.difference))
-        found += [told, _excludes_zero(ends), bool(equal.obstacle)]
+        differ = not equal.obstacle and _excludes_zero(two_way_interval(equal.difference))
+        found += [differ, _excludes_zero(ends), bool(equal.obstacle)]
     speeds = " and ".join(f"{speed:g}" for speed in study.speeds)
     return Row(
         (study.path, speeds, f"{100 * study.effect:g}", f"{100 * study.spread:g}", str(seeds)), tuple(found / studies)
@@ -136,12 +132,12 @@ HEADERS = {
 TITLES = {
     "intervals": "Intervals: another seed and other items",
     "verdicts": "Verdicts: how often they are wrong where nothing is to be found",
-    "curves": "Equal learning: how often two methods are told apart",
+    "curves": "Equal learning: how often two methods are found to differ",
 }
 
 
 def render(tables: Sequence[tuple[str, list[Row]]], heading: str, texts: dict[str, str]) -> str:
-    """Return the page: each table under its title, with what it shows."""
+    """Return the page: each table with its title and its explanation."""
     parts = [heading]
     for name, rows in tables:
         parts += [f"## {TITLES[name]}", texts[name], _table(HEADERS[name], rows)]
@@ -161,18 +157,18 @@ def _excludes_zero(interval: Interval) -> bool:
 
 TEXTS = {
     "intervals": (
-        "Share of 95 % intervals that hold the true difference of two methods, for another seed and other items; 0.95 is "
-        "right. The last column is the share of two-way intervals that leave zero out for two equal methods. *Variance* "
+        "Share of 95 % intervals that cover the true difference of two methods, for another seed and other items; 0.95 is "
+        "right. The last column is the share of two-way intervals that exclude zero for two equal methods. *Variance* "
         "says where the methods' difference varies: *none* has noise alone. Answers are right or wrong on a probit scale, "
         "200 items. With fewer clusters than items, their sizes are multinomial."
     ),
     "verdicts": (
-        "*Judged*: supported or contradicted, of two equal methods. *Any of four*: at least one of four tasks at 5 % "
-        "after Holm, of methods that are equal in all. *Matched*: called matched although learning differs by the margin "
+        "*Judged*: supported or contradicted, for two equal methods. *Any of four*: at least one of four tasks at 5 % "
+        "after Holm, for methods that are equal in all. *Matched*: called matched although learning differs by the margin "
         "of 5 points (seeds differ by 2 points). 60 clusters of items."
     ),
     "curves": (
-        "Share of simulated studies in which the interval leaves zero out: at equal learning "
+        "Share of simulated studies in which the interval excludes zero: at equal learning "
         "(`harness/stats/learning/equal_learning.py`), and of end points compared as they are. With a true difference of 0 "
         "both methods move along one curve at different speeds, so 0.05 is right and more is a false alarm; with 5 points the "
         "share is the power. Curves have 9 points and 100 items. The methods' difference varies between seeds by the "

@@ -1,6 +1,6 @@
-"""Repetitions in turn, and what they add up to: medians, ranges and the ratio inside each repetition.
+"""Repeat measures alternately, and summarise them: medians, ranges and the ratio inside each repetition.
 
-Machines are shared and drift, so no two measures are compared that did not run side by side.
+Machines are shared and their speed drifts, so only measures that ran in the same repetition are compared.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ class Measurement:
 
 
 def in_turn(measures: Mapping[str, Callable[[int], T]], repetitions: int) -> dict[str, list[T]]:
-    """Return each measure's results, made in the order A B C, A B C; each gets the repetition's seed.
+    """Return each measure's results, run in the order A B C, A B C; each gets the repetition's seed.
 
-    A first round, with seed 0, warms caches and is not counted.
+    A first round, with seed 0, warms the caches and does not count.
     """
     rounds = [{name: measure(seed) for name, measure in measures.items()} for seed in range(repetitions + 1)]
     return {name: [results[name] for results in rounds[1:]] for name in measures}
 
 
 def per_second(work: Callable[[int], float]) -> Callable[[int], float]:
-    """Return a measure of what `work` says it did, per second."""
+    """Return a measure of work per second, where `work` returns the amount of work that it did."""
 
     def rate(seed: int) -> float:
         start = time.perf_counter()

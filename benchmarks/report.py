@@ -1,6 +1,6 @@
-"""A report over 30 runs and 100,000 graded answers: seconds to build, and megabytes of its page and of its folder.
+"""Measure a report over 30 runs and 100,000 graded answers: seconds to build it, and the size of its page and folder.
 
-The runs are made up (`benchmarks.report_runs`); every build runs in a separate process, so starting Python and reading
+The runs are synthetic (`benchmarks.report_runs`). Every build runs in a separate process, so starting Python and importing
 libraries counts.
 """
 
@@ -26,7 +26,7 @@ WANTED_SECONDS, WANTED_MB = 60, 20
 
 @dataclass(frozen=True)
 class Built:
-    """One build: its seconds, those of processors, and bytes of report.html, of the largest other page, and of all files."""
+    """One build: wall-clock and processor seconds, and the bytes of report.html, the largest items page, and all files."""
 
     seconds: float
     processor: float
@@ -40,12 +40,12 @@ def section(rounds: int, scale: Scale | None = None) -> str:
     scale = scale or Scale()
     with tempfile.TemporaryDirectory() as folder:
         runs = write_runs(Path(folder), scale)
-        found = [built(runs, Path(folder) / f"report{number}") for number in range(rounds)]
+        found = [measure_build(runs, Path(folder) / f"report{number}") for number in range(rounds)]
     return text(found, scale)
 
 
-def built(runs: Path, out: Path) -> Built:
-    """Build a report where no other has been built, and measure it."""
+def measure_build(runs: Path, out: Path) -> Built:
+    """Build a report into a new folder, and measure it."""
     started, before = time.perf_counter(), _processor()
     subprocess.run([sys.executable, "-m", "harness.cli.app", "report", str(runs), "--out", str(out)], check=True)
     seconds, processor = time.perf_counter() - started, _processor() - before
@@ -58,7 +58,7 @@ def text(found: Sequence[Built], scale: Scale) -> str:
     """Return the section: a row for each measurement, with its target."""
     rows = [
         ["seconds to build", with_range([b.seconds for b in found], 1), f"under {WANTED_SECONDS}"],
-        ["of them on a processor", with_range([b.processor for b in found], 1), ""],
+        ["processor seconds", with_range([b.processor for b in found], 1), ""],
         ["MB of report.html", _median(found, lambda b: b.page), f"under {WANTED_MB}"],
         ["MB of the largest page of answers", _median(found, lambda b: b.largest_item_page), f"under {WANTED_MB}"],
         ["MB of the whole folder, figures as PNG and SVG too", _median(found, lambda b: b.folder), ""],
@@ -73,7 +73,7 @@ def text(found: Sequence[Built], scale: Scale) -> str:
 
 
 def _processor() -> float:
-    """Return the processor seconds of all finished children; what a busy machine makes them wait does not count."""
+    """Return the processor seconds of all finished child processes; time waiting for a busy machine does not count."""
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
     return spent.ru_utime + spent.ru_stime
 

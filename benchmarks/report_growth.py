@@ -1,6 +1,6 @@
-"""Reports over 10, 100 and 500 runs: processor seconds and memory grow no faster than the runs.
+"""Measure reports over 10, 100 and 500 runs: processor seconds and memory should grow no faster than the runs.
 
-The runs are made up and small (`benchmarks.report_runs`): what counts is how a figure changes from row to row.
+The runs are synthetic and small (`benchmarks.report_runs`): what matters is how a figure changes from row to row.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SMALL: dict[str, Any] = {"items": 20, "steps": 20, "prompt": 10, "response": 10,
 
 @dataclass(frozen=True)
 class Cost:
-    """What a report over `runs` runs took: processor seconds, and the most memory of its process in bytes."""
+    """The cost of a report over `runs` runs: processor seconds, and the peak memory of its process in bytes."""
 
     runs: int
     seconds: float
@@ -39,15 +39,15 @@ def section() -> str:
         for cost in costs
     ]
     note = (
-        f"{METHODS} methods, 4 stages of {SMALL['steps']} logged steps, 5 tasks of {SMALL['items']} items. Reading libraries "
-        f"and drawing figures is in each row. One build each, in a separate process."
+        f"{METHODS} methods, 4 stages of {SMALL['steps']} logged steps, 5 tasks of {SMALL['items']} items. Each row includes "
+        f"the import of libraries and the drawing of figures. One build per row, in a separate process."
     )
-    head = ["runs", "processor seconds", "milliseconds a run", "MiB of memory"]
+    head = ["runs", "processor seconds", "milliseconds per run", "MiB of memory"]
     return "\n\n".join(["## Reports over many runs", table(head, rows), note])
 
 
 def measure(runs: int) -> Cost:
-    """Build one report over made-up runs in a separate process."""
+    """Build one report over synthetic runs in a separate process; raises `RuntimeError` where it fails."""
     with tempfile.TemporaryDirectory() as folder:
         methods = [f"method_{number}" for number in range(METHODS - 2)]
         scale = Scale(adapters=("opd", "aopd", *methods), seeds=runs // METHODS, **SMALL)

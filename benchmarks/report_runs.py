@@ -1,4 +1,4 @@
-"""Run directories as large as a real study's, written without any model: made-up scores, texts of real lengths, full logs."""
+"""Write synthetic run directories as large as a real study's: random scores, texts of real lengths, full logs, no model."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _write_run(run: Path, scale: Scale, place: int, adapter: str, seed: int) -> 
 
 
 def _ability(stage: int, task: int, place: int, stages: int) -> float:
-    """Return the share of right answers: a rise at the task's own stage, a fall after it that depends on the method."""
+    """Return the share of right answers: it rises at the task's own stage, then falls at a pace that depends on the method."""
     own = task + 1
     if own > stages:
         return 0.6 - 0.03 * stage
@@ -174,7 +174,7 @@ def _results(task: str, weights: str, samples: pd.DataFrame) -> CellSummary:
 
 
 def _line(step: int, adapter: str, noise: np.ndarray) -> dict[str, Any]:
-    """Return a step of a log: every field that the harness writes, falling or rising over a hundred steps, with noise."""
+    """Return a line of a step log: every field that the harness writes, falling or rising over a hundred steps, with noise."""
     done = 1 - np.exp(-step / 100)
     taught = adapter not in ("sft", "grpo")
     fields = {

@@ -1,4 +1,4 @@
-"""RESULTS.md: what was measured where, the ratios, and where a step's time goes."""
+"""Write RESULTS.md: how the figures were made, the ratios, and the phases of a training step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.rundir.schema import Session
 
 @dataclass(frozen=True)
 class BenchmarkResults:
-    """All that the page shows: comparisons, steps of each trainer by repetition, sentences about them, further sections."""
+    """The page's content: comparisons, each trainer's steps by repetition, notes on the method, and further sections."""
 
     rows: list[Measurement]
     steps: dict[str, list[Steps]]
@@ -23,7 +23,7 @@ class BenchmarkResults:
 
 
 def page(findings: BenchmarkResults, made: Session, threads: int, repetitions: int) -> str:
-    """Return the whole page; `made` says what the process was made of."""
+    """Return the whole page; `made` describes the code, packages and machine."""
     sections = [
         "# Benchmarks",
         provenance(made, threads, repetitions),
@@ -46,7 +46,7 @@ def page(findings: BenchmarkResults, made: Session, threads: int, repetitions: i
 
 
 def provenance(made: Session, threads: int, repetitions: int) -> str:
-    """Say by which command, commit, libraries and machine the figures were made."""
+    """Return a sentence on the command, commit, libraries and machine that made the figures."""
     hardware, packages = made.hardware, made.packages
     commit = f"commit `{(made.git.commit or 'unknown')[:12]}`" + (" with uncommitted changes" if made.git.dirty else "")
     libraries = ", ".join(f"{name} {packages[name]}" for name in ("torch", "transformers"))
@@ -58,7 +58,7 @@ def provenance(made: Session, threads: int, repetitions: int) -> str:
 
 
 def cpu_model() -> str:
-    """Return the processor's name, or `unknown` where the system does not say it in /proc/cpuinfo."""
+    """Return the processor's name, or `unknown` where /proc/cpuinfo does not have it."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")

@@ -1,7 +1,7 @@
-"""`make bench`: OPD and AOPD against TRL's trainer and each other, our generation, and the share of the machine used.
+"""`make bench`: OPD and AOPD against TRL's trainer and each other, our generation, and the utilisation of the machine.
 
-All on the tiny suite's models, in one process on one thread, repetition by repetition in turn; then the log-probability
-operation at a real vocabulary, and a large report, each measurement in a separate process.
+These run on the tiny suite's models, in one process on one thread, alternately in each repetition. Then follow the
+log-probability operation at a real vocabulary, reports, start-up times and scaling, each measured in separate processes.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def main(
     vllm_rounds: Annotated[int, typer.Option(min=1, help="Cold starts of vLLM, where it is installed.")] = 5,
     out: Annotated[Path, typer.Option(help="The page to write.")] = RESULTS,
 ) -> None:
-    """Measure everything in turn; the page is written after each section, so that a later one that fails costs no other."""
+    """Measure everything; the page is written after each section, so that a failing section does not lose earlier ones."""
     _quiet()
     if not out.parent.is_dir():
         raise typer.BadParameter(f"{out.parent} is not a folder; make it first, or give another --out")
@@ -103,7 +103,7 @@ def _sections(
 
 
 def measure(settings: Sequence[Setting], repetitions: int) -> BenchmarkResults:
-    """Return all figures; where TRL is not installed, its figures are left out and the text says so."""
+    """Return all figures; where TRL is not installed, its figures are left out and a note says so."""
     steps = in_turn(_merged(_trainers(setting) for setting in settings), repetitions)
     rates = in_turn(_merged(_rates(setting) for setting in settings), repetitions)
     precisions = [setting.precision for setting in settings]
@@ -123,7 +123,7 @@ def _trainers(setting: Setting) -> dict[str, Callable[[int], Steps]]:
 
 def _rates(setting: Setting) -> dict[str, Callable[[int], float]]:
     rates = {"student": student_rate(setting), "peak": peak_rate(setting.precision)}
-    # Rollouts are drawn outside autocast, so one precision says it all.
+    # Rollouts are drawn outside autocast, so one precision is enough.
     if setting.precision == "float32":
         rates |= {
             "engine": per_second(engine_tokens(setting)),
@@ -133,7 +133,7 @@ def _rates(setting: Setting) -> dict[str, Callable[[int], float]]:
 
 
 def trl_rows(steps: Mapping[str, Sequence[Steps]], precisions: Sequence[str]) -> Iterator[Measurement]:
-    """Compare whole steps with TRL's: in each precision, and with whichever of TRL's is faster."""
+    """Compare whole steps with TRL's: in each precision, and with TRL's faster precision."""
     if not any(name.startswith(TRL) for name in steps):
         return
     for precision in precisions:
@@ -152,7 +152,7 @@ def _whole_step(ours: str, precision: str, steps: Mapping[str, Sequence[Steps]],
 
 
 def aopd_rows(steps: Mapping[str, Sequence[Steps]], precisions: Sequence[str]) -> Iterator[Measurement]:
-    """Compare what follows generation, so that equal responses cost what they cost."""
+    """Compare AOPD's and OPD's steps without generation, so that both work on equal responses."""
 
     def milliseconds(name: str) -> list[float]:
         return [1000 * (s.teacher + s.rest) / s.count for s in steps[name]]
@@ -179,7 +179,7 @@ def _merged(parts: Iterable[dict[str, T]]) -> dict[str, T]:
 
 
 def notes(setting: Setting) -> list[str]:
-    """Return what a reader must know of how the figures were made."""
+    """Return notes on how the figures were made."""
     training = setting.context.training
     task = " and ".join(setting.context.tasks)
     lines = [
@@ -188,8 +188,8 @@ def notes(setting: Setting) -> list[str]:
         "learning rate of nearly zero, so that response lengths stay those of the start.",
         "Weights are float32; bfloat16 is autocast of forward and backward passes with eager attention, as the tiny "
         "suite trains; TRL gets the same models in the same precision. Our rollouts are drawn in float32; TRL's trainer "
-        "decides for its own.",
-        "The student's operations are those that run: padding and the head's recomputation count.",
+        "chooses the precision of its own rollouts.",
+        "The student's operations are all that run, including padding and the head's recomputation.",
     ]
     if not installed():
         return [*lines, f"{MISSING}."]

@@ -1,4 +1,4 @@
-"""What is measured: a suite's student, teacher and first task, as its first stage would train them."""
+"""The setting of the benchmarks: a suite's student, teacher and first task, as its first stage trains them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from harness.teachers.local import LocalTeacher
 
 @dataclass(frozen=True)
 class Setting:
-    """Student and teacher in memory, and a stage over them of one step that is not counted and `steps` that are."""
+    """Student and teacher in memory, and a stage of one step that does not count and `steps` that do."""
 
     student: Loaded
     teacher: Loaded
@@ -34,7 +34,7 @@ class Setting:
 
     @property
     def precision(self) -> str:
-        """What forward and backward passes run in; the weights are float32."""
+        """The precision of forward and backward passes; the weights are float32."""
         return self.context.training.autocast or "float32"
 
     @property
@@ -43,7 +43,7 @@ class Setting:
         return self.context.training.steps - 1
 
     def prompts(self, seed: int) -> list[Example]:
-        """Return the prompts of a stage with this seed, batch after batch, those of the uncounted step first."""
+        """Return the prompts of a stage with this seed, batch after batch; the uncounted step's come first."""
         batches = islice(prompt_batches(self.with_seed(seed)), self.steps + 1)
         return [example for batch in batches for example in batch]
 
@@ -73,7 +73,7 @@ def make_setting(name: str, steps: int, autocast: Literal["bfloat16"] | None) ->
 
 def _context(suite: Suite, library: TaskLibrary, student: Loaded, teacher: Loaded, steps: int) -> StageContext:
     stage = suite.stages[0]
-    # A rate of nearly zero keeps the policy, so that all methods see responses of the same lengths in every step.
+    # A rate of nearly zero keeps the policy, so that all methods get responses of the same lengths in every step.
     optimizer = stage.training.optimizer.model_copy(update={"lr": 1e-12})
     changes = {"steps": steps + 1, "optimizer": optimizer, "num_generations": 1}
     training = stage.training.model_copy(update=changes)

@@ -1,7 +1,7 @@
-"""Simulated studies of two methods whose true difference is known: right or wrong answers, clusters of items, learning curves.
+"""Simulate studies of two methods whose true difference is known: right or wrong answers, clusters of items, learning curves.
 
-What a test or an interval promises is measured on these: `benchmarks/coverage.py` writes the table, tests repeat a small part.
-Answers come from a probit model, so that items, clusters, seeds and their interactions vary as real ones do.
+They measure whether tests and intervals keep their promises: `benchmarks/coverage.py` writes the table, and tests repeat a
+small part. Answers come from a probit model, in which items, clusters, seeds and their interactions vary.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def two_methods(
 ) -> tuple[Estimate, Estimate, float]:
     """Return two methods' scores on the same items, and the true difference for all seeds and items of the kind.
 
-    `levels` are the methods' means on the probit scale. Sizes of clusters are multinomial, where there are fewer than items.
+    `levels` are the methods' means on the probit scale. With fewer clusters than items, cluster sizes are multinomial.
     """
     names = _clusters(generator, clusters, items)
     shared = generator.normal(0, spread.cluster, clusters)[names] + generator.normal(0, spread.item, items)
@@ -66,7 +66,7 @@ def two_methods(
 
 
 def _clusters(generator: Generator, clusters: int, items: int) -> NDArray[np.int64]:
-    """Return the cluster of each item; as many clusters as items are one each."""
+    """Return the cluster of each item; with as many clusters as items, each item is its own cluster."""
     return np.arange(items) if clusters >= items else generator.integers(0, clusters, items)
 
 
@@ -75,7 +75,7 @@ def _estimate(values: Vector, names: NDArray[np.int64]) -> Estimate:
     return Estimate(dict(enumerate(values.mean(axis=0).tolist())), {"task": table})
 
 
-# How much is lost on the way, by the share of the way to full learning (0..1) and by the steps taken in units of the speed.
+# The retention lost so far, a share: as a function of learning reached (0..1) and of speed times the steps taken (0..1).
 PATHS: dict[str, Callable[[Vector, Vector], Vector]] = {
     "lost late": lambda share, _: 0.25 * share**1.5,
     "lost early": lambda share, _: 0.25 * share**0.6,
@@ -84,11 +84,11 @@ PATHS: dict[str, Callable[[Vector, Vector], Vector]] = {
 
 
 class CurveStudy(NamedTuple):
-    """A study with learning curves: how fast each method learns, and what the second loses beyond the common path.
+    """A study with learning curves of two methods.
 
-    `speeds` are the methods'; learning after a share t of the stage is 0.25 + 0.6 (1 - exp(-speed t)). `effect` is the
+    `speeds` are the methods' speeds: learning after a share t of the stage is 0.25 + 0.6 (1 - exp(-speed t)). `effect` is the
     second method's true difference in retention, `spread` its standard deviation between seeds, both shares; the difference
-    comes with the first third of learning. `points` are those of a curve, `items` those of each task.
+    arises in the first third of learning. `points` is the number of points of a curve, `items` that of a task's items.
     """
 
     speeds: tuple[float, float] = (1.5, 3.0)
@@ -101,13 +101,11 @@ class CurveStudy(NamedTuple):
 
 
 def two_curves(generator: Generator, seeds: int, study: CurveStudy) -> tuple[dict[int, Curve], dict[int, Curve]]:
-    """Return the learning curves of two methods that leave the same start, by seed."""
+    """Return the learning curves of two methods from the same start, by seed."""
     names = (
         generator.integers(0, study.clusters, study.items) if study.clusters < study.items else np.arange(study.items)
     )
-    hard = [
-        generator.normal(0, 0.7, study.clusters)[names] for _ in range(2)
-    ]  # of the learned and of the retained items
+    hard = [generator.normal(0, 0.7, study.clusters)[names] for _ in range(2)]  # learned items, retained items
     sides: tuple[dict[int, Curve], dict[int, Curve]] = ({}, {})
     for seed in range(seeds):
         begin = [generator.normal(size=study.items) for _ in range(2)]  # greedy answers of one start are the same
@@ -128,9 +126,9 @@ def two_curves(generator: Generator, seeds: int, study: CurveStudy) -> tuple[dic
 
 
 def _answers(generator: Generator, shares: Vector, hard: Vector, begin: Vector) -> Vector:
-    """Return right (1) or wrong (0) by item and point, right with these shares; neighbouring points agree on most items.
+    """Return right (1) or wrong (0) by item and point, right with the given shares; neighbouring points agree on most items.
 
-    The latent scale has an item's difficulty, what one checkpoint makes of it (carried on from point to point), and noise.
+    On the latent scale an item has its difficulty, and noise that is correlated between neighbouring points.
     """
     noise = np.empty((len(hard), len(shares)))
     noise[:, 0] = begin

@@ -1,4 +1,4 @@
-"""How long a command takes before its work: whole processes, timed from outside, on this machine as it is now."""
+"""Measure how long commands take before their work: whole processes, timed from outside, on the present machine."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from benchmarks.report_runs import Scale, write_runs
 from benchmarks.results_page import table
 
 SMALL = Scale(adapters=("opd", "aopd"), seeds=2, items=50, steps=20)
-AIMS = {"harness --help": "0.5", "harness compare": "4", "harness adapters": "3", "harness run tiny --dry-run": "5"}
+TARGETS = {"harness --help": "0.5", "harness compare": "4", "harness adapters": "3", "harness run tiny --dry-run": "5"}
 
 
 def section(rounds: int) -> str:
-    """Return the section of the page: wall-clock and processor seconds of each command, and what is aimed at."""
+    """Return the section of the page: wall-clock and processor seconds of each command, and its target."""
     with tempfile.TemporaryDirectory() as folder:
         runs = write_runs(Path(folder), SMALL)
         commands = {
@@ -35,11 +35,11 @@ def section(rounds: int) -> str:
             f"`{name}`",
             with_range([wall for wall, _ in pairs]),
             with_range([cpu for _, cpu in pairs]),
-            AIMS.get(name, "–"),
+            TARGETS.get(name, "–"),
         ]
         for name, pairs in timed.items()
     ]
-    return f"## Start of the commands\n\n{table(['command', 'seconds', 'seconds of processors', 'aim, seconds'], rows)}"
+    return f"## Start of the commands\n\n{table(['command', 'seconds', 'processor seconds', 'target, seconds'], rows)}"
 
 
 def seconds(words: list[str]) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Our training steps, timed by the loop's own step log, and the figures that any trainer's steps are compared by."""
+"""Our training steps, timed by the loop's own step log, and the figures by which all trainers are compared."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from benchmarks.setting import Setting
 
 @dataclass(frozen=True)
 class Steps:
-    """Consecutive training steps: their seconds by phase, added up, and the responses that they trained on.
+    """Consecutive training steps: total seconds by phase, and the responses that they trained on.
 
-    `rest` is all but generation and the teacher: the student's forward, backward and update, batching, logging.
+    `rest` is everything but generation and teacher: the student's forward, backward and update, batching, logging.
     """
 
     count: int
@@ -53,7 +53,7 @@ def our_steps(adapter: LoopAdapter, setting: Setting, seed: int) -> Steps:
 
 
 def from_log(lines: list[dict[str, Any]], responses: int) -> Steps:
-    """Add up lines of a step log, each of `responses` responses."""
+    """Add up the lines of a step log; each step trained on `responses` responses."""
     seconds = {name: sum(line["seconds"][name] for line in lines) for name in ("generate", "teacher", "step")}
     return Steps(
         count=len(lines),

@@ -1,7 +1,7 @@
 """The peer: TRL's DistillationTrainer on the same models and prompts, timed inside its own trainer.
 
-It is always on-policy (GKD's lmbda = 1) with one response to a prompt. With beta = 1 it minimises the reverse KL over the
-whole vocabulary, whose gradient OPD estimates from the sampled token; the rest is set as for OPD, or to what is fastest.
+It is always on-policy (GKD's lmbda = 1) with one response per prompt. With beta = 1 it minimises the reverse KL over the
+whole vocabulary, whose gradient OPD estimates from the sampled token. Other settings are those of OPD, or the fastest ones.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class StepClock(TrainerCallback):
 
 
 def _texts(setting: Setting, seed: int) -> list[str]:
-    """Return the prompts as TRL takes them, as text; raises `TaskError` when it would not read the same ids."""
+    """Return the prompts as text, as TRL needs them; raises `TaskError` where the text has different token ids."""
     renderer, tasks = setting.student.renderer, setting.context.tasks
     examples = setting.prompts(seed)
     texts = [tasks[example.task].render(example.doc, renderer) for example in examples]

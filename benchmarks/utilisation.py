@@ -1,4 +1,4 @@
-"""How much of the machine the student's pass uses: its matrix products per second over the fastest ones measured."""
+"""Measure how much of the machine the student's passes use: their operations per second against the fastest product's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def peak_rate(precision: str, device: str = "cpu") -> Callable[[int], float]:
 def student_rate(setting: Setting) -> Callable[[int], float]:
     """Return a measure of the student's forward and backward over one batch of rollouts, in GFLOP/s.
 
-    Counted are the products that run, those over padding and the head's second pass in the backward included.
+    All matrix products that run are counted, including those over padding and the head's second pass in the backward.
     """
     batch = rollout_batch(setting)
     flops = count_flops(lambda: _forward_backward(setting, batch))
@@ -43,7 +43,7 @@ def student_rate(setting: Setting) -> Callable[[int], float]:
 def count_flops(work: Callable[[], Any]) -> int:
     """Return the floating-point operations of all matrix products and attention in `work`.
 
-    torch's counter does not know attention on the CPU, so its own formulas for attention are given to it.
+    torch's counter does not know the CPU's attention operations, so it is given torch's own formulas for attention.
     """
     ops: Any = torch.ops.aten
     attention = {

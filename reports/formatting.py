@@ -38,11 +38,20 @@ def format_pull(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:z.4f}".replace("-", "−")
 
 
+def format_bounds(interval: Interval, write: Callable[[float], str] = format_points) -> str:
+    """Write `[low, high]`; a dash where the interval has no bounds."""
+    return "–" if math.isnan(interval.low) else f"[{write(interval.low)},\u00a0{write(interval.high)}]"
+
+
+def format_with_bounds(interval: Interval, write: Callable[[float], str] = format_points) -> str:
+    """Write `mean [low, high]` wherever there are bounds, also those over the items of a single seed."""
+    mean = write(interval.mean)
+    return mean if math.isnan(interval.low) else f"{mean} {format_bounds(interval, write)}"
+
+
 def format_interval(interval: Interval, write: Callable[[float], str] = format_percent) -> str:
-    """Write `mean [low, high]`; only the mean for a single seed."""
-    if interval.seeds < 2:
-        return write(interval.mean)
-    return f"{write(interval.mean)} [{write(interval.low)},\u00a0{write(interval.high)}]"
+    """Write `mean [low, high]`, only the mean for a single seed, and a dash for none."""
+    return write(interval.mean) if interval.seeds < 2 else f"{write(interval.mean)} {format_bounds(interval, write)}"
 
 
 def format_p(p: float) -> str:

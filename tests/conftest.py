@@ -1,4 +1,4 @@
-"""What all tests share: no network, one thread, a cache that goes away, and the micro runs that several files read."""
+"""Fixtures of all tests: no network, one thread, a temporary cache, and the micro runs that several files read."""
 
 from __future__ import annotations
 

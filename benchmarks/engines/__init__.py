@@ -1,1 +1,1 @@
-"""Engines: generation, and weights handed to vLLM."""
+"""Benchmarks of engines: generation, and the hand-over of weights to vLLM."""

@@ -1,4 +1,4 @@
-"""Generation: our engine, which drops finished responses from the batch, and transformers' own `generate`."""
+"""Measure generation by our engine, which drops finished responses from the batch, and by transformers' `generate`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""vLLM between two evaluations: taking a checkpoint's weights or starting an engine on it, and generation next to ours."""
+"""Measure vLLM between two evaluations: loading new weights against a cold start, and its generation against ours."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def section(setting: Setting, rounds: int, threads: int) -> str:
 
 
 def _round(setting: Setting, checkpoints: list[Path], place: EngineSite, seed: int) -> HandoverRound:
-    """Start an engine on the student, warm it up, generate, then give it the teacher's weights and the student's again."""
+    """Start an engine on the student, warm it up, generate, then load the teacher's weights and the student's again."""
     started = time.perf_counter()
     engine = VLLMEngine(checkpoints[0], VLLM(), place)
     ready = time.perf_counter()
@@ -83,7 +83,7 @@ def _rate(engine: VLLMEngine | HFEngine, setting: Setting, seed: int) -> float:
 def _note(rounds: int, setting: Setting) -> str:
     prompts = len(setting.prompts(0))
     return (
-        f"Medians of {rounds} rounds; each starts a process, warms it up, answers {prompts} prompts of the suite's first task "
-        "next to our engine on the same weights, then takes two checkpoints from disk. float32; a start ends when the engine "
-        "could take a request, so what its first request prepares is not counted."
+        f"Medians of {rounds} rounds. Each starts a process, warms it up, answers {prompts} prompts of the suite's first task "
+        "with vLLM and with our engine on the same weights, then loads two checkpoints from disk. float32. A start ends when "
+        "the engine can take a request; preparations during its first request do not count."
     )

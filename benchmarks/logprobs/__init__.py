@@ -1,1 +1,1 @@
-"""Log-probabilities without logits: time and memory of our code, of dense code and of TRL's."""
+"""Benchmarks of log-probabilities without full logits: time and memory of our code, of dense code and of TRL's."""

@@ -1,6 +1,6 @@
-"""The log-probability operation at a real vocabulary: time and memory against full logits, against TRL, AOPD against OPD.
+"""Measure the log-probability operation at a real vocabulary: time and memory against full logits and TRL, AOPD against OPD.
 
-Every measurement runs in a separate process (`benchmarks.logprobs.logprob_work`); rounds go through all of them in turn.
+Every measurement runs in a separate process (`benchmarks.logprobs.logprob_work`); each round runs all of them once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WHOLE_SIZE = Size(tokens=1024)
 
 @dataclass(frozen=True)
 class VariantPair:
-    """One of our variants and what it stands against; `products` of (N, H) and (H, V) are those that full logits need."""
+    """One of our variants and its baseline; `products` is how many products of (N, H) and (H, V) full logits need."""
 
     what: str
     ours: str
@@ -56,7 +56,7 @@ COMPARISONS = (
 
 @dataclass(frozen=True)
 class SpeedRound:
-    """One round on a device: what each variant took, and the fastest matrix product's GFLOP/s."""
+    """One round on a device: each variant's cost, and the fastest matrix product's GFLOP/s."""
 
     measured: Mapping[str, WorkCost]
     peak: float
@@ -65,7 +65,7 @@ class SpeedRound:
 def section(rounds: int, threads: int) -> str:
     """Measure and return the page's section."""
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    measure = partial(in_its_own_process, threads=threads)
+    measure = partial(measure_in_process, threads=threads)
     found = {device: [one_round(device, measure) for _ in range(rounds)] for device in devices}
     return text(found, threads)
 
@@ -78,12 +78,12 @@ def one_round(device: str, measure: Callable[[str, Size, str], WorkCost]) -> Spe
 
 
 def comparisons() -> list[VariantPair]:
-    """Return the comparisons that can be made here: without TRL, not those with it."""
+    """Return the comparisons that can run here: those with TRL only where it is installed."""
     return [c for c in COMPARISONS if installed() or not c.theirs.startswith("trl_")]
 
 
-def in_its_own_process(variant: str, size: Size, device: str, threads: int) -> WorkCost:
-    """Measure one variant where no other has been."""
+def measure_in_process(variant: str, size: Size, device: str, threads: int) -> WorkCost:
+    """Measure one variant in a separate process."""
     numbers = {"tokens": size.tokens, "vocabulary": size.vocabulary, "hidden": size.hidden}
     options = [f"--{name}={value}" for name, value in numbers.items()]
     command = [
@@ -130,16 +130,16 @@ def _rows(device: str, rounds: Sequence[SpeedRound]) -> Iterator[Measurement]:
 
 
 def notes(threads: int, rounds: int) -> list[str]:
-    """Return what a reader must know of how the figures were made."""
+    """Return notes on how the figures were made."""
     lines = [
         f"{AOPD_SIZE.tokens:,} tokens ({WHOLE_SIZE.tokens:,} for reverse KL and JSD), hidden size {AOPD_SIZE.hidden}, "
         f"random states, heads and ids; forward and backward to states and head, the teacher's side forward alone. CPU: "
         f"float32, threads: {threads}; GPU: bfloat16. Medians of {rounds} rounds in turn; every measurement is one run (GPU: "
         "the median of five) after a warm-up, in a separate process.",
-        "Memory is the peak during the run beyond what was in use before it, when inputs were there; the gradient of the "
-        f"head, {AOPD_SIZE.vocabulary * AOPD_SIZE.hidden * 4 / MIB:,.0f} MiB in float32, is part of all but the teacher's. "
-        "CPU: the kernel's own mark of the peak resident set, set back before the run, so no sampling misses it. "
-        "GPU: the allocator's own.",
+        "Memory is the peak during the run minus the memory in use before it, inputs included; the gradient of the head, "
+        f"{AOPD_SIZE.vocabulary * AOPD_SIZE.hidden * 4 / MIB:,.0f} MiB in float32, is part of all rows but the teacher's. "
+        "CPU: the kernel's own peak of the resident set, reset before the run, so no sampling misses it. "
+        "GPU: the allocator's own peak.",
         "Full logits are one `hidden @ weight.T`, in float32, `log_softmax`, `gather` or the divergence, by autograd. "
         "Needed products are those that full logits need; ours computes logits again in the backward (4 for 3 in AOPD, 6 for "
         "4 in divergences, where the teacher's are computed again too), and that extra work does not count as done.",

@@ -128,7 +128,7 @@ def trl_opd(inputs: Inputs) -> Tensor:
 
 
 def liger_opd(inputs: Inputs) -> Tensor:
-    """The mean negative log-probability of one token, which is what Liger's kernel gives; it keeps no loss per token."""
+    """The mean negative log-probability of one token by Liger's kernel, which returns no loss per token."""
     module: Any = importlib.import_module("liger_kernel.ops.fused_linear_cross_entropy")
     found = module.LigerFusedLinearCrossEntropyFunction.apply(inputs.hidden, inputs.weight, inputs.ids[:, 0])
     return found[0] if isinstance(found, tuple) else found

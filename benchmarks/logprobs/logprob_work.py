@@ -1,4 +1,4 @@
-"""One operation on log-probabilities, measured in a separate process.
+"""Measure one operation on log-probabilities; `logprob_speed` starts it as a separate process.
 
 `python -m benchmarks.logprobs.logprob_work --variant ours_aopd` prints its seconds and its peak memory as JSON.
 """
@@ -26,7 +26,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @dataclass(frozen=True)
 class WorkCost:
-    """Median seconds of a run, and the most bytes in use during it beyond those before it."""
+    """Median seconds of a run, and the peak bytes in use during it minus those before it."""
 
     seconds: float
     bytes: float
@@ -47,7 +47,7 @@ def main(
 
 
 def measured(work: Work, size: Size, device: str = "cpu") -> WorkCost:
-    """Measure after a warm-up, which on a CPU has few tokens: what a process pays once is paid by then."""
+    """Measure after a warm-up, so that costs that occur once per process do not count; on a CPU it has few tokens."""
     inputs, gpu = make_inputs(size, device), device == "cuda"
     _run(work, inputs.first(size.tokens if gpu else WARM_UP_TOKENS))
     before = _memory_before(gpu)
@@ -73,7 +73,7 @@ def _memory_before(gpu: bool) -> float:
     if gpu:
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    # `ru_maxrss` would not do: a child starts with its parent's, and it cannot be set back after the imports.
+    # `ru_maxrss` does not work: a child starts with its parent's value, and it cannot be reset after the imports.
     if CLEAR_REFS.exists():
         CLEAR_REFS.write_text("5", encoding="utf-8")
     return _status("VmRSS")

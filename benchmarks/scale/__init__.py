@@ -1,1 +1,1 @@
-"""What scaling out costs and brings: processes, servers, workers."""
+"""Benchmarks of scaling out: processes, servers, workers."""

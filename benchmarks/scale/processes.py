@@ -1,4 +1,4 @@
-"""One run in two processes next to one, and what the doctor's probe says of a run next to the run."""
+"""Measure a run in two processes against one, and the doctor's estimate of a run against the run itself."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Sweeps over workers, one run over processes, a served teacher next to a local one, weights handed to a server.
+"""Measure sweeps over workers, a run over processes, a served teacher against a local one, and weights sent to a server.
 
-`python -m benchmarks.scale.scale_section --into benchmarks/RESULTS.md` measures this section alone and puts it into a page.
+`python -m benchmarks.scale.scale_section --into benchmarks/RESULTS.md` measures this section alone and writes it into a page.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ def section(runs: int, rounds: int) -> str:
     notes = [
         f"At {commit}, {made.created}; {made.hardware['cpus']} CPUs ({cpu_model()}), one thread a process. "
         f"Medians of {rounds} rounds in turn; a sweep is done once in each way, models built before.",
-        f"The machine's load over five minutes was {load}. Above the number of its CPUs others worked on it too, and two "
+        f"The machine's load over five minutes was {load}. If it is above the number of CPUs, other work ran too, and two "
         "processes had less than twice the processor time of one.",
         "Runs are of the tests' micro suite, with two stages. Serial is one process; a worker, or a Ray node of one core, "
-        "is a process of its own, whose start is part of the time.",
+        "is a separate process, whose start is part of the time.",
         *(f"{name} is not installed here, so its rows are missing." for name in ("vllm", "ray") if not _has(name)),
     ]
     return "\n\n".join([TITLE, table(header, [cells(row) for row in rows]), "\n".join(f"- {note}" for note in notes)])

@@ -1,4 +1,4 @@
-"""A real `vllm serve` on this machine: positions that it scores as a teacher, and weights that it takes in training."""
+"""Measure a real `vllm serve` on this machine: scores as a teacher, and weights that it receives in training."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OPTIONS = (
 
 
 def server_rows(folder: Path, rounds: int) -> Iterator[Measurement]:
-    """Yield positions scored in a second, served and local, and the seconds of a hand-over next to those of a start."""
+    """Yield positions scored per second, served and local, and the time of a hand-over of weights against a start."""
     suite, library = load_suite(str(write_yaml(folder / "served.yaml", wide_suite()))), TaskLibrary()
     assert isinstance(suite.teacher, Scratch)
     teacher, started = checkpoint_of(suite.teacher, 0, library), checkpoint_of(suite.student, 0, library)

@@ -1,4 +1,4 @@
-"""A sweep of small runs, one after another, on two workers, and on a Ray cluster of two nodes on this machine."""
+"""Measure a sweep of small runs: one after another, on two workers, and on a Ray cluster of two nodes on this machine."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from harness.pipeline.sweeps.sweep import models_of, sweep
 from harness.rundir.process.progress import silent
 from tests.support.models import micro_suite, write_yaml
 
-STEPS, LONG, ITEMS = 60, 200, 40  # with LONG a run takes several times as long as the start of a process
+STEPS, LONG, ITEMS = 60, 200, 40  # with LONG steps a run takes several times as long as the start of a process
 
 
 def small_suite(folder: Path, steps: int = STEPS, **changes: Any) -> Suite:
-    """Return the micro suite with so many steps a stage."""
+    """Return the micro suite with `steps` steps per stage."""
     raw = {**micro_suite(), "probes": [], "threads": 1, **changes}
     raw["training"] = {**raw["training"], "steps": steps}
     raw["evaluation"] = {**raw["evaluation"], "limit": ITEMS}

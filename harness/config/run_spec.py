@@ -28,6 +28,7 @@ OF_A_SERVER = (
     "deadline",
     "start_deadline",
     "wrong_answers",
+    "exact_ids",
     "api_key_variable",
 )
 # What a session may set for itself: out of memory in stage 3 is answered by a smaller micro-batch, not by starting again.
@@ -38,7 +39,7 @@ MAY_CHANGE = frozenset(
         *("evaluation.batch_size", "evaluation.teacher"),
         *(f"{where}training.{key}" for where in ("", "stages.*.", "adapter.") for key in _BATCHES),
         *("vllm.gpu_memory_utilization", "vllm.cpu_cache_gib"),
-        *(f"vllm_server.{key}" for key in ("urls", "shared_folder", "concurrency", "timeout", "deadline")),
+        *(f"vllm_server.{key}" for key in ("urls", "shared_folder", "transfer", "concurrency", "timeout", "deadline")),
         # Where a teacher is served and how patiently it is asked; that it is the same one is checked by its scores.
         *(f"{place}.{key}" for place in TEACHERS for key in OF_A_SERVER),
     }

@@ -12,7 +12,8 @@ imports no torch, because reading a suite imports the backend that it names.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -24,14 +25,22 @@ if TYPE_CHECKING:
     from harness.engines.engine import CheckpointEngine
 
 
+def _say_nothing(_: str) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class EngineSite:
-    """Where and how an engine runs: `cpu` or `cuda`, the weights' dtype, CPU threads (None: all), and its log file."""
+    """Where and how an engine runs: `cpu` or `cuda`, the weights' dtype, CPU threads (None: all), and its log file.
+
+    `warn` takes a sentence for the user.
+    """
 
     device: str
     dtype: str
     threads: int | None
     log: Path
+    warn: Callable[[str], object] = field(default=_say_nothing, compare=False)
 
 
 class Backend(BackendSettings, ABC):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from harness.config.suite import Suite
@@ -9,13 +11,15 @@ from harness.engines.backend import EngineSite, backend_of
 from harness.engines.engine import CheckpointEngine
 from harness.lm.checkpoints import config_digest
 
+log = logging.getLogger(__name__)
+
 
 class EnginePool:
-    """Holds the engine of the backend that a suite names; its output goes to `<folder>/<backend>.txt`."""
+    """Holds the engine of the backend that a suite names; its output goes to `<folder>/<backend>.txt`, sentences to `warn`."""
 
-    def __init__(self, suite: Suite, device: str, folder: Path) -> None:
+    def __init__(self, suite: Suite, device: str, folder: Path, warn: Callable[[str], object] = log.warning) -> None:
         self.backend = backend_of(suite)
-        self.site = EngineSite(device, suite.student.dtype, suite.threads, folder / f"{suite.backend}.txt")
+        self.site = EngineSite(device, suite.student.dtype, suite.threads, folder / f"{suite.backend}.txt", warn)
         self.engine: CheckpointEngine | None = None
         self.config = ""
 

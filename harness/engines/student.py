@@ -24,8 +24,8 @@ PREFIX = "harness-weights-"
 class StudentEngine:
     """An `Engine` that answers with the weights that `model` has at the time of the call.
 
-    An engine on the same GPU is given the tensors themselves. Elsewhere they go through a file in shared memory, if the system
-    has it and the weights take less than half of its free space.
+    An engine on the same GPU, or one that takes weights over the network, is given the tensors themselves. Elsewhere they go
+    through a file in shared memory, if the system has it and the weights take less than half of its free space.
     """
 
     def __init__(self, engine: CheckpointEngine, model: Any) -> None:

@@ -4,17 +4,18 @@
 VLLM_SERVER_DEV_MODE=1 vllm serve STUDENT --served-model-name student --generation-config vllm \
     --logprobs-mode processed_logprobs --worker-extension-cls harness.engines.vllm_worker.WeightsInPlace
 ```
-Weights are handed over by a folder that trainer and servers see under one path.
+Weights are handed over by a folder that trainer and servers see under one path, or, with GPUs and
+`--weight-transfer-config '{"backend": "nccl"}'`, over the network.
 """
 
 from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -23,7 +24,10 @@ from harness.errors import RunError, TrainingError
 from harness.lm.completions import COMPLETIONS
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from harness.engines.engine import CheckpointEngine, Completion, Sampling
+    from harness.engines.transfer.weight_transfer import WeightTransfer
     from harness.lm.replicas import Replicas
 
 EXTENSION = "harness.engines.vllm_worker.WeightsInPlace"
@@ -46,6 +50,10 @@ class VLLMServer(Backend):
     shared_folder: Path | None = Field(
         default=None, description="where weights are handed over; null is for servers on this machine"
     )
+    transfer: Literal["auto", "folder"] = Field(
+        default="auto",
+        description="auto sends weights over the network where trainer and servers have GPUs and are set up for it",
+    )
     concurrency: int = Field(default=64, gt=0, description="requests in flight at each replica")
     timeout: float = Field(default=1800.0, gt=0, description="seconds for one try of a request")
     deadline: float = Field(default=3600.0, ge=0, description="seconds for all tries of a request; then the run stops")
@@ -57,7 +65,7 @@ class VLLMServer(Backend):
 
     def start(self, checkpoint: Path, site: EngineSite) -> CheckpointEngine:
         """Hand the checkpoint's weights to the servers; raises `RunError` where they do not take them."""
-        engine = ServedEngine(self)
+        engine = ServedEngine(self, site)
         try:
             engine.load(checkpoint)
         except BaseException:
@@ -69,7 +77,7 @@ class VLLMServer(Backend):
 class ServedEngine:
     """See `CheckpointEngine`; each answer has its own seed, so it does not depend on the replica that gives it."""
 
-    def __init__(self, backend: VLLMServer) -> None:
+    def __init__(self, backend: VLLMServer, site: EngineSite) -> None:
         from harness.lm.replicas import Patience, Replicas
 
         self.backend = backend
@@ -79,6 +87,19 @@ class ServedEngine:
         self._single = [Replicas((url,), patience, 1, role="rollout server") for url in addresses]
         self._probed: list[float] | None = None
         self.weights: str | None = None
+        self.transfer = self._open_transfer(site)
+
+    def _open_transfer(self, site: EngineSite) -> WeightTransfer | None:
+        """Return what sends weights over the network; None for a folder, with a sentence where the trainer has a GPU."""
+        from harness.engines.transfer.weight_transfer import WeightTransfer, why_not
+
+        if self.backend.transfer == "folder":
+            return None
+        if (missing := why_not(self.replicas, site.device)) is None:
+            return WeightTransfer(self.replicas, site.device, self.backend.timeout)
+        if site.device.startswith("cuda"):
+            site.warn(f"the rollout servers take weights from a folder and not over the network, since {missing}")
+        return None
 
     def load(self, checkpoint: Path, weights: str | None = None) -> None:
         """Let every replica take a checkpoint's weights; with the digest `weights` of those that they have, do nothing."""
@@ -86,15 +107,32 @@ class ServedEngine:
             return
         # Until all replicas have taken them, no weights are known: a failure must not leave a mixture in use.
         self.weights = None
-        with _as_servers_see(checkpoint, self.backend.shared_folder) as folder:
-            for number, url in enumerate(self.replicas.urls):
-                self._call(
-                    url, number, "/collective_rpc", {"method": "take_weights", "kwargs": {"folder": str(folder)}}
-                )
-                self._call(url, number, "/reset_prefix_cache", {})
+        if self.transfer is not None:
+            self.transfer.send_checkpoint(checkpoint)
+            self._command("/collective_rpc", {"method": "prepare_after_transfer"})
+        else:
+            with _as_servers_see(checkpoint, self.backend.shared_folder) as folder:
+                self._command("/collective_rpc", {"method": "take_weights", "kwargs": {"folder": str(folder)}})
+        self._check_hand_over()
+        self.weights = weights
+
+    @property
+    def takes_tensors(self) -> bool:
+        """Whether `take` works: where weights go over the network."""
+        return self.transfer is not None
+
+    def take(self, weights: Mapping[str, Tensor]) -> None:
+        """Let every replica take weights by name from this process's GPU."""
+        assert self.transfer is not None
+        self.weights = None
+        self.transfer.send_tensors(weights)
+        self._command("/collective_rpc", {"method": "prepare_after_transfer"})
+        self._check_hand_over()
+
+    def _check_hand_over(self) -> None:
+        self._command("/reset_prefix_cache", {})
         self._probed = None
         self._refuse_other_weights()
-        self.weights = weights
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
         """Return completions with the log-probabilities with which they were drawn; see `Engine`."""
@@ -133,6 +171,8 @@ class ServedEngine:
 
     def close(self) -> None:
         """Close the connections; the servers go on."""
+        if self.transfer is not None:
+            self.transfer.close()
         for replicas in (self.replicas, *self._single):
             replicas.close()
 
@@ -162,14 +202,16 @@ class ServedEngine:
             "logprobs": 0, "return_token_ids": True,
         }  # fmt: skip
 
-    def _call(self, url: str, number: int, path: str, body: dict[str, Any]) -> None:
-        try:
-            self.replicas.command(url, path, body)
-        except TrainingError as error:
-            raise RunError(
-                f"rollout server {number + 1} did not take new weights ({error}); start the servers with "
-                f"VLLM_SERVER_DEV_MODE=1 and --worker-extension-cls {EXTENSION}"
-            ) from error
+    def _command(self, path: str, body: dict[str, Any]) -> None:
+        """Send a command to every replica, one after the other."""
+        for number, url in enumerate(self.replicas.urls, start=1):
+            try:
+                self.replicas.command(url, path, body)
+            except TrainingError as error:
+                raise RunError(
+                    f"rollout server {number} did not take new weights ({error}); start the servers with "
+                    f"VLLM_SERVER_DEV_MODE=1 and --worker-extension-cls {EXTENSION}"
+                ) from error
 
 
 @contextmanager

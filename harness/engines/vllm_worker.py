@@ -17,6 +17,15 @@ class WeightsInPlace:
         self.reload_weights(weights_path=folder)
         prepare_output_layer(self.get_model())
 
+    def describe_transfer(self: Any) -> dict[str, str]:
+        """Return the backend of vLLM's weight transfer that the server was started with, empty for none."""
+        config = self.vllm_config.weight_transfer_config
+        return {"backend": config.backend if config else ""}
+
+    def prepare_after_transfer(self: Any) -> None:
+        """Do what vLLM's weight transfer leaves out, as its reload from a folder does."""
+        prepare_output_layer(self.get_model())
+
 
 def prepare_output_layer(model: Any) -> None:
     """Prepare the output layer again: no checkpoint holds one that is tied to the embeddings, so vLLM's reload skips it.

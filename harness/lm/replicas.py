@@ -64,21 +64,32 @@ class Replicas:
 
         `read` raises `AnswerError` for an answer that must be asked for again. Raises `TrainingError` when patience ends.
         """
-        asked = [self._pool.submit(self.post, path, body, read, number) for number, body in enumerate(bodies)]
+        return self.all_in_turn([self._asking(path, body, read) for body in bodies])
+
+    def post(self, path: str, body: Any, read: Callable[[Any, Any], Result], first: int = 0) -> Result:
+        """Return `read(body, answer)` of one body, asked at replica `first`, and after a failure at the next ones."""
+        return self.in_turn(self._asking(path, body, read), first)
+
+    def all_in_turn(self, attempts: Sequence[Callable[[str], Result]]) -> list[Result]:
+        """Return what each attempt returns at the address of a replica, in order; see `in_turn`."""
+        asked = [self._pool.submit(self.in_turn, attempt, number) for number, attempt in enumerate(attempts)]
         try:
             return [future.result() for future in asked]
         finally:
             for future in asked:
                 future.cancel()
 
-    def post(self, path: str, body: Any, read: Callable[[Any, Any], Result], first: int = 0) -> Result:
-        """Return `read(body, answer)` of one body, asked at replica `first`, and after a failure at the next ones."""
+    def in_turn(self, attempt: Callable[[str], Result], first: int = 0) -> Result:
+        """Return what `attempt` returns at replica `first`, or after a failure at one of the next.
+
+        It raises `AnswerError` for an answer that must be asked for again. Raises `TrainingError` when patience ends.
+        """
         tries, wrong = count(first), count(1)
 
-        def attempt() -> Result:
+        def once() -> Result:
             url = self.urls[next(tries) % len(self.urls)]
             try:
-                return read(body, self._send("POST", url + path, body))
+                return attempt(url)
             except AnswerError as error:
                 log.warning("%s: %s", url, error)
                 if next(wrong) < self.patience.wrong_answers:
@@ -88,7 +99,11 @@ class Replicas:
                     f"{error}; look at the server's log, then the same command continues from the last snapshot"
                 ) from error
 
-        return self._patiently(attempt)
+        return self._patiently(once)
+
+    def ask(self, url: str, path: str, body: Any) -> Any:
+        """Return the JSON that one replica answers at once; raises `AnswerError`, `UnavailableError` or `TrainingError`."""
+        return self._send("POST", url + path, body)
 
     def get(self, url: str, path: str) -> Any:
         """Return the JSON at a path of one replica."""
@@ -107,6 +122,9 @@ class Replicas:
         """Close the connections; a request that is still being asked for again ends with them."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._client.close()
+
+    def _asking(self, path: str, body: Any, read: Callable[[Any, Any], Result]) -> Callable[[str], Result]:
+        return lambda url: read(body, self.ask(url, path, body))
 
     def _patiently(self, attempt: Callable[[], Result]) -> Result:
         pause = wait_random_exponential(multiplier=0.25, max=self.patience.longest_pause)

@@ -63,7 +63,7 @@ class RunResources:
         self.files: dict[str, str] = {}
         self.track: Log = untracked
         self.stop = StopRequest()
-        self.engines = EnginePool(self.suite, self.device, spec.path)
+        self.engines = EnginePool(self.suite, self.device, spec.path, self.warn)
         self.teachers = TeacherPool(self.device, spec.path, self.checkpoint_of)
         self.timer = Timer("models", "train", "evaluate", whole="total")
         self.memory = PeakMemory(self.device)

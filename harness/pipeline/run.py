@@ -24,8 +24,8 @@ from harness.rundir.files import read_results, stderr_to
 from harness.rundir.process.progress import Event, Report, silent
 from harness.rundir.process.session import this_session
 from harness.rundir.registered_claims import registrations_for
-from harness.rundir.remote_stages import RemoteStages
 from harness.rundir.retention import drop_checkpoints, note_start
+from harness.rundir.shared.remote_stages import RemoteStages
 from harness.rundir.store import RunStore, is_finished
 from harness.stats.continual import compute_figures
 from harness.stats.score_matrix import ScoreMatrix
@@ -41,6 +41,9 @@ def run(spec: RunSpec, report: Report = silent, begin: Begin | None = None) -> P
     with store.locked(), stderr_to(spec.path / "log.txt"), ExitStack() as stack:
         remote.fetch()
         if is_finished(spec):
+            return spec.path
+        stack.enter_context(remote.held(lambda sentence: report(Event(spec.label, sentence, warning=True))))
+        if is_finished(spec):  # by another machine, until a moment ago
             return spec.path
         (spec,) = stack.enter_context(started_teachers([spec], report))
         resources = RunResources(spec, report)

@@ -35,7 +35,7 @@ from harness.rundir.process.progress import silent
 from harness.rundir.process.session import this_session
 from harness.rundir.records.training_records import DoneFile
 from harness.rundir.retention import check_space
-from harness.rundir.shared_stages import SharedStages
+from harness.rundir.shared.shared_stages import SharedStages
 from harness.rundir.stage_folder import StageFolder
 from harness.rundir.store import RunStore
 from harness.rundir.training.rollout_log import RolloutLog, keep_nothing

@@ -18,9 +18,9 @@ from itertools import pairwise, product
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, stats
+from scipy import optimize, special
 
-from harness.stats.power import POWER
+from harness.stats.power import POWER, rejects
 
 ALPHA = 0.05
 MOST_SEEDS = 1000
@@ -125,12 +125,9 @@ def power_of(effect: float, components: Components, design: Design, alpha: float
         return 1.0 if effect else alpha
     shift = abs(effect) / math.sqrt(variance)
     if math.isinf(degrees):
-        critical = float(stats.norm.ppf(1 - alpha / 2))
-        return float(stats.norm.sf(critical - shift) + stats.norm.cdf(-critical - shift))
-    critical = float(stats.t.ppf(1 - alpha / 2, degrees))
-    # Far out the other tail is 0 and comes as nan.
-    other = np.nan_to_num(stats.nct.cdf(-critical, degrees, shift))
-    return float(np.nan_to_num(stats.nct.sf(critical, degrees, shift), nan=1.0) + other)
+        critical = float(special.ndtri(1 - alpha / 2))
+        return float(special.ndtr(shift - critical) + special.ndtr(-critical - shift))
+    return rejects(shift, degrees, float(special.stdtrit(degrees, 1 - alpha / 2)))
 
 
 def detectable_difference(components: Components, design: Design, power: float = POWER, alpha: float = ALPHA) -> float:
@@ -186,7 +183,7 @@ def spent(share: float, alpha: float = ALPHA) -> float:
 
     The spending function of Lan and DeMets (1983, Biometrika 70) that imitates O'Brien and Fleming's boundary.
     """
-    return float(4 * stats.norm.sf(stats.norm.ppf(1 - alpha / 4) / math.sqrt(share)))
+    return float(4 * special.ndtr(-special.ndtri(1 - alpha / 4) / math.sqrt(share)))
 
 
 def interim_level(seeds: int, planned: int, first: int = 3, alpha: float = ALPHA) -> float:
@@ -213,13 +210,13 @@ def look_levels(looks: tuple[int, ...], alpha: float = ALPHA) -> tuple[float, ..
     for place, seeds in enumerate(looks):
         allowed = spent(seeds / looks[-1], alpha)
         bounds.append(_next_bound(looks[: place + 1], bounds, allowed))
-    return tuple(float(2 * stats.norm.sf(bound)) for bound in bounds)
+    return tuple(float(2 * special.ndtr(-bound)) for bound in bounds)
 
 
 def _next_bound(looks: Sequence[int], bounds: Sequence[float], allowed: float) -> float:
     """Return the bound of the last look with which all looks together cross with probability `allowed`."""
     if not bounds:
-        return float(stats.norm.ppf(1 - allowed / 2))
+        return float(special.ndtri(1 - allowed / 2))
     correlation = np.sqrt(np.minimum.outer(looks, looks) / np.maximum.outer(looks, looks))
 
     def excess(bound: float) -> float:
@@ -229,5 +226,7 @@ def _next_bound(looks: Sequence[int], bounds: Sequence[float], allowed: float) -
 
 
 def _stays_within(bounds: NDArray[np.float64], correlation: NDArray[np.float64]) -> float:
+    from scipy import stats  # takes half a second to import, and only looks need it
+
     normal = stats.multivariate_normal(cov=correlation, seed=0)
     return float(normal.cdf(bounds, lower_limit=-bounds))

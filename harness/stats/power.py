@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special
 
 from harness.stats.intervals import LEVEL
 
@@ -35,14 +35,19 @@ def seeds_needed(
     return next((n for n in range(2, most + 1) if detectable(spread, n, level, power) <= abs(mean)), None)
 
 
+def rejects(shift: float, df: float, critical: float) -> float:
+    """Return the chance that a t test rejects beyond `critical` on either side, for an effect of `shift` standard errors."""
+    below, within = special.nctdtr(df, shift, -critical), special.nctdtr(df, shift, critical)
+    # Far out, where they are 0, they may come as nan.
+    return float(np.nan_to_num(below) + 1 - np.nan_to_num(within))
+
+
 def _standardised(df: float, alpha: float, power: float) -> float:
     """Return the effect in standard errors at which the two-sided t test has the given power."""
-    critical = stats.t.ppf(1 - alpha / 2, df)
+    critical = float(special.stdtrit(df, 1 - alpha / 2))
 
     def lacking(shift: float) -> float:
-        # Far out, where it is zero, the other tail comes as nan.
-        other = np.nan_to_num(stats.nct.cdf(-critical, df, shift))
-        return float(stats.nct.sf(critical, df, shift) + other) - power
+        return rejects(shift, df, critical) - power
 
     high = 1.0
     while lacking(high) < 0:

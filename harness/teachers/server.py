@@ -2,7 +2,8 @@
 
 `/v1/completions` with `prompt_logprobs` returns the sampled token and the K most probable ones at every position, at
 temperature 1. Each request carries the probe of `harness.teachers.server_probe` along, so that an answer and the proof of who
-gave it come from one process at one time.
+gave it come from one process at one time. Where a loss needs the sampled token alone and the servers score exact ids, they are
+asked for those (`harness.teachers.exact_ids`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from harness.lm.checkpoints import Loaded
 from harness.lm.completions import COMPLETIONS, Position, read_choices, read_prompt
 from harness.lm.logprobs import TeacherRequest, TeacherScores
 from harness.lm.replicas import Patience, Replicas
-from harness.lm.rollouts import Batch
+from harness.lm.rollouts import Batch, Rollout
+from harness.teachers.exact_ids import ExactIds
 from harness.teachers.server_probe import ServerProbe, examine
 from harness.teachers.server_start import ServerStart
 from harness.teachers.teacher import Needs, OpenTeacher, TeacherKind, TeacherSite
@@ -56,6 +58,10 @@ class Server(TeacherKind):
         default=0.02,
         gt=0,
         description="mean difference of the probe's log-probabilities, in nats, that rounding explains",
+    )
+    exact_ids: bool = Field(
+        default=True,
+        description="ask for the response's own tokens alone where the servers offer it and a loss needs no more",
     )
     api_key_variable: str | None = Field(default=None, description="environment variable that holds the API key")
 
@@ -168,6 +174,8 @@ class ServerTeacher(OpenTeacher):
     def __init__(self, kind: Server, replicas: Replicas, probe: ServerProbe, rows: int) -> None:
         self.kind, self.replicas, self.probe, self.rows = kind, replicas, probe, rows
         self._spare = 0
+        exact = ExactIds(kind, replicas, probe)
+        self.exact = exact if kind.exact_ids and exact.is_offered() else None
 
     @property
     def identity(self) -> str:
@@ -199,18 +207,25 @@ class ServerTeacher(OpenTeacher):
 
     def _positions(self, batch: Batch, top_k: int) -> list[Position]:
         """Return the positions of all response tokens; tokens without a row in the student are left out of the top K."""
-        scored = self._answers(batch, top_k)
-        if any(len(each.top_ids) < top_k for each in scored) and not self._spare and top_k < self.kind.max_logprobs:
+        found = self.exact.score(batch.rollouts) if self.exact and top_k == 0 else {}
+        others = [row for row in range(len(batch.rollouts)) if row not in found]
+        found |= zip(others, self._top_k([batch.rollouts[row] for row in others], top_k), strict=True)
+        return [position for row in range(len(batch.rollouts)) for position in found[row]]
+
+    def _top_k(self, rollouts: Sequence[Rollout], top_k: int) -> list[list[Position]]:
+        scored = self._answers(rollouts, top_k)
+        short = sum(len(each.top_ids) < top_k for part in scored for each in part)
+        if short and not self._spare and top_k < self.kind.max_logprobs:
             self._spare = SPARE
-            scored = self._answers(batch, top_k)
-        if short := [each for each in scored if len(each.top_ids) < top_k]:
+            return self._top_k(rollouts, top_k)
+        if short:
             raise TrainingError(
-                f"the teacher's {top_k} most probable tokens hold some that the student has no row for at {len(short)} "
-                f"positions; start the server with a larger --max-logprobs and set teacher.max_logprobs"
+                f"the teacher's {top_k} most probable tokens hold some that the student has no row for at {short} positions; "
+                "start the server with a larger --max-logprobs and set teacher.max_logprobs"
             )
         return scored
 
-    def _answers(self, batch: Batch, top_k: int) -> list[Position]:
+    def _answers(self, rollouts: Sequence[Rollout], top_k: int) -> list[list[Position]]:
         asked = min(max(1, top_k) + self._spare, self.kind.max_logprobs)
 
         def read(body: Any, answer: Any) -> list[list[Position]]:
@@ -221,19 +236,19 @@ class ServerTeacher(OpenTeacher):
             return [read_prompt(choice, ids, asked) for choice, ids in zip(choices, sequences, strict=True)]
 
         size = self.kind.batch
-        parts = [batch.rollouts[start : start + size] for start in range(0, len(batch.rollouts), size)]
+        parts = [rollouts[start : start + size] for start in range(0, len(rollouts), size)]
         bodies = [self.kind.body([*(r.prompt_and_response for r in part), self.probe.ids], asked) for part in parts]
         answers = [found for each in self.replicas.post_all(COMPLETIONS, bodies, read) for found in each]
-        kept = []
-        for rollout, positions in zip(batch.rollouts, answers, strict=True):
-            kept += [self._known(each, top_k) for each in positions[len(rollout.example.prompt) - 1 :]]
-        return kept
+        return [
+            [self._known(each, top_k) for each in positions[len(rollout.example.prompt) - 1 :]]
+            for rollout, positions in zip(rollouts, answers, strict=True)
+        ]
 
     def _known(self, position: Position, top_k: int) -> Position:
-        pairs = [pair for pair in zip(position.top_ids, position.top_logprobs, strict=True) if pair[0] < self.rows][
-            :top_k
-        ]
-        return Position(position.sampled, tuple(i for i, _ in pairs), tuple(value for _, value in pairs))
+        known = [pair for pair in zip(position.top_ids, position.top_logprobs, strict=True) if pair[0] < self.rows]
+        return Position(
+            position.sampled, tuple(i for i, _ in known[:top_k]), tuple(value for _, value in known[:top_k])
+        )
 
     def _refuse_flat(self, top_logprobs: torch.Tensor) -> None:
         if top_logprobs.shape[-1] < 2 or not len(top_logprobs):

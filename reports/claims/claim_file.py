@@ -1,6 +1,6 @@
-"""Claims as data: the schema of a claims file, the metrics that it can name, and how one is read.
+"""Read a claims file: its schema, and the metrics that a claim may name.
 
-Every mistake names the file, the claim and the key.
+Every error names the file, the claim and the key.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ from reports.data.methods import TRAINING, TrainingFigure
 
 FOLDER = Path(str(files("reports"))) / "claims"
 MOST_PRIMARY = 3
-KEPT = ("probe_change", "changed")  # what can be compared at equal learning
-UNITS = {"points": 100.0, "nats": 1.0, "ratio": 1.0}  # how many of the unit make one of the metric's own
+KEPT = ("probe_change", "changed")  # the metrics that can be compared at equal learning
+UNITS = {"points": 100.0, "nats": 1.0, "ratio": 1.0}  # a metric's value 1 in a claim's unit: a share of 1 is 100 points
 
 
 def metrics_of_tasks() -> dict[str, Figure]:
-    """Return the figures of a single task by the names that claims call them."""
+    """Return the figures of a single task, by the names that claims use."""
     return {figure.of_task: figure for figure in FIGURES.values() if figure.of_task}
 
 
 def claim_metrics() -> dict[str, Figure | TrainingFigure | ProfileFigure]:
-    """Return everything that a claim may name: figures of a task, of training, of a run, and of two profiles of a run.
+    """Return every metric that a claim may name: figures of a task, of training, of a run, and of two profiles of a run.
 
-    Intransigence is left out: it needs a joint run, which has a different order than the methods that a claim compares.
+    Intransigence is left out: it needs a joint run, whose order differs from that of the methods in a claim.
     """
     runs = {name: figure for name, figure in FIGURES.items() if figure is not INTRANSIGENCE}
     return {**metrics_of_tasks(), **TRAINING, **runs, CALIBRATION.name: CALIBRATION}
 
 
 def metric_units() -> dict[str, str]:
-    """Return the unit of every metric, as claims give it."""
+    """Return the unit that a claim gives for each metric: points, nats or ratio."""
     return {name: "points" if figure.unit == "%" else figure.unit for name, figure in claim_metrics().items()}
 
 
 class Scope(Strict):
     """Where a claim is judged."""
 
-    start: str = Field(default="each", description="a start's name; `each`; `pairs`, named `one` and `other`")
+    start: str = Field(default="each", description="a start's name; `each`; or `pairs` of starts, `one` and `other`")
     stage: int | None = Field(default=None, ge=1, description="the last stage that counts; null is the run's last")
     tasks: tuple[str, ...] = Field(default=(), description="one row per task; `first`, `each` or names")
     rate: Literal["own", "best"] = Field(
@@ -69,7 +69,7 @@ class ClaimEntry(Strict):
     unit: Literal["points", "nats", "ratio"]
     smallest_effect: float = Field(ge=0, description="in the unit; 0 where any effect in the direction counts")
     margin: float | None = Field(
-        default=None, gt=0, description="in the unit; an effect shown to be smaller, either way, is called equivalent"
+        default=None, gt=0, description="in the unit; an effect shown to lie within ± this is called equivalent"
     )
     profile: str = Field(
         default="", description="the evaluation profile of its scores; empty: the file's, else the first"
@@ -113,7 +113,7 @@ class ClaimEntry(Strict):
         if (unit := self.parsed.unit(metric_units())) != self.unit:
             raise ValueError(f"the expression is in {unit} and unit is {self.unit}; give the unit {unit}")
         if not self.scope.tasks and (needing := [name for name in named if name in of_task]):
-            raise ValueError(f"metric {needing[0]!r} is of one task; give scope.tasks, for example [first] or [each]")
+            raise ValueError(f"metric {needing[0]!r} needs a task; give scope.tasks, for example [first] or [each]")
         if (self.at == "equal_learning" or self.scope.rate == "best") and not self.parsed.is_difference:
             raise ValueError(
                 "at: equal_learning and scope.rate: best compare one metric of two adapters; give an expression like "
@@ -165,7 +165,7 @@ def _repeated(names: Sequence[str]) -> str:
 
 
 def read_claims(name: str | Path) -> ClaimFile:
-    """Return a file of claims by its path, or a shipped one by its name; raises `ConfigError` for what cannot be used."""
+    """Return a claims file by its path, or a shipped one by its name; raises `ConfigError` for a missing or invalid file."""
     path = FOLDER / f"{name}.yaml" if (FOLDER / f"{name}.yaml").is_file() else Path(name)
     if not path.is_file():
         shipped = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
@@ -180,7 +180,7 @@ def read_claims(name: str | Path) -> ClaimFile:
 
 
 def _claim(content: dict[str, Any], error: ValidationError) -> str:
-    """Name the claim that the first mistake is in."""
+    """Name the claim that holds the first error; empty outside of claims."""
     place = error.errors()[0]["loc"]
     listed = content.get("claims")
     if len(place) < 2 or not isinstance(place[1], int) or not isinstance(listed, list):
@@ -190,7 +190,7 @@ def _claim(content: dict[str, Any], error: ValidationError) -> str:
 
 
 def _explained(error: ValidationError) -> str:
-    """Say what is wrong with a key; of a whole claim, without repeating it."""
+    """Explain the first error; the text of a whole claim is not repeated."""
     first = error.errors()[0]
     if not isinstance(first["input"], dict) or first["type"] != "value_error":
         return explain(error, ClaimFile)

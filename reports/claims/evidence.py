@@ -1,6 +1,6 @@
-"""What claims are measured on: methods by adapter, start and learning rate, and a claim's effect by seed and by item.
+"""Measure a claim's effect, by seed and by item, on methods given by adapter, start and learning rate.
 
-`measure` returns the effect, or says why these runs cannot test it.
+`measure_effect` returns the effect, or says why these runs cannot test the claim.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ByRate = Mapping[float, Method]
 
 @dataclass(frozen=True)
 class ClaimScope:
-    """Where one row of a claim is judged: a start or two, and a task, each empty where the claim has none."""
+    """Where one row of a claim is judged: one or two starts, and a task. Each is empty where the claim names none."""
 
     start: str = ""
     other: str = ""
@@ -36,7 +36,7 @@ class ClaimScope:
 class Evidence:
     """The methods that claims are judged on, each adapter at its own learning rate.
 
-    `by_rate` holds by start and adapter the methods at every learning rate, its own included; a study has several.
+    `by_rate[start, adapter]` holds the methods by learning rate, the adapter's own included; only a study has several.
     """
 
     methods: Sequence[Method]
@@ -53,7 +53,7 @@ class Evidence:
         return list(dict.fromkeys(task for method in self.methods for task in method.stage_of))
 
     def method(self, entry: ClaimEntry, adapter: str, start: str) -> Method | None:
-        """Return an adapter's runs from a start; raises `ConfigError` where that could mean several methods."""
+        """Return an adapter's runs from a start, None without any; raises `ConfigError` where several methods match."""
         found = [each for each in self.methods if (each.first.adapter, each.first.start) == (adapter, start)]
         if len(found) > 1:
             raise ConfigError(
@@ -65,7 +65,10 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Measured:
-    """An effect by seed and by item, under which profile; `reason` says why the runs cannot test it, empty where they can."""
+    """An effect by seed and by item under one evaluation profile.
+
+    `compared` tells a reader what was compared. `reason` says why the runs cannot test the claim; it is empty where they can.
+    """
 
     estimate: Estimate
     profile: str = ""
@@ -101,7 +104,7 @@ def measure_effect(entry: ClaimEntry, place: ClaimScope, profile: str, evidence:
 
 
 def fill(text: str, place: ClaimScope) -> str:
-    """Fill a text's {task}, {one} and {other} in; braces of any other name stay as they are."""
+    """Replace {task}, {one} and {other} in a text; braces with any other name stay as they are."""
     values = {"{task}": place.task, "{one}": place.start, "{other}": place.other}
     for name, value in values.items():
         text = text.replace(name, value)
@@ -141,7 +144,7 @@ def _no_profiles(methods: Mapping[Metric, Method]) -> str:
 
 
 def _compared(entry: ClaimEntry, place: ClaimScope, methods: Iterable[Method], evidence: Evidence) -> str:
-    """Return what is compared, and where a study has several learning rates at which."""
+    """Return what is compared, and at which learning rates where a study has several."""
     rates = dict.fromkeys(
         rate
         for method in methods
@@ -152,10 +155,10 @@ def _compared(entry: ClaimEntry, place: ClaimScope, methods: Iterable[Method], e
 
 
 def _other_weights(methods: Mapping[Metric, Method]) -> str:
-    """Say which two adapters start from other weights at one seed, though from a start of one name; empty where none do."""
+    """Name two adapters whose start has the same name but different weights at a seed; empty where there are none."""
     for one, other in combinations(methods.values(), 2):
         if one.first.start == other.first.start and (seeds := different_starts(one, other)):
-            return f"{one.first.adapter} and {other.first.adapter} start from other weights at seed {seeds[0]}"
+            return f"{one.first.adapter} and {other.first.adapter} start from different weights at seed {seeds[0]}"
     return ""
 
 
@@ -210,7 +213,7 @@ def _at_equal_learning(
 
 
 def name_edge(rate: float, tried: Sequence[float]) -> str:
-    """Say where a learning rate lies at the end of those tried, beyond which a better one may lie."""
+    """Say that a rate is the lowest or highest of those tried, so that a better one may lie beyond; empty for any other."""
     if len(tried) > 1 and rate in {min(tried), max(tried)}:
         return f", the {'lowest' if rate == min(tried) else 'highest'} tried"
     return ""
@@ -219,7 +222,7 @@ def name_edge(rate: float, tried: Sequence[float]) -> str:
 def _best(
     entry: ClaimEntry, metric: Metric, place: ClaimScope, by_rate: ByRate
 ) -> tuple[Estimate, Mapping[int, Chosen]]:
-    """Return a metric of each seed at the rate that the other seeds chose; the highest counts as best, or the lowest."""
+    """Return each seed's metric at the learning rate that is best on the other seeds, and these rates."""
     figure, task, stage = claim_metrics()[metric.name], _task(metric, place), entry.scope.stage
     estimates = {rate: _estimate(metric, method, place, stage) for rate, method in by_rate.items()}
     better = -1 if isinstance(figure, Figure) and not figure.higher_is_better else 1

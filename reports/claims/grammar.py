@@ -1,7 +1,7 @@
 """The expressions that claims are written in: `metric(aopd, learned) > metric(opd, learned) + 0.02`.
 
-One comparison by > or <; on both sides numbers, `metric(adapter, name)` and + - * /, with parentheses. Python's parser reads
-it, nothing is ever evaluated as Python: a syntax tree with any other node is refused.
+An expression is one comparison by > or <. Each side holds numbers, `metric(adapter, name)`, + - * / and parentheses. Python's
+parser reads it, but nothing is evaluated as Python: a syntax tree with any other node is refused.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Lookup = Callable[[Metric], Estimate]
 
 @dataclass(frozen=True)
 class Expression:
-    """A parsed comparison: the effect is its left side minus its right side, and `sign` the one that is claimed."""
+    """A parsed comparison: the effect is its left side minus its right side; `sign` is 1 where > is claimed, -1 where <."""
 
     text: str
     left: ast.expr
@@ -60,18 +60,18 @@ class Expression:
         )
 
     def unit(self, units: Mapping[str, str]) -> str:
-        """Return the effect's unit from those of the metrics; raises `ValueError` where it would mix several."""
+        """Return the effect's unit, given the metrics' units; raises `ValueError` where the expression mixes units."""
         return _alike(_unit(self.left, units), _unit(self.right, units))
 
     def effect(self, lookup: Lookup) -> Estimate:
-        """Return left minus right over the seeds that every metric has; what is not finite is left out."""
+        """Return left minus right for the seeds that every metric has; values that are not finite are left out."""
         change = _value(self.left, lookup) - _value(self.right, lookup)
         assert isinstance(change, Estimate)
         return change.finite()
 
 
 def parse(text: str) -> Expression:
-    """Return the expression in a text; raises `ValueError` that says what was found and what is allowed."""
+    """Parse an expression; raises a `ValueError` that says what was found and what is allowed."""
     if len(text) > LONGEST:
         raise ValueError(f"an expression of {len(text)} characters; {LONGEST} are allowed")
     try:
@@ -90,7 +90,7 @@ def parse(text: str) -> Expression:
 
 
 def _check(node: ast.expr) -> None:
-    """Refuse every node that the grammar does not have."""
+    """Raise `ValueError` for a node that the grammar does not have."""
     match node:
         case ast.BinOp(left=left, op=ast.Add() | ast.Sub() | ast.Mult() | ast.Div(), right=right):
             _check(left)

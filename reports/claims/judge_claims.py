@@ -41,8 +41,8 @@ class Verdict:
     - `effect`: for another seed and other items; over seeds alone where answers were not kept.
     - `seeds`, `items`: its two parts, see `harness.stats.paired.Difference`.
     - `p`: of the test of `effect` against the smallest effect, not adjusted.
-    - `verdict`: one of `harness.stats.claim_verdicts`, or EXPLORATORY. `reason` says why there is none, `compared` what was
-      compared where there are several settings to choose from, `profile` under which evaluation profile.
+    - `verdict`: one of `harness.stats.claim_verdicts`, or EXPLORATORY. `reason` explains a missing verdict, `compared` says
+      what was compared, `profile` names the evaluation profile.
     """
 
     entry: ClaimEntry
@@ -63,9 +63,9 @@ class Verdict:
 
 
 def judge_claims(files: Sequence[ClaimFile], evidence: Evidence, planned: int = 0) -> list[Verdict]:
-    """Return the rows of all claims, the primary ones of each file first and in their order; each file is a sequence.
+    """Return the rows of all claims; each file's primary rows come first, in their order, and form one test sequence.
 
-    With fewer seeds than `planned` a verdict is an interim look, and takes a smaller p than at the end.
+    With fewer seeds than `planned` a verdict is an interim look, which needs a smaller p than the final one.
     """
     return [row for file in files for row in _judge_file(file, evidence, planned)]
 
@@ -80,7 +80,7 @@ def _judge_file(file: ClaimFile, evidence: Evidence, planned: int) -> Iterator[V
 
 
 def _rows(file: ClaimFile, entry: ClaimEntry, evidence: Evidence) -> Iterator[Verdict]:
-    """Yield a claim's effects at its places, not judged yet."""
+    """Yield a claim's measured effect at each of its places, before any verdict."""
     _check_scope(entry, evidence)
     for place in places(entry, evidence.starts, evidence.trained):
         yield _measured(entry, place, measure_effect(entry, place, file.profile_of(entry), evidence))
@@ -89,7 +89,7 @@ def _rows(file: ClaimFile, entry: ClaimEntry, evidence: Evidence) -> Iterator[Ve
 def _measured(entry: ClaimEntry, place: ClaimScope, found: Measured) -> Verdict:
     row = Verdict(entry, place, reason=found.reason, compared=found.compared, profile=found.profile)
     if not found.estimate.by_seed:
-        return replace(row, reason=found.reason or "no seed has all that it compares")
+        return replace(row, reason=found.reason or "no seed has all the scores that it compares")
     change = found.estimate
     parts = two_way_interval(change), t_interval(change.values), over_items(change) if change.items else NOTHING
     effect, seeds, items = (part if entry.unit == "ratio" else part.of_difference(entry.unit) for part in parts)
@@ -98,7 +98,7 @@ def _measured(entry: ClaimEntry, place: ClaimScope, found: Measured) -> Verdict:
 
 
 def _decide(row: Verdict, planned: int) -> Verdict:
-    """Return a row with its verdict, as if it stood alone."""
+    """Return a row with the verdict that it has without the other rows of its sequence."""
     if row.reason or row.effect.seeds < SEEDS:
         return replace(row, verdict=NOT_TESTABLE, reason=row.reason or f"fewer than {SEEDS} seeds")
     entry, seeds = row.entry, row.effect.seeds
@@ -118,14 +118,14 @@ def _closed_by(primary: Sequence[Verdict]) -> str:
 
 
 def places(entry: ClaimEntry, starts: Sequence[str], trained: Sequence[str]) -> Iterator[ClaimScope]:
-    """Yield where a claim is judged; two starts in the order of what is reported for them, the largest first."""
+    """Yield the places where a claim is judged; of a pair of starts, the one with the larger reported figure comes first."""
     tasks = [task for name in entry.scope.tasks for task in _tasks(name, trained)] if entry.scope.tasks else [""]
     for start, other in _starts(entry, starts):
         yield from (ClaimScope(start, other, task) for task in dict.fromkeys(tasks))
 
 
 def _check_scope(entry: ClaimEntry, evidence: Evidence) -> None:
-    """Raise `ConfigError` for a start, task or stage that no run has; otherwise it would silently leave a claim out."""
+    """Raise `ConfigError` for a start, task or stage that no run has, because the claim would silently be left out."""
     named = [entry.scope.start, *(metric.start for metric in entry.parsed.metrics)]
     _refuse_unknown(entry, "start", named, ["", "each", "pairs", "one", "other"], evidence.starts)
     tasks = list(dict.fromkeys(task for method in evidence.methods for task in method.tasks))

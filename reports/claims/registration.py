@@ -1,4 +1,4 @@
-"""Registered claims: writing them down before the first run, and what a report says of when they were written."""
+"""Registered claims: record them before the first run, and let a report say when they were recorded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reports.formatting import format_count
 
 
 def claims_digest(file: ClaimFile) -> str:
-    """Return the digest of what a claims file says; comments and the order of keys do not count."""
+    """Return the digest of a claims file's content; comments and the order of keys do not change it."""
     return digest(file.model_dump(mode="json", exclude_defaults=True))
 
 
@@ -35,7 +35,7 @@ def registrations_of(file: ClaimFile, suites: Sequence[Suite]) -> list[Registere
 
 
 def describe_registration(file: ClaimFile, runs: Sequence[RunDir]) -> str:
-    """Say whether a claims file was registered before the first of the runs that it speaks of, changed since, or never."""
+    """Say whether a claims file was registered before its methods' first run, changed since then, or never registered."""
     adapters = {name for claim in file.claims for name in claim.parsed.adapters}
     judged = [run for run in runs if run.adapter in adapters]
     now = claims_digest(file)
@@ -53,7 +53,7 @@ def describe_registration(file: ClaimFile, runs: Sequence[RunDir]) -> str:
 
 
 def describe_source(file: ClaimFile, runs: Sequence[RunDir]) -> str:
-    """Return what a page says above the verdicts: who claims it, how it relates to these runs, when it was registered."""
+    """Return the paragraph above the verdicts: the claims' source, their relation to these runs, and their registration."""
     return " ".join(
         filter(None, [f"{file.title}, claimed in {file.source}.", file.note, describe_registration(file, runs)])
     )

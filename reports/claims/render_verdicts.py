@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from reports.compare.render_comparison import latex_table, markdown_table
 from reports.data.csv_text import to_csv_text
 from reports.document.blocks import Grid
 from reports.formatting import (
+    format_bounds,
     format_count,
     format_interval,
     format_nats,
@@ -32,14 +32,15 @@ from reports.formatting import (
 
 NONE = "–"
 RULE = (
-    "Effect: with its 95 % interval for another seed and other items; over seeds and over items: its two parts, the other "
-    "given. The primary claims of a file are tested in its order, each at 5 %, a later one only if a difference was shown "
-    "before it (a fixed sequence), so that the chance of any false difference is at most 5 %. Supported: the interval lies "
-    "wholly beyond the smallest effect of interest in the claimed direction. Contradicted: it lies wholly short of it. "
-    "Equivalent: two one-sided tests at 5 % show that the effect lies within the margin. Not resolved: none of these. Not "
-    f"testable: the runs could not test it, whatever they showed; fewer than {SEEDS} seeds test nothing. All other rows are "
-    "exploratory: among many intervals some leave zero out by chance. Of several starts the first one is primary. The seeds "
-    "of a suite share its teacher, its training records and its test items: verdicts hold for this teacher and these records."
+    "Effect: its 95 % interval is for another seed and other items. Over seeds: the interval for another seed on the same "
+    "items. Over items: the interval for other items with the same seeds. The primary claims of a file are tested in their "
+    "order, each at 5 %. A later one is tested only if every testable claim before it showed a difference (a fixed sequence), "
+    "so the chance of any false difference is at most 5 %. Supported: the whole interval lies beyond the smallest effect of "
+    "interest, in the claimed direction. Contradicted: the whole interval falls short of it. Equivalent: two one-sided tests "
+    "at 5 % show that the effect lies within the margin. Not resolved: none of these. Not testable: these runs cannot test "
+    f"the claim, for example with fewer than {SEEDS} seeds. All other rows are exploratory: among many intervals, some "
+    "exclude zero by chance. Where there are several starts, the first one is primary. The seeds of a suite share its "
+    "teacher, its training records and its test items, so verdicts hold for this teacher and these records."
 )
 WRITE: dict[str, tuple[Callable[[float], str], Callable[[float], str]]] = {
     "points": (format_percent, format_points),
@@ -49,18 +50,18 @@ WRITE: dict[str, tuple[Callable[[float], str], Callable[[float], str]]] = {
 
 
 def verdicts_grid(found: Sequence[Verdict]) -> Grid:
-    """Return the rows with the profile, what the source reports, the effect with its two parts, and the verdict strong.
+    """Return one row per verdict: profile, what the source reports, effect, its two intervals, and the verdict.
 
-    Columns in which no row has anything are left out.
+    The verdicts of primary claims are strong. Empty columns are left out.
     """
     columns: dict[str, Callable[[Verdict], str]] = {
-        "claim": claimed,
+        "claim": describe_claim,
         "profile": lambda row: row.profile or NONE,
-        "reported": lambda row: reported(row.entry, row.place),
+        "reported": lambda row: format_reported(row.entry, row.place),
         "compared here": lambda row: row.compared or NONE,
         "effect [95 %]": _effect,
-        "over seeds": lambda row: _bracket(row.seeds, row.entry),
-        "over items": lambda row: _bracket(row.items, row.entry),
+        "over seeds": lambda row: format_bounds(row.seeds, WRITE[row.entry.unit][1]),
+        "over items": lambda row: format_bounds(row.items, WRITE[row.entry.unit][1]),
         "smallest": lambda row: WRITE[row.entry.unit][1](row.entry.parsed.sign * row.entry.smallest),
         "seeds": lambda row: str(row.effect.seeds or NONE),
         "p": lambda row: format_p(row.p) if row.primary else NONE,
@@ -75,14 +76,20 @@ def verdicts_grid(found: Sequence[Verdict]) -> Grid:
     return Grid("Claims", list(kept), rows, decided)
 
 
-def count_verdicts(found: Sequence[Verdict]) -> str:
-    """Return in one sentence what became of every primary claim, and how many rows are exploratory."""
+def list_verdicts(found: Sequence[Verdict]) -> list[str]:
+    """Return a sentence on every primary claim, in the order of testing."""
     shown = [each for each in found if each.primary]
-    primary = [f"({place}) {claimed(each)}: {_conclusion(each)}" for place, each in enumerate(shown, start=1)]
-    others = sum(not each.primary for each in found)
-    explored = f"{format_count(others, 'row')} {'is' if others == 1 else 'are'} exploratory" if others else ""
-    tested = f"Primary claims in the order of testing: {'; '.join(primary)}." if primary else "No claim is primary."
-    return f"{tested} {explored[:1].upper()}{explored[1:]}.".removesuffix(" .")
+    return [
+        f"Primary claim {place}: {describe_claim(each)}: {_conclusion(each)}."
+        for place, each in enumerate(shown, start=1)
+    ]
+
+
+def count_exploratory(found: Sequence[Verdict]) -> str:
+    """Return a sentence on how many claims are tested in order, and how many rows are exploratory."""
+    primary, others = sum(each.primary for each in found), sum(not each.primary for each in found)
+    tested = f"{format_count(primary, 'primary claim')} tested in order" if primary else "No claim is primary"
+    return f"{tested}; {format_count(others, 'row')} {'is' if others == 1 else 'are'} exploratory."
 
 
 def _conclusion(row: Verdict) -> str:
@@ -90,8 +97,8 @@ def _conclusion(row: Verdict) -> str:
     return f"{explain_verdict(row)}, {_effect(row)}" if row.effect.seeds > 1 else explain_verdict(row)
 
 
-def claimed(verdict: Verdict) -> str:
-    """Return what is claimed at a place, in the claim's own words."""
+def describe_claim(verdict: Verdict) -> str:
+    """Return the claim's own text for the place of a row, with start, learning rate and equal learning where they apply."""
     place = verdict.place
     start = f", {place.start} start" if place.start and not place.other else ""
     best = ", best learning rate" if verdict.entry.scope.rate == "best" else ""
@@ -100,7 +107,7 @@ def claimed(verdict: Verdict) -> str:
 
 
 def print_verdicts(console: Console, found: Sequence[Verdict]) -> None:
-    """Print the rows in the columns that fit a terminal; the files have all."""
+    """Print the rows with the columns that fit a terminal; `write_verdicts` writes all columns."""
     table = Table(title="Claims", title_justify="left", box=box.SIMPLE, show_lines=True)
     for name in ("claim", "effect [95 %]\nprofile, seeds", "verdict"):
         table.add_column(Text(name))
@@ -108,7 +115,7 @@ def print_verdicts(console: Console, found: Sequence[Verdict]) -> None:
         basis = ", ".join(
             filter(None, [row.profile, format_count(row.effect.seeds, "seed") if row.effect.seeds else ""])
         )
-        table.add_row(*map(Text, (claimed(row), f"{_effect(row)}\n{basis}", explain_verdict(row))))
+        table.add_row(*map(Text, (describe_claim(row), f"{_effect(row)}\n{basis}", explain_verdict(row))))
     console.print(table)
 
 
@@ -117,7 +124,7 @@ def write_verdicts(
 ) -> list[Path]:
     """Write claims.md, with the rule of judgement, and claims.csv, in full precision, below `folder`; return the files.
 
-    `registered` says of each file of claims when it was registered.
+    `registered` holds a sentence per claims file on when it was registered.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, kind in (("claims.md", "markdown"), ("claims.csv", "csv")):
@@ -128,7 +135,7 @@ def write_verdicts(
 def render_verdicts(
     found: Sequence[Verdict], claims: Sequence[ClaimFile], kind: str, registered: Sequence[str] = ()
 ) -> str:
-    """Return the verdicts in one of the formats of a comparison."""
+    """Return the verdicts as `markdown`, `csv` or `latex`."""
     if kind == "csv":
         return to_csv_text(pd.DataFrame([_record(verdict) for verdict in found]))
     grid = verdicts_grid(found)
@@ -141,7 +148,7 @@ def render_verdicts(
 
 
 def explain_verdict(row: Verdict) -> str:
-    """Return the verdict with the margin of equivalence, the reason why there is none, or the width of the interval."""
+    """Return the verdict with what explains it: the margin of equivalence, the half-width, or why it cannot be tested."""
     entry, effect = row.entry, row.effect
     if row.reason:
         return f"{row.verdict if row.primary else f'{EXPLORATORY}, {NOT_TESTABLE}'}: {row.reason}"
@@ -154,11 +161,11 @@ def explain_verdict(row: Verdict) -> str:
 
 
 def half_width(interval: Interval, unit: str) -> str:
-    """Write half the width of an interval in its unit, without the unit."""
+    """Write half the width of an interval in `unit`, without the unit's name."""
     return WRITE[unit][0](interval.half_width)
 
 
-def reported(entry: ClaimEntry, place: ClaimScope) -> str:
+def format_reported(entry: ClaimEntry, place: ClaimScope) -> str:
     """Return what the source reports for a place: a text, its figure, or the difference of its figures."""
     if isinstance(entry.reported, str):
         return entry.reported
@@ -174,11 +181,6 @@ def _effect(row: Verdict) -> str:
     if not row.effect.seeds:
         return NONE
     return f"{format_interval(row.effect, WRITE[row.entry.unit][1])} {row.entry.unit}"
-
-
-def _bracket(interval: Interval, entry: ClaimEntry) -> str:
-    write = WRITE[entry.unit][1]
-    return NONE if math.isnan(interval.low) else f"[{write(interval.low)},\u00a0{write(interval.high)}]"
 
 
 def _record(row: Verdict) -> dict[str, object]:

@@ -37,7 +37,11 @@ OTHER_TASKS = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """Methods next to the first of them; `stage` is the last stage that counts, `tasks` limits the rows to some."""
+    """Methods compared with the first of them, the baseline.
+
+    `stage` is the last stage that counts (None: each run's last), `tasks` limits the rows that are shown, and `shared_items`
+    allows runs with different items. Learning within `margin` (a share) of the baseline's counts as matched.
+    """
 
     methods: Sequence[Method]
     stage: int | None = None
@@ -94,12 +98,12 @@ class Comparison:
         return [(seed, seed) for seed in ours if seed in theirs]
 
     def pairs_seeds(self, method: Method) -> bool:
-        """Whether equal seeds are a pair: not where they start from other weights, unless there is one run on each side."""
+        """Whether runs of equal seeds are pairs: not where their start weights differ, unless each side has one run."""
         single = len(self.base.by_seed) == len(method.by_seed) == 1
         return single or not different_starts(self.base, method)
 
     def notes(self) -> list[str]:
-        """Return in sentences whose grades are shown, and what was left out, restricted or never measured."""
+        """Return sentences on whose grades are shown, and on what was left out, restricted or never measured."""
         found = [note for method in self.methods[1:] for note in dict.fromkeys(self._notes(method))]
         return [*graded_by(self.methods), *found]
 
@@ -137,9 +141,9 @@ class Comparison:
                 yield self._row(method, figure, task, pairs)
 
     def average(self, method: Method, figure: Figure) -> ComparisonRow | None:
-        """Return a figure over all its tasks; None where these are different tasks on the two sides, or no seed has it.
+        """Return a figure over all its tasks; None where the two sides have different tasks, or no seed has the figure.
 
-        What was kept counts over the seeds whose learning is known, because it is judged at matched learning.
+        Forgetting and BWT count only the seeds whose learning is known, because they are judged at matched learning.
         """
         pairs, task = self.pairs(method, figure), AVERAGE if figure.compared == "tasks" else ""
         if not figure.needs_matched_learning:
@@ -189,16 +193,15 @@ class Comparison:
         return [pair for pair in stage_pairs(self.base, method) if pair.stage <= last]
 
     def _kept(self, method: Method, pair: StagePair, task: str) -> ComparisonRow:
-        """Return what the two kept at equal learning in a stage, or over the stages."""
+        """Return the row of what the two methods kept at equal learning, in one stage or on average over stages."""
         base, other = (Estimate({}),) * 2 if pair.obstacle else (pair.kept.base, pair.kept.other)
         return ComparisonRow(KEPT, task, self.base.name, method.name, compare_estimates(base, other), pair.obstacle)
 
     def _share_tasks(self, method: Method) -> bool:
-        ours, theirs = (set(self._trained(each)) for each in (self.base, method))
+        ours, theirs = (
+            {task for task, stage in each.stage_of.items() if stage <= self.last(each)} for each in (self.base, method)
+        )
         return ours == theirs != set()
-
-    def _trained(self, method: Method) -> list[str]:
-        return [task for task, stage in method.stage_of.items() if stage <= self.last(method)]
 
     def _notes(self, method: Method) -> Iterator[str]:
         paired = self.seeds(method)
@@ -209,7 +212,8 @@ class Comparison:
                 yield f"{each.name}: {which} no partner and {'are' if many else 'is'} left out."
         if not self.pairs_seeds(method):
             yield (
-                f"{self.base.name} and {method.name} start from other weights at equal seeds: items are paired, seeds are not."
+                f"{self.base.name} and {method.name} start from different weights at equal seeds: items are paired, seeds "
+                "are not."
             )
         if any(one != other for one, other in paired):
             yield f"{self.base.name} and {method.name} differ in their seed: items are paired, seeds are not."
@@ -250,7 +254,7 @@ def graded_by(methods: Sequence[Method]) -> list[str]:
 
 @dataclass(frozen=True)
 class Stages:
-    """Each method's scores after one stage next to those after another, on the same items: what the stages between did."""
+    """Compare each method's scores after two stages, on the same items: what the stages in between changed."""
 
     methods: Sequence[Method]
     before: int
@@ -275,7 +279,7 @@ class Stages:
         )
 
     def notes(self) -> list[str]:
-        """Return whose grades are shown; nothing else, as a run's own cells are on the same items."""
+        """Return a sentence on whose grades are shown; a run's own cells have the same items, so nothing is restricted."""
         return graded_by(self.methods)
 
     def _row(self, method: Method, task: str) -> ComparisonRow:

@@ -1,4 +1,4 @@
-"""Where methods end, next to where they started: which end below their start, and which learned nothing."""
+"""Compare where methods end with where they started: which end below their start, and which learned nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.stats.two_way import two_way_interval
 from reports.data.methods import Method
 from reports.formatting import format_percent
 
-LEAST_LEARNED = 0.02  # a share: less is called nothing learned
+LEAST_LEARNED = 0.02  # a share: a gain of at most this is called "learned nothing"
 
 
 def describe_against_start(methods: Sequence[Method], stage: int | None = None) -> Iterator[str]:
@@ -23,7 +23,7 @@ def describe_against_start(methods: Sequence[Method], stage: int | None = None) 
 
 
 def format_bracket(interval: Interval, sign: int = 1) -> str:
-    """Write the bounds of an interval in points, in the direction of a sign; empty where it has none."""
+    """Write an interval's bounds in points, with a leading space; both are negated for `sign` -1. Empty without bounds."""
     low, high = (interval.low, interval.high) if sign > 0 else (-interval.high, -interval.low)
     return "" if math.isnan(low) else f" [{format_percent(low)},\u00a0{format_percent(high)}]"
 

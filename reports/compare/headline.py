@@ -1,8 +1,8 @@
 """The sentences a report opens with: which methods learned, forgot and ended with more or less than the first one.
 
-Every number is a paired difference with its interval, under a profile that the sentence names; where another profile reverses
-its sign, a clause says so. With one seed the interval is over items, and the sentence says so; less forgetting is claimed only
-at matched learning; where a number is missing, the sentence says what is missing.
+Every number is a paired difference with its interval, under a profile that the sentence names. Where another profile reverses
+its sign, a clause says so. With one seed the interval is over items, and the sentence says so. Less forgetting is claimed only
+at matched learning. Where a number is missing, the sentence says what is missing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def headline(frames: Frames) -> list[str]:
 
 
 def headline_of(methods: Sequence[Method]) -> list[str]:
-    """Return one sentence per method after the first, against it, and where more than the method differs; none for one."""
+    """Return one sentence per method after the first, against it, and one where more than the method differs."""
     unlike = [sentence for other in methods[1:] for sentence in describe_unlike(methods[0], other)]
     return [*(_sentence(methods[0], other) for other in methods[1:]), *unlike]
 
@@ -85,7 +85,7 @@ def _end(row: ComparisonRow | None) -> str:
 
 
 def _reversals(compared: Comparison, other: Method) -> str:
-    """Name the profiles under which a difference has the other sign, where either of the two leaves zero out."""
+    """Name the profiles under which a difference has the other sign, if either of the two intervals excludes zero."""
     found = []
     for profile in [name for name in compared.base.first.manifest.profile_names if name != compared.base.profile]:
         sides = [method.under(profile) for method in (compared.base, other)]
@@ -107,20 +107,20 @@ def _reversed(here: Interval, there: Interval) -> bool:
 
 
 def _amount(row: ComparisonRow, *, unit: bool = True) -> str:
-    """Write a difference as so many points more or less, its interval in the direction of that word."""
+    """Write a difference as "3.0 points more" or "less", with the interval in the direction of that word."""
     interval, more = row.difference.interval, row.difference.interval.mean >= 0
     bracket = format_bracket(interval, 1 if more else -1)
     return f"{format_percent(abs(interval.mean))}{' points' * unit} {'more' if more else 'less'}{bracket}"
 
 
 def _counted(row: ComparisonRow, learned: ComparisonRow) -> str:
-    """Say over how many seeds a row is, where the sentence counts others."""
+    """Say how many seeds a row covers, where the sentence names a different number."""
     seeds = row.difference.seeds.seeds
     return "" if seeds == learned.difference.seeds.seeds else f" (over {format_count(seeds, 'seed')})"
 
 
 def _basis(row: ComparisonRow) -> str:
-    """Say what an interval rests on, and whether it leaves zero out."""
+    """Say how many seeds and items an interval rests on, and whether it includes zero."""
     found = row.difference
     items = f", {format_count(found.item_count, 'item')}" if found.item_count else ""
     counted = f"{format_count(found.seeds.seeds, 'seed')}{items}"

@@ -1,4 +1,4 @@
-"""A comparison for readers: one table per method next to the baseline, on the terminal, as Markdown, LaTeX and CSV.
+"""Render a comparison: one table per method against the baseline, on the terminal, as Markdown, LaTeX and CSV.
 
 Differences are in percentage points (entropy: nats).
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -17,13 +17,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from harness.stats.intervals import Interval
 from harness.stats.paired import Difference
 from reports.compare.comparison import Comparison, Stages
 from reports.compare.rows import AVERAGE, ComparisonRow, comparison_table, comparison_table_by_seed
 from reports.data.csv_text import to_csv_text
 from reports.document.rendering import escape_markdown
 from reports.formatting import (
+    format_bounds,
     format_nats,
     format_nats_change,
     format_p,
@@ -46,20 +46,21 @@ LATEX_NOTE = (
 SIGNIFICANT = 0.05
 FORMATS = ("markdown", "csv", "latex")
 READING = (
-    "95 %: the interval for another seed and other items of the same kind, from the variances by seed, by item and by both; "
-    "over seeds and over items: its two parts, the other given. With one seed the interval is over items alone and says "
-    "nothing about other seeds. Items of one cluster (phrasings of one question) count together. p: the test that the "
-    "interval inverts or, where its p is larger, the t test over seeds, adjusted after Holm over a figure's tasks and all "
-    "methods compared. Lost and gained: items right "
-    "before the difference and wrong after it, and the reverse, added over seeds; with several answers an item is right "
-    "where all are. sd: of one seed's difference, by what varies. Detects: the smallest difference for which the interval "
-    "excludes zero in 80 % of repeats. Kept at equal learning: how the first stage's task and the probes changed since a "
-    "stage began, averaged over the learning that both methods reach on their learning curves."
+    "95 %: the interval for another seed and other items of the same kind, from the variances by seed, by item and by both. "
+    "Over seeds: the interval for another seed on the same items. Over items: the interval for other items with the same "
+    "seeds. With one seed the interval is over items alone and says nothing about other seeds. Items of one cluster "
+    "(phrasings of one question) count together. p: the test that the interval inverts or, where its p is larger, the t test "
+    "over seeds, adjusted after Holm over a figure's tasks and all methods compared. Lost: items that are right for the "
+    "baseline (or the earlier stage) and not for the method (or the later stage); gained: the reverse; both added over "
+    "seeds. An item with several answers is right where all of them are. sd: standard deviation of one seed's difference due "
+    "to seeds, and due to items. Detects: the smallest difference for which the interval excludes zero in 80 % of repeats. "
+    "Kept at equal learning: how the first stage's task and the probes changed since a stage began, averaged over the "
+    "learning that both methods reach on their learning curves."
 )
 
 
 def tables(compared: Comparison | Stages) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Yield each method's title and table of texts, in the order given; columns that say nothing are left out."""
+    """Yield each method's title and table of texts, in the order given; empty columns are left out."""
     for names in _pairs(compared):
         table = pd.DataFrame([_texts(row) for row in compared.rows if (row.base, row.other) == names])
         filled = [bool((table[name] != "–").any()) for name in table.columns]
@@ -67,7 +68,7 @@ def tables(compared: Comparison | Stages) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def print_comparison(console: Console, compared: Comparison | Stages) -> None:
-    """Print the tables and notes; bold is what leaves zero out after Holm's adjustment."""
+    """Print the tables and notes; rows whose p is at most 5 % after Holm's adjustment are bold."""
     for names in _pairs(compared):
         rows = [row for row in compared.rows if (row.base, row.other) == names]
         console.print(_terminal(f"{names[1]} minus {names[0]}", rows))
@@ -97,7 +98,7 @@ def render_comparison(compared: Comparison | Stages, kind: str, sentences: Seque
 
 
 def markdown(compared: Comparison | Stages, sentences: Sequence[str] = ()) -> str:
-    """Return the tables with their reading and notes as Markdown."""
+    """Return the sentences, tables, how to read them, and notes as Markdown."""
     parts = [escape_markdown(sentence) for sentence in sentences]
     for title, table in tables(compared):
         parts += [f"## {escape_markdown(title)}", markdown_table(table)]
@@ -105,14 +106,14 @@ def markdown(compared: Comparison | Stages, sentences: Sequence[str] = ()) -> st
 
 
 def markdown_table(table: pd.DataFrame) -> str:
-    """Return a table of texts as Markdown in which no text is markup, its first column to the left."""
+    """Return a table of texts as Markdown, all markup escaped, the first column aligned left and the others right."""
     align = ["left", *["right"] * (table.shape[1] - 1)]
     escaped = table.map(escape_markdown).rename(columns=escape_markdown)
     return escaped.to_markdown(index=False, disable_numparse=True, colalign=align)
 
 
 def latex(compared: Comparison | Stages) -> str:
-    """Return one table per method, of the columns that fit a page; it needs the package booktabs and nothing else."""
+    """Return one LaTeX table per method with the columns that fit a page; it needs the package booktabs only."""
     shown = [
         (title, table.loc[:, [*table.columns[:3], *table.columns.intersection(ON_A_PAGE)]])
         for title, table in tables(compared)
@@ -148,16 +149,18 @@ def _pairs(compared: Comparison | Stages) -> list[tuple[str, str]]:
 
 
 def _texts(row: ComparisonRow) -> dict[str, str]:
-    found, level, change = row.difference, *_writers(row)
+    found = row.difference
+    nats = row.quantity.unit == "nats"
+    level, change = (format_nats, format_nats_change) if nats else (format_percent, format_points)
     sd = [math.sqrt(value) for value in (found.variances.seeds, found.variances.items)]
     return {
-        "": f"{row.title}{', nats' * (row.quantity.unit == 'nats')}",
+        "": f"{row.title}{', nats' * nats}",
         row.base: level(found.base),
         row.other: level(found.other),
         "difference": change(found.interval.mean),
-        "95 %": _bracket(found.interval, change),
-        "over seeds": _bracket(found.seeds, change),
-        "over items": _bracket(found.items, change),
+        "95 %": format_bounds(found.interval, change),
+        "over seeds": format_bounds(found.seeds, change),
+        "over items": format_bounds(found.items, change),
         "p, Holm": row.learning if not row.judged else format_p(row.adjusted),
         "lost / gained": f"{found.lost} / {found.gained}" if found.flips else "–",
         "sd seeds; items": "; ".join(level(value) for value in sd) if found.item_count else "–",
@@ -167,20 +170,8 @@ def _texts(row: ComparisonRow) -> dict[str, str]:
     }
 
 
-def _writers(row: ComparisonRow) -> tuple[Callable[[float], str], Callable[[float], str]]:
-    """Return how the row's levels and its differences are written."""
-    if row.quantity.unit == "nats":
-        return format_nats, format_nats_change
-    return format_percent, format_points
-
-
-def _bracket(interval: Interval, write: Callable[[float], str]) -> str:
-    known = not math.isnan(interval.low)
-    return f"[{write(interval.low)},\u00a0{write(interval.high)}]" if known else "–"
-
-
 def _items(found: Difference) -> str:
-    """Write the number of items, and of independent ones where these are fewer."""
+    """Write the number of items, with the number of independent ones where that is smaller."""
     if not found.item_count:
         return "–"
     independent = round(found.clusters)
@@ -188,7 +179,7 @@ def _items(found: Difference) -> str:
 
 
 def escape_latex(text: str) -> str:
-    """Return a text without any character that LaTeX takes for a command."""
+    """Return a text with LaTeX's special characters escaped."""
     return "".join(SPECIAL.get(character, character) for character in text)
 
 

@@ -1,4 +1,4 @@
-"""One row of a comparison: a quantity of one method next to the baseline's, and the CSV records of such rows."""
+"""One row of a comparison: a quantity of one method against the baseline, and the CSV records of such rows."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ Quantity = Figure | TrainingFigure | CurveFigure | ProfileFigure
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One quantity of one method next to the baseline; `learning` says whether it is matched, only for retention.
+    """One quantity of one method against the baseline.
 
-    `task` is a task's name, AVERAGE where the quantity is also shown by task, else empty.
+    `task` is a task's name, AVERAGE where the quantity is also shown by task, else empty. `learning` says for retention
+    whether learning is matched, and is empty for other quantities. `adjusted` is the p value after Holm. `noise` is the
+    standard deviation between evaluations of the same weights, 0..1.
     """
 
     quantity: Quantity
@@ -47,12 +49,12 @@ class ComparisonRow:
 
     @property
     def judged(self) -> bool:
-        """Whether a test may speak: retention is tested only at matched learning."""
+        """Whether the row is tested: retention is tested only at matched learning."""
         return self.learning in ("", MATCHED)
 
 
 def with_holm(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
-    """Adjust the p values of the rows that may be judged; a quantity's tasks are a family, and its averages another."""
+    """Adjust the p values of the judged rows; a quantity's tasks form one family, its averages another."""
     families: dict[tuple[str, bool], list[int]] = {}
     for place, row in enumerate(rows):
         families.setdefault((row.quantity.name, row.task in ("", AVERAGE)), []).append(place)
@@ -69,7 +71,7 @@ def comparison_table(rows: Sequence[ComparisonRow]) -> pd.DataFrame:
 
 
 def comparison_table_by_seed(rows: Sequence[ComparisonRow]) -> pd.DataFrame:
-    """Return one line per row and seed: the difference, its interval over items, and the items that turned."""
+    """Return one line per row and seed: the difference, its interval over items, and the items lost and gained."""
     return pd.DataFrame([record for row in rows for record in _seed_records(row)])
 
 

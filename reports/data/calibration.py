@@ -1,7 +1,7 @@
 """Calibration: how far sampled answers fall behind greedy ones, from two evaluation profiles of the same weights.
 
-A student that is sure of its answers scores alike under both. One that keeps a high entropy without knowing better loses where
-its own policy is sampled, so this figure stands next to entropy.
+A student that is sure of its answers scores the same under both. A student that keeps a high entropy without knowing better
+scores lower where its policy is sampled, so this figure is shown next to entropy.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from reports.data.methods import ENTROPY, Method, methods_of
 
 
 class ProfileFigure(NamedTuple):
-    """A figure that two evaluation profiles of the same weights make together."""
+    """A figure computed from two evaluation profiles of the same weights."""
 
     name: str
     short: str
@@ -38,7 +38,7 @@ CALIBRATION = ProfileFigure(
 def calibration(method: Method, stage: int | None = None) -> Estimate:
     """Return the policy's minus the greedy score right after a task's own stage, mean over trained tasks, by seed and item.
 
-    Without a seed where the runs lack a greedy profile or one at temperature 1 without truncation.
+    Empty where the runs lack a greedy profile, or one at temperature 1 without truncation.
     """
     found = _profiles(method)
     if found is None:
@@ -60,7 +60,7 @@ def calibration_table(frames: Frames) -> pd.DataFrame:
 
 
 def _profiles(method: Method) -> tuple[Method, Method] | None:
-    """Return the runs under their greedy profile and under the policy's; None where a run has not both."""
+    """Return the runs under their greedy profile and under the policy's; None where a run lacks one of them."""
     config: Any = method.first.manifest.config.get("evaluation") or {}
     shown = [(each, found) for each in config.get("profiles") or [] if (found := method.under(str(each["name"])))]
     greedy = [found for decoding, found in shown if decoding.get("temperature") == 0]

@@ -1,4 +1,4 @@
-"""One task after one stage of one run: its evaluated cell, and the rows that frames make of it."""
+"""One task after one stage of one run: the evaluated cell, and its rows in the frames."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def score_row(cell: CellRef) -> dict[str, Any]:
 
 
 def outcome_rows(cell: CellRef) -> pd.DataFrame:
-    """Return a cell's items with their outcome, of several answers the first not right; see `Frames.answers`."""
+    """Return a cell's items with their outcome; of several answers the first that is not right counts."""
     answers = read_parquet(cell.answers, ["item_id", "outcome"])
     if not answers["item_id"].is_unique:
         right = answers["outcome"] == "correct"
@@ -92,9 +92,9 @@ def outcome_rows(cell: CellRef) -> pd.DataFrame:
 
 
 def placed(found: Sequence[tuple[CellRef, pd.DataFrame]]) -> pd.DataFrame:
-    """Put the cells' rows one after another, each with its run, stage and task."""
+    """Concatenate the rows of cells, each row with its run, stage and task."""
     places = pd.DataFrame([place_of(cell) for cell, _ in found])
     repeated = places.take(np.repeat(np.arange(len(found)), [len(rows) for _, rows in found])).reset_index(drop=True)
     rows = pd.concat([rows for _, rows in found], ignore_index=True)
-    # A group's rows say of which of its tasks they are; here all of a cell's are of the cell's.
+    # A group's answers name their own task; here every row belongs to the cell's task.
     return pd.concat([repeated, rows.drop(columns=repeated.columns, errors="ignore")], axis=1)

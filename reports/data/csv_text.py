@@ -1,4 +1,4 @@
-"""CSV files that a spreadsheet opens as numbers and texts, never as formulas."""
+"""Write CSV that a spreadsheet opens as numbers and texts, never as formulas."""
 
 from __future__ import annotations
 

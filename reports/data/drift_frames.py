@@ -1,4 +1,4 @@
-"""What runs measured in addition to scores, as tidy frames: the distance from the start, and the noise of its scores."""
+"""What runs measured besides scores, as tidy frames: the KL from the start, and the noise of the start's scores."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Labelled = Iterable[tuple[RunDir, str]]
 def drift_frame(runs: Labelled) -> pd.DataFrame:
     """Return one row per run, stage and task, and one with task "" for the mean over tasks; nats per token.
 
-    Runs of versions that did not measure it have only the overall row, with nan. `answers` is the digest of prompts and
-    answers: rows are comparable where it is the same.
+    Runs of versions that did not measure drift have only the mean's row, with nan. `answers` is the digest of prompts and
+    answers: rows with the same digest are comparable.
     """
     return pd.DataFrame([row for run, label in runs for row in _drift_rows(run, label)], columns=pd.Index(DRIFT))
 
 
 def noise_frame(runs: Labelled) -> pd.DataFrame:
-    """Return one row per run and cell whose start was evaluated again: its first score and the standard deviation of all."""
+    """Return one row per run and cell of a start that was evaluated again: the first score, and the sd of all scores."""
     return pd.DataFrame([row for run, label in runs for row in _noise_rows(run, label)], columns=pd.Index(NOISE))
 
 

@@ -1,7 +1,7 @@
-"""Answers that turned from right to wrong (lost) or from wrong to right (gained), on the same items (arXiv 2510.17776).
+"""Count items whose answer changed from right to wrong (lost) or from wrong to right (gained) (arXiv 2510.17776).
 
-Three comparisons, each between two stages of one run: every stage with the one before it, a task's own stage with the end,
-which is what forgetting takes, and the start with the end. Where an item has several answers it is right if all are.
+Each comparison is between two stages of one run: every stage with the one before it; a task's own stage with the end, which
+shows what was forgotten; and the start with the end. An item with several answers is right where all of them are.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HOW_LOST = ["wrong", "unparsed", "truncated"]
 
 
 def compare_answers(frames: Frames) -> pd.DataFrame:
-    """Return one row per run, comparison and item with what became of its answer: `was` and `now`, names of outcomes."""
+    """Return one row per run, comparison and item: the outcome of its answer before (`was`) and after (`now`)."""
     keys = [*IDENTITY, *CELL, "item_id", "was", "now"]
     if frames.answers.empty:
         return pd.DataFrame(columns=pd.Index(keys))
@@ -43,7 +43,7 @@ def compare_answers(frames: Frames) -> pd.DataFrame:
 
 
 def count_flips(items: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per run and comparison: items, lost and gained, and the lost by what they became."""
+    """Return one row per run and comparison: the numbers of items, lost, gained, and lost by the later outcome."""
     was, now = items["was"] == "correct", items["now"] == "correct"
     columns = {"items": 1, "lost": was & ~now, "gained": ~was & now}
     columns |= {f"lost_{how}": was & (items["now"] == how) for how in HOW_LOST}
@@ -51,7 +51,7 @@ def count_flips(items: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_item_table(frames: Frames, items: pd.DataFrame) -> pd.DataFrame:
-    """Return a row per label and task that a later stage can take from: forgetting and backward transfer by item.
+    """Return a row per label and task that a later stage can affect: forgetting and backward transfer by item.
 
     Trained tasks are compared since their own stage, probes since the start. `forgotten`, `gained` and their `adjusted_`
     columns are intervals over seeds; `choices` is nan for answers in free text. See `harness.stats.by_item`.
@@ -88,13 +88,13 @@ def average_flips(counted: pd.DataFrame) -> pd.DataFrame:
 
 
 def _pairs(outcomes: pd.DataFrame, last: pd.Series, own: pd.Series) -> Iterator[pd.DataFrame]:
-    """Yield the items of all runs by what is compared; `outcomes` has a row per run and item, `last` and `own` one per run."""
+    """Yield one frame of items per comparison; `outcomes` has a row per run and item, `last` and `own` a value per run."""
     run, stages = outcomes.index.get_level_values("run"), range(1, int(last.max()) + 1)
-    compare_answers = [(STAGE, stage - 1, stage, last >= stage) for stage in stages]
+    comparisons = [(STAGE, stage - 1, stage, last >= stage) for stage in stages]
     later = [(before, after) for before in stages for after in stages if before < after]
-    compare_answers += [(SINCE_OWN, before, after, (own == before) & (last == after)) for before, after in later]
-    compare_answers += [(WHOLE, 0, stage, last == stage) for stage in stages]
-    for kind, before, after, having in compare_answers:
+    comparisons += [(SINCE_OWN, before, after, (own == before) & (last == after)) for before, after in later]
+    comparisons += [(WHOLE, 0, stage, last == stage) for stage in stages]
+    for kind, before, after, having in comparisons:
         if before in outcomes and after in outcomes:
             both = outcomes.loc[having.to_numpy()[run], [before, after]].set_axis(["was", "now"], axis=1).dropna()
             yield both.reset_index().assign(kind=kind, before=before, after=after)

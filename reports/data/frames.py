@@ -1,7 +1,7 @@
-"""Run directories as tidy pandas frames: everything that tables and figures show is read here, and only here.
+"""Read run directories into tidy pandas frames: everything that tables and figures show is read here, and only here.
 
-A run that is still going on is an ordinary input: its missing cells are rows with score nan, and a line that is being
-written to a step log is left for the next reading.
+A run that is still going on is an ordinary input: its missing cells are rows with score nan, and a half-written line of a step
+log is left for the next reading.
 """
 
 from __future__ import annotations
@@ -36,15 +36,14 @@ STEP_FIELDS = [
 
 @dataclass(frozen=True)
 class Frames:
-    """Everything a report needs. Runs, and with them all rows, are in display order: controls, then by name.
+    """Everything a report needs. Runs, and with them all rows, are in display order: controls first, then by name.
 
-    `label` is what a reader calls a group of seeds: the adapter, and what else differs between the runs (suite, order,
-    start).
+    `label` names a group of seeds for a reader: the adapter, and what else differs between the runs (suite, order, start).
 
     - `scores`: one row per run, stage and task that the suite evaluates; `score` in [0, 1], nan where missing.
     - `metrics`: one row per run, stage, task and metric of the task.
-    - `steps`: one row per optimiser step; `global_step` counts through the stages on an axis common to all runs of a
-      suite and order.
+    - `steps`: one row per optimiser step; `global_step` counts on through the stages, on one axis for all runs of a suite
+      and order.
 
     Cells are those of one evaluation profile, the suite's first where `profile` is empty, and of the tasks' own graders, or
     of `grader` where a task was regraded with it. `faults` are the files that finished runs lack.
@@ -63,7 +62,7 @@ class Frames:
 
     @cached_property
     def overlap(self) -> Overlap | None:
-        """Every distinct comparison of training with test prompts, see `Overlap`; None when no run recorded any."""
+        """The distinct comparisons of training with test prompts of all runs, see `Overlap`; None when no run recorded any."""
         recorded = [run.manifest.overlap for run in self.runs if run.manifest.overlap is not None]
         rows = dict.fromkeys(row for overlap in recorded for row in overlap.rows)
         kinds = {frozenset(overlap.digests.items()): overlap.unlisted.model_dump() for overlap in recorded}
@@ -108,7 +107,7 @@ class Frames:
 
     @cached_property
     def noise(self) -> pd.DataFrame:
-        """How much the start's sampled scores vary only by the engine's seed, see `noise_frame`."""
+        """How much the start's sampled scores vary with the engine's seed alone, see `noise_frame`."""
         return noise_frame(self.labelled)
 
     @cached_property
@@ -120,11 +119,11 @@ class Frames:
 
     @property
     def profiles(self) -> list[str]:
-        """The evaluation profiles of all runs without the first one; each has its own matrix."""
+        """The names of all runs' evaluation profiles after each suite's first; each profile has its own matrix."""
         return list(dict.fromkeys(name for run in self.runs for name in run.further_profiles))
 
     def under(self, profile: str) -> Frames:
-        """Return the cells of a further profile, of the runs that have it."""
+        """Return the frames of one of `profiles`, with only the runs that have it."""
         return replace(self, runs=tuple(run for run in self.runs if profile in run.further_profiles), profile=profile)
 
     @property
@@ -135,7 +134,7 @@ class Frames:
     def samples(self, task: str, columns: Sequence[str] | None = None, items: Set[str] | None = None) -> pd.DataFrame:
         """Return the stored answers on one task, with the run's identity and the stage; read on demand.
 
-        `columns` (with `item_id`) and `items` limit what is kept.
+        `columns` (which must hold `item_id`) and `items` limit what is read. Raises `RunError` without stored answers.
         """
         found = [(cell, read_parquet(cell.answers, columns)) for cell in self._answered if cell.task == task]
         if not found:
@@ -161,7 +160,7 @@ class Frames:
 
     @cached_property
     def choices(self) -> dict[str, float]:
-        """The number of choices of each multiple-choice task, mean over items; other tasks are not in it."""
+        """The mean number of choices per item of each multiple-choice task; other tasks have no entry."""
         first = {cell.task: cell for cell in reversed(list(self._answered))}
         found: dict[str, float] = {}
         for task, cell in first.items():
@@ -194,7 +193,7 @@ def load_frames(paths: Iterable[Path], grader: str = "") -> Frames:
 
 
 def _check_comparable(cells: Sequence[CellRef]) -> None:
-    """Refuse a task whose cells were generated or graded under different conditions."""
+    """Raise `RunError` for a task whose cells were generated or graded under different conditions."""
     kinds: dict[tuple[str, str], dict[str, list[CellRef]]] = {}
     for cell in cells:
         if cell.results is not None:
@@ -218,7 +217,7 @@ def _step_rows(run: RunDir, label: str) -> Iterator[dict[str, Any]]:
 
 
 def _on_common_axis(steps: pd.DataFrame) -> pd.DataFrame:
-    """Add `global_step`: stages follow one another, each as long as the longest run of its suite and order."""
+    """Add `global_step`: stages follow one another, and each is as long as in the longest run of its suite and order."""
     lengths = steps.groupby(["suite", "order", "stage"])["step"].max() + 1
     offsets = lengths.groupby(["suite", "order"]).transform(lambda length: length.cumsum() - length)
     keys = pd.MultiIndex.from_frame(steps[["suite", "order", "stage"]])

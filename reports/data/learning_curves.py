@@ -1,6 +1,6 @@
-"""Learning curves of runs, and what two methods kept where they had learned the same.
+"""Learning curves of runs, and what two methods kept at equal learning.
 
-`harness/stats/learning/equal_learning.py` says how the second is computed. Curves are those of the suite's first evaluation
+`harness/stats/learning/equal_learning.py` defines the comparison. Curves are measured under the suite's first evaluation
 profile, on the first test items of each task.
 """
 
@@ -25,7 +25,7 @@ from reports.data.methods import Method, different_starts, methods_of
 NO_CURVES = "no learning curves"
 COLUMNS = ("learned", "reached", "kept")
 OTHER_ITEMS = "not comparable: different items"
-OTHER_STARTS = "not comparable: different starts"  # a seed's curve says nothing about a curve from other weights
+OTHER_STARTS = "not comparable: different starts"  # curves of one seed from different weights are not a pair
 
 
 class CurveFigure(NamedTuple):
@@ -48,7 +48,7 @@ KEPT = CurveFigure(
 
 @dataclass(frozen=True)
 class StagePair:
-    """Two methods in one stage: what they kept at equal learning, and why that says nothing where it does not."""
+    """What two methods kept at equal learning in one stage; `obstacle` says why nothing is compared, and is else empty."""
 
     stage: int
     name: str
@@ -57,7 +57,7 @@ class StagePair:
 
 
 def learning_curve_of(run: RunDir, stage: int) -> Curve | None:
-    """Return a run's curve in a stage; None without two points of one of the stage's own tasks and of another task."""
+    """Return a run's curve in a stage; None unless own tasks and other tasks of the stage share at least two points."""
     by_task: dict[str, dict[int, CurvePoint]] = {}
     for point in run.curve_points(stage):
         by_task.setdefault(point.task, {})[point.step] = point
@@ -71,20 +71,24 @@ def learning_curve_of(run: RunDir, stage: int) -> Curve | None:
 
 
 def stage_pairs(base: Method, other: Method, tasks: Sequence[str] = ()) -> list[StagePair]:
-    """Return every stage that both methods trained on the same tasks and have curves of, `tasks` limits what is kept.
+    """Compare two methods in every stage that both trained on the same tasks and have curves of.
 
-    Seeds are paired by number, and not at all where equal numbers started from other weights.
+    `tasks` limits the tasks whose retention counts. Seeds are paired by number, and not at all where the start weights differ.
     """
     return _pair_stages(base, other, [curves_of(method, tasks) for method in (base, other)])
 
 
 def curves_of(method: Method, tasks: Sequence[str] = ()) -> list[dict[int, Curve]]:
-    """Return for each stage the curves that a method's runs have, by seed; `tasks` limits what is kept."""
+    """Return for each stage the curves of a method's runs by seed; `tasks` limits the tasks whose retention counts."""
     found: list[dict[int, Curve]] = []
     for stage in range(1, len(method.first.trains) + 1):
-        curves = {seed: learning_curve_of(scores.run, stage) for seed, scores in method.by_seed.items()}
-        known = {seed: _limited(curve, tasks) for seed, curve in curves.items() if curve is not None}
-        found.append({seed: curve for seed, curve in known.items() if curve.kept})
+        of_stage: dict[int, Curve] = {}
+        for seed, scores in method.by_seed.items():
+            if (curve := learning_curve_of(scores.run, stage)) is not None:
+                kept = {task: table for task, table in curve.kept.items() if not tasks or task in tasks}
+                if kept:
+                    of_stage[seed] = Curve(curve.learned, kept)
+        found.append(of_stage)
     return found
 
 
@@ -102,15 +106,16 @@ def mean_of_stages(pairs: Sequence[StagePair]) -> StagePair | None:
 def at_equal_learning_of(
     base: Method, other: Method, tasks: Sequence[str] = (), stage: int | None = None
 ) -> StagePair | None:
-    """Return what was kept of some tasks (all where none is named) in one stage, or on average; None without curves."""
+    """Return what was kept of `tasks` (empty: all) in one stage, or on average over stages; None without curves."""
     return mean_of_stages([pair for pair in stage_pairs(base, other, tasks) if stage in (None, pair.stage)])
 
 
 def equal_learning_table(frames: Frames) -> pd.DataFrame:
     """Return a row per pair of methods and stage, and one for the mean over stages (stage 0); empty without any curve.
 
-    `difference` is the first minus the second with its interval for another seed and other items, `low` and `high` the common
-    learning, mean over seeds, shares; `seeds` of `paired` have common learning; `obstacle` says why nothing is compared.
+    All values are shares. `difference` is the first method minus the second, with its interval for another seed and other
+    items. `low` and `high` are the ends of the common learning, mean over seeds. `seeds` of the `paired` seeds have common
+    learning. `obstacle` says why nothing is compared.
     """
     methods, rows = {method.name: method for method in methods_of(frames)}, []
     curves = {name: curves_of(method) for name, method in methods.items()}
@@ -126,7 +131,7 @@ def equal_learning_rows(base: Method, other: Method) -> list[dict[str, object]]:
 
 
 def curve_frame(frames: Frames) -> pd.DataFrame:
-    """Return a row per run, stage and point of its curve, shares.
+    """Return a row per run, stage and point of its curve; values are shares, controls are left out.
 
     `learned` is the score of the stage's own task, `reached` its monotone fit, `kept` the change of the other tasks.
     """
@@ -139,11 +144,6 @@ def curve_frame(frames: Frames) -> pd.DataFrame:
                 points = np.stack([curve.learned, curve.reached, curve.change], axis=1).tolist()
                 rows += [{**own, "point": k, **dict(zip(COLUMNS, each, strict=True))} for k, each in enumerate(points)]
     return pd.DataFrame(rows)
-
-
-def _limited(curve: Curve, tasks: Sequence[str]) -> Curve:
-    kept = {task: table for task, table in curve.kept.items() if not tasks or task in tasks}
-    return Curve(curve.learned, kept)
 
 
 def _pair_stages(base: Method, other: Method, curves: Sequence[Sequence[dict[int, Curve]]]) -> list[StagePair]:

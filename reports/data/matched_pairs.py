@@ -1,4 +1,4 @@
-"""What methods kept, compared where they learned equally: elsewhere a method that learned less has less to forget.
+"""Compare what methods kept where they learned equally: a method that learned less has less to forget.
 
 Learning is matched where the whole 95 % interval of the paired difference in learning accuracy lies within the margin.
 Intervals are for another seed and other items, over the seeds that both have.
@@ -20,15 +20,15 @@ from reports.data.frames import Frames
 from reports.data.methods import Method, different_starts, methods_of
 
 SINGLE = "one seed"
-FEW = 4  # methods that are all compared with one another; more are compared with one
+FEW = 4  # up to so many methods, every pair is compared; of more, each is compared with one
 COMPARED = {"learned": LEARNING, "final": ACCURACY, "forgot": FORGETTING}
 
 
-def matched(frames: Frames) -> pd.DataFrame:
-    """Return one row per pair of methods: differences in learning and in forgetting, and whether learning is matched.
+def matched_table(frames: Frames) -> pd.DataFrame:
+    """Return one row per pair of methods: their differences, and whether learning is matched.
 
-    Columns `learned`, `final` and `forgot` hold an `Interval` each, the first minus the second, shares; `status` is
-    matched, matched on average only, unmatched, or one seed where there is no interval.
+    The columns `learned`, `final` and `forgot` hold an `Interval` each, the first method minus the second, as shares. `status`
+    is matched, matched on average only, unmatched, or one seed where there is no interval.
     """
     methods = {method.name: method for method in methods_of(frames)}
     return pd.DataFrame([_row(methods[one], methods[other]) for one, other in compared_labels(frames)])
@@ -43,9 +43,9 @@ def difference(one: Method, other: Method, figure: Figure) -> Interval:
 
 
 def compared_labels(frames: Frames) -> Iterator[tuple[str, str]]:
-    """Yield pairs of methods that share suite, order and start; a control that updates nothing is left out.
+    """Yield pairs of methods that share suite, order and start; controls are left out.
 
-    More than FEW are each compared with the first method whose kind is OPD, or with the first where there is none.
+    Of more than FEW methods, each is compared with the first one whose kind is OPD, or else with the first one.
     """
     settings: dict[tuple[str, str, str], list[str]] = {}
     kinds = {label: run.manifest.kind for run, label in frames.labelled}

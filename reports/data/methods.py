@@ -1,4 +1,4 @@
-"""What `harness compare` is given: methods, one run per seed, found at the paths a user names, and paired by seed."""
+"""Methods: the runs of one adapter that differ only in their seed, found at a user's paths or among a report's runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VARYING = ("suite", "order", "start")
 
 
 class TrainingFigure(NamedTuple):
-    """A figure of the step logs: the mean of a column over all steps, or over the last stage's."""
+    """A figure of the step logs: the mean of `column` over all steps, or over those of the last stage."""
 
     name: str
     short: str
@@ -57,12 +57,12 @@ class Method:
 
     @property
     def first(self) -> RunDir:
-        """The run that stands for all in what they have in common: tasks, stages, probes."""
+        """The first run, which stands for all in what they share: tasks, stages, probes."""
         return self.frames.runs[0]
 
     @cached_property
     def by_seed(self) -> dict[int, RunScores]:
-        """Each seed's evaluations."""
+        """The evaluations of each seed's run."""
         shown = (self.frames.profile, self.frames.grader)
         return {run.seed: RunScores(run, self.name, *shown) for run in self.frames.runs}
 
@@ -88,7 +88,7 @@ class Method:
         return self.frames.profile or self.first.manifest.profile_names[0]
 
     def under(self, profile: str) -> Method | None:
-        """Return the same runs under a profile, empty for the one that is shown; None where a run has no such profile."""
+        """Return the same runs under a profile (empty: the present one); None where a run has no such profile."""
         if profile in ("", self.profile):
             return self
         first, further = self.first.manifest.profile_names[0], [run.further_profiles for run in self.frames.runs]
@@ -100,21 +100,21 @@ class Method:
 
     @property
     def on_policy(self) -> bool:
-        """Whether it trains on the student's own answers, so that the entropy in its step log is that of them."""
+        """Whether it trains on the student's own answers, so that the entropy in its step log is theirs."""
         return "student" in self.first.manifest.trains_on
 
     def training(self, figure: TrainingFigure, last: int) -> dict[int, float]:
         """Return a training figure by seed over the steps up to a stage that is trained and evaluated."""
         shared = [place for place, stage in enumerate(self.first.manifest.stages, start=1) if stage.adapter]
         steps, tasks = self.frames.steps, [task for task, own in self.stage_of.items() if own == last]
-        steps = steps[~steps["stage"].isin(shared)]  # the same for all methods, whatever they are
+        steps = steps[~steps["stage"].isin(shared)]  # a stage with its own adapter trains all methods alike
         done = [seed for seed, found in self.by_seed.items() if all(found.cell(task, last).results for task in tasks)]
         first = last if figure.last_stage else 1
         steps = steps[steps["stage"].between(first, last) & steps["seed"].isin(done)]
         return {int(str(seed)): value for seed, value in steps.groupby("seed")[figure.column].mean().dropna().items()}
 
     def estimate(self, figure: Figure | TrainingFigure, task: str = "", stage: int | None = None) -> Estimate:
-        """Return a figure by seed, or of one task, as if `stage` were the last; without a seed where nothing has it."""
+        """Return a figure by seed, of one task where named, as if `stage` were the last; seeds without it are left out."""
         if isinstance(figure, TrainingFigure):
             return Estimate(self.training(figure, self._last(stage)) if self.on_policy else {})
         return estimate_of(self.sides(figure, task, stage))
@@ -132,7 +132,7 @@ class Method:
 def find_methods(
     paths: Sequence[Path], *, order: str | None = None, profile: str = "", grader: str = "", least: int = 2
 ) -> list[Method]:
-    """Return the methods at each path, in the order given; a folder that holds several gives them in display order.
+    """Return the methods at each path, in the order given; those of one folder are in display order.
 
     Raises `RunError` for fewer than `least`, several orders with none chosen, and a profile or grader that no run has.
     """
@@ -147,7 +147,7 @@ def find_methods(
 
 
 def methods_of(frames: Frames) -> list[Method]:
-    """Return the methods that a report's runs are of, by their labels there, in display order."""
+    """Return the methods of a report's runs, named by their labels, in display order."""
     by_label: dict[str, list[RunDir]] = {}
     for run, label in frames.labelled:
         by_label.setdefault(label, []).append(run)
@@ -155,13 +155,13 @@ def methods_of(frames: Frames) -> list[Method]:
 
 
 def different_starts(one: Method, other: Method) -> list[int]:
-    """Return the seeds that both have and at which they start from other weights; runs that recorded none count as alike."""
+    """Return the shared seeds whose start weights differ; runs that did not record their weights count as equal."""
     weights = [{run.seed: run.manifest.weights.get("start") for run in each.frames.runs} for each in (one, other)]
     return [s for s in weights[0] if s in weights[1] and len({weights[0][s], weights[1][s]} - {None, ""}) > 1]
 
 
 def by_setting(methods: Sequence[Method]) -> dict[tuple[str, str], list[Method]]:
-    """Return methods by suite and order: within one, an adapter's name and its start say which method is meant."""
+    """Group methods by suite and order: within a group, an adapter's name and its start identify a method."""
     settings: dict[tuple[str, str], list[Method]] = {}
     for method in methods:
         settings.setdefault((method.first.suite, method.first.order), []).append(method)
@@ -185,7 +185,7 @@ def _groups(path: Path, order: str | None) -> list[list[RunDir]]:
 
 
 def _names(found: Sequence[tuple[Path, Sequence[RunDir]]]) -> list[str]:
-    """Name methods by their adapter, then by what else differs, then by seed, and at last by their path."""
+    """Name methods by their adapter; where names repeat, add what else differs, then the seed, then the path."""
     firsts = [group[0] for _, group in found]
     names = [run.adapter for run in firsts]
     if len(set(names)) < len(names):
@@ -204,7 +204,7 @@ def _names(found: Sequence[tuple[Path, Sequence[RunDir]]]) -> list[str]:
 
 
 def _what_sets_apart(paths: Sequence[Path]) -> list[str]:
-    """Return what is left of each path without the parts that all begin and end with."""
+    """Return each path without the parts that all paths begin with and end with."""
     parts = [path.resolve().parts for path in paths]
     left = [each[_alike(parts) :] for each in parts]
     after = _alike([each[::-1] for each in left])
@@ -212,7 +212,7 @@ def _what_sets_apart(paths: Sequence[Path]) -> list[str]:
 
 
 def _alike(parts: Sequence[Sequence[str]]) -> int:
-    """Return how many parts all begin with."""
+    """Return how many leading parts are the same in all."""
     return sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False)))
 
 

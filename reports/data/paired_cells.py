@@ -1,7 +1,7 @@
 """Match evaluations of two runs item by item, and say which may be paired.
 
-Items are matched by their id. Cells that were made under different conditions are refused, and so are different items unless
-the user asks for the items that both have.
+Items are matched by their id. Cells that were made under different conditions are refused. So are different items, unless the
+user asks for the items that both have.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from reports.data.cells import CellRef
 from reports.data.repair_hints import describe_cell, what_differs
 from reports.data.run_scores import RunScores, Side
 
-ITEM_KEYS = {"prompts", "grading"}  # the fields of comparability that hold which items there are
+ITEM_KEYS = {"prompts", "grading"}  # the comparability fields that change with the set of items
 
 
 class SeedPair(NamedTuple):
@@ -62,7 +62,7 @@ def compare_groups(base: Mapping[int, Side], other: Mapping[int, Side]) -> Diffe
 
 
 def estimate_of(sides: Mapping[int, Side]) -> Estimate:
-    """Return a quantity by seed with its items; without items where answers were not kept or seeds hold different ones."""
+    """Return a quantity by seed and by item; without items where answers were not kept, or where seeds' items differ."""
     complete = {seed: side for seed, side in sides.items() if not math.isnan(side.value)}
     tasks = dict.fromkeys(task for side in complete.values() for task in side.tasks)
     items: dict[str, ItemTable] = {}
@@ -80,8 +80,8 @@ def estimate_of(sides: Mapping[int, Side]) -> Estimate:
 def noise_of_pairs(pairs: Sequence[SeedPair]) -> float:
     """Return the largest standard deviation of a score over evaluations of one model that differ only in the engine's seed.
 
-    Looked for among all stages of the quantity's tasks, and the start's own repeats (`evaluation.noise_floor`); nan where no
-    weights were evaluated twice. In 0..1.
+    All stages of the quantity's tasks count, and the start's repeats (`evaluation.noise_floor`). In 0..1; nan where no weights
+    were evaluated twice.
     """
     scores: dict[tuple[str, str, str], dict[object, float]] = {}
     for pair in pairs:
@@ -94,7 +94,7 @@ def noise_of_pairs(pairs: Sequence[SeedPair]) -> float:
 
 
 def check_pairs(pairs: Sequence[SeedPair], shared_items: bool = False) -> None:
-    """Raise `RunError` where a cell is not comparable with the others of the same task: the other side's, the other seeds'."""
+    """Raise `RunError` where a cell is not comparable with the task's cells of the other side or of other seeds."""
     for one, other in _partners(pairs):
         cell, partner = one.cell, other.cell
         keys = [each.results.keys if each.results else Keys() for each in (cell, partner)]
@@ -112,7 +112,7 @@ def check_pairs(pairs: Sequence[SeedPair], shared_items: bool = False) -> None:
 
 
 def restriction(pairs: Sequence[SeedPair]) -> str:
-    """Say to how many items of how many pairs are restricted, per task; empty where all sides have the same items."""
+    """Say per task how many items both sides have, and how many each; empty where all sides have the same items."""
     counts: dict[str, None] = {}
     for one, other in _partners(pairs):
         sets = (one.item_ids, other.item_ids)
@@ -126,7 +126,7 @@ Tables = Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]
 
 
 def item_tables(pairs: Sequence[SeedPair], shared: bool) -> Tables:
-    """Return by task both sides' weighted sums, items (rows) by pairs (columns); empty where any answers were not kept.
+    """Return by task both sides' weighted sums as frames (items, pairs); empty where any answers were not kept.
 
     Both sides have terms of the same tasks, each in its own order.
     """
@@ -143,7 +143,7 @@ def item_tables(pairs: Sequence[SeedPair], shared: bool) -> Tables:
 
 
 def _estimate(pairs: Sequence[SeedPair], side: int, tables: Tables, restricted: bool) -> Estimate:
-    """Return one side by seed, with its items; on restricted items the values are means over these."""
+    """Return one side by seed and by item; with `restricted` items the values are means over these items."""
     items = {task: _item_table(both[side], pairs[0].base.clusters(task)) for task, both in tables.items()}
     sides = [(pair.base, pair.other)[side] for pair in pairs]
     if restricted:
@@ -160,7 +160,7 @@ def _item_table(values: pd.DataFrame, clusters: Mapping[Any, str]) -> ItemTable:
 
 
 def _flips(pair: SeedPair, tables: Tables, place: int) -> Flips:
-    """Count the items that turned in one pair, added over tasks; right is a score of 1, with several answers all of them."""
+    """Count the items lost and gained in one pair, added over tasks; an item is right where all its answers score 1."""
     counted = [
         flips(*(both[side][place] / each.tasks[task][0].weight for side, each in enumerate((pair.base, pair.other))))
         for task, both in tables.items()
@@ -180,7 +180,7 @@ def _evaluated(side: Side) -> Iterator[tuple[str, CellSummary]]:
 def _aligned(
     task: str, found: Sequence[tuple[pd.Series, pd.Series]], shared: bool
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Put the pairs side by side over the items that all of them have; refuses other items unless asked to."""
+    """Return both sides of all pairs over the items that all have; raises `RunError` for different items unless `shared`."""
     items = [set(base.index) for base, _ in found]
     both = set.intersection(*items)
     if any(each != both for each in items) and not (shared and both):
@@ -199,7 +199,7 @@ def _aligned(
 def _restricted(
     pair: SeedPair, task: str, base: pd.Series, other: pd.Series, shared: bool
 ) -> tuple[pd.Series, pd.Series]:
-    """Return both sides at the items that both have; refuses unless asked to, and items that are not the same question."""
+    """Return both sides at the items that both have; raises `RunError` unless `shared`, or where prompts or targets differ."""
     both = base.index.intersection(other.index)
     paths = [side.evaluations.run.path for side in (pair.base, pair.other)]
     if not shared or both.empty:
@@ -215,7 +215,7 @@ def _restricted(
     different = (texts[0] != texts[1]).any(axis=1)
     if different.any():
         raise RunError(
-            f"{task}: {int(different.sum())} of the {len(both)} items that {paths[0]} and {paths[1]} share have another "
+            f"{task}: {int(different.sum())} of the {len(both)} items that {paths[0]} and {paths[1]} share differ in their "
             "prompt or target; evaluate both with one version of the task"
         )
     return base.loc[both], other.loc[both]
@@ -228,7 +228,7 @@ def _texts(side: Side, task: str, items: pd.Index) -> pd.DataFrame:
 
 
 class _CellOfRun(NamedTuple):
-    """One cell with the evaluations that it is of."""
+    """One cell, and the run's evaluations that it belongs to."""
 
     evaluations: RunScores
     task: str
@@ -247,7 +247,7 @@ class _CellOfRun(NamedTuple):
 
 
 def _partners(pairs: Sequence[SeedPair]) -> list[tuple[_CellOfRun, _CellOfRun]]:
-    """Return the first base's first cell of each task with every other cell of that task, of all sides.
+    """Return the first cell of each task with every cell of that task, of both sides and all pairs.
 
     A cell that is not evaluated yet is left out: its side has no value.
     """

@@ -1,4 +1,4 @@
-"""What keeps two evaluated cells out of one table, and the command that fixes it: the end of every refusal to compare."""
+"""Explain why two cells are not comparable, and name a command that fixes it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from harness.rundir.differences import find_differences, format_differences
 from harness.rundir.reader import RunDir
 from reports.data.cells import CellRef
 
-EVALUATING = ("evaluation", "backend", "device", "data", "include")  # a configuration's part in answers
+EVALUATING = ("evaluation", "backend", "device", "data", "include")  # the parts of a configuration that decide answers
 OF_STUDENT = ("dtype", "chat")
 RUNNING = ("run", "sweep")
 
@@ -23,10 +23,10 @@ def describe_cell(cell: CellRef) -> str:
 
 
 def what_differs(one: CellRef, other: CellRef) -> str:
-    """Name the fields that differ, and what makes the cells comparable.
+    """Name the fields that differ between two cells, and a command that makes them comparable.
 
-    Where only the grades differ, the hint grades the answers again. Where both runs are configured to evaluate alike, their
-    own commands evaluate again what was removed. Otherwise the hint evaluates their checkpoints alike.
+    Where only the grading differs, the command grades the answers again. Where both runs are configured to evaluate alike,
+    their own commands evaluate again what the user removes. Otherwise the command evaluates both checkpoints in one matrix.
     """
     fields = [cell.results.keys.fields if cell.results else {} for cell in (one, other)]
     found = find_differences(*fields) if all(fields) else {}
@@ -35,10 +35,11 @@ def what_differs(one: CellRef, other: CellRef) -> str:
         folders = [str(run.path) for run in runs]
         command = shlex.join(["harness", "regrade", *folders])
         return f"{format_differences(found)} differs; grade both with today's grader: {command}"
-    reason = f"{format_differences(found)} differ" if found else "an earlier version did not record in what they differ"
+    reason = f"{format_differences(found)} differ" if found else "an earlier version did not record what differs"
     if _evaluating(one.run) == _evaluating(other.run):
         evaluated = " ".join(f"{shlex.quote(str(run.path))}/stage_*/eval" for run in runs)
-        return f"{reason}; remove {evaluated} and evaluate them again with the same settings: {' && '.join(_commands(runs))}"
+        commands = " && ".join(dict.fromkeys(map(_command, runs)))
+        return f"{reason}; remove {evaluated} and evaluate them again with the same settings: {commands}"
     # A control trains nothing, so its checkpoint may be the other run's start.
     checkpoints = " ".join(dict.fromkeys(_checkpoint(cell) for cell in (one, other)))
     return (
@@ -48,19 +49,15 @@ def what_differs(one: CellRef, other: CellRef) -> str:
 
 
 def _evaluating(run: RunDir) -> dict[str, Any]:
-    """Return what decides a run's answers, apart from the weights: a part of its configuration."""
+    """Return the part of a run's configuration that, with the weights, decides its answers."""
     config = run.manifest.config
     student = config.get("student") or {}
-    named = (*EVALUATING, str(config.get("backend")))  # a backend's settings stand under its name
+    named = (*EVALUATING, str(config.get("backend")))  # a backend's settings are under its name
     return {name: config.get(name) for name in named} | {name: student.get(name) for name in OF_STUDENT}
 
 
-def _commands(runs: list[RunDir]) -> list[str]:
-    """Return the commands that made some runs, each once; of a run made from Python, one that does the same."""
-    return list(dict.fromkeys(_command(run) for run in runs))
-
-
 def _command(run: RunDir) -> str:
+    """Return the command that made a run; for a run made from Python, one that does the same."""
     if _arguments(run):
         return run.manifest.made.command
     options = {"adapter": run.adapter, "seed": run.seed, "order": run.order, "out": run.path.parents[3]}
@@ -75,16 +72,16 @@ def _suite(run: RunDir) -> str:
 
 
 def _arguments(run: RunDir) -> list[str]:
-    """Return what the run's command gave after `harness run` or `harness sweep`; nothing for another command."""
+    """Return the words after `harness run` or `harness sweep` in the run's command; none for another command."""
     try:
         words = shlex.split(run.manifest.made.command)
-    except ValueError:  # earlier versions wrote an apostrophe as it is
+    except ValueError:  # earlier versions did not quote an apostrophe
         return []
     return words[2:] if len(words) > 2 and words[0] == "harness" and words[1] in RUNNING else []
 
 
 def _checkpoint(cell: CellRef) -> str:
-    """Return a cell's checkpoint for a shell; manifests of earlier versions do not say where a start that was built is."""
+    """Return a cell's checkpoint, quoted for a shell; earlier versions did not record the folder of a start built here."""
     if cell.stage:
         return shlex.quote(str(cell.run.stage(cell.stage).checkpoint))
     student = cell.run.manifest.config.get("student") or {}

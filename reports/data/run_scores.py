@@ -1,4 +1,4 @@
-"""One run's evaluations: its cells under a profile and grader, and one side of a comparison, made of a figure's terms."""
+"""One run's evaluations under a profile and grader, and one side of a comparison: a figure's terms in that run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from reports.data.cells import CellRef, cell_at
 
 @dataclass(frozen=True)
 class RunScores:
-    """The cells of one run under one profile and grader; what was read is kept."""
+    """The cells of one run under one profile and grader; files are read once and kept."""
 
     run: RunDir
     name: str
@@ -76,7 +76,7 @@ class RunScores:
         return self._items[task, stage]
 
     def clusters(self, task: str, stage: int) -> Mapping[Any, str]:
-        """Return by item the cluster of items that it depends on; empty for evaluations that name none."""
+        """Return each item's cluster of dependent items; empty for evaluations without clusters."""
         samples = self.samples(task, stage)
         if samples is None or "cluster" not in samples:
             return {}
@@ -96,7 +96,7 @@ class RunScores:
 
 
 class Side(NamedTuple):
-    """One side of a pair: a run's evaluations, the weighted cells that are added up, and what does not come from cells."""
+    """One side of a pair: a run's evaluations, the weighted cells to add up, and a constant that no cell contributes."""
 
     evaluations: RunScores
     terms: Sequence[Term]

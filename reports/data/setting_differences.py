@@ -1,4 +1,4 @@
-"""What two methods' runs differ in besides the method: teacher, stages, budget, and every other setting.
+"""Find how two methods' runs differ besides the method: teacher, stages, budget, and every other setting.
 
 A difference in scores may come from any of these, so comparisons name them.
 """
@@ -16,12 +16,12 @@ from reports.data.frames import Frames
 from reports.data.methods import Method, methods_of
 
 BUDGET = ("steps", "prompts_per_step", "num_generations", "max_new_tokens", "train_items")
-APART = ("name", "seed", "adapter", "training", "stages", "teacher", "evaluation")
+APART = ("name", "seed", "adapter", "training", "stages", "teacher", "evaluation")  # compared in other places
 LONGEST = 60  # characters of a value
 
 
 def describe_differences(one: Method, other: Method) -> list[str]:
-    """Return what two methods differ in besides the method: a sentence on teacher, stages and budget, one on all the rest."""
+    """Return a sentence on differing teacher, stages or budget, and one on all other settings that differ."""
     runs = (one.first, other.first)
     small = [*_training(*runs, budget=False), *_others(*runs)]
     settings = [f"{one.name} and {other.name} differ in settings: {'; '.join(small)}."] if small else []
@@ -29,7 +29,7 @@ def describe_differences(one: Method, other: Method) -> list[str]:
 
 
 def differences_of_report(frames: Frames) -> list[str]:
-    """Return these sentences for a report's methods, each against the first of its suite, order and start but controls."""
+    """Return these sentences for each method of a report, against the first of its suite, order and start; no controls."""
     groups: dict[tuple[str, str, str], list[Method]] = {}
     for method in methods_of(frames):
         if not method.control:
@@ -43,7 +43,7 @@ def differences_of_report(frames: Frames) -> list[str]:
 
 
 def describe_unlike(one: Method, other: Method) -> list[str]:
-    """Return the first of these two sentences, where teacher, stages or budget differ."""
+    """Return the sentence on teacher, stages and budget where one of them differs."""
     runs = (one.first, other.first)
     large = [*_teachers(one, other), *_stages(*runs), *_training(*runs, budget=True)]
     return [f"{one.name} and {other.name} differ in more than the method: {'; '.join(large)}."] if large else []
@@ -65,7 +65,7 @@ def _stages(one: RunDir, other: RunDir) -> Iterator[str]:
 
 
 def _training(one: RunDir, other: RunDir, *, budget: bool) -> Iterator[str]:
-    """Yield differing settings of training, each as in the first stage in which it differs."""
+    """Yield the training settings that differ, each with its values in the first stage where it differs."""
     settings, found = [_training_of(run) for run in (one, other)], dict[str, tuple[Any, Any]]()
     for stage, training in settings[0].items():
         for key, values in find_differences(training, settings[1].get(stage, training)).items():
@@ -76,7 +76,7 @@ def _training(one: RunDir, other: RunDir, *, budget: bool) -> Iterator[str]:
 
 
 def _training_of(run: RunDir) -> dict[str, dict[str, Any]]:
-    """Return each stage's training by its name, with what the adapter entry says."""
+    """Return each stage's training settings by the stage's task, the adapter entry's own settings included."""
     config = identity_of(run.manifest.config)
     own = (config.get("adapter") or {}).get("training") or {}
     plain = config.get("training") or {}
@@ -91,7 +91,7 @@ def _others(one: RunDir, other: RunDir) -> Iterator[str]:
 
 
 def _by_name(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a configuration without what is compared apart; evaluation profiles, a list in the file, by their names."""
+    """Return a configuration without the keys in APART; evaluation profiles, a list in the file, are keyed by name."""
     evaluation = dict(config.get("evaluation") or {})
     profiles = evaluation.get("profiles")
     if isinstance(profiles, list):

@@ -1,7 +1,7 @@
-"""The report's numbers as tidy tables: retention, figures, outcomes, cost and what is missing; and as CSV files.
+"""The report's numbers as tidy tables and CSV files: retention, figures, frontier, advantage, outcomes and cost.
 
-Scores are shares in [0, 1]. A seed is one observation: intervals are t intervals over seeds, and a single seed has
-none. How much items alone would move a score stands next to the tables, never in them.
+Scores are shares in [0, 1]. A seed is one observation: intervals are t intervals over seeds, and a single seed has none. They
+do not cover the choice of test items.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FRONTIER = {"learned": "learning_accuracy", "final": "average_accuracy", "forgot
 
 
 def write_tables(frames: Frames, folder: Path, more: Mapping[str, pd.DataFrame] = MappingProxyType({})) -> list[Path]:
-    """Write every table, and `more` of them, as CSV below `folder` and return the files; numbers keep full precision.
+    """Write every table and those of `more` as CSV below `folder`, in full precision; return the files.
 
     A further profile's tables are named `<table>@<profile>`.
     """
@@ -62,7 +62,7 @@ def _profile_tables(frames: Frames) -> dict[str, pd.DataFrame]:
 
 
 def with_plain_columns(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table with each column of intervals as four: its mean under its own name, `_low`, `_high` and `_seeds`.
+    """Return a table with each column of intervals split in four: the mean under its own name, `_low`, `_high`, `_seeds`.
 
     The column `interval` becomes `mean`, `low`, `high` and `seeds`.
     """
@@ -82,7 +82,7 @@ def with_plain_columns(table: pd.DataFrame) -> pd.DataFrame:
 def retention_table(scores: pd.DataFrame) -> pd.DataFrame:
     """Return one row per label, stage and task: its `interval` over seeds, smallest and largest seed, and items.
 
-    `mean` and `seeds` repeat the interval's for figures. `items` is the number of test items of the task in one evaluation.
+    `mean` and `seeds` repeat those of the interval. `items` is the number of test items of the task in one evaluation.
     """
     keys = ["label", "adapter", "stage", "stage_task", "task", "role", "own"]
     rows = []
@@ -106,7 +106,7 @@ def wide_retention_table(scores: pd.DataFrame) -> pd.DataFrame:
 def score_matrices(scores: pd.DataFrame) -> Iterator[tuple[dict[str, Any], ScoreMatrix]]:
     """Yield each run's identity and its score matrix, trained tasks in stage order.
 
-    A run takes its joint scores from the run of the same adapter, start and seed in the order `joint`, where there is one.
+    A run's joint scores come from the run of the same suite, adapter, start and seed in the order `joint`, where it exists.
     """
     joint = _joint_scores(scores)
     for values, cells in scores.groupby(IDENTITY, sort=False):
@@ -137,7 +137,7 @@ def _joint_scores(scores: pd.DataFrame) -> dict[tuple[object, ...], pd.Series]:
 
 
 def _seed_key(identity: Mapping[Any, Any]) -> tuple[object, ...]:
-    """Return what a run and its joint run have in common."""
+    """Return the key that a run shares with its joint run."""
     return tuple(identity[key] for key in ("suite", "adapter", "start", "seed"))
 
 
@@ -198,7 +198,7 @@ def frontier_table(scores: pd.DataFrame) -> pd.DataFrame:
 def advantage_table(steps: pd.DataFrame) -> pd.DataFrame:
     """Return per label the mean over steps, then over seeds, of the advantage's mean and quantiles and of the routed share.
 
-    `tail` is how much further the lowest hundredth of tokens lies from zero than the highest, in absolute value.
+    `tail` is |1 % quantile| / |99 % quantile|, nan where that is not finite.
     """
     known = steps.dropna(subset="advantage_mean")
     by_seed = known.groupby(IDENTITY, sort=False)[[*ADVANTAGE, "routed_fkl"]].mean()
@@ -212,8 +212,8 @@ def advantage_table(steps: pd.DataFrame) -> pd.DataFrame:
 def outcomes_table(scores: pd.DataFrame) -> pd.DataFrame:
     """Return the share of each outcome per label and task at the start and at the end, answers of all seeds pooled.
 
-    Only cells that were evaluated count, and none whose answers have no outcome, as under a perplexity. A label whose last
-    stage is missing has no row for the end.
+    Cells that are not evaluated and perplexities, whose answers have no outcome, are left out. A label whose last stage is
+    missing has no row for the end.
     """
     last = scores.groupby(IDENTITY)["stage"].transform("max")
     ends = scores[scores["stage"].isin([0]) | (scores["stage"] == last)].dropna(subset="score")
@@ -233,11 +233,11 @@ def several_answers_table(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def cost_table(frames: Frames) -> pd.DataFrame:
-    """Return per label what one run cost on average: seconds by phase and in all, steps, tokens, and peak memory.
+    """Return per label the average cost of one run: seconds by phase and in total, steps, tokens, and peak memory.
 
-    `seconds_step` is the whole training step and holds generation, teacher and student. `share_outside` is the part of the
-    total outside these three, evaluation and the preparation of models; nan for a run that has not noted its seconds.
-    `memory_train` and `memory_evaluate` are the highest of all runs, in bytes; nan where none has noted any.
+    `seconds_step` is the whole training step, which includes generation, teacher and student. `share_outside` is the share of
+    the total outside generation, teacher, student, evaluation and the preparation of models; nan for a run that did not record
+    its seconds. `memory_train` and `memory_evaluate` are the maximum over runs, in bytes; nan where no run recorded any.
     """
     phases = [f"seconds_{phase}" for phase in PHASES]
     runs = frames.scores.groupby(IDENTITY, sort=False)["seconds"].sum().rename("seconds_evaluate").to_frame()

@@ -1,1 +1,1 @@
-"""What a report is made of: blocks, sentences, grids, templates."""
+"""The parts of a report's page: blocks, sentences, grids, templates."""

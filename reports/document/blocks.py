@@ -1,4 +1,4 @@
-"""What a report's page is made of: sections, and the blocks that HTML and Markdown both render."""
+"""A report's page as data: sections, and the blocks that HTML and Markdown both render."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; `role` is how it is set: `plain`, `note`, `measured`, `warning`, or `missing` for what cannot be shown."""
+    """A paragraph; `role` sets its style: `plain`, `note`, `measured`, `warning`, or `missing` for what cannot be shown."""
 
     kind: ClassVar[str] = "text"
     text: str
@@ -20,7 +20,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table of strings, its first column naming the rows; `strong` holds the (row, column) of cells that stand out."""
+    """A table of strings; the first column names the rows, and `strong` holds the (row, column) of bold cells."""
 
     kind: ClassVar[str] = "grid"
     title: str
@@ -31,10 +31,10 @@ class Grid:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure: file name, title, caption on how to read it, and how it is drawn.
+    """A figure: file name, title, caption, and the function that draws it.
 
-    `draw` raises RunError where there is nothing to draw; the page then says why, or leaves an `optional` one out. `alt` says
-    in words what the figure shows, for readers who cannot see it. `narrow` draws it for a phone, where panels are stacked.
+    `draw` raises RunError where there is nothing to draw; the page then says why, or leaves out a figure that is `optional`.
+    `alt` describes the figure for readers who cannot see it. `narrow` draws it for a phone, with stacked panels.
     """
 
     kind: ClassVar[str] = "picture"
@@ -57,7 +57,7 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Code:
-    """Text kept as it is, line by line."""
+    """Preformatted text."""
 
     kind: ClassVar[str] = "code"
     text: str
@@ -65,7 +65,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Link:
-    """A sentence that leads to another file of the report, by its path from the page."""
+    """A link to another file of the report; `target` is its path relative to the page."""
 
     kind: ClassVar[str] = "link"
     target: str
@@ -88,7 +88,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Folded:
-    """Blocks behind a title that opens them."""
+    """Blocks that are hidden until a reader opens the title, unless `opened`."""
 
     kind: ClassVar[str] = "folded"
     title: str

@@ -1,4 +1,4 @@
-"""Tables as readers see them: one grid of strings per table, shared by HTML, Markdown and the terminal."""
+"""The report's tables as grids of strings, shared by HTML, Markdown and the terminal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from reports.formatting import (
 
 
 def retention_grids(scores: pd.DataFrame, *, compact: bool = False) -> list[Grid]:
-    """Return one stage-by-task grid per label, the stage's own task strong; in %, with interval where seeds allow.
+    """Return one stage-by-task grid per label, the stage's own task strong; in %, with an interval for several seeds.
 
     `compact` shortens task names and intervals for a terminal.
     """
@@ -54,13 +54,13 @@ def _retention_grid(label: str, cells: pd.DataFrame, compact: bool) -> Grid:
 
 def _compact(cell: Mapping[Hashable, Any]) -> str:
     interval: Interval = cell["interval"]
-    # The t interval of two seeds is so wide (12.7 standard errors) that it tells nothing in a cell.
+    # The t interval of two seeds is 12.7 standard errors wide on each side: too wide to help in a cell.
     half = f" ±{100 * interval.half_width:.0f}" if interval.seeds > 2 else ""
     return f"{100 * interval.mean:.0f}{half}" if interval.seeds else "–"
 
 
 def _value(interval: Interval, expected: int, write: Callable[[float], str] = format_percent) -> str:
-    """Write a mean with its interval; say how many seeds it covers where that is fewer than expected."""
+    """Write a mean with its interval, and the number of seeds where it is smaller than `expected`."""
     if not interval.seeds:
         return "–"
     fewer = f" ({format_count(interval.seeds, 'seed')})" if interval.seeds < expected else ""
@@ -68,11 +68,12 @@ def _value(interval: Interval, expected: int, write: Callable[[float], str] = fo
 
 
 def figures_grid(scores: pd.DataFrame) -> Grid:
-    """Return the named figures, one column per label, with their formula and source."""
+    """Return one row per figure: its value for each label, its unit, formula and source."""
     table = tables.figure_table(scores)
     labels = list(table["label"].unique())
     seeds = scores.groupby("label")["seed"].nunique()
-    methods = [f"{label} ({_seed_note(int(seeds[label]))})" for label in labels]
+    counts = {label: "one seed: no interval" if seeds[label] == 1 else f"{seeds[label]} seeds" for label in labels}
+    methods = [f"{label} ({counts[label]})" for label in labels]
     rows = []
     for _, cells in table.groupby("figure", sort=False):
         line = cells.iloc[0]
@@ -86,12 +87,8 @@ def figures_grid(scores: pd.DataFrame) -> Grid:
     return Grid("Figures", ["figure", *methods, "unit", "formula", "source"], rows)
 
 
-def _seed_note(seeds: int) -> str:
-    return "one seed: no interval" if seeds == 1 else f"{seeds} seeds"
-
-
 def outcomes_grid(scores: pd.DataFrame) -> Grid:
-    """Return what became of the answers from the start to the end, in % of items, all seeds pooled."""
+    """Return the share of each outcome at the start and at the end, in % of answers, all seeds pooled."""
     rows = []
     for (label, task), cells in tables.outcomes_table(scores).groupby(["label", "task"], sort=False):
         ends = cells.set_index("when").reindex(["start", "end"])
@@ -101,7 +98,7 @@ def outcomes_grid(scores: pd.DataFrame) -> Grid:
 
 
 def several_answers_grid(frames: Frames) -> Grid:
-    """Return mean@n and pass@k of each task from the start to the end, in %, mean over seeds; no rows without any."""
+    """Return mean@n and pass@k of each task at the start and at the end, in %, mean over seeds; no rows without any."""
     table = tables.several_answers_table(frames.metrics)
     names = list(table["metric"].unique())
     rows = []
@@ -128,7 +125,7 @@ def warnings_grid(frames: Frames) -> Grid:
 
 
 def cost_grid(frames: Frames) -> Grid:
-    """Return what one run cost on average, in tokens and seconds by phase, and the peak memory of all runs.
+    """Return the average cost of one run in tokens and seconds by phase, and the peak memory of all runs.
 
     The last column is the share of time outside generation, teacher, student, evaluation and preparation of models.
     """
@@ -155,7 +152,7 @@ def _seconds(value: float) -> str:
 
 
 def runs_grid(frames: Frames) -> Grid:
-    """Return what identifies each run: seed, code, configuration, times and command."""
+    """Return the provenance of each run: seed, commit, configuration, times and command."""
     rows = []
     for run, label in frames.labelled:
         m, made = run.manifest, run.manifest.made

@@ -1,4 +1,4 @@
-"""Templates, their filters, and moving finished files to their place."""
+"""Load the page's templates with their filters, and move finished files to their place."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from harness.terminal.sanitize import show_hidden
 
 
 def load_templates() -> Environment:
-    """Return the templates with the filters `md`, `indented` and `formula`; what a template lacks is an error.
+    """Return the templates with the filters `md`, `indented` and `formula`; an undefined variable is an error.
 
-    Every text that a template writes goes through `visible`, and in HTML is escaped.
+    Every text that a template writes goes through `show_hidden`, and is escaped in HTML.
     """
     templates = Environment(
         loader=PackageLoader("reports.document"),
@@ -32,7 +32,7 @@ def load_templates() -> Environment:
 
 
 def publish(scratch: Path, out: Path) -> None:
-    """Move every file to its place below `out`, pages last."""
+    """Move every file from `scratch` to the same path below `out`, pages last, so that no page names a missing file."""
     files = (path for path in scratch.rglob("*") if path.is_file())
     for file in sorted(files, key=lambda path: (path.parent == scratch, path.suffix == ".html", path.suffix == ".md")):
         target = out / file.relative_to(scratch)
@@ -41,13 +41,13 @@ def publish(scratch: Path, out: Path) -> None:
 
 
 def escape_markdown(text: object) -> str:
-    """Escape what Markdown or the HTML inside it would take as markup, so that a cell stays one cell."""
+    """Escape Markdown and HTML markup and join lines, so that a table cell stays one cell."""
     flat = " ".join(str(text).split())
     return re.sub(r"([\\`*|~]|\](?=\())", r"\\\1", flat.replace("&", "&amp;").replace("<", "&lt;"))
 
 
 def _shown(value: Any) -> Any:
-    """Write out what text hides; markup that the software made itself stays."""
+    """Make hidden characters of a text visible; `Markup`, which the templates make themselves, stays as it is."""
     return show_hidden(value) if type(value) is str else value
 
 
@@ -57,5 +57,5 @@ def _formula(text: str) -> Markup:
 
 
 def _indented(text: str) -> str:
-    """Return a Markdown code block that no content can close."""
+    """Return a Markdown code block by indentation, which no content can close."""
     return "\n".join(f"    {line}" for line in text.splitlines())

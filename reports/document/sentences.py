@@ -1,7 +1,6 @@
-"""What a report says in sentences: the setting, each method's numbers, and what is missing.
+"""The report's sentences on the setting, each method's numbers, warnings, and what is missing or limits the numbers.
 
-A difference between methods is stated only as a paired difference over the seeds that both have, with its interval;
-with one seed no sentence claims that a method is better.
+None of them compares methods: `reports.compare.headline` does.
 """
 
 from __future__ import annotations
@@ -32,10 +31,7 @@ FAULTS = 10  # sentences on missing files
 
 
 def opening_sentences(frames: Frames, *, brief: bool = False) -> list[str]:
-    """Return the report's opening sentences: the setting, each method's numbers, and what limits them.
-
-    `brief` leaves the methods to others: the setting and what limits the numbers.
-    """
+    """Return the report's opening sentences: the setting, each method's numbers (not if `brief`), and their limits."""
     memory = [frames.overlap.warning] if frames.overlap and frames.overlap.warning else []
     if brief:
         return [_setting(frames), *memory, _limits(frames)]
@@ -52,14 +48,15 @@ def list_missing(frames: Frames) -> list[str]:
 
 
 def describe_faults(frames: Frames) -> list[str]:
-    """Return what finished runs lack of their files, at most FAULTS sentences and one that counts the rest."""
+    """Return a sentence for each file that a finished run lacks, at most FAULTS, and one that counts the rest."""
     named = [f"{fault.sentence}; {REMEDIES[fault.remedy]}." for fault in frames.faults[:FAULTS]]
     more = len(frames.faults) - len(named)
-    return [*named, *([f"{more} more files are missing; see `harness runs verify`."] if more else [])]
+    are = "file is" if more == 1 else "files are"
+    return [*named, *([f"{more} more {are} missing; see `harness runs verify`."] if more else [])]
 
 
 def describe_overlap(frames: Frames) -> list[str]:
-    """Return what the runs recorded of training prompts in test sets, and how many runs recorded nothing."""
+    """Return what the runs recorded about training prompts in test sets, and how many runs recorded nothing."""
     silent = sum(run.manifest.overlap is None for run in frames.runs)
     recorded = [frames.overlap.summary] if frames.overlap else []
     older = f"{format_count(silent, 'run')} did not record whether training prompts occur in test sets."
@@ -67,7 +64,7 @@ def describe_overlap(frames: Frames) -> list[str]:
 
 
 def count_warnings(frames: Frames) -> str:
-    """Return how many warnings training raised in how many runs, and how many runs' logs do not say."""
+    """Return how many warnings training raised in how many runs, and how many runs did not record warnings."""
     noted = frames.steps.groupby(IDENTITY)["warnings"].agg(lambda column: bool(column.notna().any())).astype(bool)
     if not noted.any():
         return "No step log says whether training raised a warning."
@@ -80,7 +77,7 @@ def count_warnings(frames: Frames) -> str:
 
 
 def describe_warning(warning: str) -> str:
-    """Return a warning's name with its meaning; only the name where this version does not know it."""
+    """Return a warning's name and meaning; the name alone for a warning that this version does not know."""
     return f"{warning}: {WARNINGS[warning]}" if warning in WARNINGS else warning
 
 
@@ -91,12 +88,8 @@ def _setting(frames: Frames) -> str:
     probes = list(scores.loc[scores["role"] == "probe", "task"].unique())
     kept = f" {format_count(len(probes), 'probe')} ({', '.join(probes)}) never trained." if probes else ""
     student = f"student ({starts} start)" if starts else "student"
-    return f"Suite {suites}: the {student} was adapted to {stages} by {_listed(frames.labels)}.{kept}"
-
-
-def _listed(labels: list[str]) -> str:
-    """Join labels so that those with commas of their own stay apart."""
-    return ("; " if any("," in label for label in labels) else ", ").join(labels)
+    methods = ("; " if any("," in label for label in frames.labels) else ", ").join(frames.labels)
+    return f"Suite {suites}: the {student} was adapted to {stages} by {methods}.{kept}"
 
 
 def _method(label: object, values: pd.DataFrame) -> str:
@@ -116,15 +109,17 @@ def _method(label: object, values: pd.DataFrame) -> str:
 
 
 def _limits(frames: Frames) -> str:
-    """Say what the numbers cannot show; sampling of items moves a share by up to 1.96 sqrt(0.25 / n), widest at one half."""
+    """Say what limits the numbers; the choice of n items moves a share by up to 1.96 sqrt(0.25 / n), at a share of 0.5."""
     counts = frames.scores.loc[frames.scores["n"] > 0, "n"]
     if counts.empty:
         return "Nothing has been evaluated yet."
     seeds = frames.scores.groupby("label")["seed"].nunique().min()
-    several = "Brackets are 95 % t intervals over seeds."
+    several = "Brackets are 95 % intervals: of a score over seeds, of a difference for another seed and other items."
     single = "With one seed there is no interval, and no difference between methods is established."
     error = 100 * 1.96 * math.sqrt(0.25 / counts.min())
-    items = f"On {counts.min()} test items, one seed's score is itself uncertain by up to ±{error:.1f} points."
+    items = (
+        f"With {counts.min()} independent test items, one seed's score alone is uncertain by up to ±{error:.1f} points."
+    )
     return f"{several if seeds > 1 else single} {items}"
 
 

@@ -1,1 +1,1 @@
-"""Figures drawn from tidy frames."""
+"""The report's figures, drawn from tidy frames."""

@@ -1,4 +1,4 @@
-"""What figures of many lines share: how each label looks, smoothing, bands, stages on the axis, panels and legends."""
+"""Helpers of figures with many lines: each label's look, smoothing, bands, stages on the axis, panels and legends."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Looks = dict[str, dict[str, Any]]
 
 
 def looks_of(table: pd.DataFrame) -> Looks:
-    """Colour by adapter, dashes by what else tells labels of one colour apart, marker by label.
+    """Return each label's style: the colour of its adapter, dashes that tell labels of one colour apart, and its marker.
 
-    Inside `style.shared` they are those that the whole report's labels have, so that each looks alike in every figure.
+    Inside `style.shared` the styles are those of the whole report's labels, so that a label looks the same in every figure.
     """
     own = dict(table[["label", "adapter"]].drop_duplicates().itertuples(index=False, name=None))
     everywhere = style.shared_adapters()
@@ -63,7 +63,7 @@ def line_with_band(axes: Axes, x: pd.Series, line: pd.DataFrame, look: dict[str,
 
 
 def mark_stages(axes: Axes, steps: pd.DataFrame, *, named: bool = True, ticks: int = 10) -> None:
-    """Set the axis of training steps: a line where a stage begins, and the stages' names above; at most `ticks` numbers."""
+    """Set the axis of training steps: a line where a stage begins, the stages' names above, and at most `ticks` numbers."""
     names, top = shorten_names(steps["task"]), axes.get_xaxis_transform()
     bounds = steps.groupby(["stage", "task"])["global_step"].agg(["min", "max"]).reset_index()
     for stage in bounds.to_dict("records"):
@@ -84,7 +84,7 @@ def panels(figure: Figure, count: int, columns: int) -> list[Axes]:
 
 
 def on_common_axes(shown: Sequence[Axes], columns: int) -> None:
-    """Give drawn panels the same limits, and numbers only at the edges; much faster than axes that share them."""
+    """Give panels the same limits, and numbers only at the outer edges; much faster than matplotlib's shared axes."""
     limits = np.array([[*axes.get_xlim(), *axes.get_ylim()] for axes in shown])
     low, high = limits.min(axis=0), limits.max(axis=0)
     for axes in shown:
@@ -93,7 +93,7 @@ def on_common_axes(shown: Sequence[Axes], columns: int) -> None:
 
 
 def outer_labels(shown: Sequence[Axes], columns: int) -> None:
-    """Keep the rows' names at the left edge and the columns' at the lower one, where all panels have the same."""
+    """Keep the y labels at the left edge and the x labels at the lower edge, where all panels have the same."""
     for place, axes in enumerate(shown):
         if place % columns:
             axes.tick_params(labelleft=False)
@@ -104,7 +104,7 @@ def outer_labels(shown: Sequence[Axes], columns: int) -> None:
 
 
 def legend_above(figure: Figure, looks: Looks, title: str, *, narrow: bool = False) -> None:
-    """Name the lines above the panels; the legend's title is the figure's."""
+    """Put a legend of the lines above the panels, with the figure's title as its own."""
     handles = [Line2D([], [], **look) for look in looks.values()]
     legend = figure.legend(
         handles=handles,

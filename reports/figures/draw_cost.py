@@ -1,4 +1,4 @@
-"""Draw what the seconds of a run went to."""
+"""Draw how many seconds of a run each phase took."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from reports.figures import style
-from reports.figures.curves import (
-    legend_above,
-)
+from reports.figures.curves import legend_above
 
-PHASES = {
+PHASE_COLOURS = {
     "generate": style.PALETTE[5],
     "teacher": style.PALETTE[4],
     "student": style.PALETTE[0],
@@ -24,7 +22,7 @@ PHASES = {
 
 @style.styled()
 def draw_cost(table: pd.DataFrame) -> Figure:
-    """Return a bar per label: seconds of one run by phase, mean over runs; `table` is `tables.cost`'s."""
+    """Return a bar per label: seconds of one run by phase, mean over runs; `table` is `tables.cost_table`'s."""
     labels = list(table["label"])
     inside = table[["seconds_generate", "seconds_teacher", "seconds_student"]].sum(axis=1)
     parts = {
@@ -39,13 +37,12 @@ def draw_cost(table: pd.DataFrame) -> Figure:
     axes = figure.subplots()
     left = np.zeros(len(labels))
     for name, seconds in parts.items():
-        axes.barh(range(len(labels)), seconds, left=left, color=PHASES[name], height=0.7)
+        axes.barh(range(len(labels)), seconds, left=left, color=PHASE_COLOURS[name], height=0.7)
         left = left + seconds.to_numpy(dtype=float)
     axes.set_yticks(range(len(labels)), labels)
     axes.set(ylim=(len(labels) - 0.5, -0.5), xlabel="seconds per run")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(visible=True, axis="x")
-    legend_above(
-        figure, {n: {"color": c, "linewidth": 6, "label": n} for n, c in PHASES.items()}, "Seconds of one run by phase"
-    )
+    looks = {name: {"color": colour, "linewidth": 6, "label": name} for name, colour in PHASE_COLOURS.items()}
+    legend_above(figure, looks, "Seconds of one run by phase")
     return figure

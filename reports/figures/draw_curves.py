@@ -18,11 +18,11 @@ COLUMNS = 4
 
 @style.styled()
 def draw_curves(points: pd.DataFrame) -> Figure:
-    """Return what the other tasks gained or lost (points) against what the stage's own task scores (%), a panel per stage.
+    """Return the change of the other tasks (points) against the score of the stage's own task (%), a panel per stage.
 
-    `points` is `learning_curves.curve_frame`'s; across is the monotone fit of learning. Means are over seeds, point by point;
-    a ring marks where a stage begins. More labels than one set of axes holds have no lines for seeds. Raises RunError without
-    any curve.
+    `points` is `learning_curves.curve_frame`'s; the x axis is its monotone fit of learning. Means are over seeds, point by
+    point; a ring marks where a stage begins. With more than `style.MANY` labels no lines of single seeds are drawn. Raises
+    RunError without any curve.
     """
     if points.empty:
         raise RunError("No run has a learning curve; set evaluation.every.")
@@ -45,7 +45,8 @@ def draw_curves(points: pd.DataFrame) -> Figure:
     outer_labels(shown, columns)
     for axes in shown:
         axes.tick_params(labelbottom=True)
-    legend_above(figure, {label: {**look, "marker": None} for label, look in looks.items()}, "Kept against learned")
+    lines = {label: {**look, "marker": None} for label, look in looks.items()}
+    legend_above(figure, lines, "Retention along learning; thick: mean over seeds")
     return figure
 
 

@@ -21,13 +21,12 @@ DRIFT_TITLE = "KL to the start against forgetting"
 def draw_drift(rows: pd.DataFrame) -> Figure:
     """Return forgetting (points) against the KL from the start (nats per token): a mark per run, stage and task.
 
-    More labels than colours get a panel each.
-
-    `rows` has the columns label, adapter, kl_to_start and forgot. Raises RunError where none has both.
+    `rows` has the columns label, adapter, kl_to_start and forgot (a share). More than `style.MANY` labels get a panel each.
+    Raises RunError where no row has both values.
     """
     rows = rows.dropna(subset=["kl_to_start", "forgot"])
     if rows.empty:
-        raise RunError("No evaluated stage has noted its KL to the start.")
+        raise RunError("No evaluated stage has recorded its KL to the start.")
     looks = looks_of(rows)
     if len(looks) > style.MANY:
         return draw_drift_panels(rows)
@@ -44,7 +43,7 @@ def draw_drift(rows: pd.DataFrame) -> Figure:
 
 @style.styled()
 def draw_drift_panels(rows: pd.DataFrame) -> Figure:
-    """Return a panel per label on common axes: its marks of forgetting against the KL to the start, all others' in grey."""
+    """Return a panel per label on common axes: forgetting against the KL to the start, all other labels' marks in grey."""
     looks = looks_of(rows)
     figure = Figure(figsize=(12, 1.5 * -(-len(looks) // 6) + 1.0), layout="constrained")
     shown = panels(figure, len(looks), 6)

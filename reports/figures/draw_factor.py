@@ -26,7 +26,7 @@ def draw_factor(table: pd.DataFrame, title: str) -> Figure:
     """Return one panel per figure of PANELS that has data: a line per entry through the factor's values.
 
     `table` has the columns entry, value, figure and score, one row per seed; a value of nan is the suite's own setting, drawn
-    as a dashed level. Raises RunError where no value has a score.
+    as a dashed line. Raises RunError where no value has a score.
     """
     table = table.dropna(subset="score")
     values = sorted(table["value"].dropna().unique())
@@ -56,7 +56,7 @@ def draw_factor(table: pd.DataFrame, title: str) -> Figure:
 
 
 def _draw_entry(axes: Axes, own: pd.DataFrame, values: list[float], look: dict[str, Any], name: str) -> None:
-    """Draw an entry's means with the range of its seeds, and its level at the suite's own setting."""
+    """Draw an entry's means with the range of its seeds, and its mean at the suite's own setting as a dashed line."""
     scale = 1 if name == "entropy" else 100
     by_value = (scale * own.groupby("value")["score"].agg(["mean", "min", "max"])).reindex(values)
     axes.plot(np.arange(len(values)), by_value["mean"], **look)

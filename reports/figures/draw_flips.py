@@ -1,4 +1,4 @@
-"""Items lost and gained by stage and task, and what the lost ones became."""
+"""Draw items lost and gained by stage and task, and the outcomes of the lost ones."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ COLUMNS = 3
 def draw_flips(shares: pd.DataFrame, own: pd.DataFrame) -> Figure:
     """Return one panel per label, a row per stage and a column per task: items lost and gained over that stage, in %.
 
-    `shares` is `flips.shares`'s; `own` has label, task and stage of the cells to frame. Colour is the net change. Raises
-    RunError where no stored answers can be compared.
+    `shares` is `flips.average_flips`'s; `own` has label, task and stage of the cells to frame. Colour is the net change.
+    Raises RunError where no stored answers can be compared.
     """
     cells = shares[shares["kind"] == STAGE]
     if cells.empty:
@@ -32,27 +32,29 @@ def draw_flips(shares: pd.DataFrame, own: pd.DataFrame) -> Figure:
             "No stored answers of two stages can be compared; expected samples.parquet next to results.json."
         )
     labels, tasks = list(cells["label"].unique()), list(cells["task"].unique())
-    columns = min(COLUMNS, len(labels))
+    columns = 2 if len(labels) == 4 else min(COLUMNS, len(labels))
     rows, stages = -(-len(labels) // columns), int(cells["after"].max())
-    width = max(7.0, columns * (0.85 * len(tasks) + 0.7))
+    width = max(7.0, columns * (0.85 * len(tasks) + 0.7) + 0.8)
     figure = Figure(figsize=(min(14.0, width), rows * (0.36 * stages + 0.4) + 1.6), layout="constrained")
     shown = panels(figure, len(labels), columns)
     limit = max(5.0, 100 * float((cells["gained"] - cells["lost"]).abs().max()))
     for axes, label in zip(shown, labels, strict=True):
-        _flips_panel(axes, cells[cells["label"] == label], tasks, limit)
-        evaluated = own[(own["label"] == label) & own["task"].isin(tasks) & (own["stage"] <= stages)]
-        for row in evaluated.to_dict("records"):
+        trained = own[(own["label"] == label) & own["task"].isin(tasks) & (own["stage"] <= stages)]
+        _flips_panel(axes, cells[cells["label"] == label], trained, tasks, limit)
+        for row in trained.to_dict("records"):
             axes.add_patch(style.frame(tasks.index(row["task"]), row["stage"] - 1))
         axes.set_title(label)
-    if cells.groupby("label")["after"].max().nunique() == 1:
+    if len({tuple(tick.get_text() for tick in axes.get_yticklabels()) for axes in shown}) == 1:
         outer_labels(shown, columns)
     style.colour_bar(figure, shown, "net change (points)")
     figure.suptitle("Items lost (−) and gained (+) over each stage (%); framed: its own task", x=0.005, ha="left")
     return figure
 
 
-def _flips_panel(axes: Axes, cells: pd.DataFrame, tasks: list[str], limit: float) -> None:
+def _flips_panel(axes: Axes, cells: pd.DataFrame, trained: pd.DataFrame, tasks: list[str], limit: float) -> None:
+    """Draw one label's cells; rows are named by their stages and the tasks that these train."""
     names, stages = shorten_names(tasks), sorted(cells["after"].unique())
+    own = {stage: ", ".join(map(names.__getitem__, rows["task"])) for stage, rows in trained.groupby("stage")}
     net = np.full((len(stages), len(tasks)), np.nan)
     for cell in cells.to_dict("records"):
         row, column = stages.index(cell["after"]), tasks.index(cell["task"])
@@ -63,18 +65,19 @@ def _flips_panel(axes: Axes, cells: pd.DataFrame, tasks: list[str], limit: float
     edges = [np.arange(size + 1) - 0.5 for size in reversed(net.shape)]
     axes.pcolormesh(*edges, np.ma.masked_invalid(net), cmap=style.CHANGE, vmin=-limit, vmax=limit)
     axes.set_ylim(len(stages) - 0.5, -0.5)
-    axes.set_yticks(range(len(stages)), [f"stage {stage}" for stage in stages])
+    axes.set_yticks(range(len(stages)), [f"{stage}: {own[stage]}" if stage in own else str(stage) for stage in stages])
     axes.set_xticks(range(len(tasks)), [names[task] for task in tasks], rotation=30, ha="right", rotation_mode="anchor")
-    axes.set(xlabel="task evaluated", ylabel="over")
+    axes.set(xlabel="task evaluated", ylabel="stage")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 
 
 @style.styled()
 def draw_outcomes(shares: pd.DataFrame) -> Figure:
-    """Return one panel per earlier task, a bar per label: items lost since its own stage by what they became, and gained.
+    """Return one panel per earlier task, a bar per label: items lost since its own stage by outcome, and items gained.
 
-    Lost to the left, in % of the task's items; gained to the right. Raises RunError where no task has a later stage.
+    Lost items are to the left, gained ones to the right, in % of the task's items. `shares` is `flips.average_flips`'s.
+    Raises RunError where no task has a later stage.
     """
     cells = shares[shares["kind"] == SINCE_OWN]
     if cells.empty:
@@ -95,7 +98,7 @@ def draw_outcomes(shares: pd.DataFrame) -> Figure:
         "gained": style.OUTCOME_COLOURS["correct"]
     }
     handles: list[Any] = [Patch(color=colour, label=name) for name, colour in colours.items()]
-    title = "What became of answers between the task's own stage and the end"
+    title = "Items lost and gained between a task's own stage and the end"
     legend = figure.legend(handles=handles, loc="outside upper left", ncols=4, title=title)
     legend.set_alignment("left")
     legend.get_title().set_fontsize(12)

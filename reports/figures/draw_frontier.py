@@ -14,7 +14,7 @@ from reports.figures import style
 from reports.figures.curves import looks_of
 from reports.figures.label_placement import Name, write_names
 
-TALL = 12  # marks that a figure of the usual height holds
+TALL = 12  # with more marks than this, the figure is taller
 
 
 @style.styled()
@@ -28,9 +28,10 @@ def draw_frontier(
 ) -> Figure:
     """Return learning accuracy (%) against Chaudhry's forgetting (points): a named mark per label.
 
-    `points` is `tables.frontier_table`'s; `by_seed` has the columns label, learned, forgot, one row per run, drawn small. Bars
-    are t intervals over seeds, cut where they leave the axes; a hollow mark is one seed. `lines` joins labels in an order,
-    and `levels` are learning accuracies drawn as dotted lines. `narrow` is for a phone. Raises RunError without any mark.
+    `points` is `tables.frontier_table`'s; `by_seed` has the columns label, learned and forgot, one row per run, drawn as small
+    dots. Bars are t intervals over seeds, cut at the axes; a hollow mark is one seed. `lines` holds lists of labels to join
+    by a line, and `levels` learning accuracies to draw as dotted lines. `narrow` is for a phone. Raises RunError without any
+    mark.
     """
     points = points[[all(i.seeds for i in pair) for pair in points[["learned", "forgot"]].to_numpy()]]
     if points.empty:
@@ -53,7 +54,8 @@ def draw_frontier(
     axes.set(xlabel="forgetting, Chaudhry (points; less is better)", ylabel="learning accuracy (%; more is better)")
     axes.set_title("Best is up and to the left")
     heights = pd.concat([small["learned"], pd.Series(list((levels or {}).values()), dtype=float)])
-    axes.set(xlim=_limits(100 * small["forgot"]), ylim=_limits(100 * heights))
+    low, high = _limits(100 * heights)
+    axes.set(xlim=_limits(100 * small["forgot"]), ylim=(max(low, -3), min(high, 103)))
     for name, level in (levels or {}).items():
         axes.axhline(100 * level, color=style.RULE, linestyle=":", linewidth=1.4)
         axes.text(0.005, 100 * level, name, transform=axes.get_yaxis_transform(), va="bottom", fontsize=8)
@@ -77,7 +79,7 @@ def _mark(axes: Axes, row: dict[str, Any], look: dict[str, Any]) -> None:
 
 
 def _limits(values: pd.Series) -> tuple[float, float]:
-    """Return an axis' ends: the seeds' values with room for names, at least ten points in all."""
+    """Return an axis's limits: the range of the seeds' values, and room for names on both sides, at least five points."""
     low, high = float(values.min()), float(values.max())
     room = max(5.0, 0.25 * (high - low))
     return low - room, high + room

@@ -1,4 +1,4 @@
-"""Draw what a budget of hours can find: the smallest detectable difference by the hours of its runs."""
+"""Draw the smallest detectable difference against the hours that the runs take."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reports.figures import style
 
 @style.styled()
 def draw_power(curves: pd.DataFrame, effects: Mapping[str, float]) -> Figure:
-    """Return one panel a unit with a line a claim; `effects` is the effect wanted, by unit.
+    """Return one panel per unit with a line per claim; `effects` holds by unit the effect to find, a dashed line.
 
     `curves` has the columns claim, unit, hours and detectable.
     """

@@ -1,6 +1,6 @@
-"""Draw over training how the losses pulled at the student, and how far it agreed with its teacher.
+"""Draw over training the losses' pulls on the student, and its agreement with the teacher.
 
-Methods without a teacher's scores log neither: they are left out.
+Methods without a teacher's scores log neither, so they are left out.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ STUDENT, TEACHER = ("student_top_mass", "-", "student, below"), ("teacher_top_ma
 
 @style.styled()
 def draw_pulls(steps: pd.DataFrame) -> Figure:
-    """Return the mean pull up (solid) and down (dashed) over training, two panels per suite, order and start.
+    """Return the mean pull up and pull down over training, two panels per suite, order and start.
 
-    The scales are the panels' own: the student is mostly below its teacher, so up is many times down.
+    Each panel has its own scale: the student is mostly below its teacher, so the pull up is many times the pull down.
     """
     steps = _known(steps, "pull_up")
     if steps["label"].nunique() > style.MANY:
@@ -48,7 +48,7 @@ def draw_pulls(steps: pd.DataFrame) -> Figure:
 
 @style.styled()
 def draw_agreement(steps: pd.DataFrame) -> Figure:
-    """Return overlap, and the mass that student (solid) and teacher (dashed) give the teacher's top K, over training."""
+    """Return the overlap of the two top K, and the mass that student and teacher give the teacher's top K, over training."""
     steps = _known(steps, "overlap")
     if steps["label"].nunique() > style.MANY:
         title = f"Overlap (solid), mass of student (dashed) and teacher (dotted), rolling mean of {SMOOTHING} steps"
@@ -73,7 +73,7 @@ def draw_agreement(steps: pd.DataFrame) -> Figure:
 def _known(steps: pd.DataFrame, field: str) -> pd.DataFrame:
     known = steps.dropna(subset=field)
     if known.empty:
-        raise RunError(f"No training step has noted `{field}`; methods that a teacher scores do.")
+        raise RunError(f"No training step has recorded `{field}`; methods with a teacher record it.")
     return known
 
 
@@ -92,7 +92,7 @@ def _panels(figure: Figure, groups: dict[str, pd.DataFrame]) -> Iterator[tuple[A
 
 
 def _groups(steps: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return the steps of each suite, order and start under a title, which is empty where there is but one."""
+    """Return the steps of each suite, order and start under a title, which is empty where there is only one."""
     found = list(steps.groupby(["suite", "order", "start"], sort=False))
     return {", ".join(map(str, keys)) * (len(found) > 1): rows for keys, rows in found}
 
@@ -112,7 +112,10 @@ def _colours(steps: pd.DataFrame) -> Looks:
 def _panel(
     axes: Axes, steps: pd.DataFrame, looks: Looks, lines: Lines, scale: float = 1, *, named: bool = True
 ) -> None:
-    """Draw a line per label and field, with the range of seeds; `lines` holds field, dashes and what they stand for."""
+    """Draw a line per label and field, with the range of seeds; `lines` holds fields, dashes and names for the legend.
+
+    With a `scale` of 100 the values are percentages.
+    """
     for field, dashes, _ in lines:
         for label, line in smoothed(steps, field).groupby("label", sort=False):
             look = {**looks[str(label)], "linestyle": dashes, "markevery": 0.1}
@@ -120,8 +123,10 @@ def _panel(
     mark_stages(axes, steps, named=named)
     if scale == 1:
         axes.axhline(0, color=style.RULE, linewidth=0.8)
+    else:
+        axes.set_ylim(top=min(100.5, axes.get_ylim()[1]))
 
 
 def _with_lines(looks: Looks, lines: Lines) -> Looks:
-    """Add to a legend's entries what solid and dashed lines stand for."""
+    """Add an entry for each kind of line, solid or dashed, to a legend's entries."""
     return looks | {called: {"color": style.RULE, "linestyle": dashes, "label": called} for _, dashes, called in lines}

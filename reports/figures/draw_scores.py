@@ -1,7 +1,7 @@
 """Draw scores: the retention matrix, each task through the stages (forgetting), and each task at its own stage (learning).
 
-Bands and ranges run from the lowest to the highest seed: with two or three seeds they show all there is. Intervals
-are in the tables. More labels than colours get a row each, so that no legend is needed.
+Bands and ranges run from the lowest to the highest seed; intervals are in the tables. More than `style.MANY` labels get a row
+each, so that no legend is needed.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from reports.figures.curves import (
 )
 from reports.formatting import shorten_names
 
-NARROWEST = 7.6  # inches: the titles fit
-CellLink = Callable[[str, str, int], str | None]  # of a label, a task and a stage
-SIDES = 2.5  # inches next to the matrices: names of stages, and the scale
+NARROWEST = 7.6  # inches: the narrowest figure whose title fits
+CellLink = Callable[[str, str, int], str | None]  # the address of the answers for a label, a task and a stage
+SIDES = 2.5  # inches for the names of stages and the colour scale
 
 
 @style.styled()
 def draw_retention(scores: pd.DataFrame, link: CellLink | None = None, *, narrow: bool = False) -> Figure:
-    """Return one stage-by-task panel per label; cells hold the mean score in % and, with seeds, their range.
+    """Return one stage-by-task panel per label; cells hold the mean score in % and, with several seeds, their range.
 
-    The cell of the task that a stage trains is framed; probes stand to the right of a line. `link` gives the address that a
-    cell of the SVG leads to, from the page that shows it. `narrow` stacks the panels for a phone.
+    The cell of the task that a stage trains is framed; probes are to the right of a line. `link` gives the address that a cell
+    of the SVG leads to, relative to the page. `narrow` stacks the panels for a phone.
     """
     table = retention_table(scores)
     labels, widest = list(table["label"].unique()), int(table.groupby("label")["task"].nunique().max())
@@ -66,7 +66,7 @@ def _alike(table: pd.DataFrame) -> bool:
 
 
 def _heatmap_panel(axes: Axes, cells: pd.DataFrame, link: CellLink | None) -> None:
-    """Draw one label's matrix; the cell of column c and row r has its centre at (c, r), the start on top."""
+    """Draw one label's matrix with the start on top; the cell in column c and row r has its centre at (c, r)."""
     tasks, stages = list(cells["task"].unique()), cells.drop_duplicates("stage")
     names, probes = shorten_names(tasks), int(cells.drop_duplicates("task")["role"].eq("probe").sum())
     grid = 100 * cells.pivot(index="stage", columns="task", values="mean")[tasks].to_numpy(dtype=float)
@@ -90,7 +90,7 @@ def _heatmap_panel(axes: Axes, cells: pd.DataFrame, link: CellLink | None) -> No
 
 
 def _annotate(axes: Axes, column: int, cell: Mapping[Hashable, Any]) -> None:
-    """Write the cell's numbers in black or white, whichever reads better, and frame the task's own stage."""
+    """Write the cell's numbers in black or white, whichever has more contrast, and frame the task's own stage."""
     row, mean = cell["stage"], cell["mean"]
     if np.isnan(mean):
         axes.text(column, row, "not yet", ha="center", va="center", fontsize=8)
@@ -160,7 +160,7 @@ def _name_stages(axes: Axes, scores: pd.DataFrame) -> None:
 def draw_task_strips(table: pd.DataFrame) -> Figure:
     """Return one panel per task, a row per label and a column per stage: the mean score in %, its own stage framed.
 
-    `table` is `tables.retention`'s.
+    `table` is `tables.retention_table`'s.
     """
     labels, tasks = list(table["label"].unique()), list(table["task"].unique())
     names, columns = shorten_names(tasks), 3

@@ -1,6 +1,6 @@
 """Draw columns of the step log over training: entropy and others as lines, the advantage with its tails.
 
-More labels than colours get a panel each, the first label behind each in grey.
+More than `style.MANY` labels get a panel each, with the line of the reference in grey.
 """
 
 from __future__ import annotations
@@ -43,13 +43,14 @@ def draw_training(
 ) -> Figure:
     """Return a field of the step log over training, one panel per suite and order, stages named and divided by lines.
 
-    Lines are means over seeds of a centred rolling mean of 5 steps that never reaches over a stage's boundary; bands run from
-    the lowest to the highest seed. More labels than colours get a panel each, see `draw_training_panels`. `shades` colours
-    the labels from light to dark in their order. Raises RunError where no step has the field.
+    Lines are means over seeds of a centred rolling mean of 5 steps within a stage, multiplied by `scale`; bands run from the
+    lowest to the highest seed. `unit` is the y label. More than `style.MANY` labels get a panel each, see
+    `draw_training_panels`. `shades` colours the labels from light to dark in their order. Raises RunError where no step has
+    the field.
     """
     steps = steps.dropna(subset=field)
     if steps.empty:
-        raise RunError(f"No training step has an {field} yet; expected `{field}` in a stage's train/steps.jsonl.")
+        raise RunError(f"No training step has recorded `{field}`; expected it in a stage's train/steps.jsonl.")
     looks = {label: {**look, "marker": None} for label, look in looks_of(steps).items()}
     if shades:
         looks = {
@@ -80,9 +81,10 @@ def _curves_panel(axes: Axes, steps: pd.DataFrame, field: str, looks: Looks, sca
 def draw_training_panels(
     steps: pd.DataFrame, fields: Mapping[str, str], heading: tuple[str, str], scale: float = 1, *, symlog: float = 0
 ) -> Figure:
-    """Return a panel per label on common axes: columns of the step log over training, the first of the reference in grey.
+    """Return a panel per label on common axes: columns of the step log over training.
 
-    `fields` gives each column its dashes, `heading` is unit and title; `symlog` is where a logarithmic axis becomes linear.
+    `fields` maps columns to dashes; the first column of the reference label is drawn grey in every panel. `heading` holds unit
+    and title. With `symlog` the y axis is logarithmic, and linear below that value.
     """
     looks, (unit, title) = looks_of(steps), heading
     first, main = style.reference(list(looks)), next(iter(fields))
@@ -120,7 +122,7 @@ def draw_advantage(steps: pd.DataFrame) -> Figure:
     """
     steps = steps.dropna(subset="advantage_q50")
     if steps.empty:
-        raise RunError("No training step has advantage quantiles; methods that a teacher scores have.")
+        raise RunError("No training step has recorded advantage quantiles; methods with a teacher record them.")
     looks = looks_of(steps)
     columns = max(2, min(3, len(looks))) if len(looks) <= style.MANY else ACROSS
     figure = Figure(figsize=(11, max(3.4, 1.9 * -(-len(looks) // columns) + 0.8)), layout="constrained")
@@ -150,16 +152,17 @@ def _tails_panel(axes: Axes, steps: pd.DataFrame, colour: str) -> None:
         if q in line:
             axes.plot(line[q]["global_step"], line[q]["mean"], color=colour, linewidth=width)
     axes.set_yscale("symlog", linthresh=0.1)
+    axes.margins(y=0.12)  # room for the names of the outer lines
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
     _name_tails(axes, line)
 
 
 def _name_tails(axes: Axes, line: dict[str, pd.DataFrame]) -> None:
-    """Name the two outer lines where they begin, so that no legend is needed."""
-    for q, name in (("01", "lowest 1 %"), ("99", "highest 1 %")):
+    """Name the two outer lines where they begin, outside of them, so that no legend is needed."""
+    for q, name, above in (("01", "lowest 1 %", -11), ("99", "highest 1 %", 5)):
         if q in line:
             start = line[q][["global_step", "mean"]].iloc[0]
-            axes.annotate(name, tuple(start), (4, 3), textcoords="offset points", fontsize=8)
+            axes.annotate(name, tuple(start), (4, above), textcoords="offset points", fontsize=8)
 
 
 def _quantiles(steps: pd.DataFrame) -> list[str]:

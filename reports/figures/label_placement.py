@@ -1,4 +1,4 @@
-"""Names written next to their marks, where a legend of twenty lines could not be read."""
+"""Write names next to their marks, because a legend of twenty entries is unreadable."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from reports.figures import style
 SIZE = 8.5
 RADII = (7, 12, 19, 28, 39, 52, 68)
 ANGLES = (0, 180, 90, 270, 30, 330, 150, 210, 60, 300, 120, 240)
-MARK = 5.0  # half the width of what a mark keeps free
-ARM = 60.0  # how far a bar through a mark is kept free
-CLOSE = 14  # without a leading line
+MARK = 5.0  # half the width that is kept free around a mark
+ARM = 60.0  # how far bars through a mark are kept free
+CLOSE = 14  # up to this radius no line joins name and mark
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class Box:
 
 
 def write_names(axes: Axes, names: Sequence[Name], *, crosses: bool = False) -> None:
-    """Write each name where it covers neither marks nor names; the axes' place and limits must be final.
+    """Write each name where it covers neither marks nor names; the axes' position and limits must be final.
 
-    With `crosses`, a horizontal and a vertical bar through each mark are kept free too, as far as a name may reach. The most
-    crowded mark chooses first; the same marks give the same places.
+    With `crosses`, a horizontal and a vertical bar through each mark are kept free too. The most crowded mark chooses first.
+    The same marks give the same places.
     """
     figure = axes.get_figure()
     assert figure is not None
@@ -78,7 +78,7 @@ def _places(text: str, mark: Box) -> Iterator[tuple[int, Box]]:
 
 
 def _cost(found: tuple[int, Box], taken: Sequence[Box], corners: Sequence[Sequence[float]]) -> float:
-    """Weigh a place: what it covers and what leaves the axes counts far more than how far off it is."""
+    """Return the cost of a place: covered area and parts outside of the axes cost far more than distance."""
     radius, place = found
     (left, bottom), (right, top) = corners
     outside = max(0, left - place.x + place.width, place.x + place.width - right)

@@ -1,8 +1,8 @@
-"""One look for all figures: colours that colour-blind readers can tell apart, short names, and how figures are saved.
+"""One style for all figures: colours that colour-blind readers can tell apart, and how figures are saved.
 
-An entry has one colour in all figures of a report; one of a well-known kind, or named after such a kind, in all reports.
-Figures are drawn without pyplot, so that nothing global changes, and saved without dates, so that the same numbers give
-the same bytes.
+An entry has one colour in all figures of a report. An entry of a well-known kind, or named after one, has it in all reports.
+Figures are drawn without pyplot, so that no global state changes, and saved without dates, so that the same numbers give the
+same bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from harness.rundir.schema import CONTROL
 
 INK = "#1b1f24"
 RULE = "#8b949e"
-HALO = "#fefefe"  # around names; on a page it takes the page's colour
+HALO = "#fefefe"  # the outline of names; on a page it becomes the page's background
 HEAT = "cividis"
 CHANGE = "PuOr"
 # Okabe and Ito 2008; grey is kept for the control that updates nothing.
@@ -36,7 +36,7 @@ PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 KNOWN = {CONTROL: "#6c6c6c", "opd": PALETTE[0], "aopd": PALETTE[1], "sft": PALETTE[2], "gkd": PALETTE[3]}
 OUTCOME_COLOURS = {"correct": "#009E73", "wrong": "#D55E00", "unparsed": "#CC79A7", "truncated": "#E69F00"}
 DARK = {"#0072b2": "#58b0e8", "#882255": "#d67ba6", "#d55e00": "#f08438", "#009e73": "#2bc79b", "#6c6c6c": "#a8a8a8"}
-PHONE = 4.6  # inches: a phone shows them at about their size
+PHONE = 4.6  # inches: the width of figures for a phone, which shows them at about this size
 ABOVE = "../"  # from a figure's folder to its page's
 MANY = 7  # labels that one set of axes holds; more get panels of their own
 DASHES = ["-", "--", ":", "-."]
@@ -75,7 +75,7 @@ def styled() -> Iterator[None]:
 
 @contextmanager
 def shared(labelled: Iterable[tuple[RunDir, str]]) -> Iterator[None]:
-    """Give all labels of a report's runs one look in the figures drawn inside the block."""
+    """Give each label of a report's runs the same look in all figures drawn inside the block."""
     token = _SHARED.set({label: (run.adapter, run.manifest.kind) for run, label in labelled})
     try:
         yield
@@ -89,9 +89,10 @@ def shared_adapters() -> dict[str, str]:
 
 
 def base(adapter: str) -> str:
-    """Return the well-known kind that an entry has, or else is named after (`opd` of `opd_replay`), else its own name.
+    """Return an entry's kind if it is well known, else the well-known kind that it is named after, else its own name.
 
-    Outside of `shared` an entry's kind is its name. Only an entry whose kind is the control has the control's colour.
+    `opd_replay` is named after `opd`. Outside of `shared` an entry's kind is its name. Only an entry whose kind is the control
+    gets the control's colour.
     """
     kind = dict(_SHARED.get().values()).get(adapter, adapter)
     first = adapter.partition("_")[0]
@@ -99,9 +100,9 @@ def base(adapter: str) -> str:
 
 
 def colours(adapters: Iterable[str]) -> dict[str, str]:
-    """Return a colour for each adapter: its base's where that is well known, else the next free one by alphabet.
+    """Return a colour for each adapter: its base's where that is well known, else the next free one in alphabetical order.
 
-    Inside `shared` the report's adapters take part, so that a figure which lacks some of them gives the same colours.
+    Inside `shared` all of the report's adapters are counted, so that a figure without some of them has the same colours.
     """
     bases = {name: base(name) for name in sorted({*adapters, *shared_adapters().values()})}
     free = [colour for colour in PALETTE if colour not in {KNOWN.get(name) for name in bases.values()}] or PALETTE
@@ -110,13 +111,13 @@ def colours(adapters: Iterable[str]) -> dict[str, str]:
 
 
 def reference(labels: Sequence[str]) -> str:
-    """Return the label that the others are drawn against: the first whose kind is OPD where there is one, else the first."""
+    """Return the label that the others are drawn against: the first whose kind is OPD, or else the first."""
     everywhere = _SHARED.get()
     return next((label for label in labels if everywhere.get(label, ("", ""))[1] == "opd"), labels[0])
 
 
 def ink_on(share: float, colours: str = HEAT) -> str:
-    """Return black or white, whichever has the higher contrast (WCAG 2) on a colour map at a share of 0 to 1."""
+    """Return black or white, whichever has the higher contrast (WCAG 2) on the colour map's colour at `share` (0 to 1)."""
     red, green, blue = (
         c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colormaps[colours](share)[:3]
     )
@@ -125,24 +126,24 @@ def ink_on(share: float, colours: str = HEAT) -> str:
 
 
 def colour_bar(figure: Figure, axes: Sequence[Axes], label: str) -> None:
-    """Add the scale of the panels' colours at their right, above, of one size however many rows there are."""
+    """Add the panels' colour scale at the upper right, with the same size for any number of rows."""
     height = figure.get_figheight()
     bar = {"shrink": min(0.8, 3.0 / height), "anchor": (0.0, 1.0), "aspect": 25, "pad": 0.01}
     figure.colorbar(axes[0].collections[0], ax=list(axes), label=label, **bar)  # pyright: ignore[reportArgumentType]
 
 
 def frame(column: float, row: float) -> Rectangle:
-    """Return the frame around the cell of a matrix whose centre is at (column, row): the stage's own task."""
+    """Return the frame that marks a stage's own task, around the matrix cell with its centre at (column, row)."""
     return Rectangle((column - 0.46, row - 0.45), 0.92, 0.9, fill=False, edgecolor=PALETTE[1], linewidth=2)
 
 
 def linked_cell(column: float, row: float, address: str) -> Rectangle:
-    """Return a cell of a matrix, centred at (column, row), that nobody sees and that leads to an address."""
+    """Return an invisible rectangle over the matrix cell with its centre at (column, row), linked to `address`."""
     return Rectangle((column - 0.5, row - 0.5), 1, 1, alpha=0.004, linewidth=0, zorder=10, url=f"{ABOVE}{address}")
 
 
 def shades(count: int) -> list[str]:
-    """Return colours from light to dark, for lines that stand in an order."""
+    """Return colours from light to dark, for lines that have an order."""
     spread = [0.85 * (1 - number / max(1, count - 1)) for number in range(count)]
     return [to_hex(colormaps[HEAT](share)) for share in spread]
 
@@ -150,7 +151,7 @@ def shades(count: int) -> list[str]:
 def save_figure(figure: Figure, stem: Path, dpi: int = 150) -> None:
     """Write `stem`.png on white and `stem`.svg without background, both without dates or program names.
 
-    Places are worked out once for both.
+    The layout is computed once for both.
     """
     if (layout := figure.get_layout_engine()) is not None:
         with styled():
@@ -162,7 +163,7 @@ def save_figure(figure: Figure, stem: Path, dpi: int = 150) -> None:
 
 
 def phone_svg(figure: Figure, name: str, description: str) -> str:
-    """Return a figure that was drawn for a narrow screen as an `<svg>` element; it is kept nowhere else."""
+    """Return a figure drawn for a narrow screen as an `<svg>` element; it is not saved as a file of the report."""
     with TemporaryDirectory() as folder:
         file = Path(folder) / f"{name}-narrow.svg"
         with styled():
@@ -171,9 +172,9 @@ def phone_svg(figure: Figure, name: str, description: str) -> str:
 
 
 def inline_svg(file: Path, description: str) -> str:
-    """Return a saved figure as an `<svg>` element for a page, ids unique by file name, coordinates to a hundredth of a point.
+    """Return a saved figure as an `<svg>` element for a page, with ids unique by file name and coordinates to 0.01 points.
 
-    Text takes the page's colour, halos the page's background, and colours too dark for a dark page its lighter ones.
+    Text takes the page's text colour, halos its background, and colours too dark for a dark page become CSS variables.
     """
     svg = file.read_text(encoding="utf-8")
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
@@ -187,5 +188,5 @@ def inline_svg(file: Path, description: str) -> str:
 
 
 def page_colours() -> dict[str, tuple[str, str]]:
-    """Return the name, the light and the dark value of each colour that figures leave to the page's style sheet."""
+    """Return for each CSS variable of figures its value on a light page and on a dark page."""
     return {f"--c{light[1:]}": (light, dark) for light, dark in DARK.items()}

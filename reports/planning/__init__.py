@@ -1,1 +1,1 @@
-"""What a suite can resolve before its runs start: variance by source, power, cheapest designs."""
+"""Plan a suite's size before its runs start: variance by source, power, cheapest designs."""

@@ -1,6 +1,6 @@
-"""The variance of a claim's effect by source and the cost of its runs, from pilot runs or from shipped priors.
+"""Estimate the variance of a claim's effect by source and the cost of its runs, from pilot runs or from shipped priors.
 
-A pilot is a few finished runs of the methods that a claim compares. Its items lie in one crossed table, seeds by clusters of
+A pilot is a few finished runs of the methods that a claim compares. Its scores form one crossed table, seeds by clusters of
 items, whose mean is the effect.
 """
 
@@ -29,16 +29,16 @@ from reports.claims.judge_claims import places
 from reports.data.methods import Method
 
 PRIORS = Path(__file__).parent / "priors.yaml"
-ProfiledClaim = tuple[ClaimEntry, str]  # a claim and the evaluation profile of its scores, empty for the first one
-WITHOUT_ITEMS = 2  # clusters of a quantity that has no items: any number gives the same, as their variance is 0
+ProfiledClaim = tuple[ClaimEntry, str]  # a claim and the evaluation profile of its scores, empty for the first profile
+WITHOUT_ITEMS = 2  # clusters of a quantity without items: any number gives the same plan, because their variance is 0
 
 
 @dataclass(frozen=True)
 class Planning:
-    """One claim at one place, with what its plan is made from; scores in 0..1, `scale` makes the claim's unit of them.
+    """One claim at one place, with the variances and costs that its plan needs.
 
-    `design` is how much was looked at. `items` is False where the effect is not a mean over items, as of a step log's figure.
-    `source` says where the variances come from.
+    `components` are variances of scores in 0..1. `design` is the size of the pilot. `items` is False where the effect is not a
+    mean over items, like a figure of the step log. `source` says where the variances come from.
     """
 
     name: str
@@ -52,20 +52,20 @@ class Planning:
 
     @property
     def scale(self) -> float:
-        """How many of the unit make one of the scores' own."""
+        """The factor from scores in 0..1 to the claim's unit."""
         return UNITS[self.unit]
 
 
 @dataclass(frozen=True)
 class NoPlan:
-    """A claim that the pilot says nothing about, and why."""
+    """A claim that cannot be planned, and why."""
 
     name: str
     reason: str
 
 
 class Prior(Strict):
-    """One figure's paired difference: standard deviations in points by source, and the clusters that it was measured on."""
+    """One figure's paired difference: standard deviations by source, in points, and the number of clusters measured."""
 
     clusters: int = Field(gt=0)
     seeds: float = Field(ge=0)
@@ -74,13 +74,13 @@ class Prior(Strict):
     answer: float = Field(ge=0)
 
     def components(self, answers: int) -> Components:
-        """Return the variances in scores of 0..1; a single answer's is already in `seed_by_item`."""
+        """Return the variances of scores in 0..1; with one answer per item, its variance is part of `seed_by_item`."""
         answer = self.answer if answers > 1 else 0.0
         return Components(*((value / 100) ** 2 for value in (self.seeds, self.items, self.seed_by_item, answer)))
 
 
 class Priors(Strict):
-    """Variances measured on a suite that is shipped, for plans without a pilot."""
+    """Variances measured on a shipped suite, for plans without a pilot."""
 
     source: str
     training_hours: float = Field(gt=0, description="of one run, evaluation aside")
@@ -96,7 +96,7 @@ def read_priors() -> Priors:
 
 
 def plan_from_pilot(claims: Sequence[ProfiledClaim], methods: Sequence[Method]) -> Iterator[Planning | NoPlan]:
-    """Yield what a pilot says about each claim at each of its places; one at the best rate is planned at its own."""
+    """Yield a planning basis for each claim at each of its places; a claim at the best rate is planned at the own rate."""
     evidence = Evidence(methods)
     for entry, profile in claims:
         own_rate = entry.model_copy(update={"scope": entry.scope.model_copy(update={"rate": "own"})})
@@ -111,9 +111,10 @@ def plan_from_pilot(claims: Sequence[ProfiledClaim], methods: Sequence[Method]) 
 def plan_from_priors(
     claims: Sequence[ProfiledClaim], items: int | None, answers: Mapping[str, int]
 ) -> Iterator[Planning | NoPlan]:
-    """Yield what the shipped priors say about each claim.
+    """Yield a planning basis for each claim from the shipped priors.
 
-    `items` are those of a task of the suite (None: as the priors had), `answers` those of an item by profile, the first first.
+    `items` is the number of test items of each task of the suite (None: as in the priors). `answers` is the number of answers
+    per item by profile, the suite's first profile first.
     """
     priors = read_priors()
     for entry, profile in claims:
@@ -158,10 +159,10 @@ def _from_pilot(entry: ClaimEntry, place: ClaimScope, profile: str, evidence: Ev
 
 
 def crossed_table(effect: Estimate) -> NDArray[np.float64] | None:
-    """Return the effect as seeds by clusters of items, its mean apart from constants the effect; None without items.
+    """Return the effect as an array (seeds, clusters of items) whose mean is the effect, constants aside; None without items.
 
-    Each task's clusters are weighted so that the mean over all of them is the sum of the tasks' means over items, and what
-    sets the tasks apart is taken out: it is not chance.
+    Each task's clusters are weighted so that the mean over all of them is the sum of the tasks' means over items. The fixed
+    differences between tasks are taken out, because they are not chance.
     """
     blocks: list[NDArray[np.float64]] = []
     for table in effect.items.values():
@@ -178,14 +179,14 @@ def crossed_table(effect: Estimate) -> NDArray[np.float64] | None:
 
 
 def _answer_variance(entry: ClaimEntry, place: ClaimScope, methods: Sequence[Method]) -> tuple[float, int]:
-    """Return the variance of one sampled answer, all sides together, and how many answers each item has."""
+    """Return the variance of one sampled answer, added over all sides, and the number of answers per item."""
     cells = list(_cells(entry, place, methods))
     count = sum({cell.task: cell.clusters for cell in cells}.values())
     return sum(count / cell.items * cell.within for cell in cells), max((cell.answers for cell in cells), default=1)
 
 
 class _Cell(NamedTuple):
-    """A cell of an effect: `within` is the weighted variance of one answer of an item, its share in the mean over seeds."""
+    """A cell of an effect; `within` is its part of the effect's variance from one sampled answer, for the mean over seeds."""
 
     task: str
     clusters: int
@@ -195,7 +196,7 @@ class _Cell(NamedTuple):
 
 
 def _cells(entry: ClaimEntry, place: ClaimScope, methods: Sequence[Method]) -> Iterator[_Cell]:
-    """Yield the cells of an effect, of all its methods and seeds."""
+    """Yield the cells of an effect, for all its methods and seeds."""
     for metric in entry.parsed.metrics:
         figure = claim_metrics()[metric.name]
         if not isinstance(figure, Figure):
@@ -228,7 +229,7 @@ def _runs(entry: ClaimEntry) -> int:
 
 
 def _costs(methods: Sequence[Method], design: Design, runs: int) -> Costs:
-    """Return what the pilot's runs took, mean over runs; evaluation is shared out over the items and answers of the effect."""
+    """Return the pilot's mean hours per run; evaluation hours are divided by the effect's items and answers."""
     seconds = [run.seconds for method in methods for run in method.frames.runs]
     known = [each for each in seconds if not math.isnan(each["total"])]
     if not known:

@@ -1,4 +1,4 @@
-"""From variances to a plan: what the suite finds as it is, the cheapest designs that find more, and looks on the way."""
+"""Turn variances into a plan: what the suite finds as it is, the cheapest designs that find more, and interim looks."""
 
 from __future__ import annotations
 
@@ -32,9 +32,11 @@ FORESEEN = {
 
 @dataclass(frozen=True)
 class ClaimPlan:
-    """A claim's plan: `own` is the suite's design; `found` the effects that several numbers of seeds find with its items.
+    """A claim's plan; effects are in the claim's unit.
 
-    Effects are in the claim's unit. `cheapest` are the cheapest designs within the hours, `any_cost` the cheapest at all.
+    `own` is the suite's design, with the smallest effect that it finds (`detectable`) and its `power` for `effect`. `found` is
+    the smallest effect by number of seeds, with the suite's items. `cheapest` are the cheapest designs within the hours,
+    `any_cost` is the cheapest of all.
     """
 
     subject: Planning
@@ -53,7 +55,7 @@ class ClaimPlan:
 
     @property
     def sentence(self) -> str:
-        """What a suite that cannot resolve the claim would need; empty where it can, or where no effect is asked for."""
+        """Say what a suite that cannot resolve the claim needs; empty where it can, or where no effect is asked for."""
         subject, own = self.subject, self.own
         if self.resolved or not self.effect:
             return ""
@@ -76,7 +78,7 @@ def plan_claim(
     """Return a claim's plan for a true difference of `effect`, in its unit, and a suite of `seeds` seeds."""
     alpha = look_levels(tuple(looks))[-1] if looks else ALPHA
     components, size = subject.components, effect / subject.scale
-    # More answers than one are planned only where the pilot shows how they vary.
+    # Other numbers of answers are planned only where the pilot shows how answers vary.
     some_answers = ANSWERS if components.answers > 0 else (answers,)
     items = sorted({max(2, round(share * subject.design.clusters)) for share in SHARES}) if subject.items else [2]
     own = Design(seeds, subject.design.clusters, answers)
@@ -95,7 +97,7 @@ def plan_claim(
 
 
 def power_curve_of(plan: ClaimPlan, most_hours: float) -> list[tuple[float, float]]:
-    """Return hours and the smallest effect that they find, with the suite's items and answers, seed by seed."""
+    """Return pairs of hours and the smallest effect found, for growing numbers of seeds with the suite's items and answers."""
     points: list[tuple[float, float]] = []
     seeds = 3
     while seeds <= 200:
@@ -121,7 +123,7 @@ def plan_all(
     hours: float = math.inf,
     looks: Sequence[int] = (),
 ) -> list[ClaimPlan | NoPlan]:
-    """Return the plan of each claim; `effect` is in points, claims in other units take their own smallest effect."""
+    """Return the plan of each claim; `effect` is in points, and claims in other units use their value in `smallest`."""
     plans: list[ClaimPlan | NoPlan] = []
     for subject in subjects:
         if isinstance(subject, NoPlan):
@@ -133,17 +135,17 @@ def plan_all(
 
 
 def describe_looks(looks: Sequence[int]) -> str:
-    """Return the rule for looking at several numbers of seeds, with the level of each look."""
+    """Return a sentence on the rule for interim looks, with the level of each look."""
     levels = look_levels(tuple(looks))
     each = ", ".join(f"{n} seeds {100 * level:.2g} %" for n, level in zip(looks, levels, strict=True))
     return (
         f"looks: test at {each}, two-sided (Lan and DeMets' spending function of O'Brien and Fleming's type); stop at the "
-        f"first that finds the effect. All looks together err in at most {100 * ALPHA:g} % of studies without an effect."
+        f"first look that finds the effect. All looks together err in at most {100 * ALPHA:g} % of studies without an effect."
     )
 
 
 def foresee_differences(seeds: int, items: int | None, answers: int) -> str:
-    """Return in one sentence what differences between two methods a suite finds, as far as the shipped priors can tell."""
+    """Return a sentence on the smallest differences between two methods that a suite finds, by the shipped priors."""
     if seeds < 2:
         return "one seed resolves no difference between methods: see harness plan"
     priors = read_priors()
@@ -153,7 +155,7 @@ def foresee_differences(seeds: int, items: int | None, answers: int) -> str:
         clusters = max(2, round(prior.clusters * (items or priors.items) / priors.items))
         smallest = 100 * detectable_difference(prior.components(answers), Design(seeds, clusters, answers))
         found.append(
-            f"{name} from {format_effect(smallest)} points" if math.isfinite(smallest) else f"{name} of no size"
+            f"{name} from {format_effect(smallest)} points" if math.isfinite(smallest) else f"{name}: none of any size"
         )
     return (
         f"these {seeds} seeds find differences in {', in '.join(found)} (80 % power, by shipped priors); a claim of less "
@@ -162,12 +164,12 @@ def foresee_differences(seeds: int, items: int | None, answers: int) -> str:
 
 
 def format_effect(value: float) -> str:
-    """Return an effect with two digits that count, a dash where there is none."""
+    """Write an effect with one decimal, or two significant digits below 1; a dash where there is none."""
     return "–" if not math.isfinite(value) else f"{value:.1f}" if abs(value) >= 1 else f"{value:.2g}"
 
 
 def show_hours(hours: float) -> str:
-    """Return hours, as minutes where they are few; a dash where the pilot did not record them."""
+    """Write hours, below two hours as minutes; a dash where the pilot did not record them."""
     if math.isnan(hours):
         return "–"
     return f"{60 * hours:.0f} min" if hours < 2 else f"{hours:,.0f} h"

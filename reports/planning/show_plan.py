@@ -1,4 +1,4 @@
-"""A plan on a terminal of 80 columns, as CSV and Markdown, and as a figure."""
+"""Show a plan: as tables on a terminal of 80 columns, as CSV, and as a figure."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PARTS = ("seeds", "clusters", "interaction", "answers")
 
 
 def print_power_plan(console: Console, plans: Sequence[ClaimPlan | NoPlan], hours: float, looks: Sequence[int]) -> None:
-    """Print where the variance comes from, what numbers of seeds find, the cheapest designs, and what is not resolved."""
+    """Print the variances, what several numbers of seeds find, the cheapest designs, and what is not resolved."""
     planned = [plan for plan in plans if isinstance(plan, ClaimPlan)]
     if planned:
         for source in dict.fromkeys(plan.subject.source for plan in planned):
@@ -147,6 +147,6 @@ def write_power_plan(plans: Sequence[ClaimPlan | NoPlan], folder: Path, hours: f
 
 
 def _longest(plan: ClaimPlan) -> float:
-    """Return the hours that a curve should reach: those of the cheapest design that finds the effect, and of 20 seeds."""
+    """Return how many hours a curve covers: those of the cheapest design that finds the effect, or of 20 seeds if more."""
     hours = plan.subject.costs.hours(replace(plan.own, seeds=SEEDS[-1]))
     return max(hours, plan.any_cost.hours) if plan.any_cost else hours

@@ -1,7 +1,7 @@
-"""Builds a report from run directories: a self-contained HTML page, Markdown, figures (PNG, SVG), CSV tables, items.
+"""Build a report from run directories: a self-contained HTML page, Markdown, figures (PNG, SVG), CSV tables, items.
 
-Runs may still be going on, and several processes may build at once: everything is written next to its place and then
-moved there, the page last, so that a reader never opens a half-written file.
+Runs may still be going on, and several processes may build at once. Everything is written to a scratch folder and then moved
+to its place, the page last, so that a reader never opens a half-written file.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from reports.report.sections import make_sections
 def build_report(paths: Sequence[Path], out: Path, grader: str = "", claims: Sequence[ClaimFile] = ()) -> Path:
     """Write report.html, report.md, figures/, tables/ and items/ below `out` from the runs below `paths`; return the page.
 
-    `grader` shows the scores that it gave, where a task was regraded with it; `claims` are judged on the runs. Raises RunError
-    when a path holds no run or the runs are not comparable. What is unfinished is named in the report.
+    With `grader`, tasks that were regraded with it show its scores. `claims` are judged on the runs. The report names what is
+    unfinished. Raises RunError when a path holds no run or the runs are not comparable.
     """
     report_data = ReportData(load_frames(paths, grader), claims)
     out.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def _write(report_data: ReportData, folder: Path) -> None:
 
 
 def _write_items(report_data: ReportData, folder: Path) -> None:
-    """Write the pages with each task's answers; the only script is ours, allowed by its digest."""
+    """Write the pages with each task's answers; their only script is `items.js`, which the page allows by its digest."""
     script = files("reports.document").joinpath("templates", "items.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     template = load_templates().get_template("items.html.j2")

@@ -1,4 +1,4 @@
-"""Where methods end and where they started: the sentences on final scores, and the start's own score."""
+"""Final scores and start scores: the sentences on where methods end, and the start's own mean."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from reports.data.tables import figures_by_seed
 from reports.formatting import format_interval, format_percent
 from reports.report.teacher_scores import teacher_means
 
-NAMED = 4  # methods that a sentence names; of more, the highest and the lowest
+NAMED = 4  # up to so many methods are all named; of more, only the highest and the lowest
 
 
 def start_scores(frames: Frames) -> dict[str, Interval]:
-    """Return the mean score of the trained tasks before any stage by label, over the seeds of each suite and start.
+    """Return the mean score of the trained tasks before any stage, by label, with a t interval over seeds.
 
-    The label is `start`, and what else differs: runs of one suite, start and seed have the same student.
+    The label is `start`, with suite and start where these differ. Runs of one suite, start and seed have the same student,
+    which counts once.
     """
     cells = frames.scores[(frames.scores["stage"] == 0) & (frames.scores["role"] == "trained")]
     by_run = cells.groupby(IDENTITY, sort=False)["score"].mean().dropna().reset_index()
@@ -37,9 +38,9 @@ def start_scores(frames: Frames) -> dict[str, Interval]:
 
 
 def describe_ends(frames: Frames) -> list[str]:
-    """Return per suite, order and start where methods, start and controls end, and which methods end below their start.
+    """Return per suite, order and start the final scores of methods and controls, and which methods end below their start.
 
-    The paired differences are the headline's.
+    `reports.compare.headline` states the paired differences.
     """
     values = figures_by_seed(frames.scores)
     groups: dict[tuple[str, str, str], list[Method]] = {}

@@ -1,7 +1,7 @@
-"""The pages of answers: every item of a task with every run's answers through the stages, as data for the page's script.
+"""The pages of answers: every item of a task with every run's answers after each stage, as data for the page's script.
 
-A page holds all runs of a task while its data stay small enough for a browser; more runs get further pages. Texts are
-kept once, however many runs and stages gave the same answer.
+A page holds all runs of a task as long as its data are small enough for a browser; more runs get further pages. Each text is
+stored once, however many runs and stages gave the same answer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from reports.data.frames import Frames
 from reports.document.blocks import Answers
 
 FOLDER = "items"
-PAGE_CHARACTERS = 8_000_000  # of answers on one page, before equal ones are kept once
+PAGE_CHARACTERS = 8_000_000  # of answers on one page, repeated ones included
 LONGEST = 4_000  # characters of one text on a page
 EXAMPLE_LONGEST = 1_200  # characters of one text on the report's own page
 COLUMNS = ["item_id", "prompt", "target", "response", "outcome"]
@@ -35,7 +35,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class ItemsPage:
-    """A page: its file below the report's folder, its task with its profile, the runs' labels on it, its data as JSON."""
+    """A page: its path below the report's folder, its title (task and profile), its runs' labels, and its data as JSON."""
 
     path: str
     title: str
@@ -45,7 +45,7 @@ class ItemsPage:
 
 @dataclass(frozen=True)
 class TaskItems:
-    """A task's pages, how many of its answers changed between right and not right, and one that did.
+    """A task's pages, how often its answers changed between right and not right, and one example of a change.
 
     `further` are the pages of each evaluation profile after the first one.
     """
@@ -82,7 +82,7 @@ def task_items(frames: Frames, compared: pd.DataFrame) -> Iterator[TaskItems]:
 
 
 def _pages(frames: Frames, task: str, samples: pd.DataFrame, cell: str) -> Iterator[ItemsPage]:
-    """Share the runs among pages in their order, each with as many as its size allows, at least one."""
+    """Yield the pages of a cell: runs in their order, as many on a page as PAGE_CHARACTERS allows, at least one."""
     keys = _keys(samples)
     sizes = samples["response"].astype(str).str.len().clip(upper=LONGEST).groupby(keys, sort=False).sum().to_dict()
     shares: list[list[tuple[RunDir, str]]] = []
@@ -99,14 +99,15 @@ def _pages(frames: Frames, task: str, samples: pd.DataFrame, cell: str) -> Itera
         rows = samples[keys.isin([_key(*each) for each in share])]
         labels = tuple(dict.fromkeys(label for _, label in share))
         name = cell if number == 1 else f"{cell}-{number}"
-        yield ItemsPage(f"{FOLDER}/{name}.html", cell, labels, _data(task, share, rows))
+        title = f"{task}, profile {frames.profile}" if frames.profile else task
+        yield ItemsPage(f"{FOLDER}/{name}.html", title, labels, _data(task, share, rows))
 
 
 def _data(task: str, share: Sequence[tuple[RunDir, str]], rows: pd.DataFrame) -> Markup:
-    """Return what the page's script reads: texts, items, runs, and of each run and stage every item's answers.
+    """Return the JSON for the page's script: texts, outcomes, items, and each run's answers by stage and item.
 
-    A run's stage is a list over items; an item's entry is its answers' texts and outcomes in turn, as places in the lists
-    of `texts` and `outcomes`, or null where the run does not have it.
+    A run's stage is a list over items. An item's entry is `[text, outcome, text, outcome, ...]`, one pair per answer, as
+    indices into `texts` and `outcomes`; it is null where the run has no answer.
     """
     rows = rows.reset_index(drop=True)
     columns = rows[["prompt", "target", "response"]].fillna("").astype(str)
@@ -141,19 +142,19 @@ def _data(task: str, share: Sequence[tuple[RunDir, str]], rows: pd.DataFrame) ->
 
 
 def _inert(data: Any) -> Markup:
-    """Return JSON that may stand inside a page: no text in it can end the element that holds it, or open another."""
+    """Return JSON that is safe inside a page: no text in it can close its element or open another."""
     text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
 def _example(samples: pd.DataFrame, changed: pd.DataFrame) -> Answers | None:
-    """Return an answer that was lost since the task's own stage, else over a stage, else any; None where none changed."""
+    """Return a changed answer: best one lost since the task's own stage, else one lost, else any; None without changes."""
     if changed.empty:
         return None
     rank = (changed["change"] != "lost") * 2 + (changed["kind"] != SINCE_OWN)
     row = changed.iloc[int(rank.to_numpy().argmin())]
     same = (samples[IDENTITY] == row[IDENTITY]).all(axis=1) & (samples["item_id"] == row["item_id"])
-    # Of several answers the first not right, as in `Frames.answers`.
+    # Of several answers the first that is not right, as in `Frames.answers`.
     found = samples[same].assign(right=samples["outcome"] == "correct").sort_values("right", kind="stable")
     before, after = (found[found["stage"] == row[when]].iloc[0] for when in ("before", "after"))
     comparison = KINDS[str(row["kind"])].format(after=row["after"])
@@ -181,6 +182,6 @@ def _key(run: RunDir, label: str) -> str:
 
 
 def cut_text(text: str, longest: int = LONGEST) -> str:
-    """Return the beginning of a long text, and say how much is left out."""
+    """Return a text, cut after `longest` characters with a note on how many are left out."""
     left = len(text) - longest
     return text if left <= 0 else f"{text[:longest]} … ({left:,} more characters)"

@@ -1,4 +1,4 @@
-"""Writes a page of sections as HTML and as Markdown, with its figures: a report's page and a study's are both made here."""
+"""Write a page of sections as HTML and Markdown, with its figures; reports and studies both use it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from reports.figures import style
 
 @dataclass(frozen=True)
 class Page:
-    """A page: its title, its opening sentences, what is missing, and its sections.
+    """A page: title, opening sentences, what is missing, and sections.
 
-    `lead` is set large; `opening` is a list below it; `missing` names what the numbers do not cover.
+    The first sentence of each text of `lead` is set in large type, `opening` is a list below, and `missing` names what the
+    numbers do not cover.
     """
 
     title: str
@@ -30,9 +31,9 @@ class Page:
 
 
 def write_page(page: Page, folder: Path, stem: str, figures: str, *, dpi: int = 150) -> None:
-    """Write `stem`.html and `stem`.md below `folder`, and the figures below its folder `figures`.
+    """Write `stem`.html and `stem`.md into `folder`, and the figures into its subfolder `figures`.
 
-    A figure that has nothing to draw is left out where it is optional; else the page says why.
+    An optional figure with nothing to draw is left out; for any other, the page says why it is missing.
     """
     (folder / figures).mkdir(exist_ok=True)
     drawn = dict(_draw(page.sections, folder / figures, dpi))
@@ -51,7 +52,7 @@ def flatten(blocks: Iterable[Block]) -> Iterator[Block]:
 
 
 def _draw(sections: Iterable[Section], folder: Path, dpi: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Save each figure and yield its name with its `<svg>`; one without data has the reason instead."""
+    """Save each figure and yield its name with its `<svg>`, or with the reason why there is nothing to draw."""
     for picture in (block for section in sections for block in flatten(section.blocks) if isinstance(block, Picture)):
         try:
             figure = picture.draw()

@@ -1,4 +1,4 @@
-"""All that the page's sections draw on, each table computed once."""
+"""The data that the page's sections show; each table is computed once."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from reports.report.items import TaskItems, task_items
 
 @dataclass(frozen=True)
 class ReportData:
-    """The frames of a set of runs with the tables made of them, and the claims that are judged on them."""
+    """The frames of a set of runs, the tables made of them, and the claims to judge on them."""
 
     frames: Frames
     claims: Sequence[ClaimFile] = ()
 
     @cached_property
     def retention(self) -> pd.DataFrame:
-        """Scores by label, stage and task; see `tables.retention`."""
+        """Scores by label, stage and task; see `tables.retention_table`."""
         return tables.retention_table(self.frames.scores)
 
     @cached_property
     def frontier(self) -> pd.DataFrame:
-        """Learning and forgetting by label; see `tables.frontier`."""
+        """Learning and forgetting by label; see `tables.frontier_table`."""
         return tables.frontier_table(self.frames.scores)
 
     @cached_property
     def matched(self) -> pd.DataFrame:
-        """Pairs of methods and whether they learned as much; see `matched_pairs.matched`."""
-        return matched_pairs.matched(self.frames)
+        """Pairs of methods, their differences and whether learning is matched; see `matched_pairs.matched_table`."""
+        return matched_pairs.matched_table(self.frames)
 
     @cached_property
     def curves(self) -> pd.DataFrame:
@@ -54,17 +54,17 @@ class ReportData:
 
     @cached_property
     def compared(self) -> pd.DataFrame:
-        """What became of every item between two stages; see `flips.compared`."""
+        """The outcome of every item before and after, by pair of stages; see `flips.compare_answers`."""
         return flips.compare_answers(self.frames)
 
     @cached_property
     def flips(self) -> pd.DataFrame:
-        """Items lost and gained by run and comparison; see `flips.count`."""
+        """Items lost and gained by run and comparison; see `flips.count_flips`."""
         return flips.count_flips(self.compared)
 
     @cached_property
     def flip_shares(self) -> pd.DataFrame:
-        """The same as shares, mean over seeds; see `flips.shares`."""
+        """The same as shares, mean over seeds; see `flips.average_flips`."""
         return flips.average_flips(self.flips)
 
     @cached_property
@@ -78,7 +78,7 @@ class ReportData:
         return list(task_items(self.frames, self.compared))
 
     def link(self, label: str, task: str, stage: int) -> str | None:
-        """Return where a cell's answers are read; None where there are none."""
+        """Return the address of a cell's answers on the page's own site; None where none are stored."""
         found = next((items for items in self.items if items.task == task), None)
         return found.link(label, stage) if found else None
 

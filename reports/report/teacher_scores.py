@@ -1,4 +1,4 @@
-"""The teacher's own scores next to the methods': what a student of this teacher could reach, and where it could not learn."""
+"""The teacher's own scores: what its student could reach, and on which tasks it has nothing to teach."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from reports.formatting import format_percent
 
 
 def teacher_cells(frames: Frames) -> pd.DataFrame:
-    """Return one row per suite, teacher and task: `suite`, `weights`, `task`, `role`, `score`; teachers are scored once.
+    """Return one row per suite, teacher and task: `suite`, `weights`, `task`, `role`, `score` (0..1).
 
-    A score by another metric than the students' is left out: after a regrading only the students have the new grades.
+    A score by a metric that no student has is left out: after a regrading only the students have the new grades.
     """
     rows = []
     graded = frames.scores.groupby(["suite", "task"])["metric"].agg(set).to_dict()
@@ -29,7 +29,7 @@ def teacher_cells(frames: Frames) -> pd.DataFrame:
 
 
 def teacher_means(frames: Frames) -> dict[str, Interval]:
-    """Return each teacher's mean score of the trained tasks by label: `teacher`, with what differs."""
+    """Return by label each teacher's mean score of the trained tasks; labels name suite and weights where they differ."""
     cells = teacher_cells(frames)
     trained = cells[cells["role"] == "trained"]
     varying = [key for key in ("suite", "weights") if trained[key].nunique() > 1]
@@ -41,14 +41,14 @@ def teacher_means(frames: Frames) -> dict[str, Interval]:
 
 
 def describe_teacher(frames: Frames, task: str) -> str:
-    """Say what the teacher scores on a task; empty where it was not scored."""
+    """Return a sentence on the teacher's score on a task; empty where it was not scored."""
     cells = teacher_cells(frames)
     scores = cells.loc[cells["task"] == task, "score"]
     return f"The teacher scores {' and '.join(map(format_percent, scores))} %." if len(scores) else ""
 
 
 def name_worse(frames: Frames) -> list[str]:
-    """Name the trained tasks on which a teacher scores less than the student does before any stage, in a sentence."""
+    """Return a sentence on the trained tasks where a teacher scores less than the student before any stage; none without."""
     cells = teacher_cells(frames)
     start = frames.scores[frames.scores["stage"] == 0].groupby(["suite", "task"])["score"].mean().rename("start")
     both = cells[cells["role"] == "trained"].merge(start.reset_index(), on=["suite", "task"])

@@ -1,7 +1,7 @@
-"""Builds the page of a study from its finished runs: sections and blocks like a report's, as Markdown and HTML.
+"""Build the page of a study from its finished runs: sections and blocks like a report's, as Markdown and HTML.
 
-Everything is written in a separate folder and then moved to its place, the page last: `<page>.md`, `<page>.html`, and a
-folder of the same name with the figures and every run's numbers in `runs.csv`.
+The files are `<page>.md`, `<page>.html`, and a folder of the same name with the figures and every run's numbers in `runs.csv`.
+They are written to a scratch folder and then moved to their place, the pages last.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 
 from harness.pipeline.sweeps.study_runs import Plan
-from reports.claims.render_verdicts import count_verdicts
+from reports.claims.render_verdicts import count_exploratory, list_verdicts
 from reports.data.csv_text import to_csv_text
 from reports.document.rendering import publish
 from reports.figures import style
@@ -40,7 +40,7 @@ def build_study(plan: Plan, page: Path) -> Path:
 
 
 def figures_by_run(results: Results) -> pd.DataFrame:
-    """Return one row per point and figure, with factor, setting and everything that identifies the run."""
+    """Return one row per point of the plan and figure, with factor, setting and the run's identity."""
     values = results.values.reset_index().melt(id_vars=RUN, var_name="figure").dropna(subset="value")
     keys = ["factor", "setting", "start", "learning_rate", *RUN]
     return results.points.merge(values, on=RUN, sort=False)[[*keys, "figure", "value"]]
@@ -48,12 +48,15 @@ def figures_by_run(results: Results) -> pd.DataFrame:
 
 def _write(results: Results, folder: Path, stem: str) -> None:
     verdicts = judge_study(results)
-    lead = [count_verdicts(verdicts)] if verdicts else []
     with style.shared(results.frames.labelled):
         sections = study_sections(results, verdicts)
-        opening = describe_study(results)
+        opening = [*([count_exploratory(verdicts)] if verdicts else []), *describe_study(results)]
         write_page(
-            Page(results.plan.study.title, lead, opening, results.missing, sections), folder, stem, stem, dpi=DPI
+            Page(results.plan.study.title, list_verdicts(verdicts), opening, results.missing, sections),
+            folder,
+            stem,
+            stem,
+            dpi=DPI,
         )
     text = to_csv_text(figures_by_run(results), float_format="%.8g")
     (folder / stem / "runs.csv").write_text(text, encoding="utf-8")

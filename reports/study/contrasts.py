@@ -1,7 +1,7 @@
-"""Entries compared with their references, as the study's YAML pairs them: paired differences, and whether learning is matched.
+"""Compare entries with their references, as the study's YAML pairs them: paired differences, and whether learning is matched.
 
-Only where both have at least three seeds. Less forgetting is stated only at matched learning: a method that learns less
-has less to forget.
+Only pairs with at least three seeds in common are compared. Less forgetting is stated only at matched learning: a method that
+learns less has less to forget.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ def find_contrasts(results: Results, factor: Factor) -> list[PairedContrast]:
 
 
 def contrasts_grid(found: Sequence[PairedContrast]) -> Grid:
-    """Return the paired differences, those that leave zero out strong, and whether learning is matched."""
+    """Return the paired differences, strong where the interval excludes zero, and whether learning is matched."""
     headings = [f"{called}, {unit}" for called, _, unit in MOVED.values()]
     rows, strong = [], set()
     for place, contrast in enumerate(found):
         cells = [
-            format_interval(difference, write) if difference.seeds else "–"
+            format_interval(difference, write)
             for difference, (_, write, _) in zip(contrast.differences, MOVED.values(), strict=True)
         ]
         strong |= {(place, 3 + i) for i, difference in enumerate(contrast.differences) if resolved(difference, SEEDS)}
@@ -70,18 +70,18 @@ def contrasts_grid(found: Sequence[PairedContrast]) -> Grid:
 
 
 def describe_contrasts(found: Sequence[PairedContrast]) -> str:
-    """Return differences that leave zero out: in learning, and in forgetting where learning is matched."""
+    """Return a sentence on intervals that exclude zero: of learning, and of forgetting where learning is matched."""
     parts = [part for contrast in found for part in _describe(contrast)]
     unlike = [each.entry for each in found if how_matched(each.learned) != MATCHED and resolved(each.lost, SEEDS)]
     if unlike:
         parts.append(f"forgetting differs too for {', '.join(unlike)}, but learning is not shown to match there")
-    return f"{'; '.join(parts) or 'no difference in learning or forgetting leaves zero out'}."
+    return f"{'; '.join(parts) or 'no interval of learning or forgetting excludes zero'}."
 
 
 def describe_by_start(
     results: Results, figure: str, called: str, write: Callable[[float], str], unit: str = ""
 ) -> list[str]:
-    """Return a sentence per contrast of the study: the paired difference of a figure from each start, where there is one."""
+    """Return a sentence per contrast of the study that has runs: the paired difference of a figure, from each start."""
     sentences = []
     for entry, reference in results.plan.study.contrasts:
         found = []

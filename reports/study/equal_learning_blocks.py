@@ -1,4 +1,4 @@
-"""What a study's methods kept at equal learning, from each start: the table that needs no two methods to learn alike."""
+"""What a study's methods kept at equal learning, from each start; the methods need not have learned equally at the end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reports.study.study_results import Results
 
 
 def equal_learning_blocks(results: Results) -> list[Block]:
-    """Return a table of every entry and its reference, at the suite's own settings; nothing where no run has curves."""
+    """Return a table of every entry against its reference, at the suite's own settings; empty where no run has curves."""
     table = pd.DataFrame(_rows(results))
     return [equal_learning_grid(table), Text(READING, "note")] if len(table) else []
 

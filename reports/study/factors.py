@@ -1,4 +1,4 @@
-"""One factor of a study: a table of its settings, what moved against the reference, and its figures."""
+"""One factor of a study: a table of its settings, the differences from the reference, and its figures."""
 
 from __future__ import annotations
 
@@ -31,22 +31,23 @@ COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "routed_share": ("routed %", format_percent),
     "truncated_share": ("truncated %", format_percent),
 }
-PAIRED = "Bold leaves zero out. Forgetting compares methods only where learning is matched."
+PAIRED = "Bold: the interval excludes zero. Forgetting compares methods only where learning is matched."
 SWEPT = (
-    "Marks are means over seeds, bars run from the lowest to the highest seed. Dashed: methods at the suite's own setting, "
-    "over the same seeds."
+    "Marks are means over seeds, bars run from the lowest to the highest seed. Dashed lines: methods at the suite's own "
+    "setting, over the same seeds."
 )
 
 
 def factor_blocks(results: Results, name: str) -> list[Block]:
-    """Return what a page shows of a factor: what it sets, its table, paired differences, figures, and what moved."""
+    """Return a factor's part of the page: what it varies, its table, paired differences, figures, and what they show."""
     factor = results.plan.study.factors[name]
     contrasts = find_contrasts(results, factor) if factor.of_entries else []
     paired = [contrasts_grid(contrasts), Text(PAIRED, "note")] if contrasts else []
     swept = results.swept(name)
     pictures = [_picture(results, name, factor, swept)] if swept else []
     if len(swept) == 1:
-        pictures += training_pictures(results, name, _named_configs(swept), shades=True)
+        named = {config: f"{entry} at {v:g}" for entry, by_value in swept.items() for v, config in by_value.items()}
+        pictures += training_pictures(results, name, named, shades=True)
     return [
         Heading(f"factor-{name}", factor.title),
         Text(f"{describe_setting(factor)}{f' {factor.note}' if factor.note else ''}"),
@@ -59,7 +60,7 @@ def factor_blocks(results: Results, name: str) -> list[Block]:
 
 
 def describe_setting(factor: Factor) -> str:
-    """Return what a factor sets, for the line above its table."""
+    """Return a sentence on what a factor varies and fixes, for the line above its table."""
     fixed = ", ".join(f"{key}: {json.dumps(value)}" for key, value in factor.fixed.items())
     varied = factor.key or ("the order of the stages" if len(factor.orders) > 1 else "the adapter")
     return f"Varied: {varied}{f', with {fixed}' if fixed else ''}."
@@ -74,7 +75,7 @@ def factor_grid(results: Results, name: str) -> Grid:
     known = [figure for figure in COLUMNS if any(results.mean(group.config, figure).seeds for group in groups)]
     rows = []
     for setting, config, seeds in groups:
-        cells = [_cell(results.mean(config, figure, seeds), COLUMNS[figure][1]) for figure in known]
+        cells = [format_interval(results.mean(config, figure, seeds), COLUMNS[figure][1]) for figure in known]
         own = factor.key is not None and config.suite == results.own_suite
         rows.append([f"{setting.replace('-', '−')}{' (own)' * own}", config.adapter, str(len(seeds)), *cells])
     header = ["setting", "method", "seeds", *(COLUMNS[figure][0] for figure in known)]
@@ -84,9 +85,9 @@ def factor_grid(results: Results, name: str) -> Grid:
 
 
 def describe_factor(results: Results, name: str) -> str:
-    """Return which settings move learning, forgetting or entropy, of how many comparisons, and what could have shown.
+    """Return which settings change learning, forgetting or entropy, of how many comparisons, and how wide the intervals are.
 
-    Where only entries are varied, the table of paired differences says which.
+    Where only entries are varied, the settings are not named, because the table of paired differences shows them.
     """
     factor, groups = results.plan.study.factors[name], _groups(results, name)
     reference = _name_reference(results, factor)
@@ -97,15 +98,15 @@ def describe_factor(results: Results, name: str) -> str:
     found = [change for change in judged if resolved(change.difference)]
     named = f": {'; '.join(_describe(change) for change in found)}" if found and not factor.of_entries else ""
     return (
-        f"Against {reference}, paired over seeds that start alike: {format_count(len(judged), 'comparison')}, about "
-        f"{LEVEL * len(judged):.1f} expected by chance to leave zero out, {len(found)} do{named}. {_half_widths(judged)}"
+        f"Against {reference}, paired over seeds with the same start: {format_count(len(judged), 'comparison')}, about "
+        f"{LEVEL * len(judged):.1f} expected by chance to exclude zero, {len(found)} do{named}. {_half_widths(judged)}"
     )
 
 
 def describe_extremes(results: Results, name: str, entry: str) -> str:
-    """Return the value where an entry's learning is highest and the one where its forgetting is lowest, with differences.
+    """Return a sentence on the values where an entry's learning is highest and its forgetting lowest, with differences.
 
-    Differences are paired, from the entry at the suite's own setting and from its reference there.
+    Differences are paired: from the entry at the suite's own setting, and from its reference there.
     """
     by_value = results.swept(name)[entry]
     ends = [
@@ -127,7 +128,7 @@ class _Group(NamedTuple):
 
 
 class _Change(NamedTuple):
-    """How a figure of one setting differs from the reference's."""
+    """The paired difference of one figure between a setting and its reference."""
 
     setting: str
     figure: str
@@ -137,10 +138,6 @@ class _Change(NamedTuple):
 def _groups(results: Results, name: str) -> list[_Group]:
     rows = results.points[results.points["factor"] == name].groupby(["setting", *Config._fields], sort=False)
     return [_Group(str(keys[0]), Config(*map(str, keys[1:])), tuple(cells["seed"])) for keys, cells in rows]
-
-
-def _cell(interval: Interval, write: Callable[[float], str]) -> str:
-    return format_interval(interval, write) if interval.seeds else "–"
 
 
 def _name_reference(results: Results, factor: Factor) -> str:
@@ -192,22 +189,18 @@ def _describe_extreme(
 
 
 def _half_widths(changes: Sequence[_Change]) -> str:
-    """Return the range of half-widths of each figure: what an effect must exceed to leave zero out."""
+    """Return a sentence on the range of half-widths of each figure, which an effect must exceed to exclude zero."""
     parts = []
     for figure, (called, _, unit) in MOVED.items():
         found = sorted((c.difference for c in changes if c.figure == figure), key=lambda d: d.high - d.low)
         if found:
             ends = dict.fromkeys(half_width(each, unit) for each in (found[0], found[-1]))
             parts.append(f"{called} {' to '.join(ends)} {unit}")
-    return f"Half-width of the intervals, which an effect must exceed to leave zero out: {', '.join(parts)}."
-
-
-def _named_configs(swept: dict[str, dict[float, Config]]) -> dict[Config, str]:
-    return {config: f"{entry} at {value:g}" for entry, by_value in swept.items() for value, config in by_value.items()}
+    return f"Half-width of the intervals, which an effect must exceed to exclude zero: {', '.join(parts)}."
 
 
 def _picture(results: Results, name: str, factor: Factor, swept: dict[str, dict[float, Config]]) -> Picture:
-    """Return the figures of a factor's runs against its values, with the suite's own level where that is not a value."""
+    """Return a factor's figures against its values, with the suite's own setting as a level where it is not a value."""
     study, base = results.plan.study, results.own_suite
     seeds = factor.seeds or study.seeds
     named = [*swept, *filter(None, (study.reference(entry) for entry in swept))]

@@ -1,7 +1,7 @@
-"""A method and its reference compared where they learned equally: settings paired at matched learning, and what each kept.
+"""Compare a method with its reference where they learned equally: pairs of settings, and what each kept.
 
-Retention of the first stage's task is compared where that task itself was learned equally, forgetting where all tasks
-were. Equally means that the whole 95 % t interval of the paired difference lies within the margin.
+Retention of the first stage's task is compared where that task was learned equally, forgetting where all tasks were. Equally
+means that the whole 95 % interval of the paired difference lies within the margin.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from reports.study.study_results import Config, Results
 
 @dataclass(frozen=True)
 class Matching:
-    """What must be learned equally, and what is compared where it was: names of figures, and what readers call them."""
+    """The figure that must match (`learned`), and the one to compare (`outcome`): registered names, and names for readers."""
 
     learned: str
     outcome: str
@@ -35,7 +35,7 @@ FORGETTING = Matching("learning_accuracy", "forgetting_chaudhry", "learning accu
 
 @dataclass(frozen=True)
 class MatchedPair:
-    """A method's setting next to the reference's setting of the same start and seeds that learned most nearly as much.
+    """A method's setting, and the reference's setting of the same start and seeds whose learning is closest.
 
     Differences are method minus reference, paired over seeds.
     """
@@ -54,7 +54,7 @@ class MatchedPair:
 
 
 def pair_settings(results: Results, matching: Matching, methods: tuple[str, str]) -> list[MatchedPair]:
-    """Return for each setting of a method, by start and learning rate, the reference's setting closest in what is matched."""
+    """Return for each setting (start and learning rate) of a method the reference's setting that is closest in learning."""
     found: list[MatchedPair] = []
     for start in results.starts:
         for rate, config in results.rates(start, methods[0]).items():
@@ -66,13 +66,13 @@ def pair_settings(results: Results, matching: Matching, methods: tuple[str, str]
 
 
 def varies_rates(results: Results, methods: tuple[str, str]) -> bool:
-    """Whether one of the two ran at several learning rates from a start, and both did: what there is to match."""
+    """Whether from some start both methods have runs, at least one of them at several learning rates."""
     rates = [[len(results.rates(start, method)) for method in methods] for start in results.starts]
     return any(min(counts) and max(counts) > 1 for counts in rates)
 
 
 def difference_at_matched_learning(results: Results, matched: Sequence[MatchedPair], matching: Matching) -> Interval:
-    """Return the difference of the outcome, mean over the matched pairs, for the seeds that all of them have."""
+    """Return the difference of the outcome, mean over the matched pairs, over the seeds that all of them have."""
     changes = [
         results.estimate(pair.configs[0], matching.outcome) - results.estimate(pair.configs[1], matching.outcome)
         for pair in matched
@@ -81,17 +81,26 @@ def difference_at_matched_learning(results: Results, matched: Sequence[MatchedPa
 
 
 def pairs_grid(results: Results, matching: Matching, methods: tuple[str, str]) -> Grid:
-    """Return each setting of a method next to the reference's setting closest in learning, with paired differences."""
+    """Return a row per setting of a method, with the reference's setting closest in learning and the paired differences."""
     rates = [f"{method} lr" for method in methods]
     header = ["start", *rates, "seeds", matching.learned_as, matching.outcome_as, "learning is"]
-    rows = [_row(pair) for pair in pair_settings(results, matching, methods)]
+    rows = [
+        [
+            pair.start,
+            *(f"{rate:g}" for rate in pair.rates),
+            str(pair.learned.seeds),
+            *(format_interval(each, format_points) for each in (pair.learned, pair.outcome)),
+            pair.status,
+        ]
+        for pair in pair_settings(results, matching, methods)
+    ]
     strong = frozenset((place, len(header) - 1) for place, row in enumerate(rows) if row[-1] == MATCHED)
     title = f"{matching.outcome_as[:1].upper()}{matching.outcome_as[1:]}, {methods[0]} minus {methods[1]}"
     return Grid(title, header, rows, strong)
 
 
 def describe_matching(results: Results, matching: Matching, methods: tuple[str, str]) -> list[str]:
-    """Return per start how many settings are matched and what was kept there."""
+    """Return a sentence per start: how many settings are matched, and the difference of the outcome there."""
     found = pair_settings(results, matching, methods)
     by_start = {start: [pair for pair in found if pair.start == start] for start in results.starts}
     return [_describe(results, matching, methods, start, here) for start, here in by_start.items()]
@@ -109,11 +118,6 @@ def _pair(
     figures = (matching.learned, matching.outcome)
     learned, outcome = (results.paired(*configs, name) if seeds[0] == seeds[1] else NOTHING for name in figures)
     return MatchedPair(methods, start, rates, configs, learned, outcome)
-
-
-def _row(pair: MatchedPair) -> list[str]:
-    differences = [format_interval(each, format_points) if each.seeds else "–" for each in (pair.learned, pair.outcome)]
-    return [pair.start, *(f"{rate:g}" for rate in pair.rates), str(pair.learned.seeds), *differences, pair.status]
 
 
 def _describe(

@@ -1,4 +1,4 @@
-"""What a study's page opens and ends with: what was run, and how it was made."""
+"""The sentences at the beginning and end of a study's page: what was run, and how the page was made."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from reports.study.study_results import RUN, Results
 
 
 def describe_study(results: Results) -> list[str]:
-    """Return what was run: suite, stages, probes, methods, seeds, runs and steps."""
+    """Return sentences on what was run: suite, stages, probes, methods, seeds, runs and steps."""
     base, study = results.plan.base, results.plan.study
     entries = dict.fromkeys(spec.entry for spec in results.plan.specs)
     seeds = ", ".join(str(seed) for seed in sorted({run.seed for run in results.frames.runs}))
@@ -19,32 +19,32 @@ def describe_study(results: Results) -> list[str]:
     return [
         f"Suite {study.suite}: stages {', then '.join(stage.task for stage in base.stages)}; "
         f"probes, never trained: {', '.join(base.probes) or 'none'}.",
-        f"Methods {', '.join(entries)}; seeds {seeds}, where a factor does not say fewer; {items} test items per task.",
+        f"Methods {', '.join(entries)}; seeds {seeds}, fewer where a factor says so; {items} test items per task.",
         f"{format_count(len(results.frames.runs), 'run')} of {_describe_range(steps)} steps each, {steps.sum():,} steps "
         f"in all. One factor is varied at a time: {', '.join(factor.title for factor in study.factors.values())}.",
     ]
 
 
 def describe_making(results: Results) -> list[str]:
-    """Return how the page was made: the command that makes it again, code, dates and time."""
+    """Return sentences on how the page was made: its command, the runs' commands, code, dates and total time."""
     manifests = [run.manifest for run in results.frames.runs]
     times = sorted(when[:16].replace("T", " ") for m in manifests for when in (m.made.created, m.finished) if when)
     seconds = [run.seconds["total"] for run in results.frames.runs]
     known = [each for each in seconds if each == each]
     spent = f"{sum(known) / 3600:.1f} hours" if known else "unknown"
-    noted = "" if len(known) == len(seconds) else f", noted by {len(known)} of {len(seconds)} runs"
+    noted = "" if len(known) == len(seconds) else f", recorded by {len(known)} of {len(seconds)} runs"
     commands = dict.fromkeys(session.command or "unknown" for manifest in manifests for session in manifest.sessions)
     return [
         f"Command: {results.command}",
         f"Commands of the runs: {'; '.join(commands)}",
         _describe_code(manifests),
         f"Runs made from {times[0]} to {times[-1]} UTC; time of all runs added up, models included: {spent}{noted} "
-        "(several went side by side).",
+        "(several ran in parallel).",
     ]
 
 
 def _describe_code(manifests: Sequence[Manifest]) -> str:
-    """Say which commits the runs come from, and whether files differed from them."""
+    """Say which commits the runs come from, and how many runs had uncommitted changes."""
     commits = dict.fromkeys((session.git.commit or "unknown")[:12] for m in manifests for session in m.sessions)
     dirty = sum(any(session.git.dirty for session in m.sessions) for m in manifests)
     where = f"Commit {next(iter(commits))}" if len(commits) == 1 else f"The runs differ in commit: {', '.join(commits)}"

@@ -1,4 +1,4 @@
-"""Where each method of a study stands in learning against forgetting: a mark per start and learning rate."""
+"""A study's learning against forgetting: a mark per method, start and learning rate."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from reports.study.study_results import Config, Results
 
 AXES = {"learned": "learning_accuracy", "forgot": "forgetting_chaudhry"}
 CAPTION = (
-    "Look up and to the left: learned more, forgot less. Large marks are means over seeds, small dots single seeds, "
-    "bars 95 % t intervals over seeds, cut at the frame and no paired test; a hollow mark is one seed. A line joins "
-    "the learning rates of a method. Dotted: one stage over all tasks, its average accuracy. What a stage does to its "
-    "own task counts as learning (Chaudhry), and a method that learned less had less to forget."
+    "Up: learned more. Left: forgot less. Large marks are means over seeds, small dots single seeds, bars 95 % t intervals "
+    "over seeds, cut at the frame; they are not a paired test. A hollow mark is one seed. A line joins the learning rates of "
+    "a method. Dotted: average accuracy after one stage over all tasks. Forgetting is Chaudhry's: a change of a task in its "
+    "own stage counts as learning. A method that learned less had less to forget."
 )
 
 
 def frontier_blocks(results: Results) -> list[Block]:
-    """Return the figure and what its numbers say; nothing where no run has both learning and forgetting."""
+    """Return the figure and its numbers in sentences; empty where no run has both learning and forgetting."""
     places = frontier_places(results)
     if places.empty:
         return []
@@ -50,9 +50,9 @@ def frontier_blocks(results: Results) -> list[Block]:
 
 
 def frontier_places(results: Results) -> pd.DataFrame:
-    """Return one row per start, method and learning rate with both figures, columns as in `tables.frontier_table`.
+    """Return one row per start, method and learning rate that has both figures, with columns as in `tables.frontier_table`.
 
-    `line` is what a line joins, `config` the runs.
+    Rows with the same `line` are joined by a line; `config` identifies the runs.
     """
     rows: list[dict[str, Any]] = []
     for start in results.starts:
@@ -69,16 +69,18 @@ def frontier_places(results: Results) -> pd.DataFrame:
 
 
 def describe_family(results: Results) -> str:
-    """Say which methods learned most, which of those that match their reference forgot least, and how many have one seed.
+    """Say which method learned most, which forgot least of those that learned as much as a reference, and what has one seed.
 
-    A method is compared with its reference at the seeds that both have.
+    All runs are from the suite's own start. A method is compared with its reference over the seeds that both have.
     """
     own = {method: results.own(results.starts[0], method) for method in results.methods}
     learned = {method: results.mean(config, AXES["learned"]) for method, config in own.items()}
     known = {method: mean for method, mean in learned.items() if mean.seeds}
+    if not known:
+        return "No method has finished runs at the suite's own settings."
     most = max(known, key=lambda method: known[method].mean)
     sentences = [f"Learned most: {most}, {format_interval(known[most])} %."]
-    references = dict.fromkeys(reference for _, reference in results.plan.study.contrasts)
+    references = dict.fromkeys(reference for _, reference in results.plan.study.contrasts if reference in known)
     sentences += [_describe_least(results, own, reference) for reference in references]
     single = sum(mean.seeds == 1 for mean in known.values())
     sentences.append(
@@ -95,17 +97,17 @@ def _describe_least(results: Results, own: Mapping[str, Config], reference: str)
     }
     ahead = {method: change for method, change in ahead.items() if change.seeds}
     if not ahead:
-        return f"No other method learned at least as much as {reference} at the seeds that both have."
+        return f"No other method learned at least as much as {reference} over the seeds that both have."
     least = min(ahead, key=lambda method: ahead[method].mean)
     change = format_interval(ahead[least], format_points)
     return (
-        f"Of the {len(ahead)} that learned at least as much as {reference} at the seeds that both have, {least} forgot least: "
-        f"{change} points against {reference}."
+        f"Of the {len(ahead)} that learned at least as much as {reference} over the seeds that both have, {least} forgot "
+        f"least: {change} points against {reference}."
     )
 
 
 def _describe_starts(results: Results) -> Iterator[str]:
-    """Yield per start each method's learning and forgetting at the rate where it learned most, or at its only one."""
+    """Yield a sentence per start: each method's learning and forgetting at the rate where it learned most."""
     for start in results.starts:
         methods = [method for method in results.methods if method not in results.controls]
         sentences = [sentence for method in methods if (sentence := _at_best_rate(results, start, method))]
@@ -131,7 +133,7 @@ def _name_rate(rate: float, tried: Sequence[float]) -> str:
 
 
 def _joint_levels(results: Results) -> Iterator[tuple[str, float]]:
-    """Yield each method with the average accuracy that one stage over all tasks reaches."""
+    """Yield each method with its average accuracy after one stage over all tasks, a share."""
     for method in results.plan.study.entries:
         joint = results.mean(Config(results.own_suite, method, JOINT), "average_accuracy")
         if joint.seeds:

@@ -1,7 +1,7 @@
-"""The finished runs of a study: every run's figures, joined to the points of the plan that it stands for.
+"""The finished runs of a study: every run's figures, joined to the points of the plan that the run belongs to.
 
-Nothing is filled in: a run that is missing or unfinished is named and left out. Differences are paired over the seeds
-that both sides have, with one interval for another seed and other items.
+A run that is missing or unfinished is named and left out. Differences are paired over the seeds that both sides have, with an
+interval for another seed and other items.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ from reports.data.tables import figures_by_seed, score_matrices
 RUN = ["suite", "adapter", "order", "seed"]
 RATE, STRENGTH = "training.optimizer.lr", "student.strength"
 OF_FIRST_TASK = {"first_learned": LEARNING, "first_retained": BACKWARD}
-CURVES = {"evaluation.every", "evaluation.curve_items"}  # learning curves change nothing of a run but its curves
+CURVES = {
+    "evaluation.every",
+    "evaluation.curve_items",
+}  # these settings change a run's learning curves and nothing else
 
 
 class Config(NamedTuple):
@@ -45,9 +48,9 @@ class Config(NamedTuple):
 
 @dataclass(frozen=True)
 class Results:
-    """The finished runs of a plan; `missing` says in a sentence each what is left out.
+    """The finished runs of a plan; `missing` holds a sentence for each thing that is left out.
 
-    `command` makes the runs that are missing, and the page.
+    `command` makes the missing runs and then the page.
     """
 
     plan: Plan
@@ -65,7 +68,7 @@ class Results:
 
     @cached_property
     def own_suite(self) -> str:
-        """The name of the suite as it is: the base's, or that of a factor which sets nothing but learning curves."""
+        """The name of the unchanged suite: the base's, or that of a factor that sets only learning curves."""
         names = [
             point.spec.suite.name
             for point in self.plan.points
@@ -80,13 +83,13 @@ class Results:
 
     @cached_property
     def off_policy(self) -> list[str]:
-        """Adapters that train on references: entropy and truncation of their steps are not the student's own answers'."""
+        """Adapters that train on references: their entropy and truncation are not those of the student's own answers."""
         manifests = (run.manifest for run in self.frames.runs)
         return list(dict.fromkeys(m.adapter for m in manifests if not m.control and "student" not in m.trains_on))
 
     @cached_property
     def points(self) -> pd.DataFrame:
-        """One row per finished point: factor, setting, start, learning rate and RUN; a run has a row per factor."""
+        """One row per finished point of the plan: factor, setting, start, learning rate and RUN."""
         rows = [_row(point, self.plan.study.factors[point.factor]) for point in self.plan.points]
         finished = set(self.values.index)
         return pd.DataFrame([row for row in rows if tuple(row[key] for key in RUN) in finished])
@@ -98,7 +101,7 @@ class Results:
 
     @cached_property
     def configs(self) -> dict[Config, str]:
-        """Every configuration with what sets it apart from the suite as it is: a factor's setting, or nothing."""
+        """Every configuration with its difference from the unchanged suite: a factor's setting, or empty."""
         titles = {name: factor.title for name, factor in self.plan.study.factors.items()}
         found: dict[Config, str] = {}
         for row in self.points.to_dict("records"):
@@ -109,7 +112,7 @@ class Results:
 
     @property
     def first_task(self) -> str:
-        """The task of the suite's first stage, whose learning and retention claims are judged on."""
+        """The task of the suite's first stage, whose learning and retention claims are judged."""
         return self.plan.base.stages[0].task
 
     def series(self, config: Config, figure: str) -> pd.Series:
@@ -118,7 +121,7 @@ class Results:
         return pd.Series(list(by_seed.values()), index=list(by_seed), dtype=float)
 
     def by_seed(self, config: Config, figure: str) -> dict[int, float]:
-        """Return the same as a mapping."""
+        """Return a figure by seed as a mapping; nan where it is not defined, empty where the study has no such run."""
         runs = {key[3]: key for key in self.values.index if key[:3] == config}
         column: Any = self.values.get(figure, {})
         return {seed: float(column.get(key, "nan")) for seed, key in runs.items()}
@@ -159,14 +162,14 @@ class Results:
         return found.of_difference(FIGURES[figure].unit) if figure in FIGURES else found
 
     def rates(self, start: str, adapter: str) -> dict[float, Config]:
-        """Return an adapter's runs from a start by learning rate, lowest first, where nothing but these two is varied."""
+        """Return an adapter's runs from a start by learning rate, lowest first; only runs that vary nothing else."""
         found = {
             lr: Config(suite, name) for (at, lr, name), suite in self._suites.items() if (at, name) == (start, adapter)
         }
         return dict(sorted(found.items()))
 
     def own(self, start: str, adapter: str) -> Config:
-        """An adapter's runs from a start at the suite's own learning rate; names no run where the study has none."""
+        """Return an adapter's runs from a start at the suite's own learning rate; a `Config` without runs if none exist."""
         return self.rates(start, adapter).get(self.rate(adapter), Config("", adapter))
 
     @cached_property
@@ -175,11 +178,11 @@ class Results:
         return list(dict.fromkeys([_start(self.plan.base), *(start for start, *_ in self._suites)]))
 
     def rate(self, adapter: str) -> float:
-        """The learning rate that the suite gives an adapter."""
+        """Return the learning rate that the suite gives an adapter."""
         return _rate(self.plan.base, adapter)
 
     def swept(self, name: str) -> dict[str, dict[float, Config]]:
-        """Return a factor's runs by entry and value, lowest first; empty where its values are not three numbers or more."""
+        """Return a factor's runs by entry and value, lowest first; only entries with at least three numeric values."""
         rows = self.points[self.points["factor"] == name]
         values = self.plan.study.factors[name].values
         if not values or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
@@ -206,7 +209,7 @@ class Results:
 
     @cached_property
     def _suites(self) -> dict[tuple[str, float, str], str]:
-        """Suites by start, learning rate and adapter; raises `RunError` where two suites claim one place."""
+        """Suites by start, learning rate and adapter; raises `RunError` where two suites share all three."""
         found: dict[tuple[str, float, str], str] = {}
         for point in self.plan.points:
             suite, entry, factor = point.spec.suite, point.spec.entry, self.plan.study.factors[point.factor]
@@ -246,7 +249,7 @@ def _row(point: Point, factor: Factor) -> dict[str, Any]:
 
 
 def _setting(point: Point, factor: Factor) -> str:
-    """What a factor is set to at a point: its value, or the order of the stages."""
+    """Return a factor's setting at a point: its value, or the order of the stages; empty where it has neither."""
     if factor.key is None:
         return point.spec.order if len(factor.orders) > 1 else ""
     return f"{point.value:g}" if isinstance(point.value, int | float) else str(point.value)
@@ -261,7 +264,7 @@ def _rate(suite: Suite, entry: str) -> float:
 
 
 def _training_figures(steps: pd.DataFrame) -> pd.DataFrame:
-    """Return per run the means over all steps, entropy over the last stage's too, and pull down in times of pull up."""
+    """Return per run the means over all steps, the entropy's mean over the last stage, and pull down / pull up."""
     last = steps[steps["stage"] == steps.groupby(RUN)["stage"].transform("max")]
     columns = ["entropy", "routed_fkl", "truncated_share", "pull_up", "pull_down", "fkl_gradient_share"]
     whole = steps.groupby(RUN)[columns].mean().rename(columns={"routed_fkl": "routed_share"})
@@ -270,12 +273,12 @@ def _training_figures(steps: pd.DataFrame) -> pd.DataFrame:
 
 
 def _absences(specs: Collection[RunSpec]) -> tuple[str, ...]:
-    """Return a sentence for each folder of runs that lacks some for one reason."""
+    """Return a sentence per folder and reason on the seeds whose runs are left out."""
     seeds: dict[tuple[Path, str], list[RunSpec]] = {}
     for spec in specs:
         manifest, why = RunStore(spec.path).manifest, "not started"
         if manifest is not None:
-            why = "made by another configuration" if manifest.finished else "not finished"
+            why = "made with a different configuration" if manifest.finished else "not finished"
         seeds.setdefault((spec.path.parent, why), []).append(spec)
     return tuple(
         f"{folder}: {why}: seeds {', '.join(str(spec.seed) for spec in same)}"

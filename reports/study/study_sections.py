@@ -1,6 +1,6 @@
-"""The sections of a study's page: what was found, where each method stands, what training did, and one factor at a time.
+"""The sections of a study's page: findings, learning against forgetting, retention, training, and one factor at a time.
 
-Only the study's YAML decides what is compared with what: its claims files, `against`, and its factors.
+Only the study's YAML decides what is compared: its claims files, `against`, and its factors.
 """
 
 from __future__ import annotations
@@ -35,24 +35,23 @@ from reports.study.training_pictures import training_pictures
 
 CONFIG = list(Config._fields)
 BY_CHANCE = (
-    "Differences are in points and are stated where the 95 % interval over at least {seeds} paired seeds leaves zero "
-    "out; of {count} in learning and forgetting, about {chance:.1f} do so by chance. Learning is matched where the "
-    "whole interval of its difference lies within ±{margin:g} points; elsewhere a method that learned less had less to "
-    "forget, and its forgetting is not judged. One suite and one learning rate per method: another rate may turn the "
-    "order."
+    "Differences are in points. They are stated where the 95 % interval over at least {seeds} paired seeds excludes zero; of "
+    "{count} in learning and forgetting, about {chance:.1f} do so by chance. Learning is matched where the whole interval of "
+    "its difference lies within ±{margin:g} points. Elsewhere forgetting is not judged, because a method that learned less "
+    "had less to forget. These runs are of one suite and one learning rate per method: another rate may reverse the order."
 )
-MATCHED = (
+MATCHED_NOTE = (
     "A method that learns less has less to forget, so retention of the first task is compared only where that task was "
     "learned equally, and forgetting only where all tasks were. Matched: the whole 95 % interval of the paired "
-    "difference in learning lies within ±{margin:g} points. Pairs matched on average only, and unmatched ones, are "
-    "listed and not judged. Each setting of a method stands next to the setting of its reference with the same start "
-    "and seeds that is closest in learning, chosen on these seeds; one setting of the reference may serve several. "
+    "difference in learning lies within ±{margin:g} points. Pairs that are matched on average only, or unmatched, are "
+    "listed and not judged. Each setting of a method is paired with the setting of its reference that has the same start "
+    "and seeds and is closest in learning, chosen on these seeds; one setting of the reference may serve several. "
     "Differences are in points."
 )
 MEANING = (
     "Learning: mean score of a task right after its own stage. ACC: mean final score. Forgetting: mean drop of earlier "
     "tasks from their best since the first stage (Chaudhry), or since the start. BWT: mean change since their own "
-    "stage. Intransigence: how far learning stayed behind a run over all tasks jointly. Entropy: mean over training "
+    "stage. Intransigence: how much lower learning is than after one joint stage over all tasks. Entropy: mean over training "
     "steps, nats per answer token. Routed: tokens that took forward KL. Truncated: training answers cut off at the "
     "length limit. Brackets are 95 % t intervals over seeds; one seed has none."
 )
@@ -107,7 +106,7 @@ def _findings(results: Results, verdicts: list[Verdict]) -> Section:
 def _matched(results: Results) -> Iterator[Block]:
     pairs = [methods for methods in results.plan.study.contrasts if varies_rates(results, methods)]
     if pairs:
-        yield Text(MATCHED.format(margin=100 * MARGIN), "note")
+        yield Text(MATCHED_NOTE.format(margin=100 * MARGIN), "note")
     for methods in pairs:
         for matching in (RETENTION, FORGETTING):
             yield pairs_grid(results, matching, methods)
@@ -138,14 +137,13 @@ def _pulls(results: Results) -> Section | None:
 
 
 def pulls_grid(results: Results) -> Grid:
-    """Return the mean pulls, their ratio and what goes with them; no rows where no run has noted any."""
+    """Return the mean pulls, their ratio, entropy and routing; no rows where no run recorded pulls."""
     rows = []
     for config, setting in results.configs.items():
         means = [results.mean(config, figure) for figure in PULL_COLUMNS]
         if means[0].seeds:
             cells = [
-                format_interval(mean, write) if mean.seeds else "–"
-                for mean, (_, write) in zip(means, PULL_COLUMNS.values(), strict=True)
+                format_interval(mean, write) for mean, (_, write) in zip(means, PULL_COLUMNS.values(), strict=True)
             ]
             rows.append([config.adapter, setting, str(means[0].seeds), *cells])
     return _without_empty_settings("Pulls", ["seeds", *(called for called, _ in PULL_COLUMNS.values())], rows)
@@ -159,13 +157,13 @@ def _warnings(results: Results) -> Section:
     grid = study_warnings_grid(results)
     blocks: list[Block] = [Text(count_warnings(results.frames))]
     if grid.rows:
-        note = Text("Each is raised once in a stage at most; the table counts the stages that raised it.", "note")
+        note = Text("Each is raised at most once in a stage; the table counts the stages that raised it.", "note")
         blocks += [note, grid, Bullets([describe_warning(kind) for kind in _kinds(results)])]
     return Section("warnings", "Warnings", "Warnings in training", blocks)
 
 
 def study_warnings_grid(results: Results) -> Grid:
-    """Return for each configuration that raised any warning in how many of its stages each kind was raised."""
+    """Return for each configuration with warnings the number of its stages that raised each kind."""
     raised, kinds = results.frames.warnings, _kinds(results)
     stages = results.frames.steps.drop_duplicates([*CONFIG, "seed", "stage"]).groupby(CONFIG).size()
     counts = raised.drop_duplicates([*CONFIG, "seed", "stage", "warning"]).groupby([*CONFIG, "warning"]).size()
@@ -183,7 +181,9 @@ def _kinds(results: Results) -> list[str]:
 
 def _factors(results: Results) -> Section:
     silent = ", ".join(results.off_policy)
-    why = f"No entropy or truncation is given for {silent}: trained on references, not on the student's own answers."
+    why = (
+        f"No entropy or truncation is given for {silent}, which train on references, not on the student's own answers."
+    )
     blocks: list[Block] = [Text(MEANING, "note"), *([Text(why, "note")] if silent else [])]
     present = set(results.points["factor"])
     for name in results.plan.study.factors:
@@ -199,7 +199,7 @@ def _provenance(results: Results) -> Section:
 
 
 def _without_empty_settings(title: str, header: list[str], rows: list[list[str]]) -> Grid:
-    """Return rows of method, setting and more as a grid; the setting's column is left out where all are empty."""
+    """Return rows of method, setting and more as a grid, without the setting's column where all settings are empty."""
     if any(row[1] for row in rows):
         return Grid(title, ["method", "setting", *header], [[row[0], row[1] or "own", *row[2:]] for row in rows])
     return Grid(title, ["method", *header], [[row[0], *row[2:]] for row in rows])

@@ -1,7 +1,7 @@
-"""A study's verdicts on the claims files that its YAML names, judged only from its runs.
+"""A study's verdicts on the claims files that its YAML names, judged on its own runs.
 
-The judge is the one of `harness compare --claims`. A study has more runs than one comparison: claims also take each method at
-its best learning rate.
+The judge is that of `harness compare --claims`. A study also has runs at other learning rates, so a claim can compare each
+method at its best rate.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def claim_files(results: Results) -> list[ClaimFile]:
 
 
 def judge_study(results: Results) -> list[Verdict]:
-    """Return the verdicts on the study's claims; none where no claim has runs."""
+    """Return the verdicts on the study's claims; empty where no claim has runs."""
     files = claim_files(results)
     adapters = dict.fromkeys(name for file in files for claim in file.claims for name in claim.parsed.adapters)
     by_rate = {

@@ -1,4 +1,4 @@
-"""The report's figures of training, drawn of chosen configurations of a study."""
+"""The report's figures of training, for chosen configurations of a study."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def training_pictures(
     steps = results.steps_of(list(labels))
     keys = map(Config._make, steps[[*Config._fields]].itertuples(index=False, name=None))
     steps = steps.assign(label=pd.Series([labels[key] for key in keys], steps.index, dtype=object))
-    if shades:  # one panel for all: what differs is the setting, not the suite that bears it
+    if shades:  # one panel for all: the suites differ only in the factor's setting
         steps = steps.assign(suite="", order="")
     return [
         Picture(

@@ -1,4 +1,4 @@
-"""The command `claims`: checks a file of claims, and registers it before the first run."""
+"""The command `claims`: check a claims file, and register it before the first run."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def register(
 
 
 def _suites_of(study: str, overrides: list[str] | None, out: Path) -> list[Suite]:
-    """Return the suites that a study's runs are of."""
+    """Return the suites of a study's runs."""
     from harness.pipeline.sweeps.study_runs import plan_study
 
     by_name = {spec.suite.name: spec.suite for spec in plan_study(study, overrides or [], out).specs}

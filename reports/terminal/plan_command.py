@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from harness.config.suite import Suite
     from reports.claims.claim_file import ClaimEntry
 
-FIGURES = {
+CLAIMED = {
     "learning_accuracy": "learns all tasks",
     "average_accuracy": "ends higher",
     "forgetting_chaudhry": "forgets more",
@@ -76,7 +76,7 @@ def plan(
 
 
 def compare_two(adapters: Sequence[str]) -> list[ClaimEntry]:
-    """Return claims that the second of two methods differs from the first in the usual figures."""
+    """Return a claim per figure of CLAIMED that the second of two methods exceeds the first."""
     from reports.claims.claim_file import ClaimEntry
 
     if len(adapters) < 2:
@@ -92,7 +92,7 @@ def compare_two(adapters: Sequence[str]) -> list[ClaimEntry]:
             unit="points",
             smallest_effect=0,
         )
-        for figure, text in FIGURES.items()
+        for figure, text in CLAIMED.items()
     ]
 
 

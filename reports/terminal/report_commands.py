@@ -87,7 +87,7 @@ def compare(
         else:
             compared = Comparison(found, stages[0] if stages else None, tasks, shared_items, margin / 100)
             sentences = [] if tasks else sentences_of(compared)  # they are about all tasks
-        compared.rows  # noqa: B018 - the tables' rows are computed here, where somebody sees that they are
+        compared.rows  # noqa: B018 - computes the rows while the terminal says so
     for fault in dict.fromkeys(fault.sentence for method in found for fault in method.frames.faults):
         typer.echo(f"warning: {fault}", err=True)
     console = SafeConsole()
@@ -115,7 +115,7 @@ def watch(
 
 
 def _stages(stage: str | None, with_claims: bool) -> list[int]:
-    """Return the stages of `--stage`: none, the last that counts, or two between which a run is compared with itself."""
+    """Return the stages of `--stage`: none, the last that counts, or two to compare a run with itself."""
     stages = whole_numbers("--stage", stage) if stage else []
     if len(stages) > 2:
         raise ConfigError(f"--stage {stage}: expected one stage, or two to compare a run with itself")
@@ -125,7 +125,7 @@ def _stages(stage: str | None, with_claims: bool) -> list[int]:
 
 
 def _read_claim_files(names: Sequence[str]) -> list[ClaimFile]:
-    """Read files of claims, by path or by a shipped one's name, before anything else is done."""
+    """Read claims files by path, or shipped ones by name; raises `ConfigError` before any slow work."""
     from reports.claims.claim_file import read_claims
 
     return [read_claims(name) for name in names]
@@ -134,7 +134,7 @@ def _read_claim_files(names: Sequence[str]) -> list[ClaimFile]:
 def judge_by_setting(
     console: Console, files: Sequence[ClaimFile], runs: Sequence[Path], folder: Path, grader: str
 ) -> None:
-    """Judge claims on all methods of a report, for each suite and order apart, and write the verdicts next to it."""
+    """Judge claims on all methods of a report, each suite and order separately, and write the verdicts next to it."""
     from reports.data.frames import load_frames
     from reports.data.methods import by_setting, methods_of
 
@@ -152,7 +152,7 @@ def _judge(
     folder: Path | None,
     kind: str | None = None,
 ) -> None:
-    """Judge claims on methods, print the verdicts, in a format where one is named, and write them where there is a folder."""
+    """Judge claims on methods and print the verdicts, as text of a format if `kind` is given; also write them to `folder`."""
     from reports.claims.evidence import Evidence
     from reports.claims.judge_claims import judge_claims
     from reports.claims.registration import describe_registration

@@ -17,10 +17,10 @@ from reports.document.grids import retention_grids
 
 
 def print_retention(console: Console, frames: Frames) -> None:
-    """Print each group's retention table in %, its stages' own tasks bold, and what is missing.
+    """Print each group's retention table in %, the stages' own tasks bold, and what is missing.
 
-    A terminal that is too narrow for all tasks shows the rest in further tables.
-    `±` is half the 95 % t interval over seeds, in points; it is absent with fewer than three seeds.
+    A narrow terminal shows the tasks in several tables. `±` is half the 95 % t interval over seeds, in points; it is absent
+    with fewer than three seeds.
     """
     for grid in retention_grids(frames.scores, compact=True):
         console.print(SplitTable(_table(grid)))
@@ -32,7 +32,7 @@ def print_retention(console: Console, frames: Frames) -> None:
 
 
 def grid_table(grid: Grid) -> SplitTable:
-    """Return a page's table for the terminal; a narrow one shows the rest of the columns in further tables."""
+    """Return a page's table for the terminal; a narrow terminal shows its columns in several tables."""
     table = Table(title=Text(grid.title), title_justify="left")
     for number, name in enumerate(grid.header):
         table.add_column(Text(name), justify="right" if number else "left", no_wrap=True)

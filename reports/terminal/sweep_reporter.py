@@ -1,4 +1,4 @@
-"""What the harness shows while runs go on and at their end: our entry in the group `harness.reporters`."""
+"""What the terminal shows before runs start and after they end: the entry `terminal` in the group `harness.reporters`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def render(specs: Sequence[RunSpec]) -> Path:
-    """Render the report over all runs of the suite in this output folder, those of other commands included."""
+    """Render the report over all runs of the suite in the output folder, including runs of other commands."""
     from reports.report.build import build_report
 
     folder = specs[0].out / specs[0].suite.name
@@ -24,7 +24,7 @@ def render(specs: Sequence[RunSpec]) -> Path:
 
 
 def summarise(console: Console, specs: Sequence[RunSpec]) -> None:
-    """Print the retention tables of these runs, all methods at a glance, who ended where, and where the report is."""
+    """Print the runs' retention tables, all methods at a glance, their final scores, and the report's path."""
     from reports.compare.headline import headline
     from reports.data.frames import load_frames
     from reports.data.tables import frontier_table
@@ -45,7 +45,7 @@ def summarise(console: Console, specs: Sequence[RunSpec]) -> None:
 
 
 def foresee(console: Console, specs: Sequence[RunSpec]) -> None:
-    """Print which differences these runs can find, by shipped priors; nothing where they compare no two methods."""
+    """Print which differences these runs can find, by shipped priors; nothing for fewer than two methods."""
     suite = specs[0].suite
     trained = {spec.entry for spec in specs if spec.kind != "none"}
     if len(trained) > 1:

@@ -1,6 +1,6 @@
-"""A live view of runs from their directories: what each does now, how far it is, and how training goes.
+"""A live view of runs from their directories: what each does now, its progress, and its training figures.
 
-Everything comes from the files that a run writes, so any terminal that sees them can follow, on another machine too.
+Everything comes from the files that a run writes, so any terminal that can read them can follow, on another machine too.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from harness.terminal.fitted_table import FittedTable
 from harness.terminal.sanitize import show_hidden
 
 RECENT = 20
-QUIET_SECONDS = 60.0  # a run that wrote so recently is at work
+QUIET_SECONDS = 60.0  # a run that wrote something within this time is running
 
 
 @dataclass(frozen=True)
 class Status:
-    """Where one run stands: steps of its present stage, the seconds that these still take, and its figures by step."""
+    """One run's state: its stage's steps `done` of `total`, the stage's seconds left, and the figures by step."""
 
     label: str
     activity: str
@@ -46,7 +46,7 @@ class Status:
 
 
 def show_until_finished(console: Console, folders: Iterable[Path], every: float = 2.0, once: bool = False) -> None:
-    """Show runs until all are finished, read again every so many seconds; `once` shows them a single time."""
+    """Show runs until all are finished, read again every `every` seconds; `once` shows them a single time."""
     folders = list(folders)
     if once:
         console.print(view([status(run) for run in find_runs(folders)]))
@@ -62,12 +62,12 @@ def show_until_finished(console: Console, folders: Iterable[Path], every: float 
 
 
 def _started(folders: Iterable[Path]) -> list[RunDir]:
-    """Return the runs that have a manifest; a folder that has none yet is waited for."""
+    """Return the runs in folders that hold a manifest; a folder without one may get its first run later."""
     return find_runs([folder for folder in folders if any(folder.rglob("manifest.json"))])
 
 
 def status(run: RunDir, now: float | None = None) -> Status:
-    """Return where a run stands, from its manifest, step logs and evaluated cells."""
+    """Return a run's state, from its manifest, step logs and evaluated cells."""
     label = " ".join([run.suite, run.adapter, *([run.order] if run.order != "default" else []), f"seed {run.seed}"])
     lines = [_steps(run, stage) for stage in range(1, len(run.stages) + 1)]
     stage, activity = _place(run, lines)
@@ -93,7 +93,7 @@ def status(run: RunDir, now: float | None = None) -> Status:
 
 
 def view(statuses: Sequence[Status]) -> FittedTable:
-    """Return one row per run: its stage, a bar over the stage's steps, time left, and each figure's last value and course."""
+    """Return one row per run: stage, progress, steps, time left, and each figure's last value and sparkline."""
     figures = [name for name in SHOWN if any(found.figures[name] for found in statuses)]
     table = Table(title="runs", title_justify="left")
     for name in ("run", "now", "progress", "steps", "left", *(SHOWN[name] for name in figures)):
@@ -131,7 +131,7 @@ def _ago(seconds: float) -> str:
 
 
 def _place(run: RunDir, lines: Sequence[Sequence[Any]]) -> tuple[int, str]:
-    """Return the stage that a run is at, 0 for the start, and what it does there."""
+    """Return a run's present stage, 0 for the start, and its activity in words."""
     if run.manifest.finished:
         return len(run.stages), "finished"
     reached = max((number for number, found in enumerate(lines, start=1) if found), default=0)
@@ -152,13 +152,13 @@ def _activity(found: Status) -> Text:
 
 
 def _seconds_left(lines: Sequence[StepLine], total: int) -> float | None:
-    """Return what the steps that are left take at the pace of the last ones; None where that is not known."""
+    """Return the seconds that the remaining steps take at the mean pace of the last ones; None where it is not known."""
     paces = [pace for line in lines[-RECENT:] if (pace := (line.seconds or {}).get("step"))]
     return sum(paces) / len(paces) * (total - len(lines)) if paces and len(lines) < total else None
 
 
 def _steps(run: RunDir, stage: int) -> list[StepLine]:
-    """Return a stage's steps; of a step that was done again after a kill the last counts."""
+    """Return a stage's steps; of a step that was repeated after a kill, the last line counts."""
     return list({line.step: line for line in run.step_lines(stage)}.values())
 
 
@@ -167,6 +167,6 @@ def _last_written(path: Path) -> float:
     for file in path.rglob("*"):
         try:
             times.append(file.stat().st_mtime)
-        except FileNotFoundError:  # A file that was moved into its place while we looked.
+        except FileNotFoundError:  # the file was moved to its place in the meantime
             continue
     return max(times, default=path.stat().st_mtime)

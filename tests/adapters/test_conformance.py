@@ -156,7 +156,7 @@ def test_a_broken_method_fails_nothing_that_it_does_right():
     assert found == {"direction"}
 
 
-def test_checks_that_say_nothing_of_an_adapter_say_why():
+def test_checks_that_do_not_apply_to_an_adapter_say_why():
     def reasons(adapter: Adapter) -> dict[str, Outcome]:
         return {o.check: o for o in check_adapter(adapter, [*LOSS, *GATE]) if o.result == "does not apply"}
 
@@ -167,7 +167,7 @@ def test_checks_that_say_nothing_of_an_adapter_say_why():
     assert set(reasons(OPD())) == {*GATE, "credit"}
 
 
-def test_an_adapter_that_is_never_called_is_not_said_to_refuse_vocabularies():
+def test_an_adapter_that_is_never_called_does_not_pass_the_check_of_vocabularies():
     class Blind(SeqKD):
         def train_stage(self, ctx: Any) -> StageResult:
             raise AssertionError("called")
@@ -176,7 +176,7 @@ def test_an_adapter_that_is_never_called_is_not_said_to_refuse_vocabularies():
     assert (outcome.result, outcome.sentence.split(";")[0]) == ("does not apply", "its teacher only answers")
 
 
-def test_a_method_of_the_loop_with_an_optimiser_of_its_own_is_not_said_to_pass():
+def test_a_method_of_the_loop_with_its_own_optimiser_does_not_pass():
     class OwnOptimiser(OPD):
         def train_stage(self, ctx: Any) -> StageResult:
             with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A user's own command as a training method: what it is given, what is taken back, and what is refused."""
+"""A user's own command as a training method: what it receives, what is accepted from it, and what is refused."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def test_guards_look_at_a_commands_steps_as_at_any_others(tmp_path: Path):
     assert log[-1]["loss"] is None
 
 
-def test_a_checkpoint_with_weights_that_are_no_numbers_is_refused(tmp_path: Path):
+def test_a_checkpoint_with_weights_that_are_not_numbers_is_refused(tmp_path: Path):
     ctx = stage(tmp_path)
     ctx.student.model.save_pretrained(tmp_path / "other")
     file = tmp_path / "other" / "model.safetensors"

@@ -1,4 +1,4 @@
-"""The process of a user's command: how its end is reported, and that nothing of it is left running."""
+"""The process of a user's command: how its end is reported, and that no process of it is left running."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_failing_command_says_how_it_ended_what_it_said_last_and_where_the_res
     assert log.read_text().splitlines() == ["loading", "no such dataset"]
 
 
-def test_a_killed_command_is_told_from_a_failing_one(tmp_path: Path):
+def test_a_killed_command_is_distinguished_from_a_failing_one(tmp_path: Path):
     sentence = refused(python("import os, signal; os.kill(os.getpid(), signal.SIGKILL)"), stage(tmp_path))
     assert "was ended by signal 9 (Killed)" in sentence
 
@@ -109,7 +109,7 @@ def _output_of(adapter: External, folder: Path) -> str:
 
 
 def _gone(pid: int) -> bool:
-    """Whether a process ends within some seconds; one that nobody has waited for yet is a zombie, and has ended."""
+    """Whether a process ends within some seconds; a zombie, whose parent has not waited for it yet, has ended."""
     for _ in range(100):
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -122,7 +122,7 @@ def _gone(pid: int) -> bool:
     return False
 
 
-def test_a_program_that_is_lost_later_is_said_so(tmp_path: Path):
+def test_a_program_that_disappears_later_is_named(tmp_path: Path):
     sentence = refused(External(command=("./no-such-program", "{output}")), stage(tmp_path))
     assert "./no-such-program" in sentence
     assert "cannot be started" in sentence

@@ -316,7 +316,7 @@ RATES = [(0.0, 1.0), (0.25, 1.5), (1.0, 3.0)]
 
 
 def taught(cls: type[SDFT], rate: float) -> float:
-    """Return where an average that began at 1 stands after an update that left the student at 3."""
+    """Return the value of an average that began at 1, after an update that moved the student to 3."""
     ctx = stage()
     assert ctx.reference is not None
     for parameter in ctx.reference.model.parameters():

@@ -1,4 +1,4 @@
-"""Guards in training: each problem is reported once, in its own words, and only when it is there."""
+"""Guards in training: each problem is reported once, in its own words, and only when it occurs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_healthy_stage_raises_nothing():
         ({"truncated_share": 0.6}, {}, "truncation", "step 9: 60% of the responses are cut off at the length limit"),
     ],
 )
-def test_each_sign_is_said_once_in_its_own_words(
+def test_each_problem_is_reported_once_in_its_own_words(
     before: dict[str, Any], after: dict[str, Any], name: str, sentence: str
 ):
     sentences, names = warnings_of(before, after)
@@ -50,7 +50,7 @@ def test_columns_that_a_method_does_not_have_raise_nothing():
     assert warnings_of({"routed_fkl": None, "entropy": None}, {"routed_fkl": None, "entropy": None}) == ([], [])
 
 
-def test_a_loss_that_is_no_number_is_said_once_and_spoils_no_mean():
+def test_a_loss_that_is_not_a_number_is_reported_once_and_changes_no_mean():
     sentences: list[str] = []
     guards = Guards(sentences.append)
     lines = [

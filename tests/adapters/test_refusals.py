@@ -1,4 +1,4 @@
-"""Options and budgets that would be ignored, or make a method another one: refused when they are read, in one sentence."""
+"""Options and budgets that would be ignored, or turn a method into another, are refused in one sentence when they are read."""
 
 from __future__ import annotations
 

@@ -152,6 +152,6 @@ def test_a_trainer_that_draws_for_itself_is_refused(kind: str):
         check_adapters(Suite.model_validate(raw))
 
 
-def test_the_default_is_no_part_of_a_hash():
+def test_the_default_is_not_part_of_a_hash():
     assert "staleness" not in Training().model_dump()
     assert Training(staleness=1).model_dump()["staleness"] == 1

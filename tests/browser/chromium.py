@@ -1,4 +1,4 @@
-"""Chromium without a screen, without a network and without what a first start asks; shared by tests and screenshots."""
+"""Chromium without a screen, a network or first-start dialogs; tests and screenshots share it."""
 
 from __future__ import annotations
 

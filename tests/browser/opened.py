@@ -1,4 +1,4 @@
-"""An opened page with all that it asked for and all that it complained of."""
+"""An opened page that records its requests and its console messages."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Opened:
         return list(dict.fromkeys(address.partition("#")[0] for address in found))
 
     def strangers(self, folder: Path) -> list[str]:
-        """Return the addresses asked for that are neither data nor a file below `folder`."""
+        """Return the requested addresses that are neither data nor a file below `folder`."""
         return [address for address in self.requests if not _below(folder, address)]
 
     def ask(self, script: str, *given: Any) -> Any:
-        """Return what a script says of the page; it runs even where the page's own scripts may not."""
+        """Return the result of a script on the page; it runs even where the page's own scripts may not."""
         return self.page.evaluate(script, *given)
 
     def _console(self, message: Any) -> None:
@@ -52,7 +52,7 @@ def _below(folder: Path, address: str) -> bool:
 
 
 def overflowing(found: Opened) -> list[str]:
-    """Return what makes the document wider than its window: nothing where it is not."""
+    """Return the elements that make the document wider than its window; empty where it fits."""
     return found.ask(
         """() => {
           const width = document.documentElement.clientWidth;

@@ -1,4 +1,4 @@
-"""Everybody can use the report: by keyboard, with a screen reader, in light and in dark; axe-core finds nothing to blame."""
+"""Everybody can use the report: by keyboard, with a screen reader, in light and dark mode; axe-core finds no violation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def page_of(report: Path, kind: str) -> Path:
 
 
 def focused(found: Opened) -> dict[str, Any]:
-    """Return what has the focus: its place among the reachable elements, and how it shows that it has it."""
+    """Return the focused element: its place among the reachable elements, and how its focus is shown."""
     return found.ask(
         """wanted => {
           const one = document.activeElement, look = getComputedStyle(one), box = one.getBoundingClientRect();

@@ -1,4 +1,4 @@
-"""Texts that try to run, to load, to reorder or to burst the page stay texts: in prompts, answers, notes and warnings."""
+"""Texts that try to run code, load files, reorder or overflow the page stay texts: in prompts, answers, notes and warnings."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def choose(found: Opened, **values: str) -> None:
 
 
 def shown(found: Opened) -> list[list[str]]:
-    """Return what a reader sees of each item: its titles and answers in turn, without prompt and expected answer."""
+    """Return each item's titles and answers in turn, without prompt and expected answer."""
     script = "all => all.map(a => [...a.querySelectorAll('.sides p, .sides pre')].map(e => e.textContent))"
     return found.page.eval_on_selector_all("article", script)
 

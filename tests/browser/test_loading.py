@@ -54,7 +54,7 @@ def test_no_page_is_wider_than_the_window(report: Path, open_page: Open, size: t
         assert overflowing(found) == [], file.name
 
 
-def test_every_part_that_the_issue_names_is_on_the_page(report: Path, open_page: Open):
+def test_every_promised_part_is_on_the_page(report: Path, open_page: Open):
     page = open_page(report / "report.html").page
     text = page.locator("main").inner_text()
     drawn = {

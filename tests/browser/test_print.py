@@ -1,4 +1,4 @@
-"""The report on paper: nothing is cut off at the margin, what is folded on the screen is open, and a PDF comes out."""
+"""The report on paper: nothing is cut off or coloured, folded parts are open, and a PDF holds every page."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 A4_INSIDE = (718, 1047)  # CSS pixels: 210 by 297 mm less 10 mm on each side
 SHOWN = "all => all.map(details => [...details.children].slice(1).every(part => part.checkVisibility()))"
+PRINTED = "look => [look.backgroundColor, look.breakInside]"
 CUT = """() => [...document.querySelectorAll("main *, header *")]
   .filter(e => !e.closest("svg") && e.checkVisibility() && e.getBoundingClientRect().right > document.body.clientWidth + 1)
   .map(e => e.tagName + "." + e.className + ": " + e.textContent.slice(0, 60))"""
@@ -35,6 +36,15 @@ def test_what_is_folded_on_the_screen_is_open_on_paper(report: Path, open_page: 
     found.page.emulate_media(media="print")
     assert all(found.page.eval_on_selector_all(closed, SHOWN))
     assert not found.page.locator("nav").is_visible()
+
+
+def test_figures_and_rows_are_printed_on_white_and_in_one_piece(report: Path, open_page: Open):
+    found = open_page(report / "report.html", A4_INSIDE)
+    found.page.emulate_media(media="print")
+    for part in ("figure", "tr"):
+        looks = found.ask(f"[...document.querySelectorAll('main {part}')].map(e => getComputedStyle(e)).map({PRINTED})")
+        assert looks
+        assert {tuple(look) for look in looks} == {("rgba(0, 0, 0, 0)", "avoid")}
 
 
 def test_dark_readers_print_dark_ink_on_white(report: Path, open_page: Open):

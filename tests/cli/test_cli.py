@@ -142,7 +142,7 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def test_a_seed_that_is_no_number_is_one_line(harness: Any, micro_file: Path):
+def test_a_seed_that_is_not_a_number_is_one_line(harness: Any, micro_file: Path):
     assert "--seed 0,one: found '0,one', expected whole numbers" in refused(
         harness, "sweep", str(micro_file), "--seed", "0,one"
     )

@@ -1,4 +1,4 @@
-"""Commands and reporters by entry point: a package adds its own, and one that is broken or absent takes nothing away."""
+"""Commands and reporters by entry point: a package adds its own, and a broken or missing one leaves the others working."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def _only(folder: Path) -> Any:
     return lambda group: points.select(group=group)
 
 
-def test_an_error_that_nobody_foresaw_is_one_sentence_and_its_traceback_is_in_a_file(tmp_path: Path):
+def test_an_unforeseen_error_is_one_sentence_and_its_traceback_is_in_a_file(tmp_path: Path):
     module = "def fall() -> None:\n    raise ZeroDivisionError('by [bold]nought[/bold]')\n"
     package(tmp_path, module, "[harness.commands]\nfall = outside:fall\n")
     done = harness(tmp_path, "fall")

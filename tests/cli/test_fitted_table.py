@@ -1,4 +1,4 @@
-"""Tables fit the terminal: columns go, or go on below, and no cell is cut."""
+"""Tables fit the terminal: columns are dropped or continue below, and no cell is cut."""
 
 from __future__ import annotations
 

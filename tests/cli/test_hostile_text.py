@@ -1,4 +1,4 @@
-"""Text of others on a terminal: names, prompts and settings from files cannot send control codes or end a command."""
+"""Foreign text on a terminal: names, prompts and settings from files cannot send control codes or end a command."""
 
 from __future__ import annotations
 

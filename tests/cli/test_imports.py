@@ -1,7 +1,7 @@
-"""What a command imports: those that read runs load no deep-learning library, those that list things only what they list.
+"""What commands import: those that read runs load no deep-learning library, and those that list things only what they list.
 
-Commands run in processes of their own, because a module that another test imported would hide what they import. Those that
-may load nothing heavy share one: what one of them loads is in the list of all that follow.
+Commands run in separate processes, because a module that another test imported would hide their own imports. Commands that
+may load nothing heavy share one process: what one of them loads is also in the lists of those after it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the documentation lists is what the code writes: every column and field of the run directory has a meaning there."""
+"""The documentation lists what the code writes: every column and field of the run directory is explained there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The backend that a suite names: refused where it is not installed, no part of suites that do not name one, whole weights."""
+"""The backend of a suite: refused where it is not installed, absent from the hash of other suites, given merged weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cells shared between runs: what a killed process left half written goes, and a changed cell is not taken."""
+"""Cells shared between runs: a killed process's half-written cell is removed, and a changed cell is not used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.reports.records import cell_of
 KEYS = Keys(generation="g" * 16, grading="r" * 16)
 
 
-def test_what_a_killed_process_left_of_a_shared_cell_goes_with_the_next_one(tmp_path: Path):
+def test_what_a_killed_process_left_of_a_shared_cell_is_removed_by_the_next_one(tmp_path: Path):
     shared = SharedCells(tmp_path)
     left = shared.folder / f".{KEYS.generation}-{KEYS.grading}.abcdefgh"
     other = shared.folder / ".another-cell.abcdefgh"

@@ -1,4 +1,4 @@
-"""The distance from the start: against dense logits in float64, at the same prompts and answers in every stage and method."""
+"""The KL from the start: equal to dense logits in float64, at the same prompts and answers in all stages and methods."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The evaluator: stock lm-eval's answers, settings and prompts of their own, no random stream disturbed."""
+"""The evaluator: answers, settings and prompts equal stock lm-eval's, and no random stream is disturbed."""
 
 from __future__ import annotations
 

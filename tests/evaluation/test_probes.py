@@ -243,7 +243,7 @@ def test_a_group_cannot_be_a_stage(folder: Path):
         TaskLibrary([folder]).load("all_orders")
 
 
-def test_a_metric_where_lower_is_better_is_no_score(tmp_path: Path):
+def test_a_metric_where_lower_is_better_is_not_a_score(tmp_path: Path):
     errors = {"metric": "brier_score", "aggregation": "brier_score", "higher_is_better": False}
     write(tmp_path, "unsure", CHOICES, **{**CHOICE, "metric_list": [errors, {"metric": "acc", **MEAN}]})
     library = TaskLibrary([tmp_path])

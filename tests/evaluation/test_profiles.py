@@ -1,4 +1,4 @@
-"""Evaluation profiles: several answers of each item from one call, graded one by one, in cells of their own."""
+"""Evaluation profiles: several answers of each item from one call, graded one by one, in separate cells."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
     return spec
 
 
-def test_a_run_keeps_each_profiles_cells_beside_each_other(finished: RunSpec):
+def test_a_run_keeps_the_cells_of_every_profile(finished: RunSpec):
     assert is_finished(finished)
     for stage in ("stage_0", "stage_1_tiny_weather", "stage_2_tiny_currency"):
         names = {path.name for path in (finished.path / stage / "eval").iterdir()}

@@ -55,7 +55,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.glob("stage_*/eval/*/*")}
 
 
-def test_another_grader_of_the_task_becomes_the_score_beside_the_old_one(finished: Path):
+def test_another_grader_of_the_task_gives_the_score_and_the_old_grades_stay(finished: Path):
     before = contents(finished)
     rows = regrade_runs([finished], "parsed", trust=True)
     assert contents(finished) == before
@@ -127,7 +127,7 @@ def test_a_grader_that_no_task_offers_is_refused_with_those_they_do(finished: Pa
         regrade_runs([finished], "nice", trust=True)
 
 
-def test_a_mended_grader_regrades_and_reports_show_the_newest_grades(
+def test_a_corrected_grader_regrades_and_reports_show_the_newest_grades(
     micro: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     tasks = tmp_path / "tasks"

@@ -1,4 +1,4 @@
-"""Which stored answers and grades an evaluation may use: those of the same weights, settings, versions and graders."""
+"""Which stored answers and grades an evaluation may reuse: those of the same weights, settings, versions and graders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tokens are learnt and what each weighs: exact ids, the stop token included, in one batch or in many."""
+"""Which tokens are trained on and with which weights: exact ids, the stop token included, in one batch or in many."""
 
 from __future__ import annotations
 

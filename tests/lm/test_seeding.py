@@ -1,4 +1,4 @@
-"""Random streams: derived by name, the same everywhere, and nobody's stream is moved by anybody else."""
+"""Random streams: derived by name, the same in every process, and none is advanced by another."""
 
 from __future__ import annotations
 

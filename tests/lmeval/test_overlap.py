@@ -1,4 +1,4 @@
-"""Training prompts in test sets: found in any case and spacing, kept apart from templates, recorded and reported."""
+"""Training prompts in test sets: found in any case and spacing, distinguished from templates, recorded and reported."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_what_many_training_prompts_share_is_a_template_and_a_leaked_item_under_
     assert (row.exact, row.ngram_items, row.ngram_share_mean, row.too_short) == (0, 1, 0.8, 1)
 
 
-def test_a_text_that_few_training_prompts_share_is_no_template_and_a_repeated_prompt_neither():
+def test_neither_a_text_that_few_training_prompts_share_nor_a_repeated_prompt_is_a_template():
     training = [f"{words('api', 30)} request {i}" for i in range(3)] + [words("own", 20)] * 30
     others = [words(f"own{i}_", 20) for i in range(30)]
     row = compared([*training, *others], [f"{words('api', 30)} something else", words("own", 15)])

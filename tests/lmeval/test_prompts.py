@@ -163,7 +163,7 @@ def test_grading_goes_through_the_tasks_own_filter_and_grader(tmp_path: Path):
 
 
 @pytest.mark.parametrize("chat", [True, False], ids=["chat", "plain"])
-def test_a_text_in_place_of_the_question_keeps_all_else_of_the_prompt(chat: bool, tmp_path: Path):
+def test_a_text_in_place_of_the_question_keeps_the_rest_of_the_prompt(chat: bool, tmp_path: Path):
     examples = {"num_fewshot": 2, "fewshot_split": "train", "fewshot_config": {"sampler": "first_n"}}
     write_task(tmp_path, description="You repeat.", gen_prefix="So it is", **examples)
     task, renderer = TaskLibrary([tmp_path]).load("made_up"), byte_renderer()

@@ -74,7 +74,7 @@ def refusal(folder: Path, **changes: Any) -> str:
 
 
 def with_probe(folder: Path, probe: str) -> Suite:
-    """Return the micro suite with another probe; its file lies apart from the tasks."""
+    """Return the micro suite with another probe; its file is in a separate folder."""
     return load_suite(str(write_yaml(folder / "suites" / "micro.yaml", {**micro_suite(), "probes": [probe]})))
 
 
@@ -205,7 +205,7 @@ METRIC = {"metric": "exact_match", "aggregation": "mean", "higher_is_better": Tr
         ({"output_type": "multiple_choice"}, "doc_to_choice is missing"),
     ],
 )
-def test_a_value_of_a_task_that_lm_eval_takes_for_another_is_refused(tmp_path: Path, changes: Any, found: str):
+def test_a_value_of_a_task_that_lm_eval_misreads_is_refused(tmp_path: Path, changes: Any, found: str):
     assert found in refusal(tmp_path, **changes)
 
 
@@ -222,7 +222,7 @@ def test_a_value_of_a_task_that_lm_eval_takes_for_another_is_refused(tmp_path: P
         (7, 1),
     ],
 )
-def test_generation_settings_of_another_type_or_range_are_refused(tmp_path: Path, key: Any, value: Any):
+def test_generation_settings_of_a_wrong_type_or_range_are_refused(tmp_path: Path, key: Any, value: Any):
     task = loaded(tmp_path, generation_kwargs={**GREEDY, key: value})
     with pytest.raises(TaskError, match=rf"generation_kwargs.*{key}"):
         settle_generation(task, Decoding())

@@ -102,7 +102,7 @@ def test_a_yml_file_which_lm_eval_would_skip_is_refused(tmp_path: Path):
     assert refusal(tmp_path) == f"{path}: lm-eval reads only files that end in .yaml; rename it to short.yaml"
 
 
-def test_a_yaml_that_is_no_mapping_is_named(tmp_path: Path):
+def test_a_yaml_that_is_not_a_mapping_is_named(tmp_path: Path):
     path = tmp_path / "list.yaml"
     path.write_text("- a\n- b\n")
     assert str(path) in refusal(tmp_path)

@@ -1,4 +1,4 @@
-"""The doctor: estimates against real models and runs, and what it says of a machine and of a suite that does not fit."""
+"""The doctor: estimates against real models and runs, and its sentences on a machine and on a suite that does not fit."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def estimate(suite: Suite, entry: str = "opd") -> tuple[RunEstimate, Any]:
     return found, tasks
 
 
-def test_what_does_not_fit_is_told_which_setting_makes_it_fit(micro: Suite):
+def test_what_does_not_fit_is_named_with_the_setting_that_makes_it_fit(micro: Suite):
     found, tasks = estimate(micro)
     small = make_fit(found, 0.9 * found.largest.peak, tasks, None)
     assert small.startswith("it fits with --set training.micro_batch=")
@@ -184,7 +184,33 @@ def test_the_doctor_estimates_a_suite_without_writing(micro_file: Path, tmp_path
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_doctor_says_what_a_model_that_is_not_here_hides(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("teacher", "expected"),
+    [
+        pytest.param(
+            {"kind": "server", "model": "m", "urls": ["http://127.0.0.1:9"]},
+            "the teacher did not answer within 3 seconds",
+            marks=pytest.mark.slow,
+        ),
+        (
+            {"kind": "server", "model": "m", "start": {"command": ["no-such-program"]}},
+            "no-such-program is not installed",
+        ),
+        ({"kind": "server", "model": "m", "start": {"command": [sys.executable]}}, "each command starts it with"),
+        ({"kind": "cache", "path": "/nowhere/scores.db"}, "holds no scores"),
+    ],
+)
+def test_the_doctor_asks_servers_and_stores(teacher: dict[str, Any], expected: str, tmp_path: Path):
+    suite = micro_suite() | {"teacher": teacher, "storage": f"file://{tmp_path}/bucket"}
+    arguments = ["doctor", str(write_yaml(tmp_path / "micro.yaml", suite)), "--adapter", "opd", "--probe-minutes", "0"]
+    done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "runs")], env={"COLUMNS": "300"})
+    assert done.exit_code == 0, done.output
+    assert expected in done.output
+    assert "takes stages and leases" in done.output
+    assert not list((tmp_path / "bucket").rglob("try-*"))
+
+
+def test_the_doctor_names_what_is_unknown_without_the_model(tmp_path: Path):
     suite = micro_suite() | {"student": {"kind": "pretrained", "path": "nobody/never-heard-of"}}
     done = CliRunner().invoke(app, ["doctor", str(write_yaml(tmp_path / "micro.yaml", suite))])
     assert done.exit_code == 0, done.output
@@ -195,7 +221,7 @@ def test_the_doctor_says_what_a_model_that_is_not_here_hides(tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_probe_s_memory_is_that_of_the_run(tmp_path: Path):
-    """The run is a process of its own, as a user starts it."""
+    """The run is a separate process, as a user starts it."""
     raw = micro_suite() | {"training": {**micro_suite()["training"], "steps": 30}}
     raw["evaluation"] = {**raw["evaluation"], "limit": 40}
     file = write_yaml(tmp_path / "micro.yaml", raw)
@@ -217,7 +243,7 @@ def test_a_probe_s_memory_is_that_of_the_run(tmp_path: Path):
     assert probe.total == pytest.approx(found.seconds["total"], rel=2)
 
 
-def test_a_probe_that_does_not_end_says_so(micro: Suite, tmp_path: Path):
+def test_a_probe_that_does_not_end_is_reported(micro: Suite, tmp_path: Path):
     found = probe_run(RunSpec(micro, "opd", 0, out=tmp_path), {}, 0.0001)
     assert isinstance(found, str)
     assert "--probe-minutes" in found

@@ -1,20 +1,24 @@
-"""A run whose stages are evaluated by another process, or come from a store: to the bit the run of one machine."""
+"""A run whose stages are evaluated by another process, or come from a store, equals the run of one machine to the bit."""
 
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
-from harness.errors import RunError
+from harness.errors import InUseError, RunError
 from harness.pipeline.background_evaluation import evaluate_in_background
 from harness.pipeline.run import run
 from harness.rundir.process.progress import Event, silent
+from harness.rundir.shared.lease import Lease
 from tests.support.models import micro_suite, write_yaml
 from tests.support.runs import cells, manifest
 
@@ -83,3 +87,34 @@ def test_a_machine_that_lacks_a_finished_stage_takes_it_from_the_store(spec: Run
     run(third, again.append)
     assert not again, "a finished run is fetched, and nothing is done"
     assert cells(third.path) == cells(spec.path)
+
+
+def test_a_run_that_another_machine_does_is_refused_until_its_lease_ends(spec: RunSpec, tmp_path: Path):
+    url = f"file://{tmp_path}/bucket"
+    mine = replace(spec, suite=spec.suite.model_copy(update={"storage": url}), out=tmp_path / "mine")
+    place = f"{url}/{mine.path.relative_to(mine.out)}"
+    system, root = fsspec.core.url_to_fs(place)
+    with Lease(system, root, place, renewal=0.2, machine="elsewhere").held(lambda _: None):
+        with pytest.raises(InUseError, match="does this run"):
+            run(mine)
+        assert not (mine.path / "manifest.json").exists()
+    run(mine)
+    assert cells(mine.path) == cells(spec.path)
+
+
+def test_two_commands_that_share_a_store_alone_do_a_run_once(tmp_path: Path):
+    raw = {**micro_suite(), "probes": [], "storage": f"file://{tmp_path}/bucket"}
+    raw["training"] |= {"steps": 2}
+    raw["evaluation"] |= {"limit": 2}
+    suite = write_yaml(tmp_path / "micro.yaml", raw)
+    command = [sys.executable, "-m", "harness.cli.app", "run", str(suite), "--adapter", "opd", "--seed", "0"]
+    started = [
+        subprocess.Popen(
+            [*command, "--out", str(tmp_path / name)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for name in ("first", "second")
+    ]
+    said = [process.communicate()[0] for process in started]
+    assert all("does this run" in text for process, text in zip(started, said, strict=True) if process.returncode), said
+    written = {file.read_text() for file in tmp_path.glob("*/*/opd/*/seed0/manifest.json")}
+    assert len(written) == 1, "the run that was done, in its folder, in the store, and where it was fetched"

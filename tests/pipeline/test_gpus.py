@@ -20,7 +20,7 @@ from tests.support.visible_gpus import visible
 
 
 def handed(workers: int, gpus: list[str]) -> list[str | None]:
-    """Return what each worker of a pool sees."""
+    """Return the GPUs that each worker of a pool sees."""
     with worker_pool(workers, multiprocessing.get_context("spawn"), gpus) as pool:
         return sorted(dict(pool.map(visible, range(6 * workers))).values(), key=str)
 

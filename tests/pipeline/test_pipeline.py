@@ -1,4 +1,4 @@
-"""A run: the files it promises, what it is made of, in which order it trains, and what it refuses."""
+"""A run: the files it writes, its provenance, the order of its training, and what it refuses."""
 
 from __future__ import annotations
 
@@ -300,7 +300,7 @@ def test_a_tracker_gets_steps_and_scores_and_changes_no_number(micro: Suite, aop
 
 
 @pytest.mark.slow
-def test_the_display_is_told_entropy_at_every_step(micro: Suite, tmp_path: Path):
+def test_the_display_gets_the_entropy_of_every_step(micro: Suite, tmp_path: Path):
     events: list[Event] = []
     folder = run(RunSpec(micro, "aopd", 0, out=tmp_path), events.append)
     entropies = [event.figures["entropy"] for event in events if event.figures]

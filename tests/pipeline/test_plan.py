@@ -1,4 +1,4 @@
-"""What is shown before anything runs: the plan, the list of tasks, and a check that finds a bad task out."""
+"""What is shown before anything runs: the plan, the list of tasks, and a check that detects a bad task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sweep on a real Ray cluster of two nodes on this machine: to the bit the serial one, also when a node dies midway."""
+"""A sweep on a real Ray cluster of two nodes on this machine equals the serial sweep to the bit, also when a node dies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing is done twice, and a run has the numbers of an undisturbed one however often it is killed."""
+"""A killed run repeats no finished work and ends with the numbers of an undisturbed run, however often it is killed."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ POINTS = (
 
 @pytest.fixture(scope="session")
 def resumed(micro_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was killed at all these points, each time by SIGKILL, and taken up again."""
+    """A run that was killed by SIGKILL at all these points and continued each time."""
     out = tmp_path_factory.mktemp("killed")
     environment = {**os.environ, "HARNESS_CACHE": str(out / "cache")}
     command = [sys.executable, "-c", KILLED, str(micro_file), str(out), *POINTS]

@@ -77,7 +77,7 @@ def test_a_checkpoint_stays_until_every_run_that_started_from_it_is_finished(tmp
     assert not left()
 
 
-def test_a_start_that_is_no_runs_checkpoint_gets_no_note(tmp_path: Path):
+def test_a_start_that_is_not_a_runs_checkpoint_gets_no_note(tmp_path: Path):
     (tmp_path / "model").mkdir()
     note_start(tmp_path / "model", tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

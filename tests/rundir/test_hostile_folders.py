@@ -1,4 +1,4 @@
-"""Folders that somebody else made: links that go in circles end, and names in a manifest do not lead out of the run."""
+"""Foreign folders: circular links end, and names in a manifest do not lead out of the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A finished run's files vouch for each other: whatever is missing, short or changed is named, and no report is silent."""
+"""A finished run's files vouch for each other: every missing, short or changed file is named, by reports too."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_a_damaged_run_is_named_repaired_and_made_whole_by_its_own_command(aopd:
     assert cells(spec.path) == cells(aopd)
 
 
-def test_a_run_does_not_go_on_beside_cells_of_other_weights(aopd: Path, opd: Path, micro: Suite, tmp_path: Path):
+def test_a_run_does_not_continue_with_cells_of_other_weights(aopd: Path, opd: Path, micro: Suite, tmp_path: Path):
     spec = RunSpec(micro, "aopd", 0, out=tmp_path)
     shutil.copytree(aopd, spec.path)
     shutil.rmtree(spec.path / CELL)

@@ -1,4 +1,4 @@
-"""Locks: a file system without flock is refused in a sentence, and nobody waits for ever."""
+"""Locks: a file system without flock is refused in a sentence, and no process waits forever."""
 
 from __future__ import annotations
 

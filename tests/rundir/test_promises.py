@@ -1,4 +1,4 @@
-"""What a run directory promises: a run goes on only from what it recorded, and a file is vouched for after it is written."""
+"""A run directory keeps its promises: a run continues only from what it recorded, and files are vouched for once written."""
 
 from __future__ import annotations
 
@@ -205,7 +205,9 @@ def test_a_snapshot_is_taken_up_only_with_the_teacher_and_the_checkpoint_it_was_
         FileSnapshots(tmp_path, 0, {"teacher": "b", "checkpoint": "c"}).load()
 
 
-def test_what_vouches_for_files_is_written_when_they_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_that_vouches_for_others_is_written_after_these_are_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     order: list[str] = []
     real_sync, real_rename = files.sync, Path.rename
 
@@ -237,7 +239,7 @@ def test_a_file_that_could_not_be_written_leaves_nothing_that_fills_the_disk(tmp
     assert read_json(tmp_path / "value.json") == {"old": 1}
 
 
-def test_what_a_killed_process_left_half_written_is_gone_when_the_next_one_holds_the_directory(tmp_path: Path):
+def test_half_written_files_of_a_killed_process_are_removed_when_the_next_one_holds_the_directory(tmp_path: Path):
     train = tmp_path / "stage_1_x" / "train"
     (tmp_path / "stage_0/eval/.task.a1b2c3d4").mkdir(parents=True)
     train.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Finished stages in a store of any fsspec URL: another machine takes them up, whole or not at all."""
+"""Finished stages in a store at any fsspec URL: another machine fetches a stage as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import fsspec
 import pytest
 
 from harness.errors import ConfigError, RunError
-from harness.rundir.remote_stages import RemoteStages
+from harness.rundir.shared.remote_stages import RemoteStages
 from harness.rundir.stage_folder import StageFolder
 
 

@@ -1,4 +1,4 @@
-"""An interrupted stage goes on at its step and ends with the weights, the log and the scores of an undisturbed one."""
+"""An interrupted stage continues at its step and ends with the weights, log and scores of an undisturbed one."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def test_a_cell_is_there_whole_or_not_at_all_whenever_the_writer_is_killed(tmp_p
             pd.testing.assert_frame_equal(found[1], samples)
 
 
-def test_what_a_killed_writer_left_is_no_evaluated_task(tmp_path: Path):
+def test_what_a_killed_writer_left_is_not_an_evaluated_task(tmp_path: Path):
     folder = StageFolder(tmp_path / "stage_0")
     left = folder.cell("tiny").with_name(".tiny.abc")
     left.mkdir(parents=True)

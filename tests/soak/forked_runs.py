@@ -46,7 +46,7 @@ def finish_run(spec: RunSpec, errors: Path) -> str:
 
 
 def go_on(spec: RunSpec, undisturbed: RunSpec, errors: Path) -> tuple[str, str]:
-    """Do what is left of a run; return `held`, `lost`, `traceback` or `changed`, and what says so."""
+    """Do what is left of a run; return `held`, `lost`, `traceback` or `changed`, with the evidence."""
     if error := finish_run(spec, errors):
         return error.split()[0], error
     what = changes(spec.path, undisturbed.path)

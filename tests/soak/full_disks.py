@@ -1,4 +1,4 @@
-"""Disks that fill while a run writes: one sentence, no partial file, and the same command goes on with space."""
+"""Disks that fill while a run writes: one sentence, no partial file, and the same command continues once there is space."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs that are killed at random moments and go on: each ends with the numbers of an undisturbed one."""
+"""Runs that are killed at random moments and continued: each ends with the numbers of an undisturbed one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COUNTED = (
 
 
 def kill_runs(spec: RunSpec, folder: Path, count: int, seed: int = 0) -> Outcomes:
-    """Kill `count` runs of a spec, each once, and let each go on."""
+    """Kill `count` runs of a spec, each once, and continue each."""
     draw, found = random.Random(seed), Outcomes("kills", COUNTED)
     undisturbed = replace(spec, out=folder / "undisturbed")
     errors = folder / "errors.txt"

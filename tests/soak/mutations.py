@@ -121,7 +121,7 @@ def mutate_bytes(content: bytes, draw: random.Random) -> bytes:
 
 
 def outcome_of(attempt: Callable[[], Any]) -> tuple[str, str]:
-    """Return how an attempt ends: taken, refused in one sentence, or a traceback, with what was said."""
+    """Return how an attempt ends: taken, refused in one sentence, or a traceback, with the message."""
     try:
         attempt()
     except HarnessError as error:

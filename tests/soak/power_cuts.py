@@ -35,7 +35,7 @@ def can_mount(folder: Path) -> bool:
 
 
 def cut_power(spec: RunSpec, folder: Path, count: int, seed: int = 0) -> Outcomes:
-    """Take `count` copies at random moments of runs of a spec, two of each, and let the run go on in each copy."""
+    """Take `count` copies at random moments of runs of a spec, two of each, and continue the run in each copy."""
     draw, found = random.Random(seed), Outcomes("power cuts", COUNTED)
     undisturbed = replace(spec, out=folder / "undisturbed")
     errors = folder / "errors.txt"

@@ -67,7 +67,7 @@ def watch_syncs(root: Path, target: Path, stop: int | None) -> None:
 
 
 def drop_unsynced(spec: RunSpec, folder: Path, count: int, seed: int = 0) -> Outcomes:
-    """Cut `count` runs of a spec at random calls of fsync, and let each go on from what was synced."""
+    """Cut `count` runs of a spec at random calls of fsync, and continue each from what was synced."""
     draw, found = random.Random(seed), Outcomes("unsynced files", COUNTED)
     undisturbed, errors, calls = replace(spec, out=folder / "undisturbed"), folder / "errors.txt", folder / "calls"
     undisturbed.out.mkdir()

@@ -1,4 +1,4 @@
-"""A small version of docs/results/coverage.md: intervals and verdicts are right as often as they say."""
+"""A small version of docs/results/coverage.md: intervals and verdicts are right as often as they promise."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def test_an_effect_that_these_items_cannot_show_has_no_number_of_seeds():
     assert seeds_for(0.03, PILOT, 2000, 4) is not None
 
 
-def test_the_cheapest_design_is_no_dearer_than_any_other():
+def test_the_cheapest_design_costs_no_more_than_any_other():
     costs = Costs(training=0.05, answer=1e-5)
     designs = cheapest_designs(0.06, PILOT, costs, clusters=(50, 100, 200, 400), answers=(1, 2, 4, 8))
     assert designs
@@ -149,7 +149,7 @@ def test_looks_that_do_not_increase_are_refused(looks: tuple[int, ...]):
         look_levels(looks)
 
 
-def test_studies_that_look_several_times_cry_wolf_no_more_often():
+def test_studies_that_look_several_times_have_no_more_false_alarms():
     looks = (3, 5, 10)
     tables = simulated(np.random.default_rng(3), PILOT, Design(10, 150, 4), 0.0, 2000)
     crossed = [p_values(tables[:, :seeds]) < level for seeds, level in zip(looks, look_levels(looks), strict=True)]

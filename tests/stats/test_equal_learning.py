@@ -94,7 +94,7 @@ def test_sides_swap_sign_items_add_up_and_a_method_equals_itself(
 
 
 def resolved_share(study: CurveStudy, seeds: int, studies: int, *, two_way: bool = True) -> float:
-    """Return the share of simulated studies whose interval leaves zero out."""
+    """Return the share of simulated studies whose interval excludes zero."""
     generator, found = np.random.default_rng(seeds), 0
     for _ in range(studies):
         difference = at_equal_learning(*two_curves(generator, seeds, study)).difference

@@ -1,4 +1,4 @@
-"""Statistics: values worked by hand, peers as oracles, and intervals that cover as often as they say, by simulation."""
+"""Statistics: values worked by hand, peers as oracles, and intervals that cover as often as they promise, by simulation."""
 
 from __future__ import annotations
 

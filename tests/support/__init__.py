@@ -1,1 +1,1 @@
-"""What tests share: small models, stages, run directories."""
+"""Helpers that tests share: small models, stages, run directories."""

@@ -1,4 +1,4 @@
-"""Adapters that are wrong on purpose, each in one way that somebody's implementation has been (METHOD section 4)."""
+"""Adapters that are wrong on purpose, each with one defect that a published implementation had (METHOD section 4)."""
 
 from __future__ import annotations
 
@@ -287,7 +287,7 @@ class DividesByTokens(OPD):
 
 
 class ForgetfulOptimiser(OPD):
-    """A snapshot's optimiser state is left out when a stage is taken up."""
+    """A stage that continues from a snapshot does not restore the optimiser's state."""
 
     def train_stage(self, ctx: StageContext) -> StageResult:
         with mock.patch.object(Updater, "load_state_dict"):

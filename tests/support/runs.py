@@ -21,7 +21,7 @@ FOLDERS = ("stage_0", "stage_1_tiny_weather", "stage_2_tiny_currency")
 
 
 def manifest(folder: Path) -> dict[str, Any]:
-    """Return a run's manifest, with what its first session says of the machine."""
+    """Return a run's manifest, with the provenance of its first session."""
     found = json.loads((folder / "manifest.json").read_text())
     return {**found["sessions"][0], **found}
 

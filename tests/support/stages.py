@@ -1,4 +1,4 @@
-"""One training step on scripted responses, with the gradients that its optimiser saw: what tests of losses share."""
+"""Helpers of tests of losses: one training step on scripted responses, with the gradients that its optimiser got."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the task tests share: where things lie, and tasks loaded as lm-eval loads them."""
+"""Helpers of task tests: folders, and tasks loaded as lm-eval loads them."""
 
 import json
 from functools import cache

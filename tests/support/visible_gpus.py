@@ -1,4 +1,4 @@
-"""What a worker's process sees of the GPUs; apart from its test, because a spawned worker imports the whole module."""
+"""The GPUs that a worker's process sees; a separate module, because a spawned worker imports the whole module."""
 
 from __future__ import annotations
 

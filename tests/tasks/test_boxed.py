@@ -60,7 +60,7 @@ def test_without_a_box_only_a_stated_answer_counts_and_only_as_flexible(text: st
     assert stated_answer(text) == stated
 
 
-def test_a_stated_answer_is_flexible_alone_and_an_empty_box_is_no_answer():
+def test_a_stated_answer_is_only_flexible_and_an_empty_box_is_not_an_answer():
     assert grade("The answer is 5.", "5") == Grade(strict=False, flexible=True, parsed=False, timed_out=False)
     assert grade("The answer is 6, of 5.", "5") == NO_ANSWER
     assert grade("it is 5", "5") == NO_ANSWER

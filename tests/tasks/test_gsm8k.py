@@ -43,7 +43,7 @@ def test_numbers_are_read_by_value(text: str, value: float):
 
 
 @pytest.mark.parametrize("text", ["", ".", "-", "72 pears", "1,2", "1$2", "3/4", "²", "1e5", "--2", "$"])
-def test_what_is_no_plain_number_is_not_guessed(text: str):
+def test_what_is_not_a_plain_number_is_not_guessed(text: str):
     assert gsm8k.number(text) is None
 
 

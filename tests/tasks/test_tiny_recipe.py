@@ -1,4 +1,4 @@
-"""The tiny suite is one to learn from: its start leaves room, its stages teach, and forgetting is seen in its results."""
+"""The tiny suite shows learning and forgetting: its start leaves room, its stages teach, and earlier tasks are forgotten."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading tool calls and grading them: golden cases, and text nobody would expect."""
+"""Reading tool calls and grading them: golden cases, and hostile text."""
 
 import json
 from typing import Any
@@ -71,7 +71,7 @@ def test_several_calls_in_both_forms():
     assert parse_calls(as_json) == parse_calls(as_actions) == parse_calls(as_list) == calls
 
 
-def test_thoughts_and_observations_between_actions_are_no_calls():
+def test_thoughts_and_observations_between_actions_are_not_calls():
     text = (
         'Thought: {"name": 1}\nAction: a-b\nAction Input: {"x": 1}\nObservation: {"y": 2}\nAction: c\nAction Input: {}'
     )
@@ -84,7 +84,7 @@ def test_an_action_with_broken_input_is_a_call_without_arguments():
     assert strict(calls, [Reference("a", {"x": 1})]) == 0
 
 
-def test_json_that_is_no_call_is_passed_over():
+def test_json_that_is_not_a_call_is_skipped():
     assert parse_calls('{"name": "a"} {"arguments": {}} {"name": 3, "arguments": {}} [1] {') == []
     assert parse_calls("no call at all") == []
 
@@ -303,7 +303,7 @@ def test_a_right_call_counts_after_thinking_with_any_line_ends_in_fences_and_in_
 @pytest.mark.parametrize(
     "answer", [f"<think>{CALL}", f"<think>{CALL}</think>", f'{{"plan": {CALL}, "tool_calls": [{DRAFT}]}}']
 )
-def test_a_call_that_is_only_thought_of_does_not_count(answer: str):
+def test_a_call_inside_the_thinking_does_not_count(answer: str):
     references = dump_references([Reference("rain", {"city": "Bern", "days": 2})])
     assert process_results({"calls": references}, [answer])["strict"] == 0
 
@@ -325,7 +325,7 @@ def test_references_may_be_a_list_or_its_text_without_placeholders(calls: Any):
         ({"calls": ["rain"]}, "`name` and `arguments`"),
     ],
 )
-def test_calls_of_another_form_are_one_sentence_that_shows_the_form(doc: dict[str, Any], found: str):
+def test_calls_of_a_different_form_are_refused_in_one_sentence_that_shows_the_form(doc: dict[str, Any], found: str):
     with pytest.raises(TaskError, match=found) as refused:
         process_results(doc, ["x"])
     assert '[{"name": "weather"' in str(refused.value)

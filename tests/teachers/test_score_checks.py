@@ -1,4 +1,4 @@
-"""What a teacher may return: seeded faults, of which none trains a student in silence and none ends in a traceback.
+"""What a teacher may return: of seeded faults, none trains a student silently and none ends in a traceback.
 
 `TEACHER_FAULTS` sets how many are tried; where it is not set, each fault is tried once for each method.
 """

@@ -12,6 +12,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
@@ -32,6 +33,7 @@ from harness.lmeval.library import TaskLibrary
 from harness.pipeline.build.model_source import checkpoint_of
 from harness.pipeline.run import run
 from harness.teachers.cache import CachedTeacher
+from harness.teachers.exact_ids import GENERATE
 from harness.teachers.local import LocalTeacher, open_local
 from harness.teachers.score_checks import ask
 from harness.teachers.score_store import ScoreStore
@@ -71,7 +73,8 @@ def url(suite: Suite, library: TaskLibrary, tmp_path_factory: pytest.TempPathFac
     """One server for all tests of this module."""
     assert isinstance(suite.teacher, Scratch)
     folder = checkpoint_of(suite.teacher, 0, library)
-    with vllm_server(folder, tmp_path_factory.mktemp("vllm") / "log.txt", "--max-logprobs", "32") as address:
+    log, options = tmp_path_factory.mktemp("vllm") / "log.txt", ("--max-logprobs", "32", "--enable-scale-out")
+    with vllm_server(folder, log, *options) as address:
         yield address
 
 
@@ -125,6 +128,21 @@ def test_a_whole_run_with_a_served_teacher_logs_the_figures_of_the_local_one(url
     for one, other in zip(first, second, strict=True):
         for figure in ("loss", "entropy", "advantage_mean", "routed_fkl", "teacher_top_mass"):
             assert other[figure] == pytest.approx(one[figure], abs=1e-4), figure
+
+
+def test_a_server_on_a_cpu_refuses_exact_ids_and_is_asked_for_its_top_k(
+    url: str, student: Loaded, local: LocalTeacher, tmp_path: Path
+):
+    sampling = {"max_tokens": 1, "prompt_logprob_token_ids": [5, 6], "prompt_logprob_start": 0}
+    body = {"model": "teacher", "token_ids": [5, 6, 5], "sampling_params": sampling}
+    refused = httpx.post(f"{url}{GENERATE}", json=body, trust_env=False)
+    assert refused.status_code == 400
+    assert "V2 model runner" in refused.text
+    served = settings(url).open(student, TeacherSite("cpu", tmp_path))
+    assert served.exact is None
+    for batch in random_batches(student):
+        assert same_scores(ask(served, batch, TeacherRequest(), 1.0), local.score(batch, TeacherRequest(), 1.0))
+    served.close()
 
 
 def test_what_the_server_refuses_is_one_sentence(url: str, student: Loaded, tmp_path: Path):

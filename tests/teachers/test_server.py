@@ -1,4 +1,4 @@
-"""A teacher behind a server: its scores are the local model's, and no fault of a server teaches a student or ends in silence.
+"""A teacher behind a server: its scores are the local model's, and no fault of a server trains a student or goes unreported.
 
 The server is a light one with a small model's own logits; `test_served_by_vllm.py` runs the same against a real `vllm serve`.
 `SERVER_FAULTS` sets how many faults are tried.
@@ -193,7 +193,7 @@ def test_one_replica_of_two_may_die(
 def test_no_fault_is_used(
     name: str, server: FakeServer, local: LocalTeacher, student: Loaded, tmp_path: Path, stack: ExitStack
 ):
-    """A server that always fails in one way ends in one sentence, whatever the fault."""
+    """A server that always has the same fault ends the run in one sentence."""
     proxy = FaultProxy(stack.enter_context(serving(server)), 1.0, {name: FAULTS[name]})
     kind = settings(stack.enter_context(serving(proxy)), timeout=0.15, deadline=0.6, wrong_answers=3, batch=2)
     teacher = opened(kind, student, tmp_path, stack)

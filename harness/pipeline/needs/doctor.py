@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from harness.config.models import Pretrained, Scratch
 from harness.config.run_spec import RunSpec
+from harness.errors import HarnessError
 from harness.evaluation.groups import load_evaluation_plan
 from harness.lm.chat import Renderer
 from harness.lmeval.library import TaskLibrary
@@ -28,6 +30,9 @@ from harness.pipeline.needs.run_estimate import (
     parts_table,
     stages_table,
 )
+from harness.rundir.shared.remote_stages import RemoteStages
+from harness.teachers.server import Server
+from harness.teachers.teacher import TeacherKind
 
 
 def examine_machine(console: Console, out: Path) -> None:
@@ -45,7 +50,7 @@ def examine_suite(console: Console, spec: RunSpec, runs: int, minutes: float) ->
     evaluated = load_evaluation_plan(library, suite)
     tasks = evaluated.tasks
     spec = spec.counted(lambda task, limit: len(tasks[task].training_docs(limit)))
-    _print_findings(console, f"suite {suite.name}", [*_models(spec), *_licences(tasks)])
+    _print_findings(console, f"suite {suite.name}", [*_models(spec), *_elsewhere(spec), *_licences(tasks)])
     prompting = tokenizer_or_reason(suite.student, tasks, library)
     renderer = None if isinstance(prompting, str) else prompting[0]
     estimate = estimate_run(spec, tasks, renderer)
@@ -142,8 +147,44 @@ def _models(spec: RunSpec) -> Iterator[Finding]:
                 f"{model.path}: {'here' if file is not None else 'not here'}{f', licence {licence}' if licence else ''}"
             )
             yield Finding(what, found, "" if file is not None else f"hf download {model.path}")
-        else:
-            yield Finding(what, f"of kind {getattr(model, 'kind', '')}")
+        elif isinstance(model, TeacherKind):
+            yield _served(what, model)
+
+
+def _elsewhere(spec: RunSpec) -> Iterator[Finding]:
+    """Yield what the suite names outside of this machine's folders, other than models."""
+    if spec.suite.storage is not None:
+        store = RemoteStages(spec.suite.storage, spec.path, spec.out)
+        yield Finding("storage", f"{spec.suite.storage}: {_refusal(store.examine) or store.examine()}")
+
+
+def _served(what: str, model: TeacherKind) -> Finding:
+    """Return whether a teacher that is not a model of the run's process answers, or by which program a run starts it."""
+    programs: list[str] = []
+
+    def note(server: Server) -> Server:
+        assert server.start is not None
+        programs.append(server.start.command[0])
+        return server
+
+    model.with_servers(note)
+    if missing := [program for program in programs if shutil.which(program) is None]:
+        return Finding(
+            what, f"of kind {model.kind}: {missing[0]} is not installed", "pip install 'continual-harness[vllm]'"
+        )
+    if programs:
+        return Finding(what, f"of kind {model.kind}: each command starts it with {programs[0]}")
+    hasty = model.model_copy(update={"start_deadline": 3.0, "timeout": 3.0}) if isinstance(model, Server) else model
+    return Finding(what, f"of kind {model.kind}: {_refusal(hasty.check) or 'ready'}")
+
+
+def _refusal(check: Callable[[], object]) -> str:
+    """Return what a check refuses, empty for nothing."""
+    try:
+        check()
+    except HarnessError as error:
+        return str(error)
+    return ""
 
 
 def _licences(tasks: Mapping[str, Task]) -> Iterator[Finding]:

@@ -25,7 +25,7 @@ from harness.pipeline.sweeps.ray_nodes import on_node, reserve_nodes
 from harness.pipeline.sweeps.ray_tasks import RETRIES, Board, build_model, do_run, task_options
 from harness.pipeline.sweeps.sweep import models_of
 from harness.rundir.process.progress import Report
-from harness.rundir.remote_stages import RemoteStages
+from harness.rundir.shared.remote_stages import RemoteStages
 from harness.rundir.training.snapshots import StopRequest
 
 POLL_SECONDS, CONNECT_SECONDS = 0.2, 10.0

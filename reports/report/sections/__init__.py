@@ -1,7 +1,7 @@
-"""The page's sections, in the order in which a reader meets them: the answer first, then where it comes from, then how.
+"""The page's sections in reading order: results first, then what explains them, then provenance.
 
 To add a section, write a module `<anchor>_section.py` whose `make_section` returns a `Section` (or None where there is
-nothing to show), and add it to `MAKERS`: `docs/add-a-section.md` does it step by step.
+nothing to show), and add it to `MAKERS`. `docs/add-a-section.md` shows each step.
 """
 
 from __future__ import annotations
@@ -51,5 +51,5 @@ MAKERS: tuple[Callable[[ReportData], Section | None], ...] = (
 
 
 def make_sections(report_data: ReportData) -> list[Section]:
-    """Return the sections that a set of runs has something to show in."""
+    """Return the sections that have something to show for a set of runs."""
     return [section for make in MAKERS if (section := make(report_data)) is not None]

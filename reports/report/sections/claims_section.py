@@ -1,4 +1,4 @@
-"""What a source claims, judged on these runs: the claim files that the user named, or the shipped ones that apply."""
+"""Claims judged on these runs: of the claims files that the user named, or of the shipped ones that apply."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHIPPED = {"aopd": {"opd", "aopd"}}
 
 
 def make_section(report_data: ReportData) -> Section | None:
-    """Return the section; None where no claims were named and no shipped file speaks of these runs' methods."""
+    """Return the section; None where no claims were named and no shipped file is about these runs' methods."""
     files = report_data.claims or shipped_for(report_data.frames)
     if not files:
         return None
@@ -29,7 +29,7 @@ def make_section(report_data: ReportData) -> Section | None:
 
 
 def grids_by_setting(files: Sequence[ClaimFile], methods: Sequence[Method]) -> list[Grid]:
-    """Return a grid per suite and order, because a claim speaks of one method by its adapter's name and its start."""
+    """Return a grid per suite and order, because a claim identifies a method only by its adapter's name and its start."""
     settings = by_setting(methods)
     varying = [place for place in (0, 1) if len({setting[place] for setting in settings}) > 1]
     grids = {setting: verdicts_grid(judge_claims(files, Evidence(found))) for setting, found in settings.items()}

@@ -1,4 +1,4 @@
-"""What the runs cost: time by phase, tokens, and peak memory."""
+"""The cost of the runs: time by phase, tokens, and peak memory."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ NOTE = (
     "and answers in training. Outside % is the share of the total that none of these columns covers."
 )
 MEMORY = {
-    "gpu": "Peak memory is what tensors took of the GPU, the highest of all runs; vLLM's own process is not in it.",
+    "gpu": "Peak memory is that of tensors on the GPU, the highest of all runs, without vLLM's own process.",
     "process": (
-        "Peak memory is the whole process's, libraries included, the highest of all runs; a child process, such as "
-        "vLLM's, is not in it."
+        "Peak memory is that of the whole process with its libraries, the highest of all runs, without child processes "
+        "such as vLLM's."
     ),
     "": "Peak memory was not recorded by every run; runs of this version record it.",
 }
@@ -34,5 +34,5 @@ def make_section(report_data: ReportData) -> Section:
 
 
 def _memory(frames: Frames) -> list[str]:
-    """Say whose the peak memory is; of runs on unlike devices, for each."""
+    """Say what the peak memory covers, for each kind of device that the runs used."""
     return [MEMORY[of] for of in dict.fromkeys(run.memory_of for run in frames.runs)]

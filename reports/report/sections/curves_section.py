@@ -1,10 +1,8 @@
-"""Retention along learning: what each method had kept when it had learned so much, and the differences at equal learning."""
+"""Retention along learning: what each method kept at each level of learning, and the differences at equal learning."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import pandas as pd
 
@@ -12,22 +10,23 @@ from harness.stats.learning.equal_learning import LEAST
 from harness.stats.significance import p_value
 from reports.document.blocks import Grid, Picture, Section, Text
 from reports.figures.draw_curves import draw_curves
-from reports.formatting import format_p, format_percent, format_points
+from reports.formatting import format_p, format_percent, format_with_bounds
 from reports.report.report_data import ReportData
 
 TITLE = "Retention along learning"
 CAPTION = (
     "Right: learned more. Up: kept more of the other tasks (the first stage's task and the probes). Where one line is above "
-    "another at the same place across, that method kept more at equal learning. Thick lines are means over seeds, thin lines "
-    "seeds; a ring marks the stage's start. Learning is the best monotone fit of the measured scores."
+    "another at the same learning, that method kept more at equal learning. Thick lines are means over seeds, thin lines "
+    "single seeds; a ring marks the stage's start. Learning is the best monotone fit of the measured scores."
 )
 READING = (
-    "Difference in how the other tasks changed since the stage began, averaged over the learning that both methods of a seed "
-    "reach, then over seeds; positive where the first method kept more. Brackets are 95 % intervals for another seed and "
-    "other items (with one seed, for other items alone), p the test that they invert, not corrected for several rows. In the "
-    "first stage both methods leave the same weights, later each leaves its own. Curves are scored on the first test items "
-    "of each task under the suite's first profile. Too few points: one method learned all of the common range between two "
-    "points of its curve; a smaller evaluation.every helps."
+    "The difference in how the other tasks changed since the stage began, averaged over the learning that both methods reach "
+    "at a seed, then over seeds. It is positive where the first method kept more. Bold: the mean over stages. Brackets are "
+    "95 % intervals for another "
+    "seed and other items (with one seed, for other items alone); p is the test that they invert, not corrected for several "
+    "rows. The first stage begins at the same weights for both methods, a later stage at each method's own. Curves are scored "
+    "on the first test items of each task under the suite's first profile. Too few points: one method learned the whole "
+    "common range between two points of its curve; a smaller evaluation.every helps."
 )
 
 
@@ -44,7 +43,7 @@ def make_section(report_data: ReportData) -> Section | None:
 
 
 def equal_learning_grid(table: pd.DataFrame) -> Grid:
-    """Return a row per pair of methods and stage: the common learning, and the difference in what was kept there."""
+    """Return a row per pair of methods and stage: the common learning, and the difference in retention there."""
     rows = []
     for row in table.to_dict("records"):
         stage = f"{row['stage']}: {row['task']}" if row["stage"] else "mean over stages"
@@ -56,20 +55,10 @@ def equal_learning_grid(table: pd.DataFrame) -> Grid:
                 stage,
                 seeds,
                 common,
-                _kept(row),
+                row["obstacle"] or format_with_bounds(row["difference"]),
                 format_p(p_value(row["difference"])),
             ]
         )
     strong = frozenset((place, 4) for place, row in enumerate(table.to_dict("records")) if not row["stage"])
     header = ["methods", "stage", "seeds", "learning compared, %", "kept at equal learning, points ↑", "p"]
     return Grid(f"Differences at equal learning (at least {100 * LEAST:g} points in common)", header, rows, strong)
-
-
-def _kept(row: Mapping[Any, Any]) -> str:
-    if row["obstacle"]:
-        return row["obstacle"]
-    interval = row["difference"]
-    bracket = (
-        "" if math.isnan(interval.low) else f" [{format_points(interval.low)},\u00a0{format_points(interval.high)}]"
-    )
-    return f"{format_points(interval.mean)}{bracket}"

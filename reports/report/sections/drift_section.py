@@ -1,4 +1,4 @@
-"""How far the student moved from the start, next to what it forgot (arXiv 2509.04259)."""
+"""The student's KL from the start against what it forgot (arXiv 2509.04259)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reports.report.report_data import ReportData
 
 CAPTION = (
     "One mark per run, stage and task, as the stage left it. Across: mean KL(start ‖ now) per token over the full "
-    "vocabulary, on answers that the start sampled. Up: how far the task's score lies below its best so far."
+    "vocabulary, on answers that the start sampled. Up: how far the task's score is below its best so far."
 )
 ABSENT = (
     "These runs did not record the KL to the start after each stage, so it cannot be compared with forgetting; runs "
@@ -24,7 +24,7 @@ ABSENT = (
 
 
 def make_section(report_data: ReportData) -> Section:
-    """Return the section, or one sentence on why it is empty."""
+    """Return the section; it holds one sentence where the runs did not record the KL."""
     drift = report_data.frames.drift
     if drift["kl_to_start"].isna().all():
         return Section("drift", "KL to the start", DRIFT_TITLE, [Text(ABSENT, "missing")])

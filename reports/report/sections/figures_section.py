@@ -7,10 +7,10 @@ from reports.document.blocks import Section, Text
 from reports.report.report_data import ReportData
 
 NOTE = (
-    "R[i][j] is the score on task j after stage i, R[0] is the start, stage j trains task j, T is the number of "
-    "stages, J that of trained tasks (equal, but for stages that train several). Mean over seeds with 95 % t "
-    "interval. Sums run over trained tasks. Differences are in percentage points; ↑ higher is better, ↓ lower is "
-    "better. A dash means that the figure is not defined here, or that a cell it needs is missing."
+    "R[i][j] is the score on task j after stage i, R[0] is the start, stage j trains task j, T is the number of stages and J "
+    "the number of trained tasks (J > T where a stage trains several). Sums are over trained tasks. Values are means over "
+    "seeds with 95 % t interval; differences are in percentage points; ↑ higher is better, ↓ lower is better. A dash: the "
+    "figure is not defined for these runs, or a score that it needs is missing."
 )
 
 

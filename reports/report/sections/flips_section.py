@@ -11,15 +11,13 @@ from reports.formatting import format_interval, format_percent
 from reports.report.report_data import ReportData
 
 CAPTION = (
-    "Each cell shows the items that the stage lost (−: right before it, not right after it) and gained (+: the reverse), in % "
+    "Each cell shows the items lost over the stage (−: right before it, not right after it) and gained (+: the reverse), in % "
     "of the task's items, mean over seeds. A small net change can hide many of both."
 )
 SOURCE = (
     "Items are those of the stored answers; where an item has several answers, it is right if all of them are "
     "(arXiv 2510.17776)."
 )
-
-
 NAMES = {
     "forgotten": "forgotten 1→0, %",
     "adjusted_forgotten": "chance-adjusted",
@@ -27,9 +25,12 @@ NAMES = {
     "adjusted_gained": "chance-adjusted",
 }
 BY_ITEM = (
-    "Forgotten: items right after the task's own stage (probes: at the start) and wrong at the end; gained: the reverse. "
-    "Chance-adjusted: without (1 − a)(1 − b) / (k − 1) of the items, which guessing among k choices turns in each direction "
-    "at accuracies a and b, at least (arXiv 2510.17776). In free text a guess is never right, so there both are the same."
+    "Forgotten: items right after the task's own stage (probes: at the start) and not right at the end. "
+    "Gained: the reverse."
+)
+BY_CHANCE = (
+    " Chance-adjusted: less the share (1 − a)(1 − b) / (k − 1) of items, the least that guessing among k choices changes in "
+    "each direction at accuracies a and b (arXiv 2510.17776). In free text a guess is never right, so nothing is subtracted."
 )
 
 
@@ -41,13 +42,14 @@ def make_section(report_data: ReportData) -> Section:
     alt = "Share of items lost and gained by stage and task, one panel per method; the tables below hold its numbers."
     picture = Picture("flips", title, CAPTION, lambda: draw_flips(shares, own), alt)
     by_item = by_item_grid(report_data.by_item)
-    adjusted = [by_item, Text(BY_ITEM, "note")] if by_item.rows else []
+    reading = BY_ITEM + BY_CHANCE * (NAMES["adjusted_gained"] in by_item.header)
+    adjusted = [Folded(by_item.title, [by_item, Text(reading, "note")])] if by_item.rows else []
     tables = [Folded("The same as tables", [*flip_grids(shares), Text(SOURCE, "note")])] if len(shares) else []
     return Section("flips", "Flips", title, [picture, *adjusted, *tables])
 
 
 def by_item_grid(table: pd.DataFrame) -> Grid:
-    """Return forgetting and backward transfer by item; with what guessing explains where a task has choices."""
+    """Return forgetting and backward transfer by item; chance-adjusted too where a task has choices."""
     with_choices = len(table) > 0 and bool(table["choices"].notna().any())
     shown = [name for name in ADJUSTED if with_choices or not name.startswith("adjusted")]
     rows = [

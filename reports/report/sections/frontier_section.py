@@ -1,4 +1,4 @@
-"""Learning against forgetting: each method's place, and what was kept where two methods learned as much."""
+"""Learning against forgetting: each method's mark, and what was kept where two methods learned equally."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def make_section(report_data: ReportData) -> Section:
 
 
 def glance_grid(frontier: pd.DataFrame, starts: Mapping[str, Interval], teachers: Mapping[str, Interval]) -> Grid:
-    """Return the teacher, the start and the methods at a glance: learned, final and forgotten, with intervals."""
+    """Return a row each for teachers, starts and methods: learned, final and forgotten, with intervals."""
     rows = [[name, "–", "–", format_percent(found.mean), "–"] for name, found in teachers.items()]
     rows += [[name, str(found.seeds), "–", format_interval(found), "–"] for name, found in starts.items()]
     rows += [
@@ -70,18 +70,15 @@ def glance_grid(frontier: pd.DataFrame, starts: Mapping[str, Interval], teachers
 
 
 def matched_grid(pairs: pd.DataFrame) -> Grid:
-    """Return the pairs of methods: differences in learning and at the end, and in forgetting where learning is matched."""
+    """Return a row per pair of methods: differences at the end, in learning, and in forgetting where learning is matched."""
     rows = []
     for row in pairs.to_dict("records"):
-        forgot = _cell(row, "forgot", signed=True) if row["status"] == MATCHED else _unjudged(str(row["status"]))
+        unjudged = "not judged: one seed" if row["status"] == SINGLE else "unmatched"
+        forgot = _cell(row, "forgot", signed=True) if row["status"] == MATCHED else unjudged
         found = [_cell(row, name, signed=True) for name in ("final", "learned")]
         rows.append([f"{row['label']} − {row['against']}", str(row["seeds"]), *found, str(row["status"]), forgot])
     header = ["methods", "seeds", "at the end, points", "learned, points", "learning is", "forgotten, points ↓"]
     return Grid("Paired differences, and what was kept where learning is matched", header, rows)
-
-
-def _unjudged(status: str) -> str:
-    return "not judged: one seed" if status == SINGLE else "unmatched"
 
 
 def _cell(row: dict[Any, Any], name: str, *, signed: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""What became of the answers: forgetting taken apart into wrong, unparsed and truncated, and outcomes at both ends."""
+"""Forgetting by outcome: whether lost items end wrong, unparsed or truncated, and all outcomes at start and end."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ CAPTION = (
     "truncated answers suggest that the model lost the answer's form rather than the skill."
 )
 ENDS = (
-    "Share of test items, from the start to the end of the last stage: answered correctly, answered wrongly, no "
-    "answer could be read, or cut off at the length limit. All seeds pooled."
+    "Share of answers at the start → after the last stage: correct, wrong, unparsed (no answer could be read), or truncated "
+    "(cut off at the length limit). All seeds pooled."
 )
 
 
@@ -38,7 +38,7 @@ def make_section(report_data: ReportData) -> Section:
 
 
 def lost_grid(shares: pd.DataFrame) -> Grid:
-    """Return per method and earlier task the items lost and gained since its own stage, and what the lost ones became."""
+    """Return per method and earlier task the items lost and gained since its own stage, and the outcomes of the lost ones."""
     rows = [
         [
             str(row["label"]),

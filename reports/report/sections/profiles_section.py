@@ -7,10 +7,8 @@ from reports.document import grids
 from reports.document.blocks import Block, Folded, Heading, Section, Text
 from reports.report.report_data import ReportData
 
-SEVERAL = "mean@n and unbiased pass@k from the same n answers, from the start to the end, mean over seeds."
-OTHER = (
-    "The same checkpoints and items, answered with the settings of this profile. Its scores form a matrix of their own."
-)
+SEVERAL = "mean@n and unbiased pass@k from the same n answers, at the start → after the last stage, mean over seeds."
+OTHER = "The same checkpoints and items, answered with the settings of this profile."
 
 
 def make_section(report_data: ReportData) -> Section | None:

@@ -1,4 +1,4 @@
-"""How the report was made: overlap of training and test sets, runs, weights, packages, hardware, and settings that differ."""
+"""How the report was made: overlap of training and test sets, runs, weights, packages, hardware, and differing settings."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from reports.report.report_data import ReportData
 
 OVERLAP = (
     "Exact: test items whose whole prompt is also a training prompt. 13-gram hits: test items that share 13 words in a "
-    "row with a training prompt, apart from templates. Mean share: how much of these items is shared. Too short: only "
-    "compared whole."
+    "row with a training prompt, apart from templates. Mean share: the shared part of these items. Too short: items of fewer "
+    "than 13 words, compared only as a whole."
 )
 
 
@@ -34,7 +34,7 @@ def make_section(report_data: ReportData) -> Section:
 
 
 def describe_processors(frames: Frames) -> list[str]:
-    """Say on which processors the runs' sessions worked, in a sentence; nothing for runs that did not record it."""
+    """Return a sentence on the processors of the runs' sessions; none where no run recorded any."""
     hardware = [session.hardware for run in frames.runs for session in run.manifest.sessions]
     known = [(found["processor"], found.get("instructions")) for found in hardware if "processor" in found]
     named = dict.fromkeys(f"{name} ({code})" if code else str(name) for name, code in known)
@@ -47,7 +47,7 @@ def describe_processors(frames: Frames) -> list[str]:
 
 
 def configurations(frames: Frames) -> dict[str, str]:
-    """Return each distinct suite's configuration, adapter and seed aside, and each adapter's, as text by title."""
+    """Return by title, as JSON text, each distinct suite configuration without adapter and seed, and each adapter's."""
     suites: dict[str, list[str]] = {}
     adapters: dict[str, str] = {}
     for run, label in frames.labelled:
@@ -61,9 +61,9 @@ def configurations(frames: Frames) -> dict[str, str]:
 
 
 def _suite_title(runs: list[str], suites: int) -> str:
-    """Name the runs that a configuration belongs to where there are several configurations."""
-    aside = "Configuration of the suite, adapter and seed aside"
-    return aside if suites == 1 else f"{aside}: {'; '.join(runs)}"
+    """Title a configuration, with the runs that it belongs to where there are several configurations."""
+    title = "Configuration of the suite, without adapter and seed"
+    return title if suites == 1 else f"{title}: {'; '.join(runs)}"
 
 
 def _as_json(value: Any) -> str:

@@ -1,6 +1,6 @@
-"""How the losses pulled at the student, and how far it agreed with its teacher, with their means in words.
+"""The losses' pulls on the student and its agreement with the teacher over training, with their means in a sentence.
 
-Methods without a teacher's scores log neither, nor do step logs of earlier versions: they are left out.
+Methods without a teacher's scores, and step logs of earlier versions, have neither and are left out.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from reports.formatting import format_interval, format_percent, format_pull
 from reports.report.report_data import ReportData
 
 PULLS = (
-    "How hard a step of descent pulls the logit of the teacher's first choice v: pull = −∂L/∂z_v. Up is the mean over "
-    "the response tokens of the pull where the student gives v less than the teacher does, else 0; down is the mean of "
-    "−pull where it gives v at least as much, else 0. Look for a method that pulls down harder than another: it pushes "
-    "a confident student back, and noise around the teacher drifts to higher entropy. With two tokens, student q and "
-    "teacher p, the asymmetric loss of arXiv 2605.06387 pulls up by 2 (1−q)(p−q) and down by 2 q (q−p), to first "
-    "order: harder down where q is high. The student is mostly below its teacher, so compare methods and not up with "
-    "down, whose scales differ. Single tokens are sampled, so a mean may be negative. Rolling mean of 5 steps within a "
-    "stage; bands run from the lowest to the highest seed."
+    "How hard a descent step pulls the logit of the teacher's first choice v: pull = −∂L/∂z_v. Up is the mean of the pull "
+    "over response tokens, counting 0 where the student gives v at least the teacher's probability. Down is the mean of "
+    "−pull, counting 0 where it gives v less. Compare methods: one that pulls down harder pushes a confident student back, "
+    "and the noise around the teacher then drifts to higher entropy. Do not compare up with down: their scales differ, "
+    "because the student is mostly below its teacher. With two tokens, student probability q and teacher probability p, the "
+    "asymmetric loss of arXiv 2605.06387 pulls up by 2 (1−q)(p−q) and down by 2 q (q−p), to first order: harder down where "
+    "q is high. Tokens are sampled, so a mean may be negative. Rolling mean of 5 steps within a stage; bands run from the "
+    "lowest to the highest seed."
 )
 AGREEMENT = (
     "The upper panel shows the share of the teacher's K most probable tokens that are among the student's K. The lower "
     "panel shows the probability that student (solid) and teacher (dashed) give these tokens. Both are means over the "
-    "response tokens trained on. K is what the method asks of the teacher, so levels compare only at equal K: look at "
-    "how lines move. Rolling mean of 5 steps within a stage; bands run from the lowest to the highest seed."
+    "response tokens trained on. K differs between methods, so compare levels only at equal K, and look at how each line "
+    "changes. Rolling mean of 5 steps within a stage; bands run from the lowest to the highest seed."
 )
 
 
@@ -56,7 +56,7 @@ def make_agreement(report_data: ReportData) -> Section | None:
 
 
 def read_pulls(frames: Frames) -> str:
-    """Return per label the mean pulls over all steps, and the ratio of down to up with its interval over seeds."""
+    """Return a sentence with each label's mean pulls over all steps, and down / up with its interval over seeds."""
     readings = []
     for label, runs in _means(frames.steps, ["pull_up", "pull_down"]):
         up, down = runs.mean()
@@ -68,7 +68,7 @@ def read_pulls(frames: Frames) -> str:
 
 
 def read_agreement(frames: Frames) -> str:
-    """Return per label overlap and masses over each run's last stage."""
+    """Return a sentence with each label's mean overlap and masses over each run's last stage."""
     steps = frames.steps
     last = steps[steps["stage"] == steps.groupby(IDENTITY)["stage"].transform("max")]
     readings = []
@@ -82,7 +82,7 @@ def read_agreement(frames: Frames) -> str:
 
 
 def _means(steps: pd.DataFrame, fields: list[str]) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Yield each label with its runs' means of the fields, labels without any left out."""
+    """Yield each label with its runs' means of the fields; labels without the first field are left out."""
     runs = steps.dropna(subset=fields[0]).groupby(IDENTITY, sort=False)[fields].mean()
     for label, means in runs.groupby("label", sort=False):
         yield str(label), means

@@ -11,15 +11,15 @@ from reports.report.report_data import ReportData
 MATRIX = (
     "Each cell is a task's score after a stage; read down a column to follow one task. A frame marks the stage that "
     "trained the task. Probes (right of the line) are never trained. With several seeds, small numbers are the lowest "
-    "and the highest. A cell leads to its answers."
+    "and the highest. Click a cell to read its answers."
 )
 DIAGONAL = (
     "Filled marks are scores right after the task's own stage, hollow marks right before it. Bars run from the lowest to the "
     "highest seed."
 )
 COLUMNS = (
-    "Shading marks the task's own stage. A fall to the right of it is forgetting; a fall to the left of it happened "
-    "before the task was trained. The band runs from the lowest to the highest seed."
+    "Shading marks the task's own stage. A fall to its right is forgetting; a fall to its left happened before the task was "
+    "trained. The band runs from the lowest to the highest seed."
 )
 TABLES = (
     "Score in %. Bold: the task that the stage trained. A t interval over few seeds is wide and may reach below 0 "

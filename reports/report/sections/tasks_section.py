@@ -1,4 +1,4 @@
-"""Task by task: every method's scores over the stages, one changed answer in full, and the way to all of them."""
+"""Task by task: every method's scores over the stages, one changed answer in full, and links to all answers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pandas as pd
 from harness.rundir.records.cell_records import PERPLEXITIES
 from reports.data.frames import Frames
 from reports.document.blocks import Block, Folded, Grid, Heading, Link, Section, Text
-from reports.formatting import format_interval, format_percent
+from reports.formatting import format_interval
 from reports.report.items import TaskItems
 from reports.report.report_data import ReportData
 from reports.report.teacher_scores import describe_teacher
@@ -22,7 +22,10 @@ def make_section(report_data: ReportData) -> Section:
     for number, task in enumerate(report_data.retention["task"].unique(), start=1):
         role = report_data.retention.loc[report_data.retention["task"] == task, "role"].iloc[0]
         name = f"{task}, a probe that is never trained" if role == "probe" else str(task)
-        blocks += [Heading(f"task-{number}", name), Text(_describe(report_data.frames, str(task)), "note")]
+        bold = "" if role == "probe" else "Bold: right after the stage that trains the task."
+        frames = report_data.frames
+        described = describe_metric(frames, str(task)), describe_teacher(frames, str(task)), bold
+        blocks += [Heading(f"task-{number}", name), Text(" ".join(filter(None, described)), "note")]
         blocks += [
             task_grid(report_data.retention, str(task)),
             *_changes(shown.get(str(task)), has_outcomes=task not in without),
@@ -30,12 +33,8 @@ def make_section(report_data: ReportData) -> Section:
     return Section("tasks", "Tasks", "Task by task, with the answers that changed", blocks)
 
 
-def _describe(frames: Frames, task: str) -> str:
-    return f"{describe_metric(frames, task)} {describe_teacher(frames, task)}".strip()
-
-
 def describe_metric(frames: Frames, task: str) -> str:
-    """Say what a task's score is: its metric, or of a perplexity the reciprocal, with the metric's own values at both ends."""
+    """Say what a task's score is: its metric, or the reciprocal of a perplexity, with the perplexity's values at both ends."""
     scores = frames.scores[frames.scores["task"] == task]
     names = [name for name in dict.fromkeys(scores["metric"]) if name]
     if not names:
@@ -56,15 +55,11 @@ def task_grid(retention: pd.DataFrame, task: str) -> Grid:
     cells = retention[retention["task"] == task]
     labels, stages = list(cells["label"].unique()), sorted(cells["stage"].unique())
     records = cells.to_dict("records")
-    texts = {(c["label"], c["stage"]): _cell(c) for c in records}
+    texts = {(c["label"], c["stage"]): format_interval(c["interval"]) for c in records}
     rows = [[str(label), *(texts.get((label, stage), "–") for stage in stages)] for label in labels]
     own = frozenset((labels.index(c["label"]), stages.index(c["stage"]) + 1) for c in records if c["own"])
     header = ["method", *(f"after stage {stage}" if stage else "start" for stage in stages)]
     return Grid(f"{task}: score in %", header, rows, own)
-
-
-def _cell(cell: dict) -> str:
-    return format_interval(cell["interval"], format_percent) if cell["seeds"] else "–"
 
 
 def _changes(items: TaskItems | None, *, has_outcomes: bool) -> list[Block]:
@@ -72,9 +67,13 @@ def _changes(items: TaskItems | None, *, has_outcomes: bool) -> list[Block]:
         return [Text("Its items have no right or wrong answers, so none can change between them.", "note")]
     if items is None:
         return [Text("Its answers were not stored, so none can be read.", "missing")]
+    by_profile = [("", items.pages), *((f" under profile {name}", pages) for name, pages in items.further.items())]
     links: list[Block] = [
-        Link(page.path, f"Read all answers of {page.title}{': ' + ', '.join(page.labels) if len(pages) > 1 else ''}")
-        for pages in (items.pages, *items.further.values())
+        Link(
+            page.path,
+            f"Read all answers of {items.task}{under}{': ' + ', '.join(page.labels) if len(pages) > 1 else ''}",
+        )
+        for under, pages in by_profile
         for page in pages
     ]
     if not has_outcomes:

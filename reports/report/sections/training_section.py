@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 import pandas as pd
 
-from harness.stats.intervals import Interval
 from reports.data.frames import ADVANTAGE
 from reports.data.tables import advantage_table
 from reports.document import grids, sentences
@@ -17,8 +14,8 @@ from reports.formatting import (
     format_interval,
     format_nats,
     format_percent,
-    format_points,
     format_pull,
+    format_with_bounds,
 )
 from reports.report.report_data import ReportData
 
@@ -27,10 +24,10 @@ ENTROPY = (
     "Rolling mean of 5 steps within a stage; the band runs from the lowest to the highest seed."
 )
 CALIBRATED = (
-    "Policy − greedy: score of answers sampled at temperature 1 minus that of greedy answers, each task right after its own "
-    "stage, mean over tasks. A method that is unsure without knowing better loses here. Brackets are 95 % intervals for "
-    "another seed and other items (entropy: over seeds; one seed: over items alone). Entropy is the mean over training steps, "
-    "of methods that train on their own answers."
+    "Policy − greedy: score of answers sampled at temperature 1 minus score of greedy answers, each task right after its own "
+    "stage, mean over tasks. It is low for a method that keeps a high entropy without knowing better. Brackets are 95 % "
+    "intervals for another seed and other items (entropy: over seeds; with one seed: over items alone). Entropy is the mean "
+    "over training steps, for methods that train on their own answers."
 )
 ROUTED = (
     "Share of answer tokens that took the forward KL instead of the policy gradient. Rolling mean of 5 steps within "
@@ -54,27 +51,21 @@ def make_entropy(report_data: ReportData) -> Section:
 
 
 def calibration_grid(table: pd.DataFrame) -> Grid:
-    """Return per method the mean entropy in training, and how far sampled answers fall behind greedy ones."""
+    """Return per method the mean entropy in training, and the score of sampled minus that of greedy answers."""
     rows = [
         [
             str(row["label"]),
             str(row["calibration"].seeds),
-            format_interval(row["entropy"], format_nats) if row["entropy"].seeds else "–",
-            _with_bounds(row["calibration"]),
+            format_interval(row["entropy"], format_nats),
+            format_with_bounds(row["calibration"]),
         ]
         for row in table.to_dict("records")
     ]
     return Grid("Entropy and calibration", ["method", "seeds", "entropy, nats", "policy − greedy, points"], rows)
 
 
-def _with_bounds(interval: Interval) -> str:
-    known = not math.isnan(interval.low)
-    bounds = f" [{format_points(interval.low)},\u00a0{format_points(interval.high)}]" if known else ""
-    return f"{format_points(interval.mean)}{bounds}"
-
-
 def make_routing(report_data: ReportData) -> Section | None:
-    """Return the routed share and the advantage's tails; None where no step has either."""
+    """Return the routed share and the advantage's quantiles; None where no step has either."""
     steps = report_data.frames.steps
     if steps[["routed_fkl", "advantage_q50"]].isna().all(axis=None):
         return None
@@ -103,7 +94,7 @@ def make_routing(report_data: ReportData) -> Section | None:
 
 
 def read_tails(report_data: ReportData) -> list[str]:
-    """Return a sentence on where the lowest and the highest hundredth of the advantage lie; none where no step noted both."""
+    """Return a sentence on the advantage's 1 % and 99 % quantiles; none where no step recorded both."""
     known = advantage_table(report_data.frames.steps).dropna(subset=["advantage_q01", "advantage_q99"])
     readings = [
         f"{row['label']} {format_decimal(row['advantage_q01'])} and {format_decimal(row['advantage_q99'], signed=True)} nats, "
@@ -132,7 +123,7 @@ def advantage_grid(report_data: ReportData) -> Grid:
 
 
 def make_warnings(report_data: ReportData) -> Section:
-    """Return what the guards raised in training."""
+    """Return the warnings that training raised."""
     grid = grids.warnings_grid(report_data.frames)
     listed = [grid] if 0 < len(grid.rows) <= 10 else [Folded(f"All {len(grid.rows)}", [grid])] * bool(grid.rows)
     return Section("warnings", "Warnings", grid.title, [Text(sentences.count_warnings(report_data.frames)), *listed])

@@ -199,7 +199,7 @@ def test_two_checkpoints_never_share_an_answer(
     assert same >= 29
 
 
-def test_an_error_is_told_with_its_cause_and_its_log(student_folder: Path, tmp_path: Path):
+def test_an_error_is_shown_with_its_cause_and_its_log(student_folder: Path, tmp_path: Path):
     log = tmp_path / "vllm.txt"
     with pytest.raises(RunError) as caught:
         start(student_folder, log, max_model_len=10**6)

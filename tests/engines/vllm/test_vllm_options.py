@@ -192,7 +192,7 @@ def test_a_script_without_a_main_guard_may_start_an_engine(student_folder: Path,
     ),
     evidence="the core runs in a second process and vLLM's last lines are shown",
 )
-def test_an_error_inside_the_engines_core_is_told_with_its_own_cause(student_folder: Path, tmp_path: Path):
+def test_an_error_inside_the_engines_core_is_shown_with_its_own_cause(student_folder: Path, tmp_path: Path):
     broken = shutil.copytree(student_folder, tmp_path / "broken")
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])

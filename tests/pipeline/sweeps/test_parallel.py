@@ -133,6 +133,6 @@ def test_a_method_with_a_trainer_of_its_own_is_refused(kind: str, tmp_path: Path
         resources.check()
 
 
-def test_the_number_of_processes_is_no_part_of_a_runs_identity(micro: Suite, tmp_path: Path):
+def test_the_number_of_processes_is_not_part_of_a_runs_identity(micro: Suite, tmp_path: Path):
     several = Suite.model_validate({**micro.model_dump(), "parallel": {"processes": 2}})
     assert RunSpec(several, "opd", 0, out=tmp_path).config_hash == RunSpec(micro, "opd", 0, out=tmp_path).config_hash

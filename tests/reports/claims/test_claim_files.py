@@ -92,7 +92,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: text[:40])
-def test_whatever_is_no_part_of_the_grammar_is_refused(text: str):
+def test_whatever_is_not_part_of_the_grammar_is_refused(text: str):
     if text.startswith("-" * 400):  # long, and harmless
         assert parse(text).left
         return
@@ -127,7 +127,7 @@ def test_any_text_is_an_expression_or_a_value_error(text: str):
             {"expression": "metric(aopd, intransigence) < 0"},
             r"claim learns: claims.0: there is no metric 'intransigence'; there are final",
         ),
-        ({"scope": {}}, "metric 'learned' is of one task; give scope.tasks"),
+        ({"scope": {}}, "metric 'learned' needs a task; give scope.tasks"),
         ({"unit": "percent"}, r"claim learns: claims.0.unit: found 'percent'"),
         ({"smallest_effect": -1}, r"claim learns: claims.0.smallest_effect: found -1"),
         ({"margin": 0}, r"claim learns: claims.0.margin: found 0"),

@@ -18,7 +18,7 @@ from harness.stats.two_way import two_way_interval
 from reports.claims.claim_file import claim_metrics, metrics_of_tasks, read_claims
 from reports.claims.evidence import Evidence
 from reports.claims.judge_claims import EXPLORATORY, Verdict, judge_claims
-from reports.claims.render_verdicts import explain_verdict, reported, verdicts_grid, write_verdicts
+from reports.claims.render_verdicts import explain_verdict, format_reported, verdicts_grid, write_verdicts
 from reports.data.calibration import ProfileFigure
 from reports.data.methods import find_methods
 from reports.terminal.report_commands import judge_by_setting
@@ -135,7 +135,7 @@ def test_a_claim_is_judged_under_its_profile(tmp_path: Path):
         ),
     ],
 )
-def test_what_the_runs_cannot_test_is_said_to_be_so(tmp_path: Path, change: dict[str, Any], reason: str):
+def test_what_the_runs_cannot_test_is_called_not_testable(tmp_path: Path, change: dict[str, Any], reason: str):
     write(tmp_path, "opd", [0.5, 0.5, 0.5], [0.3, 0.3, 0.3])
     write(tmp_path, "aopd", [0.8, 0.81, 0.79], [0.3, 0.31, 0.3])
     (row,) = rows_of(tmp_path, change)
@@ -201,11 +201,11 @@ def test_curves_answer_for_the_first_profile_alone(tmp_path: Path):
     assert row.reason == "learning curves are made under the profile greedy"
 
 
-def test_methods_that_start_from_other_weights_are_not_compared_by_seed(tmp_path: Path):
+def test_methods_that_start_from_different_weights_are_not_compared_by_seed(tmp_path: Path):
     write(tmp_path, "opd", [0.5, 0.5, 0.5], [0.3, 0.3, 0.3])
     write(tmp_path, "aopd", [0.8, 0.81, 0.79], [0.3, 0.31, 0.3], weights="elsewhere")
     (row,) = rows_of(tmp_path, {})
-    assert (row.verdict, row.reason) == (NOT_TESTABLE, "aopd and opd start from other weights at seed 0")
+    assert (row.verdict, row.reason) == (NOT_TESTABLE, "aopd and opd start from different weights at seed 0")
 
 
 def test_two_seeds_test_nothing(tmp_path: Path):
@@ -236,7 +236,7 @@ def test_a_scope_that_no_run_has_is_refused_with_what_they_have(tmp_path: Path, 
     assert judged(tmp_path, {"scope": {"tasks": ["tiny_long_sums"]}, "expression": "metric(aopd, final) > 0"})
 
 
-def test_starts_are_judged_apart_and_beside_each_other(tmp_path: Path):
+def test_each_start_is_judged_and_pairs_of_starts_are_compared(tmp_path: Path):
     for start, gain in (("weak", 0.3), ("strong", 0.1)):
         write(tmp_path / start, "opd", [0.5, 0.5, 0.5], [0.3] * 3, start=start)
         write(tmp_path / start, "aopd", [0.5 + gain, 0.51 + gain, 0.49 + gain], [0.3] * 3, start=start)
@@ -251,7 +251,11 @@ def test_starts_are_judged_apart_and_beside_each_other(tmp_path: Path):
     file = write_claims(tmp_path, {"reported": reports, "reported_in": "math"}, pairs)
     found = judge_claims([read_claims(file)], Evidence(find_methods([tmp_path / "weak", tmp_path / "strong"])))
     assert [(v.place.start, v.place.other) for v in found] == [("weak", ""), ("strong", ""), ("weak", "strong")]
-    assert [reported(v.entry, v.place) for v in found] == ["+8.00 points, math", "+4.50 points, math", "+3.50 points"]
+    assert [format_reported(v.entry, v.place) for v in found] == [
+        "+8.00 points, math",
+        "+4.50 points, math",
+        "+3.50 points",
+    ]
     assert found[2].effect.mean == pytest.approx(0.2)
     assert [v.primary for v in found] == [True, False, False]
 
@@ -277,7 +281,7 @@ def test_metrics_of_a_run_by_hand_and_up_to_a_stage(tmp_path: Path):
     assert value("entropy") == pytest.approx(0.85)
 
 
-def test_what_stood_in_the_way_is_said_in_table_and_files(tmp_path: Path):
+def test_the_reason_why_a_claim_is_not_testable_is_in_table_and_files(tmp_path: Path):
     write(tmp_path, "opd", [0.5, 0.5, 0.5], [0.3] * 3)
     write(tmp_path, "aopd", [0.5, 0.7, 0.6], [0.3] * 3)
     found = rows_of(tmp_path, {})

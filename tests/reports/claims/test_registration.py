@@ -1,4 +1,4 @@
-"""Registered claims: what the command writes, what runs carry, and what a report says of when claims were written."""
+"""Registered claims: what the command writes, what runs carry, and a report's sentence on when claims were written."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def start(out: Path, entry: str, seed: int, *overrides: str) -> Path:
     return spec.path
 
 
-def said(claims: Path, out: Path) -> str:
+def sentence_of(claims: Path, out: Path) -> str:
     return describe_registration(read_claims(claims), find_runs([out]))
 
 
@@ -68,8 +68,8 @@ def test_claims_registered_before_the_first_run(tmp_path: Path, claims: Path, mo
     assert claims_digest(read_claims(claims)) in capsys.readouterr().out
     for entry in ("opd", "aopd"):
         start(out, entry, 0)
-    assert said(claims, out).startswith("Registered before the first run, on 20")
-    assert said(claims, out).endswith("UTC.")
+    assert sentence_of(claims, out).startswith("Registered before the first run, on 20")
+    assert sentence_of(claims, out).endswith("UTC.")
 
 
 def test_a_comment_changes_nothing_and_a_margin_does(tmp_path: Path, claims: Path, monkeypatch: Any):
@@ -77,19 +77,19 @@ def test_a_comment_changes_nothing_and_a_margin_does(tmp_path: Path, claims: Pat
     assert call(monkeypatch, "claims", "register", claims, "--suite", "tiny", "--out", out) == 0
     start(out, "aopd", 0)
     claims.write_text(f"# why\n{claims.read_text()}", encoding="utf-8")
-    assert said(claims, out).startswith("Registered before the first run")
+    assert sentence_of(claims, out).startswith("Registered before the first run")
     write_yaml(claims, FILE | {"claims": [CLAIM | {"margin": 2}]})
-    assert said(claims, out).startswith("Changed after it was registered on 20")
+    assert sentence_of(claims, out).startswith("Changed after it was registered on 20")
 
 
 def test_claims_registered_after_a_run_and_never(tmp_path: Path, claims: Path, monkeypatch: Any, capsys: Any):
     out = tmp_path / "runs"
     start(out, "opd", 0)
-    assert said(claims, out) == "Not registered before the runs: these claims are exploratory."
+    assert sentence_of(claims, out) == "Not registered before the runs: these claims are exploratory."
     assert call(monkeypatch, "claims", "register", claims, "--suite", "tiny", "--out", out) == 0
     assert "1 of these runs started before" in capsys.readouterr().out
     start(out, "aopd", 0)
-    assert said(claims, out).endswith("after 1 run of 2 had started.")
+    assert sentence_of(claims, out).endswith("after 1 run of 2 had started.")
 
 
 def test_a_run_of_another_configuration_is_named(tmp_path: Path, claims: Path, monkeypatch: Any):
@@ -97,7 +97,7 @@ def test_a_run_of_another_configuration_is_named(tmp_path: Path, claims: Path, m
     assert call(monkeypatch, "claims", "register", claims, "--suite", "tiny", "--out", out) == 0
     start(out, "opd", 0)
     start(out, "aopd", 3, "training.optimizer.lr=1e-3")
-    assert said(claims, out).endswith("The configuration of 1 run of 2 (aopd) is not the registered one.")
+    assert sentence_of(claims, out).endswith("The configuration of 1 run of 2 (aopd) is not the registered one.")
 
 
 def test_a_studys_suites_are_all_registered(tmp_path: Path, claims: Path, monkeypatch: Any):
@@ -133,5 +133,5 @@ def test_a_real_run_carries_what_was_registered(tmp_path: Path, claims: Path, mo
     suite, out = write_yaml(tmp_path / "micro.yaml", micro_suite()), tmp_path / "runs"
     assert call(monkeypatch, "claims", "register", claims, "--suite", suite, "--out", out) == 0
     assert call(monkeypatch, "run", suite, "--adapter", "opd", "--seed", "0", "--out", out) == 0
-    assert said(claims, out).startswith("Registered before the first run")
-    assert "not the registered one" not in said(claims, out)
+    assert sentence_of(claims, out).startswith("Registered before the first run")
+    assert "not the registered one" not in sentence_of(claims, out)

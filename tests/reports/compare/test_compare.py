@@ -60,7 +60,7 @@ def two(tmp_path: Path) -> list[Path]:
 
 
 def test_rows_are_the_figures_of_the_report(two: list[Path]):
-    """Every average is the paired mean of what the report's own figures say of each run."""
+    """Every average is the paired mean of the report's own figures of each run."""
     compared = Comparison(find_methods(two))
     figures = figures_by_seed(load_frames(two).scores).pivot(
         index="seed", columns=["figure", "adapter"], values="value"

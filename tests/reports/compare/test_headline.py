@@ -1,4 +1,4 @@
-"""The sentence a report opens with: what it says of several seeds, one seed, unmatched learning, and what is missing."""
+"""The sentence a report opens with, for several seeds, one seed, unmatched learning, and missing numbers."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_one_seed_without_answers_has_no_interval(tmp_path: Path):
     )
 
 
-def test_each_method_stands_beside_the_first_that_is_no_control(tmp_path: Path):
+def test_each_method_is_compared_with_the_first_that_is_not_a_control(tmp_path: Path):
     for adapter in ("none", "sft", "opd", "aopd"):
         write(tmp_path, adapter, [0.5, 0.6], [0.2, 0.2])
     assert [sentence.split(";")[0].split(" [")[0] for sentence in opening_of(tmp_path)] == [
@@ -82,13 +82,13 @@ def test_a_method_alone_has_no_sentence(tmp_path: Path):
     assert opening_of(tmp_path) == []
 
 
-def test_only_like_is_compared_with_like(tmp_path: Path):
+def test_only_runs_of_one_suite_order_and_start_are_compared(tmp_path: Path):
     write(tmp_path / "a", "opd", [0.5], [0.2])
     write(tmp_path / "b", "aopd", [0.9], [0.2], start="strong")
     assert opening_of(tmp_path) == []
 
 
-def test_what_is_missing_is_said(tmp_path: Path):
+def test_what_is_missing_is_named(tmp_path: Path):
     write(tmp_path, "opd", [0.5], [0.2])
     write(tmp_path, "aopd", [0.9], [0.2], evaluated=4)
     assert opening_of(tmp_path) == [
@@ -130,7 +130,7 @@ def test_orders_that_end_with_other_tasks_are_compared_in_learning_alone(tmp_pat
 
 
 @pytest.mark.parametrize("seeds", [(0, 1), (5, 6)])
-def test_seeds_are_paired_or_said_not_to_be(tmp_path: Path, seeds: tuple[int, int]):
+def test_seeds_are_paired_or_a_sentence_says_that_they_are_not(tmp_path: Path, seeds: tuple[int, int]):
     for seed in (0, 1):
         write_run(tmp_path, "opd", seed, [START, [0.5, 0.2, 0.5], [0.2, 0.7, 0.5]])
     for seed in seeds:
@@ -139,7 +139,7 @@ def test_seeds_are_paired_or_said_not_to_be(tmp_path: Path, seeds: tuple[int, in
     assert (opening_of(tmp_path) == [alone]) == (seeds == (5, 6))
 
 
-def test_the_profile_is_named_and_a_reversed_sign_said(tmp_path: Path):
+def test_the_profile_and_a_reversed_sign_are_named(tmp_path: Path):
     """Greedily aopd learns 20 points more, sampled at temperature 1 it learns 10 points less; the ends have one sign."""
     for adapter, greedy, policy in (("opd", 0.5, 0.6), ("aopd", 0.9, 0.4)):
         for seed in range(3):

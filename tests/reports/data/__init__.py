@@ -1,1 +1,1 @@
-"""Tests of what reports read of run directories."""
+"""Tests of what reports read from run directories."""

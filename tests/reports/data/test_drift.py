@@ -1,4 +1,4 @@
-"""Frames of what runs measured of themselves: equal to the files, and nan for runs of versions that measured nothing."""
+"""Frames of drift and noise: equal to the files, and nan for runs of versions that did not measure them."""
 
 from __future__ import annotations
 

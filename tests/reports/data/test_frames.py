@@ -140,7 +140,7 @@ def change_keys(run: Path, **fields) -> None:
         vouch(file)
 
 
-def test_a_refusal_names_the_fields_that_differ_and_the_command_that_mends_it(tmp_path: Path):
+def test_a_refusal_names_the_fields_that_differ_and_the_command_that_fixes_it(tmp_path: Path):
     one, other = write_run(tmp_path, "opd"), write_run(tmp_path, "aopd")
     settings = {"max_gen_toks": 24, "until": ["x"]}
     change_keys(one, settings=settings, versions={"torch": "2.13.0"}, grading="g1")
@@ -168,7 +168,7 @@ def change_manifest(run: Path, **changes) -> None:
     vouch(run / "manifest.json")
 
 
-def test_runs_that_are_configured_to_evaluate_otherwise_are_told_of_their_checkpoints(tmp_path: Path):
+def test_a_refusal_names_the_checkpoints_of_runs_that_are_configured_to_evaluate_differently(tmp_path: Path):
     one, other = write_run(tmp_path, "opd"), write_run(tmp_path, "aopd", evaluated=3)
     for run, budget in ((one, 24), (other, 9)):
         change_keys(run, settings={"max_gen_toks": budget})
@@ -195,7 +195,7 @@ def refusal_at(folder: Path, **changes) -> str:
     return str(error.value)
 
 
-def test_what_a_refusal_says_to_do_can_be_pasted_where_a_folder_has_a_space(tmp_path: Path):
+def test_the_command_that_a_refusal_names_can_be_pasted_where_a_folder_has_a_space(tmp_path: Path):
     folder = tmp_path / "my runs"
     refusal = refusal_at(folder, command="harness run 'my suite.yaml' --seed 0")
     assert f"remove '{folder}/tiny/opd/default/seed0'/stage_*/eval " in refusal
@@ -210,7 +210,7 @@ def test_what_a_refusal_says_to_do_can_be_pasted_where_a_folder_has_a_space(tmp_
         load_frames([one, other], "sdft")
 
 
-def test_a_command_that_no_shell_could_read_is_no_reason_to_fail(tmp_path: Path):
+def test_a_command_that_no_shell_can_read_does_not_fail_a_report(tmp_path: Path):
     refusal = refusal_at(tmp_path, command="harness run o'brien.yaml")
     assert refusal.endswith(f"harness run tiny --adapter aopd --seed 0 --order default --out {tmp_path}")
 
@@ -238,7 +238,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 
 @pytest.mark.slow
-def test_what_a_refusal_says_to_do_mends_it(damaged: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_command_that_a_refusal_names_fixes_it(damaged: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(RunError) as error:
         _ = load_frames([damaged / "micro"]).scores
     removed, commands = str(error.value).split("remove ")[1].split(" and evaluate them again with the same settings: ")

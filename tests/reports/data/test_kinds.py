@@ -10,7 +10,7 @@ import pytest
 from reports.compare.comparison import Comparison
 from reports.compare.headline import headline
 from reports.data.frames import load_frames
-from reports.data.matched_pairs import matched
+from reports.data.matched_pairs import matched_table
 from reports.data.methods import ENTROPY, find_methods
 from reports.figures import style
 from tests.support.reports.run_factory import write_run
@@ -59,7 +59,7 @@ def test_order_reference_and_colours_follow_the_kinds_whatever_the_entries_are_c
     entry_of = dict(zip(KINDS, names, strict=True))
     shown = list(dict.fromkeys(run.adapter for run in frames.runs))
     assert shown[:3] == [entry_of["sft"], entry_of["opd"], entry_of["aopd"]]
-    assert set(matched(frames)["against"]) == {entry_of["opd"]}
+    assert set(matched_table(frames)["against"]) == {entry_of["opd"]}
     assert all(f"than {entry_of['sft']}" in sentence for sentence in headline(frames))
     with style.shared(frames.labelled):
         colours = style.colours(names)

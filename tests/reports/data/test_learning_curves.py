@@ -101,7 +101,7 @@ def test_curves_on_different_items_are_not_compared(runs: Path):
     assert table.set_index("stage").loc[1, "obstacle"] == OTHER_ITEMS
 
 
-def test_seeds_that_start_from_other_weights_are_not_paired(tmp_path: Path):
+def test_seeds_that_start_from_different_weights_are_not_paired(tmp_path: Path):
     for adapter, weights in (("opd", "one"), ("aopd", "other")):
         for seed in range(3):
             write_curves(write_run(tmp_path, adapter, seed, weights=weights), 1, {STAGES[0]: FAST, PROBES[0]: FAST})

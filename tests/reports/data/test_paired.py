@@ -1,4 +1,4 @@
-"""Paired differences, worked by hand: seeds and items apart, what may be paired, and what is refused with its remedy."""
+"""Paired differences, worked by hand: both kinds of intervals, what may be paired, and what is refused with its remedy."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def runs(tmp_path: Path, *scores: tuple[float, float], **options: Any) -> list[S
     return found
 
 
-def afresh(found: SeedPair) -> SeedPair:
+def read_again(found: SeedPair) -> SeedPair:
     """Return a pair that reads its cells again."""
     base, other = (evaluations(side.evaluations.run.path) for side in (found.base, found.other))
     return pair(base, other, *found.base.terms, seed=found.seed)
@@ -195,12 +195,12 @@ def test_no_shared_item_leaves_nothing_to_pair(tmp_path: Path):
         compare_pairs([found], shared_items=True)
 
 
-def test_items_of_one_id_with_another_target_are_no_pair(tmp_path: Path):
+def test_items_with_one_id_and_different_targets_are_not_paired(tmp_path: Path):
     found = other_items(tmp_path)
     file = found.base.evaluations.run.path / f"stage_1_{TASK}" / "eval" / TASK / "samples.parquet"
     pd.read_parquet(file).assign(target="3").to_parquet(file)
     vouch(file.with_name("results.json"))
-    with pytest.raises(RunError, match=r"4 of the 4 items .* have another prompt or target"):
+    with pytest.raises(RunError, match=r"4 of the 4 items .* share differ in their prompt or target"):
         compare_pairs([found], shared_items=True)
 
 
@@ -209,7 +209,7 @@ def test_the_noise_floor_is_of_equal_weights_under_other_engine_seeds(tmp_path: 
     assert math.isnan(noise_of_pairs([found]))
     for side, seed in ((found.base, 1), (found.other, 2)):
         change_cell(side.evaluations.run.path, f"stage_1_{TASK}", lambda results, seed=seed: results.update(seed=seed))
-    assert noise_of_pairs([afresh(found)]) == pytest.approx(np.std([0.4, 0.6], ddof=1))
+    assert noise_of_pairs([read_again(found)]) == pytest.approx(np.std([0.4, 0.6], ddof=1))
 
 
 def test_the_noise_floor_counts_the_starts_own_repeats(tmp_path: Path):
@@ -223,7 +223,7 @@ def test_the_noise_floor_counts_the_starts_own_repeats(tmp_path: Path):
         vouch(folder / "results.json")
     assert noise_of_pairs([found]) == pytest.approx(np.std([0.7, 0.6], ddof=1))
     change_cell(found.base.evaluations.run.path, "stage_0", lambda results: results.update(seed=100))
-    assert noise_of_pairs([afresh(found)]) == pytest.approx(np.std([0.5, 0.7, 0.6], ddof=1))
+    assert noise_of_pairs([read_again(found)]) == pytest.approx(np.std([0.5, 0.7, 0.6], ddof=1))
 
 
 def test_seeds_that_hold_other_items_are_refused_unless_asked_for(tmp_path: Path):
@@ -239,7 +239,7 @@ def test_seeds_that_hold_other_items_are_refused_unless_asked_for(tmp_path: Path
         change_cell(side.evaluations.run.path, f"stage_1_{TASK}", keyed({**FIELDS, "prompts": "b"}, "b"))
     for side in (pairs[0].base, pairs[0].other):
         change_cell(side.evaluations.run.path, f"stage_1_{TASK}", keyed(FIELDS, "a"))
-    fresh = [afresh(each) for each in pairs]
+    fresh = [read_again(each) for each in pairs]
     with pytest.raises(RunError, match=r"opd seed 0 .* and opd seed 1 .*prompts \(p and b\).*--shared-items"):
         compare_pairs(fresh)
     assert compare_pairs(fresh, shared_items=True).item_count == 5

@@ -1,4 +1,4 @@
-"""What is compared with what: settings that differ besides the method are named, and other start weights unpair the seeds."""
+"""Settings that differ besides the method are named, and seeds with different start weights are not paired."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def pair(tmp_path: Path, **changes: Any) -> tuple[Method, Method]:
     return opd, aopd
 
 
-def test_the_method_itself_and_what_a_session_may_set_are_no_difference(tmp_path: Path):
+def test_the_method_itself_and_what_a_session_may_set_are_not_differences(tmp_path: Path):
     own = {"adapter": "aopd", "options": {"threshold": 0.2}, "training": {}}
     training = {**TRAINING, "micro_batch": 4}
     stages = [{"task": "tiny_arithmetic", "training": training}, {"task": "tiny_weather"}]
@@ -84,10 +84,10 @@ def groups(tmp_path: Path, weights: str = "") -> tuple[Method, Method]:
     return opd, aopd
 
 
-NOTE = "opd and aopd start from other weights at equal seeds: items are paired, seeds are not."
+NOTE = "opd and aopd start from different weights at equal seeds: items are paired, seeds are not."
 
 
-def test_seeds_that_start_from_other_weights_are_not_paired(tmp_path: Path):
+def test_seeds_that_start_from_different_weights_are_not_paired(tmp_path: Path):
     compared = Comparison(groups(tmp_path / "other", "elsewhere"))
     learned = next(row.difference for row in compared.rows if row.title == "learned: tiny_arithmetic")
     assert NOTE in compared.notes()

@@ -90,7 +90,7 @@ def test_smoothing_stays_within_a_stage(frames: Frames):
 
 def test_without_any_entropy_the_figure_is_refused(tmp_path: Path):
     write_run(tmp_path, "none")
-    with pytest.raises(RunError, match="No training step has an entropy yet"):
+    with pytest.raises(RunError, match="No training step has recorded"):
         draw_training.draw_entropy(load_frames([tmp_path]).steps)
 
 

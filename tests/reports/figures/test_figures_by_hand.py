@@ -1,4 +1,4 @@
-"""What figures draw is what plain pandas makes of the run directories."""
+"""The figures show the numbers that plain pandas computes from the run directories."""
 
 from __future__ import annotations
 

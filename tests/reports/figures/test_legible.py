@@ -1,4 +1,4 @@
-"""Texts stay inside figures, ink stays legible, and a configuration stands on the page once."""
+"""Texts stay inside figures, ink stays legible, and a configuration is shown once on the page."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_longest_bar_ends_short_of_the_frame(report_data: ReportData):
     assert max(ends) < high
 
 
-def test_the_tails_of_the_advantage_are_told_in_numbers(report_data: ReportData, tmp_path: Path):
+def test_the_tails_of_the_advantage_are_stated_in_numbers(report_data: ReportData, tmp_path: Path):
     (sentence,) = read_tails(report_data)
     assert "opd −9.00 and +0.60 nats, a ratio of 15.00; aopd −9.00 and +0.60 nats" in sentence
     write_run(tmp_path, "opd")  # a step log without the outer quantiles
@@ -75,8 +75,8 @@ def test_a_configuration_that_differs_by_adapter_and_seed_alone_is_shown_once(tm
     for adapter, seed in (("opd", 0), ("opd", 1), ("aopd", 0)):
         _configure(write_run(tmp_path, adapter, seed), {"adapter": {"adapter": adapter}, "seed": seed, "steps": 5})
     found = configurations(load_frames([tmp_path]))
-    assert list(found) == ["Configuration of the suite, adapter and seed aside", "Adapter opd", "Adapter aopd"]
-    assert json.loads(found["Configuration of the suite, adapter and seed aside"]) == {"steps": 5}
+    assert list(found) == ["Configuration of the suite, without adapter and seed", "Adapter opd", "Adapter aopd"]
+    assert json.loads(found["Configuration of the suite, without adapter and seed"]) == {"steps": 5}
     assert json.loads(found["Adapter aopd"])["entry"] == {"adapter": "aopd"}
     _configure(write_run(tmp_path, "aopd", 1), {"adapter": {"adapter": "aopd"}, "seed": 1, "steps": 6})
     found = configurations(load_frames([tmp_path]))

@@ -71,7 +71,7 @@ def test_an_adapter_has_its_colour_in_every_figure(report: tuple[Frames, dict[st
 
 
 def named_colours(figure: Figure, labels: set[str]) -> Iterator[tuple[str, str]]:
-    """Yield a label with each colour that stands for it: in legends, as a name's own, and in panels that bear its name."""
+    """Yield a label with each of its colours: in legends, of its written name, and in panels with its name as title."""
     for legend in figure.legends:
         for text, line in zip(legend.get_texts(), legend.get_lines(), strict=False):
             if (label := text.get_text().partition(" (K")[0]) in labels:

@@ -57,7 +57,7 @@ def test_agreement_is_in_percent_and_names_each_method_s_k(frames: Frames):
     assert masses["opd (K = 1)", "--"] == pytest.approx(95)
 
 
-def test_the_numbers_are_told_per_method_and_methods_without_any_left_out(frames: Frames):
+def test_the_numbers_are_stated_per_method_and_methods_without_any_are_left_out(frames: Frames):
     reading = read_pulls(frames)
     assert reading.startswith(
         "Mean over all steps: opd 0.0200 up and 0.0100 down, ratio 0.5000; aopd 0.0200 up and 0.0400 down"
@@ -83,5 +83,5 @@ def test_step_logs_without_pulls_are_refused(tmp_path: Path):
     write_run(tmp_path, "opd")
     steps = load_frames([tmp_path]).steps
     for draw in (draw_pulls, draw_agreement):
-        with pytest.raises(RunError, match="No training step has noted"):
+        with pytest.raises(RunError, match="No training step has recorded"):
             draw(steps)

@@ -32,7 +32,7 @@ def headline_numbers(runs: Runs) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def bounded(found: Found, name: str) -> Found:
-    """Return a difference whose interval stays within what a difference of scores, or of changes of scores, can be."""
+    """Return a difference with its interval cut to the possible range of a difference of scores, or of changes."""
     value, low, high, seeds = found
     most = 2.0 if name == FORGOT else 1.0
     return value, max(low, -most), min(high, most), seeds

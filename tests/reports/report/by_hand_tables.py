@@ -176,7 +176,7 @@ def shares(runs: Runs, label: str, task: str, before: int, after: int) -> pd.Ser
 
 
 def lost_since_own_stage(runs: Runs, _: Match[str]) -> Grid:
-    """What forgetting is made of: items lost since a task's own stage, by what their answers became."""
+    """Forgetting by outcome: items lost since a task's own stage, by the outcome of their last answers."""
     rows = []
     for label in runs.labels:
         m = runs.of(label)[0]

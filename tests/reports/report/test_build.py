@@ -149,7 +149,7 @@ def test_warnings_are_listed_with_their_step_and_in_words(report: Path, name: st
 
 
 @pytest.mark.parametrize("name", ["report.html", "report.md"])
-def test_pulls_and_agreement_are_told_in_numbers(report: Path, name: str):
+def test_pulls_and_agreement_are_stated_in_numbers(report: Path, name: str):
     text = unescape((report / name).read_text(encoding="utf-8")).replace("\u00a0", " ")
     # aopd's runs pull down by 0.04 and 0.01, up by 0.02: ratios 2 and 0.5
     assert "opd 0.0200 up and 0.0100 down, ratio 0.5000 [0.5000, 0.5000]; aopd 0.0200 up and 0.0250 down" in text
@@ -263,11 +263,11 @@ def test_small_runs_render(tmp_path: Path, shape: str):
     else:
         write_run(tmp_path, "none", evaluated=0 if shape == "nothing evaluated" else None)
     page = build.build_report([tmp_path], tmp_path / "report").read_text(encoding="utf-8")
-    assert ("No training step has an entropy yet" in page) == (shape != "one stage")
+    assert ("No training step has recorded" in page) == (shape != "one stage")
 
 
 @pytest.mark.usefixtures("blank_figures")
-def test_joint_runs_and_stages_over_several_tasks_render_beside_the_others(tmp_path: Path):
+def test_joint_runs_and_stages_over_several_tasks_render_with_the_others(tmp_path: Path):
     write_run(tmp_path)
     write_run(tmp_path, scores=[[0.5, 0.1, 0.6], [0.9, 1.0, 0.5]], order="joint", joint=True)
     text = (build.build_report([tmp_path], tmp_path / "out").parent / "report.md").read_text()

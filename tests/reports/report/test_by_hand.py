@@ -1,4 +1,4 @@
-"""Every number of a report's page is what plain pandas makes of the run directories."""
+"""Every number of a report's page is the one that plain pandas computes from the run directories."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A study's verdicts: what they are taken from, at which learning, after how many comparisons, and when there is none."""
+"""A study's verdicts: which runs they use, at which learning, after how many comparisons, and when there is none."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from harness.stats.claim_verdicts import CONTRADICTED, NOT_RESOLVED, NOT_TESTABL
 from harness.stats.intervals import t_interval
 from harness.stats.significance import holm, p_value
 from reports.claims.judge_claims import EXPLORATORY
-from reports.claims.render_verdicts import claimed, count_verdicts, reported, verdicts_grid
+from reports.claims.render_verdicts import (
+    count_exploratory,
+    describe_claim,
+    format_reported,
+    list_verdicts,
+    verdicts_grid,
+)
 from reports.document.blocks import Grid
 from reports.study.factors import describe_factor
 from reports.study.matched_settings import FORGETTING, RETENTION, describe_matching, pair_settings, pairs_grid
@@ -78,12 +84,13 @@ def test_a_clear_gain_is_supported_and_the_rest_says_what_could_not_be_tested(tm
 
 def test_the_page_opens_with_the_primary_claims_in_their_order(tmp_path: Path):
     learned = {"opd": [0.5, 0.5, 0.5], "aopd": [0.8, 0.79, 0.81]}
-    reading = count_verdicts(judge_study(made(tmp_path, learned, learned)))
-    assert reading.startswith(
-        "Primary claims in the order of testing: (1) AOPD learns more than OPD, weak start: supported, +30.0 ["
+    found = judge_study(made(tmp_path, learned, learned))
+    first, second, _ = list_verdicts(found)
+    assert first.startswith("Primary claim 1: AOPD learns more than OPD, weak start: supported, +30.0 [")
+    assert second.startswith(
+        "Primary claim 2: AOPD ends higher than OPD, weak start, best learning rate: not testable:"
     )
-    assert "; (2) AOPD ends higher than OPD, weak start, best learning rate: not testable: aopd ran at" in reading
-    assert reading.endswith("8 rows are exploratory.")
+    assert count_exploratory(found) == "3 primary claims tested in order; 8 rows are exploratory."
 
 
 def test_a_clear_loss_contradicts(tmp_path: Path):
@@ -125,11 +132,11 @@ def test_the_paper_s_gain_is_looked_for_in_the_first_task_alone(tmp_path: Path):
     plan = study(tmp_path, {"method": METHODS})
     fill(plan, lambda s: first_only(s, 0.5, 0.5 + 0.3 * (s.entry == "aopd") + 0.01 * s.seed, 0.3), jitter)
     results = collect(plan)
-    rows = {claimed(verdict): verdict for verdict in judge_study(results)}
+    rows = {describe_claim(verdict): verdict for verdict in judge_study(results)}
     first = rows["AOPD learns tiny_arithmetic better than OPD, weak start"]
-    assert (first.effect.mean, reported(first.entry, first.place)) == (0, "+8.34 points, math")
+    assert (first.effect.mean, format_reported(first.entry, first.place)) == (0, "+8.34 points, math")
     every = rows["AOPD learns more than OPD, weak start"]
-    assert (every.effect.mean, reported(every.entry, every.place)) == (pytest.approx(0.225), "better")
+    assert (every.effect.mean, format_reported(every.entry, every.place)) == (pytest.approx(0.225), "better")
 
 
 def test_retention_is_matched_in_the_first_task_and_forgetting_in_all(tmp_path: Path):
@@ -165,7 +172,7 @@ def rated(folder: Path, level: Callable[[RunSpec, float], float], **changes: Any
     return collect(plan)
 
 
-def test_each_aopd_setting_stands_beside_the_opd_setting_closest_in_learning(tmp_path: Path):
+def test_each_aopd_setting_is_paired_with_the_opd_setting_closest_in_learning(tmp_path: Path):
     levels = {"opd": {1e-4: 0.4, 2e-4: 0.6, 4e-4: 0.7}, "aopd": {1e-4: 0.58, 2e-4: 0.72, 4e-4: 0.9}}
     results = rated(
         tmp_path, lambda s, lr: levels[s.entry][lr] + 0.01 * (s.seed - 1) * (s.entry == "aopd"), seeds=[0, 1, 2]
@@ -191,14 +198,14 @@ def test_pairs_have_equal_seeds(tmp_path: Path):
     assert pair_settings(collect(plan), RETENTION, AGAINST) == []
 
 
-def test_claims_are_made_for_the_starts_that_the_study_has(tmp_path: Path):
+def test_claims_are_judged_for_the_starts_that_the_study_has(tmp_path: Path):
     overrides = "student.warmup.strengths.middling={steps: 600}"
     starts = {"title": "Start", "key": "student.strength", "values": ["weak", "middling"]}
     plan = study(tmp_path, {"start": starts}, overrides=[overrides])
     gain = {"weak": 0.2, "middling": 0.1}
     gains = {spec.path: gain[getattr(spec.suite.student, "strength", "")] for spec in plan.specs}
     fill(plan, lambda s: constant(s, 0.5 + gains[s.path] * (s.entry == "aopd"), 0.3), jitter)
-    found = {claimed(each): reported(each.entry, each.place) for each in judge_study(collect(plan))}
+    found = {describe_claim(each): format_reported(each.entry, each.place) for each in judge_study(collect(plan))}
     assert found["AOPD learns tiny_arithmetic better than OPD, middling start"] == "–"
     assert found["AOPD's gain in tiny_arithmetic is larger from the weak start than from the middling one"] == "–"
     assert not [claim for claim in found if "strong" in claim]
@@ -207,7 +214,7 @@ def test_claims_are_made_for_the_starts_that_the_study_has(tmp_path: Path):
 def test_a_factor_s_sentence_counts_its_comparisons_and_says_what_could_have_shown(tmp_path: Path):
     results = rated(tmp_path, lambda s, lr: {1e-4: 0.3, 2e-4: 0.6, 4e-4: 0.6}[lr] + 0.01 * s.seed * (lr != 2e-4))
     sentence = describe_factor(results, "rate")
-    assert "8 comparisons, about 0.4 expected by chance to leave zero out, 4 do" in sentence
+    assert "8 comparisons, about 0.4 expected by chance to exclude zero, 4 do" in sentence
     half = t_interval(pd.Series([0.0, 0.01, 0.02]))
     assert f"learning {50 * (half.high - half.low):.1f} points" in sentence
     assert results.mean(Config("tiny", "opd"), "learning_accuracy").mean == pytest.approx(0.6)

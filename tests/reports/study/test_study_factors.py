@@ -1,4 +1,4 @@
-"""What a study's results hold for which methods and rates, and what a factor's values did."""
+"""A study's results by method and learning rate, and the effects of a factor's values."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_method_trained_on_references_has_no_entropy_of_its_own_answers(tmp_pa
     assert "No entropy or truncation is given for sft" in page
 
 
-def test_a_method_with_one_learning_rate_is_not_said_to_learn_most_there(tmp_path: Path):
+def test_a_method_with_one_learning_rate_is_not_called_best_at_it(tmp_path: Path):
     reading = frontier_blocks(made(tmp_path))[-1]
     assert isinstance(reading, Text)
     assert "sft (one lr, 0.0002) learned 100.0" in reading.text
@@ -84,14 +84,14 @@ def thresholds(folder: Path, learned: float) -> Results:
     return collect(plan)
 
 
-def test_thresholds_are_told_as_paired_differences(tmp_path: Path):
+def test_thresholds_are_stated_as_paired_differences(tmp_path: Path):
     reading = describe_extremes(thresholds(tmp_path, 0.7), "threshold", "aopd")
     assert "learning is highest at −1, 70.0" in reading
     assert "(paired, in points: +20.0" in reading
     assert "against aopd at the suite's own setting, +30.0" in reading
 
 
-def test_a_figure_that_no_threshold_has_is_not_told(tmp_path: Path):
+def test_a_figure_that_no_threshold_has_is_not_stated(tmp_path: Path):
     factor = {"title": "T", "key": "adapters.aopd.options.threshold", "values": [0.0, 0.2, 0.5], "entries": ["aopd"]}
     plan = study(tmp_path, {"threshold": {**factor, "orders": ["joint"]}}, seeds=[0, 1])
     fill(plan, lambda spec: constant(spec, 0.5, 0.5))

@@ -1,4 +1,4 @@
-"""The page of a family of methods: each against its reference, claims only where seeds and learning allow, and no noise."""
+"""The page of a family of methods: each against its reference, and statements only where seeds and learning allow them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness.config.run_spec import RunSpec
-from harness.pipeline.sweeps.study_runs import Plan
+from harness.pipeline.sweeps.study_runs import Plan, plan_study
 from reports.document.blocks import Picture
 from reports.study.build_study import build_study
 from reports.study.contrasts import contrasts_grid, describe_by_start, describe_contrasts, find_contrasts
@@ -17,7 +17,7 @@ from reports.study.study_frontier import describe_family, frontier_blocks, front
 from reports.study.study_results import Results, collect
 from reports.study.study_sections import pulls_grid, study_warnings_grid
 from tests.support.reports.drawn_figures import blank_figures
-from tests.support.reports.run_factory import TAUGHT
+from tests.support.reports.run_factory import TAUGHT, write_finished
 from tests.support.reports.study_factory import constant, fill, study
 
 FACTORS: dict[str, Any] = {
@@ -63,7 +63,7 @@ def text(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> str:
         return build_study(plan, tmp_path_factory.mktemp("page") / "family.md").read_text(encoding="utf-8")
 
 
-def test_each_entry_stands_beside_its_own_reference(results: Results):
+def test_each_entry_is_compared_with_its_own_reference(results: Results):
     grid = contrasts_grid(find_contrasts(results, results.plan.study.factors["protection"]))
     rows = {row[0]: dict(zip(grid.header, row, strict=True)) for row in grid.rows}
     assert {entry: row["minus"] for entry, row in rows.items()} == {
@@ -79,7 +79,7 @@ def test_each_entry_stands_beside_its_own_reference(results: Results):
     assert (0, grid.header.index("learning, points")) not in grid.strong
 
 
-def test_less_forgetting_is_told_only_at_matched_learning(results: Results):
+def test_less_forgetting_is_stated_only_at_matched_learning(results: Results):
     reading = describe_contrasts(find_contrasts(results, results.plan.study.factors["protection"]))
     assert "opd_replay forgot less than opd at matched learning (−24.0" in reading
     assert "opd_ewc learned less than opd (−19.0" in reading
@@ -87,12 +87,12 @@ def test_less_forgetting_is_told_only_at_matched_learning(results: Results):
     assert reading.endswith("forgetting differs too for opd_ewc, but learning is not shown to match there.")
 
 
-def test_fewer_than_three_seeds_are_compared_with_nothing(results: Results):
+def test_methods_with_fewer_than_three_seeds_are_not_compared(results: Results):
     """Of the family, aopd and opd have three seeds under the other factor, and still one here."""
     assert find_contrasts(results, results.plan.study.factors["family"]) == []
 
 
-def test_the_page_speaks_of_nothing_that_the_study_lacks(text: str):
+def test_the_page_names_nothing_that_the_study_lacks(text: str):
     plain = text.replace("\\", "")
     assert "Not drawn" not in text
     assert "claim" not in text.partition("## Learning against forgetting")[0]
@@ -120,7 +120,7 @@ def test_many_methods_are_named_next_to_their_marks(results: Results):
 def test_the_reading_names_the_best_and_what_one_seed_is_worth(results: Results):
     """At the seeds that both have, seven methods learn at least as much as opd."""
     assert describe_family(results) == (
-        "Learned most: sft, 95.0 %. Of the 7 that learned at least as much as opd at the seeds that both have, opd_replay "
+        "Learned most: sft, 95.0 %. Of the 7 that learned at least as much as opd over the seeds that both have, opd_replay "
         "forgot least: −24.0 [−26.5,\u00a0−21.5] points against opd. 5 methods of 10 ran with one seed, which establishes no "
         "difference."
     )
@@ -154,3 +154,13 @@ def test_settings_are_named_where_a_study_varies_them(tmp_path: Path):
         ["opd", "own"],
         ["aopd", "own"],
     ]
+
+
+def test_nothing_is_compared_with_an_unfinished_reference(tmp_path: Path):
+    made = study(tmp_path, FACTORS, claims=[])
+    for spec in made.specs:
+        if spec.entry != "opd":
+            write_finished(spec, scores(spec))
+    reading = describe_family(collect(plan_study(str(tmp_path / "trial.yaml"), (), tmp_path / "runs")))
+    assert reading.startswith("Learned most: sft")
+    assert "forgot least" not in reading

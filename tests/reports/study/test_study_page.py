@@ -237,7 +237,7 @@ def test_what_is_compared_comes_from_the_study_whatever_its_entries_are_called(t
         logged=lambda _: TAUGHT,
     )
     text = build_study(plan, tmp_path / "page.md").read_text(encoding="utf-8").replace("\\", "")
-    assert "in the order of testing: (1) mine learns all tasks better than theirs, weak start: supported, +" in text
+    assert "Primary claim 1: mine learns all tasks better than theirs, weak start: supported, +" in text
     assert "3 of 3 settings of mine matched in learning accuracy" in text, text[:9000]
     assert "Entropy over the last stage, mine minus theirs:" in text
     assert "theirs (lr 0.0001, the lowest tried, where it learned most of 3) learned 60.0" in text
@@ -298,7 +298,7 @@ def test_a_study_of_the_control_alone_still_has_a_page(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("blank_figures")
-def test_runs_that_differ_in_commit_or_were_made_with_changes_are_said_to(tmp_path: Path):
+def test_runs_with_different_commits_or_local_changes_are_reported(tmp_path: Path):
     plan = study(tmp_path, {"method": {"title": "Method"}}, seeds=[0])
     fill(plan, lambda spec: constant(spec, 0.6, 0.3))
     file = plan.specs[0].path / "manifest.json"

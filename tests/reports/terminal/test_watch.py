@@ -1,4 +1,4 @@
-"""The live view of runs: where a run stands is read from its files, while another process writes them."""
+"""The live view of runs: a run's state is read from its files while another process writes them."""
 
 from __future__ import annotations
 

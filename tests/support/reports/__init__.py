@@ -1,1 +1,1 @@
-"""Run directories, studies and records that tests write, and what is read of pages and figures."""
+"""Run directories, studies and records that tests write, and readers of pages and figures."""

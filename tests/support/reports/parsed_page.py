@@ -1,4 +1,4 @@
-"""A report's page taken apart with the standard library's parser: its tables, its sentences, its links and descriptions."""
+"""A report's page parsed by the standard library: its tables, sentences and descriptions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TEXTS = {"p", "li", "caption", "figcaption", "summary", *HEADINGS, *CELLS}
 
 @dataclass
 class Table:
-    """A table's caption, header and rows of texts, under which h2 and h3 it stands."""
+    """A table's caption, header and rows of texts, with the h2 and h3 above it."""
 
     section: str
     heading: str
@@ -48,12 +48,12 @@ class ParsedPage(HTMLParser):
             self._open.append((tag, named.get("class") or tag, []))
 
     def handle_data(self, data: str) -> None:
-        """Keep what stands inside a text."""
+        """Collect the characters of a text."""
         if self._open:
             self._open[-1][2].append(data)
 
     def handle_endtag(self, tag: str) -> None:
-        """Put a finished text where it belongs."""
+        """Store a finished text as heading, caption, cell or sentence."""
         if not self._open or self._open[-1][0] != tag:
             return
         _, kind, parts = self._open.pop()

@@ -1,4 +1,4 @@
-"""Records of a run directory with all that a test does not care about filled in."""
+"""Records of a run directory with defaults for everything that a test does not set."""
 
 from __future__ import annotations
 

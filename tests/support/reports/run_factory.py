@@ -72,8 +72,8 @@ def write_run(
     `evaluated` stops the run after that many evaluations, counted over stages and tasks: an unfinished run. `joint` makes
     one stage of all `stages`. `further` are the scores under profiles after the first, `greedy`. `weights` is the digest of
     the start's weights, `curves` returns the points of a stage's learning curve, `config` adds to the suite's configuration.
-    `kind` is the entry's adapter. `logged` is added to every line of the step log; without it
-    the log is one of an early version.
+    `kind` is the entry's adapter. `logged` is added to every line of the step log; without it the log is that of an early
+    version.
     """
     run = root / suite / adapter / order / f"seed{seed}"
     session = {

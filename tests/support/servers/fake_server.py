@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import threading
 from collections.abc import Generator, Sequence
@@ -9,11 +11,15 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import numpy as np
 import torch
 
 
 class FakeServer:
-    """Answers `/v1/models`, `/tokenize` and `/v1/completions` for one model, as vLLM 0.31 does."""
+    """Answers `/v1/models`, `/tokenize` and `/v1/completions` for one model, as vLLM 0.31 does.
+
+    With `scores_exact_ids` also `/inference/v1/generate`, which vLLM has with `--enable-scale-out`.
+    """
 
     def __init__(
         self, model: Any, tokenizer: Any, name: str = "teacher", max_logprobs: int = 20, context: int = 128
@@ -21,6 +27,7 @@ class FakeServer:
         self.model, self.tokenizer, self.name = model, tokenizer, name
         self.max_logprobs, self.context = max_logprobs, context
         self.temperature, self.shift = 1.0, 0
+        self.scores_exact_ids = False
         self.requests = 0
         self._turn = threading.Lock()
 
@@ -32,6 +39,8 @@ class FakeServer:
             return 200, {}
         if path == "/tokenize":
             return 200, {"tokens": list(self.tokenizer.encode(body["prompt"], add_special_tokens=False))}
+        if path == "/inference/v1/generate" and self.scores_exact_ids:
+            return self._exact(body)
         if path != "/v1/completions":
             return 404, {"error": {"message": "Not Found"}}
         self.requests += 1
@@ -44,6 +53,23 @@ class FakeServer:
             return 400, {"error": {"message": f"This model's maximum context length is {self.context} tokens."}}
         with self._turn:
             return 200, {"choices": [self._choice(number, ids, body) for number, ids in enumerate(body["prompt"])]}
+
+    @torch.no_grad()
+    def _exact(self, body: dict[str, Any]) -> tuple[int, Any]:
+        """Return the log-probabilities of one set of ids at all positions from a first one on, as a file of numpy."""
+        ids, asked = body["token_ids"], body["sampling_params"]
+        named, start = asked["prompt_logprob_token_ids"], asked["prompt_logprob_start"]
+        self.requests += 1
+        if len(named) > self.max_logprobs or len(set(named)) != len(named):
+            message = f"Requested prompt_logprob_token_ids of length {len(named)}, which is greater than max allowed"
+            return 400, {"error": {"message": message}}
+        with self._turn:
+            logits = self.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float()
+        logprobs = (logits / self.temperature).log_softmax(-1).roll(self.shift, 0)[start : len(ids) - 1, named]
+        file = io.BytesIO()
+        np.save(file, logprobs.numpy())
+        text = base64.b64encode(file.getvalue()).decode()
+        return 200, {"prompt_token_ids": list(ids), "prompt_token_id_logprobs": text, "choices": []}
 
     @torch.no_grad()
     def _choice(self, index: int, ids: Sequence[int], body: dict[str, Any]) -> dict[str, Any]:

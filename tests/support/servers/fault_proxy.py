@@ -30,7 +30,7 @@ class FaultProxy:
         self.late = 0.3  # seconds of a fault that takes too long
 
     def answer(self, path: str, body: Any) -> Answer:
-        """Return the server's answer, or what a fault makes of it."""
+        """Return the server's answer, or the answer changed by a fault."""
         if not self.active or path != "/v1/completions" or self.draw.random() >= self.share:
             return self.forward(path, body)
         name = self.draw.choice(sorted(self.faults))

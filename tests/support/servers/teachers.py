@@ -25,6 +25,6 @@ def same_scores(found: TeacherScores, expected: TeacherScores, tolerance: float 
     """Return whether two teachers name the same tokens with the same log-probabilities."""
     return bool(
         torch.equal(found.top_ids, expected.top_ids)
-        and (found.sampled - expected.sampled).abs().max() <= tolerance
-        and (found.top_logprobs - expected.top_logprobs).abs().max() <= tolerance
+        and torch.allclose(found.sampled, expected.sampled, rtol=0, atol=tolerance)
+        and torch.allclose(found.top_logprobs, expected.top_logprobs, rtol=0, atol=tolerance)
     )

@@ -21,7 +21,7 @@ PROMPTS = [[5, 6, 7, 8], [9, 10], [5, 6, 7, 8], [30, 31, 32, 33, 34, 35]]
 
 
 def start(folder: Path, log: Path, **settings: Any) -> VLLMEngine:
-    """Return a started engine whose log says what vLLM made of its options: importing TRL makes vLLM log only errors."""
+    """Return a started engine whose log shows vLLM's resolved options: importing TRL makes vLLM log only errors."""
     with mock.patch.dict(os.environ, VLLM_LOGGING_LEVEL="INFO"):
         return VLLMEngine(folder, VLLM.model_validate(settings), EngineSite("cpu", "float32", 1, log))
 

@@ -1,7 +1,7 @@
 """Finished stages in a store that all machines reach: a bucket or a folder, by any URL that fsspec knows.
 
 `<url>/<suite>/<adapter>/<order>/seed<k>/` has the folders of a run, each with a list of its files that is written last. A
-machine that lacks a finished stage fetches it, so a run goes on where no file system is shared.
+machine that lacks a finished stage fetches it, so a run goes on where no file system is shared. A lease says who does the run.
 """
 
 from __future__ import annotations
@@ -9,34 +9,53 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness.errors import ConfigError, RunError
 from harness.rundir.files import file_digest
+from harness.rundir.shared.lease import Lease
 from harness.rundir.stage_folder import StageFolder
 from harness.rundir.store import MANIFEST
 
 LISTS = "complete"  # the folder of the lists, one for each folder that is there whole
 
 
-@dataclass(frozen=True)
+@dataclass
 class RemoteStages:
     """The store of a run in the folder `run` below `out`; without a URL it does nothing."""
 
     url: str | None
     run: Path
     out: Path
+    _lease: Lease | None = field(default=None, init=False, repr=False)
+
+    @contextmanager
+    def held(self, warn: Callable[[str], object]) -> Generator[None]:
+        """Keep other machines from doing the run in this block, and fetch what the last one left; see `Lease.held`."""
+        if self.url is None:
+            yield
+            return
+        self._lease = Lease(*self._open(), self.url)
+        with self._lease.held(warn):
+            self.fetch()
+            yield
 
     def put(self, *folders: StageFolder) -> None:
-        """Copy what the store lacks of finished folders of the run, and its manifest; raises `RunError` where it cannot."""
+        """Copy what the store lacks of finished folders of the run, and its manifest.
+
+        Raises `RunError` where the store does not take them, and where another machine has taken the run over.
+        """
         if self.url is None:
             return
         system, root = self._open()
         run = self.run
         try:
+            if self._lease is not None:
+                self._lease.refuse_lost()
             for folder in [each.path for each in folders if each.path.is_dir()]:
                 _put_folder(system, folder, f"{root}/{folder.name}", f"{root}/{LISTS}/{folder.name}.json")
             if (run / MANIFEST).is_file():
@@ -90,6 +109,15 @@ class RemoteStages:
             system.get_file(source, str(partial))
             partial.replace(run / MANIFEST)
 
+    def examine(self) -> str:
+        """Return in a few words what the store is good for; raises `ConfigError` and `RunError` where it is not usable."""
+        assert self.url is not None
+        try:
+            leased = Lease(*self._open(), self.url).is_possible()
+        except OSError as error:
+            raise RunError(f"storage {self.url} does not take a file ({error})") from error
+        return "takes stages" + (" and leases" if leased else ", no leases: start each run from one place")
+
     def _open(self) -> tuple[Any, str]:
         """Return the file system and the run's place in it; raises `ConfigError` for a URL that nothing reads."""
         import fsspec  # pyright: ignore[reportMissingTypeStubs]
@@ -102,6 +130,7 @@ class RemoteStages:
                 "s3://bucket/runs, with the package that reads it installed"
             ) from error
         system, root = opened
+        system.invalidate_cache()  # what other machines wrote since the last look
         return system, f"{root.rstrip('/')}/{self.run.resolve().relative_to(self.out.resolve()).as_posix()}"
 
 

@@ -1,0 +1,1 @@
+"""Weights handed to vLLM servers over the network, by vLLM's own weight transfer."""

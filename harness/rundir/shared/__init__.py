@@ -1,0 +1,1 @@
+"""What runs share beyond one folder: stages trained once, and a store that other machines reach, with its lease."""

@@ -1,0 +1,219 @@
+"""Exact ids of a response: the local teacher's scores where a server offers them, its top K elsewhere, and no broken answer.
+
+The server is a light one that speaks vLLM's `/inference/v1/generate`; what a real one offers is in `test_served_by_vllm.py`.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+from collections.abc import Callable, Generator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness.config.models import Scratch
+from harness.config.suite import Suite
+from harness.errors import TrainingError
+from harness.lm.checkpoints import Loaded, load_checkpoint
+from harness.lm.logprobs import TeacherRequest
+from harness.teachers.exact_ids import GENERATE
+from harness.teachers.local import LocalTeacher, open_local
+from harness.teachers.score_checks import ask
+from harness.teachers.server import Server, ServerTeacher
+from harness.teachers.teacher import TeacherSite
+from tests.support.servers.fake_server import FakeServer, serving
+from tests.support.servers.teachers import random_batches, same_scores
+
+SAMPLED, TOP_K = TeacherRequest(), TeacherRequest(top_k=4)
+
+
+@pytest.fixture(scope="module")
+def student(micro: Suite, student_folder: Path) -> Loaded:
+    return load_checkpoint(student_folder, micro.student, "cpu")
+
+
+@pytest.fixture(scope="module")
+def local(micro: Suite, teacher_folder: Path, student: Loaded) -> LocalTeacher:
+    assert isinstance(micro.teacher, Scratch)
+    return open_local(micro.teacher, teacher_folder, student, "cpu")
+
+
+class Spy:
+    """Stands in front of a server, keeps the paths of its requests, and breaks one in `every` exact answers with `fault`."""
+
+    def __init__(self, server: FakeServer) -> None:
+        self.server = server
+        self.paths: list[str] = []
+        self.fault: Callable[[int, Any], tuple[int, Any]] | None = None
+        self.every, self.exact, self.injected = 1, 0, 0
+
+    def answer(self, path: str, body: Any) -> tuple[int, Any]:
+        self.paths.append(path)
+        found = self.server.answer(path, body)
+        self.exact += path == GENERATE
+        if path == GENERATE and self.fault is not None and self.exact % self.every == 0:
+            self.injected += 1
+            return self.fault(*found)
+        return found
+
+
+@pytest.fixture
+def spy(local: LocalTeacher, student: Loaded) -> Spy:
+    server = FakeServer(local.model, student.renderer.tokenizer)
+    server.scores_exact_ids = True
+    return Spy(server)
+
+
+@pytest.fixture
+def stack() -> Generator[ExitStack]:
+    with ExitStack() as opened:
+        yield opened
+
+
+def opened(spy: Spy, student: Loaded, folder: Path, stack: ExitStack, **changes: Any) -> ServerTeacher:
+    url = stack.enter_context(serving(spy))
+    quick = {"timeout": 5.0, "deadline": 30.0, "start_deadline": 1.0}
+    kind = Server.model_validate({"kind": "server", "urls": [url], "model": "teacher", **quick, **changes})
+    teacher = kind.open(student, TeacherSite("cpu", folder))
+    stack.callback(teacher.close)
+    teacher.replicas.patience.__dict__["longest_pause"] = 0.01
+    spy.paths.clear()
+    return teacher
+
+
+def test_a_loss_of_the_sampled_token_gets_exact_ids_and_one_of_the_top_k_gets_those(
+    spy: Spy, local: LocalTeacher, student: Loaded, tmp_path: Path, stack: ExitStack
+):
+    teacher = opened(spy, student, tmp_path, stack)
+    for batch in random_batches(student):
+        assert same_scores(ask(teacher, batch, SAMPLED, 1.0), local.score(batch, SAMPLED, 1.0))
+    assert spy.paths.count(GENERATE) == sum(len(batch.rollouts) for batch in random_batches(student))
+    spy.paths.clear()
+    for batch in random_batches(student):
+        assert same_scores(ask(teacher, batch, TOP_K, 1.0), local.score(batch, TOP_K, 1.0))
+    assert GENERATE not in spy.paths
+
+
+def test_a_response_with_more_tokens_than_a_request_may_name_is_scored_by_the_top_k(
+    spy: Spy, local: LocalTeacher, student: Loaded, tmp_path: Path, stack: ExitStack
+):
+    spy.server.max_logprobs = 6
+    teacher = opened(spy, student, tmp_path, stack, max_logprobs=6)
+    for batch in random_batches(student):
+        distinct = [len(set(rollout.response)) for rollout in batch.rollouts]
+        spy.paths.clear()
+        assert same_scores(ask(teacher, batch, SAMPLED, 1.0), local.score(batch, SAMPLED, 1.0))
+        assert spy.paths.count(GENERATE) == sum(count <= 6 for count in distinct)
+
+
+@pytest.mark.parametrize("why", ["not offered", "ignored", "other scores", "switched off"])
+def test_a_server_that_does_not_offer_exact_ids_is_asked_for_its_top_k(
+    why: str, spy: Spy, local: LocalTeacher, student: Loaded, tmp_path: Path, stack: ExitStack
+):
+    if why == "not offered":
+        spy.server.scores_exact_ids = False
+    elif why == "ignored":  # as vLLM's /v1/completions does with a field that it does not know
+        spy.fault = lambda status, answer: (status, {**answer, "prompt_token_id_logprobs": None})
+    elif why == "other scores":
+        spy.fault = lambda status, answer: (status, edited(answer, lambda rows: rows - 0.5))
+    teacher = opened(spy, student, tmp_path, stack, exact_ids=why != "switched off")
+    batch = random_batches(student)[0]
+    assert same_scores(ask(teacher, batch, SAMPLED, 1.0), local.score(batch, SAMPLED, 1.0))
+    assert GENERATE not in spy.paths
+
+
+def test_a_server_that_changes_its_weights_is_noticed_before_or_after_an_exact_answer(
+    spy: Spy, local: LocalTeacher, student: Loaded, tmp_path: Path, stack: ExitStack
+):
+    teacher = opened(spy, student, tmp_path, stack, deadline=1.0)
+    batch = random_batches(student)[0]
+
+    def swap(status: int, answer: Any) -> tuple[int, Any]:
+        spy.server.model = student.model
+        return status, answer
+
+    spy.fault = swap
+    with pytest.raises(TrainingError, match="is not the one that the run began with"):
+        teacher.score(batch, SAMPLED, 1.0)
+
+
+def edited(answer: Any, change: Callable[[Any], Any]) -> Any:
+    """Return an answer with other rows."""
+    rows = np.load(io.BytesIO(base64.b64decode(answer["prompt_token_id_logprobs"])))
+    file = io.BytesIO()
+    np.save(file, change(rows.copy()), allow_pickle=True)
+    return {**answer, "prompt_token_id_logprobs": base64.b64encode(file.getvalue()).decode()}
+
+
+def with_entry(value: float) -> Callable[[Any], Any]:
+    def change(rows: Any) -> Any:
+        rows[-1, 0] = value
+        return rows
+
+    return change
+
+
+def late(status: int, answer: Any) -> tuple[int, Any]:
+    time.sleep(0.25)
+    return status, answer
+
+
+def with_rows(change: Callable[[Any], Any]) -> Callable[[int, Any], tuple[int, Any]]:
+    return lambda status, answer: (status, edited(answer, change))
+
+
+def with_text(change: Callable[[str], Any]) -> Callable[[int, Any], tuple[int, Any]]:
+    return lambda status, answer: (
+        status,
+        {**answer, "prompt_token_id_logprobs": change(answer["prompt_token_id_logprobs"])},
+    )
+
+
+FAULTS: dict[str, Callable[[int, Any], tuple[int, Any]]] = {
+    "time-out": late,
+    "429": lambda *_: (429, {"error": {"message": "too many requests"}}),
+    "500": lambda *_: (500, {}),
+    "no answer": lambda *_: (0, None),
+    "HTML": lambda *_: (200, b"<html>504 Gateway Time-out</html>"),
+    "null": lambda *_: (200, None),
+    "no scores": lambda status, answer: (status, {**answer, "prompt_token_id_logprobs": None}),
+    "another sequence": lambda status, answer: (
+        status,
+        {**answer, "prompt_token_ids": answer["prompt_token_ids"][:-1]},
+    ),
+    "no sequence": lambda status, answer: (status, {**answer, "prompt_token_ids": None}),
+    "not base64": with_text(lambda text: text[:-7] + "*"),
+    "cut": with_text(lambda text: text[: len(text) // 2 // 4 * 4]),
+    "empty": with_text(lambda _: ""),
+    "a row missing": with_rows(lambda rows: rows[:-1]),
+    "a row twice": with_rows(lambda rows: np.concatenate([rows, rows[-1:]])),
+    "turned": with_rows(lambda rows: rows.T[:, :, None]),
+    "float64": with_rows(lambda rows: rows.astype(np.float64)),
+    "pickled": with_rows(lambda rows: np.array([{"rows": rows}], dtype=object)),
+    "NaN": with_rows(with_entry(float("nan"))),
+    "infinite": with_rows(with_entry(float("-inf"))),
+    "positive": with_rows(with_entry(0.5)),
+    "zeros": with_rows(np.zeros_like),
+    "probabilities": with_rows(np.exp),
+}
+
+
+@pytest.mark.parametrize("name", sorted(FAULTS))
+def test_no_broken_answer_is_used_and_none_loses_a_run(
+    name: str, spy: Spy, local: LocalTeacher, student: Loaded, tmp_path: Path, stack: ExitStack
+):
+    hasty = opened(spy, student, tmp_path, stack, timeout=0.15, deadline=0.5, wrong_answers=3)
+    patient = opened(spy, student, tmp_path, stack, timeout=0.15, deadline=60.0, wrong_answers=50)
+    spy.fault = FAULTS[name]
+    batch = random_batches(student)[0]
+    with pytest.raises(TrainingError) as caught:
+        hasty.score(batch, SAMPLED, 1.0)
+    assert str(caught.value).startswith("the teacher ")
+    spy.every, spy.exact, spy.injected = 3, 0, 0
+    assert same_scores(ask(patient, batch, SAMPLED, 1.0), local.score(batch, SAMPLED, 1.0))
+    assert spy.injected
