@@ -61,9 +61,9 @@ RENAMED = {
 class Penalties:
     """What wrappers add to a method's loss.
 
-    `token`: functions of the response tokens' log-probabilities, (N,) under the student and (N,) under the stage's start.
-    Each returns losses (N,), which are averaged as the method's own. `weight`: functions of the student; each returns a
-    scalar, which is added once per optimiser update.
+    Each `token` penalty maps the log-probabilities (N,) of the response tokens, under the student and under the stage's start,
+    to losses (N,), which are averaged like the method's own. Each `weight` penalty maps the student to a scalar that is added
+    once per optimiser update.
     """
 
     token: tuple[TokenPenalty, ...] = ()
@@ -75,12 +75,13 @@ class Penalties:
 
 @dataclass(frozen=True)
 class Requirements:
-    """What an adapter needs from a suite.
+    """What an adapter needs besides the student.
 
-    `teacher`: `none`; `sampled`, the log-probability of each response token; `top_k`, also those of the most probable tokens;
-    `full`, those of the whole vocabulary; `generate`, responses. `reference`: a frozen copy of the stage's start, which
-    scores. `top_k`: how many of its most probable tokens the teacher returns at each position; the vocabulary must have that
-    many. `entropy`: whether the teacher also returns its entropy over the whole vocabulary.
+    - `teacher`: what the teacher returns. `none`; `sampled`, the log-probability of each response token; `top_k`, also those
+      of its most probable tokens; `full`, those of the whole vocabulary; `generate`, responses.
+    - `reference`: whether a frozen copy of the stage's start scores responses.
+    - `top_k`: how many most probable tokens are needed at each position; the vocabulary must have as many.
+    - `entropy`: whether the entropy of the teacher's whole distribution is needed.
     """
 
     teacher: Needs = "none"
@@ -93,14 +94,14 @@ class Requirements:
 class Capabilities:
     """What wrappers, manifests and reports need to know about a training method.
 
-    `trains_on`: whose responses it trains on; empty for a control, which trains on nothing. Entropy and truncation of a step
-    log describe the student's own answers only where it is `{"student"}`.
-    `takes_penalties`: it adds `ctx.penalties` to its loss.
-    `replaces_weights`: it trains other parameters, such as low-rank factors, in place of those of `ctx.student`.
-    `needs_whole_weights`: it reads or writes the model's own parameters, so nothing may replace them.
-    `moves_reference`: it changes the weights of `ctx.reference`, which then differ from the stage's start.
-    `distributes`: its `train_stage` may be called in several processes at once, which then train one student together.
-    `takes_stale`: it accepts `training.staleness: 1` and corrects for responses that an older student drew.
+    - `trains_on`: whose responses it trains on; empty for a control, which trains on nothing. The entropy and truncation in a
+      step log describe the student's own answers only where this is `{"student"}`.
+    - `takes_penalties`: it adds `ctx.penalties` to its loss.
+    - `replaces_weights`: it trains parameters in place of those of `ctx.student`, such as low-rank factors.
+    - `needs_whole_weights`: it reads or writes the model's own parameters, so nothing can take their place.
+    - `moves_reference`: it changes the weights of `ctx.reference`, which then no longer is the stage's start.
+    - `distributes`: several processes may call its `train_stage` at once and train one student together.
+    - `takes_stale`: it supports `training.staleness: 1` and corrects for responses that an older student drew.
     """
 
     trains_on: frozenset[Source] = frozenset({"student"})
@@ -135,7 +136,7 @@ def _measure_nothing(steps: int) -> None:
 
 
 def _never(_: int) -> bool:
-    """Return that no point of a learning curve is due."""
+    """Return False: no point of a learning curve is due."""
     return False
 
 

@@ -1,6 +1,6 @@
-"""Errors a user can cause: each carries one sentence that says what was found, what was expected and what to do.
+"""Errors that a user can cause: each message is one sentence that says what was found, what was expected and what to do.
 
-Every class also inherits the builtin that a caller would expect, so that `except ValueError` keeps working.
+Each class below the base also inherits the builtin exception that a caller would expect, so `except ValueError` works too.
 """
 
 
@@ -29,12 +29,15 @@ class InUseError(RunError):
 
 
 class TrainingError(HarnessError, RuntimeError):
-    """Training that cannot go on: a loss that is not finite, a teacher that gives no usable score."""
-
-
-class StoppedError(KeyboardInterrupt):
-    """A run that a signal stopped: what is finished stays, and the same command continues."""
+    """Training that cannot continue: a loss that is not finite, a teacher that returns no usable score."""
 
 
 class NotFiniteError(TrainingError):
-    """A loss or gradient that is not finite, found before the weights changed."""
+    """A loss or gradient that is not finite; raised before the weights change."""
+
+
+class StoppedError(KeyboardInterrupt):
+    """A run that a signal stopped: finished work stays, and the same command continues.
+
+    It is not a `HarnessError`: like Ctrl-C it passes through `except Exception`.
+    """

@@ -1,1 +1,1 @@
-"""What suites and studies may say. Imports no torch."""
+"""What suites and studies may contain, and how they are read. Imports no torch."""

@@ -1,7 +1,7 @@
 """The settings of the backend that a suite names, validated by the class that is registered under that name.
 
-A suite says `backend: NAME` and, in a block called NAME, how that backend runs. This module knows no backend: the group
-`harness.engines` maps each name to a `Backend` (see `harness.engines.backend`), whose fields are the block's keys.
+A suite says `backend: NAME` and, in a block called NAME, how that backend runs. No backend is named here: the entry point
+group `harness.engines` maps each name to a `Backend` (see `harness.engines.backend`), whose fields are the block's keys.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ GROUP = "harness.engines"
 
 
 class BackendSettings(Strict):
-    """What the configuration needs to know of a backend."""
+    """What the configuration needs to know about a backend."""
 
     def context(self, of_model: int) -> int:
-        """Return the longest sequence, in tokens, that the backend takes of a model with a context of `of_model`."""
+        """Return the longest sequence, in tokens, that the backend accepts for a model whose context is `of_model`."""
         return of_model
 
 
@@ -31,7 +31,7 @@ def backend_settings_class(name: str) -> type[BackendSettings]:
 
 
 def read_settings(blocks: Mapping[str, Any]) -> dict[str, BackendSettings]:
-    """Validate the blocks of several backends by name; a `ValidationError` names the block and its key."""
+    """Validate the blocks of several backends, by name; a `ValidationError` names the block and the key."""
     fields: dict[str, Any] = {name: (backend_settings_class(name), ...) for name in blocks}
     read = create_model("Backends", __base__=Strict, **fields).model_validate(dict(blocks))
     return {name: getattr(read, name) for name in blocks}

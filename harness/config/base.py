@@ -1,4 +1,4 @@
-"""The base of all configuration: immutable models, and how mappings are merged and identified."""
+"""The base of all configuration: immutable models, and functions that merge and hash mappings."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from typing import Annotated, Any, Literal, TypeGuard, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # of what becomes part of a folder's name
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # for names that become folders
 Name = Annotated[str, Field(pattern=NAME, max_length=100)]
-# A task's name, which lm-eval chooses, as part of a path. It must not leave the folder, be hidden, or contain control codes.
+# A task's name in a path; lm-eval allows more. It must not leave the folder, be hidden, or contain control characters.
 PathPart = Annotated[str, Field(pattern=r"^[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*$", max_length=200)]
 
 
 class Strict(BaseModel):
     """Base of all configuration: immutable.
 
-    A key that is not known, a number that is not finite, and `true` in the place of a number are errors.
+    An unknown key, a number that is not finite, and `true` where a number is expected are errors.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
-    def _true_is_not_one(cls, data: Any) -> Any:
-        """Let no number be written as `true`: pydantic takes it for 1; as a word it is refused where it stands."""
+    def _refuse_booleans_as_numbers(cls, data: Any) -> Any:
+        """Turn `true` into text where a number is expected, so that the field refuses it; pydantic would read it as 1."""
         if not is_mapping(data):
             return data
         numbers = {name for name, field in cls.model_fields.items() if _takes_numbers(field.annotation)}
-        return {key: _worded(value) if key in numbers else value for key, value in data.items()}
+        return {key: _booleans_as_text(value) if key in numbers else value for key, value in data.items()}
 
 
 class Record(BaseModel):
-    """Base of what is written to disk: immutable, written with the fields that were set."""
+    """Base of what is written to disk: immutable; only fields that were set are written."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -47,17 +47,18 @@ class Record(BaseModel):
     )
 
     def as_json(self) -> dict[str, Any]:
-        """Return the fields that were set, for a JSON file."""
+        """Return the fields that were set, ready for a JSON file."""
         return self.model_dump(exclude_unset=True)
 
 
 def _takes_numbers(annotation: Any) -> bool:
-    """Return whether a field's type is a number, or a list or mapping of numbers, and no boolean."""
+    """Return whether a field takes numbers, alone or in a list or mapping, and no booleans."""
     parts = set(_leaves(annotation))
     return bool(parts & {int, float}) and not parts & {bool, Any}
 
 
 def _leaves(annotation: Any) -> Iterator[Any]:
+    """Yield the innermost types of an annotation; `Literal` stands for its values."""
     below = get_args(annotation)
     if not below or get_origin(annotation) is Literal:
         yield annotation if not below else Literal
@@ -65,29 +66,29 @@ def _leaves(annotation: Any) -> Iterator[Any]:
         yield from _leaves(part)
 
 
-def _worded(value: Any) -> Any:
-    """Return a value with every boolean in it as a word."""
+def _booleans_as_text(value: Any) -> Any:
+    """Return a value with every boolean in it as `true` or `false` in text."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (list, tuple)):
-        return [_worded(part) for part in value]  # pyright: ignore[reportUnknownVariableType]
+        return [_booleans_as_text(part) for part in value]  # pyright: ignore[reportUnknownVariableType]
     if isinstance(value, dict):
-        return {key: _worded(part) for key, part in value.items()}  # pyright: ignore[reportUnknownVariableType]
+        return {key: _booleans_as_text(part) for key, part in value.items()}  # pyright: ignore[reportUnknownVariableType]
     return value
 
 
 def is_mapping(value: Any) -> TypeGuard[dict[str, Any]]:
-    """Return whether a value is a mapping, as YAML and JSON write one."""
+    """Return whether a value is a mapping read from YAML or JSON."""
     return isinstance(value, dict)
 
 
 def is_list(value: Any) -> TypeGuard[list[Any]]:
-    """Return whether a value is a list, as YAML and JSON write one."""
+    """Return whether a value is a list read from YAML or JSON."""
     return isinstance(value, list)
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Return `base` with `changes` laid over it, mapping by mapping."""
+    """Return `base` with `changes` applied: mappings in both are merged, any other value is replaced."""
     merged = dict(base)
     for key, value in changes.items():
         below = merged.get(key)
@@ -96,7 +97,7 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def json_value(value: Any) -> Any:
-    """Return a value with the floats that JSON lacks as the strings `inf`, `-inf` and `nan`, which pydantic reads back."""
+    """Return a value for JSON: infinity and NaN become the strings `inf`, `-inf` and `nan`, which pydantic reads back."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
@@ -107,6 +108,6 @@ def json_value(value: Any) -> Any:
 
 
 def digest(value: Any) -> str:
-    """Return 16 hexadecimal digits that identify a JSON-like value, independent of key order."""
+    """Return a digest of a JSON-like value: 16 hexadecimal digits of SHA-256, independent of key order."""
     text = json.dumps(json_value(value), sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

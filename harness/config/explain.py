@@ -1,4 +1,4 @@
-"""One sentence for what pydantic finds wrong: the key, what was found, what was expected."""
+"""Turn pydantic's validation errors into one sentence: the key, what was found, what was expected."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ KINDS: dict[str, type[BaseModel]] = {"scratch": Scratch, "pretrained": Pretraine
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """Put a validation error's first finding in one sentence: key, what was found, what was expected."""
-    findings = _as_written(error.errors())
+    """Return a validation error's first finding as a sentence: key, what was found, what was expected, how many more."""
+    findings = _independent(error.errors())
     first = findings[0]
     location = _without_kinds(first["loc"])
     key = ".".join(location) or "the file"
@@ -39,13 +39,16 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _without_kinds(place: Sequence[int | str]) -> list[str]:
-    """Return a finding's place as keys of the file: a union's kind follows `student` or `teacher` and is not a key."""
+    """Return a finding's location as keys of the file: pydantic adds a union's kind after `student` or `teacher`."""
     kinds = {*KINDS, *entry_points_of(teacher_settings.GROUP)}
     return [str(part) for at, part in enumerate(place) if not (at and place[at - 1] in MODELS and part in kinds)]
 
 
-def _as_written(findings: Sequence[ErrorDetails]) -> list[ErrorDetails]:
-    """Leave out what follows from another finding: a stage's copy of the suite's training, a list short of refused items."""
+def _independent(findings: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """Leave out findings that follow from another one.
+
+    These are errors in a stage's copy of the suite's training, and lists that are too short because items were refused.
+    """
     places = {finding["loc"] for finding in findings}
     above = {place[:depth] for place in places for depth in range(len(place))}
     return [
@@ -57,7 +60,7 @@ def _as_written(findings: Sequence[ErrorDetails]) -> list[ErrorDetails]:
 
 
 def _keys_at(model: type[BaseModel], location: Iterable[str]) -> list[str]:
-    """Return the keys that are allowed where `location` points to, following nested models and unions by their `kind`."""
+    """Return the keys that are allowed at `location`, following nested models, and unions by their `kind`."""
     models: list[type[BaseModel]] = [model]
     for part in location:
         if part.isdigit():

@@ -1,11 +1,11 @@
-"""Reading suite files: found by name or path, overridden from the command line, refused in one clear sentence."""
+"""Read suite files: find them by name or path, apply overrides, and refuse mistakes in one sentence."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -19,7 +19,6 @@ from harness.config.teacher_settings import TeacherSettings
 from harness.config.training import Training, merge_training
 from harness.errors import ConfigError
 
-AnyModel = TypeVar("AnyModel", bound=Pretrained | Scratch | TeacherSettings)
 SUITE_FOLDER = Path(str(files("tasks"))) / "suites"
 
 
@@ -28,18 +27,19 @@ def load_suite(
 ) -> Suite:
     """Read a suite by name (`tiny`) or path (`my/suite.yaml`) and apply `key.path=value` overrides.
 
-    `settings` are laid over these: key paths to values that are set as they are, not read as YAML.
-    Relative paths under `data` and `include`, and a chat template's file, count from the suite file's folder.
+    `settings` maps key paths to values that are set last, as they are, without being parsed as YAML. Relative paths of data,
+    task folders, models and chat templates are relative to the suite file's folder, those in overrides to the current folder.
     Raises `ConfigError` with file, key, what was found and what was expected.
     """
     path = find_suite(name, include)
     raw = _read_mapping(path)
-    _name_stages(raw)
+    _expand_stages(raw)
     for override in overrides:
         _apply_override(raw, override)
-        _name_stages(raw)
+        _expand_stages(raw)
     for key, value in (settings or {}).items():
         _set(raw, key, value, f"{key}={value}")
+        _expand_stages(raw)
     _spread_training(raw)
     try:
         suite = Suite.model_validate(raw)
@@ -51,7 +51,7 @@ def load_suite(
 
 
 def find_suite(name: str, include: Sequence[Path] = ()) -> Path:
-    """Return the path of a suite given by path or by name, looked up in `include` folders, then among the shipped."""
+    """Return the file of a suite given by path or name; names are looked up in `include`, then among the shipped suites."""
     if Path(name).suffix in {".yaml", ".yml"} or "/" in name:
         if Path(name).is_file():
             return Path(name).resolve()
@@ -65,7 +65,7 @@ def find_suite(name: str, include: Sequence[Path] = ()) -> Path:
 
 
 def read_suite_files(include: Sequence[Path] = ()) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the suites that can be named, by file: of each what its YAML holds, not checked; files of tasks are left out."""
+    """Yield the file and the unchecked content of each suite that can be named; YAML files without `stages` are left out."""
     for folder in _suite_folders(include):
         for path in sorted(folder.glob("*.yaml")):
             raw = _read_mapping(path)
@@ -95,7 +95,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
-    """Set one `a.b.0.c=value`; the value is YAML, a number addresses a list, the model checks the rest."""
+    """Apply one `a.b.0.c=value`: the value is parsed as YAML, and a number is an index into a list."""
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"--set {override}: expected KEY=VALUE, for example --set training.optimizer.lr=1e-4")
@@ -107,7 +107,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
 
 
 def _set(raw: dict[str, Any], key: str, value: Any, override: str) -> None:
-    """Set the value at a dotted path; `override` is what a message shows of it."""
+    """Set the value at a dotted path; `override` is shown in error messages."""
     *parents, last = key.split(".")
     node: Any = raw
     for parent in parents:
@@ -118,8 +118,10 @@ def _set(raw: dict[str, Any], key: str, value: Any, override: str) -> None:
 
 
 def _is_model_folder(key: str, value: str) -> bool:
-    """Whether the value of an override is a model's folder, from the current one; else it is a name on the hub."""
-    return key.endswith(("student.path", "teacher.path")) and (Path(value).is_dir() or _looks_local(value))
+    """Return whether an override gives a model's folder, relative to the current one; else its path is a name on the hub."""
+    *parents, last = key.split(".")
+    names_model = last == "path" and ("student" in parents or "teacher" in parents)
+    return names_model and (Path(value).is_dir() or _looks_local(value))
 
 
 def _looks_local(path: str) -> bool:
@@ -130,7 +132,7 @@ def _step_into(node: Any, part: str, override: str) -> Any:
     if is_list(node):
         return node[_index(node, part, override)]
     if not is_mapping(node):
-        raise ConfigError(f"--set {override}: {part!r} lies below {node!r}, which has no keys")
+        raise ConfigError(f"--set {override}: {node!r} is not a mapping, so it has no key {part!r}")
     return node.setdefault(part, {})
 
 
@@ -140,7 +142,7 @@ def _assign(node: Any, part: str, value: Any, override: str) -> None:
     elif is_mapping(node):
         node[part] = value
     else:
-        raise ConfigError(f"--set {override}: {part!r} lies below {node!r}, which has no keys")
+        raise ConfigError(f"--set {override}: {node!r} is not a mapping, so it has no key {part!r}")
 
 
 def _index(node: list[Any], part: str, override: str) -> int:
@@ -150,22 +152,20 @@ def _index(node: list[Any], part: str, override: str) -> int:
 
 
 def _spread_training(raw: dict[str, Any]) -> None:
-    """Lay each stage's training over the suite's, so that a stage states only what differs."""
+    """Complete each stage's training with the suite's, so that a stage states only what differs."""
     shared: Any = raw.get("training") or {}
     stages = raw.get("stages")
-    if not is_list(stages) or not is_mapping(shared):
-        return
-    _name_stages(raw)
-    raw["stages"] = [_stage(stage, shared, raw.get("adapters")) for stage in raw["stages"]]
+    if is_list(stages) and is_mapping(shared):
+        raw["stages"] = [_complete_stage(stage, shared, raw.get("adapters")) for stage in stages]
 
 
-def _name_stages(raw: dict[str, Any]) -> None:
-    """Write a stage that is only a task's name as a mapping."""
+def _expand_stages(raw: dict[str, Any]) -> None:
+    """Turn each stage that is only a task's name into a mapping."""
     if isinstance(raw.get("stages"), list):
         raw["stages"] = [{"task": stage} if isinstance(stage, str) else stage for stage in raw["stages"]]
 
 
-def _stage(stage: Any, shared: dict[str, Any], entries: Any) -> Any:
+def _complete_stage(stage: Any, shared: dict[str, Any], entries: Any) -> Any:
     """Return a stage with its whole training, and with its adapter as a mapping."""
     own = stage.get("training", {}) if is_mapping(stage) else None
     if not is_mapping(stage) or not is_mapping(own):
@@ -188,45 +188,54 @@ def _with_absolute_paths(suite: Suite, folder: Path, include: Sequence[Path]) ->
                 f"--set data.{name}=/absolute/path"
             )
     folders = [str((folder / path).resolve()) for path in suite.include] + [str(path.resolve()) for path in include]
+    stages = tuple(
+        stage.model_copy(update={"teacher": _resolve_paths(stage.teacher, folder, f"stages.{place}.teacher")})
+        for place, stage in enumerate(suite.stages)
+    )
     models = {
-        "student": _with_folder(_with_template(suite.student, folder), folder, "student"),
-        "teacher": suite.teacher and _with_folder(_with_template(suite.teacher, folder), folder, "teacher"),
-        "stages": tuple(
-            stage.model_copy(
-                update={
-                    "teacher": stage.teacher
-                    and _with_folder(_with_template(stage.teacher, folder), folder, f"{stage.task}.teacher")
-                }
-            )
-            for stage in suite.stages
-        ),
+        "student": _resolve_paths(suite.student, folder, "student"),
+        "teacher": _resolve_paths(suite.teacher, folder, "teacher"),
+        "stages": stages,
     }
     return suite.model_copy(update={"data": data, "include": tuple(folders), **models})
 
 
-def _with_folder(model: AnyModel, folder: Path, key: str) -> AnyModel:
-    """Return the model with its folder as an absolute path, counted from the suite's folder; a name on the hub stays."""
+def _resolve_paths(value: Any, folder: Path, key: str) -> Any:
+    """Return a model, or a teacher with the models in its fields, with paths relative to `folder` made absolute."""
+    if isinstance(value, Pretrained | Scratch):
+        return _with_folder(_with_template(value, folder), folder, key)
+    if isinstance(value, TeacherSettings):
+        own = {name: getattr(value, name) for name in type(value).model_fields}
+        resolved = {name: _resolve_paths(part, folder, f"{key}.{name}") for name, part in own.items()}
+        return value.model_copy(update={name: part for name, part in resolved.items() if part is not own[name]})
+    if is_mapping(value):
+        return {name: _resolve_paths(part, folder, f"{key}.{name}") for name, part in value.items()}
+    return value
+
+
+def _with_folder(model: Pretrained | Scratch, folder: Path, key: str) -> Pretrained | Scratch:
+    """Return the model with its folder as an absolute path; a name on the hub stays."""
     if not isinstance(model, Pretrained):
         return model
     place = (folder / Path(model.path).expanduser()).resolve()
     if place.is_dir():
         return model.model_copy(update={"path": str(place)})
     if _looks_local(model.path):
-        raise ConfigError(f"{key}.path: {model.path} is not a folder; paths in a suite count from its folder, {folder}")
+        raise ConfigError(
+            f"{key}.path: {model.path} is not a folder; paths in a suite are relative to its folder, {folder}"
+        )
     if Path(model.path).is_dir():
         raise ConfigError(
-            f"{key}.path: {model.path} lies below the current folder, and paths in a suite count from its folder, {folder}; "
-            f"write it from there, or give it as --set {key}.path={model.path}"
+            f"{key}.path: {model.path} is in the current folder, but paths in a suite are relative to its folder, {folder}; "
+            f"write it relative to that, or give it as --set {key}.path={model.path}"
         )
     return model
 
 
-def _with_template(model: AnyModel, folder: Path) -> AnyModel:
-    if not isinstance(model, Pretrained | Scratch):
-        return model
+def _with_template(model: Pretrained | Scratch, folder: Path) -> Pretrained | Scratch:
+    """Return the model with its chat template's file as an absolute path; the name of a shipped template stays."""
     template = model.chat.template
     if template is None or not {"/", "."} & set(template):
         return model
-    return model.model_copy(
-        update={"chat": model.chat.model_copy(update={"template": str((folder / template).resolve())})}
-    )
+    chat = model.chat.model_copy(update={"template": str((folder / template).resolve())})
+    return model.model_copy(update={"chat": chat})

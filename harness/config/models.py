@@ -1,4 +1,4 @@
-"""What a suite says of a model: a pretrained checkpoint, or a recipe that builds a small one."""
+"""What a suite says about a model: a pretrained checkpoint, or a recipe that builds a small one."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from harness.config.base import Name, Strict, is_mapping
 
 
 class Chat(Strict):
-    """How a conversation becomes text and where an answer ends; named once for training, teacher and evaluation."""
+    """How a conversation becomes text and where an answer ends; the same for training, teacher and evaluation."""
 
     template: str | None = Field(default=None, description="`chatml`, or a Jinja file; null keeps the tokenizer's own")
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         default=(), description="tokens that end an answer; empty takes the tokenizer's eos token"
     )
-    enable_thinking: bool | None = Field(default=None, description="passed to the template where it knows the flag")
+    enable_thinking: bool | None = Field(default=None, description="passed to the template; null passes nothing")
 
 
 class Architecture(Strict):
-    """Shape of a model built from scratch (Qwen3)."""
+    """Shape of a Qwen3 model that is built from scratch."""
 
     hidden_size: int = Field(default=128, gt=0)
     intermediate_size: int = Field(default=384, gt=0)
@@ -38,14 +38,14 @@ class TokenizerRecipe(Strict):
     vocab_size: int = Field(default=384, gt=260)
     spaces: Literal["own", "leading"] = Field(
         default="leading",
-        description="`own` makes a space a token, so that a copied word keeps its ids; `leading` is shorter",
+        description="`own` makes a space its own token, so that a copied word keeps its ids; `leading` needs fewer tokens",
     )
     tasks: tuple[str, ...] = Field(min_length=1)
     items_per_task: int = Field(default=2000, gt=0)
 
 
 class Strength(Strict):
-    """How far a warm-up goes: optimiser steps, and how many training items of a task it sees (all where not named)."""
+    """How far a warm-up goes: optimiser steps, and how many training items of each task it sees (default: all)."""
 
     steps: int = Field(gt=0)
     items: dict[str, int] = Field(default={})
@@ -63,10 +63,13 @@ class Warmup(Strict):
     autocast: Literal["bfloat16"] | None = None
 
     @model_validator(mode="after")
-    def _items_are_of_the_mixture(self) -> Warmup:
+    def _check_items(self) -> Warmup:
         for name, strength in self.strengths.items():
             if unknown := sorted(set(strength.items) - set(self.mixture)):
-                raise ValueError(f"strength {name!r} limits items of {', '.join(unknown)}, which the mixture lacks")
+                raise ValueError(
+                    f"strength {name!r} limits items of {', '.join(unknown)}, which the mixture lacks; add them to "
+                    "the mixture, or leave them out here"
+                )
         return self
 
 
@@ -80,7 +83,7 @@ class Start(Strict):
 class Pretrained(Strict):
     """A causal language model by folder or hub id, base models included.
 
-    With `starts`, several checkpoints by name, `start` chooses one; `path` and `revision` then are that one's.
+    With `starts`, several checkpoints by name, `start` chooses one, and `path` and `revision` are taken from it.
     """
 
     kind: Literal["pretrained"]
@@ -89,7 +92,7 @@ class Pretrained(Strict):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     chat: Chat = Chat()
     starts: dict[Name, Start] = Field(default={}, description="checkpoints by name, such as weak and strong")
-    start: str = Field(default="", description="the name of the start, one of `starts` where there are any")
+    start: str = Field(default="", description="the name of the start; one of `starts`, if there are any")
 
     @model_validator(mode="before")
     @classmethod
@@ -102,46 +105,44 @@ class Pretrained(Strict):
         if chosen is None:
             raise ValueError(f"start is {raw.get('start')!r}, expected one of starts: {', '.join(map(str, starts))}")
         if "path" in raw or "revision" in raw:
-            raise ValueError("found path or revision next to starts, which give both; leave them out")
+            raise ValueError("found path or revision next to starts, which give both; leave out path and revision")
         given = chosen if is_mapping(chosen) else {}
         return {**raw, "path": given.get("path"), "revision": given.get("revision")}
 
     @model_serializer(mode="wrap")
     def _write_chosen_start(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Write the chosen start alone, so that another start may be added without changing what this one is."""
+        """Write only the chosen start, so that adding another one does not change the hash of its runs."""
         dumped: dict[str, Any] = dump(self)
         unused = {"starts"} if self.start else {"starts", "start"}
         return {key: value for key, value in dumped.items() if key not in unused}
 
     @property
     def start_name(self) -> str:
-        """What reports call the start; empty where it has no name."""
+        """The start's name in reports; empty if it has none."""
         return self.start
 
 
 class Scratch(Strict):
-    """A small model built here: architecture, tokenizer and warm-up make it fully reproducible."""
+    """A small model that the harness builds; architecture, tokenizer, warm-up and seed determine it."""
 
     kind: Literal["scratch"]
     architecture: Architecture = Architecture()
     tokenizer: TokenizerRecipe
     warmup: Warmup
     strength: str
-    seed: int | None = Field(
-        default=None, description="null takes the run's seed, so that seeds differ in their start too"
-    )
+    seed: int | None = Field(default=None, description="null takes the run's seed, so that each seed has its own start")
     dtype: Literal["float32"] = "float32"
     chat: Chat = Chat(template="chatml")
 
     @model_validator(mode="after")
-    def _strength_is_named(self) -> Scratch:
+    def _check_strength(self) -> Scratch:
         if self.strength not in self.warmup.strengths:
             raise ValueError(f"strength {self.strength!r} is not one of {', '.join(self.warmup.strengths)}")
         return self
 
     @property
     def start_name(self) -> str:
-        """What reports call the start: the strength."""
+        """The start's name in reports: the strength."""
         return self.strength
 
 

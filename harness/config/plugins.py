@@ -1,4 +1,4 @@
-"""Classes that a package registers under an entry point group, found by name and imported only when they are needed.
+"""Find classes that packages register under an entry point group; a class is imported only when it is needed.
 
 The groups are `harness.adapters`, `harness.engines` and `harness.teachers`.
 """
@@ -23,12 +23,12 @@ def entry_points_of(group: str) -> dict[str, EntryPoint]:
 
 @cache
 def _entry_points(group: str, _path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    """Return a group's entry points, sorted; they are kept until `sys.path` changes, because reading them takes long."""
+    """Return a group's entry points, sorted by name; cached until `sys.path` changes, because reading them is slow."""
     return tuple(sorted(entry_points(group=group), key=lambda point: point.name))
 
 
 def load_plugin(group: str, name: str, key: str, base: type[Base]) -> type[Base]:
-    """Import the class that is registered as `name`; `key` is the place in the suite that names it.
+    """Import the class that is registered as `name`; `key` is the suite's key that names it, for error messages.
 
     Raises `ConfigError` for an unknown name, an entry point that cannot be loaded, and a class that is not a `base`.
     """

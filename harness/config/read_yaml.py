@@ -1,6 +1,6 @@
-"""YAML that people write: suites, studies, claims, values on the command line. What can only be a mistake is refused.
+"""Read YAML that people write: suites, studies, claims, values on the command line. Likely mistakes are refused.
 
-Stricter than YAML 1.1 where that guesses: `yes`, `no`, `on` and `off` stay words, `1:30` is not 90, and a key stands once.
+It guesses less than YAML 1.1: `yes`, `no`, `on` and `off` stay text, `1:30` is not 90, and a repeated key is an error.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ import yaml
 from harness.config.base import is_list, is_mapping
 from harness.errors import ConfigError
 
-LARGEST = 100_000  # values in a file, those of aliases counted as often as they stand
+MOST_VALUES = 100_000  # in a file; the values of an alias count each time it is used
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads plain YAML, with booleans and integers as YAML 1.2 has them."""
+    """Reads plain YAML, with the booleans and decimal integers of YAML 1.2."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Return a mapping's node; raises `ConstructorError` for a key that stands twice, of which YAML keeps the last."""
+        """Return a mapping's node; raises `ConstructorError` for a repeated key, of which PyYAML would keep the last value."""
         node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} appears twice", key.start_mark)
             seen.add(key.value)
         return node
 
@@ -46,7 +46,7 @@ for _tag, _pattern, _first in (
 
 
 def read_yaml(path: Path) -> Any:
-    """Return what a YAML file holds, with every alias a copy; raises `ConfigError` with file, line and what is wrong."""
+    """Return a YAML file's content, with a copy for every alias; raises `ConfigError` with file, line and what is wrong."""
     try:
         return parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -57,37 +57,37 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """Return what YAML text holds; raises `yaml.YAMLError`."""
+    """Return the value of YAML text, with a copy for every alias; raises `yaml.YAMLError` for text that is not valid."""
     try:
         value: Any = yaml.load(text, _Loader)
         _refuse_size(value)
         return _copied(value)
     except (RecursionError, ValueError) as error:
-        raise yaml.YAMLError(f"too deep or not a value ({type(error).__name__})") from error
+        raise yaml.YAMLError(f"nested too deeply, or an impossible value ({error})") from error
 
 
 def _refuse_size(value: Any) -> None:
-    """Raise `YAMLError` for aliases that hold themselves, or that multiply to more values than anybody writes."""
+    """Raise `YAMLError` for aliases that contain themselves, or that expand to more than MOST_VALUES values."""
     sizes: dict[int, int] = {}
-    open_: set[int] = set()
+    unfinished: set[int] = set()
 
     def size(part: Any) -> int:
         if not is_mapping(part) and not is_list(part):
             return 1
-        if id(part) in open_:
-            raise yaml.YAMLError("an anchor holds an alias of itself; write the value out")
+        if id(part) in unfinished:
+            raise yaml.YAMLError("an anchor contains an alias of itself; write the value out")
         if id(part) not in sizes:
-            open_.add(id(part))
+            unfinished.add(id(part))
             sizes[id(part)] = 1 + sum(size(below) for below in (part.values() if is_mapping(part) else part))
-            open_.discard(id(part))
+            unfinished.discard(id(part))
         return sizes[id(part)]
 
-    if (count := size(value)) > LARGEST:
-        raise yaml.YAMLError(f"its aliases stand for {count:,} values, expected at most {LARGEST:,}")
+    if (count := size(value)) > MOST_VALUES:
+        raise yaml.YAMLError(f"its aliases expand to {count:,} values, expected at most {MOST_VALUES:,}")
 
 
 def _copied(value: Any) -> Any:
-    """Return a value in which nothing is shared, so that changing one place leaves the others; keys become text."""
+    """Return a deep copy without shared parts, so that changing one place leaves the others; keys and dates become text."""
     if is_mapping(value):
         return {str(key): _copied(part) for key, part in value.items()}
     if is_list(value):

@@ -1,4 +1,4 @@
-"""Runs named: a suite, one of its adapter entries, an order of stages and a seed each, with the stages settled."""
+"""Describe a run by suite, adapter entry, order of stages and seed, and resolve the settings of its stages."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from harness.config.suite import AdapterEntry, Suite
 from harness.config.teacher_settings import TeacherSpec
 from harness.config.training import Training
 
-# A teacher, and those that one of kind cache or routed stands in front of.
+# Where a configuration has teachers: the suite's and the stages' own, and those behind a teacher of kind cache or routed.
 _BEHIND = ("", ".of", ".otherwise", ".by_task.*")
 TEACHERS = tuple(
     f"{place}teacher{first}{then}" for place in ("", "stages.*.") for first in _BEHIND for then in ("", ".of")
 )
-OF_A_SERVER = (
+SERVER_KEYS = (
     "urls",
     "start",
     "batch",
@@ -31,7 +31,7 @@ OF_A_SERVER = (
     "exact_ids",
     "api_key_variable",
 )
-# What a session may set for itself: out of memory in stage 3 is answered by a smaller micro-batch, not by starting again.
+# A run that ran out of memory in stage 3 continues with smaller micro-batches instead of starting again.
 _BATCHES = ("micro_batch", "tokens_per_batch", "packed", "activation_checkpointing")
 MAY_CHANGE = frozenset(
     {
@@ -40,19 +40,19 @@ MAY_CHANGE = frozenset(
         *(f"{where}training.{key}" for where in ("", "stages.*.", "adapter.") for key in _BATCHES),
         *("vllm.gpu_memory_utilization", "vllm.cpu_cache_gib"),
         *(f"vllm_server.{key}" for key in ("urls", "shared_folder", "transfer", "concurrency", "timeout", "deadline")),
-        # Where a teacher is served and how patiently it is asked; that it is the same one is checked by its scores.
-        *(f"{place}.{key}" for place in TEACHERS for key in OF_A_SERVER),
+        # Where a teacher is served, and how long its answers may take; its scores show that it is the same teacher.
+        *(f"{place}.{key}" for place in TEACHERS for key in SERVER_KEYS),
     }
 )
 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """One stage of one run, with all settled that the suite and the adapter entry say about it.
+    """One stage of one run, with its settings resolved from the suite and the adapter entry.
 
     `index` counts from 1. `trains` are the tasks whose training items it draws from. `teacher` is the stage's own, else the
     suite's; `own_teacher` says which. `adapter` is what trains it: the run's entry, or with `own_adapter` the stage's.
-    `shared` says that this stage and all before it have adapters of their own, so that all methods of a seed share it.
+    `shared`: this stage and all before it have their own adapters, so the checkpoint is the same for all methods of a seed.
     """
 
     index: int
@@ -75,7 +75,7 @@ class RunSpec:
     seed: int
     order: str = "default"
     out: Path = Path("runs")
-    items: Mapping[str, int] | None = None  # training items of each stage, where they are counted
+    items: Mapping[str, int] | None = None  # training items of each stage; None before `counted`
 
     @property
     def path(self) -> Path:
@@ -92,7 +92,7 @@ class RunSpec:
     def stages(self) -> tuple[PlannedStage, ...]:
         """The stages in this run's order; raises `ValueError` for an order that the suite does not have.
 
-        A budget in epochs is one in steps once `items` are counted, see `counted`.
+        Budgets in epochs are converted to steps where `items` is given, see `counted`.
         """
         ordered, method = self.suite.ordered_stages(self.order), self.suite.adapters[self.entry]
         trainings = [self.suite.training_for(stage, self.entry) for stage in ordered]
@@ -135,17 +135,17 @@ class RunSpec:
         return tuple(task for stage in self.stages for task in stage.trains)
 
     def steps_before(self, stage: int) -> int:
-        """Return the training steps of all stages before one, counted from 1; after the last there are all of them."""
+        """Return the training steps of all stages before `stage`, which counts from 1; past the last stage, of all."""
         return sum(planned.training.steps for planned in self.stages[: stage - 1])
 
     @property
     def config_hash(self) -> str:
-        """Digest of what decides this run's numbers."""
+        """Digest of the configuration that decides this run's results, see `identity_of`."""
         return digest(identity_of(self.config()))
 
     def config(self) -> dict[str, Any]:
-        """Return the suite as this run resolves it, without what belongs to its siblings."""
-        apart = {
+        """Return the suite as this run resolves it, without keys about other runs, storage and display."""
+        left_out = {
             "adapters",
             "seeds",
             "orders",
@@ -156,9 +156,9 @@ class RunSpec:
             "checkpoints",
             "storage",
         }
-        suite = self.suite.model_dump(mode="json", exclude=apart)
+        suite = self.suite.model_dump(mode="json", exclude=left_out)
         if profiles := suite["evaluation"].get("profiles"):
-            # A hash knows no order of keys, and the first profile is the one whose scores are the suite's.
+            # The hash ignores the order of keys, but the first profile gives the suite's scores.
             suite["evaluation"]["profiles"] = [{"name": name, **profile} for name, profile in profiles.items()]
         entry = self.suite.adapters[self.entry]
         adapter = {**entry.model_dump(mode="json"), "adapter": self.kind}
@@ -168,16 +168,16 @@ class RunSpec:
 
 
 def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a run's configuration that may not change while it goes on.
+    """Return the part of a run's configuration that must stay the same when the run continues.
 
-    How fast and where a run works may change: device, threads, memory, folders. Of a model's folder and of a template's the
-    name counts; that their content is the same is checked by digest.
+    Left out is what decides how fast and where it works: device, threads, memory, folders. Only the last part of the path of
+    a model or template counts; digests check that the content is the same.
     """
     return _identity(config, ())
 
 
 def session_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the other part, by dotted keys: what each session may set for itself."""
+    """Return the rest of a run's configuration, by dotted keys: what each session may set for itself."""
     return dict(_of_session(config, ()))
 
 
@@ -203,7 +203,7 @@ def _of_session(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
 
 
 def _may_change(path: tuple[str, ...]) -> bool:
-    # A task's name, as a key of `by_task`, may hold dots.
+    # A task's name, as a key of `by_task`, may contain dots.
     named = [path[place - 1] == "by_task" for place in range(1, len(path))]
     return ".".join(("*" if of_task else key) for key, of_task in zip(path, (False, *named), strict=True)) in MAY_CHANGE
 

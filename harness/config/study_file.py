@@ -1,4 +1,4 @@
-"""What a study file may say: a suite, the methods compared, and the factors varied one at a time."""
+"""What a study file may contain: a suite, the methods compared, and the factors varied one at a time."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from harness.config.read_yaml import read_yaml
 from harness.errors import ConfigError
 
 
-def _once(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Refuse a list that names something twice; values of a factor need not be hashable."""
+def _refuse_repeats(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Refuse a list with a repeated value; the values need not be hashable."""
     if repeated := [value for place, value in enumerate(values) if value in values[:place]]:
         raise ValueError(f"{list(values)} names {repeated[0]!r} twice; give each once")
     return values
 
 
-Names = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_once)]
-Seeds = Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(_once)]
+Names = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_refuse_repeats)]
+Seeds = Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(_refuse_repeats)]
 Reference = str | dict[str, str]
 STUDY_FOLDER = Path(str(files("tasks"))) / "studies"
 
@@ -44,7 +44,7 @@ class Factor(Strict):
         default=None,
         description="what entries are compared with: one for all, or pairs `entry: reference`; null: the study's",
     )
-    note: str = Field(default="", description="what a reader of the page should know of this factor and its values")
+    note: str = Field(default="", description="what a reader of the page should know about this factor and its values")
 
     @property
     def of_entries(self) -> bool:
@@ -52,10 +52,10 @@ class Factor(Strict):
         return self.key is None and len(self.orders) == 1
 
     @model_validator(mode="after")
-    def _key_and_values_go_together(self) -> Factor:
+    def _check_key_and_values(self) -> Factor:
         if (self.key is None) != (not self.values):
             raise ValueError("key and values go together; give both, or neither to vary entries or orders alone")
-        _once(self.values)
+        _refuse_repeats(self.values)
         if self.against is not None and not self.of_entries:
             raise ValueError(
                 "`against` is for a factor that varies entries alone; leave it out where there are a key or orders"
@@ -79,27 +79,27 @@ class Study(Strict):
         default=(),
         description="claims files that the page judges: names of shipped ones, or paths from this file's folder",
     )
-    minutes_per_run: float = Field(gt=0, description="on one processor, for the estimate while no run is finished")
+    minutes_per_run: float = Field(gt=0, description="on one processor; the estimate until a run is finished")
     factors: dict[Name, Factor] = Field(min_length=1)
 
     def reference(self, entry: str, factor: Factor | None = None) -> str | None:
-        """Return the entry that another is compared with, in a factor or in the whole study; None where with nothing."""
-        named = self.against or self.entries[0] if factor is None or factor.against is None else factor.against
-        found = named.get(entry) if isinstance(named, dict) else named
-        return None if found == entry else found
+        """Return the entry that `entry` is compared with, in a factor or in the whole study; None if there is none."""
+        against = self.against or self.entries[0] if factor is None or factor.against is None else factor.against
+        reference = against.get(entry) if isinstance(against, dict) else against
+        return None if reference == entry else reference
 
     @property
     def contrasts(self) -> list[tuple[str, str]]:
-        """The study's entries that are compared with another, each with its reference."""
+        """The study's entries that have a reference, each with it: (entry, reference)."""
         return self.contrasts_of(None)
 
     def contrasts_of(self, factor: Factor | None) -> list[tuple[str, str]]:
-        """Return a factor's entries that are compared with another, each with its reference; None: the whole study's."""
+        """Return a factor's entries that have a reference, each with it; for None, those of the whole study."""
         entries = (factor.entries if factor else None) or self.entries
         return [(entry, reference) for entry in entries if (reference := self.reference(entry, factor))]
 
     @model_validator(mode="after")
-    def _what_is_compared_is_run(self) -> Study:
+    def _check_references(self) -> Study:
         _check_names("against", self.against, self.entries)
         for name, factor in self.factors.items():
             _check_names(f"{name}.against", factor.against, factor.entries or self.entries)
@@ -107,7 +107,7 @@ class Study(Strict):
 
 
 def _check_names(key: str, against: Reference | None, entries: Sequence[str]) -> None:
-    """Refuse a reference, or an entry that has one, which is not among the entries."""
+    """Refuse a reference, or an entry with a reference, that is not among the entries."""
     named = [] if against is None else [against] if isinstance(against, str) else [*against, *against.values()]
     if unknown := [entry for entry in named if entry not in entries]:
         raise ValueError(

@@ -1,7 +1,7 @@
-"""What a suite file may say: frozen pydantic models with the paper's settings as defaults. Imports no torch.
+"""What a suite file may contain: frozen pydantic models with the paper's settings as defaults. Imports no torch.
 
 A suite names a student, a teacher, the ordered stages, the retention probes (tasks that are never trained), the adapters
-under test and the budgets. It refuses unknown keys. `harness.config.load` reads the files.
+under test and the budgets. Unknown keys are errors. `harness.config.load` reads the files.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
 
 class Checkpoints(Strict):
-    """Which stages' checkpoints stay on the disk; one goes as soon as nothing needs it."""
+    """Which stages' checkpoints stay on disk; the others are deleted as soon as nothing needs them."""
 
     keep: Literal["all", "last"] | tuple[PathPart, ...] = Field(
         default="all", description="`all`, the `last` stage's, or a list of stages"
     )
 
     def holds(self, stage: str) -> bool:
-        """Whether a stage's checkpoint stays; the last stage's is asked for under `last` only when the run is done."""
+        """Return whether a stage's checkpoint stays after the next stage has finished; with `last`, none does."""
         return self.keep == "all" or (self.keep != "last" and stage in self.keep)
 
 
 class AdapterEntry(Strict):
-    """One method under test; several entries may use one adapter with other options."""
+    """One method under test; several entries may use one adapter with different options."""
 
     adapter: str | None = Field(default=None, description="registered name; null takes the entry's own")
     options: dict[str, Any] = Field(default={})
@@ -56,7 +56,7 @@ class AdapterEntry(Strict):
 
 
 class Parallel(Strict):
-    """How many processes of this machine train one stage together; on GPUs, one process for each."""
+    """How many processes train one stage together; on GPUs, one process for each GPU."""
 
     processes: int = Field(default=1, gt=0)
 
@@ -64,8 +64,8 @@ class Parallel(Strict):
 class Stage(Strict):
     """One adaptation step: a task, and what differs from the suite's defaults.
 
-    A stage with an adapter of its own is trained by it whatever the method, so at one seed all methods leave it with the
-    same weights.
+    A stage with its own adapter is trained by that adapter under every method. If all stages up to it have their own, its
+    checkpoint is the same for all methods of a seed.
     """
 
     task: PathPart
@@ -77,19 +77,19 @@ class Stage(Strict):
     )
     teacher: TeacherSpec | None = Field(default=None, description="null takes the suite's teacher")
     together: tuple[PathPart, ...] = Field(
-        default=(), description="tasks trained in one stage, which `task` then only names"
+        default=(), description="tasks trained together in this stage; `task` is then only its name"
     )
 
     @field_validator("adapter")
     @classmethod
-    def _adapter_is_named(cls, given: AdapterEntry | None) -> AdapterEntry | None:
+    def _require_adapter_name(cls, given: AdapterEntry | None) -> AdapterEntry | None:
         if given is not None and given.adapter is None:
             raise ValueError("a stage's adapter has no name; give `adapter`, for example {adapter: sft}")
         return given
 
     @model_serializer(mode="wrap")
-    def _omit_no_adapter(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out an adapter that is not given, so that suites without one keep their hash."""
+    def _omit_absent_adapter(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out an absent adapter, so that suites without one keep their hash."""
         dumped: dict[str, Any] = dump(self)
         return {key: value for key, value in dumped.items() if key != "adapter" or value is not None}
 
@@ -100,14 +100,14 @@ class Stage(Strict):
 
 
 class TrainedBefore(Strict):
-    """A task that was trained before a run's start, and how many of its training items; null is all."""
+    """A task that was trained before a run's start, and how many of its training items were used; null is all."""
 
     task: PathPart
     items: int | None = None
 
 
 class Origin(Strict):
-    """The finished stage of another run that a run starts from; digests and names are those of its manifest."""
+    """The finished stage of another run that a run starts from; digests and names come from that run's manifest."""
 
     path: str = Field(description="the stage's folder")
     suite: str
@@ -117,21 +117,23 @@ class Origin(Strict):
     stage: int
     weights: str = Field(description="digest of the checkpoint's weights")
     config_hash: str
-    trained: tuple[TrainedBefore, ...] = Field(description="what the run trained up to there, for replay")
+    trained: tuple[TrainedBefore, ...] = Field(description="tasks that the run trained up to that stage, for replay")
 
 
 class Resources(Strict):
-    """What one run asks a cluster for, on each of its nodes; used by `harness sweep --ray` alone."""
+    """What one run requests from a cluster, on each of its nodes; only `harness sweep --ray` uses it."""
 
     nodes: int = Field(
-        default=1, gt=0, description="nodes that train one run together; they share out `parallel.processes`"
+        default=1,
+        gt=0,
+        description="nodes that train one run together, with an equal share of `parallel.processes` each",
     )
 
     cpus: float = Field(default=1, gt=0)
     gpus: float | None = Field(
         default=None, ge=0, description="null takes one where the cluster has any and `device` is not cpu"
     )
-    memory_gib: float | None = Field(default=None, gt=0, description="null asks for none")
+    memory_gib: float | None = Field(default=None, gt=0, description="null requests none")
 
 
 class Suite(Strict):
@@ -161,13 +163,13 @@ class Suite(Strict):
     )
     threads: int | None = Field(default=None, gt=0, description="CPU threads of one run; null leaves torch's default")
     trackers: tuple[Tracker, ...] = Field(
-        default=(), description="experiment trackers that get a copy of the figures as a run goes on"
+        default=(), description="experiment trackers that get a copy of the figures during the run"
     )
     snapshot_minutes: float | None = Field(
         default=10, ge=0, description="most training time lost if the process dies; null disables snapshots"
     )
     trust_remote_code: bool = Field(
-        default=False, description="run the Python code that the folders of student and teacher bring along"
+        default=False, description="run the Python code in the folders of student and teacher"
     )
     keep_rollouts: int | None = Field(
         default=64, ge=0, description="training rollouts of each step kept in rollouts.parquet; null keeps all"
@@ -176,22 +178,22 @@ class Suite(Strict):
     origin: Origin | None = Field(
         default=None, description="written by `--from`: the stage that the student comes from"
     )
-    checkpoints: Checkpoints = Field(default=Checkpoints(), description="which stages' checkpoints stay on the disk")
-    resources: Resources | None = Field(default=None, description="what a run asks a cluster for")
+    checkpoints: Checkpoints = Field(default=Checkpoints(), description="which stages' checkpoints stay on disk")
+    resources: Resources | None = Field(default=None, description="what a run requests from a cluster")
     storage: str | None = Field(
         default=None,
         min_length=1,
-        description="folder or URL, such as s3://bucket/runs, that finished stages are copied to, and fetched from where a "
-        "machine lacks them",
+        description="folder or URL, such as s3://bucket/runs, to which finished stages are copied; a machine that lacks them "
+        "fetches them from there",
     )
 
-    # The settings of every backend that has a block, and of the one that is used.
+    # The settings of every backend that has a block, and of the suite's backend.
     _backends: dict[str, BackendSettings] = PrivateAttr(default={})
 
     @model_validator(mode="wrap")
     @classmethod
     def _read_backends(cls, raw: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Read the block of each registered backend, so that one file serves several: `--set backend=vllm`."""
+        """Read the blocks of all registered backends, so that `--set backend=vllm` can switch between them."""
         if not isinstance(raw, Mapping):
             return handler(raw)
         given = cast(Mapping[str, Any], raw)
@@ -205,7 +207,7 @@ class Suite(Strict):
 
     @model_serializer(mode="wrap")
     def _omit_defaults(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        """Leave out the default backend, so that a suite without the key keeps its hash; add settings of others."""
+        """Leave out keys added later at their defaults, so that suites without them keep their hash; add backend settings."""
         dumped: dict[str, Any] = dump(self)
         if self.parallel == Parallel():
             dumped.pop("parallel", None)
@@ -219,25 +221,25 @@ class Suite(Strict):
         return {**dumped, self.backend: self._backends[self.backend].model_dump(mode=info.mode)}
 
     @model_validator(mode="after")
-    def _names_are_consistent(self) -> Suite:
+    def _check_names(self) -> Suite:
         tasks, names = list(self._trained), [stage.task for stage in self.stages]
         for values in (tasks, names):
             if repeated := sorted({value for value in values if values.count(value) > 1}):
                 raise ValueError(f"stages train {', '.join(repeated)} more than once; give each stage its own task")
         for name, values in (("probes", self.probes), ("seeds", self.seeds)):
             if len(set(values)) < len(values):
-                raise ValueError(f"{name} {list(values)} name one twice; give each once")
+                raise ValueError(f"{name} {list(values)} contain one twice; give each once")
         if trained := sorted(set(self.probes) & set(tasks)):
             raise ValueError(f"probes {', '.join(trained)} are also trained; a probe is a task that no stage trains")
         if unclear := sorted({s.task for s in self.stages if s.together} & {*tasks, *self.probes}):
             raise ValueError(
-                f"stage {', '.join(unclear)} trains tasks together and is named as one; give it another name"
+                f"stage {', '.join(unclear)} trains several tasks and has the name of one; give it another name"
             )
         nodes = self.resources.nodes if self.resources else 1
         if self.parallel.processes % nodes:
             raise ValueError(
-                f"resources.nodes is {nodes}, which does not divide parallel.processes, {self.parallel.processes}; each node "
-                "has as many processes"
+                f"resources.nodes is {nodes}, which does not divide parallel.processes, {self.parallel.processes}; every node "
+                "needs the same number of processes"
             )
         if JOINT in {*self.orders, *names}:
             raise ValueError(f"{JOINT!r} is the order that trains all tasks in one stage; choose another name")
@@ -255,7 +257,7 @@ class Suite(Strict):
         return self._backends.get(self.backend) or read_settings({self.backend: {}})[self.backend]
 
     def context(self, of_model: int) -> int:
-        """The longest sequence, in tokens, that the backend takes of a model with a context of `of_model`."""
+        """Return the longest sequence, in tokens, that the backend accepts for a model whose context is `of_model`."""
         return self.engine.context(of_model)
 
     @property
@@ -268,7 +270,10 @@ class Suite(Strict):
         return tuple(task for stage in self.stages for task in stage.trains)
 
     def ordered_stages(self, order: str = "default") -> tuple[Stage, ...]:
-        """The stages in a named order; `default` is the file's, `joint` is one stage over all tasks."""
+        """Return the stages in a named order: `default` is the file's, `joint` is one stage over all tasks.
+
+        Raises `ValueError` for an unknown order, and for `joint` where the stages differ in more than steps.
+        """
         if order == "default" and order not in self.orders:
             return self.stages
         if order == JOINT:
@@ -280,7 +285,7 @@ class Suite(Strict):
         return tuple(by_task[task] for task in self.orders[order])
 
     def training_for(self, stage: Stage, entry: str) -> Training:
-        """A stage's budget under one adapter entry: the stage's own, then what the entry, or its own adapter, changes."""
+        """Return a stage's budget under an adapter entry, with the changes of that entry or of the stage's own adapter."""
         own = stage.adapter or self.adapters[entry]
         changed = Training.model_validate(merge_training(stage.training.model_dump(), own.training))
         if stage.task != JOINT or changed.epochs is not None:
@@ -288,7 +293,7 @@ class Suite(Strict):
         return changed.model_copy(update={"steps": sum(self.training_for(s, entry).steps for s in self.stages)})
 
     def _joint_stage(self) -> Stage:
-        """One stage over all tasks with the steps of all stages; what else they say of training must agree."""
+        """Return one stage over all tasks with the steps of all stages; their other settings must agree."""
         first = self.stages[0]
         if fixed := [stage.task for stage in self.stages if stage.adapter is not None]:
             raise ValueError(

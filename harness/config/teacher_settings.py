@@ -1,7 +1,7 @@
-"""What a suite says of a teacher: a model of this process, or a teacher of a registered kind.
+"""What a suite says about a teacher: a model in this process, or a teacher of a registered kind.
 
-`teacher: {kind: NAME, ...}` is read by the class that the group `harness.teachers` maps NAME to; its fields are the other
-keys. `pretrained` and `scratch` are models of this process.
+`teacher: {kind: NAME, ...}` is read by the class that the entry point group `harness.teachers` maps NAME to; its fields are
+the other keys. `pretrained` and `scratch` are models in this process.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ GROUP = "harness.teachers"
 MODELS = ("pretrained", "scratch")
 
 
-Needs = Literal["none", "sampled", "top_k", "full", "generate"]  # what a method asks of a teacher
+Needs = Literal["none", "sampled", "top_k", "full", "generate"]  # what a method needs from a teacher
 
 
 class TeacherSettings(Strict):
-    """What the configuration needs to know of a registered teacher: `kind`, the name that it is registered under."""
+    """What the configuration needs to know about a registered teacher: `kind`, the name that it is registered under."""
 
     kind: str
 
@@ -34,7 +34,7 @@ def teacher_settings_class(kind: str) -> type[TeacherSettings]:
 
 
 def read_teacher(raw: Any) -> Pretrained | Scratch | TeacherSettings:
-    """Validate what a suite says of a teacher; findings name the kind, as those of a model do."""
+    """Validate a suite's `teacher`; the locations of its errors include the kind, like those of a model."""
     if isinstance(raw, Pretrained | Scratch | TeacherSettings):
         return raw
     kind = cast(Mapping[str, Any], raw).get("kind") if isinstance(raw, Mapping) else None

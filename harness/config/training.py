@@ -13,7 +13,7 @@ Precision = Literal["float32", "autocast", "bfloat16_master"]
 
 
 class Optimizer(Strict):
-    """AdamW with the official scripts' settings (METHOD: lr 1e-5 constant, weight decay 0.01, clip 1.0)."""
+    """AdamW; the defaults are those of AOPD's released scripts: constant lr 1e-5, weight decay 0.01, clipping at 1.0."""
 
     lr: float = Field(default=1e-5, gt=0)
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
@@ -29,38 +29,42 @@ class Training(Strict):
 
     steps: int = Field(default=100, gt=0, description="rollout batches; an adapter may take several updates on each")
     epochs: float | None = Field(
-        default=None, gt=0, description="in place of steps: how often each training item is a prompt"
+        default=None, gt=0, description="instead of steps: how often each training item is used as a prompt"
     )
     prompts_per_step: int = Field(default=512, gt=0)
     num_generations: int = Field(
-        default=1, gt=0, description="rollouts of each prompt; references from the data come once"
+        default=1, gt=0, description="rollouts of each prompt; a reference answer is used once"
     )
     max_new_tokens: int = Field(default=2048, gt=0)
-    temperature: float = Field(default=1.0, gt=0, description="of the rollouts and of both sides' log-probabilities")
-    generation_batch: int = Field(default=64, gt=0, description="prompts decoded together; part of what a seed draws")
+    temperature: float = Field(
+        default=1.0, gt=0, description="of the rollouts, and of the log-probabilities of student and teacher"
+    )
+    generation_batch: int = Field(
+        default=64, gt=0, description="prompts decoded together; another number rounds differently, so draws may differ"
+    )
     micro_batch: int | None = Field(
-        default=None, gt=0, description="sequences in one forward; null takes the whole batch"
+        default=None, gt=0, description="sequences in one forward pass; null takes the whole batch"
     )
     autocast: Literal["bfloat16"] | None = Field(
-        default=None, description="of forward and backward passes of the student, and of a local teacher's forward"
+        default=None, description="precision of the student's passes and of a local teacher's forward pass"
     )
     tokens_per_batch: int | None = Field(
         default=None,
         gt=0,
-        description="positions in one forward, padding included; null has no limit. A longer sequence is alone",
+        description="positions in one forward pass, padding included; null sets no limit. A longer sequence gets its own pass",
     )
     packed: bool = Field(
         default=True,
-        description="with `tokens_per_batch`: the sequences of a batch in one row without padding, where the model takes it",
+        description="with `tokens_per_batch`: the sequences of a batch in one row without padding, if the model supports it",
     )
     precision: Precision = Field(
         default="float32",
         description="`float32`; `autocast`, float32 weights and bfloat16 passes; `bfloat16_master`, bfloat16 weights with "
-        "float32 master weights in the optimiser; where `autocast` says otherwise, this decides",
+        "float32 master weights in the optimiser; takes precedence over `autocast`",
     )
     tf32: bool = Field(default=False, description="float32 matrix products of a GPU in TF32, with 10 bits of mantissa")
     activation_checkpointing: bool = Field(
-        default=False, description="keep the inputs of each layer only, and compute the rest again in the backward pass"
+        default=False, description="keep only the inputs of each layer, and compute the rest again in the backward pass"
     )
     staleness: Literal[0, 1] = Field(
         default=0,
@@ -71,8 +75,8 @@ class Training(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _precision_settles_autocast(cls, data: Any) -> Any:
-        """Make `precision` and the older key `autocast` say the same; where both are given, `precision` decides."""
+    def _match_autocast(cls, data: Any) -> Any:
+        """Make `precision` and the older key `autocast` agree; if both are given, `precision` decides."""
         if not is_mapping(data):
             return data
         if data.get("precision") is None:
@@ -80,7 +84,7 @@ class Training(Strict):
         return {**data, "autocast": "bfloat16" if data["precision"] == "autocast" else None}
 
     @model_validator(mode="after")
-    def _is_one_budget(self) -> Self:
+    def _refuse_two_budgets(self) -> Self:
         if self.epochs is not None and "steps" in self.model_fields_set:
             raise ValueError(
                 f"found steps {self.steps} and epochs {self.epochs:g}; a stage has one budget, give one of them"
@@ -89,16 +93,16 @@ class Training(Strict):
 
     @model_serializer(mode="wrap")
     def _write_one_budget(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out the budget that is not used, and later keys at their default, so that earlier suites keep their hash."""
+        """Leave out the unused budget, and keys added later at their defaults, so that suites without them keep their hash."""
         dumped: dict[str, Any] = dump(self)
         unused = {"epochs" if self.epochs is None else "steps"}
         unused |= {key for key, default in LATER.items() if dumped.get(key) == default}
-        if dumped.get("precision") != "bfloat16_master":  # `autocast` says it
+        if dumped.get("precision") != "bfloat16_master":  # `autocast` implies it
             unused.add("precision")
         return {key: value for key, value in dumped.items() if key not in unused}
 
     def for_items(self, items: int) -> Training:
-        """Return the budget in steps for a stage of so many training items, rounded up to whole steps."""
+        """Return the budget in steps for a stage of `items` training items: ceil(epochs * items / prompts_per_step)."""
         if self.epochs is None:
             return self
         steps = max(1, math.ceil(self.epochs * items / self.prompts_per_step))
@@ -106,15 +110,16 @@ class Training(Strict):
 
     @property
     def packs(self) -> bool:
-        """Whether batches are to be packed."""
+        """Whether batches are packed, if the model supports it."""
         return self.packed and self.tokens_per_batch is not None
 
     @property
     def scoring_autocast(self) -> Literal["bfloat16"] | None:
-        """The autocast of passes of models that do not train: a teacher, or the stage's start."""
+        """The autocast of models that do not train: a teacher, or the stage's start."""
         return None if self.precision == "float32" else "bfloat16"
 
 
+# Keys added after the first suites were hashed, with their defaults.
 LATER: dict[str, Any] = {
     "tokens_per_batch": None,
     "packed": True,
@@ -125,7 +130,7 @@ LATER: dict[str, Any] = {
 
 
 def merge_training(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Return settings with changes laid over them; a budget in epochs replaces one in steps, and the other way round."""
+    """Return `base` with `changes` applied; a budget in epochs replaces one in steps, and vice versa."""
     replaced = {"steps": "epochs", "epochs": "steps"}
     dropped = {replaced[key] for key in changes if key in replaced and changes[key] is not None} - set(changes)
     return merge({key: value for key, value in base.items() if key not in dropped}, changes)

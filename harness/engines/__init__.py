@@ -1,1 +1,1 @@
-"""Generation engines behind one contract."""
+"""Engines that generate responses, and the backends that start them, behind one contract."""

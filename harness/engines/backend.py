@@ -1,12 +1,12 @@
-"""What a backend promises, and the default one. A suite names a backend; the backend starts the engine of its runs.
+"""The contract of a backend, and the default one. A suite names a backend; the backend starts the engine of its runs.
 
 To add a backend, write one file with two classes and register the first one under the entry point group `harness.engines`:
 
-- a `Backend`: its fields are the keys of the suite's block, its `start` returns
+- a `Backend`: its fields are the keys of the suite's block, and its `start` returns the second class;
 - a `CheckpointEngine` (see `harness.engines.engine`): `generate`, `load`, `prompt_logprobs`, `describe` and `close`.
 
-Evaluation needs nothing more: `harness.evaluation.engine_model` puts any such engine behind lm-eval's interface. This file
-imports no torch, because reading a suite imports the backend that it names.
+Evaluation needs nothing more: `harness.evaluation.engine_model` gives any such engine lm-eval's interface. This file imports
+no torch, because reading a suite imports the backend that it names.
 """
 
 from __future__ import annotations
@@ -46,27 +46,31 @@ class EngineSite:
 class Backend(BackendSettings, ABC):
     """A way to generate rollouts and to evaluate checkpoints; its fields are its settings in the suite."""
 
-    in_process: ClassVar[bool] = False  # whether the harness's own models generate, so that no engine is started
-    is_shared: ClassVar[bool] = False  # whether several processes ask one engine, which then holds one set of weights
-    model_class: ClassVar[str] = "harness.evaluation.engine_model:EngineModel"  # lm-eval's view of the engine
+    in_process: ClassVar[bool] = False  # whether the models in this process generate, so that no engine is started
+    is_shared: ClassVar[bool] = (
+        False  # whether several processes use one engine, which has one set of weights at a time
+    )
+    model_class: ClassVar[str] = "harness.evaluation.engine_model:EngineModel"  # the engine's class for lm-eval
 
     def check(self, device: str) -> None:
-        """Raise `ConfigError` where this backend cannot run on this machine; called before anything is done."""
+        """Raise `ConfigError` if this backend cannot run on this machine; called before a run does anything."""
 
     @abstractmethod
     def start(self, checkpoint: Path, site: EngineSite) -> CheckpointEngine:
-        """Return an engine that holds a checkpoint's weights; raises `RunError` with the cause where it does not start."""
+        """Return an engine with a checkpoint's weights; raises `RunError` with the cause if it does not start."""
 
 
 class HF(Backend):
-    """The default: transformers, with the models that live in this process."""
+    """The default: transformers, with the models in this process."""
 
     in_process: ClassVar[bool] = True
     model_class: ClassVar[str] = "harness.evaluation.hf_model:HarnessHFLM"
 
     def start(self, checkpoint: Path, site: EngineSite) -> CheckpointEngine:
-        """Raise `ConfigError`: models of this process need no engine."""
-        raise ConfigError("backend hf generates with the models of this process and starts no engine")
+        """Raise `ConfigError`: models in this process need no engine."""
+        raise ConfigError(
+            "backend hf generates with the models in this process and starts no engine; use another backend"
+        )
 
 
 def backend_of(suite: Suite) -> Backend:

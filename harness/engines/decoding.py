@@ -1,4 +1,4 @@
-"""Decoding of one batch with a key-value cache that grows with each token and drops rows as they finish."""
+"""Decode one batch with a key-value cache that grows with each token and drops rows as they finish."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from transformers import DynamicCache, LogitsProcessorList, StopStringCriteria, 
 from harness.engines.engine import Completion, Sampling
 from harness.lm.seeding import race_times
 
-COMPACT_BELOW = 0.75
+COMPACT_BELOW = 0.75  # share of running rows below which finished rows leave the cache
 
 
 class Decoding:
-    """Decodes one batch; `alive` maps the cache's rows to the batch's."""
+    """Decodes one batch of prompts with one model and one set of sampling settings."""
 
     def __init__(self, model: Any, tokenizer: Any, sampling: Sampling) -> None:
         self.model, self.sampling = model, sampling
         self.device = model.device
         self.stop_ids = torch.tensor(sampling.stop_ids, device=self.device, dtype=torch.long)
         self.warpers = _warpers(sampling)
-        self._no_ids: Any = None  # the warpers that we use read no ids
+        self._no_ids: Any = None  # the warpers take ids, but these two do not read them
         strings = list(sampling.stop_strings)
         self.stop_strings = StopStringCriteria(tokenizer, strings) if strings else None
 
     def run(self, prompts: list[list[int]], seeds: Tensor) -> list[Completion]:
-        """Decode until every row has stopped or used its budget; `seeds` (rows,) decide each row's draws."""
+        """Decode until every row has stopped or used its budget; `seeds` (rows,) determine each row's draws."""
         logits, mask, positions, cache = self._read(prompts)
-        alive = torch.arange(len(prompts), device=self.device)
+        alive = torch.arange(len(prompts), device=self.device)  # the prompt of each of the cache's rows
         tokens = torch.zeros(len(prompts), self.sampling.max_new_tokens, dtype=torch.long, device=self.device)
         lengths = torch.full((len(prompts),), self.sampling.max_new_tokens, device=self.device)
         running = torch.ones(len(prompts), dtype=torch.bool, device=self.device)
@@ -81,7 +81,7 @@ class Decoding:
         return output.logits[:, -1]
 
     def _draw(self, logits: Tensor, seeds: Tensor, position: int | Tensor) -> Tensor:
-        """Return the next token of each row (B,) from its logits (B, V), at a position of the answer."""
+        """Return the next token of each row (B,) from its logits (B, V); `position` counts the answer's tokens from 0."""
         logits = logits.float()
         if self.sampling.temperature == 0:
             return logits.argmax(-1)
@@ -96,7 +96,7 @@ class Decoding:
 
 
 def left_padded(prompts: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return ids and mask (B, T) of prompts that end in the last column."""
+    """Return ids and mask (B, T) of prompts, padded on the left."""
     width = max(len(prompt) for prompt in prompts)
     ids = torch.zeros(len(prompts), width, dtype=torch.long)
     mask = torch.zeros(len(prompts), width, dtype=torch.long)
@@ -116,6 +116,6 @@ def _warpers(sampling: Sampling) -> LogitsProcessorList:
 
 
 def completions_of(tokens: Tensor, lengths: Tensor, stopped: Tensor) -> list[Completion]:
-    """Return completions from tokens (B, budget), their numbers and which rows stopped by themselves (B,)."""
+    """Return completions from tokens (B, budget), each row's number of tokens (B,) and whether it stopped by itself (B,)."""
     rows = zip(tokens.tolist(), lengths.tolist(), stopped.tolist(), strict=True)
     return [Completion(row[:length], "stop" if done else "length") for row, length, done in rows]

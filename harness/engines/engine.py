@@ -1,4 +1,4 @@
-"""What a generation engine promises: token ids in, responses out, drawn from its own random stream."""
+"""The contract of a generation engine: token ids in, responses out, sampled from seeds that the call gives."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.lm.rollouts import Finish
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to decode; temperature 0 is greedy. Draws depend only on `seed`, never on global generators."""
+    """How to decode. Temperature 0 is greedy; top_k 0 and top_p 1 are off. Draws depend only on `seed`."""
 
     max_new_tokens: int
     temperature: float = 1.0
@@ -26,9 +26,9 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """A response's token ids, stop token included, and whether it ended by itself (`stop`) or by its budget (`length`).
+    """A response's token ids, stop token included, and whether it ended by itself (`stop`) or at its budget (`length`).
 
-    `logprobs` are the log-probabilities, in nats, with which the ids were drawn; None for an engine that does not report them.
+    `logprobs` are the log-probabilities, in nats, with which the ids were drawn; None if the engine does not report them.
     """
 
     tokens: list[int]
@@ -37,7 +37,7 @@ class Completion:
 
 
 class Engine(Protocol):
-    """Generates one completion for each prompt, in the prompts' order."""
+    """Generates one completion for each prompt, in the order of the prompts."""
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
         """Return completions of `prompts`, lists of token ids; equal prompts in one call get independent draws."""
@@ -45,7 +45,7 @@ class Engine(Protocol):
 
 
 class CheckpointEngine(Engine, Protocol):
-    """An engine with its own weights: those of a checkpoint, until `load` replaces them."""
+    """An engine with its own weights: those of a checkpoint until `load` replaces them."""
 
     @property
     def backend(self) -> Backend:
@@ -53,20 +53,20 @@ class CheckpointEngine(Engine, Protocol):
         ...
 
     def load(self, checkpoint: Path, weights: str | None = None) -> None:
-        """Take a checkpoint's weights; with the digest `weights` of those that it already has, do nothing."""
+        """Load a checkpoint's weights; do nothing if `weights` is the digest of those that it already has."""
         ...
 
     def prompt_logprobs(self, prompts: Sequence[list[int]]) -> list[list[dict[int, float] | None]]:
-        """Return, at each position of each prompt, log-probabilities by token id, at temperature 1.
+        """Return for each position of each prompt log-probabilities by token id, in nats, at temperature 1.
 
-        They hold at least the prompt's own token and the most probable one; the first position has none.
+        They include the prompt's own token and the most probable one; the first position is None.
         """
         ...
 
     def describe(self) -> dict[str, Any]:
-        """Return everything that decides the answers: name, version, device, dtype and such; part of a cell's key."""
+        """Return what determines the answers, such as name, version, device and dtype; part of an evaluated cell's key."""
         ...
 
     def close(self) -> None:
-        """Give back processes and memory."""
+        """Release processes and memory."""
         ...

@@ -1,4 +1,4 @@
-"""The engine of a run, started when something first needs it and shared by all its stages."""
+"""The engine of a run, started when it is first needed and shared by all stages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class EnginePool:
-    """Holds the engine of the backend that a suite names; its output goes to `<folder>/<backend>.txt`, sentences to `warn`."""
+    """Owns the engine of a suite's backend; its output goes to `<folder>/<backend>.txt`, and its warnings to `warn`."""
 
     def __init__(self, suite: Suite, device: str, folder: Path, warn: Callable[[str], object] = log.warning) -> None:
         self.backend = backend_of(suite)
@@ -24,14 +24,14 @@ class EnginePool:
         self.config = ""
 
     def check(self) -> None:
-        """Raise `ConfigError` where the backend cannot run on this machine."""
+        """Raise `ConfigError` if the backend cannot run on this machine."""
         self.backend.check(self.site.device)
 
     def take(self, checkpoint: Path) -> CheckpointEngine | None:
         """Return the engine, started on `checkpoint` if none runs for its configuration; None for a backend without one.
 
-        An engine that takes the weights of a different architecture may load them in part without an error, so each
-        configuration gets a new engine.
+        Each configuration gets a new engine, because an engine may silently load the weights of a different architecture in
+        part.
         """
         if self.backend.in_process:
             return None
@@ -42,7 +42,7 @@ class EnginePool:
         return self.engine
 
     def close(self) -> None:
-        """End the engine."""
+        """Close the engine."""
         if self.engine is not None:
             self.engine.close()
             self.engine = None

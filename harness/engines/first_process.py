@@ -1,4 +1,4 @@
-"""Rollouts of several processes from an engine that the first one alone has, such as vLLM: it asks, all get the answers."""
+"""Rollouts for several processes from an engine that only the first one has, such as vLLM: all get the completions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.lm.ranks import current_ranks
 class FirstProcessEngine:
     """An `Engine` that all processes of a stage call together; `engine` is None in all but the first.
 
-    The first process hands the weights over, so all of them must have the student whole during the call.
+    The first process gives the engine the student's weights, so all processes must be inside `Trainable.whole` at the call.
     """
 
     def __init__(self, engine: StudentEngine | None) -> None:
@@ -23,6 +23,6 @@ class FirstProcessEngine:
         return self.begin(prompts, sampling)()
 
     def begin(self, prompts: Sequence[list[int]], sampling: Sampling) -> Callable[[], list[Completion]]:
-        """Begin to answer with the weights of the moment; all processes must call what is returned."""
+        """Begin to answer with the current weights; return a function that waits, which all processes must call."""
         wait = self.engine.begin(prompts, sampling) if self.engine else None
         return lambda: current_ranks().from_first(wait() if wait else [])

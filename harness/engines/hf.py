@@ -1,10 +1,10 @@
-"""Generation with transformers: prompts batched by length, finished sequences leave the batch.
+"""Generation with transformers: prompts are batched by length, and finished sequences leave the batch.
 
-`model.generate` pays for every sequence until the longest one ends. Here the key-value cache drops rows as sequences finish.
-A GPU decodes on tensors that never move where the model allows it (`static_decoding`).
-A model that keeps anything but keys and values of attention (recurrent, hybrid) cannot drop rows, so it is decoded by
-`model.generate`, with the draws made here. Oracle: greedy answers equal `model.generate`'s (tests/engines/test_engines.py,
-and every causal architecture of transformers by `make architectures`).
+`model.generate` computes every sequence until the longest one ends. Here the key-value cache drops rows as sequences finish.
+On a GPU, decoding uses tensors that never move if the model supports it (`static_decoding`). A recurrent or hybrid model keeps
+more than keys and values and cannot drop rows, so `model.generate` decodes it, with tokens drawn here. Oracle: greedy answers
+equal those of `model.generate` (tests/engines/test_engines.py; `make architectures` for every causal architecture of
+transformers).
 """
 
 from __future__ import annotations
@@ -29,18 +29,20 @@ from harness.engines.decoding import Decoding, completions_of, left_padded
 from harness.engines.engine import Completion, Sampling
 from harness.lm.seeding import prompt_seeds
 
-# Devices on which a step is decoded on tensors that never move, so that it can be captured as a graph.
+# Devices on which decoding uses tensors that never move, so that a step can be captured as a graph.
 STATIC_ON = {"cuda"}
 
 
 class HFEngine:
-    """Generates with a model that lives in this process, so that new weights are simply there."""
+    """Generates with a model in this process, always with its current weights; see `Engine`."""
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int = 64) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
-        self._static: dict[str, bool] = {}  # by attention: whether fixed tensors give the model's own logits
+        self._static: dict[
+            str, bool
+        ] = {}  # by attention implementation: whether fixed tensors give the model's own logits
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
@@ -59,19 +61,19 @@ class HFEngine:
         return [completions[i] for i in range(len(prompts))]
 
     def _decoding(self, length: int) -> type[Decoding]:
-        """Return how texts of at most `length` tokens are decoded: what the model's cache and the device allow."""
+        """Return the decoding class for texts of at most `length` tokens, by what the model's cache and the device support."""
         if not drops_rows(self.model):
             return StockDecoding
         if self.model.device.type not in STATIC_ON:
             return Decoding
-        from harness.engines.static_decoding import StaticDecoding, differs, stays_fixed
+        from harness.engines.static_decoding import StaticDecoding, has_fixed_cache, static_difference
 
-        if not stays_fixed(self.model, length):
+        if not has_fixed_cache(self.model, length):
             return Decoding
         attention = self.model.config._attn_implementation
         if attention not in self._static:
             was_training = self.model.training
-            reason = differs(self.model.eval())
+            reason = static_difference(self.model.eval())
             self.model.train(was_training)
             self._static[attention] = reason is None
             if reason is not None:
@@ -81,21 +83,21 @@ class HFEngine:
 
 
 def drops_rows(model: Any) -> bool:
-    """Return whether a model keeps nothing but a cache that can drop rows, and takes positions, so that it may be padded."""
-    takes = inspect.signature(model.forward).parameters
-    if getattr(model, "_is_stateful", False) or not {"past_key_values", "position_ids"} <= set(takes):
+    """Return whether a model's only state is a cache that can drop rows, and it takes positions, so that padding works."""
+    arguments = inspect.signature(model.forward).parameters
+    if getattr(model, "_is_stateful", False) or not {"past_key_values", "position_ids"} <= set(arguments):
         return False
     return all(hasattr(layer, "batch_select_indices") for layer in DynamicCache(config=model.config).layers)
 
 
 class StockDecoding(Decoding):
-    """Decodes by `model.generate`, which knows what each architecture keeps between steps.
+    """Decodes with `model.generate`, which handles what each architecture keeps between steps.
 
-    Only prompts of one length are decoded together, because some recurrent models read padding as text.
+    Only prompts of equal length are decoded together, because some recurrent models read padding as text.
     """
 
     def run(self, prompts: list[list[int]], seeds: Tensor) -> list[Completion]:
-        """Decode until every row has stopped or used its budget; `seeds` (rows,) decide each row's draws."""
+        """Decode until every row has stopped or used its budget; `seeds` (rows,) determine each row's draws."""
         completions: dict[int, Completion] = {}
         for length in sorted(set(map(len, prompts))):
             rows = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
@@ -121,11 +123,11 @@ class StockDecoding(Decoding):
                 stopped.logical_or_(now)
                 return stopped.clone()
 
-        # The checkpoint's own generation settings, such as a repetition penalty, are not the suite's.
+        # The suite decides how to decode, so the checkpoint's generation settings, such as a repetition penalty, are left out.
         own = self.model.generation_config
         self.model.generation_config = GenerationConfig(max_new_tokens=budget, do_sample=False, pad_token_id=0)
         try:
-            made = self.model.generate(
+            generated = self.model.generate(
                 ids,
                 attention_mask=mask,
                 logits_processor=LogitsProcessorList([Draw()]),
@@ -133,4 +135,4 @@ class StockDecoding(Decoding):
             )
         finally:
             self.model.generation_config = own
-        return completions_of(made[:, width:], lengths, stopped)
+        return completions_of(generated[:, width:], lengths, stopped)

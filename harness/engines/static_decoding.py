@@ -1,9 +1,9 @@
-"""Decoding with tensors that never move: a step is a fixed list of kernels, which a GPU replays without Python (CUDA graphs).
+"""Decode with tensors that never move: a step is a fixed list of kernels, which a GPU replays without Python (CUDA graphs).
 
-Prompts are read as `Decoding` reads them. Their keys and values are then copied into a cache of fixed length, and a step
-reads and writes only tensors of a `Layout`: it draws a token of each row, notes which rows stopped, and moves on. After every
-few steps the host looks: rows that stopped leave when half of a layout is done, and a full cache is laid out longer. Both make
-a new layout with a new graph. On a CPU the same steps run one by one.
+Prompts are read as in `Decoding`. Their keys and values are then copied into a cache of fixed length, and a step reads and
+writes only the tensors of a `Layout`: it draws a token for each row and marks the rows that stop. The host looks only after
+every few steps. When half of the rows have stopped, or the cache is full, it makes a new layout with a new graph: with fewer
+rows, or a longer cache. On a CPU the same steps run one by one.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from harness.lm.packing import VARLEN
 
 GROUPED = "harness_grouped"
 STEPS_BETWEEN_LOOKS = 16
-FIRST_ROOM = 256  # new tokens that the first layout has room for; later ones have twice the length
-ALIGNED = 16  # attention kernels want lengths that are multiples of it
-WORTH_A_GRAPH = 8  # steps below which capturing takes longer than it saves
+FIRST_ROOM = 256  # new tokens that fit into the first layout; the length of later ones doubles
+ALIGNED = 16  # attention kernels need lengths that are multiples of this
+WORTH_A_GRAPH = 8  # with fewer steps, capturing takes longer than it saves
 
 
 class FixedLayer(CacheLayerMixin):
-    """Keys and values (B, heads, length, width) of one layer; a step writes one column of them."""
+    """Keys and values (B, heads, length, width) of one layer, in fixed tensors; a step writes one column."""
 
     is_compileable = True
     is_sliding = False
@@ -44,10 +44,10 @@ class FixedLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Do nothing: the tensors are there."""
+        """Do nothing: the tensors exist already."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Write the new token's keys and values (B, heads, 1, width), and return all."""
+        """Write the new token's keys and values (B, heads, 1, width), and return those of all columns."""
         assert self.keys is not None
         assert self.values is not None
         self.keys.index_copy_(2, self.column, key_states)
@@ -55,26 +55,28 @@ class FixedLayer(CacheLayerMixin):
         return self.keys, self.values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return the length, and that it starts at 0."""
+        """Return the length of the keys and their offset, 0."""
         assert self.keys is not None
         return self.keys.shape[2], 0
 
     def get_seq_length(self) -> Any:
-        """Return the number of columns that are filled, as a tensor."""
+        """Return the number of filled columns, as a tensor (1,)."""
         return self.column
 
     def get_max_length(self) -> int:
-        """Return the length."""
+        """Return the number of columns."""
         return self.get_mask_sizes(1)[0]
 
 
 @dataclass
 class Layout:
-    """What a step of B rows reads and writes, in place; a graph holds their addresses.
+    """The tensors that a step of B rows reads and writes in place; a graph refers to them by address.
 
-    `ids`, `positions` (B, 1) of the token to read next; `bias` (B, 1, 1, length) is 0 at columns to attend to; `seeds`,
-    `running`, `lengths` (B,); `tokens` (B, budget) drawn so far; `step`, `column` (1,) of the last token and of the next one
-    in the cache.
+    - `ids`, `positions` (B, 1): the token to read next, and its position.
+    - `bias` (B, 1, 1, length): added to attention scores; 0 at columns to attend to, else the smallest number.
+    - `seeds`, `running`, `lengths` (B,): seed of each row's draws, whether it goes on, its number of tokens when it stops.
+    - `tokens` (B, budget): the tokens drawn so far.
+    - `step`, `column` (1,): the number of the last drawn token, from 0, and the cache's column for it.
     """
 
     ids: Tensor
@@ -90,11 +92,11 @@ class Layout:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors but the cache's, by name."""
+        """All tensors except the cache's, by name."""
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "cache"}
 
-    def laid_out(self, rows: Tensor, length: int) -> Layout:
-        """Return a layout of some rows with a cache of `length` columns."""
+    def select(self, rows: Tensor, length: int) -> Layout:
+        """Return a new layout of some rows, with a cache of `length` columns."""
         single = {name: value.clone() for name, value in self.tensors.items() if name in ("step", "column")}
         by_row = {name: value[rows] for name, value in self.tensors.items() if name not in (*single, "bias")}
         bias = self.bias.new_full((len(rows), 1, 1, length), torch.finfo(self.bias.dtype).min)
@@ -112,7 +114,7 @@ class StaticDecoding(Decoding):
     """Decodes one batch like `Decoding`, with fixed tensors."""
 
     def run(self, prompts: list[list[int]], seeds: Tensor) -> list[Completion]:
-        """Decode until every row has stopped or used its budget; `seeds` (rows,) decide each row's draws."""
+        """Decode until every row has stopped or used its budget; `seeds` (rows,) determine each row's draws."""
         budget, count = self.sampling.max_new_tokens, len(prompts)
         layout = self._first_layout(prompts, seeds)
         width = layout.bias.shape[-1]
@@ -120,7 +122,7 @@ class StaticDecoding(Decoding):
         alive = torch.arange(count, device=self.device)
         tokens, lengths, running = layout.tokens.clone(), layout.lengths.clone(), layout.running.clone()
         done, rows, length = 1, count, min(full, _aligned(width + FIRST_ROOM))
-        layout = layout.laid_out(alive, length)
+        layout = layout.select(alive, length)
         self._look_for_strings(layout, 0, 1)
         with grouped_attention(self.model):
             advance = self._prepared(layout, budget - done)
@@ -130,9 +132,9 @@ class StaticDecoding(Decoding):
                     tokens[alive], lengths[alive], running[alive] = layout.tokens, layout.lengths, layout.running
                     kept = layout.running.logical_not().long().argsort(stable=True)[:size]
                     length = length if width + done <= length else min(full, 2 * length)
-                    layout, alive, rows = layout.laid_out(kept, length), alive[kept], size
+                    layout, alive, rows = layout.select(kept, length), alive[kept], size
                     advance = self._prepared(layout, budget - done)
-                # The last token drawn has no column yet, so `length - width - done + 1` steps find room.
+                # The last drawn token is not in the cache yet, so there is room for `length - width - done + 1` steps.
                 more = min(STEPS_BETWEEN_LOOKS, budget - done, length - width - done + 1)
                 for _ in range(more):
                     advance()
@@ -142,7 +144,7 @@ class StaticDecoding(Decoding):
         return completions_of(tokens, lengths, ~running)
 
     def _first_layout(self, prompts: list[list[int]], seeds: Tensor) -> Layout:
-        """Read the prompts with a growing cache, draw the first tokens, and return what a step needs."""
+        """Read the prompts with a growing cache, draw the first tokens, and return the tensors of a step."""
         logits, mask, positions, cache = self._read(prompts)
         drawn = self._draw(logits, seeds, 0)
         budget, count, width = self.sampling.max_new_tokens, *mask.shape
@@ -167,7 +169,7 @@ class StaticDecoding(Decoding):
         )
 
     def _step(self, layout: Layout) -> None:
-        """Read the last tokens, draw the next ones, and note which rows stop; only kernels on fixed tensors."""
+        """Read the last tokens, draw the next ones, and mark the rows that stop, with kernels on fixed tensors only."""
         layout.bias.index_fill_(3, layout.column, 0.0)
         output = self.model(
             input_ids=layout.ids,
@@ -191,7 +193,7 @@ class StaticDecoding(Decoding):
         return (drawn[:, None] == self.stop_ids).any(-1)
 
     def _look_for_strings(self, layout: Layout, first: int, end: int) -> None:
-        """Note the rows whose text ends with a stop string after any of some steps, the earliest one."""
+        """Mark the rows whose text ends with a stop string after one of the steps `first` to `end` - 1, at the earliest."""
         for step in range(first, end) if self.stop_strings is not None else ():
             assert self.stop_strings is not None
             hit = self.stop_strings(layout.tokens[:, : step + 1], None)  # pyright: ignore[reportArgumentType]
@@ -201,16 +203,16 @@ class StaticDecoding(Decoding):
 
     def _prepared(self, layout: Layout, steps: int) -> Callable[[], None]:
         step = partial(self._step, layout)
-        return captured(step, layout) if self.device.type == "cuda" and steps >= WORTH_A_GRAPH else step
+        return capture(step, layout) if self.device.type == "cuda" and steps >= WORTH_A_GRAPH else step
 
 
-def captured(step: Callable[[], None], layout: Layout) -> Callable[[], None]:
-    """Return the replay of a graph of a step; the step itself, with a warning, where it cannot be captured."""
+def capture(step: Callable[[], None], layout: Layout) -> Callable[[], None]:
+    """Return the replay of a graph of a step; if it cannot be captured, warn and return the step itself."""
     before = {name: value.clone() for name, value in layout.tensors.items()}
     graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        step()  # libraries choose their kernels and take their memory on a first call
+        step()  # in their first call libraries choose kernels and allocate memory, which a graph cannot contain
     torch.cuda.current_stream().wait_stream(side)
     for name, value in before.items():
         layout.tensors[name].copy_(value)
@@ -219,15 +221,18 @@ def captured(step: Callable[[], None], layout: Layout) -> Callable[[], None]:
             step()
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
-        warnings.warn(f"a decoding step cannot be captured ({reason}); its kernels start one by one", stacklevel=2)
+        warnings.warn(
+            f"a decoding step cannot be captured as a CUDA graph ({reason}); decoding goes on without one, which is slower",
+            stacklevel=2,
+        )
         return step
     return graph.replay
 
 
-def stays_fixed(model: Any, length: int) -> bool:
-    """Return whether a model's cache of `length` tokens can be a fixed tensor of keys and values for each layer.
+def has_fixed_cache(model: Any, length: int) -> bool:
+    """Return whether a model's cache of `length` tokens can be fixed tensors of keys and values, two for each layer.
 
-    A sliding window that is at least as long as the text is no window.
+    A sliding window that is at least as long as the text has no effect.
     """
     if model.config._attn_implementation not in ("sdpa", "eager", VARLEN):
         return False
@@ -238,8 +243,8 @@ def stays_fixed(model: Any, length: int) -> bool:
 
 
 @torch.no_grad()
-def differs(model: Any) -> str | None:
-    """Return why fixed tensors do not give a model's own logits, after two short padded prompts; None where they do."""
+def static_difference(model: Any) -> str | None:
+    """Return why fixed tensors do not give a model's own logits after two short padded prompts; None if they do."""
     rows = len(model.get_output_embeddings().weight)
     prompts = [[number % rows for number in prompt] for prompt in ([3, 5, 7, 11], [2, 9])]
     sampling = Sampling(4, temperature=0)
@@ -250,7 +255,7 @@ def differs(model: Any) -> str | None:
         positions, cache = (mask.cumsum(-1) - 1).clamp(min=0), DynamicCache(config=model.config)
         drawn = own._next(ids, mask, positions, cache).argmax(-1)
         expected = own._next(drawn[:, None], torch.cat([mask, mask[:, -1:]], dim=1), positions[:, -1:] + 1, cache)
-        layout = fixed._first_layout(prompts, seeds).laid_out(torch.arange(2, device=model.device), ALIGNED)
+        layout = fixed._first_layout(prompts, seeds).select(torch.arange(2, device=model.device), ALIGNED)
         layout.bias.index_fill_(3, layout.column, 0.0)
         with grouped_attention(model):
             found = fixed._next(layout.ids, layout.bias, layout.positions, layout.cache)
@@ -263,7 +268,7 @@ def differs(model: Any) -> str | None:
 
 @contextmanager
 def grouped_attention(model: Any) -> Generator[None]:
-    """Let a model attend without copies of keys and values in this block, where its attention is torch's own."""
+    """Let a model with torch's attention attend without repeating keys and values for each query head, in this block."""
     before = model.config._attn_implementation
     if before in ("sdpa", VARLEN):
         AttentionInterface.register(GROUPED, _attend)
@@ -277,7 +282,7 @@ def grouped_attention(model: Any) -> Generator[None]:
 def _attend(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """Return the attention (B, 1, heads, width) of one new token; heads that share keys are read as queries of one head."""
+    """Return the attention (B, 1, heads, width) of one new token; heads that share keys become queries of one head."""
     batch, heads, count, _ = query.shape
     groups = key.shape[1]
     if count != 1 or groups == heads or options.get("position_bias") is not None:
@@ -290,15 +295,15 @@ def _attend(
 
 
 def _longer(states: Tensor, length: int) -> Tensor:
-    """Return keys or values (B, heads, length, width) with zeros at new columns."""
+    """Return keys or values (B, heads, length, width) extended with zeros."""
     batch, heads, filled, width = states.shape
-    found = states.new_zeros(batch, heads, length, width)
-    found[:, :, :filled] = states
-    return found
+    longer = states.new_zeros(batch, heads, length, width)
+    longer[:, :, :filled] = states
+    return longer
 
 
 def _bucket(rows: int, needed: int) -> int:
-    """Return the smallest of rows, rows / 2, rows / 4 and so on that holds the needed ones."""
+    """Return the smallest of rows, rows / 2, rows / 4 and so on (rounded up) that is at least `needed`."""
     while (rows + 1) // 2 >= needed and rows > 1:
         rows = (rows + 1) // 2
     return rows

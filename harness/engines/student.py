@@ -1,4 +1,4 @@
-"""Rollouts of a model in training from an engine with its own weights: they are handed over before every call."""
+"""Rollouts of a model in training from an engine with its own weights, which get the model's before every call."""
 
 from __future__ import annotations
 
@@ -24,23 +24,24 @@ PREFIX = "harness-weights-"
 class StudentEngine:
     """An `Engine` that answers with the weights that `model` has at the time of the call.
 
-    An engine on the same GPU, or one that takes weights over the network, is given the tensors themselves. Elsewhere they go
-    through a file in shared memory, if the system has it and the weights take less than half of its free space.
+    An engine on the same GPU, or one that takes weights over the network, gets the tensors themselves. Any other gets a
+    checkpoint: in shared memory, if there is one and the weights take less than half of its free space, else in the system's
+    folder of temporary files.
     """
 
     def __init__(self, engine: CheckpointEngine, model: Any) -> None:
         self.engine, self.model = engine, model
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="rollouts")
-        _remove_left_weights()
+        _remove_abandoned_weights()
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
-        """Hand the weights over, then return completions; see `Engine`."""
+        """Give the engine the current weights and return its completions; see `Engine`."""
         return self.begin(prompts, sampling)()
 
     def begin(self, prompts: Sequence[list[int]], sampling: Sampling) -> Callable[[], list[Completion]]:
-        """Hand the weights over and begin to answer; return what waits for the completions.
+        """Give the engine the current weights and begin to answer; return a function that waits for the completions.
 
-        The engine holds one set of weights, so a call waits until the one before it is answered.
+        The engine has one set of weights, so a call first waits until the one before it is answered.
         """
         self._worker.submit(lambda: None).result()
         weights = whole_weights(self.model)
@@ -69,7 +70,7 @@ class StudentEngine:
 
 def whole_weights(model: Any) -> dict[str, Tensor]:
     """Return a model's weights by the names of the plain architecture, with LoRA deltas merged into their base weights."""
-    from peft.tuners.tuners_utils import BaseTunerLayer  # half a second, and most runs hand no weights over
+    from peft.tuners.tuners_utils import BaseTunerLayer  # takes half a second to import, and most runs do not need it
 
     weights: dict[str, Tensor] = {}
     tuned = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
@@ -79,16 +80,15 @@ def whole_weights(model: Any) -> dict[str, Tensor]:
             weights[name] = tensor
         elif name.startswith(f"{layer}.base_layer."):
             part = name.removeprefix(f"{layer}.base_layer.")
-            weights[f"{layer}.{part}"] = tensor + _lora_delta(tuned[layer]) if part == "weight" else tensor
+            if part == "weight":
+                module: Any = tuned[layer]
+                tensor = tensor + sum(module.get_delta_weight(adapter) for adapter in module.active_adapters)
+            weights[f"{layer}.{part}"] = tensor
     return weights
 
 
-def _lora_delta(module: Any) -> Any:
-    return sum(module.get_delta_weight(adapter) for adapter in module.active_adapters)
-
-
-def _remove_left_weights() -> None:
-    """Remove weights in shared memory whose process was killed during a handover."""
+def _remove_abandoned_weights() -> None:
+    """Remove weights that a process left in shared memory because it was killed."""
     for folder in SHARED_MEMORY.glob(f"{PREFIX}{_namespace()}-*"):
         owner = re.match(rf"{PREFIX}\d+-(\d+)-", folder.name)
         if owner and not psutil.pid_exists(int(owner[1])):
@@ -96,12 +96,12 @@ def _remove_left_weights() -> None:
 
 
 def _namespace() -> int:
-    """Return the number of the namespace of process ids: containers may share memory but not process ids."""
+    """Return the id of this process-id namespace: containers may share memory but number their processes separately."""
     space = Path("/proc/self/ns/pid")
     return space.stat().st_ino if space.exists() else 0
 
 
 def _folder_with_room(weights: dict[str, Tensor]) -> Path | None:
-    """Return the shared memory if it has room, else None for the system's folder of temporary files."""
+    """Return the shared memory's folder if it has room, else None: the system's folder of temporary files."""
     size = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
     return SHARED_MEMORY if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 2 * size else None

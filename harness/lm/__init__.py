@@ -1,1 +1,1 @@
-"""Language models: chat, checkpoints, batches, log-probabilities, optimiser."""
+"""Language models: chat templates, checkpoints, batches, log-probabilities, optimiser, requests to servers."""

@@ -1,4 +1,4 @@
-"""Turns conversations into token ids, in the same way for training, teachers and evaluation."""
+"""Turn conversations into token ids, in the same way for training, teachers and evaluation."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 class Renderer:
-    """A tokenizer with its chat template, stop tokens and thinking flag, each chosen once.
+    """A tokenizer with its chat template, stop tokens and thinking flag.
 
-    Without `chat.stop`, an answer ends at the tokenizer's eos token and at every further one of `eos`, the ids that the
-    checkpoint names. Raises `ModelError` when a named stop token is not one token of the vocabulary, when the template file
-    is missing or its rendering does not end, and when the tokenizer ends every text with a special token, after which a
-    model has nothing to continue.
+    Without `chat.stop`, an answer ends at the tokenizer's eos token and at those in `eos`, the ids that the checkpoint's
+    generation_config.json names. Raises `ModelError` when a named stop token is not a single token of the vocabulary, when the
+    template file is missing or its rendering does not end, and when the tokenizer ends every text with a special token, which
+    would end each prompt before its answer.
     """
 
     def __init__(self, tokenizer: Any, chat: Chat, eos: Sequence[int] = ()) -> None:
@@ -45,7 +45,7 @@ class Renderer:
         _refuse_ended_prompts(tokenizer)
 
     def _own_stop_ids(self, eos: Sequence[int]) -> tuple[int, ...]:
-        """Return the tokens at which the checkpoint itself ends an answer, the one that ends a turn of the template first."""
+        """Return the ids at which the checkpoint itself ends an answer; the one that ends a turn in the template is first."""
         own = self.tokenizer.eos_token_id
         known = [token for token in eos if token < len(self.tokenizer)]
         ids = tuple(dict.fromkeys(known if own is None else [own, *known]))
@@ -53,7 +53,7 @@ class Renderer:
             raise ModelError("the tokenizer has no eos token; name the stop tokens under `chat.stop`")
         if len(ids) == 1 or not self.has_template:
             return ids
-        # Training targets end with the first stop token, so it has to be the one that the template writes.
+        # Training targets end with the first stop token, so it must be the one that the template writes.
         turn = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
         try:
             with _time_limit(TEMPLATE_SECONDS):
@@ -65,13 +65,14 @@ class Renderer:
 
     @property
     def has_template(self) -> bool:
-        """Whether prompts are rendered as chats; base models without a template get plain text."""
+        """Whether prompts are rendered as conversations; a base model without a template gets plain text."""
         return self.tokenizer.chat_template is not None
 
     def render(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Return a conversation as text; lm-eval calls this with the same arguments.
+        """Return a conversation as text; the arguments are those with which lm-eval calls it.
 
-        Raises `ModelError` where the template refuses it, as some refuse a system turn, and where it does not end.
+        Raises `ModelError` if the template refuses the conversation, as some refuse a system turn, does not end, or writes
+        more than TEMPLATE_CHARACTERS.
         """
         options = {
             "tokenize": False,
@@ -86,24 +87,25 @@ class Renderer:
             roles = ", ".join(message["role"] for message in messages)
             raise ModelError(
                 f"the model's chat template refuses a conversation of {roles} ({error}); a task's `description` is a system "
-                "turn, so leave it out of the task, or name another template under `chat.template`"
+                "turn, so remove it from the task, or name another template under `chat.template`"
             ) from error
         if len(text) > TEMPLATE_CHARACTERS:
             raise ModelError(
-                f"the chat template wrote {len(text)} characters for one conversation; use another template"
+                f"the chat template wrote {len(text):,} characters for one conversation, expected at most "
+                f"{TEMPLATE_CHARACTERS:,}; use another template"
             )
         return text
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Return a prompt's ids as bare lm-eval makes them: the tokenizer adds its BOS unless the text begins with it."""
+        """Return a prompt's ids, the same as lm-eval's: the tokenizer adds its BOS token unless the text begins with it."""
         return self.encode_prompts([text])[0]
 
     def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return what `encode_prompt` gives for each text; many at a time take a fraction of the time."""
-        found: list[list[int]] = []
+        """Return the ids of several prompts, as `encode_prompt` makes them; a batch takes a fraction of the time."""
+        ids: list[list[int]] = []
         for special, group in groupby(texts, self._adds_special_tokens):
-            found += self._encode(list(group), special)
-        return found
+            ids += self._encode(list(group), special)
+        return ids
 
     def _encode(self, texts: list[str], special: bool = False) -> list[list[int]]:
         parts = (texts[start : start + BATCH] for start in range(0, len(texts), BATCH))
@@ -111,19 +113,19 @@ class Renderer:
         return [list(ids) for part in parts for ids in self.tokenizer(part, **options)["input_ids"]]
 
     def longest_prompt(self, texts: Sequence[str], room: int = 0) -> int:
-        """Return how many ids `encode_prompt` gives for the longest prompt, or 0 where none has more than `room`.
+        """Return the number of ids of the longest prompt, as `encode_prompt` makes them, or 0 if none has more than `room`.
 
-        A prompt that cannot have more than `room` ids is not encoded.
+        To save time, a prompt that cannot have more than `room` ids is not encoded.
         """
-        doubtful = [text for text in texts if self.most_ids(text) > room]
-        longest = max(map(len, self.encode_prompts(doubtful)), default=0)
+        candidates = [text for text in texts if self.most_ids(text) > room]
+        longest = max(map(len, self.encode_prompts(candidates)), default=0)
         return longest if longest > room else 0
 
     def most_ids(self, text: str) -> float:
-        """Return a number of ids that a text does not exceed, without encoding it.
+        """Return an upper bound on a text's number of ids, without encoding it.
 
-        ASCII text has at most one id a character. A token of the added vocabulary is one id; a tokenizer may put a space after
-        it and before the text. Other text has no bound here, because a tokenizer may normalise one character to several.
+        ASCII text has at most one id per character. An added token is one id, and a tokenizer may add a space after it and
+        before the text. For other text the bound is infinite, because a tokenizer may normalise one character to several.
         """
         return len(self._added_tokens.sub("xx", text)) + self._ids_before_text if text.isascii() else math.inf
 
@@ -145,10 +147,10 @@ class Renderer:
         return self.encode_targets([text], [after])[0]
 
     def encode_targets(self, texts: Sequence[str], after: Sequence[str]) -> list[list[int]]:
-        """Return what `encode_target` gives for each answer and the end of its prompt.
+        """Return the ids of several answers, each ended by the first stop token; `after` are the ends of their prompts.
 
-        Prompt and answer are encoded together and the prompt's ids are taken off, because some tokenizers put a space before
-        every text. Where the two share a token, the answer is encoded separately.
+        Prompt and answer are encoded together and the prompt's ids are removed, because some tokenizers put a space before
+        every text. If a token spans the border, the answer is encoded separately.
         """
         before = [ids if prompt else [] for ids, prompt in zip(self._encode(list(after)), after, strict=True)]
         whole = self._encode([prompt + text for text, prompt in zip(texts, after, strict=True)])
@@ -158,26 +160,26 @@ class Renderer:
         return [[*(next(alone) if mixed else ids[len(prompt) :]), self.stop_ids[0]] for ids, prompt, mixed in parts]
 
     def fingerprint(self) -> str:
-        """Return a digest of everything that turns text into ids, and of the stop tokens."""
+        """Return a digest of the tokenizer, without padding and truncation settings, and of the stop tokens."""
         if (backend := getattr(self.tokenizer, "backend_tokenizer", None)) is None:
             return digest([sorted(self.tokenizer.get_vocab().items()), self.stop_ids])
         parts = json.loads(backend.to_str())
-        # Padding a batch changes these settings, which do not matter here.
+        # Padding a batch changes these two settings; they do not affect single texts.
         return digest([{**parts, "truncation": None, "padding": None}, self.stop_ids])
 
     @cached_property
     def identity(self) -> str:
-        """A digest of everything that decides the ids of a conversation."""
+        """A digest of everything that decides a conversation's ids: tokenizer, stop tokens and template."""
         return digest([self.fingerprint(), self.tokenizer.chat_template, self.template_args])
 
     def decode(self, ids: list[int]) -> str:
-        """Return a response as text without its special tokens."""
+        """Return a response's text without special tokens."""
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
 
 @contextmanager
 def _time_limit(seconds: float) -> Generator[None]:
-    """Raise `ModelError` in the block after some seconds; only the main thread of a process can be interrupted."""
+    """Raise `ModelError` in the block after some seconds; without effect outside the main thread, which signals reach."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -200,8 +202,8 @@ def _refuse_ended_prompts(tokenizer: Any) -> None:
     if plain and whole[-len(plain) :] != plain:
         ending = tokenizer.convert_ids_to_tokens(whole[-1])
         raise ModelError(
-            f"the tokenizer puts {ending} at the end of every text, so each prompt would be over before its answer; set "
-            "`add_eos_token` to false in its tokenizer_config.json, or take the token out of the post_processor in its "
+            f"the tokenizer puts {ending} at the end of every text, so each prompt would end before its answer; set "
+            "`add_eos_token` to false in its tokenizer_config.json, or remove the token from the post_processor in its "
             "tokenizer.json"
         )
 
@@ -217,5 +219,7 @@ def _read_template(name: str) -> str:
 def _stop_ids(tokenizer: Any, names: tuple[str, ...]) -> tuple[int, ...]:
     vocabulary = tokenizer.get_vocab()
     if unknown := [name for name in names if name not in vocabulary]:
-        raise ModelError(f"chat.stop names {unknown}, which are not single tokens of this tokenizer")
+        raise ModelError(
+            f"chat.stop names {', '.join(map(repr, unknown))}, expected single tokens of this tokenizer's vocabulary"
+        )
     return tuple(vocabulary[name] for name in names)

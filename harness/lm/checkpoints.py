@@ -1,8 +1,8 @@
-"""Checkpoints: a model with its renderer, read from and written to a folder, known by a digest of its weights.
+"""Checkpoints: a model with its renderer, read from and written to a folder, identified by a digest of its weights.
 
-A folder is refused with one `ModelError` that names it when it cannot be read, when its tensors are not exactly those of its
-configuration, and when loading it would run code that it brings along. transformers' Auto classes take seconds to import,
-so they are imported where a checkpoint is read.
+A folder is refused with a `ModelError` that names it if it cannot be read, if its tensors are not exactly those of its
+configuration, or if loading it would run Python code in it. transformers' Auto classes take seconds to import, so they are
+imported where a checkpoint is read.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,9 +26,14 @@ from harness.errors import HarnessError, ModelError
 from harness.lm.chat import Renderer
 
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
-# Keys of a config.json that do not change what the model computes, and those that the harness sets itself.
+TOKENIZER_AND_CONFIG_FILES = (
+    *("config.json", "generation_config.json", "chat_template.jinja", "chat_template.json", "special_tokens_map.json"),
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model"),
+    *("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
+)
+# Keys of a config.json that do not change what the model computes, or that the harness sets itself.
 NOT_COMPUTED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
-# Given to everything that reads a folder: without it, transformers asks at a terminal whether to run the folder's code.
+# Passed to everything that reads a folder: without it, transformers asks at a terminal whether to run the folder's code.
 OWN_CODE = {"trust_remote_code": False}
 
 
@@ -41,12 +46,12 @@ class Loaded:
 
 
 def allow_own_code(allowed: bool) -> None:
-    """Let this process run, or not run, the Python code that checkpoint folders bring along, as a suite asks for."""
+    """Set whether this process may run Python code from checkpoint folders: a suite's `trust_remote_code`."""
     OWN_CODE["trust_remote_code"] = allowed
 
 
 def context_of(folder: Path) -> int:
-    """Return the longest sequence, in tokens, that a checkpoint's model takes; raises `ModelError` where it names none."""
+    """Return a checkpoint's longest sequence in tokens; raises `ModelError` if its config.json names none."""
     config = _config(folder).get_text_config()
     for name in ("max_position_embeddings", "context_length", "max_seq_len"):
         if isinstance(length := getattr(config, name, None), int):
@@ -55,17 +60,20 @@ def context_of(folder: Path) -> int:
 
 
 def vocabulary_of(folder: Path) -> int:
-    """Return the number of rows of a checkpoint's output layer."""
+    """Return the number of rows of a checkpoint's output layer, as its config.json has it."""
     return int(_config(folder).get_text_config().vocab_size)
 
 
 def load_renderer(folder: Path, spec: Model) -> Renderer:
-    """Load only a checkpoint's tokenizer."""
+    """Load only a checkpoint's tokenizer, with the chat settings of `spec`."""
     return read_renderer(folder, spec.chat)
 
 
 def read_renderer(folder: Path, chat: Chat, tokenizer: Any = None) -> Renderer:
-    """Return a checkpoint's renderer; without `chat.stop`, its generation_config.json may name further stop tokens."""
+    """Return a checkpoint's renderer; `tokenizer` is its tokenizer if it was loaded already.
+
+    Without `chat.stop`, the stop tokens in the checkpoint's generation_config.json are used too.
+    """
     from transformers import AutoTokenizer
 
     with _readable(folder):
@@ -75,7 +83,7 @@ def read_renderer(folder: Path, chat: Chat, tokenizer: Any = None) -> Renderer:
 
 
 def eos_of(folder: Path) -> tuple[int, ...]:
-    """Return the ids that end an answer by a checkpoint's generation_config.json; empty without that file."""
+    """Return the ids that end an answer according to a checkpoint's generation_config.json; empty without that file."""
     if not (folder / "generation_config.json").is_file():
         return ()
     from transformers import GenerationConfig
@@ -92,17 +100,17 @@ def load_checkpoint(folder: Path, spec: Model, device: str) -> Loaded:
 
 
 def load_model(folder: Path, dtype: torch.dtype | str) -> Any:
-    """Load a causal language model; raises `ModelError` for tensors that are missing, left over or of the wrong shape."""
+    """Load a causal language model; raises `ModelError` for tensors that are missing, unexpected or of the wrong shape."""
     return _load_model(folder, dtype=dtype)
 
 
 def check_weights(folder: Path) -> None:
-    """Raise `ModelError` as `load_model` does, without reading the tensors' content."""
+    """Raise `ModelError` as `load_model` does, without reading the tensors' values."""
     _load_model(folder, device_map="meta")
 
 
 def unfit_tensor(info: Mapping[str, Any]) -> str | None:
-    """Return what does not fit in transformers' loading report, such as `model.norm.weight is missing`; None if all fits."""
+    """Return the first problem in transformers' loading report, such as `model.norm.weight is missing`; None if all fits."""
     for what in ("missing", "unexpected", "mismatched"):
         for entry in sorted(info[f"{what}_keys"], key=str):
             name = entry if isinstance(entry, str) else f"{entry[0]} of shape {list(entry[1])}"
@@ -111,7 +119,7 @@ def unfit_tensor(info: Mapping[str, Any]) -> str | None:
 
 
 def save_checkpoint(loaded: Loaded, folder: Path) -> None:
-    """Write weights, tokenizer and template, so that any tool that reads the folder stops where training stopped."""
+    """Write weights, tokenizer and template, with the renderer's stop tokens, so that other tools end answers there too."""
     loaded.model.generation_config.eos_token_id = list(loaded.renderer.stop_ids)
     loaded.model.generation_config.pad_token_id = loaded.renderer.tokenizer.pad_token_id
     save_model(loaded.model, folder)
@@ -119,9 +127,9 @@ def save_checkpoint(loaded: Loaded, folder: Path) -> None:
 
 
 def save_model(model: Any, folder: Path, **kwargs: Any) -> None:
-    """Write a model as `save_pretrained` does, and its generation configuration as it is.
+    """Write a model as `save_pretrained` does, and its generation configuration unchanged.
 
-    transformers loads a generation_config.json that sets temperature without do_sample, and refuses to save it.
+    transformers loads a generation_config.json that sets temperature without do_sample, but refuses to save it.
     """
     from transformers import GenerationConfig
 
@@ -136,13 +144,14 @@ def save_model(model: Any, folder: Path, **kwargs: Any) -> None:
 
 
 def weights_digest(folder: Path) -> str:
-    """Return 16 hexadecimal digits of all weights by name, dtype, shape and bytes, however they are sharded.
+    """Return a digest of all weights: 16 hexadecimal digits over names, dtypes, shapes and bytes.
 
-    A process reads a file once: again only where its size, time of change or inode is another one.
+    It does not depend on how safetensors files are split; of `.bin` files it takes the bytes as they are. A process reads a
+    file again only if its size, modification time or inode has changed. Raises `ModelError` for a folder without weights.
     """
-    files = _weight_files(folder)
+    files = next((files for pattern in WEIGHT_FILES if (files := sorted(folder.glob(pattern)))), [])
     if not files:
-        raise ModelError(f"{folder} holds no weights ({' or '.join(WEIGHT_FILES)})")
+        raise ModelError(f"{folder} has no weights, expected {' or '.join(WEIGHT_FILES)}")
     states = [(path.resolve(), path.stat()) for path in files]
     return _digest_files(folder, tuple((path, stat.st_size, stat.st_mtime_ns, stat.st_ino) for path, stat in states))
 
@@ -157,28 +166,21 @@ def _digest_files(folder: Path, states: tuple[tuple[Path, int, int, int], ...]) 
     return hashlib.sha256("\n".join(tensors).encode()).hexdigest()[:16]
 
 
-BESIDE_WEIGHTS = (
-    *("config.json", "generation_config.json", "chat_template.jinja", "chat_template.json", "special_tokens_map.json"),
-    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model"),
-    *("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
-)
-
-
 def files_digest(folder: Path) -> str:
-    """Return 16 hexadecimal digits of a checkpoint's configuration and tokenizer files, byte for byte."""
-    present = [folder / name for name in BESIDE_WEIGHTS if (folder / name).is_file()]
+    """Return 16 hexadecimal digits over the bytes of a checkpoint's configuration and tokenizer files."""
+    present = [folder / name for name in TOKENIZER_AND_CONFIG_FILES if (folder / name).is_file()]
     return digest([[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in present])
 
 
 def checkpoint_digests(folder: Path) -> dict[str, str]:
-    """Return the digests of all that a checkpoint's folder holds: `weights_digest` and `files_digest`."""
+    """Return `weights_digest` and `files_digest` by the names that messages give them."""
     return {"weights": weights_digest(folder), "configuration and tokenizer": files_digest(folder)}
 
 
 def config_digest(folder: Path) -> str:
-    """Return 16 hexadecimal digits of what a checkpoint's model computes with its weights: rotary base, norms, tied layers.
+    """Return 16 hexadecimal digits over the settings that decide what a model computes: rotary base, norms, tied layers.
 
-    The file is read as transformers reads it, so older names of the same settings change nothing.
+    transformers reads the config.json, so older names of the same settings give the same digest.
     """
     return digest(_computed(_config(folder).to_dict()))
 
@@ -207,13 +209,9 @@ def _load_model(folder: Path, **how: Any) -> Any:
     return model
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    return next((found for pattern in WEIGHT_FILES if (found := sorted(folder.glob(pattern)))), [])
-
-
 @contextmanager
 def _readable(folder: Path) -> Generator[None]:
-    """Turn any error of the libraries that read a folder into one sentence: they raise a dozen kinds for damaged files."""
+    """Turn any error of the libraries that read a folder into a `ModelError`; they raise many kinds for damaged files."""
     try:
         yield
     except HarnessError:
@@ -226,7 +224,7 @@ def _readable(folder: Path) -> Generator[None]:
 
 
 def _damaged(folder: Path) -> Path | None:
-    """Return the first file of a folder that cannot be read by itself."""
+    """Return the first JSON or safetensors file of a folder that cannot be parsed; None if there is none."""
     for path in sorted(folder.glob("*.json")):
         try:
             json.loads(path.read_text(encoding="utf-8"))
@@ -242,15 +240,15 @@ def _damaged(folder: Path) -> Path | None:
 
 
 def _computed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration, at all depths, without the keys in NOT_COMPUTED."""
     kept = {str(name): value for name, value in config.items() if name not in NOT_COMPUTED}
     return {name: _computed(value) if isinstance(value, Mapping) else value for name, value in kept.items()}
 
 
-def _tensor_digests(path: Path) -> list[str]:
+def _tensor_digests(path: Path) -> Iterator[str]:
+    """Yield a line for each tensor of a safetensors file: its name, dtype, shape and the digest of its bytes."""
     with safe_open(path, framework="pt") as tensors:
-        return [_tensor_digest(name, tensors.get_tensor(name)) for name in tensors.keys()]  # noqa: SIM118
-
-
-def _tensor_digest(name: str, tensor: torch.Tensor) -> str:
-    content = tensor.contiguous().flatten().view(torch.uint8).numpy()
-    return f"{name} {tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(content.tobytes()).hexdigest()}"
+        for name in tensors.keys():  # noqa: SIM118
+            tensor = tensors.get_tensor(name)
+            content = tensor.contiguous().flatten().view(torch.uint8).numpy()
+            yield f"{name} {tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(content.tobytes()).hexdigest()}"

@@ -1,9 +1,9 @@
-"""Log-probabilities of a few chosen tokens without ever holding (tokens, vocabulary) logits.
+"""Log-probabilities of a few chosen tokens, without a tensor of (tokens, vocabulary) logits.
 
-The gradient of every loss here has the form `alpha * softmax - sparse` in the logits, so one pass over tiles of tokens and
-vocabulary serves them all: the forward pass keeps (N, C) numbers, the backward pass computes each tile's logits again.
+The gradient of every loss of chosen tokens has the form `alpha * softmax - sparse` in the logits, so one pass over tiles of
+tokens and vocabulary is enough: the forward pass keeps (N, C) numbers, the backward pass computes each tile's logits again.
 `StudentForward` is the module to wrap for distributed training, because the output layer must be used inside the wrapped
-forward.
+forward pass.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from harness.lm.tiles import Head, ModelRows, Rows, wide
 
 @dataclass(frozen=True)
 class LogProbs:
-    """The student at N positions: `chosen` (N, C) with gradient; `entropy` and `logsumexp` (N,) in nats, without gradient.
+    """The student at N positions: `chosen` (N, C) with gradient; `entropy` and `logsumexp` (N,) without; all in nats.
 
     Present only when requested: `divergence` (N,) with gradient, a loss over the whole vocabulary; `own_top` (M, K), the
     student's most probable ids at evenly spaced positions, for diagnostics; `rest` (N,) with gradient, the log-probability
@@ -42,8 +42,8 @@ class LogProbs:
 class TeacherRequest:
     """What a loss needs from the teacher at each position, in addition to the sampled token's log-probability.
 
-    `top_k`: the log-probabilities of its K most probable tokens; `entropy`: its entropy; `vocabulary`: rows over the whole
-    vocabulary. `rest` concerns the student: its log-probability of all tokens outside the teacher's top K.
+    `top_k`: the log-probabilities of its K most probable tokens; `entropy`: its entropy; `vocabulary`: its log-probabilities
+    over the whole vocabulary. `rest` concerns the student: its log-probability of all tokens outside the teacher's top K.
     """
 
     top_k: int = 0
@@ -70,10 +70,11 @@ class TeacherScores:
 def selected_logprobs(hidden: Tensor, head: Head, ids: Tensor, held: Tensor | None = None) -> LogProbs:
     """Return log softmax(head(hidden)) at `ids`, with entropy and logsumexp from the same pass.
 
-    `hidden` is (N, H), `ids` (N, C); with `held` (N, K) the result has the log-probability `rest` of all other tokens. The
-    gradient reaches `hidden`, `head.weight` and `head.bias`: d chosen_c / d logits_v = 1[v = ids_c] - softmax_v.
+    `hidden` is (N, H), `ids` (N, C); with `held` (N, K) the result has the log-probability `rest` of all other tokens.
+    Gradients flow to `hidden`, `head.weight` and `head.bias`: d chosen_c / d logits_v = 1[v = ids_c] - softmax_v.
     """
-    # Log-probabilities are differences of large numbers: under autocast a CPU keeps the head's precision, a GPU the sums'.
+    # A log-probability is a difference of large numbers, so autocast must not round them: a CPU multiplies in the head's
+    # precision, a GPU in bfloat16 with sums in float32.
     products = head.for_products(hidden)
     with torch.autocast(hidden.device.type, enabled=False):
         values = SelectedLogProbs.apply(hidden.to(products.weight.dtype), head.weight, head.bias, ids, products, held)
@@ -86,11 +87,11 @@ def divergence_of(
 ) -> Tensor:
     """Return `divergence(log q, log p)` (N,) over the whole vocabulary, one chunk of tokens at a time.
 
-    `divergence` maps log-probabilities (n, V) of student and teacher to losses (n,). A chunk's rows are computed twice, once
-    for the loss and once for its gradient, and are never stored in between.
+    `divergence` maps log-probabilities (n, V) of student and teacher to losses (n,). A chunk's rows are computed twice, for
+    the loss and for its gradient, instead of being stored.
 
-    `beta` says that `divergence` is the generalised Jensen-Shannon divergence with this beta (0 forward KL, 1 reverse KL).
-    Where the output layer has kernels and the teacher is a model of this process, they compute it in closed form.
+    `beta` is given if `divergence` is the generalised Jensen-Shannon divergence with this beta (0 forward KL, 1 reverse KL).
+    If the output layer has kernels and the teacher is a model in this process, the kernels then compute it in closed form.
     """
     products, model = head.for_products(hidden), getattr(teacher, "model", teacher)
     with torch.autocast(hidden.device.type, enabled=False):
@@ -104,10 +105,9 @@ def divergence_of(
 
 @torch.no_grad()
 def teacher_scores(hidden: Tensor, head: Head, sampled: Tensor, request: TeacherRequest) -> TeacherScores:
-    """Return log-probabilities of `sampled` (N,) and what `request` names, from hidden states (N, H)."""
+    """Return the teacher's log-probabilities of `sampled` (N,) and what `request` names, from its hidden states (N, H)."""
     head = head.for_products(hidden)
     hidden = hidden.to(head.weight.dtype)
-
     with torch.autocast(hidden.device.type, enabled=False):
         found = scan(hidden, head, sampled[:, None], request.top_k)
     return TeacherScores(
@@ -128,7 +128,7 @@ def top_ids(hidden: Tensor, head: Head, k: int) -> Tensor:
 
 
 def sampled_rows(count: int, at_most: int = 128) -> slice:
-    """Return at most `at_most` evenly spaced positions, for diagnostics too expensive to compute at every position."""
+    """Return at most `at_most` evenly spaced positions of `count`, for diagnostics too expensive at every position."""
     return slice(None, None, max(1, -(-count // at_most)))
 
 
@@ -136,8 +136,9 @@ def sampled_rows(count: int, at_most: int = 128) -> slice:
 class StudentRequest:
     """What a forward pass of the student computes in addition to the chosen log-probabilities.
 
-    `divergence` is computed against the `teacher`'s rows at each position, `beta` as in `divergence_of`; `own_top` is the
-    number of the student's most probable ids; `held` selects the columns of `ids` that `rest` leaves out.
+    `divergence` is computed against the `teacher`'s rows at each position, with `beta` as in `divergence_of`. `own_top` is the
+    number of the student's most probable ids. `held` selects columns of `ids`: `rest` is of all tokens outside them.
+    `temperature` divides the logits.
     """
 
     temperature: float = 1.0
@@ -156,7 +157,7 @@ class StudentForward(nn.Module):
         self.model = model
 
     def forward(self, batch: Batch, ids: Tensor, request: StudentRequest = StudentRequest()) -> LogProbs:
-        """Score `ids` (N, C) at the N positions that predict the batch's response tokens, with what `request` adds."""
+        """Score `ids` (N, C) at the N positions that predict the batch's response tokens, and add what `request` names."""
         hidden, head = response_hidden(self.model, batch), head_of(self.model, request.temperature)
         scores = selected_logprobs(hidden, head, ids, None if request.held is None else ids[:, request.held])
         if request.own_top:
@@ -169,23 +170,23 @@ class StudentForward(nn.Module):
 
 def response_hidden(model: Any, batch: Batch) -> Tensor:
     """Return hidden states (N, H) at the positions whose next token is a response token."""
-    # Right padding needs no attention mask: under causal attention no real token attends to a pad.
-    further = packed_inputs(model, batch.lengths, batch.input_ids.device) if batch.packed else {}
-    return _hidden(model, batch.input_ids, **further).flatten(0, 1).index_select(0, batch.places)
+    # Padding on the right needs no attention mask: with causal attention no real token attends to it.
+    inputs = packed_inputs(model, batch.lengths, batch.input_ids.device) if batch.packed else {}
+    return _hidden(model, batch.input_ids, **inputs).flatten(0, 1).index_select(0, batch.places)
 
 
-def _hidden(model: Any, ids: Tensor, **further: Any) -> Tensor:
-    return model.get_decoder()(input_ids=ids, use_cache=False, **further).last_hidden_state
+def _hidden(model: Any, ids: Tensor, **inputs: Any) -> Tensor:
+    return model.get_decoder()(input_ids=ids, use_cache=False, **inputs).last_hidden_state
 
 
 def head_of(model: Any, temperature: float = 1.0) -> Head:
-    """Return the output layer of a causal language model with the scaling that the known architectures apply to logits.
+    """Return a model's output layer, with the logit scaling and softcap that its configuration names.
 
-    Raises `ModelError` for a model without a linear output layer. `check_head` refuses architectures with other scalings.
+    Raises `ModelError` for a model without a linear output layer. `check_head` refuses models that scale in other ways.
     """
     layer = model.get_output_embeddings()
     if not isinstance(getattr(layer, "weight", None), Tensor):
-        raise ModelError(f"{type(model).__name__} has no linear output layer; a causal language model was expected")
+        raise ModelError(f"{type(model).__name__} has no linear output layer; use a causal language model")
     config = model.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     softcap = getattr(config, "final_logit_softcapping", None)
@@ -194,10 +195,10 @@ def head_of(model: Any, temperature: float = 1.0) -> Head:
 
 @torch.no_grad()
 def check_head(model: Any) -> None:
-    """Raise `ModelError` when log-probabilities as they are computed here are not the model's own, on a short sequence.
+    """Raise `ModelError` if decoder and `head_of` do not give a model's own logits on a short sequence.
 
     An architecture may scale, cap or shift its logits in a way that `head_of` does not know, have no separate decoder, or
-    let a position read later tokens, so that padding on the right changes it.
+    let a position attend to later tokens, so that padding on the right changes its logits.
     """
     head, name = head_of(model), type(model).__name__
     ids = torch.arange(min(8, len(head.weight)), device=head.weight.device)[None]
@@ -209,9 +210,9 @@ def check_head(model: Any) -> None:
     except (AttributeError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"{name} does not keep its decoder and output layer apart ({reason}); use another model"
+            f"{name} does not separate its decoder from its output layer ({reason}); use another model"
         ) from error
-    # A rounding or two of the largest logit: two kernels of one dtype may differ by as much.
+    # Two kernels of one dtype may differ by a few roundings of the largest logit.
     allowed = max(1e-4, 4 * torch.finfo(model.dtype).eps) * float(own.abs().max())
     if not (apart := float((ours - own).abs().max())) <= allowed:
         raise ModelError(

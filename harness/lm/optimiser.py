@@ -1,4 +1,4 @@
-"""One optimiser update over micro-batches, shared by the warm-up and every adapter that uses the training loop."""
+"""One optimiser update over micro-batches, for the warm-up and every adapter that uses the training loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from harness.lm.rollouts import Batch
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """What an update did: total loss, gradient norm before clipping, and the learning rate that it used."""
+    """What an update did: total loss with penalties, gradient norm before clipping, and its learning rate."""
 
     loss: float
     grad_norm: float
@@ -50,17 +50,15 @@ class Updater:
     ) -> UpdateResult:
         """Add up the gradients of `loss_of` over micro-batches and of each penalty once, clip, step.
 
-        Where several processes train, `batches` are this one's; the gradients of all are added, and each process steps its
-        part of the weights.
-
-        `loss_of` returns a micro-batch's share of the whole loss, so that accumulation equals one big batch. Raises
-        `NotFiniteError` before the weights change when loss or gradient is not finite.
+        `loss_of` returns a micro-batch's share of the whole loss, so the sum is the loss of one big batch. If several
+        processes train, `batches` are this process's; the gradients of all processes are added, and each steps its part of the
+        weights. Raises `NotFiniteError`, before the weights change, if the loss or the gradient is not finite.
         """
         self.optimizer.zero_grad(set_to_none=True)
         losses = [_backward(loss_of(batch)) for batch in batches]
         further = [_backward(penalty()) for penalty in penalties]
         norm = whole(nn.utils.clip_grad_norm_(self.parameters, self.grad_clip))
-        # Until here the host is ahead of the device; this is the only time that it waits for numbers.
+        # The only point of an update at which the host waits for the device.
         *values, norm = torch.stack([*losses, *further, norm.double()]).tolist()
         total = sum(current_ranks().gather(_in_order(values[: len(losses)])))
         total = _in_order([total, *values[len(losses) :]])
@@ -95,7 +93,7 @@ def _backward(loss: Tensor) -> Tensor:
 
 
 def _in_order(values: list[float]) -> float:
-    """Return a sum that is rounded after each term; Python's own compensates since version 3.12."""
+    """Return a sum that is rounded after each term; Python's `sum` compensates for rounding since version 3.12."""
     total = 0.0
     for value in values:
         total += value
@@ -103,7 +101,10 @@ def _in_order(values: list[float]) -> float:
 
 
 def schedule(settings: Optimizer, total: int) -> Callable[[int], float]:
-    """Return the factor on the learning rate at each update: linear warm-up, then constant, linear or cosine to 0."""
+    """Return a function from the update's number, from 0, to the factor on the learning rate.
+
+    It is linear warm-up over `warmup_steps` updates, then constant, or linear or cosine decay that reaches 0 at `total`.
+    """
 
     def factor(update: int) -> float:
         if update < settings.warmup_steps:

@@ -1,8 +1,8 @@
-"""Sequences packed into one row without padding: attention that keeps them apart, and the models that allow it.
+"""Sequences packed into one row without padding: attention that separates them, and a check of the models that support it.
 
-transformers hands the sequences' boundaries to the attention function (`cu_seq_lens_q`). Here that function is torch's own
-variable-length flash attention on a GPU in half precision, and elsewhere one attention for each sequence. Both compute what
-each sequence alone computes. Without boundaries it is transformers' sdpa attention, so that the same model also generates.
+transformers passes the sequences' boundaries to the attention function (`cu_seq_lens_q`). Here that function is torch's
+variable-length flash attention on a GPU in half precision, and otherwise one attention call per sequence. Both give the result
+of each sequence alone. Without boundaries it is transformers' sdpa attention, so the same model can also generate.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch import Tensor
 
 VARLEN = "harness_varlen"
 KNOWS_BOUNDARIES = (VARLEN, "flash_attention_2", "flash_attention_3", "flash_attention_4")
-# Arguments of attention functions that change what is computed in a way that is not done here.
+# Arguments of attention functions that change the result in a way that is not implemented here.
 UNKNOWN = ("softcap", "s_aux", "position_bias")
 
 
 @contextmanager
 def packing(models: Iterable[Any], enabled: bool, warn: Callable[[str], None]) -> Generator[None]:
-    """Let models take packed batches in this block; one that cannot is left as it is, and `warn` is given a sentence."""
+    """Let models take packed batches in this block; one that cannot stays as it is, and `warn` gets the reason."""
     before: list[tuple[Any, str]] = []
     try:
         for model in models if enabled else ():
@@ -33,7 +33,7 @@ def packing(models: Iterable[Any], enabled: bool, warn: Callable[[str], None]) -
             before.append((model, own))
             if (reason := _allow(model)) is not None:
                 model.set_attn_implementation(own)
-                warn(f"{type(model).__name__} does not take packed sequences ({reason}); its batches are padded")
+                warn(f"{type(model).__name__} does not support packed sequences ({reason}); its batches are padded")
         yield
     finally:
         for model, own in before:
@@ -41,12 +41,12 @@ def packing(models: Iterable[Any], enabled: bool, warn: Callable[[str], None]) -
 
 
 def packs(model: Any) -> bool:
-    """Return whether a model keeps the sequences of a packed batch apart."""
+    """Return whether a model's attention separates the sequences of a packed batch."""
     return model.config._attn_implementation in KNOWS_BOUNDARIES
 
 
 def packed_inputs(model: Any, lengths: Iterable[int], device: torch.device) -> dict[str, Any]:
-    """Return what a decoder is given in addition to the ids (1, T) of sequences of these lengths."""
+    """Return a decoder's inputs besides the ids (1, T), for packed sequences of these lengths."""
     lengths = list(lengths)
     edges = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
     positions = torch.cat([torch.arange(length) for length in lengths])[None].to(device)
@@ -55,18 +55,18 @@ def packed_inputs(model: Any, lengths: Iterable[int], device: torch.device) -> d
         **dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), edges),
         **{name: max(lengths) for name in ("max_length_q", "max_length_k")},
     }
-    # A mask of four dimensions is taken as it is; without one, transformers would make one of (T, T).
-    return (
-        inputs if model.config._attn_implementation != VARLEN else {**inputs, "attention_mask": positions[None, None]}
-    )
+    if model.config._attn_implementation == VARLEN:
+        # transformers uses a mask of four dimensions as it is; without one it would build (T, T), which nothing reads.
+        inputs["attention_mask"] = positions[None, None]
+    return inputs
 
 
 def varlen_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """Return the attention (1, T, heads, width) of packed sequences; the other shapes are (1, heads, T, width).
+    """Return the attention (1, T, heads, width) of packed sequences; query, key and value are (1, heads, T, width).
 
-    Raises `ValueError` for an architecture with a feature that is not known here.
+    It has the signature of transformers' attention functions. Raises `ValueError` for an option in UNKNOWN.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -103,7 +103,7 @@ def _flash(
 
 
 def _band(length: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Return the mask (1, 1, length, length) of causal attention to the last `window` tokens; None where that is all."""
+    """Return the mask (1, 1, length, length) of causal attention to the last `window` tokens; None if these are all."""
     if window is None or length <= window:
         return None
     back = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
@@ -112,7 +112,7 @@ def _band(length: int, window: int | None, device: torch.device) -> Tensor | Non
 
 @torch.no_grad()
 def _allow(model: Any) -> str | None:
-    """Switch a model to attention that knows boundaries; return why its packed hidden states are not those of single ones."""
+    """Switch a model to `varlen_attention`; return why packed and single sequences differ in hidden states, None if not."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 

@@ -1,4 +1,4 @@
-"""bfloat16 autocast of forward passes, the attention implementation that suits it, and TF32."""
+"""bfloat16 autocast of forward passes, the fastest attention under it, and TF32."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-SHORT_CONTEXT = 256
+SHORT_CONTEXT = 256  # tokens
 
 
 def autocast(device: torch.device | str, dtype: Literal["bfloat16"] | None) -> torch.autocast:
@@ -19,8 +19,8 @@ def autocast(device: torch.device | str, dtype: Literal["bfloat16"] | None) -> t
 def suit_attention(model: Any, dtype: Literal["bfloat16"] | None) -> None:
     """Choose the faster attention for a model whose forward passes run under autocast.
 
-    On a CPU, fused attention in bfloat16 costs more than all matrix products of short sequences together. On other devices
-    the model keeps its own attention.
+    On a CPU, fused attention in bfloat16 takes longer than all matrix products of short sequences together, so such a model
+    gets eager attention. Other models keep their attention.
     """
     short = model.config.get_text_config().max_position_embeddings <= SHORT_CONTEXT
     if short and model.device.type == "cpu":
@@ -29,7 +29,7 @@ def suit_attention(model: Any, dtype: Literal["bfloat16"] | None) -> None:
 
 @contextmanager
 def tf32(allowed: bool) -> Generator[None]:
-    """Let a GPU compute float32 matrix products in TF32 in this block, or forbid it; a CPU knows no TF32."""
+    """Allow or forbid TF32 for float32 matrix products of a GPU in this block; a CPU has no TF32."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = allowed
     try:

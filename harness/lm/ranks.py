@@ -1,4 +1,4 @@
-"""The processes that train one stage together: which one this is, and what they tell each other."""
+"""The processes that train one stage together: this process's rank, objects exchanged between them, and split tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's number among `size` processes; objects go between them over the CPU."""
+    """This process's rank among `size` processes, from 0; objects are exchanged over the CPU."""
 
     rank: int = 0
     size: int = 1
@@ -36,32 +36,32 @@ class Ranks:
         return values[0]
 
     def share(self, keys: Sequence[Any]) -> list[int]:
-        """Return the places of this process's part of some keys; equal keys are one process's."""
-        turn = {key: place % self.size for place, key in enumerate(dict.fromkeys(keys))}
-        return [place for place, key in enumerate(keys) if turn[key] == self.rank]
+        """Return the indices of this process's part of `keys`; equal keys go to the same process."""
+        owner = {key: number % self.size for number, key in enumerate(dict.fromkeys(keys))}
+        return [index for index, key in enumerate(keys) if owner[key] == self.rank]
 
 
 ALONE = Ranks()
 
 
 def current_ranks() -> Ranks:
-    """Return the processes of torch's default group; one process where none was started."""
+    """Return the processes of torch's default group; a single process if there is no group."""
     if not distributed.is_available() or not distributed.is_initialized():
         return ALONE
     return Ranks(distributed.get_rank(), distributed.get_world_size())
 
 
-# DTensor is imported where there are several processes: it takes a second, and a tensor of one process is never split.
+# DTensor is imported only if there are several processes: the import takes a second, and one process never splits tensors.
 
 
 @torch.no_grad()
 def whole(tensor: Tensor) -> Tensor:
-    """Return a tensor that may be split as one plain tensor; all processes must call it."""
+    """Return the whole of a tensor that may be split over processes; all processes must call it."""
     return tensor.full_tensor() if is_split(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def is_split(tensor: Tensor) -> bool:
-    """Return whether each process holds a part of a tensor."""
+    """Return whether a tensor is split over the processes."""
     if current_ranks().size == 1:
         return False
     from torch.distributed.tensor import DTensor
@@ -71,12 +71,12 @@ def is_split(tensor: Tensor) -> bool:
 
 @torch.no_grad()
 def take(tensor: Tensor, state: Tensor) -> None:
-    """Copy a whole tensor into one that may be split; all processes must call it."""
+    """Copy a whole tensor `state` into one that may be split; all processes must call it."""
     tensor.copy_(_split_like(tensor, state) if is_split(tensor) else state)
 
 
 def local_part(parameter: nn.Parameter, state: Tensor) -> Tensor:
-    """Return a state of the parameter's shape as it is split; another state, such as a count, stays whole."""
+    """Return an optimiser state split like its parameter; a state of another shape, such as a step count, stays whole."""
     if not is_split(parameter) or state.shape != parameter.shape or is_split(state):
         return state
     return _split_like(parameter, state)

@@ -1,4 +1,4 @@
-"""Send requests to the replicas of a server: spread over them, limited in number, and repeated after failures."""
+"""Send requests to the replicas of a server: spread over them, limited in number, and retried after failures."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from harness.errors import TrainingError
 from harness.lm.completions import AnswerError
 
 Result = TypeVar("Result")
-BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-SHOWN = 200  # characters of a server's own message
+RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # HTTP statuses
+SHOWN = 200  # characters of a server's error message
 log = logging.getLogger(__name__)
 
 
 class UnavailableError(Exception):
-    """A server that does not answer now: no connection, no time, or one of the statuses in BUSY."""
+    """A server that cannot answer now: no connection, a timeout, or a status in RETRIED; `wait` is its Retry-After in s."""
 
     def __init__(self, sentence: str, wait: float = 0.0) -> None:
         super().__init__(sentence)
@@ -33,17 +33,17 @@ class UnavailableError(Exception):
 
 @dataclass(frozen=True)
 class Patience:
-    """How long one request may take: seconds of one try, seconds of all tries, and how many wrong answers are accepted."""
+    """How long a request is retried, in seconds; the `wrong_answers`-th malformed answer ends it too."""
 
-    timeout: float = 120.0
-    deadline: float = 900.0
+    timeout: float = 120.0  # of one try
+    deadline: float = 900.0  # of all tries
     wrong_answers: int = 5
-    longest_pause: float = 30.0
+    longest_pause: float = 30.0  # between two tries
 
 
 @dataclass
 class Replicas:
-    """Servers of one model by address; `concurrency` requests are in flight at each. `role` is what messages call them."""
+    """Servers of one model; up to `concurrency` requests are in flight at each. Error messages call them `role`."""
 
     urls: tuple[str, ...]
     patience: Patience
@@ -60,29 +60,31 @@ class Replicas:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix=self.role)
 
     def post_all(self, path: str, bodies: Sequence[Any], read: Callable[[Any, Any], Result]) -> list[Result]:
-        """Return `read(body, answer)` of each body, in order; a failed try goes on at the next replica.
+        """Return `read(body, answer)` for each body, in order; a failed try continues at the next replica.
 
-        `read` raises `AnswerError` for an answer that must be asked for again. Raises `TrainingError` when patience ends.
+        `read` raises `AnswerError` for an answer that must be requested again. Raises `TrainingError` if the retries end, or
+        if a server refuses a request.
         """
         return self.all_in_turn([self._asking(path, body, read) for body in bodies])
 
     def post(self, path: str, body: Any, read: Callable[[Any, Any], Result], first: int = 0) -> Result:
-        """Return `read(body, answer)` of one body, asked at replica `first`, and after a failure at the next ones."""
+        """Return `read(body, answer)` for one body, sent to replica `first` and after failures to the next ones."""
         return self.in_turn(self._asking(path, body, read), first)
 
     def all_in_turn(self, attempts: Sequence[Callable[[str], Result]]) -> list[Result]:
-        """Return what each attempt returns at the address of a replica, in order; see `in_turn`."""
-        asked = [self._pool.submit(self.in_turn, attempt, number) for number, attempt in enumerate(attempts)]
+        """Return the result of each attempt, in order; an attempt gets the address of a replica, see `in_turn`."""
+        requests = [self._pool.submit(self.in_turn, attempt, number) for number, attempt in enumerate(attempts)]
         try:
-            return [future.result() for future in asked]
+            return [request.result() for request in requests]
         finally:
-            for future in asked:
-                future.cancel()
+            for request in requests:
+                request.cancel()
 
     def in_turn(self, attempt: Callable[[str], Result], first: int = 0) -> Result:
-        """Return what `attempt` returns at replica `first`, or after a failure at one of the next.
+        """Return the result of `attempt` with the address of replica `first`, or after failures of one of the next.
 
-        It raises `AnswerError` for an answer that must be asked for again. Raises `TrainingError` when patience ends.
+        `attempt` raises `AnswerError` for an answer that must be requested again. Raises `TrainingError` if the retries end,
+        or if a server refuses a request.
         """
         tries, wrong = count(first), count(1)
 
@@ -96,48 +98,48 @@ class Replicas:
                     raise
                 raise TrainingError(
                     f"the {self.role} gave {self.patience.wrong_answers} wrong answers to one request, the last one at {url}: "
-                    f"{error}; look at the server's log, then the same command continues from the last snapshot"
+                    f"{error}; check the server's log, then run the same command again to continue from the last snapshot"
                 ) from error
 
-        return self._patiently(once)
+        return self._retry(once)
 
     def ask(self, url: str, path: str, body: Any) -> Any:
-        """Return the JSON that one replica answers at once; raises `AnswerError`, `UnavailableError` or `TrainingError`."""
+        """Return one replica's JSON answer without retries; raises `AnswerError`, `UnavailableError` or `TrainingError`."""
         return self._send("POST", url + path, body)
 
     def get(self, url: str, path: str) -> Any:
         """Return the JSON at a path of one replica."""
-        return self._patiently(lambda: self._send("GET", url + path))
+        return self._retry(lambda: self._send("GET", url + path))
 
     def command(self, url: str, path: str, body: Any) -> None:
-        """Send a command whose answer may be empty to one replica."""
+        """Send a command to one replica and ignore its answer, which may be empty."""
 
         def attempt() -> None:
             with suppress(AnswerError):
                 self._send("POST", url + path, body)
 
-        self._patiently(attempt)
+        self._retry(attempt)
 
     def close(self) -> None:
-        """Close the connections; a request that is still being asked for again ends with them."""
+        """Close the connections, which also ends requests that are being retried."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._client.close()
 
     def _asking(self, path: str, body: Any, read: Callable[[Any, Any], Result]) -> Callable[[str], Result]:
         return lambda url: read(body, self.ask(url, path, body))
 
-    def _patiently(self, attempt: Callable[[], Result]) -> Result:
+    def _retry(self, attempt: Callable[[], Result]) -> Result:
         pause = wait_random_exponential(multiplier=0.25, max=self.patience.longest_pause)
 
         def wait(state: RetryCallState) -> float:
-            asked = getattr(state.outcome and state.outcome.exception(), "wait", 0.0)
-            return max(pause(state), min(asked, self.patience.longest_pause))
+            requested = getattr(state.outcome and state.outcome.exception(), "wait", 0.0)
+            return max(pause(state), min(requested, self.patience.longest_pause))
 
         def give_up(state: RetryCallState) -> Any:
             error = state.outcome and state.outcome.exception()
             raise TrainingError(
                 f"the {self.role} did not answer within {self.patience.deadline:g} seconds and {state.attempt_number} tries "
-                f"({error}); start its server again, then the same command continues from the last snapshot"
+                f"({error}); start its server again, then run the same command again to continue from the last snapshot"
             ) from error
 
         again = retry_if_exception_type((UnavailableError, AnswerError))
@@ -149,7 +151,7 @@ class Replicas:
             response = self._client.request(method, url, json=body)
         except httpx.HTTPError as error:
             raise UnavailableError(f"{url}: {type(error).__name__} {error}".strip()) from error
-        if response.status_code in BUSY:
+        if response.status_code in RETRIED:
             raise UnavailableError(f"{url}: status {response.status_code} {_message(response)}", _retry_after(response))
         if response.status_code >= 400:
             raise TrainingError(
@@ -162,13 +164,11 @@ class Replicas:
 
 
 def _message(response: httpx.Response) -> str:
-    """Return a server's own sentence."""
+    """Return a server's error message, or else the text of its answer, on one line."""
     text = response.text
-    try:
-        found = json.loads(text)
-        text = str(found.get("error", {}).get("message") or found.get("message") or found)
-    except (ValueError, AttributeError):
-        pass
+    with suppress(ValueError, AttributeError):
+        answer = json.loads(text)
+        text = str(answer.get("error", {}).get("message") or answer.get("message") or answer)
     return " ".join(text.split())[:SHOWN]
 
 

@@ -1,4 +1,4 @@
-"""Rollouts, and the batches made of them: which positions predict a response token, and the weight of each token."""
+"""Rollouts, and batches of them: which positions predict a response token, and the weight of each token in the loss."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Example:
 class Rollout:
     """A prompt with one response; the response keeps its stop token, so that the student also learns to stop.
 
-    `logprobs` are the log-probabilities with which the engine drew the tokens, if the engine reports them. `reward` is the
-    task's grade, if a method asked for it; `credit` is the advantage that reward methods give to the whole response.
-    `staleness` says how many steps older than the student the weights are that drew it; None where none may be older.
+    `logprobs` are the log-probabilities, in nats, with which the engine drew the tokens, if the engine reports them. `reward`
+    is the task's grade, if a method asked for it; `credit` is the advantage that reward methods give to the whole response.
+    `staleness` is the number of steps between the weights that drew it and the student; None without stale rollouts.
     """
 
     example: Example
@@ -46,7 +46,7 @@ class Rollout:
 
     @property
     def prompt_and_response(self) -> list[int]:
-        """The sequence that student and teacher read."""
+        """The token ids that student and teacher read."""
         return self.example.prompt + self.response
 
 
@@ -55,9 +55,9 @@ class Batch:
     """Right-padded sequences (B, T), or all in one row (1, T) without padding; N response tokens in row-major order.
 
     `predicts` (B, T), on the host, is true at position t when token t + 1 belongs to the response. `targets`, `weights` and
-    `credit` (N,) are those tokens, their share of the loss and the credit of their response. Masks come from lengths, never
-    from the pad id, which may equal eos. `rollouts` has one entry per sequence. `packed` says that one row holds them all;
-    `filler` that all weights are 0, because other processes have the micro-batch's sequences and this one must keep step.
+    `credit` (N,) are those tokens, their weights in the loss and the credit of their response. Masks come from lengths, never
+    from the pad id, which may equal eos. `rollouts` has one entry per sequence. `packed`: all sequences are in one row.
+    `filler`: all weights are 0, because a process that got no sequence of a micro-batch must still compute with the others.
     """
 
     input_ids: Tensor
@@ -71,12 +71,12 @@ class Batch:
 
     @property
     def lengths(self) -> list[int]:
-        """The tokens of each sequence."""
+        """The number of tokens of each sequence."""
         return [len(rollout.prompt_and_response) for rollout in self.rollouts]
 
     @cached_property
     def places(self) -> Tensor:
-        """The N positions of `predicts` in the flattened ids, found on the host: finding them would make a GPU wait."""
+        """The indices (N,) of `predicts` in the flattened ids; computed on the host, so that a GPU does not have to wait."""
         return self.predicts.flatten().nonzero()[:, 0].to(self.input_ids.device)
 
     @property
@@ -85,7 +85,7 @@ class Batch:
         return self.input_ids.numel() - sum(self.lengths)
 
     def padded(self) -> Batch:
-        """Return the same sequences and tokens with a row for each sequence."""
+        """Return the same batch with one right-padded row for each sequence."""
         if not self.packed:
             return self
         ids, predicts = _rows(self.rollouts)
@@ -104,16 +104,16 @@ def make_batches(
 ) -> list[Batch]:
     """Split rollouts into micro-batches of similar length whose weighted losses add up to the one-batch loss.
 
-    A micro-batch has at most `micro_batch` sequences and `tokens` positions, padding included; a longer sequence is alone.
+    A micro-batch has at most `micro_batch` sequences and `tokens` positions, padding included; a longer sequence gets its own.
     `packed` puts its sequences into one row. Empty responses have no tokens and are left out.
 
-    Several processes share each micro-batch: `micro_batch` counts the sequences of all of them, `tokens` the positions of
-    each, to within a sequence. All get as many batches, with the weights that one process would give.
+    Several processes (`ranks`) share each micro-batch: `micro_batch` counts the sequences of all of them together, `tokens`
+    the positions of each one, up to one sequence more. All get the same number of batches, and tokens have the same weights
+    as with one process.
 
-    `sequence_mean` gives each token the weight 1 / (B |y|), `token_mean` 1 / sum |y|, over all rollouts together.
-    `micro_batch_mean` gives it (b / B) / sum |y| over the b sequences of its micro-batch, so that the loss depends on
-    `micro_batch`; it is what the released AOPD code computes (a token mean in each micro-batch, weighted by its share of the
-    sequences).
+    `sequence_mean` gives each token the weight 1 / (B |y|), `token_mean` 1 / sum |y|, over all B rollouts. `micro_batch_mean`
+    gives it (b / B) / sum |y| over the b sequences of its micro-batch, so the loss depends on `micro_batch`. The released AOPD
+    code computes this: a token mean in each micro-batch, weighted by its share of the sequences.
     """
     filled = sorted((r for r in rollouts if r.response), key=lambda r: len(r.prompt_and_response), reverse=True)
     if not filled:
@@ -125,7 +125,7 @@ def make_batches(
 
 
 def _part(batch: Batch, ranks: Ranks) -> Batch:
-    """Return one process's sequences of a micro-batch with their weights; a filler where there are none for it."""
+    """Return one process's sequences of a micro-batch with their weights; a filler if it gets none."""
     mine = range(ranks.rank, len(batch.rollouts), ranks.size)
     rollouts = tuple(batch.rollouts[i] for i in mine) or batch.rollouts[-1:]
     lengths = [len(rollout.response) for rollout in batch.rollouts]
@@ -138,11 +138,11 @@ def _part(batch: Batch, ranks: Ranks) -> Batch:
 
 
 def _groups(filled: list[Rollout], size: int, tokens: int | None, packed: bool, processes: int) -> list[list[Rollout]]:
-    """Cut rollouts, longest first, where the next one would exceed the number of sequences or of positions."""
+    """Return groups of rollouts, longest first; a group ends where the next one would exceed its sequences or positions."""
     groups: list[list[Rollout]] = []
     used = 0
     for rollout in filled:
-        # The first of a group is its longest, whose length all rows have.
+        # A group's first rollout is its longest, to whose length all rows are padded.
         more = len(rollout.prompt_and_response) if packed or not groups else len(groups[-1][0].prompt_and_response)
         if not groups or len(groups[-1]) == size or (tokens is not None and used + more > tokens * processes):
             groups.append([])
@@ -194,6 +194,9 @@ def _rows(group: Sequence[Rollout]) -> tuple[Tensor, Tensor]:
 
 
 def with_prompts(batch: Batch, prompts: Sequence[list[int]]) -> Batch:
-    """Return a batch of the same responses in the same order after different prompts, one per sequence."""
+    """Return a batch of the same responses in the same order after different prompts, one per sequence.
+
+    Its weights are a token mean, and its credit is that of the responses.
+    """
     rows = [replace(r, example=replace(r.example, prompt=p)) for r, p in zip(batch.rollouts, prompts, strict=True)]
     return _collate(rows, "token_mean", len(rows), len(batch.targets), batch.input_ids.device, batch.packed)

@@ -1,4 +1,4 @@
-"""Random streams: each use has its own stream, derived by name from the run's seed, so that no use disturbs another."""
+"""Random streams: each use has its own, derived by name from the run's seed, so that no use changes another's draws."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DRAWS = "race"  # how sampled answers are drawn: part of the key of stored ones
+DRAWS = "race"  # the method by which answers are sampled; part of the key of stored answers
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
-    """Return a 63-bit seed for the stream that `names` describe, e.g. `derive_seed(0, "rollouts", stage, step)`."""
+    """Return a 63-bit seed for the stream that `names` identify, e.g. `derive_seed(0, "rollouts", stage, step)`."""
     text = "/".join(str(part) for part in (seed, *names))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def prompt_seeds(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:
-    """Return a seed for each prompt of a call, from its token ids and from how often the call held it before.
+    """Return a seed for each prompt of a call, from its token ids and the number of equal prompts before it in the call.
 
-    It does not depend on the order of the prompts or on the rest of the call, so two policies that answer the same
-    prompts under the same `seed` draw with common random numbers.
+    It depends neither on other prompts nor on their order, so two policies that answer the same prompts under the same
+    `seed` use common random numbers.
     """
     before: Counter[tuple[int, ...]] = Counter()
     seeds: list[int] = []
@@ -36,12 +36,12 @@ def prompt_seeds(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:
 
 
 def race_times(seeds: Tensor, position: int | Tensor, width: int) -> Tensor:
-    """Return standard exponential numbers (rows, width), a function of only each row's seed, the position and the column.
+    """Return standard exponential random numbers (rows, width) that depend only on the row's seed, position and column.
 
     `argmax(logits - log(times))` draws from softmax(logits) (the Gumbel-max trick). Two distributions p and q that share
     the numbers draw the same token with probability at least (1 - TV) / (1 + TV), TV their total variation distance.
-    A position that is a tensor (1,) gives the same numbers as its number does.
-    The generator is SplitMix64 (Steele et al. 2014) on a counter. `seeds` (rows,) are int64.
+    `seeds` (rows,) are int64; `position` is a number or a tensor (1,). The generator is SplitMix64 (Steele et al. 2014) on a
+    counter.
     """
     columns = torch.arange(1, width + 1, device=seeds.device, dtype=torch.long)
     places = position + 1 if isinstance(position, Tensor) else torch.full_like(seeds, position + 1)
@@ -71,7 +71,7 @@ def permutation(count: int, seed: int) -> list[int]:
 
 
 def seed_global_generators(seed: int) -> None:
-    """Seed python, numpy and torch. The harness does not draw from them, but a third party's trainer may."""
+    """Seed the global generators of Python, numpy and torch; the harness does not use them, but others' trainers may."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -79,7 +79,7 @@ def seed_global_generators(seed: int) -> None:
 
 @contextmanager
 def preserved_random_state() -> Generator[None]:
-    """Restore the state of every global generator afterwards, because lm-eval reseeds torch, numpy and random."""
+    """Restore the state of every global generator after the block; lm-eval, for example, seeds them."""
     python, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:

@@ -1,4 +1,4 @@
-"""The output layer itself, its tiles of tokens and vocabulary, and products that are summed in float32."""
+"""The weights of an output layer, its tiles of tokens and vocabulary, and matrix products that are summed in float32."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-# Tokens and vocabulary of a tile: on a CPU what its caches hold, elsewhere what keeps the device busy.
+# Tokens and vocabulary entries of a tile: on a CPU they fit its caches, on other devices they keep the device busy.
 TILES = {"cpu": (2048, 1024)}
 LARGE_TILE = (4096, 8192)
 # Devices whose autocast computes the products of the output layer in bfloat16; a CPU keeps its weights' precision.
@@ -28,7 +28,7 @@ class Head:
 
     @property
     def factor(self) -> float:
-        """The factor on logits, apart from the softcap."""
+        """The factor on logits without a softcap."""
         return self.scale / self.temperature
 
     def part(self, columns: slice) -> Head:
@@ -37,10 +37,10 @@ class Head:
 
     @torch.no_grad()
     def for_products(self, hidden: Tensor) -> Head:
-        """Return the head that is multiplied with: a bfloat16 copy where autocast asks for one, else this head.
+        """Return the head for matrix products with `hidden`: a bfloat16 copy under a GPU's autocast, else this head.
 
-        The copy is made for each pass, which costs a hundredth of it. It cannot be kept: a fused optimiser changes weights
-        without a trace.
+        The copy is made for each pass, which takes a hundredth of the pass's time. It cannot be kept, because a fused
+        optimiser changes weights without a sign that they changed.
         """
         kind = hidden.device.type
         if kind not in NARROW_UNDER_AUTOCAST or not torch.is_autocast_enabled(kind):
@@ -56,14 +56,14 @@ class Head:
         return raw.mul_(self.scale / self.softcap).tanh_().mul_(self.softcap / self.temperature)
 
     def products(self, hidden: Tensor) -> Tensor:
-        """Return hidden @ weight.T + bias (n, V) as floats; a GPU does not round them to the weights' dtype first."""
+        """Return hidden @ weight.T + bias (n, V) in float32 or wider; a GPU does not round to the weights' dtype first."""
         if hidden.is_cuda and hidden.dtype != wide(hidden):
             raw = torch.mm(hidden, self.weight.T, out_dtype=wide(hidden))
             return raw if self.bias is None else raw.add_(self.bias)
         return nn.functional.linear(hidden, self.weight, self.bias).to(wide(self.weight))
 
     def to_linear(self, grad: Tensor, logits: Tensor) -> Tensor:
-        """Return the gradient (n, V) at the linear layer's output from the gradient at the logits, which it overwrites."""
+        """Return the gradient (n, V) at the linear layer's output from `grad`, the one at the logits, which is overwritten."""
         if self.softcap is not None:
             grad.mul_(1 - (logits * (self.temperature / self.softcap)) ** 2)
         return grad if self.factor == 1 else grad.mul_(self.factor)
@@ -71,7 +71,7 @@ class Head:
 
 @dataclass(frozen=True)
 class ModelRows:
-    """A model's log-probabilities (n, V) at any of N positions, computed where they are asked for from its states (N, H)."""
+    """A model's log-probabilities (n, V) at N positions, computed from its hidden states (N, H) when they are needed."""
 
     hidden: Tensor
     head: Head
@@ -84,13 +84,13 @@ class ModelRows:
 
     @torch.no_grad()
     def products(self, rows: slice, columns: slice = slice(None)) -> Tensor:
-        """Return the products (n, v) of a tile, of which the head makes logits."""
+        """Return the products (n, v) of a tile, before scaling and softcap."""
         return self.head.part(columns).products(self.hidden[rows])
 
 
 @dataclass(frozen=True)
 class ScanResult:
-    """What `scan` computes at N positions, all log-probabilities normalised over the vocabulary, in nats.
+    """What `scan` computes at N positions; log-probabilities are normalised over the vocabulary, in nats.
 
     `chosen` (N, C) at the ids; `entropy`, `logsumexp` (N,); `rest` (N,) of all tokens outside `held`; the K most probable
     tokens as `top_logprobs` (N, K) and `top_ids` (N, K).

@@ -28,7 +28,7 @@ def check_adapters(suite: Suite, entries: Collection[str] | None = None) -> dict
 
 
 def _refuse_narrow_weights(suite: Suite, names: Sequence[str]) -> None:
-    """Raise `ConfigError` for a student in 16 bits without float32 master weights: most optimiser steps would round to 0."""
+    """Raise `ConfigError` for a student in 16 bits without float32 master weights: most optimiser steps would round to zero."""
     fixed = [stage.training.precision for stage in suite.stages if stage.adapter is not None]
     precisions = {*fixed, *(suite.training_for(stage, name).precision for name in names for stage in suite.stages)}
     dtype = suite.student.dtype
@@ -36,7 +36,7 @@ def _refuse_narrow_weights(suite: Suite, names: Sequence[str]) -> None:
         return
     if dtype == "float16" or precisions != {"bfloat16_master"}:
         raise ConfigError(
-            f"student.dtype is {dtype}, in which optimiser steps round to nothing; set student.dtype: bfloat16 and "
+            f"student.dtype is {dtype}, in which optimiser steps round to zero; set student.dtype: bfloat16 and "
             "training.precision: bfloat16_master, which keeps float32 master weights, or student.dtype: float32"
         )
 

@@ -1,7 +1,7 @@
-"""Forgetting and backward transfer by item, with and without what guessing explains (Harmon et al. 2025, arXiv 2510.17776).
+"""Forgetting and backward transfer by item, with and without guessing (Harmon et al. 2025, arXiv 2510.17776).
 
-A mean hides items that are lost while others are gained. Of k choices a model that guesses is right by chance, so some items
-turn without anything being forgotten or learned; the adjusted figures subtract how many.
+A mean hides items that are lost while others are gained. A model that guesses among k choices is sometimes right, so some
+answers change although nothing was forgotten or learned; the adjusted figures subtract their expected share.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from harness.stats.significance import Flips
 class ByItem(NamedTuple):
     """Shares of items, 0..1.
 
-    `forgotten` is right before and wrong after (1→0), `gained` the reverse (0→1); `adjusted` are without `chance`, the share
-    of items that guessing turns in each direction.
+    `forgotten` items are right before and wrong after, `gained` ones the reverse. `chance` is the share of items that guessing
+    changes in each direction; the adjusted shares are without it, and at least 0.
     """
 
     forgotten: float
@@ -27,12 +27,13 @@ class ByItem(NamedTuple):
 
 
 def by_item(flips: Flips, right_before: int, choices: float = math.inf) -> ByItem:
-    """Return the shares of items that turned, `choices` is how many an item has; answers in free text have infinitely many.
+    """Return the shares of items forgotten and gained; an item has `choices` possible answers, infinitely many in free text.
 
-    A model knows an item or guesses evenly, so a guess is wrong k - 1 times as often as right. With accuracies a before and b
-    after, and what is known before and after taken as independent, guessing twice turns (1 - a)(1 - b) / (k - 1) of the items
-    in each direction: the formula of the paper's released code (`Adj. Abs. Forgetting`), which cuts at 0. Where the same
-    items stay unknown, guessing turns more than that, so the adjusted figures are still too high. nan without items.
+    The model: an item is known, or guessed evenly among k choices, so a guess is wrong k - 1 times as often as right. With
+    accuracies a before and b after, and knowledge before and after taken as independent, guessing twice changes
+    (1 - a)(1 - b) / (k - 1) of the items in each direction. This is the formula of the paper's released code
+    (`Adj. Abs. Forgetting`), which also cuts at 0. If the same items stay unknown, guessing changes more items, so the
+    adjusted shares are still too high. All are nan without items.
     """
     if not flips.items:
         return ByItem(*(math.nan,) * 5)

@@ -2,14 +2,13 @@
 
 An effect is supported where its whole 95 % interval over at least SEEDS seeds exceeds the smallest effect of interest in the
 claimed direction, and contradicted where the whole interval falls short of it. With a smallest effect of 0 this is the test
-of the effect's sign. Otherwise it is equivalent where two one-sided tests at 5 % show that it lies within a margin on
-either side of zero, which is where the 90 % interval lies within the margin (Schuirmann 1987, J. Pharmacokinet.
-Biopharm. 15).
+of the effect's sign. Otherwise it is equivalent where two one-sided tests at 5 % show that it is within a margin on either
+side of zero, that is, where its 90 % interval is inside the margin (Schuirmann 1987, J. Pharmacokinet. Biopharm. 15).
 
-In a sequence that was fixed before, each claim is tested at the full level, and a later one only if the earlier one was
+In a sequence that was fixed in advance, each claim is tested at the full level, and a later one only if the earlier one was
 supported or contradicted (Maurer, Hothorn and Lehmacher 1995; Westfall and Krishen 2001, J. Stat. Plan. Inference 99). Then
-the chance of any false difference in the sequence is at most 5 %. Equivalence ends the sequence: it is the verdict of an
-effect that may be zero, so going on after it would give zero effects one 5 % chance each.
+the chance of any false difference in the sequence is at most 5 %. Equivalence ends the sequence: an equivalent effect may be
+zero, and if the tests continued after it, every effect that is zero would add another 5 % chance of a false difference.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ LEVEL, SEEDS = 0.05, 3
 def judge(effect: Interval, sign: int = 1, smallest: float = 0.0, margin: float = math.nan) -> str:
     """Return the verdict on a claim that an effect has a sign and at least the smallest size.
 
-    `margin` is the half-width of the zone of equivalence; nan tests no equivalence. Fewer than SEEDS seeds test nothing, and
-    an interval without width resolves nothing.
+    `margin` is the half-width of the zone of equivalence around zero; with nan, equivalence is not tested. With fewer than
+    SEEDS seeds the claim is not testable, and an interval without width is not resolved.
     """
     if effect.seeds < SEEDS:
         return NOT_TESTABLE
@@ -43,14 +42,14 @@ def judge(effect: Interval, sign: int = 1, smallest: float = 0.0, margin: float 
 
 
 def p_of(effect: Interval, sign: int = 1, smallest: float = 0.0) -> float:
-    """Return the two-sided p value of an effect against the smallest one; nan for fewer than SEEDS seeds."""
+    """Return the two-sided p value of an effect against the smallest one of interest; nan for fewer than SEEDS seeds."""
     return p_value(effect.beyond(smallest, sign)) if has_width(effect, SEEDS) else math.nan
 
 
 def p_equivalent(effect: Interval, margin: float) -> float:
-    """Return the p value of two one-sided t tests that an effect lies within ±margin; nan where nothing can be tested.
+    """Return the p value of two one-sided t tests that an effect is within ±margin; nan where they cannot be computed.
 
-    It is the larger of the two, `P(T > (margin - |mean|) / error)` with the interval's degrees of freedom.
+    It is the larger of the two p values, `P(T > (margin - |mean|) / error)` with the interval's degrees of freedom.
     """
     if not has_width(effect, SEEDS) or math.isnan(effect.error) or math.isnan(margin):
         return math.nan
@@ -62,8 +61,8 @@ def gate(verdicts: Sequence[str]) -> list[str]:
 
     A claim that is not testable neither opens nor closes the gate: the design decides that, not the outcome.
     """
-    found, is_open = list[str](), True
+    gated, is_open = list[str](), True
     for verdict in verdicts:
-        found.append(verdict if is_open or verdict == NOT_TESTABLE else NOT_TESTED)
+        gated.append(verdict if is_open or verdict == NOT_TESTABLE else NOT_TESTED)
         is_open = is_open and verdict in (*DIFFERENT, NOT_TESTABLE)
-    return found
+    return gated

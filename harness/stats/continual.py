@@ -3,8 +3,8 @@
 A figure's value, its paired differences, the intervals over seeds and over items, comparisons, the metrics of claims and CSV
 columns all follow from its terms. To add a figure, register one here and give it a golden value in the tests.
 
-A figure is nan where it has no meaning (backward transfer needs T >= 2, probe change needs a probe) and where a cell that it
-needs has not been evaluated. The formulas next to the figures are the ones that reports print.
+A figure is nan where it is not defined (backward transfer needs T >= 2, probe change needs a probe) and where a cell that it
+needs has not been evaluated. Reports print the formulas below.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FIGURES: dict[str, Figure] = {}
 
 
 def register_figure(figure: Figure) -> Figure:
-    """Add a figure to those that reports, comparisons and claims know; raises ConfigError for a name that is taken."""
+    """Make a figure available to reports, comparisons and claims; raises `ConfigError` for a name that is taken."""
     if figure.name in FIGURES:
         raise ConfigError(f"there is already a figure {figure.name!r}; give the new one a different name")
     FIGURES[figure.name] = figure
@@ -156,7 +156,7 @@ FORGETTING_FROM_START = register_figure(
         short="forgotten, from start",
     )
 )
-# First minus last, as Avalanche has it: minus the backward transfer.
+# Avalanche's definition, first minus last: the negative of backward transfer.
 register_figure(
     replace(
         BACKWARD,

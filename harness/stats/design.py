@@ -4,8 +4,8 @@ The mean paired difference of two methods over S seeds, C clusters of items and 
 
     v = seeds / S + clusters / C + interaction / (S C) + answers / (S C m)
 
-(a crossed random-effects model; Brennan 2001, Generalizability Theory, eq. 3.4). Seeds and clusters are both drawn from what a
-reader has in mind: another seed and other items. Everything here is pure; scores are in 0..1.
+(a crossed random-effects model; Brennan 2001, Generalizability Theory, eq. 3.4). Seeds and clusters are both random, because a
+result should hold for another seed and for other items. Scores are in 0..1.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from functools import lru_cache
 from itertools import pairwise, product
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import optimize, special
 
 from harness.stats.power import POWER, rejects
@@ -30,8 +30,8 @@ MOST_SEEDS = 1000
 class Components:
     """The variance of one paired difference by its source.
 
-    `seeds`: between training seeds; `clusters`: between clusters of items; `interaction`: of a cluster in one seed, beyond the
-    two; `answers`: of one sampled answer, both methods together (0 for greedy decoding).
+    `seeds`: between training seeds; `clusters`: between clusters of items; `interaction`: of a cluster in one seed, beyond
+    these two; `answers`: of one sampled answer, summed over both methods (0 for greedy decoding).
     """
 
     seeds: float
@@ -46,7 +46,7 @@ class Components:
         return self.seeds / design.seeds + self.clusters / design.clusters + cell
 
     def degrees_of_freedom(self, design: Design) -> float:
-        """Return Satterthwaite's degrees of freedom of the variance's estimate from the three mean squares.
+        """Return Satterthwaite's degrees of freedom of the estimate of this variance from three mean squares.
 
         The estimate is (MS_seeds + MS_clusters - MS_rest) / (S C), each mean square with its own degrees of freedom
         (Satterthwaite 1946, Biometrics Bulletin 2, eq. 17). 0 where one seed or one cluster leaves nothing to estimate from.
@@ -63,7 +63,7 @@ class Components:
 
 @dataclass(frozen=True)
 class Design:
-    """How much a comparison looks at: training seeds, independent clusters of items, and answers of each item."""
+    """The size of a comparison: training seeds, independent clusters of items, and answers to each item."""
 
     seeds: int
     clusters: int
@@ -72,7 +72,7 @@ class Design:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a run costs in hours: `training` once, `answer` for each answer of each cluster; `methods` runs for each seed."""
+    """What a run costs in hours: `training` once, `answer` for each answer to each cluster; `methods` runs for each seed."""
 
     training: float
     answer: float = 0.0
@@ -84,8 +84,8 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A design with its hours and the power that it has for the effect that was asked for."""
+class PlannedDesign:
+    """A design with its hours and its power for the effect that was asked for."""
 
     design: Design
     hours: float
@@ -93,10 +93,10 @@ class Planned:
 
 
 def estimate_components(differences: ArrayLike, answer_variance: ArrayLike = 0.0, answers: int = 1) -> Components:
-    """Return the components from paired differences (S, C) of a pilot, each the mean of a cluster in one seed.
+    """Estimate the components from paired differences (S, C) of a pilot study, each the mean of a cluster in one seed.
 
-    `answer_variance`, a number or (S, C), is the variance of one sampled answer, both methods together; each mean is of
-    `answers` of them. Analysis of variance of the crossed design; a negative estimate counts as 0.
+    `answer_variance`, a number or (S, C), is the variance of one sampled answer, summed over both methods; each mean is over
+    `answers` answers. The method is analysis of variance of the crossed design; negative estimates become 0.
     Raises `ValueError` for fewer than two seeds or clusters.
     """
     table = np.asarray(differences, dtype=np.float64)
@@ -145,7 +145,7 @@ def detectable_difference(components: Components, design: Design, power: float =
 def seeds_for(
     effect: float, components: Components, clusters: int, answers: int, power: float = POWER, alpha: float = ALPHA
 ) -> int | None:
-    """Return the fewest seeds that find the effect with these items; None where no number of seeds does."""
+    """Return the fewest seeds that find the effect with these items; None if even MOST_SEEDS do not."""
 
     def enough(seeds: int) -> bool:
         return power_of(effect, components, Design(seeds, clusters, answers), alpha) >= power
@@ -167,66 +167,63 @@ def cheapest_designs(
     answers: Iterable[int],
     power: float = POWER,
     alpha: float = ALPHA,
-) -> list[Planned]:
-    """Return, cheapest first, the fewest seeds for each number of clusters and of answers that find the effect at all."""
-    found: list[Planned] = []
+) -> list[PlannedDesign]:
+    """Return designs that find the effect, cheapest first: the fewest seeds for each number of clusters and of answers."""
+    designs: list[PlannedDesign] = []
     for some_clusters, some_answers in product(clusters, answers):
         seeds = seeds_for(effect, components, some_clusters, some_answers, power, alpha)
         if seeds is not None:
             design = Design(seeds, some_clusters, some_answers)
-            found.append(Planned(design, costs.hours(design), power_of(effect, components, design, alpha)))
-    return sorted(found, key=lambda planned: (planned.hours, planned.design.seeds))
+            designs.append(PlannedDesign(design, costs.hours(design), power_of(effect, components, design, alpha)))
+    return sorted(designs, key=lambda planned: (planned.hours, planned.design.seeds))
 
 
-def spent(share: float, alpha: float = ALPHA) -> float:
+def error_spent(share: float, alpha: float = ALPHA) -> float:
     """Return the two-sided error spent when `share` of the seeds is done, `4 - 4 Φ(z_{1-alpha/4} / sqrt(share))`.
 
-    The spending function of Lan and DeMets (1983, Biometrika 70) that imitates O'Brien and Fleming's boundary.
+    This is the spending function of Lan and DeMets (1983, Biometrika 70) that approximates O'Brien and Fleming's boundary.
     """
     return float(4 * special.ndtr(-special.ndtri(1 - alpha / 4) / math.sqrt(share)))
 
 
 def interim_level(seeds: int, planned: int, first: int = 3, alpha: float = ALPHA) -> float:
-    """Return the two-sided level of a test after `seeds` of the `planned` seeds: what this seed adds to `spent`.
+    """Return the two-sided level of a test after `seeds` of the `planned` seeds: what this seed adds to `error_spent`.
 
-    Whoever tests after each seed from `first` on then errs before the last one with a probability of at most
-    `spent((planned - 1) / planned)`, as the levels add up (Bonferroni), whatever the looks have in common.
+    With a test after each seed from `first` on, the probability of a false difference before the last seed is at most
+    `error_spent((planned - 1) / planned)`: the levels add up (Bonferroni), however the tests are correlated.
     """
-    earlier = spent((seeds - 1) / planned, alpha) if seeds > first else 0.0
-    return spent(seeds / planned, alpha) - earlier
+    earlier = error_spent((seeds - 1) / planned, alpha) if seeds > first else 0.0
+    return error_spent(seeds / planned, alpha) - earlier
 
 
 @lru_cache
 def look_levels(looks: tuple[int, ...], alpha: float = ALPHA) -> tuple[float, ...]:
-    """Return the two-sided level of the test at each look, `looks` being increasing numbers of seeds.
+    """Return the two-sided level of the test at each look, a group-sequential design; `looks` are increasing seed counts.
 
-    The probability to cross any boundary under the null is `alpha`: the statistics of the looks are jointly normal with
-    correlations sqrt(n_i / n_j), and each look spends what `spent` allows more than the one before. A t test uses the same
-    level (Pocock 1977, Biometrika 64). Raises `ValueError` for looks that do not increase.
+    Under the null hypothesis the probability of crossing any boundary is `alpha`. The statistics of the looks are jointly
+    normal with correlations sqrt(n_i / n_j), and each look spends the increase of `error_spent` since the one before. A t
+    test uses the same level (Pocock 1977, Biometrika 64). Raises `ValueError` for looks that do not increase or begin below 2.
     """
     if not looks or any(later <= earlier for earlier, later in pairwise(looks)) or looks[0] < 2:
         raise ValueError(f"looks at {list(looks)} seeds: expected increasing numbers from 2 on")
     bounds: list[float] = []
     for place, seeds in enumerate(looks):
-        allowed = spent(seeds / looks[-1], alpha)
+        allowed = error_spent(seeds / looks[-1], alpha)
         bounds.append(_next_bound(looks[: place + 1], bounds, allowed))
     return tuple(float(2 * special.ndtr(-bound)) for bound in bounds)
 
 
 def _next_bound(looks: Sequence[int], bounds: Sequence[float], allowed: float) -> float:
-    """Return the bound of the last look with which all looks together cross with probability `allowed`."""
+    """Return the bound of the last look at which the probability of crossing any bound so far is `allowed`."""
     if not bounds:
         return float(special.ndtri(1 - allowed / 2))
+    from scipy import stats  # takes half a second to import, and only several looks need it
+
     correlation = np.sqrt(np.minimum.outer(looks, looks) / np.maximum.outer(looks, looks))
 
     def excess(bound: float) -> float:
-        return 1 - _stays_within(np.array([*bounds, bound]), correlation) - allowed
+        limits = np.array([*bounds, bound])
+        normal = stats.multivariate_normal(cov=correlation, seed=0)
+        return 1 - float(normal.cdf(limits, lower_limit=-limits)) - allowed
 
     return float(optimize.brentq(excess, 0.5, 12.0, xtol=1e-4))  # pyright: ignore[reportArgumentType]
-
-
-def _stays_within(bounds: NDArray[np.float64], correlation: NDArray[np.float64]) -> float:
-    from scipy import stats  # takes half a second to import, and only looks need it
-
-    normal = stats.multivariate_normal(cov=correlation, seed=0)
-    return float(normal.cdf(bounds, lower_limit=-bounds))

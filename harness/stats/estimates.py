@@ -1,7 +1,7 @@
-"""A quantity by seed and by item, and its arithmetic: what intervals, tests and verdicts are computed from.
+"""A quantity by seed and by item, and its arithmetic; intervals, tests and verdicts are computed from it.
 
-Every figure is a sum of weighted cells, and every cell is a mean over items. So a figure has a value for each seed, and each
-item has a share in that value: `value_s = offset_s + sum over tasks of the mean over the task's items of x_is`. Sums,
+Every figure is a weighted sum of cells, and every cell is a mean over items. So a figure has a value for each seed, and each
+item contributes to that value: `value_s = offset_s + sum over tasks of the mean over the task's items of x_is`. Sums,
 differences and multiples of figures keep this form; a product or quotient keeps it to first order (the delta method).
 """
 
@@ -21,9 +21,9 @@ Vector = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class ItemTable:
-    """What the items of one task add to a quantity: `values` (items, seeds), the items' ids and the clusters they belong to.
+    """What each item of one task contributes: `values` (items, seeds), with the items' ids and clusters, both (items,).
 
-    Items of one cluster are not independent (phrasings of one question); where nothing names clusters, each item is its own.
+    Items of one cluster are not independent (phrasings of one question). Without clusters, each item is its own cluster.
     """
 
     values: Vector
@@ -32,7 +32,7 @@ class ItemTable:
 
     @property
     def effective(self) -> float:
-        """The number of independent items, see `effective_clusters`."""
+        """The effective number of independent items, see `effective_clusters`."""
         return effective_clusters(np.unique(np.array(self.clusters), return_counts=True)[1])
 
     @property
@@ -41,7 +41,7 @@ class ItemTable:
         return ItemTable(self.values.mean(axis=1, keepdims=True), self.ids, self.clusters)
 
     def of_seeds(self, places: Sequence[int]) -> ItemTable:
-        """Return the columns at some places."""
+        """Return the table of some seeds, by their column numbers."""
         return ItemTable(self.values[:, list(places)], self.ids, self.clusters)
 
     def scaled(self, factors: Vector | float) -> ItemTable:
@@ -49,7 +49,7 @@ class ItemTable:
         return ItemTable(self.values * factors, self.ids, self.clusters)
 
     def plus(self, other: ItemTable) -> ItemTable | None:
-        """Return the sum item by item; None where the two do not hold the same items."""
+        """Return the sum item by item, in this table's order; None if the two do not have the same items."""
         if self.ids == other.ids:
             return ItemTable(self.values + other.values, self.ids, self.clusters)
         place = {item: row for row, item in enumerate(other.ids)}
@@ -61,9 +61,9 @@ class ItemTable:
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
-    """A quantity by seed; `items` says by task what each item adds to it, and is empty where answers were not kept.
+    """A quantity by seed; `items` is what each item contributes, by task, and is empty where answers were not stored.
 
-    The columns of every item table are the seeds of `by_seed`, in their order.
+    The columns of every item table are the seeds of `by_seed`, in the same order.
     """
 
     by_seed: Mapping[int, float]
@@ -135,16 +135,16 @@ class Estimate:
 
 
 def _common(one: Estimate, other: Estimate) -> tuple[Estimate, Estimate]:
-    """Return both at the seeds that both have."""
+    """Return both estimates for the seeds that both have."""
     seeds = [seed for seed in one.by_seed if seed in other.by_seed]
     return one.of_seeds(seeds), other.of_seeds(seeds)
 
 
 def _combined(one: Estimate, two: Estimate, values: Vector, by_one: Vector, by_two: Vector) -> Estimate:
-    """Return a function of two estimates by its values and its derivatives, each (S,).
+    """Return a function of two estimates from its values (S,) and its derivatives by each of them (S,).
 
-    It has items where both sides have them, and the same ones in the tasks that both have. A side without items whose value
-    is the same for all seeds, as a number's is, does not take the other's away.
+    The result has items if both sides have them, and the same ones in tasks that both have. A side without items still counts
+    if its value is the same for all seeds, like a number: then the result has the other side's items.
     """
     by_seed = dict(zip(one.by_seed, values.tolist(), strict=True))
     if not (one.items or _constant(one)) or not (two.items or _constant(two)):

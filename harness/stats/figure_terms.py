@@ -1,4 +1,4 @@
-"""The terms of which figures are made: the cells that a figure adds up for one task, and the tasks that it averages."""
+"""The parts of figures: functions that return the cells to add up for one task, or the tasks to average."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def before_own(matrix: ScoreMatrix, task: str) -> list[Term]:
 
 
 def best_from(first: int) -> Cells:
-    """Return the cell of a task's best stage from `first` to T-1; a nan among these cells makes the best one nan."""
+    """Return the cell of a task's best stage from `first` to T-1; a nan among these scores makes that cell nan."""
 
     def best(matrix: ScoreMatrix, task: str) -> list[Term]:
         scores = [matrix.score(task, stage) for stage in range(first, matrix.stages)]
@@ -45,7 +45,7 @@ def best_from(first: int) -> Cells:
 
 
 def minus(later: Cells, earlier: Cells) -> Cells:
-    """Return the change between two cells; none where either has no meaning."""
+    """Return the terms of later minus earlier; none if either has none."""
 
     def change(matrix: ScoreMatrix, task: str) -> list[Term]:
         plus, minus = later(matrix, task), earlier(matrix, task)
@@ -55,22 +55,22 @@ def minus(later: Cells, earlier: Cells) -> Cells:
 
 
 def if_earlier(cells: Cells) -> Cells:
-    """Return the cells of tasks that a later stage can take from; none of the others."""
+    """Return the cells of tasks that are trained before the last stage; none for other tasks."""
     return lambda matrix, task: cells(matrix, task) if 0 < (matrix.own(task) or 0) < matrix.stages else []
 
 
 def kept(matrix: ScoreMatrix, task: str) -> float:
-    """Return `R[T][j] / R[j][j]`; nan for a task that has no earlier stage or scored 0 after it."""
+    """Return `R[T][j] / R[j][j]`; nan for a task that is not trained before the last stage, or scored 0 after its own."""
     own = matrix.own(task) or 0
     learned = matrix.score(task, own) if 0 < own < matrix.stages else 0.0
     return matrix.score(task, matrix.stages) / learned if learned else math.nan
 
 
 def kept_change(matrix: ScoreMatrix, task: str) -> list[Term]:
-    """Return the first-order change of the ratio with its two cells; these terms add up to 0 where they are taken.
+    """Return the first-order change of `kept` with its two cells, d(b/a) = db / a - (b/a) da / a.
 
-    d(b/a) = db / a - (b/a) da / a: so the ratio itself is the offset, and seeds' values are exact. Items and their intervals
-    follow from the terms (the delta method).
+    At the scores themselves these terms add up to 0, so `kept` is the figure's offset and the values by seed are exact. What
+    each item contributes follows from the terms (the delta method).
     """
     own, share = matrix.own(task) or 0, kept(matrix, task)
     if math.isnan(share):
@@ -80,7 +80,7 @@ def kept_change(matrix: ScoreMatrix, task: str) -> list[Term]:
 
 
 def incremental(matrix: ScoreMatrix, task: str) -> list[Term]:
-    """Return a task's share of the mean over stages of the mean over the tasks trained so far, times J."""
+    """Return J times a task's part of `1/T Σ_i mean_{j≤i} R[i][j]`, as the figure divides by J again."""
     own, every = matrix.own(task), len(matrix.trained)
     so_far = {stage: sum(each <= stage for each in matrix.stage_of) for stage in range(own or 1, matrix.stages + 1)}
     return [Term(task, stage, every / matrix.stages / count) for stage, count in so_far.items()] if own else []
@@ -105,12 +105,12 @@ def later_tasks(matrix: ScoreMatrix) -> Sequence[str]:
 
 
 def tasks_to_keep(matrix: ScoreMatrix) -> Sequence[str]:
-    """Return the earlier tasks that did not score 0 after their own stage; one that is missing counts, so the mean is nan."""
+    """Return the earlier tasks that did not score 0 after their own stage; a missing score is kept, so the mean is nan."""
     return [task for task in earlier_tasks(matrix) if matrix.score(task, matrix.own(task) or 0) != 0]
 
 
 def tasks_with_joint(matrix: ScoreMatrix) -> Sequence[str]:
-    """Return the trained tasks of a run that has the scores of a joint run next to it; else none."""
+    """Return the trained tasks if the scores of a joint run are known, else none."""
     return matrix.trained if matrix.joint is not None else ()
 
 

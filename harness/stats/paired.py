@@ -1,7 +1,7 @@
 """Paired differences: two methods, two stages of a run, or two machines on the same items.
 
-Every quantity has a difference for each seed and a share in it for each item. The interval is for another seed and other items
-(`two_way_interval`); the interval over seeds with these items, and the one over items with these seeds, are its two parts.
+A difference has a value for each seed, to which each item contributes. Its interval is for another seed and other items
+(`two_way_interval`). Two more intervals show the parts: over seeds with these items, and over items with these seeds.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ UNKNOWN = Variances(math.nan, math.nan)
 
 @dataclass(frozen=True)
 class Difference:
-    """Other minus base of one quantity, in 0..1 (or its own unit), with everything that says how sure it is.
+    """Other minus base of one quantity, as a share (or in its own unit), with its intervals and tests.
 
-    - `interval`: for another seed and other items. Without stored answers it is over seeds, with one seed over its items.
-    - `seeds`, `items`: the same mean with its interval only over seeds, with the items fixed, and only over clusters
-      of items, with the seeds fixed.
-    - `flips`: each seed's items lost and gained, for quantities that are right or wrong by item.
-    - `detectable`: the smallest difference that the interval would exclude zero for in 80 % of repeats.
-    - `clusters`: how many independent items there are, of `item_count`; see `effective_clusters`.
+    - `base`, `other`: the means of the two sides.
+    - `interval`: for another seed and other items; over seeds if answers are not stored, over items if there is one seed.
+    - `seeds`, `items`: the same mean with its interval over seeds with the items fixed, and over clusters of items with the
+      seeds fixed.
+    - `variances`: the variance by its source.
+    - `flips`: each seed's items lost and gained, for quantities in which an item is right or wrong.
+    - `item_count`, `clusters`: the number of items, and of independent ones among them, see `effective_clusters`.
+    - `detectable`: the smallest true difference for which the interval would exclude zero in 80 % of repetitions.
     - `by_seed`: the difference by seed; `items_by_seed`: its interval over items, by seed.
     """
 
@@ -53,7 +55,7 @@ class Difference:
     items_by_seed: Mapping[int, Interval] = field(default_factory=dict[int, Interval])
 
     def of_unit(self, unit: str) -> Difference:
-        """Return the difference with its intervals within the bounds of a difference of two quantities of a unit."""
+        """Return the difference with its intervals cut at the bounds of differences of two quantities of a unit."""
         return replace(
             self,
             interval=self.interval.of_difference(unit),
@@ -64,14 +66,14 @@ class Difference:
 
     @property
     def p(self) -> float:
-        """The two-sided p value of the test that `interval` inverts, see `p_value`; nan where there is no interval."""
+        """The two-sided p value of the test that belongs to `interval`, see `p_value`; nan where there is no interval."""
         return p_value(self.interval)
 
     @property
     def p_of_several(self) -> float:
         """The p value for a correction over several tests: the larger of `p` and that of the t test over seeds.
 
-        A correction looks far into the tails, where Satterthwaite's degrees of freedom promise too much at three seeds.
+        A correction uses the far tails, where Satterthwaite's degrees of freedom give too small p values at three seeds.
         """
         return max(self.p, p_value(self.seeds)) if has_width(self.seeds, 2) else self.p
 
@@ -87,7 +89,7 @@ class Difference:
 
 
 def compare_estimates(base: Estimate, other: Estimate, flips: Sequence[Flips] = ()) -> Difference:
-    """Return other minus base over the seeds that both have; `flips` are the items lost and gained of each seed."""
+    """Return other minus base over the seeds that both have; `flips` are each seed's items lost and gained."""
     base, other = base.finite(), other.finite()
     change = other - base
     interval = two_way_interval(change)
@@ -114,7 +116,7 @@ def compare_estimates(base: Estimate, other: Estimate, flips: Sequence[Flips] = 
 
 
 def compare_unpaired(base: Estimate, other: Estimate) -> Difference:
-    """Return other minus base where equal seeds are not a pair; there is no difference by seed."""
+    """Return other minus base where equal seeds are not paired, so that there is no difference by seed."""
     base, other = base.finite(), other.finite()
     interval = unpaired_interval(base, other)
     result = Difference(
@@ -124,20 +126,25 @@ def compare_unpaired(base: Estimate, other: Estimate) -> Difference:
         unpaired_interval(Estimate(base.by_seed), Estimate(other.by_seed)),
         detectable=detectable_effect(interval.error, interval.df) if has_width(interval, 1) else math.nan,
     )
-    found = unpaired_components(base, other) if interval.seeds else None
-    if found is None:
+    parts = unpaired_components(base, other) if interval.seeds else None
+    if parts is None:
         return result
     return replace(
         result,
-        items=interval_from(interval.mean, math.sqrt(found.clusters), found.df_clusters, 1),
+        items=interval_from(interval.mean, math.sqrt(parts.clusters), parts.df_clusters, 1),
         item_count=sum(len(table.ids) for table in base.items.values()),
         clusters=sum(table.effective for table in base.items.values()),
     )
 
 
 def over_items(change: Estimate) -> Interval:
-    """Return the mean with its interval over clusters of items, the seeds given; without bounds where items do not say."""
-    found = components(change)
-    if found is None:
+    """Return the mean with its cluster-robust t interval over items, with the seeds fixed; no bounds without items.
+
+    The variance of a task's mean is `G / (G - 1) sum_c u_c^2` with `u_c = sum_{i in c} (x_i - mean) / n` over its G clusters
+    (Liang and Zeger 1986), and tasks add up. The degrees of freedom come from `effective_clusters`, so few or unequal
+    clusters widen the interval. If each item is its own cluster, this is Student's t interval over items.
+    """
+    parts = components(change)
+    if parts is None:
         return replace(NOTHING, mean=change.mean, seeds=1)
-    return interval_from(change.mean, math.sqrt(found.clusters), found.df_clusters, 1)
+    return interval_from(change.mean, math.sqrt(parts.clusters), parts.df_clusters, 1)

@@ -12,9 +12,10 @@ from harness.stats.intervals import Interval, known_values, t_interval
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Return the unbiased estimate 1 - C(n-c, k) / C(n, k) of solving an item with k samples (arXiv 2107.03374, eq. 1).
+    """Return 1 - C(n-c, k) / C(n, k), an unbiased estimate of the chance that one of k samples is right.
 
-    Raises `ValueError` for more samples than were drawn.
+    `correct` (c) of `n` samples were right; Chen et al. 2021, arXiv 2107.03374, eq. 1. Raises `ValueError` for c above n, and
+    for k below 1 or above n.
     """
     if not 0 <= correct <= n or not 1 <= k <= n:
         raise ValueError(
@@ -30,7 +31,7 @@ def noise_floor(repeated: Sequence[float]) -> float:
 
 
 def mean_ratio(numerators: ArrayLike, denominators: ArrayLike) -> Interval:
-    """Return the mean over runs of the ratio of two of their figures, with its t interval.
+    """Return the mean over runs of the ratio of two of their figures (runs,), with its t interval.
 
     Runs without a positive denominator are left out.
     """

@@ -2,10 +2,10 @@
 
 `R[i][j]` is the score on task j after stage i; row 0 is the start, stage j trains task j, T is the number of stages.
 A stage may train several tasks at once, so that J tasks have T <= J stages; `R[j][j]` is then the score right after the
-stage that trained task j, and j < T means the tasks of the earlier stages. With one task a stage, J = T and the mean over
-j < T is the papers' 1/(T-1) sum.
+stage that trained task j, and j < T means the tasks of all stages but the last. With one task per stage, J = T and the mean
+over j < T is the papers' 1/(T-1) sum.
 
-A `Figure` says which cells of one task it adds up, with which weights, and over which tasks it averages.
+A `Figure` adds up some cells of each task with weights, and averages over some tasks.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ Vector = NDArray[np.float64]
 class ScoreMatrix:
     """Scores (T+1, J+P) of one run; columns are its J trained tasks in stage order, then the P probes.
 
-    A cell that was not evaluated is nan. `stage_of` (J,) is the stage that trains each task, 1 to T; left out, stage j
-    trains task j. `joint` (J,) holds the trained tasks' scores of a run that trained them all together; only
-    intransigence needs it. Raises ConfigError when the shapes do not fit the names.
+    A cell that was not evaluated is nan. `stage_of` (J,) is the stage that trains each task, 1 to T; by default stage j
+    trains task j. `joint` (J,) are the trained tasks' scores in a run that trained them all together; only intransigence
+    needs them. Raises `ConfigError` when the shapes do not fit the names.
     """
 
     scores: Vector
@@ -45,12 +45,15 @@ class ScoreMatrix:
         fits = self.scores.ndim == 2 and self.scores.shape[0] >= expected[0] and self.scores.shape[1] == expected[1]
         if not fits or not self.tasks or len(self.stage_of) != len(self.trained):
             raise ConfigError(
-                f"A score matrix of shape {self.scores.shape} does not fit {len(self.trained)} trained tasks and "
+                f"a score matrix of shape {self.scores.shape} does not fit {len(self.trained)} trained tasks and "
                 f"{len(self.probes)} probes; expected at least one task, and a row for the start and for each stage: "
-                f"shape {expected} or more rows."
+                f"shape {expected} or more rows"
             )
         if self.joint is not None and self.joint.shape != (len(self.trained),):
-            raise ConfigError(f"Joint scores have shape {self.joint.shape}; expected one per trained task.")
+            raise ConfigError(
+                f"the scores of the joint run have shape {self.joint.shape}, expected {(len(self.trained),)}: one for each "
+                "trained task"
+            )
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -99,14 +102,15 @@ Over = Callable[[ScoreMatrix], Sequence[str]]
 
 @dataclass(frozen=True)
 class Figure:
-    """One named figure: how it is written, where it is defined, and its terms.
+    """One named figure: its names, formula, source and unit, and its terms.
 
-    - `cells` are the terms of one task; none where the figure has no meaning for the task.
-    - `over` are the tasks that the figure averages.
-    - `offset` is what a task adds that is not a sum of this run's cells: see `retention_ratio` and `intransigence`.
-    - `short` is the name in narrow columns; `of_task` names the same quantity of a single task, where claims may use it.
-    - `compared` says where a comparison of methods shows the figure: of every task and over all, over all, or nowhere.
-    - `needs_matched_learning`: a difference speaks of the method only where both methods learned equally.
+    - `cells` returns the terms of one task; none if the figure is not defined for the task.
+    - `over` returns the tasks that the figure averages.
+    - `offset` returns the part of a task's value that is not a sum of this run's cells, as for `retention_ratio` and
+      `intransigence`.
+    - `short` is the name in narrow columns; `of_task` is the name of the same quantity of a single task in claims, if any.
+    - `compared`: what a comparison of methods shows: each task and the mean (`tasks`), the mean (`average`), or nothing.
+    - `needs_matched_learning`: a difference between methods is only meaningful if both learned equally.
     """
 
     name: str
@@ -124,7 +128,7 @@ class Figure:
     needs_matched_learning: bool = False
 
     def terms(self, matrix: ScoreMatrix, task: str = "") -> list[Term]:
-        """Return the weighted cells of the mean over the figure's tasks, or of one task; none where it has no meaning."""
+        """Return the weighted cells of the mean over the figure's tasks, or of one task; none if it is not defined."""
         tasks = [task] if task else self.over(matrix)
         return [
             Term(term.task, term.stage, term.weight / len(tasks)) for each in tasks for term in self.cells(matrix, each)
@@ -136,7 +140,7 @@ class Figure:
         return sum(self.offset(matrix, each) for each in tasks) / len(tasks) if tasks else 0.0
 
     def value(self, matrix: ScoreMatrix, task: str = "") -> float:
-        """Return the figure of a run, or of one of its tasks; nan where it has no meaning or a cell is missing."""
+        """Return the figure of a run, or of one of its tasks; nan if it is not defined or a cell is missing."""
         terms = self.terms(matrix, task)
         if not terms:
             return math.nan

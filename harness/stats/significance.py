@@ -14,7 +14,7 @@ from harness.stats.intervals import LEVEL, ROUNDING, Interval, has_width
 
 
 class Flips(NamedTuple):
-    """Items whose answer turned from right to wrong (`lost`) or from wrong to right (`gained`), of `items` compared."""
+    """Items whose answer changed from right to wrong (`lost`) or from wrong to right (`gained`), of `items` compared."""
 
     lost: int
     gained: int
@@ -22,10 +22,10 @@ class Flips(NamedTuple):
 
 
 def p_value(interval: Interval, level: float = LEVEL) -> float:
-    """Return the two-sided p value of the t test that an interval inverts; nan where there is no interval.
+    """Return the two-sided p value of the t test that belongs to an interval; nan if there is no interval.
 
-    Where all seeds differ alike there is no spread to test against, and the interval has no width. Its p value is that of the
-    exact sign test: 1 where the mean is zero, else 2 / 2^n for n seeds (so few seeds resolve nothing).
+    If the difference is the same for all seeds, the interval has no width and a t test is not possible. The p value is then
+    that of the exact sign test: 1 if the mean is zero, else 2 / 2^n for n seeds, which is large for few seeds.
     """
     if math.isnan(interval.low):
         return math.nan
@@ -38,7 +38,7 @@ def p_value(interval: Interval, level: float = LEVEL) -> float:
     return float(2 * stats.t.sf(abs(interval.mean) / error, df))
 
 
-def flips(before: ArrayLike, after: ArrayLike) -> Flips:
+def find_flips(before: ArrayLike, after: ArrayLike) -> Flips:
     """Count items lost and gained between two evaluations of the same items in the same order; right is a score of 1.
 
     An item without a score (nan) in either is not counted.
@@ -50,7 +50,7 @@ def flips(before: ArrayLike, after: ArrayLike) -> Flips:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return Holm's step-down p values, `max_{k<=i} min(1, (m-k+1) p_(k))`; a nan stays nan and does not count in m."""
+    """Return Holm's adjusted p values, `max_{k<=i} min(1, (m-k+1) p_(k))`; a nan stays nan and does not count in m."""
     known = [(p, place) for place, p in enumerate(p_values) if not math.isnan(p)]
     adjusted, highest = [math.nan] * len(p_values), 0.0
     for rank, (p, place) in enumerate(sorted(known)):
@@ -60,7 +60,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def rank_correlation(one: ArrayLike, other: ArrayLike) -> float:
-    """Return Spearman's rank correlation over pairs without nan; nan for fewer than three, or where one side is constant."""
+    """Return Spearman's rank correlation over pairs without nan; nan for fewer than three, or if one side is constant."""
     pairs = np.column_stack([np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)])
     known = pairs[~np.isnan(pairs).any(axis=1)]
     if len(known) < 3 or (known == known[0]).all(axis=0).any():

@@ -1,9 +1,9 @@
 """One interval for another seed and other items: variance by seeds, by clusters of items, and by both.
 
-Every seed answers the same items, so a mean over seeds and items varies with both. Its variance is that of a crossed random
-effects model, estimated from mean squares, with Satterthwaite's degrees of freedom (Satterthwaite 1946; Cameron, Gelbach and
-Miller 2011 for clusters in two ways). Clusters that do not vary beyond noise are left out, as counting them makes the interval
-too wide. Simulated coverage decided for it: `docs/decisions/` has the table.
+Every seed answers the same items, so a mean over seeds and items varies with both. Its variance is that of a crossed
+random-effects model, estimated from mean squares, with Satterthwaite's degrees of freedom (Satterthwaite 1946; Cameron,
+Gelbach and Miller 2011 for two-way clustering). Clusters that do not vary beyond noise are left out, because including them
+makes the interval too wide. The choice rests on simulated coverage; `docs/decisions/` has the table.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ POOLED = 0.25  # the level of the preliminary test that Bancroft (1964) advises
 class VarianceParts(NamedTuple):
     """Parts of the variance of a mean over S seeds and C clusters of items, with their degrees of freedom.
 
-    - `seeds`: of the seeds' means, s^2 / S. It holds the part of `both`, as the seeds' means do.
-    - `clusters`: of the clusters' means over seeds. It holds the part of `both` too.
-    - `both`: of what is left after seed and cluster.
-    - `within`: of one seed's mean by its clusters of items, mean over seeds.
+    - `seeds`: from the seeds' means, s^2 / S. It includes `both`, because the seeds' means do.
+    - `clusters`: from the clusters' means over seeds. It includes `both` too.
+    - `both`: from the residual after seed and cluster.
+    - `within`: the variance of one seed's mean from its clusters of items, averaged over seeds.
     """
 
     seeds: float
@@ -40,9 +40,10 @@ class VarianceParts(NamedTuple):
 
     @property
     def clusters_vary(self) -> bool:
-        """Whether clusters differ beyond what is left after seed and cluster, by an F test at `POOLED`.
+        """Whether clusters differ beyond the residual, by an F test at level `POOLED`.
 
-        Where they do not, the seeds' means hold all the variance there is. Seeds' means that are equal by chance say nothing.
+        If they do not, the seeds' means contain the whole variance. It is also True if the seeds' means are equal, because
+        then they show no variance at all, or if there is no residual to test against.
         """
         if self.both <= 0 or self.seeds < SMALL:
             return True
@@ -51,7 +52,7 @@ class VarianceParts(NamedTuple):
 
     @property
     def total(self) -> float:
-        """The variance of the mean for another seed and other items: each part once, never less than either part."""
+        """The variance of the mean for another seed and other items: each part counted once, and at least either part."""
         if not self.clusters_vary:
             return self.seeds
         return max(self.seeds + self.clusters - self.both, self.seeds, self.clusters)
@@ -70,12 +71,12 @@ class VarianceParts(NamedTuple):
 
 
 class Variances(NamedTuple):
-    """The variance of a mean paired difference by its source; a difference over one seed has only that of items.
+    """The variance of a mean paired difference by its source; with one seed, only that of items is known.
 
-    `items` is the mean over seeds of the variance of one seed's mean by its clusters of items. `seeds`, of one seed and not of
-    their mean, is what the seeds' means vary beyond their noise: max(0, s_mean^2 - r / C) with r the mean square that is left
-    after seed and cluster (two-way analysis of variance). Every seed answers the same items, so an item that changes equally
-    for all seeds moves all means together and is not noise between them.
+    `items` is the variance of one seed's mean from its clusters of items, averaged over seeds. `seeds` is the variance between
+    single seeds beyond noise: max(0, s_mean^2 - r / C) with r the residual mean square of a two-way analysis of variance.
+    Every seed answers the same items, so an item that changes equally for all seeds moves all means together and is not noise
+    between them.
     """
 
     items: float
@@ -85,42 +86,42 @@ class Variances(NamedTuple):
 def two_way_interval(estimate: Estimate, level: float = LEVEL) -> Interval:
     """Return the mean and its t interval for another seed and other items.
 
-    Without items it is the t interval over seeds, for a single seed the interval over clusters of items.
+    Without items it is the t interval over seeds, and with a single seed the interval over clusters of items.
     """
     if not estimate.by_seed:
         return NOTHING
-    found, seeds = components(estimate), len(estimate.by_seed)
-    return t_interval(estimate.values, level) if found is None else _interval(estimate.mean, found, seeds, level)
+    parts, seeds = components(estimate), len(estimate.by_seed)
+    return t_interval(estimate.values, level) if parts is None else _interval(estimate.mean, parts, seeds, level)
 
 
 def unpaired_interval(base: Estimate, other: Estimate, *, level: float = LEVEL) -> Interval:
-    """Return other minus base where items are paired and seeds are not: equal seeds start from other weights.
+    """Return other minus base where items are paired and seeds are not, as when equal seeds start from different weights.
 
-    Without items it is Welch's t interval over seeds. Its `seeds` are those of the side that has fewer.
+    Without items it is Welch's t interval over seeds. The interval's `seeds` is the number of the side with fewer.
     """
     if not base.by_seed or not other.by_seed:
         return NOTHING
     mean, seeds = other.mean - base.mean, min(len(base.by_seed), len(other.by_seed))
-    if (found := unpaired_components(base, other)) is not None:
-        return _interval(mean, found, seeds, level)
+    if (parts := unpaired_components(base, other)) is not None:
+        return _interval(mean, parts, seeds, level)
+    if seeds < 2:
+        return replace(NOTHING, mean=mean, seeds=seeds)
     variance, df = _welch(base, other)
-    return (
-        replace(NOTHING, mean=mean, seeds=seeds) if seeds < 2 else interval_from(mean, variance**0.5, df, seeds, level)
-    )
+    return interval_from(mean, variance**0.5, df, seeds, level)
 
 
-def _interval(mean: float, found: VarianceParts, seeds: int, level: float) -> Interval:
-    variance, df = (found.within, found.df_clusters) if seeds < 2 else (found.total, math.nan)
+def _interval(mean: float, parts: VarianceParts, seeds: int, level: float) -> Interval:
+    variance = parts.within if seeds < 2 else parts.total
     if variance < SMALL:
         return Interval(mean, mean, mean, seeds, 0.0)
-    return interval_from(mean, math.sqrt(variance), df if seeds < 2 else found.df, seeds, level)
+    return interval_from(mean, math.sqrt(variance), parts.df_clusters if seeds < 2 else parts.df, seeds, level)
 
 
 def unpaired_components(base: Estimate, other: Estimate) -> VarianceParts | None:
-    """Return the parts of the variance of other minus base, seeds independent and items paired; None without the same items.
+    """Return the parts of the variance of other minus base, with independent seeds and paired items; None without equal items.
 
-    The two sides' parts by seed and by both add up. The part by clusters is that of each item's difference
-    between its means over seeds.
+    The parts `seeds` and `both` are the sums of the two sides'. The part `clusters` comes from each item's difference between
+    its two means over seeds.
     """
     sides = components(base), components(other)
     means = [
@@ -145,7 +146,7 @@ def _welch(base: Estimate, other: Estimate) -> tuple[float, float]:
 
 
 def components(estimate: Estimate) -> VarianceParts | None:
-    """Return the parts of the variance of an estimate's mean; None without items, or where a task has a single cluster.
+    """Return the parts of the variance of an estimate's mean; None without items, or if a task has a single cluster.
 
     Tasks are strata: their parts add up. Clusters of unequal size count as `effective_clusters`.
     """
@@ -169,12 +170,12 @@ def components(estimate: Estimate) -> VarianceParts | None:
 
 
 def variances(estimate: Estimate) -> Variances:
-    """Return the variance of an estimate by its source, see `Variances`; nan where items or seeds do not say."""
-    found = components(estimate)
-    if found is None:
+    """Return the variance of an estimate by its source, see `Variances`; nan where items or seeds are too few."""
+    parts = components(estimate)
+    if parts is None:
         return Variances(math.nan, math.nan)
     seeds = len(estimate.by_seed)
-    return Variances(found.within, max(0.0, seeds * (found.seeds - found.both)) if seeds > 1 else math.nan)
+    return Variances(parts.within, max(0.0, seeds * (parts.seeds - parts.both)) if seeds > 1 else math.nan)
 
 
 def _complete(table: ItemTable) -> ItemTable:
@@ -186,5 +187,5 @@ def _complete(table: ItemTable) -> ItemTable:
 
 
 def _by_cluster(values: Vector, names: np.ndarray[tuple[int], np.dtype[np.intp]]) -> Vector:
-    """Return the sum of each cluster (rows) for each seed (columns), over the number of items."""
+    """Return (clusters, seeds): the sum of each cluster for each seed, divided by the number of items."""
     return np.stack([np.bincount(names, column) for column in values.T], axis=1) / len(values)

@@ -1,1 +1,1 @@
-"""Teachers: how a stage's teacher scores the student's tokens."""
+"""Teachers, which score the student's tokens: models in this process, servers, caches, and one teacher per task."""

@@ -1,4 +1,4 @@
-"""A teacher that is a model of this process."""
+"""A teacher that is a model in this process."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from harness.teachers.teacher import OpenTeacher
 class LocalTeacher(OpenTeacher):
     """A causal language model whose weights never change.
 
-    Raises `ModelError` when its tokenizer differs from the student's, because ids would mean different tokens.
+    Raises `ModelError` if its vocabulary differs from the student's, because ids would mean different tokens.
     """
 
     def __init__(self, model: Any, tokenizer: Any, student_tokenizer: Any, identity: str = "") -> None:
         if tokenizer.get_vocab() != student_tokenizer.get_vocab():
             raise ModelError(
                 f"teacher and student do not share a vocabulary ({len(tokenizer)} and {len(student_tokenizer)} tokens); "
-                "on-policy distillation scores the student's exact ids, so take models of one family"
+                "on-policy distillation scores the student's exact ids, so use models with the same tokenizer"
             )
         self.model = model.eval().requires_grad_(False)
         self._identity = identity
 
     @property
     def identity(self) -> str:
-        """The digest of its weights, empty for a model that was not loaded from a checkpoint."""
+        """The digest of its weights; empty for a model that was not loaded from a checkpoint."""
         return self._identity
 
     @torch.no_grad()
@@ -42,12 +42,14 @@ class LocalTeacher(OpenTeacher):
         hidden = response_hidden(self.model, batch)
         head = head_of(self.model, temperature)
         if request.top_k > len(head.weight):
-            raise TrainingError(f"top_k is {request.top_k}, but the teacher's vocabulary has {len(head.weight)} tokens")
+            raise TrainingError(
+                f"top_k is {request.top_k}, but the teacher's vocabulary has {len(head.weight)} tokens; lower top_k"
+            )
         return teacher_scores(hidden, head, batch.targets, request)
 
 
 def frozen_copy(student: Loaded) -> LocalTeacher:
-    """Return a teacher that scores as the student does now."""
+    """Return a teacher with a copy of the student's current weights."""
     tokenizer = student.renderer.tokenizer
     return LocalTeacher(copy.deepcopy(student.model), tokenizer, tokenizer)
 
@@ -55,8 +57,8 @@ def frozen_copy(student: Loaded) -> LocalTeacher:
 def open_local(spec: Model, folder: Path, student: Loaded, device: str) -> LocalTeacher:
     """Load the checkpoint in `folder` as the teacher of a student.
 
-    Output layers of two sizes over one tokenizer differ only in padding rows; the teacher gets as many as the student has.
-    Raises `ModelError` for an unknown output layer and for a teacher with a different vocabulary.
+    Output layers of different size for one tokenizer differ only in padding rows; the teacher gets as many rows as the student
+    has. Raises `ModelError` for an unknown output layer and for a teacher with a different vocabulary.
     """
     loaded = load_checkpoint(folder, spec, device)
     check_head(loaded.model)
@@ -70,9 +72,9 @@ def open_local(spec: Model, folder: Path, student: Loaded, device: str) -> Local
 
 @torch.no_grad()
 def _match_rows(teacher: Any, student: Loaded) -> None:
-    """Give the teacher as many rows as the student, where only rows that no token of the tokenizer has are cut or added.
+    """Give the teacher as many rows as the student has, if this removes or adds only rows without a token.
 
-    A row that is added is the mean row: its logit is the mean logit, so K rows added to V take at most K / V of the mass.
+    An added row is the mean row. Its logit is the mean logit, so K rows added to V get at most K / V of the probability.
     """
     ours, theirs = (len(model.get_output_embeddings().weight) for model in (student.model, teacher))
     if ours == theirs or min(ours, theirs) <= max(student.renderer.tokenizer.get_vocab().values()):
@@ -85,9 +87,9 @@ def _match_rows(teacher: Any, student: Loaded) -> None:
 
 
 def check_same_rows(teacher: Any, student: Any) -> None:
-    """Raise `ModelError` when the output layers differ in size, as 151936 and 152064 do inside one family.
+    """Raise `ModelError` if the output layers differ in size, as 151936 and 152064 rows do within one model family.
 
-    A teacher's top token could then have no row in the student.
+    A teacher's most probable token could then have no row in the student.
     """
     rows = [len(model.get_output_embeddings().weight) for model in (teacher, student)]
     if rows[0] != rows[1]:

@@ -1,6 +1,6 @@
 """Several teachers, each for some tasks: `teacher: {kind: routed, by_task: {TASK: {...}, ...}, otherwise: {...}}`.
 
-A stage may name its own teacher; this kind serves a stage that trains several tasks together.
+It is for a stage that trains several tasks together; stages with one task can each name their own teacher.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from harness.teachers.teacher import Needs, OpenTeacher, TeacherKind, TeacherSit
 
 
 class Routed(TeacherKind):
-    """Which teacher scores which task's responses."""
+    """The teacher of each task."""
 
     provides: ClassVar[frozenset[Needs]] = frozenset({"sampled", "top_k"})
 
@@ -45,22 +45,22 @@ class Routed(TeacherKind):
             kind.refuse(request, temperature)
 
     def check(self) -> None:
-        """Raise `ConfigError` where one of the teachers cannot be had."""
+        """Raise an error if one of the teachers is not available; see `TeacherKind`."""
         for kind in self._kinds:
             kind.check()
 
     def with_servers(self, served: Callable[[Any], Any]) -> Routed:
-        """Return the teachers with those started that the harness starts."""
+        """Return the teachers with their servers started; see `TeacherKind`."""
 
-        def placed(spec: TeacherSpec | None) -> TeacherSpec | None:
+        def started(spec: TeacherSpec | None) -> TeacherSpec | None:
             return spec.with_servers(served) if isinstance(spec, TeacherKind) else spec
 
-        by_task = {task: placed(spec) for task, spec in self.by_task.items()}
-        return self.model_copy(update={"by_task": by_task, "otherwise": placed(self.otherwise)})
+        by_task = {task: started(spec) for task, spec in self.by_task.items()}
+        return self.model_copy(update={"by_task": by_task, "otherwise": started(self.otherwise)})
 
     @property
     def context(self) -> int | None:
-        """The shortest context of those that are known."""
+        """The shortest of the known contexts, in tokens; None if none is known."""
         known = [kind.context for kind in self._kinds]
         return min((length for length in known if length is not None), default=None)
 
@@ -80,7 +80,7 @@ class Routed(TeacherKind):
 
 
 class RoutedTeacher(OpenTeacher):
-    """Asks each task's teacher for the scores of that task's responses."""
+    """Scores each task's responses with that task's teacher."""
 
     def __init__(self, by_task: dict[str, OpenTeacher], otherwise: OpenTeacher | None) -> None:
         self.by_task, self.otherwise = by_task, otherwise
@@ -111,10 +111,10 @@ class RoutedTeacher(OpenTeacher):
             teacher.close()
 
     def _teacher_of(self, task: str) -> OpenTeacher:
-        found = self.by_task.get(task, self.otherwise)
-        if found is None:
+        teacher = self.by_task.get(task, self.otherwise)
+        if teacher is None:
             raise ConfigError(
                 f"teacher.by_task names no teacher for task {task}; add one, or name one for all other tasks under "
                 "teacher.otherwise"
             )
-        return found
+        return teacher

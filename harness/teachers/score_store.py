@@ -1,7 +1,7 @@
-"""Teacher scores on disk: one SQLite file, one row for each sequence, its scores as safetensors bytes.
+"""Teacher scores on disk: one SQLite file with one row for each sequence, whose scores are safetensors bytes.
 
-A row is found by teacher, precision, temperature and the exact ids of prompt and response. It serves every request for at
-most as many tokens a position as it holds. Several processes may write one file.
+A row is identified by teacher, precision, temperature and the exact ids of prompt and response. It serves every request for
+at most as many tokens at each position as it has. Several processes may write to one file.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from torch import Tensor
 
 from harness.errors import TrainingError
 
-BUSY_SECONDS = 120.0
+BUSY_SECONDS = 120.0  # to wait while another process writes
 TABLE = (
     "CREATE TABLE IF NOT EXISTS scores (teacher TEXT, key TEXT, top_k INTEGER, data BLOB, PRIMARY KEY (teacher, key))"
 )
-# A row with more tokens a position, or with an entropy that the former lacks, takes the former's place.
+# A sequence is written again only if its row could not serve a request: with too few tokens, or without an entropy.
 WRITE = "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)"
 
 
 @dataclass(frozen=True)
 class StoredScores:
-    """The scores of one response of n tokens: `sampled` (n,), `top_ids` and `top_logprobs` (n, K), `entropy` (n,) or None."""
+    """One response's scores, in nats: `sampled` (n,), `top_ids` and `top_logprobs` (n, K), `entropy` (n,) or None."""
 
     sampled: Tensor
     top_ids: Tensor
@@ -39,42 +39,42 @@ class StoredScores:
     entropy: Tensor | None = None
 
     def serves(self, top_k: int, entropy: bool) -> bool:
-        """Whether a request can be answered from here."""
+        """Return whether these scores answer a request for `top_k` tokens at each position, with an entropy if asked."""
         return self.top_ids.shape[1] >= top_k and (self.entropy is not None or not entropy)
 
 
 def sequence_key(prompt: Sequence[int], response: Sequence[int], temperature: float, precision: str) -> str:
-    """Return what a sequence's scores depend on, apart from the teacher, as a digest."""
+    """Return a digest of what a sequence's scores depend on, apart from the teacher."""
     return hashlib.sha256(json.dumps([prompt, response, temperature, precision]).encode()).hexdigest()
 
 
 class ScoreStore:
-    """The scores of one teacher in a file; the file is written only by `put`."""
+    """A file of scores, by teacher and sequence; only `put` creates it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def teachers(self) -> dict[str, int]:
-        """Return the identities of the teachers in the file, each with its number of sequences; empty without a file."""
+        """Return the identities of the teachers in the file, with the number of sequences of each; empty without a file."""
         if not self.path.is_file():
             return {}
         with closing(self._open()) as database:
             return dict(database.execute("SELECT teacher, COUNT(*) FROM scores GROUP BY teacher ORDER BY teacher"))
 
     def get(self, teacher: str, keys: Sequence[str]) -> dict[str, StoredScores]:
-        """Return the sequences that are there, by key; raises `TrainingError` for a damaged file."""
+        """Return the stored scores of sequences, by key; raises `TrainingError` for a damaged file."""
         if not self.path.is_file():
             return {}
-        found: dict[str, StoredScores] = {}
+        scores: dict[str, StoredScores] = {}
         with closing(self._open()) as database:
             for key in dict.fromkeys(keys):
                 query = "SELECT data FROM scores WHERE teacher = ? AND key = ?"
                 if (row := database.execute(query, (teacher, key)).fetchone()) is not None:
-                    found[key] = self._read(row[0])
-        return found
+                    scores[key] = self._read(row[0])
+        return scores
 
     def put(self, teacher: str, scores: Mapping[str, StoredScores]) -> None:
-        """Write sequences by key in one transaction."""
+        """Write the scores of sequences, by key, in one transaction."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with closing(self._open()) as database, database:
             rows = [(teacher, key, each.top_ids.shape[1], _bytes(each)) for key, each in scores.items()]

@@ -1,9 +1,9 @@
 """A teacher behind vLLM's OpenAI API, on one server or several replicas: `teacher: {kind: server, urls: [...], model: NAME}`.
 
-`/v1/completions` with `prompt_logprobs` returns the sampled token and the K most probable ones at every position, at
-temperature 1. Each request carries the probe of `harness.teachers.server_probe` along, so that an answer and the proof of who
-gave it come from one process at one time. Where a loss needs the sampled token alone and the servers score exact ids, they are
-asked for those (`harness.teachers.exact_ids`).
+`/v1/completions` with `prompt_logprobs` returns the log-probabilities of the prompt's token and of the K most probable ones at
+every position, at temperature 1. Each request also contains the probe of `harness.teachers.server_probe`, whose scores show
+that the same process and model answered. If a loss needs only the sampled token and the servers can score exact ids, only
+these are requested (`harness.teachers.exact_ids`).
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from harness.teachers.server_probe import ServerProbe, examine
 from harness.teachers.server_start import ServerStart
 from harness.teachers.teacher import Needs, OpenTeacher, TeacherKind, TeacherSite
 
-SPARE = 8  # more tokens asked for where some have no row in the student
+SPARE = 8  # tokens requested in addition, if some have no row in the student
+# Scores are refused if the top K differ by less than FLAT nats at more than FLAT_SHARE of the positions.
 FLAT, FLAT_SHARE = 1e-4, 0.5
 
 
 class Server(TeacherKind):
-    """Where the servers are, what they serve, and how patiently they are asked."""
+    """Where the servers are, what they serve, and how requests to them are limited and retried."""
 
     provides: ClassVar[frozenset[Needs]] = frozenset({"sampled", "top_k"})
     gives_entropy: ClassVar[bool] = False
@@ -66,7 +67,7 @@ class Server(TeacherKind):
     api_key_variable: str | None = Field(default=None, description="environment variable that holds the API key")
 
     @model_validator(mode="after")
-    def _is_served_or_started(self) -> Self:
+    def _require_urls_or_start(self) -> Self:
         if bool(self.urls) == (self.start is not None):
             found = "both urls and start" if self.urls else "neither urls nor start"
             raise ValueError(
@@ -75,11 +76,11 @@ class Server(TeacherKind):
         return self
 
     def with_servers(self, served: Callable[[Server], Server]) -> Server:
-        """Return the started server, where the harness starts it."""
+        """Return what `served` returns for this teacher if the harness starts its servers, else itself."""
         return self if self.start is None else served(self)
 
     def refuse(self, request: TeacherRequest, temperature: float) -> None:
-        """Raise `ConfigError` for what the API does not return."""
+        """Raise `ConfigError` for a temperature other than 1, and for more tokens than the servers return."""
         if temperature != 1:
             raise ConfigError(
                 f"training.temperature is {temperature:g}, but a server returns log-probabilities at temperature 1; set it to "
@@ -93,7 +94,7 @@ class Server(TeacherKind):
             )
 
     def check(self) -> None:
-        """Raise `ModelError` where a replica does not serve the model, `TrainingError` where it serves fewer tokens."""
+        """Raise `ModelError` if a replica does not serve the model, `TrainingError` if it does not return `max_logprobs`."""
         replicas = self.connect(self.start_deadline)
         try:
             for number, url in enumerate(self.addresses):
@@ -105,17 +106,17 @@ class Server(TeacherKind):
 
     @property
     def context(self) -> int | None:
-        """The servers' `max_model_len`, less the token that a completion must generate."""
+        """The smallest `max_model_len` of the servers, less the token that a completion must generate; None if not known."""
         replicas = self.connect(self.start_deadline)
         try:
-            found = [self._served_by(replicas, url).get("max_model_len") for url in self.addresses]
+            lengths = [self._served_by(replicas, url).get("max_model_len") for url in self.addresses]
         finally:
             replicas.close()
-        known = [int(length) for length in found if length is not None]
+        known = [int(length) for length in lengths if length is not None]
         return min(known) - 1 if known else None
 
     def open(self, student: Loaded, site: TeacherSite) -> ServerTeacher:
-        """Check the servers against the student's tokenizer and each other, then return the teacher."""
+        """Check the servers against the student's tokenizer and against each other, then return the teacher."""
         replicas = self.connect(self.deadline)
         try:
             probe = examine(self, replicas, student, site.folder)
@@ -130,23 +131,22 @@ class Server(TeacherKind):
         return tuple(url.rstrip("/").removesuffix("/v1") for url in self.urls)
 
     def connect(self, deadline: float) -> Replicas:
-        """Return a client of the replicas; raises `ConfigError` where the API key is not in the environment."""
+        """Return a client of the replicas; raises `ConfigError` without addresses, or without the API key."""
         if not self.urls:
-            raise ConfigError(
-                "teacher.start names servers that only `harness run` and its like start; give teacher.urls"
-            )
+            raise ConfigError("teacher.start describes servers that this command does not start; give teacher.urls")
         headers: dict[str, str] = {}
         if self.api_key_variable is not None:
             if not (key := os.environ.get(self.api_key_variable)):
                 raise ConfigError(
-                    f"teacher.api_key_variable names {self.api_key_variable}, which is not set; export it before the run"
+                    f"teacher.api_key_variable names {self.api_key_variable}, which is not set; export it before you run the "
+                    "command"
                 )
             headers["Authorization"] = f"Bearer {key}"
         patience = Patience(self.timeout, deadline, self.wrong_answers)
         return Replicas(self.addresses, patience, self.concurrency, headers)
 
     def body(self, prompts: Sequence[Sequence[int]], top_k: int) -> dict[str, Any]:
-        """Return the request that scores prompts of token ids."""
+        """Return the request that scores prompts of token ids, with `top_k` tokens at each position."""
         return {
             "model": self.model,
             "prompt": [list(ids) for ids in prompts],
@@ -157,19 +157,20 @@ class Server(TeacherKind):
         }
 
     def _served_by(self, replicas: Replicas, url: str) -> dict[str, Any]:
+        """Return a replica's description of the model; raises `ModelError` if it does not serve the model."""
         listed = replicas.get(url, "/v1/models")
         data = listed.get("data") if isinstance(listed, dict) else None
         models = {model["id"]: model for model in data or () if isinstance(model, dict) and "id" in model}
         if self.model not in models:
             raise ModelError(
-                f"the server at {url} does not serve {self.model!r} but {', '.join(map(repr, models)) or 'nothing'}; correct "
+                f"the server at {url} serves {', '.join(map(repr, models)) or 'no model'}, expected {self.model!r}; correct "
                 "teacher.model or teacher.urls"
             )
         return models[self.model]
 
 
 class ServerTeacher(OpenTeacher):
-    """Scores responses on the servers; an answer is used only if the probe that came with it is the teacher's."""
+    """Scores responses on the servers; an answer is used only if its scores of the probe are the teacher's."""
 
     def __init__(self, kind: Server, replicas: Replicas, probe: ServerProbe, rows: int) -> None:
         self.kind, self.replicas, self.probe, self.rows = kind, replicas, probe, rows
@@ -186,8 +187,8 @@ class ServerTeacher(OpenTeacher):
         """See `Teacher`; raises `TrainingError` for what the API does not return."""
         if temperature != 1 or request.vocabulary or request.entropy:
             raise TrainingError(
-                "a server returns the sampled token and the most probable ones at temperature 1; this adapter asks for more; "
-                "use a teacher in the run's own process"
+                "a server returns log-probabilities of the sampled token and of the most probable ones at temperature 1, and "
+                "this adapter needs more; use a teacher in the run's own process"
             )
         positions = self._positions(batch, request.top_k)
         device = batch.targets.device
@@ -206,49 +207,51 @@ class ServerTeacher(OpenTeacher):
         self.replicas.close()
 
     def _positions(self, batch: Batch, top_k: int) -> list[Position]:
-        """Return the positions of all response tokens; tokens without a row in the student are left out of the top K."""
-        found = self.exact.score(batch.rollouts) if self.exact and top_k == 0 else {}
-        others = [row for row in range(len(batch.rollouts)) if row not in found]
-        found |= zip(others, self._top_k([batch.rollouts[row] for row in others], top_k), strict=True)
-        return [position for row in range(len(batch.rollouts)) for position in found[row]]
+        """Return the positions of all response tokens, with a top K of tokens that have a row in the student."""
+        scored = self.exact.score(batch.rollouts) if self.exact and top_k == 0 else {}
+        others = [row for row in range(len(batch.rollouts)) if row not in scored]
+        scored |= zip(others, self._score_top_k([batch.rollouts[row] for row in others], top_k), strict=True)
+        return [position for row in range(len(batch.rollouts)) for position in scored[row]]
 
-    def _top_k(self, rollouts: Sequence[Rollout], top_k: int) -> list[list[Position]]:
-        scored = self._answers(rollouts, top_k)
+    def _score_top_k(self, rollouts: Sequence[Rollout], top_k: int) -> list[list[Position]]:
+        """Return each response's positions; asks once more, for more tokens, if some have no row in the student."""
+        scored = self._request_scores(rollouts, top_k)
         short = sum(len(each.top_ids) < top_k for part in scored for each in part)
         if short and not self._spare and top_k < self.kind.max_logprobs:
             self._spare = SPARE
-            return self._top_k(rollouts, top_k)
+            return self._score_top_k(rollouts, top_k)
         if short:
             raise TrainingError(
-                f"the teacher's {top_k} most probable tokens hold some that the student has no row for at {short} positions; "
+                f"at {short} positions fewer than {top_k} of the teacher's most probable tokens have a row in the student; "
                 "start the server with a larger --max-logprobs and set teacher.max_logprobs"
             )
         return scored
 
-    def _answers(self, rollouts: Sequence[Rollout], top_k: int) -> list[list[Position]]:
-        asked = min(max(1, top_k) + self._spare, self.kind.max_logprobs)
+    def _request_scores(self, rollouts: Sequence[Rollout], top_k: int) -> list[list[Position]]:
+        count = min(max(1, top_k) + self._spare, self.kind.max_logprobs)
 
         def read(body: Any, answer: Any) -> list[list[Position]]:
             *sequences, probe = body["prompt"]
             *choices, last = read_choices(answer, len(body["prompt"]))
-            # Before anything else: another model's scores of these sequences look as good as the teacher's.
-            self.probe.compare(read_prompt(last, probe, asked))
-            return [read_prompt(choice, ids, asked) for choice, ids in zip(choices, sequences, strict=True)]
+            # Compared first: another model's scores of these sequences look as good as the teacher's.
+            self.probe.compare(read_prompt(last, probe, count))
+            return [read_prompt(choice, ids, count) for choice, ids in zip(choices, sequences, strict=True)]
 
         size = self.kind.batch
         parts = [rollouts[start : start + size] for start in range(0, len(rollouts), size)]
-        bodies = [self.kind.body([*(r.prompt_and_response for r in part), self.probe.ids], asked) for part in parts]
-        answers = [found for each in self.replicas.post_all(COMPLETIONS, bodies, read) for found in each]
+        bodies = [self.kind.body([*(r.prompt_and_response for r in part), self.probe.ids], count) for part in parts]
+        sequences = [each for answer in self.replicas.post_all(COMPLETIONS, bodies, read) for each in answer]
         return [
-            [self._known(each, top_k) for each in positions[len(rollout.example.prompt) - 1 :]]
-            for rollout, positions in zip(rollouts, answers, strict=True)
+            # The first position is that of the second token.
+            [self._with_rows(each, top_k) for each in positions[len(rollout.example.prompt) - 1 :]]
+            for rollout, positions in zip(rollouts, sequences, strict=True)
         ]
 
-    def _known(self, position: Position, top_k: int) -> Position:
-        known = [pair for pair in zip(position.top_ids, position.top_logprobs, strict=True) if pair[0] < self.rows]
-        return Position(
-            position.sampled, tuple(i for i, _ in known[:top_k]), tuple(value for _, value in known[:top_k])
-        )
+    def _with_rows(self, position: Position, top_k: int) -> Position:
+        """Return a position with the `top_k` most probable of its tokens that have a row in the student."""
+        tokens = zip(position.top_ids, position.top_logprobs, strict=True)
+        pairs = [(token, logprob) for token, logprob in tokens if token < self.rows][:top_k]
+        return Position(position.sampled, tuple(i for i, _ in pairs), tuple(value for _, value in pairs))
 
     def _refuse_flat(self, top_logprobs: torch.Tensor) -> None:
         if top_logprobs.shape[-1] < 2 or not len(top_logprobs):
@@ -257,5 +260,5 @@ class ServerTeacher(OpenTeacher):
         if flat > FLAT_SHARE:
             raise TrainingError(
                 f"the teacher gives its most probable tokens equal log-probabilities at {float(flat):.0%} of the positions, "
-                "as a server does whose weights are asleep or not loaded; restart it, then the same command continues"
+                "like a server whose weights are asleep or not loaded; restart it, then run the same command again to continue"
             )

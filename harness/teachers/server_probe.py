@@ -1,7 +1,7 @@
-"""Check servers before they teach, and recognise them while they do: a short fixed sequence and its scores.
+"""Check a teacher's servers before training, and recognise them later, by the scores of a short fixed sequence: the probe.
 
-The probe is scored when a teacher is opened and with every request after that. Its scores lie in the run's folder, so that a
-run that continues recognises its teacher too.
+The probe is scored when a teacher is opened and with every later request. Its scores are stored in the run's folder, so that
+a run that continues recognises its teacher too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from harness.config.base import digest
 from harness.errors import ModelError
 from harness.lm.checkpoints import Loaded
-from harness.lm.completions import AnswerError, Position, read_choices, read_prompt
+from harness.lm.completions import COMPLETIONS, AnswerError, Position, read_choices, read_prompt
 
 if TYPE_CHECKING:
     from harness.lm.replicas import Replicas
@@ -27,16 +27,16 @@ TEXT = (
     "Question: A train leaves at 9:40 and arrives at 13:05. How long does it take, and what is 3/4 of that time? Answer: The "
     "train takes 3 hours and 25 minutes, which is 205 minutes."
 )
-WORDS, SPACED = 32, 12  # tokens of the text, then ids at even distances up to the largest one
+WORDS, SPACED = 32, 12  # the probe: tokens of the text, then evenly spaced ids up to the largest one
 CHECKED = (8, 20, 31)  # lengths of the prefixes that the server also continues
-FEW = 5
-FLAT = 1e-3
-WHOLE = 1e-6
+FEW = 5  # tokens of the distribution from which the server draws
+FLAT = 1e-3  # nats; smaller differences between all scores mean that the weights are not loaded
+WHOLE = 1e-6  # a top K with all but this of the probability was normalised without the other tokens
 
 
 @dataclass(frozen=True)
 class ServerProbe:
-    """A sequence of token ids with the teacher's scores of it, and how far rounding may move them on average."""
+    """A sequence of token ids with the teacher's scores of it; `tolerance` is their largest mean difference, in nats."""
 
     ids: tuple[int, ...]
     sampled: tuple[float, ...]
@@ -44,8 +44,8 @@ class ServerProbe:
     tolerance: float
 
     def compare(self, positions: Sequence[Position]) -> None:
-        """Raise `AnswerError` where the scores are not those of the model that was checked."""
-        apart = [abs(found.sampled - known) for found, known in zip(positions, self.sampled, strict=True)]
+        """Raise `AnswerError` if the scores are not those of the model that was checked."""
+        apart = [abs(position.sampled - known) for position, known in zip(positions, self.sampled, strict=True)]
         if (mean := sum(apart) / len(apart)) > self.tolerance:
             raise AnswerError(
                 f"the model behind it is not the one that the run began with: on the probe its log-probabilities differ by "
@@ -54,26 +54,27 @@ class ServerProbe:
 
 
 def examine(kind: Server, replicas: Replicas, student: Loaded, folder: Path) -> ServerProbe:
-    """Check every replica and return the probe with their scores.
+    """Check every replica and return the probe with its scores.
 
-    Raises `ModelError` where a replica has another tokenizer, returns fewer tokens than asked for, answers flatly, scores
-    positions other than its own, contradicts itself or another replica, or is not the teacher that the run began with.
+    Raises `ModelError` if a replica has a different tokenizer, gives equal scores to all tokens, normalises over the top K,
+    contradicts itself or another replica, or is not the teacher that the run began with; `TrainingError` if its answers are
+    malformed.
     """
     tokenizer = student.renderer.tokenizer
     ids = _probe_ids(tokenizer)
     first: ServerProbe | None = None
     for number, url in enumerate(replicas.urls):
         _check_tokenizer(kind, replicas, url, tokenizer)
-        positions = _scores(kind, replicas, number, [ids])[0]
-        _check_flat(positions, url, len(tokenizer))
-        _check_places(kind, replicas, number, ids, positions)
+        positions = _score_probe(kind, replicas, number, ids)
+        _check_distribution(positions, url, len(tokenizer))
+        _check_positions(kind, replicas, number, ids, positions)
         if first is None:
             first = _known_probe(kind, ids, positions, folder)
         try:
             first.compare(positions)
         except AnswerError as error:
             raise ModelError(
-                f"the teacher at {url}: {error}; put the former model back, or choose another --out"
+                f"the teacher at {url}: {error}; serve the earlier model again, or choose another --out"
             ) from error
     assert first is not None, "a server has at least one address"
     return first
@@ -86,35 +87,38 @@ def _probe_ids(tokenizer: Any) -> tuple[int, ...]:
 
 
 def _check_tokenizer(kind: Server, replicas: Replicas, url: str, tokenizer: Any) -> None:
-    """Compare how server and student read a text; `/tokenize` is vLLM's own."""
+    """Compare the token ids of a text on the server and in the student; `/tokenize` is an endpoint of vLLM."""
     body = {"model": kind.model, "prompt": TEXT, "add_special_tokens": False}
-    found = replicas.post("/tokenize", body, _read_tokens, replicas.urls.index(url))
-    if found != (expected := list(tokenizer.encode(TEXT, add_special_tokens=False))):
+    ids = replicas.post("/tokenize", body, _read_tokens, replicas.urls.index(url))
+    if ids != (expected := list(tokenizer.encode(TEXT, add_special_tokens=False))):
         raise ModelError(
-            f"the teacher at {url} reads a text as {len(found)} tokens, other than the student's {len(expected)}; on-policy "
-            "distillation scores the student's exact ids, so take models of one tokenizer"
+            f"the teacher at {url} reads a text as {len(ids)} tokens that differ from the student's {len(expected)}; "
+            "on-policy distillation scores the student's exact ids, so use models with the same tokenizer"
         )
 
 
 def _read_tokens(_: Any, answer: Any) -> list[Any]:
     tokens = answer.get("tokens") if isinstance(answer, dict) else None
     if not isinstance(tokens, list):
-        raise AnswerError("the answer of /tokenize holds no tokens")
+        raise AnswerError("the answer of /tokenize has no tokens")
     return tokens
 
 
-def _scores(kind: Server, replicas: Replicas, number: int, prompts: Sequence[Sequence[int]]) -> list[list[Position]]:
-    def read(_: Any, answer: Any) -> list[list[Position]]:
-        choices = read_choices(answer, len(prompts))
-        return [read_prompt(c, ids, kind.max_logprobs) for c, ids in zip(choices, prompts, strict=True)]
+def _score_probe(kind: Server, replicas: Replicas, number: int, ids: Sequence[int]) -> list[Position]:
+    """Return one replica's scores of the probe, from its second token on."""
 
-    return replicas.post("/v1/completions", kind.body(prompts, kind.max_logprobs), read, number)
+    def read(_: Any, answer: Any) -> list[Position]:
+        (choice,) = read_choices(answer, 1)
+        return read_prompt(choice, ids, kind.max_logprobs)
+
+    return replicas.post(COMPLETIONS, kind.body([ids], kind.max_logprobs), read, number)
 
 
-def _check_flat(positions: Sequence[Position], url: str, vocabulary: int) -> None:
+def _check_distribution(positions: Sequence[Position], url: str, vocabulary: int) -> None:
+    """Refuse scores without differences, and a top K that has the whole probability."""
     spread = [each.top_logprobs[0] - each.top_logprobs[-1] for each in positions]
-    same = max(abs(each.sampled - positions[0].sampled) for each in positions)
-    if (len(positions[0].top_ids) > 1 and max(spread) < FLAT) or same < FLAT:
+    largest = max(abs(each.sampled - positions[0].sampled) for each in positions)
+    if (len(positions[0].top_ids) > 1 and max(spread) < FLAT) or largest < FLAT:
         raise ModelError(
             f"the teacher at {url} gives every token the same log-probability, {positions[0].sampled:.4g}; its weights are "
             "not loaded, so restart the server"
@@ -122,16 +126,16 @@ def _check_flat(positions: Sequence[Position], url: str, vocabulary: int) -> Non
     mass = [sum(map(math.exp, each.top_logprobs)) for each in positions]
     if len(positions[0].top_ids) < vocabulary // 2 and min(mass) > 1 - WHOLE:
         raise ModelError(
-            f"the teacher at {url} gives its {len(positions[0].top_ids)} most probable tokens the whole mass at every "
-            "position, so it normalises over them alone; serve log-probabilities over the vocabulary (--logprobs-mode "
+            f"the teacher at {url} gives its {len(positions[0].top_ids)} most probable tokens a probability of 1 together at "
+            "every position, so it normalises over them alone; serve log-probabilities over the vocabulary (--logprobs-mode "
             "raw_logprobs)"
         )
 
 
-def _check_places(
+def _check_positions(
     kind: Server, replicas: Replicas, number: int, ids: Sequence[int], positions: Sequence[Position]
 ) -> None:
-    """Compare the scores with what the server draws from: a shifted position or another temperature differs there."""
+    """Compare the scores with the distribution from which the server draws: a shift or another temperature shows there."""
     few = min(FEW, kind.max_logprobs)
     prefixes = [list(ids[:length]) for length in CHECKED]
     body = kind.body(prefixes, kind.max_logprobs)
@@ -141,8 +145,8 @@ def _check_places(
         choices = read_choices(answer, len(prefixes))
         return [(read_prompt(c, p, kind.max_logprobs), _drawn_from(c)) for c, p in zip(choices, prefixes, strict=True)]
 
-    for length, (before, after) in zip(CHECKED, replicas.post("/v1/completions", body, read, number), strict=True):
-        at = positions[length - 1]  # the first position is that of the second token
+    for length, (before, after) in zip(CHECKED, replicas.post(COMPLETIONS, body, read, number), strict=True):
+        at = positions[length - 1]  # of the token after the prefix: the first position is that of the second token
         known = dict(zip(at.top_ids, at.top_logprobs, strict=True)) | {ids[length]: at.sampled}
         shared = [abs(known[token] - value) for token, value in after.items() if token in known]
         apart = [abs(a.sampled - b.sampled) for a, b in zip(before, positions, strict=False)]
@@ -151,28 +155,29 @@ def _check_places(
             worst = max([*shared, *apart], default=math.nan)
             raise ModelError(
                 f"the teacher at {replicas.urls[number]} contradicts itself by {worst:.3g} nats after {length} tokens of the "
-                "probe: its scores of a prompt are not the distribution that it draws from, so they belong to other positions "
-                "or another temperature; use a server that returns raw log-probabilities of the prompt"
+                "probe: its scores of a prompt are not from the distribution that it draws from, so they belong to other "
+                "positions or another temperature; use a server that returns raw log-probabilities of the prompt"
             )
 
 
 def _drawn_from(choice: dict[str, Any]) -> dict[int, float]:
+    """Return the log-probabilities, by token id, of the distribution from which an answer's first token was drawn."""
     try:
         top = choice["logprobs"]["top_logprobs"][0]
         return {int(str(token).rpartition(":")[2]): float(value) for token, value in top.items()}
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise AnswerError("the answer holds no log-probabilities of the generated token") from error
+        raise AnswerError("the answer has no log-probabilities of the generated token") from error
 
 
 def _known_probe(kind: Server, ids: Sequence[int], positions: Sequence[Position], folder: Path) -> ServerProbe:
-    """Return the probe as the run's folder has it, or write it there."""
+    """Return the probe with the scores in the run's folder, or with new ones, which are then written there."""
     path = folder / f"teacher_{digest([kind.model, kind.revision])}.json"
     if path.is_file():
         stored = json.loads(path.read_text(encoding="utf-8"))
         if tuple(stored["ids"]) == tuple(ids):
             return ServerProbe(tuple(ids), tuple(stored["sampled"]), stored["identity"], kind.tolerance)
     sampled = tuple(each.sampled for each in positions)
-    # The most probable tokens, unlike the scores, survive rounding, so runs of one teacher have one identity.
+    # Rounding changes scores but not the most probable tokens, so all runs of one teacher have the same identity.
     identity = digest([kind.model, kind.revision, [each.top_ids[0] for each in positions]])
     folder.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")

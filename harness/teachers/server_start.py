@@ -1,4 +1,4 @@
-"""How the harness starts a teacher's servers itself: `teacher: {kind: server, model: NAME, start: {gpus: ["6", "7"]}}`."""
+"""Settings of teacher servers that the harness starts: `teacher: {kind: server, model: NAME, start: {gpus: ["6", "7"]}}`."""
 
 from __future__ import annotations
 
@@ -47,5 +47,5 @@ class ServerStart(Strict):
         return [[*fixed, "--port", str(port), *self.options] for port in ports]
 
     def environments(self) -> list[dict[str, str]]:
-        """Return what each replica has in its environment, in addition to the harness's own."""
+        """Return the environment variables of each replica, in addition to the harness's own."""
         return [{**self.environment, **({VISIBLE: gpus} if gpus else {})} for gpus in self.gpus or ("",)]

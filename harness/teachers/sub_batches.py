@@ -1,4 +1,4 @@
-"""Parts of a batch by row, and scores put together from those of its parts."""
+"""Split a batch by rows, and join the scores of its parts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.lm.rollouts import Batch
 
 
 def part_of(batch: Batch, rows: Sequence[int]) -> Batch:
-    """Return the batch of some rows, in their order within `batch`."""
+    """Return the batch of some rows of an unpacked batch; `rows` are ascending indices of its sequences."""
     mask = tokens_in_rows(batch, rows)
     places = torch.tensor(list(rows), device=batch.input_ids.device)
     return Batch(
@@ -26,7 +26,7 @@ def part_of(batch: Batch, rows: Sequence[int]) -> Batch:
 
 
 def tokens_in_rows(batch: Batch, rows: Sequence[int]) -> Tensor:
-    """Return which of the N response tokens (N,) belong to some rows."""
+    """Return a mask (N,) of the response tokens that belong to some rows."""
     chosen, device = set(rows), batch.targets.device
     lengths = torch.tensor([len(rollout.response) for rollout in batch.rollouts], device=device)
     return torch.tensor([row in chosen for row in range(len(lengths))], device=device).repeat_interleave(lengths)
@@ -35,7 +35,7 @@ def tokens_in_rows(batch: Batch, rows: Sequence[int]) -> Tensor:
 def put_together(
     batch: Batch, request: TeacherRequest, parts: Sequence[tuple[Sequence[int], TeacherScores]]
 ) -> TeacherScores:
-    """Return the scores of a batch from parts, each the rows that it is of and their scores."""
+    """Return the scores of a batch from those of its parts; each part is its rows and their scores."""
     count, device = len(batch.targets), batch.targets.device
     sampled = torch.full((count,), float("nan"), device=device)
     top_ids = torch.zeros(count, request.top_k, dtype=torch.long, device=device)

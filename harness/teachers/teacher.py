@@ -1,8 +1,8 @@
-"""What a teacher promises: log-probabilities of the student's exact token ids.
+"""The contract of a teacher: it returns log-probabilities of the student's exact token ids.
 
 To add a teacher, write one file with two classes and register the first one under the entry point group `harness.teachers`:
 
-- a `TeacherKind`: its fields are the suite's keys under `teacher`, its `open` returns
+- a `TeacherKind`: its fields are the suite's keys under `teacher`, and its `open` returns the second class;
 - an `OpenTeacher`: `score`, `identity` and `close`.
 """
 
@@ -22,38 +22,41 @@ from harness.lm.rollouts import Batch
 
 
 class Teacher(Protocol):
-    """Scores response tokens; never returns a score that it did not compute."""
+    """Scores response tokens; raises an error instead of returning a score that it did not compute."""
 
     def score(self, batch: Batch, request: TeacherRequest, temperature: float) -> TeacherScores:
-        """Return log-probabilities of the batch's N targets, and what else `request` names at each position."""
+        """Return log-probabilities of the batch's N targets, in nats, and what else `request` names at each position.
+
+        `temperature` divides the logits.
+        """
         ...
 
 
 class OpenTeacher(ABC):
-    """A teacher that a run holds from one stage to the next."""
+    """A teacher that is ready to score; a run keeps it from one stage to the next."""
 
     @property
     @abstractmethod
     def identity(self) -> str:
-        """A digest or revision of its weights, for the manifest."""
+        """A digest or revision that identifies its weights, for the manifest."""
 
     @abstractmethod
     def score(self, batch: Batch, request: TeacherRequest, temperature: float) -> TeacherScores:
         """See `Teacher`."""
 
     def close(self) -> None:  # noqa: B027 - most teachers have nothing to close
-        """Give back processes, connections and memory."""
+        """Release processes, connections and memory."""
 
 
 def _open_nothing(*_: object) -> OpenTeacher:
-    raise ConfigError("this teacher stands in front of another one, which only a run can open")
+    raise ConfigError("this teacher needs another one behind it, which only a run can open; use it in a run")
 
 
 @dataclass(frozen=True)
 class TeacherSite:
-    """Where a teacher works: the device of the run, and the run's folder for its log and its cache.
+    """Where a teacher works: the device of the run, and the run's folder for its files.
 
-    `open_teacher` opens another teacher for a student, for kinds that stand in front of one.
+    `open_teacher` opens another teacher for a student, for kinds with a teacher behind them.
     """
 
     device: str
@@ -62,30 +65,30 @@ class TeacherSite:
 
 
 class TeacherKind(TeacherSettings, ABC):
-    """A registered way to have a teacher; its fields are its settings in the suite.
+    """A registered kind of teacher; its fields are its settings in the suite.
 
-    `provides`: what it can return. A teacher that provides `generate` also implements `harness.engines.engine.Engine`.
-    `gives_entropy`: whether it can return the entropy of its whole distribution.
+    - `provides`: what it can return. A teacher that provides `generate` also implements `harness.engines.engine.Engine`.
+    - `gives_entropy`: whether it can return the entropy of its whole distribution.
     """
 
     provides: ClassVar[frozenset[Needs]] = frozenset({"sampled"})
     gives_entropy: ClassVar[bool] = True
 
     def refuse(self, request: TeacherRequest, temperature: float) -> None:
-        """Raise `ConfigError` for a request that it cannot serve; a dry run calls this too, so it contacts nobody."""
+        """Raise `ConfigError` for a request that it cannot serve; a dry run calls this too, so it must not use the network."""
 
     def check(self) -> None:
-        """Raise `ConfigError` where it cannot be had; called before anything is done."""
+        """Raise a `HarnessError`, such as `ConfigError`, if it is not available; called before a run does anything."""
 
     def with_servers(self, served: Callable[[Any], Any]) -> Self:
-        """Return the teacher with each `Server` in it that the harness is to start replaced by what `served` returns."""
+        """Return the teacher with each `Server` that the harness must start replaced by what `served` returns for it."""
         return self
 
     @property
     def context(self) -> int | None:
-        """The longest sequence that it scores, in tokens; None where that is not known before it is opened."""
+        """The longest sequence that it scores, in tokens; None if it is not known before the teacher is opened."""
         return None
 
     @abstractmethod
     def open(self, student: Loaded, site: TeacherSite) -> OpenTeacher:
-        """Return the teacher for this student; raises `ModelError` where their vocabularies differ."""
+        """Return the teacher for this student; raises `ModelError` if their vocabularies differ."""

@@ -1,4 +1,4 @@
-"""The teacher of a run: opened when a stage first needs it, and kept while the stages name the same one."""
+"""The teacher of a run: opened when a stage first needs it, and kept while stages use the same one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Spec = Pretrained | Scratch | TeacherSettings
 
 
 class TeacherPool:
-    """Holds at most one teacher at a time."""
+    """Opens teachers, at most one at a time; `checkpoint_of` returns the folder of a model in this process."""
 
     def __init__(self, device: str, folder: Path, checkpoint_of: Callable[[Model], Path]) -> None:
         self.site = TeacherSite(device, folder, self._open)
@@ -26,12 +26,12 @@ class TeacherPool:
         self._spec: Spec | None = None
 
     def check(self, spec: Spec) -> None:
-        """Raise `ConfigError` for a teacher that cannot be had."""
+        """Raise an error for a registered teacher that is not available; see `TeacherKind.check`."""
         if not isinstance(spec, Pretrained | Scratch):
             kind_of(spec).check()
 
     def context_of(self, spec: Spec) -> int | None:
-        """Return the longest sequence that a teacher reads, in tokens; None where that is not known before it is opened."""
+        """Return the longest sequence that a teacher scores, in tokens; None if it is not known before it is opened."""
         if isinstance(spec, Scratch):
             return spec.architecture.context
         if isinstance(spec, Pretrained):
@@ -39,7 +39,7 @@ class TeacherPool:
         return kind_of(spec).context
 
     def take(self, spec: Spec, student: Loaded) -> OpenTeacher:
-        """Return the teacher that `spec` describes for a student; a different one is closed before it is opened."""
+        """Return the teacher that `spec` describes, for a student; the previous one is closed first if it differs."""
         if self.teacher is None or self._spec != spec:
             self.close()
             self.teacher = self._open(spec, student)
@@ -59,17 +59,12 @@ class TeacherPool:
 
 
 def refuse_request(spec: Spec, needs: Needs, request: TeacherRequest, temperature: float) -> None:
-    """Raise `ConfigError` for a teacher that cannot return what an adapter needs; contacts nobody."""
+    """Raise `ConfigError` for a teacher that cannot return what an adapter needs; uses no network."""
     if isinstance(spec, Pretrained | Scratch):
         return
     kind = kind_of(spec)
-    lacks = (
-        repr(needs)
-        if needs not in kind.provides
-        else "its entropy"
-        if request.entropy and not kind.gives_entropy
-        else ""
-    )
+    lacks = "its entropy" if request.entropy and not kind.gives_entropy else ""
+    lacks = lacks if needs in kind.provides else repr(needs)
     if lacks:
         raise ConfigError(
             f"the adapter needs a teacher that provides {lacks}, but a teacher of kind {kind.kind!r} provides "
@@ -79,7 +74,7 @@ def refuse_request(spec: Spec, needs: Needs, request: TeacherRequest, temperatur
 
 
 def kind_of(spec: TeacherSettings) -> TeacherKind:
-    """Return a teacher's settings as the contract has them; raises `ConfigError` for a class without it."""
+    """Return a registered teacher's settings as a `TeacherKind`; raises `ConfigError` for any other class."""
     if not isinstance(spec, TeacherKind):
         raise ConfigError(
             f"teacher.kind: {type(spec).__qualname__} is not a subclass of harness.teachers.teacher.TeacherKind"

@@ -1,1 +1,1 @@
-"""What every command shows on a terminal: tables that fit its width, text that cannot control it."""
+"""Output on a terminal: tables that fit its width, and text that cannot control it."""

@@ -14,26 +14,26 @@ from harness.terminal.sanitize import show_hidden
 
 
 class SafeConsole(Console):
-    """A console that writes control characters in names, prompts and answers out, so that a file cannot send codes.
+    """A console that shows control characters in printed text by name, so that a file cannot send codes to the terminal.
 
-    What a program prints may hold text of others: a manifest's names, a task's prompts, a model's answers.
+    Printed text may come from others: names in a manifest, prompts of a task, answers of a model.
     """
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
-        """Yield what is printed, with every text that is not rich's own code made visible."""
+        """Yield the segments to print, with control characters shown by name in all but rich's own control segments."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=show_hidden(segment.text))
 
     def say(self, text: Any) -> None:
-        """Print one line as it is: no markup, no colours, no line breaks at the terminal's edge."""
+        """Print text as it is: no markup, no colours, no line breaks at the terminal's edge."""
         self.print(str(text), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 @contextmanager
 def waiting(doing: str) -> Generator[None]:
-    """Show on a terminal that something goes on, for as long as the block takes; stdout, which may be piped, stays as it is.
+    """Show a spinner on stderr, if it is a terminal, while the block runs; stdout, which may be piped, gets nothing.
 
-    The block prints nothing to a terminal: two writers would overwrite each other's lines.
+    The block must not print to the terminal: two writers would overwrite each other's lines.
     """
     console = SafeConsole(stderr=True)
     if console.is_terminal:
@@ -44,7 +44,7 @@ def waiting(doing: str) -> Generator[None]:
 
 
 def announce(doing: str) -> None:
-    """Print one line on a terminal, before imports that take seconds; stdout, which may be piped, stays as it is."""
+    """Print one line on stderr, if it is a terminal, before imports that take seconds."""
     console = SafeConsole(stderr=True)
     if console.is_terminal:
         console.print(f"{doing} ...", style="dim", markup=False, highlight=False)

@@ -1,4 +1,4 @@
-"""Tables that fit the terminal: a narrow one shows fewer columns, or the columns in several tables, never half of a number."""
+"""Tables that fit the terminal: a narrow one gets fewer columns or several tables, never half of a number."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rich.text import Text
 
 @dataclass(frozen=True)
 class FittedTable:
-    """A table without columns that have no room, the first of `droppable` first; headers name them.
+    """A table that drops columns until it fits, in the order of their headers in `droppable`.
 
-    Cells of a column with `no_wrap` need their whole width, others that of their longest word. What is left out is named below
-    the table.
+    A column with `no_wrap` needs the full width of its cells, any other the width of its longest word. A line below the table
+    names the columns that were dropped.
     """
 
     table: Table
@@ -37,7 +37,7 @@ class FittedTable:
 
 @dataclass(frozen=True)
 class SplitTable:
-    """A table whose columns go on in further tables where it is too wide; each repeats the first column."""
+    """A table that continues in further tables where it is too wide; each repeats the first column."""
 
     table: Table
 
@@ -52,7 +52,7 @@ class SplitTable:
 
 
 def _width(table: Table, columns: Sequence[Column], console: Console, options: ConsoleOptions) -> int:
-    """Return how many characters a table of these columns takes at least."""
+    """Return the smallest width, in characters, of a table with these columns."""
     padding, borders = table.padding[1] + table.padding[3], len(columns) + 1 if table.box else 0
     unlimited = options.update(max_width=10_000)
 

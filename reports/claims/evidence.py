@@ -11,7 +11,7 @@ from itertools import combinations
 
 from harness.errors import ConfigError
 from harness.stats.estimates import Estimate
-from harness.stats.learning.rates import Chosen, chosen_rates
+from harness.stats.learning.rates import ChosenRate, choose_rates
 from harness.stats.score_matrix import Figure
 from reports.claims.claim_file import ClaimEntry, claim_metrics, metrics_of_tasks
 from reports.claims.grammar import Metric
@@ -221,12 +221,12 @@ def name_edge(rate: float, tried: Sequence[float]) -> str:
 
 def _best(
     entry: ClaimEntry, metric: Metric, place: ClaimScope, by_rate: ByRate
-) -> tuple[Estimate, Mapping[int, Chosen]]:
+) -> tuple[Estimate, Mapping[int, ChosenRate]]:
     """Return each seed's metric at the learning rate that is best on the other seeds, and these rates."""
     figure, task, stage = claim_metrics()[metric.name], _task(metric, place), entry.scope.stage
     estimates = {rate: _estimate(metric, method, place, stage) for rate, method in by_rate.items()}
     better = -1 if isinstance(figure, Figure) and not figure.higher_is_better else 1
-    chosen = chosen_rates({rate: (better * found).by_seed for rate, found in estimates.items()})
+    chosen = choose_rates({rate: (better * found).by_seed for rate, found in estimates.items()})
     if not isinstance(figure, Figure):
         return Estimate({seed: better * each.value for seed, each in chosen.items()}), chosen
     sides = {seed: by_rate[each.rate].sides(figure, task, stage)[seed] for seed, each in chosen.items()}

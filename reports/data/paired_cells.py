@@ -19,7 +19,7 @@ from harness.rundir.records.cell_records import CellSummary, Keys
 from harness.stats.estimates import Estimate, ItemTable
 from harness.stats.paired import Difference, compare_estimates, compare_unpaired
 from harness.stats.sampling import noise_floor
-from harness.stats.significance import Flips, flips
+from harness.stats.significance import Flips, find_flips
 from reports.data.cells import CellRef
 from reports.data.repair_hints import describe_cell, what_differs
 from reports.data.run_scores import RunScores, Side
@@ -162,7 +162,9 @@ def _item_table(values: pd.DataFrame, clusters: Mapping[Any, str]) -> ItemTable:
 def _flips(pair: SeedPair, tables: Tables, place: int) -> Flips:
     """Count the items lost and gained in one pair, added over tasks; an item is right where all its answers score 1."""
     counted = [
-        flips(*(both[side][place] / each.tasks[task][0].weight for side, each in enumerate((pair.base, pair.other))))
+        find_flips(
+            *(both[side][place] / each.tasks[task][0].weight for side, each in enumerate((pair.base, pair.other)))
+        )
         for task, both in tables.items()
     ]
     return Flips(*(sum(each[column] for each in counted) for column in range(3)))

@@ -14,7 +14,7 @@ PHASE_COLOURS = {
     "generate": style.PALETTE[5],
     "teacher": style.PALETTE[4],
     "student": style.PALETTE[0],
-    "rest of the step": style.PALETTE[3],
+    "rest of the step": style.PALETTE[1],
     "evaluate": style.PALETTE[2],
     "models": style.PALETTE[6],
 }

@@ -34,7 +34,7 @@ CHANGE = "PuOr"
 # Okabe and Ito 2008; grey is kept for the control that updates nothing.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255"]
 KNOWN = {CONTROL: "#6c6c6c", "opd": PALETTE[0], "aopd": PALETTE[1], "sft": PALETTE[2], "gkd": PALETTE[3]}
-OUTCOME_COLOURS = {"correct": "#009E73", "wrong": "#D55E00", "unparsed": "#CC79A7", "truncated": "#E69F00"}
+OUTCOME_COLOURS = {"correct": "#009E73", "wrong": "#D55E00", "unparsed": "#882255", "truncated": "#E69F00"}
 DARK = {"#0072b2": "#58b0e8", "#882255": "#d67ba6", "#d55e00": "#f08438", "#009e73": "#2bc79b", "#6c6c6c": "#a8a8a8"}
 PHONE = 4.6  # inches: the width of figures for a phone, which shows them at about this size
 ABOVE = "../"  # from a figure's folder to its page's

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from harness.stats.design import (
     ALPHA,
     Design,
-    Planned,
+    PlannedDesign,
     cheapest_designs,
     detectable_difference,
     look_levels,
@@ -45,8 +45,8 @@ class ClaimPlan:
     detectable: float
     power: float
     found: dict[int, float]
-    cheapest: tuple[Planned, ...]
-    any_cost: Planned | None
+    cheapest: tuple[PlannedDesign, ...]
+    any_cost: PlannedDesign | None
 
     @property
     def resolved(self) -> bool:

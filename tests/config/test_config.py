@@ -141,7 +141,7 @@ def test_a_joint_stage_needs_stages_that_train_alike():
         ),
         (
             {"stages": [{"task": "tiny_reminder", "training": {}, "together": ["tiny_currency"]}]},
-            "stage tiny_reminder trains tasks together and is named as one; give it another name",
+            "stage tiny_reminder trains several tasks and has the name of one; give it another name",
         ),
         ({"orders": {"joint": ["tiny_currency", "tiny_weather"]}}, "'joint' is the order that trains all tasks in one"),
         ({"stages": []}, "at least 1 item"),

@@ -54,6 +54,23 @@ def test_a_teachers_folder_counts_the_same_in_a_stage(suites: Path):
         assert model.path == str(suites / "models" / "mine")
 
 
+def test_so_do_the_folders_of_teachers_behind_another_teacher(suites: Path, tmp_path: Path):
+    own = {"kind": "pretrained", "path": "models/mine", "chat": {"template": "chat.jinja"}}
+    cached = {"kind": "cache", "path": "scores.db", "of": own}
+    routed = {"kind": "routed", "by_task": {"tiny_weather": own}, "otherwise": cached}
+    stages = [{"task": "tiny_weather", "teacher": cached}, "tiny_currency"]
+    found = load(suites, "org/student", teacher=routed, stages=stages).model_dump(mode="json")
+    of_suite, of_stage = found["teacher"], found["stages"][0]["teacher"]
+    behind = [of_suite["by_task"]["tiny_weather"], of_suite["otherwise"]["of"], of_stage["of"]]
+    assert {model["path"] for model in behind} == {str(suites / "models" / "mine")}
+    assert {model["chat"]["template"] for model in behind} == {str(suites / "chat.jinja")}
+    changed = load(suites, "org/student", "teacher.of.path=models/other", teacher=cached).model_dump(mode="json")
+    assert changed["teacher"]["of"]["path"] == str(tmp_path / "here" / "models" / "other")
+    stages[0] = {"task": "tiny_weather", "teacher": {**cached, "of": {**own, "path": "./models/mnie"}}}
+    with pytest.raises(ConfigError, match=r"stages\.0\.teacher\.of\.path: \./models/mnie"):
+        load(suites, "org/student", stages=stages)
+
+
 @pytest.mark.parametrize("path", ["./models/mnie", "/no/such/model", "models/other"])
 def test_a_folder_that_is_not_there_is_refused_with_the_place_it_counts_from(suites: Path, path: str):
     with pytest.raises(ConfigError, match=rf"student\.path: {path}.*{suites}"):

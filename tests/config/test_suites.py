@@ -199,8 +199,8 @@ def test_overrides_reach_mappings_lists_and_new_keys(tmp_path: Path):
     [
         ("training.steps", "--set training.steps: expected KEY=VALUE, for example --set training.optimizer.lr=1e-4"),
         ("=3", "--set =3: expected KEY=VALUE"),
-        ("name.x=3", "--set name.x=3: 'x' lies below 'micro', which has no keys"),
-        ("name.x.y=3", "--set name.x.y=3: 'x' lies below 'micro', which has no keys"),
+        ("name.x=3", "--set name.x=3: 'micro' is not a mapping, so it has no key 'x'"),
+        ("name.x.y=3", "--set name.x.y=3: 'micro' is not a mapping, so it has no key 'x'"),
         ("stages.2=tiny_calendar", "--set stages.2=tiny_calendar: '2' is not an index of a list of 2"),
         ("stages.first=x", "--set stages.first=x: 'first' is not an index of a list of 2"),
         ("stages.7.task=x", "--set stages.7.task=x: '7' is not an index of a list of 2"),

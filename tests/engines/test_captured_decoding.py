@@ -31,14 +31,14 @@ def test_captured_steps_give_the_answers_of_the_growing_cache(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):
     replayed: list[bool] = []
-    original = static_decoding.captured
+    original = static_decoding.capture
 
     def spy(step: Any, layout: Any) -> Any:
         replay = original(step, layout)
         replayed.append(replay is not step)
         return replay
 
-    monkeypatch.setattr(static_decoding, "captured", spy)
+    monkeypatch.setattr(static_decoding, "capture", spy)
     monkeypatch.setattr(static_decoding, "FIRST_ROOM", 16)
     model = qwen3(seed=3, tie=False).double().to("cuda")
     sampling = Sampling(60, stop_ids=(4,), **settings)

@@ -41,13 +41,13 @@ SIZES: dict[str, Any] = {
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Look every 3 steps, begin with little room, and record the rows and columns of each layout."""
     made: list[tuple[int, int]] = []
-    original = static_decoding.Layout.laid_out
+    original = static_decoding.Layout.select
 
     def spy(self: Any, rows: torch.Tensor, length: int) -> Any:
         made.append((len(rows), length))
         return original(self, rows, length)
 
-    monkeypatch.setattr(static_decoding.Layout, "laid_out", spy)
+    monkeypatch.setattr(static_decoding.Layout, "select", spy)
     monkeypatch.setattr(static_decoding, "STEPS_BETWEEN_LOOKS", 3)
     monkeypatch.setattr(static_decoding, "FIRST_ROOM", 1)
     return made

@@ -60,10 +60,10 @@ def test_a_suite_without_profiles_is_what_it_was():
     [
         (
             {"n": 4, "pass_at": [1, 8]},
-            r"pass_at asks for pass@8 and n gives 4 answers of each item; raise n or drop it",
+            r"pass_at asks for pass@8, but n is 4 answers to each item; raise n",
         ),
-        ({"n": 4, "temperature": 0}, "n is 4 and decoding is greedy, which gives one answer 4 times"),
-        ({"n": 4, "do_sample": False}, "decoding is greedy"),
+        ({"n": 4, "temperature": 0}, "n is 4, but greedy decoding gives the same answer 4 times"),
+        ({"n": 4, "do_sample": False}, "greedy decoding"),
         ({"n": 0}, "greater than 0"),
         ({"n": 2, "pass_at": [0]}, "greater than 0"),
         ({"samples": 4}, "Extra inputs are not permitted"),

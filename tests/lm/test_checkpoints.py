@@ -176,7 +176,7 @@ def test_a_target_ends_with_the_stop_token_that_the_template_writes():
             "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
             "did not end within 1 second",
         ),
-        ("{{ 'a' * (10**7 + 1) }}", "wrote 10000001 characters"),
+        ("{{ 'a' * (10**7 + 1) }}", "wrote 10,000,001 characters"),
         ("{{ raise_exception('no system turn') }}", "refuses a conversation of user .no system turn."),
     ],
 )

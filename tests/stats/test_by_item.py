@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from harness.stats.by_item import by_item
-from harness.stats.significance import Flips, flips
+from harness.stats.significance import Flips, find_flips
 
 
 def test_the_adjustment_is_worked_by_hand():
@@ -29,7 +29,7 @@ def test_chance_is_the_share_that_two_guesses_turn_where_what_is_known_is_indepe
     knows = [generator.random(items) < known for _ in range(2)]
     guesses = [generator.random(items) < 1 / choices for _ in range(2)]
     before, after = (np.where(sure, 1.0, guess) for sure, guess in zip(knows, guesses, strict=True))
-    found = by_item(flips(before, after), int(before.sum()), choices)
+    found = by_item(find_flips(before, after), int(before.sum()), choices)
     turned = ~knows[0] & ~knows[1] & guesses[0] & ~guesses[1]
     assert found.chance == pytest.approx(turned.mean(), abs=0.003)
     if not known:

@@ -15,12 +15,12 @@ from harness.stats.design import (
     Design,
     cheapest_designs,
     detectable_difference,
+    error_spent,
     estimate_components,
     interim_level,
     look_levels,
     power_of,
     seeds_for,
-    spent,
 )
 
 # About what two methods show on one task of the tiny suite: 2.5 points between seeds, 12 of a call, 20 of a call in a seed.
@@ -127,11 +127,11 @@ def test_the_cheapest_design_costs_no_more_than_any_other():
 
 
 def test_all_error_is_spent_at_the_end_and_little_before():
-    assert spent(1.0) == pytest.approx(0.05)
-    assert spent(0.5) == pytest.approx(0.0031, abs=2e-4)  # Lan and DeMets 1983, O'Brien-Fleming type, two looks
+    assert error_spent(1.0) == pytest.approx(0.05)
+    assert error_spent(0.5) == pytest.approx(0.0031, abs=2e-4)  # Lan and DeMets 1983, O'Brien-Fleming type, two looks
     assert look_levels((5,)) == (pytest.approx(0.05),)
     first, last = look_levels((5, 10))
-    assert first == pytest.approx(spent(0.5))
+    assert first == pytest.approx(error_spent(0.5))
     assert 0.045 < last < 0.05
 
 
@@ -139,7 +139,7 @@ def test_all_error_is_spent_at_the_end_and_little_before():
 def test_a_look_after_every_seed_before_the_last_spends_less_than_the_whole(planned: int):
     levels = [interim_level(seeds, planned) for seeds in range(3, planned)]
     assert levels == sorted(levels)
-    assert sum(levels) == pytest.approx(spent((planned - 1) / planned))
+    assert sum(levels) == pytest.approx(error_spent((planned - 1) / planned))
     assert sum(levels) < 0.05
 
 

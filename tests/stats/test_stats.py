@@ -14,11 +14,12 @@ from scipy import stats as scipy_stats
 from statsmodels.stats.multitest import multipletests
 
 from harness.stats.estimates import Estimate, ItemTable
-from harness.stats.intervals import NOTHING, Interval, item_interval, t_interval
-from harness.stats.learning.rates import chosen_rates
-from harness.stats.power import detectable, seeds_needed
+from harness.stats.intervals import NOTHING, Interval, t_interval
+from harness.stats.learning.rates import choose_rates
+from harness.stats.paired import over_items
+from harness.stats.power import detectable_effect
 from harness.stats.sampling import mean_ratio, noise_floor, pass_at_k
-from harness.stats.significance import Flips, flips, holm, p_value, rank_correlation
+from harness.stats.significance import Flips, find_flips, holm, p_value, rank_correlation
 from harness.stats.two_way import Variances
 from harness.stats.two_way import variances as variances_of
 
@@ -29,6 +30,13 @@ def variances(by_seed: Any) -> Variances:
     ids = tuple(map(str, range(len(table))))
     known = table[~np.isnan(table).any(axis=1)]
     return variances_of(Estimate(dict(enumerate(known.mean(axis=0).tolist())), {"a": ItemTable(table, ids, ids)}))
+
+
+def item_interval(values: Any, clusters: Any = None) -> Interval:
+    """Return the interval over the items of one seed; without clusters, each item is its own."""
+    column, ids = np.array(values, dtype=float)[:, None], tuple(map(str, range(len(values))))
+    table = ItemTable(column, ids, ids if clusters is None else tuple(map(str, clusters)))
+    return over_items(Estimate({0: float(np.nanmean(column))}, {"a": table}))
 
 
 def bounds(interval: Interval) -> tuple[float, float, float, int]:
@@ -68,11 +76,11 @@ def test_an_interval_stays_within_what_the_quantity_can_be_and_keeps_its_p_value
 
 
 def test_flips_are_counted_by_hand_and_right_is_a_score_of_one():
-    assert flips([1.0, 1.0, 0.0, 0.5], [1.0, 0.0, 1.0, 1.0]) == Flips(1, 2, 4)
+    assert find_flips([1.0, 1.0, 0.0, 0.5], [1.0, 0.0, 1.0, 1.0]) == Flips(1, 2, 4)
 
 
 def test_an_item_without_a_score_is_neither_lost_nor_gained():
-    assert flips([1, math.nan, 0.0], [math.nan, 1, 1.0]) == (0, 1, 1)
+    assert find_flips([1, math.nan, 0.0], [math.nan, 1, 1.0]) == (0, 1, 1)
 
 
 def test_the_mean_ratio_leaves_out_what_cannot_be_divided_by():
@@ -82,10 +90,10 @@ def test_the_mean_ratio_leaves_out_what_cannot_be_divided_by():
 def test_a_seed_s_rate_is_chosen_by_the_other_seeds():
     """Only seed 0 does best at 4e-4, and must not choose it for itself; a rate without values is left out."""
     by_rate = {1e-4: [0.2, 0.2, 0.2], 2e-4: [0.5, 0.6, 0.7], 4e-4: [0.95, 0.4, 0.3], 8e-4: [math.nan] * 3}
-    found = chosen_rates({rate: dict(enumerate(values)) for rate, values in by_rate.items()})
+    found = choose_rates({rate: dict(enumerate(values)) for rate, values in by_rate.items()})
     assert found == {0: (2e-4, 0.5), 1: (4e-4, 0.4), 2: (4e-4, 0.3)}
-    assert chosen_rates({1e-4: {0: 0.5}}) == {}
-    assert chosen_rates({}) == {}
+    assert choose_rates({1e-4: {0: 0.5}}) == {}
+    assert choose_rates({}) == {}
 
 
 @pytest.mark.filterwarnings("error")
@@ -144,18 +152,9 @@ def test_what_is_detectable_is_found_with_its_power_by_statsmodels():
     from statsmodels.stats.power import TTestPower
 
     for n in (3, 5, 200):
-        effect = detectable(1.0, n)
+        effect = detectable_effect(1 / math.sqrt(n), n - 1)
         assert TTestPower().power(effect, n, 0.05) == pytest.approx(0.8, abs=1e-4)
-    assert detectable(0.1, 200) == pytest.approx(0.1 * detectable(1.0, 200))
-    assert math.isnan(detectable(1.0, 1))
-
-
-def test_the_seeds_needed_are_the_first_that_suffice():
-    needed = seeds_needed(0.05, 0.05)
-    assert needed is not None
-    assert detectable(0.05, needed) <= 0.05 < detectable(0.05, needed - 1)
-    assert seeds_needed(0.0, 0.05) is None
-    assert seeds_needed(0.0, 0.0) == 2
+    assert detectable_effect(0.1, 199) == pytest.approx(0.1 * detectable_effect(1.0, 199))
 
 
 def test_the_noise_floor_is_the_standard_deviation_of_repeats():
@@ -206,7 +205,7 @@ def test_a_clustered_item_interval_is_statsmodels_cluster_robust_one():
     peer: Any = sm.OLS(values, np.ones((60, 1))).fit(
         cov_type="cluster", cov_kwds={"groups": clusters, "df_correction": True}
     )
-    found = item_interval(values, list(map(str, clusters)))
+    found = item_interval(values, clusters)
     # statsmodels' correction is G / (G - 1) * (n - 1) / (n - 1) for a mean
     assert found.error == pytest.approx(peer.bse[0])
     assert found.df == pytest.approx(11)

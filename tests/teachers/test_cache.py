@@ -99,6 +99,16 @@ def test_a_file_that_is_not_a_cache_or_holds_several_teachers_is_refused(tmp_pat
         cached(path).score(batch, REQUEST, 1.0)
 
 
+def test_a_teacher_other_than_the_one_that_the_suite_names_is_refused(tmp_path: Path):
+    teacher = micro_suite()["teacher"]
+    kind = Cache.model_validate(
+        {"kind": "cache", "path": str(tmp_path / "scores.db"), "identity": "first", "of": teacher}
+    )
+    student: Any = None
+    with pytest.raises(ConfigError, match=r"teacher\.identity is 'first', but the teacher under teacher\.of"):
+        kind.open(student, TeacherSite("cpu", tmp_path, lambda *_: local_teacher()))
+
+
 def test_each_tasks_teacher_scores_its_responses(batch: Batch):
     first, second = local_teacher(1), local_teacher(2)
     rows = [replace(r, example=replace(r.example, task=f"task{i % 2}")) for i, r in enumerate(batch.rollouts)]

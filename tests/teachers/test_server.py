@@ -135,7 +135,7 @@ def test_another_tokenizer_another_name_and_no_server_are_refused(
     server: FakeServer, student: Loaded, tmp_path: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ):
     url = stack.enter_context(serving(server))
-    with pytest.raises(ModelError, match="does not serve 'other' but 'teacher'"):
+    with pytest.raises(ModelError, match="serves 'teacher', expected 'other'"):
         settings(url, model="other").check()
     with pytest.raises(TrainingError, match=r"did not answer within 0\.2 seconds"):
         settings("http://127.0.0.1:9", start_deadline=0.2).check()

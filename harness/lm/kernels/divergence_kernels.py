@@ -1,10 +1,10 @@
 # pyright: standard
 # triton has no types.
-"""Kernels for the generalised Jensen-Shannon divergence of student and teacher, its limits the two KL divergences included.
+"""Kernels for the generalised Jensen-Shannon divergence of student and teacher, with the two KL divergences as its limits.
 
-With q and p of student and teacher, m = beta p + (1 - beta) q and a = log q - log m, the loss of a token is
-beta KL(p || m) + (1 - beta) KL(q || m), and its gradient at the student's logits is (1 - beta) q (a - sum q a). For the
-limits 0 (forward KL) and 1 (reverse KL) it is q - p and q (log q - log p - KL).
+With q of the student and p of the teacher, m = beta p + (1 - beta) q and a = log q - log m, the loss of a token is
+beta KL(p || m) + (1 - beta) KL(q || m), and its gradient at the student's logits is (1 - beta) q (a - sum q a). For beta 0
+(forward KL) the gradient is q - p, and for beta 1 (reverse KL) it is q (log q - log p - KL).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BLOCK = 1024
 def _log_mixture(logq, logp, LOG_BETA: tl.constexpr, LOG_OTHER: tl.constexpr):
     ours, theirs = logq + LOG_OTHER, logp + LOG_BETA
     top = tl.maximum(ours, theirs)
-    # Where neither has any mass, -inf - -inf would be nan; what stands there is multiplied by 0.
+    # If both are -inf, -inf - -inf would be nan; the value is multiplied by 0 later.
     top = tl.where(top > -float("inf"), top, 0.0)
     return top + tl.log(tl.exp(ours - top) + tl.exp(theirs - top))
 
@@ -107,14 +107,14 @@ def _gradient(
 
 
 def divergence_losses(student: Tensor, teacher: Tensor, head: Any, their_head: Any, beta: float) -> tuple[Tensor, ...]:
-    """Return losses, sum q a, and both logsumexps (n,) of products (n, V) of student and teacher."""
+    """Return losses, sum q a, and the logsumexp of student and of teacher, each (n,), from their products (n, V)."""
     dtype = torch.promote_types(student.dtype, teacher.dtype)
     found = tuple(torch.zeros(len(student), dtype=dtype, device=student.device) for _ in range(4))
     if len(student):
         lowest = torch.finfo(torch.float32).min
         launch(
             _losses, (len(student),), student, teacher, *found, student.shape[1],
-            **_of(head, their_head, beta), LOWEST=lowest, BLOCK=BLOCK,
+            **_constants(head, their_head, beta), LOWEST=lowest, BLOCK=BLOCK,
         )  # fmt: skip
     return found
 
@@ -123,18 +123,17 @@ def divergence_gradient(
     student: Tensor, teacher: Tensor, head: Any, their_head: Any, beta: float,
     above: Tensor, inner: Tensor, student_sum: Tensor, teacher_sum: Tensor, dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
-    """Return the gradient (n, v), in `dtype`, at a tile's products of the student, from the gradient `above` (n,)."""
+    """Return the gradient (n, v), in `dtype`, at a tile's products of the student, from that at the losses, `above` (n,)."""
     out = torch.empty(student.shape, dtype=dtype, device=student.device)
     if out.numel():
         sums = (t.contiguous() for t in (above.to(inner.dtype), inner, student_sum, teacher_sum))
         grid = len(student), triton.cdiv(student.shape[1], BLOCK)
-        launch(
-            _gradient, grid, student, teacher, *sums, out, student.shape[1], **_of(head, their_head, beta), BLOCK=BLOCK
-        )
+        fixed = _constants(head, their_head, beta)
+        launch(_gradient, grid, student, teacher, *sums, out, student.shape[1], **fixed, BLOCK=BLOCK)
     return out
 
 
-def _of(head: Any, their_head: Any, beta: float) -> dict[str, float]:
+def _constants(head: Any, their_head: Any, beta: float) -> dict[str, float]:
     logs = {"LOG_BETA": math.log(beta), "LOG_OTHER": math.log(1 - beta)} if 0 < beta < 1 else {}
     none = {"LOG_BETA": 0.0, "LOG_OTHER": 0.0}
     return {**constants(head), **constants(their_head, "THEIR_"), "BETA": float(beta), **none, **logs}

@@ -1,8 +1,8 @@
-"""Passes over the vocabulary with one matrix product and one kernel for each tile, and whether they work on a device.
+"""Passes over the vocabulary with one matrix product and one kernel for each tile, and a check that they work on a device.
 
 The passes of `harness.lm.output_layer` without kernels read and write a tile about twelve times. Here a tile of products is
-written once and read once, each way. Backward the vocabulary is the outer loop, so that the gradient of a part of the head is
-complete after its tiles and is rounded to the weights' dtype at once.
+written once and read once in each pass. In the backward pass the vocabulary is the outer loop, so the gradient of a part of
+the head is complete after its tiles and can be rounded to the weights' dtype.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from harness.lm.kernels.divergence_kernels import divergence_gradient, divergenc
 from harness.lm.kernels.selected_kernels import GROUP, RunningSums, largest, selected_gradient
 from harness.lm.tiles import Head, ModelRows, ScanResult, add_product, spans, tile_size, wide
 
-# Logits of a chunk of whole rows, which the top K and the divergences need: 256 MiB in float32.
+# Logits in a chunk of whole rows, for top K and divergences: 256 MiB in float32.
 ROW_ELEMENTS = 2**26
 Tile = Callable[[slice, slice, Head], Tensor]
 
@@ -44,13 +44,13 @@ def fused_scan(hidden: Tensor, head: Head, ids: Tensor, top_k: int, held: Tensor
 
 
 def whole_rows(vocabulary: int) -> int:
-    """Return how many rows of the whole vocabulary are computed together, a multiple of 128 where they are so many."""
+    """Return how many rows of the whole vocabulary are computed together: a multiple of 128 if there are at least 128."""
     rows = max(1, ROW_ELEMENTS // vocabulary)
     return rows if rows < 128 else rows // 128 * 128
 
 
 def selected_backward(ctx: Any, above: Tensor, above_rest: Tensor | None) -> Iterator[Tensor | None]:
-    """Yield the gradients of states, weight and bias of `output_layer.SelectedLogProbs`."""
+    """Yield the gradients of hidden states, weight and bias of `output_layer.SelectedLogProbs`."""
     hidden, weight, bias, ids, logsumexp, held, rest = ctx.saved_tensors
     head: Head = ctx.head
 
@@ -85,7 +85,7 @@ class FusedDivergence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        """Compute each tile's logits of both sides again; what needs whole rows was kept by the forward pass."""
+        """Compute each tile's logits of both sides again, with the sums over whole rows from the forward pass."""
         hidden, weight, bias, inner, student_sum, teacher_sum = ctx.saved_tensors
         head, teacher = ctx.head, ctx.teacher
 
@@ -101,7 +101,7 @@ class FusedDivergence(torch.autograd.Function):
 def _gradients(
     inputs: tuple[Tensor, Tensor, Tensor | None], head: Head, needed: tuple[bool, ...], gradient: Tile
 ) -> Iterator[Tensor | None]:
-    """Yield the gradients of states (N, H), weight (V, H) and bias (V,) from those at the products of each tile.
+    """Yield the gradients of hidden states (N, H), weight (V, H) and bias (V,) from those at the products of each tile.
 
     Sums over tiles are in float32 or wider.
     """
@@ -136,7 +136,7 @@ def kernels_work(device: torch.device, selected: Callable[..., Any]) -> bool:
 
     `selected` is `output_layer.SelectedLogProbs.apply`, which calls them.
     """
-    # A compiler, a driver or a build tool that is missing raises an error of its own class.
+    # A missing compiler, driver or build tool raises an error of its own class.
     try:
         apart = _distance_from_full_logits(device, selected)
     except Exception as error:

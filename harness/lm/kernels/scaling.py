@@ -1,8 +1,8 @@
 # pyright: standard
 # triton has no types.
-"""What every kernel does to a product of the output layer, and how a kernel is launched.
+"""How kernels turn products of the output layer into logits and back, and how a kernel is launched.
 
-Scale, softcap and temperature are compile-time constants: as arguments they would be rounded to float32.
+Scale, softcap and temperature are compile-time constants, because arguments would be rounded to float32.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def to_raw(grad, logits, SCALE: tl.constexpr, SOFTCAP: tl.constexpr, TEMPERATURE
 
 
 def constants(head: Any, prefix: str = "") -> dict[str, float]:
-    """Return a head's constants by the names of the kernels' arguments; a softcap of 0 is none."""
+    """Return a head's constants by the names of the kernels' arguments; 0 means no softcap."""
     values = {"SCALE": float(head.scale), "SOFTCAP": float(head.softcap or 0.0), "TEMPERATURE": float(head.temperature)}
     return {prefix + name: value for name, value in values.items()}
 

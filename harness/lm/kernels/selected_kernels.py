@@ -1,9 +1,9 @@
 # pyright: standard, reportPossiblyUnboundVariable=false, reportOperatorIssue=false
 # triton has no types.
-"""Kernels for log-probabilities of chosen tokens: a program owns a row of a tile of products and reads it once.
+"""Kernels for log-probabilities of chosen tokens: one program per row of a tile of products, which it reads once.
 
-Forward it updates the running sums of the log-softmax, picks the chosen ids, and keeps apart what is outside the held ids.
-Backward it writes the gradient in the dtype of the next products.
+In the forward pass it updates the running sums of the log-softmax, picks the chosen ids, and sums held ids separately from
+the rest. In the backward pass it writes the gradient in the dtype of the matrix products that follow.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torch import Tensor
 from harness.lm.kernels.scaling import constants, launch, scaled, to_raw
 
 BLOCK = 1024
-# Columns of a group whose maximum is kept. A token among the K largest is in one of the K groups with the largest maxima.
+# Columns in a group whose maximum is stored. The K largest logits are in the K groups with the largest maxima.
 GROUP = 64
 
 
 @triton.jit
 def _first_of_equals(id, COLUMNS: tl.constexpr):
-    """Return which ids of a row do not stand further left in it too."""
+    """Return which ids of a row are the first of their value in it."""
     column = tl.arange(0, COLUMNS)
     before = (id[:, None] == id[None, :]) & (column[None, :] < column[:, None])
     return tl.sum(tl.where(before, 1, 0), 1) == 0
@@ -44,7 +44,7 @@ def _scan(
     at_ids = scaled(tl.load(raw + row * width + local, mask=here, other=0.0), SCALE, SOFTCAP, TEMPERATURE)
     tl.store(chosen + row * count + column, at_ids, mask=here)
     if HELD > 0:
-        # The held columns leave the tile: the sums below are of the rest alone, and nothing cancels.
+        # Held columns are removed from the tile, so the sums below are of the rest alone and nothing cancels.
         slot = tl.arange(0, HELD)
         id = tl.load(held + row * held_count + slot, mask=slot < held_count, other=-1)
         spot = id - first
@@ -105,7 +105,7 @@ def _gradient(
         if HELD > 0:
             grad += own_rest * tl.exp(z - lse_rest)
         tl.store(out + row * width + place, to_raw(grad, z, SCALE, SOFTCAP, TEMPERATURE), mask=inside)
-    # Held columns are written again without the rest's part, then the chosen ones with their own gradient.
+    # Held columns are overwritten without the rest's part, then chosen columns with their own gradient.
     if HELD > 0:
         tl.debug_barrier()
         slot = tl.arange(0, HELD)
@@ -132,9 +132,9 @@ def _gradient(
 
 
 class RunningSums:
-    """Running sums over the tiles of n positions, as `output_layer` keeps them without a kernel.
+    """Running sums over the tiles of n positions, like those of `output_layer` without kernels.
 
-    With `held` (n, K) there are two sets: of the held ids, and of the rest.
+    With `held` (n, K) there are two sets of sums: of the held ids, and of the rest.
     """
 
     def __init__(self, ids: Tensor, dtype: torch.dtype, held: Tensor | None = None) -> None:
@@ -178,7 +178,7 @@ def selected_gradient(
 ) -> Tensor:  # fmt: skip
     """Return the gradient (n, v) at a tile's products, in `dtype`, from the gradient `above` (n, C) at the log-probabilities.
 
-    `rest` is the held ids (n, K), the gradient (n,) at the log-probability of all other tokens, and that (n,) itself.
+    `rest` is the held ids (n, K), the gradient (n,) at the log-probability of all other tokens, and this log-probability (n,).
     """
     out = torch.empty(raw.shape, dtype=dtype, device=raw.device)
     if not len(raw):
@@ -200,7 +200,7 @@ def selected_gradient(
 def largest(raw: Tensor, maxima: Tensor, head: Any, k: int) -> tuple[Tensor, Tensor]:
     """Return the K largest logits (n, K) and their columns, from products (n, V) and the maxima (n, groups) of their groups.
 
-    K groups hold K logits that are at least as large as all others, so only their columns are sorted.
+    The K largest logits are in the K groups with the largest maxima, so only these groups are searched.
     """
     groups = maxima.topk(min(k, maxima.shape[1]), dim=-1).indices
     columns = (groups[:, :, None] * GROUP + torch.arange(GROUP, device=raw.device)).flatten(1)

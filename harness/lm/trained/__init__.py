@@ -1,1 +1,1 @@
-"""The weights that a stage trains: the student's own, master weights, or parts over several processes."""
+"""The weights that a stage trains: the student's own, master weights, or shards over several processes."""

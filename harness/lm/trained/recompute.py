@@ -1,4 +1,4 @@
-"""Activation checkpointing: each layer keeps its inputs only, and computes itself again in the backward pass."""
+"""Activation checkpointing: each layer keeps only its inputs and is computed again in the backward pass."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from harness.errors import ModelError
 
 @contextmanager
 def recomputed_layers(module: nn.Module, enabled: bool) -> Generator[None]:
-    """Checkpoint the activations of every layer of a transformers model in this block, in either mode of the module.
+    """Checkpoint the activations of every layer of a transformers model in this block, in training and evaluation mode.
 
     transformers' own switch works in training mode only, but methods without dropout train in evaluation mode. Gradients are
-    those without checkpointing, to the bit. Raises `ModelError` for a model whose layers transformers does not mark.
+    bit-identical to those without checkpointing. Raises `ModelError` for a model whose layers transformers does not mark.
     """
     layers = layers_of(module) if enabled else []
     if enabled and not layers:
@@ -35,7 +35,7 @@ def recomputed_layers(module: nn.Module, enabled: bool) -> Generator[None]:
 
 
 def layers_of(module: nn.Module) -> list[nn.Module]:
-    """Return the layers of a transformers model that repeat: those that it marks for checkpointing."""
+    """Return the repeated layers of a transformers model, which it marks for checkpointing."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     return [layer for layer in module.modules() if isinstance(layer, GradientCheckpointingLayer)]

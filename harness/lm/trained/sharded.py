@@ -1,7 +1,7 @@
-"""A student that several processes train together: each holds a part of every weight, gradient and moment (FSDP2).
+"""A student that several processes train together: each has a shard of every weight, gradient and optimiser moment (FSDP2).
 
-A copy of the student is sharded and trained. The student's own model keeps its shape without its memory, and is filled from
-the shards while it generates, while something reads its weights, and when the stage ends.
+A copy of the student is sharded and trained. The student's own model keeps its tensors' shapes but not their memory. It is
+filled from the shards inside `whole`, where it generates and its weights are read, and by `close` when the stage ends.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from harness.lm.trained.weights import Trainable
 
 
 class ShardedWeights(Trainable):
-    """Weights split over processes; with `bfloat16_master` the shards are float32 and what is computed with is bfloat16."""
+    """Weights sharded over processes; with `bfloat16_master` the shards are float32 and the computation is bfloat16."""
 
     def __init__(self, student: StudentForward, precision: Precision, ranks: Ranks) -> None:
         self.student, narrow = student, precision == "bfloat16_master"
@@ -39,7 +39,7 @@ class ShardedWeights(Trainable):
         fully_shard(self.module, mesh=mesh, mp_policy=policy)
         self.module.register_forward_hook(_hand_out_views)
         for part in self._parts():
-            # Each process has its share of one loss, so gradients add up.
+            # Each process computes its share of one loss, so gradients are summed, not averaged.
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)
         self.shapes = {name: (own.dtype, own.data.shape) for name, own in self.own.items()}
@@ -67,16 +67,16 @@ class ShardedWeights(Trainable):
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take this process's shards of whole weights."""
+        """Take this process's shards from whole weights."""
         self._reshard()
-        # Tied weights have several names in a state, of which one alone may have all digits.
+        # Tied weights have several names in a state; the parameter's own name has full precision.
         for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers()):
             if name in state:
                 take(tensor, state[name])
 
     @torch.no_grad()
     def close(self) -> None:
-        """Give the student its weights back, whole, in the precision in which it came."""
+        """Give the student its whole weights, in their original precision."""
         self._reshard()
         for name, shards in self.module.named_parameters():
             dtype, _ = self.shapes[name]
@@ -91,7 +91,7 @@ class ShardedWeights(Trainable):
             own.copy_(whole(shards))
 
     def _reshard(self) -> None:
-        """Return from whole to sharded weights: the root keeps them whole after a forward pass without a backward pass."""
+        """Free the whole weights that FSDP's root keeps after a forward pass without a backward pass."""
         for part in self._parts():
             part.reshard()
 
@@ -100,10 +100,10 @@ class ShardedWeights(Trainable):
 
 
 def _hand_out_views(_module: Any, _inputs: Any, found: LogProbs) -> LogProbs:
-    """Return what a forward pass found as views of it, so that FSDP's hooks wait for the real backward pass.
+    """Return views of a forward pass's results, so that FSDP's hooks wait for the real backward pass.
 
-    The step log differentiates losses at these tensors. At FSDP's own outputs its hooks would take that for a backward pass,
-    and a process whose micro-batch is a filler, which logs nothing, would be out of step with the others.
+    The step log differentiates losses with respect to these tensors. On FSDP's own outputs, its hooks would treat that as a
+    backward pass, and a process with a filler, which logs nothing, would get out of step with the others.
     """
     tensors = {name: value for name, value in vars(found).items() if isinstance(value, Tensor) and value.requires_grad}
     return replace(found, **{name: value.view_as(value) for name, value in tensors.items()})

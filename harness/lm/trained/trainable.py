@@ -1,4 +1,4 @@
-"""Open a student's weights for training, as its precision and the number of processes ask for."""
+"""Open a student's weights for training: its own, master weights or shards, by precision and number of processes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from harness.lm.trained.weights import MasterWeights, OwnWeights, Trainable
 
 @contextmanager
 def trainable(student: StudentForward, precision: Precision) -> Generator[Trainable]:
-    """Open a student's weights for training; afterwards the student is as it was, with the new weights."""
+    """Open a student's weights for training; afterwards the student has the new weights in its original precision."""
     opened = _open(student, precision)
     try:
         yield opened
     except BaseException as error:
-        # One process's error leaves the others waiting elsewhere; a loss that is not finite is everyone's.
+        # Closing needs all processes. An error of one leaves the others waiting elsewhere; all see a loss that is not finite.
         if current_ranks().size == 1 or isinstance(error, NotFiniteError):
             opened.close()
         raise

@@ -1,8 +1,8 @@
-"""What an optimiser steps, and how it stands to the student: the student itself, master weights, or shards.
+"""The weights that an optimiser changes, and their relation to the student: its own, master weights, or shards.
 
-A stage trains through a `Trainable`. Its `module` is called for a forward pass, and the optimiser steps the module's
-parameters. The student's own model generates, inside `whole`, with the weights of the last `publish`. `close` gives the
-student back with all that was learned, in the precision in which it came.
+A stage trains through a `Trainable`. Its `module` is called for a forward pass, and the optimiser changes the module's
+parameters. The student's own model generates inside `whole`, with the weights of the last `publish`. `close` leaves the
+trained weights in the student, in its original precision.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from harness.lm.logprobs import StudentForward
 
 
 class Trainable(ABC):
-    """The weights that a stage trains; see the module's page."""
+    """The weights that a stage trains; see the module's docstring."""
 
     module: nn.Module
 
     @contextmanager
     def whole(self) -> Generator[None]:
-        """Have the published weights in the student's own model in this block."""
+        """Provide the published weights in the student's own model in this block."""
         yield
 
     @abstractmethod
     def publish(self) -> None:
-        """Give the student's own model the weights of the moment, after an update."""
+        """Give the student's own model the current weights, after an update."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Return the weights for a snapshot, by the names of the student."""
+        """Return the weights for a snapshot, by the student's names."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the weights of a snapshot, and publish them."""
+        """Load the weights of a snapshot, and publish them."""
 
     @abstractmethod
     def close(self) -> None:
-        """Give the student its weights back, in the precision in which it came."""
+        """Leave the trained weights in the student, in its original precision."""
 
 
 class OwnWeights(Trainable):
@@ -52,7 +52,7 @@ class OwnWeights(Trainable):
         self.module = student
 
     def publish(self) -> None:
-        """Do nothing: the student's weights are those that the optimiser stepped."""
+        """Do nothing: the optimiser changes the student's own weights."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the student's state."""
@@ -69,9 +69,9 @@ class OwnWeights(Trainable):
 class MasterWeights(Trainable):
     """bfloat16 weights for computing, float32 masters for the optimiser.
 
-    A step of an optimiser is often smaller than half the distance between two bfloat16 numbers, and would round to nothing.
-    So it changes the masters, and the weights are the masters rounded. Gradients leave the weights after each backward pass
-    and add up in float32. Weights that are not trained are kept as well, so that `close` restores them to the bit.
+    An optimiser step is often smaller than half the distance between two bfloat16 numbers, and would round to zero. So the
+    optimiser changes the masters, and the weights are the rounded masters. Each backward pass moves its gradients to the
+    masters, where they add up in float32. Masters of untrained weights are kept too, so that `close` restores them exactly.
     """
 
     def __init__(self, student: StudentForward) -> None:
@@ -81,11 +81,11 @@ class MasterWeights(Trainable):
             name: nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
             for name, weight in self.weights.items()
         }
-        self.module = _Mastered(student, self.masters)
+        self.module = _MasterModule(student, self.masters)
         for weight in self.weights.values():
             weight.data = weight.data.to(torch.bfloat16)
         self._hooks = [
-            weight.register_post_accumulate_grad_hook(_moved_to(self.masters[name]))
+            weight.register_post_accumulate_grad_hook(_move_gradient_to(self.masters[name]))
             for name, weight in self.weights.items()
             if weight.requires_grad
         ]
@@ -97,7 +97,7 @@ class MasterWeights(Trainable):
             weight.copy_(self.masters[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the masters, and the student's buffers."""
+        """Return the masters and the student's buffers, by the student's names."""
         return {**self.student.state_dict(), **{name: master.detach() for name, master in self.masters.items()}}
 
     @torch.no_grad()
@@ -109,7 +109,7 @@ class MasterWeights(Trainable):
         self.publish()
 
     def close(self) -> None:
-        """Put the masters in the weights' place."""
+        """Replace the weights by the masters."""
         for hook in self._hooks:
             hook.remove()
         for name, weight in self.weights.items():
@@ -117,8 +117,8 @@ class MasterWeights(Trainable):
             weight.data = self.masters[name].data
 
 
-class _Mastered(nn.Module):
-    """Computes as the student does, and has the masters as its parameters, under the student's names."""
+class _MasterModule(nn.Module):
+    """Computes as the student does, but its parameters are the masters, under the student's names."""
 
     def __init__(self, student: StudentForward, masters: dict[str, nn.Parameter]) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class _Mastered(nn.Module):
         yield from self.__dict__["masters"].items()
 
 
-def _moved_to(master: nn.Parameter) -> Any:
+def _move_gradient_to(master: nn.Parameter) -> Any:
     """Return a hook that adds a weight's gradient to its master's, in float32, and clears it."""
 
     def move(weight: Tensor) -> None:

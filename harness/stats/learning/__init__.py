@@ -1,1 +1,1 @@
-"""What makes methods comparable: that they learned equally, and a learning rate that each chose in the same way."""
+"""Make methods comparable: at equal learning, and at learning rates that are chosen in the same way for each method."""

@@ -1,17 +1,17 @@
-"""Retention at equal learning: what two methods kept where they had learned the same, read from their learning curves.
+"""Retention at equal learning: what two methods kept when they had learned equally much, read from their learning curves.
 
-A method that learns less has less to forget, so scores at the end of a stage say little about forgetting. A curve has both at
-every point of a stage: what the stage's own task scores, and what happened to the other tasks since the stage began. For each
-seed the difference in retention is averaged over the learning that both methods reach.
+A method that learns less has less to forget, so scores at the end of a stage say little about forgetting. A learning curve
+has both at every point of a stage: the score of the stage's own task, and the change of the other tasks since the stage began.
+For each seed the difference in retention is averaged over the learning that both methods reach.
 
-How a curve is read decides whether the comparison is fair; `docs/decisions/` has the simulation behind each choice.
+A comparison is only fair if the curves are read in the right way; `docs/decisions/` has the simulation behind each choice.
 - Learning is made monotone by isotonic regression over the steps, and a level is read at the first step that reaches it. The
-  steps are known exactly, so noise in the scores does not pull one axis towards the other, as it does where retention is
-  regressed on measured learning.
-- Both curves are read at the same levels: those at which the method with fewer points has them. A straight line between two
-  distant points then errs alike for both methods, so a method is not better for learning in larger steps.
+  steps are known exactly, so noise in the scores does not bias the comparison; regressing retention on measured learning
+  would (regression dilution).
+- Both curves are read at the same levels: those of the method with fewer points. A straight line between two distant points
+  then has the same error for both methods, so learning in larger steps is not an advantage.
 - The upper tenth of the common range is left out: where learning levels off, noise decides when a level is first reached.
-- A method that learns all of the common range between two points has no curve there, so it is not compared.
+- A method that learns the whole common range between two points has no curve there, so it is not compared.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from harness.stats.estimates import Estimate, ItemTable
 
 Vector = NDArray[np.float64]
 
-LEAST = 0.05  # the smallest range of common learning, a share
+LEAST = 0.05  # the smallest common range of learning, as a share
 UPPER = 0.9  # the part of the common range that is compared
 NO_COMMON_LEARNING = "not comparable: no common learning"
-TOO_FEW_POINTS = "not comparable: too few points"  # a method learned all of the common range between two
+TOO_FEW_POINTS = "not comparable: too few points"  # a method learned the whole common range between two points
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Curve:
     """One stage of one run, at K points of its training.
 
     - `learned` (K,): the score of the stage's own task, 0..1.
-    - `kept`: by other task the score of each item at each point, `values` (items, K).
+    - `kept`: for each other task, the score of each item at each point, `values` (items, K).
     """
 
     learned: Vector
@@ -49,9 +49,9 @@ class Curve:
 
     @property
     def reached(self) -> Vector:
-        """The learning that the method has reached at each point (K,): the nondecreasing least-squares fit of `learned`.
+        """The learning reached at each point (K,): the nondecreasing least-squares fit of `learned`.
 
-        Pool adjacent violators (Barlow et al. 1972, Statistical Inference under Order Restrictions).
+        It is isotonic regression (Barlow et al. 1972, Statistical Inference under Order Restrictions).
         """
         from scipy.optimize import isotonic_regression  # takes a second to import
 
@@ -60,15 +60,15 @@ class Curve:
 
     @property
     def change(self) -> Vector:
-        """What the other tasks gained since the stage began (K,), mean over them; negative where they lost."""
+        """The mean change of the other tasks since the stage began (K,); negative if they lost."""
         scores = [table.values.mean(axis=0) for table in self.kept.values()]
         return np.mean([score - score[0] for score in scores], axis=0)
 
 
-class Common(NamedTuple):
+class CommonRange(NamedTuple):
     """The learning that two curves of one seed both reach: from `low` to `high`, 0..1.
 
-    `points` is how many levels between these two the curve with fewer points has.
+    `points` is the number of levels strictly between these two on the curve that has fewer of them.
     """
 
     low: float
@@ -81,12 +81,12 @@ class AtEqualLearning:
     """Two methods' retention at equal learning in one stage.
 
     `base` and `other` are the change of the other tasks since the stage began, averaged over the learning that both reach;
-    `common` is that learning, by seed. A seed that has none is in neither; `seeds` counts it.
+    `common` is that learning, by seed. A seed without common learning is in none of them, but `seeds` counts it.
     """
 
     base: Estimate
     other: Estimate
-    common: Mapping[int, Common]
+    common: Mapping[int, CommonRange]
     seeds: int
 
     @property
@@ -96,7 +96,10 @@ class AtEqualLearning:
 
     @property
     def obstacle(self) -> str:
-        """Why the two are not comparable: most seeds have no common learning, or no point inside it; empty where they are."""
+        """Why the two are not comparable; empty if they are.
+
+        At least half of the seeds have no common learning, or its range contains less than one point on average.
+        """
         if 2 * len(self.common) <= self.seeds:
             return NO_COMMON_LEARNING
         return TOO_FEW_POINTS if float(np.mean([each.points for each in self.common.values()])) < 1 else ""
@@ -105,12 +108,12 @@ class AtEqualLearning:
 def at_equal_learning(base: Mapping[int, Curve], other: Mapping[int, Curve]) -> AtEqualLearning:
     """Return what two methods kept in one stage at equal learning, for the seeds that both have.
 
-    Both curves of a seed need the same tasks and items. Its two values are `mean over L of (R(t(L)) - R(0))`, with R the
-    retained tasks' mean score and t(L) the first step at which the method has learned L: the area under each curve over the
-    common learning, over its width. The items of the result are those of the retained tasks, with the steps given.
+    Both curves of a seed need the same tasks and items. A method's value is the mean over levels L of R(t(L)) - R(0), with R
+    the retained tasks' mean score and t(L) the first step at which the method has learned L: the area under its curve over
+    the common range, divided by the range's width. Items are those of the retained tasks; the steps t(L) count as fixed.
     """
     sides: tuple[dict[int, tuple[Curve, Vector]], ...] = ({}, {})
-    common: dict[int, Common] = {}
+    common: dict[int, CommonRange] = {}
     paired = [seed for seed in base if seed in other]
     for seed in paired:
         curves = (base[seed], other[seed])
@@ -118,28 +121,28 @@ def at_equal_learning(base: Mapping[int, Curve], other: Mapping[int, Curve]) -> 
         levels = _common_levels(fits)
         if levels is None:
             continue
-        common[seed] = Common(float(levels[0]), float(levels[-1]), len(levels) - 2)
+        common[seed] = CommonRange(float(levels[0]), float(levels[-1]), len(levels) - 2)
         gaps = np.diff(levels)
-        area = (np.append(gaps, 0.0) + np.append(0.0, gaps)) / (2 * gaps.sum())  # the trapezoid rule
+        weights = (np.append(gaps, 0.0) + np.append(0.0, gaps)) / (2 * gaps.sum())  # trapezoidal rule
         for side, curve, fit in zip(sides, curves, fits, strict=True):
-            side[seed] = (curve, area @ _first_reached(fit, levels))
+            side[seed] = (curve, weights @ _first_reached(fit, levels))
     return AtEqualLearning(_estimate(sides[0]), _estimate(sides[1]), common, len(paired))
 
 
 def over_stages(stages: Sequence[AtEqualLearning]) -> AtEqualLearning:
-    """Return the mean over stages, for the seeds that have common learning in each; `common` is the mean of the ranges."""
+    """Return the mean over stages, for seeds with common learning in every stage; `common` is the mean of the ranges."""
     base, other = (reduce(add, sides) / len(stages) for sides in zip(*((s.base, s.other) for s in stages), strict=True))
-    common: dict[int, Common] = {}
+    common: dict[int, CommonRange] = {}
     for seed in base.by_seed:
         ranges = [stage.common[seed] for stage in stages]
-        common[seed] = Common(*(sum(column) / len(stages) for column in zip(*ranges, strict=True)))
+        common[seed] = CommonRange(*(sum(column) / len(stages) for column in zip(*ranges, strict=True)))
     return AtEqualLearning(base, other, common, stages[0].seeds)
 
 
 def _common_levels(fits: Sequence[Vector]) -> Vector | None:
     """Return the levels of learning at which both curves are read, in order; None where they share less than LEAST.
 
-    They begin at the higher of the two starts and end at UPPER of the way to the lower of the two ends; between these are the
+    They begin at the higher of the two starts and end at UPPER of the way to the lower of the two ends. In between are the
     levels of the curve that has fewer of them there.
     """
     low, high = max(fit[0] for fit in fits), min(fit[-1] for fit in fits)
@@ -151,7 +154,7 @@ def _common_levels(fits: Sequence[Vector]) -> Vector | None:
 
 
 def _first_reached(fit: Vector, levels: Vector) -> Vector:
-    """Return (levels, K): the weights of a curve's points that make up the place where it first reaches each level."""
+    """Return (levels, K): for each level, the weights that interpolate between the points where a curve first reaches it."""
     rows = np.zeros((len(levels), len(fit)))
     for row, level in zip(rows, levels.tolist(), strict=True):
         after = min(bisect_left(fit.tolist(), level), len(fit) - 1)
@@ -164,7 +167,7 @@ def _first_reached(fit: Vector, levels: Vector) -> Vector:
 
 
 def _estimate(sides: Mapping[int, tuple[Curve, Vector]]) -> Estimate:
-    """Return one side by seed, each retained task with equal weight, with what each of its items adds."""
+    """Return one method's estimate from its curve and point weights (K,) by seed; retained tasks have equal weight."""
     values = {seed: float(curve.change @ weights) for seed, (curve, weights) in sides.items()}
     if not sides:
         return Estimate({})

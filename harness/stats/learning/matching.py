@@ -1,4 +1,4 @@
-"""Whether two methods learned equally, and what each kept where they did: a method that learns less has less to forget."""
+"""Whether two methods learned equally; if they did not, their retention cannot be compared."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ MATCHED, ON_AVERAGE, UNMATCHED = "matched", "matched on average only", "unmatche
 
 
 def how_matched(learned: Interval, margin: float = MARGIN) -> str:
-    """Return whether the whole interval of a difference in learning lies within the margin, or only its mean does.
+    """Return MATCHED if the interval of a difference in learning is within ±margin, ON_AVERAGE if only its mean is.
 
-    An interval over fewer than three seeds, or without width because all seeds differ alike, matches nothing.
+    Anything else is UNMATCHED. An interval over fewer than three seeds, or without width, is never MATCHED.
     """
     if has_width(learned, FEWEST_SEEDS) and learned.low >= -margin and learned.high <= margin:
         return MATCHED

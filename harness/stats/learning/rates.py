@@ -1,4 +1,4 @@
-"""The learning rate at which a method does best, chosen for each seed by the other seeds."""
+"""The learning rate at which a method does best, chosen for each seed from the other seeds."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 
-class Chosen(NamedTuple):
+class ChosenRate(NamedTuple):
     """The learning rate chosen for a seed, and the figure of that seed at that rate."""
 
     rate: float
     value: float
 
 
-def chosen_rates(by_rate: Mapping[float, Mapping[int, float]]) -> dict[int, Chosen]:
+def choose_rates(by_rate: Mapping[float, Mapping[int, float]]) -> dict[int, ChosenRate]:
     """Return for each seed the rate with the highest mean over the other seeds, and the seed's own figure there.
 
     `by_rate` is the figure by learning rate and seed. A rate without any value and a seed that lacks a rate are left out;
-    the result is empty where fewer than two seeds remain. Choosing on other seeds keeps the maximum's bias out.
+    the result is empty if fewer than two seeds remain. Choosing on other seeds avoids the bias of taking a maximum.
     """
     known = {rate: _known(values) for rate, values in by_rate.items() if _known(values)}
     every = list(known.values())
@@ -27,7 +27,7 @@ def chosen_rates(by_rate: Mapping[float, Mapping[int, float]]) -> dict[int, Chos
         return {}
     totals = {rate: sum(values[seed] for seed in seeds) for rate, values in known.items()}
     best = {seed: max(known, key=lambda rate, seed=seed: totals[rate] - known[rate][seed]) for seed in seeds}
-    return {seed: Chosen(rate, known[rate][seed]) for seed, rate in best.items()}
+    return {seed: ChosenRate(rate, known[rate][seed]) for seed, rate in best.items()}
 
 
 def _known(values: Mapping[int, float]) -> dict[int, float]:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from benchmarks.report_runs import STAGES, Scale, write_runs
 from reports.data.frames import Frames, load_frames
 from reports.figures import style
+from reports.figures.draw_cost import PHASE_COLOURS
 from tests.support.reports.drawn_figures import drawn
 
 MANY = [*("none", "sft", "opd", "aopd", "gkd", "grpo", "eopd", "vopd", "mine"), *(f"opd_{n}" for n in range(5))]
@@ -85,10 +86,18 @@ def named_colours(figure: Figure, labels: set[str]) -> Iterator[tuple[str, str]]
 
 
 @pytest.mark.parametrize("sight", SEEN)
-def test_colours_stay_apart_for_colour_blind_readers(sight: str):
-    colours = [*style.PALETTE, style.KNOWN["none"]]
+@pytest.mark.parametrize(
+    ("colours", "least"),
+    [
+        ([*style.PALETTE, style.KNOWN["none"]], 0.07),
+        (list(style.OUTCOME_COLOURS.values()), 0.1),
+        (list(PHASE_COLOURS.values()), 0.1),
+    ],
+    ids=["methods", "outcomes", "phases"],
+)
+def test_colours_stay_apart_for_colour_blind_readers(colours: list[str], least: float, sight: str):
     seen = [in_oklab(np.clip(np.array(SEEN[sight]) @ linear(colour), 0, 1)) for colour in colours]
-    assert min(float(np.linalg.norm(one - other)) for one, other in combinations(seen, 2)) > 0.07
+    assert min(float(np.linalg.norm(one - other)) for one, other in combinations(seen, 2)) > least
 
 
 def linear(colour: str) -> np.ndarray:
