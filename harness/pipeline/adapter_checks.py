@@ -28,7 +28,7 @@ def check_adapters(suite: Suite, entries: Collection[str] | None = None) -> dict
 
 
 def _refuse_narrow_weights(suite: Suite, names: Sequence[str]) -> None:
-    """Raise `ConfigError` for a student in 16 bits without float32 master weights: most optimiser steps would round to zero."""
+    """Raise `ConfigError` for a student in 16 bits without float32 master weights: optimiser steps would round to zero."""
     fixed = [stage.training.precision for stage in suite.stages if stage.adapter is not None]
     precisions = {*fixed, *(suite.training_for(stage, name).precision for name in names for stage in suite.stages)}
     dtype = suite.student.dtype
