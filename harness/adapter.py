@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args
 
 from pydantic import ConfigDict, ValidationError, model_validator
 
@@ -228,10 +228,14 @@ class Adapter(Strict, ABC):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Raise `ConfigError` for a class with names of an earlier contract, because the loop would ignore them."""
+        """Refuse a class whose definitions the loop would ignore: those of an earlier contract, and a misspelled need."""
         super().__pydantic_init_subclass__(**kwargs)
         if old := [name for name in RENAMED if name in vars(cls)]:
             raise ConfigError(f"{cls.__name__} defines `{old[0]}`, which has no effect; use {RENAMED[old[0]]}")
+        if cls.teacher_needs not in get_args(Needs):
+            raise ConfigError(
+                f"{cls.__name__}.teacher_needs is {cls.teacher_needs!r}, expected one of {', '.join(get_args(Needs))}"
+            )
 
     @model_validator(mode="after")
     def _refuse_nan(self) -> Self:

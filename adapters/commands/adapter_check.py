@@ -12,7 +12,8 @@ from rich.table import Table
 from adapters.conformance.all_checks import check_adapter
 from adapters.conformance.outcomes import Result
 from adapters.wrappers.wrapper import Wrapper
-from harness.adapter import Adapter, make_adapter, registered
+from harness.adapter import GROUP, Adapter, make_adapter
+from harness.config.plugins import load_plugin
 from harness.config.read_yaml import parse_yaml
 from harness.config.suite import AdapterEntry
 from harness.errors import ConfigError
@@ -40,11 +41,7 @@ def print_check(console: Console, name: str, options: Sequence[str]) -> bool:
 
 def _make(name: str, options: dict[str, Any]) -> Adapter:
     """Return an adapter; a wrapper without the option `of` wraps OPD."""
-    point = registered().get(name)
-    try:
-        wraps = point is not None and issubclass(point.load(), Wrapper)
-    except (ImportError, AttributeError):
-        wraps = False  # `make_adapter` raises the error
+    wraps = issubclass(load_plugin(GROUP, name, "adapter", Adapter), Wrapper)
     return make_adapter(name, AdapterEntry(adapter=name, options={"of": WRAPPED, **options} if wraps else options))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.metadata import EntryPoint
 from typing import Any
 
 from rich.markup import escape
@@ -30,11 +29,11 @@ def adapter_table() -> Table:
     table = Table(title="adapters", title_justify="left", show_lines=True)
     for column in ("name", "trains by", "teacher", "options and their defaults"):
         table.add_column(column, min_width=26 if column.startswith("options") else None)
-    for name, point in registered().items():
+    for name in registered():
         try:
-            cls: type[Adapter] = point.load()
-        except (ImportError, AttributeError) as error:
-            table.add_row(escape(name), escape(f"cannot be loaded: {error}"))
+            cls = load_plugin(GROUP, name, "adapter", Adapter)
+        except ConfigError as error:
+            table.add_row(escape(name), "cannot be used", "", escape(str(error)))
             continue
         options = "\n".join(f"{key}: {_default(field)}" for key, field in cls.model_fields.items())
         table.add_row(*map(escape, (name, _summary(cls), _teacher(name, cls), options)))
@@ -58,12 +57,12 @@ def describe_adapter(name: str) -> str:
 
 def adapter_page() -> str:
     """Return the page docs/adapters.md: each adapter's loss, paper, teacher, responses, options and deviations."""
-    sections = [_section(name, point) for name, point in registered().items()]
+    sections = [_section(name) for name in registered()]
     return "\n".join([PAGE_HEAD, *sections])
 
 
-def _section(name: str, point: EntryPoint) -> str:
-    cls: type[Adapter] = point.load()
+def _section(name: str) -> str:
+    cls = load_plugin(GROUP, name, "adapter", Adapter)
     return "\n".join([f"## {name}", "", (cls.__doc__ or "").strip(), "", *_facts(name, cls), "", *_options(cls)])
 
 
@@ -92,7 +91,7 @@ def _cell(text: str) -> str:
 
 
 def _summary(cls: type[Adapter]) -> str:
-    return (cls.__doc__ or "").strip().splitlines()[0]
+    return next(iter((cls.__doc__ or "").strip().splitlines()), "")
 
 
 def _default(field: Any) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 
 from harness.adapter import Source, StageContext
-from harness.engines.engine import Completion, Engine, Sampling
+from harness.engines.engine import Completion, Engine, Sampling, answer_all
 from harness.engines.first_process import FirstProcessEngine
 from harness.lm.logprobs import StudentRequest
 from harness.lm.packing import packs
@@ -109,14 +109,14 @@ class Drawing:
 
     def _generate(self, engine: Engine, prompts: list[list[int]], sampling: Sampling) -> list[Completion]:
         if self.ranks.size == 1:
-            return engine.generate(prompts, sampling)
+            return answer_all(engine, prompts, sampling)
         if isinstance(engine, FirstProcessEngine):
             with self.weights.whole():
-                return engine.generate(prompts, sampling)
+                return answer_all(engine, prompts, sampling)
         # An answer depends on how often its prompt is in the call, so one process answers all copies of a prompt.
         mine = self.ranks.share([tuple(prompt) for prompt in prompts])
         with self.weights.whole():
-            own = engine.generate([prompts[i] for i in mine], sampling) if mine else []
+            own = answer_all(engine, [prompts[i] for i in mine], sampling) if mine else []
         answers = dict(pair for part in self.ranks.gather(list(zip(mine, own, strict=True))) for pair in part)
         return [answers[i] for i in range(len(prompts))]
 

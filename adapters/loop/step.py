@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from adapters.loop.diagnostics import RolloutFigures, StepLog
 from adapters.loop.divergences import known_beta
 from adapters.loop.drawing import Drawing
-from adapters.loop.tokens import MOST, TokenLosses, Tokens, importance, uniform_draws
+from adapters.loop.tokens import MOST, TokenLosses, Tokens, check_losses, importance, uniform_draws
 from harness.adapter import StageContext
 from harness.lm.logprobs import LogProbs, StudentRequest, TeacherRequest, TeacherScores, head_of
 from harness.lm.optimiser import Updater, UpdateResult
@@ -200,7 +200,7 @@ class Step:
             if batch.filler:
                 return student.chosen.sum() * 0.0
             tokens = _tokens(student, scored, self.adapter.teacher_request.top_k)
-            outcome = self.adapter.token_losses(tokens)
+            outcome = check_losses(self.adapter.token_losses(tokens), len(tokens.logq), type(self.adapter).__name__)
             if self.scorer is not None:
                 log.against_teacher(student, scored.ids, scored.teacher, tokens.advantage, outcome, batch.weights)
             log.tokens(student, outcome.routed)

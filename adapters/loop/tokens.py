@@ -59,9 +59,29 @@ class TokenLosses:
     routed: Tensor | None = None
 
 
+def check_losses(found: object, count: int, method: str) -> TokenLosses:
+    """Return what a method's `token_losses` returned; raises `TrainingError` unless it has one loss for each of N tokens.
+
+    A single loss would be broadcast to all tokens, and the average of a batch would be taken twice.
+    """
+    if not isinstance(found, TokenLosses):
+        raise TrainingError(
+            f"{method}.token_losses returned {type(found).__name__}, expected TokenLosses; return TokenLosses(losses)"
+        )
+    if found.losses.shape != (count,):
+        raise TrainingError(
+            f"{method}.token_losses returned losses of shape {tuple(found.losses.shape)}, expected ({count},), one for each "
+            "response token; do not average them, `reduction` does"
+        )
+    return found
+
+
 def require(signal: Tensor | None, name: str) -> Tensor:
-    """Return a field of `Tokens` that is not None; raises `AssertionError` for one that the adapter did not request."""
-    assert signal is not None, f"the loop computed no {name}; the adapter has to request it"
+    """Return a field of `Tokens` that is not None; raises `TrainingError` for one that the adapter did not request."""
+    if signal is None:
+        raise TrainingError(
+            f"the loop computed no {name}, because the adapter did not request it; see its `teacher_request`"
+        )
     return signal
 
 

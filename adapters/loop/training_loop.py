@@ -173,7 +173,7 @@ class LoopAdapter(Adapter):
             batches = pairwise(chain(islice(prompt_batches(ctx), first, ctx.training.steps), [None]))
             for index, (prompts, following) in enumerate(batches, start=first):
                 assert prompts is not None, "only the last step has none after it"
-                with _log_non_finite_step(ctx, index):
+                with _log_non_finite_step(ctx, index, self.scorer(ctx) is not None):
                     line = Step(self, ctx, weights, updater, drawing, index).run(prompts, following)
                 ctx.log({**line, "warnings": guards.look_at(line)})
                 with weights.whole() if ctx.measures(index + 1) else nullcontext():
@@ -183,13 +183,18 @@ class LoopAdapter(Adapter):
 
 
 @contextmanager
-def _log_non_finite_step(ctx: StageContext, index: int) -> Generator[None]:
-    """Log a line for a step that ends the stage, so that reports show why it ended."""
+def _log_non_finite_step(ctx: StageContext, index: int, scored: bool) -> Generator[None]:
+    """Log a line for a step that ends the stage, so that reports show why it ended; `scored` says whether a teacher scores."""
     try:
         yield
-    except NotFiniteError:
+    except NotFiniteError as error:
         ctx.log(broken_step(index))
-        raise
+        if scored or index:
+            raise
+        raise NotFiniteError(
+            f"{error}; no teacher scores for this adapter, so `logp` and `advantage` are NaN: a loss that uses them sets "
+            "`teacher_needs`"
+        ) from error
 
 
 def _resume(ctx: StageContext, weights: Trainable, updater: Updater, guards: Guards, drawing: Drawing) -> int:

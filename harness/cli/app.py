@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from importlib.metadata import metadata, version
+from importlib.metadata import entry_points, metadata, version
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
+from harness.cli.commands import GROUP as COMMANDS
 from harness.cli.commands import Commands
-from harness.cli.own_packages import check_own_packages
+from harness.cli.own_packages import OWN, PACKAGES, check_own_packages
+from harness.cli.reporters import GROUP as REPORTERS
+from harness.config.plugins import BASES
 from harness.errors import HarnessError
 from harness.terminal.console import SafeConsole
 
@@ -28,7 +31,7 @@ app = typer.Typer(
 
 def _print_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"harness {version('continual-harness')}")
+        typer.echo(f"harness {version(OWN)}")
         raise typer.Exit
 
 
@@ -74,12 +77,34 @@ def _unexpected(error: Exception) -> str:
     descriptor, log = tempfile.mkstemp(prefix="harness-error-", suffix=".log")
     with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(f"{' '.join(sys.argv)}\n\n{''.join(traceback.format_exception(error))}")
-    urls = (line.partition(", ") for line in metadata("continual-harness").get_all("Project-URL") or ())
+    if place := _place_in_a_plugin(error):
+        return f"{type(error).__name__}: {error} (raised in {place}; the traceback is in {log})"
+    urls = (line.partition(", ") for line in metadata(OWN).get_all("Project-URL") or ())
     tracker = next((address for label, _, address in urls if label == "Issues"), "the project's issue tracker")
     return (
         f"{type(error).__name__}: {error} (unexpected, so probably a bug of the harness; the traceback is in {log}; please "
         f"report it at {tracker})"
     )
+
+
+def _place_in_a_plugin(error: Exception) -> str:
+    """Return file and line where another package that registers entry points of ours raised an error; else nothing."""
+    import traceback
+
+    owners = {
+        point.module.partition(".")[0]: point.dist.name
+        for group in (*BASES, COMMANDS, REPORTERS)
+        for point in entry_points(group=group)
+        if point.dist is not None and point.dist.name != OWN
+    }
+    # From where it was raised outwards: libraries are passed over, and whoever called them is at fault.
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if package in owners:
+            return f"{frame.f_code.co_filename}, line {line}, of the package {owners[package]}"
+        if package in PACKAGES:
+            return ""
+    return ""
 
 
 if __name__ == "__main__":

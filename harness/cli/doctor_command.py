@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.options import Include, Out, Overrides, read_suite
-from harness.errors import ConfigError
+from harness.cli.options import Include, Out, Overrides, check_entries, read_suite
 from harness.terminal.console import SafeConsole, announce
 
 
@@ -27,8 +26,8 @@ def doctor(
     """Print what is installed and missing, and estimate memory, time and disk of a suite's runs."""
     announce("looking at this machine")
     loaded = read_suite(suite, overrides, include_path, None) if suite else None
-    if loaded is not None and adapter is not None and adapter not in loaded.adapters:
-        raise ConfigError(f"suite {loaded.name} has no adapter {adapter}; it has {', '.join(loaded.adapters)}")
+    if loaded is not None and adapter is not None:
+        check_entries(loaded, [adapter])
 
     from harness.pipeline.needs.doctor import examine_machine, examine_suite
 

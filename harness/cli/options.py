@@ -52,6 +52,24 @@ def read_suite(name: str, overrides: Sequence[str] | None, include: Sequence[Pat
     return load_suite(name, [*(overrides or []), *trackers], include or [])
 
 
+def check_entries(suite: Suite, names: Sequence[str]) -> None:
+    """Raise `ConfigError` for an adapter that a suite lacks; one that is installed is added by `--set`, which it says."""
+    from difflib import get_close_matches
+
+    from harness.config.plugins import entry_points_of
+
+    if not (unknown := sorted(set(names) - set(suite.adapters))):
+        return
+    installed = entry_points_of("harness.adapters")
+    found = f"suite {suite.name} has no adapter {', '.join(unknown)}"
+    if set(unknown) <= set(installed):
+        settings = " ".join(f"--set adapters.{name}={{}}" for name in unknown)
+        raise ConfigError(f"{found}; it has {', '.join(suite.adapters)}; add the installed one with {settings}")
+    near = get_close_matches(unknown[0], [*suite.adapters, *installed], n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ConfigError(f"{found}; {hint}it has {', '.join(suite.adapters)}")
+
+
 def whole_numbers(option: str, text: str) -> list[int]:
     """Return the numbers of a comma-separated option; raises `ConfigError` where one is not a whole number."""
     try:

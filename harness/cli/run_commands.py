@@ -21,6 +21,7 @@ from harness.cli.options import (
     SuiteName,
     Track,
     Workers,
+    check_entries,
     read_suite,
     whole_numbers,
 )
@@ -143,8 +144,7 @@ def _plan(
     suite: Suite, entries: list[str], seeds: list[int], order: str, out: Path, from_stage: str | None
 ) -> list[RunSpec]:
     """Return the requested runs, each once; raises `ConfigError` for what the suite or this machine does not provide."""
-    if unknown := sorted(set(entries) - set(suite.adapters)):
-        raise ConfigError(f"suite {suite.name} has no adapter {', '.join(unknown)}; it has {', '.join(suite.adapters)}")
+    check_entries(suite, entries)
 
     from harness.config.run_spec import plan_runs
 

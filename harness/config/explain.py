@@ -32,6 +32,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         return f"{key}: unknown key; {hint}expected one of {', '.join(sorted(known))}{more}"
     if first["type"] == "missing":
         return f"{key}: missing; this key is required{more}"
+    if first["type"] in ("model_type", "model_attributes_type"):
+        return f"{key}: found {first['input']!r}; expected keys and values below it, or {{}} for the defaults{more}"
     message = first["msg"].removeprefix("Value error, ")
     return (
         f"{key}: found {first['input']!r}; {message[:1].lower()}{message[1:]}{more}" if location else f"{message}{more}"

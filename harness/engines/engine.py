@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from harness.engines.backend import Backend
+from harness.errors import RunError
 from harness.lm.rollouts import Finish
 
 
@@ -42,6 +44,24 @@ class Engine(Protocol):
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
         """Return completions of `prompts`, lists of token ids; equal prompts in one call get independent draws."""
         ...
+
+
+def answer_all(engine: Engine, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
+    """Return an engine's completions, one for each prompt; raises `RunError` where it returns anything else."""
+    found: Any = engine.generate(prompts, sampling)
+    kinds = Counter(type(each).__name__ for each in found) if isinstance(found, list) else type(found).__name__
+    if kinds != Counter(Completion=len(prompts)):
+        raise RunError(
+            f"{type(engine).__name__}.generate returned {_count(kinds)}, expected a list of {len(prompts)} Completion, one "
+            "for each prompt in the prompts' order"
+        )
+    return found
+
+
+def _count(kinds: Counter[str] | str) -> str:
+    if isinstance(kinds, str):
+        return kinds
+    return "a list of " + (", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "0")
 
 
 class CheckpointEngine(Engine, Protocol):

@@ -9,6 +9,7 @@ from pathlib import Path
 from harness.config.suite import Suite
 from harness.engines.backend import EngineSite, backend_of
 from harness.engines.engine import CheckpointEngine
+from harness.errors import ConfigError
 from harness.lm.checkpoints import config_digest
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,9 @@ class EnginePool:
         config = config_digest(checkpoint)
         if self.engine is None or config != self.config:
             self.close()
-            self.engine, self.config = self.backend.start(checkpoint, self.site), config
+            engine = self.backend.start(checkpoint, self.site)
+            _check_engine(engine, self.site.log.stem)
+            self.engine, self.config = engine, config
         return self.engine
 
     def close(self) -> None:
@@ -46,3 +49,13 @@ class EnginePool:
         if self.engine is not None:
             self.engine.close()
             self.engine = None
+
+
+def _check_engine(engine: object, backend: str) -> None:
+    """Raise `ConfigError` for an engine of another package that lacks a part of `CheckpointEngine`."""
+    parts = ("backend", "generate", "load", "prompt_logprobs", "describe", "close")
+    if lacks := [part for part in parts if not hasattr(engine, part)]:
+        raise ConfigError(
+            f"backend {backend}: {type(engine).__name__}, which its `start` returned, lacks {', '.join(lacks)}; expected "
+            f"{', '.join(parts)} (docs/add-a-backend.md)"
+        )

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 from torch import Tensor
 
-from harness.engines.engine import CheckpointEngine, Completion, Sampling
+from harness.engines.engine import CheckpointEngine, Completion, Sampling, answer_all
 from harness.lm.checkpoints import save_model
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -49,7 +49,7 @@ class StudentEngine:
             tied = getattr(self.model, "all_tied_weights_keys", None) or {}
             engine: Any = self.engine
             engine.take({name: tensor for name, tensor in weights.items() if name not in tied})
-            return self._worker.submit(self.engine.generate, prompts, sampling).result
+            return self._worker.submit(answer_all, self.engine, prompts, sampling).result
         folder = tempfile.TemporaryDirectory(
             dir=_folder_with_room(weights), prefix=f"{PREFIX}{_namespace()}-{os.getpid()}-"
         )
@@ -65,7 +65,7 @@ class StudentEngine:
         self, folder: tempfile.TemporaryDirectory[str], prompts: Sequence[list[int]], sampling: Sampling
     ) -> list[Completion]:
         with folder:
-            return self.engine.generate(prompts, sampling)
+            return answer_all(self.engine, prompts, sampling)
 
 
 def whole_weights(model: Any) -> dict[str, Tensor]:

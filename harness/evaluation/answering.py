@@ -17,7 +17,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import postprocess_generated_text
 
 from harness.config.models import Chat
-from harness.engines.engine import CheckpointEngine, Engine, Sampling
+from harness.engines.engine import CheckpointEngine, Engine, Sampling, answer_all
 from harness.errors import TaskError
 from harness.lm.chat import Renderer
 from harness.lm.checkpoints import context_of, read_renderer
@@ -127,7 +127,7 @@ class Answering:
         sampling = sampling_of(settings, task, self.renderer.stop_ids, self.seed)
         prompts = self.renderer.encode_prompts([request.args[0] for request in requests])
         self._refuse_truncation(prompts, sampling, task)
-        done = self.engine.generate([prompt for prompt in prompts for _ in range(n)], sampling)
+        done = answer_all(self.engine, [prompt for prompt in prompts for _ in range(n)], sampling)
         drawn = [
             Answer(up_to(self.renderer.decode(one.tokens), sampling.stop_strings), one.finish, len(one.tokens))
             for one in done

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.engines.engine import Engine
+from harness.engines.engine import Engine, answer_all
 from harness.evaluation.answering import sampling_of, up_to
 from harness.lm.chat import Renderer
 from harness.lmeval.task import Task
@@ -47,7 +47,7 @@ class CurveRecorder:
     def _line(self, step: int, name: str) -> CurvePoint:
         task, asked = self.tasks[name], self._asked[name]
         sampling = sampling_of(task.generation, name, self.renderer.stop_ids, self.seed)
-        done = self.engine.generate([prompt for _, prompt in asked], sampling)
+        done = answer_all(self.engine, [prompt for _, prompt in asked], sampling)
         texts = [up_to(self.renderer.decode(completion.tokens), sampling.stop_strings) for completion in done]
         scores = [task.score(task.grade(doc, text)) for (doc, _), text in zip(asked, texts, strict=True)]
         clusters = tuple(task.cluster(doc) for doc, _ in asked)

@@ -1,7 +1,8 @@
 """Continual-learning figures, each defined once: as terms of the score matrix, see `harness.stats.score_matrix`.
 
 A figure's value, its paired differences, the intervals over seeds and over items, comparisons, the metrics of claims and CSV
-columns all follow from its terms. To add a figure, register one here and give it a golden value in the tests.
+columns all follow from its terms. To add a figure, register one here and give it a golden value in the tests
+(docs/add-a-metric.md).
 
 A figure is nan where it is not defined (backward transfer needs T >= 2, probe change needs a probe) and where a cell that it
 needs has not been evaluated. Reports print the formulas below.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import get_args
 
 from harness.errors import ConfigError
 from harness.stats.figure_terms import (
@@ -31,15 +33,31 @@ from harness.stats.figure_terms import (
     tasks_with_joint,
     trained_tasks,
 )
-from harness.stats.score_matrix import Figure, ScoreMatrix, Term
+from harness.stats.score_matrix import Compared, Figure, ScoreMatrix, Term, Unit
 
 FIGURES: dict[str, Figure] = {}
 
 
 def register_figure(figure: Figure) -> Figure:
-    """Make a figure available to reports, comparisons and claims; raises `ConfigError` for a name that is taken."""
+    """Add a figure to those that reports, comparisons and claims know.
+
+    Raises ConfigError for a name that is taken, and for a field that a reader of figures could not use.
+    """
     if figure.name in FIGURES:
         raise ConfigError(f"there is already a figure {figure.name!r}; give the new one a different name")
+    if not figure.name.isidentifier():
+        raise ConfigError(f"figure {figure.name!r}: found no name that a claim can use; expected letters, digits and _")
+    for field, allowed in (("unit", get_args(Unit)), ("compared", get_args(Compared))):
+        if (found := getattr(figure, field)) not in allowed:
+            raise ConfigError(
+                f"figure {figure.name}: {field} is {found!r}, expected one of {', '.join(map(repr, allowed))}"
+            )
+    if figure.compared and not figure.short:
+        raise ConfigError(
+            f"figure {figure.name}: compared is {figure.compared!r} and short is empty; name its rows by short"
+        )
+    if figure.of_task in {*FIGURES, *(each.of_task for each in FIGURES.values() if each.of_task)}:
+        raise ConfigError(f"figure {figure.name}: of_task {figure.of_task!r} is taken; choose a different one")
     FIGURES[figure.name] = figure
     return figure
 

@@ -98,6 +98,8 @@ class Term(NamedTuple):
 
 Cells = Callable[[ScoreMatrix, str], Sequence[Term]]
 Over = Callable[[ScoreMatrix], Sequence[str]]
+Unit = Literal["%", "points", "ratio"]
+Compared = Literal["", "average", "tasks"]
 
 
 @dataclass(frozen=True)
@@ -117,14 +119,14 @@ class Figure:
     label: str
     formula: str
     source: str
-    unit: Literal["%", "points", "ratio"]
+    unit: Unit
     higher_is_better: bool
     cells: Cells
     over: Over
     offset: Callable[[ScoreMatrix, str], float] = lambda _matrix, _task: 0.0
     short: str = ""
     of_task: str = ""
-    compared: Literal["", "average", "tasks"] = ""
+    compared: Compared = ""
     needs_matched_learning: bool = False
 
     def terms(self, matrix: ScoreMatrix, task: str = "") -> list[Term]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from adapters.aopd import AOPD
+from adapters.commands.adapter_list import adapter_table
 from harness.adapter import make_adapter, registered
 from harness.config.suite import AdapterEntry, Suite
 from harness.errors import ConfigError
@@ -50,6 +53,53 @@ def test_an_entry_point_that_is_not_an_adapter_is_refused_by_name(
     found = refusal("gone")
     assert found.startswith(f"adapters.gone: the entry point gone = {value} ")
     assert cause in found
+
+
+@pytest.mark.parametrize(
+    ("module", "cause"),
+    [
+        ("raise RuntimeError('no licence')", "cannot be loaded (RuntimeError: no licence); fix or uninstall"),
+        ("class X(:", "cannot be loaded (SyntaxError: "),
+        (
+            "from adapters import LoopAdapter\n\n\nclass X(LoopAdapter):\n    def token_loss(self, tokens): ...\n",
+            "does not define token_losses; write the missing method",
+        ),
+        (
+            "from typing import ClassVar\nfrom adapters.opd import OPD\n\n\n"
+            "class X(OPD):\n    teacher_needs: ClassVar = 'top-k'\n",
+            "X.teacher_needs is 'top-k', expected one of none, sampled, top_k, full, generate",
+        ),
+    ],
+    ids=["raises", "syntax", "misspelt method", "misspelt need"],
+)
+def test_a_mistake_in_the_module_of_another_package_is_one_sentence_and_the_list_goes_on(
+    module: str, cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    declare("broken", {"harness.adapters": {"gone": "broken_adapter:X"}}, tmp_path, monkeypatch)
+    monkeypatch.delitem(sys.modules, "broken_adapter", raising=False)
+    (tmp_path / "broken_adapter.py").write_text(module, encoding="utf-8")
+    assert cause in refusal("gone")
+    console = Console(width=2000, record=True)
+    console.print(adapter_table())
+    listed = console.export_text()
+    assert cause in listed
+    assert "aopd" in listed
+
+
+def test_a_name_that_two_packages_register_is_refused_with_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    declare("mine", {"harness.adapters": {"opd": "mine:Mine"}}, tmp_path, monkeypatch)
+    assert "'opd' is registered twice: adapters.opd:OPD (continual-harness) and mine:Mine (mine); rename" in refusal(
+        "opd"
+    )
+
+
+def test_a_class_without_a_docstring_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    declare("bare", {"harness.adapters": {"bare": "bare_adapter:X"}}, tmp_path, monkeypatch)
+    module = "from adapters.opd import OPD\n\n\nclass X(OPD):\n    pass\n"
+    (tmp_path / "bare_adapter.py").write_text(module, encoding="utf-8")
+    console = Console(width=2000, record=True)
+    console.print(adapter_table())
+    assert "bare" in console.export_text()
 
 
 def test_an_entry_may_have_a_name_of_its_own():

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,13 +16,14 @@ from torch import Tensor
 
 from adapters.aopd import AOPD
 from adapters.loop.prompts import prompt_batches
-from adapters.loop.tokens import Tokens
+from adapters.loop.tokens import TokenLosses, Tokens
 from adapters.loop.training_loop import LoopAdapter
 from adapters.none import NoUpdate
 from adapters.opd import OPD
 from adapters.sft import SFT
+from harness.adapter import Needs
 from harness.engines.hf import HFEngine
-from harness.errors import ConfigError, TaskError
+from harness.errors import ConfigError, TaskError, TrainingError
 from harness.lm.logprobs import StudentForward
 from harness.lm.rollouts import Batch, Example, Rollout
 from harness.lmeval.library import TaskLibrary
@@ -38,7 +39,47 @@ from tests.support.models import (
     qwen3,
     write_task,
 )
-from tests.support.stages import PROMPTS, RESPONSES, Recorder, dense_loss, in_order
+from tests.support.stages import PROMPTS, RESPONSES, Recorder, dense_loss, in_order, stage
+
+
+class Averages(OPD):
+    """Returns one loss for the batch."""
+
+    def token_losses(self, tokens: Tokens) -> TokenLosses:
+        return TokenLosses(super().token_losses(tokens).losses.mean())
+
+
+class Bare(OPD):
+    """Returns the losses as they are."""
+
+    def token_losses(self, tokens: Tokens) -> Any:
+        return super().token_losses(tokens).losses
+
+
+class Unscored(OPD):
+    """Uses the advantage and asks no teacher for it."""
+
+    teacher_needs: ClassVar[Needs] = "none"
+
+
+@pytest.mark.parametrize(
+    ("adapter", "sentence"),
+    [
+        (
+            Averages(),
+            r"Averages\.token_losses returned losses of shape \(\), expected \(\d+,\), one for each response token",
+        ),
+        (Bare(), r"Bare\.token_losses returned Tensor, expected TokenLosses"),
+        (Unscored(), "no teacher scores for this adapter, .* sets `teacher_needs`"),
+    ],
+    ids=["average", "tensor", "unscored"],
+)
+def test_a_loss_of_the_wrong_kind_is_refused_before_the_weights_change(adapter: LoopAdapter, sentence: str):
+    ctx = stage()
+    before = [parameter.clone() for parameter in ctx.student.parameters()]
+    with pytest.raises(TrainingError, match=sentence):
+        adapter.train_stage(ctx)
+    assert all(torch.equal(p, b) for p, b in zip(ctx.student.parameters(), before, strict=True))
 
 
 def test_two_updates_a_rollout_split_the_batch_and_keep_the_first_policys_log_q(recorder: type[Recorder]):

@@ -117,7 +117,8 @@ def test_mistakes_are_one_line_on_stderr(harness: Any, here: Path, micro_file: P
         "trainig: unknown key; did you mean 'training'?": (
             "run", str(write_yaml(tmp_path / "broken.yaml", broken)), "--adapter", "opd",
         ),
-        "suite micro has no adapter aodp; it has opd, aopd, sft, none": ("run", suite, "--adapter", "aodp"),
+        "suite micro has no adapter aodp; did you mean 'aopd'? it has opd, aopd": ("run", suite, "--adapter", "aodp"),
+        "none; add the installed one with --set adapters.gkd={}": ("run", suite, "--adapter", "gkd"),
         "order 'x' is not one of default": ("run", suite, "--adapter", "opd", "--order", "x"),
         "--set steps: expected KEY=VALUE": ("run", suite, "--adapter", "opd", "--set", "steps"),
         "adapters.opd.options.wieght: unknown key; did you mean 'weight'?": (

@@ -172,6 +172,7 @@ def test_an_unforeseen_error_is_one_sentence_and_its_traceback_is_in_a_file(tmp_
     Path(log).unlink()
     assert "Traceback (most recent call last)" in text
     assert "outside.py" in text
+    assert "outside.py, line 2, of the package outside" in done.stderr, "not a fault of the harness"
 
 
 def test_one_adapter_is_shown_with_the_meaning_of_its_options(tmp_path: Path):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.engines.backend import HF, EngineSite, backend_of
-from harness.errors import ConfigError
+from harness.engines.engine import Completion, Sampling, answer_all
+from harness.engines.engine_pool import EnginePool
+from harness.errors import ConfigError, RunError
 from harness.evaluation.engine_model import EngineModel
 from harness.evaluation.hf_model import HarnessHFLM
 from harness.lm.checkpoints import weights_digest
@@ -25,6 +29,7 @@ from tests.support.models import micro_suite, write_yaml
 from tests.support.packages import install
 
 PACKAGE = Path(__file__).parents[1] / "third_party_plugins"
+PAGE = Path(__file__).parents[2] / "docs" / "add-a-backend.md"
 
 
 @pytest.fixture
@@ -34,6 +39,14 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def suite_with(folder: Path, **changes: Any) -> Suite:
     return load_suite(str(write_yaml(folder / "suite.yaml", {**micro_suite(), **changes})))
+
+
+def test_the_page_shows_the_package_as_it_is():
+    text = PAGE.read_text(encoding="utf-8")
+    shown = re.findall(r"^```(?:python|toml)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    names = ("toy_backend.py", "toy_teacher.py", "pyproject.toml")
+    assert shown == [(PACKAGE / name).read_text(encoding="utf-8") for name in names]
+    assert all(f"`{name}`" in text for name in names)
 
 
 @pytest.mark.usefixtures("toy")
@@ -104,6 +117,30 @@ def test_reading_a_suite_on_vllm_imports_no_torch(tmp_path: Path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+class Half:
+    """An engine that another package has not finished: it answers every second prompt."""
+
+    backend = HF()
+
+    def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
+        return [Completion([5], "stop") for _ in prompts[::2]]
+
+
+def test_an_engine_that_lacks_a_part_or_an_answer_is_named(
+    micro: Suite, student_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(HF, "in_process", False)
+    monkeypatch.setattr(HF, "start", lambda *_: Half())
+    with pytest.raises(
+        ConfigError, match="Half, which its `start` returned, lacks load, prompt_logprobs, describe, close"
+    ):
+        EnginePool(micro, "cpu", tmp_path).take(student_folder)
+    with pytest.raises(
+        RunError, match=r"Half\.generate returned a list of 1 Completion, expected a list of 2 Completion"
+    ):
+        answer_all(Half(), [[3], [4]], Sampling(max_new_tokens=1))
 
 
 @pytest.mark.usefixtures("toy")

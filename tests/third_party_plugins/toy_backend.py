@@ -39,7 +39,7 @@ class ToyEngine:
         self.load(checkpoint)
 
     def load(self, checkpoint: Path, weights: str | None = None) -> None:
-        """Read the checkpoint's weights."""
+        """Read the checkpoint's weights; in training this is called before every batch of rollouts."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self.model: Any = AutoModelForCausalLM.from_pretrained(checkpoint).eval()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from harness.errors import ConfigError
 from harness.teachers.teacher import Needs, OpenTeacher, TeacherKind, TeacherSite
 
 if TYPE_CHECKING:
@@ -24,6 +25,11 @@ class BigramKind(TeacherKind):
 
     table: Path = Field(description="a JSON file: weights of the next token by token id")
     smoothing: float = Field(default=1.0, gt=0, description="weight of a token that the table does not name")
+
+    def check(self) -> None:
+        """Refuse a table that is not there, before anything is trained."""
+        if not self.table.is_file():
+            raise ConfigError(f"teacher.table: {self.table} is not a file; name one that holds weights by token id")
 
     def open(self, student: Loaded, site: TeacherSite) -> Bigram:
         """Read the table."""
