@@ -98,7 +98,7 @@ class LoopAdapter(Adapter):
 
     @property
     def beta_of_divergence(self) -> float | None:
-        """The beta of `generalised_jsd` if `divergence` is that function, which has kernels for GPUs; else None."""
+        """The beta of `generalised_jsd` if `divergence` is that function, which then has a closed form; else None."""
         return None
 
     @property

@@ -118,7 +118,10 @@ def _print_fit(
         _say(console, f"this does not fit: {make_fit(estimate, available, tasks, renderer)}")
     if (share := getattr(estimate.spec.suite.engine, "gpu_memory_utilization", None)) is not None:
         _say(console, f"the engine of backend {estimate.spec.suite.backend} takes another {share:.0%} of a GPU")
-    if not resolve_device(estimate.spec.suite.device).startswith("cuda") and estimate.student.parameters > 3e8:
+    on_gpu = resolve_device(estimate.spec.suite.device).startswith("cuda")
+    if on_gpu and estimate.spec.suite.backend == "hf":
+        _say(console, "backend hf decodes in this process; on a GPU vLLM is recommended: --set backend=vllm")
+    if not on_gpu and estimate.student.parameters > 3e8:
         _say(console, "there is no GPU, and a student of this size trains for days on a CPU")
 
 
