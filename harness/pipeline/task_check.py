@@ -12,6 +12,7 @@ from rich.panel import Panel
 from harness.config.models import Chat
 from harness.errors import ConfigError
 from harness.lm.chat import Renderer
+from harness.lmeval.generation_settings import check_stated_generation
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task
 from harness.lmeval.task_files import read_task_file
@@ -23,6 +24,8 @@ from harness.pipeline.build.scratch_tokenizer import byte_tokenizer
 def check_task(console: Console, name: str, include: Sequence[Path], data: Sequence[str]) -> bool:
     """Show a task's prompts and grades and name its traps; return whether its grader tells right from wrong."""
     task = _find(name, include, data)
+    if task.generates:
+        check_stated_generation(task)
     # No model is named here, so prompts are shown in ChatML.
     tried = try_task(task, Renderer(byte_tokenizer(), Chat(template="chatml")))
     passed = [_show(console, task, split, grades) for split, grades in tried.items()]
