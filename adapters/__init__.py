@@ -1,20 +1,20 @@
-"""Training methods under test, and all that a new one needs: this page is the map, and it exports the public face.
+"""The training methods under test, and the public interface for new ones, which this module exports.
 
 A method is one class in one file, registered under the entry point group `harness.adapters`:
 
 - `opd.py` on-policy distillation, and `PolicyGradient`, the base of `aopd.py`, `eopd.py`, `exopd.py`, `tropd.py`, `vopd.py`
-- `gkd.py` the generalised Jensen-Shannon divergence, and `FullVocabulary`, the base of `sdft.py` and of reverse KL
+- `gkd.py` the generalised Jensen-Shannon divergence, and `FullVocabulary`, the base of `sdft.py` and reverse KL
 - `kl.py` forward and reverse KL; `sft.py` supervised fine-tuning on references and on the teacher's samples
 - `grpo.py` a policy gradient on verifiable rewards; `none.py` the control, which trains on nothing
 - `loop/` the training loop that the methods share: a method of the loop states its loss per token
 - `wrappers/` methods against forgetting that change another trainer's stage: replay, EWC, KL to the start, LoRA
-- `trainers/` trainers from outside the loop: TRL, and a command of the user's own
+- `trainers/` trainers with a loop of their own: TRL, and a command of the user
 - `conformance/` checks of what every adapter promises: `harness adapters check NAME`
-- `commands/` `harness adapters`: list, check, document
+- `commands/` the command `harness adapters`: list, show, check, document
 
 To add one: derive from `LoopAdapter` and write `token_losses`, register the class, run `harness adapters check NAME`
-(docs/add-an-adapter.md). Adapters import `harness`, which never imports them. Names load on first use, so that importing this
-package loads no torch.
+(docs/add-an-adapter.md). Adapters import `harness`, which never imports them. Names are loaded on first use, so importing
+this package does not load torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""ExOPD (arXiv 2602.12125): the teacher's reward is extrapolated, lambda times its gain over a reference.
+"""ExOPD (arXiv 2602.12125): OPD whose reward is extrapolated, to lambda times the teacher's gain over a reference.
 
 A_t = lambda (log p - log ref) - (log q - log ref), ref the student at the stage's start; lambda 1 is OPD.
 """
@@ -30,7 +30,7 @@ class ExOPD(PolicyGradient):
         return True
 
     def token_losses(self, tokens: Tokens) -> TokenLosses:
-        """Return the policy-gradient loss, (N,)."""
+        """Return the policy-gradient loss with the extrapolated advantage, (N,)."""
         reference = require(tokens.logref, "reference")
         gain, drift = tokens.logp - reference, tokens.logq_old - reference
         return TokenLosses(self.policy_gradient(tokens, self.extrapolation * gain - drift))

@@ -1,4 +1,4 @@
-"""Generalised knowledge distillation (GKD, arXiv 2306.13649): a divergence over the vocabulary, on- and off-policy mixed.
+"""Generalised knowledge distillation (GKD, arXiv 2306.13649): a divergence over the vocabulary, on- and off-policy.
 
 L = E[1/|y| sum_t JSD_beta(p || q)(c_t)], y from the student with probability `lmbda`, else from the data.
 """
@@ -19,7 +19,7 @@ from harness.lm.logprobs import TeacherRequest
 
 
 class FullVocabulary(LoopAdapter):
-    """Base of the methods whose loss is their divergence from the teacher over the whole vocabulary."""
+    """Base of the methods whose loss is a divergence from the teacher over the whole vocabulary."""
 
     teacher_needs: ClassVar[Needs] = "full"
     depends_on_draw: ClassVar[bool] = False
@@ -49,13 +49,13 @@ class GKD(FullVocabulary):
 
     @property
     def objective(self) -> Objective | None:
-        """A KL divergence at either end of `beta`, a mixture of neither between."""
+        """The forward KL at `beta` 0, the reverse KL at 1, None between them."""
         ends: dict[float, Objective] = {0.0: "forward_kl", 1.0: "reverse_kl"}
         return ends.get(self.beta)
 
     @property
     def beta_of_divergence(self) -> float | None:
-        """Its `beta`."""
+        """The option `beta`."""
         return self.beta
 
     def divergence(self, logq: Tensor, logp: Tensor) -> Tensor:
@@ -64,11 +64,11 @@ class GKD(FullVocabulary):
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """The student, the data, or both, by `lmbda`."""
+        """The data for `lmbda` 0, the student for 1, both between them."""
         if self.lmbda == 1:
             return ("student",)
         return ("student", "data") if self.lmbda else ("data",)
 
     def source(self, seed: int) -> Source:
-        """Return the student's responses with probability `lmbda`, the data's otherwise."""
+        """Return `student` with probability `lmbda`, else `data`."""
         return "student" if random.Random(seed).random() < self.lmbda else "data"

@@ -1,7 +1,7 @@
 """Group relative policy optimisation (GRPO, arXiv 2402.03300): verifiable rewards, normalised within a prompt's group.
 
-Each response's reward is the task's own grade. A = (r - mean(group)) / (std(group) + eps) weights all its tokens in the
-clipped policy gradient. A KL penalty holds the student near the stage's start, the reference. No teacher takes part.
+A response's reward is the task's grade. A = (reward - mean(group)) / (std(group) + eps) is the advantage of all its tokens in
+the clipped policy gradient. A KL penalty keeps the student near the stage's start, the reference. There is no teacher.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ EPSILON = 1e-4
 
 
 class GRPO(LoopAdapter):
-    """Clipped policy gradient on group-normalised grades; needs `training.num_generations` of at least 2."""
+    """Clipped policy gradient on grades that are normalised within a group; needs `training.num_generations` of 2 or more."""
 
     formula: ClassVar[str] = (
         "-min(r_t A, clip(r_t, 1 - clip, 1 + clip) A) + kl (ref / q - log(ref / q) - 1), r_t = q / q_old, "
@@ -47,7 +47,7 @@ class GRPO(LoopAdapter):
         return self.kl > 0
 
     def refuse(self, training: Training) -> None:
-        """Raise `ConfigError` for a group of one."""
+        """Raise `ConfigError` for fewer than two responses to a prompt, which cannot be compared."""
         super().refuse(training)
         if training.num_generations < 2:
             raise ConfigError(
@@ -56,7 +56,7 @@ class GRPO(LoopAdapter):
             )
 
     def credit(self, ctx: StageContext, rollouts: list[Rollout]) -> list[Rollout]:
-        """Return the rollouts with their normalised grades."""
+        """Return the rollouts with their normalised grades as `credit`, and the grades as `reward`."""
         size = ctx.training.num_generations
         groups = [rollouts[start : start + size] for start in range(0, len(rollouts), size)]
         return [rollout for group in groups for rollout in self._normalised(group, [ctx.reward(r) for r in group])]

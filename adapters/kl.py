@@ -1,7 +1,7 @@
-"""Plain KL divergences on the student's own responses: `fkl` covers the teacher's modes, `rkl` seeks one.
+"""Forward and reverse KL on the student's own responses: `fkl` covers all modes of the teacher, `rkl` seeks one of them.
 
-Over the whole vocabulary, or, for forward KL, over the teacher's top K (arXiv 2306.13649, section 3). The reverse KL has no
-top-K form here: on the teacher's support it drains the student's mass off that support and collapses.
+Both run over the whole vocabulary (arXiv 2306.13649, section 3); the forward KL can also run over the teacher's top K. The
+reverse KL has no top-K form here: restricted to the teacher's top K, its minimum moves the student's mass out of the top K.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from harness.lm.logprobs import TeacherRequest
 
 
 class ReverseKL(FullVocabulary):
-    """KL(q || p) at every position of the student's response; its gradient flows only through the distribution."""
+    """KL(q || p) at every position of the student's response."""
 
     formula: ClassVar[str] = "KL(q || p)_t over the vocabulary, y ~ q"
     paper: ClassVar[str] = "Gu et al. 2024 (arXiv 2306.08543) and Agarwal et al. 2024 (arXiv 2306.13649)"
-    deviation: ClassVar[str] = "The divergence of each token alone: no gradient through the sampled prefix."
+    deviation: ClassVar[str] = "Each position's divergence alone: no gradient through the sampled prefix."
 
     @property
     def objective(self) -> Objective | None:
@@ -33,7 +33,7 @@ class ReverseKL(FullVocabulary):
 
     @property
     def beta_of_divergence(self) -> float | None:
-        """The reverse KL's."""
+        """1, the reverse KL."""
         return 1.0
 
     def divergence(self, logq: Tensor, logp: Tensor) -> Tensor:
@@ -53,16 +53,16 @@ class ForwardKL(LoopAdapter):
     depends_on_draw: ClassVar[bool] = False
 
     top_k: int | None = Field(
-        default=32, gt=0, description="null takes the whole vocabulary, which a server cannot give"
+        default=32, gt=0, description="null is the whole vocabulary, which a teacher server cannot return"
     )
-    tail: Tail = Field(default="none", description="`bucket` gives the mass outside the top K its own term")
+    tail: Tail = Field(default="none", description="`bucket` adds a term for the mass outside the top K")
 
     @model_validator(mode="after")
     def _a_tail_needs_a_top_k(self) -> ForwardKL:
         if self.top_k is None and self.tail != "none":
             raise ValueError(
-                f"tail: {self.tail} says what is made of the mass outside a top K, but top_k is null, which leaves none "
-                "outside; leave tail out, or set top_k"
+                f"tail: {self.tail} is about the mass outside a top K, but top_k is null, so nothing is outside; leave tail "
+                "out, or set top_k"
             )
         return self
 
@@ -73,17 +73,17 @@ class ForwardKL(LoopAdapter):
 
     @property
     def objective(self) -> Objective | None:
-        """The forward KL, exact where the top K is the whole vocabulary."""
+        """The forward KL; exact where the top K is the whole vocabulary."""
         return "forward_kl"
 
     @property
     def teacher_request(self) -> TeacherRequest:
-        """The teacher's top K, and the rest where it has a term, or all."""
+        """The teacher's top K, with the mass outside for `tail: bucket`; or the whole vocabulary."""
         return TeacherRequest(top_k=self.top_k or 0, vocabulary=self.top_k is None, rest=self.tail == "bucket")
 
     @property
     def beta_of_divergence(self) -> float | None:
-        """The forward KL's."""
+        """0, the forward KL."""
         return 0.0
 
     def divergence(self, logq: Tensor, logp: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The control: a stage that updates nothing, so that any change it shows is the evaluation's own noise."""
+"""The control: a stage that updates nothing, so that any change of a score is noise of the evaluation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class NoUpdate(Adapter):
 
     @property
     def capabilities(self) -> Capabilities:
-        """It trains on nothing."""
+        """It trains on no responses."""
         return Capabilities(trains_on=frozenset())
 
     def train_stage(self, ctx: StageContext) -> StageResult:

@@ -1,8 +1,9 @@
 """On-policy distillation: the policy gradient of each token's reverse KL on the student's own samples.
 
 L = -E[1/|y| sum_t A_t log q(y_t|c_t)] with A_t = sg[log p(y_t|c_t) - log q(y_t|c_t)] (Thinking Machines 2025; arXiv
-2605.06387). Its expected gradient is that of KL(q || p) at fixed states c_t: a token has no credit for the states that it
-leads to, unlike in the sequence objective of MiniLLM. The PPO clips are the official AOPD code's options, off as in the paper.
+2605.06387), where sg stops the gradient. Its expected gradient is that of KL(q || p) at fixed states c_t: unlike in MiniLLM's
+sequence objective, a token gets no credit for the states that it leads to. The PPO clips are options of the official AOPD
+code; as in the paper, they are off.
 """
 
 from __future__ import annotations
@@ -19,18 +20,20 @@ from harness.adapter import Needs, StageContext, StageResult
 
 
 class PolicyGradient(LoopAdapter):
-    """The policy-gradient term and its options, shared by OPD and AOPD."""
+    """Base of the methods with a policy-gradient term: the term and its options."""
 
     teacher_needs: ClassVar[Needs] = "sampled"
 
     weight: float = Field(
-        default=1.0, gt=0, description="factor on the policy-gradient term; the official scripts run 1.25"
+        default=1.0, gt=0, description="factor on the policy-gradient term; 1.25 in the official scripts"
     )
     clip: float | None = Field(
-        default=None, gt=0, lt=1, description="PPO ratio clip, official code 0.2; null is the plain form"
+        default=None, gt=0, lt=1, description="PPO ratio clip, 0.2 in the official code; null is off"
     )
     dual_clip: float | None = Field(
-        default=None, gt=1, description="bound on the loss of negative advantages, official code 3.0"
+        default=None,
+        gt=1,
+        description="bound on the loss of negative advantages, 3.0 in the official code; null is off",
     )
 
     @model_validator(mode="after")
@@ -40,16 +43,16 @@ class PolicyGradient(LoopAdapter):
         return self
 
     def train_stage(self, ctx: StageContext) -> StageResult:
-        """Train as the loop does; warns of several updates without a ratio clip."""
+        """Train as the loop does; warns of several updates per rollout without a ratio clip."""
         if self.updates_per_rollout > 1 and self.clip is None:
             ctx.warn(
-                f"updates_per_rollout is {self.updates_per_rollout} and clip is null: from the second update on, the policy "
-                "gradient is that of an older student, without importance ratio; set clip, or updates_per_rollout: 1"
+                f"updates_per_rollout is {self.updates_per_rollout} and clip is null: from the second update on, an older "
+                "student drew the responses, and no importance ratio corrects for that; set clip, or updates_per_rollout: 1"
             )
         return super().train_stage(ctx)
 
     def policy_gradient(self, tokens: Tokens, advantage: Tensor | None = None) -> Tensor:
-        """Return the policy-gradient loss of each token, (N,), with A_t where no other advantage is given."""
+        """Return the policy-gradient loss of each token, (N,); `advantage` (N,) replaces A_t."""
         advantage = (tokens.advantage if advantage is None else advantage).detach()
         if self.clip is None:
             return -self.weight * advantage * tokens.logq
@@ -64,7 +67,7 @@ class OPD(PolicyGradient):
 
     @property
     def objective(self) -> Objective | None:
-        """The reverse KL; a weight scales it."""
+        """The reverse KL; None with a weight, which scales its gradient."""
         return "reverse_kl" if self.weight == 1 else None
 
     def token_losses(self, tokens: Tokens) -> TokenLosses:
@@ -75,7 +78,7 @@ class OPD(PolicyGradient):
 def clipped_policy_gradient(tokens: Tokens, advantage: Tensor, clip: float, dual_clip: float | None = None) -> Tensor:
     """Return -min(r A, clip(r, 1 - c, 1 + c) A) with r = q / q_old, and for A < 0 at most -d A, (N,).
 
-    PPO (arXiv 1707.06347) and its dual clip (arXiv 1912.09729).
+    `advantage` is A (N,), `clip` is c, `dual_clip` is d. Sources: PPO (arXiv 1707.06347), dual clip (arXiv 1912.09729).
     """
     ratio = torch.exp(tokens.logq - tokens.logq_old)
     losses = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))

@@ -1,7 +1,7 @@
 """Self-distillation fine-tuning (SDFT, arXiv 2601.19897): the teacher is the model itself, shown the demonstration.
 
-L = E[1/|y| sum_t KL(q(.|x, y_<t) || p(.|x, demonstration, y_<t))], y from the student; p has the student's weights averaged
-over updates. What the demonstration makes the model do in context is distilled into its weights.
+L = E[1/|y| sum_t KL(q(.|x, y_<t) || p(.|x, demonstration, y_<t))], y from the student; the weights of p are an average of the
+student's over updates. The effect that the demonstration has in context is distilled into the student's weights.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class SDFT(FullVocabulary):
     """Reverse KL from the student to itself with the reference answer in its prompt."""
 
     formula: ClassVar[str] = (
-        "KL(q || p)_t over the vocabulary, p the averaged student that reads the reference answer, y ~ q"
+        "KL(q || p)_t over the vocabulary, p the averaged student with the reference answer in its prompt, y ~ q"
     )
     paper: ClassVar[str] = "arXiv 2601.19897"
     deviation: ClassVar[str] = (
-        "Reverse KL, direction and rate of the average are the paper's; the prompt template is not, and the first "
-        "tokens are not masked."
+        "The reverse KL and the direction and rate of the average are the paper's; the prompt template is not, and the "
+        "first tokens are not masked."
     )
     teacher_needs: ClassVar[Needs] = "none"
 
@@ -42,7 +42,8 @@ class SDFT(FullVocabulary):
         default=0.02,
         ge=0,
         le=1,
-        description="how far the teacher moves to the student after each update; 0 keeps the stage's start, 1 copies",
+        description="how far the teacher moves to the student after each update; 0 keeps the stage's start, 1 copies the "
+        "student",
     )
     shown: str = Field(default=SHOWN, description="the teacher's user message, from {question} and {demonstration}")
 
@@ -51,34 +52,34 @@ class SDFT(FullVocabulary):
     def _shows_the_demonstration(cls, shown: str) -> str:
         if "{demonstration}" not in shown:
             raise ValueError(
-                "the text has no {demonstration}, so the teacher reads no more than the student; put it in the place of "
-                "the reference answer"
+                "the text has no {demonstration}, so the teacher reads no more than the student; put it where the "
+                "reference answer should be"
             )
         return shown
 
     @property
     def requirements(self) -> Requirements:
-        """A copy of the stage's start, which then follows the student."""
+        """A copy of the stage's start, which is the teacher and follows the student."""
         return Requirements("none", reference=True)
 
     @property
     def capabilities(self) -> Capabilities:
-        """Unless `ema_rate` is 0, the teacher, which is the reference, averages the student's own weights."""
+        """Those of the loop; unless `ema_rate` is 0, it also needs whole weights and moves the reference, its teacher."""
         averages = self.ema_rate > 0
         return replace(super().capabilities, needs_whole_weights=averages, moves_reference=averages)
 
     @property
     def objective(self) -> Objective | None:
-        """The reverse KL from the student that saw the demonstration."""
+        """The reverse KL from the model that reads the demonstration."""
         return "reverse_kl"
 
     def scorer(self, ctx: StageContext) -> Teacher | None:
-        """Return the averaged student."""
+        """Return the averaged student, which is the reference."""
         return ctx.reference
 
     @property
     def beta_of_divergence(self) -> float | None:
-        """The reverse KL's."""
+        """1, the reverse KL."""
         return 1.0
 
     def divergence(self, logq: Tensor, logp: Tensor) -> Tensor:
@@ -88,7 +89,7 @@ class SDFT(FullVocabulary):
     def teacher_prompts(self, ctx: StageContext, rollouts: Sequence[Rollout]) -> list[list[int]] | None:
         """Return prompts that show the item's reference answer.
 
-        Raises `ConfigError` where such a prompt and an answer do not fit the model's context.
+        Raises `ConfigError` where such a prompt and a response do not fit the model's context.
         """
         prompts = [ctx.with_demonstration(rollout.example, self.shown) for rollout in rollouts]
         longest = max(map(len, prompts)) + ctx.training.max_new_tokens

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: on the task's references, or, as sequence-level distillation, on the teacher's samples."""
+"""Supervised fine-tuning on the task's references, and sequence-level distillation: the same on the teacher's samples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.lm.rollouts import Reduction
 
 
 class SFT(LoopAdapter):
-    """Cross-entropy on the reference tokens, stop token included; the mean over all tokens, as TRL has it."""
+    """Cross-entropy on the reference tokens, stop token included; averaged over all tokens, as in TRL."""
 
     formula: ClassVar[str] = "-log q(y_t), y the reference"
 
@@ -27,11 +27,11 @@ class SFT(LoopAdapter):
         return ("data",)
 
     def temperature(self, training: Training) -> float:
-        """Return 1: SFT trains on the plain likelihood, at any sampling temperature of the student."""
+        """Return 1: the likelihood does not depend on the student's sampling temperature."""
         return 1.0
 
     def token_losses(self, tokens: Tokens) -> TokenLosses:
-        """Return -log q(label), (N,)."""
+        """Return -log q(y_t), (N,)."""
         return TokenLosses(-tokens.logq)
 
 
@@ -41,7 +41,7 @@ class SeqKD(SFT):
     formula: ClassVar[str] = "-log q(y_t), y ~ p"
     paper: ClassVar[str] = "Kim and Rush 2016 (arXiv 1606.07947)"
     deviation: ClassVar[str] = (
-        "The paper decodes the teacher's mode by beam search; this samples, whose expectation is the forward KL."
+        "The paper decodes the teacher by beam search; this samples from it, which gives the forward KL in expectation."
     )
     teacher_needs: ClassVar[Needs] = "generate"
 

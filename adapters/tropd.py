@@ -1,7 +1,7 @@
 """TrOPD (arXiv 2606.01249): policy gradient where the teacher accepts the student's token, forward KL where it does not.
 
-The teacher accepts a token with probability min(p(y_t) / q(y_t), 1), as in speculative decoding. An accepted token keeps its
-policy gradient; a rejected one goes to forward KL on the teacher's top K.
+The teacher accepts a token with probability min(p(y_t) / q(y_t), 1), as in speculative decoding. An accepted token has the
+policy-gradient loss, a rejected one the forward KL on the teacher's top K.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class TrOPD(PolicyGradient):
     paper: ClassVar[str] = "arXiv 2606.01249"
     deviation: ClassVar[str] = (
         "The off-policy guidance (prefixes of the teacher, beta 0.001, cosine-annealed) is left out. The gate and K follow "
-        "secondary sources, because no official code is released."
+        "secondary sources, because no official code has been released."
     )
     teacher_needs: ClassVar[Needs] = "top_k"
     draws_uniform: ClassVar[bool] = True
@@ -45,9 +45,9 @@ class TrOPD(PolicyGradient):
         return TeacherRequest(top_k=self.top_k)
 
     def token_losses(self, tokens: Tokens) -> TokenLosses:
-        """Return FKL_t for rejected tokens and -A_t log q(y_t) elsewhere, (N,)."""
+        """Return FKL_t for rejected tokens and -A_t log q(y_t) for accepted ones, (N,), and which are rejected."""
         bound = require(tokens.uniform, "uniform draws") if self.gate == "sampled" else self.trust
-        # A draw is below 1, so a trust of 1 always accepts.
+        # Draws are below 1, so a token with a trust of 1 is always accepted.
         rejected = trust_of(tokens) <= bound if self.gate == "sampled" else trust_of(tokens) < bound
         return TokenLosses(torch.where(rejected, top_k_forward_kl(tokens), self.policy_gradient(tokens)), rejected)
 

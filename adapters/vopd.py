@@ -1,6 +1,6 @@
-"""vOPD (arXiv 2605.07865): OPD with a baseline in closed form.
+"""vOPD (arXiv 2605.07865): OPD with a baseline in closed form, which reduces the variance of the gradient.
 
-The expectation of A_t under the student is -KL(q || p)(c_t), so A_t + KL(q || p)(c_t) has mean zero and less variance.
+The expectation of A_t under the student is -KL(q || p)(c_t), so A_t + KL(q || p)(c_t) has mean zero.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class VOPD(PolicyGradient):
 
     @property
     def objective(self) -> Objective | None:
-        """The reverse KL, as without the baseline; a weight scales it."""
+        """The reverse KL, as in OPD; None with a weight, which scales its gradient."""
         return "reverse_kl" if self.weight == 1 else None
 
     @property
@@ -39,11 +39,11 @@ class VOPD(PolicyGradient):
 
     @property
     def beta_of_divergence(self) -> float | None:
-        """The reverse KL's."""
+        """1, the reverse KL."""
         return 1.0
 
     def divergence(self, logq: Tensor, logp: Tensor) -> Tensor:
-        """Return KL(q || p), (n,), as a number: the baseline has no gradient."""
+        """Return KL(q || p), (n,), without gradient, because it is a baseline."""
         return reverse_kl(logq.detach(), logp)
 
     def token_losses(self, tokens: Tokens) -> TokenLosses:

@@ -1,14 +1,14 @@
 """The contract that trainer adapters implement, and their registry.
 
-An adapter is a frozen pydantic model (its options) with `train_stage`. Third parties register theirs under the entry
-point group `harness.adapters`; nothing here imports one by name.
+An adapter is a frozen pydantic model, whose fields are its options, with a method `train_stage`. Other packages register
+theirs under the entry point group `harness.adapters`; nothing here imports one by name.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -19,14 +19,14 @@ from pydantic import ConfigDict, ValidationError, model_validator
 from harness.config import plugins
 from harness.config.base import Strict
 from harness.config.explain import explain
-from harness.config.suite import AdapterEntry, Stage, Suite
+from harness.config.suite import AdapterEntry
 from harness.config.teacher_settings import Needs
 from harness.config.training import Optimizer, Training
 from harness.errors import ConfigError
 from harness.rundir.schema import Source
 
 if TYPE_CHECKING:
-    # Only for types: code that reads a suite or lists adapters does not load torch.
+    # For types alone: reading a suite or listing adapters must not load torch.
     from torch import Tensor, nn
 
     from harness.engines.engine import Engine
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     UpdaterFactory = Callable[[nn.Module, Optimizer, int], Updater]
 
 GROUP = "harness.adapters"
+# Names of an earlier contract, with what replaced them.
 RENAMED = {
     "wanted": "`teacher_request`",
     "on_policy": "`sources`",
@@ -131,7 +132,7 @@ def _updater() -> UpdaterFactory:
 
 
 def _measure_nothing(steps: int) -> None:
-    """Score no learning curve."""
+    """Do nothing: the suite asks for no learning curve."""
 
 
 def _never(_: int) -> bool:
@@ -145,14 +146,17 @@ class StageContext:
 
     Models: `student`, whose weights are trained; `engine`, which samples from it; `teacher`, `teacher_engine` and `reference`
     (a frozen copy of the stage's start) where the adapter requires them; `renderer`, the tokenizer and its chat template.
+
     Data: `tasks` that the stage trains, by name, and `examples`, their training items in order; `past_tasks` and `past` are
-    the same of all earlier stages. `shares` is the share of the prompts that each task gets; empty means equal shares.
-    Budget: `training`; `seed`, of this run and stage; `device`; `penalties` that wrappers add to the loss; `make_updater`
-    builds the optimiser from a module, its settings and the number of updates.
-    Record: `log` takes one mapping per training step and writes it to the step log; `warn` takes a sentence for the user;
-    `measure` takes the number of steps that `student` has done and adds a point to the learning curve if one is due there;
-    `measures` returns whether one is; `snapshots` saves the state of an unfinished stage; `keep` writes a step's rollouts to
-    the rollout log; `folder` is the stage's own, for files that a trainer writes.
+    the same for all earlier stages. `shares` is the share of the prompts that each task gets; empty means equal shares.
+
+    Budget: `training`; `seed` of this run and stage; `device`; `penalties`, which wrappers add to the loss; `make_updater`,
+    which builds the optimiser from a module, its settings and the number of updates.
+
+    Record: `log` writes one mapping per training step to the step log; `warn` shows the user a sentence; `measures` returns
+    whether a point of the learning curve is due after a number of steps, and `measure`, called with that number, scores it
+    where it is; `snapshots` keeps the state of an unfinished stage; `keep` writes a step's rollouts to the rollout log;
+    `folder` is the stage's own, for files that a trainer writes.
     """
 
     student: StudentForward
@@ -180,9 +184,9 @@ class StageContext:
     make_updater: UpdaterFactory = field(default_factory=_updater)
 
     def reward(self, rollout: Rollout) -> float:
-        """Return a response's grade, 0..1, by its task's primary metric.
+        """Return a response's grade by its task's primary metric, 0..1.
 
-        The grader and the graded part of the text, up to the task's first stop string, are those of the evaluation.
+        The evaluation's grader reads the same part of the text as in evaluation: up to the first stop string.
         """
         from harness.evaluation.answering import stop_strings, up_to
 
@@ -190,33 +194,36 @@ class StageContext:
         answer = up_to(self.renderer.decode(rollout.response), stop_strings(task.generation))
         return float(task.grade(rollout.example.doc, answer)[task.metric])
 
-    def with_demonstration(self, example: Example, shown: str) -> list[int]:
-        """Return the token ids of an item's prompt with its reference answer in it.
+    def with_demonstration(self, example: Example, template: str) -> list[int]:
+        """Return the token ids of an item's prompt that shows the item's reference answer.
 
-        `shown` is a template with {question} and {demonstration}. It replaces the item's own text; the task's description,
-        few-shot examples and `gen_prefix` stay.
+        `template` names {question} and {demonstration}. Filled in, it replaces the item's own question; the task's
+        description, few-shot examples and `gen_prefix` stay.
         """
         task = self.tasks[example.task]
         question, answer = task.prompt_text(example.doc), task.training_target(example.doc)
-        text = shown.replace("{demonstration}", answer).replace("{question}", question)
+        text = template.replace("{demonstration}", answer).replace("{question}", question)
         return self.renderer.encode_prompt(task.render_question(example.doc, text, self.renderer))
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage did: the number of training steps taken."""
+    """The result of a stage: the number of training steps that it took."""
 
     steps: int
 
 
 class Adapter(Strict, ABC):
-    """A training method: its fields are its options, its `train_stage` changes the student's weights in place."""
+    """A training method: its fields are its options, and `train_stage` changes the student's weights in place.
 
-    # For docs/adapters.md: the loss of a response token, the paper, and how the adapter differs from it.
+    `formula`, `paper` and `deviation` go to docs/adapters.md: the loss of a response token, its source, and how the adapter
+    differs from that source. `teacher_needs` is what the method needs from a teacher, see `Requirements`.
+    """
+
     formula: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     deviation: ClassVar[str] = ""
-    model_config = ConfigDict(allow_inf_nan=True)  # An option may be infinite, such as a threshold that nothing passes.
+    model_config = ConfigDict(allow_inf_nan=True)  # a threshold that nothing reaches is infinite
     teacher_needs: ClassVar[Needs] = "none"
 
     @classmethod
@@ -232,7 +239,7 @@ class Adapter(Strict, ABC):
 
     @model_validator(mode="after")
     def _refuse_nan(self) -> Self:
-        """Refuse NaN: every comparison with it is false, so it would silently switch an option off."""
+        """Refuse NaN: every comparison with NaN is false, so an option that is NaN would silently switch something off."""
         for name, value in self:
             if isinstance(value, float) and math.isnan(value):
                 raise ValueError(f"{name} is NaN; expected a number")
@@ -240,7 +247,7 @@ class Adapter(Strict, ABC):
 
     @property
     def requirements(self) -> Requirements:
-        """What the method needs with these options."""
+        """What the method needs from a suite with these options."""
         return Requirements(self.teacher_needs)
 
     @property
@@ -250,82 +257,29 @@ class Adapter(Strict, ABC):
 
     @property
     def updates(self) -> bool:
-        """Whether it changes weights; a control does not, and leaves no checkpoint."""
+        """Whether the method changes weights; a control does not, and leaves no checkpoint."""
         return bool(self.capabilities.trains_on)
 
     def refuse(self, training: Training) -> None:
-        """Raise `ConfigError` for a budget that this adapter cannot train with; called when a suite is read."""
+        """Raise `ConfigError` for a budget that this adapter cannot train with; called when a suite is checked."""
 
     @abstractmethod
     def train_stage(self, ctx: StageContext) -> StageResult:
-        """Train `ctx.student` on one stage within `ctx.training`."""
+        """Train `ctx.student` on one stage, in place, within the budget `ctx.training`."""
 
 
 def registered() -> dict[str, EntryPoint]:
-    """Return the entry points of all registered adapters by name, third parties' included."""
+    """Return the entry points of all registered adapters by name, those of other packages included."""
     return plugins.entry_points_of(GROUP)
 
 
 def make_adapter(name: str, entry: AdapterEntry) -> Adapter:
-    """Build the adapter that a suite's entry describes.
+    """Return the adapter that a suite's entry `name` describes.
 
-    Raises `ConfigError` for a name that is not registered or cannot be loaded, and for options that the adapter refuses.
+    Raises `ConfigError` for an adapter that is not registered or cannot be loaded, and for options that it refuses.
     """
     cls = plugins.load_plugin(GROUP, entry.adapter or name, f"adapters.{name}", Adapter)
     try:
         return cls.model_validate(entry.options)
     except ValidationError as error:
         raise ConfigError(f"adapters.{name}.options.{explain(error, cls)}") from error
-
-
-def check_adapters(suite: Suite, entries: Collection[str] | None = None) -> dict[str, Adapter]:
-    """Build every adapter of a suite, by entry, and check those of `entries` (default: all) and of stages with their own.
-
-    Raises `ConfigError` where one lacks a teacher, refuses a stage's budget, or trains weights in too low a precision.
-    """
-    adapters = {name: make_adapter(name, entry) for name, entry in suite.adapters.items()}
-    chosen = {name: adapter for name, adapter in adapters.items() if entries is None or name in entries}
-    fixed = [stage for stage in suite.stages if stage.adapter is not None]
-    _refuse_narrow_weights(suite, [name for name in chosen if (suite.adapters[name].adapter or name) != "none"])
-    for stage in fixed:
-        own = stage.adapter or AdapterEntry()
-        _refuse(suite, next(iter(suite.adapters)), make_adapter(str(own.adapter), own), [stage], f"stage {stage.task}")
-    for name, adapter in chosen.items():
-        _refuse(suite, name, adapter, [stage for stage in suite.stages if stage.adapter is None], f"adapters.{name}")
-    return adapters
-
-
-def _refuse_narrow_weights(suite: Suite, names: Sequence[str]) -> None:
-    """Refuse a student in a precision in which optimiser steps round to zero, unless float32 master weights keep them."""
-    fixed = [stage.training.precision for stage in suite.stages if stage.adapter is not None]
-    precisions = {*fixed, *(suite.training_for(stage, name).precision for name in names for stage in suite.stages)}
-    dtype = suite.student.dtype
-    if dtype == "float32" or not precisions:
-        return
-    if dtype == "float16" or precisions != {"bfloat16_master"}:
-        raise ConfigError(
-            f"student.dtype is {dtype}, in which optimiser steps round to zero; set student.dtype: bfloat16 and "
-            "training.precision: bfloat16_master, which keeps float32 master weights, or student.dtype: float32"
-        )
-
-
-def _refuse(suite: Suite, name: str, adapter: Adapter, stages: Sequence[Stage], place: str) -> None:
-    needed = adapter.requirements.teacher
-    lacking = [s.task for s in stages if suite.teacher is None and s.teacher is None]
-    if needed != "none" and lacking:
-        raise ConfigError(
-            f"{place}: needs a teacher ({needed}), but stages {', '.join(lacking)} have none; name one under `teacher`"
-        )
-    for stage in stages:
-        training = suite.training_for(stage, name)
-        if training.staleness and adapter.updates and not adapter.capabilities.takes_stale:
-            raise ConfigError(
-                f"{place}: training.staleness is {training.staleness}, but this adapter does not support stale rollouts; set "
-                "it to 0 for this adapter"
-            )
-        try:
-            adapter.refuse(training)
-        except ConfigError as error:
-            raise ConfigError(
-                f"{place}{'' if place.endswith(stage.task) else f', stage {stage.task}'}: {error}"
-            ) from error

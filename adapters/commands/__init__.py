@@ -1,1 +1,1 @@
-"""`harness adapters`: list the adapters, check one, write the page about them."""
+"""The command `harness adapters`: list the adapters, show one, check one, write the page about all of them."""

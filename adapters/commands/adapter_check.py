@@ -23,7 +23,10 @@ COLOURS: dict[Result, str] = {"passes": "green", "fails": "bold red", "does not 
 
 
 def print_check(console: Console, name: str, options: Sequence[str]) -> bool:
-    """Run the suite on an adapter and print each outcome; return whether nothing failed."""
+    """Run the conformance suite on an adapter and print each outcome; return whether no check failed.
+
+    `options` are KEY=VALUE texts. Raises `ConfigError` for an unknown adapter or option.
+    """
     adapter = _make(name, _parse(options))
     table = Table("check", "result", "finding, or promise", title=escape(f"{name}: {adapter!r}"), title_justify="left")
     counts = dict.fromkeys(COLOURS, 0)
@@ -37,7 +40,7 @@ def print_check(console: Console, name: str, options: Sequence[str]) -> bool:
 
 
 def _make(name: str, options: dict[str, Any]) -> Adapter:
-    """Build an adapter; a wrapper that does not say what it wraps takes OPD."""
+    """Return an adapter; a wrapper without the option `of` wraps OPD."""
     wraps = issubclass(load_plugin(GROUP, name, "adapter", Adapter), Wrapper)
     return make_adapter(name, AdapterEntry(adapter=name, options={"of": WRAPPED, **options} if wraps else options))
 

@@ -16,7 +16,7 @@ def list_adapters(
     context: typer.Context,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/adapters.md.")] = False,
 ) -> None:
-    """List the registered adapters with what they need of a teacher, their options and defaults."""
+    """List the registered adapters with what they need from a teacher, their options and defaults."""
     if context.invoked_subcommand is not None:
         return
     from adapters.commands.adapter_list import adapter_page, adapter_table
@@ -29,7 +29,7 @@ def list_adapters(
 
 @adapters.command()
 def show(name: Annotated[str, typer.Argument(help="A registered adapter.")]) -> None:
-    """Show all about one adapter: its loss, its source, what it needs, and each option with default and meaning."""
+    """Show one adapter: its loss, its source, what it needs, and each option with default and meaning."""
     from adapters.commands.adapter_list import describe_adapter
 
     SafeConsole().print(describe_adapter(name), markup=False, highlight=False)

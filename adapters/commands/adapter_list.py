@@ -1,4 +1,4 @@
-"""`harness adapters`: the registered adapters as a table, and as the page docs/adapters.md."""
+"""`harness adapters`: show the registered adapters as a table, as text, and as the page docs/adapters.md."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ A_t = log p(y_t) - log q(y_t) has no gradient. `reduction` averages the losses o
 
 
 def adapter_table() -> Table:
-    """Return the registered adapters with what they need of a teacher, their options and defaults."""
+    """Return a table of the registered adapters, with what they need from a teacher, their options and defaults."""
     table = Table(title="adapters", title_justify="left", show_lines=True)
     for column in ("name", "trains by", "teacher", "options and their defaults"):
         table.add_column(column, min_width=26 if column.startswith("options") else None)
@@ -41,7 +41,7 @@ def adapter_table() -> Table:
 
 
 def describe_adapter(name: str) -> str:
-    """Return all about one adapter: its loss, paper, teacher, responses, and each option with default and meaning.
+    """Return a text about one adapter: its loss, paper, teacher, responses, and each option with default and meaning.
 
     Raises `ConfigError` for a name that is not registered or cannot be loaded.
     """
@@ -56,7 +56,7 @@ def describe_adapter(name: str) -> str:
 
 
 def adapter_page() -> str:
-    """Return a page in Markdown: each adapter's loss, paper, teacher, responses, options and deviations."""
+    """Return the page docs/adapters.md: each adapter's loss, paper, teacher, responses, options and deviations."""
     sections = [_section(name) for name in registered()]
     return "\n".join([PAGE_HEAD, *sections])
 

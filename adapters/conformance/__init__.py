@@ -1,5 +1,5 @@
-"""The conformance suite: what every adapter promises, checked on a stage small enough for a dense float64 reference.
+"""The conformance suite checks what every adapter promises, on a stage small enough for a dense float64 reference.
 
-`harness adapters check NAME` runs it for a registered adapter; in python, a third party's tests say
-`failures(check_adapter(MyAdapter()))` of `adapters.conformance.all_checks`, which must be empty.
+`harness adapters check NAME` runs it for a registered adapter. In Python, `failures(check_adapter(MyAdapter()))` of
+`adapters.conformance.all_checks` must be empty.
 """

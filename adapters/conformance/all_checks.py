@@ -1,4 +1,4 @@
-"""All checks, in the order of the report, and the functions that run them."""
+"""All checks, in the order in which they are reported, and the functions that run them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CHECKS: dict[str, Check] = {
 def check_adapter(
     adapter: Adapter, checks: Iterable[str] = CHECKS, training: Mapping[str, Any] | None = None
 ) -> Iterator[Outcome]:
-    """Yield the outcome of each named check of an adapter, on stages whose training has these settings."""
+    """Yield the outcome of each named check of an adapter; `training` holds settings of its stages, such as `precision`."""
     with tempfile.TemporaryDirectory(prefix="conformance-") as folder:
         subject = AdapterUnderTest(adapter, Path(folder), training or {})
         for name in checks:

@@ -19,7 +19,7 @@ STEPS, STOPPED_AFTER = 4, 2
 
 
 def are_frozen(subject: AdapterUnderTest) -> None:
-    """Options are a frozen pydantic model: a run's manifest names what was trained with."""
+    """Options are a frozen pydantic model, so that a run's manifest states what it was trained with."""
     adapter = subject.adapter
     if not isinstance(adapter, BaseModel):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ConformanceError(
@@ -55,7 +55,7 @@ def are_read_back(subject: AdapterUnderTest) -> None:
     again = type(subject.adapter).model_validate(subject.adapter.model_dump())
     if again != subject.adapter:
         raise ConformanceError(
-            "its options, written out and read again, are others; a manifest could not repeat the run"
+            "its options, written out and read again, are others; make every option a plain value that pydantic reads back"
         )
 
 
@@ -103,12 +103,12 @@ def resumes(subject: AdapterUnderTest) -> None:
 
 
 class Killed(BaseException):
-    """The process ends here, as far as an adapter can tell."""
+    """Stands for a kill of the process; no adapter catches it."""
 
 
 @dataclass
 class MemorySnapshots:
-    """One snapshot in memory, gone through `torch.save` as a file's would be; the stage is killed when it is taken."""
+    """Keeps one snapshot in memory, written by `torch.save` as to a file; taking it at step `stop_at` kills the stage."""
 
     state: bytes | None = None
     stop_at: int | None = None
@@ -127,7 +127,7 @@ class MemorySnapshots:
 
 
 def _stage(subject: AdapterUnderTest) -> StageContext:
-    """Return a stage in which the student itself answers; the reference is its start, as in a run."""
+    """Return a stage in which the student answers and the reference is the stage's start, as in a run."""
     return subject.stage(steps=STEPS, dtype=torch.float32, scripted=False, reference_seed=0)
 
 

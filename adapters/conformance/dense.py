@@ -1,6 +1,6 @@
-"""The loss written out over full float64 logits, sequence by sequence, with the adapter's own loss per token.
+"""The reference for gradients: the loss over full float64 logits, sequence by sequence, with the adapter's loss per token.
 
-Nothing of the loop's batches, masks, weights, chunks or teacher requests is used: only which responses were trained on.
+It uses none of the loop's batches, masks, weights, chunks or teacher requests, only the responses that were trained on.
 """
 
 from __future__ import annotations
@@ -28,14 +28,17 @@ def dense_gradient(adapter: LoopAdapter, ctx: StageContext, rollouts: Sequence[R
 
 
 def token_weights(reduction: Reduction, lengths: Sequence[int]) -> Tensor:
-    """Return 1 / (B |y|) for each token, or 1 / sum |y| where the batch is one micro-batch, (N,)."""
+    """Return each token's weight, (N,): 1 / (B |y|) for `sequence_mean`, else 1 / sum |y|, as for one micro-batch.
+
+    `lengths` are those of the B responses.
+    """
     whole = sum(lengths)
     shares = [1 / (len(lengths) * n) if reduction == "sequence_mean" else 1 / whole for n in lengths for _ in range(n)]
     return torch.tensor(shares, dtype=torch.float64)
 
 
 def dense_tokens(adapter: LoopAdapter, ctx: StageContext, rollouts: Sequence[Rollout]) -> Tokens:
-    """Return what a loss per token sees, from full log-probabilities (N, V)."""
+    """Return the tokens of `rollouts`, computed from full log-probabilities (N, V)."""
     temperature = adapter.temperature(ctx.training)
     own = [r.example.prompt for r in rollouts]
     logq = over_responses(ctx.student.model, own, rollouts, temperature)
@@ -61,7 +64,10 @@ def tokens_from_logprobs(
     credit: Tensor,
     uniform: Tensor,
 ) -> Tokens:
-    """Return tokens from log-probabilities (N, V) of student, teacher and reference, on-policy: q sampled them."""
+    """Return tokens from log-probabilities (N, V) of student, teacher and reference; the student sampled them.
+
+    `targets`, `credit` and `uniform` are (N,).
+    """
     request, column = adapter.teacher_request, targets[:, None]
     seen = torch.full_like(logq, float("nan")).detach() if logp is None else logp
     top = seen.topk(request.top_k, dim=-1) if request.top_k and logp is not None else seen[:, :0].sort()
@@ -96,5 +102,5 @@ def scoring_model(adapter: LoopAdapter, ctx: StageContext) -> Any:
     if scorer is None:
         return None
     if not isinstance(scorer, LocalTeacher):
-        raise DoesNotApply("it scores with its own teacher, whose distribution is not seen from here")
+        raise DoesNotApply("it scores with its own teacher, whose distribution cannot be read here")
     return scorer.model

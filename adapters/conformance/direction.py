@@ -1,7 +1,7 @@
-"""Direction checks: what a method follows in expectation, by going through the vocabulary at one position.
+"""Direction checks: what a method's gradient is in expectation, computed exactly over the vocabulary at one position.
 
-E_y[g(y)] with y ~ q, or y ~ p for responses of the teacher; every y is a response of one token in a whole training step, and
-a top K is the whole vocabulary, so that divergences are exact.
+The expectation is E_y[g(y)] with y ~ q, or y ~ p for responses of the teacher. Every y is a response of one token in a whole
+training step, and a top K is the whole vocabulary, so that divergences are exact.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WRITTEN = {"forward_kl": "forward KL(p || q)", "reverse_kl": "reverse KL(q || p)
 
 
 def follows_its_objective(subject: AdapterUnderTest) -> None:
-    """In expectation, the gradient is that of the declared divergence from the teacher, and else lowers one of them."""
+    """In expectation, the gradient is that of the declared divergence from the teacher; if none is declared, it lowers one."""
     adapter = with_whole_vocabulary(subject)
     ctx = one_position(subject)
     logp = teacher_rows(adapter, ctx)
@@ -56,13 +56,13 @@ def expects_a_gradient(subject: AdapterUnderTest) -> None:
     found = size(expected_gradient(adapter, ctx))
     if not found > NOTHING:
         raise ConformanceError(
-            f"the expected gradient is {found:.1e} although student and teacher differ; the loss has lost its gradient, look "
+            f"the expected gradient is {found:.1e} although student and teacher differ; the loss has lost its gradient: look "
             "for a detach or a clamp"
         )
 
 
 def rests_at_the_teacher(subject: AdapterUnderTest) -> None:
-    """In expectation, a student that is its teacher stays where it is."""
+    """In expectation, a student that equals its teacher does not change."""
     adapter = with_whole_vocabulary(subject)
     ctx = one_position(subject, teacher_seed=0)
     if adapter.teacher_prompts(ctx, [_rollout(ctx)]) is not None:
@@ -70,16 +70,16 @@ def rests_at_the_teacher(subject: AdapterUnderTest) -> None:
     found = size(expected_gradient(adapter, ctx))
     if not found <= NOTHING:
         raise ConformanceError(
-            f"teacher and student are the same, but the expected gradient is {found:.1e}, not 0; the loss follows something "
-            "else than the teacher"
+            f"teacher and student are the same, but the expected gradient is {found:.1e}, expected 0; the loss moves the "
+            "student to something other than the teacher"
         )
 
 
 def raises_what_it_credits(subject: AdapterUnderTest) -> None:
-    """Without a teacher, a step makes references more probable, or responses with a high reward more than the others."""
+    """Without a teacher, a step raises the probability of references, or of responses with a higher reward than others."""
     adapter = subject.method
     if adapter.requirements.teacher != "none" or scoring_model(adapter, subject.stage()) is not None:
-        raise DoesNotApply("a teacher takes part, so `direction` looks where it goes")
+        raise DoesNotApply("a teacher takes part, so the check `direction` applies")
     ctx = subject.stage()
     for update in recorded(adapter, ctx):
         rollouts = [rollout for batch in update.batches for rollout in batch.rollouts]
@@ -102,7 +102,7 @@ def with_whole_vocabulary(subject: AdapterUnderTest) -> LoopAdapter:
 
 
 def expected_gradient(adapter: LoopAdapter, ctx: StageContext) -> Gradient:
-    """Return E_y[g(y)], each y's gradient weighed by its probability under whoever answers."""
+    """Return E_y[g(y)]: each y's gradient, weighted by its probability under the student or teacher that answers."""
     probability = student_rows(ctx).detach().exp()[0]
     if adapter.source(0) == "teacher":
         probability = teacher_rows(adapter, ctx).exp()[0]
@@ -110,11 +110,11 @@ def expected_gradient(adapter: LoopAdapter, ctx: StageContext) -> Gradient:
 
 
 def expectation(updates: Sequence[Update], probability: Tensor) -> Gradient:
-    """Return the gradient of some updates over responses of one token, each weighed by its probability, of (V,)."""
+    """Return the sum of the gradients of one-token responses in `updates`, each weighted by its `probability` (V,)."""
     parts: list[Gradient] = []
     for update in updates:
         for batch, part in zip(update.batches, update.parts, strict=True):
-            # The step is a mean over the responses of an update; an expectation weighs each by its probability.
+            # An update's loss is a mean over its responses, which is undone here.
             share = float(probability[batch.rollouts[0].response[0]]) * len(update.batches)
             parts.append(added([part], [share]))
     return added(parts)
@@ -126,7 +126,7 @@ def student_rows(ctx: StageContext) -> Tensor:
 
 
 def teacher_rows(adapter: LoopAdapter, ctx: StageContext) -> Tensor:
-    """Return the teacher's log-probabilities (1, V) at the same position, after the prompt that it reads."""
+    """Return the teacher's log-probabilities (1, V) after the prompt that the teacher reads."""
     model = scoring_model(adapter, ctx)
     prompts = None if model is None else adapter.teacher_prompts(ctx, [_rollout(ctx)])
     if model is None:
@@ -136,19 +136,19 @@ def teacher_rows(adapter: LoopAdapter, ctx: StageContext) -> Tensor:
 
 
 def divergence_gradient(ctx: StageContext, divergence: Callable[[Tensor, Tensor], Tensor], logp: Tensor) -> Gradient:
-    """Return the gradient of a divergence from the teacher by the student's weights."""
+    """Return the gradient of a divergence from the teacher's `logp` (1, V) with respect to the student's weights."""
     return gradient_of(divergence(student_rows(ctx), logp).sum(), ctx.student)
 
 
 def one_position(subject: AdapterUnderTest, teacher_seed: int = 1, **training: Any) -> StageContext:
-    """Return a stage of one prompt for each token of the vocabulary, which is its answer."""
+    """Return a stage that has the same prompt for every token of the vocabulary, with the token as its answer."""
     pairs = [(PROMPT, [token]) for token in range(subject.vocabulary)]
-    # A reference is the student's own start; where it is all that teaches, it stands for a teacher.
+    # A reference is the student's own start, unless it is the only teacher; then it gets the teacher's weights.
     reference_seed = 0 if subject.method.scores_start else teacher_seed
     ctx = subject.stage(pairs, teacher_seed=teacher_seed, reference_seed=reference_seed, micro_batch=1, **training)
     if ctx.training.num_generations > 1:
-        raise DoesNotApply("it takes no budget of one response to each prompt, over which the expectation is taken")
-    # Where the teacher is shown the reference answer, it is the same one for every response.
+        raise DoesNotApply("it needs several responses to each prompt, and the expectation is over single ones")
+    # A teacher that reads the reference answer must read the same one for every response.
     return replace(ctx, examples=[replace(example, doc=ctx.examples[0].doc) for example in ctx.examples])
 
 
@@ -200,12 +200,12 @@ def _worth(ctx: StageContext, rollouts: Sequence[Rollout]) -> list[float]:
         groups[tuple(rollout.example.prompt)].append(ctx.reward(rollout))
     worth = [ctx.reward(r) - fmean(groups[tuple(r.example.prompt)]) for r in rollouts]
     if not any(worth):
-        raise DoesNotApply("all responses to a prompt have the same reward, so none is to become more probable")
+        raise DoesNotApply("all responses to a prompt have the same reward, so none should become more probable")
     return worth
 
 
 def _uphill(ctx: StageContext, rollouts: Sequence[Rollout], worth: Sequence[float]) -> Gradient:
-    """Return the gradient of sum_y worth(y) mean_t log q(y_t)."""
+    """Return the gradient of sum_y worth(y) mean_t log q(y_t), which raises the worthy responses."""
     rows = over_responses(ctx.student.model, [r.example.prompt for r in rollouts], rollouts, 1.0)
     targets = torch.tensor([token for r in rollouts for token in r.response])
     shares = [value / len(r.response) for value, r in zip(worth, rollouts, strict=True) for _ in r.response]

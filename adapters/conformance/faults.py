@@ -1,4 +1,4 @@
-"""Fault checks: responses without tokens, teachers that give nonsense, vocabularies that do not fit."""
+"""Fault checks: responses without tokens, teachers with impossible scores, vocabularies that do not match."""
 
 from __future__ import annotations
 
@@ -45,31 +45,31 @@ def refuses_nan(subject: AdapterUnderTest) -> None:
 
 
 def refuses_silent_zeros(subject: AdapterUnderTest) -> None:
-    """A teacher that gives probability 1 to every token, as failed requests do, stops the stage with TrainingError."""
+    """A teacher that gives probability 1 to every token, as after failed requests, stops the stage with TrainingError."""
     _must_refuse_zeros(subject, "log-probability 0 for every token", rows=None)
 
 
 def refuses_a_failed_request(subject: AdapterUnderTest) -> None:
-    """A teacher that gives probability 1 to all tokens of one response, as one failed request does, stops the stage."""
+    """A teacher that gives probability 1 to all tokens of one response, as after a failed request, stops the stage."""
     _must_refuse_zeros(subject, "log-probability 0 for every token of one response", rows=1)
 
 
 def _must_refuse_zeros(subject: AdapterUnderTest, what: str, rows: int | None) -> None:
     ctx = subject.stage(CUT, dtype=torch.float32)
     certain = {id(teacher): Certain(teacher, rows) for teacher in _scoring(subject, ctx)}
-    # The stand-in has all that a stage asks of a local teacher.
+    # `Certain` has all attributes of a local teacher that a stage uses.
     parts: dict[str, Any] = {"teacher": certain.get(id(ctx.teacher)), "reference": certain.get(id(ctx.reference))}
     _must_refuse(subject, replace(ctx, **parts), what, lambda: any(teacher.asked for teacher in certain.values()))
 
 
 def refuses_other_vocabularies(subject: AdapterUnderTest) -> None:
-    """A teacher with other rows in its output layer than the student's is refused with ModelError."""
+    """A teacher whose output layer has another number of rows than the student's is refused with ModelError."""
     needs = subject.adapter.requirements.teacher
     if needs == "none":
         raise DoesNotApply("it needs no teacher")
     if needs == "generate":
         raise DoesNotApply(
-            "its teacher only answers; a run compares vocabularies when it loads one, before any adapter"
+            "its teacher only answers; a run compares vocabularies when it loads the teacher, before any adapter"
         )
     own, size = word_tokenizer(subject.vocabulary), subject.vocabulary + 1
     padded = LocalTeacher(small_model(size, 1, torch.float64), own, own)
@@ -84,9 +84,9 @@ def refuses_other_vocabularies(subject: AdapterUnderTest) -> None:
 
 @dataclass
 class Certain:
-    """A teacher that gives probability 1 to all tokens of each batch's first `rows` responses, of all where None.
+    """A teacher that gives probability 1 to all tokens of each batch's first `rows` responses, None for all.
 
-    It counts how often it is asked.
+    `asked` counts its calls.
     """
 
     teacher: LocalTeacher
@@ -95,11 +95,11 @@ class Certain:
 
     @property
     def model(self) -> Any:
-        """The model behind, for methods that move its weights."""
+        """The teacher's model, for methods that move its weights."""
         return self.teacher.model
 
     def score(self, batch: Batch, request: TeacherRequest, temperature: float) -> TeacherScores:
-        """Return scores that no model has computed."""
+        """Return the teacher's scores with log-probability 0 for the tokens of the failed responses."""
         self.asked += 1
         scores = self.teacher.score(batch, request, temperature)
         failed = sum(len(rollout.response) for rollout in batch.rollouts[: self.rows])

@@ -1,4 +1,4 @@
-"""AOPD's own promises (METHOD section 1): its limits are the policy gradient and forward KL, and where A_t = 0 goes."""
+"""Checks of AOPD's gate: its limits are the policy gradient and forward KL, and tokens with A_t = 0 take the right branch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Slopes = tuple[Tensor, Tensor]
 
 
 def has_its_limits(subject: AdapterUnderTest) -> None:
-    """At one end of its threshold a gated method is the policy gradient everywhere, at the other forward KL."""
+    """At one limit of its threshold a gated method is the policy gradient everywhere, at the other forward KL."""
     adapter = _gated(subject)
     tokens, _ = sample_tokens(adapter, subject.vocabulary, scored=True)
     for gate, end in ENDS.items():
@@ -34,7 +34,7 @@ def has_its_limits(subject: AdapterUnderTest) -> None:
 
 
 def routes_advantage_zero(subject: AdapterUnderTest) -> None:
-    """A token with A_t = 0 goes to forward KL by log_ratio, and to the policy gradient, with none, by prob_diff."""
+    """A token with A_t = 0 has forward KL under log_ratio, and a policy gradient of zero under prob_diff."""
     adapter = _gated(subject)
     tokens, _ = sample_tokens(adapter, subject.vocabulary, scored=True)
     level = replace(tokens, logp=tokens.logq_old)
@@ -62,7 +62,7 @@ def _set(adapter: LoopAdapter, gate: str, threshold: float) -> LoopAdapter:
         gated = type(adapter).model_validate({**adapter.model_dump(), "gate": gate})
     except ValidationError as error:
         raise DoesNotApply(f"its gate is not AOPD's: {error.errors()[0]['msg']}") from error
-    # Options may refuse a limit, where a method has nothing to gain from it; its loss still has one.
+    # A method may refuse a limit as an option, but its loss has that limit, so validation is bypassed.
     return gated.model_copy(update={"threshold": threshold})
 
 

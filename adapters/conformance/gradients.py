@@ -1,4 +1,4 @@
-"""Gradient checks: the loop gives an optimiser what the loss per token means, and no branch of the loss is cut off."""
+"""Gradient checks: the loop's gradient is that of the loss per token, and no branch of the loss has lost its gradient."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROWS = 96
 
 def equals_autograd(subject: AdapterUnderTest) -> None:
     """The gradient is that of the method's loss per token on dense float64 logits."""
-    # Stages are alike; training may move the teacher of one, as an average of the student does.
+    # A second, equal stage, because training may move the teacher of the first one.
     adapter, untouched = subject.method, subject.stage(temperature=0.7)
     for number, update in enumerate(recorded(adapter, subject.stage(temperature=0.7)), start=1):
         rollouts = [rollout for batch in update.batches for rollout in batch.rollouts]
@@ -68,9 +68,10 @@ def no_branch_is_detached(subject: AdapterUnderTest) -> None:
 
 
 def sample_tokens(adapter: LoopAdapter, vocabulary: int, scored: bool) -> tuple[Tokens, Tensor]:
-    """Return tokens at positions from flat to peaked, and the student's logits (N, V) that they come from.
+    """Return tokens at positions with flat to peaked distributions, and the student's logits (N, V) behind them.
 
-    Half of them are drawn from the student, half at random; teachers are near the student, flatter, or unlike it.
+    Half of the tokens are drawn from the student, half at random. Teachers are near the student, flatter, or unrelated to it.
+    `scored` says whether there is a teacher.
     """
     draw = torch.Generator().manual_seed(11)
     z, p, r = (torch.randn(ROWS, vocabulary, generator=draw, dtype=torch.float64) for _ in range(3))
@@ -94,7 +95,7 @@ def _slope(losses: Tensor, leaf: Tensor) -> Tensor:
 
 
 def _branches(adapter: LoopAdapter, outcome: TokenLosses) -> list[tuple[str, Tensor, str]]:
-    """Return the branches of a loss, and whether each of their tokens or at least one must have a gradient."""
+    """Return the branches of a loss: name, mask (N,), and whether `each` of its tokens or at least `one` needs a gradient."""
     if outcome.routed is None:
         whole = torch.ones(len(outcome.losses), dtype=torch.bool)
         return [("tokens", whole, "one" if adapter.objective is None else "each")]
@@ -102,7 +103,7 @@ def _branches(adapter: LoopAdapter, outcome: TokenLosses) -> list[tuple[str, Ten
 
 
 def _check_inputs(adapter: LoopAdapter, tokens: Tokens) -> None:
-    """Refuse a loss that moves with an input of the student's, on some token, without any gradient for it."""
+    """Raise `ConformanceError` for a loss whose value on some token changes with a student's input that has no gradient."""
     inputs = {
         "logq": "log q of the sampled token",
         "top_logq": "log q on the teacher's top K",

@@ -1,4 +1,4 @@
-"""Mask check: by exact ids, the loss is on the whole response with its stop token, and on nothing else."""
+"""Check of masks: the loss is on exactly the ids of the response, stop token included, and on nothing else."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _check_batch(batch: Batch, script: Script) -> None:
 
 
 def _rows(batch: Batch) -> Iterable[tuple[Tensor, Tensor]]:
-    """Return ids and mask of each sequence; a packed batch has them one after the other in one row."""
+    """Return ids and mask of each sequence; a packed batch holds all sequences in one row."""
     parts = batch.lengths if batch.packed else [batch.input_ids.shape[1]]
     ids, predicts = (torch.split(values, parts, dim=1) for values in (batch.input_ids, batch.predicts))
     return [
@@ -61,7 +61,7 @@ def _numbers(values: Any) -> list[Any]:
 
 
 def _script_of(ids: list[int], script: Script) -> tuple[list[int], list[int]]:
-    """Return the prompt that a row begins with and the response that was given to it."""
+    """Return the prompt and the scripted response that a row consists of; raises `ConformanceError` for another row."""
     prompts = [p for p in script.prompts if ids[: len(p)] == p]
     if not prompts:
         raise ConformanceError(f"a row of the batch, {ids}, begins with no prompt of the stage; keep prompts whole")

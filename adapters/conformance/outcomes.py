@@ -1,4 +1,4 @@
-"""The outcomes of a check: it passes, it fails with one sentence, it does not apply, or a library is not installed."""
+"""Run one check, and describe its outcome: it passes, fails, does not apply, or is skipped for a missing library."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ Check = Callable[["AdapterUnderTest"], None]
 
 
 class ConformanceError(HarnessError, AssertionError):
-    """An adapter that breaks a promise: what was found, what was expected, what to do."""
+    """Raised where an adapter breaks a promise; the sentence says what was found, what was expected, what to do."""
 
 
 class DoesNotApply(Exception):  # noqa: N818
-    """A check that says nothing about this adapter, and why."""
+    """Raised where a check does not apply to an adapter; the sentence says why."""
 
 
 class NotInstalled(DoesNotApply):
-    """An adapter that cannot run here, because a library that it needs is missing."""
+    """Raised where an adapter cannot run, because a library that it needs is not installed."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One check of one adapter; `sentence` says what was found, or what a passed check promises."""
+    """The result of one check of an adapter; `sentence` is the finding, or the promise that a passed check confirms."""
 
     check: str
     result: Result
@@ -38,7 +38,7 @@ class Outcome:
 
 
 def run_check(name: str, check: Check, subject: AdapterUnderTest) -> Outcome:
-    """Run a check; an error that it did not foresee is a failure, a library that is missing is not."""
+    """Run a check and return its outcome; an unexpected error is a failure, but a missing library is not."""
     try:
         check(subject)
     except NotInstalled as reason:
@@ -55,7 +55,7 @@ def run_check(name: str, check: Check, subject: AdapterUnderTest) -> Outcome:
 
 
 def promise(check: Check) -> str:
-    """Return what a check holds an adapter to: the first line of its docstring."""
+    """Return what an adapter promises under a check: the first line of the check's docstring."""
     return (check.__doc__ or "").strip().splitlines()[0].rstrip(".")
 
 

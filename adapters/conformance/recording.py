@@ -1,4 +1,4 @@
-"""Record the gradients that an optimiser is given: at the end of `train_stage`, after the whole loop."""
+"""Record the gradients that `train_stage` gives to its optimiser."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TINY = 1e-12
 
 @dataclass
 class Update:
-    """One optimiser update: its micro-batches with the gradient of each, and the gradients of its penalties."""
+    """One optimiser update: its micro-batches, the gradient of each, and the gradients of the penalties."""
 
     batches: list[Batch] = field(default_factory=list[Batch])
     parts: list[Gradient] = field(default_factory=list[Gradient])
@@ -34,9 +34,9 @@ class Update:
 
 
 def recorded(adapter: Adapter, ctx: StageContext, rate: float = 0.0) -> list[Update]:
-    """Train a stage and return its updates; weights take plain steps of size `rate` along the gradient.
+    """Train a stage and return its updates; each one is a plain gradient descent step of size `rate`.
 
-    Raises `DoesNotApply` for an adapter that updates by other means.
+    Raises `DoesNotApply` for an adapter that does not use the stage's optimiser.
     """
     updates: list[Update] = []
 
@@ -77,7 +77,7 @@ class RecordingUpdater:
 
 
 def gradient_of(loss: Tensor, module: nn.Module) -> Gradient:
-    """Return the gradient of a loss by a module's trainable parameters, zeros where there is none."""
+    """Return the gradient of a loss with respect to a module's trainable parameters, by name; zeros where it has none."""
     named = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if not loss.requires_grad:
         return {name: torch.zeros_like(p) for name, p in named.items()}
@@ -87,7 +87,7 @@ def gradient_of(loss: Tensor, module: nn.Module) -> Gradient:
 
 
 def added(gradients: Iterable[Gradient], weights: Iterable[float] | None = None) -> Gradient:
-    """Return the weighted sum of gradients."""
+    """Return the sum of gradients, weighted by `weights` where given."""
     total: Gradient = {}
     parts = list(gradients)
     for part, weight in zip(parts, [1.0] * len(parts) if weights is None else weights, strict=True):

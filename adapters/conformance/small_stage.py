@@ -1,7 +1,7 @@
 """The adapter under test, and the small stage that it trains: scripted answers, a teacher, an earlier task.
 
 Vocabulary, weights and answers are fixed, and so small that a dense float64 reference is cheap. The pad token is the stop
-token, a prompt contains it, and responses contain id 0: masks that look at ids instead of lengths are wrong here.
+token, a prompt contains it, and responses contain id 0, so masks that are computed from ids instead of lengths are wrong.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ EARLIER: Pairs = (([20, 21], [22, 23, STOP]), ([24], [25, STOP]))
 
 @dataclass(frozen=True)
 class AdapterUnderTest:
-    """An adapter as it stands, a folder for what its trainer leaves behind, and settings of training for every stage."""
+    """An adapter, a folder for files of its trainer, and training settings of every stage."""
 
     adapter: Adapter
     folder: Path
@@ -65,14 +65,14 @@ class AdapterUnderTest:
 
     @property
     def looped(self) -> LoopAdapter:
-        """The adapter that trains, where it trains through the shared loop; raises `DoesNotApply` elsewhere."""
+        """The adapter that trains, if it uses the shared loop; raises `DoesNotApply` for another one."""
         if not isinstance(self.inner, LoopAdapter):
-            raise DoesNotApply("it has its own trainer, whose gradients and batches are not seen from here")
+            raise DoesNotApply("it has its own trainer, whose gradients and batches cannot be read here")
         return self.inner
 
     @property
     def method(self) -> LoopAdapter:
-        """The adapter itself, where its loss per token is known; raises `DoesNotApply` for wrappers and own trainers."""
+        """The adapter itself, if its loss per token is known; raises `DoesNotApply` for wrappers and other trainers."""
         if isinstance(self.adapter, Wrapper):
             raise DoesNotApply("it wraps another adapter, whose loss is checked under that adapter's own name")
         return self.looped
@@ -94,9 +94,9 @@ class AdapterUnderTest:
         scripted: bool = True,
         **training: Any,
     ) -> StageContext:
-        """Return a stage over prompts and their answers; the student's seed is 0, the student answers unless `scripted`.
+        """Return a stage over `pairs` of prompt and answer; `scripted` answers are those, else the student answers.
 
-        Another seed for the reference than the stage's start makes its part in a loss visible.
+        The student's weights have seed 0. By default the reference has another seed, so that its part in a loss is visible.
         """
         renderer = Renderer(word_tokenizer(self.vocabulary), Chat())
         student, teacher, reference = (
@@ -126,14 +126,17 @@ class AdapterUnderTest:
 
 
 def train_small_stage(adapter: Adapter, ctx: StageContext) -> StageResult:
-    """Train one stage with all generators seeded, as a run does it, and leave them as they were."""
+    """Train one stage with all random generators seeded as in a run, and restore their states."""
     with preserved_random_state():
         seed_global_generators(ctx.seed)
         return adapter.train_stage(ctx)
 
 
 def budget(adapter: Adapter, prompts: int, settings: dict[str, Any]) -> Training:
-    """Return a budget that the adapter takes, with as few generations of each prompt as it allows."""
+    """Return a budget that the adapter accepts, with as few generations of each prompt as possible.
+
+    Raises `ConformanceError` for an adapter that refuses all, and `NotInstalled` where a library is missing.
+    """
     refused = ""
     for generations in (1, 2, 4, 8):
         raw = {"steps": 1, "prompts_per_step": prompts, "num_generations": generations, "max_new_tokens": 8, **settings}
@@ -147,18 +150,18 @@ def budget(adapter: Adapter, prompts: int, settings: dict[str, Any]) -> Training
     if "not installed" in refused:
         raise NotInstalled(refused)
     raise ConformanceError(
-        f"it refuses {prompts} prompts with 1, 2, 4 and 8 generations each ({refused}); take one of them"
+        f"it refuses {prompts} prompts with 1, 2, 4 and 8 generations each ({refused}); accept one of these budgets"
     )
 
 
 def small_model(vocabulary: int, seed: int, dtype: torch.dtype) -> Any:
-    """Return a random decoder with peaked predictions, whose arithmetic stays in `dtype` throughout."""
+    """Return a random decoder with peaked predictions that computes in `dtype` throughout."""
     return copy.deepcopy(_random_model(vocabulary, seed)).to(dtype)
 
 
 @cache
 def _random_model(vocabulary: int, seed: int) -> Any:
-    """Return the model that is copied: drawing its weights takes longer than most checks."""
+    """Return the model that `small_model` copies; drawing its weights takes longer than most checks."""
     config = GPTNeoXConfig(
         vocab_size=vocabulary, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
         max_position_embeddings=256, initializer_range=0.4, bos_token_id=None, eos_token_id=STOP, pad_token_id=STOP,
@@ -169,7 +172,7 @@ def _random_model(vocabulary: int, seed: int) -> Any:
 
 
 def word_tokenizer(vocabulary: int) -> Any:
-    """Return a tokenizer whose words are the token ids themselves; its pad token is its stop token."""
+    """Return a tokenizer whose words are the token ids as text; its pad token is its stop token."""
     tokenizer: Any = Tokenizer(models.WordLevel({str(i): i for i in range(vocabulary)}, unk_token=str(UNKNOWN)))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=str(STOP), pad_token=str(STOP))
@@ -183,7 +186,7 @@ class Script:
     asked: dict[tuple[int, ...], int] = field(default_factory=lambda: defaultdict[tuple[int, ...], int](int))
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
-        """Return the scripted responses; one that does not end with a stop token was cut."""
+        """Return the scripted responses; one without a stop token at its end counts as cut off."""
         return [self._complete(tuple(prompt), sampling) for prompt in prompts]
 
     @property
@@ -192,7 +195,7 @@ class Script:
         return [prompt for prompt, _ in (*self.pairs, *EARLIER)]
 
     def responses(self, prompt: Sequence[int]) -> list[list[int]]:
-        """Return what a prompt may be answered with, in the order of asking."""
+        """Return the responses to a prompt, in the order in which repeated requests get them."""
         known = [*self.pairs, *EARLIER]
         first = next((i for i, (p, _) in enumerate(known) if p == list(prompt)), 0)
         return [known[(first + i) % len(known)][1] for i in range(len(known))]
@@ -218,7 +221,7 @@ class SmallTask:
         return doc["prompt"]
 
     def render_question(self, doc: dict[str, Any], question: str, renderer: Renderer) -> str:
-        """Return a question as it stands: there is no template here."""
+        """Return the question itself, because this task has no template."""
         return question
 
     def training_target(self, doc: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Whether a loss tolerates responses of an older student (`training.staleness: 1`), by going through the vocabulary."""
+"""Check that a loss tolerates responses of an older student (`training.staleness: 1`), exactly, over the vocabulary."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from adapters.conformance.small_stage import AdapterUnderTest
 from adapters.loop.training_loop import LoopAdapter
 from harness.engines.engine import Completion, Sampling
 
-RATE = 1e-3  # of the plain step between the weights that draw and those that train
+RATE = 1e-3  # size of the gradient step from the weights that draw to those that train
 TOLERANCE = 1e-6
 
 
 def takes_stale_responses(subject: AdapterUnderTest) -> None:
-    """Responses that the student of a step before drew give the expected gradient of its own, as the loop weighs them."""
+    """Responses that the student drew a step earlier give the same expected gradient as fresh ones."""
     if not subject.adapter.capabilities.takes_stale:
         raise DoesNotApply("it takes no stale responses, so training.staleness: 1 is refused")
     adapter = subject.method
@@ -34,13 +34,12 @@ def takes_stale_responses(subject: AdapterUnderTest) -> None:
     if not off <= TOLERANCE:
         raise ConformanceError(
             f"responses that an older student drew give an expected gradient that is {off:.1e} of its size away from that of "
-            "fresh ones; a loss that depends on the token that was drawn leaves `depends_on_draw` True, another one is a "
-            "function of the position alone"
+            "fresh ones; keep `depends_on_draw` True unless the loss is a function of the position alone"
         )
 
 
 def _second_step(adapter: LoopAdapter, subject: AdapterUnderTest, staleness: int) -> tuple[Tensor, Tensor, Update]:
-    """Return the student's probabilities (V,) at the first and the second step, and the second step's update."""
+    """Return the student's probabilities (V,) in the first and in the second step, and the second step's update."""
     ctx = replace(one_position(subject, steps=2, staleness=staleness), engine=EveryToken(subject.vocabulary))
     before = student_rows(ctx).detach().exp()[0]
     found = recorded(adapter, ctx, RATE)
@@ -50,7 +49,7 @@ def _second_step(adapter: LoopAdapter, subject: AdapterUnderTest, staleness: int
 
 
 class EveryToken:
-    """Answers the prompts of a call with one token each, through the vocabulary."""
+    """Answers the prompts of a call with one token each: every token of the vocabulary in turn."""
 
     def __init__(self, vocabulary: int) -> None:
         self.vocabulary = vocabulary

@@ -1,4 +1,4 @@
-"""What a training step reports about itself: losses, token statistics, agreement with the teacher, pulls, truncation."""
+"""Collect what a training step reports: losses, token statistics, agreement with the teacher, pulls, truncation."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from harness.lm.rollouts import Batch, Rollout
 
 Key = TypeVar("Key")
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-MODE = 1  # the column of the teacher's most probable token, after the sampled one
+MODE = 1  # column of the teacher's most probable token; column 0 is the sampled token
 
 
 class StepLog:
-    """Collects one step's token statistics over micro-batches and updates."""
+    """Collects one step's token statistics over micro-batches and updates; `top_k` is the teacher request's."""
 
     def __init__(self, rollouts: Sequence[Rollout], top_k: int = 0) -> None:
         self.rollouts, self.top_k = rollouts, top_k
         self.parts: dict[str, list[Tensor]] = defaultdict(list)
-        # Pulls of each micro-batch, and whether its losses have a gradient at chosen tokens at all.
+        # Of each micro-batch: whether its losses have a gradient at chosen tokens at all, and its pulls by name.
         self.pulls: list[tuple[Tensor, dict[str, Tensor]]] = []
         self.updates: list[UpdateResult] = []
         self.padding: int = 0
         self.positions: int = 0
 
     def batches(self, batches: Sequence[Batch]) -> None:
-        """Add the micro-batches of the step."""
+        """Count the positions and the padding of the step's micro-batches."""
         self.padding += sum(batch.padding for batch in batches)
         self.positions += sum(batch.input_ids.numel() for batch in batches)
 
     def tokens(self, student: LogProbs, routed: Tensor | None) -> None:
-        """Add a micro-batch's tokens."""
+        """Add the entropy of a micro-batch's tokens, and which of them (N,) were routed to forward KL."""
         self.parts["entropy"].append(student.entropy)
         if routed is not None:
             self.parts["routed"].append(routed.float())
@@ -53,7 +53,10 @@ class StepLog:
         outcome: TokenLosses,
         weights: Tensor,
     ) -> None:
-        """Add how a micro-batch's tokens stand to the teacher, and how the losses pull."""
+        """Add the advantage of a micro-batch's tokens, their agreement with the teacher, and the pulls of the losses.
+
+        `ids` (N, 1 + K) are the sampled tokens and the teacher's top K, `weights` (N,) the tokens' shares of the loss.
+        """
         self.parts["advantage"].append(advantage)
         top_logq = student.chosen[:, 1:].detach()
         self.parts["teacher_top_mass"].append(teacher.top_logprobs.exp().sum(-1))
@@ -64,9 +67,9 @@ class StepLog:
         self._pulls(student, ids, teacher, outcome, weights)
 
     def against_engine(self, logq: Tensor, batch: Batch) -> None:
-        """Add how far the log-probabilities (N,) of a micro-batch's tokens are from those that the engine drew them with."""
+        """Add the differences between log-probabilities (N,) of a micro-batch's tokens and the engine's when it drew them."""
         if any(rollout.staleness for rollout in batch.rollouts):
-            return  # other weights drew them, see `importance`
+            return  # older weights drew them, see `importance`
         drawn = [rollout.logprobs for rollout in batch.rollouts]
         sampled = [logprob for logprobs in drawn if logprobs is not None for logprob in logprobs]
         if len(sampled) == len(logq):
@@ -84,9 +87,10 @@ class StepLog:
     def summary(self) -> dict[str, Any]:
         """Return the step's line: entropy and advantages in nats per response token, rewards and shares in 0..1.
 
-        Masses and overlap are of the teacher's top K, K in `top_k`. `pull_up` and `pull_down` are the mean over all tokens of
-        the descent step on the logit of the teacher's most probable token, over those where the student gives it less
-        or more than the teacher; `fkl_gradient_share` is the routed tokens' share of all |dL/dz|.
+        Masses and overlap are those of the teacher's top K, K in `top_k`. `pull_up` and `pull_down` are means over all tokens
+        of the descent step on the logit of the teacher's most probable token: upwards where the student gives that token less
+        probability than the teacher, downwards where it gives it more, and 0 elsewhere. `fkl_gradient_share` is the routed
+        tokens' share of all |dL/dz|.
         """
         self._gather()
         lengths = [len(r.response) for r in self.rollouts]
@@ -116,7 +120,7 @@ class StepLog:
         }
 
     def _stale(self) -> dict[str, Any]:
-        """Return how stale the rollouts are, where the suite lets them be drawn ahead."""
+        """Return staleness and importance ratios of the rollouts, where the suite lets them be drawn ahead; else nothing."""
         ages = [r.staleness for r in self.rollouts if r.staleness is not None]
         if not ages:
             return {}
@@ -129,7 +133,7 @@ class StepLog:
         }
 
     def _gather(self) -> None:
-        """Move the token statistics to the host, all at once, and take those of all processes together."""
+        """Move the token statistics to the host, all at once, and join those of all processes."""
         pulls = to_host(
             {(place, name): part for place, (_, named) in enumerate(self.pulls) for name, part in named.items()}
         )
@@ -176,16 +180,16 @@ class StepLog:
 
 
 class RolloutFigures:
-    """What a step knows of each rollout, as means over its tokens: `ctx.keep` writes them next to the texts."""
+    """A step's figures of each rollout, as means over its tokens; `ctx.keep` writes them next to the texts."""
 
     def __init__(self) -> None:
         self.waiting: list[tuple[Sequence[Rollout], dict[str, Tensor]]] = []
         self.found: dict[int, dict[str, float]] = {}
 
     def add(self, rollouts: Sequence[Rollout], tokens: Mapping[str, Tensor | None]) -> None:
-        """Add a micro-batch's values (N,) by name, N tokens in the order of its rollouts; None is left out.
+        """Add a micro-batch's values (N,) by name, for N tokens in the order of its rollouts.
 
-        So are values of other tokens than the rollouts', about which this class knows nothing.
+        None is left out, and so are values of another length, which belong to other tokens.
         """
         count = sum(len(rollout.response) for rollout in rollouts)
         present = {name: values for name, values in tokens.items() if values is not None}
@@ -193,7 +197,7 @@ class RolloutFigures:
         self.waiting.append((rollouts, known))
 
     def _settle(self) -> None:
-        """Move what waits to the host, all at once, and take the means."""
+        """Move the added values to the host, all at once, and compute the means."""
         keyed = {(i, name): part for i, (_, known) in enumerate(self.waiting) for name, part in known.items()}
         values = to_host(keyed)
         for place, (rollouts, known) in enumerate(self.waiting):
@@ -204,13 +208,13 @@ class RolloutFigures:
         self.waiting = []
 
     def of(self, rollout: Rollout) -> dict[str, float]:
-        """Return a rollout's figures; nothing for one without tokens."""
+        """Return a rollout's figures by name; an empty mapping for a rollout that was not added."""
         self._settle()
         return self.found.get(id(rollout), {})
 
 
 def to_host(parts: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
-    """Return tensors (n,) by key as float64 on the host, moved in one piece: every piece makes a device wait."""
+    """Return tensors (n,) by key as float64 on the host, copied as one tensor: the device waits for every copy."""
     if not parts:
         return {}
     whole = torch.cat([part.detach().double() for part in parts.values()]).cpu()
@@ -229,10 +233,10 @@ def _advantage(parts: list[Tensor]) -> dict[str, float | None]:
 
 
 def _mismatch(parts: list[Tensor]) -> dict[str, float | None]:
-    """Return by how much trainer and engine disagree about tokens that the engine drew, in nats.
+    """Return how far trainer and engine disagree about tokens that the engine drew, in nats.
 
-    Mean and maximum of |d|, d the trainer's log-probability minus the engine's, and `mismatch_kl`, the mean of e^d - 1 - d: an
-    unbiased, never negative estimate of KL(engine || trainer).
+    With d the trainer's log-probability minus the engine's: mean and maximum of |d|, and `mismatch_kl`, the mean of
+    e^d - 1 - d, an unbiased and never negative estimate of KL(engine || trainer).
     """
     if not parts:
         return dict.fromkeys(["mismatch_mean", "mismatch_max", "mismatch_kl"])

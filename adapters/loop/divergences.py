@@ -1,7 +1,7 @@
-"""Divergences over the whole vocabulary: forward and reverse KL, and the generalised Jensen-Shannon between them.
+"""Divergences of student and teacher: forward and reverse KL, the generalised Jensen-Shannon divergence, and top-K forward KL.
 
-All map log-probabilities (n, V) of student and teacher to nats per token (n,). `beta` runs in TRL's and GKD's direction:
-0 is the forward KL(p || q), 1 the reverse KL(q || p).
+Those over the whole vocabulary map log-probabilities (n, V) of student and teacher to nats per token (n,). `beta` is that of
+TRL and GKD: 0 is the forward KL(p || q), 1 the reverse KL(q || p).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def reverse_kl(logq: Tensor, logp: Tensor) -> Tensor:
 def generalised_jsd(logq: Tensor, logp: Tensor, beta: float) -> Tensor:
     """Return beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q (arXiv 2306.13649, eq. 1).
 
-    The limits 0 and 1 are the two KL divergences themselves, as in TRL, not the formula's own limit, which is 0.
+    At beta 0 and 1 it is the forward and the reverse KL, as in TRL; the formula itself would be 0 there.
     """
     if beta == 0:
         return forward_kl(logq, logp)
@@ -43,9 +43,9 @@ def generalised_jsd(logq: Tensor, logp: Tensor, beta: float) -> Tensor:
 
 @torch.no_grad()
 def known_beta(divergence: Divergence, beta: float | None) -> float | None:
-    """Return `beta` where a divergence is `generalised_jsd` with it, by its values on a small input; None where it is not.
+    """Return `beta` if `divergence` equals `generalised_jsd` with it on a small input; else None.
 
-    A class may say the beta of its parent and override the parent's divergence.
+    The check is needed because a class may inherit its parent's beta and override the divergence.
     """
     if beta is None:
         return None
@@ -58,9 +58,9 @@ def known_beta(divergence: Divergence, beta: float | None) -> float | None:
 def top_k_forward_kl(tokens: Tokens, tail: Tail = "none") -> Tensor:
     """Return sum over the teacher's top K of p_v (log p_v - log q_v), (N,).
 
-    `none` is the official AOPD code's form: both sides normalised over the whole vocabulary, not clamped (the sum may be
-    negative, and a clamp at 0 would kill its gradient); its minimiser puts no mass outside K. `bucket` adds the same term
-    for the mass outside K as one token, `renormalise` normalises both sides over K.
+    With tail `none`, as in the official AOPD code, both sides are normalised over the whole vocabulary and the sum is not
+    clamped: it may be negative, and a clamp at 0 would remove its gradient. Its minimiser puts no mass outside the top K.
+    `bucket` adds the term of the mass outside the top K, as of one token; `renormalise` normalises both sides over the top K.
     """
     logp, logq = tokens.top_logp, tokens.top_logq
     if tail == "renormalise":
@@ -70,7 +70,7 @@ def top_k_forward_kl(tokens: Tokens, tail: Tail = "none") -> Tensor:
 
 
 def _mixture(logq: Tensor, logp: Tensor, beta: float) -> Tensor:
-    # Where neither puts any mass, logaddexp has no gradient; what stands there is multiplied by 0 below.
+    # Where both sides are 0, logaddexp has no gradient; the value there does not matter, because `_kl` multiplies it by 0.
     if not (_mass_everywhere(logq) or _mass_everywhere(logp)):
         neither = (logq == -torch.inf) & (logp == -torch.inf)
         logp, logq = (side.masked_fill(neither, 0.0) for side in (logp, logq))
@@ -78,7 +78,7 @@ def _mixture(logq: Tensor, logp: Tensor, beta: float) -> Tensor:
 
 
 def _kl(first: Tensor, second: Tensor) -> Tensor:
-    # Where the first puts no mass, 0 (log 0 - x) is 0, and so is its gradient.
+    # Where `first` is 0, the term 0 (log 0 - x) is 0, and so is its gradient.
     apart = first - second
     if not _mass_everywhere(first):
         apart = apart.masked_fill(first == -torch.inf, 0.0)
@@ -86,15 +86,15 @@ def _kl(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _mass_everywhere(logprobs: Tensor) -> bool:
-    """Return whether it is known that no token has probability 0: looking is cheap on a CPU, but would make a GPU wait."""
+    """Return whether surely no token has probability 0; False on a GPU, where the check would make it wait."""
     return not logprobs.is_cuda and logprobs.numel() > 0 and bool(logprobs.detach().amin() > -torch.inf)
 
 
 def _outside(logp: Tensor, rest_logq: Tensor) -> Tensor:
-    """Return p log(p / q) of the mass outside, 0 where nothing is outside.
+    """Return p log(p / q) of the mass outside the top K, (N,); 0 where either side has none.
 
-    The student's comes as a separate logarithm: 1 - sum q is 0 in float32, without gradient, where the student is sure. The
-    teacher's is a weight, which float64 gives as exactly as its log-probabilities are.
+    The student's mass is given as a logarithm, because 1 - sum q is 0 in float32, without gradient, where the student is sure.
+    The teacher's is a weight without gradient; in float64 it is as exact as the log-probabilities.
     """
     outside = (1 - logp.double().exp().sum(-1)).clamp(min=0)
     terms = torch.xlogy(outside, outside) - outside * rest_logq.masked_fill(rest_logq == -torch.inf, 0.0)

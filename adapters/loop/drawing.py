@@ -1,7 +1,7 @@
-"""Draw the responses of a stage's steps: when a step begins, or with `training.staleness: 1` while the step before it trains.
+"""Draw the responses of a stage's steps: when a step begins or, with `training.staleness: 1`, while the step before it trains.
 
-A response that is drawn ahead comes from the weights before the last step's updates. It carries the log-probabilities with
-which it was drawn: those of an engine that reports them, else those of the student before it is updated.
+A response that is drawn ahead comes from the weights before the previous step's updates. It carries the log-probabilities with
+which it was drawn: the engine's if it reports them, else the student's, computed before its update.
 """
 
 from __future__ import annotations
@@ -31,35 +31,35 @@ Wait = Callable[[], list[Completion]]
 
 @runtime_checkable
 class BackgroundEngine(Protocol):
-    """An engine that takes the weights of the moment at once, and answers while they are trained further."""
+    """An engine that copies the present weights, and answers while they are trained further."""
 
     def begin(self, prompts: Sequence[list[int]], sampling: Sampling) -> Wait:
-        """Begin to answer, and return what waits for the completions."""
+        """Begin to answer, and return a function that waits for the completions."""
         ...
 
 
 class Drawing:
-    """The responses of a stage, those of the next step included where they are drawn ahead."""
+    """Draws a stage's responses, and holds those of the next step where they are drawn ahead."""
 
     def __init__(self, adapter: LoopAdapter, ctx: StageContext, weights: Trainable) -> None:
         self.adapter, self.ctx, self.weights, self.ranks = adapter, ctx, weights, current_ranks()
         self._ahead: Wait | None = None
 
     def take(self, step: int, prompts: Sequence[Example]) -> list[Rollout]:
-        """Return a step's rollouts, drawn ahead or now; `prompts` are the step's."""
+        """Return a step's rollouts for its `prompts`, drawn ahead or now; the data's are the references."""
         training, source = self.ctx.training, self.source(step)
         if source == "data":
             limit = training.max_new_tokens
             drawn = [Rollout(e, e.target[:limit], "stop" if len(e.target) <= limit else "length") for e in prompts]
-            return self._marked(drawn, 0)
+            return self._with_staleness(drawn, 0)
         ahead, self._ahead = self._ahead, None
         completions = ahead() if ahead else self._answers(step, self._repeated(prompts), wait=True)()
-        return self._marked(self._rollouts(prompts, completions), int(ahead is not None))
+        return self._with_staleness(self._rollouts(prompts, completions), int(ahead is not None))
 
     def draw_ahead(self, step: int, prompts: Sequence[Example]) -> None:
-        """Draw the student's rollouts of a coming step with the weights of the moment, where the suite asks for it.
+        """Draw the student's rollouts of the next step with the present weights, where the suite has staleness.
 
-        Servers and other processes draw them in the background, an engine of this process now.
+        Servers and other processes draw them in the background; an engine of this process draws them now.
         """
         if self.ctx.training.staleness == 0 or self.source(step) != "student":
             return
@@ -72,11 +72,11 @@ class Drawing:
         self._ahead = lambda: scored
 
     def source(self, step: int) -> Source:
-        """Return whose responses a step trains on."""
+        """Return who writes a step's responses: student, data or teacher."""
         return self.adapter.source(derive_seed(self.ctx.seed, "source", step))
 
     def state(self) -> list[dict[str, Any]] | None:
-        """Return what is drawn ahead for a snapshot, once it is there; None where nothing is."""
+        """Wait for the rollouts that are drawn ahead, and return them for a snapshot; None where there are none."""
         if self._ahead is None:
             return None
         completions = self._ahead()
@@ -84,13 +84,13 @@ class Drawing:
         return [{"tokens": c.tokens, "finish": c.finish, "logprobs": c.logprobs} for c in completions]
 
     def restore(self, state: list[dict[str, Any]] | None) -> None:
-        """Take up what a snapshot has of the next step."""
+        """Restore the rollouts of the next step from a snapshot's `state`."""
         if state is not None:
             completions = [Completion(**each) for each in state]
             self._ahead = lambda: completions
 
     def _answers(self, step: int, repeated: Sequence[Example], wait: bool) -> Wait:
-        """Return what waits for one completion for each prompt; each process answers its part of them."""
+        """Return a function that waits for one completion per prompt; `wait` says whether to draw them before it returns."""
         student, training = self.source(step) == "student", self.ctx.training
         engine = self.ctx.engine if student else self.ctx.teacher_engine
         assert engine is not None, "the adapter did not require a teacher that generates"
@@ -113,7 +113,7 @@ class Drawing:
         if isinstance(engine, FirstProcessEngine):
             with self.weights.whole():
                 return answer_all(engine, prompts, sampling)
-        # What a prompt is answered depends on how often the call held it, so one process has all its copies.
+        # An answer depends on how often its prompt is in the call, so one process answers all copies of a prompt.
         mine = self.ranks.share([tuple(prompt) for prompt in prompts])
         with self.weights.whole():
             own = answer_all(engine, [prompts[i] for i in mine], sampling) if mine else []
@@ -122,7 +122,7 @@ class Drawing:
 
     @torch.no_grad()
     def _with_logprobs(self, rollouts: list[Rollout]) -> list[Completion]:
-        """Return completions with the student's log-probabilities, dropout aside: those that they were drawn with."""
+        """Return the rollouts as completions with the student's present log-probabilities, without dropout."""
         training, place = self.ctx.training, {id(rollout): number for number, rollout in enumerate(rollouts)}
         packed = training.packs and packs(self.ctx.student.model)
         limits = training.micro_batch, self.ctx.device, training.tokens_per_batch, packed
@@ -145,6 +145,6 @@ class Drawing:
         pairs = zip(self._repeated(prompts), completions, strict=True)
         return [Rollout(e, c.tokens, c.finish, logprobs=c.logprobs) for e, c in pairs]
 
-    def _marked(self, rollouts: list[Rollout], staleness: int) -> list[Rollout]:
-        """Return rollouts that know how many steps older the weights are that drew them, where the suite allows any."""
+    def _with_staleness(self, rollouts: list[Rollout], staleness: int) -> list[Rollout]:
+        """Return rollouts with `staleness`: by how many steps older weights drew them; unset without staleness."""
         return [replace(r, staleness=staleness) for r in rollouts] if self.ctx.training.staleness else rollouts

@@ -1,4 +1,4 @@
-"""Guards in training: warn once, in one sentence, of each sign that a stage goes wrong."""
+"""Guards of a stage's training: each sign of a problem is warned of once, in one sentence."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-WINDOW = 10
+WINDOW = 10  # steps
 NOT_FINITE = "non-finite"
+# Gets a column's values of the stage's first and of its last WINDOW steps; returns a sentence where something is wrong.
 Sign = Callable[[list[float], list[float]], str | None]
 
 
 class Guards:
-    """Watches a stage's step log line by line; means are over 10 steps, `first` over the first 10 of the stage."""
+    """Checks the lines of a stage's step log against SIGNS, and passes each kind of warning to `warn` once."""
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self.warn = warn
@@ -20,8 +21,8 @@ class Guards:
         self.warned: set[str] = set()
 
     def look_at(self, line: Mapping[str, Any]) -> list[str]:
-        """Return the names of the warnings that this step raised, after giving them."""
-        raised = self._loss_is_a_number(line)
+        """Warn of the signs that this line is the first to show, and return their names."""
+        raised = self._check_loss(line)
         for column, values in self.values.items():
             value = line.get(column)
             if value is not None and math.isfinite(value):
@@ -37,15 +38,15 @@ class Guards:
         return raised
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the values seen and the warnings given, for a snapshot."""
+        """Return the values seen and the warnings given so far, for a snapshot."""
         return {"values": self.values, "said": sorted(self.warned)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a snapshot's."""
+        """Restore the state of a snapshot."""
         self.values = {name: list(state["values"].get(name, [])) for name in self.values}
         self.warned = set(state["said"])
 
-    def _loss_is_a_number(self, line: Mapping[str, Any]) -> list[str]:
+    def _check_loss(self, line: Mapping[str, Any]) -> list[str]:
         loss = line.get("loss")
         if loss is None or math.isfinite(loss) or NOT_FINITE in self.warned:
             return []
@@ -55,7 +56,7 @@ class Guards:
 
 
 def broken_step(step: int) -> dict[str, Any]:
-    """Return the log line of a step that ended with a loss or gradient that is not finite."""
+    """Return the step-log line of a step that ended with a loss or gradient that is not finite."""
     return {"step": step, "loss": None, "warnings": [NOT_FINITE]}
 
 

@@ -1,4 +1,4 @@
-"""The order in which a stage's prompts are drawn: each task in its share, each task's items epoch after epoch."""
+"""The order of a stage's prompts: each task has its share of them, and its items come epoch after epoch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.lm.seeding import derive_seed, permutation
 
 
 def prompt_batches(ctx: StageContext) -> Iterator[list[Example]]:
-    """Yield batches of prompts without end, every task in its share of `ctx.shares`, spread evenly."""
+    """Yield batches of `training.prompts_per_step` prompts without end; tasks are spread evenly, by `ctx.shares`."""
     in_turn = spread(ctx.shares or dict.fromkeys(ctx.tasks, 1.0))
     items = {task: _endless(ctx, task) for task in ctx.tasks}
     while True:
@@ -19,11 +19,11 @@ def prompt_batches(ctx: StageContext) -> Iterator[list[Example]]:
 
 
 def spread(shares: Mapping[str, float]) -> Iterator[str]:
-    """Yield names so that after every n draws each has had its share of n, to within one (smooth weighted round-robin)."""
+    """Yield names so that after n draws each was drawn its share of n times, to within one (smooth weighted round-robin)."""
     total, owed = sum(shares.values()), dict.fromkeys(shares, 0.0)
     while True:
         owed = {name: debt + shares[name] / total for name, debt in owed.items()}
-        # Rounding must not decide between equal debts, nor may a share of nothing ever be drawn.
+        # Rounding errors must not decide between equal debts, and a share of 0 is never drawn.
         name = max((n for n in owed if shares[n] > 0), key=lambda n: round(owed[n], 9))
         owed[name] -= 1
         yield name

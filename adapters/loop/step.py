@@ -1,4 +1,4 @@
-"""One training step: respond to a batch of prompts, score the responses, update, and return the log line."""
+"""One training step: draw responses to a batch of prompts, score them, update the student, and return the log line."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Scores = Callable[[], TeacherScores]
 
 @dataclass(frozen=True)
 class AskedRollouts:
-    """A micro-batch with scores that are not checked yet: calling `teacher` or `reference` checks and returns them."""
+    """A micro-batch whose scores are under way: calling `teacher` or `reference` checks and returns them."""
 
     batch: Batch
     teacher: Scores
@@ -46,7 +46,10 @@ class AskedRollouts:
 
 @dataclass(frozen=True)
 class ScoredRollouts:
-    """A micro-batch with what does not change while its updates run; `ids` (N, 1 + K) starts with the sampled tokens."""
+    """A micro-batch with all that its updates do not change.
+
+    `ids` (N, 1 + K) are the sampled tokens and the teacher's top K; `logref`, `logq_old` and `uniform` are (N,), see `Tokens`.
+    """
 
     batch: Batch
     ids: Tensor
@@ -57,7 +60,7 @@ class ScoredRollouts:
 
 
 class Step:
-    """One batch of prompts under one adapter."""
+    """One step of a stage: a batch of prompts, and the updates on the responses to them."""
 
     def __init__(
         self,
@@ -78,7 +81,7 @@ class Step:
         self.timer = Timer("generate", "teacher", "student", whole="step", device=ctx.device)
 
     def run(self, prompts: list[Example], following: list[Example] | None = None) -> dict[str, Any]:
-        """Do the step and return its line of the step log; `following` are the prompts of the step after it."""
+        """Do the step and return its line of the step log; `following` are the next step's prompts, None at the end."""
         with self.timer("generate"):
             rollouts = self.adapter.credit(self.ctx, self.drawing.take(self.index, prompts))
             if following is not None:
@@ -87,7 +90,7 @@ class Step:
         _set_mode(self.student, self.adapter.disable_dropout)
         log = StepLog(rollouts, self.adapter.teacher_request.top_k)
         groups = _split(rollouts, self.adapter.updates_per_rollout)
-        # The teacher scores while the next micro-batches are prepared: nothing here waits for its numbers.
+        # The teacher scores on the device while the next micro-batches are prepared; only `_check` waits for its scores.
         asked = [[self._ask(batch) for batch in self._batches(group)] for group in groups]
         scored = [[self._check(each) for each in group] for group in asked]
         every = [s for group in scored for s in group if not s.batch.filler]
@@ -109,7 +112,7 @@ class Step:
         return {"step": self.index, **log.summary(), "seconds": self.timer.seconds}
 
     def _of_all(self, parts: list[tuple[Batch, Tensor]]) -> list[tuple[Batch, Tensor]]:
-        """Return what all processes have."""
+        """Return the parts of all processes, on the CPU and without tokens where there are several."""
         if self.ranks.size == 1:
             return parts
         none = torch.empty(0)
@@ -122,12 +125,12 @@ class Step:
         return make_batches(rollouts, self.adapter.reduction, *limits, self.ranks)
 
     def _ask(self, batch: Batch) -> AskedRollouts:
-        """Have teacher and reference score a micro-batch; a model of this process may still be at it afterwards."""
+        """Start scoring a micro-batch with teacher and reference; a model on a device may still compute afterwards."""
         with self.timer("teacher"):
             return AskedRollouts(batch, self._teacher_scores(batch), self._log_reference(batch))
 
     def _check(self, asked: AskedRollouts) -> ScoredRollouts:
-        """Check scores, and score with the student where several updates share them."""
+        """Wait for the scores and check them; where several updates share the batch, also score it with the student."""
         batch, teacher = asked.batch, asked.teacher()
         logref = None if asked.reference is None else asked.reference().sampled
         ids = torch.cat([batch.targets[:, None], teacher.top_ids], dim=1)
@@ -148,7 +151,7 @@ class Step:
         prompts = self.adapter.teacher_prompts(self.ctx, batch.rollouts)
         seen = batch if prompts is None else with_prompts(batch, prompts)
         request = self.adapter.teacher_request
-        # The teacher's first choice is always asked for: the diagnostics follow it for every method.
+        # The teacher's most probable token is always requested, because the diagnostics use it for every method.
         return self._scores(self.scorer, seen, replace(request, top_k=max(1, request.top_k)))
 
     def _log_reference(self, batch: Batch) -> Scores | None:
@@ -163,7 +166,9 @@ class Step:
         with autocast(self.ctx.device, self.ctx.training.scoring_autocast):
             found = unchecked_scores(teacher, batch, request, self.adapter.temperature(self.ctx.training))
         if not isinstance(teacher, LocalTeacher):
-            checked = check_scores(found, batch, request, self.vocabulary)  # before a faulty server is asked again
+            checked = check_scores(
+                found, batch, request, self.vocabulary
+            )  # at once, before a faulty server is asked again
             return lambda: checked
         return lambda: check_scores(found, batch, request, self.vocabulary)
 
@@ -210,7 +215,7 @@ class Step:
     def _known(
         self, student: LogProbs, scored: ScoredRollouts, tokens: Tokens, outcome: TokenLosses, ratio: Tensor | None
     ) -> dict[str, Tensor | None]:
-        """Return what is known of each token, by the names of `harness.rundir.training.rollout_log`."""
+        """Return each token's figures (N,) under the names of `harness.rundir.training.rollout_log`."""
         taught = self.scorer is not None
         return {
             "student_logprob": tokens.logq_old,
@@ -223,10 +228,10 @@ class Step:
         }
 
     def _weighed(self, losses: Tensor, tokens: Tokens, ratio: Tensor | None) -> Tensor:
-        """Return the losses with those of the penalties, each with the importance weight of a token drawn ahead.
+        """Return the losses (N,) plus the penalties, multiplied by the importance weights of tokens that were drawn ahead.
 
-        Weights are truncated, so that one token cannot rule a step. A loss that every token of a position would give alike
-        needs none.
+        Weights are capped at MOST, so that one token cannot dominate a step. A loss that does not depend on which token was
+        drawn at its position needs no weight.
         """
         weights = None if ratio is None else ratio.clamp(max=MOST)
         if weights is not None and self.adapter.depends_on_draw:
@@ -239,9 +244,9 @@ class Step:
 
 
 def _set_mode(student: nn.Module, disable_dropout: bool) -> None:
-    """Put the student into training or evaluation mode; the dropout that the `lora` adapter adds is always on.
+    """Put the student into training or evaluation mode; the dropout that the adapter `lora` adds is always on.
 
-    An engine sets modes too, so this follows the rollouts of every step.
+    It is called after the rollouts of every step, because an engine sets the mode too.
     """
     student.train(not disable_dropout)
     for name in cast("list[str]", [name for name, _ in student.named_modules()]):  # pyright: ignore[reportUnknownVariableType]

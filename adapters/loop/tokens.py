@@ -12,18 +12,25 @@ from harness.errors import TrainingError
 from harness.lm.rollouts import Batch, Rollout
 from harness.lm.seeding import derive_seed
 
-MOST = 2.0  # weight of a token that was drawn ahead
+MOST = 2.0  # the highest importance weight of a token that was drawn ahead
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The N response tokens of a batch; log-probabilities in nats over the whole vocabulary.
+    """The N response tokens of a batch; log-probabilities are in nats and normalised over the whole vocabulary.
 
-    `logq` (N,) and `top_logq` (N, K) are the student's, with gradient, at the sampled token and on the teacher's top K;
-    `logq_old` (N,) is the policy that sampled; `logp` (N,) and `top_logp` (N, K) are the teacher's, K may be 0. The rest is
-    there for adapters that ask for it: `entropy_p` (N,) of the teacher, `divergence` (N,) of the adapter with gradient,
-    `logref` (N,) under the stage's start, `credit` (N,) of the response that a token belongs to, `rest_logq` (N,) the
-    student's of all tokens outside the teacher's top K together, with gradient; `uniform` (N,) draws in [0, 1).
+    - `logq` (N,), `top_logq` (N, K): the student's, with gradient, at the sampled token and on the teacher's top K.
+    - `logq_old` (N,): the student's at the start of the step, before its updates.
+    - `logp` (N,), `top_logp` (N, K): the teacher's; K may be 0.
+
+    The others are None unless the adapter requests them:
+
+    - `entropy_p` (N,): the teacher's entropy.
+    - `divergence` (N,): the adapter's `divergence`, with gradient.
+    - `logref` (N,): the log-probability under the stage's start.
+    - `credit` (N,): the credit of the token's response.
+    - `rest_logq` (N,): the student's log-probability of all tokens outside the teacher's top K together, with gradient.
+    - `uniform` (N,): draws in [0, 1).
     """
 
     logq: Tensor
@@ -40,13 +47,13 @@ class Tokens:
 
     @property
     def advantage(self) -> Tensor:
-        """A_t = sg[log p(y_t) - log q(y_t)], (N,), of the policy that sampled."""
+        """A_t = log p(y_t) - log q(y_t), (N,), without gradient, with q = `logq_old`."""
         return (self.logp - self.logq_old).detach()
 
 
 @dataclass(frozen=True)
 class TokenLosses:
-    """Losses (N,) with gradient, and which tokens (N,) a method routes to forward KL, where it routes."""
+    """Losses (N,) with gradient, and which tokens (N,) are routed to forward KL; None for a method that routes none."""
 
     losses: Tensor
     routed: Tensor | None = None
@@ -70,7 +77,7 @@ def check_losses(found: object, count: int, method: str) -> TokenLosses:
 
 
 def require(signal: Tensor | None, name: str) -> Tensor:
-    """Return a signal of `Tokens`; raises `TrainingError` for one that the adapter did not request."""
+    """Return a field of `Tokens` that is not None; raises `TrainingError` for one that the adapter did not request."""
     if signal is None:
         raise TrainingError(
             f"the loop computed no {name}, because the adapter did not request it; see its `teacher_request`"
@@ -79,10 +86,12 @@ def require(signal: Tensor | None, name: str) -> Tensor:
 
 
 def importance(logq: Tensor, batch: Batch) -> Tensor | None:
-    """Return q / q_drew (N,) of a batch that was drawn ahead: the student at the step's start over what drew the tokens.
+    """Return the ratio q / q_drew (N,) of a batch that was drawn ahead; None for a batch of fresh tokens.
 
-    Its expectation under the older student is 1, and a loss weighed with it has the expectation of fresh tokens at the same
-    states (the decoupled objective of arXiv 2110.00641). None for a batch of fresh tokens.
+    q is the student at the step's start, `logq` (N,) its log-probabilities, and q_drew the older student that drew the tokens.
+    The ratio's expectation under q_drew is 1, and a loss that is multiplied by it has the expectation of fresh tokens at the
+    same states (the decoupled objective of arXiv 2110.00641). Raises `TrainingError` where the engine reported no
+    log-probabilities.
     """
     if not any(rollout.staleness for rollout in batch.rollouts):
         return None
@@ -96,15 +105,13 @@ def importance(logq: Tensor, batch: Batch) -> Tensor | None:
 
 
 def uniform_draws(seed: int, step: int, rollouts: Sequence[Rollout]) -> Tensor:
-    """Return draws (N,) in [0, 1), float64, for the tokens of some rollouts of a step.
+    """Return draws (N,) in [0, 1), float64, for the tokens of a step's rollouts.
 
-    A draw depends only on the stage's seed, the step, the item and the response, not on batches or on other draws.
+    A draw depends only on the stage's seed, the step, the item and the response, so not on how rollouts are batched.
     """
-    parts = [
-        _draws(derive_seed(seed, "uniform", step, r.example.item_id, *r.response), len(r.response)) for r in rollouts
-    ]
+    parts: list[Tensor] = []
+    for rollout in rollouts:
+        own = derive_seed(seed, "uniform", step, rollout.example.item_id, *rollout.response)
+        generator = torch.Generator().manual_seed(own)
+        parts.append(torch.rand(len(rollout.response), generator=generator, dtype=torch.float64))
     return torch.cat(parts)
-
-
-def _draws(seed: int, count: int) -> Tensor:
-    return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

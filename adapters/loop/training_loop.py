@@ -1,7 +1,7 @@
 """The training loop that the methods share: prompts, responses, teacher scores, loss, step.
 
-An adapter states where responses come from (`sources`), what its loss uses of the teacher (`teacher_request`) and the loss of
-each token. The loop does the rest: batches, averages, accumulation, optimiser, snapshots, guards and the step log.
+An adapter defines where responses come from (`sources`), what its loss uses of the teacher (`teacher_request`), and the loss
+of each token. The loop does the rest: batches, averages, gradient accumulation, optimiser, snapshots, guards, the step log.
 """
 
 from __future__ import annotations
@@ -37,16 +37,20 @@ if TYPE_CHECKING:
 
 Objective = Literal["forward_kl", "reverse_kl"]
 REDUCTION = (
-    "sequence_mean: each sequence counts alike, token_mean: each token, micro_batch_mean: the token mean of each micro-batch, "
-    "by its share of the sequences"
+    "sequence_mean: sequences have equal weights; token_mean: tokens have equal weights; micro_batch_mean: the token mean of "
+    "each micro-batch, weighted by its share of the sequences"
 )
 
 
 class LoopAdapter(Adapter):
-    """Base of the methods that differ only in their loss per token."""
+    """Base of the methods that differ only in their loss per token.
+
+    `draws_uniform`: the loss uses `tokens.uniform`. `depends_on_draw`: the loss at a position depends on which token was drawn
+    there, so stale tokens need importance weights.
+    """
 
     draws_uniform: ClassVar[bool] = False
-    depends_on_draw: ClassVar[bool] = True  # whether the loss at a position depends on which token was drawn there
+    depends_on_draw: ClassVar[bool] = True
 
     reduction: Reduction = Field(default="sequence_mean", description=REDUCTION)
     updates_per_rollout: int = Field(default=1, gt=0, description="optimiser steps that share one batch of rollouts")
@@ -57,16 +61,13 @@ class LoopAdapter(Adapter):
 
     @property
     def requirements(self) -> Requirements:
-        """What the class says that its loss needs."""
+        """What the loss needs, from `teacher_needs`, `scores_start` and `teacher_request`."""
         asked = self.teacher_request
         return Requirements(self.teacher_needs, self.scores_start, asked.top_k, asked.entropy)
 
     @property
     def capabilities(self) -> Capabilities:
-        """It trains on responses of its `sources`, in several processes too, and on stale ones, which the loop weighs.
-
-        The loop adds `ctx.penalties`.
-        """
+        """It trains on responses of its `sources`; the loop adds penalties, distributes, and weights stale responses."""
         return Capabilities(frozenset(self.sources), takes_penalties=True, distributes=True, takes_stale=True)
 
     @property
@@ -81,32 +82,32 @@ class LoopAdapter(Adapter):
 
     @property
     def objective(self) -> Objective | None:
-        """The divergence whose gradient the loss has in expectation, if its top K is the whole vocabulary.
+        """The divergence whose gradient the loss has in expectation, with a top K of the whole vocabulary; None for neither.
 
-        None where it is neither; the conformance suite checks what an adapter declares.
+        The conformance suite checks what an adapter declares.
         """
         return None
 
     @abstractmethod
     def token_losses(self, tokens: Tokens) -> TokenLosses:
-        """Return the loss of each response token; averaging is the loop's."""
+        """Return the loss of each response token, (N,); the loop averages them."""
 
     def divergence(self, logq: Tensor, logp: Tensor) -> Tensor:
-        """Return a loss (n,) over the whole vocabulary from log-probabilities (n, V); needs `teacher_request.vocabulary`."""
+        """Return a loss (n,) from log-probabilities (n, V) of student and teacher; needs `teacher_request.vocabulary`."""
         raise NotImplementedError
 
     @property
     def beta_of_divergence(self) -> float | None:
-        """The beta of `generalised_jsd`, where `divergence` is that: a GPU then computes it by kernels. None elsewhere."""
+        """The beta of `generalised_jsd` if `divergence` is that function, which then has a closed form; else None."""
         return None
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """Where responses may come from over a stage's steps."""
+        """Who may write the responses of a stage's steps: student, data, teacher."""
         return ("student",)
 
     def source(self, seed: int) -> Source:
-        """Return where a step's responses come from, one of `sources`; `seed` is the step's own."""
+        """Return who writes a step's responses, one of `sources`; `seed` is the step's own."""
         return self.sources[0]
 
     def scorer(self, ctx: StageContext) -> Teacher | None:
@@ -114,19 +115,19 @@ class LoopAdapter(Adapter):
         return ctx.teacher if self.requirements.teacher in ("sampled", "top_k", "full") else None
 
     def teacher_prompts(self, ctx: StageContext, rollouts: Sequence[Rollout]) -> list[list[int]] | None:
-        """Return the prompts after which the scorer reads the responses; None keeps the student's."""
+        """Return the prompts, as token ids, after which the scorer reads the responses; None means the student's."""
         return None
 
     def temperature(self, training: Training) -> float:
-        """Return the temperature of both sides' log-probabilities: that of the rollouts."""
+        """Return the temperature of the student's and the teacher's log-probabilities: that of the rollouts."""
         return training.temperature
 
     def credit(self, ctx: StageContext, rollouts: list[Rollout]) -> list[Rollout]:
-        """Return the rollouts with their `credit`, what each is worth; 0 without rewards."""
+        """Return the rollouts with their `credit`, the value of each response to the loss; by default as they are."""
         return rollouts
 
     def after_update(self, ctx: StageContext) -> None:
-        """Do what a method does after each optimiser update, such as moving an average of the weights."""
+        """Do the method's work after each optimiser update, such as moving an average of the weights; by default nothing."""
 
     @property
     def follows_updates(self) -> bool:
@@ -134,11 +135,11 @@ class LoopAdapter(Adapter):
         return type(self).after_update is not LoopAdapter.after_update
 
     def refuse(self, training: Training) -> None:
-        """Raise `ConfigError` when the updates do not divide the responses of a step, from any source."""
+        """Raise `ConfigError` for a budget that does not fit `reduction`, or whose rollouts the updates do not divide."""
         if training.tokens_per_batch is not None and self.reduction == "micro_batch_mean":
             raise ConfigError(
                 "reduction micro_batch_mean averages over micro-batches of a fixed number of sequences, but tokens_per_batch "
-                "makes others; set micro_batch in its place, or take another reduction"
+                "makes micro-batches of different numbers; set micro_batch in its place, or use another reduction"
             )
         for source in self.sources:
             # The data has one reference for each prompt.
@@ -151,9 +152,10 @@ class LoopAdapter(Adapter):
                 )
 
     def train_stage(self, ctx: StageContext) -> StageResult:
-        """Run the stage's budget of rollout batches, from its snapshot where there is one.
+        """Train for the stage's number of steps, from its snapshot where there is one.
 
-        Raises `TaskError` for a task without training items, `TrainingError` for scores that no teacher computes.
+        Raises `TaskError` for a task without training items, `ModelError` for a teacher with another vocabulary,
+        `TrainingError` for scores that cannot be a teacher's, and `NotFiniteError` for a loss or gradient that is not finite.
         """
         _check_items(ctx)
         _check_rows(self.scorer(ctx), ctx)
@@ -196,7 +198,7 @@ def _log_non_finite_step(ctx: StageContext, index: int, scored: bool) -> Generat
 
 
 def _resume(ctx: StageContext, weights: Trainable, updater: Updater, guards: Guards, drawing: Drawing) -> int:
-    """Restore the state of the snapshot, where there is one, and return the first step to do."""
+    """Restore the state of the snapshot, if there is one, and return the first step to do."""
     state = ctx.snapshots.load()
     if state is None:
         return 0
@@ -223,14 +225,14 @@ def _state(ctx: StageContext, weights: Trainable, updater: Updater, guards: Guar
 
 
 def _generators() -> dict[str, Any]:
-    """Return the states of torch's generators: the CPU's, and every GPU's, which draw dropout and samples there."""
+    """Return the states of torch's random generators, the CPU's and every GPU's, which draw dropout and samples."""
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"random": torch.get_rng_state(), "random_cuda": devices}
 
 
 def _set_generators(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["random"])
-    # A run may resume on a machine with a different number of GPUs; they then draw from their own seeds.
+    # On a machine with a different number of GPUs, their generators keep the states that the stage's seed gave them.
     if torch.cuda.is_available() and len(state["random_cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["random_cuda"])
 

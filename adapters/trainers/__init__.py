@@ -1,1 +1,1 @@
-"""Trainers from outside: TRL, and a command of the user's own."""
+"""Trainers with a loop of their own: TRL, and a command of the user."""

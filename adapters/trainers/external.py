@@ -1,9 +1,9 @@
-"""A command of the user's own as a training method: it reads a checkpoint and writes one.
+"""A command of the user as a training method: it reads a checkpoint and writes one.
 
 options: {command: ["{python}", train.py, --from, "{checkpoint}", --to, "{output}", --prompts, "{prompts}"]}
 
-It runs without a shell, in the folder where the harness was started. Its inputs, its step log and all that it prints are in
-`external/` of the stage's folder. An interrupted stage runs it again. It ends when the harness does, however that ends.
+The command runs without a shell, in the folder where the harness was started. Its inputs, its step log and its output are in
+`external/` of the stage's folder. An interrupted stage runs it again. It ends with the harness, even when that is killed.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ PLACEHOLDERS = ("python", "checkpoint", "output", "prompts", "config", "seed", "
 class External(Adapter):
     """Run a command that reads {checkpoint} and writes a checkpoint of the same architecture and vocabulary to {output}.
 
-    {prompts} is a JSON-lines file, {config} a JSON file of the stage's budget, {seed} below 2^31, {teacher} the teacher's
-    checkpoint, {python} this interpreter. Lines of numbers that the command appends to {steps} become the step log.
+    {prompts} is a JSON-lines file with the prompts of all steps, {config} a JSON file with the stage's budget, {seed} a number
+    below 2^31, {teacher} the teacher's checkpoint, {python} this interpreter. JSON lines of numbers that the command appends
+    to {steps} become the step log.
     """
 
     formula: ClassVar[str] = "the command's own"
 
     command: tuple[str, ...] = Field(min_length=1, description="program and arguments, with placeholders in braces")
     trains_on: tuple[Source, ...] = Field(
-        default=("data",), min_length=1, description="whose responses the command trains on, as reports take it"
+        default=("data",), min_length=1, description="whose responses the command trains on, for reports"
     )
 
     @field_validator("command")
@@ -56,17 +57,17 @@ class External(Adapter):
                 f"the program is named by {{{late[0]}}}, which does not exist yet; name a program, or {{python}}"
             )
         if "output" not in named:
-            raise ValueError("the command has no {output}, the folder for its checkpoint; add it")
+            raise ValueError("the command has no {output}, the folder to write its checkpoint to; add it")
         return command
 
     @property
     def requirements(self) -> Requirements:
-        """The whole teacher, where the command names {teacher}."""
+        """A teacher with its whole distribution, where the command names {teacher}."""
         return Requirements("full" if any("{teacher}" in part for part in self.command) else "none")
 
     @property
     def capabilities(self) -> Capabilities:
-        """The command is given a whole checkpoint and returns one."""
+        """It trains on `trains_on`, and needs whole weights, because the command reads and writes a checkpoint."""
         return Capabilities(frozenset(self.trains_on), needs_whole_weights=True)
 
     def refuse(self, training: Training) -> None:
@@ -81,7 +82,7 @@ class External(Adapter):
     def train_stage(self, ctx: StageContext) -> StageResult:
         """Run the command and load the weights that it writes.
 
-        Raises `TrainingError` when it fails or writes a checkpoint that does not fit; the student is then unchanged.
+        Raises `TrainingError` when the command fails or its checkpoint does not fit the student, which is then unchanged.
         """
         from adapters.trainers.external_process import free_device, run_command  # these import transformers
         from adapters.trainers.external_results import ReturnedSteps, load_result
@@ -111,7 +112,7 @@ class External(Adapter):
         (folder / "config.json").write_text(_config(ctx, seed), encoding="utf-8")
         names = {"prompts": "prompts.jsonl", "config": "config.json", "steps": "steps.jsonl"}
         paths = {name: str(folder / names.get(name, name)) for name in PLACEHOLDERS}
-        # Only this attempt has this name, so a command of an earlier attempt cannot answer it.
+        # The name is new in every attempt, so that the output of an earlier attempt's command is not used.
         output = str(folder / f"output-{uuid.uuid4().hex[:8]}")
         return {**paths, "output": output, "python": sys.executable, "seed": str(seed)}
 
@@ -124,7 +125,7 @@ def _config(ctx: StageContext, seed: int) -> str:
 def _lines(ctx: StageContext) -> Iterator[str]:
     for step, batch in enumerate(islice(prompt_batches(ctx), ctx.training.steps)):
         for example in batch:
-            # ASCII: many readers take U+2028 and its like for the end of a line.
+            # ASCII, because many readers treat U+2028 and similar characters as the end of a line.
             yield json.dumps(_line(ctx, step, example)) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Run a command in its own process group, which ends with the harness; its step log is read while it runs."""
+"""Run a command in its own process group, which ends with the harness, and read its step log while it runs."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from harness.errors import TrainingError
 from harness.teachers.local import LocalTeacher
 
 POLL_SECONDS = 1.0
-# What a Python command prints must not come after the error that ended it.
+# Without a buffer, the output of a Python command comes before the error that ended it.
 IN_ORDER = {"PYTHONUNBUFFERED": "1"}
 WATCHDOG = "import os, signal, sys; sys.stdin.read(); os.killpg(int(sys.argv[1]), signal.SIGKILL)"
 
 
 def run_command(command: list[str], log: Path, pass_on: Callable[..., None]) -> None:
-    """Run a command to its end, write what it prints to `log`, and call `pass_on` every second.
+    """Run a command to its end, write its output to `log`, and call `pass_on` every second, at last with `whole=True`.
 
-    Raises `TrainingError` for a command that cannot be started or fails.
+    Raises `TrainingError` for a command that cannot be started or that fails.
     """
     process = _start(command, log)
     try:
@@ -66,7 +66,7 @@ def _start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
 
 @contextmanager
 def _watchdog(group: int) -> Generator[None]:
-    """End the command's process group when this process ends, even by SIGKILL: the watchdog's standard input ends then."""
+    """End the command's process group when this process ends, even by SIGKILL, which closes the watchdog's standard input."""
     watchdog = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", WATCHDOG, str(group)], stdin=subprocess.PIPE, start_new_session=True
     )
@@ -78,7 +78,7 @@ def _watchdog(group: int) -> Generator[None]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a command and what it started: workers of a distributed trainer would keep the accelerator."""
+    """End a command and all that it started: workers of a distributed trainer would keep using the accelerator."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -1,4 +1,4 @@
-"""The results of an external command: a checkpoint of the student's architecture, and lines of a step log."""
+"""Read the results of an external command: a checkpoint of the student's architecture, and lines of a step log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.lm.checkpoints import OWN_CODE, unfit_tensor
 
 hub: Any = transformers  # its loaders are only partly typed
 
-# A training tool may change these in a config; the weights compute the same.
+# Keys of a model's config that a training tool may change: the model computes the same.
 HARMLESS = re.compile(
     r"^_|^(architectures|(torch_)?dtype|transformers_version|use_cache|(bos|eos|pad)_token_id)$|dropout$"
 )
@@ -26,8 +26,8 @@ HARMLESS = re.compile(
 def load_result(ctx: StageContext, folder: Path) -> None:
     """Load a checkpoint's weights into the student, in place.
 
-    Raises `TrainingError`, before anything changes, for a folder without a checkpoint, another architecture or vocabulary,
-    and weights that are missing or not finite.
+    Raises `TrainingError`, before the student changes, for a folder without a checkpoint, a different architecture or
+    vocabulary, and weights that are missing or not finite.
     """
     if not (folder / "config.json").is_file():
         raise TrainingError(
@@ -44,22 +44,22 @@ def load_result(ctx: StageContext, folder: Path) -> None:
     except Exception as error:
         reason = str(error).split("\n")[0]
         raise TrainingError(
-            f"the command's checkpoint in {folder} cannot be loaded ({reason}); look at how it is saved"
+            f"the command's checkpoint in {folder} cannot be loaded ({reason}); save it with save_pretrained"
         ) from error
     _refuse_other_weights(folder, info)
     _refuse_non_finite(folder, model)
     student = ctx.student.model
     if model.dtype != student.dtype:
         ctx.warn(
-            f"the command left weights in {model.dtype}, which rounds small updates away; let it save {student.dtype}"
+            f"the command left weights in {model.dtype}, which rounds small updates away; save them in {student.dtype}"
         )
     student.load_state_dict(model.state_dict(), strict=True)
 
 
 class ReturnedSteps:
-    """The step log that a command writes: a JSON object of numbers per line, with a mapping of numbers under `seconds`.
+    """The step log that a command writes: a JSON object of numbers per line, and of numbers under `seconds`.
 
-    Steps are counted here, not by the command's own numbers. The guards check them as they check every trainer's.
+    Steps are counted here, whatever the command's own numbers. The guards check the lines as those of every trainer.
     """
 
     def __init__(self, path: Path, ctx: StageContext) -> None:
@@ -67,7 +67,7 @@ class ReturnedSteps:
         self.read, self.count, self.warned = 0, 0, False
 
     def pass_on(self, whole: bool = False) -> None:
-        """Log the lines that are new; the last one, which may be unfinished, only when the file is `whole`."""
+        """Log the new lines; a last one without a line end, which may be unfinished, only when the file is `whole`."""
         if not self.path.is_file():
             return
         with self.path.open("rb") as file:
@@ -100,7 +100,7 @@ def _numbers(line: str) -> dict[str, Any] | None:
 
 
 def _without_nan(line: dict[str, Any]) -> dict[str, Any]:
-    """Return a line as JSON can hold it."""
+    """Return a line with null in place of numbers that are not finite, which JSON cannot hold."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in line.items()
     }

@@ -1,4 +1,4 @@
-"""TRL's `DistillationTrainer` as an adapter: on-policy distillation by a library outside this one.
+"""TRL's `DistillationTrainer` as an adapter: on-policy distillation by another library.
 
 It minimises the generalised Jensen-Shannon divergence (GKD, arXiv 2306.13649) over the whole vocabulary on the student's own
 responses, averaged over all tokens of a step: `gkd` with `lmbda: 1` and `reduction: token_mean`. Prompts, budget, optimiser,
@@ -20,7 +20,7 @@ from harness.errors import ConfigError
 class TRLDistillation(Adapter):
     """Train with TRL; the options have its names and defaults.
 
-    It has no `lmbda`, because all responses are the student's own, and decodes all prompts of a step together.
+    There is no `lmbda`, because all responses are the student's own. All prompts of a step are decoded together.
     """
 
     formula: ClassVar[str] = "beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q, y ~ q"
@@ -32,7 +32,7 @@ class TRLDistillation(Adapter):
 
     beta: float = Field(default=1.0, ge=0, le=1, description="0 is forward KL, 1 reverse KL, between them JSD")
     disable_dropout: bool = Field(default=False, description="train the student without its own dropout")
-    gradient_checkpointing: bool = Field(default=True, description="less memory for a fifth more time")
+    gradient_checkpointing: bool = Field(default=True, description="uses less memory and about a fifth more time")
 
     def refuse(self, training: Training) -> None:
         """Raise `ConfigError` when TRL is not installed, or micro-batches do not divide the rollouts."""
@@ -48,7 +48,7 @@ class TRLDistillation(Adapter):
             )
         if training.activation_checkpointing:
             raise ConfigError(
-                "TRL has a switch of its own; use options.gradient_checkpointing, without training.activation_checkpointing"
+                "TRL has its own switch; use options.gradient_checkpointing in place of training.activation_checkpointing"
             )
         if (rollouts := training.prompts_per_step * training.num_generations) % (training.micro_batch or rollouts):
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""TRL's trainer with a stage's prompts, optimiser and stop tokens; its metrics become lines of the step log."""
+"""Run TRL's trainer with a stage's prompts, optimiser and stop tokens, and write its metrics to the step log."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from harness.rundir.process.session import Timer
 from harness.teachers.local import LocalTeacher, check_same_rows
 
 QUIET = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "logging_steps": 1}
-# The filter would log the last finite loss in place of one that is not finite.
+# `logging_nan_inf_filter` would log the last finite loss in place of one that is not finite.
 PLAIN = {"shuffle_dataset": False, "logging_nan_inf_filter": False}
 
 
@@ -39,7 +39,7 @@ def train_with_trl(ctx: StageContext, options: Mapping[str, Any]) -> None:
         _only_weights_change(*models),
     ):
         _trainer(ctx, teacher, folder, options).train()
-    gc.collect()  # The trainer is in cycles with its models and optimiser, and the next stage needs their memory.
+    gc.collect()  # the trainer is in reference cycles with models and optimiser, whose memory the next stage needs
 
 
 def _trainer(ctx: StageContext, teacher: LocalTeacher, folder: str, options: Mapping[str, Any]) -> Any:
@@ -64,13 +64,13 @@ def _trainer(ctx: StageContext, teacher: LocalTeacher, folder: str, options: Map
 def _trl() -> Any:
     """Return TRL, imported in another thread.
 
-    TRL imports vLLM where that is installed, and vLLM keeps the traceback of an optional import that failed. A traceback keeps
-    all frames below it alive; in this thread they would keep the models of a stage.
+    TRL imports vLLM where that is installed, and vLLM keeps the traceback of a failed optional import. A traceback keeps all
+    frames below it alive, and in this thread these hold the models of a stage.
     """
 
     def imported() -> Any:
         trl: Any = importlib.import_module("trl")
-        _ = trl.DistillationTrainer, trl.DistillationConfig  # TRL imports them when they are first named.
+        _ = trl.DistillationTrainer, trl.DistillationConfig  # TRL imports them at the first access
         return trl
 
     with ThreadPoolExecutor(1) as elsewhere:
@@ -80,7 +80,7 @@ def _trl() -> Any:
 def _local(ctx: StageContext) -> LocalTeacher:
     if not isinstance(ctx.teacher, LocalTeacher):
         raise TrainingError(
-            "TRL reads the teacher's hidden states, but this stage's teacher is not a model in this process; name a local one"
+            "TRL reads the teacher's hidden states, but this stage's teacher is not a model in this process; use a local one"
         )
     if ctx.device != "cpu" and (count := torch.cuda.device_count()) > 1:
         raise TrainingError(
@@ -119,7 +119,7 @@ def _trainer_class(trl: Any, log: _Log, teacher: Any) -> Any:
     parent = trl.DistillationTrainer
 
     class Trainer(parent):
-        """Takes prompts as ids, because a tokenizer may read different ids from their text, and times its phases."""
+        """Takes prompts as ids, because their text may be tokenised to different ids, and times the phases."""
 
         def _tokenize_prompts(self, prompts: list[list[int]]) -> Any:
             return prompts, None, {}
@@ -137,7 +137,7 @@ def _trainer_class(trl: Any, log: _Log, teacher: Any) -> Any:
 
 @contextmanager
 def _only_weights_change(student: Any, teacher: Any) -> Generator[None]:
-    """Restore all but the student's weights: TRL writes token ids, tags and more into the models."""
+    """Restore all of both models but the student's weights: TRL changes token ids, tags and more."""
     settings: dict[str, Any] = student.config.__dict__
     before, generation, tags = dict(settings), copy.deepcopy(student.generation_config), student.model_tags
     checkpointing, device = student.is_gradient_checkpointing, student.device
@@ -152,15 +152,15 @@ def _only_weights_change(student: Any, teacher: Any) -> Generator[None]:
         student.zero_grad(set_to_none=True)
         student.to(device)
         for wrapped in (student.__dict__, teacher.__dict__):
-            # Under autocast; accelerate's own unwrapping takes off transformers' decorators too.
+            # accelerate wraps `forward` under autocast; its own unwrapping would also remove transformers' decorators.
             wrapped.pop("forward", None)
             wrapped.pop("_original_forward", None)
 
 
 class _Log(TrainerCallback):
-    """Writes TRL's metrics as lines of the step log, without what TRL does not report.
+    """Writes TRL's metrics as lines of the step log; figures that TRL does not report are left out.
 
-    The seconds of `teacher` are those of its backbone; its output layer is part of TRL's loss, so in `student`.
+    The seconds of `teacher` are those of its decoder; its output layer is computed in TRL's loss, so it counts for `student`.
     """
 
     def __init__(self, ctx: StageContext) -> None:
@@ -169,18 +169,18 @@ class _Log(TrainerCallback):
         self.tokens = 0
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Called before a step's responses are generated."""
+        """Start the step's timer; called before its responses are generated."""
         self.timer = _timer()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Called between clipping and the update."""
+        """Raise `NotFiniteError` for a gradient that is not finite; called between clipping and the update."""
         gradients = [p.grad for p in self.ctx.student.parameters() if p.grad is not None]
         if not all(bool(gradient.isfinite().all()) for gradient in gradients):
             self.ctx.log(broken_step(state.global_step))
             raise NotFiniteError("the gradient of TRL's loss is not finite; lower the learning rate")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Called once a step, and once at the end with a summary, which has no `loss`."""
+        """Log a step; called once per step, and at the end with a summary, which has no `loss`."""
         if logs is None or "loss" not in logs:
             return
         line = {"step": state.global_step - 1, **self._metrics(logs), "seconds": self._seconds()}

@@ -1,1 +1,1 @@
-"""Wrappers: methods against forgetting that compose with a trainer."""
+"""Wrappers: methods against forgetting that change the stage of another trainer, which they name."""

@@ -13,16 +13,18 @@ from harness.lm.logprobs import StudentForward
 
 
 class LoRA(Wrapper):
-    """Train factors of rank `rank` on every linear layer of the decoder, not on the output layer."""
+    """Train factors of rank `rank` on every linear layer of the decoder, but not on the output layer."""
 
     formula: ClassVar[str] = "that of the wrapped trainer"
     paper: ClassVar[str] = "Hu et al. 2021 (arXiv 2106.09685)"
-    deviation: ClassVar[str] = "All linear layers of the decoder, where the paper adapts attention alone."
+    deviation: ClassVar[str] = "All linear layers of the decoder have factors; the paper adapts only attention."
 
-    rank: int = Field(default=16, gt=0, description="of the factors")
-    alpha: float = Field(default=32.0, gt=0, description="factors are scaled by alpha / rank")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="on the factors' input, in training")
-    target_modules: str | tuple[str, ...] = Field(default="all-linear", description="peft's names of layers")
+    rank: int = Field(default=16, gt=0, description="rank of the factors")
+    alpha: float = Field(default=32.0, gt=0, description="the factors are scaled by alpha / rank")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout on the factors' input in training")
+    target_modules: str | tuple[str, ...] = Field(
+        default="all-linear", description="layers with factors, as peft names them"
+    )
 
     @model_validator(mode="after")
     def _inner_trains_what_it_is_given(self) -> LoRA:
@@ -35,11 +37,11 @@ class LoRA(Wrapper):
 
     @property
     def capabilities(self) -> Capabilities:
-        """Factors are trained in place of the weights."""
+        """Those of the wrapped adapter, but factors replace the weights."""
         return replace(super().capabilities, replaces_weights=True)
 
     def train_stage(self, ctx: StageContext) -> StageResult:
-        """Add the factors, train them, merge them; the model keeps its plain architecture."""
+        """Add the factors, train them, and merge them into the weights; the model has its plain architecture again."""
         from peft import LoraConfig, get_peft_model  # imports transformers
 
         trainable = {name: p.requires_grad for name, p in ctx.student.model.named_parameters()}

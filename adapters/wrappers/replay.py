@@ -1,4 +1,4 @@
-"""Experience replay: a share of each step's prompts comes from earlier stages' tasks (arXiv 2310.06762 measures it)."""
+"""Experience replay: a share of the prompts comes from tasks of earlier stages (measured in arXiv 2310.06762)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from harness.adapter import StageContext
 class Replay(Wrapper):
     """Draw `share` of the prompts from all earlier tasks, in equal parts; the stage's teacher scores them.
 
-    The first stage has nothing to replay. The budget of prompts stays the same, so the stage's own task gets less of it.
+    The first stage has nothing to replay. The number of prompts stays the same, so the stage's own task gets fewer.
     """
 
     formula: ClassVar[str] = "that of the wrapped trainer, on prompts of earlier stages too"
     paper: ClassVar[str] = "TRACE (arXiv 2310.06762)"
     deviation: ClassVar[str] = (
-        "Prompts are replayed and answered as the wrapped trainer does it; the paper replays references."
+        "Prompts are replayed, and answered as in the wrapped trainer; the paper replays references."
     )
 
-    share: float = Field(default=0.2, gt=0, lt=1, description="of the prompts of each step")
+    share: float = Field(default=0.2, gt=0, lt=1, description="share of the prompts that are replayed")
 
     @model_validator(mode="after")
     def _replays_once(self) -> Replay:
@@ -35,7 +35,7 @@ class Replay(Wrapper):
         return self
 
     def changed(self, ctx: StageContext) -> StageContext:
-        """Return the stage with earlier tasks among its own."""
+        """Return the stage with the earlier tasks added to its own."""
         if not ctx.past_tasks:
             return ctx
         own = ctx.shares or dict.fromkeys(ctx.tasks, 1.0)

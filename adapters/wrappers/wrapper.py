@@ -1,4 +1,4 @@
-"""Wrappers: methods against forgetting that compose with a trainer, `of` which they name.
+"""Bases of wrappers: adapters that change the stage of another trainer, which the option `of` names.
 
 adapter: replay
 options: {share: 0.2, of: aopd}
@@ -28,7 +28,7 @@ class Inner(Strict):
 
 
 class Wrapper(Adapter):
-    """Trains through another adapter, with something changed about the stage."""
+    """Base of the wrappers: trains the wrapped adapter on a changed stage."""
 
     of: Inner = Field(description="the trainer: its name, or `adapter` and `options`")
 
@@ -52,7 +52,7 @@ class Wrapper(Adapter):
 
     @property
     def requirements(self) -> Requirements:
-        """What the wrapped adapter asks for."""
+        """What the wrapped adapter needs."""
         return self.inner.requirements
 
     @property
@@ -61,7 +61,7 @@ class Wrapper(Adapter):
         return self.inner.capabilities
 
     def refuse(self, training: Training) -> None:
-        """Refuse what the wrapped adapter refuses."""
+        """Raise `ConfigError` for a budget that the wrapped adapter refuses."""
         self.inner.refuse(training)
 
     def train_stage(self, ctx: StageContext) -> StageResult:
@@ -69,12 +69,12 @@ class Wrapper(Adapter):
         return self.inner.train_stage(self.changed(ctx))
 
     def changed(self, ctx: StageContext) -> StageContext:
-        """Return the stage as the wrapped adapter is to see it."""
+        """Return the stage for the wrapped adapter; by default, the same one."""
         return ctx
 
 
 class PenaltyWrapper(Wrapper):
-    """A wrapper that adds to the wrapped trainer's loss."""
+    """Base of the wrappers that add a penalty to the wrapped trainer's loss, in `changed`, by `penalised`."""
 
     @model_validator(mode="after")
     def _inner_takes_penalties(self) -> PenaltyWrapper:
@@ -84,5 +84,5 @@ class PenaltyWrapper(Wrapper):
 
 
 def penalised(ctx: StageContext, penalties: Penalties) -> StageContext:
-    """Return the stage with penalties in addition to those that it has."""
+    """Return the stage with `penalties` added to those that it has."""
     return replace(ctx, penalties=ctx.penalties + penalties)

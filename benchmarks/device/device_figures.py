@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,6 +24,9 @@ class Figure:
     value: float
     unit: str
     better: Better = "less"
+
+
+DeviceMeasure = tuple[str, Callable[[], Iterator[Figure]]]
 
 
 def write_figures(path: Path, device: str, figures: list[Figure]) -> None:

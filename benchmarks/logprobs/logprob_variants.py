@@ -29,7 +29,7 @@ from harness.lm.logprobs import (
     teacher_scores,
     top_ids,
 )
-from harness.lm.tiles import ModelRows, Rows
+from harness.lm.tiles import ModelRows
 
 TOP_K = 32
 
@@ -143,14 +143,7 @@ def _over_vocabulary(divergence: Callable[[Tensor, Tensor], Tensor], beta: float
         return divergence(_dense(inputs.hidden, inputs.weight), logp).mean()
 
     def ours(inputs: Inputs) -> Tensor:
-        def of_part(part: slice) -> Tensor:
-            with torch.no_grad():
-                return _dense(inputs.teacher_hidden[part], inputs.teacher_weight)
-
-        rows: Rows = of_part
-
-        if inputs.hidden.is_cuda:  # what a teacher of the same process gives the loop
-            rows = ModelRows(inputs.teacher_hidden, Head(inputs.teacher_weight))
+        rows = ModelRows(inputs.teacher_hidden, Head(inputs.teacher_weight))
         return divergence_of(inputs.hidden, Head(inputs.weight), rows, divergence, beta).mean()
 
     def trl(inputs: Inputs) -> Tensor:

@@ -1,4 +1,4 @@
-"""The command line: finds the commands, runs one, and turns errors into one sentence."""
+"""The command line: find the commands, run one, and print an error as one sentence."""
 
 from __future__ import annotations
 
@@ -38,15 +38,18 @@ def _print_version(asked: bool) -> None:
 @app.callback()
 def options(
     show_version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Take the options that stand before the command."""
+    """Read the options before the command."""
 
 
 def main() -> None:
-    """Run the command line; an error that a user can fix is one sentence, not a traceback."""
-    # Libraries' own bars would be drawn over ours; both settings are read when they are first imported.
+    """Run the command line.
+
+    An error that a user can fix is printed as one sentence (exit code 2), any other one with the file of its traceback (1).
+    """
+    # Other progress bars would be drawn over ours; both variables are read when the libraries are first imported.
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -67,7 +70,7 @@ def _print_error(sentence: str) -> None:
 
 
 def _unexpected(error: Exception) -> str:
-    """Write the traceback of an error that nobody foresaw to a file, and return a sentence that says where to send it."""
+    """Write the traceback of an unexpected error to a file, and return a sentence that says where to report it."""
     import tempfile
     import traceback
 
@@ -79,8 +82,8 @@ def _unexpected(error: Exception) -> str:
     urls = (line.partition(", ") for line in metadata(OWN).get_all("Project-URL") or ())
     tracker = next((address for label, _, address in urls if label == "Issues"), "the project's issue tracker")
     return (
-        f"{type(error).__name__}: {error} (not foreseen, so probably a fault of the harness; the traceback is in {log}: "
-        f"please report it at {tracker})"
+        f"{type(error).__name__}: {error} (unexpected, so probably a bug of the harness; the traceback is in {log}; please "
+        f"report it at {tracker})"
     )
 
 

@@ -1,7 +1,7 @@
-"""Commands by entry point: whoever registers one in the group `harness.commands` adds it to the command line.
+"""Find commands by entry point: a package adds one by registering it in the group `harness.commands`.
 
 An entry point names a function, which becomes a command, or a `typer.Typer`, which becomes a group of commands. Its module is
-imported when the command is called or listed, so it should import what is heavy inside its functions.
+imported when the command is called or listed, so it should import slow libraries inside its functions.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ OWN = {
 
 
 class Commands(TyperGroup):
-    """The commands of the harness and of all packages that register some, each loaded when it is needed."""
+    """The commands of the harness and of other packages, each loaded when it is needed."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of all commands, the harness's own first."""
         return list(registered_commands())
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return a command; one that cannot be loaded is listed and says why when it is called."""
+        """Return a command, or None for an unknown name; one that cannot be loaded raises the reason when it is called."""
         points = registered_commands()
-        # An unknown name gets suggestions from the commands that are loaded.
+        # For an unknown name, typer suggests names of loaded commands, so all are loaded.
         for name in [cmd_name] if cmd_name in points else list(points):
             if name not in self.commands:
                 self.commands[name] = _command(name, points[name])
@@ -49,7 +49,7 @@ class Commands(TyperGroup):
 
 
 def registered_commands() -> dict[str, EntryPoint]:
-    """Return all commands by name, in the order of the help; a package cannot replace a command of the harness."""
+    """Return all commands by name, in the order of the help; another package cannot replace a command of the harness."""
     own = {name: EntryPoint(name, place, GROUP) for name, place in OWN.items()}
     others = sorted(entry_points(group=GROUP), key=lambda point: point.name)
     return own | {point.name: point for point in others if point.name not in own}
@@ -58,7 +58,7 @@ def registered_commands() -> dict[str, EntryPoint]:
 def _command(name: str, point: EntryPoint) -> Any:
     try:
         target: Any = point.load()
-    except Exception as error:  # Another package's module: whatever it raises must not take the other commands away.
+    except Exception as error:  # another package's import may raise anything, and the other commands must still work
         target = _unusable(point, error)
     app = target if isinstance(target, typer.Typer) else typer.Typer(add_completion=False)
     if app is not target:
@@ -69,7 +69,7 @@ def _command(name: str, point: EntryPoint) -> Any:
 
 
 def _unusable(point: EntryPoint, error: Exception) -> Callable[[], None]:
-    """Return a command in the place of one that cannot be loaded."""
+    """Return a command that stands for one that cannot be loaded: calling it raises the reason."""
     sentence = f"command {point.name}: the entry point {point.value} cannot be loaded ({type(error).__name__}: {error})"
 
     def command() -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def _collect_rarely(dry_run: bool) -> bool:
-    """Collect garbage rarely in a dry run: it ends within seconds, and a tenth of them would go into collecting."""
+    """Collect garbage rarely in a dry run, which ends within seconds and would spend a tenth of them on it."""
     if dry_run:
         gc.set_threshold(200_000)
     return dry_run
@@ -32,20 +32,20 @@ From = Annotated[
     str | None,
     typer.Option(
         "--from",
-        help="A finished stage of another run to start from, such as RUN/stage_1; {seed} is the run's own seed.",
+        help="A finished stage of another run to start from, such as RUN/stage_1; {seed} stands for the run's seed.",
     ),
 ]
-Workers = Annotated[int | None, typer.Option(min=1, help="Runs side by side; default: one per free processor.")]
-DryRun = Annotated[bool, typer.Option(callback=_collect_rarely, help="Print what would be done and write nothing.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: one per GPU, else one per CPU.")]
+DryRun = Annotated[bool, typer.Option(callback=_collect_rarely, help="Print what would be done; write nothing.")]
 Track = Annotated[
-    str | None, typer.Option(help="Trackers that get a copy of the figures: tensorboard, wandb, trackio, mlflow.")
+    str | None, typer.Option(help="Trackers to copy figures to, comma-separated: tensorboard, wandb, trackio, mlflow.")
 ]
 Names = Annotated[str | None, typer.Option(help="Comma-separated; default: all of the suite's.")]
-Runs = Annotated[list[Path], typer.Argument(help="Run directories, or folders that hold some.")]
+Runs = Annotated[list[Path], typer.Argument(help="Run directories, or folders that contain run directories.")]
 
 
 def read_suite(name: str, overrides: Sequence[str] | None, include: Sequence[Path] | None, track: str | None) -> Suite:
-    """Return the suite that a command names, with what its options change."""
+    """Return the suite `name` with the changes of `--set` and `--track`; raises `ConfigError` for a mistake in either."""
     from harness.config.load import load_suite
 
     trackers = [f"trackers=[{track}]"] if track else []
@@ -76,5 +76,5 @@ def whole_numbers(option: str, text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise ConfigError(
-            f"{option} {text}: found {text!r}, expected whole numbers with commas, for example 0,1,2"
+            f"{option} {text}: found {text!r}, expected whole numbers separated by commas, for example 0,1,2"
         ) from error

@@ -1,6 +1,6 @@
-"""Whether the four packages of continual-harness are its own: other distributions install packages of the same names.
+"""Check that the four packages of continual-harness are its own: other distributions install packages of the same names.
 
-`pip install adapters` (AdapterHub) overwrites our `adapters` and pip says nothing; see docs/decisions/0018-package-names.md.
+`pip install adapters` (AdapterHub) silently overwrites our `adapters`; see docs/decisions/0018-package-names.md.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MARK = f"# Part of {OWN}"  # in each package's __init__.py
 
 
 def check_own_packages() -> None:
-    """Raise `ConfigError` where one of our packages is missing or another distribution's; imports none of them."""
+    """Raise `ConfigError` for a package that is missing or belongs to another distribution; imports none of them."""
     for name in PACKAGES:
         spec = find_spec(name)
         place = Path(spec.origin) if spec and spec.origin else None

@@ -1,6 +1,6 @@
-"""What shows results while runs go on and at their end: found by entry point, because reports are built on the harness.
+"""Reporters show results during runs and at their end. They are found by entry point, because reports import the harness.
 
-Without a reporter, runs are done all the same, and the command says that nothing renders them.
+Runs need no reporter; where none is installed, the command says that nothing renders reports.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ GROUP = "harness.reporters"
 
 
 class Reporter(Protocol):
-    """What an entry point in the group `harness.reporters` names: a module or an object that shows runs of one suite."""
+    """The contract of an entry point in the group `harness.reporters`: a module or an object with these functions.
+
+    `specs` are runs of one suite.
+    """
 
     def render(self, specs: Sequence[RunSpec]) -> object:
         """Write a report of what the runs have on disk; called when every method has a stage, and after each run."""
@@ -40,7 +43,7 @@ class Reporter(Protocol):
         ...
 
     def foresee(self, console: Console, specs: Sequence[RunSpec]) -> None:
-        """Say what runs can show before they start; a reporter may leave it out."""
+        """Print, before any run, how large an effect the runs can show; a reporter need not define it."""
         ...
 
 
@@ -51,7 +54,7 @@ class Reporters:
         self.console = console
 
     def render(self, specs: Sequence[RunSpec]) -> None:
-        """Let every reporter render; one that cannot yet, or not at all, must not stop the runs."""
+        """Let every reporter render; a `HarnessError` of one is printed and does not stop the runs."""
         for reporter in _installed():
             try:
                 reporter.render(specs)
@@ -64,7 +67,7 @@ class Reporters:
             reporter.summarise(self.console, specs)
 
     def foresee(self, specs: Sequence[RunSpec]) -> None:
-        """Let every reporter that can say what the runs will show."""
+        """Let every reporter that defines `foresee` print what the runs can show."""
         for reporter in _installed():
             if hasattr(reporter, "foresee"):
                 reporter.foresee(self.console, specs)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from harness.config.suite import Suite
     from harness.pipeline.sweeps.study_runs import Plan
 
-# torchrun's mark on the processes that it starts; torch, which asks for the same, takes a second to import.
+# torchrun sets this variable in the processes that it starts; torch looks at it too, but takes a second to import.
 TORCHRUN = "TORCHELASTIC_RUN_ID"
 
 
@@ -54,7 +54,7 @@ def run(
 ) -> None:
     """Adapt a student stage by stage with one adapter and one seed, evaluating after each stage.
 
-    Under torchrun its processes train each stage together.
+    Under torchrun, all of its processes train each stage together.
     """
     with ExitStack() as stack:
         if TORCHRUN in os.environ:
@@ -86,11 +86,16 @@ def sweep(
     track: Track = None,
     dry_run: DryRun = False,
     ray: Annotated[
-        str | None, typer.Option(help="The address of a Ray cluster that does the runs, or `auto` for this machine's.")
+        str | None, typer.Option(help="The address of a Ray cluster for the runs, or `auto` for this machine's.")
     ] = None,
 ) -> None:
     """Do the runs of several adapters and seeds, then report on them."""
     _refuse_torchrun("sweep")
+    if ray is not None and workers is not None:
+        raise ConfigError(
+            "--workers limits the runs on this machine, but with --ray the cluster places them; leave --workers out, and set "
+            "what one run needs under the suite's `resources`"
+        )
     announce(f"reading suite {suite}")
     loaded = read_suite(suite, overrides, include_path, track)
     entries = adapter.split(",") if adapter else list(loaded.adapters)
@@ -104,13 +109,11 @@ def study(
     workers: Workers = None,
     overrides: Overrides = None,
     page: Annotated[Path | None, typer.Option(help="The page; default: docs/results/<name>.md.")] = None,
-    max_hours: Annotated[float, typer.Option(help="Refuse to start when the estimate is longer.")] = 2.0,
-    render_only: Annotated[
-        bool, typer.Option(help="Start no run; write the page from those that are finished.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option(help="Print the cost and the runs, and write nothing.")] = False,
+    max_hours: Annotated[float, typer.Option(help="Refuse to start if the estimate is longer.")] = 2.0,
+    render_only: Annotated[bool, typer.Option(help="Do no run; write the page from the finished ones.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Print the cost and the runs; write nothing.")] = False,
 ) -> None:
-    """Do the runs of a study that are not finished, one factor varied at a time, then write its page."""
+    """Do the unfinished runs of a study, which varies one factor at a time, then write its page."""
     _refuse_torchrun("study")
     announce(f"reading study {name}")
 
@@ -120,8 +123,8 @@ def study(
     planned = plan_study(name, overrides or [], out)
     if overrides and page is None and not dry_run:
         raise ConfigError(
-            f"{planned.page} is the page of study {name} without --set; say where the page of this variant goes, for "
-            f"example --page {out / 'study.md'}"
+            f"{planned.page} is the page of study {name} without --set; name another file for this variant, for example "
+            f"--page {out / 'study.md'}"
         )
     if not render_only:
         _do_study(console, planned, workers, max_hours, dry_run)
@@ -140,7 +143,7 @@ def _refuse_torchrun(command: str) -> None:
 def _plan(
     suite: Suite, entries: list[str], seeds: list[int], order: str, out: Path, from_stage: str | None
 ) -> list[RunSpec]:
-    """Return the runs asked for, each once; raises `ConfigError` for what the suite or this machine does not have."""
+    """Return the requested runs, each once; raises `ConfigError` for what the suite or this machine does not provide."""
     check_entries(suite, entries)
 
     from harness.config.run_spec import plan_runs
@@ -151,7 +154,7 @@ def _plan(
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
-    from harness.adapter import check_adapters
+    from harness.pipeline.adapter_checks import check_adapters
     from harness.rundir.process.trackers import check_trackers
 
     check_adapters(suite, entries)
@@ -165,7 +168,7 @@ def _plan(
 
 
 def _do_runs(specs: Sequence[RunSpec], workers: int | None, dry_run: bool, ray: str | None = None) -> None:
-    """Print the plan, or do the runs that are not finished with progress, then the reports."""
+    """Print the plan in a dry run; else do the unfinished runs with a progress display, then report on all of them."""
     console = SafeConsole()
     if dry_run:
         from harness.pipeline.plan import print_plan
@@ -196,8 +199,8 @@ def _do_runs(specs: Sequence[RunSpec], workers: int | None, dry_run: bool, ray: 
 
 
 def _do_study(console: SafeConsole, planned: Plan, workers: int | None, max_hours: float, dry_run: bool) -> None:
-    """Print what a study will cost, then do the runs that are left; the page needs all of them, so it comes after."""
-    from harness.adapter import check_adapters
+    """Print what a study will cost, then do its unfinished runs; the page is written once, at the end."""
+    from harness.pipeline.adapter_checks import check_adapters
     from harness.pipeline.sweeps.sweep import default_workers, sweep
     from harness.rundir.process.progress import Display
 

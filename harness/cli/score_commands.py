@@ -12,16 +12,16 @@ from harness.terminal.console import SafeConsole, announce, waiting
 
 
 def evaluate(
-    suite: Annotated[str, typer.Option(help="A suite's name or path; its tasks and decoding are used.")],
+    suite: Annotated[str, typer.Option(help="A suite's name or path, for its tasks and decoding.")],
     checkpoints: Annotated[list[Path], typer.Option(help="Model folders, in the order of training.")],
     more: Annotated[
-        list[Path] | None, typer.Argument(help="The other folders after the first one of --checkpoints.")
+        list[Path] | None, typer.Argument(help="Further model folders, after the one of --checkpoints.")
     ] = None,
     out: Annotated[Path, typer.Option(help="The matrix goes to <out>/<suite>/checkpoints.")] = Path("runs"),
     overrides: Overrides = None,
     include_path: Include = None,
 ) -> None:
-    """Evaluate checkpoints that were trained elsewhere on a suite's tasks and print the matrix."""
+    """Evaluate checkpoints that were trained elsewhere on a suite's tasks, and print the score matrix."""
     announce(f"reading suite {suite}")
     loaded = read_suite(suite, overrides, include_path, None)
 
@@ -37,14 +37,14 @@ def evaluate(
 def regrade(
     runs: Runs,
     grader: Annotated[
-        str, typer.Option(help="A metric that tasks offer next to their own, e.g. sdft; default: each task's own.")
+        str, typer.Option(help="Another metric that tasks offer, e.g. sdft; default: each task's own.")
     ] = "",
     include_path: Include = None,
     trust: Annotated[
-        bool, typer.Option("--trust", help="Execute the task files of the folders that the runs name.")
+        bool, typer.Option("--trust", help="Allow task files of folders that the runs name to be executed.")
     ] = False,
 ) -> None:
-    """Grade stored answers again without generating: with today's grader, or with another one that a task offers."""
+    """Grade stored answers again, without generating: with the present grader, or another one that a task offers."""
     from harness.rundir.reader import find_runs
 
     announce("reading runs and tasks")

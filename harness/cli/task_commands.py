@@ -1,4 +1,4 @@
-"""The commands about what a suite can name: `tasks` lists and checks tasks, `suites` lists suites."""
+"""The commands `tasks`, which lists and checks tasks, and `suites`, which lists suites."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check(
     ] = None,
     include_path: Include = None,
 ) -> None:
-    """Show one training and one evaluation prompt of a task, grade its reference, and name its traps."""
+    """Show a training and an evaluation prompt of a task, grade its reference, and name traps in its file."""
     announce(f"checking {name}")
 
     from harness.pipeline.task_check import check_task
@@ -45,12 +45,12 @@ def check(
 
 
 def suites(include_path: Include = None) -> None:
-    """List the suites that can be named."""
+    """List the suites that a command can name."""
     SafeConsole().print(suite_table(include_path or []))
 
 
 def task_table(include: Sequence[Path]) -> FittedTable:
-    """Return the tasks in our folder and these, with their primary metric and their file."""
+    """Return a table of the shipped tasks and those in `include`, with primary metric and file."""
     from harness.lmeval.task_files import TASK_FOLDER, task_settings
 
     table = Table(title="tasks", title_justify="left")
@@ -64,7 +64,7 @@ def task_table(include: Sequence[Path]) -> FittedTable:
 
 
 def suite_table(include: Sequence[Path]) -> FittedTable:
-    """Return the suites in our folder and these, with what they say of themselves and their file."""
+    """Return a table of the shipped suites and those in `include`, with description and file."""
     from harness.config.load import read_suite_files
 
     table = Table(title="suites", title_justify="left")
@@ -77,6 +77,6 @@ def suite_table(include: Sequence[Path]) -> FittedTable:
 
 
 def _short(path: Path) -> str:
-    """Return a path as seen from here where it lies below."""
+    """Return a path relative to the current folder where it is below it, else as it is."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)

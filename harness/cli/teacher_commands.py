@@ -22,23 +22,23 @@ def options() -> None:
 def cache(
     suite: SuiteName,
     adapter: Annotated[
-        str | None, typer.Option(help="Whose requests are answered; default: the suite's first.")
+        str | None, typer.Option(help="The adapter whose scores are needed; default: the suite's first.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Default: the suite's first.")] = None,
     order: Order = "default",
     rollouts: Annotated[
-        list[Path] | None, typer.Option(help="Run directories whose kept rollouts are scored too.")
+        list[Path] | None, typer.Option(help="Run directories whose kept rollouts are also scored.")
     ] = None,
     out: Out = Path("runs"),
     overrides: Overrides = None,
     include_path: Include = None,
 ) -> None:
-    """Score the training references with the teacher behind a cache, and write what the file lacks."""
+    """Score the training references with the teacher, and add the scores that its cache file lacks."""
     announce(f"reading suite {suite}")
     loaded = read_suite(suite, overrides, include_path, None)
 
-    from harness.adapter import check_adapters
     from harness.config.run_spec import RunSpec
+    from harness.pipeline.adapter_checks import check_adapters
     from harness.pipeline.teacher_cache import fill_cache
     from harness.rundir.process.progress import Display
 

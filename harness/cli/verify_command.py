@@ -1,4 +1,4 @@
-"""The command `harness runs verify`: names what is wrong with the files of runs, and moves away what can be made again."""
+"""The command `harness runs verify`: find damaged or missing files of runs, and move away those that can be made again."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import typer
 from harness.cli.options import Runs
 from harness.terminal.console import SafeConsole, announce
 
-runs = typer.Typer(add_completion=False, no_args_is_help=True, help="Look after run directories.")
+runs = typer.Typer(add_completion=False, no_args_is_help=True, help="Check run directories.")
 
 
 @runs.callback()
 def _keep_subcommands() -> None:
-    """Look after run directories."""
+    """Check run directories."""
 
 
 @runs.command()
 def verify(
     folders: Runs,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Move what can be made again away, so that the run's command makes it.")
+        bool, typer.Option("--repair", help="Move damaged files away that the run's command can make again.")
     ] = False,
 ) -> None:
-    """Check every file of runs against what vouches for it, checkpoints included; exit code 1 where something is wrong."""
+    """Check every file of runs, checkpoints included, against recorded digests; exit code 1 where something is wrong."""
     announce("reading runs")
 
     from harness.errors import HarnessError

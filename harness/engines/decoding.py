@@ -86,7 +86,7 @@ class Decoding:
         if self.sampling.temperature == 0:
             return logits.argmax(-1)
         warped = self.warpers(self._no_ids, logits / self.sampling.temperature)  # pyright: ignore[reportArgumentType]
-        return (warped - race_times(seeds, position, logits.shape[-1]).log()).argmax(-1)
+        return (warped - race_times(seeds, position, logits.shape[-1]).log_()).argmax(-1)
 
     def _stops(self, drawn: Tensor, so_far: Tensor) -> Tensor:
         stopped = torch.isin(drawn, self.stop_ids)

@@ -52,7 +52,7 @@ class VLLMServer(Backend):
     )
     transfer: Literal["auto", "folder"] = Field(
         default="auto",
-        description="auto sends weights over the network where trainer and servers have GPUs and are set up for it",
+        description="auto sends weights over the network if trainer and servers have GPUs and are set up for it",
     )
     concurrency: int = Field(default=64, gt=0, description="requests in flight at each replica")
     timeout: float = Field(default=1800.0, gt=0, description="seconds for one try of a request")
@@ -91,11 +91,11 @@ class ServedEngine:
 
     def _open_transfer(self, site: EngineSite) -> WeightTransfer | None:
         """Return what sends weights over the network; None for a folder, with a warning if the trainer has a GPU."""
-        from harness.engines.transfer.weight_transfer import WeightTransfer, why_not
+        from harness.engines.transfer.weight_transfer import WeightTransfer, find_obstacle
 
         if self.backend.transfer == "folder":
             return None
-        if (missing := why_not(self.replicas, site.device)) is None:
+        if (missing := find_obstacle(self.replicas, site.device)) is None:
             return WeightTransfer(self.replicas, site.device, self.backend.timeout)
         if site.device.startswith("cuda"):
             site.warn(f"the rollout servers take weights from a folder and not over the network, because {missing}")

@@ -19,12 +19,12 @@ class WeightsInPlace:
         prepare_output_layer(self.get_model())
 
     def describe_transfer(self: Any) -> dict[str, str]:
-        """Return the backend of vLLM's weight transfer that the server was started with, empty for none."""
+        """Return the backend of vLLM's weight transfer with which the server was started; empty if there is none."""
         config = self.vllm_config.weight_transfer_config
         return {"backend": config.backend if config else ""}
 
     def prepare_after_transfer(self: Any) -> None:
-        """Do what vLLM's weight transfer leaves out, as its reload from a folder does."""
+        """Prepare the output layer after a weight transfer, which skips it like a reload from a folder."""
         prepare_output_layer(self.get_model())
 
 

@@ -1,1 +1,1 @@
-"""Evaluation of checkpoints: answers, grades, cells, and what makes cells comparable."""
+"""Evaluation of checkpoints: draw answers, grade them, store them as cells, and decide which cells are comparable."""

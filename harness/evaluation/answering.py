@@ -1,8 +1,8 @@
-"""Answers for lm-eval from one of our engines: what every backend's model class shares.
+"""Answer lm-eval's requests with one of our engines; every backend's model class shares this code.
 
-A backend is a class `class X(Answering, StockClass)` that calls `open_on`, or opens a checkpoint and calls `answer_with`.
-Everything but `generate_until` and the chat template is the stock class's own. What either would cut to fit the context
-is refused.
+A backend's class is `class X(Answering, StockClass)`, where `StockClass` is lm-eval's own. It calls `open_on`, or opens a
+checkpoint and calls `answer_with`. All but `generate_until` and the chat template is the stock class's code. A prompt that
+would be cut to fit the context is refused.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import postprocess_generated_text
 
 from harness.config.models import Chat
-from harness.engines.engine import CheckpointEngine, Completion, Engine, Sampling, answer_all
+from harness.engines.engine import CheckpointEngine, Engine, Sampling, answer_all
 from harness.errors import TaskError
 from harness.lm.chat import Renderer
 from harness.lm.checkpoints import context_of, read_renderer
@@ -27,7 +27,7 @@ from harness.lmeval.generation_settings import KNOWN
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer: its text up to a stop string, how it ended, and its tokens, stop token included."""
+    """One answer: its text up to a stop string, how it ended, and its number of tokens, stop token included."""
 
     text: str
     finish: Finish
@@ -35,11 +35,11 @@ class Answer:
 
 
 class Answering:
-    """`generate_until` on an `Engine`, mixed in before one of lm-eval's model classes.
+    """`generate_until` on an `Engine`; a base class that comes before one of lm-eval's model classes.
 
     - `answers`: all answers by (task, document index), in the order they were drawn; lm-eval gets each item's first.
-    - `made_with`: what of the backend decides the answers, for the generation key.
-    - `beyond_context`: how many tokens more than its context the stock class scores without cutting.
+    - `made_with`: the backend's settings that decide the answers, for the generation key.
+    - `beyond_context`: how many tokens more than `max_length` the stock class scores without cutting.
     """
 
     max_length: int
@@ -55,7 +55,11 @@ class Answering:
         seed: int,
         on_task: Callable[[str], None],
     ) -> None:
-        """Hand an engine a checkpoint's weights and answer with it; sets what the stock class reads, which is not opened."""
+        """Load a checkpoint's weights into an engine, answer with it, and set the attributes that the stock class reads.
+
+        `weights` is the digest of the checkpoint. The stock class itself is not initialised. `on_task` gets a task's name once
+        its answers are drawn.
+        """
         TemplateLM.__init__(self)  # pyright: ignore
         engine.load(checkpoint, weights)
         renderer = read_renderer(checkpoint, chat)
@@ -68,18 +72,18 @@ class Answering:
     def answer_with(
         self, engine: Engine, renderer: Renderer, made_with: dict[str, Any], seed: int, on_task: Callable[[str], None]
     ) -> None:
-        """Set what answers are made with; `seed` decides every draw, so lm-eval's random state has no effect."""
+        """Set what draws the answers; `seed` decides every draw, so lm-eval's random state has no effect."""
         self.engine, self.renderer = engine, renderer
         self.made_with = {**made_with, "tokenizer": renderer.fingerprint()}
         self.seed, self.on_task = seed, on_task
         self.answers: dict[tuple[str, int], list[Answer]] = defaultdict(list)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Render a conversation as training does."""
+        """Return a conversation as text, rendered as in training."""
         return self.renderer.render(chat_history, add_generation_prompt)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Answer requests; those of one task with equal settings are decoded together.
+        """Return each request's first answer; requests of one task with equal settings are decoded together.
 
         Tasks never share a batch, so that a task's answers do not depend on what else is evaluated.
         """
@@ -94,10 +98,10 @@ class Answering:
         return [first[index] for index in range(len(requests))]
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Score continuations as the stock class does, which would cut a context from the left with a warning at most."""
+        """Score continuations as the stock class does; raises `TaskError` where it would cut a context from the left."""
         self._asked_by = {tuple(request.args): str(request.task_name) for request in requests}
         stock: Any = super()
-        return stock.loglikelihood(requests, disable_tqdm=True)  # its bars would be drawn over ours
+        return stock.loglikelihood(requests, disable_tqdm=True)  # other progress bars would be drawn over ours
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Score whole texts as the stock class does."""
@@ -105,7 +109,7 @@ class Answering:
         return stock.loglikelihood_rolling(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
-        # The windows of a perplexity come without their text, and fit.
+        # Requests without text are the windows of a perplexity, which fit the context.
         whole = [(len(context) + len(rest), text) for text, context, rest in requests if text is not None]
         longest, text = max(whole, key=lambda each: each[0], default=(0, ("", "")))
         if longest > (room := self.max_length + self.beyond_context):
@@ -118,20 +122,19 @@ class Answering:
         return stock._loglikelihood_tokens(requests, *args, **{**kwargs, "disable_tqdm": True})
 
     def _answer(self, requests: list[Any], settings: dict[str, Any]) -> list[str]:
-        """Draw all answers of all items in one call of the engine; return each item's first."""
+        """Draw all answers to one task's requests in one call of the engine; return each item's first."""
         task, n = str(requests[0].task_name), int(settings.get("n", 1))
         sampling = sampling_of(settings, task, self.renderer.stop_ids, self.seed)
         prompts = self.renderer.encode_prompts([request.args[0] for request in requests])
         self._refuse_truncation(prompts, sampling, task)
         done = answer_all(self.engine, [prompt for prompt in prompts for _ in range(n)], sampling)
-        drawn = [self._read(completion, sampling) for completion in done]
+        drawn = [
+            Answer(up_to(self.renderer.decode(one.tokens), sampling.stop_strings), one.finish, len(one.tokens))
+            for one in done
+        ]
         for index, request in enumerate(requests):
             self.answers[task, int(request.doc_id or 0)] += drawn[index * n : (index + 1) * n]
         return [answer.text for answer in drawn[::n]]
-
-    def _read(self, done: Completion, sampling: Sampling) -> Answer:
-        text = up_to(self.renderer.decode(done.tokens), sampling.stop_strings)
-        return Answer(text, done.finish, len(done.tokens))
 
     def _refuse_truncation(self, prompts: list[list[int]], sampling: Sampling, task: str) -> None:
         longest = max(len(prompt) for prompt in prompts)
@@ -143,7 +146,7 @@ class Answering:
 
 
 def sampling_of(settings: Mapping[str, Any], task: str, stop_ids: tuple[int, ...], seed: int) -> Sampling:
-    """Return how a task's generation settings decode; raises `TaskError` for a setting that no engine here knows."""
+    """Return a task's generation settings as `Sampling`; raises `TaskError` for a setting that no engine here knows."""
     if unknown := sorted(set(settings) - KNOWN):
         raise TaskError(f"task {task}: generation_kwargs {unknown} are not known; expected {sorted(KNOWN)}")
     return Sampling(
@@ -164,5 +167,5 @@ def stop_strings(settings: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def up_to(text: str, stops: Sequence[str]) -> str:
-    """Return what a grader sees of a text: the part before the first stop string."""
+    """Return the part of a text that a grader reads: all before the first stop string."""
     return postprocess_generated_text(text, list(stops), None)

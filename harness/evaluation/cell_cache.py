@@ -1,4 +1,4 @@
-"""Evaluated cells shared between runs: the common start of all adapters is generated once."""
+"""Share evaluated cells between runs, so that the common start of all adapters is evaluated once."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class CellResult:
 
 
 class SharedCells:
-    """Cells under `<folder>/evaluations/`, named by their generation and grading keys, so by the weights too.
+    """Cells in `<folder>/evaluations/`, named by their generation and grading keys, which include the weights.
 
-    One folder serves all suites that write there: what is the same answer does not depend on a suite's name.
+    All suites that write below `folder` share them: no key depends on a suite's name.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "evaluations"
 
     def locked(self, weights: str) -> AbstractContextManager[None]:
-        """Return the lock on a checkpoint's cells: of several processes with one start, one evaluates, the others wait."""
+        """Return the lock on a checkpoint's cells: of several processes, one evaluates it and the others wait."""
         return waiting_lock(self.folder / f"{weights}.lock")
 
     def get(self, keys: Keys) -> CellResult | None:
@@ -41,14 +41,14 @@ class SharedCells:
         return CellResult(*found) if found else None
 
     def with_answers(self, keys: Keys) -> CellResult | None:
-        """Return a cell that holds the answers which these keys ask for, whoever graded them; None where there is none."""
+        """Return a cell with the generation key of `keys` and any grades; None where there is none."""
         for folder in sorted(self.folder.glob(f"{keys.generation}-*")):
             if (found := read_cell(folder)) is not None:
                 return CellResult(*found)
         return None
 
     def put(self, keys: Keys, cell: CellResult) -> None:
-        """Keep a cell for others, and remove what a killed process left of it; `locked` lets one process write."""
+        """Store a cell for other runs, and remove what a killed process left of it; call it while holding `locked`."""
         folder = self._path(keys)
         for partial in self.folder.glob(f".{folder.name}.*"):
             shutil.rmtree(partial, ignore_errors=True)

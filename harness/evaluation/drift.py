@@ -1,14 +1,15 @@
-"""How far a model has moved from its start, measured in the same way after every stage and for every adapter.
+"""Measure how far a model has moved from its start, in the same way after every stage and for every adapter.
 
-The start p answers fixed prompts once, by sampling at temperature 1: the first test items of each generating task. After each
-stage the current model q reads the same prompts and the same answers of the start, so that methods and stages are compared at
-the same states c_t. For each item with prompt x and answer y:
+The start p answers fixed prompts once, by sampling at temperature 1: the first test items of each task that generates. After
+each stage, the current model q reads the same prompts with the start's answers, so that methods and stages are compared at the
+same states c_t. For each item with prompt x and answer y:
 
-- `kl_to_start` = 1/|y| sum_t KL(p(.|c_t) || q(.|c_t)), t over the tokens of y: full vocabulary, nats per token. The start
-  samples and stands first: the forward direction, which grows where q loses what the start could say (arXiv 2509.04259).
-- `entropy` = 1/|y| sum_t H(q(.|c_t)), t over the tokens of y; `entropy_prompt` the same over those of x but its first.
+- `kl_to_start` = 1/|y| sum_t KL(p(.|c_t) || q(.|c_t)), t over the tokens of y: full vocabulary, nats per token. This is the
+  forward direction, which grows where q no longer gives probability to what the start says (arXiv 2509.04259).
+- `entropy` = 1/|y| sum_t H(q(.|c_t)), t over the tokens of y; `entropy_prompt` the same over the tokens of x but its first.
 
-A task's figure is the mean over its items, the overall figure the mean over tasks. No (tokens, vocabulary) logits are held.
+A task's figure is the mean over its items, the overall figure the mean over tasks. A (tokens, vocabulary) tensor of logits is
+never held.
 """
 
 from __future__ import annotations
@@ -55,16 +56,16 @@ class DriftAnswers:
     response: str
 
 
-def probed(tasks: Iterable[Task], evaluation: Evaluation, settings: Drift) -> dict[str, tuple[Task, int]]:
-    """Return the tasks whose prompts the start answers, with the number of their first test items, by name."""
+def select_tasks(tasks: Iterable[Task], evaluation: Evaluation, settings: Drift) -> dict[str, tuple[Task, int]]:
+    """Return the tasks whose prompts the start answers, by name, each with the number of its first test items."""
     count = min(settings.items, evaluation.limit or settings.items)
     return {task.name: (task, count) for task in tasks if task.generates}
 
 
-def answers_of(
+def draw_answers(
     start: Loaded, tasks: Mapping[str, tuple[Task, int]], evaluation: Evaluation, settings: Drift
 ) -> list[DriftAnswers]:
-    """Return the start's sampled answers; each task's depend only on that task and on the evaluation's seed."""
+    """Return the start's sampled answers to `tasks`; those of a task depend only on the task and the evaluation's seed."""
     engine = HFEngine(start.model, start.renderer.tokenizer, evaluation.batch_size)
     return [
         answered
@@ -76,10 +77,11 @@ def answers_of(
 def measure_drift(
     start: Path, current: Path, spec: Model, device: str, answered: Sequence[DriftAnswers], same: bool
 ) -> pd.DataFrame:
-    """Return one row per item with DRIFT_FIGURES: checkpoint `current` against `start`; `same` says they are equal.
+    """Return one row per item with DRIFT_FIGURES of checkpoint `current` against `start`, in the order of `answered`.
 
-    One model is in memory at a time, with the start's output layer and its hidden states at the answers' tokens.
-    Raises `ModelError` where the two have output layers of different sizes.
+    `spec` is the student's model, `same` says that both checkpoints are equal. One model is in memory at a time, with the
+    start's output layer and its hidden states at the answers' tokens. Raises `ModelError` where the output layers have
+    different sizes.
     """
     first = load_checkpoint(start, spec, device)
     batches = _batches(answered, device)
@@ -88,7 +90,7 @@ def measure_drift(
     model = first.model if same else None
     del first
     model = model if model is not None else load_checkpoint(current, spec, device).model
-    _refuse_another_vocabulary(head, head_of(model), current)
+    _refuse_other_vocabulary(head, head_of(model), current)
     rows = [
         row
         for batch, hidden in zip(batches, reference, strict=True)
@@ -100,7 +102,7 @@ def measure_drift(
 def summarise_drift(
     rows: pd.DataFrame, answered: Sequence[DriftAnswers], settings: Drift, started: float
 ) -> DriftSummary:
-    """Return the drift's summary without stage and weights; `answers` is the digest of prompts and answers."""
+    """Return the summary of `measure_drift`'s rows, without stage and weights; `started` is by `time.perf_counter`."""
     tasks = {
         str(task): TaskDrift(**{name: float(part[name].mean()) for name in DRIFT_FIGURES}, items=len(part))
         for task, part in rows.groupby("task", sort=False)
@@ -116,13 +118,13 @@ def summarise_drift(
     ).model_copy(update=means)
 
 
-def as_frame(answered: Sequence[DriftAnswers]) -> pd.DataFrame:
-    """Return the answers as columns, to be stored next to the start's figures."""
+def to_frame(answered: Sequence[DriftAnswers]) -> pd.DataFrame:
+    """Return the answers as a table with a column per field, to be stored next to the start's figures."""
     return pd.DataFrame([vars(answer) for answer in answered])
 
 
 def from_frame(rows: pd.DataFrame) -> list[DriftAnswers]:
-    """Read the answers back."""
+    """Return the answers in a table of `to_frame`."""
     fields = [name for name in DriftAnswers.__dataclass_fields__ if not name.endswith("_ids")]
     return [
         DriftAnswers(
@@ -135,7 +137,7 @@ def from_frame(rows: pd.DataFrame) -> list[DriftAnswers]:
 
 
 def token_kl(start_hidden: Tensor, start_head: Head, hidden: Tensor, head: Head) -> Tensor:
-    """Return KL(start || current) (N,) in nats over the full vocabulary, at hidden states (N, H) of both."""
+    """Return KL(start || current), (N,) in nats over the full vocabulary, from hidden states (N, H) of both models."""
 
     def start_rows(rows: slice) -> Tensor:
         return start_head.logits(start_hidden[rows].to(start_head.weight.dtype)).log_softmax(-1)
@@ -161,7 +163,7 @@ def _answer(
 
 
 def _batches(answered: Sequence[DriftAnswers], device: str) -> list[Batch]:
-    """Return batches whose every token but the first counts as a response; an example's id is the answer's index."""
+    """Return batches in which every token but the first counts as a response; an example's id is the answer's index."""
     rollouts = [
         Rollout(Example(a.task, str(i), {}, whole[:1], []), whole[1:], "stop")
         for i, a in enumerate(answered)
@@ -171,7 +173,7 @@ def _batches(answered: Sequence[DriftAnswers], device: str) -> list[Batch]:
 
 
 def _of_answer(batch: Batch, answered: Sequence[DriftAnswers]) -> Tensor:
-    """Return which of a batch's positions (N,) predict a token of the answer."""
+    """Return a mask (N,) of the batch's positions that predict a token of the answer, rather than of the prompt."""
     lengths = [(len(r.response), len(answered[_index(r)].response_ids)) for r in batch.rollouts]
     parts = [torch.arange(whole) >= whole - answer for whole, answer in lengths]
     return torch.cat(parts).to(batch.targets.device)
@@ -210,9 +212,9 @@ def _rows(
         }
 
 
-def _refuse_another_vocabulary(start: Head, current: Head, folder: Path) -> None:
+def _refuse_other_vocabulary(start: Head, current: Head, folder: Path) -> None:
     if len(start.weight) != len(current.weight):
         raise ModelError(
-            f"{folder} has {len(current.weight)} rows in its output layer and the start has {len(start.weight)}; the distance "
-            "to the start needs one vocabulary, so keep it, or turn this off with evaluation.drift: null"
+            f"{folder} has {len(current.weight)} rows in its output layer and the start has {len(start.weight)}; the "
+            "distance from the start needs the same vocabulary, so keep it, or turn this off with evaluation.drift: null"
         )

@@ -1,7 +1,7 @@
-"""lm-eval's view of a `CheckpointEngine`: answers and likelihoods of a checkpoint from any backend.
+"""A `CheckpointEngine` as a model of lm-eval: answers and likelihoods of a checkpoint from any backend.
 
-Tokenisation and the windows of a perplexity are those of lm-eval's `hf` class. The stock class is not opened, because it
-would load the model; what its methods read is set here.
+Tokenisation and the windows of a perplexity are those of lm-eval's `hf` class. That class is not initialised, because it
+would load the model; the attributes that its methods read are set here.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class EngineScores(StockHFLM):
 class EngineModel(Answering, EngineScores):
     """A checkpoint on an engine, see `Answering`."""
 
-    beyond_context = 0  # the whole sequence is read
+    beyond_context = 0  # every token is an input
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class EngineModel(Answering, EngineScores):
         return self._model
 
     def get_model_info(self) -> dict[str, Any]:
-        """Return nothing: the stock class describes a model in this process."""
+        """Return nothing; the stock method describes a model in this process."""
         return {}
 
 

@@ -1,8 +1,8 @@
-"""The evaluator: one checkpoint on many tasks through lm-eval's `simple_evaluate`, in one place.
+"""Evaluate one checkpoint on many tasks through lm-eval's `simple_evaluate`; the only place that calls it.
 
-It always loads the saved checkpoint, never the model in training, and restores the state of every random generator.
-Stored answers are reused, and graded again where the grader changed. lm-eval's own caches are never used: their keys
-leave the weights out.
+The evaluator loads the saved checkpoint, never the model in training, and restores the state of every random generator.
+Stored answers are reused, and graded again where the grader changed. lm-eval's own caches are not used, because their keys
+do not contain the weights.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ from harness.rundir.records.cell_records import Keys
 
 @dataclass(frozen=True)
 class ServedCheckpoint:
-    """A saved checkpoint, the digest of its weights, and what runs it: `engine`, or this process where that is None."""
+    """A saved checkpoint, the digest of its weights, and what runs it: `engine`, or this process where that is None.
+
+    `device` and `dtype` apply to this process.
+    """
 
     folder: Path
     weights: str
@@ -62,9 +65,10 @@ def evaluate_checkpoint(
     shared: SharedCells,
     on_task: Callable[[str], None] = lambda _: None,
 ) -> dict[str, CellResult]:
-    """Evaluate a checkpoint on `tasks`, by cell name; a cell whose keys are in `shared` is taken from there.
+    """Evaluate a checkpoint on `tasks` and return the cells by name; cells with the same keys in `shared` are reused.
 
-    Where only the grader or a reference differs, the stored answers are graded again.
+    Where only the grader or a reference differs, the stored answers are graded again. `on_task` gets the name of each task
+    when it is done.
     """
     with preserved_random_state(), shared.locked(served.weights):
         model = open_model(served, settings, on_task)
@@ -85,10 +89,10 @@ def evaluate_checkpoint(
 
 
 def open_model(served: ServedCheckpoint, settings: Evaluation, on_task: Callable[[str], None]) -> Answering:
-    """Load a checkpoint as a model of lm-eval; the one place that chooses a backend."""
+    """Return a checkpoint as a model for lm-eval, on the backend of `served`; raises `ModelError` for damaged weights."""
     check_weights(served.folder)
     if served.engine is not None:
-        # The class is imported by its name, because a backend's libraries may take seconds or may not be installed.
+        # The class is imported by name, because a backend's libraries are slow to import or not installed.
         return resolve_name(served.engine.backend.model_class)(
             served.engine,
             served.folder,
@@ -116,7 +120,7 @@ def _keys(served: ServedCheckpoint, task: Task, model: Answering, settings: Eval
 
 
 def _stored(task: Task, keys: Keys, settings: Evaluation, shared: SharedCells) -> CellResult | None:
-    """Return a stored cell, graded again if its grader changed; None where answers must be generated."""
+    """Return a stored cell, graded again if its grader changed; None where its answers must be drawn."""
     if (found := shared.get(keys)) is not None:
         return found
     if not task.generates or (answered := shared.with_answers(keys)) is None:
@@ -134,7 +138,7 @@ def _evaluate_tasks(
     keys: Mapping[str, Keys],
     weights: str,
 ) -> Iterator[tuple[str, CellResult]]:
-    """Evaluate the tasks of one profile in one call of lm-eval."""
+    """Yield the cells of one profile's tasks by name, evaluated in one call of lm-eval."""
     started = time.perf_counter()
     model.answers.clear()
     logged = _logged_samples(model, tasks, library, settings)
@@ -186,7 +190,7 @@ def _logged_samples(
 
 @contextmanager
 def _without_package_list() -> Generator[None]:
-    """Spare lm-eval its list of the machine and of all installed packages, which starts `pip` and which nobody reads."""
+    """Keep lm-eval from listing the machine and all installed packages, which starts `pip` and which nothing here reads."""
     own = lm_eval_evaluator.add_env_info
     lm_eval_evaluator.add_env_info = lambda *_: None
     try:

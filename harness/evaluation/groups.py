@@ -1,7 +1,7 @@
-"""Groups of lm-eval as probes: what a suite's names stand for, and a group's cell made of its tasks' cells.
+"""Load what a suite evaluates, groups of lm-eval included, and compute a group's cell from its tasks' cells.
 
-A group whose file says how its tasks make one score (`aggregate_metric_list`) is one probe with that score; its tasks are
-evaluated as separate cells next to it. A tag, or a group without such a list, only names tasks: each is a probe.
+A group whose file says how its tasks' scores are averaged (`aggregate_metric_list`) is one probe with that score; its tasks
+have cells of their own. For a tag, or a group without such a list, each of its tasks is a probe.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from harness.rundir.stage_folder import cell_name
 
 @dataclass(frozen=True)
 class TaskGroup:
-    """A group with one score: the names of its tasks, the metric, and whether every item or every task counts alike."""
+    """A group with one score: its tasks, its metric, and whether items (`by_size`) or tasks have equal weights."""
 
     name: str
     tasks: tuple[str, ...]
@@ -41,13 +41,13 @@ class TaskGroup:
         return cell_name(self.name, self.profile)
 
     def members(self) -> dict[str, str]:
-        """The cells of its tasks: task to the cell's name."""
+        """Return the name of each task's cell, by task."""
         return {task: cell_name(task, self.profile) for task in self.tasks}
 
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """What a suite evaluates: tasks and groups under every profile by cell name, and the probes that its names stand for."""
+    """What a suite evaluates: tasks and groups under every profile, by cell name, and the names of its probes."""
 
     cells: dict[str, Task]
     groups: dict[str, TaskGroup]
@@ -59,20 +59,21 @@ class EvaluationPlan:
         return {task.name: task for task in self.cells.values() if not task.profile}
 
     def in_groups(self) -> set[str]:
-        """The tasks that stand in a group's score, and in no table of their own."""
+        """Return the tasks of groups; tables show the groups instead."""
         return {task for group in self.groups.values() for task in group.tasks}
 
     def shown(self, profile: str) -> dict[str, str]:
-        """What a table of one profile shows, groups for their tasks: cell to name."""
+        """Return what a table of one profile shows: the names of groups, and of tasks outside groups, by cell."""
         hidden = self.in_groups()
         tasks = {name: t.name for name, t in self.cells.items() if t.profile == profile and t.name not in hidden}
         return {**tasks, **{name: group.name for name, group in self.groups.items() if group.profile == profile}}
 
 
 def load_evaluation_plan(library: TaskLibrary, suite: Suite) -> EvaluationPlan:
-    """Load all that a suite evaluates, with its data and settled generation settings.
+    """Load all that a suite evaluates, with data and final generation settings.
 
-    Raises `TaskError` for a task that two names stand for, a group as a stage, and what loading or settling raises.
+    Raises `TaskError` for a task that two names of the suite include, for a group that is a stage, and for a task that cannot
+    be loaded or whose generation settings are incomplete.
     """
     trained = [name for name in suite.tasks if name not in suite.probes]
     loaded = {name: [library.load(name)] for name in trained}
@@ -88,10 +89,10 @@ def load_evaluation_plan(library: TaskLibrary, suite: Suite) -> EvaluationPlan:
 
 
 def group_cell(group: TaskGroup, cells: Mapping[str, CellResult]) -> CellResult:
-    """Return a group's cell from its tasks' cells, by task, weighted as lm-eval's `aggregate_metric_list` says.
+    """Return a group's cell from its tasks' cells (by task), weighted as lm-eval's `aggregate_metric_list` says.
 
-    Where every item counts alike (`weight_by_size`), the items are those of all tasks, as `<task>/<item>`. Where every
-    task does, the items of the cell are its tasks, with their scores: so in both a score is the mean over items.
+    With equal weights of items (`weight_by_size`), the cell's items are those of all tasks, as `<task>/<item>`. With equal
+    weights of tasks, its items are the tasks with their scores. In both, the cell's score is the mean over its items.
     """
     parts = [_items(group, task, cells[task].samples) for task in group.tasks]
     if not group.by_size:
@@ -120,7 +121,7 @@ def _load_probe(library: TaskLibrary, name: str) -> tuple[list[Task], TaskGroup 
 
 
 def _filtered(group: Group, task: Task) -> Task:
-    """Return a group's task graded through the filter that the group averages, where its file names one."""
+    """Return a group's task, graded through the filter that the group's file names, if any."""
     assert group.aggregate_metric_list
     named = group.aggregate_metric_list[0].filter_list
     if not named:
@@ -165,14 +166,14 @@ def _refuse_twice(loaded: Mapping[str, Sequence[Task]]) -> None:
             if (other := named.setdefault(task.name, name)) != name:
                 raise TaskError(
                     f"task {task.name} is named twice by the suite, by {other} and by {name}; leave one out, because a "
-                    "probe is not a task that a stage trains, and a score counts once"
+                    "probe cannot be a task that a stage trains, and each score counts once"
                 )
 
 
 def _items(group: TaskGroup, task: str, samples: pd.DataFrame) -> pd.DataFrame:
     """Return a task's rows with the group's metric as their score."""
     part = samples[[name for name in FIXED if name in samples]].assign(task=task)
-    # Cells of earlier versions have no clusters: each item is one.
+    # Cells of early versions have no clusters, so each item is one.
     part["cluster"] = task + "/" + samples.get("cluster", samples["item_id"])
     part["item_id"] = task + "/" + samples["item_id"]
     if group.metric in samples and outcome_of(group.metric, 0.0) is not None:

@@ -1,7 +1,7 @@
-"""lm-eval's `hf` model class with our generation engine inside, so that finish reasons and token counts are kept.
+"""lm-eval's `hf` model class with our generation engine, which also returns finish reasons and token counts.
 
-Everything but `generate_until` and the chat template is lm-eval's own. Oracle: the stock class gives the same greedy
-answers (tests/evaluation/test_evaluate.py).
+All but `generate_until` and the chat template is lm-eval's code. The stock class gives the same greedy answers
+(tests/evaluation/test_evaluate.py).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ StockHFLM: Any = HFLM
 class HarnessHFLM(Answering, StockHFLM):
     """A checkpoint as lm-eval's `hf` model, see `Answering`."""
 
-    beyond_context = 1  # the last token is predicted and never read
+    beyond_context = 1  # the last token is predicted but not an input
 
     def __init__(
         self,

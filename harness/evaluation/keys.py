@@ -1,6 +1,7 @@
-"""Three keys that say when evaluation results may be reused, graded again, or put in one matrix.
+"""Compute the three keys that decide when results may be reused, graded again, or compared.
 
-Generation: what decides the answers. Grading: what decides their grades. Comparability: both, without weights and seed.
+The generation key is the digest of what decides the answers, the grading key of what decides their grades, and the
+comparability key of both, without weights and seed.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ def make_keys(
     seed: int,
     backend: dict[str, Any],
 ) -> Keys:
-    """Return the keys of `task` on a model with digests `weights` and, of its configuration, `config`.
+    """Return the keys of a task's cell on a model with digest `weights` of its weights and `config` of its configuration.
 
-    `docs` hold the references, `backend` names engine, device, dtype, batch size and stop tokens.
+    `docs` are the test documents, `prompts` what the model is asked about them, and `backend` its `Answering.made_with`:
+    engine, device, dtype, batch size, tokenizer and stop tokens.
     """
     shared = {
         "task": task.name,
@@ -47,7 +49,7 @@ def make_keys(
 
 
 def grading_key(task: Task, docs: Sequence[dict[str, Any]]) -> str:
-    """Return the digest of what makes the grades of a cell's rows: grader, primary metric, references, pass@k, clusters."""
+    """Return the digest of what decides the grades of a cell: grader, primary metric, references, pass@k, clusters."""
     parts: list[Any] = [grader_source(task), [item_id(doc) for doc in docs], *references(task, docs)]
     if task.pass_at:
         parts.append(list(task.pass_at))

@@ -1,7 +1,7 @@
-"""Learning curves: a few tasks scored inside a stage, every so many steps, on the same first test items each time.
+"""Learning curves: score a few tasks during a stage, at regular steps, on the same first test items each time.
 
-The engine that draws the stage's rollouts answers, so a point costs one short generation and no checkpoint. The answers have
-random numbers of their own, so training ends with the same weights with and without a curve.
+The engine that draws the stage's rollouts answers, so a point takes one short generation and no checkpoint. The answers use
+their own random numbers, so training ends with the same weights with and without a curve.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from harness.rundir.records.training_records import CurvePoint
 
 
 class CurveRecorder:
-    """Scores tasks on their first `items` test items and appends a line for each task to `curve.jsonl`.
+    """Scores tasks on their first `items` test items and appends a `CurvePoint` for each task to `<folder>/curve.jsonl`.
 
-    A line is a `CurvePoint`. Tasks must generate their answers; each item has one answer, under the suite's first profile.
+    The tasks must generate answers. Each item is answered once, under the suite's first profile; `seed` decides the draws.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""Stored answers graded again by a task's filter and grader of today; nothing is generated.
+"""Grade stored answers again, with a task's present filter and grader; nothing is generated.
 
-A grader is a metric that a task's `process_results` gives next to its own: choosing one makes it the score. `regrade` grades
-one cell. `regrade_runs` grades all of some runs and writes to `stage_<k>/regraded/<cell>/<grader>-<digest>/`; what the
+A grader is one of the metrics that a task's `process_results` returns; the chosen one becomes the score. `regrade_cell` grades
+one cell. `regrade_runs` grades all cells of some runs and writes to `stage_<k>/regraded/<cell>/<grader>-<digest>/`; what the
 evaluation wrote stays as it is.
 """
 
@@ -44,7 +44,7 @@ class RegradedCell:
     changed: int
 
 
-# By the key of the grading, which holds grader and references, an item's place and the answer.
+# Grades by grading key (which covers grader and references), the item's index, and the answer.
 Verdicts = dict[tuple[str, int, str], dict[str, Any]]
 
 
@@ -57,11 +57,11 @@ def regrade_runs(
 ) -> list[RegradedCell]:
     """Grade every stored answer of some runs again, by `grader` or by each task's own, and return what changed.
 
-    Task files name Python functions, which grading executes. So tasks come from `include` and the shipped folders; with
-    `trust`, also from the folders that the runs name. Tasks that do not offer the grader are left out, and so are tasks that
-    are scored by likelihoods. An answer that several stages or runs gave to an item is graded once. `progress` gets how many
-    cells are done, of how many. Raises `TaskError` if no task offers the grader, `RunError` if nothing is evaluated and where
-    a run names a folder that is not allowed.
+    Task files name Python functions, which grading executes. So tasks come from `include` and the shipped folders and, with
+    `trust`, from the folders that the runs name. Tasks that do not offer the grader or are scored by likelihoods are left out.
+    An answer that several stages or runs gave to an item is graded once. `progress` gets the number of cells that are done,
+    and of all. Raises `TaskError` if no task offers the grader, `RunError` if no answers are stored or a run names a folder
+    that is not allowed.
     """
     stored = [cell for folder in folders for cell in _stored_cells(folder, include, trust) if cell.task.generates]
     if not stored:
@@ -81,10 +81,7 @@ def regrade_runs(
 
 
 def regrade_table(rows: Sequence[RegradedCell]) -> Table | str:
-    """Return what regrading changed as a table for the terminal: scores in %, one row per cell with another score or grade.
-
-    A sentence takes the table's place where every cell keeps every grade.
-    """
+    """Return a table for the terminal with the cells that regrading changed, scores in %; a sentence where it changed none."""
     changed = [row for row in rows if row.changed or row.before != row.after]
     same = f"{len(rows) - len(changed)} of {len(rows)} cells keep every grade"
     if not changed:
@@ -106,8 +103,9 @@ def regrade_cell(
 ) -> CellResult:
     """Return a cell with the answers of `stored` and the grades that `task` gives them now.
 
-    `docs` are the task's present test documents, in their order. The summary's `regraded` holds the earlier score.
-    `verdicts` holds grades that were given before. Raises `TaskError` where the answers were given to other questions.
+    `docs` are the task's present test documents, in order; `keys` those of the new cell. The summary's `regraded` holds the
+    earlier score. `verdicts` holds known grades, and new ones are added. Raises `TaskError` where the answers belong to other
+    questions.
     """
     before = stored.summary
     _refuse_other_questions(task, docs, stored)
@@ -121,7 +119,7 @@ def regrade_cell(
 
 
 def questions_digest(task: Task, docs: Sequence[dict[str, Any]]) -> str:
-    """Return the digest of what documents ask, in their order, which says later whether stored answers are theirs."""
+    """Return the digest of the documents' questions, in order; it shows later whether stored answers belong to them."""
     return digest(list(map(task.prompt_text, docs)))
 
 
@@ -136,10 +134,13 @@ class _StoredCell:
     docs: list[dict[str, Any]]
 
     def read(self) -> CellResult:
-        """Return what the evaluation wrote; read when needed, because answers of many runs are large."""
+        """Return the evaluation's cell; it is read only when needed, because the answers of many runs are large."""
         found = read_cell(self.folder.cell(self.name))
         if found is None:
-            raise RunError(f"{self.folder.cell(self.name)} vanished while it was graded; is it being evaluated again?")
+            raise RunError(
+                f"{self.folder.cell(self.name)} was removed while its run was regraded; wait until the run's evaluation has "
+                "ended, and run the command again"
+            )
         return CellResult(*found)
 
 
@@ -178,7 +179,7 @@ def _refuse_task_folders(named: Sequence[Path], allowed: Sequence[Path], run: Pa
 
 
 def _tasks_in_groups(run: Path) -> set[str]:
-    """Return the tasks of groups: a group's score was made of their grades, so these stay as they are."""
+    """Return the tasks of groups; they are not regraded, because the group's score was computed from their grades."""
     summaries = map(read_results, run.glob("stage_0/eval/[!.]*"))
     return {task for summary in summaries if summary and summary.group for task in summary.group.tasks}
 
@@ -197,9 +198,9 @@ def _regrade(stored: _StoredCell, grader: str, verdicts: Verdicts) -> RegradedCe
 
 
 def _graded(stored: _StoredCell, before: CellResult, task: Task, keys: Keys, verdicts: Verdicts) -> CellResult:
-    """Return the cell with these grades: the evaluation's own, those that an earlier command wrote, or new ones, written now.
+    """Return the cell with these keys: the evaluation's own, one that an earlier command wrote, or a new one, written now.
 
-    Reports show a grader's newest grades. So a grader that was edited and changed back is written again, as the newest.
+    Reports show a grader's newest grades. So the grades of a grader that was edited and changed back are written again.
     """
     shown = stored.folder.newest_grading(stored.name, task.metric)
     if shown is None and keys.grading == before.summary.keys.grading:
@@ -218,7 +219,7 @@ def _graded(stored: _StoredCell, before: CellResult, task: Task, keys: Keys, ver
 def _graded_samples(
     task: Task, docs: Sequence[dict[str, Any]], samples: pd.DataFrame, keys: Keys, verdicts: Verdicts
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
-    """Return the rows with new grades, and for each item the grades of its first answer as the grader gave them."""
+    """Return the rows with new grades, and for each item the grades of its first answer as the grader returned them."""
     each, ids = len(samples) // len(docs), numbered_ids(docs)
     rows, first = list[dict[str, Any]](), list[dict[str, Any]]()
     for position, answer in enumerate(samples.to_dict("records")):
@@ -243,7 +244,7 @@ def _graded_samples(
 
 
 def _refuse_other_questions(task: Task, docs: Sequence[dict[str, Any]], stored: CellResult) -> None:
-    """Raise `TaskError` if the answers belong to other questions; cells without a digest are compared by their prompts."""
+    """Raise `TaskError` if the answers belong to other questions; without a digest of them, prompts are compared."""
     prompts = stored.samples.drop_duplicates("item_id")["prompt"]
     if len(prompts) != len(docs):
         raise TaskError(

@@ -1,15 +1,15 @@
-"""Grades of answers as rows and their summary: what samples.parquet and results.json hold.
+"""Turn graded answers into the rows of samples.parquet and the summary of results.json.
 
 samples.parquet has one row per item and answer, the answers of an item one after another:
 - `item_id`: the document's hash, numbered where documents are identical; `sample`: 0 to n - 1 within the item.
-- `cluster`: items with one value depend on each other, see `Task.cluster`; resampling draws clusters. Without
+- `cluster`: items with the same value depend on each other, see `Task.cluster`; resampling draws clusters. Without
   `metadata.harness.cluster` each document is its own cluster.
 - `prompt`, `target`, `response`: text; `finish`: `stop` or `length`; `tokens`: of the response, stop token included.
 - `score`: the primary metric, see `harness.lmeval.score`; `outcome`: correct, wrong, unparsed or truncated; then every
   metric of the task that has a value for one item, in its own unit.
 
 A task that is scored by likelihoods has no answers: `response` is the choice with the highest likelihood, empty where there
-are no choices; `finish` is null, `tokens` 0, `loglikelihoods` holds one number for each request in nats, `outcome` is
+are no choices; `finish` is null, `tokens` 0, and `loglikelihoods` has one number in nats for each request. `outcome` is
 correct or wrong, and null under a perplexity.
 """
 
@@ -34,7 +34,11 @@ Answers = Mapping[tuple[str, int], list[Answer]]
 
 
 def sample_rows(task: Task, logged: Sequence[Mapping[str, Any]], answers: Answers) -> pd.DataFrame:
-    """Return one row per item and answer, of the task's filter."""
+    """Return one row per item and answer, graded through the task's filter.
+
+    `logged` are lm-eval's samples of the task, `answers` the model's by (task, document index). Raises `TaskError` for an item
+    that the model was never asked.
+    """
     chosen = _of_filter(task, logged)
     ids = numbered_ids(sample["doc"] for sample in chosen)
     return pd.DataFrame(
@@ -43,7 +47,7 @@ def sample_rows(task: Task, logged: Sequence[Mapping[str, Any]], answers: Answer
 
 
 def numbered_ids(docs: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the documents' ids; those of identical documents get a running number."""
+    """Return the documents' ids; from the second of identical documents on, an id ends with its number: `<id>#2`."""
     seen: dict[str, int] = {}
     ids: list[str] = []
     for base in map(item_id, docs):
@@ -53,7 +57,7 @@ def numbered_ids(docs: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _rows(task: Task, identity: str, sample: Mapping[str, Any], answers: Answers) -> Iterator[dict[str, Any]]:
-    """Yield an item's rows: lm-eval has graded the first answer, the others go the same way, one by one."""
+    """Yield an item's rows; lm-eval graded the first answer, and the others are graded here in the same way."""
     first, cluster = _graded(sample), task.cluster(sample["doc"])
     if not task.generates:
         facts = {"item_id": identity, "cluster": cluster, "sample": 0, **_likelihood_facts(task, sample)}
@@ -61,8 +65,8 @@ def _rows(task: Task, identity: str, sample: Mapping[str, Any], answers: Answers
         return
     if not (given := answers.get((task.name, sample["doc_id"]))):
         raise TaskError(
-            f"task {task.name}: the model was never asked item {sample['doc_id']}, which lm-eval has an answer to; switch "
-            "off whatever answered in its place, such as a cache"
+            f"task {task.name}: lm-eval has an answer to item {sample['doc_id']}, but the model was never asked; switch off "
+            "what answered in its place, such as a cache"
         )
     for number, answer in enumerate(given):
         facts = {
@@ -97,7 +101,7 @@ def _likelihood_facts(task: Task, sample: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _choices(task: Task, doc: Any, requests: list[tuple[str, ...]]) -> list[str]:
-    """Return the choices as text: contexts where a task puts them there, else continuations."""
+    """Return the choices as text: whole contexts where the choices are in the context, else continuations."""
     if task.output_type != "multiple_choice":
         return []
     named = task.choices(doc)
@@ -105,13 +109,13 @@ def _choices(task: Task, doc: Any, requests: list[tuple[str, ...]]) -> list[str]
 
 
 def _most_likely(choices: list[str], values: list[float], metric: str) -> str:
-    """Return the choice that is counted as the answer; acc_norm divides by the choice's length in characters."""
+    """Return the choice that counts as the answer; acc_norm divides log-likelihoods by the choice's characters."""
     lengths = [max(1, len(choice)) if metric == "acc_norm" else 1 for choice in choices]
     return choices[int(np.argmax(np.array(values) / np.array(lengths)))]
 
 
 def first_grades(task: Task, logged: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the metrics of logged samples under the task's filter, as `process_results` gave them."""
+    """Return the metrics of logged samples under the task's filter, as `process_results` returned them."""
     return [_graded(sample) for sample in _of_filter(task, logged)]
 
 
@@ -124,14 +128,17 @@ def _of_filter(task: Task, logged: Sequence[Mapping[str, Any]]) -> list[Mapping[
 
 
 def graded_row(task: Task, facts: Mapping[str, Any], grades: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an answer's row: what is known of it, its score, outcome and metrics."""
+    """Return an answer's row: `facts`, and the score, outcome and metrics of its `grades`."""
     metrics, score = task.item_values(grades), task.score(grades)
     found = {"score": score, "outcome": outcome_of(task.metric, score, metrics, facts["finish"])}
     return {**facts, **found, **{name: value for name, value in metrics.items() if name not in FIXED}}
 
 
 def outcome_of(metric: str, score: float, metrics: Mapping[str, float] = {}, finish: str | None = None) -> str | None:
-    """Tell apart what a plain score mixes: an answer that was cut off, could not be parsed, or was wrong."""
+    """Return whether an answer is correct, truncated, unparsed or wrong; None under a metric without outcomes.
+
+    `metrics` are all of the answer's; `parsed: 0` marks an answer that could not be parsed.
+    """
     if not has_outcome(metric):
         return None
     if score >= 1:
@@ -155,7 +162,10 @@ def summarise_cell(
     seed: int,
     seconds: float,
 ) -> CellSummary:
-    """Return a cell's summary; `grades` are the first answers' as `process_results` gave them."""
+    """Return a cell's summary.
+
+    `grades` are those of each item's first answer, as `process_results` returned them; `weights` is a digest.
+    """
     apart = {*FIXED, "loglikelihoods"}
     means = {str(name): float(samples[name].mean()) for name in samples.columns if name not in apart}
     found = {
@@ -170,10 +180,10 @@ def summarise_cell(
 
 
 def summary_of(name: str, metric: str, samples: pd.DataFrame) -> CellSummary:
-    """Return the part of a cell's summary that its rows decide.
+    """Return the part of a cell's summary that is computed from its rows.
 
-    The score is the mean over items of the mean over each item's answers; outcomes count answers. `clusters` counts the
-    groups of items that are independent of each other: as many as items where none depend on each other.
+    The score is the mean over items of the mean over each item's answers; outcomes count answers; `clusters` is the number of
+    distinct clusters.
     """
     counts = samples["outcome"].value_counts()
     items = item_scores(samples)
@@ -192,7 +202,7 @@ def summary_of(name: str, metric: str, samples: pd.DataFrame) -> CellSummary:
 
 
 def _of_several(task: Task, samples: pd.DataFrame) -> dict[str, float]:
-    """Return mean@n where items have several answers, and each pass@k; an answer solves an item with a score of 1."""
+    """Return mean@n where items have several answers, and each pass@k; a score of 1 solves an item."""
     items = samples.groupby("item_id", sort=False)["score"]
     drawn, solved = items.size(), items.agg(lambda scores: int((scores >= 1).sum()))
     n = int(drawn.iloc[0])

@@ -1,7 +1,7 @@
-"""lm-eval's `vllm` model class on the engine that also generates rollouts, which is handed the checkpoint's weights.
+"""lm-eval's `vllm` model class on the engine that also generates rollouts and loads the checkpoint's weights.
 
-Likelihoods are lm-eval's own code on vLLM's log-probabilities of prompts. The stock class is not opened, because it would
-start a second engine; what its methods read is set here.
+Likelihoods are computed by lm-eval's code from vLLM's log-probabilities of prompts. The stock class is not initialised,
+because it would start a second engine; the attributes that its methods read are set here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ StockVLLM: Any = vllm_causallms.VLLM
 
 @dataclass(frozen=True)
 class ScoredPrompt:
-    """What lm-eval reads of one of vLLM's outputs."""
+    """The part of a vLLM output that lm-eval reads."""
 
     prompt_logprobs: list[dict[int, float] | None]
 
@@ -50,6 +50,6 @@ class HarnessVLLM(Answering, StockVLLM):
         self.open_on(engine, checkpoint, weights, chat, batch_size, seed, on_task)
 
     def _model_generate(self, requests: Sequence[list[int]], generate: bool = False, **_: Any) -> list[ScoredPrompt]:
-        """Return the log-probabilities of prompts; answers never come this way."""
-        assert not generate, "answers go through the engine, see Answering"
+        """Return the log-probabilities of prompts; answers are drawn by `Answering`."""
+        assert not generate, "answers are drawn by Answering"
         return [ScoredPrompt(found) for found in self.model.prompt_logprobs(requests)]

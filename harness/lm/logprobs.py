@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import ModelError
+from harness.lm.kernels.model_divergence import ModelDivergence
 from harness.lm.output_layer import Divergence, SelectedLogProbs, WholeVocabulary, fused_on, scan
 from harness.lm.packing import packed_inputs
 from harness.lm.rollouts import Batch
@@ -91,15 +92,14 @@ def divergence_of(
     the loss and for its gradient, instead of being stored.
 
     `beta` is given if `divergence` is the generalised Jensen-Shannon divergence with this beta (0 forward KL, 1 reverse KL).
-    If the output layer has kernels and the teacher is a model in this process, the kernels then compute it in closed form.
+    If the teacher is a model in this process, its closed form is then computed, which takes less time than autograd.
     """
     products, model = head.for_products(hidden), getattr(teacher, "model", teacher)
     with torch.autocast(hidden.device.type, enabled=False):
         hidden = hidden.to(products.weight.dtype)
-        if beta is not None and isinstance(model, ModelRows) and fused_on(hidden.device):
-            from harness.lm.kernels.fused_passes import FusedDivergence
-
-            return FusedDivergence.apply(hidden, head.weight, head.bias, products, model, beta)  # pyright: ignore[reportReturnType]
+        if beta is not None and isinstance(model, ModelRows):
+            known = model, beta, fused_on(hidden.device)
+            return ModelDivergence.apply(hidden, head.weight, head.bias, products, *known)  # pyright: ignore[reportReturnType]
         return WholeVocabulary.apply(hidden, head.weight, head.bias, products, teacher, divergence)  # pyright: ignore[reportReturnType]
 
 

@@ -7,9 +7,8 @@ next to the matrix products. The backward pass computes the logits again: four p
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import product
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from harness.lm.tiles import (
     Head,
     Rows,
     ScanResult,
-    add_product,
+    gradients,
     spans,
     tile_size,
     wide,
@@ -62,16 +61,10 @@ class SelectedLogProbs(torch.autograd.Function):
 
         The log-probability of the rest adds its own softmax, over the tokens outside `held`.
         """
-        if ctx.fused:
-            from harness.lm.kernels.fused_passes import selected_backward
-
-            return *selected_backward(ctx, grads[0], grads[3]), None, None, None
         hidden, weight, bias, ids, logsumexp, held, rest = ctx.saved_tensors
         above = grads[0].sum(-1, keepdim=True) + (0 if held is None else grads[3][:, None])
-        total = Gradients(hidden, weight, bias, ctx.head.weight, ctx.needs_input_grad)
-        tokens, width = tile_size(hidden)
-        for rows, columns in product(spans(len(hidden), tokens), spans(len(weight), width)):
-            part = ctx.head.part(columns)
+
+        def gradient(rows: slice, columns: slice, part: Head) -> Tensor:
             logits = part.logits(hidden[rows])
             grad = torch.exp_(logits - logsumexp[rows, None]).mul_(-above[rows])
             local, inside = within(ids[rows], columns)
@@ -80,8 +73,15 @@ class SelectedLogProbs(torch.autograd.Function):
                 whole = (rest[rows] + logsumexp[rows])[:, None].clamp(min=torch.finfo(logits.dtype).min)
                 share = torch.exp_(logits - whole).masked_fill_(marked(held[rows], columns), 0.0)
                 grad += share.mul_(grads[3][rows, None])
-            total.add(rows, columns, part.to_linear(grad, logits))
-        return *total.result(), None, None, None
+            return part.to_linear(grad, logits)
+
+        of_tile = gradient
+        if ctx.fused:
+            from harness.lm.kernels.fused_passes import fused_gradient
+
+            of_tile = fused_gradient(ctx, grads[0], grads[3])
+        inputs = hidden, weight, bias
+        return *gradients(inputs, ctx.head, ctx.needs_input_grad, of_tile, tile_size(hidden)), None, None, None
 
 
 class WholeVocabulary(torch.autograd.Function):
@@ -94,19 +94,21 @@ class WholeVocabulary(torch.autograd.Function):
         """Compute the losses; weight and bias are the head's, passed separately so that autograd sees them."""
         ctx.save_for_backward(hidden, weight, bias)
         ctx.head, ctx.teacher, ctx.divergence = head, teacher, divergence
-        chunks = row_chunks(hidden, weight)
+        chunks = spans(max(1, len(hidden)), rows_in_chunk(weight))
         return torch.cat([divergence(head.logits(hidden[c]).log_softmax(-1), teacher(c)) for c in chunks])
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         """Compute each chunk's logits again and differentiate the divergence there."""
         hidden, weight, bias = ctx.saved_tensors
-        total = Gradients(hidden, weight, bias, ctx.head.weight, ctx.needs_input_grad)
-        for rows in row_chunks(hidden, weight):
-            logits = ctx.head.logits(hidden[rows])
+
+        def gradient(rows: slice, _: slice, head: Head) -> Tensor:
+            logits = head.logits(hidden[rows])
             grad = _divergence_gradient(logits, ctx.teacher(rows), ctx.divergence, grads[0][rows])
-            total.add(rows, slice(0, len(weight)), ctx.head.to_linear(grad, logits))
-        return *total.result(), None, None, None
+            return head.to_linear(grad, logits)
+
+        inputs, tile = (hidden, weight, bias), (rows_in_chunk(weight), len(weight))
+        return *gradients(inputs, ctx.head, ctx.needs_input_grad, gradient, tile), None, None, None
 
 
 def _divergence_gradient(logits: Tensor, logp: Tensor, divergence: Divergence, above: Tensor) -> Tensor:
@@ -222,9 +224,9 @@ class _Running:
         self.top_ids = torch.cat([self.top_ids, new.indices + columns.start], dim=-1).gather(-1, order)
 
 
-def row_chunks(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
-    """Yield chunks of tokens with about CHUNK_ELEMENTS logits each; one empty chunk where there are no tokens."""
-    return spans(max(1, len(hidden)), max(1, CHUNK_ELEMENTS // len(weight)))
+def rows_in_chunk(weight: Tensor) -> int:
+    """Return the tokens of a chunk with about CHUNK_ELEMENTS logits."""
+    return max(1, CHUNK_ELEMENTS // len(weight))
 
 
 def within(ids: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
@@ -238,35 +240,3 @@ def marked(ids: Tensor, columns: slice) -> Tensor:
     local, inside = within(ids, columns)
     counts = torch.zeros(len(ids), columns.stop - columns.start, dtype=torch.int32, device=ids.device)
     return counts.scatter_add_(-1, local, inside.int()) > 0
-
-
-class Gradients:
-    """Gradients of hidden states and head, those that are needed, added up from tiles in float32 or wider.
-
-    `multiplied` is the weight of the products: the head's own, or its copy in another dtype.
-    """
-
-    def __init__(
-        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, multiplied: Tensor, needed: tuple[bool, ...]
-    ) -> None:
-        self.inputs, self.multiplied = (hidden, weight, bias), multiplied
-        self.sums = [
-            torch.zeros_like(leaf, dtype=wide(leaf)) if leaf is not None and need else None
-            for leaf, need in zip(self.inputs, needed, strict=False)
-        ]
-
-    def add(self, rows: slice, columns: slice, grad: Tensor) -> None:
-        """Add the contribution of the gradient (n, v) at the linear layer's output."""
-        hidden, (to_hidden, to_weight, to_bias) = self.inputs[0], self.sums
-        narrow = grad.to(self.multiplied.dtype)
-        if to_hidden is not None:
-            add_product(to_hidden[rows], narrow, self.multiplied[columns])
-        if to_weight is not None:
-            add_product(to_weight[columns], narrow.T, hidden[rows])
-        if to_bias is not None:
-            to_bias[columns] += grad.sum(0)
-
-    def result(self) -> Iterator[Tensor | None]:
-        """Yield the sums in their inputs' dtypes, None where no gradient is needed."""
-        for leaf, total in zip(self.inputs, self.sums, strict=True):
-            yield None if total is None or leaf is None else total.to(leaf.dtype)

@@ -45,24 +45,24 @@ def race_times(seeds: Tensor, position: int | Tensor, width: int) -> Tensor:
     """
     columns = torch.arange(1, width + 1, device=seeds.device, dtype=torch.long)
     places = position + 1 if isinstance(position, Tensor) else torch.full_like(seeds, position + 1)
-    rows = _mixed(_mixed(seeds) + places * _GOLDEN)
-    bits = _shifted(_mixed(rows[:, None] + columns * _GOLDEN), 40)
-    return -torch.log1p(-(bits.float() + 0.5) * 2.0**-24)
+    rows = _mix(_mix(seeds.clone()) + places * _GOLDEN)
+    bits = _shifted(_mix(rows[:, None] + columns * _GOLDEN), 40)
+    return bits.float().add_(0.5).mul_(-(2.0**-24)).log1p_().neg_()
 
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as a signed 64-bit number, like the two below
 
 
-def _mixed(values: Tensor) -> Tensor:
-    """Return SplitMix64's finaliser of int64 values; products wrap around."""
-    values = (values ^ _shifted(values, 30)) * (0xBF58476D1CE4E5B9 - (1 << 64))
-    values = (values ^ _shifted(values, 27)) * (0x94D049BB133111EB - (1 << 64))
-    return values ^ _shifted(values, 31)
+def _mix(values: Tensor) -> Tensor:
+    """Return SplitMix64's finaliser of int64 values, which it overwrites, because decoding spends time here; products wrap."""
+    values.bitwise_xor_(_shifted(values, 30)).mul_(0xBF58476D1CE4E5B9 - (1 << 64))
+    values.bitwise_xor_(_shifted(values, 27)).mul_(0x94D049BB133111EB - (1 << 64))
+    return values.bitwise_xor_(_shifted(values, 31))
 
 
 def _shifted(values: Tensor, bits: int) -> Tensor:
     """Shift int64 values to the right and fill with zeros; torch's own shift repeats the sign."""
-    return (values >> bits) & ((1 << (64 - bits)) - 1)
+    return (values >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def permutation(count: int, seed: int) -> list[int]:

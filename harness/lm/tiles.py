@@ -1,4 +1,4 @@
-"""The weights of an output layer, its tiles of tokens and vocabulary, and matrix products that are summed in float32."""
+"""The weights of an output layer, its tiles of tokens and vocabulary, and products and gradients summed in float32."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from torch import Tensor, nn
 # Tokens and vocabulary entries of a tile: on a CPU they fit its caches, on other devices they keep the device busy.
 TILES = {"cpu": (2048, 1024)}
 LARGE_TILE = (4096, 8192)
+# Logits of a chunk of whole rows, which the top K and the divergences need: 256 MiB in float32.
+ROW_ELEMENTS = 2**26
 # Devices whose autocast computes the products of the output layer in bfloat16; a CPU keeps its weights' precision.
 NARROW_UNDER_AUTOCAST = {"cuda"}
 Rows = Callable[[slice], Tensor]
+# Tokens, vocabulary entries, and the part of the head with those entries, to the gradient (n, v) at the tile's products.
+TileGradient = Callable[[slice, slice, "Head"], Tensor]
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,10 @@ class Head:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return float logits (n, V) of hidden states (n, H)."""
-        raw = self.products(hidden)
+        return self.scaled(self.products(hidden))
+
+    def scaled(self, raw: Tensor) -> Tensor:
+        """Return logits from products, which it overwrites."""
         if self.softcap is None:
             return raw if self.factor == 1 else raw.mul_(self.factor)
         return raw.mul_(self.scale / self.softcap).tanh_().mul_(self.softcap / self.temperature)
@@ -109,6 +116,12 @@ def tile_size(hidden: Tensor) -> tuple[int, int]:
     return TILES.get(hidden.device.type, LARGE_TILE)
 
 
+def whole_rows(vocabulary: int) -> int:
+    """Return how many rows of the whole vocabulary are computed together, a multiple of 128 where they are so many."""
+    rows = max(1, ROW_ELEMENTS // vocabulary)
+    return rows if rows < 128 else rows // 128 * 128
+
+
 def spans(count: int, size: int) -> Iterator[slice]:
     """Yield slices of length `size` that cover `count`; the last one may be shorter."""
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
@@ -125,3 +138,43 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 def wide(tensor: Tensor) -> torch.dtype:
     """Return the dtype of sums and logits: float32, or float64 for float64 weights."""
     return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def gradients(
+    inputs: tuple[Tensor, Tensor, Tensor | None],
+    head: Head,
+    needed: tuple[bool, ...],
+    gradient: TileGradient,
+    tile: tuple[int, int],
+) -> Iterator[Tensor | None]:
+    """Yield the gradients of states (N, H), weight (V, H) and bias (V,), None where one is not needed.
+
+    `head` is what is multiplied with: it has the inputs' weight, or its copy in another dtype. Sums over tiles are in float32
+    or wider. The vocabulary is the outer loop, so that a part of the weight's gradient is rounded once, when it is complete.
+    """
+    hidden, weight, bias = inputs
+    to_hidden = torch.zeros_like(hidden, dtype=wide(hidden)) if needed[0] else None
+    to_weight = torch.empty_like(weight) if needed[1] else None
+    to_bias = torch.empty_like(bias) if bias is not None and needed[2] else None
+    for columns in spans(len(weight), tile[1]):
+        part = head.part(columns)
+        of_weight, of_bias = (None if total is None else _zeros(total[columns]) for total in (to_weight, to_bias))
+        for rows in spans(len(hidden), tile[0]):
+            narrow = gradient(rows, columns, part).to(part.weight.dtype)
+            if to_hidden is not None:
+                add_product(to_hidden[rows], narrow, part.weight)
+            if of_weight is not None:
+                add_product(of_weight, narrow.T, hidden[rows])
+            if of_bias is not None:
+                of_bias += narrow.sum(0, dtype=of_bias.dtype)
+        for total, found in ((to_weight, of_weight), (to_bias, of_bias)):
+            if total is not None and found is not None and found.dtype != total.dtype:
+                total[columns] = found.to(total.dtype)
+    yield None if to_hidden is None else to_hidden.to(hidden.dtype)
+    yield to_weight
+    yield to_bias
+
+
+def _zeros(part: Tensor) -> Tensor:
+    """Return zeros to add up a part of a gradient in: its own memory where that is float32 or wider."""
+    return part.zero_() if part.dtype == wide(part) else torch.zeros_like(part, dtype=wide(part))

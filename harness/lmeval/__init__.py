@@ -1,1 +1,1 @@
-"""Everything that touches lm-eval: tasks and prompts, the evaluator, checks of a task file."""
+"""Everything that uses lm-eval's task objects: loading tasks, their prompts and grades, and checks of task files."""

@@ -1,4 +1,4 @@
-"""What must hold before time is spent on a run: tasks that can be stages, and prompts that fit the model's context."""
+"""Checks before a run: its tasks can be stages, and its prompts fit the model's context."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from harness.errors import TaskError
 from harness.lm.chat import Renderer
 from harness.lmeval.task import Task
 
-# The tokens of the longest of a task's first training prompts, or 0 where none is longer than a number of tokens.
+# Returns the tokens of the longest of a task's first training prompts; 0 where none is longer than the third argument.
 Longest = Callable[[Task, int | None, int], int]
 
 
@@ -22,9 +22,9 @@ def check_stage_task(task: Task) -> None:
 
 
 def check_test_prompts(tasks: Iterable[Task], renderer: Renderer, context: int, limit: int | None) -> None:
-    """Check every test prompt that a model will answer, and every one with a continuation that it will score.
+    """Raise `TaskError` for a test prompt that does not fit a context of `context` tokens with its answer or continuation.
 
-    A task may come under several profiles: they differ in their answer budgets, so its prompts are rendered once.
+    Profiles of one task differ only in their length limits of answers, so its prompts are rendered once.
     """
     prompts: dict[str, list[str]] = {}
     for task in tasks:
@@ -38,7 +38,7 @@ def check_test_prompts(tasks: Iterable[Task], renderer: Renderer, context: int, 
 
 
 def check_training_prompts(spec: RunSpec, tasks: Mapping[str, Task], context: int, longest: Longest) -> None:
-    """Check the training prompts of a run's stages."""
+    """Raise `TaskError` for a training prompt of a run's stages that does not fit `context` tokens with its response."""
     for stage in spec.stages:
         training = stage.training
         for task in (tasks[name] for name in stage.trains):
@@ -57,7 +57,7 @@ def _refuse_long(task: Task, longest: int, answer_tokens: int, context: int, whe
 
 def _check_scored(task: Task, renderer: Renderer, context: int, limit: int | None) -> None:
     requests = [request for asked in task.asked(task.test_docs(limit), renderer) for request in json.loads(asked)]
-    # The last token is predicted and never read.
+    # The last token is predicted but not an input.
     long = [text for request in requests if renderer.most_ids(text := "".join(request)) > context + 1]
     longest = max((len(renderer.tokenizer.encode(text, add_special_tokens=False)) for text in long), default=0)
     if longest > context + 1:

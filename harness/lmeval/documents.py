@@ -1,4 +1,4 @@
-"""Documents of a task, as lm-eval has them: read a few, name one by its content, and fill a field or a template from one."""
+"""Documents of a task, as lm-eval has them: read the first ones, compute an id, and fill a field or template from one."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lm_eval.utils import apply_template, handle_non_serializable, hash_string
 
 from harness.errors import TaskError
 
-BATCH = 1000  # documents that are read at a time
+BATCH = 1000  # documents read at a time
 
 
 def read_docs(docs: Any, limit: int | None) -> list[dict[str, Any]]:
-    """Return the first documents; a `Dataset` gives them in batches, because it takes long to give them one by one."""
+    """Return the first `limit` documents, all for None; a `Dataset` is read in batches, because single rows are slow."""
     count = min(limit or len(docs), len(docs))
     if not isinstance(docs, Dataset) or docs.format["type"] is not None:
         return [dict(doc) for _, doc in zip(range(count), docs, strict=False)]
@@ -25,18 +25,18 @@ def read_docs(docs: Any, limit: int | None) -> list[dict[str, Any]]:
 
 
 def fill_field(field: str, doc: Mapping[str, Any]) -> Any:
-    """Return a document's field, or a Jinja template filled from it."""
+    """Return a document's field, or a Jinja template filled from the document; raises `TaskError` for anything else."""
     try:
         if field in doc:
             return doc[field]
         return apply_template(field, dict(doc))
     except (TypeError, TemplateSyntaxError) as error:
-        # Neither a name nor a template; missing fields are found elsewhere.
+        # Neither a name nor a template; `harness.lmeval.records` checks for missing fields.
         raise TaskError(
             f"metadata.harness names {field!r}, expected a field of the records ({', '.join(doc)}) or a template ({error})"
         ) from error
 
 
 def item_id(doc: Mapping[str, Any]) -> str:
-    """Return a stable id of a document, from its content: the hash that lm-eval logs as `doc_hash`."""
+    """Return the hash of a document's content that lm-eval logs as `doc_hash`: a stable id."""
     return hash_string(json.dumps(doc, indent=2, default=handle_non_serializable, ensure_ascii=False))

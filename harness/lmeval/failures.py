@@ -1,7 +1,7 @@
-"""One sentence in place of what lm-eval raises: which task, what was found, and which splits and fields exist.
+"""Turn an error inside lm-eval into one sentence: which task failed, what was found, and which splits and fields exist.
 
-lm-eval passes on every error of a loader, a template or a grader (`KeyError: 'calls'`). It names neither the task nor the
-fields that its records have, so the object that failed is taken from the traceback.
+lm-eval lets errors of a loader, a template or a grader through (`KeyError: 'calls'`), without the name of the task or the
+fields of its records. So the task that failed is taken from the traceback.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from lm_eval.config.task import TaskConfig
 
 from harness.errors import TaskError
 
-DATA_NAME = re.compile(r"""\bdata\[["'](\w+)["']\]""")  # as a loader reads a suite's local records
+DATA_NAME = re.compile(r"""\bdata\[["'](\w+)["']\]""")  # how a loader's code reads a suite's local records
 LOCAL_FORMATS = ("json", "csv", "parquet", "text", "arrow")
 
 
 def loading_failed(name: str, contents: Sequence[Mapping[str, Any]], error: Exception) -> TaskError:
-    """Return the sentence for a task that lm-eval could not load; `contents` are the mappings of the files it stands for."""
+    """Return the error for a task or group that lm-eval could not load; `contents` are its task files' mappings."""
     if unread := _unread_data(name, contents, error):
         return TaskError(unread)
     if isinstance(error, DatasetGenerationError):
@@ -61,14 +61,14 @@ def loading_failed(name: str, contents: Sequence[Mapping[str, Any]], error: Exce
 
 
 def rendering_failed(name: str, doc: Mapping[str, Any], error: Exception) -> TaskError:
-    """Return the sentence for a document that a task's templates or functions could not turn into a prompt."""
+    """Return the error for a document that a task's templates or functions could not turn into a prompt."""
     return TaskError(
         f"task {name}: its prompt could not be written ({type(error).__name__}: {error}); the item has {_fields(doc)}"
     )
 
 
 def grading_failed(name: str, doc: Mapping[str, Any], error: Exception) -> TaskError:
-    """Return the sentence for an answer that a task's grader could not grade."""
+    """Return the error for an answer that a task's grader could not grade."""
     return TaskError(
         f"task {name}: its grader failed on an item ({type(error).__name__}: {error}); the item has {_fields(doc)}; expected "
         "a number from 0 to 1 for each metric"
@@ -76,7 +76,7 @@ def grading_failed(name: str, doc: Mapping[str, Any], error: Exception) -> TaskE
 
 
 def failed_in_a_grader(error: Exception) -> TaskError | None:
-    """Return the sentence for an error that a grader raised while lm-eval ran; None for any other error."""
+    """Return the error to raise where a grader failed while lm-eval ran; None for any other error."""
     for frame in _frames(error):
         task, doc = frame.get("self"), frame.get("doc")
         if isinstance(task, ConfigurableTask) and isinstance(doc, dict) and "results" in frame:
@@ -85,7 +85,7 @@ def failed_in_a_grader(error: Exception) -> TaskError | None:
 
 
 def describe_splits(task: ConfigurableTask) -> str:
-    """Return the splits that a task's records have with their fields, or nothing where no records are read yet."""
+    """Return the splits of a task's records with rows and fields as text; empty where no records were read yet."""
     dataset = getattr(task, "dataset", None)
     if not isinstance(dataset, Mapping):
         return ""
@@ -116,20 +116,20 @@ def _unread_data(name: str, contents: Sequence[Mapping[str, Any]], error: Except
     first = next(iter(str(error).strip().splitlines()), "no reason given")
     return (
         f"task {name}: its data set {', '.join(sets)} could not be read here ({type(error).__name__}: {first}); run "
-        "once where it can be downloaded, or copy the Hugging Face cache (HF_HOME) from there, or name a task "
-        "file of yours that includes this one and reads local files"
+        "once where it can be downloaded, or copy the Hugging Face cache (HF_HOME) from there, or write a task file that "
+        "includes this one and reads local files"
     )
 
 
 def _local_data(error: Exception) -> list[str]:
-    """Return the names under `data` that the loader of the task that failed reads."""
+    """Return the names under `data` that the failed task's loader reads, found in its module's source."""
     loaders = [loader for task in _failed(error) if callable(loader := task.config.custom_dataset)]
     sources = [inspect.getsource(module) for loader in loaders if (module := inspect.getmodule(loader)) is not None]
     return sorted({name for source in sources for name in DATA_NAME.findall(source)})
 
 
 def _failed(error: Exception) -> Iterator[ConfigurableTask]:
-    """Yield the tasks of lm-eval in an error's traceback, also those whose construction it stopped."""
+    """Yield the lm-eval tasks in an error's traceback, including one whose construction failed."""
     for frame in _frames(error):
         if isinstance(task := frame.get("self"), ConfigurableTask):
             yield task

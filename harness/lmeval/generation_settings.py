@@ -1,6 +1,7 @@
-"""Generation settings of loaded tasks: each task once for every evaluation profile, with all that decides answers stated.
+"""Resolve the generation settings of loaded tasks under every evaluation profile; all that decides answers must be stated.
 
-A profile changes the loaded task (`Task.set_generation`): lm-eval's global `gen_kwargs` would override every task alike.
+A profile changes a copy of the loaded task (`Task.set_generation`), because lm-eval's global `gen_kwargs` would override the
+settings of all tasks alike.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from harness.lmeval.task import Task
 from harness.lmeval.task_files import read_task_file
 
 REQUIRED = ("until", "temperature", "max_gen_toks")
-# One budget under lm-eval's names for it, in its order of precedence.
+# lm-eval's names for the length limit of an answer, in its order of precedence.
 BUDGETS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 KNOWN = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k", "n"}
 
@@ -36,10 +37,10 @@ class InProfile(Protocol):
 
 
 def under_profiles(tasks: Iterable[Task], evaluation: Evaluation) -> dict[str, Task]:
-    """Return every task under every profile by its cell's name, settings settled, the first profile's tasks first.
+    """Return every task under every profile with final settings, by cell name, the first profile's tasks first.
 
-    A task that is scored by likelihoods draws no answers, so it stands only under the first profile.
-    Raises `TaskError` where a setting that decides answers is missing or several answers would be one.
+    A task that is scored by likelihoods draws no answers, so only the first profile has it. Raises `TaskError` as
+    `settle_generation` does.
     """
     loaded = list(tasks)
     found: dict[str, Task] = {}
@@ -52,7 +53,7 @@ def under_profiles(tasks: Iterable[Task], evaluation: Evaluation) -> dict[str, T
 
 
 def tasks_by_profile(cells: Iterable[InProfile], evaluation: Evaluation) -> dict[str, list[str]]:
-    """Return the names of the tasks and groups that each profile evaluates, profiles by name, in order."""
+    """Return the names of the tasks and groups that each profile evaluates, by profile."""
     names = list(evaluation.all_profiles)
     found: dict[str, list[str]] = {name: [] for name in names}
     for task in cells:
@@ -61,9 +62,10 @@ def tasks_by_profile(cells: Iterable[InProfile], evaluation: Evaluation) -> dict
 
 
 def settle_generation(task: Task, decoding: Decoding, n: int = 1) -> None:
-    """Lay a suite's decoding over the task's and raise `TaskError` when a setting that decides answers is missing.
+    """Set a task's generation settings: its file's, overridden by `decoding`, with `n` answers of each item.
 
-    lm-eval fills the gaps silently, and differently for its model classes. `n` is the number of answers of each item.
+    Raises `TaskError` for a metric that cannot be the score, a missing or wrong setting, and several greedy answers. lm-eval
+    would silently fill in what is missing, differently for each of its model classes.
     """
     if task.metric not in task.graders:
         raise TaskError(
@@ -73,8 +75,8 @@ def settle_generation(task: Task, decoding: Decoding, n: int = 1) -> None:
     fitting = can_be_score(task.higher_is_better)
     if task.metric not in fitting:
         raise TaskError(
-            f"{task.source or task.name}: lower is better in {task.metric!r}, and a fall of it would be shown as a loss; "
-            f"name another in metadata.harness.metric ({', '.join(fitting) or 'none of its metrics fits'})"
+            f"{task.source or task.name}: lower is better in {task.metric!r}, so an improvement would be shown as a loss; "
+            f"name another metric in metadata.harness.metric ({', '.join(fitting) or 'none of its metrics fits'})"
         )
     if not task.generates:
         return
@@ -96,7 +98,7 @@ def settle_generation(task: Task, decoding: Decoding, n: int = 1) -> None:
 
 
 def stated_generation(task: Task) -> dict[str, Any]:
-    """Return the generation settings that the task's file really states, without lm-eval's defaults."""
+    """Return the generation settings that the task's file states, without lm-eval's defaults."""
     stated = task.generation if task.source is None else read_task_file(task.source).get("generation_kwargs")
     return _canonical(stated or {})
 
@@ -107,7 +109,7 @@ def check_stated_generation(task: Task) -> None:
 
 
 def _canonical(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return generation settings by the names that lm-eval itself settles on; one beam is what happens anyway."""
+    """Return generation settings under lm-eval's final names, without `num_beams: 1`, which changes nothing."""
     budget = next((settings[name] for name in BUDGETS if settings.get(name) is not None), None)
     rest = {
         name: value for name, value in settings.items() if name not in BUDGETS and (name, value) != ("num_beams", 1)
@@ -120,7 +122,7 @@ def _check_values(task: Task, settings: Mapping[str, Any]) -> None:
     if unknown := sorted(map(str, set(settings) - KNOWN)):
         raise TaskError(
             f"{where}: generation_kwargs {', '.join(unknown)} are not supported, expected some of {', '.join(sorted(KNOWN))}; "
-            "write a task file of yours that includes this one and states generation_kwargs without them"
+            "write a task file that includes this one and states generation_kwargs without them"
         )
     expected: dict[str, tuple[Callable[[Any], bool], str]] = {
         "max_gen_toks": (lambda value: _is_whole(value) and value > 0, "a whole number above 0"),
@@ -132,11 +134,11 @@ def _check_values(task: Task, settings: Mapping[str, Any]) -> None:
         "n": (lambda value: _is_whole(value) and value > 0, "a whole number above 0"),
     }
     for name, value in settings.items():
-        good, wanted = expected[name]
+        is_valid, description = expected[name]
         if value is None and name not in REQUIRED:
             continue
-        if not good(value):
-            raise TaskError(f"{where}: generation_kwargs.{name} is {value!r}, expected {wanted}")
+        if not is_valid(value):
+            raise TaskError(f"{where}: generation_kwargs.{name} is {value!r}, expected {description}")
 
 
 def _is_whole(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What decides a grade, as digests: the grader's source, its settings, and the references that it compares with."""
+"""Digests of what decides a grade: the grader's source, its settings, and the references that it compares answers with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.lmeval.task import Task
 
 
 def grader_source(task: Task) -> str:
-    """Return a hash of what decides a grade apart from the references: the grader's package, filters and metrics."""
+    """Return a hash of what decides a grade besides the references: the grader's package, filters and metrics."""
     config = task.config
     source = _package_source(config.process_results) if callable(config.process_results) else ""
     parts = [source, *(str(_plain(listed)) for listed in (config.filter_list, config.metric_list)), task.metric]
@@ -21,9 +21,9 @@ def grader_source(task: Task) -> str:
 
 
 def references(task: Task, docs: Sequence[dict[str, Any]]) -> list[str]:
-    """Return a digest of what lm-eval's own grading compares answers with.
+    """Return, as a list of one, the digest of the references and choices that lm-eval's own grading compares answers with.
 
-    It is empty where the task has a `process_results`, which reads the documents themselves.
+    The list is empty for a task with a `process_results` of its own, which reads the documents themselves.
     """
     if callable(task.config.process_results):
         return []
@@ -32,7 +32,7 @@ def references(task: Task, docs: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a setting with every function by name and source: what Python prints of one is an address in memory."""
+    """Return a setting with every function as its name and the hash of its source; Python would print its address."""
     if isinstance(value, dict):
         return {name: _plain(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -44,7 +44,7 @@ def _plain(value: Any) -> Any:
 
 
 def _package_source(function: Any) -> str:
-    """Return the source of all modules in a function's top package, since graders share helpers."""
+    """Return the source of all modules in a function's top package, because graders share helpers."""
     module = str(function.__module__)
     try:
         file = Path(inspect.getfile(function))

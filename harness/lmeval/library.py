@@ -1,4 +1,4 @@
-"""The library of tasks: files found by name, loaded through lm-eval, each once."""
+"""Find tasks by name and load them through lm-eval."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from harness.lmeval.task_files import TASK_FOLDER, check_files, check_mapping, l
 
 
 class TaskLibrary:
-    """The tasks that can be named: the shipped ones, those in `include` folders and, when one is asked for, lm-eval's.
+    """The tasks that a suite can name: the shipped ones, those in `include` folders, and lm-eval's own.
 
-    Every file is parsed first, because lm-eval silently skips a broken one.
+    `data` holds the paths of local records, by name. Every file of these folders is parsed first, because lm-eval silently
+    skips a broken one; raises `TaskError` for it.
     """
 
     def __init__(self, include: Sequence[str | Path] = (), data: Mapping[str, str] | None = None) -> None:
@@ -39,7 +40,7 @@ class TaskLibrary:
         return list(self.manager.all_subtasks)
 
     def load(self, name: str) -> Task:
-        """Load one task with its data; raises `TaskError` when there is none or its data cannot be read."""
+        """Load one task with its data; raises `TaskError` for an unknown name, a group, and data that cannot be read."""
         if self.is_group(name):
             raise TaskError(
                 f"{name} is a group of {len(self.members(name))} tasks; a stage and a warm-up take single tasks, so name "
@@ -49,20 +50,20 @@ class TaskLibrary:
         return self._loaded[name]
 
     def training_texts(self, name: str) -> list[Text]:
-        """Return the texts of a task's training documents; read once, though every model that is built here asks."""
+        """Return the (question, answer) pairs of a task's training documents; they are read once."""
         if name not in self._texts:
             task = self._loaded.get(name) or self.load(name)
             self._texts[name] = task.training_texts()
         return self._texts[name]
 
     def load_group(self, name: str) -> tuple[list[Task], Group | None]:
-        """Load the tasks of a group, with the settings that the group gives them, or of a tag, which is not a group."""
+        """Load the tasks of a group, with the group's settings, and the group; for a tag, None in place of the group."""
         loaded = self._load(name)
         tasks = [_checked(member, task) for member, task in loaded["tasks"].items()]
         return tasks, loaded.get("groups", {}).get(name)
 
     def is_group(self, name: str) -> bool:
-        """Whether a name stands for several tasks: a group or a tag; raises `TaskError` for a name that is not known."""
+        """Return whether a name is a group or a tag, which stand for several tasks; raises `TaskError` for an unknown name."""
         return self._manager_of(name).task_index[name].kind in (Kind.GROUP, Kind.TAG)
 
     def members(self, name: str) -> list[str]:
@@ -71,7 +72,7 @@ class TaskLibrary:
 
     @cached_property
     def manager(self) -> TaskManager:
-        """lm-eval's index of our folders; made once, without the defaults, which take seconds to index."""
+        """lm-eval's index of our folders, without lm-eval's own tasks, which take seconds to index."""
         return TaskManager(include_path=list(self.folders), include_defaults=False, metadata=self.metadata)
 
     @cached_property
@@ -79,13 +80,13 @@ class TaskLibrary:
         return TaskManager(include_path=list(self.folders), metadata=self.metadata)
 
     def _manager_of(self, name: str) -> TaskManager:
-        # One of our groups may name tasks of lm-eval.
+        # A group in our folders may name tasks of lm-eval.
         if name in self.manager.task_index and not lacks_members(self.manager.task_index, name):
             return self.manager
         if name in self._with_defaults.task_index:
             return self._with_defaults
         near = difflib.get_close_matches(name, self._with_defaults.all_tasks, n=3)
-        hint = f"did you mean {' or '.join(near)}" if near else f"known here are {', '.join(self.names())}"
+        hint = f"did you mean {' or '.join(near)}" if near else f"known tasks are {', '.join(self.names())}"
         folders = ", ".join(str(folder) for folder in self.folders)
         raise TaskError(
             f"there is no task {name!r} in {folders} or in lm-eval; {hint}; --include-path names a folder of your own"
@@ -95,7 +96,7 @@ class TaskLibrary:
         manager = self._manager_of(name)
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         for member, content in members(manager.task_index, name):
-            if member.partition("::")[0] in self.manager.task_index:  # lm-eval's own files are taken as they are
+            if member.partition("::")[0] in self.manager.task_index:  # lm-eval's own files are not checked
                 check_mapping(member, content)
         try:
             return manager.load([name])
@@ -113,7 +114,9 @@ class TaskLibrary:
 
 def _checked(name: str, loaded: Any) -> Task:
     if not isinstance(loaded, ConfigurableTask):
-        raise TaskError(f"task {name} is {type(loaded).__name__}; tasks that are written in YAML are supported")
+        raise TaskError(
+            f"task {name} is a {type(loaded).__name__}, expected a task that is written in YAML; name another one"
+        )
     if loaded.config.unsafe_code:
         raise TaskError(
             f"task {name} says `unsafe_code: true`: its grader runs code that a model wrote, which this harness never does; "

@@ -1,8 +1,8 @@
-"""Overlap of training and test prompts over the whole stream: every stage and the warm-up against every test set.
+"""Find training prompts in test sets: the prompts of every stage and of the warm-up are compared with every test set.
 
-Exact: SHA-256 of the prompt after NFKC, case folding and collapsing white space. N-grams as in GPT-3 (Brown et al. 2020,
-arXiv 2005.14165, appendix C): 13 words without case and punctuation, where what more than 10 training prompts share is
-ignored. That is a template here, an instruction or an API's description, and n-grams that touch one are left out too.
+Exact matches compare the SHA-256 of prompts after NFKC, case folding and collapsing white space. N-grams are those of GPT-3
+(Brown et al. 2020, arXiv 2005.14165, appendix C): 13 words without case and punctuation. An n-gram in more than 10 training
+prompts is ignored as a template, such as an instruction or an API's description, and so are n-grams that overlap one.
 Prompts are the tasks' `doc_to_text`: without description, few-shot examples and chat template.
 """
 
@@ -30,10 +30,10 @@ Ngram = tuple[str, ...]
 
 
 def stream_overlap(spec: RunSpec, tasks: Mapping[str, Task], library: TaskLibrary) -> Overlap:
-    """Compare what a run trains on, its student's warm-up included, with all that it evaluates.
+    """Return the comparison of all prompts that a run trains on, its student's warm-up included, with all that it evaluates.
 
-    `tasks` are the suite's, by name; `library` gives the others that a warm-up mixes in. Raises `TaskError` for a stage
-    without training items.
+    `tasks` are the suite's, by name; `library` loads other tasks of the warm-up. Raises `TaskError` for a stage without
+    training items.
     """
     training = list(_training_splits(spec, tasks, library))
     tests = [read_split(tasks[name], tasks[name].test_docs(spec.suite.evaluation.limit)) for name in tasks]
@@ -45,7 +45,7 @@ def stream_overlap(spec: RunSpec, tasks: Mapping[str, Task], library: TaskLibrar
 
 @dataclass(frozen=True)
 class Split:
-    """One task's prompts on one side, normalised once for all comparisons."""
+    """The normalised prompts of a task's training or test split, and the digest of its documents."""
 
     task: str
     texts: Sequence[str]
@@ -63,12 +63,12 @@ class Split:
 
 
 def read_split(task: Task, docs: Sequence[dict[str, Any]]) -> Split:
-    """Return the documents' prompts as a split; its digest covers the documents whole, in any order."""
+    """Return the documents' prompts as a split; its digest covers whole documents and does not depend on their order."""
     return Split(task.name, [normalised(task.prompt_text(doc)) for doc in docs], digest(sorted(map(digest, docs))))
 
 
 def normalised(text: str) -> str:
-    """Return a text without differences of case, white space and compatible Unicode forms."""
+    """Return a text in NFKC form, case-folded, with single spaces."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return " ".join(folded.split())
 
@@ -76,9 +76,9 @@ def normalised(text: str) -> str:
 def compare_splits(source: str, training: Split, tests: Sequence[Split]) -> Iterator[OverlapRow]:
     """Yield one row for each test set; the order of items makes no difference."""
     trained = set(training.hashes)
-    wanted = {ngram for test in tests for words in test.words for ngram in ngrams(words)}
-    seen = _prompts_with(wanted, training) if wanted else Counter[Ngram]()
-    # In a small split a template cannot reach 10 prompts, but it is in most of them.
+    tested = {ngram for test in tests for words in test.words for ngram in ngrams(words)}
+    seen = _prompts_with(tested, training) if tested else Counter[Ngram]()
+    # In a split of few prompts, an n-gram in more than half of them is a template.
     limit = min(TEMPLATE, max(1, len(trained) // 2))
     templates = {ngram for ngram, prompts in seen.items() if prompts > limit}
     for test in tests:
@@ -117,14 +117,17 @@ def _training_splits(spec: RunSpec, tasks: Mapping[str, Task], library: TaskLibr
             yield "warm-up", read_split(task, task.training_docs(limits.get(name)))
 
 
-def _prompts_with(wanted: set[Ngram], training: Split) -> Counter[Ngram]:
-    """Count in how many distinct prompts each n-gram occurs; a repeated prompt is not a template."""
+def _prompts_with(tested: set[Ngram], training: Split) -> Counter[Ngram]:
+    """Count in how many distinct training prompts each n-gram occurs; repetitions of one prompt do not make a template."""
     distinct = dict(zip(training.hashes, training.words, strict=True)).values()
-    return Counter(ngram for words in distinct for ngram in wanted.intersection(ngrams(words)))
+    return Counter(ngram for words in distinct for ngram in tested.intersection(ngrams(words)))
 
 
 def _share(words: Sequence[str], seen: Set[Ngram], templates: Set[Ngram]) -> float | None:
-    """Return the share of an item's own n-grams (those that contain no word of a template) that are trained on."""
+    """Return the share of an item's own n-grams that are trained on; None for an item without any.
+
+    An n-gram is the item's own if it contains no word of a template.
+    """
     found = ngrams(words)
     covered = {start + i for start, ngram in enumerate(found) if ngram in templates for i in range(NGRAM)}
     own = [ngram for start, ngram in enumerate(found) if covered.isdisjoint(range(start, start + NGRAM))]

@@ -1,7 +1,7 @@
-"""The fields that a task's file names must be in its records, in every row of both splits.
+"""Check that the fields that a task's file names are in its records, in every row of both splits.
 
-lm-eval takes a `doc_to_text` that is not a field for a template, so records without the field `prompt` ask every model the
-word "prompt"; a row in which the field is null asks "None", or stops the evaluation midway.
+lm-eval treats a `doc_to_text` that is not a field as a template. So without the field `prompt`, every prompt would be the word
+"prompt"; a row where the field is null would have the prompt "None", or stop the evaluation midway.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from harness.errors import TaskError
 from harness.lmeval.failures import describe_splits
 from harness.lmeval.task import Task
 
-CONSTANT = ("doc_to_choice", "gen_prefix")  # keys whose value may well be a constant text
+CONSTANT = ("doc_to_choice", "gen_prefix")  # keys whose value is often a constant text
 
 
 def check_records(task: Task) -> None:
@@ -29,10 +29,10 @@ def check_records(task: Task) -> None:
 
 
 def _named(task: Task) -> Iterator[tuple[str, str]]:
-    """Yield what the task's file names as fields or templates, by the key that names it."""
+    """Yield the keys of the task's file whose values are fields or templates, with these values."""
     config, settings = task.config, task.settings
     keys = ["doc_to_text", "doc_to_choice", "gen_prefix"]
-    if not callable(config.process_results):  # such a grader reads the document itself
+    if not callable(config.process_results):  # a function reads the document itself
         keys.append("doc_to_target")
     read_by_lmeval = {key: getattr(config, key) for key in keys}
     read_by_us = {f"metadata.harness.{name}": getattr(settings, name) for name in ("training_target", "cluster")}
@@ -48,13 +48,13 @@ def _splits(task: Task) -> Iterator[tuple[str, Any]]:
 
 
 def _fields(task: Task, key: str, value: str, split: str, rows: Any) -> list[str]:
-    """Return the fields that a key's value prints unconditionally; raises `TaskError` for a field that the split lacks."""
+    """Return the fields that a key's value prints in every row; raises `TaskError` for a field that the split lacks."""
     columns = _columns(rows)
     if value in columns:
         return [value]
     if "{" in value:
         return [name for name in _printed(value) if name in columns]
-    # Any other text without a template is a constant; one that looks like a field's name is taken for one.
+    # Other text without a template is a constant, unless it looks like a field's name.
     if value.replace("_", "").replace(" ", "").isalnum() and not value.isdigit() and key not in CONSTANT:
         raise TaskError(
             f"{task.source or task.name}: {key} names the field {value!r}, which the split {split} lacks; it has "
@@ -81,7 +81,7 @@ def _columns(rows: Any) -> list[str]:
 
 
 def _printed(template: str) -> list[str]:
-    """Return the variables that a Jinja template prints for every row: those outside of conditions and loops."""
+    """Return the variables that a Jinja template prints in every row: those outside conditions and loops."""
     try:
         body = env.parse(template).body
     except TemplateError as error:

@@ -1,9 +1,9 @@
-"""Which metric of a task is its score, and how an item's value of it becomes a number in 0..1 where higher is better.
+"""Choose the metric that is a task's score, and convert an item's value of it to 0..1, where higher is better.
 
-Gains, forgetting and intervals are differences of scores, so for every score higher must be better. A metric whose
-mean over items is the task's figure is the score as it is. A perplexity, which no mean over items gives and where lower
-is better, is scored by its reciprocal: the geometric mean of the probabilities that the model gave the tokens, words or
-bytes of an item. Any other metric where lower is better is refused.
+Gains, forgetting and intervals are differences of scores, so higher must be better. A metric that is a mean over items is used
+as it is. A perplexity, which is not such a mean and where lower is better, is scored by its reciprocal: the geometric mean of
+the probabilities that the model gives the tokens, words or bytes of an item. Any other metric where lower is better is
+refused.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ NUMBERS = (int, float, np.number, np.bool_)
 
 
 def default_metric(task: Any) -> str:
-    """Return the first listed metric that is a mean over items with higher better, else a perplexity, else the first.
+    """Return the first listed metric that is a mean over items with higher better, else a perplexity, else the first metric.
 
-    `task` is lm-eval's; hellaswag's is acc, lambada's acc although perplexity stands first, wikitext's word_perplexity.
+    `task` is lm-eval's. hellaswag gets acc, lambada acc although it lists perplexity first, wikitext word_perplexity.
     """
     listed = list(task.higher_is_better())
     plain = (name for name in listed if task.higher_is_better()[name] and task.aggregation().get(name) is mean)
@@ -37,10 +37,11 @@ def can_be_score(higher_is_better: Mapping[str, bool]) -> list[str]:
 
 
 def item_value(task: Any, metric: str, found: Any) -> float | None:
-    """Return one item's value of a metric in the metric's own unit, or None where it has none.
+    """Return one item's value of a metric in the metric's own unit, or None where one item has no value.
 
-    A perplexity's is that of the single item, a list's (one entry for each instruction of an IFEval item) is its mean;
-    pairs of gold and prediction, as F1 collects them, have a value over all items only.
+    `found` is what the grader returned. A perplexity is computed for the single item. A list, such as one entry for each
+    instruction of an IFEval item, is averaged. Pairs of gold and prediction, as F1 collects them, have a value over all items
+    only.
     """
     if metric in PERPLEXITIES:
         return float(task.aggregation()[metric]([found]))
@@ -64,9 +65,9 @@ def has_outcome(metric: str) -> bool:
 
 
 def aggregates(task: Any, grades: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Return, by lm-eval's own aggregation, the figures that no mean over items gives: perplexities, F1, BLEU.
+    """Return the figures that are not means over items, such as perplexities, F1 and BLEU, by lm-eval's own aggregation.
 
-    `grades` are the items' results of `process_results`, one mapping each.
+    `grades` are the results of `process_results`, one mapping for each item.
     """
     rows = list(grades)
     found: dict[str, float] = {}

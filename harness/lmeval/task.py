@@ -1,7 +1,7 @@
-"""Tasks as lm-eval defines them: one piece of code renders and grades a prompt, in training and in evaluation.
+"""Tasks as lm-eval defines them: the same code renders prompts and grades answers in training and in evaluation.
 
-Training prompts come from the task's `training_split` through the same `doc_to_text` and chat template as its test
-prompts, references from `doc_to_target` (or `metadata.harness.training_target`), grades from `process_results`.
+Training prompts come from the task's `training_split`, through the same `doc_to_text` and chat template as its test prompts;
+references come from `doc_to_target` (or `metadata.harness.training_target`), grades from `process_results`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from harness.lmeval.failures import grading_failed, rendering_failed
 from harness.lmeval.score import aggregates, can_be_score, item_value, score_of
 from harness.lmeval.task_definition import TaskDefinition
 
-TINY = 1e-6  # a score may miss 0 or 1 by rounding
+TINY = 1e-6  # a score may be outside 0..1 by rounding
 Text = tuple[str, str]  # a question and its answer
-FEWSHOT_SEED = 1234  # lm-eval's own; an evaluation's seed only decides its draws
+FEWSHOT_SEED = 1234  # lm-eval's default; an evaluation's seed does not change the few-shot examples
 
 
 class Task(TaskDefinition):
@@ -34,35 +34,36 @@ class Task(TaskDefinition):
 
     @cached_property
     def _examples(self) -> dict[tuple[str, int | None], list[Example]]:
+        """Rendered training items, by renderer and limit."""
         return {}
 
     def under(self, profile: str, pass_at: Sequence[int] = (), grader: str = "") -> Task:
-        """Return the task with its own settings for another profile or grader; data and functions are shared."""
+        """Return a copy for another profile or grader, with generation settings of its own; data and functions are shared."""
         twin = copy.copy(self.lmeval)
         twin._config = copy.copy(self.lmeval.config)
         twin.set_config("generation_kwargs", copy.deepcopy(self.lmeval.config.generation_kwargs))
-        # lm-eval's own repeats hand a grader nested lists; several answers are drawn by a profile's `n`.
+        # With lm-eval's `repeats` a grader gets nested lists; a profile's `n` draws several answers instead.
         twin.set_config("repeats", 1)
         return Task(self.name, twin, profile, pass_at, grader, self.filter_name)
 
     def through(self, filter_name: str) -> Task:
-        """Return the task with its answers graded through another of its filters."""
+        """Return a copy that grades answers through another of the task's filters."""
         return Task(self.name, self.lmeval, self.profile, self.pass_at, self.grader, filter_name)
 
     def prompt_text(self, doc: Mapping[str, Any]) -> str:
         """Return a document's own text, without description, few-shot examples and chat template.
 
-        Where a task gives several contexts (its `doc_to_text` is an index), it is all of them, one a line.
+        If a document has several contexts (`doc_to_text` is an index), they are joined, one per line.
         """
         text = self.lmeval.doc_to_text(doc)
         return "\n".join(self.choices(doc)) if isinstance(text, int) else str(text)
 
     def reference(self, doc: Mapping[str, Any]) -> str:
-        """Return what `doc_to_target` gives as text, an index as its digits, a list as Python prints it."""
+        """Return the value of `doc_to_target` as text: an index as its digits, a list as Python prints it."""
         return str(self.lmeval.doc_to_target(dict(doc)))
 
     def target_text(self, doc: Mapping[str, Any]) -> str:
-        """Return the right answer as text: of a list the first, the choice that an index points to."""
+        """Return the right answer as text: the first of a list, or the choice that an index points to."""
         target = self.lmeval.doc_to_target(dict(doc))
         target = target[0] if isinstance(target, list) else target
         choices = self.choices(doc) if isinstance(target, int) else []
@@ -75,31 +76,31 @@ class Task(TaskDefinition):
         return [str(choice) for choice in self.lmeval.doc_to_choice(dict(doc))]
 
     def render(self, doc: dict[str, Any], renderer: Renderer) -> str:
-        """Return a document's prompt, the same text that lm-eval sends to the model."""
+        """Return a document's prompt, the text that lm-eval sends to the model; raises `TaskError` for several contexts."""
         context = self._context(doc, renderer)
         if not isinstance(context, str):
             raise TaskError(f"task {self.name} has several prompts for one item; a stage needs one")
         return context
 
     def render_question(self, doc: dict[str, Any], question: str, renderer: Renderer) -> str:
-        """Return a document's prompt with another text in place of its own; description, examples and `gen_prefix` stay."""
+        """Return a document's prompt with `question` as its own text; description, examples and `gen_prefix` stay."""
         twin: Any = copy.copy(self.lmeval)
         own = self.lmeval.doc_to_text
         twin.doc_to_text = lambda other, *template: question if other is doc else own(other, *template)
         return Task(self.name, twin, filter_name=self.filter_name).render(doc, renderer)
 
     def own_examples(self, docs: Sequence[dict[str, Any]]) -> int:
-        """Return how many of these documents' few-shot prompts show the document's own answer as an example."""
+        """Return for how many documents the few-shot prompt shows the document itself, with its answer, as an example."""
         if not (shots := self.config.num_fewshot):
             return 0
         self.lmeval.set_fewshot_seed(FEWSHOT_SEED)
-        apart = self.lmeval.fewshot_cfg.split == self.config.test_split  # lm-eval leaves the item out then
+        apart = self.lmeval.fewshot_cfg.split == self.config.test_split  # then lm-eval leaves the item out
         return sum(doc in self.lmeval.sampler.sample(n=shots, eval_doc=doc if apart else None) for doc in docs)
 
     def asked(self, docs: Sequence[dict[str, Any]], renderer: Renderer) -> list[str]:
-        """Return all that a model is asked about each document: the prompt, or every context with its continuation.
+        """Return what a model is asked about each document: the prompt, or, as JSON, every context with its continuation.
 
-        The examples of few-shot prompts are those that the evaluation draws; earlier rendering has no effect.
+        Few-shot examples are the same as in the evaluation, whatever was rendered before.
         """
         self.lmeval.set_fewshot_seed(FEWSHOT_SEED)
         if self.generates:
@@ -134,17 +135,16 @@ class Task(TaskDefinition):
     def training_target(self, doc: dict[str, Any]) -> str:
         """Return the text that a supervised learner is trained on.
 
-        `metadata.harness.training_target` names a field or a template; else it is `doc_to_target`, a list's first entry
-        or the choice that an index points to.
+        It is the field or template that `metadata.harness.training_target` names, else `target_text`.
         """
         field = self.settings.training_target
         return self.target_text(doc) if field is None else str(fill_field(field, doc))
 
     def cluster(self, doc: Mapping[str, Any]) -> str:
-        """Return what makes a document dependent on others: those with one value are right or wrong together.
+        """Return the cluster of a document: answers to documents of one cluster may be right or wrong together.
 
-        `metadata.harness.cluster` names a field, a template or a function of the document. Without it, or where it gives
-        nothing, the document is its own cluster, named by its `item_id`.
+        `metadata.harness.cluster` is a field, a template or a function of the document. Without it, or where its value is
+        empty, the document is its own cluster, named by its `item_id`.
         """
         named = self.settings.cluster
         value = None if named is None else named(doc) if callable(named) else fill_field(named, doc)
@@ -152,21 +152,21 @@ class Task(TaskDefinition):
 
     @property
     def has_training_split(self) -> bool:
-        """Whether the task's file names a training split, which may be empty here."""
+        """Whether the task's file names a training split, which may be empty on this machine."""
         return bool(self.lmeval.has_training_docs())
 
     @property
     def has_training_items(self) -> bool:
-        """Whether the task has anything to train on here and now."""
+        """Whether the task's training split has items on this machine."""
         return self.has_training_split and len(self.lmeval.training_docs()) > 0
 
     def training_docs(self, limit: int | None = None) -> list[dict[str, Any]]:
-        """Return the training documents; raises `TaskError` when the task has none."""
+        """Return the first `limit` training documents, all for None; raises `TaskError` for a task without any."""
         if not self.has_training_split:
             raise TaskError(f"task {self.name} has no `training_split`; a stage and a warm-up need one")
         found = read_docs(self.lmeval.training_docs(), limit)
         if not found:
-            raise TaskError(f"task {self.name} has an empty training split; say where its records are under `data`")
+            raise TaskError(f"task {self.name} has an empty training split; name its records under `data`")
         return found
 
     def training_texts(self) -> list[Text]:
@@ -174,23 +174,23 @@ class Task(TaskDefinition):
         return [(self.prompt_text(doc), self.training_target(doc)) for doc in self.training_docs()]
 
     def training_examples(self, renderer: Renderer, limit: int | None = None) -> list[Example]:
-        """Return training items as token ids, in the task's order; rendered once, though checks and stages both ask."""
+        """Return training items as token ids, in the task's order; each renderer and limit is rendered once."""
         key = (renderer.identity, limit)
         if key not in self._examples:
             self._examples[key] = self._rendered(self.training_docs(limit), renderer)
         return self._examples[key]
 
     def training_prompts(self, renderer: Renderer, limit: int | None = None) -> list[str]:
-        """Return the prompts of `training_examples` as text; raises `TaskError` where an item's target cannot be read."""
+        """Return the prompts of `training_examples` as text; raises `TaskError` for an item whose target cannot be read."""
         self.lmeval.set_fewshot_seed(FEWSHOT_SEED)
         return [self._texts(doc, renderer)[0] for doc in self.training_docs(limit)]
 
     def test_docs(self, limit: int | None = None) -> list[dict[str, Any]]:
-        """Return the documents that evaluation uses."""
+        """Return the first `limit` documents of the split that evaluation uses, all for None."""
         return read_docs(self.lmeval.eval_docs, limit)
 
     def grade(self, doc: dict[str, Any], response: str) -> dict[str, float]:
-        """Return all metrics of one response, through the task's filter and its `process_results`.
+        """Return all metrics of one response, by the task's filter and `process_results`.
 
         Raises `TaskError` where the grader fails.
         """
@@ -205,9 +205,9 @@ class Task(TaskDefinition):
             raise grading_failed(self.name, doc, error) from error
 
     def grade_even(self, doc: dict[str, Any], renderer: Renderer) -> dict[str, Any]:
-        """Return the metrics of a document whose choices are all equally likely; nothing is asked of a model.
+        """Return the metrics that a document would have if all its choices were equally likely; no model is asked.
 
-        It shows which metrics a task that is scored by likelihoods has for one item, not what they will be.
+        It shows which metrics a task that is scored by likelihoods has for one item, not their values.
         """
         likelihoods: list[Any] = [(-1.0, False)] * len(self._requests(doc, renderer))
         try:
@@ -217,7 +217,7 @@ class Task(TaskDefinition):
             raise grading_failed(self.name, doc, error) from error
 
     def score(self, grades: Mapping[str, Any]) -> float:
-        """Return an item's score, 0..1, by the primary metric; raises `TaskError` where that gives no such number."""
+        """Return an item's score by the primary metric, 0..1; raises `TaskError` where its value is not in that range."""
         values = self.item_values(grades)
         score = score_of(self.metric, values[self.metric]) if self.metric in values else math.nan
         if -TINY <= score <= 1 + TINY:
@@ -233,12 +233,12 @@ class Task(TaskDefinition):
         )
 
     def item_values(self, grades: Mapping[str, Any]) -> dict[str, float]:
-        """Return one item's metrics as numbers, in each metric's own unit; those without a value for one item are left out."""
+        """Return one item's metrics as numbers in their own units; metrics without a value for one item are left out."""
         values = {name: item_value(self.lmeval, name, value) for name, value in grades.items()}
         return {name: value for name, value in values.items() if value is not None}
 
     def aggregates(self, grades: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-        """Return the figures that no mean over items gives, see `harness.lmeval.score.aggregates`."""
+        """Return the figures that are not means over items, see `harness.lmeval.score.aggregates`."""
         return aggregates(self.lmeval, grades)
 
     def _rendered(self, docs: list[dict[str, Any]], renderer: Renderer) -> list[Example]:
@@ -255,10 +255,10 @@ class Task(TaskDefinition):
         return text, self._delimited(doc, self.training_target(doc), renderer.has_template)
 
     def _delimited(self, doc: dict[str, Any], target: str, has_template: bool) -> str:
-        """Return a target with what lm-eval puts before it in its own few-shot examples.
+        """Return a target with the delimiter that lm-eval puts before it in few-shot examples.
 
-        After a `gen_prefix` that is one space, unless one is there. Else a chat template ends the prompt itself, and plain
-        text needs the task's `target_delimiter`.
+        After a `gen_prefix` that is one space, unless there is one. Without it, a chat template ends the prompt itself, and
+        plain text gets the task's `target_delimiter`.
         """
         if prefix := self.lmeval.doc_to_prefix(doc):
             return maybe_delimit(prefix, target, delimiter=" ")[len(prefix) :]

@@ -1,4 +1,4 @@
-"""What a task's file says, as lm-eval loads it and as the harness reads it: filters, metrics, decoding, and where it lies."""
+"""A task's file as lm-eval loads it and as the harness reads it: filters, metrics, decoding, and its path."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from harness.rundir.stage_folder import cell_name
 
 
 class TaskSettings(Strict):
-    """What only the harness reads: the keys of `metadata.harness`, all optional; `docs/add-a-task.md` says what each does."""
+    """The keys of `metadata.harness`, which only the harness reads; all are optional, see `docs/add-a-task.md`."""
 
     metric: str | None = Field(default=None, description="the metric that is the task's score")
     training_target: str | None = Field(default=None, description="field or template of the text to train on")
     cluster: str | Callable[..., Any] | None = Field(
         default=None,
-        description="field, template or function of the document: items with one value depend on each other",
+        description="field, template or function of the document: items with the same value depend on each other",
     )
     capability: str | None = Field(default=None, description="a label for lists and reports")
-    memorise: bool = Field(default=False, description="whether train and test are the same on purpose")
+    memorise: bool = Field(default=False, description="whether training and test items are the same on purpose")
 
 
 class TaskDefinition:
-    """One lm-eval task under one evaluation profile and one of its graders, before anything is read from its data.
+    """The settings of one lm-eval task, under one evaluation profile and one of its graders.
 
     `profile` is empty for the suite's first one, `grader` for the task's own; `pass_at` holds the k of each pass@k.
     `filter_name` is the filter through which answers are graded: the task's first, or the one that its group averages.
-    `lmeval` is lm-eval's own object: only this folder and the evaluator, which hands it back to lm-eval, use it.
+    `lmeval` is lm-eval's own object; only this folder uses it, and the evaluator, which passes it back to lm-eval.
     """
 
     def __init__(
@@ -67,22 +67,22 @@ class TaskDefinition:
 
     @cached_property
     def settings(self) -> TaskSettings:
-        """What only the harness reads: `metadata.harness`."""
+        """The settings under `metadata.harness`; raises `TaskError` for a key or value that is not allowed."""
         return _read_settings(self.config.metadata, str(self.source or f"task {self.name}"))
 
     @property
     def config(self) -> TaskConfig:
-        """What the task's file says, as lm-eval reads it."""
+        """The task's configuration, as lm-eval read it from the file."""
         return self.lmeval.config
 
     @property
     def output_type(self) -> str:
-        """What a model is asked for: generate_until, multiple_choice, loglikelihood or loglikelihood_rolling."""
+        """What a model returns: generate_until, multiple_choice, loglikelihood or loglikelihood_rolling."""
         return str(self.lmeval.OUTPUT_TYPE)
 
     @property
     def multiple_input(self) -> bool:
-        """Whether the choices are contexts, each with the same continuation."""
+        """Whether the choices are in the contexts, which all have the same continuation."""
         return bool(self.lmeval.multiple_input)
 
     @property
@@ -92,17 +92,17 @@ class TaskDefinition:
 
     @property
     def metric(self) -> str:
-        """The primary metric: the chosen grader's, else `metadata.harness.metric`, else what `default_metric` chooses."""
+        """The primary metric: the chosen grader, else `metadata.harness.metric`, else that of `default_metric`."""
         return self.grader or self.settings.metric or default_metric(self.lmeval)
 
     @property
     def higher_is_better(self) -> dict[str, bool]:
-        """The metrics that one call of the task's `process_results` gives, and whether more of each is better."""
+        """The metrics that the task's `process_results` returns, and whether higher is better in each."""
         return dict(self.lmeval.higher_is_better())
 
     @property
     def graders(self) -> list[str]:
-        """The names of these metrics; each that `can_be_score` can be the score."""
+        """The names of the metrics of `higher_is_better`; those of `can_be_score` can be the score."""
         return list(self.higher_is_better)
 
     @property
@@ -118,7 +118,7 @@ class TaskDefinition:
         return Path(name) if name.endswith(".yaml") else None
 
     def set_generation(self, settings: dict[str, Any]) -> None:
-        """Replace the generation settings of the loaded task, the only place where lm-eval reads them reliably."""
+        """Replace the generation settings of the loaded task, because lm-eval reads them reliably only there."""
         self.lmeval.set_config("generation_kwargs", settings)
 
 

@@ -1,6 +1,6 @@
-"""Task files are parsed before lm-eval sees them: it skips a broken one silently, then calls the task unknown.
+"""Parse and check task files before lm-eval reads them: it silently skips a broken file, and then the task is unknown.
 
-Groups are followed to their tasks in the same files, because lm-eval itself does it only with all data at hand.
+Groups are resolved to their tasks here too, because lm-eval resolves them only while it loads the tasks' data.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from harness.errors import TaskError
 from harness.rundir.store import is_run_directory
 
 TASK_FOLDER = Path(str(files("tasks")))
-METRIC_KEYS = ("metric", "aggregation", "higher_is_better", "hf_evaluate")  # a metric takes others as its own arguments
+METRIC_KEYS = ("metric", "aggregation", "higher_is_better", "hf_evaluate")  # other keys are the metric's own arguments
 Index = Mapping[str, Entry]
 
 
 def check_files(folders: Sequence[Path]) -> None:
-    """Raise `TaskError` for the first folder, file or include that cannot be read, with file and line."""
+    """Raise `TaskError`, with file and line, for the first folder, file or include that cannot be read."""
     for folder in folders:
         if not folder.is_dir():
             raise TaskError(f"task folder {folder} does not exist; --include-path takes a folder with task files")
@@ -40,7 +40,7 @@ def check_files(folders: Sequence[Path]) -> None:
 
 
 def task_settings(folders: Sequence[Path]) -> Iterator[tuple[str, Path, dict[str, Any]]]:
-    """Yield each task of these folders by name: its file, and what the file says under `metadata.harness`."""
+    """Yield each task of these folders: its name, its file, and the file's `metadata.harness`."""
     check_files(folders)
     manager = TaskManager(include_path=[str(folder) for folder in folders], include_defaults=False)
     for name in manager.all_subtasks:
@@ -52,13 +52,13 @@ def task_settings(folders: Sequence[Path]) -> Iterator[tuple[str, Path, dict[str
 def _refuse_in_a_run(path: Path) -> None:
     if (run := next(filter(is_run_directory, path.resolve().parents), None)) is not None:
         raise TaskError(
-            f"{path} lies in the run directory {run}; a task file names code that is executed, so keep it where no run "
-            "writes, or leave this folder out of --include-path"
+            f"{path} lies in the run directory {run}; a task file names code that is executed, so keep task files where no "
+            "run writes, or leave this folder out of --include-path"
         )
 
 
 def read_task_file(path: Path) -> dict[str, Any]:
-    """Return a task file's mapping with its includes merged and functions left as text."""
+    """Return a task file's mapping with its includes merged and functions as text; raises `TaskError` with file and line."""
     try:
         return load_yaml(path, resolve_func=False)
     except yaml.YAMLError as error:
@@ -73,9 +73,9 @@ def read_task_file(path: Path) -> dict[str, Any]:
 
 
 def check_mapping(name: str, content: Mapping[str, Any]) -> None:
-    """Raise `TaskError` for values of a task's file that lm-eval takes for others without a word.
+    """Raise `TaskError` for values of a task's file that lm-eval would silently misread.
 
-    Keys of `metadata` and of a metric are free, so only those that look like a misspelled one are refused.
+    Keys of `metadata` and of a metric are free, so only those that look like a misspelled known key are refused.
     """
     metadata = content.get("metadata")
     if metadata is not None and not is_mapping(metadata):
@@ -115,9 +115,9 @@ def _refuse_near(name: str, where: str, found: Mapping[Any, Any], known: Sequenc
 
 
 def members(index: Index, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the tasks that a name of lm-eval's index stands for, each with its file's mapping; no data is read.
+    """Yield the tasks that a name in lm-eval's index stands for, each with its file's mapping; no data is read.
 
-    Tasks and groups that are written inside a group's file are called `<group>::<name>`, as lm-eval calls them.
+    Tasks and groups that are written inside a group's file are named `<group>::<name>`, as in lm-eval.
     """
     entry = index[name]
     if entry.kind is Kind.TAG:
@@ -145,6 +145,6 @@ def _group_members(index: Index, group: str, content: Mapping[str, Any]) -> Iter
 
 
 def lacks_members(index: Index, name: str) -> bool:
-    """Return whether a group names a task that is neither in the index nor written out in the group's file."""
+    """Return whether a group names a task that is neither in the index nor defined in the group's file."""
     own = {"dataset_path", "custom_dataset", "class"}
     return any("::" in member and not own & content.keys() for member, content in members(index, name))

@@ -1,6 +1,6 @@
-"""Traps that a task's file falls into: settings that lm-eval fills in or reads differently than one expects.
+"""Name the traps in a task's file: settings that lm-eval fills in, or reads in an unexpected way.
 
-Each is one sentence with what to do. None stops a run.
+Each is one sentence that says what to do. None stops a run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from harness.lmeval.trial import item_warnings
 
 
 def traps(task: Task) -> Iterator[str]:
-    """Yield a sentence for each known trap that a task's file falls into."""
+    """Yield a sentence for each known trap in a task's file."""
     yield from _generation_traps(task)
     yield from _scoring_traps(task)
     yield from _data_traps(task)
@@ -47,7 +47,7 @@ def _generation_traps(task: Task) -> Iterator[str]:
 
 def _scoring_traps(task: Task) -> Iterator[str]:
     if task.settings.metric is None:
-        yield f"metadata.harness.metric is not set: {task.metric} is taken as the score"
+        yield f"metadata.harness.metric is not set: {task.metric} is used as the score"
     for entry in task.config.metric_list or []:
         for key in ("aggregation", "higher_is_better"):
             if key not in entry:
@@ -70,7 +70,7 @@ def _data_traps(task: Task) -> Iterator[str]:
     ):
         yield "dataset_kwargs.revision is not pinned: the data may change under the results"
     if task.has_training_split and not task.has_training_items:
-        yield "the training split is empty here: usable as a probe only, until its records are named under `data`"
+        yield "the training split is empty here: usable as a probe only, unless its records are named under `data`"
     if task.settings.memorise:
         yield "metadata.harness.memorise is set: it trains on its test items on purpose, for plumbing checks only"
     elif shared := shared_items(task):

@@ -1,6 +1,6 @@
-"""One item of a task tried before anything runs: its prompt, the grade of its reference, and of wrong copies of it.
+"""Try one item of a task before a run: render its prompt, and grade its reference and wrong copies of it.
 
-A task that passes does not break in its first stage, and is not refused after the start's evaluation.
+A task that passes does not fail in its first stage or after the start's evaluation.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from harness.lm.chat import Renderer
 from harness.lmeval.failures import describe_splits
 from harness.lmeval.task import Task
 
-EXAMPLES = 200  # few-shot prompts looked at in each split
-SHARED = 0.75  # warn where distinct targets are fewer than this share of the items
+EXAMPLES = 200  # few-shot prompts of each split that are checked
+SHARED = 0.75  # share of the items below which the number of distinct targets is warned of
 
 
 @dataclass(frozen=True)
 class GradeCheck:
-    """How a task grades a reference and spoiled copies of it; `reference` must be 1 and `spoiled` 0."""
+    """The scores of a reference and of spoiled copies of it; `reference` must be 1 and all of `spoiled` 0."""
 
     prompt: str
     target: str
@@ -34,9 +34,10 @@ class GradeCheck:
 
 
 def try_task(task: Task, renderer: Renderer) -> dict[str, GradeCheck]:
-    """Render one prompt of each split and grade its reference, by split; empty for a task without answers to grade.
+    """Render one prompt of each split, grade its reference, and return the results by split.
 
-    Raises `TaskError` for a prompt that cannot be written, a grader that fails, and a metric that cannot be a score.
+    The result is empty for a task that is scored by likelihoods. Raises `TaskError` for a prompt that cannot be rendered, a
+    grader that fails, and a metric that cannot be a score.
     """
     docs = {"evaluation": task.test_docs(1)[0]}
     if not task.generates:
@@ -57,9 +58,9 @@ def check_grader(task: Task, doc: dict[str, Any], renderer: Renderer) -> GradeCh
 
 
 def spoil(target: str) -> str:
-    """Return a wrong copy of a reference: every digit raised by one, and its last word changed where that has no digit.
+    """Return a wrong copy of a reference: every digit is raised by one, and a last word without digits is changed.
 
-    The last word is where an answer stands: in a worked solution that ends in a box with pi, digits do not decide anything.
+    The last word usually holds the answer: in a worked solution that ends in a box with pi, changed digits would not be wrong.
     """
     raised = re.sub(r"\d", lambda digit: str((int(digit[0]) + 1) % 10), target)
     if raised == target:
@@ -75,14 +76,14 @@ def _changed_words(text: str) -> str:
 
 
 def describe_items(task: Task, limit: int | None = None) -> str:
-    """Return how many test items there are, how many are independent of each other, and which splits and fields exist."""
+    """Return as text how many test items a task has, how many are independent, and its records' splits and fields."""
     docs = task.test_docs(limit)
     independent = len(set(map(task.cluster, docs)))
     return f"{len(docs)} test items, {independent} independent; records: {describe_splits(task.lmeval)}"
 
 
 def item_warnings(task: Task, limit: int | None = None) -> Iterator[str]:
-    """Yield what is wrong with a task's items: targets that test items share, and prompts that show their own answer."""
+    """Yield warnings about a task's items: many test items share targets, or prompts show their own answer."""
     docs = task.test_docs(limit)
     targets = len(set(map(task.training_target, docs))) if task.generates else len(docs)
     if task.settings.cluster is None and targets < SHARED * len(docs):

@@ -1,8 +1,8 @@
-"""Runs that start from a finished stage of another run: one checkpoint, then several methods from it.
+"""Runs that start from a finished stage of another run, so that several methods continue from one checkpoint.
 
-The checkpoint is the run's start, and is measured as one. From a run of the same suite the stages that it has behind it are
-not trained again: their tasks are probes, so that their retention is measured from the common start. From a run of another
-suite, such as a warm-up, all stages are trained.
+The checkpoint is the run's start and is evaluated as such. If the other run has the same suite, its stages up to the
+checkpoint are not trained again: their tasks become probes, so that retention is measured from the common start. If it has
+another suite, such as a warm-up, all stages are trained.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ STAGE = re.compile(r"^stage_([1-9]\d*)(_.*)?$")
 
 
 def start_from(spec: RunSpec, place: str) -> RunSpec:
-    """Return the run that starts from the stage at `place`, a path such as RUN/stage_1 in which {seed} is the run's seed.
+    """Return the run that starts from the stage at `place`, a path such as RUN/stage_1, where {seed} is the run's seed.
 
-    Raises `ConfigError` for a place that is not a stage or a suite that has no stage left, and `RunError` for a stage that is
-    not finished or whose weights are not those that its run recorded.
+    Raises `ConfigError` for a path that is not a stage and for a suite that has no stage left, `RunError` for a stage that is
+    not finished or whose weights differ from those that its run recorded.
     """
     path = Path(place.replace("{seed}", str(spec.seed)))
     named = STAGE.match(path.name)
@@ -43,11 +43,13 @@ def start_from(spec: RunSpec, place: str) -> RunSpec:
     if (done := folder.training_done) is None:
         raise RunError(f"--from {path}: stage {stage} is not finished; finish it with {manifest.made.command!r}")
     if not folder.checkpoint.is_dir():
-        raise RunError(f"--from {path}: the stage's checkpoint is not kept; restore it from a copy, or run it again")
+        raise RunError(
+            f"--from {path}: the stage's checkpoint was not kept; restore it from a copy, or run that run again elsewhere"
+        )
     if (present := weights_digest(folder.checkpoint)) != done.weights:
         raise RunError(
-            f"--from {path}: the checkpoint's weights have digest {present}, its run recorded {done.weights}; restore it from "
-            "a copy"
+            f"--from {path}: the checkpoint's weights have digest {present}, but its run recorded {done.weights}; restore it "
+            "from a copy"
         )
     origin = Origin(
         path=str(folder.path.resolve()),
@@ -72,7 +74,7 @@ def start_from(spec: RunSpec, place: str) -> RunSpec:
 
 
 def _trained(manifest: Manifest, stage: int) -> list[TrainedBefore]:
-    """Return what a run trained up to a stage, what its own start had been trained on included."""
+    """Return what a run trained up to a stage, including what its own start had been trained on."""
     earlier = (manifest.config.get("origin") or {}).get("trained", [])
     planned = manifest.config.get("stages") or []
     limits = {each["task"]: (each.get("training") or {}).get("train_items") for each in planned}
@@ -85,9 +87,9 @@ def _trained(manifest: Manifest, stage: int) -> list[TrainedBefore]:
 
 
 def _remaining(spec: RunSpec, origin: Origin) -> Suite:
-    """Return the run's suite from the stage after those that the other run has behind it; their tasks are probes."""
+    """Return the suite with the stages that the other run has not trained, and the tasks of the others as probes."""
     ordered = spec.suite.ordered_stages(spec.order)
-    # A warm-up of another suite may lie further back.
+    # The other run may itself have started from a run of another suite, such as a warm-up.
     done = [before.task for before in origin.trained if before.task in spec.trained]
     behind = next((k for k in range(len(ordered) + 1) if [t for s in ordered[:k] for t in s.trains] == done), None)
     if behind is None:

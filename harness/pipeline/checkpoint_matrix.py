@@ -1,4 +1,4 @@
-"""Checkpoints that were trained elsewhere: their score matrix on a suite's tasks."""
+"""Evaluate checkpoints that were trained elsewhere: their score matrix on a suite's tasks."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ from harness.rundir.stage_folder import cell_name
 def evaluate_checkpoints(suite: Suite, checkpoints: Sequence[Path], out: Path) -> dict[str, pd.DataFrame]:
     """Evaluate each checkpoint on all tasks of a suite; return each profile's scores with one row per checkpoint.
 
-    Results go to `<out>/<suite>/checkpoints/<n>_<name>/<task>/`, the matrix to `matrix.csv` next to them; those of further
-    profiles to `<task>@<profile>/` and `matrix@<profile>.csv`.
+    Results go to `<out>/<suite>/checkpoints/<n>_<name>/<task>/`, the matrix to `<out>/<suite>/checkpoints/matrix.csv`; those
+    of further profiles go to `<task>@<profile>/` and `matrix@<profile>.csv`. Raises `ModelError` for a checkpoint that is not
+    a folder, and `TaskError` for prompts that do not fit its context.
     """
     limit_threads(suite.threads)
     allow_own_code(suite.trust_remote_code)
@@ -70,7 +71,7 @@ def _check_checkpoints(suite: Suite, checkpoints: Sequence[Path], tasks: Sequenc
 
 
 def _matrices(suite: Suite, evaluated: EvaluationPlan, scores: pd.DataFrame, folder: Path) -> dict[str, pd.DataFrame]:
-    """Write and return one matrix per profile; scores of several profiles never stand in one."""
+    """Write and return one matrix per profile; a matrix never mixes profiles."""
     found: dict[str, pd.DataFrame] = {}
     for number, name in enumerate(suite.evaluation.all_profiles):
         profile = name if number else ""

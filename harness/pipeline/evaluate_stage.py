@@ -1,6 +1,6 @@
-"""All that is measured of a checkpoint after a stage: every cell, the groups' means, the distance from the start, noise.
+"""Evaluate a checkpoint after a stage: every cell, the groups' scores, the distance from the start, and noise.
 
-What a stage's folder already holds stays as it is: a run that goes on after a kill evaluates only the missing cells.
+What a stage's folder already holds stays as it is, so a run that continues after a kill evaluates only the missing cells.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from harness.rundir.stage_folder import StageFolder
 
 
 class StageEvaluator:
-    """Measures the checkpoints of one run; what they share with the start is read once."""
+    """Evaluates the checkpoints of one run; the start's answers, which all of them use, are read once."""
 
     def __init__(self, resources: RunResources, start_folder: StageFolder) -> None:
         self.resources, self.spec, self.suite = resources, resources.spec, resources.suite
@@ -39,7 +39,10 @@ class StageEvaluator:
         self.start_folder = start_folder
 
     def evaluate(self, folder: StageFolder, checkpoint: Path, when: str) -> None:
-        """Measure all that `folder` does not hold yet; `when` is what the terminal shows."""
+        """Evaluate all that `folder` does not hold yet; the display shows `when`, such as `after tiny_weather`.
+
+        Raises `RunError` where a stored cell was answered by other weights than the stage's checkpoint has.
+        """
         self._refuse_other_weights(folder)
         if self._holds_all(folder):
             return
@@ -57,20 +60,19 @@ class StageEvaluator:
         self.resources.report(done)
 
     def _refuse_other_weights(self, folder: StageFolder) -> None:
-        """Raise `RunError` where a cell that is there was answered by other weights than the stage's checkpoint has."""
         weights = self.resources.weights[_weights_name(folder)]
         for cell in map(folder.cell, (*self.resources.cells, *self.resources.evaluated.groups)):
             summary = read_results(cell)
             if summary is not None and summary.weights not in ("", weights):
                 raise RunError(
-                    f"{cell} was answered by the weights {summary.weights}, and the stage's checkpoint has {weights}; move "
+                    f"{cell} was answered by the weights {summary.weights}, but the stage's checkpoint has {weights}; move "
                     "the folder away and run the same command, to evaluate again"
                 )
 
     def _holds_all(self, folder: StageFolder) -> bool:
         cells = [*self.resources.cells, *self.resources.evaluated.groups]
-        measured = all(map(folder.evaluated, cells)) and (self.settings.drift is None or written(folder.drift))
-        return measured and (folder != self.start_folder or not any(map(self._missing_noise, self._repeats)))
+        complete = all(map(folder.evaluated, cells)) and (self.settings.drift is None or written(folder.drift))
+        return complete and (folder != self.start_folder or not any(map(self._missing_noise, self._repeats)))
 
     def _cells(self, folder: StageFolder, served: ServedCheckpoint, when: str) -> None:
         missing = [task for name, task in self.resources.cells.items() if not folder.evaluated(name)]
@@ -89,7 +91,7 @@ class StageEvaluator:
                 self._write(folder, folder.cell(name), group.profile, group_cell(group, members))
 
     def _noise(self, folder: StageFolder, served: ServedCheckpoint) -> None:
-        """Evaluate the start again where answers are sampled, each time with another seed of the engine."""
+        """Evaluate the start's sampled cells again, each time with another seed of the engine."""
         for repeat in self._repeats:
             if not (missing := self._missing_noise(repeat)):
                 continue
@@ -118,27 +120,27 @@ class StageEvaluator:
             )
         summary = drift.summarise_drift(rows, self.answers, self.settings.drift, started)
         if folder == self.start_folder:
-            rows = pd.concat([drift.as_frame(self.answers), rows.drop(columns=["task", "item_id"])], axis=1)
+            rows = pd.concat([drift.to_frame(self.answers), rows.drop(columns=["task", "item_id"])], axis=1)
         place = {"stage": _stage_index(folder), "weights": served.weights, "start": start}
         write_cell(folder.drift, summary.model_copy(update=place), rows)
         self._track(folder, "drift", {name: getattr(summary, name) for name in DRIFT_FIGURES})
 
     @cached_property
     def answers(self) -> list[drift.DriftAnswers]:
-        """The start's answers to the fixed prompts: this run's, else another's with this start, else drawn."""
+        """The start's answers to the fixed prompts: this run's, else those of a run with the same start, else new ones."""
         if (own := read_cell(self.start_folder.drift, DriftSummary)) is not None:
             return drift.from_frame(own[1])
         assert self.settings.drift is not None
         with preserved_random_state():
             start = load_checkpoint(self.resources.start, self.suite.student, self.resources.device)
-            tasks = drift.probed(self._generating(), self.settings, self.settings.drift)
+            tasks = drift.select_tasks(self._generating(), self.settings, self.settings.drift)
             asked = {name: task.asked(task.test_docs(count), start.renderer) for name, (task, count) in tasks.items()}
             key = self._answers_key(start.renderer.identity, asked, tasks)
             with self.shared.locked(self.resources.weights["start"]):
                 if (found := read_cell(self.shared.folder / f"start-{key}", StartAnswers)) is not None:
                     return drift.from_frame(found[1])
-                drawn = drift.answers_of(start, tasks, self.settings, self.settings.drift)
-                write_cell(self.shared.folder / f"start-{key}", StartAnswers(key=key), drift.as_frame(drawn))
+                drawn = drift.draw_answers(start, tasks, self.settings, self.settings.drift)
+                write_cell(self.shared.folder / f"start-{key}", StartAnswers(key=key), drift.to_frame(drawn))
                 return drawn
 
     def _answers_key(
@@ -153,7 +155,7 @@ class StageEvaluator:
         return digest([model, renderer, dict(asked), settings, made_with])
 
     def _generating(self) -> Iterator[Task]:
-        """The tasks whose prompts the start answers: of groups, which may be many, none."""
+        """Return the tasks whose prompts the start answers; the tasks of groups, which may be many, are left out."""
         hidden = self.resources.evaluated.in_groups()
         return (task for task in self.resources.tasks.values() if task.generates and task.name not in hidden)
 
@@ -161,7 +163,7 @@ class StageEvaluator:
         self.resources.track({what: figures}, self.spec.steps_before(_stage_index(folder) + 1))
 
     def _write(self, folder: StageFolder, place: Path, profile: str, cell: CellResult) -> None:
-        """Write a cell with what it cannot know itself: its stage, and its profile where the suite has any."""
+        """Write a cell with its stage and, where the suite has profiles, the name of its profile."""
         profiles = self.settings.profiles
         named = {"profile": profile or next(iter(profiles))} if profiles else {}
         found = {"stage": _stage_index(folder), **named}

@@ -1,4 +1,4 @@
-"""The dry run: a suite resolved, its stages, the work ahead, and the checks of tasks and prompts."""
+"""The dry run: print the resolved suite, its stages, the work ahead, and the checks of tasks and prompts."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
 
 
 def _print_settings(console: Console, specs: Sequence[RunSpec]) -> None:
-    """Print what the suite says, one line a key, without what is null or empty; all keys stand in each run's manifest."""
+    """Print the suite's settings, one line per key, without null and empty ones; a run's manifest holds all of them."""
     suite = specs[0].suite
     shown = suite.model_dump(mode="json", exclude={"name", "description", "adapters", "stages", "seeds", "origin"})
     for model in ("student", "teacher"):
@@ -78,26 +78,26 @@ def _print_settings(console: Console, specs: Sequence[RunSpec]) -> None:
     console.print(f"suite {suite.name}: {suite.description}".rstrip(": "), markup=False, highlight=False)
     if suite.origin is not None:
         console.print(f"from {suite.origin.path}", markup=False, highlight=False, soft_wrap=True)
-    for key, value in _without_nothing(shown).items():
+    for key, value in _without_empty(shown).items():
         text = yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True, default_flow_style=True, width=10**6)
         console.print(text.strip().removeprefix("{").removesuffix("}"), markup=False, highlight=False)
 
 
 def _describe_model(model: Any) -> Any:
-    """Return a model that is built here by its strength, any other as it is written."""
+    """Return a model that is built here as its strength, any other as its settings."""
     return f"scratch {model.strength}" if isinstance(model, Scratch) else model and model.model_dump(mode="json")
 
 
-def _without_nothing(value: dict[str, Any]) -> dict[str, Any]:
-    """Return a mapping without what is null or empty, at any depth."""
-    found = {key: _without_nothing(part) if is_mapping(part) else part for key, part in value.items()}
+def _without_empty(value: dict[str, Any]) -> dict[str, Any]:
+    """Return a mapping without null and empty values, at any depth."""
+    found = {key: _without_empty(part) if is_mapping(part) else part for key, part in value.items()}
     return {key: part for key, part in found.items() if part not in (None, {}, [], "")}
 
 
 def _print_needs(
     console: Console, specs: Sequence[RunSpec], tasks: dict[str, Task], prompting: tuple[Renderer, int] | str
 ) -> None:
-    """Print what one run of each entry needs at most; the doctor measures it."""
+    """Print what one run of each entry needs at most, by formulas; `harness doctor` measures it."""
     from harness.pipeline.needs.run_estimate import RunEstimate, available_memory, estimate_run, make_fit, needs_table
 
     renderer = None if isinstance(prompting, str) else prompting[0]
@@ -122,7 +122,7 @@ def _stage_table(spec: RunSpec, evaluated: EvaluationPlan) -> Table:
     tasks = evaluated.tasks
     table = Table(title=f"stages of {spec.suite.name}, order {spec.order}")
     for column in ("stage", "task", "training items", "steps", "rollouts a step", "learning rate", "test items"):
-        name = column == "task"  # a name that is cut is no use; the other headers fold
+        name = column == "task"  # names must not be cut; the other columns fold their headers
         table.add_column(column, justify="left" if name else "right", no_wrap=name)
     for stage in spec.stages:
         training = stage.training
@@ -147,7 +147,7 @@ def _stage_table(spec: RunSpec, evaluated: EvaluationPlan) -> Table:
 
 
 def _work_table(specs: Sequence[RunSpec], cells: dict[str, Task]) -> Table:
-    """Return the estimated work of all runs; generated tokens are the most that the budgets allow."""
+    """Return the estimated work of all runs; tokens are the upper bound that the budgets allow."""
     suite = specs[0].suite
     budgets = [stage.training for spec in specs for stage in spec.stages if stage.own_adapter or spec.kind != "none"]
     rollouts = sum(b.steps * b.prompts_per_step * b.num_generations for b in budgets)
@@ -165,7 +165,7 @@ def _work_table(specs: Sequence[RunSpec], cells: dict[str, Task]) -> Table:
 
 
 def _print_items(console: Console, suite: Suite, task: Task) -> None:
-    """Try one item of a task; print how many items it has, which of them are independent, and what is wrong with them."""
+    """Try one item of a task; print how many items it has, how many are independent, and warnings about them."""
     tried = try_task(task, Renderer(byte_tokenizer(), Chat(template="chatml")))
     facts = describe_items(task, suite.evaluation.limit)
     console.print(f"{task.name}: {facts}", markup=False, highlight=False, soft_wrap=True)
@@ -190,13 +190,13 @@ def _test_items(suite: Suite, task: Task) -> int:
 
 
 def _prompts_of(spec: RunSpec) -> tuple[Any, ...]:
-    """Return what decides a run's prompts and their budgets; entries that agree in it are checked once."""
+    """Return what decides a run's prompts and their budgets; entries with equal values are checked once."""
     return tuple((stage.trains, stage.training.train_items, stage.training.max_new_tokens) for stage in spec.stages)
 
 
 def _fits(spec: RunSpec, evaluated: EvaluationPlan, prompting: tuple[Renderer, int] | str) -> str:
     if isinstance(prompting, str):
-        return f"not checked, the student's tokenizer is not here ({prompting})"
+        return f"not checked, because the student's tokenizer is not on this machine ({prompting})"
     renderer, context = prompting
 
     def longest(task: Task, limit: int | None, room: int) -> int:

@@ -1,4 +1,4 @@
-"""What a run works with: its tasks, adapter and models, each loaded when first needed."""
+"""The resources of a run: its tasks, adapter, models, engine and teacher, each loaded when it is first needed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,10 @@ log = logging.getLogger(__name__)
 
 
 class RunResources:
-    """What a run works with: tasks, adapter, models, all loaded when first needed."""
+    """The resources of one run, each loaded when it is first needed; pipeline steps share one object.
+
+    `weights` and `files` hold the digests of the run's checkpoints and teachers by name (`start`, `stage_1`, `teacher`).
+    """
 
     def __init__(self, spec: RunSpec, report: Report) -> None:
         limit_threads(spec.suite.threads)
@@ -71,7 +74,7 @@ class RunResources:
 
     @cached_property
     def evaluated(self) -> EvaluationPlan:
-        """What is evaluated: tasks and groups under every profile, with their generation settings settled."""
+        """What the suite evaluates: tasks and groups under every profile, with their final generation settings."""
         return load_evaluation_plan(self.library, self.suite)
 
     @property
@@ -91,7 +94,7 @@ class RunResources:
             return self.checkpoint_of(self.suite.student)
 
     def describe(self) -> Manifest:
-        """Return the manifest of a new run: what it is, and nothing of what it did."""
+        """Return the manifest of a new run, before it has weights, sessions or an end."""
         config = mask(self.spec.config())
         evaluation = self.suite.evaluation
         named = [*self.cells.values(), *self.evaluated.groups.values()]
@@ -119,7 +122,10 @@ class RunResources:
         )
 
     def _noise(self) -> Noise | None:
-        """Return which cells the start is evaluated on again and how often; refuse to where the answers would be the same."""
+        """Return which cells of the start are evaluated again and how often, or None where the suite asks for none.
+
+        Raises `ConfigError` where no profile samples, because the answers would be the same each time.
+        """
         if not (repeats := self.suite.evaluation.noise_floor):
             return None
         if not (cells := list(sampled_cells(self.cells))):
@@ -131,12 +137,12 @@ class RunResources:
 
     @contextmanager
     def phase(self, name: str) -> Generator[None]:
-        """Count the block's seconds and peak memory to a phase: models, train or evaluate."""
+        """Count the seconds and the peak memory of the block for a phase: models, train or evaluate."""
         with self.timer(name), self.memory(name):
             yield
 
     def inputs(self) -> dict[str, str]:
-        """Return digests of what the start brings along with its weights, and of a chat template in a file."""
+        """Return digests of the start's configuration and tokenizer files, and of a chat template in a file."""
         template = self.suite.student.chat.template
         found = {"start": files_digest(self.start)}
         if template is not None and Path(template).is_file():
@@ -144,11 +150,15 @@ class RunResources:
         return found
 
     def verify(self, checkpoint: Path, name: str) -> str:
-        """Return the digest of a checkpoint's weights; raises `RunError` for one that is not what the run recorded."""
+        """Return the digest of a checkpoint's weights.
+
+        `name` is the checkpoint's name in the run, such as `start` or `stage_1`. Raises `RunError` for a checkpoint that is
+        missing or differs from the one that the run recorded under this name.
+        """
         if not checkpoint.is_dir():
             raise RunError(
-                f"{checkpoint} is not there, and what is left of the run needs it; restore it from a copy, or choose another "
-                "--out to train it again"
+                f"{checkpoint} is missing, and the rest of the run needs it; restore it from a copy, or choose another --out "
+                "to train it again"
             )
         found = {"weights": (self.weights, weights_digest(checkpoint)), "files": (self.files, files_digest(checkpoint))}
         for what, (recorded, present) in found.items():
@@ -164,7 +174,11 @@ class RunResources:
         return {"seconds": self.timer.seconds, "peak_memory": self.memory.summary}
 
     def check(self) -> None:
-        """Refuse what would fail or be cut silently hours later: tasks that cannot be stages, prompts that do not fit."""
+        """Refuse what would fail, or be cut silently, hours later.
+
+        Raises `ConfigError`, `TaskError` or `ModelError` for trackers, engines, teachers, tasks, prompts and adapter options
+        with which the run cannot end.
+        """
         check_trackers(self.suite.trackers)
         self.engines.check()
         self._check_processes()
@@ -179,7 +193,7 @@ class RunResources:
         check_test_prompts(self.cells.values(), renderer, context, self.suite.evaluation.limit)
 
         def longest(task: Task, limit: int | None, _: int) -> int:
-            # A task keeps its examples, so the stages do not render them again.
+            # A task caches its examples, so the stages do not render them again.
             return max(len(example.prompt) for example in task.training_examples(renderer, limit))
 
         check_training_prompts(self.spec, self.tasks, context, longest)
@@ -230,22 +244,25 @@ class RunResources:
         return found
 
     def engine_on(self, checkpoint: Path) -> CheckpointEngine | None:
-        """Return the run's engine, started on `checkpoint` if needed; None where models of this process generate."""
+        """Return the run's engine, started on `checkpoint` if needed; None where models in this process generate."""
         with self.phase("models"):
             return self.engines.take(checkpoint)
 
     def tracked(self) -> AbstractContextManager[Log]:
-        """Return the suite's trackers, which take figures at a step counted through the stages until they are closed."""
+        """Return the suite's trackers as a block; the function that it yields takes figures and the run's step.
+
+        Steps are counted from 0 over all stages.
+        """
         group = f"{self.suite.name}/{self.spec.entry}/{self.spec.order}"
         run = TrackedRun(self.suite.name, self.spec.label, group, self.spec.path / "trackers")
         return tracked(self.suite.trackers, run, mask(self.spec.config()), self.warn)
 
     def checkpoint_of(self, spec: Model) -> Path:
-        """Return the folder of a model of this run, built or fetched where it is not there."""
+        """Return the folder of one of the run's models, which is built or downloaded where it is missing."""
         return checkpoint_of(spec, self.spec.seed, self.library, self._building, self.device)
 
     def warn(self, sentence: str) -> None:
-        """Tell the user a sentence, and the run's log."""
+        """Show the user a warning of one sentence, and write it to the run's log."""
         log.warning("%s: %s", self.spec.label, sentence)
         self.report(Event(self.spec.label, sentence, warning=True))
 
@@ -264,7 +281,7 @@ def trainer_of(stage: PlannedStage, method: Adapter) -> Adapter:
 
 
 def refuse_teachers(spec: RunSpec, adapter: Adapter) -> None:
-    """Raise `ConfigError` where a stage's teacher cannot return what its adapter needs; contacts no teacher."""
+    """Raise `ConfigError` for a stage whose teacher cannot return what its adapter needs; contacts no teacher."""
     for stage in spec.stages:
         asked = trainer_of(stage, adapter).requirements
         if stage.teacher is not None and asked.teacher != "none":
@@ -273,7 +290,7 @@ def refuse_teachers(spec: RunSpec, adapter: Adapter) -> None:
 
 
 def sampled_cells(cells: Mapping[str, Task]) -> dict[str, Task]:
-    """Return the cells whose answers depend on the engine's seed."""
+    """Return the cells whose answers are sampled, by name, so that they depend on the engine's seed."""
     return {
         name: task
         for name, task in cells.items()

@@ -1,7 +1,7 @@
 """The staged loop: prepare, evaluate the start, then adapt and evaluate, stage after stage.
 
-Each stage is a function of the checkpoint before it, the run's seed and the suite, and ends on disk; so a killed run
-continues from its last finished stage and ends with the numbers of an undisturbed one.
+Each stage is a function of the checkpoint before it, the run's seed and the suite, and its result is on disk. So a killed run
+continues from its last finished stage and ends with the numbers of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from harness.config.run_spec import RunSpec, session_settings
-from harness.pipeline.evaluate_beside import Begin, Evaluations
+from harness.pipeline.background_evaluation import BackgroundEvaluations, Begin
 from harness.pipeline.evaluate_stage import StageEvaluator
 from harness.pipeline.processes.started_teachers import started_teachers
 from harness.pipeline.processes.stop_signals import stop_on_signals
@@ -32,9 +32,10 @@ from harness.stats.score_matrix import ScoreMatrix
 
 
 def run(spec: RunSpec, report: Report = silent, begin: Begin | None = None) -> Path:
-    """Do a run, or what is left of it, and return its directory; a finished run stays as it is.
+    """Do a run, or the rest of an interrupted one, and return its directory; a finished run stays as it is.
 
-    `begin` begins to evaluate a finished stage elsewhere, while the next one trains; see `evaluate_beside`.
+    `begin` starts the evaluation of a finished stage in another process, while the next stage trains; see
+    `harness.pipeline.background_evaluation`. Raises a `HarnessError` for whatever the run cannot continue from.
     """
     store, remote = RunStore(spec.path), RemoteStages(spec.suite.storage, spec.path, spec.out)
     with store.locked(), stderr_to(spec.path / "log.txt"), ExitStack() as stack:
@@ -48,7 +49,7 @@ def run(spec: RunSpec, report: Report = silent, begin: Begin | None = None) -> P
         resources = RunResources(spec, report)
         spec = resources.spec
         trainer, evaluator = StageTrainer(resources), StageEvaluator(resources, store.stage(0))
-        evaluations = Evaluations(evaluator, begin)
+        evaluations = BackgroundEvaluations(evaluator, begin)
         folders = [store.stage(0), *(store.stage(stage.index, stage.name) for stage in spec.stages)]
         _prepare(resources, store)
         checkpoint = resources.start
@@ -80,7 +81,7 @@ def run(spec: RunSpec, report: Report = silent, begin: Begin | None = None) -> P
 
 
 def _prepare(resources: RunResources, store: RunStore) -> None:
-    """Refuse what could not be finished, before any work; then write the manifest."""
+    """Refuse a run that could not end, before any work; then write its manifest."""
     manifest, session = resources.describe(), this_session()
     store.refuse_another(manifest)
     resources.check()
@@ -98,7 +99,7 @@ def _prepare(resources: RunResources, store: RunStore) -> None:
 
 
 def _final_figures(store: RunStore, spec: RunSpec) -> dict[str, float]:
-    """Return the figures that are defined for a run, under its first profile: what trackers show as its summary."""
+    """Return the figures of the run's score matrix that are finite, under its first profile; trackers show them."""
     probes = store.manifest.probes if store.manifest else ()
     folders = [store.stage(0), *(store.stage(stage.index, stage.name) for stage in spec.stages)]
     cells = [[read_results(folder.cell(task)) for task in (*spec.trained, *probes)] for folder in folders]

@@ -1,12 +1,10 @@
-"""The teacher's own scores on the suite's tasks: the upper bound that a reader looks for, and a warning where it is none.
+"""The teacher's own scores on the suite's tasks, which show how much there is to learn; a warning where that is nothing.
 
-The teacher answers the test items of the first profile once; all runs of an output folder share the answers. Its scores
-decide nothing in a run, so a teacher that cannot be scored costs a warning, not the run.
+The teacher answers the test items once, under the first profile, and all runs of an output folder share the answers. A run
+does not depend on these scores, so a teacher that cannot be scored causes a warning and the run continues.
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import torch
 
@@ -24,13 +22,16 @@ from harness.rundir.stage_folder import StageFolder
 
 
 def score_teacher(resources: RunResources, folder: StageFolder) -> None:
-    """Evaluate the suite's teacher where the run trains with one that answers, and `folder` does not hold its cells yet."""
+    """Evaluate the suite's teacher and write its cells to `folder`, unless they are there.
+
+    Only a teacher that is a model of this process is scored, and only where a stage uses it and `evaluation.teacher` is on.
+    """
     teacher = resources.suite.teacher
     if not isinstance(teacher, Pretrained | Scratch) or not resources.suite.evaluation.teacher:
         return
     names = [*resources.tasks, *(name for name, group in resources.evaluated.groups.items() if not group.profile)]
-    taught = any(resources.adapter_of(stage).requirements.teacher != "none" for stage in resources.spec.stages)
-    if not taught or all(map(folder.evaluated, names)):
+    used = any(resources.adapter_of(stage).requirements.teacher != "none" for stage in resources.spec.stages)
+    if not used or all(map(folder.evaluated, names)):
         return
     try:
         with resources.phase("evaluate"):
@@ -44,10 +45,10 @@ def score_teacher(resources: RunResources, folder: StageFolder) -> None:
 
 
 def warn_where_worse(resources: RunResources, teacher: StageFolder, start: StageFolder) -> None:
-    """Name the trained tasks on which the teacher scores less than the student does before any stage."""
+    """Warn of the trained tasks on which the teacher scores less than the student does before any stage."""
     worse: list[str] = []
     for task in resources.spec.trained:
-        its, own = (read_results(Path(folder.cell(task))) for folder in (teacher, start))
+        its, own = (read_results(folder.cell(task)) for folder in (teacher, start))
         if its is not None and own is not None and its.score <= own.score - WORSE_TEACHER:
             worse.append(f"{task} ({100 * its.score:.1f} %, the student {100 * own.score:.1f} %)")
     if worse:

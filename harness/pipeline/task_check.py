@@ -1,4 +1,4 @@
-"""The check of one task: its prompts, its grades and its traps."""
+"""Check one task: show its prompts, grade its references, and name its traps."""
 
 from __future__ import annotations
 
@@ -22,11 +22,15 @@ from harness.pipeline.build.scratch_tokenizer import byte_tokenizer
 
 
 def check_task(console: Console, name: str, include: Sequence[Path], data: Sequence[str]) -> bool:
-    """Show a task's prompts and grades and name its traps; return whether its grader tells right from wrong."""
+    """Print a task's prompts, grades and traps; return whether its grader tells right from wrong.
+
+    `data` holds NAME=PATH pairs of local records. Raises `ConfigError` for a pair or file that cannot be used, and
+    `TaskError` for a task that cannot be loaded or graded.
+    """
     task = _find(name, include, data)
     if task.generates:
         check_stated_generation(task)
-    # No model is named here, so prompts are shown in ChatML.
+    # No model is given, so prompts are shown in ChatML.
     tried = try_task(task, Renderer(byte_tokenizer(), Chat(template="chatml")))
     passed = [_show(console, task, split, grades) for split, grades in tried.items()]
     console.print(describe_items(task), markup=False, highlight=False)

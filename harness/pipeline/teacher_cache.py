@@ -1,4 +1,4 @@
-"""Fill a cache of teacher scores before any run: references of the training items, and responses of finished runs."""
+"""Fill a file of teacher scores before any run: for references of training items, and for responses of earlier runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class FilledStage:
-    """A stage whose responses are in the cache: how many it has, and how many of them were scored now."""
+    """A stage whose responses are in the cache: how many they are, and how many of them were scored now."""
 
     name: str
     responses: int
@@ -32,9 +32,9 @@ class FilledStage:
 
 
 def fill_cache(spec: RunSpec, runs: Sequence[Path], report: Report) -> list[FilledStage]:
-    """Score what the file lacks of the references of a run's stages, and of the kept rollouts of other runs.
+    """Score the references of a run's stages, and the kept rollouts of `runs`, that the teacher's file does not hold yet.
 
-    Raises `ConfigError` for a stage whose teacher is not of kind `cache`.
+    Returns the stages in order. Raises `ConfigError` for a stage whose teacher is not of kind `cache`.
     """
     with started_teachers([spec], report) as (started,):
         return _fill(started, runs, report)
@@ -43,8 +43,6 @@ def fill_cache(spec: RunSpec, runs: Sequence[Path], report: Report) -> list[Fill
 def _fill(spec: RunSpec, runs: Sequence[Path], report: Report) -> list[FilledStage]:
     resources = RunResources(spec, report)
     refuse_teachers(spec, resources.adapter)
-    asked = resources.adapter.requirements
-    request = TeacherRequest(top_k=max(1, asked.top_k), entropy=asked.entropy)
     student = load_checkpoint(resources.start, spec.suite.student, resources.device)
     filled: list[FilledStage] = []
     with closing(resources.teachers):
@@ -54,6 +52,8 @@ def _fill(spec: RunSpec, runs: Sequence[Path], report: Report) -> list[FilledSta
                 raise ConfigError(
                     f"stage {stage.name} has no teacher of kind cache; expected teacher: {{kind: cache, path: FILE, of: ...}}"
                 )
+            asked = resources.adapter_of(stage).requirements
+            request = TeacherRequest(top_k=max(1, asked.top_k), entropy=asked.entropy)
             responses = [*_references(resources, stage, student), *_rollouts(resources, stage, student, runs)]
             before, progress = teacher.misses, Counter(report, spec.label, f"score {stage.name}", len(responses))
             for batch in make_batches(responses, "sequence_mean", BATCH, resources.device):
@@ -71,14 +71,14 @@ def _examples(resources: RunResources, stage: PlannedStage, student: Loaded) -> 
 
 
 def _references(resources: RunResources, stage: PlannedStage, student: Loaded) -> Iterator[Rollout]:
-    """Yield the references as an adapter that trains on data reads them: cut at the response's length."""
+    """Yield the references as an adapter that trains on data reads them: cut to the longest response."""
     limit = stage.training.max_new_tokens
     for example in _examples(resources, stage, student).values():
         yield Rollout(example, example.target[:limit], "stop" if len(example.target) <= limit else "length")
 
 
 def _rollouts(resources: RunResources, stage: PlannedStage, student: Loaded, runs: Sequence[Path]) -> Iterator[Rollout]:
-    """Yield the kept rollouts of the same stage of other runs."""
+    """Yield the rollouts that other runs kept of the same stage, where they answer one of its training items."""
     examples = _examples(resources, stage, student) if runs else {}
     for found in find_runs(runs) if runs else ():
         for file in sorted(found.path.glob(f"stage_*_{stage.name}/train/rollouts.parquet")):

@@ -1,4 +1,4 @@
-"""The differences between two nested mappings, field by field: of two configurations, or of two cells' `keys.fields`."""
+"""Differences between two nested mappings, field by field: two configurations, or the `keys.fields` of two cells."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ABSENT = "absent"
 
 
 def find_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the fields that differ by their dotted names, each with both values; `absent` where one has none."""
+    """Return the fields that differ, by dotted name, each with both values; `absent` stands for a missing one."""
     left, right = dict(_leaves(one)), dict(_leaves(other))
     names = dict.fromkeys([*left, *right])
     pairs = {name: (left.get(name, ABSENT), right.get(name, ABSENT)) for name in names}
@@ -19,7 +19,7 @@ def find_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[s
 
 
 def format_differences(differences: Mapping[str, tuple[Any, Any]]) -> str:
-    """Write differing fields as `settings.max_gen_toks (24 and 9), versions.torch (2.12.0 and 2.13.0)`."""
+    """Return differing fields as text: `settings.max_gen_toks (24 and 9), versions.torch (2.12.0 and 2.13.0)`."""
     return ", ".join(f"{name} ({here} and {there})" for name, (here, there) in differences.items())
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: JSON is replaced atomically, folders appear complete, damaged Parquet is refused."""
+"""Read and write files that are whole or absent: JSON is replaced atomically, folders appear complete, damage is refused."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ from harness.rundir.records.cell_records import CellRecord, CellSummary
 R = TypeVar("R", bound=Record)
 C = TypeVar("C", bound=CellRecord)
 RESULTS, SAMPLES = "results.json", "samples.parquet"
-CHECKSUM = "checksum"  # in a JSON file, of all its other fields
-NEWER = ("vouched", "samples_digest", "before")  # fields of the files that have one; those of early versions have none
+CHECKSUM = "checksum"  # field of a JSON file: the digest of all its other fields
+# A file with one of these fields has a checksum; early versions had neither.
+NEWER = ("vouched", "samples_digest", "before")
 EVALUATE_AGAIN = "move its folder away and run the same command, to evaluate again"
 SNAPSHOT = "snapshot.pt"
-SHARDS = "shards"  # folders next to it, with the tensors of a snapshot that several processes wrote
+SHARDS = "shards"  # prefix of folders next to a snapshot, with the tensors that several processes wrote
 ROLLOUT_LOG = "rollouts.jsonl"
 CURVE = "curve.jsonl"
-PARTIAL = re.compile(r"^\..+\.(\d+|[a-z0-9_]{8})$")  # of `replace_file` and `_appears_whole`
-FULL = 2**20  # bytes: with less, a write that fails has filled the disk
-NESTING = 4  # folders of a run directory above the deepest one
+PARTIAL = re.compile(r"^\..+\.(\d+|[a-z0-9_]{8})$")  # names of unfinished files of `replace_file` and `_appears_whole`
+FULL = 2**20  # bytes: a write that fails with less free space has filled the disk
+NESTING = 4  # how many folders of a run directory may be above a file's folder
 
 
 @contextmanager
@@ -55,22 +56,22 @@ def stderr_to(path: Path) -> Generator[None]:
 
 
 def write_cell(folder: Path, summary: CellRecord, samples: pd.DataFrame) -> None:
-    """Write one evaluated cell; the folder appears only when both files are complete."""
+    """Write one evaluated cell; the folder appears only when both files are complete. A complete cell stays as it is."""
     with _appears_whole(folder) as partial:
         samples.to_parquet(partial / SAMPLES, index=False)
         write_summary(partial, summary)
 
 
 def write_summary(folder: Path, summary: CellRecord) -> None:
-    """Replace a cell's results.json, which vouches for itself and for the samples that are there."""
+    """Replace a cell's results.json; it gets a checksum of itself and the digest of the samples in the folder."""
     found = {"samples_digest": file_digest(folder / SAMPLES)}
     write_sealed(folder / RESULTS, summary.model_copy(update=found))
 
 
 def read_cell(folder: Path, kind: type[C] = CellSummary) -> tuple[C, pd.DataFrame] | None:
-    """Return an evaluated cell's summary, a record of `kind`, and its samples, or None when it is not there.
+    """Return an evaluated cell's summary, a record of `kind`, and its samples; None where the folder holds no cell.
 
-    Raises `RunError` where the samples are not those that the summary was made of.
+    Raises `RunError` where the samples are not those that the summary was computed from.
     """
     summary = read_results(folder, kind)
     if summary is None:
@@ -81,7 +82,7 @@ def read_cell(folder: Path, kind: type[C] = CellSummary) -> tuple[C, pd.DataFram
 
 
 def check_samples(folder: Path, summary: CellRecord) -> None:
-    """Raise `RunError` where a cell's samples are missing or not those that its summary was made of."""
+    """Raise `RunError` where a cell's samples are missing or not those that its summary was computed from."""
     file = folder / SAMPLES
     if not file.is_file():
         raise RunError(f"{file} is missing; expected the answers that {RESULTS} was made of, {EVALUATE_AGAIN}")
@@ -94,31 +95,31 @@ def check_samples(folder: Path, summary: CellRecord) -> None:
 
 @contextmanager
 def readable(file: Path) -> Generator[Path]:
-    """Read a Parquet file in this context; one that is damaged raises `RunError`."""
+    """Read a Parquet file in this block; a damaged one raises `RunError`."""
     try:
         yield file
-    except ValueError as error:  # ArrowInvalid is one.
+    except ValueError as error:  # of which ArrowInvalid is a subclass
         raise RunError(f"{file} is not a Parquet file; it was changed from outside, {EVALUATE_AGAIN}") from error
 
 
 def written(folder: Path) -> bool:
-    """Whether a folder of `write_cell` is there."""
+    """Whether a folder holds a complete cell of `write_cell`."""
     return (folder / RESULTS).is_file()
 
 
 def read_results(folder: Path, kind: type[C] = CellSummary) -> C | None:
-    """Return the summary of an evaluated cell, or None when the folder does not hold one."""
+    """Return the summary of an evaluated cell, or None where the folder does not hold one."""
     return read_record(folder / RESULTS, kind)
 
 
 def read_record(file: Path, kind: type[R]) -> R | None:
-    """Return a JSON file as a record, or None when there is none; raises `RunError` with file, field and what was found."""
+    """Return a JSON file as a record, or None where there is no file; raises `RunError` for a wrong field or checksum."""
     found = read_sealed(file)
     return None if found is None else as_record(found, kind, file)
 
 
 def read_sealed(file: Path) -> Any:
-    """Return a JSON file's value without its checksum, or None where there is none; raises `RunError` where they disagree."""
+    """Return a JSON file's value without its checksum, or None where there is no file; raises `RunError` for a wrong one."""
     value = read_json(file)
     if not is_mapping(value):
         return value
@@ -136,18 +137,13 @@ def read_sealed(file: Path) -> Any:
 
 
 def as_record(value: Any, kind: type[R], place: Path | str) -> R:
-    """Return a JSON value as a record; raises `RunError` with `place`, field, what was found and what was expected."""
+    """Return a JSON value as a record; raises `RunError` for a wrong field. `place` is the value's file for the message."""
     try:
         return kind.model_validate(value)
     except ValidationError as error:
         raise RunError(
             f"{place}: {explain(error, kind)}; it was changed from outside, restore it from a copy"
         ) from error
-
-
-def write_record(path: Path, record: Record) -> None:
-    """Replace a JSON file by a record, see `write_json`."""
-    write_json(path, record.as_json())
 
 
 def write_sealed(path: Path, record: Record) -> None:
@@ -157,13 +153,13 @@ def write_sealed(path: Path, record: Record) -> None:
 
 
 def file_digest(path: Path) -> str:
-    """Return 16 hexadecimal digits of a file's bytes."""
+    """Return the first 16 hexadecimal digits of the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file atomically, durable when this returns."""
+    """Replace a JSON file atomically; it is on disk when this returns."""
     text = json.dumps(json_value(value), indent=2, ensure_ascii=False, allow_nan=False)
     replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
@@ -174,7 +170,7 @@ def json_line(value: Any) -> str:
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Replace a file by what `write` puts at the path that it is given, atomically, durable when this returns."""
+    """Replace a file atomically by the one that `write` puts at the path it is given; it is on disk when this returns."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with full_disk_named(path):
@@ -182,13 +178,13 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
             sync(partial)
             partial.replace(path)
     finally:
-        partial.unlink(missing_ok=True)  # what a full disk left would keep it full
+        partial.unlink(missing_ok=True)  # after a failure, the part that was written would fill the disk
     sync(path.parent)
 
 
 @contextmanager
 def full_disk_named(path: Path) -> Generator[None]:
-    """Raise `RunError` for an error in the block that a full disk caused: torch and safetensors raise errors of their own."""
+    """Turn an error in the block that a full disk caused into a `RunError`; torch and safetensors have errors of their own."""
     try:
         yield
     except Exception as error:
@@ -201,7 +197,7 @@ def full_disk_named(path: Path) -> Generator[None]:
 
 
 def sync(path: Path) -> None:
-    """Return when a file's content, or a folder's list of names, is on the disk."""
+    """Flush a file's content, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -210,7 +206,7 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Return when all files below a folder are on the disk, and the names of the folder and of what is in it."""
+    """Flush all files below a folder to the disk, and the names of these files and of the folder itself."""
     for place, _, names in os.walk(folder, topdown=False):
         for name in names:
             sync(Path(place) / name)
@@ -220,7 +216,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def remove_partials(run: Path) -> None:
-    """Remove what a killed process left half written in a run directory, and the snapshots and lines of finished stages."""
+    """Remove half-written files of killed processes from a run directory, and snapshots and rollout logs of trained stages."""
     for path in list(run.rglob(".*")):
         if PARTIAL.match(path.name) and path.exists():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -230,20 +226,20 @@ def remove_partials(run: Path) -> None:
 
 
 def remove_snapshot(folder: Path) -> None:
-    """Remove a training folder's snapshot."""
+    """Remove a training folder's snapshot and its shards."""
     (folder / SNAPSHOT).unlink(missing_ok=True)
     remove_shards(folder)
 
 
 def remove_shards(folder: Path, but: Path | None = None) -> None:
-    """Remove the folders of tensors next to a snapshot, all but one."""
+    """Remove the folders of shards next to a snapshot, all except `but`."""
     for shards in folder.glob(f"{SHARDS}-*"):
         if shards != but:
             shutil.rmtree(shards, ignore_errors=True)
 
 
 def read_json(path: Path) -> Any:
-    """Return the value in a JSON file, or None when there is none; raises `RunError` for one that does not parse."""
+    """Return the value in a JSON file, or None where there is no file; raises `RunError` for invalid JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -255,20 +251,26 @@ def read_json(path: Path) -> Any:
 
 
 def read_lines(file: Path, kind: type[R]) -> Iterator[R]:
-    """Yield the records of a JSON-lines file; the last line may be half written while its run goes on."""
+    """Yield the records of a JSON-lines file; an incomplete last line, of a run under way, is left out.
+
+    Raises `RunError` for another line that is not valid JSON, and for a wrong field.
+    """
     lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n") if file.is_file() else []
     for number, line in enumerate(lines, start=1):
         try:
             value = json.loads(line)
         except ValueError as error:
             if number < len(lines):
-                raise RunError(f"{file}, line {number} is not valid JSON ({error}); train the stage again.") from error
+                raise RunError(
+                    f"{file}, line {number} is not valid JSON ({error}); restore it from a copy, or train the stage again"
+                ) from error
         else:
             yield as_record(value, kind, f"{file}, line {number}")
 
 
 @contextmanager
 def _appears_whole(folder: Path) -> Generator[Path]:
+    """Yield a temporary folder that becomes `folder` at the end of the block, unless that holds a complete cell already."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:

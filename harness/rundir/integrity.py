@@ -1,7 +1,7 @@
-"""What is wrong with a run's files: missing, damaged, changed, or not of this run; and which of it can be made again.
+"""Find what is wrong with a run's files (missing, damaged, changed, of another run), and what can be made again.
 
-Every summary carries a checksum of itself and the digest of its answers, `done.json` the digests of a stage's logs and of its
-checkpoint, and the manifest the digests of all weights. So each file is vouched for by another one, up to the manifest.
+Every summary has a checksum of itself and the digest of its answers, `done.json` the digests of a stage's logs and of its
+checkpoint, and the manifest the digests of all weights. So each file is checked against another one, up to the manifest.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ from harness.rundir.records.cell_records import CellRecord, CellSummary, DriftSu
 from harness.rundir.records.training_records import DoneFile
 from harness.rundir.stage_folder import StageFolder, cell_name, teacher_folder
 
-DAMAGED = "damaged"  # folder of a run that takes what a repair moves away
-# The digests of a checkpoint's folder by name: first of its weights, then of its other files.
+DAMAGED = "damaged"  # folder of a run to which a repair moves files
+# Returns the digests of a checkpoint's folder by name: first of its weights, then of its other files.
 Digests = Callable[[Path], Mapping[str, str]]
 Remedy = Literal["evaluate", "train", "restore"]
+_READ = ("steps.jsonl", "curve.jsonl")  # logs of a stage that reports read
 REMEDIES: dict[Remedy, str] = {
     "evaluate": "the run's command evaluates it again",
-    "train": "the run's command trains the stage again and refuses other weights than before",
-    "restore": "nothing makes it again: restore it from a copy",
+    "train": "the run's command trains the stage again, and refuses weights that differ from the recorded ones",
+    "restore": "the run cannot make it again; restore it from a copy",
 }
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something wrong: the file or folder, one sentence, what makes it again, and whether it is only missing."""
+    """One thing that is wrong: the file or folder, a sentence, the remedy, and whether it is only missing."""
 
     place: Path
     sentence: str
@@ -41,10 +42,10 @@ class Fault:
 
 
 def find_faults(run: RunDir, digests: Digests | None = None) -> Iterator[Fault]:
-    """Yield what is wrong with a run's files, stage by stage; what an unfinished run has not made yet is not wrong.
+    """Yield what is wrong with a run's files, stage by stage; what an unfinished run has not written yet is not missing.
 
     `digests` reads a checkpoint, for example `harness.lm.checkpoints.checkpoint_digests`. Without it, checkpoints and rollouts
-    are left out: reports do not read them, and reading weights loads torch.
+    are not checked: reports do not read them, and reading weights loads torch.
     """
     for index in range(len(run.stages) + 1):
         folder = run.stage(index)
@@ -58,7 +59,7 @@ def find_faults(run: RunDir, digests: Digests | None = None) -> Iterator[Fault]:
 
 
 def refuse_changed(runs: Iterable[RunDir]) -> list[Fault]:
-    """Return what finished runs lack of the files that reports read; raises `RunError` for the first one that is changed."""
+    """Return the files of runs that reports read and that are missing; raises `RunError` for the first that was changed."""
     missing: list[Fault] = []
     for run in runs:
         faults = list(find_faults(run))
@@ -70,7 +71,7 @@ def refuse_changed(runs: Iterable[RunDir]) -> list[Fault]:
 
 
 def move_away(run: Path, faults: Iterable[Fault]) -> list[Path]:
-    """Move what can be made again into the run's folder `damaged`, so that the run's command makes it; return the places."""
+    """Move files that the run's command can make again into the run's folder `damaged`; return their new paths."""
     moved: list[Path] = []
     for place in dict.fromkeys(fault.place for fault in faults if fault.remedy != "restore" and fault.place.exists()):
         target = run / DAMAGED / place.relative_to(run)
@@ -108,12 +109,9 @@ def _training(run: RunDir, index: int, folder: StageFolder, weights: str, digest
         yield from _checkpoint(folder, done, digests)
 
 
-_READ = ("steps.jsonl", "curve.jsonl")  # what reports read of a training
-
-
 def _checkpoint(folder: StageFolder, done: DoneFile, digests: Digests) -> Iterator[Fault]:
     checkpoint, train = folder.checkpoint, folder.path / "train"
-    if not done.kept and not checkpoint.is_dir():  # removed as the suite's `checkpoints` asks
+    if not done.kept and not checkpoint.is_dir():  # removed, as the suite's `checkpoints` says
         return
     if not checkpoint.is_dir():
         yield Fault(train, f"{checkpoint} is missing from a trained stage", "train", missing=True)
@@ -129,7 +127,7 @@ def _checkpoint(folder: StageFolder, done: DoneFile, digests: Digests) -> Iterat
 
 
 def _cells(run: RunDir, index: int, folder: StageFolder) -> Iterator[tuple[Path, type[CellRecord]]]:
-    """Yield the folder of each cell that a stage has or, in a finished run, should have, with the kind of its summary."""
+    """Yield the folder of each cell that a stage has, or that it must have in a finished run, with its summary's class."""
     expected: list[Path] = []
     if run.manifest.finished:
         profiles = ("", *run.further_profiles)
@@ -163,14 +161,14 @@ def _cell(run: RunDir, index: int, place: Path, kind: type[CellRecord], weights:
         read_parquet(place / SAMPLES, [])
     except RunError as error:
         yield Fault(place, f"{error}", "evaluate")
-    yield from _foreign(run, index, place, summary, weights)
+    yield from _misplaced(run, index, place, summary, weights)
 
 
-def _foreign(run: RunDir, index: int, place: Path, summary: CellRecord, weights: str) -> Iterator[Fault]:
-    """Yield what says that a cell belongs to another stage, task, or checkpoint than its place."""
+def _misplaced(run: RunDir, index: int, place: Path, summary: CellRecord, weights: str) -> Iterator[Fault]:
+    """Yield the ways in which a cell belongs to another stage, task or checkpoint than its folder says."""
     stage = getattr(summary, "stage", None)
     if stage is not None and stage != index:
-        yield Fault(place, f"{place / RESULTS} is of stage {stage}, expected {index}", "evaluate")
+        yield Fault(place, f"{place / RESULTS} belongs to stage {stage}, expected {index}", "evaluate")
     found = getattr(summary, "weights", "")
     if weights and found and summary.samples_digest and found != weights:
         yield Fault(place, _other_weights(place / RESULTS, found, weights), "evaluate")
@@ -182,4 +180,4 @@ def _foreign(run: RunDir, index: int, place: Path, summary: CellRecord, weights:
 
 
 def _other_weights(file: Path, found: str, expected: str) -> str:
-    return f"{file} names the weights {found}, and the run's manifest {expected} for this stage"
+    return f"{file} names the weights {found}, but the run's manifest names {expected} for this stage"

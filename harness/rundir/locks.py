@@ -1,4 +1,4 @@
-"""Locks between processes: one that is waited for, on a file system that has them."""
+"""Locks between processes: wait for one, ask whether it is held, and refuse a file system without locks."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from filelock import FileLock, Timeout
 
 from harness.errors import RunError
 
-# An evaluation of a large model holds its lock for hours; a lock that is older belongs to a process that hangs.
+# An evaluation of a large model holds its lock for hours; a process that holds one for longer hangs.
 LONGEST_WAIT = 24 * 3600.0
 NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextmanager
 def waiting_lock(path: Path, seconds: float = LONGEST_WAIT) -> Generator[None]:
-    """Hold the lock file `path` in the block; wait for another process that holds it.
+    """Hold the lock file `path` in the block, after waiting up to `seconds` for another process that holds it.
 
-    Raises `RunError` on a file system without flock, where filelock would wait for ever, and after `seconds`.
+    Raises `RunError` after that time, and on a file system without flock, where filelock would wait for ever.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     refuse_without_flock(path.parent)
@@ -31,8 +31,8 @@ def waiting_lock(path: Path, seconds: float = LONGEST_WAIT) -> Generator[None]:
         lock.acquire()
     except Timeout as error:
         raise RunError(
-            f"{path} is held by another process for more than {seconds:g} seconds; find that process (fuser {path}) and end "
-            "it if it hangs"
+            f"{path} is held by another process, for more than {seconds:g} seconds now; find that process (fuser {path}) and "
+            "end it if it hangs"
         ) from error
     try:
         yield
@@ -41,9 +41,9 @@ def waiting_lock(path: Path, seconds: float = LONGEST_WAIT) -> Generator[None]:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process holds the lock file `path`; also where that cannot be known.
+    """Whether a process holds the lock file `path`; True where that cannot be known.
 
-    Looking takes a shared lock for a moment, so look only where nobody is about to take the lock.
+    The check takes a shared lock for a moment, so call it only where no process is about to take the lock.
     """
     try:
         with path.open("rb") as file:
@@ -58,7 +58,7 @@ def is_held(path: Path) -> bool:
 
 def refuse_without_flock(folder: Path) -> None:
     """Raise `RunError` where the file system of a folder does not have flock."""
-    # A separate file: a lock on the real one, however short, could refuse another process.
+    # The probe is a separate file, because a lock on the real one, however short, could refuse another process.
     with tempfile.TemporaryFile(dir=folder) as probe:
         try:
             fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Run directories on disk: finding them, reading their manifests, and reading the files in them."""
+"""Find run directories, and read their manifests and files; everything that only reads runs goes through here."""
 
 # pyright: standard
 # pyarrow has no types.
@@ -20,7 +20,7 @@ from harness.rundir.schema import Manifest
 from harness.rundir.stage_folder import StageFolder, cell_name, stage_folder, teacher_folder
 from harness.rundir.store import MANIFEST, read_manifest
 
-SHOWN_FIRST = ["sft", "opd", "aopd"]  # kinds of adapter, after the controls
+SHOWN_FIRST = ["sft", "opd", "aopd"]  # kinds of adapter that come first in tables, after the controls
 IDENTITY = ["label", "suite", "adapter", "order", "start", "seed"]
 
 
@@ -48,7 +48,7 @@ class RunDir:
 
     @property
     def start(self) -> str:
-        """Name of the student's start, empty when it has none."""
+        """Name of the student's start; empty where it has none."""
         return self.manifest.start
 
     @property
@@ -82,13 +82,13 @@ class RunDir:
         return list(self.manifest.profile_names[1:])
 
     def tasks_under(self, profile: str) -> list[str]:
-        """The tasks that a profile evaluates, in order; all of them under the first one, whose name here is empty."""
+        """Return the tasks that a profile evaluates, in order; `""` is the suite's first profile, which has all tasks."""
         return [task for task in self.tasks if not profile or task in self.manifest.profiles[profile]]
 
     def cell_path(self, stage: int, task: str, profile: str = "", grader: str = "") -> Path:
-        """Return the folder with a cell's grades: by `grader` where there are any, else by the task's own.
+        """Return the folder with a cell's grades: those of `grader` where there are any, else of the task's own grader.
 
-        Of grades by one grader the newest count, those that `harness regrade` wrote after the evaluation.
+        Where `harness regrade` wrote newer grades of that grader than the evaluation, it is the folder of the newest.
         """
         folder, name = self.stage(stage), cell_name(task, profile)
         if not folder.regraded(name).is_dir() or (evaluated := read_results(folder.cell(name))) is None:
@@ -97,12 +97,12 @@ class RunDir:
         return chosen or folder.newest_grading(name, evaluated.metric) or folder.cell(name)
 
     def teacher_cell(self, task: str) -> Path:
-        """Return the folder of the teacher's own answers to a task; it is there where the suite asks for it."""
+        """Return the folder of the teacher's own answers to a task; it exists where the suite evaluates the teacher."""
         return teacher_folder(self.path).cell(task)
 
     @property
     def steps(self) -> list[int]:
-        """The training steps that each stage takes; 0 in manifests of versions that did not record them."""
+        """The training steps of each stage; 0 in manifests of early versions."""
         return [stage.steps for stage in self.manifest.stages]
 
     def evaluated(self, stage: int) -> bool:
@@ -115,14 +115,14 @@ class RunDir:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds by phase (models, train, evaluate, total) over all sessions of the run; nan where none recorded any."""
+        """Seconds by phase (models, train, evaluate, total), summed over the run's sessions; NaN where none recorded any."""
         recorded = [session.seconds for session in self.manifest.sessions if session.seconds is not None]
         phases = ("models", "train", "evaluate", "total")
         return {phase: sum(s[phase] for s in recorded) if recorded else float("nan") for phase in phases}
 
     @property
     def peak_memory(self) -> dict[str, float]:
-        """The highest memory of any session in bytes, in training and in evaluation; nan where none recorded it."""
+        """The highest memory of any session in bytes, by phase (train, evaluate); NaN where none recorded it."""
         recorded = [session.peak_memory for session in self.manifest.sessions]
         return {
             phase: max((float(peaks[phase]) for peaks in recorded if phase in peaks), default=float("nan"))
@@ -131,7 +131,7 @@ class RunDir:
 
     @property
     def memory_of(self) -> str:
-        """Whose memory that is: `gpu` or `process`; empty where no session recorded it."""
+        """What `peak_memory` is the memory of: `gpu` or `process`; empty where no session recorded it."""
         recorded = [session.peak_memory for session in self.manifest.sessions]
         return next((str(peaks["of"]) for peaks in reversed(recorded) if "of" in peaks), "")
 
@@ -140,23 +140,24 @@ class RunDir:
         return stage_folder(self.path, stage, self.stages[stage - 1] if stage else "")
 
     def step_lines(self, stage: int) -> Iterator[StepLine]:
-        """Yield the lines of a stage's step log; a line that is being written is left for the next reading."""
+        """Yield the lines of a stage's step log; an incomplete last line is left out."""
         return read_lines(self.stage(stage).step_log, StepLine)
 
     def curve_points(self, stage: int) -> Iterator[CurvePoint]:
-        """Yield the points of a stage's learning curve, task by task at each step; none where the suite asked for none."""
+        """Yield the points of a stage's learning curve, task by task at each step; nothing where the suite has no curve."""
         return read_lines(self.stage(stage).step_log.with_name(CURVE), CurvePoint)
 
 
 def identity(run: RunDir, label: str) -> dict[str, Any]:
-    """Return the columns of IDENTITY, which say in every table what run a row is of and what a reader calls its group."""
+    """Return the columns IDENTITY of a run's rows in every table; `label` is the name that readers see for its group."""
     return dict(zip(IDENTITY, (label, run.suite, run.adapter, run.order, run.start, run.seed), strict=True))
 
 
 def find_runs(paths: Iterable[Path]) -> list[RunDir]:
     """Return the runs at or below each path (a suite's, an adapter's or a single run's folder), in display order.
 
-    Raises RunError when a path holds no run, a manifest cannot be used, or one run is found in two places.
+    Raises `RunError` for a path without a run, a manifest that cannot be used, one run in two places, and runs of one suite
+    and order with different stages.
     """
     found = {folder.resolve(): _read_run(folder / MANIFEST) for folder in find_run_folders(paths)}
     runs = sorted(found.values(), key=_display_order)
@@ -165,12 +166,12 @@ def find_runs(paths: Iterable[Path]) -> list[RunDir]:
 
 
 def find_run_folders(paths: Iterable[Path]) -> list[Path]:
-    """Return the folders with a manifest at or below each path; raises RunError when a path holds none."""
+    """Return the folders with a manifest at or below each path; raises `RunError` for a path without one."""
     found: list[Path] = []
     for path in paths:
         folders = [file.parent for file in _manifests(Path(path), set())]
         if not folders:
-            raise RunError(f"No run at {path}; expected a folder with a manifest.json, or one that holds such folders.")
+            raise RunError(f"No run at {path}; expected a folder with a manifest.json, or one that holds such folders")
         found += folders
     return found
 
@@ -191,12 +192,12 @@ def _manifests(path: Path, visited: set[Path]) -> Iterator[Path]:
 def _read_run(file: Path) -> RunDir:
     manifest = read_manifest(file.parent)
     if manifest is None:
-        raise RunError(f"{file} was removed while it was read; run the command again.")
+        raise RunError(f"{file} was removed while it was read; run the command again")
     return RunDir(file.parent, manifest)
 
 
 def read_parquet(file: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Return a Parquet file's columns; a report opens thousands, so this goes around what pandas does for each."""
+    """Return a Parquet file's columns, all for None; for the thousands of files of a report, pandas' reader is too slow."""
     with readable(file):
         return ParquetFile(file).read(columns=None if columns is None else list(columns)).to_pandas()
 
@@ -215,12 +216,12 @@ def _check_distinct(runs: Sequence[RunDir]) -> None:
         if first.stages != run.stages:
             raise RunError(
                 f"{first.path} trains {', '.join(first.stages)} and {run.path} trains {', '.join(run.stages)}, both as "
-                f"suite {run.suite}, order {run.order}; report them apart, or give the orders different names."
+                f"suite {run.suite}, order {run.order}; report them apart, or give the orders different names"
             )
     runs = sorted(runs, key=lambda run: _display_order(run)[1:])
     for before, run in pairwise(runs):
         if _display_order(before)[1:] == _display_order(run)[1:]:
             raise RunError(
                 f"{before.path} and {run.path} are both {run.suite}, {run.adapter}, {run.order}, seed {run.seed}; "
-                "a report takes each run once: leave one out."
+                "a report takes each run once, so leave one out"
             )

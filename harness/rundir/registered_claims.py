@@ -1,9 +1,9 @@
-"""Registered claims: what is to be judged, written down before the first run, and carried by the manifests of later runs.
+"""Registered claims: the claims that are fixed before the first run, and copied into the manifests of later runs.
 
     runs/claims.jsonl     one line for each registration, appended by `harness claims register`
 
-A run copies the registrations of its suite into its manifest when it starts. So its manifest says which claims were fixed
-before it, and under which configuration.
+A run copies the registrations of its suite into its manifest when it starts. So the manifest shows which claims were fixed
+before the run, and for which configuration.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ REGISTERED = "claims.jsonl"
 
 
 def covers(registered: RegisteredClaims, run: Manifest) -> bool:
-    """Return whether a run's configuration is the one that was registered with the claims."""
+    """Return whether a run has the configuration that was registered with the claims for its adapter and order."""
     return registered.configurations.get(_key(run.adapter, run.order)) == configuration_digest(run.config)
 
 
 def configuration_digest(config: Mapping[str, Any]) -> str:
-    """Return the digest of what decides a run's numbers, without its seed."""
+    """Return the digest of the part of a run's configuration that decides its numbers, without its seed."""
     return digest(identity_of({key: value for key, value in config.items() if key != "seed"}))
 
 
 def configurations_of(suite: Suite) -> dict[str, str]:
-    """Return the digests of a suite's runs by adapter and order."""
+    """Return the configuration digests of a suite's runs, by the text `adapter, order`."""
     orders = dict.fromkeys(["default", JOINT, *suite.orders])
     return {
         _key(entry, order): configuration_digest(RunSpec(suite, entry, 0, order).config())
@@ -42,7 +42,7 @@ def configurations_of(suite: Suite) -> dict[str, str]:
 
 
 def append_registrations(out: Path, registrations: Sequence[RegisteredClaims]) -> Path:
-    """Add registrations to the file below `out` that runs read, durable when this returns; return the file."""
+    """Append registrations to `<out>/claims.jsonl` and return that file; they are on disk when this returns."""
     out.mkdir(parents=True, exist_ok=True)
     file = out / REGISTERED
     with file.open("a", encoding="utf-8") as lines:
@@ -52,7 +52,7 @@ def append_registrations(out: Path, registrations: Sequence[RegisteredClaims]) -
 
 
 def registrations_for(out: Path, suite: str) -> tuple[RegisteredClaims, ...]:
-    """Return what was registered below `out` for a suite, in order."""
+    """Return the registrations for a suite in `<out>/claims.jsonl`, in order."""
     return tuple(each for each in read_lines(out / REGISTERED, RegisteredClaims) if each.suite == suite)
 
 

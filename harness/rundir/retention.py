@@ -1,7 +1,7 @@
-"""Which checkpoints a run keeps, and whether its disk has room for the next one.
+"""Remove the checkpoints that a run need not keep, and check that its disk has room for the next one.
 
-A checkpoint goes only when nothing needs it any more: the next stage is trained, its own stage is evaluated, the suite does
-not keep it, and no unfinished run that started from it is left.
+A checkpoint is removed only when nothing needs it any more: the next stage is trained, its own stage is evaluated, the suite
+does not keep it, and all runs that started from it are finished.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from harness.rundir.files import read_json, write_json, write_sealed
 from harness.rundir.stage_folder import StageFolder
 from harness.rundir.store import read_manifest
 
-NEEDED_BY = "needed_by"  # next to a checkpoint: a file for each run that started from it
-SNAPSHOT_SIZE = 3  # in sizes of the weights: AdamW keeps two moments
+NEEDED_BY = "needed_by"  # folder next to a checkpoint, with a file for each run that started from it
+SNAPSHOT_SIZE = 3  # times the weights: the weights themselves and AdamW's two moments
 
 
 def drop_checkpoints(folders: Sequence[StageFolder], stages: Sequence[PlannedStage], keep: Checkpoints) -> None:
@@ -28,13 +28,13 @@ def drop_checkpoints(folders: Sequence[StageFolder], stages: Sequence[PlannedSta
         done, own = folder.training_done, folder.own_checkpoint
         if done is None or keep.holds(stage.name) or not own.is_dir() or _needed(folder):
             continue
-        if done.kept:  # first the note, so that a checkpoint is never missing without one
+        if done.kept:  # noted first, so that a checkpoint is never missing without a note
             write_sealed(own.with_name("done.json"), done.model_copy(update={"kept": False}))
         shutil.rmtree(own)
 
 
 def note_start(start: Path, run: Path) -> None:
-    """Note with another run's checkpoint that a run started from it; a start that is no run's checkpoint stays as it is."""
+    """Write next to another run's checkpoint that `run` started from it; do nothing for a start from elsewhere."""
     if (start.parent / "done.json").is_file() and start.name == "checkpoint":
         name = hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16]
         (start.parent / NEEDED_BY).mkdir(exist_ok=True)
@@ -44,7 +44,8 @@ def note_start(start: Path, run: Path) -> None:
 def check_space(run: Path, start: Path, stage: str, snapshots: bool) -> str:
     """Raise `RunError` where the disk has no room for a stage's checkpoint; return a warning where snapshots may not fit.
 
-    A snapshot holds the weights and two moments of each, and the one before it stays until it is written.
+    The warning is empty where all fits. A snapshot holds the weights and two moments of each; the previous snapshot stays
+    until the next one is written.
     """
     size = sum(file.stat().st_size for file in start.rglob("*") if file.is_file())
     free = shutil.disk_usage(run).free
@@ -53,17 +54,17 @@ def check_space(run: Path, start: Path, stage: str, snapshots: bool) -> str:
             f"stage {stage} leaves a checkpoint of about {_gib(size)}, and {run} has {_gib(free)} free; free some space, or "
             "set checkpoints.keep=last, and run the same command to continue"
         )
-    wanted = size * (1 + 2 * SNAPSHOT_SIZE)
-    if snapshots and free < wanted:
+    needed = size * (1 + 2 * SNAPSHOT_SIZE)
+    if snapshots and free < needed:
         return (
-            f"stage {stage} takes up to {_gib(wanted)} with its snapshots, and {run} has {_gib(free)} free; "
-            "snapshot_minutes=null does without them"
+            f"stage {stage} takes up to {_gib(needed)} with its snapshots, and {run} has {_gib(free)} free; free some space, "
+            "or set snapshot_minutes=null to do without snapshots"
         )
     return ""
 
 
 def _needed(folder: StageFolder) -> bool:
-    """Whether a run that started from the checkpoint is not finished."""
+    """Whether a run that started from the checkpoint is not finished, or has no manifest yet."""
     for file in (folder.own_checkpoint.parent / NEEDED_BY).glob("*.json"):
         manifest = read_manifest(Path(str(read_json(file)["run"])))
         if manifest is None or not manifest.finished:

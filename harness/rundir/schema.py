@@ -1,8 +1,8 @@
-"""The run directory's schema: its version, and the manifest, which says what a run is and was made of.
+"""The run directory's schema: its version, and the manifest, which says what a run is and what produced it.
 
-`SCHEMA` is the version of the whole directory and stands in the manifest. `upgrade` reads manifests of earlier versions.
-The other files are records of `harness.rundir.records`. The pipeline writes all of them, reports and resumed runs read them.
-Every description is a row of docs/run-directory.md, which `python -m harness.rundir.schema_page` writes.
+`SCHEMA` is the version of the whole directory; the manifest holds it. `upgrade` reads manifests of earlier versions. The other
+files are records of `harness.rundir.records`. The pipeline writes all of them; reports and resumed runs read them. Every
+description is a row of docs/run-directory.md, which `python -m harness.rundir.schema_page` writes.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from harness.rundir.records.overlap_record import Overlap
 SCHEMA = 3
 Source = Literal["student", "data", "teacher"]  # who wrote the answers that an adapter trains on
 SOURCES: tuple[Source, ...] = ("student", "data", "teacher")
-CONTROL = "none"  # the kind of adapter that updates nothing
+CONTROL = "none"  # the kind of the adapter that updates nothing
 
 
 class Git(Record):
-    """The checkout that the code ran from; nothing for an installed package."""
+    """The git checkout that the code ran from; all fields are null for an installed package."""
 
     commit: str | None = None
     dirty: bool | None = None
@@ -33,13 +33,13 @@ class Git(Record):
 
 
 class Session(Record):
-    """One process that worked on a run: what it was made of, how long it took, and how much memory it used."""
+    """One process that worked on a run: its code, packages and hardware, its time, and its memory."""
 
-    git: Git = Field(default=Git(), description="the code's commit, whether files differed from it, and the difference")
+    git: Git = Field(default=Git(), description="the commit of the code, whether files differed from it, and the diff")
     packages: dict[str, str] = Field(
-        default={}, description="versions of Python and of the packages that decide numbers"
+        default={}, description="versions of Python and of the packages that affect numbers"
     )
-    hardware: dict[str, Any] = Field(default={}, description="processor, count of cores, memory in GiB, GPUs")
+    hardware: dict[str, Any] = Field(default={}, description="processor, number of cores, memory in GiB, GPUs")
     command: str = Field(default="", description="the command line, quoted for a shell")
     created: str = Field(default="", description="when the process started, UTC, ISO 8601")
     seconds: dict[str, float] | None = Field(
@@ -47,11 +47,11 @@ class Session(Record):
     )
     settings: dict[str, Any] = Field(
         default={},
-        description="what a session may set for itself: device, threads, folders, sizes of batches and caches",
+        description="settings that may differ between sessions: device, threads, folders, sizes of batches and caches",
     )
     peak_memory: dict[str, Any] = Field(
         default={},
-        description="bytes by phase. `of` says whose: `gpu`, what this process's tensors took at most, or `process`, its "
+        description="highest bytes by phase. `of` says of what: `gpu`, this process's tensors on a GPU, or `process`, its "
         "resident memory where it uses no GPU. Child processes, such as vLLM's or an external command's, are not counted",
     )
 
@@ -61,16 +61,16 @@ class StageRecord(Record):
 
     name: PathPart = Field(description="the task's name, or the stage's where it trains several tasks")
     trains: tuple[PathPart, ...] = Field(description="the tasks that it trains")
-    steps: int = Field(default=0, ge=0, description="its training steps; 0 where an early version did not record them")
+    steps: int = Field(default=0, ge=0, description="its training steps; 0 in manifests of early versions")
     adapter: str = Field(
-        default="", description="what trains it for all methods; empty where the method under test does"
+        default="", description="the adapter that trains it for all methods; empty where the method under test does"
     )
 
 
 class Noise(Record):
-    """The further evaluations of the start, each with another seed of the engine."""
+    """The repeated evaluations of the start, each with another seed of the engine."""
 
-    repeats: int = Field(gt=0, description="how many there are")
+    repeats: int = Field(gt=0, description="number of repeated evaluations")
     cells: tuple[str, ...] = Field(description="the cells that are evaluated again")
 
 
@@ -78,16 +78,16 @@ class RegisteredClaims(Record):
     """Claims that were registered before a run started: a line of claims.jsonl, copied into the run's manifest."""
 
     title: str = Field(description="the title of the claims file")
-    claims: str = Field(description="digest of what the file says")
+    claims: str = Field(description="digest of the file's content")
     suite: str = Field(description="the suite's name")
     configurations: dict[str, str] = Field(
-        description="by adapter and order, the digest of the configuration that a run of it has, without its seed"
+        description="by adapter and order, the digest of a run's configuration, without its seed"
     )
     when: str = Field(description="when they were registered, UTC, ISO 8601")
 
 
 class Manifest(Record):
-    """What a run is and was made of: manifest.json."""
+    """What a run is and what produced it: manifest.json."""
 
     version: Literal[3] = Field(
         validation_alias="schema", serialization_alias="schema", description="version of the run directory"
@@ -102,19 +102,23 @@ class Manifest(Record):
     order: str = Field(description="the order of the stages; `default` is the suite's own")
     seed: int = Field(description="the run's seed")
     vouched: bool = Field(default=False, description="whether the run's files carry checksums; false in early versions")
-    start: str = Field(default="", description="name of the student's strength, empty where it has none")
+    start: str = Field(
+        default="", description="name of the student's start, such as its strength; empty where it has none"
+    )
     start_checkpoint: str | None = Field(default=None, description="folder of the student before any stage")
     stages: tuple[StageRecord, ...] = Field(description="the planned stages, in order")
     probes: tuple[PathPart, ...] = Field(description="tasks that are evaluated and never trained")
     profiles: dict[PathPart, tuple[PathPart, ...]] = Field(
-        default={}, description="evaluation profile to its tasks, the suite's first one first; empty without profiles"
+        default={},
+        description="the tasks of each evaluation profile, the suite's first one first; empty without profiles",
     )
     noise: Noise | None = Field(
-        default=None, description="further evaluations of the start, where the suite asks for any"
+        default=None, description="repeated evaluations of the start, where the suite asks for any"
     )
-    config: dict[str, Any] = Field(default={}, description="the suite as it was resolved for this run")
+    config: dict[str, Any] = Field(default={}, description="the resolved suite of this run")
     config_hash: str = Field(
-        default="", description="digest of what in `config` decides numbers: a run goes on only under the same one"
+        default="",
+        description="digest of the part of `config` that decides numbers: a run continues only under the same one",
     )
     weights: dict[str, str] = Field(
         default={}, description="digests of the start's, the teacher's and each stage's weights"
@@ -141,12 +145,15 @@ class Manifest(Record):
 
     @property
     def profile_names(self) -> tuple[str, ...]:
-        """The evaluation profiles, the suite's first one first; one called `default` where the suite names none."""
+        """The evaluation profiles, the suite's first one first; `default` alone where the suite names none."""
         return tuple(self.profiles) or ("default",)
 
 
 def upgrade(raw: Any, place: str) -> Any:
-    """Return a manifest of an earlier version as this version has it; raises `RunError` for a version that is not known."""
+    """Return a manifest's fields in the form of this version; raises `RunError` for an unknown version.
+
+    `raw` is the JSON value, `place` the file's name for messages.
+    """
     if not is_mapping(raw):
         raise RunError(f"{place} holds {type(raw).__name__}, expected the manifest of a run; restore it from a copy")
     version = raw.get("schema")
@@ -154,7 +161,7 @@ def upgrade(raw: Any, place: str) -> Any:
         return raw
     if version != 2:
         raise RunError(
-            f"{place} has schema {version!r}, expected {SCHEMA} or 2; read it with the version that wrote it."
+            f"{place} has schema {version!r}, expected {SCHEMA} or 2; read it with the version that wrote it"
         )
     sessions: Any = raw.get("sessions") or [{}]
     made = {name: raw[name] for name in ("git", "packages", "hardware", "command", "created") if name in raw}
@@ -173,7 +180,7 @@ def upgrade(raw: Any, place: str) -> Any:
 
 
 def _trained_on(kind: str, options: Mapping[str, Any]) -> tuple[Source, ...]:
-    """Return what a run of schema 2, which did not record it, trained on: known for the adapters that existed then."""
+    """Return what a run of schema 2 trained on. That version did not record it; the adapters of its time are known."""
     if isinstance(inner := options.get("of"), str):
         return _trained_on(inner, {})
     if is_mapping(inner):

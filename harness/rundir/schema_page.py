@@ -1,6 +1,6 @@
 """Write the field tables of docs/run-directory.md: `python -m harness.rundir.schema_page docs/run-directory.md`.
 
-A table stands between `<!-- fields of Manifest -->` and `<!-- end -->`; all other text of the page is written by hand.
+A table is between `<!-- fields of Manifest -->` and `<!-- end -->`; all other text of the page is written by hand.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TABLE = re.compile(r"(<!-- fields of (\w+) -->\n).*?(<!-- end -->)", flags=re.DO
 
 
 def fill_tables(page: str) -> str:
-    """Return a page with each of its tables replaced by the present fields of the record that it names."""
+    """Return a page in which each table lists the present fields of the record that it names."""
     modules = (overlap_record, cell_records, training_records, schema)
     records = {name: found for module in modules for name, found in vars(module).items()}
     return TABLE.sub(lambda found: f"{found[1]}{field_table(records[found[2]])}{found[3]}", page)

@@ -1,4 +1,4 @@
-"""Where the files of one stage lie in a run directory, and which of them are complete."""
+"""The paths of one stage's files in a run directory, and which of them are complete."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class StageFolder:
 
     @property
     def checkpoint(self) -> Path:
-        """The weights after this stage: its own, or, where it changed none, those that it began with."""
+        """The folder of the weights after this stage: its own, or, where it changed none, the one that it began with."""
         done = None if self.own_checkpoint.is_dir() else self.training_done
         return Path(done.unchanged) if done is not None and done.unchanged else self.own_checkpoint
 
@@ -39,28 +39,28 @@ class StageFolder:
         return read_record(self.path / "train" / "done.json", DoneFile)
 
     def cell(self, task: str) -> Path:
-        """The folder of one task's evaluation, or of one under a further profile by its `cell_name`."""
+        """Return the folder of a task's evaluation; under a further profile, `task` is a `cell_name`."""
         return self.path / "eval" / task
 
     def evaluated(self, task: str) -> bool:
-        """Whether a task's evaluation is there; the folder appears as a whole."""
+        """Return whether a task's evaluation exists; its folder appears complete."""
         return written(self.cell(task))
 
     @property
     def drift(self) -> Path:
-        """The folder of the distance to the start, see `harness.evaluation.drift`; it appears complete."""
+        """The folder of the distance from the start, see `harness.evaluation.drift`; it appears complete."""
         return self.path / "drift"
 
     def noise(self, cell: str, repeat: int) -> Path:
-        """The folder of one more evaluation of a cell, with another seed of the engine; `repeat` counts from 1."""
+        """Return the folder of a repeated evaluation of a cell, with another seed of the engine; `repeat` counts from 1."""
         return self.path / "noise" / cell / str(repeat)
 
     def regraded(self, cell: str) -> Path:
-        """The folder that holds a cell's later gradings, one folder each."""
+        """Return the folder of a cell's later gradings, one subfolder each."""
         return self.path / "regraded" / cell
 
     def newest_grading(self, cell: str, grader: str) -> Path | None:
-        """The folder of the last grading of a cell's present answers by one grader; None where they have only their first."""
+        """Return the folder of a grader's last regrading of a cell's present answers; None where there is none."""
         if (evaluated := read_results(self.cell(cell))) is None:
             return None
         found = [
@@ -73,7 +73,7 @@ class StageFolder:
         return max(found)[1] if found else None
 
     def open_training(self) -> Path:
-        """Return the `train` folder: with an interrupted training's snapshot where it left one, else empty."""
+        """Return the `train` folder: as an interrupted training left it if there is a snapshot, else empty."""
         folder = self.path / "train"
         if not (folder / SNAPSHOT).is_file():
             shutil.rmtree(folder, ignore_errors=True)
@@ -87,7 +87,7 @@ def stage_folder(run: Path, index: int, name: str = "") -> StageFolder:
 
 
 def teacher_folder(run: Path) -> StageFolder:
-    """Return the folder with the teacher's own evaluation, which has cells as a stage has."""
+    """Return the folder of the teacher's own evaluation, whose cells are those of a stage."""
     return StageFolder(run / "teacher")
 
 

@@ -1,4 +1,4 @@
-"""The run directory: the only state of a run, appended to or atomically replaced, never edited in place.
+"""The run directory, the only state of a run: its files are appended to or atomically replaced, never edited in place.
 
     runs/<suite>/<adapter>/<order>/seed<k>/
       manifest.json, log.txt
@@ -11,14 +11,14 @@
       stage_1_<task>/train/steps.jsonl, rollouts.parquet, checkpoint/, done.json
       stage_1_<task>/eval/<task>/...
 
-A stage is trained when its `done.json` exists, a task is evaluated when its folder exists; both appear whole or not at
-all. Whatever else lies in a stage's folder is what a killed process left, and is made again; a `snapshot.pt` next to the step
-log lets the stage go on from its step. `last_good` holds the weights before an update that broke a training, for the user.
+A stage is trained when its `done.json` exists, and a task is evaluated when its folder exists; both appear whole or not at
+all. Other files in a stage's folder were left by a killed process and are made again, except that a stage continues from a
+`snapshot.pt` next to its step log. `last_good` holds the weights from before an update that ended a training, for the user.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,7 +37,7 @@ from harness.rundir.files import (
     written,
 )
 from harness.rundir.locks import refuse_without_flock
-from harness.rundir.schema import Manifest, Noise, Session, upgrade
+from harness.rundir.schema import Manifest, Session, upgrade
 from harness.rundir.stage_folder import StageFolder, cell_name, stage_folder, teacher_folder
 
 MANIFEST = "manifest.json"
@@ -52,7 +52,10 @@ class RunStore:
 
     @contextmanager
     def locked(self) -> Generator[None]:
-        """Hold the directory; raises `RunError` when another process works in it."""
+        """Hold the directory in the block; raises `InUseError` where another process holds it.
+
+        Half-written files of killed processes are removed first.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         refuse_without_flock(self.path)
         lock = FileLock(self.path / LOCK, timeout=0)
@@ -69,7 +72,7 @@ class RunStore:
             lock.release()
 
     def stage(self, index: int, name: str = "") -> StageFolder:
-        """Return a stage's folder, see `stage_folder`."""
+        """Return a stage's folder; 0 is the start, see `stage_folder`."""
         return stage_folder(self.path, index, name)
 
     @property
@@ -79,11 +82,14 @@ class RunStore:
 
     @property
     def manifest(self) -> Manifest | None:
-        """The manifest, or None for a directory that no run has started in."""
+        """The manifest, or None for a directory in which no run has started."""
         return read_manifest(self.path)
 
     def start(self, manifest: Manifest, session: Session) -> None:
-        """Begin a session, of a new run or of one that was interrupted; raises `RunError` as `refuse_another` does."""
+        """Begin a session of a new run or of an interrupted one.
+
+        Raises `RunError` where the directory holds a different run, or where a start, template or record changed.
+        """
         self.refuse_another(manifest)
         if (found := self.manifest) is None:
             found = manifest
@@ -92,7 +98,7 @@ class RunStore:
         self._write(found.model_copy(update={"sessions": (*found.sessions, session)}))
 
     def refuse_another(self, manifest: Manifest) -> None:
-        """Raise `RunError` when a different or an unknown configuration made the directory, with the keys that differ."""
+        """Raise `RunError` where the directory holds a run of a different or unknown configuration; it names the keys."""
         found = self.manifest
         if found is None and any(self.path.glob("stage_*/*/*")):
             raise RunError(
@@ -108,11 +114,11 @@ class RunStore:
             )
 
     def record(self, weights: Mapping[str, str], **of_session: Any) -> None:
-        """Note the digests of weights that are known by now, and what the present session took so far."""
+        """Record the digests of the weights so far, and fields of the present session, such as its seconds."""
         self._write(self._progress(weights, of_session))
 
     def finish(self, weights: Mapping[str, str], **of_session: Any) -> None:
-        """Note the same, and that the run is complete."""
+        """Record the same, and that the run is finished."""
         self._write(self._progress(weights, of_session).model_copy(update={"finished": now()}))
 
     def _progress(self, weights: Mapping[str, str], of_session: Mapping[str, Any]) -> Manifest:
@@ -127,7 +133,7 @@ class RunStore:
 
 
 def _refuse_changed_inputs(path: Path, found: Manifest, present: Manifest) -> None:
-    """Raise `RunError` where the start, a template or the records of a task are not those that the run began with."""
+    """Raise `RunError` where the start, a template or a task's records differ from those that the run began with."""
     records = [manifest.overlap.digests if manifest.overlap else {} for manifest in (found, present)]
     pairs = [
         ("weights of the", found.weights, present.weights),
@@ -148,7 +154,7 @@ def now() -> str:
 
 
 def read_manifest(run: Path) -> Manifest | None:
-    """Return a run's manifest, one of an earlier version upgraded, or None where there is none; raises `RunError`."""
+    """Return a run's manifest, upgraded from an earlier version, or None where there is none; raises `RunError` for damage."""
     file = run / MANIFEST
     if not file.is_file():
         return None
@@ -156,30 +162,25 @@ def read_manifest(run: Path) -> Manifest | None:
 
 
 def is_finished(spec: RunSpec) -> bool:
-    """Return whether a run's directory holds all of it, made by the same configuration."""
+    """Return whether a run's directory holds a finished run of the same configuration with all of its cells."""
     store = RunStore(spec.path)
     manifest = store.manifest
     if manifest is None or not manifest.finished or manifest.config_hash != spec.config_hash:
         return False
     folders = [store.stage(0), *(store.stage(stage.index, stage.name) for stage in spec.stages)]
     trained = all(folder.training_done for folder in folders[1:])
-    cells = [*spec.trained, *manifest.probes, *_further_cells(manifest.profiles)]
+    further = [cell_name(task, name) for name in list(manifest.profiles)[1:] for task in manifest.profiles[name]]
+    cells = [*spec.trained, *manifest.probes, *further]
     evaluated = all(folder.evaluated(cell) for folder in folders for cell in cells)
     drifted = spec.suite.evaluation.drift is None or all(written(folder.drift) for folder in folders)
-    return trained and evaluated and drifted and _noise_is_measured(folders[0], manifest.noise)
-
-
-def _noise_is_measured(start: StageFolder, noise: Noise | None) -> bool:
-    repeats = range(1, noise.repeats + 1) if noise else ()
-    return all(written(start.noise(cell, repeat)) for repeat in repeats for cell in (noise.cells if noise else ()))
-
-
-def _further_cells(profiles: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return the cells of all profiles but the first; which tasks have any is known once tasks were loaded."""
-    return [cell_name(task, name) for name in list(profiles)[1:] for task in profiles[name]]
+    noise, start = manifest.noise, folders[0]
+    repeats = (
+        [start.noise(cell, number) for cell in noise.cells for number in range(1, noise.repeats + 1)] if noise else []
+    )
+    return trained and evaluated and drifted and all(map(written, repeats))
 
 
 def is_run_directory(folder: Path) -> bool:
-    """Whether a folder holds a run; a manifest.json of other software is none."""
+    """Whether a folder holds a run; a manifest.json of other software does not count."""
     manifest = folder / MANIFEST
     return manifest.is_file() and '"config_hash"' in manifest.read_text(encoding="utf-8", errors="replace")

@@ -1,10 +1,10 @@
-"""Exact ids: the teacher's scores of a response's own tokens alone, by vLLM's `POST /inference/v1/generate`.
+"""Exact ids: the teacher's scores of a response's own tokens only, by vLLM's `POST /inference/v1/generate`.
 
-A request names one set of ids for all positions of a sequence, here the distinct tokens of the response. The answer has a row
-of numbers for each response token: nothing for the prompt, no most probable tokens, no text. vLLM offers it with
-`--enable-scale-out` where its second model runner runs, on GPUs with Triton. Elsewhere a server is asked for its top K.
+A request names one set of ids for all positions of a sequence: the distinct tokens of the response. The answer has a row of
+scores for each response token, and nothing for the prompt, no most probable tokens and no text. vLLM offers this with
+`--enable-scale-out` and its second model runner, on GPUs with Triton. Other servers are asked for their top K.
 
-An answer belongs to one sequence, so the probe cannot ride along in it: the same replica scores it before and after.
+A request has one sequence, so the probe cannot be part of it; the same replica scores the probe before and after.
 """
 
 from __future__ import annotations
@@ -35,31 +35,32 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ExactIds:
-    """Asks the replicas of a teacher for exact ids."""
+    """Scores responses by requests for exact ids to the replicas of a teacher."""
 
     kind: Server
     replicas: Replicas
     probe: ServerProbe
 
     def is_offered(self) -> bool:
-        """Return whether every replica scores exact ids, and scores the probe's as it scored them before."""
-        ids = list(self.probe.ids[: self.kind.max_logprobs])  # no more distinct ids than a request may name
+        """Return whether every replica scores exact ids, with the known scores for the ids of the probe."""
+        ids = list(self.probe.ids[: self.kind.max_logprobs])  # a request may not name more distinct ids
         for url in self.replicas.urls:
             try:
-                found = self._ask(url, ids, 1)
+                scores = self._ask(url, ids, 1)
             except (TrainingError, UnavailableError, AnswerError) as error:
-                log.info("the teacher at %s is asked for its top K, since it does not score exact ids: %s", url, error)
+                log.info("the teacher at %s does not score exact ids (%s), so it is asked for its top K", url, error)
                 return False
-            apart = [abs(score - known) for score, known in zip(found, self.probe.sampled, strict=False)]
+            apart = [abs(score - known) for score, known in zip(scores, self.probe.sampled, strict=False)]
             if sum(apart) / len(apart) > self.kind.tolerance:
-                log.warning("the teacher at %s is asked for its top K: its scores of exact ids differ from those", url)
+                log.warning("the teacher at %s scores exact ids differently, so it is asked for its top K", url)
                 return False
         return True
 
     def score(self, rollouts: Sequence[Rollout]) -> dict[int, list[Position]]:
-        """Return the positions of responses by their number, without a top K; raises `TrainingError` when patience ends.
+        """Return the positions of responses, without a top K, by the responses' indices.
 
-        A response with more distinct tokens than a request may name, `max_logprobs`, is left out.
+        A response with more distinct tokens than a request may name, `max_logprobs`, is left out. Raises `TrainingError` if
+        the retries end.
         """
         served = [row for row, each in enumerate(rollouts) if len(set(each.response)) <= self.kind.max_logprobs]
         return dict(
@@ -68,15 +69,15 @@ class ExactIds:
 
     def _scoring(self, rollout: Rollout) -> Callable[[str], list[Position]]:
         def score(url: str) -> list[Position]:
-            # A replica that has changed its weights in between fails at one of the two.
-            self._probe(url)
-            found = self._ask(url, rollout.prompt_and_response, len(rollout.example.prompt))
-            self._probe(url)
-            return [Position(score, (), ()) for score in found]
+            # If the replica's weights change in between, one of the two comparisons fails.
+            self._compare_probe(url)
+            scores = self._ask(url, rollout.prompt_and_response, len(rollout.example.prompt))
+            self._compare_probe(url)
+            return [Position(logprob, (), ()) for logprob in scores]
 
         return score
 
-    def _probe(self, url: str) -> None:
+    def _compare_probe(self, url: str) -> None:
         answer = self.replicas.ask(url, COMPLETIONS, self.kind.body([self.probe.ids], 1))
         (choice,) = read_choices(answer, 1)
         self.probe.compare(read_prompt(choice, self.probe.ids, 1))
@@ -96,12 +97,12 @@ class ExactIds:
 
 
 def _read_rows(answer: Any, ids: Sequence[int], shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Return the scores (tokens, ids); raises `AnswerError` for what no model computes of this sequence."""
+    """Return the scores (tokens, ids); raises `AnswerError` for another sequence, and for scores that no model computes."""
     if not isinstance(answer, dict) or answer.get("prompt_token_ids") != list(ids):
         raise AnswerError("the answer belongs to another prompt: its token ids are not those of the request")
     text = answer.get("prompt_token_id_logprobs")
     if not isinstance(text, str):
-        raise AnswerError("the answer holds no scores of exact ids")
+        raise AnswerError("the answer has no scores of exact ids")
     try:
         rows = np.load(io.BytesIO(base64.b64decode(text, validate=True)), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
@@ -110,7 +111,7 @@ def _read_rows(answer: Any, ids: Sequence[int], shape: tuple[int, int]) -> NDArr
         found = f"{rows.dtype} {rows.shape}" if isinstance(rows, np.ndarray) else type(rows).__name__
         raise AnswerError(f"the scores of exact ids are {found}, expected float32 {shape}")
     if not np.isfinite(rows).all() or float(rows.max(initial=-math.inf)) > 1e-4:
-        raise AnswerError("the scores of exact ids hold a number that is not a log-probability")
+        raise AnswerError("the scores of exact ids contain a number that is not a log-probability")
     if (mass := float(np.exp(rows.astype(np.float64)).sum(-1).max(initial=0.0))) > MOST_MASS:
-        raise AnswerError(f"the exact ids of a position have a mass of {mass:.3g}, which cannot be above 1")
+        raise AnswerError(f"the exact ids of a position have a probability of {mass:.3g} together, expected at most 1")
     return rows

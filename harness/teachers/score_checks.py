@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import HarnessError, ModelError, TrainingError
+from harness.lm import output_layer
 from harness.lm.logprobs import TeacherRequest, TeacherScores
 from harness.lm.rollouts import Batch, Rollout
 from harness.lm.tiles import ModelRows, Rows
@@ -229,8 +230,15 @@ class CheckedRows:
 
     @property
     def model(self) -> ModelRows | None:
-        """The rows of a model in this process, which a kernel may compute itself; None for any other teacher."""
-        return self.rows if isinstance(self.rows, ModelRows) else None
+        """The rows of a model in this process, whose closed form needs its states and head; None for any other teacher.
+
+        A few rows are checked on a CPU; on a GPU the check would make it wait.
+        """
+        if not isinstance(self.rows, ModelRows):
+            return None
+        if self.rows.hidden.device.type in output_layer.REFUSES_IDS_AT_ONCE:
+            self(_few(len(self.targets)))
+        return self.rows
 
     def __call__(self, place: slice) -> Tensor:
         """Return log-probabilities (n, V) of a slice of positions; raises `TrainingError` for rows that no model computes."""
@@ -252,7 +260,7 @@ class CheckedRows:
                 f"the teacher's `rows` are {rows.dtype} of width {rows.shape[1]}, expected log-probabilities of "
                 f"{self.vocabulary} tokens; fix its `score`"
             )
-        few = slice(None, None, max(1, -(-len(own) // CHECKED_ROWS)))
+        few = _few(len(own))
         some = rows[few].float()
         if not bool((some.logsumexp(-1).abs() <= TOLERANCE).all()):
             raise TrainingError(
@@ -262,6 +270,11 @@ class CheckedRows:
         if not bool((apart <= 10 * TOLERANCE).all()):
             raise TrainingError("the teacher's `rows` contradict its scores of single tokens; fix its `score`")
         return rows
+
+
+def _few(count: int) -> slice:
+    """Return evenly spaced positions of so many, at most CHECKED_ROWS."""
+    return slice(None, None, max(1, -(-count // CHECKED_ROWS)))
 
 
 def _by_response(scores: Tensor, batch: Batch) -> list[tuple[tuple[str, str], Tensor]]:

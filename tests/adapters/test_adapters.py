@@ -11,9 +11,10 @@ from rich.console import Console
 
 from adapters.aopd import AOPD
 from adapters.commands.adapter_list import adapter_table
-from harness.adapter import check_adapters, make_adapter, registered
+from harness.adapter import make_adapter, registered
 from harness.config.suite import AdapterEntry, Suite
 from harness.errors import ConfigError
+from harness.pipeline.adapter_checks import check_adapters
 from tests.support.models import micro_suite
 from tests.support.packages import declare
 

@@ -16,11 +16,12 @@ from adapters.trainers import external_process
 from adapters.trainers.examples.plain_sft import read_steps
 from adapters.trainers.external import External
 from adapters.trainers.external_results import ReturnedSteps
-from harness.adapter import StageContext, StageResult, check_adapters, make_adapter
+from harness.adapter import StageContext, StageResult, make_adapter
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
 from harness.config.suite import AdapterEntry, Suite
 from harness.errors import ConfigError
+from harness.pipeline.adapter_checks import check_adapters
 from harness.pipeline.build.scratch_tokenizer import byte_tokenizer
 from harness.pipeline.run import run
 from harness.teachers.local import LocalTeacher

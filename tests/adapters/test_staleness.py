@@ -16,13 +16,14 @@ from adapters.conformance.contract import Killed, MemorySnapshots
 from adapters.conformance.small_stage import AdapterUnderTest, train_small_stage
 from adapters.loop.tokens import MOST
 from adapters.opd import OPD
-from harness.adapter import StageContext, check_adapters, make_adapter
+from harness.adapter import StageContext, make_adapter
 from harness.config.suite import AdapterEntry, Suite
 from harness.config.training import Optimizer, Training
 from harness.engines.engine import Completion, Engine, Sampling
 from harness.engines.hf import HFEngine
 from harness.errors import ConfigError, TrainingError
 from harness.lm.rollouts import Rollout
+from harness.pipeline.adapter_checks import check_adapters
 from tests.support.broken import DrawsDoNotMatter
 from tests.support.models import micro_suite
 

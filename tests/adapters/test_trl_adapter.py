@@ -16,7 +16,7 @@ import torch
 from adapters.gkd import GKD
 from adapters.loop.prompts import prompt_batches
 from adapters.trainers.trl_distillation import TRLDistillation
-from harness.adapter import StageContext, check_adapters
+from harness.adapter import StageContext
 from harness.config.load import load_suite
 from harness.config.models import Chat
 from harness.config.run_spec import RunSpec
@@ -24,6 +24,7 @@ from harness.config.suite import Suite
 from harness.errors import ConfigError, TrainingError
 from harness.lm.chat import Renderer
 from harness.lm.checkpoints import load_checkpoint
+from harness.pipeline.adapter_checks import check_adapters
 from harness.pipeline.run import run
 from harness.teachers.local import LocalTeacher
 from tests.support.models import ScriptedEngine, byte_renderer, context, example, micro_suite, qwen3, write_yaml

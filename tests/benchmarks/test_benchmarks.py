@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -128,12 +130,13 @@ def test_the_page_names_commit_and_shows_every_row_and_trainer():
     assert "| OPD | 500 | 250 | 1,250 | 2,000 | 0.50 | 40 | 20.0 |" in text
 
 
+RUNS_LIGER = find_spec("liger_kernel") is not None and os.environ.get("TRITON_INTERPRET") == "1"
 SMALL = Size(tokens=24, vocabulary=200, hidden=8)
 SAME = {
     "dense_aopd": ("ours_aopd", "ours_aopd_diagnosed"),
     "ours_opd": ("trl_opd",),
-    "dense_reverse_kl": ("ours_reverse_kl", "trl_reverse_kl"),
-    "dense_jsd": ("ours_jsd", "trl_jsd"),
+    "dense_reverse_kl": ("ours_reverse_kl", "trl_reverse_kl", "liger_reverse_kl"),
+    "dense_jsd": ("ours_jsd", "trl_jsd", "liger_jsd"),
     "dense_teacher": ("ours_teacher",),
 }
 
@@ -142,6 +145,8 @@ SAME = {
 def test_variants_that_are_compared_compute_the_same_loss_and_gradients(one: str, other: str):
     if other.startswith("trl") and not installed():
         pytest.skip(MISSING)
+    if other.startswith("liger") and not RUNS_LIGER:
+        pytest.skip("liger-kernel is not installed, or its kernels run neither on a GPU nor in Triton's interpreter")
 
     def results(name: str) -> list[torch.Tensor]:
         inputs = make_inputs(SMALL, "cpu").first(SMALL.tokens)
@@ -151,6 +156,16 @@ def test_variants_that_are_compared_compute_the_same_loss_and_gradients(one: str
 
     for found, expected in zip(results(other), results(one), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.skipif(not RUNS_LIGER, reason="liger-kernel is not installed, or its kernels do not run here")
+def test_ligers_cross_entropy_is_the_mean_negative_log_probability_of_the_sampled_token():
+    inputs = make_inputs(SMALL, "cpu").first(SMALL.tokens)
+    leaves = [inputs.hidden, inputs.weight]
+    ours = -selected_logprobs(inputs.hidden, Head(inputs.weight), inputs.ids[:, :1]).chosen.mean()
+    theirs = VARIANTS["liger_opd"](inputs)
+    torch.testing.assert_close(theirs, ours)
+    torch.testing.assert_close(torch.autograd.grad(theirs, leaves), torch.autograd.grad(ours, leaves))
 
 
 @pytest.mark.skipif(not CLEAR_REFS.exists(), reason="the peak of resident memory is read from Linux")

@@ -26,10 +26,10 @@ def test_a_step_has_the_load_that_its_figures_name():
 
 @pytest.mark.slow
 def test_the_script_measures_every_part_on_a_cpu(tmp_path: Path):
-    result = CliRunner().invoke(bench.app, ["--device", "cpu", "--small", "--out", str(tmp_path)])
+    result = CliRunner().invoke(bench.app, ["--device", "cpu", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
-    device, found = read_figures(tmp_path / "baselines" / "cpu.json")
-    assert device == "cpu"
+    device, found = read_figures(tmp_path / "baselines" / "cpu-small-sizes.json")
+    assert device == "cpu, small sizes"
     assert {name.partition(",")[0] for name in found} >= {
         "ours_aopd",
         "dense_aopd",
@@ -38,16 +38,16 @@ def test_the_script_measures_every_part_on_a_cpu(tmp_path: Path):
         "generation",
     }
     assert all(figure.value == figure.value for figure in found.values())
-    page = (tmp_path / "RESULTS-cpu.md").read_text(encoding="utf-8")
+    page = (tmp_path / "RESULTS-cpu-small-sizes.md").read_text(encoding="utf-8")
     assert "left out" not in page
     assert all(name in page for name in found)
 
 
 def test_no_measure_begins_when_the_time_is_up(tmp_path: Path):
-    result = CliRunner().invoke(bench.app, ["--device", "cpu", "--small", "--seconds", "-1", "--out", str(tmp_path)])
+    result = CliRunner().invoke(bench.app, ["--device", "cpu", "--seconds", "-1", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
-    assert len(read_figures(tmp_path / "baselines" / "cpu.json")[1]) == 1
-    assert "the time was up" in (tmp_path / "RESULTS-cpu.md").read_text(encoding="utf-8")
+    assert len(read_figures(tmp_path / "baselines" / "cpu-small-sizes.json")[1]) == 1
+    assert "the time was up" in (tmp_path / "RESULTS-cpu-small-sizes.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,12 @@ def test_a_seed_that_is_not_a_number_is_one_line(harness: Any, micro_file: Path)
     )
 
 
+def test_workers_of_this_machine_are_refused_with_a_cluster(harness: Any, micro_file: Path):
+    assert "--workers limits the runs on this machine" in refused(
+        harness, "sweep", str(micro_file), "--ray", "auto", "--workers", "2"
+    )
+
+
 def test_square_brackets_in_a_message_are_shown_as_they_are(harness: Any):
     assert "there is no suite 'no[bold]such:cat:'" in refused(harness, "run", "no[bold]such:cat:", "--adapter", "opd")
     assert "suite file [/x].yaml does not exist" in refused(harness, "run", "[/x].yaml", "--adapter", "opd")

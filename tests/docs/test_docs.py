@@ -12,7 +12,7 @@ import pytest
 from adapters.commands.adapter_list import adapter_page
 from adapters.loop.diagnostics import StepLog
 from adapters.loop.training_loop import LoopAdapter
-from harness.adapter import check_adapters, registered
+from harness.adapter import registered
 from harness.config.evaluation import Evaluation
 from harness.config.load import load_suite
 from harness.config.study_file import Factor
@@ -20,12 +20,13 @@ from harness.config.suite import AdapterEntry, Stage, Suite
 from harness.evaluation.drift import DriftAnswers
 from harness.evaluation.scoring import FIXED
 from harness.lm.rollouts import Example, Rollout
+from harness.pipeline.adapter_checks import check_adapters
 from harness.pipeline.sweeps.study_runs import plan_study
 from harness.rundir.process.session import PeakMemory
 from harness.rundir.records.cell_records import DRIFT_FIGURES
 from harness.rundir.records.training_records import StepLine
 from harness.rundir.schema_page import fill_tables
-from harness.rundir.training.rollout_log import SCHEMA, STALE
+from harness.rundir.training.rollout_log import COLUMNS, STALE_COLUMNS
 from reports.claims.claim_file import read_claims
 
 PAGE_FOLDER = Path(__file__).parents[2] / "docs"
@@ -46,7 +47,7 @@ def documented(heading: str) -> set[str]:
     [
         ("manifest.json", {"sessions", "seconds", "peak_memory", *PeakMemory("cpu").summary}),
         ("eval: samples.parquet", set(FIXED)),
-        ("train/rollouts.parquet", {*SCHEMA.names, *STALE.names}),
+        ("train/rollouts.parquet", {*COLUMNS.names, *STALE_COLUMNS.names}),
         ("drift", {*DRIFT_FIGURES, *DriftAnswers.__dataclass_fields__, "prompt_tokens", "response_tokens"}),
     ],
 )

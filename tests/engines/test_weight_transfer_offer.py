@@ -66,8 +66,8 @@ def test_weights_go_over_the_network_where_all_is_there_and_else_through_the_fol
 def test_a_checkpoint_is_sent_as_it_lies_on_the_disk(student_folder: Path, tmp_path: Path):
     read = CheckpointWeights(student_folder, "cpu")
     tensors = dict(read)
-    assert read.described() == TensorWeights(tensors).described()
-    assert [name for name, _, _ in read.described()] == list(tensors)
+    assert read.describe() == TensorWeights(tensors).describe()
+    assert [name for name, _, _ in read.describe()] == list(tensors)
     assert all(tensor.device.type == "cpu" for tensor in tensors.values())
     with pytest.raises(ModelError, match="safetensors"):
         CheckpointWeights(tmp_path, "cpu")

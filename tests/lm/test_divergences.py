@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -13,7 +14,9 @@ from adapters.loop.divergences import forward_kl, generalised_jsd, reverse_kl, t
 from adapters.loop.tokens import Tokens
 from harness.lm import output_layer as tiled
 from harness.lm import tiles
+from harness.lm.kernels import model_divergence
 from harness.lm.logprobs import Divergence, Head, TeacherRequest, divergence_of, selected_logprobs, teacher_scores
+from harness.lm.tiles import ModelRows
 from tests.support.dense import TILES, VARIANTS, N, V, assert_same_leaf_gradients, full, inputs
 
 DIVERGENCES: dict[str, Divergence] = {
@@ -39,6 +42,98 @@ def test_divergences_over_the_vocabulary_equal_dense_autograd(
     expected = DIVERGENCES[divergence](full(hidden, head).log_softmax(-1), logp)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
     assert_same_leaf_gradients((found * above[:, 0]).sum(), (expected * above[:, 0]).sum(), leaves)
+
+
+BETAS = [0.0, 0.1, 0.5, 1.0]
+
+
+def _refuse(logq: Tensor, logp: Tensor) -> Tensor:
+    raise LookupError("the closed form was to be taken")
+
+
+def _model(hidden: Tensor, head: Head) -> ModelRows:
+    """Return a teacher of the head's weights, another temperature and another order of states."""
+    bias = None if head.bias is None else head.bias.detach().clone()
+    return ModelRows(hidden.flip(0).detach(), replace(head, weight=head.weight.detach(), bias=bias, temperature=1.3))
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["one chunk", "chunks of 3 rows"])
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_known_divergence_from_a_model_equals_dense_autograd(
+    variant: str, beta: float, whole: bool, monkeypatch: pytest.MonkeyPatch
+):
+    if not whole:
+        monkeypatch.setattr(tiles, "ROW_ELEMENTS", 6 * V)
+        monkeypatch.setattr(tiles, "TILES", {"cpu": (3, 4)})
+        monkeypatch.setattr(model_divergence, "BLOCK_ELEMENTS", 8)
+    hidden, head, _, above = inputs(variant)
+    leaves, theirs = [leaf for leaf in (hidden, head.weight, head.bias) if leaf is not None], _model(hidden, head)
+    found = divergence_of(hidden, head, theirs, _refuse, beta)
+    expected = generalised_jsd(full(hidden, head).log_softmax(-1), theirs(slice(None)), beta)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    pairs = [torch.autograd.grad((side * above[:, 0]).sum(), leaves) for side in (found, expected)]
+    torch.testing.assert_close(*pairs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("mass", ["neither", "the teacher", "the student"])
+def test_a_known_divergence_is_right_where_a_side_puts_no_mass(mass: str, beta: float):
+    hidden, head, _, above = inputs("bias")
+    assert head.bias is not None
+    theirs = _model(hidden, head)
+    assert theirs.head.bias is not None
+    with torch.no_grad():
+        for side, bias in (("the student", head.bias), ("the teacher", theirs.head.bias)):
+            if mass != side:
+                bias[V - 1] = -torch.inf
+    found = divergence_of(hidden, head, theirs, _refuse, beta)
+    q, p = full(hidden, head).log_softmax(-1).exp(), theirs(slice(None)).exp()
+    m = beta * p + (1 - beta) * q
+    if beta in (0, 1):
+        first, second = (p, q) if beta == 0 else (q, p)
+        expected = (torch.xlogy(first, first) - torch.xlogy(first, second)).sum(-1)
+    else:
+        parts = [(torch.xlogy(side, side) - torch.xlogy(side, m)).sum(-1) for side in (p, q)]
+        expected = beta * parts[0] + (1 - beta) * parts[1]
+    torch.testing.assert_close(found, expected)
+    assert expected.isfinite().all() != (mass == {0.0: "the teacher", 1.0: "the student"}.get(beta))
+    if expected.isfinite().all():
+        grads = torch.autograd.grad((found * above[:, 0]).sum(), [hidden, head.weight])
+        assert all(grad.isfinite().all() for grad in grads)
+
+
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("sure", [1.0, 30.0, 90.0, 110.0, 1000.0])
+def test_a_known_divergence_in_float32_is_that_of_float64_however_sure_both_sides_are(sure: float, beta: float):
+    # The products of these states are the logits themselves, so both precisions have the same ones.
+    states, theirs = sure * torch.randn(2, 6, 300, generator=torch.Generator().manual_seed(5))
+    results: list[list[Tensor]] = []
+    for dtype in (torch.float32, torch.float64):
+        hidden, head = states.to(dtype).requires_grad_(), Head(torch.eye(300, dtype=dtype))
+        found = divergence_of(hidden, head, ModelRows(theirs.to(dtype), head), _refuse, beta)
+        results.append([found.detach().double(), torch.autograd.grad(found.sum(), hidden)[0].double()])
+    for single, double in zip(*results, strict=True):
+        assert double.isfinite().all()
+        torch.testing.assert_close(single, double, rtol=1e-4, atol=1e-5 * sure * max(1.0, float(double.abs().max())))
+
+
+def test_no_positions_have_no_known_divergence_and_zero_gradients():
+    hidden, head, _, _ = inputs("bias", rows=0)
+    found = divergence_of(hidden, head, _model(hidden, head), _refuse, 0.5)
+    assert found.shape == (0,)
+    assert not torch.autograd.grad(found.sum(), head.weight)[0].any()
+
+
+def test_few_tokens_are_multiplied_once_for_a_known_divergence(monkeypatch: pytest.MonkeyPatch):
+    products: list[int] = []
+    monkeypatch.setattr(Head, "products", lambda self, states: products.append(1) or states @ self.weight.T)
+    hidden, head, _, _ = inputs("plain")
+    for elements, expected in ((2**26, 2), (6 * V, 8)):  # the latter: three chunks forward, one tile backward
+        products.clear()
+        monkeypatch.setattr(tiles, "ROW_ELEMENTS", elements)
+        divergence_of(hidden, head, _model(hidden, head), _refuse, 0.5).sum().backward()
+        assert len(products) == expected
 
 
 def _number(logq: Tensor, logp: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def test_the_rest_outside_held_ids_equals_dense_autograd(variant: str, held_of: 
 @pytest.mark.parametrize("top_k", [1, 4, V])
 @pytest.mark.parametrize("variant", ["all"])
 def test_the_teachers_top_is_that_of_full_logits(variant: str, top_k: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(fused_passes, "ROW_ELEMENTS", 3 * V)
+    monkeypatch.setattr(tiles, "ROW_ELEMENTS", 3 * V)
     hidden, head, ids, _ = inputs(variant)
     scores = teacher_scores(hidden, head, ids[:, 0], TeacherRequest(top_k=top_k, entropy=True))
     expected = full(hidden, head).log_softmax(-1)
@@ -95,7 +95,7 @@ def test_the_top_of_a_vocabulary_of_many_groups_is_that_of_full_logits():
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("variant", ["plain", "all"])
 def test_divergences_equal_dense_autograd(variant: str, beta: float, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(fused_passes, "ROW_ELEMENTS", 6 * V)
+    monkeypatch.setattr(tiles, "ROW_ELEMENTS", 6 * V)
     hidden, head, _, above = inputs(variant)
     theirs = ModelRows(hidden.flip(0).detach(), replace(head, temperature=1.3))
     leaves = [leaf for leaf in (hidden, head.weight, head.bias) if leaf is not None]

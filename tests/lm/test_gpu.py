@@ -157,7 +157,7 @@ def test_the_teachers_top_is_that_of_full_logits(fused: bool, monkeypatch: pytes
     assert int(scores.top_ids.max()) < V
 
 
-def test_the_peak_at_a_real_vocabulary_is_at_most_a_quarter_of_full_logits():
+def test_the_peak_beyond_the_heads_gradient_is_at_most_an_eighth_of_full_logits():
     tokens, vocabulary, width = 4096, 151_936, 1024
     head = Head(torch.randn(vocabulary, width, device=DEVICE, dtype=torch.bfloat16, requires_grad=True))
     hidden = torch.randn(tokens, width, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
@@ -174,7 +174,8 @@ def test_the_peak_at_a_real_vocabulary_is_at_most_a_quarter_of_full_logits():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         peaks.append(peak(score(hidden, head, ids).sum()))
-    assert peaks[0] <= peaks[1] / 4, peaks
+    gradient = head.weight.numel() * head.weight.element_size()
+    assert peaks[0] - gradient <= peaks[1] / 8, peaks
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -84,13 +84,15 @@ def test_no_tensor_is_larger_than_the_heads_weight_though_the_logits_would_be(mo
     tokens, vocabulary, width, columns = 48, 640, 4, 5
     monkeypatch.setattr(tiles, "TILES", {"cpu": (16, 100)})
     monkeypatch.setattr(tiled, "CHUNK_ELEMENTS", 3 * vocabulary)
+    monkeypatch.setattr(tiles, "ROW_ELEMENTS", 8 * vocabulary)
     head = Head(torch.randn(vocabulary, width, requires_grad=True), torch.randn(vocabulary, requires_grad=True))
     hidden, ids = torch.randn(tokens, width, requires_grad=True), torch.randint(vocabulary, (tokens, columns))
     with Largest() as ours:
         selected_logprobs(hidden, head, ids).chosen.sum().backward()
         scores = teacher_scores(hidden, head, ids[:, 0], TeacherRequest(top_k=columns, entropy=True, vocabulary=True))
         assert scores.rows is not None
-        divergence_of(hidden, head, scores.rows, reverse_kl).sum().backward()
+        for beta in (None, 1.0):
+            divergence_of(hidden, head, scores.rows, reverse_kl, beta).sum().backward()
     with Largest() as theirs:
         dense(hidden, head, ids).sum().backward()
     assert ours.elements == head.weight.numel() == vocabulary * width

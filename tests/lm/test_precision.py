@@ -16,7 +16,7 @@ from torch import Tensor
 from adapters.conformance.all_checks import check_adapter, failures
 from adapters.conformance.contract import Killed, MemorySnapshots
 from adapters.conformance.small_stage import AdapterUnderTest, train_small_stage
-from harness.adapter import StageContext, check_adapters, make_adapter
+from harness.adapter import StageContext, make_adapter
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
 from harness.config.suite import AdapterEntry, Suite
@@ -29,6 +29,7 @@ from harness.lm.rollouts import Batch, make_batches
 from harness.lm.trained.recompute import recomputed_layers
 from harness.lm.trained.trainable import trainable
 from harness.lm.trained.weights import MasterWeights
+from harness.pipeline.adapter_checks import check_adapters
 from harness.pipeline.run import run
 from harness.rundir.files import SNAPSHOT
 from tests.support.models import gradients, micro_suite, qwen3, rollout, write_yaml

@@ -144,14 +144,14 @@ def test_a_killed_shared_stage_goes_on_and_ends_as_an_undisturbed_one(tmp_path: 
     ],
 )
 def test_a_stage_that_nothing_can_train_is_refused(stage: dict[str, Any], found: str, tmp_path: Path):
-    from harness.adapter import check_adapters
+    from harness.pipeline.adapter_checks import check_adapters
 
     with pytest.raises(ConfigError, match=found):
         check_adapters(changed_suite(tmp_path, lambda raw: raw.update(stages=[stage])))
 
 
 def test_a_fixed_stage_may_need_a_teacher_that_the_methods_do_not(tmp_path: Path):
-    from harness.adapter import check_adapters
+    from harness.pipeline.adapter_checks import check_adapters
 
     raw = {key: value for key, value in micro_suite().items() if key != "teacher"}
     raw |= {"stages": [{"task": "tiny_weather", "adapter": "opd"}], "adapters": {"sft": {}}}

@@ -15,7 +15,7 @@ import pytest
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
 from harness.errors import InUseError, RunError
-from harness.pipeline.evaluate_beside import evaluate_beside
+from harness.pipeline.background_evaluation import evaluate_in_background
 from harness.pipeline.run import run
 from harness.rundir.process.progress import Event, silent
 from harness.rundir.shared.lease import Lease
@@ -47,7 +47,7 @@ def test_what_another_process_evaluates_is_not_evaluated_again(spec: RunSpec, tm
     there: list[str] = []
 
     def begin(spec: RunSpec, stage: int) -> bool:
-        there.extend(evaluations(lambda report: evaluate_beside(spec, stage, report)))
+        there.extend(evaluations(lambda report: evaluate_in_background(spec, stage, report)))
         return True
 
     mine = replace(spec, out=tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.pipeline.sweeps import sweep
 from harness.pipeline.sweeps.workers import VISIBLE, worker_pool
+from harness.rundir.process.progress import silent
+from harness.teachers.server import Server
+from harness.teachers.server_start import ServerStart
 from tests.support.visible_gpus import visible
 
 
@@ -47,6 +51,36 @@ def test_a_run_takes_as_many_gpus_as_its_backend_spreads_a_model_over(
         assert sweep.default_workers(specs) == len(shares)
     for device in ("cpu", "cuda:1"):  # the suite says where a run works
         assert sweep.gpu_shares(micro.model_copy(update={"device": device})) == []
+
+
+def test_a_run_of_several_processes_takes_a_gpu_for_each(micro: Suite, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sweep, "visible_gpus", lambda: ["0", "1", "2", "3", "4"])
+    parallel = micro.parallel.model_copy(update={"processes": 2})
+    assert sweep.gpu_shares(micro.model_copy(update={"device": "auto", "parallel": parallel})) == ["0,1", "2,3"]
+
+
+@pytest.mark.parametrize(("gpus", "pools"), [("0", [(1, ["1"])]), ("7", [])])
+def test_a_single_run_does_not_see_the_gpus_of_a_teacher_that_the_harness_starts(
+    micro: Suite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpus: str, pools: list[Any]
+):
+    found: list[Any] = []
+
+    def pool(workers: int, _: Any, shares: list[str]) -> Any:
+        found.append((workers, shares))
+        raise KeyboardInterrupt
+
+    def run(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "visible_gpus", lambda: ["0", "1"])
+    monkeypatch.setattr(sweep, "worker_pool", pool)
+    monkeypatch.setattr(sweep, "run", run)
+    monkeypatch.setattr(sweep, "started_teachers", lambda specs, _: nullcontext(specs))
+    teacher = Server(kind="server", model="teacher", start=ServerStart(gpus=(gpus,)))
+    spec = RunSpec(micro.model_copy(update={"device": "auto", "teacher": teacher}), "opd", 0, out=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.sweep([spec], 1, silent)
+    assert found == pools
 
 
 def test_more_workers_than_gpus_are_named(micro: Suite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

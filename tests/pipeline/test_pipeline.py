@@ -275,6 +275,19 @@ def test_a_stage_may_have_a_teacher_of_its_own(aopd: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_a_stage_without_a_teacher_records_none_and_leaves_the_run_its_own(tmp_path: Path):
+    def mixed(raw: dict[str, Any]) -> None:
+        own = {"task": "tiny_weather", "teacher": {**raw["teacher"], "seed": 7}}
+        raw.update(stages=[own, {"task": "tiny_currency", "adapter": "sft"}, "tiny_reminder"], probes=[])
+
+    folder = run(RunSpec(changed_suite(tmp_path, mixed), "aopd", 0, out=tmp_path / "runs"))
+    done = [json.loads(path.read_text())["teacher"] for path in sorted(folder.glob("stage_*/train/done.json"))]
+    weights = manifest(folder)["weights"]
+    assert done == [weights["stage_1_teacher"], None, weights["teacher"]]
+    assert weights["stage_1_teacher"] != weights["teacher"]
+
+
+@pytest.mark.slow
 def test_a_tracker_gets_steps_and_scores_and_changes_no_number(micro: Suite, aopd: Path, tmp_path: Path):
     folder = run(RunSpec(micro.model_copy(update={"trackers": ("tensorboard",)}), "aopd", 0, out=tmp_path))
     assert manifest(folder)["config_hash"] == manifest(aopd)["config_hash"]

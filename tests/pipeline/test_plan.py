@@ -114,7 +114,7 @@ TWICE: dict[str, Any] = {"docs": {"train": DOCS["train"], "test": [*DOCS["test"]
         ({"repeats": 3}, "repeats keeps the first answer only"),
         (SAME, "2 test prompts are also training prompts: scores measure memory"),
         (TWICE, "2 test items are duplicates: intervals would count them twice"),
-        ({"metadata": {"version": 1.0}}, "metadata.harness.metric is not set: strict is taken"),
+        ({"metadata": {"version": 1.0}}, "metadata.harness.metric is not set: strict is used"),
         (
             {"metric_list": [{"metric": "strict", "aggregation": "mean"}]},
             "metric strict does not state higher_is_better",
@@ -225,7 +225,7 @@ def test_a_plan_says_so_where_a_model_is_not_here_to_be_checked(tmp_path: Path):
     suite = changed(tmp_path, student={"kind": "pretrained", "path": "Qwen/Qwen3-0.6B-Base"})
     text = plan(suite, "opd")
     assert (
-        "prompts under opd: not checked, the student's tokenizer is not here (Qwen/Qwen3-0.6B-Base is not a local"
+        "prompts under opd: not checked, because the student's tokenizer is not on this machine (Qwen/Qwen3-0.6B-Base is"
         in text
     )
 

@@ -12,7 +12,7 @@ from harness.config.run_spec import RunSpec
 from harness.config.suite import Checkpoints, Suite
 from harness.errors import RunError
 from harness.pipeline.run import run
-from harness.rundir.files import read_json, write_record
+from harness.rundir.files import read_json, write_json
 from harness.rundir.records.training_records import DoneFile
 from harness.rundir.retention import check_space, drop_checkpoints, note_start
 from harness.rundir.stage_folder import StageFolder
@@ -45,7 +45,7 @@ def test_a_control_writes_no_weights_and_its_stages_point_to_the_start(control: 
 def trained(folder: Path, stage: int, name: str) -> StageFolder:
     place = StageFolder(folder / f"stage_{stage}_{name}")
     place.own_checkpoint.mkdir(parents=True)
-    write_record(place.path / "train" / "done.json", DoneFile(steps=1, weights="w"))
+    write_json(place.path / "train" / "done.json", DoneFile(steps=1, weights="w").as_json())
     return place
 
 
@@ -71,9 +71,9 @@ def test_a_checkpoint_stays_until_every_run_that_started_from_it_is_finished(tmp
 
     assert left()  # it has no manifest yet
     branch.mkdir()
-    write_record(branch / "manifest.json", manifest_of())
+    write_json(branch / "manifest.json", manifest_of().as_json())
     assert left()
-    write_record(branch / "manifest.json", manifest_of(finished="2026-01-02T04:04:05+00:00"))
+    write_json(branch / "manifest.json", manifest_of(finished="2026-01-02T04:04:05+00:00").as_json())
     assert not left()
 
 

@@ -109,7 +109,7 @@ class OverwritingSystem(MemoryFileSystem):
 
     protocol = "overwriting"
 
-    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         return super()._open(path, mode.replace("x", "w"), **options)
 
 
@@ -118,7 +118,7 @@ class RefusingSystem(MemoryFileSystem):
 
     protocol = "refusing"
 
-    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         if "x" in mode:
             raise NotImplementedError(mode)
         return super()._open(path, mode, **options)
@@ -129,7 +129,7 @@ class RetryingSystem(MemoryFileSystem):
 
     protocol = "retrying"
 
-    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         if "x" in mode and path.endswith(".json") and not self.exists(path):
             return LostAnswer(super()._open(path, mode, **options))
         return super()._open(path, mode, **options)

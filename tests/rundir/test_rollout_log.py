@@ -19,7 +19,7 @@ from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.lm.rollouts import Rollout
 from harness.pipeline.run import run
-from harness.rundir.training.rollout_log import SCHEMA, TOKEN_FIGURES, Trajectories
+from harness.rundir.training.rollout_log import COLUMNS, TOKEN_FIGURES, RolloutLog
 from harness.rundir.training.snapshots import FileSnapshots
 from tests.support.models import byte_renderer, dense_logprobs, example, local_teacher, qwen3
 from tests.support.runs import FOLDERS, changed_suite
@@ -62,7 +62,7 @@ def test_rollouts_of_a_run_add_up_to_its_step_log(aopd: Path):
     for folder in FOLDERS[1:]:
         train = aopd / folder / "train"
         rows = pd.read_parquet(train / "rollouts.parquet")
-        assert list(rows.columns) == SCHEMA.names
+        assert list(rows.columns) == COLUMNS.names
         assert len(rows) == 2 * 4
         for line in map(json.loads, (train / "steps.jsonl").read_text().splitlines()):
             part = rows[rows["step"] == line["step"]]
@@ -79,7 +79,7 @@ def test_rollouts_of_a_run_add_up_to_its_step_log(aopd: Path):
 def test_a_suite_says_how_many_are_kept_and_its_runs_stay_the_same(kept: int | None, expected: int, tmp_path: Path):
     suite = changed_suite(tmp_path, lambda raw: raw.update(keep_rollouts=kept))
     assert RunSpec(suite, "sft", 0).config() == RunSpec(changed_suite(tmp_path, lambda _: None), "sft", 0).config()
-    trajectories = Trajectories(tmp_path, byte_renderer(), suite.keep_rollouts)
+    trajectories = RolloutLog(tmp_path, byte_renderer(), suite.keep_rollouts)
     rollouts = [Rollout(example([65, 66]), [67 + i], "stop") for i in range(4)]
     trajectories.keep(0, "student", rollouts, [{"advantage": float(i)} for i in range(4)])
     trajectories.finish()
@@ -93,7 +93,7 @@ def test_a_suite_says_how_many_are_kept_and_its_runs_stay_the_same(kept: int | N
 
 
 def test_a_resumed_stage_keeps_each_rollout_once(tmp_path: Path):
-    trajectories = Trajectories(tmp_path, byte_renderer(), None)
+    trajectories = RolloutLog(tmp_path, byte_renderer(), None)
     rollouts = [Rollout(example([65]), [66], "stop")] * 2
     snapshots = FileSnapshots(tmp_path, 0)
     for step in range(3):
@@ -119,7 +119,7 @@ def test_adapters_that_train_elsewhere_leave_none(micro: Suite, tmp_path: Path):
 
 def test_a_large_log_is_written_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("harness.rundir.training.rollout_log.LINES", 3)
-    trajectories = Trajectories(tmp_path, byte_renderer(), None)
+    trajectories = RolloutLog(tmp_path, byte_renderer(), None)
     rollouts: list[Any] = [Rollout(example([65]), [66, 67], "length", 0.5, 0.25)] * 7
     trajectories.keep(0, "student", rollouts, [{}] * 7)
     trajectories.finish()

@@ -245,7 +245,7 @@ def _call(words: list[str]) -> tuple[str, str]:
             main()
     except SystemExit as end:
         text = output.getvalue()
-        if "not foreseen" in text or "Traceback" in text:
+        if "probably a bug of the harness" in text or "Traceback" in text:
             return "traceback", text[-300:]
         return ("refused" if end.code else "taken"), ""
     except Exception as error:

@@ -146,3 +146,13 @@ def test_the_command_fills_a_cache_with_references_and_rollouts_once(tmp_path: P
     assert sum(ScoreStore(tmp_path / "scores.db").teachers().values()) >= 20
     with pytest.raises(ConfigError, match="no teacher of kind cache"):
         fill_cache(RunSpec(load_suite(str(write_yaml(tmp_path / "plain.yaml", micro_suite()))), "aopd", 0), [], silent)
+
+
+def test_the_command_asks_for_what_a_stages_own_adapter_needs(tmp_path: Path):
+    stage = {"task": "tiny_weather", "adapter": "aopd"}
+    raw = {**micro_suite(), "stages": [stage], "probes": [], "adapters": {"opd": {}, "aopd": {}}}
+    raw["training"] = {**raw["training"], "train_items": 10}
+    raw["teacher"] = {"kind": "cache", "path": str(tmp_path / "scores.db"), "of": raw["teacher"]}
+    suite = load_suite(str(write_yaml(tmp_path / "suite.yaml", raw)))
+    first, again = (fill_cache(RunSpec(suite, entry, 0, out=tmp_path), [], silent)[0] for entry in ("opd", "aopd"))
+    assert (first.scored, again.scored) == (10, 0)

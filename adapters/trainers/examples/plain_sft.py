@@ -1,8 +1,9 @@
-"""Supervised fine-tuning in plain torch, for the `external` adapter: no code of the harness runs in it.
+"""Supervised fine-tuning in plain torch, for the `external` adapter; it imports nothing of the harness.
 
 python -m adapters.trainers.examples.plain_sft --checkpoint IN --prompts FILE --config FILE --output OUT [--steps FILE]
 
-Cross-entropy on the target tokens, averaged over all of a step's, at a constant learning rate: the adapter `sft`.
+The loss is the cross-entropy on the target tokens, averaged over all of a step's tokens, as in the adapter `sft`; the learning
+rate is constant.
 """
 
 # pyright: standard
@@ -43,13 +44,13 @@ def main() -> None:
 
 
 def read_steps(path: Path) -> list[list[dict[str, Any]]]:
-    """Return the items of each step."""
+    """Return the items of each step from a file of prompts."""
     items = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [list(step) for _, step in groupby(items, key=lambda item: item["step"])]
 
 
 def train(model: Any, steps: list[list[dict[str, Any]]], config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Update once for each step and yield its line of the log."""
+    """Update `model` once for each step's items and yield the step's log line; `config` is the stage's budget."""
     budget = config["optimizer"]
     settings = {key: budget[key] for key in ("lr", "betas", "eps", "weight_decay")}
     optimizer = torch.optim.AdamW(model.parameters(), **settings)
@@ -68,7 +69,7 @@ def train(model: Any, steps: list[list[dict[str, Any]]], config: dict[str, Any])
 
 
 def padded(items: list[dict[str, Any]], limit: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids and labels (B, T), padded on the right; only target tokens have a label."""
+    """Return token ids and labels (B, T), padded on the right; only target tokens, at most `limit`, have a label."""
     targets = [item["target_ids"][:limit] for item in items]
     width = max(len(item["prompt_ids"]) + len(target) for item, target in zip(items, targets, strict=True))
     ids, labels = torch.zeros(len(items), width, dtype=torch.long), torch.full((len(items), width), IGNORED)

@@ -1,1 +1,1 @@
-"""Weights handed to vLLM servers over the network, by vLLM's own weight transfer."""
+"""Hand weights over to vLLM servers through the network, by vLLM's own weight transfer."""

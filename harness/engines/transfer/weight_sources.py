@@ -1,6 +1,6 @@
-"""What weights a transfer sends: tensors of this process, or those of a checkpoint, read one at a time.
+"""The weights that a transfer sends: tensors in this process, or those of a checkpoint, read one at a time.
 
-vLLM's trainer engine asks a source for names, dtypes and shapes first, then for the tensors in the same order.
+vLLM's trainer engine first asks a source for names, dtypes and shapes, then for the tensors in the same order.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch import Tensor, dtype
 
 from harness.errors import ModelError
 
-Described = tuple[str, dtype, tuple[int, ...]]  # a tensor's name, dtype and shape
+TensorInfo = tuple[str, dtype, tuple[int, ...]]  # a tensor's name, dtype and shape
 
 
 class WeightSource(Protocol):
-    """Weights by the names that a checkpoint of the architecture has."""
+    """Weights by the names of a checkpoint of the architecture."""
 
-    def described(self) -> list[Described]:
+    def describe(self) -> list[TensorInfo]:
         """Return name, dtype and shape of every tensor, in the order of iteration."""
         ...
 
@@ -30,12 +30,12 @@ class WeightSource(Protocol):
 
 
 class TensorWeights:
-    """Tensors of this process."""
+    """Tensors in this process."""
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         self.weights = weights
 
-    def described(self) -> list[Described]:
+    def describe(self) -> list[TensorInfo]:
         """See `WeightSource`."""
         return [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self.weights.items()]
 
@@ -46,16 +46,16 @@ class TensorWeights:
 
 
 class CheckpointWeights:
-    """The safetensors of a checkpoint's folder, read to `device` when their turn comes."""
+    """The safetensors of a checkpoint's folder, each read to `device` when it is sent."""
 
     def __init__(self, folder: Path, device: str) -> None:
         self.files, self.device = sorted(folder.glob("*.safetensors")), device
         if not self.files:
             raise ModelError(
-                f"{folder} holds no safetensors, which a transfer of weights sends; save it in that format"
+                f"{folder} has no safetensors files, the only format that a weight transfer sends; save it in that format"
             )
 
-    def described(self) -> list[Described]:
+    def describe(self) -> list[TensorInfo]:
         """See `WeightSource`; reads one tensor at a time for its dtype."""
         return [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self._read("cpu")]
 

@@ -1,8 +1,8 @@
-"""Hand weights to vLLM servers over the network (NCCL), by vLLM's own weight transfer, where trainer and servers have GPUs.
+"""Hand weights over to vLLM servers through the network (NCCL), by vLLM's weight transfer, if trainer and servers have GPUs.
 
-One broadcast reaches all replicas: the trainer is rank 0, then come the workers of the first replica, then those of the next.
-vLLM's trainer engine does the handshake by four calls, which go to all replicas at once here. `why_not` says what is missing,
-and the servers then take weights from a folder.
+One broadcast reaches all replicas: the trainer is rank 0, followed by the workers of the first replica, then of the next. The
+handshake of vLLM's trainer engine has four calls, which are sent to all replicas at once here. If `find_obstacle` returns
+something that is missing, the servers take weights from a folder instead.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ OPTION = """--weight-transfer-config '{"backend": "nccl"}'"""
 VLLM_TRANSFER = "vllm.distributed.weight_transfer"
 
 
-def why_not(replicas: Replicas, device: str) -> str | None:
-    """Return what keeps a trainer on `device` from sending weights to these servers; None where nothing does."""
+def find_obstacle(replicas: Replicas, device: str) -> str | None:
+    """Return why a trainer on `device` cannot send weights to these servers; None if it can."""
     if not _sends_from(device):
         return "the trainer has no GPU"
     if importlib.util.find_spec("vllm") is None:
@@ -49,7 +49,7 @@ def why_not(replicas: Replicas, device: str) -> str | None:
 
 
 class WeightTransfer:
-    """Sends weights to all replicas; they meet at the first time. `timeout`: seconds for one hand-over."""
+    """Sends weights to all replicas, which first form a group with the trainer; `timeout` is in seconds for one hand-over."""
 
     def __init__(self, replicas: Replicas, device: str, timeout: float) -> None:
         self.fleet = _Fleet(replicas)
@@ -58,13 +58,13 @@ class WeightTransfer:
         self._source: WeightSource | None = None
 
     def send_checkpoint(self, folder: Path) -> None:
-        """Let every replica take a checkpoint's weights; raises `RunError` where one does not, or not in time."""
+        """Let every replica load a checkpoint's weights; raises `RunError` if one does not, or not in time."""
         self._send(CheckpointWeights(folder, self.device))
 
     def send_tensors(self, weights: Mapping[str, Tensor]) -> None:
-        """Let every replica take tensors by name; raises `RunError` where one does not, or not in time."""
+        """Let every replica load tensors by name; raises `RunError` if one does not, or not in time."""
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # the thread that sends them does not wait for kernels that still write
+            torch.cuda.synchronize()  # the thread that sends them does not wait for kernels that are still writing
         self._send(TensorWeights(weights))
 
     def close(self) -> None:
@@ -74,10 +74,10 @@ class WeightTransfer:
             self._engine = None
 
     def metadata(self) -> list[Any]:
-        """Return vLLM's description of the tensors: its trainer engine has this object as its source."""
-        described = importlib.import_module(f"{VLLM_TRANSFER}.base").ParamMeta
+        """Return vLLM's description of the tensors; its trainer engine uses this object as its source."""
+        description = importlib.import_module(f"{VLLM_TRANSFER}.base").ParamMeta
         assert self._source is not None
-        return [described(*each) for each in self._source.described()]
+        return [description(*each) for each in self._source.describe()]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the tensors."""
@@ -87,11 +87,11 @@ class WeightTransfer:
     def _send(self, source: WeightSource) -> None:
         self._source = source
         if self._engine is None:
-            self._engine = self._in_time(self._meet)
-        self._in_time(self._engine.send_weights)
+            self._engine = self._within_timeout(self._form_group)
+        self._within_timeout(self._engine.send_weights)
         self._source = None
 
-    def _meet(self) -> Any:
+    def _form_group(self) -> Any:
         sizes = self.fleet.count_workers()
         details: Any = importlib.import_module(f"{VLLM_TRANSFER}.nccl_engine").NCCLTrainerInitInfo
         factory: Any = importlib.import_module(f"{VLLM_TRANSFER}.factory").WeightTransferTrainerFactory
@@ -101,8 +101,8 @@ class WeightTransfer:
         )  # fmt: skip
         return factory.trainer_init(place, client=self.fleet, source=self)
 
-    def _in_time(self, call: Callable[[], Any]) -> Any:
-        """Return what `call` returns. A broadcast whose receiver has failed never ends, so it is waited for in a thread."""
+    def _within_timeout(self, call: Callable[[], Any]) -> Any:
+        """Return the result of `call`; it runs in a thread, because a broadcast never ends if a receiver has failed."""
         self.fleet.failure = None
         done: Future[Any] = Future()
         threading.Thread(target=_finish, args=(done, call, self.device), name="weights", daemon=True).start()
@@ -113,19 +113,19 @@ class WeightTransfer:
             if time.monotonic() > until:
                 raise RunError(
                     f"the rollout servers did not take new weights within {self.timeout:g} seconds (vllm_server.timeout); "
-                    "look at their logs, or set vllm_server.transfer to folder; the same command continues from the last "
+                    "check their logs, or set vllm_server.transfer to folder; the same command continues from the last "
                     "snapshot"
                 )
         if (failure := self.fleet.failure or done.exception()) is None:
             return done.result()
         raise RunError(
-            f"a rollout server did not take new weights ({failure}); look at its log, and start it again: the same command "
-            "continues from the last snapshot. vllm_server.transfer: folder hands weights over without NCCL"
+            f"a rollout server did not take new weights ({failure}); check its log and start it again, then the same command "
+            "continues from the last snapshot; vllm_server.transfer: folder hands weights over without NCCL"
         ) from failure
 
 
 class _Fleet:
-    """vLLM's `VLLMWeightSyncClient` for all replicas at once; `failure` is the first error, known before all have answered."""
+    """vLLM's `VLLMWeightSyncClient` for all replicas at once; `failure` is the first error, before all have answered."""
 
     def __init__(self, replicas: Replicas) -> None:
         self.replicas = replicas
@@ -138,12 +138,12 @@ class _Fleet:
         return self.sizes
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Let all workers join; each replica's ranks come after those of the replicas before it."""
+        """Let all workers join the group; each replica's ranks follow those of the replica before it."""
         offsets = [1 + sum(self.sizes[:number]) for number in range(len(self.sizes))]
         self._ask("/init_weight_transfer_engine", [{"init_info": {**init_info, "rank_offset": at}} for at in offsets])
 
     def start_weight_update(self) -> None:
-        """Begin."""
+        """Tell all replicas that an update begins."""
         self._ask("/start_weight_update", [{}] * len(self.sizes))
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
@@ -151,13 +151,13 @@ class _Fleet:
         self._ask("/update_weights", [{"update_info": update_info}] * len(self.sizes))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """End."""
+        """Tell all replicas that the update is complete."""
         self._ask("/finish_weight_update", [{}] * len(self.sizes))
 
     def _ask(self, path: str, bodies: list[dict[str, Any]]) -> None:
         def ask(url: str, body: dict[str, Any]) -> None:
             try:
-                # Not a second time: the other side may have begun to wait for tensors.
+                # Never retried: the other side may already wait for tensors.
                 self.replicas.ask(url, path, body)
             except BaseException as error:
                 self.failure = self.failure or error
@@ -170,7 +170,7 @@ class _Fleet:
 def _finish(done: Future[Any], call: Callable[[], Any], device: str) -> None:
     try:
         if (index := torch.device(device).index) is not None:
-            torch.cuda.set_device(index)  # each thread has its own
+            torch.cuda.set_device(index)  # each thread has its own current device
         done.set_result(call())
     except BaseException as error:
         done.set_exception(error)
@@ -181,12 +181,12 @@ def _sends_from(device: str) -> bool:
 
 
 def _address_towards(urls: tuple[str, ...]) -> str:
-    """Return the address of this machine that servers reach: the one by which it reaches the first that is not itself."""
-    found: list[str] = []
+    """Return this machine's address for the servers: the one of its connection to the first server on another machine."""
+    addresses: list[str] = []
     for parts in map(urlsplit, urls):
         with socket.create_connection((str(parts.hostname), parts.port or 80), timeout=10) as connection:
-            found.append(str(connection.getsockname()[0]))
-    return next((address for address in found if not address.startswith("127.")), found[0])
+            addresses.append(str(connection.getsockname()[0]))
+    return next((address for address in addresses if not address.startswith("127.")), addresses[0])
 
 
 def _free_port() -> int:

@@ -1,1 +1,1 @@
-"""Models of a run: from a folder, the hub, or built from scratch."""
+"""Models of a run: found in a folder, downloaded from the hub, or built from scratch."""

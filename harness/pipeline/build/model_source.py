@@ -1,4 +1,4 @@
-"""Where models come from: a folder, the hub, or a recipe that builds them; and the device and threads they run on."""
+"""Find a run's models (in a folder, on the hub, or by building them), and choose their device and number of threads."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 def checkpoint_of(
     spec: Model, seed: int, library: TaskLibrary, progress: Progress = lambda *_: None, device: str = "cpu"
 ) -> Path:
-    """Return the folder that holds a model's weights, building it on a device or downloading it when it is not there.
+    """Return the folder that holds a model's weights; a missing model is built on `device` or downloaded.
 
-    `progress` receives (what, done, total) while a model is built.
+    `seed` is the run's, for a recipe without its own. `progress` receives (what, done, total) while a model is built. Raises
+    `ModelError` for a model that is neither a folder nor on the hub.
     """
     if not isinstance(spec, Pretrained):
         return ensure_built(spec, seed if spec.seed is None else spec.seed, library, progress, device)
@@ -42,16 +43,19 @@ def checkpoint_of(
 
 
 def tokenizer_without_writing(spec: Model, tasks: dict[str, Task], library: TaskLibrary) -> tuple[Renderer, int]:
-    """Return a student's renderer and context; raises `ConfigError` for a model that is not here."""
+    """Return a student's renderer and its context in tokens, without building or downloading a model.
+
+    Raises `ConfigError` for a pretrained model that is not a local folder.
+    """
     if isinstance(spec, Pretrained):
         if not Path(spec.path).is_dir():
-            raise ConfigError(f"{spec.path} is not a local folder; the run itself will download and check it")
+            raise ConfigError(f"{spec.path} is not a local folder; the run downloads and checks it")
         return load_renderer(Path(spec.path), spec), context_of(Path(spec.path))
     return Renderer(train_tokenizer(spec, training_texts(spec, library, tasks)), spec.chat), spec.architecture.context
 
 
 def tokenizer_or_reason(spec: Model, tasks: dict[str, Task], library: TaskLibrary) -> tuple[Renderer, int] | str:
-    """Return what `tokenizer_without_writing` does, or why the tokenizer is not here."""
+    """Return what `tokenizer_without_writing` returns, or the reason why the tokenizer cannot be read."""
     try:
         return tokenizer_without_writing(spec, tasks, library)
     except (HarnessError, OSError) as error:
@@ -59,7 +63,7 @@ def tokenizer_or_reason(spec: Model, tasks: dict[str, Task], library: TaskLibrar
 
 
 def resolve_device(device: str) -> str:
-    """Return `cuda` or `cpu` for `auto`; raises `ModelError` for a GPU that is not there."""
+    """Return the device, `cuda` or `cpu` for `auto`; raises `ModelError` for a GPU where torch sees none."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -68,7 +72,7 @@ def resolve_device(device: str) -> str:
 
 
 def limit_threads(threads: int | None) -> None:
-    """Use `threads` CPU threads in this process; with busy neighbours, more threads than free cores are far slower."""
+    """Use `threads` CPU threads in this process; more threads than free cores make each step many times slower."""
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)

@@ -1,7 +1,7 @@
-"""Small models built from nothing: a Qwen3 architecture, a BPE tokenizer, and a supervised warm-up.
+"""Build small models from scratch: a Qwen3 architecture, a BPE tokenizer, and a supervised warm-up.
 
-The code path is the one that a hub model takes afterwards. A built model is cached under a hash of its recipe, which
-covers the settings, the seed, the training text and the library versions.
+A built model is a checkpoint folder like one from the hub. It is cached under a hash of its recipe, which covers the
+settings, the seed, the training texts and the library versions.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ Progress = Callable[[str, int, int], None]
 
 
 def cache_folder() -> Path:
-    """Return where built models are kept: `$HARNESS_CACHE`, else `~/.cache/continual-harness`."""
+    """Return the folder of built models: `$HARNESS_CACHE`, else `~/.cache/continual-harness`."""
     return Path(os.environ.get("HARNESS_CACHE") or Path.home() / ".cache" / "continual-harness")
 
 
 def ensure_built(spec: Scratch, seed: int, library: TaskLibrary, progress: Progress, device: str = "cpu") -> Path:
-    """Return the folder of the model that `spec` and `seed` describe, building it once for all processes.
+    """Return the folder of the model that `spec` and `seed` describe, built once for all processes of the machine.
 
-    A GPU adds up in another order than a CPU, so the two build different models, under different names.
+    A GPU and a CPU sum in different orders and so build different models, which have different names.
     """
     texts = training_texts(spec, library)
     folder = cache_folder() / "models" / f"{spec.strength}-{recipe_key(spec, seed, texts, device)}"
@@ -65,7 +65,7 @@ def ensure_built(spec: Scratch, seed: int, library: TaskLibrary, progress: Progr
 
 
 def recipe_key(spec: Scratch, seed: int, texts: dict[str, list[Text]], device: str = "cpu") -> str:
-    """Return the hash that names a built model."""
+    """Return the hash that names a built model; `texts` are the training texts by task."""
     recipe = spec.model_dump(mode="json", exclude={"seed": True, "strength": True, "warmup": {"strengths"}})
     strength = spec.warmup.strengths[spec.strength].model_dump()
     versions = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
@@ -137,7 +137,7 @@ def _warm_up(
 
 
 def _mixed_batches(spec: Scratch, examples: dict[str, list[Example]], seed: int) -> Iterator[list[Rollout]]:
-    """Yield batches whose items come from each task with its share of the mixture."""
+    """Yield batches of items, each drawn from a task with the task's share of the mixture as probability."""
     generator = np.random.default_rng(seed)
     tasks = list(spec.warmup.mixture)
     shares = np.array([spec.warmup.mixture[task] for task in tasks])

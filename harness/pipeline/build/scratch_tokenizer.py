@@ -1,6 +1,6 @@
-"""Tokenizers made from nothing: the scratch models' byte-level BPE, and one of bytes for looking at prompts.
+"""Tokenizers built from scratch: the byte-level BPE of the scratch models, and a tokenizer of bytes to show prompts with.
 
-They are apart from the models because a dry run needs a tokenizer and no model, whose classes take seconds to import.
+They have a module of their own because a dry run needs a tokenizer but no model, whose classes take seconds to import.
 """
 
 from __future__ import annotations
@@ -15,14 +15,18 @@ from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task, Text
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-# Digits stay single and runs of punctuation may merge, which keeps sums learnable and JSON short.
+# Regular expressions by `tokenizer.spaces`. Each digit is a token, so that sums are learnable; punctuation may merge, so that
+# JSON is short.
 WORDS = {"own": r"\p{N}|\p{L}+|[^\s\p{L}\p{N}]+|\s+", "leading": r"\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+"}
 
 
 def training_texts(
     spec: Scratch, library: TaskLibrary, loaded: Mapping[str, Task] | None = None
 ) -> dict[str, list[Text]]:
-    """Return (question, answer) pairs of every task that tokenizer or warm-up reads; `loaded` holds some by name."""
+    """Return the (question, answer) pairs of every task that tokenizer or warm-up reads, by task.
+
+    `loaded` holds tasks that need not be loaded again, by name.
+    """
     known = loaded or {}
     texts: dict[str, list[Text]] = {}
     for name in dict.fromkeys([*spec.tokenizer.tasks, *spec.warmup.mixture]):
@@ -53,7 +57,7 @@ def train_tokenizer(spec: Scratch, texts: dict[str, list[Text]]) -> PreTrainedTo
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer whose tokens are bytes and ChatML's markers, for looking at prompts without a model."""
+    """Return a tokenizer whose tokens are bytes and ChatML's markers; it shows prompts without a model."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,4 +1,4 @@
-"""`harness doctor`: what is installed and missing, and what the runs of a suite will take on this machine."""
+"""`harness doctor`: print what is installed and missing, and what the runs of a suite need on this machine."""
 
 from __future__ import annotations
 
@@ -36,12 +36,15 @@ from harness.teachers.teacher import TeacherKind
 
 
 def examine_machine(console: Console, out: Path) -> None:
-    """Print what this machine has and what is missing, with the command that helps."""
+    """Print what this machine has, what is missing, and the command that installs it; `out` is the folder of runs."""
     _print_findings(console, "this machine", look_at_machine(out))
 
 
 def examine_suite(console: Console, spec: RunSpec, runs: int, minutes: float) -> None:
-    """Print what a suite's models and data are, and what one run and all of them take; a probe measures for `minutes`."""
+    """Print a suite's models and data, and the memory, time and disk of one run of it and of all `runs`.
+
+    A probe, a short real run of at most `minutes`, measures what a run takes; 0 leaves it out.
+    """
     suite = spec.suite
     library = TaskLibrary(suite.include, suite.data)
     evaluated = load_evaluation_plan(library, suite)
@@ -105,7 +108,7 @@ def _print_fit(
             f"memory: a run's {probe.memory_of} takes {show_bytes(probe.peak_train)} in training and "
             f"{show_bytes(probe.peak_evaluate)} in evaluation (measured); {whose} has {show_bytes(available)} free",
         )
-        # The libraries are in a process's memory already.
+        # The measured memory of a process includes its libraries.
         needed = peak
     else:
         needed = float(estimate.largest.peak)
@@ -114,8 +117,11 @@ def _print_fit(
     if max(needed, estimate.largest.peak) > available:
         _say(console, f"this does not fit: {make_fit(estimate, available, tasks, renderer)}")
     if (share := getattr(estimate.spec.suite.engine, "gpu_memory_utilization", None)) is not None:
-        _say(console, f"the engine of backend {estimate.spec.suite.backend} takes {share:.0%} of a GPU besides")
-    if not resolve_device(estimate.spec.suite.device).startswith("cuda") and estimate.student.parameters > 3e8:
+        _say(console, f"the engine of backend {estimate.spec.suite.backend} takes another {share:.0%} of a GPU")
+    on_gpu = resolve_device(estimate.spec.suite.device).startswith("cuda")
+    if on_gpu and estimate.spec.suite.backend == "hf":
+        _say(console, "backend hf decodes in this process; on a GPU vLLM is recommended: --set backend=vllm")
+    if not on_gpu and estimate.student.parameters > 3e8:
         _say(console, "there is no GPU, and a student of this size trains for days on a CPU")
 
 
@@ -185,7 +191,7 @@ def _refusal(check: Callable[[], object]) -> str:
 
 
 def _licences(tasks: Mapping[str, Task]) -> Iterator[Finding]:
-    """Yield the licences that task files name, tasks of one licence together."""
+    """Yield the licences that task files name, each with all tasks that have it."""
     found: dict[str, list[str]] = {}
     for name, task in tasks.items():
         metadata = task.config.metadata

@@ -1,4 +1,4 @@
-"""What this machine has for runs: packages and extras, processors and memory, GPUs, disk, the hub."""
+"""Look at this machine: packages and extras, processors and memory, GPUs, disk, the hub."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EXTRAS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: what was found, and the command or setting that helps where something is missing."""
+    """One item of a report: what was looked at, what was found, and, where something is missing, what to do."""
 
     what: str
     found: str
@@ -64,7 +64,7 @@ def look_at_machine(out: Path) -> Iterator[Finding]:
 
 
 def free_bytes(folder: Path) -> int:
-    """Return the free bytes of the file system that a folder, which need not exist yet, will be on."""
+    """Return the free bytes of a folder's file system; the folder need not exist yet."""
     there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     return shutil.disk_usage(there).free
 

@@ -1,9 +1,9 @@
-"""What a stage will need, before anything is loaded: memory by part, tokens, floating point operations, disk.
+"""Estimate what a stage needs before anything is loaded: memory by part, tokens, floating point operations, disk.
 
-Formulas, not measurements: the doctor's probe measures. Memory is what tensors take; a process on a CPU takes its libraries on
-top. Sources: Adam's states and fp32 masters, Rajbhandari et al. 2020 (arXiv 1910.02054), section 3; activations of a layer,
-Korthikanti et al. 2022 (arXiv 2205.05198), without the attention matrix, which no kernel here stores; operations, Kaplan et
-al. 2020 (arXiv 2001.08361): 2 a parameter and token forward, 4 backward.
+These are formulas; the doctor's probe measures. Memory is that of tensors; on a CPU, the process's libraries come on top.
+Sources: Adam's states and float32 master weights, Rajbhandari et al. 2020 (arXiv 1910.02054), section 3; activations of a
+layer, Korthikanti et al. 2022 (arXiv 2205.05198), without the attention matrix, which no kernel here stores; operations,
+Kaplan et al. 2020 (arXiv 2001.08361): 2 per parameter and token in the forward pass, 4 in the backward pass.
 """
 
 from __future__ import annotations
@@ -25,14 +25,17 @@ from harness.lm.tiles import LARGE_TILE, TILES
 
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-# Elements kept for the backward pass by a token in a layer: two norms in and out, the residual stream, attention's inputs and
-# output, and the gated feed-forward's three wide vectors with their activation.
+# Elements that a layer keeps of one token for the backward pass: input and output of two norms, the residual stream, inputs
+# and output of attention, and the three wide vectors of the gated feed-forward with their activation.
 OF_HIDDEN, OF_QUERIES, OF_KEYS, OF_WIDE = 8, 3, 4, 4
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The sizes of a causal language model that memory and work depend on; `queries` and `keys` are whole widths."""
+    """The sizes of a causal language model that memory and work depend on.
+
+    `wide` is the width of the feed-forward layer, `queries` and `keys` are the widths over all heads.
+    """
 
     parameters: int
     vocabulary: int
@@ -45,7 +48,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class StageNeeds:
-    """What one stage needs; `memory` in bytes by part, `peak` the most of them at one time."""
+    """What one stage needs: `memory` in bytes by part, `peak` bytes at one time, generated `tokens`, and `flops`."""
 
     memory: Mapping[str, int]
     peak: int
@@ -54,7 +57,7 @@ class StageNeeds:
 
 
 def shape_of(spec: Model) -> ModelShape | None:
-    """Return a model's shape from its recipe, or from a folder that is here; None for a model that is not here."""
+    """Return a model's shape from its recipe or its config.json; None for a model that is not on this machine."""
     if isinstance(spec, Scratch):
         return _recipe_shape(spec.architecture, spec.tokenizer.vocab_size)
     file = config_file(spec)
@@ -67,7 +70,7 @@ def shape_of(spec: Model) -> ModelShape | None:
 
 
 def config_file(spec: Pretrained) -> Path | None:
-    """Return a pretrained model's config.json, from its folder or the hub's cache; None where neither has it."""
+    """Return the path of a pretrained model's config.json in its folder or the hub's cache; None where neither has it."""
     if Path(spec.path).is_dir():
         file = Path(spec.path) / "config.json"
         return file if file.is_file() else None
@@ -94,16 +97,17 @@ def stage_needs(
     processes: int = 1,
     generates: bool = True,
 ) -> StageNeeds:
-    """Return what a stage needs at most, its memory in each of `processes`; `prompt` is the length of its longest prompt.
+    """Return what a stage needs at most; memory is that of each of `processes`.
 
-    `teacher` is a model of these processes; `generates` says whether they draw the rollouts too, and no other engine does.
+    `prompt` is the length of the longest prompt in tokens, `teacher` a teacher that these processes load, `trains` whether
+    the stage updates weights, `generates` whether these processes draw the rollouts, rather than another engine.
     """
     sequences = training.prompts_per_step * training.num_generations
     length = prompt + training.max_new_tokens
     own = -(-sequences // processes)
     micro, batch = min(-(-(training.micro_batch or sequences) // processes), own), min(training.generation_batch, own)
     positions = micro * length
-    if training.tokens_per_batch is not None:  # a sequence that is longer is alone
+    if training.tokens_per_batch is not None:  # a longer sequence is a micro-batch of its own
         positions = min(positions, max(training.tokens_per_batch, length))
     masters = training.precision == "bfloat16_master"
     narrow = 2 if training.autocast or masters else 4
@@ -111,7 +115,7 @@ def stage_needs(
     teacher_size = 0 if teacher is None or needs.teacher == "none" else teacher.parameters
     size = student.parameters
     weights = 4 * size // processes + (2 * size if training.autocast or (masters and processes == 1) else 0)
-    # Shards are put together in each process: layer after layer to train, all of them to generate.
+    # Each process gathers the other processes' shards: layer by layer to train, all of them to generate.
     whole = 0 if processes == 1 else (2 if masters else 4) * size
     parts = {
         "weights": weights,
@@ -141,24 +145,27 @@ def stage_needs(
 
 
 def checkpoint_bytes(student: ModelShape) -> int:
-    """Return the size of a stage's checkpoint, which is float32."""
+    """Return the bytes of a stage's checkpoint in float32."""
     return 4 * student.parameters
 
 
 def show_bytes(size: float) -> str:
-    """Return a size as MiB or GiB, with three digits where it has fewer before the point."""
+    """Return a number of bytes as text in MiB or GiB, with three significant digits."""
     number, unit = (size / 2**20, "MiB") if size < GIB else (size / GIB, "GiB")
     return f"{number:,.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
 
 
 def _kept_by_token(shape: ModelShape, checkpointing: bool) -> int:
-    """Return the elements that a token keeps for the backward pass: with checkpointing layers' inputs, and one layer's."""
+    """Return how many elements one token keeps for the backward pass.
+
+    With checkpointing these are the inputs of all layers, and the elements of the one layer that is recomputed.
+    """
     layer = OF_HIDDEN * shape.hidden + OF_QUERIES * shape.queries + OF_KEYS * shape.keys + OF_WIDE * shape.wide
     return (shape.layers * shape.hidden + layer if checkpointing else shape.layers * layer) + 2 * shape.hidden
 
 
 def _recipe_shape(shape: Architecture, vocabulary: int) -> ModelShape:
-    """Return the shape of a Qwen3 model that is built here; its norms of queries and keys have a head's width."""
+    """Return the shape of a Qwen3 model that is built from a recipe; its norms of queries and keys have a head's width."""
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     attention = 2 * queries * shape.hidden_size + 2 * keys * shape.hidden_size + 2 * shape.head_dim
     layer = attention + 3 * shape.hidden_size * shape.intermediate_size + 2 * shape.hidden_size
@@ -168,7 +175,7 @@ def _recipe_shape(shape: Architecture, vocabulary: int) -> ModelShape:
 
 
 def _stored_parameters(folder: Path) -> int:
-    """Return how many numbers a folder's safetensors hold, from their headers; 0 where it has none."""
+    """Return how many parameters a folder's safetensors hold, from their headers; 0 where it has no such files."""
     count = 0
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
@@ -177,7 +184,7 @@ def _stored_parameters(folder: Path) -> int:
 
 
 def _counted_parameters(config: Any) -> int:
-    """Return the parameters of a configuration whose weights are not here, counted on a model without storage."""
+    """Return the number of parameters of a configuration, counted on a model without storage."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):

@@ -1,7 +1,7 @@
-"""A short real run on a scratch copy: what a whole run will take, measured rather than guessed.
+"""Measure what a whole run will take, by a short real run.
 
-The probe is the run itself with a few steps a stage and a batch of test items a task, in a process and a folder of its own.
-What a whole run does more often is added: steps at a step's own time, test items at their own time.
+The probe is the run itself with a few steps per stage and one batch of test items per task, in a process and a folder of its
+own. The remaining steps and test items are added at the time that one step or item of the probe took.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from harness.rundir.files import read_results
 from harness.rundir.reader import RunDir
 from harness.rundir.store import read_manifest
 
-STEPS = 4  # of each stage; the first one warms up
+STEPS = 4  # of each stage; the first one is slower and not counted
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a whole run will take, by a short one: seconds in training, in evaluation and in all; bytes by phase.
+    """What a whole run will take, estimated from a short one.
 
-    `sample_bytes` is the disk that its answers take. `memory_of` says whose memory it is: `process` or `gpu`. `stages` has the
-    seconds in which each stage trains.
+    `train`, `evaluate` and `total` are seconds; `peak_train` and `peak_evaluate` bytes of memory, of `memory_of`: `process`
+    or `gpu`; `sample_bytes` the disk space of the answers; `took` the seconds of the probe; `stages` each stage's seconds of
+    training.
     """
 
     train: float
@@ -46,9 +47,9 @@ class Probe:
 
 
 def probe_run(spec: RunSpec, items: dict[str, int], minutes: float) -> Probe | str:
-    """Return what a run will take, or why that is not known.
+    """Return what a run will take, or the reason why that is not known.
 
-    `items` are the test items of each evaluated cell; the probe ends after `minutes`.
+    `items` is the number of test items of each evaluated cell; a probe that takes longer than `minutes` is killed.
     """
     with tempfile.TemporaryDirectory(prefix="harness-probe-", ignore_cleanup_errors=True) as folder:
         short = replace(spec, suite=_shortened(spec), out=Path(folder), items=None)
@@ -93,7 +94,7 @@ def _shortened(spec: RunSpec) -> Suite:
 
 
 def _without_budget(entry: AdapterEntry) -> AdapterEntry:
-    """Return an entry that leaves the steps to its stage."""
+    """Return an entry without steps and epochs of its own, so that the stage's apply."""
     own = {key: value for key, value in entry.training.items() if key not in ("steps", "epochs")}
     return entry.model_copy(update={"training": own})
 

@@ -1,4 +1,4 @@
-"""What the runs of a suite need: memory by part, tokens, operations and disk, as a table; and which setting makes them fit."""
+"""Estimate what a suite's runs need (memory, tokens, operations, disk), as tables, and find settings with which they fit."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from harness.pipeline.needs.memory_estimate import (
 )
 from harness.pipeline.resources import trainer_of
 
-ASSUMED_PROMPT = 512  # tokens, where the tokenizer is not here
-FEWEST_TOKENS = 1024  # of a micro-batch that is made smaller to fit
+ASSUMED_PROMPT = 512  # tokens, where there is no tokenizer to measure with
+FEWEST_TOKENS = 1024  # tokens of the smallest micro-batch that is suggested
 LOOKED_AT = 200  # training prompts of a task that are measured
-LIBRARIES = 1.0 * GIB  # what a process takes before any model: Python, torch, transformers, lm-eval, the records
+LIBRARIES = 1.0 * GIB  # memory of a process without models: Python, torch, transformers, lm-eval, the tasks' records
 
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """One run's needs by stage; `prompts` are the longest prompts by stage, and whether they were measured."""
+    """One run's needs by stage; `measured_prompts` says whether prompts were measured or `ASSUMED_PROMPT` long."""
 
     spec: RunSpec
     student: ModelShape
@@ -46,26 +46,28 @@ class RunEstimate:
 
     @property
     def largest(self) -> StageNeeds:
-        """The needs of the stage that takes most memory."""
+        """The needs of the stage with the highest peak of memory."""
         return max((needs for _, needs in self.stages), key=lambda needs: needs.peak)
 
     @property
     def disk(self) -> int:
-        """Bytes of the checkpoints of all stages, and of one snapshot: weights and both states of AdamW."""
+        """The most bytes on disk at one time: kept checkpoints, and one snapshot with the weights and AdamW's two states."""
         size = checkpoint_bytes(self.student)
         snapshot = 3 * size if self.spec.suite.snapshot_minutes is not None and self.spec.kind != "none" else 0
         keep = self.spec.suite.checkpoints
         kept = sum(keep.holds(stage.name) for stage, _ in self.stages)
-        # One that is not kept goes when the next one is there.
+        # A checkpoint that is not kept is removed once the next one is written.
         at_once = len(self.stages) if keep.keep == "all" else min(len(self.stages), kept + 2)
         return at_once * size + snapshot
 
 
 def estimate_run(spec: RunSpec, tasks: Mapping[str, Task], renderer: Renderer | None) -> RunEstimate | str:
-    """Return a run's needs, or why they are not known; `spec` has its budgets in steps."""
+    """Return a run's needs, or the reason why they are not known; the budgets of `spec` must be in steps."""
     student = shape_of(spec.suite.student)
     if student is None:
-        return f"the size of {getattr(spec.suite.student, 'path', 'the student')} is not known: its config.json is not here"
+        return (
+            f"the size of {getattr(spec.suite.student, 'path', 'the student')} is unknown: its config.json is not here"
+        )
     method = make_adapter(spec.entry, spec.suite.adapters[spec.entry])
     prompts = {stage.name: _longest_prompt(stage, tasks, renderer) for stage in spec.stages}
     stages = tuple((stage, _needs(spec, stage, method, student, prompts[stage.name], {})) for stage in spec.stages)
@@ -73,7 +75,7 @@ def estimate_run(spec: RunSpec, tasks: Mapping[str, Task], renderer: Renderer | 
 
 
 def make_fit(estimate: RunEstimate, available: float, tasks: Mapping[str, Task], renderer: Renderer | None) -> str:
-    """Return the settings with which the largest stage fits, or a sentence that none does."""
+    """Return a sentence with settings under which the largest stage fits `available` bytes, or that no batch size does."""
     spec, method = estimate.spec, make_adapter(estimate.spec.entry, estimate.spec.suite.adapters[estimate.spec.entry])
     stage = max(estimate.stages, key=lambda each: each[1].peak)[0]
     prompt, changes = _longest_prompt(stage, tasks, renderer), dict[str, Any]()
@@ -90,7 +92,7 @@ def make_fit(estimate: RunEstimate, available: float, tasks: Mapping[str, Task],
 
 
 def needs_table(estimates: Sequence[RunEstimate]) -> Table:
-    """Return the needs of one run of each entry, its stages together where they are alike."""
+    """Return a table of the needs of one run of each entry, summed over its stages; memory is the highest peak."""
     table = Table(title="one run needs, at most (estimated)")
     for name in ("entry", "stages"):
         table.add_column(name)
@@ -111,7 +113,10 @@ def needs_table(estimates: Sequence[RunEstimate]) -> Table:
 
 
 def stages_table(estimate: RunEstimate, seconds: Mapping[str, float], gpus: int) -> Table:
-    """Return what each stage needs; `seconds` are those of its training where a probe measured them, on so many GPUs."""
+    """Return a table of each stage's needs.
+
+    `seconds` of training by stage are empty without a probe; `gpus` is the number of GPUs that they were measured on.
+    """
     table = Table("stage", title="its stages")
     hours = ["hours of training", *(["GPU-hours"] if gpus else [])] if seconds else []
     for name in ("steps", "response tokens", "PFLOP", "memory", *hours):
@@ -124,7 +129,7 @@ def stages_table(estimate: RunEstimate, seconds: Mapping[str, float], gpus: int)
 
 
 def parts_table(estimate: RunEstimate) -> Table:
-    """Return the memory of the largest stage by part."""
+    """Return a table of the largest stage's memory by part."""
     stage, needs = max(estimate.stages, key=lambda each: each[1].peak)
     several = estimate.spec.suite.parallel.processes
     title = f"memory of stage {stage.name}" + (f", of each of {several} processes" if several > 1 else "")
@@ -138,7 +143,7 @@ def parts_table(estimate: RunEstimate) -> Table:
 
 
 def available_memory(device: str) -> tuple[float, str]:
-    """Return the bytes that a run may use on a device, without what a process takes for its libraries, and whose they are."""
+    """Return the bytes that a run's tensors may take on a device, and whose they are: `the GPU` or `this machine`."""
     if resolve_device(device).startswith("cuda"):
         free, _ = torch.cuda.mem_get_info(torch.device(resolve_device(device)))
         return float(free), "the GPU"
@@ -146,7 +151,7 @@ def available_memory(device: str) -> tuple[float, str]:
 
 
 def _ladder(training: Training, teacher: Any) -> Iterator[tuple[str, Any]]:
-    """Yield settings that save memory and change few numbers, the first ones none at all."""
+    """Yield settings that save memory, first those that do not change a run's numbers."""
     tokens, size = (
         training.tokens_per_batch,
         training.micro_batch or training.prompts_per_step * training.num_generations,
@@ -159,7 +164,7 @@ def _ladder(training: Training, teacher: Any) -> Iterator[tuple[str, Any]]:
         yield "training.micro_batch", size
     if not training.activation_checkpointing:
         yield "training.activation_checkpointing", True
-    if isinstance(teacher, Pretrained | Scratch) and teacher.dtype == "float32" and isinstance(teacher, Pretrained):
+    if isinstance(teacher, Pretrained) and teacher.dtype == "float32":
         yield "teacher.dtype", "bfloat16"
     if training.precision == "float32":
         yield "training.precision", "autocast"

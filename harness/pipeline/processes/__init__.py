@@ -1,1 +1,1 @@
-"""The processes of a run: those that train a stage together, and how they end."""
+"""The processes of a run: those that train a stage together, servers of a teacher, and how all of them end."""

@@ -12,9 +12,10 @@ from harness.errors import RunError
 
 
 def end_with_parent() -> None:
-    """Kill this process and everything it started when its parent dies; called once in a child process.
+    """Kill this process and everything that it started when its parent dies; a child process calls this once.
 
-    A pool's workers wait for work for ever when their parent was killed: nobody closes their queue.
+    Without it, the workers of a pool would wait for work for ever after their parent was killed, because nobody closes their
+    queue. Raises `RunError` in a process that multiprocessing did not start.
     """
     parent = multiprocessing.parent_process()
     if parent is None:

@@ -1,7 +1,7 @@
-"""A run that torchrun started as several processes, on one node or several: the first does the run, the others train with it.
+"""A run in several processes that torchrun started, on one node or several: the first does the run, the others help to train.
 
 The first process reads and writes the run directory and evaluates. The others wait for a stage, load the same checkpoint from
-the folder that all nodes share, train it together with the first, and write nothing but their shards. torchrun ends all
+the folder that all nodes share, train it together with the first, and write only their shards of snapshots. torchrun ends all
 processes when one fails; the same command, or torchrun's own restart, continues the run.
 """
 
@@ -31,7 +31,7 @@ NO_MORE = b""
 
 
 class Launch(NamedTuple):
-    """What torchrun tells a process: its number among `size`, the same on this node, and the store that all reach."""
+    """This process's place among all that torchrun started: its rank of `size`, the same on its node, and the shared store."""
 
     rank: int
     size: int
@@ -42,12 +42,12 @@ class Launch(NamedTuple):
 
 @cache
 def this_launch() -> Launch:
-    """Return this process's place; raises `RunError` where torchrun did not start it."""
+    """Return this process's launch; raises `RunError` where torchrun did not start the process."""
     if not distributed.is_torchelastic_launched():
         raise RunError("this process was not started by torchrun")
     store, rank, size = next(rendezvous("env://"))
     launch = Launch(rank, size, int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]), store)
-    # Other libraries take these for themselves: accelerate, below lm-eval, would wait for processes that do not evaluate.
+    # Other libraries read these variables too: accelerate, which lm-eval uses, would wait for processes that do not evaluate.
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
     return launch
@@ -55,7 +55,7 @@ def this_launch() -> Launch:
 
 @contextmanager
 def leading() -> Generator[None]:
-    """Do a run in this block as the first process; the others end with it."""
+    """Do a run in this block as the first process; the other processes end when the block ends."""
     launch = this_launch()
     try:
         yield
@@ -65,9 +65,9 @@ def leading() -> Generator[None]:
 
 @contextmanager
 def launched_processes(device: str, train: Train) -> Generator[None]:
-    """Train a stage in all processes: in this one, in the block, and in the others by `train`, which is sent to them.
+    """Train a stage in all processes: this one trains in the block, the others call `train`, which is pickled for them.
 
-    Raises the sentence of a process that failed.
+    `device` is the run's. Raises the error of a process that failed.
     """
     launch = this_launch()
     number = _order(launch, pickle.dumps((device, train)))
@@ -76,7 +76,7 @@ def launched_processes(device: str, train: Train) -> Generator[None]:
 
 
 def follow_first_process() -> None:
-    """Train every stage that the first process begins, until it ends."""
+    """Train every stage that the first process begins, until the first process ends the run."""
     launch, number = this_launch(), 1
     while (order := _wait_for(launch, number)) != NO_MORE:
         try:
@@ -101,7 +101,7 @@ def _train(launch: Launch, number: int, device: str, train: Train) -> None:
 
 
 def _own(device: str, launch: Launch) -> str:
-    """Return this process's own device; raises `RunError` for more processes on a node than GPUs."""
+    """Return this process's own device; raises `RunError` where a node has more processes than GPUs."""
     if device == "cpu":
         return device
     if (count := torch.cuda.device_count()) <= launch.local_rank:

@@ -1,7 +1,8 @@
-"""The processes that train a stage together: this one is the first, and starts the others for as long as the stage trains.
+"""The processes that train a stage together: this process is the first and starts the others for the time of the stage.
 
-They form torch's process group over NCCL on GPUs and gloo on a CPU. The first process reads and writes the run directory; the
-others load the same checkpoint, train, and write nothing. One that fails ends them all, with its own sentence.
+They form one process group of torch, over NCCL on GPUs and gloo on a CPU. The first process reads and writes the run
+directory; the others load the same checkpoint, train, and write only their shards of snapshots. When one fails, all end, and
+the first process raises its error.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ from harness.errors import HarnessError, RunError, StoppedError
 from harness.pipeline.processes.end_with_parent import end_with_parent
 from harness.pipeline.processes.stop_signals import SIGNALS
 
-PATIENCE = timedelta(minutes=30)  # for the slowest process to reach the others, as it generates the longest answers
+PATIENCE = timedelta(minutes=30)  # until the process with the longest answers reaches the others
 CAUSE = "cause"
 PAUSE = 0.1  # seconds
-Train = Callable[[str, Path], object]  # trains on a device, with a folder for what the process leaves behind
+Train = Callable[[str, Path], object]  # trains on a device; the folder is for files of the process
 
 
 @contextmanager
 def several_processes(count: int, device: str, train: Train) -> Generator[None]:
-    """Train a stage in `count` processes: in this one, in the block, and in others by `train`, which is sent to them.
+    """Train a stage in `count` processes: this one trains in the block, the others call `train`, which is pickled for them.
 
-    Raises `RunError` for more processes than GPUs, and the sentence of a process that failed.
+    Raises `RunError` for more processes than GPUs, and the error of a process that failed.
     """
     if device != "cpu" and torch.cuda.device_count() < count:
         raise RunError(
@@ -49,16 +50,17 @@ def several_processes(count: int, device: str, train: Train) -> Generator[None]:
         try:
             with first_of_group(_store(meeting, count), count, device if device == "cpu" else "cuda:0"):
                 yield
-                _wait(others)
+                while not others.join(timeout=1):  # raises where another process failed after its last step
+                    pass
         finally:
             for process in others.processes:
                 process.kill()
 
 
 def _follow(place: int, count: int, device: str, meeting: str, train: Train) -> None:
-    """Be process `place` + 1 of a stage."""
+    """Train as process `place` + 1 of a stage."""
     end_with_parent()
-    # The first process answers signals, and tells the others.
+    # The first process answers signals and stops the others.
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     rank, store = place + 1, _store(meeting, count)
@@ -73,20 +75,20 @@ def _follow(place: int, count: int, device: str, meeting: str, train: Train) -> 
         raise
     except StoppedError:
         pass
-    # Its work is done. Gloo's threads, see `leave_group`, may abort a process that takes its interpreter down.
+    # The work is done. While the interpreter shuts down, gloo's threads (see `leave_group`) may abort the process.
     os._exit(0)
 
 
 @contextmanager
 def first_of_group(store: Store, count: int, device: str) -> Generator[None]:
-    """Be the first of `count` processes in this block; raises the sentence of another one that failed."""
+    """Be the first of `count` processes in this block; raises the error of another process that failed."""
     try:
         join_group(store, 0, count, device)
         yield
     except HarnessError:
         raise
     except Exception as error:
-        # A process that is left waits for the others, and then complains of them; the first complaint is the cause.
+        # When one process fails, the others fail too, because they lose it; the store holds the first error.
         if (cause := read_cause(store)) is not None:
             raise cause from error
         raise
@@ -95,10 +97,10 @@ def first_of_group(store: Store, count: int, device: str) -> Generator[None]:
 
 
 def leave_group() -> None:
-    """Leave the group, where this process is in one.
+    """Leave the process group, where this process is in one.
 
-    Gloo's threads let go of a collective's tensors a moment after it ends, and need Python's lock for that; the group waits
-    for its threads when it goes, and holds the lock. Without the pause one process in some hundred waits for ever.
+    Gloo's threads free a collective's tensors a moment after it ends, for which they need Python's lock. The group holds that
+    lock while it waits for its threads to end. Without the pause, about one process in a hundred would wait for ever.
     """
     if distributed.is_initialized():
         time.sleep(PAUSE)
@@ -106,7 +108,7 @@ def leave_group() -> None:
 
 
 def join_group(store: Store, rank: int, count: int, device: str) -> None:
-    """Become one of `count` processes that meet at a store, over gloo and, for GPUs, NCCL; `device` is this process's own."""
+    """Join `count` processes that meet at a store, over gloo and, for GPUs, NCCL; `device` is this process's own."""
     backend = "gloo"
     if device != "cpu":
         torch.cuda.set_device(device)
@@ -115,12 +117,12 @@ def join_group(store: Store, rank: int, count: int, device: str) -> None:
 
 
 def write_cause(store: Store, error: HarnessError) -> None:
-    """Tell the first process why this one fails."""
+    """Write to the store why this process fails, for the first process to read."""
     store.set(CAUSE, json.dumps({"kind": type(error).__name__, "sentence": str(error)}))
 
 
 def read_cause(store: Store) -> HarnessError | None:
-    """Return the error of another process, which may be about to write it."""
+    """Return the error that another process wrote, or None; waits 2 seconds for a process that is about to write it."""
     for _ in range(20):
         if store.check([CAUSE]):
             found = json.loads(store.get(CAUSE))
@@ -130,12 +132,6 @@ def read_cause(store: Store) -> HarnessError | None:
 
 
 def _store(meeting: str, count: int) -> Store:
-    # A machine's other interfaces may lead nowhere.
+    # All processes are on this machine, and its other network interfaces may not work.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     return FileStore(f"{meeting}/meeting", count)
-
-
-def _wait(others: Any) -> None:
-    """Wait until the other processes have ended; raises `RunError` for one that failed after its last step."""
-    while not others.join(timeout=1):
-        pass

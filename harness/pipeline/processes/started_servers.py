@@ -1,7 +1,7 @@
-"""Servers of a teacher that the harness starts: they end with it, also when it is killed, and one that ends starts again.
+"""Servers of a teacher that the harness starts: they end with it, even when it is killed, and are restarted when one ends.
 
-A process between the harness and the servers does that: it ends when the harness does, and takes all with it. Whether a server
-that was started again is still the teacher is what the probe in every request says.
+A keeper process between the harness and the servers does both: it ends when the harness ends, and ends the servers. Whether a
+restarted server still serves the same teacher is checked by the probe in every request.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from harness.pipeline.processes.end_with_parent import end_with_parent
 from harness.pipeline.processes.stop_signals import SIGNALS
 from harness.teachers.server_start import ServerStart
 
-PAUSE = 0.2  # seconds between two looks at the servers
-SHOWN = 600  # characters of the end of a log
+PAUSE = 0.2  # seconds between two checks of the servers
+SHOWN = 600  # characters of a log's end that an error quotes
 
 
 class Replica(NamedTuple):
-    """One server: its command, its environment on top of the harness's, and the file of its output."""
+    """One server: its command, what it adds to the harness's environment, and the file of its output."""
 
     command: list[str]
     environment: dict[str, str]
@@ -42,9 +42,10 @@ class Replica(NamedTuple):
 def started_servers(
     start: ServerStart, model: str, revision: str, max_logprobs: int, folder: Path, warn: Callable[[str], None]
 ) -> Generator[tuple[str, ...]]:
-    """Serve a model in this block and yield the replicas' addresses; their output goes to `<folder>/server_<n>.txt`.
+    """Serve a model in this block and yield the servers' addresses; their output goes to `<folder>/server_<n>.txt`.
 
-    Raises `RunError` with the end of a server's output where one ends, or does not answer in time.
+    `warn` takes a sentence whenever a server ends later. Raises `RunError` for a server that ends before it answers, with the
+    end of its output, and for one that does not answer in time.
     """
     environments = start.environments()
     ports = _free_ports(start.host, len(environments))
@@ -62,7 +63,7 @@ def started_servers(
     try:
         urls = tuple(f"http://{start.host}:{port}" for port in ports)
         _wait(urls, replicas, start.deadline, here)
-        threading.Thread(target=_hand_on, args=(here, replicas, warn), daemon=True).start()
+        threading.Thread(target=_warn_of_ended, args=(here, replicas, warn), daemon=True).start()
         yield urls
     finally:
         with suppress(OSError):
@@ -79,7 +80,7 @@ def _wait(urls: Sequence[str], replicas: Sequence[Replica], deadline: float, kee
                 number, status, _ = keeper.recv()
                 raise RunError(
                     f"the teacher's server {number + 1} ended with status {status} before it answered: "
-                    f"{_end_of(replicas[number])}; correct teacher.start, all of its output is in {replicas[number].log}"
+                    f"{_end_of(replicas[number])}; correct teacher.start; all of its output is in {replicas[number].log}"
                 )
             if time.monotonic() > until:
                 number = urls.index(missing[0])
@@ -100,7 +101,7 @@ def _end_of(replica: Replica) -> str:
     return " ".join(text[-SHOWN:].split()) or "it printed nothing"
 
 
-def _hand_on(keeper: Connection, replicas: Sequence[Replica], warn: Callable[[str], None]) -> None:
+def _warn_of_ended(keeper: Connection, replicas: Sequence[Replica], warn: Callable[[str], None]) -> None:
     with suppress(EOFError, OSError):
         while True:
             number, status, left = keeper.recv()
@@ -109,9 +110,9 @@ def _hand_on(keeper: Connection, replicas: Sequence[Replica], warn: Callable[[st
 
 
 def _keep(replicas: Sequence[Replica], restarts: int, harness: Connection) -> None:
-    """Start the servers, start those again that end, and end them all with the harness; a process of its own."""
+    """Start the servers, restart those that end, and end all of them with the harness; runs in the keeper process."""
     end_with_parent()
-    for number in SIGNALS:  # the harness answers signals, and its end is ours
+    for number in SIGNALS:  # the harness answers signals, and this process ends with it
         signal.signal(number, signal.SIG_IGN)
     running = {number: _start(replica) for number, replica in enumerate(replicas)}
     left, again = dict.fromkeys(running, restarts), True
@@ -144,12 +145,12 @@ def _start(replica: Replica) -> subprocess.Popen[bytes]:
                 stderr=log, start_new_session=True,
             )  # fmt: skip
         except OSError as error:
-            # One that cannot be started is one that ends at once, with the reason in its output.
+            # A command that cannot be started counts as one that ends at once, with the reason in its output.
             return subprocess.Popen(["sh", "-c", 'echo "$0" >&2; exit 127', str(error)], stderr=log)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill a server and all that it started, which may outlive it and hold memory."""
+    """Kill a server and all that it started: its processes may outlive it and hold memory."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -1,4 +1,4 @@
-"""Runs whose teacher the harness serves: the servers are started once for all runs of a command, which then know addresses."""
+"""Start the servers of teachers once for all runs of a command, and give the runs the servers' addresses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from harness.teachers.teacher import TeacherKind
 
 @contextmanager
 def started_teachers(specs: Sequence[RunSpec], report: Report) -> Generator[list[RunSpec]]:
-    """Start the servers that the runs' teachers ask for, each kind once, and yield the runs with the addresses."""
+    """Start the servers that the runs' teachers name under `start`, equal ones once, and yield the runs with their addresses.
+
+    Runs that use no teacher are yielded as they are. The servers end with the block.
+    """
     with ExitStack() as stack:
         known: dict[str, Server] = {}
 
@@ -29,20 +32,20 @@ def started_teachers(specs: Sequence[RunSpec], report: Report) -> Generator[list
             if key not in known:
                 assert server.start is not None
                 folder = specs[0].out / specs[0].suite.name / "teacher_servers" / key
-                report(Event(served_as := f"teacher {server.model}", "start"))
+                report(Event(label := f"teacher {server.model}", "start"))
                 asked = (server.start, server.model, server.revision, server.max_logprobs, folder)
                 urls = stack.enter_context(
-                    started_servers(*asked, lambda sentence: report(Event(served_as, sentence, warning=True)))
+                    started_servers(*asked, lambda sentence: report(Event(label, sentence, warning=True)))
                 )
-                report(Event(served_as, "started", 1, 1, finished=True))
+                report(Event(label, "started", 1, 1, finished=True))
                 known[key] = server.model_copy(update={"urls": urls, "start": None})
             return known[key]
 
-        yield [_with_addresses(spec, served) if _is_taught(spec) else spec for spec in specs]
+        yield [_with_addresses(spec, served) if _uses_teacher(spec) else spec for spec in specs]
 
 
 def gpus_of_teachers(suite: Suite) -> set[str]:
-    """Return the GPUs that the suite's teachers take when the harness starts them."""
+    """Return the GPUs that the suite's started teachers take, as CUDA_VISIBLE_DEVICES names them."""
     named: set[str] = set()
 
     def note(server: Server) -> Server:
@@ -55,7 +58,7 @@ def gpus_of_teachers(suite: Suite) -> set[str]:
     return named
 
 
-def _is_taught(spec: RunSpec) -> bool:
+def _uses_teacher(spec: RunSpec) -> bool:
     return any(
         stage.teacher is not None and make_adapter(spec.entry, stage.adapter).requirements.teacher != "none"
         for stage in spec.stages

@@ -1,8 +1,8 @@
-"""SIGTERM and SIGINT: a run ends after the training step that it is in, with a snapshot, and the same command continues it.
+"""SIGTERM and SIGINT: a run ends after its present training step, with a snapshot, and the same command continues it.
 
-Outside a training that takes snapshots, and at a signal more than a second after the first, it ends at once: all that is
-finished is on disk. Signals within a second are one request: a terminal and a scheduler signal a sweep and its workers alike,
-and the sweep hands its own signal on.
+Outside a training that takes snapshots, and at a second signal, a run ends at once: all that is finished is on disk. Signals
+within one second count as one, because a terminal and a scheduler signal a sweep and its workers alike, and the sweep forwards
+its own signal to the workers.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from typing import TYPE_CHECKING
 from harness.errors import RunError, StoppedError
 
 if TYPE_CHECKING:
-    # Workers and the manager of queues begin with this module; snapshots import torch, which takes seconds.
+    # Workers and the manager of queues import this module first; snapshots import torch, which takes seconds.
     from harness.rundir.training.snapshots import StopRequest
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-ONE_REQUEST = 1.0  # seconds
+ONE_REQUEST = 1.0  # seconds in which all signals count as one
 
 
 @contextmanager
 def stop_on_signals(request: StopRequest) -> Generator[None]:
-    """Answer both signals in this block by `request` where a training can wait for them, else at once.
+    """Answer both signals in this block: by `request` where a training looks for it at every step, else by ending at once.
 
-    Raises `RunError` when the block has ended: `StoppedError` passes what catches every `Exception` on its way there.
+    Raises `RunError` at the end of the block. Inside, the signal raises `StoppedError`, which no `except Exception` catches.
     """
 
     def answer(number: int, _: FrameType | None) -> None:
@@ -52,10 +52,10 @@ def stop_on_signals(request: StopRequest) -> Generator[None]:
 
 
 @contextmanager
-def hand_on_signals(request: StopRequest) -> Generator[None]:
-    """Hand both signals on to the pool's workers in this block, and note the first one in `request`.
+def forward_signals(request: StopRequest) -> Generator[None]:
+    """Forward both signals to the pool's workers in this block, and note the first one in `request`.
 
-    A worker ends its run as `stop_on_signals` says. The manager of queues is left out: the workers still report to it.
+    A worker ends its run as in `stop_on_signals`. The manager of queues gets no signal: the workers still report to it.
     """
 
     def answer(number: int, _: FrameType | None) -> None:
@@ -70,7 +70,7 @@ def hand_on_signals(request: StopRequest) -> Generator[None]:
 
 @contextmanager
 def note_signals(request: StopRequest) -> Generator[None]:
-    """Note the first signal in `request` in this block; the next one ends the block at once by `StoppedError`."""
+    """Note the first signal in `request` in this block; the second one raises `StoppedError` at once."""
 
     def answer(number: int, _: FrameType | None) -> None:
         name = signal.Signals(number).name
@@ -83,13 +83,13 @@ def note_signals(request: StopRequest) -> Generator[None]:
 
 
 def ignore_signals() -> AbstractContextManager[None]:
-    """Ignore both signals in this block: another process answers them, and tells this one."""
+    """Ignore both signals in this block: another process answers them and stops this one."""
     return _handlers(signal.SIG_IGN)
 
 
 @contextmanager
 def _handlers(answer: signal.Handlers | Callable[[int, FrameType | None], None]) -> Generator[None]:
-    """Let `answer` take both signals in this block; only a process's main thread can."""
+    """Make `answer` the handler of both signals in this block; in other threads than the main one do nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,6 +1,6 @@
 """A process of a run over several nodes, started by torchrun: `python -m harness.pipeline.sweeps.node_process FOLDER`.
 
-The folder, which all nodes see, holds the run; the first process writes events and the error of the run there.
+All nodes see the folder. It holds the run's specification, and the first process writes the run's events and error there.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ SPEC, EVENTS, ERROR = "spec", "events", "error"
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a run ended: its own error, as another process raises it."""
+    """The error that ended a run, pickled for the process that started it."""
 
     error: HarnessError
 
 
 def main(folder: Path) -> int:
-    """Do the run as the first process, or train with it; returns the exit status."""
+    """Do the run as the first process, or train with the first process; return the exit status."""
     from harness.pipeline.processes.launched_ranks import follow_first_process, leading, this_launch
     from harness.pipeline.run import run
 

@@ -1,7 +1,7 @@
-"""One run over several nodes of a Ray cluster: torchrun on each, on resources that Ray gives together or not at all.
+"""One run over several nodes of a Ray cluster: torchrun on each node, on resources that Ray grants all together.
 
-The first node's task begins the others', follows the run and hands its events on. When a node or a process is lost it ends all
-of them and its own worker, so that Ray starts the task again, and the run continues from its last snapshot.
+The task on the first node starts those on the others, follows the run, and forwards its events. When a node or a process is
+lost, it ends all of them and its own worker. Ray then starts the task again, and the run continues from its last snapshot.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,19 +25,19 @@ from harness.errors import RunError
 from harness.pipeline.sweeps.node_process import ERROR, EVENTS, SPEC, Failure
 from harness.rundir.process.progress import Report
 
-PAUSE, PATIENCE = 0.2, 120.0  # seconds: between two looks, and for processes that end with a snapshot
+PAUSE, PATIENCE = 0.2, 120.0  # seconds: between two checks, and for processes to end with a snapshot
 PR_SET_PDEATHSIG = 1
 
 
 def reserve_nodes(ray: Any, nodes: int, options: dict[str, Any]) -> Any:
-    """Return a placement group with the resources of a run on each of several nodes; tasks in it wait until it is there."""
+    """Return a placement group with the resources of a run on each of `nodes` nodes; its tasks wait until Ray grants it."""
     asked = {"CPU": options["num_cpus"], "GPU": options["num_gpus"], "memory": options.get("memory", 0)}
     each = {name: amount for name, amount in asked.items() if amount}
     return ray.util.placement_group([dict(each) for _ in range(nodes)], strategy="STRICT_SPREAD")
 
 
 def on_node(options: dict[str, Any], group: Any, number: int) -> dict[str, Any]:
-    """Return a task's options on one node of a group."""
+    """Return a task's options for node `number` of a placement group."""
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # pyright: ignore[reportMissingImports]
 
     place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number)
@@ -45,9 +45,9 @@ def on_node(options: dict[str, Any], group: Any, number: int) -> dict[str, Any]:
 
 
 def run_over_nodes(ray: Any, spec: RunSpec, group: Any, options: dict[str, Any], report: Report) -> None:
-    """Do a run in the processes of all nodes of a group; called in a task on the first one.
+    """Do a run in the processes of all nodes of a placement group; called in a task on the first node.
 
-    Raises the run's own error; ends this worker where a process or a node was lost.
+    Raises the run's own error. Ends this worker where a process or a node was lost, so that Ray starts the task again.
     """
     folder = spec.out / f".launch-{uuid.uuid4().hex}"
     folder.mkdir(parents=True)
@@ -66,11 +66,11 @@ def run_over_nodes(ray: Any, spec: RunSpec, group: Any, options: dict[str, Any],
         try:
             with (folder / EVENTS).open("rb") as events:
                 while first.poll() is None:
-                    _hand_on(events, report)
+                    _forward_events(events, report)
                     done, _ = ray.wait(others, timeout=PAUSE)
                     if done and first.poll() is None and _is_lost(ray, done):
                         break
-                _hand_on(events, report)
+                _forward_events(events, report)
         finally:
             _end(first)
         _raise_failure(folder, first.returncode)
@@ -81,7 +81,7 @@ def run_over_nodes(ray: Any, spec: RunSpec, group: Any, options: dict[str, Any],
 
 
 def _join(folder: Path, address: str, nodes: int, number: int, processes: int) -> None:
-    """Train with the first node, in processes of this one; a Ray task."""
+    """Train with the first node, in processes on this node; a Ray task."""
     process = _torchrun(folder, address, nodes, number, processes)
     try:
         while process.poll() is None and folder.is_dir():
@@ -101,13 +101,13 @@ def _torchrun(folder: Path, address: str, nodes: int, number: int, processes: in
 
 
 def _end_with_this_process() -> None:
-    """Ask the system to send SIGTERM to this process when the one that starts it ends; Linux alone."""
+    """Make Linux send SIGTERM to this process when its parent ends; on other systems do nothing."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End torchrun, whose first process leaves a snapshot when it gets the signal."""
+    """End torchrun by SIGTERM, at which its first process writes a snapshot; kill it after `PATIENCE`."""
     if process.poll() is None:
         process.terminate()
     try:
@@ -117,17 +117,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _hand_on(events: IO[bytes], report: Report) -> None:
-    for event in _read_events(events):
-        report(event)
-
-
-def _read_events(events: IO[bytes]) -> Iterator[Any]:
+def _forward_events(events: IO[bytes], report: Report) -> None:
+    """Report the events that the file holds so far; a half-written one is left for the next call."""
     while True:
         place = events.tell()
         try:
-            yield pickle.load(events)
-        except (EOFError, pickle.UnpicklingError):  # the rest of it is not written yet
+            report(pickle.load(events))
+        except (EOFError, pickle.UnpicklingError):
             events.seek(place)
             return
 
@@ -147,7 +143,7 @@ def _raise_failure(folder: Path, status: int) -> None:
     if (folder / ERROR).is_file():
         failure: Failure = pickle.loads((folder / ERROR).read_bytes())
         raise failure.error
-    # Something was lost: Ray starts a task again whose worker ended.
+    # A process or node was lost. Ray starts a task again when its worker ends.
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 

@@ -1,7 +1,7 @@
-"""Studies: many runs of one suite that vary one factor at a time, planned from a short YAML file.
+"""Plan a study: many runs of one suite that vary one factor at a time, from a short YAML file.
 
-Points whose configurations differ only in the suite's name are one run: the base run is trained once for all factors, an
-adapter that a factor's key does not touch is not trained again, and runs that a sweep has made are used as they are.
+Points whose configurations differ only in the suite's name are one run. So the base run is trained once for all factors, an
+adapter that a factor's key does not affect is not trained again, and finished runs of a sweep are used as they are.
 `reports.study.build_study` writes the page.
 """
 
@@ -29,7 +29,7 @@ MOST_RUNS = 400
 
 @dataclass(frozen=True)
 class Point:
-    """One run in its place in a study; a base run stands under every factor that includes the suite's own value."""
+    """A run under one factor and value of a study; a base run has a point for every factor with the suite's own value."""
 
     factor: str
     value: Any
@@ -38,7 +38,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Plan:
-    """All points of a study, in the order of its factors, the suite that they vary, and what the command was given."""
+    """A study's points in the order of its factors, the suite that they vary, and the arguments of the command."""
 
     study: Study
     base: Suite
@@ -49,17 +49,17 @@ class Plan:
 
     @cached_property
     def specs(self) -> list[RunSpec]:
-        """The distinct runs, seed by seed, so that a stopped study holds whole comparisons."""
+        """The distinct runs, seed by seed, so that a study that is stopped has whole comparisons."""
         distinct = {point.spec.path: point.spec for point in self.points}
         return sorted(distinct.values(), key=lambda spec: spec.seed)
 
     @property
     def page(self) -> Path:
-        """Where the page goes when the command names none."""
+        """The file of the page where the command names none."""
         return Path("docs/results") / f"{self.study.name}.md"
 
     def command(self, page: Path) -> str:
-        """Return the command that makes the runs that are missing, and the page."""
+        """Return the command that does the missing runs and writes the page to `page`."""
         words = ["harness", "study", self.name, "--out", str(self.out)]
         words += [word for override in self.overrides for word in ("--set", override)]
         return shlex.join([*words, *(["--page", str(page)] if page != self.page else [])])
@@ -70,27 +70,27 @@ class Plan:
         return [spec for spec in self.specs if not is_finished(spec)]
 
     def minutes(self, workers: int) -> float:
-        """Return the estimated minutes of what is left, from the finished runs' own times where there are any."""
+        """Return the estimated minutes until all runs are finished, from the times of finished runs where there are any."""
         each = list(_minutes(self.specs)) or [self.study.minutes_per_run]
         return len(self.todo) * sum(each) / len(each) / workers
 
     def cost(self, workers: int) -> str:
-        """Return in one sentence what is left to do: runs, training steps, estimated minutes."""
+        """Return one sentence on the remaining work: runs, training steps, estimated minutes."""
         todo = self.todo
         steps = sum(stage.training.steps for spec in todo for stage in spec.stages)
         if not todo:
             return f"study {self.study.name}: all {len(self.specs)} runs are finished"
         return (
             f"study {self.study.name}: {len(todo)} of {len(self.specs)} runs are left, up to {steps:,} training steps, about "
-            f"{self.minutes(workers):.0f} minutes with {workers} side by side, models aside"
+            f"{self.minutes(workers):.0f} minutes with {workers} at a time, without the time to build models"
         )
 
 
 def plan_study(name: str, overrides: Sequence[str] = (), out: Path = Path("runs")) -> Plan:
-    """Return the runs of a study found by name or path; `overrides` change its suite.
+    """Return the plan of a study, found by name or path; `overrides` change its suite, runs go below `out`.
 
-    Raises `ConfigError` for a file that does not read, a name that the suite lacks, values whose runs would share a folder,
-    or more than 60 runs.
+    Raises `ConfigError` for a file that cannot be read, an adapter or order that the suite lacks, values whose runs would
+    share a folder, and more than `MOST_RUNS` runs.
     """
     study = load_study(name)
     base = load_suite(study.suite, overrides)
@@ -118,7 +118,7 @@ def _points(study: Study, base: Suite, overrides: Sequence[str], out: Path) -> I
 
 
 def _varied(study: Study, name: str, factor: Factor, value: Any, base: Suite, overrides: Sequence[str]) -> Suite:
-    """Return the suite with a factor's value, under its own name."""
+    """Return the suite with a factor's value, under a name made of suite, factor and value."""
     settings = {**factor.fixed, **({factor.key: value} if factor.key else {})}
     if not settings:
         return base
@@ -128,7 +128,7 @@ def _varied(study: Study, name: str, factor: Factor, value: Any, base: Suite, ov
 
 
 def _kind(spec: RunSpec) -> str:
-    """Identify what a run does; the suite's name has no part in it."""
+    """Return the digest of a run's configuration without the suite's name; points with equal digests are one run."""
     return digest([spec.entry, spec.order, {**spec.config(), "name": None}])
 
 
@@ -143,7 +143,7 @@ def _check(spec: RunSpec, study: Study) -> None:
 
 
 def _check_paths(plan: Plan) -> None:
-    """Refuse values that are written alike in a folder's name and mean different runs."""
+    """Refuse two values of a factor whose different runs would have the same folder name."""
     kinds: dict[Path, tuple[str, Any]] = {}
     for point in plan.points:
         kind, value = kinds.setdefault(point.spec.path, (_kind(point.spec), point.value))
@@ -155,7 +155,7 @@ def _check_paths(plan: Plan) -> None:
 
 
 def _minutes(specs: Sequence[RunSpec]) -> Iterator[float]:
-    """Yield how long each finished run took, its models aside: they are made once."""
+    """Yield the minutes that each finished run took, without its models, which are built once for all runs."""
     for spec in specs:
         manifest = RunStore(spec.path).manifest
         recorded = [s.seconds for s in manifest.sessions if s.seconds is not None] if manifest else []

@@ -1,4 +1,4 @@
-"""Many runs: side by side in a pool of processes on this machine, one after another where there is one worker."""
+"""Many runs on this machine: in parallel in a pool of processes, or one after another with one worker."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from contextlib import suppress
 from queue import Queue
 from typing import Any
 
+from torch import distributed
+
 from harness.adapter import make_adapter
 from harness.config.base import digest
 from harness.config.models import Model, Scratch
@@ -21,7 +23,7 @@ from harness.errors import HarnessError, RunError
 from harness.lmeval.library import TaskLibrary
 from harness.pipeline.build.model_source import checkpoint_of, limit_threads, resolve_device
 from harness.pipeline.processes.started_teachers import gpus_of_teachers, started_teachers
-from harness.pipeline.processes.stop_signals import hand_on_signals
+from harness.pipeline.processes.stop_signals import forward_signals
 from harness.pipeline.run import run
 from harness.pipeline.sweeps.workers import queue_manager, visible_gpus, worker_pool
 from harness.rundir.process.progress import Event, Report
@@ -30,9 +32,9 @@ from harness.rundir.training.snapshots import StopRequest
 
 
 def threads_of(suite: Suite, workers: int) -> int | None:
-    """Return the CPU threads of one run among `workers`: the suite's, else its share of the processors; None for one worker.
+    """Return the CPU threads of each of `workers` runs: the suite's number, else an equal share of the processors.
 
-    Every worker would otherwise take all of them, and a step is many times slower with more threads than processors.
+    None, for one worker, leaves torch's default. With more threads than processors a step is many times slower.
     """
     if suite.threads is not None or workers == 1:
         return suite.threads
@@ -40,7 +42,7 @@ def threads_of(suite: Suite, workers: int) -> int | None:
 
 
 def default_workers(specs: Sequence[RunSpec]) -> int:
-    """Return how many runs go side by side: one per GPU, or share of GPUs that a run takes, else one per processor."""
+    """Return how many runs go in parallel: one for each share of GPUs (see `gpu_shares`), else one per processor."""
     if shares := gpu_shares(specs[0].suite):
         return min(len(specs), len(shares))
     if resolve_device(specs[0].suite.device).startswith("cuda"):
@@ -49,13 +51,15 @@ def default_workers(specs: Sequence[RunSpec]) -> int:
 
 
 def gpu_shares(suite: Suite) -> list[str]:
-    """Return the GPUs of each worker, as CUDA_VISIBLE_DEVICES names them; none on a CPU, and where the suite names one GPU.
+    """Return each worker's GPUs as a value of CUDA_VISIBLE_DEVICES; empty on a CPU, and where the suite names one GPU.
 
-    A run whose backend spreads a model over several GPUs takes as many. A teacher that the harness starts keeps its own.
+    A worker gets as many GPUs as a run uses: one for each of its processes, or those that its backend spreads a model over.
+    GPUs of a teacher that the harness starts are left out.
     """
     if suite.device == "cpu" or ":" in suite.device:
         return []
-    taken, size = gpus_of_teachers(suite), int(getattr(suite.engine, "tensor_parallel_size", 1))
+    taken = gpus_of_teachers(suite)
+    size = max(suite.parallel.processes, int(getattr(suite.engine, "tensor_parallel_size", 1)))
     gpus = [gpu for gpu in visible_gpus() if gpu not in taken]
     return [",".join(gpus[first : first + size]) for first in range(0, len(gpus) - size + 1, size)]
 
@@ -63,44 +67,51 @@ def gpu_shares(suite: Suite) -> list[str]:
 def sweep(
     specs: Sequence[RunSpec], workers: int, report: Report, on_finished: Callable[[RunSpec], object] = lambda _: None
 ) -> None:
-    """Do all runs; the first error stops the runs that have not begun and is raised when the others have ended.
+    """Do all runs in `workers` processes, or in this process for one; `on_finished` is called after each run.
 
-    SIGTERM and SIGINT reach every worker: its run ends after the training step that it is in, with a snapshot.
+    One worker has a process of its own too where the harness serves a teacher on GPUs that the run must not see.
+    After the first error no further run begins, and the error is raised when the runs under way have ended. SIGTERM and
+    SIGINT reach every worker: its run ends after its present training step, with a snapshot.
     """
     todo = [spec for spec in specs if not is_finished(spec)]
+    shares, taken = gpu_shares(specs[0].suite), gpus_of_teachers(specs[0].suite)
+    hides_gpus = bool(shares) and not taken.isdisjoint(visible_gpus()) and not distributed.is_torchelastic_launched()
     with started_teachers(todo, report) as started:
         served = {spec.path: spec for spec in started}
-        _sweep(
-            [served.get(spec.path, spec) for spec in specs], workers, gpu_shares(specs[0].suite), report, on_finished
-        )
+        runs = [served.get(spec.path, spec) for spec in specs]
+        if workers > 1 or hides_gpus:
+            _sweep_in_pool(runs, workers, shares, report, on_finished)
+        else:
+            for spec in runs:
+                run(spec, report)
+                on_finished(spec)
 
 
-def _sweep(
+def _sweep_in_pool(
     specs: Sequence[RunSpec],
     workers: int,
     shares: Sequence[str],
     report: Report,
     on_finished: Callable[[RunSpec], object],
 ) -> None:
-    if workers == 1:
-        for spec in specs:
-            run(spec, report)
-            on_finished(spec)
-        return
     context = multiprocessing.get_context("spawn")
     if shares and workers > len(shares):
-        held = f"{workers} workers share {len(shares)} GPU{'s' * (len(shares) > 1)}"
-        report(Event("sweep", f"{held}: each holds its models there; fewer --workers give a run its own", warning=True))
+        sharing = f"{workers} workers share {len(shares)} GPU{'s' * (len(shares) > 1)}"
+        report(
+            Event(
+                "sweep", f"{sharing}, each with its own models; use fewer --workers for one run per GPU", warning=True
+            )
+        )
     with queue_manager(context) as manager:
         events = manager.Queue()
         listener = threading.Thread(target=_forward, args=(events, report), daemon=True)
         listener.start()
         pool, stop = worker_pool(workers, context, shares), StopRequest()
         try:
-            with hand_on_signals(stop):
+            with forward_signals(stop):
                 _drain(_submit(pool, specs, workers, events), on_finished, stop)
         finally:
-            # An error or an interrupt must not start what is still queued.
+            # After an error or an interrupt, what is still queued must not start.
             pool.shutdown(wait=True, cancel_futures=True)
             events.put(None)
             listener.join()
@@ -111,8 +122,9 @@ def _submit(
 ) -> dict[Future[None], RunSpec | None]:
     """Queue models and runs seed by seed, the models as many seeds ahead of the runs as there are workers.
 
-    Models are jobs of their own because runs of one seed would otherwise wait for each other to build them; the next
-    seeds' students fill the time in which the first runs wait for the teacher, which takes longest.
+    Returns each job with its run, None for a model. Models are jobs of their own because runs of one seed would otherwise wait
+    for one of them to build the models. The next seeds' students are built while the first runs wait for the teacher, which
+    takes longest.
     """
     seeds = list(dict.fromkeys(spec.seed for spec in specs))
     groups = [[spec for spec in specs if spec.seed == seed] for seed in seeds]
@@ -132,9 +144,10 @@ def _submit(
 
 
 def models_of(specs: Sequence[RunSpec]) -> dict[str, tuple[RunSpec, Model, int]]:
-    """Return the distinct models that are built from scratch by recipe, each with a run that needs it and its seed.
+    """Return the distinct models that the runs build from scratch, by the digest of recipe and seed.
 
-    Teachers come first: they take longest. The runs may be of different suites.
+    Each comes with a run that needs it and its seed. Teachers come first, because they take longest. The runs may have
+    different suites.
     """
     teachers = [
         (spec, stage.teacher)
@@ -143,9 +156,9 @@ def models_of(specs: Sequence[RunSpec]) -> dict[str, tuple[RunSpec, Model, int]]
         if make_adapter(spec.entry, stage.adapter).requirements.teacher != "none"
     ]
     students = [(spec, spec.suite.student) for spec in specs]
-    wanted = [(spec, model) for spec, model in [*teachers, *students] if isinstance(model, Scratch)]
-    own = [(spec, model, spec.seed if model.seed is None else model.seed) for spec, model in wanted]
-    return {digest([model.model_dump(mode="json"), seed]): (spec, model, seed) for spec, model, seed in own}
+    built = [(spec, model) for spec, model in [*teachers, *students] if isinstance(model, Scratch)]
+    seeded = [(spec, model, spec.seed if model.seed is None else model.seed) for spec, model in built]
+    return {digest([model.model_dump(mode="json"), seed]): (spec, model, seed) for spec, model, seed in seeded}
 
 
 def _build_in_worker(spec: RunSpec, model: Model, seed: int, threads: int | None, events: Any) -> None:
@@ -182,17 +195,17 @@ def _drain(
 
 
 def _explained(error: BaseException, spec: RunSpec | None) -> BaseException:
-    """Say which run an error belongs to, and what a worker's sudden death means."""
+    """Return an error that names its run, or one sentence for a worker that was killed."""
     if isinstance(error, BrokenProcessPool):
         return RunError(
-            "a worker process was killed, most often because memory ran out; use fewer --workers, the same command "
-            "continues from the last finished stages"
+            "a worker process was killed, most often because memory ran out; use fewer --workers; the same command "
+            "continues from the last snapshots"
         )
     return type(error)(f"{spec.label}: {error}") if isinstance(error, HarnessError) and spec else error
 
 
 def _forward(events: Queue[Event | None], report: Report) -> None:
-    """Report events until none follows, or until the process that holds the queue ends."""
+    """Report events until None arrives, or until the process that holds the queue ends."""
     with suppress(EOFError, ConnectionError):
         while (event := events.get()) is not None:
             report(event)

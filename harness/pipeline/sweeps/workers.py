@@ -1,4 +1,4 @@
-"""Worker processes that end with their parent, even when it is killed."""
+"""Pools of worker processes that end with their parent, even when it is killed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def worker_pool(workers: int, context: SpawnContext, gpus: Sequence[str] = ()) -> ProcessPoolExecutor:
-    """Return a pool of processes that end within seconds of this one, a SIGKILL included.
+    """Return a pool of processes that end within seconds of this one, even when it gets SIGKILL.
 
-    Each sees its own entry of `gpus`, a value of CUDA_VISIBLE_DEVICES, taken in turn where there are more workers.
+    Each process sees one entry of `gpus`, a value of CUDA_VISIBLE_DEVICES; with more workers than entries, they share in turn.
     """
     handed: Any = context.SimpleQueue()
     for number in range(workers if gpus else 0):
@@ -29,13 +29,16 @@ def worker_pool(workers: int, context: SpawnContext, gpus: Sequence[str] = ()) -
 
 
 def _begin(gpus: Any, take: bool) -> None:
-    if take:  # before anything in this process asks CUDA what it has
+    if take:  # before anything in this process initialises CUDA
         os.environ[VISIBLE] = gpus.get()
-    _begin_worker()
+    # A signal ends an idle worker without a traceback; the sweep reports what happened.
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: sys.exit(0))
+    end_with_parent()
 
 
 def visible_gpus() -> list[str]:
-    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; the one place that asks."""
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     import torch
 
     if not torch.cuda.is_available():
@@ -53,14 +56,7 @@ def queue_manager(context: SpawnContext) -> SyncManager:
 
 
 def _begin_manager() -> None:
-    """Let no signal end the queues while workers still report to them: a scheduler signals a whole group of processes."""
+    """Ignore signals, because workers still report to the queues after a scheduler has signalled all processes."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    end_with_parent()
-
-
-def _begin_worker() -> None:
-    """Let a signal end a worker without a traceback where no run waits for it: the sweep says what happened."""
-    for number in SIGNALS:
-        signal.signal(number, lambda *_: sys.exit(0))
     end_with_parent()

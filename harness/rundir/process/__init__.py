@@ -1,1 +1,1 @@
-"""What a running process records of itself and shows: session, progress, trackers, without secrets."""
+"""What a running process records and shows: its session, progress and trackers, without secrets."""

@@ -1,4 +1,4 @@
-"""Progress of runs: what a run reports, and the terminal display that shows it."""
+"""Progress of runs: the events that a run reports, and the terminal display that shows them."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from rich.progress import (
 )
 from rich.table import Column
 
-SHOWN = {"entropy": "entropy", "reward_mean": "reward"}
-OTHER_COLUMNS = 90  # of a bar's text, with long names
-NARROWEST, WIDEST = 4, 16
-ROOMY = 100  # characters in a line: less shortens the bars
+SHOWN = {"entropy": "entropy", "reward_mean": "reward"}  # figures of a step that are drawn, with their names
+OTHER_COLUMNS = 90  # characters of a line without the figures, with long names
+NARROWEST, WIDEST = 4, 16  # characters of a sparkline
+ROOMY = 100  # characters of a line below which bars are short
 LOG_SECONDS = 60.0  # between two lines of one activity where no terminal shows a bar
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True)
 class Event:
-    """A message from a run: which run, what it does now, how far it is, and its figures there; or a warning.
+    """A message from a run: its name, what it does, how far it is, and its latest figures; or a warning, in `activity`.
 
-    `evaluated` is the stage that the message says is evaluated; 0, the start, in all other messages.
+    `evaluated` is the stage whose evaluation has ended; 0 in all other messages, and for the start.
     """
 
     run: str
@@ -59,29 +59,32 @@ def silent(_: Event) -> None:
 
 
 class Counter:
-    """Reports an activity of a run that advances one by one."""
+    """Counts the steps of a run's activity and reports each."""
 
     def __init__(self, report: Report, run: str, activity: str, total: int) -> None:
         self.report, self.run, self.activity, self.total, self.done = report, run, activity, total, 0
         report(Event(run, activity, 0, total))
 
     def next(self, _: object = None) -> None:
-        """Count one more."""
+        """Count one step more; the argument is ignored, so that this can be a callback."""
         self.reach(self.done + 1)
 
     def reach(self, done: int, figures: Mapping[str, float] | None = None) -> None:
-        """Say how many are done, and the last one's figures; what is taken up again does not begin at none."""
+        """Report that `done` steps are done, with the last one's figures; a resumed stage begins above 0."""
         self.done = done
         self.report(Event(self.run, self.activity, done, self.total, figures=figures or {}))
 
 
 class Display:
-    """One bar per run: its name, stage and activity, steps, time elapsed and left, and its figures as sparklines."""
+    """A bar per run with its name, activity, steps, time elapsed and left, and its figures as sparklines.
+
+    Where the console is not a terminal, it prints lines instead: one at the start of an activity and one each minute.
+    """
 
     def __init__(self, console: Console) -> None:
         bar = BarColumn(bar_width=12 if console.width >= ROOMY else 4)
         self.progress = Progress(
-            # In a narrow terminal names go on in a second line, so that no digit is cut off.
+            # In a narrow terminal names continue on a second line, so that no digit is cut off.
             TextColumn("[bold]{task.fields[run]}", table_column=Column(overflow="fold")),
             TextColumn("{task.description}", table_column=Column(overflow="fold")),
             *map(_WhileWorking, [bar, MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()]),
@@ -104,9 +107,11 @@ class Display:
         self.progress.stop()
 
     def __call__(self, event: Event) -> None:
-        """Show an event; a new activity starts its own count and clock, and runs that share a warning say it once."""
+        """Show an event; a new activity starts its own count and clock, and a warning of several runs is shown once."""
         if event.warning:
-            self._warn(event.activity)
+            if event.activity not in self.warnings:
+                self.warnings.add(event.activity)
+                self.progress.console.print(f"[yellow]warning:[/] {escape(event.activity)}", highlight=False)
             return
         if event.run not in self.bars:
             fields: dict[str, Any] = {"run": event.run, "course": "", "finished": False}
@@ -126,7 +131,7 @@ class Display:
             self.progress.stop_task(bar)
 
     def _course(self, event: Event) -> str:
-        """Return the run's figures so far, over all of its stages, each with its last value, where there is room."""
+        """Return the run's figures over all of its stages as sparklines, with the last values; empty without room."""
         figures = self.courses[event.run]
         for name in SHOWN:
             if name in event.figures:
@@ -137,13 +142,8 @@ class Display:
         lines = {name: sparkline(values, min(width, WIDEST)) for name, values in figures.items()}
         return "  ".join(f"{SHOWN[name]} {line} {figures[name][-1]:.3g}" for name, line in lines.items())
 
-    def _warn(self, sentence: str) -> None:
-        if sentence not in self.warnings:
-            self.warnings.add(sentence)
-            self.progress.console.print(f"[yellow]warning:[/] {escape(sentence)}", highlight=False)
-
     def _log_when_not_a_terminal(self, event: Event) -> None:
-        """Print a line at the start of an activity and then each minute: time, step, figures and time left."""
+        """Print time, step, figures and time left, at the start of an activity and then each minute."""
         now = time.monotonic()
         if self.progress.console.is_terminal or now - self.logged.get(event.run, -math.inf) < LOG_SECONDS:
             return
@@ -161,7 +161,7 @@ class Display:
 
 
 class _WhileWorking(ProgressColumn):
-    """A column that is empty once a run is done: its bar and clocks are those of the last activity."""
+    """A column that is empty once a run has finished, because bar and clocks are those of its last activity only."""
 
     max_refresh = None
 
@@ -175,9 +175,9 @@ class _WhileWorking(ProgressColumn):
 
 
 def sparkline(values: Sequence[float], width: int = 16) -> str:
-    """Return a line of at most `width` blocks, each the mean of its part of the series; what is not finite is left out.
+    """Return a line of at most `width` blocks, each the mean of a part of the series; values that are not finite are left out.
 
-    The lowest block is the smallest mean and the highest the largest; a series without any spread is drawn low.
+    The lowest block is the smallest mean and the highest block the largest; a constant series is drawn low.
     """
     known = np.asarray(values, dtype=float)
     known = known[np.isfinite(known)]

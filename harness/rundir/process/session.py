@@ -1,4 +1,4 @@
-"""What a session of a run was made of, how long its phases took, and how much memory they used."""
+"""Record a session of a run: its code, packages and hardware, and the time and memory of its phases."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def this_session() -> Session:
 
 
 class Timer:
-    """Adds up seconds by phase; `whole` names the time since the timer was made.
+    """Adds up seconds by phase; `whole` is the name of the time since the timer was created.
 
-    A GPU works behind the host, so there a phase lasts from when the GPU comes to its first kernel to when it is done with
-    its last one, and only reading `seconds` waits for it.
+    A GPU runs behind the host. So on a GPU a phase is timed by events on the GPU, from its first kernel to its last, and only
+    reading `seconds` waits for the GPU.
     """
 
     def __init__(self, *phases: str, whole: str, device: str = "cpu") -> None:
@@ -59,7 +59,7 @@ class Timer:
 
     @contextmanager
     def __call__(self, phase: str) -> Generator[None]:
-        """Count the block's time to `phase`."""
+        """Count the block's time for `phase`."""
         start = self._now()
         try:
             yield
@@ -68,7 +68,7 @@ class Timer:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds by phase, and in all until now."""
+        """Seconds by phase, and in total until now, rounded to 4 digits."""
         if self.on_gpu:
             torch.cuda.synchronize()
         found = dict.fromkeys(self.phases, 0.0)
@@ -86,10 +86,10 @@ class Timer:
 
 
 class PeakMemory:
-    """Keeps the highest memory by phase, in bytes; phases may nest, and an outer one holds its inner ones.
+    """Records the highest memory by phase, in bytes; phases may nest, and an outer phase includes its inner ones.
 
-    On CUDA it is what this process's tensors took at most, elsewhere the process's resident memory. A child process, such as
-    vLLM's or an external command's, is not in it.
+    On CUDA it is the memory of this process's tensors, elsewhere the resident memory of the process. Child processes, such as
+    vLLM's or an external command's, are not included.
     """
 
     def __init__(self, device: str) -> None:
@@ -99,7 +99,7 @@ class PeakMemory:
 
     @contextmanager
     def __call__(self, phase: str) -> Generator[None]:
-        """Count the block's peak to `phase`."""
+        """Count the block's peak for `phase`."""
         self._note()
         self._open.append(phase)
         try:
@@ -110,11 +110,11 @@ class PeakMemory:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Bytes by phase, and whose memory it is: `gpu` or `process`."""
+        """Bytes by phase, and under `of` what they are the memory of: `gpu` or `process`."""
         return {"of": "process" if self.gpu is None else "gpu", **self.peaks}
 
     def _note(self) -> None:
-        """Give the peak since the last note to all open phases, and start counting again."""
+        """Count the peak since the last call for all open phases, and reset it."""
         peak = _process_peak() if self.gpu is None else _gpu_peak(self.gpu)
         for phase in self._open:
             self.peaks[phase] = max(self.peaks.get(phase, 0), peak)
@@ -129,12 +129,12 @@ def _gpu_peak(device: torch.device) -> int:
 
 
 def _process_peak() -> int:
-    """Return the process's peak and reset it where the system allows that: on Linux."""
+    """Return the process's peak in bytes; Linux resets it, so that the next call returns a later peak."""
     lines = STATUS.read_text(encoding="utf-8").splitlines() if STATUS.exists() else []
     found = [1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
     if not found:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    with suppress(OSError):  # a container may forbid it: then the peak is that of the process so far
+    with suppress(OSError):  # a container may forbid the reset; the peak is then that since the process began
         CLEAR_REFS.write_text("5", encoding="utf-8")
     return found[0]
 
@@ -142,7 +142,7 @@ def _process_peak() -> int:
 def _hardware() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     memory = round(psutil.virtual_memory().total / 2**30)
-    # Another processor, or another instruction set, rounds differently and so builds other models from the same seed.
+    # Processors and instruction sets round differently, so they build different models from one seed.
     processor = {
         "machine": platform.machine(),
         "processor": _processor(),
@@ -152,7 +152,7 @@ def _hardware() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Return the processor's model, as Linux names it in /proc/cpuinfo, elsewhere as Python does."""
+    """Return the name of the processor's model, from /proc/cpuinfo on Linux, elsewhere from Python's platform module."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -160,9 +160,9 @@ def _processor() -> str:
 
 
 def _git(folder: Path) -> Git:
-    """Return commit, dirtiness and diff of the checkout that the code runs from; nothing for an installed package.
+    """Return commit and uncommitted diff of the checkout that the code runs from; empty for an installed package.
 
-    A diff that seems to hold a secret is left out, see `harness.rundir.process.secrets`.
+    A diff that may hold a secret is left out, see `harness.rundir.process.secrets`.
     """
 
     def git(*args: str) -> str:

@@ -1,7 +1,7 @@
-"""Experiment trackers next to the run directory, through accelerate's: TensorBoard, wandb, trackio, MLflow.
+"""Send figures to experiment trackers, through accelerate: TensorBoard, wandb, trackio, MLflow.
 
-The run directory stays the state; what a tracker gets is a copy, and its files lie in the run directory too. A tracker that
-breaks is left out with a warning, because its server must not decide whether a run ends.
+The run directory stays the only state: a tracker gets a copy, and local trackers write to the run directory too. A tracker
+that fails is left out with a warning, because a tracker's server must not end a run.
 """
 
 # pyright: standard
@@ -24,13 +24,13 @@ from harness.rundir.files import replace_file
 if TYPE_CHECKING:  # accelerate takes a second to import, and most runs have no tracker.
     from accelerate.tracking import GeneralTracker
 
-NOT_ALLOWED = re.compile(r"[^\w\-. /]", re.ASCII)  # in a name of a figure: what MLflow takes everywhere
+NOT_ALLOWED = re.compile(r"[^\w\-. /]", re.ASCII)  # characters that MLflow refuses in a figure's name
 MLFLOW_RUN, MLFLOW_URI = "mlflow_run", "MLFLOW_TRACKING_URI"
 Log = Callable[[Mapping[str, Any], int], None]
 
 
 def untracked(values: Mapping[str, Any], step: int) -> None:
-    """Take figures to no tracker."""
+    """Do nothing: the suite names no tracker."""
 
 
 def check_trackers(names: Sequence[Tracker]) -> None:
@@ -50,7 +50,7 @@ def check_trackers(names: Sequence[Tracker]) -> None:
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """How a run is called where it is tracked: its project, its name, the group of its seeds, and its folder for files."""
+    """A run's names in a tracker (project, name, group of seeds) and the folder for the tracker's files."""
 
     project: str
     name: str
@@ -59,7 +59,7 @@ class TrackedRun:
 
     @property
     def identity(self) -> str:
-        """An id that stays when the run is started again; it is drawn once and kept in the run's folder."""
+        """A random id that stays the same when the run is started again: the run's folder holds it."""
         file = self.folder / "id"
         if not file.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -71,15 +71,15 @@ class TrackedRun:
 def tracked(
     names: Sequence[Tracker], run: TrackedRun, config: Mapping[str, Any], warn: Callable[[str], None]
 ) -> Generator[Log]:
-    """Yield a function that sends a mapping of figures at a global step to all trackers; texts and lists are left out.
+    """Yield a function that sends a mapping of figures at a step of the run to all trackers; texts and lists are left out.
 
-    `config` is what the trackers show as the run's hyperparameters. A run that is started again goes on as the same tracked
-    run. A tracker that does not start or breaks is closed and left out, with one warning.
+    The trackers show `config` as the run's hyperparameters. A run that is started again continues the same tracked run. A
+    tracker that cannot start or fails later is closed and left out, with one warning.
     """
     if names:
         from accelerate import PartialState
 
-        PartialState()  # accelerate's trackers log through it, and not all of them make it themselves.
+        PartialState()  # accelerate's trackers log through it, and not all of them create it.
     living: dict[Tracker, GeneralTracker] = {}
     settings = _flat(config)
 
@@ -90,7 +90,7 @@ def tracked(
             warn(f"tracker {name} is left out from here on: {type(error).__name__}: {error}")
             if (broken := living.pop(name, None)) is not None:
                 with contextlib.suppress(Exception):
-                    broken.finish()  # what stays open would refuse the next run of this process
+                    broken.finish()  # a tracker that stays open would refuse the next run of this process
 
     def start(name: Tracker) -> None:
         living[name] = _made(name, run)
@@ -111,9 +111,9 @@ def tracked(
 
 
 def numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Return the numbers of a nested mapping under names joined by `/`; all else is left out.
+    """Return the numbers of a nested mapping under names joined by `/`; other values are left out.
 
-    A character that MLflow refuses in a name, as the `@` of a cell under a profile, is `_` in all trackers.
+    A character that MLflow refuses in a name, such as the `@` of a cell under a profile, becomes `_` in all trackers.
     """
     found: dict[str, float] = {}
     for name, value in values.items():
@@ -136,7 +136,7 @@ def _made(name: Tracker, run: TrackedRun) -> GeneralTracker:
 
         given = os.environ.get(MLFLOW_URI)
         mlflow.set_tracking_uri(given or f"sqlite:///{(run.folder / 'mlflow.db').resolve()}")
-        if given is None:  # MLflow sets the variable, which would send this process's next run to this run's folder.
+        if given is None:  # MLflow sets the variable, and the next run of this process would write to this run's folder
             os.environ.pop(MLFLOW_URI, None)
         file = run.folder / MLFLOW_RUN
         before = file.read_text(encoding="utf-8").strip() if file.is_file() else None
@@ -150,7 +150,7 @@ def _made(name: Tracker, run: TrackedRun) -> GeneralTracker:
 
 
 def _note_mlflow_run(name: Tracker, tracker: GeneralTracker, run: TrackedRun) -> None:
-    """Keep the id that MLflow gave the run, so that the next session goes on with it."""
+    """Keep the id that MLflow gave the run, so that the next session continues the same tracked run."""
     if name == "mlflow":
         given = str(getattr(tracker, "tracker").info.run_id)  # noqa: B009 - the base class does not name it
         replace_file(run.folder / MLFLOW_RUN, lambda partial: partial.write_text(given, encoding="utf-8"))

@@ -1,1 +1,1 @@
-"""Typed records of the run directory's files; `harness.rundir.schema` has the manifest and the version of them all."""
+"""Typed records of the run directory's files; the manifest and the version of all of them are in `harness.rundir.schema`."""

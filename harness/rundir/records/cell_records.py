@@ -1,4 +1,4 @@
-"""What a run directory holds of an evaluation: scores of a task, their digests, and the distance from the start."""
+"""Records of an evaluation in a run directory: a cell's scores, its digests, and the distance from the start."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from pydantic import Field
 
 from harness.config.base import Record, digest
 
-OUTCOMES = ("correct", "wrong", "unparsed", "truncated")  # what an answer can be; an answer under a perplexity is none
+OUTCOMES = ("correct", "wrong", "unparsed", "truncated")  # of an answer; under a perplexity an answer has no outcome
 PERPLEXITIES = (
     "perplexity",
     "word_perplexity",
     "byte_perplexity",
     "bits_per_byte",
-)  # a score is the reciprocal of these
-TINY = 1e-6  # rounding of a mean of scores
-WORSE_TEACHER = 0.02  # a share: a teacher that scores so much less than the start is named
+)  # metrics whose score is their reciprocal
+TINY = 1e-6  # rounding error of a mean of scores
+WORSE_TEACHER = 0.02  # difference of scores (0..1) from which a warning says that the teacher is worse than the start
 
 
 class Keys(Record):
-    """Digests that say when a cell may be reused, regraded, or compared: see decisions/0012-profiles-and-three-keys.md."""
+    """Digests that decide when a cell may be reused, regraded, or compared; see decisions/0012-profiles-and-three-keys.md."""
 
-    generation: str = Field(default="", description="what decides the answers, weights included")
-    grading: str = Field(default="", description="what decides their grades")
-    comparability: str = Field(default="", description="both, without weights and seed")
-    fields: dict[str, Any] = Field(default={}, description="what `comparability` is the digest of")
+    generation: str = Field(default="", description="digest of what decides the answers, weights included")
+    grading: str = Field(default="", description="digest of what decides their grades")
+    comparability: str = Field(default="", description="digest of both, without weights and seed")
+    fields: dict[str, Any] = Field(default={}, description="the fields of which `comparability` is the digest")
 
     def regraded(self, grading: str) -> Keys:
-        """Return the keys of the same answers with other grades.
+        """Return the keys of the same answers with the grades of another grading key.
 
-        Cells of versions that recorded no fields get their old key as the one field `unrecorded`.
+        A cell of an early version, which recorded no fields, gets its old key as the only field, `unrecorded`.
         """
         fields = {**(self.fields or {"unrecorded": self.comparability}), "grading": grading}
         return Keys(generation=self.generation, grading=grading, comparability=digest(fields), fields=fields)
@@ -60,7 +60,7 @@ class EarlierGrade(Record):
 
 
 class Regrading(Record):
-    """When and by which grader stored answers were graded again, and the grade that they had."""
+    """When and by which grader stored answers were graded again, and the grade that they had before."""
 
     when: str
     grader: str
@@ -68,7 +68,7 @@ class Regrading(Record):
 
 
 class CellRecord(Record):
-    """The base of what a cell's results.json holds: it names the answers that it was made of."""
+    """Base of the records in a cell's results.json: it has the digest of the answers that the record was computed from."""
 
     samples_digest: str = Field(
         default="", description="digest of samples.parquet; empty where an early version did not record it"
@@ -80,18 +80,18 @@ class CellSummary(CellRecord):
 
     task: str = Field(description="the task's or the group's name")
     stage: int | None = Field(default=None, ge=0, description="0 is the start; absent in cells shared between runs")
-    profile: str = Field(default="", description="the evaluation profile, where the suite has any")
+    profile: str = Field(default="", description="the evaluation profile; empty where the suite has none")
     metric: str = Field(description="the primary metric")
     score: float = Field(ge=-TINY, le=1 + TINY, description="its mean over items, 0..1, higher is better")
     metrics: dict[str, float] = Field(default={}, description="the mean of every metric that the grader gives")
     n: int = Field(gt=0, description="items")
     clusters: int | None = Field(
-        default=None, gt=0, description="groups of items that are independent of each other; `n` where no items depend"
+        default=None, gt=0, description="number of groups of dependent items; `n` where all items are independent"
     )
     samples: int = Field(default=1, gt=0, description="answers of each item")
     pass_at: tuple[int, ...] = Field(default=(), description="the k of each pass@k among `metrics`")
     outcomes: dict[str, int] = Field(
-        default={}, description="counts of answers that are correct, wrong, unparsed or truncated"
+        default={}, description="number of answers that are correct, wrong, unparsed or truncated"
     )
     response_tokens_mean: float | None = Field(default=None, description="mean length of an answer in tokens")
     response_tokens_max: int | None = Field(default=None, description="longest answer in tokens")
@@ -107,7 +107,7 @@ class CellSummary(CellRecord):
         default=None, description="of a group: how its tasks are weighted, and their scores"
     )
     regraded: Regrading | None = Field(
-        default=None, description="of later grades: when, by which grader, and from which grades"
+        default=None, description="of answers that were graded again: when, by which grader, and the earlier grade"
     )
 
 
@@ -117,8 +117,10 @@ class DriftFigures(Record):
     kl_to_start: float | None = Field(
         default=None, description="KL(start ‖ current), nats per token of the start's answers"
     )
-    entropy: float | None = Field(default=None, description="of the current model at the answers' tokens, nats")
-    entropy_prompt: float | None = Field(default=None, description="of the current model at the prompts' tokens, nats")
+    entropy: float | None = Field(default=None, description="entropy of the current model at the answers' tokens, nats")
+    entropy_prompt: float | None = Field(
+        default=None, description="entropy of the current model at the prompts' tokens, nats"
+    )
 
 
 DRIFT_FIGURES = tuple(DriftFigures.model_fields)
@@ -138,7 +140,9 @@ class DriftSummary(CellRecord, DriftFigures):
     start: str = Field(default="", description="digest of the start's weights")
     tasks: dict[str, TaskDrift] = Field(default={}, description="the figures of each task")
     settings: dict[str, Any] = Field(default={}, description="`evaluation.drift` of the suite")
-    answers: str = Field(default="", description="digest of prompts and answers; figures compare where it is the same")
+    answers: str = Field(
+        default="", description="digest of prompts and answers; figures are comparable where it is equal"
+    )
     seconds: float = Field(default=0.0, description="wall-clock seconds")
 
 

@@ -1,4 +1,4 @@
-"""What the manifest records of training prompts that occur in test sets, and the sentence that a reader gets.
+"""The manifest's record of training prompts that occur in test sets, and the sentence about them for readers.
 
 `harness.lmeval.overlap` compares the prompts.
 """
@@ -9,9 +9,9 @@ from pydantic import Field
 
 from harness.config.base import Record
 
-NGRAM = 13
-TEMPLATE = 10
-ROWS = 50  # in a manifest
+NGRAM = 13  # words
+TEMPLATE = 10  # an n-gram of more training prompts than this is a template
+ROWS = 50  # comparisons with a row of their own in a manifest
 OVERLAP_HEADER = (
     "trained in",
     "training items",
@@ -25,9 +25,9 @@ OVERLAP_HEADER = (
 
 
 class OverlapRow(Record):
-    """One training set compared with one test set; counts are test items."""
+    """The comparison of one training set with one test set; counts are test items."""
 
-    source: str = Field(description="where the set is trained: `stage 1`, `warm-up`, `before the start`")
+    source: str = Field(description="when the set is trained on: `stage 1`, `warm-up`, `before the start`")
     trained_task: str = Field(description="the task of the training set")
     test_task: str = Field(description="the task of the test set")
     training_items: int = Field(description="items of the training set")
@@ -47,7 +47,7 @@ class OverlapRow(Record):
 
     @property
     def cells(self) -> list[str]:
-        """The row as readers see it, under `OVERLAP_HEADER`."""
+        """The row as texts, under `OVERLAP_HEADER`."""
         place = f"{self.source} {self.trained_task}"
         counts = [self.test_items, self.exact, self.ngram_items]
         share = f"{100 * self.ngram_share_mean:.1f}"
@@ -58,25 +58,27 @@ class Unlisted(Record):
     """Counts of the comparisons that have no row of their own, so that a manifest grows with the stages, not their square."""
 
     comparisons: int = Field(default=0, description="comparisons without a row")
-    found: int = Field(default=0, description="those of them that share n-grams or whole prompts")
-    exact: int = Field(default=0, description="those of them that share whole prompts")
+    found: int = Field(default=0, description="how many of them share n-grams or whole prompts")
+    exact: int = Field(default=0, description="how many of them share whole prompts")
     test_items: int = Field(default=0, description="their test items")
     too_short: int = Field(default=0, description="their test items without an n-gram of their own")
 
 
 class Overlap(Record):
-    """All comparisons of a run; equal digests mean equal items, on two machines too."""
+    """All comparisons of a run; equal digests mean equal items, also between machines."""
 
     ngram: int = Field(default=NGRAM, description="words of an n-gram")
-    template: int = Field(default=TEMPLATE, description="an n-gram of more training prompts is ignored as a template")
-    digests: dict[str, str] = Field(default={}, description="split to the digest of its documents")
+    template: int = Field(
+        default=TEMPLATE, description="an n-gram in more training prompts than this is a template, and ignored"
+    )
+    digests: dict[str, str] = Field(default={}, description="digest of the documents of each split")
     rows: tuple[OverlapRow, ...] = Field(
-        description="one comparison of a training set with a test set each: those that found most"
+        description="comparisons of a training set with a test set; at most 50, those that found most"
     )
     unlisted: Unlisted = Field(default=Unlisted(), description="counts of the other comparisons")
 
     def condensed(self) -> Overlap:
-        """Return the same with a row only for the ROWS comparisons that found most, in their order, and counts of the rest."""
+        """Return the record with rows for the ROWS comparisons that found most, in order, and counts of the rest."""
         found = sorted(self.found, key=lambda row: (-row.exact, -row.ngram_items))[:ROWS]
         rows = tuple(row for row in self.rows if row in found)
         rest = [row for row in self.rows if row not in found]

@@ -1,4 +1,4 @@
-"""What a run directory holds of a stage's training: its steps, its learning curve, and the file written at its end."""
+"""Records of a stage's training in a run directory: its steps, its learning curve, and `done.json` at its end."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class DoneFile(Record):
     teacher: str | None = Field(default=None, description="digest of the teacher's weights; null without a teacher")
     steps: int = Field(ge=0, description="training steps taken")
     seconds: float = Field(default=0.0, description="wall-clock seconds of the training")
-    prompts: int = Field(default=0, ge=0, description="training items that prompts were drawn from")
+    prompts: int = Field(default=0, ge=0, description="number of training items that prompts were drawn from")
     unchanged: str = Field(
-        default="", description="folder of the weights that the stage began with, where it changed none and wrote none"
+        default="", description="folder of the weights that the stage began with, where it changed no weights"
     )
     kept: bool = Field(
         default=True, description="false once the checkpoint was removed as the suite's `checkpoints` asks"
@@ -32,7 +32,7 @@ class DoneFile(Record):
 
 
 class StepLine(Record):
-    """One training step: a line of train/steps.jsonl. What a method does not have is null; `external` may add fields."""
+    """One training step: a line of train/steps.jsonl. Fields that a method lacks are null; `external` may add fields."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -43,7 +43,7 @@ class StepLine(Record):
     )
     lr: float | None = Field(default=None, description="learning rate of the last update")
     entropy: float | None = Field(
-        default=None, description="of the student over the full vocabulary, nats per response token"
+        default=None, description="entropy of the student over the full vocabulary, nats per response token"
     )
     advantage_mean: float | None = Field(
         default=None, description="mean of log p(teacher) − log q(student) over the sampled tokens, nats"
@@ -55,47 +55,54 @@ class StepLine(Record):
     advantage_q75: float | None = Field(default=None, description="75 % quantile")
     advantage_q95: float | None = Field(default=None, description="95 % quantile")
     advantage_q99: float | None = Field(default=None, description="99 % quantile")
-    routed_fkl: float | None = Field(default=None, description="share of tokens that took forward KL, 0..1")
+    routed_fkl: float | None = Field(default=None, description="share of tokens routed to forward KL, 0..1")
     fkl_gradient_share: float | None = Field(
-        default=None, description="their share of all absolute logit gradients, 0..1"
+        default=None, description="the routed tokens' share of all absolute logit gradients, 0..1"
     )
     pull_up: float | None = Field(
         default=None,
         description="mean descent step on the logit of the teacher's most probable token, where the student gives it less",
     )
-    pull_down: float | None = Field(default=None, description="the same, where the student gives it more")
-    top_k: float | None = Field(
-        default=None, description="how many of the teacher's tokens the next three figures look at"
+    pull_down: float | None = Field(
+        default=None, description="mean descent step on that logit downwards, where the student gives the token more"
     )
-    teacher_top_mass: float | None = Field(default=None, description="the teacher's probability on them, 0..1")
-    student_top_mass: float | None = Field(default=None, description="the student's probability on them, 0..1")
+    top_k: float | None = Field(
+        default=None, description="K: the next three figures are about the teacher's K most probable tokens"
+    )
+    teacher_top_mass: float | None = Field(
+        default=None, description="the teacher's probability of these K tokens, 0..1"
+    )
+    student_top_mass: float | None = Field(
+        default=None, description="the student's probability of these K tokens, 0..1"
+    )
     overlap: float | None = Field(
-        default=None, description="share of them among the student's most probable tokens, 0..1"
+        default=None, description="share of these K tokens that are among the student's K most probable ones, 0..1"
     )
     reward_mean: float | None = Field(
         default=None, description="mean grade of the rollouts, for methods that grade them"
     )
     mismatch_mean: float | None = Field(
         default=None,
-        description="mean |difference| of the trainer's and vLLM's log-probabilities of the rollouts, nats",
+        description="mean absolute difference between trainer's and engine's log-probabilities of the rollouts, nats",
     )
     mismatch_max: float | None = Field(default=None, description="the largest of these differences, nats")
     mismatch_kl: float | None = Field(default=None, description="estimate of KL(engine ‖ trainer), nats per token")
     staleness: int | None = Field(
         default=None,
         ge=0,
-        description="how many steps older than the student the weights are that drew the rollouts; null where "
+        description="by how many steps the weights that drew the rollouts are older than the student; null where "
         "`training.staleness` is 0",
     )
     importance_mean: float | None = Field(
-        default=None, description="mean over tokens drawn ahead of q(student) / q(weights that drew them)"
+        default=None, description="mean of q(student) / q(weights that drew) over tokens that were drawn ahead"
     )
     importance_max: float | None = Field(default=None, description="the largest of these ratios")
     importance_cut: float | None = Field(
-        default=None, description="share of these tokens whose ratio is above 2, where the loss's weight is cut, 0..1"
+        default=None,
+        description="share of these tokens with a ratio above 2, at which the loss's weight is capped, 0..1",
     )
     response_tokens_mean: float | None = Field(default=None, description="mean length of the rollouts in tokens")
-    truncated_share: float | None = Field(default=None, description="share of rollouts that the budget cut off, 0..1")
+    truncated_share: float | None = Field(default=None, description="share of rollouts cut off at max_new_tokens, 0..1")
     tokens: float | None = Field(default=None, description="tokens of the step, prompts included")
     padding_share: float | None = Field(
         default=None, description="share of padding among the positions of the step's micro-batches, 0..1"
@@ -110,12 +117,12 @@ class StepLine(Record):
 
     @property
     def figures(self) -> dict[str, Any]:
-        """The line's fields by name, those of an external command included, without `seconds`."""
+        """The line's fields by name without `seconds`, those that an external command added included."""
         return {name: value for name, value in self if name != "seconds"}
 
 
 class CurvePoint(Record):
-    """One task inside a stage: a line of train/curve.jsonl, on the first test items, under the suite's first profile."""
+    """A task's score within a stage, on its first test items under the suite's first profile: a line of train/curve.jsonl."""
 
     step: int = Field(ge=0, description="training steps done; 0 is the stage's start")
     task: str = Field(description="the task")

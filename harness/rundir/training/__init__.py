@@ -1,1 +1,1 @@
-"""What a training writes while it runs: snapshots to go on from, and the log of its rollouts."""
+"""What a stage writes while it trains: snapshots to continue from, and the log of its rollouts."""

@@ -1,7 +1,7 @@
-"""Training rollouts kept for reading and analysis: `train/rollouts.parquet`, one row per kept rollout.
+"""Keep training rollouts for reading and analysis: `train/rollouts.parquet`, one row per kept rollout.
 
-While a stage trains they are lines of `rollouts.jsonl`, because a Parquet file cannot be appended to: a snapshot takes the
-lines back to its step as it does the step log's, and the Parquet file is written whole when the stage ends.
+While a stage trains, they are lines of `rollouts.jsonl`, because a Parquet file cannot be appended to. When a stage continues
+from a snapshot, later lines are removed, as from the step log. The Parquet file is written when the stage ends.
 """
 
 # pyright: standard
@@ -9,7 +9,7 @@ lines back to its step as it does the step log's, and the Parquet file is writte
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from harness.lm.chat import Renderer
 from harness.lm.rollouts import Rollout
 from harness.rundir.files import ROLLOUT_LOG, json_line, replace_file
 
-LINES = 1024  # in memory at a time while the Parquet file is written
+LINES = 1024  # rows in memory at a time while the Parquet file is written
 TOKEN_FIGURES = ("student_logprob", "entropy", "teacher_logprob", "advantage", "teacher_top1", "routed_fkl")
-SCHEMA = pa.schema(
+COLUMNS = pa.schema(
     [
         *((name, pa.int32()) for name in ("step", "rollout")),
         *((name, pa.string()) for name in ("task", "item_id", "source", "prompt", "response")),
@@ -35,9 +35,9 @@ SCHEMA = pa.schema(
         *((name, pa.float64()) for name in TOKEN_FIGURES),
     ]
 )
-# Columns of a stage whose `training.staleness` is not 0: by how many steps older weights drew a rollout, and the mean over its
-# tokens of the student's probability over that of those weights.
-STALE = pa.schema([("staleness", pa.int32()), ("importance", pa.float64())])
+# Further columns where `training.staleness` is not 0: by how many steps the weights that drew a rollout were older, and the
+# mean over its tokens of the student's probability divided by theirs.
+STALE_COLUMNS = pa.schema([("staleness", pa.int32()), ("importance", pa.float64())])
 
 Keep = Callable[[int, str, Sequence[Rollout], Sequence[Mapping[str, float]]], None]
 
@@ -46,10 +46,10 @@ def keep_nothing(step: int, source: str, rollouts: Sequence[Rollout], figures: S
     """Keep no rollouts."""
 
 
-class Trajectories:
-    """The kept rollouts of one stage, the first `per_step` of each step; None keeps all, 0 none.
+class RolloutLog:
+    """The kept rollouts of one stage: the first `per_step` of each step; None keeps all, 0 none.
 
-    A step's prompts are in random order, so its first rollouts are a fair sample of it.
+    A step's prompts are in random order, so its first rollouts are an unbiased sample.
     """
 
     def __init__(self, folder: Path, renderer: Renderer, per_step: int | None) -> None:
@@ -57,7 +57,11 @@ class Trajectories:
         self.renderer, self.per_step = renderer, per_step
 
     def keep(self, step: int, source: str, rollouts: Sequence[Rollout], figures: Sequence[Mapping[str, float]]) -> None:
-        """Append a step's rollouts; `source` says who wrote them, `figures` holds the known ones of TOKEN_FIGURES for each."""
+        """Append a step's rollouts.
+
+        `source` is who wrote them: student, data or teacher. `figures` holds, for each rollout, means over its tokens by name:
+        those of TOKEN_FIGURES that are known.
+        """
         rows = enumerate(islice(zip(rollouts, figures, strict=True), self.per_step))
         lines = [
             json_line({"step": step, "rollout": number, "source": source, **self._facts(rollout), **known})
@@ -68,12 +72,12 @@ class Trajectories:
                 file.writelines(lines)
 
     def finish(self) -> None:
-        """Write the Parquet file of a stage that is trained; the lines stay until `clear`."""
+        """Write the Parquet file of a trained stage; the lines stay until `clear`."""
         if self.log.is_file():
             replace_file(self.parquet, self._write)
 
     def clear(self) -> None:
-        """Remove the lines of a stage that is finished."""
+        """Remove the lines of a finished stage."""
         self.log.unlink(missing_ok=True)
 
     def _facts(self, rollout: Rollout) -> dict[str, Any]:
@@ -93,12 +97,7 @@ class Trajectories:
     def _write(self, path: Path) -> None:
         with self.log.open(encoding="utf-8") as lines:
             stale = "staleness" in json.loads(lines.readline())
-        schema = pa.unify_schemas([SCHEMA, STALE]) if stale else SCHEMA
-        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-            for rows in self._chunks():
-                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-
-    def _chunks(self) -> Iterator[list[dict[str, Any]]]:
-        with self.log.open(encoding="utf-8") as lines:
+        columns = pa.unify_schemas([COLUMNS, STALE_COLUMNS]) if stale else COLUMNS
+        with pq.ParquetWriter(path, columns, compression="zstd") as writer, self.log.open(encoding="utf-8") as lines:
             while rows := [json.loads(line) for line in islice(lines, LINES)]:
-                yield rows
+                writer.write_table(pa.Table.from_pylist(rows, schema=columns))

@@ -1,4 +1,4 @@
-"""Tensors of a snapshot that several processes write together, each its part (torch.distributed.checkpoint)."""
+"""Write and read a snapshot's tensors in shards, one for each process (torch.distributed.checkpoint)."""
 
 # pyright: standard
 # torch.distributed.checkpoint has few types.
@@ -10,24 +10,24 @@ from typing import Any
 
 import torch
 
-NUMBER = "#"  # before keys that are numbers, which torch.distributed.checkpoint does not take
+NUMBER = "#"  # prefix of keys that are numbers: torch.distributed.checkpoint takes only texts
 
 
 def write_shards(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write this process's parts of the tensors in nested mappings; all processes must call it."""
+    """Write this process's parts of the tensors in nested mappings; all processes of the group must call this."""
     from torch.distributed.checkpoint.state_dict_saver import save  # takes a second to import
 
-    save(_map_keys(state, _worded), checkpoint_id=folder)
+    save(_map_keys(state, _to_text), checkpoint_id=folder)
 
 
 def read_shards(folder: Path) -> dict[str, Any]:
-    """Return the state that some processes wrote, with whole tensors; any one process may call it."""
+    """Return the state that `write_shards` wrote, with whole tensors on the CPU; one process may call this alone."""
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
     whole = folder.with_name(f".{folder.name}.whole")
     try:
         dcp_to_torch_save(folder, whole)
-        return _map_keys(torch.load(whole, map_location="cpu", weights_only=True), _numbered)
+        return _map_keys(torch.load(whole, map_location="cpu", weights_only=True), _to_number)
     finally:
         whole.unlink(missing_ok=True)
 
@@ -38,9 +38,9 @@ def _map_keys(value: Any, change: Any) -> Any:
     return value
 
 
-def _worded(key: Any) -> str:
+def _to_text(key: Any) -> str:
     return f"{NUMBER}{key}" if isinstance(key, int) else key
 
 
-def _numbered(key: str) -> int | str:
+def _to_number(key: str) -> int | str:
     return int(key.removeprefix(NUMBER)) if key.startswith(NUMBER) else key

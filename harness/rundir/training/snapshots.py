@@ -1,4 +1,4 @@
-"""Snapshots of an unfinished stage, so that a killed run goes on at the step where it stopped."""
+"""Snapshots of an unfinished stage, from which a killed run continues at the step of the last one."""
 
 from __future__ import annotations
 
@@ -29,26 +29,27 @@ from harness.rundir.training.shards import read_shards, write_shards
 
 
 class Snapshots(Protocol):
-    """Keeps one state at a time: a mapping that `torch.save` takes, taken before `step`."""
+    """Keeps one state of a stage at a time: a mapping that `torch.save` can write, from before a step."""
 
     def load(self) -> dict[str, Any] | None:
-        """Return the state that was kept last, or None at the start of a stage."""
+        """Return the last state, with `step` in it, or None at the start of a stage."""
         ...
 
     def offer(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
-        """Keep `state()` when a snapshot is due; otherwise do nothing."""
+        """Keep `state()`, the state before `step`, when a snapshot is due; otherwise do nothing."""
         ...
 
 
 @dataclass
 class StopRequest:
-    """A signal that asks a run to stop; `waited_for` says that the training under way looks for it at every step.
+    """A signal that asks a run to stop: its name, empty before it came.
 
-    `cost` says what an end at once loses: a training that keeps no snapshots begins again.
+    `waited_for` says that the present training looks for the signal at every step. `cost` is the part of the message that says
+    what stopping at once loses.
     """
 
     signal: str = ""
-    since: float = 0.0  # when it came, by the monotonic clock
+    since: float = 0.0  # when the signal came, by the monotonic clock
     waited_for: bool = False
     cost: str = ""
 
@@ -68,10 +69,11 @@ NO_SNAPSHOTS = NoSnapshots()
 
 
 class FileSnapshots:
-    """One file in the stage's training folder, replaced when `minutes` have passed; None keeps nothing.
+    """A snapshot file in the stage's training folder, replaced every `minutes`; None keeps nothing.
 
-    Loading takes the logs of steps and rollouts back to the lines before the snapshot: the steps after it are done again.
-    A snapshot vouches for `inputs`, the digests of what the stage trains from, and for both logs' lines up to its step.
+    Loading removes the lines after the snapshot from the logs of steps and rollouts, because these steps are done again. A
+    snapshot records `inputs`, the digests of what the stage trains from, and the digests of both logs up to its step; loading
+    checks them. `stop` is the run's request to stop.
     """
 
     def __init__(
@@ -86,7 +88,7 @@ class FileSnapshots:
         self.last = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
-        """See `Snapshots`; raises `RunError` for a file that is damaged or belongs to other inputs or another log."""
+        """See `Snapshots`; raises `RunError` for a damaged file, and for inputs or logs that changed since."""
         self.stop.waited_for = self.minutes is not None
         if not self.path.is_file():
             return None
@@ -95,14 +97,14 @@ class FileSnapshots:
             if log.is_file():
                 drop_steps_from(log, int(state["step"]))
         if (curve := self.path.with_name(CURVE)).is_file():
-            # A point stands for the steps done before it, so the snapshot's own point stays.
+            # A point counts the steps done, so the point at the snapshot's own step stays.
             drop_steps_from(curve, int(state["step"]) + 1)
         recorded = state.pop("recorded", {})
         changed = [name for name, value in recorded.get("inputs", {}).items() if self.inputs.get(name, value) != value]
         if changed:
             raise RunError(
-                f"{self.path} was taken with another {' and another '.join(changed)}, which changed since; put back what was "
-                "there, or choose another --out"
+                f"{self.path} was taken with another {' and another '.join(changed)}; put the former one back, or choose "
+                "another --out"
             )
         for log in self.logs:
             if recorded.get(log.name, _digest_of(log)) != _digest_of(log):
@@ -113,19 +115,19 @@ class FileSnapshots:
         return state
 
     def offer(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
-        """See `Snapshots`; where a signal asks for it, keep the state at once and raise `StoppedError`."""
+        """See `Snapshots`; after a signal, keep the state at once and raise `StoppedError`."""
         if self.due:
             self.keep(step, state())
 
     @property
     def due(self) -> bool:
-        """Whether the minutes have passed, or a signal asks for a snapshot."""
+        """Whether `minutes` have passed since the last snapshot, or a signal came; never where `minutes` is None."""
         if self.minutes is None:
             return False
         return bool(self.stop.signal) or time.monotonic() - self.last >= 60 * self.minutes
 
     def keep(self, step: int, state: Mapping[str, Any]) -> None:
-        """Replace the snapshot; raises `StoppedError` where a signal asked for it."""
+        """Replace the snapshot; raises `StoppedError` after a signal."""
         for log in self.logs:
             if log.is_file():
                 sync(log)
@@ -138,7 +140,7 @@ class FileSnapshots:
             )
 
     def clear(self) -> None:
-        """Remove the snapshot of a stage that is finished."""
+        """Remove the snapshot of a finished stage."""
         remove_snapshot(self.path.parent)
 
     def _read(self) -> dict[str, Any]:
@@ -157,14 +159,15 @@ class FileSnapshots:
 
 
 def shared_snapshots(snapshots: FileSnapshots) -> Snapshots:
-    """Return snapshots for the processes that train together; for one process those of a file."""
+    """Return snapshots for all processes that train together; for one process, `snapshots` itself."""
     return snapshots if (ranks := current_ranks()).size == 1 else ShardedSnapshots(snapshots, ranks)
 
 
 class ShardedSnapshots:
-    """Snapshots of several processes: the first one says when and writes the file, each writes its part of the tensors.
+    """Snapshots of several processes: the first one decides when and writes the file, each writes its shard of the tensors.
 
-    The file names the folder of the parts. It is taken up by any number of processes, and to the bit by as many as wrote it.
+    The file names the folder of the shards. Any number of processes can continue from it; the same number continues with
+    bit-identical weights.
     """
 
     PARTS = ("student", "updater", "reference")
@@ -173,7 +176,7 @@ class ShardedSnapshots:
         self.file, self.ranks = file, ranks
 
     def load(self) -> dict[str, Any] | None:
-        """See `Snapshots`; every process gets the whole state, with the generators that it had itself."""
+        """See `Snapshots`; every process gets the whole state, with the states of its own random generators."""
         state = self.ranks.from_first(self.file.load() if self.ranks.rank == 0 else None)
         if state is None:
             return None
@@ -181,7 +184,7 @@ class ShardedSnapshots:
         return {**state, **generators[self.ranks.rank]} if len(generators) == self.ranks.size else state
 
     def offer(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
-        """See `Snapshots`; a signal that asks the first process to stop ends all of them."""
+        """See `Snapshots`; a signal to the first process ends all of them."""
         first, folder = self.ranks.rank == 0, self.file.path.with_name(f"{SHARDS}-{step}")
         due, place = self.ranks.from_first((first and self.file.due, folder))
         if not due:
@@ -206,8 +209,8 @@ def _digest_of(log: Path) -> str:
 
 
 def drop_steps_from(path: Path, step: int) -> None:
-    """Keep a step log's lines before `step`; a line that a kill cut off goes too."""
-    # Not `splitlines`, for which a line also ends at U+2028 and its like, which an answer may hold.
+    """Keep a step log's lines before `step`; an incomplete last line is removed too. Raises `RunError` for other lines."""
+    # Not `splitlines`, which also splits at U+2028 and similar characters, and answers may contain these.
     *lines, _ = path.read_text(encoding="utf-8").split("\n") if path.is_file() else [""]
     try:
         kept = [f"{line}\n" for line in lines if int(json.loads(line)["step"]) < step]

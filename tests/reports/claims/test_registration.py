@@ -12,7 +12,7 @@ import pytest
 from harness.cli.app import main
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
-from harness.rundir.files import write_record
+from harness.rundir.files import write_json
 from harness.rundir.reader import find_runs
 from harness.rundir.registered_claims import registrations_for
 from harness.rundir.schema import Manifest
@@ -54,7 +54,7 @@ def start(out: Path, entry: str, seed: int, *overrides: str) -> Path:
     manifest = read_manifest(spec.path)
     assert manifest is not None
     registered = registrations_for(out, spec.suite.name)
-    write_record(spec.path / "manifest.json", manifest.model_copy(update={"registered": registered}))
+    write_json(spec.path / "manifest.json", manifest.model_copy(update={"registered": registered}).as_json())
     return spec.path
 
 

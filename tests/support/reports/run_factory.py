@@ -16,7 +16,7 @@ import pandas as pd
 
 from harness.adapter import make_adapter
 from harness.config.run_spec import RunSpec
-from harness.rundir.files import CURVE, write_cell, write_record
+from harness.rundir.files import CURVE, write_cell, write_json
 from harness.rundir.records.cell_records import CellSummary, DriftSummary
 from harness.rundir.records.training_records import CurvePoint, DoneFile, StepLine
 from harness.rundir.schema import Manifest
@@ -186,7 +186,7 @@ def write_folders(
     Those of `further` profiles are all written.
     """
     run.mkdir(parents=True)
-    write_record(run / MANIFEST, manifest)
+    write_json(run / MANIFEST, manifest.as_json())
     left = 10**6 if evaluated is None else evaluated
     for index, row in enumerate(scores[: len(manifest.stages) + 1]):
         folder = stage_folder(run, index, manifest.stages[index - 1].name)
@@ -200,7 +200,7 @@ def write_folders(
         if index and left >= len(tasks):
             done = folder.step_log.with_name("done.json")
             done.parent.mkdir(parents=True, exist_ok=True)
-            write_record(done, DoneFile(steps=len(lines)))
+            write_json(done, DoneFile(steps=len(lines)).as_json())
         if make_drift is not None:
             _write_evaluation(folder.drift, *make_drift(index))
         left -= len(tasks)
@@ -216,7 +216,7 @@ def _write_evaluation(folder: Path, summary: CellSummary | DriftSummary, frame: 
         write_cell(folder, summary, frame)
     else:
         folder.mkdir(parents=True)
-        write_record(folder / "results.json", summary)
+        write_json(folder / "results.json", summary.as_json())
 
 
 def _cell(

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from torch.distributed import BroadcastOptions, PrefixStore, ProcessGroupGloo, TCPStore
+from torch.distributed import BroadcastOptions, PrefixStore, ProcessGroupGloo, TCPStore  # pyright: ignore
 
 from harness.engines.vllm_worker import WeightsInPlace
 
@@ -23,7 +23,7 @@ class GlooGroup:
 
     def __init__(self, host: str, port: int, rank: int, world_size: int) -> None:
         self.store = TCPStore(host, port, world_size, is_master=rank == 0, timeout=SECONDS)
-        self.group = ProcessGroupGloo(PrefixStore("weights", self.store), rank, world_size, SECONDS)
+        self.group: Any = ProcessGroupGloo(PrefixStore("weights", self.store), rank, world_size, SECONDS)
 
     def broadcast(self, tensor: torch.Tensor, src: int, stream: Any = None) -> None:
         options = BroadcastOptions()

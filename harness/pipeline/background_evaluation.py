@@ -1,7 +1,8 @@
 """Evaluate a finished stage in another process while its run trains the next one.
 
-The run says which stage is finished, the other process evaluates what its folder lacks, and before the next stage is evaluated
-the run does what is left. A lock keeps them apart, so nothing is evaluated twice, and a process that is lost costs nothing.
+The run names the finished stage, and the other process evaluates what the stage's folder lacks. Before the run evaluates the
+next stage, it evaluates what is still missing. A lock keeps the two apart, so no cell is evaluated twice, and nothing is lost
+when the other process ends early.
 """
 
 from __future__ import annotations
@@ -19,34 +20,37 @@ from harness.rundir.process.progress import Report
 from harness.rundir.stage_folder import StageFolder
 from harness.rundir.store import RunStore
 
-Begin = Callable[[RunSpec, int], bool]  # begins to evaluate a finished stage elsewhere; False where nothing is free
+Begin = Callable[[RunSpec, int], bool]  # starts the evaluation of a stage elsewhere; False where nothing is free for it
 
 
-class Evaluations:
-    """Evaluates the stages of a run: when they are trained, or elsewhere with `begin` while the next one trains."""
+class BackgroundEvaluations:
+    """Evaluates the stages of a run when they are trained, or starts that with `begin` while the next stage trains."""
 
     def __init__(self, evaluator: StageEvaluator, begin: Begin | None) -> None:
         self.evaluator, self.begin = evaluator, begin
-        self._left: tuple[StageFolder, Path, str] | None = None
+        self._pending: tuple[StageFolder, Path, str] | None = None
 
     def after(self, folder: StageFolder, checkpoint: Path, stage: PlannedStage) -> None:
-        """Evaluate a stage that is trained, or begin it; the last one is evaluated here."""
+        """Evaluate a trained stage here, or start that elsewhere; the last stage is evaluated here."""
         spec, when = self.evaluator.spec, f"after {stage.name}"
         if self.begin is not None and stage.index < len(spec.stages) and self.begin(spec, stage.index):
-            self._left = folder, checkpoint, when
+            self._pending = folder, checkpoint, when
             return
         self.evaluator.evaluate(folder, checkpoint, when)
 
     def finish(self) -> None:
-        """Wait for what was begun elsewhere, and evaluate what is left of it."""
-        if self._left is not None:
-            with _lock_of(self._left[0]):
-                self.evaluator.evaluate(*self._left)
-            self._left = None
+        """Wait for an evaluation that was started elsewhere, and evaluate the cells that it left out."""
+        if self._pending is not None:
+            with _lock_of(self._pending[0]):
+                self.evaluator.evaluate(*self._pending)
+            self._pending = None
 
 
-def evaluate_beside(spec: RunSpec, index: int, report: Report) -> None:
-    """Evaluate what stage `index` of a run lacks, in a process that is not the run's."""
+def evaluate_in_background(spec: RunSpec, index: int, report: Report) -> None:
+    """Evaluate what stage `index` of a run lacks, in a process other than the run's.
+
+    Raises `RunError` for a stage that is not trained yet.
+    """
     store = RunStore(spec.path)
     resources = RunResources(spec, report)
     stage = resources.spec.stages[index - 1]

@@ -1,0 +1,160 @@
+"""Build what an adapter gets for one stage, the `StageContext`: models, engine, data, budget and records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from harness.adapter import StageContext
+from harness.config.run_spec import PlannedStage
+from harness.config.teacher_settings import Needs
+from harness.config.training import Training
+from harness.engines.engine import Engine
+from harness.engines.first_process import FirstProcessEngine
+from harness.engines.hf import HFEngine
+from harness.engines.student import StudentEngine
+from harness.errors import RunError
+from harness.evaluation.learning_curve import CurveRecorder
+from harness.lm.checkpoints import Loaded
+from harness.lm.logprobs import StudentForward
+from harness.lm.precision import suit_attention
+from harness.lm.ranks import current_ranks
+from harness.lm.rollouts import Example
+from harness.lm.seeding import derive_seed
+from harness.pipeline.resources import RunResources
+from harness.rundir.files import as_record, json_line
+from harness.rundir.process.progress import SHOWN, Counter
+from harness.rundir.process.trackers import Log
+from harness.rundir.records.training_records import StepLine
+from harness.rundir.training.rollout_log import Keep
+from harness.rundir.training.snapshots import FileSnapshots, shared_snapshots
+from harness.teachers.local import LocalTeacher, frozen_copy
+from harness.teachers.teacher import OpenTeacher
+
+
+class ContextBuilder:
+    """Builds the contexts of one run's stages."""
+
+    def __init__(self, resources: RunResources) -> None:
+        self.resources, self.spec, self.suite = resources, resources.spec, resources.suite
+
+    def engine(self, stage: PlannedStage, student: Loaded, checkpoint: Path) -> Engine:
+        """Return what generates the student's rollouts: the run's engine on the student's present weights, or this process."""
+        engine = self.resources.engine_on(checkpoint)
+        if engine is not None:
+            return StudentEngine(engine, student.model)
+        return HFEngine(student.model, student.renderer.tokenizer, stage.training.generation_batch)
+
+    def build(
+        self, stage: PlannedStage, folder: Path, student: Loaded, weights: str, engine: Engine, keep: Keep
+    ) -> StageContext:
+        """Return a stage's context; `weights` is the digest of the checkpoint that `student` was loaded from.
+
+        `folder` takes what the stage writes, `keep` its rollouts. Raises `RunError` for a teacher that changed since the
+        run's earlier stages.
+        """
+        training, index, several = stage.training, stage.index, current_ranks().size > 1
+        tasks = {name: self.resources.tasks[name] for name in stage.trains}
+        requirements = self.resources.adapter_of(stage).requirements
+        past = self._past(index)
+        teacher = self._teacher(stage, requirements.teacher, student)
+        inputs = {"checkpoint": weights, "teacher": teacher.identity if teacher else ""}
+        progress = Counter(self.resources.report, self.spec.label, f"stage {index} {stage.name}", training.steps)
+        return StageContext(
+            student=StudentForward(student.model),
+            teacher=teacher,
+            engine=FirstProcessEngine(engine) if isinstance(engine, StudentEngine) and several else engine,
+            renderer=student.renderer,
+            tasks=tasks,
+            examples=[e for name in tasks for e in self._items(name, student, training.train_items)],
+            training=training,
+            seed=derive_seed(self.spec.seed, "stage", index, stage.name),
+            device=self.resources.device,
+            folder=folder,
+            log=_step_log(folder / "steps.jsonl", progress, self.resources.track, self.spec.steps_before(index)),
+            warn=self.resources.warn,
+            snapshots=shared_snapshots(FileSnapshots(folder, self.suite.snapshot_minutes, inputs, self.resources.stop)),
+            keep=keep,
+            measure=self._curve(stage, folder, student, engine),
+            measures=partial(self._is_due, stage),
+            reference=frozen_copy(student) if requirements.reference else None,
+            teacher_engine=_teacher_engine(teacher, student, training) if requirements.teacher == "generate" else None,
+            past_tasks={name: self.resources.tasks[name] for name, _ in past},
+            past=[e for name, limit in past for e in self._items(name, student, limit)],
+        )
+
+    def _past(self, index: int) -> list[tuple[str, int | None]]:
+        """Return the tasks of all earlier stages, each with how many of its items its own stage trained on.
+
+        The tasks that another run trained before this run's start come first.
+        """
+        before = self.suite.origin.trained if self.suite.origin else ()
+        earlier = self.spec.stages[: index - 1]
+        own = [(name, stage.training.train_items) for stage in earlier for name in stage.trains]
+        return [*((task.task, task.items) for task in before), *own]
+
+    def _items(self, task: str, student: Loaded, limit: int | None) -> list[Example]:
+        return self.resources.tasks[task].training_examples(student.renderer, limit)
+
+    def _teacher(self, stage: PlannedStage, needs: Needs, student: Loaded) -> OpenTeacher | None:
+        if stage.teacher is None or needs == "none":
+            return None
+        with self.resources.phase("models"):
+            teacher = self.resources.teachers.take(stage.teacher, student)
+        name = f"stage_{stage.index}_teacher" if stage.own_teacher else "teacher"
+        if self.resources.weights.setdefault(name, teacher.identity) != teacher.identity:
+            raise RunError(
+                f"the teacher changed since the run's earlier stages: digest {self.resources.weights[name]}, now "
+                f"{teacher.identity}; put the former one back, or choose another --out"
+            )
+        if isinstance(teacher, LocalTeacher):
+            suit_attention(teacher.model, stage.training.autocast)
+        return teacher
+
+    def _curve(self, stage: PlannedStage, folder: Path, student: Loaded, engine: Engine) -> Callable[[int], None]:
+        """Return a function of the steps done that scores the learning curve where a point is due."""
+        settings = self.suite.evaluation
+        if settings.every is None:
+            return lambda _: None
+        names = dict.fromkeys([*stage.trains, *self.spec.stages[0].trains, *self.resources.evaluated.probes])
+        tasks = {name: task for name in names if (task := self.resources.tasks.get(name)) and task.generates}
+        items = min(settings.curve_items, settings.limit or settings.curve_items)
+        recorder = CurveRecorder(tasks, engine, student.renderer, items, settings.seed, folder)
+
+        def measure(steps: int) -> None:
+            if self._is_due(stage, steps):
+                recorder.record(steps)
+
+        return measure
+
+    def _is_due(self, stage: PlannedStage, steps: int) -> bool:
+        """Whether the learning curve has a point after `steps` steps: every `evaluation.every` steps, and at the end."""
+        every = self.suite.evaluation.every
+        return every is not None and (steps % every == 0 or steps == stage.training.steps)
+
+
+def _teacher_engine(teacher: OpenTeacher | None, student: Loaded, training: Training) -> Engine | None:
+    if teacher is None:
+        return None
+    if isinstance(teacher, LocalTeacher):
+        return HFEngine(teacher.model, student.renderer.tokenizer, training.generation_batch)
+    return cast(Engine, teacher)  # a kind of teacher that lists `generate` has the engine's method
+
+
+def _step_log(path: Path, progress: Counter, track: Log, before: int) -> Callable[[dict[str, Any]], None]:
+    """Return a function that sends a step's line to the step log, the display and the trackers.
+
+    `before` is the number of steps of earlier stages: trackers count steps over the whole run.
+    """
+
+    def log(step: dict[str, Any]) -> None:
+        line = as_record(step, StepLine, "a step that the trainer logged")
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json_line(line.as_json()))
+        figures = {name: figure for name in ("loss", *SHOWN) if (figure := getattr(line, name)) is not None}
+        progress.reach(line.step + 1, figures)
+        track({"train": step}, before + line.step)
+
+    return log

@@ -1,0 +1,158 @@
+"""The Ray tasks of a sweep: build a model, do a run, evaluate a finished stage; and the actor that carries their events.
+
+Ray imports this module on every node. A run's folder is its only state, so a run whose task is started again continues from
+its last snapshot or finished stage.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from harness.config.models import Model
+from harness.config.run_spec import RunSpec
+from harness.config.suite import Resources, Suite
+from harness.engines.backend import backend_of
+from harness.errors import ConfigError, InUseError, RunError, StoppedError
+from harness.lmeval.library import TaskLibrary
+from harness.pipeline.background_evaluation import evaluate_in_background
+from harness.pipeline.build.model_source import checkpoint_of, limit_threads, resolve_device
+from harness.pipeline.run import run
+from harness.pipeline.sweeps.ray_nodes import run_over_nodes
+from harness.rundir.process.progress import Event, Report
+
+RETRIES = 5  # of a task whose worker or node died
+RELEASE_SECONDS = 180.0  # until the process of a lost node has released its run folder
+
+
+class Board:
+    """An actor on the driver's node: tasks put events on it, and ask it whether the sweep still begins runs."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.stopped = False
+
+    def put(self, event: Event) -> None:
+        """Add an event."""
+        self.events.append(event)
+
+    def take(self) -> list[Event]:
+        """Return the events since the last call."""
+        taken, self.events = self.events, []
+        return taken
+
+    def stop(self) -> None:
+        """Let no further run begin."""
+        self.stopped = True
+
+    def may_begin(self) -> bool:
+        """Whether a run may begin."""
+        return not self.stopped
+
+
+def task_options(ray: Any, suite: Suite) -> dict[str, Any]:
+    """Return the resources that a task of a suite requests; raises `ConfigError` where too few nodes have them."""
+    asked = suite.resources or Resources()
+    has_gpus = any(node["Resources"].get("GPU") for node in ray.nodes() if node["Alive"])
+    gpus = asked.gpus if asked.gpus is not None else float(has_gpus and suite.device != "cpu")
+    needed = {"CPU": float(asked.cpus), "GPU": gpus, "memory": (asked.memory_gib or 0) * 2**30}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    enough = sum(all(node.get(name, 0) >= amount for name, amount in needed.items()) for node in nodes)
+    if enough < asked.nodes:
+        raise ConfigError(
+            f"resources: a run asks for {asked.cpus:g} CPUs, {gpus:g} GPUs and {asked.memory_gib or 0:g} GiB on {asked.nodes} "
+            f"of the nodes, and {enough} of {len(nodes)} have that; ask for less, or add a node"
+        )
+    memory = {"memory": int(needed["memory"])} if asked.memory_gib else {}
+    return {"num_cpus": asked.cpus, "num_gpus": gpus, "max_retries": RETRIES, **memory}
+
+
+def build_model(spec: RunSpec, model: Model, seed: int, board: Any, marker: Path) -> None:
+    """Build a model in the shared cache, on the device that the run uses; a Ray task."""
+    _prepare(spec, marker)
+    put, label = _putter(board), f"model seed {seed}"
+    library, device = TaskLibrary(spec.suite.include, spec.suite.data), resolve_device(spec.suite.device)
+    checkpoint_of(
+        model, seed, library, lambda what, done, total: put(Event(label, f"build {what}", done, total)), device
+    )
+    put(Event(label, "built", 1, 1, finished=True))
+
+
+def do_run(spec: RunSpec, group: Any, board: Any, marker: Path, *_models: None) -> bool:
+    """Do a run, or the rest of an interrupted one; a Ray task. Returns False where the sweep stopped before the run began.
+
+    `group` is the placement group of a run over several nodes, else None.
+    """
+    import ray  # pyright: ignore[reportMissingImports]
+
+    if not ray.get(board.may_begin.remote()):
+        return False
+    _prepare(spec, marker)
+    until = time.monotonic() + RELEASE_SECONDS
+    begun: list[Any] = []
+    while True:
+        try:
+            if group is not None:
+                run_over_nodes(ray, spec, group, task_options(ray, spec.suite), _putter(board))
+            else:
+                run(spec, _putter(board), partial(_begin_evaluation, ray, board, marker, begun))
+            return True
+        except InUseError:
+            # The process of a lost node may live on for some seconds and hold the folder.
+            if time.monotonic() > until:
+                raise
+            time.sleep(1)
+        except RunError as error:
+            if isinstance(error.__cause__, StoppedError) and ray.get(board.may_begin.remote()):
+                # The sweep goes on, so this node is being taken away. Ray restarts a task whose worker has ended.
+                os._exit(1)
+            raise
+
+
+def _begin_evaluation(ray: Any, board: Any, marker: Path, begun: list[Any], spec: RunSpec, stage: int) -> bool:
+    """Start the evaluation of a finished stage as a task of its own, where the cluster has room for one more."""
+    backend = backend_of(spec.suite)
+    # Nodes without a common file system do not see the checkpoint; a shared engine holds one set of weights.
+    if spec.suite.storage is not None or backend.is_shared:
+        return False
+    options, free = task_options(ray, spec.suite), ray.available_resources()
+    asked = {"CPU": options["num_cpus"], "GPU": options["num_gpus"], "memory": options.get("memory", 0)}
+    if any(free.get(name, 0) < amount for name, amount in asked.items()):
+        return False
+    begun.append(ray.remote(_evaluate).options(**{**options, "max_retries": 0}).remote(spec, stage, board, marker))
+    return True
+
+
+def _evaluate(spec: RunSpec, stage: int, board: Any, marker: Path) -> None:
+    """Evaluate a finished stage; a Ray task. The run evaluates what this task leaves out."""
+    _prepare(spec, marker)
+    evaluate_in_background(spec, stage, _putter(board))
+
+
+def _prepare(spec: RunSpec, marker: Path) -> None:
+    """Limit this worker's threads and take the driver's current folder; raise `RunError` on a node without its files."""
+    limit_threads(spec.suite.threads or max(1, int((spec.suite.resources or Resources()).cpus)))
+    if spec.suite.storage is not None:
+        return
+    if not marker.is_file():
+        raise RunError(
+            f"node {os.uname().nodename} does not see {marker.parent}; put --out and HARNESS_CACHE on a file system that all "
+            "nodes share, or name a `storage` for finished stages"
+        )
+    # Relative paths of models and caches are relative to the driver's folder.
+    with suppress(OSError):
+        os.chdir(marker.read_text(encoding="utf-8"))
+
+
+def _putter(board: Any) -> Report:
+    """Return a report that sends events to the driver without waiting for it."""
+
+    def put(event: Event) -> None:
+        with suppress(Exception):  # an event that is not delivered must not end a run
+            board.put.remote(event)
+
+    return put

@@ -1,0 +1,31 @@
+"""The tasks of a sweep on Ray, called without a cluster: what they do on the node that they run on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.config.run_spec import RunSpec
+from harness.config.suite import Suite
+from harness.pipeline.sweeps import ray_tasks
+
+
+@pytest.mark.parametrize(("gpu", "device"), [(True, "cuda"), (False, "cpu")])
+def test_a_model_is_built_on_the_device_on_which_its_runs_look_for_it(
+    gpu: bool, device: str, micro: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    devices: list[str] = []
+
+    def checkpoint_of(*arguments: Any) -> None:
+        devices.append(arguments[-1])
+
+    monkeypatch.setattr(ray_tasks, "checkpoint_of", checkpoint_of)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "marker").write_text(str(tmp_path), encoding="utf-8")
+    spec = RunSpec(micro.model_copy(update={"device": "auto"}), "opd", 0, out=tmp_path)
+    ray_tasks.build_model(spec, spec.suite.student, 0, board=None, marker=tmp_path / "marker")
+    assert devices == [device]
