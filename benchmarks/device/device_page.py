@@ -93,9 +93,8 @@ def _operations(found: Mapping[str, float]) -> Iterator[list[str]]:
     for where in dict.fromkeys(where for where in wheres if ": " not in where and "tiles" not in where):
         cells: list[str] = []
         for who in PEERS:
-            time, memory, rate = (found.get(f"{who}_{where}: {what}") for what in ("time", "memory", NEEDED))
-            there = time is not None and memory is not None and rate is not None
-            cells.append(f"{_number(time)}; {memory:,.0f}; {rate / peak:.2f}" if there else "")
+            time, memory, rate = (found.get(f"{who}_{where}: {what}", math.nan) for what in ("time", "memory", NEEDED))
+            cells.append("" if math.isnan(time) else f"{_number(time)}; {memory:,.0f}; {rate / peak:.2f}")
         yield [where, *cells]
 
 

@@ -1,7 +1,7 @@
-"""The output layer, and passes over it that never hold (tokens, vocabulary) logits.
+"""Passes over the output layer, without a tensor of (tokens, vocabulary) logits.
 
-The passes go tile by tile. A tile of tokens and vocabulary fits a processor's caches, so elementwise work on logits is cheap
-next to the matrix products. The backward pass computes the logits again: four products, where stored logits need three.
+They go tile by tile. A tile of tokens and vocabulary fits into a processor's caches, so elementwise work on logits is cheap
+compared with the matrix products. The backward pass computes the logits again: four products, where stored logits need three.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from harness.lm.tiles import (
     wide,
 )
 
-# Top-k tiles are this many times wider and shorter, because torch sorts short rows slowly.
+# Tiles for a top K are this many times wider and shorter, because torch sorts short rows slowly.
 LONGER = 8
-# Elements of a chunk of rows, for losses that need the whole vocabulary at once.
+# Logits in a chunk of rows, for losses that need the whole vocabulary at once.
 CHUNK_ELEMENTS = 2**23
-# Devices on which a tile's elementwise work is one Triton kernel (`harness.lm.kernels`), where those compile and are right.
+# Devices on which one Triton kernel (`harness.lm.kernels`) does a tile's elementwise work, if it compiles and is correct.
 FUSED = {"cuda"}
-# Devices that refuse ids outside the output layer at once; elsewhere that would wait for the device, so those scores are nan.
+# Devices on which ids outside the output layer are refused. On others the check would wait, so the scores become nan instead.
 REFUSES_IDS_AT_ONCE = {"cpu"}
 CHECKED: set[torch.device] = set()
 Divergence = Callable[[Tensor, Tensor], Tensor]
@@ -112,7 +112,7 @@ class WholeVocabulary(torch.autograd.Function):
 
 
 def _divergence_gradient(logits: Tensor, logp: Tensor, divergence: Divergence, above: Tensor) -> Tensor:
-    """Return d loss / d logits (n, V); zeros where the divergence has no gradient."""
+    """Return d loss / d logits (n, V); zeros if the divergence has no gradient."""
     logq = logits.log_softmax(-1).requires_grad_()
     with torch.enable_grad():
         losses = divergence(logq, logp)
@@ -145,11 +145,11 @@ def scan(hidden: Tensor, head: Head, ids: Tensor, top_k: int = 0, held: Tensor |
 
 
 def fused_on(device: torch.device) -> bool:
-    """Return whether the kernels do a tile's elementwise work; a GPU's are tried once, on a small input."""
+    """Return whether kernels do a tile's elementwise work; on a GPU they are tested once, on a small input."""
     if device.type not in FUSED:
         return False
     if device.type != "cpu" and device not in CHECKED:
-        CHECKED.add(device)  # what tries the kernels comes here too
+        CHECKED.add(device)  # the test itself calls this function
         if importlib.util.find_spec("triton") is None:
             FUSED.discard(device.type)
             return False
@@ -161,7 +161,7 @@ def fused_on(device: torch.device) -> bool:
 
 
 def _outside_is_nan(found: ScanResult, ids: Tensor, head: Head) -> ScanResult:
-    """Return scores in which those of ids outside the output layer are nan, where such ids were not refused."""
+    """Return the scores with nan for ids outside the output layer, on devices where such ids are not refused."""
     if ids.device.type in REFUSES_IDS_AT_ONCE:
         return found
     outside = (ids < 0) | (ids >= len(head.weight))
@@ -236,7 +236,7 @@ def within(ids: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
 
 
 def marked(ids: Tensor, columns: slice) -> Tensor:
-    """Return which columns (n, v) of a tile are among ids (n, K)."""
+    """Return a mask (n, v) of a tile's columns that are among ids (n, K)."""
     local, inside = within(ids, columns)
     counts = torch.zeros(len(ids), columns.stop - columns.start, dtype=torch.int32, device=ids.device)
     return counts.scatter_add_(-1, local, inside.int()) > 0

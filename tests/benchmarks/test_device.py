@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from adapters.opd import OPD
 from benchmarks.device import device_bench as bench
 from benchmarks.device import device_figures as figures
+from benchmarks.device import device_page
 from benchmarks.device.device_figures import Figure, change, read_figures, write_figures
 from benchmarks.device.random_step import Load, Shape, random_model, step_lines
 from harness.config.training import Training
@@ -48,6 +50,43 @@ def test_no_measure_begins_when_the_time_is_up(tmp_path: Path):
     assert result.exit_code == 0, result.output
     assert len(read_figures(tmp_path / "baselines" / "cpu-small-sizes.json")[1]) == 1
     assert "the time was up" in (tmp_path / "RESULTS-cpu-small-sizes.md").read_text(encoding="utf-8")
+
+
+def test_the_page_has_the_goals_and_the_operation_next_to_its_peers():
+    found = {
+        "ours_aopd, hidden 1024: time": 8.0, "ours_aopd, hidden 1024: memory": 797.0, "ours_opd, hidden 1024: time": 8.0,
+        "ours_aopd, hidden 1024: needed products": 400.0, "ours_aopd, hidden 1024: recomputed ones counted": 500.0,
+        "dense_aopd, hidden 1024: memory": 8000.0, "ours_jsd, hidden 1024: time": 9.0, "trl_jsd, hidden 1024: time": 6.0,
+    }  # fmt: skip
+    measured = [
+        Figure(device_page.PEAK, 800, "GFLOP/s", "more"),
+        *(Figure(name, value, "") for name, value in found.items()),
+    ]
+    goals = {goal.what: goal for goal in device_page.goals({figure.name: figure.value for figure in measured})}
+    assert goals["AOPD, hidden 1024: ms, forward and backward"].reached == "yes"
+    assert goals["AOPD over OPD, hidden 1024: time"].value == 1
+    assert (
+        goals["AOPD, hidden 1024: share of the fastest product's rate, recomputed products counted"].reached == "**no**"
+    )
+    assert goals["JSD over TRL's, hidden 1024: time"].value == 1.5
+    # 151,936 x 1,024 in bfloat16 are 296.75 MiB
+    assert goals["AOPD beyond the head's gradient over full logits, hidden 1024: memory"].value == 500.25 / 8000
+    assert goals["teacher, hidden 1024: ms"].reached == "not measured"
+    text = device_page.page("gpu", "made so", measured, ["a step: out of memory"])
+    assert "| aopd, hidden 1024 | 8; 797; 0.50 |" in text
+    assert "- left out: a step: out of memory" in text
+
+
+def test_a_measure_that_fails_is_named_and_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fails() -> Iterator[Figure]:
+        raise TypeError("no such argument")
+
+    works = [("one", fails), ("two", lambda: iter([Figure("two", 2.0, "ms")]))]
+    monkeypatch.setattr(bench, "_everything", lambda *_: iter(works))
+    result = CliRunner().invoke(bench.app, ["--device", "cpu", "--out", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "two" in read_figures(tmp_path / "baselines" / "cpu-small-sizes.json")[1]
+    assert "left out: one: TypeError: no such argument" in (tmp_path / "RESULTS-cpu-small-sizes.md").read_text()
 
 
 @pytest.mark.parametrize(

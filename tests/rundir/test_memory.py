@@ -52,6 +52,7 @@ def test_a_gpu_is_asked_for_the_peak_since_it_was_last_asked(monkeypatch: pytest
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 def test_on_a_gpu_the_peak_is_what_tensors_took():
     memory = PeakMemory("cuda")
     with memory("train"):

@@ -1,7 +1,7 @@
-"""The generalised Jensen-Shannon divergence of a student and a model of this process, in closed form.
+"""The generalised Jensen-Shannon divergence of a student and a model in this process, in closed form.
 
-The formulas are those of `divergence_kernels`, which computes them on a GPU. Elsewhere torch does it here, in blocks that a
-core's cache holds. What needs whole rows is kept by the forward pass, so the backward pass goes tile by tile.
+The formulas are those of `divergence_kernels`, which computes them on a GPU. On other devices torch computes them here, in
+blocks that fit into a core's cache. The forward pass keeps the sums over whole rows, so the backward pass goes tile by tile.
 """
 
 from __future__ import annotations
