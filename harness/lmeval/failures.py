@@ -6,14 +6,18 @@ fields of its records. So the task that failed is taken from the traceback.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from datasets.exceptions import DatasetGenerationError
 from jinja2 import UndefinedError
 from lm_eval.api.task import ConfigurableTask
+from lm_eval.config.task import TaskConfig
 
 from harness.errors import TaskError
 
@@ -37,6 +41,15 @@ def loading_failed(name: str, contents: Sequence[Mapping[str, Any]], error: Exce
         return TaskError(
             f"task {name}: its records could not be fetched ({type(error).__name__}: {first}); name a folder that holds them "
             f"with {named}, or run once where they can be downloaded (HF_TOKEN for data behind a login)"
+        )
+    if unknown := re.search(r"TaskConfig.*unexpected keyword argument '(\w+)'", str(error)):
+        near = difflib.get_close_matches(unknown[1], [field.name for field in fields(TaskConfig)], n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "; what only you read goes under `metadata`"
+        return TaskError(f"task {name}: unknown key {unknown[1]!r}, which lm-eval does not take{hint}")
+    if isinstance(error, FileNotFoundError):
+        return TaskError(
+            f"task {name}: a file of its records was not found ({error}); expected the files that dataset_kwargs names, whose "
+            f"relative paths count from {Path.cwd()}"
         )
     splits = next((found for failed in _failed(error) if (found := describe_splits(failed))), "")
     exist = f"; its records have {splits}" if splits else ""

@@ -103,6 +103,11 @@ def stated_generation(task: Task) -> dict[str, Any]:
     return _canonical(stated or {})
 
 
+def check_stated_generation(task: Task) -> None:
+    """Raise `TaskError` for a generation setting of the task's file that no engine has, or whose value none can use."""
+    _check_values(task, stated_generation(task))
+
+
 def _canonical(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return generation settings under lm-eval's final names, without `num_beams: 1`, which changes nothing."""
     budget = next((settings[name] for name in BUDGETS if settings.get(name) is not None), None)

@@ -86,9 +86,11 @@ class TaskLibrary:
         if name in self._with_defaults.task_index:
             return self._with_defaults
         near = difflib.get_close_matches(name, self._with_defaults.all_tasks, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known tasks are {', '.join(self.names())}"
+        hint = f"did you mean {' or '.join(near)}" if near else f"known tasks are {', '.join(self.names())}"
         folders = ", ".join(str(folder) for folder in self.folders)
-        raise TaskError(f"there is no task {name!r} in {folders} or in lm-eval; {hint}")
+        raise TaskError(
+            f"there is no task {name!r} in {folders} or in lm-eval; {hint}; --include-path names a folder of your own"
+        )
 
     def _load(self, name: str) -> Any:
         manager = self._manager_of(name)

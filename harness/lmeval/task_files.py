@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lm_eval.api.registry import METRIC_REGISTRY
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Entry, Kind
 from lm_eval.tasks._yaml_loader import load_yaml
@@ -98,6 +99,11 @@ def check_mapping(name: str, content: Mapping[str, Any]) -> None:
     for entry in listed or ():
         where = f"metric {entry['metric']!s}"
         _refuse_near(name, where, entry, METRIC_KEYS)
+        own_metrics = content.get("process_results") is not None or entry.get("hf_evaluate")
+        named, known = entry["metric"], list(METRIC_REGISTRY)
+        near = difflib.get_close_matches(str(named), known, n=1, cutoff=0.85)
+        if not own_metrics and isinstance(named, str) and named not in known and near:
+            raise TaskError(f"task {name}: metric_list names the metric {named!r}, expected {near[0]!r}")
         if not isinstance(better := entry.get("higher_is_better", True), bool):
             raise TaskError(f"task {name}: {where}: higher_is_better is {better!r}, expected true or false")
 

@@ -12,6 +12,7 @@ from rich.panel import Panel
 from harness.config.models import Chat
 from harness.errors import ConfigError
 from harness.lm.chat import Renderer
+from harness.lmeval.generation_settings import check_stated_generation
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task
 from harness.lmeval.task_files import read_task_file
@@ -27,6 +28,8 @@ def check_task(console: Console, name: str, include: Sequence[Path], data: Seque
     `TaskError` for a task that cannot be loaded or graded.
     """
     task = _find(name, include, data)
+    if task.generates:
+        check_stated_generation(task)
     # No model is given, so prompts are shown in ChatML.
     tried = try_task(task, Renderer(byte_tokenizer(), Chat(template="chatml")))
     passed = [_show(console, task, split, grades) for split, grades in tried.items()]

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
+from harness.errors import TaskError
 from harness.pipeline.plan import print_plan
 from harness.pipeline.task_check import check_task
 from tests.support.models import micro_suite, write_yaml
@@ -60,3 +61,33 @@ def test_one_file_is_enough_for_a_stage_and_a_probe(folder: Path, tmp_path: Path
     printed = console.export_text()
     assert "capitals: 3 test items, 3 independent" in printed
     assert re.search(r"probe\W+home_tools", printed)
+
+
+@pytest.mark.parametrize(
+    ("found", "written", "sentence"),
+    [
+        (
+            "doc_to_text:",
+            "doc_to_txt:",
+            "unknown key 'doc_to_txt', which lm-eval does not take; did you mean 'doc_to_text'?",
+        ),
+        ("max_gen_toks: 16", "max_gen_toks: many", "generation_kwargs.max_gen_toks is 'many', expected a whole number"),
+        ("max_gen_toks: 16", "max_gen_tokens: 16", "generation_kwargs max_gen_tokens are not supported"),
+        (
+            "{metric: exact_match,",
+            "{metric: exact_mach,",
+            "metric_list names the metric 'exact_mach', expected 'exact_match'",
+        ),
+        ("capitals/test.jsonl", "capitals/tests.jsonl", "expected the files that dataset_kwargs names"),
+        ("{{country}}", "{{contry}}", "a template names a field that the records lack ('contry' is undefined)"),
+    ],
+    ids=["key", "type", "setting", "metric", "file", "field"],
+)
+def test_a_mistake_in_the_file_is_one_sentence(found: str, written: str, sentence: str, folder: Path):
+    file = folder / "capitals.yaml"
+    text = file.read_text(encoding="utf-8")
+    assert found in text
+    file.write_text(text.replace(found, written), encoding="utf-8")
+    with pytest.raises(TaskError) as error:
+        check_task(Console(width=200, record=True), "capitals", [folder], [])
+    assert sentence in " ".join(str(error.value).split())
