@@ -21,7 +21,7 @@ from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.engines import student, vllm, vllm_backend
 from harness.engines.backend import EngineSite
-from harness.engines.engine import Sampling
+from harness.engines.engine import Completion, Sampling
 from harness.engines.engine_pool import EnginePool
 from harness.engines.student import whole_weights
 from harness.engines.vllm import VLLMEngine
@@ -104,6 +104,8 @@ def test_a_checkpoint_of_another_configuration_gets_an_engine_of_its_own(
     started, ended = list[Path](), list[Path]()
 
     class Engine:
+        backend = generate = load = prompt_logprobs = describe = None  # nothing is asked of it here
+
         def __init__(self, checkpoint: Path, *_: Any) -> None:
             self.checkpoint = checkpoint
             started.append(checkpoint)
@@ -208,8 +210,13 @@ def test_an_engine_that_neither_answers_nor_computes_is_ended_and_a_slow_one_is_
 
 def test_weights_that_a_killed_process_left_in_memory_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(student, "SHARED_MEMORY", tmp_path)
-    handed = list[Path]()
-    engine: Any = SimpleNamespace(load=handed.append, generate=lambda *_: list(tmp_path.iterdir()))
+    handed, there = list[Path](), list[Path]()
+
+    def generate(*_: Any) -> list[Completion]:
+        there.extend(tmp_path.iterdir())
+        return [Completion([1], "stop")]
+
+    engine: Any = SimpleNamespace(load=handed.append, generate=generate)
     gone = subprocess.Popen(["true"])
     gone.wait()
     left = tmp_path / f"harness-weights-{student._namespace()}-{gone.pid}-x"
@@ -219,7 +226,8 @@ def test_weights_that_a_killed_process_left_in_memory_are_removed(tmp_path: Path
         folder.mkdir()
     made = student.StudentEngine(engine, qwen3(dtype=torch.float32))
     assert set(tmp_path.iterdir()) == {others, elsewhere}
-    assert set(made.generate([[1]], Sampling(1))) == {others, elsewhere, *handed}
+    made.generate([[1]], Sampling(1))
+    assert set(there) == {others, elsewhere, *handed}
     assert f"-{os.getpid()}-" in handed[0].name
     assert set(tmp_path.iterdir()) == {others, elsewhere}
 
