@@ -1,4 +1,4 @@
-"""Run directories read again with plain pandas, and the figures of METHOD.md written out, as a check on the report.
+"""Run directories read again with plain pandas, and their figures written out, as a check on the report.
 
 Nothing of `harness` or `reports` is imported here: what both sides shared, both could have wrong.
 """
@@ -138,7 +138,7 @@ def _drift(manifests: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def figures(runs: Runs, m: dict[str, Any]) -> dict[str, float]:
-    """Return the figures of one run, each as METHOD.md, section 5, writes it; nan where a cell is missing."""
+    """Return the figures of one run, each by its formula; nan where a cell is missing."""
 
     def R(i: int, j: str) -> float:
         return runs.score(m, i, j)
