@@ -227,7 +227,7 @@ def several_answers(runs: Runs, _: Match[str]) -> Grid:
 
 
 def figure_table(runs: Runs, _: Match[str]) -> Grid:
-    """All figures of METHOD.md; formula and source are text, and left to the caller to compare."""
+    """All figures; formula and source are text, and left to the caller to compare."""
     seeds = {label: len(runs.of(label)) for label in runs.labels}
     probes = list(dict.fromkeys(p for m in runs.manifests for p in m["probes"]))
     named = FIGURES | {f"probe_change:{p}": (f"Change of probe {p}", "points\u00a0↑") for p in probes}
