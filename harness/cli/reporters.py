@@ -90,13 +90,15 @@ class Reporters:
 class ReportsOnTheWay:
     """Shows the events of runs, and renders a report after each run and a first one as soon as it compares all methods.
 
-    The first one needs a single evaluated stage of every method: a run of hours shows what to expect of it early.
+    The first one needs a single evaluated stage of every method that has runs to do (`todo`, a part of `specs`).
     Events may come from another thread than the one that sees runs finish.
     """
 
-    def __init__(self, show: Report, reporters: Reporters, specs: Sequence[RunSpec]) -> None:
+    def __init__(
+        self, show: Report, reporters: Reporters, specs: Sequence[RunSpec], todo: Sequence[RunSpec] | None = None
+    ) -> None:
         self.show, self.reporters, self.specs = show, reporters, specs
-        self.entries = {spec.label: spec.entry for spec in specs}
+        self.entries = {spec.label: spec.entry for spec in (specs if todo is None else todo)}
         self.without_stage = set(self.entries.values())
         self.rendered, self.one_at_a_time = False, threading.Lock()
 
@@ -106,7 +108,12 @@ class ReportsOnTheWay:
         if event.evaluated:
             self.without_stage.discard(self.entries[event.run])
             if not self.without_stage and not self.rendered:
-                self.render()
+                try:
+                    self.render()
+                except Exception as error:  # whoever shows events must go on; the render after a run raises it again
+                    from harness.rundir.process.progress import Event
+
+                    self.show(Event("report", f"no first report: {type(error).__name__}: {error}", warning=True))
 
     def render(self, _: RunSpec | None = None) -> None:
         """Render what is on disk now."""

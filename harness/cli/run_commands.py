@@ -186,7 +186,7 @@ def _do_runs(specs: Sequence[RunSpec], workers: int | None, dry_run: bool, ray: 
     todo = [spec for spec in specs if not is_finished(spec)]
     if todo:
         with Display(console) as display:
-            reports = ReportsOnTheWay(display, reporters, specs)
+            reports = ReportsOnTheWay(display, reporters, specs, todo)
             if ray is None:
                 sweep(todo, workers or default_workers(todo), reports, reports.render)
             else:

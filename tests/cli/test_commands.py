@@ -150,6 +150,15 @@ def test_the_first_report_comes_when_every_method_has_a_stage_and_not_once_more_
     reports.render(first)
     assert after() == 1
     assert len(shown) == 7
+    # A method whose runs were finished before is not waited for.
+    reports = ReportsOnTheWay(shown.append, Reporters(Console()), [first, other], [other])
+    assert after(Event(other.label, "evaluated", evaluated=3)) == 1
+    # A reporter that fails early is named, and events go on.
+    reports = ReportsOnTheWay(shown.append, Reporters(Console()), [first])
+    monkeypatch.setattr(Reporters, "render", lambda *_: {}["task"])
+    assert after(Event(first.label, "evaluated", evaluated=1)) == 0
+    assert shown[-1].warning
+    assert "KeyError: 'task'" in shown[-1].activity
 
 
 def _only(folder: Path) -> Any:

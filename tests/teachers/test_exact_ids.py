@@ -16,13 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.config.models import Scratch
-from harness.config.suite import Suite
 from harness.errors import TrainingError
-from harness.lm.checkpoints import Loaded, load_checkpoint
+from harness.lm.checkpoints import Loaded
 from harness.lm.logprobs import TeacherRequest
 from harness.teachers.exact_ids import GENERATE
-from harness.teachers.local import LocalTeacher, open_local
+from harness.teachers.local import LocalTeacher
 from harness.teachers.score_checks import ask
 from harness.teachers.server import Server, ServerTeacher
 from harness.teachers.teacher import TeacherSite
@@ -30,17 +28,6 @@ from tests.support.servers.fake_server import FakeServer, serving
 from tests.support.servers.teachers import random_batches, same_scores
 
 SAMPLED, TOP_K = TeacherRequest(), TeacherRequest(top_k=4)
-
-
-@pytest.fixture(scope="module")
-def student(micro: Suite, student_folder: Path) -> Loaded:
-    return load_checkpoint(student_folder, micro.student, "cpu")
-
-
-@pytest.fixture(scope="module")
-def local(micro: Suite, teacher_folder: Path, student: Loaded) -> LocalTeacher:
-    assert isinstance(micro.teacher, Scratch)
-    return open_local(micro.teacher, teacher_folder, student, "cpu")
 
 
 class Spy:

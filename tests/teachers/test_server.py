@@ -16,12 +16,10 @@ from typing import Any
 import pytest
 import torch
 
-from harness.config.models import Scratch
-from harness.config.suite import Suite
 from harness.errors import ConfigError, HarnessError, ModelError, TrainingError
-from harness.lm.checkpoints import Loaded, load_checkpoint
+from harness.lm.checkpoints import Loaded
 from harness.lm.logprobs import TeacherRequest
-from harness.teachers.local import LocalTeacher, open_local
+from harness.teachers.local import LocalTeacher
 from harness.teachers.score_checks import ask
 from harness.teachers.server import Server, ServerTeacher
 from harness.teachers.teacher import TeacherSite
@@ -31,17 +29,6 @@ from tests.support.servers.teachers import random_batches, same_scores
 
 K = 4
 REQUEST = TeacherRequest(top_k=K)
-
-
-@pytest.fixture(scope="module")
-def student(micro: Suite, student_folder: Path) -> Loaded:
-    return load_checkpoint(student_folder, micro.student, "cpu")
-
-
-@pytest.fixture(scope="module")
-def local(micro: Suite, teacher_folder: Path, student: Loaded) -> LocalTeacher:
-    assert isinstance(micro.teacher, Scratch)
-    return open_local(micro.teacher, teacher_folder, student, "cpu")
 
 
 @pytest.fixture
