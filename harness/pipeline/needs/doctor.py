@@ -17,7 +17,7 @@ from harness.evaluation.groups import load_evaluation_plan
 from harness.lm.chat import Renderer
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task
-from harness.pipeline.build.model_source import resolve_device, tokenizer_or_reason
+from harness.pipeline.build.model_source import tokenizer_or_reason
 from harness.pipeline.needs.machine import Finding, free_bytes, look_at_machine
 from harness.pipeline.needs.memory_estimate import config_file, show_bytes
 from harness.pipeline.needs.probe import STEPS, Probe, probe_run
@@ -30,6 +30,7 @@ from harness.pipeline.needs.run_estimate import (
     parts_table,
     stages_table,
 )
+from harness.pipeline.processes.devices import resolve_device
 from harness.rundir.shared.remote_stages import RemoteStages
 from harness.teachers.server import Server
 from harness.teachers.teacher import TeacherKind
