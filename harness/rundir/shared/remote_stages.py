@@ -126,9 +126,7 @@ class RemoteStages:
             leased = Lease(*self._open(), self.url).is_possible()
         except OSError as error:
             raise RunError(f"storage {self.url} does not take a file ({error})") from error
-        return "takes stages" + (
-            " and leases" if leased else ", no leases: start each run from one place"
-        )
+        return "takes stages" + (" and leases" if leased else ", no leases: start each run from one place")
 
     def _open(self) -> tuple[Any, str]:
         """Return the file system and the run's place in it; raises `ConfigError` for a URL that nothing reads."""
