@@ -183,8 +183,8 @@ class Suite(Strict):
     storage: str | None = Field(
         default=None,
         min_length=1,
-        description="folder or URL, such as s3://bucket/runs, to which finished stages are copied; a machine that lacks them "
-        "fetches them from there",
+        description="folder or URL, such as s3://bucket/runs, to which finished stages and the last snapshot are copied; a "
+        "machine that lacks them fetches them from there",
     )
 
     # The settings of every backend that has a block, and of the suite's backend.

@@ -1,10 +1,10 @@
 """Generation with transformers: prompts are batched by length, and finished sequences leave the batch.
 
 `model.generate` computes every sequence until the longest one ends. Here the key-value cache drops rows as sequences finish.
-On a GPU, decoding uses tensors that never move if the model supports it (`static_decoding`). A recurrent or hybrid model keeps
-more than keys and values and cannot drop rows, so `model.generate` decodes it, with tokens drawn here. Oracle: greedy answers
-equal those of `model.generate` (tests/engines/test_engines.py; `make architectures` for every causal architecture of
-transformers).
+Decoding uses tensors that never move if the model supports it (`static_decoding`), otherwise a cache that grows with each
+token (`decoding`). A recurrent or hybrid model keeps more than keys and values and cannot drop rows, so `model.generate`
+decodes it, with tokens drawn here. Oracle: greedy answers equal those of `model.generate` (tests/engines/test_engines.py;
+`make architectures` for every causal architecture of transformers).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from harness.engines.decoding import Decoding, completions_of, left_padded
 from harness.engines.engine import Completion, Sampling
 from harness.lm.seeding import prompt_seeds
 
-# Devices on which decoding uses tensors that never move, so that a step can be captured as a graph.
-STATIC_ON = {"cuda"}
+# Devices on which decoding uses tensors that never move; each has a `Pace`.
+STATIC_ON = {"cuda", "cpu"}
 
 
 class HFEngine:

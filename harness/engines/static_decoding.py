@@ -1,13 +1,15 @@
 """Decode with tensors that never move: a step is a fixed list of kernels, which a GPU replays without Python (CUDA graphs).
 
 Prompts are read as in `Decoding`. Their keys and values are then copied into a cache of fixed length, and a step reads and
-writes only the tensors of a `Layout`: it draws a token for each row and marks the rows that stop. The host looks only after
-every few steps. When half of the rows have stopped, or the cache is full, it makes a new layout with a new graph: with fewer
-rows, or a longer cache. On a CPU the same steps run one by one.
+writes only the tensors of a `Layout`: it draws a token for each row and marks the rows that stop. When enough rows have
+stopped, or the cache is full, the host makes a new layout with a new graph: with fewer rows, or a longer cache. On a CPU the
+same steps run one by one; keys and values are then not copied for each token, nor for each query head. How often the host
+looks and how much room a layout has depends on the device (`Pace`).
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -26,10 +28,41 @@ from harness.engines.engine import Completion, Sampling
 from harness.lm.packing import VARLEN
 
 GROUPED = "harness_grouped"
-STEPS_BETWEEN_LOOKS = 16
-FIRST_ROOM = 256  # new tokens that fit into the first layout; the length of later ones doubles
 ALIGNED = 16  # attention kernels need lengths that are multiples of this
 WORTH_A_GRAPH = 8  # with fewer steps, capturing takes longer than it saves
+
+
+@dataclass(frozen=True)
+class Pace:
+    """When the host looks at a layout's rows, and when it makes a new layout.
+
+    - `looks`: steps between two looks.
+    - `room`: new tokens that fit into the first layout; a later one has at least as many more columns, and `growth` times as
+      many as the one before.
+    - `share`: rows leave once this share of them, rounded up, holds all that run.
+    """
+
+    looks: int
+    room: int
+    growth: float
+    share: float
+
+    def rows(self, rows: int, running: int) -> int:
+        """Return the rows of a layout, from the current number, that holds all rows that run."""
+        while running <= (fewer := math.ceil(rows * self.share)) < rows:
+            rows = fewer
+        return rows
+
+    def length(self, length: int) -> int:
+        """Return the number of columns of a layout that follows one of `length` columns."""
+        return _aligned(max(length + self.room, int(self.growth * length)))
+
+
+# A look makes a GPU wait, and a new layout needs a new graph. A CPU waits for neither, but it attends to empty columns too.
+PACES = {
+    "cuda": Pace(looks=16, room=256, growth=2, share=0.5),
+    "cpu": Pace(looks=1, room=ALIGNED, growth=1, share=0.75),
+}
 
 
 class FixedLayer(CacheLayerMixin):
@@ -115,27 +148,27 @@ class StaticDecoding(Decoding):
 
     def run(self, prompts: list[list[int]], seeds: Tensor) -> list[Completion]:
         """Decode until every row has stopped or used its budget; `seeds` (rows,) determine each row's draws."""
-        budget, count = self.sampling.max_new_tokens, len(prompts)
+        budget, count, pace = self.sampling.max_new_tokens, len(prompts), PACES[self.device.type]
         layout = self._first_layout(prompts, seeds)
         width = layout.bias.shape[-1]
         full = _aligned(width + budget)
         alive = torch.arange(count, device=self.device)
         tokens, lengths, running = layout.tokens.clone(), layout.lengths.clone(), layout.running.clone()
-        done, rows, length = 1, count, min(full, _aligned(width + FIRST_ROOM))
+        done, rows, length = 1, count, min(full, _aligned(width + pace.room))
         layout = layout.select(alive, length)
         self._look_for_strings(layout, 0, 1)
         with grouped_attention(self.model):
             advance = self._prepared(layout, budget - done)
             while done < budget and (left := int(layout.running.sum())):
-                size = _bucket(rows, left)
+                size = pace.rows(rows, left)
                 if size < rows or width + done > length:
                     tokens[alive], lengths[alive], running[alive] = layout.tokens, layout.lengths, layout.running
                     kept = layout.running.logical_not().long().argsort(stable=True)[:size]
-                    length = length if width + done <= length else min(full, 2 * length)
+                    length = length if width + done <= length else min(full, pace.length(length))
                     layout, alive, rows = layout.select(kept, length), alive[kept], size
                     advance = self._prepared(layout, budget - done)
                 # The last drawn token is not in the cache yet, so there is room for `length - width - done + 1` steps.
-                more = min(STEPS_BETWEEN_LOOKS, budget - done, length - width - done + 1)
+                more = min(pace.looks, budget - done, length - width - done + 1)
                 for _ in range(more):
                     advance()
                 self._look_for_strings(layout, done, done + more)
@@ -300,13 +333,6 @@ def _longer(states: Tensor, length: int) -> Tensor:
     longer = states.new_zeros(batch, heads, length, width)
     longer[:, :, :filled] = states
     return longer
-
-
-def _bucket(rows: int, needed: int) -> int:
-    """Return the smallest of rows, rows / 2, rows / 4 and so on (rounded up) that is at least `needed`."""
-    while (rows + 1) // 2 >= needed and rows > 1:
-        rows = (rows + 1) // 2
-    return rows
 
 
 def _aligned(length: int) -> int:

@@ -30,13 +30,14 @@ class BackgroundEvaluations:
         self.evaluator, self.begin = evaluator, begin
         self._pending: tuple[StageFolder, Path, str] | None = None
 
-    def after(self, folder: StageFolder, checkpoint: Path, stage: PlannedStage) -> None:
-        """Evaluate a trained stage here, or start that elsewhere; the last stage is evaluated here."""
+    def after(self, folder: StageFolder, checkpoint: Path, stage: PlannedStage) -> bool:
+        """Evaluate a trained stage here and return True, or start that elsewhere; the last stage is evaluated here."""
         spec, when = self.evaluator.spec, f"after {stage.name}"
         if self.begin is not None and stage.index < len(spec.stages) and self.begin(spec, stage.index):
             self._pending = folder, checkpoint, when
-            return
+            return False
         self.evaluator.evaluate(folder, checkpoint, when)
+        return True
 
     def finish(self) -> None:
         """Wait for an evaluation that was started elsewhere, and evaluate the cells that it left out."""

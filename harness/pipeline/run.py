@@ -48,7 +48,7 @@ def run(spec: RunSpec, report: Report = silent, begin: Begin | None = None) -> P
         (spec,) = stack.enter_context(started_teachers([spec], report))
         resources = RunResources(spec, report)
         spec = resources.spec
-        trainer, evaluator = StageTrainer(resources), StageEvaluator(resources, store.stage(0))
+        trainer, evaluator = StageTrainer(resources, remote), StageEvaluator(resources, store.stage(0))
         evaluations = BackgroundEvaluations(evaluator, begin)
         folders = [store.stage(0), *(store.stage(stage.index, stage.name) for stage in spec.stages)]
         _prepare(resources, store)
@@ -62,15 +62,17 @@ def run(spec: RunSpec, report: Report = silent, begin: Begin | None = None) -> P
             score_teacher(resources, store.teacher)
             evaluator.evaluate(store.stage(0), checkpoint, "start")
             warn_where_worse(resources, store.teacher, store.stage(0))
-            remote.put(store.teacher)
+            remote.put(store.teacher, store.stage(0))
             for before, folder, stage in zip(folders, folders[1:], spec.stages, strict=False):
                 checkpoint = trainer.train(folder, stage, checkpoint)
                 evaluations.finish()
                 drop_checkpoints(folders[1 : stage.index], spec.stages, spec.suite.checkpoints)
                 store.record(resources.weights, **resources.used())
                 remote.put(before, folder)
-                evaluations.after(folder, checkpoint, stage)
+                here = evaluations.after(folder, checkpoint, stage)
                 store.record(resources.weights, **resources.used())
+                if here:
+                    remote.put(folder)
             resources.track({"final": _final_figures(store, spec)}, spec.steps_before(len(spec.stages) + 1))
         store.finish(resources.weights, **resources.used())
         if spec.suite.checkpoints.keep != "last":

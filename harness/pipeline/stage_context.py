@@ -29,7 +29,7 @@ from harness.rundir.process.progress import SHOWN, Counter
 from harness.rundir.process.trackers import Log
 from harness.rundir.records.training_records import StepLine
 from harness.rundir.training.rollout_log import Keep
-from harness.rundir.training.snapshots import FileSnapshots, shared_snapshots
+from harness.rundir.training.snapshots import FileSnapshots, Uploads, shared_snapshots
 from harness.teachers.local import LocalTeacher, frozen_copy
 from harness.teachers.teacher import OpenTeacher
 
@@ -48,12 +48,19 @@ class ContextBuilder:
         return HFEngine(student.model, student.renderer.tokenizer, stage.training.generation_batch)
 
     def build(
-        self, stage: PlannedStage, folder: Path, student: Loaded, weights: str, engine: Engine, keep: Keep
+        self,
+        stage: PlannedStage,
+        folder: Path,
+        student: Loaded,
+        weights: str,
+        engine: Engine,
+        keep: Keep,
+        uploads: Uploads | None = None,
     ) -> StageContext:
         """Return a stage's context; `weights` is the digest of the checkpoint that `student` was loaded from.
 
-        `folder` takes what the stage writes, `keep` its rollouts. Raises `RunError` for a teacher that changed since the
-        run's earlier stages.
+        `folder` takes what the stage writes, `keep` its rollouts, `uploads` its snapshots. Raises `RunError` for a teacher
+        that changed since the run's earlier stages.
         """
         training, index, several = stage.training, stage.index, current_ranks().size > 1
         tasks = {name: self.resources.tasks[name] for name in stage.trains}
@@ -61,6 +68,7 @@ class ContextBuilder:
         past = self._past(index)
         teacher = self._teacher(stage, requirements.teacher, student)
         inputs = {"checkpoint": weights, "teacher": teacher.identity if teacher else ""}
+        stop, minutes = self.resources.stop, self.suite.snapshot_minutes
         progress = Counter(self.resources.report, self.spec.label, f"stage {index} {stage.name}", training.steps)
         return StageContext(
             student=StudentForward(student.model),
@@ -75,7 +83,7 @@ class ContextBuilder:
             folder=folder,
             log=_step_log(folder / "steps.jsonl", progress, self.resources.track, self.spec.steps_before(index)),
             warn=self.resources.warn,
-            snapshots=shared_snapshots(FileSnapshots(folder, self.suite.snapshot_minutes, inputs, self.resources.stop)),
+            snapshots=shared_snapshots(FileSnapshots(folder, minutes, inputs, stop, uploads)),
             keep=keep,
             measure=self._curve(stage, folder, student, engine),
             measures=partial(self._is_due, stage),

@@ -35,6 +35,7 @@ from harness.rundir.process.progress import silent
 from harness.rundir.process.session import this_session
 from harness.rundir.records.training_records import DoneFile
 from harness.rundir.retention import check_space
+from harness.rundir.shared.remote_stages import RemoteStages
 from harness.rundir.shared.shared_stages import SharedStages
 from harness.rundir.stage_folder import StageFolder
 from harness.rundir.store import RunStore
@@ -46,10 +47,10 @@ LOGS = ("steps.jsonl", CURVE, "rollouts.parquet")  # files of a stage whose dige
 
 
 class StageTrainer:
-    """Trains the stages of one run; a teacher stays loaded from one stage to the next."""
+    """Trains the stages of one run; a teacher stays loaded from one stage to the next. `remote` is the run's store."""
 
-    def __init__(self, resources: RunResources) -> None:
-        self.resources, self.spec, self.suite = resources, resources.spec, resources.suite
+    def __init__(self, resources: RunResources, remote: RemoteStages) -> None:
+        self.resources, self.spec, self.suite, self.remote = resources, resources.spec, resources.suite, remote
         self.device, self.phase = resources.device, resources.phase
         self.contexts, self.shared = ContextBuilder(resources), SharedStages(self.spec.out)
 
@@ -97,9 +98,12 @@ class StageTrainer:
 
     def _train(self, folder: StageFolder, stage: PlannedStage, checkpoint: Path, before: str) -> DoneFile:
         """Train a stage from its snapshot or its beginning, and write `done.json` last; `before` names the checkpoint."""
+        self.remote.fetch_snapshot(folder, self.resources.warn)
         train, adapter = folder.open_training(), self.resources.adapter_of(stage)
         weights = self.resources.verify(checkpoint, before)
-        snapshots = self.suite.snapshot_minutes is not None
+        uploads = self.remote.uploads(folder, self.resources.warn)
+        # On disk at once are the snapshot, the next one while it is written, and one on its way to a store.
+        snapshots = 0 if self.suite.snapshot_minutes is None else 2 if uploads is None else 3
         if adapter.updates and (warning := check_space(self.spec.path, checkpoint, stage.name, snapshots)):
             self.resources.warn(warning)
         with self.phase("models"):
@@ -109,8 +113,10 @@ class StageTrainer:
         rollouts = RolloutLog(train, student.renderer, self.suite.keep_rollouts)
         engine = self.contexts.engine(stage, student, checkpoint)
         with self._processes(stage, checkpoint, weights):
-            context = self.contexts.build(stage, train, student, weights, engine, rollouts.keep)
+            context = self.contexts.build(stage, train, student, weights, engine, rollouts.keep, uploads)
             done = self._run_adapter(adapter, context, student, checkpoint)
+        if uploads is not None:
+            uploads.drop()
         rollouts.finish()
         sync_tree(train)
         logs = {name: file_digest(train / name) for name in LOGS if (train / name).is_file()}
@@ -182,7 +188,9 @@ class StageTrainer:
 def _follow(spec: RunSpec, index: int, checkpoint: Path, weights: str, device: str, folder: Path) -> None:
     """Train a stage in a process of its own, on one device."""
     resources = RunResources(replace(spec, suite=spec.suite.model_copy(update={"device": device})), silent)
-    StageTrainer(resources).follow(resources.spec.stages[index - 1], checkpoint, weights, folder)
+    StageTrainer(resources, RemoteStages(None, spec.path, spec.out)).follow(
+        resources.spec.stages[index - 1], checkpoint, weights, folder
+    )
 
 
 def _save_whole(student: Loaded, folder: Path) -> None:

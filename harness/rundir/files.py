@@ -30,6 +30,7 @@ CHECKSUM = "checksum"  # field of a JSON file: the digest of all its other field
 # A file with one of these fields has a checksum; early versions had neither.
 NEWER = ("vouched", "samples_digest", "before")
 EVALUATE_AGAIN = "move its folder away and run the same command, to evaluate again"
+STEPS = "steps.jsonl"
 SNAPSHOT = "snapshot.pt"
 SHARDS = "shards"  # prefix of folders next to a snapshot, with the tensors that several processes wrote
 ROLLOUT_LOG = "rollouts.jsonl"
@@ -213,6 +214,14 @@ def sync_tree(folder: Path) -> None:
         sync(Path(place))
     for above in folder.parents[:NESTING]:
         sync(above)
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Make `target` a second name of a file that nobody changes, or a copy where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def remove_partials(run: Path) -> None:

@@ -41,11 +41,10 @@ def note_start(start: Path, run: Path) -> None:
         write_json(start.parent / NEEDED_BY / f"{name}.json", {"run": str(run.resolve())})
 
 
-def check_space(run: Path, start: Path, stage: str, snapshots: bool) -> str:
+def check_space(run: Path, start: Path, stage: str, snapshots: int) -> str:
     """Raise `RunError` where the disk has no room for a stage's checkpoint; return a warning where snapshots may not fit.
 
-    The warning is empty where all fits. A snapshot holds the weights and two moments of each; the previous snapshot stays
-    until the next one is written.
+    The warning is empty where all fits. `snapshots` are on disk at once, each with the weights and two moments of each.
     """
     size = sum(file.stat().st_size for file in start.rglob("*") if file.is_file())
     free = shutil.disk_usage(run).free
@@ -54,7 +53,7 @@ def check_space(run: Path, start: Path, stage: str, snapshots: bool) -> str:
             f"stage {stage} leaves a checkpoint of about {_gib(size)}, and {run} has {_gib(free)} free; free some space, or "
             "set checkpoints.keep=last, and run the same command to continue"
         )
-    needed = size * (1 + 2 * SNAPSHOT_SIZE)
+    needed = size * (1 + snapshots * SNAPSHOT_SIZE)
     if snapshots and free < needed:
         return (
             f"stage {stage} takes up to {_gib(needed)} with its snapshots, and {run} has {_gib(free)} free; free some space, "

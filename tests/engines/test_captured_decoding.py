@@ -39,7 +39,7 @@ def test_captured_steps_give_the_answers_of_the_growing_cache(
         return replay
 
     monkeypatch.setattr(static_decoding, "capture", spy)
-    monkeypatch.setattr(static_decoding, "FIRST_ROOM", 16)
+    monkeypatch.setitem(static_decoding.PACES, "cuda", static_decoding.Pace(looks=16, room=16, growth=2, share=0.5))
     model = qwen3(seed=3, tie=False).double().to("cuda")
     sampling = Sampling(60, stop_ids=(4,), **settings)
     with warnings.catch_warnings():

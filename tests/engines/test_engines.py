@@ -80,6 +80,7 @@ def test_leaving_finished_rows_out_does_not_change_the_others(
         return original(self, indices)
 
     monkeypatch.setattr(hf.DynamicCache, "batch_select_indices", spy)
+    monkeypatch.setattr(hf, "STATIC_ON", set[str]())
     monkeypatch.setattr(decoding, "COMPACT_BELOW", below)
     assert [done.tokens for done in greedy(model)] == by_generate(model, PROMPTS, STOPS)
     assert bool(kept) == (below > 0)
@@ -149,10 +150,12 @@ def test_a_prompt_that_is_asked_several_times_is_read_once(model: Any):
 
     prompts = [PROMPTS[i] for i in (0, 1, 0, 2, 1, 0)]
     sampling = Sampling(BUDGET, stop_ids=STOPS, seed=5)
+    ours = engine(model)
+    ours.generate(prompts[:1], sampling)  # the first call tries fixed tensors
     hook = model.register_forward_pre_hook(count, with_kwargs=True)
-    answers = engine(model).generate(prompts, sampling)
+    answers = ours.generate(prompts, sampling)
     hook.remove()
-    assert read[:2] == [3, 6]
+    assert read[:2] == [3, sum(len(answer.tokens) > 1 for answer in answers)]
     # One prompt a batch is never shared, and a draw depends on the prompt and how often it was asked before.
     assert answers == engine(model, batch_size=1).generate(prompts, sampling)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import (
     DynamicCache,
     GPT2Config,
@@ -22,12 +25,14 @@ from transformers import (
 from harness.engines import hf, static_decoding
 from harness.engines.engine import Completion, Sampling
 from harness.engines.hf import HFEngine
+from harness.engines.static_decoding import PACES, Pace
 from harness.lm.packing import packing
 from tests.support.models import FakeTokenizer, byte_renderer, qwen3
 
 GENERATOR = torch.Generator().manual_seed(0)
 PROMPTS = [torch.randint(3, 24, (length,), generator=GENERATOR).tolist() for length in (5, 1, 9, 3, 3, 7, 2, 12, 5, 4)]
 BUDGET, STOPS = 40, (4, 21)
+ON_CPU = PACES["cpu"]
 SIZES: dict[str, Any] = {
     "vocab_size": 24,
     "hidden_size": 16,
@@ -48,8 +53,7 @@ def looks_often(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         return original(self, rows, length)
 
     monkeypatch.setattr(static_decoding.Layout, "select", spy)
-    monkeypatch.setattr(static_decoding, "STEPS_BETWEEN_LOOKS", 3)
-    monkeypatch.setattr(static_decoding, "FIRST_ROOM", 1)
+    monkeypatch.setitem(static_decoding.PACES, "cpu", Pace(looks=3, room=1, growth=2, share=0.5))
     return made
 
 
@@ -136,6 +140,26 @@ def test_rows_leave_by_halves_and_the_cache_grows(looks_often: list[tuple[int, i
     assert set(rows) <= {10, 5, 3, 2, 1}
     assert len(set(rows)) > 2
     assert len(set(lengths)) > 1
+
+
+def test_a_cpu_keeps_few_rows_that_have_stopped_and_few_empty_columns(
+    looks_often: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(PACES, "cpu", ON_CPU)
+    ours, growing = both(MODELS["qwen3"](), Sampling(BUDGET, temperature=0, stop_ids=STOPS), monkeypatch)
+    assert ours == growing
+    rows, lengths = zip(*looks_often[1:], strict=True)
+    assert {8, 6} & set(rows)  # three quarters of 10, and of 8
+    assert lengths[0] == 32  # 12 columns of the longest prompt and 16 for new tokens, in multiples of 16
+    assert all(later - earlier in (0, 16) for earlier, later in pairwise(lengths))
+
+
+@given(rows=st.integers(1, 3000), stopped=st.integers(0, 3000), share=st.sampled_from([0.5, 0.75]))
+def test_a_layout_holds_all_rows_that_run_and_few_others(rows: int, stopped: int, share: float):
+    running = max(1, rows - stopped)
+    kept = Pace(looks=1, room=1, growth=1, share=share).rows(rows, running)
+    assert running <= kept <= rows
+    assert kept <= 3 or kept < running / share + 1
 
 
 def test_a_stop_string_ends_a_row_where_the_growing_cache_ends_it(monkeypatch: pytest.MonkeyPatch):

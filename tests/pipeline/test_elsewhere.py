@@ -19,10 +19,31 @@ from harness.pipeline.background_evaluation import evaluate_in_background
 from harness.pipeline.run import run
 from harness.rundir.process.progress import Event, silent
 from harness.rundir.shared.lease import Lease
+from tests.support import equal_runs
 from tests.support.models import micro_suite, write_yaml
 from tests.support.runs import cells, manifest
 
 pytestmark = pytest.mark.slow
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from harness.config.load import load_suite
+from harness.config.run_spec import RunSpec
+from harness.pipeline.run import run
+
+suite, out, snapshots, stage = sys.argv[1:]
+until = time.monotonic() + 60
+
+def report(event):
+    if event.activity == stage and event.done == 3:
+        while not list(Path(snapshots).glob("00000002-*.json")) and time.monotonic() < until:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    run(RunSpec(load_suite(suite), "opd", 0, out=Path(out)), report)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +108,48 @@ def test_a_machine_that_lacks_a_finished_stage_takes_it_from_the_store(spec: Run
     run(third, again.append)
     assert not again, "a finished run is fetched, and nothing is done"
     assert cells(third.path) == cells(spec.path)
+
+
+@pytest.mark.parametrize(("processes", "stages"), [(1, 2), (2, 1)])
+def test_a_machine_lost_within_a_stage_costs_the_steps_after_the_last_snapshot_in_the_store(
+    processes: int, stages: int, tmp_path: Path
+):
+    raw = {**micro_suite(), "probes": [], "snapshot_minutes": 0, "parallel": {"processes": processes}}
+    raw["stages"] = raw["stages"][:stages]
+    raw["training"] |= {"steps": 4}
+    raw["evaluation"] |= {"limit": 2, "every": 2, "curve_items": 2}
+    undisturbed = RunSpec(
+        load_suite(str(write_yaml(tmp_path / "micro.yaml", raw))), "opd", 0, out=tmp_path / "undisturbed"
+    )
+    run(undisturbed)
+    suite = write_yaml(tmp_path / "stored.yaml", raw | {"storage": f"file://{tmp_path}/bucket"})
+    spec = RunSpec(load_suite(str(suite)), "opd", 0, out=tmp_path / "second")
+    place = tmp_path / "bucket" / spec.path.relative_to(spec.out)
+    last = spec.stages[-1]
+    snapshots, activity = place / "snapshots" / f"stage_{last.index}_{last.name}", f"stage {last.index} {last.name}"
+    (tmp_path / "killed.py").write_text(KILLED)
+    command = [
+        sys.executable,
+        str(tmp_path / "killed.py"),
+        str(suite),
+        str(tmp_path / "first"),
+        str(snapshots),
+        activity,
+    ]
+    killed = subprocess.run(command, capture_output=True, text=True)
+    assert killed.returncode == -9, killed.stderr[-2000:]
+    shutil.rmtree(tmp_path / "first")
+    seen: list[Event] = []
+    run(spec, seen.append)
+    assert [e.done for e in seen if e.activity == activity] == [0, 3, 4]
+    others = ("evaluate start", *(f"stage {stage.index} " for stage in spec.stages[:-1]))
+    assert not any(event.activity.startswith(others) for event in seen), "what was finished comes from the store"
+    assert equal_runs.main(spec.path, undisturbed.path) == 0
+    assert equal_runs.files_of(spec.path) == equal_runs.files_of(undisturbed.path)
+    assert cells(spec.path) == cells(undisturbed.path)
+    assert manifest(spec.path)["weights"] == manifest(undisturbed.path)["weights"]
+    assert not snapshots.exists(), "the store has the finished stage"
+    assert len(manifest(spec.path)["sessions"]) == 2
 
 
 def test_a_run_that_another_machine_does_is_refused_until_its_lease_ends(spec: RunSpec, tmp_path: Path):

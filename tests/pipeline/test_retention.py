@@ -94,12 +94,12 @@ def test_a_full_disk_is_refused_before_a_stage_and_a_narrow_one_warned_of(
 
     free(999)
     with pytest.raises(RunError, match=r"stage a leaves a checkpoint .* free some space"):
-        check_space(tmp_path, tmp_path / "start", "a", snapshots=True)
+        check_space(tmp_path, tmp_path / "start", "a", snapshots=2)
     free(6_999)
-    assert "snapshots" in check_space(tmp_path, tmp_path / "start", "a", snapshots=True)
-    assert check_space(tmp_path, tmp_path / "start", "a", snapshots=False) == ""
+    assert "snapshots" in check_space(tmp_path, tmp_path / "start", "a", snapshots=2)
+    assert check_space(tmp_path, tmp_path / "start", "a", snapshots=0) == ""
     free(7_000)
-    assert check_space(tmp_path, tmp_path / "start", "a", snapshots=True) == ""
+    assert check_space(tmp_path, tmp_path / "start", "a", snapshots=2) == ""
 
 
 def test_a_stage_that_is_not_there_is_refused_when_the_suite_is_read(tmp_path: Path):

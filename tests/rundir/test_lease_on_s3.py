@@ -9,25 +9,13 @@ import pytest
 
 from harness.errors import InUseError
 from tests.support.lease_holder import VALID, holders, lease_on
-
-s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed")
-moto = pytest.importorskip("moto.server", reason="moto[server] is not installed")
+from tests.support.servers.s3 import bucket
 
 
 @pytest.fixture
-def url(monkeypatch: pytest.MonkeyPatch) -> Generator[str]:
-    server = moto.ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    s3fs.S3FileSystem().mkdir("runs")
-    yield "s3://runs/suite/opd/default/seed0"
-    server.stop()
+def url() -> Generator[str]:
+    with bucket() as url:
+        yield f"{url}/suite/opd/default/seed0"
 
 
 def test_processes_on_one_bucket_hold_the_lease_one_at_a_time(url: str):

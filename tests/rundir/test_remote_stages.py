@@ -92,6 +92,31 @@ def test_the_manifest_that_knows_more_stages_stays(url: str, tmp_path: Path):
     assert len(json.loads((old / "manifest.json").read_text())["weights"]) == 2
 
 
+def test_a_list_that_was_cut_short_counts_as_none(url: str, tmp_path: Path):
+    run, out = a_run(tmp_path / "here"), tmp_path / "here"
+    RemoteStages(url, run, out).put(*folders(run))
+    system, root = fsspec.core.url_to_fs(f"{url}/suite/opd/default/seed0")
+    mark = f"{root}/complete/stage_1_sums.json"
+    whole = system.cat_file(mark)
+    system.pipe_file(mark, whole[: len(whole) // 2])
+    other = tmp_path / "there/suite/opd/default/seed0"
+    other.mkdir(parents=True)
+    RemoteStages(url, other, tmp_path / "there").fetch()
+    assert not (other / "stage_1_sums").exists()
+    RemoteStages(url, run, out).put(*folders(run))
+    assert system.cat_file(mark) == whole
+
+
+def test_the_manifest_that_knows_more_sessions_stays(url: str, tmp_path: Path):
+    old, new = a_run(tmp_path / "old"), a_run(tmp_path / "new")
+    for run, sessions in ((old, [{}]), (new, [{}, {}])):
+        content = json.loads((run / "manifest.json").read_text())
+        (run / "manifest.json").write_text(json.dumps({**content, "sessions": sessions}))
+    RemoteStages(url, new, tmp_path / "new").put()
+    RemoteStages(url, old, tmp_path / "old").fetch()
+    assert (old / "manifest.json").read_bytes() == (new / "manifest.json").read_bytes()
+
+
 def test_a_url_that_nothing_reads_is_one_sentence(tmp_path: Path):
     with pytest.raises(ConfigError, match="nowhere://"):
         RemoteStages("nowhere://bucket", a_run(tmp_path), tmp_path).fetch()

@@ -1,13 +1,13 @@
 """Finished stages in a store that all machines reach: a bucket or a folder, by any URL that fsspec knows.
 
-`<url>/<suite>/<adapter>/<order>/seed<k>/` has the folders of a run, each with a list of its files that is written last. A
-machine that lacks a finished stage fetches it, so a run goes on where no file system is shared. A lease says who does the run.
+`<url>/<suite>/<adapter>/<order>/seed<k>/` has the folders of a run, each with a list of its files that is written last, and
+the last snapshot of the stage in progress. A machine that lacks them fetches them, so a run goes on where no file system is
+shared. A lease says who does the run.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import uuid
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import ConfigError, RunError
-from harness.rundir.files import file_digest
 from harness.rundir.shared.lease import Lease
+from harness.rundir.shared.listed_folders import DamagedFolderError, fetch_folder, put_folder, read_list
+from harness.rundir.shared.snapshot_uploads import SnapshotUploads
+from harness.rundir.shared.stored_snapshots import FOLDER as SNAPSHOTS
+from harness.rundir.shared.stored_snapshots import StoredSnapshots
 from harness.rundir.stage_folder import StageFolder
 from harness.rundir.store import MANIFEST
 
@@ -45,7 +48,7 @@ class RemoteStages:
             yield
 
     def put(self, *folders: StageFolder) -> None:
-        """Copy what the store lacks of finished folders of the run, and its manifest.
+        """Copy what the store lacks of finished folders of the run, and its manifest; remove the snapshots of trained stages.
 
         Raises `RunError` where the store does not take them, and where another machine has taken the run over.
         """
@@ -57,7 +60,9 @@ class RemoteStages:
             if self._lease is not None:
                 self._lease.refuse_lost()
             for folder in [each.path for each in folders if each.path.is_dir()]:
-                _put_folder(system, folder, f"{root}/{folder.name}", f"{root}/{LISTS}/{folder.name}.json")
+                put_folder(system, folder, f"{root}/{folder.name}", f"{root}/{LISTS}/{folder.name}.json")
+                if (folder / "train" / "done.json").is_file():
+                    self._snapshots(system, root, folder.name).remove()
             if (run / MANIFEST).is_file():
                 system.makedirs(root, exist_ok=True)
                 system.put_file(str(run / MANIFEST), f"{root}/{MANIFEST}")
@@ -74,38 +79,43 @@ class RemoteStages:
             marks: list[Any] = system.ls(f"{root}/{LISTS}", detail=False) if system.exists(f"{root}/{LISTS}") else []
             for mark in sorted(marks):
                 name = str(mark).rpartition("/")[2].removesuffix(".json")
-                files = _read(system, str(mark)) or {}
+                files = read_list(system, str(mark)) or {}
                 _refuse_other_places(run, [name, *(str(Path(name) / file) for file in files)], f"storage {self.url}")
                 if not all((run / name / file).is_file() for file in files):
-                    self._fetch_folder(system, f"{root}/{name}", files, run / name)
+                    try:
+                        fetch_folder(system, f"{root}/{name}", files, run / name, self.url)
+                    except DamagedFolderError as error:
+                        remove = f"remove {root}/{name} there, and its list in {LISTS}, to make it again"
+                        raise RunError(f"{error}; {remove}") from error
             if system.exists(f"{root}/{MANIFEST}"):
                 self._fetch_manifest(system, f"{root}/{MANIFEST}", run)
         except OSError as error:
             raise RunError(f"storage {self.url} does not give the stages of {run} ({error}); {_CONTINUES}") from error
 
-    def _fetch_folder(self, system: Any, source: str, files: dict[str, str], folder: Path) -> None:
-        partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
-        try:
-            for name, expected in files.items():
-                (partial / name).parent.mkdir(parents=True, exist_ok=True)
-                system.get_file(f"{source}/{name}", str(partial / name))
-                if (found := file_digest(partial / name)) != expected:
-                    raise RunError(
-                        f"{source}/{name} in storage {self.url} has digest {found}, expected {expected}; remove "
-                        f"{source} there, and its list in {LISTS}, to make it again"
-                    )
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    def fetch_snapshot(self, folder: StageFolder, warn: Callable[[str], object]) -> None:
+        """Copy the store's newest snapshot of a stage that is not trained, unless the run's own is as new.
+
+        `warn` gets a sentence about each damaged one.
+        """
+        if self.url is not None:
+            self._snapshots(*self._open(), folder.path.name).fetch(folder.path / "train", warn)
+
+    def uploads(self, folder: StageFolder, warn: Callable[[str], object]) -> SnapshotUploads | None:
+        """Return what copies a stage's snapshots to the store while it trains; None without a store."""
+        if self.url is None:
+            return None
+        return SnapshotUploads(self._snapshots(*self._open(), folder.path.name), folder.path / "train", warn)
+
+    def _snapshots(self, system: Any, root: str, stage: str) -> StoredSnapshots:
+        assert self.url is not None
+        return StoredSnapshots(system, f"{root}/{SNAPSHOTS}/{stage}", self.url, self._lease)
 
     def _fetch_manifest(self, system: Any, source: str, run: Path) -> None:
-        """Take the store's manifest where it knows more stages than the one that is here."""
+        """Take the store's manifest where it knows more stages or sessions than the one that is here."""
         theirs = json.loads(system.cat_file(source))
         own = json.loads((run / MANIFEST).read_text(encoding="utf-8")) if (run / MANIFEST).is_file() else None
-        known = -1 if own is None else len(own["weights"]) + bool(own["finished"])
-        if len(theirs["weights"]) + bool(theirs["finished"]) > known:
-            partial = run / f".{MANIFEST}.{uuid.uuid4().hex}.partial"
+        if own is None or _progress(theirs) > _progress(own):
+            partial = run / f".{MANIFEST}.{uuid.uuid4().hex[:8]}"
             system.get_file(source, str(partial))
             partial.replace(run / MANIFEST)
 
@@ -137,6 +147,11 @@ class RemoteStages:
 _CONTINUES = "the same command continues"
 
 
+def _progress(manifest: dict[str, Any]) -> tuple[int, int]:
+    """Return what orders two manifests of one run: the stages that it knows, then its sessions."""
+    return len(manifest["weights"]) + bool(manifest["finished"]), len(manifest.get("sessions") or ())
+
+
 def _refuse_other_places(run: Path, names: Sequence[str], where: str) -> None:
     """Refuse a list that names anything but folders of the run and files in them: names become paths here."""
     for name in names:
@@ -144,29 +159,3 @@ def _refuse_other_places(run: Path, names: Sequence[str], where: str) -> None:
             raise RunError(
                 f"{where} lists {name!r}, which is not a place in the run directory {run}; remove that list there"
             )
-
-
-def _put_folder(system: Any, folder: Path, target: str, mark: str) -> None:
-    """Copy the files that the store has not, and remove those that are gone here, such as a checkpoint that is not kept."""
-    files = {file.relative_to(folder).as_posix(): file_digest(file) for file in folder.rglob("*") if file.is_file()}
-    stored = _read(system, mark) or {}
-    if stored == files:
-        return
-    # While files change, the list names those alone that stay.
-    _write(system, mark, {name: value for name, value in stored.items() if files.get(name) == value})
-    for name, value in files.items():
-        if stored.get(name) != value:
-            system.makedirs(f"{target}/{name}".rpartition("/")[0], exist_ok=True)
-            system.put_file(str(folder / name), f"{target}/{name}")
-    _write(system, mark, files)
-    for name in stored.keys() - files.keys():
-        system.rm_file(f"{target}/{name}")
-
-
-def _read(system: Any, path: str) -> dict[str, str] | None:
-    return json.loads(system.cat_file(path)) if system.exists(path) else None
-
-
-def _write(system: Any, path: str, value: dict[str, str]) -> None:
-    system.makedirs(path.rpartition("/")[0], exist_ok=True)
-    system.pipe_file(path, json.dumps(value, sort_keys=True).encode())

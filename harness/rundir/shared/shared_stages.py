@@ -7,7 +7,7 @@ import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from harness.rundir.files import sync_tree
+from harness.rundir.files import link_or_copy, sync_tree
 from harness.rundir.locks import waiting_lock
 from harness.rundir.records.training_records import DoneFile
 from harness.rundir.stage_folder import StageFolder
@@ -45,14 +45,7 @@ def _link(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial, copy_function=_link_or_copy)
+    shutil.copytree(source, partial, copy_function=link_or_copy)
     sync_tree(partial)
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without links
-        shutil.copy2(source, target)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
+import uuid
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +21,9 @@ from harness.rundir.files import (
     ROLLOUT_LOG,
     SHARDS,
     SNAPSHOT,
+    STEPS,
     file_digest,
+    link_or_copy,
     remove_shards,
     remove_snapshot,
     replace_file,
@@ -54,6 +58,22 @@ class StopRequest:
     cost: str = ""
 
 
+class Uploads(Protocol):
+    """Copies snapshots to a store while a stage trains."""
+
+    def offer(self, step: int) -> None:
+        """Begin to copy the snapshot before `step`, without waiting for it."""
+        ...
+
+    def check(self) -> None:
+        """Warn of what failed since; raises `RunError` where the stage must not go on."""
+        ...
+
+    def wait(self) -> None:
+        """Wait until the last snapshot is copied."""
+        ...
+
+
 class NoSnapshots:
     """Keeps nothing."""
 
@@ -73,7 +93,7 @@ class FileSnapshots:
 
     Loading removes the lines after the snapshot from the logs of steps and rollouts, because these steps are done again. A
     snapshot records `inputs`, the digests of what the stage trains from, and the digests of both logs up to its step; loading
-    checks them. `stop` is the run's request to stop.
+    checks them. `stop` is the run's request to stop. `uploads` copies each snapshot to a store.
     """
 
     def __init__(
@@ -82,9 +102,10 @@ class FileSnapshots:
         minutes: float | None,
         inputs: Mapping[str, str] | None = None,
         stop: StopRequest | None = None,
+        uploads: Uploads | None = None,
     ) -> None:
-        self.path, self.logs = folder / SNAPSHOT, [folder / "steps.jsonl", folder / ROLLOUT_LOG]
-        self.minutes, self.inputs, self.stop = minutes, dict(inputs or {}), stop or StopRequest()
+        self.path, self.logs = folder / SNAPSHOT, [folder / STEPS, folder / ROLLOUT_LOG]
+        self.minutes, self.inputs, self.stop, self.uploads = minutes, dict(inputs or {}), stop or StopRequest(), uploads
         self.last = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
@@ -116,8 +137,14 @@ class FileSnapshots:
 
     def offer(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
         """See `Snapshots`; after a signal, keep the state at once and raise `StoppedError`."""
+        self.check_uploads()
         if self.due:
             self.keep(step, state())
+
+    def check_uploads(self) -> None:
+        """See `Uploads.check`."""
+        if self.uploads is not None:
+            self.uploads.check()
 
     @property
     def due(self) -> bool:
@@ -127,13 +154,17 @@ class FileSnapshots:
         return bool(self.stop.signal) or time.monotonic() - self.last >= 60 * self.minutes
 
     def keep(self, step: int, state: Mapping[str, Any]) -> None:
-        """Replace the snapshot; raises `StoppedError` after a signal."""
+        """Replace the snapshot; after a signal, wait until a store has it too, and raise `StoppedError`."""
         for log in self.logs:
             if log.is_file():
                 sync(log)
         recorded = {"inputs": self.inputs, **{log.name: _digest_of(log) for log in self.logs}}
         replace_file(self.path, lambda path: torch.save({"step": step, "recorded": recorded, **state}, path))
         self.last = time.monotonic()
+        if self.uploads is not None:
+            self.uploads.offer(step)
+            if self.stop.signal:
+                self.uploads.wait()
         if self.stop.signal:
             raise StoppedError(
                 f"stopped by {self.stop.signal} before step {step}, with a snapshot; the same command continues"
@@ -186,6 +217,8 @@ class ShardedSnapshots:
     def offer(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
         """See `Snapshots`; a signal to the first process ends all of them."""
         first, folder = self.ranks.rank == 0, self.file.path.with_name(f"{SHARDS}-{step}")
+        if first:
+            self.file.check_uploads()
         due, place = self.ranks.from_first((first and self.file.due, folder))
         if not due:
             return
@@ -202,6 +235,30 @@ class ShardedSnapshots:
             remove_shards(place.parent, but=place)
         if (stopped := self.ranks.from_first(stop)) is not None:
             raise stopped
+
+
+def snapshot_step(folder: Path) -> int | None:
+    """Return the step of the snapshot in a training folder, None where there is none that can be read."""
+    try:
+        return int(torch.load(folder / SNAPSHOT, map_location="cpu", weights_only=True, mmap=True)["step"])
+    except Exception:  # `FileSnapshots.load` names the damage
+        return None
+
+
+def copy_snapshot(folder: Path, step: int) -> Path:
+    """Return a folder next to the snapshot before `step` with its files as they are now, which nobody changes.
+
+    The tensors are linked where the file system has links, and take no further room; the logs are copied, as they grow.
+    """
+    copy = folder / f".upload.{uuid.uuid4().hex[:8]}"  # a name that `remove_partials` knows
+    copy.mkdir()
+    link_or_copy(folder / SNAPSHOT, copy / SNAPSHOT)
+    if (shards := folder / f"{SHARDS}-{step}").is_dir():
+        shutil.copytree(shards, copy / shards.name, copy_function=link_or_copy)
+    for log in (STEPS, ROLLOUT_LOG, CURVE):
+        if (folder / log).is_file():
+            shutil.copyfile(folder / log, copy / log)
+    return copy
 
 
 def _digest_of(log: Path) -> str:
