@@ -95,7 +95,7 @@ def test_a_loss_that_is_not_a_number_is_reported_once_and_changes_no_mean():
 
 @pytest.mark.pitfall(
     "a teacher that breaks while it teaches looks like a hard task",
-    area="training",
+    area="vLLM",
     guard="`adapters/loop/guards.py` warns by the teacher's entropy, agreement and share of impossible tokens in the step log",
     evidence="without the three signs of a teacher these stages train without a warning",
 )
