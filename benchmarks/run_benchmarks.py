@@ -30,7 +30,7 @@ from benchmarks.steps import Steps, our_steps
 from benchmarks.trl_step import MISSING, installed, settings_of, trl_steps
 from benchmarks.utilisation import peak_rate, student_rate
 from harness.errors import HarnessError
-from harness.pipeline.build.model_source import limit_threads
+from harness.pipeline.processes.devices import limit_threads
 from harness.rundir.process.session import this_session
 
 RESULTS = Path(__file__).parent / "RESULTS.md"

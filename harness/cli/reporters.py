@@ -6,6 +6,7 @@ Runs need no reporter; where none is installed, the command says that nothing re
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from harness.rundir.process.progress import Event, Report
 
 GROUP = "harness.reporters"
+REST = 20  # reports on the way take at most one part in this many of the time
 
 
 class Reporter(Protocol):
@@ -31,7 +33,7 @@ class Reporter(Protocol):
     """
 
     def render(self, specs: Sequence[RunSpec]) -> object:
-        """Write a report of what the runs have on disk; called when every method has a stage, and after each run."""
+        """Write a report of what the runs have on disk; called when every method has a stage, and after some of the runs."""
         ...
 
     def summarise(self, console: Console, specs: Sequence[RunSpec]) -> None:
@@ -88,10 +90,11 @@ class Reporters:
 
 
 class ReportsOnTheWay:
-    """Shows the events of runs, and renders a report after each run and a first one as soon as it compares all methods.
+    """Shows the events of runs, and renders a report after runs and a first one as soon as it compares all methods.
 
     The first one needs a single evaluated stage of every method that has runs to do (`todo`, a part of `specs`).
-    Events may come from another thread than the one that sees runs finish.
+    Runs wait for the processor that renders, so reports take at most one part in `REST` of the time; after the last run comes
+    none, because the command then reports on all runs. Events may come from another thread than the one that sees runs finish.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class ReportsOnTheWay:
         self.entries = {spec.label: spec.entry for spec in (specs if todo is None else todo)}
         self.without_stage = set(self.entries.values())
         self.rendered, self.one_at_a_time = False, threading.Lock()
+        self.left, self.next_after = len(specs if todo is None else todo), 0.0
 
     def __call__(self, event: Event) -> None:
         """Show an event; render where it completes the first stages."""
@@ -109,17 +113,24 @@ class ReportsOnTheWay:
             self.without_stage.discard(self.entries[event.run])
             if not self.without_stage and not self.rendered:
                 try:
-                    self.render()
+                    self._render()
                 except Exception as error:  # whoever shows events must go on; the render after a run raises it again
                     from harness.rundir.process.progress import Event
 
                     self.show(Event("report", f"no first report: {type(error).__name__}: {error}", warning=True))
 
-    def render(self, _: RunSpec | None = None) -> None:
-        """Render what is on disk now."""
+    def after_run(self, _: RunSpec) -> None:
+        """Render what is on disk now, unless the last report is young or no run is left."""
+        self.left -= 1
+        if self.left and time.monotonic() >= self.next_after:
+            self._render()
+
+    def _render(self) -> None:
         with self.one_at_a_time:
-            self.rendered = True
+            self.rendered, started = True, time.monotonic()
             self.reporters.render(self.specs)
+            ended = time.monotonic()
+            self.next_after = ended + (REST - 1) * (ended - started)
 
 
 def _installed() -> list[Reporter]:

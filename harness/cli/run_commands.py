@@ -188,11 +188,11 @@ def _do_runs(specs: Sequence[RunSpec], workers: int | None, dry_run: bool, ray: 
         with Display(console) as display:
             reports = ReportsOnTheWay(display, reporters, specs, todo)
             if ray is None:
-                sweep(todo, workers or default_workers(todo), reports, reports.render)
+                sweep(todo, workers or default_workers(todo), reports, reports.after_run)
             else:
                 from harness.pipeline.sweeps.ray_sweep import sweep_on_ray
 
-                sweep_on_ray(todo, ray, reports, reports.render)
+                sweep_on_ray(todo, ray, reports, reports.after_run)
     else:
         console.print(f"all {len(specs)} runs are finished; nothing to do")
     reporters.summarise(specs)

@@ -21,7 +21,7 @@ from harness.lm.checkpoints import allow_own_code, context_of, load_renderer, we
 from harness.lmeval.checks import check_test_prompts
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task
-from harness.pipeline.build.model_source import limit_threads, resolve_device
+from harness.pipeline.processes.devices import limit_threads, resolve_device
 from harness.rundir.files import stderr_to, write_cell
 from harness.rundir.stage_folder import cell_name
 

@@ -32,7 +32,8 @@ from harness.lmeval.library import TaskLibrary
 from harness.lmeval.overlap import stream_overlap
 from harness.lmeval.task import Task
 from harness.lmeval.trial import try_task
-from harness.pipeline.build.model_source import checkpoint_of, limit_threads, resolve_device
+from harness.pipeline.build.model_source import checkpoint_of
+from harness.pipeline.processes.devices import limit_threads, resolve_device
 from harness.rundir.process.progress import Event, Report
 from harness.rundir.process.secrets import mask
 from harness.rundir.process.session import PeakMemory, Timer

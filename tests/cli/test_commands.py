@@ -122,7 +122,7 @@ def test_a_reporter_of_another_package_is_called(
     assert capsys.readouterr().out == "1 runs seen\n"
 
 
-def test_the_first_report_comes_when_every_method_has_a_stage_and_not_once_more_before_a_run_ends(
+def test_the_first_report_comes_when_every_method_has_a_stage_and_others_after_runs_but_the_last(
     specs: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     package(
@@ -136,6 +136,8 @@ def test_the_first_report_comes_when_every_method_has_a_stage_and_not_once_more_
     first = specs[0]
     other = replace(first, entry="opd")
     shown: list[Event] = []
+    hours: list[int] = []  # what the clock says; 0 at the end
+    monkeypatch.setattr("harness.cli.reporters.time.monotonic", lambda: 3600.0 * (hours.pop(0) if hours else 0))
     reports = ReportsOnTheWay(shown.append, Reporters(Console()), [first, other])
 
     def after(*events: Event) -> int:
@@ -147,9 +149,19 @@ def test_the_first_report_comes_when_every_method_has_a_stage_and_not_once_more_
     assert after(Event(first.label, "evaluated", evaluated=1), Event(first.label, "evaluated", evaluated=2)) == 0
     assert after(Event(other.label, "stage 1"), Event(other.label, "evaluated", evaluated=1)) == 1
     assert after(Event(other.label, "evaluated", evaluated=2)) == 0
-    reports.render(first)
+    reports.after_run(first)
     assert after() == 1
+    reports.after_run(other)
+    assert after() == 0
     assert len(shown) == 7
+    # A report that took an hour is young for 19 hours.
+    hours.extend([0, 1, 19, 20, 20, 21])
+    reports = ReportsOnTheWay(shown.append, Reporters(Console()), [first, first, first, other], [first, first, first])
+    assert after(Event(first.label, "evaluated", evaluated=1)) == 1
+    reports.after_run(first)
+    assert after() == 0
+    reports.after_run(first)
+    assert after() == 1
     # A method whose runs were finished before is not waited for.
     reports = ReportsOnTheWay(shown.append, Reporters(Console()), [first, other], [other])
     assert after(Event(other.label, "evaluated", evaluated=3)) == 1

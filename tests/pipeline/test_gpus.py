@@ -12,10 +12,10 @@ import pytest
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.pipeline.sweeps import sweep
-from harness.pipeline.sweeps.workers import VISIBLE, worker_pool
+from harness.pipeline.sweeps.workers import worker_pool
 from harness.rundir.process.progress import silent
 from harness.teachers.server import Server
-from harness.teachers.server_start import ServerStart
+from harness.teachers.server_start import VISIBLE, ServerStart
 from tests.support.visible_gpus import visible
 
 
@@ -65,7 +65,7 @@ def test_a_single_run_does_not_see_the_gpus_of_a_teacher_that_the_harness_starts
 ):
     found: list[Any] = []
 
-    def pool(workers: int, _: Any, shares: list[str]) -> Any:
+    def pool(workers: int, _: Any, shares: list[str], __: Any) -> Any:
         found.append((workers, shares))
         raise KeyboardInterrupt
 
@@ -74,7 +74,7 @@ def test_a_single_run_does_not_see_the_gpus_of_a_teacher_that_the_harness_starts
 
     monkeypatch.setattr(sweep, "visible_gpus", lambda: ["0", "1"])
     monkeypatch.setattr(sweep, "worker_pool", pool)
-    monkeypatch.setattr(sweep, "run", run)
+    monkeypatch.setattr("harness.pipeline.run.run", run)
     monkeypatch.setattr(sweep, "started_teachers", lambda specs, _: nullcontext(specs))
     teacher = Server(kind="server", model="teacher", start=ServerStart(gpus=(gpus,)))
     spec = RunSpec(micro.model_copy(update={"device": "auto", "teacher": teacher}), "opd", 0, out=tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from harness.pipeline.sweeps.workers import VISIBLE
+from harness.teachers.server_start import VISIBLE
 
 
 def visible(_: int) -> tuple[int, str | None]:

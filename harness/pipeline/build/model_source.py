@@ -1,11 +1,9 @@
-"""Find a run's models (in a folder, on the hub, or by building them), and choose their device and number of threads."""
+"""Find a run's models: in a folder, on the hub, or by building them."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-import torch
 from huggingface_hub import snapshot_download
 
 from harness.config.models import Model, Pretrained
@@ -60,19 +58,3 @@ def tokenizer_or_reason(spec: Model, tasks: dict[str, Task], library: TaskLibrar
         return tokenizer_without_writing(spec, tasks, library)
     except (HarnessError, OSError) as error:
         return str(error)
-
-
-def resolve_device(device: str) -> str:
-    """Return the device, `cuda` or `cpu` for `auto`; raises `ModelError` for a GPU where torch sees none."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ModelError(f"device is {device}, but torch sees no GPU; use --set device=cpu")
-    return device
-
-
-def limit_threads(threads: int | None) -> None:
-    """Use `threads` CPU threads in this process; more threads than free cores make each step many times slower."""
-    if threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-        torch.set_num_threads(threads)

@@ -18,7 +18,7 @@ from harness.evaluation.groups import EvaluationPlan, load_evaluation_plan
 from harness.lm.chat import Renderer
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task
-from harness.pipeline.build.model_source import resolve_device, tokenizer_or_reason
+from harness.pipeline.build.model_source import tokenizer_or_reason
 from harness.pipeline.needs.extrapolation import seconds_of_all
 from harness.pipeline.needs.machine import Finding, free_bytes, look_at_machine
 from harness.pipeline.needs.memory_estimate import config_file, show_bytes
@@ -32,6 +32,7 @@ from harness.pipeline.needs.run_estimate import (
     parts_table,
     stages_table,
 )
+from harness.pipeline.processes.devices import resolve_device
 from harness.pipeline.sweeps.sweep import default_workers
 from harness.rundir.shared.remote_stages import RemoteStages
 from harness.teachers.server import Server

@@ -17,7 +17,6 @@ from harness.config.training import Training
 from harness.engines.backend import backend_of
 from harness.lm.chat import Renderer
 from harness.lmeval.task import Task
-from harness.pipeline.build.model_source import resolve_device
 from harness.pipeline.needs.memory_estimate import (
     GIB,
     ModelShape,
@@ -27,6 +26,7 @@ from harness.pipeline.needs.memory_estimate import (
     show_bytes,
     stage_needs,
 )
+from harness.pipeline.processes.devices import resolve_device
 from harness.pipeline.resources import trainer_of
 from harness.rundir.retention import SNAPSHOT_SIZE, snapshots_at_once
 

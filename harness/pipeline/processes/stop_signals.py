@@ -14,14 +14,13 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
-from multiprocessing.managers import SyncManager
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from harness.errors import RunError, StoppedError
 
 if TYPE_CHECKING:
-    # Workers and the manager of queues import this module first; snapshots import torch, which takes seconds.
+    # Workers import this module first; snapshots import torch, which takes seconds.
     from harness.rundir.training.snapshots import StopRequest
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -55,13 +54,13 @@ def stop_on_signals(request: StopRequest) -> Generator[None]:
 def forward_signals(request: StopRequest) -> Generator[None]:
     """Forward both signals to the pool's workers in this block, and note the first one in `request`.
 
-    A worker ends its run as in `stop_on_signals`. The manager of queues gets no signal: the workers still report to it.
+    A worker ends its run as in `stop_on_signals`.
     """
 
     def answer(number: int, _: FrameType | None) -> None:
         request.signal = request.signal or signal.Signals(number).name
         for worker in multiprocessing.active_children():
-            if worker.pid is not None and not worker.name.startswith(SyncManager.__name__):
+            if worker.pid is not None:
                 os.kill(worker.pid, number)
 
     with _handlers(answer):

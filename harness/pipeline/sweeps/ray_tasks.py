@@ -1,7 +1,8 @@
 """The Ray tasks of a sweep: build a model, do a run, evaluate a finished stage; and the actor that carries their events.
 
 Ray imports this module on every node. A run's folder is its only state, so a run whose task is started again continues from
-its last snapshot or finished stage.
+its last snapshot or finished stage. What only runs need is imported in the tasks, because the driver and the actor start
+seconds earlier without it.
 """
 
 from __future__ import annotations
@@ -18,10 +19,6 @@ from harness.config.run_spec import RunSpec
 from harness.config.suite import Resources, Suite
 from harness.engines.backend import backend_of
 from harness.errors import ConfigError, InUseError, RunError, StoppedError
-from harness.lmeval.library import TaskLibrary
-from harness.pipeline.background_evaluation import evaluate_in_background
-from harness.pipeline.build.model_source import checkpoint_of, limit_threads, resolve_device
-from harness.pipeline.run import run
 from harness.pipeline.sweeps.ray_nodes import run_over_nodes
 from harness.rundir.process.progress import Event, Report
 
@@ -73,6 +70,10 @@ def task_options(ray: Any, suite: Suite) -> dict[str, Any]:
 
 def build_model(spec: RunSpec, model: Model, seed: int, board: Any, marker: Path) -> None:
     """Build a model in the shared cache, on the device that the run uses; a Ray task."""
+    from harness.lmeval.library import TaskLibrary
+    from harness.pipeline.build.model_source import checkpoint_of
+    from harness.pipeline.processes.devices import resolve_device
+
     _prepare(spec, marker)
     put, label = _putter(board), f"model seed {seed}"
     library, device = TaskLibrary(spec.suite.include, spec.suite.data), resolve_device(spec.suite.device)
@@ -91,6 +92,8 @@ def do_run(spec: RunSpec, group: Any, board: Any, marker: Path, *_models: None) 
 
     if not ray.get(board.may_begin.remote()):
         return False
+    from harness.pipeline.run import run
+
     _prepare(spec, marker)
     until = time.monotonic() + RELEASE_SECONDS
     begun: list[Any] = []
@@ -129,12 +132,16 @@ def _begin_evaluation(ray: Any, board: Any, marker: Path, begun: list[Any], spec
 
 def _evaluate(spec: RunSpec, stage: int, board: Any, marker: Path) -> None:
     """Evaluate a finished stage; a Ray task. The run evaluates what this task leaves out."""
+    from harness.pipeline.background_evaluation import evaluate_in_background
+
     _prepare(spec, marker)
     evaluate_in_background(spec, stage, _putter(board))
 
 
 def _prepare(spec: RunSpec, marker: Path) -> None:
     """Limit this worker's threads and take the driver's current folder; raise `RunError` on a node without its files."""
+    from harness.pipeline.processes.devices import limit_threads
+
     limit_threads(spec.suite.threads or max(1, int((spec.suite.resources or Resources()).cpus)))
     if spec.suite.storage is not None:
         return

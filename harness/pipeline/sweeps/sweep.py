@@ -1,16 +1,17 @@
-"""Many runs on this machine: in parallel in a pool of processes, or one after another with one worker."""
+"""Many runs on this machine: in parallel in a pool of processes, or one after another with one worker.
+
+What only runs need is imported in the functions of the workers: it takes seconds, in which the workers import it themselves.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import threading
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
-from queue import Queue
-from typing import Any
+from multiprocessing.process import BaseProcess
 
 from torch import distributed
 
@@ -20,12 +21,11 @@ from harness.config.models import Model, Scratch
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.errors import HarnessError, RunError
-from harness.lmeval.library import TaskLibrary
-from harness.pipeline.build.model_source import checkpoint_of, limit_threads, resolve_device
+from harness.pipeline.processes.devices import limit_threads, resolve_device, visible_gpus
 from harness.pipeline.processes.started_teachers import gpus_of_teachers, started_teachers
 from harness.pipeline.processes.stop_signals import forward_signals
-from harness.pipeline.run import run
-from harness.pipeline.sweeps.workers import queue_manager, visible_gpus, worker_pool
+from harness.pipeline.sweeps.worker_link import linked
+from harness.pipeline.sweeps.workers import worker_end, worker_pool
 from harness.rundir.process.progress import Event, Report
 from harness.rundir.store import is_finished
 from harness.rundir.training.snapshots import StopRequest
@@ -81,10 +81,12 @@ def sweep(
         runs = [served.get(spec.path, spec) for spec in specs]
         if workers > 1 or hides_gpus:
             _sweep_in_pool(runs, workers, shares, report, on_finished)
-        else:
-            for spec in runs:
-                run(spec, report)
-                on_finished(spec)
+            return
+        from harness.pipeline.run import run
+
+        for spec in runs:
+            run(spec, report)
+            on_finished(spec)
 
 
 def _sweep_in_pool(
@@ -102,24 +104,24 @@ def _sweep_in_pool(
                 "sweep", f"{sharing}, each with its own models; use fewer --workers for one run per GPU", warning=True
             )
         )
-    with queue_manager(context) as manager:
-        events = manager.Queue()
-        listener = threading.Thread(target=_forward, args=(events, report), daemon=True)
-        listener.start()
-        pool, stop = worker_pool(workers, context, shares), StopRequest()
+    stop, started = StopRequest(), list[BaseProcess]()
+    with linked(workers, context, report) as link:
+        pool = worker_pool(workers, context, shares, link)
         try:
             with forward_signals(stop):
-                _drain(_submit(pool, specs, workers, events), on_finished, stop)
-        finally:
-            # After an error or an interrupt, what is still queued must not start.
+                pending = _submit(pool, specs, workers)
+                started += multiprocessing.active_children()
+                _drain(pending, on_finished, stop)
+        except BaseException as error:
+            link.stop()
             pool.shutdown(wait=True, cancel_futures=True)
-            events.put(None)
-            listener.join()
+            if isinstance(error, BrokenProcessPool):
+                raise RunError(_why_broken(started)) from error
+            raise
+        pool.shutdown(wait=False)  # the workers end while the caller goes on
 
 
-def _submit(
-    pool: ProcessPoolExecutor, specs: Sequence[RunSpec], workers: int, events: Any
-) -> dict[Future[None], RunSpec | None]:
+def _submit(pool: ProcessPoolExecutor, specs: Sequence[RunSpec], workers: int) -> dict[Future[None], RunSpec | None]:
     """Queue models and runs seed by seed, the models as many seeds ahead of the runs as there are workers.
 
     Returns each job with its run, None for a model. Models are jobs of their own because runs of one seed would otherwise wait
@@ -136,10 +138,10 @@ def _submit(
         ).items():
             if key not in built:
                 threads = threads_of(spec.suite, workers)
-                pending[pool.submit(_build_in_worker, spec, model, seed, threads, events)] = None
+                pending[pool.submit(_build_in_worker, spec, model, seed, threads)] = None
                 built.add(key)
         for spec in runs:
-            pending[pool.submit(_run_in_worker, spec, threads_of(spec.suite, workers), events)] = spec
+            pending[pool.submit(_run_in_worker, spec, threads_of(spec.suite, workers))] = spec
     return pending
 
 
@@ -161,22 +163,31 @@ def models_of(specs: Sequence[RunSpec]) -> dict[str, tuple[RunSpec, Model, int]]
     return {digest([model.model_dump(mode="json"), seed]): (spec, model, seed) for spec, model, seed in seeded}
 
 
-def _build_in_worker(spec: RunSpec, model: Model, seed: int, threads: int | None, events: Any) -> None:
+def _build_in_worker(spec: RunSpec, model: Model, seed: int, threads: int | None) -> None:
+    if not worker_end().may_begin():
+        return
+    from harness.lmeval.library import TaskLibrary
+    from harness.pipeline.build.model_source import checkpoint_of
+
     limit_threads(threads)
     library = TaskLibrary(spec.suite.include, spec.suite.data)
-    label = f"model seed {seed}"
+    report, label = worker_end().report, f"model seed {seed}"
     device = resolve_device(spec.suite.device)
 
     def building(what: str, done: int, total: int) -> None:
-        events.put(Event(label, f"build {what}", done, total))
+        report(Event(label, f"build {what}", done, total))
 
     checkpoint_of(model, seed, library, building, device)
-    events.put(Event(label, "built", 1, 1, finished=True))
+    report(Event(label, "built", 1, 1, finished=True))
 
 
-def _run_in_worker(spec: RunSpec, threads: int | None, events: Any) -> None:
+def _run_in_worker(spec: RunSpec, threads: int | None) -> None:
+    if not worker_end().may_begin():
+        return
+    from harness.pipeline.run import run
+
     limit_threads(threads)
-    run(spec, events.put)
+    run(spec, worker_end().report)
 
 
 def _drain(
@@ -185,27 +196,28 @@ def _drain(
     for future in as_completed(pending):
         spec = pending[future]
         if (error := future.exception()) is not None:
-            raise (
-                RunError(f"stopped by {stop.signal}; the same command continues")
-                if stop.signal
-                else _explained(error, spec)
-            )
+            if stop.signal:
+                raise RunError(f"stopped by {stop.signal}; the same command continues")
+            if isinstance(error, HarnessError) and spec:
+                raise type(error)(f"{spec.label}: {error}")
+            if isinstance(error, ImportError):
+                raise RunError(
+                    f"a worker process cannot import what runs need ({error}); `harness doctor` names what is missing"
+                ) from error
+            raise error
         if spec is not None:
             on_finished(spec)
 
 
-def _explained(error: BaseException, spec: RunSpec | None) -> BaseException:
-    """Return an error that names its run, or one sentence for a worker that was killed."""
-    if isinstance(error, BrokenProcessPool):
-        return RunError(
-            "a worker process was killed, most often because memory ran out; use fewer --workers; the same command "
-            "continues from the last snapshots"
-        )
-    return type(error)(f"{spec.label}: {error}") if isinstance(error, HarnessError) and spec else error
-
-
-def _forward(events: Queue[Event | None], report: Report) -> None:
-    """Report events until None arrives, or until the process that holds the queue ends."""
-    with suppress(EOFError, ConnectionError):
-        while (event := events.get()) is not None:
-            report(event)
+def _why_broken(workers: Sequence[BaseProcess]) -> str:
+    """Return a sentence about the worker that ended by itself; the pool has ended the other ones by SIGTERM."""
+    for worker in workers:
+        status = worker.exitcode or 0
+        if status < 0 and -status != signal.SIGTERM:
+            return (
+                f"a worker process was killed by {signal.Signals(-status).name}, most often because memory ran out; use fewer "
+                "--workers; the same command continues from the last snapshots"
+            )
+        if status > 0:
+            return f"a worker process ended with status {status}; what it printed above says why"
+    return "a worker process ended before its run did; the same command continues from the last snapshots"

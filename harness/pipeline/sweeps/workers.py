@@ -8,55 +8,42 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.context import SpawnContext
-from multiprocessing.managers import SyncManager
 from typing import Any
 
 from harness.pipeline.processes.end_with_parent import end_with_parent
 from harness.pipeline.processes.stop_signals import SIGNALS
+from harness.pipeline.sweeps.worker_link import Link, WorkerEnd
+from harness.teachers.server_start import VISIBLE
 
-VISIBLE = "CUDA_VISIBLE_DEVICES"
+_end: list[WorkerEnd] = []
 
 
-def worker_pool(workers: int, context: SpawnContext, gpus: Sequence[str] = ()) -> ProcessPoolExecutor:
+def worker_pool(
+    workers: int, context: SpawnContext, gpus: Sequence[str] = (), link: Link | None = None
+) -> ProcessPoolExecutor:
     """Return a pool of processes that end within seconds of this one, even when it gets SIGKILL.
 
     Each process sees one entry of `gpus`, a value of CUDA_VISIBLE_DEVICES; with more workers than entries, they share in turn.
+    Each process has one of the pipes of `link`.
     """
-    handed: Any = context.SimpleQueue()
-    for number in range(workers if gpus else 0):
-        handed.put(gpus[number % len(gpus)])
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(handed, bool(gpus)))
+    numbers: Any = context.SimpleQueue()
+    for number in range(workers):
+        numbers.put(number)
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(numbers, gpus, link))
 
 
-def _begin(gpus: Any, take: bool) -> None:
-    if take:  # before anything in this process initialises CUDA
-        os.environ[VISIBLE] = gpus.get()
+def worker_end() -> WorkerEnd:
+    """Return this worker's end of the link to its sweep."""
+    return _end[0]
+
+
+def _begin(numbers: Any, gpus: Sequence[str], link: Link | None) -> None:
+    number: int = numbers.get()
+    if gpus:  # before anything in this process initialises CUDA
+        os.environ[VISIBLE] = gpus[number % len(gpus)]
+    if link is not None:
+        _end.append(WorkerEnd(link.pipes[number], link.stopped))
     # A signal ends an idle worker without a traceback; the sweep reports what happened.
-    for number in SIGNALS:
-        signal.signal(number, lambda *_: sys.exit(0))
-    end_with_parent()
-
-
-def visible_gpus() -> list[str]:
-    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return []
-    if (named := os.environ.get(VISIBLE)) is not None:
-        return [part.strip() for part in named.split(",")][: torch.cuda.device_count()]
-    return [str(number) for number in range(torch.cuda.device_count())]
-
-
-def queue_manager(context: SpawnContext) -> SyncManager:
-    """Return a started manager of shared queues; its process ends within seconds of this one."""
-    manager = SyncManager(ctx=context)
-    manager.start(initializer=_begin_manager)
-    return manager
-
-
-def _begin_manager() -> None:
-    """Ignore signals, because workers still report to the queues after a scheduler has signalled all processes."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    for each in SIGNALS:
+        signal.signal(each, lambda *_: sys.exit(0))
     end_with_parent()

@@ -22,7 +22,7 @@ def test_a_model_is_built_on_the_device_on_which_its_runs_look_for_it(
     def checkpoint_of(*arguments: Any) -> None:
         devices.append(arguments[-1])
 
-    monkeypatch.setattr(ray_tasks, "checkpoint_of", checkpoint_of)
+    monkeypatch.setattr("harness.pipeline.build.model_source.checkpoint_of", checkpoint_of)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "marker").write_text(str(tmp_path), encoding="utf-8")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any
 
 import pytest
 import torch
@@ -13,6 +12,8 @@ import torch
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.errors import TaskError
+from harness.pipeline.sweeps.worker_link import WorkerEnd, linked
+from harness.rundir.process.progress import silent
 from harness.rundir.store import is_finished
 from tests.support.runs import cells, changed_suite, manifest
 
@@ -39,13 +40,32 @@ def test_runs_side_by_side_share_the_processors(micro: Suite, tmp_path: Path, mo
     seen: list[int] = []
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr(sweep, "run", lambda *_: seen.append(torch.get_num_threads()))
-    queue: Any = SimpleQueue()
-    for named in (None, 1):
-        spec = RunSpec(micro.model_copy(update={"threads": named}), "none", 0, out=tmp_path)
-        sweep._run_in_worker(spec, sweep.threads_of(spec.suite, 2), queue)
+    monkeypatch.setattr("harness.pipeline.run.run", lambda *_: seen.append(torch.get_num_threads()))
+    with linked(1, multiprocessing.get_context("spawn"), silent) as link:
+        monkeypatch.setattr(sweep, "worker_end", lambda: WorkerEnd(link.pipes[0], link.stopped))
+        for named in (None, 1):
+            spec = RunSpec(micro.model_copy(update={"threads": named}), "none", 0, out=tmp_path)
+            sweep._run_in_worker(spec, sweep.threads_of(spec.suite, 2))
     assert seen == [4, 1]
     assert sweep.threads_of(micro.model_copy(update={"threads": None}), 1) is None
+
+
+def test_a_run_that_a_worker_holds_already_does_not_begin_after_an_error(
+    micro: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from harness.pipeline.sweeps import sweep
+
+    begun: list[RunSpec] = []
+    monkeypatch.setattr("harness.pipeline.run.run", lambda spec, _: begun.append(spec))
+    spec = RunSpec(micro, "none", 0, out=tmp_path)
+    with linked(1, multiprocessing.get_context("spawn"), silent) as link:
+        monkeypatch.setattr(sweep, "worker_end", lambda: WorkerEnd(link.pipes[0], link.stopped))
+        sweep._run_in_worker(spec, None)
+        link.stop()
+        sweep._run_in_worker(spec, None)
+        sweep._build_in_worker(spec, spec.suite.student, 0, None)
+    assert begun == [spec]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

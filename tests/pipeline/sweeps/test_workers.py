@@ -1,11 +1,13 @@
-"""A sweep's processes end with it, even when it is killed; a signal leaves snapshots."""
+"""A sweep's processes report to it and end with it, even when it is killed; one that dies is one sentence."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +16,18 @@ import psutil
 import pytest
 
 from harness.config.load import load_suite
-from harness.config.run_spec import RunSpec
+from harness.config.run_spec import RunSpec, plan_runs
+from harness.config.suite import Suite
+from harness.errors import RunError
 from harness.pipeline.run import run
-from harness.rundir.process.progress import Event
+from harness.pipeline.sweeps.sweep import sweep
+from harness.pipeline.sweeps.worker_link import WorkerEnd, linked
+from harness.rundir.process.progress import Event, silent
 
 SCRIPT = """
 import multiprocessing, subprocess, sys, time
-from harness.pipeline.sweeps.workers import queue_manager, worker_pool
+from harness.pipeline.sweeps.worker_link import linked
+from harness.pipeline.sweeps.workers import worker_pool
 
 def work(_):
     subprocess.Popen(["sleep", "300"], start_new_session=True)
@@ -29,11 +36,42 @@ def work(_):
 
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
-    with queue_manager(context) as manager:
-        queue = manager.Queue()
-        pool = worker_pool(2, context)
+    with linked(2, context, print) as link:
+        pool = worker_pool(2, context, link=link)
         list(pool.map(work, range(4)))
 """
+
+# Workers import the script that started them, and so start a sweep of their own.
+UNGUARDED = """
+import sys
+from pathlib import Path
+from harness.config.load import load_suite
+from harness.config.run_spec import plan_runs
+from harness.errors import RunError
+from harness.pipeline.sweeps.sweep import sweep
+
+try:
+    sweep(plan_runs(load_suite(sys.argv[1]), ["none"], [0, 1], "default", Path(sys.argv[2])), 2, print)
+except RunError as error:
+    print("ended:", error)
+"""
+
+
+def test_every_event_arrives_in_order_and_no_worker_waits_for_a_slow_display():
+    shown, slow = list[Event](), threading.Event()
+
+    def report(event: Event) -> None:
+        slow.wait()
+        shown.append(event)
+
+    sent = [[Event(name, "stage 1", number, 4000) for number in range(4000)] for name in ("opd", "aopd")]
+    with linked(2, multiprocessing.get_context("spawn"), report) as link:
+        for pipe, events in zip(link.pipes, sent, strict=True):
+            end = WorkerEnd(pipe, link.stopped)
+            for event in events:  # more than a pipe holds
+                end.report(event)
+        slow.set()
+    assert [[event for event in shown if event.run == events[0].run] for events in sent] == sent
 
 
 def test_workers_and_what_they_started_end_within_seconds_of_a_killed_sweep(tmp_path: Path):
@@ -48,6 +86,48 @@ def test_workers_and_what_they_started_end_within_seconds_of_a_killed_sweep(tmp_
     parent.wait()
     _, alive = psutil.wait_procs(started, timeout=30)
     assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
+
+
+@pytest.mark.slow
+def test_a_worker_that_cannot_import_is_one_sentence(micro: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    broken = tmp_path / "site" / "lm_eval"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise ImportError('libmissing.so: no such file')")
+    monkeypatch.syspath_prepend(str(broken.parent))  # workers get this process's path, which has lm_eval already
+    with pytest.raises(RunError, match=r"cannot import .*libmissing\.so.*harness doctor"):
+        sweep(plan_runs(micro, ["none"], [0, 1], "default", tmp_path / "runs"), 2, silent)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_one_sentence_and_the_other_ones_run_ends_with_a_snapshot(micro_file: Path, tmp_path: Path):
+    specs = plan_runs(load_suite(str(micro_file), ["training.steps=400"]), ["opd", "aopd"], [0, 1], "default", tmp_path)
+    training = set[str]()
+
+    def report(event: Event) -> None:
+        if event.activity.startswith("stage 1") and event.done and event.run not in training:
+            training.add(event.run)
+            if len(training) == 2:
+                multiprocessing.active_children()[0].kill()
+
+    with pytest.raises(RunError, match="killed by SIGKILL, most often because memory ran out"):
+        sweep(specs, 2, report)
+    assert len(list(tmp_path.glob("*/*/*/*/*/train/snapshot.pt"))) == 1
+    assert not [spec.path for spec in specs if spec.seed == 1 and spec.path.exists()], "no further run has begun"
+
+
+@pytest.mark.slow
+def test_a_script_that_workers_cannot_import_is_one_sentence(micro_file: Path, tmp_path: Path):
+    script = tmp_path / "unguarded.py"
+    script.write_text(UNGUARDED)
+    done = subprocess.run(
+        [sys.executable, str(script), str(micro_file), str(tmp_path / "runs")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "ended: a worker process ended with status 1" in done.stdout
+    assert "bootstrapping" in done.stderr
 
 
 @pytest.mark.slow

@@ -1,0 +1,35 @@
+"""The device, the CPU threads and the GPUs of a process. A sweep imports this before any model, so it needs torch alone."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from harness.errors import ModelError
+from harness.teachers.server_start import VISIBLE
+
+
+def resolve_device(device: str) -> str:
+    """Return the device, `cuda` or `cpu` for `auto`; raises `ModelError` for a GPU where torch sees none."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError(f"device is {device}, but torch sees no GPU; use --set device=cpu")
+    return device
+
+
+def limit_threads(threads: int | None) -> None:
+    """Use `threads` CPU threads in this process; more threads than free cores make each step many times slower."""
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        torch.set_num_threads(threads)
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    if not torch.cuda.is_available():
+        return []
+    if (named := os.environ.get(VISIBLE)) is not None:
+        return [part.strip() for part in named.split(",")][: torch.cuda.device_count()]
+    return [str(number) for number in range(torch.cuda.device_count())]
