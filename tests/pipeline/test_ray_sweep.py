@@ -180,6 +180,19 @@ def test_an_error_stops_what_has_not_begun_and_is_one_sentence(nodes: Nodes, tmp
         sweep_on_ray(greedy, nodes.address, silent)
 
 
+def test_a_node_that_lacks_a_package_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    broken = tmp_path / "site" / "lm_eval"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise ImportError('libmissing.so: no such file')")
+    monkeypatch.setenv("PYTHONPATH", str(broken.parent), prepend=os.pathsep)  # of the workers; this process has lm_eval
+    nodes = Nodes()
+    try:
+        with pytest.raises(RunError, match=r"cannot import .*libmissing\.so.*on every node"):
+            sweep_on_ray(plan_runs(suite(tmp_path), ["opd"], [0], "default", tmp_path / "ray"), nodes.address, silent)
+    finally:
+        nodes.cluster.shutdown()
+
+
 def test_a_signal_leaves_snapshots_and_the_same_command_continues_to_the_bit(nodes: Nodes, tmp_path: Path):
     loaded = suite(tmp_path)
     (serial,) = plan_runs(loaded, ["opd"], [0], "default", tmp_path / "serial")

@@ -161,6 +161,11 @@ def _explained(ray: Any, error: Exception, spec: RunSpec | None) -> BaseExceptio
         cause = cause.cause  # pyright: ignore[reportAttributeAccessIssue]
     if isinstance(cause, HarnessError):
         return type(cause)(f"{spec.label}: {cause}" if spec else str(cause))
+    if isinstance(cause, ImportError):
+        return RunError(
+            f"a worker cannot import what runs need ({cause}); install the same packages on every node; `harness doctor` on "
+            "that node names what is missing"
+        )
     if isinstance(error, ray.exceptions.RayTaskError):
         return cause
     return RunError(
