@@ -34,7 +34,7 @@ from harness.rundir.files import CURVE, file_digest, full_disk_named, sync_tree,
 from harness.rundir.process.progress import silent
 from harness.rundir.process.session import this_session
 from harness.rundir.records.training_records import DoneFile
-from harness.rundir.retention import check_space
+from harness.rundir.retention import check_space, snapshots_at_once
 from harness.rundir.shared.remote_stages import RemoteStages
 from harness.rundir.shared.shared_stages import SharedStages
 from harness.rundir.stage_folder import StageFolder
@@ -102,8 +102,7 @@ class StageTrainer:
         train, adapter = folder.open_training(), self.resources.adapter_of(stage)
         weights = self.resources.verify(checkpoint, before)
         uploads = self.remote.uploads(folder, self.resources.warn)
-        # On disk at once are the snapshot, the next one while it is written, and one on its way to a store.
-        snapshots = 0 if self.suite.snapshot_minutes is None else 2 if uploads is None else 3
+        snapshots = snapshots_at_once(self.suite)
         if adapter.updates and (warning := check_space(self.spec.path, checkpoint, stage.name, snapshots)):
             self.resources.warn(warning)
         with self.phase("models"):
