@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from adapters.conformance.all_checks import check_adapter
+from adapters.conformance.all_checks import CHECKS, EVERY, check_adapter
 from adapters.conformance.outcomes import Result
 from adapters.wrappers.wrapper import Wrapper
 from harness.adapter import GROUP, Adapter, make_adapter
@@ -22,15 +22,16 @@ WRAPPED = "opd"
 COLOURS: dict[Result, str] = {"passes": "green", "fails": "bold red", "does not apply": "dim", "skipped": "yellow"}
 
 
-def print_check(console: Console, name: str, options: Sequence[str]) -> bool:
+def print_check(console: Console, name: str, options: Sequence[str], processes: bool = True) -> bool:
     """Run the conformance suite on an adapter and print each outcome; return whether no check failed.
 
-    `options` are KEY=VALUE texts. Raises `ConfigError` for an unknown adapter or option.
+    `options` are KEY=VALUE texts; `processes` says whether to train over two processes too. Raises `ConfigError` for an unknown
+    adapter or option.
     """
     adapter = _make(name, _parse(options))
     table = Table("check", "result", "finding, or promise", title=escape(f"{name}: {adapter!r}"), title_justify="left")
     counts = dict.fromkeys(COLOURS, 0)
-    for outcome in check_adapter(adapter):
+    for outcome in check_adapter(adapter, EVERY if processes else CHECKS):
         counts[outcome.result] += 1
         colour = COLOURS[outcome.result]
         table.add_row(outcome.check, f"[{colour}]{outcome.result}[/]", f"[{colour}]{escape(outcome.sentence)}[/]")

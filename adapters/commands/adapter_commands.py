@@ -44,8 +44,12 @@ def show(name: Annotated[str, typer.Argument(help="A registered adapter.")]) -> 
 def check(
     name: Annotated[str, typer.Argument(help="A registered adapter; a wrapper wraps opd unless `of` is given.")],
     options: Annotated[list[str] | None, typer.Option("--option", help="KEY=VALUE, e.g. top_k=16.")] = None,
+    processes: Annotated[
+        bool,
+        typer.Option("--processes/--no-processes", help="Also train over two processes, which takes some seconds."),
+    ] = True,
 ) -> None:
-    """Run the conformance suite on an adapter: gradients, directions, masks, resumption, refusals."""
+    """Run the conformance suite on an adapter: gradients, directions, masks, resumption, refusals, two processes."""
     from adapters.commands.adapter_check import print_check
 
-    raise typer.Exit(0 if print_check(SafeConsole(), name, options or []) else 1)
+    raise typer.Exit(0 if print_check(SafeConsole(), name, options or [], processes) else 1)

@@ -10,6 +10,7 @@ from typing import Any
 from adapters.conformance import contract, direction, faults, gate, gradients, masks, stale
 from adapters.conformance.outcomes import Check, Outcome, run_check
 from adapters.conformance.small_stage import AdapterUnderTest
+from adapters.conformance.two_processes import trains_in_two_processes
 from harness.adapter import Adapter
 
 CHECKS: dict[str, Check] = {
@@ -37,6 +38,9 @@ CHECKS: dict[str, Check] = {
     "teacher zeros": faults.refuses_silent_zeros,
     "failed request": faults.refuses_a_failed_request,
 }
+# Starts processes, which takes longer than all other checks together.
+IN_PROCESSES: dict[str, Check] = {"two processes": trains_in_two_processes}
+EVERY = {**CHECKS, **IN_PROCESSES}
 
 
 def check_adapter(
@@ -46,7 +50,7 @@ def check_adapter(
     with tempfile.TemporaryDirectory(prefix="conformance-") as folder:
         subject = AdapterUnderTest(adapter, Path(folder), training or {})
         for name in checks:
-            yield run_check(name, CHECKS[name], subject)
+            yield run_check(name, EVERY[name], subject)
 
 
 def failures(outcomes: Iterable[Outcome]) -> list[Outcome]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from adapters.commands.adapter_check import WRAPPED
-from adapters.conformance.all_checks import CHECKS, check_adapter, failures
+from adapters.conformance.all_checks import CHECKS, IN_PROCESSES, check_adapter, failures
 from adapters.conformance.outcomes import Outcome
 from adapters.loop.divergences import generalised_jsd, top_k_forward_kl
 from adapters.loop.tokens import Tokens
@@ -151,6 +151,22 @@ def test_every_check_finds_a_broken_adapter():
     assert {check for _, check, _ in BROKEN} == set(CHECKS)
 
 
+@pytest.mark.slow
+def test_two_processes_are_checked_and_what_they_lack_is_one_sentence():
+    def outcome_of(adapter: Adapter) -> Outcome:
+        (found,) = check_adapter(adapter, IN_PROCESSES)
+        return found
+
+    assert [outcome_of(adapter).result for adapter in (made("aopd", top_k=4), made("lora"))] == ["passes", "passes"]
+    apart = outcome_of(broken.MeanOverMicroBatch())
+    assert apart.result == "fails"
+    assert "two processes and one differ by up to" in apart.sentence
+    failed = outcome_of(broken.OnlyInTheFirst())
+    assert failed.result == "fails"
+    assert failed.sentence.endswith("failed with ValueError: only the first process has the data")
+    assert outcome_of(made("none")).result == "does not apply"
+
+
 def test_a_broken_method_fails_nothing_that_it_does_right():
     found = {outcome.check for outcome in failures(check_adapter(broken.FlippedKL()))}
     assert found == {"direction"}
@@ -234,12 +250,14 @@ def test_the_command_line_checks_an_adapter_and_its_exit_code_says_how_it_went(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("COLUMNS", "160")
-    assert harness("adapters", "check", "replay", "--option", "share=0.5", monkeypatch=monkeypatch) == 0
+    assert (
+        harness("adapters", "check", "replay", "--option", "share=0.5", "--no-processes", monkeypatch=monkeypatch) == 0
+    )
     out = capsys.readouterr().out
     assert "share=0.5" in out
     assert "0 fails" in out
     monkeypatch.setattr("adapters.commands.adapter_check.make_adapter", lambda *_: broken.Lenient())
-    assert harness("adapters", "check", "opd", monkeypatch=monkeypatch) == 1
+    assert harness("adapters", "check", "opd", "--no-processes", monkeypatch=monkeypatch) == 1
     assert "option taste has no description" in capsys.readouterr().out
 
 

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor, distributed, multiprocessing, nn
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from adapters.conformance.small_stage import AdapterUnderTest, train_small_stage
 from harness.adapter import StageContext, make_adapter, registered
 from harness.config.suite import AdapterEntry
+from harness.config.training import Optimizer
 from harness.errors import StoppedError
-from harness.lm.ranks import ALONE, Ranks
+from harness.lm.optimiser import Updater
+from harness.lm.ranks import ALONE, Ranks, whole
 from harness.lm.rollouts import make_batches
 from harness.pipeline.processes.rank_processes import leave_group
 from harness.rundir.training.snapshots import FileSnapshots, StopRequest, shared_snapshots
@@ -60,13 +64,33 @@ def weights_of(ctx: StageContext) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in ctx.student.model.state_dict().items()}
 
 
-def trained(name: str, folder: Path, **training: Any) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Train a stage and return the final weights and the step log."""
-    lines: list[dict[str, Any]] = []
+class Trained(NamedTuple):
+    """What a stage leaves: its final weights, its step log, and the gradients of its updates by parameter."""
+
+    weights: dict[str, Tensor]
+    lines: list[dict[str, Any]]
+    gradients: list[dict[str, Tensor]]
+
+
+def trained(name: str, folder: Path, **training: Any) -> Trained:
+    """Train a stage and return what it leaves."""
+    lines, gradients = list[dict[str, Any]](), list[dict[str, Tensor]]()
     dtype = torch.float32 if training.get("precision") else torch.float64
     adapter, ctx = stage_of(name, folder, dtype, **training)
-    train_small_stage(adapter, replace(ctx, log=lines.append))
-    return weights_of(ctx), lines
+
+    def watched(module: nn.Module, settings: Optimizer, total: int) -> Updater:
+        updater = ctx.make_updater(module, settings, total)
+
+        def keep(*_: Any) -> None:
+            # All processes ask for the whole of each gradient, in one order.
+            found = ((name, whole(p.grad)) for name, p in module.named_parameters() if p.grad is not None)
+            gradients.append({name: value.detach().clone() for name, value in found})
+
+        updater.optimizer.register_step_pre_hook(keep)
+        return updater
+
+    train_small_stage(adapter, replace(ctx, log=lines.append, make_updater=watched))
+    return Trained(weights_of(ctx), lines, gradients)
 
 
 def join(rank: int, size: int, meeting: str) -> None:
@@ -91,10 +115,13 @@ def spawn(work: Callable[..., None], size: int, *arguments: Any) -> None:
 
 
 def differences(found: Any, expected: Any) -> Iterator[tuple[str, float]]:
-    """Yield by how much weights and logged figures differ."""
-    (weights, lines), (own, ours) = found, expected
-    assert weights.keys() == own.keys()
-    yield from ((name, float((value - own[name]).abs().max())) for name, value in weights.items())
+    """Yield by how much weights, each update's gradients and logged figures differ."""
+    (weights, lines, gradients), (own, ours, others) = found, expected
+    assert gradients or not ours or not ours[0].get("lr"), "updates whose gradients nobody saw"
+    for place, (here, there) in enumerate(zip([weights, *gradients], [own, *others], strict=True)):
+        assert here.keys() == there.keys()
+        title = f"gradient {place} of " if place else ""
+        yield from ((f"{title}{name}", float((value - there[name]).abs().max())) for name, value in here.items())
     for line, other in zip(lines, ours, strict=True):
         for name in set(line) - {"seconds", "warnings", "padding_share"}:
             assert (line[name] is None) == (other[name] is None), name
@@ -114,26 +141,52 @@ def first_processes(rank: int, size: int, meeting: str, folder: Path) -> None:
 
 
 def later_processes(rank: int, size: int, meeting: str, folder: Path) -> None:
-    """Go on with the stopped stages; four processes train methods from the start too."""
+    """Go on with the stopped and with the killed stages; four processes train every method from the start too."""
     join(rank, size, meeting)
     for name in RESUMED:
-        resume(folder / name / str(size), name)
+        for end in ("stopped", "killed"):
+            resume(folder / name / f"{end}-{size}", name)
     if size == 4:
-        every_method(folder, ["aopd", "gkd"], {"plain": {}})
+        every_method(folder, methods(), {"plain": {}})
     leave_group()
+
+
+def killed_processes(rank: int, size: int, meeting: str, folder: Path) -> None:
+    """Begin a stage; each process is killed in its second step, after the snapshot of the first one."""
+    join(rank, size, meeting)
+    (name,) = (name for name in RESUMED if (folder / name / "dies").exists())
+    adapter, ctx = stage_of(name, folder, **RESUMED[name])
+
+    def kill(line: Mapping[str, Any]) -> None:
+        if line["step"] == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    snapshots = shared_snapshots(FileSnapshots(folder / name / "killed", 0))
+    train_small_stage(adapter, replace(ctx, snapshots=snapshots, log=kill))
+
+
+def kill_both(folder: Path, name: str) -> None:
+    """Let two processes begin a stage and be killed."""
+    (folder / name / "killed").mkdir()
+    (folder / name / "dies").touch()
+    with pytest.raises(ProcessExitedException, match="SIGKILL"):
+        spawn(killed_processes, 2, folder)
+    (folder / name / "dies").unlink()
 
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results of every method over two processes, of some over four, and of stages stopped and continued by others."""
+    """The results of every method over two and four processes, and of stages stopped or killed and continued by others."""
     folder = tmp_path_factory.mktemp("several")
     for name in RESUMED:
         for place in ("whole", "stopped"):
             (folder / name / place).mkdir(parents=True)
     spawn(first_processes, 2, folder)
     for name in RESUMED:
-        for size in (1, 2, 4):
-            shutil.copytree(folder / name / "stopped", folder / name / str(size))
+        kill_both(folder, name)
+        for end in ("stopped", "killed"):
+            for size in (1, 2, 4):
+                shutil.copytree(folder / name / end, folder / name / f"{end}-{size}")
     for size in (2, 4):
         spawn(later_processes, size, folder)
     return folder
@@ -146,7 +199,7 @@ def test_two_processes_end_with_the_weights_and_figures_of_one(name: str, severa
     assert max(apart.values()) <= 1e-6, apart
 
 
-@pytest.mark.parametrize("name", ["aopd", "gkd"])
+@pytest.mark.parametrize("name", methods())
 def test_four_processes_do_too(name: str, several: Path, tmp_path: Path):
     found = torch.load(several / f"{name}-plain-4.pt", weights_only=False)
     apart = dict(differences(found, trained(name, tmp_path)))
@@ -159,7 +212,7 @@ def test_other_modes_train_in_several_processes(name: str, mode: str, several: P
     found = torch.load(several / f"{name}-{mode}-2.pt", weights_only=False)
     apart = dict(differences(found, trained(name, tmp_path, **MODES[mode])))
     weights, bound = (
-        {n: v for n, v in apart.items() if "." in n},
+        {n: v for n, v in apart.items() if "." in n and not n.startswith("gradient")},
         {"masters": 5e-3}.get(mode, 1e-6),
     )
     assert max(weights.values()) <= bound, weights
@@ -182,28 +235,29 @@ def resume(folder: Path, name: str, *, stop: bool = False) -> None:
         torch.save((weights_of(ctx), [line["step"] for line in lines]), folder / "resumed.pt")
 
 
+@pytest.mark.parametrize("end", ["stopped", "killed"])
 @pytest.mark.parametrize("name", RESUMED)
-def test_a_stage_stopped_on_two_processes_goes_on_with_one_two_and_four(name: str, several: Path):
-    stopped = several / name / "stopped"
+def test_a_stage_stopped_or_killed_on_two_processes_goes_on_with_one_two_and_four(name: str, end: str, several: Path):
+    stopped = several / name / end
     assert len([path for path in stopped.rglob("*") if path.is_file() and "shards" in str(path)]) >= 2, (
         "each process writes its part"
     )
-    resume(several / name / "1", name)
-    whole, steps = torch.load(several / name / "whole" / "resumed.pt")
+    resume(several / name / f"{end}-1", name)
+    undisturbed, steps = torch.load(several / name / "whole" / "resumed.pt")
     assert steps == [0, 1, 2]
     for size, bound in ((2, 0.0), (1, 1e-6), (4, 1e-6)):
-        found, steps = torch.load(several / name / str(size) / "resumed.pt")
+        found, steps = torch.load(several / name / f"{end}-{size}" / "resumed.pt")
         assert steps == [1, 2], "it went on after the first step"
-        apart = max(float((value - whole[key]).abs().max()) for key, value in found.items())
+        apart = max(float((value - undisturbed[key]).abs().max()) for key, value in found.items())
         assert apart <= bound, (size, apart)
 
 
 def test_shares_of_a_batch_have_its_weights_and_as_many_batches_each():
     rollouts = [rollout([3] * n, [5] * (n + 1)) for n in range(1, 8)]
-    whole = make_batches(rollouts, "micro_batch_mean", 3)
+    together = make_batches(rollouts, "micro_batch_mean", 3)
     parts = [make_batches(rollouts, "micro_batch_mean", 3, ranks=Ranks(rank, 4)) for rank in range(4)]
-    assert {len(batches) for batches in parts} == {len(whole)}
-    for place, batch in enumerate(whole):
+    assert {len(batches) for batches in parts} == {len(together)}
+    for place, batch in enumerate(together):
         shared = [batches[place] for batches in parts]
         assert sum(len(b.rollouts) for b in shared if not b.filler) == len(batch.rollouts)
         assert sum(float(b.weights.sum()) for b in shared) == pytest.approx(float(batch.weights.sum()))

@@ -30,6 +30,7 @@ from harness.adapter import StageContext, StageResult
 from harness.errors import TrainingError
 from harness.lm.logprobs import TeacherScores
 from harness.lm.optimiser import Updater
+from harness.lm.ranks import current_ranks
 from harness.lm.rollouts import Batch, make_batches
 from harness.teachers import local
 
@@ -284,6 +285,15 @@ class DividesByTokens(OPD):
 
     def credit(self, ctx: StageContext, rollouts: list[Any]) -> list[Any]:
         return [replace(r, credit=1 / sum(len(other.response) for other in rollouts)) for r in rollouts]
+
+
+class OnlyInTheFirst(OPD):
+    """Trains in the first of several processes only."""
+
+    def train_stage(self, ctx: StageContext) -> StageResult:
+        if current_ranks().rank:
+            raise ValueError("only the first process has the data")
+        return super().train_stage(ctx)
 
 
 class ForgetfulOptimiser(OPD):
