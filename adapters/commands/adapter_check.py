@@ -25,8 +25,8 @@ COLOURS: dict[Result, str] = {"passes": "green", "fails": "bold red", "does not 
 def print_check(console: Console, name: str, options: Sequence[str], processes: bool = True) -> bool:
     """Run the conformance suite on an adapter and print each outcome; return whether no check failed.
 
-    `options` are KEY=VALUE texts; `processes` says whether to train over two processes too. Raises `ConfigError` for an unknown
-    adapter or option.
+    `options` are KEY=VALUE texts; `processes` says whether to train over two processes too. Raises `ConfigError` for an
+    unknown adapter or option.
     """
     adapter = _make(name, _parse(options))
     table = Table("check", "result", "finding, or promise", title=escape(f"{name}: {adapter!r}"), title_justify="left")
