@@ -13,6 +13,7 @@ from harness.errors import ModelError, TrainingError
 from harness.lm.checkpoints import Loaded, load_checkpoint, weights_digest
 from harness.lm.logprobs import TeacherRequest, TeacherScores, check_head, head_of, response_hidden, teacher_scores
 from harness.lm.rollouts import Batch
+from harness.teachers.server_probe import FLAT, TEXT, WORDS
 from harness.teachers.teacher import OpenTeacher
 
 
@@ -58,16 +59,35 @@ def open_local(spec: Model, folder: Path, student: Loaded, device: str) -> Local
     """Load the checkpoint in `folder` as the teacher of a student.
 
     Output layers of different size for one tokenizer differ only in padding rows; the teacher gets as many rows as the student
-    has. Raises `ModelError` for an unknown output layer and for a teacher with a different vocabulary.
+    has. Raises `ModelError` for an unknown output layer, for a teacher that prefers no token, and for one with a different
+    vocabulary.
     """
     loaded = load_checkpoint(folder, spec, device)
     check_head(loaded.model)
+    refuse_flat(loaded.model, loaded.renderer.tokenizer)
     _match_rows(loaded.model, student)
     teacher = LocalTeacher(
         loaded.model, loaded.renderer.tokenizer, student.renderer.tokenizer, identity=weights_digest(folder)
     )
     check_same_rows(loaded.model, student.model)
     return teacher
+
+
+@torch.no_grad()
+def refuse_flat(model: Any, tokenizer: Any) -> None:
+    """Raise `ModelError` if a model gives all tokens the same log-probability at every position of a short text, or NaN.
+
+    Weights that were never trained into a checkpoint, or are zero, do so. A shift or another temperature needs no check here:
+    this process computes the scores of every position itself, and `check_head` compares them with the model's own.
+    """
+    ids = list(tokenizer.encode(TEXT, add_special_tokens=False))[:WORDS] or [0]
+    place = head_of(model).weight.device
+    logits = model(input_ids=torch.tensor([ids], device=place), use_cache=False).logits[0].float()
+    if not bool((logits.amax(-1) - logits.amin(-1) >= FLAT).any()):
+        raise ModelError(
+            "the teacher gives every token the same log-probability, or NaN, at each position of a text; check that its "
+            "checkpoint holds trained weights"
+        )
 
 
 @torch.no_grad()

@@ -36,14 +36,15 @@ def break_answers(folder: Path, count: int, seed: int = 0) -> Outcomes:
             model: Any = spec
             loaded = load_checkpoint(checkpoint_of(model, 0, library), model, "cpu")
             served.append(stack.enter_context(serving(FakeServer(loaded.model, loaded.renderer.tokenizer))))
-        undisturbed = _spec(folder, "undisturbed", served[:1])
+        steps = min(24, max(4, count // 40))
+        undisturbed = _spec(folder, "undisturbed", served[:1], steps)
         assert finish_run(undisturbed, errors) == "", errors.read_text()
         while faults.total() < count:
             proxies = [FaultProxy(served[0], SHARE, seed=2 * (seed + runs) + i, other=served[1]) for i in range(2)]
             for proxy in proxies:
                 proxy.active = proxy.only_training = True
             urls = [stack.enter_context(serving(proxy)) for proxy in proxies]
-            result, evidence = go_on(_spec(folder, f"broken-{runs}", urls), undisturbed, errors, hurry)
+            result, evidence = go_on(_spec(folder, f"broken-{runs}", urls, steps), undisturbed, errors, hurry)
             broken = sum((proxy.injected for proxy in proxies), Counter[str]())
             assert broken, "a run whose teacher never breaks an answer tests nothing"
             found.counts["held"] += broken.total() - (result != "held")
@@ -65,14 +66,14 @@ def hurry() -> None:
     assert Patience().longest_pause == 0.01
 
 
-def _spec(folder: Path, name: str, urls: list[str]) -> RunSpec:
+def _spec(folder: Path, name: str, urls: list[str], steps: int) -> RunSpec:
     """Return an AOPD run of more steps than the micro suite's, taught by servers that get each response in its own request."""
     raw = micro_suite()
     limits = {"batch": 1, "timeout": 0.25, "deadline": 600.0, "wrong_answers": 1000}
     if name == "undisturbed":
         limits["timeout"] = 60.0
     raw["teacher"] = {"kind": "server", "urls": urls, "model": "teacher", **limits}
-    raw["training"]["steps"] = 4
+    raw["training"]["steps"] = steps
     raw["adapters"] = {"aopd": {"options": {"top_k": 4}}}
     file = write_yaml(folder / f"{name}.yaml", raw)
     return RunSpec(load_suite(str(file), ["student.seed=0"]), "aopd", 0, out=folder / name)

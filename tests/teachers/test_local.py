@@ -53,6 +53,17 @@ def test_padding_rows_of_student_and_teacher_may_differ(
     assert float(added.max() if added.numel() else 0) <= max(0, student_rows - teacher_rows) / teacher_rows
 
 
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_a_teacher_that_prefers_no_token_is_refused_before_it_teaches(value: float, tmp_path: Path):
+    student = saved(tmp_path / "student", 264, 0)
+    own = qwen3(264, seed=1, tie=False, dtype=torch.float32)
+    torch.nn.init.constant_(own.get_output_embeddings().weight, value)
+    save_checkpoint(Loaded(own, byte_renderer()), tmp_path / "teacher")
+    spec = Pretrained(kind="pretrained", path=str(tmp_path / "teacher"), chat=Chat(template="chatml"))
+    with pytest.raises(ModelError):
+        open_local(spec, tmp_path / "teacher", student, "cpu")
+
+
 def test_rows_that_hold_tokens_are_not_cut(tmp_path: Path):
     tokens = len(byte_renderer().tokenizer)
     student = saved(tmp_path / "student", tokens, 0)
