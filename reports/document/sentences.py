@@ -109,18 +109,19 @@ def _method(label: object, values: pd.DataFrame) -> str:
 
 
 def _limits(frames: Frames) -> str:
-    """Say what limits the numbers; the choice of n items moves a share by up to 1.96 sqrt(0.25 / n), at a share of 0.5."""
-    counts = frames.scores.loc[frames.scores["n"] > 0, "n"]
-    if counts.empty:
+    """Say what limits the numbers; the choice of n independent items moves a share by up to 1.96 sqrt(0.25 / n), at 0.5."""
+    items, independent = frames.fewest_items
+    if not items:
         return "Nothing has been evaluated yet."
     seeds = frames.scores.groupby("label")["seed"].nunique().min()
     several = "Brackets are 95 % intervals: of a score over seeds, of a difference for another seed and other items."
     single = "With one seed there is no interval, and no difference between methods is established."
-    error = 100 * 1.96 * math.sqrt(0.25 / counts.min())
-    items = (
-        f"With {counts.min()} independent test items, one seed's score alone is uncertain by up to ±{error:.1f} points."
+    error = min(100.0, 100 * 1.96 * math.sqrt(0.25 / independent))
+    worth = f", worth {independent:.0f} independent ones" if round(independent) < items else ""
+    tested = f"{items} {'' if worth else 'independent '}test items{worth}"
+    return (
+        f"{several if seeds > 1 else single} With {tested}, one seed's score alone is uncertain by up to ±{error:.1f} points."
     )
-    return f"{several if seeds > 1 else single} {items}"
 
 
 def _gaps(run: RunDir, cells: pd.DataFrame) -> Iterator[str]:
