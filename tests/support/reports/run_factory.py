@@ -70,11 +70,11 @@ def write_run(
 ) -> Path:
     """Write one run and return its folder; `scores` (T+1, tasks) are shares that `items` can express.
 
-    Each run of `phrasings` neighbouring items is one cluster. `evaluated` stops the run after that many evaluations, counted over stages and tasks: an unfinished run. `joint` makes
-    one stage of all `stages`. `further` are the scores under profiles after the first, `greedy`. `weights` is the digest of
-    the start's weights, `curves` returns the points of a stage's learning curve, `config` adds to the suite's configuration.
-    `kind` is the entry's adapter. `logged` is added to every line of the step log; without it the log is that of an early
-    version.
+    Every `phrasings` neighbouring items are one cluster. `evaluated` stops the run after that many evaluations, counted over
+    stages and tasks: an unfinished run. `joint` makes one stage of all `stages`. `further` are the scores under profiles
+    after the first, `greedy`. `weights` is the digest of the start's weights, `curves` returns the points of a stage's
+    learning curve, `config` adds to the suite's configuration. `kind` is the entry's adapter. `logged` is added to every line
+    of the step log; without it the log is that of an early version.
     """
     run = root / suite / adapter / order / f"seed{seed}"
     session = {
@@ -229,7 +229,8 @@ def _cell(
     outcomes = ["correct"] * correct + ["wrong"] * wrong + ["truncated"] * (items - correct - wrong)
     share, grades = correct / items, [float(outcome == "correct") for outcome in outcomes]
     summary = cell_of(
-        share, task=task, stage=stage, n=items, clusters=-(-items // phrasings), metrics={"strict": share, "lenient": min(1.0, share + 0.05)},
+        share, task=task, stage=stage, n=items, clusters=-(-items // phrasings),
+        metrics={"strict": share, "lenient": min(1.0, share + 0.05)},
         outcomes={name: outcomes.count(name) for name in ("correct", "wrong", "unparsed", "truncated")},
         response_tokens_mean=21.5, seconds=1.5, weights=weights,
         keys={"generation": "g", "grading": "r", "comparability": comparability},
