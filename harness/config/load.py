@@ -28,7 +28,8 @@ def load_suite(
     """Read a suite by name (`tiny`) or path (`my/suite.yaml`) and apply `key.path=value` overrides.
 
     `settings` maps key paths to values that are set last, as they are, without being parsed as YAML. Relative paths of data,
-    task folders, models and chat templates are relative to the suite file's folder, those in overrides to the current folder.
+    task folders, models, chat templates and a teacher's files are relative to the suite file's folder, those in overrides to
+    the current folder.
     Raises `ConfigError` with file, key, what was found and what was expected.
     """
     path = find_suite(name, include)
@@ -112,7 +113,9 @@ def _set(raw: dict[str, Any], key: str, value: Any, override: str) -> None:
     node: Any = raw
     for parent in parents:
         node = _step_into(node, parent, override)
-    if isinstance(value, str) and (parents == ["data"] or _is_model_folder(key, value)):
+    if isinstance(value, str) and (
+        parents == ["data"] or _is_model_folder(key, value) or _is_teachers_file(node, last)
+    ):
         value = str(Path(value).resolve())
     _assign(node, last, value, override)
 
@@ -122,6 +125,11 @@ def _is_model_folder(key: str, value: str) -> bool:
     *parents, last = key.split(".")
     names_model = last == "path" and ("student" in parents or "teacher" in parents)
     return names_model and (Path(value).is_dir() or _looks_local(value))
+
+
+def _is_teachers_file(node: Any, last: str) -> bool:
+    """Return whether an override gives the file of a teacher that is not a model, such as a cache's scores."""
+    return last == "path" and is_mapping(node) and node.get("kind") not in (None, "pretrained", "scratch")
 
 
 def _looks_local(path: str) -> bool:
@@ -212,9 +220,11 @@ def _with_absolute_paths(suite: Suite, folder: Path, include: Sequence[Path]) ->
 
 
 def _resolve_paths(value: Any, folder: Path, key: str) -> Any:
-    """Return a model, or a teacher with the models in its fields, with paths relative to `folder` made absolute."""
+    """Return a model, or a teacher with the models and files in its fields, with paths relative to `folder` made absolute."""
     if isinstance(value, Pretrained | Scratch):
         return _with_folder(_with_template(value, folder), folder, key)
+    if isinstance(value, Path):
+        return (folder / value.expanduser()).resolve()
     if isinstance(value, TeacherSettings):
         own = {name: getattr(value, name) for name in type(value).model_fields}
         resolved = {name: _resolve_paths(part, folder, f"{key}.{name}") for name, part in own.items()}
