@@ -17,7 +17,7 @@ from harness.config.models import Pretrained, Scratch
 from harness.config.read_yaml import parse_yaml, read_yaml
 from harness.config.suite import Suite
 from harness.config.teacher_settings import TeacherSettings
-from harness.config.training import Training, merge_training
+from harness.config.training import Training, merge_training, training_of_start
 from harness.errors import ConfigError
 
 SUITE_FOLDER = Path(str(files("tasks"))) / "suites"
@@ -42,7 +42,7 @@ def load_suite(
     for key, value in (settings or {}).items():
         _set(raw, key, deepcopy(value), f"{key}={value}")
         _expand_stages(raw)
-    _spread_training(raw)
+    _spread_training(raw, path)
     try:
         suite = Suite.model_validate(raw)
     except ValidationError as error:
@@ -160,12 +160,23 @@ def _index(node: list[Any], part: str, override: str) -> int:
     raise ConfigError(f"--set {override}: {part!r} is not an index of a list of {len(node)}")
 
 
-def _spread_training(raw: dict[str, Any]) -> None:
+def _spread_training(raw: dict[str, Any], path: Path) -> None:
     """Complete each stage's training with the suite's, so that a stage states only what differs."""
     shared: Any = raw.get("training") or {}
     stages = raw.get("stages")
     if is_list(stages) and is_mapping(shared):
-        raw["stages"] = [_complete_stage(stage, shared, raw.get("adapters")) for stage in stages]
+        chosen = [_choose_start(stage, f"{path}: stages.{n}", raw.get("student")) for n, stage in enumerate(stages)]
+        raw["stages"] = [_complete_stage(stage, shared, raw.get("adapters")) for stage in chosen]
+
+
+def _choose_start(stage: Any, where: str, student: Any) -> Any:
+    """Return a stage whose `starts` are replaced by the training of the student's start, or strength."""
+    if not is_mapping(stage) or "starts" not in stage:
+        return stage
+    rest = {key: value for key, value in stage.items() if key != "starts"}
+    given: dict[str, Any] = student if is_mapping(student) else {}
+    start = given.get("start") or given.get("strength")
+    return {**rest, "training": training_of_start(stage["starts"], stage.get("training") or {}, start, where)}
 
 
 def _expand_stages(raw: dict[str, Any]) -> None:
