@@ -1,6 +1,6 @@
 """A small version of docs/results/coverage.md: intervals and verdicts are right as often as they promise.
 
-Studies have a fixed seed, so a share of them is one number: it stays within three standard errors of what is promised, and it is
+Studies have a fixed seed, so a share of them is one number: it is within three standard errors of what is promised, and it is
 the number that it was, so that a small change of an interval shows.
 """
 
@@ -44,7 +44,7 @@ def test_verdicts_on_equal_methods_are_wrong_in_at_most_5_percent():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("seeds", "wrong", "ends"), [(3, 0.05, 0.1675), (5, 0.0475, 0.4625)])
+@pytest.mark.parametrize(("seeds", "wrong", "ends"), [(3, 0.05, 0.1675), (5, 0.0475, 0.4625), (10, 0.05, 0.845)])
 def test_equal_learning_tells_equal_methods_apart_in_at_most_5_percent_where_end_points_do_more_often(
     seeds: int, wrong: float, ends: float
 ):
@@ -56,7 +56,7 @@ def test_equal_learning_tells_equal_methods_apart_in_at_most_5_percent_where_end
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("seeds", "power"), [(3, 0.1625), (5, 0.3275)])
+@pytest.mark.parametrize(("seeds", "power"), [(3, 0.1625), (5, 0.3275), (10, 0.7075)])
 def test_equal_learning_finds_5_points_with_the_stated_power(seeds: int, power: float):
     """Decision 21 states 15, 34 and 67 % at 3, 5 and 10 seeds."""
     share = coverage.curve_row(BETTER, seeds, STUDIES, np.random.default_rng(4)).shares[0]

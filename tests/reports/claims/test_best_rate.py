@@ -11,7 +11,8 @@ from harness.stats.intervals import t_interval
 from reports.claims.claim_file import read_claims
 from reports.claims.evidence import Evidence
 from reports.claims.judge_claims import Verdict, judge_claims
-from reports.data.methods import find_methods
+from reports.data.frames import load_frames
+from reports.data.methods import methods_of
 from tests.support.reports.claim_factory import write_claims
 from tests.support.reports.run_factory import write_run
 
@@ -27,7 +28,7 @@ def judged(folder: Path, aopd: list[list[float]]) -> Verdict:
             for seed, score in enumerate(learned):
                 rows = [[0.1], [score]]
                 write_run(folder / adapter / str(place), adapter, seed, rows, stages=("sums",), probes=(), items=20)
-        found = [find_methods([folder / adapter / str(place)])[0] for place in range(len(rates))]
+        found = [methods_of(load_frames([folder / adapter / str(place)]))[0] for place in range(len(rates))]
         by_rate["weak", adapter] = dict(zip((1e-4, 2e-4), found, strict=True))
     methods = [rates[1e-4] for rates in by_rate.values()]
     (row,) = judge_claims([read_claims(write_claims(folder, BEST))], Evidence(methods, by_rate))
@@ -50,4 +51,4 @@ def test_where_the_seeds_choose_different_rates_the_interval_is_wider(tmp_path: 
     assert row.effect.mean == pytest.approx(expected.mean)
     assert row.seeds.half_width == pytest.approx(math.sqrt(2.5) * expected.half_width)
     assert row.seeds.error == pytest.approx(math.sqrt(2.5) * expected.error)
-    assert row.effect.half_width >= row.seeds.half_width * (1 - 1e-9)
+    assert row.effect.error >= row.seeds.error * (1 - 1e-9)
