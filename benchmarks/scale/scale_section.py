@@ -1,4 +1,4 @@
-"""Measure sweeps over workers, a run over processes, a served teacher against a local one, and weights sent to a server.
+"""Measure sweeps over workers, a run over processes, the doctor's estimates, and servers of a teacher and of rollouts.
 
 `python -m benchmarks.scale.scale_section --into benchmarks/RESULTS.md` measures this section alone and writes it into a page.
 """
@@ -17,6 +17,7 @@ import typer
 
 from benchmarks.measure import Measurement
 from benchmarks.results_page import cells, cpu_model, table
+from benchmarks.scale.estimates import BATCH, EVERY, STEPS, estimate_rows
 from benchmarks.scale.processes import process_rows
 from benchmarks.scale.servers import server_rows
 from benchmarks.scale.sweeps import sweep_rows
@@ -56,8 +57,10 @@ def section(runs: int, rounds: int) -> str:
         f"Medians of {rounds} rounds in turn; a sweep is done once in each way, models built before.",
         f"The machine's load over five minutes was {load}. If it is above the number of CPUs, other work ran too, and two "
         "processes had less than twice the processor time of one.",
-        "Runs are of the tests' micro suite, with two stages. Serial is one process; a worker, or a Ray node of one core, "
-        "is a separate process, whose start is part of the time.",
+        f"The doctor's estimates are of the suite tiny with {STEPS} steps in each of 4 stages, a learning curve every {EVERY} "
+        f"steps, three profiles and {BATCH}, so that its probe sees 4 steps and 50 of 200 items; `answers` is disk space.",
+        "All other runs are of the tests' micro suite, with two stages. Serial is one process; a worker, or a Ray node of "
+        "one core, is a separate process, whose start is part of the time.",
         *(f"{name} is not installed here, so its rows are missing." for name in ("vllm", "ray") if not _has(name)),
     ]
     return "\n\n".join([TITLE, table(header, [cells(row) for row in rows]), "\n".join(f"- {note}" for note in notes)])
@@ -65,6 +68,7 @@ def section(runs: int, rounds: int) -> str:
 
 def _rows(folder: Path, runs: int, rounds: int) -> Iterator[Measurement]:
     yield from process_rows(folder, rounds)
+    yield from estimate_rows(folder, rounds)
     if _has("vllm"):
         yield from server_rows(folder, rounds)
     if runs:

@@ -15,9 +15,11 @@ def doctor(
     suite: Annotated[
         str | None, typer.Argument(help="A suite's name or file; default: look only at the machine.")
     ] = None,
-    adapter: Annotated[str | None, typer.Option(help="The method to estimate; default: the suite's first.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="The methods to estimate, comma-separated; default: the suite's first.")
+    ] = None,
     probe_minutes: Annotated[
-        float, typer.Option(min=0, help="Limit of the short real run that measures; 0: only estimate.")
+        float, typer.Option(min=0, help="Limit of the short real runs that measure, together; 0: only estimate.")
     ] = 5.0,
     out: Out = Path("runs"),
     overrides: Overrides = None,
@@ -26,8 +28,9 @@ def doctor(
     """Print what is installed and missing, and estimate memory, time and disk of a suite's runs."""
     announce("looking at this machine")
     loaded = read_suite(suite, overrides, include_path, None) if suite else None
-    if loaded is not None and adapter is not None:
-        check_entries(loaded, [adapter])
+    entries = adapter.split(",") if adapter else []
+    if loaded is not None:
+        check_entries(loaded, entries)
 
     from harness.pipeline.needs.doctor import examine_machine, examine_suite
 
@@ -37,7 +40,7 @@ def doctor(
         from harness.config.run_spec import RunSpec
         from harness.pipeline.adapter_checks import check_adapters
 
-        entry = adapter or next(iter(loaded.adapters))
-        check_adapters(loaded, [entry])
-        runs = len(loaded.adapters) * len(loaded.seeds)
-        examine_suite(console, RunSpec(loaded, entry, loaded.seeds[0], out=out), runs, probe_minutes)
+        entries = entries or [next(iter(loaded.adapters))]
+        check_adapters(loaded, entries)
+        specs = [RunSpec(loaded, entry, loaded.seeds[0], out=out) for entry in entries]
+        examine_suite(console, specs, len(loaded.seeds), probe_minutes)

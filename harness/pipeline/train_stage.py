@@ -34,7 +34,7 @@ from harness.rundir.files import CURVE, file_digest, full_disk_named, sync_tree,
 from harness.rundir.process.progress import silent
 from harness.rundir.process.session import this_session
 from harness.rundir.records.training_records import DoneFile
-from harness.rundir.retention import check_space
+from harness.rundir.retention import check_space, snapshots_at_once
 from harness.rundir.shared.remote_stages import RemoteStages
 from harness.rundir.shared.shared_stages import SharedStages
 from harness.rundir.stage_folder import StageFolder
@@ -102,8 +102,7 @@ class StageTrainer:
         train, adapter = folder.open_training(), self.resources.adapter_of(stage)
         weights = self.resources.verify(checkpoint, before)
         uploads = self.remote.uploads(folder, self.resources.warn)
-        # On disk at once are the snapshot, the next one while it is written, and one on its way to a store.
-        snapshots = 0 if self.suite.snapshot_minutes is None else 2 if uploads is None else 3
+        snapshots = snapshots_at_once(self.suite)
         if adapter.updates and (warning := check_space(self.spec.path, checkpoint, stage.name, snapshots)):
             self.resources.warn(warning)
         with self.phase("models"):
@@ -137,13 +136,22 @@ class StageTrainer:
             "stages": config["stages"][: stage.index],
             "steps": [planned.training.steps for planned in before],
             "teachers": [planned.teacher and planned.teacher.model_dump(mode="json") for planned in before],
-            "curve": [self.suite.evaluation.every, self.suite.evaluation.curve_items, self.suite.probes],
+            "curve": self._curve_settings(),
             "rollouts": self.suite.keep_rollouts,
             "start": [self.resources.weights["start"], self.resources.inputs()],
             "records": manifest.overlap.digests if manifest and manifest.overlap else None,
             "made with": [self.device, this_session().packages],
         }
         return digest(parts)
+
+    def _curve_settings(self) -> list[Any]:
+        """Return what decides a stage's learning curve, next to the weights."""
+        evaluation, probes = self.suite.evaluation, self.suite.probes
+        if evaluation.every is None:
+            return [None, evaluation.curve_items, probes]
+        decoding = evaluation.all_profiles[evaluation.profile_of_curves].over(evaluation.decoding)
+        drawn = [evaluation.seed, evaluation.limit, evaluation.curve_answers, decoding.model_dump(mode="json")]
+        return [evaluation.every, evaluation.curve_items, probes, *drawn]
 
     def _processes(self, stage: PlannedStage, checkpoint: Path, weights: str) -> AbstractContextManager[None]:
         """Return a block in which the suite's number of processes train a stage, where its adapter trains in several."""

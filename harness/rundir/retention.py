@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.config.run_spec import PlannedStage
-from harness.config.suite import Checkpoints
+from harness.config.suite import Checkpoints, Suite
 from harness.errors import RunError
 from harness.rundir.files import read_json, write_json, write_sealed
 from harness.rundir.stage_folder import StageFolder
@@ -39,6 +39,11 @@ def note_start(start: Path, run: Path) -> None:
         name = hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16]
         (start.parent / NEEDED_BY).mkdir(exist_ok=True)
         write_json(start.parent / NEEDED_BY / f"{name}.json", {"run": str(run.resolve())})
+
+
+def snapshots_at_once(suite: Suite) -> int:
+    """Return how many snapshots are on disk at once: the last, the next one while it is written, one on its way to a store."""
+    return 0 if suite.snapshot_minutes is None else 2 if suite.storage is None else 3
 
 
 def check_space(run: Path, start: Path, stage: str, snapshots: int) -> str:

@@ -226,24 +226,36 @@ def test_a_probe_s_memory_is_that_of_the_run(tmp_path: Path):
     raw["evaluation"] = {**raw["evaluation"], "limit": 40}
     file = write_yaml(tmp_path / "micro.yaml", raw)
     suite = load_suite(str(file))
-    cells = load_evaluation_plan(TaskLibrary(), suite).cells
     spec = RunSpec(suite, "aopd", 0, out=tmp_path / "runs")
-    probe = probe_run(spec, {name: len(task.test_docs(40)) for name, task in cells.items()}, 5)
+    probe = probe_run(spec, load_evaluation_plan(TaskLibrary(), suite), 5)
     assert isinstance(probe, Probe), probe
     program = "from harness.cli.app import main; main()"
     command = [sys.executable, "-c", program, "run", str(file), "--adapter", "aopd", "--out", str(spec.out)]
     subprocess.run(command, check=True, capture_output=True)
     (found,) = find_runs([spec.path])
-    assert sum(probe.stages.values()) == pytest.approx(probe.train, rel=0.05)
-    assert list(probe.stages) == [stage.name for stage in spec.stages]
+    times = probe.times
+    assert sum(times.stages.values()) == pytest.approx(times.train, rel=0.05)
+    assert list(times.stages) == [stage.name for stage in spec.stages]
     print(f"estimated {probe}, took {found.seconds} and {found.peak_memory}")
     assert probe.peak_train == pytest.approx(found.peak_memory["train"], rel=0.15)
     assert probe.peak_evaluate == pytest.approx(found.peak_memory["evaluate"], rel=0.15)
     # Times depend on the neighbours of this machine: an order of magnitude is all that a test may ask.
-    assert probe.total == pytest.approx(found.seconds["total"], rel=2)
+    assert times.total == pytest.approx(found.seconds["total"], rel=2)
 
 
 def test_a_probe_that_does_not_end_is_reported(micro: Suite, tmp_path: Path):
-    found = probe_run(RunSpec(micro, "opd", 0, out=tmp_path), {}, 0.0001)
+    plan = load_evaluation_plan(TaskLibrary(), micro)
+    found = probe_run(RunSpec(micro, "opd", 0, out=tmp_path), plan, 0.0001)
     assert isinstance(found, str)
     assert "--probe-minutes" in found
+
+
+@pytest.mark.slow
+def test_a_probe_writes_nothing_to_the_store_and_counts_answers_that_a_run_uses_again_once(tmp_path: Path):
+    raw = {**micro_suite(), "adapters": {"none": {}}, "stages": micro_suite()["stages"][:1]}
+    suite = load_suite(str(write_yaml(tmp_path / "micro.yaml", raw | {"storage": f"file://{tmp_path}/bucket"})))
+    spec = RunSpec(suite, "none", 0, out=tmp_path / "runs")
+    probe = probe_run(spec, load_evaluation_plan(TaskLibrary(), suite), 5)
+    assert isinstance(probe, Probe), probe
+    assert not (tmp_path / "bucket").exists(), "a run would take the probe for itself"
+    assert probe.times.total == pytest.approx(probe.took, abs=0.01), "all items were measured, and no step is trained"

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from safetensors.torch import load_file
 
@@ -19,6 +24,7 @@ from harness.config.suite import Suite
 from harness.errors import ConfigError, RunError, TaskError
 from harness.pipeline.run import run
 from harness.pipeline.sweeps.ray_sweep import sweep_on_ray
+from harness.pipeline.sweeps.ray_tasks import task_options
 from harness.rundir.process.progress import Event, silent
 from tests.support.models import micro_suite, write_task, write_yaml
 from tests.support.runs import cells, manifest
@@ -26,26 +32,46 @@ from tests.support.runs import cells, manifest
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 # A lost node is noticed after two seconds, not after the usual ten or so.
+UNSHARE = ("unshare", "--mount", "--map-root-user")  # mounts of its own, for a process and its children
 FAST = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
 
 
 class Nodes:
     """A cluster of two nodes with one processor each; the driver lives on the first."""
 
-    def __init__(self) -> None:
+    def __init__(self, driver: int = 1, second: bool = True) -> None:
         from ray.cluster_utils import Cluster  # pyright: ignore[reportMissingImports]
 
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine's other interfaces may lead nowhere
         self.cluster: Any = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": FAST, "include_dashboard": False}
+            initialize_head=True,
+            head_node_args={"num_cpus": driver, "_system_config": FAST, "include_dashboard": False},
         )
-        self.second: Any = self.cluster.add_node(num_cpus=1)
+        self.second: Any = self.cluster.add_node(num_cpus=1) if second else None
         self.cluster.wait_for_nodes()
         self.address: str = self.cluster.address
 
     def kill_second(self) -> None:
         """Kill the second node with all of its workers, as a lost machine does."""
         self.cluster.remove_node(self.second, allow_graceful=False)
+
+
+class NodeApart:
+    """A node with one processor and a disk of its own in place of `out`: it shares only other folders with the driver."""
+
+    def __init__(self, address: str, out: Path, disk: Path) -> None:
+        disk.mkdir()
+        start = f"{sys.executable} -m ray.scripts.scripts start --address {address} --num-cpus 1 --block"
+        inside = f"mount --bind {disk} {out} && exec {start}"
+        self.process = subprocess.Popen([*UNSHARE, "sh", "-c", inside], stdout=subprocess.DEVNULL)
+
+    def kill(self) -> None:
+        """Kill the node with all of its workers, as a lost machine does."""
+        if self.process.poll() is None:
+            for process in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            self.process.wait()
 
 
 @pytest.fixture
@@ -55,9 +81,16 @@ def nodes() -> Generator[Nodes]:
     started.cluster.shutdown()
 
 
+def wait_for(happened: Callable[[], bool], seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
 def suite(folder: Path, **changes: Any) -> Suite:
     raw = {**micro_suite(), "probes": [], "snapshot_minutes": 0, "adapters": {"opd": {}, "aopd": {}}, **changes}
-    raw["training"] = {**raw["training"], "steps": 4}
+    raw["training"] = {**micro_suite()["training"], "steps": 4, **changes.get("training", {})}
     return load_suite(str(write_yaml(folder / "suite.yaml", raw)))
 
 
@@ -88,6 +121,53 @@ def test_a_sweep_with_a_node_killed_midway_ends_with_the_serial_results_to_the_b
     sessions = [json.loads((spec.path / "manifest.json").read_text())["sessions"] for spec in spread]
     assert sorted(len(each) for each in sessions)[-1] == 2, "the interrupted run continued in a second session"
     assert not list((tmp_path / "ray").glob(".sweep-*"))
+
+
+def test_a_node_that_shares_only_a_store_is_lost_and_another_one_continues_from_its_snapshot(tmp_path: Path):
+    if subprocess.run([*UNSHARE, "true"], capture_output=True).returncode:
+        pytest.skip("a node with a disk of its own needs mount namespaces")
+    changes: dict[str, Any] = {"adapters": {"opd": {}}, "stages": ["tiny_weather"], "training": {"steps": 30}}
+    serial = plan_runs(suite(tmp_path, **changes), ["opd"], [0], "default", tmp_path / "serial")
+    run(serial[0], silent)
+    bucket, out = tmp_path / "bucket", tmp_path / "runs"
+    out.mkdir()
+    (spec,) = plan_runs(suite(tmp_path, **changes, storage=f"file://{bucket}"), ["opd"], [0], "default", out)
+    nodes = Nodes(driver=0, second=False)
+    apart = [NodeApart(nodes.address, out, tmp_path / "first")]
+    wait_for(lambda: sum(node["Alive"] for node in nodes.cluster.global_state.node_table()) == 2)
+    killed, finished, events = threading.Event(), list[str](), list[Event]()
+
+    def replace_node() -> None:
+        """Kill the node when the store has a snapshot, and start another one."""
+        until = time.monotonic() + 120
+        while not killed.is_set() and time.monotonic() < until:
+            if list((bucket / spec.path.relative_to(out)).glob("snapshots/stage_1*/*.json")):
+                apart[0].kill()
+                killed.set()
+                apart.append(NodeApart(nodes.address, out, tmp_path / "second"))
+            time.sleep(0.01)
+
+    replacing = threading.Thread(target=replace_node)
+    replacing.start()
+    try:
+        sweep_on_ray([spec], nodes.address, events.append, lambda spec: finished.append(spec.label))
+    finally:
+        killed.set()
+        replacing.join()
+        for node in apart:
+            node.kill()
+        nodes.cluster.shutdown()
+    assert len(apart) == 2, "the node was killed while the run was training"
+    assert finished == [spec.label]
+    assert results([spec]) == results(serial)
+    assert len(manifest(spec.path)["sessions"]) == 2
+    steps = [event.done for event in events if event.activity.startswith("stage 1") and event.done]
+    assert steps.count(1) == 1, "the run continued from its snapshot, not from the beginning of its stage"
+    assert steps[-1] == 30
+    places = [(tmp_path / disk / spec.path.relative_to(out)) for disk in ("first", "second")]
+    assert all((place / "stage_1_tiny_weather" / "train").is_dir() for place in places), (
+        "each node has a disk of its own"
+    )
 
 
 def test_an_error_stops_what_has_not_begun_and_is_one_sentence(nodes: Nodes, tmp_path: Path):
@@ -150,6 +230,30 @@ def test_one_run_trains_over_two_nodes(nodes: Nodes, tmp_path: Path):
     three = suite(tmp_path, parallel={"processes": 3}, resources={"nodes": 3})
     with pytest.raises(ConfigError, match="on 3 of the nodes, and 2 of 2"):
         sweep_on_ray(plan_runs(three, ["opd"], [0], "default", tmp_path / "ray"), nodes.address, silent)
+
+
+def test_a_run_asks_for_a_gpu_for_each_of_its_processes(tmp_path: Path):
+    import ray  # pyright: ignore[reportMissingImports]
+
+    started = Nodes(second=False)
+    try:
+        started.cluster.add_node(num_cpus=1, num_gpus=8)  # Ray counts them; there need not be any
+        started.cluster.wait_for_nodes()
+        ray.init(address=started.address)
+
+        def gpus(**changes: Any) -> int:
+            options = task_options(ray, suite(tmp_path, **changes))
+            return len(ray.get(ray.remote(ray.get_gpu_ids).options(**options).remote()))
+
+        assert gpus(device="auto") == 1
+        assert gpus(device="auto", parallel={"processes": 8}) == 8
+        assert gpus(device="auto", parallel={"processes": 8}, resources={"gpus": 2}) == 2
+        assert gpus(device="cpu", parallel={"processes": 8}) == 0
+        with pytest.raises(ConfigError, match="8 GPUs"):
+            task_options(ray, suite(tmp_path, device="auto", parallel={"processes": 16}, resources={"nodes": 2}))
+    finally:
+        ray.shutdown()
+        started.cluster.shutdown()
 
 
 def test_no_cluster_is_one_sentence(tmp_path: Path):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -13,11 +14,12 @@ from rich.table import Table
 from harness.config.models import Pretrained, Scratch
 from harness.config.run_spec import RunSpec
 from harness.errors import HarnessError
-from harness.evaluation.groups import load_evaluation_plan
+from harness.evaluation.groups import EvaluationPlan, load_evaluation_plan
 from harness.lm.chat import Renderer
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task
 from harness.pipeline.build.model_source import tokenizer_or_reason
+from harness.pipeline.needs.extrapolation import seconds_of_all
 from harness.pipeline.needs.machine import Finding, free_bytes, look_at_machine
 from harness.pipeline.needs.memory_estimate import config_file, show_bytes
 from harness.pipeline.needs.probe import STEPS, Probe, probe_run
@@ -31,6 +33,7 @@ from harness.pipeline.needs.run_estimate import (
     stages_table,
 )
 from harness.pipeline.processes.devices import resolve_device
+from harness.pipeline.sweeps.sweep import default_workers
 from harness.rundir.shared.remote_stages import RemoteStages
 from harness.teachers.server import Server
 from harness.teachers.teacher import TeacherKind
@@ -41,76 +44,108 @@ def examine_machine(console: Console, out: Path) -> None:
     _print_findings(console, "this machine", look_at_machine(out))
 
 
-def examine_suite(console: Console, spec: RunSpec, runs: int, minutes: float) -> None:
-    """Print a suite's models and data, and the memory, time and disk of one run of it and of all `runs`.
+def examine_suite(console: Console, specs: Sequence[RunSpec], seeds: int, minutes: float) -> None:
+    """Print a suite's models and data, and the memory, time and disk of a run of each method and of all of their runs.
 
-    A probe, a short real run of at most `minutes`, measures what a run takes; 0 leaves it out.
+    `specs` has a run of each method, of which each is done at `seeds` seeds. Probes, short real runs of at most `minutes`
+    together, measure what a run takes; 0 leaves them out.
     """
-    suite = spec.suite
+    suite = specs[0].suite
     library = TaskLibrary(suite.include, suite.data)
     evaluated = load_evaluation_plan(library, suite)
     tasks = evaluated.tasks
-    spec = spec.counted(lambda task, limit: len(tasks[task].training_docs(limit)))
-    _print_findings(console, f"suite {suite.name}", [*_models(spec), *_elsewhere(spec), *_licences(tasks)])
+    specs = [spec.counted(lambda task, limit: len(tasks[task].training_docs(limit))) for spec in specs]
+    _print_findings(console, f"suite {suite.name}", [*_models(specs[0]), *_elsewhere(specs[0]), *_licences(tasks)])
     prompting = tokenizer_or_reason(suite.student, tasks, library)
     renderer = None if isinstance(prompting, str) else prompting[0]
-    estimate = estimate_run(spec, tasks, renderer)
-    if isinstance(estimate, str):
-        _say(console, f"{estimate}, so memory and disk are not estimated; download it, or give a folder")
+    found = [estimate_run(spec, tasks, renderer) for spec in specs]
+    estimates = [estimate for estimate in found if isinstance(estimate, RunEstimate)]
+    if not estimates:
+        _say(console, f"{found[0]}, so memory and disk are not estimated; download it, or give a folder")
         return
-    console.print(needs_table([estimate]))
-    console.print(parts_table(estimate))
-    probe = _probe(console, spec, evaluated.cells, minutes)
-    gpus = suite.parallel.processes if probe is not None and probe.memory_of == "gpu" else 0
-    console.print(stages_table(estimate, probe.stages if probe is not None else {}, gpus))
-    _print_fit(console, estimate, probe, tasks, renderer)
-    _print_disk(console, estimate, probe, runs)
-    if probe is not None:
-        _print_probe(console, probe, runs, gpus)
+    console.print(needs_table(estimates))
+    largest = max(estimates, key=lambda estimate: estimate.largest.peak)
+    console.print(parts_table(largest))
+    probes = _probe(console, specs, evaluated, minutes)
+    gpus = suite.parallel.processes if any(probe.memory_of == "gpu" for probe in probes.values()) else 0
+    for estimate in estimates:
+        probe = probes.get(estimate.spec.entry)
+        console.print(stages_table(estimate, probe.times.stages if probe is not None else {}, gpus))
+    _print_fit(console, largest, probes, tasks, renderer)
+    _print_disk(console, estimates, probes, seeds)
+    if probes:
+        _print_times(console, specs, probes, seeds, gpus)
 
 
-def _probe(console: Console, spec: RunSpec, cells: Mapping[str, Task], minutes: float) -> Probe | None:
-    models = [spec.suite.student, *(stage.teacher for stage in spec.stages)]
+def _probe(console: Console, specs: Sequence[RunSpec], evaluated: EvaluationPlan, minutes: float) -> dict[str, Probe]:
+    """Return the probe of each method, by entry, as far as the minutes last."""
+    models = [specs[0].suite.student, *(stage.teacher for stage in specs[0].stages)]
     absent = [model.path for model in models if isinstance(model, Pretrained) and config_file(model) is None]
     if minutes <= 0 or absent:
         why = f"{absent[0]} is not here" if absent else "--probe-minutes is 0"
         _say(console, f"no probe: {why}, so times are not known")
-        return None
-    _say(console, f"probe: a run of {spec.entry} with {STEPS} steps a stage, for {minutes:g} minutes at most ...")
-    limit = spec.suite.evaluation.limit
-    items = {name: len(task.test_docs(limit)) for name, task in cells.items()}
-    found = probe_run(spec, items, minutes)
-    if isinstance(found, str):
-        _say(console, f"no times: {found}")
-        return None
-    return found
+        return {}
+    probes, until = dict[str, Probe](), time.monotonic() + 60 * minutes
+    for spec in specs:
+        left = (until - time.monotonic()) / 60
+        if left <= 0:
+            _say(console, f"no times of {spec.entry}: no probe minutes are left; allow more with --probe-minutes")
+            continue
+        _say(console, f"probe: a run of {spec.entry} with {STEPS} steps a stage, for {left:.3g} minutes at most ...")
+        found = probe_run(spec, evaluated, left)
+        if isinstance(found, str):
+            _say(console, f"no times of {spec.entry}: {found}")
+        else:
+            probes[spec.entry] = found
+    return probes
 
 
-def _print_probe(console: Console, probe: Probe, runs: int, gpus: int) -> None:
-    table = Table(title=f"time, measured by a probe of {probe.took:.0f} seconds")
+def _print_times(
+    console: Console, specs: Sequence[RunSpec], probes: Mapping[str, Probe], seeds: int, gpus: int
+) -> None:
+    runs, took = seeds * len(probes), sum(probe.took for probe in probes.values())
+    every = seconds_of_all([probe.times for probe in probes.values()], seeds)
+    table = Table(title=f"hours, measured by probes of {took:.0f} seconds")
     table.add_column("")
-    for name in ("training", "evaluation", "one run", f"{runs} runs", "GPU-hours"):
+    for name in ("training", "evaluation", "in all", *(["GPU-hours"] if gpus else [])):
         table.add_column(name, justify="right")
-    seconds = (probe.train, probe.evaluate, probe.total, runs * probe.total)
-    gpu_hours = f"{gpus * runs * probe.total / 3600:.3g}" if gpus else "–"
-    table.add_row("hours", *(f"{each / 3600:.3g}" for each in seconds), gpu_hours)
+
+    def add(what: str, *seconds: float) -> None:
+        shown = [f"{each / 3600:.3g}" for each in seconds]
+        of_gpus = [f"{gpus * seconds[-1] / 3600:.3g}"] if gpus else []
+        table.add_row(what, *[""] * (3 - len(shown)), *shown, *of_gpus)
+
+    for entry, probe in probes.items():
+        add(f"one run of {entry}", probe.times.train, probe.times.evaluate, probe.times.total)
+    add(f"all {runs} runs", every)
     console.print(table)
-    _say(console, "runs are counted one after another; side by side, divide by how many run at a time (--workers)")
+    if len(specs) < (known := len(specs[0].suite.adapters)):
+        _say(console, f"the suite has {known} methods; --adapter names others, such as --adapter opd,aopd")
+    planned = [spec for spec in specs if spec.entry in probes for _ in range(seeds)]
+    workers = default_workers(planned)
+    side_by_side = (
+        f"; `harness sweep` does {workers} at a time here, so divide by up to {workers}" if workers > 1 else ""
+    )
+    _say(console, f"all runs are counted one after another, with what they share once{side_by_side}")
 
 
 def _print_fit(
-    console: Console, estimate: RunEstimate, probe: Probe | None, tasks: Mapping[str, Task], renderer: Renderer | None
+    console: Console,
+    estimate: RunEstimate,
+    probes: Mapping[str, Probe],
+    tasks: Mapping[str, Task],
+    renderer: Renderer | None,
 ) -> None:
     available, whose = available_memory(estimate.spec.suite.device)
-    if probe is not None:
-        peak = max(probe.peak_train, probe.peak_evaluate)
+    if probes:
+        entry, probe = max(probes.items(), key=lambda each: max(each[1].peak_train, each[1].peak_evaluate))
         _say(
             console,
-            f"memory: a run's {probe.memory_of} takes {show_bytes(probe.peak_train)} in training and "
+            f"memory: a run of {entry} takes {show_bytes(probe.peak_train)} of its {probe.memory_of} in training and "
             f"{show_bytes(probe.peak_evaluate)} in evaluation (measured); {whose} has {show_bytes(available)} free",
         )
         # The measured memory of a process includes its libraries.
-        needed = peak
+        needed = max(probe.peak_train, probe.peak_evaluate)
     else:
         needed = float(estimate.largest.peak)
         how = "" if estimate.measured_prompts else ", for prompts of 512 tokens, as the tokenizer is not here"
@@ -126,9 +161,10 @@ def _print_fit(
         _say(console, "there is no GPU, and a student of this size trains for days on a CPU")
 
 
-def _print_disk(console: Console, estimate: RunEstimate, probe: Probe | None, runs: int) -> None:
-    samples = probe.sample_bytes if probe is not None else 0.0
-    each, free = estimate.disk + samples, free_bytes(estimate.spec.out)
+def _print_disk(console: Console, estimates: Sequence[RunEstimate], probes: Mapping[str, Probe], seeds: int) -> None:
+    samples = max((probe.times.sample_bytes for probe in probes.values()), default=0.0)
+    each, runs = max(estimate.disk for estimate in estimates) + samples, seeds * len(estimates)
+    free = free_bytes(estimates[0].spec.out)
     of_samples = f", of it {show_bytes(samples)} answers" if samples else ", answers aside"
     enough = "" if runs * each < free else "; that is not enough, choose another --out"
     _say(

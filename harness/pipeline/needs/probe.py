@@ -1,26 +1,39 @@
 """Measure what a whole run will take, by a short real run.
 
 The probe is the run itself with a few steps per stage and one batch of test items per task, in a process and a folder of its
-own. The remaining steps and test items are added at the time that one step or item of the probe took.
+own. `harness.pipeline.needs.extrapolation` computes the whole run from it.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 
-from harness.config.run_spec import RunSpec
+from harness.config.run_spec import PlannedStage, RunSpec
 from harness.config.suite import AdapterEntry, Stage, Suite
 from harness.errors import HarnessError
+from harness.evaluation.groups import EvaluationPlan
+from harness.lmeval.task import Task
+from harness.pipeline.needs.extrapolation import (
+    CellPlan,
+    Measured,
+    MeasuredCell,
+    MeasuredStage,
+    RunPlan,
+    StagePlan,
+    Times,
+    extrapolate,
+)
+from harness.pipeline.resources import sampled_cells
 from harness.pipeline.run import run
 from harness.pipeline.sweeps.workers import worker_pool
-from harness.rundir.files import read_results
-from harness.rundir.reader import RunDir
+from harness.rundir.files import SAMPLES, read_results
+from harness.rundir.reader import RunDir, parquet_bytes
+from harness.rundir.stage_folder import StageFolder, teacher_folder
 from harness.rundir.store import read_manifest
 
 STEPS = 4  # of each stage; the first one is slower and not counted
@@ -30,29 +43,20 @@ STEPS = 4  # of each stage; the first one is slower and not counted
 class Probe:
     """What a whole run will take, estimated from a short one.
 
-    `train`, `evaluate` and `total` are seconds; `peak_train` and `peak_evaluate` bytes of memory, of `memory_of`: `process`
-    or `gpu`; `sample_bytes` the disk space of the answers; `took` the seconds of the probe; `stages` each stage's seconds of
-    training.
+    `peak_train` and `peak_evaluate` are bytes of memory, of `memory_of`: `process` or `gpu`; `took` the seconds of the probe.
     """
 
-    train: float
-    evaluate: float
-    total: float
+    times: Times
     peak_train: float
     peak_evaluate: float
     memory_of: str
-    sample_bytes: float
     took: float
-    stages: Mapping[str, float]
 
 
-def probe_run(spec: RunSpec, items: dict[str, int], minutes: float) -> Probe | str:
-    """Return what a run will take, or the reason why that is not known.
-
-    `items` is the number of test items of each evaluated cell; a probe that takes longer than `minutes` is killed.
-    """
+def probe_run(spec: RunSpec, evaluated: EvaluationPlan, minutes: float) -> Probe | str:
+    """Return what a run will take, or the reason why that is not known; a probe that takes longer than `minutes` is killed."""
     with tempfile.TemporaryDirectory(prefix="harness-probe-", ignore_cleanup_errors=True) as folder:
-        short = replace(spec, suite=_shortened(spec), out=Path(folder), items=None)
+        short = shorten(spec, Path(folder))
         pool = worker_pool(1, multiprocessing.get_context("spawn"))
         try:
             pool.submit(run, short).result(timeout=60 * minutes)
@@ -66,14 +70,57 @@ def probe_run(spec: RunSpec, items: dict[str, int], minutes: float) -> Probe | s
             return f"the probe failed: {error}"
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-        return _extrapolate(short.path, spec, items)
+        return read_probe(short.path, spec, evaluated)
+
+
+def shorten(spec: RunSpec, out: Path) -> RunSpec:
+    """Return the short run of a run, in the folder `out`."""
+    return replace(spec, suite=_shortened(spec), out=out, items=None)
+
+
+def read_probe(path: Path, spec: RunSpec, evaluated: EvaluationPlan) -> Probe:
+    """Return what `spec` will take, from its finished short run in `path`."""
+    manifest = read_manifest(path)
+    assert manifest is not None
+    found = RunDir(path, manifest)
+    peak = found.peak_memory
+    return Probe(
+        times=extrapolate(_measured(found, spec, evaluated), plan_of(spec, evaluated)),
+        peak_train=peak["train"],
+        peak_evaluate=peak["evaluate"],
+        memory_of=found.memory_of,
+        took=found.seconds["total"],
+    )
+
+
+def plan_of(spec: RunSpec, evaluated: EvaluationPlan) -> RunPlan:
+    """Return the numbers of a run that decide how long it takes; the budgets of `spec` must be in steps."""
+    settings, sampled = spec.suite.evaluation, sampled_cells(evaluated.cells)
+    points = min(settings.curve_items, settings.limit or settings.curve_items)
+
+    def cell(name: str, task: Task) -> CellPlan:
+        items, answers = len(task.test_docs(settings.limit)), int(task.generation.get("n", 1))
+        return CellPlan(items, answers, name in sampled, min(points, items) if task.generates else 0)
+
+    def stage(planned: PlannedStage) -> StagePlan:
+        named = dict.fromkeys([*planned.trains, *spec.stages[0].trains, *evaluated.probes])
+        curve = [name for name in named if name in evaluated.tasks and evaluated.tasks[name].generates]
+        return StagePlan(planned.training.steps, curve, planned.shared)
+
+    return RunPlan(
+        stages={planned.name: stage(planned) for planned in spec.stages},
+        cells={name: cell(name, task) for name, task in evaluated.cells.items()},
+        every=settings.every,
+        repeats=settings.noise_floor,
+    )
 
 
 def _shortened(spec: RunSpec) -> Suite:
     """Return the suite with a few steps a stage and one batch of test items."""
     suite, evaluation = spec.suite, spec.suite.evaluation
-    limit = min(evaluation.limit or evaluation.batch_size, evaluation.batch_size)
-    changes = {"limit": limit, "every": None, "noise_floor": 0}
+    # The distance from the start is measured whole.
+    limit = max(evaluation.batch_size, evaluation.drift.items if evaluation.drift else 0)
+    changes = {"limit": min(evaluation.limit or limit, limit), "every": None, "noise_floor": 0}
     training = {stage.name: stage.training for stage in spec.stages}
 
     def short(stage: Stage) -> Stage:
@@ -89,6 +136,7 @@ def _shortened(spec: RunSpec) -> Suite:
             "adapters": entries,
             "trackers": (),
             "snapshot_minutes": None,
+            "storage": None,
         }
     )
 
@@ -99,34 +147,30 @@ def _without_budget(entry: AdapterEntry) -> AdapterEntry:
     return entry.model_copy(update={"training": own})
 
 
-def _extrapolate(path: Path, spec: RunSpec, items: dict[str, int]) -> Probe:
-    manifest = read_manifest(path)
-    assert manifest is not None
-    found = RunDir(path, manifest)
-    seconds, more_train, more_evaluate, sample_bytes = found.seconds, 0.0, 0.0, 0.0
-    stages: dict[str, float] = {}
+def _measured(found: RunDir, spec: RunSpec, evaluated: EvaluationPlan) -> Measured:
+    stages: dict[str, MeasuredStage] = {}
     for stage in spec.stages:
         done = found.stage(stage.index).training_done
         steps = [line.seconds["step"] or 0.0 for line in found.step_lines(stage.index) if line.seconds]
         if steps and done is not None:
-            more = (stage.training.steps - done.steps) * median(steps[1:] or steps)
-            more_train, stages[stage.name] = more_train + more, done.seconds + more
-    for index in range(len(spec.stages) + 1):
-        for name, count in items.items():
-            cell = found.stage(index).cell(name)
-            if (results := read_results(cell)) is not None:
-                times = count / results.n
-                more_evaluate += (times - 1) * results.seconds
-                sample_bytes += times * (cell / "samples.parquet").stat().st_size
-    peak = found.peak_memory
-    return Probe(
-        train=seconds["train"] + more_train,
-        evaluate=seconds["evaluate"] + more_evaluate,
-        total=seconds["total"] + more_train + more_evaluate,
-        peak_train=peak["train"],
-        peak_evaluate=peak["evaluate"],
-        memory_of=found.memory_of,
-        sample_bytes=sample_bytes,
-        took=seconds["total"],
+            stages[stage.name] = MeasuredStage(done.seconds, steps)
+    known = set[str]()
+    folders = [found.stage(index) for index in range(len(spec.stages) + 1)]
+    return Measured(
+        train=found.seconds["train"],
+        evaluate=found.seconds["evaluate"],
+        total=found.seconds["total"],
         stages=stages,
+        cells=[dict(_answered(folder, evaluated.cells, known)) for folder in folders],
+        teacher=dict(_answered(teacher_folder(found.path), evaluated.tasks, known)),
     )
+
+
+def _answered(folder: StageFolder, names: Mapping[str, Task], known: set[str]) -> Iterator[tuple[str, MeasuredCell]]:
+    """Yield a folder's cells; one whose answers are in `known` took no time, as the run used them again."""
+    for name in names:
+        results = read_results(folder.cell(name))
+        if results is not None and results.keys.generation not in known:
+            known.add(results.keys.generation)
+            whole, rows = parquet_bytes(folder.cell(name) / SAMPLES)
+            yield name, MeasuredCell(results.n, results.seconds, rows, whole - rows)

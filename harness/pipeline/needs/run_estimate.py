@@ -28,6 +28,7 @@ from harness.pipeline.needs.memory_estimate import (
 )
 from harness.pipeline.processes.devices import resolve_device
 from harness.pipeline.resources import trainer_of
+from harness.rundir.retention import SNAPSHOT_SIZE, snapshots_at_once
 
 ASSUMED_PROMPT = 512  # tokens, where there is no tokenizer to measure with
 FEWEST_TOKENS = 1024  # tokens of the smallest micro-batch that is suggested
@@ -51,9 +52,9 @@ class RunEstimate:
 
     @property
     def disk(self) -> int:
-        """The most bytes on disk at one time: kept checkpoints, and one snapshot with the weights and AdamW's two states."""
+        """The most bytes on disk at one time: kept checkpoints, and snapshots with the weights and AdamW's two states."""
         size = checkpoint_bytes(self.student)
-        snapshot = 3 * size if self.spec.suite.snapshot_minutes is not None and self.spec.kind != "none" else 0
+        snapshot = SNAPSHOT_SIZE * size * snapshots_at_once(self.spec.suite) if self.spec.kind != "none" else 0
         keep = self.spec.suite.checkpoints
         kept = sum(keep.holds(stage.name) for stage, _ in self.stages)
         # A checkpoint that is not kept is removed once the next one is written.
@@ -117,7 +118,7 @@ def stages_table(estimate: RunEstimate, seconds: Mapping[str, float], gpus: int)
 
     `seconds` of training by stage are empty without a probe; `gpus` is the number of GPUs that they were measured on.
     """
-    table = Table("stage", title="its stages")
+    table = Table("stage", title=f"stages of a run of {estimate.spec.entry}")
     hours = ["hours of training", *(["GPU-hours"] if gpus else [])] if seconds else []
     for name in ("steps", "response tokens", "PFLOP", "memory", *hours):
         table.add_column(name, justify="right")
