@@ -96,7 +96,7 @@ def test_the_other_sizes_and_the_released_settings_run_through(name: str, entry:
 
 def harness(folder: Path, *arguments: str) -> None:
     """Do what a user types in a folder."""
-    command = [str(Path(sys.executable).parent / "harness"), *arguments]
+    command = [sys.executable, "-m", "harness.cli.app", *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
