@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def load_suite(
         _apply_override(raw, override)
         _expand_stages(raw)
     for key, value in (settings or {}).items():
-        _set(raw, key, value, f"{key}={value}")
+        _set(raw, key, deepcopy(value), f"{key}={value}")
         _expand_stages(raw)
     _spread_training(raw, path)
     try:
