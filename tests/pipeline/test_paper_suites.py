@@ -84,7 +84,6 @@ def test_one_command_runs_a_paper_suite_with_stand_ins_and_reports(tmp_path: Pat
     report = (tmp_path / "runs/aopd-stand-in/report/report.md").read_text()
     for shown in ("opd", "aopd", *STAGES, *PROBES, "pass@4"):
         assert shown in report
-    assert "pass@16" not in report  # the stand-in draws 4 answers
 
 
 @pytest.mark.slow
