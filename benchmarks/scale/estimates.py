@@ -8,7 +8,6 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from harness.pipeline.build.model_source import checkpoint_of
 from harness.pipeline.needs.probe import read_probe, shorten
 from harness.pipeline.run import run
 from harness.pipeline.sweeps.sweep import models_of
+from harness.pipeline.sweeps.workers import worker_pool
 from harness.rundir.reader import RunDir
 from harness.rundir.store import read_manifest
 
@@ -54,7 +54,7 @@ def estimate_rows(folder: Path, rounds: int) -> Iterator[Measurement]:
 
 def _timed(spec: RunSpec) -> Path:
     """Do a run in a process of its own, in which all clocks of runs count processor time, and return its folder."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with worker_pool(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_run, spec).result()
 
 
