@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -105,7 +106,7 @@ def test_a_method_that_trains_nothing_and_answers_again_takes_its_evaluation_of_
     assert found.total == pytest.approx(6 + 6)
 
 
-def test_the_plan_of_a_suite_names_what_takes_time(tmp_path):
+def test_the_plan_of_a_suite_names_what_takes_time(tmp_path: Path):
     raw = micro_suite()
     raw["evaluation"] = {
         "limit": 6, "every": 2, "curve_items": 4, "noise_floor": 2,
