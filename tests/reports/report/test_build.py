@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from adapters.loop.guards import NOT_FINITE, SIGNS
+from adapters.loop.guards import NOT_FINITE, Guards
 from harness.rundir.records.overlap_record import Overlap, OverlapRow
 from reports.data.frames import load_frames
 from reports.document import sentences
@@ -172,7 +172,7 @@ def test_step_logs_of_earlier_versions_render_without_what_they_lack(tmp_path: P
 
 
 def test_every_warning_of_the_guards_is_put_in_words():
-    assert {NOT_FINITE, *(name for _, name, _ in SIGNS)} == set(sentences.WARNINGS)
+    assert {NOT_FINITE, *(name for _, name, _ in Guards(print).signs)} == set(sentences.WARNINGS)
 
 
 @pytest.mark.usefixtures("blank_figures")
@@ -291,6 +291,16 @@ def test_with_one_seed_no_method_is_called_better(tmp_path: Path):
     assert not [sentence for sentence in opening if "minus" in sentence]
     assert "no difference between methods is established" in opening[-1]
     assert "±31.0 points" in opening[-1]  # 196 * sqrt(0.25 / 10)
+
+
+def test_seeds_that_end_in_two_groups_are_warned_of(tmp_path: Path):
+    for seed, end in enumerate([0.1, 0.8, 0.8, 0.1, 0.9]):
+        write_run(tmp_path, "aopd", seed, [[0.5, 0.1, 0.6], [0.9, 0.2, 0.6], [end, end, 0.6]])
+        write_run(tmp_path, "opd", seed, OTHER)
+    warnings = [each for each in sentences.opening_sentences(load_frames([tmp_path])) if "two groups" in each]
+    assert len(warnings) == 1
+    assert "aopd" in warnings[0]
+    assert "10.0 and 80.0 to 90.0 %" in warnings[0]
 
 
 def test_the_terminal_shows_stages_tasks_and_gaps(tmp_path: Path):
