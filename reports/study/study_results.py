@@ -32,9 +32,16 @@ from reports.data.tables import figures_by_seed, score_matrices
 RUN = ["suite", "adapter", "order", "seed"]
 RATE, STRENGTH = "training.optimizer.lr", "student.strength"
 OF_FIRST_TASK = {"first_learned": LEARNING, "first_retained": BACKWARD}
+UNITS = {  # of the figures that are not in FIGURES
+    **{"first_learned": "%", "first_retained": "points", "entropy": "nats", "entropy_last": "nats"},
+    **dict.fromkeys(["routed_share", "truncated_share", "fkl_gradient_share"], "%"),
+    **dict.fromkeys(["pull_up", "pull_down", "pull_ratio"], "ratio"),
+}
 CURVES = {
     "evaluation.every",
     "evaluation.curve_items",
+    "evaluation.curve_profile",
+    "evaluation.curve_answers",
 }  # these settings change a run's learning curves and nothing else
 
 
@@ -130,7 +137,7 @@ class Results:
         """Return a figure's mean and 95 % t interval over seeds; `seeds` limits it to some."""
         values = self.series(config, figure)
         found = t_interval(values if seeds is None else values[values.index.isin(list(seeds))])
-        return found.of_unit(FIGURES[figure].unit) if figure in FIGURES else found
+        return found.of_unit(unit_of(figure))
 
     def method(self, config: Config) -> Method | None:
         """Return the runs of a configuration; None where the study has none."""
@@ -159,7 +166,7 @@ class Results:
             found = unpaired_interval(sides[1], sides[0])
         else:
             found = two_way_interval((sides[0] - sides[1]).finite())
-        return found.of_difference(FIGURES[figure].unit) if figure in FIGURES else found
+        return found.of_difference(unit_of(figure))
 
     def rates(self, start: str, adapter: str) -> dict[float, Config]:
         """Return an adapter's runs from a start by learning rate, lowest first; only runs that vary nothing else."""
@@ -171,6 +178,25 @@ class Results:
     def own(self, start: str, adapter: str) -> Config:
         """Return an adapter's runs from a start at the suite's own learning rate; a `Config` without runs if none exist."""
         return self.rates(start, adapter).get(self.rate(adapter), Config("", adapter))
+
+    @cached_property
+    def branches(self) -> list[Method]:
+        """The methods of factors whose suite begins with fixed stages; from each start, those of the first such factor."""
+        suites: dict[str, str] = {}
+        found: dict[Config, Method] = {}
+        for point in self.plan.points:
+            spec, stages = point.spec, point.spec.stages
+            if (
+                not stages[0].shared
+                or stages[-1].shared
+                or self.plan.study.factors[point.factor].key not in (None, STRENGTH)
+            ):
+                continue
+            config = Config(spec.suite.name, spec.entry, spec.order)
+            method = self.method(config)
+            if method is not None and suites.setdefault(_start(spec.suite), config.suite) == config.suite:
+                found[config] = method
+        return list(found.values())
 
     @cached_property
     def starts(self) -> list[str]:
@@ -239,6 +265,12 @@ def collect(plan: Plan, command: str = "") -> Results:
         raise RunError(f"study {plan.study.name} has no finished run; `harness study {plan.study.name}` makes them")
     missing = _absences([spec for spec in plan.specs if spec.path in left])
     return Results(plan, load_frames([spec.path for spec in done]), missing, command)
+
+
+def unit_of(figure: str) -> str:
+    """Return the unit of a column of `Results.values` (a figure, or `figure:task`), which sets the bounds of its intervals."""
+    name = figure.partition(":")[0]
+    return FIGURES[name].unit if name in FIGURES else UNITS[name]
 
 
 def _row(point: Point, factor: Factor) -> dict[str, Any]:

@@ -60,6 +60,21 @@ def test_a_typo_is_named_with_its_place_and_the_nearest_key(tmp_path: Path):
     assert found.startswith(f"{tmp_path / 'suite.yaml'}: {expected}")
 
 
+def test_the_students_start_chooses_a_stages_training(tmp_path: Path):
+    starts = {"weak": {"steps": 7}, "strong": {"epochs": 2}}
+    stage = {"task": "tiny_weather", "training": {"prompts_per_step": 3}, "starts": starts}
+    path = str(write_yaml(tmp_path / "suite.yaml", {**micro_suite(), "stages": [stage]}))
+    weak = load_suite(path).stages[0].training
+    assert (weak.steps, weak.prompts_per_step, weak.max_new_tokens) == (7, 3, 24)
+    named = ["student={kind: pretrained, path: Qwen/Qwen3-0.6B-Base, start: strong}"]
+    strong = load_suite(path, named).stages[0].training
+    assert (strong.epochs, strong.prompts_per_step) == (2, 3)
+    with pytest.raises(ConfigError, match=r"stages\.0\.starts has weak, strong, and the student's start is 'medium'"):
+        load_suite(path, [*named, "student.start=medium"])
+    with pytest.raises(ConfigError, match=r"training and starts\.weak both set steps; leave it to starts\.weak"):
+        load_suite(path, ["stages.0.training.steps=5"])
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -175,6 +190,18 @@ def test_suites_in_included_folders_are_found_by_name_before_the_shipped_ones(tm
     assert find_suite("mine", [tmp_path]) == below
     assert find_suite("tiny", [tmp_path]) == own
     assert find_suite("tiny") == (SUITE_FOLDER / "tiny.yaml").resolve()
+
+
+def test_a_file_of_settings_is_applied_in_its_place(tmp_path: Path):
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/records.json").write_text("[]")
+    many = {"training.steps": 7, "stages.0.training": {"steps": 9}, "data.mine": "records.json", "seeds": [4]}
+    file = write_yaml(tmp_path / "more/settings.yaml", many)
+    suite = load(tmp_path, lambda _: None, "training.steps=5", f"@{file}", "seeds=[5]")
+    assert (suite.training.steps, suite.stages[0].training.steps, suite.seeds) == (7, 9, (5,))
+    assert suite.data == {"mine": str(tmp_path / "more/records.json")}
+    with pytest.raises(ConfigError, match="expected a YAML file of keys and values, or @stand-in"):
+        load(tmp_path, lambda _: None, "@stand-inn")
 
 
 def test_overrides_reach_mappings_lists_and_new_keys(tmp_path: Path):

@@ -135,10 +135,10 @@ class StepLine(Record):
 
 
 class CurvePoint(Record):
-    """A task's score within a stage, on its first test items under the suite's first profile: a line of train/curve.jsonl."""
+    """A task's score within a stage, on its first test items under the curves' profile: a line of train/curve.jsonl."""
 
     step: int = Field(ge=0, description="training steps done; 0 is the stage's start")
     task: str = Field(description="the task")
     score: float = Field(ge=-TINY, le=1 + TINY, description="mean over the items, 0..1")
-    items: tuple[float, ...] = Field(description="the score of each item, in the task's order")
+    items: tuple[float, ...] = Field(description="the score of each item, in the task's order; the mean of its answers")
     clusters: tuple[str, ...] = Field(description="the cluster of each item; items of one cluster depend on each other")
