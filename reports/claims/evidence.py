@@ -57,7 +57,8 @@ class Evidence:
     @property
     def first(self) -> list[str]:
         """The first task that the methods train themselves; stages with an adapter of their own are not their learning."""
-        own = [task for each in self.methods for task in each.stage_of if task not in each.first.manifest.fixed_tasks]
+        known = (*self.methods, *self.branches)
+        own = [task for each in known for task in each.stage_of if task not in each.first.manifest.fixed_tasks]
         return own[:1] or self.trained[:1]
 
     @property
