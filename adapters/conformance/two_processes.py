@@ -77,8 +77,9 @@ def _train_together(adapter: bytes, training: Mapping[str, Any]) -> Ended:
         try:
             start_processes(_work, (adapter, dict(training), folder), nprocs=PROCESSES, start_method="spawn")
         except ProcessException as error:
-            known = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("error-*.json"))]
-            reason = known[0] if known else str(error)
+            # The other process fails a moment later, because it loses this one.
+            known = sorted(folder.glob("error-*.json"), key=lambda file: file.stat().st_mtime_ns)
+            reason = json.loads(known[0].read_text(encoding="utf-8")) if known else str(error)
             raise ConformanceError(f"one of two processes that train together failed with {reason}") from error
         return torch.load(folder / "ended.pt", weights_only=False)
 

@@ -43,6 +43,7 @@ def main() -> int:
         found = _attack(counts, Path(folder), chosen.seed, [name for name in chosen.only.split(",") if name])
     minutes = (time.monotonic() - started) / 60
     command = f"python -m tests.soak --share {chosen.share:g} --seed {chosen.seed}"
+    command += f" --only '{chosen.only}'" if chosen.only else ""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     run = f"`{command}` at commit {commit}, {datetime.now(UTC):%Y-%m-%d}, {minutes:.0f} minutes of wall clock."
     table = f"{run}\n\n{as_table(found)}"
