@@ -55,6 +55,13 @@ class Evidence:
         return list(dict.fromkeys(task for method in (*self.methods, *self.branches) for task in method.stage_of))
 
     @property
+    def first(self) -> list[str]:
+        """The first task that the methods train themselves; stages with an adapter of their own are not their learning."""
+        known = (*self.methods, *self.branches)
+        own = [task for each in known for task in each.stage_of if task not in each.first.manifest.fixed_tasks]
+        return own[:1] or self.trained[:1]
+
+    @property
     def trained_before(self) -> list[str]:
         """The tasks that were trained before the branches begin; without branches, the first trained task."""
         before = [task for method in self._branched for task in method.first.manifest.trained_before]
