@@ -101,6 +101,10 @@ def _doubtful(page: str) -> Iterator[partial[Row]]:
     for path, speeds, effect, spread, seeds, share, *_ in rows_of(page, "curves"):
         if (speeds, path) in studies and effect == "0" and spread != "0" and float(share) > DOUBTFUL:
             yield partial(again_curves, studies[speeds, path], int(seeds), share)
+    for case, kind, size, *shares in rows_of(page, "reported"):
+        for seeds, share in zip(SEEDS, shares[len(SEEDS) :], strict=True):
+            if share != "–" and float(share) > DOUBTFUL:
+                yield partial(again_case, case, kind, seeds, int(size.split(" × ")[0]), size, share)
 
 
 def again_row(what: str, kind: str, seeds: int, clusters: int, size: str, share: str, generator: Generator) -> Row:
@@ -110,6 +114,12 @@ def again_row(what: str, kind: str, seeds: int, clusters: int, size: str, share:
         same, alike, _ = two_methods(generator, seeds, clusters, 200, SPREADS[kind], SAME)
         found += _excludes_zero(two_way_interval(alike - same))
     return Row((what, kind, str(seeds), size, share), (found / AGAIN[0],))
+
+
+def again_case(case: str, kind: str, seeds: int, clusters: int, size: str, share: str, generator: Generator) -> Row:
+    """Return how often the report is wrong in one of CASES, next to the share on the page."""
+    outcomes = [CASES[case](generator, seeds, (clusters, 200), SPREADS[kind]).wrong for _ in range(AGAIN[0])]
+    return Row((case, kind, str(seeds), size, share), (float(np.mean(outcomes)),))
 
 
 def again_curves(study: CurveStudy, seeds: int, share: str, generator: Generator) -> Row:
