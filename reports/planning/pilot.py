@@ -83,7 +83,7 @@ def plan_from_pilot(
         if obstacle:
             yield NoPlan(entry.name, obstacle, judged=False)
             continue
-        found = list(places(entry, evidence.starts, evidence.trained))
+        found = list(places(entry, evidence))
         for place in found:
             planned = _from_pilot(own_rate, place, profile, evidence)
             if isinstance(planned, Planning):
@@ -169,7 +169,7 @@ def _cells(entry: ClaimEntry, place: ClaimScope, methods: Sequence[Method]) -> I
             continue
         for method in (found for found in methods if _is_of(metric, place, found)):
             task = place.task if metric.name in metrics_of_tasks() else ""
-            last = len(method.first.stages) if entry.scope.stage is None else entry.scope.stage
+            last = len(method.first.stages) if entry.scope.last is None else entry.scope.last
             sides = [scores.side(figure, last, task) for scores in method.by_seed.values()]
             for side in sides:
                 for term in side.terms:

@@ -16,29 +16,23 @@ from reports.claims.claim_file import ClaimEntry, claim_metrics
 from reports.claims.evidence import ClaimScope
 from reports.claims.grammar import Metric
 
-ByRate = dict[float, list[RunSpec]]
-
 
 @dataclass(frozen=True)
 class PlannedRuns:
-    """The runs of a suite or study that claims will be judged on; `base` is the unchanged suite."""
+    """The runs of a suite or study that claims will be judged on; `base` is the unchanged suite.
+
+    `branches` are further runs that begin a stage at a common checkpoint; only a study has them.
+    """
 
     base: Suite
     specs: Sequence[RunSpec]
-
-    @cached_property
-    def by_rate(self) -> dict[tuple[str, str], ByRate]:
-        """The runs by start and adapter, then by learning rate."""
-        found: dict[tuple[str, str], ByRate] = {}
-        for spec in self.specs:
-            rates = found.setdefault((spec.suite.student.start_name, spec.entry), {})
-            rates.setdefault(rate_of(spec.suite, spec.entry), []).append(spec)
-        return found
+    branches: Sequence[RunSpec] = ()
 
     @cached_property
     def starts(self) -> list[str]:
         """The starts, the suite's own first."""
-        return list(dict.fromkeys([self.base.student.start_name, *(start for start, _ in self.by_rate)]))
+        named = (spec.suite.student.start_name for spec in (*self.specs, *self.branches))
+        return list(dict.fromkeys([self.base.student.start_name, *named]))
 
     def place(self, entry: ClaimEntry) -> ClaimScope | None:
         """Return where a claim is planned: at its first start and task; None where the runs lack the starts it needs."""
@@ -55,10 +49,11 @@ class PlannedRuns:
             return (
                 f"the runs have the start {' and '.join(self.starts) or 'without a name'}, and the claim needs others"
             )
-        sides = {metric: self.own_runs(metric, place) for metric in entry.parsed.metrics}
+        sides = {metric: self.own_runs(entry, metric, place) for metric in entry.parsed.metrics}
         if missing := [metric for metric, runs in sides.items() if not runs]:
             start = place.start_of(missing[0])
-            return f"no runs of {missing[0].adapter}{f' from the {start} start' if start else ''}"
+            at = " that begin a stage at a trained checkpoint of all methods" if entry.scope.stage == "branch" else ""
+            return f"no runs of {missing[0].adapter}{f' from the {start} start' if start else ''}{at}"
         runs = [run for found in sides.values() for run in found]
         if entry.scope.stage == "branch" and not all(run.stages[0].shared for run in runs):
             return (
@@ -71,19 +66,26 @@ class PlannedRuns:
                 return f"no evaluation under profile {profile}; the suite has {', '.join(known)}"
             if entry.at == "equal_learning" and run.suite.evaluation.every is None:
                 return "no learning curves; set evaluation.every"
-            if entry.at == "equal_learning" and profile and profile != known[0]:
-                return f"learning curves are made under the profile {known[0]}"
-        if entry.scope.rate == "best" and (single := [m for m in sides if len(self._rates(m, place)) < 2]):
+            if (
+                entry.at == "equal_learning"
+                and profile
+                and profile != (drawn := run.suite.evaluation.profile_of_curves)
+            ):
+                return f"learning curves are made under the profile {drawn}; set evaluation.curve_profile"
+        if entry.scope.rate == "best" and (single := [m for m in sides if len(self._rates(entry, m, place)) < 2]):
             return f"one learning rate of {single[0].adapter}; a study varies training.optimizer.lr"
         return ""
 
-    def own_runs(self, metric: Metric, place: ClaimScope) -> list[RunSpec]:
-        """Return the runs of a metric's adapter at the suite's own learning rate."""
-        return self._rates(metric, place).get(rate_of(self.base, metric.adapter), [])
+    def own_runs(self, entry: ClaimEntry, metric: Metric, place: ClaimScope) -> list[RunSpec]:
+        """Return the runs of a claim's metric at the suite's own learning rate, or in a branch at the branch's."""
+        rates = self._rates(entry, metric, place)
+        if entry.scope.stage == "branch":
+            return next(iter(rates.values()), [])
+        return rates.get(rate_of(self.base, metric.adapter), [])
 
     def seeds(self, entry: ClaimEntry, place: ClaimScope) -> int:
         """Return how many seeds all methods of a claim have."""
-        seeds = [{run.seed for run in self.own_runs(metric, place)} for metric in entry.parsed.metrics]
+        seeds = [{run.seed for run in self.own_runs(entry, metric, place)} for metric in entry.parsed.metrics]
         return len(set.intersection(*seeds))
 
     def runs_per_seed(self, entry: ClaimEntry, place: ClaimScope | None) -> int:
@@ -91,10 +93,24 @@ class PlannedRuns:
         sides = {(metric.adapter, metric.start): metric for metric in entry.parsed.metrics}
         if entry.scope.rate == "own" or place is None:
             return len(sides)
-        return sum(len(self._rates(metric, place)) for metric in sides.values())
+        return sum(len(self._rates(entry, metric, place)) for metric in sides.values())
 
-    def _rates(self, metric: Metric, place: ClaimScope) -> ByRate:
-        return self.by_rate.get((place.start_of(metric), metric.adapter), {})
+    def _rates(self, entry: ClaimEntry, metric: Metric, place: ClaimScope) -> dict[float, list[RunSpec]]:
+        """Return the runs of a metric's adapter and start by learning rate."""
+        specs, wanted = self.specs, (place.start_of(metric), metric.adapter)
+        if entry.scope.stage == "branch":
+            specs = [spec for spec in specs if is_branch(spec)] or self.branches
+        found: dict[float, list[RunSpec]] = {}
+        for spec in specs:
+            if (spec.suite.student.start_name, spec.entry) == wanted:
+                found.setdefault(rate_of(spec.suite, spec.entry), []).append(spec)
+        return found
+
+
+def is_branch(spec: RunSpec) -> bool:
+    """Whether a run's method begins at a checkpoint that another run or a fixed stage trained for all methods."""
+    before = spec.stages[0].shared or bool(spec.suite.origin and spec.suite.origin.trained)
+    return before and not spec.stages[-1].shared
 
 
 def rate_of(suite: Suite, entry: str) -> float:

@@ -27,6 +27,7 @@ class Prior(Strict):
     items: float = Field(ge=0)
     seed_by_item: float = Field(ge=0)
     answer: float = Field(default=0.0, ge=0)
+    measured: str = Field(default="", description="what differs from how the table's other figures were measured")
 
     def components(self, answers: int) -> Components:
         """Return the variances of scores in 0..1; with one answer per item, its variance is part of `seed_by_item`."""
@@ -79,11 +80,11 @@ def plan_from_priors(claims: Sequence[ProfiledClaim], runs: PlannedRuns) -> Iter
         if prior is None:
             yield NoPlan(entry.name, f"there is no prior for {entry.parsed.text.strip()}; give --pilot")
             continue
-        evaluation = runs.own_runs(entry.parsed.metrics[0], place)[0].suite.evaluation
+        evaluation = runs.own_runs(entry, entry.parsed.metrics[0], place)[0].suite.evaluation
         curves = entry.at == "equal_learning"
         items = min(evaluation.curve_items, evaluation.limit or evaluation.curve_items) if curves else evaluation.limit
         drawn = evaluation.all_profiles.get(profile) or next(iter(evaluation.all_profiles.values()))
-        design = Design(2, prior.sized(items, table.items), 1 if curves else drawn.n)
+        design = Design(2, prior.sized(items, table.items), evaluation.curve_answers if curves else drawn.n)
         yield Planning(
             entry.name,
             fill(entry.text, place),
@@ -91,7 +92,7 @@ def plan_from_priors(claims: Sequence[ProfiledClaim], runs: PlannedRuns) -> Iter
             prior.components(design.answers),
             design,
             Costs(table.training_hours, table.evaluation_hours / prior.clusters, runs.runs_per_seed(entry, place)),
-            f"prior, not this suite: {table.source}",
+            f"prior, not this suite: {'; '.join(filter(None, [table.source, prior.measured]))}",
             margin=entry.margin or 0.0,
             smallest_effect=entry.smallest_effect,
             seeds=runs.seeds(entry, place),

@@ -1,10 +1,10 @@
-"""What a study's claims will be judged on, before its runs exist: the runs that differ in start and learning rate alone."""
+"""What a study's claims will be judged on, before its runs exist: runs at other starts and learning rates, and branches."""
 
 from __future__ import annotations
 
 from harness.pipeline.sweeps.study_runs import Plan
 from reports.data.frames import Frames
-from reports.planning.planned_runs import PlannedRuns
+from reports.planning.planned_runs import PlannedRuns, is_branch
 from reports.study.study_results import Results
 
 
@@ -18,4 +18,6 @@ def judged_runs(plan: Plan) -> PlannedRuns:
         for entry in entries
         for config in results.rates(start, entry).values()
     }
-    return PlannedRuns(plan.base, [spec for spec in plan.specs if (spec.suite.name, spec.entry) in configs])
+    specs = [spec for spec in plan.specs if (spec.suite.name, spec.entry) in configs]
+    branches = {spec.path: spec for point in plan.points if is_branch(spec := point.spec)}
+    return PlannedRuns(plan.base, specs, list(branches.values()))

@@ -287,6 +287,26 @@ def test_a_dry_run_names_the_claims_that_its_runs_cannot_test_or_resolve(command
     assert "retains cannot be " in shown
 
 
+def test_a_claim_from_a_common_checkpoint_is_planned_on_the_runs_that_begin_at_one():
+    (entry, profile), without = claim("retains"), runs_of("evaluation.every=5")
+    missing = from_priors(entry, without, profile)
+    assert isinstance(missing, NoPlan)
+    assert "begin a stage at a trained checkpoint" in missing.reason
+    fixed = {"task": "tiny_arithmetic", "adapter": "opd", "training": {"steps": 120}}
+    settings = {"stages": [fixed, "tiny_weather"], "orders": {}, "evaluation.every": 5, "evaluation.curve_items": 50}
+    branch = load_suite("tiny", settings={**settings, "evaluation.curve_profile": "paper"})
+    branches = plan_runs(branch, ["opd", "aopd"], [0, 1, 2, 3], "default", Path("runs"))
+    found = from_priors(entry, replace(without, branches=branches), profile)
+    assert isinstance(found, Planning)
+    assert (found.seeds, found.design.clusters, found.margin) == (4, 150, 2)
+    assert "its own weights" in found.source
+    other = load_suite("tiny", settings=settings)
+    greedy = replace(without, branches=plan_runs(other, ["opd", "aopd"], [0], "default", Path("runs")))
+    drawn = from_priors(entry, greedy, profile)
+    assert isinstance(drawn, NoPlan)
+    assert "set evaluation.curve_profile" in drawn.reason
+
+
 def test_a_study_of_another_suite_is_refused():
     done = CliRunner().invoke(app, ["plan", "gsm8k-toolalpaca-smoke", "--study", "verdicts"])
     assert isinstance(done.exception, ConfigError)
