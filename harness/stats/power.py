@@ -91,20 +91,26 @@ def _estimated_errors(squares: MeanSquares) -> tuple[Vector, Vector, Vector]:
     """
     S, C = squares.seeds, squares.clusters
     df_s, df_c, df_r = S - 1, C - 1, (S - 1) * (C - 1)
-    at, of = [np.polynomial.legendre.leggauss(n) for n in NODES], []
-    (x_s, w_s), (x_c, w_c), (x_r, w_r) = [((1 + x) / 2, w / 2) for x, w in at]
+    (x_s, w_s), (x_c, w_c), (x_r, w_r) = map(_points, NODES)
+    parts: list[tuple[Vector, Vector, Vector]] = []  # probabilities, variances times S C, degrees of freedom
     ms_s = squares.of_seeds * _mean_square(df_s, x_s)
     for rest, weight in zip(squares.of_rest * _mean_square(df_r, x_r), w_r, strict=True):
         limit = float(special.fdtri(df_c, df_r, 1 - POOLED)) * rest / squares.of_clusters if rest > 0 else 0.0
         pooled = float(special.gammainc(df_c / 2, df_c / 2 * limit))
-        of.append((weight * pooled * w_s, ms_s, np.full(len(ms_s), float(df_s))))
+        parts.append((weight * pooled * w_s, ms_s, np.full(len(ms_s), float(df_s))))
         ms_c = squares.of_clusters * _mean_square(df_c, pooled + (1 - pooled) * x_c)
         one, other = (each.ravel() for each in np.meshgrid(ms_s, ms_c, indexing="ij"))
         total = np.maximum(one + other - rest, np.maximum(one, other))
         df = total**2 / (one**2 / df_s + other**2 / df_c + rest**2 / df_r)
-        of.append((weight * (1 - pooled) * np.outer(w_s, w_c).ravel(), total, df))
-    weights, totals, df = (np.concatenate(column) for column in zip(*of, strict=True))
+        parts.append((weight * (1 - pooled) * np.outer(w_s, w_c).ravel(), total, df))
+    weights, totals, df = (np.concatenate(column) for column in zip(*parts, strict=True))
     return weights, np.sqrt(totals / (S * C)), df
+
+
+def _points(number: int) -> tuple[Vector, Vector]:
+    """Return the points in 0..1 and the weights of Gauss and Legendre's quadrature."""
+    at, weights = np.polynomial.legendre.leggauss(number)
+    return (1 + at) / 2, weights / 2
 
 
 def _mean_square(df: int, quantiles: Vector) -> Vector:

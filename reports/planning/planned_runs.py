@@ -39,7 +39,7 @@ class PlannedRuns:
         task = entry.scope.tasks[0] if entry.scope.tasks else ""
         task = self.base.stages[0].task if task in ("first", "each") else task
         if entry.scope.start == "pairs":
-            return ClaimScope(*self.starts[:2], task) if len(self.starts) > 1 else None
+            return ClaimScope(self.starts[0], self.starts[1], task) if len(self.starts) > 1 else None
         named = self.starts[0] if entry.scope.start == "each" else entry.scope.start
         return ClaimScope(named, "", task) if named in self.starts else None
 

@@ -23,7 +23,14 @@ from harness.stats.intervals import Interval
 from harness.stats.two_way import two_way_interval
 from reports.planning.shipped_priors import read_priors
 
-PRIORS = read_priors().figures
+PRIORS = {
+    **read_priors().figures,
+    **{
+        f"{name}, equal learning": each
+        for name, each in read_priors().equal_learning.figures.items()
+        if "," not in name
+    },
+}
 
 
 def simulate(components: Components, design: Design, studies: int, seed: int) -> list[Interval]:
@@ -73,7 +80,7 @@ def test_planned_power_is_that_of_the_verdicts_for_every_prior(figure: str, seed
 def test_equivalence_where_seeds_alone_vary_is_the_integral_over_their_variance(seeds: int, size: float):
     """Phillips 1990, J. Pharmacokinet. Biopharm. 18, with the condition that the two-sided test finds no difference."""
     components, error, df = Components(0.04**2, 0.0, 0.0), 0.04 / math.sqrt(seeds), seeds - 1
-    one_sided, two_sided = stats.t.ppf([0.95, 0.975], df)
+    one_sided, two_sided = (float(stats.t.ppf(share, df)) for share in (0.95, 0.975))
 
     def of_variance(x: float) -> float:
         estimated = error * math.sqrt(x / df)
