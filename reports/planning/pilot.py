@@ -79,7 +79,8 @@ def plan_from_pilot(
     evidence = Evidence(methods)
     for entry, profile in claims:
         own_rate = entry.model_copy(update={"scope": entry.scope.model_copy(update={"rate": "own"})})
-        obstacle = runs.obstacle(entry, runs.place(entry), profile) if entry.scope.rate == "best" else ""
+        planned_at = runs.place(entry)
+        obstacle = runs.obstacle(entry, planned_at, profile) if entry.scope.rate == "best" else ""
         if obstacle:
             yield NoPlan(entry.name, obstacle, judged=False)
             continue
@@ -87,8 +88,9 @@ def plan_from_pilot(
         for place in found:
             planned = _from_pilot(own_rate, place, profile, evidence)
             if isinstance(planned, Planning):
-                costs = replace(planned.costs, methods=runs.runs_per_seed(entry, runs.place(entry)))
-                planned = replace(planned, costs=costs, seeds=len(runs.base.seeds))
+                costs = replace(planned.costs, methods=runs.runs_per_seed(entry, planned_at))
+                seeds = runs.seeds(entry, planned_at) if planned_at else 0
+                planned = replace(planned, costs=costs, seeds=seeds or len(runs.base.seeds))
             yield planned
         if not found:
             starts = ", ".join(evidence.starts) or "none"
@@ -117,7 +119,8 @@ def _from_pilot(entry: ClaimEntry, place: ClaimScope, profile: str, evidence: Ev
         costs = _costs(involved, design)
         planning = Planning(name, text, entry.unit, components, design, costs, "pilot", items=False)
         return replace(planning, **sizes)
-    variance, answers = _answer_variance(entry, place, methods)
+    # Curves do not keep single answers, so their variance is part of seed by item.
+    variance, answers = (0.0, 1) if entry.at == "equal_learning" else _answer_variance(entry, place, methods)
     components = estimate_components(table, variance, answers)
     design = Design(table.shape[0], table.shape[1], answers)
     costs = _costs(involved, design)

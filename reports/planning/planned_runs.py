@@ -16,6 +16,8 @@ from reports.claims.claim_file import ClaimEntry, claim_metrics
 from reports.claims.evidence import ClaimScope
 from reports.claims.grammar import Metric
 
+BRANCH = "that begin a stage at a trained checkpoint of all methods; give the first stage an adapter, or use --from"
+
 
 @dataclass(frozen=True)
 class PlannedRuns:
@@ -52,7 +54,7 @@ class PlannedRuns:
         sides = {metric: self.own_runs(entry, metric, place) for metric in entry.parsed.metrics}
         if missing := [metric for metric, runs in sides.items() if not runs]:
             start = place.start_of(missing[0])
-            at = " that begin a stage at a trained checkpoint of all methods" if entry.scope.stage == "branch" else ""
+            at = f" {BRANCH}" if entry.scope.stage == "branch" else ""
             return f"no runs of {missing[0].adapter}{f' from the {start} start' if start else ''}{at}"
         runs = [run for found in sides.values() for run in found]
         if entry.scope.stage == "branch" and not all(run.stages[0].shared for run in runs):
