@@ -138,6 +138,7 @@ def test_looks_that_do_not_increase_are_refused(looks: tuple[int, ...]):
         look_levels(looks)
 
 
+@pytest.mark.slow
 def test_studies_that_look_several_times_have_no_more_false_alarms():
     looks = (3, 5, 10)
     tables = simulated(np.random.default_rng(3), PILOT, Design(10, 150, 4), 0.0, 2000)
