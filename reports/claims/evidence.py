@@ -11,7 +11,7 @@ from itertools import combinations
 
 from harness.errors import ConfigError
 from harness.stats.estimates import Estimate
-from harness.stats.learning.rates import ChosenRate, choose_rates
+from harness.stats.learning.rates import ChosenRate, choose_rates, widening
 from harness.stats.score_matrix import Figure
 from reports.claims.claim_file import ClaimEntry, claim_metrics, metrics_of_tasks
 from reports.claims.grammar import Metric
@@ -30,6 +30,10 @@ class ClaimScope:
     start: str = ""
     other: str = ""
     task: str = ""
+
+    def start_of(self, metric: Metric) -> str:
+        """Return the start of a metric's runs: `one` and `other` are the two of a pair, none is the first."""
+        return {"one": self.start, "other": self.other, "": self.start}.get(metric.start, metric.start)
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,13 @@ class Evidence:
     def trained(self) -> list[str]:
         """The trained tasks, in the order of training."""
         return list(dict.fromkeys(task for method in (*self.methods, *self.branches) for task in method.stage_of))
+
+    @property
+    def first(self) -> list[str]:
+        """The first task that the methods train themselves; stages with an adapter of their own are not their learning."""
+        known = (*self.methods, *self.branches)
+        own = [task for each in known for task in each.stage_of if task not in each.first.manifest.fixed_tasks]
+        return own[:1] or self.trained[:1]
 
     @property
     def trained_before(self) -> list[str]:
@@ -80,13 +91,15 @@ class Evidence:
 class Measured:
     """An effect by seed and by item under one evaluation profile.
 
-    `compared` tells a reader what was compared. `reason` says why the runs cannot test the claim; it is empty where they can.
+    `compared` tells a reader what was compared. The effect's intervals are to be `widening` times as wide as those of the
+    estimate. `reason` says why the runs cannot test the claim; it is empty where they can.
     """
 
     estimate: Estimate
     profile: str = ""
     compared: str = ""
     reason: str = ""
+    widening: float = 1.0
 
 
 NO_EFFECT = Estimate({})
@@ -126,7 +139,7 @@ def fill(text: str, place: ClaimScope) -> str:
 
 
 def _start(metric: Metric, place: ClaimScope) -> str:
-    return {"one": place.start, "other": place.other, "": place.start}.get(metric.start, metric.start)
+    return place.start_of(metric)
 
 
 def _name(metric: Metric, place: ClaimScope) -> str:
@@ -195,6 +208,7 @@ def _check_comparable(entry: ClaimEntry, place: ClaimScope, methods: Mapping[Met
 def _at_best_rates(entry: ClaimEntry, place: ClaimScope, profile: str, evidence: Evidence) -> Measured:
     """Compare each adapter at its best learning rate; a seed's rate is chosen on the other seeds."""
     estimates: dict[Metric, Estimate] = {}
+    choices: list[Mapping[int, ChosenRate]] = []
     parts: list[str] = []
     for metric in entry.parsed.metrics:
         rates = evidence.by_rate.get((place.start, metric.adapter), {})
@@ -204,10 +218,12 @@ def _at_best_rates(entry: ClaimEntry, place: ClaimScope, profile: str, evidence:
         for method in shown.values():
             _check_comparable(entry, place, {metric: method})
         estimates[metric], chosen = _best(entry, metric, place, shown)
+        choices.append(chosen)
         used = dict.fromkeys(each.rate for each in chosen.values())
         parts.append(f"{metric.adapter} {' or '.join(f'{rate:g}{name_edge(rate, list(shown))}' for rate in used)}")
     compared = f"{fill(entry.compared, place)}, each at its best lr, which the other seeds chose ({'; '.join(parts)})"
-    return Measured(entry.parsed.effect(estimates.__getitem__), profile, compared.removeprefix(", "))
+    effect = entry.parsed.effect(estimates.__getitem__)
+    return Measured(effect, profile, compared.removeprefix(", "), widening=widening(choices))
 
 
 def _at_equal_learning(

@@ -92,6 +92,7 @@ def _measured(entry: ClaimEntry, place: ClaimScope, found: Measured) -> Verdict:
         return replace(row, reason=found.reason or "no seed has all the scores that it compares")
     change = found.estimate
     parts = two_way_interval(change), t_interval(change.values), over_items(change) if change.items else NOTHING
+    parts = [part.widened(found.widening) for part in parts]
     effect, seeds, items = (part if entry.unit == "ratio" else part.of_difference(entry.unit) for part in parts)
     p = p_of(effect, entry.parsed.sign, entry.smallest)
     return replace(row, effect=effect, seeds=seeds, items=items, p=p)
@@ -155,5 +156,5 @@ def _starts(entry: ClaimEntry, starts: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _tasks(name: str, evidence: Evidence) -> Sequence[str]:
-    named = {"each": evidence.trained, "first": evidence.trained[:1], "before": evidence.trained_before}
+    named = {"each": evidence.trained, "first": evidence.first, "before": evidence.trained_before}
     return named.get(name, [name])
