@@ -31,6 +31,10 @@ class ClaimScope:
     other: str = ""
     task: str = ""
 
+    def start_of(self, metric: Metric) -> str:
+        """Return the start of a metric's runs: `one` and `other` are the two of a pair, none is the first."""
+        return {"one": self.start, "other": self.other, "": self.start}.get(metric.start, metric.start)
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -135,7 +139,7 @@ def fill(text: str, place: ClaimScope) -> str:
 
 
 def _start(metric: Metric, place: ClaimScope) -> str:
-    return {"one": place.start, "other": place.other, "": place.start}.get(metric.start, metric.start)
+    return place.start_of(metric)
 
 
 def _name(metric: Metric, place: ClaimScope) -> str:

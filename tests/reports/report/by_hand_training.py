@@ -139,6 +139,8 @@ def _claim_row(
     profile = claim.get("profile", file["profile"])
     answered = profile in runs.manifests[0].get("profiles", [])
     lacks = "no learning curves" if answered and "at" in claim else f"aopd was not evaluated under profile {profile}"
+    if scope.get("stage") == "branch":
+        lacks = f"no runs of aopd from the {start} start that begin a stage at a trained checkpoint of all methods"
     reason = f"not testable: {lacks}"
     verdict = f"{'exploratory, ' * (claim['name'] not in file['primary'])}{reason}"
     return [text, profile, reported, "–", "–", "–", "–", verdict]
