@@ -149,7 +149,7 @@ def write_finished(
         trains_on=sorted(make_adapter(spec.entry, entry).capabilities.trains_on), adapter_config={}, order=spec.order,
         stages=[{"name": stage.name, "trains": list(stage.trains)} for stage in spec.stages],
         probes=list(spec.suite.probes), seed=spec.seed, start=getattr(spec.suite.student, "strength", None) or "",
-        config=config, config_hash=spec.config_hash, sessions=[session], finished=FINISHED,
+        config=config, config_hash=spec.config_hash, sessions=[session], finished=FINISHED, looks=spec.suite.planned_looks,
         profiles={name: [*spec.trained, *spec.suite.probes] for name in ("greedy", "paper")},
     )  # fmt: skip
 
