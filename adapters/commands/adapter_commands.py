@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import Annotated
 
 import typer
@@ -32,7 +33,11 @@ def show(name: Annotated[str, typer.Argument(help="A registered adapter.")]) -> 
     """Show one adapter: its loss, its source, what it needs, and each option with default and meaning."""
     from adapters.commands.adapter_list import describe_adapter
 
-    SafeConsole().print(describe_adapter(name), markup=False, highlight=False)
+    console = SafeConsole()
+    for line in describe_adapter(name).splitlines():
+        text = line.lstrip()
+        indent = line.removesuffix(text)  # also of the lines that a narrow terminal breaks it into
+        console.say(fill(text, console.width, initial_indent=indent, subsequent_indent=indent))
 
 
 @adapters.command()

@@ -19,6 +19,7 @@ from harness.lm.rollouts import Batch, Rollout
 Key = TypeVar("Key")
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 MODE = 1  # column of the teacher's most probable token; column 0 is the sampled token
+IMPOSSIBLE = 1e-7  # a smaller probability is as good as 0: float32 rounds it away next to 1
 
 
 class StepLog:
@@ -59,6 +60,9 @@ class StepLog:
         """
         self.parts["advantage"].append(advantage)
         top_logq = student.chosen[:, 1:].detach()
+        self.parts["teacher_entropy"].append(entropy_of(teacher))
+        self.parts["teacher_agreement"].append((ids[:, 0] == teacher.top_ids[:, 0]).float())
+        self.parts["teacher_neginf"].append((teacher.sampled.exp() < IMPOSSIBLE).float())
         self.parts["teacher_top_mass"].append(teacher.top_logprobs.exp().sum(-1))
         self.parts["student_top_mass"].append(top_logq.exp().sum(-1))
         if student.own_top is not None:
@@ -104,6 +108,9 @@ class StepLog:
             **_advantage(self.parts["advantage"]),
             "routed_fkl": self._average("routed"),
             "fkl_gradient_share": self._share("routed_norm", "norm"),
+            "teacher_entropy": self._average("teacher_entropy"),
+            "teacher_agreement": self._average("teacher_agreement"),
+            "teacher_neginf_share": self._average("teacher_neginf"),
             "top_k": max(1, self.top_k) if self.parts["overlap"] else None,
             "teacher_top_mass": self._average("teacher_top_mass"),
             "student_top_mass": self._average("student_top_mass"),
@@ -219,6 +226,19 @@ def to_host(parts: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
         return {}
     whole = torch.cat([part.detach().double() for part in parts.values()]).cpu()
     return dict(zip(parts, torch.split(whole, [len(part) for part in parts.values()]), strict=True))
+
+
+def entropy_of(teacher: TeacherScores) -> Tensor:
+    """Return the teacher's entropy (N,), or its lower bound where the teacher's top K is all that is known.
+
+    With r the probability of all tokens outside the top K, each of them has at most m = min(p_K, r), so the entropy is at
+    least -sum over the top K of p log p, minus r log m. The bound is exact for a flat teacher, and where r is 0.
+    """
+    if teacher.entropy is not None:
+        return teacher.entropy
+    top = teacher.top_logprobs.double()
+    rest = (1 - top.exp().sum(-1)).clamp(min=0)
+    return -(top.exp() * top).sum(-1) - torch.special.xlogy(rest, torch.minimum(rest, top[:, -1].exp()))
 
 
 def _advantage(parts: list[Tensor]) -> dict[str, float | None]:

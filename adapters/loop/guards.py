@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 WINDOW = 10  # steps
@@ -13,11 +14,16 @@ Sign = Callable[[list[float], list[float]], str | None]
 
 
 class Guards:
-    """Checks the lines of a stage's step log against SIGNS, and passes each kind of warning to `warn` once."""
+    """Checks the lines of a stage's step log against SIGNS, and passes each kind of warning to `warn` once.
 
-    def __init__(self, warn: Callable[[str], None]) -> None:
+    `vocabulary` is the number of tokens, by which a flat teacher is known; without it, that is not checked.
+    """
+
+    def __init__(self, warn: Callable[[str], None], vocabulary: int | None = None) -> None:
         self.warn = warn
-        self.values: dict[str, list[float]] = {name: [] for name, _, _ in SIGNS}
+        uniform = math.log(vocabulary) if vocabulary is not None else math.inf
+        self.signs = (*SIGNS, ("teacher_entropy", "teacher flat", partial(_flat, uniform)))
+        self.values: dict[str, list[float]] = {name: [] for name, _, _ in self.signs}
         self.warned: set[str] = set()
 
     def look_at(self, line: Mapping[str, Any]) -> list[str]:
@@ -27,7 +33,7 @@ class Guards:
             value = line.get(column)
             if value is not None and math.isfinite(value):
                 values.append(float(value))
-        for column, name, sign in SIGNS:
+        for column, name, sign in self.signs:
             seen = self.values[column]
             if name in self.warned or len(seen) < WINDOW:
                 continue
@@ -103,6 +109,34 @@ def _unrewarded(first: list[float], last: list[float]) -> str | None:
     )
 
 
+def _flat(uniform: float, _: list[float], last: list[float]) -> str | None:
+    """`uniform` is the entropy of a uniform distribution over the vocabulary, in nats."""
+    if _mean(last) < 0.9 * uniform:
+        return None
+    return (
+        f"the teacher's entropy is {_mean(last):.3g} nats per token, nearly the {uniform:.3g} of a uniform distribution, so "
+        "it teaches next to nothing; check that its weights are loaded"
+    )
+
+
+def _disagrees(_: list[float], last: list[float]) -> str | None:
+    if _mean(last) >= 0.05:
+        return None
+    return (
+        f"the sampled token is the teacher's most probable one at only {_mean(last):.1%} of the positions; check that it is "
+        "the right teacher, and that it reads the same prompts"
+    )
+
+
+def _ruled_out(_: list[float], last: list[float]) -> str | None:
+    if _mean(last) <= 0.5:
+        return None
+    return (
+        f"the teacher gives {_mean(last):.0%} of the sampled tokens a probability below 1e-7, as good as 0; check that it is "
+        "the right teacher, and that it reads the same prompts"
+    )
+
+
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
@@ -114,4 +148,6 @@ SIGNS: tuple[tuple[str, str, Sign], ...] = (
     ("response_tokens_mean", "length inflation", _inflated),
     ("truncated_share", "truncation", _cut),
     ("reward_mean", "reward fell", _unrewarded),
+    ("teacher_agreement", "teacher disagrees", _disagrees),
+    ("teacher_neginf_share", "teacher rules out", _ruled_out),
 )

@@ -24,7 +24,7 @@ from adapters.loop.tokens import TokenLosses, Tokens
 from harness.adapter import Adapter, Capabilities, Requirements, Source, StageContext, StageResult
 from harness.config.training import Training
 from harness.errors import ConfigError, NotFiniteError, TaskError
-from harness.lm.logprobs import TeacherRequest
+from harness.lm.logprobs import TeacherRequest, head_of
 from harness.lm.packing import packing
 from harness.lm.rollouts import Reduction, Rollout
 from harness.lm.trained.recompute import recomputed_layers
@@ -161,7 +161,7 @@ class LoopAdapter(Adapter):
         _check_rows(self.scorer(ctx), ctx)
         self.refuse(ctx.training)
         updates = ctx.training.steps * self.updates_per_rollout
-        guards = Guards(ctx.warn)
+        guards = Guards(ctx.warn, len(head_of(ctx.student.model).weight))
         with (
             packing(_local_models(ctx), ctx.training.packs, ctx.warn),
             trainable(ctx.student, ctx.training.precision) as weights,

@@ -78,6 +78,14 @@ class Evaluation(Strict):
         "stage's and the probes; null is off",
     )
     curve_items: int = Field(default=64, gt=0, description="first test items of each task that are scored at a point")
+    curve_profile: Name | None = Field(
+        default=None, description="the profile under which a point's answers are drawn; null is the first one"
+    )
+    curve_answers: int = Field(
+        default=1,
+        gt=0,
+        description="answers to each item at a point, whatever the profile's n; an item's score is their mean",
+    )
     noise_floor: int = Field(
         default=0, ge=0, description="further evaluations of the start with different seeds, for profiles that sample"
     )
@@ -89,10 +97,30 @@ class Evaluation(Strict):
         """The profiles by name, in the file's order; a single one called `default` where the suite has none."""
         return self.profiles or {"default": Profile()}
 
+    @property
+    def profile_of_curves(self) -> str:
+        """The name of the profile under which learning curves are made."""
+        return self.curve_profile or next(iter(self.all_profiles))
+
+    @model_validator(mode="after")
+    def _check_curve_profile(self) -> Evaluation:
+        if self.profile_of_curves not in self.all_profiles:
+            raise ValueError(
+                f"curve_profile is {self.curve_profile!r}, which is not among the profiles {', '.join(self.all_profiles)}; "
+                "name one of them, or leave it out"
+            )
+        drawn = self.all_profiles[self.profile_of_curves].over(self.decoding)
+        if self.curve_answers > 1 and (drawn.temperature == 0 or drawn.do_sample is False):
+            raise ValueError(
+                f"curve_answers is {self.curve_answers}, but profile {self.profile_of_curves} is greedy and gives the same "
+                "answer each time; leave curve_answers out, or set curve_profile to a profile that samples"
+            )
+        return self
+
     @model_serializer(mode="wrap")
     def _omit_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out keys added later at their defaults, so that suites without them keep their hash."""
         dumped: dict[str, Any] = dump(self)
         later: dict[str, Any] = {"profiles": {}, "drift": Drift(), "noise_floor": 0, "every": None, "curve_items": 64}
-        later |= {"teacher": True}
+        later |= {"teacher": True, "curve_profile": None, "curve_answers": 1}
         return {key: value for key, value in dumped.items() if key not in later or getattr(self, key) != later[key]}

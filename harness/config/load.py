@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from harness.config.models import Pretrained, Scratch
 from harness.config.read_yaml import parse_yaml, read_yaml
 from harness.config.suite import Suite
 from harness.config.teacher_settings import TeacherSettings
-from harness.config.training import Training, merge_training
+from harness.config.training import Training, merge_training, training_of_start
 from harness.errors import ConfigError
 
 SUITE_FOLDER = Path(str(files("tasks"))) / "suites"
@@ -28,7 +29,8 @@ def load_suite(
     """Read a suite by name (`tiny`) or path (`my/suite.yaml`) and apply `key.path=value` overrides.
 
     `settings` maps key paths to values that are set last, as they are, without being parsed as YAML. Relative paths of data,
-    task folders, models and chat templates are relative to the suite file's folder, those in overrides to the current folder.
+    task folders, models, chat templates and a teacher's files are relative to the suite file's folder, those in overrides to
+    the current folder.
     Raises `ConfigError` with file, key, what was found and what was expected.
     """
     path = find_suite(name, include)
@@ -38,9 +40,9 @@ def load_suite(
         _apply_override(raw, override)
         _expand_stages(raw)
     for key, value in (settings or {}).items():
-        _set(raw, key, value, f"{key}={value}")
+        _set(raw, key, deepcopy(value), f"{key}={value}")
         _expand_stages(raw)
-    _spread_training(raw)
+    _spread_training(raw, path)
     try:
         suite = Suite.model_validate(raw)
     except ValidationError as error:
@@ -112,7 +114,9 @@ def _set(raw: dict[str, Any], key: str, value: Any, override: str) -> None:
     node: Any = raw
     for parent in parents:
         node = _step_into(node, parent, override)
-    if isinstance(value, str) and (parents == ["data"] or _is_model_folder(key, value)):
+    if isinstance(value, str) and (
+        parents == ["data"] or _is_model_folder(key, value) or _is_teachers_file(node, last)
+    ):
         value = str(Path(value).resolve())
     _assign(node, last, value, override)
 
@@ -122,6 +126,11 @@ def _is_model_folder(key: str, value: str) -> bool:
     *parents, last = key.split(".")
     names_model = last == "path" and ("student" in parents or "teacher" in parents)
     return names_model and (Path(value).is_dir() or _looks_local(value))
+
+
+def _is_teachers_file(node: Any, last: str) -> bool:
+    """Return whether an override gives the file of a teacher that is not a model, such as a cache's scores."""
+    return last == "path" and is_mapping(node) and node.get("kind") not in (None, "pretrained", "scratch")
 
 
 def _looks_local(path: str) -> bool:
@@ -151,12 +160,23 @@ def _index(node: list[Any], part: str, override: str) -> int:
     raise ConfigError(f"--set {override}: {part!r} is not an index of a list of {len(node)}")
 
 
-def _spread_training(raw: dict[str, Any]) -> None:
+def _spread_training(raw: dict[str, Any], path: Path) -> None:
     """Complete each stage's training with the suite's, so that a stage states only what differs."""
     shared: Any = raw.get("training") or {}
     stages = raw.get("stages")
     if is_list(stages) and is_mapping(shared):
-        raw["stages"] = [_complete_stage(stage, shared, raw.get("adapters")) for stage in stages]
+        chosen = [_choose_start(stage, f"{path}: stages.{n}", raw.get("student")) for n, stage in enumerate(stages)]
+        raw["stages"] = [_complete_stage(stage, shared, raw.get("adapters")) for stage in chosen]
+
+
+def _choose_start(stage: Any, where: str, student: Any) -> Any:
+    """Return a stage whose `starts` are replaced by the training of the student's start, or strength."""
+    if not is_mapping(stage) or "starts" not in stage:
+        return stage
+    rest = {key: value for key, value in stage.items() if key != "starts"}
+    given: dict[str, Any] = student if is_mapping(student) else {}
+    start = given.get("start") or given.get("strength")
+    return {**rest, "training": training_of_start(stage["starts"], stage.get("training") or {}, start, where)}
 
 
 def _expand_stages(raw: dict[str, Any]) -> None:
@@ -201,9 +221,11 @@ def _with_absolute_paths(suite: Suite, folder: Path, include: Sequence[Path]) ->
 
 
 def _resolve_paths(value: Any, folder: Path, key: str) -> Any:
-    """Return a model, or a teacher with the models in its fields, with paths relative to `folder` made absolute."""
+    """Return a model, or a teacher with the models and files in its fields, with paths relative to `folder` made absolute."""
     if isinstance(value, Pretrained | Scratch):
         return _with_folder(_with_template(value, folder), folder, key)
+    if isinstance(value, Path):
+        return (folder / value.expanduser()).resolve()
     if isinstance(value, TeacherSettings):
         own = {name: getattr(value, name) for name in type(value).model_fields}
         resolved = {name: _resolve_paths(part, folder, f"{key}.{name}") for name, part in own.items()}

@@ -131,7 +131,9 @@ class Resources(Strict):
 
     cpus: float = Field(default=1, gt=0)
     gpus: float | None = Field(
-        default=None, ge=0, description="null takes one where the cluster has any and `device` is not cpu"
+        default=None,
+        ge=0,
+        description="null takes one for each of the node's processes where the cluster has any and `device` is not cpu",
     )
     memory_gib: float | None = Field(default=None, gt=0, description="null requests none")
 

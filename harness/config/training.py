@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from harness.config.base import Strict, is_mapping, merge
+from harness.errors import ConfigError
 
 Precision = Literal["float32", "autocast", "bfloat16_master"]
 
@@ -134,3 +135,23 @@ def merge_training(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, A
     replaced = {"steps": "epochs", "epochs": "steps"}
     dropped = {replaced[key] for key in changes if key in replaced and changes[key] is not None} - set(changes)
     return merge({key: value for key, value in base.items() if key not in dropped}, changes)
+
+
+def training_of_start(starts: Any, own: Any, start: Any, where: str) -> dict[str, Any]:
+    """Return a stage's training for one start: its `own`, and what `starts` holds for the start by name.
+
+    So one setting, `student.start`, chooses between a weak and a strong warm-up. `where` is the stage's place in its file.
+    Raises `ConfigError` for an unknown start, and for a key that both set.
+    """
+    if not is_mapping(starts) or not all(is_mapping(each) for each in (*starts.values(), own)):
+        raise ConfigError(f"{where}.starts: expected mappings of what differs in `training`, by the start's name")
+    if start not in starts:
+        raise ConfigError(
+            f"{where}.starts has {', '.join(map(str, starts))}, and the student's start is {start!r}; name one of them under "
+            "student.start, or student.strength for a model from scratch"
+        )
+    if twice := sorted(set(starts[start]) & set(own)):
+        raise ConfigError(
+            f"{where}: training and starts.{start} both set {', '.join(twice)}; leave it to starts.{start}"
+        )
+    return {**own, **starts[start]}

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -48,16 +49,14 @@ class HFEngine:
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
         """Return completions of `prompts`; see `Engine`."""
         decoding = self._decoding(max(map(len, prompts), default=0) + sampling.max_new_tokens)
-        was_training = self.model.training
-        self.model.eval()
         seeds = torch.tensor(prompt_seeds(prompts, sampling.seed), device=self.model.device, dtype=torch.long)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
         completions: dict[int, Completion] = {}
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
-            decoded = decoding(self.model, self.tokenizer, sampling).run([prompts[i] for i in rows], seeds[rows])
-            completions.update(zip(rows, decoded, strict=True))
-        self.model.train(was_training)
+        with _without_dropout(self.model):
+            for start in range(0, len(order), self.batch_size):
+                rows = order[start : start + self.batch_size]
+                decoded = decoding(self.model, self.tokenizer, sampling).run([prompts[i] for i in rows], seeds[rows])
+                completions.update(zip(rows, decoded, strict=True))
         return [completions[i] for i in range(len(prompts))]
 
     def _decoding(self, length: int) -> type[Decoding]:
@@ -72,14 +71,24 @@ class HFEngine:
             return Decoding
         attention = self.model.config._attn_implementation
         if attention not in self._static:
-            was_training = self.model.training
-            reason = static_difference(self.model.eval())
-            self.model.train(was_training)
+            with _without_dropout(self.model):
+                reason = static_difference(self.model)
             self._static[attention] = reason is None
             if reason is not None:
                 name = type(self.model).__name__
                 warnings.warn(f"{name} is decoded with a growing cache, which is slower ({reason})", stacklevel=2)
         return StaticDecoding if self._static[attention] else Decoding
+
+
+@contextmanager
+def _without_dropout(model: Any) -> Generator[None]:
+    """Put the model into evaluation mode in this block."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def drops_rows(model: Any) -> bool:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from harness.engines.engine import Engine, answer_all
@@ -23,14 +24,22 @@ from harness.rundir.records.training_records import CurvePoint
 class CurveRecorder:
     """Scores tasks on their first `items` test items and appends a `CurvePoint` for each task to `<folder>/curve.jsonl`.
 
-    The tasks must generate answers. Each item is answered once, under the suite's first profile; `seed` decides the draws.
+    The tasks, by name, must generate answers; their own settings say how, apart from n: each item gets `answers`, and its
+    score is their mean. `seed` decides the draws.
     """
 
     def __init__(
-        self, tasks: Mapping[str, Task], engine: Engine, renderer: Renderer, items: int, seed: int, folder: Path
+        self,
+        tasks: Mapping[str, Task],
+        engine: Engine,
+        renderer: Renderer,
+        items: int,
+        seed: int,
+        folder: Path,
+        answers: int = 1,
     ) -> None:
         self.tasks, self.engine, self.renderer = tasks, engine, renderer
-        self.items, self.seed, self.path = items, seed, folder / CURVE
+        self.items, self.answers, self.seed, self.path = items, answers, seed, folder / CURVE
 
     def record(self, step: int) -> None:
         """Score every task after `step` training steps, unless the file holds that step already."""
@@ -47,9 +56,11 @@ class CurveRecorder:
     def _line(self, step: int, name: str) -> CurvePoint:
         task, asked = self.tasks[name], self._asked[name]
         sampling = sampling_of(task.generation, name, self.renderer.stop_ids, self.seed)
-        done = answer_all(self.engine, [prompt for _, prompt in asked], sampling)
+        repeated = [each for each in asked for _ in range(self.answers)]
+        done = answer_all(self.engine, [prompt for _, prompt in repeated], sampling)
         texts = [up_to(self.renderer.decode(completion.tokens), sampling.stop_strings) for completion in done]
-        scores = [task.score(task.grade(doc, text)) for (doc, _), text in zip(asked, texts, strict=True)]
+        drawn = [task.score(task.grade(doc, text)) for (doc, _), text in zip(repeated, texts, strict=True)]
+        scores = [fmean(drawn[place : place + self.answers]) for place in range(0, len(drawn), self.answers)]
         clusters = tuple(task.cluster(doc) for doc, _ in asked)
         return CurvePoint(step=step, task=name, score=sum(scores) / len(scores), items=tuple(scores), clusters=clusters)
 

@@ -1,9 +1,9 @@
-"""Checks before a run: its tasks can be stages, and its prompts fit the model's context."""
+"""Checks before a run: its tasks can be stages, its prompts fit the model's context, and its references are whole."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from harness.config.run_spec import RunSpec
 from harness.errors import TaskError
@@ -44,6 +44,26 @@ def check_training_prompts(spec: RunSpec, tasks: Mapping[str, Task], context: in
         for task in (tasks[name] for name in stage.trains):
             found = longest(task, training.train_items, context - training.max_new_tokens)
             _refuse_long(task, found, training.max_new_tokens, context, "training")
+
+
+def cut_references(
+    spec: RunSpec, stages: Collection[str], tasks: Mapping[str, Task], renderer: Renderer, at_most: int | None = None
+) -> Iterator[str]:
+    """Yield a sentence for each task of some `stages`, which train on references, with references that are cut.
+
+    A reference longer than `training.max_new_tokens` is trained on without its end. `at_most` limits the items looked at.
+    """
+    for stage in (stage for stage in spec.stages if stage.name in stages):
+        training = stage.training
+        limits = [limit for limit in (training.train_items, at_most) if limit is not None]
+        for name in stage.trains:
+            lengths = [len(e.target) for e in tasks[name].training_examples(renderer, min(limits, default=None))]
+            if cut := sum(length > training.max_new_tokens for length in lengths):
+                yield (
+                    f"stage {stage.name} trains on references, and {cut} of {len(lengths)} of {name} "
+                    f"({cut / len(lengths):.2%}) are cut at training.max_new_tokens, {training.max_new_tokens}, without "
+                    f"their end; the longest has {max(lengths)} tokens, so raise it, or leave long references out of the task"
+                )
 
 
 def _refuse_long(task: Task, longest: int, answer_tokens: int, context: int, where: str) -> None:

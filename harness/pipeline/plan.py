@@ -18,7 +18,7 @@ from harness.config.suite import Suite
 from harness.evaluation.groups import EvaluationPlan, load_evaluation_plan
 from harness.lm.chat import Renderer
 from harness.lm.checkpoints import allow_own_code
-from harness.lmeval.checks import check_stage_task, check_test_prompts, check_training_prompts
+from harness.lmeval.checks import check_stage_task, check_test_prompts, check_training_prompts, cut_references
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.overlap import stream_overlap
 from harness.lmeval.task import Task
@@ -26,8 +26,10 @@ from harness.lmeval.trial import describe_items, item_warnings, try_task
 from harness.pipeline.build.model_source import tokenizer_or_reason
 from harness.pipeline.build.scratch_tokenizer import byte_tokenizer
 from harness.pipeline.needs.memory_estimate import show_bytes
-from harness.pipeline.resources import refuse_teachers
+from harness.pipeline.resources import refuse_teachers, stages_on_data
 from harness.rundir.records.overlap_record import OVERLAP_HEADER, Overlap
+
+LOOKED_AT = 200  # references of a task whose length a dry run measures
 
 
 def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
@@ -54,6 +56,7 @@ def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
         if (prompts := _prompts_of(spec)) not in fits:
             fits[prompts] = _fits(spec, evaluated, prompting)
         console.print(f"prompts under {entry}: {fits[prompts]}", markup=False, highlight=False)
+        _print_cut_references(console, spec, tasks, prompting)
     overlaps: list[Overlap] = []
     for spec in {_prompts_of(spec): spec for spec in entries.values()}.values():
         overlap = stream_overlap(spec, tasks, library)
@@ -183,6 +186,17 @@ def _print_overlap(console: Console, overlap: Overlap) -> None:
         console.print(table)
     warned = "[yellow]warning:[/] " if overlap.warning else ""
     console.print(f"{warned}{escape(overlap.summary)}", highlight=False, soft_wrap=True)
+
+
+def _print_cut_references(
+    console: Console, spec: RunSpec, tasks: dict[str, Task], prompting: tuple[Renderer, int] | str
+) -> None:
+    """Warn of references that are cut, by the first items of each task; the run looks at all."""
+    if isinstance(prompting, str):
+        return
+    method = make_adapter(spec.entry, spec.suite.adapters[spec.entry])
+    for sentence in cut_references(spec, stages_on_data(spec, method), tasks, prompting[0], LOOKED_AT):
+        console.print(f"[yellow]warning:[/] {spec.entry}: {escape(sentence)}", highlight=False, soft_wrap=True)
 
 
 def _test_items(suite: Suite, task: Task) -> int:

@@ -26,7 +26,13 @@ from harness.lm.checkpoints import (
     weights_digest,
 )
 from harness.lm.logprobs import TeacherRequest
-from harness.lmeval.checks import Longest, check_stage_task, check_test_prompts, check_training_prompts
+from harness.lmeval.checks import (
+    Longest,
+    check_stage_task,
+    check_test_prompts,
+    check_training_prompts,
+    cut_references,
+)
 from harness.lmeval.generation_settings import tasks_by_profile
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.overlap import stream_overlap
@@ -200,6 +206,8 @@ class RunResources:
 
         check_training_prompts(self.spec, self.tasks, context, longest)
         self._check_teacher_contexts(longest)
+        for sentence in cut_references(self.spec, stages_on_data(self.spec, self.adapter), self.tasks, renderer):
+            self.warn(sentence)
 
     def _check_processes(self) -> None:
         if (count := self.suite.parallel.processes) == 1:
@@ -280,6 +288,11 @@ def _stage_record(stage: PlannedStage) -> StageRecord:
 def trainer_of(stage: PlannedStage, method: Adapter) -> Adapter:
     """Return what trains a stage: its own adapter, else the method under test."""
     return make_adapter(str(stage.adapter.adapter), stage.adapter) if stage.own_adapter else method
+
+
+def stages_on_data(spec: RunSpec, method: Adapter) -> list[str]:
+    """Return the names of the stages that train on the tasks' references."""
+    return [stage.name for stage in spec.stages if "data" in trainer_of(stage, method).capabilities.trains_on]
 
 
 def refuse_teachers(spec: RunSpec, adapter: Adapter) -> None:

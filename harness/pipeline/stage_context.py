@@ -28,6 +28,7 @@ from harness.rundir.files import as_record, json_line
 from harness.rundir.process.progress import SHOWN, Counter
 from harness.rundir.process.trackers import Log
 from harness.rundir.records.training_records import StepLine
+from harness.rundir.stage_folder import cell_name
 from harness.rundir.training.rollout_log import Keep
 from harness.rundir.training.snapshots import FileSnapshots, Uploads, shared_snapshots
 from harness.teachers.local import LocalTeacher, frozen_copy
@@ -127,9 +128,11 @@ class ContextBuilder:
         if settings.every is None:
             return lambda _: None
         names = dict.fromkeys([*stage.trains, *self.spec.stages[0].trains, *self.resources.evaluated.probes])
-        tasks = {name: task for name in names if (task := self.resources.tasks.get(name)) and task.generates}
+        profile = settings.curve_profile if settings.profile_of_curves != next(iter(settings.all_profiles)) else ""
+        found = {name: self.resources.cells.get(cell_name(name, profile or "")) for name in names}
+        tasks = {name: task for name, task in found.items() if task and task.generates}
         items = min(settings.curve_items, settings.limit or settings.curve_items)
-        recorder = CurveRecorder(tasks, engine, student.renderer, items, settings.seed, folder)
+        recorder = CurveRecorder(tasks, engine, student.renderer, items, settings.seed, folder, settings.curve_answers)
 
         def measure(steps: int) -> None:
             if self._is_due(stage, steps):

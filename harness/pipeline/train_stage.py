@@ -136,13 +136,22 @@ class StageTrainer:
             "stages": config["stages"][: stage.index],
             "steps": [planned.training.steps for planned in before],
             "teachers": [planned.teacher and planned.teacher.model_dump(mode="json") for planned in before],
-            "curve": [self.suite.evaluation.every, self.suite.evaluation.curve_items, self.suite.probes],
+            "curve": self._curve_settings(),
             "rollouts": self.suite.keep_rollouts,
             "start": [self.resources.weights["start"], self.resources.inputs()],
             "records": manifest.overlap.digests if manifest and manifest.overlap else None,
             "made with": [self.device, this_session().packages],
         }
         return digest(parts)
+
+    def _curve_settings(self) -> list[Any]:
+        """Return what decides a stage's learning curve, next to the weights."""
+        evaluation, probes = self.suite.evaluation, self.suite.probes
+        if evaluation.every is None:
+            return [None, evaluation.curve_items, probes]
+        decoding = evaluation.all_profiles[evaluation.profile_of_curves].over(evaluation.decoding)
+        drawn = [evaluation.seed, evaluation.limit, evaluation.curve_answers, decoding.model_dump(mode="json")]
+        return [evaluation.every, evaluation.curve_items, probes, *drawn]
 
     def _processes(self, stage: PlannedStage, checkpoint: Path, weights: str) -> AbstractContextManager[None]:
         """Return a block in which the suite's number of processes train a stage, where its adapter trains in several."""

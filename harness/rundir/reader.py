@@ -202,6 +202,12 @@ def read_parquet(file: Path, columns: Sequence[str] | None = None) -> pd.DataFra
         return ParquetFile(file).read(columns=None if columns is None else list(columns)).to_pandas()
 
 
+def parquet_bytes(file: Path) -> tuple[int, int]:
+    """Return a Parquet file's size, and the part of it that holds rows; the rest describes columns."""
+    groups = ParquetFile(file).metadata.to_dict()["row_groups"]
+    return file.stat().st_size, sum(column["total_compressed_size"] for group in groups for column in group["columns"])
+
+
 def _display_order(run: RunDir) -> tuple[int, str, str, str, str, int]:
     kind = run.manifest.kind
     first = SHOWN_FIRST.index(kind) if kind in SHOWN_FIRST else len(SHOWN_FIRST)

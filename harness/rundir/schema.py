@@ -159,6 +159,24 @@ class Manifest(Record):
         """The evaluation profiles, the suite's first one first; `default` alone where the suite names none."""
         return tuple(self.profiles) or ("default",)
 
+    @property
+    def curve_profile(self) -> str:
+        """The evaluation profile of the learning curves."""
+        evaluation: Any = self.config.get("evaluation") or {}
+        return evaluation.get("curve_profile") or self.profile_names[0]
+
+    @property
+    def fixed_stages(self) -> int:
+        """How many stages at the beginning have an adapter of their own, so that all methods of a seed train them alike."""
+        return next((place for place, stage in enumerate(self.stages) if not stage.adapter), len(self.stages))
+
+    @property
+    def trained_before(self) -> tuple[str, ...]:
+        """The tasks that were trained before the method under test trained its first stage: by another run, or fixed."""
+        origin: Any = self.config.get("origin") or {}
+        earlier = [str(each["task"]) for each in origin.get("trained", ())]
+        return (*earlier, *(task for stage in self.stages[: self.fixed_stages] for task in stage.trains))
+
 
 def upgrade(raw: Any, place: str) -> Any:
     """Return a manifest's fields in the form of this version; raises `RunError` for an unknown version.

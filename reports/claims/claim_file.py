@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -22,11 +22,12 @@ from harness.stats.continual import FIGURES, INTRANSIGENCE
 from harness.stats.score_matrix import Figure
 from reports.claims.grammar import Expression, parse
 from reports.data.calibration import CALIBRATION, ProfileFigure
+from reports.data.learning_curves import KEPT, CurveFigure
 from reports.data.methods import TRAINING, TrainingFigure
 
 FOLDER = Path(str(files("reports"))) / "claims"
 MOST_PRIMARY = 3
-KEPT = ("probe_change", "changed")  # the metrics that can be compared at equal learning
+RETENTIONS = ("kept", "probe_change", "changed")  # the metrics that can be compared at equal learning
 UNITS = {"points": 100.0, "nats": 1.0, "ratio": 1.0}  # a metric's value 1 in a claim's unit: a share of 1 is 100 points
 
 
@@ -35,13 +36,13 @@ def metrics_of_tasks() -> dict[str, Figure]:
     return {figure.of_task: figure for figure in FIGURES.values() if figure.of_task}
 
 
-def claim_metrics() -> dict[str, Figure | TrainingFigure | ProfileFigure]:
-    """Return every metric that a claim may name: figures of a task, of training, of a run, and of two profiles of a run.
+def claim_metrics() -> dict[str, Figure | TrainingFigure | ProfileFigure | CurveFigure]:
+    """Return every metric that a claim may name: of a task, of training, of a run, of two profiles, of learning curves.
 
     Intransigence is left out: it needs a joint run, whose order differs from that of the methods in a claim.
     """
     runs = {name: figure for name, figure in FIGURES.items() if figure is not INTRANSIGENCE}
-    return {**metrics_of_tasks(), **TRAINING, **runs, CALIBRATION.name: CALIBRATION}
+    return {**metrics_of_tasks(), **TRAINING, **runs, CALIBRATION.name: CALIBRATION, "kept": KEPT}
 
 
 def metric_units() -> dict[str, str]:
@@ -53,11 +54,23 @@ class Scope(Strict):
     """Where a claim is judged."""
 
     start: str = Field(default="each", description="a start's name; `each`; or `pairs` of starts, `one` and `other`")
-    stage: int | None = Field(default=None, ge=1, description="the last stage that counts; null is the run's last")
-    tasks: tuple[str, ...] = Field(default=(), description="one row per task; `first`, `each` or names")
+    stage: Annotated[int, Field(ge=1)] | Literal["branch"] | None = Field(
+        default=None,
+        description="the last stage that counts; null is the run's last; `branch` is the first stage that the methods train "
+        "after stages with an adapter of their own, or after `--from`: all begin it at one checkpoint",
+    )
+    tasks: tuple[str, ...] = Field(
+        default=(),
+        description="one row per task; `first`, `each`, names, or `before`: what was trained before a branch",
+    )
     rate: Literal["own", "best"] = Field(
         default="own", description="best: each method at the learning rate that the other seeds choose; studies only"
     )
+
+    @property
+    def last(self) -> int | None:
+        """The last stage that counts, where it has a number."""
+        return self.stage if isinstance(self.stage, int) else None
 
 
 class ClaimEntry(Strict):
@@ -119,8 +132,16 @@ class ClaimEntry(Strict):
                 "at: equal_learning and scope.rate: best compare one metric of two adapters; give an expression like "
                 "metric(aopd, average_accuracy) > metric(opd, average_accuracy)"
             )
-        if self.at == "equal_learning" and (named[0] not in KEPT or self.scope.rate == "best"):
-            raise ValueError(f"at: equal_learning compares {' or '.join(KEPT)} at each adapter's own learning rate")
+        if self.at == "equal_learning" and (named[0] not in RETENTIONS or self.scope.rate == "best"):
+            raise ValueError(
+                f"at: equal_learning compares {', '.join(RETENTIONS[:-1])} or {RETENTIONS[-1]} at each adapter's own learning "
+                "rate"
+            )
+        if self.at != "equal_learning" and ("kept" in named or self.scope.stage == "branch"):
+            asked = "metric kept" if "kept" in named else "scope.stage: branch"
+            raise ValueError(f"{asked} is read from learning curves; give at: equal_learning too")
+        if "before" in self.scope.tasks and self.scope.stage != "branch":
+            raise ValueError("scope.tasks: [before] needs scope.stage: branch; give it, or name the tasks")
         starts = {metric.start for metric in self.parsed.metrics}
         if (self.scope.start == "pairs") != bool(starts & {"one", "other"}):
             raise ValueError("start=one and start=other go together with scope.start: pairs")

@@ -17,7 +17,7 @@ from harness.stats.score_matrix import Figure
 from reports.claims.claim_file import ClaimEntry, claim_metrics, metrics_of_tasks
 from reports.claims.grammar import Metric
 from reports.data.calibration import CALIBRATION, ProfileFigure, calibration
-from reports.data.learning_curves import NO_CURVES, at_equal_learning_of
+from reports.data.learning_curves import NO_CURVES, CurveFigure, at_equal_learning_of
 from reports.data.methods import Method, different_starts
 from reports.data.paired_cells import SeedPair, check_pairs, estimate_of
 
@@ -38,29 +38,42 @@ class Evidence:
     """The methods that claims are judged on, each adapter at its own learning rate.
 
     `by_rate[start, adapter]` holds the methods by learning rate, the adapter's own included; only a study has several.
+    `branches` are further methods that begin at a common checkpoint, see `Method.branch_stage`; only a study has them.
     """
 
     methods: Sequence[Method]
     by_rate: Mapping[tuple[str, str], ByRate] = field(default_factory=dict[tuple[str, str], ByRate])
+    branches: Sequence[Method] = ()
 
     @property
     def runs(self) -> list[RunDir]:
-        """The runs of the methods."""
-        return [run for method in self.methods for run in method.frames.runs]
+        """The runs of all methods, those of branches included."""
+        return [run for method in (*self.methods, *self.branches) for run in method.frames.runs]
 
     @property
     def starts(self) -> list[str]:
         """The starts of the methods, in their order."""
-        return list(dict.fromkeys(method.first.start for method in self.methods))
+        return list(dict.fromkeys(method.first.start for method in (*self.methods, *self.branches)))
 
     @property
     def trained(self) -> list[str]:
         """The trained tasks, in the order of training."""
-        return list(dict.fromkeys(task for method in self.methods for task in method.stage_of))
+        return list(dict.fromkeys(task for method in (*self.methods, *self.branches) for task in method.stage_of))
+
+    @property
+    def trained_before(self) -> list[str]:
+        """The tasks that were trained before the branches begin; without branches, the first trained task."""
+        before = [task for method in self._branched for task in method.first.manifest.trained_before]
+        return list(dict.fromkeys(before)) or self.trained[:1]
+
+    @property
+    def _branched(self) -> Sequence[Method]:
+        return [method for method in self.methods if method.branch_stage] or self.branches
 
     def method(self, entry: ClaimEntry, adapter: str, start: str) -> Method | None:
         """Return an adapter's runs from a start, None without any; raises `ConfigError` where several methods match."""
-        found = [each for each in self.methods if (each.first.adapter, each.first.start) == (adapter, start)]
+        all_of = self._branched if entry.scope.stage == "branch" else self.methods
+        found = [each for each in all_of if (each.first.adapter, each.first.start) == (adapter, start)]
         if len(found) > 1:
             raise ConfigError(
                 f"claim {entry.name}: {adapter} is {' and '.join(method.name for method in found)} here; name the methods of "
@@ -90,8 +103,9 @@ def measure_effect(entry: ClaimEntry, place: ClaimScope, profile: str, evidence:
     named = {metric: evidence.method(entry, metric.adapter, _start(metric, place)) for metric in entry.parsed.metrics}
     methods = {metric: method for metric, method in named.items() if method is not None}
     if missing := [metric for metric in named if metric not in methods]:
-        return Measured(NO_EFFECT, profile, reason=f"no runs of {_name(missing[0], place)}")
-    if not any(isinstance(claim_metrics()[metric.name], Figure) for metric in methods):
+        where = " that begin a stage at a trained checkpoint of all methods" if entry.scope.stage == "branch" else ""
+        return Measured(NO_EFFECT, profile, reason=f"no runs of {_name(missing[0], place)}{where}")
+    if not any(isinstance(claim_metrics()[metric.name], Figure | CurveFigure) for metric in methods):
         effect = _effect(entry, place, methods)
         reason = _no_profiles(methods) if not effect.by_seed else ""
         return Measured(effect, compared=_compared(entry, place, methods.values(), evidence), reason=reason)
@@ -99,7 +113,7 @@ def measure_effect(entry: ClaimEntry, place: ClaimScope, profile: str, evidence:
     if lacking := [metric.adapter for metric in methods if metric not in shown]:
         return Measured(NO_EFFECT, profile, reason=f"{lacking[0]} was not evaluated under profile {profile}")
     profile = next(iter(shown.values())).profile
-    if apart := _other_weights(shown):
+    if apart := _other_weights(entry, shown):
         return Measured(NO_EFFECT, profile, reason=apart)
     if entry.scope.rate == "best":
         return _at_best_rates(entry, place, profile, evidence)
@@ -143,7 +157,7 @@ def _task(metric: Metric, place: ClaimScope) -> str:
 
 
 def _effect(entry: ClaimEntry, place: ClaimScope, methods: Mapping[Metric, Method]) -> Estimate:
-    stage = entry.scope.stage
+    stage = entry.scope.last
     return entry.parsed.effect(lambda metric: _estimate(metric, methods[metric], place, stage))
 
 
@@ -151,6 +165,7 @@ def _estimate(metric: Metric, method: Method, place: ClaimScope, stage: int | No
     figure = claim_metrics()[metric.name]
     if isinstance(figure, ProfileFigure):
         return calibration(method, stage)
+    assert not isinstance(figure, CurveFigure)  # a claim compares it at equal learning alone
     return method.estimate(figure, _task(metric, place), stage)
 
 
@@ -172,9 +187,13 @@ def _compared(entry: ClaimEntry, place: ClaimScope, methods: Iterable[Method], e
     return fill(entry.compared, place) + (f" at lr {' and '.join(f'{rate:g}' for rate in rates)}" if rates else "")
 
 
-def _other_weights(methods: Mapping[Metric, Method]) -> str:
-    """Name two adapters whose start has the same name but different weights at a seed; empty where there are none."""
+def _other_weights(entry: ClaimEntry, methods: Mapping[Metric, Method]) -> str:
+    """Name two adapters that begin with different weights under one name at a seed; empty where there are none."""
     for one, other in combinations(methods.values(), 2):
+        stage = (one.branch_stage or 1) if entry.scope.stage == "branch" else 1
+        if stage > 1 and (seeds := different_starts(one, other, stage)):
+            names = f"{one.first.adapter} and {other.first.adapter}"
+            return f"{names} begin stage {stage} with different weights at seed {seeds[0]}"
         if one.first.start == other.first.start and (seeds := different_starts(one, other)):
             return f"{one.first.adapter} and {other.first.adapter} start from different weights at seed {seeds[0]}"
     return ""
@@ -186,7 +205,7 @@ def _check_comparable(entry: ClaimEntry, place: ClaimScope, methods: Mapping[Met
     sides = [
         (seed, side)
         for metric, figure in figures.items()
-        for seed, side in methods[metric].sides(figure, _task(metric, place), entry.scope.stage).items()
+        for seed, side in methods[metric].sides(figure, _task(metric, place), entry.scope.last).items()
     ]
     check_pairs([SeedPair(seed, side, side) for seed, side in sides])
 
@@ -214,20 +233,30 @@ def _at_equal_learning(
 ) -> Measured:
     """Compare what two adapters kept of the probes, or of one task, at equal learning: in one stage, or on average."""
     one, other = methods
-    if profile != (first := methods[one].first.manifest.profile_names[0]):
-        return Measured(NO_EFFECT, profile, reason=f"learning curves are made under the profile {first}")
-    tasks = [task] if (task := _task(one, place)) else methods[one].first.probes
-    found = at_equal_learning_of(methods[other], methods[one], tasks, entry.scope.stage)
+    if profile != (drawn := methods[one].first.manifest.curve_profile):
+        return Measured(NO_EFFECT, profile, reason=f"learning curves are made under the profile {drawn}")
+    tasks = [task] if (task := _task(one, place)) else methods[one].first.probes if one.name == "probe_change" else []
+    stage = methods[one].branch_stage if entry.scope.stage == "branch" else entry.scope.last
+    found = at_equal_learning_of(methods[other], methods[one], tasks, stage)
     if found is None or found.obstacle:
         return Measured(
             NO_EFFECT, profile, reason=NO_CURVES if found is None else found.obstacle.removeprefix("not comparable: ")
         )
     sides = {one: found.kept.other, other: found.kept.base}
     seeds = f"{len(found.kept.common)} of {found.kept.seeds} seeds have common learning"
+    branch = _branch(methods[one]) if entry.scope.stage == "branch" else ""
     compared = ", ".join(
-        filter(None, [fill(entry.compared, place), seeds * (len(found.kept.common) < found.kept.seeds)])
+        filter(None, [fill(entry.compared, place), branch, seeds * (len(found.kept.common) < found.kept.seeds)])
     )
     return Measured(entry.parsed.effect(sides.__getitem__), profile, compared)
+
+
+def _branch(method: Method) -> str:
+    """Say in which stage a branch is compared, and after what."""
+    run, stage = method.first, method.branch_stage or 1
+    return (
+        f"in stage {stage}, {run.stages[stage - 1]}, from one checkpoint after {', '.join(run.manifest.trained_before)}"
+    )
 
 
 def name_edge(rate: float, tried: Sequence[float]) -> str:
@@ -241,7 +270,7 @@ def _best(
     entry: ClaimEntry, metric: Metric, place: ClaimScope, by_rate: ByRate
 ) -> tuple[Estimate, Mapping[int, ChosenRate]]:
     """Return each seed's metric at the learning rate that is best on the other seeds, and these rates."""
-    figure, task, stage = claim_metrics()[metric.name], _task(metric, place), entry.scope.stage
+    figure, task, stage = claim_metrics()[metric.name], _task(metric, place), entry.scope.last
     estimates = {rate: _estimate(metric, method, place, stage) for rate, method in by_rate.items()}
     better = -1 if isinstance(figure, Figure) and not figure.higher_is_better else 1
     chosen = choose_rates({rate: (better * found).by_seed for rate, found in estimates.items()})

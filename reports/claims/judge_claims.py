@@ -88,7 +88,7 @@ def _judge_file(file: ClaimFile, evidence: Evidence, planned: Sequence[int]) -> 
 def _rows(file: ClaimFile, entry: ClaimEntry, evidence: Evidence) -> Iterator[Verdict]:
     """Yield a claim's measured effect at each of its places, before any verdict."""
     _check_scope(entry, evidence)
-    for place in places(entry, evidence.starts, evidence.trained):
+    for place in places(entry, evidence):
         found = measure_effect(entry, place, file.profile_of(entry), evidence)
         yield _measured(entry, place, found, count_seeds(entry, place, evidence, found.estimate))
 
@@ -134,10 +134,10 @@ def _closed_by(primary: Sequence[Verdict]) -> str:
     return f"the sequence ends with {last.entry.name}, which {what}"
 
 
-def places(entry: ClaimEntry, starts: Sequence[str], trained: Sequence[str]) -> Iterator[ClaimScope]:
+def places(entry: ClaimEntry, evidence: Evidence) -> Iterator[ClaimScope]:
     """Yield the places where a claim is judged; of a pair of starts, the one with the larger reported figure comes first."""
-    tasks = [task for name in entry.scope.tasks for task in _tasks(name, trained)] if entry.scope.tasks else [""]
-    for start, other in _starts(entry, starts):
+    tasks = [task for name in entry.scope.tasks for task in _tasks(name, evidence)] if entry.scope.tasks else [""]
+    for start, other in _starts(entry, evidence.starts):
         yield from (ClaimScope(start, other, task) for task in dict.fromkeys(tasks))
 
 
@@ -145,13 +145,13 @@ def _check_scope(entry: ClaimEntry, evidence: Evidence) -> None:
     """Raise `ConfigError` for a start, task or stage that no run has, because the claim would silently be left out."""
     named = [entry.scope.start, *(metric.start for metric in entry.parsed.metrics)]
     _refuse_unknown(entry, "start", named, ["", "each", "pairs", "one", "other"], evidence.starts)
-    tasks = list(dict.fromkeys(task for method in evidence.methods for task in method.tasks))
-    _refuse_unknown(entry, "scope.tasks", entry.scope.tasks, ["first", "each"], tasks)
+    tasks = list(dict.fromkeys(task for each in (*evidence.methods, *evidence.branches) for task in each.tasks))
+    _refuse_unknown(entry, "scope.tasks", entry.scope.tasks, ["first", "each", "before"], tasks)
     runs = [method.first for method in evidence.methods if method.first.adapter in entry.parsed.adapters]
     stages = [len(run.stages) for run in runs]
-    if entry.scope.stage is not None and stages and entry.scope.stage > min(stages):
+    if entry.scope.last is not None and stages and entry.scope.last > min(stages):
         raise ConfigError(
-            f"claim {entry.name}: scope.stage is {entry.scope.stage}, and the runs have the stages 1 to {min(stages)}; name "
+            f"claim {entry.name}: scope.stage is {entry.scope.last}, and the runs have the stages 1 to {min(stages)}; name "
             "one of them, or null for the last"
         )
 
@@ -171,7 +171,6 @@ def _starts(entry: ClaimEntry, starts: Sequence[str]) -> list[tuple[str, str]]:
     return [(start, "") for start in starts if entry.scope.start in ("each", start)]
 
 
-def _tasks(name: str, trained: Sequence[str]) -> Sequence[str]:
-    if name == "each":
-        return trained
-    return trained[:1] if name == "first" else [name]
+def _tasks(name: str, evidence: Evidence) -> Sequence[str]:
+    named = {"each": evidence.trained, "first": evidence.trained[:1], "before": evidence.trained_before}
+    return named.get(name, [name])

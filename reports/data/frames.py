@@ -29,6 +29,7 @@ STEP_FIELDS = [
     *("loss", "entropy", "routed_fkl", *ADVANTAGE),
     *("fkl_gradient_share", "pull_up", "pull_down"),
     *("top_k", "teacher_top_mass", "student_top_mass", "overlap"),
+    *("teacher_entropy", "teacher_agreement", "teacher_neginf_share"),
     *("reward_mean", "response_tokens_mean", "truncated_share", "tokens", "grad_norm", "lr"),
     *(f"seconds_{phase}" for phase in PHASES),
 ]

@@ -1,7 +1,7 @@
 """Learning curves of runs, and what two methods kept at equal learning.
 
-`harness/stats/learning/equal_learning.py` defines the comparison. Curves are measured under the suite's first evaluation
-profile, on the first test items of each task.
+`harness/stats/learning/equal_learning.py` defines the comparison. Curves are measured under one evaluation profile,
+`evaluation.curve_profile`, on the first test items of each task.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from reports.data.methods import Method, different_starts, methods_of
 NO_CURVES = "no learning curves"
 COLUMNS = ("learned", "reached", "kept")
 OTHER_ITEMS = "not comparable: different items"
+OTHER_PROFILES = "not comparable: different profiles"
 OTHER_STARTS = "not comparable: different starts"  # curves of one seed from different weights are not a pair
 
 
@@ -149,7 +150,9 @@ def curve_frame(frames: Frames) -> pd.DataFrame:
 def _pair_stages(base: Method, other: Method, curves: Sequence[Sequence[dict[int, Curve]]]) -> list[StagePair]:
     """Pair two methods' curves in the stages that both trained on the same tasks."""
     stages = zip(base.first.stages, base.first.trains, other.first.trains, *curves, strict=False)
-    unpaired = StagePair(0, "", at_equal_learning({}, {}), OTHER_STARTS) if different_starts(base, other) else None
+    profiles = {run.manifest.curve_profile for method in (base, other) for run in method.frames.runs}
+    obstacle = OTHER_STARTS if different_starts(base, other) else OTHER_PROFILES if len(profiles) > 1 else ""
+    unpaired = StagePair(0, "", at_equal_learning({}, {}), obstacle) if obstacle else None
     return [
         replace(unpaired, stage=stage, name=name) if unpaired else _stage_pair(stage, name, ours, theirs)
         for stage, (name, trained, also, ours, theirs) in enumerate(stages, start=1)

@@ -83,6 +83,13 @@ class Method:
         return {task: stage for stage, trained in stages for task in trained if task in self.tasks}
 
     @property
+    def branch_stage(self) -> int | None:
+        """The first stage that the method trains, where it begins at a checkpoint that another stage trained; else None."""
+        manifest = self.first.manifest
+        stage = manifest.fixed_stages + 1
+        return stage if manifest.trained_before and stage <= len(manifest.stages) else None
+
+    @property
     def profile(self) -> str:
         """The name of the evaluation profile whose scores these are."""
         return self.frames.profile or self.first.manifest.profile_names[0]
@@ -154,9 +161,13 @@ def methods_of(frames: Frames) -> list[Method]:
     return [Method(label, replace(frames, runs=tuple(runs))) for label, runs in by_label.items()]
 
 
-def different_starts(one: Method, other: Method) -> list[int]:
-    """Return the shared seeds whose start weights differ; runs that did not record their weights count as equal."""
-    weights = [{run.seed: run.manifest.weights.get("start") for run in each.frames.runs} for each in (one, other)]
+def different_starts(one: Method, other: Method, stage: int = 1) -> list[int]:
+    """Return the shared seeds at which `stage` begins with different weights.
+
+    Runs that did not record their weights count as equal.
+    """
+    before = "start" if stage == 1 else f"stage_{stage - 1}"
+    weights = [{run.seed: run.manifest.weights.get(before) for run in each.frames.runs} for each in (one, other)]
     return [s for s in weights[0] if s in weights[1] and len({weights[0][s], weights[1][s]} - {None, ""}) > 1]
 
 

@@ -24,6 +24,9 @@ WARNINGS = {
     "entropy collapse": "entropy fell below a tenth of what the stage began with",
     "length inflation": "responses grew to more than twice the length that the stage began with",
     "reward fell": "the mean reward fell to less than half of what the stage began with",
+    "teacher flat": "the teacher's entropy was nearly that of a uniform distribution: it taught next to nothing",
+    "teacher disagrees": "the sampled token was the teacher's most probable one at less than 5 % of the positions",
+    "teacher rules out": "the teacher gave more than half of the sampled tokens a probability below 1e-7",
     "non-finite": "a loss or gradient was not finite: training stopped before the weights changed",
     "truncation": "more than half of the responses were cut off at the length limit",
 }

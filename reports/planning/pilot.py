@@ -100,7 +100,7 @@ def plan_from_pilot(claims: Sequence[ProfiledClaim], methods: Sequence[Method]) 
     evidence = Evidence(methods)
     for entry, profile in claims:
         own_rate = entry.model_copy(update={"scope": entry.scope.model_copy(update={"rate": "own"})})
-        found = list(places(entry, evidence.starts, evidence.trained))
+        found = list(places(entry, evidence))
         for place in found:
             yield _from_pilot(own_rate, place, profile, evidence)
         if not found:
@@ -203,7 +203,7 @@ def _cells(entry: ClaimEntry, place: ClaimScope, methods: Sequence[Method]) -> I
             continue
         for method in (found for found in methods if _is_of(metric, place, found)):
             task = place.task if metric.name in metrics_of_tasks() else ""
-            last = len(method.first.stages) if entry.scope.stage is None else entry.scope.stage
+            last = len(method.first.stages) if entry.scope.last is None else entry.scope.last
             sides = [scores.side(figure, last, task) for scores in method.by_seed.values()]
             for side in sides:
                 for term in side.terms:

@@ -35,6 +35,8 @@ OF_FIRST_TASK = {"first_learned": LEARNING, "first_retained": BACKWARD}
 CURVES = {
     "evaluation.every",
     "evaluation.curve_items",
+    "evaluation.curve_profile",
+    "evaluation.curve_answers",
 }  # these settings change a run's learning curves and nothing else
 
 
@@ -171,6 +173,25 @@ class Results:
     def own(self, start: str, adapter: str) -> Config:
         """Return an adapter's runs from a start at the suite's own learning rate; a `Config` without runs if none exist."""
         return self.rates(start, adapter).get(self.rate(adapter), Config("", adapter))
+
+    @cached_property
+    def branches(self) -> list[Method]:
+        """The methods of factors whose suite begins with fixed stages; from each start, those of the first such factor."""
+        suites: dict[str, str] = {}
+        found: dict[Config, Method] = {}
+        for point in self.plan.points:
+            spec, stages = point.spec, point.spec.stages
+            if (
+                not stages[0].shared
+                or stages[-1].shared
+                or self.plan.study.factors[point.factor].key not in (None, STRENGTH)
+            ):
+                continue
+            config = Config(spec.suite.name, spec.entry, spec.order)
+            method = self.method(config)
+            if method is not None and suites.setdefault(_start(spec.suite), config.suite) == config.suite:
+                found[config] = method
+        return list(found.values())
 
     @cached_property
     def starts(self) -> list[str]:

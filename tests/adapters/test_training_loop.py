@@ -211,7 +211,7 @@ FIELDS = {
     "step", "loss", "grad_norm", "lr", "entropy", "advantage_mean", "routed_fkl", "response_tokens_mean",
     "truncated_share", "tokens", "seconds", "warnings", "fkl_gradient_share", "top_k", "teacher_top_mass",
     "student_top_mass", "overlap", "padding_share", "pull_up", "pull_down", "reward_mean", "mismatch_mean", "mismatch_max",
-    "mismatch_kl",
+    "mismatch_kl", "teacher_entropy", "teacher_agreement", "teacher_neginf_share",
 }  # fmt: skip
 
 
@@ -228,7 +228,7 @@ def test_the_step_log_has_every_field_with_its_right_value():
     parts = [log[0]["seconds"][phase] for phase in ("generate", "teacher", "student")]
     assert 0 < sum(parts) <= log[0]["seconds"]["step"] + 1e-3
 
-    model, entropies, advantages = qwen3(), list[Tensor](), list[Tensor]()
+    model, entropies, advantages, firsts = qwen3(), list[Tensor](), list[Tensor](), list[Tensor]()
     for prompt, response in zip(PROMPTS, RESPONSES, strict=True):
         window = slice(len(prompt) - 1, -1)
         logq = dense_logprobs(model, prompt + response)[window].detach()
@@ -236,6 +236,7 @@ def test_the_step_log_has_every_field_with_its_right_value():
         chosen = torch.tensor(response)[:, None]
         entropies.append(-(logq.exp() * logq).sum(-1))
         advantages.append((logp - logq).gather(-1, chosen)[:, 0])
+        firsts.append(logp.argmax(-1) == chosen[:, 0])
     advantage = torch.cat(advantages)
     first = log[0]
     assert first["entropy"] == pytest.approx(torch.cat(entropies).mean().item())
@@ -244,6 +245,8 @@ def test_the_step_log_has_every_field_with_its_right_value():
     assert first["advantage_q05"] == pytest.approx(advantage.quantile(0.05).item())
     assert first["routed_fkl"] == pytest.approx((advantage <= 0).double().mean().item())
     assert 0 < first["routed_fkl"] < 1
+    assert first["teacher_agreement"] == pytest.approx(torch.cat(firsts).double().mean().item())
+    assert first["teacher_neginf_share"] == 0.0
     assert first["reward_mean"] is None
     assert first["mismatch_mean"] is None
     # responses of 3 2 1 5 1 4 tokens; [9] and [5 6 7 8] lack the stop token; prompts of 3 1 5 2 3 2 tokens

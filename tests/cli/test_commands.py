@@ -202,6 +202,10 @@ def test_one_adapter_is_shown_with_the_meaning_of_its_options(tmp_path: Path):
     fields = AOPD.model_fields.items()
     words = " ".join(shown.stdout.split())
     assert all(f"{name}:" in words and " ".join((field.description or "").split()) in words for name, field in fields)
+    narrow = harness(tmp_path, "adapters", "show", "aopd", COLUMNS="50").stdout.partition("options:\n")[2].splitlines()
+    assert max(map(len, narrow)) <= 50
+    indents = {len(line) - len(line.lstrip()) for line in narrow}
+    assert indents == {2, 6}, "a line that is broken keeps its indent"
     unknown = harness(tmp_path, "adapters", "show", "aodp")
     assert unknown.returncode == 2
     assert "did you mean 'aopd'?" in unknown.stderr

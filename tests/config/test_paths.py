@@ -71,6 +71,20 @@ def test_so_do_the_folders_of_teachers_behind_another_teacher(suites: Path, tmp_
         load(suites, "org/student", stages=stages)
 
 
+def test_the_file_of_a_caches_scores_counts_as_models_do(suites: Path, tmp_path: Path):
+    cached = {"kind": "cache", "path": "scores.db"}
+    routed = {"kind": "routed", "by_task": {"tiny_weather": cached}, "otherwise": {**cached, "path": "more/scores.db"}}
+
+    def paths(*overrides: str) -> tuple[str, str]:
+        stages = [{"task": "tiny_weather", "teacher": routed}, "tiny_currency"]
+        found = load(suites, "org/student", *overrides, teacher=cached, stages=stages).model_dump(mode="json")
+        return found["teacher"]["path"], found["stages"][0]["teacher"]["otherwise"]["path"]
+
+    assert paths() == (str(suites / "scores.db"), str(suites / "more" / "scores.db"))
+    assert paths("teacher.path=other.db")[0] == str(tmp_path / "here" / "other.db")
+    assert paths("teacher.path=/scores.db")[0] == "/scores.db"
+
+
 @pytest.mark.parametrize("path", ["./models/mnie", "/no/such/model", "models/other"])
 def test_a_folder_that_is_not_there_is_refused_with_the_place_it_counts_from(suites: Path, path: str):
     with pytest.raises(ConfigError, match=rf"student\.path: {path}.*{suites}"):

@@ -60,6 +60,21 @@ def test_a_typo_is_named_with_its_place_and_the_nearest_key(tmp_path: Path):
     assert found.startswith(f"{tmp_path / 'suite.yaml'}: {expected}")
 
 
+def test_the_students_start_chooses_a_stages_training(tmp_path: Path):
+    starts = {"weak": {"steps": 7}, "strong": {"epochs": 2}}
+    stage = {"task": "tiny_weather", "training": {"prompts_per_step": 3}, "starts": starts}
+    path = str(write_yaml(tmp_path / "suite.yaml", {**micro_suite(), "stages": [stage]}))
+    weak = load_suite(path).stages[0].training
+    assert (weak.steps, weak.prompts_per_step, weak.max_new_tokens) == (7, 3, 24)
+    named = ["student={kind: pretrained, path: Qwen/Qwen3-0.6B-Base, start: strong}"]
+    strong = load_suite(path, named).stages[0].training
+    assert (strong.epochs, strong.prompts_per_step) == (2, 3)
+    with pytest.raises(ConfigError, match=r"stages\.0\.starts has weak, strong, and the student's start is 'medium'"):
+        load_suite(path, [*named, "student.start=medium"])
+    with pytest.raises(ConfigError, match=r"training and starts\.weak both set steps; leave it to starts\.weak"):
+        load_suite(path, ["stages.0.training.steps=5"])
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

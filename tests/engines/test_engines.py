@@ -202,6 +202,16 @@ def test_a_model_in_training_is_in_training_again_afterwards(model: Any):
         model.eval()
 
 
+def test_so_is_one_whose_answers_fail(model: Any):
+    try:
+        model.train()
+        with pytest.raises(IndexError):
+            engine(model).generate([[10**6]], Sampling(BUDGET))
+        assert model.training
+    finally:
+        model.eval()
+
+
 def counts(model: Any, **settings: Any) -> np.ndarray:
     """Return how often each token comes first in 4000 draws."""
     sampling = Sampling(1, seed=5, **settings)

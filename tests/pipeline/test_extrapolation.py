@@ -29,7 +29,7 @@ STAGES = {
     "sums": MeasuredStage(seconds=9.0, steps=[3.0, 1.0, 2.0, 3.0]),
     "calls": MeasuredStage(seconds=5.0, steps=[2.0, 1.0, 1.0, 1.0]),
 }
-CELL = {"sums": MeasuredCell(items=10, seconds=4.0, size=100.0)}
+CELL = {"sums": MeasuredCell(items=10, seconds=4.0, size=100.0, head=7.0)}
 SHORT = Measured(train=14.0, evaluate=15.0, total=31.0, stages=STAGES, cells=[CELL, CELL, CELL], teacher={})
 PLAN = RunPlan(stages={"sums": StagePlan(100), "calls": StagePlan(50)}, cells={"sums": CellPlan(items=25)})
 
@@ -41,7 +41,7 @@ def test_further_steps_take_the_median_step_and_further_items_the_measured_ones_
     assert found.train == 14 + 192 + 46
     assert found.evaluate == pytest.approx(15 + 3 * 6)
     assert found.total == pytest.approx(31 + 192 + 46 + 18)
-    assert found.sample_bytes == 3 * 250
+    assert found.sample_bytes == 3 * (7 + 250)
 
 
 def test_a_run_that_is_as_short_as_the_probe_takes_what_the_probe_took():
@@ -87,7 +87,7 @@ def test_the_start_is_repeated_and_the_teacher_answered_once():
     assert found.evaluate == pytest.approx(15 + 3 * 6 + 3 + 30 + 3 * 10)
     assert found.common == pytest.approx(10 + 5 + 3 * 10)
     assert found.teacher == pytest.approx(50)
-    assert found.sample_bytes == 3 * 250 + 3 * 250
+    assert found.sample_bytes == 3 * 257 + 3 * 257
 
 
 def test_what_methods_of_a_seed_share_is_counted_once():

@@ -14,6 +14,7 @@ import pytest
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
+from harness.errors import ConfigError
 from harness.pipeline.run import run
 from harness.rundir.reader import find_runs
 from tests.support.runs import FOLDERS, cells, manifest
@@ -69,6 +70,26 @@ def test_a_point_is_due_at_every_so_many_steps_and_at_the_end(micro_file: Path, 
     points = list(found.curve_points(1))
     assert sorted({point.step for point in points}) == [0, 2, 3]
     assert {len(point.items) for point in points} == {2}
+
+
+def test_a_curve_under_a_sampling_profile_draws_the_answers_of_its_evaluation(micro_file: Path, tmp_path: Path):
+    profiles = "{greedy: {temperature: 0}, sampled: {temperature: 1, n: 3}}"
+    settings = [f"evaluation.profiles={profiles}", "evaluation.every=2", "evaluation.curve_profile=sampled"]
+    for answers in (1, 3):
+        suite = load_suite(str(micro_file), [*settings, f"evaluation.curve_answers={answers}"])
+        (found,) = find_runs([run(RunSpec(suite, "sft", 0, out=tmp_path / str(answers)))])
+        assert found.manifest.curve_profile == "sampled"
+        (point,) = (each for each in found.curve_points(1) if (each.step, each.task) == (2, "tiny_weather"))
+        drawn = pd.read_parquet(found.cell_path(1, "tiny_weather", "sampled") / "samples.parquet")
+        by_item = drawn.groupby("item_id", sort=False)["score"]
+        assert list(point.items) == pytest.approx((by_item.first() if answers == 1 else by_item.mean()).tolist())
+
+
+def test_several_greedy_answers_and_an_unknown_profile_are_refused(micro_file: Path):
+    with pytest.raises(ConfigError, match="curve_answers is 2"):
+        load_suite(str(micro_file), ["evaluation.curve_answers=2", "evaluation.decoding.temperature=0"])
+    with pytest.raises(ConfigError, match="curve_profile is 'paper'"):
+        load_suite(str(micro_file), ["evaluation.curve_profile=paper"])
 
 
 def test_a_suite_without_a_curve_keeps_its_hash_and_writes_no_points(micro: Suite, aopd: Path):

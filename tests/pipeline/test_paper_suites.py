@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
+from harness.errors import TaskError
+from harness.evaluation.groups import load_evaluation_plan
+from harness.lmeval.checks import check_test_prompts, check_training_prompts
+from harness.lmeval.library import TaskLibrary
+from harness.lmeval.task import Task
 from harness.pipeline.run import run
 from harness.rundir.store import RunStore
-from tests.support.models import micro_suite
+from tests.support.models import byte_renderer, micro_suite
 from tests.support.paper_files import write_paper_data, write_tool_data
 
 SUITES = ["aopd-1.7b", "aopd-4b", "aopd-8b"]
+PROBES = ["aime24_boxed", "aime25_boxed", "hmmt_feb25_boxed", "math500_boxed"]
 STAGES = ["openthoughts", "deepmath", "toolalpaca_media", "toolalpaca_business", "toolalpaca_security"]
 
 
@@ -34,7 +41,8 @@ def stand_ins(folder: Path) -> list[str]:
         "training.steps": 2,
         "training.prompts_per_step": 2,
         "training.max_new_tokens": 8,
-        "stages.0.training": {"steps": 2, "prompts_per_step": 2, "optimizer": {"schedule": "cosine"}},
+        "stages.0.training": {"prompts_per_step": 2, "optimizer": {"schedule": "cosine"}},
+        "stages.0.starts": {"weak": {"steps": 2}},
         "stages.1.training": {"steps": 2, "max_new_tokens": 8},
         "evaluation.limit": 2,
         "evaluation.decoding.max_gen_toks": 8,
@@ -54,11 +62,48 @@ def test_a_paper_suite_trains_with_the_papers_budget(name: str):
     planned = RunSpec(suite, "aopd_released", 0).stages
     assert [stage.name for stage in planned] == STAGES
     warm_up, math, *tools = [stage.training for stage in planned]
-    assert (warm_up.steps, math.steps, math.prompts_per_step, math.max_new_tokens) == (3000, 201, 512, 12288)
+    assert (math.steps, math.prompts_per_step, math.max_new_tokens) == (201, 512, 12288)
+    assert (warm_up.steps, warm_up.max_new_tokens) == (3000, 14336)
+    assert suite.probes == tuple(PROBES)
     assert {tool.epochs for tool in tools} == {6}
     assert math.optimizer.lr == 1e-5
     (profile,) = suite.evaluation.all_profiles.values()
     assert (profile.n, profile.temperature, profile.top_p, profile.top_k) == (16, 0.6, 0.95, 20)
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_the_start_decides_the_budget_of_the_warm_up(name: str):
+    weak, strong = load_suite(name, ["student.start=weak"]), load_suite(name)
+    assert [suite.student.start_name for suite in (weak, strong)] == ["weak", "strong"]
+    assert [suite.stages[0].training.steps for suite in (weak, strong)] == [1000, 3000]
+    assert weak.stages[1:] == strong.stages[1:]
+
+
+# From the config.json files of Qwen3-1.7B-Base and Qwen3-8B-Base; the 4B model's card has the same context.
+CONTEXT = 32768
+LONGEST_PROMPT = 4096  # the released code's limit
+
+
+@pytest.mark.parametrize("name", SUITES)
+@pytest.mark.parametrize("tokens", [LONGEST_PROMPT, LONGEST_PROMPT + 1])
+def test_prompts_up_to_the_released_limit_fit_the_students_context_with_the_longest_answer(
+    name: str, tokens: int, tmp_path: Path
+):
+    renderer = byte_renderer()
+    data = {**write_paper_data(tmp_path / "math"), **write_tool_data(tmp_path / "tools")}
+    template = len(renderer.encode_prompts([renderer.render([{"role": "user", "content": ""}])])[0])
+    problem = {"problem": "x" * (tokens - template), "solution": "", "answer": "1"}
+    Path(data["math500"], "test.jsonl").write_text(json.dumps(problem) + "\n")
+    suite = load_suite(name, settings={f"data.{key}": path for key, path in data.items()})
+    evaluated = load_evaluation_plan(TaskLibrary(suite.include, suite.data), suite)
+    context = suite.context(CONTEXT)
+
+    def longest(task: Task, limit: int | None, room: int) -> int:
+        return renderer.longest_prompt(task.training_prompts(renderer, limit), room)
+
+    check_training_prompts(RunSpec(suite, "aopd", 0), evaluated.tasks, context, longest)
+    with nullcontext() if tokens == LONGEST_PROMPT else pytest.raises(TaskError, match="4097 tokens"):
+        check_test_prompts(evaluated.cells.values(), renderer, context, suite.evaluation.limit)
 
 
 @pytest.mark.slow
@@ -75,5 +120,5 @@ def test_a_paper_suite_runs_through_with_stand_ins(name: str, entry: str, tmp_pa
         assert (tmp_path / "runs").is_dir()
         assert {path.name.split("@")[0] for path in spec.path.glob(f"stage_{stage}*/eval/*")} == {
             *STAGES,
-            "math500_boxed",
+            *PROBES,
         }

@@ -19,7 +19,9 @@ from harness.lmeval.library import TaskLibrary
 from harness.lmeval.traps import traps as traps_of
 from harness.lmeval.trial import spoil
 from harness.pipeline.plan import print_plan
+from harness.pipeline.resources import RunResources
 from harness.pipeline.task_check import check_task
+from harness.rundir.process.progress import Event
 from tests.support.models import DOCS, TASK_FILE, micro_suite, write_task, write_yaml
 
 
@@ -242,6 +244,33 @@ def test_a_plan_refuses_what_the_run_would_refuse(tmp_path: Path):
     write_task(tmp_path / "tasks", training_split=None)
     with pytest.raises(TaskError, match="task made_up has no `training_split`"):
         plan(changed(tmp_path, stages=["made_up"], include=["tasks"]), "opd")
+
+
+@pytest.mark.pitfall(
+    "supervised training on references that are cut",
+    area="Grading",
+    guard="the dry run and each start of a run name the stage and the share of references that are cut",
+    evidence="the sentence about cut references is removed",
+)
+def test_references_that_are_cut_are_named_with_their_share(tmp_path: Path):
+    targets = ["abc", "abc", "abc", "the quick brown fox jumps over the lazy dog"]
+    write_task(
+        tmp_path / "tasks",
+        docs={"train": [{"prompt": f"say {t} {i}", "target": t} for i, t in enumerate(targets)], "test": DOCS["test"]},
+    )
+    student = {**micro_suite()["student"], "tokenizer": {"vocab_size": 261, "tasks": ["made_up"]}}
+    student["warmup"] = {"mixture": {"made_up": 1}, "strengths": {"weak": {"steps": 1}}}
+    common = {"student": student, "stages": ["made_up"], "probes": [], "include": ["tasks"]}
+    suite = changed(tmp_path, **common, training={**micro_suite()["training"], "max_new_tokens": 8})
+    (warning,) = [line for line in plan(suite, "sft", "opd").splitlines() if "references" in line and "warning" in line]
+    assert "sft: stage made_up" in warning
+    assert "1 of 4 of made_up (25.00%)" in warning
+    events: list[Event] = []
+    resources = RunResources(RunSpec(suite, "sft", 0, out=tmp_path / "runs"), events.append)
+    resources.check()
+    assert [event.activity for event in events if event.warning and "25.00%" in event.activity]
+    whole = changed(tmp_path, **common, training={**micro_suite()["training"], "max_new_tokens": 60})
+    assert "are cut" not in plan(whole, "sft")
 
 
 @pytest.mark.parametrize(

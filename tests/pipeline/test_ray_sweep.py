@@ -24,6 +24,7 @@ from harness.config.suite import Suite
 from harness.errors import ConfigError, RunError, TaskError
 from harness.pipeline.run import run
 from harness.pipeline.sweeps.ray_sweep import sweep_on_ray
+from harness.pipeline.sweeps.ray_tasks import task_options
 from harness.rundir.process.progress import Event, silent
 from tests.support.models import micro_suite, write_task, write_yaml
 from tests.support.runs import cells, manifest
@@ -229,6 +230,30 @@ def test_one_run_trains_over_two_nodes(nodes: Nodes, tmp_path: Path):
     three = suite(tmp_path, parallel={"processes": 3}, resources={"nodes": 3})
     with pytest.raises(ConfigError, match="on 3 of the nodes, and 2 of 2"):
         sweep_on_ray(plan_runs(three, ["opd"], [0], "default", tmp_path / "ray"), nodes.address, silent)
+
+
+def test_a_run_asks_for_a_gpu_for_each_of_its_processes(tmp_path: Path):
+    import ray  # pyright: ignore[reportMissingImports]
+
+    started = Nodes(second=False)
+    try:
+        started.cluster.add_node(num_cpus=1, num_gpus=8)  # Ray counts them; there need not be any
+        started.cluster.wait_for_nodes()
+        ray.init(address=started.address)
+
+        def gpus(**changes: Any) -> int:
+            options = task_options(ray, suite(tmp_path, **changes))
+            return len(ray.get(ray.remote(ray.get_gpu_ids).options(**options).remote()))
+
+        assert gpus(device="auto") == 1
+        assert gpus(device="auto", parallel={"processes": 8}) == 8
+        assert gpus(device="auto", parallel={"processes": 8}, resources={"gpus": 2}) == 2
+        assert gpus(device="cpu", parallel={"processes": 8}) == 0
+        with pytest.raises(ConfigError, match="8 GPUs"):
+            task_options(ray, suite(tmp_path, device="auto", parallel={"processes": 16}, resources={"nodes": 2}))
+    finally:
+        ray.shutdown()
+        started.cluster.shutdown()
 
 
 def test_no_cluster_is_one_sentence(tmp_path: Path):

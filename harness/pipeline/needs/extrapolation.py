@@ -52,11 +52,12 @@ class RunPlan:
 
 @dataclass(frozen=True)
 class MeasuredCell:
-    """A cell of the short run: its items, and their seconds and bytes with all answers."""
+    """A cell of the short run: its items, their seconds and bytes with all answers, and the other bytes of their file."""
 
     items: int
     seconds: float
     size: float = 0.0
+    head: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def _point(plan: CellPlan, cell: MeasuredCell) -> float:
 
 
 def _size(plan: RunPlan, name: str, cell: MeasuredCell) -> float:
-    return cell.size * plan.cells[name].items / cell.items
+    return cell.head + cell.size * plan.cells[name].items / cell.items
 
 
 def _total(seconds: Mapping[str, float]) -> float:

@@ -31,8 +31,8 @@ from harness.pipeline.needs.extrapolation import (
 from harness.pipeline.resources import sampled_cells
 from harness.pipeline.run import run
 from harness.pipeline.sweeps.workers import worker_pool
-from harness.rundir.files import read_results
-from harness.rundir.reader import RunDir
+from harness.rundir.files import SAMPLES, read_results
+from harness.rundir.reader import RunDir, parquet_bytes
 from harness.rundir.stage_folder import StageFolder, teacher_folder
 from harness.rundir.store import read_manifest
 
@@ -172,5 +172,5 @@ def _answered(folder: StageFolder, names: Mapping[str, Task], known: set[str]) -
         results = read_results(folder.cell(name))
         if results is not None and results.keys.generation not in known:
             known.add(results.keys.generation)
-            size = (folder.cell(name) / "samples.parquet").stat().st_size
-            yield name, MeasuredCell(results.n, results.seconds, size)
+            whole, rows = parquet_bytes(folder.cell(name) / SAMPLES)
+            yield name, MeasuredCell(results.n, results.seconds, rows, whole - rows)

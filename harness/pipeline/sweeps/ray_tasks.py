@@ -55,7 +55,9 @@ def task_options(ray: Any, suite: Suite) -> dict[str, Any]:
     """Return the resources that a task of a suite requests; raises `ConfigError` where too few nodes have them."""
     asked = suite.resources or Resources()
     has_gpus = any(node["Resources"].get("GPU") for node in ray.nodes() if node["Alive"])
-    gpus = asked.gpus if asked.gpus is not None else float(has_gpus and suite.device != "cpu")
+    # By default a GPU for each process that trains on the node.
+    processes = suite.parallel.processes / asked.nodes
+    gpus = asked.gpus if asked.gpus is not None else processes * (has_gpus and suite.device != "cpu")
     needed = {"CPU": float(asked.cpus), "GPU": gpus, "memory": (asked.memory_gib or 0) * 2**30}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     enough = sum(all(node.get(name, 0) >= amount for name, amount in needed.items()) for node in nodes)

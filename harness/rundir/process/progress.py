@@ -26,7 +26,8 @@ from rich.progress import (
 )
 from rich.table import Column
 
-SHOWN = {"entropy": "entropy", "reward_mean": "reward"}  # figures of a step that are drawn, with their names
+# Figures of a step that are drawn, with their names.
+SHOWN = {"entropy": "entropy", "reward_mean": "reward", "teacher_agreement": "agreement"}
 OTHER_COLUMNS = 90  # characters of a line without the figures, with long names
 NARROWEST, WIDEST = 4, 16  # characters of a sparkline
 ROOMY = 100  # characters of a line below which bars are short

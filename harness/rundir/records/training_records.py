@@ -55,6 +55,19 @@ class StepLine(Record):
     advantage_q75: float | None = Field(default=None, description="75 % quantile")
     advantage_q95: float | None = Field(default=None, description="95 % quantile")
     advantage_q99: float | None = Field(default=None, description="99 % quantile")
+    teacher_entropy: float | None = Field(
+        default=None,
+        description="entropy of the teacher, nats per response token; for a method that does not request it, the highest "
+        "lower bound that the teacher's top K gives",
+    )
+    teacher_agreement: float | None = Field(
+        default=None, description="share of sampled tokens that are the teacher's most probable token, 0..1"
+    )
+    teacher_neginf_share: float | None = Field(
+        default=None,
+        description="share of sampled tokens to which the teacher gives a probability below 1e-7, 0..1; a log-probability of "
+        "−inf itself stops the run",
+    )
     routed_fkl: float | None = Field(default=None, description="share of tokens routed to forward KL, 0..1")
     fkl_gradient_share: float | None = Field(
         default=None, description="the routed tokens' share of all absolute logit gradients, 0..1"
@@ -122,10 +135,10 @@ class StepLine(Record):
 
 
 class CurvePoint(Record):
-    """A task's score within a stage, on its first test items under the suite's first profile: a line of train/curve.jsonl."""
+    """A task's score within a stage, on its first test items under the curves' profile: a line of train/curve.jsonl."""
 
     step: int = Field(ge=0, description="training steps done; 0 is the stage's start")
     task: str = Field(description="the task")
     score: float = Field(ge=-TINY, le=1 + TINY, description="mean over the items, 0..1")
-    items: tuple[float, ...] = Field(description="the score of each item, in the task's order")
+    items: tuple[float, ...] = Field(description="the score of each item, in the task's order; the mean of its answers")
     clusters: tuple[str, ...] = Field(description="the cluster of each item; items of one cluster depend on each other")

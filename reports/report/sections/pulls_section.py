@@ -14,7 +14,7 @@ from harness.stats.sampling import mean_ratio
 from reports.data.frames import Frames
 from reports.document.blocks import Picture, Section, Text
 from reports.figures.draw_pulls import draw_agreement, draw_pulls
-from reports.formatting import format_interval, format_percent, format_pull
+from reports.formatting import format_interval, format_nats, format_percent, format_pull
 from reports.report.report_data import ReportData
 
 PULLS = (
@@ -68,7 +68,7 @@ def read_pulls(frames: Frames) -> str:
 
 
 def read_agreement(frames: Frames) -> str:
-    """Return a sentence with each label's mean overlap and masses over each run's last stage."""
+    """Return each label's mean overlap and masses over each run's last stage, and the teacher's own figures where known."""
     steps = frames.steps
     last = steps[steps["stage"] == steps.groupby(IDENTITY)["stage"].transform("max")]
     readings = []
@@ -78,7 +78,16 @@ def read_agreement(frames: Frames) -> str:
             f"{label} (K = {k:.0f}) overlap {format_percent(overlap)} %, "
             f"mass {format_percent(student)} % of the student's and {format_percent(teacher)} % of the teacher's"
         )
-    return f"Over the last stage: {'; '.join(readings)}."
+    taught = []
+    for label, runs in _means(last, ["teacher_agreement", "teacher_entropy", "teacher_neginf_share"]):
+        agreement, entropy, ruled_out = runs.mean()
+        taught.append(
+            f"{label} {format_percent(agreement)} %, with an entropy of at least {format_nats(entropy)} nats and a "
+            f"probability below 1e-7 for {format_percent(ruled_out)} % of the sampled tokens"
+        )
+    opening = f"Over the last stage: {'; '.join(readings)}."
+    chosen = f" The teacher's most probable token was the sampled one at: {'; '.join(taught)}." if taught else ""
+    return opening + chosen
 
 
 def _means(steps: pd.DataFrame, fields: list[str]) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -139,7 +139,13 @@ def test_any_text_is_an_expression_or_a_value_error(text: str):
             {"scope": {"tasks": ["first"], "rate": "best"}, "expression": "metric(aopd, learned) > metric(opd, final)"},
             "scope.rate: best compare one metric of two adapters",
         ),
-        ({"at": "equal_learning"}, "at: equal_learning compares probe_change or changed"),
+        ({"at": "equal_learning"}, "at: equal_learning compares kept, probe_change or changed"),
+        (
+            {"expression": "metric(aopd, kept) > metric(opd, kept)", "scope": {}},
+            "metric kept is read from learning curves; give at: equal_learning too",
+        ),
+        ({"scope": {"stage": "branch", "tasks": ["first"]}}, "scope.stage: branch is read from learning curves"),
+        ({"scope": {"tasks": ["before"]}}, r"scope.tasks: \[before\] needs scope.stage: branch"),
         ({"scope": {"start": "pairs", "tasks": ["first"]}}, "go together with scope.start: pairs"),
         ({"scop": {}}, "claim learns: claims.0.scop: unknown key"),
         (

@@ -20,7 +20,8 @@ def frames(tmp_path: Path) -> Frames:
     write_run(tmp_path, "sft")
     write_run(tmp_path, "opd", logged=TAUGHT)
     write_run(tmp_path, "opd_replay", logged=TAUGHT | {"pull_up": 0.03})
-    write_run(tmp_path, "aopd", logged=TAUGHT | {"pull_down": 0.04, "top_k": 32, "overlap": 0.5})
+    known = {"teacher_agreement": 0.75, "teacher_entropy": 1.25, "teacher_neginf_share": 0.125}
+    write_run(tmp_path, "aopd", logged=TAUGHT | known | {"pull_down": 0.04, "top_k": 32, "overlap": 0.5})
     return load_frames([tmp_path])
 
 
@@ -64,7 +65,14 @@ def test_the_numbers_are_stated_per_method_and_methods_without_any_are_left_out(
     )
     assert "opd_replay 0.0300 up and 0.0100 down, ratio 0.3333." in reading
     assert "sft" not in reading
-    assert "aopd (K = 32) overlap 50.0 %" in read_agreement(frames)
+    agreement = read_agreement(frames)
+    assert "aopd (K = 32) overlap 50.0 %" in agreement
+    # Steps of earlier versions, here opd's, lack the teacher's own figures.
+    named = agreement.partition("most probable token was the sampled one at: ")[2]
+    assert named.startswith(
+        "aopd 75.0 %, with an entropy of at least 1.250 nats and a probability below 1e-7 for 12.5 %"
+    )
+    assert "opd " not in named.replace("aopd ", "")
 
 
 def test_starts_have_panels_of_their_own(tmp_path: Path):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from adapters.loop.guards import NOT_FINITE, SIGNS
+from adapters.loop.guards import NOT_FINITE, Guards
 from harness.rundir.records.overlap_record import Overlap, OverlapRow
 from reports.data.frames import load_frames
 from reports.document import sentences
@@ -172,7 +172,7 @@ def test_step_logs_of_earlier_versions_render_without_what_they_lack(tmp_path: P
 
 
 def test_every_warning_of_the_guards_is_put_in_words():
-    assert {NOT_FINITE, *(name for _, name, _ in SIGNS)} == set(sentences.WARNINGS)
+    assert {NOT_FINITE, *(name for _, name, _ in Guards(print).signs)} == set(sentences.WARNINGS)
 
 
 @pytest.mark.usefixtures("blank_figures")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,11 @@ import pytest
 from scipy import stats
 
 from harness.config.run_spec import RunSpec
+from harness.rundir.files import CHECKSUM, CURVE, write_sealed
+from harness.rundir.records.training_records import CurvePoint
+from harness.rundir.schema import Manifest
+from harness.rundir.stage_folder import stage_folder
+from harness.rundir.store import MANIFEST
 from harness.stats.claim_verdicts import CONTRADICTED, NOT_RESOLVED, NOT_TESTABLE, SUPPORTED
 from harness.stats.intervals import t_interval
 from harness.stats.significance import holm, p_value
@@ -27,7 +33,7 @@ from reports.study.factors import describe_factor
 from reports.study.matched_settings import FORGETTING, RETENTION, describe_matching, pair_settings, pairs_grid
 from reports.study.study_results import Config, Results, collect
 from reports.study.study_verdicts import judge_study
-from tests.support.reports.run_factory import write_finished
+from tests.support.reports.run_factory import curve_points, write_finished
 from tests.support.reports.study_factory import constant, fill, study
 
 NAN = float("nan")
@@ -77,7 +83,7 @@ def test_a_clear_gain_is_supported_and_the_rest_says_what_could_not_be_tested(tm
     reasons = {each.entry.name: each.reason for each in judge_study(results)}
     assert (reasons["ends"], reasons["retains"]) == (
         "aopd ran at one learning rate",
-        "no learning curves",
+        "no runs of aopd from the weak start that begin a stage at a trained checkpoint of all methods",
     )
     assert found["entropy"] == EXPLORATORY
 
@@ -90,7 +96,61 @@ def test_the_page_opens_with_the_primary_claims_in_their_order(tmp_path: Path):
     assert second.startswith(
         "Primary claim 2: AOPD ends higher than OPD, weak start, best learning rate: not testable:"
     )
-    assert count_exploratory(found) == "3 primary claims tested in order; 8 rows are exploratory."
+    assert count_exploratory(found) == "3 primary claims tested in order; 11 rows are exploratory."
+
+
+BRANCH: dict[str, Any] = {
+    "title": "After arithmetic",
+    "fixed": {
+        "stages": [{"task": "tiny_arithmetic", "adapter": "opd", "training": {"steps": 120}}, "tiny_weather"],
+        "orders": {},
+        "evaluation.every": 10,
+        "evaluation.curve_profile": "paper",
+    },
+}
+
+
+def branched(folder: Path, **fixed: Any) -> Results:
+    """Return a study whose branch has curves: both methods learn alike, and AOPD loses half as much of all else."""
+    plan = study(folder, {"method": METHODS, "branch": {**BRANCH, "fixed": {**BRANCH["fixed"], **fixed}}})
+    fill(plan, lambda s: constant(s, 0.5 + (0.3 + 0.01 * s.seed) * (s.entry == "aopd"), 0.4))
+    for spec in (spec for spec in plan.specs if spec.stages[0].shared):
+        lost = {"opd": [0.8, 0.7, 0.6, 0.5], "aopd": [0.8, 0.75, 0.7, 0.65]}[spec.entry]
+        scores = {"tiny_weather": [0.2, 0.4, 0.6, 0.8], "tiny_arithmetic": lost, "tiny_short_sums": lost}
+        stage = stage_folder(spec.path, 2, "tiny_weather")
+        lines = [CurvePoint.model_validate(point).model_dump_json() for point in curve_points(scores)]
+        stage.step_log.with_name(CURVE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return collect(plan)
+
+
+def test_retention_is_judged_from_a_common_checkpoint_under_the_curves_profile(tmp_path: Path):
+    found = {each.entry.name: each for each in judge_study(branched(tmp_path))}
+    # Compared are 0.2 to 0.74, at which 1.35 steps are done on average; a step loses 0.05 less for aopd.
+    for name in ("retains", "retains-before", "retains-probes"):
+        assert found[name].effect.mean == pytest.approx(0.0675)
+        assert found[name].profile == "paper"
+    assert found["retains"].verdict == SUPPORTED
+    assert found["retains-before"].place.task == "tiny_arithmetic"
+    assert "in stage 2, tiny_weather, from one checkpoint after tiny_arithmetic" in found["retains"].compared
+    assert found["retains-in-all-stages"].reason == "no learning curves"
+
+
+def test_curves_under_another_profile_do_not_answer_for_the_claim(tmp_path: Path):
+    found = {
+        each.entry.name: each for each in judge_study(branched(tmp_path, **{"evaluation.curve_profile": "greedy"}))
+    }
+    assert (found["retains"].verdict, "greedy" in found["retains"].reason) == (NOT_TESTABLE, True)
+
+
+def test_runs_that_begin_the_stage_at_different_weights_are_not_compared(tmp_path: Path):
+    results = branched(tmp_path)
+    for spec in results.plan.specs:
+        file = spec.path / MANIFEST
+        content = {k: v for k, v in json.loads(file.read_text()).items() if k != CHECKSUM}
+        content["weights"] = {"stage_1": f"{spec.entry if spec.seed == 2 else ''}{spec.seed}"}
+        write_sealed(file, Manifest.model_validate(content))
+    found = {each.entry.name: each for each in judge_study(collect(results.plan))}
+    assert found["retains"].reason == "aopd and opd begin stage 2 with different weights at seed 2"
 
 
 def test_a_clear_loss_contradicts(tmp_path: Path):

@@ -53,7 +53,11 @@ def test_a_run_in_a_stage_shows_steps_time_left_and_figures(tmp_path: Path):
     found = status(only_run(tmp_path))
     assert (found.activity, found.done, found.total) == ("stage 1 tiny_arithmetic", 4, 10)
     assert found.seconds_left == 6.0  # Six steps of one second.
-    assert found.figures == {"entropy": pytest.approx([1, 0.9, 0.8, 0.7]), "reward_mean": [0.5] * 4}
+    assert found.figures == {
+        "entropy": pytest.approx([1, 0.9, 0.8, 0.7]),
+        "reward_mean": [0.5] * 4,
+        "teacher_agreement": [],
+    }
     assert found.warnings == 4
     assert not found.finished
 

@@ -147,7 +147,10 @@ def write_finished(
     manifest = manifest_of(
         suite=spec.suite.name, adapter=spec.entry, kind=entry.adapter or spec.entry,
         trains_on=sorted(make_adapter(spec.entry, entry).capabilities.trains_on), adapter_config={}, order=spec.order,
-        stages=[{"name": stage.name, "trains": list(stage.trains)} for stage in spec.stages],
+        stages=[
+            {"name": stage.name, "trains": list(stage.trains), "adapter": stage.own_adapter * (stage.adapter.adapter or "")}
+            for stage in spec.stages
+        ],
         probes=list(spec.suite.probes), seed=spec.seed, start=getattr(spec.suite.student, "strength", None) or "",
         config=config, config_hash=spec.config_hash, sessions=[session], finished=FINISHED, looks=spec.suite.planned_looks,
         profiles={name: [*spec.trained, *spec.suite.probes] for name in ("greedy", "paper")},
