@@ -39,7 +39,8 @@ def describe_registration(file: ClaimFile, runs: Sequence[RunDir]) -> str:
     several = _versions(file, judged)
     if judged and all(same):
         first = min(each.when for found in same for each in found)
-        return f"Registered before the first run, on {_day(first)}.{several}{_other_configurations(judged)}"
+        others = _other_seeds(judged) + _other_configurations(judged)
+        return f"Registered before the first run, on {_day(first)}.{several}{others}"
     if any(same):
         late, when = sum(not found for found in same), min(each.when for found in same for each in found)
         return f"Registered on {_day(when)}, after {format_count(late, 'run')} of {len(judged)} had started.{several}"
@@ -69,6 +70,13 @@ def _versions(file: ClaimFile, runs: Sequence[RunDir]) -> str:
     most = max(by_run, key=len, default={})
     when = ", ".join(map(_day, sorted(most.values())))
     return f" {len(most)} versions of them were registered, on {when}." if len(most) > 1 else ""
+
+
+def _other_seeds(runs: Sequence[RunDir]) -> str:
+    """Name the seeds that no registration planned; empty where one of an early version names none."""
+    planned = [set(each.seeds) for run in runs for each in run.manifest.registered]
+    added = sorted({run.seed for run in runs} - set().union(*planned)) if all(planned) else []
+    return f" The registered plan does not have seed {', '.join(map(str, added))}." if added else ""
 
 
 def _other_configurations(runs: Sequence[RunDir]) -> str:

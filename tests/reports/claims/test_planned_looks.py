@@ -147,3 +147,15 @@ def test_a_registration_holds_seeds_and_looks_and_versions_are_counted(tmp_path:
     register()
     write_seeds(tmp_path, range(3, 4))
     assert "2 versions of them were registered" in describe_plan(CLAIMS, find_runs([tmp_path]))
+
+
+def test_a_registered_plan_is_the_first_one_and_other_seeds_are_named(tmp_path: Path, monkeypatch: Any):
+    claims = write_yaml(tmp_path / "claims.yaml", FILE)
+    assert call(monkeypatch, "claims", "register", claims, "--suite", "tiny", "--out", tmp_path) == 0
+    write_seeds(tmp_path, range(5), "seeds=[0, 1, 2, 3, 4]", created="2099-01-01T00:00:00+00:00")
+    runs = find_runs([tmp_path])
+    assert find_looks(CLAIMS, runs) == (3,)
+    said = describe_plan(CLAIMS, runs)
+    assert "does not have seed 3, 4" in said
+    assert "after the look at 3 are exploratory" in said
+    assert row_of(tmp_path).verdict == NO_VERDICT
