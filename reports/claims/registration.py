@@ -39,7 +39,7 @@ def describe_registration(file: ClaimFile, runs: Sequence[RunDir]) -> str:
     several = _versions(file, judged)
     if judged and all(same):
         first = min(each.when for found in same for each in found)
-        others = _other_seeds(judged) + _other_configurations(judged)
+        others = _other_seeds(file, judged) + _other_configurations(judged)
         return f"Registered before the first run, on {_day(first)}.{several}{others}"
     if any(same):
         late, when = sum(not found for found in same), min(each.when for found in same for each in found)
@@ -72,9 +72,9 @@ def _versions(file: ClaimFile, runs: Sequence[RunDir]) -> str:
     return f" {len(most)} versions of them were registered, on {when}." if len(most) > 1 else ""
 
 
-def _other_seeds(runs: Sequence[RunDir]) -> str:
+def _other_seeds(file: ClaimFile, runs: Sequence[RunDir]) -> str:
     """Name the seeds that no registration planned; empty where one of an early version names none."""
-    planned = [set(each.seeds) for run in runs for each in run.manifest.registered]
+    planned = [set(each.seeds) for run in runs for each in run.manifest.registered if each.claims == file.digest]
     added = sorted({run.seed for run in runs} - set().union(*planned)) if all(planned) else []
     return f" The registered plan does not have seed {', '.join(map(str, added))}." if added else ""
 
