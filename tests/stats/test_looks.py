@@ -48,10 +48,10 @@ def test_all_error_is_spent_at_the_end_and_little_before():
 
 
 @given(st.sets(st.integers(3, 40), min_size=2, max_size=8).map(lambda found: tuple(sorted(found))))
-def test_the_last_look_gets_less_than_the_whole_and_all_looks_at_least_it(looks: tuple[int, ...]):
+def test_the_last_look_gets_what_is_left_and_all_looks_add_up_to_at_least_the_whole(looks: tuple[int, ...]):
     levels = look_levels(looks)
-    assert levels[-1] < LEVEL <= sum(levels) + 1e-9
-    assert list(levels) == sorted(levels)
+    assert levels[-1] - 1e-9 <= LEVEL <= sum(levels) + 1e-9
+    assert min(levels) >= 0
 
 
 @pytest.mark.parametrize("looks", [(), (1, 5), (5, 5), (10, 5)])
