@@ -93,7 +93,7 @@ bench-compare: $(DEV)  ## Tell which figures of a device got worse by more than 
 	$(BIN)/python -m benchmarks.device.device_figures $(BEFORE) $(AFTER)
 
 coverage: $(DEV)  ## Simulate how often intervals and verdicts are right, write docs/results/coverage.md
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.coverage
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.simulation.coverage
 
 clean:  ## Remove runs and caches of tools, but not .venv
 	rm -rf runs mutants .pytest_cache .ruff_cache .hypothesis dist build

@@ -24,7 +24,9 @@ def _collect_rarely(dry_run: bool) -> bool:
 
 
 SuiteName = Annotated[str, typer.Argument(help="A suite's name (tiny) or the path of its YAML file.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. training.steps=20.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. training.steps=20; @FILE with many.")
+]
 Include = Annotated[list[Path] | None, typer.Option("--include-path", help="A folder with more tasks and suites.")]
 Order = Annotated[str, typer.Option(help="One of the suite's orders; `joint` trains all tasks in one stage.")]
 Out = Annotated[Path, typer.Option(help="Where run directories go.")]

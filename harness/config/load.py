@@ -21,12 +21,13 @@ from harness.config.training import Training, merge_training, training_of_start
 from harness.errors import ConfigError
 
 SUITE_FOLDER = Path(str(files("tasks"))) / "suites"
+SETTINGS_FOLDER = SUITE_FOLDER / "settings"
 
 
 def load_suite(
     name: str, overrides: Sequence[str] = (), include: Sequence[Path] = (), settings: Mapping[str, Any] | None = None
 ) -> Suite:
-    """Read a suite by name (`tiny`) or path (`my/suite.yaml`) and apply `key.path=value` overrides.
+    """Read a suite by name (`tiny`) or path (`my/suite.yaml`) and apply `key.path=value` or `@FILE` overrides.
 
     `settings` maps key paths to values that are set last, as they are, without being parsed as YAML. Relative paths of data,
     task folders, models, chat templates and a teacher's files are relative to the suite file's folder, those in overrides to
@@ -97,7 +98,13 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
-    """Apply one `a.b.0.c=value`: the value is parsed as YAML, and a number is an index into a list."""
+    """Apply one `a.b.0.c=value`: the value is parsed as YAML, and a number is an index into a list.
+
+    `@NAME` or `@FILE` applies a file of such keys and values, whose paths of data are relative to the file's folder.
+    """
+    if override.startswith("@"):
+        _apply_file(raw, override)
+        return
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"--set {override}: expected KEY=VALUE, for example --set training.optimizer.lr=1e-4")
@@ -106,6 +113,24 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override}: {text!r} is not valid YAML") from error
     _set(raw, key, value, override)
+
+
+def _apply_file(raw: dict[str, Any], override: str) -> None:
+    name = override.removeprefix("@")
+    path = Path(name) if Path(name).suffix in {".yaml", ".yml"} else SETTINGS_FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(f"@{each.stem}" for each in SETTINGS_FOLDER.glob("*.yaml")))
+        raise ConfigError(
+            f"--set {override}: {path} does not exist; expected a YAML file of keys and values, or {known}"
+        )
+    if not is_mapping(given := read_yaml(path)):
+        raise ConfigError(
+            f"{path}: found {type(given).__name__}, expected a mapping of keys, as --set has them, to values"
+        )
+    for key, value in given.items():
+        of_data = key.startswith("data.") and isinstance(value, str)
+        _set(raw, key, str(path.resolve().parent / value) if of_data else value, override)
+        _expand_stages(raw)
 
 
 def _set(raw: dict[str, Any], key: str, value: Any, override: str) -> None:

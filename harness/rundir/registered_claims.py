@@ -9,6 +9,7 @@ before the run, and for which configuration.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,10 @@ def configuration_digest(config: Mapping[str, Any]) -> str:
 
 def configurations_of(suite: Suite) -> dict[str, str]:
     """Return the configuration digests of a suite's runs, by the text `adapter, order`."""
-    orders = dict.fromkeys(["default", JOINT, *suite.orders])
+    orders = dict.fromkeys(["default", *suite.orders])
+    with suppress(ValueError):  # stages that differ in more than steps have no joint order
+        suite.ordered_stages(JOINT)
+        orders[JOINT] = None
     return {
         _key(entry, order): configuration_digest(RunSpec(suite, entry, 0, order).config())
         for entry in suite.adapters

@@ -55,6 +55,11 @@ class Interval:
         low, high = BOUNDS[unit]
         return self.within(low - high, high - low)
 
+    def widened(self, factor: float) -> Interval:
+        """Return the interval with its standard error times a factor."""
+        low, high = (self.mean + factor * (end - self.mean) for end in (self.low, self.high))
+        return replace(self, low=low, high=high, error=factor * self.error)
+
     def beyond(self, smallest: float, sign: int = 1) -> Interval:
         """Return the interval of `sign * mean - smallest`: by how much an effect exceeds the smallest one that is claimed."""
         low, high = (self.low, self.high) if sign > 0 else (-self.high, -self.low)

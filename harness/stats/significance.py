@@ -1,4 +1,4 @@
-"""Tests: p values of intervals, items lost and gained, Holm's correction, and Spearman's rank correlation."""
+"""Tests: p values of intervals, items lost and gained, seeds in two groups, Holm's correction, Spearman's rank correlation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from harness.stats.intervals import LEVEL, ROUNDING, Interval, has_width
+from harness.stats.intervals import LEVEL, ROUNDING, Interval, has_width, known_values
+
+FEWEST_IN_GROUPS, GAP = 5, 2.0
 
 
 class Flips(NamedTuple):
@@ -47,6 +49,25 @@ def find_flips(before: ArrayLike, after: ArrayLike) -> Flips:
     known = ~np.isnan(left) & ~np.isnan(right)
     was, now = left[known] >= 1, right[known] >= 1
     return Flips(int((was & ~now).sum()), int((~was & now).sum()), int(known.sum()))
+
+
+def find_two_groups(values: ArrayLike) -> tuple[tuple[float, float], tuple[float, float]] | None:
+    """Return the two groups that seeds fall into, each as (lowest, highest); None where they do not.
+
+    The rule: at least FEWEST_IN_GROUPS values, at least two in each group, and a gap between the groups that is more than GAP
+    times as wide as both groups together. Normal values meet it in 4 % of studies with 5 seeds and in 1 % with more. An
+    interval over few such seeds is too narrow, because it rarely has both groups in their true proportion.
+    """
+    known = np.sort(known_values(values))
+    if len(known) < FEWEST_IN_GROUPS:
+        return None
+    inner = np.diff(known)[1:-1]
+    place = int(inner.argmax()) + 2
+    low, high = known[:place], known[place:]
+    rest = float(np.ptp(low) + np.ptp(high))
+    if inner.max() <= ROUNDING or inner.max() <= GAP * rest:
+        return None
+    return (float(low[0]), float(low[-1])), (float(high[0]), float(high[-1]))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

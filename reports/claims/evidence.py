@@ -12,7 +12,7 @@ from itertools import combinations
 from harness.errors import ConfigError
 from harness.rundir.reader import RunDir
 from harness.stats.estimates import Estimate
-from harness.stats.learning.rates import ChosenRate, choose_rates
+from harness.stats.learning.rates import ChosenRate, choose_rates, widening
 from harness.stats.score_matrix import Figure
 from reports.claims.claim_file import ClaimEntry, claim_metrics, metrics_of_tasks
 from reports.claims.grammar import Metric
@@ -86,13 +86,15 @@ class Evidence:
 class Measured:
     """An effect by seed and by item under one evaluation profile.
 
-    `compared` tells a reader what was compared. `reason` says why the runs cannot test the claim; it is empty where they can.
+    `compared` tells a reader what was compared. The effect's intervals are to be `widening` times as wide as those of the
+    estimate. `reason` says why the runs cannot test the claim; it is empty where they can.
     """
 
     estimate: Estimate
     profile: str = ""
     compared: str = ""
     reason: str = ""
+    widening: float = 1.0
 
 
 NO_EFFECT = Estimate({})
@@ -213,6 +215,7 @@ def _check_comparable(entry: ClaimEntry, place: ClaimScope, methods: Mapping[Met
 def _at_best_rates(entry: ClaimEntry, place: ClaimScope, profile: str, evidence: Evidence) -> Measured:
     """Compare each adapter at its best learning rate; a seed's rate is chosen on the other seeds."""
     estimates: dict[Metric, Estimate] = {}
+    choices: list[Mapping[int, ChosenRate]] = []
     parts: list[str] = []
     for metric in entry.parsed.metrics:
         rates = evidence.by_rate.get((place.start, metric.adapter), {})
@@ -222,10 +225,12 @@ def _at_best_rates(entry: ClaimEntry, place: ClaimScope, profile: str, evidence:
         for method in shown.values():
             _check_comparable(entry, place, {metric: method})
         estimates[metric], chosen = _best(entry, metric, place, shown)
+        choices.append(chosen)
         used = dict.fromkeys(each.rate for each in chosen.values())
         parts.append(f"{metric.adapter} {' or '.join(f'{rate:g}{name_edge(rate, list(shown))}' for rate in used)}")
     compared = f"{fill(entry.compared, place)}, each at its best lr, which the other seeds chose ({'; '.join(parts)})"
-    return Measured(entry.parsed.effect(estimates.__getitem__), profile, compared.removeprefix(", "))
+    effect = entry.parsed.effect(estimates.__getitem__)
+    return Measured(effect, profile, compared.removeprefix(", "), widening=widening(choices))
 
 
 def _at_equal_learning(

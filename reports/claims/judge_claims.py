@@ -99,6 +99,7 @@ def _measured(entry: ClaimEntry, place: ClaimScope, found: Measured, looked: int
         return replace(row, reason=found.reason or "no seed has all the scores that it compares")
     change = found.estimate
     parts = two_way_interval(change), t_interval(change.values), over_items(change) if change.items else NOTHING
+    parts = [part.widened(found.widening) for part in parts]
     effect, seeds, items = (part if entry.unit == "ratio" else part.of_difference(entry.unit) for part in parts)
     p = p_of(effect, entry.parsed.sign, entry.smallest)
     return replace(row, effect=effect, seeds=seeds, items=items, p=p)

@@ -30,7 +30,7 @@ def format_bracket(interval: Interval, sign: int = 1) -> str:
 
 def _below_start(method: Method, stage: int | None) -> Iterator[str]:
     end, start = method.estimate(ACCURACY, stage=stage), method.estimate(START, stage=stage)
-    change = two_way_interval(end - start)
+    change = two_way_interval(end - start).of_difference(ACCURACY.unit)
     if change.mean < 0:
         yield (
             f"{method.name} ends below its start: at {format_percent(end.of_seeds((end - start).seeds).mean)} %, "
@@ -39,7 +39,8 @@ def _below_start(method: Method, stage: int | None) -> Iterator[str]:
 
 
 def _nothing_learned(method: Method, stage: int | None) -> Iterator[str]:
-    gain = two_way_interval(method.estimate(LEARNING, stage=stage) - method.estimate(START, stage=stage))
+    gain = method.estimate(LEARNING, stage=stage) - method.estimate(START, stage=stage)
+    gain = two_way_interval(gain).of_difference(LEARNING.unit)
     if gain.mean <= LEAST_LEARNED:
         more = "more" if gain.mean >= 0 else "less"
         yield (

@@ -14,6 +14,7 @@ import pandas as pd
 from harness.rundir.files import read_results
 from harness.rundir.reader import RunDir, identity, read_parquet
 from harness.rundir.records.cell_records import OUTCOMES, CellSummary
+from harness.stats.intervals import effective_clusters
 
 NOT_EVALUATED = {
     **{"metric": "", "score": math.nan, "n": 0, "answers": 0, **dict.fromkeys(OUTCOMES, 0)},
@@ -79,6 +80,20 @@ def score_row(cell: CellRef) -> dict[str, Any]:
         "weights": results.weights,
         "comparability": results.keys.comparability,
     }
+
+
+def independent_items(cell: CellRef) -> float:
+    """Return how many independent items an evaluated cell is worth, see `effective_clusters`; 0 before it is evaluated.
+
+    Where answers were not kept, the sizes of its clusters are unknown and count as equal.
+    """
+    results = cell.results
+    if results is None or results.clusters in (None, results.n):
+        return float(results.n) if results else 0.0
+    rows = read_parquet(cell.answers, ["item_id", "cluster"]) if cell.answers.is_file() else pd.DataFrame()
+    if "cluster" not in rows:
+        return float(results.clusters)
+    return effective_clusters(rows.drop_duplicates("item_id")["cluster"].value_counts())
 
 
 def outcome_rows(cell: CellRef) -> pd.DataFrame:

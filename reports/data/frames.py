@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from harness.errors import RunError
 from harness.rundir.integrity import Fault, refuse_changed
 from harness.rundir.reader import IDENTITY, RunDir, find_runs, read_parquet
 from harness.rundir.records.overlap_record import Overlap, Unlisted
-from reports.data.cells import CellRef, cells_of, outcome_rows, place_of, placed, score_row
+from reports.data.cells import CellRef, cells_of, independent_items, outcome_rows, place_of, placed, score_row
 from reports.data.drift_frames import drift_frame, noise_frame
 from reports.data.repair_hints import describe_cell, what_differs
 
@@ -170,6 +171,20 @@ class Frames:
                 twice = cell.results is not None and cell.results.metric == "acc_mutual_info"  # each choice asked twice
                 found[task] = float(rows["loglikelihoods"].map(len).mean()) / (2 if twice else 1)
         return found
+
+    @cached_property
+    def fewest_items(self) -> tuple[int, float]:
+        """The test items of the task that has the fewest independent ones, and how many these are; zeros before any cell.
+
+        Items of a task are the same in all its cells, so one cell of each size is read.
+        """
+        kinds = {
+            (cell.run.suite, cell.task, cell.results.n, cell.results.clusters): cell
+            for cell in self._cells
+            if cell.results is not None
+        }
+        sizes = [(key[2], independent_items(cell)) for key, cell in kinds.items()]
+        return min(sizes, key=itemgetter(1), default=(0, 0.0))
 
     @property
     def _answered(self) -> Iterator[CellRef]:

@@ -12,11 +12,12 @@ import pandas as pd
 
 from harness.rundir.integrity import REMEDIES
 from harness.rundir.reader import IDENTITY, RunDir
-from harness.stats.continual import FIGURES
+from harness.stats.continual import ACCURACY, FIGURES
 from harness.stats.intervals import Interval, t_interval
+from harness.stats.significance import find_two_groups
 from reports.data.frames import Frames
 from reports.data.tables import figures_by_seed
-from reports.formatting import format_count, format_interval
+from reports.formatting import format_count, format_interval, format_percent
 
 WARNINGS = {
     "never routed": "no token went to forward KL for 10 steps: the method was its policy gradient",
@@ -37,10 +38,27 @@ def opening_sentences(frames: Frames, *, brief: bool = False) -> list[str]:
     """Return the report's opening sentences: the setting, each method's numbers (not if `brief`), and their limits."""
     memory = [frames.overlap.warning] if frames.overlap and frames.overlap.warning else []
     if brief:
-        return [_setting(frames), *memory, _limits(frames)]
+        return [_setting(frames), *memory, *describe_groups(frames), _limits(frames)]
     values = figures_by_seed(frames.scores)
     methods = [_method(label, rows) for label, rows in values.groupby("label", sort=False)]
-    return [_setting(frames), *methods, *memory, _limits(frames)]
+    return [_setting(frames), *methods, *memory, *describe_groups(frames), _limits(frames)]
+
+
+def describe_groups(frames: Frames) -> list[str]:
+    """Return a warning for each method whose seeds end in two groups, see `find_two_groups`."""
+    values = figures_by_seed(frames.scores)
+    ends = values[values["figure"] == ACCURACY.name].groupby("label", sort=False)["value"]
+    found = {str(label): groups for label, scores in ends if (groups := find_two_groups(scores)) is not None}
+    return [
+        f"The seeds of {label} end in two groups, at {_range(low)} and {_range(high)} %: the intervals of its figures are too "
+        "narrow, and more seeds are needed to say how often each happens."
+        for label, (low, high) in found.items()
+    ]
+
+
+def _range(ends: tuple[float, float]) -> str:
+    low, high = map(format_percent, ends)
+    return low if low == high else f"{low} to {high}"
 
 
 def list_missing(frames: Frames) -> list[str]:
@@ -112,18 +130,18 @@ def _method(label: object, values: pd.DataFrame) -> str:
 
 
 def _limits(frames: Frames) -> str:
-    """Say what limits the numbers; the choice of n items moves a share by up to 1.96 sqrt(0.25 / n), at a share of 0.5."""
-    counts = frames.scores.loc[frames.scores["n"] > 0, "n"]
-    if counts.empty:
+    """Say what limits the numbers; the choice of n independent items moves a share by up to 1.96 sqrt(0.25 / n), at 0.5."""
+    items, independent = frames.fewest_items
+    if not items:
         return "Nothing has been evaluated yet."
     seeds = frames.scores.groupby("label")["seed"].nunique().min()
     several = "Brackets are 95 % intervals: of a score over seeds, of a difference for another seed and other items."
     single = "With one seed there is no interval, and no difference between methods is established."
-    error = 100 * 1.96 * math.sqrt(0.25 / counts.min())
-    items = (
-        f"With {counts.min()} independent test items, one seed's score alone is uncertain by up to ±{error:.1f} points."
-    )
-    return f"{several if seeds > 1 else single} {items}"
+    error = min(100.0, 100 * 1.96 * math.sqrt(0.25 / independent))
+    worth = f", worth {independent:.0f} independent ones" if round(independent) < items else ""
+    tested = f"{items} {'' if worth else 'independent '}test items{worth}"
+    sampling = f"With {tested}, one seed's score alone is uncertain by up to ±{error:.1f} points."
+    return f"{several if seeds > 1 else single} {sampling}"
 
 
 def _gaps(run: RunDir, cells: pd.DataFrame) -> Iterator[str]:

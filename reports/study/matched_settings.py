@@ -16,7 +16,7 @@ from harness.stats.learning.matching import MATCHED, ON_AVERAGE, how_matched
 from harness.stats.two_way import two_way_interval
 from reports.document.blocks import Grid
 from reports.formatting import format_count, format_interval, format_points
-from reports.study.study_results import Config, Results
+from reports.study.study_results import Config, Results, unit_of
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,9 @@ def difference_at_matched_learning(results: Results, matched: Sequence[MatchedPa
         results.estimate(pair.configs[0], matching.outcome) - results.estimate(pair.configs[1], matching.outcome)
         for pair in matched
     ]
-    return two_way_interval(reduce(add, changes) / len(changes)) if changes else NOTHING
+    if not changes:
+        return NOTHING
+    return two_way_interval(reduce(add, changes) / len(changes)).of_difference(unit_of(matching.outcome))
 
 
 def pairs_grid(results: Results, matching: Matching, methods: tuple[str, str]) -> Grid:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from harness.rundir.schema import Manifest
+from reports.document.sentences import describe_groups
 from reports.formatting import format_count
 from reports.study.study_results import RUN, Results
 
@@ -22,6 +23,7 @@ def describe_study(results: Results) -> list[str]:
         f"Methods {', '.join(entries)}; seeds {seeds}, fewer where a factor says so; {items} test items per task.",
         f"{format_count(len(results.frames.runs), 'run')} of {_describe_range(steps)} steps each, {steps.sum():,} steps "
         f"in all. One factor is varied at a time: {', '.join(factor.title for factor in study.factors.values())}.",
+        *describe_groups(results.frames),
     ]
 
 

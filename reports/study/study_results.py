@@ -32,6 +32,11 @@ from reports.data.tables import figures_by_seed, score_matrices
 RUN = ["suite", "adapter", "order", "seed"]
 RATE, STRENGTH = "training.optimizer.lr", "student.strength"
 OF_FIRST_TASK = {"first_learned": LEARNING, "first_retained": BACKWARD}
+UNITS = {  # of the figures that are not in FIGURES
+    **{"first_learned": "%", "first_retained": "points", "entropy": "nats", "entropy_last": "nats"},
+    **dict.fromkeys(["routed_share", "truncated_share", "fkl_gradient_share"], "%"),
+    **dict.fromkeys(["pull_up", "pull_down", "pull_ratio"], "ratio"),
+}
 CURVES = {
     "evaluation.every",
     "evaluation.curve_items",
@@ -132,7 +137,7 @@ class Results:
         """Return a figure's mean and 95 % t interval over seeds; `seeds` limits it to some."""
         values = self.series(config, figure)
         found = t_interval(values if seeds is None else values[values.index.isin(list(seeds))])
-        return found.of_unit(FIGURES[figure].unit) if figure in FIGURES else found
+        return found.of_unit(unit_of(figure))
 
     def method(self, config: Config) -> Method | None:
         """Return the runs of a configuration; None where the study has none."""
@@ -161,7 +166,7 @@ class Results:
             found = unpaired_interval(sides[1], sides[0])
         else:
             found = two_way_interval((sides[0] - sides[1]).finite())
-        return found.of_difference(FIGURES[figure].unit) if figure in FIGURES else found
+        return found.of_difference(unit_of(figure))
 
     def rates(self, start: str, adapter: str) -> dict[float, Config]:
         """Return an adapter's runs from a start by learning rate, lowest first; only runs that vary nothing else."""
@@ -260,6 +265,12 @@ def collect(plan: Plan, command: str = "") -> Results:
         raise RunError(f"study {plan.study.name} has no finished run; `harness study {plan.study.name}` makes them")
     missing = _absences([spec for spec in plan.specs if spec.path in left])
     return Results(plan, load_frames([spec.path for spec in done]), missing, command)
+
+
+def unit_of(figure: str) -> str:
+    """Return the unit of a column of `Results.values` (a figure, or `figure:task`), which sets the bounds of its intervals."""
+    name = figure.partition(":")[0]
+    return FIGURES[name].unit if name in FIGURES else UNITS[name]
 
 
 def _row(point: Point, factor: Factor) -> dict[str, Any]:

@@ -66,7 +66,6 @@ def test_no_module_of_reports_loads_a_deep_learning_library():
 
 
 def test_a_process_that_hands_out_runs_to_others_loads_no_library_of_models():
-    assert called(IMPORT, ["harness.pipeline.sweeps.ray_tasks"]) == [(0, set())]
     assert called(IMPORT, ["harness.pipeline.sweeps.sweep", "harness.pipeline.sweeps.ray_sweep"]) == [(0, {"torch"})]
 
 

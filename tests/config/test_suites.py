@@ -192,6 +192,18 @@ def test_suites_in_included_folders_are_found_by_name_before_the_shipped_ones(tm
     assert find_suite("tiny") == (SUITE_FOLDER / "tiny.yaml").resolve()
 
 
+def test_a_file_of_settings_is_applied_in_its_place(tmp_path: Path):
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/records.json").write_text("[]")
+    many = {"training.steps": 7, "stages.0.training": {"steps": 9}, "data.mine": "records.json", "seeds": [4]}
+    file = write_yaml(tmp_path / "more/settings.yaml", many)
+    suite = load(tmp_path, lambda _: None, "training.steps=5", f"@{file}", "seeds=[5]")
+    assert (suite.training.steps, suite.stages[0].training.steps, suite.seeds) == (7, 9, (5,))
+    assert suite.data == {"mine": str(tmp_path / "more/records.json")}
+    with pytest.raises(ConfigError, match="expected a YAML file of keys and values, or @stand-in"):
+        load(tmp_path, lambda _: None, "@stand-inn")
+
+
 def test_overrides_reach_mappings_lists_and_new_keys(tmp_path: Path):
     sets = (
         "training.optimizer.lr=1e-4", "stages.1=tiny_calendar", "seeds=[3, 4]", "teacher=null", "evaluation.limit=2",

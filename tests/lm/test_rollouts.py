@@ -53,6 +53,21 @@ def test_micro_batch_mean_is_the_token_mean_of_each_micro_batch_by_its_share_of_
     assert single == pytest.approx([1 / 9] * 3 + [1 / 6] * 2 + [1 / 3])
 
 
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=7), st.integers(1, 7))
+def test_micro_batch_mean_is_the_released_code_s_reduction(lengths: list[int], micro_batch: int):
+    """The released code adds up `masked_mean(loss, mask) * rows / mini_batch` over micro-batches (verl's `agg_loss`)."""
+    rollouts = [rollout([1], [2] * length) for length in lengths]
+    batches = make_batches(rollouts, "micro_batch_mean", micro_batch)
+    found = expected = 0.0
+    for batch in batches:
+        rows, width = batch.predicts.shape
+        mask = batch.predicts.double()
+        loss = torch.arange(rows * width, dtype=torch.float64).reshape(rows, width).sin()
+        found += float((loss[batch.predicts] * batch.weights.double()).sum())
+        expected += float((loss * mask).sum() / mask.sum()) * rows / len(rollouts)
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
 def test_empty_responses_are_left_out_and_do_not_dilute_the_rest():
     empty = rollout([1, 2, 3], [])
     (batch,) = make_batches([LONG, empty, SHORT], "sequence_mean", None)

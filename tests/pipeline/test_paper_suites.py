@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -15,45 +17,13 @@ from harness.evaluation.groups import load_evaluation_plan
 from harness.lmeval.checks import check_test_prompts, check_training_prompts
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task
-from harness.pipeline.run import run
 from harness.rundir.store import RunStore
-from tests.support.models import byte_renderer, micro_suite
+from tests.support.models import byte_renderer
 from tests.support.paper_files import write_paper_data, write_tool_data
 
 SUITES = ["aopd-1.7b", "aopd-4b", "aopd-8b"]
 PROBES = ["aime24_boxed", "aime25_boxed", "hmmt_feb25_boxed", "math500_boxed"]
 STAGES = ["openthoughts", "deepmath", "toolalpaca_media", "toolalpaca_business", "toolalpaca_security"]
-
-
-def stand_ins(folder: Path) -> list[str]:
-    """Return the overrides that put micro models, local records and two steps a stage in a paper suite's place."""
-    models = {part: dict(micro_suite()[part]) for part in ("student", "teacher")}
-    for model in models.values():
-        model["tokenizer"] = {**model["tokenizer"], "tasks": ["openthoughts", "toolalpaca"], "items_per_task": 9}
-        strengths = {name: {"steps": each["steps"]} for name, each in model["warmup"]["strengths"].items()}
-        model["warmup"] = {**model["warmup"], "mixture": {"openthoughts": 1, "toolalpaca": 1}, "strengths": strengths}
-        model["architecture"] = {**model["architecture"], "context": 256}
-    data = {**write_paper_data(folder / "math"), **write_tool_data(folder / "tools")}
-    small = {
-        **models,
-        **{f"data.{name}": path for name, path in data.items()},
-        "training.epochs": None,
-        "training.steps": 2,
-        "training.prompts_per_step": 2,
-        "training.max_new_tokens": 8,
-        "stages.0.training": {"prompts_per_step": 2, "optimizer": {"schedule": "cosine"}},
-        "stages.0.starts": {"weak": {"steps": 2}},
-        "stages.1.training": {"steps": 2, "max_new_tokens": 8},
-        "evaluation.limit": 2,
-        "evaluation.decoding.max_gen_toks": 8,
-        "evaluation.profiles.paper.n": 2,
-        "evaluation.profiles.paper.pass_at": [1, 2],
-        "parallel.processes": 1,
-        "backend": "hf",
-        "device": "cpu",
-        "threads": 1,
-    }
-    return [f"{key}={json.dumps(value)}" for key, value in small.items()]
 
 
 @pytest.mark.parametrize("name", SUITES)
@@ -107,18 +77,35 @@ def test_prompts_up_to_the_released_limit_fit_the_students_context_with_the_long
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "entry"), [("aopd-1.7b", "aopd"), ("aopd-4b", "aopd_released"), ("aopd-8b", "opd_released")]
-)
-def test_a_paper_suite_runs_through_with_stand_ins(name: str, entry: str, tmp_path: Path):
-    spec = RunSpec(load_suite(name, stand_ins(tmp_path)), entry, 0, out=tmp_path / "runs")
-    run(spec)
-    manifest = RunStore(spec.path).manifest
+def test_one_command_runs_a_paper_suite_with_stand_ins_and_reports(tmp_path: Path):
+    harness(tmp_path, "sweep", "aopd-1.7b", "--set", "@stand-in", "--adapter", "opd,aopd", "--seed", "0")
+    for entry in ("opd", "aopd"):
+        check_run(tmp_path / "runs/aopd-stand-in" / entry / "default/seed0")
+    report = (tmp_path / "runs/aopd-stand-in/report/report.md").read_text()
+    for shown in ("opd", "aopd", *STAGES, *PROBES, "pass@4"):
+        assert shown in report
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "entry"), [("aopd-4b", "aopd_released"), ("aopd-8b", "opd_released")])
+def test_the_other_sizes_and_the_released_settings_run_through(name: str, entry: str, tmp_path: Path):
+    harness(tmp_path, "run", name, "--set", "@stand-in", "--adapter", entry)
+    check_run(tmp_path / "runs/aopd-stand-in" / entry / "default/seed0")
+
+
+def harness(folder: Path, *arguments: str) -> None:
+    """Do what a user types in a folder."""
+    command = [sys.executable, "-m", "harness.cli.app", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def check_run(folder: Path) -> None:
+    """Check that a run is finished and has evaluated every task after every stage."""
+    manifest = RunStore(folder).manifest
     assert manifest is not None
     assert manifest.finished
+    assert manifest.start == "strong"
     for stage in range(len(STAGES) + 1):
-        assert (tmp_path / "runs").is_dir()
-        assert {path.name.split("@")[0] for path in spec.path.glob(f"stage_{stage}*/eval/*")} == {
-            *STAGES,
-            *PROBES,
-        }
+        evaluated = {path.name.split("@")[0] for path in folder.glob(f"stage_{stage}*/eval/*")}
+        assert evaluated == {*STAGES, *PROBES}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.simulated_studies import PATHS, CurveStudy, two_curves
+from benchmarks.simulation.simulated_studies import PATHS, CurveStudy, two_curves
 from harness.stats.estimates import ItemTable
 from harness.stats.intervals import t_interval
 from harness.stats.learning.equal_learning import (
@@ -104,7 +104,7 @@ def resolved_share(study: CurveStudy, seeds: int, studies: int, *, two_way: bool
 
 
 def test_two_methods_on_one_curve_are_told_apart_in_at_most_5_percent_of_studies_and_5_points_are_found():
-    """A small version: 120 studies have a standard error of 2 points; `benchmarks/coverage.py` has more."""
+    """A small version: 120 studies have a standard error of 2 points; `benchmarks/simulation/coverage.py` has more."""
     assert resolved_share(CurveStudy(speeds=(1.5, 6.0)), 5, 120) <= 0.05 + 2 * 0.02
     assert resolved_share(CurveStudy(speeds=(1.5, 3.0), effect=0.05), 20, 60) >= 0.9
 

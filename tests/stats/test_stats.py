@@ -15,11 +15,11 @@ from statsmodels.stats.multitest import multipletests
 
 from harness.stats.estimates import Estimate, ItemTable
 from harness.stats.intervals import NOTHING, Interval, t_interval
-from harness.stats.learning.rates import choose_rates
+from harness.stats.learning.rates import ChosenRate, choose_rates, widening
 from harness.stats.paired import over_items
 from harness.stats.power import detectable_effect
 from harness.stats.sampling import mean_ratio, noise_floor, pass_at_k
-from harness.stats.significance import Flips, find_flips, holm, p_value, rank_correlation
+from harness.stats.significance import Flips, find_flips, find_two_groups, holm, p_value, rank_correlation
 from harness.stats.two_way import Variances
 from harness.stats.two_way import variances as variances_of
 
@@ -94,6 +94,41 @@ def test_a_seed_s_rate_is_chosen_by_the_other_seeds():
     assert found == {0: (2e-4, 0.5), 1: (4e-4, 0.4), 2: (4e-4, 0.3)}
     assert choose_rates({1e-4: {0: 0.5}}) == {}
     assert choose_rates({}) == {}
+
+
+def test_an_interval_at_chosen_rates_is_wider_where_the_choices_differ():
+    """Nadeau and Bengio's variance of n figures, n - 1 of which chose each one's rate: s^2 (1 / n + 1 / (n - 1))."""
+    agree, differ = (
+        {seed: ChosenRate(rate, 0.5) for seed, rate in enumerate(rates)} for rates in ([1.0] * 5, [1.0] * 4 + [2.0])
+    )
+    assert widening([agree, agree]) == 1
+    assert widening([agree, differ]) == pytest.approx(math.sqrt(1 + 5 / 4))
+    wide = t_interval([0.1, 0.2, 0.3]).widened(2.0)
+    assert bounds(wide) == pytest.approx(bounds(Interval(0.2, 0.2 - 0.4968275, 0.2 + 0.4968275, 3)))
+    assert wide.error == pytest.approx(2 * 0.1 / math.sqrt(3))
+
+
+@pytest.mark.parametrize(
+    ("values", "groups"),
+    [
+        ([0.1, 0.8, 0.12, 0.79, 0.81], ((0.1, 0.12), (0.79, 0.81))),
+        ([0.1, 0.1, 0.8, 0.8, 0.8, math.nan], ((0.1, 0.1), (0.8, 0.8))),
+        ([0.1, 0.8, 0.79, 0.81, 0.8], None),  # a single outlier
+        ([0.1, 0.12, 0.8, 0.81], None),  # four seeds
+        ([0.1, 0.2, 0.3, 0.72, 0.8], None),  # the gap of 0.42 is not twice 0.2 + 0.08
+        ([0.5] * 6, None),
+    ],
+)
+def test_seeds_in_two_groups_by_hand(values: list[float], groups: object):
+    assert find_two_groups(values) == groups
+
+
+def test_normal_seeds_rarely_look_like_two_groups_and_collapsing_ones_often_do():
+    generator = np.random.default_rng(0)
+    normal = [find_two_groups(generator.normal(size=5)) is not None for _ in range(4000)]
+    collapsed = generator.normal(0, 0.04, (4000, 8)) - 0.4 * (generator.random((4000, 8)) < 0.3)
+    assert np.mean(normal) <= 0.05
+    assert np.mean([find_two_groups(values) is not None for values in collapsed]) >= 0.4
 
 
 @pytest.mark.filterwarnings("error")

@@ -121,6 +121,14 @@ def test_every_test_item_is_independent_of_the_others(name: str):
     assert len(set(docs["target"])) == len(docs) or name not in TOOLS
 
 
+@pytest.mark.parametrize("name", TOOLS)
+def test_the_test_items_have_nearly_all_words_so_that_words_are_not_sampled(name: str):
+    """Items would have to be clustered by a word if the test set had only some of them, as it has only some of the calls."""
+    calls = [json.loads(doc["target"])["arguments"] for doc in tiny_task(name).test_docs()]
+    for key, words in requests.FAMILIES[name.removeprefix("tiny_")].arguments.items():
+        assert len({call[key] for call in calls}) >= 0.95 * len(words), key
+
+
 def test_repeated_items_are_dropped():
     stream = [(str(i % 40), {"prompt": str(i % 40)}) for i in range(400)]
     test_keys = [str(i) for i in range(40) if in_test(str(i))]

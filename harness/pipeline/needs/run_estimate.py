@@ -180,7 +180,8 @@ def _needs(
 ) -> StageNeeds:
     own = {name.removeprefix("training."): value for name, value in changes.items() if name.startswith("training.")}
     training = Training.model_validate({**stage.training.model_dump(), **own})
-    needs: Requirements = trainer_of(stage, method).requirements
+    trainer = trainer_of(stage, method)
+    needs: Requirements = trainer.requirements
     here = stage.teacher if isinstance(stage.teacher, Pretrained | Scratch) else None
     return stage_needs(
         training,
@@ -192,7 +193,8 @@ def _needs(
         teacher_dtype=changes.get("teacher.dtype", here.dtype if here is not None else "float32"),
         device=resolve_device(spec.suite.device),
         processes=spec.suite.parallel.processes,
-        generates=backend_of(spec.suite).in_process,
+        # A stage on the data's references draws no responses.
+        generates=backend_of(spec.suite).in_process and trainer.capabilities.trains_on != {"data"},
     )
 
 

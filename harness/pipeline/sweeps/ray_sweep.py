@@ -150,6 +150,8 @@ def _drain(
                     if finished and spec is not None:
                         RemoteStages(spec.suite.storage, spec.path, spec.out).fetch()
                         on_finished(spec)
+        for event in ray.get(board.take.remote()):  # a task's last event may arrive after its result
+            report(event)
     if failure is not None:
         raise failure
 

@@ -14,7 +14,7 @@ from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
 from harness.rundir.files import write_json
 from harness.rundir.reader import find_runs
-from harness.rundir.registered_claims import registrations_for
+from harness.rundir.registered_claims import configurations_of, registrations_for
 from harness.rundir.schema import Manifest
 from harness.rundir.store import read_manifest
 from reports.claims.claim_file import read_claims
@@ -135,3 +135,12 @@ def test_a_real_run_carries_what_was_registered(tmp_path: Path, claims: Path, mo
     assert call(monkeypatch, "run", suite, "--adapter", "opd", "--seed", "0", "--out", out) == 0
     assert sentence_of(claims, out).startswith("Registered before the first run")
     assert "not the registered one" not in sentence_of(claims, out)
+
+
+def test_stages_that_have_no_joint_order_are_registered_in_their_own():
+    plain, fixed = (
+        load_suite("tiny", overrides)
+        for overrides in ([], ["stages=[{task: tiny_arithmetic, adapter: opd}, tiny_weather]", "orders={}"])
+    )
+    assert {"opd, default", "opd, tools_first", "opd, joint"} <= set(configurations_of(plain))
+    assert set(configurations_of(fixed)) == {f"{entry}, default" for entry in fixed.adapters}

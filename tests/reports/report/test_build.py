@@ -293,6 +293,16 @@ def test_with_one_seed_no_method_is_called_better(tmp_path: Path):
     assert "±31.0 points" in opening[-1]  # 196 * sqrt(0.25 / 10)
 
 
+def test_seeds_that_end_in_two_groups_are_warned_of(tmp_path: Path):
+    for seed, end in enumerate([0.1, 0.8, 0.8, 0.1, 0.9]):
+        write_run(tmp_path, "aopd", seed, [[0.5, 0.1, 0.6], [0.9, 0.2, 0.6], [end, end, 0.6]])
+        write_run(tmp_path, "opd", seed, OTHER)
+    warnings = [each for each in sentences.opening_sentences(load_frames([tmp_path])) if "two groups" in each]
+    assert len(warnings) == 1
+    assert "aopd" in warnings[0]
+    assert "10.0 and 80.0 to 90.0 %" in warnings[0]
+
+
 def test_the_terminal_shows_stages_tasks_and_gaps(tmp_path: Path):
     write_run(tmp_path, "opd", seed=0)
     write_run(tmp_path, "opd", seed=1, scores=OTHER)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import pytest
 
 from harness.config.run_spec import RunSpec
 from harness.errors import RunError
+from harness.stats.intervals import BOUNDS
 from reports.document.blocks import Text
 from reports.study.build_study import build_study
 from reports.study.factors import describe_extremes, factor_grid
 from reports.study.study_frontier import frontier_blocks
-from reports.study.study_results import Results, collect
+from reports.study.study_results import Results, collect, unit_of
 from tests.support.reports.study_factory import constant, fill, study
 
 METHODS: dict[str, Any] = {"title": "Method", "entries": ["none", "sft", "opd", "aopd"]}
@@ -98,3 +100,25 @@ def test_a_figure_that_no_threshold_has_is_not_stated(tmp_path: Path):
     reading = describe_extremes(collect(plan), "threshold", "aopd")
     assert "forgetting" not in reading
     assert "nan" not in reading
+
+
+def test_no_interval_of_a_study_leaves_the_values_that_its_figure_can_have(tmp_path: Path):
+    """One seed of three has 1 in everything and the others 0, so that t intervals over seeds would pass 0 and 100 %."""
+    plan = study(tmp_path, {"method": METHODS}, seeds=[0, 1, 2])
+    ends = {0: 0.0, 1: 0.0, 2: 1.0}
+    shares = ("truncated_share", "pull_up", "pull_down", "fkl_gradient_share")
+    fill(
+        plan,
+        lambda spec: constant(spec, ends[spec.seed], ends[spec.seed], start=ends[spec.seed]),
+        entropy=lambda spec: ends[spec.seed],
+        logged=lambda spec: dict.fromkeys(shares, ends[spec.seed]),
+    )
+    results = collect(plan)
+    one, other = (next(config for config in results.configs if config.adapter == name) for name in ("aopd", "opd"))
+    for figure in results.values:
+        low, high = BOUNDS[unit_of(str(figure))]
+        mean, change = results.mean(one, str(figure)), results.paired(one, other, str(figure))
+        assert math.isnan(mean.low) or low <= mean.low <= mean.high <= high, figure
+        assert math.isnan(change.low) or low - high <= change.low <= change.high <= high - low, figure
+    assert results.mean(one, "truncated_share").low == 0
+    assert "−" not in factor_grid(results, "method").rows[2][-1]

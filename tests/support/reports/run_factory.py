@@ -55,6 +55,7 @@ def write_run(
     order: str = "default",
     start: str | None = "weak",
     items: int = 10,
+    phrasings: int = 1,
     steps: int = 4,
     evaluated: int | None = None,
     comparability: str = "c0",
@@ -69,11 +70,11 @@ def write_run(
 ) -> Path:
     """Write one run and return its folder; `scores` (T+1, tasks) are shares that `items` can express.
 
-    `evaluated` stops the run after that many evaluations, counted over stages and tasks: an unfinished run. `joint` makes
-    one stage of all `stages`. `further` are the scores under profiles after the first, `greedy`. `weights` is the digest of
-    the start's weights, `curves` returns the points of a stage's learning curve, `config` adds to the suite's configuration.
-    `kind` is the entry's adapter. `logged` is added to every line of the step log; without it the log is that of an early
-    version.
+    Every `phrasings` neighbouring items are one cluster. `evaluated` stops the run after that many evaluations, counted over
+    stages and tasks: an unfinished run. `joint` makes one stage of all `stages`. `further` are the scores under profiles
+    after the first, `greedy`. `weights` is the digest of the start's weights, `curves` returns the points of a stage's
+    learning curve, `config` adds to the suite's configuration. `kind` is the entry's adapter. `logged` is added to every line
+    of the step log; without it the log is that of an early version.
     """
     run = root / suite / adapter / order / f"seed{seed}"
     session = {
@@ -97,7 +98,7 @@ def write_run(
 
     def make_cell(task: str, stage: int, score: float) -> tuple[CellSummary, pd.DataFrame | None]:
         digest = f"digest-{stage}" if stage else (weights or f"digest-start-{seed}")
-        summary, frame = _cell(task, stage, score, items, comparability, digest)
+        summary, frame = _cell(task, stage, score, items, phrasings, comparability, digest)
         return summary, frame if samples else None
 
     lines = [] if adapter == "none" else [_line(step, adapter) | (logged or {}) for step in range(steps)]
@@ -223,7 +224,7 @@ def _write_evaluation(folder: Path, summary: CellSummary | DriftSummary, frame: 
 
 
 def _cell(
-    task: str, stage: int, score: float, items: int, comparability: str, weights: str
+    task: str, stage: int, score: float, items: int, phrasings: int, comparability: str, weights: str
 ) -> tuple[CellSummary, pd.DataFrame]:
     """Return a cell whose first items are right, the next half of the rest wrong, the others truncated."""
     correct = round(score * items)
@@ -231,13 +232,15 @@ def _cell(
     outcomes = ["correct"] * correct + ["wrong"] * wrong + ["truncated"] * (items - correct - wrong)
     share, grades = correct / items, [float(outcome == "correct") for outcome in outcomes]
     summary = cell_of(
-        share, task=task, stage=stage, n=items, metrics={"strict": share, "lenient": min(1.0, share + 0.05)},
+        share, task=task, stage=stage, n=items, clusters=-(-items // phrasings),
+        metrics={"strict": share, "lenient": min(1.0, share + 0.05)},
         outcomes={name: outcomes.count(name) for name in ("correct", "wrong", "unparsed", "truncated")},
         response_tokens_mean=21.5, seconds=1.5, weights=weights,
         keys={"generation": "g", "grading": "r", "comparability": comparability},
     )  # fmt: skip
     answers = {"prompt": "1+1=", "target": "2", "response": HOSTILE, "finish": "stop", "tokens": 7}
-    frame = pd.DataFrame({"item_id": [f"{task}/{i}" for i in range(items)]}).assign(**answers)
+    named = {"item_id": [f"{task}/{i}" for i in range(items)], "cluster": [str(i // phrasings) for i in range(items)]}
+    frame = pd.DataFrame(named).assign(**answers)
     return summary, frame.assign(score=grades, outcome=outcomes, strict=grades)
 
 

@@ -1,13 +1,13 @@
 """Simulate studies of two methods whose true difference is known: right or wrong answers, clusters of items, learning curves.
 
-They measure whether tests and intervals keep their promises: `benchmarks/coverage.py` writes the table, and tests repeat a
-small part. Answers come from a probit model, in which items, clusters, seeds and their interactions vary.
+They measure whether tests and intervals keep their promises: `benchmarks/simulation/coverage.py` writes the table, and tests
+repeat a small part. Answers come from a probit model, in which items, clusters, seeds and their interactions vary.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -47,22 +47,51 @@ def two_methods(
     spread: Spread,
     levels: tuple[float, float] = (0.3, 0.6),
 ) -> tuple[Estimate, Estimate, float]:
-    """Return two methods' scores on the same items, and the true difference for all seeds and items of the kind.
+    """Return two methods' scores on the same items, and the true difference for all seeds and items of the kind."""
+    (base, other), (low, high) = several_methods(generator, seeds, clusters, items, spread, levels)
+    return base, other, high - low
 
-    `levels` are the methods' means on the probit scale. With fewer clusters than items, cluster sizes are multinomial.
+
+class Collapse(NamedTuple):
+    """Each seed of a method collapses with a probability, and then its level is lower by `depth` on the probit scale."""
+
+    probability: float = 0.3
+    depth: float = 1.5
+
+
+NEVER = Collapse(0.0, 0.0)
+
+
+def several_methods(
+    generator: Generator,
+    seeds: int,
+    clusters: int,
+    items: int,
+    spread: Spread,
+    levels: Sequence[float],
+    *,
+    answers: int = 1,
+    collapse: Collapse = NEVER,
+) -> tuple[list[Estimate], list[float]]:
+    """Return several methods' scores on the same items, and each one's true mean for all seeds and items of the kind.
+
+    `levels` are the methods' means on the probit scale. An item's score is the mean over its `answers`. With fewer clusters
+    than items, cluster sizes are multinomial.
     """
     names = _clusters(generator, clusters, items)
     shared = generator.normal(0, spread.cluster, clusters)[names] + generator.normal(0, spread.item, items)
-    right: list[Vector] = []
+    found: list[Estimate] = []
     for level in levels:
         own = generator.normal(0, spread.own_cluster, clusters)[names][:, None]
         own = own + generator.normal(0, spread.own_seed, seeds)
         own = own + generator.normal(0, spread.own_both, (clusters, seeds))[names]
-        answers = level + shared[:, None] + own + generator.normal(size=(items, seeds)) > 0
-        right.append(answers.astype(np.float64))
+        if collapse.probability:
+            own = own - collapse.depth * (generator.random(seeds) < collapse.probability)
+        right = level + shared[:, None] + own + generator.normal(size=(answers, items, seeds)) > 0
+        found.append(_estimate(right.mean(axis=0), names))
     scale = math.sqrt(1 + sum(each**2 for each in spread))
-    base, other = (_estimate(values, names) for values in right)
-    return base, other, float(ndtr(levels[1] / scale) - ndtr(levels[0] / scale))
+    p, depth = collapse
+    return found, [float((1 - p) * ndtr(level / scale) + p * ndtr((level - depth) / scale)) for level in levels]
 
 
 def _clusters(generator: Generator, clusters: int, items: int) -> NDArray[np.int64]:
@@ -100,13 +129,27 @@ class CurveStudy(NamedTuple):
     clusters: int = 100
 
 
-def two_curves(generator: Generator, seeds: int, study: CurveStudy) -> tuple[dict[int, Curve], dict[int, Curve]]:
+Curves = tuple[dict[int, Curve], dict[int, Curve]]
+
+
+def two_curves(generator: Generator, seeds: int, study: CurveStudy) -> Curves:
     """Return the learning curves of two methods from the same start, by seed."""
+    return curves_of_stages(generator, seeds, study, 1)[0]
+
+
+def curves_of_stages(generator: Generator, seeds: int, study: CurveStudy, stages: int) -> list[Curves]:
+    """Return two methods' learning curves in several stages, which evaluate the same items."""
     names = (
         generator.integers(0, study.clusters, study.items) if study.clusters < study.items else np.arange(study.items)
     )
     hard = [generator.normal(0, 0.7, study.clusters)[names] for _ in range(2)]  # learned items, retained items
-    sides: tuple[dict[int, Curve], dict[int, Curve]] = ({}, {})
+    return [_curves(generator, seeds, study, names, hard) for _ in range(stages)]
+
+
+def _curves(
+    generator: Generator, seeds: int, study: CurveStudy, names: NDArray[np.int64], hard: Sequence[Vector]
+) -> Curves:
+    sides: Curves = ({}, {})
     for seed in range(seeds):
         begin = [generator.normal(size=study.items) for _ in range(2)]  # greedy answers of one start are the same
         full = 0.6 + generator.normal(0, 0.03)

@@ -1,0 +1,54 @@
+"""Claims at each method's best learning rate: chosen on the other seeds, and a wider interval where these choices differ."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from harness.stats.intervals import t_interval
+from reports.claims.claim_file import read_claims
+from reports.claims.evidence import Evidence
+from reports.claims.judge_claims import Verdict, judge_claims
+from reports.data.frames import load_frames
+from reports.data.methods import methods_of
+from tests.support.reports.claim_factory import write_claims
+from tests.support.reports.run_factory import write_run
+
+BEST = {"smallest_effect": 0, "scope": {"tasks": ["first"], "rate": "best"}}
+
+
+def judged(folder: Path, aopd: list[list[float]]) -> Verdict:
+    """Judge AOPD's learning against OPD's, 30 % at its better rate; `aopd` is AOPD's by rate and seed."""
+    scores = {"aopd": aopd, "opd": [[0.3] * 3, [0.2] * 3]}
+    by_rate = {}
+    for adapter, rates in scores.items():
+        for place, learned in enumerate(rates):
+            for seed, score in enumerate(learned):
+                rows = [[0.1], [score]]
+                write_run(folder / adapter / str(place), adapter, seed, rows, stages=("sums",), probes=(), items=20)
+        found = [methods_of(load_frames([folder / adapter / str(place)]))[0] for place in range(len(rates))]
+        by_rate["weak", adapter] = dict(zip((1e-4, 2e-4), found, strict=True))
+    methods = [rates[1e-4] for rates in by_rate.values()]
+    (row,) = judge_claims([read_claims(write_claims(folder, BEST))], Evidence(methods, by_rate))
+    return row
+
+
+def test_where_the_seeds_agree_on_a_rate_the_interval_is_that_of_its_scores(tmp_path: Path):
+    row = judged(tmp_path, [[0.6, 0.5, 0.5], [0.1, 0.2, 0.1]])
+    expected = t_interval([0.3, 0.2, 0.2])
+    assert (row.seeds.low, row.seeds.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_where_the_seeds_choose_different_rates_the_interval_is_wider(tmp_path: Path):
+    """The first rate has 60, 60, 30 %, the second 50 % always: seeds 0 and 1 get the second, seed 2 the first.
+
+    The chosen scores are 50, 50 and 30 %, and the standard error grows by sqrt(1 + 3 / 2).
+    """
+    row = judged(tmp_path, [[0.6, 0.6, 0.3], [0.5, 0.5, 0.5]])
+    expected = t_interval([0.2, 0.2, 0.0])
+    assert row.effect.mean == pytest.approx(expected.mean)
+    assert row.seeds.half_width == pytest.approx(math.sqrt(2.5) * expected.half_width)
+    assert row.seeds.error == pytest.approx(math.sqrt(2.5) * expected.error)
+    assert row.effect.error >= row.seeds.error * (1 - 1e-9)
