@@ -50,6 +50,8 @@ def look_levels(looks: tuple[int, ...], alpha: float = LEVEL) -> tuple[float, ..
     """
     if not looks or any(later <= earlier for earlier, later in pairwise(looks)) or looks[0] < 2:
         raise ValueError(f"looks at {list(looks)} seeds: expected increasing numbers from 2 on")
+    if len(looks) == 1:
+        return (alpha,)
     nodes, weights = np.polynomial.legendre.leggauss(NODES)
     sums, mass = np.zeros(1), np.ones(1)  # the sum of effects where no look crossed a boundary, and its probability
     levels: list[float] = []
