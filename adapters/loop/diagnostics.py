@@ -238,7 +238,7 @@ def entropy_of(teacher: TeacherScores) -> Tensor:
         return teacher.entropy
     top = teacher.top_logprobs.double()
     rest = (1 - top.exp().sum(-1)).clamp(min=0)
-    return -(top.exp() * top).sum(-1) - torch.special.xlogy(rest, torch.minimum(rest, top[:, -1].exp()))
+    return -(top.exp() * top).sum(-1) - rest * torch.minimum(rest, top[:, -1].exp()).clamp(min=1e-300).log()
 
 
 def _advantage(parts: list[Tensor]) -> dict[str, float | None]:

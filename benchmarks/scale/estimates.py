@@ -8,8 +8,6 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.measure import Measurement
@@ -21,40 +19,43 @@ from harness.pipeline.build.model_source import checkpoint_of
 from harness.pipeline.needs.probe import read_probe, shorten
 from harness.pipeline.run import run
 from harness.pipeline.sweeps.sweep import models_of
+from harness.pipeline.sweeps.workers import worker_pool
 from harness.rundir.reader import RunDir
 from harness.rundir.store import read_manifest
 
 STEPS, EVERY = 30, 10  # of each stage, and between two points of its learning curve
-METHODS = ("opd", "sft")
 SETTINGS = (f"training.steps={STEPS}", f"stages.0.training.steps={STEPS}", f"evaluation.every={EVERY}")
-# One batch is measured: 50 of the 200 items of each task, and all of them are estimated.
-BATCH = "evaluation.batch_size=50"
+# As shipped, the probe's one batch holds all 200 items of a task; with the other batches it holds the 64 of a curve's point.
+BATCHES = {"all items in a batch": (), "batches of 50 items": ("evaluation.batch_size=50",)}
 
 
-def estimate_rows(folder: Path, rounds: int) -> Iterator[Measurement]:
-    """Yield the doctor's estimates of short runs of the suite `tiny` against the runs."""
-    suite = load_suite("tiny", [*SETTINGS, BATCH])
-    library = TaskLibrary(suite.include, suite.data)
-    evaluated = load_evaluation_plan(library, suite)
-    for entry in METHODS:
-        spec = RunSpec(suite, entry, 0, out=folder / "whole")
+def estimate_rows(folder: Path) -> Iterator[Measurement]:
+    """Yield the doctor's estimate of a short run of the suite `tiny` with OPD against the run, for two sizes of batches."""
+    for number, (batches, settings) in enumerate(BATCHES.items()):
+        suite = load_suite("tiny", [*SETTINGS, *settings])
+        library = TaskLibrary(suite.include, suite.data)
+        spec = RunSpec(suite, "opd", 0, out=folder / f"whole{number}")
         for _, model, seed in models_of([spec]).values():
             checkpoint_of(model, seed, library)
-        probes, runs = list[tuple[float, ...]](), list[tuple[float, ...]]()
-        for number in range(rounds):
-            probe = read_probe(_timed(shorten(spec, folder / f"short-{entry}-{number}")), spec, evaluated)
-            found = _read(_timed(replace(spec, out=folder / f"whole-{entry}-{number}")))
-            probes.append((probe.times.total, probe.peak_train / 2**20, probe.times.sample_bytes / 2**20))
-            runs.append((found.seconds["total"], found.peak_memory["train"] / 2**20, _answers(found) / 2**20))
-        for index, (what, unit) in enumerate((("time", "processor s"), ("memory", "MiB"), ("answers", "MiB"))):
-            name = f"{what} of a run of tiny with {entry}, as the doctor's probe estimates"
-            ours, theirs = ([values[index] for values in each] for each in (probes, runs))
-            yield Measurement(name, unit, ours, "what the run took", theirs)
+        short = _timed(shorten(spec, folder / f"short{number}"))
+        probe, found = read_probe(short, spec, load_evaluation_plan(library, suite)), _read(_timed(spec))
+        rows = [
+            ("time", "processor s", probe.times.total, found.seconds["total"]),
+            ("memory", "MiB", _mib(probe.peak_train, probe.peak_evaluate), _mib(*found.peak_memory.values())),
+            ("disk for answers", "MiB", _mib(probe.times.sample_bytes), _mib(_answers(found))),
+        ]
+        for what, unit, ours, theirs in rows:
+            name = f"{what} of a run of tiny ({batches}), as the doctor's probe estimates"
+            yield Measurement(name, unit, [ours], "what the run took", [theirs])
+
+
+def _mib(*sizes: float) -> float:
+    return max(sizes) / 2**20
 
 
 def _timed(spec: RunSpec) -> Path:
     """Do a run in a process of its own, in which all clocks of runs count processor time, and return its folder."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with worker_pool(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_run, spec).result()
 
 

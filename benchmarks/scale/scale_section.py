@@ -17,7 +17,7 @@ import typer
 
 from benchmarks.measure import Measurement
 from benchmarks.results_page import cells, cpu_model, table
-from benchmarks.scale.estimates import BATCH, EVERY, STEPS, estimate_rows
+from benchmarks.scale.estimates import EVERY, STEPS, estimate_rows
 from benchmarks.scale.processes import process_rows
 from benchmarks.scale.servers import server_rows
 from benchmarks.scale.sweeps import sweep_rows
@@ -57,8 +57,8 @@ def section(runs: int, rounds: int) -> str:
         f"Medians of {rounds} rounds in turn; a sweep is done once in each way, models built before.",
         f"The machine's load over five minutes was {load}. If it is above the number of CPUs, other work ran too, and two "
         "processes had less than twice the processor time of one.",
-        f"The doctor's estimates are of the suite tiny with {STEPS} steps in each of 4 stages, a learning curve every {EVERY} "
-        f"steps, three profiles and {BATCH}, so that its probe sees 4 steps and 50 of 200 items; `answers` is disk space.",
+        f"The doctor's estimates are of the suite tiny with OPD, {STEPS} steps in each of 4 stages, a learning curve every "
+        f"{EVERY} steps and three profiles; its probe takes 4 steps of each stage. Each is measured once, in processor time.",
         "All other runs are of the tests' micro suite, with two stages. Serial is one process; a worker, or a Ray node of "
         "one core, is a separate process, whose start is part of the time.",
         *(f"{name} is not installed here, so its rows are missing." for name in ("vllm", "ray") if not _has(name)),
@@ -68,7 +68,7 @@ def section(runs: int, rounds: int) -> str:
 
 def _rows(folder: Path, runs: int, rounds: int) -> Iterator[Measurement]:
     yield from process_rows(folder, rounds)
-    yield from estimate_rows(folder, rounds)
+    yield from estimate_rows(folder)
     if _has("vllm"):
         yield from server_rows(folder, rounds)
     if runs:

@@ -48,6 +48,10 @@ class Reporter(Protocol):
         """Print, before any run, how large an effect the runs can show; a reporter need not define it."""
         ...
 
+    def foresee_study(self, console: Console, plan: Plan) -> None:
+        """Print, before any run, what a study's runs cannot show; a reporter need not define it."""
+        ...
+
 
 class Reporters:
     """All reporters that are installed, called one after another."""
@@ -73,6 +77,12 @@ class Reporters:
         for reporter in _installed():
             if hasattr(reporter, "foresee"):
                 reporter.foresee(self.console, specs)
+
+    def foresee_study(self, plan: Plan) -> None:
+        """Let every reporter that defines `foresee_study` print what the study cannot show."""
+        for reporter in _installed():
+            if hasattr(reporter, "foresee_study"):
+                reporter.foresee_study(self.console, plan)
 
     def write_study(self, plan: Plan, page: Path) -> None:
         """Let every reporter write the study's page."""

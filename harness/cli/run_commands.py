@@ -213,6 +213,7 @@ def _do_study(console: SafeConsole, planned: Plan, workers: int | None, max_hour
     console.print(planned.cost(workers), highlight=False, soft_wrap=True)
     if dry_run:
         console.print("\n".join(str(spec.path) for spec in todo), markup=False, highlight=False, soft_wrap=True)
+        Reporters(console).foresee_study(planned)
         console.print("dry run: nothing was written")
         return
     if (hours := planned.minutes(workers) / 60) > max_hours:

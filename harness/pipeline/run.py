@@ -107,5 +107,6 @@ def _final_figures(store: RunStore, spec: RunSpec) -> dict[str, float]:
     cells = [[read_results(folder.cell(task)) for task in (*spec.trained, *probes)] for folder in folders]
     scores = np.array([[math.nan if cell is None else cell.score for cell in row] for row in cells])
     stage_of = tuple(stage.index for stage in spec.stages for _ in stage.trains)
-    figures = compute_figures(ScoreMatrix(scores, spec.trained, tuple(probes), stage_of))
+    fixed = tuple(task for stage in spec.stages if stage.own_adapter for task in stage.trains)
+    figures = compute_figures(ScoreMatrix(scores, spec.trained, tuple(probes), stage_of, fixed=fixed))
     return {name: value for name, value in figures.items() if math.isfinite(value)}

@@ -171,6 +171,11 @@ class Manifest(Record):
         return next((place for place, stage in enumerate(self.stages) if not stage.adapter), len(self.stages))
 
     @property
+    def fixed_tasks(self) -> tuple[str, ...]:
+        """The tasks of all stages with an adapter of their own."""
+        return tuple(task for stage in self.stages if stage.adapter for task in stage.trains)
+
+    @property
     def trained_before(self) -> tuple[str, ...]:
         """The tasks that were trained before the method under test trained its first stage: by another run, or fixed."""
         origin: Any = self.config.get("origin") or {}

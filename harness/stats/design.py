@@ -1,4 +1,4 @@
-"""Plan a comparison before its runs: how many seeds, items and answers find an effect, and at what cost.
+"""Plan a comparison before its runs: how many seeds, items and answers find an effect, or show its absence, and at what cost.
 
 The mean paired difference of two methods over S seeds, C clusters of items and m answers of each item has the variance
 
@@ -11,15 +11,16 @@ result should hold for another seed and for other items. Scores are in 0..1.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize, special
+from scipy import optimize
 
-from harness.stats.power import POWER, rejects
+from harness.stats.claim_verdicts import SEEDS
+from harness.stats.power import POWER, MeanSquares
 
 ALPHA = 0.05
 MOST_SEEDS = 1000
@@ -44,20 +45,11 @@ class Components:
         cell = (self.interaction + self.answers / design.answers) / cells
         return self.seeds / design.seeds + self.clusters / design.clusters + cell
 
-    def degrees_of_freedom(self, design: Design) -> float:
-        """Return Satterthwaite's degrees of freedom of the estimate of this variance from three mean squares.
-
-        The estimate is (MS_seeds + MS_clusters - MS_rest) / (S C), each mean square with its own degrees of freedom
-        (Satterthwaite 1946, Biometrics Bulletin 2, eq. 17). 0 where one seed or one cluster leaves nothing to estimate from.
-        """
+    def mean_squares(self, design: Design) -> MeanSquares:
+        """Return the expected mean squares of a study with a design."""
         S, C = design.seeds, design.clusters
-        if S < 2 or C < 2:
-            return 0.0
         rest = self.interaction + self.answers / design.answers
-        seeds, clusters = C * self.seeds + rest, S * self.clusters + rest
-        spread = seeds**2 / (S - 1) + clusters**2 / (C - 1) + rest**2 / ((S - 1) * (C - 1))
-        total = seeds + clusters - rest
-        return total**2 / spread if spread > 0 else math.inf
+        return MeanSquares(C * self.seeds + rest, S * self.clusters + rest, rest, S, C)
 
 
 @dataclass(frozen=True)
@@ -84,7 +76,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class PlannedDesign:
-    """A design with its hours and its power for the effect that was asked for."""
+    """A design with its hours and its power for what was asked."""
 
     design: Design
     hours: float
@@ -116,62 +108,80 @@ def estimate_components(differences: ArrayLike, answer_variance: ArrayLike = 0.0
 
 
 def power_of(effect: float, components: Components, design: Design, alpha: float = ALPHA) -> float:
-    """Return the probability that a two-sided t test at `alpha` finds a true mean difference of `effect`."""
-    variance, degrees = components.of_mean(design), components.degrees_of_freedom(design)
-    if degrees <= 0:
+    """Return the probability that a study finds a true mean difference of `effect`, by its two-sided test at `alpha`.
+
+    It is 0 for fewer than SEEDS seeds, which get no verdict, and where a single cluster leaves nothing to estimate from.
+    """
+    if design.seeds < SEEDS or design.clusters < 2:
         return 0.0
-    if variance == 0:
+    if components.of_mean(design) == 0:
         return 1.0 if effect else alpha
-    shift = abs(effect) / math.sqrt(variance)
-    if math.isinf(degrees):
-        critical = float(special.ndtri(1 - alpha / 2))
-        return float(special.ndtr(shift - critical) + special.ndtr(-critical - shift))
-    return rejects(shift, degrees, float(special.stdtrit(degrees, 1 - alpha / 2)))
+    return components.mean_squares(design).finds(abs(effect), alpha)
+
+
+def equivalence_power(
+    margin: float, components: Components, design: Design, effect: float = 0.0, alpha: float = ALPHA
+) -> float:
+    """Return the probability that a study shows a true mean difference of `effect` to be within ±`margin`.
+
+    That is the verdict `equivalent`: two one-sided tests at `alpha` pass, and the two-sided test finds no difference. A study
+    of methods without a difference finds one with probability `alpha`, so no design has a power above 1 - `alpha`.
+    """
+    if design.seeds < SEEDS or design.clusters < 2:
+        return 0.0
+    if components.of_mean(design) == 0:
+        return float(abs(effect) < margin)
+    return components.mean_squares(design).shows_equivalence(margin, effect, alpha)
 
 
 def detectable_difference(components: Components, design: Design, power: float = POWER, alpha: float = ALPHA) -> float:
     """Return the smallest true difference that the design finds with the given power; nan where it can find none."""
-    if components.degrees_of_freedom(design) <= 0:
-        return math.nan
-    high = math.sqrt(components.of_mean(design)) or 1e-9
-    while power_of(high, components, design, alpha) < power:
+    return _reached(lambda effect: power_of(effect, components, design, alpha), components.of_mean(design), power)
+
+
+def smallest_margin(components: Components, design: Design, power: float = POWER, alpha: float = ALPHA) -> float:
+    """Return the smallest margin within which the design shows equal methods to be, with the given power; nan if none."""
+    return _reached(
+        lambda size: equivalence_power(size, components, design, 0.0, alpha), components.of_mean(design), power
+    )
+
+
+def _reached(power_at: Callable[[float], float], variance: float, power: float) -> float:
+    """Return the smallest size with the given power, starting from one standard error; nan where none has it."""
+    high = math.sqrt(variance) or 1e-9
+    while power_at(high) < power:
         high *= 1.5
         if high > 1e6:
             return math.nan
-    return float(optimize.brentq(lambda effect: power_of(effect, components, design, alpha) - power, 0.0, high))  # pyright: ignore[reportArgumentType]
+    return float(optimize.brentq(lambda size: power_at(size) - power, 0.0, high, xtol=1e-4 * high))  # pyright: ignore[reportArgumentType]
 
 
-def seeds_for(
-    effect: float, components: Components, clusters: int, answers: int, power: float = POWER, alpha: float = ALPHA
-) -> int | None:
-    """Return the fewest seeds that find the effect with these items; None if even MOST_SEEDS do not."""
+def fewest_seeds(power_with: Callable[[int], float], power: float = POWER) -> int | None:
+    """Return the fewest seeds with at least the given power; None if even MOST_SEEDS do not have it.
 
-    def enough(seeds: int) -> bool:
-        return power_of(effect, components, Design(seeds, clusters, answers), alpha) >= power
-
-    if not enough(MOST_SEEDS):
+    `power_with` is the power by the number of seeds, for example of `power_of` or of `equivalence_power`.
+    """
+    if power_with(MOST_SEEDS) < power:
         return None
-    low, high = 1, MOST_SEEDS
+    low, high = SEEDS - 1, MOST_SEEDS
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
+        low, high = (low, middle) if power_with(middle) >= power else (middle, high)
     return high
 
 
 def cheapest_designs(
-    effect: float,
-    components: Components,
+    power_with: Callable[[Design], float],
     costs: Costs,
     clusters: Iterable[int],
     answers: Iterable[int],
     power: float = POWER,
-    alpha: float = ALPHA,
 ) -> list[PlannedDesign]:
-    """Return designs that find the effect, cheapest first: the fewest seeds for each number of clusters and of answers."""
+    """Return designs with at least the given power, cheapest first: the fewest seeds by numbers of clusters and of answers."""
     designs: list[PlannedDesign] = []
-    for some_clusters, some_answers in product(clusters, answers):
-        seeds = seeds_for(effect, components, some_clusters, some_answers, power, alpha)
+    for size in product(clusters, answers):
+        seeds = fewest_seeds(lambda number, size=size: power_with(Design(number, *size)), power)
         if seeds is not None:
-            design = Design(seeds, some_clusters, some_answers)
-            designs.append(PlannedDesign(design, costs.hours(design), power_of(effect, components, design, alpha)))
+            design = Design(seeds, *size)
+            designs.append(PlannedDesign(design, costs.hours(design), power_with(design)))
     return sorted(designs, key=lambda planned: (planned.hours, planned.design.seeds))

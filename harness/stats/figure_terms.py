@@ -94,6 +94,11 @@ def trained_tasks(matrix: ScoreMatrix) -> Sequence[str]:
     return matrix.trained
 
 
+def learned_tasks(matrix: ScoreMatrix) -> Sequence[str]:
+    """Return the tasks that the method under test trains: all trained ones but those of stages with their own adapter."""
+    return [task for task in matrix.trained if task not in matrix.fixed]
+
+
 def earlier_tasks(matrix: ScoreMatrix) -> Sequence[str]:
     """Return the tasks that a stage before the last one trains."""
     return [task for task in matrix.trained if (matrix.own(task) or 0) < matrix.stages]

@@ -1,15 +1,26 @@
-"""The effects that a sample could have found."""
+"""The effects that a sample could have found, and the power of the test over seeds and clusters of items.
+
+The test is that of `harness.stats.two_way`. Its standard error is a function of three mean squares, which are independent of
+the mean and of each other if the data are normal (Searle, Casella and McCulloch 1992, Variance Components, chapter 4). So
+its power is an integral over three chi-squared distributions.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import optimize, special
 
 from harness.stats.intervals import LEVEL
+from harness.stats.two_way import POOLED
 
 POWER = 0.80
+NODES = (48, 8, 4)  # points of the integral: mean squares of seeds, of clusters, of the residual
+Vector = NDArray[np.float64]
 
 
 def detectable_effect(error: float, df: float, level: float = LEVEL, power: float = POWER) -> float:
@@ -21,7 +32,7 @@ def detectable_effect(error: float, df: float, level: float = LEVEL, power: floa
     critical = float(special.stdtrit(df, 1 - (1 - level) / 2))
 
     def excess(shift: float) -> float:
-        return rejects(shift, df, critical) - power
+        return _rejects(shift, df, critical) - power
 
     high = 1.0  # in standard errors
     while excess(high) < 0:
@@ -30,8 +41,78 @@ def detectable_effect(error: float, df: float, level: float = LEVEL, power: floa
     return error * float(root)
 
 
-def rejects(shift: float, df: float, critical: float) -> float:
+def _rejects(shift: float, df: float, critical: float) -> float:
     """Return the probability that a two-sided t test rejects beyond ±`critical`, for an effect of `shift` standard errors."""
     below, within = special.nctdtr(df, shift, -critical), special.nctdtr(df, shift, critical)
     # scipy returns nan for probabilities that are practically 0.
     return float(np.nan_to_num(below) + 1 - np.nan_to_num(within))
+
+
+class MeanSquares(NamedTuple):
+    """The expected mean squares of a crossed table of S seeds and C clusters: of seeds, of clusters, of the residual."""
+
+    of_seeds: float
+    of_clusters: float
+    of_rest: float
+    seeds: int
+    clusters: int
+
+    @property
+    def error(self) -> float:
+        """The true standard error of the table's mean."""
+        total = self.of_seeds + self.of_clusters - self.of_rest
+        return math.sqrt(total / (self.seeds * self.clusters))
+
+    def finds(self, effect: float, alpha: float) -> float:
+        """Return the probability that the two-sided test at `alpha` finds a true mean of `effect`."""
+        weights, errors, df = _estimated_errors(self)
+        reach = errors * special.stdtrit(df, 1 - alpha / 2)
+        beyond = special.ndtr((effect - reach) / self.error) + special.ndtr((-effect - reach) / self.error)
+        return float(weights @ beyond)
+
+    def shows_equivalence(self, margin: float, effect: float, alpha: float) -> float:
+        """Return the probability that a true mean of `effect` is shown to be within ±`margin` and not shown to differ from 0.
+
+        Two one-sided tests at `alpha` show the first (Schuirmann 1987); the second would be another verdict. Without the
+        second condition and with seeds alone this is the power of Phillips (1990, J. Pharmacokinet. Biopharm. 18).
+        """
+        weights, errors, df = _estimated_errors(self)
+        within = margin - errors * special.stdtrit(df, 1 - alpha)
+        bound = np.minimum(within, errors * special.stdtrit(df, 1 - alpha / 2))
+        inside = special.ndtr((bound - effect) / self.error) - special.ndtr((-bound - effect) / self.error)
+        return float(weights @ np.where(bound > 0, inside, 0.0))
+
+
+@lru_cache(maxsize=64)
+def _estimated_errors(squares: MeanSquares) -> tuple[Vector, Vector, Vector]:
+    """Return the standard errors that a study may estimate, with their probabilities and degrees of freedom, (N,) each.
+
+    Two cases are integrated: the clusters do not vary by the test of `VarianceParts.clusters_vary`, or they do.
+    """
+    S, C = squares.seeds, squares.clusters
+    df_s, df_c, df_r = S - 1, C - 1, (S - 1) * (C - 1)
+    (x_s, w_s), (x_c, w_c), (x_r, w_r) = map(_points, NODES)
+    parts: list[tuple[Vector, Vector, Vector]] = []  # probabilities, variances times S C, degrees of freedom
+    ms_s = squares.of_seeds * _mean_square(df_s, x_s)
+    for rest, weight in zip(squares.of_rest * _mean_square(df_r, x_r), w_r, strict=True):
+        limit = float(special.fdtri(df_c, df_r, 1 - POOLED)) * rest / squares.of_clusters if rest > 0 else 0.0
+        pooled = float(special.gammainc(df_c / 2, df_c / 2 * limit))
+        parts.append((weight * pooled * w_s, ms_s, np.full(len(ms_s), float(df_s))))
+        ms_c = squares.of_clusters * _mean_square(df_c, pooled + (1 - pooled) * x_c)
+        one, other = (each.ravel() for each in np.meshgrid(ms_s, ms_c, indexing="ij"))
+        total = np.maximum(one + other - rest, np.maximum(one, other))
+        df = total**2 / (one**2 / df_s + other**2 / df_c + rest**2 / df_r)
+        parts.append((weight * (1 - pooled) * np.outer(w_s, w_c).ravel(), total, df))
+    weights, totals, df = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return weights, np.sqrt(totals / (S * C)), df
+
+
+def _points(number: int) -> tuple[Vector, Vector]:
+    """Return the points in 0..1 and the weights of Gauss and Legendre's quadrature."""
+    at, weights = np.polynomial.legendre.leggauss(number)
+    return (1 + at) / 2, weights / 2
+
+
+def _mean_square(df: int, quantiles: Vector) -> Vector:
+    """Return quantiles of a mean square whose expectation is 1: chi-squared divided by its degrees of freedom."""
+    return special.gammaincinv(df / 2, quantiles) * 2 / df

@@ -29,7 +29,8 @@ class ScoreMatrix:
 
     A cell that was not evaluated is nan. `stage_of` (J,) is the stage that trains each task, 1 to T; by default stage j
     trains task j. `joint` (J,) are the trained tasks' scores in a run that trained them all together; only intransigence
-    needs them. Raises `ConfigError` when the shapes do not fit the names.
+    needs them. `fixed` are the trained tasks whose stage has an adapter of its own: all methods learn them alike. Raises
+    `ConfigError` when the shapes do not fit the names.
     """
 
     scores: Vector
@@ -37,6 +38,7 @@ class ScoreMatrix:
     probes: tuple[str, ...] = ()
     stage_of: tuple[int, ...] = ()
     joint: Vector | None = None
+    fixed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.stage_of:
@@ -85,6 +87,7 @@ class ScoreMatrix:
             tuple(self.tasks[place] for place in others),
             tuple(self.stage_of[place] for place in trained),
             None if self.joint is None else self.joint[trained],
+            self.fixed,
         )
 
 

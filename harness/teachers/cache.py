@@ -6,6 +6,7 @@ is needed and a missing response stops the run. `harness teacher cache` fills a 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,9 +20,11 @@ from harness.lm.checkpoints import Loaded
 from harness.lm.logprobs import TeacherRequest, TeacherScores
 from harness.lm.rollouts import Batch
 from harness.teachers.score_checks import ask
-from harness.teachers.score_store import ScoreStore, StoredScores, sequence_key
+from harness.teachers.score_store import ScoreStore, StoredScores, follows_autocast, identity_of, sequence_key
 from harness.teachers.sub_batches import part_of, put_together
 from harness.teachers.teacher import Needs, OpenTeacher, TeacherKind, TeacherSite
+
+log = logging.getLogger(__name__)
 
 
 class Cache(TeacherKind):
@@ -63,16 +66,29 @@ class Cache(TeacherKind):
 
     def open(self, student: Loaded, site: TeacherSite) -> CachedTeacher:
         """Open the file, and the teacher behind it if there is one; raises `ConfigError` if that is not `identity`."""
+        store = ScoreStore(self.path)
         if self.of is None:
-            return CachedTeacher(ScoreStore(self.path), self.stored_teacher(), None)
+            return CachedTeacher(store, self.stored_teacher(), None)
         teacher = site.open_teacher(self.of, student)
-        if self.identity not in ("", teacher.identity):
+        probe = teacher.probe_scores
+        name = store.served(teacher.identity, probe, teacher.follows_autocast) if probe else teacher.identity
+        if self.identity not in ("", teacher.identity, name):
             teacher.close()
             raise ConfigError(
-                f"teacher.identity is {self.identity!r}, but the teacher under teacher.of is {teacher.identity!r}; leave "
-                "out one of the two"
+                f"teacher.identity is {self.identity!r}, but the teacher under teacher.of is {name!r}; leave out one of the "
+                "two"
             )
-        return CachedTeacher(ScoreStore(self.path), teacher.identity, teacher)
+        known = store.teachers() if probe else {}
+        others = {each: known[each] for each in known if identity_of(each) == teacher.identity and each != name}
+        if others:
+            log.warning(
+                "%s also holds %d responses that this teacher scored in a different or unknown precision (under %s); they are "
+                "not used, and scored again where they are needed",
+                self.path,
+                sum(others.values()),
+                ", ".join(others),
+            )
+        return CachedTeacher(store, name, teacher)
 
     def stored_teacher(self) -> str:
         """Return the identity of the teacher whose scores are read; raises `ConfigError` if it is not clear."""
@@ -84,34 +100,36 @@ class Cache(TeacherKind):
             )
         if self.identity in known:
             return self.identity
-        if self.identity or len(known) > 1:
-            raise ConfigError(
-                f"teacher.identity is {self.identity!r}, but {self.path} has the scores of {', '.join(known)}; choose one"
-            )
-        return next(iter(known))
+        chosen = [name for name in known if self.identity in ("", identity_of(name))]
+        if len(chosen) == 1:
+            return chosen[0]
+        raise ConfigError(
+            f"teacher.identity is {self.identity!r}, but {self.path} has the scores of {', '.join(known)}; choose one"
+        )
 
 
 class CachedTeacher(OpenTeacher):
-    """Reads scores, and gets missing ones from the teacher behind it; `hits` and `misses` count responses."""
+    """Reads scores, and gets missing ones from the teacher behind it; `hits` and `misses` count responses.
 
-    def __init__(self, store: ScoreStore, identity: str, teacher: OpenTeacher | None) -> None:
-        self.store, self._identity, self.teacher = store, identity, teacher
+    `name` is that of the rows in the file: the teacher's identity, for a served one with its precision.
+    """
+
+    def __init__(self, store: ScoreStore, name: str, teacher: OpenTeacher | None) -> None:
+        self.store, self.name, self.teacher = store, name, teacher
         self.hits = self.misses = 0
 
     @property
     def identity(self) -> str:
         """The identity of the teacher that computed the scores."""
-        return self._identity
+        return identity_of(self.name)
 
     def score(self, batch: Batch, request: TeacherRequest, temperature: float) -> TeacherScores:
         """See `Teacher`; raises `TrainingError` for missing responses if there is no teacher behind the cache."""
         if request.vocabulary:
             raise TrainingError("a cache has the most probable tokens, not the whole vocabulary; use another teacher")
-        keys = [
-            sequence_key(r.example.prompt, r.response, temperature, _precision(batch.targets.device.type))
-            for r in batch.rollouts
-        ]
-        stored = self.store.get(self.identity, keys)
+        precision = self._precision(batch.targets.device.type)
+        keys = [sequence_key(r.example.prompt, r.response, temperature, precision) for r in batch.rollouts]
+        stored = self.store.get(self.name, keys)
         known = {key: each for key, each in stored.items() if each.serves(request.top_k, request.entropy)}
         missing = [row for row, key in enumerate(keys) if key not in known]
         self.hits, self.misses = self.hits + len(keys) - len(missing), self.misses + len(missing)
@@ -146,8 +164,14 @@ class CachedTeacher(OpenTeacher):
             keys[row]: StoredScores(sampled[place], ids[place], top[place], entropy[place])
             for place, row in enumerate(rows)
         }
-        self.store.put(self.identity, new)
+        self.store.put(self.name, new)
         return new
+
+    def _precision(self, device: str) -> str:
+        """Return the dtype of the current autocast, or `own` without it; `server` for a teacher that does not follow it."""
+        if not follows_autocast(self.name):
+            return "server"
+        return str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "own"
 
 
 def _cut(stored: StoredScores, request: TeacherRequest, device: torch.device) -> TeacherScores:
@@ -156,8 +180,3 @@ def _cut(stored: StoredScores, request: TeacherRequest, device: torch.device) ->
     return TeacherScores(
         stored.sampled.to(device), stored.top_ids[:, :k].to(device), stored.top_logprobs[:, :k].to(device), entropy
     )
-
-
-def _precision(device: str) -> str:
-    """Return the dtype of the current autocast, which changes scores; `own` without autocast."""
-    return str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "own"

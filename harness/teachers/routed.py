@@ -104,10 +104,25 @@ class RoutedTeacher(OpenTeacher):
         ]
         return put_together(batch, request, parts)
 
+    @property
+    def follows_autocast(self) -> bool:
+        """Whether one of the teachers does."""
+        return any(teacher.follows_autocast for teacher in self._every)
+
+    @property
+    def probe_scores(self) -> tuple[float, ...]:
+        """The probe scores of all teachers."""
+        return tuple(score for teacher in self._every for score in teacher.probe_scores)
+
+    @property
+    def _every(self) -> list[OpenTeacher]:
+        """Each teacher once, in the order of the suite."""
+        every = [*self.by_task.values(), *([self.otherwise] if self.otherwise else [])]
+        return list({id(each): each for each in every}.values())
+
     def close(self) -> None:
         """Close every teacher."""
-        every = [*self.by_task.values(), *([self.otherwise] if self.otherwise else [])]
-        for teacher in {id(each): each for each in every}.values():
+        for teacher in self._every:
             teacher.close()
 
     def _teacher_of(self, task: str) -> OpenTeacher:

@@ -2,12 +2,17 @@
 
 A row is identified by teacher, precision, temperature and the exact ids of prompt and response. It serves every request for
 at most as many tokens at each position as it has. Several processes may write to one file.
+
+A server has a precision of its own and does not report it, but its scores of a fixed text tell it. Servers of one teacher
+whose scores of the text differ by more than one precision explains have separate rows, under names that begin with the
+teacher's identity.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sqlite3
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -25,6 +30,12 @@ BUSY_SECONDS = 120.0  # to wait while another process writes
 TABLE = (
     "CREATE TABLE IF NOT EXISTS scores (teacher TEXT, key TEXT, top_k INTEGER, data BLOB, PRIMARY KEY (teacher, key))"
 )
+PROBES = "CREATE TABLE IF NOT EXISTS probes (teacher TEXT PRIMARY KEY, scores TEXT)"
+SAME = (
+    1e-3  # nats, mean: below what bfloat16 and float32 differ by, above what one precision differs by in other batches
+)
+# The name of a served teacher's rows is its identity, SERVED, a digest, and PARTLY if others of its models follow autocast.
+SERVED, PARTLY = "#served-", "+local"
 # A sequence is written again only if its row could not serve a request: with too few tokens, or without an entropy.
 WRITE = "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)"
 
@@ -48,6 +59,16 @@ def sequence_key(prompt: Sequence[int], response: Sequence[int], temperature: fl
     return hashlib.sha256(json.dumps([prompt, response, temperature, precision]).encode()).hexdigest()
 
 
+def identity_of(name: str) -> str:
+    """Return the identity of the teacher whose rows have this name."""
+    return name.partition(SERVED)[0]
+
+
+def follows_autocast(name: str) -> bool:
+    """Return whether the rows of this name depend on the autocast of the run, as those of a model of its process do."""
+    return SERVED not in name or name.endswith(PARTLY)
+
+
 class ScoreStore:
     """A file of scores, by teacher and sequence; only `put` creates it."""
 
@@ -60,6 +81,23 @@ class ScoreStore:
             return {}
         with closing(self._open()) as database:
             return dict(database.execute("SELECT teacher, COUNT(*) FROM scores GROUP BY teacher ORDER BY teacher"))
+
+    def served(self, teacher: str, probe: Sequence[float], partly: bool = False) -> str:
+        """Return the name of the rows of a teacher with these scores of the probe, a new one if none has them.
+
+        `partly`: it also has models that follow the autocast of the run.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(self._open()) as database, database:
+            database.execute("BEGIN IMMEDIATE")  # so that two processes do not add one server twice
+            known = database.execute("SELECT teacher, scores FROM probes ORDER BY teacher").fetchall()
+            for name, scores in known:
+                if identity_of(name) == teacher and _mean_difference(json.loads(scores), probe) <= SAME:
+                    return name
+            own = hashlib.sha256(json.dumps(list(probe)).encode()).hexdigest()[:8]
+            name = f"{teacher}{SERVED}{own}{PARTLY * partly}"
+            database.execute("INSERT INTO probes VALUES (?, ?)", (name, json.dumps(list(probe))))
+        return name
 
     def get(self, teacher: str, keys: Sequence[str]) -> dict[str, StoredScores]:
         """Return the stored scores of sequences, by key; raises `TrainingError` for a damaged file."""
@@ -84,6 +122,7 @@ class ScoreStore:
         try:
             database = sqlite3.connect(self.path, timeout=BUSY_SECONDS)
             database.execute(TABLE)
+            database.execute(PROBES)
         except sqlite3.DatabaseError as error:
             raise TrainingError(
                 f"{self.path} cannot be used as a cache of teacher scores ({error}); delete it, or name another file under "
@@ -101,6 +140,13 @@ class ScoreStore:
             raise TrainingError(
                 f"{self.path} holds a damaged row ({error}); delete the file and make it again"
             ) from error
+
+
+def _mean_difference(known: Sequence[float], found: Sequence[float]) -> float:
+    """Return the mean absolute difference of two lists of scores, in nats; infinite for lists of different length."""
+    if len(known) != len(found) or not known:
+        return math.inf
+    return sum(abs(a - b) for a, b in zip(known, found, strict=True)) / len(known)
 
 
 def _bytes(scores: StoredScores) -> bytes:

@@ -183,6 +183,16 @@ class ServerTeacher(OpenTeacher):
         """A digest of the model's name, its revision and its most probable tokens on the probe."""
         return self.probe.identity
 
+    @property
+    def follows_autocast(self) -> bool:
+        """False: the servers compute in a precision of their own."""
+        return False
+
+    @property
+    def probe_scores(self) -> tuple[float, ...]:
+        """The first replica's scores of the probe when the teacher was opened."""
+        return self.probe.now
+
     def score(self, batch: Batch, request: TeacherRequest, temperature: float) -> TeacherScores:
         """See `Teacher`; raises `TrainingError` for what the API does not return."""
         if temperature != 1 or request.vocabulary or request.entropy:

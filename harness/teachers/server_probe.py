@@ -36,12 +36,16 @@ WHOLE = 1e-6  # a top K with all but this of the probability was normalised with
 
 @dataclass(frozen=True)
 class ServerProbe:
-    """A sequence of token ids with the teacher's scores of it; `tolerance` is their largest mean difference, in nats."""
+    """A sequence of token ids with the teacher's scores of it; `tolerance` is their largest mean difference, in nats.
+
+    `sampled` are the scores that the run began with, `now` those of this opening.
+    """
 
     ids: tuple[int, ...]
     sampled: tuple[float, ...]
     identity: str
     tolerance: float
+    now: tuple[float, ...] = ()
 
     def compare(self, positions: Sequence[Position]) -> None:
         """Raise `AnswerError` if the scores are not those of the model that was checked."""
@@ -172,15 +176,15 @@ def _drawn_from(choice: dict[str, Any]) -> dict[int, float]:
 def _known_probe(kind: Server, ids: Sequence[int], positions: Sequence[Position], folder: Path) -> ServerProbe:
     """Return the probe with the scores in the run's folder, or with new ones, which are then written there."""
     path = folder / f"teacher_{digest([kind.model, kind.revision])}.json"
+    sampled = tuple(each.sampled for each in positions)
     if path.is_file():
         stored = json.loads(path.read_text(encoding="utf-8"))
         if tuple(stored["ids"]) == tuple(ids):
-            return ServerProbe(tuple(ids), tuple(stored["sampled"]), stored["identity"], kind.tolerance)
-    sampled = tuple(each.sampled for each in positions)
+            return ServerProbe(tuple(ids), tuple(stored["sampled"]), stored["identity"], kind.tolerance, sampled)
     # Rounding changes scores but not the most probable tokens, so all runs of one teacher have the same identity.
     identity = digest([kind.model, kind.revision, [each.top_ids[0] for each in positions]])
     folder.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps({"ids": list(ids), "sampled": sampled, "identity": identity}), encoding="utf-8")
     partial.replace(path)
-    return ServerProbe(tuple(ids), sampled, identity, kind.tolerance)
+    return ServerProbe(tuple(ids), sampled, identity, kind.tolerance, sampled)

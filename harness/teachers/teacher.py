@@ -44,6 +44,16 @@ class OpenTeacher(ABC):
     def score(self, batch: Batch, request: TeacherRequest, temperature: float) -> TeacherScores:
         """See `Teacher`."""
 
+    @property
+    def follows_autocast(self) -> bool:
+        """Whether it computes under the autocast of its caller, as a model of this process does."""
+        return True
+
+    @property
+    def probe_scores(self) -> tuple[float, ...]:
+        """Its scores of a fixed text, which tell its precision where the caller does not set it; else empty."""
+        return ()
+
     def close(self) -> None:  # noqa: B027 - most teachers have nothing to close
         """Release processes, connections and memory."""
 

@@ -6,7 +6,7 @@ Every error names the file, the claim and the key.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -26,6 +26,7 @@ from reports.data.learning_curves import KEPT, CurveFigure
 from reports.data.methods import TRAINING, TrainingFigure
 
 FOLDER = Path(str(files("reports"))) / "claims"
+SHIPPED = {"aopd": {"opd", "aopd"}}  # the shipped claims files by the methods that they are about
 MOST_PRIMARY = 3
 RETENTIONS = ("kept", "probe_change", "changed")  # the metrics that can be compared at equal learning
 UNITS = {"points": 100.0, "nats": 1.0, "ratio": 1.0}  # a metric's value 1 in a claim's unit: a share of 1 is 100 points
@@ -203,6 +204,11 @@ def read_claims(name: str | Path) -> ClaimFile:
         return ClaimFile.model_validate(content)
     except ValidationError as error:
         raise ConfigError(f"{path}: {_claim(content, error)}{_explained(error)}") from error
+
+
+def shipped_claims(adapters: Set[str]) -> list[ClaimFile]:
+    """Return the shipped claims files whose methods are all among some adapters."""
+    return [read_claims(name) for name, needed in SHIPPED.items() if needed <= adapters]
 
 
 def _claim(content: dict[str, Any], error: ValidationError) -> str:

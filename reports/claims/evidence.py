@@ -32,6 +32,10 @@ class ClaimScope:
     other: str = ""
     task: str = ""
 
+    def start_of(self, metric: Metric) -> str:
+        """Return the start of a metric's runs: `one` and `other` are the two of a pair, none is the first."""
+        return {"one": self.start, "other": self.other, "": self.start}.get(metric.start, metric.start)
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -59,6 +63,13 @@ class Evidence:
     def trained(self) -> list[str]:
         """The trained tasks, in the order of training."""
         return list(dict.fromkeys(task for method in (*self.methods, *self.branches) for task in method.stage_of))
+
+    @property
+    def first(self) -> list[str]:
+        """The first task that the methods train themselves; stages with an adapter of their own are not their learning."""
+        known = (*self.methods, *self.branches)
+        own = [task for each in known for task in each.stage_of if task not in each.first.manifest.fixed_tasks]
+        return own[:1] or self.trained[:1]
 
     @property
     def trained_before(self) -> list[str]:
@@ -146,7 +157,7 @@ def fill(text: str, place: ClaimScope) -> str:
 
 
 def _start(metric: Metric, place: ClaimScope) -> str:
-    return {"one": place.start, "other": place.other, "": place.start}.get(metric.start, metric.start)
+    return place.start_of(metric)
 
 
 def _name(metric: Metric, place: ClaimScope) -> str:

@@ -173,5 +173,5 @@ def _starts(entry: ClaimEntry, starts: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _tasks(name: str, evidence: Evidence) -> Sequence[str]:
-    named = {"each": evidence.trained, "first": evidence.trained[:1], "before": evidence.trained_before}
+    named = {"each": evidence.trained, "first": evidence.first, "before": evidence.trained_before}
     return named.get(name, [name])

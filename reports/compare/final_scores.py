@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from harness.stats.continual import ACCURACY, LEARNING, START
+from harness.stats.figure_terms import after_own, at_start, minus
 from harness.stats.intervals import Interval
 from harness.stats.two_way import two_way_interval
 from reports.data.methods import Method
 from reports.formatting import format_percent
 
+GAIN = replace(LEARNING, name="gain_over_start", cells=minus(after_own, at_start))
 LEAST_LEARNED = 0.02  # a share: a gain of at most this is called "learned nothing"
 
 
@@ -39,8 +42,7 @@ def _below_start(method: Method, stage: int | None) -> Iterator[str]:
 
 
 def _nothing_learned(method: Method, stage: int | None) -> Iterator[str]:
-    gain = method.estimate(LEARNING, stage=stage) - method.estimate(START, stage=stage)
-    gain = two_way_interval(gain).of_difference(LEARNING.unit)
+    gain = two_way_interval(method.estimate(GAIN, stage=stage)).of_difference(LEARNING.unit)
     if gain.mean <= LEAST_LEARNED:
         more = "more" if gain.mean >= 0 else "less"
         yield (

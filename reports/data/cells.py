@@ -64,6 +64,7 @@ def score_row(cell: CellRef) -> dict[str, Any]:
         **place_of(cell),
         "stage_task": run.stages[cell.stage - 1] if cell.stage else "",
         "role": "probe" if cell.task in run.probes else "trained",
+        "fixed": cell.task in run.manifest.fixed_tasks,
         "own": cell.stage > 0 and cell.task in run.trains[cell.stage - 1],
     }
     if results is None:

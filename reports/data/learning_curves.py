@@ -127,8 +127,9 @@ def equal_learning_table(frames: Frames) -> pd.DataFrame:
 
 
 def equal_learning_rows(base: Method, other: Method) -> list[dict[str, object]]:
-    """Return the rows of `equal_learning_table` for two methods; none without curves."""
-    return _rows(other.name, base.name, stage_pairs(base, other))
+    """Return the rows of `equal_learning_table` for two methods, with the `profile` of their curves; none without curves."""
+    profile = base.first.manifest.curve_profile
+    return [{**row, "profile": profile} for row in _rows(other.name, base.name, stage_pairs(base, other))]
 
 
 def curve_frame(frames: Frames) -> pd.DataFrame:

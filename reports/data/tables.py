@@ -123,6 +123,7 @@ def score_matrices(scores: pd.DataFrame) -> Iterator[tuple[dict[str, Any], Score
                 probes=probes,
                 stage_of=tuple(own),
                 joint=None if together is None else together.reindex(own.index).to_numpy(dtype=float),
+                fixed=tuple(cells.loc[cells["fixed"], "task"].unique()),
             ),
         )
 

@@ -1,4 +1,4 @@
-"""Estimate the variance of a claim's effect by source and the cost of its runs, from pilot runs or from shipped priors.
+"""Estimate the variance of a claim's effect by source and the cost of its runs, from pilot runs.
 
 A pilot is a few finished runs of the methods that a claim compares. Its scores form one crossed table, seeds by clusters of
 items, whose mean is the effect.
@@ -7,18 +7,13 @@ items, whose mean is the effect.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
-from harness.config.base import Strict
-from harness.config.read_yaml import read_yaml
 from harness.stats.design import Components, Costs, Design, estimate_components
 from harness.stats.estimates import Estimate
 from harness.stats.score_matrix import Figure
@@ -27,8 +22,8 @@ from reports.claims.evidence import ClaimScope, Evidence, fill, measure_effect
 from reports.claims.grammar import Metric
 from reports.claims.judge_claims import places
 from reports.data.methods import Method
+from reports.planning.planned_runs import PlannedRuns
 
-PRIORS = Path(__file__).parent / "priors.yaml"
 ProfiledClaim = tuple[ClaimEntry, str]  # a claim and the evaluation profile of its scores, empty for the first profile
 WITHOUT_ITEMS = 2  # clusters of a quantity without items: any number gives the same plan, because their variance is 0
 
@@ -38,7 +33,8 @@ class Planning:
     """One claim at one place, with the variances and costs that its plan needs.
 
     `components` are variances of scores in 0..1. `design` is the size of the pilot. `items` is False where the effect is not a
-    mean over items, like a figure of the step log. `source` says where the variances come from.
+    mean over items, like a figure of the step log. `source` says where the variances come from. `margin` (0: none) and
+    `smallest_effect` are the claim's, in its unit. `seeds` is the number of seeds that the planned runs have.
     """
 
     name: str
@@ -49,6 +45,9 @@ class Planning:
     costs: Costs
     source: str
     items: bool = True
+    margin: float = 0.0
+    smallest_effect: float = 0.0
+    seeds: int = 0
 
     @property
     def scale(self) -> float:
@@ -58,78 +57,44 @@ class Planning:
 
 @dataclass(frozen=True)
 class NoPlan:
-    """A claim that cannot be planned, and why."""
+    """A claim that cannot be planned, and why; not `judged`: the planned runs cannot test it at all."""
 
     name: str
     reason: str
+    judged: bool = True
+
+    @property
+    def sentence(self) -> str:
+        """Say that the claim cannot be planned, or not even judged, and why."""
+        return f"{self.name} cannot be {'planned' if self.judged else 'judged'}: {self.reason}"
 
 
-class Prior(Strict):
-    """One figure's paired difference: standard deviations by source, in points, and the number of clusters measured."""
+def plan_from_pilot(
+    claims: Sequence[ProfiledClaim], methods: Sequence[Method], runs: PlannedRuns
+) -> Iterator[Planning | NoPlan]:
+    """Yield a planning basis for each claim at each of its places in the pilot, for the runs that are planned.
 
-    clusters: int = Field(gt=0)
-    seeds: float = Field(ge=0)
-    items: float = Field(ge=0)
-    seed_by_item: float = Field(ge=0)
-    answer: float = Field(ge=0)
-
-    def components(self, answers: int) -> Components:
-        """Return the variances of scores in 0..1; with one answer per item, its variance is part of `seed_by_item`."""
-        answer = self.answer if answers > 1 else 0.0
-        return Components(*((value / 100) ** 2 for value in (self.seeds, self.items, self.seed_by_item, answer)))
-
-
-class Priors(Strict):
-    """Variances measured on a shipped suite, for plans without a pilot."""
-
-    source: str
-    training_hours: float = Field(gt=0, description="of one run, evaluation aside")
-    evaluation_hours: float = Field(gt=0, description="of one run, one answer of each item")
-    items: int = Field(gt=0, description="items of each task")
-    figures: dict[str, Prior]
-
-
-@cache
-def read_priors() -> Priors:
-    """Return the shipped priors."""
-    return Priors.model_validate(read_yaml(PRIORS))
-
-
-def plan_from_pilot(claims: Sequence[ProfiledClaim], methods: Sequence[Method]) -> Iterator[Planning | NoPlan]:
-    """Yield a planning basis for each claim at each of its places; a claim at the best rate is planned at the own rate."""
+    A claim at the best learning rate has the variances of the pilot's own rate, and the hours of all rates.
+    """
     evidence = Evidence(methods)
     for entry, profile in claims:
         own_rate = entry.model_copy(update={"scope": entry.scope.model_copy(update={"rate": "own"})})
+        planned_at = runs.place(entry)
+        obstacle = runs.obstacle(entry, planned_at, profile) if entry.scope.rate == "best" else ""
+        if obstacle:
+            yield NoPlan(entry.name, obstacle, judged=False)
+            continue
         found = list(places(entry, evidence))
         for place in found:
-            yield _from_pilot(own_rate, place, profile, evidence)
+            planned = _from_pilot(own_rate, place, profile, evidence)
+            if isinstance(planned, Planning):
+                costs = replace(planned.costs, methods=runs.runs_per_seed(entry, planned_at))
+                seeds = runs.seeds(entry, planned_at) if planned_at else 0
+                planned = replace(planned, costs=costs, seeds=seeds or len(runs.base.seeds))
+            yield planned
         if not found:
             starts = ", ".join(evidence.starts) or "none"
             yield NoPlan(entry.name, f"the pilot has the starts {starts}, and the claim needs others")
-
-
-def plan_from_priors(
-    claims: Sequence[ProfiledClaim], items: int | None, answers: Mapping[str, int]
-) -> Iterator[Planning | NoPlan]:
-    """Yield a planning basis for each claim from the shipped priors.
-
-    `items` is the number of test items of each task of the suite (None: as in the priors). `answers` is the number of answers
-    per item by profile, the suite's first profile first.
-    """
-    priors = read_priors()
-    for entry, profile in claims:
-        figures = list(dict.fromkeys(metric.name for metric in entry.parsed.metrics))
-        prior = priors.figures.get(figures[0]) if len(figures) == 1 and len(entry.parsed.metrics) == 2 else None
-        if prior is None:
-            yield NoPlan(entry.name, f"there is no prior for {entry.parsed.text.strip()}; give --pilot")
-            continue
-        clusters = max(2, round(prior.clusters * (items or priors.items) / priors.items))
-        drawn = answers.get(profile, next(iter(answers.values())))
-        design = Design(2, clusters, drawn)
-        costs = Costs(priors.training_hours, priors.evaluation_hours / prior.clusters, _runs(entry))
-        source = f"prior, not this suite: {priors.source}"
-        text = fill(entry.text, ClaimScope(task="a task"))
-        yield Planning(entry.name, text, entry.unit, prior.components(drawn), design, costs, source)
 
 
 def _from_pilot(entry: ClaimEntry, place: ClaimScope, profile: str, evidence: Evidence) -> Planning | NoPlan:
@@ -146,16 +111,20 @@ def _from_pilot(entry: ClaimEntry, place: ClaimScope, profile: str, evidence: Ev
     involved = [method for method in evidence.methods if method.first.adapter in entry.parsed.adapters]
     methods = [shown for method in involved if (shown := method.under(found.profile)) is not None]
     text = fill(entry.text, place)
+    sizes = {"margin": entry.margin or 0.0, "smallest_effect": entry.smallest_effect}
     table = crossed_table(effect)
     if table is None or min(table.shape) < 2:
         components = Components(float(np.var(effect.values, ddof=1)), 0.0, 0.0)
         design = Design(len(effect.by_seed), WITHOUT_ITEMS)
-        costs = _costs(involved, design, _runs(entry))
-        return Planning(name, text, entry.unit, components, design, costs, "pilot", items=False)
-    variance, answers = _answer_variance(entry, place, methods)
+        costs = _costs(involved, design)
+        planning = Planning(name, text, entry.unit, components, design, costs, "pilot", items=False)
+        return replace(planning, **sizes)
+    # Curves do not keep single answers, so their variance is part of seed by item.
+    variance, answers = (0.0, 1) if entry.at == "equal_learning" else _answer_variance(entry, place, methods)
     components = estimate_components(table, variance, answers)
     design = Design(table.shape[0], table.shape[1], answers)
-    return Planning(name, text, entry.unit, components, design, _costs(involved, design, _runs(entry)), "pilot")
+    costs = _costs(involved, design)
+    return replace(Planning(name, text, entry.unit, components, design, costs, "pilot"), **sizes)
 
 
 def crossed_table(effect: Estimate) -> NDArray[np.float64] | None:
@@ -219,21 +188,15 @@ def _cells(entry: ClaimEntry, place: ClaimScope, methods: Sequence[Method]) -> I
 
 
 def _is_of(metric: Metric, place: ClaimScope, method: Method) -> bool:
-    named: Mapping[str, Any] = {"one": place.start, "other": place.other, "": place.start}
-    return (method.first.adapter, method.first.start) == (metric.adapter, named.get(metric.start, metric.start))
+    return (method.first.adapter, method.first.start) == (metric.adapter, place.start_of(metric))
 
 
-def _runs(entry: ClaimEntry) -> int:
-    """Return how many runs a seed takes."""
-    return len({(metric.adapter, metric.start) for metric in entry.parsed.metrics})
-
-
-def _costs(methods: Sequence[Method], design: Design, runs: int) -> Costs:
+def _costs(methods: Sequence[Method], design: Design) -> Costs:
     """Return the pilot's mean hours per run; evaluation hours are divided by the effect's items and answers."""
     seconds = [run.seconds for method in methods for run in method.frames.runs]
     known = [each for each in seconds if not math.isnan(each["total"])]
     if not known:
-        return Costs(math.nan, math.nan, runs)
+        return Costs(math.nan, math.nan)
     evaluation = float(np.mean([each["evaluate"] for each in known])) / 3600
     training = float(np.mean([each["total"] for each in known])) / 3600 - evaluation
-    return Costs(max(training, 0.0), evaluation / (design.clusters * design.answers), runs)
+    return Costs(max(training, 0.0), evaluation / (design.clusters * design.answers))

@@ -12,65 +12,79 @@ from harness.stats.design import (
     PlannedDesign,
     cheapest_designs,
     detectable_difference,
+    equivalence_power,
+    fewest_seeds,
     power_of,
-    seeds_for,
+    smallest_margin,
 )
 from harness.stats.looks import look_levels
 from harness.stats.power import POWER
 from reports.claims.planned_looks import list_looks
-from reports.planning.pilot import NoPlan, Planning, read_priors
+from reports.planning.pilot import NoPlan, Planning
 
 SEEDS = (3, 5, 10, 20)
 SHARES = (0.25, 0.5, 1, 2, 4)  # of the items that the pilot had
 ANSWERS = (1, 2, 4, 8, 16)
 MOST_DESIGNS = 3
-FORESEEN = {
-    "learning_accuracy": "learning",
-    "average_accuracy": "final accuracy",
-    "forgetting_chaudhry": "forgetting",
-}
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """What a design must show for one of a claim's two questions, and which designs show it; sizes are in the claim's unit.
+
+    The question is whether a true difference of `size` is found, or whether methods without any are shown to be equal within
+    ±`size`. `power` is that of the suite's own design, `smallest` the smallest size that it resolves with the usual power,
+    `by_seeds` the same by number of seeds, with the suite's items. `cheapest` are the cheapest designs within the hours,
+    `any_cost` is the cheapest of all. `own_items` is the fewest seeds with the suite's own items and answers.
+    """
+
+    size: float
+    power: float
+    smallest: float
+    by_seeds: dict[int, float]
+    cheapest: tuple[PlannedDesign, ...] = ()
+    any_cost: PlannedDesign | None = None
+    own_items: int | None = None
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the suite as it is has the usual power."""
+        return self.power >= POWER
 
 
 @dataclass(frozen=True)
 class ClaimPlan:
-    """A claim's plan; effects are in the claim's unit.
-
-    `own` is the suite's design, with the smallest effect that it finds (`detectable`) and its `power` for `effect`. `found` is
-    the smallest effect by number of seeds, with the suite's items. `cheapest` are the cheapest designs within the hours,
-    `any_cost` is the cheapest of all.
-    """
+    """A claim's plan for the suite's `own` design: to find a difference, and with a margin to show equivalence."""
 
     subject: Planning
-    effect: float
     own: Design
-    detectable: float
-    power: float
-    found: dict[int, float]
-    cheapest: tuple[PlannedDesign, ...]
-    any_cost: PlannedDesign | None
-
-    @property
-    def resolved(self) -> bool:
-        """Whether the suite as it is finds the effect with the usual power."""
-        return self.power >= POWER
+    difference: Resolution
+    equivalence: Resolution | None
 
     @property
     def sentence(self) -> str:
-        """Say what a suite that cannot resolve the claim needs; empty where it can, or where no effect is asked for."""
-        subject, own = self.subject, self.own
-        if self.resolved or not self.effect:
-            return ""
-        items = f" and {own.clusters} independent items" if subject.items else ""
-        found = (
-            f"{format_effect(self.detectable)} {subject.unit} or more" if math.isfinite(self.detectable) else "nothing"
-        )
-        opening = f"{subject.name} cannot be resolved: {own.seeds} seeds{items} find {found}, not {self.effect:g}"
-        if self.any_cost is None:
-            return f"{opening}; no number of seeds does with up to {max(SHARES):g} times these items"
-        design = self.any_cost.design
+        """Say what the suite cannot resolve and what would; empty where it resolves all that is asked."""
+        subject, found, equal = self.subject, self.difference, self.equivalence
+        parts: list[str] = []
+        if found.size and not found.resolved:
+            smallest = f"{format_effect(found.smallest)} {subject.unit} or more"
+            finds = smallest if math.isfinite(found.smallest) else "nothing"
+            parts.append(f"find {finds}, not {found.size:g} ({self._remedy(found)})")
+        when = "" if parts or not found.size else " where the methods are equal"
+        if equal is not None and not equal.resolved:
+            share = f"in {100 * equal.power:.0f} % of studies ({self._remedy(equal)})"
+            parts.append(f"show equal methods to be equal within {equal.size:g} {subject.unit} {share}")
+        items = f" and {self.own.clusters} independent items" if subject.items else ""
+        opening = f"{subject.name} cannot be resolved{when}: {self.own.seeds} seeds{items}"
+        return f"{opening} {', and '.join(parts)}" if parts else ""
+
+    def _remedy(self, wanted: Resolution) -> str:
+        if wanted.any_cost is None:
+            return f"no number of seeds does with up to {max(SHARES):g} times these items"
+        design = wanted.any_cost.design
         answers = f"{design.answers} answers" if design.answers > 1 else "one answer"
-        more = f" on {design.clusters} items with {answers} each" if subject.items else ""
-        return f"{opening}; {design.seeds} seeds{more} would, in {show_hours(self.any_cost.hours)}"
+        more = f" on {design.clusters} items with {answers} each" if self.subject.items else ""
+        return f"{design.seeds} seeds{more} would, in {show_hours(wanted.any_cost.hours)}"
 
 
 def plan_claim(
@@ -78,23 +92,34 @@ def plan_claim(
 ) -> ClaimPlan:
     """Return a claim's plan for a true difference of `effect`, in its unit, and a suite of `seeds` seeds."""
     alpha = look_levels(tuple(looks))[-1] if looks else ALPHA
-    components, size = subject.components, effect / subject.scale
+    parts, scale, own = subject.components, subject.scale, Design(seeds, subject.design.clusters, answers)
     # Other numbers of answers are planned only where the pilot shows how answers vary.
-    some_answers = ANSWERS if components.answers > 0 else (answers,)
+    some_answers = ANSWERS if parts.answers > 0 else (answers,)
     items = sorted({max(2, round(share * subject.design.clusters)) for share in SHARES}) if subject.items else [2]
-    own = Design(seeds, subject.design.clusters, answers)
-    designs = cheapest_designs(size, components, subject.costs, items, some_answers, alpha=alpha) if effect else []
-    within = [planned for planned in designs if planned.hours <= hours]
-    return ClaimPlan(
-        subject=subject,
-        effect=effect,
-        own=own,
-        detectable=detectable_difference(components, own, alpha=alpha) * subject.scale,
-        power=power_of(size, components, own, alpha) if effect else math.nan,
-        found={n: detectable_difference(components, replace(own, seeds=n), alpha=alpha) * subject.scale for n in SEEDS},
-        cheapest=tuple(within[:MOST_DESIGNS]),
-        any_cost=designs[0] if designs else None,
-    )
+
+    def resolution(size: float, equal: bool) -> Resolution:
+        def power(design: Design) -> float:
+            return (equivalence_power if equal else power_of)(size / scale, parts, design, alpha=alpha)
+
+        def smallest(design: Design) -> float:
+            return (smallest_margin if equal else detectable_difference)(parts, design, alpha=alpha) * scale
+
+        plain = Resolution(
+            size, power(own) if size else math.nan, smallest(own), {n: smallest(replace(own, seeds=n)) for n in SEEDS}
+        )
+        if not size:
+            return plain
+        designs = cheapest_designs(power, subject.costs, items, some_answers)
+        within = [planned for planned in designs if planned.hours <= hours]
+        return replace(
+            plain,
+            cheapest=tuple(within[:MOST_DESIGNS]),
+            any_cost=designs[0] if designs else None,
+            own_items=fewest_seeds(lambda number: power(replace(own, seeds=number))),
+        )
+
+    equivalence = resolution(subject.margin, True) if subject.margin else None
+    return ClaimPlan(subject, own, resolution(effect, False), equivalence)
 
 
 def power_curve_of(plan: ClaimPlan, most_hours: float) -> list[tuple[float, float]]:
@@ -110,53 +135,26 @@ def power_curve_of(plan: ClaimPlan, most_hours: float) -> list[tuple[float, floa
     return points
 
 
-def fewest_seeds(plan: ClaimPlan) -> int | None:
-    """Return the fewest seeds that find the effect with the suite's items and answers; None where no number does."""
-    subject, own = plan.subject, plan.own
-    return seeds_for(plan.effect / subject.scale, subject.components, own.clusters, own.answers)
-
-
 def plan_all(
     subjects: Sequence[Planning | NoPlan],
     effect: float,
-    smallest: dict[str, float],
-    seeds: int,
     hours: float = math.inf,
     looks: Sequence[int] = (),
 ) -> list[ClaimPlan | NoPlan]:
-    """Return the plan of each claim; `effect` is in points, and claims in other units use their value in `smallest`."""
+    """Return the plan of each claim; `effect` is in points, and claims in other units use their own smallest effect."""
     plans: list[ClaimPlan | NoPlan] = []
     for subject in subjects:
         if isinstance(subject, NoPlan):
             plans.append(subject)
             continue
-        wanted = effect if subject.unit == "points" else smallest.get(subject.name.split()[0], 0.0)
-        plans.append(plan_claim(subject, wanted, seeds, subject.design.answers, hours, looks))
+        wanted = effect if subject.unit == "points" else subject.smallest_effect
+        plans.append(plan_claim(subject, wanted, subject.seeds, subject.design.answers, hours, looks))
     return plans
 
 
 def describe_looks(looks: Sequence[int]) -> str:
     """Return a sentence on the rule for interim looks, with the level of each look."""
     return f"{list_looks(looks)} Stop at the first look that finds the effect."
-
-
-def foresee_differences(seeds: int, items: int | None, answers: int) -> str:
-    """Return a sentence on the smallest differences between two methods that a suite finds, by the shipped priors."""
-    if seeds < 2:
-        return "one seed resolves no difference between methods: see harness plan"
-    priors = read_priors()
-    found: list[str] = []
-    for figure, name in FORESEEN.items():
-        prior = priors.figures[figure]
-        clusters = max(2, round(prior.clusters * (items or priors.items) / priors.items))
-        smallest = 100 * detectable_difference(prior.components(answers), Design(seeds, clusters, answers))
-        found.append(
-            f"{name} from {format_effect(smallest)} points" if math.isfinite(smallest) else f"{name}: none of any size"
-        )
-    return (
-        f"these {seeds} seeds find differences in {', in '.join(found)} (80 % power, by shipped priors); a claim of less "
-        "cannot be resolved: see harness plan"
-    )
 
 
 def format_effect(value: float) -> str:

@@ -20,13 +20,15 @@ from reports.planning.pilot import NoPlan
 from reports.planning.power_plan import (
     SEEDS,
     ClaimPlan,
+    Resolution,
     describe_looks,
-    fewest_seeds,
     format_effect,
     power_curve_of,
     show_hours,
 )
 
+INDENT = "  "  # before the row on equivalence, which belongs to the claim above
+NO_MARGIN = Resolution(math.nan, math.nan, math.nan, {})
 PARTS = ("seeds", "clusters", "interaction", "answers")
 
 
@@ -40,9 +42,7 @@ def print_power_plan(console: Console, plans: Sequence[ClaimPlan | NoPlan], hour
         console.print(FittedTable(_detectable(planned), [f"{SEEDS[-1]} seeds"]))
         console.print(FittedTable(_designs(planned, hours), ["power"]))
     for plan in plans:
-        if isinstance(plan, NoPlan):
-            _say(console, f"not planned: {plan.name}: {plan.reason}")
-        elif plan.sentence:
+        if plan.sentence:
             _say(console, plan.sentence)
     if looks:
         _say(console, describe_looks(looks))
@@ -71,35 +71,46 @@ def _variances(plans: Sequence[ClaimPlan]) -> Table:
 
 
 def _detectable(plans: Sequence[ClaimPlan]) -> Table:
-    table = Table(title=f"smallest difference that is found with {100 * POWER:.0f} % power")
+    title = f"smallest difference that is found with {100 * POWER:.0f} % power"
+    equal = any(plan.equivalence for plan in plans)
+    table = Table(title=title + ", and smallest margin within which equal methods are shown to be equal" * equal)
     table.add_column("claim", overflow="fold", min_width=14)
     table.add_column("items × answers", justify="right")
     for seeds in SEEDS:
         table.add_column(f"{seeds} seeds", justify="right")
     for plan in plans:
         size = f"{plan.own.clusters} × {plan.own.answers}" if plan.subject.items else "–"
-        table.add_row(plan.subject.name, size, *(format_effect(found) for found in plan.found.values()))
+        table.add_row(plan.subject.name, size, *map(format_effect, plan.difference.by_seeds.values()))
+        if plan.equivalence is not None:
+            table.add_row(f"{INDENT}equal", size, *(f"±{format_effect(x)}" for x in plan.equivalence.by_seeds.values()))
     return table
 
 
 def _designs(plans: Sequence[ClaimPlan], hours: float) -> Table:
     within = f" within {hours:g} hours" if math.isfinite(hours) else ""
-    table = Table(title=f"cheapest designs that find the effect{within}")
+    equal = any(plan.equivalence for plan in plans)
+    shows = ", or show equal methods to be equal within ± the margin" * equal
+    table = Table(title=f"cheapest designs that find the effect{shows}{within}")
     table.add_column("claim", overflow="fold", min_width=14)
     for name in ("effect", "seeds", "items", "answers", "hours", "power"):
         table.add_column(name, justify="right")
-    for plan in (each for each in plans if each.effect):
-        effect = f"{plan.effect:g}"
-        if not plan.cheapest:
-            table.add_row(plan.subject.name, effect, "none", "", "", "", "")
-        for place, found in enumerate(plan.cheapest):
-            design = found.design
-            items = (str(design.clusters), str(design.answers)) if plan.subject.items else ("–", "–")
-            name, wanted = (plan.subject.name, effect) if place == 0 else ("", "")
-            table.add_row(
-                name, wanted, str(design.seeds), *items, show_hours(found.hours), f"{100 * found.power:.0f} %"
-            )
+    for plan in plans:
+        if plan.difference.size:
+            _add_designs(table, plan, plan.difference, plan.subject.name, f"{plan.difference.size:g}")
+        if plan.equivalence is not None:
+            name = f"{INDENT}equal" if plan.difference.size else f"{plan.subject.name}, equal"
+            _add_designs(table, plan, plan.equivalence, name, f"±{plan.equivalence.size:g}")
     return table
+
+
+def _add_designs(table: Table, plan: ClaimPlan, wanted: Resolution, name: str, size: str) -> None:
+    if not wanted.cheapest:
+        table.add_row(name, size, "none", "", "", "", "")
+    for place, found in enumerate(wanted.cheapest):
+        design = found.design
+        items = (str(design.clusters), str(design.answers)) if plan.subject.items else ("–", "–")
+        first = (name, size) if place == 0 else ("", "")
+        table.add_row(*first, str(design.seeds), *items, show_hours(found.hours), f"{100 * found.power:.0f} %")
 
 
 def write_power_plan(plans: Sequence[ClaimPlan | NoPlan], folder: Path, hours: float) -> list[Path]:
@@ -115,15 +126,9 @@ def write_power_plan(plans: Sequence[ClaimPlan | NoPlan], folder: Path, hours: f
             "pilot_seeds": plan.subject.design.seeds,
             "clusters": plan.own.clusters if plan.subject.items else None,
             "answers": plan.own.answers,
-            "effect": plan.effect,
             "seeds": plan.own.seeds,
-            "power": plan.power,
-            "detectable": plan.detectable,
-            "fewest_seeds": fewest_seeds(plan) if plan.effect else None,
-            "cheapest_seeds": plan.any_cost.design.seeds if plan.any_cost else None,
-            "cheapest_clusters": plan.any_cost.design.clusters if plan.any_cost else None,
-            "cheapest_answers": plan.any_cost.design.answers if plan.any_cost else None,
-            "cheapest_hours": plan.any_cost.hours if plan.any_cost else None,
+            **_columns(plan.difference, "effect", "detectable", ""),
+            **_columns(plan.equivalence or NO_MARGIN, "margin", "smallest_margin", "equal_"),
         }
         for plan in planned
     ]
@@ -140,13 +145,28 @@ def write_power_plan(plans: Sequence[ClaimPlan | NoPlan], folder: Path, hours: f
         (folder / name).write_text(to_csv_text(table), encoding="utf-8")
     written = [folder / name for name in files]
     if not curves.empty and curves["hours"].notna().any():
-        effects = {plan.subject.unit: plan.effect for plan in planned if plan.effect}
+        effects = {plan.subject.unit: plan.difference.size for plan in planned if plan.difference.size}
         style.save_figure(draw_power(curves, effects), folder / "plan")
         written += [folder / "plan.png", folder / "plan.svg"]
     return written
 
 
+def _columns(wanted: Resolution, size: str, smallest: str, prefix: str) -> dict[str, float | int | None]:
+    """Return the columns of one of a claim's questions."""
+    best = wanted.any_cost
+    return {
+        size: wanted.size,
+        f"{prefix}power": wanted.power,
+        smallest: wanted.smallest,
+        f"{prefix}fewest_seeds": wanted.own_items,
+        f"{prefix}cheapest_seeds": best.design.seeds if best else None,
+        f"{prefix}cheapest_clusters": best.design.clusters if best else None,
+        f"{prefix}cheapest_answers": best.design.answers if best else None,
+        f"{prefix}cheapest_hours": best.hours if best else None,
+    }
+
+
 def _longest(plan: ClaimPlan) -> float:
     """Return how many hours a curve covers: those of the cheapest design that finds the effect, or of 20 seeds if more."""
-    hours = plan.subject.costs.hours(replace(plan.own, seeds=SEEDS[-1]))
-    return max(hours, plan.any_cost.hours) if plan.any_cost else hours
+    hours, best = plan.subject.costs.hours(replace(plan.own, seeds=SEEDS[-1])), plan.difference.any_cost
+    return max(hours, best.hours) if best else hours

@@ -15,7 +15,7 @@ from harness.stats.intervals import Interval, resolved
 from harness.stats.learning.matching import MATCHED, how_matched
 from reports.document.blocks import Grid
 from reports.formatting import format_count, format_interval, format_nats_change, format_points
-from reports.study.study_results import Config, Results
+from reports.study.study_results import Results
 
 MOVED = {
     "learning_accuracy": ("learning", format_points, "points"),
@@ -45,15 +45,15 @@ class PairedContrast:
 
 def find_contrasts(results: Results, factor: Factor) -> list[PairedContrast]:
     """Return the entries of a factor that have a reference and share at least three seeds with it."""
-    study, suite = results.plan.study, results.own_suite
+    study = results.plan.study
     seeds, found = factor.seeds or study.seeds, []
     for entry, reference in study.contrasts_of(factor):
-        pair = (Config(suite, entry), Config(suite, reference))
+        pair = (results.in_factor(factor, entry), results.in_factor(factor, reference))
         found.append(PairedContrast(entry, reference, tuple(results.paired(*pair, name, seeds) for name in MOVED)))
     return [contrast for contrast in found if contrast.learned.seeds >= SEEDS]
 
 
-def contrasts_grid(found: Sequence[PairedContrast]) -> Grid:
+def contrasts_grid(found: Sequence[PairedContrast], title: str = "Paired differences") -> Grid:
     """Return the paired differences, strong where the interval excludes zero, and whether learning is matched."""
     headings = [f"{called}, {unit}" for called, _, unit in MOVED.values()]
     rows, strong = [], set()
@@ -66,7 +66,7 @@ def contrasts_grid(found: Sequence[PairedContrast]) -> Grid:
         seeds = str(contrast.learned.seeds)
         rows.append([contrast.entry, contrast.reference, seeds, *cells, how_matched(contrast.learned)])
     header = ["method", "minus", "seeds", *headings, "learning is"]
-    return Grid("Paired differences", header, rows, frozenset(strong))
+    return Grid(title, header, rows, frozenset(strong))
 
 
 def describe_contrasts(found: Sequence[PairedContrast]) -> str:

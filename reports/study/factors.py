@@ -16,7 +16,7 @@ from reports.document.blocks import Block, Grid, Heading, Picture, Text
 from reports.figures.draw_factor import PANELS, draw_factor
 from reports.formatting import format_count, format_interval, format_nats, format_percent, format_points
 from reports.study.contrasts import MOVED, contrasts_grid, find_contrasts
-from reports.study.study_results import Config, Results
+from reports.study.study_results import Config, Results, has_own_stages
 from reports.study.training_pictures import training_pictures
 
 COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
@@ -42,7 +42,9 @@ def factor_blocks(results: Results, name: str) -> list[Block]:
     """Return a factor's part of the page: what it varies, its table, paired differences, figures, and what they show."""
     factor = results.plan.study.factors[name]
     contrasts = find_contrasts(results, factor) if factor.of_entries else []
-    paired = [contrasts_grid(contrasts), Text(PAIRED, "note")] if contrasts else []
+    paired = (
+        [contrasts_grid(contrasts, results.titled("Paired differences")), Text(PAIRED, "note")] if contrasts else []
+    )
     swept = results.swept(name)
     pictures = [_picture(results, name, factor, swept)] if swept else []
     if len(swept) == 1:
@@ -80,8 +82,8 @@ def factor_grid(results: Results, name: str) -> Grid:
         rows.append([f"{setting.replace('-', '−')}{' (own)' * own}", config.adapter, str(len(seeds)), *cells])
     header = ["setting", "method", "seeds", *(COLUMNS[figure][0] for figure in known)]
     if factor.of_entries:
-        return Grid(factor.title, header[1:], [row[1:] for row in rows])
-    return Grid(factor.title, header, rows)
+        return Grid(results.titled(factor.title), header[1:], [row[1:] for row in rows])
+    return Grid(results.titled(factor.title), header, rows)
 
 
 def describe_factor(results: Results, name: str) -> str:
@@ -142,6 +144,8 @@ def _groups(results: Results, name: str) -> list[_Group]:
 
 def _name_reference(results: Results, factor: Factor) -> str:
     if not factor.of_entries:
+        if has_own_stages(factor) and factor.values:
+            return f"the same method at {factor.values[0]}"
         return "the same method at the suite's own setting"
     study = results.plan.study
     references = {study.reference(entry, factor) for entry in factor.entries or study.entries} - {None}
@@ -150,8 +154,10 @@ def _name_reference(results: Results, factor: Factor) -> str:
 
 def _changes(results: Results, factor: Factor, group: _Group) -> Iterator[_Change]:
     entry = group.config.adapter
-    compared = results.plan.study.reference(entry, factor) if factor.of_entries else entry
-    reference = Config(results.own_suite, compared or entry)
+    if factor.of_entries:
+        reference = results.in_factor(factor, results.plan.study.reference(entry, factor) or entry)
+    else:
+        reference = results.in_factor(factor, entry) if has_own_stages(factor) else Config(results.own_suite, entry)
     setting = " ".join(filter(None, [entry, group.setting]))
     for figure in MOVED if group.config != reference else ():
         yield _Change(setting, figure, results.paired(group.config, reference, figure, group.seeds))

@@ -98,7 +98,7 @@ def pairs_grid(results: Results, matching: Matching, methods: tuple[str, str]) -
     ]
     strong = frozenset((place, len(header) - 1) for place, row in enumerate(rows) if row[-1] == MATCHED)
     title = f"{matching.outcome_as[:1].upper()}{matching.outcome_as[1:]}, {methods[0]} minus {methods[1]}"
-    return Grid(title, header, rows, strong)
+    return Grid(results.titled(title), header, rows, strong)
 
 
 def describe_matching(results: Results, matching: Matching, methods: tuple[str, str]) -> list[str]:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from harness.config.run_spec import RunSpec
 from harness.config.study_file import Factor
-from harness.config.suite import Suite
+from harness.config.suite import Stage, Suite
 from harness.errors import RunError
 from harness.pipeline.sweeps.study_runs import Plan, Point
 from harness.rundir.reader import RunDir
@@ -30,7 +30,8 @@ from reports.data.methods import Method, different_starts
 from reports.data.tables import figures_by_seed, score_matrices
 
 RUN = ["suite", "adapter", "order", "seed"]
-RATE, STRENGTH = "training.optimizer.lr", "student.strength"
+RATE = "training.optimizer.lr"
+STARTS = {"student.strength", "student.start"}  # the keys that choose the start of a student
 OF_FIRST_TASK = {"first_learned": LEARNING, "first_retained": BACKWARD}
 UNITS = {  # of the figures that are not in FIGURES
     **{"first_learned": "%", "first_retained": "points", "entropy": "nats", "entropy_last": "nats"},
@@ -71,6 +72,9 @@ class Results:
         figures = figures_by_seed(self.frames.scores).pivot(index=RUN, columns="figure", values="value")
         first = pd.DataFrame(self._first_task()).set_index(RUN)
         steps = self.frames.steps[~self.frames.steps["adapter"].isin(self.off_policy)]
+        fixed = self._fixed_stages  # all methods train these alike
+        places = steps[[*RUN, "stage"]].itertuples(index=False, name=None)
+        steps = steps[[place not in fixed for place in places]]
         return figures.join(first).join(_training_figures(steps)).sort_index()
 
     @cached_property
@@ -118,9 +122,26 @@ class Results:
         return found
 
     @property
+    def profile(self) -> str:
+        """The evaluation profile of the page's tables: the suite's first one; empty where no run names its profiles."""
+        named = [run.manifest.profile_names[0] for run in self.frames.runs if run.manifest.profiles]
+        return named[0] if named else ""
+
+    def titled(self, title: str) -> str:
+        """Return a table's title with the profile that its scores are of."""
+        return f"{title} ({self.profile} decoding)" if self.profile else title
+
+    def in_factor(self, factor: Factor, entry: str) -> Config:
+        """Return an entry's runs under a factor, with the factor's first value; a `Config` without runs if none exist."""
+        name = next(name for name, each in self.plan.study.factors.items() if each == factor)
+        rows = self.points[(self.points["factor"] == name) & (self.points["adapter"] == entry)]
+        found = [Config(row["suite"], row["adapter"], row["order"]) for row in rows.to_dict("records")]
+        return found[0] if found else Config("", entry)
+
+    @property
     def first_task(self) -> str:
-        """The task of the suite's first stage, whose learning and retention claims are judged."""
-        return self.plan.base.stages[0].task
+        """The task of the first stage that the methods train, whose learning and retention claims are judged."""
+        return _first_own(self.plan.base).trains[0]
 
     def series(self, config: Config, figure: str) -> pd.Series:
         """Return a figure by seed, nan where it is not defined; empty where the study has no such run."""
@@ -189,7 +210,7 @@ class Results:
             if (
                 not stages[0].shared
                 or stages[-1].shared
-                or self.plan.study.factors[point.factor].key not in (None, STRENGTH)
+                or self.plan.study.factors[point.factor].key not in {None, *STARTS}
             ):
                 continue
             config = Config(spec.suite.name, spec.entry, spec.order)
@@ -240,7 +261,7 @@ class Results:
         for point in self.plan.points:
             suite, entry, factor = point.spec.suite, point.spec.entry, self.plan.study.factors[point.factor]
             settings = {factor.key, *factor.fixed} - {None}
-            if suite.name not in (self.plan.base.name, self.own_suite) and not settings <= {RATE, STRENGTH, *CURVES}:
+            if suite.name not in (self.plan.base.name, self.own_suite) and not settings <= {RATE, *STARTS, *CURVES}:
                 continue
             place = (_start(suite), _rate(suite, entry), entry)
             if found.setdefault(place, suite.name) != suite.name:
@@ -249,6 +270,16 @@ class Results:
                     f"{place[1]:g}; leave one of them out of the study"
                 )
         return found
+
+    @property
+    def _fixed_stages(self) -> set[tuple[Any, ...]]:
+        """The stages with an adapter of their own: RUN and the stage's number."""
+        return {
+            (run.suite, run.adapter, run.order, run.seed, place)
+            for run in self.frames.runs
+            for place, stage in enumerate(run.manifest.stages, start=1)
+            if stage.adapter
+        }
 
     def _first_task(self) -> Iterator[dict[str, Any]]:
         for identity, matrix in score_matrices(self.frames.scores):
@@ -292,7 +323,12 @@ def _start(suite: Suite) -> str:
 
 
 def _rate(suite: Suite, entry: str) -> float:
-    return suite.training_for(suite.stages[0], entry).optimizer.lr
+    return suite.training_for(_first_own(suite), entry).optimizer.lr
+
+
+def _first_own(suite: Suite) -> Stage:
+    """Return the first stage that the method under test trains; the first one where all have their own adapter."""
+    return next((stage for stage in suite.stages if stage.adapter is None), suite.stages[0])
 
 
 def _training_figures(steps: pd.DataFrame) -> pd.DataFrame:
@@ -302,6 +338,11 @@ def _training_figures(steps: pd.DataFrame) -> pd.DataFrame:
     whole = steps.groupby(RUN)[columns].mean().rename(columns={"routed_fkl": "routed_share"})
     ratio = whole["pull_down"] / whole["pull_up"].where(whole["pull_up"] > 0)
     return whole.assign(entropy_last=last.groupby(RUN)["entropy"].mean(), pull_ratio=ratio)
+
+
+def has_own_stages(factor: Factor) -> bool:
+    """Return whether a factor's runs have different stages, so that only runs of the factor are compared with each other."""
+    return any(key.split(".")[0] == "stages" for key in factor.fixed)
 
 
 def _absences(specs: Collection[RunSpec]) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ from reports.study.matched_settings import (
     varies_rates,
 )
 from reports.study.opening import describe_making
+from reports.study.profile_blocks import describe_ends_below, profile_blocks
 from reports.study.study_frontier import frontier_blocks
 from reports.study.study_results import Config, Results
 from reports.study.study_verdicts import claim_files
@@ -71,6 +72,7 @@ def study_sections(results: Results, verdicts: list[Verdict]) -> list[Section]:
         _findings(results, verdicts),
         _section("frontier", "Learning and forgetting", "Learning against forgetting", frontier_blocks(results)),
         _section("curves", "At equal learning", "What is kept at equal learning", equal_learning_blocks(results)),
+        _section("profiles", "Profiles", "What holds under other ways of answering", profile_blocks(results)),
         _section("matched", "Matched learning", "What is kept at matched learning", list(_matched(results))),
         _training(results),
         _pulls(results),
@@ -100,6 +102,8 @@ def _findings(results: Results, verdicts: list[Verdict]) -> Section:
         blocks += [Text(chance, "note")]
     if not blocks:
         blocks = [Text(f"Nothing is judged: no method and its reference have {SEEDS} seeds in common.")]
+    if below := describe_ends_below(results):
+        blocks += [Bullets(below)]
     return Section("findings", "Findings", "What shows and what does not", blocks)
 
 

@@ -17,6 +17,7 @@ from harness.terminal.console import SafeConsole, announce
 if TYPE_CHECKING:
     from harness.config.suite import Suite
     from reports.claims.claim_file import ClaimEntry
+    from reports.planning.planned_runs import PlannedRuns
 
 CLAIMED = {
     "learning_accuracy": "learns all tasks",
@@ -35,6 +36,10 @@ def plan(
     pilot: Annotated[
         list[Path] | None, typer.Option(help="Finished runs, or folders that hold some; default: shipped priors.")
     ] = None,
+    study: Annotated[
+        str | None,
+        typer.Option(help="A study of the suite, whose runs are planned: its seeds, starts and learning rates."),
+    ] = None,
     hours: Annotated[float | None, typer.Option(min=0, help="Show designs whose runs take no longer.")] = None,
     looks: Annotated[
         str | None,
@@ -52,8 +57,9 @@ def plan(
 
     from reports.claims.claim_file import read_claims
     from reports.data.methods import find_methods
-    from reports.planning.pilot import plan_from_pilot, plan_from_priors
+    from reports.planning.pilot import plan_from_pilot
     from reports.planning.power_plan import plan_all
+    from reports.planning.shipped_priors import plan_from_priors
     from reports.planning.show_plan import print_power_plan, write_power_plan
 
     loaded = read_suite(suite, overrides, include_path, None)
@@ -64,14 +70,10 @@ def plan(
     if not named:
         known = [method.first.adapter for method in methods if not method.control] or _compared(loaded)
         named = [(claim, profile) for claim in compare_two(list(dict.fromkeys(known)))]
-    if methods:
-        subjects = list(plan_from_pilot(named, methods))
-    else:
-        answers = {name: each.n for name, each in loaded.evaluation.all_profiles.items()}
-        subjects = list(plan_from_priors(named, loaded.evaluation.limit, answers))
-    smallest = {entry.name: entry.smallest_effect for entry, _ in named}
-    seeds, budget = len(loaded.seeds), math.inf if hours is None else hours
-    found = plan_all(subjects, effect, smallest, seeds, budget, seeds_looked)
+    runs = _planned_runs(loaded, study, overrides or [])
+    subjects = list(plan_from_pilot(named, methods, runs) if methods else plan_from_priors(named, runs))
+    budget = math.inf if hours is None else hours
+    found = plan_all(subjects, effect, budget, seeds_looked)
     console = SafeConsole()
     print_power_plan(console, found, budget, seeds_looked)
     for file in write_power_plan(found, out, budget) if out else ():
@@ -97,6 +99,23 @@ def compare_two(adapters: Sequence[str]) -> list[ClaimEntry]:
         )
         for figure, text in CLAIMED.items()
     ]
+
+
+def _planned_runs(suite: Suite, study: str | None, overrides: Sequence[str]) -> PlannedRuns:
+    """Return the runs that are planned: those of a study, or all of the suite."""
+    from harness.config.run_spec import plan_runs
+    from reports.planning.planned_runs import PlannedRuns
+
+    if study is None:
+        return PlannedRuns(suite, plan_runs(suite, list(suite.adapters), suite.seeds, "default", Path("runs")))
+
+    from harness.pipeline.sweeps.study_runs import plan_study
+    from reports.study.study_plan import judged_runs
+
+    runs = judged_runs(plan_study(study, overrides))
+    if runs.base.name != suite.name:
+        raise ConfigError(f"study {study} is of suite {runs.base.name}, not {suite.name}; plan {runs.base.name}")
+    return runs
 
 
 def _compared(suite: Suite) -> list[str]:

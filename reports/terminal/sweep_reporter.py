@@ -45,15 +45,36 @@ def summarise(console: Console, specs: Sequence[RunSpec]) -> None:
 
 
 def foresee(console: Console, specs: Sequence[RunSpec]) -> None:
-    """Print which differences these runs can find, by shipped priors; nothing for fewer than two methods."""
+    """Print which differences these runs can find and which claims they cannot resolve, by shipped priors.
+
+    The claims are the shipped ones on these methods, as the report judges them. Fewer than two methods have none.
+    """
     suite = specs[0].suite
     trained = {spec.entry for spec in specs if spec.kind != "none"}
     if len(trained) > 1:
-        from reports.planning.power_plan import foresee_differences  # which takes half a second to import
+        from reports.claims.claim_file import shipped_claims
+        from reports.planning.foreseen import foresee_claims, foresee_differences
+        from reports.planning.planned_runs import PlannedRuns
 
         profile = next(iter(suite.evaluation.all_profiles.values()))
         seeds = len({spec.seed for spec in specs})
-        console.print(foresee_differences(seeds, suite.evaluation.limit, profile.n), markup=False, highlight=False)
+        _say(console, foresee_differences(seeds, suite.evaluation.limit, profile.n))
+        for sentence in foresee_claims(shipped_claims(trained), PlannedRuns(suite, specs)):
+            _say(console, sentence)
+
+
+def foresee_study(console: Console, plan: Plan) -> None:
+    """Print which of the study's claims its runs cannot test or resolve, by shipped priors."""
+    from reports.claims.claim_file import read_claims
+    from reports.planning.foreseen import foresee_claims
+    from reports.study.study_plan import judged_runs
+
+    for sentence in foresee_claims([read_claims(name) for name in plan.study.claims], judged_runs(plan)):
+        _say(console, sentence)
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False)
 
 
 def write_study(console: Console, plan: Plan, page: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,7 @@ from harness.pipeline.needs.extrapolation import (
     StagePlan,
     Times,
     extrapolate,
+    points_of,
     seconds_of_all,
 )
 from harness.pipeline.needs.probe import plan_of
@@ -62,22 +64,18 @@ def test_each_profile_has_a_cell_with_all_of_its_answers():
         "sums@sixteen": MeasuredCell(10, 64.0),  # 160 answers
     }
     short = replace(SHORT, cells=[cells, cells, cells], evaluate=213.0, total=230.0)
-    plans = {"sums": CellPlan(25), "sums@greedy": CellPlan(25), "sums@sixteen": CellPlan(25, answers=16)}
-    assert extrapolate(short, replace(PLAN, cells=plans)).evaluate == pytest.approx(213 + 3 * 1.5 * 71)
+    plan = replace(PLAN, cells=dict.fromkeys(cells, CellPlan(25)))
+    assert extrapolate(short, plan).evaluate == pytest.approx(213 + 3 * 1.5 * 71)
 
 
 def test_a_curve_adds_its_points_to_the_training_of_each_stage():
-    plan = RunPlan(
-        stages={"sums": StagePlan(100, curve=["sums"]), "calls": StagePlan(50, curve=["calls", "sums"])},
-        cells={"sums": CellPlan(25, answers=4, curve_items=5), "calls": CellPlan(25, curve_items=20)},
-        every=40,
-    )
-    assert [plan.points(name) for name in plan.stages] == [4, 3]  # 0, 40, 80, 100 and 0, 40, 50
-    after = {"sums": MeasuredCell(10, 8.0), "calls": MeasuredCell(10, 5.0)}
-    found = extrapolate(replace(SHORT, cells=[CELL, CELL, after]), plan)
-    # A point of sums: 5 of the 40 answers that took 4 s, later 8 s; of calls 20 items of 0.5 s.
-    assert found.stages["sums"] == pytest.approx(9 + 96 * 2 + 4 * 0.5)
-    assert found.stages["calls"] == pytest.approx(5 + 46 * 1 + 3 * (1 + 10))
+    assert [points_of(steps, 40) for steps in (100, 80, 30)] == [4, 3, 2]  # 0, 40, 80, 100; 0, 40, 80; 0, 30
+    assert points_of(100, None) == 0
+    stages = {"sums": replace(STAGES["sums"], seconds=13.0, points=2), "calls": replace(STAGES["calls"], points=2)}
+    plan = replace(PLAN, stages={"sums": StagePlan(100, points=4), "calls": StagePlan(50, points=3)})
+    found = extrapolate(replace(SHORT, stages=stages), plan)
+    # 9 of 13 s are steps, so a point takes 2 s, and two more are to come; of calls all 5 s are steps.
+    assert found.stages == {"sums": 13 + 96 * 2 + 2 * 2, "calls": 5 + 46 * 1}
 
 
 def test_the_start_is_repeated_and_the_teacher_answered_once():
@@ -108,7 +106,7 @@ def test_a_method_that_trains_nothing_and_answers_again_takes_its_evaluation_of_
     assert found.total == pytest.approx(6 + 6)
 
 
-def test_the_plan_of_a_suite_names_what_takes_time(tmp_path):
+def test_the_plan_of_a_suite_names_what_takes_time(tmp_path: Path):
     raw = micro_suite()
     raw["evaluation"] = {
         "limit": 6, "every": 2, "curve_items": 4, "noise_floor": 2,
@@ -117,10 +115,8 @@ def test_the_plan_of_a_suite_names_what_takes_time(tmp_path):
     suite = load_suite(str(write_yaml(tmp_path / "micro.yaml", raw)))
     plan = plan_of(RunSpec(suite, "opd", 0), load_evaluation_plan(TaskLibrary(), suite))
     first, second = plan.stages
-    assert plan.every == 2
+    steps = raw["training"]["steps"]
     assert plan.repeats == 2
-    assert plan.cells[first] == CellPlan(items=6, answers=1, sampled=False, curve_items=4)
-    assert plan.cells[f"{first}@many"].answers == 5
-    assert plan.cells[f"{first}@many"].sampled
-    assert plan.stages[first].curve == [first, *suite.probes]
-    assert plan.stages[second].curve == [second, first, *suite.probes]
+    assert plan.stages[first] == StagePlan(steps, points=points_of(steps, 2))
+    assert plan.cells[first] == CellPlan(items=6)
+    assert plan.cells[f"{second}@many"] == CellPlan(items=6, sampled=True)

@@ -65,7 +65,7 @@ def fetched(url: str, folder: Path, warn: Callable[[str], object] = no_warning) 
     stored(url).fetch(train, warn)
     state = FileSnapshots(train, 0).load()
     assert not list(train.parent.glob(".*"))
-    return state and state["step"]
+    return None if state is None else int(state["step"])
 
 
 def test_another_machine_continues_from_the_newest_snapshot(url: str, tmp_path: Path):

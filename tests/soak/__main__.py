@@ -22,6 +22,7 @@ from tests.soak.outcomes import Outcomes, as_table
 
 FULL = {
     **{"kills": 50, "power cuts": 20, "unsynced files": 50, "full disks": 20, "teacher faults": 1000, "stages": 200},
+    "served faults": 1000,
     **{"suites": 6000, "tasks": 1500, "runs": 1000, "models": 500, "commands": 1000},
 }
 MARKS = re.compile(r"(<!-- soak -->\n).*?(<!-- end -->)", flags=re.DOTALL)
@@ -59,7 +60,7 @@ def _attack(counts: dict[str, int], folder: Path, seed: int, only: list[str]) ->
     from harness.config.load import load_suite
     from harness.config.run_spec import RunSpec
     from harness.pipeline.run import run
-    from tests.soak import full_disks, kills, many_stages, mutations, power_cuts, unsynced
+    from tests.soak import full_disks, kills, many_stages, mutations, power_cuts, served_faults, unsynced
     from tests.support.models import micro_suite, write_yaml
 
     file = write_yaml(folder / "micro.yaml", micro_suite())
@@ -80,6 +81,7 @@ def _attack(counts: dict[str, int], folder: Path, seed: int, only: list[str]) ->
         "unsynced files": lambda: unsynced.drop_unsynced(spec, place("unsynced"), counts["unsynced files"], seed),
         "full disks": lambda: full_disks.fill_disks(spec, place("disks"), counts["full disks"], seed),
         "teacher faults": lambda: _teacher_faults(counts["teacher faults"], seed),
+        "served faults": lambda: served_faults.break_answers(place("served"), counts["served faults"], seed),
         "suites": lambda: mutations.mutate_suites(place("suites"), counts["suites"], seed),
         "tasks": lambda: mutations.mutate_tasks(place("tasks"), counts["tasks"], seed),
         "runs": lambda: mutations.mutate_runs(run(spec), place("copies"), counts["runs"], seed),

@@ -35,9 +35,9 @@ def start_run(spec: RunSpec, errors: Path, before: Callable[[], None] | None = N
     return process
 
 
-def finish_run(spec: RunSpec, errors: Path) -> str:
+def finish_run(spec: RunSpec, errors: Path, before: Callable[[], None] | None = None) -> str:
     """Do a run, or what is left of it; return an empty text, or `lost` or `traceback` with the error."""
-    process = start_run(spec, errors)
+    process = start_run(spec, errors, before)
     process.join()
     if process.exitcode == 0:
         return ""
@@ -45,9 +45,11 @@ def finish_run(spec: RunSpec, errors: Path) -> str:
     return f"{kind} {errors.read_text() if errors.exists() else process.exitcode}"
 
 
-def go_on(spec: RunSpec, undisturbed: RunSpec, errors: Path) -> tuple[str, str]:
+def go_on(
+    spec: RunSpec, undisturbed: RunSpec, errors: Path, before: Callable[[], None] | None = None
+) -> tuple[str, str]:
     """Do what is left of a run; return `held`, `lost`, `traceback` or `changed`, with the evidence."""
-    if error := finish_run(spec, errors):
+    if error := finish_run(spec, errors, before):
         return error.split()[0], error
     what = changes(spec.path, undisturbed.path)
     return ("changed", what) if what else ("held", "")

@@ -17,6 +17,7 @@ from tests.soak.many_stages import train_many
 from tests.soak.mutations import mutate_commands, mutate_models, mutate_runs, mutate_suites, mutate_tasks
 from tests.soak.outcomes import Outcomes, as_table
 from tests.soak.power_cuts import can_mount, cut_power
+from tests.soak.served_faults import break_answers
 from tests.soak.unsynced import drop_unsynced
 
 
@@ -63,6 +64,11 @@ def test_a_run_goes_on_from_what_was_synced_before_any_moment(spec: RunSpec, tmp
 @pytest.mark.usefixtures("may_mount")
 def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_space(spec: RunSpec, tmp_path: Path):
     assert_held(fill_disks(spec, tmp_path, 3, seed=os.getpid()))
+
+
+@pytest.mark.slow
+def test_broken_answers_of_a_served_teacher_change_no_run_and_end_none(tmp_path: Path):
+    assert_held(break_answers(tmp_path, 60, seed=os.getpid()))
 
 
 @pytest.mark.slow

@@ -72,6 +72,16 @@ def test_a_figure_equals_the_hand_computation(name: str):
     assert compute_figures(matrix())[name] == pytest.approx(GOLDEN[name])
 
 
+def test_a_stage_with_its_own_adapter_is_not_the_methods_learning():
+    fixed = ScoreMatrix(np.array(ROWS), ("a", "b", "c"), ("p",), fixed=("a",))
+    values = compute_figures(fixed)
+    assert values["learning_accuracy"] == pytest.approx((0.9 + 0.8) / 2)
+    assert values["plasticity"] == pytest.approx((0.6 + 0.8) / 2)
+    assert compute_figures(fixed.up_to(2))["learning_accuracy"] == pytest.approx(0.9)
+    others = set(values) - {"learning_accuracy", "plasticity", "intransigence"}
+    assert {name: values[name] for name in others} == pytest.approx({name: GOLDEN[name] for name in others})
+
+
 def test_chaudhrys_maximum_is_over_all_stages_before_the_last_also_those_before_a_tasks_own():
     rows = [list(row) for row in ROWS]
     rows[1][1] = 0.95

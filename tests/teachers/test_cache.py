@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -13,16 +14,21 @@ import torch
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
 from harness.errors import ConfigError, TrainingError
+from harness.lm.checkpoints import Loaded
 from harness.lm.logprobs import TeacherRequest, TeacherScores
 from harness.lm.rollouts import Batch, make_batches
 from harness.pipeline.run import run
 from harness.pipeline.teacher_cache import fill_cache
 from harness.rundir.process.progress import silent
 from harness.teachers.cache import Cache, CachedTeacher
+from harness.teachers.local import LocalTeacher
 from harness.teachers.routed import RoutedTeacher
 from harness.teachers.score_store import ScoreStore
+from harness.teachers.server import Server
 from harness.teachers.teacher import TeacherSite
 from tests.support.models import STOP, local_teacher, micro_suite, rollout, write_yaml
+from tests.support.servers.fake_server import FakeServer, serving
+from tests.support.servers.teachers import random_batches
 
 ROLLOUTS = [rollout([3, 4, 5], [6, 7, STOP]), rollout([8], [9, STOP]), rollout([3, 1], [4, 1, 5, 9, STOP])]
 REQUEST = TeacherRequest(top_k=3, entropy=True)
@@ -156,3 +162,63 @@ def test_the_command_asks_for_what_a_stages_own_adapter_needs(tmp_path: Path):
     suite = load_suite(str(write_yaml(tmp_path / "suite.yaml", raw)))
     first, again = (fill_cache(RunSpec(suite, entry, 0, out=tmp_path), [], silent)[0] for entry in ("opd", "aopd"))
     assert (first.scored, again.scored) == (10, 0)
+
+
+@pytest.mark.pitfall(
+    "a cache gives the scores of a server in bfloat16 to a run whose teacher is served in float32",
+    area="vLLM",
+    guard="`harness/teachers/score_store.py` tells servers of one model apart by their scores of the probe",
+    evidence="with the student's autocast in the key, the second server's responses are all found, and under autocast none is",
+)
+def test_a_servers_scores_are_kept_by_its_own_precision_and_not_the_students(
+    student: Loaded, local: LocalTeacher, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    batch, request = random_batches(student)[0], TeacherRequest(top_k=4)
+    server = FakeServer(local.model, student.renderer.tokenizer)
+    half = FakeServer(copy.deepcopy(local.model).bfloat16(), student.renderer.tokenizer)
+    near = FakeServer(local.model, student.renderer.tokenizer)
+    near.temperature = 1.005  # as near as rounding: the same most probable tokens, so the same identity
+
+    def opened(url: str, folder: str) -> CachedTeacher:
+        of = Server.model_validate({"kind": "server", "urls": [url], "model": "teacher", "tolerance": 0.2})
+        site = TeacherSite("cpu", tmp_path / folder, lambda spec, loaded: spec.open(loaded, site))  # pyright: ignore
+        return Cache(kind="cache", path=tmp_path / "scores.db", of=of).open(student, site)
+
+    with serving(server) as single, serving(half) as rounded, serving(near) as nearly:
+        first = opened(single, "first")
+        expected = first.score(batch, request, 1.0)
+        again = opened(single, "again")
+        with torch.autocast("cpu", torch.bfloat16):  # a student in another precision
+            assert equal(again.score(batch, request, 1.0), expected)
+        assert (again.hits, again.misses) == (len(batch.rollouts), 0)
+        assert not caplog.records
+        for url in (rounded, nearly):
+            other = opened(url, url[-5:])
+            assert not equal(other.score(batch, request, 1.0), expected)
+            assert (other.hits, other.misses) == (0, len(batch.rollouts))
+        assert other.identity == first.identity
+        assert f"holds {len(batch.rollouts)} responses that this teacher scored in a different" in caplog.text
+    kind = Cache(kind="cache", path=tmp_path / "scores.db")
+    with pytest.raises(ConfigError, match="choose one"):
+        kind.check()
+    alone = kind.model_copy(update={"identity": first.name}).open(student, TeacherSite("cpu", tmp_path))
+    assert equal(alone.score(batch, request, 1.0), expected)
+    assert alone.identity == first.identity
+
+
+def test_a_file_of_an_earlier_version_is_read_and_named(
+    student: Loaded, local: LocalTeacher, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """Its rows have a served teacher's identity alone, and the precision of the student that asked."""
+    batch, request, path = random_batches(student)[0], TeacherRequest(top_k=4), tmp_path / "scores.db"
+    with serving(FakeServer(local.model, student.renderer.tokenizer)) as url:
+        of = Server.model_validate({"kind": "server", "urls": [url], "model": "teacher"})
+        site = TeacherSite("cpu", tmp_path, lambda spec, loaded: spec.open(loaded, site))  # pyright: ignore
+        expected = cached(path, local, of.open(student, site).identity).score(batch, request, 1.0)
+        alone = Cache(kind="cache", path=path).open(student, site)
+        assert equal(alone.score(batch, request, 1.0), expected)
+        assert (alone.hits, alone.misses) == (len(batch.rollouts), 0)
+        behind = Cache(kind="cache", path=path, of=of).open(student, site)
+        assert equal(behind.score(batch, request, 1.0), expected)
+        assert (behind.hits, behind.misses) == (0, len(batch.rollouts))
+        assert "in a different or unknown precision" in caplog.text

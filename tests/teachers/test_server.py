@@ -181,7 +181,8 @@ def test_no_fault_is_used(
     name: str, server: FakeServer, local: LocalTeacher, student: Loaded, tmp_path: Path, stack: ExitStack
 ):
     """A server that always has the same fault ends the run in one sentence."""
-    proxy = FaultProxy(stack.enter_context(serving(server)), 1.0, {name: FAULTS[name]})
+    other = stack.enter_context(serving(FakeServer(student.model, student.renderer.tokenizer)))
+    proxy = FaultProxy(stack.enter_context(serving(server)), 1.0, {name: FAULTS[name]}, other=other)
     kind = settings(stack.enter_context(serving(proxy)), timeout=0.15, deadline=0.6, wrong_answers=3, batch=2)
     teacher = opened(kind, student, tmp_path, stack)
     proxy.active = True
@@ -193,11 +194,15 @@ def test_no_fault_is_used(
 
 
 def test_faults_between_good_answers_change_nothing_and_lose_nothing(
-    server: FakeServer, local: LocalTeacher, student: Loaded, tmp_path: Path, stack: ExitStack
+    local: LocalTeacher, student: Loaded, tmp_path: Path, stack: ExitStack
 ):
     """Every third answer is broken; all scores are the local teacher's, and no request is given up."""
     budget = int(os.environ.get("SERVER_FAULTS", "60"))
-    proxies = [FaultProxy(stack.enter_context(serving(server)), 0.35, seed=seed) for seed in (0, 1)]
+    upstream, other = (
+        stack.enter_context(serving(FakeServer(model, student.renderer.tokenizer)))
+        for model in (local.model, student.model)
+    )
+    proxies = [FaultProxy(upstream, 0.35, seed=seed, other=other) for seed in (0, 1)]
     kind = settings(
         *(stack.enter_context(serving(proxy)) for proxy in proxies),
         timeout=0.25,

@@ -126,7 +126,9 @@ def _print_times(
     side_by_side = (
         f"; `harness sweep` does {workers} at a time here, so divide by up to {workers}" if workers > 1 else ""
     )
-    _say(console, f"all runs are counted one after another, with what they share once{side_by_side}")
+    _say(
+        console, f"all runs are counted one after another, models built before, with what they share once{side_by_side}"
+    )
 
 
 def _print_fit(

@@ -1,7 +1,7 @@
 """What a whole run takes, computed from what a short one took: one function of measured and planned numbers.
 
 A stage's further steps take the median of the measured ones. A cell's further items take as long as the measured ones, with
-all of their answers. A point of the learning curve takes its items' share of the stage's cell, with one answer to each.
+all of their answers. What a stage's training takes beyond its steps is divided by the measured points of its learning curve.
 """
 
 from __future__ import annotations
@@ -13,41 +13,33 @@ from statistics import median
 
 @dataclass(frozen=True)
 class CellPlan:
-    """A cell that every stage evaluates: items, answers to each, whether they are sampled, and the items of a curve's point.
-
-    `curve_items` is 0 for a cell that no point scores.
-    """
+    """A cell that every stage evaluates: its items, and whether their answers are sampled."""
 
     items: int
-    answers: int = 1
     sampled: bool = False
-    curve_items: int = 0
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A stage of the whole run: its steps, the cells of a curve's point, and whether all methods of a seed share it."""
+    """A stage of the whole run: its steps, the points of its learning curve, and whether all methods of a seed share it."""
 
     steps: int
-    curve: Sequence[str] = ()
+    points: int = 0
     shared: bool = False
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A whole run: its stages and cells by name, steps between two points of the curve, and repeats of the start."""
+    """A whole run: its stages and cells by name, and how often the start's sampled cells are evaluated again."""
 
     stages: Mapping[str, StagePlan]
     cells: Mapping[str, CellPlan]
-    every: int | None = None
     repeats: int = 0
 
-    def points(self, stage: str) -> int:
-        """Return the number of a stage's points on the curve: the first, every `every` steps, and the last."""
-        if self.every is None:
-            return 0
-        steps = self.stages[stage].steps
-        return len({*range(0, steps + 1, self.every), steps})
+
+def points_of(steps: int, every: int | None) -> int:
+    """Return the number of points of a learning curve: the first, every `every` steps, and the last; 0 for None."""
+    return 0 if every is None else len({*range(0, steps + 1, every), steps})
 
 
 @dataclass(frozen=True)
@@ -62,10 +54,11 @@ class MeasuredCell:
 
 @dataclass(frozen=True)
 class MeasuredStage:
-    """A stage of the short run: seconds of training in all and of each step."""
+    """A stage of the short run: seconds of training in all and of each step, and the points of its learning curve."""
 
     seconds: float
     steps: Sequence[float]
+    points: int = 0
 
 
 @dataclass(frozen=True)
@@ -103,11 +96,12 @@ class Times:
 def extrapolate(measured: Measured, plan: RunPlan) -> Times:
     """Return what the whole run takes. Times of work that does not grow, such as loading models, stay as measured."""
     stages: dict[str, float] = {}
-    for (name, stage), cells in zip(plan.stages.items(), measured.cells[1:], strict=True):
+    for name, stage in plan.stages.items():
         if (done := measured.stages.get(name)) is not None:
             of_step = median(done.steps[1:] or done.steps)  # the first step is slower
-            point = sum(_point(plan.cells[cell], cells[cell]) for cell in stage.curve if cell in cells)
-            stages[name] = done.seconds + (stage.steps - len(done.steps)) * of_step + plan.points(name) * point
+            of_point = max(0.0, done.seconds - sum(done.steps)) / done.points if done.points else 0.0
+            more = (stage.steps - len(done.steps)) * of_step + (stage.points - done.points) * of_point
+            stages[name] = done.seconds + more
     whole = [{name: _seconds(plan.cells[name], cell) for name, cell in cells.items()} for cells in measured.cells]
     teacher = {name: _seconds(plan.cells[name], cell) for name, cell in measured.teacher.items()}
     noise = plan.repeats * sum(seconds for name, seconds in whole[0].items() if plan.cells[name].sampled)
@@ -141,10 +135,6 @@ def seconds_of_all(methods: Sequence[Times], seeds: int) -> float:
 
 def _seconds(plan: CellPlan, cell: MeasuredCell) -> float:
     return cell.seconds * plan.items / cell.items
-
-
-def _point(plan: CellPlan, cell: MeasuredCell) -> float:
-    return cell.seconds * plan.curve_items / (cell.items * plan.answers)
 
 
 def _size(plan: RunPlan, name: str, cell: MeasuredCell) -> float:

@@ -13,11 +13,13 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.config.run_spec import PlannedStage, RunSpec
+from harness.config.run_spec import RunSpec
 from harness.config.suite import AdapterEntry, Stage, Suite
 from harness.errors import HarnessError
 from harness.evaluation.groups import EvaluationPlan
+from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task
+from harness.pipeline.build.model_source import checkpoint_of
 from harness.pipeline.needs.extrapolation import (
     CellPlan,
     Measured,
@@ -27,9 +29,12 @@ from harness.pipeline.needs.extrapolation import (
     StagePlan,
     Times,
     extrapolate,
+    points_of,
 )
+from harness.pipeline.processes.devices import limit_threads, resolve_device
 from harness.pipeline.resources import sampled_cells
 from harness.pipeline.run import run
+from harness.pipeline.sweeps.sweep import models_of
 from harness.pipeline.sweeps.workers import worker_pool
 from harness.rundir.files import SAMPLES, read_results
 from harness.rundir.reader import RunDir, parquet_bytes
@@ -59,7 +64,7 @@ def probe_run(spec: RunSpec, evaluated: EvaluationPlan, minutes: float) -> Probe
         short = shorten(spec, Path(folder))
         pool = worker_pool(1, multiprocessing.get_context("spawn"))
         try:
-            pool.submit(run, short).result(timeout=60 * minutes)
+            pool.submit(_run_with_models, short).result(timeout=60 * minutes)
         except TimeoutError:
             for process in multiprocessing.active_children():
                 process.kill()
@@ -71,6 +76,15 @@ def probe_run(spec: RunSpec, evaluated: EvaluationPlan, minutes: float) -> Probe
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
         return read_probe(short.path, spec, evaluated)
+
+
+def _run_with_models(spec: RunSpec) -> None:
+    """Build the models of a run, which all runs share, and then do it: its own times are without building."""
+    limit_threads(spec.suite.threads)
+    for _, model, seed in models_of([spec]).values():
+        device = resolve_device(spec.suite.device)
+        checkpoint_of(model, seed, TaskLibrary(spec.suite.include, spec.suite.data), device=device)
+    run(spec)
 
 
 def shorten(spec: RunSpec, out: Path) -> RunSpec:
@@ -96,21 +110,15 @@ def read_probe(path: Path, spec: RunSpec, evaluated: EvaluationPlan) -> Probe:
 def plan_of(spec: RunSpec, evaluated: EvaluationPlan) -> RunPlan:
     """Return the numbers of a run that decide how long it takes; the budgets of `spec` must be in steps."""
     settings, sampled = spec.suite.evaluation, sampled_cells(evaluated.cells)
-    points = min(settings.curve_items, settings.limit or settings.curve_items)
-
-    def cell(name: str, task: Task) -> CellPlan:
-        items, answers = len(task.test_docs(settings.limit)), int(task.generation.get("n", 1))
-        return CellPlan(items, answers, name in sampled, min(points, items) if task.generates else 0)
-
-    def stage(planned: PlannedStage) -> StagePlan:
-        named = dict.fromkeys([*planned.trains, *spec.stages[0].trains, *evaluated.probes])
-        curve = [name for name in named if name in evaluated.tasks and evaluated.tasks[name].generates]
-        return StagePlan(planned.training.steps, curve, planned.shared)
-
+    steps = {stage.name: (stage.training.steps, stage.shared) for stage in spec.stages}
     return RunPlan(
-        stages={planned.name: stage(planned) for planned in spec.stages},
-        cells={name: cell(name, task) for name, task in evaluated.cells.items()},
-        every=settings.every,
+        stages={
+            name: StagePlan(count, points_of(count, settings.every), shared) for name, (count, shared) in steps.items()
+        },
+        cells={
+            name: CellPlan(len(task.test_docs(settings.limit)), name in sampled)
+            for name, task in evaluated.cells.items()
+        },
         repeats=settings.noise_floor,
     )
 
@@ -118,9 +126,11 @@ def plan_of(spec: RunSpec, evaluated: EvaluationPlan) -> RunPlan:
 def _shortened(spec: RunSpec) -> Suite:
     """Return the suite with a few steps a stage and one batch of test items."""
     suite, evaluation = spec.suite, spec.suite.evaluation
-    # The distance from the start is measured whole.
-    limit = max(evaluation.batch_size, evaluation.drift.items if evaluation.drift else 0)
-    changes = {"limit": min(evaluation.limit or limit, limit), "every": None, "noise_floor": 0}
+    # The distance from the start and a point of the learning curve are measured whole.
+    curve = evaluation.curve_items if evaluation.every is not None else 0
+    limit = max(evaluation.batch_size, evaluation.drift.items if evaluation.drift else 0, curve)
+    every = evaluation.every and min(evaluation.every, STEPS)
+    changes = {"limit": min(evaluation.limit or limit, limit), "every": every, "noise_floor": 0}
     training = {stage.name: stage.training for stage in spec.stages}
 
     def short(stage: Stage) -> Stage:
@@ -149,11 +159,13 @@ def _without_budget(entry: AdapterEntry) -> AdapterEntry:
 
 def _measured(found: RunDir, spec: RunSpec, evaluated: EvaluationPlan) -> Measured:
     stages: dict[str, MeasuredStage] = {}
+    every = spec.suite.evaluation.every
     for stage in spec.stages:
         done = found.stage(stage.index).training_done
         steps = [line.seconds["step"] or 0.0 for line in found.step_lines(stage.index) if line.seconds]
         if steps and done is not None:
-            stages[stage.name] = MeasuredStage(done.seconds, steps)
+            points = points_of(done.steps, every and min(every, STEPS))
+            stages[stage.name] = MeasuredStage(done.seconds, steps, points)
     known = set[str]()
     folders = [found.stage(index) for index in range(len(spec.stages) + 1)]
     return Measured(

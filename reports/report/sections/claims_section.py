@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from reports.claims.claim_file import ClaimFile, read_claims
+from reports.claims.claim_file import ClaimFile, shipped_claims
 from reports.claims.evidence import Evidence
 from reports.claims.judge_claims import judge_claims
 from reports.claims.registration import describe_source
 from reports.claims.render_verdicts import RULE, verdicts_grid
-from reports.data.frames import Frames
 from reports.data.methods import Method, by_setting, methods_of
 from reports.document.blocks import Block, Section, Text
 from reports.report.report_data import ReportData
 
-SHIPPED = {"aopd": {"opd", "aopd"}}
-
 
 def make_section(report_data: ReportData) -> Section | None:
     """Return the section; None where no claims were named and no shipped file is about these runs' methods."""
-    files = report_data.claims or shipped_for(report_data.frames)
+    files = report_data.claims or shipped_claims({run.adapter for run in report_data.frames.runs})
     if not files:
         return None
     blocks = blocks_by_setting(files, methods_of(report_data.frames))
@@ -37,9 +34,3 @@ def blocks_by_setting(files: Sequence[ClaimFile], methods: Sequence[Method]) -> 
         blocks += [Text(describe_source(file, evidence.runs)) for file in files]
         blocks += [replace(grid, title=", ".join([grid.title, *names]))]
     return blocks
-
-
-def shipped_for(frames: Frames) -> list[ClaimFile]:
-    """Return the shipped claim files whose methods are all among the runs."""
-    adapters = {run.adapter for run in frames.runs}
-    return [read_claims(name) for name, needed in SHIPPED.items() if needed <= adapters]

@@ -25,7 +25,8 @@ READING = (
     "95 % intervals for another "
     "seed and other items (with one seed, for other items alone); p is the test that they invert, not corrected for several "
     "rows. The first stage begins at the same weights for both methods, a later stage at each method's own. Curves are scored "
-    "on the first test items of each task under the suite's first profile. Too few points: one method learned the whole "
+    "on the first test items of each task, under the suite's first profile unless `evaluation.curve_profile` names another. "
+    "Too few points: one method learned the whole "
     "common range between two points of its curve; a smaller evaluation.every helps."
 )
 

@@ -28,6 +28,7 @@ from reports.claims.evidence import Evidence
 from reports.claims.judge_claims import EXPLORATORY, Verdict, judge_claims
 from reports.claims.render_verdicts import explain_verdict, format_reported, verdicts_grid, write_verdicts
 from reports.data.calibration import ProfileFigure
+from reports.data.learning_curves import CurveFigure
 from reports.data.methods import find_methods
 from reports.terminal.report_commands import judge_by_setting
 from tests.support.reports.claim_factory import write_claims
@@ -278,7 +279,7 @@ def test_metrics_of_a_run_by_hand_and_up_to_a_stage(tmp_path: Path):
 
     def value(name: str, task: str = "", stage: int | None = None) -> float:
         figure = claim_metrics()[name]
-        assert not isinstance(figure, ProfileFigure)
+        assert not isinstance(figure, ProfileFigure | CurveFigure)
         return method.estimate(figure, task, stage).by_seed.get(0, math.nan)
 
     expected = {"before": 0.5, "learned": 0.8, "gained": 0.3, "final": 0.3, "retained": -0.5, "changed": -0.2}

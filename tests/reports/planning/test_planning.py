@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,20 @@ import pytest
 from typer.testing import CliRunner
 
 from harness.cli.app import app
+from harness.config.load import load_suite
+from harness.config.run_spec import plan_runs
 from harness.errors import ConfigError
+from harness.pipeline.sweeps.study_runs import plan_study
 from harness.rundir.files import read_results, write_cell
-from harness.stats.design import Components, Design, detectable_difference
+from harness.stats.design import Components, Design, detectable_difference, equivalence_power
 from harness.stats.estimates import Estimate, ItemTable
-from reports.claims.claim_file import ClaimEntry
+from reports.claims.claim_file import ClaimEntry, read_claims
 from reports.data.methods import find_methods
-from reports.planning.pilot import NoPlan, Planning, crossed_table, plan_from_pilot, plan_from_priors
+from reports.planning.pilot import NoPlan, Planning, crossed_table, plan_from_pilot
+from reports.planning.planned_runs import PlannedRuns
 from reports.planning.power_plan import plan_claim
+from reports.planning.shipped_priors import plan_from_priors, read_priors
+from reports.study.study_plan import judged_runs
 from reports.terminal.plan_command import compare_two
 from tests.support.models import write_yaml
 from tests.support.reports.run_factory import write_run
@@ -55,7 +62,18 @@ def pilot(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def planned(claims: list[ClaimEntry], folder: Path) -> list[Planning | NoPlan]:
-    return list(plan_from_pilot([(claim, "") for claim in claims], find_methods([folder], least=1)))
+    return list(plan_from_pilot([(claim, "") for claim in claims], find_methods([folder], least=1), runs_of()))
+
+
+def runs_of(*settings: str, **changes: object) -> PlannedRuns:
+    """Return the planned runs of the tiny suite, all its adapters and seeds."""
+    suite = load_suite("tiny", settings).model_copy(update=changes)
+    return PlannedRuns(suite, plan_runs(suite, list(suite.adapters), suite.seeds, "default", Path("runs")))
+
+
+def from_priors(claim: ClaimEntry, runs: PlannedRuns | None = None, profile: str = "") -> Planning | NoPlan:
+    (found,) = plan_from_priors([(claim, profile)], runs or runs_of())
+    return found
 
 
 def test_the_components_are_recovered_from_run_directories(pilot: Path):
@@ -88,21 +106,45 @@ def test_a_table_s_mean_is_the_effect_over_several_tasks_and_clusters():
 
 
 def test_a_plan_is_what_the_statistics_say():
-    subject = next(iter(plan_from_priors([(LEARNED, "")], 200, {"default": 1})))
+    subject = from_priors(LEARNED)
     assert isinstance(subject, Planning)
     plan = plan_claim(subject, 3, 3, 1)
-    assert plan.detectable == pytest.approx(100 * detectable_difference(subject.components, Design(3, 200)))
-    assert not plan.resolved
+    smallest = 100 * detectable_difference(subject.components, Design(3, 200))
+    assert plan.difference.smallest == pytest.approx(smallest)
+    assert not plan.difference.resolved
+    assert plan.equivalence is None
     assert "cannot be resolved" in plan.sentence
-    large = plan_claim(subject, 1.01 * plan.detectable, 3, 1)
-    assert large.resolved
+    large = plan_claim(subject, 1.01 * smallest, 3, 1)
+    assert large.difference.resolved
     assert large.sentence == ""
 
 
-def test_looks_ask_for_no_fewer_seeds():
-    subject = next(iter(plan_from_priors([(LEARNED, "")], 200, {"default": 1})))
+def test_a_claim_with_a_margin_says_how_many_seeds_show_that_nothing_differs():
+    with_margin = LEARNED.model_copy(update={"margin": 4.0})
+    subject = from_priors(with_margin)
     assert isinstance(subject, Planning)
-    plain, looked = plan_claim(subject, 10, 10, 1), plan_claim(subject, 10, 10, 1, looks=[5, 10])
+    found = plan_claim(subject, 3, 3, 1).equivalence
+    assert found is not None
+    parts = subject.components
+    assert found.power == pytest.approx(equivalence_power(0.04, parts, Design(3, 200)))
+    assert found.any_cost is not None
+    assert found.any_cost.power >= 0.8
+    assert equivalence_power(0.04, parts, found.any_cost.design) == pytest.approx(found.any_cost.power)
+    assert found.own_items is not None
+    assert equivalence_power(0.04, parts, Design(found.own_items, 200)) >= 0.8
+    sentence = plan_claim(subject, 3, 3, 1).sentence
+    assert f"{found.any_cost.design.seeds} seeds on {found.any_cost.design.clusters} items" in sentence
+    # What three seeds show needs no sentence.
+    wide = replace(subject, margin=1.01 * found.smallest)
+    assert "equal" not in plan_claim(wide, 3, 3, 1).sentence
+    assert plan_claim(wide, 99, 3, 1).sentence == ""
+    assert "where the methods are equal" in plan_claim(subject, 99, 3, 1).sentence
+
+
+def test_looks_ask_for_no_fewer_seeds():
+    subject = from_priors(LEARNED)
+    assert isinstance(subject, Planning)
+    plain, looked = (plan_claim(subject, 10, 10, 1, looks=looks).difference for looks in ([], [5, 10]))
     assert looked.power <= plain.power
     assert looked.power == pytest.approx(plain.power, abs=0.02)
 
@@ -164,3 +206,108 @@ def test_the_dry_run_says_what_the_seeds_can_find(micro_file: Path):
     done = CliRunner().invoke(app, ["sweep", str(micro_file), "--adapter", "opd,aopd", "--seed", "0,1,2", "--dry-run"])
     assert done.exit_code == 0, done.output
     assert "cannot be resolved" in done.output.replace("\n", " ")
+
+
+def claim(name: str) -> tuple[ClaimEntry, str]:
+    """Return a shipped claim and its profile."""
+    file = read_claims("aopd")
+    entry = next(each for each in file.claims if each.name == name)
+    return entry, file.profile_of(entry)
+
+
+KEPT = ClaimEntry.model_validate(
+    {
+        "name": "keeps", "text": "AOPD keeps more", "unit": "points", "smallest_effect": 0, "margin": 2,
+        "expression": "metric(aopd, probe_change) > metric(opd, probe_change)", "at": "equal_learning",
+    }
+)  # fmt: skip
+
+
+def test_a_claim_that_the_suite_cannot_test_is_not_planned_and_says_what_to_set():
+    reasons = {}
+    for name, (entry, profile) in {
+        "curves": (KEPT, ""),
+        "rate": claim("ends"),
+        "profile": (LEARNED, "sampled"),
+        "adapter": (LEARNED.model_copy(update={"expression": "metric(none_such, learned) > metric(opd, learned)"}), ""),
+        "start": claim("larger-gain-from-weaker-start"),
+    }.items():
+        found = from_priors(ClaimEntry.model_validate(entry.model_dump()), profile=profile)
+        assert isinstance(found, NoPlan)
+        assert not found.judged
+        reasons[name] = found.reason
+    assert "set evaluation.every" in reasons["curves"]
+    assert "one learning rate of aopd" in reasons["rate"]
+    assert "no evaluation under profile sampled" in reasons["profile"]
+    assert "no runs of none_such" in reasons["adapter"]
+    assert "weak" in reasons["start"]
+
+
+def test_equal_learning_has_its_own_priors_by_stage_and_counts_the_items_of_curves():
+    runs = runs_of("evaluation.every=10", "evaluation.curve_items=50")
+    at_end, second = KEPT.model_copy(update={"at": "end"}), KEPT.scope.model_copy(update={"stage": 2})
+    whole, of_second, ends = (
+        from_priors(each, runs) for each in (KEPT, KEPT.model_copy(update={"scope": second}), at_end)
+    )
+    assert isinstance(whole, Planning)
+    assert isinstance(of_second, Planning)
+    assert isinstance(ends, Planning)
+    assert len({whole.components, of_second.components, ends.components}) == 3
+    priors = read_priors().equal_learning
+    assert whole.design.clusters == priors.figures["probe_change"].clusters * 50 // priors.items
+    first = KEPT.model_copy(update={"scope": KEPT.scope.model_copy(update={"stage": 1})})
+    unknown = from_priors(first, runs)
+    assert isinstance(unknown, NoPlan)
+    assert unknown.judged
+
+
+def test_a_score_in_the_middle_of_a_run_has_not_the_prior_of_its_end():
+    found = from_priors(LEARNED.model_copy(update={"scope": LEARNED.scope.model_copy(update={"stage": 1})}))
+    assert isinstance(found, NoPlan)
+    assert "no prior" in found.reason
+
+
+def test_a_claim_at_the_best_rate_pays_for_the_runs_at_all_rates():
+    runs, (entry, profile) = judged_runs(plan_study("tiny")), claim("ends")
+    best = from_priors(entry, runs, profile)
+    own = from_priors(claim("ends-own-rate")[0], runs, profile)
+    assert isinstance(best, Planning)
+    assert isinstance(own, Planning)
+    assert best.costs.methods == 4 * own.costs.methods == 8  # four learning rates of two methods
+    assert best.seeds == own.seeds == 3
+
+
+@pytest.mark.parametrize("command", [["study", "verdicts"], ["sweep", "tiny", "--adapter", "opd,aopd"]])
+def test_a_dry_run_names_the_claims_that_its_runs_cannot_test_or_resolve(command: list[str], tmp_path: Path):
+    done = CliRunner().invoke(app, [*command, "--out", str(tmp_path), "--dry-run"], env={"COLUMNS": "80"})
+    assert done.exit_code == 0, done.output
+    shown = done.output.replace("\n", " ")
+    assert "learns cannot be resolved" in shown
+    assert "ends cannot be judged: one learning rate" in shown
+    assert "retains cannot be " in shown
+
+
+def test_a_claim_from_a_common_checkpoint_is_planned_on_the_runs_that_begin_at_one():
+    (entry, profile), without = claim("retains"), runs_of("evaluation.every=5")
+    missing = from_priors(entry, without, profile)
+    assert isinstance(missing, NoPlan)
+    assert "begin a stage at a trained checkpoint" in missing.reason
+    fixed = {"task": "tiny_arithmetic", "adapter": "opd", "training": {"steps": 120}}
+    settings = {"stages": [fixed, "tiny_weather"], "orders": {}, "evaluation.every": 5, "evaluation.curve_items": 50}
+    branch = load_suite("tiny", settings={**settings, "evaluation.curve_profile": "paper"})
+    branches = plan_runs(branch, ["opd", "aopd"], [0, 1, 2, 3], "default", Path("runs"))
+    found = from_priors(entry, replace(without, branches=branches), profile)
+    assert isinstance(found, Planning)
+    assert (found.seeds, found.design.clusters, found.margin) == (4, 150, 2)
+    assert "its own weights" in found.source
+    other = load_suite("tiny", settings=settings)
+    greedy = replace(without, branches=plan_runs(other, ["opd", "aopd"], [0], "default", Path("runs")))
+    drawn = from_priors(entry, greedy, profile)
+    assert isinstance(drawn, NoPlan)
+    assert "set evaluation.curve_profile" in drawn.reason
+
+
+def test_a_study_of_another_suite_is_refused():
+    done = CliRunner().invoke(app, ["plan", "gsm8k-toolalpaca-smoke", "--study", "verdicts"])
+    assert isinstance(done.exception, ConfigError)
+    assert "is of suite tiny" in str(done.exception)

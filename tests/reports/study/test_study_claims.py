@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from harness.rundir.store import MANIFEST
 from harness.stats.claim_verdicts import CONTRADICTED, NOT_RESOLVED, NOT_TESTABLE, SUPPORTED
 from harness.stats.intervals import t_interval
 from harness.stats.significance import holm, p_value
-from reports.claims.judge_claims import EXPLORATORY
+from reports.claims.claim_file import read_claims
+from reports.claims.evidence import Evidence
+from reports.claims.judge_claims import EXPLORATORY, judge_claims
 from reports.claims.render_verdicts import (
     count_exploratory,
     describe_claim,
@@ -28,7 +31,9 @@ from reports.claims.render_verdicts import (
     list_verdicts,
     verdicts_grid,
 )
+from reports.data.methods import find_methods
 from reports.document.blocks import Grid
+from reports.study.contrasts import find_contrasts
 from reports.study.factors import describe_factor
 from reports.study.matched_settings import FORGETTING, RETENTION, describe_matching, pair_settings, pairs_grid
 from reports.study.study_results import Config, Results, collect
@@ -133,6 +138,27 @@ def test_retention_is_judged_from_a_common_checkpoint_under_the_curves_profile(t
     assert found["retains-before"].place.task == "tiny_arithmetic"
     assert "in stage 2, tiny_weather, from one checkpoint after tiny_arithmetic" in found["retains"].compared
     assert found["retains-in-all-stages"].reason == "no learning curves"
+
+
+def test_the_first_task_and_learning_are_those_that_the_method_trains(tmp_path: Path):
+    plan = study(tmp_path, {"branch": BRANCH})
+    fill(plan, lambda s: first_only(s, 0.9, 0.5 + (0.3 + 0.01 * s.seed) * (s.entry == "aopd"), 0.3), jitter)
+    methods = find_methods([tmp_path / "runs"])
+    found = {each.entry.name: each for each in judge_claims([read_claims("aopd")], Evidence(methods))}
+    assert found["learns-first"].place.task == "tiny_weather"
+    assert found["learns-first"].effect.mean == found["learns"].effect.mean == pytest.approx(0.31)
+
+
+def test_a_factor_with_its_own_stages_is_compared_within_itself(tmp_path: Path):
+    results = branched(tmp_path)
+    factor = results.plan.study.factors["branch"]
+    assert results.in_factor(factor, "aopd") == Config("tiny-branch", "aopd")
+    for spec in results.plan.specs:
+        if spec.stages[0].shared:
+            shutil.rmtree(spec.path)
+            write_finished(spec, first_only(spec, 0.9, 0.6 + 0.01 * spec.seed * (spec.entry == "opd"), 0.4))
+    (contrast,) = find_contrasts(collect(results.plan), factor)
+    assert contrast.learned.mean == pytest.approx(-0.01)
 
 
 def test_curves_under_another_profile_do_not_answer_for_the_claim(tmp_path: Path):

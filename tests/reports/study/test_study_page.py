@@ -191,6 +191,7 @@ def test_a_page_has_the_sections_that_its_study_has_data_for(page: Path):
     assert headings(page.read_text(encoding="utf-8")) == [
         "What shows and what does not",
         "Learning against forgetting",
+        "What holds under other ways of answering",
         "What is kept at matched learning",
         "Entropy, routing and truncation in training",
         "Warnings in training",

@@ -134,8 +134,13 @@ def write_finished(
     steps: int = 3,
     logged: dict[str, Any] | None = None,
     items: int = 200,
+    further: Mapping[str, Sequence[Sequence[float]]] | None = None,
 ) -> None:
-    """Write one run as the pipeline leaves it, as far as `is_finished` and the reports read it."""
+    """Write one run as the pipeline leaves it, as far as `is_finished` and the reports read it.
+
+    `further` are the scores under profiles after the first, `greedy`; without it `paper` has the same scores.
+    """
+    further = {"paper": scores} if further is None else further
     config, entry = spec.config(), spec.suite.adapters[spec.entry]
     session = {
         "git": {"commit": "f00dfeed" * 5, "dirty": False},
@@ -152,9 +157,9 @@ def write_finished(
             {"name": stage.name, "trains": list(stage.trains), "adapter": stage.own_adapter * (stage.adapter.adapter or "")}
             for stage in spec.stages
         ],
-        probes=list(spec.suite.probes), seed=spec.seed, start=getattr(spec.suite.student, "strength", None) or "",
+        probes=list(spec.suite.probes), seed=spec.seed, start=spec.suite.student.start_name,
         config=config, config_hash=spec.config_hash, sessions=[session], finished=FINISHED, looks=spec.suite.planned_looks,
-        profiles={name: [*spec.trained, *spec.suite.probes] for name in ("greedy", "paper")},
+        profiles={name: [*spec.trained, *spec.suite.probes] for name in ("greedy", *further)},
     )  # fmt: skip
 
     def make_cell(task: str, stage: int, score: float) -> tuple[CellSummary, None]:
@@ -170,7 +175,7 @@ def write_finished(
     tasks = [*spec.trained, *spec.suite.probes]
     write_folders(
         spec.path, manifest, tasks, scores, make_cell, lambda _: lines, lambda _: (DriftSummary(), None),
-        further={"paper": scores},
+        further=further,
     )  # fmt: skip
 
 

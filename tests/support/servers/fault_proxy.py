@@ -17,15 +17,25 @@ Fault = Callable[["FaultProxy", str, Any, random.Random], Answer]
 
 
 class FaultProxy:
-    """Forwards requests to `upstream`; `share` of the completions get a fault of `faults`, and `injected` counts them."""
+    """Forwards requests to `upstream`; `share` of the completions get a fault of `faults`, and `injected` counts them.
+
+    `other` serves other weights under the same name; without it, that fault is left out.
+    """
 
     def __init__(
-        self, upstream: str, share: float = 0.5, faults: dict[str, Fault] | None = None, seed: int = 0
+        self,
+        upstream: str,
+        share: float = 0.5,
+        faults: dict[str, Fault] | None = None,
+        seed: int = 0,
+        other: str | None = None,
     ) -> None:
-        self.upstream, self.share, self.faults = upstream, share, FAULTS if faults is None else faults
+        self.upstream, self.share, self.other = upstream, share, other
+        known = FAULTS if other is not None else {name: FAULTS[name] for name in FAULTS if name != RESTARTED}
+        self.faults = known if faults is None else faults
         self.draw, self.injected = random.Random(seed), Counter[str]()
         self.client = httpx.Client(timeout=60, trust_env=False)
-        self.active = False
+        self.active = self.only_training = False  # only_training: the checks before a run get the server's own answers
         self.earlier: Any = None
         self.late = 0.3  # seconds of a fault that takes too long
 
@@ -33,13 +43,15 @@ class FaultProxy:
         """Return the server's answer, or the answer changed by a fault."""
         if not self.active or path != "/v1/completions" or self.draw.random() >= self.share:
             return self.forward(path, body)
+        if self.only_training and (len(body["prompt"]) < 2 or "logprobs" in body):
+            return self.forward(path, body)
         name = self.draw.choice(sorted(self.faults))
         self.injected[name] += 1
         return self.faults[name](self, path, body, self.draw)
 
-    def forward(self, path: str, body: Any) -> Answer:
+    def forward(self, path: str, body: Any, upstream: str | None = None) -> Answer:
         """Return the server's own answer."""
-        url = self.upstream + path
+        url = (upstream or self.upstream) + path
         reply = self.client.get(url) if body is None else self.client.post(url, json=body)
         return reply.status_code, reply.json()
 
@@ -118,7 +130,14 @@ def _whole(value: Any) -> Fault:
     return lambda *_: (200, value)
 
 
+def _restarted(proxy: FaultProxy, path: str, body: Any, _: random.Random) -> Answer:
+    """Return the answer of the server after a restart with other weights."""
+    return proxy.forward(path, body, proxy.other)
+
+
+RESTARTED = "restarted with other weights"
 FAULTS: dict[str, Fault] = {
+    RESTARTED: _restarted,
     "time-out": _time_out,
     "429": lambda *_: (429, {"error": {"message": "too many requests"}}),
     "500": lambda *_: (500, {"error": {"message": "internal error"}}),

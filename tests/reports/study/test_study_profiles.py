@@ -1,0 +1,78 @@
+"""A study under several profiles: differences next to each other, changes of sign, calibration, ends below the start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.config.run_spec import RunSpec
+from reports.document.blocks import Block, Bullets, Grid
+from reports.study.factors import factor_grid
+from reports.study.profile_blocks import describe_ends_below, profile_blocks
+from reports.study.study_results import Results, collect
+from tests.support.reports.run_factory import write_finished
+from tests.support.reports.study_factory import constant, study
+
+METHODS: dict[str, Any] = {"method": {"title": "Method", "entries": ["opd", "aopd"]}}
+LEARNED = {"greedy": {"opd": 0.5, "aopd": 0.7}, "policy": {"opd": 0.5, "aopd": 0.4}}
+
+
+def scores(spec: RunSpec, profile: str) -> list[list[float]]:
+    learned = LEARNED[profile][spec.entry] + 0.01 * spec.seed * (spec.entry == "aopd")
+    return constant(spec, learned, learned - 0.3, start=0.3)
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Results:
+    """AOPD learns 21 points more than OPD greedily and 9 less where its policy is sampled; the start has 30 %."""
+    plan = study(tmp_path, METHODS)
+    for spec in plan.specs:
+        write_finished(spec, scores(spec, "greedy"), further={"policy": scores(spec, "policy")})
+    return collect(plan)
+
+
+def grids(blocks: list[Block]) -> dict[str, Grid]:
+    return {block.title: block for block in blocks if isinstance(block, Grid)}
+
+
+def test_a_sign_that_another_profile_reverses_is_named_with_both_differences(results: Results):
+    blocks = profile_blocks(results)
+    (said,) = (block.sentences for block in blocks if isinstance(block, Bullets))
+    assert [sentence.split(",")[0] for sentence in said] == [
+        "aopd − opd: the sign of the difference in learning reverses",
+        "aopd − opd: the sign of the difference in final score reverses",
+    ]
+    assert "+21.0" in said[0]
+    assert "−9.0" in said[0]
+    grid = grids(blocks)["Differences by profile"]
+    assert list(grid.header[:3]) == ["methods", "learning, greedy", "learning, policy"]
+    assert [cell.split(" ")[0] for cell in grid.rows[0][1:3]] == ["+21.0", "−9.0"]
+    assert {(0, 1), (0, 2)} <= grid.strong
+
+
+def test_calibration_stands_next_to_entropy(results: Results):
+    rows = {row[0]: row for row in grids(profile_blocks(results))["Calibration"].rows}
+    assert [rows[name][3].split(" ")[0] for name in ("opd", "aopd")] == ["+0.0", "−30.0"]
+    assert rows["opd"][2].startswith("0.300")
+
+
+def test_a_method_that_ends_below_its_start_is_named_and_every_profile_shows_where_it_ends(results: Results):
+    (sentence,) = describe_ends_below(results)
+    # Three tasks end at 0.5 - 0.3, the last one at 0.5: 27.5 % on average.
+    assert sentence.startswith("Under greedy decoding opd ends below its start: at 27.5 %, 2.5 points")
+    rows = grids(profile_blocks(results))["Final minus start, points"].rows
+    # 0.71 - 0.3 for three tasks and 0.71 for one: 48.5 %; under the policy 0.11 and 0.41: 18.5 %.
+    assert [cell.split(" ")[0] for cell in rows[1][1:]] == ["+18.5", "−11.5"]
+
+
+def test_a_table_names_its_profile(results: Results):
+    assert factor_grid(results, "method").title == "Method (greedy decoding)"
+
+
+def test_one_profile_has_nothing_to_compare(tmp_path: Path):
+    plan = study(tmp_path, METHODS)
+    for spec in plan.specs:
+        write_finished(spec, scores(spec, "greedy"), further={})
+    assert profile_blocks(collect(plan)) == []
