@@ -74,7 +74,7 @@ class Results:
         steps = self.frames.steps[~self.frames.steps["adapter"].isin(self.off_policy)]
         fixed = self._fixed_stages  # all methods train these alike
         places = steps[[*RUN, "stage"]].itertuples(index=False, name=None)
-        steps = steps[[place not in fixed for place in places]]
+        steps = steps[pd.Series([place not in fixed for place in places], steps.index, dtype=bool)]
         return figures.join(first).join(_training_figures(steps)).sort_index()
 
     @cached_property
