@@ -43,7 +43,9 @@ def plan(
     hours: Annotated[float | None, typer.Option(min=0, help="Show designs whose runs take no longer.")] = None,
     looks: Annotated[
         str | None,
-        typer.Option(help="Numbers of seeds at which claims are judged, for example 3,5,10; default: the suite's."),
+        typer.Option(
+            help="Numbers of seeds at which claims are judged, such as 3,5,10; default: the suite's or study's."
+        ),
     ] = None,
     profile: Annotated[
         str, typer.Option(help="An evaluation profile; default: each claim's own, else the first.")
@@ -63,7 +65,7 @@ def plan(
     from reports.planning.show_plan import print_power_plan, write_power_plan
 
     loaded = read_suite(suite, overrides, include_path, None)
-    seeds_looked = _looks(looks) or list(loaded.looks or ())
+    seeds_looked = _looks(looks)
     methods = find_methods(pilot, least=1) if pilot else []
     files = [read_claims(name) for name in claims or []]
     named = [(claim, profile or file.profile_of(claim)) for file in files for claim in file.claims]
@@ -71,6 +73,7 @@ def plan(
         known = [method.first.adapter for method in methods if not method.control] or _compared(loaded)
         named = [(claim, profile) for claim in compare_two(list(dict.fromkeys(known)))]
     runs = _planned_runs(loaded, study, overrides or [])
+    seeds_looked = seeds_looked or list(runs.base.looks or ())
     subjects = list(plan_from_pilot(named, methods, runs) if methods else plan_from_priors(named, runs))
     budget = math.inf if hours is None else hours
     found = plan_all(subjects, effect, budget, seeds_looked)
