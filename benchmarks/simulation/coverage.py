@@ -10,6 +10,9 @@ import argparse
 import math
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -86,33 +89,44 @@ def stages_row(study: CurveStudy, seeds: int, studies: int, generator: Generator
     return Row(_curve_setting(study, seeds), (differ, differ / (1 - none) if none < 1 else math.nan, none))
 
 
-def again_rows(page: str, generator: Generator) -> Iterator[Row]:
-    """Yield the share of false alarms, with more and new studies, of a page's rows that show more than 5.5 %."""
-    kinds = {" and ".join(f"{speed:g}" for speed in study.speeds) + study.path: study for study in CURVES[:6]}
-    for cells in rows_of(page, "intervals"):
-        if float(cells[6]) > DOUBTFUL:
-            clusters, size = map(int, cells[2].split(" × "))
-            items = 200 if clusters * size > 180 else clusters * size
-            shape, seeds = (clusters, items), int(cells[1])
-            wrong = _false_alarms(cells[0], shape, seeds, AGAIN[0], generator)
-            yield Row(("interval", cells[0], cells[1], cells[2], cells[6]), (wrong,))
-    for cells in rows_of(page, "verdicts"):
-        if float(cells[2]) > DOUBTFUL:
-            wrong = _false_alarms(cells[0], (60, 200), int(cells[1]), AGAIN[0], generator)
-            yield Row(("judged, one claim", cells[0], cells[1], "60 × 3", cells[2]), (wrong,))
-    for cells in rows_of(page, "curves"):
-        study = kinds.get(cells[1] + cells[0])
-        if study and cells[2] == "0" and cells[3] != "0" and float(cells[5]) >= DOUBTFUL:
-            row = curve_row(study, int(cells[4]), AGAIN[1], generator)
-            yield Row(("equal learning", f"{cells[0]}, {cells[1]}", cells[4], "100 × 1", cells[5]), row.shares[:1])
+def _doubtful(page: str) -> Iterator[partial[Row]]:
+    """Yield what measures again, with more and new studies, the rows of a page that show more than 5.5 % of false alarms."""
+    studies = {(" and ".join(f"{speed:g}" for speed in study.speeds), study.path): study for study in CURVES[:6]}
+    for kind, seeds, size, *_, share in rows_of(page, "intervals"):
+        if float(share) > DOUBTFUL:
+            yield partial(again_row, "interval", kind, int(seeds), int(size.split(" × ")[0]), size, share)
+    for kind, seeds, share, *_ in rows_of(page, "verdicts"):
+        if float(share) > DOUBTFUL:
+            yield partial(again_row, "judged, one claim", kind, int(seeds), 60, "60 × 3", share)
+    for path, speeds, effect, spread, seeds, share, *_ in rows_of(page, "curves"):
+        if (speeds, path) in studies and effect == "0" and spread != "0" and float(share) > DOUBTFUL:
+            yield partial(again_curves, studies[speeds, path], int(seeds), share)
+    for case, kind, size, *shares in rows_of(page, "reported"):
+        for seeds, share in zip(SEEDS, shares[len(SEEDS) :], strict=True):
+            if share != "–" and float(share) > DOUBTFUL:
+                yield partial(again_case, case, kind, seeds, int(size.split(" × ")[0]), size, share)
 
 
-def _false_alarms(kind: str, shape: Shape, seeds: int, studies: int, generator: Generator) -> float:
+def again_row(what: str, kind: str, seeds: int, clusters: int, size: str, share: str, generator: Generator) -> Row:
+    """Return the share of two-way intervals that exclude zero for two equal methods, next to the one on the page."""
     found = 0
-    for _ in range(studies):
-        same, alike, _ = two_methods(generator, seeds, *shape, SPREADS[kind], SAME)
+    for _ in range(AGAIN[0]):
+        same, alike, _ = two_methods(generator, seeds, clusters, 200, SPREADS[kind], SAME)
         found += _excludes_zero(two_way_interval(alike - same))
-    return found / studies
+    return Row((what, kind, str(seeds), size, share), (found / AGAIN[0],))
+
+
+def again_case(case: str, kind: str, seeds: int, clusters: int, size: str, share: str, generator: Generator) -> Row:
+    """Return how often the report is wrong in one of CASES, next to the share on the page."""
+    outcomes = [CASES[case](generator, seeds, (clusters, 200), SPREADS[kind]).wrong for _ in range(AGAIN[0])]
+    return Row((case, kind, str(seeds), size, share), (float(np.mean(outcomes)),))
+
+
+def again_curves(study: CurveStudy, seeds: int, share: str, generator: Generator) -> Row:
+    """Return the share of studies in which two methods on one curve differ at equal learning, next to the one on the page."""
+    path, speeds, *_ = _curve_setting(study, seeds)
+    differ = curve_row(study, seeds, AGAIN[1], generator).shares[0]
+    return Row(("equal learning", f"{path}, {speeds}", str(seeds), "100 × 1", share), (differ,))
 
 
 def curve_row(study: CurveStudy, seeds: int, studies: int, generator: Generator) -> Row:
@@ -155,21 +169,37 @@ STAGES = (
 REPORTED = (("mixed", (200, 200)), ("seeds", (200, 200)), ("mixed", (20, 200)))
 
 
-def measure(name: str, studies: int, curve_studies: int, page: str) -> list[Row]:
-    """Return the rows of one of the page's tables; `page` is the present one, for the table that looks at others again."""
-    generator = np.random.default_rng([0, *name.encode()])
+def measure(name: str, studies: int, curve_studies: int, page: str, workers: int = 1) -> list[Row]:
+    """Return the rows of one of the page's tables; `page` is the present one, for the table that looks at others again.
+
+    Each row has its own random stream, so the rows do not depend on the number of processes.
+    """
+    jobs = list(_jobs(name, studies, curve_studies, page))
+    streams = [np.random.default_rng([place, *name.encode()]) for place in range(len(jobs))]
+    if workers == 1:
+        return [job(generator=stream) for job, stream in zip(jobs, streams, strict=True)]
+    with ProcessPoolExecutor(workers) as pool:
+        return [each.result() for each in [pool.submit(job, generator=s) for job, s in zip(jobs, streams, strict=True)]]
+
+
+def _jobs(name: str, studies: int, curve_studies: int, page: str) -> Iterator[partial[Row]]:
     if name == "intervals":
-        rows = ((kind, shape, n) for kind in SPREADS for n in SEEDS for shape in SHAPES)
-        return [coverage_row(*row, studies, generator) for row in rows]
-    if name == "verdicts":
-        return [verdict_row(kind, n, studies, generator) for kind in SPREADS for n in SEEDS]
-    if name == "reported":
-        return [reported_row(case, *setting, curve_studies, generator) for case in CASES for setting in REPORTED]
-    if name == "curves":
-        return [curve_row(study, n, curve_studies, generator) for study in CURVES for n in (*SEEDS, 20)]
-    if name == "stages":
-        return [stages_row(study, n, curve_studies, generator) for study in STAGES for n in SEEDS]
-    return list(again_rows(page, generator))
+        for kind, seeds, shape in product(SPREADS, SEEDS, SHAPES):
+            yield partial(coverage_row, kind, shape, seeds, studies)
+    elif name == "verdicts":
+        for kind, seeds in product(SPREADS, SEEDS):
+            yield partial(verdict_row, kind, seeds, studies)
+    elif name == "reported":
+        for case, setting in product(CASES, REPORTED):
+            yield partial(reported_row, case, *setting, curve_studies)
+    elif name == "curves":
+        for study, seeds in product(CURVES, (*SEEDS, 20)):
+            yield partial(curve_row, study, seeds, curve_studies)
+    elif name == "stages":
+        for study, seeds in product(STAGES, SEEDS):
+            yield partial(stages_row, study, seeds, curve_studies)
+    else:
+        yield from _doubtful(page)
 
 
 def _excludes_zero(interval: Interval) -> bool:
@@ -184,9 +214,10 @@ def main() -> None:
     parser.add_argument(
         "--only", choices=list(TITLES), action="append", help="measure these tables and keep the others"
     )
+    parser.add_argument("--workers", type=int, default=1, help="processes")
     parser.add_argument("--out", type=Path, default=OUT)
     asked = parser.parse_args()
-    begin = time.process_time()
+    begin = time.monotonic()
     page = asked.out.read_text(encoding="utf-8") if asked.out.is_file() else ""
     errors = [math.sqrt(0.05 * 0.95 / n) for n in (asked.studies, asked.curve_studies)]
     heading = (
@@ -197,8 +228,8 @@ def main() -> None:
     )
     for name in TITLES:
         if asked.only is None or name in asked.only:
-            text = render_table(name, measure(name, asked.studies, asked.curve_studies, page))
-            print(f"{name}: {time.process_time() - begin:.0f} s of CPU time", flush=True)
+            text = render_table(name, measure(name, asked.studies, asked.curve_studies, page, asked.workers))
+            print(f"{name}: {time.monotonic() - begin:.0f} s", flush=True)
         else:
             text = section_of(page, name)
         page = replace_section(page, name, text)

@@ -102,6 +102,12 @@ def collapsing_seeds(generator: Generator, seeds: int, shape: Shape, spread: Spr
     return _outcome(two_way_interval(other - base), truth[1] - truth[0], two_way_interval(alike - same))
 
 
+def one_collapses(generator: Generator, seeds: int, shape: Shape, spread: Spread) -> Outcome:
+    """Simulate a method whose seeds either collapse or do not, against one whose seeds do not."""
+    (base, other), truth = several_methods(generator, seeds, *shape, spread, SAME, collapse=Collapse(first=1))
+    return Outcome(_covers(two_way_interval(other - base), truth[1] - truth[0]), math.nan)
+
+
 CASES: dict[str, Case] = {
     "four answers an item": four_answers,
     "unpaired seeds": unpaired,
@@ -111,6 +117,7 @@ CASES: dict[str, Case] = {
     "sequence of three claims": sequence,
     "any of four tasks, Holm": four_tests,
     "seeds collapse or do not": collapsing_seeds,
+    "only one method's seeds collapse": one_collapses,
 }
 
 

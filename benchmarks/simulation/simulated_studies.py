@@ -53,10 +53,14 @@ def two_methods(
 
 
 class Collapse(NamedTuple):
-    """Each seed of a method collapses with a probability, and then its level is lower by `depth` on the probit scale."""
+    """Each seed of a method collapses with a probability, and then its level is lower by `depth` on the probit scale.
+
+    It happens to the methods from `first` on.
+    """
 
     probability: float = 0.3
     depth: float = 1.5
+    first: int = 0
 
 
 NEVER = Collapse(0.0, 0.0)
@@ -81,17 +85,18 @@ def several_methods(
     names = _clusters(generator, clusters, items)
     shared = generator.normal(0, spread.cluster, clusters)[names] + generator.normal(0, spread.item, items)
     found: list[Estimate] = []
-    for level in levels:
+    for place, level in enumerate(levels):
         own = generator.normal(0, spread.own_cluster, clusters)[names][:, None]
         own = own + generator.normal(0, spread.own_seed, seeds)
         own = own + generator.normal(0, spread.own_both, (clusters, seeds))[names]
-        if collapse.probability:
+        if collapse.probability and place >= collapse.first:
             own = own - collapse.depth * (generator.random(seeds) < collapse.probability)
         right = level + shared[:, None] + own + generator.normal(size=(answers, items, seeds)) > 0
         found.append(_estimate(right.mean(axis=0), names))
     scale = math.sqrt(1 + sum(each**2 for each in spread))
-    p, depth = collapse
-    return found, [float((1 - p) * ndtr(level / scale) + p * ndtr((level - depth) / scale)) for level in levels]
+    shares = [collapse.probability * (place >= collapse.first) for place in range(len(levels))]
+    ends = [(ndtr(level / scale), ndtr((level - collapse.depth) / scale)) for level in levels]
+    return found, [float((1 - p) * high + p * low) for p, (high, low) in zip(shares, ends, strict=True)]
 
 
 def _clusters(generator: Generator, clusters: int, items: int) -> NDArray[np.int64]:

@@ -42,9 +42,13 @@ def foresee_differences(seeds: int, items: int | None, answers: int) -> str:
 
 
 def foresee_claims(files: Sequence[ClaimFile], runs: PlannedRuns) -> Iterator[str]:
-    """Yield a sentence for each primary claim that the runs cannot test or resolve, by the shipped priors."""
+    """Yield a sentence for each primary claim that the runs cannot test or resolve, and before them what it rests on."""
+    sentences: list[str] = []
     for file in files:
         by_name = {claim.name: claim for claim in file.claims}
         named = [(by_name[name], file.profile_of(by_name[name])) for name in file.primary]
         plans = plan_all(list(plan_from_priors(named, runs)), EFFECT)
-        yield from (plan.sentence for plan in plans if plan.sentence)
+        sentences += [plan.sentence for plan in plans if plan.sentence]
+    if sentences:
+        yield f"primary claims, by shipped priors and for a difference of {EFFECT:g} points (see harness plan):"
+        yield from sentences

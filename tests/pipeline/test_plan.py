@@ -249,7 +249,7 @@ def test_a_plan_refuses_what_the_run_would_refuse(tmp_path: Path):
 @pytest.mark.pitfall(
     "supervised training on references that are cut",
     area="Grading",
-    guard="the dry run and each start of a run name the stage and the share of references that are cut",
+    guard="`harness/lmeval/checks.py`: the dry run and each start of a run name the stage and the share that is cut",
     evidence="the sentence about cut references is removed",
 )
 def test_references_that_are_cut_are_named_with_their_share(tmp_path: Path):

@@ -104,9 +104,9 @@ def resolved_share(study: CurveStudy, seeds: int, studies: int, *, two_way: bool
 
 
 def test_two_methods_on_one_curve_are_told_apart_in_at_most_5_percent_of_studies_and_5_points_are_found():
-    """A small version: 120 studies have a standard error of 2 points; `benchmarks/simulation/coverage.py` has more."""
-    assert resolved_share(CurveStudy(speeds=(1.5, 6.0)), 5, 120) <= 0.05 + 2 * 0.02
-    assert resolved_share(CurveStudy(speeds=(1.5, 3.0), effect=0.05), 20, 60) >= 0.9
+    """A small version with a fixed seed, 5 of 120 and 59 of 60 studies; `benchmarks/simulation/coverage.py` has more."""
+    assert resolved_share(CurveStudy(speeds=(1.5, 6.0)), 5, 120) == pytest.approx(5 / 120, abs=0.009)
+    assert resolved_share(CurveStudy(speeds=(1.5, 3.0), effect=0.05), 20, 60) == pytest.approx(59 / 60, abs=0.017)
 
 
 @pytest.mark.slow
