@@ -100,6 +100,8 @@ def sweep(
     loaded = read_suite(suite, overrides, include_path, track)
     entries = adapter.split(",") if adapter else list(loaded.adapters)
     seeds = whole_numbers("--seed", seed) if seed else list(loaded.seeds)
+    if len(set(seeds)) > len(loaded.seeds):
+        loaded = loaded.model_copy(update={"seeds": tuple(dict.fromkeys(seeds))})  # the runs record what is planned
     _do_runs(_plan(loaded, entries, seeds, order, out, from_stage), workers, dry_run, ray)
 
 

@@ -6,14 +6,36 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Annotated, Any, Literal, TypeGuard, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # for names that become folders
 Name = Annotated[str, Field(pattern=NAME, max_length=100)]
 # A task's name in a path; lm-eval allows more. It must not leave the folder, be hidden, or contain control characters.
 PathPart = Annotated[str, Field(pattern=r"^[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*$", max_length=200)]
+FIRST_LOOK = 3  # a verdict needs three seeds
+
+
+def _refuse_disorder(looks: tuple[int, ...]) -> tuple[int, ...]:
+    if looks[0] < FIRST_LOOK or any(later <= earlier for earlier, later in pairwise(looks)):
+        raise ValueError(
+            f"{list(looks)}: expected increasing numbers of seeds from {FIRST_LOOK} on, such as [3, 5, 10]"
+        )
+    return looks
+
+
+Looks = Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(_refuse_disorder)]
+LOOKS_MEAN = "numbers of seeds at which claims are judged; null: once, at the number of `seeds`"
+
+
+def refuse_early_end(looks: tuple[int, ...] | None, seeds: int) -> None:
+    """Raise `ValueError` where the last look comes before the last seed: the later seeds would never be judged."""
+    if looks and looks[-1] < seeds:
+        raise ValueError(
+            f"looks end at {looks[-1]} seeds and there are {seeds}; let the last look be at {seeds} or more"
+        )
 
 
 class Strict(BaseModel):

@@ -148,6 +148,7 @@ class RunSpec:
         left_out = {
             "adapters",
             "seeds",
+            "looks",
             "orders",
             "description",
             "snapshot_minutes",

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from harness.config.base import Name, Strict
+from harness.config.base import LOOKS_MEAN, Looks, Name, Strict, refuse_early_end
 from harness.config.explain import explain
 from harness.config.read_yaml import read_yaml
 from harness.errors import ConfigError
@@ -71,6 +71,7 @@ class Study(Strict):
     suite: str
     entries: Names
     seeds: Seeds
+    looks: Looks | None = Field(default=None, description=LOOKS_MEAN)
     against: Reference | None = Field(
         default=None,
         description="what entries are compared with: one for all, or pairs `entry: reference`; null: the first",
@@ -81,6 +82,11 @@ class Study(Strict):
     )
     minutes_per_run: float = Field(gt=0, description="on one processor; the estimate until a run is finished")
     factors: dict[Name, Factor] = Field(min_length=1)
+
+    @property
+    def planned_looks(self) -> tuple[int, ...]:
+        """The numbers of seeds at which the study's claims are judged."""
+        return self.looks or (len(self.seeds),)
 
     def reference(self, entry: str, factor: Factor | None = None) -> str | None:
         """Return the entry that `entry` is compared with, in a factor or in the whole study; None if there is none."""
@@ -100,6 +106,7 @@ class Study(Strict):
 
     @model_validator(mode="after")
     def _check_references(self) -> Study:
+        refuse_early_end(self.looks, len(self.seeds))
         _check_names("against", self.against, self.entries)
         for name, factor in self.factors.items():
             _check_names(f"{name}.against", factor.against, factor.entries or self.entries)

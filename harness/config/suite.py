@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from harness.config.backend_settings import GROUP, BackendSettings, read_settings
-from harness.config.base import Name, PathPart, Strict
+from harness.config.base import LOOKS_MEAN, Looks, Name, PathPart, Strict, refuse_early_end
 from harness.config.evaluation import Evaluation
 from harness.config.models import Model
 from harness.config.plugins import entry_points_of
@@ -151,6 +151,7 @@ class Suite(Strict):
     probes: tuple[PathPart, ...] = ()
     adapters: dict[Name, AdapterEntry] = Field(min_length=1)
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    looks: Looks | None = Field(default=None, description=LOOKS_MEAN)
     evaluation: Evaluation = Evaluation()
     backend: str = Field(
         default=HF,
@@ -215,7 +216,7 @@ class Suite(Strict):
             dumped.pop("parallel", None)
         if self.origin is None:
             dumped.pop("origin", None)
-        for key in ("resources", "storage"):
+        for key in ("resources", "storage", "looks"):
             if dumped.get(key) is None:
                 dumped.pop(key, None)
         if self.backend == HF:
@@ -231,6 +232,7 @@ class Suite(Strict):
         for name, values in (("probes", self.probes), ("seeds", self.seeds)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} {list(values)} contain one twice; give each once")
+        refuse_early_end(self.looks, len(self.seeds))
         if trained := sorted(set(self.probes) & set(tasks)):
             raise ValueError(f"probes {', '.join(trained)} are also trained; a probe is a task that no stage trains")
         if unclear := sorted({s.task for s in self.stages if s.together} & {*tasks, *self.probes}):
@@ -252,6 +254,11 @@ class Suite(Strict):
             if sorted(order) != sorted(names):
                 raise ValueError(f"order {name!r} is {list(order)}, expected a permutation of {names}")
         return self
+
+    @property
+    def planned_looks(self) -> tuple[int, ...]:
+        """The numbers of seeds at which claims on this suite are judged."""
+        return self.looks or (len(self.seeds),)
 
     @property
     def engine(self) -> BackendSettings:

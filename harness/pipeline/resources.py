@@ -120,6 +120,7 @@ class RunResources:
             profiles={name: tuple(tasks) for name, tasks in profiles.items()},
             noise=self._noise(),
             seed=self.spec.seed,
+            looks=self.suite.planned_looks,
             start=self.suite.student.start_name,
             config=config,
             config_hash=self.spec.config_hash,

@@ -84,6 +84,13 @@ class RegisteredClaims(Record):
         description="by adapter and order, the digest of a run's configuration, without its seed"
     )
     when: str = Field(description="when they were registered, UTC, ISO 8601")
+    seeds: tuple[int, ...] = Field(
+        default=(), description="the planned seeds; empty in registrations of early versions"
+    )
+    looks: tuple[int, ...] = Field(
+        default=(),
+        description="the numbers of seeds at which they will be judged; empty in registrations of early versions",
+    )
 
 
 class Manifest(Record):
@@ -129,6 +136,10 @@ class Manifest(Record):
     overlap: Overlap | None = Field(default=None, description="overlap of training prompts with test sets")
     registered: tuple[RegisteredClaims, ...] = Field(
         default=(), description="the claims that were registered for the suite before the run started"
+    )
+    looks: tuple[int, ...] = Field(
+        default=(),
+        description="the numbers of seeds at which claims were to be judged when the run started; empty in early versions",
     )
     sessions: tuple[Session, ...] = Field(default=(), description="the processes that worked on the run, in order")
     finished: str | None = Field(default=None, description="when the run ended, UTC, ISO 8601; null until then")

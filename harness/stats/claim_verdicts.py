@@ -9,6 +9,9 @@ In a sequence that was fixed in advance, each claim is tested at the full level,
 supported or contradicted (Maurer, Hothorn and Lehmacher 1995; Westfall and Krishen 2001, J. Stat. Plan. Inference 99). Then
 the chance of any false difference in the sequence is at most 5 %. Equivalence ends the sequence: an equivalent effect may be
 zero, and if the tests continued after it, every effect that is zero would add another 5 % chance of a false difference.
+
+A study may be looked at after several planned numbers of seeds. Each look tests at its own level, and all looks together spend
+5 % for each claim (`harness.stats.looks`; for a sequence see Glimm, Maurer and Bretz 2010, Statistics in Medicine 29).
 """
 
 from __future__ import annotations
@@ -18,27 +21,32 @@ from collections.abc import Sequence
 
 from scipy import stats
 
-from harness.stats.intervals import Interval, has_width, resolved
+from harness.stats.intervals import Interval, has_width
+from harness.stats.looks import LEVEL, SEEDS
 from harness.stats.significance import p_value
 
 SUPPORTED, CONTRADICTED, EQUIVALENT = "supported", "contradicted", "equivalent"
 NOT_RESOLVED, NOT_TESTABLE, NOT_TESTED = "not resolved", "not testable", "not tested"
+NO_VERDICT = "no verdict"
 DIFFERENT = (SUPPORTED, CONTRADICTED)
-LEVEL, SEEDS = 0.05, 3
 
 
-def judge(effect: Interval, sign: int = 1, smallest: float = 0.0, margin: float = math.nan) -> str:
+def judge(
+    effect: Interval, sign: int = 1, smallest: float = 0.0, margin: float = math.nan, level: float = LEVEL
+) -> str:
     """Return the verdict on a claim that an effect has a sign and at least the smallest size.
 
-    `margin` is the half-width of the zone of equivalence around zero; with nan, equivalence is not tested. With fewer than
-    SEEDS seeds the claim is not testable, and an interval without width is not resolved.
+    `margin` is the half-width of the zone of equivalence around zero; with nan, equivalence is not tested. `level` is that of
+    the look, see `harness.stats.looks.level_at`; with nan there is no verdict. With fewer than SEEDS seeds the claim is not
+    testable, and an interval without width is not resolved.
     """
     if effect.seeds < SEEDS:
         return NOT_TESTABLE
-    beyond = effect.beyond(smallest, sign)
-    if resolved(beyond, SEEDS):
-        return SUPPORTED if beyond.mean > 0 else CONTRADICTED
-    return EQUIVALENT if p_equivalent(effect, margin) <= LEVEL else NOT_RESOLVED
+    if math.isnan(level):
+        return NO_VERDICT
+    if p_of(effect, sign, smallest) < level:
+        return SUPPORTED if effect.beyond(smallest, sign).mean > 0 else CONTRADICTED
+    return EQUIVALENT if p_equivalent(effect, margin) <= level else NOT_RESOLVED
 
 
 def p_of(effect: Interval, sign: int = 1, smallest: float = 0.0) -> float:
@@ -59,10 +67,11 @@ def p_equivalent(effect: Interval, margin: float) -> float:
 def gate(verdicts: Sequence[str]) -> list[str]:
     """Return the verdicts of a fixed sequence: after the first that shows no difference, the others are not tested.
 
-    A claim that is not testable neither opens nor closes the gate: the design decides that, not the outcome.
+    A claim that is not testable neither opens nor closes the gate: the design decides that, not the outcome. One without a
+    look closes it.
     """
     gated, is_open = list[str](), True
     for verdict in verdicts:
-        gated.append(verdict if is_open or verdict == NOT_TESTABLE else NOT_TESTED)
+        gated.append(verdict if is_open or verdict in (NOT_TESTABLE, NO_VERDICT) else NOT_TESTED)
         is_open = is_open and verdict in (*DIFFERENT, NOT_TESTABLE)
     return gated

@@ -11,14 +11,13 @@ result should hold for another seed and for other items. Scores are in 0..1.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import pairwise, product
+from itertools import product
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize, special
+from scipy import optimize
 
 from harness.stats.claim_verdicts import SEEDS
 from harness.stats.power import POWER, MeanSquares
@@ -186,54 +185,3 @@ def cheapest_designs(
             design = Design(seeds, *size)
             designs.append(PlannedDesign(design, costs.hours(design), power_with(design)))
     return sorted(designs, key=lambda planned: (planned.hours, planned.design.seeds))
-
-
-def error_spent(share: float, alpha: float = ALPHA) -> float:
-    """Return the two-sided error spent when `share` of the seeds is done, `4 - 4 Φ(z_{1-alpha/4} / sqrt(share))`.
-
-    This is the spending function of Lan and DeMets (1983, Biometrika 70) that approximates O'Brien and Fleming's boundary.
-    """
-    return float(4 * special.ndtr(-special.ndtri(1 - alpha / 4) / math.sqrt(share)))
-
-
-def interim_level(seeds: int, planned: int, first: int = 3, alpha: float = ALPHA) -> float:
-    """Return the two-sided level of a test after `seeds` of the `planned` seeds: what this seed adds to `error_spent`.
-
-    With a test after each seed from `first` on, the probability of a false difference before the last seed is at most
-    `error_spent((planned - 1) / planned)`: the levels add up (Bonferroni), however the tests are correlated.
-    """
-    earlier = error_spent((seeds - 1) / planned, alpha) if seeds > first else 0.0
-    return error_spent(seeds / planned, alpha) - earlier
-
-
-@lru_cache
-def look_levels(looks: tuple[int, ...], alpha: float = ALPHA) -> tuple[float, ...]:
-    """Return the two-sided level of the test at each look, a group-sequential design; `looks` are increasing seed counts.
-
-    Under the null hypothesis the probability of crossing any boundary is `alpha`. The statistics of the looks are jointly
-    normal with correlations sqrt(n_i / n_j), and each look spends the increase of `error_spent` since the one before. A t
-    test uses the same level (Pocock 1977, Biometrika 64). Raises `ValueError` for looks that do not increase or begin below 2.
-    """
-    if not looks or any(later <= earlier for earlier, later in pairwise(looks)) or looks[0] < 2:
-        raise ValueError(f"looks at {list(looks)} seeds: expected increasing numbers from 2 on")
-    bounds: list[float] = []
-    for place, seeds in enumerate(looks):
-        allowed = error_spent(seeds / looks[-1], alpha)
-        bounds.append(_next_bound(looks[: place + 1], bounds, allowed))
-    return tuple(float(2 * special.ndtr(-bound)) for bound in bounds)
-
-
-def _next_bound(looks: Sequence[int], bounds: Sequence[float], allowed: float) -> float:
-    """Return the bound of the last look at which the probability of crossing any bound so far is `allowed`."""
-    if not bounds:
-        return float(special.ndtri(1 - allowed / 2))
-    from scipy import stats  # takes half a second to import, and only several looks need it
-
-    correlation = np.sqrt(np.minimum.outer(looks, looks) / np.maximum.outer(looks, looks))
-
-    def excess(bound: float) -> float:
-        limits = np.array([*bounds, bound])
-        normal = stats.multivariate_normal(cov=correlation, seed=0)
-        return 1 - float(normal.cdf(limits, lower_limit=-limits)) - allowed
-
-    return float(optimize.brentq(excess, 0.5, 12.0, xtol=1e-4))  # pyright: ignore[reportArgumentType]

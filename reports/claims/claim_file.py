@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from harness.config.base import NAME, Strict
+from harness.config.base import NAME, Strict, digest
 from harness.config.explain import explain
 from harness.config.read_yaml import read_yaml
 from harness.errors import ConfigError
@@ -176,6 +176,11 @@ class ClaimFile(Strict):
             if claim.name in self.primary and (len(claim.scope.tasks) > 1 or "each" in claim.scope.tasks):
                 raise ValueError(f"primary claim {claim.name} is one test; give one task in scope.tasks, not several")
         return self
+
+    @cached_property
+    def digest(self) -> str:
+        """The digest of the file's content; comments and the order of keys do not change it."""
+        return digest(self.model_dump(mode="json", exclude_defaults=True))
 
     def profile_of(self, claim: ClaimEntry) -> str:
         """Return the evaluation profile that a claim is judged under; empty for the first one of the runs."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 from harness.errors import ConfigError
+from harness.rundir.reader import RunDir
 from harness.stats.estimates import Estimate
 from harness.stats.learning.rates import ChosenRate, choose_rates, widening
 from harness.stats.score_matrix import Figure
@@ -47,6 +48,11 @@ class Evidence:
     methods: Sequence[Method]
     by_rate: Mapping[tuple[str, str], ByRate] = field(default_factory=dict[tuple[str, str], ByRate])
     branches: Sequence[Method] = ()
+
+    @property
+    def runs(self) -> list[RunDir]:
+        """The runs of all methods, those of branches included."""
+        return [run for method in (*self.methods, *self.branches) for run in method.frames.runs]
 
     @property
     def starts(self) -> list[str]:
@@ -128,6 +134,18 @@ def measure_effect(entry: ClaimEntry, place: ClaimScope, profile: str, evidence:
         return _at_equal_learning(entry, place, profile, shown)
     _check_comparable(entry, place, shown)
     return Measured(_effect(entry, place, shown), profile, _compared(entry, place, methods.values(), evidence))
+
+
+def count_seeds(entry: ClaimEntry, place: ClaimScope, evidence: Evidence, measured: Estimate) -> int:
+    """Return at how many seeds a claim can be looked at: those with an effect, or with a finished run of every method.
+
+    A seed without an effect, such as one without common learning, counts: it does not move a look.
+    """
+    methods = [evidence.method(entry, metric.adapter, _start(metric, place)) for metric in entry.parsed.metrics]
+    finished = [
+        {run.seed for run in (method.frames.runs if method else []) if run.manifest.finished} for method in methods
+    ]
+    return len(set(measured.by_seed) | set.intersection(*finished))
 
 
 def fill(text: str, place: ClaimScope) -> str:

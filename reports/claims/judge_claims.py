@@ -1,8 +1,8 @@
 """Judge claims on methods: the effect at each place of a claim, its interval for another seed and other items, the verdict.
 
 The rules are `harness.stats.claim_verdicts`. The primary claims of a file are tested in its order, each at the place of the
-first start; all other rows are exploratory and get an interval and no verdict. Where the runs cannot test a claim, the row
-says why.
+first start, and only at the planned numbers of seeds (`reports.claims.planned_looks`). All other rows are exploratory and get
+an interval and no verdict. Where the runs cannot test a claim, the row says why.
 """
 
 from __future__ import annotations
@@ -15,21 +15,23 @@ from itertools import combinations
 from harness.errors import ConfigError
 from harness.stats.claim_verdicts import (
     DIFFERENT,
-    EQUIVALENT,
+    LEVEL,
+    NO_VERDICT,
     NOT_RESOLVED,
     NOT_TESTABLE,
     SEEDS,
     gate,
     judge,
-    p_equivalent,
     p_of,
 )
-from harness.stats.design import interim_level
 from harness.stats.intervals import NOTHING, Interval, t_interval
+from harness.stats.looks import level_at
 from harness.stats.paired import over_items
 from harness.stats.two_way import two_way_interval
 from reports.claims.claim_file import ClaimEntry, ClaimFile
-from reports.claims.evidence import ClaimScope, Evidence, Measured, measure_effect
+from reports.claims.evidence import ClaimScope, Evidence, Measured, count_seeds, measure_effect
+from reports.claims.planned_looks import find_looks
+from reports.formatting import format_count
 
 EXPLORATORY = "exploratory"
 
@@ -43,6 +45,7 @@ class Verdict:
     - `p`: of the test of `effect` against the smallest effect, not adjusted.
     - `verdict`: one of `harness.stats.claim_verdicts`, or EXPLORATORY. `reason` explains a missing verdict, `compared` says
       what was compared, `profile` names the evaluation profile.
+    - `looked`: the number of seeds that counts for a look; `level`: the level of that look, nan where there is none.
     """
 
     entry: ClaimEntry
@@ -55,6 +58,8 @@ class Verdict:
     reason: str = ""
     compared: str = ""
     profile: str = ""
+    looked: int = 0
+    level: float = math.nan
 
     @property
     def primary(self) -> bool:
@@ -62,17 +67,18 @@ class Verdict:
         return self.verdict != EXPLORATORY
 
 
-def judge_claims(files: Sequence[ClaimFile], evidence: Evidence, planned: int = 0) -> list[Verdict]:
+def judge_claims(files: Sequence[ClaimFile], evidence: Evidence, planned: Sequence[int] = ()) -> list[Verdict]:
     """Return the rows of all claims; each file's primary rows come first, in their order, and form one test sequence.
 
-    With fewer seeds than `planned` a verdict is an interim look, which needs a smaller p than the final one.
+    Verdicts are given at looks: the numbers of seeds that the runs record, or `planned` where they record none.
     """
     return [row for file in files for row in _judge_file(file, evidence, planned)]
 
 
-def _judge_file(file: ClaimFile, evidence: Evidence, planned: int) -> Iterator[Verdict]:
+def _judge_file(file: ClaimFile, evidence: Evidence, planned: Sequence[int]) -> Iterator[Verdict]:
+    looks = find_looks(file, evidence.runs, planned)
     rows = {entry.name: list(_rows(file, entry, evidence)) for entry in file.claims}
-    primary = [_decide(rows[name][0], planned) for name in file.primary if rows[name]]
+    primary = [_decide(rows[name][0], looks) for name in file.primary if rows[name]]
     for row, verdict in zip(primary, gate([row.verdict for row in primary]), strict=True):
         yield row if verdict == row.verdict else replace(row, verdict=verdict, reason=_closed_by(primary))
     for name, found in rows.items():
@@ -83,11 +89,12 @@ def _rows(file: ClaimFile, entry: ClaimEntry, evidence: Evidence) -> Iterator[Ve
     """Yield a claim's measured effect at each of its places, before any verdict."""
     _check_scope(entry, evidence)
     for place in places(entry, evidence):
-        yield _measured(entry, place, measure_effect(entry, place, file.profile_of(entry), evidence))
+        found = measure_effect(entry, place, file.profile_of(entry), evidence)
+        yield _measured(entry, place, found, count_seeds(entry, place, evidence, found.estimate))
 
 
-def _measured(entry: ClaimEntry, place: ClaimScope, found: Measured) -> Verdict:
-    row = Verdict(entry, place, reason=found.reason, compared=found.compared, profile=found.profile)
+def _measured(entry: ClaimEntry, place: ClaimScope, found: Measured, looked: int) -> Verdict:
+    row = Verdict(entry, place, reason=found.reason, compared=found.compared, profile=found.profile, looked=looked)
     if not found.estimate.by_seed:
         return replace(row, reason=found.reason or "no seed has all the scores that it compares")
     change = found.estimate
@@ -98,24 +105,34 @@ def _measured(entry: ClaimEntry, place: ClaimScope, found: Measured) -> Verdict:
     return replace(row, effect=effect, seeds=seeds, items=items, p=p)
 
 
-def _decide(row: Verdict, planned: int) -> Verdict:
+def _decide(row: Verdict, looks: Sequence[int]) -> Verdict:
     """Return a row with the verdict that it has without the other rows of its sequence."""
     if row.reason or row.effect.seeds < SEEDS:
         return replace(row, verdict=NOT_TESTABLE, reason=row.reason or f"fewer than {SEEDS} seeds")
-    entry, seeds = row.entry, row.effect.seeds
-    verdict = judge(row.effect, entry.parsed.sign, entry.smallest, entry.zone)
-    if seeds < planned and verdict != NOT_RESOLVED:
-        level = interim_level(seeds, planned, SEEDS)
-        if not (p_equivalent(row.effect, entry.zone) if verdict == EQUIVALENT else row.p) <= level:
-            reason = f"{verdict} at 5 %, but after {seeds} of {planned} planned seeds p has to be at most {100 * level:.2g} %"
-            return replace(row, verdict=NOT_RESOLVED, reason=reason)
-    return replace(row, verdict=verdict)
+    entry, level = row.entry, level_at(row.looked, looks)
+    alone, verdict = (judge(row.effect, entry.parsed.sign, entry.smallest, entry.zone, each) for each in (LEVEL, level))
+    row = replace(row, verdict=verdict, level=level)
+    if verdict == NO_VERDICT:
+        return replace(row, reason=_no_look(row.looked, looks))
+    if verdict == NOT_RESOLVED != alone:
+        at = f"at the look at {row.looked} of {looks[-1]} planned seeds p has to be at most {100 * level:.2g} %"
+        return replace(row, reason=f"{alone} at 5 %, but {at}")
+    return row
+
+
+def _no_look(seeds: int, looks: Sequence[int]) -> str:
+    """Say that no look was planned at a number of seeds, and where the next or the last one is."""
+    if later := [look for look in looks if look > seeds]:
+        return f"no look at {seeds} seeds; the next is at {later[0]}"
+    added = format_count(seeds - looks[-1], "seed")
+    return f"no look at {seeds} seeds; the last was at {looks[-1]}, and {added} added after it give no new test"
 
 
 def _closed_by(primary: Sequence[Verdict]) -> str:
     """Say which claim ended the sequence."""
     last = next(row for row in primary if row.verdict not in (*DIFFERENT, NOT_TESTABLE))
-    return f"the sequence ends with {last.entry.name}, which is {last.verdict}"
+    what = "has no verdict" if last.verdict == NO_VERDICT else f"is {last.verdict}"
+    return f"the sequence ends with {last.entry.name}, which {what}"
 
 
 def places(entry: ClaimEntry, evidence: Evidence) -> Iterator[ClaimScope]:

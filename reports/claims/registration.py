@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from harness.config.base import digest
 from harness.config.suite import Suite
 from harness.rundir.reader import RunDir
 from harness.rundir.registered_claims import configurations_of, covers
 from harness.rundir.schema import RegisteredClaims
 from reports.claims.claim_file import ClaimFile
+from reports.claims.planned_looks import describe_looks, judged_runs
 from reports.formatting import format_count
-
-
-def claims_digest(file: ClaimFile) -> str:
-    """Return the digest of a claims file's content; comments and the order of keys do not change it."""
-    return digest(file.model_dump(mode="json", exclude_defaults=True))
 
 
 def registrations_of(file: ClaimFile, suites: Sequence[Suite]) -> list[RegisteredClaims]:
@@ -25,10 +20,12 @@ def registrations_of(file: ClaimFile, suites: Sequence[Suite]) -> list[Registere
     return [
         RegisteredClaims(
             title=file.title,
-            claims=claims_digest(file),
+            claims=file.digest,
             suite=suite.name,
             configurations=configurations_of(suite),
             when=now,
+            seeds=suite.seeds,
+            looks=suite.planned_looks,
         )
         for suite in suites
     ]
@@ -36,27 +33,50 @@ def registrations_of(file: ClaimFile, suites: Sequence[Suite]) -> list[Registere
 
 def describe_registration(file: ClaimFile, runs: Sequence[RunDir]) -> str:
     """Say whether a claims file was registered before its methods' first run, changed since then, or never registered."""
-    adapters = {name for claim in file.claims for name in claim.parsed.adapters}
-    judged = [run for run in runs if run.adapter in adapters]
-    now = claims_digest(file)
-    same = [[each for each in run.manifest.registered if each.claims == now] for run in judged]
+    judged = judged_runs(file, runs)
+    same = [[each for each in run.manifest.registered if each.claims == file.digest] for run in judged]
     known = [each for run in judged for each in run.manifest.registered if each.title == file.title]
+    several = _versions(file, judged)
     if judged and all(same):
         first = min(each.when for found in same for each in found)
-        return f"Registered before the first run, on {_day(first)}.{_other_configurations(judged)}"
+        others = _other_seeds(file, judged) + _other_configurations(judged)
+        return f"Registered before the first run, on {_day(first)}.{several}{others}"
     if any(same):
         late, when = sum(not found for found in same), min(each.when for found in same for each in found)
-        return f"Registered on {_day(when)}, after {format_count(late, 'run')} of {len(judged)} had started."
+        return f"Registered on {_day(when)}, after {format_count(late, 'run')} of {len(judged)} had started.{several}"
     if known:
-        return f"Changed after it was registered on {_day(known[0].when)}: these claims are exploratory."
+        return f"Changed after it was registered on {_day(known[0].when)}: these claims are exploratory.{several}"
     return "Not registered before the runs: these claims are exploratory."
 
 
-def describe_source(file: ClaimFile, runs: Sequence[RunDir]) -> str:
-    """Return the paragraph above the verdicts: the claims' source, their relation to these runs, and their registration."""
-    return " ".join(
-        filter(None, [f"{file.title}, claimed in {file.source}.", file.note, describe_registration(file, runs)])
-    )
+def describe_plan(file: ClaimFile, runs: Sequence[RunDir], planned: Sequence[int] = ()) -> str:
+    """Return when the claims were registered, and at which numbers of seeds they are judged; see `describe_looks`."""
+    return f"{describe_registration(file, runs)} {describe_looks(file, runs, planned)}"
+
+
+def describe_source(file: ClaimFile, runs: Sequence[RunDir], planned: Sequence[int] = ()) -> str:
+    """Return the paragraph above the verdicts: the claims' source, their relation to these runs, and their plan."""
+    claimed = f"{file.title}, claimed in {file.source}."
+    return " ".join(filter(None, [claimed, file.note, describe_plan(file, runs, planned)]))
+
+
+def _versions(file: ClaimFile, runs: Sequence[RunDir]) -> str:
+    """Say how many versions of the claims, of their seeds and looks or of a suite, were registered; empty for one."""
+    by_run = [
+        {each.model_copy(update={"when": ""}).model_dump_json(): each.when for each in registered}
+        for run in runs
+        if (registered := [each for each in reversed(run.manifest.registered) if each.title == file.title])
+    ]
+    most = max(by_run, key=len, default={})
+    when = ", ".join(map(_day, sorted(most.values())))
+    return f" {len(most)} versions of them were registered, on {when}." if len(most) > 1 else ""
+
+
+def _other_seeds(file: ClaimFile, runs: Sequence[RunDir]) -> str:
+    """Name the seeds that no registration planned; empty where one of an early version names none."""
+    planned = [set(each.seeds) for run in runs for each in run.manifest.registered if each.claims == file.digest]
+    added = sorted({run.seed for run in runs} - set().union(*planned)) if all(planned) else []
+    return f" The registered plan does not have seed {', '.join(map(str, added))}." if added else ""
 
 
 def _other_configurations(runs: Sequence[RunDir]) -> str:

@@ -34,13 +34,14 @@ NONE = "–"
 RULE = (
     "Effect: its 95 % interval is for another seed and other items. Over seeds: the interval for another seed on the same "
     "items. Over items: the interval for other items with the same seeds. The primary claims of a file are tested in their "
-    "order, each at 5 %. A later one is tested only if every testable claim before it showed a difference (a fixed sequence), "
-    "so the chance of any false difference is at most 5 %. Supported: the whole interval lies beyond the smallest effect of "
-    "interest, in the claimed direction. Contradicted: the whole interval falls short of it. Equivalent: two one-sided tests "
-    "at 5 % show that the effect lies within the margin. Not resolved: none of these. Not testable: these runs cannot test "
-    f"the claim, for example with fewer than {SEEDS} seeds. All other rows are exploratory: among many intervals, some "
-    "exclude zero by chance. Where there are several starts, the first one is primary. The seeds of a suite share its "
-    "teacher, its training records and its test items, so verdicts hold for this teacher and these records."
+    "order, each at 5 %, which its planned looks share. A later one is tested only if every testable claim before it "
+    "showed a difference (a fixed sequence), so the chance of any false difference is at most 5 %. Supported: the whole "
+    "interval lies beyond the smallest effect of interest, in the claimed direction. Contradicted: the whole interval "
+    "falls short of it. Equivalent: two one-sided tests at 5 % show that the effect lies within the margin. Not resolved: "
+    f"none of these. Not testable: these runs cannot test the claim, for example with fewer than {SEEDS} seeds. No verdict: "
+    "no look was planned at this number of seeds. All other rows are exploratory: among many intervals, some exclude zero "
+    "by chance. Where there are several starts, the first one is primary. The seeds of a suite share its teacher, its "
+    "training records and its test items, so verdicts hold for this teacher and these records."
 )
 WRITE: dict[str, tuple[Callable[[float], str], Callable[[float], str]]] = {
     "points": (format_percent, format_points),
@@ -64,7 +65,7 @@ def verdicts_grid(found: Sequence[Verdict]) -> Grid:
         "over items": lambda row: format_bounds(row.items, WRITE[row.entry.unit][1]),
         "smallest": lambda row: WRITE[row.entry.unit][1](row.entry.parsed.sign * row.entry.smallest),
         "seeds": lambda row: str(row.effect.seeds or NONE),
-        "p": lambda row: format_p(row.p) if row.primary else NONE,
+        "p": lambda row: format_p(row.p),
         "verdict": explain_verdict,
     }
     if not any(row.entry.smallest for row in found):
@@ -124,7 +125,7 @@ def write_verdicts(
 ) -> list[Path]:
     """Write claims.md, with the rule of judgement, and claims.csv, in full precision, below `folder`; return the files.
 
-    `registered` holds a sentence per claims file on when it was registered.
+    `registered` holds sentences per claims file on when it was registered and at which looks it is judged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, kind in (("claims.md", "markdown"), ("claims.csv", "csv")):
@@ -208,6 +209,8 @@ def _record(row: Verdict) -> dict[str, object]:
         "seeds": effect.seeds,
         "p": row.p,
         "p_equivalent": p_equivalent(effect, entry.zone),
+        "looked": row.looked,
+        "level": row.level,
         "verdict": row.verdict,
         "reason": row.reason,
     }

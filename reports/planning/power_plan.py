@@ -14,11 +14,12 @@ from harness.stats.design import (
     detectable_difference,
     equivalence_power,
     fewest_seeds,
-    look_levels,
     power_of,
     smallest_margin,
 )
+from harness.stats.looks import look_levels
 from harness.stats.power import POWER
+from reports.claims.planned_looks import list_looks
 from reports.planning.pilot import NoPlan, Planning
 
 SEEDS = (3, 5, 10, 20)
@@ -153,12 +154,7 @@ def plan_all(
 
 def describe_looks(looks: Sequence[int]) -> str:
     """Return a sentence on the rule for interim looks, with the level of each look."""
-    levels = look_levels(tuple(looks))
-    each = ", ".join(f"{n} seeds {100 * level:.2g} %" for n, level in zip(looks, levels, strict=True))
-    return (
-        f"looks: test at {each}, two-sided (Lan and DeMets' spending function of O'Brien and Fleming's type); stop at the "
-        f"first look that finds the effect. All looks together err in at most {100 * ALPHA:g} % of studies without an effect."
-    )
+    return f"{list_looks(looks)} Stop at the first look that finds the effect."
 
 
 def format_effect(value: float) -> str:

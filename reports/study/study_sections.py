@@ -91,7 +91,7 @@ def _findings(results: Results, verdicts: list[Verdict]) -> Section:
     blocks: list[Block] = []
     if verdicts:
         files = claim_files(results)
-        blocks += [Text(describe_source(file, results.frames.runs)) for file in files]
+        blocks += [Text(describe_source(file, results.frames.runs, results.plan.study.planned_looks)) for file in files]
         blocks += [verdicts_grid(verdicts), Text(RULE, "note")]
     factors = [factor for factor in results.plan.study.factors.values() if factor.of_entries]
     found = {factor.title: contrasts for factor in factors if (contrasts := find_contrasts(results, factor))}

@@ -32,5 +32,5 @@ def judge_study(results: Results) -> list[Verdict]:
     }
     own = [by_rate[start, adapter].get(results.rate(adapter)) for start in results.starts for adapter in adapters]
     evidence = Evidence([method for method in own if method is not None], by_rate, results.branches)
-    rows = judge_claims(files, evidence, planned=len(results.plan.study.seeds))
+    rows = judge_claims(files, evidence, results.plan.study.planned_looks)
     return rows if any(row.effect.seeds for row in rows) else []

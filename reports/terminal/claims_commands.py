@@ -53,7 +53,8 @@ def register(
     from harness.rundir.reader import find_runs
     from harness.rundir.registered_claims import append_registrations
     from reports.claims.claim_file import read_claims
-    from reports.claims.registration import claims_digest, registrations_of
+    from reports.claims.planned_looks import list_looks
+    from reports.claims.registration import registrations_of
 
     if (suite is None) == (study is None):
         raise ConfigError("name one of --suite and --study: whose runs the claims speak of")
@@ -63,7 +64,10 @@ def register(
     started = find_runs(folders)
     place = append_registrations(out, registrations_of(found, suites))
     names = ", ".join(each.name for each in suites)
-    console.say(f"registered {found.title!r} ({claims_digest(found)}) for {names} in {place}")
+    console.say(f"registered {found.title!r} ({found.digest}) for {names} in {place}")
+    plans = dict.fromkeys((each.seeds, each.planned_looks) for each in suites)
+    for seeds, looks in plans:
+        console.say(f"planned: seeds {', '.join(map(str, seeds))}. {list_looks(looks)}")
     if started:
         console.say(f"{len(started)} of these runs started before; a report names them")
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli.options import Include, Overrides, SuiteName, read_suite, whole_numbers
+from harness.config.base import FIRST_LOOK
 from harness.errors import ConfigError
 from harness.terminal.console import SafeConsole, announce
 
@@ -41,7 +42,10 @@ def plan(
     ] = None,
     hours: Annotated[float | None, typer.Option(min=0, help="Show designs whose runs take no longer.")] = None,
     looks: Annotated[
-        str | None, typer.Option(help="Numbers of seeds at which results are looked at, for example 3,5,10.")
+        str | None,
+        typer.Option(
+            help="Numbers of seeds at which claims are judged, such as 3,5,10; default: the suite's or study's."
+        ),
     ] = None,
     profile: Annotated[
         str, typer.Option(help="An evaluation profile; default: each claim's own, else the first.")
@@ -60,7 +64,8 @@ def plan(
     from reports.planning.shipped_priors import plan_from_priors
     from reports.planning.show_plan import print_power_plan, write_power_plan
 
-    loaded, seeds_looked = read_suite(suite, overrides, include_path, None), _looks(looks)
+    loaded = read_suite(suite, overrides, include_path, None)
+    seeds_looked = _looks(looks)
     methods = find_methods(pilot, least=1) if pilot else []
     files = [read_claims(name) for name in claims or []]
     named = [(claim, profile or file.profile_of(claim)) for file in files for claim in file.claims]
@@ -68,6 +73,7 @@ def plan(
         known = [method.first.adapter for method in methods if not method.control] or _compared(loaded)
         named = [(claim, profile) for claim in compare_two(list(dict.fromkeys(known)))]
     runs = _planned_runs(loaded, study, overrides or [])
+    seeds_looked = seeds_looked or list(runs.base.looks or ())
     subjects = list(plan_from_pilot(named, methods, runs) if methods else plan_from_priors(named, runs))
     budget = math.inf if hours is None else hours
     found = plan_all(subjects, effect, budget, seeds_looked)
@@ -122,6 +128,8 @@ def _compared(suite: Suite) -> list[str]:
 
 def _looks(text: str | None) -> list[int]:
     looks = whole_numbers("--looks", text) if text else []
-    if looks and (looks[0] < 2 or looks != sorted(set(looks))):
-        raise ConfigError(f"--looks {text}: expected increasing numbers of seeds from 2 on, for example 3,5,10")
+    if looks and (looks[0] < FIRST_LOOK or looks != sorted(set(looks))):
+        raise ConfigError(
+            f"--looks {text}: expected increasing numbers of seeds from {FIRST_LOOK} on, for example 3,5,10"
+        )
     return looks

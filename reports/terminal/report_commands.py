@@ -155,11 +155,11 @@ def _judge(
     """Judge claims on methods and print the verdicts, as text of a format if `kind` is given; also write them to `folder`."""
     from reports.claims.evidence import Evidence
     from reports.claims.judge_claims import judge_claims
-    from reports.claims.registration import describe_registration
+    from reports.claims.registration import describe_plan
     from reports.claims.render_verdicts import print_verdicts, render_verdicts, write_verdicts
 
     found = judge_claims(files, Evidence(methods))
-    registered = [describe_registration(file, [run for each in methods for run in each.frames.runs]) for file in files]
+    registered = [describe_plan(file, Evidence(methods).runs) for file in files]
     if kind:
         typer.echo(f"\n{render_verdicts(found, files, kind, registered)}")
     else:

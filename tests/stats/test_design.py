@@ -14,11 +14,8 @@ from harness.stats.design import (
     Costs,
     Design,
     cheapest_designs,
-    error_spent,
     estimate_components,
     fewest_seeds,
-    interim_level,
-    look_levels,
     power_of,
 )
 from harness.stats.estimates import Estimate, ItemTable
@@ -113,36 +110,3 @@ def test_the_cheapest_design_costs_no_more_than_any_other():
         assert planned.hours == pytest.approx(costs.hours(planned.design))
     two = Design(seeds=3, clusters=100, answers=4)
     assert costs.hours(two) == pytest.approx(3 * 2 * (0.05 + 400 * 1e-5))
-
-
-def test_all_error_is_spent_at_the_end_and_little_before():
-    assert error_spent(1.0) == pytest.approx(0.05)
-    assert error_spent(0.5) == pytest.approx(0.0031, abs=2e-4)  # Lan and DeMets 1983, O'Brien-Fleming type, two looks
-    assert look_levels((5,)) == (pytest.approx(0.05),)
-    first, last = look_levels((5, 10))
-    assert first == pytest.approx(error_spent(0.5))
-    assert 0.045 < last < 0.05
-
-
-@pytest.mark.parametrize("planned", [4, 5, 10, 20])
-def test_a_look_after_every_seed_before_the_last_spends_less_than_the_whole(planned: int):
-    levels = [interim_level(seeds, planned) for seeds in range(3, planned)]
-    assert levels == sorted(levels)
-    assert sum(levels) == pytest.approx(error_spent((planned - 1) / planned))
-    assert sum(levels) < 0.05
-
-
-@pytest.mark.parametrize("looks", [(), (1, 5), (5, 5), (10, 5)])
-def test_looks_that_do_not_increase_are_refused(looks: tuple[int, ...]):
-    with pytest.raises(ValueError, match="increasing numbers"):
-        look_levels(looks)
-
-
-@pytest.mark.slow
-def test_studies_that_look_several_times_have_no_more_false_alarms():
-    looks = (3, 5, 10)
-    tables = simulated(np.random.default_rng(3), PILOT, Design(10, 150, 4), 0.0, 2000)
-    crossed = [
-        np.array(p_values(tables[:, :seeds])) < level for seeds, level in zip(looks, look_levels(looks), strict=True)
-    ]
-    assert np.mean(np.any(crossed, axis=0)) < 0.065

@@ -93,7 +93,7 @@ def plan_study(name: str, overrides: Sequence[str] = (), out: Path = Path("runs"
     share a folder, and more than `MOST_RUNS` runs.
     """
     study = load_study(name)
-    base = load_suite(study.suite, overrides)
+    base = _as_planned(load_suite(study.suite, overrides), study)
     plan = Plan(study, base, tuple(_points(study, base, overrides, out)), name, tuple(overrides), out)
     _check_paths(plan)
     if len(plan.specs) > MOST_RUNS:
@@ -122,9 +122,14 @@ def _varied(study: Study, name: str, factor: Factor, value: Any, base: Suite, ov
     settings = {**factor.fixed, **({factor.key: value} if factor.key else {})}
     if not settings:
         return base
-    suite = load_suite(study.suite, overrides, settings=settings)
+    suite = _as_planned(load_suite(study.suite, overrides, settings=settings), study)
     parts = [base.name, name, *([str(value)] if factor.key else [])]
     return suite.model_copy(update={"name": re.sub(r"[^A-Za-z0-9._-]", "_", "-".join(parts))})
+
+
+def _as_planned(suite: Suite, study: Study) -> Suite:
+    """Return a suite with the study's seeds and looks, which its runs record."""
+    return suite.model_copy(update={"seeds": study.seeds, "looks": study.looks})
 
 
 def _kind(spec: RunSpec) -> str:

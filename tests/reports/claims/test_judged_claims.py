@@ -13,7 +13,15 @@ import pytest
 from rich.console import Console
 
 from harness.errors import ConfigError
-from harness.stats.claim_verdicts import CONTRADICTED, EQUIVALENT, NOT_RESOLVED, NOT_TESTABLE, NOT_TESTED, SUPPORTED
+from harness.stats.claim_verdicts import (
+    CONTRADICTED,
+    EQUIVALENT,
+    NO_VERDICT,
+    NOT_RESOLVED,
+    NOT_TESTABLE,
+    NOT_TESTED,
+    SUPPORTED,
+)
 from harness.stats.two_way import two_way_interval
 from reports.claims.claim_file import claim_metrics, metrics_of_tasks, read_claims
 from reports.claims.evidence import Evidence
@@ -58,14 +66,18 @@ def test_verdicts_on_runs(tmp_path: Path):
     ]
 
 
-def test_a_study_that_is_not_finished_takes_a_smaller_p(tmp_path: Path):
+def test_a_look_before_the_last_takes_a_smaller_p_and_no_look_gives_no_verdict(tmp_path: Path):
     write(tmp_path, "opd", [0.5, 0.5, 0.5], [0.3, 0.3, 0.3])
     write(tmp_path, "aopd", [0.7, 0.6, 0.65], [0.3, 0.31, 0.3])
     file = read_claims(write_claims(tmp_path, {"smallest_effect": 0}))
-    verdicts = {n: judge_claims([file], Evidence(find_methods([tmp_path])), planned=n)[0] for n in (0, 3, 6)}
-    assert 0.0031 < verdicts[0].p < 0.05
-    assert {n: row.verdict for n, row in verdicts.items()} == {0: SUPPORTED, 3: SUPPORTED, 6: NOT_RESOLVED}
-    assert verdicts[6].reason == "supported at 5 %, but after 3 of 6 planned seeds p has to be at most 0.31 %"
+    plans = [(), (3,), (3, 6), (5,), (4, 6), (2,)]
+    rows = {looks: judge_claims([file], Evidence(find_methods([tmp_path])), looks)[0] for looks in plans}
+    assert 0.0031 < rows[()].p < 0.05
+    assert [row.verdict for row in rows.values()] == [SUPPORTED, SUPPORTED, NOT_RESOLVED, *3 * [NO_VERDICT]]
+    assert "at the look at 3 of 6 planned seeds p has to be at most 0.31 %" in rows[3, 6].reason
+    assert explain_verdict(rows[5,]) == "no verdict: no look at 3 seeds; the next is at 5"
+    assert "the last was at 2" in rows[2,].reason
+    assert all(row.primary and row.effect == rows[()].effect for row in rows.values())
 
 
 def test_the_sequence_ends_with_the_first_claim_that_shows_no_difference(tmp_path: Path):

@@ -18,7 +18,7 @@ from harness.rundir.registered_claims import configurations_of, registrations_fo
 from harness.rundir.schema import Manifest
 from harness.rundir.store import read_manifest
 from reports.claims.claim_file import read_claims
-from reports.claims.registration import claims_digest, describe_registration
+from reports.claims.registration import describe_registration
 from tests.support.models import micro_suite, write_yaml
 from tests.support.reports.run_factory import write_finished
 from tests.support.reports.study_factory import constant
@@ -65,7 +65,7 @@ def sentence_of(claims: Path, out: Path) -> str:
 def test_claims_registered_before_the_first_run(tmp_path: Path, claims: Path, monkeypatch: Any, capsys: Any):
     out = tmp_path / "runs"
     assert call(monkeypatch, "claims", "register", claims, "--suite", "tiny", "--out", out) == 0
-    assert claims_digest(read_claims(claims)) in capsys.readouterr().out
+    assert read_claims(claims).digest in capsys.readouterr().out
     for entry in ("opd", "aopd"):
         start(out, entry, 0)
     assert sentence_of(claims, out).startswith("Registered before the first run, on 20")

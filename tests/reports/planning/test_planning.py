@@ -158,7 +158,7 @@ def test_the_command_names_what_is_not_resolved_and_fits_80_columns(pilot: Path,
     )
     assert done.exit_code == 0, done.output
     assert "cannot be resolved" in done.output
-    assert "10 seeds 4." in done.output.replace("\n", " ")
+    assert "10 seeds (4." in done.output.replace("\n", " ")
     assert max(map(len, done.stdout.splitlines())) <= 80
     for name in ("plan.csv", "plan_curve.csv", "plan.png", "plan.svg"):
         assert (tmp_path / "out" / name).stat().st_size > 0

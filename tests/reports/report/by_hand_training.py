@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from scipy import stats
 
 from tests.reports.report import by_hand_tables as tables
 from tests.reports.report.by_hand import NAN, WHO, Runs, bracketed, percent, t_interval
@@ -112,7 +113,7 @@ def claims(runs: Runs, match: Match[str]) -> Grid:
         for claim in _in_order(file)
         if "start=one" not in claim["expression"]
     ]
-    columns = ["claim", "profile", "reported", "compared here", "effect [95 %]", "over seeds", "seeds", "verdict"]
+    columns = ["claim", "profile", "reported", "compared here", "effect [95 %]", "over seeds", "seeds", "p", "verdict"]
     kept = [i for i, name in enumerate(columns) if name == "verdict" or any(row[i] != "–" for row in rows)]
     return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
@@ -135,7 +136,17 @@ def _claim_row(
     if claim["name"] == "entropy":
         shown = bracketed(effect, lambda nats: f"{nats:+.3f}".replace("-", "−"))
         bracket = shown.partition(" ")[2] if effect[3] > 1 else "–"
-        return [text, "–", reported, claim["compared"], f"{shown} nats", bracket, str(effect[3]), "exploratory"]
+        return [
+            text,
+            "–",
+            reported,
+            claim["compared"],
+            f"{shown} nats",
+            bracket,
+            str(effect[3]),
+            _p(effect),
+            "exploratory",
+        ]
     profile = claim.get("profile", file["profile"])
     answered = profile in runs.manifests[0].get("profiles", [])
     lacks = "no learning curves" if answered and "at" in claim else f"aopd was not evaluated under profile {profile}"
@@ -143,7 +154,17 @@ def _claim_row(
         lacks = f"no runs of aopd from the {start} start that begin a stage at a trained checkpoint of all methods"
     reason = f"not testable: {lacks}"
     verdict = f"{'exploratory, ' * (claim['name'] not in file['primary'])}{reason}"
-    return [text, profile, reported, "–", "–", "–", "–", verdict]
+    return [text, profile, reported, "–", "–", "–", "–", "–", verdict]
+
+
+def _p(effect: tuple[float, float, float, int]) -> str:
+    """The two-sided t test that the interval inverts; a dash for fewer than three seeds or without width."""
+    mean, low, high, seeds = effect
+    if seeds < 3 or not high - low > 1e-9:
+        return "–"
+    error = (high - low) / 2 / stats.t.ppf(0.975, seeds - 1)
+    p = 2 * stats.t.sf(abs(mean) / error, seeds - 1)
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def overlap(runs: Runs, _: Match[str]) -> Grid:

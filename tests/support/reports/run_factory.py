@@ -158,7 +158,7 @@ def write_finished(
             for stage in spec.stages
         ],
         probes=list(spec.suite.probes), seed=spec.seed, start=spec.suite.student.start_name,
-        config=config, config_hash=spec.config_hash, sessions=[session], finished=FINISHED,
+        config=config, config_hash=spec.config_hash, sessions=[session], finished=FINISHED, looks=spec.suite.planned_looks,
         profiles={name: [*spec.trained, *spec.suite.probes] for name in ("greedy", *further)},
     )  # fmt: skip
 
