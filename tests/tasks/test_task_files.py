@@ -22,7 +22,7 @@ from tests.support.task_files import (
 )
 
 NO_TASKS = ("suites", "studies")
-FILES = sorted(path for path in TASKS.rglob("*.yaml") if path.parent.name not in NO_TASKS)
+FILES = sorted(path for path in TASKS.rglob("*.yaml") if path.relative_to(TASKS).parts[0] not in NO_TASKS)
 BOXED = ["math_boxed"]
 # A file whose documents are generated needs no records; of the others, these tests know where records are.
 GENERATED = [path.stem for path in FILES if "data_seed" in load_yaml(path)["metadata"]]
