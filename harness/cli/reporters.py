@@ -111,10 +111,11 @@ class ReportsOnTheWay:
         self, show: Report, reporters: Reporters, specs: Sequence[RunSpec], todo: Sequence[RunSpec] | None = None
     ) -> None:
         self.show, self.reporters, self.specs = show, reporters, specs
-        self.entries = {spec.label: spec.entry for spec in (specs if todo is None else todo)}
+        todo = specs if todo is None else todo
+        self.entries = {spec.label: spec.entry for spec in todo}
         self.without_stage = set(self.entries.values())
         self.rendered, self.one_at_a_time = False, threading.Lock()
-        self.left, self.next_after = len(specs if todo is None else todo), 0.0
+        self.left, self.next_after = len(todo), 0.0
 
     def __call__(self, event: Event) -> None:
         """Show an event; render where it completes the first stages."""
@@ -124,7 +125,7 @@ class ReportsOnTheWay:
             if not self.without_stage and not self.rendered:
                 try:
                     self._render()
-                except Exception as error:  # whoever shows events must go on; the render after a run raises it again
+                except Exception as error:  # whoever shows events must go on; a later report raises it again
                     from harness.rundir.process.progress import Event
 
                     self.show(Event("report", f"no first report: {type(error).__name__}: {error}", warning=True))

@@ -128,8 +128,8 @@ class ContextBuilder:
         if settings.every is None:
             return lambda _: None
         names = dict.fromkeys([*stage.trains, *self.spec.stages[0].trains, *self.resources.evaluated.probes])
-        profile = settings.curve_profile if settings.profile_of_curves != next(iter(settings.all_profiles)) else ""
-        found = {name: self.resources.cells.get(cell_name(name, profile or "")) for name in names}
+        first, profile = next(iter(settings.all_profiles)), settings.profile_of_curves
+        found = {name: self.resources.cells.get(cell_name(name, "" if profile == first else profile)) for name in names}
         tasks = {name: task for name, task in found.items() if task and task.generates}
         items = min(settings.curve_items, settings.limit or settings.curve_items)
         recorder = CurveRecorder(tasks, engine, student.renderer, items, settings.seed, folder, settings.curve_answers)

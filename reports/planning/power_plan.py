@@ -19,7 +19,6 @@ from harness.stats.design import (
 )
 from harness.stats.looks import look_levels
 from harness.stats.power import POWER
-from reports.claims.planned_looks import list_looks
 from reports.planning.pilot import NoPlan, Planning
 
 SEEDS = (3, 5, 10, 20)
@@ -150,11 +149,6 @@ def plan_all(
         wanted = effect if subject.unit == "points" else subject.smallest_effect
         plans.append(plan_claim(subject, wanted, subject.seeds, subject.design.answers, hours, looks))
     return plans
-
-
-def describe_looks(looks: Sequence[int]) -> str:
-    """Return a sentence on the rule for interim looks, with the level of each look."""
-    return f"{list_looks(looks)} Stop at the first look that finds the effect."
 
 
 def format_effect(value: float) -> str:

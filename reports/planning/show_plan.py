@@ -13,6 +13,7 @@ from rich.table import Table
 
 from harness.stats.power import POWER
 from harness.terminal.fitted_table import FittedTable
+from reports.claims.planned_looks import list_looks
 from reports.data.csv_text import to_csv_text
 from reports.figures import style
 from reports.figures.draw_power import draw_power
@@ -21,7 +22,6 @@ from reports.planning.power_plan import (
     SEEDS,
     ClaimPlan,
     Resolution,
-    describe_looks,
     format_effect,
     power_curve_of,
     show_hours,
@@ -45,7 +45,7 @@ def print_power_plan(console: Console, plans: Sequence[ClaimPlan | NoPlan], hour
         if plan.sentence:
             _say(console, plan.sentence)
     if looks:
-        _say(console, describe_looks(looks))
+        _say(console, f"{list_looks(looks)} Stop at the first look that finds the effect.")
     _say(console, "hours are of runs one after another; side by side, divide by how many run at a time")
 
 

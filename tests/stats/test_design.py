@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from statsmodels.stats.power import TTestPower
 
-from harness.stats.claim_verdicts import p_of
 from harness.stats.design import (
     Components,
     Costs,
@@ -18,8 +17,6 @@ from harness.stats.design import (
     fewest_seeds,
     power_of,
 )
-from harness.stats.estimates import Estimate, ItemTable
-from harness.stats.two_way import two_way_interval
 
 # About what two methods show on one task of the tiny suite: 2.5 points between seeds, 12 of a call, 20 of a call in a seed.
 PILOT = Components(seeds=0.025**2, clusters=0.12**2, interaction=0.20**2, answers=0.15)
@@ -34,13 +31,6 @@ def simulated(
     clusters = generator.normal(0, math.sqrt(components.clusters), (studies, 1, design.clusters))
     cell = generator.normal(0, math.sqrt(components.interaction + components.answers / design.answers), shape)
     return effect + seeds + clusters + cell
-
-
-def p_values(tables: np.ndarray) -> list[float]:
-    """Return the p values of the product's interval on crossed tables (studies, seeds, clusters)."""
-    names = tuple(map(str, range(tables.shape[2])))
-    found = [Estimate(dict(enumerate(t.mean(1).tolist())), {"task": ItemTable(t.T, names, names)}) for t in tables]
-    return [p_of(two_way_interval(each)) for each in found]
 
 
 def test_components_are_recovered_from_a_pilot():
