@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
@@ -33,7 +33,9 @@ class ShardedWeights(Trainable):
         device = next(iter(self.own.values())).device.type
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if narrow else MixedPrecisionPolicy()
         mesh = init_device_mesh(device, (ranks.size,))
-        self.module = copy.deepcopy(student)
+        # The copy shares the student's tensors until each is split, so no process holds two whole models.
+        shared = {id(own): nn.Parameter(own.data, own.requires_grad) for own in self.own.values()}
+        self.module = copy.deepcopy(student, shared)
         for layer in layers_of(self.module):
             fully_shard(layer, mesh=mesh, mp_policy=policy)
         fully_shard(self.module, mesh=mesh, mp_policy=policy)

@@ -136,7 +136,9 @@ def stage_needs(
     held = sum(parts[name] for name in ("weights", "gradients", "optimiser", "reference", "teacher"))
     generating = parts["whole weights to generate"] + parts["key-value cache"] + parts["sampling"]
     training_pass = parts["activations"] + parts["logits"] + 2 * parts["whole weights to generate"] // student.layers
-    peak = held + max(training_pass, generating)
+    # Before a stage, each process holds the whole student once, in float32, and splits it.
+    splitting = 0 if processes == 1 else 4 * size + weights + parts["reference"] + parts["teacher"]
+    peak = max(held + max(training_pass, generating), splitting)
     answered = training.steps * sequences * training.max_new_tokens
     read = training.steps * sequences * length
     again = 2.0 if training.activation_checkpointing else 0.0  # one more forward pass

@@ -20,16 +20,18 @@ def write_shards(folder: Path, state: Mapping[str, Any]) -> None:
     save(_map_keys(state, _to_text), checkpoint_id=folder)
 
 
-def read_shards(folder: Path) -> dict[str, Any]:
-    """Return the state that `write_shards` wrote, with whole tensors on the CPU; one process may call this alone."""
+def join_shards(folder: Path) -> Path:
+    """Write the whole tensors of `write_shards` into one file next to the folder, and return it; one process may call this."""
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-    whole = folder.with_name(f".{folder.name}.whole")
-    try:
-        dcp_to_torch_save(folder, whole)
-        return _map_keys(torch.load(whole, map_location="cpu", weights_only=True), _to_number)
-    finally:
-        whole.unlink(missing_ok=True)
+    file = folder.with_name(f".{folder.name}.whole")
+    dcp_to_torch_save(folder, file)
+    return file
+
+
+def read_whole(file: Path, *, mapped: bool = False) -> dict[str, Any]:
+    """Return a file's nested mappings with tensors on the CPU; `mapped` ones take no memory until they are read."""
+    return _map_keys(torch.load(file, map_location="cpu", weights_only=True, mmap=mapped), _to_number)
 
 
 def _map_keys(value: Any, change: Any) -> Any:
@@ -42,5 +44,5 @@ def _to_text(key: Any) -> str:
     return f"{NUMBER}{key}" if isinstance(key, int) else key
 
 
-def _to_number(key: str) -> int | str:
-    return int(key.removeprefix(NUMBER)) if key.startswith(NUMBER) else key
+def _to_number(key: Any) -> Any:
+    return int(key.removeprefix(NUMBER)) if isinstance(key, str) and key.startswith(NUMBER) else key

@@ -29,7 +29,7 @@ from harness.rundir.files import (
     replace_file,
     sync,
 )
-from harness.rundir.training.shards import read_shards, write_shards
+from harness.rundir.training.shards import join_shards, read_whole, write_shards
 
 
 class Snapshots(Protocol):
@@ -110,10 +110,21 @@ class FileSnapshots:
 
     def load(self) -> dict[str, Any] | None:
         """See `Snapshots`; raises `RunError` for a damaged file, and for inputs or logs that changed since."""
+        state = self.read()
+        if state is None or SHARDS not in state:
+            return state
+        file = self.join(state.pop(SHARDS))
+        try:
+            return {**state, **read_whole(file)}
+        finally:
+            file.unlink()
+
+    def read(self, *, mapped: bool = False) -> dict[str, Any] | None:
+        """Return the state in the file, as `load` does; the tensors of several processes stay in shards, which it names."""
         self.stop.waited_for = self.minutes is not None
         if not self.path.is_file():
             return None
-        state = self._read()
+        state = self._read(mapped)
         for log in self.logs:
             if log.is_file():
                 drop_steps_from(log, int(state["step"]))
@@ -174,19 +185,27 @@ class FileSnapshots:
         """Remove the snapshot of a finished stage."""
         remove_snapshot(self.path.parent)
 
-    def _read(self) -> dict[str, Any]:
+    def join(self, shards: str) -> Path:
+        """Return a file with the whole tensors of the shards; the caller removes it."""
+        try:
+            return join_shards(self.path.with_name(shards))
+        except Exception as error:
+            raise self._damaged(error) from error
+
+    def _read(self, mapped: bool) -> dict[str, Any]:
         try:
             with zipfile.ZipFile(self.path) as archive:
                 damaged = archive.testzip()
             if damaged is not None:
                 raise ValueError(f"{damaged} has a wrong checksum")
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
-            shards = state.pop(SHARDS, None)
-            return state if shards is None else {**state, **read_shards(self.path.with_name(shards))}
+            return torch.load(self.path, map_location="cpu", weights_only=True, mmap=mapped)
         except Exception as error:
-            raise RunError(
-                f"{self.path} is damaged ({error}); restore it from a copy, or move it away to train the stage from its start"
-            ) from error
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> RunError:
+        return RunError(
+            f"{self.path} is damaged ({error}); restore it from a copy, or move it away to train the stage from its start"
+        )
 
 
 def shared_snapshots(snapshots: FileSnapshots) -> Snapshots:
@@ -207,12 +226,23 @@ class ShardedSnapshots:
         self.file, self.ranks = file, ranks
 
     def load(self) -> dict[str, Any] | None:
-        """See `Snapshots`; every process gets the whole state, with the states of its own random generators."""
-        state = self.ranks.from_first(self.file.load() if self.ranks.rank == 0 else None)
+        """See `Snapshots`; the whole tensors stay in a file that all processes map, so each reads only what it takes."""
+        state, file = self.ranks.from_first(self._read() if self.ranks.rank == 0 else (None, self.file.path))
         if state is None:
             return None
+        tensors = read_whole(file, mapped=True)
+        state |= {name: tensors[name] for name in self.PARTS if name in tensors}
+        self.ranks.gather(None)  # every process has the file open
+        if self.ranks.rank == 0 and file != self.file.path:
+            file.unlink()
         generators = state.get("generators", [])
         return {**state, **generators[self.ranks.rank]} if len(generators) == self.ranks.size else state
+
+    def _read(self) -> tuple[dict[str, Any] | None, Path]:
+        """Return the state without tensors, and the file that has them whole."""
+        state = self.file.read(mapped=True)
+        file = self.file.join(state.pop(SHARDS)) if state and SHARDS in state else self.file.path
+        return state and {name: value for name, value in state.items() if name not in self.PARTS}, file
 
     def offer(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
         """See `Snapshots`; a signal to the first process ends all of them."""
