@@ -120,6 +120,14 @@ class Origin(Strict):
     trained: tuple[TrainedBefore, ...] = Field(description="tasks that the run trained up to that stage, for replay")
 
 
+class EvaluationResources(Strict):
+    """What the evaluation of a finished stage requests from a cluster, while its run trains the next one."""
+
+    cpus: float = Field(default=1, gt=0)
+    gpus: float = Field(default=0, ge=0)
+    memory_gib: float | None = Field(default=None, gt=0, description="null requests none")
+
+
 class Resources(Strict):
     """What one run requests from a cluster, on each of its nodes; only `harness sweep --ray` uses it."""
 
@@ -136,6 +144,10 @@ class Resources(Strict):
         description="null takes one for each of the node's processes where the cluster has any and `device` is not cpu",
     )
     memory_gib: float | None = Field(default=None, gt=0, description="null requests none")
+    evaluation: EvaluationResources | None = Field(
+        default=None,
+        description="for the evaluation of a stage while the next one trains; null takes the share of one process of the run",
+    )
 
 
 class Suite(Strict):

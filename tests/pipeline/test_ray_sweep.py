@@ -24,7 +24,7 @@ from harness.config.suite import Suite
 from harness.errors import ConfigError, RunError, TaskError
 from harness.pipeline.run import run
 from harness.pipeline.sweeps.ray_sweep import sweep_on_ray
-from harness.pipeline.sweeps.ray_tasks import task_options
+from harness.pipeline.sweeps.ray_tasks import evaluation_options, task_options
 from harness.rundir.process.progress import Event, silent
 from tests.support.models import micro_suite, write_task, write_yaml
 from tests.support.runs import cells, manifest
@@ -176,6 +176,38 @@ def test_a_node_that_shares_only_a_store_is_lost_and_another_one_continues_from_
     assert all((place / "stage_1_tiny_weather" / "train").is_dir() for place in places), (
         "each node has a disk of its own"
     )
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_stage_is_evaluated_by_another_task_while_the_next_one_trains(stored: bool, tmp_path: Path):
+    changes: dict[str, Any] = {"adapters": {"opd": {}}, "training": {"steps": 300}, "snapshot_minutes": 10}
+    changes["storage"] = f"file://{tmp_path}/bucket" if stored else None
+    loaded = suite(tmp_path, **changes)
+    (spec,) = plan_runs(loaded, ["opd"], [0], "default", tmp_path / "ray")
+    nodes, events = Nodes(driver=2, second=False), list[Event]()
+    try:
+        sweep_on_ray([spec], nodes.address, events.append)
+    finally:
+        nodes.cluster.shutdown()
+    first, second = (f"{stage.index} {stage.name}" for stage in spec.stages)
+    seen = [(event.activity, event.done) for event in events]
+    trained = [place for place, (activity, _) in enumerate(seen) if activity == f"stage {second}"]
+    evaluated = [place for place, (activity, _) in enumerate(seen) if activity == f"evaluate after {first[2:]}"]
+    assert any(trained[0] < place < trained[-1] for place in evaluated), "between steps of the next stage"
+    (alone,) = plan_runs(suite(tmp_path, **changes | {"storage": None}), ["opd"], [0], "default", tmp_path / "serial")
+    run(alone, silent)
+    assert results([spec]) == results([alone])
+
+
+def test_an_evaluation_asks_for_the_share_of_one_process_or_for_its_own(tmp_path: Path):
+    options = {"num_cpus": 16, "num_gpus": 8, "max_retries": 5, "memory": 2**40}
+    eight = suite(tmp_path, parallel={"processes": 8})
+    expected = {"num_cpus": 2, "num_gpus": 1, "max_retries": 0, "memory": 2**37}
+    assert evaluation_options(options, eight) == expected
+    three = suite(tmp_path, parallel={"processes": 3})
+    assert evaluation_options({**options, "num_gpus": 4}, three)["num_gpus"] == 2
+    own = suite(tmp_path, parallel={"processes": 8}, resources={"evaluation": {"cpus": 4, "gpus": 2}})
+    assert evaluation_options(options, own) == {"num_cpus": 4, "num_gpus": 2, "max_retries": 0}
 
 
 def test_an_error_stops_what_has_not_begun_and_is_one_sentence(nodes: Nodes, tmp_path: Path):

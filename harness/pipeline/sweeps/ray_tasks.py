@@ -7,6 +7,7 @@ seconds earlier without it.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from contextlib import suppress
@@ -70,6 +71,24 @@ def task_options(ray: Any, suite: Suite) -> dict[str, Any]:
     return {"num_cpus": asked.cpus, "num_gpus": gpus, "max_retries": RETRIES, **memory}
 
 
+def evaluation_options(options: dict[str, Any], suite: Suite) -> dict[str, Any]:
+    """Return what a task requests that evaluates a stage of a run with these `options`; it is not started a second time."""
+    asked = suite.resources or Resources()
+    if (own := asked.evaluation) is not None:
+        requested = {"num_cpus": own.cpus, "num_gpus": own.gpus}
+        return {**requested, "max_retries": 0, **({"memory": int(own.memory_gib * 2**30)} if own.memory_gib else {})}
+    share = suite.parallel.processes // asked.nodes
+    gpus = options["num_gpus"] / share
+    memory = {"memory": options["memory"] // share} if "memory" in options else {}
+    # Ray grants parts of one GPU, but not parts of several.
+    return {
+        "num_cpus": options["num_cpus"] / share,
+        "num_gpus": math.ceil(gpus) if gpus > 1 else gpus,
+        "max_retries": 0,
+        **memory,
+    }
+
+
 def build_model(spec: RunSpec, model: Model, seed: int, board: Any, marker: Path) -> None:
     """Build a model in the shared cache, on the device that the run uses; a Ray task."""
     from harness.lmeval.library import TaskLibrary
@@ -105,6 +124,8 @@ def do_run(spec: RunSpec, group: Any, board: Any, marker: Path, *_models: None) 
                 run_over_nodes(ray, spec, group, task_options(ray, spec.suite), _putter(board))
             else:
                 run(spec, _putter(board), partial(_begin_evaluation, ray, board, marker, begun))
+                for evaluation in begun:
+                    ray.cancel(evaluation)  # one that still waits for a place has nothing left to do
             return True
         except InUseError:
             # The process of a lost node may live on for some seconds and hold the folder.
@@ -120,16 +141,22 @@ def do_run(spec: RunSpec, group: Any, board: Any, marker: Path, *_models: None) 
 
 def _begin_evaluation(ray: Any, board: Any, marker: Path, begun: list[Any], spec: RunSpec, stage: int) -> bool:
     """Start the evaluation of a finished stage as a task of its own, where the cluster has room for one more."""
-    backend = backend_of(spec.suite)
-    # Nodes without a common file system do not see the checkpoint; a shared engine holds one set of weights.
-    if spec.suite.storage is not None or backend.is_shared:
+    if backend_of(spec.suite).is_shared:  # its engine holds one set of weights
         return False
-    options, free = task_options(ray, spec.suite), ray.available_resources()
+    options, free = evaluation_options(task_options(ray, spec.suite), spec.suite), ray.available_resources()
     asked = {"CPU": options["num_cpus"], "GPU": options["num_gpus"], "memory": options.get("memory", 0)}
     if any(free.get(name, 0) < amount for name, amount in asked.items()):
         return False
-    begun.append(ray.remote(_evaluate).options(**{**options, "max_retries": 0}).remote(spec, stage, board, marker))
+    if spec.suite.storage is not None:  # only this node has the checkpoint
+        options |= {"scheduling_strategy": _here(ray)}
+    begun.append(ray.remote(_evaluate).options(**options).remote(spec, stage, board, marker))
     return True
+
+
+def _here(ray: Any) -> Any:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # pyright: ignore[reportMissingImports]
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def _evaluate(spec: RunSpec, stage: int, board: Any, marker: Path) -> None:
