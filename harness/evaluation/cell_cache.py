@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from harness.rundir.files import read_cell, write_cell
-from harness.rundir.locks import waiting_lock
+from harness.rundir.locks import first_free_lock, waiting_lock
 from harness.rundir.records.cell_records import CellSummary, Keys
 
 
@@ -31,9 +32,15 @@ class SharedCells:
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "evaluations"
 
-    def locked(self, weights: str) -> AbstractContextManager[None]:
-        """Return the lock on a checkpoint's cells: of several processes, one evaluates it and the others wait."""
-        return waiting_lock(self.folder / f"{weights}.lock")
+    @contextmanager
+    def locked(self, weights: str, profiles: Sequence[str] = ("",)) -> Generator[str]:
+        """Hold the lock on a checkpoint's cells of one profile, which the block gets: one that no other process works on.
+
+        Two processes with the same checkpoint so evaluate different profiles. Where all are held, this waits for the first.
+        """
+        names = {self.folder / f"{weights}.{profile or 'plain'}.lock": profile for profile in profiles}
+        with first_free_lock(list(names)) as path:
+            yield names[path]
 
     def get(self, keys: Keys) -> CellResult | None:
         """Return the cell with these keys, or None."""
@@ -48,11 +55,13 @@ class SharedCells:
         return None
 
     def put(self, keys: Keys, cell: CellResult) -> None:
-        """Store a cell for other runs, and remove what a killed process left of it; call it while holding `locked`."""
+        """Store a cell for other runs, and remove what a killed process left of it."""
         folder = self._path(keys)
-        for partial in self.folder.glob(f".{folder.name}.*"):
-            shutil.rmtree(partial, ignore_errors=True)
-        write_cell(folder, cell.summary, cell.samples)
+        # Suites may have one cell under profiles of different names, so the lock on a profile does not keep them apart.
+        with waiting_lock(self.folder / f"{cell.summary.weights}.lock"):
+            for partial in self.folder.glob(f".{folder.name}.*"):
+                shutil.rmtree(partial, ignore_errors=True)
+            write_cell(folder, cell.summary, cell.samples)
 
     def _path(self, keys: Keys) -> Path:
         return self.folder / f"{keys.generation}-{keys.grading}"

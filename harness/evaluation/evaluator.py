@@ -70,21 +70,23 @@ def evaluate_checkpoint(
     Where only the grader or a reference differs, the stored answers are graded again. `on_task` gets the name of each task
     when it is done.
     """
-    with preserved_random_state(), shared.locked(served.weights):
+    with preserved_random_state():
         model = open_model(served, settings, on_task)
         keys = {task.cell: _keys(served, task, model, settings) for task in tasks}
-        cells = {
-            task.cell: cell for task in tasks if (cell := _stored(task, keys[task.cell], settings, shared)) is not None
-        }
-        for name in cells:
-            on_task(name)
-        missing = [task for task in tasks if task.cell not in cells]
-        for profile in dict.fromkeys(task.profile for task in missing):
-            of_profile = [task for task in missing if task.profile == profile]
-            made = dict(_evaluate_tasks(model, of_profile, library, settings, keys, served.weights))
-            for name, cell in made.items():
-                shared.put(keys[name], cell)
-            cells |= made
+        cells: dict[str, CellResult] = {}
+        left = list(dict.fromkeys(task.profile for task in tasks))
+        while left:
+            with shared.locked(served.weights, left) as profile:
+                of_profile = [task for task in tasks if task.profile == profile]
+                for task in of_profile:
+                    if (cell := _stored(task, keys[task.cell], settings, shared)) is not None:
+                        cells[task.cell] = cell
+                        on_task(task.cell)
+                if missing := [task for task in of_profile if task.cell not in cells]:
+                    for name, cell in _evaluate_tasks(model, missing, library, settings, keys, served.weights):
+                        shared.put(keys[name], cell)
+                        cells[name] = cell
+            left.remove(profile)
     return {task.cell: cells[task.cell] for task in tasks}
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import tempfile
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -38,6 +38,25 @@ def waiting_lock(path: Path, seconds: float = LONGEST_WAIT) -> Generator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def first_free_lock(paths: Sequence[Path]) -> Generator[Path]:
+    """Hold the first of the lock files that no other process holds; where all are held, wait for the first of them."""
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    refuse_without_flock(paths[0].parent)
+    for path in paths:
+        lock = FileLock(path, timeout=0)
+        with suppress(Timeout):
+            lock.acquire()
+        if lock.is_locked:
+            try:
+                yield path
+            finally:
+                lock.release()
+            return
+    with waiting_lock(paths[0]):
+        yield paths[0]
 
 
 def is_held(path: Path) -> bool:

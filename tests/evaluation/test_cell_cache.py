@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pandas as pd
@@ -35,3 +36,27 @@ def test_a_shared_cell_whose_score_was_changed_is_not_taken(tmp_path: Path):
     file.write_text(json.dumps({**json.loads(file.read_text()), "score": 1.0}))
     with pytest.raises(RunError, match="was changed from outside"):
         shared.get(KEYS)
+
+
+def test_two_processes_with_one_checkpoint_take_different_profiles(tmp_path: Path):
+    one, other = SharedCells(tmp_path), SharedCells(tmp_path)
+    with one.locked("w", ["greedy", "paper"]) as first, other.locked("w", ["greedy", "paper"]) as second:
+        assert (first, second) == ("greedy", "paper")
+        with SharedCells(tmp_path).locked("v", ["greedy"]) as third:
+            assert third == "greedy", "another checkpoint's cells"
+
+
+def test_where_another_process_holds_every_profile_this_one_waits(tmp_path: Path):
+    entered, taken = threading.Event(), list[str]()
+
+    def take() -> None:
+        with SharedCells(tmp_path).locked("w", ["greedy"]) as profile:
+            taken.append(profile)
+            entered.set()
+
+    waiting = threading.Thread(target=take)
+    with SharedCells(tmp_path).locked("w", ["greedy"]):
+        waiting.start()
+        assert not entered.wait(0.3)
+    waiting.join(30)
+    assert taken == ["greedy"]
