@@ -21,7 +21,7 @@ from harness.config.models import Model, Scratch
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.errors import HarnessError, RunError
-from harness.pipeline.processes.devices import limit_threads, resolve_device, visible_gpus
+from harness.pipeline.processes.devices import keep_freed_memory, limit_threads, resolve_device, visible_gpus
 from harness.pipeline.processes.started_teachers import gpus_of_teachers, started_teachers
 from harness.pipeline.processes.stop_signals import forward_signals
 from harness.pipeline.sweeps.worker_link import linked
@@ -170,6 +170,7 @@ def _build_in_worker(spec: RunSpec, model: Model, seed: int, threads: int | None
     from harness.pipeline.build.model_source import checkpoint_of
 
     limit_threads(threads)
+    keep_freed_memory()
     library = TaskLibrary(spec.suite.include, spec.suite.data)
     report, label = worker_end().report, f"model seed {seed}"
     device = resolve_device(spec.suite.device)
