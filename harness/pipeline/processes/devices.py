@@ -1,4 +1,4 @@
-"""The device, CPU threads, freed memory and GPUs of a process. A sweep imports this before any model, so it needs torch alone."""
+"""The device, CPU threads, freed memory and GPUs of a process. A sweep imports this before any model; it needs torch alone."""
 
 from __future__ import annotations
 
