@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.errors import RunError
+from harness.pipeline.processes import stop_signals
 from harness.pipeline.processes.stop_signals import stop_on_signals
 from harness.pipeline.run import run
 from harness.rundir import files
 from harness.rundir.files import json_line, read_json, remove_partials, replace_file, write_cell, write_json
+from harness.rundir.process.progress import Event
 from harness.rundir.schema import Session
 from harness.rundir.stage_folder import stage_folder
 from harness.rundir.store import RunStore, is_finished
@@ -299,6 +302,41 @@ def test_a_signal_names_what_it_costs_where_no_snapshot_is_kept():
     request = StopRequest(cost="stage_1_tiny_weather begins again; ")
     with pytest.raises(RunError, match="stage_1_tiny_weather begins again"):
         interrupt(request)
+
+
+def swallow(number: signal.Signals) -> None:
+    """Get a signal in code that catches everything, as some libraries do."""
+    with suppress(BaseException):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+
+def test_a_signal_whose_exception_a_library_catches_ends_the_run_at_its_next_training_step(
+    micro: Suite, tmp_path: Path
+):
+    spec, evaluated = RunSpec(micro, "opd", 0, out=tmp_path), list[str]()
+
+    def report(event: Event) -> None:
+        if event.activity == "evaluate start" and not evaluated:
+            evaluated.append(event.activity)
+            swallow(signal.SIGTERM)
+
+    with pytest.raises(RunError, match="stopped by SIGTERM before step 1, with a snapshot"):
+        run(spec, report)
+    assert evaluated
+
+
+def test_a_worker_that_a_signal_did_not_end_begins_no_run(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(stop_signals, "_outside_runs", [])
+    before = {number: signal.getsignal(number) for number in stop_signals.SIGNALS}
+    try:
+        stop_signals.exit_on_signals()
+        swallow(signal.SIGINT)
+        with pytest.raises(RunError, match="stopped by SIGINT"), stop_on_signals(StopRequest()):
+            pytest.fail("the block ran")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_signal_outside_a_training_ends_at_once_and_a_second_one_always():

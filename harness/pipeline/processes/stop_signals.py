@@ -3,6 +3,9 @@
 Outside a training that takes snapshots, and at a second signal, a run ends at once: all that is finished is on disk. Signals
 within one second count as one, because a terminal and a scheduler signal a sweep and its workers alike, and the sweep forwards
 its own signal to the workers.
+
+A library may catch the exception that ends a run, as every bare `except:` does. So a signal is noted too, and ends the run at
+its next training step or stage.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -26,19 +30,25 @@ if TYPE_CHECKING:
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ONE_REQUEST = 1.0  # seconds in which all signals count as one
 
+_outside_runs: list[str] = []  # the signals that this process got between runs
+
 
 @contextmanager
 def stop_on_signals(request: StopRequest) -> Generator[None]:
     """Answer both signals in this block: by `request` where a training looks for it at every step, else by ending at once.
 
-    Raises `RunError` at the end of the block. Inside, the signal raises `StoppedError`, which no `except Exception` catches.
+    Raises `RunError` at the end of the block, and at its start after a signal that did not end this process between runs.
+    Inside, the signal raises `StoppedError`, which no `except Exception` catches.
     """
+    if _outside_runs:
+        raise RunError(f"stopped by {_outside_runs[0]}; the same command continues")
 
     def answer(number: int, _: FrameType | None) -> None:
         name = signal.Signals(number).name
         now = time.monotonic()
-        if request.waited_for and (not request.signal or now - request.since < ONE_REQUEST):
-            request.signal, request.since = request.signal or name, request.since or now
+        first = not request.signal or now - request.since < ONE_REQUEST
+        request.signal, request.since = request.signal or name, request.since or now
+        if request.waited_for and first:
             return
         cost = "" if request.waited_for else request.cost
         raise StoppedError(f"stopped by {name}; {cost}the same command continues")
@@ -48,6 +58,17 @@ def stop_on_signals(request: StopRequest) -> Generator[None]:
             yield
         except StoppedError as error:
             raise RunError(str(error)) from error
+
+
+def exit_on_signals() -> None:
+    """Let both signals end this process, a worker of a sweep, wherever no `stop_on_signals` answers them."""
+
+    def answer(number: int, _: FrameType | None) -> None:
+        _outside_runs.append(signal.Signals(number).name)
+        sys.exit(0)  # without a traceback; the sweep reports what happened
+
+    for number in SIGNALS:
+        signal.signal(number, answer)
 
 
 @contextmanager

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.context import SpawnContext
 from typing import Any
 
 from harness.pipeline.processes.end_with_parent import end_with_parent
-from harness.pipeline.processes.stop_signals import SIGNALS
+from harness.pipeline.processes.stop_signals import exit_on_signals
 from harness.pipeline.sweeps.worker_link import Link, WorkerEnd
 from harness.teachers.server_start import VISIBLE
 
@@ -43,7 +41,5 @@ def _begin(numbers: Any, gpus: Sequence[str], link: Link | None) -> None:
         os.environ[VISIBLE] = gpus[number % len(gpus)]
     if link is not None:
         _end.append(WorkerEnd(link.pipes[number], link.stopped))
-    # A signal ends an idle worker without a traceback; the sweep reports what happened.
-    for each in SIGNALS:
-        signal.signal(each, lambda *_: sys.exit(0))
+    exit_on_signals()
     end_with_parent()
