@@ -27,6 +27,11 @@ TEXT = (
     "Question: A train leaves at 9:40 and arrives at 13:05. How long does it take, and what is 3/4 of that time? Answer: The "
     "train takes 3 hours and 25 minutes, which is 205 minutes."
 )
+# Where tokenizers of one family differ: digits, spaces and tabs, code, accents, scripts without spaces, emoji, JSON.
+VARIED = (
+    'def f(x):\n\treturn x ** 2    # 1234567 \u2248 1.2e6\r\n\n"Stra\u00dfe" \u6771\u4eac \U0001f680 don\'t '
+    '{"city": "S\u00e3o Paulo", "n": -0.5}'
+)
 WORDS, SPACED = 32, 12  # the probe: tokens of the text, then evenly spaced ids up to the largest one
 CHECKED = (8, 20, 31)  # lengths of the prefixes that the server also continues
 FEW = 5  # tokens of the distribution from which the server draws
@@ -92,9 +97,10 @@ def _probe_ids(tokenizer: Any) -> tuple[int, ...]:
 
 def _check_tokenizer(kind: Server, replicas: Replicas, url: str, tokenizer: Any) -> None:
     """Compare the token ids of a text on the server and in the student; `/tokenize` is an endpoint of vLLM."""
-    body = {"model": kind.model, "prompt": TEXT, "add_special_tokens": False}
+    text = f"{TEXT}\n{VARIED}"
+    body = {"model": kind.model, "prompt": text, "add_special_tokens": False}
     ids = replicas.post("/tokenize", body, _read_tokens, replicas.urls.index(url))
-    if ids != (expected := list(tokenizer.encode(TEXT, add_special_tokens=False))):
+    if ids != (expected := list(tokenizer.encode(text, add_special_tokens=False))):
         raise ModelError(
             f"the teacher at {url} reads a text as {len(ids)} tokens that differ from the student's {len(expected)}; "
             "on-policy distillation scores the student's exact ids, so use models with the same tokenizer"

@@ -128,9 +128,18 @@ def test_another_tokenizer_another_name_and_no_server_are_refused(
         settings("http://127.0.0.1:9", start_deadline=0.2).check()
     with pytest.raises(ConfigError, match="NO_SUCH_KEY"):
         settings(url, api_key_variable="NO_SUCH_KEY").check()
-    monkeypatch.setattr(server, "tokenizer", type("Bytes", (), {"encode": lambda _, text, **__: list(text.encode())})())
-    with pytest.raises(ModelError, match="reads a text as"):
-        opened(settings(url), student, tmp_path, stack)
+    own = server.tokenizer.encode
+
+    def as_bytes(_: Any, text: str, **__: Any) -> list[int]:
+        return list(text.encode())
+
+    def without_accents(_: Any, text: str, **options: Any) -> list[int]:
+        return own(text.replace("ã", "a"), **options)
+
+    for encode in (as_bytes, without_accents):
+        monkeypatch.setattr(server, "tokenizer", type("Other", (), {"encode": encode})())
+        with pytest.raises(ModelError, match="reads a text as"):
+            opened(settings(url), student, tmp_path, stack)
 
 
 def test_what_a_server_cannot_return_is_refused_before_a_run():
