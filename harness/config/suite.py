@@ -120,12 +120,23 @@ class Origin(Strict):
     trained: tuple[TrainedBefore, ...] = Field(description="tasks that the run trained up to that stage, for replay")
 
 
+def whole_gpus(gpus: float | None) -> float | None:
+    """Refuse a part of several GPUs: Ray grants a part of one, or whole ones."""
+    if gpus is not None and gpus > 1 and gpus % 1:
+        raise ValueError(f"{gpus:g} GPUs cannot be granted; ask for a whole number, or for a part of one")
+    return gpus
+
+
 class EvaluationResources(Strict):
     """What the evaluation of a finished stage requests from a cluster, while its run trains the next one."""
 
-    cpus: float = Field(default=1, gt=0)
-    gpus: float = Field(default=0, ge=0)
-    memory_gib: float | None = Field(default=None, gt=0, description="null requests none")
+    cpus: float | None = Field(default=None, gt=0, description="null takes the share of one of the run's processes")
+    gpus: float | None = Field(default=None, ge=0, description="null takes the share of one of the run's processes")
+    memory_gib: float | None = Field(
+        default=None, gt=0, description="null takes the share of one of the run's processes"
+    )
+
+    _whole_gpus = field_validator("gpus")(whole_gpus)
 
 
 class Resources(Strict):
@@ -144,6 +155,8 @@ class Resources(Strict):
         description="null takes one for each of the node's processes where the cluster has any and `device` is not cpu",
     )
     memory_gib: float | None = Field(default=None, gt=0, description="null requests none")
+    _whole_gpus = field_validator("gpus")(whole_gpus)
+
     evaluation: EvaluationResources | None = Field(
         default=None,
         description="for the evaluation of a stage while the next one trains; null takes the share of one process of the run",
@@ -304,6 +317,11 @@ class Suite(Strict):
             raise ValueError(f"order {order!r} is not one of {known}")
         by_task = {stage.task: stage for stage in self.stages}
         return tuple(by_task[task] for task in self.orders[order])
+
+    @property
+    def first_own_stage(self) -> Stage:
+        """The first stage that the method under test trains; the first one where all have an adapter of their own."""
+        return next((stage for stage in self.stages if stage.adapter is None), self.stages[0])
 
     def training_for(self, stage: Stage, entry: str) -> Training:
         """Return a stage's budget under an adapter entry, with the changes of that entry or of the stage's own adapter."""

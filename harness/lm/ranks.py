@@ -77,9 +77,10 @@ def take(tensor: Tensor, state: Tensor) -> None:
 
 def local_part(parameter: nn.Parameter, state: Tensor) -> Tensor:
     """Return an optimiser state split like its parameter; a state of another shape, such as a step count, stays whole."""
-    if not is_split(parameter) or state.shape != parameter.shape or is_split(state):
+    if not is_split(parameter) or is_split(state):
         return state
-    return _split_like(parameter, state)
+    # A copy, because `state` may be a view of a file.
+    return _split_like(parameter, state) if state.shape == parameter.shape else state.clone()
 
 
 def _split_like(tensor: Any, state: Tensor) -> Tensor:

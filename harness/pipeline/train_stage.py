@@ -61,6 +61,7 @@ class StageTrainer:
         where the stage was trained from other weights than the run has now.
         """
         before = f"stage_{stage.index - 1}" if stage.index > 1 else "start"
+        self._stop_if_asked()
         if (done := folder.training_done) is None and stage.shared:
             with self.shared.locked(key := self._shared_key(stage)):
                 done = self.shared.take(key, folder) or self._train(folder, stage, checkpoint, before)
@@ -71,13 +72,16 @@ class StageTrainer:
                 f"{folder.path / 'train'} was trained from weights {done.before}, and the run's {before} has "
                 f"{self.resources.weights[before]} now; put the former ones back, or choose another --out"
             )
-        if self.resources.stop.signal:
-            raise StoppedError(f"stopped by {self.resources.stop.signal}; the same command continues")
+        self._stop_if_asked()
         self.resources.weights[f"stage_{stage.index}"] = done.weights
         self.resources.files[f"stage_{stage.index}"] = done.files
         if done.teacher is not None:
             self.resources.weights[f"stage_{stage.index}_teacher" if stage.own_teacher else "teacher"] = done.teacher
         return folder.checkpoint
+
+    def _stop_if_asked(self) -> None:
+        if self.resources.stop.signal:
+            raise StoppedError(f"stopped by {self.resources.stop.signal}; the same command continues")
 
     def follow(self, stage: PlannedStage, checkpoint: Path, weights: str, folder: Path) -> None:
         """Train one stage as one of several processes, not the first, which alone writes the run directory.

@@ -33,6 +33,7 @@ EVALUATE_AGAIN = "move its folder away and run the same command, to evaluate aga
 STEPS = "steps.jsonl"
 SNAPSHOT = "snapshot.pt"
 SHARDS = "shards"  # prefix of folders next to a snapshot, with the tensors that several processes wrote
+WHOLE = ".whole"  # suffix of a file with the joined tensors of such a folder, while several processes read it
 ROLLOUT_LOG = "rollouts.jsonl"
 CURVE = "curve.jsonl"
 PARTIAL = re.compile(r"^\..+\.(\d+|[a-z0-9_]{8})$")  # names of unfinished files of `replace_file` and `_appears_whole`
@@ -241,10 +242,12 @@ def remove_snapshot(folder: Path) -> None:
 
 
 def remove_shards(folder: Path, but: Path | None = None) -> None:
-    """Remove the folders of shards next to a snapshot, all except `but`."""
+    """Remove the folders of shards next to a snapshot, all except `but`, and the files of joined shards."""
     for shards in folder.glob(f"{SHARDS}-*"):
         if shards != but:
             shutil.rmtree(shards, ignore_errors=True)
+    for joined in folder.glob(f".{SHARDS}-*{WHOLE}"):
+        joined.unlink()
 
 
 def read_json(path: Path) -> Any:

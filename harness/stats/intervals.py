@@ -14,8 +14,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 LEVEL = 0.95
-# The possible values of each unit: a share, a difference of shares, a ratio of shares, an entropy.
-BOUNDS = {"%": (0.0, 1.0), "points": (-1.0, 1.0), "ratio": (0.0, math.inf), "nats": (0.0, math.inf)}
+# The possible values of each unit: a share, a difference of shares, a ratio of shares, an entropy, any number.
+BOUNDS = {
+    "%": (0.0, 1.0),
+    "points": (-1.0, 1.0),
+    "ratio": (0.0, math.inf),
+    "nats": (0.0, math.inf),
+    "number": (-math.inf, math.inf),
+}
 ROUNDING = 1e-9  # a smaller width is floating-point error: the values are equal
 
 

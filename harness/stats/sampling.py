@@ -33,7 +33,7 @@ def noise_floor(repeated: Sequence[float]) -> float:
 def mean_ratio(numerators: ArrayLike, denominators: ArrayLike) -> Interval:
     """Return the mean over runs of the ratio of two of their figures (runs,), with its t interval.
 
-    Runs without a positive denominator are left out.
+    Runs without a positive denominator are left out. A numerator may be negative, so the ratio has no bounds.
     """
     above, below = (np.asarray(values, dtype=np.float64) for values in (numerators, denominators))
-    return t_interval(above[below > 0] / below[below > 0]).of_unit("ratio")
+    return t_interval(above[below > 0] / below[below > 0])

@@ -43,11 +43,13 @@ class Evidence:
 
     `by_rate[start, adapter]` holds the methods by learning rate, the adapter's own included; only a study has several.
     `branches` are further methods that begin at a common checkpoint, see `Method.branch_stage`; only a study has them.
+    `planned_starts` are a study's starts, also those without runs yet: the first one stays the primary one.
     """
 
     methods: Sequence[Method]
     by_rate: Mapping[tuple[str, str], ByRate] = field(default_factory=dict[tuple[str, str], ByRate])
     branches: Sequence[Method] = ()
+    planned_starts: Sequence[str] = ()
 
     @property
     def runs(self) -> list[RunDir]:
@@ -56,8 +58,9 @@ class Evidence:
 
     @property
     def starts(self) -> list[str]:
-        """The starts of the methods, in their order."""
-        return list(dict.fromkeys(method.first.start for method in (*self.methods, *self.branches)))
+        """The planned starts and those of the methods, in their order."""
+        found = (method.first.start for method in (*self.methods, *self.branches))
+        return list(dict.fromkeys([*self.planned_starts, *found]))
 
     @property
     def trained(self) -> list[str]:

@@ -67,17 +67,23 @@ class Verdict:
         return self.verdict != EXPLORATORY
 
 
-def judge_claims(files: Sequence[ClaimFile], evidence: Evidence, planned: Sequence[int] = ()) -> list[Verdict]:
+def judge_claims(
+    files: Sequence[ClaimFile], evidence: Evidence, planned: Sequence[int] = (), primary: bool = True
+) -> list[Verdict]:
     """Return the rows of all claims; each file's primary rows come first, in their order, and form one test sequence.
 
-    Verdicts are given at looks: the numbers of seeds that the runs record, or `planned` where they record none.
+    Verdicts are given at looks: the numbers of seeds that the runs record, or `planned` where they record none. Without
+    `primary` all rows are exploratory: a report that judges one file in several settings tests it in the first one alone.
     """
-    return [row for file in files for row in _judge_file(file, evidence, planned)]
+    return [row for file in files for row in _judge_file(file, evidence, planned, primary)]
 
 
-def _judge_file(file: ClaimFile, evidence: Evidence, planned: Sequence[int]) -> Iterator[Verdict]:
+def _judge_file(file: ClaimFile, evidence: Evidence, planned: Sequence[int], tested: bool) -> Iterator[Verdict]:
     looks = find_looks(file, evidence.runs, planned)
     rows = {entry.name: list(_rows(file, entry, evidence)) for entry in file.claims}
+    if not tested:
+        yield from (row for found in rows.values() for row in found)
+        return
     primary = [_decide(rows[name][0], looks) for name in file.primary if rows[name]]
     for row, verdict in zip(primary, gate([row.verdict for row in primary]), strict=True):
         yield row if verdict == row.verdict else replace(row, verdict=verdict, reason=_closed_by(primary))

@@ -54,8 +54,8 @@ def list_looks(looks: Sequence[int]) -> str:
         return f"Claims are judged once, at {looks[0]} seeds, at {100 * LEVEL:g} %."
     levels = [f"{n} seeds ({100 * level:.2g} %)" for n, level in zip(looks, look_levels(tuple(looks)), strict=True)]
     return (
-        f"Claims are judged at {', '.join(levels)}: two-sided levels by {RULE_OF_LOOKS}. All looks together err in at most "
-        f"{100 * LEVEL:g} % of studies without an effect."
+        f"Claims are judged at {', '.join(levels)}: two-sided levels by {RULE_OF_LOOKS}, which spends {100 * LEVEL:g} % over "
+        "all looks."
     )
 
 

@@ -45,8 +45,8 @@ def describe_registration(file: ClaimFile, runs: Sequence[RunDir]) -> str:
         late, when = sum(not found for found in same), min(each.when for found in same for each in found)
         return f"Registered on {_day(when)}, after {format_count(late, 'run')} of {len(judged)} had started.{several}"
     if known:
-        return f"Changed after it was registered on {_day(known[0].when)}: these claims are exploratory.{several}"
-    return "Not registered before the runs: these claims are exploratory."
+        return f"Changed after it was registered on {_day(known[0].when)}, so results may have decided the change.{several}"
+    return "Not registered before the runs, so results may have decided what is claimed."
 
 
 def describe_plan(file: ClaimFile, runs: Sequence[RunDir], planned: Sequence[int] = ()) -> str:

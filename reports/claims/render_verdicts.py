@@ -35,10 +35,10 @@ RULE = (
     "Effect: its 95 % interval is for another seed and other items. Over seeds: the interval for another seed on the same "
     "items. Over items: the interval for other items with the same seeds. The primary claims of a file are tested in their "
     "order, each at 5 %, which its planned looks share. A later one is tested only if every testable claim before it "
-    "showed a difference (a fixed sequence), so the chance of any false difference is at most 5 %. Supported: the whole "
-    "interval lies beyond the smallest effect of interest, in the claimed direction. Contradicted: the whole interval "
-    "falls short of it. Equivalent: two one-sided tests at 5 % show that the effect lies within the margin. Not resolved: "
-    f"none of these. Not testable: these runs cannot test the claim, for example with fewer than {SEEDS} seeds. No verdict: "
+    "showed a difference (a fixed sequence), so that all of them together err at 5 %. Tests are at the level of the look. "
+    "Supported: the effect is larger than the smallest one of interest, in the claimed direction. Contradicted: it is "
+    "smaller. Equivalent: two one-sided tests show that it lies within the margin. Not resolved: no test shows anything. "
+    f"Not testable: these runs cannot test the claim, for example with fewer than {SEEDS} seeds. No verdict: "
     "no look was planned at this number of seeds. All other rows are exploratory: among many intervals, some exclude zero "
     "by chance. Where there are several starts, the first one is primary. The seeds of a suite share its teacher, its "
     "training records and its test items, so verdicts hold for this teacher and these records."
@@ -81,7 +81,8 @@ def list_verdicts(found: Sequence[Verdict]) -> list[str]:
     """Return a sentence on every primary claim, in the order of testing."""
     shown = [each for each in found if each.primary]
     return [
-        f"Primary claim {place}: {describe_claim(each)}: {_conclusion(each)}."
+        f"Primary claim {place}{f', {each.profile} decoding' if each.profile else ''}: {describe_claim(each)}: "
+        f"{_conclusion(each)}."
         for place, each in enumerate(shown, start=1)
     ]
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from harness.stats.continual import ACCURACY, LEARNING, START
 from harness.stats.figure_terms import after_own, at_start, minus
-from harness.stats.intervals import Interval
+from harness.stats.intervals import Interval, has_width, resolved
 from harness.stats.two_way import two_way_interval
 from reports.data.methods import Method
 from reports.formatting import format_percent
@@ -18,7 +18,7 @@ LEAST_LEARNED = 0.02  # a share: a gain of at most this is called "learned nothi
 
 
 def describe_against_start(methods: Sequence[Method], stage: int | None = None) -> Iterator[str]:
-    """Yield a sentence for each method that ends below its start or learned nothing; controls are left out."""
+    """Yield a sentence for each method whose mean ends below its start, or that learned nothing; controls are left out."""
     for method in methods:
         if not method.control:
             yield from _below_start(method, stage)
@@ -35,8 +35,13 @@ def _below_start(method: Method, stage: int | None) -> Iterator[str]:
     end, start = method.estimate(ACCURACY, stage=stage), method.estimate(START, stage=stage)
     change = two_way_interval(end - start).of_difference(ACCURACY.unit)
     if change.mean < 0:
+        below = (
+            "is not shown to end above its start"
+            if has_width(change) and not resolved(change)
+            else "ends below its start"
+        )
         yield (
-            f"{method.name} ends below its start: at {format_percent(end.of_seeds((end - start).seeds).mean)} %, "
+            f"{method.name} {below}: at {format_percent(end.of_seeds((end - start).seeds).mean)} %, "
             f"{format_percent(-change.mean)} points{format_bracket(change, -1)} less than before any stage."
         )
 

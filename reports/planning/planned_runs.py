@@ -39,7 +39,7 @@ class PlannedRuns:
     def place(self, entry: ClaimEntry) -> ClaimScope | None:
         """Return where a claim is planned: at its first start and task; None where the runs lack the starts it needs."""
         task = entry.scope.tasks[0] if entry.scope.tasks else ""
-        task = self.base.stages[0].task if task in ("first", "each") else task
+        task = self.base.first_own_stage.task if task in ("first", "each") else task
         if entry.scope.start == "pairs":
             return ClaimScope(self.starts[0], self.starts[1], task) if len(self.starts) > 1 else None
         named = self.starts[0] if entry.scope.start == "each" else entry.scope.start
@@ -116,5 +116,5 @@ def is_branch(spec: RunSpec) -> bool:
 
 
 def rate_of(suite: Suite, entry: str) -> float:
-    """Return the learning rate of an adapter in a suite's first stage; nan for one that the suite lacks."""
-    return suite.training_for(suite.stages[0], entry).optimizer.lr if entry in suite.adapters else float("nan")
+    """Return the learning rate of an adapter in the first stage that it trains; nan for one that the suite lacks."""
+    return suite.training_for(suite.first_own_stage, entry).optimizer.lr if entry in suite.adapters else float("nan")

@@ -17,7 +17,7 @@ from harness.stats.design import (
     power_of,
     smallest_margin,
 )
-from harness.stats.looks import look_levels
+from harness.stats.looks import level_at
 from harness.stats.power import POWER
 from reports.planning.pilot import NoPlan, Planning
 
@@ -53,12 +53,16 @@ class Resolution:
 
 @dataclass(frozen=True)
 class ClaimPlan:
-    """A claim's plan for the suite's `own` design: to find a difference, and with a margin to show equivalence."""
+    """A claim's plan for the suite's `own` design: to find a difference, and with a margin to show equivalence.
+
+    `alpha` is the level of its tests: that of the last look.
+    """
 
     subject: Planning
     own: Design
     difference: Resolution
     equivalence: Resolution | None
+    alpha: float = ALPHA
 
     @property
     def sentence(self) -> str:
@@ -90,7 +94,7 @@ def plan_claim(
     subject: Planning, effect: float, seeds: int, answers: int, hours: float = math.inf, looks: Sequence[int] = ()
 ) -> ClaimPlan:
     """Return a claim's plan for a true difference of `effect`, in its unit, and a suite of `seeds` seeds."""
-    alpha = look_levels(tuple(looks))[-1] if looks else ALPHA
+    alpha = level_at(looks[-1], looks) if looks else ALPHA
     parts, scale, own = subject.components, subject.scale, Design(seeds, subject.design.clusters, answers)
     # Other numbers of answers are planned only where the pilot shows how answers vary.
     some_answers = ANSWERS if parts.answers > 0 else (answers,)
@@ -118,7 +122,7 @@ def plan_claim(
         )
 
     equivalence = resolution(subject.margin, True) if subject.margin else None
-    return ClaimPlan(subject, own, resolution(effect, False), equivalence)
+    return ClaimPlan(subject, own, resolution(effect, False), equivalence, alpha)
 
 
 def power_curve_of(plan: ClaimPlan, most_hours: float) -> list[tuple[float, float]]:
@@ -129,7 +133,8 @@ def power_curve_of(plan: ClaimPlan, most_hours: float) -> list[tuple[float, floa
         design = replace(plan.own, seeds=seeds)
         if (hours := plan.subject.costs.hours(design)) > most_hours and len(points) > 2:
             break
-        points.append((hours, detectable_difference(plan.subject.components, design) * plan.subject.scale))
+        smallest = detectable_difference(plan.subject.components, design, alpha=plan.alpha)
+        points.append((hours, smallest * plan.subject.scale))
         seeds += max(1, seeds // 8)
     return points
 

@@ -18,9 +18,10 @@ from reports.document.rendering import publish
 from reports.figures import style
 from reports.report.page_writer import Page, write_page
 from reports.study.opening import describe_study
+from reports.study.profile_blocks import describe_cost
 from reports.study.study_results import RUN, Results, collect
 from reports.study.study_sections import study_sections
-from reports.study.study_verdicts import judge_study
+from reports.study.study_verdicts import claim_files, judge_study
 
 DPI = 110
 
@@ -51,8 +52,10 @@ def _write(results: Results, folder: Path, stem: str) -> None:
     with style.shared(results.frames.labelled):
         sections = study_sections(results, verdicts)
         opening = [*([count_exploratory(verdicts)] if verdicts else []), *describe_study(results)]
+        profiles = dict.fromkeys(file.profile or results.profile for file in claim_files(results))
+        cost = [sentence for profile in profiles for sentence in describe_cost(results, profile)]
         write_page(
-            Page(results.plan.study.title, list_verdicts(verdicts), opening, results.missing, sections),
+            Page(results.plan.study.title, [*list_verdicts(verdicts), *cost], opening, results.missing, sections),
             folder,
             stem,
             stem,

@@ -16,7 +16,7 @@ from reports.document.blocks import Block, Grid, Heading, Picture, Text
 from reports.figures.draw_factor import PANELS, draw_factor
 from reports.formatting import format_count, format_interval, format_nats, format_percent, format_points
 from reports.study.contrasts import MOVED, contrasts_grid, find_contrasts
-from reports.study.study_results import Config, Results, has_own_stages
+from reports.study.study_results import STARTS, Config, Results, has_own_stages
 from reports.study.training_pictures import training_pictures
 
 COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
@@ -97,10 +97,11 @@ def describe_factor(results: Results, name: str) -> str:
     judged = [change for change in changes if has_width(change.difference, SEEDS)]
     if not judged:
         return f"No difference from {reference} is judged: fewer than {SEEDS} seeds."
+    paired = "seeds of other starts are not pairs" if factor.key in STARTS else "paired over seeds"
     found = [change for change in judged if resolved(change.difference)]
     named = f": {'; '.join(_describe(change) for change in found)}" if found and not factor.of_entries else ""
     return (
-        f"Against {reference}, paired over seeds with the same start: {format_count(len(judged), 'comparison')}, about "
+        f"Against {reference}, {paired}: {format_count(len(judged), 'comparison')}, about "
         f"{LEVEL * len(judged):.1f} expected by chance to exclude zero, {len(found)} do{named}. {_half_widths(judged)}"
     )
 

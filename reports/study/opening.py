@@ -16,13 +16,14 @@ def describe_study(results: Results) -> list[str]:
     entries = dict.fromkeys(spec.entry for spec in results.plan.specs)
     seeds = ", ".join(str(seed) for seed in sorted({run.seed for run in results.frames.runs}))
     steps = results.frames.steps.groupby(RUN).size()
+    fewer = ", fewer where a factor says so" if any(factor.seeds for factor in study.factors.values()) else ""
     theirs = "; claims name theirs" if study.claims else ""
     shown = f"Tables are of {results.profile} decoding, the suite's first profile, where they name no other{theirs}."
     items = _describe_range(int(n) for n in results.frames.scores["n"].unique() if n)
     return [
         f"Suite {study.suite}: stages {', then '.join(stage.task for stage in base.stages)}; "
         f"probes, never trained: {', '.join(base.probes) or 'none'}.",
-        f"Methods {', '.join(entries)}; seeds {seeds}, fewer where a factor says so; {items} test items per task.",
+        f"Methods {', '.join(entries)}; seeds {seeds}{fewer}; {items} test items per task.",
         f"{format_count(len(results.frames.runs), 'run')} of {_describe_range(steps)} steps each, {steps.sum():,} steps "
         f"in all. One factor is varied at a time: {', '.join(factor.title for factor in study.factors.values())}.",
         *([shown] if results.profile else []),

@@ -47,6 +47,34 @@ def profile_blocks(results: Results) -> list[Block]:
     return [*blocks, *([Text(CALIBRATED, "note"), calibrated] if calibrated.rows else [])]
 
 
+def describe_cost(results: Results, profile: str) -> list[str]:
+    """Return for each start what the study's entries learned and how they ended against their references, under a profile.
+
+    Profiles under which the sign of the difference in learning reverses are named.
+    """
+    found: list[str] = []
+    for start in results.starts:
+        for entry, reference in results.plan.study.contrasts:
+            methods = [results.method(results.own(start, name)) for name in (entry, reference)]
+            if methods[0] is None or methods[1] is None:
+                continue
+            by_profile = _by_profile(methods[0], methods[1])
+            if profile not in by_profile:
+                continue
+            learned, ended = by_profile[profile]
+            turned = [
+                f"; under {name} decoding it learned {format_interval(other, format_points)}"
+                for name, (other, _) in by_profile.items()
+                if other.mean * learned.mean < 0 and (resolved(other, SEEDS) or resolved(learned, SEEDS))
+            ]
+            found.append(
+                f"{_label(results, f'{entry} − {reference}', start)}, {profile} decoding: learned "
+                f"{format_interval(learned, format_points)} and ended {format_interval(ended, format_points)} points"
+                f"{''.join(turned)}."
+            )
+    return found
+
+
 def describe_ends_below(results: Results) -> list[str]:
     """Return a sentence for each method that ends below its start or learned nothing, at the suite's own settings."""
     named = [_renamed(method, label) for label, method in _methods(results)]

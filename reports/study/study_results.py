@@ -16,7 +16,7 @@ import pandas as pd
 
 from harness.config.run_spec import RunSpec
 from harness.config.study_file import Factor
-from harness.config.suite import Stage, Suite
+from harness.config.suite import Suite
 from harness.errors import RunError
 from harness.pipeline.sweeps.study_runs import Plan, Point
 from harness.rundir.reader import RunDir
@@ -36,7 +36,7 @@ OF_FIRST_TASK = {"first_learned": LEARNING, "first_retained": BACKWARD}
 UNITS = {  # of the figures that are not in FIGURES
     **{"first_learned": "%", "first_retained": "points", "entropy": "nats", "entropy_last": "nats"},
     **dict.fromkeys(["routed_share", "truncated_share", "fkl_gradient_share"], "%"),
-    **dict.fromkeys(["pull_up", "pull_down", "pull_ratio"], "ratio"),
+    **dict.fromkeys(["pull_up", "pull_down", "pull_ratio"], "number"),  # a pull away from the first choice is negative
 }
 CURVES = {
     "evaluation.every",
@@ -141,7 +141,7 @@ class Results:
     @property
     def first_task(self) -> str:
         """The task of the first stage that the methods train, whose learning and retention claims are judged."""
-        return _first_own(self.plan.base).trains[0]
+        return self.plan.base.first_own_stage.trains[0]
 
     def series(self, config: Config, figure: str) -> pd.Series:
         """Return a figure by seed, nan where it is not defined; empty where the study has no such run."""
@@ -323,12 +323,7 @@ def _start(suite: Suite) -> str:
 
 
 def _rate(suite: Suite, entry: str) -> float:
-    return suite.training_for(_first_own(suite), entry).optimizer.lr
-
-
-def _first_own(suite: Suite) -> Stage:
-    """Return the first stage that the method under test trains; the first one where all have their own adapter."""
-    return next((stage for stage in suite.stages if stage.adapter is None), suite.stages[0])
+    return suite.training_for(suite.first_own_stage, entry).optimizer.lr
 
 
 def _training_figures(steps: pd.DataFrame) -> pd.DataFrame:

@@ -31,6 +31,6 @@ def judge_study(results: Results) -> list[Verdict]:
         for adapter in adapters
     }
     own = [by_rate[start, adapter].get(results.rate(adapter)) for start in results.starts for adapter in adapters]
-    evidence = Evidence([method for method in own if method is not None], by_rate, results.branches)
+    evidence = Evidence([method for method in own if method is not None], by_rate, results.branches, results.starts)
     rows = judge_claims(files, evidence, results.plan.study.planned_looks)
     return rows if any(row.effect.seeds for row in rows) else []

@@ -134,15 +134,19 @@ def _read_claim_files(names: Sequence[str]) -> list[ClaimFile]:
 def judge_by_setting(
     console: Console, files: Sequence[ClaimFile], runs: Sequence[Path], folder: Path, grader: str
 ) -> None:
-    """Judge claims on all methods of a report, each suite and order separately, and write the verdicts next to it."""
+    """Judge claims on all methods of a report, each suite and order separately, and write the verdicts next to it.
+
+    Primary claims are tested in the first of them, once.
+    """
     from reports.data.frames import load_frames
     from reports.data.methods import by_setting, methods_of
 
     settings = by_setting(methods_of(load_frames(runs, grader)))
-    for (suite, order), methods in settings.items():
+    for number, ((suite, order), methods) in enumerate(settings.items()):
         if len(settings) > 1:
             console.print(f"{suite}, {order}", highlight=False)
-        _judge(console, files, methods, folder if len(settings) == 1 else folder / f"claims_{suite}_{order}")
+        place = folder if len(settings) == 1 else folder / f"claims_{suite}_{order}"
+        _judge(console, files, methods, place, primary=number == 0)
 
 
 def _judge(
@@ -151,14 +155,18 @@ def _judge(
     methods: Sequence[Method],
     folder: Path | None,
     kind: str | None = None,
+    primary: bool = True,
 ) -> None:
-    """Judge claims on methods and print the verdicts, as text of a format if `kind` is given; also write them to `folder`."""
+    """Judge claims on methods and print the verdicts, as text of a format if `kind` is given; also write them to `folder`.
+
+    Without `primary`, all rows are exploratory, see `judge_claims`.
+    """
     from reports.claims.evidence import Evidence
     from reports.claims.judge_claims import judge_claims
     from reports.claims.registration import describe_plan
     from reports.claims.render_verdicts import print_verdicts, render_verdicts, write_verdicts
 
-    found = judge_claims(files, Evidence(methods))
+    found = judge_claims(files, Evidence(methods), primary=primary)
     registered = [describe_plan(file, Evidence(methods).runs) for file in files]
     if kind:
         typer.echo(f"\n{render_verdicts(found, files, kind, registered)}")

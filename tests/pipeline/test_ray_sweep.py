@@ -206,8 +206,10 @@ def test_an_evaluation_asks_for_the_share_of_one_process_or_for_its_own(tmp_path
     assert evaluation_options(options, eight) == expected
     three = suite(tmp_path, parallel={"processes": 3})
     assert evaluation_options({**options, "num_gpus": 4}, three)["num_gpus"] == 2
-    own = suite(tmp_path, parallel={"processes": 8}, resources={"evaluation": {"cpus": 4, "gpus": 2}})
-    assert evaluation_options(options, own) == {"num_cpus": 4, "num_gpus": 2, "max_retries": 0}
+    own = suite(tmp_path, parallel={"processes": 8}, resources={"evaluation": {"cpus": 4, "memory_gib": 1}})
+    assert evaluation_options(options, own) == expected | {"num_cpus": 4, "memory": 2**30}
+    with pytest.raises(ConfigError, match=r"1\.5 GPUs cannot be granted"):
+        suite(tmp_path, resources={"evaluation": {"gpus": 1.5}})
 
 
 def test_an_error_stops_what_has_not_begun_and_is_one_sentence(nodes: Nodes, tmp_path: Path):

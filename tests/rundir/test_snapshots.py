@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -136,6 +137,25 @@ def test_a_snapshot_that_does_not_load_is_named(tmp_path: Path):
     (tmp_path / "snapshot.pt").write_text("half a snapshot")
     with pytest.raises(RunError, match=r"snapshot.pt is damaged .*; restore it from a copy"):
         FileSnapshots(tmp_path, None).load()
+
+
+def test_a_full_disk_while_shards_are_joined_leaves_the_snapshot_and_no_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    torch.save({"step": 1, "recorded": {}, "shards": "shards-1"}, tmp_path / "snapshot.pt")
+    (tmp_path / "shards-1").mkdir()
+
+    def full(_: Path, file: Path) -> None:
+        file.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("torch.distributed.checkpoint.format_utils.dcp_to_torch_save", full)
+    with pytest.raises(RunError, match="the disk is full"):
+        FileSnapshots(tmp_path, None).load()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["shards-1", "snapshot.pt"]
+    (tmp_path / ".shards-1.whole").write_bytes(b"what a killed process left")
+    FileSnapshots(tmp_path, None).clear()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_weights_before_it(

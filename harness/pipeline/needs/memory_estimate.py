@@ -138,7 +138,9 @@ def stage_needs(
     training_pass = parts["activations"] + parts["logits"] + 2 * parts["whole weights to generate"] // student.layers
     # Before a stage, each process holds the whole student once, in float32, and splits it.
     splitting = 0 if processes == 1 else 4 * size + weights + parts["reference"] + parts["teacher"]
-    peak = max(held + max(training_pass, generating), splitting)
+    # After it, each gathers the whole student next to all that it holds.
+    gathering = 0 if processes == 1 else held + 4 * size
+    peak = max(held + max(training_pass, generating), splitting, gathering)
     answered = training.steps * sequences * training.max_new_tokens
     read = training.steps * sequences * length
     again = 2.0 if training.activation_checkpointing else 0.0  # one more forward pass

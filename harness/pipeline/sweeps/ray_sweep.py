@@ -105,11 +105,12 @@ def _submit(
                 task = ray.remote(build_model).options(**options[id(spec)])
                 built[key] = task.remote(spec, model, seed, board, marker)
                 pending[built[key]] = None
-        needed, own, group = [built[key] for key in models_of([spec])], options[id(spec)], None
+        needed, asked, group = [built[key] for key in models_of([spec])], options[id(spec)], None
+        own = asked
         if (nodes := (spec.suite.resources or Resources()).nodes) > 1:
-            group = reserve_nodes(ray, nodes, own)
-            own = on_node(own, group, 0)
-        task = ray.remote(do_run).options(**own).remote(spec, group, board, marker, *needed)
+            group = reserve_nodes(ray, nodes, asked)
+            own = on_node(asked, group, 0)
+        task = ray.remote(do_run).options(**own).remote(spec, asked, group, board, marker, *needed)
         pending[task] = spec
         if group is not None:
             groups[task] = group

@@ -17,7 +17,7 @@ from typing import Any
 
 from harness.config.models import Model
 from harness.config.run_spec import RunSpec
-from harness.config.suite import Resources, Suite
+from harness.config.suite import EvaluationResources, Resources, Suite
 from harness.engines.backend import backend_of
 from harness.errors import ConfigError, InUseError, RunError, StoppedError
 from harness.pipeline.sweeps.ray_nodes import run_over_nodes
@@ -74,18 +74,15 @@ def task_options(ray: Any, suite: Suite) -> dict[str, Any]:
 def evaluation_options(options: dict[str, Any], suite: Suite) -> dict[str, Any]:
     """Return what a task requests that evaluates a stage of a run with these `options`; it is not started a second time."""
     asked = suite.resources or Resources()
-    if (own := asked.evaluation) is not None:
-        requested = {"num_cpus": own.cpus, "num_gpus": own.gpus}
-        return {**requested, "max_retries": 0, **({"memory": int(own.memory_gib * 2**30)} if own.memory_gib else {})}
-    share = suite.parallel.processes // asked.nodes
+    own, share = asked.evaluation or EvaluationResources(), suite.parallel.processes // asked.nodes
     gpus = options["num_gpus"] / share
-    memory = {"memory": options["memory"] // share} if "memory" in options else {}
-    # Ray grants parts of one GPU, but not parts of several.
+    memory = own.memory_gib * 2**30 if own.memory_gib else options.get("memory", 0) / share
     return {
-        "num_cpus": options["num_cpus"] / share,
-        "num_gpus": math.ceil(gpus) if gpus > 1 else gpus,
+        "num_cpus": options["num_cpus"] / share if own.cpus is None else own.cpus,
+        # Ray grants parts of one GPU, but not parts of several.
+        "num_gpus": (math.ceil(gpus) if gpus > 1 else gpus) if own.gpus is None else own.gpus,
         "max_retries": 0,
-        **memory,
+        **({"memory": int(memory)} if memory else {}),
     }
 
 
@@ -104,10 +101,11 @@ def build_model(spec: RunSpec, model: Model, seed: int, board: Any, marker: Path
     put(Event(label, "built", 1, 1, finished=True))
 
 
-def do_run(spec: RunSpec, group: Any, board: Any, marker: Path, *_models: None) -> bool:
+def do_run(spec: RunSpec, options: dict[str, Any], group: Any, board: Any, marker: Path, *_models: None) -> bool:
     """Do a run, or the rest of an interrupted one; a Ray task. Returns False where the sweep stopped before the run began.
 
-    `group` is the placement group of a run over several nodes, else None.
+    `options` are the resources that it asks for on each node, `group` the placement group of a run over several nodes, else
+    None.
     """
     import ray  # pyright: ignore[reportMissingImports]
 
@@ -121,9 +119,9 @@ def do_run(spec: RunSpec, group: Any, board: Any, marker: Path, *_models: None) 
     while True:
         try:
             if group is not None:
-                run_over_nodes(ray, spec, group, task_options(ray, spec.suite), _putter(board))
+                run_over_nodes(ray, spec, group, options, _putter(board))
             else:
-                run(spec, _putter(board), partial(_begin_evaluation, ray, board, marker, begun))
+                run(spec, _putter(board), partial(_begin_evaluation, ray, options, board, marker, begun))
                 for evaluation in begun:
                     ray.cancel(evaluation)  # one that still waits for a place has nothing left to do
             return True
@@ -139,11 +137,13 @@ def do_run(spec: RunSpec, group: Any, board: Any, marker: Path, *_models: None) 
             raise
 
 
-def _begin_evaluation(ray: Any, board: Any, marker: Path, begun: list[Any], spec: RunSpec, stage: int) -> bool:
+def _begin_evaluation(
+    ray: Any, options: dict[str, Any], board: Any, marker: Path, begun: list[Any], spec: RunSpec, stage: int
+) -> bool:
     """Start the evaluation of a finished stage as a task of its own, where the cluster has room for one more."""
     if backend_of(spec.suite).is_shared:  # its engine holds one set of weights
         return False
-    options, free = evaluation_options(task_options(ray, spec.suite), spec.suite), ray.available_resources()
+    options, free = evaluation_options(options, spec.suite), ray.available_resources()
     asked = {"CPU": options["num_cpus"], "GPU": options["num_gpus"], "memory": options.get("memory", 0)}
     if any(free.get(name, 0) < amount for name, amount in asked.items()):
         return False

@@ -199,6 +199,8 @@ def _drain(
         if (error := future.exception()) is not None:
             if stop.signal:
                 raise RunError(f"stopped by {stop.signal}; the same command continues")
+            if isinstance(error, SystemExit):
+                raise RunError("a worker was ended by a signal; the same command continues") from error
             if isinstance(error, HarnessError) and spec:
                 raise type(error)(f"{spec.label}: {error}")
             if isinstance(error, ImportError):

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from harness.rundir.files import WHOLE, full_disk_named
+
 NUMBER = "#"  # prefix of keys that are numbers: torch.distributed.checkpoint takes only texts
 
 
@@ -21,11 +23,19 @@ def write_shards(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def join_shards(folder: Path) -> Path:
-    """Write the whole tensors of `write_shards` into one file next to the folder, and return it; one process may call this."""
+    """Write the whole tensors of `write_shards` into one file next to the folder, and return it; one process may call this.
+
+    Raises `RunError` where the disk is full.
+    """
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-    file = folder.with_name(f".{folder.name}.whole")
-    dcp_to_torch_save(folder, file)
+    file = folder.with_name(f".{folder.name}{WHOLE}")
+    try:
+        with full_disk_named(file):
+            dcp_to_torch_save(folder, file)
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
     return file
 
 

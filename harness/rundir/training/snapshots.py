@@ -189,6 +189,8 @@ class FileSnapshots:
         """Return a file with the whole tensors of the shards; the caller removes it."""
         try:
             return join_shards(self.path.with_name(shards))
+        except RunError:
+            raise
         except Exception as error:
             raise self._damaged(error) from error
 
@@ -224,6 +226,7 @@ class ShardedSnapshots:
 
     def __init__(self, file: FileSnapshots, ranks: Ranks) -> None:
         self.file, self.ranks = file, ranks
+        self.joined: Path | None = None
 
     def load(self) -> dict[str, Any] | None:
         """See `Snapshots`; the whole tensors stay in a file that all processes map, so each reads only what it takes."""
@@ -232,11 +235,18 @@ class ShardedSnapshots:
             return None
         tensors = read_whole(file, mapped=True)
         state |= {name: tensors[name] for name in self.PARTS if name in tensors}
-        self.ranks.gather(None)  # every process has the file open
-        if self.ranks.rank == 0 and file != self.file.path:
-            file.unlink()
+        self.joined = None if file == self.file.path else file
         generators = state.get("generators", [])
         return {**state, **generators[self.ranks.rank]} if len(generators) == self.ranks.size else state
+
+    def _drop_joined(self) -> None:
+        """Remove the file of joined shards when every process has its part; a network file system needs it until then."""
+        if self.joined is None:
+            return
+        self.ranks.gather(None)
+        if self.ranks.rank == 0:
+            self.joined.unlink(missing_ok=True)
+        self.joined = None
 
     def _read(self) -> tuple[dict[str, Any] | None, Path]:
         """Return the state without tensors, and the file that has them whole."""
@@ -246,6 +256,7 @@ class ShardedSnapshots:
 
     def offer(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
         """See `Snapshots`; a signal to the first process ends all of them."""
+        self._drop_joined()
         first, folder = self.ranks.rank == 0, self.file.path.with_name(f"{SHARDS}-{step}")
         if first:
             self.file.check_uploads()

@@ -25,12 +25,15 @@ def make_section(report_data: ReportData) -> Section | None:
 
 
 def blocks_by_setting(files: Sequence[ClaimFile], methods: Sequence[Method]) -> list[Block]:
-    """Return sources and verdicts by suite and order, since a claim names a method by its adapter and its start alone."""
+    """Return sources and verdicts by suite and order, since a claim names a method by its adapter and its start alone.
+
+    Primary claims are tested in the first of them, once.
+    """
     settings, blocks = by_setting(methods), list[Block]()
     varying = [place for place in (0, 1) if len({setting[place] for setting in settings}) > 1]
-    for setting, found in settings.items():
+    for number, (setting, found) in enumerate(settings.items()):
         evidence, names = Evidence(found), [setting[place] for place in varying]
-        grid = verdicts_grid(judge_claims(files, evidence))
+        grid = verdicts_grid(judge_claims(files, evidence, primary=number == 0))
         blocks += [Text(describe_source(file, evidence.runs)) for file in files]
         blocks += [replace(grid, title=", ".join([grid.title, *names]))]
     return blocks

@@ -6,6 +6,8 @@ import math
 
 import pandas as pd
 
+from harness.stats.claim_verdicts import SEEDS
+from harness.stats.intervals import resolved
 from harness.stats.learning.equal_learning import LEAST
 from harness.stats.significance import p_value
 from reports.document.blocks import Grid, Picture, Section, Text
@@ -21,9 +23,9 @@ CAPTION = (
 )
 READING = (
     "The difference in how the other tasks changed since the stage began, averaged over the learning that both methods reach "
-    "at a seed, then over seeds. It is positive where the first method kept more. Bold: the mean over stages. Brackets are "
-    "95 % intervals for another "
-    "seed and other items (with one seed, for other items alone); p is the test that they invert, not corrected for several "
+    "at a seed, then over seeds. It is positive where the first method kept more. Bold: the interval excludes zero. "
+    "Brackets are 95 % intervals for another seed and other items (with one seed, for other items alone); p is the test that "
+    "they invert, not corrected for several "
     "rows. The first stage begins at the same weights for both methods, a later stage at each method's own. Curves are scored "
     "on the first test items of each task, under the suite's first profile unless `evaluation.curve_profile` names another. "
     "Too few points: one method learned the whole "
@@ -60,6 +62,8 @@ def equal_learning_grid(table: pd.DataFrame) -> Grid:
                 format_p(p_value(row["difference"])),
             ]
         )
-    strong = frozenset((place, 4) for place, row in enumerate(table.to_dict("records")) if not row["stage"])
+    strong = frozenset(
+        (place, 4) for place, row in enumerate(table.to_dict("records")) if resolved(row["difference"], SEEDS)
+    )
     header = ["methods", "stage", "seeds", "learning compared, %", "kept at equal learning, points ↑", "p"]
     return Grid(f"Differences at equal learning (at least {100 * LEAST:g} points in common)", header, rows, strong)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ import torch
 
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
-from harness.errors import TaskError
+from harness.errors import RunError, TaskError
 from harness.pipeline.sweeps.worker_link import WorkerEnd, linked
 from harness.rundir.process.progress import silent
 from harness.rundir.store import is_finished
+from harness.rundir.training.snapshots import StopRequest
 from tests.support.runs import cells, changed_suite, manifest
 
 
@@ -66,6 +68,15 @@ def test_a_run_that_a_worker_holds_already_does_not_begin_after_an_error(
         sweep._build_in_worker(spec, spec.suite.student, 0, None)
     assert begun == [spec]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_worker_that_a_signal_ends_is_an_error_of_the_sweep():
+    from harness.pipeline.sweeps import sweep
+
+    ended: Future[None] = Future()
+    ended.set_exception(SystemExit(0))
+    with pytest.raises(RunError, match="a worker was ended by a signal"):
+        sweep._drain({ended: None}, lambda _: None, StopRequest())
 
 
 @pytest.mark.slow

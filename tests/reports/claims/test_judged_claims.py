@@ -271,6 +271,12 @@ def test_each_start_is_judged_and_pairs_of_starts_are_compared(tmp_path: Path):
     ]
     assert found[2].effect.mean == pytest.approx(0.2)
     assert [v.primary for v in found] == [True, False, False]
+    again = judge_claims([read_claims(file)], Evidence(find_methods([tmp_path / "weak"])), primary=False)
+    assert [(v.verdict, v.effect.mean) for v in again] == [(EXPLORATORY, pytest.approx(0.3))]
+    strong = find_methods([tmp_path / "strong"])
+    first, *others = judge_claims([read_claims(file)], Evidence(strong, planned_starts=("weak", "strong")))
+    assert (first.place.start, first.verdict) == ("weak", NOT_TESTABLE), "the study's first start has no runs yet"
+    assert not any(each.primary for each in others)
 
 
 def test_metrics_of_a_run_by_hand_and_up_to_a_stage(tmp_path: Path):
@@ -322,4 +328,7 @@ def test_a_report_s_claims_are_judged_for_each_suite_and_order_apart(tmp_path: P
     )
     assert several == ["several/claims_other_default/claims.csv", "several/claims_tiny_default/claims.csv"]
     assert one == ["one/claims.csv"]
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / several[1]), pd.read_csv(tmp_path / one[0]))
+    other, tiny, alone = (pd.read_csv(tmp_path / name) for name in (*several, *one))
+    assert [bool(table["primary"].any()) for table in (other, tiny, alone)] == [True, False, True], "tested once"
+    measured = ["claim", "effect", "low", "high", "p", "seeds"]
+    pd.testing.assert_frame_equal(*(table.sort_values("claim", ignore_index=True)[measured] for table in (tiny, alone)))

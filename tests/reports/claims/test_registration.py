@@ -85,7 +85,7 @@ def test_a_comment_changes_nothing_and_a_margin_does(tmp_path: Path, claims: Pat
 def test_claims_registered_after_a_run_and_never(tmp_path: Path, claims: Path, monkeypatch: Any, capsys: Any):
     out = tmp_path / "runs"
     start(out, "opd", 0)
-    assert sentence_of(claims, out) == "Not registered before the runs: these claims are exploratory."
+    assert sentence_of(claims, out) == "Not registered before the runs, so results may have decided what is claimed."
     assert call(monkeypatch, "claims", "register", claims, "--suite", "tiny", "--out", out) == 0
     assert "1 of these runs started before" in capsys.readouterr().out
     start(out, "aopd", 0)

@@ -160,4 +160,4 @@ def test_a_comparison_names_methods_that_end_below_their_start(tmp_path: Path):
     write_run(tmp_path, "aopd", 1, [START, [0.9, 0.2, 0.5], [0.1, 0.3, 0.5]])
     sentence, below = sentences_of(Comparison(find_methods([tmp_path])))
     assert "It ends at 20.0 %, 25.0 points less" in sentence.replace("\u00a0", " ")
-    assert below.startswith("aopd ends below its start: at 20.0 %, 10.0 points")
+    assert below.startswith("aopd is not shown to end above its start: at 20.0 %, 10.0 points")

@@ -97,9 +97,11 @@ def test_the_page_opens_with_the_primary_claims_in_their_order(tmp_path: Path):
     learned = {"opd": [0.5, 0.5, 0.5], "aopd": [0.8, 0.79, 0.81]}
     found = judge_study(made(tmp_path, learned, learned))
     first, second, _ = list_verdicts(found)
-    assert first.startswith("Primary claim 1: AOPD learns more than OPD, weak start: supported, +30.0 [")
+    assert first.startswith(
+        "Primary claim 1, paper decoding: AOPD learns more than OPD, weak start: supported, +30.0 ["
+    )
     assert second.startswith(
-        "Primary claim 2: AOPD ends higher than OPD, weak start, best learning rate: not testable:"
+        "Primary claim 2, paper decoding: AOPD ends higher than OPD, weak start, best learning rate: not testable:"
     )
     assert count_exploratory(found) == "3 primary claims tested in order; 11 rows are exploratory."
 

@@ -10,11 +10,12 @@ import pytest
 
 from harness.config.run_spec import RunSpec
 from harness.pipeline.sweeps.study_runs import Plan, plan_study
+from harness.stats.intervals import t_interval
 from reports.document.blocks import Picture
 from reports.study.build_study import build_study
 from reports.study.contrasts import contrasts_grid, describe_by_start, describe_contrasts, find_contrasts
 from reports.study.study_frontier import describe_family, frontier_blocks, frontier_places
-from reports.study.study_results import Results, collect
+from reports.study.study_results import Results, collect, unit_of
 from reports.study.study_sections import pulls_grid, study_warnings_grid
 from tests.support.reports.drawn_figures import blank_figures
 from tests.support.reports.run_factory import TAUGHT, write_finished
@@ -136,6 +137,11 @@ def test_pulls_have_a_row_per_method_that_noted_them(results: Results):
     assert rows["aopd"]["down / up"].startswith("2.5000 [")
     (sentence,) = describe_by_start(results, "pull_ratio", "Down / up", lambda change: f"{change:+.4f}")
     assert sentence.startswith("Down / up, aopd minus opd: +2.0000 [")
+
+
+def test_a_pull_away_from_the_first_choice_is_negative_and_lies_in_its_interval():
+    found = t_interval([-0.0005, -0.0003, -0.0004]).of_unit(unit_of("pull_up"))
+    assert found.low < found.mean < found.high < 0
 
 
 def test_warnings_are_counted_in_stages(results: Results):

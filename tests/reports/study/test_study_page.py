@@ -238,7 +238,9 @@ def test_what_is_compared_comes_from_the_study_whatever_its_entries_are_called(t
         logged=lambda _: TAUGHT,
     )
     text = build_study(plan, tmp_path / "page.md").read_text(encoding="utf-8").replace("\\", "")
-    assert "Primary claim 1: mine learns all tasks better than theirs, weak start: supported, +" in text
+    assert (
+        "Primary claim 1, greedy decoding: mine learns all tasks better than theirs, weak start: supported, +" in text
+    )
     assert "3 of 3 settings of mine matched in learning accuracy" in text, text[:9000]
     assert "Entropy over the last stage, mine minus theirs:" in text
     assert "theirs (lr 0.0001, the lowest tried, where it learned most of 3) learned 60.0" in text
@@ -267,7 +269,7 @@ def test_missing_and_unfinished_runs_are_named_and_left_out(tmp_path: Path):
     assert "The numbers below cover what exists" in text
     assert f"{absent.path}: not started" in text
     assert f"{unfinished.path}: not finished" in text
-    assert "seeds 0, 1," in text
+    assert "seeds 0, 1;" in text
     assert set(pd.read_csv(tmp_path / "page" / "runs.csv")["seed"]) == {0, 1}
     results = collect(plan)
     assert results.mean(Config("tiny", "opd"), "learning_accuracy").seeds == 2
