@@ -331,4 +331,5 @@ def test_a_report_s_claims_are_judged_for_each_suite_and_order_apart(tmp_path: P
     other, tiny, alone = (pd.read_csv(tmp_path / name) for name in (*several, *one))
     assert [bool(table["primary"].any()) for table in (other, tiny, alone)] == [True, False, True], "tested once"
     measured = ["claim", "effect", "low", "high", "p", "seeds"]
-    pd.testing.assert_frame_equal(*(table.sort_values("claim", ignore_index=True)[measured] for table in (tiny, alone)))
+    both = [table.sort_values("claim", ignore_index=True)[measured] for table in (tiny, alone)]
+    pd.testing.assert_frame_equal(both[0], both[1])
