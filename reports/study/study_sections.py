@@ -98,13 +98,23 @@ def _findings(results: Results, verdicts: list[Verdict]) -> Section:
     if found:
         count = 2 * sum(map(len, found.values()))
         chance = BY_CHANCE.format(seeds=SEEDS, count=count, chance=count * LEVEL, margin=100 * MARGIN)
-        blocks += [Bullets([f"{title}: {describe_contrasts(each)}" for title, each in found.items()])]
+        blocks += [
+            Bullets(
+                [f"{title}{_at_own_settings(results)}: {describe_contrasts(each)}" for title, each in found.items()]
+            )
+        ]
         blocks += [Text(chance, "note")]
     if not blocks:
         blocks = [Text(f"Nothing is judged: no method and its reference have {SEEDS} seeds in common.")]
     if below := describe_ends_below(results):
         blocks += [Bullets(below)]
     return Section("findings", "Findings", "What shows and what does not", blocks)
+
+
+def _at_own_settings(results: Results) -> str:
+    """Name the suite's own start, where there are several, and its first profile, for a table or sentence of these."""
+    start = f", {results.starts[0]} start" if len(results.starts) > 1 else ""
+    return f"{start}{f', {results.profile} decoding' if results.profile else ''}"
 
 
 def _matched(results: Results) -> Iterator[Block]:
