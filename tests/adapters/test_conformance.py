@@ -246,6 +246,7 @@ def test_the_command_line_lists_adapters_with_needs_options_and_defaults(
     assert "as the wrapped" in out
 
 
+@pytest.mark.slow
 def test_the_command_line_checks_an_adapter_and_its_exit_code_says_how_it_went(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

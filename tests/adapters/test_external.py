@@ -61,6 +61,7 @@ def changed(ctx: StageContext, change: Callable[[Any], Any]) -> str:
     return refused(python(COPY, str(ctx.folder / "other")), ctx)
 
 
+@pytest.mark.slow
 def test_a_run_with_the_shipped_example_learns_what_sft_learns(tmp_path: Path):
     raw = {
         **micro_suite(),

@@ -132,6 +132,7 @@ def test_a_token_that_became_much_more_probable_counts_no_more_than_the_cap(tmp_
     assert 0 < lines[1]["importance_cut"] <= 1
 
 
+@pytest.mark.slow
 def test_conformance_says_which_losses_tolerate_stale_rollouts():
     def outcome(adapter: Any) -> str:
         (found,) = check_adapter(adapter, ["stale responses"])

@@ -158,6 +158,7 @@ def test_prompts_are_those_of_every_adapter_each_answered_as_often_as_asked(
     assert asked == [e.prompt for _ in range(2) for e in next(batches) for _ in range(2)]
 
 
+@pytest.mark.slow
 def test_micro_batches_add_up_to_the_whole_batch(tmp_path: Path):
     found: list[dict[str, torch.Tensor]] = []
     for size in (None, 1):

@@ -204,6 +204,7 @@ def test_foreign_checkpoints_give_a_matrix(
 
 
 @pytest.mark.parametrize("command", ["run", "compare"])
+@pytest.mark.slow
 def test_a_command_that_imports_for_seconds_prints_a_line_first_on_a_terminal_and_nothing_into_a_pipe(
     command: str, here: Path
 ):

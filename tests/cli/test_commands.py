@@ -196,6 +196,7 @@ def test_an_unforeseen_error_is_one_sentence_and_its_traceback_is_in_a_file(tmp_
     assert "outside.py, line 2, of the package outside" in done.stderr, "not a fault of the harness"
 
 
+@pytest.mark.slow
 def test_one_adapter_is_shown_with_the_meaning_of_its_options(tmp_path: Path):
     shown = harness(tmp_path, "adapters", "show", "aopd")
     assert shown.returncode == 0, shown.stderr

@@ -65,6 +65,7 @@ def test_no_module_of_reports_loads_a_deep_learning_library():
     assert called(IMPORT, names) == [(0, set())]
 
 
+@pytest.mark.slow
 def test_a_process_that_hands_out_runs_to_others_loads_no_library_of_models():
     assert called(IMPORT, ["harness.pipeline.sweeps.sweep", "harness.pipeline.sweeps.ray_sweep"]) == [(0, {"torch"})]
 
@@ -90,6 +91,7 @@ READING = [
 MISTAKES = [["--adapter", "aodp"], ["--order", "nowhere"], ["--set", "training.lr=1"], ["--seed", "one"]]
 
 
+@pytest.mark.slow
 def test_commands_that_read_runs_and_mistakes_in_a_command_line_load_no_deep_learning_library(
     runs: Path, micro_file: Path, tmp_path: Path
 ):
@@ -111,6 +113,7 @@ def test_tasks_are_listed_without_models():
     assert loaded("tasks") <= {"lm_eval", "datasets"}
 
 
+@pytest.mark.slow
 def test_a_dry_run_loads_no_model_class_and_no_trainer(micro_file: Path):
     found = loaded("run", str(micro_file), "--adapter", "opd", "--dry-run")
     assert found <= {"torch", "transformers", "lm_eval", "datasets"}

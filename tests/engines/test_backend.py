@@ -177,6 +177,7 @@ def test_the_cause_is_this_engines_own_and_not_an_earlier_sessions(fake: Path):
 
 
 @pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.slow
 def test_what_the_engine_started_ends_with_it(killed: bool, fake: Path):
     engine = VLLMEngine(Path("fine"), VLLM(), EngineSite("cpu", "float32", 1, fake))
     (worker,) = (
@@ -195,6 +196,7 @@ def test_what_the_engine_started_ends_with_it(killed: bool, fake: Path):
     assert alive == []
 
 
+@pytest.mark.slow
 def test_an_engine_that_neither_answers_nor_computes_is_ended_and_a_slow_one_is_not(
     fake: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -50,6 +50,7 @@ def test_the_page_shows_the_package_as_it_is():
 
 
 @pytest.mark.usefixtures("toy")
+@pytest.mark.slow
 def test_a_backend_from_outside_draws_the_rollouts_and_evaluates(tmp_path: Path):
     shortened = {"stages": ["tiny_weather"], "probes": [], "adapters": {"opd": {}}}
     hf = RunSpec(suite_with(tmp_path, **shortened), "opd", 0, out=tmp_path / "hf")

@@ -22,6 +22,7 @@ from tests.support.evaluation import CHATML, CHOICES, OWN_METRIC, float32_spec, 
 from tests.support.models import dense_logprobs, write_task
 
 
+@pytest.mark.slow
 def test_greedy_answers_equal_those_of_lm_evals_own_model_class(
     student_folder: Path, teacher_folder: Path, library: TaskLibrary, shared: SharedCells
 ):

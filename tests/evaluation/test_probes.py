@@ -188,6 +188,7 @@ def test_a_group_without_a_mean_and_a_tag_only_name_tasks(folder: Path, tmp_path
     assert library.members("all_orders") == ["orders", "few_orders"]
 
 
+@pytest.mark.slow
 def test_groups_texts_and_choices_go_through_a_run_and_into_a_report(folder: Path, tmp_path: Path):
     suite = suite_with(folder, tmp_path, ["all_orders", "texts", "mixed"])
     spec = RunSpec(suite, "none", 0, out=tmp_path / "runs")

@@ -306,6 +306,7 @@ def with_functions(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_functions_in_a_task_file_give_one_grading_key_in_all_processes_and_folders(tmp_path: Path):
     folders = [with_functions(tmp_path / name) for name in ("one", "other")]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}

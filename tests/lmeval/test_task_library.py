@@ -59,6 +59,7 @@ def test_an_unknown_task_is_refused_with_the_nearest_name(library: TaskLibrary):
     assert "did you mean tiny_weather" in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_built_in_task_of_lm_eval_can_be_named(library: TaskLibrary):
     assert "hellaswag" not in library.names()
     assert "hellaswag" in library._manager_of("hellaswag").all_subtasks
@@ -133,6 +134,7 @@ def test_records_that_cannot_be_read_are_one_sentence_with_the_task(tmp_path: Pa
     guard="`harness/lmeval/task_files.py` says it in one sentence",
     evidence="the user sees the library's own error",
 )
+@pytest.mark.slow
 def test_a_data_set_that_is_a_script_is_one_sentence_that_says_what_to_do(tmp_path: Path):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "old.py").write_text("raise RuntimeError('executed')")

@@ -198,6 +198,7 @@ def test_a_branch_of_another_suite_trains_all_its_stages(aopd: Path, tmp_path: P
     assert spec.suite.probes == suite.probes
 
 
+@pytest.mark.slow
 def test_a_branch_of_a_branch_knows_all_that_was_trained(aopd: Path, tmp_path: Path):
     stages = ["tiny_weather", "tiny_currency", "tiny_reminder"]
     suite = changed_suite(tmp_path, lambda raw: raw.update(stages=stages, probes=[]))

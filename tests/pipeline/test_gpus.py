@@ -25,11 +25,13 @@ def handed(workers: int, gpus: list[str]) -> list[str | None]:
         return sorted(dict(pool.map(visible, range(6 * workers))).values(), key=str)
 
 
+@pytest.mark.slow
 def test_each_worker_sees_its_own_gpu_and_more_workers_share_them_in_turn():
     assert handed(2, ["GPU-a", "3"]) == ["3", "GPU-a"]
     assert handed(3, ["0", "1"]) == ["0", "0", "1"]
 
 
+@pytest.mark.slow
 def test_workers_without_gpus_keep_what_the_environment_says(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(VISIBLE, "7")
     assert handed(1, []) == ["7"]

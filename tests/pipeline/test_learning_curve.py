@@ -72,6 +72,7 @@ def test_a_point_is_due_at_every_so_many_steps_and_at_the_end(micro_file: Path, 
     assert {len(point.items) for point in points} == {2}
 
 
+@pytest.mark.slow
 def test_a_curve_under_a_sampling_profile_draws_the_answers_of_its_evaluation(micro_file: Path, tmp_path: Path):
     profiles = "{greedy: {temperature: 0}, sampled: {temperature: 1, n: 3}}"
     settings = [f"evaluation.profiles={profiles}", "evaluation.every=2", "evaluation.curve_profile=sampled"]

@@ -128,6 +128,7 @@ def test_the_control_keeps_weights_and_scores(control: Path):
     guard="`harness/engines/hf.py` draws from its own generator, seeded by run, stage and step",
     evidence="rollouts are drawn from torch's global generator, which evaluations and stages reseed",
 )
+@pytest.mark.slow
 def test_two_seeds_draw_other_rollouts_from_one_start_although_an_evaluation_comes_before(tmp_path: Path):
     def one_prompt_one_start(raw: dict[str, Any]) -> None:
         raw["student"]["seed"] = 0

@@ -147,6 +147,7 @@ def test_each_trap_is_named(changes: dict[str, Any], trap: str, tmp_path: Path):
     guard="`harness/lmeval/traps.py` reports it as a trap",
     evidence="the trap is removed",
 )
+@pytest.mark.slow
 def test_data_that_is_fetched_without_a_revision_is_a_trap(tmp_path: Path):
     for split, docs in DOCS.items():
         (tmp_path / "data").mkdir(exist_ok=True)

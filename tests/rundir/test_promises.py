@@ -311,9 +311,7 @@ def swallow(number: signal.Signals) -> None:
         time.sleep(5)
 
 
-def test_a_signal_whose_exception_a_library_catches_ends_the_run_at_its_next_training_step(
-    micro: Suite, tmp_path: Path
-):
+def test_a_signal_whose_exception_a_library_catches_ends_the_run_before_its_next_stage(micro: Suite, tmp_path: Path):
     spec, evaluated = RunSpec(micro, "opd", 0, out=tmp_path), list[str]()
 
     def report(event: Event) -> None:
@@ -321,9 +319,10 @@ def test_a_signal_whose_exception_a_library_catches_ends_the_run_at_its_next_tra
             evaluated.append(event.activity)
             swallow(signal.SIGTERM)
 
-    with pytest.raises(RunError, match="stopped by SIGTERM before step 1, with a snapshot"):
+    with pytest.raises(RunError, match="stopped by SIGTERM; the same command continues"):
         run(spec, report)
     assert evaluated
+    assert not (spec.path / FOLDERS[1] / "train").exists()
 
 
 def test_a_worker_that_a_signal_did_not_end_begins_no_run(monkeypatch: pytest.MonkeyPatch):

@@ -62,6 +62,7 @@ def called(folder: Path) -> TrackedRun:
     return TrackedRun("tiny", "tiny opd seed 0", "tiny/opd/default", folder)
 
 
+@pytest.mark.slow
 def test_mlflow_keeps_one_run_over_restarts_and_takes_names_of_profiles(tmp_path: Path):
     pytest.importorskip("mlflow")
     warnings: list[str] = []
@@ -76,6 +77,7 @@ def test_mlflow_keeps_one_run_over_restarts_and_takes_names_of_profiles(tmp_path
     assert warnings == []
 
 
+@pytest.mark.slow
 def test_wandb_groups_seeds_and_keeps_one_id_over_restarts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")

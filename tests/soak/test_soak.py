@@ -80,6 +80,7 @@ def test_mutated_suites_are_read_or_refused_in_a_sentence(tmp_path: Path):
     assert_held(mutate_suites(tmp_path, 150))
 
 
+@pytest.mark.slow
 def test_mutated_tasks_and_records_are_read_or_refused_in_a_sentence(tmp_path: Path):
     assert_held(mutate_tasks(tmp_path, 40))
 

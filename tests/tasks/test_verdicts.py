@@ -138,12 +138,14 @@ def test_daemonic_processes_have_workers_of_their_own(method: str):
     assert worker().pid == before.pid
 
 
+@pytest.mark.slow
 def test_workers_of_a_sweep_grade():
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         assert list(pool.map(verdicts_of, [[1, 2], [3]])) == [[(True, False)] * 2, [(True, False)]]
 
 
 @pytest.mark.parametrize("end", ["exits", "killed"])
+@pytest.mark.slow
 def test_no_worker_outlives_its_parent(end: str):
     done = subprocess.run([sys.executable, "-c", DYING_PARENT, end], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == (0 if end == "exits" else -signal.SIGKILL), done.stderr

@@ -22,6 +22,7 @@ from tests.support.servers.teacher_faults import CASES, METHODS, try_fault
 from tests.support.stages import stage
 
 
+@pytest.mark.slow
 def test_no_fault_of_a_teacher_is_silent_and_none_ends_in_a_traceback(capsys: pytest.CaptureFixture[str]):
     tried = int(os.environ.get("TEACHER_FAULTS", len(CASES)))
     counts: Counter[str] = Counter()

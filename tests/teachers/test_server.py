@@ -202,6 +202,7 @@ def test_no_fault_is_used(
     assert proxy.injected[name] >= 2, "a fault is answered by asking again"
 
 
+@pytest.mark.slow
 def test_faults_between_good_answers_change_nothing_and_lose_nothing(
     local: LocalTeacher, student: Loaded, tmp_path: Path, stack: ExitStack
 ):

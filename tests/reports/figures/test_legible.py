@@ -33,6 +33,7 @@ def report_data(tmp_path_factory: pytest.TempPathFactory) -> ReportData:
     return ReportData(load_frames([root]), ())
 
 
+@pytest.mark.slow
 def test_no_text_leaves_its_figure(report_data: ReportData):
     blocks = [block for part in make_sections(report_data) for block in flatten(part.blocks)]
     drawn = [block for block in blocks if isinstance(block, Picture) and block.name != "drift"]

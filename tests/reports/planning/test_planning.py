@@ -167,6 +167,7 @@ def test_the_command_names_what_is_not_resolved_and_fits_80_columns(pilot: Path,
     assert float(str(table.loc[0, "power"])) < 0.8
 
 
+@pytest.mark.slow
 def test_without_a_pilot_the_variances_are_called_priors():
     done = CliRunner().invoke(app, ["plan", "tiny", "--claims", "aopd"], env={"COLUMNS": "80"})
     assert done.exit_code == 0, done.output
@@ -278,6 +279,7 @@ def test_a_claim_at_the_best_rate_pays_for_the_runs_at_all_rates():
 
 
 @pytest.mark.parametrize("command", [["study", "verdicts"], ["sweep", "tiny", "--adapter", "opd,aopd"]])
+@pytest.mark.slow
 def test_a_dry_run_names_the_claims_that_its_runs_cannot_test_or_resolve(command: list[str], tmp_path: Path):
     done = CliRunner().invoke(app, [*command, "--out", str(tmp_path), "--dry-run"], env={"COLUMNS": "80"})
     assert done.exit_code == 0, done.output

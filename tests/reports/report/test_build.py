@@ -119,6 +119,7 @@ def test_markdown_tables_keep_their_columns_and_figures_exist(report: Path):
     assert all((report / link).is_file() for link in links)
 
 
+@pytest.mark.slow
 def test_building_again_gives_the_same_bytes_and_a_reader_never_meets_half_a_page(report: Path):
     before = {path: path.read_bytes() for path in report.rglob("*") if path.is_file()}
     found, done = set(), threading.Event()

@@ -98,8 +98,8 @@ def test_the_page_names_nothing_that_the_study_lacks(text: str):
     assert "Not drawn" not in text
     assert "claim" not in text.partition("## Learning against forgetting")[0]
     assert "## What is kept at matched learning" not in text
-    assert "Protection: opd_ewc" not in plain
-    assert "Protection: opd_replay forgot less than opd at matched learning" in plain
+    assert "Protection, greedy decoding: opd_ewc" not in plain
+    assert "Protection, greedy decoding: opd_replay forgot less than opd at matched learning" in plain
     assert "of 6 in learning and forgetting, about 0.3 do so by chance" in text
     for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
         assert table.count("\n") > 2, f"an empty table: {table}"

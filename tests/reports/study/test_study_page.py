@@ -248,6 +248,7 @@ def test_what_is_compared_comes_from_the_study_whatever_its_entries_are_called(t
     assert not re.search(r"\b(opd|aopd|OPD|AOPD)\b", text.partition("How this was made")[0])
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_bytes(plan: Plan, page: Path):
     def written() -> dict[Path, bytes]:
         return {file: file.read_bytes() for file in [page, *(page.parent / "trial").iterdir()]}
