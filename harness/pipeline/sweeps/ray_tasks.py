@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 from contextlib import suppress
 from functools import partial
@@ -24,6 +25,7 @@ from harness.pipeline.sweeps.ray_nodes import run_over_nodes
 from harness.rundir.process.progress import Event, Report
 
 RETRIES = 5  # of a task whose worker or node died
+SEND_SECONDS = 0.2  # between two messages about the steps of one activity
 RELEASE_SECONDS = 180.0  # until the process of a lost node has released its run folder
 
 
@@ -34,9 +36,9 @@ class Board:
         self.events: list[Event] = []
         self.stopped = False
 
-    def put(self, event: Event) -> None:
-        """Add an event."""
-        self.events.append(event)
+    def put(self, events: list[Event]) -> None:
+        """Add events."""
+        self.events += events
 
     def take(self) -> list[Event]:
         """Return the events since the last call."""
@@ -185,10 +187,23 @@ def _prepare(spec: RunSpec, marker: Path) -> None:
 
 
 def _putter(board: Any) -> Report:
-    """Return a report that sends events to the driver without waiting for it."""
+    """Return a report that sends events to the driver without waiting for it.
+
+    A step within `SEND_SECONDS` of the last message waits for the next one: a message takes a millisecond of processor time,
+    and a small model's step a few.
+    """
+    held: list[Event] = []
+    sent, one_at_a_time = 0.0, threading.Lock()
 
     def put(event: Event) -> None:
-        with suppress(Exception):  # an event that is not delivered must not end a run
-            board.put.remote(event)
+        nonlocal sent
+        with one_at_a_time:
+            held.append(event)
+            if 0 < event.done < (event.total or 0) and time.monotonic() - sent < SEND_SECONDS:
+                return
+            with suppress(Exception):  # an event that is not delivered must not end a run
+                board.put.remote(held.copy())
+            held.clear()
+            sent = time.monotonic()
 
     return put

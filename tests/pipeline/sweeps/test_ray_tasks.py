@@ -11,6 +11,7 @@ import torch
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.pipeline.sweeps import ray_tasks
+from harness.rundir.process.progress import Event
 
 
 @pytest.mark.parametrize(("gpu", "device"), [(True, "cuda"), (False, "cpu")])
@@ -29,3 +30,32 @@ def test_a_model_is_built_on_the_device_on_which_its_runs_look_for_it(
     spec = RunSpec(micro.model_copy(update={"device": "auto"}), "opd", 0, out=tmp_path)
     ray_tasks.build_model(spec, spec.suite.student, 0, board=None, marker=tmp_path / "marker")
     assert devices == [device]
+
+
+class Messages:
+    """Stands for an actor's handle: what a task sends, message by message."""
+
+    def __init__(self) -> None:
+        self.put, self.sent = self, list[list[Event]]()
+
+    def remote(self, events: list[Event]) -> None:
+        self.sent.append(events)
+
+
+def test_fast_steps_share_a_message_and_whatever_else_happens_is_sent_at_once():
+    board = Messages()
+    report = ray_tasks._putter(board)
+    steps = [Event("run", "stage 1", number, 1001) for number in range(1001)]
+    others = [
+        Event("run", "evaluate", 0, 9),
+        Event("run", "careful", warning=True),
+        Event("run", "done", 1, 1, finished=True),
+    ]
+    for event in steps:
+        report(event)
+    assert board.sent[0] == steps[:1], "the beginning of an activity is sent at once"
+    assert len(board.sent) < 100
+    for event in others:
+        report(event)
+        assert board.sent[-1][-1] == event
+    assert [event for events in board.sent for event in events] == [*steps, *others]
