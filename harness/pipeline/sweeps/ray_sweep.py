@@ -22,7 +22,7 @@ from harness.errors import ConfigError, HarnessError, RunError
 from harness.pipeline.processes.started_teachers import started_teachers
 from harness.pipeline.processes.stop_signals import note_signals
 from harness.pipeline.sweeps.ray_nodes import on_node, reserve_nodes
-from harness.pipeline.sweeps.ray_tasks import RETRIES, Board, build_model, do_run, task_options
+from harness.pipeline.sweeps.ray_tasks import RETRIES, Board, build_model, do_run, on_this_node, task_options
 from harness.pipeline.sweeps.sweep import models_of
 from harness.rundir.process.progress import Report
 from harness.rundir.shared.remote_stages import RemoteStages
@@ -67,11 +67,8 @@ def _connect(address: str) -> Any:
 
 
 def _sweep(ray: Any, specs: Sequence[RunSpec], report: Report, on_finished: Callable[[RunSpec], object]) -> None:
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # pyright: ignore[reportMissingImports]
-
     # The board is on the driver's node, so that it is not lost with another one.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
+    board = ray.remote(num_cpus=0, scheduling_strategy=on_this_node(ray))(Board).remote()
     marker = _marker(specs[0].out)
     try:
         groups: dict[Any, Any] = {}

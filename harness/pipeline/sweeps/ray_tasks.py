@@ -150,12 +150,13 @@ def _begin_evaluation(
     if any(free.get(name, 0) < amount for name, amount in asked.items()):
         return False
     if spec.suite.storage is not None:  # only this node has the checkpoint
-        options |= {"scheduling_strategy": _here(ray)}
+        options |= {"scheduling_strategy": on_this_node(ray)}
     begun.append(ray.remote(_evaluate).options(**options).remote(spec, stage, board, marker))
     return True
 
 
-def _here(ray: Any) -> Any:
+def on_this_node(ray: Any) -> Any:
+    """Return the scheduling strategy that keeps a task or an actor on the caller's node."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # pyright: ignore[reportMissingImports]
 
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
