@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from harness.config.base import is_list, is_mapping
 from harness.config.explain import explain
 from harness.config.models import Pretrained, Scratch
+from harness.config.processor import has_bfloat16
 from harness.config.read_yaml import parse_yaml, read_yaml
 from harness.config.suite import Suite
 from harness.config.teacher_settings import TeacherSettings
@@ -43,6 +44,7 @@ def load_suite(
     for key, value in (settings or {}).items():
         _set(raw, key, deepcopy(value), f"{key}={value}")
         _expand_stages(raw)
+    _resolve_autocast(raw, str(raw.get("device", "auto")))
     _spread_training(raw, path)
     try:
         suite = Suite.model_validate(raw)
@@ -183,6 +185,14 @@ def _index(node: list[Any], part: str, override: str) -> int:
     if part.isdigit() and int(part) < len(node):
         return int(part)
     raise ConfigError(f"--set {override}: {part!r} is not an index of a list of {len(node)}")
+
+
+def _resolve_autocast(node: Any, device: str) -> None:
+    """Replace each `autocast: auto` by what this machine computes fast, so that a run records which it was."""
+    if is_mapping(node) and node.get("autocast") == "auto":
+        node["autocast"] = "bfloat16" if has_bfloat16(device) else None
+    for child in node.values() if is_mapping(node) else node if is_list(node) else ():
+        _resolve_autocast(child, device)
 
 
 def _spread_training(raw: dict[str, Any], path: Path) -> None:

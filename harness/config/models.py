@@ -60,7 +60,9 @@ class Warmup(Strict):
     lr: float = Field(default=3e-3, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     grad_clip: float = Field(default=1.0, gt=0)
-    autocast: Literal["bfloat16"] | None = None
+    autocast: Literal["bfloat16"] | None = Field(
+        default=None, description="precision of the passes, as in `training`; `auto` too"
+    )
 
     @model_validator(mode="after")
     def _check_items(self) -> Warmup:

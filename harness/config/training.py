@@ -47,7 +47,9 @@ class Training(Strict):
         default=None, gt=0, description="sequences in one forward pass; null takes the whole batch"
     )
     autocast: Literal["bfloat16"] | None = Field(
-        default=None, description="precision of the student's passes and of a local teacher's forward pass"
+        default=None,
+        description="precision of the student's passes and of a local teacher's forward pass; in a suite file `auto` is "
+        "bfloat16 where the machine has instructions for it, else null",
     )
     tokens_per_batch: int | None = Field(
         default=None,

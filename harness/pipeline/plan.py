@@ -13,6 +13,7 @@ from rich.table import Table
 from harness.adapter import make_adapter
 from harness.config.base import is_mapping
 from harness.config.models import Chat, Scratch
+from harness.config.processor import emulated_bfloat16
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.evaluation.groups import EvaluationPlan, load_evaluation_plan
@@ -104,6 +105,9 @@ def _print_needs(
     from harness.pipeline.needs.run_estimate import RunEstimate, available_memory, estimate_run, make_fit, needs_table
 
     renderer = None if isinstance(prompting, str) else prompting[0]
+    precisions = [stage.training.precision for spec in specs for stage in spec.stages]
+    if slow := emulated_bfloat16(specs[0].suite.device, precisions):
+        console.print(f"[yellow]warning:[/] {escape(slow)}", highlight=False, soft_wrap=True)
     entries = {spec.entry: spec for spec in specs}
     found = [estimate_run(spec, tasks, renderer) for spec in entries.values()]
     if not (estimates := [each for each in found if isinstance(each, RunEstimate)]):

@@ -57,11 +57,13 @@ def p_of(effect: Interval, sign: int = 1, smallest: float = 0.0) -> float:
 def p_equivalent(effect: Interval, margin: float) -> float:
     """Return the p value of two one-sided t tests that an effect is within ±margin; nan where they cannot be computed.
 
-    It is the larger of the two p values, `P(T > (margin - |mean|) / error)` with the interval's degrees of freedom.
+    It is the larger of the two p values, `P(T > (margin - |mean|) / error)`, of each of the interval's standard errors.
     """
-    if not has_width(effect, SEEDS) or math.isnan(effect.error) or math.isnan(margin):
+    if not has_width(effect, SEEDS) or not effect.errors or math.isnan(margin):
         return math.nan
-    return float(stats.t.sf((margin - abs(effect.mean)) / effect.error, effect.df))
+    return max(
+        float(stats.t.sf((margin - abs(effect.mean)) / each.error, each.df)) for each in effect.errors if each.error
+    )
 
 
 def gate(verdicts: Sequence[str]) -> list[str]:

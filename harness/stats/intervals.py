@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,20 +26,26 @@ BOUNDS = {
 ROUNDING = 1e-9  # a smaller width is floating-point error: the values are equal
 
 
+class StandardError(NamedTuple):
+    """A mean's standard error, and the degrees of freedom of its t distribution."""
+
+    error: float
+    df: float
+
+
 @dataclass(frozen=True)
 class Interval:
     """A mean with its confidence interval; `low` and `high` are nan where the data give no interval.
 
-    `seeds` is the number of seeds behind the mean, 0 if there is no value. `error` is the mean's standard error and `df` the
-    degrees of freedom of its t distribution; both are nan where they are not known.
+    `seeds` is the number of seeds behind the mean, 0 if there is no value. Of several standard errors each gives an interval,
+    and at each level the widest one counts; there is none where it is not known.
     """
 
     mean: float
     low: float
     high: float
     seeds: int
-    error: float = math.nan
-    df: float = math.nan
+    errors: tuple[StandardError, ...] = ()
 
     @property
     def half_width(self) -> float:
@@ -48,7 +55,7 @@ class Interval:
     def within(self, low: float, high: float) -> Interval:
         """Return the interval cut at the bounds of possible values, which does not change its coverage.
 
-        `error` and `df` stay as they are, and so do p values.
+        Its standard errors stay as they are, and so do p values.
         """
         return replace(self, low=max(self.low, low), high=min(self.high, high)) if not math.isnan(self.low) else self
 
@@ -62,14 +69,15 @@ class Interval:
         return self.within(low - high, high - low)
 
     def widened(self, factor: float) -> Interval:
-        """Return the interval with its standard error times a factor."""
+        """Return the interval with its standard errors times a factor."""
         low, high = (self.mean + factor * (end - self.mean) for end in (self.low, self.high))
-        return replace(self, low=low, high=high, error=factor * self.error)
+        errors = tuple(StandardError(factor * each.error, each.df) for each in self.errors)
+        return replace(self, low=low, high=high, errors=errors)
 
     def beyond(self, smallest: float, sign: int = 1) -> Interval:
         """Return the interval of `sign * mean - smallest`: by how much an effect exceeds the smallest one that is claimed."""
         low, high = (self.low, self.high) if sign > 0 else (-self.high, -self.low)
-        return Interval(sign * self.mean - smallest, low - smallest, high - smallest, self.seeds, self.error, self.df)
+        return Interval(sign * self.mean - smallest, low - smallest, high - smallest, self.seeds, self.errors)
 
 
 NOTHING = Interval(math.nan, math.nan, math.nan, 0)
@@ -84,12 +92,15 @@ def t_interval(values: ArrayLike | Mapping[int, float], level: float = LEVEL) ->
     return interval_from(float(known.mean()), float(known.std(ddof=1) / np.sqrt(n)), n - 1, n, level)
 
 
-def interval_from(mean: float, error: float, df: float, seeds: int, level: float = LEVEL) -> Interval:
-    """Return the t interval of a mean with a standard error on some degrees of freedom."""
+def interval_from(
+    mean: float, error: float, df: float, seeds: int, level: float = LEVEL, *, least: StandardError | None = None
+) -> Interval:
+    """Return the t interval of a mean with a standard error on some degrees of freedom, no narrower than that of `least`."""
     from scipy import stats  # takes a second to import, and a dry run needs no interval
 
-    half = float(stats.t.ppf((1 + level) / 2, df)) * error
-    return Interval(mean, mean - half, mean + half, seeds, error, df)
+    errors = (StandardError(error, df), *([least] if least else []))
+    half = max(float(stats.t.ppf((1 + level) / 2, each.df)) * each.error for each in errors)
+    return Interval(mean, mean - half, mean + half, seeds, errors)
 
 
 def effective_clusters(sizes: ArrayLike) -> float:

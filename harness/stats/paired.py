@@ -99,7 +99,7 @@ def compare_estimates(base: Estimate, other: Estimate, flips: Sequence[Flips] = 
         other.of_seeds(change.seeds).mean,
         interval,
         t_interval(change.values),
-        detectable=detectable_effect(interval.error, interval.df) if known else math.nan,
+        detectable=detectable_effect(interval.errors) if known else math.nan,
         by_seed=change.by_seed,
     )
     if not change.items:
@@ -124,7 +124,7 @@ def compare_unpaired(base: Estimate, other: Estimate) -> Difference:
         other.mean,
         interval,
         unpaired_interval(Estimate(base.by_seed), Estimate(other.by_seed)),
-        detectable=detectable_effect(interval.error, interval.df) if has_width(interval, 1) else math.nan,
+        detectable=detectable_effect(interval.errors) if has_width(interval, 1) else math.nan,
     )
     parts = unpaired_components(base, other) if interval.seeds else None
     if parts is None:

@@ -1,6 +1,6 @@
 """The effects that a sample could have found, and the power of the test over seeds and clusters of items.
 
-The test is that of `harness.stats.two_way`. Its standard error is a function of three mean squares, which are independent of
+The test is that of `harness.stats.two_way`. Its standard errors are functions of three mean squares, which are independent of
 the mean and of each other if the data are normal (Searle, Casella and McCulloch 1992, Variance Components, chapter 4). So
 its power is an integral over three chi-squared distributions.
 """
@@ -8,6 +8,7 @@ its power is an integral over three chi-squared distributions.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
 
-from harness.stats.intervals import LEVEL
+from harness.stats.intervals import LEVEL, StandardError
 from harness.stats.two_way import POOLED
 
 POWER = 0.80
@@ -23,12 +24,15 @@ NODES = (48, 8, 4)  # points of the integral: mean squares of seeds, of clusters
 Vector = NDArray[np.float64]
 
 
-def detectable_effect(error: float, df: float, level: float = LEVEL, power: float = POWER) -> float:
-    """Return the smallest effect that a two-sided t test finds with the given power, in the unit of `error`.
+def detectable_effect(errors: Iterable[StandardError], level: float = LEVEL, power: float = POWER) -> float:
+    """Return the smallest effect that a two-sided t test finds with the given power; of several errors, the largest such.
 
-    `error` is the standard error of the estimate, `df` are its degrees of freedom, and 1 - `level` is the test's alpha. The
-    power is that of the noncentral t distribution.
+    1 - `level` is the test's alpha. The power is that of the noncentral t distribution.
     """
+    return max(_detectable(each.error, each.df, level, power) for each in errors)
+
+
+def _detectable(error: float, df: float, level: float, power: float) -> float:
     critical = float(special.stdtrit(df, 1 - (1 - level) / 2))
 
     def excess(shift: float) -> float:
@@ -65,8 +69,7 @@ class MeanSquares(NamedTuple):
 
     def finds(self, effect: float, alpha: float) -> float:
         """Return the probability that the two-sided test at `alpha` finds a true mean of `effect`."""
-        weights, errors, df = _estimated_errors(self)
-        reach = errors * special.stdtrit(df, 1 - alpha / 2)
+        weights, reach = _estimated_errors(self).reach(alpha / 2)
         beyond = special.ndtr((effect - reach) / self.error) + special.ndtr((-effect - reach) / self.error)
         return float(weights @ beyond)
 
@@ -76,35 +79,56 @@ class MeanSquares(NamedTuple):
         Two one-sided tests at `alpha` show the first (Schuirmann 1987); the second would be another verdict. Without the
         second condition and with seeds alone this is the power of Phillips (1990, J. Pharmacokinet. Biopharm. 18).
         """
-        weights, errors, df = _estimated_errors(self)
-        within = margin - errors * special.stdtrit(df, 1 - alpha)
-        bound = np.minimum(within, errors * special.stdtrit(df, 1 - alpha / 2))
+        estimated = _estimated_errors(self)
+        weights, one_sided = estimated.reach(alpha)
+        bound = np.minimum(margin - one_sided, estimated.reach(alpha / 2)[1])
         inside = special.ndtr((bound - effect) / self.error) - special.ndtr((-bound - effect) / self.error)
         return float(weights @ np.where(bound > 0, inside, 0.0))
 
 
+class EstimatedErrors(NamedTuple):
+    """The standard errors that a study may estimate, with their probabilities and degrees of freedom, (N,) each.
+
+    `of_seeds` are those over seeds alone, on `df_seeds`, and 0 where seeds do not vary by the test of
+    `VarianceParts.seeds_vary`; the wider of the two intervals counts.
+    """
+
+    weights: Vector
+    errors: Vector
+    df: Vector
+    of_seeds: Vector
+    df_seeds: int
+
+    def reach(self, tail: float) -> tuple[Vector, Vector]:
+        """Return the probabilities and the half-widths of the intervals that leave out `tail` on each side."""
+        two_way = self.errors * special.stdtrit(self.df, 1 - tail)
+        return self.weights, np.maximum(two_way, self.of_seeds * float(special.stdtrit(self.df_seeds, 1 - tail)))
+
+
 @lru_cache(maxsize=64)
-def _estimated_errors(squares: MeanSquares) -> tuple[Vector, Vector, Vector]:
-    """Return the standard errors that a study may estimate, with their probabilities and degrees of freedom, (N,) each.
+def _estimated_errors(squares: MeanSquares) -> EstimatedErrors:
+    """Return the standard errors that a study may estimate.
 
     Two cases are integrated: the clusters do not vary by the test of `VarianceParts.clusters_vary`, or they do.
     """
     S, C = squares.seeds, squares.clusters
     df_s, df_c, df_r = S - 1, C - 1, (S - 1) * (C - 1)
     (x_s, w_s), (x_c, w_c), (x_r, w_r) = map(_points, NODES)
-    parts: list[tuple[Vector, Vector, Vector]] = []  # probabilities, variances times S C, degrees of freedom
+    parts: list[
+        tuple[Vector, ...]
+    ] = []  # probabilities, variances times S C, degrees of freedom, the same of seeds alone
     ms_s = squares.of_seeds * _mean_square(df_s, x_s)
     for rest, weight in zip(squares.of_rest * _mean_square(df_r, x_r), w_r, strict=True):
         limit = float(special.fdtri(df_c, df_r, 1 - POOLED)) * rest / squares.of_clusters if rest > 0 else 0.0
         pooled = float(special.gammainc(df_c / 2, df_c / 2 * limit))
-        parts.append((weight * pooled * w_s, ms_s, np.full(len(ms_s), float(df_s))))
+        parts.append((weight * pooled * w_s, ms_s, np.full(len(ms_s), float(df_s)), ms_s * (ms_s > rest)))
         ms_c = squares.of_clusters * _mean_square(df_c, pooled + (1 - pooled) * x_c)
         one, other = (each.ravel() for each in np.meshgrid(ms_s, ms_c, indexing="ij"))
         total = np.maximum(one + other - rest, np.maximum(one, other))
         df = total**2 / (one**2 / df_s + other**2 / df_c + rest**2 / df_r)
-        parts.append((weight * (1 - pooled) * np.outer(w_s, w_c).ravel(), total, df))
-    weights, totals, df = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return weights, np.sqrt(totals / (S * C)), df
+        parts.append((weight * (1 - pooled) * np.outer(w_s, w_c).ravel(), total, df, one * (one > rest)))
+    weights, totals, df, of_seeds = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return EstimatedErrors(weights, np.sqrt(totals / (S * C)), df, np.sqrt(of_seeds / (S * C)), df_s)
 
 
 def _points(number: int) -> tuple[Vector, Vector]:

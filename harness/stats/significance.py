@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from harness.stats.intervals import LEVEL, ROUNDING, Interval, has_width, known_values
+from harness.stats.intervals import LEVEL, ROUNDING, Interval, StandardError, has_width, known_values
 
 FEWEST_IN_GROUPS, GAP = 5, 2.0
 
@@ -26,6 +26,7 @@ class Flips(NamedTuple):
 def p_value(interval: Interval, level: float = LEVEL) -> float:
     """Return the two-sided p value of the t test that belongs to an interval; nan if there is no interval.
 
+    Of several standard errors the one with the largest p value counts, as the widest interval does.
     If the difference is the same for all seeds, the interval has no width and a t test is not possible. The p value is then
     that of the exact sign test: 1 if the mean is zero, else 2 / 2^n for n seeds, which is large for few seeds.
     """
@@ -33,11 +34,11 @@ def p_value(interval: Interval, level: float = LEVEL) -> float:
         return math.nan
     if not has_width(interval, 1):
         return 1.0 if abs(interval.mean) <= ROUNDING else min(1.0, 2.0 ** (1 - interval.seeds))
-    error, df = interval.error, interval.df
-    if math.isnan(error):
+    errors = interval.errors
+    if not errors:
         df = interval.seeds - 1
-        error = interval.half_width / float(stats.t.ppf((1 + level) / 2, df))
-    return float(2 * stats.t.sf(abs(interval.mean) / error, df))
+        errors = (StandardError(interval.half_width / float(stats.t.ppf((1 + level) / 2, df)), df),)
+    return max(float(2 * stats.t.sf(abs(interval.mean) / each.error, each.df)) for each in errors if each.error)
 
 
 def find_flips(before: ArrayLike, after: ArrayLike) -> Flips:

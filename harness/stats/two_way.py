@@ -3,7 +3,9 @@
 Every seed answers the same items, so a mean over seeds and items varies with both. Its variance is that of a crossed
 random-effects model, estimated from mean squares, with Satterthwaite's degrees of freedom (Satterthwaite 1946; Cameron,
 Gelbach and Miller 2011 for two-way clustering). Clusters that do not vary beyond noise are left out, because including them
-makes the interval too wide. The choice rests on simulated coverage; `docs/decisions/` has the table.
+makes the interval too wide. Where seeds vary beyond noise, the interval is at least as wide as the one over seeds alone,
+because with three seeds Satterthwaite's degrees of freedom promise too much. The choice rests on simulated coverage;
+`docs/decisions/` has the table.
 """
 
 from __future__ import annotations
@@ -16,7 +18,15 @@ import numpy as np
 from scipy import stats
 
 from harness.stats.estimates import Estimate, ItemTable, Vector
-from harness.stats.intervals import LEVEL, NOTHING, Interval, effective_clusters, interval_from, t_interval
+from harness.stats.intervals import (
+    LEVEL,
+    NOTHING,
+    Interval,
+    StandardError,
+    effective_clusters,
+    interval_from,
+    t_interval,
+)
 
 SMALL = 1e-18  # a variance below this is rounding
 POOLED = 0.25  # the level of the preliminary test that Bancroft (1964) advises
@@ -49,6 +59,11 @@ class VarianceParts(NamedTuple):
             return True
         limit = stats.f.ppf(1 - POOLED, self.df_clusters, self.df_clusters * self.df_seeds)
         return self.clusters / self.both >= float(limit)
+
+    @property
+    def seeds_vary(self) -> bool:
+        """Whether seeds differ more than the residual explains: the estimated variance between seeds is above zero."""
+        return self.seeds > self.both
 
     @property
     def total(self) -> float:
@@ -113,8 +128,11 @@ def unpaired_interval(base: Estimate, other: Estimate, *, level: float = LEVEL) 
 def _interval(mean: float, parts: VarianceParts, seeds: int, level: float) -> Interval:
     variance = parts.within if seeds < 2 else parts.total
     if variance < SMALL:
-        return Interval(mean, mean, mean, seeds, 0.0)
-    return interval_from(mean, math.sqrt(variance), parts.df_clusters if seeds < 2 else parts.df, seeds, level)
+        return Interval(mean, mean, mean, seeds)
+    if seeds < 2:
+        return interval_from(mean, math.sqrt(variance), parts.df_clusters, seeds, level)
+    over_seeds = StandardError(math.sqrt(parts.seeds), parts.df_seeds) if parts.seeds_vary else None
+    return interval_from(mean, math.sqrt(variance), parts.df, seeds, level, least=over_seeds)
 
 
 def unpaired_components(base: Estimate, other: Estimate) -> VarianceParts | None:

@@ -23,7 +23,7 @@ from harness.stats.claim_verdicts import (
     p_equivalent,
     p_of,
 )
-from harness.stats.intervals import Interval, interval_from, t_interval
+from harness.stats.intervals import Interval, StandardError, interval_from, t_interval
 
 NAN = float("nan")
 
@@ -117,7 +117,7 @@ def test_at_most_one_study_in_twenty_shows_any_difference_that_is_not_there(effe
     reach = float(stats.t.ppf(0.975, seeds - 1)) * errors
     for mean, error, half in zip(means, errors, reach, strict=True):
         intervals = [
-            Interval(float(m), float(m - h), float(m + h), seeds, float(e), seeds - 1)
+            Interval(float(m), float(m - h), float(m + h), seeds, (StandardError(float(e), seeds - 1),))
             for m, e, h in zip(mean, error, half, strict=True)
         ]
         found = gate([judge(each, margin=0.3 if seeds == 10 else NAN) for each in intervals])

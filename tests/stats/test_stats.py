@@ -14,7 +14,7 @@ from scipy import stats as scipy_stats
 from statsmodels.stats.multitest import multipletests
 
 from harness.stats.estimates import Estimate, ItemTable
-from harness.stats.intervals import NOTHING, Interval, t_interval
+from harness.stats.intervals import NOTHING, Interval, StandardError, t_interval
 from harness.stats.learning.rates import ChosenRate, choose_rates, widening
 from harness.stats.paired import over_items
 from harness.stats.power import detectable_effect
@@ -47,7 +47,7 @@ def test_the_t_interval_is_worked_by_hand():
     # mean 0.2, s = 0.1, t_{0.975, 2} = 4.30265: half-width 4.30265 * 0.1 / sqrt(3)
     found = t_interval([0.1, 0.2, 0.3])
     assert bounds(found) == pytest.approx((0.2, 0.2 - 0.248414, 0.2 + 0.248414, 3), abs=1e-6)
-    assert (found.error, found.df) == pytest.approx((0.1 / math.sqrt(3), 2))
+    assert found.errors == (pytest.approx((0.1 / math.sqrt(3), 2)),)
     one = t_interval([0.4, math.nan])
     assert (one.mean, one.seeds) == (0.4, 1)
     assert math.isnan(one.low)
@@ -105,7 +105,7 @@ def test_an_interval_at_chosen_rates_is_wider_where_the_choices_differ():
     assert widening([agree, differ]) == pytest.approx(math.sqrt(1 + 5 / 4))
     wide = t_interval([0.1, 0.2, 0.3]).widened(2.0)
     assert bounds(wide) == pytest.approx(bounds(Interval(0.2, 0.2 - 0.4968275, 0.2 + 0.4968275, 3)))
-    assert wide.error == pytest.approx(2 * 0.1 / math.sqrt(3))
+    assert wide.errors[0].error == pytest.approx(2 * 0.1 / math.sqrt(3))
 
 
 @pytest.mark.parametrize(
@@ -187,9 +187,11 @@ def test_what_is_detectable_is_found_with_its_power_by_statsmodels():
     from statsmodels.stats.power import TTestPower
 
     for n in (3, 5, 200):
-        effect = detectable_effect(1 / math.sqrt(n), n - 1)
+        effect = detectable_effect([StandardError(1 / math.sqrt(n), n - 1)])
         assert TTestPower().power(effect, n, 0.05) == pytest.approx(0.8, abs=1e-4)
-    assert detectable_effect(0.1, 199) == pytest.approx(0.1 * detectable_effect(1.0, 199))
+    small, large = StandardError(0.1, 199), StandardError(1.0, 199)
+    assert detectable_effect([small]) == pytest.approx(0.1 * detectable_effect([large]))
+    assert detectable_effect([small, StandardError(0.1, 2)]) == detectable_effect([StandardError(0.1, 2)])
 
 
 def test_the_noise_floor_is_the_standard_deviation_of_repeats():
@@ -242,8 +244,8 @@ def test_a_clustered_item_interval_is_statsmodels_cluster_robust_one():
     )
     found = item_interval(values, clusters)
     # statsmodels' correction is G / (G - 1) * (n - 1) / (n - 1) for a mean
-    assert found.error == pytest.approx(peer.bse[0])
-    assert found.df == pytest.approx(11)
+    assert found.errors[0].error == pytest.approx(peer.bse[0])
+    assert found.errors[0].df == pytest.approx(11)
 
 
 def test_a_rank_correlation_is_worked_by_hand():

@@ -125,5 +125,5 @@ def test_one_seed_on_a_side_leaves_the_interval_over_items():
     base = Estimate({0: 0.5}, {"task": ItemTable(np.array([[1.0], [0.0], [1.0], [0.0]]), names, names)})
     other = Estimate({0: 1.0, 1: 1.0}, {"task": ItemTable(np.ones((4, 2)), names, names)})
     found = unpaired_interval(base, other)
-    assert (found.mean, found.seeds, found.df) == (0.5, 1, 3)
-    assert found.error == pytest.approx(math.sqrt(4 / 3 * 4 * (0.5 / 4) ** 2))
+    assert (found.mean, found.seeds, found.errors[0].df) == (0.5, 1, 3)
+    assert found.errors[0].error == pytest.approx(math.sqrt(4 / 3 * 4 * (0.5 / 4) ** 2))
