@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize
+from scipy import optimize, special
 
 from harness.stats.claim_verdicts import SEEDS
 from harness.stats.power import POWER, MeanSquares
@@ -105,6 +105,19 @@ def estimate_components(differences: ArrayLike, answer_variance: ArrayLike = 0.0
         interaction=max(0.0, of_rest - answer / answers),
         answers=answer,
     )
+
+
+def seed_variance_limits(components: Components, pilot: Design, level: float = 0.8) -> tuple[Components, Components]:
+    """Return the components with the variance between seeds at the two limits of its confidence interval.
+
+    The mean square of a pilot's S seeds, divided by its expectation, is chi-squared on S - 1 degrees of freedom divided by
+    S - 1. The other components keep their estimates: a pilot knows them from hundreds of items.
+    """
+    squares, df = components.mean_squares(pilot), pilot.seeds - 1
+    tails = (1 - (1 - level) / 2, (1 - level) / 2)
+    limits = [squares.of_seeds * df / (2 * float(special.gammaincinv(df / 2, tail))) for tail in tails]
+    low, high = (max(0.0, (limit - squares.of_rest) / pilot.clusters) for limit in limits)
+    return replace(components, seeds=low), replace(components, seeds=high)
 
 
 def power_of(effect: float, components: Components, design: Design, alpha: float = ALPHA) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from harness.stats.design import (
     ALPHA,
+    Components,
     Design,
     PlannedDesign,
     cheapest_designs,
@@ -15,6 +16,7 @@ from harness.stats.design import (
     equivalence_power,
     fewest_seeds,
     power_of,
+    seed_variance_limits,
     smallest_margin,
 )
 from harness.stats.looks import level_at
@@ -34,7 +36,9 @@ class Resolution:
     The question is whether a true difference of `size` is found, or whether methods without any are shown to be equal within
     ±`size`. `power` is that of the suite's own design, `smallest` the smallest size that it resolves with the usual power,
     `by_seeds` the same by number of seeds, with the suite's items. `cheapest` are the cheapest designs within the hours,
-    `any_cost` is the cheapest of all. `own_items` is the fewest seeds with the suite's own items and answers.
+    `any_cost` is the cheapest of all, and `seeds_between` are the fewest and the most seeds that it may take, because a few
+    seeds tell the variance between seeds only roughly (an 80 % interval; None is more than can be planned). `own_items` is
+    the fewest seeds with the suite's own items and answers.
     """
 
     size: float
@@ -43,6 +47,7 @@ class Resolution:
     by_seeds: dict[int, float]
     cheapest: tuple[PlannedDesign, ...] = ()
     any_cost: PlannedDesign | None = None
+    seeds_between: tuple[int | None, int | None] = (None, None)
     own_items: int | None = None
 
     @property
@@ -87,7 +92,9 @@ class ClaimPlan:
         design = wanted.any_cost.design
         answers = f"{design.answers} answers" if design.answers > 1 else "one answer"
         more = f" on {design.clusters} items with {answers} each" if self.subject.items else ""
-        return f"{design.seeds} seeds{more} would, in {show_hours(wanted.any_cost.hours)}"
+        between, pilot = format_seeds(wanted.seeds_between), self.subject.design.seeds
+        would = f"{design.seeds} seeds{more} would, in {show_hours(wanted.any_cost.hours)}"
+        return f"{would}; it may be {between}, because {pilot} seeds gave the variances"
 
 
 def plan_claim(
@@ -101,7 +108,7 @@ def plan_claim(
     items = sorted({max(2, round(share * subject.design.clusters)) for share in SHARES}) if subject.items else [2]
 
     def resolution(size: float, equal: bool) -> Resolution:
-        def power(design: Design) -> float:
+        def power(design: Design, parts: Components = parts) -> float:
             return (equivalence_power if equal else power_of)(size / scale, parts, design, alpha=alpha)
 
         def smallest(design: Design) -> float:
@@ -114,10 +121,13 @@ def plan_claim(
             return plain
         designs = cheapest_designs(power, subject.costs, items, some_answers)
         within = [planned for planned in designs if planned.hours <= hours]
+        limits = seed_variance_limits(parts, subject.design) if designs else ()
+        between = [fewest_seeds(lambda n, at=at: power(replace(designs[0].design, seeds=n), at)) for at in limits]
         return replace(
             plain,
             cheapest=tuple(within[:MOST_DESIGNS]),
             any_cost=designs[0] if designs else None,
+            seeds_between=(between[0], between[1]) if between else (None, None),
             own_items=fewest_seeds(lambda number: power(replace(own, seeds=number))),
         )
 
@@ -159,6 +169,12 @@ def plan_all(
 def format_effect(value: float) -> str:
     """Write an effect with one decimal, or two significant digits below 1; a dash where there is none."""
     return "–" if not math.isfinite(value) else f"{value:.1f}" if abs(value) >= 1 else f"{value:.2g}"
+
+
+def format_seeds(between: tuple[int | None, int | None]) -> str:
+    """Write the fewest and the most seeds that a design may take; without an upper limit, `N or more`."""
+    fewest, most = between
+    return f"{fewest} to {most}" if most is not None else f"{fewest} or more"
 
 
 def show_hours(hours: float) -> str:

@@ -40,12 +40,13 @@ class Prior(Strict):
 
 
 class PriorTable(Strict):
-    """Variances by figure, measured in one way; `items` is the number of items of each task."""
+    """Variances by figure, measured in one way; `items` is the number of items of each task, `seeds` that of the seeds."""
 
     source: str
     training_hours: float = Field(gt=0, description="of one run, evaluation aside")
     evaluation_hours: float = Field(gt=0, description="of one run, one answer of each item")
     items: int = Field(gt=0)
+    seeds: int = Field(gt=1)
     figures: dict[str, Prior]
 
 
@@ -84,7 +85,7 @@ def plan_from_priors(claims: Sequence[ProfiledClaim], runs: PlannedRuns) -> Iter
         curves = entry.at == "equal_learning"
         items = min(evaluation.curve_items, evaluation.limit or evaluation.curve_items) if curves else evaluation.limit
         drawn = evaluation.all_profiles.get(profile) or next(iter(evaluation.all_profiles.values()))
-        design = Design(2, prior.sized(items, table.items), evaluation.curve_answers if curves else drawn.n)
+        design = Design(table.seeds, prior.sized(items, table.items), evaluation.curve_answers if curves else drawn.n)
         yield Planning(
             entry.name,
             fill(entry.text, place),

@@ -160,6 +160,8 @@ def _columns(wanted: Resolution, size: str, smallest: str, prefix: str) -> dict[
         smallest: wanted.smallest,
         f"{prefix}fewest_seeds": wanted.own_items,
         f"{prefix}cheapest_seeds": best.design.seeds if best else None,
+        f"{prefix}cheapest_seeds_from": wanted.seeds_between[0],
+        f"{prefix}cheapest_seeds_to": wanted.seeds_between[1],
         f"{prefix}cheapest_clusters": best.design.clusters if best else None,
         f"{prefix}cheapest_answers": best.design.answers if best else None,
         f"{prefix}cheapest_hours": best.hours if best else None,

@@ -141,6 +141,25 @@ def test_a_claim_with_a_margin_says_how_many_seeds_show_that_nothing_differs():
     assert "where the methods are equal" in plan_claim(subject, 99, 3, 1).sentence
 
 
+def test_the_number_of_seeds_is_as_sure_as_the_pilot_is_large():
+    subject = from_priors(LEARNED)
+    assert isinstance(subject, Planning)
+    found = [
+        plan_claim(replace(subject, design=replace(subject.design, seeds=seeds)), 10, 3, 1).difference
+        for seeds in (5, 20, 200)
+    ]
+    ranges: list[tuple[int, int]] = []
+    for each in found:
+        fewest, most = each.seeds_between
+        assert each.any_cost is not None
+        assert fewest is not None
+        assert most is not None
+        assert fewest <= each.any_cost.design.seeds <= most
+        ranges.append((fewest, most))
+    assert ranges[0][0] < ranges[1][0] < ranges[2][0] < ranges[2][1] < ranges[1][1] < ranges[0][1]
+    assert len({each.any_cost.design.seeds for each in found if each.any_cost}) == 1
+
+
 def test_looks_ask_for_no_fewer_seeds():
     subject = from_priors(LEARNED)
     assert isinstance(subject, Planning)
