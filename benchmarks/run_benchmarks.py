@@ -29,6 +29,7 @@ from benchmarks.setting import Setting, make_setting
 from benchmarks.steps import Steps, our_steps
 from benchmarks.trl_step import MISSING, installed, settings_of, trl_steps
 from benchmarks.utilisation import peak_rate, student_rate
+from harness.config.processor import cpu_has_bfloat16
 from harness.errors import HarnessError
 from harness.pipeline.processes.devices import limit_threads
 from harness.rundir.process.session import this_session
@@ -37,7 +38,8 @@ RESULTS = Path(__file__).parent / "RESULTS.md"
 TRL = "TRL `DistillationTrainer`"
 THREADS = 1
 SCALE_ROUNDS = 3
-PRECISIONS: tuple[Literal["bfloat16"] | None, ...] = ("bfloat16", None)
+# Without instructions for it, bfloat16 takes so long on a CPU that nobody trains in it.
+PRECISIONS: tuple[Literal["bfloat16"] | None, ...] = ("bfloat16", None) if cpu_has_bfloat16() else (None,)
 T = TypeVar("T")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

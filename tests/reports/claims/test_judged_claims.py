@@ -107,7 +107,7 @@ def test_the_interval_is_for_another_seed_and_other_items_with_its_two_parts(tmp
     assert row.effect == two_way_interval(change)
     assert change.items
     assert row.seeds.mean == row.items.mean == pytest.approx(row.effect.mean)
-    assert row.effect.error >= row.seeds.error
+    assert row.effect.errors[0].error >= row.seeds.errors[0].error
     assert row.items.half_width > 0
     header = list(verdicts_grid([row]).header)
     assert {"effect [95 %]", "over seeds", "over items"} <= set(header)

@@ -32,7 +32,7 @@ def test_matched_learning_says_who_forgot_less_in_the_direction_of_the_word(tmp_
     write(tmp_path, "aopd", [0.6, 0.65, 0.6], [0.4, 0.45, 0.4], items=20)
     assert opening_of(tmp_path) == [
         "aopd learned 0.8 points more [−2.8, 4.4] than opd and forgot 16.7 less [−0.8, 34.2]; 3 seeds, 40 items; "
-        "the difference in learning is not resolved from zero. It ends at 55.8 %, 9.2 points more [0.2, 18.1] than opd."
+        "the difference in learning is not resolved from zero. It ends at 55.8 %, 9.2 points more [−0.3, 18.7] than opd."
     ]
 
 

@@ -49,7 +49,8 @@ def difference(runs: Runs, base: str, other: str, name: str) -> Found:
     """Other minus base with the interval for another seed and other items; for one seed the t interval over its items.
 
     Tasks are strata. The variances of the mean by seed, by item and by both are mean squares of an analysis of variance. Items
-    that do not differ more than seed and item leave over (an F test at 25 %) have no part of their own.
+    that do not differ more than seed and item leave over (an F test at 25 %) have no part of their own. Where seeds differ
+    more than that, the interval is at least as wide as the t interval over seeds.
     """
     by_seed = (figure_by_seed(runs, other, name) - figure_by_seed(runs, base, name)).dropna()
     tables = [table / len(found) for found in [_items(runs, base, other, name)] for table in found]
@@ -63,14 +64,17 @@ def difference(runs: Runs, base: str, other: str, name: str) -> Found:
         both += float((left**2).sum()) / (n * (n - 1) * seeds * (seeds - 1)) if seeds > 1 else 0.0
     df, between = sum(len(table) - 1 for table in tables), float(by_seed.var()) / seeds if seeds > 1 else 0.0
     variance = max(between + item - both, between, item)
+    seeds_vary = between > both
     if both and between > 1e-18 and item / both < stats.f.ppf(0.75, df, df * (seeds - 1)):
         variance, item, both = between, 0.0, 0.0
     if variance < 1e-18:
         return float(by_seed.mean()), float(by_seed.mean()), float(by_seed.mean()), 2
     if seeds > 1:
         df = variance**2 / (between**2 / (seeds - 1) + item**2 / df + both**2 / (seeds - 1) / df)
-    low, high = stats.t.interval(0.95, df, loc=by_seed.mean(), scale=variance**0.5)
-    return float(by_seed.mean()), float(low), float(high), 2
+    half = stats.t.ppf(0.975, df) * variance**0.5
+    if seeds > 1 and seeds_vary:
+        half = max(half, stats.t.ppf(0.975, seeds - 1) * between**0.5)
+    return float(by_seed.mean()), float(by_seed.mean() - half), float(by_seed.mean() + half), 2
 
 
 def _items(runs: Runs, base: str, other: str, name: str) -> list[np.ndarray]:
