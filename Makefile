@@ -12,6 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SUITE ?= tiny
 ADAPTERS ?= opd,aopd
 SEEDS ?=
+WORKERS ?=
 OUT ?= runs
 RUNS ?= $(OUT)/$(notdir $(basename $(SUITE)))
 BACKEND ?=
@@ -29,11 +30,11 @@ SHARE ?= 1
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-stage-all: $(STAMP) $(if $(filter vllm,$(BACKEND)),$(VLLM))  ## Adapt in stages, evaluate after each, report: SUITE=tiny ADAPTERS=opd,aopd SEEDS=0,1,2 BACKEND=hf|vllm SET="a.b=c ..."
-	$(BIN)/harness sweep $(SUITE) --adapter $(ADAPTERS) $(if $(SEEDS),--seed $(SEEDS)) --out $(OUT) $(if $(BACKEND),--set backend=$(BACKEND)) $(foreach s,$(SET),--set $(s))
+stage-all: $(STAMP) $(if $(filter vllm,$(BACKEND)),$(VLLM))  ## Adapt in stages, evaluate after each, report: SUITE=tiny ADAPTERS=opd,aopd SEEDS=0,1,2 WORKERS=2 BACKEND=hf|vllm SET="a.b=c ..."
+	$(BIN)/harness sweep $(SUITE) --adapter $(ADAPTERS) $(if $(SEEDS),--seed $(SEEDS)) --out "$(OUT)" $(if $(WORKERS),--workers $(WORKERS)) $(if $(BACKEND),--set backend=$(BACKEND)) $(foreach s,$(SET),--set $(s))
 
 study: $(STAMP)  ## Vary one factor at a time and write the page of results; up to two hours: STUDY=tiny SET="a.b=c ..." PAGE=page.md
-	$(BIN)/harness study $(STUDY) --out $(OUT) $(foreach s,$(SET),--set $(s)) $(if $(PAGE),--page $(PAGE))
+	$(BIN)/harness study $(STUDY) --out "$(OUT)" $(if $(WORKERS),--workers $(WORKERS)) $(foreach s,$(SET),--set $(s)) $(if $(PAGE),--page $(PAGE))
 
 report: $(STAMP)  ## Render the report of RUNS=runs/tiny again
 	$(BIN)/harness report $(RUNS)
@@ -122,6 +123,6 @@ $(DEV): $(STAMP)
 $(STAMP): pyproject.toml
 	@echo "Installing the harness and its libraries into $(VENV); this takes minutes the first time ..."
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11; call make with PYTHON=python3.11 or newer"; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(PIP) install -e .
 	touch $(STAMP)

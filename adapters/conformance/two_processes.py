@@ -22,7 +22,7 @@ from torch.multiprocessing.spawn import (
 from adapters.conformance.outcomes import ConformanceError, DoesNotApply
 from adapters.conformance.small_stage import AdapterUnderTest, train_small_stage
 from harness.adapter import Adapter
-from harness.pipeline.processes.rank_processes import join_group, leave_group
+from harness.pipeline.processes.rank_processes import join_group, leave_group, loopback
 
 PROCESSES, STEPS = 2, 2
 TOLERANCE = 1e-6  # of losses and weights in float64
@@ -87,7 +87,7 @@ def _train_together(adapter: bytes, training: Mapping[str, Any]) -> Ended:
 def _work(rank: int, adapter: bytes, training: dict[str, Any], folder: Path) -> None:
     """Train as one of two processes; the first one writes what it ends with."""
     torch.set_num_threads(1)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback())
     own = folder / f"rank-{rank}"
     own.mkdir()
     try:

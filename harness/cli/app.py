@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from importlib.metadata import entry_points, metadata, version
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -53,6 +54,9 @@ def main() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    for stream in (sys.stdout, sys.stderr):  # a terminal in an old encoding shows a question mark for what it lacks
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         check_own_packages()
         app()

@@ -187,12 +187,17 @@ def _index(node: list[Any], part: str, override: str) -> int:
     raise ConfigError(f"--set {override}: {part!r} is not an index of a list of {len(node)}")
 
 
-def _resolve_autocast(node: Any, device: str) -> None:
-    """Replace each `autocast: auto` by what this machine computes fast, so that a run records which it was."""
-    if is_mapping(node) and node.get("autocast") == "auto":
-        node["autocast"] = "bfloat16" if has_bfloat16(device) else None
-    for child in node.values() if is_mapping(node) else node if is_list(node) else ():
-        _resolve_autocast(child, device)
+def _resolve_autocast(node: Any, device: str, above: tuple[str, ...] = ()) -> None:
+    """Replace each `autocast: auto` of a training or a warm-up by what this machine computes fast; a run records that."""
+    if is_list(node):
+        for child in node:
+            _resolve_autocast(child, device, above)
+    elif is_mapping(node):
+        budget = above[-1:] in (("training",), ("warmup",)) or above[-2:-1] == ("starts",)
+        if budget and node.get("autocast") == "auto":
+            node["autocast"] = "bfloat16" if has_bfloat16(device) else None
+        for key, child in node.items():
+            _resolve_autocast(child, device, (*above, key))
 
 
 def _spread_training(raw: dict[str, Any], path: Path) -> None:

@@ -5,32 +5,35 @@ Without such instructions a CPU emulates them: a product of a small model then t
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+
+from harness.errors import ConfigError
 
 CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # in /proc/cpuinfo: of x86, x86, and ARM
 AMPERE = 8.0  # the compute capability of the first GPUs with bfloat16
 
 
 def has_bfloat16(device: str) -> bool:
-    """Return whether a suite's `device` (auto, cpu, cuda) multiplies in bfloat16 in hardware on this machine."""
-    if device != "cpu" and (capabilities := _gpu_capabilities()):
-        return min(capabilities) >= AMPERE
-    return cpu_has_bfloat16()
+    """Return whether a suite's `device` (auto, cpu, cuda, cuda:N) multiplies in bfloat16 in hardware on this machine.
+
+    With several GPUs all that this process may see have to. Raises `ConfigError` where the driver does not answer.
+    """
+    seen = [] if device == "cpu" else _visible(_gpu_capabilities(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    _, _, number = device.partition(":")
+    chosen = seen[int(number) :][:1] if number else seen
+    return min(chosen) >= AMPERE if chosen else cpu_has_bfloat16()
 
 
-def emulated_bfloat16(device: str, precisions: Iterable[str]) -> str | None:
-    """Return a warning where a stage's `training.precision` asks for a bfloat16 that the machine only emulates."""
-    narrow = sorted(set(precisions) - {"float32"})
-    if not narrow or has_bfloat16(device):
-        return None
-    return (
-        f"training.precision is {', '.join(narrow)}, and this machine has no instructions for bfloat16: training takes many "
-        "times as long as with training.precision=float32"
-    )
+def _visible(capabilities: list[float], named: str | None) -> list[float]:
+    """Return the capabilities of the GPUs that CUDA_VISIBLE_DEVICES names by number; all where it is unset or has UUIDs."""
+    names = [part.strip() for part in (named or "").split(",")]
+    if named is None or any(name and not name.isdigit() and name != "-1" for name in names):
+        return capabilities
+    return [capabilities[int(name)] for name in names if name.isdigit() and int(name) < len(capabilities)]
 
 
 @cache
@@ -54,5 +57,10 @@ def _gpu_capabilities() -> list[float]:
         return [
             float(line) for line in subprocess.run(asked, capture_output=True, text=True, timeout=30).stdout.split()
         ]
-    except (OSError, ValueError, subprocess.TimeoutExpired):
+    except subprocess.TimeoutExpired as error:
+        raise ConfigError(
+            "nvidia-smi did not answer in 30 seconds, so what `autocast: auto` stands for is not known; write "
+            "`autocast: bfloat16` or `autocast: null`"
+        ) from error
+    except (OSError, ValueError):
         return []

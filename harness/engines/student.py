@@ -104,4 +104,5 @@ def _namespace() -> int:
 def _folder_with_room(weights: dict[str, Tensor]) -> Path | None:
     """Return the shared memory's folder if it has room, else None: the system's folder of temporary files."""
     size = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
-    return SHARED_MEMORY if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 2 * size else None
+    usable = SHARED_MEMORY.is_dir() and os.access(SHARED_MEMORY, os.W_OK)
+    return SHARED_MEMORY if usable and shutil.disk_usage(SHARED_MEMORY).free > 2 * size else None

@@ -78,7 +78,7 @@ def varlen_attention(
     window, dropout, scale = options.get("sliding_window"), options.get("dropout", 0.0), options.get("scaling")
     if query.is_cuda and torch.is_autocast_enabled("cuda"):
         query, key, value = (states.to(torch.get_autocast_dtype("cuda")) for states in (query, key, value))
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout:
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout and _has_flash(query.device):
         return _flash(query, key, value, edges, options["max_length_q"], window, scale), None
     parts: list[Tensor] = []
     for start, end in pairwise(edges.tolist()):
@@ -86,6 +86,11 @@ def varlen_attention(
         band = _band(end - start, window, query.device)
         parts.append(sdpa_attention_forward(module, q, k, v, band, dropout=dropout, scaling=scale, is_causal=True)[0])
     return torch.cat(parts, dim=1), None
+
+
+def _has_flash(device: torch.device) -> bool:
+    """Return whether a GPU is of Ampere's generation or newer, which torch's kernel for packed sequences needs."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _flash(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from harness.adapter import Adapter, make_adapter
+from harness.config.models import Pretrained, Scratch
+from harness.config.processor import has_bfloat16
 from harness.config.suite import AdapterEntry, Stage, Suite
 from harness.errors import ConfigError
 
@@ -25,6 +27,21 @@ def check_adapters(suite: Suite, entries: Collection[str] | None = None) -> dict
     for name, adapter in chosen.items():
         _refuse(suite, name, adapter, [stage for stage in suite.stages if stage.adapter is None], f"adapters.{name}")
     return adapters
+
+
+def emulated_bfloat16(suite: Suite, entries: Collection[str], device: str) -> str | None:
+    """Return a warning where a suite asks for bfloat16 and `device` (cpu, cuda) only emulates it, many times slower."""
+    models = {"student": suite.student, "teacher": suite.teacher}
+    trainings = [suite.training_for(stage, name) for name in entries for stage in suite.stages]
+    keys = [f"{name}.dtype" for name, m in models.items() if isinstance(m, Pretrained) and m.dtype == "bfloat16"]
+    keys += [f"{name}.warmup.autocast" for name, m in models.items() if isinstance(m, Scratch) and m.warmup.autocast]
+    keys += ["training.precision"] * any(training.precision != "float32" for training in trainings)
+    if not keys or has_bfloat16(device):
+        return None
+    return (
+        f"{', '.join(keys)}: bfloat16, for which {device} has no instructions on this machine, so these passes take many "
+        "times as long as in float32"
+    )
 
 
 def _refuse_narrow_weights(suite: Suite, names: Sequence[str]) -> None:

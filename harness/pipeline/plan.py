@@ -13,7 +13,6 @@ from rich.table import Table
 from harness.adapter import make_adapter
 from harness.config.base import is_mapping
 from harness.config.models import Chat, Scratch
-from harness.config.processor import emulated_bfloat16
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.evaluation.groups import EvaluationPlan, load_evaluation_plan
@@ -24,9 +23,11 @@ from harness.lmeval.library import TaskLibrary
 from harness.lmeval.overlap import stream_overlap
 from harness.lmeval.task import Task
 from harness.lmeval.trial import describe_items, item_warnings, try_task
+from harness.pipeline.adapter_checks import emulated_bfloat16
 from harness.pipeline.build.model_source import tokenizer_or_reason
 from harness.pipeline.build.scratch_tokenizer import byte_tokenizer
 from harness.pipeline.needs.memory_estimate import show_bytes
+from harness.pipeline.processes.devices import resolve_device
 from harness.pipeline.resources import refuse_teachers, stages_on_data
 from harness.rundir.records.overlap_record import OVERLAP_HEADER, Overlap
 
@@ -105,8 +106,8 @@ def _print_needs(
     from harness.pipeline.needs.run_estimate import RunEstimate, available_memory, estimate_run, make_fit, needs_table
 
     renderer = None if isinstance(prompting, str) else prompting[0]
-    precisions = [stage.training.precision for spec in specs for stage in spec.stages]
-    if slow := emulated_bfloat16(specs[0].suite.device, precisions):
+    suite = specs[0].suite
+    if slow := emulated_bfloat16(suite, {spec.entry for spec in specs}, resolve_device(suite.device)):
         console.print(f"[yellow]warning:[/] {escape(slow)}", highlight=False, soft_wrap=True)
     entries = {spec.entry: spec for spec in specs}
     found = [estimate_run(spec, tasks, renderer) for spec in entries.values()]

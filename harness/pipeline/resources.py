@@ -12,7 +12,6 @@ from typing import Any
 from harness.adapter import Adapter, make_adapter
 from harness.config.base import digest
 from harness.config.models import Model
-from harness.config.processor import emulated_bfloat16
 from harness.config.run_spec import PlannedStage, RunSpec
 from harness.engines.engine import CheckpointEngine
 from harness.engines.engine_pool import EnginePool
@@ -208,8 +207,6 @@ class RunResources:
 
         check_training_prompts(self.spec, self.tasks, context, longest)
         self._check_teacher_contexts(longest)
-        if slow := emulated_bfloat16(self.device, [stage.training.precision for stage in self.spec.stages]):
-            self.warn(slow)
         for sentence in cut_references(self.spec, stages_on_data(self.spec, self.adapter), self.tasks, renderer):
             self.warn(sentence)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from harness.config.base import is_mapping
+from harness.config.base import is_list, is_mapping
 
 ABSENT = "absent"
 
@@ -16,6 +16,13 @@ def find_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[s
     names = dict.fromkeys([*left, *right])
     pairs = {name: (left.get(name, ABSENT), right.get(name, ABSENT)) for name in names}
     return {name: (here, there) for name, (here, there) in pairs.items() if here != there}
+
+
+def without_autocast(value: Any) -> Any:
+    """Return nested mappings and lists without the key `autocast`, which a suite may leave to the machine."""
+    if is_mapping(value):
+        return {name: without_autocast(part) for name, part in value.items() if name != "autocast"}
+    return [without_autocast(part) for part in value] if is_list(value) else value
 
 
 def format_differences(differences: Mapping[str, tuple[Any, Any]]) -> str:

@@ -38,6 +38,8 @@ ROLLOUT_LOG = "rollouts.jsonl"
 CURVE = "curve.jsonl"
 PARTIAL = re.compile(r"^\..+\.(\d+|[a-z0-9_]{8})$")  # names of unfinished files of `replace_file` and `_appears_whole`
 FULL = 2**20  # bytes: a write that fails with less free space has filled the disk
+# What a folder answers that may not be read, or on a file system that flushes no folders.
+NOT_FLUSHED = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP)
 NESTING = 4  # how many folders of a run directory may be above a file's folder
 
 
@@ -199,12 +201,20 @@ def full_disk_named(path: Path) -> Generator[None]:
 
 
 def sync(path: Path) -> None:
-    """Flush a file's content, or a folder's list of names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flush a file's content, or a folder's list of names, to the disk.
+
+    A folder is left alone where this user may not read it, as some above a run, or where its file system flushes no folders.
+    """
+    descriptor = -1
     try:
+        descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NOT_FLUSHED or not path.is_dir():
+            raise
     finally:
-        os.close(descriptor)
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def sync_tree(folder: Path) -> None:

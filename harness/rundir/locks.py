@@ -15,7 +15,7 @@ from harness.errors import RunError
 
 # An evaluation of a large model holds its lock for hours; a process that holds one for longer hangs.
 LONGEST_WAIT = 24 * 3600.0
-NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK)
 
 
 @contextmanager

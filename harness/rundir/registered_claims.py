@@ -16,6 +16,7 @@ from typing import Any
 from harness.config.base import digest
 from harness.config.run_spec import RunSpec, identity_of
 from harness.config.suite import JOINT, Suite
+from harness.rundir.differences import without_autocast
 from harness.rundir.files import json_line, read_lines, sync
 from harness.rundir.schema import Manifest, RegisteredClaims
 
@@ -28,8 +29,11 @@ def covers(registered: RegisteredClaims, run: Manifest) -> bool:
 
 
 def configuration_digest(config: Mapping[str, Any]) -> str:
-    """Return the digest of the part of a run's configuration that decides its numbers, without its seed."""
-    return digest(identity_of({key: value for key, value in config.items() if key != "seed"}))
+    """Return the digest of the part of a run's configuration that decides its numbers, without its seed and autocast.
+
+    A suite may leave `autocast` to the machine, and claims may be registered on another one.
+    """
+    return digest(without_autocast(identity_of({key: value for key, value in config.items() if key != "seed"})))
 
 
 def configurations_of(suite: Suite) -> dict[str, str]:

@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 
 from harness.config.run_spec import RunSpec, identity_of
 from harness.errors import InUseError, RunError
-from harness.rundir.differences import find_differences
+from harness.rundir.differences import find_differences, without_autocast
 from harness.rundir.files import (
     as_record,
     read_sealed,
@@ -107,7 +107,15 @@ class RunStore:
             )
         if found is not None and found.config_hash != manifest.config_hash:
             parts = identity_of(found.config), identity_of(manifest.config)
-            changed = ", ".join(sorted(find_differences(*parts)))
+            differences = find_differences(*parts)
+            if without_autocast(parts[0]) == without_autocast(parts[1]):
+                pairs = {key: before or "null" for key, (before, _) in differences.items() if key.endswith("autocast")}
+                settings = " ".join(f"--set {key}={before}" for key, before in pairs.items())
+                raise RunError(
+                    f"{self.path} holds a run with another autocast, which a suite with `autocast: auto` gets from the "
+                    f"machine; continue it with {settings}, or choose another --out"
+                )
+            changed = ", ".join(sorted(differences))
             raise RunError(
                 f"{self.path} holds a run with a different configuration (differs in {changed}); choose another --out, or set "
                 "these keys back to continue it"
@@ -144,7 +152,8 @@ def _refuse_changed_inputs(path: Path, found: Manifest, present: Manifest) -> No
         if changed := [name for name in before if name in after and before[name] != after[name]]:
             raise RunError(
                 f"{path}: the {what} {', '.join(changed)} changed since the run began (digest {before[changed[0]]}, now "
-                f"{after[changed[0]]}); put back what was there, or choose another --out"
+                f"{after[changed[0]]}); put back what was there (a model built by the harness is in HARNESS_CACHE), or choose "
+                "another --out"
             )
 
 

@@ -24,7 +24,7 @@ SCRIPT = Path(__file__).with_name("verdict_worker.py")
 
 
 def same(gold: str, answer: str, seconds: float = SECONDS) -> bool | None:
-    """Say whether an answer equals the reference; None where `seconds` of wall-clock time or the memory did not suffice.
+    """Say whether an answer equals the reference; None where `seconds` of processor time or the memory did not suffice.
 
     Works on any thread, and in forked, spawned and daemonic processes, each of which has its own worker.
     Raises `TaskError` where math-verify cannot be started.
@@ -45,7 +45,7 @@ class _Judge:
             for _ in range(2):
                 if reply := self._reply(question):
                     return json.loads(reply)
-                if (status := self.end()) == -signal.SIGALRM:
+                if (status := self.end()) in (-signal.SIGPROF, -signal.SIGALRM):
                     break
                 if status > 0:
                     raise TaskError(

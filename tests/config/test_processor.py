@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 from harness.config import processor
 from harness.config.load import load_suite
 from harness.config.models import Scratch
-from harness.config.processor import cpu_has_bfloat16, emulated_bfloat16, has_bfloat16
+from harness.config.processor import cpu_has_bfloat16, has_bfloat16
+from harness.errors import ConfigError
+from harness.pipeline.adapter_checks import emulated_bfloat16
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +54,25 @@ def test_a_gpu_is_asked_for_its_capability(
     cpu = cpu_has_bfloat16()
     assert has_bfloat16("auto") is (cpu if able is None else able)
     assert has_bfloat16("cpu") is cpu
+    if listed == "9.0\n7.5":
+        assert has_bfloat16("cuda:0")
+        assert not has_bfloat16("cuda:1")
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+        assert has_bfloat16("auto")
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+        assert not has_bfloat16("auto")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert has_bfloat16("auto") is cpu
+
+
+def test_a_driver_that_does_not_answer_is_not_guessed_about(monkeypatch: pytest.MonkeyPatch):
+    def slow(*_: object, **__: object) -> None:
+        raise subprocess.TimeoutExpired("nvidia-smi", 30)
+
+    monkeypatch.setattr(processor.shutil, "which", lambda _: "nvidia-smi")
+    monkeypatch.setattr(processor.subprocess, "run", slow)
+    with pytest.raises(ConfigError, match="autocast: auto"):
+        has_bfloat16("auto")
 
 
 @pytest.mark.parametrize("able", [True, False])
@@ -73,8 +95,21 @@ def test_what_a_user_writes_stays(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_bfloat16_that_is_only_emulated_is_warned_of(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(processor, "has_bfloat16", lambda _device: False)
-    assert emulated_bfloat16("cpu", ["float32"]) is None
-    assert "training.precision is autocast" in (emulated_bfloat16("cpu", ["float32", "autocast"]) or "")
-    monkeypatch.setattr(processor, "has_bfloat16", lambda _device: True)
-    assert emulated_bfloat16("cpu", ["autocast"]) is None
+    def of(able: bool, *overrides: str, entry: str = "opd") -> str:
+        monkeypatch.setattr("harness.pipeline.adapter_checks.has_bfloat16", lambda _device: able)
+        return emulated_bfloat16(load_suite("tiny", overrides), [entry], "cpu") or ""
+
+    monkeypatch.setattr("harness.config.load.has_bfloat16", lambda _device: False)
+    narrow = ["training.precision=autocast", "teacher.warmup.autocast=bfloat16"]
+    assert of(False) == ""
+    assert of(True, *narrow) == ""
+    assert of(False, *narrow).startswith("teacher.warmup.autocast, training.precision: bfloat16, for which cpu has no")
+    own = "adapters.sft.training={precision: bfloat16_master}"
+    assert of(False, own) == ""
+    assert of(False, own, entry="sft").startswith("training.precision: ")
+
+
+def test_only_a_training_or_a_warm_up_has_an_autocast(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("harness.config.load.has_bfloat16", lambda _device: True)
+    suite = load_suite("tiny", ["adapters.external.options.autocast=auto"])
+    assert suite.adapters["external"].options["autocast"] == "auto"

@@ -21,6 +21,7 @@ from torch import Tensor
 from harness.config.base import digest
 from harness.config.models import Architecture, Scratch
 from harness.config.training import Optimizer
+from harness.errors import ConfigError
 from harness.lm.chat import Renderer
 from harness.lm.checkpoints import Loaded, save_checkpoint
 from harness.lm.logprobs import StudentForward
@@ -42,7 +43,12 @@ Progress = Callable[[str, int, int], None]
 
 def cache_folder() -> Path:
     """Return the folder of built models: `$HARNESS_CACHE`, else `~/.cache/continual-harness`."""
-    return Path(os.environ.get("HARNESS_CACHE") or Path.home() / ".cache" / "continual-harness")
+    if named := os.environ.get("HARNESS_CACHE"):
+        return Path(named)
+    try:
+        return Path.home() / ".cache" / "continual-harness"
+    except RuntimeError as error:
+        raise ConfigError("this user has no home folder for built models; set HARNESS_CACHE to a folder") from error
 
 
 def ensure_built(spec: Scratch, seed: int, library: TaskLibrary, progress: Progress, device: str = "cpu") -> Path:
@@ -52,11 +58,20 @@ def ensure_built(spec: Scratch, seed: int, library: TaskLibrary, progress: Progr
     """
     texts = training_texts(spec, library)
     folder = cache_folder() / "models" / f"{spec.strength}-{recipe_key(spec, seed, texts, device)}"
+    if folder.is_dir():  # without the lock, whose file may belong to another user of a shared cache
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder.parent}, the folder of built models, cannot be made ({error.strerror}); set HARNESS_CACHE to another one"
+        ) from error
     with waiting_lock(Path(f"{folder}.lock")):
         if not folder.is_dir():
             partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
             try:
                 _build(spec, seed, library, texts, partial, progress, device)
+                partial.chmod(0o755)  # a temporary folder is closed to other users
                 sync_tree(partial)
                 partial.rename(folder)
             finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import torch
 from harness.config.processor import cpu_has_bfloat16
 from harness.pipeline.build.scratch import cache_folder
 from harness.pipeline.needs.memory_estimate import GIB
+from harness.pipeline.processes.devices import usable_processors
 
 NEEDED = ("torch", "transformers", "lm_eval", "datasets", "accelerate", "peft")
 EXTRAS = {
@@ -48,7 +48,7 @@ def look_at_machine(out: Path) -> Iterator[Finding]:
     memory = psutil.virtual_memory()
     narrow = "bfloat16 in hardware" if cpu_has_bfloat16() else "no bfloat16 in hardware, so `autocast: auto` is float32"
     free = f"{memory.available / GIB:.0f} of {memory.total / GIB:.0f} GiB memory free"
-    yield Finding("processor", f"{os.cpu_count()} cores, {free}, {narrow}")
+    yield Finding("processor", f"{usable_processors()} cores, {free}, {narrow}")
     if not torch.cuda.is_available():
         yield Finding("GPU", "none that torch sees")
     for place in range(torch.cuda.device_count()):

@@ -16,12 +16,41 @@ OWN_MAPPING, KEPT = 32 * 2**20, 2**30  # bytes; glibc allows no larger threshold
 
 
 def resolve_device(device: str) -> str:
-    """Return the device, `cuda` or `cpu` for `auto`; raises `ModelError` for a GPU where torch sees none."""
+    """Return the device, `cuda` or `cpu` for `auto`.
+
+    Raises `ModelError` for a GPU where torch sees none, and for one that this build of torch has no kernels for.
+    """
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ModelError(f"device is {device}, but torch sees no GPU; use --set device=cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise ModelError(f"device is {device}, but torch sees no GPU; use --set device=cpu")
+        _refuse_without_kernels(device)
     return device
+
+
+def _refuse_without_kernels(device: str) -> None:
+    """Raise `ModelError` where torch was built for other GPUs; a kernel runs on later GPUs of its generation, PTX on all."""
+    built = torch.cuda.get_arch_list()
+    major, minor = torch.cuda.get_device_capability(device)
+    if not all(each.startswith(("sm_", "compute_")) for each in built):
+        return  # AMD's architectures have other names
+    for name in built:
+        kind, _, number = name.partition("_")
+        first, second = int(number.rstrip("af")[:-1]), int(number.rstrip("af")[-1])
+        if (first == major and second <= minor) or (kind == "compute" and first < major):
+            return
+    raise ModelError(
+        f"{torch.cuda.get_device_name(device)} has compute capability {major}.{minor}, and this build of torch "
+        f"{torch.__version__} has kernels for {', '.join(built)}; install a build for this GPU, or use --set device=cpu"
+    )
+
+
+def usable_processors() -> int:
+    """Return how many processors this process may use: by its affinity, and by the quota of its container."""
+    from joblib import cpu_count
+
+    return int(cpu_count())
 
 
 def limit_threads(threads: int | None) -> None:

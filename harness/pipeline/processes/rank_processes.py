@@ -18,6 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import distributed, multiprocessing
 from torch.distributed import FileStore, Store  # pyright: ignore[reportPrivateImportUsage]
@@ -131,7 +132,15 @@ def read_cause(store: Store) -> HarnessError | None:
     return None
 
 
+def loopback() -> str:
+    """Return the name of this machine's interface to itself: `lo` on Linux, `lo0` on macOS."""
+    named = (
+        name for name, found in psutil.net_if_addrs().items() if any(each.address == "127.0.0.1" for each in found)
+    )
+    return next(named, "lo")
+
+
 def _store(meeting: str, count: int) -> Store:
     # All processes are on this machine, and its other network interfaces may not work.
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback())
     return FileStore(f"{meeting}/meeting", count)

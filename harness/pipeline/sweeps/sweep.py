@@ -6,7 +6,6 @@ What only runs need is imported in the functions of the workers: it takes second
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -21,7 +20,14 @@ from harness.config.models import Model, Scratch
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.errors import HarnessError, RunError
-from harness.pipeline.processes.devices import keep_freed_memory, limit_threads, resolve_device, visible_gpus
+from harness.pipeline.adapter_checks import emulated_bfloat16
+from harness.pipeline.processes.devices import (
+    keep_freed_memory,
+    limit_threads,
+    resolve_device,
+    usable_processors,
+    visible_gpus,
+)
 from harness.pipeline.processes.started_teachers import gpus_of_teachers, started_teachers
 from harness.pipeline.processes.stop_signals import forward_signals
 from harness.pipeline.sweeps.worker_link import linked
@@ -38,7 +44,7 @@ def threads_of(suite: Suite, workers: int) -> int | None:
     """
     if suite.threads is not None or workers == 1:
         return suite.threads
-    return max(1, len(os.sched_getaffinity(0)) // workers)
+    return max(1, usable_processors() // workers)
 
 
 def default_workers(specs: Sequence[RunSpec]) -> int:
@@ -47,7 +53,7 @@ def default_workers(specs: Sequence[RunSpec]) -> int:
         return min(len(specs), len(shares))
     if resolve_device(specs[0].suite.device).startswith("cuda"):
         return 1
-    return max(1, min(len(specs), len(os.sched_getaffinity(0))))
+    return max(1, min(len(specs), usable_processors()))
 
 
 def gpu_shares(suite: Suite) -> list[str]:
@@ -75,6 +81,10 @@ def sweep(
     """
     todo = [spec for spec in specs if not is_finished(spec)]
     shares, taken = gpu_shares(specs[0].suite), gpus_of_teachers(specs[0].suite)
+    for suite in {spec.suite.name: spec.suite for spec in todo}.values():
+        entries = {spec.entry for spec in todo if spec.suite.name == suite.name}
+        if slow := emulated_bfloat16(suite, entries, resolve_device(suite.device)):
+            report(Event("sweep", slow, warning=True))
     hides_gpus = bool(shares) and not taken.isdisjoint(visible_gpus()) and not distributed.is_torchelastic_launched()
     with started_teachers(todo, report) as started:
         served = {spec.path: spec for spec in started}

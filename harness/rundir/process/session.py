@@ -166,8 +166,8 @@ def _git(folder: Path) -> Git:
     """
 
     def git(*args: str) -> str:
-        # A diff holds the files' bytes, in any encoding.
-        done = subprocess.run(["git", *args], cwd=folder, capture_output=True, check=True)
+        # A diff holds the files' bytes, in any encoding. In a container the checkout may belong to another user.
+        done = subprocess.run(["git", "-c", "safe.directory=*", *args], cwd=folder, capture_output=True, check=True)
         return done.stdout.decode(errors="replace").strip()
 
     try:

@@ -41,7 +41,7 @@ def test_runs_side_by_side_share_the_processors(micro: Suite, tmp_path: Path, mo
 
     seen: list[int] = []
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(sweep, "usable_processors", lambda: 8)
     monkeypatch.setattr("harness.pipeline.run.run", lambda *_: seen.append(torch.get_num_threads()))
     with linked(1, multiprocessing.get_context("spawn"), silent) as link:
         monkeypatch.setattr(sweep, "worker_end", lambda: WorkerEnd(link.pipes[0], link.stopped))

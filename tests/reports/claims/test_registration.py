@@ -100,6 +100,14 @@ def test_a_run_of_another_configuration_is_named(tmp_path: Path, claims: Path, m
     assert sentence_of(claims, out).endswith("The configuration of 1 run of 2 (aopd) is not the registered one.")
 
 
+def test_a_machine_with_another_autocast_runs_what_was_registered(tmp_path: Path, claims: Path, monkeypatch: Any):
+    out = tmp_path / "runs"
+    assert call(monkeypatch, "claims", "register", claims, "--suite", "tiny", "--out", out) == 0
+    start(out, "opd", 0, "training.autocast=bfloat16", "student.warmup.autocast=bfloat16")
+    start(out, "aopd", 0, "training.autocast=null", "student.warmup.autocast=null")
+    assert sentence_of(claims, out).endswith("UTC.")
+
+
 def test_a_studys_suites_are_all_registered(tmp_path: Path, claims: Path, monkeypatch: Any):
     out = tmp_path / "runs"
     assert call(monkeypatch, "claims", "register", claims, "--study", "verdicts", "--out", out) == 0
