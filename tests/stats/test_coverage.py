@@ -25,7 +25,7 @@ EQUAL, BETTER = CurveStudy(speeds=(1.5, 6.0)), CurveStudy(speeds=(1.5, 3.0), eff
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "covers", "wrong"),
-    [("mixed", 0.9700, 0.0575), ("seeds", 0.9525, 0.0400), ("items", 0.9650, 0.0225), ("none", 0.9700, 0.0575)],
+    [("mixed", 0.9700, 0.0525), ("seeds", 0.9525, 0.0400), ("items", 0.9650, 0.0225), ("none", 0.9700, 0.0575)],
 )
 def test_the_two_way_interval_covers_and_raises_few_false_alarms(kind: str, covers: float, wrong: float):
     """With the tiny suite's own sizes, 200 items that are all independent."""
@@ -39,7 +39,7 @@ def test_the_two_way_interval_covers_and_raises_few_false_alarms(kind: str, cove
 @pytest.mark.slow
 def test_verdicts_on_equal_methods_are_wrong_in_at_most_5_percent():
     row = coverage.verdict_row("mixed", 5, STUDIES, np.random.default_rng(2))
-    assert row.shares == pytest.approx((0.045, 0.04, 0.0325), abs=SAME)
+    assert row.shares == pytest.approx((0.0425, 0.04, 0.0325), abs=SAME)
     assert max(row.shares) <= 0.05
 
 
