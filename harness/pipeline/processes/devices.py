@@ -32,9 +32,9 @@ def resolve_device(device: str) -> str:
 def _refuse_without_kernels(device: str) -> None:
     """Raise `ModelError` where torch was built for other GPUs; a kernel runs on later GPUs of its generation, PTX on all."""
     built = torch.cuda.get_arch_list()
-    major, minor = torch.cuda.get_device_capability(device)
-    if not all(each.startswith(("sm_", "compute_")) for each in built):
+    if not built or not all(each.startswith(("sm_", "compute_")) for each in built):
         return  # AMD's architectures have other names
+    major, minor = torch.cuda.get_device_capability(device)
     for name in built:
         kind, _, number = name.partition("_")
         first, second = int(number.rstrip("af")[:-1]), int(number.rstrip("af")[-1])
