@@ -21,7 +21,7 @@ from harness.lm.checkpoints import allow_own_code, context_of, load_renderer, we
 from harness.lmeval.checks import check_test_prompts
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task
-from harness.pipeline.processes.devices import limit_threads, resolve_device
+from harness.pipeline.processes.devices import limit_threads, working_device
 from harness.rundir.files import stderr_to, write_cell
 from harness.rundir.stage_folder import cell_name
 
@@ -39,7 +39,7 @@ def evaluate_checkpoints(suite: Suite, checkpoints: Sequence[Path], out: Path) -
     evaluated = load_evaluation_plan(library, suite)
     tasks = evaluated.cells
     _check_checkpoints(suite, checkpoints, list(tasks.values()))
-    folder, device = out / suite.name / "checkpoints", resolve_device(suite.device)
+    folder, device = out / suite.name / "checkpoints", working_device(suite.device)
     rows: dict[str, dict[str, float]] = {}
     with closing(EnginePool(suite, device, folder)) as engines:
         engines.check()

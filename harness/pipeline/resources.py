@@ -39,7 +39,7 @@ from harness.lmeval.overlap import stream_overlap
 from harness.lmeval.task import Task
 from harness.lmeval.trial import try_task
 from harness.pipeline.build.model_source import checkpoint_of
-from harness.pipeline.processes.devices import keep_freed_memory, limit_threads, resolve_device
+from harness.pipeline.processes.devices import keep_freed_memory, limit_threads, working_device
 from harness.rundir.process.progress import Event, Report
 from harness.rundir.process.secrets import mask
 from harness.rundir.process.session import PeakMemory, Timer
@@ -63,7 +63,7 @@ class RunResources:
         keep_freed_memory()
         allow_own_code(spec.suite.trust_remote_code)
         self.suite, self.report = spec.suite, report
-        self.device = resolve_device(self.suite.device)
+        self.device = working_device(self.suite.device)
         self.library = TaskLibrary(self.suite.include, self.suite.data)
         self.spec = spec.counted(lambda task, limit: len(self.tasks[task].training_docs(limit)))
         self.adapter: Adapter = make_adapter(spec.entry, self.suite.adapters[spec.entry])

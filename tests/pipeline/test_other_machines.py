@@ -15,7 +15,7 @@ from harness.config.run_spec import RunSpec
 from harness.errors import ConfigError, ModelError, RunError
 from harness.lmeval.library import TaskLibrary
 from harness.pipeline.build.scratch import cache_folder, ensure_built
-from harness.pipeline.processes.devices import resolve_device, usable_processors
+from harness.pipeline.processes.devices import usable_processors, working_device
 from harness.pipeline.processes.rank_processes import loopback
 from harness.rundir.files import sync
 from harness.rundir.store import RunStore
@@ -43,10 +43,10 @@ def test_a_gpu_without_kernels_is_refused_in_a_sentence(
     for name, answer in answers.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
     if usable:
-        assert resolve_device("auto") == "cuda"
+        assert working_device("auto") == "cuda"
     else:
         with pytest.raises(ModelError, match=r"Tesla V100 has compute capability 7\.0.*sm_75.*device=cpu"):
-            resolve_device("auto")
+            working_device("auto")
 
 
 def test_processors_are_those_that_this_process_may_use():

@@ -31,7 +31,7 @@ from harness.pipeline.needs.extrapolation import (
     extrapolate,
     points_of,
 )
-from harness.pipeline.processes.devices import limit_threads, resolve_device
+from harness.pipeline.processes.devices import limit_threads, working_device
 from harness.pipeline.resources import sampled_cells
 from harness.pipeline.run import run
 from harness.pipeline.sweeps.sweep import models_of
@@ -82,7 +82,7 @@ def _run_with_models(spec: RunSpec) -> None:
     """Build the models of a run, which all runs share, and then do it: its own times are without building."""
     limit_threads(spec.suite.threads)
     for _, model, seed in models_of([spec]).values():
-        device = resolve_device(spec.suite.device)
+        device = working_device(spec.suite.device)
         checkpoint_of(model, seed, TaskLibrary(spec.suite.include, spec.suite.data), device=device)
     run(spec)
 

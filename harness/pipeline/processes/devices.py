@@ -16,30 +16,30 @@ OWN_MAPPING, KEPT = 32 * 2**20, 2**30  # bytes; glibc allows no larger threshold
 
 
 def resolve_device(device: str) -> str:
-    """Return the device, `cuda` or `cpu` for `auto`.
-
-    Raises `ModelError` for a GPU where torch sees none, and for one that this build of torch has no kernels for.
-    """
+    """Return the device, `cuda` or `cpu` for `auto`; raises `ModelError` for a GPU where torch sees none."""
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda"):
-        if not torch.cuda.is_available():
-            raise ModelError(f"device is {device}, but torch sees no GPU; use --set device=cpu")
-        _refuse_without_kernels(device)
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError(f"device is {device}, but torch sees no GPU; use --set device=cpu")
     return device
 
 
-def _refuse_without_kernels(device: str) -> None:
-    """Raise `ModelError` where torch was built for other GPUs; a kernel runs on later GPUs of its generation, PTX on all."""
-    built = torch.cuda.get_arch_list()
+def working_device(device: str) -> str:
+    """Return the device as `resolve_device` does, for a process that will compute on it: on a GPU it takes memory there.
+
+    Raises `ModelError` for a GPU that this build of torch has no kernels for. A kernel runs on later GPUs of its generation,
+    and PTX on all later ones.
+    """
+    device = resolve_device(device)
+    built = torch.cuda.get_arch_list() if device.startswith("cuda") else []
     if not built or not all(each.startswith(("sm_", "compute_")) for each in built):
-        return  # AMD's architectures have other names
+        return device  # AMD's architectures have other names
     major, minor = torch.cuda.get_device_capability(device)
     for name in built:
         kind, _, number = name.partition("_")
         first, second = int(number.rstrip("af")[:-1]), int(number.rstrip("af")[-1])
         if (first == major and second <= minor) or (kind == "compute" and first < major):
-            return
+            return device
     raise ModelError(
         f"{torch.cuda.get_device_name(device)} has compute capability {major}.{minor}, and this build of torch "
         f"{torch.__version__} has kernels for {', '.join(built)}; install a build for this GPU, or use --set device=cpu"

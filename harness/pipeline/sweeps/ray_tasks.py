@@ -92,11 +92,11 @@ def build_model(spec: RunSpec, model: Model, seed: int, board: Any, marker: Path
     """Build a model in the shared cache, on the device that the run uses; a Ray task."""
     from harness.lmeval.library import TaskLibrary
     from harness.pipeline.build.model_source import checkpoint_of
-    from harness.pipeline.processes.devices import resolve_device
+    from harness.pipeline.processes.devices import working_device
 
     _prepare(spec, marker)
     put, label = _putter(board), f"model seed {seed}"
-    library, device = TaskLibrary(spec.suite.include, spec.suite.data), resolve_device(spec.suite.device)
+    library, device = TaskLibrary(spec.suite.include, spec.suite.data), working_device(spec.suite.device)
     checkpoint_of(
         model, seed, library, lambda what, done, total: put(Event(label, f"build {what}", done, total)), device
     )

@@ -27,6 +27,7 @@ from harness.pipeline.processes.devices import (
     resolve_device,
     usable_processors,
     visible_gpus,
+    working_device,
 )
 from harness.pipeline.processes.started_teachers import gpus_of_teachers, started_teachers
 from harness.pipeline.processes.stop_signals import forward_signals
@@ -183,7 +184,7 @@ def _build_in_worker(spec: RunSpec, model: Model, seed: int, threads: int | None
     keep_freed_memory()
     library = TaskLibrary(spec.suite.include, spec.suite.data)
     report, label = worker_end().report, f"model seed {seed}"
-    device = resolve_device(spec.suite.device)
+    device = working_device(spec.suite.device)
 
     def building(what: str, done: int, total: int) -> None:
         report(Event(label, f"build {what}", done, total))
