@@ -61,9 +61,7 @@ def p_equivalent(effect: Interval, margin: float) -> float:
     """
     if not has_width(effect, SEEDS) or not effect.errors or math.isnan(margin):
         return math.nan
-    return max(
-        float(stats.t.sf((margin - abs(effect.mean)) / each.error, each.df)) for each in effect.errors if each.error
-    )
+    return max(float(stats.t.sf((margin - abs(effect.mean)) / each.error, each.df)) for each in effect.errors)
 
 
 def gate(verdicts: Sequence[str]) -> list[str]:

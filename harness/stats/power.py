@@ -114,9 +114,8 @@ def _estimated_errors(squares: MeanSquares) -> EstimatedErrors:
     S, C = squares.seeds, squares.clusters
     df_s, df_c, df_r = S - 1, C - 1, (S - 1) * (C - 1)
     (x_s, w_s), (x_c, w_c), (x_r, w_r) = map(_points, NODES)
-    parts: list[
-        tuple[Vector, ...]
-    ] = []  # probabilities, variances times S C, degrees of freedom, the same of seeds alone
+    # Probabilities, variances times S C with their degrees of freedom, and variances of seeds alone.
+    parts: list[tuple[Vector, ...]] = []
     ms_s = squares.of_seeds * _mean_square(df_s, x_s)
     for rest, weight in zip(squares.of_rest * _mean_square(df_r, x_r), w_r, strict=True):
         limit = float(special.fdtri(df_c, df_r, 1 - POOLED)) * rest / squares.of_clusters if rest > 0 else 0.0

