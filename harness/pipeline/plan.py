@@ -48,7 +48,7 @@ def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
     console.print(_stage_table(specs[0], evaluated))
     console.print(_work_table(specs, cells))
     prompting = tokenizer_or_reason(suite.student, tasks, library)
-    _print_needs(console, specs, tasks, prompting)
+    _print_needs(console, specs, evaluated, prompting)
     for task in tasks.values():
         _print_items(console, suite, task)
     entries = {spec.entry: spec for spec in specs}
@@ -100,7 +100,7 @@ def _without_empty(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print_needs(
-    console: Console, specs: Sequence[RunSpec], tasks: dict[str, Task], prompting: tuple[Renderer, int] | str
+    console: Console, specs: Sequence[RunSpec], evaluated: EvaluationPlan, prompting: tuple[Renderer, int] | str
 ) -> None:
     """Print what one run of each entry needs at most, by formulas; `harness doctor` measures it."""
     from harness.pipeline.needs.run_estimate import RunEstimate, available_memory, estimate_run, make_fit, needs_table
@@ -110,17 +110,17 @@ def _print_needs(
     if slow := emulated_bfloat16(suite, {spec.entry for spec in specs}, resolve_device(suite.device)):
         console.print(f"[yellow]warning:[/] {escape(slow)}", highlight=False, soft_wrap=True)
     entries = {spec.entry: spec for spec in specs}
-    found = [estimate_run(spec, tasks, renderer) for spec in entries.values()]
+    found = [estimate_run(spec, evaluated, renderer) for spec in entries.values()]
     if not (estimates := [each for each in found if isinstance(each, RunEstimate)]):
         console.print(f"needs not estimated: {found[0]}", markup=False, highlight=False)
         return
     console.print(needs_table(estimates))
-    largest = max(estimates, key=lambda each: each.largest.peak)
+    largest = max(estimates, key=lambda each: each.peak)
     available, whose = available_memory(specs[0].suite.device)
-    if largest.largest.peak > available:
+    if largest.peak > available:
         console.print(
             f"{largest.spec.entry} does not fit the {show_bytes(available)} that {whose} has free: "
-            f"{make_fit(largest, available, tasks, renderer)}",
+            f"{make_fit(largest, available, evaluated.tasks, renderer)}",
             markup=False,
             highlight=False,
         )

@@ -26,7 +26,8 @@ from reports.data.learning_curves import KEPT, CurveFigure
 from reports.data.methods import TRAINING, TrainingFigure
 
 FOLDER = Path(str(files("reports"))) / "claims"
-SHIPPED = {"aopd": {"opd", "aopd"}}  # the shipped claims files by the methods that they are about
+# The shipped claims files by the methods that they are about.
+SHIPPED = {"aopd": {"opd", "aopd"}, "parts": {"opd", "rkl", "fkl", "aopd", "aopd_02", "aopd_replay"}}
 MOST_PRIMARY = 3
 RETENTIONS = ("kept", "probe_change", "changed")  # the metrics that can be compared at equal learning
 UNITS = {"points": 100.0, "nats": 1.0, "ratio": 1.0}  # a metric's value 1 in a claim's unit: a share of 1 is 100 points

@@ -20,14 +20,17 @@ from harness.config.models import Pretrained
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.config.training import Training
+from harness.engines.engine import Sampling
+from harness.engines.static_decoding import Layout, StaticDecoding
 from harness.evaluation.groups import load_evaluation_plan
 from harness.lm.trained.recompute import recomputed_layers
 from harness.lmeval.library import TaskLibrary
+from harness.pipeline.needs.evaluation_estimate import Asked, asked_by, evaluation_needs
 from harness.pipeline.needs.memory_estimate import ModelShape, shape_of, show_bytes, stage_needs
 from harness.pipeline.needs.probe import Probe, probe_run
 from harness.pipeline.needs.run_estimate import RunEstimate, estimate_run, make_fit
 from harness.rundir.reader import find_runs
-from tests.support.models import micro_suite, write_yaml
+from tests.support.models import byte_renderer, micro_suite, write_task, write_yaml
 
 # Qwen3-8B: 8.19 billion parameters by its card.
 QWEN3_8B: dict[str, Any] = {
@@ -98,6 +101,62 @@ def test_memory_of_large_runs_by_hand():
     assert stage_needs(one, Requirements(), shape, prompt=10).memory["activations"] == 16 * 2 * (2 * 8 + layer + 2 * 8)
 
 
+def test_an_evaluation_s_needs_by_hand():
+    shape = ModelShape(parameters=1000, vocabulary=50, hidden=8, layers=2, wide=16, queries=8, keys=4)
+    cells = {"sampled": Asked(20, 4, 10, 6), "greedy": Asked(3, 1, 5, 30), "scored": Asked(40, 1, 12, 0)}
+    needs = evaluation_needs(cells, shape, batch=32, width=2)
+    assert needs.tokens == 20 * 4 * 6 + 3 * 30
+    assert needs.flops == 2 * 1000 * (needs.tokens + 20 * 10 + 3 * 5 + 40 * 12)
+    layer = 8 * 8 + 3 * 8 + 4 * 4 + 4 * 16
+    assert needs.memory == {
+        "weights": 2 * 1000,
+        "activations": 2 * 32 * 12 * (layer + 8),  # of the scored texts; 20 prompts of 10 tokens are fewer
+        "logits": 2 * 4 * 50 * 32 * 12,
+        "key-value cache": 2 * 32 * 16 * 2 * 2 * 4,
+        "sampling": 3 * 4 * 50 * 32,
+    }
+    elsewhere = evaluation_needs(cells, shape, batch=32, width=2, generates=False)
+    assert (elsewhere.memory["key-value cache"], elsewhere.memory["sampling"]) == (0, 0)
+    assert elsewhere.memory["logits"] == needs.memory["logits"], "lm-eval scores in this process"
+
+
+def test_an_evaluation_asks_what_lm_eval_asks(tmp_path: Path):
+    rows = [{"prompt": f"pick {i}", "answers": ["Oslo", "monday", "{"], "label": i % 3} for i in range(6)]
+    write_task(
+        tmp_path, docs={"train": rows, "test": rows}, output_type="multiple_choice", doc_to_target="label",
+        doc_to_choice="answers", generation_kwargs=None, grader=None, metadata={"version": 1.0},
+        metric_list=[{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    )  # fmt: skip
+    library = TaskLibrary([tmp_path])
+    task = library.load("tiny_arithmetic")
+    renderer = byte_renderer()
+    asked = asked_by(task, renderer, 4, 512)
+    longest = max(len(renderer.encode_prompt(task.render(doc, renderer))) for doc in task.test_docs(4))
+    assert asked == Asked(4, 1, longest, task.generation["max_gen_toks"])
+    choosing = library.load("made_up")
+    longest = len(renderer.encode_prompt(choosing.render(rows[0], renderer) + "monday"))
+    assert asked_by(choosing, renderer, 5, 512) == Asked(5 * 3, 1, longest, 0)
+
+
+def test_the_cache_of_an_evaluation_is_that_of_its_engine(student_folder: Path):
+    """The engine's first layout has room for some columns; with the longest answers it grows to what is estimated."""
+    spec = Pretrained(kind="pretrained", path=str(student_folder))
+    shape, model = shape_of(spec), AutoModelForCausalLM.from_pretrained(student_folder)
+    assert shape is not None
+    held: list[int] = []
+
+    class Measured(StaticDecoding):
+        def _step(self, layout: Layout) -> None:
+            tensors = [tensor for layer in layout.cache.layers for tensor in (layer.keys, layer.values)]
+            held.append(sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None))
+            super()._step(layout)
+
+    prompts = [[5, 6, 7, 8]] * 3
+    with torch.no_grad():
+        Measured(model, None, Sampling(28, temperature=0)).run(prompts, torch.zeros(3, dtype=torch.long))
+    assert max(held) == evaluation_needs({"a": Asked(3, 1, 4, 28)}, shape, 8, 4).memory["key-value cache"]
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_activations_are_as_torch_keeps_them(checkpointing: bool, student_folder: Path):
     model = AutoModelForCausalLM.from_pretrained(student_folder, attn_implementation="sdpa")
@@ -140,10 +199,10 @@ def test_adam_s_states_are_as_torch_holds_them(student_folder: Path):
 
 
 def estimate(suite: Suite, entry: str = "opd") -> tuple[RunEstimate, Any]:
-    tasks = load_evaluation_plan(TaskLibrary(), suite).tasks
-    found = estimate_run(RunSpec(suite, entry, 0), tasks, None)
+    evaluated = load_evaluation_plan(TaskLibrary(), suite)
+    found = estimate_run(RunSpec(suite, entry, 0), evaluated, None)
     assert isinstance(found, RunEstimate)
-    return found, tasks
+    return found, evaluated.tasks
 
 
 def test_what_does_not_fit_is_named_with_the_setting_that_makes_it_fit(micro: Suite):
@@ -161,6 +220,14 @@ def test_a_setting_that_makes_it_fit_does(micro: Suite, tmp_path: Path):
     settings = [word for word in words if "=" in word]
     changed = load_suite(str(write_yaml(tmp_path / "micro.yaml", micro_suite())), settings)
     assert estimate(changed)[0].largest.peak <= available
+
+
+def test_a_batch_with_which_an_evaluation_fits_is_named(micro: Suite):
+    evaluation = micro.evaluation.model_copy(update={"batch_size": 4096, "limit": 2000})
+    found, tasks = estimate(micro.model_copy(update={"evaluation": evaluation}))
+    assert found.evaluation.peak > found.largest.peak
+    sentence = make_fit(found, 1.01 * found.largest.peak, tasks, None)
+    assert sentence.startswith("it fits with --set evaluation.batch_size="), sentence
 
 
 def test_sizes_are_shown_with_three_digits():

@@ -57,7 +57,7 @@ def ensure_built(spec: Scratch, seed: int, library: TaskLibrary, progress: Progr
     A GPU and a CPU sum in different orders and so build different models, which have different names.
     """
     texts = training_texts(spec, library)
-    folder = cache_folder() / "models" / f"{spec.strength}-{recipe_key(spec, seed, texts, device)}"
+    folder = folder_of(spec, seed, texts, device)
     if folder.is_dir():  # without the lock, whose file may belong to another user of a shared cache
         return folder
     try:
@@ -77,6 +77,11 @@ def ensure_built(spec: Scratch, seed: int, library: TaskLibrary, progress: Progr
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def folder_of(spec: Scratch, seed: int, texts: dict[str, list[Text]], device: str = "cpu") -> Path:
+    """Return the folder of a built model, which may not be there yet; `texts` are the training texts by task."""
+    return cache_folder() / "models" / f"{spec.strength}-{recipe_key(spec, seed, texts, device)}"
 
 
 def recipe_key(spec: Scratch, seed: int, texts: dict[str, list[Text]], device: str = "cpu") -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -22,7 +24,7 @@ from harness.pipeline.build.model_source import tokenizer_or_reason
 from harness.pipeline.needs.extrapolation import seconds_of_all
 from harness.pipeline.needs.machine import Finding, free_bytes, look_at_machine
 from harness.pipeline.needs.memory_estimate import config_file, show_bytes
-from harness.pipeline.needs.probe import STEPS, Probe, probe_run
+from harness.pipeline.needs.probe import STEPS, Probe, build_models, probe_run
 from harness.pipeline.needs.run_estimate import (
     RunEstimate,
     available_memory,
@@ -58,13 +60,13 @@ def examine_suite(console: Console, specs: Sequence[RunSpec], seeds: int, minute
     _print_findings(console, f"suite {suite.name}", [*_models(specs[0]), *_elsewhere(specs[0]), *_licences(tasks)])
     prompting = tokenizer_or_reason(suite.student, tasks, library)
     renderer = None if isinstance(prompting, str) else prompting[0]
-    found = [estimate_run(spec, tasks, renderer) for spec in specs]
+    found = [estimate_run(spec, evaluated, renderer) for spec in specs]
     estimates = [estimate for estimate in found if isinstance(estimate, RunEstimate)]
     if not estimates:
         _say(console, f"{found[0]}, so memory and disk are not estimated; download it, or give a folder")
         return
     console.print(needs_table(estimates))
-    largest = max(estimates, key=lambda estimate: estimate.largest.peak)
+    largest = max(estimates, key=lambda estimate: estimate.peak)
     console.print(parts_table(largest))
     probes = _probe(console, specs, evaluated, minutes)
     gpus = suite.parallel.processes if any(probe.memory_of == "gpu" for probe in probes.values()) else 0
@@ -85,6 +87,12 @@ def _probe(console: Console, specs: Sequence[RunSpec], evaluated: EvaluationPlan
         why = f"{absent[0]} is not here" if absent else "--probe-minutes is 0"
         _say(console, f"no probe: {why}, so times are not known")
         return {}
+    for spec in specs:
+        try:
+            build_models(spec, partial(_say, console))
+        except (HarnessError, BrokenProcessPool) as error:
+            _say(console, f"no probe: the models cannot be built ({error}), so times are not known")
+            return {}
     probes, until = dict[str, Probe](), time.monotonic() + 60 * minutes
     for spec in specs:
         left = (until - time.monotonic()) / 60
@@ -149,10 +157,10 @@ def _print_fit(
         # The measured memory of a process includes its libraries.
         needed = max(probe.peak_train, probe.peak_evaluate)
     else:
-        needed = float(estimate.largest.peak)
+        needed = float(estimate.peak)
         how = "" if estimate.measured_prompts else ", for prompts of 512 tokens, as the tokenizer is not here"
         _say(console, f"memory: {show_bytes(needed)} (estimated{how}); {whose} has {show_bytes(available)} free")
-    if max(needed, estimate.largest.peak) > available:
+    if max(needed, estimate.peak) > available:
         _say(console, f"this does not fit: {make_fit(estimate, available, tasks, renderer)}")
     if (share := getattr(estimate.spec.suite.engine, "gpu_memory_utilization", None)) is not None:
         _say(console, f"the engine of backend {estimate.spec.suite.backend} takes another {share:.0%} of a GPU")

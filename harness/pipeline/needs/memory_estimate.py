@@ -159,12 +159,17 @@ def show_bytes(size: float) -> str:
     return f"{number:,.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
 
 
+def elements_of_layer(shape: ModelShape) -> int:
+    """Return how many elements of one token a layer computes and a backward pass needs."""
+    return OF_HIDDEN * shape.hidden + OF_QUERIES * shape.queries + OF_KEYS * shape.keys + OF_WIDE * shape.wide
+
+
 def _kept_by_token(shape: ModelShape, checkpointing: bool) -> int:
     """Return how many elements one token keeps for the backward pass.
 
     With checkpointing these are the inputs of all layers, and the elements of the one layer that is recomputed.
     """
-    layer = OF_HIDDEN * shape.hidden + OF_QUERIES * shape.queries + OF_KEYS * shape.keys + OF_WIDE * shape.wide
+    layer = elements_of_layer(shape)
     return (shape.layers * shape.hidden + layer if checkpointing else shape.layers * layer) + 2 * shape.hidden
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import multiprocessing
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from harness.config.models import Model, Scratch
 from harness.config.run_spec import RunSpec
 from harness.config.suite import AdapterEntry, Stage, Suite
 from harness.errors import HarnessError
@@ -20,6 +21,8 @@ from harness.evaluation.groups import EvaluationPlan
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.task import Task
 from harness.pipeline.build.model_source import checkpoint_of
+from harness.pipeline.build.scratch import folder_of
+from harness.pipeline.build.scratch_tokenizer import training_texts
 from harness.pipeline.needs.extrapolation import (
     CellPlan,
     Measured,
@@ -58,13 +61,30 @@ class Probe:
     took: float
 
 
+def build_models(spec: RunSpec, say: Callable[[str], None]) -> None:
+    """Build the models that all runs share and that are not built yet; a run does the same, however long it takes.
+
+    A process of its own builds each, so that its memory is not the probe's. `say` gets a sentence for each.
+    """
+    library, device = TaskLibrary(spec.suite.include, spec.suite.data), working_device(spec.suite.device)
+    for _, model, seed in models_of([spec]).values():
+        assert isinstance(model, Scratch)
+        if not folder_of(model, seed, training_texts(model, library), device).is_dir():
+            say(f"building the model {model.strength}, seed {seed}, which runs share and keep; this takes minutes ...")
+            with worker_pool(1, multiprocessing.get_context("spawn")) as pool:
+                pool.submit(_build, spec, model, seed, device).result()
+
+
 def probe_run(spec: RunSpec, evaluated: EvaluationPlan, minutes: float) -> Probe | str:
-    """Return what a run will take, or the reason why that is not known; a probe that takes longer than `minutes` is killed."""
+    """Return what a run will take, or the reason why that is not known; a probe that takes longer than `minutes` is killed.
+
+    Models that are not built yet are built within these minutes.
+    """
     with tempfile.TemporaryDirectory(prefix="harness-probe-", ignore_cleanup_errors=True) as folder:
         short = shorten(spec, Path(folder))
         pool = worker_pool(1, multiprocessing.get_context("spawn"))
         try:
-            pool.submit(_run_with_models, short).result(timeout=60 * minutes)
+            pool.submit(_run, short).result(timeout=60 * minutes)
         except TimeoutError:
             for process in multiprocessing.active_children():
                 process.kill()
@@ -78,12 +98,13 @@ def probe_run(spec: RunSpec, evaluated: EvaluationPlan, minutes: float) -> Probe
         return read_probe(short.path, spec, evaluated)
 
 
-def _run_with_models(spec: RunSpec) -> None:
-    """Build the models of a run, which all runs share, and then do it: its own times are without building."""
+def _build(spec: RunSpec, model: Model, seed: int, device: str) -> None:
     limit_threads(spec.suite.threads)
-    for _, model, seed in models_of([spec]).values():
-        device = working_device(spec.suite.device)
-        checkpoint_of(model, seed, TaskLibrary(spec.suite.include, spec.suite.data), device=device)
+    checkpoint_of(model, seed, TaskLibrary(spec.suite.include, spec.suite.data), device=device)
+
+
+def _run(spec: RunSpec) -> None:
+    limit_threads(spec.suite.threads)
     run(spec)
 
 

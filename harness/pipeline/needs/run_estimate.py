@@ -15,9 +15,12 @@ from harness.config.models import Pretrained, Scratch
 from harness.config.run_spec import PlannedStage, RunSpec
 from harness.config.training import Training
 from harness.engines.backend import backend_of
+from harness.evaluation.groups import EvaluationPlan
 from harness.lm.chat import Renderer
 from harness.lmeval.task import Task
+from harness.pipeline.needs.evaluation_estimate import asked_by, evaluation_needs
 from harness.pipeline.needs.memory_estimate import (
+    BYTES,
     GIB,
     ModelShape,
     StageNeeds,
@@ -38,12 +41,26 @@ LIBRARIES = 1.0 * GIB  # memory of a process without models: Python, torch, tran
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """One run's needs by stage; `measured_prompts` says whether prompts were measured or `ASSUMED_PROMPT` long."""
+    """One run's needs by stage, and those of one evaluation.
+
+    `measured_prompts` says whether prompts were measured or `ASSUMED_PROMPT` long.
+    """
 
     spec: RunSpec
     student: ModelShape
     stages: tuple[tuple[PlannedStage, StageNeeds], ...]
+    evaluation: StageNeeds
     measured_prompts: bool
+
+    @property
+    def peak(self) -> int:
+        """The most bytes of memory at one time, in training or evaluation."""
+        return max(self.largest.peak, self.evaluation.peak)
+
+    @property
+    def evaluations(self) -> int:
+        """How often the run evaluates all cells: at the start and after each stage."""
+        return len(self.stages) + 1
 
     @property
     def largest(self) -> StageNeeds:
@@ -62,7 +79,7 @@ class RunEstimate:
         return at_once * size + snapshot
 
 
-def estimate_run(spec: RunSpec, tasks: Mapping[str, Task], renderer: Renderer | None) -> RunEstimate | str:
+def estimate_run(spec: RunSpec, evaluated: EvaluationPlan, renderer: Renderer | None) -> RunEstimate | str:
     """Return a run's needs, or the reason why they are not known; the budgets of `spec` must be in steps."""
     student = shape_of(spec.suite.student)
     if student is None:
@@ -70,20 +87,26 @@ def estimate_run(spec: RunSpec, tasks: Mapping[str, Task], renderer: Renderer | 
             f"the size of {getattr(spec.suite.student, 'path', 'the student')} is unknown: its config.json is not here"
         )
     method = make_adapter(spec.entry, spec.suite.adapters[spec.entry])
-    prompts = {stage.name: _longest_prompt(stage, tasks, renderer) for stage in spec.stages}
+    prompts = {stage.name: _longest_prompt(stage, evaluated.tasks, renderer) for stage in spec.stages}
     stages = tuple((stage, _needs(spec, stage, method, student, prompts[stage.name], {})) for stage in spec.stages)
-    return RunEstimate(spec, student, stages, renderer is not None)
+    return RunEstimate(spec, student, stages, _evaluation(spec, evaluated, student, renderer), renderer is not None)
 
 
 def make_fit(estimate: RunEstimate, available: float, tasks: Mapping[str, Task], renderer: Renderer | None) -> str:
-    """Return a sentence with settings under which the largest stage fits `available` bytes, or that no batch size does."""
+    """Return a sentence with settings under which a run fits `available` bytes, or that no batch size makes it fit."""
     spec, method = estimate.spec, make_adapter(estimate.spec.entry, estimate.spec.suite.adapters[estimate.spec.entry])
     stage = max(estimate.stages, key=lambda each: each[1].peak)[0]
-    prompt, changes = _longest_prompt(stage, tasks, renderer), dict[str, Any]()
-    for name, value in _ladder(stage.training, stage.teacher):
-        changes[name] = value
-        if _needs(spec, stage, method, estimate.student, prompt, changes).peak <= available:
-            settings = " ".join(f"--set {name}={value}" for name, value in changes.items())
+    prompt, smaller = _longest_prompt(stage, tasks, renderer), dict[str, Any]()
+    batch, needed = spec.suite.evaluation.batch_size, float(estimate.evaluation.peak)
+    held = estimate.evaluation.memory["weights"]
+    while needed > available and batch > 1:
+        batch, needed = batch // 2, held + (needed - held) / 2
+        smaller["evaluation.batch_size"] = batch
+    changes = dict[str, Any]()
+    for name, value in ((None, None), *_ladder(stage.training, stage.teacher)):
+        changes |= {} if name is None else {name: value}
+        if _needs(spec, stage, method, estimate.student, prompt, changes).peak <= available >= needed:
+            settings = " ".join(f"--set {name}={value}" for name, value in (changes | smaller).items())
             return f"it fits with {settings}"
     held = sum(estimate.largest.memory[part] for part in ("weights", "gradients", "optimiser"))
     return (
@@ -93,7 +116,7 @@ def make_fit(estimate: RunEstimate, available: float, tasks: Mapping[str, Task],
 
 
 def needs_table(estimates: Sequence[RunEstimate]) -> Table:
-    """Return a table of the needs of one run of each entry, summed over its stages; memory is the highest peak."""
+    """Return a table of the needs of one run of each entry, with its evaluations; memory is the highest peak."""
     table = Table(title="one run needs, at most (estimated)")
     for name in ("entry", "stages"):
         table.add_column(name)
@@ -104,9 +127,9 @@ def needs_table(estimates: Sequence[RunEstimate]) -> Table:
         trained = estimate.spec.kind != "none"
         cells = (
             f"{sum(stage.training.steps for stage, _ in estimate.stages) if trained else 0:,}",
-            f"{sum(each.tokens for each in needs):,}",
-            f"{sum(each.flops for each in needs) / 1e15:,.2g}",
-            show_bytes(estimate.largest.peak),
+            f"{sum(each.tokens for each in needs) + estimate.evaluations * estimate.evaluation.tokens:,}",
+            f"{_petaflop(sum(each.flops for each in needs) + estimate.evaluations * estimate.evaluation.flops)}",
+            show_bytes(estimate.peak),
             show_bytes(estimate.disk),
         )
         table.add_row(estimate.spec.entry, str(len(estimate.stages)), *cells)
@@ -114,7 +137,7 @@ def needs_table(estimates: Sequence[RunEstimate]) -> Table:
 
 
 def stages_table(estimate: RunEstimate, seconds: Mapping[str, float], gpus: int) -> Table:
-    """Return a table of each stage's needs.
+    """Return a table of each stage's needs, and of those of one evaluation.
 
     `seconds` of training by stage are empty without a probe; `gpus` is the number of GPUs that they were measured on.
     """
@@ -124,22 +147,26 @@ def stages_table(estimate: RunEstimate, seconds: Mapping[str, float], gpus: int)
         table.add_column(name, justify="right")
     for stage, needs in estimate.stages:
         measured = [f"{seconds.get(stage.name, 0.0) / 3600 * times:.3g}" for times in (1, gpus)][: len(hours)]
-        work = (f"{stage.training.steps:,}", f"{needs.tokens:,}", f"{needs.flops / 1e15:,.2g}", show_bytes(needs.peak))
+        work = (f"{stage.training.steps:,}", f"{needs.tokens:,}", _petaflop(needs.flops), show_bytes(needs.peak))
         table.add_row(stage.name, *work, *measured)
+    each = estimate.evaluation
+    work = (f"{each.tokens:,}", _petaflop(each.flops), show_bytes(each.peak))
+    table.add_row(f"an evaluation, of {estimate.evaluations}", "", *work, *[""] * len(hours))
     return table
 
 
 def parts_table(estimate: RunEstimate) -> Table:
-    """Return a table of the largest stage's memory by part."""
+    """Return a table of memory by part, in the largest stage and in an evaluation."""
     stage, needs = max(estimate.stages, key=lambda each: each[1].peak)
     several = estimate.spec.suite.parallel.processes
-    title = f"memory of stage {stage.name}" + (f", of each of {several} processes" if several > 1 else "")
-    table = Table("part", title=title)
-    table.add_column("", justify="right")
-    for name, size in needs.memory.items():
-        if size:
-            table.add_row(name, show_bytes(size))
-    table.add_row("at one time, at most", show_bytes(needs.peak))
+    table = Table("part", title="memory" + (f" of each of {several} processes" if several > 1 else ""))
+    for name in (f"stage {stage.name}", "an evaluation"):
+        table.add_column(name, justify="right")
+    memory = [needs.memory, estimate.evaluation.memory]
+    for name in dict.fromkeys(name for parts in memory for name in parts):
+        if any(parts.get(name) for parts in memory):
+            table.add_row(name, *(show_bytes(parts[name]) if parts.get(name) else "" for parts in memory))
+    table.add_row("at one time, at most", show_bytes(needs.peak), show_bytes(estimate.evaluation.peak))
     return table
 
 
@@ -196,6 +223,17 @@ def _needs(
         # A stage on the data's references draws no responses.
         generates=backend_of(spec.suite).in_process and trainer.capabilities.trains_on != {"data"},
     )
+
+
+def _evaluation(spec: RunSpec, evaluated: EvaluationPlan, student: ModelShape, renderer: Renderer | None) -> StageNeeds:
+    settings = spec.suite.evaluation
+    asked = {name: asked_by(task, renderer, settings.limit, ASSUMED_PROMPT) for name, task in evaluated.cells.items()}
+    width = BYTES[spec.suite.student.dtype]
+    return evaluation_needs(asked, student, settings.batch_size, width, backend_of(spec.suite).in_process)
+
+
+def _petaflop(flops: float) -> str:
+    return f"{flops / 1e15:,.2g}"
 
 
 def _longest_prompt(stage: PlannedStage, tasks: Mapping[str, Task], renderer: Renderer | None) -> int:
