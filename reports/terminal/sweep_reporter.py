@@ -31,12 +31,11 @@ def summarise(console: Console, specs: Sequence[RunSpec]) -> None:
     from reports.report.ends import describe_ends, start_scores
     from reports.report.sections.frontier_section import glance_grid
     from reports.report.teacher_scores import name_worse, teacher_means
-    from reports.terminal.retention_table import grid_table, print_retention
+    from reports.terminal.retention_table import print_glance, print_retention
 
     frames = load_frames([spec.path for spec in specs])
     print_retention(console, frames)
-    glance = glance_grid(frontier_table(frames.scores), start_scores(frames), teacher_means(frames))
-    console.print(grid_table(glance))
+    print_glance(console, glance_grid(frontier_table(frames.scores), start_scores(frames), teacher_means(frames)))
     for sentence in [*headline(frames), *describe_ends(frames), *name_worse(frames)]:
         console.print(sentence, markup=False, highlight=False)
     with waiting("drawing the report"):
