@@ -68,7 +68,7 @@ def between_starts(generator: Generator, seeds: int, shape: Shape, spread: Sprea
 
 
 def best_rates(generator: Generator, seeds: int, shape: Shape, spread: Spread) -> Outcome:
-    """Simulate two equal methods, each at the best of three rates that the other seeds choose; two rates are equally good."""
+    """Simulate two equal methods, each at the best of three rates, two of them equally good; halves of the seeds choose."""
     found, _ = several_methods(generator, seeds, *shape, spread, (0.3, 0.45, 0.45) * 2)
     chosen = [choose_rates({rate: each.by_seed for rate, each in enumerate(rates)}) for rates in (found[:3], found[3:])]
     base, other = _at_chosen(found[:3], chosen[0]), _at_chosen(found[3:], chosen[1])

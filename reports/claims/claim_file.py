@@ -66,7 +66,8 @@ class Scope(Strict):
         description="one row per task; `first`, `each`, names, or `before`: what was trained before a branch",
     )
     rate: Literal["own", "best"] = Field(
-        default="own", description="best: each method at the learning rate that the other seeds choose; studies only"
+        default="own",
+        description="best: each method at the learning rate that the other half of the seeds choose; studies only",
     )
 
     @property

@@ -227,7 +227,7 @@ def _check_comparable(entry: ClaimEntry, place: ClaimScope, methods: Mapping[Met
 
 
 def _at_best_rates(entry: ClaimEntry, place: ClaimScope, profile: str, evidence: Evidence) -> Measured:
-    """Compare each adapter at its best learning rate; a seed's rate is chosen on the other seeds."""
+    """Compare each adapter at its best learning rate; a seed's rate is chosen on the other half of the seeds."""
     estimates: dict[Metric, Estimate] = {}
     choices: list[Mapping[int, ChosenRate]] = []
     parts: list[str] = []
@@ -242,9 +242,10 @@ def _at_best_rates(entry: ClaimEntry, place: ClaimScope, profile: str, evidence:
         choices.append(chosen)
         used = dict.fromkeys(each.rate for each in chosen.values())
         parts.append(f"{metric.adapter} {' or '.join(f'{rate:g}{name_edge(rate, list(shown))}' for rate in used)}")
-    compared = f"{fill(entry.compared, place)}, each at its best lr, which the other seeds chose ({'; '.join(parts)})"
+    chosen_at = f"each at its best lr, chosen on the other half of the seeds ({'; '.join(parts)})"
+    compared = ", ".join(filter(None, [fill(entry.compared, place), chosen_at]))
     effect = entry.parsed.effect(estimates.__getitem__)
-    return Measured(effect, profile, compared.removeprefix(", "), widening=widening(choices))
+    return Measured(effect, profile, compared, widening=widening(choices))
 
 
 def _at_equal_learning(
@@ -288,7 +289,7 @@ def name_edge(rate: float, tried: Sequence[float]) -> str:
 def _best(
     entry: ClaimEntry, metric: Metric, place: ClaimScope, by_rate: ByRate
 ) -> tuple[Estimate, Mapping[int, ChosenRate]]:
-    """Return each seed's metric at the learning rate that is best on the other seeds, and these rates."""
+    """Return each seed's metric at the learning rate that is best on the other half of the seeds, and these rates."""
     figure, task, stage = claim_metrics()[metric.name], _task(metric, place), entry.scope.last
     estimates = {rate: _estimate(metric, method, place, stage) for rate, method in by_rate.items()}
     better = -1 if isinstance(figure, Figure) and not figure.higher_is_better else 1

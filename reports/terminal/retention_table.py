@@ -17,13 +17,16 @@ from reports.document.grids import retention_grids
 def print_retention(console: Console, frames: Frames) -> None:
     """Print each group's retention table in % under the suite's first profile, and what is missing.
 
-    The stages' own tasks are bold. The report has the tables of other profiles, which a last line names. A narrow terminal shows the tasks in several tables. `±` is half the 95 % t interval over seeds, in points; it is absent
-    with fewer than three seeds.
+    The stages' own tasks are bold. The report has the tables of other profiles, which a last line names. A narrow terminal
+    shows the tasks in several tables. `±` is half the 95 % t interval over seeds, in points; it is absent with fewer than
+    three seeds.
     """
     for grid in retention_grids(frames.scores, compact=True):
         console.print(SplitTable(_table(grid)))
     if frames.profiles:
-        console.print(f"[dim]scores under {escape(', '.join(frames.profiles))} are in the report[/dim]", highlight=False)
+        console.print(
+            f"[dim]scores under {escape(', '.join(frames.profiles))} are in the report[/dim]", highlight=False
+        )
     for sentence in sentences.list_missing(frames):
         console.print(f"[yellow]{escape(sentence)}[/yellow]")
 

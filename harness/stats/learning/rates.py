@@ -1,4 +1,4 @@
-"""The learning rate at which a method does best, chosen for each seed from the other seeds."""
+"""The learning rate at which a method does best, chosen for each half of the seeds by the other half."""
 
 from __future__ import annotations
 
@@ -15,35 +15,36 @@ class ChosenRate(NamedTuple):
 
 
 def choose_rates(by_rate: Mapping[float, Mapping[int, float]]) -> dict[int, ChosenRate]:
-    """Return for each seed the rate with the highest mean over the other seeds, and the seed's own figure there.
+    """Return for each seed the rate with the highest mean over the other half of the seeds, and the seed's own figure there.
 
-    `by_rate` is the figure by learning rate and seed. A rate without any value and a seed that lacks a rate are left out;
-    the result is empty if fewer than two seeds remain. Choosing on other seeds avoids the bias of taking a maximum.
+    Every second seed is in one half. `by_rate` is the figure by learning rate and seed. A rate without any value and a seed
+    that lacks a rate are left out; the result is empty if fewer than two seeds remain. Choosing on other seeds avoids the bias
+    of taking a maximum. All other seeds would choose more surely, but then the figures depend on each other the more, the
+    more seeds there are (decision 19).
     """
     known = {rate: _known(values) for rate, values in by_rate.items() if _known(values)}
     every = list(known.values())
-    seeds = [seed for seed in every[0] if all(seed in values for values in every)] if every else []
+    seeds = sorted(seed for seed in every[0] if all(seed in values for values in every)) if every else []
     if len(seeds) < 2:
         return {}
-    totals = {rate: sum(values[seed] for seed in seeds) for rate, values in known.items()}
-    best = {seed: max(known, key=lambda rate, seed=seed: totals[rate] - known[rate][seed]) for seed in seeds}
-    return {seed: ChosenRate(rate, known[rate][seed]) for seed, rate in best.items()}
+    best = dict[int, float]()
+    for own, others in ((seeds[::2], seeds[1::2]), (seeds[1::2], seeds[::2])):
+        totals = {rate: sum(values[seed] for seed in others) for rate, values in known.items()}
+        best |= dict.fromkeys(own, max(totals, key=totals.__getitem__))
+    return {seed: ChosenRate(best[seed], known[best[seed]][seed]) for seed in seeds}
 
 
 def widening(sides: Iterable[Mapping[int, ChosenRate]]) -> float:
     """Return the factor by which an interval of figures at chosen rates has to be wider than one at fixed rates.
 
-    Where the seeds of a method chose different rates, their figures depend on each other through the choice: the variance of
-    the mean of n of them is `s^2 (1/n + 1/(n - 1))` (Nadeau and Bengio 2003, Machine Learning 52, with one seed tested and
-    n - 1 to choose), not `s^2 / n`. Without the factor, equal methods differ in 10 to 16 % of studies in which two rates are
-    equally good. The factor is 1 where all seeds of each method chose one rate.
+    Where the halves of a method chose different rates, their means depend on each other through the choice. Let s and t be
+    the halves' differences between two equally good rates. The sign of each chooses the rate of the other half, so the mean
+    over both halves has the term `±(|s| + |t|) / 4`. For normal s and t its variance is `1 + 2 / pi` times that of
+    `(s + t) / 4`, independent halves at one rate. What the rates of a seed share does not change, so the factor
+    `sqrt(1 + 2 / pi)` is the largest. It is 1 where all seeds of each method chose one rate.
     """
-    factors = [
-        math.sqrt(1 + len(chosen) / (len(chosen) - 1))
-        for chosen in sides
-        if len({each.rate for each in chosen.values()}) > 1
-    ]
-    return max(factors, default=1.0)
+    differ = any(len({each.rate for each in chosen.values()}) > 1 for chosen in sides)
+    return math.sqrt(1 + 2 / math.pi) if differ else 1.0
 
 
 def _known(values: Mapping[int, float]) -> dict[int, float]:

@@ -1,4 +1,4 @@
-"""Claims at each method's best learning rate: chosen on the other seeds, and a wider interval where these choices differ."""
+"""Claims at each method's best learning rate: halves of the seeds choose, and a wider interval where their choices differ."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def test_where_the_seeds_agree_on_a_rate_the_interval_is_that_of_its_scores(tmp_
 
 
 def test_where_the_seeds_choose_different_rates_the_interval_is_wider(tmp_path: Path):
-    """The first rate has 60, 60, 30 %, the second 50 % always: seeds 0 and 1 get the second, seed 2 the first.
+    """The first rate has 60, 60, 30 %, the second 50 % always: seeds 0 and 2 get the first, seed 1 the second.
 
-    The chosen scores are 50, 50 and 30 %, and the standard error grows by sqrt(1 + 3 / 2).
+    The chosen scores are 60, 50 and 30 %, and the standard error grows by sqrt(1 + 2 / pi).
     """
     row = judged(tmp_path, [[0.6, 0.6, 0.3], [0.5, 0.5, 0.5]])
-    expected = t_interval([0.2, 0.2, 0.0])
+    expected, factor = t_interval([0.3, 0.2, 0.0]), math.sqrt(1 + 2 / math.pi)
     assert row.effect.mean == pytest.approx(expected.mean)
-    assert row.seeds.half_width == pytest.approx(math.sqrt(2.5) * expected.half_width)
+    assert row.seeds.half_width == pytest.approx(factor * expected.half_width)
     (over_seeds,), (plain,) = row.seeds.errors, expected.errors
-    assert over_seeds.error == pytest.approx(math.sqrt(2.5) * plain.error)
+    assert over_seeds.error == pytest.approx(factor * plain.error)
     assert row.effect.errors[0].error >= over_seeds.error * (1 - 1e-9)
