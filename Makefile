@@ -22,6 +22,7 @@ DEVICE ?=
 BEFORE ?= $(firstword $(wildcard benchmarks/baselines/*.json))
 AFTER ?=
 STUDY ?= tiny
+HOURS ?=
 SHARE ?= 1
 
 .DEFAULT_GOAL := help
@@ -33,8 +34,8 @@ help:  ## Show this list
 stage-all: $(STAMP) $(if $(filter vllm,$(BACKEND)),$(VLLM))  ## Adapt in stages, evaluate after each, report: SUITE=tiny ADAPTERS=opd,aopd SEEDS=0,1,2 WORKERS=2 BACKEND=hf|vllm SET="a.b=c ..."
 	$(BIN)/harness sweep $(SUITE) --adapter $(ADAPTERS) $(if $(SEEDS),--seed $(SEEDS)) --out "$(OUT)" $(if $(WORKERS),--workers $(WORKERS)) $(if $(BACKEND),--set backend=$(BACKEND)) $(foreach s,$(SET),--set $(s))
 
-study: $(STAMP)  ## Vary one factor at a time and write the page of results; up to two hours: STUDY=tiny SET="a.b=c ..." PAGE=page.md
-	$(BIN)/harness study $(STUDY) --out "$(OUT)" $(if $(WORKERS),--workers $(WORKERS)) $(foreach s,$(SET),--set $(s)) $(if $(PAGE),--page $(PAGE))
+study: $(STAMP)  ## Vary one factor at a time and write the page of results: STUDY=tiny HOURS=2 (the most) SET="a.b=c ..." PAGE=page.md
+	$(BIN)/harness study $(STUDY) --out "$(OUT)" $(if $(WORKERS),--workers $(WORKERS)) $(if $(HOURS),--max-hours $(HOURS)) $(foreach s,$(SET),--set $(s)) $(if $(PAGE),--page $(PAGE))
 
 report: $(STAMP)  ## Render the report of RUNS=runs/tiny again
 	$(BIN)/harness report $(RUNS)

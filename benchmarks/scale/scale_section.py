@@ -17,7 +17,7 @@ import typer
 
 from benchmarks.measure import Measurement
 from benchmarks.results_page import cells, cpu_model, table
-from benchmarks.scale.estimates import EVERY, STEPS, estimate_rows
+from benchmarks.scale.doctor_estimates import EVERY, STEPS, estimate_rows
 from benchmarks.scale.processes import process_rows
 from benchmarks.scale.servers import server_rows
 from benchmarks.scale.sweeps import sweep_rows

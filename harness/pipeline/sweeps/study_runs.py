@@ -56,7 +56,7 @@ class Plan:
     @property
     def page(self) -> Path:
         """The file of the page where the command names none."""
-        return Path("docs/results") / f"{self.study.name}.md"
+        return self.out / f"{self.study.name}.md"
 
     def command(self, page: Path) -> str:
         """Return the command that does the missing runs and writes the page to `page`."""
