@@ -6,7 +6,6 @@ their own random numbers, so training ends with the same weights with and withou
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +16,7 @@ from harness.engines.engine import Engine, answer_all
 from harness.evaluation.answering import sampling_of, up_to
 from harness.lm.chat import Renderer
 from harness.lmeval.task import Task
-from harness.rundir.files import CURVE
+from harness.rundir.files import CURVE, read_lines
 from harness.rundir.records.training_records import CurvePoint
 
 
@@ -50,8 +49,7 @@ class CurveRecorder:
             file.writelines(f"{line.model_dump_json()}\n" for line in lines)
 
     def _recorded(self) -> set[int]:
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
-        return {int(json.loads(line)["step"]) for line in lines}
+        return {point.step for point in read_lines(self.path, CurvePoint)}
 
     def _line(self, step: int, name: str) -> CurvePoint:
         task, asked = self.tasks[name], self._asked[name]

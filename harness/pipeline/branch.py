@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from harness.config.models import Pretrained
 from harness.config.run_spec import RunSpec
@@ -77,7 +78,11 @@ def _trained(manifest: Manifest, stage: int) -> list[TrainedBefore]:
     """Return what a run trained up to a stage, including what its own start had been trained on."""
     earlier = (manifest.config.get("origin") or {}).get("trained", [])
     planned = manifest.config.get("stages") or []
-    limits = {each["task"]: (each.get("training") or {}).get("train_items") for each in planned}
+    method: dict[str, Any] = manifest.config.get("adapter") or {}
+    limits: dict[str, int | None] = {}
+    for each in planned:
+        changed = (each.get("adapter") or method).get("training") or {}
+        limits[each["task"]] = {**(each.get("training") or {}), **changed}.get("train_items")
     own = [
         TrainedBefore(task=task, items=limits.get(record.name))
         for record in manifest.stages[:stage]

@@ -66,7 +66,7 @@ def run(spec: RunSpec, report: Report = silent, begin: Begin | None = None) -> P
             for before, folder, stage in zip(folders, folders[1:], spec.stages, strict=False):
                 checkpoint = trainer.train(folder, stage, checkpoint)
                 evaluations.finish()
-                drop_checkpoints(folders[1 : stage.index], spec.stages, spec.suite.checkpoints)
+                drop_checkpoints(folders[1 : stage.index], spec.stages, spec.suite.checkpoints, checkpoint)
                 store.record(resources.weights, **resources.used())
                 remote.put(before, folder)
                 here = evaluations.after(folder, checkpoint, stage)

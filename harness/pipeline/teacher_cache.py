@@ -57,7 +57,7 @@ def _fill(spec: RunSpec, runs: Sequence[Path], report: Report) -> list[FilledSta
             responses = [*_references(resources, stage, student), *_rollouts(resources, stage, student, runs)]
             before, progress = teacher.misses, Counter(report, spec.label, f"score {stage.name}", len(responses))
             for batch in make_batches(responses, "sequence_mean", BATCH, resources.device):
-                with autocast(resources.device, stage.training.autocast):
+                with autocast(resources.device, stage.training.scoring_autocast):
                     teacher.score(batch, request, stage.training.temperature)
                 progress.reach(progress.done + len(batch.rollouts))
             filled.append(FilledStage(stage.name, len(responses), teacher.misses - before))

@@ -22,11 +22,18 @@ NEEDED_BY = "needed_by"  # folder next to a checkpoint, with a file for each run
 SNAPSHOT_SIZE = 3  # times the weights: the weights themselves and AdamW's two moments
 
 
-def drop_checkpoints(folders: Sequence[StageFolder], stages: Sequence[PlannedStage], keep: Checkpoints) -> None:
-    """Remove the checkpoints of finished stages that `keep` does not name; `stages` begin with those of `folders`."""
+def drop_checkpoints(
+    folders: Sequence[StageFolder], stages: Sequence[PlannedStage], keep: Checkpoints, present: Path | None = None
+) -> None:
+    """Remove the checkpoints of finished stages that `keep` does not name; `stages` begin with those of `folders`.
+
+    The weights in `present` stay: a stage that changes none has those of an earlier stage.
+    """
     for folder, stage in zip(folders, stages, strict=False):
         done, own = folder.training_done, folder.own_checkpoint
         if done is None or keep.holds(stage.name) or not own.is_dir() or _needed(folder):
+            continue
+        if present is not None and own.resolve() == present.resolve():
             continue
         if done.kept:  # noted first, so that a checkpoint is never missing without a note
             write_sealed(own.with_name("done.json"), done.model_copy(update={"kept": False}))

@@ -135,6 +135,8 @@ class ClaimEntry(Strict):
                 "at: equal_learning and scope.rate: best compare one metric of two adapters; give an expression like "
                 "metric(aopd, average_accuracy) > metric(opd, average_accuracy)"
             )
+        if self.scope.rate == "best" and (others := [name for name in named if not isinstance(known[name], Figure)]):
+            raise ValueError(f"scope.rate: best chooses a rate by a score, and {others[0]} is none; leave rate out")
         if self.at == "equal_learning" and (named[0] not in RETENTIONS or self.scope.rate == "best"):
             raise ValueError(
                 f"at: equal_learning compares {', '.join(RETENTIONS[:-1])} or {RETENTIONS[-1]} at each adapter's own learning "

@@ -121,6 +121,8 @@ def measure_effect(entry: ClaimEntry, place: ClaimScope, profile: str, evidence:
     if missing := [metric for metric in named if metric not in methods]:
         where = " that begin a stage at a trained checkpoint of all methods" if entry.scope.stage == "branch" else ""
         return Measured(NO_EFFECT, profile, reason=f"no runs of {_name(missing[0], place)}{where}")
+    if apart := _other_weights(entry, methods):
+        return Measured(NO_EFFECT, profile, reason=apart)
     if not any(isinstance(claim_metrics()[metric.name], Figure | CurveFigure) for metric in methods):
         effect = _effect(entry, place, methods)
         reason = _no_profiles(methods) if not effect.by_seed else ""
@@ -129,8 +131,6 @@ def measure_effect(entry: ClaimEntry, place: ClaimScope, profile: str, evidence:
     if lacking := [metric.adapter for metric in methods if metric not in shown]:
         return Measured(NO_EFFECT, profile, reason=f"{lacking[0]} was not evaluated under profile {profile}")
     profile = next(iter(shown.values())).profile
-    if apart := _other_weights(entry, shown):
-        return Measured(NO_EFFECT, profile, reason=apart)
     if entry.scope.rate == "best":
         return _at_best_rates(entry, place, profile, evidence)
     if entry.at == "equal_learning":
@@ -142,13 +142,18 @@ def measure_effect(entry: ClaimEntry, place: ClaimScope, profile: str, evidence:
 def count_seeds(entry: ClaimEntry, place: ClaimScope, evidence: Evidence, measured: Estimate) -> int:
     """Return at how many seeds a claim can be looked at: those with an effect, or with a finished run of every method.
 
-    A seed without an effect, such as one without common learning, counts: it does not move a look.
+    At the best learning rate a seed needs the runs at all rates. A seed without an effect, such as one without common
+    learning, counts: it does not move a look.
     """
-    methods = [evidence.method(entry, metric.adapter, _start(metric, place)) for metric in entry.parsed.metrics]
+    named = [(_start(metric, place), metric.adapter) for metric in entry.parsed.metrics]
+    if entry.scope.rate == "best":
+        methods = [method for place_of in named for method in evidence.by_rate.get(place_of, {}).values()]
+    else:
+        methods = [evidence.method(entry, adapter, start) for start, adapter in named]
     finished = [
         {run.seed for run in (method.frames.runs if method else []) if run.manifest.finished} for method in methods
     ]
-    return len(set(measured.by_seed) | set.intersection(*finished))
+    return len(set(measured.by_seed).union(set.intersection(*finished) if finished else ()))
 
 
 def fill(text: str, place: ClaimScope) -> str:
@@ -232,7 +237,7 @@ def _at_best_rates(entry: ClaimEntry, place: ClaimScope, profile: str, evidence:
     choices: list[Mapping[int, ChosenRate]] = []
     parts: list[str] = []
     for metric in entry.parsed.metrics:
-        rates = evidence.by_rate.get((place.start, metric.adapter), {})
+        rates = evidence.by_rate.get((_start(metric, place), metric.adapter), {})
         shown = {rate: found for rate, method in rates.items() if (found := method.under(profile))}
         if len(shown) < 2:
             return Measured(NO_EFFECT, profile, reason=f"{metric.adapter} ran at one learning rate")
@@ -292,9 +297,8 @@ def _best(
     """Return each seed's metric at the learning rate that is best on the other half of the seeds, and these rates."""
     figure, task, stage = claim_metrics()[metric.name], _task(metric, place), entry.scope.last
     estimates = {rate: _estimate(metric, method, place, stage) for rate, method in by_rate.items()}
-    better = -1 if isinstance(figure, Figure) and not figure.higher_is_better else 1
+    assert isinstance(figure, Figure)  # a claim at the best rate compares scores
+    better = 1 if figure.higher_is_better else -1
     chosen = choose_rates({rate: (better * found).by_seed for rate, found in estimates.items()})
-    if not isinstance(figure, Figure):
-        return Estimate({seed: better * each.value for seed, each in chosen.items()}), chosen
     sides = {seed: by_rate[each.rate].sides(figure, task, stage)[seed] for seed, each in chosen.items()}
     return estimate_of(sides), chosen

@@ -7,6 +7,7 @@ learns less has less to forget.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +17,6 @@ import pandas as pd
 from harness.errors import RunError
 from harness.stats.continual import ACCURACY, BACKWARD, FIGURES, LEARNING
 from harness.stats.estimates import Estimate
-from harness.stats.intervals import t_interval
 from harness.stats.learning.matching import MARGIN, how_matched
 from harness.stats.paired import compare_estimates, compare_unpaired
 from harness.stats.score_matrix import Figure
@@ -147,16 +147,16 @@ class Comparison:
         """
         pairs, task = self.pairs(method, figure), AVERAGE if figure.compared == "tasks" else ""
         if not figure.needs_matched_learning:
-            return self._row(method, figure, task, pairs)
-        if not same_tasks(pairs):
+            return self._row(method, figure, task, pairs) if same_tasks(_complete(pairs)) else None
+        learned = self.pairs(method, LEARNING)
+        if not same_tasks(pairs) or not same_tasks(_complete(learned)):
             return None
-        if not self.pairs_seeds(method):
-            row = self._row(method, figure, task, pairs)
-            learning = self._row(method, LEARNING, "", self.pairs(method, LEARNING)).difference.interval
-            return replace(row, learning=how_matched(learning, self.margin)) if row.difference.seeds.seeds else None
-        learned = compare_pairs(self.pairs(method, LEARNING), self.shared_items).by_seed
-        row = self._row(method, figure, task, [pair for pair in pairs if pair.seed in learned])
-        matched = how_matched(t_interval([learned[seed] for seed in row.difference.by_seed]), self.margin)
+        if self.pairs_seeds(method):
+            known = {pair.seed for pair in _complete(learned)}
+            pairs = [pair for pair in _complete(pairs) if pair.seed in known]
+            learned = [pair for pair in learned if pair.seed in {pair.seed for pair in pairs}]
+        row = self._row(method, figure, task, pairs)
+        matched = how_matched(self._row(method, LEARNING, "", learned).difference.interval, self.margin)
         return replace(row, learning=matched) if row.difference.seeds.seeds else None
 
     def _row(self, method: Method, figure: Figure, task: str, pairs: Sequence[SeedPair]) -> ComparisonRow:
@@ -179,6 +179,13 @@ class Comparison:
 
     def _calibration(self, method: Method) -> list[ComparisonRow]:
         ours, theirs = (calibration(each, self.last(each)) for each in (self.base, method))
+        if not self.pairs_seeds(method):
+            both = ours.by_seed and theirs.by_seed
+            return (
+                [ComparisonRow(CALIBRATION, "", self.base.name, method.name, compare_unpaired(ours, theirs))]
+                if both
+                else []
+            )
         paired = [(one, other) for one, other in self.seeds(method) if one in ours.by_seed and other in theirs.by_seed]
         base, other = ours.of_seeds([one for one, _ in paired]), theirs.of_seeds([other for _, other in paired])
         other = Estimate(dict(zip(base.by_seed, other.by_seed.values(), strict=True)), other.items)
@@ -220,6 +227,11 @@ class Comparison:
         yield from describe_differences(self.base, method)
         if self.base.first.trains != method.first.trains:
             yield f"{self.base.name} and {method.name} were not trained on the same stages; tasks are compared by name."
+        if not same_tasks(_complete(self.pairs(method, LEARNING))):
+            yield (
+                f"{self.base.name} and {method.name} learn different tasks by their own method, as a stage with an adapter of "
+                "its own counts for no method: what they learned on average is not compared."
+            )
         if not same_tasks(self.pairs(method, BACKWARD)):
             yield OTHER_TASKS.format(base=self.base.name, other=method.name)
         others = [
@@ -241,6 +253,10 @@ class Comparison:
 def same_tasks(pairs: Sequence[SeedPair]) -> bool:
     """Whether both sides of every pair have terms of the same tasks, in any order of training."""
     return all(pair.base.tasks.keys() == pair.other.tasks.keys() for pair in pairs)
+
+
+def _complete(pairs: Sequence[SeedPair]) -> list[SeedPair]:
+    return [pair for pair in pairs if not math.isnan(pair.base.value) and not math.isnan(pair.other.value)]
 
 
 def graded_by(methods: Sequence[Method]) -> list[str]:

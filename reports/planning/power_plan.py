@@ -74,7 +74,12 @@ class ClaimPlan:
         """Say what the suite cannot resolve and what would; empty where it resolves all that is asked."""
         subject, found, equal = self.subject, self.difference, self.equivalence
         parts: list[str] = []
-        if found.size and not found.resolved:
+        if 0 < found.size <= subject.smallest_effect:
+            parts.append(
+                f"never support it where the difference is {found.size:g}, because the claim asks for more than "
+                f"{subject.smallest_effect:g} {subject.unit} (plan a larger --effect)"
+            )
+        elif found.size and not found.resolved:
             smallest = f"{format_effect(found.smallest)} {subject.unit} or more"
             finds = smallest if math.isfinite(found.smallest) else "nothing"
             parts.append(f"find {finds}, not {found.size:g} ({self._remedy(found)})")
@@ -100,7 +105,10 @@ class ClaimPlan:
 def plan_claim(
     subject: Planning, effect: float, seeds: int, answers: int, hours: float = math.inf, looks: Sequence[int] = ()
 ) -> ClaimPlan:
-    """Return a claim's plan for a true difference of `effect`, in its unit, and a suite of `seeds` seeds."""
+    """Return a claim's plan for a true difference of `effect`, in its unit, and a suite of `seeds` seeds.
+
+    A difference is found where the claim is supported: where it is shown to be larger than the claim's smallest effect.
+    """
     alpha = level_at(looks[-1], looks) if looks else ALPHA
     parts, scale, own = subject.components, subject.scale, Design(seeds, subject.design.clusters, answers)
     # Other numbers of answers are planned only where the pilot shows how answers vary.
@@ -108,16 +116,18 @@ def plan_claim(
     items = sorted({max(2, round(share * subject.design.clusters)) for share in SHARES}) if subject.items else [2]
 
     def resolution(size: float, equal: bool) -> Resolution:
+        beyond = size if equal else size - subject.smallest_effect
+
         def power(design: Design, parts: Components = parts) -> float:
-            return (equivalence_power if equal else power_of)(size / scale, parts, design, alpha=alpha)
+            return (equivalence_power if equal else power_of)(beyond / scale, parts, design, alpha=alpha)
 
         def smallest(design: Design) -> float:
-            return (smallest_margin if equal else detectable_difference)(parts, design, alpha=alpha) * scale
+            found = (smallest_margin if equal else detectable_difference)(parts, design, alpha=alpha) * scale
+            return found if equal else found + subject.smallest_effect
 
-        plain = Resolution(
-            size, power(own) if size else math.nan, smallest(own), {n: smallest(replace(own, seeds=n)) for n in SEEDS}
-        )
-        if not size:
+        own_power = math.nan if not size else power(own) if beyond > 0 else 0.0
+        plain = Resolution(size, own_power, smallest(own), {n: smallest(replace(own, seeds=n)) for n in SEEDS})
+        if not size or beyond <= 0:
             return plain
         designs = cheapest_designs(power, subject.costs, items, some_answers)
         within = [planned for planned in designs if planned.hours <= hours]
@@ -144,7 +154,7 @@ def power_curve_of(plan: ClaimPlan, most_hours: float) -> list[tuple[float, floa
         if (hours := plan.subject.costs.hours(design)) > most_hours and len(points) > 2:
             break
         smallest = detectable_difference(plan.subject.components, design, alpha=plan.alpha)
-        points.append((hours, smallest * plan.subject.scale))
+        points.append((hours, smallest * plan.subject.scale + plan.subject.smallest_effect))
         seeds += max(1, seeds // 8)
     return points
 
@@ -155,13 +165,13 @@ def plan_all(
     hours: float = math.inf,
     looks: Sequence[int] = (),
 ) -> list[ClaimPlan | NoPlan]:
-    """Return the plan of each claim; `effect` is in points, and claims in other units use their own smallest effect."""
+    """Return the plan of each claim; `effect` is in points, and of claims in other units only what is found is planned."""
     plans: list[ClaimPlan | NoPlan] = []
     for subject in subjects:
         if isinstance(subject, NoPlan):
             plans.append(subject)
             continue
-        wanted = effect if subject.unit == "points" else subject.smallest_effect
+        wanted = effect if subject.unit == "points" else 0.0
         plans.append(plan_claim(subject, wanted, subject.seeds, subject.design.answers, hours, looks))
     return plans
 

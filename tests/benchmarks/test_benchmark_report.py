@@ -31,9 +31,8 @@ def test_the_section_shows_medians_and_what_is_wanted():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("methods", [5, 30])
-def test_a_report_over_thirty_runs_stays_under_twenty_megabytes(tmp_path: Path, methods: int):
-    scale = Scale(adapters=[f"opd_{n}" for n in range(methods)], seeds=30 // methods)
+def test_a_report_over_thirty_methods_stays_under_twenty_megabytes(tmp_path: Path):
+    scale = Scale(adapters=[f"opd_{n}" for n in range(30)], seeds=1)
     assert scale.samples >= 100_000
     sizes = measure_build(write_runs(tmp_path, scale), tmp_path / "report")
     assert sizes.page < 20 * MB

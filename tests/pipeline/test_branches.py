@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from harness.config.suite import Suite
 from harness.errors import ConfigError, RunError
 from harness.pipeline.branch import start_from
 from harness.pipeline.run import run
+from harness.rundir.files import write_sealed
 from harness.rundir.reader import find_runs
-from harness.rundir.store import is_finished
+from harness.rundir.store import is_finished, read_manifest
 from tests.support.models import micro_suite, write_yaml
 from tests.support.runs import cells, changed_suite, manifest
 
@@ -189,6 +191,25 @@ def test_a_branch_by_the_same_method_goes_on_as_the_other_run_did_apart_from_its
     spec = start_from(RunSpec(micro, "aopd", 0, out=tmp_path), str(aopd / "stage_1_tiny_weather"))
     assert [before.task for before in spec.suite.origin.trained] == ["tiny_weather"]  # pyright: ignore[reportOptionalMemberAccess]
     assert spec.stages[0].index == 1
+
+
+def test_a_branch_knows_how_many_items_the_other_run_s_method_drew_from(aopd: Path, micro: Suite, tmp_path: Path):
+    """The budget may be the entry's own, or that of a stage's own adapter."""
+    folder = Path(shutil.copytree(aopd, tmp_path / "other"))
+    found = read_manifest(folder)
+    assert found is not None
+    config = deepcopy(found.config)
+    config["adapter"]["training"] = {"train_items": 7}
+    config["stages"][1]["adapter"] = {"adapter": "sft", "options": {}, "training": {"train_items": 3}}
+    write_sealed(folder / "manifest.json", found.model_copy(update={"config": config}))
+    spec = start_from(
+        RunSpec(changed_suite(tmp_path, lambda raw: raw.update(name="new")), "opd", 0), str(folder / "stage_2")
+    )
+    assert spec.suite.origin is not None
+    assert [(before.task, before.items) for before in spec.suite.origin.trained] == [
+        ("tiny_weather", 7),
+        ("tiny_currency", 3),
+    ]
 
 
 def test_a_branch_of_another_suite_trains_all_its_stages(aopd: Path, tmp_path: Path):

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -15,8 +16,10 @@ from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.errors import ConfigError
+from harness.evaluation.learning_curve import CurveRecorder
 from harness.pipeline.run import run
 from harness.rundir.reader import find_runs
+from tests.support.models import byte_renderer
 from tests.support.runs import FOLDERS, cells, manifest
 
 KILLED = """
@@ -97,6 +100,15 @@ def test_a_suite_without_a_curve_keeps_its_hash_and_writes_no_points(micro: Suit
     assert "every" not in RunSpec(micro, "aopd", 0).config()["evaluation"]
     (found,) = find_runs([aopd])
     assert list(found.curve_points(1)) == []
+
+
+def test_a_cut_line_of_a_curve_is_no_obstacle(curved: Path, tmp_path: Path):
+    """As a power cut leaves it: the recorder reads which steps it has before the snapshot is taken back."""
+    whole = (curved / FOLDERS[1] / "train" / "curve.jsonl").read_text()
+    (tmp_path / "curve.jsonl").write_text(whole[:-20])
+    never: Any = None  # no engine: a recorded step asks nothing
+    CurveRecorder({}, never, byte_renderer(), 2, 0, tmp_path).record(0)
+    assert (tmp_path / "curve.jsonl").read_text() == whole[:-20]
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Checkpoints, Suite
 from harness.errors import RunError
@@ -40,6 +41,16 @@ def test_a_control_writes_no_weights_and_its_stages_point_to_the_start(control: 
     assert not list(control.rglob("*.safetensors"))
     for stage in FOLDERS[1:]:
         assert StageFolder(control / stage).checkpoint == student_folder.resolve()
+
+
+def test_the_weights_that_later_stages_of_a_control_share_stay(micro: Suite, tmp_path: Path):
+    first, second = micro_suite()["stages"]
+    raw = {**micro_suite(), "stages": [{"task": first, "adapter": "sft"}, second], "checkpoints": {"keep": "last"}}
+    suite = load_suite(str(write_yaml(tmp_path / "suite.yaml", raw)))
+    folder = run(RunSpec(suite, "none", 0, out=tmp_path / "runs"))
+    fixed, control = (StageFolder(folder / name) for name in FOLDERS[1:])
+    assert control.checkpoint == fixed.own_checkpoint.resolve()
+    assert fixed.own_checkpoint.is_dir()
 
 
 def trained(folder: Path, stage: int, name: str) -> StageFolder:

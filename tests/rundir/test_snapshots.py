@@ -124,6 +124,19 @@ def test_a_step_log_is_taken_back_to_the_snapshot(tmp_path: Path):
     assert (tmp_path / "steps.jsonl").read_text() == '{"step": 0}\n{"step": 1}\n'
 
 
+def test_a_learning_curve_is_taken_back_to_the_snapshot_and_lost_points_are_named(tmp_path: Path):
+    """A point counts the steps done, so that of the snapshot's own step stays."""
+    curve = tmp_path / "curve.jsonl"
+    curve.write_text('{"step": 0}\n{"step": 2}\n')
+    FileSnapshots(tmp_path, 0).offer(2, lambda: {"weights": torch.ones(2)})
+    curve.write_text('{"step": 0}\n{"step": 2}\n{"step": 3}\n{"st')
+    assert FileSnapshots(tmp_path, 0).load() is not None
+    assert curve.read_text() == '{"step": 0}\n{"step": 2}\n'
+    curve.write_text('{"step": 0}\n{"st')
+    with pytest.raises(RunError, match=r"curve.jsonl does not hold the 2 steps before the snapshot"):
+        FileSnapshots(tmp_path, 0).load()
+
+
 def test_snapshots_are_taken_when_they_are_due_only(tmp_path: Path):
     def never() -> dict[str, Any]:
         raise AssertionError

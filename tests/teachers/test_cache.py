@@ -154,6 +154,18 @@ def test_the_command_fills_a_cache_with_references_and_rollouts_once(tmp_path: P
         fill_cache(RunSpec(load_suite(str(write_yaml(tmp_path / "plain.yaml", micro_suite()))), "aopd", 0), [], silent)
 
 
+def test_the_command_scores_in_the_precision_in_which_training_scores(tmp_path: Path):
+    """Master weights and autocast compute in bfloat16, so both ask for the same scores."""
+    raw = {**micro_suite(), "stages": ["tiny_weather"], "probes": [], "adapters": {"opd": {}}}
+    raw["teacher"] = {"kind": "cache", "path": str(tmp_path / "scores.db"), "of": raw["teacher"]}
+    scored = []
+    for narrow in ({"precision": "bfloat16_master"}, {"autocast": "bfloat16"}, {}):
+        raw["training"] = {**micro_suite()["training"], "train_items": 4, **narrow}
+        suite = load_suite(str(write_yaml(tmp_path / "suite.yaml", raw)))
+        scored.append(fill_cache(RunSpec(suite, "opd", 0, out=tmp_path), [], silent)[0].scored)
+    assert scored == [4, 0, 4]
+
+
 def test_the_command_asks_for_what_a_stages_own_adapter_needs(tmp_path: Path):
     stage = {"task": "tiny_weather", "adapter": "aopd"}
     raw = {**micro_suite(), "stages": [stage], "probes": [], "adapters": {"opd": {}, "aopd": {}}}

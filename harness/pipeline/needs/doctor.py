@@ -26,6 +26,7 @@ from harness.pipeline.needs.machine import Finding, free_bytes, look_at_machine
 from harness.pipeline.needs.memory_estimate import config_file, show_bytes
 from harness.pipeline.needs.probe import STEPS, Probe, build_models, probe_run
 from harness.pipeline.needs.run_estimate import (
+    LIBRARIES,
     RunEstimate,
     available_memory,
     estimate_run,
@@ -148,20 +149,23 @@ def _print_fit(
 ) -> None:
     available, whose = available_memory(estimate.spec.suite.device)
     if probes:
+        # The measured memory of a process includes its libraries.
+        available += LIBRARIES if whose == "this machine" else 0
         entry, probe = max(probes.items(), key=lambda each: max(each[1].peak_train, each[1].peak_evaluate))
         _say(
             console,
             f"memory: a run of {entry} takes {show_bytes(probe.peak_train)} of its {probe.memory_of} in training and "
             f"{show_bytes(probe.peak_evaluate)} in evaluation (measured); {whose} has {show_bytes(available)} free",
         )
-        # The measured memory of a process includes its libraries.
         needed = max(probe.peak_train, probe.peak_evaluate)
     else:
         needed = float(estimate.peak)
         how = "" if estimate.measured_prompts else ", for prompts of 512 tokens, as the tokenizer is not here"
         _say(console, f"memory: {show_bytes(needed)} (estimated{how}); {whose} has {show_bytes(available)} free")
-    if max(needed, estimate.peak) > available:
-        _say(console, f"this does not fit: {make_fit(estimate, available, tasks, renderer)}")
+    # What a process takes beside the tensors that are estimated, such as its libraries, it takes with smaller batches too.
+    beside = max(0.0, needed - estimate.peak)
+    if estimate.peak + beside > available:
+        _say(console, f"this does not fit: {make_fit(estimate, available - beside, tasks, renderer)}")
     if (share := getattr(estimate.spec.suite.engine, "gpu_memory_utilization", None)) is not None:
         _say(console, f"the engine of backend {estimate.spec.suite.backend} takes another {share:.0%} of a GPU")
     on_gpu = resolve_device(estimate.spec.suite.device).startswith("cuda")

@@ -93,7 +93,7 @@ def estimate_run(spec: RunSpec, evaluated: EvaluationPlan, renderer: Renderer | 
 
 
 def make_fit(estimate: RunEstimate, available: float, tasks: Mapping[str, Task], renderer: Renderer | None) -> str:
-    """Return a sentence with settings under which a run fits `available` bytes, or that no batch size makes it fit."""
+    """Return a sentence with settings under which a run that does not fit `available` bytes does, or that none are known."""
     spec, method = estimate.spec, make_adapter(estimate.spec.entry, estimate.spec.suite.adapters[estimate.spec.entry])
     stage = max(estimate.stages, key=lambda each: each[1].peak)[0]
     prompt, smaller = _longest_prompt(stage, tasks, renderer), dict[str, Any]()
@@ -105,8 +105,8 @@ def make_fit(estimate: RunEstimate, available: float, tasks: Mapping[str, Task],
     changes = dict[str, Any]()
     for name, value in ((None, None), *_ladder(stage.training, stage.teacher)):
         changes |= {} if name is None else {name: value}
-        if _needs(spec, stage, method, estimate.student, prompt, changes).peak <= available >= needed:
-            settings = " ".join(f"--set {name}={value}" for name, value in (changes | smaller).items())
+        settings = " ".join(f"--set {name}={value}" for name, value in (changes | smaller).items())
+        if settings and _needs(spec, stage, method, estimate.student, prompt, changes).peak <= available >= needed:
             return f"it fits with {settings}"
     held = sum(estimate.largest.memory[part] for part in ("weights", "gradients", "optimiser"))
     return (

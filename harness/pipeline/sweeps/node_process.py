@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.config.run_spec import RunSpec
-from harness.errors import HarnessError
+from harness.errors import HarnessError, StoppedError
 from harness.rundir.process.progress import Event
 
 SPEC, EVENTS, ERROR = "spec", "events", "error"
@@ -19,9 +19,10 @@ SPEC, EVENTS, ERROR = "spec", "events", "error"
 
 @dataclass(frozen=True)
 class Failure:
-    """The error that ended a run, pickled for the process that started it."""
+    """The error that ended a run, pickled for the process that started it; `stopped` where a signal asked the run to end."""
 
     error: HarnessError
+    stopped: bool = False
 
 
 def main(folder: Path) -> int:
@@ -44,7 +45,8 @@ def main(folder: Path) -> int:
                 run(spec, report)
         except HarnessError as error:
             partial = folder / f".{ERROR}"
-            partial.write_bytes(pickle.dumps(Failure(type(error)(str(error)))))
+            stopped = isinstance(error.__cause__, StoppedError)
+            partial.write_bytes(pickle.dumps(Failure(type(error)(str(error)), stopped)))
             partial.replace(folder / ERROR)
             return 1
     return 0

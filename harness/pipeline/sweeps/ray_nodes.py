@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from harness.config.run_spec import RunSpec
-from harness.errors import RunError
+from harness.errors import RunError, StoppedError
 from harness.pipeline.sweeps.node_process import ERROR, EVENTS, SPEC, Failure
 from harness.rundir.process.progress import Report
 
@@ -47,7 +47,8 @@ def on_node(options: dict[str, Any], group: Any, number: int) -> dict[str, Any]:
 def run_over_nodes(ray: Any, spec: RunSpec, group: Any, options: dict[str, Any], report: Report) -> None:
     """Do a run in the processes of all nodes of a placement group; called in a task on the first node.
 
-    Raises the run's own error. Ends this worker where a process or a node was lost, so that Ray starts the task again.
+    Raises the run's own error, from a `StoppedError` where a signal ended it, as when another node is lost and the run stops
+    with a snapshot. Ends this worker where a process or a node was lost, so that Ray starts the task again.
     """
     folder = spec.out / f".launch-{uuid.uuid4().hex}"
     folder.mkdir(parents=True)
@@ -142,7 +143,7 @@ def _raise_failure(folder: Path, status: int) -> None:
         return
     if (folder / ERROR).is_file():
         failure: Failure = pickle.loads((folder / ERROR).read_bytes())
-        raise failure.error
+        raise failure.error from (StoppedError(str(failure.error)) if failure.stopped else None)
     # A process or node was lost. Ray starts a task again when its worker ends.
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)

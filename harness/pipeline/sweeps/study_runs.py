@@ -110,11 +110,21 @@ def _points(study: Study, base: Suite, overrides: Sequence[str], out: Path) -> I
             suite = _varied(study, name, factor, value, base, overrides)
             combinations = product(factor.entries or study.entries, factor.orders, factor.seeds or study.seeds)
             for entry, order, seed in combinations:
-                specs = [RunSpec(each, entry, seed, order, out) for each in (base, suite)]
-                _check(specs[-1], study)
-                for spec in specs:
-                    known.setdefault(_kind(spec), spec)
-                yield Point(name, value, known[_kind(specs[-1])])
+                spec = RunSpec(suite, entry, seed, order, out)
+                _check(spec, study)
+                if _has(base, entry, order):
+                    own = RunSpec(base, entry, seed, order, out)
+                    known.setdefault(_kind(own), own)
+                yield Point(name, value, known.setdefault(_kind(spec), spec))
+
+
+def _has(suite: Suite, entry: str, order: str) -> bool:
+    """Return whether a suite has an entry and an order, which a factor's `fixed` keys may add."""
+    try:
+        suite.ordered_stages(order)
+    except ValueError:
+        return False
+    return entry in suite.adapters
 
 
 def _varied(study: Study, name: str, factor: Factor, value: Any, base: Suite, overrides: Sequence[str]) -> Suite:

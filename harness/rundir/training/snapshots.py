@@ -91,9 +91,9 @@ NO_SNAPSHOTS = NoSnapshots()
 class FileSnapshots:
     """A snapshot file in the stage's training folder, replaced every `minutes`; None keeps nothing.
 
-    Loading removes the lines after the snapshot from the logs of steps and rollouts, because these steps are done again. A
-    snapshot records `inputs`, the digests of what the stage trains from, and the digests of both logs up to its step; loading
-    checks them. `stop` is the run's request to stop. `uploads` copies each snapshot to a store.
+    Loading removes the lines after the snapshot from the logs of steps and rollouts and from the learning curve, because
+    these steps are done again. A snapshot records `inputs`, the digests of what the stage trains from, and the digests of these
+    files up to its step; loading checks them. `stop` is the run's request to stop. `uploads` copies each snapshot to a store.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class FileSnapshots:
         stop: StopRequest | None = None,
         uploads: Uploads | None = None,
     ) -> None:
-        self.path, self.logs = folder / SNAPSHOT, [folder / STEPS, folder / ROLLOUT_LOG]
+        self.path, self.logs, self.curve = folder / SNAPSHOT, [folder / STEPS, folder / ROLLOUT_LOG], folder / CURVE
         self.minutes, self.inputs, self.stop, self.uploads = minutes, dict(inputs or {}), stop or StopRequest(), uploads
         self.last = time.monotonic()
 
@@ -128,9 +128,9 @@ class FileSnapshots:
         for log in self.logs:
             if log.is_file():
                 drop_steps_from(log, int(state["step"]))
-        if (curve := self.path.with_name(CURVE)).is_file():
+        if self.curve.is_file():
             # A point counts the steps done, so the point at the snapshot's own step stays.
-            drop_steps_from(curve, int(state["step"]) + 1)
+            drop_steps_from(self.curve, int(state["step"]) + 1)
         recorded = state.pop("recorded", {})
         changed = [name for name, value in recorded.get("inputs", {}).items() if self.inputs.get(name, value) != value]
         if changed:
@@ -138,7 +138,7 @@ class FileSnapshots:
                 f"{self.path} was taken with another {' and another '.join(changed)}; put the former one back, or choose "
                 "another --out"
             )
-        for log in self.logs:
+        for log in (*self.logs, self.curve):
             if recorded.get(log.name, _digest_of(log)) != _digest_of(log):
                 raise RunError(
                     f"{log} does not hold the {state['step']} steps before the snapshot; restore it from a copy, or move "
@@ -166,10 +166,11 @@ class FileSnapshots:
 
     def keep(self, step: int, state: Mapping[str, Any]) -> None:
         """Replace the snapshot; after a signal, wait until a store has it too, and raise `StoppedError`."""
-        for log in self.logs:
+        logs = (*self.logs, self.curve)
+        for log in logs:
             if log.is_file():
                 sync(log)
-        recorded = {"inputs": self.inputs, **{log.name: _digest_of(log) for log in self.logs}}
+        recorded = {"inputs": self.inputs, **{log.name: _digest_of(log) for log in logs}}
         replace_file(self.path, lambda path: torch.save({"step": step, "recorded": recorded, **state}, path))
         self.last = time.monotonic()
         if self.uploads is not None:

@@ -37,14 +37,20 @@ def choose_rates(by_rate: Mapping[float, Mapping[int, float]]) -> dict[int, Chos
 def widening(sides: Iterable[Mapping[int, ChosenRate]]) -> float:
     """Return the factor by which an interval of figures at chosen rates has to be wider than one at fixed rates.
 
-    Where the halves of a method chose different rates, their means depend on each other through the choice. Let s and t be
-    the halves' differences between two equally good rates. The sign of each chooses the rate of the other half, so the mean
-    over both halves has the term `±(|s| + |t|) / 4`. For normal s and t its variance is `1 + 2 / pi` times that of
-    `(s + t) / 4`, independent halves at one rate. What the rates of a seed share does not change, so the factor
-    `sqrt(1 + 2 / pi)` is the largest. It is 1 where all seeds of each method chose one rate.
+    Where the halves of a method chose different rates, their figures depend on each other through the choice. Let s and t be
+    the halves' sums of the difference between two equally good rates. The sign of each chooses the rate of the other half, so
+    the sum of all chosen figures has the term `±(|s| + |t|) / 2`, whose variance for normal s and t is `v = 1 + 4/pi sqrt(a b)
+    / n` times that of independent halves of a and b of the n seeds. By the same dependence the sample variance is too small,
+    on average by the factor `1 - (v - 1) / (n - 1)`. The square root of the quotient is exact for two rates that share
+    nothing, and too large for others (decision 19). It is 1 where all seeds of each method chose one rate.
     """
-    differ = any(len({each.rate for each in chosen.values()}) > 1 for chosen in sides)
-    return math.sqrt(1 + 2 / math.pi) if differ else 1.0
+    differing = [len(chosen) for chosen in sides if len({each.rate for each in chosen.values()}) > 1]
+    return max(map(_widening_of, differing), default=1.0)
+
+
+def _widening_of(seeds: int) -> float:
+    variance = 1 + 4 / math.pi * math.sqrt((seeds // 2) * (seeds - seeds // 2)) / seeds
+    return math.sqrt(variance / (1 - (variance - 1) / (seeds - 1)))
 
 
 def _known(values: Mapping[int, float]) -> dict[int, float]:

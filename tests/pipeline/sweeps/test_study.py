@@ -42,6 +42,20 @@ def test_the_base_run_is_shared_by_all_factors_that_hold_its_value(tmp_path: Pat
     assert shared == ["method", "rate"]
 
 
+def test_a_factor_may_add_the_entry_and_the_order_that_it_varies(tmp_path: Path):
+    entry = {"adapter": "aopd", "options": {"top_k": 16}}
+    order = ["tiny_calendar", "tiny_currency", "tiny_weather", "tiny_arithmetic"]
+    factors = {
+        "top_k": {"title": "K", "fixed": {"adapters.aopd_k16": entry}, "entries": ["aopd", "aopd_k16"]},
+        "order": {"title": "Order", "fixed": {"orders": {"back": order}}, "entries": ["opd"], "orders": ["back"]},
+    }
+    assert names(study(tmp_path, factors, seeds=[0])) == {
+        "tiny/aopd/default/seed0",
+        "tiny-top_k/aopd_k16/default/seed0",
+        "tiny-order/opd/back/seed0",
+    }
+
+
 def test_a_value_changes_the_suite_and_nothing_but_it(tmp_path: Path):
     plan = study(tmp_path, {"rate": RATES}, seeds=[0])
     changed, base = (point.spec for point in plan.points if point.spec.entry == "opd")

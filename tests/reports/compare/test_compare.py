@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import re
 import shutil
@@ -29,6 +30,7 @@ from reports.claims.judge_claims import judge_claims
 from reports.compare.comparison import Comparison, Stages
 from reports.compare.render_comparison import latex, latex_table, markdown, markdown_table
 from reports.compare.rows import AVERAGE, comparison_table, comparison_table_by_seed
+from reports.data.calibration import CALIBRATION
 from reports.data.csv_text import to_csv_text
 from reports.data.frames import load_frames
 from reports.data.methods import ENTROPY, find_methods
@@ -112,6 +114,45 @@ def test_forgetting_is_judged_only_at_matched_learning(tmp_path: Path, two: list
     assert matched is not None
     assert (matched.learning, matched.judged) == ("matched", True)
     assert matched.adjusted == pytest.approx(matched.difference.p_of_several)
+
+
+def test_learning_matches_by_the_interval_that_its_row_shows(tmp_path: Path):
+    """With ten items the interval for another seed and other items is wider than the one over seeds."""
+    for seed in range(3):
+        write_run(tmp_path, "opd", seed, [START, [0.6, 0.2, 0.5], [0.4, 0.7, 0.5]])
+        write_run(tmp_path, "aopd", seed, [START, [0.6, 0.3, 0.5], [0.3, 0.7 - 0.1 * (seed > 0), 0.4]])
+    wide = [tmp_path / "tiny" / name for name in ("opd", "aopd")]
+    compared = Comparison(find_methods(wide))
+    learned, lost = compared.row("aopd", LEARNING, AVERAGE), compared.row("aopd", FORGETTING)
+    assert learned is not None
+    assert lost is not None
+    assert lost.learning == how_matched(learned.difference.interval)
+
+
+def test_methods_that_learn_other_tasks_by_themselves_have_no_average_of_learning(tmp_path: Path, two: list[Path]):
+    """The first stage of AOPD's runs has an adapter of its own, so it counts for no method."""
+    for file in two[1].rglob("manifest.json"):
+        content = json.loads(file.read_text())
+        content["stages"][0]["adapter"] = "sft"
+        file.write_text(json.dumps(content))
+    for paths in (two, two[::-1]):
+        compared = Comparison(find_methods(paths))
+        names = {row.quantity.name for row in compared.rows if row.task in ("", AVERAGE)}
+        assert LEARNING.name not in names
+        assert ACCURACY.name in names
+        assert any("what they learned on average is not compared" in note for note in compared.notes())
+
+
+def test_calibration_of_runs_from_different_weights_is_not_paired_by_seed(tmp_path: Path):
+    profiles = [{"name": "greedy", "temperature": 0.0}, {"name": "policy", "temperature": 1}]
+    config = {"evaluation": {"profiles": profiles}}
+    paths = [
+        write_three(tmp_path, name, LOW, further={"policy": HIGH}, config=config, weights=name)
+        for name in ("opd", "aopd")
+    ]
+    row = Comparison(find_methods(paths)).row("aopd", CALIBRATION)
+    assert row is not None
+    assert not row.difference.by_seed
 
 
 @pytest.mark.parametrize(

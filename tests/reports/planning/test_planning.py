@@ -228,6 +228,20 @@ def test_the_dry_run_says_what_the_seeds_can_find(micro_file: Path):
     assert "cannot be resolved" in done.output.replace("\n", " ")
 
 
+def test_a_claim_is_planned_against_its_smallest_effect():
+    """A difference of 5 points over a smallest effect of 3 takes as much as one of 2 over none; 3 points show nothing."""
+    subject = from_priors(LEARNED)
+    assert isinstance(subject, Planning)
+    demanding = replace(subject, smallest_effect=3.0)
+    plain, above = (plan_claim(each, size, 5, 1).difference for each, size in ((subject, 2.0), (demanding, 5.0)))
+    assert above.power == plain.power
+    assert above.smallest == pytest.approx(plain.smallest + 3)
+    assert above.any_cost == plain.any_cost
+    nothing = plan_claim(demanding, 3.0, 5, 1)
+    assert (nothing.difference.power, nothing.difference.any_cost) == (0, None)
+    assert "never support it where the difference is 3" in nothing.sentence
+
+
 def claim(name: str) -> tuple[ClaimEntry, str]:
     """Return a shipped claim and its profile."""
     file = read_claims("aopd")
