@@ -73,8 +73,8 @@ TEXTS = {
     "again": (
         "Among so many rows some exceed 5.5 % by chance. They were simulated again with more and new studies: 4,000 (standard "
         "error 0.003), and 1,000 for learning curves (0.007). What stays above 5.5 % is outside the promise of 5 %: "
-        "scores of four answers an item with five seeds, 5.8 %, and a sequence of three claims with ten, 5.6 %. A p just below "
-        "0.05 there is worth as much as 0.06. One interval covers more than the 97 % that "
+        "scores of four answers an item with five seeds, 5.8 %, and a sequence of three claims with ten, 5.6 %. A p just "
+        "below 0.05 there is worth as much as 0.06. One interval covers more than the 97 % that "
         "were aimed at: with three seeds, where methods differ by item alone, 97.7 %."
     ),
 }

@@ -93,7 +93,8 @@ class FileSnapshots:
 
     Loading removes the lines after the snapshot from the logs of steps and rollouts and from the learning curve, because
     these steps are done again. A snapshot records `inputs`, the digests of what the stage trains from, and the digests of
-    these files up to its step; loading checks them. `stop` is the run's request to stop. `uploads` copies each snapshot to a store.
+    these files up to its step; loading checks them. `stop` is the run's request to stop. `uploads` copies each snapshot to a
+    store.
     """
 
     def __init__(
