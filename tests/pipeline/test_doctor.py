@@ -147,8 +147,9 @@ def test_the_cache_of_an_evaluation_is_that_of_its_engine(student_folder: Path):
 
     class Measured(StaticDecoding):
         def _step(self, layout: Layout) -> None:
-            tensors = [tensor for layer in layout.cache.layers for tensor in (layer.keys, layer.values)]
-            held.append(sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None))
+            layers: list[Any] = layout.cache.layers
+            tensors = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
+            held.append(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
             super()._step(layout)
 
     prompts = [[5, 6, 7, 8]] * 3

@@ -252,7 +252,7 @@ def test_a_signal_leaves_snapshots_and_the_same_command_continues_to_the_bit(nod
     assert results(specs) == results([serial])
 
 
-def test_one_run_trains_over_two_nodes(nodes: Nodes, tmp_path: Path):
+def test_one_run_trains_over_two_nodes_also_when_one_is_lost(nodes: Nodes, tmp_path: Path):
     loaded = suite(tmp_path, adapters={"opd": {}}, stages=["tiny_weather"])
     (alone,) = plan_runs(loaded, ["opd"], [0], "default", tmp_path / "alone")
     run(alone, silent)
@@ -269,6 +269,23 @@ def test_one_run_trains_over_two_nodes(nodes: Nodes, tmp_path: Path):
     assert max(float((value - expected[name]).abs().max()) for name, value in found.items()) <= 1e-4
     assert any(event.activity.startswith("stage 1") for event in seen), "the driver shows the run's steps"
     assert not list((tmp_path / "ray").glob(".launch-*"))
+
+    # The same with the second node lost midway: the run waits for another one and goes on from its snapshot, to the bit.
+    (lost,) = plan_runs(over, ["opd"], [0], "default", tmp_path / "lost")
+    killed = threading.Event()
+
+    def kill(event: Event) -> None:
+        if event.activity.startswith("stage 1") and event.done == 2 and not killed.is_set():
+            killed.set()
+            nodes.kill_second()
+            nodes.cluster.add_node(num_cpus=1)
+
+    sweep_on_ray([lost], nodes.address, kill)
+    assert killed.is_set()
+    assert results([lost]) == results([spread])
+    assert len(json.loads((lost.path / "manifest.json").read_text())["sessions"]) == 2
+    assert not list((tmp_path / "lost").glob(".launch-*"))
+
     three = suite(tmp_path, parallel={"processes": 3}, resources={"nodes": 3})
     with pytest.raises(ConfigError, match="on 3 of the nodes, and 2 of 2"):
         sweep_on_ray(plan_runs(three, ["opd"], [0], "default", tmp_path / "ray"), nodes.address, silent)
