@@ -1,13 +1,13 @@
 """A process of a run over several nodes, started by torchrun: `python -m harness.pipeline.sweeps.node_process FOLDER`.
 
-All nodes see the folder. It holds the run's specification, and the first process writes the run's events and error there.
+All nodes see the folder. It holds the run's specification. The first process writes the run's events there, and the error
+that ended it, with whether a signal had asked the run to end.
 """
 
 from __future__ import annotations
 
 import pickle
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from harness.config.run_spec import RunSpec
@@ -15,14 +15,6 @@ from harness.errors import HarnessError, StoppedError
 from harness.rundir.process.progress import Event
 
 SPEC, EVENTS, ERROR = "spec", "events", "error"
-
-
-@dataclass(frozen=True)
-class Failure:
-    """The error that ended a run, pickled for the process that started it; `stopped` where a signal asked the run to end."""
-
-    error: HarnessError
-    stopped: bool = False
 
 
 def main(folder: Path) -> int:
@@ -46,7 +38,8 @@ def main(folder: Path) -> int:
         except HarnessError as error:
             partial = folder / f".{ERROR}"
             stopped = isinstance(error.__cause__, StoppedError)
-            partial.write_bytes(pickle.dumps(Failure(type(error)(str(error)), stopped)))
+            # No class of this module: it is `__main__` here, and has another name where the error is read.
+            partial.write_bytes(pickle.dumps((type(error)(str(error)), stopped)))
             partial.replace(folder / ERROR)
             return 1
     return 0

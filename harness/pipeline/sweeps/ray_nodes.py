@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from harness.config.run_spec import RunSpec
 from harness.errors import RunError, StoppedError
-from harness.pipeline.sweeps.node_process import ERROR, EVENTS, SPEC, Failure
+from harness.pipeline.sweeps.node_process import ERROR, EVENTS, SPEC
 from harness.rundir.process.progress import Report
 
 PAUSE, PATIENCE = 0.2, 120.0  # seconds: between two checks, and for processes to end with a snapshot
@@ -142,8 +142,8 @@ def _raise_failure(folder: Path, status: int) -> None:
     if not status:
         return
     if (folder / ERROR).is_file():
-        failure: Failure = pickle.loads((folder / ERROR).read_bytes())
-        raise failure.error from (StoppedError(str(failure.error)) if failure.stopped else None)
+        error, stopped = pickle.loads((folder / ERROR).read_bytes())
+        raise error from (StoppedError(str(error)) if stopped else None)
     # A process or node was lost. Ray starts a task again when its worker ends.
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
