@@ -153,7 +153,7 @@ def sampling_of(settings: Mapping[str, Any], task: str, stop_ids: tuple[int, ...
         max_new_tokens=settings["max_gen_toks"],
         temperature=settings["temperature"] if settings.get("do_sample", settings["temperature"] > 0) else 0.0,
         top_p=settings.get("top_p", 1.0),
-        top_k=settings.get("top_k", 0),
+        top_k=max(0, settings.get("top_k", 0)),  # -1 takes all tokens too
         stop_ids=stop_ids,
         stop_strings=stop_strings(settings),
         seed=seed,

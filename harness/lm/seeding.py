@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections import Counter
 from collections.abc import Generator, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+LONGEST_TIME = 25 * math.log(2.0)  # that of 1 - 2^-25
 DRAWS = "race"  # the method by which answers are sampled; part of the key of stored answers
 
 
@@ -47,7 +49,8 @@ def race_times(seeds: Tensor, position: int | Tensor, width: int) -> Tensor:
     places = position + 1 if isinstance(position, Tensor) else torch.full_like(seeds, position + 1)
     rows = _mix(_mix(seeds.clone()) + places * _GOLDEN)
     bits = _shifted(_mix(rows[:, None] + columns * _GOLDEN), 40)
-    return bits.float().add_(0.5).mul_(-(2.0**-24)).log1p_().neg_()
+    # The largest of the 2^24 values is rounded to 1 in float32, whose time would be infinite.
+    return bits.float().add_(0.5).mul_(-(2.0**-24)).log1p_().neg_().clamp_(max=LONGEST_TIME)
 
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as a signed 64-bit number, like the two below

@@ -81,6 +81,10 @@ def settle_generation(task: Task, decoding: Decoding, n: int = 1) -> None:
     if not task.generates:
         return
     changes = decoding.model_dump(exclude_none=True, mode="json")
+    if changes.get("temperature") and "do_sample" not in changes and stated_generation(task).get("do_sample") is False:
+        changes["do_sample"] = (
+            True  # a temperature of the suite asks for sampled answers, whatever the task's file says
+        )
     stated = {**stated_generation(task), **changes}
     resolved = {**_canonical(task.generation), **changes}
     if missing := [name for name in REQUIRED if name not in stated]:
@@ -109,10 +113,12 @@ def check_stated_generation(task: Task) -> None:
 
 
 def _canonical(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return generation settings under lm-eval's final names, without `num_beams: 1`, which changes nothing."""
+    """Return generation settings under lm-eval's final names, without `num_beams: 1` and null, which change nothing."""
     budget = next((settings[name] for name in BUDGETS if settings.get(name) is not None), None)
     rest = {
-        name: value for name, value in settings.items() if name not in BUDGETS and (name, value) != ("num_beams", 1)
+        name: value
+        for name, value in settings.items()
+        if name not in BUDGETS and (name, value) != ("num_beams", 1) and (value is not None or name in REQUIRED)
     }
     return rest if budget is None else {**rest, "max_gen_toks": budget}
 

@@ -32,11 +32,16 @@ def check_files(folders: Sequence[Path]) -> None:
         if not folder.is_dir():
             raise TaskError(f"task folder {folder} does not exist; --include-path takes a folder with task files")
         for path in sorted(folder.rglob("*.yaml")):
-            if path.parent.name != "suites":
+            if path.parent.name != "suites" and not _is_suite(path):
                 _refuse_in_a_run(path)
                 read_task_file(path)
         for path in sorted(folder.rglob("*.yml")):
             raise TaskError(f"{path}: lm-eval reads only files that end in .yaml; rename it to {path.stem}.yaml")
+
+
+def _is_suite(path: Path) -> bool:
+    """Return whether a file is a suite next to task files: its `include` names folders, which lm-eval would open as files."""
+    return any(line.startswith("stages:") for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
 
 
 def task_settings(folders: Sequence[Path]) -> Iterator[tuple[str, Path, dict[str, Any]]]:
@@ -68,6 +73,8 @@ def read_task_file(path: Path) -> dict[str, Any]:
         raise TaskError(f"{path}{line}: not valid YAML ({problem})") from error
     except FileNotFoundError as error:
         raise TaskError(f"{path}: includes {error.filename}, which does not exist") from error
+    except OSError as error:
+        raise TaskError(f"{path}: {error.filename} cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise TaskError(f"{path}: {error}") from error
 

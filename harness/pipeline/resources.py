@@ -47,7 +47,7 @@ from harness.rundir.process.trackers import Log, TrackedRun, check_trackers, tra
 from harness.rundir.records.overlap_record import Overlap
 from harness.rundir.schema import SCHEMA, SOURCES, Manifest, Noise, StageRecord
 from harness.rundir.training.snapshots import StopRequest
-from harness.teachers.teacher_pool import TeacherPool, refuse_request
+from harness.teachers.teacher_pool import TeacherPool, refuse_request, tasks_without_teacher
 
 log = logging.getLogger(__name__)
 
@@ -303,6 +303,11 @@ def refuse_teachers(spec: RunSpec, adapter: Adapter) -> None:
         if stage.teacher is not None and asked.teacher != "none":
             request = TeacherRequest(top_k=asked.top_k, entropy=asked.entropy)
             refuse_request(stage.teacher, asked.teacher, request, stage.training.temperature)
+            if lacking := tasks_without_teacher(stage.teacher, stage.trains):
+                raise ConfigError(
+                    f"stage {stage.name}: teacher.by_task names no teacher for {', '.join(lacking)}; add one, or name one for "
+                    "all other tasks under teacher.otherwise"
+                )
 
 
 def sampled_cells(cells: Mapping[str, Task]) -> dict[str, Task]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,6 +26,8 @@ from harness.teachers.sub_batches import part_of, put_together
 from harness.teachers.teacher import Needs, OpenTeacher, TeacherKind, TeacherSite
 
 log = logging.getLogger(__name__)
+
+OWN = "own"  # the precision of a teacher without autocast
 
 
 class Cache(TeacherKind):
@@ -60,9 +63,9 @@ class Cache(TeacherKind):
         return self.model_copy(update={"of": self.of.with_servers(served)})
 
     @property
-    def context(self) -> int | None:
-        """The context of a registered teacher behind the cache, in tokens; None if it is not known."""
-        return self.of.context if isinstance(self.of, TeacherKind) else None
+    def behind(self) -> tuple[TeacherSpec, ...]:
+        """The teacher that scores what the file lacks."""
+        return () if self.of is None else (self.of,)
 
     def open(self, student: Loaded, site: TeacherSite) -> CachedTeacher:
         """Open the file, and the teacher behind it if there is one; raises `ConfigError` if that is not `identity`."""
@@ -127,14 +130,24 @@ class CachedTeacher(OpenTeacher):
         """See `Teacher`; raises `TrainingError` for missing responses if there is no teacher behind the cache."""
         if request.vocabulary:
             raise TrainingError("a cache has the most probable tokens, not the whole vocabulary; use another teacher")
-        precision = self._precision(batch.targets.device.type)
-        keys = [sequence_key(r.example.prompt, r.response, temperature, precision) for r in batch.rollouts]
-        stored = self.store.get(self.name, keys)
-        known = {key: each for key, each in stored.items() if each.serves(request.top_k, request.entropy)}
+        known: dict[str, StoredScores] = {}
+        stored: dict[str, StoredScores] = {}
+        keys: list[str] = []
+        for precision in self._precisions(batch.targets.device.type):
+            keys = [sequence_key(r.example.prompt, r.response, temperature, precision) for r in batch.rollouts]
+            stored = self.store.get(self.name, keys)
+            known = {key: each for key, each in stored.items() if each.serves(request.top_k, request.entropy)}
+            if known:
+                break
         missing = [row for row, key in enumerate(keys) if key not in known]
         self.hits, self.misses = self.hits + len(keys) - len(missing), self.misses + len(missing)
         if missing:
-            known |= self._score_missing(batch, missing, keys, request, temperature)
+            # A row serves every request that it served before.
+            fewer = [each for key, each in stored.items() if key not in known]
+            top_k = max([request.top_k, *(each.top_ids.shape[1] for each in fewer)])
+            entropy = request.entropy or any(each.entropy is not None for each in fewer)
+            asked = replace(request, top_k=top_k, entropy=entropy)
+            known |= self._score_missing(batch, missing, keys, asked, temperature)
         device = batch.targets.device
         parts = [([row], _cut(known[key], request, device)) for row, key in enumerate(keys)]
         return put_together(batch, request, parts)
@@ -167,11 +180,20 @@ class CachedTeacher(OpenTeacher):
         self.store.put(self.name, new)
         return new
 
-    def _precision(self, device: str) -> str:
-        """Return the dtype of the current autocast, or `own` without it; `server` for a teacher that does not follow it."""
+    def _precisions(self, device: str) -> tuple[str, ...]:
+        """Return the precisions in which scores are looked for: the dtype of the current autocast, else the teacher's own.
+
+        `server` is that of a teacher that does not follow autocast. A float32 teacher's is called `own`. Without a teacher
+        behind the file its scores may be in any of them.
+        """
         if not follows_autocast(self.name):
-            return "server"
-        return str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "own"
+            return ("server",)
+        if torch.is_autocast_enabled(device):
+            return (str(torch.get_autocast_dtype(device)),)
+        names = (OWN, *(f"{OWN} {dtype}" for dtype in ("bfloat16", "float16", "float64")))
+        if self.teacher is None:
+            return names
+        return (OWN if self.teacher.dtype in ("", "float32") else f"{OWN} {self.teacher.dtype}",)
 
 
 def _cut(stored: StoredScores, request: TeacherRequest, device: torch.device) -> TeacherScores:

@@ -37,6 +37,11 @@ class LocalTeacher(OpenTeacher):
         """The digest of its weights; empty for a model that was not loaded from a checkpoint."""
         return self._identity
 
+    @property
+    def dtype(self) -> str:
+        """The dtype of its weights, in which it computes without autocast."""
+        return str(self.model.dtype).removeprefix("torch.")
+
     @torch.no_grad()
     def score(self, batch: Batch, request: TeacherRequest, temperature: float) -> TeacherScores:
         """See `Teacher`; raises `TrainingError` for a `top_k` above the size of the vocabulary."""

@@ -6,7 +6,7 @@ It is for a stage that trains several tasks together; stages with one task can e
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -31,9 +31,17 @@ class Routed(TeacherKind):
     otherwise: TeacherSpec | None = Field(default=None, description="for tasks that `by_task` does not name")
 
     @property
+    def behind(self) -> tuple[TeacherSpec, ...]:
+        """The teachers of all tasks."""
+        return (*self.by_task.values(), *(() if self.otherwise is None else (self.otherwise,)))
+
+    def without_teacher(self, tasks: Sequence[str]) -> list[str]:
+        """Return the tasks that no teacher scores."""
+        return [task for task in tasks if task not in self.by_task and self.otherwise is None]
+
+    @property
     def _kinds(self) -> list[TeacherKind]:
-        every = [*self.by_task.values(), self.otherwise]
-        return [spec for spec in every if isinstance(spec, TeacherKind)]
+        return [spec for spec in self.behind if isinstance(spec, TeacherKind)]
 
     def refuse(self, request: TeacherRequest, temperature: float) -> None:
         """Raise `ConfigError` for a request that one of the teachers cannot serve."""
@@ -57,12 +65,6 @@ class Routed(TeacherKind):
 
         by_task = {task: started(spec) for task, spec in self.by_task.items()}
         return self.model_copy(update={"by_task": by_task, "otherwise": started(self.otherwise)})
-
-    @property
-    def context(self) -> int | None:
-        """The shortest of the known contexts, in tokens; None if none is known."""
-        known = [kind.context for kind in self._kinds]
-        return min((length for length in known if length is not None), default=None)
 
     def open(self, student: Loaded, site: TeacherSite) -> RoutedTeacher:
         """Open every teacher; equal ones are opened once."""
@@ -103,6 +105,11 @@ class RoutedTeacher(OpenTeacher):
             (places, teachers[key].score(part_of(batch, places), request, temperature)) for key, places in rows.items()
         ]
         return put_together(batch, request, parts)
+
+    @property
+    def dtype(self) -> str:
+        """The dtypes of all teachers that compute in this process; `float32` if they are all in it."""
+        return ",".join(dict.fromkeys(teacher.dtype for teacher in self._every if teacher.dtype))
 
     @property
     def follows_autocast(self) -> bool:

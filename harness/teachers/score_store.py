@@ -36,8 +36,11 @@ SAME = (
 )
 # The name of a served teacher's rows is its identity, SERVED, a digest, and PARTLY if others of its models follow autocast.
 SERVED, PARTLY = "#served-", "+local"
-# A sequence is written again only if its row could not serve a request: with too few tokens, or without an entropy.
-WRITE = "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)"
+# A row is replaced only by one with at least as many tokens at each position: another process may have asked for more.
+WRITE = (
+    "INSERT INTO scores VALUES (?, ?, ?, ?) ON CONFLICT (teacher, key) DO UPDATE SET top_k = excluded.top_k, "
+    "data = excluded.data WHERE excluded.top_k >= scores.top_k"
+)
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ class ScoreStore:
         return scores
 
     def put(self, teacher: str, scores: Mapping[str, StoredScores]) -> None:
-        """Write the scores of sequences, by key, in one transaction."""
+        """Write the scores of sequences, by key, in one transaction; a stored row with more tokens stays."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with closing(self._open()) as database, database:
             rows = [(teacher, key, each.top_ids.shape[1], _bytes(each)) for key, each in scores.items()]

@@ -58,7 +58,8 @@ class ServerProbe:
         if (mean := sum(apart) / len(apart)) > self.tolerance:
             raise AnswerError(
                 f"the model behind it is not the one that the run began with: on the probe its log-probabilities differ by "
-                f"{mean:.3g} nats on average, expected at most {self.tolerance:g}"
+                f"{mean:.3g} nats on average, at most {self.tolerance:g} is expected (two teachers served under one name "
+                "need different values of teacher.revision)"
             )
 
 

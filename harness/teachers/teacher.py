@@ -9,7 +9,7 @@ To add a teacher, write one file with two classes and register the first one und
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -43,6 +43,11 @@ class OpenTeacher(ABC):
     @abstractmethod
     def score(self, batch: Batch, request: TeacherRequest, temperature: float) -> TeacherScores:
         """See `Teacher`."""
+
+    @property
+    def dtype(self) -> str:
+        """The dtype in which it computes without autocast; empty where it is not known."""
+        return ""
 
     @property
     def follows_autocast(self) -> bool:
@@ -93,6 +98,15 @@ class TeacherKind(TeacherSettings, ABC):
     def with_servers(self, served: Callable[[Any], Any]) -> Self:
         """Return the teacher with each `Server` that the harness must start replaced by what `served` returns for it."""
         return self
+
+    @property
+    def behind(self) -> tuple[TeacherSpec, ...]:
+        """The teachers that it opens."""
+        return ()
+
+    def without_teacher(self, tasks: Sequence[str]) -> list[str]:
+        """Return the tasks that it does not score; teachers behind it are asked by themselves."""
+        return []
 
     @property
     def context(self) -> int | None:

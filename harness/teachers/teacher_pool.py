@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from harness.config.models import Model, Pretrained, Scratch
@@ -36,7 +36,9 @@ class TeacherPool:
             return spec.architecture.context
         if isinstance(spec, Pretrained):
             return context_of(self.checkpoint_of(spec))
-        return kind_of(spec).context
+        kind = kind_of(spec)
+        known = [kind.context, *map(self.context_of, kind.behind)]
+        return min((length for length in known if length is not None), default=None)
 
     def take(self, spec: Spec, student: Loaded) -> OpenTeacher:
         """Return the teacher that `spec` describes, for a student; the previous one is closed first if it differs."""
@@ -71,6 +73,17 @@ def refuse_request(spec: Spec, needs: Needs, request: TeacherRequest, temperatur
             f"{', '.join(sorted(kind.provides))}; use another teacher or another adapter"
         )
     kind.refuse(request, temperature)
+
+
+def tasks_without_teacher(spec: Spec, tasks: Sequence[str]) -> list[str]:
+    """Return the tasks of a stage that its teacher, or a teacher behind it, has no teacher for."""
+    if isinstance(spec, Pretrained | Scratch):
+        return []
+    kind = kind_of(spec)
+    return [
+        *kind.without_teacher(tasks),
+        *(task for each in kind.behind for task in tasks_without_teacher(each, tasks)),
+    ]
 
 
 def kind_of(spec: TeacherSettings) -> TeacherKind:

@@ -62,7 +62,12 @@ def calibration_table(frames: Frames) -> pd.DataFrame:
 def _profiles(method: Method) -> tuple[Method, Method] | None:
     """Return the runs under their greedy profile and under the policy's; None where a run lacks one of them."""
     config: Any = method.first.manifest.config.get("evaluation") or {}
-    shown = [(each, found) for each in config.get("profiles") or [] if (found := method.under(str(each["name"])))]
+    decoding = config.get("decoding") or {}
+    shown = [
+        ({**decoding, **{key: value for key, value in each.items() if value is not None}}, found)
+        for each in config.get("profiles") or []
+        if (found := method.under(str(each["name"])))
+    ]
     greedy = [found for decoding, found in shown if decoding.get("temperature") == 0]
     policy = [found for decoding, found in shown if _is_policy(decoding)]
     return (greedy[0], policy[0]) if greedy and policy else None

@@ -16,7 +16,7 @@ def to_csv_text(table: pd.DataFrame, **options: Any) -> str:
     """
     texts = table.select_dtypes(include=["object", "string"]).columns
     escaped = table.assign(**{str(name): table[name].map(_escape) for name in texts})
-    return escaped.to_csv(index=False, **options)
+    return escaped.rename(columns=_escape).to_csv(index=False, **options)
 
 
 def _escape(value: Any) -> Any:

@@ -164,13 +164,18 @@ def _example(samples: pd.DataFrame, changed: pd.DataFrame) -> Answers | None:
         target=cut_text(str(before["target"]), EXAMPLE_LONGEST),
         before=cut_text(str(before["response"]), EXAMPLE_LONGEST),
         after=cut_text(str(after["response"]), EXAMPLE_LONGEST),
-        before_title=f"{_stage(int(row['before']))}: {row['was']}",
-        after_title=f"{_stage(int(row['after']))}: {row['now']}",
+        before_title=f"{_stage(int(row['before']))}: {_one_line(row['was'])}",
+        after_title=f"{_stage(int(row['after']))}: {_one_line(row['now'])}",
     )
 
 
 def _stage(stage: int) -> str:
     return f"after stage {stage}" if stage else "at the start"
+
+
+def _one_line(value: object) -> str:
+    """Return a text in one line: a line break would end the block of code that a Markdown page shows it in."""
+    return " ".join(str(value).split())
 
 
 def _keys(samples: pd.DataFrame) -> pd.Series:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -145,7 +146,8 @@ def judge_by_setting(
     for number, ((suite, order), methods) in enumerate(settings.items()):
         if len(settings) > 1:
             console.print(f"{suite}, {order}", highlight=False)
-        place = folder if len(settings) == 1 else folder / f"claims_{suite}_{order}"
+        # Names come from run directories, which may be others': none may lead out of the folder.
+        place = folder if len(settings) == 1 else folder / re.sub(r"[^\w.-]", "_", f"claims_{suite}_{order}")
         _judge(console, files, methods, place, primary=number == 0)
 
 

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.lm import seeding
 from harness.lm.seeding import (
     derive_seed,
     permutation,
@@ -56,6 +57,14 @@ def test_a_permutation_holds_every_index_once(count: int, seed: int):
 def test_a_position_that_is_a_tensor_draws_as_its_number_does(position: int, seed: int):
     seeds = torch.tensor([seed, 7])
     assert race_times(seeds, torch.tensor([position]), 5).equal(race_times(seeds, position, 5))
+
+
+def test_no_time_of_a_race_is_infinite(monkeypatch: pytest.MonkeyPatch):
+    """A token with an infinite time could not be drawn, although it is the only one left."""
+    monkeypatch.setattr(seeding, "_mix", lambda values: torch.full_like(values, -1))
+    times = race_times(torch.tensor([1]), 0, 3)
+    assert times.isfinite().all()
+    assert times.max() < 18
 
 
 def draw() -> tuple[float, float, float]:

@@ -10,6 +10,7 @@ from harness.config.evaluation import Decoding
 from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.errors import TaskError
+from harness.evaluation.answering import sampling_of
 from harness.lmeval.checks import check_test_prompts, check_training_prompts
 from harness.lmeval.generation_settings import settle_generation
 from harness.lmeval.library import TaskLibrary
@@ -65,6 +66,23 @@ def test_a_suites_decoding_replaces_only_what_it_names(tmp_path: Path):
     task = made_up(tmp_path)
     settle_generation(task, Decoding(max_gen_toks=31))
     assert {key: task.generation[key] for key in COMPLETE} == {**COMPLETE, "max_gen_toks": 31}
+
+
+def test_a_temperature_of_the_suite_samples_although_the_task_s_file_is_greedy(tmp_path: Path):
+    task = made_up(tmp_path)
+    settle_generation(task, Decoding(temperature=0.7))
+    assert sampling_of(task.generation, "made_up", (), 0).temperature == 0.7
+    settle_generation(task, Decoding(temperature=0.7, do_sample=False))
+    assert sampling_of(task.generation, "made_up", (), 0).temperature == 0
+
+
+def test_null_and_minus_one_change_nothing(tmp_path: Path):
+    task = made_up(
+        tmp_path, generation_kwargs={**COMPLETE, "do_sample": None, "temperature": 0.7, "top_p": None, "top_k": -1}
+    )
+    settle_generation(task, Decoding())
+    sampling = sampling_of(task.generation, "made_up", (), 0)
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.7, 1.0, 0)
 
 
 def test_prompts_that_do_not_fit_the_context_are_refused_with_the_numbers(tmp_path: Path):

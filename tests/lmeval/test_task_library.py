@@ -109,6 +109,20 @@ def test_a_yaml_that_is_not_a_mapping_is_named(tmp_path: Path):
     assert str(path) in refusal(tmp_path)
 
 
+def test_a_suite_next_to_task_files_is_no_task(tmp_path: Path):
+    """Its `include` names folders, and lm-eval's names files."""
+    write_task(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "my-suite.yaml").write_text("name: my-suite\ninclude: [mine]\nstages:\n- made_up\n")
+    assert TaskLibrary([tmp_path]).load("made_up").name == "made_up"
+
+
+def test_an_include_that_is_a_folder_is_named(tmp_path: Path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "lonely.yaml").write_text("include: mine\ntask: lonely\n")
+    assert str(tmp_path / "lonely.yaml") in refusal(tmp_path)
+
+
 @pytest.mark.pitfall(
     "lm-eval accepts a task folder that does not exist",
     area="lm-eval",

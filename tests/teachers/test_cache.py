@@ -11,21 +11,25 @@ from typing import Any
 import pytest
 import torch
 
+from harness.adapter import make_adapter
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
+from harness.config.teacher_settings import read_teacher
 from harness.errors import ConfigError, TrainingError
 from harness.lm.checkpoints import Loaded
 from harness.lm.logprobs import TeacherRequest, TeacherScores
 from harness.lm.rollouts import Batch, make_batches
+from harness.pipeline.resources import refuse_teachers
 from harness.pipeline.run import run
 from harness.pipeline.teacher_cache import fill_cache
 from harness.rundir.process.progress import silent
 from harness.teachers.cache import Cache, CachedTeacher
 from harness.teachers.local import LocalTeacher
 from harness.teachers.routed import RoutedTeacher
-from harness.teachers.score_store import ScoreStore
+from harness.teachers.score_store import ScoreStore, StoredScores
 from harness.teachers.server import Server
 from harness.teachers.teacher import TeacherSite
+from harness.teachers.teacher_pool import TeacherPool
 from tests.support.models import STOP, local_teacher, micro_suite, rollout, write_yaml
 from tests.support.servers.fake_server import FakeServer, serving
 from tests.support.servers.teachers import random_batches
@@ -79,6 +83,8 @@ def test_scores_of_something_else_are_not_used(tmp_path: Path, batch: Batch):
 
 def test_a_wrong_score_is_not_written(tmp_path: Path, batch: Batch):
     class Broken:
+        dtype = "float32"
+
         def score(self, batch: Batch, request: TeacherRequest, temperature: float) -> TeacherScores:
             right = local_teacher().score(batch, request, temperature)
             return replace(right, sampled=torch.full_like(right.sampled, -100.0))
@@ -113,6 +119,54 @@ def test_a_teacher_other_than_the_one_that_the_suite_names_is_refused(tmp_path: 
     student: Any = None
     with pytest.raises(ConfigError, match=r"teacher\.identity is 'first', but the teacher under teacher\.of"):
         kind.open(student, TeacherSite("cpu", tmp_path, lambda *_: local_teacher()))
+
+
+def test_a_row_with_fewer_tokens_replaces_none_with_more(tmp_path: Path, batch: Batch):
+    """As after the fillings for two methods: the second asks for fewer tokens and for the entropy."""
+    teacher = local_teacher()
+    cached(tmp_path / "scores.db", teacher).score(batch, TeacherRequest(top_k=5), 1.0)
+    cached(tmp_path / "scores.db", teacher).score(batch, TeacherRequest(top_k=2, entropy=True), 1.0)
+    alone = cached(tmp_path / "scores.db")
+    for request in (TeacherRequest(top_k=5), TeacherRequest(top_k=2, entropy=True)):
+        assert equal(alone.score(batch, request, 1.0), teacher.score(batch, request, 1.0))
+    store = ScoreStore(tmp_path / "scores.db")
+    one = StoredScores(torch.zeros(1), torch.zeros(1, 4, dtype=torch.long), torch.zeros(1, 4))
+    store.put("other", {"key": one})
+    store.put("other", {"key": StoredScores(torch.ones(1), one.top_ids[:, :1], one.top_logprobs[:, :1])})
+    assert store.get("other", ["key"])["key"].top_ids.shape[1] == 4
+
+
+def test_scores_in_another_dtype_are_not_used(tmp_path: Path, batch: Batch):
+    """The digest of a teacher's files does not say in which dtype they were loaded."""
+    narrow, plain = local_teacher(), local_teacher()
+    narrow.model = narrow.model.to(torch.bfloat16)
+    first, second = (cached(tmp_path / "scores.db", each) for each in (narrow, plain))
+    first.score(batch, REQUEST, 1.0)
+    assert equal(second.score(batch, REQUEST, 1.0), plain.score(batch, REQUEST, 1.0))
+    assert second.misses == 3
+    alone = cached(tmp_path / "narrow.db")
+    cached(tmp_path / "narrow.db", narrow).score(batch, REQUEST, 1.0)
+    assert equal(alone.score(batch, REQUEST, 1.0), narrow.score(batch, REQUEST, 1.0)), "whatever the file has"
+
+
+def test_the_context_of_a_teacher_behind_others_counts(tmp_path: Path):
+    teacher = micro_suite()["teacher"]
+    short = {**teacher, "architecture": {**teacher["architecture"], "context": 32}}
+    routed = {"kind": "routed", "by_task": {"a": teacher, "b": short}}
+    spec = read_teacher({"kind": "cache", "path": str(tmp_path / "scores.db"), "of": routed})
+    nowhere: Any = None
+    assert TeacherPool("cpu", tmp_path, nowhere).context_of(spec) == 32
+
+
+def test_a_task_without_a_teacher_is_refused_before_the_run(tmp_path: Path):
+    routed = {"kind": "routed", "by_task": {"tiny_weather": micro_suite()["teacher"]}}
+    for teacher in (routed, {"kind": "cache", "path": str(tmp_path / "scores.db"), "of": routed}):
+        suite = load_suite(str(write_yaml(tmp_path / "suite.yaml", {**micro_suite(), "teacher": teacher})))
+        spec = RunSpec(suite, "opd", 0)
+        with pytest.raises(
+            ConfigError, match=r"stage tiny_currency: teacher\.by_task names no teacher for tiny_currency"
+        ):
+            refuse_teachers(spec, make_adapter("opd", suite.adapters["opd"]))
 
 
 def test_each_tasks_teacher_scores_its_responses(batch: Batch):

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from harness.adapter import Adapter, Requirements, make_adapter
 from harness.config.models import Pretrained, Scratch
-from harness.config.run_spec import PlannedStage, RunSpec
+from harness.config.run_spec import PlannedStage, RunSpec, identity_of
 from harness.config.training import Training
 from harness.engines.backend import backend_of
 from harness.evaluation.groups import EvaluationPlan
@@ -103,7 +103,10 @@ def make_fit(estimate: RunEstimate, available: float, tasks: Mapping[str, Task],
         batch, needed = batch // 2, held + (needed - held) / 2
         smaller["evaluation.batch_size"] = batch
     changes = dict[str, Any]()
+    fixed = {"training.micro_batch"} if "micro_batches" in identity_of(spec.config()) else set[str]()
     for name, value in ((None, None), *_ladder(stage.training, stage.teacher)):
+        if name in fixed:
+            continue
         changes |= {} if name is None else {name: value}
         settings = " ".join(f"--set {name}={value}" for name, value in (changes | smaller).items())
         if settings and _needs(spec, stage, method, estimate.student, prompt, changes).peak <= available >= needed:

@@ -328,6 +328,7 @@ def test_markdown_of_a_hostile_name_stays_one_cell_and_text():
 def test_a_csv_holds_no_formula():
     text = to_csv_text(pd.DataFrame({"name": ["=1+1", "-x", "ok"], "value": [-1.0, 2.0, 3.0]}))
     assert text.splitlines() == ["name,value", "'=1+1,-1.0", "'-x,2.0", "ok,3.0"]
+    assert to_csv_text(pd.DataFrame({"=HYPERLINK(1)": [1]})).splitlines()[0] == "'=HYPERLINK(1)"
 
 
 def test_markdown_has_one_line_per_row(two: list[Path]):

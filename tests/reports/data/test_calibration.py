@@ -14,7 +14,7 @@ from reports.compare.comparison import Comparison
 from reports.data.calibration import CALIBRATION, calibration, calibration_table
 from reports.data.frames import load_frames
 from reports.data.methods import Method, find_methods
-from tests.support.reports.run_factory import STAGES, write_run
+from tests.support.reports.run_factory import SCORES, STAGES, write_run
 
 SAMPLED: dict[str, Any] = {"temperature": 1, "top_p": None, "top_k": None}
 
@@ -49,6 +49,15 @@ def test_a_profile_that_truncates_or_cools_is_not_the_policy(tmp_path: Path):
         assert calibration(method(root)).by_seed == {}
     write_run(tmp_path / "one", "aopd")
     assert calibration(method(tmp_path / "one")).by_seed == {}
+
+
+def test_the_suite_s_decoding_counts_below_a_profile_s_own(tmp_path: Path):
+    profiles = [{"name": "greedy", "temperature": 0.0}, {"name": "policy", **SAMPLED}]
+    for decoding, known in (({"top_k": 20}, False), ({"top_k": None}, True)):
+        root = tmp_path / str(known)
+        config = {"evaluation": {"profiles": profiles, "decoding": decoding}}
+        write_run(root, "aopd", further={"policy": SCORES}, config=config)
+        assert bool(calibration(method(root)).by_seed) is known
 
 
 def test_it_stands_next_to_entropy_and_in_comparisons(tmp_path: Path):
