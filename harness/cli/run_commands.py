@@ -110,7 +110,9 @@ def study(
     out: Out = Path("runs"),
     workers: Workers = None,
     overrides: Overrides = None,
-    page: Annotated[Path | None, typer.Option(help="The page; default: <name>.md in the folder of the runs.")] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="The page; default: study-<name>.md in the folder of the runs.")
+    ] = None,
     max_hours: Annotated[float, typer.Option(help="Refuse to start if the estimate is longer.")] = 2.0,
     render_only: Annotated[bool, typer.Option(help="Do no run; write the page from the finished ones.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Print the cost and the runs; write nothing.")] = False,

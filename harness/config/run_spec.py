@@ -172,22 +172,23 @@ def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a run's configuration that must stay the same when the run continues.
 
     Left out is what decides how fast and where it works: device, threads, memory, folders. Only the last part of the path of
-    a model or template counts; digests check that the content is the same. Sizes of micro-batches count where the loss of an
-    adapter depends on them.
+    a model or template counts; digests check that the content is the same.
     """
-    found = _identity(config, ())
-    adapters = [config.get("adapter"), *(stage.get("adapter") for stage in config.get("stages") or ())]
-    if not any(map(_averages_micro_batches, adapters)):
-        return found
-    sizes = [value for key, value in _of_session(config, ()) if key.endswith("training.micro_batch")]
-    return {**found, "micro_batches": sizes}
+    return _identity(config, ())
 
 
-def _averages_micro_batches(adapter: Any) -> bool:
-    """Return whether an adapter, or one that it wraps, has `reduction: micro_batch_mean`."""
+def averages_micro_batches(config: Mapping[str, Any]) -> bool:
+    """Return whether an adapter of a run, or one that it wraps, has `reduction: micro_batch_mean`.
+
+    Its loss depends on the sizes of micro-batches, which otherwise decide speed and memory alone.
+    """
+    return any(map(_averages, [config.get("adapter"), *(stage.get("adapter") for stage in config.get("stages") or ())]))
+
+
+def _averages(adapter: Any) -> bool:
     if not _is_mapping(adapter):
         return False
-    return adapter.get("reduction") == "micro_batch_mean" or any(map(_averages_micro_batches, adapter.values()))
+    return adapter.get("reduction") == "micro_batch_mean" or any(map(_averages, adapter.values()))
 
 
 def session_settings(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ from harness.rundir.process.trackers import Log, TrackedRun, check_trackers, tra
 from harness.rundir.records.overlap_record import Overlap
 from harness.rundir.schema import SCHEMA, SOURCES, Manifest, Noise, StageRecord
 from harness.rundir.training.snapshots import StopRequest
-from harness.teachers.teacher_pool import TeacherPool, refuse_request, tasks_without_teacher
+from harness.teachers.teacher_pool import TeacherPool, refuse_request, scores_task
 
 log = logging.getLogger(__name__)
 
@@ -229,10 +229,10 @@ class RunResources:
         for stage in self.spec.stages:
             if stage.teacher is None or self.adapter_of(stage).requirements.teacher == "none":
                 continue
-            if (context := self.teachers.context_of(stage.teacher)) is None:
-                continue
             answer = stage.training.max_new_tokens
             for name in stage.trains:
+                if (context := self.teachers.context_of(stage.teacher, name)) is None:
+                    continue
                 needed = longest(self.tasks[name], stage.training.train_items, context - answer) + answer
                 if needed > context:
                     raise ModelError(
@@ -303,7 +303,7 @@ def refuse_teachers(spec: RunSpec, adapter: Adapter) -> None:
         if stage.teacher is not None and asked.teacher != "none":
             request = TeacherRequest(top_k=asked.top_k, entropy=asked.entropy)
             refuse_request(stage.teacher, asked.teacher, request, stage.training.temperature)
-            if lacking := tasks_without_teacher(stage.teacher, stage.trains):
+            if lacking := [task for task in stage.trains if not scores_task(stage.teacher, task)]:
                 raise ConfigError(
                     f"stage {stage.name}: teacher.by_task names no teacher for {', '.join(lacking)}; add one, or name one for "
                     "all other tasks under teacher.otherwise"

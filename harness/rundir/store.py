@@ -26,7 +26,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from harness.config.run_spec import RunSpec, identity_of
+from harness.config.run_spec import RunSpec, averages_micro_batches, identity_of, session_settings
 from harness.errors import InUseError, RunError
 from harness.rundir.differences import find_differences, without_autocast
 from harness.rundir.files import (
@@ -120,6 +120,15 @@ class RunStore:
                 f"{self.path} holds a run with a different configuration (differs in {changed}); choose another --out, or set "
                 "these keys back to continue it"
             )
+
+        if found is not None and found.sessions and not found.finished and averages_micro_batches(manifest.config):
+            now, before = session_settings(manifest.config), found.sessions[-1].settings
+            for key in (key for key in now if key.endswith("training.micro_batch")):
+                if before.get(key, now[key]) != now[key]:
+                    raise RunError(
+                        f"{self.path} was trained with {key} {before[key]}, and now it is {now[key]}; with reduction: "
+                        "micro_batch_mean the loss depends on it, so set it back, or choose another --out"
+                    )
 
     def record(self, weights: Mapping[str, str], **of_session: Any) -> None:
         """Record the digests of the weights so far, and fields of the present session, such as its seconds."""

@@ -62,9 +62,8 @@ class Cache(TeacherKind):
             return self
         return self.model_copy(update={"of": self.of.with_servers(served)})
 
-    @property
-    def behind(self) -> tuple[TeacherSpec, ...]:
-        """The teacher that scores what the file lacks."""
+    def behind(self, task: str) -> tuple[TeacherSpec, ...]:
+        """Return the teacher that scores what the file lacks."""
         return () if self.of is None else (self.of,)
 
     def open(self, student: Loaded, site: TeacherSite) -> CachedTeacher:
@@ -130,15 +129,15 @@ class CachedTeacher(OpenTeacher):
         """See `Teacher`; raises `TrainingError` for missing responses if there is no teacher behind the cache."""
         if request.vocabulary:
             raise TrainingError("a cache has the most probable tokens, not the whole vocabulary; use another teacher")
-        known: dict[str, StoredScores] = {}
-        stored: dict[str, StoredScores] = {}
-        keys: list[str] = []
-        for precision in self._precisions(batch.targets.device.type):
-            keys = [sequence_key(r.example.prompt, r.response, temperature, precision) for r in batch.rollouts]
-            stored = self.store.get(self.name, keys)
-            known = {key: each for key, each in stored.items() if each.serves(request.top_k, request.entropy)}
-            if known:
-                break
+        precisions = self._precisions(batch.targets.device.type)
+        every = [
+            [sequence_key(r.example.prompt, r.response, temperature, precision) for precision in precisions]
+            for r in batch.rollouts
+        ]
+        stored = self.store.get(self.name, [key for keys in every for key in keys])
+        known = {key: each for key, each in stored.items() if each.serves(request.top_k, request.entropy)}
+        # The first precision in which a response's scores are there; a teacher behind the file has one alone.
+        keys = [next((key for key in keys if key in known), keys[0]) for keys in every]
         missing = [row for row, key in enumerate(keys) if key not in known]
         self.hits, self.misses = self.hits + len(keys) - len(missing), self.misses + len(missing)
         if missing:
@@ -190,10 +189,11 @@ class CachedTeacher(OpenTeacher):
             return ("server",)
         if torch.is_autocast_enabled(device):
             return (str(torch.get_autocast_dtype(device)),)
-        names = (OWN, *(f"{OWN} {dtype}" for dtype in ("bfloat16", "float16", "float64")))
+        names = (OWN, *(f"{OWN} {dtype}" for dtype in ("bfloat16", "float16", "float64", "mixed")))
         if self.teacher is None:
             return names
-        return (OWN if self.teacher.dtype in ("", "float32") else f"{OWN} {self.teacher.dtype}",)
+        dtype = self.teacher.computes_in
+        return (OWN if dtype in ("", "float32") else f"{OWN} {dtype}",)
 
 
 def _cut(stored: StoredScores, request: TeacherRequest, device: torch.device) -> TeacherScores:

@@ -38,7 +38,7 @@ class LocalTeacher(OpenTeacher):
         return self._identity
 
     @property
-    def dtype(self) -> str:
+    def computes_in(self) -> str:
         """The dtype of its weights, in which it computes without autocast."""
         return str(self.model.dtype).removeprefix("torch.")
 

@@ -6,7 +6,7 @@ It is for a stage that trains several tasks together; stages with one task can e
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -30,18 +30,19 @@ class Routed(TeacherKind):
     by_task: dict[str, TeacherSpec] = Field(min_length=1, description="a teacher for each task")
     otherwise: TeacherSpec | None = Field(default=None, description="for tasks that `by_task` does not name")
 
-    @property
-    def behind(self) -> tuple[TeacherSpec, ...]:
-        """The teachers of all tasks."""
-        return (*self.by_task.values(), *(() if self.otherwise is None else (self.otherwise,)))
+    def behind(self, task: str) -> tuple[TeacherSpec, ...]:
+        """Return the teacher of a task."""
+        found = self.by_task.get(task, self.otherwise)
+        return () if found is None else (found,)
 
-    def without_teacher(self, tasks: Sequence[str]) -> list[str]:
-        """Return the tasks that no teacher scores."""
-        return [task for task in tasks if task not in self.by_task and self.otherwise is None]
+    def scores_task(self, task: str) -> bool:
+        """Return whether a task has a teacher."""
+        return bool(self.behind(task))
 
     @property
     def _kinds(self) -> list[TeacherKind]:
-        return [spec for spec in self.behind if isinstance(spec, TeacherKind)]
+        every = [*self.by_task.values(), self.otherwise]
+        return [spec for spec in every if isinstance(spec, TeacherKind)]
 
     def refuse(self, request: TeacherRequest, temperature: float) -> None:
         """Raise `ConfigError` for a request that one of the teachers cannot serve."""
@@ -107,9 +108,10 @@ class RoutedTeacher(OpenTeacher):
         return put_together(batch, request, parts)
 
     @property
-    def dtype(self) -> str:
-        """The dtypes of all teachers that compute in this process; `float32` if they are all in it."""
-        return ",".join(dict.fromkeys(teacher.dtype for teacher in self._every if teacher.dtype))
+    def computes_in(self) -> str:
+        """The dtype of the teachers that compute in this process; `mixed` where they have several."""
+        found = {teacher.computes_in for teacher in self._every} - {""}
+        return "mixed" if len(found) > 1 else next(iter(found), "")
 
     @property
     def follows_autocast(self) -> bool:

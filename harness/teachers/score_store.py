@@ -36,10 +36,12 @@ SAME = (
 )
 # The name of a served teacher's rows is its identity, SERVED, a digest, and PARTLY if others of its models follow autocast.
 SERVED, PARTLY = "#served-", "+local"
-# A row is replaced only by one with at least as many tokens at each position: another process may have asked for more.
+# A row is replaced only by one with more tokens, or with as many and no less next to them (its entropy): another process may
+# have asked for more.
 WRITE = (
     "INSERT INTO scores VALUES (?, ?, ?, ?) ON CONFLICT (teacher, key) DO UPDATE SET top_k = excluded.top_k, "
-    "data = excluded.data WHERE excluded.top_k >= scores.top_k"
+    "data = excluded.data WHERE excluded.top_k > scores.top_k "
+    "OR (excluded.top_k = scores.top_k AND length(excluded.data) >= length(scores.data))"
 )
 
 

@@ -9,7 +9,7 @@ To add a teacher, write one file with two classes and register the first one und
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -45,7 +45,7 @@ class OpenTeacher(ABC):
         """See `Teacher`."""
 
     @property
-    def dtype(self) -> str:
+    def computes_in(self) -> str:
         """The dtype in which it computes without autocast; empty where it is not known."""
         return ""
 
@@ -99,14 +99,13 @@ class TeacherKind(TeacherSettings, ABC):
         """Return the teacher with each `Server` that the harness must start replaced by what `served` returns for it."""
         return self
 
-    @property
-    def behind(self) -> tuple[TeacherSpec, ...]:
-        """The teachers that it opens."""
+    def behind(self, task: str) -> tuple[TeacherSpec, ...]:
+        """Return the teachers that score a task's responses for it."""
         return ()
 
-    def without_teacher(self, tasks: Sequence[str]) -> list[str]:
-        """Return the tasks that it does not score; teachers behind it are asked by themselves."""
-        return []
+    def scores_task(self, task: str) -> bool:
+        """Return whether it scores a task's responses; teachers behind it are asked by themselves."""
+        return True
 
     @property
     def context(self) -> int | None:

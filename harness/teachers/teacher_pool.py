@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from harness.config.models import Model, Pretrained, Scratch
@@ -30,14 +30,14 @@ class TeacherPool:
         if not isinstance(spec, Pretrained | Scratch):
             kind_of(spec).check()
 
-    def context_of(self, spec: Spec) -> int | None:
-        """Return the longest sequence that a teacher scores, in tokens; None if it is not known before it is opened."""
+    def context_of(self, spec: Spec, task: str) -> int | None:
+        """Return the longest sequence of a task that a teacher scores, in tokens; None if it is not known yet."""
         if isinstance(spec, Scratch):
             return spec.architecture.context
         if isinstance(spec, Pretrained):
             return context_of(self.checkpoint_of(spec))
         kind = kind_of(spec)
-        known = [kind.context, *map(self.context_of, kind.behind)]
+        known = [kind.context, *(self.context_of(each, task) for each in kind.behind(task))]
         return min((length for length in known if length is not None), default=None)
 
     def take(self, spec: Spec, student: Loaded) -> OpenTeacher:
@@ -75,15 +75,12 @@ def refuse_request(spec: Spec, needs: Needs, request: TeacherRequest, temperatur
     kind.refuse(request, temperature)
 
 
-def tasks_without_teacher(spec: Spec, tasks: Sequence[str]) -> list[str]:
-    """Return the tasks of a stage that its teacher, or a teacher behind it, has no teacher for."""
+def scores_task(spec: Spec, task: str) -> bool:
+    """Return whether a teacher, and those behind it, score a task's responses."""
     if isinstance(spec, Pretrained | Scratch):
-        return []
+        return True
     kind = kind_of(spec)
-    return [
-        *kind.without_teacher(tasks),
-        *(task for each in kind.behind for task in tasks_without_teacher(each, tasks)),
-    ]
+    return kind.scores_task(task) and all(scores_task(each, task) for each in kind.behind(task))
 
 
 def kind_of(spec: TeacherSettings) -> TeacherKind:

@@ -29,6 +29,10 @@ from reports.data.setting_differences import describe_differences
 from reports.formatting import format_count
 
 SCORE = replace(ACCURACY, short="score", formula="R[i][j]")
+OTHER_LEARNING = (
+    "{base} and {other} learn different tasks by their own method, as a stage with an adapter of its own counts for no "
+    "method: what they learned on average is not compared."
+)
 OTHER_TASKS = (
     "{base} and {other} end with different tasks, so they can forget different ones: forgetting and BWT are not "
     "compared."
@@ -109,7 +113,7 @@ class Comparison:
 
     def averages(self, method: Method) -> list[ComparisonRow]:
         """Return a method's rows over all trained tasks, p values not adjusted; none where the two trained different tasks."""
-        if not self._share_tasks(method):
+        if not self.share_tasks(method):
             return []
         compared = [figure for figure in FIGURES.values() if figure.compared]
         rows = [row for figure in compared if (row := self.average(method, figure))]
@@ -204,7 +208,8 @@ class Comparison:
         base, other = (Estimate({}),) * 2 if pair.obstacle else (pair.kept.base, pair.kept.other)
         return ComparisonRow(KEPT, task, self.base.name, method.name, compare_estimates(base, other), pair.obstacle)
 
-    def _share_tasks(self, method: Method) -> bool:
+    def share_tasks(self, method: Method) -> bool:
+        """Whether the two trained the same tasks, by whatever adapter, up to the last stage that counts."""
         ours, theirs = (
             {task for task, stage in each.stage_of.items() if stage <= self.last(each)} for each in (self.base, method)
         )
@@ -228,10 +233,7 @@ class Comparison:
         if self.base.first.trains != method.first.trains:
             yield f"{self.base.name} and {method.name} were not trained on the same stages; tasks are compared by name."
         if not same_tasks(_complete(self.pairs(method, LEARNING))):
-            yield (
-                f"{self.base.name} and {method.name} learn different tasks by their own method, as a stage with an adapter of "
-                "its own counts for no method: what they learned on average is not compared."
-            )
+            yield OTHER_LEARNING.format(base=self.base.name, other=method.name)
         if not same_tasks(self.pairs(method, BACKWARD)):
             yield OTHER_TASKS.format(base=self.base.name, other=method.name)
         others = [

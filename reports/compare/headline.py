@@ -13,7 +13,7 @@ from dataclasses import replace
 from harness.stats.continual import ACCURACY, BACKWARD, FORGETTING, LEARNING
 from harness.stats.intervals import Interval, has_width, resolved
 from harness.stats.learning.matching import MATCHED
-from reports.compare.comparison import OTHER_TASKS, Comparison, same_tasks
+from reports.compare.comparison import OTHER_LEARNING, OTHER_TASKS, Comparison, same_tasks
 from reports.compare.final_scores import describe_against_start, format_bracket
 from reports.compare.rows import ComparisonRow
 from reports.data.frames import Frames
@@ -55,6 +55,8 @@ def _compare(compared: Comparison, other: Method) -> str:
     base = compared.base
     rows = {row.quantity.name: row for row in compared.averages(other)}
     learned = rows.get(LEARNING.name)
+    if learned is None and compared.share_tasks(other):
+        return OTHER_LEARNING.format(base=base.name, other=other.name) + _end(rows.get(ACCURACY.name), other.name)
     if learned is None:
         return f"{other.name} and {base.name} were not trained on the same tasks, so no average of them is compared."
     if not learned.difference.seeds.seeds:
@@ -77,11 +79,11 @@ def _compare(compared: Comparison, other: Method) -> str:
     )
 
 
-def _end(row: ComparisonRow | None) -> str:
+def _end(row: ComparisonRow | None, name: str = "It") -> str:
     """Say where the method ends next to the baseline; nothing while no run has its last stage."""
     if row is None or not row.difference.seeds.seeds:
         return ""
-    return f" It ends at {format_percent(row.difference.other)} %, {_amount(row)} than {row.base}."
+    return f" {name} ends at {format_percent(row.difference.other)} %, {_amount(row)} than {row.base}."
 
 
 def _reversals(compared: Comparison, other: Method) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from harness.config.load import SUITE_FOLDER, find_suite, load_suite
-from harness.config.run_spec import RunSpec
 from harness.config.study_file import load_study
 from harness.config.suite import Suite
 from harness.errors import ConfigError
@@ -287,15 +286,3 @@ def test_relative_paths_count_from_the_suite_file_and_missing_data_is_refused(
 
 def test_a_named_template_is_not_taken_for_a_file(tmp_path: Path):
     assert load(tmp_path).student.chat.template == "chatml"
-
-
-def test_micro_batches_decide_a_configuration_only_where_the_loss_averages_over_each(tmp_path: Path):
-    """`reduction: micro_batch_mean`, also of an adapter that another one wraps."""
-    averaged = {"adapter": "aopd", "options": {"reduction": "micro_batch_mean"}}
-    raw = {**micro_suite(), "adapters": {"opd": {}, "averaged": averaged}}
-    raw["adapters"]["replayed"] = {"adapter": "replay", "options": {"of": averaged}}
-    file = str(write_yaml(tmp_path / "suite.yaml", raw))
-    suites = [load_suite(file, [f"training.micro_batch={size}"]) for size in (1, 2)]
-    for entry, same in (("opd", True), ("averaged", False), ("replayed", False)):
-        one, other = (RunSpec(suite, entry, 0).config_hash for suite in suites)
-        assert (one == other) is same, entry

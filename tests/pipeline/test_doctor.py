@@ -27,7 +27,7 @@ from harness.lm.trained.recompute import recomputed_layers
 from harness.lmeval.library import TaskLibrary
 from harness.pipeline.needs.evaluation_estimate import Asked, asked_by, evaluation_needs
 from harness.pipeline.needs.memory_estimate import ModelShape, shape_of, show_bytes, stage_needs
-from harness.pipeline.needs.probe import Probe, probe_run
+from harness.pipeline.needs.probe import Probe, build_models, probe_run
 from harness.pipeline.needs.run_estimate import RunEstimate, estimate_run, make_fit
 from harness.rundir.reader import find_runs
 from tests.support.models import byte_renderer, micro_suite, write_task, write_yaml
@@ -225,10 +225,14 @@ def test_a_setting_that_makes_it_fit_does(micro: Suite, tmp_path: Path):
 
 def test_a_batch_with_which_an_evaluation_fits_is_named(micro: Suite):
     evaluation = micro.evaluation.model_copy(update={"batch_size": 4096, "limit": 2000})
-    found, tasks = estimate(micro.model_copy(update={"evaluation": evaluation}))
+    large = micro.model_copy(update={"evaluation": evaluation})
+    found, tasks = estimate(large)
     assert found.evaluation.peak > found.largest.peak
     sentence = make_fit(found, 1.01 * found.largest.peak, tasks, None)
     assert sentence.startswith("it fits with --set evaluation.batch_size="), sentence
+    size = int(sentence.rpartition("=")[2])
+    smaller = {"evaluation": evaluation.model_copy(update={"batch_size": size})}
+    assert estimate(large.model_copy(update=smaller))[0].peak <= 1.01 * found.largest.peak
 
 
 def test_sizes_are_shown_with_three_digits():
@@ -295,6 +299,7 @@ def test_a_probe_s_memory_is_that_of_the_run(tmp_path: Path):
     file = write_yaml(tmp_path / "micro.yaml", raw)
     suite = load_suite(str(file))
     spec = RunSpec(suite, "aopd", 0, out=tmp_path / "runs")
+    build_models(spec, print)
     probe = probe_run(spec, load_evaluation_plan(TaskLibrary(), suite), 5)
     assert isinstance(probe, Probe), probe
     program = "from harness.cli.app import main; main()"

@@ -10,12 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from harness.config.load import load_suite
+from harness.config.run_spec import RunSpec, session_settings
 from harness.errors import RunError
 from harness.rundir.files import read_cell, read_json, stderr_to, write_cell, write_json
 from harness.rundir.reader import read_parquet
@@ -23,6 +26,7 @@ from harness.rundir.records.training_records import DoneFile
 from harness.rundir.schema import SCHEMA, Manifest, Session
 from harness.rundir.stage_folder import StageFolder
 from harness.rundir.store import RunStore
+from tests.support.models import micro_suite, write_yaml
 from tests.support.reports.records import cell_of, manifest_of
 
 SIZE = 20_000
@@ -276,3 +280,23 @@ def test_stderr_goes_to_the_log_of_children_too_and_back_to_the_terminal_after_a
     with stderr_to(tmp_path / "run" / "log.txt"):
         os.write(2, b"again\n")
     assert (tmp_path / "run" / "log.txt").read_text().splitlines() == ["a child", "a library", "again"]
+
+
+def test_a_run_whose_loss_averages_over_micro_batches_goes_on_with_the_same_sizes(tmp_path: Path):
+    """`reduction: micro_batch_mean`, also of an adapter that another one wraps; any other run may change them."""
+    averaged = {"adapter": "aopd", "options": {"reduction": "micro_batch_mean"}}
+    raw = {**micro_suite(), "adapters": {"opd": {}, "averaged": averaged}}
+    raw["adapters"]["replayed"] = {"adapter": "replay", "options": {"of": averaged}}
+    file = str(write_yaml(tmp_path / "suite.yaml", raw))
+    one, other = (load_suite(file, [f"training.micro_batch={size}"]) for size in (1, 2))
+    for entry, refused in (("opd", False), ("averaged", True), ("replayed", True)):
+        specs = [RunSpec(suite, entry, 0, out=tmp_path) for suite in (one, other)]
+        manifests = [manifest_of(config=spec.config(), config_hash=spec.config_hash) for spec in specs]
+        store = RunStore(specs[0].path)
+        store.path.mkdir(parents=True)
+        store.start(
+            manifests[0].model_copy(update={"sessions": ()}), Session(settings=session_settings(specs[0].config()))
+        )
+        store.refuse_another(manifests[0])
+        with pytest.raises(RunError, match="the loss depends on it") if refused else nullcontext():
+            store.refuse_another(manifests[1])

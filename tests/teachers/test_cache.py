@@ -83,7 +83,7 @@ def test_scores_of_something_else_are_not_used(tmp_path: Path, batch: Batch):
 
 def test_a_wrong_score_is_not_written(tmp_path: Path, batch: Batch):
     class Broken:
-        dtype = "float32"
+        computes_in = "float32"
 
         def score(self, batch: Batch, request: TeacherRequest, temperature: float) -> TeacherScores:
             right = local_teacher().score(batch, request, temperature)
@@ -155,7 +155,9 @@ def test_the_context_of_a_teacher_behind_others_counts(tmp_path: Path):
     routed = {"kind": "routed", "by_task": {"a": teacher, "b": short}}
     spec = read_teacher({"kind": "cache", "path": str(tmp_path / "scores.db"), "of": routed})
     nowhere: Any = None
-    assert TeacherPool("cpu", tmp_path, nowhere).context_of(spec) == 32
+    pool = TeacherPool("cpu", tmp_path, nowhere)
+    assert pool.context_of(spec, "b") == 32
+    assert pool.context_of(spec, "a") == teacher["architecture"]["context"]
 
 
 def test_a_task_without_a_teacher_is_refused_before_the_run(tmp_path: Path):
@@ -167,6 +169,9 @@ def test_a_task_without_a_teacher_is_refused_before_the_run(tmp_path: Path):
             ConfigError, match=r"stage tiny_currency: teacher\.by_task names no teacher for tiny_currency"
         ):
             refuse_teachers(spec, make_adapter("opd", suite.adapters["opd"]))
+    nested = {**routed, "otherwise": {"kind": "routed", "by_task": {"tiny_currency": micro_suite()["teacher"]}}}
+    suite = load_suite(str(write_yaml(tmp_path / "suite.yaml", {**micro_suite(), "teacher": nested})))
+    refuse_teachers(RunSpec(suite, "opd", 0), make_adapter("opd", suite.adapters["opd"]))
 
 
 def test_each_tasks_teacher_scores_its_responses(batch: Batch):

@@ -163,7 +163,7 @@ def _print_fit(
         how = "" if estimate.measured_prompts else ", for prompts of 512 tokens, as the tokenizer is not here"
         _say(console, f"memory: {show_bytes(needed)} (estimated{how}); {whose} has {show_bytes(available)} free")
     # What a process takes beside the tensors that are estimated, such as its libraries, it takes with smaller batches too.
-    beside = max(0.0, needed - estimate.peak)
+    beside = max(LIBRARIES if probes and whose == "this machine" else 0.0, needed - estimate.peak)
     if estimate.peak + beside > available:
         _say(console, f"this does not fit: {make_fit(estimate, available - beside, tasks, renderer)}")
     if (share := getattr(estimate.spec.suite.engine, "gpu_memory_utilization", None)) is not None:

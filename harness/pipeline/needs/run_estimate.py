@@ -12,13 +12,13 @@ from rich.table import Table
 
 from harness.adapter import Adapter, Requirements, make_adapter
 from harness.config.models import Pretrained, Scratch
-from harness.config.run_spec import PlannedStage, RunSpec, identity_of
+from harness.config.run_spec import PlannedStage, RunSpec, averages_micro_batches
 from harness.config.training import Training
 from harness.engines.backend import backend_of
 from harness.evaluation.groups import EvaluationPlan
 from harness.lm.chat import Renderer
 from harness.lmeval.task import Task
-from harness.pipeline.needs.evaluation_estimate import asked_by, evaluation_needs
+from harness.pipeline.needs.evaluation_estimate import Asked, asked_by, evaluation_needs
 from harness.pipeline.needs.memory_estimate import (
     BYTES,
     GIB,
@@ -41,7 +41,7 @@ LIBRARIES = 1.0 * GIB  # memory of a process without models: Python, torch, tran
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """One run's needs by stage, and those of one evaluation.
+    """One run's needs by stage, and those of one evaluation; `asked` is what that asks, by cell.
 
     `measured_prompts` says whether prompts were measured or `ASSUMED_PROMPT` long.
     """
@@ -50,6 +50,7 @@ class RunEstimate:
     student: ModelShape
     stages: tuple[tuple[PlannedStage, StageNeeds], ...]
     evaluation: StageNeeds
+    asked: Mapping[str, Asked]
     measured_prompts: bool
 
     @property
@@ -89,7 +90,10 @@ def estimate_run(spec: RunSpec, evaluated: EvaluationPlan, renderer: Renderer | 
     method = make_adapter(spec.entry, spec.suite.adapters[spec.entry])
     prompts = {stage.name: _longest_prompt(stage, evaluated.tasks, renderer) for stage in spec.stages}
     stages = tuple((stage, _needs(spec, stage, method, student, prompts[stage.name], {})) for stage in spec.stages)
-    return RunEstimate(spec, student, stages, _evaluation(spec, evaluated, student, renderer), renderer is not None)
+    limit = spec.suite.evaluation.limit
+    asked = {name: asked_by(task, renderer, limit, ASSUMED_PROMPT) for name, task in evaluated.cells.items()}
+    evaluation = _evaluation(spec, asked, student, spec.suite.evaluation.batch_size)
+    return RunEstimate(spec, student, stages, evaluation, asked, renderer is not None)
 
 
 def make_fit(estimate: RunEstimate, available: float, tasks: Mapping[str, Task], renderer: Renderer | None) -> str:
@@ -98,12 +102,12 @@ def make_fit(estimate: RunEstimate, available: float, tasks: Mapping[str, Task],
     stage = max(estimate.stages, key=lambda each: each[1].peak)[0]
     prompt, smaller = _longest_prompt(stage, tasks, renderer), dict[str, Any]()
     batch, needed = spec.suite.evaluation.batch_size, float(estimate.evaluation.peak)
-    held = estimate.evaluation.memory["weights"]
     while needed > available and batch > 1:
-        batch, needed = batch // 2, held + (needed - held) / 2
+        batch //= 2
         smaller["evaluation.batch_size"] = batch
+        needed = float(_evaluation(spec, estimate.asked, estimate.student, batch).peak)
     changes = dict[str, Any]()
-    fixed = {"training.micro_batch"} if "micro_batches" in identity_of(spec.config()) else set[str]()
+    fixed = {"training.micro_batch"} if averages_micro_batches(spec.config()) else set[str]()
     for name, value in ((None, None), *_ladder(stage.training, stage.teacher)):
         if name in fixed:
             continue
@@ -119,8 +123,8 @@ def make_fit(estimate: RunEstimate, available: float, tasks: Mapping[str, Task],
 
 
 def needs_table(estimates: Sequence[RunEstimate]) -> Table:
-    """Return a table of the needs of one run of each entry, with its evaluations; memory is the highest peak."""
-    table = Table(title="one run needs, at most (estimated)")
+    """Return a table of the needs of one run of each entry: tokens and operations of training, the highest peak of memory."""
+    table = Table(title="training of one run needs, at most (estimated)")
     for name in ("entry", "stages"):
         table.add_column(name)
     for name in ("steps", "response tokens", "PFLOP", "memory", "disk"):
@@ -130,8 +134,8 @@ def needs_table(estimates: Sequence[RunEstimate]) -> Table:
         trained = estimate.spec.kind != "none"
         cells = (
             f"{sum(stage.training.steps for stage, _ in estimate.stages) if trained else 0:,}",
-            f"{sum(each.tokens for each in needs) + estimate.evaluations * estimate.evaluation.tokens:,}",
-            f"{_petaflop(sum(each.flops for each in needs) + estimate.evaluations * estimate.evaluation.flops)}",
+            f"{sum(each.tokens for each in needs):,}",
+            _petaflop(sum(each.flops for each in needs)),
             show_bytes(estimate.peak),
             show_bytes(estimate.disk),
         )
@@ -228,11 +232,9 @@ def _needs(
     )
 
 
-def _evaluation(spec: RunSpec, evaluated: EvaluationPlan, student: ModelShape, renderer: Renderer | None) -> StageNeeds:
-    settings = spec.suite.evaluation
-    asked = {name: asked_by(task, renderer, settings.limit, ASSUMED_PROMPT) for name, task in evaluated.cells.items()}
+def _evaluation(spec: RunSpec, asked: Mapping[str, Asked], student: ModelShape, batch: int) -> StageNeeds:
     width = BYTES[spec.suite.student.dtype]
-    return evaluation_needs(asked, student, settings.batch_size, width, backend_of(spec.suite).in_process)
+    return evaluation_needs(asked, student, batch, width, backend_of(spec.suite).in_process)
 
 
 def _petaflop(flops: float) -> str:

@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from harness.config.run_spec import RunSpec
 from harness.errors import RunError, StoppedError
@@ -26,6 +26,7 @@ from harness.pipeline.sweeps.node_process import ERROR, EVENTS, SPEC
 from harness.rundir.process.progress import Report
 
 PAUSE, PATIENCE = 0.2, 120.0  # seconds: between two checks, and for processes to end with a snapshot
+NOTICED = 30.0  # seconds within which Ray notices that a node died, and the processes of the others end
 PR_SET_PDEATHSIG = 1
 
 
@@ -74,6 +75,8 @@ def run_over_nodes(ray: Any, spec: RunSpec, group: Any, options: dict[str, Any],
                 _forward_events(events, report)
         finally:
             _end(first)
+        if first.returncode and _lost_a_node(ray, others):
+            _restart(folder)
         _raise_failure(folder, first.returncode)
     finally:
         for other in others:
@@ -138,15 +141,35 @@ def _is_lost(ray: Any, done: Sequence[Any]) -> bool:
     return False
 
 
+def _lost_a_node(ray: Any, tasks: Sequence[Any]) -> bool:
+    """Return whether a node died; where the run itself failed, the processes of all nodes end with a status within seconds.
+
+    The first process may notice that the other side of a connection is gone before Ray notices that a node is.
+    """
+    done, _ = ray.wait(tasks, num_returns=len(tasks), timeout=NOTICED)
+    for task in done:
+        try:
+            ray.get(task)
+        except ray.exceptions.RayTaskError:
+            continue
+        except Exception:
+            return True
+    return False
+
+
+def _restart(folder: Path) -> NoReturn:
+    """End this worker: Ray starts a task again when its worker ends."""
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
+
+
 def _raise_failure(folder: Path, status: int) -> None:
     if not status:
         return
     if (folder / ERROR).is_file():
         error, stopped = pickle.loads((folder / ERROR).read_bytes())
         raise error from (StoppedError(str(error)) if stopped else None)
-    # A process or node was lost. Ray starts a task again when its worker ends.
-    shutil.rmtree(folder, ignore_errors=True)
-    os._exit(1)
+    _restart(folder)  # a process was lost
 
 
 def _free_port() -> int:

@@ -265,13 +265,13 @@ def test_a_finished_study_only_renders(trial: Plan, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("harness.pipeline.sweeps.sweep.sweep", lambda *_: pytest.fail("nothing is left to run"))
     assert command(monkeypatch) == 0
     assert "all 2 runs are finished" in capsys.readouterr().out
-    assert Path("runs/trial.md").is_file()
+    assert Path("runs/study-trial.md").is_file()
 
 
 def test_a_study_of_no_finished_run_has_no_page(trial: Plan, monkeypatch: pytest.MonkeyPatch, capsys: Any):
     assert command(monkeypatch, "--render-only") == 2
     assert "has no finished run" in capsys.readouterr().err
-    assert not Path("runs/trial.md").exists()
+    assert not Path("runs/study-trial.md").exists()
 
 
 def test_another_suite_s_results_do_not_replace_the_study_s_page(
@@ -279,9 +279,9 @@ def test_another_suite_s_results_do_not_replace_the_study_s_page(
 ):
     monkeypatch.setattr("harness.pipeline.sweeps.sweep.sweep", lambda *_: pytest.fail("refused only after the runs"))
     assert command(monkeypatch, "--set", "training.steps=5") == 2
-    assert "runs/trial.md" in (error := capsys.readouterr().err)
+    assert "runs/study-trial.md" in (error := capsys.readouterr().err)
     assert "--page runs/study.md" in error
-    assert not Path("runs/trial.md").exists()
+    assert not Path("runs/study-trial.md").exists()
 
 
 def test_the_page_prints_the_command_that_makes_it(trial: Plan, monkeypatch: pytest.MonkeyPatch):
@@ -312,7 +312,7 @@ def test_a_study_trains_what_is_left_and_writes_its_page(
     Path("trial.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     assert command(monkeypatch, "--workers", "1") == 0
     assert "run 4 of 4" in capsys.readouterr().out
-    page = Path("runs/trial.md").read_text(encoding="utf-8")
+    page = Path("runs/study-trial.md").read_text(encoding="utf-8")
     assert "4 runs of 4 steps each" in page
     assert command(monkeypatch) == 0
     assert "all 4 runs are finished" in capsys.readouterr().out

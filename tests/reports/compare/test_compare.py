@@ -28,6 +28,7 @@ from reports.claims.claim_file import read_claims
 from reports.claims.evidence import Evidence
 from reports.claims.judge_claims import judge_claims
 from reports.compare.comparison import Comparison, Stages
+from reports.compare.headline import headline_of
 from reports.compare.render_comparison import latex, latex_table, markdown, markdown_table
 from reports.compare.rows import AVERAGE, comparison_table, comparison_table_by_seed
 from reports.data.calibration import CALIBRATION
@@ -141,6 +142,9 @@ def test_methods_that_learn_other_tasks_by_themselves_have_no_average_of_learnin
         assert LEARNING.name not in names
         assert ACCURACY.name in names
         assert any("what they learned on average is not compared" in note for note in compared.notes())
+        (sentence, *_) = headline_of(compared.methods)
+        assert "what they learned on average is not compared" in sentence
+        assert f"{compared.methods[1].name} ends at" in sentence
 
 
 def test_calibration_of_runs_from_different_weights_is_not_paired_by_seed(tmp_path: Path):
