@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+from harness.config.base import digest
 from harness.config.run_spec import RunSpec
 from harness.errors import RunError, StoppedError
 from harness.pipeline.sweeps.node_process import ERROR, EVENTS, SPEC
@@ -51,7 +52,11 @@ def run_over_nodes(ray: Any, spec: RunSpec, group: Any, options: dict[str, Any],
     Raises the run's own error, from a `StoppedError` where a signal ended it, as when another node is lost and the run stops
     with a snapshot. Ends this worker where a process or a node was lost, so that Ray starts the task again.
     """
-    folder = spec.out / f".launch-{uuid.uuid4().hex}"
+    prefix = f".launch-{digest(str(spec.path))}-"
+    # An earlier start whose node was lost left its folder behind; without it, what is left of its processes ends.
+    for earlier in spec.out.glob(f"{prefix}*"):
+        shutil.rmtree(earlier, ignore_errors=True)
+    folder = spec.out / f"{prefix}{uuid.uuid4().hex}"
     folder.mkdir(parents=True)
     (folder / SPEC).write_bytes(pickle.dumps(spec))
     (folder / EVENTS).touch()
