@@ -56,7 +56,7 @@ def describe_plan(file: ClaimFile, runs: Sequence[RunDir], planned: Sequence[int
 
 def describe_source(file: ClaimFile, runs: Sequence[RunDir], planned: Sequence[int] = ()) -> str:
     """Return the paragraph above the verdicts: the claims' source, their relation to these runs, and their plan."""
-    claimed = f"{file.title}, claimed in {file.source}."
+    claimed = f"{file.title} (source: {file.source})."
     return " ".join(filter(None, [claimed, file.note, describe_plan(file, runs, planned)]))
 
 
