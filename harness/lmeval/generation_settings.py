@@ -81,11 +81,11 @@ def settle_generation(task: Task, decoding: Decoding, n: int = 1) -> None:
     if not task.generates:
         return
     changes = decoding.model_dump(exclude_none=True, mode="json")
-    if changes.get("temperature") and "do_sample" not in changes and stated_generation(task).get("do_sample") is False:
-        changes["do_sample"] = (
-            True  # a temperature of the suite asks for sampled answers, whatever the task's file says
-        )
-    stated = {**stated_generation(task), **changes}
+    own = stated_generation(task)
+    # A temperature of the suite asks for sampled answers, whatever the task's file says.
+    if changes.get("temperature") and "do_sample" not in changes and own.get("do_sample") is False:
+        changes["do_sample"] = True
+    stated = {**own, **changes}
     resolved = {**_canonical(task.generation), **changes}
     if missing := [name for name in REQUIRED if name not in stated]:
         raise TaskError(

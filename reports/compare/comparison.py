@@ -7,7 +7,6 @@ learns less has less to forget.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,7 +23,14 @@ from reports.compare.rows import AVERAGE, ComparisonRow, Quantity, with_holm
 from reports.data.calibration import CALIBRATION, calibration
 from reports.data.learning_curves import KEPT, StagePair, mean_of_stages, stage_pairs
 from reports.data.methods import ENTROPY, Method, different_starts
-from reports.data.paired_cells import SeedPair, compare_groups, compare_pairs, noise_of_pairs, restriction
+from reports.data.paired_cells import (
+    SeedPair,
+    compare_groups,
+    compare_pairs,
+    complete_pairs,
+    noise_of_pairs,
+    restriction,
+)
 from reports.data.setting_differences import describe_differences
 from reports.formatting import format_count
 
@@ -151,13 +157,13 @@ class Comparison:
         """
         pairs, task = self.pairs(method, figure), AVERAGE if figure.compared == "tasks" else ""
         if not figure.needs_matched_learning:
-            return self._row(method, figure, task, pairs) if same_tasks(_complete(pairs)) else None
+            return self._row(method, figure, task, pairs) if same_tasks(complete_pairs(pairs)) else None
         learned = self.pairs(method, LEARNING)
-        if not same_tasks(pairs) or not same_tasks(_complete(learned)):
+        if not same_tasks(pairs) or not same_tasks(complete_pairs(learned)):
             return None
         if self.pairs_seeds(method):
-            known = {pair.seed for pair in _complete(learned)}
-            pairs = [pair for pair in _complete(pairs) if pair.seed in known]
+            known = {pair.seed for pair in complete_pairs(learned)}
+            pairs = [pair for pair in complete_pairs(pairs) if pair.seed in known]
             learned = [pair for pair in learned if pair.seed in {pair.seed for pair in pairs}]
         row = self._row(method, figure, task, pairs)
         matched = how_matched(self._row(method, LEARNING, "", learned).difference.interval, self.margin)
@@ -232,7 +238,7 @@ class Comparison:
         yield from describe_differences(self.base, method)
         if self.base.first.trains != method.first.trains:
             yield f"{self.base.name} and {method.name} were not trained on the same stages; tasks are compared by name."
-        if not same_tasks(_complete(self.pairs(method, LEARNING))):
+        if not same_tasks(complete_pairs(self.pairs(method, LEARNING))):
             yield OTHER_LEARNING.format(base=self.base.name, other=method.name)
         if not same_tasks(self.pairs(method, BACKWARD)):
             yield OTHER_TASKS.format(base=self.base.name, other=method.name)
@@ -255,10 +261,6 @@ class Comparison:
 def same_tasks(pairs: Sequence[SeedPair]) -> bool:
     """Whether both sides of every pair have terms of the same tasks, in any order of training."""
     return all(pair.base.tasks.keys() == pair.other.tasks.keys() for pair in pairs)
-
-
-def _complete(pairs: Sequence[SeedPair]) -> list[SeedPair]:
-    return [pair for pair in pairs if not math.isnan(pair.base.value) and not math.isnan(pair.other.value)]
 
 
 def graded_by(methods: Sequence[Method]) -> list[str]:

@@ -35,13 +35,18 @@ class SeedPair(NamedTuple):
     other: Side
 
 
+def complete_pairs(pairs: Sequence[SeedPair]) -> list[SeedPair]:
+    """Return the pairs whose two sides both have the quantity."""
+    return [pair for pair in pairs if not math.isnan(pair.base.value) and not math.isnan(pair.other.value)]
+
+
 def compare_pairs(pairs: Sequence[SeedPair], shared_items: bool = False) -> Difference:
     """Return the difference of a quantity over pairs of runs; pairs that lack a cell are left out.
 
     Raises `RunError` where cells are not comparable, with what differs and the command that fixes it, and where the items
     differ; `shared_items` restricts such pairs to the items that both have (see `restriction`).
     """
-    complete = [pair for pair in pairs if not math.isnan(pair.base.value) and not math.isnan(pair.other.value)]
+    complete = complete_pairs(pairs)
     check_pairs(complete, shared_items)
     tables = item_tables(complete, shared_items)
     restricted = bool(tables) and shared_items and bool(restriction(complete))
