@@ -39,6 +39,12 @@ From = Annotated[
 ]
 Workers = Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: one per GPU, else one per CPU.")]
 DryRun = Annotated[bool, typer.Option(callback=_collect_rarely, help="Print what would be done; write nothing.")]
+Render = Annotated[
+    bool,
+    typer.Option(
+        "--report/--no-report", help="Render the suite's report; without, `harness report` does it later, once for all."
+    ),
+]
 Track = Annotated[
     str | None, typer.Option(help="Trackers to copy figures to, comma-separated: tensorboard, wandb, trackio, mlflow.")
 ]

@@ -6,6 +6,7 @@ import os
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,6 +19,7 @@ from harness.cli.options import (
     Order,
     Out,
     Overrides,
+    Render,
     SuiteName,
     Track,
     Workers,
@@ -50,6 +52,7 @@ def run(
     overrides: Overrides = None,
     include_path: Include = None,
     track: Track = None,
+    report: Render = True,
     dry_run: DryRun = False,
 ) -> None:
     """Adapt a student stage by stage with one adapter and one seed, evaluating after each stage.
@@ -70,7 +73,7 @@ def run(
         loaded = read_suite(suite, overrides, include_path, track)
         entry = adapter or next(iter(loaded.adapters))
         specs = _plan(loaded, [entry], [loaded.seeds[0] if seed is None else seed], order, out, from_stage)
-        _do_runs(specs, 1, dry_run)
+        _do_runs(specs, 1, dry_run, report)
 
 
 def sweep(
@@ -84,6 +87,7 @@ def sweep(
     overrides: Overrides = None,
     include_path: Include = None,
     track: Track = None,
+    report: Render = True,
     dry_run: DryRun = False,
     ray: Annotated[
         str | None, typer.Option(help="The address of a Ray cluster for the runs, or `auto` for this machine's.")
@@ -102,7 +106,7 @@ def sweep(
     seeds = whole_numbers("--seed", seed) if seed else list(loaded.seeds)
     if len(set(seeds)) > len(loaded.seeds):
         loaded = loaded.model_copy(update={"seeds": tuple(dict.fromkeys(seeds))})  # the runs record what is planned
-    _do_runs(_plan(loaded, entries, seeds, order, out, from_stage), workers, dry_run, ray)
+    _do_runs(_plan(loaded, entries, seeds, order, out, from_stage), workers, dry_run, report, ray)
 
 
 def study(
@@ -171,14 +175,17 @@ def _plan(
     return [start_from(spec, from_stage) for spec in specs]
 
 
-def _do_runs(specs: Sequence[RunSpec], workers: int | None, dry_run: bool, ray: str | None = None) -> None:
-    """Print the plan in a dry run; else do the unfinished runs with a progress display, then report on all of them."""
+def _do_runs(
+    specs: Sequence[RunSpec], workers: int | None, dry_run: bool, report: bool, ray: str | None = None
+) -> None:
+    """Print the plan in a dry run; else do the unfinished runs with a progress display and, with `report`, report on all."""
     console = SafeConsole()
+    reporters = Reporters(console)
     if dry_run:
         from harness.pipeline.plan import print_plan
 
         print_plan(console, specs)
-        Reporters(console).foresee(specs)
+        reporters.foresee(specs)
         console.print("dry run: nothing was written")
         return
 
@@ -186,20 +193,24 @@ def _do_runs(specs: Sequence[RunSpec], workers: int | None, dry_run: bool, ray: 
     from harness.rundir.process.progress import Display
     from harness.rundir.store import is_finished
 
-    reporters = Reporters(console)
     todo = [spec for spec in specs if not is_finished(spec)]
     if todo:
         with Display(console) as display:
-            reports = ReportsOnTheWay(display, reporters, specs, todo)
+            on_the_way = ReportsOnTheWay(display, reporters, specs, todo)
+            show, after_run = (on_the_way, on_the_way.after_run) if report else (display, lambda _: None)
             if ray is None:
-                sweep(todo, workers or default_workers(todo), reports, reports.after_run)
+                sweep(todo, workers or default_workers(todo), show, after_run)
             else:
                 from harness.pipeline.sweeps.ray_sweep import sweep_on_ray
 
-                sweep_on_ray(todo, ray, reports, reports.after_run)
+                sweep_on_ray(todo, ray, show, after_run)
     else:
         console.print(f"all {len(specs)} runs are finished; nothing to do")
-    reporters.summarise(specs)
+    if report:
+        reporters.summarise(specs)
+    else:
+        runs = quote(str(specs[0].out / specs[0].suite.name))
+        console.print(f"no report: `harness report {runs}` renders it", markup=False, highlight=False, soft_wrap=True)
 
 
 def _do_study(console: SafeConsole, planned: Plan, workers: int | None, max_hours: float, dry_run: bool) -> None:

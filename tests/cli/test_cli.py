@@ -181,9 +181,13 @@ def test_a_run_reports_at_its_end_and_again_says_that_all_is_done(
     harness: Any, here: Path, micro_file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("HARNESS_CACHE", str(cache))
+    report = here / "runs" / "micro" / "report"
+    without = harness("run", str(micro_file), "--adapter", "none", "--seed", "1", "--no-report")
+    assert without.code == 0, without.err
+    assert not report.exists()
+    assert "harness report runs/micro" in without.out
     first = harness("run", str(micro_file), "--adapter", "none")
     assert first.code == 0, first.err
-    report = here / "runs" / "micro" / "report"
     assert (report / "report.html").is_file()
     assert (report / "report.md").is_file()
     assert "runs/micro/report/report.html" in first.out

@@ -122,6 +122,7 @@ def test_an_installed_adapter_is_registered_and_runs_without_a_fork(installed: P
         "harness.cli.app",
         "sweep",
         str(suite),
+        "--no-report",
         "--seed",
         "0",
         "--workers",

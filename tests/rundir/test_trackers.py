@@ -35,7 +35,7 @@ def test_figures_are_in_tensorboards_files(tmp_path: Path):
 @pytest.mark.slow
 def test_a_run_sends_every_step_to_all_trackers_at_once(tmp_path: Path):
     suite = write_yaml(tmp_path / "micro.yaml", micro_suite())
-    command = ["run", str(suite), "--adapter", "aopd", "--track", "wandb,trackio,mlflow,tensorboard"]
+    command = ["run", str(suite), "--adapter", "aopd", "--no-report", "--track", "wandb,trackio,mlflow,tensorboard"]
     places = {"WANDB_MODE": "offline", "TRACKIO_DIR": str(tmp_path / "trackio")}
     subprocess.run(
         [sys.executable, "-m", "harness.cli.app", *command],

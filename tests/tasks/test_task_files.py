@@ -137,6 +137,8 @@ def _run_lm_eval(names: list[str], model: Path, output: Path, *more: str) -> Non
             "cpu",
             "--limit",
             "2",
+            "--gen_kwargs",
+            "max_gen_toks=32",
             "--output_path",
             str(output),
             *more,

@@ -236,6 +236,7 @@ def test_a_run_goes_through_all_stages_on_one_engine_and_survives_a_kill(tmp_pat
         "harness.cli.app",
         "run",
         str(suite),
+        "--no-report",
         "--adapter",
         "aopd",
         "--out",

@@ -51,7 +51,7 @@ def is_finished_at(path: Path) -> bool:
 
 
 def command(folder: Path, out: str) -> list[str]:
-    return ["run", str(folder / "micro.yaml"), "--adapter", "aopd", "--out", str(folder / out)]
+    return ["run", str(folder / "micro.yaml"), "--adapter", "aopd", "--out", str(folder / out), "--no-report"]
 
 
 def start_until_a_snapshot(out: Path, *arguments: str) -> subprocess.Popen[bytes]:
