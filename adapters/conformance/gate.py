@@ -82,7 +82,7 @@ def _forward_kl(adapter: LoopAdapter, tokens: Tokens) -> Slopes:
     top = tokens.top_logq.detach().requires_grad_()
     tail = getattr(adapter, "tail", AOPD.model_fields["tail"].default)
     (slope,) = torch.autograd.grad(top_k_forward_kl(replace(tokens, top_logq=top), tail).sum(), top)
-    return torch.zeros_like(tokens.logq), slope
+    return torch.zeros_like(tokens.logq), float(getattr(adapter, "fkl_weight", 1.0)) * slope
 
 
 def _compare(where: str, outcome: TokenLosses, found: Slopes, expected: Slopes, routed: bool) -> None:

@@ -172,7 +172,9 @@ def _refuse_twice(loaded: Mapping[str, Sequence[Task]]) -> None:
 
 def _items(group: TaskGroup, task: str, samples: pd.DataFrame) -> pd.DataFrame:
     """Return a task's rows with the group's metric as their score."""
-    part = samples[[name for name in FIXED if name in samples]].assign(task=task)
+    # The likelihoods of an item say how many choices it has.
+    kept = (*FIXED, "loglikelihoods") if group.by_size else FIXED
+    part = samples[[name for name in kept if name in samples]].assign(task=task)
     # Cells of early versions have no clusters, so each item is one.
     part["cluster"] = task + "/" + samples.get("cluster", samples["item_id"])
     part["item_id"] = task + "/" + samples["item_id"]

@@ -20,6 +20,7 @@ from harness.stats.intervals import LEVEL, StandardError
 from harness.stats.two_way import POOLED
 
 POWER = 0.80
+FARTHEST = 1e4  # critical t value of a test that finds nothing: its degrees of freedom are nearly 0
 NODES = (48, 8, 4)  # points of the integral: mean squares of seeds, of clusters, of the residual
 Vector = NDArray[np.float64]
 
@@ -27,13 +28,17 @@ Vector = NDArray[np.float64]
 def detectable_effect(errors: Iterable[StandardError], level: float = LEVEL, power: float = POWER) -> float:
     """Return the smallest effect that a two-sided t test finds with the given power; of several errors, the largest such.
 
+    It is nan where degrees of freedom near 0 leave a test that finds nothing, as with two clusters of very unequal size.
     1 - `level` is the test's alpha. The power is that of the noncentral t distribution.
     """
-    return max(_detectable(each.error, each.df, level, power) for each in errors)
+    found = [_detectable(each.error, each.df, level, power) for each in errors]
+    return math.nan if any(map(math.isnan, found)) else max(found)
 
 
 def _detectable(error: float, df: float, level: float, power: float) -> float:
     critical = float(special.stdtrit(df, 1 - (1 - level) / 2))
+    if critical > FARTHEST:
+        return math.nan
 
     def excess(shift: float) -> float:
         return _rejects(shift, df, critical) - power

@@ -150,6 +150,11 @@ class ClaimEntry(Strict):
         starts = {metric.start for metric in self.parsed.metrics}
         if (self.scope.start == "pairs") != bool(starts & {"one", "other"}):
             raise ValueError("start=one and start=other go together with scope.start: pairs")
+        if (named_starts := starts - {"", "one", "other"}) and self.scope.start in ("each", "pairs"):
+            raise ValueError(
+                f"the expression names the start {min(named_starts)!r}, and scope.start: {self.scope.start} would repeat "
+                f"it at every start; give scope.start: {min(named_starts)}"
+            )
         return self
 
 

@@ -53,8 +53,10 @@ class Evidence:
 
     @property
     def runs(self) -> list[RunDir]:
-        """The runs of all methods, those of branches included."""
-        return [run for method in (*self.methods, *self.branches) for run in method.frames.runs]
+        """The runs of all methods, each once, those of branches and of other learning rates included."""
+        rates = [method for by_rate in self.by_rate.values() for method in by_rate.values()]
+        found = {run.path: run for method in (*self.methods, *self.branches, *rates) for run in method.frames.runs}
+        return list(found.values())
 
     @property
     def starts(self) -> list[str]:
@@ -228,7 +230,7 @@ def _check_comparable(entry: ClaimEntry, place: ClaimScope, methods: Mapping[Met
         for metric, figure in figures.items()
         for seed, side in methods[metric].sides(figure, _task(metric, place), entry.scope.last).items()
     ]
-    check_pairs([SeedPair(seed, side, side) for seed, side in sides])
+    check_pairs([SeedPair(seed, side, side) for seed, side in sides], shared_items=None)
 
 
 def _at_best_rates(entry: ClaimEntry, place: ClaimScope, profile: str, evidence: Evidence) -> Measured:
@@ -260,7 +262,9 @@ def _at_equal_learning(
     one, other = methods
     if profile != (drawn := methods[one].first.manifest.curve_profile):
         return Measured(NO_EFFECT, profile, reason=f"learning curves are made under the profile {drawn}")
-    tasks = [task] if (task := _task(one, place)) else methods[one].first.probes if one.name == "probe_change" else []
+    tasks = [task] if (task := _task(one, place)) else methods[one].first.probes if one.name == "probe_change" else None
+    if tasks is not None and not tasks:
+        return Measured(NO_EFFECT, profile, reason="the suite has no probes")
     stage = methods[one].branch_stage if entry.scope.stage == "branch" else entry.scope.last
     found = at_equal_learning_of(methods[other], methods[one], tasks, stage)
     if found is None or found.obstacle:

@@ -28,7 +28,7 @@ from harness.stats.intervals import NOTHING, Interval, t_interval
 from harness.stats.looks import level_at
 from harness.stats.paired import over_items
 from harness.stats.two_way import two_way_interval
-from reports.claims.claim_file import ClaimEntry, ClaimFile
+from reports.claims.claim_file import ClaimEntry, ClaimFile, claim_metrics
 from reports.claims.evidence import ClaimScope, Evidence, Measured, count_seeds, measure_effect
 from reports.claims.planned_looks import find_looks
 from reports.formatting import format_count
@@ -84,7 +84,10 @@ def _judge_file(file: ClaimFile, evidence: Evidence, planned: Sequence[int], tes
     if not tested:
         yield from (row for found in rows.values() for row in found)
         return
-    primary = [_decide(rows[name][0], looks) for name in file.primary if rows[name]]
+    starts = f"{format_count(len(evidence.starts), 'start')}, {', '.join(evidence.starts)}"
+    nowhere = f"it compares two starts, and the runs have {starts}"
+    first = {entry.name: (*rows[entry.name], Verdict(entry, ClaimScope(), reason=nowhere))[0] for entry in file.claims}
+    primary = [_decide(first[name], looks) for name in file.primary]
     for row, verdict in zip(primary, gate([row.verdict for row in primary]), strict=True):
         yield row if verdict == row.verdict else replace(row, verdict=verdict, reason=_closed_by(primary))
     for name, found in rows.items():
@@ -106,7 +109,10 @@ def _measured(entry: ClaimEntry, place: ClaimScope, found: Measured, looked: int
     change = found.estimate
     parts = two_way_interval(change), t_interval(change.values), over_items(change) if change.items else NOTHING
     parts = [part.widened(found.widening) for part in parts]
-    effect, seeds, items = (part if entry.unit == "ratio" else part.of_difference(entry.unit) for part in parts)
+    if entry.parsed.is_difference:  # any other expression may leave the bounds of its metrics
+        unit = claim_metrics()[entry.parsed.metrics[0].name].unit
+        parts = [part.of_difference(unit) for part in parts]
+    effect, seeds, items = parts
     p = p_of(effect, entry.parsed.sign, entry.smallest)
     return replace(row, effect=effect, seeds=seeds, items=items, p=p)
 

@@ -40,16 +40,16 @@ def describe_looks(file: ClaimFile, runs: Sequence[RunDir], planned: Sequence[in
             f"These runs record no planned looks, so each claim is tested at {100 * LEVEL:g} % at the seeds that there are; a "
             "test after every further seed would err more often."
         )
-    if looks[-1] < SEEDS:
-        return (
-            f"{format_count(looks[-1], 'seed')} planned, and a verdict needs {SEEDS}: plan more as `seeds` or `looks`."
-        )
     beyond = f" Seeds added after the look at {looks[-1]} are exploratory: they give no new {100 * LEVEL:g} %."
     return f"{list_looks(looks)}{beyond if seeds > looks[-1] else ''}"
 
 
 def list_looks(looks: Sequence[int]) -> str:
-    """Return a sentence on looks that are planned, with the level of each."""
+    """Return a sentence on looks that are planned, with the level of each, or on what a verdict needs."""
+    if looks[-1] < SEEDS:
+        return (
+            f"{format_count(looks[-1], 'seed')} planned, and a verdict needs {SEEDS}: plan more as `seeds` or `looks`."
+        )
     if len(looks) == 1:
         return f"Claims are judged once, at {looks[0]} seeds, at {100 * LEVEL:g} %."
     levels = [f"{n} seeds ({100 * level:.2g} %)" for n, level in zip(looks, look_levels(tuple(looks)), strict=True)]

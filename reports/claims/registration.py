@@ -39,7 +39,7 @@ def describe_registration(file: ClaimFile, runs: Sequence[RunDir]) -> str:
     several = _versions(file, judged)
     if judged and all(same):
         first = min(each.when for found in same for each in found)
-        others = _other_seeds(file, judged) + _other_configurations(judged)
+        others = _other_seeds(file, judged) + _other_configurations(file, judged)
         return f"Registered before the first run, on {_day(first)}.{several}{others}"
     if any(same):
         late, when = sum(not found for found in same), min(each.when for found in same for each in found)
@@ -79,9 +79,13 @@ def _other_seeds(file: ClaimFile, runs: Sequence[RunDir]) -> str:
     return f" The registered plan does not have seed {', '.join(map(str, added))}." if added else ""
 
 
-def _other_configurations(runs: Sequence[RunDir]) -> str:
+def _other_configurations(file: ClaimFile, runs: Sequence[RunDir]) -> str:
     """Name the runs whose configuration is not the one that was registered."""
-    other = [run for run in runs if not any(covers(each, run.manifest) for each in run.manifest.registered)]
+    other = [
+        run
+        for run in runs
+        if not any(covers(each, run.manifest) for each in run.manifest.registered if each.claims == file.digest)
+    ]
     if not other:
         return ""
     which = ", ".join(dict.fromkeys(run.adapter for run in other))

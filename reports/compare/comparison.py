@@ -224,14 +224,14 @@ class Comparison:
     def _notes(self, method: Method) -> Iterator[str]:
         paired = self.seeds(method)
         for each, seeds in ((self.base, [one for one, _ in paired]), (method, [other for _, other in paired])):
-            if unpaired := [str(seed) for seed in each.by_seed if seed not in seeds]:
+            if self.pairs_seeds(method) and (unpaired := [str(seed) for seed in each.by_seed if seed not in seeds]):
                 many = len(unpaired) > 1
                 which = f"seeds {', '.join(unpaired)} have" if many else f"seed {unpaired[0]} has"
                 yield f"{each.name}: {which} no partner and {'are' if many else 'is'} left out."
         if not self.pairs_seeds(method):
             yield (
                 f"{self.base.name} and {method.name} start from different weights at equal seeds: items are paired, seeds "
-                "are not."
+                f"are not, and all of them count, {len(self.base.by_seed)} and {len(method.by_seed)}."
             )
         if any(one != other for one, other in paired):
             yield f"{self.base.name} and {method.name} differ in their seed: items are paired, seeds are not."

@@ -127,7 +127,9 @@ def _basis(row: ComparisonRow) -> str:
     items = f", {format_count(found.item_count, 'item')}" if found.item_count else ""
     counted = f"{format_count(found.seeds.seeds, 'seed')}{items}"
     if found.seeds.seeds == 1:
-        over = "the bracket is over items of this seed alone" if found.item_count else "there is no interval"
+        over = (
+            "the bracket is over items of this seed alone" if has_width(found.interval, 1) else "there is no interval"
+        )
         return f"{counted}, so {over} and says nothing about other seeds"
     zero = has_width(found.interval) and found.interval.low <= 0 <= found.interval.high
     paired = "" if found.by_seed else ", paired by items only"

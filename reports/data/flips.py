@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from harness.rundir.reader import IDENTITY
+from harness.rundir.reader import IDENTITY, identity
 from harness.stats.by_item import by_item
 from harness.stats.intervals import t_interval
 from harness.stats.significance import Flips
@@ -56,8 +56,10 @@ def by_item_table(frames: Frames, items: pd.DataFrame) -> pd.DataFrame:
     Trained tasks are compared since their own stage, probes since the start. `forgotten`, `gained` and their `adjusted_`
     columns are intervals over seeds; `choices` is nan for answers in free text. See `harness.stats.by_item`.
     """
-    probes = {task for run in frames.runs for task in run.probes}
-    kept = items[(items["kind"] == SINCE_OWN) | ((items["kind"] == WHOLE) & items["task"].isin(probes))]
+    probes = {(*identity(run, label).values(), task) for run, label in frames.labelled for task in run.probes}
+    whole = items[items["kind"] == WHOLE]
+    of_probe = [row in probes for row in whole[[*IDENTITY, "task"]].itertuples(index=False, name=None)]
+    kept = pd.concat([items[items["kind"] == SINCE_OWN], whole[of_probe]])
     counted = count_flips(kept).assign(
         right=(kept["was"] == "correct").groupby([kept[key] for key in [*IDENTITY, *CELL]], sort=False).sum().to_numpy()
     )

@@ -18,7 +18,7 @@ import pandas as pd
 
 from harness.errors import RunError
 from harness.rundir.integrity import Fault, refuse_changed
-from harness.rundir.reader import IDENTITY, RunDir, find_runs, read_parquet
+from harness.rundir.reader import IDENTITY, RunDir, find_runs, identity, read_parquet
 from harness.rundir.records.overlap_record import Overlap, Unlisted
 from reports.data.cells import CellRef, cells_of, independent_items, outcome_rows, place_of, placed, score_row
 from reports.data.drift_frames import drift_frame, noise_frame
@@ -103,6 +103,18 @@ class Frames:
         return _on_common_axis(frame)
 
     @cached_property
+    def own_steps(self) -> pd.DataFrame:
+        """The steps of stages that the methods train themselves; one with an adapter of its own trains all methods alike."""
+        shared = {
+            (*identity(run, label).values(), number)
+            for run, label in self.labelled
+            for number, stage in enumerate(run.manifest.stages, start=1)
+            if stage.adapter
+        }
+        places = self.steps[[*IDENTITY, "stage"]].itertuples(index=False, name=None)
+        return self.steps[[place not in shared for place in places]] if shared else self.steps
+
+    @cached_property
     def drift(self) -> pd.DataFrame:
         """The distance from the start and the entropy after every stage, see `drift_frame`."""
         return drift_frame(self.labelled)
@@ -167,7 +179,7 @@ class Frames:
         found: dict[str, float] = {}
         for task, cell in first.items():
             rows = read_parquet(cell.answers, ["response", "loglikelihoods"])
-            if "loglikelihoods" in rows and (rows["response"] != "").all():
+            if "loglikelihoods" in rows and rows["loglikelihoods"].notna().all() and (rows["response"] != "").all():
                 twice = cell.results is not None and cell.results.metric == "acc_mutual_info"  # each choice asked twice
                 found[task] = float(rows["loglikelihoods"].map(len).mean()) / (2 if twice else 1)
         return found

@@ -26,6 +26,7 @@ NO_CURVES = "no learning curves"
 COLUMNS = ("learned", "reached", "kept")
 OTHER_ITEMS = "not comparable: different items"
 OTHER_PROFILES = "not comparable: different profiles"
+OTHER_SEEDS = "not comparable: different seeds"
 OTHER_STARTS = "not comparable: different starts"  # curves of one seed from different weights are not a pair
 
 
@@ -71,22 +72,22 @@ def learning_curve_of(run: RunDir, stage: int) -> Curve | None:
     return Curve(learned, {task: _item_table([by_task[task][step] for step in steps]) for task in others})
 
 
-def stage_pairs(base: Method, other: Method, tasks: Sequence[str] = ()) -> list[StagePair]:
-    """Compare two methods in every stage that both trained on the same tasks and have curves of.
+def stage_pairs(base: Method, other: Method, tasks: Sequence[str] | None = None) -> list[StagePair]:
+    """Compare two methods in every stage that both trained themselves on the same tasks and have curves of.
 
-    `tasks` limits the tasks whose retention counts. Seeds are paired by number, and not at all where the start weights differ.
+    `tasks` are those whose retention counts, None all. Seeds are paired by number, and not at all where start weights differ.
     """
     return _pair_stages(base, other, [curves_of(method, tasks) for method in (base, other)])
 
 
-def curves_of(method: Method, tasks: Sequence[str] = ()) -> list[dict[int, Curve]]:
-    """Return for each stage the curves of a method's runs by seed; `tasks` limits the tasks whose retention counts."""
+def curves_of(method: Method, tasks: Sequence[str] | None = None) -> list[dict[int, Curve]]:
+    """Return for each stage the curves of a method's runs by seed; `tasks` are those whose retention counts, None all."""
     found: list[dict[int, Curve]] = []
     for stage in range(1, len(method.first.trains) + 1):
         of_stage: dict[int, Curve] = {}
         for seed, scores in method.by_seed.items():
             if (curve := learning_curve_of(scores.run, stage)) is not None:
-                kept = {task: table for task, table in curve.kept.items() if not tasks or task in tasks}
+                kept = {task: table for task, table in curve.kept.items() if tasks is None or task in tasks}
                 if kept:
                     of_stage[seed] = Curve(curve.learned, kept)
         found.append(of_stage)
@@ -105,9 +106,9 @@ def mean_of_stages(pairs: Sequence[StagePair]) -> StagePair | None:
 
 
 def at_equal_learning_of(
-    base: Method, other: Method, tasks: Sequence[str] = (), stage: int | None = None
+    base: Method, other: Method, tasks: Sequence[str] | None = None, stage: int | None = None
 ) -> StagePair | None:
-    """Return what was kept of `tasks` (empty: all) in one stage, or on average over stages; None without curves."""
+    """Return what was kept of `tasks` (None: all) in one stage, or on average over stages; None without curves."""
     return mean_of_stages([pair for pair in stage_pairs(base, other, tasks) if stage in (None, pair.stage)])
 
 
@@ -149,15 +150,18 @@ def curve_frame(frames: Frames) -> pd.DataFrame:
 
 
 def _pair_stages(base: Method, other: Method, curves: Sequence[Sequence[dict[int, Curve]]]) -> list[StagePair]:
-    """Pair two methods' curves in the stages that both trained on the same tasks."""
-    stages = zip(base.first.stages, base.first.trains, other.first.trains, *curves, strict=False)
+    """Pair two methods' curves in the stages that both trained on the same tasks.
+
+    A stage with an adapter of its own is one training for both, so it says nothing about their difference.
+    """
+    stages = zip(base.first.manifest.stages, other.first.manifest.stages, *curves, strict=False)
     profiles = {run.manifest.curve_profile for method in (base, other) for run in method.frames.runs}
     obstacle = OTHER_STARTS if different_starts(base, other) else OTHER_PROFILES if len(profiles) > 1 else ""
     unpaired = StagePair(0, "", at_equal_learning({}, {}), obstacle) if obstacle else None
     return [
-        replace(unpaired, stage=stage, name=name) if unpaired else _stage_pair(stage, name, ours, theirs)
-        for stage, (name, trained, also, ours, theirs) in enumerate(stages, start=1)
-        if trained == also and ours and theirs
+        replace(unpaired, stage=number, name=stage.name) if unpaired else _stage_pair(number, stage.name, ours, theirs)
+        for number, (stage, also, ours, theirs) in enumerate(stages, start=1)
+        if stage.trains == also.trains and not (stage.adapter or also.adapter) and ours and theirs
     ]
 
 
@@ -170,7 +174,7 @@ def _stage_pair(stage: int, name: str, base: dict[int, Curve], other: dict[int, 
     if len(items) > 1:
         return StagePair(stage, name, at_equal_learning({}, {}), OTHER_ITEMS)
     kept = at_equal_learning(base, other)
-    return StagePair(stage, name, kept, kept.obstacle)
+    return StagePair(stage, name, kept, kept.obstacle if base.keys() & other.keys() else OTHER_SEEDS)
 
 
 def _item_table(points: Sequence[CurvePoint]) -> ItemTable:

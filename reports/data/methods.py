@@ -112,9 +112,7 @@ class Method:
 
     def training(self, figure: TrainingFigure, last: int) -> dict[int, float]:
         """Return a training figure by seed over the steps up to a stage that is trained and evaluated."""
-        shared = [place for place, stage in enumerate(self.first.manifest.stages, start=1) if stage.adapter]
-        steps, tasks = self.frames.steps, [task for task, own in self.stage_of.items() if own == last]
-        steps = steps[~steps["stage"].isin(shared)]  # a stage with its own adapter trains all methods alike
+        steps, tasks = self.frames.own_steps, [task for task, own in self.stage_of.items() if own == last]
         done = [seed for seed, found in self.by_seed.items() if all(found.cell(task, last).results for task in tasks)]
         first = last if figure.last_stage else 1
         steps = steps[steps["stage"].between(first, last) & steps["seed"].isin(done)]

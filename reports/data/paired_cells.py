@@ -62,7 +62,7 @@ def compare_groups(base: Mapping[int, Side], other: Mapping[int, Side]) -> Diffe
     Raises `RunError` where cells are not comparable.
     """
     groups = [{seed: side for seed, side in each.items() if not math.isnan(side.value)} for each in (base, other)]
-    check_pairs([SeedPair(seed, side, side) for group in groups for seed, side in group.items()])
+    check_pairs([SeedPair(seed, side, side) for group in groups for seed, side in group.items()], shared_items=None)
     return compare_unpaired(*map(estimate_of, groups))
 
 
@@ -98,8 +98,11 @@ def noise_of_pairs(pairs: Sequence[SeedPair]) -> float:
     return max((noise_floor(list(found.values())) for found in scores.values() if len(found) > 1), default=math.nan)
 
 
-def check_pairs(pairs: Sequence[SeedPair], shared_items: bool = False) -> None:
-    """Raise `RunError` where a cell is not comparable with the task's cells of the other side or of other seeds."""
+def check_pairs(pairs: Sequence[SeedPair], shared_items: bool | None = False) -> None:
+    """Raise `RunError` where a cell is not comparable with the task's cells of the other side or of other seeds.
+
+    `shared_items` accepts different items whose answers were kept; None where the caller cannot restrict them.
+    """
     for one, other in _partners(pairs):
         cell, partner = one.cell, other.cell
         keys = [each.results.keys if each.results else Keys() for each in (cell, partner)]
@@ -107,9 +110,13 @@ def check_pairs(pairs: Sequence[SeedPair], shared_items: bool = False) -> None:
             continue
         fields = [found.fields for found in keys]
         only_items = all(fields) and {name.split(".")[0] for name in find_differences(*fields)} <= ITEM_KEYS
-        if shared_items and only_items:
+        if shared_items and only_items and one.item_ids and other.item_ids:
             continue
-        hint = "; or compare the items that both have with --shared-items" if only_items else ""
+        hint = ""
+        if only_items and shared_items:
+            hint = "; --shared-items needs the answers of both, and some were not kept"
+        elif only_items and shared_items is not None:
+            hint = "; or compare the items that both have with --shared-items"
         raise RunError(
             f"{cell.task}: {describe_cell(cell)} and {describe_cell(partner)} cannot be paired: "
             f"{what_differs(cell, partner)}{hint}"

@@ -55,7 +55,9 @@ def _retention_grid(label: str, cells: pd.DataFrame, compact: bool) -> Grid:
 def _compact(cell: Mapping[Hashable, Any]) -> str:
     interval: Interval = cell["interval"]
     # The t interval of two seeds is 12.7 standard errors wide on each side: too wide to help in a cell.
-    half = f" ±{100 * interval.half_width:.0f}" if interval.seeds > 2 else ""
+    # An end at 0 or 100 is cut, so the wider side is half of the t interval.
+    half = max(interval.mean - interval.low, interval.high - interval.mean)
+    half = f" ±{100 * half:.0f}" if interval.seeds > 2 else ""
     return f"{100 * interval.mean:.0f}{half}" if interval.seeds else "–"
 
 
@@ -98,13 +100,16 @@ def outcomes_grid(scores: pd.DataFrame) -> Grid:
 
 
 def several_answers_grid(frames: Frames) -> Grid:
-    """Return mean@n and pass@k of each task at the start and at the end, in %, mean over seeds; no rows without any."""
+    """Return mean@n and pass@k by task at the start and after the last stage, in %, mean over seeds; no rows without any."""
     table = tables.several_answers_table(frames.metrics)
+    last = {label: len(run.stages) for run, label in frames.labelled}
     names = list(table["metric"].unique())
     rows = []
     for (label, task), cells in table.groupby(["label", "task"], sort=False):
-        values = cells.pivot(index="stage", columns="metric", values="value").reindex(columns=names).sort_index()
-        ends = (" → ".join(format_percent(value) for value in values[name].iloc[[0, -1]]) for name in names)
+        values = cells.pivot(index="stage", columns="metric", values="value").reindex(
+            [0, last[str(label)]], columns=names
+        )
+        ends = (" → ".join(format_percent(value) for value in values[name]) for name in names)
         rows.append([str(label), str(task), *ends])
     return Grid("Several answers of each item", ["method", "task", *(f"{name} %" for name in names)], rows)
 

@@ -90,7 +90,7 @@ class ReportData:
             "matched": self.matched,
             "flips": self.flips,
             "flip_shares": self.flip_shares,
-            "advantage": tables.advantage_table(self.frames.steps),
+            "advantage": tables.advantage_table(self.frames.own_steps),
             **({} if self.by_item.empty else {"by_item": self.by_item}),
             **({} if self.calibration.empty else {"calibration": self.calibration}),
             **({} if self.curves.empty else {"learning_curves": self.curves, "equal_learning": self.equal_learning}),

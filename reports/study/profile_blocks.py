@@ -14,6 +14,7 @@ from harness.stats.intervals import Interval, resolved
 from harness.stats.two_way import two_way_interval
 from reports.compare.final_scores import describe_against_start
 from reports.data.calibration import calibration
+from reports.data.matched_pairs import difference
 from reports.data.methods import ENTROPY, Method
 from reports.document.blocks import Block, Bullets, Grid, Text
 from reports.formatting import format_interval, format_nats, format_points
@@ -119,12 +120,11 @@ def _profiles(*methods: Method) -> list[str]:
 
 
 def _by_profile(one: Method, other: Method) -> dict[str, list[Interval]]:
-    """Return by profile the paired differences one minus other of FIGURES."""
+    """Return by profile the differences one minus other of FIGURES."""
     found: dict[str, list[Interval]] = {}
     for profile in _profiles(one, other):
         sides = [method for each in (one, other) if (method := each.under(profile)) is not None]
-        changes = [(sides[0].estimate(figure) - sides[1].estimate(figure)).finite() for figure in FIGURES]
-        found[profile] = [two_way_interval(change).of_difference("%") for change in changes]
+        found[profile] = [difference(sides[0], sides[1], figure) for figure in FIGURES]
     return found
 
 

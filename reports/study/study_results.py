@@ -71,10 +71,7 @@ class Results:
         """One row per run (indexed by RUN), one column per figure; shares in [0, 1], entropy in nats."""
         figures = figures_by_seed(self.frames.scores).pivot(index=RUN, columns="figure", values="value")
         first = pd.DataFrame(self._first_task()).set_index(RUN)
-        steps = self.frames.steps[~self.frames.steps["adapter"].isin(self.off_policy)]
-        fixed = self._fixed_stages  # all methods train these alike
-        places = steps[[*RUN, "stage"]].itertuples(index=False, name=None)
-        steps = steps[pd.Series([place not in fixed for place in places], steps.index, dtype=bool)]
+        steps = self.frames.own_steps[~self.frames.own_steps["adapter"].isin(self.off_policy)]
         return figures.join(first).join(_training_figures(steps)).sort_index()
 
     @cached_property
@@ -270,16 +267,6 @@ class Results:
                     f"{place[1]:g}; leave one of them out of the study"
                 )
         return found
-
-    @property
-    def _fixed_stages(self) -> set[tuple[Any, ...]]:
-        """The stages with an adapter of their own: RUN and the stage's number."""
-        return {
-            (run.suite, run.adapter, run.order, run.seed, place)
-            for run in self.frames.runs
-            for place, stage in enumerate(run.manifest.stages, start=1)
-            if stage.adapter
-        }
 
     def _first_task(self) -> Iterator[dict[str, Any]]:
         for identity, matrix in score_matrices(self.frames.scores):

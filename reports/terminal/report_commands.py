@@ -120,8 +120,10 @@ def _stages(stage: str | None, with_claims: bool) -> list[int]:
     stages = whole_numbers("--stage", stage) if stage else []
     if len(stages) > 2:
         raise ConfigError(f"--stage {stage}: expected one stage, or two to compare a run with itself")
-    if with_claims and len(stages) == 2:
-        raise ConfigError("--claims is about methods, and two stages compare a run with itself; give one of the two")
+    if with_claims and stages:
+        raise ConfigError(
+            "--claims is judged at the stages that its file names, whatever --stage says; give one of the two"
+        )
     return stages
 
 

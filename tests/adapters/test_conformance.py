@@ -73,6 +73,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("aopd", {"symmetric": True, "threshold": 0.5}),
     ("aopd", {"gate": "prob_diff", "threshold": 0.2, "clip": 0.2, "dual_clip": 3.0}),
     ("aopd", {"threshold": math.inf}),
+    ("aopd", {"fkl_weight": 2.0}),
     ("aopd", {"threshold": -math.inf, "top_k": 4}),
     ("gkd", {"beta": 0.0}),
     ("gkd", {"beta": 1.0, "lmbda": 1.0}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -16,7 +17,7 @@ from statsmodels.stats.multitest import multipletests
 from harness.stats.estimates import Estimate, ItemTable
 from harness.stats.intervals import NOTHING, Interval, StandardError, t_interval
 from harness.stats.learning.rates import ChosenRate, choose_rates, widening
-from harness.stats.paired import over_items
+from harness.stats.paired import compare_estimates, over_items
 from harness.stats.power import detectable_effect
 from harness.stats.sampling import mean_ratio, noise_floor, pass_at_k
 from harness.stats.significance import Flips, find_flips, find_two_groups, holm, p_value, rank_correlation
@@ -204,6 +205,15 @@ def test_the_seeds_variance_is_found_though_items_share_their_difficulty():
         seeds = generator.normal(0, math.sqrt(true), 3)
         found.append(variances([shared + seed + generator.normal(0, 0.1, 200) for seed in seeds]).seeds)
     assert np.mean(found) == pytest.approx(true, rel=0.15)
+
+
+def test_two_clusters_of_very_unequal_size_can_show_no_effect():
+    values = np.arange(1000.0).reshape(-1, 1) % 2
+    table = ItemTable(values, tuple(map(str, range(1000))), ("one",) * 999 + ("other",))
+    sides = [
+        Estimate({0: float(side.values.mean())}, {"task": side}) for side in (table, replace(table, values=1 - values))
+    ]
+    assert math.isnan(compare_estimates(*sides).detectable)
 
 
 def test_what_is_detectable_is_found_with_its_power_by_statsmodels():

@@ -58,7 +58,7 @@ def make_agreement(report_data: ReportData) -> Section | None:
 def read_pulls(frames: Frames) -> str:
     """Return a sentence with each label's mean pulls over all steps, and down / up with its interval over seeds."""
     readings = []
-    for label, runs in _means(frames.steps, ["pull_up", "pull_down"]):
+    for label, runs in _means(frames.own_steps, ["pull_up", "pull_down"]):
         up, down = runs.mean()
         readings.append(
             f"{label} {format_pull(up)} up and {format_pull(down)} down, "

@@ -22,8 +22,7 @@ COLUMNS = (
     "trained. The band runs from the lowest to the highest seed."
 )
 TABLES = (
-    "Score in %. Bold: the task that the stage trained. A t interval over few seeds is wide and may reach below 0 "
-    "and above 100."
+    "Score in %. Bold: the task that the stage trained. A t interval over few seeds is wide; it is cut at 0 and 100."
 )
 
 

@@ -95,7 +95,7 @@ def make_routing(report_data: ReportData) -> Section | None:
 
 def read_tails(report_data: ReportData) -> list[str]:
     """Return a sentence on the advantage's 1 % and 99 % quantiles; none where no step recorded both."""
-    known = advantage_table(report_data.frames.steps).dropna(subset=["advantage_q01", "advantage_q99"])
+    known = advantage_table(report_data.frames.own_steps).dropna(subset=["advantage_q01", "advantage_q99"])
     readings = [
         f"{row['label']} {format_decimal(row['advantage_q01'])} and {format_decimal(row['advantage_q99'], signed=True)} nats, "
         f"a ratio of {format_decimal(row['tail'])}"
@@ -117,7 +117,7 @@ def advantage_grid(report_data: ReportData) -> Grid:
             format_pull(row["tail"]),
             format_percent(row["routed_fkl"]),
         ]
-        for row in advantage_table(report_data.frames.steps).to_dict("records")
+        for row in advantage_table(report_data.frames.own_steps).to_dict("records")
     ]
     return Grid("Advantage in nats, mean over steps and seeds; tail ratio: |1 %| over |99 %|", header, rows)
 

@@ -147,6 +147,10 @@ def test_any_text_is_an_expression_or_a_value_error(text: str):
         ({"scope": {"stage": "branch", "tasks": ["first"]}}, "scope.stage: branch is read from learning curves"),
         ({"scope": {"tasks": ["before"]}}, r"scope.tasks: \[before\] needs scope.stage: branch"),
         ({"scope": {"start": "pairs", "tasks": ["first"]}}, "go together with scope.start: pairs"),
+        (
+            {"expression": "metric(aopd, learned, start=weak) > metric(opd, learned, start=weak)"},
+            "'weak'.*give scope.start: weak",
+        ),
         ({"scop": {}}, "claim learns: claims.0.scop: unknown key"),
         (
             {"expression": "metric(aopd, entropy) > metric(opd, entropy)"},

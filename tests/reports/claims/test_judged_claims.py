@@ -32,7 +32,7 @@ from reports.data.learning_curves import CurveFigure
 from reports.data.methods import find_methods
 from reports.terminal.report_commands import judge_by_setting
 from tests.support.reports.claim_factory import write_claims
-from tests.support.reports.run_factory import write_run
+from tests.support.reports.run_factory import curve_points, write_run
 
 START = [0.5, 0.1, 0.6]
 
@@ -244,8 +244,11 @@ def test_a_scope_that_no_run_has_is_refused_with_what_they_have(tmp_path: Path, 
     write(tmp_path, "aopd", [0.5], [0.3])
     with pytest.raises(ConfigError, match=sentence):
         judged(tmp_path, {"scope": {"tasks": ["first"], **scope}})
+    weak = {"start": "weak"}
     with pytest.raises(ConfigError, match="start names 'strang'"):
-        judged(tmp_path, {"expression": "metric(aopd, learned, start=strang) > 0"})
+        judged(
+            tmp_path, {"expression": "metric(aopd, learned, start=strang) > 0", "scope": {**weak, "tasks": ["first"]}}
+        )
     assert judged(tmp_path, {"scope": {"tasks": ["tiny_long_sums"]}, "expression": "metric(aopd, final) > 0"})
 
 
@@ -333,3 +336,43 @@ def test_a_report_s_claims_are_judged_for_each_suite_and_order_apart(tmp_path: P
     measured = ["claim", "effect", "low", "high", "p", "seeds"]
     both = [table.sort_values("claim", ignore_index=True)[measured] for table in (tiny, alone)]
     pd.testing.assert_frame_equal(both[0], both[1])
+
+
+def test_a_claim_on_probes_is_not_judged_on_other_tasks_where_there_are_none(tmp_path: Path):
+    points = curve_points({"tiny_weather": [0.1, 0.5, 0.9], "tiny_arithmetic": [0.8, 0.7, 0.5]})
+    for adapter, seed in product(("opd", "aopd"), range(3)):
+        scores = [[0.5, 0.1], [0.8, 0.2], [0.3, 0.9]]
+        write_run(tmp_path, adapter, seed, scores, probes=(), curves=lambda stage: points if stage == 2 else [])
+    probes = {
+        "expression": "metric(aopd, probe_change) > metric(opd, probe_change)",
+        "at": "equal_learning",
+        "scope": {},
+    }
+    (row,) = rows_of(tmp_path, probes)
+    assert (row.verdict, row.effect.seeds) == (NOT_TESTABLE, 0)
+    assert "no probes" in row.reason
+
+
+def test_only_a_difference_of_one_metric_has_the_bounds_of_that_metric(tmp_path: Path):
+    write(tmp_path, "opd", [0.0, 0.0, 1.0], [0.3, 0.3, 0.3])
+    write(tmp_path, "aopd", [1.0, 0.0, 0.0], [0.3, 0.3, 0.3])
+    plain, scaled, total = rows_of(
+        tmp_path,
+        {"name": "plain"},
+        {"name": "scaled", "expression": "100 * metric(aopd, learned) > 100 * metric(opd, learned)"},
+        {"name": "sum", "expression": "metric(aopd, learned) + metric(opd, learned) + metric(aopd, final) > 0"},
+        primary=[],
+    )
+    assert (plain.effect.low, plain.effect.high) == (-1, 1)
+    assert scaled.effect.high > 200
+    assert total.effect.low <= total.effect.mean <= total.effect.high
+
+
+def test_a_primary_claim_on_two_starts_stays_in_the_sequence_where_there_is_one(tmp_path: Path):
+    write(tmp_path, "opd", [0.5, 0.5, 0.5], [0.3, 0.3, 0.3])
+    write(tmp_path, "aopd", [0.8, 0.81, 0.79], [0.3, 0.31, 0.3])
+    gains = (f"metric(aopd, learned, start={one}) - metric(opd, learned, start={one})" for one in ("one", "other"))
+    pair = {"name": "pair", "expression": " > ".join(gains), "scope": {"start": "pairs", "tasks": ["first"]}}
+    rows = rows_of(tmp_path, pair, {}, primary=["pair", "learns"])
+    assert [(row.entry.name, row.verdict) for row in rows] == [("pair", NOT_TESTABLE), ("learns", SUPPORTED)]
+    assert "weak" in rows[0].reason

@@ -152,3 +152,14 @@ def test_stages_that_have_no_joint_order_are_registered_in_their_own():
     )
     assert {"opd, default", "opd, tools_first", "opd, joint"} <= set(configurations_of(plain))
     assert set(configurations_of(fixed)) == {f"{entry}, default" for entry in fixed.adapters}
+
+
+def test_another_files_registration_does_not_cover_a_configuration(tmp_path: Path, claims: Path, monkeypatch: Any):
+    out, other = tmp_path / "runs", write_yaml(tmp_path / "other.yaml", FILE | {"title": "Another"})
+    slower = "training.optimizer.lr=1e-3"
+    assert call(monkeypatch, "claims", "register", claims, "--suite", "tiny", "--out", out) == 0
+    assert call(monkeypatch, "claims", "register", other, "--suite", "tiny", "--set", slower, "--out", out) == 0
+    for entry in ("opd", "aopd"):
+        start(out, entry, 0, slower)
+    assert "2 runs of 2 (opd, aopd)" in sentence_of(claims, out)
+    assert "2 runs of 2" not in sentence_of(other, out)

@@ -390,7 +390,8 @@ def test_verdicts_are_printed_in_the_format_that_is_asked_for(
         (["--format", "html"], "--format html: expected one of markdown, csv, latex"),
         (["--stage", "0,1,2"], "--stage 0,1,2: expected one stage, or two"),
         (["--stage", "one"], "--stage one: found 'one', expected whole numbers"),
-        (["--stage", "0,1", "--claims", "aopd"], "--claims is about methods"),
+        (["--stage", "0,1", "--claims", "aopd"], "--claims"),
+        (["--stage", "1", "--claims", "aopd"], "--stage"),
         (["--claims", "nowhere.yaml"], "there is no claims file nowhere.yaml"),
     ],
 )

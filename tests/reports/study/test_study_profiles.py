@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.config.run_spec import RunSpec
+from harness.rundir.files import write_json
 from reports.document.blocks import Block, Bullets, Grid
+from reports.formatting import format_interval, format_points
 from reports.study.factors import factor_grid
-from reports.study.profile_blocks import describe_ends_below, profile_blocks
+from reports.study.profile_blocks import describe_cost, describe_ends_below, profile_blocks
 from reports.study.study_results import Results, collect
 from tests.support.reports.run_factory import write_finished
 from tests.support.reports.study_factory import constant, study
@@ -76,3 +79,18 @@ def test_one_profile_has_nothing_to_compare(tmp_path: Path):
     for spec in plan.specs:
         write_finished(spec, scores(spec, "greedy"), further={})
     assert profile_blocks(collect(plan)) == []
+
+
+def test_seeds_that_start_from_other_weights_are_no_pairs_in_any_sentence_or_table(tmp_path: Path):
+    plan = study(tmp_path, METHODS)
+    for spec in plan.specs:
+        write_finished(spec, scores(spec, "greedy"), further={"policy": scores(spec, "policy")})
+        file = spec.path / "manifest.json"
+        write_json(file, json.loads(file.read_text()) | {"weights": {"start": f"{spec.entry}{spec.seed}"}})
+    results = collect(plan)
+    own = [results.own(results.starts[0], name) for name in ("aopd", "opd")]
+    learned = format_interval(results.paired(own[0], own[1], "learning_accuracy"), format_points)
+    (sentence,) = describe_cost(results, "greedy")
+    assert learned in sentence
+    table = grids(profile_blocks(results))["Differences by profile"]
+    assert table.rows[0][1] == learned
