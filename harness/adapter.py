@@ -45,16 +45,6 @@ if TYPE_CHECKING:
     UpdaterFactory = Callable[[nn.Module, Optimizer, int], Updater]
 
 GROUP = "harness.adapters"
-# Names of an earlier contract, with what replaced them.
-RENAMED = {
-    "wanted": "`teacher_request`",
-    "on_policy": "`sources`",
-    "off_policy": "`sources`",
-    **dict.fromkeys(
-        ("penalisable", "replaces_weights", "needs_whole_weights", "moves_reference"), "the field of `capabilities`"
-    ),
-    **dict.fromkeys(("adds_penalty", "holds_weights"), "`PenaltyWrapper`"),
-}
 
 
 @dataclass(frozen=True)
@@ -228,10 +218,8 @@ class Adapter(Strict, ABC):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse a class whose definitions the loop would ignore: those of an earlier contract, and a misspelled need."""
+        """Refuse a misspelled need, which the loop would ignore."""
         super().__pydantic_init_subclass__(**kwargs)
-        if old := [name for name in RENAMED if name in vars(cls)]:
-            raise ConfigError(f"{cls.__name__} defines `{old[0]}`, which has no effect; use {RENAMED[old[0]]}")
         if cls.teacher_needs not in get_args(Needs):
             raise ConfigError(
                 f"{cls.__name__}.teacher_needs is {cls.teacher_needs!r}, expected one of {', '.join(get_args(Needs))}"
