@@ -30,6 +30,7 @@ from harness.lm.rollouts import Reduction, Rollout
 from harness.lm.trained.recompute import recomputed_layers
 from harness.lm.trained.trainable import trainable
 from harness.lm.trained.weights import Trainable
+from harness.teachers.local import LocalTeacher, check_same_rows
 
 if TYPE_CHECKING:
     from harness.lm.optimiser import Updater
@@ -157,13 +158,17 @@ class LoopAdapter(Adapter):
         Raises `TaskError` for a task without training items, `ModelError` for a teacher with another vocabulary,
         `TrainingError` for scores that cannot be a teacher's, and `NotFiniteError` for a loss or gradient that is not finite.
         """
-        _check_items(ctx)
-        _check_rows(self.scorer(ctx), ctx)
+        if empty := set(ctx.tasks) - {example.task for example in ctx.examples}:
+            raise TaskError(f"task {', '.join(sorted(empty))} has no training items; a stage needs a `training_split`")
+        if isinstance(scorer := self.scorer(ctx), LocalTeacher):
+            check_same_rows(scorer.model, ctx.student.model)
         self.refuse(ctx.training)
+        teachers = [each.model for each in (ctx.teacher, ctx.reference) if isinstance(each, LocalTeacher)]
+        local_models = [ctx.student.model, *teachers]
         updates = ctx.training.steps * self.updates_per_rollout
         guards = Guards(ctx.warn, len(head_of(ctx.student.model).weight))
         with (
-            packing(_local_models(ctx), ctx.training.packs, ctx.warn),
+            packing(local_models, ctx.training.packs, ctx.warn),
             trainable(ctx.student, ctx.training.precision) as weights,
             recomputed_layers(weights.module, ctx.training.activation_checkpointing),
         ):
@@ -173,7 +178,7 @@ class LoopAdapter(Adapter):
             batches = pairwise(chain(islice(prompt_batches(ctx), first, ctx.training.steps), [None]))
             for index, (prompts, following) in enumerate(batches, start=first):
                 assert prompts is not None, "only the last step has none after it"
-                with _log_non_finite_step(ctx, index, self.scorer(ctx) is not None):
+                with _log_non_finite_step(ctx, index, scorer is not None):
                     line = Step(self, ctx, weights, updater, drawing, index).run(prompts, following)
                 ctx.log({**line, "warnings": guards.look_at(line)})
                 with weights.whole() if ctx.measures(index + 1) else nullcontext():
@@ -235,22 +240,3 @@ def _set_generators(state: Mapping[str, Any]) -> None:
     # On a machine with a different number of GPUs, their generators keep the states that the stage's seed gave them.
     if torch.cuda.is_available() and len(state["random_cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["random_cuda"])
-
-
-def _local_models(ctx: StageContext) -> list[Any]:
-    """Return the models of this process that read a stage's batches."""
-    from harness.teachers.local import LocalTeacher  # imports transformers
-
-    return [ctx.student.model, *(t.model for t in (ctx.teacher, ctx.reference) if isinstance(t, LocalTeacher))]
-
-
-def _check_rows(scorer: Teacher | None, ctx: StageContext) -> None:
-    from harness.teachers.local import LocalTeacher, check_same_rows  # imports transformers
-
-    if isinstance(scorer, LocalTeacher):
-        check_same_rows(scorer.model, ctx.student.model)
-
-
-def _check_items(ctx: StageContext) -> None:
-    if empty := set(ctx.tasks) - {example.task for example in ctx.examples}:
-        raise TaskError(f"task {', '.join(sorted(empty))} has no training items; a stage needs a `training_split`")
