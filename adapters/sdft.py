@@ -12,10 +12,8 @@ from typing import ClassVar
 
 import torch
 from pydantic import Field, field_validator
-from torch import Tensor
 
 from adapters.gkd import FullVocabulary
-from adapters.loop.divergences import reverse_kl
 from adapters.loop.training_loop import Objective
 from harness.adapter import Capabilities, Needs, Requirements, StageContext
 from harness.errors import ConfigError
@@ -81,10 +79,6 @@ class SDFT(FullVocabulary):
     def beta_of_divergence(self) -> float | None:
         """1, the reverse KL."""
         return 1.0
-
-    def divergence(self, logq: Tensor, logp: Tensor) -> Tensor:
-        """Return KL(q || p), (n,)."""
-        return reverse_kl(logq, logp)
 
     def teacher_prompts(self, ctx: StageContext, rollouts: Sequence[Rollout]) -> list[list[int]] | None:
         """Return prompts that show the item's reference answer.

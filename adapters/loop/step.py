@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from adapters.loop.diagnostics import RolloutFigures, StepLog
-from adapters.loop.divergences import known_beta
 from adapters.loop.drawing import Drawing
 from adapters.loop.tokens import MOST, TokenLosses, Tokens, check_losses, importance, uniform_draws
 from harness.adapter import StageContext
@@ -76,7 +75,6 @@ class Step:
         self.drawing = drawing
         self.scorer = adapter.scorer(ctx)
         self.figures = RolloutFigures()
-        self.beta = known_beta(adapter.divergence, adapter.beta_of_divergence)
         self.vocabulary = len(head_of(ctx.student.model).weight)
         self.timer = Timer("generate", "teacher", "student", whole="step", device=ctx.device)
 
@@ -178,7 +176,7 @@ class Step:
         if teacher is not None and self.scorer is not None:
             held = slice(1, None) if self.adapter.teacher_request.rest else None
             rows, own_top = teacher.rows, teacher.top_ids.shape[1]
-            asked = StudentRequest(temperature, self.adapter.divergence, rows, own_top, held, self.beta)
+            asked = StudentRequest(temperature, self.adapter.divergence, rows, own_top, held, self.adapter.closed_form)
         with autocast(self.ctx.device, self.ctx.training.autocast):
             return self.student(batch, ids, asked)
 

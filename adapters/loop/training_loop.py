@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from adapters.loop.divergences import generalised_jsd
 from adapters.loop.drawing import Drawing
 from adapters.loop.guards import Guards, broken_step
 from adapters.loop.prompts import prompt_batches
@@ -94,13 +95,23 @@ class LoopAdapter(Adapter):
         """Return the loss of each response token, (N,); the loop averages them."""
 
     def divergence(self, logq: Tensor, logp: Tensor) -> Tensor:
-        """Return a loss (n,) from log-probabilities (n, V) of student and teacher; needs `teacher_request.vocabulary`."""
-        raise NotImplementedError
+        """Return a loss (n,) from log-probabilities (n, V) of student and teacher; needs `teacher_request.vocabulary`.
+
+        By default it is `generalised_jsd` with `beta_of_divergence`.
+        """
+        if self.beta_of_divergence is None:
+            raise NotImplementedError
+        return generalised_jsd(logq, logp, self.beta_of_divergence)
 
     @property
     def beta_of_divergence(self) -> float | None:
-        """The beta of `generalised_jsd` if `divergence` is that function, which then has a closed form; else None."""
+        """The beta of the generalised Jensen-Shannon divergence; without effect where a class overrides `divergence`."""
         return None
+
+    @property
+    def closed_form(self) -> float | None:
+        """The beta with which `divergence` has a closed form; None where a class overrides `divergence`."""
+        return self.beta_of_divergence if type(self).divergence is LoopAdapter.divergence else None
 
     @property
     def sources(self) -> tuple[Source, ...]:
