@@ -19,6 +19,7 @@ from pydantic import ConfigDict, ValidationError, model_validator
 from harness.config import plugins
 from harness.config.base import Strict
 from harness.config.explain import explain
+from harness.config.run_spec import PlannedStage, RunSpec
 from harness.config.suite import AdapterEntry
 from harness.config.teacher_settings import Needs
 from harness.config.training import Optimizer, Training
@@ -271,3 +272,13 @@ def make_adapter(name: str, entry: AdapterEntry) -> Adapter:
         return cls.model_validate(entry.options)
     except ValidationError as error:
         raise ConfigError(f"adapters.{name}.options.{explain(error, cls)}") from error
+
+
+def trainer_of(spec: RunSpec, stage: PlannedStage) -> Adapter:
+    """Return what trains a stage: its own adapter, else the run's entry."""
+    return make_adapter(str(stage.adapter.adapter) if stage.own_adapter else spec.entry, stage.adapter)
+
+
+def uses_teacher(spec: RunSpec, stage: PlannedStage) -> bool:
+    """Return whether a stage has a teacher and what trains it needs one."""
+    return stage.teacher is not None and trainer_of(spec, stage).requirements.teacher != "none"

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness.adapter import make_adapter
 from harness.config.base import is_mapping
 from harness.config.models import Chat, Scratch
 from harness.config.run_spec import RunSpec
@@ -54,7 +53,7 @@ def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
     entries = {spec.entry: spec for spec in specs}
     fits: dict[tuple[Any, ...], str] = {}
     for entry, spec in entries.items():
-        refuse_teachers(spec, make_adapter(entry, suite.adapters[entry]))
+        refuse_teachers(spec)
         if (prompts := _prompts_of(spec)) not in fits:
             fits[prompts] = _fits(spec, evaluated, prompting)
         console.print(f"prompts under {entry}: {fits[prompts]}", markup=False, highlight=False)
@@ -199,8 +198,7 @@ def _print_cut_references(
     """Warn of references that are cut, by the first items of each task; the run looks at all."""
     if isinstance(prompting, str):
         return
-    method = make_adapter(spec.entry, spec.suite.adapters[spec.entry])
-    for sentence in cut_references(spec, stages_on_data(spec, method), tasks, prompting[0], LOOKED_AT):
+    for sentence in cut_references(spec, stages_on_data(spec), tasks, prompting[0], LOOKED_AT):
         console.print(f"[yellow]warning:[/] {spec.entry}: {escape(sentence)}", highlight=False, soft_wrap=True)
 
 

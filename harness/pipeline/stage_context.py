@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from harness.adapter import StageContext
+from harness.adapter import StageContext, trainer_of
 from harness.config.run_spec import PlannedStage
 from harness.config.teacher_settings import Needs
 from harness.config.training import Training
@@ -65,7 +65,7 @@ class ContextBuilder:
         """
         training, index, several = stage.training, stage.index, current_ranks().size > 1
         tasks = {name: self.resources.tasks[name] for name in stage.trains}
-        requirements = self.resources.adapter_of(stage).requirements
+        requirements = trainer_of(self.spec, stage).requirements
         past = self._past(index)
         teacher = self._teacher(stage, requirements.teacher, student)
         inputs = {"checkpoint": weights, "teacher": teacher.identity if teacher else ""}

@@ -10,7 +10,7 @@ import psutil
 import torch
 from rich.table import Table
 
-from harness.adapter import Adapter, Requirements, make_adapter
+from harness.adapter import Requirements, trainer_of
 from harness.config.models import Pretrained, Scratch
 from harness.config.run_spec import PlannedStage, RunSpec, averages_micro_batches
 from harness.config.training import Training
@@ -30,7 +30,6 @@ from harness.pipeline.needs.memory_estimate import (
     stage_needs,
 )
 from harness.pipeline.processes.devices import resolve_device
-from harness.pipeline.resources import trainer_of
 from harness.rundir.retention import SNAPSHOT_SIZE, snapshots_at_once
 
 ASSUMED_PROMPT = 512  # tokens, where there is no tokenizer to measure with
@@ -87,9 +86,8 @@ def estimate_run(spec: RunSpec, evaluated: EvaluationPlan, renderer: Renderer | 
         return (
             f"the size of {getattr(spec.suite.student, 'path', 'the student')} is unknown: its config.json is not here"
         )
-    method = make_adapter(spec.entry, spec.suite.adapters[spec.entry])
     prompts = {stage.name: _longest_prompt(stage, evaluated.tasks, renderer) for stage in spec.stages}
-    stages = tuple((stage, _needs(spec, stage, method, student, prompts[stage.name], {})) for stage in spec.stages)
+    stages = tuple((stage, _needs(spec, stage, student, prompts[stage.name], {})) for stage in spec.stages)
     limit = spec.suite.evaluation.limit
     asked = {name: asked_by(task, renderer, limit, ASSUMED_PROMPT) for name, task in evaluated.cells.items()}
     evaluation = _evaluation(spec, asked, student, spec.suite.evaluation.batch_size)
@@ -98,8 +96,7 @@ def estimate_run(spec: RunSpec, evaluated: EvaluationPlan, renderer: Renderer | 
 
 def make_fit(estimate: RunEstimate, available: float, tasks: Mapping[str, Task], renderer: Renderer | None) -> str:
     """Return a sentence with settings under which a run that does not fit `available` bytes does, or that none are known."""
-    spec, method = estimate.spec, make_adapter(estimate.spec.entry, estimate.spec.suite.adapters[estimate.spec.entry])
-    stage = max(estimate.stages, key=lambda each: each[1].peak)[0]
+    spec, stage = estimate.spec, max(estimate.stages, key=lambda each: each[1].peak)[0]
     prompt, smaller = _longest_prompt(stage, tasks, renderer), dict[str, Any]()
     batch, needed = spec.suite.evaluation.batch_size, float(estimate.evaluation.peak)
     while needed > available and batch > 1:
@@ -113,7 +110,7 @@ def make_fit(estimate: RunEstimate, available: float, tasks: Mapping[str, Task],
             continue
         changes |= {} if name is None else {name: value}
         settings = " ".join(f"--set {name}={value}" for name, value in (changes | smaller).items())
-        if settings and _needs(spec, stage, method, estimate.student, prompt, changes).peak <= available >= needed:
+        if settings and _needs(spec, stage, estimate.student, prompt, changes).peak <= available >= needed:
             return f"it fits with {settings}"
     held = sum(estimate.largest.memory[part] for part in ("weights", "gradients", "optimiser"))
     return (
@@ -210,11 +207,11 @@ def _ladder(training: Training, teacher: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _needs(
-    spec: RunSpec, stage: PlannedStage, method: Adapter, student: ModelShape, prompt: int, changes: Mapping[str, Any]
+    spec: RunSpec, stage: PlannedStage, student: ModelShape, prompt: int, changes: Mapping[str, Any]
 ) -> StageNeeds:
     own = {name.removeprefix("training."): value for name, value in changes.items() if name.startswith("training.")}
     training = Training.model_validate({**stage.training.model_dump(), **own})
-    trainer = trainer_of(stage, method)
+    trainer = trainer_of(spec, stage)
     needs: Requirements = trainer.requirements
     here = stage.teacher if isinstance(stage.teacher, Pretrained | Scratch) else None
     return stage_needs(
