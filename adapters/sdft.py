@@ -20,7 +20,7 @@ from harness.errors import ConfigError
 from harness.lm.rollouts import Rollout
 from harness.teachers.teacher import Teacher
 
-SHOWN = "{question}\n\nHere is one good answer:\n{demonstration}\n\nNow answer the question yourself."
+DEMONSTRATION_PROMPT = "{question}\n\nHere is one good answer:\n{demonstration}\n\nNow answer the question yourself."
 
 
 class SDFT(FullVocabulary):
@@ -43,7 +43,9 @@ class SDFT(FullVocabulary):
         description="how far the teacher moves to the student after each update; 0 keeps the stage's start, 1 copies the "
         "student",
     )
-    shown: str = Field(default=SHOWN, description="the teacher's user message, from {question} and {demonstration}")
+    shown: str = Field(
+        default=DEMONSTRATION_PROMPT, description="the teacher's user message, from {question} and {demonstration}"
+    )
 
     @field_validator("shown")
     @classmethod

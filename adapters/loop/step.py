@@ -35,7 +35,7 @@ Scores = Callable[[], TeacherScores]
 
 
 @dataclass(frozen=True)
-class AskedRollouts:
+class PendingScores:
     """A micro-batch whose scores are under way: calling `teacher` or `reference` checks and returns them."""
 
     batch: Batch
@@ -122,12 +122,12 @@ class Step:
         limits = training.micro_batch, self.ctx.device, training.tokens_per_batch, packed
         return make_batches(rollouts, self.adapter.reduction, *limits, self.ranks)
 
-    def _ask(self, batch: Batch) -> AskedRollouts:
+    def _ask(self, batch: Batch) -> PendingScores:
         """Start scoring a micro-batch with teacher and reference; a model on a device may still compute afterwards."""
         with self.timer("teacher"):
-            return AskedRollouts(batch, self._teacher_scores(batch), self._log_reference(batch))
+            return PendingScores(batch, self._teacher_scores(batch), self._log_reference(batch))
 
-    def _check(self, asked: AskedRollouts) -> ScoredRollouts:
+    def _check(self, asked: PendingScores) -> ScoredRollouts:
         """Wait for the scores and check them; where several updates share the batch, also score it with the student."""
         batch, teacher = asked.batch, asked.teacher()
         logref = None if asked.reference is None else asked.reference().sampled
@@ -205,12 +205,12 @@ class Step:
             log.against_engine(tokens.logq_old, batch)
             ratio = importance(tokens.logq_old, batch)
             log.importance(ratio)
-            self.figures.add(batch.rollouts, self._known(student, scored, tokens, outcome, ratio))
+            self.figures.add(batch.rollouts, self._token_figures(student, scored, tokens, outcome, ratio))
             return (self._weighed(outcome.losses, tokens, ratio) * batch.weights).sum()
 
         return loss_of
 
-    def _known(
+    def _token_figures(
         self, student: LogProbs, scored: ScoredRollouts, tokens: Tokens, outcome: TokenLosses, ratio: Tensor | None
     ) -> dict[str, Tensor | None]:
         """Return each token's figures (N,) under the names of `harness.rundir.training.rollout_log`."""

@@ -182,9 +182,9 @@ def _do_runs(
     console = SafeConsole()
     reporters = Reporters(console)
     if dry_run:
-        from harness.pipeline.plan import print_plan
+        from harness.pipeline.dry_run import print_dry_run
 
-        print_plan(console, specs)
+        print_dry_run(console, specs)
         reporters.foresee(specs)
         console.print("dry run: nothing was written")
         return

@@ -25,7 +25,7 @@ from harness.lm.rollouts import Example
 from harness.lm.seeding import derive_seed
 from harness.pipeline.resources import RunResources
 from harness.rundir.files import as_record, json_line
-from harness.rundir.process.progress import SHOWN, Counter
+from harness.rundir.process.progress import METRIC_NAMES, Counter
 from harness.rundir.process.trackers import Log
 from harness.rundir.records.training_records import StepLine
 from harness.rundir.stage_folder import cell_name
@@ -164,7 +164,7 @@ def _step_log(path: Path, progress: Counter, track: Log, before: int) -> Callabl
         line = as_record(step, StepLine, "a step that the trainer logged")
         with path.open("a", encoding="utf-8") as file:
             file.write(json_line(line.as_json()))
-        figures = {name: figure for name in ("loss", *SHOWN) if (figure := getattr(line, name)) is not None}
+        figures = {name: figure for name in ("loss", *METRIC_NAMES) if (figure := getattr(line, name)) is not None}
         progress.reach(line.step + 1, figures)
         track({"train": step}, before + line.step)
 

@@ -20,7 +20,7 @@ from harness.config.run_spec import RunSpec
 from harness.config.suite import Suite
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.overlap import Split, compare_splits, normalised, read_split, stream_overlap
-from harness.pipeline.plan import print_plan
+from harness.pipeline.dry_run import print_dry_run
 from harness.pipeline.run import run
 from harness.rundir.process.progress import Display, Event
 from harness.rundir.records.overlap_record import Overlap, OverlapRow
@@ -232,7 +232,7 @@ def test_runs_with_the_same_warning_say_it_once():
 def planned(suite: Suite) -> str:
     text = io.StringIO()
     specs = [RunSpec(suite, entry, 0) for entry in ("opd", "none")]
-    print_plan(Console(file=text, width=200, no_color=True), specs)
+    print_dry_run(Console(file=text, width=200, no_color=True), specs)
     return text.getvalue()
 
 

@@ -18,7 +18,7 @@ from harness.errors import ConfigError, TaskError
 from harness.lmeval.library import TaskLibrary
 from harness.lmeval.traps import traps as traps_of
 from harness.lmeval.trial import spoil
-from harness.pipeline.plan import print_plan
+from harness.pipeline.dry_run import print_dry_run
 from harness.pipeline.resources import RunResources
 from harness.pipeline.task_check import check_task
 from harness.rundir.process.progress import Event
@@ -194,7 +194,7 @@ def test_the_list_names_every_task_with_its_metric_and_file(tmp_path: Path):
 
 def plan(suite: Suite, *entries: str) -> str:
     console, text = wide_console()
-    print_plan(console, [RunSpec(suite, entry, 0) for entry in entries])
+    print_dry_run(console, [RunSpec(suite, entry, 0) for entry in entries])
     return text.getvalue()
 
 

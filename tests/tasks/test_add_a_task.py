@@ -13,7 +13,7 @@ from rich.console import Console
 from harness.config.load import load_suite
 from harness.config.run_spec import RunSpec
 from harness.errors import TaskError
-from harness.pipeline.plan import print_plan
+from harness.pipeline.dry_run import print_dry_run
 from harness.pipeline.task_check import check_task
 from tests.support.models import micro_suite, write_yaml
 
@@ -57,7 +57,7 @@ def test_one_file_is_enough_for_a_stage_and_a_probe(folder: Path, tmp_path: Path
     raw: dict[str, Any] = {**micro_suite(), "stages": ["capitals"], "probes": ["home_tools"], "include": [str(folder)]}
     suite = load_suite(str(write_yaml(tmp_path / "suite.yaml", raw)))
     console = Console(width=200, record=True)
-    print_plan(console, [RunSpec(suite, "opd", 0, out=tmp_path / "runs")])
+    print_dry_run(console, [RunSpec(suite, "opd", 0, out=tmp_path / "runs")])
     printed = console.export_text()
     assert "capitals: 3 test items, 3 independent" in printed
     assert re.search(r"probe\W+home_tools", printed)

@@ -18,7 +18,7 @@ from harness.engines.backend import backend_of
 from harness.evaluation.groups import EvaluationPlan
 from harness.lm.chat import Renderer
 from harness.lmeval.task import Task
-from harness.pipeline.needs.evaluation_estimate import Asked, asked_by, evaluation_needs
+from harness.pipeline.needs.evaluation_estimate import CellRequests, count_requests, evaluation_needs
 from harness.pipeline.needs.memory_estimate import (
     BYTES,
     GIB,
@@ -34,7 +34,7 @@ from harness.rundir.retention import SNAPSHOT_SIZE, snapshots_at_once
 
 ASSUMED_PROMPT = 512  # tokens, where there is no tokenizer to measure with
 FEWEST_TOKENS = 1024  # tokens of the smallest micro-batch that is suggested
-LOOKED_AT = 200  # training prompts of a task that are measured
+SAMPLED_PROMPTS = 200  # training prompts of a task that are measured
 LIBRARIES = 1.0 * GIB  # memory of a process without models: Python, torch, transformers, lm-eval, the tasks' records
 
 
@@ -49,7 +49,7 @@ class RunEstimate:
     student: ModelShape
     stages: tuple[tuple[PlannedStage, StageNeeds], ...]
     evaluation: StageNeeds
-    asked: Mapping[str, Asked]
+    asked: Mapping[str, CellRequests]
     measured_prompts: bool
 
     @property
@@ -89,7 +89,7 @@ def estimate_run(spec: RunSpec, evaluated: EvaluationPlan, renderer: Renderer | 
     prompts = {stage.name: _longest_prompt(stage, evaluated.tasks, renderer) for stage in spec.stages}
     stages = tuple((stage, _needs(spec, stage, student, prompts[stage.name], {})) for stage in spec.stages)
     limit = spec.suite.evaluation.limit
-    asked = {name: asked_by(task, renderer, limit, ASSUMED_PROMPT) for name, task in evaluated.cells.items()}
+    asked = {name: count_requests(task, renderer, limit, ASSUMED_PROMPT) for name, task in evaluated.cells.items()}
     evaluation = _evaluation(spec, asked, student, spec.suite.evaluation.batch_size)
     return RunEstimate(spec, student, stages, evaluation, asked, renderer is not None)
 
@@ -229,7 +229,7 @@ def _needs(
     )
 
 
-def _evaluation(spec: RunSpec, asked: Mapping[str, Asked], student: ModelShape, batch: int) -> StageNeeds:
+def _evaluation(spec: RunSpec, asked: Mapping[str, CellRequests], student: ModelShape, batch: int) -> StageNeeds:
     width = BYTES[spec.suite.student.dtype]
     return evaluation_needs(asked, student, batch, width, backend_of(spec.suite).in_process)
 
@@ -241,5 +241,5 @@ def _petaflop(flops: float) -> str:
 def _longest_prompt(stage: PlannedStage, tasks: Mapping[str, Task], renderer: Renderer | None) -> int:
     if renderer is None:
         return ASSUMED_PROMPT
-    limit = min(stage.training.train_items or LOOKED_AT, LOOKED_AT)
+    limit = min(stage.training.train_items or SAMPLED_PROMPTS, SAMPLED_PROMPTS)
     return max(renderer.longest_prompt(tasks[name].training_prompts(renderer, limit)) for name in stage.trains)

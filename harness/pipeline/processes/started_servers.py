@@ -27,7 +27,7 @@ from harness.pipeline.processes.stop_signals import SIGNALS
 from harness.teachers.server_start import ServerStart
 
 PAUSE = 0.2  # seconds between two checks of the servers
-SHOWN = 600  # characters of a log's end that an error quotes
+QUOTED_CHARACTERS = 600  # characters of a log's end that an error quotes
 
 
 class Replica(NamedTuple):
@@ -98,7 +98,7 @@ def _wait(urls: Sequence[str], replicas: Sequence[Replica], deadline: float, kee
 
 def _end_of(replica: Replica) -> str:
     text = replica.log.read_text(encoding="utf-8", errors="replace") if replica.log.is_file() else ""
-    return " ".join(text[-SHOWN:].split()) or "it printed nothing"
+    return " ".join(text[-QUOTED_CHARACTERS:].split()) or "it printed nothing"
 
 
 def _warn_of_ended(keeper: Connection, replicas: Sequence[Replica], warn: Callable[[str], None]) -> None:

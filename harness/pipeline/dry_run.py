@@ -30,10 +30,10 @@ from harness.pipeline.processes.devices import resolve_device
 from harness.pipeline.resources import refuse_teachers, stages_on_data
 from harness.rundir.records.overlap_record import OVERLAP_HEADER, Overlap
 
-LOOKED_AT = 200  # references of a task whose length a dry run measures
+SAMPLED_REFERENCES = 200  # references of a task whose length a dry run measures
 
 
-def print_plan(console: Console, specs: Sequence[RunSpec]) -> None:
+def print_dry_run(console: Console, specs: Sequence[RunSpec]) -> None:
     """Print the suite's settings, the stages, the work ahead and the checks of tasks and prompts; write nothing."""
     suite = specs[0].suite
     allow_own_code(suite.trust_remote_code)
@@ -198,7 +198,7 @@ def _print_cut_references(
     """Warn of references that are cut, by the first items of each task; the run looks at all."""
     if isinstance(prompting, str):
         return
-    for sentence in cut_references(spec, stages_on_data(spec), tasks, prompting[0], LOOKED_AT):
+    for sentence in cut_references(spec, stages_on_data(spec), tasks, prompting[0], SAMPLED_REFERENCES):
         console.print(f"[yellow]warning:[/] {spec.entry}: {escape(sentence)}", highlight=False, soft_wrap=True)
 
 
