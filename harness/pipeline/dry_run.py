@@ -25,10 +25,10 @@ from harness.lmeval.trial import describe_items, item_warnings, try_task
 from harness.pipeline.adapter_checks import emulated_bfloat16
 from harness.pipeline.build.model_source import tokenizer_or_reason
 from harness.pipeline.build.scratch_tokenizer import byte_tokenizer
-from harness.pipeline.needs.memory_estimate import show_bytes
 from harness.pipeline.processes.devices import resolve_device
 from harness.pipeline.resources import refuse_teachers, stages_on_data
 from harness.rundir.records.overlap_record import OVERLAP_HEADER, Overlap
+from harness.terminal.byte_sizes import show_bytes
 
 SAMPLED_REFERENCES = 200  # references of a task whose length a dry run measures
 

@@ -24,7 +24,7 @@ from harness.lm.ranks import current_ranks
 from harness.lm.rollouts import Example
 from harness.lm.seeding import derive_seed
 from harness.pipeline.resources import RunResources
-from harness.rundir.files import as_record, json_line
+from harness.rundir.files import STEPS, as_record, json_line
 from harness.rundir.process.progress import METRIC_NAMES, Counter
 from harness.rundir.process.trackers import Log
 from harness.rundir.records.training_records import StepLine
@@ -82,7 +82,7 @@ class ContextBuilder:
             seed=derive_seed(self.spec.seed, "stage", index, stage.name),
             device=self.resources.device,
             folder=folder,
-            log=_step_log(folder / "steps.jsonl", progress, self.resources.track, self.spec.steps_before(index)),
+            log=_step_log(folder / STEPS, progress, self.resources.track, self.spec.steps_before(index)),
             warn=self.resources.warn,
             snapshots=shared_snapshots(FileSnapshots(folder, minutes, inputs, stop, uploads)),
             keep=keep,

@@ -30,7 +30,7 @@ from harness.pipeline.processes.launched_ranks import launched_processes
 from harness.pipeline.processes.rank_processes import several_processes
 from harness.pipeline.resources import RunResources
 from harness.pipeline.stage_context import ContextBuilder
-from harness.rundir.files import CURVE, file_digest, full_disk_named, sync_tree, write_sealed
+from harness.rundir.files import CURVE, DONE, ROLLOUTS, STEPS, file_digest, full_disk_named, sync_tree, write_sealed
 from harness.rundir.process.progress import silent
 from harness.rundir.process.session import this_session
 from harness.rundir.records.training_records import DoneFile
@@ -43,7 +43,7 @@ from harness.rundir.training.rollout_log import RolloutLog, keep_nothing
 from harness.rundir.training.snapshots import FileSnapshots
 from harness.teachers.teacher import OpenTeacher
 
-LOGS = ("steps.jsonl", CURVE, "rollouts.parquet")  # files of a stage whose digests done.json holds
+LOGS = (STEPS, CURVE, ROLLOUTS)  # files of a stage whose digests done.json holds
 
 
 class StageTrainer:
@@ -124,7 +124,7 @@ class StageTrainer:
         sync_tree(train)
         logs = {name: file_digest(train / name) for name in LOGS if (train / name).is_file()}
         done = done.model_copy(update={"logs": logs, "before": weights})
-        write_sealed(train / "done.json", done)
+        write_sealed(train / DONE, done)
         FileSnapshots(train, None).clear()
         rollouts.clear()
         return done

@@ -26,10 +26,11 @@ from harness.evaluation.groups import load_evaluation_plan
 from harness.lm.trained.recompute import recomputed_layers
 from harness.lmeval.library import TaskLibrary
 from harness.pipeline.needs.evaluation_estimate import CellRequests, count_requests, evaluation_needs
-from harness.pipeline.needs.memory_estimate import ModelShape, shape_of, show_bytes, stage_needs
+from harness.pipeline.needs.memory_estimate import ModelShape, shape_of, stage_needs
 from harness.pipeline.needs.probe import Probe, build_models, probe_run
 from harness.pipeline.needs.run_estimate import RunEstimate, estimate_run, make_fit
 from harness.rundir.reader import find_runs
+from harness.terminal.byte_sizes import show_bytes
 from tests.support.models import byte_renderer, micro_suite, write_task, write_yaml
 
 # Qwen3-8B: 8.19 billion parameters by its card.

@@ -23,7 +23,7 @@ from harness.lmeval.task import Task
 from harness.pipeline.build.model_source import tokenizer_or_reason
 from harness.pipeline.needs.extrapolation import seconds_of_all
 from harness.pipeline.needs.machine import Finding, free_bytes, look_at_machine
-from harness.pipeline.needs.memory_estimate import config_file, show_bytes
+from harness.pipeline.needs.memory_estimate import config_file
 from harness.pipeline.needs.probe import STEPS, Probe, build_models, probe_run
 from harness.pipeline.needs.run_estimate import (
     LIBRARIES,
@@ -40,6 +40,7 @@ from harness.pipeline.sweeps.sweep import default_workers
 from harness.rundir.shared.remote_stages import RemoteStages
 from harness.teachers.server import Server
 from harness.teachers.teacher import TeacherKind
+from harness.terminal.byte_sizes import show_bytes
 
 
 def examine_machine(console: Console, out: Path) -> None:

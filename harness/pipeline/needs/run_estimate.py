@@ -21,16 +21,15 @@ from harness.lmeval.task import Task
 from harness.pipeline.needs.evaluation_estimate import CellRequests, count_requests, evaluation_needs
 from harness.pipeline.needs.memory_estimate import (
     BYTES,
-    GIB,
     ModelShape,
     StageNeeds,
     checkpoint_bytes,
     shape_of,
-    show_bytes,
     stage_needs,
 )
 from harness.pipeline.processes.devices import resolve_device
 from harness.rundir.retention import SNAPSHOT_SIZE, snapshots_at_once
+from harness.terminal.byte_sizes import GIB, show_bytes
 
 ASSUMED_PROMPT = 512  # tokens, where there is no tokenizer to measure with
 FEWEST_TOKENS = 1024  # tokens of the smallest micro-batch that is suggested

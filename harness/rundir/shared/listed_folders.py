@@ -86,3 +86,9 @@ def fetch_folder(system: Any, source: str, files: Mapping[str, str], folder: Pat
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def is_inside(folder: Path, name: str) -> bool:
+    """Return whether a name from a list is a place in the folder: names become paths here."""
+    place = (folder / name).resolve()
+    return place != folder.resolve() and place.is_relative_to(folder.resolve())
