@@ -70,7 +70,7 @@ class Requirements:
 
     - `teacher`: what the teacher returns. `none`; `sampled`, the log-probability of each response token; `top_k`, also those
       of its most probable tokens; `full`, those of the whole vocabulary; `generate`, responses.
-    - `reference`: whether a frozen copy of the stage's start scores responses.
+    - `reference`: whether a copy of the stage's start, frozen unless the adapter sets `moves_reference`, scores responses.
     - `top_k`: how many most probable tokens are needed at each position; the vocabulary must have as many.
     - `entropy`: whether the entropy of the teacher's whole distribution is needed.
     """
@@ -136,7 +136,8 @@ class StageContext:
     """Everything that an adapter may use in one stage.
 
     Models: `student`, whose weights are trained; `engine`, which samples from it; `teacher`, `teacher_engine` and `reference`
-    (a frozen copy of the stage's start) where the adapter requires them; `renderer`, the tokenizer and its chat template.
+    (a copy of the stage's start, frozen unless the adapter sets `moves_reference`) where the adapter requires them;
+    `renderer`, the tokenizer and its chat template.
 
     Data: `tasks` that the stage trains, by name, and `examples`, their training items in order; `past_tasks` and `past` are
     the same for all earlier stages. `shares` is the share of the prompts that each task gets; empty means equal shares.

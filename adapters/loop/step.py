@@ -164,9 +164,8 @@ class Step:
         with autocast(self.ctx.device, self.ctx.training.scoring_autocast):
             found = unchecked_scores(teacher, batch, request, self.adapter.temperature(self.ctx.training))
         if not isinstance(teacher, LocalTeacher):
-            checked = check_scores(
-                found, batch, request, self.vocabulary
-            )  # at once, before a faulty server is asked again
+            # At once, before a faulty server is asked again.
+            checked = check_scores(found, batch, request, self.vocabulary)
             return lambda: checked
         return lambda: check_scores(found, batch, request, self.vocabulary)
 

@@ -70,9 +70,13 @@ def read_task_file(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise TaskError(describe_yaml_error(path, error)) from error
     except FileNotFoundError as error:
-        raise TaskError(f"{path}: includes {error.filename}, which does not exist") from error
+        raise TaskError(
+            f"{path}: includes {error.filename}, which does not exist; correct the path, which is relative to this file"
+        ) from error
     except OSError as error:
-        raise TaskError(f"{path}: {error.filename} cannot be read ({error.strerror})") from error
+        raise TaskError(
+            f"{path}: {error.filename} cannot be read ({error.strerror}); expected a readable YAML file"
+        ) from error
     except ValueError as error:
         raise TaskError(f"{path}: {error}") from error
 

@@ -23,7 +23,7 @@ from harness.lm.rollouts import Batch
 from harness.teachers.score_checks import ask
 from harness.teachers.score_store import ScoreStore, StoredScores, follows_autocast, sequence_key, teacher_identity
 from harness.teachers.sub_batches import part_of, put_together
-from harness.teachers.teacher import Needs, OpenTeacher, TeacherKind, TeacherSite
+from harness.teachers.teacher import Needs, OpenTeacher, TeacherKind, TeacherSite, refuse_behind
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +41,8 @@ class Cache(TeacherKind):
 
     def refuse(self, request: TeacherRequest, temperature: float) -> None:
         """Raise `ConfigError` for a request that the teacher behind the cache cannot serve."""
-        if not isinstance(self.of, TeacherKind):
-            return
-        if request.entropy and not self.of.gives_entropy:
-            raise ConfigError(
-                f"the adapter needs the teacher's entropy, which a teacher of kind {self.of.kind!r} cannot give"
-            )
-        self.of.refuse(request, temperature)
+        if isinstance(self.of, TeacherKind):
+            refuse_behind(self.of, request, temperature)
 
     def check(self) -> None:
         """Raise `ConfigError` if there is neither a teacher nor a file with the scores of one."""

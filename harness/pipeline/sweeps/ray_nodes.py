@@ -98,7 +98,10 @@ def _join(folder: Path, address: str, nodes: int, number: int, processes: int) -
     finally:
         _end(process)
     if process.returncode:
-        raise RunError(f"the processes of node {number + 1} ended with status {process.returncode}")
+        raise RunError(
+            f"the processes of node {number + 1} ended with status {process.returncode}; what they printed is in Ray's "
+            "logs on that node, by default in /tmp/ray/session_latest/logs"
+        )
 
 
 def _torchrun(folder: Path, address: str, nodes: int, number: int, processes: int) -> subprocess.Popen[bytes]:

@@ -89,7 +89,10 @@ class Lease:
             self._release()
 
     def is_possible(self) -> bool:
-        """Return whether the store keeps a file that is there from being created again, tried with a file of its own."""
+        """Return whether the store refuses to create a file that exists.
+
+        Tests this with a temporary file.
+        """
         path = f"{self.folder}/try-{uuid.uuid4().hex}"
         self.system.makedirs(self.folder, exist_ok=True)
         try:

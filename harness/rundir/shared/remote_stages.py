@@ -126,7 +126,9 @@ class RemoteStages:
         try:
             leased = Lease(*self._open(), self.url).is_possible()
         except OSError as error:
-            raise RunError(f"storage {self.url} does not take a file ({error})") from error
+            raise RunError(
+                f"storage {self.url} does not take a file ({error}); correct `storage`, or the rights to write there"
+            ) from error
         return "takes stages" + (" and leases" if leased else ", no leases: start each run from one place")
 
     def _open(self) -> tuple[Any, str]:
