@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from harness.cli.task_commands import task_table
 from harness.config.load import load_suite
@@ -22,12 +21,13 @@ from harness.pipeline.dry_run import print_dry_run
 from harness.pipeline.resources import RunResources
 from harness.pipeline.task_check import check_task
 from harness.rundir.process.progress import Event
+from harness.terminal.console import SafeConsole
 from tests.support.models import DOCS, TASK_FILE, micro_suite, write_task, write_yaml
 
 
-def wide_console() -> tuple[Console, io.StringIO]:
+def wide_console() -> tuple[SafeConsole, io.StringIO]:
     text = io.StringIO()
-    return Console(file=text, width=200, no_color=True), text
+    return SafeConsole(file=text, width=200, no_color=True), text
 
 
 def checked(name: str, include: Path | None = None) -> tuple[bool, str]:
